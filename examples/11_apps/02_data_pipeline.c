@@ -35,9 +35,9 @@ typedef struct {
 
 /* What a worker process finds out. It holds no pointers: it crosses to another process. */
 typedef struct {
-    int words, distinct, top_count;
+    int words, distinct;
     char checksum[17];
-    word top[TOP]; /* the most frequent words */
+    word top[TOP]; /* the most frequent words; a count of 0: there are no more */
 } statistics;
 
 typedef struct {
@@ -147,7 +147,7 @@ static int store(void *arg)
                              sqlite_text(p->reasons[i])));
     if (p->failed)
         return 0;
-    for (int i = 0; i < s->top_count; i++)
+    for (int i = 0; i < TOP && s->top[i].count; i++)
         CONC_TRY(sqlite_exec(db, "INSERT INTO words VALUES (?, ?, ?)", url,
                              sqlite_text(s->top[i].text), sqlite_int(s->top[i].count)));
     return sqlite_exec(db, "INSERT INTO documents VALUES (?, ?, ?, ?, ?)", url,
@@ -158,13 +158,9 @@ static int store(void *arg)
 static void report(const page *p)
 {
     pipeline *l = p->of;
-    const statistics *s = &p->statistics;
     l->failed += p->failed;
-    printf("%2d of %d: %s ", ++l->finished, l->count, p->url);
-    if (p->failed)
-        printf("failed\n");
-    else
-        printf("%d words, most often \"%s\"\n", s->words, s->top[0].text);
+    printf("%2d of %d: %s: %d words; %s\n", ++l->finished, l->count, p->url, p->statistics.words,
+           p->failed ? p->reasons[p->failures - 1] : "stored");
     fflush(stdout);
 }
 
@@ -194,15 +190,6 @@ static int run_page(void *arg)
     return 0;
 }
 
-static int run_pages(page *pages, int count)
-{
-    if (!options.sequential)
-        return conc_map(run_page, pages, (size_t)count, sizeof *pages);
-    for (int i = 0; i < count; i++)
-        CONC_TRY(run_page(&pages[i]));
-    return 0;
-}
-
 static int use_utf8(void) { return setlocale(LC_CTYPE, "C.UTF-8") ? 0 : -ENOENT; }
 
 static int run_pipeline(pipeline *l, char **urls)
@@ -223,7 +210,11 @@ static int run_pipeline(pipeline *l, char **urls)
         return -ENOMEM;
     for (int i = 0; i < l->count; i++)
         pages[i] = (page){.of = l, .url = urls[i]};
-    int rc = run_pages(pages, l->count);
+    int rc = 0;
+    if (!options.sequential)
+        rc = conc_map(run_page, pages, (size_t)l->count, sizeof *pages);
+    for (int i = 0; options.sequential && i < l->count && rc >= 0; i++)
+        rc = run_page(&pages[i]);
     free(pages);
     return rc;
 }
@@ -276,8 +267,7 @@ static void count_words(statistics *s, char **words, word *counts)
         counts[s->distinct - 1].count++;
     }
     qsort(counts, (size_t)s->distinct, sizeof *counts, by_count);
-    s->top_count = s->distinct < TOP ? s->distinct : TOP;
-    memcpy(s->top, counts, (size_t)s->top_count * sizeof *counts);
+    memcpy(s->top, counts, sizeof s->top);
 }
 
 static ssize_t analyze(const void *text, size_t size, void *out, size_t out_size)
@@ -290,7 +280,7 @@ static ssize_t analyze(const void *text, size_t size, void *out, size_t out_size
         hash = (hash ^ ((const unsigned char *)text)[i]) * 1099511628211u;
     snprintf(s->checksum, sizeof s->checksum, "%016llx", (unsigned long long)hash);
     char *copy = calloc(size + 1, 1), **words = malloc((size / 2 + 1) * sizeof *words);
-    word *counts = calloc(size / 2 + 1, sizeof *counts);
+    word *counts = calloc(size / 2 + TOP, sizeof *counts);
     bool has_memory = copy && words && counts;
     if (has_memory) {
         s->words = split(memcpy(copy, text, size), words);
@@ -304,17 +294,15 @@ static ssize_t analyze(const void *text, size_t size, void *out, size_t out_size
 
 /* ---- the service: a process of this program ------------------------------------------------- */
 
-/* Words in the order of a random generator, enough to fill so many bytes. */
-static int send_text(http_connection *http, uint32_t seed, int size)
+/* Words in the order of a random generator. */
+static int send_text(http_connection *http, uint32_t seed, int count)
 {
-    static const char *const words[] = {"the ",  "task ", "waits, ", "loop ",
-                                        "runs ", "page ", "Tee ",    "süß "};
+    static const char words[][8] = {"the ",  "task ", "waits ", "loop ",
+                                    "runs ", "page ", "Tee ",   "süß "};
     CONC_TRY(http_begin(http, 200, -1));
-    for (int sent = 0; sent < size;) {
+    for (int i = 0; i < count; i++) {
         seed = seed * 1664525 + 1013904223;
-        const char *text = words[seed >> 29];
-        CONC_TRY(http_write(http, text, strlen(text)));
-        sent += (int)strlen(text);
+        CONC_TRY(http_write(http, words[seed >> 29], strlen(words[seed >> 29])));
     }
     return http_end(http);
 }
@@ -327,16 +315,16 @@ static int answer(http_connection *http, void *arg)
     (void)arg;
     CONC_TRY(conc_sleep(strcmp(path, "/hang") == 0 ? CONC_FOREVER : 0.1));
     if (strncmp(path, "/text/", 6) == 0)
-        return send_text(http, (uint32_t)atoi(path + 6), 100000);
+        return send_text(http, (uint32_t)atoi(path + 6), 20000);
     if (strcmp(path, "/huge") == 0)
-        return send_text(http, 0, 5 * BODY_LIMIT);
+        return send_text(http, 0, BODY_LIMIT);
     if (strcmp(path, "/garbage") == 0)
         return http_respond(http, 200, garbage, sizeof garbage);
     if (strcmp(path, "/flaky") != 0)
         return http_printf(http, 404, "There is no %s\n", path);
     if (++requests < ATTEMPTS)
         return http_printf(http, 500, "Try again\n");
-    return send_text(http, 0, 100000);
+    return send_text(http, 0, 20000);
 }
 
 static int connection(int fd, void *arg)
