@@ -335,23 +335,19 @@ static int connection(int fd, void *arg)
     return http_serve(&http, answer, arg);
 }
 
-static int serve(void *arg)
-{
-    conc_server server = {.handler = connection, .arg = arg, .limit = 100};
-    char address[64];
-    server.fd = CONC_TRY(conc_listen("127.0.0.1:0"));
-    CONC_TRY(conc_address(server.fd, false, address, sizeof address));
-    printf("%s\n", address);
-    fflush(stdout);
-    return conc_serve(&server);
-}
+static int serve(void *server) { return conc_serve(server); }
 
 /* It ends when its input does: its parent has ended, however that happened. */
 static int source(void *arg)
 {
-    char byte;
+    conc_server server = {.handler = connection, .arg = arg, .limit = 100};
     conc_group g = {0};
-    CONC_TRY_IN(&g, conc_spawn(&g, serve, arg));
+    char address[64], byte;
+    server.fd = CONC_TRY(conc_listen("127.0.0.1:0"));
+    CONC_TRY(conc_address(server.fd, false, address, sizeof address));
+    printf("%s\n", address);
+    fflush(stdout);
+    CONC_TRY_IN(&g, conc_spawn(&g, serve, &server));
     while (CONC_TRY_IN(&g, conc_read(STDIN_FILENO, &byte, 1)) > 0)
         continue;
     conc_group_cancel(&g);

@@ -260,4 +260,19 @@ def test_the_end_at_any_moment_leaves_whole_rows_and_no_process():
             check_whole(path)
 
 
+def test_the_service_and_the_workers_are_killed():
+    path = apps.folder() / "pages.db"
+    with apps.started(program(), "timeout=1000", f"db={path}") as process:
+        apps.until(lambda: " 9 of" in process.out.read_text(), "one page hangs")
+        children = children_of(process.pid)
+        apps.check(len(children) > 1, children)
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+        apps.check(process.wait(LONG) == 0)
+        said = process.out.read_text()
+        apps.check("6 stored, 4 failed" in said and "hang: attempt 1 failed" in said, said)
+    check_whole(path)
+    apps.check(failures(path)["hang"], "no reason")
+
+
 apps.main(globals())
