@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Tests of examples/11_apps/02_data_pipeline.c."""
 import collections
+import concurrent.futures
 import contextlib
-import functools
 import hashlib
 import http.server
 import os
@@ -15,14 +15,10 @@ import threading
 
 import apps
 
+PROGRAM = apps.compiled("11_apps/02_data_pipeline.c")
 TABLES = ("documents", "words", "failures")
 OWN = {"text/1", "text/2", "text/3", "text/4", "text/5", "flaky"}  # those of its own pages that are good
 LONG = 30 * apps.SLOW  # seconds: for what ends sooner
-
-
-@functools.cache
-def program():
-    return apps.compiled("11_apps/02_data_pipeline.c")
 
 
 def rows(path, table):
@@ -103,7 +99,7 @@ def pipeline(*words, where=None, **more):
     """Runs it on URLs; a page has more time than it needs."""
     if not any(word.startswith("timeout=") for word in words):
         words = (f"timeout={LONG}", *words)
-    return apps.run(program(), *words, cwd=where, no_proxy="*", **more)
+    return apps.run(PROGRAM, *words, cwd=where, no_proxy="*", **more)
 
 
 def processes():
@@ -126,7 +122,7 @@ def children_of(pid):
 def test_its_own_pages_at_once_and_in_sequence_give_the_same_tables():
     where = apps.folder()
     with contextlib.ExitStack() as stack:
-        runs = {name: stack.enter_context(apps.started(program(), *words, f"timeout={2 * apps.SLOW}", f"db={name}", cwd=where))
+        runs = {name: stack.enter_context(apps.started(PROGRAM, *words, f"timeout={2 * apps.SLOW}", f"db={name}", cwd=where))
                 for name, words in (("at_once", ("--goal",)), ("in_sequence", ("--sequential",)))}
         for name, process in runs.items():
             apps.check(process.wait(2 * LONG) == 0, name, process.out.read_text())
@@ -227,7 +223,7 @@ def test_a_database_that_fails_ends_the_run_with_words():
             done = pipeline(server.url("page"), f"db={path}", status=1)
             apps.check(words in done.stderr and path in done.stderr, path, done.stderr)
     for words in (["--x"], ["timeout=x"], ["timeout=-1"], ["--goal", "http://127.0.0.1/"]):
-        done = apps.run(program(), *words, status=2)
+        done = apps.run(PROGRAM, *words, status=2)
         apps.check("bad arguments" in done.stderr, words, done.stderr)
 
 
@@ -241,28 +237,31 @@ def check_whole(path):
     apps.check({row[0] for row in found["documents"]} <= OWN, found)
 
 
+def end_at(end, moment):
+    path = apps.folder() / "pages.db"
+    with apps.started(PROGRAM, "timeout=1000", f"db={path}") as process:
+        apps.until(lambda: children_of(process.pid) and moment in process.out.read_text(), moment)
+        children = children_of(process.pid)
+        process.send_signal(end)
+        status = process.wait(LONG)
+        said = process.out.read_text()
+        apps.check(status == (-end if end == signal.SIGKILL else 128 + end), moment, status, said)
+        if end == signal.SIGKILL:
+            apps.until(lambda: not children & processes().keys(), "they end, too")
+        apps.check(not children & processes().keys(), end, moment, children)
+    if path.exists() and moment:
+        check_whole(path)
+
+
 def test_the_end_at_any_moment_leaves_whole_rows_and_no_process():
-    for end, moment in ((signal.SIGINT, ""), (signal.SIGINT, " 1 of"), (signal.SIGTERM, " 5 of"), (signal.SIGINT, " 9 of"),
-                        (signal.SIGKILL, " 4 of")):
-        path = apps.folder() / "pages.db"
-        with apps.started(program(), "timeout=1000", f"db={path}") as process:
-            apps.until(lambda: children_of(process.pid) and moment in process.out.read_text(), moment)
-            children = children_of(process.pid)
-            process.send_signal(end)
-            status = process.wait(LONG)
-            said = process.out.read_text()
-            apps.check(status == (-end if end == signal.SIGKILL else 128 + end), moment, status, said)
-            if end == signal.SIGKILL:
-                apps.until(lambda: not children & processes().keys(), "they end, too")
-            apps.check(not children & processes().keys(), end, moment, children)
-            apps.check("AddressSanitizer" not in said and "ThreadSanitizer" not in said, said)
-        if path.exists() and moment:
-            check_whole(path)
+    moments = ((signal.SIGINT, ""), (signal.SIGINT, " 1 of"), (signal.SIGTERM, " 5 of"), (signal.SIGINT, " 9 of"), (signal.SIGKILL, " 4 of"))
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        list(pool.map(end_at, *zip(*moments)))
 
 
 def test_the_service_and_the_workers_are_killed():
     path = apps.folder() / "pages.db"
-    with apps.started(program(), "timeout=1000", f"db={path}") as process:
+    with apps.started(PROGRAM, "timeout=1000", f"db={path}") as process:
         apps.until(lambda: " 9 of" in process.out.read_text(), "one page hangs")
         children = children_of(process.pid)
         apps.check(len(children) > 1, children)
