@@ -363,8 +363,8 @@ static int run_own_pages(pipeline *l)
                                              "text/3", "text/4", "garbage", "huge",    "text/5"};
     static const char *const argv[] = {"/proc/self/exe", "--source", NULL};
     char address[64] = "", text[PAGES][96], *urls[PAGES];
-    CONC_AUTO(conc_child,
-              child) = {.argv = argv, .input = CONC_PIPE, .output = CONC_PIPE, .group = true};
+    CONC_AUTO(conc_child, child) = {.argv = argv, .group = true};
+    child.input = child.output = CONC_PIPE;
     setenv("no_proxy", "*", 1); /* the service is near */
     CONC_TRY(conc_child_start(&child));
     if (CONC_TRY(conc_read(child.output, address, sizeof address - 1)) == 0)
