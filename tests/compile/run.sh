@@ -64,6 +64,8 @@ check_warnings_in_users() {
     for option in "${user[@]}"; do
         read -r -a options <<<"-$option"
         cc "${options[@]}" $here/user.c -o "$out/user"
+        cc "${options[@]}" $here/empty_items.c -o "$out/empty_items"
+        "$out/empty_items"
     done
     "$out/user" >/dev/null
 }

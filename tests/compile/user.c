@@ -49,14 +49,6 @@ static int tasks(void *arg)
     return conc_group_wait(&g);
 }
 
-static int empty_items(void)
-{
-    static conc_queue tokens = {.capacity = 4};
-    static conc_channel calls = {.capacity = 4};
-    CONC_TRY(conc_channel_try_recv(&calls, NULL));
-    return conc_queue_try_put(&tokens, NULL);
-}
-
 static int items(void *arg)
 {
     int item, first, second, third, fourth;
@@ -69,7 +61,6 @@ static int items(void *arg)
     CONC_TRY(conc_queue_try_get(&queue, &second));
     CONC_TRY(conc_channel_recv(&channel, &third));
     CONC_TRY(conc_channel_try_recv(&channel, &fourth));
-    CONC_TRY(empty_items());
     int rc = CONC_TRY(conc_future_wait(&future, &value));
     int sum = first + second + third + fourth + rc;
     return more && value ? sum + item : sum;
