@@ -229,12 +229,17 @@ def test_processes_die():
     with exchanges(price(1), price(2)) as (words, _), \
             apps.started(program(), *words, "rounds=100", "interval=0", "paths=1000000000", cwd=where) as process:
         def of_kind(is_exchange):
-            return [pid for pid in children_of(process.pid)
-                    if (b"--exchange" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()) == is_exchange]
+            found = []
+            for pid in children_of(process.pid):
+                with contextlib.suppress(OSError):  # it has just ended
+                    command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+                    found += [pid] if (b"--exchange" in command) == is_exchange else []
+            return found
 
         def worker_is_missed():
             for pid in of_kind(False):
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             return "volatility index unknown" in process.out.read_text()
         apps.until(lambda: "round 1: average" in process.out.read_text(), "round 1")
         for pid in of_kind(True):
