@@ -37,32 +37,34 @@
  *   send one in pieces: with a length, else chunked, or until the end of the connection for
  *   HTTP/1.0. http_set_header comes before. A response to HEAD, and one with status 204 or 304, is
  *   sent without its body.
- * Refusals. A request that is malformed, too large or too slow is answered here, with 400, 408, 413,
- *   414, 417, 431, 501 or 505, and the connection ends: `refused` is that status and `error` says
- *   why. http_next then returns 0, as at the client's end; http_body and http_read return an error.
- *   Refused with 400 is whatever two servers may read in two ways: Content-Length twice or with
- *   Transfer-Encoding, bad chunk sizes, folded lines, lines that end without CRLF, a space before
- *   a colon, control characters, no Host or two.
+ * Refusals. A request that is malformed, too large or too slow is answered here, with 400, 408,
+ *   413, 414, 417, 431, 501 or 505, and the connection ends: `refused` is that status and `error`
+ *   says why. http_next then returns 0, as at the client's end; http_body and http_read return an
+ *   error. Refused with 400 is whatever two servers may read in two ways: Content-Length twice or
+ *   with Transfer-Encoding, bad chunk sizes, folded lines, lines that end without CRLF, a space
+ *   before a colon, control characters, no Host or two.
  * Errors. All calls return 0 or a count, or a negative errno, with words in conc_last_error; those
- *   of what befell the connection stay in `error`. -EINVAL: a wrong argument, or a call out of order
- *   (a response before a request, two responses): nothing has changed. -EPIPE: the connection broke
- *   before. -EBUSY: another task is in such a call. -ENOMEM. -EPERM: not in a task. And the stream's
- *   errors.
+ *   of what befell the connection stay in `error`. -EINVAL: a wrong argument, or a call out of
+ *   order (a response before a request, two responses): nothing has changed. -EPIPE: the
+ *   connection broke before. -EBUSY: another task is in such a call. -ENOMEM. -EPERM: not in a
+ *   task. And the stream's errors.
  * Waiting. http_next, http_serve, http_body, http_read, http_respond, http_printf, http_begin,
- *   http_write, http_flush, http_end, http_upgrade and http_close wait. After a cancel in http_next,
- *   http_body or http_read nothing is lost, and the call may be repeated. A cancel in a response
- *   cuts it short, unless none of its bytes was taken yet: then it has had no effect; or all were:
- *   then http_next and http_flush send them. A connection whose response was cut short
- *   answers nothing more. -ETIMEDOUT comes from the limits below, or from the system's own TCP limit.
- * Tasks. One task may read a body while another sends the response; other calls at once are -EBUSY.
- *   How many connections there are at once is for conc_server's .limit to say.
- * Stopping. Without .answer_timeout a cancel of conc_serve cuts all connections. With it, http_serve
- *   shields each answer: a cancel ends idle connections at once, and conc_serve returns when the
- *   running answers have been sent, or are out of time. To take no more connections, but leave idle
- *   ones open for a while, close the listener first: see "Stopping a server" in conc's README.
+ *   http_write, http_flush, http_end, http_upgrade and http_close wait. After a cancel in
+ *   http_next, http_body or http_read nothing is lost, and the call may be repeated. A cancel in
+ *   a response cuts it short, unless none of its bytes was taken yet: then it has had no effect;
+ *   or all were: then http_next and http_flush send them. A connection whose response was cut short
+ *   answers nothing more. -ETIMEDOUT comes from the limits below, or from the system's own TCP
+ *   limit.
+ * Tasks. One task may read a body while another sends the response; other calls at once are
+ *   -EBUSY. How many connections there are at once is for conc_server's .limit to say.
+ * Stopping. Without .answer_timeout a cancel of conc_serve cuts all connections. With it,
+ *   http_serve shields each answer: a cancel ends idle connections at once, and conc_serve
+ *   returns when the running answers have been sent, or are out of time. To take no more
+ *   connections, but leave idle ones open for a while, close the listener first: see "Stopping a
+ *   server" in conc's README.
  *
- * Not covered: HTTP/2, tunnels of CONNECT, compression, content codings, trailers (which are checked
- * and dropped), a Date header.
+ * Not covered: HTTP/2, tunnels of CONNECT, compression, content codings, trailers (which are
+ * checked and dropped), a Date header.
  */
 #ifndef HTTP_H
 #define HTTP_H
@@ -581,7 +583,8 @@ static inline const char *http__header_fault(const char *line)
     return name && line[name] == ':' ? NULL : "a header has no name, or a bad one";
 }
 
-/* Judges the newest line of the head: 1: it was the last; 0: more follow; or refuses the request. */
+/* Judges the newest line of the head: 1: it was the last; 0: more follow; or the request is
+ * refused. */
 static inline int http__check_head(http_connection *h, const char *line, size_t n)
 {
     bool first = h->lines == 0;

@@ -23,7 +23,8 @@ static void told(const conc_failure *f, void *user)
         test_fail(__FILE__, __LINE__, "%s (%s): %s", f->task, f->place, f->text);
 }
 
-/* In a run on the virtual clock, in which no error is left over, and after which no descriptor is. */
+/* In a run on the virtual clock, in which no error is left over, and after which no descriptor
+ * is. */
 static void http_test_run(void (*body)(void))
 {
     test_task t = {body};

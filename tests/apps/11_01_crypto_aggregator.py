@@ -90,24 +90,6 @@ def rows_of(path):
     return rows
 
 
-def children_of(pid):
-    """With theirs."""
-    found = []
-    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, parent = stat.read_text().rsplit(")", 1)[1].split()[:2]
-            if int(parent) == pid and state != "Z":
-                found += [int(stat.parent.name), *children_of(int(stat.parent.name))]
-    return found
-
-
-def is_gone(pid):
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except OSError:
-        return True
-
-
 def calls_in_a_second(out):
     return int(re.search(r"at most (\d+) in a second \(limit: 5\)", out)[1])
 
@@ -213,11 +195,11 @@ def test_ctrl_c_leaves_whole_rows_and_no_process():
         folders = [apps.folder() for _ in moments]
         runs = [stack.enter_context(apps.started(program(), "rounds=100", "interval=0", cwd=where)) for where in folders]
         for process, moment, where in zip(runs, moments, folders):
-            apps.until(lambda: children_of(process.pid) and moment in process.out.read_text(), moment)
-            children = children_of(process.pid)
+            apps.until(lambda: apps.children_of(process.pid, deep=True) and moment in process.out.read_text(), moment)
+            children = apps.children_of(process.pid, deep=True)
             process.send_signal(signal.SIGINT)
             apps.check(process.wait(30 * apps.SLOW) == 130, moment, process.out.read_text())
-            apps.until(lambda: all(map(is_gone, children)), "all have ended")
+            apps.until(lambda: all(map(apps.is_gone, children)), "all have ended")
             said, file = process.out.read_text(), where / "prices.csv"
             rows = rows_of(file) if file.exists() else []
             apps.check(len(rows) - said.count(": volatility index") in (0, 1), rows, said)
@@ -230,7 +212,7 @@ def test_processes_die():
             apps.started(program(), *words, "rounds=100", "interval=0", "paths=1000000000", cwd=where) as process:
         def of_kind(is_exchange):
             found = []
-            for pid in children_of(process.pid):
+            for pid in apps.children_of(process.pid, deep=True):
                 with contextlib.suppress(OSError):  # it has just ended
                     command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
                     found += [pid] if (b"--exchange" in command) == is_exchange else []
@@ -246,9 +228,9 @@ def test_processes_die():
             os.kill(pid, signal.SIGKILL)
         apps.until(lambda: "round 2: without gamma: Failed to connect" in process.out.read_text(), "gamma is missed")
         apps.until(worker_is_missed, "a row without an index")
-        children = children_of(process.pid)
+        children = apps.children_of(process.pid, deep=True)
         process.kill()
-        apps.until(lambda: all(map(is_gone, children)), "they end")
+        apps.until(lambda: all(map(apps.is_gone, children)), "they end")
 
 
 def test_bad_arguments():

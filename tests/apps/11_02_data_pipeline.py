@@ -102,21 +102,6 @@ def pipeline(*words, where=None, **more):
     return apps.run(PROGRAM, *words, cwd=where, no_proxy="*", **more)
 
 
-def processes():
-    """{pid: parent} of all that have not ended."""
-    found = {}
-    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-            if fields[0] != "Z":
-                found[int(stat.parent.name)] = int(fields[1])
-    return found
-
-
-def children_of(pid):
-    return {child for child, parent in processes().items() if parent == pid}
-
-
 # ---- its own pages ----
 
 def test_its_own_pages_at_once_and_in_sequence_give_the_same_tables():
@@ -240,15 +225,15 @@ def check_whole(path):
 def end_at(end, moment):
     path = apps.folder() / "pages.db"
     with apps.started(PROGRAM, "timeout=1000", f"db={path}") as process:
-        apps.until(lambda: children_of(process.pid) and moment in process.out.read_text(), moment)
-        children = children_of(process.pid)
+        apps.until(lambda: apps.children_of(process.pid) and moment in process.out.read_text(), moment)
+        children = set(apps.children_of(process.pid))
         process.send_signal(end)
         status = process.wait(LONG)
         said = process.out.read_text()
         apps.check(status == (-end if end == signal.SIGKILL else 128 + end), moment, status, said)
         if end == signal.SIGKILL:
-            apps.until(lambda: not children & processes().keys(), "they end, too")
-        apps.check(not children & processes().keys(), end, moment, children)
+            apps.until(lambda: not children & apps.processes().keys(), "they end, too")
+        apps.check(not children & apps.processes().keys(), end, moment, children)
     if path.exists() and moment:
         check_whole(path)
 
@@ -263,7 +248,7 @@ def test_the_service_and_the_workers_are_killed():
     path = apps.folder() / "pages.db"
     with apps.started(PROGRAM, "timeout=1000", f"db={path}") as process:
         apps.until(lambda: " 9 of" in process.out.read_text(), "one page hangs")
-        children = children_of(process.pid)
+        children = set(apps.children_of(process.pid))
         apps.check(len(children) > 1, children)
         for child in children:
             with contextlib.suppress(ProcessLookupError):

@@ -153,24 +153,6 @@ def spans_of(path):
     return spans
 
 
-def children_of(pid):
-    """Of this process and of what it started."""
-    found = []
-    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-            if int(fields[1]) == pid and fields[0] != "Z":
-                found.append(int(stat.parent.name))
-    return found
-
-
-def is_gone(pid):
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except OSError:
-        return True
-
-
 def count_attempts(spans, process="orchestrator"):
     return sum(span["kind"] == 3 and span["process"] == process for span in spans)
 
@@ -507,13 +489,13 @@ def test_ctrl_c_at_any_moment_leaves_no_service_and_no_half_line():
         where = apps.folder()
         with apps.started(program(), "delay=0.2", cwd=where) as process:
             if moment == "at once":
-                apps.until(lambda: children_of(process.pid), "a child")
+                apps.until(lambda: apps.children_of(process.pid), "a child")
             elif moment != "at once":
                 apps.until(lambda: moment in process.out.read_text(), moment)
-            children = children_of(process.pid)
+            children = apps.children_of(process.pid)
             process.send_signal(signal.SIGINT)
             apps.check(process.wait(30 * apps.SLOW) == 130, moment, process.out.read_text())
-            apps.check(all(is_gone(pid) for pid in children) and children, moment, children)
+            apps.check(all(apps.is_gone(pid) for pid in children) and children, moment, children)
         if (where / "traces.jsonl").exists():
             spans_of(where / "traces.jsonl")
 
@@ -522,10 +504,10 @@ def test_services_end_with_their_orchestrator():
     with gateway(delay=100) as g, concurrent.futures.ThreadPoolExecutor(1) as pool:
         pool.submit(g.dashboard, 1)
         apps.until(lambda: g.health()["mostInFlight"] == 4, "all are at work")
-        children = children_of(g.process.pid)
+        children = apps.children_of(g.process.pid)
         apps.check(len(children) == 4, children)
         g.process.kill()
-        apps.until(lambda: all(is_gone(pid) for pid in children), "they end", 5)
+        apps.until(lambda: all(apps.is_gone(pid) for pid in children), "they end", 5)
 
 
 def test_bad_requests_and_arguments():

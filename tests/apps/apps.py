@@ -111,6 +111,30 @@ def until(condition, what, limit=30):
         time.sleep(0.005)
 
 
+def processes():
+    """{pid: parent} of all that have not ended."""
+    found = {}
+    for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = stat.read_text().rsplit(")", 1)[1].split()[:2]
+            if state != "Z":
+                found[int(stat.parent.name)] = int(parent)
+    return found
+
+
+def children_of(pid, deep=False):
+    """The processes that it started and that have not ended; deep: with what these started."""
+    parents = processes()
+    found = [child for child, parent in parents.items() if parent == pid]
+    for child in found if deep else []:
+        found += [grandchild for grandchild, parent in parents.items() if parent == child]
+    return found
+
+
+def is_gone(pid):
+    return pid not in processes()
+
+
 def answers(port):
     with socket.socket() as s:
         return s.connect_ex(("127.0.0.1", port)) == 0
