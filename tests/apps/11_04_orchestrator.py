@@ -7,8 +7,6 @@ import functools
 import http.client
 import http.server
 import json
-import os
-import pathlib
 import re
 import signal
 import socket
