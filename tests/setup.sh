@@ -47,6 +47,9 @@ adapters, Redis|redis-server|command -v redis-server
 adapters, PostgreSQL|libpq-dev|builds '#include <libpq-fe.h>' gcc -I/usr/include/postgresql -lpq
 adapters, PostgreSQL|postgresql|ls /usr/lib/postgresql/*/bin/postgres
 adapters, TLS|libssl-dev openssl|builds '#include <openssl/ssl.h>' gcc -lssl -lcrypto && command -v openssl
+adapters, WebSocket|libwslay-dev|builds '#include <wslay/wslay.h>' gcc -lwslay
+programs, HTML|libxml2-dev pkg-config|pkg-config --exists libxml-2.0
+programs, pages|chromium chromium-driver|command -v chromium && command -v chromedriver
 host names|libnss-wrapper|LD_PRELOAD=libnss_wrapper.so true 2>&1 | { ! grep -q .; }
 examples, real clients|netcat-openbsd|nc -h 2>&1 | grep -q 'N.*[Ss]hutdown'
 examples, real clients|socat|command -v socat
