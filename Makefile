@@ -5,6 +5,7 @@
 #     make amalgamate      writes single_include/conc.h anew
 #     make format          formats all C files; make check-format only says what it would change
 #     make bench           the benchmarks
+#     make pictures        takes the pictures of the programs' pages anew, with Chromium
 #     make clean           removes build/
 
 help:
@@ -31,7 +32,10 @@ bench:
 	@tests/bench/run_io.sh
 	@tests/bench/run_pool.sh
 
+pictures:
+	@tests/pictures.py
+
 clean:
 	rm -rf build
 
-.PHONY: help test quick amalgamate format check-format bench clean
+.PHONY: help test quick amalgamate format check-format bench pictures clean

@@ -1,0 +1,50 @@
+#!/usr/bin/env python3
+"""Takes the pictures of the programs' pages for examples/README.md: examples/pictures/NN_MM_name.png.
+
+    make pictures                    all of them
+    tests/pictures.py web_scraper    those with the word in their names
+
+There is one function for each: it starts the program, brings its page into a state worth seeing, and returns when the page
+shows it. The programs run on free ports of loopback and are gone afterwards.
+"""
+import contextlib
+import pathlib
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "apps"))
+
+import apps  # noqa: E402
+import browser  # noqa: E402
+
+PICTURES = HERE.parent / "examples" / "pictures"
+MOST = 60 * 1024  # bytes of a picture, as the project is cloned often
+
+
+@contextlib.contextmanager
+def page_of(source, *arguments, width=1000, height=640, dark=False):
+    """A browser that shows the page of the program, which listens where `--listen ADDRESS` says."""
+    port, where = apps.free_port(), apps.folder()
+    program = apps.compiled(source)
+    server = apps.Server(apps.command(program, "--listen", f"127.0.0.1:{port}", *arguments), port, where)
+    with apps.serving(server), browser.Browser(width, height, dark) as page:
+        page.open(f"http://127.0.0.1:{port}/")
+        yield page
+
+
+def main():
+    takers = {name[len("picture_"):]: taker for name, taker in globals().items() if name.startswith("picture_")}
+    chosen = [name for name in takers if all(word in name for word in sys.argv[1:])]
+    apps.check(chosen, "no picture has the name", *sys.argv[1:])
+    PICTURES.mkdir(exist_ok=True)
+    for name in chosen:
+        path = PICTURES / f"{name}.png"
+        with takers[name]() as page:
+            page.picture(path)
+        size = path.stat().st_size
+        print(f"{path.relative_to(HERE.parent)}: {size} bytes", flush=True)
+        apps.check(size <= MOST, "the picture has more than", MOST, "bytes")
+
+
+if __name__ == "__main__":
+    main()
