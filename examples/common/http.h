@@ -123,6 +123,11 @@ typedef struct http_connection {
     http_field *headers; /* all of them, in their order */
     size_t header_count;
 
+    /* The response to it, for logs */
+    int status;    /* 0: it has not begun */
+    uint64_t sent; /* bytes of its body that were handed over */
+    bool ended;    /* all of it was */
+
     /* The connection */
     bool keep_alive; /* more requests may follow; false before the response: it is the last */
     int refused;     /* the status with which a request was refused; 0: none was */
@@ -156,6 +161,10 @@ static inline ssize_t http_body(http_connection *h, char **data);
 /* Reads what there is of the body, at most n bytes; 0: the end. Errors: -EPROTO (malformed, the
  * client got 400), -ECONNRESET (the client left), -ETIMEDOUT (the client got 408). */
 static inline ssize_t http_read(http_connection *h, void *buf, size_t n);
+
+/* Decodes n bytes of a path, such as one of its segments, with a NUL behind it: the length. Errors:
+ * -EINVAL (a broken escape, an encoded NUL), -ENOSPC. */
+static inline ssize_t http_decode(const char *text, size_t n, char *out, size_t size);
 
 /* The path, decoded, with a NUL behind it: its length. Errors: -EINVAL (a broken escape, an encoded
  * NUL, a segment ".."), -ENOSPC. */
@@ -458,9 +467,17 @@ static inline int http__begin(http_connection *h, int status, int64_t length)
     if (rc)
         return rc;
     h->state = HTTP__ANSWERING;
+    h->status = status;
     h->out.n = 0;
     h->typed = false;
     return 0;
+}
+
+/* So much of the body has been written. */
+static inline void http__count(http_connection *h, size_t n)
+{
+    h->sent += n;
+    h->to_write -= h->sized ? n : 0;
 }
 
 static inline int http__write(http_connection *h, const void *data, size_t n)
@@ -472,7 +489,8 @@ static inline int http__write(http_connection *h, const void *data, size_t n)
         return 0;
     if (!h->chunked) {
         int rc = http__send(h, data, n);
-        h->to_write -= h->sized && rc == 0 ? n : 0;
+        if (rc == 0)
+            http__count(h, n);
         return rc;
     }
     snprintf(size, sizeof size, "%zx\r\n", n);
@@ -482,6 +500,8 @@ static inline int http__write(http_connection *h, const void *data, size_t n)
         rc = http__send(h, "\r\n", 2);
     if (rc)
         h->state = HTTP__BROKEN;
+    else
+        http__count(h, n);
     return rc;
 }
 
@@ -497,6 +517,7 @@ static inline int http__end(http_connection *h)
     if (h->chunked && !h->bodyless)
         CONC_TRY(http__send(h, "0\r\n\r\n", 5));
     h->state = HTTP__ANSWERED;
+    h->ended = true;
     return http__flush(h);
 }
 
@@ -992,6 +1013,14 @@ static inline ssize_t http_value(const char *form, const char *name, char *out, 
     return conc_fail(-ENOENT, "there is no %.80s", name);
 }
 
+static inline ssize_t http_decode(const char *text, size_t n, char *out, size_t size)
+{
+    bool complete = text && out;
+    if (!complete)
+        return conc_fail(-EINVAL, "http_decode: no text or no buffer");
+    return http__decode(text, n, false, out, size);
+}
+
 static inline ssize_t http_decode_path(http_connection *h, char *out, size_t size)
 {
     bool complete = h && h->path && out;
@@ -1023,8 +1052,10 @@ static inline void http__forget_request(http_connection *h)
     h->length = 0;
     h->left = 0;
     h->part = HTTP__HEAD;
+    h->status = 0;
+    h->sent = 0;
     h->keep_alive = true;
-    h->expects = h->blank = false;
+    h->expects = h->blank = h->ended = false;
     h->state = HTTP__WAITING;
 }
 
@@ -1267,7 +1298,8 @@ static inline int http__upgrade(http_connection *h, const char *protocol)
     http__free(&head);
     if (rc)
         return rc;
-    h->handed_over = true;
+    h->handed_over = h->ended = true;
+    h->status = 101;
     h->state = HTTP__OVER;
     return http__flush(h);
 }

@@ -1,0 +1,338 @@
+/* static_files.h - a folder's files as responses of http.h
+ *
+ *     static int answer(http_connection *http, void *arg) // GET /files/css/site.css
+ *     {
+ *         static const static_files site = {.folder = "/srv/www"};
+ *         char path[512];
+ *         CONC_TRY(http_decode_path(http, path, sizeof path));
+ *         return static_files_answer(&site, http, path + strlen("/files/"));
+ *     }
+ *
+ * Found are regular files below the folder, and for a folder its index.html. A path with a segment
+ *   "..", one that begins with a dot, and whatever lies behind a symbolic link is not found: 404.
+ * Answers have Content-Type by the name's end, Content-Length, ETag, Last-Modified and
+ *   Accept-Ranges. If-None-Match, and without it If-Modified-Since, are answered with 304; Range
+ *   of one range, with If-Range or not, with 206 or 416. Several ranges get the whole file.
+ * Waiting. Files are opened and read in threads (conc_offload), 64 KiB at a time: a slow disk holds
+ *   no other task. A slow client holds the reading. A file that gets shorter meanwhile cuts its
+ *   response short.
+ * Include conc.h, conc_pool.h and http.h before. */
+#ifndef STATIC_FILES_H
+#define STATIC_FILES_H
+
+#if !defined HTTP_H || !defined CONC_POOL_H
+#error "static_files.h: include conc_pool.h and http.h first"
+#endif
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+/* ---- what you call -------------------------------------------------------------------------- */
+
+typedef struct static_files {
+    const char *folder;
+    const char *cache_control; /* a header with this value; NULL: none */
+} static_files;
+
+/* Answers GET or HEAD for the file at this path, decoded and relative to the folder: 0 or an error.
+ * A folder whose path has no slash at the end is redirected to where it has one. Waits. */
+static inline int static_files_answer(const static_files *s, http_connection *http,
+                                      const char *path);
+
+/* ---- implementation: finding the file ------------------------------------------------------- */
+
+enum { STATIC_FILES__PIECE = 65536 }; /* bytes read at a time */
+
+typedef struct static_files__file {
+    const char *folder, *path;
+    int fd; /* -1: there is none */
+    bool is_folder;
+    struct stat about;
+    /* what is read */
+    char *piece;
+    off_t at;
+    size_t want;
+} static_files__file;
+
+/* Opens a segment below the folder, which it closes: a descriptor, or -errno. O_NONBLOCK: the open
+ * of a FIFO would wait for its other end. */
+static inline int static_files__step(int folder, const char *segment)
+{
+    int fd = openat(folder, segment, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+    int rc = fd < 0 ? -errno : fd;
+    close(folder);
+    return rc;
+}
+
+/* In a thread: opens the file segment by segment, so that no link leads out of the folder. */
+static inline int static_files__open(void *arg)
+{
+    static_files__file *f = arg;
+    char segment[256];
+    int fd = open(f->folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    for (const char *at = f->path; *at;) {
+        size_t n = strcspn(at, "/");
+        bool is_hidden = *at == '.' || n == 0 || n >= sizeof segment;
+        if (is_hidden) {
+            close(fd);
+            return -ENOENT;
+        }
+        memcpy(segment, at, n);
+        segment[n] = 0;
+        fd = CONC_TRY(static_files__step(fd, segment));
+        at += n + (at[n] == '/');
+    }
+    bool wants_index = !*f->path || f->path[strlen(f->path) - 1] == '/';
+    if (wants_index)
+        fd = CONC_TRY(static_files__step(fd, "index.html"));
+    int rc = fstat(fd, &f->about) ? -errno : 0;
+    f->is_folder = rc == 0 && S_ISDIR(f->about.st_mode);
+    if (rc == 0 && !f->is_folder && !S_ISREG(f->about.st_mode))
+        rc = -ENOENT;
+    f->fd = fd;
+    return rc;
+}
+
+static inline int static_files__close(static_files__file *f)
+{
+    if (f->fd >= 0)
+        close(f->fd);
+    free(f->piece);
+    return 0;
+}
+CONC_AUTO_TYPE(static_files__file, static_files__close);
+
+static inline int static_files__read(void *arg)
+{
+    static_files__file *f = arg;
+    ssize_t n = pread(f->fd, f->piece, f->want, f->at);
+    return n < 0 ? -errno : (int)n;
+}
+
+/* ---- implementation: headers ---------------------------------------------------------------- */
+
+static inline const char *static_files__type(const char *path)
+{
+    static const char *const types[][2] = {
+        {".html", "text/html; charset=utf-8"},
+        {".css", "text/css; charset=utf-8"},
+        {".js", "text/javascript; charset=utf-8"},
+        {".mjs", "text/javascript; charset=utf-8"},
+        {".json", "application/json"},
+        {".txt", "text/plain; charset=utf-8"},
+        {".md", "text/markdown; charset=utf-8"},
+        {".csv", "text/csv; charset=utf-8"},
+        {".c", "text/plain; charset=utf-8"},
+        {".h", "text/plain; charset=utf-8"},
+        {".svg", "image/svg+xml"},
+        {".png", "image/png"},
+        {".jpg", "image/jpeg"},
+        {".jpeg", "image/jpeg"},
+        {".gif", "image/gif"},
+        {".webp", "image/webp"},
+        {".ico", "image/x-icon"},
+        {".woff2", "font/woff2"},
+        {".wasm", "application/wasm"},
+        {".pdf", "application/pdf"},
+        {".mp4", "video/mp4"},
+    };
+    const char *end = strrchr(path, '.');
+    if (!*path || path[strlen(path) - 1] == '/')
+        end = ".html";
+    for (size_t i = 0; end && i < sizeof types / sizeof *types; i++)
+        if (strcasecmp(end, types[i][0]) == 0)
+            return types[i][1];
+    return "application/octet-stream";
+}
+
+static const char static_files__days[] = "SunMonTueWedThuFriSat";
+static const char static_files__months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
+
+/* "Sun, 06 Nov 1994 08:49:37 GMT", whatever the locale is. */
+static inline void static_files__date(time_t t, char *out, size_t size)
+{
+    struct tm g;
+    gmtime_r(&t, &g);
+    snprintf(out, size, "%.3s, %02d %.3s %04d %02d:%02d:%02d GMT",
+             static_files__days + 3 * g.tm_wday, g.tm_mday, static_files__months + 3 * g.tm_mon,
+             g.tm_year + 1900, g.tm_hour, g.tm_min, g.tm_sec);
+}
+
+/* Not changed since that date? A date that is malformed counts for nothing. */
+static inline bool static_files__is_not_newer(time_t modified, const char *date)
+{
+    char month[4] = "", zone[4] = "";
+    struct tm g = {0};
+    int n = sscanf(date, "%*3s, %2d %3s %4d %2d:%2d:%2d %3s", &g.tm_mday, month, &g.tm_year,
+                   &g.tm_hour, &g.tm_min, &g.tm_sec, zone);
+    const char *found = strstr(static_files__months, month);
+    bool is_date = n == 7 && strlen(month) == 3 && found && strcmp(zone, "GMT") == 0;
+    if (!is_date)
+        return false;
+    g.tm_mon = (int)(found - static_files__months) / 3;
+    g.tm_year -= 1900;
+    return modified <= timegm(&g);
+}
+
+/* Is the tag in a list such as: "a", W/"b"; or is the list a star? */
+static inline bool static_files__lists(const char *list, const char *tag)
+{
+    size_t n = strlen(tag);
+    if (strcmp(list, "*") == 0)
+        return true;
+    for (const char *at = strstr(list, tag); at; at = strstr(at + n, tag)) {
+        bool begins = at == list || strchr(", /", at[-1]);
+        if (begins && (at[n] == 0 || strchr(", ", at[n])))
+            return true;
+    }
+    return false;
+}
+
+static inline bool static_files__is_unchanged(http_connection *http, const static_files__file *f,
+                                              const char *tag)
+{
+    const char *tags = http_header(http, "If-None-Match");
+    const char *since = http_header(http, "If-Modified-Since");
+    if (tags)
+        return static_files__lists(tags, tag);
+    return since && static_files__is_not_newer(f->about.st_mtime, since);
+}
+
+/* Reads digits, and moves behind them: their number; -1: there are none. */
+static inline int64_t static_files__digits(const char **at)
+{
+    const char *digits = *at;
+    size_t n = strspn(digits, "0123456789");
+    *at += n;
+    if (n == 0)
+        return -1;
+    return n > 18 ? INT64_MAX : strtoll(digits, NULL, 10);
+}
+
+/* "bytes=0-99", "bytes=100-" or "bytes=-5": 1, and the range is set; 0: the whole file is to be
+ * sent; -1: the file has no byte in it. */
+static inline int static_files__range(const char *text, int64_t size, int64_t *first, int64_t *last)
+{
+    if (strncmp(text, "bytes=", 6) != 0)
+        return 0;
+    const char *at = text + 6;
+    int64_t from = static_files__digits(&at);
+    if (*at++ != '-')
+        return 0;
+    int64_t to = static_files__digits(&at);
+    bool is_empty = from < 0 && to < 0, is_backward = from >= 0 && to >= 0 && to < from;
+    if (*at || is_empty || is_backward)
+        return 0; /* several ranges, or none */
+    if (from < 0) {
+        from = to < size ? size - to : 0; /* the last `to` bytes */
+        to = to == 0 ? -2 : size - 1;
+    }
+    if (from >= size || to == -2)
+        return -1;
+    *first = from;
+    *last = to < 0 || to >= size ? size - 1 : to;
+    return 1;
+}
+
+/* ---- implementation: answering -------------------------------------------------------------- */
+
+/* Sends the bytes from first to last, in pieces: the next is read when the client took this one. */
+static inline int static_files__send(http_connection *http, static_files__file *f, int64_t first,
+                                     int64_t last)
+{
+    f->at = (off_t)first;
+    f->piece = malloc(STATIC_FILES__PIECE);
+    if (!f->piece)
+        return conc_fail(-ENOMEM, "out of memory");
+    while (f->at <= last) {
+        int64_t left = last - f->at + 1;
+        f->want = left < STATIC_FILES__PIECE ? (size_t)left : STATIC_FILES__PIECE;
+        int n = CONC_TRY(conc_offload(static_files__read, f));
+        if (n == 0)
+            return conc_fail(-EIO, "%s got shorter", f->path);
+        CONC_TRY(http_write(http, f->piece, (size_t)n));
+        f->at += n;
+    }
+    return 0;
+}
+
+static inline int static_files__answer_whole(http_connection *http, static_files__file *f,
+                                             const char *tag, const char *date)
+{
+    char header[80];
+    int64_t size = (int64_t)f->about.st_size, first = 0, last = size - 1;
+    const char *range = http_header(http, "Range"), *only_if = http_header(http, "If-Range");
+    int is_part = 0, status = 200;
+    bool may_be_part = range && strcmp(http->method, "GET") == 0;
+    if (only_if && strcmp(only_if, tag) != 0 && strcmp(only_if, date) != 0)
+        may_be_part = false;
+    if (may_be_part)
+        is_part = static_files__range(range, size, &first, &last);
+    if (is_part < 0) {
+        snprintf(header, sizeof header, "bytes */%lld", (long long)size);
+        CONC_TRY(http_set_header(http, "Content-Range", header));
+        return http_respond(http, 416, NULL, 0);
+    }
+    if (is_part) {
+        snprintf(header, sizeof header, "bytes %lld-%lld/%lld", (long long)first, (long long)last,
+                 (long long)size);
+        CONC_TRY(http_set_header(http, "Content-Range", header));
+        status = 206;
+    }
+    CONC_TRY(http_set_header(http, "Content-Type", static_files__type(f->path)));
+    CONC_TRY(http_begin(http, status, last - first + 1));
+    if (strcmp(http->method, "HEAD") != 0)
+        CONC_TRY(static_files__send(http, f, first, last));
+    return http_end(http);
+}
+
+static inline int static_files__answer_file(const static_files *s, http_connection *http,
+                                            static_files__file *f)
+{
+    char tag[64], date[40];
+    const struct timespec *t = &f->about.st_mtim;
+    snprintf(tag, sizeof tag, "\"%llx-%llx-%llx\"",
+             (unsigned long long)t->tv_sec * 1000000000 + (unsigned long long)t->tv_nsec,
+             (unsigned long long)f->about.st_size, (unsigned long long)f->about.st_ino);
+    static_files__date(f->about.st_mtime, date, sizeof date);
+    CONC_TRY(http_set_header(http, "ETag", tag));
+    CONC_TRY(http_set_header(http, "Last-Modified", date));
+    CONC_TRY(http_set_header(http, "Accept-Ranges", "bytes"));
+    CONC_TRY(http_set_header(http, "X-Content-Type-Options", "nosniff"));
+    if (s->cache_control)
+        CONC_TRY(http_set_header(http, "Cache-Control", s->cache_control));
+    if (static_files__is_unchanged(http, f, tag))
+        return http_respond(http, 304, NULL, 0);
+    return static_files__answer_whole(http, f, tag, date);
+}
+
+static inline int static_files__redirect(http_connection *http)
+{
+    char location[1100];
+    if (strlen(http->path) > 1024)
+        return http_printf(http, 414, "the path is too long\n");
+    /* begins with one slash only: two would name another host */
+    snprintf(location, sizeof location, "/%s/", http->path + strspn(http->path, "/"));
+    CONC_TRY(http_set_header(http, "Location", location));
+    return http_respond(http, 301, NULL, 0);
+}
+
+static inline int static_files_answer(const static_files *s, http_connection *http,
+                                      const char *path)
+{
+    CONC_AUTO(static_files__file, f) = {.folder = s->folder, .path = path, .fd = -1};
+    int rc = conc_offload(static_files__open, &f);
+    if (rc == -ENOENT || rc == -ENOTDIR || rc == -ELOOP || rc == -EACCES || rc == -ENXIO)
+        return http_printf(http, 404, "there is no such file\n");
+    if (rc < 0)
+        return conc_fail(rc, "%s/%s: %s", s->folder, path, conc_strerror(rc));
+    if (f.is_folder)
+        return static_files__redirect(http);
+    return static_files__answer_file(s, http, &f);
+}
+
+#endif
