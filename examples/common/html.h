@@ -1,0 +1,370 @@
+/* html.h - HTML pages: their title, links and values, by libxml2
+ *
+ *     CONC_AUTO(html_page, page) = {.charset = "utf-8"};
+ *     CONC_TRY(html_read(&page, "http://example.org/a", body, size));
+ *     printf("%s, %zu links\n", page.title, page.link_count);
+ *     printf("%s\n", html_value(&page, NULL, "//td[@class='price']"));
+ *     CONC_AUTO(html_nodes, items) = {0};
+ *     CONC_TRY(html_select(&page, NULL, "//li", &items));
+ *     for (size_t i = 0; i < items.count; i++)
+ *         printf("%s\n", html_value(&page, items.all[i], "a/@href"));
+ *
+ * Needs libxml2 and libcurl (for url.h): cc app.c -lcurl $(pkg-config --cflags --libs libxml-2.0)
+ * (Debian: libxml2-dev, libcurl4-openssl-dev). conc.h comes first.
+ *
+ * A page may be anything: what is no HTML has no links. Elements that are nested deeper than
+ * max_depth, a way to make parsers slow, end the page there: what came before is kept, and
+ * .is_cut is true. The time that html_read takes is then about proportional to the size: 10 ms for
+ * a MiB. No file and no network is ever read.
+ *
+ * The links are those of <a> and <area>, in their order, each once, in the canonical form of url.h,
+ * against the page's <base> if it has one. References that are no URL, and other schemes
+ * (mailto:, javascript:, data:), are left out; they are counted in .bad_links.
+ *
+ * No call waits; each computes. All may be called from anywhere, and html_read is best called in a
+ * pool: conc_pool_run(&pool, fn, arg). One thread at a time uses a page. In a program whose threads
+ * use libxml2, call html_init before the first of them starts. */
+#ifndef HTML_H
+#define HTML_H
+
+#include "url.h"
+
+#include <libxml/HTMLparser.h>
+#include <libxml/hash.h>
+#include <libxml/xpath.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+/* A page. The first fields are yours to set. Strings are UTF-8, never NULL, and borrowed until the
+ * next html_read or html_free. */
+typedef struct html_page {
+    const char *charset; /* of the Content-Type header; NULL or unknown: the page tells, or UTF-8
+                            if it is that, else Latin-1 */
+    size_t max_links;    /* more are left out, and .is_cut is set; 0: 10,000 */
+    int max_depth;       /* of nested elements; 0: 256 */
+    /* what was found */
+    const char *title; /* white space is one space; "": none */
+    char **links;
+    size_t link_count, bad_links;
+    bool nofollow; /* <meta name="robots"> asks not to follow the links of the page, */
+    bool noindex;  /* or not to keep it */
+    bool is_cut;
+    xmlDoc *document; /* for other calls of libxml2; NULL: an empty page */
+    /* private */
+    xmlXPathContext *xpath;
+    char **values;
+    size_t value_count;
+} html_page;
+
+/* Makes libxml2 ready for threads. Harmless if called again. */
+static inline void html_init(void);
+
+/* Reads a page of this URL, which is canonical: 0. A NUL stands behind the bytes, as behind
+ * fetch_response.body. What *p held is released first. Errors: -ENOMEM, -EFBIG (over 1 GiB). */
+static inline int html_read(html_page *p, const char *url, const char *bytes, size_t size);
+
+/* The text of an XPath expression, with white space as one space: of its first node, of an
+ * attribute, or of a function's value; "" if there is none. `from` is a node to start from, NULL:
+ * the document. The text is the page's own, until html_free. NULL, with words in conc_last_error:
+ * no memory, or no XPath. */
+static inline const char *html_value(html_page *p, xmlNode *from, const char *xpath);
+
+typedef struct html_nodes {
+    xmlNode **all; /* in the order of the page; the page owns them */
+    size_t count;
+    /* private */
+    xmlXPathObject *object;
+} html_nodes;
+
+/* The nodes of an XPath expression: 0. What *n held is released first. -EINVAL: no XPath, or one
+ * whose value is no nodes; -ENOMEM. */
+static inline int html_select(html_page *p, xmlNode *from, const char *xpath, html_nodes *n);
+static inline int html_nodes_free(html_nodes *n);
+
+/* Releases all: 0. Twice is harmless; the page may be used again. */
+static inline int html_free(html_page *p);
+
+CONC_AUTO_TYPE(html_page, html_free);
+CONC_AUTO_TYPE(html_nodes, html_nodes_free);
+
+/* ---- implementation ------------------------------------------------------------------------- */
+
+enum { HTML__LINKS = 10000, HTML__DEPTH = 256 };
+
+/* What the parser's callbacks know: libxml2 keeps a pointer to it in the context. */
+typedef struct html__parse {
+    html_page *page;
+    int depth;
+    startElementSAXFunc start;
+} html__parse;
+
+static inline void html_init(void) { xmlInitParser(); }
+
+static inline int html__no_memory(void) { return conc_fail(-ENOMEM, "html: out of memory"); }
+
+/* Deep nesting makes the parser's time grow with the square of the size, so the page ends here. */
+static inline void html__start_element(void *arg, const xmlChar *name, const xmlChar **attributes)
+{
+    htmlParserCtxt *parser = arg;
+    html__parse *h = parser->_private;
+    if (parser->nameNr >= h->depth) {
+        h->page->is_cut = true;
+        xmlStopParser(parser);
+        return;
+    }
+    h->start(arg, name, attributes);
+}
+
+static inline const char *html__charset(const html_page *p, const char *bytes)
+{
+    xmlCharEncodingHandler *known = NULL;
+    if (p->charset)
+        known = xmlFindCharEncodingHandler(p->charset);
+    if (known) {
+        xmlCharEncCloseFunc(known);
+        return p->charset;
+    }
+    return xmlCheckUTF8((const unsigned char *)bytes) ? "UTF-8" : NULL;
+}
+
+static inline int html__parse_document(html_page *p, const char *url, const char *bytes,
+                                       size_t size)
+{
+    const int options = HTML_PARSE_RECOVER | HTML_PARSE_NOERROR | HTML_PARSE_NOWARNING |
+                        HTML_PARSE_NONET | HTML_PARSE_COMPACT;
+    htmlParserCtxt *parser = htmlNewParserCtxt();
+    if (!parser)
+        return html__no_memory();
+    html__parse h = {.page = p, .depth = HTML__DEPTH, .start = parser->sax->startElement};
+    if (p->max_depth > 0)
+        h.depth = p->max_depth;
+    parser->_private = &h;
+    parser->sax->startElement = html__start_element;
+    p->document =
+        htmlCtxtReadMemory(parser, bytes, (int)size, url, html__charset(p, bytes), options);
+    bool has_memory = parser->lastError.code != XML_ERR_NO_MEMORY;
+    htmlFreeParserCtxt(parser);
+    return has_memory ? 0 : html__no_memory();
+}
+
+/* ---- values */
+
+/* In place. */
+static inline char *html__squeeze(char *text)
+{
+    char *to = text;
+    for (const char *c = text; *c; c++) {
+        bool is_space = strchr(" \t\r\n\f", *c) != NULL;
+        if (!is_space)
+            *to++ = *c;
+        else if (to > text && to[-1] != ' ')
+            *to++ = ' ';
+    }
+    if (to > text && to[-1] == ' ')
+        to--;
+    *to = 0;
+    return text;
+}
+
+/* Else libxml2 prints errors of XPath. */
+#if LIBXML_VERSION >= 21200
+static inline void html__ignore(void *arg, const xmlError *error) { (void)arg, (void)error; }
+#else
+static inline void html__ignore(void *arg, xmlError *error) { (void)arg, (void)error; }
+#endif
+
+static inline xmlXPathObject *html__evaluate(html_page *p, xmlNode *from, const char *xpath)
+{
+    xmlXPathObject *found = NULL;
+    if (!p->xpath)
+        p->xpath = xmlXPathNewContext(p->document);
+    if (!p->xpath) {
+        html__no_memory();
+        return NULL;
+    }
+    p->xpath->error = html__ignore;
+    p->xpath->node = from;
+    if (!from)
+        p->xpath->node = (xmlNode *)p->document;
+    found = xmlXPathEvalExpression((const xmlChar *)xpath, p->xpath);
+    if (!found)
+        conc_fail(-EINVAL, "%.80s: no XPath expression", xpath);
+    return found;
+}
+
+/* Keeps the text until html_free. */
+static inline const char *html__keep(html_page *p, char *text)
+{
+    char **values = text ? realloc(p->values, (p->value_count + 1) * sizeof *values) : NULL;
+    if (!values) {
+        free(text);
+        html__no_memory();
+        return NULL;
+    }
+    p->values = values;
+    return values[p->value_count++] = text;
+}
+
+static inline const char *html_value(html_page *p, xmlNode *from, const char *xpath)
+{
+    if (!p->document)
+        return "";
+    xmlXPathObject *found = html__evaluate(p, from, xpath);
+    if (!found)
+        return NULL;
+    xmlChar *text = xmlXPathCastToString(found);
+    char *copy = text ? strdup((const char *)text) : NULL;
+    xmlFree(text);
+    xmlXPathFreeObject(found);
+    return html__keep(p, copy ? html__squeeze(copy) : NULL);
+}
+
+static inline int html_nodes_free(html_nodes *n)
+{
+    if (n->object)
+        xmlXPathFreeObject(n->object);
+    *n = (html_nodes){0};
+    return 0;
+}
+
+static inline int html_select(html_page *p, xmlNode *from, const char *xpath, html_nodes *n)
+{
+    html_nodes_free(n);
+    if (!p->document)
+        return 0;
+    xmlXPathObject *found = html__evaluate(p, from, xpath);
+    if (!found)
+        return -EINVAL;
+    if (found->type != XPATH_NODESET) {
+        xmlXPathFreeObject(found);
+        return conc_fail(-EINVAL, "%.80s: its value is no nodes", xpath);
+    }
+    n->object = found;
+    if (found->nodesetval) {
+        n->all = found->nodesetval->nodeTab;
+        n->count = (size_t)found->nodesetval->nodeNr;
+    }
+    return 0;
+}
+
+/* ---- links */
+
+static inline int html__add_link(html_page *p, xmlHashTable *seen, const char *url, size_t *room)
+{
+    if (xmlHashLookup(seen, (const xmlChar *)url))
+        return 0;
+    if (p->link_count == *room) {
+        *room = *room ? 2 * *room : 16;
+        char **links = realloc(p->links, *room * sizeof *links);
+        if (!links)
+            return html__no_memory();
+        p->links = links;
+    }
+    char *copy = strdup(url);
+    if (!copy)
+        return html__no_memory();
+    p->links[p->link_count++] = copy;
+    if (xmlHashAddEntry(seen, (const xmlChar *)url, copy) < 0)
+        return html__no_memory();
+    return 0;
+}
+
+static inline int html__add_links(html_page *p, const char *base, const html_nodes *hrefs,
+                                  xmlHashTable *seen)
+{
+    size_t room = 0, max = p->max_links ? p->max_links : HTML__LINKS;
+    for (size_t i = 0; i < hrefs->count; i++) {
+        char url[URL_SIZE];
+        xmlChar *href = xmlNodeGetContent(hrefs->all[i]);
+        if (!href)
+            return html__no_memory();
+        int rc = url_canonical(base, (const char *)href, url, sizeof url);
+        xmlFree(href);
+        if (rc == -ENOMEM)
+            return rc;
+        if (rc < 0) {
+            p->bad_links++;
+            continue;
+        }
+        if (p->link_count == max) {
+            p->is_cut = true;
+            return 0;
+        }
+        CONC_TRY(html__add_link(p, seen, url, &room));
+    }
+    return 0;
+}
+
+static inline int html__read_links(html_page *p, const char *url)
+{
+    char base[URL_SIZE];
+    CONC_AUTO(html_nodes, hrefs) = {0};
+    const char *href = html_value(p, NULL, "//base/@href");
+    if (!href)
+        return -ENOMEM;
+    if (!*href || url_canonical(url, href, base, sizeof base) < 0)
+        snprintf(base, sizeof base, "%s", url);
+    CONC_TRY(html_select(p, NULL, "//a/@href | //area/@href", &hrefs));
+    xmlHashTable *seen = xmlHashCreate((int)(hrefs.count < 16 ? 16 : hrefs.count));
+    if (!seen)
+        return html__no_memory();
+    int rc = html__add_links(p, base, &hrefs, seen);
+    xmlHashFree(seen, NULL);
+    return rc;
+}
+
+/* ---- reading and freeing */
+
+/* In upper or lower case. */
+static inline bool html__contains(const char *text, const char *word)
+{
+    return xmlStrcasestr((const xmlChar *)text, (const xmlChar *)word) != NULL;
+}
+
+static inline int html__read_head(html_page *p)
+{
+    const char *robots = html_value(p, NULL,
+                                    "//meta[translate(@name, 'ROBTS', 'robts')='robots']"
+                                    "/@content");
+    p->title = html_value(p, NULL, "//title");
+    if (!p->title || !robots)
+        return -ENOMEM;
+    bool is_none = html__contains(robots, "none");
+    p->nofollow = is_none || html__contains(robots, "nofollow");
+    p->noindex = is_none || html__contains(robots, "noindex");
+    return 0;
+}
+
+static inline int html_free(html_page *p)
+{
+    for (size_t i = 0; i < p->link_count; i++)
+        free(p->links[i]);
+    for (size_t i = 0; i < p->value_count; i++)
+        free(p->values[i]);
+    free(p->links);
+    free(p->values);
+    xmlXPathFreeContext(p->xpath);
+    xmlFreeDoc(p->document);
+    *p = (html_page){
+        .charset = p->charset, .max_links = p->max_links, .max_depth = p->max_depth, .title = ""};
+    return 0;
+}
+
+static inline int html_read(html_page *p, const char *url, const char *bytes, size_t size)
+{
+    html_free(p);
+    if (size > 1 << 30)
+        return conc_fail(-EFBIG, "html: a page of %zu bytes", size);
+    if (size == 0)
+        return 0;
+    int rc = html__parse_document(p, url, bytes, size);
+    if (rc == 0 && p->document)
+        rc = html__read_head(p);
+    if (rc == 0 && p->document)
+        rc = html__read_links(p, url);
+    if (rc < 0)
+        html_free(p);
+    return rc;
+}
+
+#endif
