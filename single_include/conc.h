@@ -1768,6 +1768,7 @@ typedef struct conc__stack {
 #endif
 #if CONC__TSAN
     void *tsan_fiber;
+    struct conc__stack *left_next, **left_at; /* among those left since the loop last slept */
 #endif
     uint32_t valgrind_id;
 } conc__stack;
@@ -2018,6 +2019,7 @@ struct conc_loop {
     conc__stack thread_stack;
 #if CONC__TSAN
     void *dead_fiber;
+    conc__stack *switched_from; /* may have signals, see conc__fiber_take_signals */
 #endif
 
     conc_options options;
@@ -2288,16 +2290,102 @@ void __tsan_destroy_fiber(void *fiber);
 void __tsan_switch_to_fiber(void *fiber, unsigned flags);
 #endif
 
+#if CONC__TSAN
+/* TSan delays a signal until the fiber that runs then calls one of its functions; if that fiber
+ * waits or ends first, for good. So each fiber that has run calls one before the loop sleeps and
+ * before the fiber is destroyed. TSan's work on a fiber counts as the fiber's own time, and it also
+ * loses a signal that comes in a fiber's first call that may block; so signals are blocked
+ * meanwhile, and a fiber begins with such a call. */
+CONC__PRIVATE void conc__fiber_take_signals(void *fiber)
+{
+    void *here = __tsan_get_current_fiber();
+    int saved = errno;
+    if (fiber != here)
+        __tsan_switch_to_fiber(fiber, 0);
+    poll(NULL, 0, 0);
+    if (fiber != here)
+        __tsan_switch_to_fiber(here, 0);
+    errno = saved;
+}
+
+CONC__PRIVATE void conc__block_signals(sigset_t *before)
+{
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, before);
+}
+
+/* A new fiber, or the thread's own. */
+CONC__PRIVATE void *conc__fiber_begin(bool is_new)
+{
+    sigset_t before;
+    conc__block_signals(&before);
+    void *fiber = is_new ? __tsan_create_fiber(0) : __tsan_get_current_fiber();
+    conc__fiber_take_signals(fiber);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return fiber;
+}
+
+CONC__PRIVATE void conc__fiber_destroy(void *fiber)
+{
+    sigset_t before;
+    conc__block_signals(&before);
+    conc__fiber_take_signals(fiber);
+    __tsan_destroy_fiber(fiber);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+CONC__PRIVATE void conc__stack_unleave(conc__stack *s)
+{
+    if (!s->left_at)
+        return;
+    *s->left_at = s->left_next;
+    if (s->left_next)
+        s->left_next->left_at = s->left_at;
+    s->left_at = NULL;
+}
+
+CONC__PRIVATE void conc__stack_leave(conc_loop *l, conc__stack *s)
+{
+    conc__stack_unleave(s);
+    s->left_next = l->switched_from;
+    s->left_at = &l->switched_from;
+    if (l->switched_from)
+        l->switched_from->left_at = &s->left_next;
+    l->switched_from = s;
+}
+#endif
+
+/* Called before the loop sleeps. */
+static inline void conc__delayed_signals(conc_loop *l)
+{
+#if CONC__TSAN
+    sigset_t before;
+    conc__block_signals(&before);
+    while (l->switched_from) {
+        conc__stack *s = l->switched_from;
+        conc__stack_unleave(s);
+        conc__fiber_take_signals(s->tsan_fiber);
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+#endif
+    (void)l;
+}
+
 /* Called right before a jump from one stack to another. from is NULL if the stack will never be
  * resumed. */
-static inline __attribute__((always_inline)) void conc__leaving(conc__stack *from, conc__stack *to)
+static inline __attribute__((always_inline)) void conc__leaving(conc_loop *l, conc__stack *from,
+                                                                conc__stack *to)
 {
 #if CONC__ASAN
     __sanitizer_start_switch_fiber(from ? &from->asan_frames : NULL, to->asan_low, to->asan_size);
 #endif
 #if CONC__TSAN
+    if (from && from != &l->thread_stack)
+        conc__stack_leave(l, from);
     __tsan_switch_to_fiber(to->tsan_fiber, 0);
 #endif
+    (void)l;
     (void)from;
     (void)to;
 }
@@ -2316,7 +2404,7 @@ static inline __attribute__((always_inline)) void conc__arrived(conc_loop *l, co
 #endif
 #if CONC__TSAN
     if (l->dead_fiber)
-        __tsan_destroy_fiber(l->dead_fiber);
+        conc__fiber_destroy(l->dead_fiber);
     l->dead_fiber = NULL;
 #endif
     (void)l;
@@ -2332,7 +2420,8 @@ static inline void conc__stack_begins(conc__stack *s)
     s->asan_frames = NULL;
 #endif
 #if CONC__TSAN
-    s->tsan_fiber = __tsan_create_fiber(0);
+    s->tsan_fiber = conc__fiber_begin(true);
+    s->left_at = NULL;
 #endif
     (void)s;
 }
@@ -2344,10 +2433,11 @@ static inline void conc__stack_ends(conc_loop *l, conc__stack *s)
     __asan_unpoison_memory_region(s->low, (size_t)((char *)s - s->low));
 #endif
 #if CONC__TSAN
+    conc__stack_unleave(s);
     if (s->tsan_fiber == __tsan_get_current_fiber())
         l->dead_fiber = s->tsan_fiber; /* a fiber cannot destroy itself */
     else
-        __tsan_destroy_fiber(s->tsan_fiber);
+        conc__fiber_destroy(s->tsan_fiber);
 #endif
     (void)l;
     (void)s;
@@ -2428,7 +2518,7 @@ CONC__SWITCHES void conc__switch(conc_loop *l, conc__stack *from, void **from_co
 {
     conc__fpu fpu;
     conc__fpu_save(&fpu);
-    conc__leaving(from, to);
+    conc__leaving(l, from, to);
     conc__jump(from_context, to_context);
     conc__fpu_load(&fpu);
     conc__arrived(l, from);
@@ -3304,7 +3394,8 @@ CONC__PRIVATE int conc__epoll_pause(conc_loop *l, struct epoll_event *events, in
 {
 #if CONC__NS_WAITS && defined SYS_epoll_pwait2
     static atomic_bool refused;
-    bool exact = ns > 0 && ns != CONC__NEVER && !l->on_valgrind; /* which does not know the call */
+    bool is_known = !CONC__TSAN && !l->on_valgrind; /* to these two it is not */
+    bool exact = ns > 0 && ns != CONC__NEVER && is_known;
     if (exact && !atomic_load_explicit(&refused, memory_order_relaxed)) {
         struct timespec limit = {ns / 1000000000, ns % 1000000000};
         int n = (int)syscall(SYS_epoll_pwait2, l->poll_fd, events, max, &limit, NULL, (size_t)8);
@@ -4476,6 +4567,7 @@ CONC__PRIVATE void conc__poll_wait_for(conc_loop *l, int64_t ns)
     enum { NAP = 1000000 };
     l->polls++;
     int rc = 0;
+    conc__delayed_signals(l);
     if (!l->blind)
         rc = l->backend->wait(l, ns);
     if (rc)
@@ -6983,11 +7075,11 @@ CONC__PRIVATE void conc__task_main(void)
         l->switches_left--;
         l->ready = next->next;
         l->self = next;
-        conc__leaving(NULL, next->stack);
+        conc__leaving(l, NULL, next->stack);
         conc__jump(l->scratch, next->context);
     } else {
         l->self = NULL;
-        conc__leaving(NULL, &l->thread_stack);
+        conc__leaving(l, NULL, &l->thread_stack);
         conc__jump(l->scratch, l->context);
     }
     __builtin_unreachable();
@@ -7637,7 +7729,7 @@ CONC__PRIVATE void conc__gen_main(void)
     g->rc = g->fn(&g->face, g->arg);
     conc__gen_find_lost(l, g);
     g->ended = true;
-    conc__leaving(NULL, g->outside);
+    conc__leaving(l, NULL, g->outside);
     conc__jump(l->scratch, g->outer);
     __builtin_unreachable();
 }
@@ -14598,7 +14690,7 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     l->exit_status = CONC__NO_STATUS;
     conc__fpu_save(&l->fpu);
 #if CONC__TSAN
-    l->thread_stack.tsan_fiber = __tsan_get_current_fiber();
+    l->thread_stack.tsan_fiber = conc__fiber_begin(false);
 #endif
     return l;
 }
