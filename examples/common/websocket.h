@@ -1,0 +1,848 @@
+/* websocket.h - WebSockets (RFC 6455) on a conc_stream, framed by wslay
+ *
+ *     #define CONC_STATIC
+ *     #include "conc_sync.h"
+ *     #include "websocket.h"
+ *
+ *     static int echo(http_connection *http, void *arg)
+ *     {
+ *         (void)arg;
+ *         websocket_message m;
+ *         CONC_AUTO(websocket, w) = {.max_message = 4096};
+ *         if (websocket_accept(&w, http))
+ *             return 0; // it was refused, and the client has been told
+ *         while (CONC_TRY(websocket_receive(&w, &m)) > 0)
+ *             CONC_TRY(websocket_send(&w, m.type, m.data, m.size));
+ *         return 0;
+ *     }
+ *
+ * is an answer for http_serve, see http.h. A client opens a stream, of a socket or of tls.h:
+ *
+ *     CONC_AUTO(websocket, w) = {.stream = &stream};
+ *     CONC_TRY(websocket_connect(&w, "/echo", "localhost:8080"));
+ *     CONC_TRY(websocket_printf(&w, "hello"));
+ *     CONC_TRY(websocket_receive(&w, &m));
+ *     CONC_TRY(websocket_end(&w, 1000, "goodbye"));
+ *
+ * To compile: -lwslay -lcrypto -lhttp_parser (Debian: libwslay-dev libssl-dev libhttp-parser-dev).
+ *
+ * Frames   wslay joins fragments, masks, answers pings and closes, and checks what RFC 6455
+ *          demands. What it does not accept is closed with 1002 (the protocol), 1007 (text that is
+ *          not UTF-8) or 1009 (a message over max_message).
+ * Closing  websocket_end closes in order. The peer's close ends websocket_receive with 0, and
+ *          close_code and close_reason say how: 1005 is a close without a code, 1006 an end without
+ *          a close. websocket_close alone just ends the connection, which the peer sees as 1006.
+ * Silence  websocket_receive sends a ping when no byte came for ping_interval, and gives up when
+ *          none comes for as long again. So one task should always be in websocket_receive, also
+ *          where nothing but sending is of interest: it answers the peer's pings and closes, too.
+ * Tasks    one task receives while any number send; messages go out whole, in the order of the
+ *          calls. A second websocket_receive is -EBUSY.
+ * Errors   0 or a count, or a negative errno, with words in .error and conc_last_error.
+ *            -EPROTO       the peer broke the protocol, or refused the handshake
+ *            -EMSGSIZE     its message was over max_message
+ *            -ETIMEDOUT    it was silent, or did not answer a close
+ *            -EPIPE        the connection is closed
+ *            -ENOBUFS      more than max_unsent waits to be sent; this message was not
+ *            -EINVAL, -EBUSY, -ENOMEM, -EPERM, and those of the stream
+ * Waiting  all calls here wait. After a cancel in websocket_receive nothing is lost. In
+ *          websocket_send: -ECANCELED means that nothing of the message went out; if some of it
+ *          did, the call returns 0, and the next call that sends or receives sends the rest first.
+ *          After a cancel in websocket_accept or websocket_connect the websocket is closed; in
+ *          websocket_end, the close frame may have been sent.
+ * Memory   some 10 KiB a connection; messages on top of that, while they are on their way.
+ *
+ * Not covered: extensions (compression), subprotocols, messages that are handed over in parts,
+ * streams of a websocket over HTTP/2. websocket_send does not check that text is UTF-8. wslay 1.1.1
+ * accepts the close codes 1000 to 1011 and 3000 to 4999, not the newer 1012 to 1014.
+ */
+#ifndef WEBSOCKET_H
+#define WEBSOCKET_H
+
+#ifndef CONC_SYNC_H
+#error "websocket.h: include conc_sync.h first"
+#endif
+
+#include "http.h"
+
+#include <openssl/evp.h>
+#include <openssl/rand.h>
+#include <openssl/sha.h>
+#include <wslay/wslay.h>
+
+/* ---- what you call -------------------------------------------------------------------------- */
+
+enum { WEBSOCKET_TEXT = 1, WEBSOCKET_BINARY = 2 };
+
+typedef struct websocket {
+    /* Options, to be set before it is opened. 0: the default. CONC_FOREVER: no limit of time */
+    conc_stream *stream;  /* of a client: open; websocket_close closes it. A server's is http's */
+    size_t max_message;   /* bytes of a message that is received, else closed with 1009; 1 MiB */
+    size_t max_unsent;    /* bytes of messages that wait in websocket_send, of all tasks; 1 MiB */
+    double ping_interval; /* seconds without a byte until a ping, and then until it is given up; 30
+                           */
+    double close_timeout; /* seconds for the last frames in each direction; 5 */
+
+    /* Read only */
+    int close_code;         /* how it was closed: the peer's code, or what it was told; 0: open */
+    char close_reason[124]; /* the peer's words; "" */
+    char error[160];        /* the newest error of the connection, in words; "": none */
+
+    /* private */
+    wslay_event_context_ptr wslay;
+    int state, failure; /* failure: what calls return in the state FAILED */
+    conc_lock sending;  /* the owner writes to the stream */
+    conc_event over;    /* no longer OPEN */
+    conc_event left;    /* inside is 0 */
+    http__text frames;  /* to be sent: whole frames */
+    http__text going;   /* those that the owner of `sending` writes; `gone` bytes are written */
+    http__text text;    /* of the message that comes in */
+    size_t gone, unsent;
+    struct websocket__received *first, **last, *current;
+    ssize_t came; /* what the newest read of the stream returned */
+    int inside;   /* calls that have not returned */
+    int broken;   /* wslay can receive no more: its error */
+    bool refused; /* what comes in, by a callback here */
+    bool reading; /* a call receives */
+    bool control; /* the frame that comes in is a ping, pong or close */
+    bool silent;  /* the newest read waited for ping_interval in vain */
+    bool pinged;  /* and no byte has come since */
+    bool no_memory, is_client;
+} websocket;
+
+/* A message. data has a NUL behind it, and is valid until the next receive or close. */
+typedef struct websocket_message {
+    int type; /* WEBSOCKET_TEXT, which is UTF-8, or WEBSOCKET_BINARY */
+    const char *data;
+    size_t size;
+} websocket_message;
+
+/* In an answer of http.h whose request asks for a websocket: accepts it, and takes the stream over.
+ * Or refuses it: the client gets 400 or 426, and the result is -EPROTO. After any error there is
+ * nothing more to answer, and http_serve knows what to do. */
+static inline int websocket_accept(websocket *w, http_connection *http);
+
+/* Opens a client on w->stream: asks for target ("/chat?room=1") of host ("localhost:8080"), and
+ * waits for the answer. -EPROTO: the server refused, or is none; .error has its status line. */
+static inline int websocket_connect(websocket *w, const char *target, const char *host);
+
+/* Waits for a message: 1, and *m is it; 0: the connection is closed, or has ended. */
+static inline int websocket_receive(websocket *w, websocket_message *m);
+
+/* Sends a message of that type: 0 when the system has taken all of it. */
+static inline int websocket_send(websocket *w, int type, const void *data, size_t size);
+
+/* Sends formatted text as a message. */
+static inline int websocket_printf(websocket *w, const char *format, ...)
+    __attribute__((__format__(__printf__, 2, 3)));
+
+/* Sends a close with this code, 1000 in general, and a reason of at most 123 bytes, or NULL; then
+ * waits until the peer has closed, too, and drops the messages that come before. A client then
+ * waits for the server to end the connection. -ETIMEDOUT: there was no answer within close_timeout.
+ * On a websocket that is closed already it does nothing. Call websocket_close in any case. */
+static inline int websocket_end(websocket *w, int code, const char *reason);
+
+/* Closes the stream, makes the calls of other tasks return -EPIPE, waits until they have, and
+ * frees. Twice, or if it was never opened, it does nothing. Returns the error of the stream's
+ * close; it is closed all the same. */
+static inline int websocket_close(websocket *w);
+CONC_AUTO_TYPE(websocket, websocket_close);
+
+/* ---- implementation: state and errors ------------------------------------------------------- */
+
+enum websocket__state {
+    WEBSOCKET__NEW,    /* accept, connect -> OPEN */
+    WEBSOCKET__OPEN,   /* -> CLOSED: the peer's close or end; -> FAILED */
+    WEBSOCKET__CLOSED, /* receive returns 0, send -EPIPE */
+    WEBSOCKET__FAILED  /* both return `failure` */
+};
+
+/* A message that was received, and that no call has returned yet. */
+typedef struct websocket__received {
+    struct websocket__received *next;
+    int type;
+    http__text text;
+} websocket__received;
+
+static inline void websocket__set_defaults(websocket *w)
+{
+    w->max_message = w->max_message ? w->max_message : 1 << 20;
+    w->max_unsent = w->max_unsent ? w->max_unsent : 1 << 20;
+    w->ping_interval = w->ping_interval > 0 ? w->ping_interval : 30;
+    w->close_timeout = w->close_timeout > 0 ? w->close_timeout : 5;
+    w->last = &w->first;
+}
+
+/* OPEN -> CLOSED or FAILED. */
+static inline void websocket__leave_open(websocket *w, int state, int code)
+{
+    if (w->state != WEBSOCKET__OPEN)
+        return;
+    w->state = state;
+    w->close_code = code;
+    conc_event_set(&w->over);
+}
+
+__attribute__((__format__(__printf__, 3, 4))) static inline int
+websocket__fail(websocket *w, int rc, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    vsnprintf(w->error, sizeof w->error, format, args);
+    va_end(args);
+    w->failure = rc;
+    websocket__leave_open(w, WEBSOCKET__FAILED, WSLAY_CODE_ABNORMAL_CLOSURE);
+    return conc_fail(rc, "%s", w->error);
+}
+
+/* The stream failed, or the task was cancelled, which changes nothing. */
+static inline int websocket__failed(websocket *w, int rc, const char *doing)
+{
+    if (rc == -ECANCELED)
+        return rc;
+    return websocket__fail(w, rc, "%s: %s", doing, conc_last_error());
+}
+
+/* A public call begins: 0, and websocket__leave is due. */
+static inline int websocket__enter(websocket *w, const char *call)
+{
+    if (!w || w->state == WEBSOCKET__NEW)
+        return conc_fail(-EINVAL, "%s: the websocket is not open", call);
+    if (!conc_self())
+        return conc_fail(-EPERM, "%s: not in a task", call);
+    w->inside++;
+    conc_event_clear(&w->left);
+    return 0;
+}
+
+static inline int websocket__leave(websocket *w, int rc)
+{
+    if (--w->inside == 0)
+        conc_event_set(&w->left);
+    return rc;
+}
+
+/* ---- implementation: what wslay calls ------------------------------------------------------- */
+
+/* Waits for bytes of the peer, unless there is something to do first: a message to be returned, or
+ * a pong to be sent. That it has none is the same to wslay whatever the reason, so that it can go
+ * on after a cancel; the reason stays in `came`. */
+static inline ssize_t websocket__read(wslay_event_context_ptr wslay, uint8_t *buf, size_t size,
+                                      int flags, void *arg)
+{
+    websocket *w = arg;
+    conc_scope limit = {0};
+    (void)flags;
+    w->came = -EAGAIN;
+    w->silent = false;
+    bool must_wait = !w->first && !wslay_event_want_write(wslay);
+    if (must_wait && (w->came = conc_scope_begin(&limit, w->ping_interval)) == 0) {
+        ssize_t n = conc_stream_read(w->stream, buf, size);
+        int rc = conc_scope_end(&limit, n < 0 ? (int)n : 0);
+        w->came = rc < 0 ? rc : n;
+        w->silent = rc == -ETIMEDOUT && limit.expired;
+    }
+    if (w->came > 0) {
+        w->pinged = false;
+        return w->came;
+    }
+    wslay_event_set_error(wslay, WSLAY_ERR_WOULDBLOCK);
+    return -1;
+}
+
+static inline ssize_t websocket__keep(wslay_event_context_ptr wslay, const uint8_t *data,
+                                      size_t size, int flags, void *arg)
+{
+    websocket *w = arg;
+    (void)flags;
+    if (http__append(&w->frames, data, size) == 0)
+        return (ssize_t)size;
+    wslay_event_set_error(wslay, WSLAY_ERR_CALLBACK_FAILURE);
+    return -1;
+}
+
+static inline int websocket__mask(wslay_event_context_ptr wslay, uint8_t *buf, size_t size,
+                                  void *arg)
+{
+    (void)wslay;
+    (void)arg;
+    return RAND_bytes(buf, (int)size) == 1 ? 0 : -1;
+}
+
+/* What wslay itself would let pass: a message that is too long as a whole, and a close with half a
+ * code. */
+static inline void websocket__on_frame(wslay_event_context_ptr wslay,
+                                       const struct wslay_event_on_frame_recv_start_arg *frame,
+                                       void *arg)
+{
+    websocket *w = arg;
+    uint16_t code = 0;
+    w->control = wslay_is_ctrl_frame(frame->opcode);
+    if (frame->opcode == WSLAY_CONNECTION_CLOSE && frame->payload_length == 1)
+        code = WSLAY_CODE_PROTOCOL_ERROR;
+    if (!w->control && frame->payload_length > w->max_message - w->text.n)
+        code = WSLAY_CODE_MESSAGE_TOO_BIG;
+    if (code) {
+        w->refused = true;
+        wslay_event_queue_close(wslay, code, NULL, 0);
+        wslay_event_shutdown_read(wslay);
+    }
+}
+
+static inline void websocket__on_chunk(wslay_event_context_ptr wslay,
+                                       const struct wslay_event_on_frame_recv_chunk_arg *chunk,
+                                       void *arg)
+{
+    websocket *w = arg;
+    if (w->control || !wslay_event_get_read_enabled(wslay))
+        return;
+    if (http__append(&w->text, chunk->data, chunk->data_length)) {
+        w->no_memory = true;
+        wslay_event_shutdown_read(wslay);
+    }
+}
+
+static inline void websocket__on_message(wslay_event_context_ptr wslay,
+                                         const struct wslay_event_on_msg_recv_arg *message,
+                                         void *arg)
+{
+    websocket *w = arg;
+    if (message->opcode == WSLAY_CONNECTION_CLOSE && message->msg_length > 2)
+        memcpy(w->close_reason, message->msg + 2, message->msg_length - 2);
+    bool of_data = message->opcode == WSLAY_TEXT_FRAME || message->opcode == WSLAY_BINARY_FRAME;
+    if (!of_data || !wslay_event_get_read_enabled(wslay))
+        return;
+    websocket__received *received = malloc(sizeof *received);
+    if (!received || http__append(&w->text, "", 0)) { /* for the NUL of an empty message */
+        free(received);
+        w->no_memory = true;
+        wslay_event_shutdown_read(wslay);
+        return;
+    }
+    *received = (websocket__received){.type = message->opcode, .text = w->text};
+    w->text = (http__text){NULL, 0, 0};
+    *w->last = received;
+    w->last = &received->next;
+}
+
+/* A fresh context of wslay. Whole messages are kept here, not by wslay, which would allocate memory
+ * for each fragment, however small. */
+static inline int websocket__init(websocket *w)
+{
+    static const struct wslay_event_callbacks callbacks = {
+        websocket__read,      websocket__keep,     websocket__mask,
+        websocket__on_frame,  websocket__on_chunk, NULL,
+        websocket__on_message};
+    wslay_event_context_free(w->wslay);
+    w->wslay = NULL;
+    int rc;
+    if (w->is_client)
+        rc = wslay_event_context_client_init(&w->wslay, &callbacks, w);
+    else
+        rc = wslay_event_context_server_init(&w->wslay, &callbacks, w);
+    if (rc) {
+        w->wslay = NULL;
+        return -ENOMEM;
+    }
+    wslay_event_config_set_no_buffering(w->wslay, 1);
+    return 0;
+}
+
+/* ---- implementation: sending ---------------------------------------------------------------- */
+
+/* Writes `going`, or if that is empty, the frames. The caller owns `sending`. */
+static inline int websocket__write_going(websocket *w)
+{
+    if (!w->going.n) {
+        w->going = w->frames; /* frames may grow, and move, while this waits */
+        w->frames = (http__text){NULL, 0, 0};
+    }
+    while (w->gone < w->going.n) {
+        w->gone += (size_t)CONC_TRY(
+            conc_stream_write(w->stream, w->going.data + w->gone, w->going.n - w->gone));
+    }
+    http__free(&w->going);
+    w->gone = 0;
+    return conc_stream_flush(w->stream);
+}
+
+/* Writes and flushes all there is, and what comes in the meantime. The caller owns `sending`. After
+ * a cancel the rest stays for the next call. */
+static inline int websocket__write(websocket *w)
+{
+    int rc = 0;
+    bool has_more = w->going.n || w->frames.n;
+    while (has_more && rc >= 0) {
+        rc = websocket__write_going(w); /* more than 0: a cancel cut the flush short */
+        has_more = rc > 0 || w->frames.n;
+    }
+    return rc < 0 ? websocket__failed(w, rc, "sending") : 0;
+}
+
+/* Makes frames of what was queued in wslay. */
+static inline int websocket__encode(websocket *w)
+{
+    if (wslay_event_send(w->wslay) == 0)
+        return 0;
+    return websocket__fail(w, -ENOMEM, "out of memory");
+}
+
+/* Sends pongs, pings and closes. If a task is sending, it takes them along; `wait` waits for it. */
+static inline int websocket__send_frames(websocket *w, bool wait)
+{
+    CONC_TRY(websocket__encode(w));
+    if (!w->going.n && !w->frames.n)
+        return 0;
+    int rc = conc_lock_try_acquire(&w->sending);
+    if (rc == -EAGAIN && !wait)
+        return 0;
+    if (rc == -EAGAIN)
+        rc = conc_lock_acquire(&w->sending);
+    CONC_TRY(rc);
+    rc = websocket__write(w);
+    conc_lock_release(&w->sending);
+    return rc;
+}
+
+/* The caller owns `sending`. */
+static inline int websocket__send(websocket *w, int type, const void *data, size_t size)
+{
+    struct wslay_event_msg message = {(uint8_t)type, data, size};
+    CONC_TRY(websocket__write(w)); /* what a cancel has left */
+    if (w->state == WEBSOCKET__FAILED)
+        return conc_fail(w->failure, "%s", w->error);
+    int rc = wslay_event_queue_msg(w->wslay, &message);
+    if (rc == WSLAY_ERR_NO_MORE_MSG)
+        return conc_fail(-EPIPE, "websocket_send: the connection is closed");
+    if (rc)
+        return conc_fail(-ENOMEM, "out of memory");
+    CONC_TRY(websocket__encode(w));
+    rc = websocket__write(w);
+    if (rc != -ECANCELED)
+        return rc;
+    if (w->gone || !w->going.n)
+        return 0; /* some of it is on its way, and the rest has to follow */
+    http__free(&w->going);
+    return rc;
+}
+
+static inline int websocket_send(websocket *w, int type, const void *data, size_t size)
+{
+    CONC_TRY(websocket__enter(w, "websocket_send"));
+    bool is_valid = (type == WEBSOCKET_TEXT || type == WEBSOCKET_BINARY) && (data || !size);
+    if (!is_valid)
+        return websocket__leave(w, conc_fail(-EINVAL, "websocket_send: a bad type, or no data"));
+    if (w->unsent && w->unsent + size > w->max_unsent)
+        return websocket__leave(w, conc_fail(-ENOBUFS, "%zu bytes wait to be sent", w->unsent));
+    w->unsent += size;
+    int rc = conc_lock_acquire(&w->sending);
+    if (rc == 0) {
+        rc = websocket__send(w, type, data, size);
+        conc_lock_release(&w->sending);
+    }
+    w->unsent -= size;
+    return websocket__leave(w, rc);
+}
+
+static inline int websocket_printf(websocket *w, const char *format, ...)
+{
+    va_list args;
+    http__text text = {NULL, 0, 0};
+    va_start(args, format);
+    int rc = http__vprint(&text, format, args);
+    va_end(args);
+    if (rc == 0)
+        rc = websocket_send(w, WEBSOCKET_TEXT, text.data, text.n);
+    http__free(&text);
+    return rc;
+}
+
+/* ---- implementation: receiving -------------------------------------------------------------- */
+
+/* Ends the writing half, and reads until the peer has ended its own: a close while bytes come in
+ * would reset the connection, and the peer might not see the last frame. */
+static inline int websocket__linger(void *arg)
+{
+    websocket *w = arg;
+    char waste[4096];
+    CONC_TRY(websocket__send_frames(w, true));
+    if (w->is_client && w->state == WEBSOCKET__CLOSED)
+        CONC_TRY(conc_stream_flush(w->stream)); /* the server is the first to end it */
+    else
+        CONC_TRY(conc_stream_shutdown(w->stream));
+    while (CONC_TRY(conc_stream_read(w->stream, waste, sizeof waste)) > 0)
+        continue;
+    return 0;
+}
+
+static inline int websocket__send_last(void *arg) { return websocket__send_frames(arg, true); }
+
+/* wslay has queued a close, as the peer broke the rules: sends it, and ends the connection. */
+static inline int websocket__refuse(websocket *w)
+{
+    if (w->no_memory || w->broken == WSLAY_ERR_NOMEM)
+        return websocket__fail(w, -ENOMEM, "out of memory");
+    if (w->broken) { /* a frame is malformed: its close has no code, a fresh context's has */
+        if (websocket__init(w))
+            return websocket__fail(w, -ENOMEM, "out of memory");
+        wslay_event_queue_close(w->wslay, WSLAY_CODE_PROTOCOL_ERROR, NULL, 0);
+    }
+    CONC_TRY(websocket__encode(w));
+    int code = wslay_event_get_status_code_sent(w->wslay), rc = -EPROTO;
+    const char *why = "the peer broke the protocol";
+    if (code == WSLAY_CODE_INVALID_FRAME_PAYLOAD_DATA)
+        why = "the peer's text is not UTF-8";
+    if (code == WSLAY_CODE_MESSAGE_TOO_BIG) {
+        why = "the peer's message is too long";
+        rc = -EMSGSIZE;
+    }
+    websocket__leave_open(w, WEBSOCKET__FAILED, code);
+    conc_timeout(w->close_timeout, websocket__linger, w);
+    return websocket__fail(w, rc, "%s: closed with %d", why, code);
+}
+
+/* The peer has closed: answers. */
+static inline int websocket__answer_close(websocket *w)
+{
+    int code = wslay_event_get_status_code_received(w->wslay);
+    CONC_TRY(websocket__encode(w));
+    websocket__leave_open(w, WEBSOCKET__CLOSED, code);
+    conc_timeout(w->close_timeout, websocket__send_last, w);
+    return 0;
+}
+
+/* No byte came for ping_interval: a ping, or the end. */
+static inline int websocket__silent(websocket *w)
+{
+    struct wslay_event_msg ping = {WSLAY_PING, NULL, 0};
+    if (w->pinged)
+        return websocket__fail(w, -ETIMEDOUT, "the peer was silent for %g s, and after a ping",
+                               w->ping_interval);
+    w->pinged = true;
+    wslay_event_queue_msg(w->wslay, &ping);
+    return 0;
+}
+
+/* Waits until there is a message, a close, or another reason to look again. */
+static inline int websocket__advance(websocket *w)
+{
+    w->came = -EAGAIN;
+    if (wslay_event_get_read_enabled(w->wslay))
+        w->broken = wslay_event_recv(w->wslay);
+    if (wslay_event_get_close_received(w->wslay) && !w->refused)
+        return websocket__answer_close(w);
+    if (!wslay_event_get_read_enabled(w->wslay))
+        return w->first ? 0 : websocket__refuse(w);
+    if (w->silent)
+        return websocket__silent(w);
+    if (w->came == 0)
+        websocket__leave_open(w, WEBSOCKET__CLOSED, WSLAY_CODE_ABNORMAL_CLOSURE);
+    if (w->came < 0 && w->came != -EAGAIN)
+        return websocket__failed(w, (int)w->came, "receiving");
+    return 0;
+}
+
+static inline int websocket__send_now(void *arg) { return websocket__send_frames(arg, false); }
+
+/* Sends what there is, and does not wait for a peer who does not read any longer than for one who
+ * does not write. */
+static inline int websocket__send_soon(websocket *w)
+{
+    bool must_send = w->going.n || w->frames.n || wslay_event_want_write(w->wslay);
+    int rc = must_send ? conc_timeout(w->ping_interval, websocket__send_now, w) : 0;
+    if (rc == -ETIMEDOUT)
+        return websocket__fail(w, rc, "the peer does not read");
+    return rc;
+}
+
+static inline int websocket__receive(websocket *w)
+{
+    while (!w->first) {
+        if (w->state == WEBSOCKET__CLOSED)
+            return 0;
+        if (w->state == WEBSOCKET__FAILED)
+            return conc_fail(w->failure, "%s", w->error);
+        CONC_TRY(websocket__send_soon(w));
+        CONC_TRY(websocket__advance(w));
+    }
+    w->current = w->first;
+    w->first = w->current->next;
+    if (!w->first)
+        w->last = &w->first;
+    return 1;
+}
+
+static inline void websocket__forget(websocket__received *received)
+{
+    if (received)
+        free(received->text.data);
+    free(received);
+}
+
+static inline int websocket_receive(websocket *w, websocket_message *m)
+{
+    if (m)
+        *m = (websocket_message){0, NULL, 0};
+    CONC_TRY(websocket__enter(w, "websocket_receive"));
+    if (!m)
+        return websocket__leave(w, conc_fail(-EINVAL, "websocket_receive: nowhere to put it"));
+    if (w->reading)
+        return websocket__leave(w, conc_fail(-EBUSY, "websocket_receive: another task is in it"));
+    w->reading = true;
+    websocket__forget(w->current);
+    w->current = NULL;
+    int rc = websocket__receive(w);
+    if (rc > 0)
+        *m = (websocket_message){w->current->type, w->current->text.data, w->current->text.n};
+    w->reading = false;
+    return websocket__leave(w, rc);
+}
+
+/* ---- implementation: closing ---------------------------------------------------------------- */
+
+static inline int websocket__finish(void *arg)
+{
+    websocket *w = arg;
+    CONC_TRY(websocket__send_frames(w, true));
+    while (w->state == WEBSOCKET__OPEN && !w->reading) {
+        websocket_message dropped;
+        CONC_TRY(websocket_receive(w, &dropped));
+    }
+    CONC_TRY(conc_event_wait(&w->over));
+    if (w->is_client && w->state == WEBSOCKET__CLOSED)
+        return websocket__linger(w);
+    return 0;
+}
+
+static inline int websocket__end(websocket *w, int code, const char *reason)
+{
+    bool may_send = (code >= 1000 && code <= 1014 && (code < 1004 || code > 1006)) ||
+                    (code >= 3000 && code <= 4999);
+    size_t size = reason ? strlen(reason) : 0;
+    if (!may_send || size > 123)
+        return conc_fail(-EINVAL, "websocket_end: the code %d, or a reason of %zu bytes", code,
+                         size);
+    if (w->state != WEBSOCKET__OPEN)
+        return 0;
+    int rc = wslay_event_queue_close(w->wslay, (uint16_t)code, (const uint8_t *)reason, size);
+    if (rc == WSLAY_ERR_NOMEM)
+        return conc_fail(-ENOMEM, "out of memory");
+    CONC_TRY(websocket__encode(w));
+    rc = conc_timeout(w->close_timeout, websocket__finish, w);
+    if (rc == -ETIMEDOUT && w->state == WEBSOCKET__OPEN)
+        return websocket__fail(w, rc, "the peer did not answer the close within %g s",
+                               w->close_timeout);
+    return w->state == WEBSOCKET__CLOSED && rc != -ECANCELED ? 0 : rc;
+}
+
+static inline int websocket_end(websocket *w, int code, const char *reason)
+{
+    CONC_TRY(websocket__enter(w, "websocket_end"));
+    return websocket__leave(w, websocket__end(w, code, reason));
+}
+
+static inline void websocket__free(websocket *w)
+{
+    while (w->first) {
+        websocket__received *next = w->first->next;
+        websocket__forget(w->first);
+        w->first = next;
+    }
+    websocket__forget(w->current);
+    w->current = NULL;
+    wslay_event_context_free(w->wslay);
+    w->wslay = NULL;
+    http__free(&w->frames);
+    http__free(&w->going);
+    http__free(&w->text);
+    w->gone = 0;
+    w->last = NULL;
+    w->stream = NULL;
+    w->state = WEBSOCKET__NEW;
+}
+
+static inline int websocket__close_stream(void *stream) { return conc_stream_close(stream); }
+
+static inline int websocket_close(websocket *w)
+{
+    if (!w || !w->stream)
+        return 0;
+    if (w->state == WEBSOCKET__OPEN)
+        websocket__fail(w, -EPIPE, "the websocket was closed here");
+    double limit = w->failure == -ETIMEDOUT ? 0 : w->close_timeout; /* 0: it does not read */
+    int rc = conc_self() ? conc_timeout(limit, websocket__close_stream, w->stream)
+                         : conc_stream_close(w->stream);
+    conc_scope shield = {0};
+    if (w->inside && conc_scope_begin(&shield, CONC_FOREVER) == 0) {
+        conc_scope_shield(&shield, true);
+        rc = conc_scope_end(&shield, conc_event_wait(&w->left)) < 0 ? -EPERM : rc;
+    }
+    websocket__free(w);
+    return rc;
+}
+
+/* ---- implementation: the handshake ---------------------------------------------------------- */
+
+enum { WEBSOCKET__KEY = 16, WEBSOCKET__TEXT_SIZE = 32 };
+
+/* What proves that a server understood the client's key, of 24 characters: 28 characters. */
+static inline void websocket__proof(const char *key, char proof[WEBSOCKET__TEXT_SIZE])
+{
+    char words[64];
+    unsigned char digest[SHA_DIGEST_LENGTH];
+    int n = snprintf(words, sizeof words, "%.24s258EAFA5-E914-47DA-95CA-C5AB0DC85B11", key);
+    SHA1((unsigned char *)words, (size_t)n, digest);
+    EVP_EncodeBlock((unsigned char *)proof, digest, sizeof digest);
+}
+
+/* Is it the base64 of 16 bytes? */
+static inline bool websocket__is_key(const char *key)
+{
+    unsigned char bytes[WEBSOCKET__KEY + 2];
+    bool has_form = strlen(key) == 24 && strcmp(key + 22, "==") == 0 && !strchr(key, ' ');
+    return has_form && EVP_DecodeBlock(bytes, (const unsigned char *)key, 24) == sizeof bytes;
+}
+
+static inline int websocket__refuse_request(http_connection *http, int status, const char *why)
+{
+    if (status == 426)
+        CONC_TRY(http_set_header(http, "Sec-WebSocket-Version", "13"));
+    CONC_TRY(http_printf(http, status, "%s\n", why));
+    return conc_fail(-EPROTO, "%s", why);
+}
+
+static inline int websocket__open(websocket *w, conc_stream *stream, bool is_client)
+{
+    *w = (websocket){.stream = stream,
+                     .max_message = w->max_message,
+                     .max_unsent = w->max_unsent,
+                     .ping_interval = w->ping_interval,
+                     .close_timeout = w->close_timeout,
+                     .is_client = is_client};
+    websocket__set_defaults(w);
+    if (websocket__init(w))
+        return conc_fail(-ENOMEM, "out of memory");
+    w->state = WEBSOCKET__OPEN;
+    conc_event_set(&w->left);
+    return 0;
+}
+
+static inline int websocket_accept(websocket *w, http_connection *http)
+{
+    char proof[WEBSOCKET__TEXT_SIZE];
+    if (!w || !http || w->state != WEBSOCKET__NEW)
+        return conc_fail(-EINVAL, "websocket_accept: no request, or open already");
+    const char *key = http_header(http, "Sec-WebSocket-Key");
+    const char *version = http_header(http, "Sec-WebSocket-Version");
+    bool asks = http->upgrade && strcasecmp(http->upgrade, "websocket") == 0;
+    if (!asks)
+        return websocket__refuse_request(http, 426, "This is for WebSocket clients.");
+    if (strcmp(http->method, "GET") != 0)
+        return websocket__refuse_request(http, 400, "A WebSocket begins with GET.");
+    if (!version || strcmp(version, "13") != 0)
+        return websocket__refuse_request(http, 426, "Only version 13 of WebSocket is spoken.");
+    if (!key || !websocket__is_key(key))
+        return websocket__refuse_request(http, 400, "Sec-WebSocket-Key is missing or malformed.");
+    websocket__proof(key, proof);
+    conc_stream *stream = http->stream;
+    CONC_TRY(http_set_header(http, "Sec-WebSocket-Accept", proof));
+    int rc = http_upgrade(http, "websocket");
+    if (rc == 0)
+        rc = websocket__open(w, stream, false);
+    if (rc)
+        conc_stream_close(stream);
+    return rc;
+}
+
+/* The headers of a server's answer that count. */
+typedef struct websocket__answer {
+    const char *field;
+    size_t size;
+    bool is_websocket, has_proof, has_more;
+    char proof[WEBSOCKET__TEXT_SIZE];
+} websocket__answer;
+
+static inline bool websocket__is(const char *text, size_t size, const char *word)
+{
+    return size == strlen(word) && strncasecmp(text, word, size) == 0;
+}
+
+static inline int websocket__on_field(http_parser *parser, const char *text, size_t size)
+{
+    websocket__answer *a = parser->data;
+    a->field = text;
+    a->size = size;
+    return 0;
+}
+
+static inline int websocket__on_value(http_parser *parser, const char *text, size_t size)
+{
+    websocket__answer *a = parser->data;
+    while (size && text[size - 1] == ' ')
+        size--;
+    if (websocket__is(a->field, a->size, "Upgrade"))
+        a->is_websocket = websocket__is(text, size, "websocket");
+    if (websocket__is(a->field, a->size, "Sec-WebSocket-Accept"))
+        a->has_proof = size == strlen(a->proof) && memcmp(text, a->proof, size) == 0;
+    if (websocket__is(a->field, a->size, "Sec-WebSocket-Extensions") ||
+        websocket__is(a->field, a->size, "Sec-WebSocket-Protocol"))
+        a->has_more = true; /* than was asked for */
+    return 0;
+}
+
+static inline int websocket__read_answer(websocket *w, const char *key)
+{
+    websocket__answer answer = {0};
+    http_parser parser;
+    http_parser_settings settings;
+    char *head;
+    ssize_t n = CONC_TRY(conc_stream_read_until(w->stream, "\r\n\r\n", 4, &head));
+    websocket__proof(key, answer.proof);
+    http_parser_settings_init(&settings);
+    settings.on_header_field = websocket__on_field;
+    settings.on_header_value = websocket__on_value;
+    http_parser_init(&parser, HTTP_RESPONSE);
+    parser.data = &answer;
+    size_t done = head ? http_parser_execute(&parser, &settings, head, (size_t)n) : 0;
+    if (parser.http_errno || done == 0)
+        return conc_fail(-EPROTO, "the server does not speak HTTP, or ended the connection");
+    if (!parser.upgrade || parser.status_code != 101)
+        return conc_fail(-EPROTO, "the server refused: %.80s", strtok(head, "\r\n"));
+    bool is_right = answer.is_websocket && answer.has_proof && !answer.has_more;
+    return is_right ? 0 : conc_fail(-EPROTO, "the server's handshake is wrong");
+}
+
+static inline int websocket__ask(websocket *w, const char *target, const char *host)
+{
+    unsigned char bytes[WEBSOCKET__KEY];
+    char key[WEBSOCKET__TEXT_SIZE];
+    if (RAND_bytes(bytes, sizeof bytes) != 1)
+        return conc_fail(-EIO, "no random bytes");
+    EVP_EncodeBlock((unsigned char *)key, bytes, sizeof bytes);
+    CONC_TRY(conc_stream_printf(w->stream,
+                                "GET %s HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\n"
+                                "Connection: Upgrade\r\nSec-WebSocket-Key: %s\r\n"
+                                "Sec-WebSocket-Version: 13\r\n\r\n",
+                                target, host, key));
+    return websocket__read_answer(w, key);
+}
+
+static inline int websocket_connect(websocket *w, const char *target, const char *host)
+{
+    bool is_complete = w && target && host && w->stream && w->state == WEBSOCKET__NEW;
+    if (!is_complete)
+        return conc_fail(-EINVAL, "websocket_connect: no stream, target or host, or it is open");
+    bool is_clean = *target == '/' && *host && target[strcspn(target, " \r\n")] == 0 &&
+                    host[strcspn(host, " \r\n")] == 0;
+    if (!is_clean)
+        return conc_fail(-EINVAL, "websocket_connect: a bad target or host");
+    CONC_TRY(websocket__open(w, w->stream, true));
+    int rc = websocket__ask(w, target, host);
+    if (rc == 0)
+        return 0;
+    snprintf(w->error, sizeof w->error, "%s: %s", host, conc_last_error());
+    conc_stream_close(w->stream);
+    websocket__free(w);
+    return conc_fail(rc, "%s", w->error);
+}
+
+#endif
