@@ -1,6 +1,6 @@
 /* html.h - HTML pages: their title, links and values, by libxml2
  *
- *     CONC_AUTO(html_page, page) = {.charset = "utf-8"};
+ *     CONC_AUTO(html_page, page) = {.content_type = "text/html; charset=utf-8"};
  *     CONC_TRY(html_read(&page, "http://example.org/a", body, size));
  *     printf("%s, %zu links\n", page.title, page.link_count);
  *     printf("%s\n", html_value(&page, NULL, "//td[@class='price']"));
@@ -38,8 +38,10 @@
 /* A page. The first fields are yours to set. Strings are UTF-8, never NULL, and borrowed until the
  * next html_read or html_free. */
 typedef struct html_page {
-    const char *charset; /* of the Content-Type header; NULL or unknown: the page tells, or UTF-8
-                            if it is that, else Latin-1 */
+    /* the header of the answer; what it says to be no HTML is read as an empty page; NULL: HTML */
+    const char *content_type;
+    const char *charset; /* NULL: the content_type's; if that is unknown: UTF-8 if the page is that,
+                            else what the page says, else Latin-1 */
     size_t max_links;    /* more are left out, and .is_cut is set; 0: 10,000 */
     int max_depth;       /* of nested elements; 0: 256 */
     /* what was found */
@@ -54,6 +56,7 @@ typedef struct html_page {
     xmlXPathContext *xpath;
     char **values;
     size_t value_count;
+    char type_charset[40];
 } html_page;
 
 /* Makes libxml2 ready for threads. Harmless if called again. */
@@ -115,14 +118,38 @@ static inline void html__start_element(void *arg, const xmlChar *name, const xml
     h->start(arg, name, attributes);
 }
 
-static inline const char *html__charset(const html_page *p, const char *bytes)
+static inline bool html__is_html(const html_page *p)
+{
+    const char *type = p->content_type;
+    return !type || strncasecmp(type, "text/html", 9) == 0 ||
+           strncasecmp(type, "application/xhtml+xml", 21) == 0;
+}
+
+/* That of "text/html; charset=utf-8", into name; "": none. */
+static inline void html__charset_of(const char *type, char *name, size_t size)
+{
+    const xmlChar *found = xmlStrcasestr((const xmlChar *)type, (const xmlChar *)"charset=");
+    const char *value = "";
+    if (found)
+        value = (const char *)found + 8;
+    if (*value == '"')
+        value++;
+    snprintf(name, size, "%.*s", (int)strcspn(value, "\"; "), value);
+}
+
+static inline const char *html__charset(html_page *p, const char *bytes)
 {
     xmlCharEncodingHandler *known = NULL;
-    if (p->charset)
-        known = xmlFindCharEncodingHandler(p->charset);
+    const char *name = p->charset;
+    if (!name && p->content_type) {
+        html__charset_of(p->content_type, p->type_charset, sizeof p->type_charset);
+        name = p->type_charset;
+    }
+    if (name)
+        known = xmlFindCharEncodingHandler(name);
     if (known) {
         xmlCharEncCloseFunc(known);
-        return p->charset;
+        return name;
     }
     return xmlCheckUTF8((const unsigned char *)bytes) ? "UTF-8" : NULL;
 }
@@ -345,8 +372,11 @@ static inline int html_free(html_page *p)
     free(p->values);
     xmlXPathFreeContext(p->xpath);
     xmlFreeDoc(p->document);
-    *p = (html_page){
-        .charset = p->charset, .max_links = p->max_links, .max_depth = p->max_depth, .title = ""};
+    *p = (html_page){.content_type = p->content_type,
+                     .charset = p->charset,
+                     .max_links = p->max_links,
+                     .max_depth = p->max_depth,
+                     .title = ""};
     return 0;
 }
 
@@ -355,7 +385,7 @@ static inline int html_read(html_page *p, const char *url, const char *bytes, si
     html_free(p);
     if (size > 1 << 30)
         return conc_fail(-EFBIG, "html: a page of %zu bytes", size);
-    if (size == 0)
+    if (size == 0 || !html__is_html(p))
         return 0;
     int rc = html__parse_document(p, url, bytes, size);
     if (rc == 0 && p->document)

@@ -139,6 +139,28 @@ TEST(charsets)
     html_free(&p);
 }
 
+TEST(content_types)
+{
+    html_page p = {.content_type = "Text/HTML; Charset=\"iso-8859-2\"; x=y"};
+    read_page(&p, "<title>\xb1</title>");
+    CHECK_STR(p.title, "\xc4\x85");
+    p.content_type = "application/xhtml+xml;charset=koi8-r";
+    read_page(&p, "<title>\xc1</title>");
+    CHECK_STR(p.title, "\xd0\xb0");
+    p.charset = "utf-8";
+    read_page(&p, "<title>\xc3\xbc</title>");
+    CHECK_STR(p.title, "\xc3\xbc");
+    p.charset = NULL;
+    p.content_type = "text/html; charset=";
+    read_page(&p, "<title>\xc3\xbc</title>");
+    CHECK_STR(p.title, "\xc3\xbc");
+    p.content_type = "image/png";
+    read_page(&p, "<title>x</title><a href=c>");
+    CHECK_STR(p.title, "");
+    CHECK_INT(p.link_count, 0);
+    html_free(&p);
+}
+
 TEST(an_empty_page_and_one_that_is_no_html)
 {
     html_page p = {0};
