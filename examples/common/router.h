@@ -34,7 +34,7 @@
  *   need another: router_need opens it if it is not open. All are closed in reverse order when the
  *   response has ended, also if the handler failed, was cancelled or its client left. A cancel does
  *   not reach the closing, which has .close_limit seconds for each.
- * Errors. A handler returns a negative errno: if no byte of a response was sent, the client gets
+ * Errors. A handler or middleware returns a negative errno: if no byte of a response was sent, the client gets
  *   500, or 503 for -ETIMEDOUT, without the words, which are for a log (conc_last_error);
  *   if the response has begun, it is cut short, and the connection ends.
  *
@@ -516,6 +516,8 @@ static inline int router_next(router_request *r)
         router__trace(r, "in", r->steps[i]->name);
         rc = r->steps[i]->fn(r);
         router__trace(r, "out", r->steps[i]->name);
+        if (rc < 0)
+            router__apologise(r, rc);
     } else {
         rc = router__answer(r);
     }

@@ -30,6 +30,7 @@
 
 #include <cjson/cJSON.h>
 #include <math.h>
+#include <stdlib.h>
 
 /* ---- what you call -------------------------------------------------------------------------- */
 
@@ -70,6 +71,9 @@ static inline int schema_read_query(http_connection *http, const schema_field *f
  * Not a checkpoint. From anywhere. */
 static inline cJSON *schema_read(const char *json, size_t size, const schema_field *fields,
                                  size_t count, void *out);
+
+/* JSON as text, for free; deletes the JSON. NULL: out of memory. */
+static inline char *schema_text(cJSON *json);
 
 /* Answers with a status and JSON, which it deletes; NULL is out of memory. Waits. */
 static inline int schema_answer(http_connection *http, int status, cJSON *json);
@@ -263,16 +267,22 @@ static inline cJSON *schema_read(const char *json, size_t size, const schema_fie
     return schema__result(errors);
 }
 
-static inline int schema_answer(http_connection *http, int status, cJSON *json)
+static inline char *schema_text(cJSON *json)
 {
     char *text = json ? cJSON_PrintUnformatted(json) : NULL;
     cJSON_Delete(json);
+    return text;
+}
+
+static inline int schema_answer(http_connection *http, int status, cJSON *json)
+{
+    char *text = schema_text(json);
     if (!text)
         return conc_fail(-ENOMEM, "out of memory");
     int rc = http_set_header(http, "Content-Type", "application/json");
     if (rc >= 0)
         rc = http_respond(http, status, text, strlen(text));
-    cJSON_free(text);
+    free(text);
     return rc;
 }
 

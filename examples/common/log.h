@@ -1,0 +1,134 @@
+/* log.h - lines for a log that no task waits for
+ *
+ *     static log_writer lines = {.fd = 1};
+ *
+ *     CONC_TRY(conc_spawn(NULL, log_write, &lines)); // once, in the loop whose tasks log
+ *     log_line(&lines, "%s has %d apples", name, n);
+ *
+ * log_line keeps the line in memory, and returns; the task log_write writes it. So a full pipe, a
+ *   stopped terminal or a slow disk holds no task. Of more than .capacity bytes that wait the
+ *   newest lines are dropped, and a line says how many. After an error of writing there is no log
+ *   any more, which log_write returns; the program goes on.
+ * A log_writer belongs to one loop. Several loops may have one each for the same descriptor: lines
+ *   are written whole, at most PIPE_BUF bytes at a time, and do not mix in a pipe or a file.
+ * At the end of a run log_flush writes what is left: conc_shield(1, log_flush, &lines). */
+#ifndef LOG_H
+#define LOG_H
+
+#ifndef CONC_SYNC_H
+#error "log.h: include conc_sync.h first"
+#endif
+
+#include <limits.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { LOG_LINE = 512 }; /* bytes of a line at most: the rest is cut off */
+
+typedef struct log_writer {
+    int fd;
+    size_t capacity; /* bytes that may wait; 0: 65,536 */
+    /* private */
+    char *data;
+    size_t used;
+    int dropped;
+    bool failed;
+    conc_event has_lines;
+    conc_lock writing;
+} log_writer;
+
+/* Adds a line. Does not wait. From any task or posted function of the loop. */
+static inline void log_line(log_writer *l, const char *fmt, ...)
+    __attribute__((__format__(__printf__, 2, 3)));
+static inline void log_vline(log_writer *l, const char *fmt, va_list args);
+
+/* The task that writes; it ends with an error of write(2), or when it is cancelled. */
+static inline int log_write(void *writer);
+
+/* Waits until all lines are written: 0 or an error. */
+static inline int log_flush(void *writer);
+
+/* Frees the memory: afterwards the log is empty. */
+static inline void log_close(log_writer *l);
+
+/* ---- implementation ------------------------------------------------------------------------- */
+
+static inline bool log__make_room(log_writer *l)
+{
+    l->capacity = l->capacity ? l->capacity : 65536;
+    if (!l->data)
+        l->data = malloc(l->capacity + LOG_LINE);
+    return l->data && l->used < l->capacity && !l->failed;
+}
+
+static inline void log_vline(log_writer *l, const char *fmt, va_list args)
+{
+    if (!log__make_room(l)) {
+        l->dropped++;
+        return;
+    }
+    int n = vsnprintf(l->data + l->used, LOG_LINE - 1, fmt, args);
+    size_t length = n < 0 ? 0 : (size_t)n;
+    if (length > LOG_LINE - 2)
+        length = LOG_LINE - 2;
+    l->data[l->used + length] = '\n';
+    l->used += length + 1;
+    conc_event_set(&l->has_lines);
+}
+
+static inline void log_line(log_writer *l, const char *fmt, ...)
+{
+    va_list args;
+    va_start(args, fmt);
+    log_vline(l, fmt, args);
+    va_end(args);
+}
+
+/* The length of the whole lines at the beginning, at most PIPE_BUF bytes. */
+static inline size_t log__piece(const log_writer *l)
+{
+    size_t n = l->used < PIPE_BUF ? l->used : PIPE_BUF;
+    while (n > 0 && l->data[n - 1] != '\n')
+        n--;
+    return n;
+}
+
+/* A cancel in the middle of a piece keeps its rest for the next call. */
+static inline int log_flush(void *writer)
+{
+    log_writer *l = writer;
+    CONC_LOCKED(&l->writing)
+    {
+        while (l->used > 0 && !l->failed) {
+            ssize_t n = conc_write(l->fd, l->data, log__piece(l));
+            l->failed = n < 0 && n != -ECANCELED;
+            CONC_TRY((int)n);
+            l->used -= (size_t)n;
+            memmove(l->data, l->data + n, l->used);
+        }
+    }
+    return 0;
+}
+
+static inline int log_write(void *writer)
+{
+    log_writer *l = writer;
+    for (;;) {
+        CONC_TRY(conc_event_wait(&l->has_lines));
+        conc_event_clear(&l->has_lines);
+        CONC_TRY(log_flush(l));
+        if (l->dropped)
+            log_line(l, "%d lines are lost: the log is read too slowly", l->dropped);
+        l->dropped = 0;
+    }
+}
+
+static inline void log_close(log_writer *l)
+{
+    free(l->data);
+    l->data = NULL;
+    l->used = 0;
+}
+
+#endif

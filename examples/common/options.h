@@ -1,0 +1,123 @@
+/* options.h - the options of a program in one table, which also makes its --help
+ *
+ *     static struct { const char *listen; double loops; bool quiet; } options = {"127.0.0.1:8080"};
+ *     static const options_field fields[] = {
+ *         OPTIONS_TEXT("listen", "ADDRESS", &options.listen, "default: 127.0.0.1:8080"),
+ *         OPTIONS_NUMBER("loops", "N", &options.loops, 1, 64, "default: one a processor"),
+ *         OPTIONS_FLAG("quiet", &options.quiet, "no log"),
+ *     };
+ *     int main(int argc, char **argv)
+ *     {
+ *         int status = options_read(fields, 3, argc, argv, "web [options]", "Serves a site.");
+ *         if (status >= 0)
+ *             return status;
+ *
+ * --listen X and --listen=X are the same. Whatever is not in the table is an error. */
+#ifndef OPTIONS_H
+#define OPTIONS_H
+
+#include <math.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct options_field {
+    const char *name, *value; /* "listen", "ADDRESS"; value NULL: there is none */
+    const char *help;
+    const char **text; /* where it goes: one of these three */
+    double *number;
+    bool *flag;
+    double min, max; /* of the number */
+} options_field;
+
+/* clang-format off */
+#define OPTIONS_TEXT(name_, value_, to, help_) \
+    {.name = name_, .value = value_, .text = to, .help = help_}
+#define OPTIONS_NUMBER(name_, value_, to, min_, max_, help_) \
+    {.name = name_, .value = value_, .number = to, .min = min_, .max = max_, .help = help_}
+#define OPTIONS_FLAG(name_, to, help_) {.name = name_, .flag = to, .help = help_}
+/* clang-format on */
+
+/* Reads the arguments. -1: go on. 0: --help was printed to stdout. 2: they are bad, which was said on
+ * stderr. So what is not negative is an exit status. */
+static inline int options_read(const options_field *fields, size_t count, int argc, char **argv,
+                               const char *usage, const char *about)
+    __attribute__((__warn_unused_result__));
+
+/* ---- implementation ------------------------------------------------------------------------- */
+
+static inline int options__help(const options_field *fields, size_t count, const char *usage,
+                                const char *about)
+{
+    printf("usage: %s\n%s\n\n", usage, about);
+    for (size_t i = 0; i < count; i++) {
+        char label[40];
+        const options_field *f = &fields[i];
+        snprintf(label, sizeof label, "--%s %s", f->name, f->value ? f->value : "");
+        printf("  %-22s %s\n", label, f->help);
+    }
+    printf("  %-22s this page\n", "--help");
+    return fflush(stdout) ? 1 : 0;
+}
+
+/* Puts a value where it belongs: NULL, or the reason against it. */
+static inline const char *options__set(const options_field *f, const char *value)
+{
+    char *end;
+    if (f->flag && value)
+        return "has no value";
+    if (f->flag)
+        *f->flag = true;
+    else if (!value)
+        return "needs a value";
+    else if (f->text)
+        *f->text = value;
+    if (!f->number)
+        return NULL;
+    double n = strtod(value, &end);
+    bool is_number = *value && *end == 0 && isfinite(n);
+    if (!is_number)
+        return "needs a number";
+    if (n < f->min || n > f->max)
+        return "is out of range";
+    *f->number = n;
+    return NULL;
+}
+
+/* Reads argv[*i], and what belongs to it: NULL, or what is wrong. */
+static inline const char *options__read_one(const options_field *fields, size_t count, char **argv,
+                                            int *i)
+{
+    const char *word = argv[*i] + 2, *equals = strchr(word, '=');
+    size_t n = strcspn(word, "=");
+    if (strncmp(argv[*i], "--", 2) != 0)
+        return "is no option";
+    for (size_t j = 0; j < count; j++) {
+        const options_field *f = &fields[j];
+        if (strncmp(f->name, word, n) != 0 || f->name[n])
+            continue;
+        if (equals)
+            return options__set(f, equals + 1);
+        return options__set(f, f->flag ? NULL : argv[++*i]);
+    }
+    return "is no option";
+}
+
+static inline int options_read(const options_field *fields, size_t count, int argc, char **argv,
+                               const char *usage, const char *about)
+{
+    for (int i = 1; i < argc; i++) {
+        const char *word = argv[i];
+        if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0)
+            return options__help(fields, count, usage, about);
+        const char *fault = options__read_one(fields, count, argv, &i);
+        if (fault) {
+            fprintf(stderr, "%s: %s %s; --help lists the options\n", argv[0], word, fault);
+            return 2;
+        }
+    }
+    return -1;
+}
+
+#endif
