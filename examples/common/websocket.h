@@ -95,17 +95,21 @@ typedef struct websocket {
     conc_event left;    /* inside is 0 */
     http__text frames;  /* to be sent: whole frames */
     http__text going;   /* those that the owner of `sending` writes; `gone` bytes are written */
-    http__text text;    /* of the message that comes in */
+    http__text text;    /* the message that comes in, or was returned */
     size_t gone, unsent;
-    struct websocket__received *first, **last, *current;
-    ssize_t came; /* what the newest read of the stream returned */
-    int inside;   /* calls that have not returned */
-    int broken;   /* wslay can receive no more: its error */
-    bool refused; /* what comes in, by a callback here */
-    bool reading; /* a call receives */
-    bool control; /* the frame that comes in is a ping, pong or close */
-    bool silent;  /* the newest read waited for ping_interval in vain */
-    bool pinged;  /* and no byte has come since */
+    unsigned char head[2]; /* of the frame that comes in: its first bytes, of which there are */
+    int head_size;         /* so many */
+    uint64_t frame_left;   /* bytes behind them */
+    ssize_t came;          /* what the newest read of the stream returned */
+    int inside;            /* calls that have not returned */
+    int broken;            /* wslay can receive no more: its error */
+    bool refused;          /* what comes in, by a callback here */
+    bool reading;          /* a call receives */
+    bool control;          /* the frame that comes in is a ping, pong or close */
+    bool silent;           /* the newest read waited for ping_interval in vain */
+    bool pinged;           /* and no byte has come since */
+    int type;      /* of the message in text, if it is complete and not returned yet; else 0 */
+    bool returned; /* text is a message that the caller has */
     bool no_memory, is_client;
 } websocket;
 
@@ -156,20 +160,12 @@ enum websocket__state {
     WEBSOCKET__FAILED  /* both return `failure` */
 };
 
-/* A message that was received, and that no call has returned yet. */
-typedef struct websocket__received {
-    struct websocket__received *next;
-    int type;
-    http__text text;
-} websocket__received;
-
 static inline void websocket__set_defaults(websocket *w)
 {
     w->max_message = w->max_message ? w->max_message : 1 << 20;
     w->max_unsent = w->max_unsent ? w->max_unsent : 1 << 20;
     w->ping_interval = w->ping_interval > 0 ? w->ping_interval : 30;
     w->close_timeout = w->close_timeout > 0 ? w->close_timeout : 5;
-    w->last = &w->first;
 }
 
 /* OPEN -> CLOSED or FAILED. */
@@ -223,26 +219,67 @@ static inline int websocket__leave(websocket *w, int rc)
 
 /* ---- implementation: what wslay calls ------------------------------------------------------- */
 
-/* Waits for bytes of the peer, unless there is something to do first: a message to be returned, or
- * a pong to be sent. That it has none is the same to wslay whatever the reason, so that it can go
- * on after a cancel; the reason stays in `came`. */
+/* How many bytes wslay may have. It parses all it has, and would answer a close before the message
+ * in front of it has been returned. So it gets one frame at a time, whose length is in its first
+ * bytes (RFC 6455, 5.2); that of a long frame is known from websocket__on_frame. */
+static inline size_t websocket__wanted(const websocket *w, size_t room)
+{
+    uint64_t wanted = w->head_size < 2 ? (uint64_t)(2 - w->head_size) : w->frame_left;
+    return wanted < room ? (size_t)wanted : room;
+}
+
+static inline void websocket__count(websocket *w, const uint8_t *bytes, size_t n)
+{
+    enum { MASKED = 0x80, LENGTH = 0x7f, TWO_MORE = 126, EIGHT_MORE = 127 };
+    if (w->head_size == 2) {
+        w->frame_left -= n;
+    } else {
+        memcpy(w->head + w->head_size, bytes, n);
+        w->head_size += (int)n;
+        int length = w->head[1] & LENGTH;
+        w->frame_left = w->head[1] & MASKED ? 4 : 0;
+        if (length == TWO_MORE)
+            w->frame_left += 2 + 1; /* with the first byte of its data */
+        else if (length == EIGHT_MORE)
+            w->frame_left += 8 + 1;
+        else
+            w->frame_left += (uint64_t)length;
+    }
+    if (w->head_size == 2 && w->frame_left == 0)
+        w->head_size = 0;
+}
+
+/* Waits for bytes of the peer: how many. wslay 1.1.1 misjudges a close that comes in parts. */
+static inline ssize_t websocket__wait(websocket *w, uint8_t *buf, size_t size)
+{
+    conc_scope limit = {0};
+    ssize_t n;
+    bool is_control = w->head_size == 2 && wslay_is_ctrl_frame(w->head[0]);
+    size = websocket__wanted(w, size);
+    CONC_TRY(conc_scope_begin(&limit, w->ping_interval));
+    if (is_control)
+        n = conc_stream_read_full(w->stream, buf, size);
+    else
+        n = conc_stream_read(w->stream, buf, size);
+    int rc = conc_scope_end(&limit, n < 0 ? (int)n : 0);
+    w->silent = rc == -ETIMEDOUT && limit.expired;
+    return rc < 0 ? rc : n;
+}
+
+/* That there are no bytes is the same to wslay whatever the reason, so that it can go on after a
+ * cancel; the reason stays in `came`. A message or a pong comes before more bytes. */
 static inline ssize_t websocket__read(wslay_event_context_ptr wslay, uint8_t *buf, size_t size,
                                       int flags, void *arg)
 {
     websocket *w = arg;
-    conc_scope limit = {0};
     (void)flags;
     w->came = -EAGAIN;
     w->silent = false;
-    bool must_wait = !w->first && !wslay_event_want_write(wslay);
-    if (must_wait && (w->came = conc_scope_begin(&limit, w->ping_interval)) == 0) {
-        ssize_t n = conc_stream_read(w->stream, buf, size);
-        int rc = conc_scope_end(&limit, n < 0 ? (int)n : 0);
-        w->came = rc < 0 ? rc : n;
-        w->silent = rc == -ETIMEDOUT && limit.expired;
-    }
+    if (!w->type && !wslay_event_want_write(wslay))
+        w->came = websocket__wait(w, buf, size);
     if (w->came > 0) {
         w->pinged = false;
+        websocket__count(w, buf, (size_t)w->came);
         return w->came;
     }
     wslay_event_set_error(wslay, WSLAY_ERR_WOULDBLOCK);
@@ -277,6 +314,10 @@ static inline void websocket__on_frame(wslay_event_context_ptr wslay,
     websocket *w = arg;
     uint16_t code = 0;
     w->control = wslay_is_ctrl_frame(frame->opcode);
+    if (frame->payload_length > 125) { /* see websocket__count */
+        w->head_size = 2;
+        w->frame_left = frame->payload_length - 1;
+    }
     if (frame->opcode == WSLAY_CONNECTION_CLOSE && frame->payload_length == 1)
         code = WSLAY_CODE_PROTOCOL_ERROR;
     if (!w->control && frame->payload_length > w->max_message - w->text.n)
@@ -311,17 +352,12 @@ static inline void websocket__on_message(wslay_event_context_ptr wslay,
     bool of_data = message->opcode == WSLAY_TEXT_FRAME || message->opcode == WSLAY_BINARY_FRAME;
     if (!of_data || !wslay_event_get_read_enabled(wslay))
         return;
-    websocket__received *received = malloc(sizeof *received);
-    if (!received || http__append(&w->text, "", 0)) { /* for the NUL of an empty message */
-        free(received);
+    if (http__append(&w->text, "", 0)) { /* for the NUL of an empty message */
         w->no_memory = true;
         wslay_event_shutdown_read(wslay);
         return;
     }
-    *received = (websocket__received){.type = message->opcode, .text = w->text};
-    w->text = (http__text){NULL, 0, 0};
-    *w->last = received;
-    w->last = &received->next;
+    w->type = message->opcode;
 }
 
 /* A fresh context of wslay. Whole messages are kept here, not by wslay, which would allocate memory
@@ -531,7 +567,7 @@ static inline int websocket__advance(websocket *w)
     if (wslay_event_get_close_received(w->wslay) && !w->refused)
         return websocket__answer_close(w);
     if (!wslay_event_get_read_enabled(w->wslay))
-        return w->first ? 0 : websocket__refuse(w);
+        return w->type ? 0 : websocket__refuse(w);
     if (w->silent)
         return websocket__silent(w);
     if (w->came == 0)
@@ -556,7 +592,7 @@ static inline int websocket__send_soon(websocket *w)
 
 static inline int websocket__receive(websocket *w)
 {
-    while (!w->first) {
+    while (!w->type) {
         if (w->state == WEBSOCKET__CLOSED)
             return 0;
         if (w->state == WEBSOCKET__FAILED)
@@ -564,18 +600,7 @@ static inline int websocket__receive(websocket *w)
         CONC_TRY(websocket__send_soon(w));
         CONC_TRY(websocket__advance(w));
     }
-    w->current = w->first;
-    w->first = w->current->next;
-    if (!w->first)
-        w->last = &w->first;
     return 1;
-}
-
-static inline void websocket__forget(websocket__received *received)
-{
-    if (received)
-        free(received->text.data);
-    free(received);
 }
 
 static inline int websocket_receive(websocket *w, websocket_message *m)
@@ -588,11 +613,15 @@ static inline int websocket_receive(websocket *w, websocket_message *m)
     if (w->reading)
         return websocket__leave(w, conc_fail(-EBUSY, "websocket_receive: another task is in it"));
     w->reading = true;
-    websocket__forget(w->current);
-    w->current = NULL;
+    if (w->returned)
+        http__free(&w->text);
+    w->returned = false;
     int rc = websocket__receive(w);
-    if (rc > 0)
-        *m = (websocket_message){w->current->type, w->current->text.data, w->current->text.n};
+    if (rc > 0) {
+        *m = (websocket_message){w->type, w->text.data, w->text.n};
+        w->type = 0;
+        w->returned = true;
+    }
     w->reading = false;
     return websocket__leave(w, rc);
 }
@@ -642,20 +671,12 @@ static inline int websocket_end(websocket *w, int code, const char *reason)
 
 static inline void websocket__free(websocket *w)
 {
-    while (w->first) {
-        websocket__received *next = w->first->next;
-        websocket__forget(w->first);
-        w->first = next;
-    }
-    websocket__forget(w->current);
-    w->current = NULL;
     wslay_event_context_free(w->wslay);
     w->wslay = NULL;
     http__free(&w->frames);
     http__free(&w->going);
     http__free(&w->text);
     w->gone = 0;
-    w->last = NULL;
     w->stream = NULL;
     w->state = WEBSOCKET__NEW;
 }
