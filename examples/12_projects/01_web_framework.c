@@ -29,8 +29,8 @@
 enum {
     MOST_USERS = 10000,
     MOST_LOOPS = 64,
-    SESSIONS = 100,     /* at once, in each loop */
-    CONNECTIONS = 4096  /* the same */
+    SESSIONS = 100,    /* at once, in each loop */
+    CONNECTIONS = 4096 /* the same */
 };
 
 static struct {
@@ -560,8 +560,7 @@ static int run_loops(void *arg)
     int results[MOST_LOOPS], rc = 0;
     (void)arg;
     CONC_TRY(conc_pool_open(&pool));
-    CONC_TRY(conc_pool_map_all(&pool, run_loop, loops, (size_t)loop_count, sizeof *loops,
-                               results));
+    CONC_TRY(conc_pool_map_all(&pool, run_loop, loops, (size_t)loop_count, sizeof *loops, results));
     for (int i = 0; i < loop_count; i++) {
         rc = rc < 0 ? rc : results[i];
         conc_loop_release(loops[i].handle);

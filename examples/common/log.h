@@ -98,8 +98,7 @@ static inline size_t log__piece(const log_writer *l)
 static inline int log_flush(void *writer)
 {
     log_writer *l = writer;
-    CONC_LOCKED(&l->writing)
-    {
+    CONC_LOCKED(&l->writing) {
         while (l->used > 0 && !l->failed) {
             ssize_t n = conc_write(l->fd, l->data, log__piece(l));
             l->failed = n < 0 && n != -ECANCELED;

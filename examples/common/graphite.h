@@ -1,0 +1,91 @@
+/* graphite.h - a line of Graphite's plaintext protocol
+ *
+ *     graphite_line g;
+ *     if (graphite_read("login;user=ada 83.5 1700000000.25", 33, &g))
+ *         printf("%s %s: %g at %.3f\n", g.name, g.tag, g.value, g.time);
+ *
+ * A line is NAME[;TAG=VALUE...] NUMBER TIME, with spaces between. It is read without its end; a \r
+ * at the end is skipped. Names and the tag's value are letters, digits, '_', '-' and '.', at most
+ * 47 of them. Numbers are decimal, and at most 1e12 without their sign: no NaN, no infinity, no
+ * hexadecimal. TIME is in seconds since 1970, with a fraction; -1 is now, which the caller knows.
+ * Of the tags, one is of interest: that with the name GRAPHITE_TAG, "user" unless it is defined
+ * before. The others are skipped. */
+#ifndef GRAPHITE_H
+#define GRAPHITE_H
+
+#include <math.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifndef GRAPHITE_TAG
+#define GRAPHITE_TAG "user"
+#endif
+
+enum { GRAPHITE_NAME = 48, GRAPHITE_LINE = 512 }; /* with a NUL */
+
+typedef struct graphite_line {
+    char name[GRAPHITE_NAME], tag[GRAPHITE_NAME]; /* tag "": there is none */
+    double value, time;
+} graphite_line;
+
+/* Whether these n bytes are a line. If they are not, *out is undefined. */
+static inline bool graphite_read(const char *text, size_t n, graphite_line *out);
+
+/* A number as above. */
+static inline bool graphite_number(const char *text, double *out);
+
+/* A name as above, of n bytes; out has room for GRAPHITE_NAME. */
+static inline bool graphite_name(const char *text, size_t n, char *out);
+
+/* ---- implementation ------------------------------------------------------------------------- */
+
+static inline bool graphite_number(const char *text, double *out)
+{
+    char *end;
+    if (!text || !*text || text[strspn(text, "+-.0123456789eE")])
+        return false;
+    *out = strtod(text, &end);
+    return !*end && fabs(*out) <= 1e12;
+}
+
+static inline bool graphite_name(const char *text, size_t n, char *out)
+{
+    static const char valid[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-";
+    if (n == 0 || n >= GRAPHITE_NAME || strspn(text, valid) < n)
+        return false;
+    memcpy(out, text, n);
+    out[n] = 0;
+    return true;
+}
+
+static inline bool graphite__words(char *text, graphite_line *out)
+{
+    char *rest, *name = strtok_r(text, " ", &rest), *value = strtok_r(NULL, " ", &rest);
+    char *time = strtok_r(NULL, " ", &rest);
+    if (!time || strtok_r(NULL, " ", &rest))
+        return false;
+    const char *tag = strstr(name, ";" GRAPHITE_TAG "=");
+    if (tag)
+        tag += strlen(";" GRAPHITE_TAG "=");
+    out->tag[0] = 0;
+    if (tag && !graphite_name(tag, strcspn(tag, ";"), out->tag))
+        return false;
+    return graphite_name(name, strcspn(name, ";"), out->name) &&
+           graphite_number(value, &out->value) && graphite_number(time, &out->time);
+}
+
+static inline bool graphite_read(const char *text, size_t n, graphite_line *out)
+{
+    char copy[GRAPHITE_LINE];
+    if (n > 0 && text[n - 1] == '\r')
+        n--;
+    if (n >= sizeof copy || memchr(text, 0, n))
+        return false;
+    memcpy(copy, text, n);
+    copy[n] = 0;
+    return graphite__words(copy, out);
+}
+
+#endif
