@@ -51,7 +51,9 @@ typedef struct html_page {
     bool nofollow; /* <meta name="robots"> asks not to follow the links of the page, */
     bool noindex;  /* or not to keep it */
     bool is_cut;
-    xmlDoc *document; /* for other calls of libxml2; NULL: an empty page */
+    bool is_broken;     /* tags that do not fit together, attributes that are none, or no text */
+    bool is_misencoded; /* bytes that are no characters in its charset, or an unknown charset */
+    xmlDoc *document;   /* for other calls of libxml2; NULL: an empty page */
     /* private */
     xmlXPathContext *xpath;
     char **values;
@@ -93,6 +95,12 @@ CONC_AUTO_TYPE(html_nodes, html_nodes_free);
 /* ---- implementation ------------------------------------------------------------------------- */
 
 enum { HTML__LINKS = 10000, HTML__DEPTH = 256 };
+
+#if LIBXML_VERSION >= 21200
+typedef const xmlError html__error;
+#else
+typedef xmlError html__error;
+#endif
 
 /* What the parser's callbacks know: libxml2 keeps a pointer to it in the context. */
 typedef struct html__parse {
@@ -137,21 +145,40 @@ static inline void html__charset_of(const char *type, char *name, size_t size)
     snprintf(name, size, "%.*s", (int)strcspn(value, "\"; "), value);
 }
 
+/* Bytes that are no UTF-8, though it was promised, are read as Latin-1. */
 static inline const char *html__charset(html_page *p, const char *bytes)
 {
     xmlCharEncodingHandler *known = NULL;
     const char *name = p->charset;
+    bool is_utf8 = xmlCheckUTF8((const unsigned char *)bytes);
     if (!name && p->content_type) {
         html__charset_of(p->content_type, p->type_charset, sizeof p->type_charset);
         name = p->type_charset;
     }
     if (name)
         known = xmlFindCharEncodingHandler(name);
-    if (known) {
-        xmlCharEncCloseFunc(known);
-        return name;
+    if (!known) {
+        p->is_misencoded = name && *name;
+        return is_utf8 ? "UTF-8" : NULL;
     }
-    return xmlCheckUTF8((const unsigned char *)bytes) ? "UTF-8" : NULL;
+    xmlCharEncCloseFunc(known);
+    p->is_misencoded = xmlParseCharEncoding(name) == XML_CHAR_ENCODING_UTF8 && !is_utf8;
+    return p->is_misencoded ? "ISO-8859-1" : name;
+}
+
+/* The tags of HTML 5 are unknown to libxml2, and in URLs everybody writes a lone "&". */
+static inline void html__note_error(void *arg, html__error *error)
+{
+    html_page *p = arg;
+    switch (error->code) {
+    case XML_HTML_UNKNOWN_TAG:
+    case XML_ERR_ENTITYREF_SEMICOL_MISSING: break;
+    case XML_ERR_INVALID_ENCODING:
+    case XML_ERR_UNKNOWN_ENCODING:
+    case XML_ERR_UNSUPPORTED_ENCODING:
+    case XML_I18N_CONV_FAILED: p->is_misencoded = true; break;
+    default: p->is_broken = true; break;
+    }
 }
 
 static inline int html__parse_document(html_page *p, const char *url, const char *bytes,
@@ -167,8 +194,11 @@ static inline int html__parse_document(html_page *p, const char *url, const char
         h.depth = p->max_depth;
     parser->_private = &h;
     parser->sax->startElement = html__start_element;
-    p->document =
-        htmlCtxtReadMemory(parser, bytes, (int)size, url, html__charset(p, bytes), options);
+    const char *charset = html__charset(p, bytes);
+    xmlSetStructuredErrorFunc(p, html__note_error); /* of this thread */
+    p->document = htmlCtxtReadMemory(parser, bytes, (int)size, url, charset, options);
+    xmlSetStructuredErrorFunc(NULL, NULL);
+    p->is_broken = p->is_broken || !p->document;
     bool has_memory = parser->lastError.code != XML_ERR_NO_MEMORY;
     htmlFreeParserCtxt(parser);
     return has_memory ? 0 : html__no_memory();
@@ -194,11 +224,7 @@ static inline char *html__squeeze(char *text)
 }
 
 /* Else libxml2 prints errors of XPath. */
-#if LIBXML_VERSION >= 21200
-static inline void html__ignore(void *arg, const xmlError *error) { (void)arg, (void)error; }
-#else
-static inline void html__ignore(void *arg, xmlError *error) { (void)arg, (void)error; }
-#endif
+static inline void html__ignore(void *arg, html__error *error) { (void)arg, (void)error; }
 
 static inline xmlXPathObject *html__evaluate(html_page *p, xmlNode *from, const char *xpath)
 {
@@ -383,6 +409,7 @@ static inline int html_free(html_page *p)
 static inline int html_read(html_page *p, const char *url, const char *bytes, size_t size)
 {
     html_free(p);
+    p->is_broken = size == 0;
     if (size > 1 << 30)
         return conc_fail(-EFBIG, "html: a page of %zu bytes", size);
     if (size == 0 || !html__is_html(p))

@@ -43,6 +43,37 @@ TEST(links_are_canonical_in_order_and_each_once)
               "http://h/a/e ");
 }
 
+static const char *flags_of(const char *type, const char *text)
+{
+    static char flags[3];
+    html_page p = {.content_type = type};
+    read_page(&p, text);
+    snprintf(flags, sizeof flags, "%s%s", p.is_broken ? "b" : "", p.is_misencoded ? "m" : "");
+    html_free(&p);
+    return flags;
+}
+
+TEST(what_is_broken_or_misencoded_is_told)
+{
+    CHECK_STR(flags_of(NULL, "<!DOCTYPE html><main><p>a<p>b<a href='x?a&b'>c</a></main>"), "");
+    CHECK_STR(flags_of(NULL, "<b><i>a</b></i>"), "b");
+    CHECK_STR(flags_of(NULL, "<a href=x <b>>c</a>"), "b");
+    CHECK_STR(flags_of(NULL, ""), "b");
+    CHECK_STR(flags_of("text/html; charset=utf-8", "<p>\xc3\xa9"), "");
+    CHECK_STR(flags_of("text/html; charset=UTF-8", "<p>\xe9"), "m");
+    CHECK_STR(flags_of("text/html; charset=latin1", "<p>\xe9"), "");
+    CHECK_STR(flags_of("text/html; charset=x-klingon", "<p>a"), "m");
+    CHECK_STR(flags_of("text/html", "<meta charset=x-klingon><p>\xe9"), "m");
+}
+
+TEST(utf_8_that_is_none_is_read_as_latin_1)
+{
+    html_page p = {.content_type = "text/html; charset=utf-8"};
+    read_page(&p, "<title>caf\xe9</title>");
+    CHECK_STR(p.title, "caf\xc3\xa9");
+    html_free(&p);
+}
+
 TEST(what_is_no_link_is_counted)
 {
     html_page p = {0};
