@@ -8067,13 +8067,33 @@ CONC__PRIVATE void conc__close_generators(conc_loop *l)
     }
 }
 
-/* ---- >>watching ----------------------------------------------------------------------------- */
+/* ---- >>descriptors -------------------------------------------------------------------------- */
+
+/* The states of a descriptor, in the table of one loop:
+ *
+ *   UNKNOWN  the loop knows nothing of the file behind the number
+ *   OWN      conc opened the file, and the poller does not have it yet
+ *   EDGE     conc opened the file, and the poller reports each change of it. Only conc_close closes
+ *            it, so a wait needs no system call
+ *   FOREIGN  the program opened the file, and the poller has it. The program may close it at any
+ *            time, so each wait asks the poller whether the number still means the same file
+ *   REFUSED  the poller does not take the file: it is always ready, such as a regular file
+ *
+ *   UNKNOWN -> OWN               conc__fd_adopt: conc has opened a socket
+ *   UNKNOWN -> FOREIGN, REFUSED  conc__fd_add: the first wait
+ *   OWN -> EDGE, REFUSED         conc__fd_add: the first wait
+ *   any -> UNKNOWN               conc__fd_gone: it is closed, or the number means another file
+ *
+ * Each change to another file changes the id, by which a task that was woken sees that its file is
+ * gone. A descriptor that tasks wait for is in the loop's list of watched ones. */
 
 CONC__PRIVATE conc__fd *conc__fd_find(const conc_loop *l, int number)
 {
     size_t block = (size_t)number / CONC__FDS;
-    return number >= 0 && block < l->fd_blocks && l->fds[block] ? &l->fds[block][number % CONC__FDS]
-                                                                : NULL;
+    bool has_entry = number >= 0 && block < l->fd_blocks && l->fds[block];
+    if (!has_entry)
+        return NULL;
+    return &l->fds[block][number % CONC__FDS];
 }
 
 CONC__PRIVATE bool conc__fds_grow(conc_loop *l, size_t blocks)
@@ -8089,8 +8109,8 @@ CONC__PRIVATE bool conc__fds_grow(conc_loop *l, size_t blocks)
     return true;
 }
 
-/* The table's entry, made when there is none. NULL: no memory. The number is an open
- * descriptor's. */
+/* The table's entry, which is made if there is none. NULL: no memory. The number is that of an open
+ * descriptor. */
 CONC__PRIVATE conc__fd *conc__fd_of(conc_loop *l, int number)
 {
     size_t block = (size_t)number / CONC__FDS;
@@ -8115,20 +8135,22 @@ CONC__PRIVATE void conc__fds_free(conc_loop *l)
     CONC_FREE(l->fds);
 }
 
-/* Tells whether a number still means the same file, where conc__fd_note was called for it. */
+/* An id that changes when the number comes to mean another file, once conc__fd_note was called. */
 CONC__PRIVATE uint32_t conc__fd_id(const conc_loop *l, int number)
 {
     const conc__fd *f = conc__fd_find(l, number);
     return f ? f->id : 0;
 }
 
-/* From here on the id of an open descriptor changes when it is closed. -ENOMEM. */
+/* From now on the id of an open descriptor changes when it is closed. -ENOMEM. */
 CONC__PRIVATE int conc__fd_note(conc_loop *l, int number)
 {
     int saved = errno;
     bool open = number >= 0 && conc__is_open(number);
     errno = saved;
-    return open && !conc__fd_of(l, number) ? conc__own_error(-ENOMEM) : 0;
+    if (open && !conc__fd_of(l, number))
+        return conc__own_error(-ENOMEM);
+    return 0;
 }
 
 CONC__PRIVATE bool conc__fd_is_own(const conc__fd *f)
@@ -8143,13 +8165,13 @@ CONC__PRIVATE bool conc__fd_is_polled(const conc__fd *f)
 }
 
 /* What all threads know of a number. A descriptor that conc opened may be handed to another thread
- * and closed there, and its number then be another file's in this one. */
+ * and closed there; its number may then mean another file in this thread. */
 typedef struct conc__shared_fd {
     atomic_uint closings; /* how often conc_close was called for it */
     atomic_uint run;      /* low bits of the run that has it in the state EDGE; 0: none has */
 } conc__shared_fd;
 
-/* Numbers below the first have an entry each; those above it share the others by their
+/* Numbers below the first have an entry each; numbers above it share the others by their
  * remainders. */
 enum { CONC__COUNTED = 65536, CONC__SHARED = 1024 };
 
@@ -8157,8 +8179,9 @@ static conc__shared_fd conc__shared_fds[CONC__COUNTED + CONC__SHARED];
 
 CONC__PRIVATE conc__shared_fd *conc__shared_fd_of(int number)
 {
-    bool alone = number < CONC__COUNTED;
-    return &conc__shared_fds[alone ? number : CONC__COUNTED + number % CONC__SHARED];
+    if (number < CONC__COUNTED)
+        return &conc__shared_fds[number];
+    return &conc__shared_fds[CONC__COUNTED + number % CONC__SHARED];
 }
 
 CONC__PRIVATE atomic_uint *conc__closings_of(int number)
@@ -8166,8 +8189,8 @@ CONC__PRIVATE atomic_uint *conc__closings_of(int number)
     return &conc__shared_fd_of(number)->closings;
 }
 
-/* The loop's poller is about to have a file of conc's, or does not have it any more. */
-CONC__PRIVATE void conc__fd_tell_edge(const conc_loop *l, const conc__fd *f, bool has)
+/* Publishes that the loop's poller is about to have a file of conc's, or has it no more. */
+CONC__PRIVATE void conc__fd_publish_edge(const conc_loop *l, const conc__fd *f, bool has)
 {
     unsigned run = (unsigned)l->run;
     atomic_uint *at = &conc__shared_fd_of(f->number)->run;
@@ -8177,21 +8200,21 @@ CONC__PRIVATE void conc__fd_tell_edge(const conc_loop *l, const conc__fd *f, boo
         atomic_compare_exchange_strong(at, &run, 0);
 }
 
-/* Was conc_close not called, in any thread, since the number was last looked at? True is certain;
- * false is so where the number has a counter of its own. */
+/* Has no thread called conc_close for the number since the loop last checked it? True is certain;
+ * false is certain only if the number has a counter of its own. */
 CONC__PRIVATE bool conc__fd_not_closed(const conc__fd *f)
 {
     return f->closings == atomic_load_explicit(conc__closings_of(f->number), memory_order_relaxed);
 }
 
 /* Is it certain, without asking the kernel, that the poller reports what happens to it? Debug
- * mode asks all the same, so that a close by other means is told. */
+ * mode asks the kernel all the same, to report a close by other means. */
 CONC__PRIVATE bool conc__fd_is_certain(const conc_loop *l, const conc__fd *f)
 {
     return f->state == CONC__FD_EDGE && conc__fd_not_closed(f) && !CONC__DEBUGS(l);
 }
 
-/* Does conc__verify look at it while tasks wait for it? */
+/* Does conc__verify check it while tasks wait for it? */
 CONC__PRIVATE bool conc__fd_is_verified(const conc_loop *l, const conc__fd *f)
 {
     bool foreign = f->state == CONC__FD_FOREIGN || f->state == CONC__FD_REFUSED;
@@ -8205,8 +8228,14 @@ CONC__PRIVATE bool conc__fd_is_listed(const conc_loop *l, const conc__fd *f)
 
 CONC__PRIVATE void conc__fd_unlist(conc_loop *l, conc__fd *f)
 {
-    *(f->prev ? &f->prev->next : &l->watched) = f->next;
-    *(f->next ? &f->next->prev : &l->last_watched) = f->prev;
+    if (f->prev)
+        f->prev->next = f->next;
+    else
+        l->watched = f->next;
+    if (f->next)
+        f->next->prev = f->prev;
+    else
+        l->last_watched = f->prev;
     f->next = f->prev = NULL;
     l->watched_count--;
     l->verify_count -= conc__fd_is_verified(l, f);
@@ -8215,7 +8244,10 @@ CONC__PRIVATE void conc__fd_unlist(conc_loop *l, conc__fd *f)
 CONC__PRIVATE void conc__fd_list(conc_loop *l, conc__fd *f)
 {
     f->prev = l->last_watched;
-    *(l->last_watched ? &l->last_watched->next : &l->watched) = f;
+    if (l->last_watched)
+        l->last_watched->next = f;
+    else
+        l->watched = f;
     l->last_watched = f;
     l->watched_count++;
     l->verify_count += conc__fd_is_verified(l, f);
@@ -8233,8 +8265,12 @@ CONC__PRIVATE int conc__fd_wanted(const conc__fd *f)
     enum { BOTH = CONC_READABLE | CONC_WRITABLE };
     if (f->waits[BOTH].first)
         return BOTH;
-    int readable = f->waits[CONC_READABLE].first ? CONC_READABLE : 0;
-    return readable | (f->waits[CONC_WRITABLE].first ? CONC_WRITABLE : 0);
+    int wanted = 0;
+    if (f->waits[CONC_READABLE].first)
+        wanted |= CONC_READABLE;
+    if (f->waits[CONC_WRITABLE].first)
+        wanted |= CONC_WRITABLE;
+    return wanted;
 }
 
 /* Does a task wait for any event of it? */
@@ -8243,7 +8279,7 @@ CONC__PRIVATE bool conc__fd_has_waits(const conc__fd *f)
     return conc__fd_wanted(f) || f->waits[0].first;
 }
 
-/* A wait is over: the last one takes f out of the list of those that are waited for. */
+/* A wait is over: the last one takes f out of the list of watched descriptors. */
 CONC__PRIVATE void conc__fd_left(conc_loop *l, conc__fd *f)
 {
     bool waits = conc__fd_has_waits(f) || f->waits[CONC__PAUSING].first;
@@ -8269,7 +8305,7 @@ CONC__PRIVATE void conc__fd_wake(conc_loop *l, conc__fd *f, int list, int ready,
     }
 }
 
-/* The number means another file from here on, or none. */
+/* From now on the number means another file, or none. */
 CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
 {
     f->id++;
@@ -8277,14 +8313,14 @@ CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
         conc__fd_wake(l, f, list, 0, -EBADF);
     conc__fd_left(l, f);
     if (f->state == CONC__FD_EDGE)
-        conc__fd_tell_edge(l, f, false);
+        conc__fd_publish_edge(l, f, false);
     f->state = CONC__FD_UNKNOWN;
     f->tcp = f->drained = f->failed = f->special = false;
     f->read_error = f->write_error = 0;
 }
 
-/* The same, as the file was closed by other means than a conc_close of this loop. If conc had
- * opened it, debug mode tells. */
+/* The same, for a file that was closed by other means than a conc_close of this loop. If conc had
+ * opened it, debug mode reports that. */
 CONC__COLD void conc__fd_lost(conc_loop *l, conc__fd *f)
 {
     char what[64];
@@ -8309,9 +8345,9 @@ CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
     return number;
 }
 
-/* The same for a file that conc opened and that the poller does not have. Where another number's
- * conc_close may have been counted, the loop forgets what it knew of the file, which is looked at
- * anew then; that is no sign of another file. */
+/* The same for a file that conc opened and that the poller does not have. If the number shares its
+ * counter, another number may have been closed: the loop then only forgets what it knew of the
+ * file, and learns it anew. */
 CONC__PRIVATE bool conc__fd_own_confirm(conc_loop *l, conc__fd *f)
 {
     if (conc__fd_not_closed(f))
@@ -8324,7 +8360,7 @@ CONC__PRIVATE bool conc__fd_own_confirm(conc_loop *l, conc__fd *f)
     return true;
 }
 
-/* Does the number still mean the same file? Else that is gone. */
+/* Does the number still mean the same file? If not, it is gone. */
 CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f)
 {
     if (f->state == CONC__FD_UNKNOWN || conc__fd_is_certain(l, f))
@@ -8333,8 +8369,11 @@ CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f)
         return conc__fd_own_confirm(l, f);
     int saved = errno;
     unsigned closings = atomic_load(conc__closings_of(f->number));
-    bool same = f->state == CONC__FD_REFUSED ? conc__inode_of(f->number) == f->inode
-                                             : l->backend->confirm(l, f);
+    bool same;
+    if (f->state == CONC__FD_REFUSED)
+        same = conc__inode_of(f->number) == f->inode;
+    else
+        same = l->backend->confirm(l, f);
     if (same)
         f->closings = closings;
     else
@@ -8343,7 +8382,7 @@ CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f)
     return same;
 }
 
-/* The same for one that the poller has, and it is armed for these events too. */
+/* The same for one that the poller has; it is then armed for these events, too. */
 CONC__PRIVATE bool conc__fd_arm(conc_loop *l, conc__fd *f, int events)
 {
     if (f->state != CONC__FD_FOREIGN)
@@ -8356,8 +8395,8 @@ CONC__PRIVATE bool conc__fd_arm(conc_loop *l, conc__fd *f, int events)
     return same;
 }
 
-/* The kernel says that f is ready for this. special: end of file, urgent data or an error may be
- * a part of it. */
+/* The kernel reports that f is ready. special: end of file, urgent data or an error may be part of
+ * it. */
 CONC__PRIVATE void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool special)
 {
     f->special |= special;
@@ -8372,20 +8411,24 @@ CONC__PRIVATE void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool spe
         conc__fd_arm(l, f, 0);
 }
 
-/* The poller shall have f, which is UNKNOWN or OWN. Returns what conc__fd_watch does. */
+/* Adds f, which is UNKNOWN or OWN, to the poller. Returns what conc__fd_watch does. */
 CONC__PRIVATE int conc__fd_add(conc_loop *l, conc__fd *f, int events)
 {
     if (f->state == CONC__FD_OWN)
         conc__fd_own_confirm(l, f);
     if (f->state == CONC__FD_OWN)
-        conc__fd_tell_edge(l, f, true); /* first, so that another thread's close tells this loop */
+        conc__fd_publish_edge(l, f,
+                              true); /* first, so that another thread's close tells this loop */
     int rc = l->backend->add(l, f, events);
     if (rc < 0 || (rc == 1 && events))
         return rc;
-    f->state = f->state == CONC__FD_OWN ? CONC__FD_EDGE : CONC__FD_FOREIGN;
     if (rc == 1) {
         f->state = CONC__FD_REFUSED;
         f->inode = conc__inode_of(f->number);
+    } else if (f->state == CONC__FD_OWN) {
+        f->state = CONC__FD_EDGE;
+    } else {
+        f->state = CONC__FD_FOREIGN;
     }
     if (conc__fd_is_listed(l, f)) /* a task pauses */
         l->verify_count += conc__fd_is_verified(l, f);
@@ -8396,11 +8439,13 @@ CONC__PRIVATE int conc__fd_add(conc_loop *l, conc__fd *f, int events)
 CONC__PRIVATE int conc__fd_watch_slowly(conc_loop *l, int number, int events, conc__fd **out)
 {
     conc__fd *f = *out;
-    bool open = number >= 0 && (f || conc__is_open(number));
-    if (!f)
-        f = *out = open ? conc__fd_of(l, number) : NULL;
-    if (!f)
-        return open ? -ENOMEM : -EBADF;
+    if (!f) {
+        if (number < 0 || !conc__is_open(number))
+            return -EBADF;
+        f = *out = conc__fd_of(l, number);
+        if (!f)
+            return -ENOMEM;
+    }
     if (conc__fd_is_polled(f) && conc__fd_arm(l, f, events))
         return 0;
     if (f->state == CONC__FD_REFUSED && conc__fd_confirm(l, f))
@@ -8408,8 +8453,8 @@ CONC__PRIVATE int conc__fd_watch_slowly(conc_loop *l, int number, int events, co
     return conc__fd_add(l, f, events);
 }
 
-/* Makes sure that the loop is told of the events. 0: a wait for them may join *out's lists; 1:
- * none is needed, as the file is always ready for these events; or an error. */
+/* Makes sure that the poller reports the events. 0: a wait for them may join *out's lists; 1: no
+ * wait is needed, as the file is always ready for these events; or an error. */
 CONC__PRIVATE int conc__fd_watch(conc_loop *l, int number, int events, conc__fd **out)
 {
     conc__fd *f = *out = conc__fd_find(l, number);
@@ -8440,14 +8485,16 @@ static const conc__wait_kind conc__watching = {.what = "waits for",
                                                .details = conc__fd_details,
                                                .cancel = conc__fd_cancel};
 
-/* A task was woken by f: the events that came, or -EBADF if the number means another file by
- * now. */
+/* A task was woken by f: the events that came, or -EBADF if the number now means another file. */
 CONC__PRIVATE int conc__fd_got(conc_loop *l, conc__fd *f, uint32_t id, const conc__wait *w)
 {
-    return f->id == id && conc__fd_confirm(l, f) ? w->value : -EBADF;
+    if (f->id != id || !conc__fd_confirm(l, f))
+        return -EBADF;
+    return w->value;
 }
 
-/* Waits until the descriptor is ready for any of the events: those, or an error. */
+/* Waits until the descriptor is ready for any of the events. Returns the events that came, or an
+ * error. */
 CONC__PRIVATE CONC__CALLED int conc__fd_park(conc_loop *l, int number, int events)
 {
     conc__fd *f = NULL;
@@ -8463,10 +8510,12 @@ CONC__PRIVATE CONC__CALLED int conc__fd_park(conc_loop *l, int number, int event
     uint32_t id = f->id;
     conc__fd_append(l, f, &w, events);
     rc = conc__park(l, &w);
-    return rc ? rc : conc__fd_got(l, f, id, &w);
+    if (rc)
+        return rc;
+    return conc__fd_got(l, f, id, &w);
 }
 
-/* The task that waits by w shall wake for these events too. */
+/* From now on these events, too, wake the task that waits by w. */
 CONC__PRIVATE void conc__fd_widen(conc_loop *l, conc__wait *w, int events)
 {
     conc__fd *f = (conc__fd *)(uintptr_t)w->on;
@@ -8476,7 +8525,7 @@ CONC__PRIVATE void conc__fd_widen(conc_loop *l, conc__wait *w, int events)
     conc__fd_arm(l, f, events);
 }
 
-/* The task that waits by w, for a descriptor, goes on as if it were ready. */
+/* Wakes the task that waits by w for a descriptor, as if that were ready. */
 CONC__PRIVATE void conc__fd_wake_one(conc_loop *l, conc__wait *w)
 {
     conc__fd *f = (conc__fd *)(uintptr_t)w->on;
@@ -8484,7 +8533,7 @@ CONC__PRIVATE void conc__fd_wake_one(conc_loop *l, conc__wait *w)
     conc__fd_left(l, f);
 }
 
-/* What a descriptor is ready for, of these events (none: CONC__HANG_UP): 0 nothing, or an error. */
+/* Which of these events (none: CONC__HANG_UP) a descriptor is ready for; 0: none; or an error. */
 CONC__PRIVATE int conc__fd_ready(int number, int events)
 {
     struct pollfd p = {number, conc__poll_wanted(events), 0};
@@ -8494,7 +8543,9 @@ CONC__PRIVATE int conc__fd_ready(int number, int events)
     while (n < 0 && errno == EINTR);
     int rc = n < 0 ? -errno : conc__poll_got(&p) & wanted;
     errno = saved;
-    return p.revents & POLLNVAL ? -EBADF : rc;
+    if (p.revents & POLLNVAL)
+        return -EBADF;
+    return rc;
 }
 
 typedef struct conc__pause {
@@ -8527,7 +8578,7 @@ static const conc__wait_kind conc__pausing = {.what = "pauses, and waits for",
                                               .cancel = conc__pause_cancel,
                                               .won = conc__pause_won};
 
-/* Sleeps so long; a close of the descriptor ends that with -EBADF. */
+/* Sleeps for ns; if the descriptor is closed, ends early with -EBADF. */
 CONC__PRIVATE int conc__fd_pause(conc_loop *l, conc__fd *f, int events, int64_t ns)
 {
     int rc = conc__checkpoint(l);
@@ -8538,32 +8589,37 @@ CONC__PRIVATE int conc__fd_pause(conc_loop *l, conc__fd *f, int events, int64_t 
     conc__fd_append(l, f, &p.wait, CONC__PAUSING);
     conc__arm(l, &p.timer, conc__later(conc__time(l), ns), conc__pause_over);
     rc = conc__park(l, &p.wait);
-    return rc ? rc : conc__fd_got(l, f, id, &p.wait);
+    if (rc)
+        return rc;
+    return conc__fd_got(l, f, id, &p.wait);
 }
 
 /* What a call has seen of the descriptor that it waits for, from one try to the next. */
-typedef struct conc__patience {
-    int ready; /* the events for which the call was woken last */
-    int64_t pause;
-} conc__patience;
+typedef struct conc__retry {
+    int ready;     /* the events for which the call was woken last */
+    int64_t pause; /* before the last try, in nanoseconds */
+} conc__retry;
 
-/* Waits before a call tries once more, all zero in *p at first: the events, or an error. A
- * descriptor may be ready in name only: it has an error queue, the peer's buffer is full, it is a
- * file that is always ready. Another wait would be over at once, again and again. So a call that
- * was woken and had to wait all the same, while poll(2) still says that it need not, pauses. */
-CONC__PRIVATE int conc__fd_await(conc_loop *l, int number, int events, conc__patience *p)
+/* Waits before a call tries once more; *p is all zero before the first try. Returns the events, or
+ * an error. A descriptor may only seem ready: it has an error queue, or the peer's buffer is full,
+ * or it is a file that is always ready. Another wait would end at once, again and again. So a call
+ * that was woken and would block all the same, while poll(2) still reports the event, pauses. */
+CONC__PRIVATE int conc__fd_await(conc_loop *l, int number, int events, conc__retry *p)
 {
     enum { LEAST = 1000000, MOST = 64000000 };
     conc__fd *f = conc__fd_find(l, number);
-    int in_name = f && p->ready & events ? conc__fd_ready(number, p->ready & events) : 0, rc;
-    if (in_name < 0)
-        return in_name;
-    if (in_name & CONC_READABLE) /* another reader took what the event told of; this came since, */
-        f->drained = false;      /* and a pause takes no events, so the next try must ask */
-    if (in_name) {
+    int woken_for = p->ready & events, seeming = 0, rc;
+    if (f && woken_for)
+        seeming = conc__fd_ready(number, woken_for);
+    if (seeming < 0)
+        return seeming;
+    if (seeming & CONC_READABLE) /* another reader took what the event reported, and more came; a */
+        f->drained = false;      /* pause takes no events, so the next try must ask the kernel */
+    if (seeming) {
         p->pause = p->pause ? p->pause * 2 : LEAST;
-        p->pause = p->pause < MOST ? p->pause : MOST;
-        rc = conc__fd_pause(l, f, in_name, p->pause);
+        if (p->pause > MOST)
+            p->pause = MOST;
+        rc = conc__fd_pause(l, f, seeming, p->pause);
     } else {
         p->pause = 0;
         rc = conc__fd_park(l, number, events);
@@ -8590,9 +8646,12 @@ CONC_API CONC__CALLED int conc_wait_fd(int fd, int events)
         rc = conc__fd_park(l, fd, events);
     } else {
         conc__spend_budget(l);
-        rc = rc < 0 ? rc : rc & events;
+        if (rc > 0)
+            rc &= events;
     }
-    return CONC__UNLIKELY(rc < 0) ? conc__system_failed(rc, NULL) : rc;
+    if (CONC__UNLIKELY(rc < 0))
+        return conc__system_failed(rc, NULL);
+    return rc;
 }
 
 /* A conc_close in another thread may have been for a file that this loop's tasks wait for. */
@@ -8608,15 +8667,15 @@ CONC__PRIVATE void conc__closed_elsewhere(conc__post *p)
     CONC_FREE(p);
     if (!f || f->state != CONC__FD_EDGE)
         return;
-    /* where it is, the number may be the other thread's by now, and is not asked about */
+    /* if it is certain, the number may already be the other thread's: the kernel is not asked */
     bool certain = f->number < CONC__COUNTED && !conc__fd_not_closed(f);
     if (certain || !l->backend->confirm(l, f))
         conc__fd_gone(l, f);
 }
 
-/* Tells the run that had the number, if it lasts, and is not l's. Without memory its tasks wait
- * on. */
-CONC__COLD void conc__tell_of_close(const conc_loop *l, unsigned run, int number)
+/* Notifies the run that had the number, unless it has ended or is l's. If no memory is left, its
+ * tasks go on waiting. */
+CONC__COLD void conc__notify_close(const conc_loop *l, unsigned run, int number)
 {
     if (!run || (l && run == (unsigned)l->run))
         return;
@@ -8642,18 +8701,20 @@ CONC_API int conc_close(int fd)
         return conc__own_error(-EBADF);
     conc__fd *f = l ? conc__fd_find(l, fd) : NULL;
     if (f && conc__fd_is_polled(f))
-        l->backend->remove(l, f); /* else its events would go on if another process has it too */
+        l->backend->remove(l, f); /* another process may have it, too: its events would go on */
     if (f)
         conc__fd_gone(l, f);
     atomic_fetch_add(conc__closings_of(fd), 1);
     atomic_uint *run = &conc__shared_fd_of(fd)->run;
     unsigned before = atomic_load(run);
-    int rc = close(fd) && errno != EINTR ? -errno : 0;
+    int rc = close(fd);
+    if (rc)
+        rc = errno == EINTR ? 0 : -errno;
     unsigned after = atomic_load(run);
     if (CONC__UNLIKELY(before))
-        conc__tell_of_close(l, before, fd);
+        conc__notify_close(l, before, fd);
     if (CONC__UNLIKELY(after != before)) /* it began to wait meanwhile, or has the next file */
-        conc__tell_of_close(l, after, fd);
+        conc__notify_close(l, after, fd);
     errno = saved;
     return conc__system_failed(rc, NULL);
 }
@@ -9138,7 +9199,7 @@ CONC__PRIVATE ssize_t conc__send_parts(conc_loop *l, const conc__io *io)
 /* Tries again and again, and waits in between. */
 CONC__PRIVATE ssize_t conc__io_wait(conc_loop *l, conc__io_fn *once, int events, const conc__io *io)
 {
-    conc__patience patience = {0, 0};
+    conc__retry patience = {0, 0};
     ssize_t n;
     do {
         int rc = conc__fd_await(l, io->fd, events, &patience);
@@ -10829,7 +10890,7 @@ CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
 
 /* Waits for bytes, and sends what was written: the peer may have to read that first. If that fails
  * it returns without waiting. */
-CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s, conc__patience *p)
+CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s, conc__retry *p)
 {
     int events = CONC_READABLE;
     if (conc__buffered(&s->out) && !s->writing && conc__stream_push(l, s) == -EAGAIN)
@@ -10870,7 +10931,7 @@ CONC__PRIVATE ssize_t conc__stream_receive(conc_loop *l, conc_stream *s, char *t
  * writing that no call has told, if it would have to wait. */
 CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
 {
-    conc__patience patience = {0, 0};
+    conc__retry patience = {0, 0};
     if (s->at_end || s->read_error)
         return s->read_error;
     if (s->on)
@@ -11209,7 +11270,7 @@ CONC__PRIVATE ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char
 /* In its turn: all n bytes are sent or kept. */
 CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
-    conc__patience patience = {0, 0};
+    conc__retry patience = {0, 0};
     size_t done = 0;
     for (;;) {
         bool full = n - done > s->buffer_size - conc__buffered(&s->out);
@@ -11319,7 +11380,7 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
 /* In its turn: waits until everything is out. */
 CONC__PRIVATE int conc__stream_flush_all(conc_loop *l, conc_stream *s)
 {
-    conc__patience patience = {0, 0};
+    conc__retry patience = {0, 0};
     size_t before = conc__buffered(&s->out);
     for (;;) {
         int rc = conc__stream_push_piece(l, s);
