@@ -8719,26 +8719,26 @@ CONC_API int conc_close(int fd)
     return conc__system_failed(rc, NULL);
 }
 
-/* ---- >>moving ------------------------------------------------------------------------------- */
+/* ---- >>io ----------------------------------------------------------------------------------- */
 
-/* Bytes that a call is to move, as many of them as the system takes at once. */
+/* Bytes to receive or to send, as many of them as the system takes at once. */
 typedef struct conc__io {
     int fd;
     int flags; /* of a socket call: MSG_... */
-    bool any;  /* read(2), write(2) or their kin was called, which take any file */
+    bool any;  /* as read(2) and write(2): any file, not only a socket */
     int count; /* of the parts */
     const struct iovec *parts;
     struct sockaddr *address; /* NULL: none */
     socklen_t *address_size;
 } conc__io;
 
-/* One try to receive or send: a count, or an error, which is -EAGAIN if it would have to wait. */
+/* One try to receive or send: a count, or an error, which is -EAGAIN if it would have to block. */
 typedef ssize_t conc__io_fn(conc_loop *l, const conc__io *io);
 
 #ifdef IOV_MAX
 enum { CONC__PARTS = IOV_MAX };
 #else
-enum { CONC__PARTS = 1024 }; /* what Linux takes; its headers tell only who asks for X/Open */
+enum { CONC__PARTS = 1024 }; /* of Linux; its headers define IOV_MAX only for X/Open */
 #endif
 
 #ifndef MSG_NOSIGNAL
@@ -8753,52 +8753,58 @@ CONC__PRIVATE bool conc__io_is_empty(const conc__io *io)
     return true;
 }
 
-/* -1 and errno, as a system call has them, become an error. */
+/* Turns a system call's -1 and errno into an error. */
 static inline ssize_t conc__io_result(conc_loop *l, ssize_t n, int saved)
 {
     if (CONC__UNLIKELY(n < 0)) {
-        n = *l->errno_at == EWOULDBLOCK ? -EAGAIN : -*l->errno_at;
+        n = -*l->errno_at;
+        if (n == -EWOULDBLOCK)
+            n = -EAGAIN;
         *l->errno_at = saved;
     }
     return n;
 }
 
-/* Takes away the signal that a write to a broken pipe leaves behind, blocked as it is. */
+/* Discards the SIGPIPE, which is blocked, that a write to a broken pipe leaves pending. */
 CONC__PRIVATE void conc__drain_pipe_signal(const conc_loop *l)
 {
     if (!l->pipe_was_pending)
         conc__signal_discard(SIGPIPE);
 }
 
-/* The error that came after some bytes of an earlier call had moved: it is returned once. */
+/* The error that ended an earlier call after it had moved some bytes: it is returned once. */
 CONC__COLD ssize_t conc__io_kept_error(conc_loop *l, conc__fd *f, int *error)
 {
-    int rc = conc__fd_confirm(l, f) ? *error : 0;
+    int rc = 0;
+    if (conc__fd_confirm(l, f))
+        rc = *error;
     *error = 0;
     f->failed = f->read_error || f->write_error;
     return rc;
 }
 
-/* Keeps an error for the next call. A file that the poller refuses has the same one again then, and
- * a cancel is the task's own. */
+/* Keeps an error for the next call. Not for a file that the poller refuses, which then fails again,
+ * nor a cancel, which is the task's own. */
 CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
 {
     conc__fd *f;
     if (rc == -ECANCELED || rc == -EBADF || conc__fd_watch(l, fd, 0, &f))
         return;
-    *(events == CONC_READABLE ? &f->read_error : &f->write_error) = rc;
+    if (events == CONC_READABLE)
+        f->read_error = rc;
+    else
+        f->write_error = rc;
     f->failed = true;
 }
 
-/* -- files in blocking mode that are no sockets. They belong to other processes too, so their
- * flags stay as they are. The system is asked for a call that does not wait (RWF_NOWAIT), which
- * Linux has for pipes; terminals and named pipes are opened anew; for what remains poll(2) is
- * asked first, and a write has at most PIPE_BUF bytes. That holds the loop only where another
- * process is faster. -- */
+/* -- files in blocking mode that are not sockets. Other processes may have them, too, so their
+ * flags stay as they are. For pipes Linux has a call that does not block (RWF_NOWAIT). Terminals
+ * and named pipes are opened a second time. For the rest, conc asks poll(2) first, and writes at
+ * most PIPE_BUF bytes: that blocks the loop only if another process is faster. -- */
 
 enum { CONC__READS = O_RDONLY, CONC__WRITES = O_WRONLY };
 
-/* The process, or the system, is short of something. */
+/* Does the process, or the system, lack a resource? */
 CONC__PRIVATE bool conc__is_lack(int rc)
 {
     switch (rc) {
@@ -8832,10 +8838,10 @@ CONC__PRIVATE ssize_t conc__io_flagged(int fd, const struct iovec *parts, int co
 #endif
 }
 
-enum { CONC__NO_WAIT = 8, CONC__SYNC = 2 }; /* RWF_NOWAIT; RWF_DSYNC, which concerns disks alone */
+enum { CONC__NO_WAIT = 8, CONC__SYNC = 2 }; /* RWF_NOWAIT; RWF_DSYNC, which only concerns disks */
 
-/* Does the system know CONC__NO_WAIT? To a flag that it does not know Linux before 4.13 says
- * EINVAL, which is also its answer to a call that can never succeed. */
+/* Does the system know CONC__NO_WAIT? Linux before 4.13 answers an unknown flag with EINVAL, which
+ * is also its answer to a call that can never succeed. */
 CONC__COLD bool conc__knows_no_wait(void)
 {
     enum { YES = 1, NO };
@@ -8846,14 +8852,15 @@ CONC__COLD bool conc__knows_no_wait(void)
     if (answer || conc__pipe(ends))
         return answer == YES;
     conc__io_flagged(ends[0], &part, 1, CONC__READS, CONC__NO_WAIT);
-    answer = errno == EAGAIN || errno == EOPNOTSUPP ? YES : NO;
+    bool knows = errno == EAGAIN || errno == EOPNOTSUPP;
+    answer = knows ? YES : NO;
     close(ends[0]);
     close(ends[1]);
     atomic_store_explicit(&known, answer, memory_order_relaxed);
     return answer == YES;
 }
 
-/* One try that must not wait. False: not for this file, or this system. */
+/* One try that does not block. False: this file, or this system, cannot do that. */
 CONC__PRIVATE bool conc__io_no_wait(const conc__io *io, int access, ssize_t *n)
 {
     *n = conc__io_flagged(io->fd, io->parts, io->count, access, CONC__NO_WAIT);
@@ -8865,7 +8872,7 @@ CONC__PRIVATE bool conc__io_no_wait(const conc__io *io, int access, ssize_t *n)
     return *n >= 0 || (!wrong_file && !conc__refused(error));
 }
 
-/* Is it the program's end of a pseudo-terminal? */
+/* Is it the master of a pseudo-terminal? */
 CONC__PRIVATE bool conc__is_terminal_master(int fd)
 {
 #if defined TIOCGPTN
@@ -8880,9 +8887,9 @@ CONC__PRIVATE bool conc__is_terminal_master(int fd)
 #endif
 }
 
-/* The same named pipe or terminal, open in non-blocking mode; -1: it cannot be, as the end of a
- * terminal's program. */
-CONC__PRIVATE int conc__io_open_anew(int fd, int access, const struct stat *st)
+/* Opens the same named pipe or terminal in non-blocking mode. -1: impossible, as for the master of a
+ * pseudo-terminal. */
+CONC__PRIVATE int conc__io_reopen(int fd, int access, const struct stat *st)
 {
     char path[64];
     bool terminal = S_ISCHR(st->st_mode) && isatty(fd);
@@ -8907,8 +8914,8 @@ CONC__PRIVATE const struct iovec *conc__io_first_part(const conc__io *io)
     return part;
 }
 
-/* Is the sum of an eventfd so large that this number does not fit? poll(2) tells only that there
- * is room for 1. The largest number is an error, which the write returns. */
+/* Is the sum of an eventfd so large that this number does not fit? poll(2) only reports that 1
+ * would fit. The largest number is an error, which the write returns. */
 CONC__PRIVATE bool conc__io_is_full_eventfd(const conc__io *io, const struct stat *st)
 {
 #ifdef __linux__
@@ -8918,13 +8925,12 @@ CONC__PRIVATE bool conc__io_is_full_eventfd(const conc__io *io, const struct sta
     if (st->st_mode & S_IFMT || part->iov_len < sizeof more)
         return false;
     snprintf(path, sizeof path, "/proc/self/fdinfo/%d", io->fd);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
     memcpy(&more, part->iov_base, sizeof more);
-    if (fd < 0 && conc__is_lack(-errno))
-        return more > 1; /* perhaps: it is tried again */
-    if (fd >= 0)
-        close(fd);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return conc__is_lack(-errno) && more > 1; /* perhaps: the caller tries again */
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
     text[n > 0 ? n : 0] = 0;
     at = strstr(text, "eventfd-count:");
     return at && more != UINT64_MAX && more > UINT64_MAX - 1 - strtoull(at + 14, NULL, 16);
@@ -8937,13 +8943,14 @@ CONC__PRIVATE bool conc__io_is_full_eventfd(const conc__io *io, const struct sta
 
 CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io, int fd, int access)
 {
-    return access == CONC__READS ? readv(fd, io->parts, io->count)
-                                 : writev(fd, io->parts, io->count);
+    if (access == CONC__READS)
+        return readv(fd, io->parts, io->count);
+    return writev(fd, io->parts, io->count);
 }
 
-/* Moves the first `count` parts of a file that poll(2) calls ready. A device may move each part as
- * a call of its own, of which the second may wait. Linux tells by refusing flags for such a file:
- * then only the first part is moved. */
+/* Moves the first `count` parts of a file that poll(2) reports as ready. A device may move each part
+ * by a call of its own, and the second of them may block. Linux refuses flags for such a file: then
+ * only the first part is moved. */
 CONC__PRIVATE ssize_t conc__io_parts(const conc__io *io, int count, int access)
 {
     const struct iovec *part = conc__io_first_part(io);
@@ -8953,12 +8960,13 @@ CONC__PRIVATE ssize_t conc__io_parts(const conc__io *io, int count, int access)
         if (n >= 0 || !refused)
             return n;
     }
-    return access == CONC__READS ? read(io->fd, part->iov_base, part->iov_len)
-                                 : write(io->fd, part->iov_base, part->iov_len);
+    if (access == CONC__READS)
+        return read(io->fd, part->iov_base, part->iov_len);
+    return write(io->fd, part->iov_base, part->iov_len);
 }
 
-/* At most so much that a write that poll(2) calls possible does not block: as many whole parts as
- * fit, or a piece of the first. */
+/* Writes at most as many bytes as do not block after poll(2) has reported room: as many whole parts
+ * as fit, or a piece of the first. */
 CONC__PRIVATE ssize_t conc__io_write_some(const conc__io *io, size_t most)
 {
     size_t n = 0;
@@ -8970,8 +8978,8 @@ CONC__PRIVATE ssize_t conc__io_write_some(const conc__io *io, size_t most)
     return write(io->fd, conc__io_first_part(io)->iov_base, most);
 }
 
-/* Not more than a terminal has: in raw mode it may have been told to wait for more bytes, unless
- * fewer are asked for. */
+/* Reads no more than a terminal has: in raw mode it may be set to wait until it has as many bytes as
+ * were asked for. */
 CONC__PRIVATE ssize_t conc__io_read_some(const conc__io *io)
 {
     const struct iovec *part = conc__io_first_part(io);
@@ -8979,7 +8987,35 @@ CONC__PRIVATE ssize_t conc__io_read_some(const conc__io *io)
     if (ioctl(io->fd, FIONREAD, &there) || there <= 0)
         return conc__io_parts(io, io->count, CONC__READS);
     size_t most = part->iov_len, n = (size_t)there;
-    return read(io->fd, part->iov_base, n < most ? n : most);
+    if (n > most)
+        n = most;
+    return read(io->fd, part->iov_base, n);
+}
+
+/* Moves bytes of a file that a call with RWF_NOWAIT does not serve. */
+CONC__PRIVATE ssize_t conc__io_polled(const conc__io *io, int access, const struct stat *st)
+{
+    bool writes = access == CONC__WRITES;
+    int ready = conc__fd_ready(io->fd, writes ? CONC_WRITABLE : CONC_READABLE);
+    bool full = ready > 0 && writes && conc__io_is_full_eventfd(io, st);
+    if (ready <= 0 || full) {
+        errno = ready < 0 ? -ready : EAGAIN;
+        return -1;
+    }
+    int fd = conc__io_reopen(io->fd, access, st);
+    if (fd >= 0) {
+        ssize_t n = conc__io_plain(io, fd, access);
+        int saved = errno;
+        close(fd);
+        errno = saved;
+        return n;
+    }
+    bool terminal = S_ISCHR(st->st_mode) && isatty(io->fd);
+    if (writes)
+        return conc__io_write_some(io, terminal ? 1 : PIPE_BUF);
+    if (terminal)
+        return conc__io_read_some(io);
+    return conc__io_parts(io, io->count, access);
 }
 
 CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io, int access)
@@ -8992,45 +9028,29 @@ CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io, int access)
     if (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) || S_ISDIR(st.st_mode))
         return conc__io_plain(io, io->fd, access);
     bool tried = conc__io_no_wait(io, access, &n);
-    bool perhaps_on_disk = !known && n < 0 && errno == EAGAIN; /* then poll(2) is asked, too */
+    bool perhaps_on_disk = !known && n < 0 && errno == EAGAIN; /* then ask poll(2), too */
     if (tried && !perhaps_on_disk)
         return n;
-    int ready = conc__fd_ready(io->fd, access == CONC__READS ? CONC_READABLE : CONC_WRITABLE);
-    bool full = ready > 0 && access == CONC__WRITES && conc__io_is_full_eventfd(io, &st);
-    if (ready <= 0 || full) {
-        errno = ready < 0 ? -ready : EAGAIN;
-        return -1;
-    }
-    int fd = conc__io_open_anew(io->fd, access, &st);
-    if (fd >= 0) {
-        n = conc__io_plain(io, fd, access);
-        int saved = errno;
-        close(fd);
-        errno = saved;
-        return n;
-    }
-    bool terminal = S_ISCHR(st.st_mode) && isatty(io->fd);
-    if (access == CONC__WRITES)
-        return conc__io_write_some(io, terminal ? 1 : PIPE_BUF);
-    return terminal ? conc__io_read_some(io) : conc__io_parts(io, io->count, access);
+    return conc__io_polled(io, access, &st);
 }
 
 /* -- one try -- */
 
-/* A file that is no socket. */
+/* A file that is not a socket. */
 CONC__PRIVATE ssize_t conc__io_file(const conc__io *io, int access)
 {
     int flags = fcntl(io->fd, F_GETFL);
     if (flags < 0 && conc__refused(errno))
-        flags = O_RDWR; /* a sandbox does not tell; then it may be in blocking mode */
+        flags = O_RDWR; /* a sandbox refuses to tell: the file may be in blocking mode */
     if (flags < 0)
         return -1;
     if ((flags & O_ACCMODE) != access && (flags & O_ACCMODE) != O_RDWR) {
-        errno = EBADF; /* a wait for what can never come would be for ever */
+        errno = EBADF; /* a wait for it would never end */
         return -1;
     }
-    bool returns = flags & O_NONBLOCK || conc__io_is_empty(io);
-    return returns ? conc__io_plain(io, io->fd, access) : conc__io_blocking(io, access);
+    if (flags & O_NONBLOCK || conc__io_is_empty(io))
+        return conc__io_plain(io, io->fd, access);
+    return conc__io_blocking(io, access);
 }
 
 /* For sendmsg and recvmsg. */
@@ -9061,8 +9081,8 @@ static inline ssize_t conc__io_send_call(const conc__io *io)
 }
 
 #ifdef __APPLE__
-/* Sends from a stream socket in blocking mode, which waits in spite of MSG_DONTWAIT: no more than
- * what poll(2) promises room for. */
+/* Sends on a stream socket in blocking mode, which blocks in spite of MSG_DONTWAIT: no more than
+ * poll(2) reports room for. */
 CONC__COLD ssize_t conc__io_send_some(const conc__io *io)
 {
     int least = 1, ready = conc__fd_ready(io->fd, CONC_WRITABLE);
@@ -9075,7 +9095,8 @@ CONC__COLD ssize_t conc__io_send_some(const conc__io *io)
         least = 1;
     struct iovec part = *conc__io_first_part(io);
     conc__io some = *io;
-    part.iov_len = part.iov_len < (size_t)least ? part.iov_len : (size_t)least;
+    if (part.iov_len > (size_t)least)
+        part.iov_len = (size_t)least;
     some.parts = &part;
     some.count = 1;
     return conc__io_send_call(&some);
@@ -9087,7 +9108,9 @@ CONC__PRIVATE ssize_t conc__io_send(const conc__io *io)
     socklen_t size = sizeof kind;
     bool blocks = flags >= 0 && !(flags & O_NONBLOCK) && !conc__io_is_empty(io) &&
                   getsockopt(io->fd, SOL_SOCKET, SO_TYPE, &kind, &size) == 0;
-    return blocks && kind == SOCK_STREAM ? conc__io_send_some(io) : conc__io_send_call(io);
+    if (blocks && kind == SOCK_STREAM)
+        return conc__io_send_some(io);
+    return conc__io_send_call(io);
 }
 #else
 static inline ssize_t conc__io_send(const conc__io *io) { return conc__io_send_call(io); }
@@ -9106,25 +9129,31 @@ CONC__PRIVATE ssize_t conc__receive_slowly(conc_loop *l, const conc__io *io)
     int saved = errno;
     ssize_t n;
     do {
-        n = nothing ? -1 : conc__io_recv(io);
-        bool file = !nothing && n < 0 && errno == ENOTSOCK;
-        if (file && f && conc__fd_is_own(f))
-            conc__fd_lost(l, f); /* and the number was used again */
-        if (nothing || (file && io->any))
+        bool no_socket = nothing;
+        n = -1;
+        if (!nothing) {
+            n = conc__io_recv(io);
+            no_socket = n < 0 && errno == ENOTSOCK;
+            if (no_socket && f && conc__fd_is_own(f))
+                conc__fd_lost(l, f); /* the number was used again */
+        }
+        if (no_socket && io->any)
             n = conc__io_file(io, CONC__READS);
     } while (n < 0 && errno == EINTR);
     n = conc__io_result(l, n, saved);
-    errno = saved; /* ENOTSOCK came before the file's own call */
+    errno = saved; /* the call for sockets may have changed it */
     return n;
 }
 
-/* Receives bytes, without waiting. A TCP connection that had fewer than were asked for has none
- * left, as epoll(7) says, and the next come with an event: that saves a server one system call
- * for each request. */
+/* Receives bytes, without waiting. A TCP connection that returned fewer than were asked for has no
+ * more, as epoll(7) says, and the next come with an event: that saves a server one system call for
+ * each request. */
 static inline ssize_t conc__receive(conc_loop *l, const conc__io *io)
 {
     conc__fd *f = conc__fd_find(l, io->fd);
-    size_t room = io->count == 1 ? io->parts->iov_len : 0;
+    size_t room = 0;
+    if (io->count == 1)
+        room = io->parts->iov_len;
     if (CONC__UNLIKELY(!f || !conc__fd_is_own(f) || f->failed || !room))
         return conc__receive_slowly(l, io);
     if (f->drained && !io->flags)
@@ -9182,10 +9211,12 @@ static inline ssize_t conc__send(conc_loop *l, const conc__io *io)
         n = conc__io_send(io);
     while (n < 0 && *l->errno_at == EINTR);
     n = conc__io_result(l, n, saved);
-    return CONC__UNLIKELY(n == -ENOTSOCK) ? conc__send_slowly(l, io) : n;
+    if (CONC__UNLIKELY(n == -ENOTSOCK))
+        return conc__send_slowly(l, io);
+    return n;
 }
 
-/* The same for writev(2), which sends no message of no bytes, while write(2) does. */
+/* The same for writev(2): unlike write(2), it sends no empty message. */
 CONC__PRIVATE ssize_t conc__send_parts(conc_loop *l, const conc__io *io)
 {
     if (!conc__io_is_empty(io))
@@ -9196,13 +9227,13 @@ CONC__PRIVATE ssize_t conc__send_parts(conc_loop *l, const conc__io *io)
 
 /* -- the calls -- */
 
-/* Tries again and again, and waits in between. */
+/* Waits and tries, until a try succeeds or fails. */
 CONC__PRIVATE ssize_t conc__io_wait(conc_loop *l, conc__io_fn *once, int events, const conc__io *io)
 {
-    conc__retry patience = {0, 0};
+    conc__retry retry = {0, 0};
     ssize_t n;
     do {
-        int rc = conc__fd_await(l, io->fd, events, &patience);
+        int rc = conc__fd_await(l, io->fd, events, &retry);
         if (rc < 0)
             return rc;
         n = once(l, io);
@@ -9303,13 +9334,12 @@ CONC_API ssize_t conc_send(int fd, const void *buf, size_t n, int flags)
     return conc__io_run(conc__send, CONC_WRITABLE, &io);
 }
 
-/* Again and again until n bytes have moved, the end of file, or an error; a count outranks that. */
+/* Repeats the call until n bytes have moved, the end of file, or an error. If bytes have moved, their
+ * count is returned, and the error by the next call. */
 CONC__PRIVATE ssize_t conc__io_full(const char *call, conc__io_fn *once, int events, int fd,
                                     char *bytes, size_t n)
 {
-    enum {
-        AT_ONCE = 1024 * 1024
-    }; /* larger than any datagram; more would hold the loop too long */
+    enum { AT_ONCE = 1024 * 1024 }; /* more would hold the loop too long; a datagram is smaller */
     size_t done = 0;
     if (!conc__in_task_of(call))
         return -EPERM;
@@ -9317,7 +9347,9 @@ CONC__PRIVATE ssize_t conc__io_full(const char *call, conc__io_fn *once, int eve
         return conc__misused(-EINVAL, call, "no buffer, or an impossible size", NULL);
     do {
         size_t left = n - done;
-        const struct iovec part = {n ? bytes + done : NULL, left < AT_ONCE ? left : AT_ONCE};
+        struct iovec part = {NULL, left < AT_ONCE ? left : AT_ONCE};
+        if (n)
+            part.iov_base = bytes + done;
         const conc__io io = {.fd = fd, .any = true, .parts = &part, .count = 1};
         ssize_t got = conc__io_run_of(call, once, events, &io);
         if (got < 0 && done)
@@ -9356,7 +9388,7 @@ CONC__PRIVATE int conc__accept_call(int fd)
     return got;
 }
 
-/* Does it listen? Else a wait would be for ever. */
+/* Does it listen? If not, a wait would never end. */
 CONC__PRIVATE bool conc__listens(int fd)
 {
     int listens = 0;
@@ -9367,9 +9399,9 @@ CONC__PRIVATE bool conc__listens(int fd)
     return listens;
 }
 
-/* Sets a listener in blocking mode to non-blocking: another process that has it too may take the
- * connection first. 0, or -1 and errno: not a listener, or, where a sandbox refuses that, EAGAIN
- * if no connection is there. */
+/* Sets a listener in blocking mode to non-blocking: another process that has it, too, may accept the
+ * connection first. 0, or -1 and errno. If a sandbox refuses that: EAGAIN if no connection is
+ * there. */
 CONC__PRIVATE int conc__unblock_listener(int fd, int flags)
 {
     bool refused = flags < 0;
@@ -9378,10 +9410,13 @@ CONC__PRIVATE int conc__unblock_listener(int fd, int flags)
         if (!refused)
             return -1;
     }
-    int ready = refused ? conc__fd_ready(fd, CONC_READABLE) : CONC_READABLE;
-    if (ready <= 0)
-        errno = ready < 0 ? -ready : EAGAIN;
-    return ready > 0 ? 0 : -1;
+    if (!refused)
+        return 0;
+    int ready = conc__fd_ready(fd, CONC_READABLE);
+    if (ready > 0)
+        return 0;
+    errno = ready < 0 ? -ready : EAGAIN;
+    return -1;
 }
 
 /* The program may have set a listener that conc opened to blocking. */
@@ -9414,7 +9449,9 @@ CONC__PRIVATE ssize_t conc__accept(conc_loop *l, const conc__io *io)
         return conc__accept(l, io);
     }
     *l->errno_at = saved; /* accept4 may have been refused before accept worked */
-    return n < 0 ? n : conc__fd_adopt(l, (int)n, f && f->tcp);
+    if (n < 0)
+        return n;
+    return conc__fd_adopt(l, (int)n, f && f->tcp);
 }
 
 CONC_API int conc_accept(int fd)
@@ -10931,7 +10968,7 @@ CONC__PRIVATE ssize_t conc__stream_receive(conc_loop *l, conc_stream *s, char *t
  * writing that no call has told, if it would have to wait. */
 CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
 {
-    conc__retry patience = {0, 0};
+    conc__retry retry = {0, 0};
     if (s->at_end || s->read_error)
         return s->read_error;
     if (s->on)
@@ -10946,7 +10983,7 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
             if (got != -EAGAIN)
                 return got;
         }
-        int rc = conc__stream_await(l, s, &patience);
+        int rc = conc__stream_await(l, s, &retry);
         if (rc < 0 || broken)
             return rc < 0 ? rc : s->write_error;
     }
@@ -11270,7 +11307,7 @@ CONC__PRIVATE ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char
 /* In its turn: all n bytes are sent or kept. */
 CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
-    conc__retry patience = {0, 0};
+    conc__retry retry = {0, 0};
     size_t done = 0;
     for (;;) {
         bool full = n - done > s->buffer_size - conc__buffered(&s->out);
@@ -11286,8 +11323,7 @@ CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char 
         done += (size_t)took;
         if (done == n)
             return (ssize_t)n;
-        int rc =
-            waits ? conc__fd_await(l, s->fd, CONC_WRITABLE, &patience) : conc__stream_pass(l, s);
+        int rc = waits ? conc__fd_await(l, s->fd, CONC_WRITABLE, &retry) : conc__stream_pass(l, s);
         if (s->state != CONC__STREAM_OPEN)
             return -EPIPE;
         if (rc < 0)
@@ -11380,12 +11416,12 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
 /* In its turn: waits until everything is out. */
 CONC__PRIVATE int conc__stream_flush_all(conc_loop *l, conc_stream *s)
 {
-    conc__retry patience = {0, 0};
+    conc__retry retry = {0, 0};
     size_t before = conc__buffered(&s->out);
     for (;;) {
         int rc = conc__stream_push_piece(l, s);
         if (rc == -EAGAIN)
-            rc = conc__fd_await(l, s->fd, CONC_WRITABLE, &patience);
+            rc = conc__fd_await(l, s->fd, CONC_WRITABLE, &retry);
         else if (rc == 1)
             rc = conc__stream_pass(l, s);
         else if (rc != -ECANCELED)
