@@ -8887,8 +8887,8 @@ CONC__PRIVATE bool conc__is_terminal_master(int fd)
 #endif
 }
 
-/* Opens the same named pipe or terminal in non-blocking mode. -1: impossible, as for the master of a
- * pseudo-terminal. */
+/* Opens the same named pipe or terminal in non-blocking mode. -1: impossible, as for the master of
+ * a pseudo-terminal. */
 CONC__PRIVATE int conc__io_reopen(int fd, int access, const struct stat *st)
 {
     char path[64];
@@ -8948,9 +8948,9 @@ CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io, int fd, int access)
     return writev(fd, io->parts, io->count);
 }
 
-/* Moves the first `count` parts of a file that poll(2) reports as ready. A device may move each part
- * by a call of its own, and the second of them may block. Linux refuses flags for such a file: then
- * only the first part is moved. */
+/* Moves the first `count` parts of a file that poll(2) reports as ready. A device may move each
+ * part by a call of its own, and the second of them may block. Linux refuses flags for such a file:
+ * then only the first part is moved. */
 CONC__PRIVATE ssize_t conc__io_parts(const conc__io *io, int count, int access)
 {
     const struct iovec *part = conc__io_first_part(io);
@@ -8978,8 +8978,8 @@ CONC__PRIVATE ssize_t conc__io_write_some(const conc__io *io, size_t most)
     return write(io->fd, conc__io_first_part(io)->iov_base, most);
 }
 
-/* Reads no more than a terminal has: in raw mode it may be set to wait until it has as many bytes as
- * were asked for. */
+/* Reads no more than a terminal has: in raw mode it may be set to wait until it has as many bytes
+ * as were asked for. */
 CONC__PRIVATE ssize_t conc__io_read_some(const conc__io *io)
 {
     const struct iovec *part = conc__io_first_part(io);
@@ -9334,8 +9334,8 @@ CONC_API ssize_t conc_send(int fd, const void *buf, size_t n, int flags)
     return conc__io_run(conc__send, CONC_WRITABLE, &io);
 }
 
-/* Repeats the call until n bytes have moved, the end of file, or an error. If bytes have moved, their
- * count is returned, and the error by the next call. */
+/* Repeats the call until n bytes have moved, the end of file, or an error. If bytes have moved,
+ * their count is returned, and the error by the next call. */
 CONC__PRIVATE ssize_t conc__io_full(const char *call, conc__io_fn *once, int events, int fd,
                                     char *bytes, size_t n)
 {
@@ -9399,8 +9399,8 @@ CONC__PRIVATE bool conc__listens(int fd)
     return listens;
 }
 
-/* Sets a listener in blocking mode to non-blocking: another process that has it, too, may accept the
- * connection first. 0, or -1 and errno. If a sandbox refuses that: EAGAIN if no connection is
+/* Sets a listener in blocking mode to non-blocking: another process that has it, too, may accept
+ * the connection first. 0, or -1 and errno. If a sandbox refuses that: EAGAIN if no connection is
  * there. */
 CONC__PRIVATE int conc__unblock_listener(int fd, int flags)
 {
@@ -9460,7 +9460,9 @@ CONC_API int conc_accept(int fd)
     return (int)conc__io_run(conc__accept, CONC_READABLE, &io);
 }
 
-/* ---- >>connecting --------------------------------------------------------------------------- */
+/* ---- >>net ---------------------------------------------------------------------------------- */
+
+/* -- addresses -- */
 
 typedef struct conc__address {
     union {
@@ -9468,12 +9470,12 @@ typedef struct conc__address {
         struct sockaddr_in v4;
         struct sockaddr_in6 v6;
         struct sockaddr_un local;
-        char bytes[sizeof(struct sockaddr_un) + 1]; /* so that a path of any length ends in a NUL */
+        char bytes[sizeof(struct sockaddr_un) + 1]; /* a path of any length ends in a NUL */
     } as;
     socklen_t size;
 } conc__address;
 
-enum { CONC__ADDRESSES = 2 }; /* that one name may mean: localhost */
+enum { CONC__ADDRESSES = 2 }; /* for one text, without looking up a name: localhost has two */
 
 CONC__PRIVATE bool conc__parse_port(const char *text, in_port_t *port)
 {
@@ -9514,23 +9516,29 @@ CONC__PRIVATE int conc__set_v4(const char *host, in_port_t port, conc__address *
     out->as.v4.sin_family = AF_INET;
     out->as.v4.sin_port = port;
     out->size = sizeof out->as.v4;
-    return inet_pton(AF_INET, host, &out->as.v4.sin_addr) == 1 ? 1 : -EINVAL;
+    if (inet_pton(AF_INET, host, &out->as.v4.sin_addr) != 1)
+        return -EINVAL;
+    return 1;
 }
 
-/* A zone's number, of which it has the name or the digits; 0: neither. */
+/* The number of a zone, which is given by name or by number; 0: there is no such zone. */
 CONC__PRIVATE uint32_t conc__parse_zone(const char *zone)
 {
     uint64_t n = 0;
     size_t length = strlen(zone), i = 0;
-    uint32_t named = length < IF_NAMESIZE ? if_nametoindex(zone) : 0; /* which may cut it */
+    uint32_t named = 0;
+    if (length < IF_NAMESIZE) /* if_nametoindex may cut a longer one */
+        named = if_nametoindex(zone);
     if (named)
         return named;
     while (zone[i] >= '0' && zone[i] <= '9' && n <= UINT32_MAX)
         n = n * 10 + (unsigned)(zone[i++] - '0');
-    return i == length && n <= UINT32_MAX ? (uint32_t)n : 0;
+    if (i < length || n > UINT32_MAX)
+        return 0;
+    return (uint32_t)n;
 }
 
-/* host may be changed: it ends at its zone. */
+/* Cuts the zone off host. */
 CONC__PRIVATE int conc__set_v6(char *host, in_port_t port, conc__address *out)
 {
     char *zone = strchr(host, '%');
@@ -9543,24 +9551,30 @@ CONC__PRIVATE int conc__set_v6(char *host, in_port_t port, conc__address *out)
     out->as.v6.sin6_family = AF_INET6;
     out->as.v6.sin6_port = port;
     out->size = sizeof out->as.v6;
-    return inet_pton(AF_INET6, host, &out->as.v6.sin6_addr) == 1 ? 1 : -EINVAL;
+    if (inet_pton(AF_INET6, host, &out->as.v6.sin6_addr) != 1)
+        return -EINVAL;
+    return 1;
 }
 
-/* A host name has letters in its last label; what has none is an address that went wrong. */
+/* A host name has letters in its last label; a text without is a malformed address. */
 CONC__PRIVATE bool conc__is_host_name(const char *host)
 {
+    static const char valid[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_";
     const char *last = strrchr(host, '.');
     size_t n = strlen(host);
-    if (!n || n > 253 || host[0] == '.' || host[0] == '-' || strstr(host, "..") ||
-        strspn(host, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_") != n)
+    if (n == 0 || n > 253)
+        return false;
+    if (host[0] == '.' || host[0] == '-' || strstr(host, ".."))
+        return false;
+    if (strspn(host, valid) != n)
         return false;
     if (!last || !last[1])
         last = host;
     return strspn(last, ".0123456789") != strlen(last);
 }
 
-/* Parses an address into at most CONC__ADDRESSES of the kernel's: how many, -EINVAL (malformed) or
- * -EADDRNOTAVAIL (a host name). */
+/* Parses an address text into at most CONC__ADDRESSES socket addresses. Returns their count, or
+ * -EINVAL (malformed), or -EADDRNOTAVAIL (a host name). */
 CONC__PRIVATE int conc__parse_address(const char *text, conc__address *out)
 {
     char host[256];
@@ -9569,8 +9583,10 @@ CONC__PRIVATE int conc__parse_address(const char *text, conc__address *out)
     if (strncmp(text, "unix:", 5) == 0)
         return conc__parse_local(text + 5, out);
     const char *colon = strrchr(text, ':');
-    size_t n = colon ? (size_t)(colon - text) : 0;
-    if (!n || n >= sizeof host || !conc__parse_port(colon + 1, &port))
+    if (!colon || colon == text || !conc__parse_port(colon + 1, &port))
+        return -EINVAL;
+    size_t n = (size_t)(colon - text);
+    if (n >= sizeof host)
         return -EINVAL;
     memcpy(host, text, n);
     host[n] = 0;
@@ -9584,8 +9600,12 @@ CONC__PRIVATE int conc__parse_address(const char *text, conc__address *out)
     }
     if (conc__set_v4(host, port, out) == 1)
         return 1;
-    return conc__is_host_name(host) ? -EADDRNOTAVAIL : -EINVAL;
+    if (conc__is_host_name(host))
+        return -EADDRNOTAVAIL;
+    return -EINVAL;
 }
+
+/* -- listening -- */
 
 CONC__PRIVATE int conc__socket(int family)
 {
@@ -9595,7 +9615,7 @@ CONC__PRIVATE int conc__socket(int family)
     int fd = socket(family, SOCK_STREAM, 0);
     if (fd >= 0) {
         conc__set_modes(fd);
-        conc__no_pipe_signal(fd); /* what is accepted inherits it */
+        conc__no_pipe_signal(fd); /* accepted connections inherit it */
     }
     return fd;
 #endif
@@ -9604,51 +9624,58 @@ CONC__PRIVATE int conc__socket(int family)
 CONC__PRIVATE int conc__set_option(int fd, int level, int option)
 {
     int on = 1;
-    return setsockopt(fd, level, option, &on, sizeof on) ? -errno : 0;
+    if (setsockopt(fd, level, option, &on, sizeof on))
+        return -errno;
+    return 0;
 }
 
 /* ---- the file of a Unix socket ----
  *
- * A socket file outlives its process, and the next one to listen there has to take it away. Two
- * that do so at once must not take away each other's. So whoever listens on a path holds a lock
- * on a file beside it from before bind(2) until after listen(2): between these two, the socket
- * file looks as if nobody listened on it. The system drops the lock of a process that dies, and
- * the next one uses the file that it leaves behind. */
+ * A socket file outlives its process, and the next process to listen there has to remove it. Two
+ * processes that do so at once must not remove each other's. So a process that begins to listen on a
+ * path holds a lock on a file beside it from before bind(2) until after listen(2): between these
+ * two, the socket file looks as if no process listened on it. The system releases the lock of a
+ * process that dies, and the next process reuses the lock file. */
 
 typedef struct conc__path_lock {
     char name[sizeof(struct sockaddr_un) + 16];
     int fd;      /* -1: it is not locked */
-    int refused; /* why not: the system's error for a lock. 0: there can be no such file */
+    int refused; /* why not: the system's error. 0: the lock file cannot be made */
 } conc__path_lock;
 
 enum { CONC__LOCK_TRIES = 50 }; /* a millisecond each */
 
-/* Is it the file of that name? It may have been taken away before the lock was there: then the
- * lock is worth nothing. */
+/* Does the name still mean the file that is locked? If it was removed before it was locked, the
+ * lock protects nothing. */
 CONC__PRIVATE bool conc__locks_its_name(const conc__path_lock *k)
 {
     struct stat here, there;
     if (fstat(k->fd, &here) || lstat(k->name, &there))
-        return conc__refused(errno); /* a sandbox does not tell */
+        return conc__refused(errno); /* a sandbox refuses to tell */
     return here.st_dev == there.st_dev && here.st_ino == there.st_ino;
 }
 
-/* Locks the path: 1; 0, another process has the lock; or an error, as a file system without locks
- * has, or a sandbox. Then the file is of no use to other processes either. */
+/* Tries to lock the path. 1: it is locked; 0: another process has the lock; or the error of a file
+ * system or a sandbox without locks: then other processes cannot use the file either, and it is
+ * removed. */
 CONC__PRIVATE int conc__lock_once(const conc__path_lock *k)
 {
-    int rc = flock(k->fd, LOCK_EX | LOCK_NB) ? -errno : 1;
-    if (rc == 1 && conc__locks_its_name(k))
+    int rc = 0;
+    if (flock(k->fd, LOCK_EX | LOCK_NB))
+        rc = -errno;
+    else if (conc__locks_its_name(k))
         return 1;
-    bool held = rc == 1 || rc == -EWOULDBLOCK || rc == -EINTR;
-    if (!held)
+    bool failed = rc < 0 && rc != -EWOULDBLOCK && rc != -EINTR;
+    if (failed)
         unlink(k->name);
     close(k->fd);
-    return held ? 0 : rc;
+    if (failed)
+        return rc;
+    return 0;
 }
 
-/* 0, or an error, which is -EADDRINUSE when another process is about to listen there. Where the
- * directory does not allow a file, or the system no lock, it is not locked. */
+/* 0; or an error: -EADDRINUSE if another process is about to listen there. If the directory allows
+ * no file, or the system no lock, the path is not locked. */
 CONC__PRIVATE int conc__lock_path(const conc__address *a, conc__path_lock *k)
 {
     int locked = 0;
@@ -9657,16 +9684,22 @@ CONC__PRIVATE int conc__lock_path(const conc__address *a, conc__path_lock *k)
              a->as.bytes + offsetof(struct sockaddr_un, sun_path));
     for (int i = 0; i < CONC__LOCK_TRIES && !locked; i++) {
         k->fd = open(k->name, O_RDONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0444);
-        if (k->fd < 0)
-            return conc__is_lack(-errno) ? -errno : 0;
+        if (k->fd < 0) {
+            if (conc__is_lack(-errno))
+                return -errno;
+            return 0;
+        }
         locked = conc__lock_once(k);
         if (!locked)
             conc__thread_sleep(1000000);
     }
     if (locked != 1)
         k->fd = -1;
-    k->refused = locked < 0 ? locked : 0;
-    return locked ? 0 : -EADDRINUSE;
+    if (locked < 0)
+        k->refused = locked;
+    if (locked == 0)
+        return -EADDRINUSE;
+    return 0;
 }
 
 CONC__PRIVATE void conc__unlock_path(const conc__path_lock *k)
@@ -9684,8 +9717,8 @@ CONC__PRIVATE bool conc__is_socket_file(const conc__address *a, struct stat *st)
     return lstat(path, st) == 0 && S_ISSOCK(st->st_mode);
 }
 
-/* Is there a socket file that nobody listens on, and which? 1, 0, or an error: the process lacks
- * what it takes to find out. */
+/* Is there a socket file that no process listens on, and which? 1, 0, or an error: the process
+ * lacks a resource to find out. */
 CONC__PRIVATE int conc__is_stale(const conc__address *a, struct stat *st)
 {
     if (!conc__is_socket_file(a, st))
@@ -9693,27 +9726,34 @@ CONC__PRIVATE int conc__is_stale(const conc__address *a, struct stat *st)
     int fd = conc__socket(AF_UNIX);
     if (fd < 0)
         return -errno;
-    int rc = connect(fd, &a->as.any, a->size) ? -errno : 0;
+    int rc = 0;
+    if (connect(fd, &a->as.any, a->size))
+        rc = -errno;
     close(fd);
     if (conc__is_lack(rc))
         return rc;
     return rc == -ECONNREFUSED;
 }
 
-/* Takes away this socket file, and no other. */
+/* Removes this socket file, and no other. */
 CONC__PRIVATE bool conc__unlink_stale(const conc__address *a, const struct stat *st)
 {
     struct stat now;
-    return conc__is_socket_file(a, &now) && st->st_dev == now.st_dev && st->st_ino == now.st_ino &&
-           unlink(a->as.local.sun_path) == 0;
+    if (!conc__is_socket_file(a, &now))
+        return false;
+    if (st->st_dev != now.st_dev || st->st_ino != now.st_ino)
+        return false;
+    return unlink(a->as.local.sun_path) == 0;
 }
 
 CONC__PRIVATE int conc__bind(int fd, const conc__address *a)
 {
-    return bind(fd, &a->as.any, a->size) ? -errno : 0;
+    if (bind(fd, &a->as.any, a->size))
+        return -errno;
+    return 0;
 }
 
-/* The same for a path, where a file that is stale is replaced. Without a lock it is not. */
+/* The same for a path: replaces a stale socket file, if the path is locked. */
 CONC__PRIVATE int conc__bind_path(int fd, const conc__address *a, const conc__path_lock *k)
 {
     struct stat st;
@@ -9721,11 +9761,13 @@ CONC__PRIVATE int conc__bind_path(int fd, const conc__address *a, const conc__pa
     if (rc != -EADDRINUSE || (k->fd < 0 && !k->refused))
         return rc;
     int stale = conc__is_stale(a, &st);
-    if (stale <= 0)
-        return stale ? stale : rc;
-    if (k->fd < 0)
+    if (stale < 0)
+        return stale;
+    if (stale && k->fd < 0)
         return k->refused;
-    return conc__unlink_stale(a, &st) ? conc__bind(fd, a) : rc;
+    if (stale && conc__unlink_stale(a, &st))
+        return conc__bind(fd, a);
+    return rc;
 }
 
 CONC__PRIVATE int conc__listen_on_path(int fd, const conc__address *a, int backlog)
@@ -9743,22 +9785,26 @@ CONC__PRIVATE int conc__listen_on_path(int fd, const conc__address *a, int backl
 CONC__PRIVATE int conc__listen_on_port(int fd, const conc__address *a, int backlog)
 {
     int rc = conc__bind(fd, a);
-    return rc == 0 && listen(fd, backlog) ? -errno : rc;
+    if (rc == 0 && listen(fd, backlog))
+        rc = -errno;
+    return rc;
 }
 
-/* What must hold is an error where the system refuses it; the rest is a convenience. */
+/* Sets a port's options. Returns the system's error for those that must hold; the others are a
+ * convenience. */
 CONC__PRIVATE int conc__set_up_port(int fd, int family, const conc_listen_options *o)
 {
     int rc = 0;
     conc__set_option(fd, SOL_SOCKET, SO_REUSEADDR);
-    conc__set_option(fd, IPPROTO_TCP, TCP_NODELAY); /* what is accepted inherits it */
+    conc__set_option(fd, IPPROTO_TCP, TCP_NODELAY); /* accepted connections inherit it */
     if (family == AF_INET6)
         rc = conc__set_option(fd, IPPROTO_IPV6, IPV6_V6ONLY);
 #ifdef SO_REUSEPORT
     if (rc == 0 && o->reuse_port)
         rc = conc__set_option(fd, SOL_SOCKET, SO_REUSEPORT);
 #else
-    rc = o->reuse_port ? -ENOPROTOOPT : rc;
+    if (o->reuse_port)
+        rc = -ENOPROTOOPT;
 #endif
     return rc;
 }
@@ -9770,7 +9816,9 @@ CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_opti
     bool path = family == AF_UNIX && a->as.local.sun_path[0];
     if (fd < 0)
         return -errno;
-    int rc = family == AF_UNIX ? 0 : conc__set_up_port(fd, family, o);
+    int rc = 0;
+    if (family != AF_UNIX)
+        rc = conc__set_up_port(fd, family, o);
     if (rc == 0 && path)
         rc = conc__listen_on_path(fd, a, backlog);
     else if (rc == 0)
@@ -9781,15 +9829,16 @@ CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_opti
     return rc;
 }
 
-/* What an address text means. */
+/* The addresses that an address text means. */
 typedef struct conc__addresses {
     conc__address own[CONC__ADDRESSES];
-    conc__address *all; /* own, or allocated, where a host name was looked up */
+    conc__address *all; /* own; or allocated, if a host name was looked up */
     int count;
 } conc__addresses;
 
-/* How many there are, or a negative error, in words. Waits if it is a host name. */
-CONC__PRIVATE int conc__look_up(const char *text, conc__addresses *found)
+/* Resolves an address text: the count of its addresses, or an error, in words. Waits if it is a
+ * host name. */
+CONC__PRIVATE int conc__addresses_of(const char *text, conc__addresses *found)
 {
     found->all = found->own;
     const char *shown = *text ? text : "\"\"";
@@ -9797,11 +9846,10 @@ CONC__PRIVATE int conc__look_up(const char *text, conc__addresses *found)
     if (count == -EADDRNOTAVAIL && conc__extended.resolve) {
         found->all = NULL;
         count = conc__extended.resolve(text, &found->all);
+    } else if (count == -EINVAL) {
+        conc_fail(count, "%.90s: malformed address", shown);
     } else if (count < 0) {
-        conc_fail(count,
-                  count == -EINVAL ? "%.90s: malformed address"
-                                   : "%.60s: host names are looked up with conc_pool.h alone",
-                  shown);
+        conc_fail(count, "%.60s: host names are looked up with conc_pool.h alone", shown);
     }
     found->count = count > 0 ? count : 0;
     return count;
@@ -9816,7 +9864,7 @@ CONC__PRIVATE void conc__addresses_free(conc__addresses *found)
 CONC__PRIVATE int conc__listen(conc_loop *l, const char *text, const conc_listen_options *o)
 {
     conc__addresses found;
-    int rc = conc__look_up(text, &found);
+    int rc = conc__addresses_of(text, &found);
     for (int i = 0; i < found.count; i++) {
         const conc__address *a = &found.all[i];
         rc = conc__listen_at(a, o);
@@ -9848,71 +9896,89 @@ CONC_API int conc_listen_with(const char *address, const conc_listen_options *op
 
 CONC_API int conc_listen(const char *address) { return conc_listen_with(address, NULL); }
 
-/* A socket to connect to the address with. */
+/* -- connecting -- */
+
+/* Opens a socket that can connect to the address. */
 CONC__PRIVATE int conc__socket_for(conc_loop *l, const conc__address *a)
 {
     bool tcp = a->as.any.sa_family != AF_UNIX;
     int fd = conc__socket(a->as.any.sa_family);
-    fd = fd < 0 ? -errno : conc__fd_adopt(l, fd, tcp);
+    if (fd < 0)
+        return -errno;
+    fd = conc__fd_adopt(l, fd, tcp);
     if (fd >= 0 && tcp)
         conc__set_option(fd, IPPROTO_TCP, TCP_NODELAY);
     return fd;
 }
 
+CONC__PRIVATE int conc__connect_call(int fd, const conc__address *a)
+{
+    if (connect(fd, &a->as.any, a->size))
+        return -errno;
+    return 0;
+}
+
 /* Connects this socket: 0 or an error. */
 CONC__PRIVATE int conc__connect_socket(conc_loop *l, int fd, const conc__address *a)
 {
-    int rc = connect(fd, &a->as.any, a->size) ? -errno : 0, why = 0;
+    int rc = conc__connect_call(fd, a), why = 0;
     socklen_t size = sizeof why;
-    for (double pause = 0.001; rc == -EAGAIN; pause = pause < 0.05 ? pause * 2 : pause) {
-        /* a Unix socket's backlog is full, and nothing tells when it no longer is */
+    double pause = 0.001;
+    while (rc == -EAGAIN) { /* a Unix socket's backlog is full: no event says when it has room */
         rc = conc__sleep_to_retry(l, pause);
         if (rc == 0)
-            rc = connect(fd, &a->as.any, a->size) ? -errno : 0;
+            rc = conc__connect_call(fd, a);
+        if (pause < 0.05)
+            pause *= 2;
     }
     if (rc != -EINPROGRESS)
         return rc;
     rc = conc__fd_park(l, fd, CONC_WRITABLE);
-    if (rc > 0)
-        rc = getsockopt(fd, SOL_SOCKET, SO_ERROR, &why, &size) ? -errno : -why;
-    return rc;
+    if (rc < 0)
+        return rc;
+    if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &why, &size))
+        return -errno;
+    return -why;
 }
 
-/* A client that takes the port of its peer for its own, where nobody listens, is connected with
- * itself: TCP calls that a simultaneous open. */
+/* If no process listens on the peer's port, and the client's own port happens to be the same, the
+ * socket connects to itself: the simultaneous open of TCP. */
 CONC__PRIVATE bool conc__is_its_own_peer(int fd, const conc__address *a)
 {
     conc__address own = {.size = sizeof own.as}, peer = {.size = sizeof peer.as};
     if (a->as.any.sa_family == AF_UNIX || getsockname(fd, &own.as.any, &own.size))
         return false;
-    bool six = own.as.any.sa_family == AF_INET6;
-    /* the port is at the same place in both */
-    if (own.as.v4.sin_port != a->as.v4.sin_port || getpeername(fd, &peer.as.any, &peer.size) ||
-        own.as.v4.sin_port != peer.as.v4.sin_port)
+    if (own.as.v4.sin_port != a->as.v4.sin_port) /* IPv6 has the port at the same place */
         return false;
-    return six ? memcmp(&own.as.v6.sin6_addr, &peer.as.v6.sin6_addr, 16) == 0
-               : own.as.v4.sin_addr.s_addr == peer.as.v4.sin_addr.s_addr;
+    if (getpeername(fd, &peer.as.any, &peer.size) || own.as.v4.sin_port != peer.as.v4.sin_port)
+        return false;
+    if (own.as.any.sa_family == AF_INET6)
+        return memcmp(&own.as.v6.sin6_addr, &peer.as.v6.sin6_addr, 16) == 0;
+    return own.as.v4.sin_addr.s_addr == peer.as.v4.sin_addr.s_addr;
 }
 
-/* Gives a connection up at once, so that no port is left in TIME_WAIT. */
+/* Makes close reset the connection, which leaves no port in TIME_WAIT. */
 CONC__PRIVATE void conc__reset_connection(int fd)
 {
     struct linger at_once = {1, 0};
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
 }
 
-enum { CONC__CONNECTS = 3 }; /* that may lead to the socket itself */
+enum { CONC__CONNECTS = 3 }; /* tries that may end at the socket itself */
 
 /* Connects to one address: the descriptor, or an error, and then nothing is open. */
 CONC__PRIVATE int conc__connect(conc_loop *l, const conc__address *a)
 {
     for (int i = 0; i < CONC__CONNECTS; i++) {
-        int fd = conc__socket_for(l, a), rc = fd < 0 ? fd : conc__connect_socket(l, fd, a);
+        int fd = conc__socket_for(l, a);
+        if (fd < 0)
+            return fd;
+        int rc = conc__connect_socket(l, fd, a);
         if (rc == 0 && !conc__is_its_own_peer(fd, a))
             return fd;
         if (rc == 0)
             conc__reset_connection(fd);
-        if (fd >= 0 && rc != -EBADF) /* else it was closed by another task */
+        if (rc != -EBADF) /* another task has not closed it */
             conc_close(fd);
         if (rc)
             return rc;
@@ -9922,15 +9988,15 @@ CONC__PRIVATE int conc__connect(conc_loop *l, const conc__address *a)
 
 /* ---- several addresses: RFC 8305 ----
  *
- * A task for each attempt; the first starts at once, each further one a while after the one
- * before it, or as soon as one has failed. The first that connects wins, and the others are
+ * Each attempt is a task. The first attempt starts at once; each further one starts 250 ms after the
+ * one before it, or as soon as one has failed. The first that connects wins, and the others are
  * cancelled. */
 
 typedef struct conc__race {
     conc_group group;
     const conc__address *addresses;
-    int begun;              /* attempts that run or ran */
-    int failures;           /* that have not led to another attempt yet */
+    int begun;              /* attempts that run or have run */
+    int failures;           /* after which no further attempt has started yet */
     int error;              /* of the first address */
     int fd;                 /* -1: none has connected yet */
     conc__sleeper *waiting; /* the task that starts the attempts, between two of them */
@@ -9938,7 +10004,7 @@ typedef struct conc__race {
 
 static const int64_t conc__attempt_delay = 250000000;
 
-/* Families take turns, beginning with that of the first address. */
+/* Reorders the addresses so that their families take turns, beginning with the first one's. */
 CONC__PRIVATE void conc__interleave(conc__address *a, int count)
 {
     for (int i = 1; i < count; i++) {
@@ -9959,13 +10025,14 @@ CONC__PRIVATE int conc__attempt(void *arg)
     conc_loop *l = conc__here;
     int saved = errno, which = r->begun++, fd = conc__connect(l, &r->addresses[which]);
     if (fd >= 0 && r->fd >= 0) {
-        conc_close(fd); /* two in the same turn of the loop */
+        conc_close(fd); /* two have connected in the same turn of the loop */
     } else if (fd >= 0) {
         r->fd = fd;
         conc_group_cancel(&r->group);
     } else {
         r->failures++;
-        r->error = which == 0 ? fd : r->error;
+        if (which == 0)
+            r->error = fd;
     }
     if (r->waiting && conc__armed(&r->waiting->timer)) {
         conc__disarm(l, &r->waiting->timer);
@@ -9975,7 +10042,7 @@ CONC__PRIVATE int conc__attempt(void *arg)
     return 0;
 }
 
-/* Waits until it is time for the next attempt: 0 or -ECANCELED. */
+/* Waits until the next attempt is due: 0 or -ECANCELED. */
 CONC__PRIVATE int conc__race_pause(conc_loop *l, conc__race *r)
 {
     conc__sleeper s = {.wait = {.task = l->self, .kind = &conc__sleeping}};
@@ -10006,8 +10073,9 @@ CONC__PRIVATE int conc__connect_any(conc_loop *l, conc__addresses *found)
             break;
         }
         if (!conc__task_new(l, &r.group, NULL, conc__attempt, &r, "conc_dial")) {
-            r.error = i ? r.error : -ENOMEM;
-            break; /* those that run may do */
+            if (i == 0)
+                r.error = -ENOMEM;
+            break; /* attempts that run may still connect */
         }
         if (i + 1 < found->count)
             rc = conc__race_pause(l, &r);
@@ -10017,13 +10085,15 @@ CONC__PRIVATE int conc__connect_any(conc_loop *l, conc__addresses *found)
     rc = conc__group_close(l, &r.group, rc);
     if (r.fd >= 0)
         return r.fd;
-    return rc ? rc : r.error;
+    if (rc)
+        return rc;
+    return r.error;
 }
 
 CONC__PRIVATE int conc__dial(conc_loop *l, const char *address)
 {
     conc__addresses found;
-    int rc = conc__look_up(address, &found);
+    int rc = conc__addresses_of(address, &found);
     if (found.count == 1)
         rc = conc__connect(l, found.all);
     else if (found.count)
@@ -10074,14 +10144,20 @@ CONC__PRIVATE void conc__print_address(const conc__address *a, char *buf, size_t
     }
 }
 
-CONC__PRIVATE int conc__ask_address(int fd, bool peer, char *buf, size_t size)
+CONC__PRIVATE int conc__socket_address(int fd, bool peer, conc__address *a)
+{
+    if (peer)
+        return getpeername(fd, &a->as.any, &a->size);
+    return getsockname(fd, &a->as.any, &a->size);
+}
+
+CONC__PRIVATE int conc__address_text(int fd, bool peer, char *buf, size_t size)
 {
     conc__address a;
     char text[160];
     memset(&a, 0, sizeof a);
     a.size = sizeof a.as;
-    int failed = peer ? getpeername(fd, &a.as.any, &a.size) : getsockname(fd, &a.as.any, &a.size);
-    if (failed)
+    if (conc__socket_address(fd, peer, &a))
         return -errno;
     int family = a.as.any.sa_family;
     if (family != AF_INET && family != AF_INET6 && family != AF_UNIX)
@@ -10098,12 +10174,14 @@ CONC_API CONC__CALLED int conc_address(int fd, bool peer, char *buf, size_t size
     int saved = errno;
     if (!buf)
         return conc__misused(-EINVAL, __func__, "no buffer", NULL);
-    int rc = conc__ask_address(fd, peer, buf, size);
+    int rc = conc__address_text(fd, peer, buf, size);
     errno = saved;
     return conc__system_failed(rc, NULL);
 }
 
-/* Serves one connection, whose descriptor is where a conc_start would have its sink. */
+/* -- serving -- */
+
+/* Serves one connection. Its descriptor stands in `sink`, which is unused without conc_start. */
 CONC__PRIVATE int conc__serve_one(void *arg)
 {
     const conc_server *s = arg;
@@ -10116,9 +10194,11 @@ CONC__PRIVATE int conc__serve_one(void *arg)
     if (conc__here != l)
         return rc; /* a forked child */
     if (f->id == id && conc__fd_confirm(l, f))
-        conc_close(fd); /* else it was closed, and the number may be another's */
-    if (rc >= 0 || (rc == -ECANCELED && self->pending))
-        return rc < 0 ? rc : 0;
+        conc_close(fd); /* the handler has not closed it */
+    if (rc >= 0)
+        return 0;
+    if (rc == -ECANCELED && self->pending)
+        return rc;
     conc__report(l, conc__source_of(self), rc, conc__error_text(self, rc));
     return 0;
 }
@@ -10127,10 +10207,10 @@ CONC__PRIVATE int conc__serve_spawn(conc_loop *l, conc_group *g, const conc_serv
                                     const char *connection)
 {
     conc_task *t = NULL;
-    int rc = g->scope.effective ? -ECANCELED : 0;
-    if (rc == 0) {
+    int rc = -ECANCELED;
+    if (!g->scope.effective) {
         t = conc__task_new(l, g, NULL, conc__serve_one, (void *)(uintptr_t)s, connection);
-        rc = t ? 0 : -ENOMEM;
+        rc = -ENOMEM;
     }
     if (!t) {
         conc_close(fd);
@@ -10142,17 +10222,17 @@ CONC__PRIVATE int conc__serve_spawn(conc_loop *l, conc_group *g, const conc_serv
     return 0;
 }
 
-/* How accepting went so far. */
+/* How accepting has gone so far. */
 typedef struct conc__accepting {
     int failures; /* connections in a row that failed */
-    bool told;
-    double works_since; /* of the first connection after the last report; 0: none came yet */
+    bool reported;
+    double works_since; /* when the first connection came after the last report; 0: none yet */
 } conc__accepting;
 
-/* So many failures in a row make it pause, and so many more mean that it does not work at all. */
-enum { CONC__REFUSALS = 16, CONC__REFUSALS_TOLD = 1000 };
+/* After so many failures in a row it pauses; after so many it reports that accepting fails. */
+enum { CONC__REFUSALS = 16, CONC__REFUSALS_REPORTED = 1000 };
 
-/* The errors of accept(2) that tell of the connection, which then is gone, not of the listener. */
+/* Is it an error of accept(2) that concerns the connection, which is gone, not the listener? */
 CONC__PRIVATE bool conc__is_of_one_connection(int rc)
 {
     switch (rc) {
@@ -10178,44 +10258,46 @@ CONC__PRIVATE bool conc__is_of_one_connection(int rc)
     }
 }
 
-/* Reports once, until accepting has worked for a second. */
-CONC__PRIVATE void conc__serve_tell(conc_loop *l, int rc, conc__accepting *a, const char *spawned)
+/* Reports an error, unless the last report was not followed by a second of success. */
+CONC__PRIVATE void conc__serve_report(conc_loop *l, int rc, conc__accepting *a, const char *spawned)
 {
     char text[CONC__TEXT];
-    if (a->told && a->works_since > 0 && conc_now() - a->works_since >= 1)
-        a->told = false;
-    if (!a->told) {
+    if (a->reported && a->works_since > 0 && conc_now() - a->works_since >= 1)
+        a->reported = false;
+    if (!a->reported) {
         snprintf(text, sizeof text, "%s: a connection was not accepted: %s", spawned,
                  conc__text_or(conc__error_text(l->self, rc), rc));
         conc__report(l, conc__source_of(l->self), rc, text);
     }
-    a->told = true;
+    a->reported = true;
     a->works_since = 0;
 }
 
-/* An error of accept: 0 when it only meant one connection, or after a pause for more room; else
- * what to end with. */
+/* Handles an error of accept. 0: accept again, as the error concerned one connection, or after a
+ * pause, as the process lacked a resource; else the error that ends the serving. */
 CONC__PRIVATE int conc__serve_again(conc_loop *l, int rc, conc__accepting *a, const char *spawned)
 {
     if (conc__is_lack(rc)) {
-        conc__serve_tell(l, rc, a, spawned);
+        conc__serve_report(l, rc, a, spawned);
         return conc__sleep_to_retry(l, 0.1);
     }
     if (!conc__is_of_one_connection(rc))
         return rc;
-    if (++a->failures == CONC__REFUSALS_TOLD)
-        conc__serve_tell(l, rc, a, spawned);
-    return a->failures < CONC__REFUSALS ? 0 : conc_sleep(0.001);
+    if (++a->failures == CONC__REFUSALS_REPORTED)
+        conc__serve_report(l, rc, a, spawned);
+    if (a->failures >= CONC__REFUSALS)
+        return conc_sleep(0.001);
+    return 0;
 }
 
 CONC__PRIVATE void conc__serve_works(conc__accepting *a)
 {
     a->failures = 0;
-    if (a->told && a->works_since <= 0)
+    if (a->reported && a->works_since <= 0)
         a->works_since = conc_now();
 }
 
-/* Accepts until that fails for good. */
+/* Accepts connections until conc_close, a cancel, or an error of the listener. */
 CONC__PRIVATE int conc__serve_all(conc_loop *l, conc_group *g, const conc_server *s,
                                   const char *connection)
 {
@@ -10224,13 +10306,16 @@ CONC__PRIVATE int conc__serve_all(conc_loop *l, conc_group *g, const conc_server
     int rc = conc__fd_note(l, s->fd);
     uint32_t id = conc__fd_id(l, s->fd);
     while (rc == 0) {
-        rc = s->limit && g->live >= s->limit ? conc__wait_for_room(l, g) : 0;
+        if (s->limit && g->live >= s->limit)
+            rc = conc__wait_for_room(l, g);
         if (rc || conc__fd_id(l, s->fd) != id)
             return rc; /* conc_close has ended the serving */
         int fd = conc_accept(s->fd);
         if (fd == -EBADF && conc__fd_id(l, s->fd) != id)
             return 0;
-        rc = fd < 0 ? fd : conc__serve_spawn(l, g, s, fd, connection);
+        rc = fd;
+        if (fd >= 0)
+            rc = conc__serve_spawn(l, g, s, fd, connection);
         if (rc == 0)
             conc__serve_works(&a);
         else
@@ -10261,7 +10346,9 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *con
     if (rc)
         conc__cancel_scope(l, &g.scope);
     int end = conc__group_close(l, &g, rc);
-    return conc__pass_error(l, end == 0 && rc != -ECANCELED ? rc : end);
+    if (end == 0 && rc != -ECANCELED)
+        end = rc;
+    return conc__pass_error(l, end);
 }
 
 /* ---- >>streaming ---------------------------------------------------------------------------- */
