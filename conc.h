@@ -892,9 +892,10 @@ struct conc_stream {
     conc__buffer in, out;
     char *ended; /* the byte that a NUL has replaced; `covered` has its value */
     char covered;
-    bool at_end, writing, unsaid; /* unsaid: no call has returned the error that ended writing */
-    bool dropped;                 /* the close dropped bytes */
-    bool shut;                    /* conc_stream_shutdown ended the writing half */
+    bool at_end, writing;
+    bool unreturned; /* no call has returned the error that ended writing */
+    bool dropped;    /* the close dropped bytes */
+    bool shut;       /* conc_stream_shutdown ended the writing half */
     conc_task *reader;
     int inside; /* calls that may wait and have not returned */
     conc__waits writers, closers;
@@ -9632,8 +9633,8 @@ CONC__PRIVATE int conc__set_option(int fd, int level, int option)
 /* ---- the file of a Unix socket ----
  *
  * A socket file outlives its process, and the next process to listen there has to remove it. Two
- * processes that do so at once must not remove each other's. So a process that begins to listen on a
- * path holds a lock on a file beside it from before bind(2) until after listen(2): between these
+ * processes that do so at once must not remove each other's. So a process that begins to listen on
+ * a path holds a lock on a file beside it from before bind(2) until after listen(2): between these
  * two, the socket file looks as if no process listened on it. The system releases the lock of a
  * process that dies, and the next process reuses the lock file. */
 
@@ -9988,8 +9989,8 @@ CONC__PRIVATE int conc__connect(conc_loop *l, const conc__address *a)
 
 /* ---- several addresses: RFC 8305 ----
  *
- * Each attempt is a task. The first attempt starts at once; each further one starts 250 ms after the
- * one before it, or as soon as one has failed. The first that connects wins, and the others are
+ * Each attempt is a task. The first attempt starts at once; each further one starts 250 ms after
+ * the one before it, or as soon as one has failed. The first that connects wins, and the others are
  * cancelled. */
 
 typedef struct conc__race {
@@ -10351,9 +10352,9 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *con
     return conc__pass_error(l, end);
 }
 
-/* ---- >>streaming ---------------------------------------------------------------------------- */
+/* ---- >>streams ------------------------------------------------------------------------------ */
 
-/* PIECE: so much is moved at a time; after each piece other tasks may get their turn. */
+/* PIECE: the bytes that are moved at a time; after each piece other tasks may run. */
 enum {
     CONC__RECORD_LIMIT = 65536,
     CONC__BUFFER = 16384,
@@ -10361,12 +10362,14 @@ enum {
     CONC__PIECE = 64 * 1024
 };
 
-/* Buffers have a byte more than their size, for a NUL. Those of the usual size go from stream to
- * stream. */
+/* Buffers have a byte more than their size, for a NUL. Streams share buffers of the usual size, one
+ * after the other. */
 CONC__PRIVATE int conc__buffer_resize(conc__buffer *b, size_t size)
 {
     int saved = errno;
-    char *data = size < PTRDIFF_MAX ? CONC_REALLOC(b->data, size + 1) : NULL;
+    char *data = NULL;
+    if (size < PTRDIFF_MAX)
+        data = CONC_REALLOC(b->data, size + 1);
     errno = saved;
     if (!data)
         return -ENOMEM;
@@ -10375,7 +10378,7 @@ CONC__PRIVATE int conc__buffer_resize(conc__buffer *b, size_t size)
     return 0;
 }
 
-/* Makes a buffer as large as size, which is more than it has. */
+/* Enlarges a buffer to size. */
 CONC__PRIVATE int conc__buffer_grow(conc_loop *l, conc__buffer *b, size_t size)
 {
     conc__spare *spare = l->spares;
@@ -10414,7 +10417,7 @@ CONC__PRIVATE void conc__spares_free(conc_loop *l)
 
 CONC__PRIVATE size_t conc__buffered(const conc__buffer *b) { return b->end - b->start; }
 
-/* Moves what is in the buffer to its beginning. */
+/* Moves the bytes in the buffer to its beginning. */
 CONC__PRIVATE void conc__buffer_pack(conc__buffer *b)
 {
     size_t n = conc__buffered(b);
@@ -10426,32 +10429,31 @@ CONC__PRIVATE void conc__buffer_pack(conc__buffer *b)
 
 enum { CONC__STREAM_FRESH, CONC__STREAM_OPEN, CONC__STREAM_CLOSED };
 
-/* What a stream has that runs on a transport. It lives from the open until all tasks have left the
- * closed stream and close was called.
+/* The part of a stream that runs on a transport. It lives from the open until all tasks have left
+ * the closed stream and close was called.
  *
- * Calls under way: at most one of read, by the stream's reader, and one of write or shutdown,
- * which sends from the beginning of the buffer. That is made by the task whose turn to write it
- * is, or by a sender. While it is under way the buffer stays where it is, and other tasks' bytes
- * are put behind those that are being sent.
+ * At most one call of read runs, by the stream's reader, and one of write or shutdown, which sends
+ * from the beginning of the buffer: by the task whose turn to write it is, or by the sender. While
+ * it runs the buffer is not moved, and other tasks append their bytes.
  *
- * A sender is a background task. It is started when bytes were written and a task is in read or
- * about to be: so both peers can send much and then read, which one task could not do for them.
- * If writing fails or has failed, and no call has told the error, the sender cancels a read that
- * waits, which returns the error then. */
+ * The sender is a background task. It starts if bytes were written and a task reads or is about to:
+ * so both peers can send much and then read, which one task could not do for them. If writing
+ * fails, and no call has returned the error yet, the sender cancels a read that waits, which then
+ * returns the error. */
 typedef struct conc__transported {
     conc_transport calls;
     void *self;
     conc_stream *stream;
-    conc_scope *reading, *sending; /* around the call that is under way; NULL: there is none */
+    conc_scope *reading, *sending; /* around the call that runs; NULL: none runs */
     conc__waits senders;           /* wait until sending is NULL */
     conc__waits starters;          /* the reader, until the sender has begun */
     bool has_sender, sender_began;
-    bool interrupted; /* the sender cancelled the read that is under way */
-    bool abandoned;   /* closed where nothing can wait: the last task to leave calls close */
+    bool interrupted; /* the sender cancelled the read that runs */
+    bool abandoned;   /* closed where no call can wait: the last task to leave calls close */
     char read_words[CONC__TEXT], write_words[CONC__TEXT];
 } conc__transported;
 
-/* A stream of the parent, in a forked child: no task of the parent's is inside or waits. */
+/* Takes over a stream of the parent in a forked child, where no task of the parent runs. */
 CONC__COLD void conc__stream_take_over(conc_stream *s)
 {
     s->inside = 0;
@@ -10478,28 +10480,31 @@ CONC__PRIVATE int conc__stream_state(conc_stream *s, const char *call)
         conc__stream_renew(s);
     if (!s || s->state == CONC__STREAM_FRESH)
         return conc__misused(-EINVAL, call, "no stream, or it was never opened", NULL);
-    return s->state == CONC__STREAM_OPEN ? 0 : conc__own_error(-EPIPE);
+    if (s->state != CONC__STREAM_OPEN)
+        return conc__own_error(-EPIPE);
+    return 0;
 }
 
-/* The error that a call on a stream returns becomes the newest. The system's and a transport's,
- * which end reading or writing for good, have their own words each time. */
+/* Makes the error that a call on a stream returns the newest one. An error of the system or of a
+ * transport, which ends reading or writing for good, keeps its words. */
 CONC__COLD void conc__stream_failed(const conc_stream *s, int rc, bool of_reading)
 {
     bool ended = of_reading || rc == s->write_error;
     conc_loop *l = conc__of_task();
-    if (ended && s->on && l)
-        conc__set_error(l->self, rc, of_reading ? s->on->read_words : s->on->write_words,
-                        (conc__source){NULL, NULL});
-    else if (ended)
+    if (ended && s->on && l) {
+        const char *words = of_reading ? s->on->read_words : s->on->write_words;
+        conc__set_error(l->self, rc, words, (conc__source){NULL, NULL});
+    } else if (ended) {
         conc__system_failed(rc, NULL);
-    else if (rc != -ECANCELED)
+    } else if (rc != -ECANCELED) {
         conc__own_error(rc);
+    }
 }
 
 CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s);
 
-/* The last task leaves a stream that is closed: those that close it may go on; 1: they are done.
- * On a transport the first of them has still to end it. */
+/* The last task leaves a closed stream: wakes the tasks that close it. 1: they have nothing left to
+ * do. On a transport the first of them ends it. */
 CONC__COLD void conc__stream_left(conc_loop *l, conc_stream *s)
 {
     if (s->on && s->on->abandoned) {
@@ -10515,7 +10520,8 @@ CONC__COLD void conc__stream_left(conc_loop *l, conc_stream *s)
     }
 }
 
-/* A call that may wait is over: the stream is no longer touched, if it was closed meanwhile. */
+/* Ends a call that may wait. If the stream was closed meanwhile, the caller must not use it again.
+ * */
 static inline void conc__stream_exit(conc_loop *l, conc_stream *s)
 {
     s->inside--;
@@ -10523,7 +10529,7 @@ static inline void conc__stream_exit(conc_loop *l, conc_stream *s)
         conc__stream_left(l, s);
 }
 
-/* The same for a call that returns `result`, in which no error is one of reading. */
+/* The same for a call that returns `result`; an error is not one of reading. */
 CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t result)
 {
     if (CONC__UNLIKELY(result < 0))
@@ -10532,27 +10538,33 @@ CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t r
     return result;
 }
 
-/* It begins: 0, and a conc_stream_close waits until it has left; or an error. */
+/* Begins a call that may wait. 0: a conc_stream_close waits until it ends; or an error. */
 CONC__PRIVATE int conc__stream_enter(conc_loop *l, conc_stream *s, const char *call)
 {
-    int rc = l ? conc__stream_state(s, call) : -EPERM;
+    if (!l)
+        return -EPERM;
+    int rc = conc__stream_state(s, call);
     if (rc)
         return rc;
     s->inside++;
     rc = conc__checkpoint(l);
-    return rc ? (int)conc__stream_leave(l, s, rc) : 0;
+    if (rc)
+        conc__stream_leave(l, s, rc);
+    return rc;
 }
 
-/* Between two pieces of one call that need not wait: 0, -EPIPE (closed meanwhile) or -ECANCELED. */
+/* Between two pieces of a call that does not wait: 0, -EPIPE (closed meanwhile) or -ECANCELED. */
 CONC__PRIVATE int conc__stream_pass(conc_loop *l, const conc_stream *s)
 {
     conc__spend_budget(l);
-    return s->state == CONC__STREAM_OPEN ? conc__checkpoint(l) : -EPIPE;
+    if (s->state != CONC__STREAM_OPEN)
+        return -EPIPE;
+    return conc__checkpoint(l);
 }
 
 CONC__PRIVATE size_t conc__piece(size_t n) { return n < CONC__PIECE ? n : CONC__PIECE; }
 
-/* 0: the stream may be opened. */
+/* 0, or the error of opening the stream. */
 CONC__PRIVATE int conc__stream_may_open(const conc_loop *l, conc_stream *s, const char *call)
 {
     if (!l)
@@ -10569,10 +10581,12 @@ CONC__PRIVATE int conc__stream_may_open(const conc_loop *l, conc_stream *s, cons
 CONC__PRIVATE void conc__stream_begin_life(conc_loop *l, conc_stream *s, int fd,
                                            conc__transported *on, const char *place)
 {
-    /* so that sums cannot overflow */
-    size_t limit = s->limit < PTRDIFF_MAX / 4 ? s->limit : PTRDIFF_MAX / 4;
-    *s = (conc_stream){.limit = limit ? limit : CONC__RECORD_LIMIT,
-                       .buffer_size = s->buffer_size ? s->buffer_size : CONC__BUFFER,
+    size_t limit = s->limit ? s->limit : CONC__RECORD_LIMIT;
+    size_t buffer_size = s->buffer_size ? s->buffer_size : CONC__BUFFER;
+    if (limit > PTRDIFF_MAX / 4)
+        limit = PTRDIFF_MAX / 4; /* sums cannot overflow */
+    *s = (conc_stream){.limit = limit,
+                       .buffer_size = buffer_size,
                        .fd = fd,
                        .on = on,
                        .state = CONC__STREAM_OPEN,
@@ -10613,7 +10627,7 @@ CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_
     return 0;
 }
 
-/* Room for more bytes in a buffer that may become as large as most. */
+/* Makes room for more bytes in a buffer that may become as large as most. */
 CONC__PRIVATE int conc__stream_room(conc_loop *l, conc_stream *s, size_t most)
 {
     conc__buffer *b = &s->in;
@@ -10624,14 +10638,18 @@ CONC__PRIVATE int conc__stream_room(conc_loop *l, conc_stream *s, size_t most)
     conc__buffer_pack(b);
     if (b->end < b->size)
         return 0;
-    return conc__buffer_grow(l, b, b->size < most / 2 ? b->size * 2 : most);
+    if (b->size < most / 2)
+        most = b->size * 2;
+    return conc__buffer_grow(l, b, most);
 }
 
-/* Puts bytes into the buffer as far as they fit: how many, or -ENOMEM. */
+/* Appends to the buffer as many bytes as fit. Returns their count, or -ENOMEM. */
 CONC__PRIVATE ssize_t conc__stream_keep(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     conc__buffer *b = &s->out;
-    size_t room = s->buffer_size - conc__buffered(b), count = n < room ? n : room;
+    size_t room = s->buffer_size - conc__buffered(b), count = n;
+    if (count > room)
+        count = room;
     if (!count)
         return 0;
     if (!b->data && conc__buffer_grow(l, b, s->buffer_size))
@@ -10643,19 +10661,20 @@ CONC__PRIVATE ssize_t conc__stream_keep(conc_loop *l, conc_stream *s, const char
     return (ssize_t)count;
 }
 
-/* Writing went wrong: for good, as some of the bytes are gone. */
+/* Writing has failed: for good, as some of the bytes are lost. */
 CONC__PRIVATE int conc__stream_broke(conc_loop *l, conc_stream *s, int rc)
 {
     s->write_error = rc;
-    s->unsaid = true;
+    s->unreturned = true;
     conc__buffer_drop(l, &s->out);
     return rc;
 }
 
-/* A call returns rc to the user. */
-CONC__PRIVATE int conc__stream_said(conc_stream *s, int rc)
+/* The caller is about to see rc. */
+CONC__PRIVATE int conc__stream_returns(conc_stream *s, int rc)
 {
-    s->unsaid &= rc != s->write_error;
+    if (rc == s->write_error)
+        s->unreturned = false;
     return rc;
 }
 
@@ -10675,16 +10694,18 @@ static const conc__wait_kind conc__queueing = {.what = "waits for its turn to wr
 
 /* ---- a transport ---- */
 
-/* Waits before a transport that returned -EAGAIN is tried again. */
+/* Waits before a transport that returned -EAGAIN is called again. */
 CONC__PRIVATE int conc__transport_pause(conc_loop *l, double *seconds)
 {
     int rc = conc__sleep_to_retry(l, *seconds);
-    *seconds = *seconds < 0.032 ? 2 * *seconds : 0.064;
+    *seconds *= 2;
+    if (*seconds > 0.064)
+        *seconds = 0.064;
     return rc;
 }
 
-/* `once` calls a function of the transport, in a scope that conc_stream_close cancels: what it
- * returned, where an error is the task's newest. *scope is where the close finds the scope. */
+/* Has `once` call a function of the transport, in a scope that conc_stream_close cancels, and
+ * returns its result; an error becomes the task's newest. The close finds the scope in *scope. */
 CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported *on,
                                            conc_scope **scope,
                                            ssize_t (*once)(const conc__transported *on,
@@ -10709,8 +10730,10 @@ CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported
     else if ((size_t)result > part->iov_len)
         result = conc__misused(-EINVAL, "a transport's function", "it returned too many", NULL);
     int wrong = conc_scope_end(&s, 0); /* it left a scope or group of its own open */
+    if (wrong)
+        result = wrong;
     errno = saved;
-    return wrong ? wrong : result;
+    return result;
 }
 
 CONC__PRIVATE ssize_t conc__transport_read_once(const conc__transported *on,
@@ -10723,7 +10746,9 @@ CONC__PRIVATE ssize_t conc__transport_write_once(const conc__transported *on,
                                                  const struct iovec *part)
 {
     ssize_t n = on->calls.write(on->self, part->iov_base, part->iov_len);
-    return n ? n : conc__misused(-EINVAL, "a transport's write", "it returned 0", NULL);
+    if (n == 0)
+        return conc__misused(-EINVAL, "a transport's write", "it returned 0", NULL);
+    return n;
 }
 
 CONC__PRIVATE ssize_t conc__transport_shut_once(const conc__transported *on,
@@ -10734,7 +10759,7 @@ CONC__PRIVATE ssize_t conc__transport_shut_once(const conc__transported *on,
     return rc < 0 ? rc : 0;
 }
 
-/* Waits until no call sends: 0, and the caller may; or an error. */
+/* Waits until no call sends. 0: the caller may; or an error. */
 CONC__PRIVATE int conc__transport_may_send(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -10745,10 +10770,12 @@ CONC__PRIVATE int conc__transport_may_send(conc_loop *l, conc_stream *s)
         if (rc)
             return rc;
     }
-    return s->state == CONC__STREAM_OPEN ? s->write_error : -EPIPE;
+    if (s->state != CONC__STREAM_OPEN)
+        return -EPIPE;
+    return s->write_error;
 }
 
-/* May be called when no other call sends: how many bytes were taken, or an error. */
+/* Writes while no other call sends: how many bytes the transport took, or an error. */
 CONC__PRIVATE ssize_t conc__transport_write(conc_loop *l, conc_stream *s, const char *bytes,
                                             size_t n)
 {
@@ -10767,7 +10794,7 @@ CONC__PRIVATE ssize_t conc__transport_write(conc_loop *l, conc_stream *s, const 
     return conc__stream_broke(l, s, (int)sent);
 }
 
-/* Sends a piece of what was written, and waits for that: 1 (there is more), 0 (there is none), or
+/* Sends a piece of the buffer, and waits for that: 1 (there is more), 0 (the buffer is empty), or
  * an error. */
 CONC__PRIVATE int conc__transport_push_piece(conc_loop *l, conc_stream *s)
 {
@@ -10776,7 +10803,7 @@ CONC__PRIVATE int conc__transport_push_piece(conc_loop *l, conc_stream *s)
     if (rc)
         return rc;
     if (b->start < b->end) {
-        conc__buffer_pack(b); /* while it is sent, nothing in it may be moved */
+        conc__buffer_pack(b); /* while it is sent, its bytes must not move */
         ssize_t sent = conc__transport_write(l, s, b->data, conc__piece(b->end));
         if (sent < 0)
             return (int)sent;
@@ -10788,12 +10815,12 @@ CONC__PRIVATE int conc__transport_push_piece(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-/* Writing has failed, in the sender or before: a read that waits returns the error. A read that is
- * about to begin has its try first, as bytes may be there. */
+/* Writing has failed, in the sender or before: makes a read that waits return the error. A read
+ * that is about to begin tries first, as bytes may be there. */
 CONC__PRIVATE void conc__transport_break_read(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
-    while (s->unsaid && s->reader) {
+    while (s->unreturned && s->reader) {
         bool waits = s->reader->wait != NULL;
         on->interrupted |= waits && on->reading;
         if (waits && on->reading)
@@ -10823,12 +10850,12 @@ CONC__PRIVATE int conc__transport_sender(void *arg)
     return 0;
 }
 
-/* Starts the sender, if one is wanted: 0, or the error of the spawn, which is not told. */
+/* Starts the sender if it is needed: 0, or the error of the spawn, which is not recorded. */
 CONC__PRIVATE int conc__transport_start_sender(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
     conc__kept_error kept;
-    bool wanted = s->state == CONC__STREAM_OPEN && (conc__buffered(&s->out) || s->unsaid);
+    bool wanted = s->state == CONC__STREAM_OPEN && (conc__buffered(&s->out) || s->unreturned);
     if (!wanted || on->has_sender || s->writing)
         return 0;
     conc__error_keep(&kept, l->self);
@@ -10847,8 +10874,8 @@ static const conc__wait_kind conc__starting_sender = {
 
 CONC__PRIVATE int conc__stream_flush_in_turn(conc_loop *l, conc_stream *s);
 
-/* A read is about to wait: the sender begins first, so that what was written is in write before
- * the reader is in read. Where there can be no sender the reader sends. 0: the read may begin. */
+/* A read is about to wait: the sender begins first, so that write is called before read. If the
+ * sender cannot be started, the reader sends. 0: the read may begin. */
 CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -10856,27 +10883,34 @@ CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
     if (conc__transport_start_sender(l, s)) {
         rc = conc__stream_flush_in_turn(l, s);
         bool cancelled = rc > 0 || rc == -ECANCELED;
-        rc = s->unsaid ? s->write_error : 0;
+        rc = 0;
         if (cancelled)
             rc = -ECANCELED;
+        else if (s->unreturned)
+            rc = s->write_error;
     } else if (on->has_sender && !on->sender_began) {
         conc__wait w = {.task = l->self, .kind = &conc__starting_sender, .on = s};
         conc__append(&on->starters, &w);
         rc = conc__park(l, &w);
     }
-    return s->state == CONC__STREAM_OPEN ? rc : -EPIPE;
+    if (s->state != CONC__STREAM_OPEN)
+        return -EPIPE;
+    return rc;
 }
 
-/* The transport's read was cancelled, and took nothing: by its task's scopes, or by the sender. In
- * the latter case it goes on (-EAGAIN) if a call of another task has told the error meanwhile. */
+/* The transport's read was cancelled, and took nothing: by its task's scopes, or by the sender, to
+ * return the error of writing. If a call of another task has returned that meanwhile, the read goes
+ * on (-EAGAIN). */
 CONC__PRIVATE int conc__transport_cancelled(const conc_loop *l, const conc_stream *s)
 {
     if (!s->on->interrupted || l->self->pending)
         return -ECANCELED;
-    return s->unsaid ? s->write_error : -EAGAIN;
+    if (s->unreturned)
+        return s->write_error;
+    return -EAGAIN;
 }
 
-/* Takes bytes from the transport: how many, 0 at the end, or an error; -EAGAIN: try again. */
+/* Reads bytes from the transport: how many, 0 at the end, or an error; -EAGAIN: call again. */
 CONC__PRIVATE ssize_t conc__transport_take(conc_loop *l, conc_stream *s, const struct iovec *part)
 {
     conc__transported *on = s->on;
@@ -10893,7 +10927,7 @@ CONC__PRIVATE ssize_t conc__transport_take(conc_loop *l, conc_stream *s, const s
     return got;
 }
 
-/* conc__stream_pull on a transport, once; -EAGAIN: to be tried again. */
+/* conc__stream_pull on a transport, once; -EAGAIN: call again. */
 CONC__PRIVATE ssize_t conc__transport_try_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
 {
     int rc = conc__transport_send_first(l, s);
@@ -10921,20 +10955,24 @@ CONC__PRIVATE ssize_t conc__transport_pull(conc_loop *l, conc_stream *s, char *t
     return got;
 }
 
-/* In its turn, when bytes do not fit into the buffer: fills and sends it, or sends the bytes when
- * it is empty. Returns how many of them were sent or kept, or an error. */
+/* Called in its turn to write, for bytes that do not fit into the buffer: fills and sends the
+ * buffer, or sends the bytes if it is empty. Returns how many were sent or kept, or an error. */
 CONC__PRIVATE ssize_t conc__transport_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     size_t kept = conc__buffered(&s->out);
     if (kept && kept < s->buffer_size)
         return conc__stream_keep(l, s, bytes, n);
-    int rc = kept ? conc__transport_push_piece(l, s) : conc__transport_may_send(l, s);
-    if (kept || rc)
-        return rc < 0 ? rc : 0;
+    if (kept) {
+        int pushed = conc__transport_push_piece(l, s);
+        return pushed < 0 ? pushed : 0;
+    }
+    int rc = conc__transport_may_send(l, s);
+    if (rc)
+        return rc;
     return conc__transport_write(l, s, bytes, conc__piece(n));
 }
 
-/* In its turn, after a flush: ends the transport's writing half. */
+/* Called in its turn to write, after a flush: ends the transport's writing half. */
 CONC__PRIVATE int conc__transport_shut(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -10948,7 +10986,7 @@ CONC__PRIVATE int conc__transport_shut(conc_loop *l, conc_stream *s)
     return rc;
 }
 
-/* Makes the calls that are under way return. */
+/* Cancels the calls that run. */
 CONC__PRIVATE void conc__transport_interrupt(conc_loop *l, conc__transported *on)
 {
     if (l && on->reading)
@@ -10957,18 +10995,21 @@ CONC__PRIVATE void conc__transport_interrupt(conc_loop *l, conc__transported *on
         conc__cancel_scope(l, on->sending);
 }
 
-/* All tasks have left the closed stream: frees what it has, and calls close: its result. */
+/* All tasks have left the closed stream: frees its memory and calls close, whose result it returns.
+ * */
 CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
-    uint32_t before = l && l->self ? l->self->errors_made : 0;
-    int saved = errno;
+    conc_task *self = l ? l->self : NULL;
+    uint32_t before = self ? self->errors_made : 0;
+    int saved = errno, rc = 0;
     conc__buffer_drop(l, &s->in);
     conc__buffer_drop(l, &s->out);
-    int (*ends)(void *) = on->calls.close;
-    int rc = ends ? ends(on->self) : 0;
-    rc = rc < 0 ? rc : 0;
-    if (rc && l && l->self)
+    if (on->calls.close)
+        rc = on->calls.close(on->self);
+    if (rc > 0)
+        rc = 0;
+    if (rc && self)
         conc__pass_error_since(l, rc, before);
     s->on = NULL;
     while (s->closers.first)
@@ -10980,8 +11021,8 @@ CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s)
 
 /* ---- sending ---- */
 
-/* Sends a piece of what was written, on a descriptor only if that need not wait: 1 (there is
- * more), 0 (there is none), -EAGAIN, or the error that ends writing. */
+/* Sends a piece of the buffer, on a descriptor without waiting: 1 (there is more), 0 (the buffer is
+ * empty), -EAGAIN, or the error that ends writing. */
 CONC__PRIVATE int conc__stream_push_piece(conc_loop *l, conc_stream *s)
 {
     conc__buffer *b = &s->out;
@@ -10993,8 +11034,10 @@ CONC__PRIVATE int conc__stream_push_piece(conc_loop *l, conc_stream *s)
     }
     const struct iovec part = {b->data + b->start, conc__piece(b->end - b->start)};
     ssize_t n = conc__send(l, &(conc__io){.fd = s->fd, .any = true, .parts = &part, .count = 1});
+    if (n == -EAGAIN)
+        return -EAGAIN;
     if (n < 0)
-        return n == -EAGAIN ? -EAGAIN : conc__stream_broke(l, s, (int)n);
+        return conc__stream_broke(l, s, (int)n);
     b->start += (size_t)n;
     if (b->start < b->end)
         return 1;
@@ -11002,8 +11045,8 @@ CONC__PRIVATE int conc__stream_push_piece(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-/* Sends as much of it as need not wait, in the middle of another call, which soon lets other tasks
- * have their turn. */
+/* Sends as much of the buffer as is possible without waiting, within another call that soon lets
+ * other tasks run. */
 CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_push_piece(l, s);
@@ -11012,8 +11055,8 @@ CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
     return rc;
 }
 
-/* Waits for bytes, and sends what was written: the peer may have to read that first. If that fails
- * it returns without waiting. */
+/* Waits for bytes, and sends the buffer, which the peer may have to read first. If sending fails,
+ * returns without waiting. */
 CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s, conc__retry *p)
 {
     int events = CONC_READABLE;
@@ -11021,7 +11064,7 @@ CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s, conc__retry *
         events |= CONC_WRITABLE;
     if (!conc__buffered(&s->in))
         conc__buffer_drop(l, &s->in);
-    if (s->unsaid)
+    if (s->unreturned)
         return 0;
     int rc = conc__fd_await(l, s->fd, events, p);
     if (s->state != CONC__STREAM_OPEN)
@@ -11031,28 +11074,30 @@ CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s, conc__retry *
     return rc;
 }
 
-/* conc__stream_pull on a descriptor, without waiting: -EAGAIN if it would have to. */
+/* conc__stream_pull on a descriptor, without waiting: -EAGAIN if it would block. */
 CONC__PRIVATE ssize_t conc__stream_receive(conc_loop *l, conc_stream *s, char *to, size_t n)
 {
-    int rc = to ? 0 : conc__stream_room(l, s, n);
-    if (rc)
-        return rc;
     struct iovec part = {to, n};
-    if (!to)
+    if (!to) {
+        int rc = conc__stream_room(l, s, n);
+        if (rc)
+            return rc;
         part = (struct iovec){s->in.data + s->in.end, conc__piece(s->in.size - s->in.end)};
+    }
     ssize_t got =
         conc__receive(l, &(conc__io){.fd = s->fd, .any = true, .parts = &part, .count = 1});
     if (got == -EAGAIN)
         return got;
     s->at_end = got == 0;
     s->read_error = got < 0 ? (int)got : 0;
-    s->in.end += !to && got > 0 ? (size_t)got : 0;
+    if (!to && got > 0)
+        s->in.end += (size_t)got;
     return got;
 }
 
-/* Waits for bytes and takes them: into `to` at most n, or with NULL into the buffer, which then
- * may become as large as n. Returns the count, 0 at the end of file, or an error: also one of
- * writing that no call has told, if it would have to wait. */
+/* Waits for bytes and reads them: at most n into `to`; or if that is NULL, into the buffer, which
+ * may become as large as n. Returns the count, 0 at the end of file, or an error; if it would
+ * block, also an error of writing that no call has returned yet. */
 CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
 {
     conc__retry retry = {0, 0};
@@ -11062,31 +11107,35 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
         return conc__transport_pull(l, s, to, n);
     for (;;) {
         conc__fd *f = conc__fd_find(l, s->fd);
-        bool broken = s->unsaid;
+        bool broken = s->unreturned;
         if (f && broken)
-            f->drained = false;  /* bytes that the loop has not been told of come first, too */
-        if (!f || !f->drained) { /* else a buffer would be taken in vain */
+            f->drained = false;  /* bytes of which no event was reported come first, too */
+        if (!f || !f->drained) { /* if drained, a buffer would be taken in vain */
             ssize_t got = conc__stream_receive(l, s, to, n);
             if (got != -EAGAIN)
                 return got;
         }
         int rc = conc__stream_await(l, s, &retry);
-        if (rc < 0 || broken)
-            return rc < 0 ? rc : s->write_error;
+        if (rc < 0)
+            return rc;
+        if (broken)
+            return s->write_error;
     }
 }
 
-/* `call`, which reads, begins: 0, or its error. */
+/* Begins `call`, which reads: 0, or its error. */
 CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s, const char *call)
 {
-    int rc = l ? conc__stream_state(s, call) : -EPERM;
+    if (!l)
+        return -EPERM;
+    int rc = conc__stream_state(s, call);
     if (rc == 0 && s->reader)
         rc = conc__misused(-EBUSY, call, "another task is reading", NULL);
     if (rc == 0)
         rc = conc__stream_enter(l, s, call);
     if (rc)
         return rc;
-    conc__spend_budget(l); /* here, as what is handed out is good only until somebody else reads */
+    conc__spend_budget(l); /* first: data that is returned is valid only until another read */
     if (s->state != CONC__STREAM_OPEN)
         rc = -EPIPE;
     else if (s->reader)
@@ -11100,13 +11149,13 @@ CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s, const char *c
     return 0;
 }
 
-/* A read returns an error: its own, or one of writing that no call has told. */
+/* A read returns an error: its own, or one of writing that no call has returned yet. */
 CONC__COLD void conc__stream_read_failed(conc_stream *s, int rc)
 {
     bool of_reading = s->read_error && rc == s->read_error;
     conc__stream_failed(s, rc, of_reading);
     if (!of_reading)
-        conc__stream_said(s, rc);
+        conc__stream_returns(s, rc);
 }
 
 CONC__PRIVATE ssize_t conc__stream_done(conc_loop *l, conc_stream *s, ssize_t result)
@@ -11118,7 +11167,7 @@ CONC__PRIVATE ssize_t conc__stream_done(conc_loop *l, conc_stream *s, ssize_t re
     return result;
 }
 
-/* Out of the buffer: how many. */
+/* Takes at most n bytes out of the buffer. Returns their count. */
 CONC__PRIVATE size_t conc__stream_copy(conc_stream *s, char *to, size_t n)
 {
     size_t there = conc__buffered(&s->in), count = n < there ? n : there;
@@ -11167,23 +11216,26 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_full(conc_stream *s, void *buf, s
         if (got <= 0)
             break;
         done += (size_t)got;
-        got = done < n ? conc__stream_pass(l, s) : 0;
+        got = 0;
+        if (done < n)
+            got = conc__stream_pass(l, s);
         if (got)
             break;
     }
-    return conc__stream_done(l, s, done ? (ssize_t)done : got);
+    if (done)
+        got = (ssize_t)done;
+    return conc__stream_done(l, s, got);
 }
 
 typedef struct conc__record {
     const char *delimiter;
     size_t size;    /* of the delimiter */
-    size_t slack;   /* bytes that the end of a record may take */
-    bool line;      /* a line, whose end is not a part of it */
-    size_t scanned; /* bytes that hold no delimiter */
+    size_t slack;   /* the most bytes that the end of a record has */
+    bool line;      /* a line, which is returned without its end */
+    size_t scanned; /* bytes at the start of the buffer in which no delimiter begins */
 } conc__record;
 
-/* Finds the delimiter in what is buffered: where it begins, counted from the start; SIZE_MAX:
- * nowhere. */
+/* Finds the delimiter in the buffer: its offset from the start, or SIZE_MAX. */
 CONC__PRIVATE size_t conc__record_find(const conc__buffer *b, conc__record *r)
 {
     const char *first = b->data + b->start, *at = first + r->scanned;
@@ -11197,15 +11249,17 @@ CONC__PRIVATE size_t conc__record_find(const conc__buffer *b, conc__record *r)
         left -= (size_t)(hit + 1 - at);
         at = hit + 1;
     }
-    r->scanned = conc__buffered(b) < r->size ? 0 : conc__buffered(b) - r->size + 1;
+    r->scanned = 0;
+    if (conc__buffered(b) >= r->size)
+        r->scanned = conc__buffered(b) - r->size + 1;
     return SIZE_MAX;
 }
 
-/* Hands out the first `total` bytes, of which `length` count. */
+/* Returns the first `length` bytes, and removes the first `total` from the buffer. */
 static inline ssize_t conc__record_take(conc_stream *s, size_t length, size_t total, char **data)
 {
     char *first = s->in.data + s->in.start;
-    if (length == total) { /* else the NUL stands where the end of the record was */
+    if (length == total) { /* else the NUL replaces the end of the record */
         s->ended = first + length;
         s->covered = *s->ended;
     }
@@ -11215,24 +11269,37 @@ static inline ssize_t conc__record_take(conc_stream *s, size_t length, size_t to
     return (ssize_t)length;
 }
 
-/* At the end of file, where no delimiter is. */
+/* The last record, which ends with the file instead of a delimiter. */
 CONC__PRIVATE ssize_t conc__record_rest(conc_stream *s, size_t n, char **data)
 {
     if (!n)
         return 0;
-    return n > s->limit ? -EMSGSIZE : conc__record_take(s, n, n, data);
+    if (n > s->limit)
+        return -EMSGSIZE;
+    return conc__record_take(s, n, n, data);
+}
+
+/* The record whose delimiter begins at `at`. */
+CONC__PRIVATE ssize_t conc__record_found(conc_stream *s, const conc__record *r, size_t at,
+                                         char **data)
+{
+    bool cr = r->line && at && s->in.data[s->in.start + at - 1] == '\r';
+    size_t length = at - cr, total = at + r->size;
+    if (length > s->limit)
+        return -EMSGSIZE;
+    if (!r->line)
+        length = total;
+    return conc__record_take(s, length, total, data);
 }
 
 CONC__PRIVATE ssize_t conc__record_read(conc_loop *l, conc_stream *s, conc__record *r, char **data)
 {
     for (;;) {
-        size_t there = conc__buffered(&s->in), at = there ? conc__record_find(&s->in, r) : SIZE_MAX;
-        if (at != SIZE_MAX) {
-            bool cr = r->line && at && s->in.data[s->in.start + at - 1] == '\r';
-            if (at - cr > s->limit)
-                return -EMSGSIZE;
-            return conc__record_take(s, r->line ? at - cr : at + r->size, at + r->size, data);
-        }
+        size_t there = conc__buffered(&s->in), at = SIZE_MAX;
+        if (there)
+            at = conc__record_find(&s->in, r);
+        if (at != SIZE_MAX)
+            return conc__record_found(s, r, at, data);
         if (there >= s->limit + r->slack)
             return -EMSGSIZE;
         ssize_t got = conc__stream_pull(l, s, NULL, s->limit + r->slack);
@@ -11267,18 +11334,19 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_until(conc_stream *s, const void 
     return conc__stream_record("conc_stream_read_until", s, &r, data);
 }
 
-/* May a call take its effect without a look at the rest? */
-static inline bool conc__stream_is_calm(const conc_loop *l, const conc_stream *s)
+/* May a call use the buffers at once? No: a closed stream, a cancel, or another task's call has to
+ * be looked at first. */
+static inline bool conc__stream_is_idle(const conc_loop *l, const conc_stream *s)
 {
     return l && s && s->state == CONC__STREAM_OPEN && !l->self->pending && !s->reader &&
            l->budget_left > 1;
 }
 
-/* The usual case of a server whose clients do not wait for each answer: the next line is there.
+/* The next line, if it is in the buffer already, as with clients that do not wait for each answer.
  * -1: it is not. */
 static inline ssize_t conc__stream_next_line(conc_loop *l, conc_stream *s, char **line)
 {
-    if (!conc__stream_is_calm(l, s) || s->in.start == s->in.end)
+    if (!conc__stream_is_idle(l, s) || s->in.start == s->in.end)
         return -1;
     if (s->ended)
         *s->ended = s->covered;
@@ -11294,7 +11362,7 @@ static inline ssize_t conc__stream_next_line(conc_loop *l, conc_stream *s, char 
     return conc__record_take(s, length - cr, length + 1, line);
 }
 
-/* Apart, so that the usual case need not save registers for it. */
+/* A function of its own: inlined, it would make the fast path save registers. */
 CONC__PRIVATE CONC__CALLED ssize_t conc__stream_line(conc_stream *s, char **line)
 {
     conc__record r = {.delimiter = "\n", .size = 1, .slack = 2, .line = true};
@@ -11308,22 +11376,28 @@ CONC__PRIVATE CONC__CALLED ssize_t conc__stream_line(conc_stream *s, char **line
 
 CONC_API CONC__CALLED ssize_t conc_stream_read_line(conc_stream *s, char **line)
 {
-    ssize_t length = line ? conc__stream_next_line(conc__of_task(), s, line) : -1;
-    return CONC__UNLIKELY(length < 0) ? conc__stream_line(s, line) : length;
+    ssize_t length = -1;
+    if (line)
+        length = conc__stream_next_line(conc__of_task(), s, line);
+    if (CONC__UNLIKELY(length < 0))
+        return conc__stream_line(s, line);
+    return length;
 }
 
-/* The error that keeps a task from writing; 0: none. */
+/* The error of a call that writes; 0: it may write. */
 CONC__PRIVATE int conc__stream_writable(const conc_stream *s)
 {
-    return s->state == CONC__STREAM_OPEN && !s->shut ? s->write_error : -EPIPE;
+    if (s->state != CONC__STREAM_OPEN || s->shut)
+        return -EPIPE;
+    return s->write_error;
 }
 
-/* A writing call begins: 0, or its error. */
+/* Begins a call that writes: 0, or its error. */
 CONC__PRIVATE int conc__stream_begin_writing(conc_loop *l, conc_stream *s, const char *call)
 {
     int rc = conc__stream_enter(l, s, call);
     if (rc == 0 && (s->write_error || s->shut))
-        rc = (int)conc__stream_leave(l, s, conc__stream_said(s, conc__stream_writable(s)));
+        rc = (int)conc__stream_leave(l, s, conc__stream_returns(s, conc__stream_writable(s)));
     return rc;
 }
 
@@ -11341,23 +11415,29 @@ CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-/* Bytes were written while a task waits in a read, which would have sent them first. */
-CONC__PRIVATE void conc__stream_hurry(conc_loop *l, conc_stream *s)
+/* A read sends the buffer before it waits. If bytes were written while a task waits in a read,
+ * sends them now. */
+CONC__PRIVATE void conc__stream_send_for_reader(conc_loop *l, conc_stream *s)
 {
     if (s->on) { /* without memory for a sender, the next call that writes or reads sends */
         if (s->on->reading && conc__buffered(&s->out))
             conc__transport_start_sender(l, s);
         return;
     }
-    conc__wait *w = s->reader && !s->writing ? s->reader->wait : NULL;
+    conc__wait *w = NULL;
+    if (s->reader && !s->writing)
+        w = s->reader->wait;
     bool for_fd = w && (w->kind == &conc__watching || w->kind == &conc__pausing);
-    int rc = for_fd ? conc__stream_push(l, s) : 0;
+    if (!for_fd)
+        return;
+    int rc = conc__stream_push(l, s);
     if (rc == -EAGAIN && w->kind == &conc__watching)
         conc__fd_widen(l, w, CONC_WRITABLE);
     else if (rc < 0 && rc != -EAGAIN)
         conc__fd_wake_one(l, w); /* the read returns the error */
 }
 
+/* Passes the turn to write to the next task that waits for it. */
 CONC__PRIVATE void conc__stream_turn_over(conc_loop *l, conc_stream *s)
 {
     if (s->writers.first) {
@@ -11365,24 +11445,27 @@ CONC__PRIVATE void conc__stream_turn_over(conc_loop *l, conc_stream *s)
         return;
     }
     s->writing = false;
-    conc__stream_hurry(l, s);
+    conc__stream_send_for_reader(l, s);
 }
 
-/* Sends the buffer and these bytes behind it, on a descriptor without waiting: how many of the
- * bytes went out, or an error. */
+/* Sends the buffer and these bytes after it, on a descriptor without waiting. Returns how many of
+ * the bytes were sent, or an error. */
 CONC__PRIVATE ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     conc__buffer *b = &s->out;
     if (s->on)
         return conc__transport_put(l, s, bytes, n);
     size_t kept = conc__buffered(b);
-    struct iovec parts[2] = {{b->data ? b->data + b->start : NULL, kept},
-                             {(void *)(uintptr_t)bytes, conc__piece(n)}};
-    const conc__io io = {
-        .fd = s->fd, .any = true, .parts = kept ? parts : parts + 1, .count = kept ? 2 : 1};
+    struct iovec parts[2];
+    conc__io io = {.fd = s->fd, .any = true, .parts = parts};
+    if (kept)
+        parts[io.count++] = (struct iovec){b->data + b->start, kept};
+    parts[io.count++] = (struct iovec){(void *)(uintptr_t)bytes, conc__piece(n)};
     ssize_t sent = conc__send(l, &io);
+    if (sent == -EAGAIN)
+        return sent;
     if (sent < 0)
-        return sent == -EAGAIN ? sent : conc__stream_broke(l, s, (int)sent);
+        return conc__stream_broke(l, s, (int)sent);
     if ((size_t)sent < kept) {
         b->start += (size_t)sent;
         return 0;
@@ -11391,31 +11474,48 @@ CONC__PRIVATE ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char
     return sent - (ssize_t)kept;
 }
 
-/* In its turn: all n bytes are sent or kept. */
+/* Sends or keeps some of the bytes, without waiting on a descriptor. *blocks: the descriptor takes
+ * no more at present. */
+CONC__PRIVATE ssize_t conc__stream_put_some(conc_loop *l, conc_stream *s, const char *bytes,
+                                            size_t n, bool *blocks)
+{
+    *blocks = false;
+    if (n > s->buffer_size - conc__buffered(&s->out)) {
+        ssize_t sent = conc__stream_send(l, s, bytes, n);
+        if (sent != -EAGAIN)
+            return sent;
+        *blocks = true;
+    }
+    return conc__stream_keep(l, s, bytes, n);
+}
+
+/* Called in its turn to write: sends or keeps all n bytes. */
 CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     conc__retry retry = {0, 0};
     size_t done = 0;
-    for (;;) {
-        bool full = n - done > s->buffer_size - conc__buffered(&s->out);
-        ssize_t took = full ? conc__stream_send(l, s, bytes + done, n - done)
-                            : conc__stream_keep(l, s, bytes + done, n - done);
-        bool waits = took == -EAGAIN;
-        if (waits)
-            took = conc__stream_keep(l, s, bytes + done, n - done);
-        if (took == -ENOMEM || took == -ECANCELED)
-            return done ? (ssize_t)done : took;
+    int rc = 0;
+    while (rc >= 0) {
+        bool blocks;
+        ssize_t took = conc__stream_put_some(l, s, bytes + done, n - done, &blocks);
+        bool counts = took == -ENOMEM || took == -ECANCELED; /* what was taken before is kept */
+        if (counts && done)
+            return (ssize_t)done;
         if (took < 0)
             return took;
         done += (size_t)took;
         if (done == n)
             return (ssize_t)n;
-        int rc = waits ? conc__fd_await(l, s->fd, CONC_WRITABLE, &retry) : conc__stream_pass(l, s);
+        if (blocks)
+            rc = conc__fd_await(l, s->fd, CONC_WRITABLE, &retry);
+        else
+            rc = conc__stream_pass(l, s);
         if (s->state != CONC__STREAM_OPEN)
             return -EPIPE;
-        if (rc < 0)
-            return done ? (ssize_t)done : rc;
     }
+    if (done)
+        return (ssize_t)done;
+    return rc;
 }
 
 CONC__PRIVATE ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, const char *bytes,
@@ -11424,7 +11524,7 @@ CONC__PRIVATE ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, con
     ssize_t took;
     if (!s->writing && n <= s->buffer_size - conc__buffered(&s->out)) {
         took = conc__stream_keep(l, s, bytes, n);
-        conc__stream_hurry(l, s);
+        conc__stream_send_for_reader(l, s);
     } else {
         took = conc__stream_turn(l, s);
         if (took)
@@ -11434,9 +11534,10 @@ CONC__PRIVATE ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, con
             took = conc__stream_put(l, s, bytes, n);
         conc__stream_turn_over(l, s);
     }
-    if (took >= 0)
-        conc__spend_budget(l);
-    return took < 0 ? conc__stream_said(s, (int)took) : took;
+    if (took < 0)
+        return conc__stream_returns(s, (int)took);
+    conc__spend_budget(l);
+    return took;
 }
 
 CONC__PRIVATE CONC__CALLED ssize_t conc__stream_write_slowly(conc_stream *s, const void *buf,
@@ -11454,8 +11555,10 @@ CONC__PRIVATE CONC__CALLED ssize_t conc__stream_write_slowly(conc_stream *s, con
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n)
 {
     conc_loop *l = conc__of_task();
-    if (!conc__stream_is_calm(l, s) || s->writing || !s->out.data || !buf ||
-        n > s->out.size - s->out.end)
+    if (!conc__stream_is_idle(l, s) || s->writing)
+        return conc__stream_write_slowly(s, buf, n);
+    bool fits = s->out.data && n <= s->out.size - s->out.end;
+    if (!fits || !buf)
         return conc__stream_write_slowly(s, buf, n);
     memcpy(s->out.data + s->out.end, buf, n);
     s->out.end += n;
@@ -11463,18 +11566,23 @@ CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n)
     return (ssize_t)n;
 }
 
-/* Formats into memory of its own: the length, -EINVAL or -ENOMEM. */
+/* Formats into new memory. Returns the length, -EINVAL or -ENOMEM. */
 CONC__PRIVATE int conc__format(char **text, const char *fmt, va_list args)
 {
     va_list again;
     int saved = errno;
     va_copy(again, args);
     int length = vsnprintf(NULL, 0, fmt, args);
-    *text = length < 0 ? NULL : conc__alloc((size_t)length + 1);
-    if (*text)
-        vsnprintf(*text, (size_t)length + 1, fmt, again);
-    else
-        length = length < 0 ? -EINVAL : -ENOMEM;
+    *text = NULL;
+    if (length < 0) {
+        length = -EINVAL;
+    } else {
+        *text = conc__alloc((size_t)length + 1);
+        if (*text)
+            vsnprintf(*text, (size_t)length + 1, fmt, again);
+        else
+            length = -ENOMEM;
+    }
     va_end(again);
     errno = saved;
     return length;
@@ -11500,7 +11608,7 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
     return conc__stream_leave(l, s, n);
 }
 
-/* In its turn: waits until everything is out. */
+/* Called in its turn to write: waits until the buffer is sent. */
 CONC__PRIVATE int conc__stream_flush_all(conc_loop *l, conc_stream *s)
 {
     conc__retry retry = {0, 0};
@@ -11523,7 +11631,7 @@ CONC__PRIVATE int conc__stream_flush_all(conc_loop *l, conc_stream *s)
     }
 }
 
-/* Waits for its turn, and until everything is out. */
+/* Waits for its turn to write, and until the buffer is sent. */
 CONC__PRIVATE int conc__stream_flush_in_turn(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_turn(l, s);
@@ -11533,14 +11641,14 @@ CONC__PRIVATE int conc__stream_flush_in_turn(conc_loop *l, conc_stream *s)
     if (rc == 0)
         rc = conc__stream_flush_all(l, s);
     else if (s->shut && s->state == CONC__STREAM_OPEN)
-        rc = 0; /* that was a flush */
+        rc = 0; /* the shutdown has flushed */
     conc__stream_turn_over(l, s);
     return rc;
 }
 
 CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s)
 {
-    return conc__stream_said(s, conc__stream_flush_in_turn(l, s));
+    return conc__stream_returns(s, conc__stream_flush_in_turn(l, s));
 }
 
 CONC_API int conc_stream_flush(conc_stream *s)
@@ -11559,14 +11667,17 @@ CONC_API int conc_stream_flush(conc_stream *s)
 CONC__PRIVATE bool conc__is_write_end(int fd)
 {
     struct stat st;
-    return fstat(fd, &st) == 0 && S_ISFIFO(st.st_mode) &&
-           (fcntl(fd, F_GETFL) & O_ACCMODE) == O_WRONLY;
+    if (fstat(fd, &st) || !S_ISFIFO(st.st_mode))
+        return false;
+    return (fcntl(fd, F_GETFL) & O_ACCMODE) == O_WRONLY;
 }
 
 /* Ends the writing half of a descriptor: 0, or an error. */
 CONC__PRIVATE int conc__stream_end_half_of(conc_stream *s)
 {
-    int saved = errno, rc = shutdown(s->fd, SHUT_WR) ? -errno : 0;
+    int saved = errno, rc = 0;
+    if (shutdown(s->fd, SHUT_WR))
+        rc = -errno;
     bool closes = rc == -ENOTSOCK && conc__is_write_end(s->fd);
     errno = saved;
     if (closes) {
@@ -11580,7 +11691,7 @@ CONC__PRIVATE int conc__stream_end_half_of(conc_stream *s)
     return conc__system_failed(rc, "shutdown");
 }
 
-/* In its turn, after a flush: ends the writing half. */
+/* Called in its turn to write, after a flush: ends the writing half. */
 CONC__PRIVATE int conc__stream_end_half(conc_loop *l, conc_stream *s)
 {
     int rc = 0;
@@ -11595,13 +11706,15 @@ CONC__PRIVATE int conc__stream_end_half(conc_loop *l, conc_stream *s)
     return rc;
 }
 
-/* Flushes and ends the writing half; the words of its errors are told. */
+/* Flushes and ends the writing half, and records the words of its errors. */
 CONC__PRIVATE int conc__stream_end_writing(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_turn(l, s);
+    if (rc == -ECANCELED)
+        return rc;
     if (rc)
-        return rc == -ECANCELED ? rc : conc__own_error(rc);
-    if (!s->shut) { /* else another task did it meanwhile */
+        return conc__own_error(rc);
+    if (!s->shut) { /* no other task has done it meanwhile */
         rc = conc__stream_writable(s);
         if (rc == 0)
             rc = conc__stream_flush_all(l, s);
@@ -11611,7 +11724,9 @@ CONC__PRIVATE int conc__stream_end_writing(conc_loop *l, conc_stream *s)
             rc = conc__stream_end_half(l, s);
     }
     conc__stream_turn_over(l, s);
-    return conc__stream_said(s, rc > 0 ? -ECANCELED : rc);
+    if (rc > 0)
+        rc = -ECANCELED;
+    return conc__stream_returns(s, rc);
 }
 
 CONC_API int conc_stream_shutdown(conc_stream *s)
@@ -11628,8 +11743,8 @@ CONC_API int conc_stream_shutdown(conc_stream *s)
     return rc;
 }
 
-/* Before a close, which comes before any other task's turn: else bytes that were written meanwhile
- * would be lost. 0 too if another task has closed the stream and dropped nothing. */
+/* Flushes before a close. No other task runs between the two: bytes that it wrote would be lost.
+ * Also 0 if another task has closed the stream and dropped nothing. */
 CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_enter(l, s, "conc_stream_close");
@@ -11644,12 +11759,15 @@ CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
 static const conc__wait_kind conc__vacating = {
     .what = "waits until all tasks have left the stream that it closed"};
 
-/* Waits until no call of another task is inside, and, if another task ends the transport, until
- * that is done; the stream may be gone then. A cancel does not cut that short: the close has woken
- * all of them. Only a task can wait. */
+/* Waits until the calls of other tasks have ended and, if another task ends the transport, until
+ * that is done; the stream may be gone then. A cancel does not cut the wait short: the close has
+ * woken all of them. Only a task can wait. */
 CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s, bool ends_transport)
 {
-    if (!l || !l->self || (!s->inside && (!s->on || ends_transport)))
+    bool other_ends = s->on && !ends_transport;
+    if (!l || !l->self)
+        return;
+    if (!s->inside && !other_ends)
         return;
     int done = 0;
     while (!done) {
@@ -11659,8 +11777,8 @@ CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s, bool ends_t
     }
 }
 
-/* In the call that closed the stream, after the others have left: the transport's close; if they
- * could not be waited for, the last of them will call it. The newest error stays the flush's. */
+/* Called by the task that closed the stream, after the others have left: ends the transport. If it
+ * could not wait for them, the last of them does that. The flush's error stays the newest. */
 CONC__PRIVATE int conc__stream_end_transport(conc_loop *l, conc_stream *s, int flushed)
 {
     conc__kept_error kept;
@@ -11676,7 +11794,7 @@ CONC__PRIVATE int conc__stream_end_transport(conc_loop *l, conc_stream *s, int f
     return rc;
 }
 
-/* Closes, and frees what a stream on a descriptor has: conc_close's result. */
+/* Closes the stream. On a descriptor, frees its memory and returns conc_close's result. */
 CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
 {
     s->state = CONC__STREAM_CLOSED;
@@ -11690,7 +11808,9 @@ CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
         conc__transport_interrupt(l, s->on);
         return 0;
     }
-    int rc = s->fd >= 0 ? conc_close(s->fd) : 0; /* a pipe's end may be closed already */
+    int rc = 0;
+    if (s->fd >= 0) /* a pipe's end may be closed already */
+        rc = conc_close(s->fd);
     s->fd = -1;
     conc__buffer_drop(l, &s->in);
     conc__buffer_drop(l, &s->out);
@@ -11708,10 +11828,10 @@ CONC_API int conc_stream_close(conc_stream *s)
     bool kept = open && (conc__buffered(&s->out) || s->writing);
     if (kept && l && l->self && !l->self->pending)
         rc = conc__stream_flush_last(l, s);
-    bool shuts = s->state == CONC__STREAM_OPEN; /* else another task closes it, too */
+    bool shuts = s->state == CONC__STREAM_OPEN; /* no other task has closed it meanwhile */
     if (shuts) {
         closed = conc__stream_shut(l, s);
-        if (rc == 0 && s->unsaid) {
+        if (rc == 0 && s->unreturned) {
             rc = s->write_error;
             conc__stream_failed(s, rc, false);
         }
@@ -11722,7 +11842,9 @@ CONC_API int conc_stream_close(conc_stream *s)
         closed = conc__stream_end_transport(l, s, rc);
     if (rc == 0)
         return closed;
-    return rc > 0 ? -ECANCELED : rc;
+    if (rc > 0)
+        return -ECANCELED;
+    return rc;
 }
 
 CONC_API void conc__auto_conc_stream(conc_stream *s)
