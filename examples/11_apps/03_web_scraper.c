@@ -39,6 +39,7 @@
 enum {
     WORKERS = 2, /* of a domain: one waits for its turn while the other one's page comes */
     ATTEMPTS = 3,
+    LOST = 5, /* requests in a row without an answer: then a domain is left out */
     HOPS = 5, /* redirects from one URL to the next */
     MOST_DOMAINS = 100,
     MOST_URLS = 100,   /* that are kept of a domain, for each page that it may have */
@@ -73,7 +74,8 @@ typedef struct domain {
     conc_sem room;       /* for so many pages more */
     const char *phase;
     bool is_unreachable;
-    int urls, pages; /* pages: those that are not saved yet, too */
+    int lost_in_a_row; /* requests without an answer */
+    int urls, pages;   /* pages: those that are not saved yet, too */
     int saved[STATES];
     double delay, last_request, next_request, smallest_gap;
     double put_off; /* seconds, by Retry-After */
@@ -228,8 +230,7 @@ static int request_again(domain *d, const char *target, const fetch_options *o,
 
 /* ---- a visit, and the tasks of a domain ----------------------------------------------------- */
 
-/* What was found goes to the frontiers. As nothing waits before the result is in line to be
- * saved, a page is always saved before those that it leads to. */
+/* What was found goes to the frontiers, the result to the saver. */
 static int hand_over(scraper *s, result *r)
 {
     for (int i = 0; i < r->found_count; i++) {
@@ -239,6 +240,22 @@ static int hand_over(scraper *s, result *r)
     CONC_TRY(conc_queue_put(&s->results, r));
     *r = (result){0}; /* it is the saver's now */
     return 0;
+}
+
+static void leave_out(domain *d, const char *why)
+{
+    if (!d->is_unreachable)
+        fprintf(stderr, "%s is left out: %s\n", d->host, why);
+    d->is_unreachable = true;
+    conc_set_exit_status(1);
+}
+
+/* A server that is down would make failures of all its pages. They stay FOUND, for a later run. */
+static void note_answer(domain *d, int rc)
+{
+    d->lost_in_a_row = rc < 0 && rc != -EMSGSIZE ? d->lost_in_a_row + 1 : 0;
+    if (d->lost_in_a_row == LOST)
+        leave_out(d, conc_last_error());
 }
 
 /* 1: it is a page; 0: it is not. Errors are those of this program only, such as -ENOMEM. */
@@ -253,6 +270,7 @@ static int visit(url *u)
         int rc = request_again(d, u->text, &o, &response, &t);
         if (rc == -ECANCELED)
             return rc;
+        note_answer(d, rc);
         CONC_TRY(judge(&r, rc, &response));
         r.attempts = t.attempts;
         r.seconds = conc_now() - t.began;
@@ -302,14 +320,14 @@ static int load_robots(domain *d)
     int rc = request_again(d, target, &o, &response, &t);
     if (rc == -ECANCELED)
         return rc;
-    d->is_unreachable = rc < 0 || response.status >= 500 || response.status == 429;
-    if (d->is_unreachable) {
-        fprintf(stderr, "%s is left out: no robots.txt: %s %d\n", d->host, response.error,
-                response.status);
-        conc_set_exit_status(1);
-    } else if (response.status < 300) {
+    bool has_failed = response.status >= 500 || response.status == 429;
+    if (has_failed)
+        snprintf(response.error, sizeof response.error, "%.80s: status %d", target,
+                 response.status);
+    if (rc < 0 || has_failed)
+        leave_out(d, response.error);
+    else if (response.status < 300)
         CONC_TRY(robots_parse(&d->robots, response.body, response.size, AGENT));
-    }
     if (d->robots.crawl_delay > LONGEST_PAUSE)
         d->robots.crawl_delay = LONGEST_PAUSE;
     d->delay = later(d->delay, d->robots.crawl_delay);
@@ -325,8 +343,7 @@ static int crawl_domain(void *arg)
     d->phase = "crawls";
     for (int i = 0; i < WORKERS; i++)
         CONC_TRY_IN(&g, conc_spawn(&g, work, d));
-    CONC_TRY(conc_group_wait(&g));
-    return 0;
+    return conc_group_wait(&g);
 }
 
 /* No domain is finished before all are: another one may link to it. */
@@ -508,7 +525,8 @@ static int create_table(sqlite_db *db)
 
 static int insert_found(sqlite_db *db, const url *u)
 {
-    return sqlite_exec(db, "INSERT INTO urls (url, host, hops) VALUES (?, ?, ?)",
+    return sqlite_exec(db,
+                       "INSERT INTO urls (url, host, hops) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
                        sqlite_text(u->text), sqlite_text(u->domain->host), sqlite_int(u->hops));
 }
 
@@ -529,8 +547,10 @@ static int save(void *arg)
     const batch *b = arg;
     for (int i = 0; i < b->count; i++) {
         const result *r = &b->results[i];
-        if (r->url)
+        if (r->url) {
+            CONC_TRY(insert_found(&b->of->db, r->url)); /* its page may be in line behind it */
             CONC_TRY(update(&b->of->db, r));
+        }
         for (int j = 0; j < r->found_count; j++)
             CONC_TRY(insert_found(&b->of->db, r->found[j]));
     }
@@ -618,6 +638,14 @@ static int save_results(void *arg)
     }
 }
 
+static int sum_saved(const scraper *s, enum state state)
+{
+    int sum = 0;
+    for (int i = 0; i < s->domain_count; i++)
+        sum += s->domains[i]->saved[state];
+    return sum;
+}
+
 /* Goes on where an earlier run ended. */
 static int load_row(scraper *s, const sqlite_value *row)
 {
@@ -655,18 +683,12 @@ static int load(scraper *s)
         discover(s, &r, d->start, 0);
         CONC_TRY(hand_over(s, &r));
     }
+    if (s->resumed)
+        printf("goes on: %d URLs are known, %d pages are saved\n", s->resumed, sum_saved(s, PAGE));
     return 0;
 }
 
 /* ---- live: a page in the browser, a line on the terminal ------------------------------------ */
-
-static int sum_saved(const scraper *s, enum state state)
-{
-    int sum = 0;
-    for (int i = 0; i < s->domain_count; i++)
-        sum += s->domains[i]->saved[state];
-    return sum;
-}
 
 static double elapsed(const scraper *s)
 {
@@ -1314,7 +1336,11 @@ static int app(void *urls)
         load_html(&s);
         CONC_TRY(server_open(&dashboard, options.listen));
     }
-    return run(&s, &dashboard);
+    int rc = run(&s, &dashboard);
+    if (rc == -ECANCELED && !conc_event_is_set(&s.finished))
+        printf("\nstopped; %d pages are saved in %s, and the same command goes on\n",
+               sum_saved(&s, PAGE), options.db);
+    return rc;
 }
 
 /* ---- main ----------------------------------------------------------------------------------- */

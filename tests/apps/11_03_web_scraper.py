@@ -230,7 +230,8 @@ def test_goal():
     hosts, reasons = printed(out)
     apps.check(count_reasons(db) == REASONS == reasons, count_reasons(db), reasons)
     apps.check(re.search(r"^1000 pages of 10 domains in [\d.]+ s; \d+ requests, at most 10 at once", out, re.M), out)
-    apps.check("the goal: 1000 pages; 100 requests to a domain, 0.02 s apart, take 2.0 s" in out, out)
+    said = re.search(r"the goal: 1000 pages; 100 requests to a domain, 0.02 s apart, take 2.0 s, and a domain asks for (.*) s more", out)
+    apps.check(said and 3 < float(said[1]) <= 4, "Retry-After", out)
     for host in HOSTS:
         states = dict(rows(db, f"SELECT state, count(*) FROM urls WHERE host = '{host}' GROUP BY state"))
         apps.check(hosts[host][:5] == [states.get(s, 0) for s in ("page", "redirect", "refused", "failed", "found")], host)
@@ -309,10 +310,33 @@ def test_a_robots_txt_that_fails_keeps_the_scraper_out():
         db = apps.folder() / "x.db"
         done, table = scrape(server, status=1, db=db)
         apps.check(server.log == ["/robots.txt"] * 3 and table == {"/": ("found", "", None)}, server.log, table)
-        apps.check("a.example is left out: no robots.txt" in done.stderr and "503" in done.stderr, done.stderr)
+        apps.check("a.example is left out: http://a.example/robots.txt: status 503" in done.stderr, done.stderr)
         del pages["/robots.txt"]
         _, table = scrape(server, db=db)
         apps.check(table["/"][0] == "page", "later it goes on", table)
+
+
+# ---- how many at once ----
+
+def test_so_many_requests_at_once_of_all_domains_and_no_more():
+    """Each request waits until there are three at once."""
+    three, lock, counts = threading.Event(), threading.Lock(), [0, 0]
+
+    def page(handler):
+        with lock:
+            counts[0] += 1
+            counts[1] = max(counts)
+            if counts[0] == 3:
+                three.set()
+        three.wait(20 * apps.SLOW)
+        with lock:
+            counts[0] -= 1
+        handler.send(200, links(*(f"/{i}" for i in range(10))))
+    with fake({"/": page, **{f"/{i}": page for i in range(10)}}) as server:
+        done = apps.run(program(), "--connect-to", server.address, "--db", ":memory:", "--delay", 0, "--at-once", 3,
+                        *(f"http://{host}.example/" for host in "abcde"))
+        apps.check("55 pages of 5 domains" in done.stdout and "at most 3 at once" in done.stdout and counts == [0, 3],
+                   done.stdout, counts)
 
 
 # ---- URLs ----
@@ -383,11 +407,14 @@ def test_ctrl_c_at_any_moment_and_the_second_start_goes_on():
                 apps.until(lambda: db.exists() and len(server.log) >= moment, moment)
                 process.send_signal(signal.SIGINT)
                 apps.check(process.wait(30 * apps.SLOW) == 130, moment, process.out.read_text())
+                apps.check("the same command goes on" in process.out.read_text(), moment, process.out.read_text())
             before = {url for url, row in table(db).items() if row[0] == "page"} if rows(db, "SELECT 1 FROM sqlite_master") else set()
             asked, server.log[:] = list(server.log), []
             apps.check(len(asked) - 1 - len(before) <= 3, "what was fetched is saved", moment, len(asked), len(before))
             done, after = scrape(server, db=db)
             again = {"http://a.example" + path for path in server.log} & before
+            saved = len(before)
+            apps.check(not saved or f"{saved} pages are saved" in done.stdout, done.stdout)
             apps.check(not again, "pages that were saved are not requested again", moment, again)
             apps.check(len(after) == 80 and all(row[0] == "page" for row in after.values()), moment, after)
             apps.check(printed(done.stdout)[0]["a.example"][0] == 80, done.stdout)
@@ -406,6 +433,8 @@ def test_killed_in_the_middle_it_goes_on_as_well():
 
 
 def test_more_pages_may_be_wanted_later():
+    with fake({"/": links(*(f"/{i}" for i in range(500)))}) as server:
+        apps.check(len(scrape(server, "--max-pages", 1)[1]) == 100, "100 URLs are kept for a page")
     with fake(tree(60, 10)) as server:
         db = apps.folder() / "x.db"
         for most in (1, 30, 30, 100):
@@ -437,26 +466,42 @@ def test_no_process_is_left():
 def test_a_server_that_is_missing():
     db = apps.folder() / "x.db"
     done = apps.run(program(), "--delay", 0, "--db", db, f"http://127.0.0.1:{apps.free_port()}/", status=1)
-    apps.check("is left out: no robots.txt" in done.stderr and "Couldn't connect" in done.stderr, done.stderr)
+    apps.check("is left out: " in done.stderr and "Couldn't connect" in done.stderr, done.stderr)
     apps.check([row[0] for row in table(db).values()] == ["found"], table(db))
 
 
-def test_sites_that_stop_for_a_while_or_are_killed():
-    for how in (signal.SIGSTOP, signal.SIGKILL):
-        db = apps.folder() / "x.db"
-        with sites("--quiet", "--plain") as s:
-            options = ("--connect-to", s.address, "--db", db, "--max-pages", 10, "--timeout", 0.2 * apps.SLOW, "--delay", 0.02)
-            with apps.started(program(), *options, "http://site1.localhost/", "http://site2.localhost/") as process:
-                apps.until(lambda: db.exists() and rows(db, "SELECT 1 FROM sqlite_master") and count_pages(db), "some pages")
-                s.process.send_signal(how)
-                if how == signal.SIGSTOP:
-                    apps.until(lambda: ("failed", "timeout") in count_reasons(db), "a time limit passes")
-                    s.process.send_signal(signal.SIGCONT)
-                apps.check(process.wait(60 * apps.SLOW) == 0, process.out.read_text())
-                states = dict(rows(db, "SELECT state, count(*) FROM urls GROUP BY state"))
-                hosts, _ = printed(process.out.read_text())
-                apps.check(sum(numbers[0] for numbers in hosts.values()) == states["page"], hosts, states)
-                apps.check(states["failed"] > 0 and (how == signal.SIGKILL or states["page"] == 20), states)
+def test_sites_that_stop_for_a_while():
+    db = apps.folder() / "x.db"
+    with sites("--quiet", "--plain") as s:
+        options = ("--connect-to", s.address, "--db", db, "--max-pages", 10, "--timeout", 0.2 * apps.SLOW, "--delay", 0.02)
+        with apps.started(program(), *options, "http://site1.localhost/", "http://site2.localhost/") as process:
+            apps.until(lambda: db.exists() and rows(db, "SELECT 1 FROM sqlite_master") and count_pages(db), "some pages")
+            s.process.send_signal(signal.SIGSTOP)
+            apps.until(lambda: ("failed", "timeout") in count_reasons(db), "a time limit passes")
+            s.process.send_signal(signal.SIGCONT)
+            apps.check(process.wait(60 * apps.SLOW) == 0, process.out.read_text())
+        states = dict(rows(db, "SELECT state, count(*) FROM urls GROUP BY state"))
+        hosts, _ = printed(process.out.read_text())
+        apps.check(sum(numbers[0] for numbers in hosts.values()) == states["page"] == 20 and states["failed"], hosts, states)
+
+
+def test_sites_that_are_killed_are_left_out_and_a_later_run_goes_on():
+    db = apps.folder() / "x.db"
+    pages = tree(60, 20)
+    with fake(pages) as server:
+        with started_scraper(server, db, "--delay", 0.01) as process:
+            apps.until(lambda: len(server.log) > 20, "some pages")
+            server.shutdown()
+            server.server_close()
+            pages.update({path: lambda handler: handler.raw(b"") for path in pages})
+            apps.check(process.wait(60 * apps.SLOW) == 1, process.out.read_text())
+            said = process.out.read_text()
+            apps.check(said.count("a.example is left out: ") == 1, said)
+    states = dict(rows(db, "SELECT state, count(*) FROM urls GROUP BY state"))
+    apps.check(5 <= states["failed"] <= 7 and states["found"] > 5, states)
+    with fake(tree(60, 20)) as server:
+        _, after = scrape(server, db=db)
+        apps.check(sum(row[0] == "page" for row in after.values()) == 60 - states["failed"], after)
 
 
 def test_a_database_that_cannot_be_written():
