@@ -12,7 +12,8 @@
  *         if (status >= 0)
  *             return status;
  *
- * --listen X and --listen=X are the same. Whatever is not in the table is an error. */
+ * --listen X and --listen=X are the same. Whatever is not in the table is an error. Other words are,
+ * too, unless there is an OPTIONS_WORDS, which gets them as a list that ends with NULL. */
 #ifndef OPTIONS_H
 #define OPTIONS_H
 
@@ -25,9 +26,10 @@
 typedef struct options_field {
     const char *name, *value; /* "listen", "ADDRESS"; value NULL: there is none */
     const char *help;
-    const char **text; /* where it goes: one of these three */
+    const char **text; /* where it goes: one of these four */
     double *number;
     bool *flag;
+    char ***words;
     double min, max; /* of the number */
 } options_field;
 
@@ -37,6 +39,8 @@ typedef struct options_field {
 #define OPTIONS_NUMBER(name_, value_, to, min_, max_, help_) \
     {.name = name_, .value = value_, .number = to, .min = min_, .max = max_, .help = help_}
 #define OPTIONS_FLAG(name_, to, help_) {.name = name_, .flag = to, .help = help_}
+#define OPTIONS_WORDS(value_, to, help_) \
+    {.name = "", .value = value_, .words = to, .help = help_}
 /* clang-format on */
 
 /* Reads the arguments. -1: go on. 0: --help was printed to stdout. 2: they are bad, which was said on
@@ -54,7 +58,10 @@ static inline int options__help(const options_field *fields, size_t count, const
     for (size_t i = 0; i < count; i++) {
         char label[40];
         const options_field *f = &fields[i];
-        snprintf(label, sizeof label, "--%s %s", f->name, f->value ? f->value : "");
+        if (f->words)
+            snprintf(label, sizeof label, "%s", f->value);
+        else
+            snprintf(label, sizeof label, "--%s %s", f->name, f->value ? f->value : "");
         printf("  %-22s %s\n", label, f->help);
     }
     printf("  %-22s this page\n", "--help");
@@ -95,7 +102,7 @@ static inline const char *options__read_one(const options_field *fields, size_t 
         return "is no option";
     for (size_t j = 0; j < count; j++) {
         const options_field *f = &fields[j];
-        if (strncmp(f->name, word, n) != 0 || f->name[n])
+        if (f->words || strncmp(f->name, word, n) != 0 || f->name[n])
             continue;
         if (equals)
             return options__set(f, equals + 1);
@@ -107,8 +114,16 @@ static inline const char *options__read_one(const options_field *fields, size_t 
 static inline int options_read(const options_field *fields, size_t count, int argc, char **argv,
                                const char *usage, const char *about)
 {
+    int word_count = 0;
+    const options_field *words = fields;
+    while (words < fields + count && !words->words)
+        words++;
     for (int i = 1; i < argc; i++) {
         const char *word = argv[i];
+        if (*word != '-' && words < fields + count) {
+            argv[++word_count] = argv[i]; /* over a word that was read already */
+            continue;
+        }
         if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0)
             return options__help(fields, count, usage, about);
         const char *fault = options__read_one(fields, count, argv, &i);
@@ -117,6 +132,9 @@ static inline int options_read(const options_field *fields, size_t count, int ar
             return 2;
         }
     }
+    argv[word_count + 1] = NULL;
+    if (words < fields + count)
+        *words->words = argv + 1;
     return -1;
 }
 

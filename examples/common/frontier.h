@@ -1,0 +1,389 @@
+/* frontier.h - which URLs a crawl of many processes fetches next, kept in Redis
+ *
+ *     frontier f = {.redis = &client};
+ *     double depth = 5, per_host = 1000, delay = 1, lease = 10;
+ *     frontier_setting settings[] = {{"depth", &depth}, {"per-host", &per_host},
+ *                                    {"delay", &delay}, {"lease", &lease}};
+ *     CONC_TRY(frontier_begin(&f, settings, 4));          // one process begins the crawl
+ *     CONC_TRY(frontier_add(&f, "http://example.org/"));
+ *
+ *     CONC_TRY(frontier_join(&f, settings, 4));           // each worker; frontier_renew in a task
+ *     CONC_AUTO(frontier_url, u) = {0};
+ *     while (CONC_TRY(frontier_lease(&f, &u))) {
+ *         ... fetch u.url ...
+ *         CONC_TRY(frontier_release(&f, &u));             // others may ask the host again
+ *         ... find the links ...
+ *         CONC_TRY(frontier_finish(&f, &u, false, "[\"http://example.org/a\"]"));
+ *     }
+ *
+ * Include conc_sync.h before. URLs are canonical (url.h), so that each page has one.
+ *
+ *   Once     A URL is known from when it was first added. Over all workers one task has it, until
+ *            that finishes it; then nobody gets it again, with two exceptions. Its worker died: the
+ *            URL waits anew when the worker's lease has passed, and "taken over" counts that. Or it
+ *            turns out to be fewer links away than was thought: its links have to be added anew
+ *            with their new depths, so the caller keeps the links, and does not fetch it.
+ *   Depth    of the first URLs is 0. URLs deeper than "depth" are dropped. Those of less depth come
+ *            first, but do not wait for each other; the depths are exact all the same in the end.
+ *   Hosts    are scheme, name and port, as for robots.txt. One URL at a time is fetched of a host,
+ *            and the next one at the earliest "delay" seconds after the release, or as long as
+ *            frontier_set_robots says. The first URL of each host is its /robots.txt, of depth -1.
+ *            Of one host at most "per-host" URLs are known, so a trap of endless URLs ends.
+ *   Leases   hold "lease" seconds, and frontier_renew renews those of its worker. All clocks are
+ *            that of Redis.
+ *   Redis    runs each call as a whole. If the connection is lost, so that nobody knows whether a
+ *            call ran, it is repeated; all of them may be. With a Redis that keeps its data
+ *            (--appendonly yes) a crawl outlives its restart.
+ *   Errors   those of redis.h; -EIO also if Redis knows of no such crawl (any more).
+ *
+ * All calls wait; any number of tasks of one loop may use a frontier at once. A cancelled
+ * frontier_lease may have leased a URL: frontier_leave gives it back. */
+#ifndef FRONTIER_H
+#define FRONTIER_H
+
+#include "redis.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef struct frontier {
+    redis_client *redis; /* borrowed */
+    const char *name;    /* of the crawl: Redis may have several; NULL: "crawl" */
+    /* to read */
+    char worker[40]; /* set by frontier_join: no two have the same */
+    /* private */
+    double lease_time;
+    unsigned leases;
+    conc_lock turn; /* of the tasks that wait for a URL one asks */
+} frontier;
+
+/* A number that is the same for all workers. */
+typedef struct frontier_setting {
+    const char *name;
+    double *value;
+} frontier_setting;
+
+/* Begins a crawl, or goes on with it: "depth", "per-host", "delay" and "lease", and what else the
+ * workers are to know. */
+static inline int frontier_begin(frontier *f, const frontier_setting *settings, size_t count);
+
+/* Adds one of the first URLs. */
+static inline int frontier_add(frontier *f, const char *url);
+
+/* Makes this process a worker, and reads the settings. -ENOENT: one of them is not there. */
+static inline int frontier_join(frontier *f, const frontier_setting *settings, size_t count);
+
+typedef struct frontier_url {
+    const char *url;    /* until the next lease, or the free */
+    const char *robots; /* the host's robots.txt; "" if there is none */
+    int depth;          /* -1: it is the robots.txt, for frontier_set_robots */
+    int tries;          /* how often it was leased and neither finished nor given back, with now */
+    /* private */
+    redis_reply reply;
+    char owner[64];
+} frontier_url;
+static inline int frontier_url_free(frontier_url *u);
+CONC_AUTO_TYPE(frontier_url, frontier_url_free);
+
+/* Waits for a URL that may be fetched now: 1; 0: the crawl is over, as no URL waits and nobody has
+ * one. */
+static inline int frontier_lease(frontier *f, frontier_url *u);
+
+/* The host has answered, or failed to: the pause begins. If nothing was asked of it, leave this
+ * out. */
+static inline int frontier_release(frontier *f, const frontier_url *u);
+
+/* Tells what robots.txt allows, and its pause in seconds. */
+static inline int frontier_set_robots(frontier *f, const frontier_url *u, const char *text,
+                                      double pause);
+
+/* Done, and links is a JSON array of URLs; or again: it waits anew, as after an error that may
+ * pass. */
+static inline int frontier_finish(frontier *f, const frontier_url *u, bool again,
+                                  const char *links);
+
+/* For a task: renews the worker's leases until it is cancelled. */
+static inline int frontier_renew(void *frontier);
+
+/* Gives back all that this worker has: for the end, in conc_shield. */
+static inline int frontier_leave(void *frontier);
+
+/* How often something happened: "duplicates", "too deep", "too many of a host", "taken over" and
+ * "given back". */
+static inline int frontier_count(frontier *f, const char *what, long long *count);
+
+/* ---- the program in Redis -------------------------------------------------------------------
+
+   NAME:depth    URL -> depth, of all known URLs
+   NAME:queue:H  URLs of host H that wait, by depth
+   NAME:hosts    hosts of which URLs wait and none is being fetched, by the time when one may be
+   NAME:asking   host -> URL that is being fetched from it
+   NAME:ready    host -> the time of its next request at the earliest
+   NAME:leases   owner, which is a worker and a number -> URL
+   NAME:workers  workers, by the time when their leases end
+   NAME:tries    URL -> how often it was leased since it was last finished
+   NAME:known    host -> how many URLs of it were added, with those that were too many
+   NAME:robots   host -> robots.txt
+   NAME:pauses   host -> seconds, of its robots.txt
+   NAME:settings, NAME:counts */
+
+static const char frontier__program[] =
+    "local r, name, op, owner, now = redis.call, ARGV[1], ARGV[2], ARGV[3], redis.call('TIME')\n"
+    "now = now[1] + now[2] / 1e6\n"
+    "local function k(key) return name .. ':' .. key end\n"
+    "local function setting(key) return tonumber(r('HGET', k'settings', key)) end\n"
+    "local function count(what) r('HINCRBY', k'counts', what, 1) end\n"
+    "local function host_of(url) return string.match(url, '^%a+://[^/]+') end\n"
+    "local function worker_of(owner) return string.match(owner, '^%S+') end\n"
+
+    "local function schedule(host)\n"
+    "  local waits = r('EXISTS', k'queue:' .. host) == 1\n"
+    "  if waits and r('HEXISTS', k'asking', host) == 0 then\n"
+    "    r('ZADD', k'hosts', r('HGET', k'ready', host) or 0, host)\n"
+    "  else r('ZREM', k'hosts', host) end\n"
+    "end\n"
+    "local function enqueue(url, depth)\n"
+    "  r('ZADD', k'queue:' .. host_of(url), depth, url)\n"
+    "  schedule(host_of(url))\n"
+    "end\n"
+    "local function release(url, was_asked)\n"
+    "  local host = host_of(url)\n"
+    "  if r('HGET', k'asking', host) ~= url then return end\n"
+    "  r('HDEL', k'asking', host)\n"
+    "  if was_asked then\n"
+    "    local pause = tonumber(r('HGET', k'pauses', host) or 0)\n"
+    "    r('HSET', k'ready', host, now + math.max(pause, setting('delay')))\n"
+    "  end\n"
+    "  schedule(host)\n"
+    "end\n"
+
+    "local function is_leased(url)\n"
+    "  for _, leased in ipairs(r('HVALS', k'leases')) do\n"
+    "    if leased == url then return true end\n"
+    "  end\n"
+    "end\n"
+    "local function add(url, depth)\n"
+    "  local known, host = tonumber(r('HGET', k'depth', url)), host_of(url)\n"
+    "  if known and known <= depth then return count('duplicates') end\n"
+    "  if depth > setting('depth') then return count('too deep') end\n"
+    "  if not known then\n"
+    "    local n = r('HINCRBY', k'known', host, 1)\n"
+    "    if n > setting('per-host') then return count('too many of a host') end\n"
+    "    if n == 1 then\n" /* before all else */
+    "      r('HSET', k'depth', host .. '/robots.txt', -1)\n"
+    "      enqueue(host .. '/robots.txt', -1)\n"
+    "    end\n"
+    "  end\n"
+    "  r('HSET', k'depth', url, depth)\n"
+    "  if not known or not is_leased(url) then enqueue(url, depth) end\n"
+    "end\n"
+
+    "local function take_back(worker, what)\n"
+    "  local leases = r('HGETALL', k'leases')\n"
+    "  for i = 1, #leases, 2 do\n"
+    "    if worker_of(leases[i]) == worker then\n"
+    "      local url = leases[i + 1]\n"
+    "      r('HDEL', k'leases', leases[i])\n"
+    "      release(url, true)\n" /* for it may have been asked */
+    "      enqueue(url, r('HGET', k'depth', url))\n"
+    "      if op == 'leave' then r('HINCRBY', k'tries', url, -1) end\n"
+    "      count(what)\n"
+    "    end\n"
+    "  end\n"
+    "  r('ZREM', k'workers', worker)\n"
+    "end\n"
+    "local function renew(worker)\n"
+    "  r('ZADD', k'workers', now + setting('lease'), worker)\n"
+    "  for _, dead in ipairs(r('ZRANGEBYSCORE', k'workers', '-inf', now)) do\n"
+    "    take_back(dead, 'taken over')\n"
+    "  end\n"
+    "end\n"
+
+    "local function lease()\n"
+    "  local url = r('HGET', k'leases', owner)\n" /* then the reply was lost before */
+    "  local host, at = unpack(r('ZRANGE', k'hosts', 0, 0, 'WITHSCORES'))\n"
+    "  if not url then\n"
+    "    if not host and r('HLEN', k'leases') == 0 then return {} end\n"
+    "    local wait = host and at - now or 1\n"
+    "    if wait > 0 then return {tostring(wait)} end\n"
+    "    url = r('ZPOPMIN', k'queue:' .. host)[1]\n"
+    "    r('HSET', k'leases', owner, url)\n"
+    "    r('HSET', k'asking', host, url)\n"
+    "    r('HINCRBY', k'tries', url, 1)\n"
+    "    schedule(host)\n"
+    "  end\n"
+    "  return {url, tonumber(r('HGET', k'depth', url)), tonumber(r('HGET', k'tries', url)),\n"
+    "          r('HGET', k'robots', host_of(url)) or ''}\n"
+    "end\n"
+
+    /* If the depth has become less meanwhile, the caller has stored the old one: once more. */
+    "local function finish(url, depth, again, links)\n"
+    "  local new_depth = tonumber(r('HGET', k'depth', url) or depth)\n"
+    "  if r('HGET', k'leases', owner) == url then\n"
+    "    r('HDEL', k'leases', owner)\n"
+    "    release(url, false)\n"
+    "    if again == '1' or new_depth < tonumber(depth) then enqueue(url, new_depth) end\n"
+    "    if again == '0' then r('HDEL', k'tries', url) end\n"
+    "  end\n"
+    "  for _, link in ipairs(cjson.decode(links)) do add(link, new_depth + 1) end\n"
+    "end\n"
+
+    "if op == 'begin' then return r('HSET', k'settings', unpack(ARGV, 3)) end\n"
+    "if r('EXISTS', k'settings') == 0 then\n"
+    "  return redis.error_reply('ERR there is no ' .. name .. ' in this Redis')\n"
+    "end\n"
+    "if op == 'add' then return add(ARGV[3], 0) end\n"
+    "if op == 'join' then return r('HINCRBY', k'counts', 'workers', 1) end\n"
+    "if op == 'setting' or op == 'count' then return r('HGET', k(op .. 's'), ARGV[3]) end\n"
+    "if op == 'robots' then\n"
+    "  r('HSET', k'robots', host_of(ARGV[4]), ARGV[5])\n"
+    "  return r('HSET', k'pauses', host_of(ARGV[4]), ARGV[6])\n"
+    "end\n"
+    "if op == 'leave' then return take_back(owner, 'given back') end\n"
+    "if op == 'finish' then return finish(unpack(ARGV, 4)) end\n"
+    "if op == 'release' then\n"
+    "  if r('HGET', k'leases', owner) == ARGV[4] then release(ARGV[4], true) end\n"
+    "  return\n"
+    "end\n"
+    "renew(worker_of(owner))\n"
+    "if op == 'lease' then return lease() end\n";
+
+/* ---- implementation ------------------------------------------------------------------------- */
+
+enum { FRONTIER__WORDS = 64 };
+#define FRONTIER__POLL 0.02 /* seconds: hosts are released, and URLs added, meanwhile */
+
+static inline const char *frontier__name(const frontier *f) { return f->name ? f->name : "crawl"; }
+
+/* Repeated if the connection is lost, or Redis was started anew and still reads its data. */
+static inline int frontier__call(frontier *f, redis_reply *reply, size_t argc, const char **argv)
+{
+    const char *words[FRONTIER__WORDS] = {"EVAL", frontier__program, "0", frontier__name(f)};
+    if (argc + 4 > FRONTIER__WORDS)
+        return conc_fail(-E2BIG, "frontier: too many settings");
+    memcpy(words + 4, argv, argc * sizeof *argv);
+    for (;;) {
+        int rc = redis_command_argv(f->redis, reply, (int)argc + 4, words, NULL);
+        bool is_loading = rc == -EIO && strstr(conc_last_error(), "LOADING");
+        if (rc != -ECONNRESET && !is_loading)
+            return rc;
+        CONC_TRY(conc_sleep(0.1));
+    }
+}
+#define FRONTIER__CALL(f, reply, ...)                                   \
+    frontier__call(f, reply, CONC_LEN(((const char *[]){__VA_ARGS__})), \
+                   (const char *[]){__VA_ARGS__})
+
+static inline int frontier_begin(frontier *f, const frontier_setting *settings, size_t count)
+{
+    char values[FRONTIER__WORDS / 2][32];
+    const char *words[FRONTIER__WORDS] = {"begin"};
+    for (size_t i = 0; i < count && i < FRONTIER__WORDS / 2 - 1; i++) {
+        snprintf(values[i], sizeof values[i], "%.17g", *settings[i].value);
+        words[2 * i + 1] = settings[i].name;
+        words[2 * i + 2] = values[i];
+    }
+    return frontier__call(f, NULL, 2 * count + 1, words);
+}
+
+static inline int frontier_add(frontier *f, const char *url)
+{
+    return FRONTIER__CALL(f, NULL, "add", url);
+}
+
+static inline int frontier__read(frontier *f, const char *name, double *value)
+{
+    CONC_AUTO(redis_reply, r) = NULL;
+    CONC_TRY(FRONTIER__CALL(f, &r, "setting", name));
+    if (r->type != REDIS_REPLY_STRING)
+        return conc_fail(-ENOENT, "there is no %s in this Redis with a %s", frontier__name(f),
+                         name);
+    *value = strtod(r->str, NULL);
+    return 0;
+}
+
+static inline int frontier_join(frontier *f, const frontier_setting *settings, size_t count)
+{
+    CONC_AUTO(redis_reply, r) = NULL;
+    CONC_TRY(frontier__read(f, "lease", &f->lease_time));
+    for (size_t i = 0; i < count; i++)
+        CONC_TRY(frontier__read(f, settings[i].name, settings[i].value));
+    CONC_TRY(FRONTIER__CALL(f, &r, "join"));
+    snprintf(f->worker, sizeof f->worker, "%lld.%d", r->integer, (int)getpid());
+    return 0;
+}
+
+static inline int frontier_url_free(frontier_url *u)
+{
+    redis_reply_free(&u->reply);
+    *u = (frontier_url){0};
+    return 0;
+}
+
+/* Each lease has an owner of its own, so that a repeated call is told apart from the next one. */
+static inline int frontier_lease(frontier *f, frontier_url *u)
+{
+    snprintf(u->owner, sizeof u->owner, "%s %u", f->worker, ++f->leases);
+    CONC_LOCKED(&f->turn) {
+        CONC_TRY(FRONTIER__CALL(f, &u->reply, "lease", u->owner));
+        while (u->reply->elements == 1) {
+            double wait = strtod(u->reply->element[0]->str, NULL);
+            CONC_TRY(conc_sleep(wait < FRONTIER__POLL ? wait : FRONTIER__POLL));
+            CONC_TRY(FRONTIER__CALL(f, &u->reply, "lease", u->owner));
+        }
+    }
+    redisReply **r = u->reply->element;
+    if (u->reply->elements == 0)
+        return 0;
+    u->url = r[0]->str;
+    u->depth = (int)r[1]->integer;
+    u->tries = (int)r[2]->integer;
+    u->robots = r[3]->str;
+    return 1;
+}
+
+static inline int frontier_release(frontier *f, const frontier_url *u)
+{
+    return FRONTIER__CALL(f, NULL, "release", u->owner, u->url);
+}
+
+static inline int frontier_set_robots(frontier *f, const frontier_url *u, const char *text,
+                                      double pause)
+{
+    char seconds[32];
+    snprintf(seconds, sizeof seconds, "%.6f", pause);
+    return FRONTIER__CALL(f, NULL, "robots", u->owner, u->url, text, seconds);
+}
+
+static inline int frontier_finish(frontier *f, const frontier_url *u, bool again, const char *links)
+{
+    char depth[12];
+    snprintf(depth, sizeof depth, "%d", u->depth);
+    return FRONTIER__CALL(f, NULL, "finish", u->owner, u->url, depth, again ? "1" : "0", links);
+}
+
+static inline int frontier_renew(void *arg)
+{
+    frontier *f = arg;
+    for (;;) {
+        CONC_TRY(conc_sleep(f->lease_time / 3));
+        CONC_TRY(FRONTIER__CALL(f, NULL, "renew", f->worker));
+    }
+}
+
+static inline int frontier_leave(void *arg)
+{
+    frontier *f = arg;
+    return FRONTIER__CALL(f, NULL, "leave", f->worker);
+}
+
+static inline int frontier_count(frontier *f, const char *what, long long *count)
+{
+    CONC_AUTO(redis_reply, r) = NULL;
+    CONC_TRY(FRONTIER__CALL(f, &r, "count", what));
+    *count = r->type == REDIS_REPLY_STRING ? atoll(r->str) : 0;
+    return 0;
+}
+
+#endif
