@@ -4,30 +4,27 @@
    at least once, and a task with a key takes effect once.
 
    cc 06_task_queue.c -o tasks -lhiredis
-   ./tasks                    # its own Redis and five workers: priorities, retries, a killed worker
-   ./tasks --goal             # 50,000 tasks over five workers; the goal is 10,000 a second
-   ./tasks --chaos            # workers are killed and frozen, Redis is killed; then the accounts
+   ./tasks             # its own Redis and five workers: priorities, retries, a worker is killed
+   ./tasks --goal      # 50,000 tasks over five workers; the goal is 10,000 a second
+   ./tasks --chaos     # workers are killed and frozen, Redis is killed; then the accounts
 
-   Redis keeps the tasks in its append-only file, here before it answers:
+   Redis 7 or later keeps the tasks in its append-only file, here before it answers:
    redis-server --port 6380 --appendonly yes --appendfsync always
-   export REDIS=127.0.0.1:6380                         # or: --redis 127.0.0.1:6380
-   ./tasks --worker                                    # as many as you like, and where you like
-   ./tasks --enqueue deposit "ada 10" key=invoice-7
-   ./tasks --enqueue primes 1000000 id=count priority=2 delay=1.5
-   ./tasks --enqueue print "counted" after=count attempts=3
-   ./tasks --metrics                                   # in Prometheus's text format
-   ./tasks --dead                                      # the dead letters
-   ./tasks --requeue all                               # or the name of one
+   export REDIS=127.0.0.1:6380
+   ./tasks --worker                                  # as many as you like, and where you like
+   ./tasks --enqueue deposit --data "ada 10" --key invoice-7
+   ./tasks --enqueue primes --data 1000000 --id count --priority 2 --delay 1.5
+   ./tasks --enqueue print --data "counted" --after count --attempts 3
+   ./tasks --metrics                                 # in Prometheus's text format
+   ./tasks --dead                                    # the dead letters
+   ./tasks --requeue all                             # or the name of one
 
-   Of a task: id=NAME (two of one name are one task), key=NAME, priority=0 to 2 (the highest),
-   delay=SECONDS, at=SECONDS since 1970, after=NAME,NAME..., attempts=5, count=N such tasks. Of a
-   worker: name=NAME, slots=100 (tasks at once), quiet=1, lease=5 (seconds after which a worker that
-   is not heard of is taken for dead). Of all: queue=NAME. The environment's PASSWORD is for Redis,
-   which has to be 7 or later. It runs on the real clock: on the virtual one other processes have no
-   time to answer. */
+   --help lists all options. PASSWORD in the environment is for Redis. It runs on the real clock: on
+   the virtual one other processes have no time to answer. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"
+#include "../common/options.h"
 #include "../common/redis.h"
 #include <signal.h>
 #include <sys/random.h>
@@ -38,14 +35,21 @@ enum {
     HIGHEST = 2, /* priority */
     BATCH = 500, /* calls that are sent at once */
     ATTEMPTS = 10,
-    GRACE = 2, /* seconds for the last words of a worker that is to end */
+    GRACE = 2, /* seconds for the last words of a worker that ends */
     DATA_LIMIT = 64 * 1024
 };
 
 static struct {
-    const char *redis, *queue, *name, *id, *key, *after;
-    double lease, timeout, delay, at, attempts, priority, slots, count, quiet, child;
-} options = {.queue = "tasks", .lease = 5, .timeout = 5, .attempts = 5, .slots = 100, .count = 1};
+    const char *enqueue, *data, *id, *key, *after, *requeue, *name, *queue, *redis;
+    double priority, delay, at, attempts, count, slots, lease, timeout;
+    bool worker, metrics, dead, goal, chaos, quiet, child;
+} options = {.data = "",
+             .queue = "tasks",
+             .attempts = 5,
+             .count = 1,
+             .slots = 100,
+             .lease = 5,
+             .timeout = 5};
 
 typedef struct {
     redis_client redis;
@@ -62,8 +66,8 @@ typedef struct task {
     redis_reply reply; /* the texts up to data are borrowed from it */
     const char *entry, *id, *kind, *data;
     long long priority, run, failures;
-    const char *outcome;
-    char text[160]; /* of a task that is done, its effect: a command of Redis; else why it failed */
+    bool has_failed;
+    char text[160]; /* why it has failed; of a task that is done, its effect: a command of Redis */
     double pause;   /* in seconds, before the next attempt */
 } task;
 
@@ -173,28 +177,37 @@ static void forget(task *t)
 static void fail_task(task *t)
 {
     double pause = 0.2;
-    t->outcome = "failed";
     for (int i = 0; i < t->failures && pause < 60; i++)
         pause *= 2;
+    t->has_failed = true;
     t->pause = pause * conc_random(0.5, 1);
     snprintf(t->text, sizeof t->text, "%s", conc_last_error());
 }
 
-/* A task that is cut short, as its worker ends, goes back to the queue. */
+static void print_outcome(const task *t)
+{
+    if (t->has_failed)
+        printf("  %s  %-10s failed: %s\n", t->worker->name, t->id, t->text);
+    else
+        printf("  %s  %-10s done\n", t->worker->name, t->id);
+}
+
+/* What is cut short, as the worker ends, is not reported: the worker gives it back. */
 static void finish_task(task *t, int rc)
 {
     worker *w = t->worker;
-    t->outcome = "done";
-    if (rc == -ECANCELED)
-        t->outcome = "returned";
-    else if (rc < 0)
-        fail_task(t);
-    if (!options.quiet)
-        printf("  %s  %-10s %s %s\n", w->name, t->id, t->outcome, rc < 0 ? t->text : "");
-    *w->last = t;
-    w->last = &t->next_finished;
     w->running_count--;
     conc_event_set(&w->freed);
+    if (rc == -ECANCELED) {
+        forget(t);
+        return;
+    }
+    if (rc < 0)
+        fail_task(t);
+    if (!options.quiet)
+        print_outcome(t);
+    *w->last = t;
+    w->last = &t->next_finished;
     conc_event_set(&w->has_finished);
 }
 
@@ -204,14 +217,14 @@ static int run_task(void *arg)
     return 0;
 }
 
-/* i: an integer, s: a string, a: an array */
+/* i: an integer, s: a string, a: an array, ?: anything */
 static bool is_array(const redisReply *r, const char *types)
 {
     bool is_right = r->type == REDIS_REPLY_ARRAY && r->elements == strlen(types);
     for (size_t i = 0; is_right && types[i]; i++) {
         int type = r->element[i]->type;
         is_right = (types[i] == 'i' && type == REDIS_REPLY_INTEGER) ||
-                   (types[i] == 's' && type == REDIS_REPLY_STRING) ||
+                   (types[i] == 's' && type == REDIS_REPLY_STRING) || types[i] == '?' ||
                    (types[i] == 'a' && type == REDIS_REPLY_ARRAY);
     }
     return is_right;
@@ -247,9 +260,8 @@ static int start_task(worker *w, redisReply **reply)
 
 /* Takes as many tasks as there are free slots, and starts them. If the answer is lost, they come
    back when their leases end. */
-static int take(void *arg)
+static int take(worker *w)
 {
-    worker *w = arg;
     CONC_AUTO(redis_pipeline, p) = {0};
     CONC_TRY(redis_pipeline_add(&p, "FCALL tasks_take 1 %s %s %d %d", options.queue, w->name,
                                 (int)options.slots - w->running_count,
@@ -277,23 +289,17 @@ static int wait_for_tasks(void *arg)
     return rc < 0 ? conc_sleep(0.1) : 0;
 }
 
-/* A cancel waits for the answer, as the tasks in it have to be given back. */
-static int take_or_wait(worker *w)
-{
-    int rc = conc_shield(GRACE, take, w);
-    if (rc == 0 && w->is_idle)
-        rc = conc_timeout(options.timeout, wait_for_tasks, w);
-    return rc == -ETIMEDOUT ? conc_yield() : rc;
-}
-
 static int take_tasks(worker *w)
 {
     for (;;) {
         conc_event_clear(&w->freed);
-        if (w->running_count < (int)options.slots)
-            CONC_TRY(take_or_wait(w));
-        else
+        if (w->running_count >= (int)options.slots) {
             CONC_TRY(conc_event_wait(&w->freed));
+            continue;
+        }
+        CONC_TRY(take(w));
+        int rc = w->is_idle ? conc_timeout(options.timeout, wait_for_tasks, w) : 0;
+        CONC_TRY(rc == -ETIMEDOUT ? 0 : rc);
     }
 }
 
@@ -313,7 +319,8 @@ static int report(worker *w)
     for (task *t = w->finished; t && count < BATCH; t = t->next_finished, count++)
         CONC_TRY(redis_pipeline_add(&p, "FCALL tasks_finish 1 %s %s %lld %s %s %lld %s %s %d",
                                     options.queue, w->name, t->priority, t->entry, t->id, t->run,
-                                    t->outcome, t->text, (int)(t->pause * 1000)));
+                                    t->has_failed ? "failed" : "done", t->text,
+                                    (int)(t->pause * 1000)));
     CONC_TRY(redis_pipeline_add(&p, "EXEC"));
     CONC_TRY(call(&w->queue, &p));
     while (count-- > 0) {
@@ -339,12 +346,15 @@ static int report_tasks(void *arg)
     }
 }
 
-static int report_rest(void *arg)
+/* Reports the rest, and gives back what is not done. */
+static int leave(void *arg)
 {
     worker *w = arg;
+    CONC_AUTO(redis_pipeline, p) = {0};
     while (w->finished)
         CONC_TRY(report(w));
-    return 0;
+    CONC_TRY(redis_pipeline_add(&p, "FCALL tasks_leave 1 %s %s", options.queue, w->name));
+    return call(&w->queue, &p);
 }
 
 static int renew_leases(void *arg)
@@ -370,6 +380,14 @@ static int watch_parent(void *arg)
         continue;
     conc_group_cancel(arg);
     return 0;
+}
+
+/* Is there a Redis at all? If not, the worker ends; later it waits. */
+static int greet(worker *w)
+{
+    CONC_AUTO(redis_pipeline, p) = {0};
+    CONC_TRY(redis_pipeline_add(&p, "PING"));
+    return call(&w->queue, &p);
 }
 
 static int work(worker *w)
@@ -406,8 +424,9 @@ static int worker_app(void *arg)
     snprintf(w.name, sizeof w.name, "%s-%d", host, (int)getpid());
     if (options.name)
         snprintf(w.name, sizeof w.name, "%s", options.name);
+    CONC_TRY(greet(&w));
     int rc = work(&w);
-    conc_shield(GRACE, report_rest, &w);
+    conc_shield(GRACE, leave, &w);
     return rc;
 }
 
@@ -506,7 +525,7 @@ static int run_handler(task *t)
 /* clang-format off */
 #define LUA(...) #__VA_ARGS__
 static const char library_text[] = "#!lua name=conc_tasks\n" LUA(
-local keep = 86400 /* seconds for which a done task and its key are known */
+local keep = 3600 /* seconds for which a task that is done, and its key, are known */
 local highest = 2
 
 local function now()
@@ -595,7 +614,8 @@ local function start(q, priority, e, batch, is_lost)
     if t[1] ~= "ready" or (is_lost and is_dead(q, id, "its worker was lost")) then
         return remove(q, priority, entry)
     end
-    local run, failures = redis.call("HINCRBY", task, "runs", 1), tonumber(t[4] or 0)
+    local run = redis.call("HINCRBY", task, "runs", 1)
+    local failures = (t[4] or 0) + (is_lost and 1 or 0)
     batch[#batch + 1] = {priority, entry, id, run, t[2], t[3], failures}
     batch.waited = batch.waited + batch.now - string.match(entry, "%d+")
 end
@@ -618,6 +638,7 @@ local function take(keys, args)
             "COUNT", want - #batch, "STREAMS", q .. ":ready:" .. priority, ">")
         for _, e in ipairs(found and found[1][2] or {}) do start(q, priority, e, batch) end
     end
+    if looks then redis.call("ZREMRANGEBYSCORE", q .. ":seen", 0, batch.now - keep * 1000) end
     count(q, "started", #batch)
     count(q, "waited_ms", batch.waited)
     redis.call("ZADD", q .. ":seen", batch.now, worker)
@@ -663,13 +684,13 @@ local function done(q, worker, id, run, effect)
     local t = redis.call("HMGET", task, "state", "run", "key", "followed", "again:" .. run)
     if not t[1] or t[2] == run or t[5] then return end /* it is known */
     local error = take_effect(q, id, t[3], effect)
-    if error then return error end
     if t[1] == "done" then
         count(q, "repeated")
         redis.call("SADD", q .. ":repeated", id)
         redis.call("HSET", task, "again:" .. run, 1)
         return
     end
+    if error then return error end
     local ended = now()
     redis.call("HSET", task, "state", "done", "run", run, "ended", ended)
     redis.call("EXPIRE", task, keep)
@@ -691,20 +712,43 @@ local function finish(keys, args)
         text = error
         pause = 1000
     end
-    local is_newest = redis.call("HGET", q .. ":task:" .. id, "runs") == run
-    if not is_newest or not remove(q, priority, entry) then return 0 end
-    if outcome == "returned" then return ready(q, id) end
+    local t = redis.call("HMGET", q .. ":task:" .. id, "state", "runs")
+    if t[1] ~= "ready" then return remove(q, priority, entry) end
+    if t[2] ~= run or not remove(q, priority, entry) then return false end
     count(q, "failed")
     if not is_dead(q, id, text) then schedule(q, id, now() + pause) end
-    return 1
+    return true
+end
+
+local function give_back(q, priority, entry)
+    local e = redis.call("XRANGE", q .. ":ready:" .. priority, entry, entry)[1]
+    local id = e and e[2][2] or ""
+    remove(q, priority, entry)
+    if redis.call("HGET", q .. ":task:" .. id, "state") == "ready" then ready(q, id) end
+end
+
+local function leave(keys, args)
+    local q, worker = keys[1], args[1]
+    for priority = highest, 0, -1 do
+        local stream = q .. ":ready:" .. priority
+        local taken
+        repeat
+            taken = redis.pcall("XPENDING", stream, "workers", "-", "+", 1000, worker)
+            for _, e in ipairs(taken) do give_back(q, priority, e[1]) end
+        until #taken == 0
+        redis.pcall("XGROUP", "DELCONSUMER", stream, "workers", worker)
+    end
+    redis.call("ZREM", q .. ":seen", worker)
+    return true
 end
 
 local function dead(keys)
     local lines = {}
     for _, id in ipairs(redis.call("ZRANGE", keys[1] .. ":dead", 0, -1)) do
-        local t = redis.call("HMGET", keys[1] .. ":task:" .. id, "kind", "data", "failures", "error")
-        lines[#lines + 1] = id .. ": " .. t[1] .. " " .. t[2] .. ": failed " .. t[3] ..
-            " times: " .. t[4]
+        local t = redis.call("HMGET", keys[1] .. ":task:" .. id, "kind", "data", "failures",
+                             "error")
+        lines[#lines + 1] = string.format("%s: %s %s: failed %s times: %s", id, t[1] or "?",
+                                          t[2] or "?", t[3] or "?", t[4] or "?")
     end
     return lines
 end
@@ -725,7 +769,7 @@ end
 local function metrics(keys)
     local q, lines, running = keys[1], {}, 0
     local function line(name, value) lines[#lines + 1] = "tasks_" .. name .. " " .. value end
-    local function counter(name) return tonumber(redis.call("HGET", q .. ":counters", name) or 0) end
+    local function counter(name) return redis.call("HGET", q .. ":counters", name) or 0 end
     for _, name in ipairs({"enqueued", "started", "done", "repeated", "failed", "taken_over",
                            "suppressed", "dead"}) do
         line(name .. "_total", counter(name))
@@ -769,6 +813,7 @@ redis.register_function("tasks_add", add)
 redis.register_function("tasks_take", take)
 redis.register_function("tasks_renew", renew)
 redis.register_function("tasks_finish", finish)
+redis.register_function("tasks_leave", leave)
 redis.register_function("tasks_dead", dead)
 redis.register_function("tasks_requeue", requeue)
 redis.register_function("tasks_metrics", metrics)
@@ -839,15 +884,22 @@ static void make_id(char id[17])
 static int enqueue_app(void *arg)
 {
     char id[17];
-    order *o = arg;
+    order o = {options.enqueue, options.data, .key = options.key, .after = options.after};
     CONC_AUTO(queue, q) = queue_on(options.redis);
+    (void)arg;
     make_id(id);
-    o->id = o->id ? o->id : id;
+    o.id = options.id ? options.id : id;
+    o.priority = (int)options.priority;
+    o.attempts = (int)options.attempts;
+    o.delay = options.delay;
+    o.at = options.at;
+    if (strlen(o.data) > DATA_LIMIT)
+        return conc_fail(-EMSGSIZE, "the data is longer than %d bytes", DATA_LIMIT);
     if (options.count > 1)
-        CONC_TRY(enqueue_many(&q, *o, (int)options.count));
-    else if (CONC_TRY(enqueue(&q, o)) == 0)
-        fprintf(stderr, "tasks: there is a task %s already\n", o->id);
-    printf("%s\n", o->id);
+        CONC_TRY(enqueue_many(&q, o, (int)options.count));
+    else if (CONC_TRY(enqueue(&q, &o)) == 0)
+        fprintf(stderr, "tasks: there is a task %s already\n", o.id);
+    printf("%s\n", o.id);
     return 0;
 }
 
@@ -867,9 +919,8 @@ static int print_call(queue *q, const char *function, const char *argument)
 
 static int print_app(void *arg)
 {
-    const char **words = arg; /* a function and its argument */
     CONC_AUTO(queue, q) = queue_on(options.redis);
-    return print_call(&q, words[0], words[1]);
+    return print_call(&q, arg, text_or_empty(options.requeue));
 }
 
 /* ---- a Redis and five workers of its own ---------------------------------------------------- */
@@ -883,37 +934,24 @@ typedef struct {
 } member;
 
 struct fleet {
-    const char *slots, *lease;
-    bool is_quiet, is_own; /* own: Redis is a child of this program */
-    char folder[256], address[64], queue[40];
-    conc_child redis;
+    int (*play)(fleet *f);
+    const char *slots, *lease; /* of the workers */
+    bool is_quiet;
+    char folder[256], address[64], queue[32];
+    conc_child redis; /* not started if the program was given an address */
     queue control;
     conc_group group;
     member members[WORKERS];
 };
 
-/* Redis and this program share no fate: the shell between them ends Redis when its input ends. */
+/* The shell between this program and Redis ends Redis when this program ends, however that is. */
 static int start_redis(fleet *f)
 {
+    static const char script[] = "redis-server \"$@\" & read end; kill -9 $!";
     const char *port = strrchr(f->address, ':') + 1;
-    const char *argv[] = {"sh",
-                          "-c",
-                          "redis-server \"$@\" & read end; kill -9 $!",
-                          "sh",
-                          "--port",
-                          port,
-                          "--bind",
-                          "127.0.0.1",
-                          "--dir",
-                          f->folder,
-                          "--logfile",
-                          "log",
-                          "--save",
-                          "",
-                          "--appendonly",
-                          "yes",
-                          "--appendfsync",
-                          "always",
+    const char *argv[] = {"sh",     "-c", script,         "sh",      "--bind",        "127.0.0.1",
+                          "--port", port, "--dir",        f->folder, "--logfile",     "log",
+                          "--save", "",   "--appendonly", "yes",     "--appendfsync", "always",
                           NULL};
     f->redis = (conc_child){.argv = argv, .input = CONC_PIPE, .group = true, .grace = 5};
     return conc_child_start(&f->redis);
@@ -926,7 +964,7 @@ static int restart_redis(fleet *f)
     return start_redis(f);
 }
 
-static int is_installed(void)
+static int check_installed(void)
 {
     const char *argv[] = {"redis-server", "--version", NULL};
     CONC_AUTO(conc_child, version) = {.argv = argv, .output = CONC_NULL};
@@ -939,83 +977,66 @@ static int is_installed(void)
 
 static int open_own_redis(fleet *f)
 {
-    CONC_TRY(is_installed());
     const char *temporary = getenv("TMPDIR");
+    CONC_TRY(check_installed());
     snprintf(f->folder, sizeof f->folder, "%s/conc-tasks-XXXXXX", temporary ? temporary : "/tmp");
     if (!mkdtemp(f->folder)) {
+        int rc = conc_fail(-errno, "%s: %s", f->folder, strerror(errno));
         f->folder[0] = 0;
-        return conc_fail(-errno, "no temporary folder");
+        return rc;
     }
     int fd = CONC_TRY(conc_listen("127.0.0.1:0")); /* a free port */
     int rc = conc_address(fd, false, f->address, sizeof f->address);
     conc_close(fd);
     CONC_TRY(rc);
-    f->is_own = true;
     return start_redis(f);
 }
 
+/* Its queue has a name of its own, as a Redis may have others. */
 static int fleet_open(fleet *f)
 {
-    snprintf(f->address, sizeof f->address, "%s", text_or_empty(options.redis));
-    snprintf(f->queue, sizeof f->queue, "tasks-%d",
-             (int)getpid()); /* a shared Redis may have others */
+    snprintf(f->queue, sizeof f->queue, "tasks-%d", (int)getpid());
     options.queue = f->queue;
-    if (!options.redis)
+    if (options.redis)
+        snprintf(f->address, sizeof f->address, "%s", options.redis);
+    else
         CONC_TRY(open_own_redis(f));
     f->control = queue_on(f->address);
-    if (f->is_own)
-        f->control.redis.attempts = 100; /* it is just starting */
+    f->control.redis.attempts = options.redis ? 5 : 100; /* its own is just starting */
     f->control.redis.max_delay = 0.1;
     return print_call(&f->control, "tasks_forget", "");
 }
 
-static int remove_folder(void *arg)
+static int clean_up(void *arg)
 {
     fleet *f = arg;
     const char *argv[] = {"rm", "-rf", f->folder, NULL};
     CONC_AUTO(conc_child, child) = {.argv = argv};
+    if (!f->folder[0])
+        return f->control.has_answered ? print_call(&f->control, "tasks_forget", "") : 0;
+    queue_close(&f->control);
+    conc_child_close(&f->redis);
     CONC_TRY(conc_child_start(&child));
     return conc_child_wait(&child, NULL);
 }
 
-static int forget_queue(void *arg)
-{
-    fleet *f = arg;
-    return print_call(&f->control, "tasks_forget", "");
-}
-
 static int fleet_close(fleet *f)
 {
-    if (!f->is_own && f->control.has_answered)
-        conc_shield(5, forget_queue, f);
+    conc_shield(10, clean_up, f);
     queue_close(&f->control);
-    conc_child_close(&f->redis);
-    if (f->folder[0])
-        conc_shield(10, remove_folder, f);
-    return 0;
+    return conc_child_close(&f->redis);
 }
 
 CONC_AUTO_TYPE(fleet, fleet_close);
 
 static int run_member(member *m, int *status)
 {
-    fleet *f = m->of;
-    char name[16], queue[64], slots[16], lease[16];
-    const char *argv[] = {"/proc/self/exe",
-                          "--worker",
-                          "--redis",
-                          f->address,
-                          name,
-                          queue,
-                          slots,
-                          lease,
-                          "child=1",
-                          f->is_quiet ? "quiet=1" : "quiet=0",
-                          NULL};
-    snprintf(name, sizeof name, "name=%s", m->name);
-    snprintf(queue, sizeof queue, "queue=%s", f->queue);
-    snprintf(slots, sizeof slots, "slots=%s", f->slots);
-    snprintf(lease, sizeof lease, "lease=%s", f->lease);
+    const fleet *f = m->of;
+    const char *argv[] = {"/proc/self/exe", "--worker", "--child", "--name", m->name,
+                          "--redis",        f->address, "--queue", f->queue, "--slots",
+                          f->slots,         "--lease",  f->lease,  NULL,     NULL};
+    if (f->is_quiet)
+        argv[CONC_LEN(argv) - 2] = "--quiet";
     m->process = (conc_child){.argv = argv, .input = CONC_PIPE, .group = true, .grace = 5};
     CONC_TRY(conc_child_start(&m->process));
     int rc = conc_child_wait(&m->process, status);
@@ -1028,12 +1049,11 @@ static int supervise(void *arg)
 {
     member *m = arg;
     int status;
-    for (int ends = 0; ends < 10;) {
+    for (int ends = 0; ends < ATTEMPTS;) {
         CONC_TRY(run_member(m, &status));
-        if (!WIFSIGNALED(status))
-            ends++;
-        else if (!m->of->is_quiet)
-            printf("  %s  was killed; another takes its place\n", m->name);
+        ends += !WIFSIGNALED(status);
+        if (!m->of->is_quiet)
+            printf("  %s  has ended; another takes its place\n", m->name);
         CONC_TRY(conc_sleep(0.1));
     }
     return conc_fail(-ECHILD, "the worker %s ends again and again", m->name);
@@ -1049,33 +1069,35 @@ static int start_workers(fleet *f)
     return 0;
 }
 
-static int run_fleet(fleet *f, int (*play)(fleet *f))
+static int fleet_app(void *arg)
 {
-    CONC_TRY(fleet_open(f));
-    CONC_TRY(conc_group_begin(&f->group));
-    int rc = play(f);
-    conc_group_cancel(&f->group);
-    return conc_group_end(&f->group, rc);
+    CONC_AUTO(fleet, f) = *(fleet *)arg;
+    CONC_TRY(fleet_open(&f));
+    CONC_TRY(conc_group_begin(&f.group));
+    int rc = f.play(&f);
+    conc_group_cancel(&f.group);
+    return conc_group_end(&f.group, rc);
 }
 
 /* ---- waiting, with progress ----------------------------------------------------------------- */
 
 typedef struct {
-    long long enqueued, started, done, repeated, taken_over, suppressed, dead;
+    long long enqueued, done, repeated, taken_over, dead;
 } counts;
 
 static int get_counts(fleet *f, counts *c)
 {
     CONC_AUTO(redis_pipeline, p) = {0};
-    long long *numbers[] = {&c->enqueued, &c->started,    &c->done,
-                            &c->repeated, &c->taken_over, &c->suppressed};
-    CONC_TRY(redis_pipeline_add(
-        &p, "HMGET %s:counters enqueued started done repeated taken_over suppressed", f->queue));
+    long long *numbers[] = {&c->enqueued, &c->done, &c->repeated, &c->taken_over};
     CONC_TRY(redis_pipeline_add(&p, "ZCARD %s:dead", f->queue));
+    CONC_TRY(
+        redis_pipeline_add(&p, "HMGET %s:counters enqueued done repeated taken_over", f->queue));
     CONC_TRY(call(&f->control, &p));
+    c->dead = p.replies[0]->integer;
+    if (!is_array(p.replies[1], "????"))
+        return conc_fail(-EPROTO, "Redis answers with what are no counts");
     for (size_t i = 0; i < CONC_LEN(numbers); i++)
-        *numbers[i] = atoll(text_or_empty(p.replies[0]->element[i]->str));
-    c->dead = p.replies[1]->integer;
+        *numbers[i] = atoll(text_or_empty(p.replies[1]->element[i]->str));
     return 0;
 }
 
@@ -1140,22 +1162,21 @@ static int show_rules(fleet *f)
 /* Kills the worker that has the task, and Redis. */
 static int show_losses(fleet *f)
 {
-    const char *name = "";
     CONC_AUTO(redis_pipeline, p) = {0};
     CONC_TRY(enqueue(&f->control, &(order){"sleep", "0.5", .id = "long"}));
     CONC_TRY(redis_pipeline_add(&p, "XPENDING %s:ready:0 workers - + 1", f->queue));
-    while (!*name) {
+    do
         CONC_TRY(call(&f->control, &p));
-        const redisReply *r = p.replies[0];
-        if (r->elements)
-            name = r->element[0]->element[1]->str;
-    }
+    while (!is_array(p.replies[0], "a"));
+    if (!is_array(p.replies[0]->element[0], "ssii"))
+        return conc_fail(-EPROTO, "Redis answers with what is no pending task");
+    const char *name = p.replies[0]->element[0]->element[1]->str;
     printf("The worker %s has the task long, and is killed%s\n", name,
-           f->is_own ? "; so is Redis" : "");
+           f->folder[0] ? "; so is Redis" : "");
     for (int i = 0; i < WORKERS; i++)
         if (strcmp(f->members[i].name, name) == 0)
             CONC_TRY(conc_child_kill(&f->members[i].process, SIGKILL));
-    if (f->is_own)
+    if (f->folder[0])
         CONC_TRY(restart_redis(f));
     counts c = {0};
     return wait_for(f, 18, false, &c);
@@ -1170,13 +1191,6 @@ static int show(fleet *f)
     CONC_TRY(print_call(&f->control, "tasks_dead", ""));
     printf("Metrics\n");
     return print_call(&f->control, "tasks_metrics", "");
-}
-
-static int demo_app(void *arg)
-{
-    (void)arg;
-    CONC_AUTO(fleet, f) = {.slots = "1", .lease = "1"};
-    return run_fleet(&f, show);
 }
 
 /* ---- the goal ------------------------------------------------------------------------------- */
@@ -1198,7 +1212,8 @@ static int print_shares(fleet *f)
     CONC_TRY(call(&f->control, &p));
     const redisReply *r = p.replies[0];
     for (size_t i = 0; i + 1 < r->elements; i += 2, shares++)
-        printf("  %s %s\n", r->element[i]->str, r->element[i + 1]->str);
+        printf("  %s %s\n", text_or_empty(r->element[i]->str),
+               text_or_empty(r->element[i + 1]->str));
     return shares;
 }
 
@@ -1230,13 +1245,6 @@ static int measure(fleet *f)
            c.dead);
     bool is_right = c.enqueued == GOAL_TASKS && c.done == GOAL_TASKS && shares == WORKERS;
     return is_right ? 0 : conc_fail(-EPROTO, "the counts are wrong");
-}
-
-static int goal_app(void *arg)
-{
-    (void)arg;
-    CONC_AUTO(fleet, f) = {.slots = "500", .lease = "5", .is_quiet = true};
-    return run_fleet(&f, measure);
 }
 
 /* ---- chaos ---------------------------------------------------------------------------------- */
@@ -1271,7 +1279,7 @@ static int kill_workers(void *arg)
 static int kill_redis(void *arg)
 {
     reaper *r = arg;
-    while (r->of->is_own && r->restarts < 2) {
+    while (r->of->folder[0] && r->restarts < 2) {
         CONC_TRY(conc_sleep(1.2));
         CONC_TRY(restart_redis(r->of));
         r->restarts++;
@@ -1304,8 +1312,10 @@ static int chaos(fleet *f)
     CONC_TRY(run_chaos(&r, &c));
     CONC_TRY(redis_pipeline_add(&p, "HMGET %s:accounts keyed plain", f->queue));
     CONC_TRY(call(&f->control, &p));
-    int keyed = atoi(text_or_empty(p.replies[0]->element[0]->str));
-    int plain = atoi(text_or_empty(p.replies[0]->element[1]->str));
+    if (!is_array(p.replies[0], "ss"))
+        return conc_fail(-EPROTO, "Redis has lost the accounts");
+    int keyed = atoi(p.replies[0]->element[0]->str);
+    int plain = atoi(p.replies[0]->element[1]->str);
     printf("%d workers killed, one frozen; Redis killed %d times\n", r.kills, r.restarts);
     printf("%lld enqueued, %lld done, %lld dead; %lld taken over, %lld done twice\n", c.enqueued,
            c.done, c.dead, c.taken_over, c.repeated);
@@ -1316,160 +1326,92 @@ static int chaos(fleet *f)
     return is_right ? 0 : conc_fail(-EPROTO, "the accounts are wrong");
 }
 
-static int chaos_app(void *arg)
-{
-    (void)arg;
-    CONC_AUTO(fleet, f) = {.slots = "20", .lease = "1", .is_quiet = true};
-    return run_fleet(&f, chaos);
-}
-
 /* ---- main ----------------------------------------------------------------------------------- */
 
-static const struct {
-    const char *name;
-    double *number, lowest, highest;
-    bool is_whole;
-} numbers[] = {
-    {"lease=", &options.lease, 0.1, 3600, false},
-    {"timeout=", &options.timeout, 0.5, 3600, false},
-    {"delay=", &options.delay, 0, 1e9, false},
-    {"at=", &options.at, 0, 1e11, false},
-    {"attempts=", &options.attempts, 1, 1e6, true},
-    {"priority=", &options.priority, 0, HIGHEST, true},
-    {"slots=", &options.slots, 1, 10000, true},
-    {"count=", &options.count, 1, 1e8, true},
-    {"quiet=", &options.quiet, 0, 1, true},
-    {"child=", &options.child, 0, 1, true},
+static const options_field fields[] = {
+    OPTIONS_FLAG("goal", &options.goal, "50,000 tasks, and their rate"),
+    OPTIONS_FLAG("chaos", &options.chaos, "kill workers and Redis, and compare the accounts"),
+    OPTIONS_FLAG("worker", &options.worker, "do tasks until Ctrl+C"),
+    OPTIONS_TEXT("enqueue", "KIND", &options.enqueue, "add a task, and print its name"),
+    OPTIONS_FLAG("metrics", &options.metrics, "print figures of the queue"),
+    OPTIONS_FLAG("dead", &options.dead, "list the tasks that failed too often"),
+    OPTIONS_TEXT("requeue", "NAME", &options.requeue, "try a dead one again, or all"),
+    OPTIONS_TEXT("redis", "ADDRESS", &options.redis, "default: REDIS in the environment"),
+    OPTIONS_TEXT("queue", "NAME", &options.queue, "default: tasks"),
+    OPTIONS_NUMBER("timeout", "SECONDS", &options.timeout, 0.5, 3600, "of Redis; default: 5"),
+    OPTIONS_TEXT("data", "TEXT", &options.data, "of the task"),
+    OPTIONS_TEXT("id", "NAME", &options.id, "of the task; two of one name are one task"),
+    OPTIONS_TEXT("key", "NAME", &options.key, "tasks with the same key take effect once"),
+    OPTIONS_NUMBER("priority", "N", &options.priority, 0, HIGHEST, "2 comes before 1 before 0"),
+    OPTIONS_NUMBER("delay", "SECONDS", &options.delay, 0, 1e9, "do it so much later"),
+    OPTIONS_NUMBER("at", "TIME", &options.at, 0, 1e11, "do it then: seconds since 1970"),
+    OPTIONS_TEXT("after", "NAMES", &options.after, "do it after these, with commas between them"),
+    OPTIONS_NUMBER("attempts", "N", &options.attempts, 1, 1e6, "default: 5"),
+    OPTIONS_NUMBER("count", "N", &options.count, 1, 1e8, "add so many such tasks"),
+    OPTIONS_TEXT("name", "NAME", &options.name, "of the worker; default: host and process"),
+    OPTIONS_NUMBER("slots", "N", &options.slots, 1, 10000, "tasks at once; default: 100"),
+    OPTIONS_NUMBER("lease", "SECONDS", &options.lease, 0.1, 3600,
+                   "after which a silent worker is taken for dead; default: 5"),
+    OPTIONS_FLAG("quiet", &options.quiet, "the worker prints no outcomes"),
+    OPTIONS_FLAG("child", &options.child, "the worker ends when its input does"),
 };
 
-static const struct {
-    const char *name, **text;
-    size_t most;
-} texts[] = {{"queue=", &options.queue, 64},
-             {"name=", &options.name, 64},
-             {"id=", &options.id, 128},
-             {"key=", &options.key, 128},
-             {"after=", &options.after, 4096}};
-
-/* Names stand in keys of Redis and in labels of metrics, and commas between them. */
+/* Names stand in keys of Redis and in labels of metrics, and commas between them. NULL is right. */
 static bool is_name(const char *text, size_t most, bool is_list)
 {
     static const char letters[] = ",-_.:/@+0123456789abcdefghijklmnopqrstuvwxyz"
                                   "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    if (!text)
+        return true;
     size_t size = strlen(text);
     return size > 0 && size <= most && strspn(text, letters + !is_list) == size;
 }
 
-static bool read_number(const char *text, size_t i)
+static bool are_right(void)
 {
-    char *end;
-    double value = strtod(text, &end);
-    bool is_number = end > text && !*end;
-    bool is_in_range = value >= numbers[i].lowest && value <= numbers[i].highest;
-    if (!is_number || !is_in_range || (numbers[i].is_whole && value != (double)(long)value))
-        return false;
-    *numbers[i].number = value;
-    return true;
+    int commands = options.goal + options.chaos + options.worker + !!options.enqueue +
+                   options.metrics + options.dead + !!options.requeue;
+    return commands <= 1 && is_name(options.queue, 64, false) && is_name(options.name, 64, false) &&
+           is_name(options.id, 128, false) && is_name(options.key, 128, false) &&
+           is_name(options.after, 4096, true) && is_name(options.requeue, 128, false);
 }
 
-/* 1: the word is an option; 0: it is none; negative: its value is wrong. */
-static int read_option(const char *word)
+static int run_command(void)
 {
-    size_t size = strcspn(word, "=") + 1;
-    for (size_t i = 0; i < CONC_LEN(numbers); i++)
-        if (strncmp(word, numbers[i].name, size) == 0)
-            return read_number(word + size, i) ? 1 : -EINVAL;
-    for (size_t i = 0; i < CONC_LEN(texts); i++) {
-        if (strncmp(word, texts[i].name, size) != 0)
-            continue;
-        *texts[i].text = word + size;
-        bool is_right = is_name(word + size, texts[i].most, texts[i].text == &options.after);
-        return is_right ? 1 : -EINVAL;
-    }
-    return 0;
-}
-
-typedef struct {
-    const char *command, *words[2];
-    int count;
-} command_line;
-
-static bool read_words(command_line *l, int argc, char **argv)
-{
-    for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--redis") == 0 && i + 1 < argc) {
-            options.redis = argv[++i];
-            continue;
-        }
-        int option = read_option(argv[i]);
-        if (option < 0)
-            return false;
-        if (option)
-            continue;
-        if (!*l->command && strncmp(argv[i], "--", 2) == 0)
-            l->command = argv[i];
-        else if (l->count < 2)
-            l->words[l->count++] = argv[i];
-        else
-            return false;
-    }
-    return true;
-}
-
-static int run_enqueue(const command_line *l)
-{
-    order o = {.kind = l->words[0],
-               .data = l->words[1],
-               .id = options.id,
-               .key = options.key,
-               .after = options.after,
-               .priority = (int)options.priority,
-               .attempts = (int)options.attempts,
-               .delay = options.delay,
-               .at = options.at};
-    if (strlen(text_or_empty(o.data)) <= DATA_LIMIT)
-        return conc_main(enqueue_app, &o);
-    fprintf(stderr, "tasks: the data is longer than %d bytes\n", DATA_LIMIT);
-    return 2;
-}
-
-static int run_command(const command_line *l)
-{
-    static const struct {
-        const char *name;
-        conc_fn *app;
-    } commands[] = {
-        {"", demo_app}, {"--goal", goal_app}, {"--chaos", chaos_app}, {"--worker", worker_app}};
-    static const struct {
-        const char *name, *function;
-        int words;
-    } calls[] = {{"--metrics", "tasks_metrics", 0},
-                 {"--dead", "tasks_dead", 0},
-                 {"--requeue", "tasks_requeue", 1}};
-    if (l->count && strcmp(l->command, "--enqueue") == 0)
-        return run_enqueue(l);
-    for (size_t i = 0; i < CONC_LEN(calls); i++)
-        if (l->count == calls[i].words && strcmp(l->command, calls[i].name) == 0)
-            return conc_main(print_app, (const char *[]){calls[i].function, l->words[0]});
-    for (size_t i = 0; i < CONC_LEN(commands); i++)
-        if (!l->count && strcmp(l->command, commands[i].name) == 0)
-            return conc_main(commands[i].app, NULL);
-    fprintf(stderr, "tasks: bad arguments: the program's first lines say what there is\n");
-    return 2;
+    static fleet demo = {.play = show, .slots = "1", .lease = "1"};
+    static fleet goal = {.play = measure, .slots = "500", .lease = "5", .is_quiet = true};
+    static fleet losses = {.play = chaos, .slots = "20", .lease = "1", .is_quiet = true};
+    if (options.worker)
+        return conc_main(worker_app, NULL);
+    if (options.enqueue)
+        return conc_main(enqueue_app, NULL);
+    if (options.metrics)
+        return conc_main(print_app, "tasks_metrics");
+    if (options.dead)
+        return conc_main(print_app, "tasks_dead");
+    if (options.requeue)
+        return conc_main(print_app, "tasks_requeue");
+    if (options.goal)
+        return conc_main(fleet_app, &goal);
+    return conc_main(fleet_app, options.chaos ? &losses : &demo);
 }
 
 int main(int argc, char **argv)
 {
-    command_line l = {.command = "", .words = {"", ""}};
     setvbuf(stdout, NULL, _IOLBF, 0); /* the workers write there, too */
     options.redis = getenv("REDIS");
-    if (!read_words(&l, argc, argv)) {
-        fprintf(stderr, "tasks: a wrong option: the program's first lines say what there is\n");
+    int status = options_read(fields, CONC_LEN(fields), argc, argv, "tasks [command] [options]",
+                              "A task queue on Redis. Without a command it shows what it can.");
+    if (status >= 0)
+        return status;
+    if (!are_right()) {
+        fprintf(stderr, "tasks: two commands, or a name with other characters than -_.:/@+, "
+                        "letters and digits\n");
         return 2;
     }
-    int status = run_command(&l);
+    status = run_command();
     bool is_written = fflush(stdout) == 0 && !ferror(stdout);
     if (!is_written)
         fprintf(stderr, "tasks: the output could not be written\n");
-    return status == 0 && !is_written ? 1 : status;
+    return status || is_written ? status : 1;
 }

@@ -53,10 +53,11 @@ class Queue:
         return apps.run(TASKS, *words, "--redis", self.address, **more).stdout
 
     def add(self, kind, data="", **options):
-        return self.run("--enqueue", kind, data, *(f"{name}={value}" for name, value in options.items())).strip()
+        words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+        return self.run("--enqueue", kind, "--data", data, *words).strip()
 
     def worker(self, name="w", *options, **more):
-        return apps.started(TASKS, "--worker", "--redis", self.address, f"name={name}", *options, **more)
+        return apps.started(TASKS, "--worker", "--redis", self.address, "--name", name, *options, **more)
 
     def cli(self, *words):
         done = subprocess.run(["redis-cli", "-p", str(self.server.port), *map(str, words)], capture_output=True, text=True, check=True)
@@ -102,14 +103,14 @@ def test_priorities_are_the_order_of_one_worker():
     with Queue() as q:
         for name in ("a0", "b0", "c1", "d2", "e1", "f2"):
             q.add("noop", id=name, priority=name[1])
-        with q.worker("w", "slots=1") as w:
+        with q.worker("w", "--slots", "1") as w:
             until(lambda: len(finished(w)) == 6, "all are done")
             check(finished(w) == ["d2", "f2", "c1", "e1", "a0", "b0"], finished(w))
 
 
 @early
 def test_a_task_does_not_run_before_its_time():
-    with Queue() as q, q.worker("w", "slots=1") as w:
+    with Queue() as q, q.worker("w", "--slots", "1") as w:
         now = int(q.cli("TIME").split()[0])
         q.add("noop", id="hours", at=now + 3600)
         q.add("noop", id="second", delay=1.2)
@@ -131,7 +132,7 @@ def test_dependencies_and_dead_letters():
         q.add("noop", id="c", after="a,b", priority=2)
         q.add("noop", id="d", after="a,c,a", priority=2)
         q.add("noop", id="e", after="a", priority=2, delay=0.1)
-        with q.worker("w", "slots=1") as w:
+        with q.worker("w", "--slots", "1") as w:
             q.until_state("b", "dead")
             q.until_done("e")
             check([q.state(x) for x in "acd"] == ["done", "waiting", "waiting"], said(w))
@@ -147,13 +148,13 @@ def test_dependencies_and_dead_letters():
             m = q.metrics()
             check(m["tasks_dead"] == m["tasks_waiting"] == m["tasks_running"] == 0 and m["tasks_done_total"] == 6, m)
             check(q.run("--dead") == "" and q.cli("KEYS", "tasks:after:*") == "")
-        done = apps.run(TASKS, "--enqueue", "noop", "after=a,nowhere", "--redis", q.address, status=1)
+        done = apps.run(TASKS, "--enqueue", "noop", "--after", "a,nowhere", "--redis", q.address, status=1)
         check("there is no task nowhere to come after" in done.stderr, done.stderr)
 
 
 @early
 def test_retries_back_off_with_jitter():
-    with Queue() as q, q.worker("w", "quiet=1"):
+    with Queue() as q, q.worker("w", "--quiet"):
         q.add("flaky", "3", id="flaky")
         q.add("fail", id="f", count=30, attempts=3)
         q.until_done("flaky")
@@ -170,7 +171,7 @@ def test_a_key_takes_effect_once_and_a_name_is_one_task():
         q.add("deposit", "ada 10", id="a", key="invoice-7")
         q.add("deposit", "ada 10", id="b", key="invoice-7")
         q.add("deposit", "ada 1", id="c")
-        check("there is a task c already" in apps.run(TASKS, "--enqueue", "deposit", "ada 1", "id=c", "--redis", q.address).stderr)
+        check("there is a task c already" in apps.run(TASKS, "--enqueue", "deposit", "--data", "ada 1", "--id", "c", "--redis", q.address).stderr)
         q.until_done("a", "b", "c")
         check(q.cli("HGET", "tasks:accounts", "ada") == "11", q.cli("HGETALL", "tasks:accounts"))
         m = q.metrics()
@@ -191,7 +192,7 @@ def test_an_effect_that_fails_leaves_no_mark():
 
 @early
 def test_what_computes_does_not_lose_its_lease():
-    with Queue() as q, q.worker("w", "lease=0.3"), q.worker("v", "lease=0.3"):
+    with Queue() as q, q.worker("w", "--lease", "0.3"), q.worker("v", "--lease", "0.3"):
         q.add("primes", "1500000", id="long")
         q.add("primes", "100", id="short")
         q.until_done("short", "long")
@@ -206,7 +207,7 @@ def test_metrics():
         q.add("noop", priority=2)
         m = q.metrics()
         check(m['tasks_ready{priority="0"}'] == 1200 and m['tasks_ready{priority="2"}'] == 1 and m["tasks_delayed"] == 1, m)
-        with q.worker("w", "quiet=1"), q.worker("v", "quiet=1"):
+        with q.worker("w", "--quiet"), q.worker("v", "--quiet"):
             until(lambda: q.metrics()["tasks_done_total"] == 1201, "all are done")
             m = q.metrics()
             shares = [m[f'tasks_done_by_worker_total{{worker="{name}"}}'] for name in "vw"]
@@ -233,13 +234,13 @@ def test_chaos():
 
 
 def test_a_killed_workers_tasks_are_taken_over():
-    with Queue() as q, q.worker("w", "lease=0.5") as w:
+    with Queue() as q, q.worker("w", "--lease", "0.5") as w:
         q.add("sleep", "1000", id="s", count=5)
         until(lambda: q.metrics()["tasks_running"] == 5, "w has all")
         w.kill()
         for i in range(1, 6):
             q.cli("HSET", f"tasks:task:s-{i}", "data", "0")
-        with q.worker("v", "lease=0.5"):
+        with q.worker("v", "--lease", "0.5"):
             q.until_done(*(f"s-{i}" for i in range(1, 6)))
         m = q.metrics()
         check(m["tasks_taken_over_total"] == 5 and m["tasks_started_total"] == 10 and m["tasks_repeated_total"] == 0, m)
@@ -249,21 +250,21 @@ def test_poison_becomes_a_dead_letter():
     with Queue() as q:
         q.add("crash", id="poison", attempts=2)
         for _ in range(2):
-            with q.worker("w", "lease=0.3") as w:
+            with q.worker("w", "--lease", "0.3") as w:
                 ended(w, -signal.SIGKILL)
-        with q.worker("w", "lease=0.3"):
+        with q.worker("w", "--lease", "0.3"):
             q.until_state("poison", "dead")
         check("its worker was lost" in q.run("--dead"), q.run("--dead"))
 
 
 @early
 def test_a_frozen_workers_tasks_are_done_twice_and_it_is_said():
-    with Queue() as q, q.worker("w", "lease=0.5") as w:
+    with Queue() as q, q.worker("w", "--lease", "0.5") as w:
         for name, key in (("a", {"key": "once"}), ("b", {})):
             q.add("deposit", f"{name} 1 1.5", id=name, **key)
         until(lambda: q.metrics()["tasks_running"] == 2, "w has both")
         w.send_signal(signal.SIGSTOP)
-        with q.worker("v", "lease=0.5"):
+        with q.worker("v", "--lease", "0.5"):
             q.until_done("a", "b")
             w.send_signal(signal.SIGCONT)
             until(lambda: q.metrics()["tasks_repeated_total"] == 2, "both are reported again")
@@ -279,7 +280,7 @@ def test_redis_is_killed_and_nothing_is_forgotten():
         q.add("noop", id="last", after="x-1000", delay=1)
         q.server.stop()
         q.start()
-        with q.worker("w", "quiet=1", "slots=3", "lease=0.5") as w:
+        with q.worker("w", "--quiet", "--slots", "3", "--lease", "0.5") as w:
             until(lambda: int(q.cli("HGET", "tasks:counters", "done") or 0) > 100, "it works")
             q.server.stop()
             until(lambda: "trying again" in said(w), "the worker waits")
@@ -305,12 +306,12 @@ def test_a_new_redis_gets_the_functions():
 
 @early
 def test_redis_hangs():
-    with Queue() as q, q.worker("w", "quiet=1", "timeout=0.5") as w:
+    with Queue() as q, q.worker("w", "--quiet", "--timeout", "0.5") as w:
         q.add("noop", id="a")
         q.until_done("a")
         q.server.process.send_signal(signal.SIGSTOP)
         try:
-            done = apps.run(TASKS, "--enqueue", "noop", "timeout=0.5", "--redis", q.address, status=1)
+            done = apps.run(TASKS, "--enqueue", "noop", "--timeout", "0.5", "--redis", q.address, status=1)
             check("redis" in done.stderr and "in time" in done.stderr or "no connection within" in done.stderr, done.stderr)
             until(lambda: "trying again" in said(w), "the worker waits")
         finally:
@@ -325,7 +326,7 @@ def test_redis_refuses_to_write():
         q.add("noop", id="a")
         q.until_done("a")
         q.cli("CONFIG", "SET", "min-replicas-to-write", 1)
-        check("NOREPLICAS" in apps.run(TASKS, "--enqueue", "noop", "id=b", "--redis", q.address, status=1).stderr)
+        check("NOREPLICAS" in apps.run(TASKS, "--enqueue", "noop", "--id", "b", "--redis", q.address, status=1).stderr)
         until(lambda: "NOREPLICAS" in said(w), "the worker says so")
         q.cli("CONFIG", "SET", "min-replicas-to-write", 0)
         check(q.state("b") == "", "it is half there")
@@ -334,7 +335,7 @@ def test_redis_refuses_to_write():
 
 
 def test_what_lies_in_redis():
-    with Queue() as q, q.worker("w", "lease=0.3") as w:
+    with Queue() as q, q.worker("w", "--lease", "0.3") as w:
         q.add("noop", id="a")
         q.until_done("a")
         q.cli("XADD", "tasks:ready:0", "*", "foo", "bar")
@@ -359,7 +360,7 @@ def test_what_lies_in_redis():
 
 def test_an_interrupted_worker_gives_its_tasks_back():
     for how in (signal.SIGINT, signal.SIGTERM):
-        with Queue() as q, q.worker("w", "slots=3") as w:
+        with Queue() as q, q.worker("w", "--slots", "3") as w:
             q.add("sleep", "1000", id="s", count=5)
             until(lambda: q.metrics()["tasks_running"] == 3, "w has three")
             interrupted(w, how)
@@ -372,7 +373,7 @@ def test_an_interrupted_producer_has_added_whole_batches():
     with Queue() as q:
         for least in (0, 1, 2000):
             q.cli("FLUSHALL")
-            with apps.started(TASKS, "--enqueue", "noop", "count=1000000", "--redis", q.address) as process:
+            with apps.started(TASKS, "--enqueue", "noop", "--count", "1000000", "--redis", q.address) as process:
                 until(lambda: int(q.cli("HGET", "tasks:counters", "enqueued") or 0) >= least, "it adds")
                 interrupted(process, signal.SIGINT, -signal.SIGINT)  # it may not have begun
             added = int(q.cli("HGET", "tasks:counters", "enqueued") or 0)
@@ -421,7 +422,7 @@ def test_the_demonstration():
     check(set(done) == {*(f"{p}-{i}" for p in ("low", "normal", "high") for i in (1, 2, 3)), "download", "parse", "report", "later",
                         "flaky", "pay", "pay-again", "long"}, printed)
     check(done.index("download") < done.index("parse") < done.index("report"), printed)
-    for words in ("has the task long, and is killed; so is Redis\n", "was killed; another takes its place\n",
+    for words in ("has the task long, and is killed; so is Redis\n", "has ended; another takes its place\n",
                   "hopeless: fail for show: failed 3 times: it always fails: for show\n", "tasks_done_total 17\n",
                   "tasks_suppressed_total 1\n", "tasks_taken_over_total 1\n", "tasks_dead 1\n"):
         check(words in printed, words, "is not in", printed)
@@ -438,11 +439,13 @@ def test_a_given_redis_is_left_as_it_was():
 
 
 def test_wrong_arguments():
-    for words in (["--what"], ["--enqueue"], ["--enqueue", "a", "b", "c"], ["--requeue"], ["--worker", "w"], ["priority=3"],
-                  ["--worker", "slots=0"], ["--worker", "slots=1.5"], ["--worker", "lease="], ["--enqueue", "noop", "delay=-1"],
-                  ["--enqueue", "noop", "delay=nan"], ["--enqueue", "noop", "id=a,b"], ["--enqueue", "noop", "id="],
-                  ["--enqueue", "noop", "key=a b"], ["--enqueue", "noop", "x" * 65537], ["--worker", "name=" + "x" * 65]):
-        check(apps.run(TASKS, *words, status=2).stderr.startswith("tasks: "), words)
+    for words in (["--what"], ["what"], ["--enqueue"], ["--requeue"], ["--priority", "3"], ["--worker", "--slots", "0"],
+                  ["--worker", "--lease", ""], ["--enqueue", "noop", "--delay", "-1"], ["--enqueue", "noop", "--delay", "nan"],
+                  ["--enqueue", "noop", "--id", "a,b"], ["--enqueue", "noop", "--id", ""], ["--enqueue", "noop", "--key", "a b"],
+                  ["--worker", "--name", "x" * 65], ["--worker", "--goal"], ["--metrics", "--dead"]):
+        check(apps.run(TASKS, *words, status=2).stderr, words)
+    check("longer than" in apps.run(TASKS, "--enqueue", "noop", "--data", "x" * 65537, status=1).stderr)
+    check("--lease SECONDS" in apps.run(TASKS, "--help").stdout)
 
 
 @early
@@ -493,9 +496,9 @@ def test_a_server_that_is_no_redis():
                b"-ERR unknown command\r\n", None)
     for answer in answers:
         with no_redis(answer) as address:
-            apps.run(TASKS, "--worker", "timeout=0.5", "--redis", address, status=1)
-            for words in (["--enqueue", "noop"], ["--enqueue", "noop", "count=2"], ["--metrics"]):
-                done = apps.run(TASKS, *words, "timeout=0.5", "--redis", address, status=None)
+            apps.run(TASKS, "--worker", "--timeout", "0.5", "--redis", address, status=1)
+            for words in (["--enqueue", "noop"], ["--enqueue", "noop", "--count", "2"], ["--metrics"]):
+                done = apps.run(TASKS, *words, "--timeout", "0.5", "--redis", address, status=None)
                 check(done.returncode in (0, 1) and (done.returncode == 0 or done.stderr), answer, words, done)
 
 
