@@ -1,26 +1,28 @@
-/* ETL pipeline. It reads payments from CSV files, from a table of SQLite and from a feed over TCP,
-   all at once, checks and converts them in threads, and writes them to SQLite and to a file of JSON
-   lines. Queues are bounded: a slow destination makes the sources pause. It may be killed at any
-   moment and started again: each payment comes to both destinations once.
+/* ETL pipeline. It reads payments from CSV files, a table of SQLite and a TCP feed, all at once,
+   checks and converts them in threads, and writes them to SQLite and to a file of JSON lines. The
+   queues between the stages are bounded: a slow destination makes the sources pause. Kill it at any
+   moment and start it again: each payment reaches both destinations exactly once.
 
    cc 05_etl_pipeline.c -o etl -lsqlite3 -lcjson
-   ./etl                                    # own sources; it is killed three times on the way
+   ./etl                                    # makes its own sources; is killed three times
    ./etl --goal                             # 100,000 payments
-   ./etl --make in 10010                    # sources of your own: in/shop-1.csv, in/orders.db...
-   ./etl --feed 127.0.0.1:7000 10010 &      # this one serves until it is killed
+   ./etl --make in 10010                    # writes in/shop-1.csv, in/shop-2.csv, in/orders.db
+   ./etl --feed 127.0.0.1:7000 10010 &      # serves as many; ends when it is killed
    ./etl in/shop-1.csv in/shop-2.csv db=in/orders.db feed=127.0.0.1:7000 out=results
    head -2 results/payments.jsonl results/rejects.jsonl
 
-   Options: out=FOLDER (results), threads=N (one a processor), health=SECONDS between two lines
-   about it (1), timeout=SECONDS without a word from the feed (5). slow=SECONDS makes each write to
-   the JSON lines slow, work=SECONDS each batch in a thread. What is bad is kept in rejects.jsonl,
-   with the reason. It runs on the real clock, as others take part.
+   Options: out=FOLDER (results), threads=N (one per processor), health=SECONDS between two lines
+   about its health (1; 0: none), timeout=SECONDS without a record from the feed (5). To see the
+   stages wait for each other: slow=SECONDS delays each write to the JSON lines, work=SECONDS each
+   batch in a thread. Bad records go to rejects.jsonl, with the reason. It runs on the real clock:
+   on the virtual one other processes have no time to answer.
 
-   A CSV file begins with the line id,customer,amount,currency,time; a record is a line, and fields
-   may be quoted. The table is payments(id INTEGER PRIMARY KEY, customer, amount, currency, time),
-   and grows at its end. A feed is asked for a position, "FROM 17\n", and sends the JSON objects
-   from there on, each a line; the first has the position 0. "END\n" says that no more will come. If
-   the connection ends without it, the pipeline connects again, and asks for what is missing. */
+   Sources. A CSV file begins with the line id,customer,amount,currency,time; a record is a line,
+   and fields may be quoted. The table is payments(id INTEGER PRIMARY KEY, customer, amount,
+   currency, time). Both may grow at their end between two runs. The feed has to be able to resume:
+   the client asks for a position with "FROM 17\n", and the feed sends the records from number 17
+   on (the first is 0), each a JSON object on a line, and "END\n" after the last. If the connection
+   ends before that, the client connects again, and asks for the first record it does not have. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"
@@ -28,6 +30,7 @@
 #include <cjson/cJSON.h>
 #include <fcntl.h>
 #include <locale.h>
+#include <math.h>
 #include <stdatomic.h>
 #include <sys/file.h>
 #include <sys/socket.h>
@@ -41,13 +44,13 @@ enum {
     LINE_LIMIT = 4096, /* bytes */
     EXCERPT = 200,     /* bytes that are kept of a bad line */
     JSON_LIMIT = 8192, /* bytes of a line that is written; names of files are escaped, too */
-    ATTEMPTS = 5       /* to reach the feed, without a record in between */
+    ATTEMPTS = 5       /* in a row to get a record from the feed */
 };
 
 static struct {
     double slow, work, health, timeout, threads;
     const char *out;
-    bool is_child; /* it ends when its input does: its parent has ended, however that happened */
+    bool is_child; /* of this program: it ends when its parent does */
 } options = {.health = 1, .timeout = 5};
 
 typedef struct {
@@ -66,12 +69,10 @@ typedef struct {
     char customer[64], currency[4];
 } payment;
 
-/* The fields of a record before they are checked; NULL: there is none. The texts are in `line` or
- * belong to `json`. */
+/* The fields of a record before they are checked. The texts are in `line` or belong to `json`. */
 typedef struct {
-    double id, amount;
-    bool has_id, has_amount;
-    const char *customer, *currency, *time;
+    double id, amount;                      /* NAN: there is none */
+    const char *customer, *currency, *time; /* NULL: there is none */
     cJSON *json;
     char line[LINE_LIMIT + 1];
 } draft;
@@ -82,7 +83,7 @@ typedef struct source {
     int (*extract)(struct source *s);                 /* reads from .position to the end */
     const char *(*parse)(const char *line, draft *d); /* NULL, or what is wrong */
     struct pipeline *of;
-    int64_t position;         /* of the next record; CSV: a byte, SQLite: an id, feed: a number */
+    int64_t position;         /* CSV: a byte; SQLite: the last id; feed: the next record's number */
     int64_t loaded, rejected; /* of all runs */
     int64_t read;             /* of this run */
     double paused, silence;   /* seconds */
@@ -120,8 +121,8 @@ static const char *const file_names[FILES] = {"payments.jsonl", "rejects.jsonl"}
 
 typedef struct pipeline {
     source *sources;
-    int count; /* of sources */
     batch *batches;
+    int count, batch_count;                  /* of sources, of batches */
     conc_queue idle, extracted, transformed; /* of pointers to batches */
     conc_pool pool;
     sqlite_db db;
@@ -138,11 +139,12 @@ static char *buffer_room(buffer *b, size_t size);
 
 /* ---- load: two destinations and one checkpoint ----------------------------------------------
  *
- * The checkpoint is a table in the database: how far each source was read, and how long each file
- * was by then. It changes in the transaction that adds the payments, which commits when the files
- * are on the disk. So there is one moment at which all of it counts: the COMMIT. A run that ends
- * before leaves at most a file that is too long, and the next run cuts it back to its checkpoint.
- * If a power failure undoes the newest commits, that takes back their checkpoints as well. */
+ * The checkpoint is a table in the database. It says how far each source has been read, and how
+ * long each file was then. It changes in the same transaction that inserts the payments, and that
+ * transaction commits only when the files are on disk. So a batch counts from one moment on: the
+ * COMMIT. A run that ends before it leaves, at worst, lines behind the checkpoint, and the next run
+ * cuts them off and reads the same records again. If a power failure undoes the latest commits, it
+ * takes their checkpoints back with them. */
 
 typedef struct {
     pipeline *of;
@@ -268,7 +270,7 @@ static int load_batches(commit *c)
     return 0;
 }
 
-/* All batches that are there share a commit: the slower commits are, the more each of them does. */
+/* All batches that are ready share a commit: the slower commits are, the more each one does. */
 static int load(void *arg)
 {
     pipeline *p = arg;
@@ -293,13 +295,13 @@ static int open_file(void *arg) /* in a thread */
     if (f->fd < 0 || fstat(f->fd, &st) != 0)
         return conc_fail(-errno, "%s: %s", f->path, conc_strerror(-errno));
     if (!S_ISREG(st.st_mode))
-        return conc_fail(-EINVAL, "%s is no regular file", f->path);
+        return conc_fail(-EINVAL, "%s is not a regular file", f->path);
     if (flock(f->fd, LOCK_EX | LOCK_NB) != 0)
-        return conc_fail(-EBUSY, "%s: another run writes to it", f->path);
+        return conc_fail(-EBUSY, "%s: another run is writing to it", f->path);
     return 0;
 }
 
-static int cut_file(void *arg) /* in a thread: how many bytes */
+static int cut_file(void *arg) /* in a thread */
 {
     output *f = arg;
     struct stat st;
@@ -329,7 +331,7 @@ static void set_position(pipeline *p, const sqlite_value *row)
         }
 }
 
-/* Before the run, and after one that failed. */
+/* Goes back to the checkpoint: before a run, and after one that failed. */
 static int recover(void *arg)
 {
     pipeline *p = arg;
@@ -339,8 +341,10 @@ static int recover(void *arg)
         set_position(p, rows.row);
     for (int i = 0; i < FILES; i++) {
         output *f = &p->files[i];
+        bool is_new = f->size < 0;
         CONC_TRY(conc_offload(cut_file, f));
-        CONC_TRY(set_checkpoint(p, f->name, f->size, NULL)); /* before the first byte */
+        if (is_new)
+            CONC_TRY(set_checkpoint(p, f->name, 0, NULL)); /* before the first byte */
     }
     return 0;
 }
@@ -382,9 +386,9 @@ static int batch_add(batch *b, int64_t position, const char *text, size_t size)
     return 0;
 }
 
-/* This is the backpressure: while the queue is full, the put waits, and the source reads nothing.
- * A file and a database do not mind. The feed's bytes fill the socket's buffers, and then its
- * sender waits, too. */
+/* Backpressure: while the queue is full, the put waits, and the source reads nothing. Files and
+ * databases do not mind. The feed's bytes fill the buffers of its socket, and then its sender waits
+ * too. */
 static int hand_over(batch *b)
 {
     source *s = b->from;
@@ -403,8 +407,8 @@ static int hand_over(batch *b)
     return rc;
 }
 
-/* fill(batch) reads records until the batch is full, or sets at_end. What it has read before an
- * error counts. */
+/* fill(batch) reads records until the batch is full, or sets at_end. Records that it reads before
+ * an error count. */
 static int extract(source *s, conc_fn *fill)
 {
     s->is_reading = true;
@@ -443,7 +447,7 @@ static int extract_all(void *arg)
 
 /* ---- extract: each kind of source ----------------------------------------------------------- */
 
-static int read_csv(void *arg) /* in a thread: a disk may take its time */
+static int read_csv(void *arg) /* in a thread: the disk may be slow */
 {
     batch *b = arg;
     source *s = b->from;
@@ -461,7 +465,7 @@ static int read_csv(void *arg) /* in a thread: a disk may take its time */
         s->at_end = c == EOF;
         if (size > 0 && size <= LINE_LIMIT && line[size - 1] == '\r')
             size--;
-        if (size > 0) /* an empty line is none */
+        if (size > 0) /* empty lines are skipped */
             CONC_TRY(batch_add(b, start, line, size));
     }
     return ferror(s->file) ? conc_fail(-EIO, "%s cannot be read", s->where) : 0;
@@ -478,7 +482,7 @@ static int open_csv(void *arg) /* in a thread */
     if (stat(s->where, &st) != 0)
         return conc_fail(-errno, "%s: %s", s->where, conc_strerror(-errno));
     if (!S_ISREG(st.st_mode)) /* a FIFO would block */
-        return conc_fail(-EINVAL, "%s is no regular file", s->where);
+        return conc_fail(-EINVAL, "%s is not a regular file", s->where);
     s->file = fopen(s->where, "re");
     if (!s->file)
         return conc_fail(-errno, "%s: %s", s->where, conc_strerror(-errno));
@@ -503,14 +507,15 @@ static int extract_csv(source *s)
     return rc;
 }
 
-/* SQLite makes the rows JSON, whatever their columns hold. */
+/* A column of SQLite may hold anything: each row becomes a line of JSON, which is then checked like
+ * any other. */
 static int fill_from_sqlite(void *arg)
 {
     static const char page[] =
         "SELECT id, json_object('id', id, 'customer', substr(CAST(customer AS TEXT), 1, ?1), "
         "'amount', iif(typeof(amount) IN ('integer', 'real'), amount, "
         "substr(CAST(amount AS TEXT), 1, ?1)), 'currency', substr(CAST(currency AS TEXT), 1, ?1), "
-        "'time', substr(CAST(time AS TEXT), 1, ?1)) FROM payments WHERE id >= ?2 ORDER BY id "
+        "'time', substr(CAST(time AS TEXT), 1, ?1)) FROM payments WHERE id > ?2 ORDER BY id "
         "LIMIT ?3";
     batch *b = arg;
     source *s = b->from;
@@ -520,7 +525,7 @@ static int fill_from_sqlite(void *arg)
     s->at_end = rows.count < BATCH;
     while (CONC_TRY(sqlite_next(&rows))) {
         CONC_TRY(batch_add(b, rows.row[0].integer, rows.row[1].text, rows.row[1].size));
-        s->position = rows.row[0].integer + 1;
+        s->position = rows.row[0].integer;
     }
     return 0;
 }
@@ -540,14 +545,14 @@ static int read_feed(void *arg)
     char *line, part[LINE_LIMIT];
     while (b->count < BATCH && !s->at_end) {
         ssize_t n = conc_stream_read_until(s->stream, "\n", 1, &line);
-        if (n == -EMSGSIZE) { /* the part is dropped, but for its beginning */
+        if (n == -EMSGSIZE) { /* drop this part, but keep the beginning of the line */
             CONC_TRY(conc_stream_read_full(s->stream, part, sizeof part));
             if (!s->in_long_line)
                 memcpy(s->beginning, part, EXCERPT);
             s->in_long_line = true;
             continue;
         }
-        if (CONC_TRY(n) == 0 || line[n - 1] != '\n') /* half a line is none */
+        if (CONC_TRY(n) == 0 || line[n - 1] != '\n') /* half a line does not count */
             return conc_fail(-ECONNRESET, "%s: the connection ended", s->where);
         if (s->in_long_line)
             CONC_TRY(batch_add(b, s->position++, s->beginning, LINE_LIMIT + 1));
@@ -560,7 +565,7 @@ static int read_feed(void *arg)
     return 0;
 }
 
-/* A record waits for at most 0.1 s until its batch is full. */
+/* A record waits at most 0.1 s for its batch to fill up. */
 static int fill_from_feed(void *arg)
 {
     batch *b = arg;
@@ -578,7 +583,7 @@ static int fill_from_feed(void *arg)
 static int dial(void *arg)
 {
     source *s = arg;
-    const int room = 65536; /* the kernel's buffer is a queue, too: it is bounded as well */
+    const int room = 65536; /* the kernel's buffer is a queue too: bound it */
     int fd = CONC_TRY(conc_dial(s->where));
     setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &room, sizeof room);
     return fd;
@@ -634,7 +639,7 @@ static int transform_record(batch *b, const record *r)
     if (r->size > LINE_LIMIT)
         fault = "the line is too long";
     else if (strlen(line) != r->size)
-        fault = "there is a NUL";
+        fault = "the line contains a NUL";
     else
         fault = b->from->parse(line, &d);
     if (!fault)
@@ -667,7 +672,8 @@ static int transform_batch(void *arg) /* in a thread */
     return rc;
 }
 
-/* The next stage takes batches in the order in which they came, and waits for the job of each. */
+/* Batches are transformed in parallel, but stay in order: the next stage takes them one by one, and
+ * waits for the job of each. */
 static int transform(void *arg)
 {
     pipeline *p = arg;
@@ -685,27 +691,29 @@ static int transform(void *arg)
 
 /* ---- health and figures --------------------------------------------------------------------- */
 
-/* On a terminal the line is overwritten by the next one. */
 static void print_health(const pipeline *p, double rate, double stalled)
 {
-    bool is_terminal = isatty(STDOUT_FILENO);
-    printf("%s%lld loaded, %.0f a second, %lld rejected; queues %zu and %zu of %d; health: ",
-           is_terminal ? "\r\033[K" : "", (long long)p->loaded, rate, (long long)p->rejected,
-           conc_queue_len(&p->extracted), conc_queue_len(&p->transformed), BOUND);
+    size_t first = conc_queue_len(&p->extracted), second = conc_queue_len(&p->transformed);
+    char state[256] = "ok";
     if (stalled > 5 * options.health)
-        printf("nothing loaded for %.1f s", stalled);
-    else if (conc_queue_len(&p->extracted) == BOUND)
-        printf("destinations are slower than sources");
-    else
-        printf("ok");
+        snprintf(state, sizeof state, "nothing loaded for %.1f s", stalled);
+    else if (first == BOUND)
+        snprintf(state, sizeof state, "destinations are slower");
     for (const source *s = p->sources; s < p->sources + p->count; s++) {
+        size_t n = strlen(state);
         if (s->is_paused)
-            printf("; %s pauses", s->name);
+            snprintf(state + n, sizeof state - n, "; %s pauses", s->name);
         else if (s->retries && !s->is_reading && !s->at_end)
-            printf("; %s is tried again", s->name);
+            snprintf(state + n, sizeof state - n, "; %s is tried again", s->name);
     }
-    if (!is_terminal)
-        printf("\n");
+    char line[400];
+    snprintf(line, sizeof line, "%lld loaded, %.0f/s, %lld rejected; queues %zu/%d, %zu/%d; %s",
+             (long long)p->loaded, rate, (long long)p->rejected, first, BOUND, second, BOUND,
+             state);
+    if (isatty(STDOUT_FILENO))
+        printf("\r%-79.79s", line); /* the next one overwrites it */
+    else
+        printf("%s\n", line);
     fflush(stdout);
 }
 
@@ -727,7 +735,7 @@ static int monitor(void *arg)
 static void print_figures(const pipeline *p, double seconds)
 {
     if (isatty(STDOUT_FILENO))
-        printf("\r\033[K");
+        printf("\r%79s\r", "");
     printf("%-16s %9s %9s %9s %8s %7s\n", "source", "read now", "loaded", "rejected", "paused",
            "retries");
     for (const source *s = p->sources; s < p->sources + p->count; s++)
@@ -745,7 +753,7 @@ static void print_figures(const pipeline *p, double seconds)
 
 /* ---- the pipeline --------------------------------------------------------------------------- */
 
-/* So many batches that idle ones never run out: the queues are what bounds. */
+/* There is one batch for each place where one can be, so the queues are the only bound. */
 static int open_queues(pipeline *p)
 {
     int count = p->count + 3 * BOUND + 1;
@@ -755,8 +763,9 @@ static int open_queues(pipeline *p)
     p->batches = calloc((size_t)count, sizeof *p->batches);
     if (!p->batches)
         return -ENOMEM;
-    for (int i = 0; i < count; i++)
-        CONC_TRY(CONC_PUT(&p->idle, &p->batches[i]));
+    p->batch_count = count;
+    for (batch *b = p->batches; b < p->batches + count; b++)
+        CONC_TRY(conc_queue_put(&p->idle, &b));
     p->pool = (conc_pool){.threads = (int)options.threads};
     return conc_pool_open(&p->pool);
 }
@@ -764,10 +773,10 @@ static int open_queues(pipeline *p)
 static int pipeline_close(pipeline *p)
 {
     conc_pool_close(&p->pool); /* no job uses a batch any more */
-    for (int i = 0; p->batches && i < p->count + 3 * BOUND + 1; i++) {
-        free(p->batches[i].text.data);
+    for (batch *b = p->batches; b < p->batches + p->batch_count; b++) {
+        free(b->text.data);
         for (int k = 0; k < FILES; k++)
-            free(p->batches[i].output[k].data);
+            free(b->output[k].data);
     }
     free(p->batches);
     conc_queue_destroy(&p->idle);
@@ -785,7 +794,9 @@ CONC_AUTO_TYPE(pipeline, pipeline_close);
 static int run_stages(pipeline *p)
 {
     conc_group g = {0};
-    CONC_TRY_IN(&g, conc_spawn(&g, monitor, p));
+    CONC_TRY(conc_group_begin(&g));
+    if (options.health > 0)
+        CONC_TRY_IN(&g, conc_spawn(&g, monitor, p));
     int rc = CONC_GATHER(CONC_CALL(extract_all, p), CONC_CALL(transform, p), CONC_CALL(load, p));
     conc_group_cancel(&g);
     int ended = conc_group_wait(&g);
@@ -822,8 +833,7 @@ static int run_pipeline(pipeline *p)
 
 /* ---- parse: a line to a draft --------------------------------------------------------------- */
 
-/* Takes the field at *at, without its quotes, and sets *at behind its comma; NULL: it was the last.
- */
+/* Takes the field at *at, without its quotes. *at becomes the next field; NULL: there is none. */
 static const char *split_field(char **at, char **field)
 {
     char *c = *at, *to = c;
@@ -846,59 +856,63 @@ static const char *split_field(char **at, char **field)
     return NULL;
 }
 
-static bool parse_number(const char *text, double *number)
+static double parse_number(const char *text)
 {
     char *end;
-    *number = strtod(text, &end);
-    return end > text && !*end && strspn(text, "0123456789.+-eE") == strlen(text);
+    double number = strtod(text, &end); /* it would also take a hexadecimal one */
+    bool is_number = *text && !*end && strspn(text, "0123456789.+-eE") == strlen(text);
+    return is_number ? number : NAN;
 }
 
 static const char *parse_csv(const char *line, draft *d)
 {
     char *fields[5], *at = strcpy(d->line, line);
     for (size_t i = 0; i < CONC_LEN(fields); i++) {
-        const char *fault = at ? split_field(&at, &fields[i]) : "there are too few fields";
+        const char *fault = at ? split_field(&at, &fields[i]) : "too few fields";
         if (fault)
             return fault;
     }
-    d->has_id = parse_number(fields[0], &d->id);
+    d->id = parse_number(fields[0]);
     d->customer = fields[1];
-    d->has_amount = parse_number(fields[2], &d->amount);
+    d->amount = parse_number(fields[2]);
     d->currency = fields[3];
     d->time = fields[4];
-    return at ? "there are too many fields" : NULL;
+    return at ? "too many fields" : NULL;
 }
 
 static const char *parse_json(const char *line, draft *d)
 {
-    d->json = cJSON_ParseWithOpts(line, NULL, true);
-    if (!d->json)
-        return "this is no JSON";
-    if (!cJSON_IsObject(d->json))
-        return "this is no JSON object";
+    cJSON *json = d->json = cJSON_ParseWithOpts(line, NULL, true);
+    if (!json)
+        return "this is not JSON";
+    if (!cJSON_IsObject(json))
+        return "this is not a JSON object";
     if (strstr(line, "\\u0000")) /* a text in C ends there */
-        return "there is a NUL";
-    const cJSON *id = cJSON_GetObjectItemCaseSensitive(d->json, "id");
-    const cJSON *amount = cJSON_GetObjectItemCaseSensitive(d->json, "amount");
-    d->has_id = cJSON_IsNumber(id);
-    d->id = d->has_id ? id->valuedouble : 0;
-    d->has_amount = cJSON_IsNumber(amount);
-    d->amount = d->has_amount ? amount->valuedouble : 0;
-    d->customer = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(d->json, "customer"));
-    d->currency = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(d->json, "currency"));
-    d->time = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(d->json, "time"));
+        return "the line contains a NUL";
+    d->id = cJSON_GetNumberValue(cJSON_GetObjectItemCaseSensitive(json, "id"));
+    d->customer = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(json, "customer"));
+    d->amount = cJSON_GetNumberValue(cJSON_GetObjectItemCaseSensitive(json, "amount"));
+    d->currency = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(json, "currency"));
+    d->time = cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(json, "time"));
     return NULL;
 }
 
 /* ---- convert: a draft to a payment ---------------------------------------------------------- */
 
+/* The C library takes more than Unicode has. */
 static bool is_utf8(const char *text)
 {
     mbstate_t state = {0};
-    return mbsrtowcs(NULL, &text, 0, &state) != (size_t)-1;
+    wchar_t c;
+    for (size_t n; (n = mbrtowc(&c, text, MB_CUR_MAX, &state)) != 0; text += n) {
+        bool is_unicode = n <= 4 && c <= 0x10ffff && (c < 0xd800 || c > 0xdfff);
+        if (!is_unicode)
+            return false;
+    }
+    return true;
 }
 
-/* "2024-02-29T13:14:15Z". timegm makes the 1st of March of the 30th of February: another text. */
+/* "2024-02-29T13:14:15Z". timegm turns February 30 into March 1, which is another text. */
 static bool parse_time(const char *text, int64_t *time)
 {
     struct tm t = {0};
@@ -941,17 +955,17 @@ static const char *convert_customer(const char *text, payment *p)
 
 static const char *convert(const draft *d, payment *p)
 {
-    if (!d->has_id || !(d->id >= 1 && d->id <= 1e15) || d->id != (double)(int64_t)d->id)
-        return "the id is no number, or not a whole one";
+    if (!(d->id >= 1 && d->id <= 1e15) || d->id != (double)(int64_t)d->id)
+        return "the id is not a whole number";
     if (!d->customer || !d->currency || !d->time)
-        return "a field is missing, or is no text";
-    if (!d->has_amount || !(d->amount > 0 && d->amount <= 1e9))
-        return "the amount is no number, or out of range";
+        return "a field is missing, or is not text";
+    if (!(d->amount > 0 && d->amount <= 1e9))
+        return "the amount is not a number, or out of range";
     double rate = find_rate(d->currency);
     if (rate == 0)
-        return "the currency is not known";
+        return "the currency is unknown";
     if (!parse_time(d->time, &p->time))
-        return "the time is none";
+        return "the time is not valid";
     p->id = (int64_t)d->id;
     p->cents = (int64_t)(d->amount * rate * 100 + 0.5);
     snprintf(p->currency, sizeof p->currency, "%s", d->currency);
@@ -1144,7 +1158,7 @@ static int answer_feed(int fd, void *arg)
     return rc == -ECANCELED ? rc : 0; /* clients may leave */
 }
 
-/* A child ends with its parent, however that ended. It need not do so gently. */
+/* A child ends with its parent, however that ends. */
 static int watch_parent(void *arg)
 {
     char byte;
@@ -1191,26 +1205,20 @@ static int sum_sources(total *t, int64_t count)
     return 0;
 }
 
-static int sum_table(pipeline *p, total *t)
+/* A line that is not whole is an error. path NULL: of the table. */
+static int sum(pipeline *p, total *t, const char *path)
 {
-    CONC_AUTO(sqlite_rows, rows) = {0};
-    CONC_TRY(
-        sqlite_query(&p->db, &rows, "SELECT count(*), sum(id * cents % 1000003) FROM payments"));
-    *t = (total){rows.all[0][0].integer, rows.all[0][1].integer};
-    return 0;
-}
-
-/* Each line has to be whole. */
-static int sum_file(pipeline *p, const output *f, total *t)
-{
-    static const char sql[] =
-        "SELECT count(*), sum((value->>'id') * (value->>'cents') % 1000003) FROM "
-        "json_each('[' || replace(trim(CAST(? AS TEXT), char(10)), char(10), ',') || ']')";
-    void *text;
+    static const char table[] = "SELECT count(*), sum(id * cents % 1000003) FROM payments";
+    static const char lines[] =
+        "SELECT count(*), sum((value->>'id') * (value->>'cents') % 1000003) FROM json_each('[' || "
+        "replace(trim(CAST(? AS TEXT), char(10)), char(10), ',') || ']')";
+    void *text = NULL;
     size_t size;
     CONC_AUTO(sqlite_rows, rows) = {0};
-    CONC_TRY(conc_file_read(f->path, &text, &size));
-    int rc = sqlite_query(&p->db, &rows, sql, sqlite_blob(text, size));
+    if (path)
+        CONC_TRY(conc_file_read(path, &text, &size));
+    int rc = path ? sqlite_query(&p->db, &rows, lines, sqlite_blob(text, size))
+                  : sqlite_query(&p->db, &rows, table);
     conc_free(text);
     if (rc >= 0)
         *t = (total){rows.all[0][0].integer, rows.all[0][1].integer};
@@ -1221,9 +1229,9 @@ static int check_destinations(pipeline *p, int64_t count)
 {
     total wanted = {0}, table, lines, rejects;
     CONC_TRY(sum_sources(&wanted, count));
-    CONC_TRY(sum_table(p, &table));
-    CONC_TRY(sum_file(p, &p->files[LINES], &lines));
-    CONC_TRY(sum_file(p, &p->files[REJECTS], &rejects));
+    CONC_TRY(sum(p, &table, NULL));
+    CONC_TRY(sum(p, &lines, p->files[LINES].path));
+    CONC_TRY(sum(p, &rejects, p->files[REJECTS].path));
     long long bad = (long long)(OWN * count - wanted.count);
     printf("in:  %lld payments, checksum %lld, and %lld bad records\n", (long long)wanted.count,
            (long long)wanted.sum, bad);
@@ -1403,6 +1411,12 @@ static int set_option(const char *word)
     return is_out;
 }
 
+static int refuse(void)
+{
+    fprintf(stderr, "etl: bad arguments: the program's first lines say what there is\n");
+    return 2;
+}
+
 static int run(int count, char **words)
 {
     const char *first = count ? words[0] : "";
@@ -1418,11 +1432,8 @@ static int run(int count, char **words)
     if (has_count && strcmp(first, "--make") == 0)
         return conc_main(make, &o);
     source *sources = calloc((size_t)count + 1, sizeof *sources);
-    int status = 2;
-    if (sources && set_sources(sources, count, words))
-        status = conc_main(app, sources);
-    else
-        fprintf(stderr, "etl: bad arguments: the program's first lines say what there is\n");
+    bool is_valid = sources && set_sources(sources, count, words);
+    int status = is_valid ? conc_main(app, sources) : refuse();
     free(sources);
     return status;
 }
@@ -1443,9 +1454,5 @@ int main(int argc, char **argv)
         else if (option == 0)
             argv[++count] = argv[i];
     }
-    if (option < 0) {
-        argv[1] = "-"; /* as any bad argument */
-        count = 1;
-    }
-    return run(count, argv + 1);
+    return option < 0 ? refuse() : run(count, argv + 1);
 }
