@@ -1,22 +1,22 @@
 /* Real-time analytics. Events come as lines over TCP, UDP and WebSockets. They are put into windows
-   by the time at which they happened, whatever the order in which they arrive; alerts watch the
-   windows; and a page in the browser shows all of it while it happens.
+   by the time at which they happened, in whatever order they arrive; alerts watch the windows; and
+   a page in the browser shows all of it while it happens.
 
    cc 03_analytics.c -o analytics -O2 -lhttp_parser -lwslay -lcrypto -lcjson -lm
-   ./analytics                      # with three simulated sources: open the page that it names
-   ./analytics --serve              # without them; send your own events:
+   ./analytics                      # with three simulated sources; open the page that it names
+   ./analytics --serve              # without them: send your own events
    echo "checkout;user=ada 83.5 $(date +%s)" | nc -q 1 localhost 2003
    echo "search;user=bob 12 -1" | nc -q 1 -u localhost 2003
    ./analytics --record events.txt  # keeps the events that arrive
-   ./analytics --replay events.txt  # puts them through the same windows again, and prints these
+   ./analytics --replay events.txt  # puts them through the same windows again, and prints those
    ./analytics --goal               # how many events a second, through all windows?
    ./analytics --help
 
    A line is Graphite's plaintext protocol: SERIES;user=NAME VALUE TIME. TIME is in seconds since
-   1970, or -1: now; ;user=NAME may be missing. Each series has tumbling and sliding windows, each
-   user has sessions; ../common/windows.h says what these, watermarks and late events are. An event
-   more than a minute ahead of the clock is refused, and the watermark never passes the clock: no
-   event from the future makes the events of others late. */
+   1970, or -1 for now; ;user=NAME may be missing. Each series has tumbling and sliding windows,
+   each user has sessions; ../common/windows.h says what these, watermarks and late events are. An
+   event that is more than a minute ahead of the clock is refused, and the watermark never passes
+   the clock: no event from the future makes the events of others late. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"
@@ -32,15 +32,16 @@
 enum {
     NAME = GRAPHITE_NAME,
     LINE = GRAPHITE_LINE,
-    QUEUE = 1024,     /* events between the sources and the engine; a full queue holds sources up */
-    CONNECTIONS = 64, /* over TCP, and as many over HTTP */
-    SOURCES = 2 * CONNECTIONS + 1,
-    ROWS = 200, /* closed windows of each kind, and */
-    FIRED = 30, /* alerts, that the page shows */
+    QUEUE = 1024,     /* events between the sources and the engine; when it is full, sources wait */
+    CONNECTIONS = 64, /* over TCP, and over HTTP */
+    SOURCES = 2 * CONNECTIONS + 1 + QUEUE, /* with those whose end is still in the queue */
+    SERIES = 64,                           /* with windows at one time, */
+    USERS = 10000,                         /* and users with sessions */
     ALERTS = 8,
-    GOAL = 1000000 /* events */
+    ROWS = 600, /* closed windows of each kind, and */
+    FIRED = 30, /* alerts, that are kept for the page */
+    GOAL = 1000000
 };
-#define TICK 0.2
 
 typedef enum { TCP, UDP, WEBSOCKET, TRANSPORTS } transport_kind;
 typedef enum { TUMBLING, SLIDING, SESSION, KINDS } window_kind;
@@ -53,7 +54,7 @@ static const char *const figure_names[] = {"count", "sum", "min", "max",     "me
 typedef struct {
     transport_kind kind;
     char name[NAME]; /* "": this one is free */
-    bool has_failed; /* to send an event; it is reported once */
+    bool has_failed; /* to send an event, which is reported once */
     watermark_source mark;
 } source; /* a connection, or all UDP packets */
 
@@ -106,18 +107,19 @@ typedef struct engine {
     transport transports[TRANSPORTS];
     source sources[SOURCES];
     alert alerts[ALERTS];
-    fired fired[FIRED];          /* a ring */
-    uint64_t fired_count, ended; /* ended: sources */
+    fired fired[FIRED]; /* a ring */
+    uint64_t fired_count;
     FILE *record;
-    char *page, *state; /* state: what the page shows, as JSON */
+    void *page;
     size_t page_size;
-    conc_event changed; /* set for a moment when state has changed */
+    char *state;        /* what the page shows, as JSON */
+    conc_event changed; /* set for a moment when there is a new one */
 } engine;
 
 static struct {
     const char *listen, *tcp, *udp, *page, *record, *replay, *source, *alerts;
     double tumbling, sliding, slide, gap, delay, idle, ahead, lateness, limit, rate, count;
-    bool serve, goal, child;
+    bool serve, goal;
 } options = {.listen = "127.0.0.1:8080",
              .tcp = "127.0.0.1:2003",
              .udp = "127.0.0.1:2003",
@@ -132,67 +134,57 @@ static struct {
              .lateness = 3,
              .rate = 40};
 
+static void say(const engine *e, const char *format, ...)
+    __attribute__((__format__(__printf__, 2, 3)));
+static void record(engine *e, double now, const event *v);
+static void keep_record(engine *e);
+
 /* ---- the engine: one task that all events go through ---------------------------------------- */
 
 /* In whole microseconds, so that a recorded time is the same when it is replayed. */
 static double unix_now(const engine *e) { return rint((e->epoch + conc_now()) * 1e6) / 1e6; }
 
-static void say(const engine *e, const char *format, ...)
-    __attribute__((__format__(__printf__, 2, 3)));
-static void keep_record(engine *e);
-static int read_page(engine *e);
-static int open_record(engine *e);
-static void close_all(engine *e);
-
-static void advance(engine *e, double now)
+static void advance(engine *e, double mark)
 {
-    double mark = watermark_advance(&e->mark, now);
     for (int i = 0; i < KINDS; i++)
         windows_advance(&e->operators[i].windows, mark);
 }
 
-static void record(engine *e, double now, const event *v)
+/* A window has no memory, or there are too many series or users, which the windows count. */
+static int add(window_operator *o, const char *key, const graphite_line *line, const char *item)
 {
-    if (!e->record)
-        return;
-    fprintf(e->record, "%.6f %s", now, v->from->name);
-    if (v->line.name[0])
-        fprintf(e->record, " %s%s%s %.17g %.17g", v->line.name, v->line.tag[0] ? ";user=" : "",
-                v->line.tag, v->line.value, v->line.time);
-    putc('\n', e->record);
+    int rc = windows_add(&o->windows, key, line->time, line->value, item);
+    return rc == -ENOSPC ? 0 : rc;
 }
 
-static void end_source(engine *e, source *s)
+static int process_line(engine *e, source *from, graphite_line *line, double now)
 {
-    watermark_forget(&e->mark, &s->mark);
-    *s = (source){0};
-    e->ended++;
+    transport *t = &e->transports[from->kind];
+    window_operator *o = e->operators;
+    const char *user = line->tag[0] ? line->tag : NULL;
+    if (line->time == -1)
+        line->time = now;
+    if (watermark_see(&e->mark, &from->mark, line->time, now) < 0) {
+        t->ahead++;
+        return 0;
+    }
+    t->events++;
+    CONC_TRY(add(&o[TUMBLING], line->name, line, user));
+    CONC_TRY(add(&o[SLIDING], line->name, line, user));
+    return user ? add(&o[SESSION], user, line, line->name) : 0;
 }
 
 /* The watermark moves first: an event cannot be late because of itself. */
-static void process(engine *e, event *v)
+static int process(engine *e, event *v)
 {
     double now = unix_now(e);
-    transport *t = &e->transports[v->from->kind];
-    window_operator *to = e->operators;
-    advance(e, now);
+    advance(e, watermark_advance(&e->mark, now));
     record(e, now, v);
-    if (!v->line.name[0]) {
-        end_source(e, v->from);
-        return;
-    }
-    if (v->line.time == -1)
-        v->line.time = now;
-    if (watermark_see(&e->mark, &v->from->mark, v->line.time, now) < 0) {
-        t->ahead++;
-        return;
-    }
-    t->events++;
-    const char *user = v->line.tag[0] ? v->line.tag : NULL;
-    windows_add(&to[TUMBLING].windows, v->line.name, v->line.time, v->line.value, user);
-    windows_add(&to[SLIDING].windows, v->line.name, v->line.time, v->line.value, user);
-    if (user)
-        windows_add(&to[SESSION].windows, user, v->line.time, v->line.value, v->line.name);
+    if (v->line.name[0])
+        return process_line(e, v->from, &v->line, now);
+    watermark_forget(&e->mark, &v->from->mark);
+    *v->from = (source){0};
+    return 0;
 }
 
 static int run_engine(void *arg)
@@ -202,13 +194,13 @@ static int run_engine(void *arg)
         CONC_TRY(conc_queue_get(&e->queue, &v));
         if (e->limiter.rate > 0)
             CONC_TRY(conc_limiter_acquire(&e->limiter, 1));
-        process(e, &v);
+        CONC_TRY(process(e, &v));
         conc_queue_task_done(&e->queue);
     }
 }
 
-/* Hands an event to the engine. While the queue is full its source waits, and reads no more: TCP
- * then holds the sender up, and UDP drops packets. */
+/* Hands an event to the engine. While the queue is full its source waits, and reads no more: then
+ * TCP holds the sender up, and of UDP packets the kernel drops those that it has no room for. */
 static int put(engine *e, const event *v)
 {
     int rc = conc_queue_try_put(&e->queue, v);
@@ -225,7 +217,7 @@ static int put(engine *e, const event *v)
 static void watch(engine *e, alert *a, const row *r)
 {
     double value = r->figures[a->figure];
-    if (!a->series[0] || strcmp(a->series, r->key) != 0)
+    if (strcmp(a->series, r->key) != 0)
         return;
     bool fires = !a->firing && value > a->above, clears = a->firing && value < a->below;
     if (fires) {
@@ -247,18 +239,17 @@ static void watch(engine *e, alert *a, const row *r)
 
 static void fill_row(row *r, const window *w)
 {
-    double figures[FIGURES] = {(double)w->count,
-                               w->sum,
-                               w->min,
-                               w->max,
-                               w->sum / (double)w->count,
-                               window_percentile(w, 50),
-                               window_percentile(w, 95),
-                               window_percentile(w, 99),
-                               window_distinct(w)};
     *r = (row){.start = w->start, .end = w->end, .revised = w->revised};
     snprintf(r->key, sizeof r->key, "%s", w->key);
-    memcpy(r->figures, figures, sizeof figures);
+    r->figures[COUNT] = (double)w->count;
+    r->figures[SUM] = w->sum;
+    r->figures[MIN] = w->min;
+    r->figures[MAX] = w->max;
+    r->figures[MEAN] = w->sum / (double)w->count;
+    r->figures[P50] = window_percentile(w, 50);
+    r->figures[P95] = window_percentile(w, 95);
+    r->figures[P99] = window_percentile(w, 99);
+    r->figures[DISTINCT] = window_distinct(w);
 }
 
 /* Where the window goes: a revised one takes the place of those of its key within it. */
@@ -267,9 +258,7 @@ static row *row_of(window_operator *o, const window *w)
     row *found = NULL;
     for (size_t i = 0; w->revised && i < ROWS; i++) {
         row *r = &o->rows[i];
-        if (strcmp(r->key, w->key) != 0)
-            continue;
-        bool replaced = w->start <= r->start && r->end <= w->end;
+        bool replaced = strcmp(r->key, w->key) == 0 && w->start <= r->start && r->end <= w->end;
         if (replaced && found)
             r->key[0] = 0;
         else if (replaced)
@@ -298,10 +287,40 @@ static void close_window(const window *w, void *arg)
         watch(o->of, &o->of->alerts[i], r); /* what was known then counts: no revised windows */
 }
 
-/* ---- lines ---------------------------------------------------------------------------------- */
+/* ---- sources: their lines become events ----------------------------------------------------- */
+
+static int source_begin(engine *e, transport_kind kind, const char *name, source **out)
+{
+    transport *t = &e->transports[kind];
+    source *s = e->sources;
+    while (s < e->sources + SOURCES && s->name[0])
+        s++;
+    if (s == e->sources + SOURCES)
+        return conc_fail(-EMFILE, "there are too many sources");
+    t->connections++;
+    t->opened++;
+    *s = (source){.kind = kind};
+    snprintf(s->name, sizeof s->name, "%s/%llu", transport_names[kind],
+             (unsigned long long)t->opened);
+    if (name)
+        snprintf(s->name, sizeof s->name, "%s", name);
+    *out = s;
+    return 0;
+}
+
+/* The engine lets go of a source when it has processed all of its events. */
+static int source_end(engine *e, source *s, int rc)
+{
+    const event end = {.from = s};
+    e->transports[s->kind].connections--;
+    if (rc == -ECANCELED)
+        return rc;
+    say(e, "%s has ended%s%s", s->name, rc < 0 ? ": " : "", rc < 0 ? conc_last_error() : "");
+    return put(e, &end);
+}
 
 /* The first wrong line of a source is reported, and all of them are counted. */
-static void report_line(engine *e, source *s, const char *line, size_t n)
+static void refuse(engine *e, source *s, const char *line, size_t n)
 {
     char shown[64];
     e->transports[s->kind].malformed++;
@@ -320,7 +339,7 @@ static int take_line(engine *e, source *s, const char *line, size_t n)
     event v = {.from = s};
     if (graphite_read(line, n, &v.line))
         return put(e, &v);
-    report_line(e, s, line, n);
+    refuse(e, s, line, n);
     return 0;
 }
 
@@ -338,50 +357,17 @@ static int take_lines(engine *e, source *s, const char *text, size_t size)
     return 0;
 }
 
-/* ---- sources -------------------------------------------------------------------------------- */
-
-static int source_begin(engine *e, transport_kind kind, const char *name, source **out)
-{
-    transport *t = &e->transports[kind];
-    source *s = e->sources;
-    while (s < e->sources + SOURCES && s->name[0])
-        s++;
-    if (s == e->sources + SOURCES)
-        return conc_fail(-EMFILE, "there are too many sources");
-    *s = (source){.kind = kind};
-    t->connections++;
-    t->opened++;
-    if (name)
-        snprintf(s->name, sizeof s->name, "%s", name);
-    else
-        snprintf(s->name, sizeof s->name, "%s/%llu", transport_names[kind],
-                 (unsigned long long)t->opened);
-    *out = s;
-    return 0;
-}
-
-/* The engine lets go of a source when all of its events have been processed. */
-static int source_end(engine *e, source *s, int rc)
-{
-    const event end = {.from = s};
-    e->transports[s->kind].connections--;
-    if (rc == -ECANCELED)
-        return rc;
-    say(e, "%s has ended%s%s", s->name, rc < 0 ? ": " : "", rc < 0 ? conc_last_error() : "");
-    return put(e, &end);
-}
-
-static ssize_t read_lines(engine *e, source *s, conc_stream *stream)
+static int read_lines(engine *e, source *s, conc_stream *stream)
 {
     for (;;) {
         char *line;
-        ssize_t n = CONC_TRY(conc_stream_read_until(stream, "\n", 1, &line));
+        size_t n = (size_t)CONC_TRY(conc_stream_read_until(stream, "\n", 1, &line));
         if (n == 0)
             return 0;
         if (line[n - 1] == '\n')
-            CONC_TRY(take_line(e, s, line, (size_t)n - 1));
+            CONC_TRY(take_line(e, s, line, n - 1));
         else
-            report_line(e, s, line, (size_t)n); /* its sender has gone in the middle of it */
+            refuse(e, s, line, n); /* half a line: its sender has gone in the middle of it */
     }
 }
 
@@ -389,25 +375,27 @@ static int serve_tcp(int fd, void *arg)
 {
     engine *e = arg;
     source *s;
+    char peer[64] = "";
     CONC_AUTO(conc_stream, stream) = {.limit = LINE};
     CONC_TRY(conc_stream_open(&stream, fd));
     CONC_TRY(source_begin(e, TCP, NULL, &s));
-    say(e, "%s has connected", s->name);
-    return source_end(e, s, (int)read_lines(e, s, &stream));
+    conc_address(fd, true, peer, sizeof peer);
+    say(e, "%s has connected from %s", s->name, peer);
+    return source_end(e, s, read_lines(e, s, &stream));
 }
 
 static int serve_udp(void *arg)
 {
     engine *e = arg;
     source *s;
-    int fd = CONC_TRY(udp_listen(options.udp));
     transport *t = &e->transports[UDP];
+    int fd = CONC_TRY(udp_listen(options.udp));
     CONC_TRY(conc_address(fd, false, t->address, sizeof t->address));
     CONC_TRY(source_begin(e, UDP, "udp", &s));
     CONC_TRY(conc_started(0));
     for (char packet[65536];;) {
-        ssize_t n = CONC_TRY(udp_receive(fd, packet, sizeof packet, &t->dropped));
-        CONC_TRY(take_lines(e, s, packet, (size_t)n));
+        size_t n = (size_t)CONC_TRY(udp_receive(fd, packet, sizeof packet, &t->dropped));
+        CONC_TRY(take_lines(e, s, packet, n));
     }
 }
 
@@ -415,9 +403,9 @@ static int serve_events(engine *e, websocket *w)
 {
     source *s;
     websocket_message m;
+    int rc;
     CONC_TRY(source_begin(e, WEBSOCKET, NULL, &s));
     say(e, "%s has connected", s->name);
-    int rc;
     while ((rc = websocket_receive(w, &m)) > 0) {
         rc = take_lines(e, s, m.data, m.size);
         if (rc < 0)
@@ -426,52 +414,46 @@ static int serve_events(engine *e, websocket *w)
     return source_end(e, s, rc);
 }
 
-/* ---- the page and its state ----------------------------------------------------------------- */
+/* ---- what the page shows, as JSON ----------------------------------------------------------- */
 
 static cJSON *transport_json(const transport *t, const char *name)
 {
-    const struct {
-        const char *name;
-        double value;
-    } numbers[] = {{"connections", (double)t->connections},
-                   {"events", (double)t->events},
-                   {"malformed", (double)t->malformed},
-                   {"ahead", (double)t->ahead},
-                   {"dropped", (double)t->dropped},
-                   {"rate", t->rate},
-                   {"held", t->held}};
     cJSON *json = cJSON_CreateObject();
     cJSON_AddStringToObject(json, "name", name);
     cJSON_AddStringToObject(json, "address", t->address);
-    for (size_t i = 0; i < CONC_LEN(numbers); i++)
-        cJSON_AddNumberToObject(json, numbers[i].name, numbers[i].value);
+    cJSON_AddNumberToObject(json, "connections", (double)t->connections);
+    cJSON_AddNumberToObject(json, "events", (double)t->events);
+    cJSON_AddNumberToObject(json, "rate", t->rate);
+    cJSON_AddNumberToObject(json, "malformed", (double)t->malformed);
+    cJSON_AddNumberToObject(json, "ahead", (double)t->ahead);
+    cJSON_AddNumberToObject(json, "dropped", (double)t->dropped);
+    cJSON_AddNumberToObject(json, "held", t->held);
     return json;
 }
 
-/* A row is [key, start, end, revised, figures...]. */
 static cJSON *row_json(const row *r)
 {
-    cJSON *json = cJSON_CreateArray();
-    cJSON_AddItemToArray(json, cJSON_CreateString(r->key));
-    cJSON_AddItemToArray(json, cJSON_CreateNumber(r->start));
-    cJSON_AddItemToArray(json, cJSON_CreateNumber(r->end));
-    cJSON_AddItemToArray(json, cJSON_CreateBool(r->revised));
-    for (int i = 0; i < FIGURES; i++)
-        cJSON_AddItemToArray(json, cJSON_CreateNumber(r->figures[i]));
+    cJSON *json = cJSON_CreateObject();
+    cJSON_AddStringToObject(json, "key", r->key);
+    cJSON_AddNumberToObject(json, "start", r->start);
+    cJSON_AddNumberToObject(json, "end", r->end);
+    cJSON_AddBoolToObject(json, "revised", r->revised);
+    cJSON_AddItemToObject(json, "figures", cJSON_CreateDoubleArray(r->figures, FIGURES));
     return json;
 }
 
 static cJSON *operator_json(const window_operator *o)
 {
-    cJSON *json = cJSON_CreateObject();
+    static const uint64_t shown[] = {100, ROWS, 100}; /* the page charts the sliding ones */
+    uint64_t first = o->closed > shown[o->kind] ? o->closed - shown[o->kind] : 0;
+    cJSON *json = cJSON_CreateObject(), *rows = cJSON_AddArrayToObject(json, "rows");
     cJSON_AddNumberToObject(json, "size", o->windows.size);
     cJSON_AddNumberToObject(json, "slide", o->windows.slide);
     cJSON_AddNumberToObject(json, "gap", o->windows.gap);
     cJSON_AddNumberToObject(json, "late", (double)o->windows.late);
     cJSON_AddNumberToObject(json, "tooLate", (double)o->windows.too_late);
     cJSON_AddNumberToObject(json, "refused", (double)o->windows.refused);
-    cJSON *rows = cJSON_AddArrayToObject(json, "rows");
-    for (uint64_t i = o->closed > ROWS ? o->closed - ROWS : 0; i < o->closed; i++)
+    for (uint64_t i = first; i < o->closed; i++)
         if (o->rows[i % ROWS].key[0])
             cJSON_AddItemToArray(rows, row_json(&o->rows[i % ROWS]));
     return json;
@@ -497,54 +479,59 @@ static cJSON *fired_json(const fired *f)
     return json;
 }
 
-static char *state_json(engine *e)
+static char *state_json(const engine *e)
 {
+    uint64_t first = e->fired_count > FIRED ? e->fired_count - FIRED : 0;
     cJSON *json = cJSON_CreateObject();
     cJSON_AddNumberToObject(json, "now", unix_now(e));
     cJSON_AddNumberToObject(json, "watermark", e->mark.time);
+    cJSON_AddItemToObject(json, "figures", cJSON_CreateStringArray(figure_names, FIGURES));
     cJSON *transports = cJSON_AddArrayToObject(json, "transports");
     for (int i = 0; i < TRANSPORTS; i++)
         cJSON_AddItemToArray(transports, transport_json(&e->transports[i], transport_names[i]));
-    cJSON *figures = cJSON_CreateStringArray(figure_names, FIGURES);
-    cJSON_AddItemToObject(json, "figures", figures);
     for (int i = 0; i < KINDS; i++)
         cJSON_AddItemToObject(json, kind_names[i], operator_json(&e->operators[i]));
     cJSON *alerts = cJSON_AddArrayToObject(json, "alerts");
     for (int i = 0; i < ALERTS && e->alerts[i].series[0]; i++)
         cJSON_AddItemToArray(alerts, alert_json(&e->alerts[i]));
     cJSON *list = cJSON_AddArrayToObject(json, "fired");
-    for (uint64_t i = e->fired_count > FIRED ? e->fired_count - FIRED : 0; i < e->fired_count; i++)
+    for (uint64_t i = first; i < e->fired_count; i++)
         cJSON_AddItemToArray(list, fired_json(&e->fired[i % FIRED]));
     char *text = cJSON_PrintUnformatted(json);
     cJSON_Delete(json);
     return text;
 }
 
-static void measure_rates(engine *e, double seconds)
+static int publish(engine *e, double seconds)
 {
     for (transport *t = e->transports; t < e->transports + TRANSPORTS; t++) {
         t->rate = (double)(t->events - t->before) / seconds;
         t->before = t->events;
     }
+    free(e->state);
+    e->state = state_json(e);
+    conc_event_set(&e->changed);
+    conc_event_clear(&e->changed);
+    return e->state ? 0 : -ENOMEM;
 }
 
-/* Time passes for the windows even if no events come, and dashboards get a new state. */
+/* Time passes for the windows even if no events come, and the page gets a state each second. */
 static int run_clock(void *arg)
 {
     engine *e = arg;
-    for (uint64_t ticks = 1;; ticks++) {
-        CONC_TRY(conc_sleep(TICK));
-        advance(e, unix_now(e));
-        if (ticks % 5)
+    double published = conc_now();
+    for (;;) {
+        CONC_TRY(conc_sleep(0.1));
+        advance(e, watermark_advance(&e->mark, unix_now(e)));
+        if (conc_now() < published + 1)
             continue;
-        measure_rates(e, 5 * TICK);
-        free(e->state);
-        e->state = state_json(e);
-        conc_event_set(&e->changed);
-        conc_event_clear(&e->changed);
+        CONC_TRY(publish(e, conc_now() - published));
+        published = conc_now();
         keep_record(e);
     }
 }
+
+/* ---- the dashboard -------------------------------------------------------------------------- */
 
 typedef struct {
     engine *of;
@@ -557,7 +544,7 @@ static int send_states(void *arg)
     dashboard *d = arg;
     for (;;) {
         char *state = strdup(d->of->state);
-        int rc = websocket_send(d->socket, WEBSOCKET_TEXT, state, strlen(state));
+        int rc = state ? websocket_printf(d->socket, "%s", state) : -ENOMEM;
         free(state);
         CONC_TRY(rc);
         CONC_TRY(conc_event_wait(&d->of->changed));
@@ -572,7 +559,7 @@ static int serve_dashboard(engine *e, websocket *w)
     int rc;
     CONC_TRY_IN(&g, conc_spawn(&g, send_states, &d));
     while ((rc = websocket_receive(w, &m)) > 0)
-        continue; /* pings; a dashboard has nothing to say */
+        continue; /* a dashboard has nothing to say, but its close must be seen */
     conc_group_cancel(&g);
     return conc_group_end(&g, rc);
 }
@@ -584,14 +571,13 @@ static bool is_foreign(const http_connection *http)
     return origin && !(host && strcmp(host + 3, http->host) == 0);
 }
 
-static int serve_websocket(engine *e, http_connection *http)
+static int serve_websocket(engine *e, http_connection *http, bool is_source)
 {
     CONC_AUTO(websocket, w) = {.max_message = 65536};
     if (is_foreign(http))
-        return http_printf(http, 403, "Only this server's own page may connect\n");
+        return http_printf(http, 403, "Only the page of this server may connect\n");
     if (websocket_accept(&w, http) < 0)
         return 0; /* it was answered */
-    bool is_source = strcmp(http->path, "/events") == 0;
     int rc = is_source ? serve_events(e, &w) : serve_dashboard(e, &w);
     return rc == -ECANCELED ? rc : 0; /* a client that breaks off is no failure */
 }
@@ -599,20 +585,28 @@ static int serve_websocket(engine *e, http_connection *http)
 static int answer(http_connection *http, void *arg)
 {
     engine *e = arg;
-    bool is_socket = strcmp(http->path, "/events") == 0 || strcmp(http->path, "/live") == 0;
-    if (is_socket)
-        return serve_websocket(e, http);
+    bool is_source = strcmp(http->path, "/events") == 0;
+    if (is_source || strcmp(http->path, "/live") == 0)
+        return serve_websocket(e, http, is_source);
     if (strcmp(http->path, "/state") == 0) {
         CONC_TRY(http_set_header(http, "Content-Type", "application/json"));
         return http_respond(http, 200, e->state, strlen(e->state));
     }
     if (strcmp(http->path, "/") != 0)
-        return http_printf(http, 404, "There is /, /state, /live and /events\n");
+        return http_printf(http, 404, "There are /, /state, /live and /events\n");
     CONC_TRY(http_set_header(http, "Content-Type", "text/html; charset=utf-8"));
     return http_respond(http, 200, e->page, e->page_size);
 }
 
-/* ---- simulated sources: a generator of lines, a link to the engine -------------------------- */
+static int serve_http(int fd, void *arg)
+{
+    conc_stream stream = {0};
+    CONC_AUTO(http_connection, http) = {.stream = &stream};
+    CONC_TRY(conc_stream_open(&stream, fd));
+    return http_serve(&http, answer, arg);
+}
+
+/* ---- simulated sources: a generator of lines, three ways to send them ----------------------- */
 
 static double unix_time(void)
 {
@@ -622,93 +616,78 @@ static double unix_time(void)
 }
 
 /* A service whose users come and go. Checkouts are slow for 8 of 30 seconds; events come out of
- * order, and a few of them late. */
-static void make_line(char *line, size_t size, transport_kind kind)
+ * order, and some of them late. */
+static void make_line(transport_kind kind, char *line)
 {
     static const char *const series[] = {"checkout", "search", "login"};
     static const double typical[] = {80, 25, 50};
-    double now = unix_time(), delay = conc_random(0, 0.4), slow = 1;
+    double now = unix_time(), delay = conc_random(0, 0.4), value = typical[kind];
     if (kind == TCP && fmod(now, 30) < 8)
-        slow = 4;
+        value *= 4;
     if (conc_random(0, 100) < 1)
         delay = conc_random(0, 12);
-    double noise = conc_random(-1, 1) + conc_random(-1, 1) + conc_random(-1, 1);
-    int user = (int)(fmod(floor(now / 6), 20) * 2 + floor(conc_random(0, 6))) % 40;
-    snprintf(line, size, "%s;user=user%02d %.2f %.3f", series[kind], user,
-             typical[kind] * slow * exp(noise / 3), now - delay);
+    value *= exp((conc_random(-1, 1) + conc_random(-1, 1) + conc_random(-1, 1)) / 3);
+    int user = (int)(fmod(floor(now / 6), 20) * 2 + conc_random(0, 6)) % 40;
+    snprintf(line, LINE, "%s;user=user%02d %.2f %.3f\n", series[kind], user, value, now - delay);
 }
 
-static int simulate(conc_gen *g, void *arg)
+static int make_lines(conc_gen *g, void *arg)
 {
     const transport_kind *kind = arg;
     char line[LINE];
     for (double i = 0; options.count == 0 || i < options.count; i++) {
         if (options.rate > 0)
             CONC_TRY(conc_sleep(conc_random(0, 2) / options.rate));
-        make_line(line, sizeof line, *kind);
+        make_line(*kind, line);
         CONC_TRY(conc_gen_emit(g, line));
     }
     return 0;
 }
 
-typedef struct {
-    transport_kind kind;
-    int fd;
-    conc_stream stream;
-    websocket socket;
-} link_to;
-
-static int link_open(link_to *l)
-{
-    bool is_socket = l->kind == WEBSOCKET;
-    if (l->kind == UDP)
-        return l->fd = udp_dial(options.udp);
-    l->fd = CONC_TRY(conc_dial(is_socket ? options.listen : options.tcp));
-    CONC_TRY(conc_stream_open(&l->stream, l->fd));
-    l->socket.stream = &l->stream;
-    return is_socket ? websocket_connect(&l->socket, "/events", options.listen) : 0;
-}
-
-static int link_send(link_to *l, const char *line)
-{
-    if (l->kind == WEBSOCKET)
-        return websocket_printf(&l->socket, "%s\n", line);
-    if (l->kind == UDP)
-        return (int)conc_send(l->fd, line, strlen(line), 0);
-    CONC_TRY(conc_stream_printf(&l->stream, "%s\n", line));
-    return options.rate > 0 ? conc_stream_flush(&l->stream) : 0;
-}
-
-static int link_close(link_to *l)
-{
-    if (l->kind == UDP && l->fd > 0)
-        return conc_close(l->fd);
-    if (l->kind == WEBSOCKET)
-        websocket_close(&l->socket);
-    return conc_stream_close(&l->stream);
-}
-CONC_AUTO_TYPE(link_to, link_close);
-
-/* Sends line after line until there are no more (0), or the link breaks. */
-static int send_lines(transport_kind kind, conc_gen *lines)
+static int send_over_tcp(conc_gen *lines)
 {
     char line[LINE];
-    CONC_AUTO(link_to, l) = {.kind = kind};
-    CONC_TRY(link_open(&l));
-    while (CONC_TRY(conc_gen_next(lines, line)) > 0)
-        CONC_TRY(link_send(&l, line));
-    if (kind == WEBSOCKET)
-        websocket_end(&l.socket, 1000, "");
-    return 0;
+    CONC_AUTO(conc_stream, s) = {0};
+    CONC_TRY(conc_stream_open(&s, CONC_TRY(conc_dial(options.tcp))));
+    while (CONC_TRY(conc_gen_next(lines, line)) > 0) {
+        CONC_TRY(conc_stream_write(&s, line, strlen(line)));
+        if (options.rate > 0)
+            CONC_TRY(conc_stream_flush(&s));
+    }
+    return conc_stream_close(&s);
 }
 
+static int send_over_udp(conc_gen *lines)
+{
+    char line[LINE];
+    int rc, fd = CONC_TRY(udp_dial(options.udp));
+    while ((rc = conc_gen_next(lines, line)) > 0 && rc >= 0)
+        rc = (int)conc_send(fd, line, strlen(line), 0);
+    conc_close(fd);
+    return rc;
+}
+
+static int send_over_websocket(conc_gen *lines)
+{
+    char line[LINE];
+    conc_stream s = {0};
+    CONC_AUTO(websocket, w) = {.stream = &s};
+    CONC_TRY(conc_stream_open(&s, CONC_TRY(conc_dial(options.listen))));
+    CONC_TRY(websocket_connect(&w, "/events", options.listen));
+    while (CONC_TRY(conc_gen_next(lines, line)) > 0)
+        CONC_TRY(websocket_printf(&w, "%s", line));
+    return websocket_end(&w, 1000, NULL);
+}
+
+/* Sends its lines, and connects again when the engine was away. */
 static int run_source(void *arg)
 {
+    static int (*const send[])(conc_gen *) = {send_over_tcp, send_over_udp, send_over_websocket};
     transport_kind *kind = arg;
     CONC_AUTO(conc_gen, lines) = {0};
-    CONC_TRY(conc_gen_open(&lines, simulate, kind, LINE));
+    CONC_TRY(conc_gen_open(&lines, make_lines, kind, LINE));
     for (;;) {
-        int rc = send_lines(*kind, &lines);
+        int rc = send[*kind](&lines);
         if (rc >= 0 || rc == -ECANCELED)
             return rc;
         fprintf(stderr, "source %s: %s; it connects again in a second\n", transport_names[*kind],
@@ -717,81 +696,24 @@ static int run_source(void *arg)
     }
 }
 
-/* A source that the engine started ends when its input does: the engine has ended, in any way. */
-static int source_app(void *arg)
+static int run_sources(void *arg)
 {
-    transport_kind kind = TCP;
-    (void)arg;
-    while (kind < TRANSPORTS && strcmp(options.source, transport_names[kind]) != 0)
-        kind++;
-    if (kind == TRANSPORTS)
-        return conc_fail(-EINVAL, "--source is tcp, udp or websocket");
-    if (!options.child)
-        return run_source(&kind);
+    transport_kind kinds[] = {TCP, UDP, WEBSOCKET};
     conc_group g = {0};
-    conc_task sender;
-    CONC_TRY_IN(&g, conc_spawn_task(&g, &sender, run_source, &kind));
-    conc_case cases[] = {CONC_CASE_JOIN(&sender), CONC_CASE_FD(0, CONC_READABLE)};
-    int rc = conc_select(cases, CONC_LEN(cases));
-    if (rc == 1)
-        conc_group_cancel(&g);
-    return conc_group_end(&g, rc);
+    (void)arg;
+    CONC_TRY(conc_group_begin(&g));
+    for (int i = 0; i < TRANSPORTS; i++)
+        if (!options.source || strstr(options.source, transport_names[i]))
+            CONC_TRY_IN(&g, conc_spawn(&g, run_source, &kinds[i]));
+    return conc_group_wait(&g);
 }
 
-static int start_source(engine *e, transport_kind kind, double rate, double count, conc_child *c)
-{
-    char rate_text[32], count_text[32];
-    const transport *t = e->transports;
-    const char *argv[] = {"/proc/self/exe",
-                          "--source",
-                          transport_names[kind],
-                          "--child",
-                          "--tcp",
-                          t[TCP].address,
-                          "--udp",
-                          t[UDP].address,
-                          "--listen",
-                          t[WEBSOCKET].address,
-                          "--rate",
-                          rate_text,
-                          "--count",
-                          count_text,
-                          NULL};
-    snprintf(rate_text, sizeof rate_text, "%.17g", rate);
-    snprintf(count_text, sizeof count_text, "%.17g", count);
-    *c = (conc_child){.argv = argv, .input = CONC_PIPE, .group = true};
-    return conc_child_start(c);
-}
+/* In a thread, with a loop of its own: they are no part of the engine. */
+static int simulate(void *arg) { return conc_run(run_sources, arg); }
 
-typedef struct {
-    engine *of;
-    transport_kind kind;
-} keeper;
-
-static int keep_source(void *arg)
-{
-    keeper *k = arg;
-    for (;;) {
-        CONC_AUTO(conc_child, child) = {0};
-        CONC_TRY(start_source(k->of, k->kind, options.rate, options.count, &child));
-        CONC_TRY(conc_child_wait(&child, NULL));
-        if (options.count)
-            return 0;
-        say(k->of, "the source %s has died; another one starts in a second",
-            transport_names[k->kind]);
-        CONC_TRY(conc_sleep(1));
-    }
-}
+static int run_simulation(void *arg) { return conc_offload(simulate, arg); }
 
 /* ---- live ----------------------------------------------------------------------------------- */
-
-static int serve_http(int fd, void *arg)
-{
-    conc_stream stream = {0};
-    CONC_AUTO(http_connection, http) = {.stream = &stream};
-    CONC_TRY(conc_stream_open(&stream, fd));
-    return http_serve(&http, answer, arg);
-}
 
 static int serve(void *server) { return conc_serve(server); }
 
@@ -802,15 +724,18 @@ static int listen_at(const char *address, transport *t)
     return fd;
 }
 
-/* Starts all that serves, in the group. */
 static int start(engine *e, conc_group *g, conc_server *tcp, conc_server *http)
 {
     transport *t = e->transports;
-    *tcp = (conc_server){.handler = serve_tcp, .arg = e, .limit = CONNECTIONS, .name = "tcp"};
-    *http = (conc_server){.handler = serve_http, .arg = e, .limit = CONNECTIONS, .name = "http"};
+    *tcp = (conc_server){.handler = serve_tcp, .arg = e, .limit = CONNECTIONS};
+    *http = (conc_server){.handler = serve_http, .arg = e, .limit = CONNECTIONS};
     tcp->fd = CONC_TRY(listen_at(options.tcp, &t[TCP]));
     http->fd = CONC_TRY(listen_at(options.listen, &t[WEBSOCKET]));
     CONC_TRY(conc_start(g, serve_udp, e));
+    options.tcp = t[TCP].address; /* for the simulated sources: a port of 0 has become another */
+    options.udp = t[UDP].address;
+    options.listen = t[WEBSOCKET].address;
+    CONC_TRY(publish(e, 1));
     CONC_TRY(conc_spawn(g, run_engine, e));
     CONC_TRY(conc_spawn(g, run_clock, e));
     CONC_TRY(conc_spawn(g, serve, tcp));
@@ -820,49 +745,74 @@ static int start(engine *e, conc_group *g, conc_server *tcp, conc_server *http)
     return 0;
 }
 
-static int live(void *arg)
+/* It lies beside this source, or in the current folder. */
+static int read_page(engine *e)
 {
-    engine *e = arg;
+    char beside[1024];
+    const char *slash = strrchr(__FILE__, '/'), *name = "03_analytics.html";
+    int folder = slash ? (int)(slash + 1 - __FILE__) : 0;
+    snprintf(beside, sizeof beside, "%.*s%s", folder, __FILE__, name);
+    int rc = conc_file_read(options.page ? options.page : beside, &e->page, &e->page_size);
+    if (rc < 0 && !options.page)
+        rc = conc_file_read(name, &e->page, &e->page_size);
+    if (rc < 0 && rc != -ECANCELED)
+        return conc_fail(rc, "no page: %s; --page FILE says where it is", conc_last_error());
+    return rc;
+}
+
+static int live(engine *e)
+{
     conc_server tcp, http;
     conc_group g = {0};
-    keeper keepers[TRANSPORTS];
     CONC_TRY(read_page(e));
-    CONC_TRY(open_record(e));
+    e->record = options.record ? fopen(options.record, "w") : NULL;
+    if (options.record && !e->record)
+        return conc_fail(-errno, "%s: %s", options.record, strerror(errno));
     CONC_TRY_IN(&g, start(e, &g, &tcp, &http));
-    for (int i = 0; i < TRANSPORTS && !options.serve; i++) {
-        keepers[i] = (keeper){e, i};
-        CONC_TRY_IN(&g, conc_spawn(&g, keep_source, &keepers[i]));
-    }
+    if (!options.serve)
+        CONC_TRY_IN(&g, conc_spawn(&g, run_simulation, NULL));
     return conc_group_wait(&g);
 }
 
-/* ---- replay: on the virtual clock, exactly as it was ---------------------------------------- */
+/* ---- record, and replay: on the virtual clock, exactly as it was ---------------------------- */
 
-typedef struct {
-    double arrival;
-    char source[NAME], line[LINE]; /* line "": the source has ended */
-} recorded;
-
-/* TIME SOURCE, and a line if the source has sent one. */
-static bool read_recorded(char *text, recorded *r)
+/* TIME SOURCE LINE, without a line when the source has ended. */
+static void record(engine *e, double now, const event *v)
 {
-    char *rest, *time = strtok_r(text, " ", &rest), *source = strtok_r(NULL, " \n", &rest);
-    *r = (recorded){0};
-    snprintf(r->line, sizeof r->line, "%.*s", (int)strcspn(rest ? rest : "", "\n"),
-             rest ? rest : "");
-    return source && graphite_number(time, &r->arrival) &&
-           graphite_name(source, strcspn(source, "/"), r->source) && strlen(source) < NAME &&
-           strcpy(r->source, source);
+    const graphite_line *l = &v->line;
+    if (!e->record)
+        return;
+    fprintf(e->record, "%.6f %s", now, v->from->name);
+    if (l->name[0])
+        fprintf(e->record, " %s%s%s %.17g %.17g", l->name, l->tag[0] ? ";user=" : "", l->tag,
+                l->value, l->time);
+    putc('\n', e->record);
 }
 
-static int read_file(conc_gen *g, void *file)
+/* Without a record the engine is still of use: an error is reported, and nothing else fails. */
+static void keep_record(engine *e)
 {
-    char text[LINE + 2 * NAME];
-    recorded r;
+    if (!e->record || fflush(e->record) == 0)
+        return;
+    say(e, "%s: %s; nothing more is recorded", options.record, strerror(errno));
+    fclose(e->record);
+    e->record = NULL;
+}
+
+typedef struct {
+    double time;
+    char source[NAME], line[LINE];
+} recorded;
+
+static int read_record(conc_gen *g, void *file)
+{
+    char text[LINE + 2 * NAME], time[NAME];
     for (int number = 1; fgets(text, sizeof text, file); number++) {
-        bool is_whole = strchr(text, '\n') || feof((FILE *)file);
-        if (!is_whole || !read_recorded(text, &r))
-            return conc_fail(-EINVAL, "line %d is not: TIME SOURCE [EVENT]", number);
+        recorded r = {0};
+        int words = sscanf(text, "%47s %47s %511[^\n]", time, r.source, r.line);
+        if (words < 2 || !graphite_number(time, &r.time))
+            return conc_fail(-EINVAL, "%s: line %d is not: TIME SOURCE LINE", options.replay,
+                             number);
         CONC_TRY(conc_gen_emit(g, &r));
     }
     return ferror((FILE *)file) ? -EIO : 0;
@@ -870,19 +820,15 @@ static int read_file(conc_gen *g, void *file)
 
 static int find_source(engine *e, const char *name, source **out)
 {
-    int kind = 0;
-    size_t n = strcspn(name, "/");
     for (source *s = e->sources; s < e->sources + SOURCES; s++)
         if (strcmp(s->name, name) == 0) {
             *out = s;
             return 0;
         }
-    while (kind < TRANSPORTS &&
-           (strlen(transport_names[kind]) != n || strncmp(name, transport_names[kind], n) != 0))
-        kind++;
-    if (kind == TRANSPORTS)
-        return conc_fail(-EINVAL, "%s: a source's name begins with tcp, udp or websocket", name);
-    return source_begin(e, kind, name, out);
+    for (int i = 0; i < TRANSPORTS; i++)
+        if (strncmp(name, transport_names[i], strcspn(name, "/")) == 0)
+            return source_begin(e, i, name, out);
+    return conc_fail(-EINVAL, "%s: no source is called %s, but tcp/1", options.replay, name);
 }
 
 static int replay_all(engine *e, conc_gen *g)
@@ -891,8 +837,8 @@ static int replay_all(engine *e, conc_gen *g)
     source *from;
     for (bool first = true; CONC_TRY(conc_gen_next(g, &r)) > 0; first = false) {
         if (first)
-            e->epoch = r.arrival - conc_now();
-        CONC_TRY(conc_sleep_until(r.arrival - e->epoch));
+            e->epoch = r.time - conc_now();
+        CONC_TRY(conc_sleep_until(r.time - e->epoch));
         CONC_TRY(find_source(e, r.source, &from));
         if (r.line[0])
             CONC_TRY(take_line(e, from, r.line, strlen(r.line)));
@@ -902,21 +848,19 @@ static int replay_all(engine *e, conc_gen *g)
     return conc_queue_join(&e->queue);
 }
 
-static int replay(void *arg)
+static int replay(engine *e)
 {
-    engine *e = arg;
     FILE *file = fopen(options.replay, "r");
     if (!file)
         return conc_fail(-errno, "%s: %s", options.replay, strerror(errno));
     CONC_AUTO(conc_gen, g) = {0};
-    int rc = conc_gen_open(&g, read_file, file, sizeof(recorded));
+    int rc = conc_gen_open(&g, read_record, file, sizeof(recorded));
     if (rc == 0)
         rc = conc_spawn(NULL, run_engine, e);
     if (rc == 0)
         rc = replay_all(e, &g);
     fclose(file);
-    if (rc == 0)
-        close_all(e);
+    advance(e, INFINITY);
     return rc;
 }
 
@@ -928,60 +872,51 @@ static int show_progress(void *arg)
     bool on_terminal = isatty(STDOUT_FILENO);
     for (;;) {
         CONC_TRY(conc_sleep(on_terminal ? 0.1 : 1));
-        double done = (double)e->transports[TCP].events;
-        printf(on_terminal ? "\r%.0f events " : "%.0f events\n", done);
+        printf(on_terminal ? "\r%llu events " : "%llu events\n",
+               (unsigned long long)e->transports[TCP].events);
         fflush(stdout);
     }
 }
 
-/* The events that went into windows of this kind, or came too late, against those expected. */
+static int flood(engine *e)
+{
+    CONC_TRY(run_simulation(NULL));
+    while (e->transports[TCP].opened == 0 || e->transports[TCP].connections > 0)
+        CONC_TRY(conc_sleep(0.001));
+    return conc_queue_join(&e->queue);
+}
+
 static bool check_total(const window_operator *o, double expected)
 {
-    double found = o->total + (double)o->windows.too_late;
-    printf("%-8s windows: %.0f events counted, %.0f too late, %.0f expected\n", kind_names[o->kind],
-           o->total, (double)o->windows.too_late, expected);
-    return found == expected;
+    double late = (double)o->windows.too_late;
+    printf("%s: %.0f events counted in windows, %.0f too late; %.0f expected\n",
+           kind_names[o->kind], o->total, late, expected);
+    return o->total + late == expected;
 }
 
-static int flood(engine *e, double *seconds)
+static int goal(engine *e)
 {
-    CONC_AUTO(conc_child, child) = {0};
-    CONC_TRY(start_source(e, TCP, 0, GOAL, &child));
-    while (e->transports[TCP].events == 0)
-        CONC_TRY(conc_sleep(0.001));
-    double start = conc_now();
-    CONC_TRY(conc_child_wait(&child, NULL));
-    while (e->transports[TCP].connections > 0)
-        CONC_TRY(conc_sleep(0.001));
-    CONC_TRY(conc_queue_join(&e->queue));
-    *seconds = conc_now() - start;
-    return 0;
-}
-
-static int goal(void *arg)
-{
-    engine *e = arg;
     conc_server tcp, http;
     conc_group g = {0};
-    double seconds = 0, per_event = options.sliding / options.slide;
+    double windows = options.sliding / options.slide, begin = conc_now();
     CONC_TRY_IN(&g, start(e, &g, &tcp, &http));
     CONC_TRY_IN(&g, conc_spawn(&g, show_progress, e));
-    CONC_TRY_IN(&g, flood(e, &seconds));
+    CONC_TRY_IN(&g, flood(e));
+    double seconds = conc_now() - begin;
     conc_group_cancel(&g);
     CONC_TRY(conc_group_wait(&g));
-    close_all(e);
+    advance(e, INFINITY);
     bool right = e->transports[TCP].events == GOAL;
     right &= check_total(&e->operators[TUMBLING], GOAL);
-    right &= check_total(&e->operators[SLIDING], GOAL * per_event);
+    right &= check_total(&e->operators[SLIDING], GOAL * windows);
     right &= check_total(&e->operators[SESSION], GOAL);
-    printf("%.0f events a second from another process over TCP, each through %.0f windows; the "
-           "goal is 100000\n",
-           GOAL / seconds, per_event + 2);
+    printf("%.0f events a second, each in %.0f windows; the goal is 100000\n", GOAL / seconds,
+           windows + 2);
     conc_set_exit_status(!right);
     return 0;
 }
 
-/* ---- starting, stopping, options ------------------------------------------------------------ */
+/* ---- options, and what is said -------------------------------------------------------------- */
 
 static void say(const engine *e, const char *format, ...)
 {
@@ -998,170 +933,123 @@ static void say(const engine *e, const char *format, ...)
     putchar('\n');
 }
 
-/* The page lies beside the source, or beside the program, or in the current folder. */
-static int read_page(engine *e)
-{
-    const char *name = "03_analytics.html", *slash = strrchr(__FILE__, '/');
-    char beside[512], own[512] = "";
-    void *page = NULL;
-    snprintf(beside, sizeof beside, "%.*s%s", slash ? (int)(slash + 1 - __FILE__) : 0, __FILE__,
-             name);
-    ssize_t n = readlink("/proc/self/exe", own, sizeof own - 32);
-    char *last = n > 0 ? strrchr(own, '/') : NULL;
-    if (last)
-        strcpy(last + 1, name);
-    const char *places[] = {options.page, beside, own, name};
-    size_t first = !options.page, last_place = options.page ? 1 : CONC_LEN(places);
-    int rc = -ENOENT;
-    for (size_t i = first; i < last_place && rc < 0; i++)
-        rc = conc_file_read(places[i], &page, &e->page_size);
-    e->page = page;
-    return rc < 0 ? conc_fail(rc, "no page: %s; --page FILE says where it is", conc_last_error())
-                  : 0;
-}
-
-static int open_record(engine *e)
-{
-    if (!options.record)
-        return 0;
-    e->record = fopen(options.record, "w");
-    return e->record ? 0 : conc_fail(-errno, "%s: %s", options.record, strerror(errno));
-}
-
-/* Without a record the engine is still of use: an error is reported, and nothing else fails. */
-static void keep_record(engine *e)
-{
-    if (!e->record || fflush(e->record) == 0)
-        return;
-    say(e, "%s: %s; nothing more is recorded", options.record, strerror(errno));
-    fclose(e->record);
-    e->record = NULL;
-}
-
-/* Closes all windows, whatever the time, and says what there was. */
-static void close_all(engine *e)
-{
-    for (int i = 0; i < KINDS; i++)
-        windows_advance(&e->operators[i].windows, INFINITY);
-}
-
-static void print_summary(engine *e)
+static void print_summary(const engine *e)
 {
     for (int i = 0; i < TRANSPORTS; i++) {
         const transport *t = &e->transports[i];
-        printf("%-9s %llu sources, %llu events, %llu malformed, %llu ahead, %llu packets dropped\n",
+        printf("%s: %llu sources, %llu events, %llu malformed, %llu ahead, %llu packets dropped\n",
                transport_names[i], (unsigned long long)t->opened, (unsigned long long)t->events,
                (unsigned long long)t->malformed, (unsigned long long)t->ahead,
                (unsigned long long)t->dropped);
     }
     for (int i = 0; i < KINDS; i++) {
         const windows *w = &e->operators[i].windows;
-        printf("%-9s %llu windows, late %llu, too late %llu, refused %llu\n", kind_names[i],
+        printf("%s: %llu windows; events: %llu late, %llu too late, %llu refused\n", kind_names[i],
                (unsigned long long)e->operators[i].closed, (unsigned long long)w->late,
                (unsigned long long)w->too_late, (unsigned long long)w->refused);
     }
 }
 
-/* "SERIES FIGURE ABOVE BELOW", separated by commas. */
-static int read_alerts(const char *text, alert *a)
+static bool read_alert(const char *rule, alert *a)
 {
-    for (const alert *end = a + ALERTS; *text; a++) {
-        char name[16];
-        int used = 0;
-        bool is_rule = a < end && sscanf(text, "%47s %15s %lf %lf%n", a->series, name, &a->above,
-                                         &a->below, &used) == 4;
-        while (is_rule && a->figure < FIGURES && strcmp(name, figure_names[a->figure]) != 0)
-            a->figure++;
-        const char *next = text + used + strspn(text + used, ", ");
-        bool is_valid = is_rule && a->figure < FIGURES && a->below <= a->above &&
-                        (!*next || memchr(text + used, ',', (size_t)(next - text) - (size_t)used));
-        if (!is_valid)
-            return conc_fail(-EINVAL, "this is no alert, or one too many: \"%s\"", text);
-        text = next;
+    char name[16], more;
+    if (sscanf(rule, "%47s %15s %lf %lf %c", a->series, name, &a->above, &a->below, &more) != 4)
+        return false;
+    while (a->figure < FIGURES && strcmp(name, figure_names[a->figure]) != 0)
+        a->figure++;
+    return a->figure < FIGURES && a->below <= a->above;
+}
+
+static int read_alerts(engine *e, char *rules)
+{
+    char *rest, *rule = strtok_r(rules, ",", &rest);
+    for (int i = 0; rule; rule = strtok_r(NULL, ",", &rest), i++) {
+        if (i == ALERTS)
+            return conc_fail(-EINVAL, "--alerts: more than %d", ALERTS);
+        if (!read_alert(rule, &e->alerts[i]))
+            return conc_fail(-EINVAL, "--alerts: \"%s\" is not: SERIES FIGURE ABOVE BELOW", rule);
     }
     return 0;
 }
 
 static int engine_open(engine *e)
 {
+    char rules[1024];
+    window_operator *o = e->operators;
     e->epoch = unix_time() - conc_now();
     e->queue = (conc_queue)CONC_QUEUE(event, QUEUE);
     e->limiter.rate = options.limit;
     e->mark = (watermark){.delay = options.delay, .idle = options.idle, .ahead = options.ahead};
+    o[TUMBLING].windows = (windows){.size = options.tumbling, .max_keys = SERIES};
+    o[SLIDING].windows =
+        (windows){.size = options.sliding, .slide = options.slide, .max_keys = SERIES};
+    o[SESSION].windows = (windows){.gap = options.gap, .max_keys = USERS};
     for (int i = 0; i < KINDS; i++) {
-        window_operator *o = &e->operators[i];
-        o->of = e;
-        o->kind = i;
-        o->windows = (windows){.lateness = options.lateness, .closed = close_window, .arg = o};
+        o[i].of = e;
+        o[i].kind = i;
+        o[i].windows.lateness = options.lateness;
+        o[i].windows.closed = close_window;
+        o[i].windows.arg = &o[i];
     }
-    e->operators[TUMBLING].windows.size = options.tumbling;
-    e->operators[SLIDING].windows.size = options.sliding;
-    e->operators[SLIDING].windows.slide = options.slide;
-    e->operators[SESSION].windows.gap = options.gap;
-    e->operators[SESSION].windows.max_keys = 10000;
-    e->state = state_json(e);
-    return read_alerts(options.alerts, e->alerts);
+    snprintf(rules, sizeof rules, "%s", options.alerts);
+    return read_alerts(e, rules);
 }
 
 static void engine_close(engine *e)
 {
     for (int i = 0; i < KINDS; i++)
         windows_close(&e->operators[i].windows);
+    keep_record(e);
+    if (e->record)
+        fclose(e->record);
     conc_queue_destroy(&e->queue);
-    if (e->record && fclose(e->record) != 0)
-        fprintf(stderr, "%s: %s\n", options.record, strerror(errno));
     conc_free(e->page);
     free(e->state);
+}
+
+static int run(void *arg)
+{
+    engine *e = arg;
+    CONC_TRY(engine_open(e));
+    if (options.replay)
+        return replay(e);
+    return options.goal ? goal(e) : live(e);
 }
 
 static const options_field fields[] = {
     OPTIONS_TEXT("listen", "ADDRESS", &options.listen, "the page; default: 127.0.0.1:8080"),
     OPTIONS_TEXT("tcp", "ADDRESS", &options.tcp, "events over TCP; default: 127.0.0.1:2003"),
     OPTIONS_TEXT("udp", "ADDRESS", &options.udp, "events over UDP; default: 127.0.0.1:2003"),
-    OPTIONS_FLAG("serve", &options.serve, "without simulated sources"),
+    OPTIONS_FLAG("serve", &options.serve, "no simulated sources"),
     OPTIONS_TEXT("alerts", "RULES", &options.alerts,
-                 "of sliding windows: \"SERIES FIGURE ABOVE BELOW, ...\"; FIGURE is count, sum,\n"
-                 "                         min, max, mean, p50, p95, p99 or distinct"),
-    OPTIONS_NUMBER("tumbling", "SECONDS", &options.tumbling, 0.001, 1e6, "size; default: 5"),
-    OPTIONS_NUMBER("sliding", "SECONDS", &options.sliding, 0.001, 1e6, "size; default: 10"),
-    OPTIONS_NUMBER("slide", "SECONDS", &options.slide, 0.001, 1e6,
-                   "of sliding windows; default: 1"),
+                 "SERIES FIGURE ABOVE BELOW, ...; default: checkout p95 250 150"),
+    OPTIONS_NUMBER("tumbling", "SECONDS", &options.tumbling, 0.001, 1e6, "their size; default: 5"),
+    OPTIONS_NUMBER("sliding", "SECONDS", &options.sliding, 0.001, 1e6, "their size; default: 10"),
+    OPTIONS_NUMBER("slide", "SECONDS", &options.slide, 0.001, 1e6, "one begins each; default: 1"),
     OPTIONS_NUMBER("gap", "SECONDS", &options.gap, 0.001, 1e6, "ends a session; default: 4"),
     OPTIONS_NUMBER("delay", "SECONDS", &options.delay, 0, 1e6,
-                   "events of a source are out of order by this; default: 1"),
+                   "by which events of a source are out of order; default: 1"),
     OPTIONS_NUMBER("lateness", "SECONDS", &options.lateness, 0, 1e6,
-                   "a closed window takes late events; default: 3"),
+                   "for which closed windows take late events; default: 3"),
     OPTIONS_NUMBER("idle", "SECONDS", &options.idle, 0, 1e6,
-                   "a silent source holds windows open; default: 2"),
+                   "for which a silent source holds windows open; default: 2"),
     OPTIONS_NUMBER("ahead", "SECONDS", &options.ahead, 0, 1e6,
                    "an event may be ahead of the clock; default: 60"),
-    OPTIONS_NUMBER("limit", "N", &options.limit, 0, 1e9, "events a second; default: all"),
+    OPTIONS_NUMBER("limit", "N", &options.limit, 0, 1e9, "events a second; default: no limit"),
     OPTIONS_TEXT("record", "FILE", &options.record, "keeps all events"),
-    OPTIONS_TEXT("replay", "FILE", &options.replay, "prints the windows of kept events"),
+    OPTIONS_TEXT("replay", "FILE", &options.replay, "prints the windows of kept events, and ends"),
     OPTIONS_TEXT("page", "FILE", &options.page, "default: 03_analytics.html"),
-    OPTIONS_FLAG("goal", &options.goal, "measures the events a second, and ends"),
-    OPTIONS_TEXT("source", "KIND", &options.source, "is a simulated source: tcp, udp, websocket"),
+    OPTIONS_FLAG("goal", &options.goal, "counts a million events, and ends"),
+    OPTIONS_TEXT("source", "KINDS", &options.source, "only sends: tcp,udp,websocket"),
     OPTIONS_NUMBER("rate", "N", &options.rate, 0, 1e9,
-                   "events a second of each simulated source; 0: all it can; default: 40"),
-    OPTIONS_NUMBER("count", "N", &options.count, 0, 1e12, "events of each; default: no end"),
-    OPTIONS_FLAG("child", &options.child, "the source ends when its input does"),
+                   "events a second of a simulated source, 0: all it can; default: 40"),
+    OPTIONS_NUMBER("count", "N", &options.count, 0, 1e12, "of its events; default: no end"),
 };
 
-static const char about[] =
-    "Puts events into windows while they happen, until SIGINT or SIGTERM. Ends with 0, 1 after an\n"
-    "error or if --goal has counted wrong, 2 for bad arguments, 130 or 143 after such a signal.";
-
-static int run(void *arg)
-{
-    if (options.goal) {
-        options.listen = options.tcp = options.udp = "127.0.0.1:0";
-        options.lateness = 0; /* so that no window is counted twice */
-    }
-    CONC_TRY(engine_open(arg));
-    if (options.replay)
-        return replay(arg);
-    return options.goal ? goal(arg) : live(arg);
-}
+static const char about[] = "Puts events into windows while they happen, until SIGINT or SIGTERM. "
+                            "Ends with 0; with 1 after\n"
+                            "an error, or if --goal counted wrong; with 2 for bad arguments; after "
+                            "a signal with 130 or 143.";
 
 int main(int argc, char **argv)
 {
@@ -1170,12 +1058,18 @@ int main(int argc, char **argv)
     if (status >= 0)
         return status;
     setvbuf(stdout, NULL, _IOLBF, 0);
-    if (options.source)
-        return conc_main(source_app, NULL);
+    if (options.source && !options.goal)
+        return conc_main(run_sources, NULL);
     if (options.replay)
         setenv("CONC_CLOCK", "virtual", 1);
+    if (options.goal) {
+        options.listen = options.tcp = options.udp = "127.0.0.1:0";
+        options.lateness = options.rate = 0; /* so no window is closed, and counted, twice */
+        options.count = GOAL;
+        options.source = "tcp";
+    }
     status = conc_main(run, &e);
-    if (e.state)
+    if (status != 1)
         print_summary(&e);
     engine_close(&e);
     return status;
