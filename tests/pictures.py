@@ -32,6 +32,15 @@ def page_of(source, *arguments, width=1000, height=640, dark=False):
         yield page
 
 
+@contextlib.contextmanager
+def picture_11_03_web_scraper():
+    """In the middle of a crawl."""
+    html = HERE.parent / "examples/11_apps/03_web_scraper.html"
+    with page_of("11_apps/03_web_scraper.c", "--page", html, "--max-pages", "100", "--delay", "0.1", "--stay", height=560) as page:
+        page.until("return +document.querySelector('#page').textContent", lambda pages: pages > 500)
+        yield page
+
+
 def main():
     takers = {name[len("picture_"):]: taker for name, taker in globals().items() if name.startswith("picture_")}
     chosen = [name for name in takers if all(word in name for word in sys.argv[1:])]
