@@ -234,7 +234,7 @@ def test_goal():
     words = r"the goal: 1000 pages; 100 requests to each domain, 0.02 s apart, take 2.0 s; the \d+ to site8.localhost, with " \
             r"the pauses that it asked for, ([\d.]+) s"
     said = re.search(words, out)
-    apps.check(said and 5 < float(said[1]) < 6.5, "four times Retry-After: 1", out)
+    apps.check(said and 4 < float(said[1]) < 6.5, "Retry-After: 1, three times or four", out)
     for host in HOSTS:
         states = dict(rows(db, f"SELECT state, count(*) FROM urls WHERE host = '{host}' GROUP BY state"))
         apps.check(hosts[host][:5] == [states.get(s, 0) for s in ("page", "redirect", "refused", "failed", "found")], host)
