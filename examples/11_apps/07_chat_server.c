@@ -624,6 +624,7 @@ typedef struct {
     conc_event over;     /* everything has come, or the time is up */
     conc_event talked;
     int talking, connected;
+    bool has_failed;
     long said, expected, received, wrong;
     double seconds, *latencies;
     long room; /* of latencies */
@@ -725,6 +726,7 @@ static int come_in(talker *t)
 
 static int be_a_user(void *arg)
 {
+    char words[128];
     conc_stream stream = {0};
     talker t = *(talker *)arg;
     conc_group g = {0};
@@ -734,8 +736,11 @@ static int be_a_user(void *arg)
         rc = conc_spawn(&g, talk, &t);
     if (rc >= 0)
         rc = conc_group_end(&g, listen_for(&t, "never"));
+    snprintf(words, sizeof words, "%s", conc_last_error());
     websocket_close(&t.w);
-    return rc;
+    bool is_first = rc < 0 && !t.of->has_failed; /* one error is enough for all */
+    t.of->has_failed = rc < 0;
+    return is_first ? conc_fail(rc, "%s", words) : -ECANCELED;
 }
 
 static int compare(const void *a, const void *b)
