@@ -2,7 +2,7 @@
    parameters, middleware, dependencies, validation, streams, files, WebSockets; a loop on each
    processor. Take it as the start of your own: what is general lies in ../common/.
 
-   cc -O2 01_web_framework.c -o web -lhttp_parser -lcjson -lwslay -lssl -lcrypto
+   cc 01_web_framework.c -o web -lhttp_parser -lcjson -lwslay -lssl -lcrypto
    ./web                        # serves http://127.0.0.1:8080 until Ctrl+C; --help: the options
    curl -i localhost:8080/users/2
    curl -i localhost:8080/users --json '{"name": "Alan", "age": 200}'
@@ -34,11 +34,11 @@ enum {
 };
 
 static struct {
-    const char *address, *files, *folder, *page, *token; /* folder: of the page */
+    const char *address, *files, *page, *token;
     double loops, grace, timeout;
     bool quiet, verbose, goal;
     tls_context tls;
-} options = {.token = "secret", .grace = 5, .timeout = 10};
+} options = {.files = ".", .token = "secret", .grace = 5, .timeout = 10};
 
 /* One connection of a loop. */
 typedef struct connection {
@@ -90,13 +90,14 @@ static bool is_word(const char *text)
 static int identify(router_request *r)
 {
     connection *c = r->app;
-    char id[48];
+    char id[48], date[HTTP_DATE];
     const char *given = http_header(r->http, "X-Request-Id");
     if (is_word(given))
         snprintf(id, sizeof id, "%s", given);
     else
         snprintf(id, sizeof id, "%d-%u", c->loop->index, ++c->loop->requests);
     CONC_TRY(http_set_header(r->http, "X-Request-Id", id));
+    CONC_TRY(http_set_header(r->http, "Date", http_date(time(NULL), date)));
     CONC_TRY(conc_local_set(&request_id, id));
     int rc = router_next(r);
     conc_local_set(&request_id, NULL);
@@ -391,7 +392,7 @@ static int echo_messages(websocket *socket)
 static int echo_socket(router_request *r)
 {
     connection *c = r->app;
-    CONC_AUTO(websocket, socket) = {.max_message = 65536};
+    CONC_AUTO(websocket, socket) = {.max_message = 65536, .close_timeout = 2};
     conc_group helpers = {0};
     if (!r->http->upgrade)
         return router_refuse(r, 426, "this is a WebSocket");
@@ -405,8 +406,9 @@ static int echo_socket(router_request *r)
 
 static int get_page(router_request *r)
 {
-    static_files folder = {.folder = options.folder};
-    return static_files_answer(&folder, r->http, options.page);
+    if (!options.page)
+        return router_refuse(r, 404, "the server has no page");
+    return static_files_answer_file(r->http, options.page, NULL);
 }
 
 static int get_file(router_request *r)
@@ -540,8 +542,6 @@ static int serve(void *arg)
     CONC_TRY(conc_channel_send(&started, &l->index));
     CONC_TRY(conc_scope_begin(&l->limit, CONC_FOREVER));
     int rc = conc_scope_end(&l->limit, conc_serve(&server));
-    if (rc == -ETIMEDOUT)
-        conc_fail(rc, "requests were cut short after %g s", options.grace);
     conc_shield(1, log_flush, &l->log);
     return rc;
 }
@@ -566,6 +566,8 @@ static int run_loops(void *arg)
         conc_loop_release(loops[i].handle);
         log_close(&loops[i].log);
     }
+    if (rc == -ETIMEDOUT)
+        return conc_fail(rc, "requests were cut short after %g s", options.grace);
     return rc;
 }
 
@@ -650,6 +652,9 @@ static int serve_until_stopped(void *arg)
     else
         CONC_TRY_IN(&g, conc_signals_next(&signals));
     conc_signals_close(&signals); /* a second Ctrl+C ends the program at once */
+    if (!options.goal)
+        printf("web stops: %g s for the requests that are running\n", options.grace);
+    fflush(stdout);
     for (int i = 0; i < loop_count; i++)
         CONC_TRY_IN(&g, conc_post(loops[i].handle, stop, &loops[i]));
     return conc_group_wait(&g);
@@ -660,7 +665,7 @@ static int serve_until_stopped(void *arg)
 static const options_field fields[] = {
     OPTIONS_TEXT("listen", "ADDRESS", &options.address, "default: 127.0.0.1:8080"),
     OPTIONS_NUMBER("loops", "N", &options.loops, 1, MOST_LOOPS, "default: one a processor"),
-    OPTIONS_TEXT("files", "FOLDER", &options.files, "for /files/; default: the page's folder"),
+    OPTIONS_TEXT("files", "FOLDER", &options.files, "for /files/; default: the current folder"),
     OPTIONS_TEXT("page", "FILE", &options.page, "for /; default: 01_web_framework.html"),
     OPTIONS_TEXT("certificate", "FILE", &options.tls.certificate_file, "serves HTTPS"),
     OPTIONS_TEXT("key", "FILE", &options.tls.key_file, "of the certificate, if it is not in it"),
@@ -678,29 +683,6 @@ static const char about[] =
     "Serves a small API until SIGINT or SIGTERM. Ends with 0 if all requests were answered, 1\n"
     "after an error or if requests were cut short, 2 for bad arguments.";
 
-/* The page lies beside this source, or in the current folder. Without it the rest is of use. */
-static void find_page(void)
-{
-    static char path[PATH_MAX] = __FILE__;
-    char *slash = strrchr(path, '/');
-    size_t n = slash ? (size_t)(slash + 1 - path) : 0;
-    snprintf(path + n, sizeof path - n, "01_web_framework.html");
-    if (options.page)
-        snprintf(path, sizeof path, "%s", options.page);
-    else if (access(path, R_OK))
-        snprintf(path, sizeof path, "01_web_framework.html");
-    if (access(path, R_OK))
-        fprintf(stderr, "web: no page: %s: %s; --page FILE says where it is\n", path,
-                strerror(errno));
-    slash = strrchr(path, '/');
-    options.page = slash ? slash + 1 : path;
-    options.folder = slash ? path : ".";
-    if (slash)
-        *slash = 0;
-    if (!options.files)
-        options.files = options.folder;
-}
-
 static int use_defaults(void)
 {
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
@@ -712,7 +694,10 @@ static int use_defaults(void)
     options.quiet = options.quiet || options.goal;
     options.tls.alpn = "http/1.1";
     options.tls.handshake_timeout = options.timeout;
-    find_page();
+    if (!options.page)
+        options.page = static_files_beside(__FILE__, "01_web_framework.html");
+    if (!options.page)
+        fprintf(stderr, "web: 01_web_framework.html is not here: --page FILE says where it is\n");
     return options.tls.certificate_file ? tls_context_open_server(&options.tls) : 0;
 }
 

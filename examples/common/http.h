@@ -64,7 +64,7 @@
  *   server" in conc's README.
  *
  * Not covered: HTTP/2, tunnels of CONNECT, compression, content codings, trailers (which are
- * checked and dropped), a Date header.
+ * checked and dropped), a Date header (which http_date makes).
  */
 #ifndef HTTP_H
 #define HTTP_H
@@ -82,6 +82,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <time.h>
 
 /* ---- a connection and its request ----------------------------------------------------------- */
 
@@ -211,6 +212,10 @@ static inline int http_end(http_connection *h);
  * stream as well: a second close does nothing. -EINVAL: no upgrade was asked for, or the body was
  * not read. */
 static inline int http_upgrade(http_connection *h, const char *protocol);
+
+/* A time as HTTP writes it, in any locale: "Sun, 06 Nov 1994 08:49:37 GMT". Returns out. */
+enum { HTTP_DATE = 30 };
+static inline char *http_date(time_t t, char out[HTTP_DATE]);
 
 /* ---- serving -------------------------------------------------------------------------------- */
 
@@ -1033,6 +1038,18 @@ static inline ssize_t http_decode_path(http_connection *h, char *out, size_t siz
             return conc_fail(-EINVAL, "the path has a segment \"..\"");
     }
     return length;
+}
+
+static inline char *http_date(time_t t, char out[HTTP_DATE])
+{
+    static const char days[] = "SunMonTueWedThuFriSat";
+    static const char months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
+    struct tm g = {0};
+    gmtime_r(&t, &g);
+    snprintf(out, HTTP_DATE, "%.3s, %02u %.3s %04u %02u:%02u:%02u GMT", days + 3 * g.tm_wday,
+             (unsigned)g.tm_mday % 100, months + 3 * g.tm_mon, (unsigned)(g.tm_year + 1900) % 10000,
+             (unsigned)g.tm_hour % 100, (unsigned)g.tm_min % 100, (unsigned)g.tm_sec % 100);
+    return out;
 }
 
 /* ---- implementation: from request to request ------------------------------------------------ */

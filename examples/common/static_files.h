@@ -41,6 +41,14 @@ typedef struct static_files {
 static inline int static_files_answer(const static_files *s, http_connection *http,
                                       const char *path);
 
+/* The same for one file, wherever it is; cache_control may be NULL. */
+static inline int static_files_answer_file(http_connection *http, const char *path,
+                                           const char *cache_control);
+
+/* Where a file of this name is: in the folder of the source file (pass __FILE__), else in the current
+ * one: its path, which the next call overwrites; NULL: in neither. */
+static inline char *static_files_beside(const char *source, const char *name);
+
 /* ---- implementation: finding the file ------------------------------------------------------- */
 
 enum { STATIC_FILES__PIECE = 65536 }; /* bytes read at a time */
@@ -66,8 +74,25 @@ static inline int static_files__step(int folder, const char *segment)
     return rc;
 }
 
-/* In a thread: opens the file segment by segment, so that no link leads out of the folder. */
+/* It is open: what is it? */
+static inline int static_files__look(static_files__file *f)
+{
+    int rc = fstat(f->fd, &f->about) ? -errno : 0;
+    f->is_folder = rc == 0 && S_ISDIR(f->about.st_mode);
+    bool is_other = rc == 0 && !f->is_folder && !S_ISREG(f->about.st_mode);
+    return is_other ? -ENOENT : rc;
+}
+
+/* In a thread. */
 static inline int static_files__open(void *arg)
+{
+    static_files__file *f = arg;
+    f->fd = open(f->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    return f->fd < 0 ? -errno : static_files__look(f);
+}
+
+/* In a thread: opens the file segment by segment, so that no link leads out of the folder. */
+static inline int static_files__open_below(void *arg)
 {
     static_files__file *f = arg;
     char segment[256];
@@ -89,12 +114,19 @@ static inline int static_files__open(void *arg)
     bool wants_index = !*f->path || f->path[strlen(f->path) - 1] == '/';
     if (wants_index)
         fd = CONC_TRY(static_files__step(fd, "index.html"));
-    int rc = fstat(fd, &f->about) ? -errno : 0;
-    f->is_folder = rc == 0 && S_ISDIR(f->about.st_mode);
-    if (rc == 0 && !f->is_folder && !S_ISREG(f->about.st_mode))
-        rc = -ENOENT;
     f->fd = fd;
-    return rc;
+    return static_files__look(f);
+}
+
+static inline char *static_files_beside(const char *source, const char *name)
+{
+    static char path[1024];
+    const char *slash = strrchr(source, '/');
+    int n = slash ? (int)(slash + 1 - source) : 0;
+    snprintf(path, sizeof path, "%.*s%s", n, source, name);
+    if (access(path, R_OK))
+        snprintf(path, sizeof path, "%s", name);
+    return access(path, R_OK) ? NULL : path;
 }
 
 static inline int static_files__close(static_files__file *f)
@@ -149,31 +181,19 @@ static inline const char *static_files__type(const char *path)
     return "application/octet-stream";
 }
 
-static const char static_files__days[] = "SunMonTueWedThuFriSat";
-static const char static_files__months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
-
-/* "Sun, 06 Nov 1994 08:49:37 GMT", whatever the locale is. */
-static inline void static_files__date(time_t t, char *out, size_t size)
-{
-    struct tm g;
-    gmtime_r(&t, &g);
-    snprintf(out, size, "%.3s, %02d %.3s %04d %02d:%02d:%02d GMT",
-             static_files__days + 3 * g.tm_wday, g.tm_mday, static_files__months + 3 * g.tm_mon,
-             g.tm_year + 1900, g.tm_hour, g.tm_min, g.tm_sec);
-}
-
 /* Not changed since that date? A date that is malformed counts for nothing. */
 static inline bool static_files__is_not_newer(time_t modified, const char *date)
 {
     char month[4] = "", zone[4] = "";
+    static const char months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
     struct tm g = {0};
     int n = sscanf(date, "%*3s, %2d %3s %4d %2d:%2d:%2d %3s", &g.tm_mday, month, &g.tm_year,
                    &g.tm_hour, &g.tm_min, &g.tm_sec, zone);
-    const char *found = strstr(static_files__months, month);
+    const char *found = strstr(months, month);
     bool is_date = n == 7 && strlen(month) == 3 && found && strcmp(zone, "GMT") == 0;
     if (!is_date)
         return false;
-    g.tm_mon = (int)(found - static_files__months) / 3;
+    g.tm_mon = (int)(found - months) / 3;
     g.tm_year -= 1900;
     return modified <= timegm(&g);
 }
@@ -290,21 +310,21 @@ static inline int static_files__answer_whole(http_connection *http, static_files
     return http_end(http);
 }
 
-static inline int static_files__answer_file(const static_files *s, http_connection *http,
-                                            static_files__file *f)
+static inline int static_files__answer_found(http_connection *http, static_files__file *f,
+                                             const char *cache_control)
 {
-    char tag[64], date[40];
+    char tag[64], date[HTTP_DATE];
     const struct timespec *t = &f->about.st_mtim;
     snprintf(tag, sizeof tag, "\"%llx-%llx-%llx\"",
              (unsigned long long)t->tv_sec * 1000000000 + (unsigned long long)t->tv_nsec,
              (unsigned long long)f->about.st_size, (unsigned long long)f->about.st_ino);
-    static_files__date(f->about.st_mtime, date, sizeof date);
+    http_date(f->about.st_mtime, date);
     CONC_TRY(http_set_header(http, "ETag", tag));
     CONC_TRY(http_set_header(http, "Last-Modified", date));
     CONC_TRY(http_set_header(http, "Accept-Ranges", "bytes"));
     CONC_TRY(http_set_header(http, "X-Content-Type-Options", "nosniff"));
-    if (s->cache_control)
-        CONC_TRY(http_set_header(http, "Cache-Control", s->cache_control));
+    if (cache_control)
+        CONC_TRY(http_set_header(http, "Cache-Control", cache_control));
     if (static_files__is_unchanged(http, f, tag))
         return http_respond(http, 304, NULL, 0);
     return static_files__answer_whole(http, f, tag, date);
@@ -321,18 +341,33 @@ static inline int static_files__redirect(http_connection *http)
     return http_respond(http, 301, NULL, 0);
 }
 
+/* Opens the file in a thread, and answers. */
+static inline int static_files__answer(http_connection *http, static_files__file *f, conc_fn *open,
+                                       const char *cache_control)
+{
+    int rc = conc_offload(open, f);
+    bool is_none = rc == -ENOENT || rc == -ENOTDIR || rc == -ELOOP || rc == -EACCES || rc == -ENXIO;
+    if (is_none)
+        return http_printf(http, 404, "there is no such file\n");
+    if (rc < 0)
+        return conc_fail(rc, "%s: %s", f->path, conc_strerror(rc));
+    if (f->is_folder)
+        return static_files__redirect(http);
+    return static_files__answer_found(http, f, cache_control);
+}
+
 static inline int static_files_answer(const static_files *s, http_connection *http,
                                       const char *path)
 {
     CONC_AUTO(static_files__file, f) = {.folder = s->folder, .path = path, .fd = -1};
-    int rc = conc_offload(static_files__open, &f);
-    if (rc == -ENOENT || rc == -ENOTDIR || rc == -ELOOP || rc == -EACCES || rc == -ENXIO)
-        return http_printf(http, 404, "there is no such file\n");
-    if (rc < 0)
-        return conc_fail(rc, "%s/%s: %s", s->folder, path, conc_strerror(rc));
-    if (f.is_folder)
-        return static_files__redirect(http);
-    return static_files__answer_file(s, http, &f);
+    return static_files__answer(http, &f, static_files__open_below, s->cache_control);
+}
+
+static inline int static_files_answer_file(http_connection *http, const char *path,
+                                           const char *cache_control)
+{
+    CONC_AUTO(static_files__file, f) = {.path = path, .fd = -1};
+    return static_files__answer(http, &f, static_files__open, cache_control);
 }
 
 #endif
