@@ -1,0 +1,377 @@
+/* arena_client.h - players of arena_net.h that play by themselves: for tests, load and company
+ *
+ *     arena_client c = {.name = "Ada", .matches = 1, .by_udp = true,
+ *                       .bot = {.random = 7, .skill = 50}};
+ *     CONC_TRY(arena_client_dial(&c, "127.0.0.1:8080"));
+ *     int rc = arena_client_play(&c);
+ *     arena_client_close(&c);
+ *
+ * With .send and .receive of your own it plays over anything. What is lost on the way it asks for
+ * again after a second. It looks only at the states that it is sent, as a person does.
+ *
+ * A ledger compares what the clients of a match have seen: at each tick all must have the same.
+ *
+ * arena_client_dial, _play and _close wait. Errors: -ECONNRESET (the server has ended it; its words
+ * are in conc_last_error), and those of the network. Include conc_sync.h before; websocket.h's
+ * libraries are needed.
+ */
+#ifndef ARENA_CLIENT_H
+#define ARENA_CLIENT_H
+
+#ifndef CONC_SYNC_H
+#error "arena_client.h: include conc_sync.h first"
+#endif
+
+#include "arena_net.h"
+#include "websocket.h"
+#include <sys/socket.h>
+
+/* ---- what clients have seen ----------------------------------------------------------------- */
+
+enum { ARENA_LEDGER_MATCHES = 1024, ARENA_LEDGER_TICKS = 4096 }; /* older matches are forgotten */
+
+typedef struct arena_ledger {
+    long same, different;            /* states compared with what the others have */
+    long matches;                    /* players' matches that ended */
+    long actions, seen;              /* that were sent in these; and were seen in a state */
+    long states, whole;              /* that came; and those that were no difference */
+    int match[ARENA_LEDGER_MATCHES]; /* private */
+    uint32_t hashes[ARENA_LEDGER_MATCHES][ARENA_LEDGER_TICKS];
+} arena_ledger;
+
+static inline void arena_ledger_add(arena_ledger *l, int match, uint16_t tick, uint32_t hash)
+{
+    int row = match % ARENA_LEDGER_MATCHES;
+    uint32_t *known = &l->hashes[row][tick % ARENA_LEDGER_TICKS];
+    if (l->match[row] != match)
+        memset(l->hashes[row], 0, sizeof l->hashes[row]);
+    l->match[row] = match;
+    if (*known == 0)
+        *known = hash;
+    if (*known == hash)
+        l->same++;
+    else
+        l->different++;
+}
+
+/* ---- a client ------------------------------------------------------------------------------- */
+
+/* What some try. */
+typedef enum arena_temper {
+    ARENA_HONEST,
+    ARENA_SPEEDS,    /* drives five times as fast as it can */
+    ARENA_TELEPORTS, /* is suddenly somewhere else */
+    ARENA_TUNNELS,   /* drives on where a wall is */
+    ARENA_SPAMS      /* fires in each tick */
+} arena_temper;
+
+enum { ARENA_CLIENT__AHEAD = 64 }; /* actions that may be on their way; a power of two */
+
+typedef struct arena_client {
+    /* options */
+    char name[ARENA_NAME];
+    int matches; /* to play; 0: for ever */
+    bool by_udp; /* else by WebSocket */
+    arena_bot bot;
+    arena_temper temper;
+    double delay;                               /* seconds it takes to answer a state */
+    arena_ledger *ledger;                       /* NULL: none */
+    int (*before_join)(struct arena_client *c); /* may wait; NULL: it plays whenever it can */
+    int (*send)(struct arena_client *c, const packet *p);
+    int (*receive)(struct arena_client *c, packet *p); /* waits: 1, or 0: the connection ended */
+    void *user;
+
+    int played; /* matches */
+
+    /* private */
+    packet in;
+    int unanswered; /* questions, in a row */
+    uint64_t token, cookie;
+    arena_roster roster;           /* .match 0: in none */
+    uint16_t acted;                /* the tick of the last action */
+    uint16_t seen;                 /* the last action that a state has */
+    uint16_t fired;                /* the last one with a shot */
+    uint16_t placed;               /* the last one before the game moved the tank */
+    int path[ARENA_CLIENT__AHEAD]; /* the way driven up to an action */
+    arena_action action;
+    snapshot_history states;
+    conc_stream stream;
+    websocket socket;
+    int fd; /* of UDP, and 1; 0: none */
+} arena_client;
+
+/* Says HELLO with what it has, so a client that was cut off plays on. */
+static inline int arena_client_hello(arena_client *c)
+{
+    packet out = {0};
+    arena_hello hello = {.cookie = c->cookie};
+    memcpy(hello.name, c->name, sizeof hello.name);
+    packet_put(&out, 1, ARENA_HELLO);
+    packet_put(&out, 8, c->token);
+    arena_put_hello(&out, &hello);
+    return c->send(c, &out);
+}
+
+static inline int arena_client__say(arena_client *c, int type)
+{
+    packet out = {0};
+    packet_put(&out, 1, (uint64_t)type);
+    packet_put(&out, 8, c->token);
+    return c->send(c, &out);
+}
+
+static inline int arena_client__join(arena_client *c)
+{
+    if (c->before_join)
+        CONC_TRY(c->before_join(c));
+    return arena_client__say(c, ARENA_JOIN);
+}
+
+/* Its action, and that it has the state of this tick; 0: it needs a whole one. */
+static inline int arena_client__report(arena_client *c, uint16_t tick)
+{
+    packet out = {0};
+    arena_report report = {c->roster.match, tick, snapshot_hash_at(&c->states, tick), c->action};
+    packet_put(&out, 1, ARENA_ACTION);
+    packet_put(&out, 8, c->token);
+    arena_put_report(&out, &report);
+    return c->send(c, &out);
+}
+
+/* Says whatever makes up for what may have been lost; if that is in vain, HELLO: perhaps the server
+ * has given it up. */
+static inline int arena_client__ask(arena_client *c)
+{
+    if (!c->token || c->unanswered++ >= 2)
+        return arena_client_hello(c);
+    if (c->roster.match)
+        return arena_client__report(c, c->states.newest);
+    return arena_client__join(c);
+}
+
+static inline void arena_client__cheat(arena_client *c, const arena_player *me)
+{
+    arena_action *a = &c->action;
+    bool now = me->energy > 0 && arena_random(&c->bot.random) % 8 == 0;
+    int way = ARENA_SPEED;
+    if (c->temper == ARENA_SPEEDS)
+        way *= 5;
+    if (c->temper == ARENA_SPAMS)
+        a->fire = true;
+    if (c->temper == ARENA_TELEPORTS && now)
+        a->x = a->y = ARENA_WIDTH / 4;
+    if (c->temper == ARENA_SPEEDS || (c->temper == ARENA_TUNNELS && now)) {
+        a->x = (uint16_t)(a->x + arena_cosine(a->aim) * way / 1024);
+        a->y = (uint16_t)(a->y + arena_sine(a->aim) * way / 1024);
+    }
+}
+
+/* Decides on the next action. It goes no farther ahead of the state than the state allows, and
+ * fires again only when it has seen its last shot: whatever the network does, this is possible. */
+static inline void arena_client__decide(arena_client *c, const arena *state, int ticks)
+{
+    const arena_player *me = &state->players[c->roster.slot];
+    arena_action *a = &c->action, before = *a;
+    uint16_t known = c->seen > c->placed ? c->seen : c->placed;
+    int *path = c->path, mask = ARENA_CLIENT__AHEAD - 1;
+    arena_think(state, c->roster.slot, &c->bot, ticks < 10 ? ticks : 10, a);
+    int way = arena_distance(a->x - before.x, a->y - before.y);
+    if (path[before.number & mask] - path[known & mask] + way > me->reach) {
+        a->x = before.x;
+        a->y = before.y;
+        way = 0;
+    }
+    a->number++;
+    path[a->number & mask] = path[before.number & mask] + way;
+    a->fire = a->fire && c->fired <= c->seen;
+    arena_client__cheat(c, me);
+    if (a->fire)
+        c->fired = a->number;
+}
+
+/* Answers the newest state. */
+static inline int arena_client__act(arena_client *c)
+{
+    uint16_t tick = c->states.newest;
+    arena state;
+    memcpy(&state, snapshot_at(&c->states, tick), sizeof state);
+    const arena_player *me = &state.players[c->roster.slot];
+    c->seen = me->number;
+    if (c->action.number < me->number)
+        c->action.number = me->number; /* it was here before */
+    if (c->action.moved != me->moved) {
+        c->action.moved = me->moved;
+        c->action.x = me->x;
+        c->action.y = me->y;
+        c->placed = c->action.number;
+    }
+    bool too_late = tick + ARENA_RATE / 2 > c->roster.ticks;
+    bool too_far = c->action.number - c->seen >= ARENA_CLIENT__AHEAD - 1;
+    if (too_late || too_far)
+        return arena_client__report(c, tick); /* says the last action again */
+    arena_client__decide(c, &state, tick - c->acted);
+    c->acted = tick;
+    return arena_client__report(c, tick);
+}
+
+static inline int arena_client__on_state(arena_client *c, packet_reader *r)
+{
+    if ((int)packet_get(r, 2) != c->roster.match)
+        return arena_client__say(c, ARENA_JOIN); /* START was lost */
+    bool whole = r->size > 3 && r->data[2] == 0 && r->data[3] == 0;
+    int rc = snapshot_read(&c->states, r);
+    if (rc == -ENOENT || rc == -EBADMSG)
+        return arena_client__report(c, 0);
+    if (rc <= 0)
+        return rc;
+    if (c->ledger) {
+        uint16_t tick = c->states.newest;
+        arena_ledger_add(c->ledger, c->roster.match, tick, snapshot_hash_at(&c->states, tick));
+        c->ledger->states++;
+        c->ledger->whole += whole;
+    }
+    CONC_TRY(conc_sleep(c->delay));
+    return arena_client__act(c);
+}
+
+static inline int arena_client__on_start(arena_client *c, packet_reader *r)
+{
+    arena_roster roster = {0};
+    if (!arena_get_roster(r, &roster) || roster.match == c->roster.match)
+        return 0;
+    c->roster = roster;
+    c->acted = c->seen = c->fired = c->placed = 0;
+    c->action = (arena_action){0};
+    return snapshot_close(&c->states);
+}
+
+static inline int arena_client__on_end(arena_client *c, packet_reader *r)
+{
+    arena_result result = {0};
+    if (!arena_get_result(r, &result) || result.match != c->roster.match || !result.match)
+        return 0; /* it was told before */
+    c->roster.match = 0;
+    c->played++;
+    if (c->ledger) {
+        c->ledger->matches++;
+        c->ledger->actions += c->action.number;
+        c->ledger->seen += c->seen;
+    }
+    return c->played == c->matches ? 0 : arena_client__join(c);
+}
+
+static inline int arena_client__on_message(arena_client *c)
+{
+    packet_reader r = {c->in.data, c->in.size, false};
+    c->unanswered = 0;
+    switch (packet_get(&r, 1)) {
+    case ARENA_COOKIE: c->cookie = packet_get(&r, 8); return arena_client_hello(c);
+    case ARENA_WELCOME: c->token = packet_get(&r, 8); return arena_client__ask(c);
+    case ARENA_START: return arena_client__on_start(c, &r);
+    case ARENA_STATE: return arena_client__on_state(c, &r);
+    case ARENA_END: return arena_client__on_end(c, &r);
+    case ARENA_BYE:
+        return conc_fail(-ECONNRESET, "%s: %.*s", c->name, (int)r.size, (const char *)r.data);
+    default: return 0;
+    }
+}
+
+static inline int arena_client__receive(void *arg)
+{
+    arena_client *c = arg;
+    return c->receive(c, &c->in);
+}
+
+/* Plays as many matches as are wanted: 0 or an error. */
+static inline int arena_client_play(arena_client *c)
+{
+    c->states.words = ARENA_WORDS;
+    CONC_TRY(arena_client__ask(c));
+    while (c->matches == 0 || c->played < c->matches) {
+        int rc = conc_timeout(1 + c->delay, arena_client__receive, c);
+        if (rc == -ETIMEDOUT)
+            rc = arena_client__ask(c);
+        else if (rc > 0)
+            rc = arena_client__on_message(c);
+        else if (rc == 0)
+            rc = conc_fail(-ECONNRESET, "%s: the server has closed the connection", c->name);
+        CONC_TRY(rc);
+    }
+    CONC_TRY(arena_client__say(c, ARENA_QUIT));
+    return c->socket.stream ? websocket_end(&c->socket, 1000, NULL) : 0;
+}
+
+/* ---- over a network ------------------------------------------------------------------------- */
+
+static inline int arena_client__send_frame(arena_client *c, const packet *p)
+{
+    return websocket_send(&c->socket, WEBSOCKET_BINARY, p->data, p->size);
+}
+
+static inline int arena_client__receive_frame(arena_client *c, packet *p)
+{
+    websocket_message m;
+    int rc = websocket_receive(&c->socket, &m);
+    p->size = 0;
+    if (rc == 1)
+        packet_put_bytes(p, m.data, m.size);
+    if (rc == 0 && c->socket.close_reason[0])
+        return conc_fail(-ECONNRESET, "%s: %s", c->name, c->socket.close_reason);
+    return rc;
+}
+
+static inline int arena_client__send_datagram(arena_client *c, const packet *p)
+{
+    ssize_t n = conc_send(c->fd - 1, p->data, p->size, 0);
+    return n < 0 ? (int)n : 0;
+}
+
+static inline int arena_client__receive_datagram(arena_client *c, packet *p)
+{
+    p->size = (size_t)CONC_TRY(conc_recv(c->fd - 1, p->data, sizeof p->data, 0));
+    return 1;
+}
+
+/* The socket of UDP goes where that of TCP has gone, which is not needed any longer. */
+static inline int arena_client__dial_udp(arena_client *c, int fd)
+{
+    struct sockaddr_storage to = {0};
+    socklen_t size = sizeof to;
+    c->send = arena_client__send_datagram;
+    c->receive = arena_client__receive_datagram;
+    if (getpeername(fd, (struct sockaddr *)&to, &size) < 0)
+        return -errno;
+    c->fd = socket(to.ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0) + 1;
+    if (c->fd == 0 || connect(c->fd - 1, (struct sockaddr *)&to, size) < 0)
+        return conc_fail(-errno, "UDP: %s", strerror(errno));
+    return 0;
+}
+
+/* Connects to a server. Call arena_client_close, whatever comes of it. */
+static inline int arena_client_dial(arena_client *c, const char *address)
+{
+    int fd = CONC_TRY(conc_dial(address));
+    if (c->by_udp) {
+        int rc = arena_client__dial_udp(c, fd);
+        conc_close(fd);
+        return rc;
+    }
+    CONC_TRY(conc_stream_open(&c->stream, fd));
+    c->socket.stream = &c->stream;
+    c->send = arena_client__send_frame;
+    c->receive = arena_client__receive_frame;
+    return websocket_connect(&c->socket, "/play", address);
+}
+
+/* Releases all. Twice, or on an all-zero object, it does nothing. */
+static inline int arena_client_close(arena_client *c)
+{
+    websocket_close(&c->socket);
+    conc_stream_close(&c->stream);
+    if (c->fd > 0)
+        conc_close(c->fd - 1);
+    c->fd = 0;
+    return snapshot_close(&c->states);
+}
+
+#endif

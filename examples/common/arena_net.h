@@ -1,0 +1,180 @@
+/* arena_net.h - what the game of arena.h says over a network: messages, each in a packet
+ *
+ * A message begins with its type, one byte; the player's follow with its token, 8 bytes, which is
+ * how datagrams say whose they are. Each packet stands for itself: it may be lost, doubled or late.
+ * The player says HELLO until there is a WELCOME, JOIN once a second until there is a START, then
+ * an ACTION for each STATE. The server repeats nothing by itself: a player that misses something
+ * asks again, and gets the newest.
+ *
+ *     HELLO    the version of all this, cookie, name; at least ARENA_HELLO_SIZE bytes
+ *     JOIN     nothing: wants to play, or is still there
+ *     ACTION   match, the newest tick it has and its hash, and an arena_action
+ *     QUIT     nothing: does not want to play any more
+ *
+ *     COOKIE   by UDP: say HELLO again, with this
+ *     WELCOME  the token, the rating
+ *     LOBBY    players that are here and that wait, and the band of ratings that are looked for
+ *     START    who plays
+ *     STATE    match, and what snapshot.h makes of an arena
+ *     END      the result
+ *     BYE      the reason, in words: the connection is over
+ *
+ * arena_put_X appends what follows the type; arena_get_X reads it, and is false if it is malformed.
+ */
+#ifndef ARENA_NET_H
+#define ARENA_NET_H
+
+#include "arena.h"
+#include "snapshot.h"
+
+enum {
+    ARENA_VERSION = 1,
+    ARENA_NAME = 25,      /* bytes of a name, with the NUL */
+    ARENA_HELLO_SIZE = 64 /* bytes; COOKIE is shorter */
+};
+
+/* The types. Those from WELCOME to END are bits: what is due to a player. */
+enum { ARENA_HELLO = 'H', ARENA_JOIN = 'J', ARENA_ACTION = 'A', ARENA_QUIT = 'Q' };
+enum {
+    ARENA_WELCOME = 1,
+    ARENA_LOBBY = 2,
+    ARENA_START = 4,
+    ARENA_STATE = 8,
+    ARENA_END = 16,
+    ARENA_COOKIE = 32,
+    ARENA_BYE = 64
+};
+
+typedef struct arena_hello {
+    uint64_t cookie;
+    char name[ARENA_NAME]; /* control characters became question marks */
+} arena_hello;
+
+typedef struct arena_report {
+    int match;
+    uint16_t tick;
+    uint32_t hash;
+    arena_action action;
+} arena_report;
+
+typedef struct arena_roster {
+    int match, slot, ticks, count; /* slot: of the player who gets it */
+    int ratings[ARENA_PLAYERS];
+    char names[ARENA_PLAYERS][ARENA_NAME];
+} arena_roster;
+
+typedef struct arena_result {
+    int match, count; /* count 0: the player was put out of the match */
+    int scores[ARENA_PLAYERS], ratings[ARENA_PLAYERS], changes[ARENA_PLAYERS];
+} arena_result;
+
+static inline void arena__put_name(packet *p, const char *name)
+{
+    packet_put(p, 1, strlen(name));
+    packet_put_bytes(p, name, strlen(name));
+}
+
+static inline void arena__get_name(packet_reader *r, char *name)
+{
+    size_t n = packet_get(r, 1), i;
+    const unsigned char *text = packet_get_bytes(r, n);
+    for (i = 0; text && i < n && i < ARENA_NAME - 1; i++)
+        name[i] = (char)(text[i] < ' ' || text[i] == 127 ? '?' : text[i]);
+    name[i] = 0;
+}
+
+static inline void arena_put_hello(packet *p, const arena_hello *h)
+{
+    packet_put(p, 1, ARENA_VERSION);
+    packet_put(p, 8, h->cookie);
+    arena__put_name(p, h->name);
+    while (p->size < ARENA_HELLO_SIZE)
+        packet_put(p, 1, 0);
+}
+
+static inline bool arena_get_hello(packet_reader *r, arena_hello *h)
+{
+    bool same = packet_get(r, 1) == ARENA_VERSION;
+    h->cookie = packet_get(r, 8);
+    arena__get_name(r, h->name);
+    return same && !r->bad;
+}
+
+static inline void arena_put_report(packet *p, const arena_report *a)
+{
+    packet_put(p, 2, (uint64_t)a->match);
+    packet_put(p, 2, a->tick);
+    packet_put(p, 4, a->hash);
+    packet_put(p, 2, a->action.number);
+    packet_put(p, 2, a->action.moved);
+    packet_put(p, 2, a->action.x);
+    packet_put(p, 2, a->action.y);
+    packet_put(p, 1, a->action.aim);
+    packet_put(p, 1, a->action.fire);
+}
+
+static inline bool arena_get_report(packet_reader *r, arena_report *a)
+{
+    a->match = (int)packet_get(r, 2);
+    a->tick = (uint16_t)packet_get(r, 2);
+    a->hash = (uint32_t)packet_get(r, 4);
+    a->action.number = (uint16_t)packet_get(r, 2);
+    a->action.moved = (uint16_t)packet_get(r, 2);
+    a->action.x = (uint16_t)packet_get(r, 2);
+    a->action.y = (uint16_t)packet_get(r, 2);
+    a->action.aim = (uint16_t)packet_get(r, 1);
+    a->action.fire = packet_get(r, 1) != 0;
+    return !r->bad && r->size == 0;
+}
+
+static inline void arena_put_roster(packet *p, const arena_roster *s)
+{
+    packet_put(p, 2, (uint64_t)s->match);
+    packet_put(p, 1, (uint64_t)s->slot);
+    packet_put(p, 2, (uint64_t)s->ticks);
+    packet_put(p, 1, (uint64_t)s->count);
+    for (int i = 0; i < s->count; i++) {
+        packet_put(p, 2, (uint64_t)s->ratings[i]);
+        arena__put_name(p, s->names[i]);
+    }
+}
+
+static inline bool arena_get_roster(packet_reader *r, arena_roster *s)
+{
+    s->match = (int)packet_get(r, 2);
+    s->slot = (int)packet_get(r, 1);
+    s->ticks = (int)packet_get(r, 2);
+    s->count = (int)packet_get(r, 1);
+    if (s->count > ARENA_PLAYERS || s->slot >= s->count)
+        return false;
+    for (int i = 0; i < s->count; i++) {
+        s->ratings[i] = (int16_t)packet_get(r, 2);
+        arena__get_name(r, s->names[i]);
+    }
+    return !r->bad;
+}
+
+static inline void arena_put_result(packet *p, const arena_result *s)
+{
+    packet_put(p, 2, (uint64_t)s->match);
+    packet_put(p, 1, (uint64_t)s->count);
+    for (int i = 0; i < s->count; i++) {
+        packet_put(p, 2, (uint64_t)s->scores[i]);
+        packet_put(p, 2, (uint64_t)s->ratings[i]);
+        packet_put(p, 2, (uint64_t)s->changes[i]);
+    }
+}
+
+static inline bool arena_get_result(packet_reader *r, arena_result *s)
+{
+    s->match = (int)packet_get(r, 2);
+    s->count = (int)packet_get(r, 1);
+    for (int i = 0; i < s->count && i < ARENA_PLAYERS; i++) {
+        s->scores[i] = (int16_t)packet_get(r, 2);
+        s->ratings[i] = (int16_t)packet_get(r, 2);
+        s->changes[i] = (int16_t)packet_get(r, 2);
+    }
+    return !r->bad;
+}
+
+#endif

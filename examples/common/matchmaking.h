@@ -1,0 +1,120 @@
+/* matchmaking.h - who plays whom: rating bands that widen with waiting, and ratings after a match
+ *
+ *     matchmaking_ticket waiting[100], *match;
+ *     int n = ..., size;
+ *     while ((size = matchmaking_pick(&rules, waiting, n, now, &match)) > 0) {
+ *         start(match, size);                               // match[0] to match[size - 1]
+ *         n = matchmaking_remove(waiting, n, match, size);
+ *     }
+ *
+ * A player accepts opponents whose ratings are at most a band away, which is narrow at first and
+ * widens while they wait. All players of a match accept each other. Plain C without allocation.
+ */
+#ifndef MATCHMAKING_H
+#define MATCHMAKING_H
+
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct matchmaking_rules {
+    int least, most; /* players of a match */
+    double patience; /* seconds that a full match is waited for; then `least` are enough */
+    double band;     /* of ratings, at first */
+    double widening; /* of the band, a second */
+} matchmaking_rules;
+
+typedef struct matchmaking_ticket {
+    void *player;
+    int id, rating; /* id: decides between equals, so that the same tickets make the same matches */
+    double since;   /* when the player began to wait */
+} matchmaking_ticket;
+
+/* The farthest rating that the player accepts now. */
+static inline double matchmaking_band(const matchmaking_rules *r, const matchmaking_ticket *t,
+                                      double now)
+{
+    return r->band + r->widening * (now - t->since);
+}
+
+static inline int matchmaking__by_rating(const void *a, const void *b)
+{
+    const matchmaking_ticket *x = a, *y = b;
+    if (x->rating != y->rating)
+        return x->rating < y->rating ? -1 : 1;
+    return (x->id > y->id) - (x->id < y->id);
+}
+
+/* Do these accept each other? They are sorted: the first and the last are farthest apart. *oldest
+ * is the time of the one that waits longest. */
+static inline bool matchmaking__fits(const matchmaking_rules *r, const matchmaking_ticket *t, int n,
+                                     double now, double *oldest)
+{
+    double distance = t[n - 1].rating - t[0].rating;
+    *oldest = now;
+    for (int i = 0; i < n; i++) {
+        if (matchmaking_band(r, &t[i], now) < distance)
+            return false;
+        if (t[i].since < *oldest)
+            *oldest = t[i].since;
+    }
+    return true;
+}
+
+/* Sorts the n tickets and finds a match: how many players it has, and in *match the first of them,
+ * within t; 0: there is none now. Full matches come first, and of these the one whose player has
+ * waited longest; a smaller one needs a player without patience. */
+static inline int matchmaking_pick(const matchmaking_rules *r, matchmaking_ticket *t, int n,
+                                   double now, matchmaking_ticket **match)
+{
+    qsort(t, (size_t)n, sizeof *t, matchmaking__by_rating);
+    for (int size = r->most; size >= r->least; size--) {
+        double best = now + 1, oldest;
+        for (int i = 0; i + size <= n; i++) {
+            bool fits = matchmaking__fits(r, t + i, size, now, &oldest);
+            bool ready = size == r->most || now - oldest >= r->patience;
+            if (fits && ready && oldest < best) {
+                best = oldest;
+                *match = t + i;
+            }
+        }
+        if (best <= now)
+            return size;
+    }
+    return 0;
+}
+
+/* Takes a match that was picked out of the n tickets: how many are left. */
+static inline int matchmaking_remove(matchmaking_ticket *t, int n, matchmaking_ticket *match,
+                                     int size)
+{
+    int behind = n - (int)(match - t) - size;
+    memmove(match, match + size, (size_t)behind * sizeof *t);
+    return n - size;
+}
+
+/* Elo's rule in whole numbers, with a straight line for the expected score (a lead of 400 points:
+ * always wins): each two players of a match count as one game between them, won by the higher
+ * score. What one gains another loses. */
+static inline void matchmaking_rate(int *ratings, const int *scores, int n)
+{
+    enum { LEAD = 400, MOST = 32 /* points for a win over all, of equals */ };
+    int before[64];
+    if (n < 2 || n > 64)
+        return;
+    memcpy(before, ratings, (size_t)n * sizeof *ratings);
+    for (int i = 0; i < n; i++)
+        for (int j = 0; j < i; j++) {
+            int lead = before[i] - before[j];
+            int result = (scores[i] > scores[j]) - (scores[i] < scores[j]);
+            if (lead > LEAD)
+                lead = LEAD;
+            if (lead < -LEAD)
+                lead = -LEAD;
+            int points = MOST * (result * LEAD - lead) / (LEAD * (n - 1));
+            ratings[i] += points;
+            ratings[j] -= points;
+        }
+}
+
+#endif
