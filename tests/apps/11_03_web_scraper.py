@@ -16,6 +16,7 @@ import urllib.request
 import apps
 import browser
 
+TIMEOUT = 2 if apps.SANITIZE else 1  # of the sites' page that hangs; it is tried three times
 PAGE = apps.TOP / "examples/11_apps/03_web_scraper.html"
 HOSTS = [f"site{i}.localhost" for i in range(10)]
 REASONS = {  # of the ten sites, each with 100 pages
@@ -181,7 +182,7 @@ SHOWN = """return {state: document.querySelector("#state").textContent,
 def test_the_page_is_live_and_shows_at_the_end_what_the_database_has():
     background()
     db, port = apps.folder() / "x.db", apps.free_port()
-    options = ("--page", PAGE, "--listen", f"127.0.0.1:{port}", "--max-pages", 30, "--delay", 0.05, "--timeout", apps.SLOW)
+    options = ("--page", PAGE, "--listen", f"127.0.0.1:{port}", "--max-pages", 30, "--delay", 0.05, "--timeout", TIMEOUT)
     with apps.started(program(), *options, "--db", db, "--stay") as process, browser.Browser(width=360, dark=True) as page:
         page.open(f"http://127.0.0.1:{port}/")
         live = page.until(SHOWN, lambda shown: 0 < shown["sums"]["page"])
@@ -221,7 +222,7 @@ def run_goal():
     """--goal on sites with a log: its output, its database, the requests."""
     db = apps.folder() / "goal.db"
     with sites() as s:
-        out = apps.run(program(), "--goal", "--delay", 0.02, "--timeout", apps.SLOW, "--db", db, "--connect-to", s.address).stdout
+        out = apps.run(program(), "--goal", "--delay", 0.02, "--timeout", TIMEOUT, "--db", db, "--connect-to", s.address).stdout
         return out, db, s.requests()
 
 
@@ -271,7 +272,7 @@ def test_no_page_is_requested_twice():
 # ---- what it shows by itself ----
 
 def run_demo():
-    return apps.run(program(), "--page", PAGE, "--delay", 0.05, "--timeout", apps.SLOW)
+    return apps.run(program(), "--page", PAGE, "--delay", 0.05, "--timeout", TIMEOUT)
 
 
 def test_what_it_shows_by_itself():
