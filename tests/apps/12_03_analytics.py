@@ -14,6 +14,7 @@ import time
 import urllib.request
 
 import apps
+import browser
 
 PROGRAM = apps.compiled("12_projects/03_analytics.c")
 PAGE = apps.TOP / "examples" / "12_projects" / "03_analytics.html"
@@ -181,7 +182,7 @@ def check_replay(records, **options):
     for session, events in sessions:
         check_figures(events, last[session], session, lambda e: e.series)
     for kind in ("tumbling", "sliding", "session"):
-        counts = re.search(rf"^{kind} +\d+ windows, late (\d+), too late (\d+), refused 0$", text, re.MULTILINE)
+        counts = re.search(rf"^{kind}: \d+ windows; events: (\d+) late, (\d+) too late, 0 refused$", text, re.MULTILINE)
         apps.check(counts, "no counts of", kind, text[-1000:])
         found, wanted = (int(counts[1]), int(counts[2])), (expected.late[kind], expected.too_late[kind])
         apps.check(found == wanted, kind, "late, too late:", found, "not", wanted)
@@ -230,6 +231,456 @@ def test_windows_of_other_sizes_equal_those_computed_from_all_events():
 def test_thousands_of_different_users():
     records = [(1000 + i / 5000, "udp", f"a;user=u{i * 7919 % 9000} {i % 640 / 64} {1000 + i / 5000:.3f}") for i in range(10000)]
     check_replay(records, gap=0.5)
+
+
+
+def crossings(expected, series, figure, above, below):
+    """What an alert must do: [(fires or clears, end of the window)]."""
+    found, firing = [], False
+    for (kind, key, _, end), events, revised in sorted(expected.closings(), key=lambda c: c[0][3]):
+        if kind == "sliding" and key == series and not revised:
+            value = {"count": len(events), "sum": sum(e.value for e in events), "max": max(e.value for e in events)}[figure]
+            if value < below if firing else value > above:
+                firing = not firing
+                found.append(("fires" if firing else "clears", f"{end / 1e6:.3f}"))
+    return found
+
+
+def test_alerts_fire_once_a_crossing():
+    fired = 0
+    for seed in range(200, 204):
+        expected, text = check_replay(stream(seed), alerts="a count 12 8, b max 60 55,b sum 100000 1000")
+        for series, figure, above, below in (("a", "count", 12, 8), ("b", "max", 60, 55), ("b", "sum", 100000, 1000)):
+            found = re.findall(rf"^alert (\w+): {series} {figure} is \S+ at (\S+)$", text, re.MULTILINE)
+            wanted = crossings(expected, series, figure, above, below)
+            apps.check(found == wanted, series, figure, found, "not", wanted)
+            fired += len(found)
+    apps.check(fired > 20, "only", fired, "crossings")
+
+
+def test_an_alert_between_its_thresholds_stays_as_it_is():
+    counts = [5, 9, 11, 9, 9, 11, 9, 7, 9, 11]  # above 10 it fires, below 8 it clears
+    records = [(1000.5 + i, "tcp/1", f"a {n} {1000.5 + i}") for i, n in enumerate(counts)]
+    found = re.findall(r"^alert (.*)$", replay(records, alerts="a sum 10 8", sliding=1), re.MULTILINE)
+    apps.check(found == ["fires: a sum is 11 at 1003.000", "clears: a sum is 7 at 1008.000", "fires: a sum is 11 at 1010.000"], found)
+
+
+def test_an_event_from_the_future_does_not_make_others_late():
+    records = [(1000 + i / 10, "tcp/1", f"a 1 {1000 + i / 10}") for i in range(100)]
+    records[20:20] = [(1002, "tcp/2", "a 1 1061.9"), (1002, "tcp/2", "a 1 5000"), (1002, "tcp/2", "a 1 99999999999"), (1002, "tcp/1", "a 1 1030")]
+    expected, _ = check_replay(records)
+    apps.check(expected.ahead == 2 and not expected.too_late and not expected.late, expected.ahead, expected.late)
+
+
+def test_old_events_hold_no_window_open_for_long():
+    records = [(1000 + i / 10, *pair) for i in range(200) for pair in (("tcp/1", f"a 1 {1000 + i / 10}"), ("udp", f"b 1 {i}"))]
+    expected, _ = check_replay(records)
+    apps.check(expected.too_late["tumbling"] == 200 and expected.mark == 1019.9 - 2 - 1, expected.too_late, expected.mark)
+
+
+# ---- live ----
+
+class Live:
+    """The engine, its addresses, and what it prints."""
+
+    def __init__(self, process):
+        self.process, self.out = process, process.out
+        apps.until(lambda: "Listening" in self.text() or process.poll() is not None, "it listens")
+        addresses = re.search(r"http://(\S+)/; events to tcp (\S+), udp (\S+) or", self.text())
+        apps.check(addresses, self.text())
+        self.url = "http://" + addresses[1]
+        self.http, self.tcp, self.udp = (("127.0.0.1", int(a.rsplit(":", 1)[1])) for a in addresses.groups())
+
+    def text(self):
+        return self.out.read_text(errors="replace")
+
+    def state(self):
+        with urllib.request.urlopen(self.url + "/state", timeout=20) as answer:
+            return json.load(answer)
+
+    def transport(self, name):
+        return next(t for t in self.state()["transports"] if t["name"] == name)
+
+    def until(self, condition, what):
+        apps.until(lambda: condition(self.state()), what)
+
+
+@contextlib.contextmanager
+def live(*arguments, serve=True, **options):
+    addresses = {"listen": "127.0.0.1:0", "tcp": "127.0.0.1:0", "udp": "127.0.0.1:0", "page": PAGE, **options}
+    words = [f"--{name}={value}" for name, value in addresses.items()] + ["--serve"] * serve
+    with apps.started(PROGRAM, *words, *arguments) as process:
+        yield Live(process)
+
+
+class WebSocket:
+    """A client that sends text, and reads what comes (messages of any size, no fragments)."""
+
+    def __init__(self, address, path, origin=None):
+        self.socket = socket.create_connection(address, timeout=20)
+        lines = [f"GET {path} HTTP/1.1", f"Host: {address[0]}:{address[1]}", "Upgrade: websocket", "Connection: Upgrade",
+                 "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA=="] + [f"Origin: {origin}"] * bool(origin)
+        self.socket.sendall("\r\n".join([*lines, "", ""]).encode())
+        self.head = b""
+        while not self.head.endswith(b"\r\n\r\n"):
+            self.head += self.socket.recv(1) or b"\r\n\r\n"
+        self.status = int(self.head.split()[1])
+
+    def send(self, text, opcode=1):
+        data = text if isinstance(text, bytes) else text.encode()
+        size = bytes([0x80 | len(data)]) if len(data) < 126 else b"\xfe" + len(data).to_bytes(2, "big")
+        self.socket.sendall(bytes([0x80 | opcode]) + size + bytes(4) + data)  # a mask of zeros
+
+    def read(self, n):
+        data = b""
+        while len(data) < n:
+            more = self.socket.recv(n - len(data))
+            apps.check(more, "the WebSocket has ended")
+            data += more
+        return data
+
+    def receive(self):
+        size = self.read(2)[1]
+        if size >= 126:
+            size = int.from_bytes(self.read(2 if size == 126 else 8), "big")
+        return self.read(size).decode()
+
+
+def send_tcp(address, text):
+    with socket.create_connection(address) as s:
+        s.sendall(text if isinstance(text, bytes) else text.encode())
+
+
+def recorded(path):
+    records = [line.rstrip("\n").split(" ", 2) for line in path.read_text().splitlines()]
+    return [(float(r[0]), r[1], r[2] if len(r) > 2 else None) for r in records]
+
+
+QUICK = {"tumbling": 1, "sliding": 2, "slide": 0.5, "gap": 1, "delay": 0.2, "lateness": 0.5, "idle": 0.4}
+
+
+def send_from_all(engine, count):
+    """Events over TCP, UDP and a WebSocket, some of them late, too late and malformed."""
+    draw = random.Random(5)
+    udp, tcp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), socket.create_connection(engine.tcp)
+    ws = WebSocket(engine.http, "/events")
+    for i in range(count):
+        line = f"{'ab'[i % 2]};user=u{draw.randrange(5)} {draw.randrange(6400) / 64} {time.time() - draw.choice((0, 0, 0.1, 0.6, 3)):.3f}"
+        if i % 50 == 49:
+            line = draw.choice(("garbage", "a;user= 1 1", f"a 1 {time.time() + 1e6:.3f}"))
+        if i % 3 == 0:
+            tcp.sendall(line.encode() + b"\n")
+        elif i % 3 == 1:
+            udp.sendto(line.encode(), engine.udp)
+        else:
+            ws.send(line)
+        time.sleep(0.005)
+    for s in (udp, tcp, ws.socket):
+        s.close()
+
+
+def cells(row):
+    return [float(text.replace(",", "")) for text in row]
+
+
+def check_shown(values, events, window):
+    shown = dict(zip(("count", "sum", "min", "mean", "max", "p50", "p95", "p99", "distinct"), values))
+    exact = sorted(e.value for e in events)
+    for name, value in (("count", len(events)), ("sum", sum(exact)), ("min", exact[0]), ("mean", sum(exact) / len(exact)), ("max", exact[-1]),
+                        ("distinct", len({e.user for e in events}))):
+        apps.check(abs(shown[name] - value) <= 0.051, "the page shows of", window, name, shown[name], "not", value)
+    for p in (50, 95, 99):
+        value = exact[math.floor(p / 100 * (len(exact) - 1))]
+        apps.check(abs(shown[f"p{p}"] - value) <= 0.051 + 0.01 * value, "the page shows of", window, p, shown[f"p{p}"], "not", value)
+
+
+def check_card(shown, final, size):
+    """Three digits of the figures of the newest sliding window of the series a."""
+    window = max((w for w in final if w[:2] == ("sliding", "a")), key=lambda w: w[3])
+    values = sorted(e.value for e in final[window])
+    percentiles = [values[math.floor(p / 100 * (len(values) - 1))] for p in (50, 95, 99)]
+    wanted = [len(values) / size, *percentiles, len({e.user for e in final[window]})]
+    for text, value in zip(shown, wanted):
+        apps.check(abs(float(text) - value) <= 0.016 * value + 0.006, "the card shows", shown, "not", wanted)
+
+
+def test_the_page_shows_what_is_computed_from_the_raw_input():
+    record = apps.folder() / "record.txt"
+    with live(record=record, alerts="a count 10 5", **QUICK) as engine, browser.Browser(1200, 1600) as page:
+        page.open(engine.url)
+        send_from_all(engine, 600)
+        last = max(r[0] for r in recorded(record))
+        engine.until(lambda state: state["watermark"] > last + 2.6, "all windows are closed")
+        now = engine.state()["now"]
+        page.until("return latest.now", lambda shown: shown and shown > now)
+        rows = page.run("""return [...document.querySelectorAll('#tumbling tbody tr')].map(tr =>
+            [tr.dataset.key, +tr.dataset.start, ...[...tr.cells].slice(2).map(td => td.textContent)])""")
+        card = page.run("return [...document.querySelectorAll('[data-series=a] dd')].map(dd => dd.textContent)")
+        sources = page.run("return [...document.querySelectorAll('#sources tbody tr')].map(tr => [...tr.cells].map(td => td.textContent))")
+        late = page.run("return [...document.querySelectorAll('#late tbody tr')].map(tr => [...tr.cells].map(td => td.textContent))")
+        sessions = page.run("return [...document.querySelectorAll('#sessions li')].map(li => [li.dataset.key, li.lastChild.textContent])")
+        state = engine.state()
+        apps.check(not page.errors(), page.errors())
+    expected = Expected(recorded(record), **QUICK)
+    final = {}
+    for window, events, _ in expected.closings():  # the revised one comes last
+        final[window] = events
+    tumbling = sorted((w for w in final if w[0] == "tumbling"), key=lambda w: (-w[2], w[1]))[:12]
+    apps.check([(r[0], us(r[1])) for r in rows] == [(w[1], w[2]) for w in tumbling], rows, "not", tumbling)
+    for row, window in zip(rows, tumbling):
+        check_shown(cells(row[2:]), final[window], window)
+    check_card(card, final, QUICK["sliding"])
+    apps.check(len(state["sliding"]["rows"]) == len([w for w in final if w[0] == "sliding"]), "sliding windows are missing")
+    for row in state["sliding"]["rows"]:
+        window = ("sliding", row["key"], us(row["start"]), us(row["end"]))
+        check_figures(final[window], dict(zip(FIGURES, row["figures"])), window, lambda e: e.user)
+    wanted = [[kind, str(expected.late[kind]), str(expected.too_late[kind]), "0"] for kind in ("tumbling", "sliding", "session")]
+    apps.check(late == wanted and int(late[0][2]) > 20, late, "not", wanted)
+    events = sum(line is not None for _, _, line in recorded(record)) - expected.ahead
+    apps.check(sum(cells(row[2:3])[0] for row in sources) == events, sources, "not", events)
+    malformed = sum(cells(row[4:5])[0] for row in sources)
+    apps.check(malformed + expected.ahead + events == 600 and malformed and expected.ahead, sources)
+    wanted = sorted(expected.final_sessions(), key=lambda s: (-s[0][3], s[0][1]))[:10]
+    wanted = [[s[1], f"{len(e)} in {(s[3] - s[2]) / 1e6:.1f} s".replace(".0 s", " s")] for s, e in wanted]
+    apps.check(sessions == wanted, sessions, "not", wanted)
+    replayed = printed_windows(replay(recorded(record), **QUICK))
+    apps.check({w[:4] for w in replayed} >= set(final), "a replay of the record has other windows")
+
+
+def test_a_dashboard_connects_again_by_itself():
+    port = apps.free_port()
+    with live(listen=f"127.0.0.1:{port}") as engine, browser.Browser() as page:
+        page.open(engine.url)
+        page.until("return document.getElementById('status').textContent", "live")
+        page.until("return document.getElementById('empty').hidden", False)
+        os.kill(engine.process.pid, signal.SIGKILL)
+        page.until("return document.getElementById('status').textContent", lambda text: text.startswith("disconnected"))
+        with live(listen=f"127.0.0.1:{port}", **QUICK) as again:
+            page.until("return document.getElementById('status').textContent", "live")
+            send_tcp(again.tcp, f"a 1 {time.time()}\n")
+            page.until("return document.querySelectorAll('.card').length", 1)
+            page.run("document.querySelector('.card svg').focus()")
+            page.type(".card svg", "\ue012")  # the left arrow
+            page.until("return document.querySelector('.readout').textContent", lambda text: "1 events, p50 1" in text)
+
+
+def test_simulated_sources_show_themselves_on_the_page():
+    with live(serve=False, rate=100, **QUICK) as engine, browser.Browser(360, 800, dark=True) as page:
+        page.open(engine.url)
+        page.until("return document.querySelectorAll('.card').length", 3)
+        page.until("return [...document.querySelectorAll('#sources tbody tr')].every(tr => +tr.cells[3].textContent > 20)", True)
+        page.until("return document.querySelectorAll('#sessions li').length", lambda n: n > 2)
+        wide = page.run("return [document.documentElement.scrollWidth, innerWidth]")
+        apps.check(wide[0] <= wide[1] and not page.errors(), wide, page.errors())
+        engine.process.send_signal(signal.SIGINT)
+        apps.check(engine.process.wait(20) == 130, engine.text())
+    apps.check("tumbling: " in engine.text() and "error" not in engine.text(), engine.text())
+
+
+def test_fast_tcp_senders_are_held_up():
+    lines = b"".join(f"a;user=u{i % 7} {i % 64} -1\n".encode() for i in range(400000))
+    with live(limit=3000, **QUICK) as engine, socket.create_connection(engine.tcp) as s:
+        s.setblocking(False)
+        sent = 0
+        while True:  # what the buffers take, and no more: the engine does not read ahead
+            try:
+                sent += s.send(lines[sent:sent + 65536])
+            except BlockingIOError:
+                break
+        held = engine.transport("tcp")
+        apps.check(sent < len(lines) and held["events"] < 300000, sent, held)
+        s.setblocking(True)
+        whole = lines[:sent].count(b"\n")
+        s.sendall(lines[sent:sent + 20 - len(lines[:sent].rpartition(b"\n")[2])] * 0)
+        engine.until(lambda state: state["transports"][0]["held"] > 0.3 and state["transports"][0]["events"] > 2000, "it is held up")
+        rate = engine.transport("tcp")["rate"]
+        apps.check(rate < 3500, "the limit is exceeded:", rate)
+        memory = int(re.search(r"VmRSS:\s+(\d+)", open(f"/proc/{engine.process.pid}/status").read())[1])
+        apps.check(apps.SANITIZE or memory < 30000, "it has", memory, "KiB")
+        apps.check(whole > 3000, whole)
+
+
+def test_no_event_of_a_held_up_sender_is_lost():
+    with live(limit=5000, **QUICK) as engine:
+        send_tcp(engine.tcp, b"".join(f"a {i % 64} -1\n".encode() for i in range(12000)))
+        engine.until(lambda state: state["transports"][0]["events"] == 12000 and state["transports"][0]["connections"] == 0, "all have come")
+        apps.check(engine.transport("tcp")["held"] > 1 and engine.transport("tcp")["malformed"] == 0, engine.transport("tcp"))
+
+
+def test_what_the_kernel_drops_of_udp_is_counted():
+    with live(**QUICK) as engine, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        line = b"a 1 -1\n" * 20
+        engine.process.send_signal(signal.SIGSTOP)
+        for _ in range(3000):
+            s.sendto(line, engine.udp)
+        engine.process.send_signal(signal.SIGCONT)
+        apps.until(lambda: engine.transport("udp")["events"] > 0, "events come")
+        s.sendto(line, engine.udp)  # the count comes with the next packet
+        apps.until(lambda: engine.transport("udp")["events"] // 20 + engine.transport("udp")["dropped"] == 3001, "all are counted")
+        apps.check(engine.transport("udp")["dropped"] > 100, engine.transport("udp"))
+
+
+GARBAGE = [b"\n", b"\0\0\0\n", b"a 1 \xff\n", b"a\x001 2 3\n", b"a nan 1\n", b"a inf 1\n", b"a -inf 1\n", b"a 1 nan\n", b"a 0x1p4 1\n",
+           b"a 1e400 1\n", b"a 1 1e400\n", b"a 1e13 1\n", b"a 1 -1e13\n", b"a 1\n", b"a 1 2 3\n", b"a\t1\t2\n", b" \n", b"x" * 48 + b" 1 1\n",
+           b"a;user=" + b"y" * 48 + b" 1 1\n", b"a;user=<b> 1 1\n", b"<script> 1 1\n", b"\xc3\xa9 1 1\n", b"a " + b"9" * 400 + b" 1\n", b"% 1 1\n"]
+
+
+def test_garbage_is_counted_and_harms_nobody():
+    with live(**QUICK) as engine:
+        good = lambda: f"ok 1 {time.time():.3f}\r\n".encode()
+        send_tcp(engine.tcp, b"".join(line + good() for line in GARBAGE) + b"a 1 12345")  # half a line at the end
+        engine.until(lambda state: state["transports"][0]["malformed"] == len(GARBAGE) + 1, "all are counted")
+        apps.check(engine.transport("tcp")["events"] == len(GARBAGE), engine.transport("tcp"))
+        with socket.create_connection(engine.tcp) as s:  # a line without an end ends the connection, not the engine
+            with contextlib.suppress(ConnectionError):
+                s.sendall(b"z" * 100000)
+                while s.recv(100):
+                    pass
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            s.sendto(b"", engine.udp)
+            s.sendto(b"".join(GARBAGE[1:]) + good() + b"half", engine.udp)
+        engine.until(lambda state: state["transports"][1]["malformed"] == len(GARBAGE), "those of UDP are counted")
+        ws = WebSocket(engine.http, "/events")
+        ws.send(b"garbage\n" + good() + b"a 1")
+        ws.send(b"\0\1\2", opcode=2)
+        engine.until(lambda state: state["transports"][2]["malformed"] == 3, "those of the WebSocket are counted")
+        ws.send(b"\xff\xfe")  # text that is no UTF-8: closed with 1007
+        apps.check(ws.read(4)[2:] == (1007).to_bytes(2, "big"), "it is not closed")
+        huge = WebSocket(engine.http, "/events")
+        huge.socket.sendall(b"\x81\xff" + (1 << 40).to_bytes(8, "big") + bytes(4))  # a message of a terabyte
+        apps.check(huge.read(4)[2:] == (1009).to_bytes(2, "big"), "it is not closed")
+        engine.until(lambda state: state["sliding"]["rows"] and all(r["key"] == "ok" for r in state["sliding"]["rows"]), "only good series")
+        text = engine.text()
+        apps.check(all(c.isprintable() or c == "\n" for c in text), "control characters in the log")
+        apps.check(engine.process.poll() is None, text)
+
+
+def test_huge_numbers_stay_numbers():
+    with live(**QUICK) as engine:
+        send_tcp(engine.tcp, "".join(f"a {value} {time.time():.3f}\n" for value in ("1e12", "-1e12", "1e-300", "-0", "0.0000001", "999999999999")))
+        engine.until(lambda state: state["tumbling"]["rows"], "a window closes")
+        figures = dict(zip(FIGURES, engine.state()["tumbling"]["rows"][0]["figures"]))
+        apps.check(figures["count"] == 6 and figures["max"] == 1e12 and figures["min"] == -1e12, figures)
+
+
+def test_sources_that_come_and_go():
+    with live(idle=0.3) as engine:
+        for _ in range(300):
+            send_tcp(engine.tcp, "a 1 -1\n")
+        engine.until(lambda state: state["transports"][0]["events"] == 300 and state["transports"][0]["connections"] == 0, "all have come and gone")
+        many = [socket.create_connection(engine.tcp) for _ in range(100)]  # of which 64 are served at once
+        for s in many:
+            s.sendall(b"b 1 -1\n")
+            s.close()
+        engine.until(lambda state: state["transports"][0]["events"] == 400, "100 more")
+        with contextlib.ExitStack() as stack:  # a reset is no failure
+            s = stack.enter_context(socket.create_connection(engine.tcp))
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        engine.until(lambda state: state["transports"][0]["connections"] == 0, "it is gone")
+        apps.check(engine.process.poll() is None, engine.text())
+
+
+def test_a_source_of_its_own_connects_again():
+    tcp = f"127.0.0.1:{apps.free_port()}"
+    with apps.started(PROGRAM, "--source=tcp", f"--tcp={tcp}", "--rate=200") as source:
+        apps.until(lambda: "connects again" in source.out.read_text(), "it has found nobody")
+        for _ in range(2):
+            with live(tcp=tcp) as engine:
+                engine.until(lambda state: state["transports"][0]["events"] > 10, "events come")
+        source.send_signal(signal.SIGINT)
+        apps.check(source.wait(20) == 130)
+
+
+def test_a_page_from_elsewhere_may_not_connect():
+    with live() as engine:
+        for path in ("/live", "/events"):
+            apps.check(WebSocket(engine.http, path, "http://evil.example").status == 403, path)
+            apps.check(WebSocket(engine.http, path, engine.url).status == 101, path)
+        for path, status in (("/", 200), ("/state", 200), ("/nothing", 404), ("/live", 426)):
+            try:
+                found = urllib.request.urlopen(engine.url + path, timeout=20).status
+            except urllib.error.HTTPError as error:
+                found = error.code
+            apps.check(found == status, path, found)
+
+
+def test_a_dashboard_that_does_not_read_holds_nobody_up():
+    with live(**QUICK) as engine:
+        deaf = WebSocket(engine.http, "/live")
+        good = WebSocket(engine.http, "/live")
+        for i in range(3):
+            send_tcp(engine.tcp, "".join(f"s{j} 1 -1\n" for j in range(60)))
+            now = json.loads(good.receive())["now"]
+        apps.until(lambda: json.loads(good.receive())["transports"][0]["events"] == 180, "the other one gets states")
+        deaf.socket.close()
+        apps.check(json.loads(good.receive())["now"] > now)
+
+
+def test_too_many_series_and_users_are_refused_and_counted():
+    with live(gap=100, lateness=100, tumbling=100, sliding=100, slide=100) as engine:
+        send_tcp(engine.tcp, "".join(f"s{i};user=u{i} 1 -1\n" for i in range(10500)))
+        engine.until(lambda state: state["transports"][0]["events"] == 10500, "all have come")
+        state = engine.state()
+        apps.check([state[kind]["refused"] for kind in ("tumbling", "sliding", "session")] == [10500 - 64, 10500 - 64, 500], state["session"]["refused"])
+
+
+def test_goal_counts_all_events():
+    text = apps.run(PROGRAM, "--goal", limit=60).stdout
+    found = re.findall(r"^(\w+): (\d+) events counted in windows, (\d+) too late; (\d+) expected$", text, re.MULTILINE)
+    apps.check([(kind, int(n) + int(late)) for kind, n, late, _ in found] == [("tumbling", 10**6), ("sliding", 10**7), ("session", 10**6)], text)
+    apps.check("events a second, each in 12 windows; the goal is 100000" in text, text)
+
+
+def test_what_is_wrong_is_said_in_words():
+    def fails(status, words, *arguments):
+        done = apps.run(PROGRAM, *arguments, status=status)
+        apps.check(words in done.stderr and "\n\n" not in done.stderr, arguments, done.stderr)
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        taken = f"127.0.0.1:{s.getsockname()[1]}"
+        fails(1, "Address already in use", "--serve", "--listen", taken, "--tcp", "127.0.0.1:0", "--udp", "127.0.0.1:0", "--page", PAGE)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.bind(("127.0.0.1", 0))
+        taken = f"127.0.0.1:{s.getsockname()[1]}"
+        fails(1, "Address already in use", "--serve", "--listen", "127.0.0.1:0", "--tcp", "127.0.0.1:0", "--udp", taken, "--page", PAGE)
+    fails(1, "--page FILE says where it is", "--page", "nowhere.html")
+    fails(1, "is not: SERIES FIGURE ABOVE BELOW", "--alerts", "a p95 1")
+    fails(1, "is not: SERIES FIGURE ABOVE BELOW", "--alerts", "a p95 1 2")
+    fails(1, "more than 8", "--alerts", ",".join(["a p95 2 1"] * 9))
+    fails(2, "is out of range", "--idle", "-1")
+    fails(2, "needs a number", "--idle", "nan")
+    fails(2, "is no option", "--nonsense")
+    fails(1, "nowhere.txt", "--replay", "nowhere.txt")
+    fails(1, "No such file", "--record", "nowhere/file", "--page", PAGE)
+    for text in ("nonsense\n", "1000 tcp/1 a 1 1000\nnan tcp/1\n", "1000 other/1 a 1 1000\n"):
+        path = apps.folder() / "file"
+        path.write_text(text)
+        fails(1, str(path), "--replay", path)
+    apps.check("--lateness SECONDS" in apps.run(PROGRAM, "--help").stdout)
+
+
+def test_a_full_disk_ends_the_record_and_nothing_else():
+    with live(record="/dev/full", **QUICK) as engine:
+        send_tcp(engine.tcp, "a 1 -1\n" * 100)
+        apps.until(lambda: "/dev/full: No space left on device; nothing more is recorded" in engine.text(), "it is said")
+        send_tcp(engine.tcp, "a 1 -1\n")
+        engine.until(lambda state: state["transports"][0]["events"] == 101, "the engine goes on")
+
+
+def test_an_interrupt_ends_it_at_any_moment():
+    for number, what in ((signal.SIGINT, "Listening"), (signal.SIGTERM, "has connected"), (signal.SIGINT, "websocket/1")):
+        with live(serve=False, rate=1000) as engine:
+            apps.until(lambda: what in engine.text(), what)
+            threads = len(os.listdir(f"/proc/{engine.process.pid}/task"))
+            engine.process.send_signal(number)
+            apps.check(engine.process.wait(20) == 128 + number, engine.text())
+            apps.check("sliding: " in engine.text() and threads, engine.text())
+    with apps.started(PROGRAM, "--goal") as process:
+        apps.until(lambda: "events\n" in process.out.read_text(), "it counts")
+        process.send_signal(signal.SIGINT)
+        apps.check(process.wait(20) == 130, process.out.read_text())
 
 
 if __name__ == "__main__":
