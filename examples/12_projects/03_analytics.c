@@ -84,6 +84,7 @@ typedef struct {
     figure figure;
     double above, below;
     bool firing;
+    double newest;   /* end of a window that it has seen */
     uint64_t number; /* of its newest row in `fired` */
 } alert;
 
@@ -214,11 +215,14 @@ static int put(engine *e, const event *v)
 
 /* ---- windows that close, and alerts: once a crossing ---------------------------------------- */
 
+/* What was known in time counts: an alert sees no window again that late events have changed, and
+ * none that is older than one that it has seen. */
 static void watch(engine *e, alert *a, const row *r)
 {
     double value = r->figures[a->figure];
-    if (strcmp(a->series, r->key) != 0)
+    if (strcmp(a->series, r->key) != 0 || r->end <= a->newest)
         return;
+    a->newest = r->end;
     bool fires = !a->firing && value > a->above, clears = a->firing && value < a->below;
     if (fires) {
         a->number = e->fired_count++;
@@ -283,8 +287,8 @@ static void close_window(const window *w, void *arg)
     o->total += r->figures[COUNT];
     if (options.replay)
         print_row(o->kind, r);
-    for (int i = 0; o->kind == SLIDING && !r->revised && i < ALERTS; i++)
-        watch(o->of, &o->of->alerts[i], r); /* what was known then counts: no revised windows */
+    for (int i = 0; o->kind == SLIDING && i < ALERTS; i++)
+        watch(o->of, &o->of->alerts[i], r);
 }
 
 /* ---- sources: their lines become events ----------------------------------------------------- */
@@ -957,6 +961,7 @@ static bool read_alert(const char *rule, alert *a)
         return false;
     while (a->figure < FIGURES && strcmp(name, figure_names[a->figure]) != 0)
         a->figure++;
+    a->newest = -INFINITY;
     return a->figure < FIGURES && a->below <= a->above;
 }
 
