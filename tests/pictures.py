@@ -41,6 +41,23 @@ def picture_11_03_web_scraper():
         yield page
 
 
+@contextlib.contextmanager
+def picture_12_01_web_framework():
+    """A user that is refused, an echo, and a stream that has ended."""
+    html = HERE.parent / "examples/12_projects/01_web_framework.html"
+    with page_of("12_projects/01_web_framework.c", "--page", html, height=780) as page:
+        page.type("input[name=name]", "Alan")
+        page.type("input[name=age]", "200\n")
+        page.until("return document.querySelector('#age-why').textContent", "must be at most 150")
+        page.type("input[name=text]", "Hello\n")
+        page.until("return document.querySelector('#echoes li')?.textContent", "Hello")
+        page.click("#stream")
+        page.until("return document.querySelector('#bytes').textContent", "6,888,896")
+        page.until("return Number(document.querySelector('#events').textContent) > 1", True)
+        page.run("document.activeElement.blur()")
+        yield page
+
+
 def main():
     takers = {name[len("picture_"):]: taker for name, taker in globals().items() if name.startswith("picture_")}
     chosen = [name for name in takers if all(word in name for word in sys.argv[1:])]

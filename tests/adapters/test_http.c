@@ -1055,6 +1055,58 @@ HTTP_TEST(paths_are_decoded_and_do_not_lead_out)
     CHECK_INT(decoded(NULL, out, sizeof out), -EINVAL);
 }
 
+HTTP_TEST(parts_of_paths_are_decoded)
+{
+    char out[8];
+    CHECK_INT(http_decode("a%2Fb/c", 5, out, sizeof out), 3);
+    CHECK_STR(out, "a/b");
+    CHECK_INT(http_decode("..", 2, out, sizeof out), 2);
+    CHECK_INT(http_decode("", 0, out, sizeof out), 0);
+    CHECK_STR(out, "");
+    CHECK_INT(http_decode("a%2F", 3, out, sizeof out), -EINVAL);
+    CHECK_INT(http_decode("12345678", 8, out, sizeof out), -ENOSPC);
+    CHECK_INT(http_decode(NULL, 0, out, sizeof out), -EINVAL);
+    CHECK_INT(http_decode("a", 1, NULL, 0), -EINVAL);
+}
+
+HTTP_TEST(dates_are_written_as_http_does)
+{
+    char date[HTTP_DATE];
+    CHECK_STR(http_date(784111777, date), "Sun, 06 Nov 1994 08:49:37 GMT");
+    CHECK_STR(http_date(0, date), "Thu, 01 Jan 1970 00:00:00 GMT");
+}
+
+/* ---- what a log wants to know ---- */
+
+static int is_counted(http_connection *h, void *arg)
+{
+    (void)arg;
+    bool is_sized = strcmp(h->path, "/sized") == 0;
+    CHECK_INT(h->status, 0);
+    CHECK(!h->ended);
+    CONC_TRY(http_begin(h, 201, is_sized ? 5 : -1));
+    CHECK_INT(h->status, 201);
+    CONC_TRY(http_write(h, "hel", 3));
+    CHECK_INT(http_write(h, "loooooo", 7) == -EMSGSIZE, is_sized);
+    CHECK_INT(h->sent, is_sized ? 3 : 10);
+    CHECK(!h->ended);
+    CONC_TRY(is_sized ? http_write(h, "lo", 2) : 0);
+    CONC_TRY(http_end(h));
+    CHECK(h->ended);
+    CHECK_INT(h->sent, is_sized ? 5 : 10);
+    return 0;
+}
+
+HTTP_TEST(responses_say_what_was_sent)
+{
+    static const char requests[] = "GET /sized HTTP/1.1\r\nHost: x\r\n\r\n"
+                                   "GET /chunks HTTP/1.1\r\nHost: x\r\n\r\nnonsense\r\n";
+    peer p = {.answer = is_counted};
+    const char *response = peer_exchange(&p, requests, sizeof requests - 1);
+    CHECK_INT(count_of(response, "HTTP/1.1 201 "), 2);
+    CHECK_INT(p.refused, 400);
+}
+
 /* ---- upgrades ---- */
 
 /* A protocol of lines, each of which comes back, until "bye". */
