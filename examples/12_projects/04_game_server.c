@@ -86,6 +86,7 @@ struct session {
 
 struct match {
     int id, count, here, refused[ARENA_PLAYERS];
+    bool accused[ARENA_PLAYERS]; /* something was refused: that was said */
     player *players[ARENA_PLAYERS];
     arena state;
     snapshot_history history;
@@ -96,6 +97,7 @@ struct match {
 static struct {
     player players[PLAYERS];
     matchmaking_ticket waiting[PLAYERS];
+    double started;
     int wait_count, online, playing, matches;
     conc_event somebody_waits;
     conc_sem house; /* a permit: a bot of the house may join */
@@ -116,7 +118,7 @@ static void say(const char *format, ...)
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    log_line(&out, "%8.2f s  %s", conc_now(), text);
+    log_line(&out, "%8.2f s  %s", conc_now() - server.started, text);
 }
 
 /* A client gets the newest of what it is due, as soon as it has taken what was sent before. */
@@ -148,7 +150,11 @@ static void act(match *m, int slot)
     while (p->match == m && conc_queue_try_get(&p->actions, &action) == 0) {
         arena_refusal refusal = arena_act(&m->state, slot, &action);
         server.refused[refusal]++;
-        if (refusal > ARENA_OLD && ++m->refused[slot] == CHEATS)
+        bool impossible = refusal > ARENA_OLD;
+        if (impossible && !m->accused[slot])
+            say("match %d: %s: refused: %s", m->id, p->name, arena_refusal_names[refusal]);
+        m->accused[slot] = m->accused[slot] || impossible;
+        if (impossible && ++m->refused[slot] == CHEATS)
             drop_out(m, slot, "is out: too many impossible actions");
     }
     bool forgives = m->state.tick % (ARENA_RATE / 2) == 0 && m->refused[slot] > 0;
@@ -209,19 +215,26 @@ static bool is_over(const match *m)
     return m->here == 0 || left <= 0 || (left <= OVERTIME * ARENA_RATE && settled);
 }
 
+/* From here on the player's actions are for this match. */
+static int enter(match *m, int slot)
+{
+    player *p = m->players[slot];
+    arena_action old;
+    while (conc_queue_try_get(&p->actions, &old) == 0)
+        ;
+    p->match = m;
+    p->slot = slot;
+    p->acked = 0;
+    p->settled = false;
+    p->waiting = false;
+    notify(p, ARENA_START);
+    return p->session ? 0 : watch(m, p);
+}
+
 static int run_match(match *m)
 {
-    for (int i = 0; i < m->count; i++) {
-        player *p = m->players[i];
-        p->match = m;
-        p->slot = i;
-        p->acked = 0;
-        p->settled = false;
-        p->waiting = false;
-        notify(p, ARENA_START);
-        if (!p->session)
-            CONC_TRY(watch(m, p));
-    }
+    for (int i = 0; i < m->count; i++)
+        CONC_TRY(enter(m, i));
     for (;;) {
         CONC_TRY(ticker_wait(&m->ticker));
         if (is_over(m))
@@ -481,14 +494,15 @@ static int on_hello(session *s, packet_reader *r, uint64_t token)
     if (p->session != s) {
         if (p->session)
             replace_session(p->session);
-        snprintf(p->name, sizeof p->name, "%s", hello.name[0] ? hello.name : "Nobody");
         p->session = s;
         p->acked = 0;
         s->player = p;
         server.online++;
         conc_event_set(&p->back);
     }
-    notify(p, ARENA_WELCOME | (p->match ? ARENA_START : 0));
+    if (!p->match)
+        snprintf(p->name, sizeof p->name, "%s", hello.name[0] ? hello.name : "Nobody");
+    notify(p, p->match ? ARENA_WELCOME | ARENA_START : ARENA_WELCOME);
     return 0;
 }
 
@@ -940,6 +954,7 @@ static int serve(void *arg)
     int listener = CONC_TRY(conc_listen(options.listen));
     CONC_TRY(datagrams_open(&server.datagrams, listener));
     CONC_TRY(conc_address(listener, false, text, sizeof text));
+    server.started = conc_now();
     CONC_TRY(conc_spawn(NULL, log_write, &out));
     CONC_TRY(load_page());
     log_line(&out, "Listens on http://%s and, on the same port, by UDP. Ctrl+C ends it", text);
@@ -1049,6 +1064,7 @@ static int run_bot(void *arg)
 
 static int show_progress(void *arg)
 {
+    double start = conc_now();
     bool terminal = isatty(1);
     const char *form = "%.0f s: %ld states, %ld differ, %ld matches over for a player\n";
     (void)arg;
@@ -1056,7 +1072,7 @@ static int show_progress(void *arg)
         form = "\r%.0f s: %ld states, %ld differ, %ld matches over for a player ";
     for (;;) {
         CONC_TRY(conc_sleep(terminal ? 0.5 : 5));
-        printf(form, conc_now(), ledger.states, ledger.different, ledger.matches);
+        printf(form, conc_now() - start, ledger.states, ledger.different, ledger.matches);
         fflush(stdout);
     }
 }

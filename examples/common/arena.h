@@ -18,7 +18,7 @@
  *
  * The state is whole numbers in 16-bit words, all of them in here, so the same start and the same
  * actions make the same state, bit for bit, on each machine. snapshot.h sends it. Lengths are in
- * sixteenths of a unit; the arena is 1280 by 720 units. Directions are 32nds of a turn, from east
+ * sixteenths of a unit; the arena is 1280 by 720 units. Directions are 256ths of a turn, from east
  * by way of south. Plain C without allocation.
  */
 #ifndef ARENA_H
@@ -33,6 +33,7 @@ enum {
     ARENA_PLAYERS = 8,
     ARENA_SHELLS = 4, /* of a player, in the air at once */
     ARENA_UNIT = 16,
+    ARENA_TURN = 256, /* directions */
     ARENA_WIDTH = 1280 * ARENA_UNIT,
     ARENA_HEIGHT = 720 * ARENA_UNIT,
     ARENA_RADIUS = 16 * ARENA_UNIT,        /* of a tank */
@@ -56,7 +57,7 @@ typedef struct arena_shell {
 typedef struct arena_player {
     uint16_t here;   /* 0: has left, or never was */
     uint16_t x, y;   /* of the centre */
-    uint16_t aim;    /* 0 to 31 */
+    uint16_t aim;    /* a direction */
     uint16_t energy; /* 0: gone, for `wait` ticks */
     uint16_t wait;   /* with energy: of the shield */
     uint16_t score, losses;
@@ -118,24 +119,28 @@ static const int arena__kits[][2] = {{640, 360}, {400, 360}, {880, 360}, {640, 2
 /* 1024 times the sine of a direction. */
 static inline int arena_sine(int aim)
 {
-    static const int quarter[] = {0, 200, 392, 569, 724, 851, 946, 1004, 1024};
-    int part = aim & 7;
-    switch (aim & 24) {
+    static const int quarter[] = {
+        0,   25,  50,  75,  100, 125,  150,  175,  200,  224,  249,  273,  297,  321, 345, 369, 392,
+        415, 438, 460, 483, 505, 526,  548,  569,  590,  610,  630,  650,  669,  688, 706, 724, 742,
+        759, 775, 792, 807, 822, 837,  851,  865,  878,  891,  903,  915,  926,  936, 946, 955, 964,
+        972, 980, 987, 993, 999, 1004, 1009, 1013, 1016, 1019, 1021, 1023, 1024, 1024};
+    int part = aim & 63;
+    switch (aim & 192) {
     case 0: return quarter[part];
-    case 8: return quarter[8 - part];
-    case 16: return -quarter[part];
-    default: return -quarter[8 - part];
+    case 64: return quarter[64 - part];
+    case 128: return -quarter[part];
+    default: return -quarter[64 - part];
     }
 }
 
-static inline int arena_cosine(int aim) { return arena_sine(aim + 8); }
+static inline int arena_cosine(int aim) { return arena_sine(aim + 64); }
 
 /* The direction that points there best. */
 static inline int arena_direction(int dx, int dy)
 {
     int best = 0;
     int64_t most = INT64_MIN;
-    for (int aim = 0; aim < 32; aim++) {
+    for (int aim = 0; aim < ARENA_TURN; aim++) {
         int64_t along = (int64_t)arena_cosine(aim) * dx + (int64_t)arena_sine(aim) * dy;
         if (along > most) {
             most = along;
@@ -260,7 +265,10 @@ static inline arena_refusal arena__drive(arena_player *p, const arena_action *ac
         return ARENA_TELEPORT;
     if (distance > p->reach)
         return ARENA_TOO_FAST;
-    if (!arena_is_clear(p->x, p->y, action->x, action->y, ARENA_RADIUS))
+    /* actions between may be lost, and then it cuts a corner: only its centre has to come by */
+    bool clear = arena_is_free(action->x, action->y, ARENA_RADIUS) &&
+                 arena_is_clear(p->x, p->y, action->x, action->y, 0);
+    if (!clear)
         return ARENA_WALL;
     p->x = action->x;
     p->y = action->y;
@@ -292,7 +300,7 @@ static inline arena_refusal arena_act(arena *a, int slot, const arena_action *ac
     if (p->energy == 0 || action->moved != p->moved)
         return ARENA_OK; /* sent before the player knew */
     arena_refusal refusal = arena__drive(p, action);
-    p->aim = action->aim & 31;
+    p->aim = action->aim % ARENA_TURN;
     if (refusal == ARENA_OK && action->fire)
         refusal = arena__fire(a, p);
     else if (refusal != ARENA_OK)
@@ -300,15 +308,13 @@ static inline arena_refusal arena_act(arena *a, int slot, const arena_action *ac
     return refusal;
 }
 
-static inline void arena__hit(arena *a, arena_player *by, int slot)
+static inline void arena__hit(arena_player *p, arena_player *by)
 {
-    arena_player *p = &a->players[slot];
     if (--p->energy > 0)
         return;
     p->wait = ARENA_ABSENCE;
     p->losses++;
     by->score++;
-    (void)a;
 }
 
 /* Whom a shell hits there; -1: nobody. */
@@ -330,7 +336,7 @@ static inline void arena__fly(arena *a, arena_player *by, arena_shell *s)
         arena_shell_at(s, quarters, &x, &y);
         int target = arena__target(a, by, x, y);
         if (target >= 0)
-            arena__hit(a, by, target);
+            arena__hit(&a->players[target], by);
         if (target >= 0 || !arena_is_free(x, y, 0) || age >= ARENA_SHELL_LIFE) {
             *s = (arena_shell){0};
             return;
@@ -387,10 +393,11 @@ static inline void arena_step(arena *a)
 typedef struct arena_bot {
     uint32_t random; /* its seed */
     int skill;       /* 0 to 100: how often it fires when it can, and how well it aims */
-    int turn;        /* around its target: 1 or -1 */
+    int turn;        /* private: round its target, 1 or -1 */
+    int tick, x[ARENA_PLAYERS], y[ARENA_PLAYERS]; /* private: where they were then */
 } arena_bot;
 
-/* Where a bot would like to be: a kit if it needs it, else near the target, going round it. */
+/* Where a bot would like to go: to a kit if it needs it, else near its target, and round it. */
 static inline int arena__course(const arena *a, arena_bot *b, const arena_player *p,
                                 const arena_player *target)
 {
@@ -401,7 +408,7 @@ static inline int arena__course(const arena *a, arena_bot *b, const arena_player
         return arena_direction(a->kit_x - p->x, a->kit_y - p->y);
     if (arena_distance(dx, dy) > 260 * ARENA_UNIT)
         return arena_direction(dx, dy);
-    return arena_direction(dx, dy) + 8 * b->turn;
+    return arena_direction(dx, dy) + ARENA_TURN / 4 * b->turn;
 }
 
 static inline const arena_player *arena__nearest(const arena *a, const arena_player *p)
@@ -423,7 +430,7 @@ static inline const arena_player *arena__nearest(const arena *a, const arena_pla
 static inline void arena__go(arena_bot *b, arena_action *action, int course, int ticks)
 {
     for (int i = 0; i < 16; i++) {
-        int aim = course + b->turn * i * 2, way = ARENA_SPEED * ticks;
+        int aim = course + b->turn * i * ARENA_TURN / 16, way = ARENA_SPEED * ticks;
         int x = action->x + arena_cosine(aim) * way / 1024;
         int y = action->y + arena_sine(aim) * way / 1024;
         if (arena_is_clear(action->x, action->y, x, y, ARENA_RADIUS)) {
@@ -431,6 +438,30 @@ static inline void arena__go(arena_bot *b, arena_action *action, int course, int
             action->y = (uint16_t)y;
             return;
         }
+    }
+}
+
+/* Where to aim at so that a shell meets the target, if that goes on as before; and not too well. */
+static inline int arena__aim(const arena *a, arena_bot *b, const arena_player *target, int dx,
+                             int dy)
+{
+    int i = (int)(target - a->players), ticks = a->tick - b->tick;
+    int flight = arena_distance(dx, dy) / ARENA_SHELL_SPEED, spread = 1 + (100 - b->skill) / 4;
+    int ahead_x = target->x - b->x[i], ahead_y = target->y - b->y[i];
+    if (ticks > 0 && arena_distance(ahead_x, ahead_y) <= ticks * ARENA_ALLOWED) {
+        dx += ahead_x * flight / ticks;
+        dy += ahead_y * flight / ticks;
+    }
+    int error = (int)(arena_random(&b->random) % (uint32_t)(2 * spread + 1)) - spread;
+    return (arena_direction(dx, dy) + error + ARENA_TURN) % ARENA_TURN;
+}
+
+static inline void arena__remember(const arena *a, arena_bot *b)
+{
+    b->tick = a->tick;
+    for (int i = 0; i < ARENA_PLAYERS; i++) {
+        b->x[i] = a->players[i].x;
+        b->y[i] = a->players[i].y;
     }
 }
 
@@ -442,18 +473,16 @@ static inline void arena_think(const arena *a, int slot, arena_bot *b, int ticks
     const arena_player *p = &a->players[slot], *target = arena__nearest(a, p);
     action->aim = p->aim;
     action->fire = false;
-    if (p->energy == 0 || !target)
-        return;
-    arena__go(b, action, arena__course(a, b, p, target), ticks);
-    int dx = target->x - action->x, dy = target->y - action->y;
-    int error = (int)(arena_random(&b->random) % 7) - 3;
-    action->aim = (uint16_t)arena_direction(dx, dy);
-    if ((int)(arena_random(&b->random) % 100) >= b->skill)
-        action->aim = (action->aim + error) & 31;
-    bool in_range = arena_distance(dx, dy) < 600 * ARENA_UNIT && target->wait == 0 &&
-                    arena_is_clear(action->x, action->y, target->x, target->y, 0);
-    action->fire =
-        in_range && arena_may_fire(a, p) && (int)(arena_random(&b->random) % 200) < 20 + b->skill;
+    if (p->energy > 0 && target) {
+        arena__go(b, action, arena__course(a, b, p, target), ticks);
+        int dx = target->x - action->x, dy = target->y - action->y;
+        bool in_range = arena_distance(dx, dy) < 600 * ARENA_UNIT && target->wait == 0 &&
+                        arena_is_clear(action->x, action->y, target->x, target->y, 0);
+        action->aim = (uint16_t)arena__aim(a, b, target, dx, dy);
+        action->fire = in_range && arena_may_fire(a, p) &&
+                       (int)(arena_random(&b->random) % 150) < 20 + b->skill;
+    }
+    arena__remember(a, b);
 }
 
 #endif
