@@ -3,14 +3,14 @@
    once over all workers. A host is asked for one page at a time, with a pause in between. A worker
    may be killed at any moment: the others take over what it had. Pages and links go to SQLite.
 
-   cc 02_web_crawler.c -o crawl -lcurl -lhiredis -lhttp_parser -lsqlite3 -lxml2 -I/usr/include/libxml2
-   ./crawl                       # a site, a Redis and three workers of its own; one is killed
-   ./crawl --goal                # 10,000 pages
-   ./crawl --depth 2 http://example.com/                # stored in crawl.db
+   cc 02_web_crawler.c -o web -lcurl -lhiredis -lhttp_parser -lsqlite3 -lxml2 -I/usr/include/libxml2
+   ./web                       # a site, a Redis and three workers of its own; one is killed
+   ./web --goal                # 10,000 pages
+   ./web --depth 2 http://example.com/                # stored in crawl.db
    sqlite3 crawl.db "SELECT depth, status, title, url FROM pages"
-   ./crawl --redis 127.0.0.1:6379 http://example.com/   # a Redis that others can reach, and then
-   ./crawl --redis 127.0.0.1:6379 --worker              # one more worker, from another terminal
-   ./crawl --site 8080           # the site alone: http://h0.localhost:8080/page/0
+   ./web --redis 127.0.0.1:6379 http://example.com/   # a Redis that others can reach, and then
+   ./web --redis 127.0.0.1:6379 --worker              # one more worker, from another terminal
+   ./web --site 8080           # the site alone: http://h0.localhost:8080/page/0
 
    After Ctrl+C or a crash the same command goes on: what is in the database is not fetched again,
    even if Redis has lost everything. Workers on other machines have a database of their own. */
@@ -42,7 +42,8 @@ enum {
 static struct {
     const char *redis, *db, *site;
     char **seeds;
-    bool is_goal, is_worker, is_child;
+    bool is_goal, is_worker;
+    double parent; /* the process that started this one; 0: it is not to end with it */
     double workers, kills, pages, hosts; /* negative: not set */
     double depth, per_host, delay, lease, timeout, size;
 } options = {.workers = 3,
@@ -301,8 +302,10 @@ typedef struct {
 static int keep_worker(void *arg)
 {
     int *pid = arg, status = 0;
-    const char *const argv[] = {"/proc/self/exe", "--child", "--worker", "--redis",
-                                options.redis,    "--db",    options.db, NULL};
+    char parent[12];
+    const char *const argv[] = {"/proc/self/exe", "--worker", "--redis", options.redis, "--db",
+                                options.db,       "--parent", parent,    NULL};
+    snprintf(parent, sizeof parent, "%d", (int)getpid());
     for (int deaths = 0; deaths < MOST_DEATHS; deaths++) {
         CONC_AUTO(conc_child, child) = {.argv = argv, .group = true, .grace = 5};
         CONC_TRY(conc_child_start(&child));
@@ -310,10 +313,11 @@ static int keep_worker(void *arg)
         int rc = conc_child_wait(&child, &status);
         *pid = 0;
         CONC_TRY(rc);
-        if (WIFEXITED(status) && WEXITSTATUS(status) == 1)
-            return conc_fail(-ECHILD, "a worker failed: its words are above");
+        bool was_asked = WIFEXITED(status) && WEXITSTATUS(status) >= 128; /* to end */
+        if (was_asked || (WIFEXITED(status) && WEXITSTATUS(status) == 0))
+            return 0;
         if (WIFEXITED(status))
-            return 0; /* the crawl is over, or this worker was asked to end */
+            return conc_fail(-ECHILD, "a worker failed: its words are above");
         fprintf(stderr, "process %d was killed (signal %d): another one takes its place\n",
                 child.pid, WTERMSIG(status));
     }
@@ -415,11 +419,13 @@ static int run_site(void *arg)
 
 static int start_site(conc_child *child, site *s)
 {
-    static char line[160], pages[16], hosts[16], *seeds[3];
-    const char *const argv[] = {"/proc/self/exe", "--child", "--site", "0", "--pages", pages,
-                                "--hosts",        hosts,     NULL};
+    static char line[160], *seeds[3];
+    char pages[16], hosts[16], parent[16];
+    const char *const argv[] = {"/proc/self/exe", "--site", "0",        "--pages", pages,
+                                "--hosts",        hosts,    "--parent", parent,    NULL};
     snprintf(pages, sizeof pages, "%.0f", options.pages);
     snprintf(hosts, sizeof hosts, "%.0f", options.hosts);
+    snprintf(parent, sizeof parent, "%d", (int)getpid());
     *child = (conc_child){.argv = argv, .output = CONC_PIPE, .group = true};
     CONC_TRY(conc_child_start(child));
     if (CONC_TRY(conc_read(child->output, line, sizeof line - 1)) == 0)
@@ -469,7 +475,7 @@ static int supervise(void *arg)
 {
     CONC_AUTO(redis_server, server) = {0};
     CONC_AUTO(conc_child, child) = {0};
-    CONC_AUTO(redis_client, redis) = {.address = options.redis, .attempts = 10, .timeout = 10};
+    CONC_AUTO(redis_client, redis) = {.address = options.redis, .timeout = 10};
     CONC_AUTO(sqlite_db, db) = {.wal = true, .synchronous = "NORMAL", .busy_timeout = 30};
     frontier f = {.redis = &redis};
     crew c = {.frontier = &f, .db = &db};
@@ -509,7 +515,8 @@ static const options_field fields[] = {
     OPTIONS_NUMBER("pages", "N", &options.pages, 1, 1e7, "of the site; default: 300"),
     OPTIONS_NUMBER("hosts", "N", &options.hosts, 1, 1e5, "of the site; default: 10"),
     OPTIONS_NUMBER("kills", "N", &options.kills, 0, 50, "of workers, on the own site; default: 1"),
-    OPTIONS_FLAG("child", &options.is_child, "end with the process that started this one")};
+    OPTIONS_NUMBER("parent", "PID", &options.parent, 1, 1e9,
+                   "end with the process that started it")};
 
 static void set_default(double *option, double value)
 {
@@ -532,14 +539,16 @@ static void set_defaults(bool is_own)
 
 int main(int argc, char **argv)
 {
-    int status = options_read(fields, CONC_LEN(fields), argc, argv, "crawl [options] [URL...]",
+    int status = options_read(fields, CONC_LEN(fields), argc, argv, "web [options] [URL...]",
                               "Crawls web sites with several processes.");
     bool is_own = status < 0 && !*options.seeds && !options.is_worker;
     if (status >= 0)
         return status;
     set_defaults(is_own);
-    if (options.is_child)
+    if (options.parent > 0)
         prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (options.parent > 0 && getppid() != (pid_t)options.parent) /* it has ended before that */
+        return 1;
     if (options.is_worker && !options.db)
         options.db = "crawl.db";
     setenv("no_proxy", "localhost,127.0.0.1", 0);

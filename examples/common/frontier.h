@@ -91,7 +91,7 @@ CONC_AUTO_TYPE(frontier_url, frontier_url_free);
 static inline int frontier_lease(frontier *f, frontier_url *u);
 
 /* The host has answered, or failed to: the pause begins. If nothing was asked of it, leave this
- * out. */
+ * out. For robots.txt it has no effect: the finish releases the host, when its rules are known. */
 static inline int frontier_release(frontier *f, const frontier_url *u);
 
 /* Tells what robots.txt allows, and its pause in seconds. */
@@ -222,8 +222,8 @@ static const char frontier__program[] =
     "  local new_depth = tonumber(r('HGET', k'depth', url) or depth)\n"
     "  if r('HGET', k'leases', owner) == url then\n"
     "    r('HDEL', k'leases', owner)\n"
-    "    release(url, false)\n"
     "    if again == '1' or new_depth < tonumber(depth) then enqueue(url, new_depth) end\n"
+    "    release(url, new_depth < 0)\n"
     "    if again == '0' then r('HDEL', k'tries', url) end\n"
     "  end\n"
     "  for _, link in ipairs(cjson.decode(links)) do add(link, new_depth + 1) end\n"
@@ -243,7 +243,8 @@ static const char frontier__program[] =
     "if op == 'leave' then return take_back(owner, 'given back') end\n"
     "if op == 'finish' then return finish(unpack(ARGV, 4)) end\n"
     "if op == 'release' then\n"
-    "  if r('HGET', k'leases', owner) == ARGV[4] then release(ARGV[4], true) end\n"
+    "  local url = r('HGET', k'leases', owner)\n"
+    "  if url and tonumber(r('HGET', k'depth', url)) >= 0 then release(url, true) end\n"
     "  return\n"
     "end\n"
     "renew(worker_of(owner))\n"
@@ -345,7 +346,7 @@ static inline int frontier_lease(frontier *f, frontier_url *u)
 
 static inline int frontier_release(frontier *f, const frontier_url *u)
 {
-    return FRONTIER__CALL(f, NULL, "release", u->owner, u->url);
+    return FRONTIER__CALL(f, NULL, "release", u->owner);
 }
 
 static inline int frontier_set_robots(frontier *f, const frontier_url *u, const char *text,
