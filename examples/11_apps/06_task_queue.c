@@ -33,7 +33,7 @@
 enum {
     WORKERS = 5,
     HIGHEST = 2, /* priority */
-    BATCH = 500, /* calls that are sent at once */
+    BATCH = 500, /* tasks in one call */
     ATTEMPTS = 10,
     GRACE = 2, /* seconds for the last words of a worker that ends */
     DATA_LIMIT = 64 * 1024
@@ -64,11 +64,11 @@ typedef struct task {
     struct task *next, *previous, *next_finished;
     worker *worker;
     redis_reply reply; /* the texts up to data are borrowed from it */
-    const char *entry, *id, *kind, *data;
-    long long priority, run, failures;
+    const char *priority, *entry, *id, *run, *kind, *data;
+    long long failures;
     bool has_failed;
     char text[160]; /* why it has failed; of a task that is done, its effect: a command of Redis */
-    double pause;   /* in seconds, before the next attempt */
+    char pause[16]; /* in milliseconds, before the next attempt */
 } task;
 
 struct worker {
@@ -100,22 +100,11 @@ static queue queue_on(const char *address)
     return (queue){.redis = {.address = address, .password = password, .timeout = options.timeout}};
 }
 
-/* 0, or the first error among the results of EXEC. */
-static int check_transaction(const redisReply *r)
-{
-    for (size_t i = 0; r->type == REDIS_REPLY_ARRAY && i < r->elements; i++)
-        if (r->element[i]->type == REDIS_REPLY_ERROR)
-            return conc_fail(-EIO, "%s", r->element[i]->str);
-    return 0;
-}
-
 static int try_call(queue *q, redis_pipeline *p)
 {
     if (!q->is_loaded)
         CONC_TRY(redis_command(&q->redis, NULL, "FUNCTION LOAD REPLACE %s", library()));
     int rc = redis_pipeline_run(&q->redis, p);
-    if (rc >= 0)
-        rc = check_transaction(p->replies[p->count - 1]);
     q->is_loaded = rc != -EIO || !strstr(conc_last_error(), "Function not found");
     return rc;
 }
@@ -139,8 +128,8 @@ static void complain_once(queue *q)
     snprintf(q->complaint, sizeof q->complaint, "%s", words);
 }
 
-/* Sends the calls in one batch, and again until all are answered: it does no harm if a function is
-   called twice. A worker that Redis has answered once does not give up. */
+/* Sends the calls, and again until they are answered: it does no harm if a function is called twice
+   with the same arguments. A worker that Redis has answered once does not give up. */
 static int call(queue *q, redis_pipeline *p)
 {
     for (int attempt = 1;; attempt++) {
@@ -162,6 +151,36 @@ static int call(queue *q, redis_pipeline *p)
     }
 }
 
+/* A call with many arguments: those of up to BATCH tasks. */
+typedef struct {
+    int count;
+    const char *words[5 + BATCH * 9];
+} arguments;
+
+static void put(arguments *a, const char *word) { a->words[a->count++] = word; }
+
+static void put_call(arguments *a, const char *function)
+{
+    a->count = 0;
+    put(a, "FCALL");
+    put(a, function);
+    put(a, "1");
+    put(a, options.queue);
+}
+
+static int add_call(redis_pipeline *p, arguments *a)
+{
+    return redis_pipeline_add_argv(p, a->count, a->words, NULL);
+}
+
+static int call_with(queue *q, arguments *a)
+{
+    CONC_AUTO(redis_pipeline, p) = {0};
+    CONC_TRY(add_call(&p, a));
+    CONC_TRY(call(q, &p));
+    return (int)p.replies[0]->integer;
+}
+
 /* ---- a worker: takes tasks, runs them at once, reports them in batches ---------------------- */
 
 static void forget(task *t)
@@ -180,7 +199,7 @@ static void fail_task(task *t)
     for (int i = 0; i < t->failures && pause < 60; i++)
         pause *= 2;
     t->has_failed = true;
-    t->pause = pause * conc_random(0.5, 1);
+    snprintf(t->pause, sizeof t->pause, "%.0f", pause * 1000 * conc_random(0.5, 1));
     snprintf(t->text, sizeof t->text, "%s", conc_last_error());
 }
 
@@ -233,7 +252,7 @@ static bool is_array(const redisReply *r, const char *types)
 /* Takes the task's reply out of the batch. */
 static int start_task(worker *w, redisReply **reply)
 {
-    if (!is_array(*reply, "ississi"))
+    if (!is_array(*reply, "ssssssi"))
         return conc_fail(-EPROTO, "Redis answers with what is no task");
     task *t = calloc(1, sizeof *t);
     if (!t)
@@ -241,10 +260,10 @@ static int start_task(worker *w, redisReply **reply)
     redisReply **part = (*reply)->element;
     *t = (task){.worker = w, .reply = *reply, .next = w->taken};
     *reply = NULL;
-    t->priority = part[0]->integer;
+    t->priority = part[0]->str;
     t->entry = part[1]->str;
     t->id = part[2]->str;
-    t->run = part[3]->integer;
+    t->run = part[3]->str;
     t->kind = part[4]->str;
     t->data = part[5]->str;
     t->failures = part[6]->integer;
@@ -310,19 +329,28 @@ static int run_tasks(void *arg)
     return conc_group_end(&w->running, take_tasks(w));
 }
 
+static void put_run(arguments *a, const task *t)
+{
+    put(a, t->priority);
+    put(a, t->entry);
+    put(a, t->id);
+    put(a, t->run);
+}
+
 /* What Redis has not answered stays, and is reported again: it knows the runs it has heard of. */
 static int report(worker *w)
 {
-    CONC_AUTO(redis_pipeline, p) = {0};
+    arguments a;
     int count = 0;
-    CONC_TRY(redis_pipeline_add(&p, "MULTI"));
-    for (task *t = w->finished; t && count < BATCH; t = t->next_finished, count++)
-        CONC_TRY(redis_pipeline_add(&p, "FCALL tasks_finish 1 %s %s %lld %s %s %lld %s %s %d",
-                                    options.queue, w->name, t->priority, t->entry, t->id, t->run,
-                                    t->has_failed ? "failed" : "done", t->text,
-                                    (int)(t->pause * 1000)));
-    CONC_TRY(redis_pipeline_add(&p, "EXEC"));
-    CONC_TRY(call(&w->queue, &p));
+    put_call(&a, "tasks_finish");
+    put(&a, w->name);
+    for (task *t = w->finished; t && count < BATCH; t = t->next_finished, count++) {
+        put_run(&a, t);
+        put(&a, t->has_failed ? "failed" : "done");
+        put(&a, t->text);
+        put(&a, t->pause);
+    }
+    CONC_TRY(call_with(&w->queue, &a));
     while (count-- > 0) {
         task *t = w->finished;
         w->finished = t->next_finished;
@@ -360,13 +388,17 @@ static int leave(void *arg)
 static int renew_leases(void *arg)
 {
     worker *w = arg;
+    arguments a;
     for (;;) {
         CONC_AUTO(redis_pipeline, p) = {0};
         CONC_TRY(conc_sleep(options.lease / 3));
-        for (task *t = w->taken; t; t = t->next)
-            CONC_TRY(redis_pipeline_add(&p, "FCALL tasks_renew 1 %s %s %lld %s %s %lld",
-                                        options.queue, w->name, t->priority, t->entry, t->id,
-                                        t->run));
+        for (const task *t = w->taken; t;) {
+            put_call(&a, "tasks_renew");
+            put(&a, w->name);
+            for (int i = 0; i < BATCH && t; i++, t = t->next)
+                put_run(&a, t);
+            CONC_TRY(add_call(&p, &a));
+        }
         if (p.count)
             CONC_TRY(call(&w->queue, &p));
     }
@@ -533,20 +565,27 @@ local function now()
     return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
-local function count(q, what, n) redis.call("HINCRBY", q .. ":counters", what, n or 1) end
+local function count(q, what, n)
+    if n ~= 0 then redis.call("HINCRBY", q .. ":counters", what, n or 1) end
+end
 
-local function ready(q, id)
-    local task = q .. ":task:" .. id
-    local priority = redis.call("HGET", task, "priority")
-    redis.call("HSET", task, "state", "ready")
+/* Puts a task that nothing holds back but time where it waits: its new state. */
+local function place(q, id, priority, at, time)
+    if at > time then
+        redis.call("ZADD", q .. ":delayed", at, id)
+        return "delayed"
+    end
     redis.call("XADD", q .. ":ready:" .. priority, "*", "id", id)
+    return "ready"
 end
 
 local function schedule(q, id, at)
-    if at <= now() then return ready(q, id) end
-    redis.call("HSET", q .. ":task:" .. id, "state", "delayed")
-    redis.call("ZADD", q .. ":delayed", at, id)
+    local task = q .. ":task:" .. id
+    local priority = redis.call("HGET", task, "priority")
+    redis.call("HSET", task, "state", place(q, id, priority, at, now()))
 end
+
+local function ready(q, id) schedule(q, id, 0) end
 
 /* Takes the entry out of the stream: false if somebody has done that before. */
 local function remove(q, priority, entry)
@@ -566,32 +605,50 @@ local function is_dead(q, id, why)
     return true
 end
 
-local function add(keys, args)
-    local q = keys[1]
-    local id, kind, data, key, priority, attempts, delay, at, after = unpack(args)
-    local task = q .. ":task:" .. id
-    if redis.call("EXISTS", task) == 1 then return 0 end
+/* Those of the other tasks that are not done, and their number; or an error. */
+local function not_done(q, others)
     local left, n = {}, 0
-    for other in string.gmatch(after, "[^,]+") do
+    for other in string.gmatch(others, "[^,]+") do
         local state = redis.call("HGET", q .. ":task:" .. other, "state")
-        if not state then
-            return redis.error_reply("NOTASK there is no task " .. other .. " to come after")
-        end
+        if not state then return nil, "NOTASK there is no task " .. other .. " to come after" end
         if state ~= "done" and not left[other] then
             left[other] = true
             n = n + 1
         end
     end
-    at = math.max(tonumber(at), now() + delay)
-    redis.call("HSET", task, "state", "waiting", "kind", kind, "data", data, "key", key,
-               "priority", priority, "attempts", attempts, "at", at, "left", n)
+    return left, n
+end
+
+local function add_one(q, time, id, kind, data, key, after, priority, attempts, delay, at)
+    local task = q .. ":task:" .. id
+    if redis.call("EXISTS", task) == 1 then return 0 end
+    local left, n = not_done(q, after)
+    if not left then return nil, n end
+    local state = "waiting"
+    at = math.floor(math.max(at * 1000, time + delay * 1000))
+    if n == 0 then
+        state = place(q, id, priority, at, time)
+    else
+        redis.call("SADD", q .. ":waiting", id)
+    end
     for other in pairs(left) do
         redis.call("SADD", q .. ":after:" .. other, id)
         redis.call("HSET", q .. ":task:" .. other, "followed", 1)
     end
-    count(q, "enqueued")
-    if n == 0 then schedule(q, id, at) else redis.call("SADD", q .. ":waiting", id) end
+    redis.call("HSET", task, "state", state, "kind", kind, "data", data, "key", key,
+               "priority", priority, "attempts", attempts, "at", at, "left", n)
     return 1
+end
+
+local function add(keys, args)
+    local q, time, sum = keys[1], now(), 0
+    for i = 1, #args, 9 do
+        local added, error = add_one(q, time, unpack(args, i, i + 8))
+        if error then return redis.error_reply(error) end
+        sum = sum + added
+    end
+    count(q, "enqueued", sum)
+    return sum
 end
 
 /* Makes ready what is due: how many milliseconds until the next will be. */
@@ -616,7 +673,7 @@ local function start(q, priority, e, batch, is_lost)
     end
     local run = redis.call("HINCRBY", task, "runs", 1)
     local failures = (t[4] or 0) + (is_lost and 1 or 0)
-    batch[#batch + 1] = {priority, entry, id, run, t[2], t[3], failures}
+    batch[#batch + 1] = {tostring(priority), entry, id, tostring(run), t[2], t[3], failures}
     batch.waited = batch.waited + batch.now - string.match(entry, "%d+")
 end
 
@@ -645,12 +702,15 @@ local function take(keys, args)
     return {math.floor(pause), batch}
 end
 
-/* The worker is alive, and this run is the task's newest. */
+/* The worker is alive; a run counts if it is the task's newest. */
 local function renew(keys, args)
-    local q = keys[1]
-    local worker, priority, entry, id, run = unpack(args)
-    if redis.call("HGET", q .. ":task:" .. id, "runs") ~= run then return 0 end
-    redis.call("XCLAIM", q .. ":ready:" .. priority, "workers", worker, 0, entry, "JUSTID")
+    local q, worker = keys[1], args[1]
+    for i = 2, #args, 4 do
+        local priority, entry, id, run = unpack(args, i, i + 3)
+        if redis.call("HGET", q .. ":task:" .. id, "runs") == run then
+            redis.call("XCLAIM", q .. ":ready:" .. priority, "workers", worker, 0, entry, "JUSTID")
+        end
+    end
     return 1
 end
 
@@ -677,47 +737,67 @@ local function release_followers(q, id)
     redis.call("DEL", q .. ":after:" .. id)
 end
 
-/* A task may be done twice, when its first worker was taken for dead and was not. Returns an error
-   of the effect, if there is one. */
-local function done(q, worker, id, run, effect)
+/* A task may be done twice, when its first worker was taken for dead and was not. Returns 1 if it
+   was not done yet, and an error of the effect, if there is one. */
+local function done(q, time, id, run, effect)
     local task = q .. ":task:" .. id
     local t = redis.call("HMGET", task, "state", "run", "key", "followed", "again:" .. run)
-    if not t[1] or t[2] == run or t[5] then return end /* it is known */
+    if not t[1] or t[2] == run or t[5] then return 0 end /* it is known */
     local error = take_effect(q, id, t[3], effect)
     if t[1] == "done" then
         count(q, "repeated")
         redis.call("SADD", q .. ":repeated", id)
         redis.call("HSET", task, "again:" .. run, 1)
-        return
+        return 0
     end
-    if error then return error end
-    local ended = now()
-    redis.call("HSET", task, "state", "done", "run", run, "ended", ended)
+    if error then return 0, error end
+    redis.call("HSET", task, "state", "done", "run", run, "ended", time)
     redis.call("EXPIRE", task, keep)
     if t[1] == "delayed" then redis.call("ZREM", q .. ":delayed", id) end
     if t[1] == "dead" then redis.call("ZREM", q .. ":dead", id) end
     if t[4] then release_followers(q, id) end
-    redis.call("HINCRBY", q .. ":workers", worker, 1)
-    local second = q .. ":second:" .. math.floor(ended / 1000)
-    if redis.call("INCR", second) == 1 then redis.call("EXPIRE", second, 15) end
-    count(q, "done")
+    return 1
 end
 
-local function finish(keys, args)
-    local q = keys[1]
-    local worker, priority, entry, id, run, outcome, text, pause = unpack(args)
-    if outcome == "done" then
-        local error = done(q, worker, id, run, text)
-        if not error then return remove(q, priority, entry) end
-        text = error
-        pause = 1000
-    end
+local function failed(q, time, priority, entry, id, run, why, pause)
     local t = redis.call("HMGET", q .. ":task:" .. id, "state", "runs")
     if t[1] ~= "ready" then return remove(q, priority, entry) end
-    if t[2] ~= run or not remove(q, priority, entry) then return false end
+    if t[2] ~= run or not remove(q, priority, entry) then return end
     count(q, "failed")
-    if not is_dead(q, id, text) then schedule(q, id, now() + pause) end
-    return true
+    if not is_dead(q, id, why) then schedule(q, id, time + pause) end
+end
+
+local function count_done(q, worker, time, n)
+    local second = q .. ":second:" .. math.floor(time / 1000)
+    if n == 0 then return end
+    count(q, "done", n)
+    redis.call("HINCRBY", q .. ":workers", worker, n)
+    redis.call("INCRBY", second, n)
+    redis.call("EXPIRE", second, 15)
+end
+
+/* What became of runs. */
+local function finish(keys, args)
+    local q, worker, time, sum, entries = keys[1], args[1], now(), 0, {}
+    for i = 2, #args, 7 do
+        local priority, entry, id, run, outcome, text, pause = unpack(args, i, i + 6)
+        local new, error = 0, text
+        if outcome == "done" then new, error = done(q, time, id, run, text) end
+        sum = sum + new
+        if error then
+            failed(q, time, priority, entry, id, run, error, tonumber(pause) or 1000)
+        else
+            entries[priority] = entries[priority] or {}
+            table.insert(entries[priority], entry)
+        end
+    end
+    for priority, list in pairs(entries) do
+        local stream = q .. ":ready:" .. priority
+        redis.call("XACK", stream, "workers", unpack(list))
+        redis.call("XDEL", stream, unpack(list))
+    end
+    count_done(q, worker, time, sum)
+    return sum
 end
 
 local function give_back(q, priority, entry)
@@ -825,51 +905,67 @@ static const char *library(void) { return library_text; }
 
 /* ---- commands ------------------------------------------------------------------------------- */
 
-/* What a producer wants done. */
+/* What a producer wants done. What is NULL is not wanted; times are in seconds. */
 typedef struct {
-    const char *kind, *data, *id, *key, *after;
-    int priority, attempts; /* attempts 0: 5 */
-    double delay, at;       /* in seconds */
+    const char *kind, *data, *id, *key, *after, *priority, *attempts, *delay, *at;
 } order;
 
-static const char *text_or_empty(const char *text) { return text ? text : ""; }
-
-static int add(redis_pipeline *p, const order *o)
+static const char *or_else(const char *text, const char *otherwise)
 {
-    return redis_pipeline_add(
-        p, "FCALL tasks_add 1 %s %s %s %s %s %d %d %lld %lld %s", options.queue, o->id, o->kind,
-        text_or_empty(o->data), text_or_empty(o->key), o->priority, o->attempts ? o->attempts : 5,
-        (long long)(o->delay * 1000), (long long)(o->at * 1000), text_or_empty(o->after));
+    return text ? text : otherwise;
 }
 
-/* `count` tasks ID-1 to ID-count. With a key, each has one of its own: KEY-1 ... */
-static int enqueue_many(queue *q, order o, int count)
+static void put_order(arguments *a, const order *o)
 {
-    char id[160], key[160] = "";
-    const char *base = o.id, *base_key = o.key;
-    o.id = id;
-    o.key = key;
-    for (int i = 1; i <= count;) {
-        CONC_AUTO(redis_pipeline, p) = {0};
-        CONC_TRY(redis_pipeline_add(&p, "MULTI"));
-        for (int n = 0; n < BATCH && i <= count; n++, i++) {
-            snprintf(id, sizeof id, "%s-%d", base, i);
-            if (base_key)
-                snprintf(key, sizeof key, "%s-%d", base_key, i);
-            CONC_TRY(add(&p, &o));
+    put(a, o->id);
+    put(a, o->kind);
+    put(a, or_else(o->data, ""));
+    put(a, or_else(o->key, ""));
+    put(a, or_else(o->after, ""));
+    put(a, or_else(o->priority, "0"));
+    put(a, or_else(o->attempts, "5"));
+    put(a, or_else(o->delay, "0"));
+    put(a, or_else(o->at, "0"));
+}
+
+/* Adds up to BATCH tasks: all or none. How many of them were not there yet. */
+static int enqueue(queue *q, const order *orders, int count)
+{
+    arguments a;
+    put_call(&a, "tasks_add");
+    for (int i = 0; i < count; i++)
+        put_order(&a, &orders[i]);
+    return call_with(q, &a);
+}
+
+typedef struct {
+    order orders[BATCH];
+    char ids[BATCH][160], keys[BATCH][160];
+} batch;
+
+/* The tasks ID-1 to ID-count. With a key, each has one of its own: KEY-1 ... */
+static int enqueue_range(queue *q, batch *b, const order *o, int count)
+{
+    for (int done = 0; done < count; done += BATCH) {
+        int n = count - done < BATCH ? count - done : BATCH;
+        for (int i = 0; i < n; i++) {
+            snprintf(b->ids[i], sizeof b->ids[i], "%s-%d", o->id, done + i + 1);
+            snprintf(b->keys[i], sizeof b->keys[i], "%s-%d", or_else(o->key, ""), done + i + 1);
+            b->orders[i] = *o;
+            b->orders[i].id = b->ids[i];
+            b->orders[i].key = o->key ? b->keys[i] : NULL;
         }
-        CONC_TRY(redis_pipeline_add(&p, "EXEC"));
-        CONC_TRY(call(q, &p));
+        CONC_TRY(enqueue(q, b->orders, n));
     }
-    return 0;
+    return count;
 }
 
-static int enqueue(queue *q, const order *o)
+static int enqueue_many(queue *q, const order *o, int count)
 {
-    CONC_AUTO(redis_pipeline, p) = {0};
-    CONC_TRY(add(&p, o));
-    CONC_TRY(call(q, &p));
-    return (int)p.replies[0]->integer;
+    batch *b = malloc(sizeof *b);
+    int rc = b ? enqueue_range(q, b, o, count) : -ENOMEM;
+    free(b);
+    return rc;
 }
 
 static void make_id(char id[17])
@@ -883,21 +979,22 @@ static void make_id(char id[17])
 
 static int enqueue_app(void *arg)
 {
-    char id[17];
-    order o = {options.enqueue, options.data, .key = options.key, .after = options.after};
+    char id[17], priority[8], attempts[8], delay[32], at[32];
+    order o = {options.enqueue, options.data, options.id, options.key, options.after,
+               priority,        attempts,     delay,      at};
     CONC_AUTO(queue, q) = queue_on(options.redis);
     (void)arg;
     make_id(id);
-    o.id = options.id ? options.id : id;
-    o.priority = (int)options.priority;
-    o.attempts = (int)options.attempts;
-    o.delay = options.delay;
-    o.at = options.at;
+    o.id = or_else(options.id, id);
+    snprintf(priority, sizeof priority, "%d", (int)options.priority);
+    snprintf(attempts, sizeof attempts, "%d", (int)options.attempts);
+    snprintf(delay, sizeof delay, "%.3f", options.delay);
+    snprintf(at, sizeof at, "%.3f", options.at);
     if (strlen(o.data) > DATA_LIMIT)
         return conc_fail(-EMSGSIZE, "the data is longer than %d bytes", DATA_LIMIT);
     if (options.count > 1)
-        CONC_TRY(enqueue_many(&q, o, (int)options.count));
-    else if (CONC_TRY(enqueue(&q, &o)) == 0)
+        CONC_TRY(enqueue_many(&q, &o, (int)options.count));
+    else if (CONC_TRY(enqueue(&q, &o, 1)) == 0)
         fprintf(stderr, "tasks: there is a task %s already\n", o.id);
     printf("%s\n", o.id);
     return 0;
@@ -913,14 +1010,14 @@ static int print_call(queue *q, const char *function, const char *argument)
     if (r->type == REDIS_REPLY_INTEGER)
         printf("%lld\n", r->integer);
     for (size_t i = 0; r->type == REDIS_REPLY_ARRAY && i < r->elements; i++)
-        printf("%s\n", text_or_empty(r->element[i]->str));
+        printf("%s\n", or_else(r->element[i]->str, ""));
     return 0;
 }
 
 static int print_app(void *arg)
 {
     CONC_AUTO(queue, q) = queue_on(options.redis);
-    return print_call(&q, arg, text_or_empty(options.requeue));
+    return print_call(&q, arg, or_else(options.requeue, ""));
 }
 
 /* ---- a Redis and five workers of its own ---------------------------------------------------- */
@@ -1097,7 +1194,7 @@ static int get_counts(fleet *f, counts *c)
     if (!is_array(p.replies[1], "????"))
         return conc_fail(-EPROTO, "Redis answers with what are no counts");
     for (size_t i = 0; i < CONC_LEN(numbers); i++)
-        *numbers[i] = atoll(text_or_empty(p.replies[1]->element[i]->str));
+        *numbers[i] = atoll(or_else(p.replies[1]->element[i]->str, ""));
     return 0;
 }
 
@@ -1128,12 +1225,13 @@ static int wait_for(fleet *f, int total, bool has_progress, counts *c)
 
 static int show_priorities(fleet *f)
 {
-    static const char *const names[] = {"low", "normal", "high"};
+    const order orders[] = {{"sleep", "0.1", "low", .priority = "0"},
+                            {"sleep", "0.1", "normal", .priority = "1"},
+                            {"sleep", "0.1", "high", .priority = "2"}};
     printf(
         "Nine tasks, the lowest priority first, and then five workers, one task at a time each\n");
-    for (int priority = 0; priority <= HIGHEST; priority++)
-        CONC_TRY(enqueue_many(
-            &f->control, (order){"sleep", "0.1", .id = names[priority], .priority = priority}, 3));
+    for (size_t i = 0; i < CONC_LEN(orders); i++)
+        CONC_TRY(enqueue_many(&f->control, &orders[i], 3));
     CONC_TRY(start_workers(f));
     counts c = {0};
     return wait_for(f, 9, false, &c);
@@ -1144,17 +1242,16 @@ static int show_rules(fleet *f)
     const order orders[] = {
         {"sleep", "0.1", .id = "download"},
         {"sleep", "0.1", .id = "parse", .after = "download"},
-        {"sleep", "0.1", .id = "report", .after = "download,parse", .priority = HIGHEST},
-        {"noop", .id = "later", .delay = 1},
+        {"sleep", "0.1", .id = "report", .after = "download,parse", .priority = "2"},
+        {"noop", .id = "later", .delay = "1"},
         {"flaky", "2", .id = "flaky"},
-        {"fail", "for show", .id = "hopeless", .attempts = 3},
+        {"fail", "for show", .id = "hopeless", .attempts = "3"},
         {"deposit", "ada 10", .id = "pay", .key = "invoice-7"},
         {"deposit", "ada 10", .id = "pay-again", .key = "invoice-7"},
     };
     printf("Tasks after others, one in a second, one that fails twice, one that always fails, and\n"
            "two with the same key\n");
-    for (size_t i = 0; i < CONC_LEN(orders); i++)
-        CONC_TRY(enqueue(&f->control, &orders[i]));
+    CONC_TRY(enqueue(&f->control, orders, (int)CONC_LEN(orders)));
     counts c = {0};
     return wait_for(f, 9 + (int)CONC_LEN(orders), false, &c);
 }
@@ -1163,7 +1260,7 @@ static int show_rules(fleet *f)
 static int show_losses(fleet *f)
 {
     CONC_AUTO(redis_pipeline, p) = {0};
-    CONC_TRY(enqueue(&f->control, &(order){"sleep", "0.5", .id = "long"}));
+    CONC_TRY(enqueue(&f->control, &(order){"sleep", "0.5", .id = "long"}, 1));
     CONC_TRY(redis_pipeline_add(&p, "XPENDING %s:ready:0 workers - + 1", f->queue));
     do
         CONC_TRY(call(&f->control, &p));
@@ -1200,7 +1297,7 @@ enum { GOAL_TASKS = 50000, GOAL_RATE = 10000 };
 static int enqueue_goal(void *arg)
 {
     fleet *f = arg;
-    return enqueue_many(&f->control, (order){"noop", .id = "t"}, GOAL_TASKS);
+    return enqueue_many(&f->control, &(order){"noop", .id = "t"}, GOAL_TASKS);
 }
 
 /* How many workers have done something. */
@@ -1212,8 +1309,7 @@ static int print_shares(fleet *f)
     CONC_TRY(call(&f->control, &p));
     const redisReply *r = p.replies[0];
     for (size_t i = 0; i + 1 < r->elements; i += 2, shares++)
-        printf("  %s %s\n", text_or_empty(r->element[i]->str),
-               text_or_empty(r->element[i + 1]->str));
+        printf("  %s %s\n", or_else(r->element[i]->str, ""), or_else(r->element[i + 1]->str, ""));
     return shares;
 }
 
@@ -1291,14 +1387,14 @@ static int run_chaos(reaper *r, counts *c)
 {
     fleet *f = r->of;
     conc_group g = {0};
-    const order keyed = {"deposit", "keyed 1 0.05", .id = "keyed", .key = "k", .attempts = 100};
-    const order plain = {"deposit", "plain 1 0.05", .id = "plain", .attempts = 100};
+    const order keyed = {"deposit", "keyed 1 0.05", .id = "keyed", .key = "k", .attempts = "100"};
+    const order plain = {"deposit", "plain 1 0.05", .id = "plain", .attempts = "100"};
     CONC_TRY(start_workers(f));
     CONC_TRY_IN(&g, conc_spawn(&g, kill_workers, r));
     CONC_TRY_IN(&g, conc_spawn(&g, kill_redis, r));
     CONC_TRY_IN(&g, conc_spawn(&g, freeze, f));
-    CONC_TRY_IN(&g, enqueue_many(&f->control, keyed, CHAOS_TASKS / 2));
-    CONC_TRY_IN(&g, enqueue_many(&f->control, plain, CHAOS_TASKS / 2));
+    CONC_TRY_IN(&g, enqueue_many(&f->control, &keyed, CHAOS_TASKS / 2));
+    CONC_TRY_IN(&g, enqueue_many(&f->control, &plain, CHAOS_TASKS / 2));
     CONC_TRY_IN(&g, wait_for(f, CHAOS_TASKS, true, c));
     conc_group_cancel(&g);
     return conc_group_wait(&g);

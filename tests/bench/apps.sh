@@ -9,6 +9,10 @@
 #   cache  gets of 1000 keys from a cache with LRU and a limit of age, which has them all; a Python cache on OrderedDict
 #   fetch  5000 GETs of 1000 bytes, 50 at a time, from one server on loopback; libcurl's multi interface in a loop of its
 #          own, with a handle for each request as fetch.h has, and with 50 that are used again
+#   tasks  5000 tasks that do nothing, over five worker processes on one Redis with an append-only file; Go with redigo calls
+#          the same functions in Redis, or uses a stream alone (go_stream), which has none of what the task queue can; RQ as it
+#          comes, with a process for each task, and its SimpleWorker: a tenth of the tasks, and the figures multiplied by ten. The
+#          processor time is that of producer and workers
 # A program connects, and does the work once or a part of it, before it measures itself: no start-up is in the figures,
 # and no server. It then prints how much it has done and the sum of its results, which have to be those of conc.
 # Nothing is installed: the script says what is missing. The figures of all rounds stay in build/bench/apps_results.txt.
@@ -23,10 +27,10 @@ sources=tests/bench/apps
 results=$out/apps_results.txt
 python=${PYTHON:-/usr/bin/python3} # the packages are for the system's, which need not be the first
 limit=300                          # seconds for any one program
-names=(sql cache fetch)
+names=(sql cache fetch tasks)
 peers=()
-operations=1000 passes=1000 requests=5000
-[[ -z $quick ]] || operations=200 passes=20 requests=500
+operations=1000 passes=1000 requests=5000 tasks=5000
+[[ -z $quick ]] || operations=200 passes=20 requests=500 tasks=1000
 
 # ---- packages ----
 
@@ -40,7 +44,9 @@ have() {
     golang-go) command -v go ;;
     golang-github-lib-pq-dev) [[ -d /usr/share/gocode/src/github.com/lib/pq ]] ;;
     python3) "$python" -c 'import sys; sys.exit(sys.version_info < (3, 9))' ;;
+    golang-github-gomodule-redigo-dev) [[ -d /usr/share/gocode/src/github.com/gomodule/redigo ]] ;;
     python3-asyncpg) "$python" -c 'import asyncpg' ;;
+    python3-rq) "$python" -c 'import rq' && command -v rq ;;
     *) command -v "$1" ;;
     esac >/dev/null 2>&1
 }
@@ -65,16 +71,23 @@ compile() {
     "$cc" -O2 "$sources/$name.c" -o "$out/apps_$name" $( (($# == 0)) || pkg-config --cflags --libs "$@")
 }
 
+# compile_go NAME
+compile_go() {
+    GOPATH=/usr/share/gocode GO111MODULE=off GOFLAGS='' go build -o "$out/apps_$1" "$sources/$1.go"
+}
+
 build() {
     case $1 in
     sql.conc) compile sql_conc libpq ;;
-    sql.go) GOPATH=/usr/share/gocode GO111MODULE=off GOFLAGS='' go build -o $out/apps_sql_go $sources/sql_go.go ;;
+    sql.go) compile_go sql_go ;;
     cache.conc) compile cache_conc hiredis ;;
     fetch.conc)
         compile fetch_conc libcurl &&
             "$cc" -O2 $sources/http_server.c -o $out/apps_http_server -lhttp_parser
         ;;
     fetch.libcurl) compile fetch_libcurl libcurl ;;
+    tasks.conc) "$cc" -O2 examples/11_apps/06_task_queue.c -o $out/apps_tasks_conc -lhiredis ;;
+    tasks.go) compile_go tasks_go ;;
     *) ;; # nothing to build
     esac
 }
@@ -114,6 +127,10 @@ start_servers() {
         start $out/apps_http_server
         http=$address
     fi
+    if [[ " ${peers[*]} " == *" tasks.conc "* ]]; then
+        start "$python" $sources/redis_server.py
+        redis=$address
+    fi
 }
 
 # ---- running ----
@@ -130,6 +147,7 @@ program() {
     fetch.conc) command=("$out/apps_fetch_conc" "$http" "$requests") ;;
     fetch.libcurl) command=("$out/apps_fetch_libcurl" "$http" "$requests") ;;
     fetch.libcurl_reuse) command=("$out/apps_fetch_libcurl" "$http" "$requests" reuse) ;;
+    tasks.*) command=("$python" "$sources/tasks_run.py" "${1#*.}" "$redis" "$tasks") ;;
     esac
     timeout --foreground $limit "${command[@]}"
 }
@@ -151,7 +169,7 @@ run_one() {
 # Fails if somebody has done something else.
 table() {
     awk -v peers="${peers[*]}" -v rounds="$rounds" -v quick="$quick" \
-        -v counts="sql $operations cache $((passes * 1000)) fetch $requests" '
+        -v counts="sql $operations cache $((passes * 1000)) fetch $requests tasks $tasks" '
     function median(list, n,    i, j, t) {
         for (i = 2; i <= n; i++)
             for (j = i; j > 1 && list[j - 1] > list[j]; j--) {
@@ -227,6 +245,7 @@ table() {
         rates("sql")
         rates("cache")
         rates("fetch")
+        rates("tasks")
         print "\nratio: peer/conc, the median of the ratios of " rounds (rounds == 1 ? " round" : " rounds") \
               "; above 1 conc takes less. same: the peer has the same results as conc."
         print "On the processors: user and system, of the program that does the work, without the server."
@@ -248,7 +267,7 @@ failed=0
 box=$(mktemp -d)
 trap stop_all EXIT
 tell_missing pkg-config python3 postgresql libpq-dev python3-asyncpg golang-go golang-github-lib-pq-dev libhiredis-dev \
-    libcurl4-openssl-dev libhttp-parser-dev
+    libcurl4-openssl-dev libhttp-parser-dev redis-server golang-github-gomodule-redigo-dev python3-rq
 add sql.conc pkg-config python3 postgresql libpq-dev
 add sql.asyncpg python3-asyncpg
 add sql.asyncpg_noreset python3-asyncpg
@@ -262,6 +281,15 @@ add cache.python python3
 add fetch.conc pkg-config libcurl4-openssl-dev libhttp-parser-dev
 add fetch.libcurl
 add fetch.libcurl_reuse
+if [[ -f examples/11_apps/06_task_queue.c ]]; then
+    add tasks.conc pkg-config python3 libhiredis-dev redis-server
+else
+    echo "tasks is left out: there is no examples/11_apps/06_task_queue.c"
+fi
+add tasks.go golang-go golang-github-gomodule-redigo-dev
+add tasks.go_stream golang-go golang-github-gomodule-redigo-dev
+add tasks.rq python3-rq
+add tasks.rq_simple python3-rq
 if ((${#peers[@]} == 0)); then
     echo "nothing can be measured" >&2
     exit 1
