@@ -29,6 +29,7 @@
 enum {
     PLAYERS = 4096, /* that are known: a power of two */
     ACTIONS = 32,   /* of a player, that wait for the next tick */
+    WINDOW = 10,    /* ticks that a client may be behind until it gets no more states */
     CHEATS = 40,    /* refused actions that end a match for a player */
     LEADERS = 10,
     HOUSE = 256 /* bots at most */
@@ -66,6 +67,7 @@ typedef struct player {
     int slot;
     conc_queue actions; /* for the next tick */
     uint16_t acked;     /* the newest tick whose state the client has; 0: none */
+    int sent, answered; /* the ticks of the newest state that was sent, and that was answered */
     bool settled;       /* it has the state at the end, with all its actions in it */
     arena_result result;
 } player;
@@ -73,13 +75,11 @@ typedef struct player {
 /* A client, as long as its connection lasts. */
 struct session {
     int (*send)(session *s, const packet *p); /* may wait */
-    void *to;                                 /* the websocket, or the bot */
-    datagram_address address;
+    void *to;                                 /* the websocket, the peer of UDP, or the bot */
     player *player;
     conc_group group;
     conc_event news;
     int due; /* bits, ARENA_WELCOME to ARENA_END: what to tell it next */
-    double heard;
     conc_limiter messages;
     const char *reason; /* why it ends */
 };
@@ -101,12 +101,12 @@ static struct {
     int wait_count, online, playing, matches;
     conc_event somebody_waits;
     conc_sem house; /* a permit: a bot of the house may join */
-    conc_group sessions, games;
-    datagrams datagrams;
+    conc_group games;
+    datagrams udp;
     void *page;
     size_t page_size;
     ticker_lateness late;
-    long states, whole, bytes, desyncs, dropped, strange, refused[ARENA_REFUSALS];
+    long states, whole, bytes, desyncs, dropped, refused[ARENA_REFUSALS];
 } server;
 
 static log_writer out = {.fd = 1};
@@ -225,6 +225,7 @@ static int enter(match *m, int slot)
     p->match = m;
     p->slot = slot;
     p->acked = 0;
+    p->sent = p->answered = 0;
     p->settled = false;
     p->waiting = false;
     notify(p, ARENA_START);
@@ -384,9 +385,10 @@ static void write_start(packet *p, const player *to)
     arena_put_roster(p, &r);
 }
 
-static void write_state(packet *p, const player *to)
+static void write_state(packet *p, player *to)
 {
     const match *m = to->match;
+    to->sent = m->state.tick;
     packet_put(p, 2, (uint64_t)m->id);
     server.whole += snapshot_write(&m->history, p, m->state.tick, to->acked) == 0;
     server.bytes += (long)p->size;
@@ -404,11 +406,19 @@ static void write_lobby(packet *p, const player *to)
     packet_put(p, 2, (uint64_t)band);
 }
 
-/* false: there is no such news any more. */
-static bool write_news(packet *p, int what, const player *to)
+/* A client that is slow to answer gets fewer states. What it has no time for would pile up on the
+ * way to it, and it would see the past. */
+static bool may_send_state(const player *p)
 {
-    bool needs_match = what == ARENA_START || what == ARENA_STATE;
-    if (needs_match && (!to->match || (what == ARENA_STATE && to->match->state.tick == 0)))
+    return p->match && p->match->state.tick > p->sent && p->sent <= p->answered + WINDOW;
+}
+
+/* false: there is no such news, or not now. */
+static bool write_news(packet *p, int what, player *to)
+{
+    if (what == ARENA_START && !to->match)
+        return false;
+    if (what == ARENA_STATE && !may_send_state(to))
         return false;
     p->size = 0;
     packet_put(p, 1, (uint64_t)what);
@@ -479,12 +489,12 @@ static void replace_session(session *s)
     conc_group_cancel(&s->group);
 }
 
-static int on_hello(session *s, packet_reader *r, uint64_t token)
+static int on_hello(session *s, packet_reader *r)
 {
     arena_hello hello;
-    player *p = s->player ? s->player : find_player(token);
     if (!arena_get_hello(r, &hello))
         return conc_fail(-EBADMSG, "HELLO");
+    player *p = s->player ? s->player : find_player(hello.token);
     if (!p)
         p = add_player();
     if (!p) {
@@ -496,6 +506,7 @@ static int on_hello(session *s, packet_reader *r, uint64_t token)
             replace_session(p->session);
         p->session = s;
         p->acked = 0;
+        p->sent = p->answered = 0;
         s->player = p;
         server.online++;
         conc_event_set(&p->back);
@@ -522,6 +533,11 @@ static int on_join(player *p)
 static void acknowledge(player *p, const arena_report *report)
 {
     const snapshot_history *h = &p->match->history;
+    bool was_held_back = p->sent > p->answered + WINDOW;
+    if (report->tick > p->answered || report->tick == 0)
+        p->answered = report->tick ? report->tick : p->sent;
+    if (was_held_back)
+        notify(p, ARENA_STATE);
     const uint16_t *words = snapshot_at(h, report->tick);
     arena state;
     if (!words || snapshot_hash_at(h, report->tick) != report->hash) {
@@ -555,14 +571,12 @@ static int on_message(session *s, const void *data, size_t size)
 {
     packet_reader r = {data, size, false};
     int type = (int)packet_get(&r, 1);
-    uint64_t token = packet_get(&r, 8);
-    s->heard = conc_now();
     if (conc_limiter_try_acquire(&s->messages, 1) < 0) {
         server.dropped++;
         return 0;
     }
     if (type == ARENA_HELLO)
-        return on_hello(s, &r, token);
+        return on_hello(s, &r);
     if (type == ARENA_JOIN && s->player)
         return on_join(s->player);
     if (type == ARENA_ACTION && s->player)
@@ -591,7 +605,7 @@ static void leave(session *s)
 
 static session new_session(int (*send)(session *, const packet *), void *to)
 {
-    session s = {.send = send, .to = to, .heard = conc_now()};
+    session s = {.send = send, .to = to};
     s.messages = (conc_limiter){.rate = 3 * ARENA_RATE, .burst = 6 * ARENA_RATE};
     return s;
 }
@@ -682,7 +696,7 @@ static int write_stats(char *text, size_t size)
                      server.online, server.wait_count, server.playing, server.matches,
                      server.late.ticks, 1000 * p50, 1000 * p99, server.states, server.whole,
                      server.states ? server.bytes / server.states : 0, server.desyncs,
-                     server.dropped, server.strange);
+                     server.dropped + server.udp.lost, server.udp.strange);
     for (int i = ARENA_OLD; i < ARENA_REFUSALS; i++)
         n += snprintf(text + n, size - (size_t)n, " %s %ld%s", arena_refusal_names[i],
                       server.refused[i], i + 1 < ARENA_REFUSALS ? "," : "\n");
@@ -721,92 +735,39 @@ static int serve_http(int fd, void *arg)
 
 static int send_datagram(session *s, const packet *p)
 {
-    if (conc_now() < s->heard + 1) /* not much for one that may have vanished */
-        datagrams_send(&server.datagrams, &s->address, p->data, p->size);
-    return 0;
+    datagram_peer *peer = s->to;
+    if (conc_now() > peer->heard + 1)
+        return 0; /* it may have vanished */
+    return datagram_send(peer, p->data, p->size);
 }
 
-static int wait_for_silence(session *s)
+static int receive_datagrams(session *s)
 {
-    while (!s->reason && conc_now() < s->heard + SILENCE)
-        CONC_TRY(conc_sleep_until(s->heard + SILENCE));
-    return 0;
+    packet p;
+    ssize_t n;
+    while ((n = datagram_receive(s->to, p.data, sizeof p.data)) > 0)
+        CONC_TRY(on_message(s, p.data, (size_t)n));
+    return (int)n;
 }
 
-static int play_by_udp(void *arg)
+static int play_by_udp(datagram_peer *peer, void *arg)
 {
-    session *s = arg;
+    session s = new_session(send_datagram, peer);
     packet bye = {0};
-    run_session(s, wait_for_silence);
-    if (s->reason) {
+    (void)arg;
+    int rc = run_session(&s, receive_datagrams);
+    if (s.reason) {
         packet_put(&bye, 1, ARENA_BYE);
-        packet_put_bytes(&bye, s->reason, strlen(s->reason));
-        datagrams_send(&server.datagrams, &s->address, bye.data, bye.size);
+        packet_put_bytes(&bye, s.reason, strlen(s.reason));
+        datagram_send(peer, bye.data, bye.size);
     }
-    free(s);
-    return 0;
-}
-
-/* HELLO from an address without a session: it gets a cookie, or has it already. */
-static int greet(const datagram_address *from, const packet *in)
-{
-    arena_hello hello = {0};
-    packet_reader r = {in->data + 9, in->size - 9, false};
-    packet cookie = {0};
-    if (!arena_get_hello(&r, &hello))
-        return conc_fail(-EBADMSG, "HELLO");
-    if (!datagrams_is_cookie(&server.datagrams, from, hello.cookie)) {
-        packet_put(&cookie, 1, ARENA_COOKIE);
-        packet_put(&cookie, 8, datagrams_cookie(&server.datagrams, from));
-        datagrams_send(&server.datagrams, from, cookie.data, cookie.size);
-        return 0;
-    }
-    session *s = malloc(sizeof *s);
-    if (!s)
-        return -ENOMEM;
-    *s = new_session(send_datagram, NULL);
-    s->address = *from;
-    int rc = conc_spawn(&server.sessions, play_by_udp, s);
-    if (rc < 0)
-        free(s);
-    else
-        on_message(s, in->data, in->size); /* if it is refused, s->reason says so */
-    return rc;
-}
-
-static session *find_session(const datagram_address *from)
-{
-    for (player *p = server.players; p < server.players + PLAYERS; p++)
-        if (p->session && datagrams_is_same(&p->session->address, from))
-            return p->session;
-    return NULL;
-}
-
-static int on_datagram(const datagram_address *from, const packet *in)
-{
-    packet_reader r = {in->data, in->size, false};
-    int type = (int)packet_get(&r, 1);
-    const player *p = find_player(packet_get(&r, 8));
-    session *s = p ? p->session : NULL;
-    if (s && !datagrams_is_same(&s->address, from))
-        s = NULL; /* from elsewhere: it has to say HELLO */
-    if (!s && (type != ARENA_HELLO || in->size < ARENA_HELLO_SIZE))
-        return -EBADMSG;
-    if (!s)
-        s = find_session(from);
-    return s ? on_message(s, in->data, in->size) : greet(from, in);
+    return rc == -ECANCELED ? rc : 0;
 }
 
 static int serve_udp(void *arg)
 {
-    datagram_address from;
-    packet in;
     (void)arg;
-    for (;;) {
-        in.size =
-            (size_t)CONC_TRY(datagrams_receive(&server.datagrams, in.data, sizeof in.data, &from));
-        server.strange += on_datagram(&from, &in) < 0;
-    }
+    return datagrams_serve(&server.udp);
 }
 
 /* ---- bots inside this process: those of the house, and of the simulation --------------------- */
@@ -933,18 +894,18 @@ static int run_server(int listener)
 {
     static insider bots[HOUSE];
     conc_server http = {.fd = listener, .handler = serve_http, .limit = PLAYERS};
-    conc_group *g = &server.sessions;
-    CONC_TRY_IN(g, conc_spawn(g, make_matches, NULL));
-    CONC_TRY_IN(g, conc_spawn(g, serve_udp, NULL));
-    CONC_TRY_IN(g, conc_spawn(g, report, NULL));
+    conc_group g = {0};
+    CONC_TRY_IN(&g, conc_spawn(&g, make_matches, NULL));
+    CONC_TRY_IN(&g, conc_spawn(&g, serve_udp, NULL));
+    CONC_TRY_IN(&g, conc_spawn(&g, report, NULL));
     if (options.child)
-        CONC_TRY_IN(g, conc_spawn(g, end_with_parent, NULL));
+        CONC_TRY_IN(&g, conc_spawn(&g, end_with_parent, NULL));
     for (int i = 0; i < options.house; i++) {
         name_bot(&bots[i].client, i);
         bots[i].house = true;
-        CONC_TRY_IN(g, conc_spawn(g, run_insider, &bots[i]));
+        CONC_TRY_IN(&g, conc_spawn(&g, run_insider, &bots[i]));
     }
-    return conc_group_end(g, conc_serve(&http));
+    return conc_group_end(&g, conc_serve(&http));
 }
 
 static int serve(void *arg)
@@ -952,7 +913,8 @@ static int serve(void *arg)
     char text[1000];
     (void)arg;
     int listener = CONC_TRY(conc_listen(options.listen));
-    CONC_TRY(datagrams_open(&server.datagrams, listener));
+    server.udp = (datagrams){.handler = play_by_udp, .silence = SILENCE};
+    CONC_TRY(datagrams_open(&server.udp, listener));
     CONC_TRY(conc_address(listener, false, text, sizeof text));
     server.started = conc_now();
     CONC_TRY(conc_spawn(NULL, log_write, &out));
@@ -961,7 +923,7 @@ static int serve(void *arg)
     server.games.keep_going = true;
     CONC_TRY(conc_group_begin(&server.games));
     int rc = conc_group_end(&server.games, run_server(listener));
-    datagrams_close(&server.datagrams);
+    datagrams_close(&server.udp);
     conc_close(listener);
     conc_free(server.page);
     write_stats(text, sizeof text);

@@ -23,8 +23,8 @@
 #endif
 
 #include "arena_net.h"
+#include "datagrams.h"
 #include "websocket.h"
-#include <sys/socket.h>
 
 /* ---- what clients have seen ----------------------------------------------------------------- */
 
@@ -86,7 +86,7 @@ typedef struct arena_client {
     /* private */
     packet in;
     int unanswered; /* questions, in a row */
-    uint64_t token, cookie;
+    uint64_t token;
     arena_roster roster;           /* .match 0: in none */
     uint16_t acted;                /* the tick of the last action */
     uint16_t seen;                 /* the last action that a state has */
@@ -97,17 +97,16 @@ typedef struct arena_client {
     snapshot_history states;
     conc_stream stream;
     websocket socket;
-    int fd; /* of UDP, and 1; 0: none */
+    datagram_client datagrams;
 } arena_client;
 
 /* Says HELLO with what it has, so a client that was cut off plays on. */
 static inline int arena_client_hello(arena_client *c)
 {
     packet out = {0};
-    arena_hello hello = {.cookie = c->cookie};
+    arena_hello hello = {.token = c->token};
     memcpy(hello.name, c->name, sizeof hello.name);
     packet_put(&out, 1, ARENA_HELLO);
-    packet_put(&out, 8, c->token);
     arena_put_hello(&out, &hello);
     return c->send(c, &out);
 }
@@ -116,7 +115,6 @@ static inline int arena_client__say(arena_client *c, int type)
 {
     packet out = {0};
     packet_put(&out, 1, (uint64_t)type);
-    packet_put(&out, 8, c->token);
     return c->send(c, &out);
 }
 
@@ -133,7 +131,6 @@ static inline int arena_client__report(arena_client *c, uint16_t tick)
     packet out = {0};
     arena_report report = {c->roster.match, tick, snapshot_hash_at(&c->states, tick), c->action};
     packet_put(&out, 1, ARENA_ACTION);
-    packet_put(&out, 8, c->token);
     arena_put_report(&out, &report);
     return c->send(c, &out);
 }
@@ -265,7 +262,6 @@ static inline int arena_client__on_message(arena_client *c)
     packet_reader r = {c->in.data, c->in.size, false};
     c->unanswered = 0;
     switch (packet_get(&r, 1)) {
-    case ARENA_COOKIE: c->cookie = packet_get(&r, 8); return arena_client_hello(c);
     case ARENA_WELCOME: c->token = packet_get(&r, 8); return arena_client__ask(c);
     case ARENA_START: return arena_client__on_start(c, &r);
     case ARENA_STATE: return arena_client__on_state(c, &r);
@@ -322,29 +318,14 @@ static inline int arena_client__receive_frame(arena_client *c, packet *p)
 
 static inline int arena_client__send_datagram(arena_client *c, const packet *p)
 {
-    ssize_t n = conc_send(c->fd - 1, p->data, p->size, 0);
-    return n < 0 ? (int)n : 0;
+    return datagram_client_send(&c->datagrams, p->data, p->size);
 }
 
 static inline int arena_client__receive_datagram(arena_client *c, packet *p)
 {
-    p->size = (size_t)CONC_TRY(conc_recv(c->fd - 1, p->data, sizeof p->data, 0));
+    ssize_t n = datagram_client_receive(&c->datagrams, p->data, sizeof p->data);
+    p->size = (size_t)CONC_TRY(n);
     return 1;
-}
-
-/* The socket of UDP goes where that of TCP has gone, which is not needed any longer. */
-static inline int arena_client__dial_udp(arena_client *c, int fd)
-{
-    struct sockaddr_storage to = {0};
-    socklen_t size = sizeof to;
-    c->send = arena_client__send_datagram;
-    c->receive = arena_client__receive_datagram;
-    if (getpeername(fd, (struct sockaddr *)&to, &size) < 0)
-        return -errno;
-    c->fd = socket(to.ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0) + 1;
-    if (c->fd == 0 || connect(c->fd - 1, (struct sockaddr *)&to, size) < 0)
-        return conc_fail(-errno, "UDP: %s", strerror(errno));
-    return 0;
 }
 
 /* Connects to a server. Call arena_client_close, whatever comes of it. */
@@ -352,8 +333,10 @@ static inline int arena_client_dial(arena_client *c, const char *address)
 {
     int fd = CONC_TRY(conc_dial(address));
     if (c->by_udp) {
-        int rc = arena_client__dial_udp(c, fd);
+        int rc = datagram_dial(&c->datagrams, fd); /* UDP, to where TCP has gone */
         conc_close(fd);
+        c->send = arena_client__send_datagram;
+        c->receive = arena_client__receive_datagram;
         return rc;
     }
     CONC_TRY(conc_stream_open(&c->stream, fd));
@@ -368,9 +351,7 @@ static inline int arena_client_close(arena_client *c)
 {
     websocket_close(&c->socket);
     conc_stream_close(&c->stream);
-    if (c->fd > 0)
-        conc_close(c->fd - 1);
-    c->fd = 0;
+    datagram_client_close(&c->datagrams);
     return snapshot_close(&c->states);
 }
 

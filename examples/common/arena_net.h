@@ -1,18 +1,16 @@
 /* arena_net.h - what the game of arena.h says over a network: messages, each in a packet
  *
- * A message begins with its type, one byte; the player's follow with its token, 8 bytes, which is
- * how datagrams say whose they are. Each packet stands for itself: it may be lost, doubled or late.
+ * A message begins with its type, one byte. Each stands for itself: it may be lost, doubled or late.
  * The player says HELLO until there is a WELCOME, JOIN once a second until there is a START, then
  * an ACTION for each STATE. The server repeats nothing by itself: a player that misses something
  * asks again, and gets the newest.
  *
- *     HELLO    the version of all this, cookie, name; at least ARENA_HELLO_SIZE bytes
+ *     HELLO    the version of all this, a token or 0, a name
  *     JOIN     nothing: wants to play, or is still there
  *     ACTION   match, the newest tick it has and its hash, and an arena_action
  *     QUIT     nothing: does not want to play any more
  *
- *     COOKIE   by UDP: say HELLO again, with this
- *     WELCOME  the token, the rating
+ *     WELCOME  the token, which says who the player is when it comes again; the rating
  *     LOBBY    players that are here and that wait, and the band of ratings that are looked for
  *     START    who plays
  *     STATE    match, and what snapshot.h makes of an arena
@@ -29,8 +27,7 @@
 
 enum {
     ARENA_VERSION = 1,
-    ARENA_NAME = 25,      /* bytes of a name, with the NUL */
-    ARENA_HELLO_SIZE = 64 /* bytes; COOKIE is shorter */
+    ARENA_NAME = 25 /* bytes of a name, with the NUL */
 };
 
 /* The types. Those from WELCOME to END are bits: what is due to a player. */
@@ -41,12 +38,11 @@ enum {
     ARENA_START = 4,
     ARENA_STATE = 8,
     ARENA_END = 16,
-    ARENA_COOKIE = 32,
-    ARENA_BYE = 64
+    ARENA_BYE = 32
 };
 
 typedef struct arena_hello {
-    uint64_t cookie;
+    uint64_t token;
     char name[ARENA_NAME]; /* control characters became question marks */
 } arena_hello;
 
@@ -86,16 +82,14 @@ static inline void arena__get_name(packet_reader *r, char *name)
 static inline void arena_put_hello(packet *p, const arena_hello *h)
 {
     packet_put(p, 1, ARENA_VERSION);
-    packet_put(p, 8, h->cookie);
+    packet_put(p, 8, h->token);
     arena__put_name(p, h->name);
-    while (p->size < ARENA_HELLO_SIZE)
-        packet_put(p, 1, 0);
 }
 
 static inline bool arena_get_hello(packet_reader *r, arena_hello *h)
 {
     bool same = packet_get(r, 1) == ARENA_VERSION;
-    h->cookie = packet_get(r, 8);
+    h->token = packet_get(r, 8);
     arena__get_name(r, h->name);
     return same && !r->bad;
 }

@@ -1,87 +1,168 @@
-/* datagrams.h - UDP for a server that does not know its clients: addresses that are proven
+/* datagrams.h - UDP with a task for each client, whose address is proven
  *
- *     datagrams d = {0};
- *     CONC_TRY(datagrams_open(&d, listener));              // on the port of a TCP listener
- *     for (;;) {
- *         datagram_address from;
- *         ssize_t n = CONC_TRY(datagrams_receive(&d, buffer, sizeof buffer, &from));
- *         if (!is_known(&from) && !datagrams_is_cookie(&d, &from, cookie_in(buffer)))
- *             datagrams_send(&d, &from, answer, size);     // with datagrams_cookie(&d, &from)
- *         ...
+ *     static int serve_client(datagram_peer *peer, void *arg)
+ *     {
+ *         char data[1200];
+ *         ssize_t n;
+ *         (void)arg;
+ *         while ((n = CONC_TRY(datagram_receive(peer, data, sizeof data))) > 0)
+ *             datagram_send(peer, data, (size_t)n);
+ *         return 0; // it was silent for too long
+ *     }
+ *     ...
+ *     CONC_AUTO(datagrams, d) = {.handler = serve_client};
+ *     CONC_TRY(datagrams_open(&d, listener));          // on the port of a TCP listener
+ *     return datagrams_serve(&d);                      // until it is cancelled
  *
- * Anybody can send a datagram in another one's name. A cookie proves an address: only who receives
- * what is sent there can return it. Nothing is kept for addresses that have not, and no answer to
- * them should be longer than what they sent: then the server is of no use for a flood. Cookies are
- * HMACs (OpenSSL, -lcrypto) with a secret of this process, and hold for 10 to 20 s.
+ * and a client:
+ *
+ *     CONC_AUTO(datagram_client, c) = {0};
+ *     CONC_TRY(datagram_dial(&c, fd));                 // to where this socket is connected
+ *     CONC_TRY(datagram_client_send(&c, "hello", 5));
+ *     ssize_t n = CONC_TRY(datagram_client_receive(&c, data, sizeof data));
+ *
+ * Datagrams may be lost, doubled and reordered, here as on the network; one is received as it was
+ * sent or not at all. At most DATAGRAM_MOST bytes, at least 1; the first byte is not 0.
+ *
+ * Proof     Anybody can send a datagram in another one's name, so an address becomes a peer only
+ *           when it has returned a cookie, which only who receives what is sent there can do. Until
+ *           then nothing is kept for it, and it gets less than it sends: the server is of no use
+ *           for a flood. Cookies are HMACs with a secret of this process (OpenSSL: -lcrypto), and
+ *           hold for 10 to 20 s. The client's calls do all that, also if the server has forgotten
+ *           it meanwhile: then the server has a new peer.
+ * Waiting   datagrams_serve, datagram_receive, datagram_dial, datagram_client_send and
+ *           datagram_client_receive wait; datagram_send does not: what the system has no room for is lost. At most
+ *           DATAGRAM_QUEUE datagrams wait for a peer's task; of more the newest are lost.
+ * Errors    negative errno. -EMSGSIZE (too long, or empty), -ETIMEDOUT (no answer for 5 s),
+ *           -ECONNREFUSED (nobody is there), and the system's. A handler's error goes to on_error; serving goes on.
  */
 #ifndef DATAGRAMS_H
 #define DATAGRAMS_H
 
-#ifndef CONC_VERSION
-#error "datagrams.h: include conc.h first"
+#ifndef CONC_SYNC_H
+#error "datagrams.h: include conc_sync.h first"
 #endif
 
 #include <errno.h>
 #include <openssl/hmac.h>
 #include <openssl/rand.h>
+#include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 
-/* Compare with datagrams_is_same. */
+enum {
+    DATAGRAM_MOST = 1200, /* bytes: what any network carries */
+    DATAGRAM_QUEUE = 16,
+    DATAGRAM__PEERS = 4096, /* places of the table of peers */
+    DATAGRAM__HELLO = 32    /* bytes of a client's first datagram; the answer has 9 */
+};
+
+/* ---- the server ----------------------------------------------------------------------------- */
+
 typedef struct datagram_address {
     struct sockaddr_storage socket;
     socklen_t size;
 } datagram_address;
 
-typedef struct datagrams {
+/* A client: valid in its handler. */
+typedef struct datagram_peer {
+    datagram_address address;
+    double heard; /* when the newest datagram came */
     /* private */
-    bool open;
-    int fd;
+    struct datagrams *of;
+    struct datagram_peer *next;
+    conc_queue inbox;
+} datagram_peer;
+
+typedef struct datagrams {
+    /* options */
+    int (*handler)(datagram_peer *peer, void *arg); /* runs in a task for each peer */
+    void *arg;
+    int limit;      /* peers at once; 0: 4096. Others get no answer */
+    double silence; /* seconds without a datagram that end datagram_receive with 0; 0: 30 */
+
+    int count;          /* peers now */
+    long lost, strange; /* datagrams: no room in a queue; neither a peer's nor a greeting */
+
+    /* private */
+    int fd; /* and 1 */
     unsigned char secret[32];
+    conc_group group;
+    datagram_peer *peers[DATAGRAM__PEERS];
 } datagrams;
 
-/* Opens a socket for datagrams on the address of a listener of TCP: 0, or an error of the system,
- * -EADDRINUSE if another program has that port of UDP. */
+/* Opens the socket on the address of a listener of TCP: 0, or the system's error, such as
+ * -EADDRINUSE: another program has this port of UDP. */
+static inline int datagrams_open(datagrams *d, int listener);
+
+/* Serves until it is cancelled, or the socket fails; then it cancels the handlers, and waits. */
+static inline int datagrams_serve(datagrams *d);
+
+/* Closes the socket. Twice, or if it was never opened, it does nothing. */
+static inline int datagrams_close(datagrams *d);
+CONC_AUTO_TYPE(datagrams, datagrams_close);
+
+/* The peer's next datagram: its size; what has no room in buf is cut off. 0: it was silent. */
+static inline ssize_t datagram_receive(datagram_peer *peer, void *buf, size_t size);
+
+/* Sends one: 0, though it may be lost. */
+static inline int datagram_send(datagram_peer *peer, const void *data, size_t size);
+
+/* ---- a client ------------------------------------------------------------------------------- */
+
+typedef struct datagram_client {
+    /* private */
+    int fd; /* and 1 */
+    uint64_t cookie;
+} datagram_client;
+
+/* Opens a socket to the address to which the socket `like` is connected (of TCP, for example), and
+ * waits until the server has proven this one's: 0, or an error. */
+static inline int datagram_dial(datagram_client *c, int like);
+
+/* Sends one: 0, though it may be lost, as it is if the server has forgotten this address. */
+static inline int datagram_client_send(datagram_client *c, const void *data, size_t size);
+
+/* The next datagram: its size. Waits without a limit: send again after a while. */
+static inline ssize_t datagram_client_receive(datagram_client *c, void *buf, size_t size);
+
+static inline int datagram_client_close(datagram_client *c);
+CONC_AUTO_TYPE(datagram_client, datagram_client_close);
+
+/* ---- implementation ------------------------------------------------------------------------- */
+
+/* A datagram that begins with 0 is between the two halves of this file. Its second byte says what
+ * it is; cookies have 8 bytes:
+ *   client  HELLO, a cookie or 0, zeros   32 bytes
+ *   server  COOKIE, a cookie              10 bytes: say HELLO with it
+ *   server  READY                          2 bytes: this address is a peer
+ *   server  FORGOTTEN                      2 bytes: it is none, though it has sent a longer one */
+enum { DATAGRAM__IS_HELLO = 1, DATAGRAM__IS_COOKIE, DATAGRAM__IS_READY, DATAGRAM__IS_FORGOTTEN };
+
+typedef struct datagram__item {
+    size_t size;
+    unsigned char data[DATAGRAM_MOST];
+} datagram__item;
+
 static inline int datagrams_open(datagrams *d, int listener)
 {
     datagram_address here = {.size = sizeof here.socket};
-    int room = 4 << 20; /* or as much as the system allows: many clients may send at once */
+    int room = 4 << 20; /* or as much as the system allows: many may send at once */
     if (RAND_bytes(d->secret, sizeof d->secret) != 1)
         return conc_fail(-EIO, "no random numbers");
     if (getsockname(listener, (struct sockaddr *)&here.socket, &here.size) < 0)
         return -errno;
-    d->fd = socket(here.socket.ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    if (d->fd < 0)
+    d->fd = socket(here.socket.ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0) + 1;
+    if (d->fd == 0)
         return -errno;
-    d->open = true;
-    setsockopt(d->fd, SOL_SOCKET, SO_RCVBUF, &room, sizeof room);
-    if (bind(d->fd, (struct sockaddr *)&here.socket, here.size) < 0)
+    setsockopt(d->fd - 1, SOL_SOCKET, SO_RCVBUF, &room, sizeof room);
+    if (bind(d->fd - 1, (struct sockaddr *)&here.socket, here.size) < 0)
         return conc_fail(-errno, "the port of UDP: %s", strerror(errno));
     return 0;
 }
 
-/* Waits for a datagram: its size; what has no room in buf is cut off. */
-static inline ssize_t datagrams_receive(datagrams *d, void *buf, size_t size,
-                                        datagram_address *from)
-{
-    *from = (datagram_address){.size = sizeof from->socket};
-    return conc_recvfrom(d->fd, buf, size, 0, (struct sockaddr *)&from->socket, &from->size);
-}
-
-/* Sends without waiting. What the system has no room for is lost, as it may be on its way. */
-static inline void datagrams_send(datagrams *d, const datagram_address *to, const void *data,
-                                  size_t size)
-{
-    conc_sendto(d->fd, data, size, MSG_DONTWAIT, (const struct sockaddr *)&to->socket, to->size);
-}
-
-static inline bool datagrams_is_same(const datagram_address *a, const datagram_address *b)
-{
-    return a->size == b->size && memcmp(&a->socket, &b->socket, a->size) == 0;
-}
-
-static inline uint64_t datagrams__cookie(const datagrams *d, const datagram_address *a,
-                                         int64_t when)
+static inline uint64_t datagram__mac(const datagrams *d, const datagram_address *a, int64_t when)
 {
     unsigned char text[sizeof a->socket + sizeof when], hash[EVP_MAX_MD_SIZE];
     uint64_t cookie = 0;
@@ -92,23 +173,226 @@ static inline uint64_t datagrams__cookie(const datagrams *d, const datagram_addr
     return cookie;
 }
 
-static inline uint64_t datagrams_cookie(const datagrams *d, const datagram_address *a)
+/* FNV-1a; the address was all zero before the system wrote into it. */
+static inline datagram_peer **datagram__place(datagrams *d, const datagram_address *a)
 {
-    return datagrams__cookie(d, a, (int64_t)(conc_now() / 10));
+    const unsigned char *bytes = (const unsigned char *)&a->socket;
+    uint32_t hash = 2166136261u;
+    for (socklen_t i = 0; i < a->size; i++)
+        hash = (hash ^ bytes[i]) * 16777619u;
+    datagram_peer **place = &d->peers[hash % DATAGRAM__PEERS];
+    while (*place && memcmp(&(*place)->address.socket, &a->socket, sizeof a->socket) != 0)
+        place = &(*place)->next;
+    return place;
 }
 
-static inline bool datagrams_is_cookie(const datagrams *d, const datagram_address *a,
-                                       uint64_t cookie)
+static inline void datagram__answer(datagrams *d, const datagram_address *to, const void *data,
+                                    size_t size)
+{
+    conc_sendto(d->fd - 1, data, size, MSG_DONTWAIT, (const struct sockaddr *)&to->socket,
+                to->size);
+}
+
+static inline int datagram__run_peer(void *arg)
+{
+    datagram_peer *peer = arg, **place;
+    datagrams *d = peer->of;
+    int rc = d->handler(peer, d->arg);
+    place = datagram__place(d, &peer->address);
+    *place = peer->next;
+    d->count--;
+    conc_queue_destroy(&peer->inbox);
+    free(peer);
+    return rc;
+}
+
+static inline int datagram__add_peer(datagrams *d, const datagram_address *from)
+{
+    if (d->count >= (d->limit > 0 ? d->limit : DATAGRAM__PEERS))
+        return -EUSERS;
+    datagram_peer *peer = calloc(1, sizeof *peer);
+    if (!peer)
+        return -ENOMEM;
+    peer->address = *from;
+    peer->of = d;
+    peer->heard = conc_now();
+    peer->inbox = (conc_queue)CONC_QUEUE(datagram__item, DATAGRAM_QUEUE);
+    int rc = conc_spawn(&d->group, datagram__run_peer, peer);
+    if (rc < 0) {
+        free(peer);
+        return rc;
+    }
+    *datagram__place(d, from) = peer;
+    d->count++;
+    return 0;
+}
+
+static inline void datagram__say(datagrams *d, const datagram_address *to, int what)
+{
+    const unsigned char text[] = {0, (unsigned char)what};
+    datagram__answer(d, to, text, sizeof text);
+}
+
+/* HELLO: the address gets a cookie, or has it, and then it is a peer. */
+static inline void datagram__on_hello(datagrams *d, const datagram_address *from, uint64_t theirs)
 {
     int64_t now = (int64_t)(conc_now() / 10);
-    return cookie == datagrams__cookie(d, a, now) || cookie == datagrams__cookie(d, a, now - 1);
+    uint64_t cookie = datagram__mac(d, from, now);
+    unsigned char answer[10] = {0, DATAGRAM__IS_COOKIE};
+    if (theirs != cookie && theirs != datagram__mac(d, from, now - 1)) {
+        memcpy(answer + 2, &cookie, sizeof cookie);
+        datagram__answer(d, from, answer, sizeof answer);
+    } else if (*datagram__place(d, from) || datagram__add_peer(d, from) == 0) {
+        datagram__say(d, from, DATAGRAM__IS_READY);
+    }
 }
 
-/* Closes the socket. Twice, or if it was never opened, it does nothing. */
+static inline void datagram__take(datagrams *d, const datagram_address *from,
+                                  const datagram__item *in)
+{
+    datagram_peer *peer = *datagram__place(d, from);
+    uint64_t cookie;
+    if (in->size == DATAGRAM__HELLO && in->data[0] == 0 && in->data[1] == DATAGRAM__IS_HELLO) {
+        memcpy(&cookie, in->data + 2, sizeof cookie);
+        datagram__on_hello(d, from, cookie);
+    } else if (in->size == 0 || in->data[0] == 0 || !peer) {
+        d->strange++;
+        if (in->size > 2 && !peer)
+            datagram__say(d, from, DATAGRAM__IS_FORGOTTEN);
+    } else {
+        peer->heard = conc_now();
+        d->lost += conc_queue_try_put(&peer->inbox, in) < 0;
+    }
+}
+
+static inline int datagram__serve(datagrams *d)
+{
+    datagram__item in;
+    for (;;) {
+        datagram_address from = {.size = sizeof from.socket};
+        ssize_t n = conc_recvfrom(d->fd - 1, in.data, sizeof in.data, 0,
+                                  (struct sockaddr *)&from.socket, &from.size);
+        in.size = (size_t)CONC_TRY(n);
+        datagram__take(d, &from, &in);
+    }
+}
+
+static inline int datagrams_serve(datagrams *d)
+{
+    d->group.keep_going = true;
+    CONC_TRY(conc_group_begin(&d->group));
+    return conc_group_end(&d->group, datagram__serve(d));
+}
+
 static inline int datagrams_close(datagrams *d)
 {
-    int rc = d->open ? conc_close(d->fd) : 0;
-    d->open = false;
+    int rc = d->fd > 0 ? conc_close(d->fd - 1) : 0;
+    d->fd = 0;
+    return rc;
+}
+
+typedef struct datagram__wait {
+    conc_queue *inbox;
+    datagram__item item;
+} datagram__wait;
+
+static inline int datagram__get(void *arg)
+{
+    datagram__wait *w = arg;
+    return conc_queue_get(w->inbox, &w->item);
+}
+
+static inline ssize_t datagram_receive(datagram_peer *peer, void *buf, size_t size)
+{
+    datagram__wait w;
+    double silence = peer->of->silence > 0 ? peer->of->silence : 30;
+    w.inbox = &peer->inbox;
+    int rc = conc_timeout(silence, datagram__get, &w);
+    if (rc < 0)
+        return rc == -ETIMEDOUT ? 0 : rc;
+    if (size > w.item.size)
+        size = w.item.size;
+    memcpy(buf, w.item.data, size);
+    return (ssize_t)size;
+}
+
+static inline int datagram_send(datagram_peer *peer, const void *data, size_t size)
+{
+    if (size == 0 || size > DATAGRAM_MOST)
+        return -EMSGSIZE;
+    datagram__answer(peer->of, &peer->address, data, size);
+    return 0;
+}
+
+static inline int datagram__hello(datagram_client *c)
+{
+    unsigned char hello[DATAGRAM__HELLO] = {0, DATAGRAM__IS_HELLO};
+    memcpy(hello + 2, &c->cookie, sizeof c->cookie);
+    ssize_t n = conc_send(c->fd - 1, hello, sizeof hello, 0);
+    return n < 0 ? (int)n : 0;
+}
+
+/* Deals with what is not the caller's: what it was; 0: the caller's. */
+static inline int datagram__filter(datagram_client *c, const datagram__item *in)
+{
+    int what = in->size >= 2 && in->data[0] == 0 ? in->data[1] : 0;
+    if (what == DATAGRAM__IS_COOKIE && in->size == 2 + sizeof c->cookie)
+        memcpy(&c->cookie, in->data + 2, sizeof c->cookie);
+    if (what == DATAGRAM__IS_COOKIE || what == DATAGRAM__IS_FORGOTTEN)
+        CONC_TRY(datagram__hello(c));
+    return what;
+}
+
+static inline int datagram__await_ready(void *arg)
+{
+    datagram_client *c = arg;
+    datagram__item in;
+    do {
+        in.size = (size_t)CONC_TRY(conc_recv(c->fd - 1, in.data, sizeof in.data, 0));
+    } while (CONC_TRY(datagram__filter(c, &in)) != DATAGRAM__IS_READY);
+    return 0;
+}
+
+static inline int datagram_dial(datagram_client *c, int like)
+{
+    datagram_address to = {.size = sizeof to.socket};
+    int rc = -ETIMEDOUT;
+    if (getpeername(like, (struct sockaddr *)&to.socket, &to.size) < 0)
+        return -errno;
+    c->fd = socket(to.socket.ss_family, SOCK_DGRAM | SOCK_CLOEXEC, 0) + 1;
+    if (c->fd == 0 || connect(c->fd - 1, (struct sockaddr *)&to.socket, to.size) < 0)
+        return conc_fail(-errno, "UDP: %s", strerror(errno));
+    for (int i = 0; i < 10 && rc == -ETIMEDOUT; i++) {
+        CONC_TRY(datagram__hello(c));
+        rc = conc_timeout(0.5, datagram__await_ready, c);
+    }
+    return rc == -ETIMEDOUT ? conc_fail(rc, "UDP: there is no answer") : rc;
+}
+
+static inline int datagram_client_send(datagram_client *c, const void *data, size_t size)
+{
+    if (size == 0 || size > DATAGRAM_MOST)
+        return -EMSGSIZE;
+    ssize_t n = conc_send(c->fd - 1, data, size, 0);
+    return n < 0 ? (int)n : 0;
+}
+
+static inline ssize_t datagram_client_receive(datagram_client *c, void *buf, size_t size)
+{
+    datagram__item in;
+    do {
+        in.size = (size_t)CONC_TRY(conc_recv(c->fd - 1, in.data, sizeof in.data, 0));
+    } while (CONC_TRY(datagram__filter(c, &in)) != 0);
+    if (size > in.size)
+        size = in.size;
+    memcpy(buf, in.data, size);
+    return (ssize_t)size;
+}
+
+static inline int datagram_client_close(datagram_client *c)
+{
+    int rc = c->fd > 0 ? conc_close(c->fd - 1) : 0;
+    c->fd = 0;
     return rc;
 }
 
