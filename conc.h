@@ -11860,37 +11860,38 @@ CONC_API void conc__auto_conc_stream(conc_stream *s)
         conc__error_restore(l->self, &kept);
 }
 
-/* ---- >>signalling --------------------------------------------------------------------------- */
+/* ---- >>signals ------------------------------------------------------------------------------ */
 
 enum { CONC__SIGNAL_LOOPS = 256, CONC__SIGNAL_STACK = 65536 };
 
-/* Loops that signals wake; NULL: a free place. When all are taken, there are more, which stay, as
- * a handler may be at work in them at any time. */
+/* The loops that signals wake; NULL: a free slot. If all slots are taken, another block is added,
+ * which stays for good, as a handler may run through it at any time. */
 typedef struct conc__signal_loops {
     _Atomic(conc_loop *) loops[CONC__SIGNAL_LOOPS];
     _Atomic(struct conc__signal_loops *) more;
 } conc__signal_loops;
 
-/* One atomic word for each signal number tells the handler what to do: the flags below, and above
- * them a count of the signals that were received.
+/* For each signal number, one atomic word tells the handler what to do. It holds the flags below
+ * and above them a count of the signals that were received.
  *
  *   state         flags               disposition    a signal
- *   free          none                the program's  puts back what was before, and is raised anew
+ *   free          none                the program's  restores the former disposition, and is raised
+ *                                                    again
  *   interrupting  INTERRUPTS          conc's         interrupts the runs that want it, or kills
- *   dumping       DUMPS               conc's         has runs in debug mode print their tasks
- *   received      RECEIVES, any more  conc's         is counted, and wakes the loops
- *   restoring     RESTORING           changes        sets AGAIN, and is raised anew afterwards
+ *   dumping       DUMPS               conc's         makes runs in debug mode print their tasks
+ *   received      RECEIVES, and any   conc's         is counted, and wakes the loops
+ *   restoring     RESTORING           changes        sets AGAIN, and is raised again afterwards
  *
  *   from          to                  by
- *   not restoring a flag more         conc__signal_enter, under the mutex: then it sets the handler
+ *   not restoring a flag more         conc__signal_enter, under the mutex; it then sets the handler
  *   any           a flag less         conc__signal_leave, under the mutex, for the last user
- *   free          restoring, free     conc__signal_put_back: conc__signal_leave calls it after the
- *                                     last flag, and the handler when it finds the number free
+ *   free          restoring, free     conc__signal_restore: conc__signal_leave calls it after the
+ *                                     last flag, and the handler if it finds the number free
  *
  * The handler finds a number free if the last user left after the kernel had called the handler,
- * or if a library saved conc's handler and installs it again. It reads the word once: so a
- * signal either is received, or interrupts, or does what it did before. The handler changes a
- * disposition only to kill the process, or while restoring, which conc__signal_enter waits for. */
+ * or if a library has saved conc's handler and installs it again. It reads the word once: so a
+ * signal is received, or interrupts, or has its former effect. The handler changes a disposition
+ * only to kill the process, or while restoring, for which conc__signal_enter waits. */
 enum { CONC__RECEIVES, CONC__INTERRUPTS, CONC__DUMPS, CONC__ROLES };
 
 #define CONC__ROLE(role) (1ul << (role))
@@ -11900,32 +11901,32 @@ enum { CONC__RECEIVES, CONC__INTERRUPTS, CONC__DUMPS, CONC__ROLES };
 #define CONC__CAME_ONE (1ul << 5)
 #define CONC__CAME(word) ((word) & ~(CONC__CAME_ONE - 1))
 
-/* In a conc_signals. */
+/* A number of a conc_signals. */
 struct conc__signal_number {
     int number;
-    unsigned long seen; /* up to here in the count they were handed out, or came before */
+    unsigned long seen; /* the count up to which signals were returned, or came before the open */
     conc_signals *receiver;
-    struct conc__signal_number *next, *prev; /* of the loop's with this number */
+    struct conc__signal_number *next, *prev; /* in the loop's list for this number */
 };
 
 CONC__PRIVATE uint64_t conc__signal_bit(int number) { return (uint64_t)1 << (number - 1); }
 
-/* In the process. */
+/* A number of the process. */
 typedef struct conc__signal {
     _Atomic unsigned long word;
-    int users[CONC__ROLES];  /* open conc_signals, or runs; under the mutex, as is the rest */
-    unsigned long handed;    /* up to here in the count they were handed out to a receiver */
-    struct sigaction before; /* what was there before conc's handler */
+    int users[CONC__ROLES];  /* open conc_signals, or runs; this and the rest: under the mutex */
+    unsigned long handed;    /* the count up to which a receiver has returned the signals */
+    struct sigaction before; /* the disposition before conc's handler */
 } conc__signal;
 
-/* Signals belong to the process, so this is shared by all loops. */
+/* All loops share this, as signals belong to the process. */
 static struct conc__signalling {
     pthread_mutex_t mutex;
     conc__signal numbers[CONC__SIGNALS];
-    atomic_int process; /* that installed the handlers; in a child without fork's hooks another */
+    atomic_int process; /* which installed the handlers; a forked child's handler compares it */
     conc__signal_loops reached;
-    atomic_int running; /* handlers at work: what they may look at must stay */
-    int faults;         /* runs that want the report of a stack overflow */
+    atomic_int running; /* handlers that run: the loops that they may read must stay */
+    int faults;         /* runs that want a stack overflow to be reported */
     int questions;      /* runs whose watchdog may ask where their thread is */
 } conc__signalling = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
@@ -11939,7 +11940,7 @@ CONC__PRIVATE bool conc__signal_is_ours(int number, struct sigaction *now)
            now->sa_handler == conc__on_signal;
 }
 
-/* Has the program left the number to the system? */
+/* Does the number have the default disposition? */
 CONC__PRIVATE bool conc__signal_is_default(int number)
 {
     struct sigaction now = {.sa_handler = SIG_DFL};
@@ -11948,16 +11949,16 @@ CONC__PRIVATE bool conc__signal_is_default(int number)
     return !(now.sa_flags & SA_SIGINFO) && now.sa_handler == SIG_DFL;
 }
 
-/* A signal that came to conc's handler, which nobody wanted. */
+/* Raises a signal again that came to conc's handler and has no user. */
 CONC__PRIVATE void conc__signal_again(int number)
 {
     if (kill(getpid(), number))
-        raise(number); /* a sandbox may refuse the other */
+        raise(number); /* a sandbox may refuse kill */
 }
 
-/* If the number is free, its disposition is what it was before conc's, or became meanwhile. Also
- * in the handler: only atomics and system calls. */
-CONC__PRIVATE void conc__signal_put_back(int number)
+/* If the number is free, restores the disposition that it had before conc's, unless the program has
+ * changed it meanwhile. Also runs in the handler: only atomics and system calls. */
+CONC__PRIVATE void conc__signal_restore(int number)
 {
     conc__signal *n = &conc__signalling.numbers[number];
     struct sigaction now;
@@ -11971,7 +11972,7 @@ CONC__PRIVATE void conc__signal_put_back(int number)
         conc__signal_again(number);
 }
 
-/* The default action, at once; the handler had blocked the signal. */
+/* Has the default action happen at once; the kernel blocks the signal in its handler. */
 CONC__PRIVATE void conc__signal_kills(int number)
 {
     struct sigaction usual;
@@ -11987,8 +11988,8 @@ CONC__PRIVATE void conc__signal_kills(int number)
 
 CONC__PRIVATE unsigned conc__interrupt_bit(int number) { return number == SIGINT ? 1 : 2; }
 
-/* Interrupts a run. True: it was interrupted before, and does not end. One Ctrl+C may come
- * twice, from the terminal and from a parent, so what comes within 0.1 s is one. */
+/* Interrupts a run. True: it was interrupted before, and has not ended. One Ctrl+C may come twice,
+ * from the terminal and from a parent, so signals within 0.1 s count as one. */
 CONC__PRIVATE bool conc__interrupt(conc_loop *l, int number)
 {
     enum { ONE = 100000000 };
@@ -12001,7 +12002,7 @@ CONC__PRIVATE bool conc__interrupt(conc_loop *l, int number)
     return false;
 }
 
-/* True: it kills. */
+/* True: the signal kills. */
 CONC__PRIVATE bool conc__signal_reaches_loop(conc_loop *l, int number, unsigned long role)
 {
     bool kills = role == CONC__INTERRUPTS && conc__interrupt(l, number);
@@ -12012,7 +12013,7 @@ CONC__PRIVATE bool conc__signal_reaches_loop(conc_loop *l, int number, unsigned 
     return kills;
 }
 
-/* To all loops. role: of the number, CONC__ROLES: none. True: it kills. */
+/* Tells all loops. role: of the number; CONC__ROLES: none. True: the signal kills. */
 CONC__PRIVATE bool conc__signal_reaches(int number, unsigned long role)
 {
     bool kills = false;
@@ -12028,7 +12029,7 @@ CONC__PRIVATE bool conc__signal_reaches(int number, unsigned long role)
     return kills;
 }
 
-/* What becomes of a signal: the word before it came. */
+/* Counts a signal, or notes it for later. Returns the word before that. */
 CONC__PRIVATE unsigned long conc__signal_comes(conc__signal *n)
 {
     unsigned long was = atomic_load(&n->word), next;
@@ -12042,12 +12043,12 @@ CONC__PRIVATE unsigned long conc__signal_comes(conc__signal *n)
     return was;
 }
 
-/* In whatever thread, at whatever moment: only atomics and system calls. */
+/* The handler. It runs in any thread, at any moment: only atomics and system calls. */
 CONC__PRIVATE void conc__on_signal(int number)
 {
     conc__signal *n = &conc__signalling.numbers[number];
     int saved = errno;
-    if (atomic_load(&conc__signalling.process) != getpid()) { /* a child's, before fork's hook */
+    if (atomic_load(&conc__signalling.process) != getpid()) { /* a child, before fork's hook */
         sigaction(number, &n->before, NULL);
         conc__signal_again(number);
         errno = saved;
@@ -12062,13 +12063,13 @@ CONC__PRIVATE void conc__on_signal(int number)
     } else if (was & CONC__ROLE(CONC__DUMPS)) {
         conc__signal_reaches(number, CONC__DUMPS);
     } else if (!(was & CONC__RESTORING)) {
-        conc__signal_put_back(number);
+        conc__signal_restore(number);
         conc__signal_again(number);
     }
     errno = saved;
 }
 
-/* Adds a flag, and takes those of `without` away: the word before. */
+/* Adds a flag, and removes those of `without`. Returns the word before that. */
 CONC__PRIVATE unsigned long conc__signal_flag(conc__signal *n, int role, unsigned long without)
 {
     unsigned long was = atomic_load(&n->word);
@@ -12083,7 +12084,7 @@ CONC__PRIVATE unsigned long conc__signal_flag(conc__signal *n, int role, unsigne
     }
 }
 
-/* Under the mutex: one more user of the number. */
+/* Adds a user of the number. Under the mutex. */
 CONC__PRIVATE int conc__signal_enter(int number, int role, unsigned long *came)
 {
     conc__signal *n = &conc__signalling.numbers[number];
@@ -12091,8 +12092,9 @@ CONC__PRIVATE int conc__signal_enter(int number, int role, unsigned long *came)
     unsigned long without = 0;
     if (!conc__signal_is_ours(number, &now)) {
         n->before = now;
-        /* a handler that the program installed meanwhile is not to be interrupted */
-        without = role == CONC__RECEIVES ? CONC__ALL_ROLES : 0;
+        if (role ==
+            CONC__RECEIVES) /* a handler of the program's meanwhile: it does not interrupt */
+            without = CONC__ALL_ROLES;
     }
     memset(&ours, 0, sizeof ours);
     ours.sa_handler = conc__on_signal;
@@ -12103,29 +12105,31 @@ CONC__PRIVATE int conc__signal_enter(int number, int role, unsigned long *came)
     if (role == CONC__RECEIVES && n->users[role] == 0)
         n->handed = *came;
     n->users[role]++;
-    return sigaction(number, &ours, NULL) ? -errno : 0;
+    if (sigaction(number, &ours, NULL))
+        return -errno;
+    return 0;
 }
 
-/* Under the mutex: a user has had enough. */
+/* Removes a user. Under the mutex. */
 CONC__PRIVATE void conc__signal_leave(int number, int role)
 {
     conc__signal *n = &conc__signalling.numbers[number];
     if (--n->users[role])
         return;
     unsigned long was = atomic_fetch_and(&n->word, ~CONC__ROLE(role));
-    conc__signal_put_back(number);
+    conc__signal_restore(number);
     if (role == CONC__RECEIVES && CONC__CAME(was) != n->handed)
-        conc__signal_again(number); /* nobody was given it, or will be */
+        conc__signal_again(number); /* no receiver has returned it, or will */
 }
 
-/* A free place, which is the loop's from now on; NULL: no memory for more. */
+/* Takes a free slot for the loop. NULL: no memory for more. */
 CONC__PRIVATE _Atomic(conc_loop *) *conc__signal_slot_take(conc_loop *l)
 {
     conc__signal_loops *all = &conc__signalling.reached, *more, *none;
     for (;; all = more) {
         for (int i = 0; i < CONC__SIGNAL_LOOPS; i++) {
-            conc_loop *nobody = NULL;
-            if (atomic_compare_exchange_strong(&all->loops[i], &nobody, l))
+            conc_loop *free = NULL;
+            if (atomic_compare_exchange_strong(&all->loops[i], &free, l))
                 return &all->loops[i];
         }
         none = NULL;
@@ -12143,7 +12147,7 @@ CONC__PRIVATE _Atomic(conc_loop *) *conc__signal_slot_take(conc_loop *l)
     }
 }
 
-/* Has signals wake this loop. A signal's frame takes up to 12 KiB where the processor has large
+/* Makes signals wake this loop. A signal's frame takes up to 12 KiB on processors with large
  * registers, so handlers run on a stack of their own, not on a task's. */
 CONC__PRIVATE int conc__signals_reach(conc_loop *l)
 {
@@ -12177,7 +12181,7 @@ CONC__PRIVATE void conc__signals_unreach(conc_loop *l)
     l->signal_slot = NULL;
 }
 
-/* A signal that a conc_signals has not handed out yet; 0: there is none. */
+/* A signal that a conc_signals has not returned yet; 0: there is none. */
 CONC__PRIVATE int conc__signals_find(conc_signals *s)
 {
     for (size_t i = 0; i < s->count; i++) {
@@ -12202,7 +12206,7 @@ CONC__PRIVATE void conc__interrupt_main(conc_loop *l, int number)
     if (l->winding_up) {
         l->interrupted_by = number;
         l->interrupted_late = true;
-    } else if (!l->main.asked) { /* else it was cancelled before, and ends for that */
+    } else if (!l->main.asked) { /* if asked, it was cancelled before, and ends for that */
         l->interrupted_by = number;
         conc__task_cancel(l, &l->main);
     }
@@ -12220,14 +12224,17 @@ CONC__PRIVATE void conc__signal_hand_out(conc_loop *l, int number)
     list->handed = came;
     for (struct conc__signal_number *n = list->first; n; n = n->next) {
         conc_signals *s = n->receiver;
-        for (int found; s->waits.first && (found = conc__signals_find(s)) != 0;) {
+        while (s->waits.first) {
+            int found = conc__signals_find(s);
+            if (!found)
+                break;
             l->signal_waits--;
             conc__wake(l, s->waits.first, found);
         }
     }
 }
 
-/* In the scheduler: hands out what came. */
+/* Called by the scheduler: handles the signals that came. */
 CONC__COLD void conc__take_signals_now(conc_loop *l)
 {
     atomic_store(&l->signalled, false);
@@ -12246,7 +12253,7 @@ static inline void conc__take_signals(conc_loop *l)
         conc__take_signals_now(l);
 }
 
-/* 0, -EINVAL, or why the system refuses it. */
+/* 0, -EINVAL, or the error with which the system refuses the number. */
 CONC__PRIVATE int conc__signal_may_be_received(int number)
 {
     static const int never[] = {SIGKILL, SIGSTOP, SIGPIPE, SIGSEGV, SIGBUS, SIGFPE, SIGILL};
@@ -12256,7 +12263,9 @@ CONC__PRIVATE int conc__signal_may_be_received(int number)
             return -EINVAL;
     if (number <= 0 || number >= CONC__SIGNALS)
         return -EINVAL;
-    return sigaction(number, NULL, &now) ? -errno : 0;
+    if (sigaction(number, NULL, &now))
+        return -errno;
+    return 0;
 }
 
 CONC__PRIVATE void conc__signal_block(int number)
@@ -12267,7 +12276,7 @@ CONC__PRIVATE void conc__signal_block(int number)
     pthread_sigmask(SIG_BLOCK, &set, NULL);
 }
 
-/* Lets a signal through in this thread. */
+/* Unblocks a signal in this thread, and notes if it was blocked. */
 CONC__PRIVATE void conc__signal_unblock(conc_loop *l, int number)
 {
     sigset_t set, before;
@@ -12279,7 +12288,7 @@ CONC__PRIVATE void conc__signal_unblock(conc_loop *l, int number)
         l->unblocked |= conc__signal_bit(number);
 }
 
-CONC__PRIVATE int conc__signal_take(conc_loop *l, struct conc__signal_number *n)
+CONC__PRIVATE int conc__signal_subscribe(conc_loop *l, struct conc__signal_number *n)
 {
     struct conc__signal_list *list = &l->received[n->number];
     int rc = conc__signal_enter(n->number, CONC__RECEIVES, &n->seen);
@@ -12292,11 +12301,15 @@ CONC__PRIVATE int conc__signal_take(conc_loop *l, struct conc__signal_number *n)
     return rc;
 }
 
-/* It is blocked again if it was before the loop's first receiver of it. */
-CONC__PRIVATE void conc__signal_give_back(conc_loop *l, const struct conc__signal_number *n)
+/* After the loop's last receiver of a number, blocks it again if it was blocked before the first.
+ * */
+CONC__PRIVATE void conc__signal_unsubscribe(conc_loop *l, const struct conc__signal_number *n)
 {
     struct conc__signal_list *list = &l->received[n->number];
-    *(n->prev ? &n->prev->next : &list->first) = n->next;
+    if (n->prev)
+        n->prev->next = n->next;
+    else
+        list->first = n->next;
     if (n->next)
         n->next->prev = n->prev;
     if (!list->first && l->unblocked & conc__signal_bit(n->number)) {
@@ -12306,20 +12319,20 @@ CONC__PRIVATE void conc__signal_give_back(conc_loop *l, const struct conc__signa
     conc__signal_leave(n->number, CONC__RECEIVES);
 }
 
-/* Takes one after the other; `taken` tells how many, when one fails. */
-CONC__PRIVATE int conc__signals_take(conc_loop *l, const conc_signals *s, size_t *taken)
+/* *taken: how many numbers were subscribed, which includes one that fails. */
+CONC__PRIVATE int conc__signals_subscribe(conc_loop *l, const conc_signals *s, size_t *taken)
 {
     int rc = 0;
     for (*taken = 0; rc == 0 && *taken < s->count; ++*taken)
-        rc = conc__signal_take(l, &s->numbers[*taken]);
+        rc = conc__signal_subscribe(l, &s->numbers[*taken]);
     return rc;
 }
 
-/* Gives the first n back, the last one first. */
-CONC__PRIVATE void conc__signals_give_back(conc_loop *l, const conc_signals *s, size_t n)
+/* The first n numbers, the last one first. */
+CONC__PRIVATE void conc__signals_unsubscribe(conc_loop *l, const conc_signals *s, size_t n)
 {
     while (n--)
-        conc__signal_give_back(l, &s->numbers[n]);
+        conc__signal_unsubscribe(l, &s->numbers[n]);
 }
 
 typedef struct conc__signal_call {
@@ -12331,7 +12344,7 @@ typedef struct conc__signal_call {
 
 static const char conc__bad_number[] = "a number that no task can receive";
 
-/* The receiver gets each number once, in the order of the list. */
+/* Gives the receiver each number once, in the order of the list. */
 CONC__PRIVATE int conc__signals_fill(conc_loop *l, const conc__signal_call *c)
 {
     conc_signals *s = c->s;
@@ -12367,7 +12380,10 @@ CONC__PRIVATE void conc__signals_link(conc_loop *l, conc_signals *s)
 
 CONC__PRIVATE void conc__signals_unlink(conc_loop *l, const conc_signals *s)
 {
-    *(s->prev ? &s->prev->next : &l->signals) = s->next;
+    if (s->prev)
+        s->prev->next = s->next;
+    else
+        l->signals = s->next;
     if (s->next)
         s->next->prev = s->prev;
 }
@@ -12384,9 +12400,9 @@ CONC__PRIVATE void conc__open_signals(conc_loop *l, void *arg)
         c->rc = conc__signals_reach(l);
     if (c->rc == 0) {
         pthread_mutex_lock(&conc__signalling.mutex);
-        c->rc = conc__signals_take(l, s, &taken);
+        c->rc = conc__signals_subscribe(l, s, &taken);
         if (c->rc)
-            conc__signals_give_back(l, s, taken);
+            conc__signals_unsubscribe(l, s, taken);
         pthread_mutex_unlock(&conc__signalling.mutex);
     }
     if (c->rc == 0) {
@@ -12404,12 +12420,13 @@ CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *n
     conc__signal_call c = {s, numbers, n, 0};
     if (!l)
         return conc__misused(-EPERM, "conc_signals_open", "there is no loop", NULL);
-    if (!s || !n || !conc__is_array(numbers, n, sizeof *numbers) || (s->loop && s->run == l->run))
+    bool is_open = s && s->loop && s->run == l->run;
+    if (!s || is_open || !n || !conc__is_array(numbers, n, sizeof *numbers))
         return conc__misused(-EINVAL, "conc_signals_open", "no numbers, or it is open", NULL);
     if (s->loop && conc__run_is_elsewhere(l, s->run))
         return conc__misused(-EBUSY, "conc_signals_open", "it is open in another thread's run",
                              NULL);
-    if (*conc__holding_find(&l->receiving, s)) /* it was set anew while it was open */
+    if (*conc__holding_find(&l->receiving, s)) /* it was set to zero while it was open */
         conc__lost(l, l->self, (*conc__holding_find(&l->receiving, s))->place, conc__overwritten);
     conc__on_loop(l, conc__open_signals, &c);
     if (c.rc == 0) {
@@ -12418,7 +12435,8 @@ CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *n
     }
     if (c.rc == -EINVAL)
         return conc__misused(-EINVAL, "conc_signals_open", conc__bad_number, NULL);
-    return conc__system_failed(c.rc, conc__refused(-c.rc) ? "rt_sigaction" : NULL);
+    const char *call = conc__refused(-c.rc) ? "rt_sigaction" : NULL;
+    return conc__system_failed(c.rc, call);
 }
 
 CONC__PRIVATE bool conc__receive_cancel(conc__wait *w)
@@ -12446,7 +12464,8 @@ CONC_API CONC__CALLED int conc_signals_next(conc_signals *s)
     if (s->loop != l || s->run != l->run)
         return conc__misused(-EPERM, "conc_signals_next", "it is another run's", NULL);
     conc__check_lost(l, __builtin_frame_address(0));
-    rc = s->waits.first ? 0 : conc__signals_find(s);
+    if (!s->waits.first)
+        rc = conc__signals_find(s);
     if (rc) {
         conc__spend_budget(l);
         return rc;
@@ -12463,7 +12482,7 @@ CONC__PRIVATE void conc__close_signals(conc_loop *l, void *arg)
     int saved = errno;
     conc__signals_unlink(l, s);
     pthread_mutex_lock(&conc__signalling.mutex);
-    conc__signals_give_back(l, s, s->count);
+    conc__signals_unsubscribe(l, s, s->count);
     pthread_mutex_unlock(&conc__signalling.mutex);
     CONC_FREE(s->numbers);
     errno = saved;
@@ -12525,8 +12544,10 @@ CONC__PRIVATE void conc__interrupts_leave(const conc_loop *l)
 CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
 {
     unsigned long came;
-    int rc = l->options.interrupt ? conc__signals_reach(l) : 0;
-    if (rc || !l->options.interrupt)
+    if (!l->options.interrupt)
+        return 0;
+    int rc = conc__signals_reach(l);
+    if (rc)
         return rc;
     pthread_mutex_lock(&conc__signalling.mutex);
     for (size_t i = 0; i < CONC_LEN(conc__interrupting) && rc == 0; i++) {
@@ -12554,14 +12575,14 @@ CONC__PRIVATE void conc__signals_end(conc_loop *l)
     conc__interrupts_leave(l);
     pthread_mutex_unlock(&conc__signalling.mutex);
     conc__signals_unreach(l);
-    int late = atomic_load(&l->interrupt); /* after the last look */
+    int late = atomic_load(&l->interrupt); /* it came after the scheduler's last check */
     if (late) {
         l->interrupted_by = late;
         l->interrupted_late = true;
     }
 }
 
-/* In a forked child: its loops are dead, and its signals do what they did before. */
+/* In a forked child: its loops are dead, and its signals get their former dispositions. */
 CONC__PRIVATE void conc__signals_forget(void)
 {
     struct sigaction now;
@@ -12585,7 +12606,7 @@ CONC__PRIVATE void conc__signals_forget(void)
     pthread_mutex_init(&conc__signalling.mutex, NULL);
 }
 
-/* SIGPIPE is blocked in the run's thread: a broken pipe is an error of the call. */
+/* Blocks SIGPIPE in the run's thread: a broken pipe is an error of the call. */
 CONC__PRIVATE void conc__pipe_signal_block(conc_loop *l)
 {
     sigset_t pipe, before;
@@ -12598,7 +12619,7 @@ CONC__PRIVATE void conc__pipe_signal_block(conc_loop *l)
         l->pipe_was_blocked && sigpending(&before) == 0 && sigismember(&before, SIGPIPE) == 1;
 }
 
-/* What a write of a task's own, or of the host's between two steps, left behind goes first. */
+/* Discards a SIGPIPE that a write of the program's own left pending, then unblocks it. */
 CONC__PRIVATE void conc__pipe_signal_unblock(const conc_loop *l)
 {
     sigset_t pipe;
@@ -12609,7 +12630,7 @@ CONC__PRIVATE void conc__pipe_signal_unblock(const conc_loop *l)
         pthread_sigmask(SIG_UNBLOCK, &pipe, NULL);
 }
 
-/* ---- >>posting ------------------------------------------------------------------------------ */
+/* ---- >>loops -------------------------------------------------------------------------------- */
 
 CONC_API conc_loop *conc_loop_self(void) { return conc__here; }
 
@@ -12619,8 +12640,9 @@ CONC__PRIVATE void conc__loop_free(conc_loop *l)
     CONC_FREE(l);
 }
 
-/* Its mutex may be held by a thread that this process does not have. */
-CONC__PRIVATE int conc__loop_can_be_told(const conc_loop *l, const char *call)
+/* 0, or the error of a call on another thread's loop. In a forked child the mutex of a loop of the
+ * parent may be held by a thread that does not exist here. */
+CONC__PRIVATE int conc__loop_check(const conc_loop *l, const char *call)
 {
     if (!l)
         return conc__misused(-EINVAL, call, "no loop", NULL);
@@ -12631,7 +12653,7 @@ CONC__PRIVATE int conc__loop_can_be_told(const conc_loop *l, const char *call)
 
 CONC_API int conc_loop_hold(conc_loop *l)
 {
-    int rc = conc__loop_can_be_told(l, __func__);
+    int rc = conc__loop_check(l, __func__);
     if (rc)
         return rc;
     pthread_mutex_lock(&l->mutex);
@@ -12642,7 +12664,7 @@ CONC_API int conc_loop_hold(conc_loop *l)
 
 CONC_API int conc_loop_release(conc_loop *l)
 {
-    int rc = conc__loop_can_be_told(l, __func__);
+    int rc = conc__loop_check(l, __func__);
     if (rc)
         return rc;
     pthread_mutex_lock(&l->mutex);
@@ -12651,7 +12673,7 @@ CONC_API int conc_loop_release(conc_loop *l)
         return conc__misused(-EINVAL, __func__, "the loop is not held", NULL);
     }
     bool last = --l->holds == 0 && l->over_for_good;
-    /* without a hold its wait may have become a deadlock */
+    /* without a hold the loop's wait may be a deadlock */
     if (!l->holds && l->asleep && !l->closed)
         conc__wake_up(l);
     pthread_mutex_unlock(&l->mutex);
@@ -12660,7 +12682,7 @@ CONC_API int conc_loop_release(conc_loop *l)
     return 0;
 }
 
-/* Has l run the post, which lives until then. From any thread. */
+/* Makes l run the post, which must live until then. From any thread. */
 CONC__PRIVATE int conc__post_to(conc_loop *l, conc__post *p)
 {
     p->next = NULL;
@@ -12702,7 +12724,7 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
 {
     if (!fn)
         return conc__misused(-EINVAL, __func__, "no function", NULL);
-    int rc = conc__loop_can_be_told(l, __func__);
+    int rc = conc__loop_check(l, __func__);
     if (rc)
         return rc;
     conc__posted_call *call = conc__alloc(sizeof *call);
@@ -12716,9 +12738,9 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
     return conc__own_error(rc);
 }
 
-/* A conc_loop_run, on the caller's stack. The loop's thread starts the task and fills in how it
- * ended; a cancel of the caller posts `stop`, once. The caller is answered when the task has ended
- * and no `stop` is on its way, for then nothing of this is used any more. */
+/* A call of conc_loop_run, on the caller's stack. The loop's thread starts the task and stores its
+ * result; a cancel of the caller posts `stop`, once. The caller is answered when the task has ended
+ * and no `stop` is posted: from then on no thread uses this. */
 typedef struct conc__remote {
     conc__post start, stop; /* to the loop that runs fn */
     conc__post answer;      /* to the caller's */
@@ -12729,7 +12751,7 @@ typedef struct conc__remote {
     struct conc__job_context *job; /* NULL: no job */
     conc__wait wait;               /* a task's */
     conc_task *task;               /* of `loop`, whose thread alone uses it */
-    pthread_mutex_t mutex;         /* over all below */
+    pthread_mutex_t mutex;         /* protects all below */
     pthread_cond_t changed;        /* a thread waits for `answered` */
     enum { CONC__GOES_ON, CONC__TO_STOP, CONC__STOPPED } state;
     bool ended, answered;
@@ -12742,7 +12764,7 @@ CONC__PRIVATE void conc__remote_answer(conc__remote *r)
     if (r->job && r->task)
         conc__extended.job_waits(r->job, r->loop, false);
     if (r->caller) {
-        conc__post_to(r->caller, &r->answer); /* its run lasts as long as its tasks */
+        conc__post_to(r->caller, &r->answer); /* its run does not end before its tasks */
         return;
     }
     pthread_mutex_lock(&r->mutex);
@@ -12801,7 +12823,7 @@ CONC__PRIVATE void conc__remote_stops(conc__post *p)
         conc__task_cancel(conc__here, r->task);
 }
 
-/* The caller is cancelled. Under the mutex; until `ended` the run lasts. */
+/* The caller is cancelled. Under the mutex; the other run does not end before `ended`. */
 CONC__PRIVATE void conc__remote_stop(conc__remote *r)
 {
     if (r->state == CONC__GOES_ON && !r->ended && conc__post_to(r->loop, &r->stop) == 0)
@@ -12839,7 +12861,7 @@ CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
 {
     r->wait =
         (conc__wait){.task = caller->self, .kind = &conc__runs_elsewhere, .on = r->loop, .item = r};
-    int holds = caller->virtual_clock; /* on the real one timers go on */
+    int holds = caller->virtual_clock; /* on the real clock timers go on */
     caller->awaited++;
     atomic_fetch_add_explicit(&caller->at_work, holds, memory_order_relaxed);
     if (conc__post_to(r->loop, &r->start))
@@ -12850,10 +12872,10 @@ CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
     caller->awaited--;
 }
 
-/* A thread sleeps; a job looks now and then whether it was asked to end. */
+/* A thread sleeps; a job checks now and then if it was asked to end. */
 CONC__PRIVATE void conc__remote_wait_thread(conc__remote *r)
 {
-    enum { LOOK = 20000000 }; /* ns */
+    enum { CHECK = 20000000 }; /* ns */
     if (conc__post_to(r->loop, &r->start)) {
         r->result = -ESHUTDOWN;
         return;
@@ -12864,7 +12886,7 @@ CONC__PRIVATE void conc__remote_wait_thread(conc__remote *r)
             pthread_cond_wait(&r->changed, &r->mutex);
             continue;
         }
-        struct timespec until = conc__real_time_in(LOOK);
+        struct timespec until = conc__real_time_in(CHECK);
         pthread_cond_timedwait(&r->changed, &r->mutex, &until);
         if (conc__extended.job_cancelled())
             conc__remote_stop(r);
@@ -12872,21 +12894,25 @@ CONC__PRIVATE void conc__remote_wait_thread(conc__remote *r)
     pthread_mutex_unlock(&r->mutex);
 }
 
-/* 0: conc_loop_run may be called here. */
+/* 0, or the error of a conc_loop_run here. */
 CONC__PRIVATE int conc__remote_may_run(const conc_loop *l, conc_fn *fn, const char *spawned)
 {
     static const char call[] = "conc_loop_run";
     conc_loop *here = conc__here;
     if (!fn)
         return conc__misused(-EINVAL, call, "no function", spawned);
-    int rc = conc__loop_can_be_told(l, call);
+    int rc = conc__loop_check(l, call);
     if (rc)
         return rc;
     if (here == l)
         return conc__misused(-EDEADLK, call, "the loop would wait for itself", spawned);
+    if (here && !conc__in_task_of(call))
+        return -EPERM;
     if (here)
-        return conc__in_task_of(call) ? conc__checkpoint(here) : -EPERM;
-    return conc__extended.job_cancelled && conc__extended.job_cancelled() ? -ECANCELED : 0;
+        return conc__checkpoint(here);
+    if (conc__extended.job_cancelled && conc__extended.job_cancelled())
+        return -ECANCELED;
+    return 0;
 }
 
 CONC_API CONC__CALLED int conc__loop_run(const char *spawned, conc_loop *l, conc_fn *fn, void *arg)
@@ -12909,7 +12935,8 @@ CONC_API CONC__CALLED int conc__loop_run(const char *spawned, conc_loop *l, conc
         conc__check_lost(here, __builtin_frame_address(0));
         conc__remote_wait_task(here, &r);
     } else {
-        r.job = conc__extended.job_here ? conc__extended.job_here() : NULL;
+        if (conc__extended.job_here)
+            r.job = conc__extended.job_here();
         conc__remote_wait_thread(&r);
     }
     pthread_cond_destroy(&r.changed);
@@ -12933,7 +12960,7 @@ CONC__PRIVATE conc__post *conc__take_posts(conc_loop *l, conc__post **last)
     return first;
 }
 
-/* Before those that were posted meanwhile. */
+/* Puts them before the posts that came meanwhile. */
 CONC__PRIVATE void conc__put_posts_back(conc_loop *l, conc__post *first, conc__post *last)
 {
     pthread_mutex_lock(&l->mutex);
@@ -12944,8 +12971,8 @@ CONC__PRIVATE void conc__put_posts_back(conc_loop *l, conc__post *first, conc__p
     pthread_mutex_unlock(&l->mutex);
 }
 
-/* In the scheduler: no more of them than of switches between two looks around, so that they keep
- * nothing else waiting. Those posted meanwhile wait for the next pass. */
+/* Called by the scheduler: runs at most as many posts as it switches tasks in a pass, so that
+ * timers and descriptors do not wait. Posts that come meanwhile wait for the next pass. */
 CONC__PRIVATE void conc__run_posts(conc_loop *l)
 {
     if (!atomic_load_explicit(&l->posted, memory_order_relaxed))
