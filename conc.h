@@ -12997,11 +12997,13 @@ CONC__PRIVATE const char *conc__state_of(const conc_loop *l, const conc_task *t)
         return "running";
     if (t->wait)
         return t->wait->kind->what;
-    return t->state == CONC__DONE ? "ended" : "ready";
+    if (t->state == CONC__DONE)
+        return "ended";
+    return "ready";
 }
 
-/* Two columns a level; so that a deep tree stays readable and its dump linear, further levels are
- * a number. */
+/* Indents by two columns a level. Deep levels are printed as a number, which keeps a deep tree
+ * readable and its dump linear. */
 CONC__PRIVATE void conc__indent(FILE *out, int depth)
 {
     enum { DEEPEST = 24 };
@@ -13035,8 +13037,8 @@ CONC__PRIVATE void conc__print_group(FILE *out, const conc_group *g, int depth)
         fprintf(out, "background");
     else
         fprintf(out, "group at %s", conc__place_of(g->scope.place));
-    fprintf(out, ", %d %s%s:\n", g->live, g->live == 1 ? "child" : "children",
-            g->scope.effective ? ", cancelled" : "");
+    fprintf(out, ", %d %s", g->live, g->live == 1 ? "child" : "children");
+    fputs(g->scope.effective ? ", cancelled:\n" : ":\n", out);
 }
 
 /* The first group with children from scope s inward. */
@@ -13044,7 +13046,9 @@ CONC__PRIVATE conc_group *conc__group_from(conc_scope *s)
 {
     while (s && !(s->is_group && conc__group_of(s)->children))
         s = s->inner;
-    return s ? conc__group_of(s) : NULL;
+    if (!s)
+        return NULL;
+    return conc__group_of(s);
 }
 
 CONC__PRIVATE conc_group *conc__first_group(const conc_task *t)
@@ -13084,8 +13088,8 @@ CONC__PRIVATE int conc__serial_order(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Brings the census up to date. False: no memory. */
-CONC__PRIVATE bool conc__census_take(conc_loop *l)
+/* Updates the census. False: no memory. */
+CONC__PRIVATE bool conc__census_update(conc_loop *l)
 {
     conc__census *c = &l->census;
     const conc_task *roots[] = {&l->main, l->background.children};
@@ -13103,22 +13107,22 @@ CONC__PRIVATE bool conc__census_take(conc_loop *l)
     return true;
 }
 
-/* Is t, with this serial number, a task of the loop that has not ended? It may be NULL, or a
- * pointer to one that has, which is not followed. Reports ask it about the owner of each lock
- * that is waited for; without memory each of these questions walks through all tasks. Inline, as
- * only other modules call it. */
+/* Is t, with this serial number, a task of the loop that has not ended? t may be NULL, or point to
+ * a task that has ended, which is not followed. Reports ask this about the owner of each lock that
+ * a task waits for; without memory each question walks through all tasks. Inline, as only other
+ * modules call it. */
 static inline bool conc__lives(conc_loop *l, const conc_task *t, uint64_t serial)
 {
     const conc__census *c = &l->census;
     if (!t)
         return false;
-    if (conc__census_take(l))
+    if (conc__census_update(l))
         return bsearch(&serial, c->serials, c->count, sizeof *c->serials, conc__serial_order);
-    return (conc__is_in_tree(&l->main, t) || conc__is_in_tree(l->background.children, t)) &&
-           t->serial == serial;
+    bool is_there = conc__is_in_tree(&l->main, t) || conc__is_in_tree(l->background.children, t);
+    return is_there && t->serial == serial;
 }
 
-/* The tree below a task, without recursion: it may be deep. */
+/* Prints the tree below a task, without recursion: it may be deep. */
 CONC__PRIVATE void conc__print_tree(FILE *out, const conc_loop *l, const conc_group *g, int depth)
 {
     int top = depth;
@@ -13135,7 +13139,9 @@ CONC__PRIVATE void conc__print_tree(FILE *out, const conc_loop *l, const conc_gr
             /* up: to the owner's next group, or to the owner's next sibling */
             while (!t->younger) {
                 const conc_group *up = t->group;
-                g = up->background ? NULL : conc__group_from(up->scope.inner);
+                g = NULL;
+                if (!up->background)
+                    g = conc__group_from(up->scope.inner);
                 if (g || depth == top)
                     break;
                 depth -= 2;
@@ -13148,16 +13154,16 @@ CONC__PRIVATE void conc__print_tree(FILE *out, const conc_loop *l, const conc_gr
     }
 }
 
-/* Tasks in the same state that were spawned at the same place. */
+/* Tasks in the same state that were spawned at the same line. */
 typedef struct conc__crowd {
     const char *spawned, *state;
     size_t count;
-    const conc_task *first; /* who waits longest */
+    const conc_task *first; /* the one that has waited longest */
 } conc__crowd;
 
 enum { CONC__CROWDS = 256, CONC__CROWDED = 2000 };
 
-/* Counts a task; false: there are too many kinds, and it is of none that was seen before. */
+/* Counts a task. False: it is of a new kind, and there are too many kinds. */
 CONC__PRIVATE bool conc__crowd_add(const conc_loop *l, conc__crowd *crowds, size_t *n,
                                    const conc_task *t)
 {
@@ -13181,7 +13187,8 @@ CONC__PRIVATE int conc__crowd_order(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-/* Very many tasks: a line for each place and state, with the one that waits longest. */
+/* Prints very many tasks: a line for each place and state, with the task that has waited longest.
+ * */
 CONC__PRIVATE void conc__print_crowds(conc_loop *l, FILE *out)
 {
     conc__crowd *crowds = conc__alloc(CONC__CROWDS * sizeof *crowds);
@@ -13228,12 +13235,13 @@ typedef struct conc__dump_call {
 CONC__PRIVATE void conc__dump_on_loop(conc_loop *l, void *arg)
 {
     conc__dump_call *d = arg;
-    l->self = d->self; /* so that it shows as running */
-    size_t tasks = (size_t)(l->spawned - l->finished);
+    l->self = d->self; /* it shows as running */
+    size_t tasks = (size_t)(l->spawned - l->finished), timers = conc__wheel_count(&l->wheel);
+    const char *task_word = tasks == 1 ? "task" : "tasks";
+    const char *timer_word = timers == 1 ? "timer" : "timers";
     flockfile(d->out); /* no line of another thread comes between */
-    size_t timers = conc__wheel_count(&l->wheel);
-    fprintf(d->out, "conc: %zu %s, time %.9f, %zu %s\n", tasks, tasks == 1 ? "task" : "tasks",
-            (double)conc__time(l) / 1e9, timers, timers == 1 ? "timer" : "timers");
+    fprintf(d->out, "conc: %zu %s, time %.9f, %zu %s\n", tasks, task_word,
+            (double)conc__time(l) / 1e9, timers, timer_word);
     conc__print_all(l, d->out);
     funlockfile(d->out);
     l->self = NULL;
@@ -13257,22 +13265,27 @@ CONC_API void conc_dump(FILE *out)
     errno = saved;
 }
 
-/* The next task, after `last`, that t cannot go on without; NULL: none. A group waits for all of
- * its children. */
+/* The next task, after `last`, for which t waits; NULL: none. A group waits for all its children.
+ * */
 CONC__PRIVATE const conc_task *conc__blocker(const conc_task *t, const conc_task *last)
 {
     const conc__wait *w = t->wait;
     if (!w)
         return NULL;
-    if (w->kind == &conc__closing)
-        return last ? last->younger : ((const conc_group *)w->on)->children;
-    return last || !w->kind->owner ? NULL : w->kind->owner(w);
+    bool is_group = w->kind == &conc__closing;
+    if (is_group && last)
+        return last->younger;
+    if (is_group)
+        return ((const conc_group *)w->on)->children;
+    if (last || !w->kind->owner)
+        return NULL;
+    return w->kind->owner(w);
 }
 
 CONC__PRIVATE void conc__print_cycle(FILE *out, const conc_loop *l, conc_task *last,
                                      const conc_task *first)
 {
-    conc_task *at = last, *after = NULL; /* the path leads back: turn it round */
+    conc_task *at = last, *after = NULL; /* the path leads back: reverse it */
     while (after != first) {
         conc_task *before = at->next;
         at->next = after;
@@ -13289,9 +13302,9 @@ CONC__PRIVATE void conc__print_cycle(FILE *out, const conc_loop *l, conc_task *l
             fprintf(out, "  ... and so on ...\n");
 }
 
-/* Goes from t to whom it waits for, and on, and prints the first circle. Of each task that was
- * seen `marked` is set; of those on the path from t, `next` leads back, which tasks that wait do
- * not use, and `next_marked` points to the task itself. */
+/* Follows from t the tasks that wait for each other, and prints the first circle. `marked` is set
+ * in each task that was seen. In a task on the path from t, `next` leads back, which tasks that
+ * wait do not use, and `next_marked` points to the task itself. */
 CONC__PRIVATE bool conc__find_cycle(FILE *out, const conc_loop *l, conc_task *t)
 {
     const conc_task *last = NULL;
@@ -13322,7 +13335,7 @@ CONC__PRIVATE bool conc__find_cycle(FILE *out, const conc_loop *l, conc_task *t)
     return false;
 }
 
-/* Is there a circle of tasks? It is printed; out NULL: it is not. */
+/* Is there a circle of tasks? Prints it, unless out is NULL. */
 CONC__PRIVATE bool conc__find_deadlock(FILE *out, conc_loop *l)
 {
     const conc_task *roots[] = {&l->main, l->background.children};
@@ -13338,7 +13351,7 @@ CONC__PRIVATE bool conc__find_deadlock(FILE *out, conc_loop *l)
 
 /* The search for a circle visits every task. Posts of other threads may wake the loop very often
  * while all tasks wait: then most of its pauses go without a search, until one is long enough.
- * True: the search is left out now, and `limit` says when to look again. */
+ * True: do not search now; `limit` is when to search again. */
 CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
 {
     enum { TASKS = 64, EVERY = 50 * 1000 * 1000 }; /* at most so many tasks a pause; ns */
@@ -13348,12 +13361,13 @@ CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
         l->unsearched = 0;
         return false;
     }
-    *limit = left < *limit ? left : *limit;
+    if (left < *limit)
+        *limit = left;
     return true;
 }
 
-/* Every task waits. Does main_fn sleep for ever, to be woken by the signal that ends the program?
- * Not if a shield hides that, and not if other tasks wait for each other in a circle. */
+/* Every task waits. Does main_fn sleep until a signal ends the program? Not if a shield keeps that
+ * away, and not if other tasks wait for each other in a circle. */
 CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit)
 {
     const conc__wait *w = l->main.wait;
@@ -13384,13 +13398,14 @@ CONC__COLD void conc__print_deadlock(conc_loop *l, FILE *out)
 CONC__COLD void conc__doom(conc_loop *l, int rc)
 {
     l->doomed = true;
-    l->doom = l->doom ? l->doom : rc;
+    if (!l->doom)
+        l->doom = rc;
     conc__mark(l, &l->main);
     conc__spread(l, NULL, &l->background.scope, true);
     conc__spread_marked(l);
 }
 
-/* Every task waits, and nothing is left that could wake one: says so, and cancels everything. */
+/* Every task waits, and nothing can wake one: reports that, and cancels everything. */
 CONC__COLD void conc__deadlock(conc_loop *l)
 {
     int saved = errno;
@@ -13406,10 +13421,12 @@ typedef struct conc__lost_call {
     const char *place, *how;
 } conc__lost_call;
 
-/* What led a function to return with something open: after an error mostly a CONC_TRY. */
-CONC__PRIVATE void conc__tell_early_return(const conc_task *t, bool is_scope)
+/* Says why a function has returned with something open: after an error, mostly by a CONC_TRY. */
+CONC__PRIVATE void conc__explain_early_return(const conc_task *t, bool is_scope)
 {
-    int rc = t->last_rc ? t->last_rc : t->pending ? -ECANCELED : 0;
+    int rc = t->last_rc;
+    if (!rc && t->pending)
+        rc = -ECANCELED;
     if (rc < 0)
         fprintf(stderr, "conc: its newest error: %s\n", conc__text_or(conc__error_text(t, rc), rc));
     if (is_scope && rc < 0)
@@ -13424,8 +13441,8 @@ CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
 {
     const conc__lost_call *c = arg;
     const char *place = c->place ? c->place : "the scope or group around others";
-    const char *opened =
-        strncmp(place, "the ", 4) == 0 ? "" : "the group of "; /* its first spawn */
+    bool is_spawn = strncmp(place, "the ", 4) != 0; /* a group's place is that of its first spawn */
+    const char *opened = is_spawn ? "the group of " : "";
     bool is_handle = strncmp(place, CONC__HANDLE_OF, strlen(CONC__HANDLE_OF)) == 0;
     char who[CONC__DESCRIPTION] = "the loop";
     (void)l;
@@ -13441,33 +13458,37 @@ CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
         fprintf(stderr, "conc: either bytes of it were overwritten, or the function that had it "
                         "returned before the task's end\n");
     else if (c->task && c->how != conc__overwritten)
-        conc__tell_early_return(c->task, is_scope);
+        conc__explain_early_return(c->task, is_scope);
     abort();
 }
 
-/* Debug: the handle of a task, or of a job, is to last until that has ended. what: the task's name,
- * or CONC__A_JOB. */
+CONC__PRIVATE bool conc__is_on_own_stack(const conc_task *self, const char *at)
+{
+    return self && at >= self->stack->low && at < conc__stack_top(self->stack);
+}
+
+/* Debug: the handle of a task, or of a job, must last until that has ended. what: the task's name,
+ * or CONC__A_JOB. The end of a job in another thread is not noted: only a handle on the stack of
+ * the running task is watched. */
 CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *what)
 {
-    const conc_task *self = l->self;
-    const char *at = handle, *top = self ? conc__stack_top(self->stack) : NULL;
-    bool is_job = strcmp(what, CONC__A_JOB) == 0; /* whose end in another thread is not noted */
-    if (is_job && (!self || at < self->stack->low || at >= top))
-        return;                              /* not on the stack of the running task */
+    bool is_job = strcmp(what, CONC__A_JOB) == 0;
+    if (is_job && !conc__is_on_own_stack(l->self, handle))
+        return;
     conc__holding_drop(&l->handles, handle); /* an earlier job's, which has ended */
     conc__holding_add(&l->handles, handle, "a handle", what);
     l->lent = l->receiving || l->handles;
 }
 
-/* Something is gone with the memory it lay in, and the loop still points there: there is no way on.
- * t: the task that had it, NULL: the loop; place: what it is, and where it was opened. */
+/* Memory of an object is gone to which the loop still points: aborts. t: the task that had the
+ * object, NULL: the loop; place: what it is, and where it was opened. */
 CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *place, const char *how)
 {
     conc__lost_call c = {t, place, how};
     conc__on_loop(l, conc__lost_on_loop, &c);
 }
 
-/* Each task has one, each generator that is open, and each that was stopped for good. */
+/* Each task has a stack, and each generator that is open or was stopped for good. */
 CONC__PRIVATE void conc__count_stacks(const conc_loop *l, conc_stats *s)
 {
     size_t all = 0;
@@ -13506,26 +13527,31 @@ CONC_API void conc_get_stats(conc_stats *s)
     s->passes = l->passes;
     s->polls = l->polls;
     s->peak = (size_t)(l->most - l->finished);
-    s->jobs_queued = conc__extended.jobs_queued ? conc__extended.jobs_queued() : 0;
-    int64_t now = conc__time(l), step = CONC__STEPWISE(l) && l->self ? now - l->stepped : 0;
+    if (conc__extended.jobs_queued)
+        s->jobs_queued = conc__extended.jobs_queued();
+    int64_t now = conc__time(l), ran = now - l->began - l->idled;
+    if (CONC__STEPWISE(l)) {
+        ran = l->ran;
+        if (l->self)
+            ran += now - l->stepped;
+    }
     s->idle = (double)l->idled / 1e9;
     s->waiting = (double)l->waited / 1e9;
-    s->running = (double)(CONC__STEPWISE(l) ? l->ran + step : now - l->began - l->idled) / 1e9;
+    s->running = (double)ran / 1e9;
 }
 
-/* ---- >>tracing ------------------------------------------------------------------------------ */
+/* ---- >>trace -------------------------------------------------------------------------------- */
 
-/* The format is the array of "Trace Event Format" (the Chromium project), an event a line.
- * Events gather in a buffer, which is written when it is full, and now and then before the loop
- * sleeps; so a program that is killed leaves a file without the closing bracket, which viewers
- * accept. */
+/* The format is the array of "Trace Event Format" (the Chromium project), an event a line. Events
+ * are buffered. The buffer is written when it is full, and now and then before the loop sleeps: a
+ * program that is killed leaves a file without the closing bracket, which viewers accept. */
 
 enum { CONC__TRACE_BUFFER = 262144, CONC__TRACE_EVENT = 512, CONC__TRACE_PATHS = 99 };
 
 typedef struct conc__trace {
-    int fd; /* -1: it could not be written on */
+    int fd; /* -1: writing has failed */
     size_t used;
-    int64_t written; /* when it last was */
+    int64_t written; /* when the buffer was last written */
     uint64_t arrows;
     char row[32]; /* ,"pid":77,"tid": */
     size_t row_size;
@@ -13542,8 +13568,8 @@ CONC__PRIVATE void conc__trace_write(conc_loop *l, void *arg)
         if (n > 0)
             done += (size_t)n;
         else if (n == 0 || errno != EINTR) {
-            fprintf(stderr, "conc: the trace ends here: %s\n",
-                    n ? strerror(errno) : "nothing could be written");
+            const char *why = n ? strerror(errno) : "nothing could be written";
+            fprintf(stderr, "conc: the trace ends here: %s\n", why);
             close(tr->fd);
             tr->fd = -1;
         }
@@ -13553,8 +13579,7 @@ CONC__PRIVATE void conc__trace_write(conc_loop *l, void *arg)
     errno = saved;
 }
 
-/* The loop is about to sleep: what a viewer would miss should the program be killed is written
- * now and then. */
+/* The loop is about to sleep: writes the buffer now and then, in case the program is killed. */
 CONC__COLD void conc__trace_catch_up(conc_loop *l)
 {
     enum { EVERY = 500000000 };
@@ -13564,13 +13589,13 @@ CONC__COLD void conc__trace_catch_up(conc_loop *l)
 
 CONC__FAST char *conc__put(char *to, const char *text)
 {
-    size_t n = strlen(text); /* which the compiler knows */
+    size_t n = strlen(text); /* a constant to the compiler */
     memcpy(to, text, n);
     return to + n;
 }
 
-/* Two digits at a time, from the last one backwards; least: so many digits, with zeros before
- * them. */
+/* Writes two digits at a time, from the last one backwards; at least so many digits, with zeros
+ * before them. */
 CONC__PRIVATE char *conc__put_number(char *to, uint64_t n, int least)
 {
     static const char pairs[] = "000102030405060708091011121314151617181920212223242526272829303132"
@@ -13580,7 +13605,8 @@ CONC__PRIVATE char *conc__put_number(char *to, uint64_t n, int least)
     int digits = 1;
     for (uint64_t limit = 10; digits < 20 && n >= limit; limit *= 10)
         digits++;
-    digits = digits < least ? least : digits;
+    if (digits < least)
+        digits = least;
     char *end = to + digits;
     for (to = end; digits >= 2; digits -= 2, n /= 100) {
         to -= 2;
@@ -13600,25 +13626,35 @@ CONC__PRIVATE char *conc__put_time(char *to, int64_t ns)
     return conc__put_number(to + 1, n % 1000, 3);
 }
 
-/* How many bytes a character of UTF-8 has that begins here; 0: none does. */
+/* The length of a UTF-8 character by its first byte; 0: no character begins so. */
+CONC__PRIVATE int conc__utf8_length(unsigned char first)
+{
+    if (first < 0x80)
+        return 1;
+    if (first < 0xc2 || first >= 0xf5)
+        return 0;
+    if (first < 0xe0)
+        return 2;
+    if (first < 0xf0)
+        return 3;
+    return 4;
+}
+
+/* The length of the UTF-8 character that begins here; 0: none does. */
 CONC__PRIVATE int conc__utf8(const unsigned char *p)
 {
-    int more = p[0] < 0x80   ? 0
-               : p[0] < 0xc2 ? -1
-               : p[0] < 0xe0 ? 1
-               : p[0] < 0xf0 ? 2
-               : p[0] < 0xf5 ? 3
-                             : -1;
-    for (int i = 1; i <= more; i++)
+    int length = conc__utf8_length(p[0]);
+    for (int i = 1; i < length; i++)
         if ((p[i] & 0xc0) != 0x80)
             return 0;
     bool overlong = (p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xf0 && p[1] < 0x90);
-    /* a surrogate, or above U+10FFFF */
-    bool none = (p[0] == 0xed && p[1] > 0x9f) || (p[0] == 0xf4 && p[1] > 0x8f);
-    return overlong || none ? 0 : more + 1;
+    bool surrogate = p[0] == 0xed && p[1] > 0x9f, too_large = p[0] == 0xf4 && p[1] > 0x8f;
+    if (overlong || surrogate || too_large)
+        return 0;
+    return length;
 }
 
-/* What a JSON string may hold, of a name; shortened so that it fits into an event. */
+/* Writes a name as a JSON string has it, shortened so that it fits into an event. */
 CONC__PRIVATE char *conc__put_name(char *to, const char *name)
 {
     static const char hex[] = "0123456789abcdef";
@@ -13642,8 +13678,8 @@ CONC__PRIVATE char *conc__put_name(char *to, const char *name)
     return to;
 }
 
-/* Where an event begins; NULL: the trace has ended. Everything of the event is put there, and
- * told by conc__trace_put. */
+/* Begins an event. Returns where to write the rest of it, whose end conc__trace_put is given; NULL:
+ * the trace has ended. */
 CONC__FAST char *conc__trace_room(conc_loop *l, const char *name)
 {
     conc__trace *tr = l->trace;
@@ -13659,15 +13695,17 @@ CONC__PRIVATE void conc__trace_put(conc__trace *tr, char *end)
     tr->used = (size_t)(end - tr->buffer);
 }
 
-/* Rows are numbered from 1, in the order of the spawns; 0 is the loop's. */
+/* The row of a task. Rows are numbered from 1, in the order of the spawns; row 0 is the loop's. */
 CONC__PRIVATE uint64_t conc__row_of(const conc_loop *l, const conc_task *t)
 {
-    return t ? t->serial - conc__first_serial(l) + 1 : 0;
+    if (!t)
+        return 0;
+    return t->serial - conc__first_serial(l) + 1;
 }
 
 CONC__PRIVATE char *conc__put_row(const conc_loop *l, char *to, uint64_t row)
 {
-    /* more than there is to it, which is quicker */
+    /* a constant size, more than the row has, is quicker to copy */
     memcpy(to, l->trace->row, sizeof l->trace->row);
     return conc__put_number(to + l->trace->row_size, row, 1);
 }
@@ -13683,7 +13721,7 @@ CONC__FAST void conc__trace_span(conc_loop *l, uint64_t row, const char *name, i
     conc__trace_put(l->trace, conc__put(conc__put_row(l, at, row), "}"));
 }
 
-/* One end of an arrow, phase "s" or "f", which binds to the span around it. */
+/* Writes one end of an arrow, phase "s" or "f", which binds to the span around it. */
 CONC__PRIVATE void conc__trace_arrow(conc_loop *l, uint64_t row, const char *phase, int64_t when,
                                      uint64_t number)
 {
@@ -13720,14 +13758,14 @@ CONC__COLD void conc__trace_task(conc_loop *l, const conc_task *t)
     conc__trace_row(l, conc__row_of(l, t), t->name);
 }
 
-/* Something happened to a task (NULL: to the background group, at the end). */
+/* Marks an event of a task; NULL: of the background group, at its end. */
 CONC__COLD void conc__trace_mark(conc_loop *l, const conc_task *t, const char *what)
 {
     if (t)
         conc__trace_instant(l, conc__row_of(l, t), what);
 }
 
-/* Something leads to the task's next step: an arrow, if a task did it. */
+/* The running task, if there is one, causes the next step of t: begins an arrow. */
 CONC__PRIVATE void conc__trace_leads(conc_loop *l, conc_task *t)
 {
     if (!l->self)
@@ -13736,18 +13774,20 @@ CONC__PRIVATE void conc__trace_leads(conc_loop *l, conc_task *t)
     conc__trace_arrow(l, conc__row_of(l, l->self), "s", conc__time(l), t->arrow);
 }
 
-/* A file of this name, or of the next that no other run is writing to. */
+/* Opens a file of this name or, if another run writes to it, with the next number that is free. */
 CONC__PRIVATE int conc__trace_file(const char *path)
 {
     char name[PATH_MAX];
     for (int n = 1; n <= CONC__TRACE_PATHS; n++) {
-        if (snprintf(name, sizeof name, n == 1 ? "%s" : "%s.%d", path, n) >= (int)sizeof name)
+        int length = n == 1 ? snprintf(name, sizeof name, "%s", path)
+                            : snprintf(name, sizeof name, "%s.%d", path, n);
+        if (length >= (int)sizeof name)
             return -ENAMETOOLONG;
         int fd = conc__not_standard(open(name, O_WRONLY | O_CREAT | O_CLOEXEC, 0666));
         if (fd < 0)
             return -errno;
         if (flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) {
-            int rc = ftruncate(fd, 0); /* a pipe or a device cannot be cut */
+            int rc = ftruncate(fd, 0); /* fails for a pipe or a device */
             (void)rc;
             return fd;
         }
@@ -13779,7 +13819,7 @@ CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
     l->trace = tr;
     tr->used = 0;
     conc__trace_row(l, 0, "loop");
-    tr->buffer[0] = '['; /* instead of the comma */
+    tr->buffer[0] = '['; /* replaces the comma */
     return 0;
 }
 
@@ -13800,7 +13840,7 @@ CONC__PRIVATE void conc__trace_close(conc_loop *l)
 
 /* ---- >>faults ------------------------------------------------------------------------------- */
 
-/* The stack whose guard region an address lies in; NULL: none. */
+/* The stack in whose guard region an address lies; NULL: none. */
 CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *address)
 {
     for (const conc__stack_cache *p = l->stack_caches; p; p = p->next)
@@ -13812,20 +13852,19 @@ CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *add
     return NULL;
 }
 
-static struct sigaction conc__fault_before[2]; /* what there was for these: */
+static struct sigaction conc__fault_before[2]; /* the former dispositions of these: */
 static const int conc__fault_numbers[] = {SIGSEGV, SIGBUS};
 
-/* Has the handler that was there before called this one, which called it? */
+/* Has the former handler, which this one called, called it in turn? */
 CONC__PRIVATE bool conc__fault_comes_back(const siginfo_t *info)
 {
     static _Atomic uintptr_t last_info, last_frame;
     uintptr_t frame = (uintptr_t)__builtin_frame_address(0),
-              told = atomic_exchange(&last_info, (uintptr_t)info);
-    return told == (uintptr_t)info && frame < atomic_exchange(&last_frame, frame);
+              before = atomic_exchange(&last_info, (uintptr_t)info);
+    return before == (uintptr_t)info && frame < atomic_exchange(&last_frame, frame);
 }
 
-/* The end of the process. What faulted does so again; a signal that was sent has to be sent
- * again. */
+/* Ends the process: the instruction faults again; a signal that was sent is sent again. */
 CONC__PRIVATE void conc__fault_kills(int number, bool was_sent)
 {
     struct sigaction usual;
@@ -13836,18 +13875,20 @@ CONC__PRIVATE void conc__fault_kills(int number, bool was_sent)
         raise(number);
 }
 
-/* On a stack of its own. What was there before has its turn afterwards: by default, the end of
- * the process. */
+/* The handler, on a stack of its own. Afterwards the former disposition has its effect: by default,
+ * the end of the process. */
 CONC__PRIVATE void conc__on_fault(int number, siginfo_t *info, void *context)
 {
     const conc_loop *l = conc__here;
     bool was_sent = info->si_code <= 0;
-    const conc__stack *s = l && !was_sent ? conc__stack_above(l, info->si_addr) : NULL;
+    const conc__stack *s = NULL;
     const struct sigaction *before = &conc__fault_before[number == SIGBUS];
     if (conc__fault_comes_back(info)) {
         conc__fault_kills(number, was_sent);
         return;
     }
+    if (l && !was_sent)
+        s = conc__stack_above(l, info->si_addr);
     if (s)
         conc__report_overflow(l->self, s);
     else if (!was_sent && conc__extended.job_overflows)
@@ -13858,7 +13899,7 @@ CONC__PRIVATE void conc__on_fault(int number, siginfo_t *info, void *context)
         before->sa_handler(number);
     else if (before->sa_handler == SIG_DFL || !was_sent)
         conc__fault_kills(number, was_sent);
-    /* no tail call: a call that comes back is told by its frame */
+    /* no tail call: conc__fault_comes_back compares frames */
     atomic_signal_fence(memory_order_seq_cst);
 }
 
@@ -13869,12 +13910,11 @@ CONC__PRIVATE bool conc__fault_is_ours(int number)
            now.sa_sigaction == conc__on_fault;
 }
 
-/* The first run that wants it installs the handler, the last takes it away; a program's own that
- * came later stays. */
+/* The first run that wants it installs the handler, and the last removes it, unless the program has
+ * installed its own meanwhile. */
 CONC__PRIVATE void conc__faults_open(conc_loop *l)
 {
-    /* for the stack; so many runs at once that only this report is lost */
-    if (conc__signals_reach(l))
+    if (conc__signals_reach(l)) /* the handler needs its stack: without memory there is no report */
         return;
     pthread_mutex_lock(&conc__signalling.mutex);
     for (size_t i = 0; i < CONC_LEN(conc__fault_numbers) && conc__signalling.faults == 0; i++) {
@@ -13911,16 +13951,16 @@ CONC__PRIVATE void conc__faults_close(conc_loop *l)
 
 /* ---- >>usage -------------------------------------------------------------------------------- */
 
-/* Debug: how much of their stacks the tasks of one place used. */
+/* Debug: how much of their stacks the tasks that were spawned at one line have used. */
 typedef struct conc__usage {
     struct conc__usage *next;
     const char *spawned;
     size_t most, size, users;
-    char name[CONC__NAME]; /* of the task that used most */
+    char name[CONC__NAME]; /* of the task that has used most */
 } conc__usage;
 
-/* The lowest page of a stack that was ever touched. The search goes down from its top, and ends
- * where a gibibyte was never touched: there may be very much below. */
+/* The lowest page of a stack that was ever touched. Searches from its top down, until a gibibyte
+ * was never touched: a stack may be very large. */
 CONC__PRIVATE char *conc__first_resident(conc__stack *s)
 {
     enum { GAP = 1 << 30 };
@@ -13930,9 +13970,10 @@ CONC__PRIVATE char *conc__first_resident(conc__stack *s)
     char *at = s->low + conc__round_up((size_t)(top - s->low), page);
     while (at > s->low && (at > lowest || lowest - at < GAP)) {
         size_t n = (size_t)(at - s->low) / page, i = 0;
-        n = n < sizeof pages ? n : sizeof pages;
+        if (n > sizeof pages)
+            n = sizeof pages;
         at -= n * page;
-        if (mincore(at, n * page, (void *)pages)) /* then all of it may have been */
+        if (mincore(at, n * page, (void *)pages)) /* fails: all of it may have been touched */
             return top - s->low < GAP ? s->low : top - GAP;
         while (i < n && !(pages[i] & 1))
             i++;
@@ -13942,9 +13983,8 @@ CONC__PRIVATE char *conc__first_resident(conc__stack *s)
     return lowest;
 }
 
-/* The lowest byte of a stack that was ever written, to the word; what was never touched reads as
- * zero. The frames of tasks that went on stay poisoned for sanitizers, so this looks behind
- * their back. */
+/* The lowest word of a stack that was ever written; untouched memory reads as zero. Sanitizers may
+ * still have frames poisoned, so they do not check this function. */
 CONC__UNSANITIZED CONC__PRIVATE char *conc__stack_lowest(conc__stack *s)
 {
     const uint64_t *at = (const uint64_t *)(void *)conc__first_resident(s),
@@ -13974,19 +14014,19 @@ CONC__PRIVATE void conc__usage_add(conc_loop *l, conc__source user, size_t size,
     }
 }
 
-/* A stack is about to be given back. Returns from where on it is to be cleared for its next
- * user; NULL: it need not be. */
+/* A stack is about to be released. Returns the address from which it must be cleared for its next
+ * user; NULL: it need not be cleared. */
 CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, conc__source user)
 {
-    if (l->on_valgrind) /* to Valgrind, what was never written has no value */
+    if (l->on_valgrind) /* to Valgrind, unwritten memory has no value */
         return NULL;
     char *lowest = conc__stack_lowest(s);
     conc__usage_add(l, user, s->cache->size, (size_t)(conc__stack_top(s) - lowest));
     return lowest;
 }
 
-/* Nothing is left of a stack's last user. Of many pages some may never have been touched: writing
- * there would take memory, so they are given back. */
+/* Clears a stack after its last user. Some of many pages may never have been touched, and writing
+ * there would take memory: they are returned to the system. */
 CONC__PRIVATE void conc__stack_clear(conc__stack *s, char *from)
 {
     enum { MANY = 1024 * 1024 }; /* bytes */
@@ -14001,8 +14041,8 @@ CONC__PRIVATE void conc__stack_clear(conc__stack *s, char *from)
     memset(from, 0, (size_t)(top - from));
 }
 
-/* The end of the run: the largest first. */
-CONC__PRIVATE void conc__usage_tell(conc_loop *l)
+/* Reports at the end of the run, the largest first. */
+CONC__PRIVATE void conc__usage_report(conc_loop *l)
 {
     enum { LINES = 20 };
     char who[CONC__DESCRIPTION];
@@ -14023,10 +14063,10 @@ CONC__PRIVATE void conc__usage_tell(conc_loop *l)
 
 /* ---- >>backtraces --------------------------------------------------------------------------- */
 
-/* Where a thread stands, found by another one, and told in names. Whatever it is, reading it
- * must not make things worse: so memory is read through the kernel, which returns an error where
- * there is none, files are read piece by piece, and nothing is allocated. Only on Linux;
- * elsewhere the frames are left out. */
+/* Finds where another thread stands, and the names of its functions. Reading must not crash,
+ * whatever state the thread is in: memory is read through the kernel, which returns an error if
+ * there is none, files are read piece by piece, and nothing is allocated. Only on Linux; elsewhere
+ * reports have no frames. */
 
 enum { CONC__FRAMES = 32 };
 
@@ -14050,40 +14090,51 @@ typedef struct conc__map_line {
     char rights[5], path[PATH_MAX];
 } conc__map_line;
 
-/* The mapping that an address lies in. */
+/* Reads a line of /proc/self/maps. True: the address lies in its mapping. */
+CONC__PRIVATE bool conc__map_parse(const char *line, uintptr_t address, conc__map_line *m)
+{
+    unsigned long low, high;
+    unsigned long long offset;
+    int path = 0;
+    int got = sscanf(line, "%lx-%lx %4s %llx %*s %*s %n", &low, &high, m->rights, &offset, &path);
+    if (got < 4 || address < low || address >= high)
+        return false;
+    m->low = low;
+    m->high = high;
+    m->offset = offset;
+    conc__copy(m->path, sizeof m->path, path ? line + path : "");
+    return true;
+}
+
+/* Finds the mapping in which an address lies. */
 CONC__PRIVATE bool conc__map_find(uintptr_t address, conc__map_line *m)
 {
     char text[PATH_MAX + 128];
     size_t kept = 0;
     bool found = false;
     int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
-    for (ssize_t n; !found && fd >= 0 && (n = read(fd, text + kept, sizeof text - 1 - kept)) > 0;) {
-        char *line = text, *end;
+    if (fd < 0)
+        return false;
+    while (!found) {
+        ssize_t n = read(fd, text + kept, sizeof text - 1 - kept);
+        if (n <= 0)
+            break;
         text[kept + (size_t)n] = 0;
-        for (; !found && (end = strchr(line, '\n')) != NULL; line = end + 1) {
-            unsigned long low, high;
-            unsigned long long offset;
-            int path = 0;
+        char *line = text, *end = strchr(line, '\n');
+        while (end && !found) {
             *end = 0;
-            if (sscanf(line, "%lx-%lx %4s %llx %*s %*s %n", &low, &high, m->rights, &offset,
-                       &path) < 4 ||
-                address < low || address >= high)
-                continue;
-            m->low = low;
-            m->high = high;
-            m->offset = offset;
-            conc__copy(m->path, sizeof m->path, path ? line + path : "");
-            found = true;
+            found = conc__map_parse(line, address, m);
+            line = end + 1;
+            end = strchr(line, '\n');
         }
         kept = strlen(line);
         memmove(text, line, kept + 1);
     }
-    if (fd >= 0)
-        close(fd);
+    close(fd);
     return found;
 }
 
-/* The address in the module's own numbering of what lies at an offset of its file; or -1. */
+/* Converts an offset in a module's file into an address of the module, or -1. */
 CONC__PRIVATE uint64_t conc__module_address(int fd, const ElfW(Ehdr) * header, uint64_t offset)
 {
     for (int i = 0; i < header->e_phnum; i++) {
@@ -14097,7 +14148,16 @@ CONC__PRIVATE uint64_t conc__module_address(int fd, const ElfW(Ehdr) * header, u
     return UINT64_MAX;
 }
 
-/* Looks through one table of symbols for the function around s->address. */
+/* Is it the symbol of a function around this address? */
+CONC__PRIVATE bool conc__symbol_covers(const ElfW(Sym) * symbol, uint64_t address)
+{
+    uint64_t size = symbol->st_size ? symbol->st_size : 1;
+    if ((symbol->st_info & 15) != STT_FUNC || symbol->st_shndx == SHN_UNDEF)
+        return false;
+    return address >= symbol->st_value && address - symbol->st_value < size;
+}
+
+/* Searches one table of symbols for the function around s->address. */
 CONC__PRIVATE bool conc__symbol_in(int fd, const ElfW(Shdr) * table, const ElfW(Shdr) * names,
                                    conc__symbol *s)
 {
@@ -14105,54 +14165,67 @@ CONC__PRIVATE bool conc__symbol_in(int fd, const ElfW(Shdr) * table, const ElfW(
     ElfW(Sym) some[AT_ONCE];
     uint64_t count = table->sh_size / sizeof some[0];
     for (uint64_t i = 0; i < count; i += AT_ONCE) {
-        uint64_t n = count - i < AT_ONCE ? count - i : AT_ONCE;
+        uint64_t n = count - i < AT_ONCE ? count - i : AT_ONCE, k = 0;
         if (!conc__read_at(fd, some, (size_t)n * sizeof some[0],
                            table->sh_offset + i * sizeof some[0]))
             return false;
-        for (uint64_t k = 0; k < n; k++) {
-            uint64_t from = s->address - some[k].st_value;
-            if ((some[k].st_info & 15) != STT_FUNC || s->address < some[k].st_value ||
-                from >= (some[k].st_size ? some[k].st_size : 1) || some[k].st_shndx == SHN_UNDEF)
-                continue;
-            ssize_t got =
-                pread(fd, s->name, sizeof s->name - 1, (off_t)(names->sh_offset + some[k].st_name));
-            s->name[got > 0 ? got : 0] = 0;
-            s->offset = from;
-            return s->name[0] != 0;
-        }
+        while (k < n && !conc__symbol_covers(&some[k], s->address))
+            k++;
+        if (k == n)
+            continue;
+        ssize_t got =
+            pread(fd, s->name, sizeof s->name - 1, (off_t)(names->sh_offset + some[k].st_name));
+        s->name[got > 0 ? got : 0] = 0;
+        s->offset = s->address - some[k].st_value;
+        return s->name[0] != 0;
     }
     return false;
 }
 
-/* The name of the function around s->address, which lies at that offset of the module's file. */
+CONC__PRIVATE bool conc__section_at(int fd, const ElfW(Ehdr) * header, uint64_t i,
+                                    ElfW(Shdr) * section)
+{
+    return conc__read_at(fd, section, sizeof *section, header->e_shoff + i * sizeof *section);
+}
+
+/* Searches the tables of symbols of an open file. */
+CONC__PRIVATE void conc__symbol_search(int fd, const ElfW(Ehdr) * header, conc__symbol *s)
+{
+    ElfW(Shdr) table, names;
+    for (int i = 0; i < header->e_shnum; i++) {
+        if (!conc__section_at(fd, header, (uint64_t)i, &table))
+            return;
+        bool has_symbols = table.sh_type == SHT_SYMTAB || table.sh_type == SHT_DYNSYM;
+        if (!has_symbols || table.sh_link >= header->e_shnum)
+            continue;
+        if (conc__section_at(fd, header, table.sh_link, &names) &&
+            conc__symbol_in(fd, &table, &names, s))
+            return;
+    }
+}
+
+/* Finds the name of the function at an offset of the module's file. */
 CONC__PRIVATE void conc__symbol_name(conc__symbol *s, const char *file, uint64_t offset)
 {
     ElfW(Ehdr) header;
     int fd = open(file, O_RDONLY | O_CLOEXEC);
-    bool named = false;
     if (fd < 0)
         return;
-    if (conc__read_at(fd, &header, sizeof header, 0) &&
-        memcmp(header.e_ident, ELFMAG, SELFMAG) == 0 && header.e_shentsize == sizeof(ElfW(Shdr)) &&
-        (s->address = conc__module_address(fd, &header, offset)) != UINT64_MAX)
-        for (int i = 0; i < header.e_shnum && !named; i++) {
-            ElfW(Shdr) table, names;
-            if (!conc__read_at(fd, &table, sizeof table,
-                               header.e_shoff + (uint64_t)i * sizeof table))
-                break;
-            if ((table.sh_type == SHT_SYMTAB || table.sh_type == SHT_DYNSYM) &&
-                table.sh_link < header.e_shnum &&
-                conc__read_at(fd, &names, sizeof names,
-                              header.e_shoff + (uint64_t)table.sh_link * sizeof names))
-                named = conc__symbol_in(fd, &table, &names, s);
-        }
+    bool is_elf = conc__read_at(fd, &header, sizeof header, 0) &&
+                  memcmp(header.e_ident, ELFMAG, SELFMAG) == 0 &&
+                  header.e_shentsize == sizeof(ElfW(Shdr));
+    if (is_elf) {
+        s->address = conc__module_address(fd, &header, offset);
+        if (s->address != UINT64_MAX)
+            conc__symbol_search(fd, &header, s);
+    }
     close(fd);
 }
 
-/* False: there is no code. */
+/* Finds the module and function of an address. False: there is no code. */
 CONC__PRIVATE bool conc__symbol_at(uintptr_t address, conc__symbol *s)
 {
-    static conc__map_line m; /* only the watchdog's, of which one at a time asks */
+    static conc__map_line m; /* only watchdogs call this, one at a time */
     s->name[0] = s->module[0] = 0;
     s->address = address;
     if (!conc__map_find(address, &m) || m.rights[2] != 'x')
@@ -14164,8 +14237,8 @@ CONC__PRIVATE bool conc__symbol_at(uintptr_t address, conc__symbol *s)
     return true;
 }
 
-/* Does a call instruction end at this address? Where the processor's are not known here,
- * perhaps. */
+/* Does a call instruction end at this address? Perhaps, for a processor whose instructions are not
+ * known here. */
 CONC__PRIVATE bool conc__follows_call(int memory, uintptr_t address)
 {
 #if defined __x86_64__
@@ -14187,20 +14260,22 @@ CONC__PRIVATE bool conc__follows_call(int memory, uintptr_t address)
 #endif
 }
 
-/* What the system tells of a thread in a file of this name; "": nothing. */
+/* Reads a file of this name in the thread's directory of /proc; "": it cannot be read. */
 CONC__PRIVATE void conc__thread_file(long thread, const char *name, char *text, size_t size)
 {
     char path[64];
     snprintf(path, sizeof path, "/proc/self/task/%ld/%s", thread, name);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd >= 0 ? read(fd, text, size - 1) : -1;
-    if (fd >= 0)
+    ssize_t n = 0;
+    if (fd >= 0) {
+        n = read(fd, text, size - 1);
         close(fd);
+    }
     text[n > 0 ? n : 0] = 0;
 }
 
-/* Is the thread in a system call? Then it is not disturbed, as its sleep would end early; where
- * it called from is found on its stack instead. */
+/* Is the thread in a system call? A signal would cut its sleep short: its frames are found on its
+ * stack instead. */
 CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *pc)
 {
     char text[256];
@@ -14793,7 +14868,7 @@ CONC__PRIVATE void conc__diagnosis_close(conc_loop *l)
     conc__opened_tell(l, NULL);
     while (l->handles) /* of jobs that have ended */
         conc__holding_drop(&l->handles, l->handles->newest->object);
-    conc__usage_tell(l);
+    conc__usage_report(l);
     conc__trace_close(l);
 }
 
