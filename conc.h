@@ -14302,39 +14302,39 @@ CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *p
 
 /* ---- >>watchdog ----------------------------------------------------------------------------- */
 
-/* Debug: what holds the loop now. Either a task's step, or a call of one of the program's
- * functions outside all tasks, which may come in the middle of a task's step. */
+/* Debug: what runs on the loop's thread now: a task's step, or a call of one of the program's
+ * functions outside all tasks, which may interrupt a task's step. */
 typedef struct conc__held_by {
-    int64_t began;         /* on the real clock; 0: nothing holds it */
+    int64_t began;         /* on the real clock; 0: nothing runs */
     const conc_task *task; /* only compared; NULL: a call */
     const char *role;      /* of the function that is called: "the posted function" */
     uintptr_t fn;
-    bool told;
+    bool reported;
 } conc__held_by;
 
-/* Debug: a thread that looks, several times in the time a step may take, whether the same step
+/* Debug: a thread that checks, several times within the time that a step may take, if the same step
  * still runs. */
 typedef struct conc__watchdog {
     pthread_t id, of;
     long of_number;
-    pthread_mutex_t mutex; /* over all the rest but `frames` */
+    pthread_mutex_t mutex; /* protects the rest, except `frames` */
     pthread_cond_t changed;
     bool ends, asks;
     int64_t most; /* ns that a step may take */
     conc__held_by step;
     char name[CONC__DESCRIPTION]; /* of the step's task, which may end in it */
 #ifdef CONC__BACKTRACE
-    sem_t answered; /* there while `asks` */
+    sem_t answered; /* valid while `asks` is set */
     int count;
     void *frames[CONC__FRAMES];
 #endif
 } conc__watchdog;
 
-static pthread_mutex_t conc__telling = PTHREAD_MUTEX_INITIALIZER; /* one watchdog at a time */
-/* it wants to know where its thread stands */
+static pthread_mutex_t conc__report_mutex = PTHREAD_MUTEX_INITIALIZER; /* one watchdog at a time */
+/* the watchdog that asks where its thread stands */
 static _Atomic(conc__watchdog *) conc__questioner;
 
-/* For the calls that wait until a time of the system's clock. */
+/* The time of the system's clock in ns from now, for calls that take such a time. */
 CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns)
 {
     struct timespec t;
@@ -14343,8 +14343,8 @@ CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns)
     return (struct timespec){(time_t)(at / 1000000000), (long)(at % 1000000000)};
 }
 
-/* Code at an address as reports name it: "function+0x12 (module+0x345)", as far as that is known.
- * Under conc__telling. */
+/* Describes the code at an address: "function+0x12 (module+0x345)", as far as that is known. Under
+ * conc__report_mutex. */
 CONC__PRIVATE void conc__name_code(char *text, size_t size, uintptr_t address)
 {
     unsigned long long number = address;
@@ -14362,14 +14362,14 @@ CONC__PRIVATE void conc__name_code(char *text, size_t size, uintptr_t address)
     snprintf(text, size, "0x%llx", number);
 }
 
-/* The name of a function of the program's; false: its module has no symbols. */
+/* Finds the name of a function of the program. False: its module has no symbols. */
 CONC__COLD bool conc__name_function(char name[CONC__NAME], uintptr_t fn)
 {
     char code[PATH_MAX + 256];
     int saved = errno;
-    pthread_mutex_lock(&conc__telling);
+    pthread_mutex_lock(&conc__report_mutex);
     conc__name_code(code, sizeof code, fn);
-    pthread_mutex_unlock(&conc__telling);
+    pthread_mutex_unlock(&conc__report_mutex);
     errno = saved;
     char *offset = strstr(code, "+0x0 (");
     if (!offset)
@@ -14379,7 +14379,7 @@ CONC__COLD bool conc__name_function(char name[CONC__NAME], uintptr_t fn)
     return true;
 }
 
-/* What holds the loop, in words. Under conc__telling. */
+/* Describes what holds the loop. Under conc__report_mutex. */
 CONC__PRIVATE void conc__name_step(char *text, size_t size, const conc__held_by *step,
                                    const char *task)
 {
@@ -14389,7 +14389,7 @@ CONC__PRIVATE void conc__name_step(char *text, size_t size, const conc__held_by 
         return;
     }
     conc__name_code(code, sizeof code, step->fn);
-    char *offset = strstr(code, "+0x0 ("); /* behind a function's name: it is that function */
+    char *offset = strstr(code, "+0x0 ("); /* the address is that of the function named before it */
     if (offset)
         *offset = 0;
     size_t role = strlen(step->role);
@@ -14407,7 +14407,8 @@ CONC__PRIVATE void conc__print_frame(int number, uintptr_t address)
                        sizeof text);
 }
 
-/* The frames of a thread in a system call: what looks like the return addresses of calls. */
+/* Prints the frames of a thread in a system call: the words on its stack that look like return
+ * addresses. */
 CONC__PRIVATE int conc__frames_on_stack(uintptr_t sp, uintptr_t pc)
 {
     enum { WORDS = 4096 };
@@ -14431,11 +14432,11 @@ CONC__PRIVATE int conc__frames_on_stack(uintptr_t sp, uintptr_t pc)
 #endif
 
 #ifdef CONC__BACKTRACE
-/* Where a signal interrupted the thread; 0: not known here. */
+/* The address at which a signal interrupted the thread; 0: unknown on this system. */
 CONC__PRIVATE uintptr_t conc__interrupted_at(const void *context)
 {
 #if defined __linux__ && defined __x86_64__
-    /* in its array of registers, which has two names, and comes first */
+    /* element 16 of its first member, whose name differs between C libraries */
     return ((const uintptr_t *)(const void *)&((const ucontext_t *)context)->uc_mcontext)[16];
 #elif defined __linux__ && defined __aarch64__
     return (uintptr_t)((const ucontext_t *)context)->uc_mcontext.pc;
@@ -14447,22 +14448,33 @@ CONC__PRIVATE uintptr_t conc__interrupted_at(const void *context)
 #endif
 }
 
-/* In the thread that is asked for. */
+/* Stores the frames of this thread, in a signal handler. */
+CONC__COLD void conc__store_frames(conc__watchdog *d, const void *context)
+{
+    enum { OF_HANDLER = 3, MORE = 8 }; /* frames: this, its caller's, and the kernel's */
+    void *all[CONC__FRAMES + MORE];
+    uintptr_t at = conc__interrupted_at(context);
+    int n = backtrace(all, CONC__FRAMES + MORE), first = 1;
+    while (first < n && (uintptr_t)all[first] != at)
+        first++;
+    if (first >= n)
+        first = OF_HANDLER;
+    d->count = n > first ? n - first : 0;
+    if (d->count > CONC__FRAMES)
+        d->count = CONC__FRAMES;
+    memcpy(d->frames, all + first, (size_t)d->count * sizeof all[0]);
+}
+
+/* The handler, in the thread that the watchdog asks. */
 CONC__PRIVATE void conc__on_question(int number, siginfo_t *info, void *context)
 {
-    conc__watchdog *d = conc__here ? atomic_exchange(&conc__questioner, NULL) : NULL;
     int saved = errno;
+    conc__watchdog *d = NULL;
     (void)number, (void)info;
+    if (conc__here)
+        d = atomic_exchange(&conc__questioner, NULL);
     if (d) {
-        void *all[CONC__FRAMES + 8];
-        uintptr_t at = conc__interrupted_at(context);
-        int n = backtrace(all, CONC__FRAMES + 8), first = 0;
-        for (int i = 0; i < n && !first; i++)
-            first = (uintptr_t)all[i] == at ? i : 0;
-        first = first ? first : 2; /* this, and the kernel's frame */
-        d->count = n > first ? n - first : 0;
-        d->count = d->count < CONC__FRAMES ? d->count : CONC__FRAMES;
-        memcpy(d->frames, all + first, (size_t)d->count * sizeof all[0]);
+        conc__store_frames(d, context);
         sem_post(&d->answered);
     }
     errno = saved;
@@ -14473,8 +14485,8 @@ CONC__PRIVATE bool conc__is_question(const struct sigaction *a)
     return (a->sa_flags & SA_SIGINFO) && a->sa_sigaction == conc__on_question;
 }
 
-/* May the signal be sent? Not to a thread that sleeps, as that would end early; nor to a program
- * that has taken it since, or blocks it. */
+/* May the signal be sent? Not to a thread that sleeps, as that would cut its sleep short; nor if
+ * the program uses the signal, or blocks it. */
 CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
 {
     struct sigaction now;
@@ -14482,15 +14494,20 @@ CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
     unsigned long long blocked;
     if (!d->asks || sigaction(SIGURG, NULL, &now) || !conc__is_question(&now))
         return false;
-    if (conc__on_valgrind()) /* which stops all threads but one, so none is seen to run */
+    if (conc__on_valgrind()) /* it stops all threads but one, so no other is seen to run */
         return true;
     conc__thread_file(d->of_number, "status", text, sizeof text);
-    const char *state = strstr(text, "\nState:\tR");
-    const char *mask = state ? strstr(state, "\nSigBlk:") : NULL;
-    return mask && sscanf(mask, "\nSigBlk: %llx", &blocked) == 1 && !(blocked >> (SIGURG - 1) & 1);
+    const char *running = strstr(text, "\nState:\tR");
+    if (!running)
+        return false;
+    const char *mask = strstr(running, "\nSigBlk:");
+    if (!mask || sscanf(mask, "\nSigBlk: %llx", &blocked) != 1)
+        return false;
+    return !(blocked >> (SIGURG - 1) & 1);
 }
 
-/* Asks the thread for its frames by a signal, which restarts what it interrupts. */
+/* Asks the thread for its frames by a signal, and prints them. A system call that it interrupts is
+ * restarted. */
 CONC__PRIVATE int conc__frames_by_question(conc__watchdog *d)
 {
     int n = 0;
@@ -14500,30 +14517,29 @@ CONC__PRIVATE int conc__frames_by_question(conc__watchdog *d)
     while (answered && sem_timedwait(&d->answered, &limit))
         answered = errno == EINTR;
     if (!answered && !atomic_exchange(&conc__questioner, NULL))
-        answered = sem_wait(&d->answered) == 0; /* just now */
+        answered = sem_wait(&d->answered) == 0; /* the handler has just taken the question */
     for (; answered && n < d->count; n++)
-        /* a return address may lie behind the function */
-        conc__print_frame(n, (uintptr_t)d->frames[n] - (n > 0));
+        conc__print_frame(n, (uintptr_t)d->frames[n] - (n > 0)); /* a call may end its function */
     return n;
 }
 #endif
 
-/* Under the mutex, so that the step cannot end meanwhile. */
-CONC__PRIVATE void conc__watchdog_tell(conc__watchdog *d)
+/* Reports a step that takes too long. Under the mutex: the step cannot end meanwhile. */
+CONC__PRIVATE void conc__watchdog_report(conc__watchdog *d)
 {
     char name[CONC__DESCRIPTION], text[sizeof name + 128];
     int frames = 0;
     uintptr_t sp, pc;
-    pthread_mutex_lock(&conc__telling);
+    pthread_mutex_lock(&conc__report_mutex);
     conc__name_step(name, sizeof name, &d->step, d->name);
     bool sleeps = !conc__on_valgrind() && conc__in_system_call(d->of_number, &sp, &pc);
-    conc__write_stderr(
-        text,
-        snprintf(text, sizeof text, "conc: %s holds the loop for %.3f s so far, %s\n", name,
-                 (double)(conc__clock() - d->step.began) / 1e9,
-                 sleeps ? "in a system call, called from (some of these may have returned):"
-                        : "at:"),
-        sizeof text);
+    const char *where = "at:";
+    if (sleeps)
+        where = "in a system call, called from (some of these may have returned):";
+    double seconds = (double)(conc__clock() - d->step.began) / 1e9;
+    int n = snprintf(text, sizeof text, "conc: %s holds the loop for %.3f s so far, %s\n", name,
+                     seconds, where);
+    conc__write_stderr(text, n, sizeof text);
 #ifdef __linux__
     if (sleeps)
         frames = conc__frames_on_stack(sp, pc);
@@ -14534,21 +14550,22 @@ CONC__PRIVATE void conc__watchdog_tell(conc__watchdog *d)
 #endif
     if (!frames)
         conc__write_stderr("    (no backtrace can be had)\n", 30, 64);
-    pthread_mutex_unlock(&conc__telling);
+    pthread_mutex_unlock(&conc__report_mutex);
 }
 
 CONC__PRIVATE void *conc__watchdog_main(void *arg)
 {
     enum { LEAST = 1000000 };
     conc__watchdog *d = arg;
+    int64_t pause = d->most / 4 > LEAST ? d->most / 4 : LEAST;
     pthread_mutex_lock(&d->mutex);
     while (!d->ends) {
-        struct timespec limit = conc__real_time_in(d->most / 4 > LEAST ? d->most / 4 : LEAST);
+        struct timespec limit = conc__real_time_in(pause);
         pthread_cond_timedwait(&d->changed, &d->mutex, &limit);
-        bool silent = !d->ends && d->step.began && !d->step.told;
-        if (silent && conc__clock() - d->step.began > d->most) {
-            d->step.told = true;
-            conc__watchdog_tell(d);
+        bool unreported = !d->ends && d->step.began && !d->step.reported;
+        if (unreported && conc__clock() - d->step.began > d->most) {
+            d->step.reported = true;
+            conc__watchdog_report(d);
         }
     }
     pthread_mutex_unlock(&d->mutex);
@@ -14559,20 +14576,27 @@ CONC__PRIVATE void *conc__watchdog_main(void *arg)
 static struct sigaction conc__question_before;
 #endif
 
-/* The handler for questions, where the program has none of its own for that signal, and there is
- * a stack for it. */
+#ifdef CONC__BACKTRACE
+CONC__PRIVATE bool conc__has_handler(const struct sigaction *a)
+{
+    return a->sa_flags & SA_SIGINFO || (a->sa_handler != SIG_DFL && a->sa_handler != SIG_IGN);
+}
+#endif
+
+/* Installs the handler for questions, unless the program has a handler for that signal, or there is
+ * no stack for one. */
 CONC__PRIVATE bool conc__questions_open(const conc_loop *l, conc__watchdog *d)
 {
 #ifdef CONC__BACKTRACE
     struct sigaction now, ours;
     stack_t stack;
     void *frames[4];
-    if (!l->signal_slot || sigaltstack(NULL, &stack) || stack.ss_flags & CONC__SS_DISABLE ||
-        sigaction(SIGURG, NULL, &now))
+    if (!l->signal_slot || sigaltstack(NULL, &stack) || stack.ss_flags & CONC__SS_DISABLE)
+        return false;
+    if (sigaction(SIGURG, NULL, &now))
         return false;
     bool mine = conc__is_question(&now);
-    if (!mine &&
-        ((now.sa_flags & SA_SIGINFO) || (now.sa_handler != SIG_DFL && now.sa_handler != SIG_IGN)))
+    if (!mine && conc__has_handler(&now))
         return false;
     backtrace(frames, 4); /* the first call may load a library */
     memset(&ours, 0, sizeof ours);
@@ -14601,7 +14625,7 @@ CONC__PRIVATE void conc__questions_close(conc__watchdog *d)
     bool last = --conc__signalling.questions == 0;
     if (last && sigaction(SIGURG, NULL, &now) == 0 && conc__is_question(&now))
         sigaction(SIGURG, &conc__question_before, NULL);
-    if (last && conc__is_question(covered)) /* a conc_signals that is still open puts this back */
+    if (last && conc__is_question(covered)) /* a conc_signals that is still open restores this */
         *covered = conc__question_before;
     pthread_mutex_unlock(&conc__signalling.mutex);
     sem_destroy(&d->answered);
@@ -14617,7 +14641,7 @@ CONC__PRIVATE void conc__watchdog_close(conc_loop *l)
     d->ends = true;
     pthread_cond_signal(&d->changed);
     pthread_mutex_unlock(&d->mutex);
-    if (!pthread_equal(d->id, d->of)) /* else it could not be started */
+    if (!pthread_equal(d->id, d->of)) /* equal: it could not be started */
         pthread_join(d->id, NULL);
     if (d->asks)
         conc__questions_close(d);
@@ -14651,7 +14675,7 @@ CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
     return 0;
 }
 
-/* ---- >>stepping ----------------------------------------------------------------------------- */
+/* ---- >>steps -------------------------------------------------------------------------------- */
 
 CONC__PRIVATE void conc__was_idle(conc_loop *l, int64_t from, int64_t to)
 {
@@ -14660,7 +14684,7 @@ CONC__PRIVATE void conc__was_idle(conc_loop *l, int64_t from, int64_t to)
         conc__trace_span(l, 0, "idle", from, to);
 }
 
-/* A task was made. */
+/* A task was created. */
 CONC__COLD void conc__spawned(conc_loop *l, conc_task *t)
 {
     t->arrow = 0;
@@ -14677,9 +14701,9 @@ CONC__COLD void conc__waited(conc_loop *l, conc_task *t)
     const conc__wait_kind *kind = t->wait->kind;
     int64_t now = conc__time(l);
     l->waited += now - t->since;
+    const char *name = kind->brief ? kind->brief : kind->what;
     if (CONC__TRACES(l))
-        conc__trace_span(l, conc__row_of(l, t), kind->brief ? kind->brief : kind->what, t->since,
-                         now);
+        conc__trace_span(l, conc__row_of(l, t), name, t->since, now);
     t->since = now;
 }
 
@@ -14691,7 +14715,7 @@ CONC__COLD void conc__woken(conc_loop *l, conc_task *t)
         conc__trace_leads(l, t);
 }
 
-/* The running task has ended; its stack is given back next. */
+/* The running task has ended; its stack is released next. */
 CONC__COLD void conc__step_last(conc_loop *l, conc_task *t)
 {
     if (CONC__UNLIKELY(l->handles && t->has_handle)) {
@@ -14700,7 +14724,9 @@ CONC__COLD void conc__step_last(conc_loop *l, conc_task *t)
     }
     l->step_over = true;
     l->left_stack = t->stack;
-    l->left_used = CONC__DEBUGS(l) ? conc__usage_note(l, t->stack, conc__source_of(t)) : NULL;
+    l->left_used = NULL;
+    if (CONC__DEBUGS(l))
+        l->left_used = conc__usage_note(l, t->stack, conc__source_of(t));
 }
 
 CONC__PRIVATE void conc__step_watched(conc_loop *l, const conc_task *t)
@@ -14712,7 +14738,7 @@ CONC__PRIVATE void conc__step_watched(conc_loop *l, const conc_task *t)
     pthread_mutex_unlock(&d->mutex);
 }
 
-/* A task of this thread has another name from now on. */
+/* A task of this thread was renamed. */
 CONC__COLD void conc__renamed(conc_loop *l, const conc_task *t)
 {
     conc__watchdog *d = l->watchdog;
@@ -14726,8 +14752,8 @@ CONC__COLD void conc__renamed(conc_loop *l, const conc_task *t)
     pthread_mutex_unlock(&d->mutex);
 }
 
-/* A step is over that took so many ns, and what it interrupted goes on. */
-CONC__PRIVATE void conc__step_told(conc_loop *l, int64_t took, const conc__held_by *interrupted)
+/* A step is over, which took so many ns, and what it interrupted goes on. */
+CONC__PRIVATE void conc__step_ended(conc_loop *l, int64_t took, const conc__held_by *interrupted)
 {
     char name[CONC__DESCRIPTION];
     conc__watchdog *d = l->watchdog;
@@ -14737,14 +14763,14 @@ CONC__PRIVATE void conc__step_told(conc_loop *l, int64_t took, const conc__held_
     pthread_mutex_unlock(&d->mutex);
     if (took <= d->most)
         return;
-    pthread_mutex_lock(&conc__telling);
+    pthread_mutex_lock(&conc__report_mutex);
     conc__name_step(name, sizeof name, &over, d->name);
-    pthread_mutex_unlock(&conc__telling);
+    pthread_mutex_unlock(&conc__report_mutex);
     fprintf(stderr, "conc: %s held the loop for %.3f s\n", name, (double)took / 1e9);
 }
 
-/* run(arg), which calls the program's function fn on the loop, outside all tasks. In debug mode
- * it is a step of its own, whose time does not count for the task that it interrupts. */
+/* Calls run(arg), which calls the program's function fn on the loop, outside all tasks. In debug
+ * mode it is a step of its own, whose time does not count for the task that it interrupts. */
 CONC__COLD void conc__call_watched(conc_loop *l, const char *role, uintptr_t fn,
                                    void (*run)(void *), void *arg)
 {
@@ -14761,11 +14787,11 @@ CONC__COLD void conc__call_watched(conc_loop *l, const char *role, uintptr_t fn,
     int64_t took = conc__time(l) - start;
     if (interrupted.began)
         interrupted.began += conc__clock() - began;
-    conc__step_told(l, took - l->called, &interrupted);
+    conc__step_ended(l, took - l->called, &interrupted);
     l->called = before + took;
 }
 
-/* A task's step, which is measured. */
+/* Runs and measures a task's step. */
 CONC__COLD void conc__step(conc_loop *l, conc_task *t)
 {
     uint64_t row = conc__row_of(l, t);
@@ -14789,14 +14815,15 @@ CONC__COLD void conc__step(conc_loop *l, conc_task *t)
     if (CONC__TRACES(l))
         conc__trace_span(l, row, "running", start, end);
     if (CONC__WATCHES(l))
-        conc__step_told(l, end - start - l->called, &(conc__held_by){0});
+        conc__step_ended(l, end - start - l->called, &(conc__held_by){0});
 }
 
-/* What was opened in the run and not closed; only: of this kind, NULL: any. */
-CONC__PRIVATE void conc__opened_tell(conc_loop *l, const char *only)
+/* Reports what was opened in the run and not closed; only: of this kind, NULL: of any. */
+CONC__PRIVATE void conc__opened_report(conc_loop *l, const char *only)
 {
-    conc__holding *h = l->opened ? l->opened->newest : NULL, *older;
-    for (; h; h = older) {
+    if (!l->opened)
+        return;
+    for (conc__holding *h = l->opened->newest, *older; h; h = older) {
         older = h->older;
         if (only && strcmp(h->what, only) != 0)
             continue;
@@ -14826,17 +14853,17 @@ CONC__PRIVATE void conc__dumps_close(conc_loop *l)
     pthread_mutex_unlock(&conc__signalling.mutex);
 }
 
-/* In a forked child: the threads that watched are gone, and what they held. */
+/* In a forked child: the watchdogs are gone, and the mutexes that they held are free. */
 CONC__PRIVATE void conc__diagnosis_forget(void)
 {
-    pthread_mutex_init(&conc__telling, NULL);
+    pthread_mutex_init(&conc__report_mutex, NULL);
     atomic_store(&conc__questioner, NULL);
     atomic_store(&conc__debug_runs, 0);
     if (CONC__CATCHES_FAULTS)
         conc__faults_restore();
 }
 
-/* The run begins: what it wants to have watched. */
+/* A run begins: opens the diagnostics that it wants. */
 CONC__PRIVATE int conc__diagnosis_open(conc_loop *l)
 {
     int rc = 0;
@@ -14853,7 +14880,7 @@ CONC__PRIVATE int conc__diagnosis_open(conc_loop *l)
     return rc;
 }
 
-/* It has ended, or did not begin. */
+/* A run has ended, or has failed to begin. */
 CONC__PRIVATE void conc__diagnosis_close(conc_loop *l)
 {
     if (CONC__WATCHES(l)) {
@@ -14865,14 +14892,14 @@ CONC__PRIVATE void conc__diagnosis_close(conc_loop *l)
     if (!CONC__DIAGNOSES)
         return;
     conc__dumps_close(l);
-    conc__opened_tell(l, NULL);
-    while (l->handles) /* of jobs that have ended */
+    conc__opened_report(l, NULL);
+    while (l->handles) /* these are of jobs that have ended */
         conc__holding_drop(&l->handles, l->handles->newest->object);
     conc__usage_report(l);
     conc__trace_close(l);
 }
 
-/* ---- >>running ------------------------------------------------------------------------------ */
+/* ---- >>run ---------------------------------------------------------------------------------- */
 
 CONC_API double conc_random(double low, double high)
 {
@@ -14881,12 +14908,14 @@ CONC_API double conc_random(double low, double high)
         return low;
     double share = (double)(conc__random_bits(&l->draws) >> 11) / 9007199254740992.0;
     double x = low + (high - low) * share;
-    if (high / 2 - low / 2 > DBL_MAX / 2) /* their distance is no finite number */
+    if (high / 2 - low / 2 > DBL_MAX / 2) /* their distance is not a finite number */
         x = low * (1 - share) + high * share;
-    return x < high ? x : low;
+    if (x < high)
+        return x;
+    return low;
 }
 
-/* A number from the environment; false: it makes no sense, which is said. */
+/* Reads a number from the environment. False: it is invalid, which is reported. */
 CONC__PRIVATE bool conc__env_number(const char *name, uint64_t least, uint64_t *out)
 {
     const char *text = conc__env(name);
@@ -14906,7 +14935,8 @@ CONC__PRIVATE bool conc__env_number(const char *name, uint64_t least, uint64_t *
     return good;
 }
 
-/* One of two words from the environment: *out becomes 0 or 1. */
+/* Reads one of two words from the environment: *out becomes 0 or 1. False: it is neither, which is
+ * reported. */
 CONC__PRIVATE bool conc__env_word(const char *name, const char *zero, const char *one, int *out)
 {
     const char *text = conc__env(name);
@@ -14919,7 +14949,8 @@ CONC__PRIVATE bool conc__env_word(const char *name, const char *zero, const char
     return false;
 }
 
-/* The way to wait that the environment names; false: there is no such one here, which is said. */
+/* Finds the poller that the environment names. False: there is no such poller here, which is
+ * reported. */
 CONC__PRIVATE bool conc__env_backend(const conc__backend **out)
 {
     const char *text = conc__env("CONC_POLL"), *best = CONC__BEST_BACKEND.name;
@@ -14936,7 +14967,7 @@ CONC__PRIVATE bool conc__env_backend(const conc__backend **out)
     return false;
 }
 
-/* A run was asked for that cannot be. There is no loop yet that could say so. */
+/* Reports a wrong call that opens a run: there is no loop yet for conc__misused. */
 CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *why)
 {
     if (o->debug)
@@ -14944,22 +14975,32 @@ CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *why)
     return -EINVAL;
 }
 
-/* Fills in what the environment says and the defaults. */
-CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **backend)
+/* Applies the environment. False: it is invalid, which is reported. */
+CONC__PRIVATE bool conc__options_from_env(conc_options *o)
 {
     uint64_t seed = o->seed, stack = o->stack_size;
     int clock = o->virtual_clock, debug = o->debug;
-    if (!conc__env_number("CONC_SEED", 0, &seed) ||
-        !conc__env_number("CONC_RANDOM", 0, &o->random) ||
-        !conc__env_number("CONC_STACK", CONC__LEAST_STACK, &stack) ||
-        !conc__env_word("CONC_CLOCK", "real", "virtual", &clock) ||
-        !conc__env_word("CONC_DEBUG", "0", "1", &debug) || !conc__env_backend(backend))
-        return -EINVAL;
+    bool valid = conc__env_number("CONC_SEED", 0, &seed) &&
+                 conc__env_number("CONC_RANDOM", 0, &o->random) &&
+                 conc__env_number("CONC_STACK", CONC__LEAST_STACK, &stack) &&
+                 conc__env_word("CONC_CLOCK", "real", "virtual", &clock) &&
+                 conc__env_word("CONC_DEBUG", "0", "1", &debug);
     o->seed = seed;
-    o->stack_size = stack ? (size_t)stack : CONC_STACK_SIZE;
+    o->stack_size = (size_t)stack;
     o->virtual_clock = clock;
     o->debug = debug;
-    o->slow_step = o->slow_step == 0 ? 0.1 : o->slow_step;
+    return valid;
+}
+
+/* Applies the environment, and then the defaults. */
+CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **backend)
+{
+    if (!conc__options_from_env(o) || !conc__env_backend(backend))
+        return -EINVAL;
+    if (!o->stack_size)
+        o->stack_size = CONC_STACK_SIZE;
+    if (o->slow_step == 0)
+        o->slow_step = 0.1;
     if (!conc__stack_fits(o->stack_size))
         return conc__run_misused(o, "the stack size is out of range");
     if (!(o->slow_step > 0))
@@ -14973,7 +15014,7 @@ CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **
     return -ENOTSUP;
 }
 
-/* In a forked child the loops it inherited are dead. */
+/* In a forked child: the loops that it has inherited are dead. */
 CONC__PRIVATE void conc__forget_loop(void)
 {
     conc_loop *l = conc__here;
@@ -14991,24 +15032,27 @@ CONC__PRIVATE void conc__forget_loop(void)
     conc__diagnosis_forget();
 }
 
-/* Calls fn once; the others wait until it has returned. Unlike with pthread_once, a forked process
- * does not wait for a thread that only its parent has: it calls fn anew. */
+/* Calls fn once; other threads wait until it has returned. Unlike with pthread_once, a forked
+ * process does not wait for a thread that only its parent has: it calls fn again. */
 CONC__PRIVATE void conc__once(atomic_int *once, void (*fn)(void))
 {
     enum { DONE = -1 }; /* 0: not begun; else the process that calls it */
-    for (int state; (state = atomic_load(once)) != DONE; sched_yield()) {
+    int state = atomic_load(once);
+    while (state != DONE) {
         int process = (int)getpid();
         if (state != process && atomic_compare_exchange_strong(once, &state, process)) {
             fn();
             atomic_store(once, DONE);
         }
+        sched_yield();
+        state = atomic_load(once);
     }
 }
 
 CONC__PRIVATE void conc__watch_forks(void) { pthread_atfork(NULL, NULL, conc__forget_loop); }
 
-/* Where the system refuses the best way to wait, poll(2) does; but it has no descriptor that a
- * host could wait for. */
+/* If the system refuses the poller, uses poll(2). That has no descriptor for which a host could
+ * wait. */
 CONC__PRIVATE int conc__poller_open(conc_loop *l, const conc__backend *backend)
 {
     l->backend = backend;
@@ -15030,7 +15074,9 @@ CONC__PRIVATE int conc__loop_open(conc_loop *l, const conc__backend *backend)
     if (!l->stacks)
         return -ENOMEM;
     int rc = conc__wake_open(l);
-    return rc ? rc : conc__poller_open(l, backend);
+    if (rc)
+        return rc;
+    return conc__poller_open(l, backend);
 }
 
 CONC__PRIVATE void conc__loop_close(conc_loop *l)
@@ -15049,8 +15095,8 @@ CONC__PRIVATE void conc__loop_close(conc_loop *l)
         conc__loop_free(l);
 }
 
-/* The state that conc_random starts from; l differs from run to run, as the clock does. Numbers
- * count from 1, so the virtual clock's is the generator's first state. */
+/* The first state of conc_random; l differs from run to run, as the clock does. Seeds count from 1,
+ * so a run on the virtual clock has that of seed 1. */
 CONC__PRIVATE uint64_t conc__first_draw(const conc_options *o, const conc_loop *l)
 {
     if (o->random)
@@ -15080,14 +15126,17 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     l->spawned = l->finished = l->most = conc__first_serial(l);
     l->errno_at = &errno;
     l->switch_stacks = conc__switch_plainly;
-    l->now = o->virtual_clock ? 0 : conc__clock();
+    l->batch = CONC__BATCH_MOST;
+    l->budget = CONC__BUDGET_MOST;
+    if (!o->virtual_clock) {
+        l->now = conc__clock();
+        l->batch = 1; /* it is not known yet how slow steps are */
+        l->budget /= CONC__BATCH_MOST;
+    }
+    l->budget_left = l->budget;
     l->job_limit = CONC__NEVER;
     l->wheel.elapsed = (uint64_t)l->now;
     l->trimmed = l->verified = l->polled = l->began = l->last_pass = l->now;
-    /* on the real clock it is not known yet how slow steps are */
-    l->batch = o->virtual_clock ? CONC__BATCH_MOST : 1;
-    l->budget_left = l->budget =
-        o->virtual_clock ? CONC__BUDGET_MOST : CONC__BUDGET_MOST / CONC__BATCH_MOST;
     l->picks = o->seed;
     l->draws = conc__first_draw(o, l);
     l->exit_status = CONC__NO_STATUS;
@@ -15103,7 +15152,7 @@ typedef struct conc__range {
     uintptr_t low, size;
 } conc__range;
 
-CONC__PRIVATE void conc__tell_lost_args(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__report_lost_args(conc_loop *l, void *arg)
 {
     enum { LINES = 20 };
     const conc__range *memory = arg;
@@ -15118,8 +15167,8 @@ CONC__PRIVATE void conc__tell_lost_args(conc_loop *l, void *arg)
         fprintf(stderr, "conc: so do the args of %zu others\n", found - LINES);
 }
 
-/* main_fn has returned to `frame`: what is still in use in memory of the frames below it is lost.
- * Of a handle that lies there nothing is read, as it may have been overwritten. */
+/* main_fn has returned to `frame`: objects in the frames below it that are still in use are lost. A
+ * handle that lies there is not read, as it may have been overwritten. */
 CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
 {
     static const char how[] = "its function returned";
@@ -15129,27 +15178,29 @@ CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
         conc__lost(l, self, self->place, how);
     if (l->lent)
         conc__check_lent(l, self, frame, how);
-    const conc_task *t = l->background.live_handles ? l->background.children : NULL;
+    const conc_task *t = NULL;
+    if (l->background.live_handles)
+        t = l->background.children;
     for (; t; t = t->younger)
         if ((uintptr_t)t - low < size)
             conc__lost(l, self, CONC__HANDLE_OF "a background task", how);
     conc__range memory = {low, size};
     if (CONC__DEBUGS(l))
-        conc__on_loop(l, conc__tell_lost_args, &memory);
+        conc__on_loop(l, conc__report_lost_args, &memory);
 }
 
-/* What is left when main_fn has returned; in its task. */
+/* Ends everything that is left after main_fn has returned; in its task. */
 CONC__PRIVATE void conc__wind_up(conc_loop *l)
 {
     conc_task *self = l->self;
     l->winding_up = true;
-    self->asked = false; /* its cancel is over: what follows waits */
+    self->asked = false; /* its cancel is over: the calls below wait */
     conc__mark(l, self);
     conc__spread_marked(l);
     conc__cancel_scope(l, &l->background.scope);
     if (l->background.live)
         conc__wait_until_empty(l, &l->background);
-    conc__opened_tell(l, "a generator"); /* what is open in them they may close now */
+    conc__opened_report(l, "a generator"); /* before they close: they may close others */
     conc__close_generators(l);
     conc__report_failures(l);
 }
@@ -15175,9 +15226,13 @@ typedef struct conc__outcome {
 
 CONC__PRIVATE int conc__start_main(conc_loop *l)
 {
-    size_t size = l->options.stack_size < CONC_STACK_SIZE ? CONC_STACK_SIZE : l->options.stack_size;
+    size_t size = l->options.stack_size;
+    if (size < CONC_STACK_SIZE)
+        size = CONC_STACK_SIZE;
     conc__stack_cache *cache = conc__stack_cache_for(l, size);
-    conc__stack *stack = cache ? conc__stack_acquire(cache) : NULL;
+    if (!cache)
+        return -ENOMEM;
+    conc__stack *stack = conc__stack_acquire(cache);
     if (!stack)
         return -ENOMEM;
     conc__task_init(l, &l->main, true, stack, conc__main_task, l, l->main_name);
@@ -15191,7 +15246,7 @@ CONC__PRIVATE int conc__start_main(conc_loop *l)
     return 0;
 }
 
-/* Refuses posts from here on, and runs what was accepted. */
+/* Refuses further posts, and runs those that were accepted. */
 CONC__PRIVATE void conc__last_posts(conc_loop *l)
 {
     pthread_mutex_lock(&l->mutex);
@@ -15231,13 +15286,16 @@ CONC_API void conc_set_exit_status(int status)
         l->exit_status = status;
 }
 
-/* No run is open on this thread any more: rc was the last one's result, or the reason why it did
- * not begin. */
+/* No run is open on this thread any more: rc was the last one's result, or the reason why it failed
+ * to begin. */
 CONC__PRIVATE void conc__keep_words_of_run(int rc, const char *text)
 {
-    conc__copy(conc__thread_text, sizeof conc__thread_text, rc < 0 ? text : "");
-    if (rc < 0)
-        conc_fail(rc, "%s", text); /* a job of a pool has made this error */
+    if (rc >= 0) {
+        *conc__thread_text = 0;
+        return;
+    }
+    conc__copy(conc__thread_text, sizeof conc__thread_text, text); /* text may be that already */
+    conc_fail(rc, "%s", text); /* if this thread runs a job, it is the job's error */
 }
 
 /* Opens a run, and makes it this thread's. */
@@ -15286,21 +15344,30 @@ CONC__PRIVATE int conc__open_run(conc_loop **out, bool embedded, const conc_opti
 CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options *options,
                               const char *spawned, conc_fn *main_fn, void *arg)
 {
+    const char *call = embedded ? "conc_embed_begin" : "conc_run";
     if (conc__here)
-        return conc__misused(-EBUSY, embedded ? "conc_embed_begin" : "conc_run",
-                             "a run is open on this thread", NULL);
-    *conc__thread_text = 0; /* the call that fails may write others there */
+        return conc__misused(-EBUSY, call, "a run is open on this thread", NULL);
+    *conc__thread_text = 0; /* a call that fails may write there */
     int rc = conc__open_run(out, embedded, options, spawned, main_fn, arg);
     if (rc)
         conc__keep_words_of_run(rc, conc__text_or(conc__thread_text, rc));
     return rc;
 }
 
-/* The run is over: its result. */
+/* Why the run failed, in words. */
+CONC__PRIVATE const char *conc__run_text(const conc_loop *l, int rc)
+{
+    if (*l->doom_text)
+        return l->doom_text;
+    return conc__text_or(conc__error_text(&l->main, rc), rc);
+}
+
+/* Ends a run. Returns its result. */
 CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
 {
     conc__last_posts(l);
-    for (conc__ending *e; (e = l->endings) != NULL;) {
+    while (l->endings) {
+        conc__ending *e = l->endings;
         l->endings = e->next;
         e->end(l, e);
     }
@@ -15309,7 +15376,9 @@ CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
     conc__run_delist(l);
     conc__here = NULL;
     conc__pipe_signal_unblock(l);
-    int rc = l->doomed ? l->doom : l->main.result;
+    int rc = l->main.result;
+    if (l->doomed)
+        rc = l->doom;
     outcome->exit_status = l->exit_status;
     if (l->interrupted_late || (l->interrupted_by && rc == -ECANCELED)) {
         rc = -EINTR;
@@ -15317,9 +15386,7 @@ CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
         conc__copy(outcome->text, sizeof outcome->text, conc_strerror(rc));
     } else if (rc < 0) {
         conc__describe(outcome->by, sizeof outcome->by, conc__origin(&l->main, rc));
-        conc__copy(outcome->text, sizeof outcome->text,
-                   *l->doom_text ? l->doom_text
-                                 : conc__text_or(conc__error_text(&l->main, rc), rc));
+        conc__copy(outcome->text, sizeof outcome->text, conc__run_text(l, rc));
     }
     conc__loop_close(l);
     conc__keep_words_of_run(rc, outcome->text);
@@ -15330,7 +15397,7 @@ CONC__PRIVATE int conc__run(const conc_options *options, const char *spawned, co
                             void *arg, conc__outcome *outcome)
 {
     int saved = errno;
-    conc_loop *l = NULL; /* GCC might warn of it otherwise */
+    conc_loop *l = NULL; /* silences a wrong warning of GCC */
     int rc = conc__begin(&l, false, options, spawned, main_fn, arg);
     if (rc == 0) {
         conc__schedule(l);
@@ -15362,7 +15429,9 @@ CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg)
     if (rc < 0)
         fprintf(stderr, "conc: %s failed: %s\n", outcome.by, conc__text_or(outcome.text, rc));
     errno = saved;
-    return outcome.exit_status == CONC__NO_STATUS ? rc < 0 : outcome.exit_status;
+    if (outcome.exit_status == CONC__NO_STATUS)
+        return rc < 0;
+    return outcome.exit_status;
 }
 
 /* ---- >>embedding ---------------------------------------------------------------------------- */
@@ -15382,21 +15451,24 @@ CONC_API int conc_embed_begin(conc_embed *e, const conc_options *options, conc_f
     return rc;
 }
 
-/* 0: e's run is that of this thread. */
+/* 0, or an error: e has no run, or another thread's. */
 CONC__PRIVATE int conc__embed_check(const conc_embed *e)
 {
     if (!e || !e->loop)
         return -EINVAL;
-    return e->loop == conc__here ? 0 : -EPERM;
+    if (e->loop != conc__here)
+        return -EPERM;
+    return 0;
 }
 
-/* 0: `call` may make a step or an end from here. */
+/* 0, or the error of a call that makes a step or ends the run. */
 CONC__PRIVATE int conc__embed_usable(const conc_embed *e, const char *call)
 {
     int rc = conc__embed_check(e);
     if (rc == -EINVAL)
         return conc__misused(rc, call, "no run is open there", NULL);
-    if (rc == -EPERM || (rc == 0 && (e->loop->self || e->loop->stepping)))
+    bool is_inside = rc == 0 && (e->loop->self || e->loop->stepping);
+    if (rc == -EPERM || is_inside)
         return conc__misused(-EPERM, call, "not between two steps, on the run's thread", NULL);
     return rc;
 }
@@ -15409,7 +15481,7 @@ CONC_API int conc_embed_fd(conc_embed *e)
     return e->loop->poll_fd;
 }
 
-/* Is there something to do now? */
+/* Is there work to do now? */
 CONC__PRIVATE bool conc__embed_is_due(conc_loop *l, bool at_work)
 {
     bool ready = l->over || l->ready || l->spinners || l->settlers.first;
@@ -15421,31 +15493,36 @@ CONC__PRIVATE bool conc__embed_is_due(conc_loop *l, bool at_work)
 CONC_API double conc_embed_timeout(conc_embed *e)
 {
     int rc = conc__embed_check(e);
+    if (rc == -EPERM)
+        return rc;
     if (rc)
-        return rc == -EPERM ? rc : CONC_FOREVER;
+        return CONC_FOREVER;
     conc_loop *l = e->loop;
     if (conc__embed_is_due(l, conc__at_work(l)))
         return 0;
-    int64_t next = l->virtual_clock ? CONC__NEVER : conc__wheel_next(&l->wheel);
-    int64_t now = conc__clock(), verify = l->verified + CONC__VERIFY_EVERY;
+    int64_t next = CONC__NEVER, now = conc__clock(), verify = l->verified + CONC__VERIFY_EVERY;
+    if (!l->virtual_clock)
+        next = conc__wheel_next(&l->wheel);
     /* the host may close a descriptor; while l->retried is set, the virtual clock is about to
-     * jump, and conc__jump_clock looks */
+     * jump, and conc__jump_clock verifies them */
     if (l->verify_count && !l->retried && verify < next)
         next = verify;
     if (l->retried && now + CONC__MOMENT < next)
         next = now + CONC__MOMENT;
     if (l->apart && now + CONC__APART_EVERY < next)
-        next = now + CONC__APART_EVERY; /* the host does not see what is not in the queue */
+        next = now + CONC__APART_EVERY; /* the host does not see descriptors outside the queue */
     if (l->standstill.until > now && l->standstill.until < next)
         next = l->standstill.until;
     if (next == CONC__NEVER)
         return CONC_FOREVER;
-    return next > now ? (double)(next - now) / 1e9 : 0;
+    if (next <= now)
+        return 0;
+    return (double)(next - now) / 1e9;
 }
 
 CONC_API int conc_embed_step(conc_embed *e)
 {
-    enum { PASSES = 16 }; /* before the host has its turn */
+    enum { PASSES = 16 }; /* at most, before the host goes on */
     int rc = conc__embed_usable(e, "conc_embed_step"), saved = errno;
     if (rc)
         return rc;
@@ -15482,7 +15559,7 @@ CONC_API int conc_embed_end(conc_embed *e)
     l->embedded = false;
     l->stepping = true;
     conc__was_idle(l, l->left, conc__time(l));
-    conc__take_signals(l); /* an interrupt that came since the last step is why it ends */
+    conc__take_signals(l); /* an interrupt since the last step is the reason for the end */
     if (!l->winding_up)
         conc__task_cancel(l, &l->main);
     conc__schedule(l);

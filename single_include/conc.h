@@ -897,9 +897,10 @@ struct conc_stream {
     conc__buffer in, out;
     char *ended; /* the byte that a NUL has replaced; `covered` has its value */
     char covered;
-    bool at_end, writing, unsaid; /* unsaid: no call has returned the error that ended writing */
-    bool dropped;                 /* the close dropped bytes */
-    bool shut;                    /* conc_stream_shutdown ended the writing half */
+    bool at_end, writing;
+    bool unreturned; /* no call has returned the error that ended writing */
+    bool dropped;    /* the close dropped bytes */
+    bool shut;       /* conc_stream_shutdown ended the writing half */
     conc_task *reader;
     int inside; /* calls that may wait and have not returned */
     conc__waits writers, closers;
@@ -8072,13 +8073,33 @@ CONC__PRIVATE void conc__close_generators(conc_loop *l)
     }
 }
 
-/* ---- >>watching ----------------------------------------------------------------------------- */
+/* ---- >>descriptors -------------------------------------------------------------------------- */
+
+/* The states of a descriptor, in the table of one loop:
+ *
+ *   UNKNOWN  the loop knows nothing of the file behind the number
+ *   OWN      conc opened the file, and the poller does not have it yet
+ *   EDGE     conc opened the file, and the poller reports each change of it. Only conc_close closes
+ *            it, so a wait needs no system call
+ *   FOREIGN  the program opened the file, and the poller has it. The program may close it at any
+ *            time, so each wait asks the poller whether the number still means the same file
+ *   REFUSED  the poller does not take the file: it is always ready, such as a regular file
+ *
+ *   UNKNOWN -> OWN               conc__fd_adopt: conc has opened a socket
+ *   UNKNOWN -> FOREIGN, REFUSED  conc__fd_add: the first wait
+ *   OWN -> EDGE, REFUSED         conc__fd_add: the first wait
+ *   any -> UNKNOWN               conc__fd_gone: it is closed, or the number means another file
+ *
+ * Each change to another file changes the id, by which a task that was woken sees that its file is
+ * gone. A descriptor that tasks wait for is in the loop's list of watched ones. */
 
 CONC__PRIVATE conc__fd *conc__fd_find(const conc_loop *l, int number)
 {
     size_t block = (size_t)number / CONC__FDS;
-    return number >= 0 && block < l->fd_blocks && l->fds[block] ? &l->fds[block][number % CONC__FDS]
-                                                                : NULL;
+    bool has_entry = number >= 0 && block < l->fd_blocks && l->fds[block];
+    if (!has_entry)
+        return NULL;
+    return &l->fds[block][number % CONC__FDS];
 }
 
 CONC__PRIVATE bool conc__fds_grow(conc_loop *l, size_t blocks)
@@ -8094,8 +8115,8 @@ CONC__PRIVATE bool conc__fds_grow(conc_loop *l, size_t blocks)
     return true;
 }
 
-/* The table's entry, made when there is none. NULL: no memory. The number is an open
- * descriptor's. */
+/* The table's entry, which is made if there is none. NULL: no memory. The number is that of an open
+ * descriptor. */
 CONC__PRIVATE conc__fd *conc__fd_of(conc_loop *l, int number)
 {
     size_t block = (size_t)number / CONC__FDS;
@@ -8120,20 +8141,22 @@ CONC__PRIVATE void conc__fds_free(conc_loop *l)
     CONC_FREE(l->fds);
 }
 
-/* Tells whether a number still means the same file, where conc__fd_note was called for it. */
+/* An id that changes when the number comes to mean another file, once conc__fd_note was called. */
 CONC__PRIVATE uint32_t conc__fd_id(const conc_loop *l, int number)
 {
     const conc__fd *f = conc__fd_find(l, number);
     return f ? f->id : 0;
 }
 
-/* From here on the id of an open descriptor changes when it is closed. -ENOMEM. */
+/* From now on the id of an open descriptor changes when it is closed. -ENOMEM. */
 CONC__PRIVATE int conc__fd_note(conc_loop *l, int number)
 {
     int saved = errno;
     bool open = number >= 0 && conc__is_open(number);
     errno = saved;
-    return open && !conc__fd_of(l, number) ? conc__own_error(-ENOMEM) : 0;
+    if (open && !conc__fd_of(l, number))
+        return conc__own_error(-ENOMEM);
+    return 0;
 }
 
 CONC__PRIVATE bool conc__fd_is_own(const conc__fd *f)
@@ -8148,13 +8171,13 @@ CONC__PRIVATE bool conc__fd_is_polled(const conc__fd *f)
 }
 
 /* What all threads know of a number. A descriptor that conc opened may be handed to another thread
- * and closed there, and its number then be another file's in this one. */
+ * and closed there; its number may then mean another file in this thread. */
 typedef struct conc__shared_fd {
     atomic_uint closings; /* how often conc_close was called for it */
     atomic_uint run;      /* low bits of the run that has it in the state EDGE; 0: none has */
 } conc__shared_fd;
 
-/* Numbers below the first have an entry each; those above it share the others by their
+/* Numbers below the first have an entry each; numbers above it share the others by their
  * remainders. */
 enum { CONC__COUNTED = 65536, CONC__SHARED = 1024 };
 
@@ -8162,8 +8185,9 @@ static conc__shared_fd conc__shared_fds[CONC__COUNTED + CONC__SHARED];
 
 CONC__PRIVATE conc__shared_fd *conc__shared_fd_of(int number)
 {
-    bool alone = number < CONC__COUNTED;
-    return &conc__shared_fds[alone ? number : CONC__COUNTED + number % CONC__SHARED];
+    if (number < CONC__COUNTED)
+        return &conc__shared_fds[number];
+    return &conc__shared_fds[CONC__COUNTED + number % CONC__SHARED];
 }
 
 CONC__PRIVATE atomic_uint *conc__closings_of(int number)
@@ -8171,8 +8195,8 @@ CONC__PRIVATE atomic_uint *conc__closings_of(int number)
     return &conc__shared_fd_of(number)->closings;
 }
 
-/* The loop's poller is about to have a file of conc's, or does not have it any more. */
-CONC__PRIVATE void conc__fd_tell_edge(const conc_loop *l, const conc__fd *f, bool has)
+/* Publishes that the loop's poller is about to have a file of conc's, or has it no more. */
+CONC__PRIVATE void conc__fd_publish_edge(const conc_loop *l, const conc__fd *f, bool has)
 {
     unsigned run = (unsigned)l->run;
     atomic_uint *at = &conc__shared_fd_of(f->number)->run;
@@ -8182,21 +8206,21 @@ CONC__PRIVATE void conc__fd_tell_edge(const conc_loop *l, const conc__fd *f, boo
         atomic_compare_exchange_strong(at, &run, 0);
 }
 
-/* Was conc_close not called, in any thread, since the number was last looked at? True is certain;
- * false is so where the number has a counter of its own. */
+/* Has no thread called conc_close for the number since the loop last checked it? True is certain;
+ * false is certain only if the number has a counter of its own. */
 CONC__PRIVATE bool conc__fd_not_closed(const conc__fd *f)
 {
     return f->closings == atomic_load_explicit(conc__closings_of(f->number), memory_order_relaxed);
 }
 
 /* Is it certain, without asking the kernel, that the poller reports what happens to it? Debug
- * mode asks all the same, so that a close by other means is told. */
+ * mode asks the kernel all the same, to report a close by other means. */
 CONC__PRIVATE bool conc__fd_is_certain(const conc_loop *l, const conc__fd *f)
 {
     return f->state == CONC__FD_EDGE && conc__fd_not_closed(f) && !CONC__DEBUGS(l);
 }
 
-/* Does conc__verify look at it while tasks wait for it? */
+/* Does conc__verify check it while tasks wait for it? */
 CONC__PRIVATE bool conc__fd_is_verified(const conc_loop *l, const conc__fd *f)
 {
     bool foreign = f->state == CONC__FD_FOREIGN || f->state == CONC__FD_REFUSED;
@@ -8210,8 +8234,14 @@ CONC__PRIVATE bool conc__fd_is_listed(const conc_loop *l, const conc__fd *f)
 
 CONC__PRIVATE void conc__fd_unlist(conc_loop *l, conc__fd *f)
 {
-    *(f->prev ? &f->prev->next : &l->watched) = f->next;
-    *(f->next ? &f->next->prev : &l->last_watched) = f->prev;
+    if (f->prev)
+        f->prev->next = f->next;
+    else
+        l->watched = f->next;
+    if (f->next)
+        f->next->prev = f->prev;
+    else
+        l->last_watched = f->prev;
     f->next = f->prev = NULL;
     l->watched_count--;
     l->verify_count -= conc__fd_is_verified(l, f);
@@ -8220,7 +8250,10 @@ CONC__PRIVATE void conc__fd_unlist(conc_loop *l, conc__fd *f)
 CONC__PRIVATE void conc__fd_list(conc_loop *l, conc__fd *f)
 {
     f->prev = l->last_watched;
-    *(l->last_watched ? &l->last_watched->next : &l->watched) = f;
+    if (l->last_watched)
+        l->last_watched->next = f;
+    else
+        l->watched = f;
     l->last_watched = f;
     l->watched_count++;
     l->verify_count += conc__fd_is_verified(l, f);
@@ -8238,8 +8271,12 @@ CONC__PRIVATE int conc__fd_wanted(const conc__fd *f)
     enum { BOTH = CONC_READABLE | CONC_WRITABLE };
     if (f->waits[BOTH].first)
         return BOTH;
-    int readable = f->waits[CONC_READABLE].first ? CONC_READABLE : 0;
-    return readable | (f->waits[CONC_WRITABLE].first ? CONC_WRITABLE : 0);
+    int wanted = 0;
+    if (f->waits[CONC_READABLE].first)
+        wanted |= CONC_READABLE;
+    if (f->waits[CONC_WRITABLE].first)
+        wanted |= CONC_WRITABLE;
+    return wanted;
 }
 
 /* Does a task wait for any event of it? */
@@ -8248,7 +8285,7 @@ CONC__PRIVATE bool conc__fd_has_waits(const conc__fd *f)
     return conc__fd_wanted(f) || f->waits[0].first;
 }
 
-/* A wait is over: the last one takes f out of the list of those that are waited for. */
+/* A wait is over: the last one takes f out of the list of watched descriptors. */
 CONC__PRIVATE void conc__fd_left(conc_loop *l, conc__fd *f)
 {
     bool waits = conc__fd_has_waits(f) || f->waits[CONC__PAUSING].first;
@@ -8274,7 +8311,7 @@ CONC__PRIVATE void conc__fd_wake(conc_loop *l, conc__fd *f, int list, int ready,
     }
 }
 
-/* The number means another file from here on, or none. */
+/* From now on the number means another file, or none. */
 CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
 {
     f->id++;
@@ -8282,14 +8319,14 @@ CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
         conc__fd_wake(l, f, list, 0, -EBADF);
     conc__fd_left(l, f);
     if (f->state == CONC__FD_EDGE)
-        conc__fd_tell_edge(l, f, false);
+        conc__fd_publish_edge(l, f, false);
     f->state = CONC__FD_UNKNOWN;
     f->tcp = f->drained = f->failed = f->special = false;
     f->read_error = f->write_error = 0;
 }
 
-/* The same, as the file was closed by other means than a conc_close of this loop. If conc had
- * opened it, debug mode tells. */
+/* The same, for a file that was closed by other means than a conc_close of this loop. If conc had
+ * opened it, debug mode reports that. */
 CONC__COLD void conc__fd_lost(conc_loop *l, conc__fd *f)
 {
     char what[64];
@@ -8314,9 +8351,9 @@ CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
     return number;
 }
 
-/* The same for a file that conc opened and that the poller does not have. Where another number's
- * conc_close may have been counted, the loop forgets what it knew of the file, which is looked at
- * anew then; that is no sign of another file. */
+/* The same for a file that conc opened and that the poller does not have. If the number shares its
+ * counter, another number may have been closed: the loop then only forgets what it knew of the
+ * file, and learns it anew. */
 CONC__PRIVATE bool conc__fd_own_confirm(conc_loop *l, conc__fd *f)
 {
     if (conc__fd_not_closed(f))
@@ -8329,7 +8366,7 @@ CONC__PRIVATE bool conc__fd_own_confirm(conc_loop *l, conc__fd *f)
     return true;
 }
 
-/* Does the number still mean the same file? Else that is gone. */
+/* Does the number still mean the same file? If not, it is gone. */
 CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f)
 {
     if (f->state == CONC__FD_UNKNOWN || conc__fd_is_certain(l, f))
@@ -8338,8 +8375,11 @@ CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f)
         return conc__fd_own_confirm(l, f);
     int saved = errno;
     unsigned closings = atomic_load(conc__closings_of(f->number));
-    bool same = f->state == CONC__FD_REFUSED ? conc__inode_of(f->number) == f->inode
-                                             : l->backend->confirm(l, f);
+    bool same;
+    if (f->state == CONC__FD_REFUSED)
+        same = conc__inode_of(f->number) == f->inode;
+    else
+        same = l->backend->confirm(l, f);
     if (same)
         f->closings = closings;
     else
@@ -8348,7 +8388,7 @@ CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f)
     return same;
 }
 
-/* The same for one that the poller has, and it is armed for these events too. */
+/* The same for one that the poller has; it is then armed for these events, too. */
 CONC__PRIVATE bool conc__fd_arm(conc_loop *l, conc__fd *f, int events)
 {
     if (f->state != CONC__FD_FOREIGN)
@@ -8361,8 +8401,8 @@ CONC__PRIVATE bool conc__fd_arm(conc_loop *l, conc__fd *f, int events)
     return same;
 }
 
-/* The kernel says that f is ready for this. special: end of file, urgent data or an error may be
- * a part of it. */
+/* The kernel reports that f is ready. special: end of file, urgent data or an error may be part of
+ * it. */
 CONC__PRIVATE void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool special)
 {
     f->special |= special;
@@ -8377,20 +8417,24 @@ CONC__PRIVATE void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool spe
         conc__fd_arm(l, f, 0);
 }
 
-/* The poller shall have f, which is UNKNOWN or OWN. Returns what conc__fd_watch does. */
+/* Adds f, which is UNKNOWN or OWN, to the poller. Returns what conc__fd_watch does. */
 CONC__PRIVATE int conc__fd_add(conc_loop *l, conc__fd *f, int events)
 {
     if (f->state == CONC__FD_OWN)
         conc__fd_own_confirm(l, f);
     if (f->state == CONC__FD_OWN)
-        conc__fd_tell_edge(l, f, true); /* first, so that another thread's close tells this loop */
+        conc__fd_publish_edge(l, f,
+                              true); /* first, so that another thread's close tells this loop */
     int rc = l->backend->add(l, f, events);
     if (rc < 0 || (rc == 1 && events))
         return rc;
-    f->state = f->state == CONC__FD_OWN ? CONC__FD_EDGE : CONC__FD_FOREIGN;
     if (rc == 1) {
         f->state = CONC__FD_REFUSED;
         f->inode = conc__inode_of(f->number);
+    } else if (f->state == CONC__FD_OWN) {
+        f->state = CONC__FD_EDGE;
+    } else {
+        f->state = CONC__FD_FOREIGN;
     }
     if (conc__fd_is_listed(l, f)) /* a task pauses */
         l->verify_count += conc__fd_is_verified(l, f);
@@ -8401,11 +8445,13 @@ CONC__PRIVATE int conc__fd_add(conc_loop *l, conc__fd *f, int events)
 CONC__PRIVATE int conc__fd_watch_slowly(conc_loop *l, int number, int events, conc__fd **out)
 {
     conc__fd *f = *out;
-    bool open = number >= 0 && (f || conc__is_open(number));
-    if (!f)
-        f = *out = open ? conc__fd_of(l, number) : NULL;
-    if (!f)
-        return open ? -ENOMEM : -EBADF;
+    if (!f) {
+        if (number < 0 || !conc__is_open(number))
+            return -EBADF;
+        f = *out = conc__fd_of(l, number);
+        if (!f)
+            return -ENOMEM;
+    }
     if (conc__fd_is_polled(f) && conc__fd_arm(l, f, events))
         return 0;
     if (f->state == CONC__FD_REFUSED && conc__fd_confirm(l, f))
@@ -8413,8 +8459,8 @@ CONC__PRIVATE int conc__fd_watch_slowly(conc_loop *l, int number, int events, co
     return conc__fd_add(l, f, events);
 }
 
-/* Makes sure that the loop is told of the events. 0: a wait for them may join *out's lists; 1:
- * none is needed, as the file is always ready for these events; or an error. */
+/* Makes sure that the poller reports the events. 0: a wait for them may join *out's lists; 1: no
+ * wait is needed, as the file is always ready for these events; or an error. */
 CONC__PRIVATE int conc__fd_watch(conc_loop *l, int number, int events, conc__fd **out)
 {
     conc__fd *f = *out = conc__fd_find(l, number);
@@ -8445,14 +8491,16 @@ static const conc__wait_kind conc__watching = {.what = "waits for",
                                                .details = conc__fd_details,
                                                .cancel = conc__fd_cancel};
 
-/* A task was woken by f: the events that came, or -EBADF if the number means another file by
- * now. */
+/* A task was woken by f: the events that came, or -EBADF if the number now means another file. */
 CONC__PRIVATE int conc__fd_got(conc_loop *l, conc__fd *f, uint32_t id, const conc__wait *w)
 {
-    return f->id == id && conc__fd_confirm(l, f) ? w->value : -EBADF;
+    if (f->id != id || !conc__fd_confirm(l, f))
+        return -EBADF;
+    return w->value;
 }
 
-/* Waits until the descriptor is ready for any of the events: those, or an error. */
+/* Waits until the descriptor is ready for any of the events. Returns the events that came, or an
+ * error. */
 CONC__PRIVATE CONC__CALLED int conc__fd_park(conc_loop *l, int number, int events)
 {
     conc__fd *f = NULL;
@@ -8468,10 +8516,12 @@ CONC__PRIVATE CONC__CALLED int conc__fd_park(conc_loop *l, int number, int event
     uint32_t id = f->id;
     conc__fd_append(l, f, &w, events);
     rc = conc__park(l, &w);
-    return rc ? rc : conc__fd_got(l, f, id, &w);
+    if (rc)
+        return rc;
+    return conc__fd_got(l, f, id, &w);
 }
 
-/* The task that waits by w shall wake for these events too. */
+/* From now on these events, too, wake the task that waits by w. */
 CONC__PRIVATE void conc__fd_widen(conc_loop *l, conc__wait *w, int events)
 {
     conc__fd *f = (conc__fd *)(uintptr_t)w->on;
@@ -8481,7 +8531,7 @@ CONC__PRIVATE void conc__fd_widen(conc_loop *l, conc__wait *w, int events)
     conc__fd_arm(l, f, events);
 }
 
-/* The task that waits by w, for a descriptor, goes on as if it were ready. */
+/* Wakes the task that waits by w for a descriptor, as if that were ready. */
 CONC__PRIVATE void conc__fd_wake_one(conc_loop *l, conc__wait *w)
 {
     conc__fd *f = (conc__fd *)(uintptr_t)w->on;
@@ -8489,7 +8539,7 @@ CONC__PRIVATE void conc__fd_wake_one(conc_loop *l, conc__wait *w)
     conc__fd_left(l, f);
 }
 
-/* What a descriptor is ready for, of these events (none: CONC__HANG_UP): 0 nothing, or an error. */
+/* Which of these events (none: CONC__HANG_UP) a descriptor is ready for; 0: none; or an error. */
 CONC__PRIVATE int conc__fd_ready(int number, int events)
 {
     struct pollfd p = {number, conc__poll_wanted(events), 0};
@@ -8499,7 +8549,9 @@ CONC__PRIVATE int conc__fd_ready(int number, int events)
     while (n < 0 && errno == EINTR);
     int rc = n < 0 ? -errno : conc__poll_got(&p) & wanted;
     errno = saved;
-    return p.revents & POLLNVAL ? -EBADF : rc;
+    if (p.revents & POLLNVAL)
+        return -EBADF;
+    return rc;
 }
 
 typedef struct conc__pause {
@@ -8532,7 +8584,7 @@ static const conc__wait_kind conc__pausing = {.what = "pauses, and waits for",
                                               .cancel = conc__pause_cancel,
                                               .won = conc__pause_won};
 
-/* Sleeps so long; a close of the descriptor ends that with -EBADF. */
+/* Sleeps for ns; if the descriptor is closed, ends early with -EBADF. */
 CONC__PRIVATE int conc__fd_pause(conc_loop *l, conc__fd *f, int events, int64_t ns)
 {
     int rc = conc__checkpoint(l);
@@ -8543,32 +8595,37 @@ CONC__PRIVATE int conc__fd_pause(conc_loop *l, conc__fd *f, int events, int64_t 
     conc__fd_append(l, f, &p.wait, CONC__PAUSING);
     conc__arm(l, &p.timer, conc__later(conc__time(l), ns), conc__pause_over);
     rc = conc__park(l, &p.wait);
-    return rc ? rc : conc__fd_got(l, f, id, &p.wait);
+    if (rc)
+        return rc;
+    return conc__fd_got(l, f, id, &p.wait);
 }
 
 /* What a call has seen of the descriptor that it waits for, from one try to the next. */
-typedef struct conc__patience {
-    int ready; /* the events for which the call was woken last */
-    int64_t pause;
-} conc__patience;
+typedef struct conc__retry {
+    int ready;     /* the events for which the call was woken last */
+    int64_t pause; /* before the last try, in nanoseconds */
+} conc__retry;
 
-/* Waits before a call tries once more, all zero in *p at first: the events, or an error. A
- * descriptor may be ready in name only: it has an error queue, the peer's buffer is full, it is a
- * file that is always ready. Another wait would be over at once, again and again. So a call that
- * was woken and had to wait all the same, while poll(2) still says that it need not, pauses. */
-CONC__PRIVATE int conc__fd_await(conc_loop *l, int number, int events, conc__patience *p)
+/* Waits before a call tries once more; *p is all zero before the first try. Returns the events, or
+ * an error. A descriptor may only seem ready: it has an error queue, or the peer's buffer is full,
+ * or it is a file that is always ready. Another wait would end at once, again and again. So a call
+ * that was woken and would block all the same, while poll(2) still reports the event, pauses. */
+CONC__PRIVATE int conc__fd_await(conc_loop *l, int number, int events, conc__retry *p)
 {
     enum { LEAST = 1000000, MOST = 64000000 };
     conc__fd *f = conc__fd_find(l, number);
-    int in_name = f && p->ready & events ? conc__fd_ready(number, p->ready & events) : 0, rc;
-    if (in_name < 0)
-        return in_name;
-    if (in_name & CONC_READABLE) /* another reader took what the event told of; this came since, */
-        f->drained = false;      /* and a pause takes no events, so the next try must ask */
-    if (in_name) {
+    int woken_for = p->ready & events, seeming = 0, rc;
+    if (f && woken_for)
+        seeming = conc__fd_ready(number, woken_for);
+    if (seeming < 0)
+        return seeming;
+    if (seeming & CONC_READABLE) /* another reader took what the event reported, and more came; a */
+        f->drained = false;      /* pause takes no events, so the next try must ask the kernel */
+    if (seeming) {
         p->pause = p->pause ? p->pause * 2 : LEAST;
-        p->pause = p->pause < MOST ? p->pause : MOST;
-        rc = conc__fd_pause(l, f, in_name, p->pause);
+        if (p->pause > MOST)
+            p->pause = MOST;
+        rc = conc__fd_pause(l, f, seeming, p->pause);
     } else {
         p->pause = 0;
         rc = conc__fd_park(l, number, events);
@@ -8595,9 +8652,12 @@ CONC_API CONC__CALLED int conc_wait_fd(int fd, int events)
         rc = conc__fd_park(l, fd, events);
     } else {
         conc__spend_budget(l);
-        rc = rc < 0 ? rc : rc & events;
+        if (rc > 0)
+            rc &= events;
     }
-    return CONC__UNLIKELY(rc < 0) ? conc__system_failed(rc, NULL) : rc;
+    if (CONC__UNLIKELY(rc < 0))
+        return conc__system_failed(rc, NULL);
+    return rc;
 }
 
 /* A conc_close in another thread may have been for a file that this loop's tasks wait for. */
@@ -8613,15 +8673,15 @@ CONC__PRIVATE void conc__closed_elsewhere(conc__post *p)
     CONC_FREE(p);
     if (!f || f->state != CONC__FD_EDGE)
         return;
-    /* where it is, the number may be the other thread's by now, and is not asked about */
+    /* if it is certain, the number may already be the other thread's: the kernel is not asked */
     bool certain = f->number < CONC__COUNTED && !conc__fd_not_closed(f);
     if (certain || !l->backend->confirm(l, f))
         conc__fd_gone(l, f);
 }
 
-/* Tells the run that had the number, if it lasts, and is not l's. Without memory its tasks wait
- * on. */
-CONC__COLD void conc__tell_of_close(const conc_loop *l, unsigned run, int number)
+/* Notifies the run that had the number, unless it has ended or is l's. If no memory is left, its
+ * tasks go on waiting. */
+CONC__COLD void conc__notify_close(const conc_loop *l, unsigned run, int number)
 {
     if (!run || (l && run == (unsigned)l->run))
         return;
@@ -8647,42 +8707,44 @@ CONC_API int conc_close(int fd)
         return conc__own_error(-EBADF);
     conc__fd *f = l ? conc__fd_find(l, fd) : NULL;
     if (f && conc__fd_is_polled(f))
-        l->backend->remove(l, f); /* else its events would go on if another process has it too */
+        l->backend->remove(l, f); /* another process may have it, too: its events would go on */
     if (f)
         conc__fd_gone(l, f);
     atomic_fetch_add(conc__closings_of(fd), 1);
     atomic_uint *run = &conc__shared_fd_of(fd)->run;
     unsigned before = atomic_load(run);
-    int rc = close(fd) && errno != EINTR ? -errno : 0;
+    int rc = close(fd);
+    if (rc)
+        rc = errno == EINTR ? 0 : -errno;
     unsigned after = atomic_load(run);
     if (CONC__UNLIKELY(before))
-        conc__tell_of_close(l, before, fd);
+        conc__notify_close(l, before, fd);
     if (CONC__UNLIKELY(after != before)) /* it began to wait meanwhile, or has the next file */
-        conc__tell_of_close(l, after, fd);
+        conc__notify_close(l, after, fd);
     errno = saved;
     return conc__system_failed(rc, NULL);
 }
 
-/* ---- >>moving ------------------------------------------------------------------------------- */
+/* ---- >>io ----------------------------------------------------------------------------------- */
 
-/* Bytes that a call is to move, as many of them as the system takes at once. */
+/* Bytes to receive or to send, as many of them as the system takes at once. */
 typedef struct conc__io {
     int fd;
     int flags; /* of a socket call: MSG_... */
-    bool any;  /* read(2), write(2) or their kin was called, which take any file */
+    bool any;  /* as read(2) and write(2): any file, not only a socket */
     int count; /* of the parts */
     const struct iovec *parts;
     struct sockaddr *address; /* NULL: none */
     socklen_t *address_size;
 } conc__io;
 
-/* One try to receive or send: a count, or an error, which is -EAGAIN if it would have to wait. */
+/* One try to receive or send: a count, or an error, which is -EAGAIN if it would have to block. */
 typedef ssize_t conc__io_fn(conc_loop *l, const conc__io *io);
 
 #ifdef IOV_MAX
 enum { CONC__PARTS = IOV_MAX };
 #else
-enum { CONC__PARTS = 1024 }; /* what Linux takes; its headers tell only who asks for X/Open */
+enum { CONC__PARTS = 1024 }; /* of Linux; its headers define IOV_MAX only for X/Open */
 #endif
 
 #ifndef MSG_NOSIGNAL
@@ -8697,52 +8759,58 @@ CONC__PRIVATE bool conc__io_is_empty(const conc__io *io)
     return true;
 }
 
-/* -1 and errno, as a system call has them, become an error. */
+/* Turns a system call's -1 and errno into an error. */
 static inline ssize_t conc__io_result(conc_loop *l, ssize_t n, int saved)
 {
     if (CONC__UNLIKELY(n < 0)) {
-        n = *l->errno_at == EWOULDBLOCK ? -EAGAIN : -*l->errno_at;
+        n = -*l->errno_at;
+        if (n == -EWOULDBLOCK)
+            n = -EAGAIN;
         *l->errno_at = saved;
     }
     return n;
 }
 
-/* Takes away the signal that a write to a broken pipe leaves behind, blocked as it is. */
+/* Discards the SIGPIPE, which is blocked, that a write to a broken pipe leaves pending. */
 CONC__PRIVATE void conc__drain_pipe_signal(const conc_loop *l)
 {
     if (!l->pipe_was_pending)
         conc__signal_discard(SIGPIPE);
 }
 
-/* The error that came after some bytes of an earlier call had moved: it is returned once. */
+/* The error that ended an earlier call after it had moved some bytes: it is returned once. */
 CONC__COLD ssize_t conc__io_kept_error(conc_loop *l, conc__fd *f, int *error)
 {
-    int rc = conc__fd_confirm(l, f) ? *error : 0;
+    int rc = 0;
+    if (conc__fd_confirm(l, f))
+        rc = *error;
     *error = 0;
     f->failed = f->read_error || f->write_error;
     return rc;
 }
 
-/* Keeps an error for the next call. A file that the poller refuses has the same one again then, and
- * a cancel is the task's own. */
+/* Keeps an error for the next call. Not for a file that the poller refuses, which then fails again,
+ * nor a cancel, which is the task's own. */
 CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
 {
     conc__fd *f;
     if (rc == -ECANCELED || rc == -EBADF || conc__fd_watch(l, fd, 0, &f))
         return;
-    *(events == CONC_READABLE ? &f->read_error : &f->write_error) = rc;
+    if (events == CONC_READABLE)
+        f->read_error = rc;
+    else
+        f->write_error = rc;
     f->failed = true;
 }
 
-/* -- files in blocking mode that are no sockets. They belong to other processes too, so their
- * flags stay as they are. The system is asked for a call that does not wait (RWF_NOWAIT), which
- * Linux has for pipes; terminals and named pipes are opened anew; for what remains poll(2) is
- * asked first, and a write has at most PIPE_BUF bytes. That holds the loop only where another
- * process is faster. -- */
+/* -- files in blocking mode that are not sockets. Other processes may have them, too, so their
+ * flags stay as they are. For pipes Linux has a call that does not block (RWF_NOWAIT). Terminals
+ * and named pipes are opened a second time. For the rest, conc asks poll(2) first, and writes at
+ * most PIPE_BUF bytes: that blocks the loop only if another process is faster. -- */
 
 enum { CONC__READS = O_RDONLY, CONC__WRITES = O_WRONLY };
 
-/* The process, or the system, is short of something. */
+/* Does the process, or the system, lack a resource? */
 CONC__PRIVATE bool conc__is_lack(int rc)
 {
     switch (rc) {
@@ -8776,10 +8844,10 @@ CONC__PRIVATE ssize_t conc__io_flagged(int fd, const struct iovec *parts, int co
 #endif
 }
 
-enum { CONC__NO_WAIT = 8, CONC__SYNC = 2 }; /* RWF_NOWAIT; RWF_DSYNC, which concerns disks alone */
+enum { CONC__NO_WAIT = 8, CONC__SYNC = 2 }; /* RWF_NOWAIT; RWF_DSYNC, which only concerns disks */
 
-/* Does the system know CONC__NO_WAIT? To a flag that it does not know Linux before 4.13 says
- * EINVAL, which is also its answer to a call that can never succeed. */
+/* Does the system know CONC__NO_WAIT? Linux before 4.13 answers an unknown flag with EINVAL, which
+ * is also its answer to a call that can never succeed. */
 CONC__COLD bool conc__knows_no_wait(void)
 {
     enum { YES = 1, NO };
@@ -8790,14 +8858,15 @@ CONC__COLD bool conc__knows_no_wait(void)
     if (answer || conc__pipe(ends))
         return answer == YES;
     conc__io_flagged(ends[0], &part, 1, CONC__READS, CONC__NO_WAIT);
-    answer = errno == EAGAIN || errno == EOPNOTSUPP ? YES : NO;
+    bool knows = errno == EAGAIN || errno == EOPNOTSUPP;
+    answer = knows ? YES : NO;
     close(ends[0]);
     close(ends[1]);
     atomic_store_explicit(&known, answer, memory_order_relaxed);
     return answer == YES;
 }
 
-/* One try that must not wait. False: not for this file, or this system. */
+/* One try that does not block. False: this file, or this system, cannot do that. */
 CONC__PRIVATE bool conc__io_no_wait(const conc__io *io, int access, ssize_t *n)
 {
     *n = conc__io_flagged(io->fd, io->parts, io->count, access, CONC__NO_WAIT);
@@ -8809,7 +8878,7 @@ CONC__PRIVATE bool conc__io_no_wait(const conc__io *io, int access, ssize_t *n)
     return *n >= 0 || (!wrong_file && !conc__refused(error));
 }
 
-/* Is it the program's end of a pseudo-terminal? */
+/* Is it the master of a pseudo-terminal? */
 CONC__PRIVATE bool conc__is_terminal_master(int fd)
 {
 #if defined TIOCGPTN
@@ -8824,9 +8893,9 @@ CONC__PRIVATE bool conc__is_terminal_master(int fd)
 #endif
 }
 
-/* The same named pipe or terminal, open in non-blocking mode; -1: it cannot be, as the end of a
- * terminal's program. */
-CONC__PRIVATE int conc__io_open_anew(int fd, int access, const struct stat *st)
+/* Opens the same named pipe or terminal in non-blocking mode. -1: impossible, as for the master of
+ * a pseudo-terminal. */
+CONC__PRIVATE int conc__io_reopen(int fd, int access, const struct stat *st)
 {
     char path[64];
     bool terminal = S_ISCHR(st->st_mode) && isatty(fd);
@@ -8851,8 +8920,8 @@ CONC__PRIVATE const struct iovec *conc__io_first_part(const conc__io *io)
     return part;
 }
 
-/* Is the sum of an eventfd so large that this number does not fit? poll(2) tells only that there
- * is room for 1. The largest number is an error, which the write returns. */
+/* Is the sum of an eventfd so large that this number does not fit? poll(2) only reports that 1
+ * would fit. The largest number is an error, which the write returns. */
 CONC__PRIVATE bool conc__io_is_full_eventfd(const conc__io *io, const struct stat *st)
 {
 #ifdef __linux__
@@ -8862,13 +8931,12 @@ CONC__PRIVATE bool conc__io_is_full_eventfd(const conc__io *io, const struct sta
     if (st->st_mode & S_IFMT || part->iov_len < sizeof more)
         return false;
     snprintf(path, sizeof path, "/proc/self/fdinfo/%d", io->fd);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
     memcpy(&more, part->iov_base, sizeof more);
-    if (fd < 0 && conc__is_lack(-errno))
-        return more > 1; /* perhaps: it is tried again */
-    if (fd >= 0)
-        close(fd);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return conc__is_lack(-errno) && more > 1; /* perhaps: the caller tries again */
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
     text[n > 0 ? n : 0] = 0;
     at = strstr(text, "eventfd-count:");
     return at && more != UINT64_MAX && more > UINT64_MAX - 1 - strtoull(at + 14, NULL, 16);
@@ -8881,12 +8949,13 @@ CONC__PRIVATE bool conc__io_is_full_eventfd(const conc__io *io, const struct sta
 
 CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io, int fd, int access)
 {
-    return access == CONC__READS ? readv(fd, io->parts, io->count)
-                                 : writev(fd, io->parts, io->count);
+    if (access == CONC__READS)
+        return readv(fd, io->parts, io->count);
+    return writev(fd, io->parts, io->count);
 }
 
-/* Moves the first `count` parts of a file that poll(2) calls ready. A device may move each part as
- * a call of its own, of which the second may wait. Linux tells by refusing flags for such a file:
+/* Moves the first `count` parts of a file that poll(2) reports as ready. A device may move each
+ * part by a call of its own, and the second of them may block. Linux refuses flags for such a file:
  * then only the first part is moved. */
 CONC__PRIVATE ssize_t conc__io_parts(const conc__io *io, int count, int access)
 {
@@ -8897,12 +8966,13 @@ CONC__PRIVATE ssize_t conc__io_parts(const conc__io *io, int count, int access)
         if (n >= 0 || !refused)
             return n;
     }
-    return access == CONC__READS ? read(io->fd, part->iov_base, part->iov_len)
-                                 : write(io->fd, part->iov_base, part->iov_len);
+    if (access == CONC__READS)
+        return read(io->fd, part->iov_base, part->iov_len);
+    return write(io->fd, part->iov_base, part->iov_len);
 }
 
-/* At most so much that a write that poll(2) calls possible does not block: as many whole parts as
- * fit, or a piece of the first. */
+/* Writes at most as many bytes as do not block after poll(2) has reported room: as many whole parts
+ * as fit, or a piece of the first. */
 CONC__PRIVATE ssize_t conc__io_write_some(const conc__io *io, size_t most)
 {
     size_t n = 0;
@@ -8914,8 +8984,8 @@ CONC__PRIVATE ssize_t conc__io_write_some(const conc__io *io, size_t most)
     return write(io->fd, conc__io_first_part(io)->iov_base, most);
 }
 
-/* Not more than a terminal has: in raw mode it may have been told to wait for more bytes, unless
- * fewer are asked for. */
+/* Reads no more than a terminal has: in raw mode it may be set to wait until it has as many bytes
+ * as were asked for. */
 CONC__PRIVATE ssize_t conc__io_read_some(const conc__io *io)
 {
     const struct iovec *part = conc__io_first_part(io);
@@ -8923,7 +8993,35 @@ CONC__PRIVATE ssize_t conc__io_read_some(const conc__io *io)
     if (ioctl(io->fd, FIONREAD, &there) || there <= 0)
         return conc__io_parts(io, io->count, CONC__READS);
     size_t most = part->iov_len, n = (size_t)there;
-    return read(io->fd, part->iov_base, n < most ? n : most);
+    if (n > most)
+        n = most;
+    return read(io->fd, part->iov_base, n);
+}
+
+/* Moves bytes of a file that a call with RWF_NOWAIT does not serve. */
+CONC__PRIVATE ssize_t conc__io_polled(const conc__io *io, int access, const struct stat *st)
+{
+    bool writes = access == CONC__WRITES;
+    int ready = conc__fd_ready(io->fd, writes ? CONC_WRITABLE : CONC_READABLE);
+    bool full = ready > 0 && writes && conc__io_is_full_eventfd(io, st);
+    if (ready <= 0 || full) {
+        errno = ready < 0 ? -ready : EAGAIN;
+        return -1;
+    }
+    int fd = conc__io_reopen(io->fd, access, st);
+    if (fd >= 0) {
+        ssize_t n = conc__io_plain(io, fd, access);
+        int saved = errno;
+        close(fd);
+        errno = saved;
+        return n;
+    }
+    bool terminal = S_ISCHR(st->st_mode) && isatty(io->fd);
+    if (writes)
+        return conc__io_write_some(io, terminal ? 1 : PIPE_BUF);
+    if (terminal)
+        return conc__io_read_some(io);
+    return conc__io_parts(io, io->count, access);
 }
 
 CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io, int access)
@@ -8936,45 +9034,29 @@ CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io, int access)
     if (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) || S_ISDIR(st.st_mode))
         return conc__io_plain(io, io->fd, access);
     bool tried = conc__io_no_wait(io, access, &n);
-    bool perhaps_on_disk = !known && n < 0 && errno == EAGAIN; /* then poll(2) is asked, too */
+    bool perhaps_on_disk = !known && n < 0 && errno == EAGAIN; /* then ask poll(2), too */
     if (tried && !perhaps_on_disk)
         return n;
-    int ready = conc__fd_ready(io->fd, access == CONC__READS ? CONC_READABLE : CONC_WRITABLE);
-    bool full = ready > 0 && access == CONC__WRITES && conc__io_is_full_eventfd(io, &st);
-    if (ready <= 0 || full) {
-        errno = ready < 0 ? -ready : EAGAIN;
-        return -1;
-    }
-    int fd = conc__io_open_anew(io->fd, access, &st);
-    if (fd >= 0) {
-        n = conc__io_plain(io, fd, access);
-        int saved = errno;
-        close(fd);
-        errno = saved;
-        return n;
-    }
-    bool terminal = S_ISCHR(st.st_mode) && isatty(io->fd);
-    if (access == CONC__WRITES)
-        return conc__io_write_some(io, terminal ? 1 : PIPE_BUF);
-    return terminal ? conc__io_read_some(io) : conc__io_parts(io, io->count, access);
+    return conc__io_polled(io, access, &st);
 }
 
 /* -- one try -- */
 
-/* A file that is no socket. */
+/* A file that is not a socket. */
 CONC__PRIVATE ssize_t conc__io_file(const conc__io *io, int access)
 {
     int flags = fcntl(io->fd, F_GETFL);
     if (flags < 0 && conc__refused(errno))
-        flags = O_RDWR; /* a sandbox does not tell; then it may be in blocking mode */
+        flags = O_RDWR; /* a sandbox refuses to tell: the file may be in blocking mode */
     if (flags < 0)
         return -1;
     if ((flags & O_ACCMODE) != access && (flags & O_ACCMODE) != O_RDWR) {
-        errno = EBADF; /* a wait for what can never come would be for ever */
+        errno = EBADF; /* a wait for it would never end */
         return -1;
     }
-    bool returns = flags & O_NONBLOCK || conc__io_is_empty(io);
-    return returns ? conc__io_plain(io, io->fd, access) : conc__io_blocking(io, access);
+    if (flags & O_NONBLOCK || conc__io_is_empty(io))
+        return conc__io_plain(io, io->fd, access);
+    return conc__io_blocking(io, access);
 }
 
 /* For sendmsg and recvmsg. */
@@ -9005,8 +9087,8 @@ static inline ssize_t conc__io_send_call(const conc__io *io)
 }
 
 #ifdef __APPLE__
-/* Sends from a stream socket in blocking mode, which waits in spite of MSG_DONTWAIT: no more than
- * what poll(2) promises room for. */
+/* Sends on a stream socket in blocking mode, which blocks in spite of MSG_DONTWAIT: no more than
+ * poll(2) reports room for. */
 CONC__COLD ssize_t conc__io_send_some(const conc__io *io)
 {
     int least = 1, ready = conc__fd_ready(io->fd, CONC_WRITABLE);
@@ -9019,7 +9101,8 @@ CONC__COLD ssize_t conc__io_send_some(const conc__io *io)
         least = 1;
     struct iovec part = *conc__io_first_part(io);
     conc__io some = *io;
-    part.iov_len = part.iov_len < (size_t)least ? part.iov_len : (size_t)least;
+    if (part.iov_len > (size_t)least)
+        part.iov_len = (size_t)least;
     some.parts = &part;
     some.count = 1;
     return conc__io_send_call(&some);
@@ -9031,7 +9114,9 @@ CONC__PRIVATE ssize_t conc__io_send(const conc__io *io)
     socklen_t size = sizeof kind;
     bool blocks = flags >= 0 && !(flags & O_NONBLOCK) && !conc__io_is_empty(io) &&
                   getsockopt(io->fd, SOL_SOCKET, SO_TYPE, &kind, &size) == 0;
-    return blocks && kind == SOCK_STREAM ? conc__io_send_some(io) : conc__io_send_call(io);
+    if (blocks && kind == SOCK_STREAM)
+        return conc__io_send_some(io);
+    return conc__io_send_call(io);
 }
 #else
 static inline ssize_t conc__io_send(const conc__io *io) { return conc__io_send_call(io); }
@@ -9050,25 +9135,31 @@ CONC__PRIVATE ssize_t conc__receive_slowly(conc_loop *l, const conc__io *io)
     int saved = errno;
     ssize_t n;
     do {
-        n = nothing ? -1 : conc__io_recv(io);
-        bool file = !nothing && n < 0 && errno == ENOTSOCK;
-        if (file && f && conc__fd_is_own(f))
-            conc__fd_lost(l, f); /* and the number was used again */
-        if (nothing || (file && io->any))
+        bool no_socket = nothing;
+        n = -1;
+        if (!nothing) {
+            n = conc__io_recv(io);
+            no_socket = n < 0 && errno == ENOTSOCK;
+            if (no_socket && f && conc__fd_is_own(f))
+                conc__fd_lost(l, f); /* the number was used again */
+        }
+        if (no_socket && io->any)
             n = conc__io_file(io, CONC__READS);
     } while (n < 0 && errno == EINTR);
     n = conc__io_result(l, n, saved);
-    errno = saved; /* ENOTSOCK came before the file's own call */
+    errno = saved; /* the call for sockets may have changed it */
     return n;
 }
 
-/* Receives bytes, without waiting. A TCP connection that had fewer than were asked for has none
- * left, as epoll(7) says, and the next come with an event: that saves a server one system call
- * for each request. */
+/* Receives bytes, without waiting. A TCP connection that returned fewer than were asked for has no
+ * more, as epoll(7) says, and the next come with an event: that saves a server one system call for
+ * each request. */
 static inline ssize_t conc__receive(conc_loop *l, const conc__io *io)
 {
     conc__fd *f = conc__fd_find(l, io->fd);
-    size_t room = io->count == 1 ? io->parts->iov_len : 0;
+    size_t room = 0;
+    if (io->count == 1)
+        room = io->parts->iov_len;
     if (CONC__UNLIKELY(!f || !conc__fd_is_own(f) || f->failed || !room))
         return conc__receive_slowly(l, io);
     if (f->drained && !io->flags)
@@ -9126,10 +9217,12 @@ static inline ssize_t conc__send(conc_loop *l, const conc__io *io)
         n = conc__io_send(io);
     while (n < 0 && *l->errno_at == EINTR);
     n = conc__io_result(l, n, saved);
-    return CONC__UNLIKELY(n == -ENOTSOCK) ? conc__send_slowly(l, io) : n;
+    if (CONC__UNLIKELY(n == -ENOTSOCK))
+        return conc__send_slowly(l, io);
+    return n;
 }
 
-/* The same for writev(2), which sends no message of no bytes, while write(2) does. */
+/* The same for writev(2): unlike write(2), it sends no empty message. */
 CONC__PRIVATE ssize_t conc__send_parts(conc_loop *l, const conc__io *io)
 {
     if (!conc__io_is_empty(io))
@@ -9140,13 +9233,13 @@ CONC__PRIVATE ssize_t conc__send_parts(conc_loop *l, const conc__io *io)
 
 /* -- the calls -- */
 
-/* Tries again and again, and waits in between. */
+/* Waits and tries, until a try succeeds or fails. */
 CONC__PRIVATE ssize_t conc__io_wait(conc_loop *l, conc__io_fn *once, int events, const conc__io *io)
 {
-    conc__patience patience = {0, 0};
+    conc__retry retry = {0, 0};
     ssize_t n;
     do {
-        int rc = conc__fd_await(l, io->fd, events, &patience);
+        int rc = conc__fd_await(l, io->fd, events, &retry);
         if (rc < 0)
             return rc;
         n = once(l, io);
@@ -9247,13 +9340,12 @@ CONC_API ssize_t conc_send(int fd, const void *buf, size_t n, int flags)
     return conc__io_run(conc__send, CONC_WRITABLE, &io);
 }
 
-/* Again and again until n bytes have moved, the end of file, or an error; a count outranks that. */
+/* Repeats the call until n bytes have moved, the end of file, or an error. If bytes have moved,
+ * their count is returned, and the error by the next call. */
 CONC__PRIVATE ssize_t conc__io_full(const char *call, conc__io_fn *once, int events, int fd,
                                     char *bytes, size_t n)
 {
-    enum {
-        AT_ONCE = 1024 * 1024
-    }; /* larger than any datagram; more would hold the loop too long */
+    enum { AT_ONCE = 1024 * 1024 }; /* more would hold the loop too long; a datagram is smaller */
     size_t done = 0;
     if (!conc__in_task_of(call))
         return -EPERM;
@@ -9261,7 +9353,9 @@ CONC__PRIVATE ssize_t conc__io_full(const char *call, conc__io_fn *once, int eve
         return conc__misused(-EINVAL, call, "no buffer, or an impossible size", NULL);
     do {
         size_t left = n - done;
-        const struct iovec part = {n ? bytes + done : NULL, left < AT_ONCE ? left : AT_ONCE};
+        struct iovec part = {NULL, left < AT_ONCE ? left : AT_ONCE};
+        if (n)
+            part.iov_base = bytes + done;
         const conc__io io = {.fd = fd, .any = true, .parts = &part, .count = 1};
         ssize_t got = conc__io_run_of(call, once, events, &io);
         if (got < 0 && done)
@@ -9300,7 +9394,7 @@ CONC__PRIVATE int conc__accept_call(int fd)
     return got;
 }
 
-/* Does it listen? Else a wait would be for ever. */
+/* Does it listen? If not, a wait would never end. */
 CONC__PRIVATE bool conc__listens(int fd)
 {
     int listens = 0;
@@ -9311,9 +9405,9 @@ CONC__PRIVATE bool conc__listens(int fd)
     return listens;
 }
 
-/* Sets a listener in blocking mode to non-blocking: another process that has it too may take the
- * connection first. 0, or -1 and errno: not a listener, or, where a sandbox refuses that, EAGAIN
- * if no connection is there. */
+/* Sets a listener in blocking mode to non-blocking: another process that has it, too, may accept
+ * the connection first. 0, or -1 and errno. If a sandbox refuses that: EAGAIN if no connection is
+ * there. */
 CONC__PRIVATE int conc__unblock_listener(int fd, int flags)
 {
     bool refused = flags < 0;
@@ -9322,10 +9416,13 @@ CONC__PRIVATE int conc__unblock_listener(int fd, int flags)
         if (!refused)
             return -1;
     }
-    int ready = refused ? conc__fd_ready(fd, CONC_READABLE) : CONC_READABLE;
-    if (ready <= 0)
-        errno = ready < 0 ? -ready : EAGAIN;
-    return ready > 0 ? 0 : -1;
+    if (!refused)
+        return 0;
+    int ready = conc__fd_ready(fd, CONC_READABLE);
+    if (ready > 0)
+        return 0;
+    errno = ready < 0 ? -ready : EAGAIN;
+    return -1;
 }
 
 /* The program may have set a listener that conc opened to blocking. */
@@ -9358,7 +9455,9 @@ CONC__PRIVATE ssize_t conc__accept(conc_loop *l, const conc__io *io)
         return conc__accept(l, io);
     }
     *l->errno_at = saved; /* accept4 may have been refused before accept worked */
-    return n < 0 ? n : conc__fd_adopt(l, (int)n, f && f->tcp);
+    if (n < 0)
+        return n;
+    return conc__fd_adopt(l, (int)n, f && f->tcp);
 }
 
 CONC_API int conc_accept(int fd)
@@ -9367,7 +9466,9 @@ CONC_API int conc_accept(int fd)
     return (int)conc__io_run(conc__accept, CONC_READABLE, &io);
 }
 
-/* ---- >>connecting --------------------------------------------------------------------------- */
+/* ---- >>net ---------------------------------------------------------------------------------- */
+
+/* -- addresses -- */
 
 typedef struct conc__address {
     union {
@@ -9375,12 +9476,12 @@ typedef struct conc__address {
         struct sockaddr_in v4;
         struct sockaddr_in6 v6;
         struct sockaddr_un local;
-        char bytes[sizeof(struct sockaddr_un) + 1]; /* so that a path of any length ends in a NUL */
+        char bytes[sizeof(struct sockaddr_un) + 1]; /* a path of any length ends in a NUL */
     } as;
     socklen_t size;
 } conc__address;
 
-enum { CONC__ADDRESSES = 2 }; /* that one name may mean: localhost */
+enum { CONC__ADDRESSES = 2 }; /* for one text, without looking up a name: localhost has two */
 
 CONC__PRIVATE bool conc__parse_port(const char *text, in_port_t *port)
 {
@@ -9421,23 +9522,29 @@ CONC__PRIVATE int conc__set_v4(const char *host, in_port_t port, conc__address *
     out->as.v4.sin_family = AF_INET;
     out->as.v4.sin_port = port;
     out->size = sizeof out->as.v4;
-    return inet_pton(AF_INET, host, &out->as.v4.sin_addr) == 1 ? 1 : -EINVAL;
+    if (inet_pton(AF_INET, host, &out->as.v4.sin_addr) != 1)
+        return -EINVAL;
+    return 1;
 }
 
-/* A zone's number, of which it has the name or the digits; 0: neither. */
+/* The number of a zone, which is given by name or by number; 0: there is no such zone. */
 CONC__PRIVATE uint32_t conc__parse_zone(const char *zone)
 {
     uint64_t n = 0;
     size_t length = strlen(zone), i = 0;
-    uint32_t named = length < IF_NAMESIZE ? if_nametoindex(zone) : 0; /* which may cut it */
+    uint32_t named = 0;
+    if (length < IF_NAMESIZE) /* if_nametoindex may cut a longer one */
+        named = if_nametoindex(zone);
     if (named)
         return named;
     while (zone[i] >= '0' && zone[i] <= '9' && n <= UINT32_MAX)
         n = n * 10 + (unsigned)(zone[i++] - '0');
-    return i == length && n <= UINT32_MAX ? (uint32_t)n : 0;
+    if (i < length || n > UINT32_MAX)
+        return 0;
+    return (uint32_t)n;
 }
 
-/* host may be changed: it ends at its zone. */
+/* Cuts the zone off host. */
 CONC__PRIVATE int conc__set_v6(char *host, in_port_t port, conc__address *out)
 {
     char *zone = strchr(host, '%');
@@ -9450,24 +9557,30 @@ CONC__PRIVATE int conc__set_v6(char *host, in_port_t port, conc__address *out)
     out->as.v6.sin6_family = AF_INET6;
     out->as.v6.sin6_port = port;
     out->size = sizeof out->as.v6;
-    return inet_pton(AF_INET6, host, &out->as.v6.sin6_addr) == 1 ? 1 : -EINVAL;
+    if (inet_pton(AF_INET6, host, &out->as.v6.sin6_addr) != 1)
+        return -EINVAL;
+    return 1;
 }
 
-/* A host name has letters in its last label; what has none is an address that went wrong. */
+/* A host name has letters in its last label; a text without is a malformed address. */
 CONC__PRIVATE bool conc__is_host_name(const char *host)
 {
+    static const char valid[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_";
     const char *last = strrchr(host, '.');
     size_t n = strlen(host);
-    if (!n || n > 253 || host[0] == '.' || host[0] == '-' || strstr(host, "..") ||
-        strspn(host, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_") != n)
+    if (n == 0 || n > 253)
+        return false;
+    if (host[0] == '.' || host[0] == '-' || strstr(host, ".."))
+        return false;
+    if (strspn(host, valid) != n)
         return false;
     if (!last || !last[1])
         last = host;
     return strspn(last, ".0123456789") != strlen(last);
 }
 
-/* Parses an address into at most CONC__ADDRESSES of the kernel's: how many, -EINVAL (malformed) or
- * -EADDRNOTAVAIL (a host name). */
+/* Parses an address text into at most CONC__ADDRESSES socket addresses. Returns their count, or
+ * -EINVAL (malformed), or -EADDRNOTAVAIL (a host name). */
 CONC__PRIVATE int conc__parse_address(const char *text, conc__address *out)
 {
     char host[256];
@@ -9476,8 +9589,10 @@ CONC__PRIVATE int conc__parse_address(const char *text, conc__address *out)
     if (strncmp(text, "unix:", 5) == 0)
         return conc__parse_local(text + 5, out);
     const char *colon = strrchr(text, ':');
-    size_t n = colon ? (size_t)(colon - text) : 0;
-    if (!n || n >= sizeof host || !conc__parse_port(colon + 1, &port))
+    if (!colon || colon == text || !conc__parse_port(colon + 1, &port))
+        return -EINVAL;
+    size_t n = (size_t)(colon - text);
+    if (n >= sizeof host)
         return -EINVAL;
     memcpy(host, text, n);
     host[n] = 0;
@@ -9491,8 +9606,12 @@ CONC__PRIVATE int conc__parse_address(const char *text, conc__address *out)
     }
     if (conc__set_v4(host, port, out) == 1)
         return 1;
-    return conc__is_host_name(host) ? -EADDRNOTAVAIL : -EINVAL;
+    if (conc__is_host_name(host))
+        return -EADDRNOTAVAIL;
+    return -EINVAL;
 }
+
+/* -- listening -- */
 
 CONC__PRIVATE int conc__socket(int family)
 {
@@ -9502,7 +9621,7 @@ CONC__PRIVATE int conc__socket(int family)
     int fd = socket(family, SOCK_STREAM, 0);
     if (fd >= 0) {
         conc__set_modes(fd);
-        conc__no_pipe_signal(fd); /* what is accepted inherits it */
+        conc__no_pipe_signal(fd); /* accepted connections inherit it */
     }
     return fd;
 #endif
@@ -9511,51 +9630,58 @@ CONC__PRIVATE int conc__socket(int family)
 CONC__PRIVATE int conc__set_option(int fd, int level, int option)
 {
     int on = 1;
-    return setsockopt(fd, level, option, &on, sizeof on) ? -errno : 0;
+    if (setsockopt(fd, level, option, &on, sizeof on))
+        return -errno;
+    return 0;
 }
 
 /* ---- the file of a Unix socket ----
  *
- * A socket file outlives its process, and the next one to listen there has to take it away. Two
- * that do so at once must not take away each other's. So whoever listens on a path holds a lock
- * on a file beside it from before bind(2) until after listen(2): between these two, the socket
- * file looks as if nobody listened on it. The system drops the lock of a process that dies, and
- * the next one uses the file that it leaves behind. */
+ * A socket file outlives its process, and the next process to listen there has to remove it. Two
+ * processes that do so at once must not remove each other's. So a process that begins to listen on
+ * a path holds a lock on a file beside it from before bind(2) until after listen(2): between these
+ * two, the socket file looks as if no process listened on it. The system releases the lock of a
+ * process that dies, and the next process reuses the lock file. */
 
 typedef struct conc__path_lock {
     char name[sizeof(struct sockaddr_un) + 16];
     int fd;      /* -1: it is not locked */
-    int refused; /* why not: the system's error for a lock. 0: there can be no such file */
+    int refused; /* why not: the system's error. 0: the lock file cannot be made */
 } conc__path_lock;
 
 enum { CONC__LOCK_TRIES = 50 }; /* a millisecond each */
 
-/* Is it the file of that name? It may have been taken away before the lock was there: then the
- * lock is worth nothing. */
+/* Does the name still mean the file that is locked? If it was removed before it was locked, the
+ * lock protects nothing. */
 CONC__PRIVATE bool conc__locks_its_name(const conc__path_lock *k)
 {
     struct stat here, there;
     if (fstat(k->fd, &here) || lstat(k->name, &there))
-        return conc__refused(errno); /* a sandbox does not tell */
+        return conc__refused(errno); /* a sandbox refuses to tell */
     return here.st_dev == there.st_dev && here.st_ino == there.st_ino;
 }
 
-/* Locks the path: 1; 0, another process has the lock; or an error, as a file system without locks
- * has, or a sandbox. Then the file is of no use to other processes either. */
+/* Tries to lock the path. 1: it is locked; 0: another process has the lock; or the error of a file
+ * system or a sandbox without locks: then other processes cannot use the file either, and it is
+ * removed. */
 CONC__PRIVATE int conc__lock_once(const conc__path_lock *k)
 {
-    int rc = flock(k->fd, LOCK_EX | LOCK_NB) ? -errno : 1;
-    if (rc == 1 && conc__locks_its_name(k))
+    int rc = 0;
+    if (flock(k->fd, LOCK_EX | LOCK_NB))
+        rc = -errno;
+    else if (conc__locks_its_name(k))
         return 1;
-    bool held = rc == 1 || rc == -EWOULDBLOCK || rc == -EINTR;
-    if (!held)
+    bool failed = rc < 0 && rc != -EWOULDBLOCK && rc != -EINTR;
+    if (failed)
         unlink(k->name);
     close(k->fd);
-    return held ? 0 : rc;
+    if (failed)
+        return rc;
+    return 0;
 }
 
-/* 0, or an error, which is -EADDRINUSE when another process is about to listen there. Where the
- * directory does not allow a file, or the system no lock, it is not locked. */
+/* 0; or an error: -EADDRINUSE if another process is about to listen there. If the directory allows
+ * no file, or the system no lock, the path is not locked. */
 CONC__PRIVATE int conc__lock_path(const conc__address *a, conc__path_lock *k)
 {
     int locked = 0;
@@ -9564,16 +9690,22 @@ CONC__PRIVATE int conc__lock_path(const conc__address *a, conc__path_lock *k)
              a->as.bytes + offsetof(struct sockaddr_un, sun_path));
     for (int i = 0; i < CONC__LOCK_TRIES && !locked; i++) {
         k->fd = open(k->name, O_RDONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0444);
-        if (k->fd < 0)
-            return conc__is_lack(-errno) ? -errno : 0;
+        if (k->fd < 0) {
+            if (conc__is_lack(-errno))
+                return -errno;
+            return 0;
+        }
         locked = conc__lock_once(k);
         if (!locked)
             conc__thread_sleep(1000000);
     }
     if (locked != 1)
         k->fd = -1;
-    k->refused = locked < 0 ? locked : 0;
-    return locked ? 0 : -EADDRINUSE;
+    if (locked < 0)
+        k->refused = locked;
+    if (locked == 0)
+        return -EADDRINUSE;
+    return 0;
 }
 
 CONC__PRIVATE void conc__unlock_path(const conc__path_lock *k)
@@ -9591,8 +9723,8 @@ CONC__PRIVATE bool conc__is_socket_file(const conc__address *a, struct stat *st)
     return lstat(path, st) == 0 && S_ISSOCK(st->st_mode);
 }
 
-/* Is there a socket file that nobody listens on, and which? 1, 0, or an error: the process lacks
- * what it takes to find out. */
+/* Is there a socket file that no process listens on, and which? 1, 0, or an error: the process
+ * lacks a resource to find out. */
 CONC__PRIVATE int conc__is_stale(const conc__address *a, struct stat *st)
 {
     if (!conc__is_socket_file(a, st))
@@ -9600,27 +9732,34 @@ CONC__PRIVATE int conc__is_stale(const conc__address *a, struct stat *st)
     int fd = conc__socket(AF_UNIX);
     if (fd < 0)
         return -errno;
-    int rc = connect(fd, &a->as.any, a->size) ? -errno : 0;
+    int rc = 0;
+    if (connect(fd, &a->as.any, a->size))
+        rc = -errno;
     close(fd);
     if (conc__is_lack(rc))
         return rc;
     return rc == -ECONNREFUSED;
 }
 
-/* Takes away this socket file, and no other. */
+/* Removes this socket file, and no other. */
 CONC__PRIVATE bool conc__unlink_stale(const conc__address *a, const struct stat *st)
 {
     struct stat now;
-    return conc__is_socket_file(a, &now) && st->st_dev == now.st_dev && st->st_ino == now.st_ino &&
-           unlink(a->as.local.sun_path) == 0;
+    if (!conc__is_socket_file(a, &now))
+        return false;
+    if (st->st_dev != now.st_dev || st->st_ino != now.st_ino)
+        return false;
+    return unlink(a->as.local.sun_path) == 0;
 }
 
 CONC__PRIVATE int conc__bind(int fd, const conc__address *a)
 {
-    return bind(fd, &a->as.any, a->size) ? -errno : 0;
+    if (bind(fd, &a->as.any, a->size))
+        return -errno;
+    return 0;
 }
 
-/* The same for a path, where a file that is stale is replaced. Without a lock it is not. */
+/* The same for a path: replaces a stale socket file, if the path is locked. */
 CONC__PRIVATE int conc__bind_path(int fd, const conc__address *a, const conc__path_lock *k)
 {
     struct stat st;
@@ -9628,11 +9767,13 @@ CONC__PRIVATE int conc__bind_path(int fd, const conc__address *a, const conc__pa
     if (rc != -EADDRINUSE || (k->fd < 0 && !k->refused))
         return rc;
     int stale = conc__is_stale(a, &st);
-    if (stale <= 0)
-        return stale ? stale : rc;
-    if (k->fd < 0)
+    if (stale < 0)
+        return stale;
+    if (stale && k->fd < 0)
         return k->refused;
-    return conc__unlink_stale(a, &st) ? conc__bind(fd, a) : rc;
+    if (stale && conc__unlink_stale(a, &st))
+        return conc__bind(fd, a);
+    return rc;
 }
 
 CONC__PRIVATE int conc__listen_on_path(int fd, const conc__address *a, int backlog)
@@ -9650,22 +9791,26 @@ CONC__PRIVATE int conc__listen_on_path(int fd, const conc__address *a, int backl
 CONC__PRIVATE int conc__listen_on_port(int fd, const conc__address *a, int backlog)
 {
     int rc = conc__bind(fd, a);
-    return rc == 0 && listen(fd, backlog) ? -errno : rc;
+    if (rc == 0 && listen(fd, backlog))
+        rc = -errno;
+    return rc;
 }
 
-/* What must hold is an error where the system refuses it; the rest is a convenience. */
+/* Sets a port's options. Returns the system's error for those that must hold; the others are a
+ * convenience. */
 CONC__PRIVATE int conc__set_up_port(int fd, int family, const conc_listen_options *o)
 {
     int rc = 0;
     conc__set_option(fd, SOL_SOCKET, SO_REUSEADDR);
-    conc__set_option(fd, IPPROTO_TCP, TCP_NODELAY); /* what is accepted inherits it */
+    conc__set_option(fd, IPPROTO_TCP, TCP_NODELAY); /* accepted connections inherit it */
     if (family == AF_INET6)
         rc = conc__set_option(fd, IPPROTO_IPV6, IPV6_V6ONLY);
 #ifdef SO_REUSEPORT
     if (rc == 0 && o->reuse_port)
         rc = conc__set_option(fd, SOL_SOCKET, SO_REUSEPORT);
 #else
-    rc = o->reuse_port ? -ENOPROTOOPT : rc;
+    if (o->reuse_port)
+        rc = -ENOPROTOOPT;
 #endif
     return rc;
 }
@@ -9677,7 +9822,9 @@ CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_opti
     bool path = family == AF_UNIX && a->as.local.sun_path[0];
     if (fd < 0)
         return -errno;
-    int rc = family == AF_UNIX ? 0 : conc__set_up_port(fd, family, o);
+    int rc = 0;
+    if (family != AF_UNIX)
+        rc = conc__set_up_port(fd, family, o);
     if (rc == 0 && path)
         rc = conc__listen_on_path(fd, a, backlog);
     else if (rc == 0)
@@ -9688,15 +9835,16 @@ CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_opti
     return rc;
 }
 
-/* What an address text means. */
+/* The addresses that an address text means. */
 typedef struct conc__addresses {
     conc__address own[CONC__ADDRESSES];
-    conc__address *all; /* own, or allocated, where a host name was looked up */
+    conc__address *all; /* own; or allocated, if a host name was looked up */
     int count;
 } conc__addresses;
 
-/* How many there are, or a negative error, in words. Waits if it is a host name. */
-CONC__PRIVATE int conc__look_up(const char *text, conc__addresses *found)
+/* Resolves an address text: the count of its addresses, or an error, in words. Waits if it is a
+ * host name. */
+CONC__PRIVATE int conc__addresses_of(const char *text, conc__addresses *found)
 {
     found->all = found->own;
     const char *shown = *text ? text : "\"\"";
@@ -9704,11 +9852,10 @@ CONC__PRIVATE int conc__look_up(const char *text, conc__addresses *found)
     if (count == -EADDRNOTAVAIL && conc__extended.resolve) {
         found->all = NULL;
         count = conc__extended.resolve(text, &found->all);
+    } else if (count == -EINVAL) {
+        conc_fail(count, "%.90s: malformed address", shown);
     } else if (count < 0) {
-        conc_fail(count,
-                  count == -EINVAL ? "%.90s: malformed address"
-                                   : "%.60s: host names are looked up with conc_pool.h alone",
-                  shown);
+        conc_fail(count, "%.60s: host names are looked up with conc_pool.h alone", shown);
     }
     found->count = count > 0 ? count : 0;
     return count;
@@ -9723,7 +9870,7 @@ CONC__PRIVATE void conc__addresses_free(conc__addresses *found)
 CONC__PRIVATE int conc__listen(conc_loop *l, const char *text, const conc_listen_options *o)
 {
     conc__addresses found;
-    int rc = conc__look_up(text, &found);
+    int rc = conc__addresses_of(text, &found);
     for (int i = 0; i < found.count; i++) {
         const conc__address *a = &found.all[i];
         rc = conc__listen_at(a, o);
@@ -9755,71 +9902,89 @@ CONC_API int conc_listen_with(const char *address, const conc_listen_options *op
 
 CONC_API int conc_listen(const char *address) { return conc_listen_with(address, NULL); }
 
-/* A socket to connect to the address with. */
+/* -- connecting -- */
+
+/* Opens a socket that can connect to the address. */
 CONC__PRIVATE int conc__socket_for(conc_loop *l, const conc__address *a)
 {
     bool tcp = a->as.any.sa_family != AF_UNIX;
     int fd = conc__socket(a->as.any.sa_family);
-    fd = fd < 0 ? -errno : conc__fd_adopt(l, fd, tcp);
+    if (fd < 0)
+        return -errno;
+    fd = conc__fd_adopt(l, fd, tcp);
     if (fd >= 0 && tcp)
         conc__set_option(fd, IPPROTO_TCP, TCP_NODELAY);
     return fd;
 }
 
+CONC__PRIVATE int conc__connect_call(int fd, const conc__address *a)
+{
+    if (connect(fd, &a->as.any, a->size))
+        return -errno;
+    return 0;
+}
+
 /* Connects this socket: 0 or an error. */
 CONC__PRIVATE int conc__connect_socket(conc_loop *l, int fd, const conc__address *a)
 {
-    int rc = connect(fd, &a->as.any, a->size) ? -errno : 0, why = 0;
+    int rc = conc__connect_call(fd, a), why = 0;
     socklen_t size = sizeof why;
-    for (double pause = 0.001; rc == -EAGAIN; pause = pause < 0.05 ? pause * 2 : pause) {
-        /* a Unix socket's backlog is full, and nothing tells when it no longer is */
+    double pause = 0.001;
+    while (rc == -EAGAIN) { /* a Unix socket's backlog is full: no event says when it has room */
         rc = conc__sleep_to_retry(l, pause);
         if (rc == 0)
-            rc = connect(fd, &a->as.any, a->size) ? -errno : 0;
+            rc = conc__connect_call(fd, a);
+        if (pause < 0.05)
+            pause *= 2;
     }
     if (rc != -EINPROGRESS)
         return rc;
     rc = conc__fd_park(l, fd, CONC_WRITABLE);
-    if (rc > 0)
-        rc = getsockopt(fd, SOL_SOCKET, SO_ERROR, &why, &size) ? -errno : -why;
-    return rc;
+    if (rc < 0)
+        return rc;
+    if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &why, &size))
+        return -errno;
+    return -why;
 }
 
-/* A client that takes the port of its peer for its own, where nobody listens, is connected with
- * itself: TCP calls that a simultaneous open. */
+/* If no process listens on the peer's port, and the client's own port happens to be the same, the
+ * socket connects to itself: the simultaneous open of TCP. */
 CONC__PRIVATE bool conc__is_its_own_peer(int fd, const conc__address *a)
 {
     conc__address own = {.size = sizeof own.as}, peer = {.size = sizeof peer.as};
     if (a->as.any.sa_family == AF_UNIX || getsockname(fd, &own.as.any, &own.size))
         return false;
-    bool six = own.as.any.sa_family == AF_INET6;
-    /* the port is at the same place in both */
-    if (own.as.v4.sin_port != a->as.v4.sin_port || getpeername(fd, &peer.as.any, &peer.size) ||
-        own.as.v4.sin_port != peer.as.v4.sin_port)
+    if (own.as.v4.sin_port != a->as.v4.sin_port) /* IPv6 has the port at the same place */
         return false;
-    return six ? memcmp(&own.as.v6.sin6_addr, &peer.as.v6.sin6_addr, 16) == 0
-               : own.as.v4.sin_addr.s_addr == peer.as.v4.sin_addr.s_addr;
+    if (getpeername(fd, &peer.as.any, &peer.size) || own.as.v4.sin_port != peer.as.v4.sin_port)
+        return false;
+    if (own.as.any.sa_family == AF_INET6)
+        return memcmp(&own.as.v6.sin6_addr, &peer.as.v6.sin6_addr, 16) == 0;
+    return own.as.v4.sin_addr.s_addr == peer.as.v4.sin_addr.s_addr;
 }
 
-/* Gives a connection up at once, so that no port is left in TIME_WAIT. */
+/* Makes close reset the connection, which leaves no port in TIME_WAIT. */
 CONC__PRIVATE void conc__reset_connection(int fd)
 {
     struct linger at_once = {1, 0};
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
 }
 
-enum { CONC__CONNECTS = 3 }; /* that may lead to the socket itself */
+enum { CONC__CONNECTS = 3 }; /* tries that may end at the socket itself */
 
 /* Connects to one address: the descriptor, or an error, and then nothing is open. */
 CONC__PRIVATE int conc__connect(conc_loop *l, const conc__address *a)
 {
     for (int i = 0; i < CONC__CONNECTS; i++) {
-        int fd = conc__socket_for(l, a), rc = fd < 0 ? fd : conc__connect_socket(l, fd, a);
+        int fd = conc__socket_for(l, a);
+        if (fd < 0)
+            return fd;
+        int rc = conc__connect_socket(l, fd, a);
         if (rc == 0 && !conc__is_its_own_peer(fd, a))
             return fd;
         if (rc == 0)
             conc__reset_connection(fd);
-        if (fd >= 0 && rc != -EBADF) /* else it was closed by another task */
+        if (rc != -EBADF) /* another task has not closed it */
             conc_close(fd);
         if (rc)
             return rc;
@@ -9829,15 +9994,15 @@ CONC__PRIVATE int conc__connect(conc_loop *l, const conc__address *a)
 
 /* ---- several addresses: RFC 8305 ----
  *
- * A task for each attempt; the first starts at once, each further one a while after the one
- * before it, or as soon as one has failed. The first that connects wins, and the others are
+ * Each attempt is a task. The first attempt starts at once; each further one starts 250 ms after
+ * the one before it, or as soon as one has failed. The first that connects wins, and the others are
  * cancelled. */
 
 typedef struct conc__race {
     conc_group group;
     const conc__address *addresses;
-    int begun;              /* attempts that run or ran */
-    int failures;           /* that have not led to another attempt yet */
+    int begun;              /* attempts that run or have run */
+    int failures;           /* after which no further attempt has started yet */
     int error;              /* of the first address */
     int fd;                 /* -1: none has connected yet */
     conc__sleeper *waiting; /* the task that starts the attempts, between two of them */
@@ -9845,7 +10010,7 @@ typedef struct conc__race {
 
 static const int64_t conc__attempt_delay = 250000000;
 
-/* Families take turns, beginning with that of the first address. */
+/* Reorders the addresses so that their families take turns, beginning with the first one's. */
 CONC__PRIVATE void conc__interleave(conc__address *a, int count)
 {
     for (int i = 1; i < count; i++) {
@@ -9866,13 +10031,14 @@ CONC__PRIVATE int conc__attempt(void *arg)
     conc_loop *l = conc__here;
     int saved = errno, which = r->begun++, fd = conc__connect(l, &r->addresses[which]);
     if (fd >= 0 && r->fd >= 0) {
-        conc_close(fd); /* two in the same turn of the loop */
+        conc_close(fd); /* two have connected in the same turn of the loop */
     } else if (fd >= 0) {
         r->fd = fd;
         conc_group_cancel(&r->group);
     } else {
         r->failures++;
-        r->error = which == 0 ? fd : r->error;
+        if (which == 0)
+            r->error = fd;
     }
     if (r->waiting && conc__armed(&r->waiting->timer)) {
         conc__disarm(l, &r->waiting->timer);
@@ -9882,7 +10048,7 @@ CONC__PRIVATE int conc__attempt(void *arg)
     return 0;
 }
 
-/* Waits until it is time for the next attempt: 0 or -ECANCELED. */
+/* Waits until the next attempt is due: 0 or -ECANCELED. */
 CONC__PRIVATE int conc__race_pause(conc_loop *l, conc__race *r)
 {
     conc__sleeper s = {.wait = {.task = l->self, .kind = &conc__sleeping}};
@@ -9913,8 +10079,9 @@ CONC__PRIVATE int conc__connect_any(conc_loop *l, conc__addresses *found)
             break;
         }
         if (!conc__task_new(l, &r.group, NULL, conc__attempt, &r, "conc_dial")) {
-            r.error = i ? r.error : -ENOMEM;
-            break; /* those that run may do */
+            if (i == 0)
+                r.error = -ENOMEM;
+            break; /* attempts that run may still connect */
         }
         if (i + 1 < found->count)
             rc = conc__race_pause(l, &r);
@@ -9924,13 +10091,15 @@ CONC__PRIVATE int conc__connect_any(conc_loop *l, conc__addresses *found)
     rc = conc__group_close(l, &r.group, rc);
     if (r.fd >= 0)
         return r.fd;
-    return rc ? rc : r.error;
+    if (rc)
+        return rc;
+    return r.error;
 }
 
 CONC__PRIVATE int conc__dial(conc_loop *l, const char *address)
 {
     conc__addresses found;
-    int rc = conc__look_up(address, &found);
+    int rc = conc__addresses_of(address, &found);
     if (found.count == 1)
         rc = conc__connect(l, found.all);
     else if (found.count)
@@ -9981,14 +10150,20 @@ CONC__PRIVATE void conc__print_address(const conc__address *a, char *buf, size_t
     }
 }
 
-CONC__PRIVATE int conc__ask_address(int fd, bool peer, char *buf, size_t size)
+CONC__PRIVATE int conc__socket_address(int fd, bool peer, conc__address *a)
+{
+    if (peer)
+        return getpeername(fd, &a->as.any, &a->size);
+    return getsockname(fd, &a->as.any, &a->size);
+}
+
+CONC__PRIVATE int conc__address_text(int fd, bool peer, char *buf, size_t size)
 {
     conc__address a;
     char text[160];
     memset(&a, 0, sizeof a);
     a.size = sizeof a.as;
-    int failed = peer ? getpeername(fd, &a.as.any, &a.size) : getsockname(fd, &a.as.any, &a.size);
-    if (failed)
+    if (conc__socket_address(fd, peer, &a))
         return -errno;
     int family = a.as.any.sa_family;
     if (family != AF_INET && family != AF_INET6 && family != AF_UNIX)
@@ -10005,12 +10180,14 @@ CONC_API CONC__CALLED int conc_address(int fd, bool peer, char *buf, size_t size
     int saved = errno;
     if (!buf)
         return conc__misused(-EINVAL, __func__, "no buffer", NULL);
-    int rc = conc__ask_address(fd, peer, buf, size);
+    int rc = conc__address_text(fd, peer, buf, size);
     errno = saved;
     return conc__system_failed(rc, NULL);
 }
 
-/* Serves one connection, whose descriptor is where a conc_start would have its sink. */
+/* -- serving -- */
+
+/* Serves one connection. Its descriptor stands in `sink`, which is unused without conc_start. */
 CONC__PRIVATE int conc__serve_one(void *arg)
 {
     const conc_server *s = arg;
@@ -10023,9 +10200,11 @@ CONC__PRIVATE int conc__serve_one(void *arg)
     if (conc__here != l)
         return rc; /* a forked child */
     if (f->id == id && conc__fd_confirm(l, f))
-        conc_close(fd); /* else it was closed, and the number may be another's */
-    if (rc >= 0 || (rc == -ECANCELED && self->pending))
-        return rc < 0 ? rc : 0;
+        conc_close(fd); /* the handler has not closed it */
+    if (rc >= 0)
+        return 0;
+    if (rc == -ECANCELED && self->pending)
+        return rc;
     conc__report(l, conc__source_of(self), rc, conc__error_text(self, rc));
     return 0;
 }
@@ -10034,10 +10213,10 @@ CONC__PRIVATE int conc__serve_spawn(conc_loop *l, conc_group *g, const conc_serv
                                     const char *connection)
 {
     conc_task *t = NULL;
-    int rc = g->scope.effective ? -ECANCELED : 0;
-    if (rc == 0) {
+    int rc = -ECANCELED;
+    if (!g->scope.effective) {
         t = conc__task_new(l, g, NULL, conc__serve_one, (void *)(uintptr_t)s, connection);
-        rc = t ? 0 : -ENOMEM;
+        rc = -ENOMEM;
     }
     if (!t) {
         conc_close(fd);
@@ -10049,17 +10228,17 @@ CONC__PRIVATE int conc__serve_spawn(conc_loop *l, conc_group *g, const conc_serv
     return 0;
 }
 
-/* How accepting went so far. */
+/* How accepting has gone so far. */
 typedef struct conc__accepting {
     int failures; /* connections in a row that failed */
-    bool told;
-    double works_since; /* of the first connection after the last report; 0: none came yet */
+    bool reported;
+    double works_since; /* when the first connection came after the last report; 0: none yet */
 } conc__accepting;
 
-/* So many failures in a row make it pause, and so many more mean that it does not work at all. */
-enum { CONC__REFUSALS = 16, CONC__REFUSALS_TOLD = 1000 };
+/* After so many failures in a row it pauses; after so many it reports that accepting fails. */
+enum { CONC__REFUSALS = 16, CONC__REFUSALS_REPORTED = 1000 };
 
-/* The errors of accept(2) that tell of the connection, which then is gone, not of the listener. */
+/* Is it an error of accept(2) that concerns the connection, which is gone, not the listener? */
 CONC__PRIVATE bool conc__is_of_one_connection(int rc)
 {
     switch (rc) {
@@ -10085,44 +10264,46 @@ CONC__PRIVATE bool conc__is_of_one_connection(int rc)
     }
 }
 
-/* Reports once, until accepting has worked for a second. */
-CONC__PRIVATE void conc__serve_tell(conc_loop *l, int rc, conc__accepting *a, const char *spawned)
+/* Reports an error, unless the last report was not followed by a second of success. */
+CONC__PRIVATE void conc__serve_report(conc_loop *l, int rc, conc__accepting *a, const char *spawned)
 {
     char text[CONC__TEXT];
-    if (a->told && a->works_since > 0 && conc_now() - a->works_since >= 1)
-        a->told = false;
-    if (!a->told) {
+    if (a->reported && a->works_since > 0 && conc_now() - a->works_since >= 1)
+        a->reported = false;
+    if (!a->reported) {
         snprintf(text, sizeof text, "%s: a connection was not accepted: %s", spawned,
                  conc__text_or(conc__error_text(l->self, rc), rc));
         conc__report(l, conc__source_of(l->self), rc, text);
     }
-    a->told = true;
+    a->reported = true;
     a->works_since = 0;
 }
 
-/* An error of accept: 0 when it only meant one connection, or after a pause for more room; else
- * what to end with. */
+/* Handles an error of accept. 0: accept again, as the error concerned one connection, or after a
+ * pause, as the process lacked a resource; else the error that ends the serving. */
 CONC__PRIVATE int conc__serve_again(conc_loop *l, int rc, conc__accepting *a, const char *spawned)
 {
     if (conc__is_lack(rc)) {
-        conc__serve_tell(l, rc, a, spawned);
+        conc__serve_report(l, rc, a, spawned);
         return conc__sleep_to_retry(l, 0.1);
     }
     if (!conc__is_of_one_connection(rc))
         return rc;
-    if (++a->failures == CONC__REFUSALS_TOLD)
-        conc__serve_tell(l, rc, a, spawned);
-    return a->failures < CONC__REFUSALS ? 0 : conc_sleep(0.001);
+    if (++a->failures == CONC__REFUSALS_REPORTED)
+        conc__serve_report(l, rc, a, spawned);
+    if (a->failures >= CONC__REFUSALS)
+        return conc_sleep(0.001);
+    return 0;
 }
 
 CONC__PRIVATE void conc__serve_works(conc__accepting *a)
 {
     a->failures = 0;
-    if (a->told && a->works_since <= 0)
+    if (a->reported && a->works_since <= 0)
         a->works_since = conc_now();
 }
 
-/* Accepts until that fails for good. */
+/* Accepts connections until conc_close, a cancel, or an error of the listener. */
 CONC__PRIVATE int conc__serve_all(conc_loop *l, conc_group *g, const conc_server *s,
                                   const char *connection)
 {
@@ -10131,13 +10312,16 @@ CONC__PRIVATE int conc__serve_all(conc_loop *l, conc_group *g, const conc_server
     int rc = conc__fd_note(l, s->fd);
     uint32_t id = conc__fd_id(l, s->fd);
     while (rc == 0) {
-        rc = s->limit && g->live >= s->limit ? conc__wait_for_room(l, g) : 0;
+        if (s->limit && g->live >= s->limit)
+            rc = conc__wait_for_room(l, g);
         if (rc || conc__fd_id(l, s->fd) != id)
             return rc; /* conc_close has ended the serving */
         int fd = conc_accept(s->fd);
         if (fd == -EBADF && conc__fd_id(l, s->fd) != id)
             return 0;
-        rc = fd < 0 ? fd : conc__serve_spawn(l, g, s, fd, connection);
+        rc = fd;
+        if (fd >= 0)
+            rc = conc__serve_spawn(l, g, s, fd, connection);
         if (rc == 0)
             conc__serve_works(&a);
         else
@@ -10168,12 +10352,14 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *con
     if (rc)
         conc__cancel_scope(l, &g.scope);
     int end = conc__group_close(l, &g, rc);
-    return conc__pass_error(l, end == 0 && rc != -ECANCELED ? rc : end);
+    if (end == 0 && rc != -ECANCELED)
+        end = rc;
+    return conc__pass_error(l, end);
 }
 
-/* ---- >>streaming ---------------------------------------------------------------------------- */
+/* ---- >>streams ------------------------------------------------------------------------------ */
 
-/* PIECE: so much is moved at a time; after each piece other tasks may get their turn. */
+/* PIECE: the bytes that are moved at a time; after each piece other tasks may run. */
 enum {
     CONC__RECORD_LIMIT = 65536,
     CONC__BUFFER = 16384,
@@ -10181,12 +10367,14 @@ enum {
     CONC__PIECE = 64 * 1024
 };
 
-/* Buffers have a byte more than their size, for a NUL. Those of the usual size go from stream to
- * stream. */
+/* Buffers have a byte more than their size, for a NUL. Streams share buffers of the usual size, one
+ * after the other. */
 CONC__PRIVATE int conc__buffer_resize(conc__buffer *b, size_t size)
 {
     int saved = errno;
-    char *data = size < PTRDIFF_MAX ? CONC_REALLOC(b->data, size + 1) : NULL;
+    char *data = NULL;
+    if (size < PTRDIFF_MAX)
+        data = CONC_REALLOC(b->data, size + 1);
     errno = saved;
     if (!data)
         return -ENOMEM;
@@ -10195,7 +10383,7 @@ CONC__PRIVATE int conc__buffer_resize(conc__buffer *b, size_t size)
     return 0;
 }
 
-/* Makes a buffer as large as size, which is more than it has. */
+/* Enlarges a buffer to size. */
 CONC__PRIVATE int conc__buffer_grow(conc_loop *l, conc__buffer *b, size_t size)
 {
     conc__spare *spare = l->spares;
@@ -10234,7 +10422,7 @@ CONC__PRIVATE void conc__spares_free(conc_loop *l)
 
 CONC__PRIVATE size_t conc__buffered(const conc__buffer *b) { return b->end - b->start; }
 
-/* Moves what is in the buffer to its beginning. */
+/* Moves the bytes in the buffer to its beginning. */
 CONC__PRIVATE void conc__buffer_pack(conc__buffer *b)
 {
     size_t n = conc__buffered(b);
@@ -10246,32 +10434,31 @@ CONC__PRIVATE void conc__buffer_pack(conc__buffer *b)
 
 enum { CONC__STREAM_FRESH, CONC__STREAM_OPEN, CONC__STREAM_CLOSED };
 
-/* What a stream has that runs on a transport. It lives from the open until all tasks have left the
- * closed stream and close was called.
+/* The part of a stream that runs on a transport. It lives from the open until all tasks have left
+ * the closed stream and close was called.
  *
- * Calls under way: at most one of read, by the stream's reader, and one of write or shutdown,
- * which sends from the beginning of the buffer. That is made by the task whose turn to write it
- * is, or by a sender. While it is under way the buffer stays where it is, and other tasks' bytes
- * are put behind those that are being sent.
+ * At most one call of read runs, by the stream's reader, and one of write or shutdown, which sends
+ * from the beginning of the buffer: by the task whose turn to write it is, or by the sender. While
+ * it runs the buffer is not moved, and other tasks append their bytes.
  *
- * A sender is a background task. It is started when bytes were written and a task is in read or
- * about to be: so both peers can send much and then read, which one task could not do for them.
- * If writing fails or has failed, and no call has told the error, the sender cancels a read that
- * waits, which returns the error then. */
+ * The sender is a background task. It starts if bytes were written and a task reads or is about to:
+ * so both peers can send much and then read, which one task could not do for them. If writing
+ * fails, and no call has returned the error yet, the sender cancels a read that waits, which then
+ * returns the error. */
 typedef struct conc__transported {
     conc_transport calls;
     void *self;
     conc_stream *stream;
-    conc_scope *reading, *sending; /* around the call that is under way; NULL: there is none */
+    conc_scope *reading, *sending; /* around the call that runs; NULL: none runs */
     conc__waits senders;           /* wait until sending is NULL */
     conc__waits starters;          /* the reader, until the sender has begun */
     bool has_sender, sender_began;
-    bool interrupted; /* the sender cancelled the read that is under way */
-    bool abandoned;   /* closed where nothing can wait: the last task to leave calls close */
+    bool interrupted; /* the sender cancelled the read that runs */
+    bool abandoned;   /* closed where no call can wait: the last task to leave calls close */
     char read_words[CONC__TEXT], write_words[CONC__TEXT];
 } conc__transported;
 
-/* A stream of the parent, in a forked child: no task of the parent's is inside or waits. */
+/* Takes over a stream of the parent in a forked child, where no task of the parent runs. */
 CONC__COLD void conc__stream_take_over(conc_stream *s)
 {
     s->inside = 0;
@@ -10298,28 +10485,31 @@ CONC__PRIVATE int conc__stream_state(conc_stream *s, const char *call)
         conc__stream_renew(s);
     if (!s || s->state == CONC__STREAM_FRESH)
         return conc__misused(-EINVAL, call, "no stream, or it was never opened", NULL);
-    return s->state == CONC__STREAM_OPEN ? 0 : conc__own_error(-EPIPE);
+    if (s->state != CONC__STREAM_OPEN)
+        return conc__own_error(-EPIPE);
+    return 0;
 }
 
-/* The error that a call on a stream returns becomes the newest. The system's and a transport's,
- * which end reading or writing for good, have their own words each time. */
+/* Makes the error that a call on a stream returns the newest one. An error of the system or of a
+ * transport, which ends reading or writing for good, keeps its words. */
 CONC__COLD void conc__stream_failed(const conc_stream *s, int rc, bool of_reading)
 {
     bool ended = of_reading || rc == s->write_error;
     conc_loop *l = conc__of_task();
-    if (ended && s->on && l)
-        conc__set_error(l->self, rc, of_reading ? s->on->read_words : s->on->write_words,
-                        (conc__source){NULL, NULL});
-    else if (ended)
+    if (ended && s->on && l) {
+        const char *words = of_reading ? s->on->read_words : s->on->write_words;
+        conc__set_error(l->self, rc, words, (conc__source){NULL, NULL});
+    } else if (ended) {
         conc__system_failed(rc, NULL);
-    else if (rc != -ECANCELED)
+    } else if (rc != -ECANCELED) {
         conc__own_error(rc);
+    }
 }
 
 CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s);
 
-/* The last task leaves a stream that is closed: those that close it may go on; 1: they are done.
- * On a transport the first of them has still to end it. */
+/* The last task leaves a closed stream: wakes the tasks that close it. 1: they have nothing left to
+ * do. On a transport the first of them ends it. */
 CONC__COLD void conc__stream_left(conc_loop *l, conc_stream *s)
 {
     if (s->on && s->on->abandoned) {
@@ -10335,7 +10525,8 @@ CONC__COLD void conc__stream_left(conc_loop *l, conc_stream *s)
     }
 }
 
-/* A call that may wait is over: the stream is no longer touched, if it was closed meanwhile. */
+/* Ends a call that may wait. If the stream was closed meanwhile, the caller must not use it again.
+ * */
 static inline void conc__stream_exit(conc_loop *l, conc_stream *s)
 {
     s->inside--;
@@ -10343,7 +10534,7 @@ static inline void conc__stream_exit(conc_loop *l, conc_stream *s)
         conc__stream_left(l, s);
 }
 
-/* The same for a call that returns `result`, in which no error is one of reading. */
+/* The same for a call that returns `result`; an error is not one of reading. */
 CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t result)
 {
     if (CONC__UNLIKELY(result < 0))
@@ -10352,27 +10543,33 @@ CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t r
     return result;
 }
 
-/* It begins: 0, and a conc_stream_close waits until it has left; or an error. */
+/* Begins a call that may wait. 0: a conc_stream_close waits until it ends; or an error. */
 CONC__PRIVATE int conc__stream_enter(conc_loop *l, conc_stream *s, const char *call)
 {
-    int rc = l ? conc__stream_state(s, call) : -EPERM;
+    if (!l)
+        return -EPERM;
+    int rc = conc__stream_state(s, call);
     if (rc)
         return rc;
     s->inside++;
     rc = conc__checkpoint(l);
-    return rc ? (int)conc__stream_leave(l, s, rc) : 0;
+    if (rc)
+        conc__stream_leave(l, s, rc);
+    return rc;
 }
 
-/* Between two pieces of one call that need not wait: 0, -EPIPE (closed meanwhile) or -ECANCELED. */
+/* Between two pieces of a call that does not wait: 0, -EPIPE (closed meanwhile) or -ECANCELED. */
 CONC__PRIVATE int conc__stream_pass(conc_loop *l, const conc_stream *s)
 {
     conc__spend_budget(l);
-    return s->state == CONC__STREAM_OPEN ? conc__checkpoint(l) : -EPIPE;
+    if (s->state != CONC__STREAM_OPEN)
+        return -EPIPE;
+    return conc__checkpoint(l);
 }
 
 CONC__PRIVATE size_t conc__piece(size_t n) { return n < CONC__PIECE ? n : CONC__PIECE; }
 
-/* 0: the stream may be opened. */
+/* 0, or the error of opening the stream. */
 CONC__PRIVATE int conc__stream_may_open(const conc_loop *l, conc_stream *s, const char *call)
 {
     if (!l)
@@ -10389,10 +10586,12 @@ CONC__PRIVATE int conc__stream_may_open(const conc_loop *l, conc_stream *s, cons
 CONC__PRIVATE void conc__stream_begin_life(conc_loop *l, conc_stream *s, int fd,
                                            conc__transported *on, const char *place)
 {
-    /* so that sums cannot overflow */
-    size_t limit = s->limit < PTRDIFF_MAX / 4 ? s->limit : PTRDIFF_MAX / 4;
-    *s = (conc_stream){.limit = limit ? limit : CONC__RECORD_LIMIT,
-                       .buffer_size = s->buffer_size ? s->buffer_size : CONC__BUFFER,
+    size_t limit = s->limit ? s->limit : CONC__RECORD_LIMIT;
+    size_t buffer_size = s->buffer_size ? s->buffer_size : CONC__BUFFER;
+    if (limit > PTRDIFF_MAX / 4)
+        limit = PTRDIFF_MAX / 4; /* sums cannot overflow */
+    *s = (conc_stream){.limit = limit,
+                       .buffer_size = buffer_size,
                        .fd = fd,
                        .on = on,
                        .state = CONC__STREAM_OPEN,
@@ -10433,7 +10632,7 @@ CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_
     return 0;
 }
 
-/* Room for more bytes in a buffer that may become as large as most. */
+/* Makes room for more bytes in a buffer that may become as large as most. */
 CONC__PRIVATE int conc__stream_room(conc_loop *l, conc_stream *s, size_t most)
 {
     conc__buffer *b = &s->in;
@@ -10444,14 +10643,18 @@ CONC__PRIVATE int conc__stream_room(conc_loop *l, conc_stream *s, size_t most)
     conc__buffer_pack(b);
     if (b->end < b->size)
         return 0;
-    return conc__buffer_grow(l, b, b->size < most / 2 ? b->size * 2 : most);
+    if (b->size < most / 2)
+        most = b->size * 2;
+    return conc__buffer_grow(l, b, most);
 }
 
-/* Puts bytes into the buffer as far as they fit: how many, or -ENOMEM. */
+/* Appends to the buffer as many bytes as fit. Returns their count, or -ENOMEM. */
 CONC__PRIVATE ssize_t conc__stream_keep(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     conc__buffer *b = &s->out;
-    size_t room = s->buffer_size - conc__buffered(b), count = n < room ? n : room;
+    size_t room = s->buffer_size - conc__buffered(b), count = n;
+    if (count > room)
+        count = room;
     if (!count)
         return 0;
     if (!b->data && conc__buffer_grow(l, b, s->buffer_size))
@@ -10463,19 +10666,20 @@ CONC__PRIVATE ssize_t conc__stream_keep(conc_loop *l, conc_stream *s, const char
     return (ssize_t)count;
 }
 
-/* Writing went wrong: for good, as some of the bytes are gone. */
+/* Writing has failed: for good, as some of the bytes are lost. */
 CONC__PRIVATE int conc__stream_broke(conc_loop *l, conc_stream *s, int rc)
 {
     s->write_error = rc;
-    s->unsaid = true;
+    s->unreturned = true;
     conc__buffer_drop(l, &s->out);
     return rc;
 }
 
-/* A call returns rc to the user. */
-CONC__PRIVATE int conc__stream_said(conc_stream *s, int rc)
+/* The caller is about to see rc. */
+CONC__PRIVATE int conc__stream_returns(conc_stream *s, int rc)
 {
-    s->unsaid &= rc != s->write_error;
+    if (rc == s->write_error)
+        s->unreturned = false;
     return rc;
 }
 
@@ -10495,16 +10699,18 @@ static const conc__wait_kind conc__queueing = {.what = "waits for its turn to wr
 
 /* ---- a transport ---- */
 
-/* Waits before a transport that returned -EAGAIN is tried again. */
+/* Waits before a transport that returned -EAGAIN is called again. */
 CONC__PRIVATE int conc__transport_pause(conc_loop *l, double *seconds)
 {
     int rc = conc__sleep_to_retry(l, *seconds);
-    *seconds = *seconds < 0.032 ? 2 * *seconds : 0.064;
+    *seconds *= 2;
+    if (*seconds > 0.064)
+        *seconds = 0.064;
     return rc;
 }
 
-/* `once` calls a function of the transport, in a scope that conc_stream_close cancels: what it
- * returned, where an error is the task's newest. *scope is where the close finds the scope. */
+/* Has `once` call a function of the transport, in a scope that conc_stream_close cancels, and
+ * returns its result; an error becomes the task's newest. The close finds the scope in *scope. */
 CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported *on,
                                            conc_scope **scope,
                                            ssize_t (*once)(const conc__transported *on,
@@ -10529,8 +10735,10 @@ CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported
     else if ((size_t)result > part->iov_len)
         result = conc__misused(-EINVAL, "a transport's function", "it returned too many", NULL);
     int wrong = conc_scope_end(&s, 0); /* it left a scope or group of its own open */
+    if (wrong)
+        result = wrong;
     errno = saved;
-    return wrong ? wrong : result;
+    return result;
 }
 
 CONC__PRIVATE ssize_t conc__transport_read_once(const conc__transported *on,
@@ -10543,7 +10751,9 @@ CONC__PRIVATE ssize_t conc__transport_write_once(const conc__transported *on,
                                                  const struct iovec *part)
 {
     ssize_t n = on->calls.write(on->self, part->iov_base, part->iov_len);
-    return n ? n : conc__misused(-EINVAL, "a transport's write", "it returned 0", NULL);
+    if (n == 0)
+        return conc__misused(-EINVAL, "a transport's write", "it returned 0", NULL);
+    return n;
 }
 
 CONC__PRIVATE ssize_t conc__transport_shut_once(const conc__transported *on,
@@ -10554,7 +10764,7 @@ CONC__PRIVATE ssize_t conc__transport_shut_once(const conc__transported *on,
     return rc < 0 ? rc : 0;
 }
 
-/* Waits until no call sends: 0, and the caller may; or an error. */
+/* Waits until no call sends. 0: the caller may; or an error. */
 CONC__PRIVATE int conc__transport_may_send(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -10565,10 +10775,12 @@ CONC__PRIVATE int conc__transport_may_send(conc_loop *l, conc_stream *s)
         if (rc)
             return rc;
     }
-    return s->state == CONC__STREAM_OPEN ? s->write_error : -EPIPE;
+    if (s->state != CONC__STREAM_OPEN)
+        return -EPIPE;
+    return s->write_error;
 }
 
-/* May be called when no other call sends: how many bytes were taken, or an error. */
+/* Writes while no other call sends: how many bytes the transport took, or an error. */
 CONC__PRIVATE ssize_t conc__transport_write(conc_loop *l, conc_stream *s, const char *bytes,
                                             size_t n)
 {
@@ -10587,7 +10799,7 @@ CONC__PRIVATE ssize_t conc__transport_write(conc_loop *l, conc_stream *s, const 
     return conc__stream_broke(l, s, (int)sent);
 }
 
-/* Sends a piece of what was written, and waits for that: 1 (there is more), 0 (there is none), or
+/* Sends a piece of the buffer, and waits for that: 1 (there is more), 0 (the buffer is empty), or
  * an error. */
 CONC__PRIVATE int conc__transport_push_piece(conc_loop *l, conc_stream *s)
 {
@@ -10596,7 +10808,7 @@ CONC__PRIVATE int conc__transport_push_piece(conc_loop *l, conc_stream *s)
     if (rc)
         return rc;
     if (b->start < b->end) {
-        conc__buffer_pack(b); /* while it is sent, nothing in it may be moved */
+        conc__buffer_pack(b); /* while it is sent, its bytes must not move */
         ssize_t sent = conc__transport_write(l, s, b->data, conc__piece(b->end));
         if (sent < 0)
             return (int)sent;
@@ -10608,12 +10820,12 @@ CONC__PRIVATE int conc__transport_push_piece(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-/* Writing has failed, in the sender or before: a read that waits returns the error. A read that is
- * about to begin has its try first, as bytes may be there. */
+/* Writing has failed, in the sender or before: makes a read that waits return the error. A read
+ * that is about to begin tries first, as bytes may be there. */
 CONC__PRIVATE void conc__transport_break_read(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
-    while (s->unsaid && s->reader) {
+    while (s->unreturned && s->reader) {
         bool waits = s->reader->wait != NULL;
         on->interrupted |= waits && on->reading;
         if (waits && on->reading)
@@ -10643,12 +10855,12 @@ CONC__PRIVATE int conc__transport_sender(void *arg)
     return 0;
 }
 
-/* Starts the sender, if one is wanted: 0, or the error of the spawn, which is not told. */
+/* Starts the sender if it is needed: 0, or the error of the spawn, which is not recorded. */
 CONC__PRIVATE int conc__transport_start_sender(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
     conc__kept_error kept;
-    bool wanted = s->state == CONC__STREAM_OPEN && (conc__buffered(&s->out) || s->unsaid);
+    bool wanted = s->state == CONC__STREAM_OPEN && (conc__buffered(&s->out) || s->unreturned);
     if (!wanted || on->has_sender || s->writing)
         return 0;
     conc__error_keep(&kept, l->self);
@@ -10667,8 +10879,8 @@ static const conc__wait_kind conc__starting_sender = {
 
 CONC__PRIVATE int conc__stream_flush_in_turn(conc_loop *l, conc_stream *s);
 
-/* A read is about to wait: the sender begins first, so that what was written is in write before
- * the reader is in read. Where there can be no sender the reader sends. 0: the read may begin. */
+/* A read is about to wait: the sender begins first, so that write is called before read. If the
+ * sender cannot be started, the reader sends. 0: the read may begin. */
 CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -10676,27 +10888,34 @@ CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
     if (conc__transport_start_sender(l, s)) {
         rc = conc__stream_flush_in_turn(l, s);
         bool cancelled = rc > 0 || rc == -ECANCELED;
-        rc = s->unsaid ? s->write_error : 0;
+        rc = 0;
         if (cancelled)
             rc = -ECANCELED;
+        else if (s->unreturned)
+            rc = s->write_error;
     } else if (on->has_sender && !on->sender_began) {
         conc__wait w = {.task = l->self, .kind = &conc__starting_sender, .on = s};
         conc__append(&on->starters, &w);
         rc = conc__park(l, &w);
     }
-    return s->state == CONC__STREAM_OPEN ? rc : -EPIPE;
+    if (s->state != CONC__STREAM_OPEN)
+        return -EPIPE;
+    return rc;
 }
 
-/* The transport's read was cancelled, and took nothing: by its task's scopes, or by the sender. In
- * the latter case it goes on (-EAGAIN) if a call of another task has told the error meanwhile. */
+/* The transport's read was cancelled, and took nothing: by its task's scopes, or by the sender, to
+ * return the error of writing. If a call of another task has returned that meanwhile, the read goes
+ * on (-EAGAIN). */
 CONC__PRIVATE int conc__transport_cancelled(const conc_loop *l, const conc_stream *s)
 {
     if (!s->on->interrupted || l->self->pending)
         return -ECANCELED;
-    return s->unsaid ? s->write_error : -EAGAIN;
+    if (s->unreturned)
+        return s->write_error;
+    return -EAGAIN;
 }
 
-/* Takes bytes from the transport: how many, 0 at the end, or an error; -EAGAIN: try again. */
+/* Reads bytes from the transport: how many, 0 at the end, or an error; -EAGAIN: call again. */
 CONC__PRIVATE ssize_t conc__transport_take(conc_loop *l, conc_stream *s, const struct iovec *part)
 {
     conc__transported *on = s->on;
@@ -10713,7 +10932,7 @@ CONC__PRIVATE ssize_t conc__transport_take(conc_loop *l, conc_stream *s, const s
     return got;
 }
 
-/* conc__stream_pull on a transport, once; -EAGAIN: to be tried again. */
+/* conc__stream_pull on a transport, once; -EAGAIN: call again. */
 CONC__PRIVATE ssize_t conc__transport_try_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
 {
     int rc = conc__transport_send_first(l, s);
@@ -10741,20 +10960,24 @@ CONC__PRIVATE ssize_t conc__transport_pull(conc_loop *l, conc_stream *s, char *t
     return got;
 }
 
-/* In its turn, when bytes do not fit into the buffer: fills and sends it, or sends the bytes when
- * it is empty. Returns how many of them were sent or kept, or an error. */
+/* Called in its turn to write, for bytes that do not fit into the buffer: fills and sends the
+ * buffer, or sends the bytes if it is empty. Returns how many were sent or kept, or an error. */
 CONC__PRIVATE ssize_t conc__transport_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     size_t kept = conc__buffered(&s->out);
     if (kept && kept < s->buffer_size)
         return conc__stream_keep(l, s, bytes, n);
-    int rc = kept ? conc__transport_push_piece(l, s) : conc__transport_may_send(l, s);
-    if (kept || rc)
-        return rc < 0 ? rc : 0;
+    if (kept) {
+        int pushed = conc__transport_push_piece(l, s);
+        return pushed < 0 ? pushed : 0;
+    }
+    int rc = conc__transport_may_send(l, s);
+    if (rc)
+        return rc;
     return conc__transport_write(l, s, bytes, conc__piece(n));
 }
 
-/* In its turn, after a flush: ends the transport's writing half. */
+/* Called in its turn to write, after a flush: ends the transport's writing half. */
 CONC__PRIVATE int conc__transport_shut(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -10768,7 +10991,7 @@ CONC__PRIVATE int conc__transport_shut(conc_loop *l, conc_stream *s)
     return rc;
 }
 
-/* Makes the calls that are under way return. */
+/* Cancels the calls that run. */
 CONC__PRIVATE void conc__transport_interrupt(conc_loop *l, conc__transported *on)
 {
     if (l && on->reading)
@@ -10777,18 +11000,21 @@ CONC__PRIVATE void conc__transport_interrupt(conc_loop *l, conc__transported *on
         conc__cancel_scope(l, on->sending);
 }
 
-/* All tasks have left the closed stream: frees what it has, and calls close: its result. */
+/* All tasks have left the closed stream: frees its memory and calls close, whose result it returns.
+ * */
 CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
-    uint32_t before = l && l->self ? l->self->errors_made : 0;
-    int saved = errno;
+    conc_task *self = l ? l->self : NULL;
+    uint32_t before = self ? self->errors_made : 0;
+    int saved = errno, rc = 0;
     conc__buffer_drop(l, &s->in);
     conc__buffer_drop(l, &s->out);
-    int (*ends)(void *) = on->calls.close;
-    int rc = ends ? ends(on->self) : 0;
-    rc = rc < 0 ? rc : 0;
-    if (rc && l && l->self)
+    if (on->calls.close)
+        rc = on->calls.close(on->self);
+    if (rc > 0)
+        rc = 0;
+    if (rc && self)
         conc__pass_error_since(l, rc, before);
     s->on = NULL;
     while (s->closers.first)
@@ -10800,8 +11026,8 @@ CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s)
 
 /* ---- sending ---- */
 
-/* Sends a piece of what was written, on a descriptor only if that need not wait: 1 (there is
- * more), 0 (there is none), -EAGAIN, or the error that ends writing. */
+/* Sends a piece of the buffer, on a descriptor without waiting: 1 (there is more), 0 (the buffer is
+ * empty), -EAGAIN, or the error that ends writing. */
 CONC__PRIVATE int conc__stream_push_piece(conc_loop *l, conc_stream *s)
 {
     conc__buffer *b = &s->out;
@@ -10813,8 +11039,10 @@ CONC__PRIVATE int conc__stream_push_piece(conc_loop *l, conc_stream *s)
     }
     const struct iovec part = {b->data + b->start, conc__piece(b->end - b->start)};
     ssize_t n = conc__send(l, &(conc__io){.fd = s->fd, .any = true, .parts = &part, .count = 1});
+    if (n == -EAGAIN)
+        return -EAGAIN;
     if (n < 0)
-        return n == -EAGAIN ? -EAGAIN : conc__stream_broke(l, s, (int)n);
+        return conc__stream_broke(l, s, (int)n);
     b->start += (size_t)n;
     if (b->start < b->end)
         return 1;
@@ -10822,8 +11050,8 @@ CONC__PRIVATE int conc__stream_push_piece(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-/* Sends as much of it as need not wait, in the middle of another call, which soon lets other tasks
- * have their turn. */
+/* Sends as much of the buffer as is possible without waiting, within another call that soon lets
+ * other tasks run. */
 CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_push_piece(l, s);
@@ -10832,16 +11060,16 @@ CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
     return rc;
 }
 
-/* Waits for bytes, and sends what was written: the peer may have to read that first. If that fails
- * it returns without waiting. */
-CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s, conc__patience *p)
+/* Waits for bytes, and sends the buffer, which the peer may have to read first. If sending fails,
+ * returns without waiting. */
+CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s, conc__retry *p)
 {
     int events = CONC_READABLE;
     if (conc__buffered(&s->out) && !s->writing && conc__stream_push(l, s) == -EAGAIN)
         events |= CONC_WRITABLE;
     if (!conc__buffered(&s->in))
         conc__buffer_drop(l, &s->in);
-    if (s->unsaid)
+    if (s->unreturned)
         return 0;
     int rc = conc__fd_await(l, s->fd, events, p);
     if (s->state != CONC__STREAM_OPEN)
@@ -10851,62 +11079,68 @@ CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s, conc__patienc
     return rc;
 }
 
-/* conc__stream_pull on a descriptor, without waiting: -EAGAIN if it would have to. */
+/* conc__stream_pull on a descriptor, without waiting: -EAGAIN if it would block. */
 CONC__PRIVATE ssize_t conc__stream_receive(conc_loop *l, conc_stream *s, char *to, size_t n)
 {
-    int rc = to ? 0 : conc__stream_room(l, s, n);
-    if (rc)
-        return rc;
     struct iovec part = {to, n};
-    if (!to)
+    if (!to) {
+        int rc = conc__stream_room(l, s, n);
+        if (rc)
+            return rc;
         part = (struct iovec){s->in.data + s->in.end, conc__piece(s->in.size - s->in.end)};
+    }
     ssize_t got =
         conc__receive(l, &(conc__io){.fd = s->fd, .any = true, .parts = &part, .count = 1});
     if (got == -EAGAIN)
         return got;
     s->at_end = got == 0;
     s->read_error = got < 0 ? (int)got : 0;
-    s->in.end += !to && got > 0 ? (size_t)got : 0;
+    if (!to && got > 0)
+        s->in.end += (size_t)got;
     return got;
 }
 
-/* Waits for bytes and takes them: into `to` at most n, or with NULL into the buffer, which then
- * may become as large as n. Returns the count, 0 at the end of file, or an error: also one of
- * writing that no call has told, if it would have to wait. */
+/* Waits for bytes and reads them: at most n into `to`; or if that is NULL, into the buffer, which
+ * may become as large as n. Returns the count, 0 at the end of file, or an error; if it would
+ * block, also an error of writing that no call has returned yet. */
 CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
 {
-    conc__patience patience = {0, 0};
+    conc__retry retry = {0, 0};
     if (s->at_end || s->read_error)
         return s->read_error;
     if (s->on)
         return conc__transport_pull(l, s, to, n);
     for (;;) {
         conc__fd *f = conc__fd_find(l, s->fd);
-        bool broken = s->unsaid;
+        bool broken = s->unreturned;
         if (f && broken)
-            f->drained = false;  /* bytes that the loop has not been told of come first, too */
-        if (!f || !f->drained) { /* else a buffer would be taken in vain */
+            f->drained = false;  /* bytes of which no event was reported come first, too */
+        if (!f || !f->drained) { /* if drained, a buffer would be taken in vain */
             ssize_t got = conc__stream_receive(l, s, to, n);
             if (got != -EAGAIN)
                 return got;
         }
-        int rc = conc__stream_await(l, s, &patience);
-        if (rc < 0 || broken)
-            return rc < 0 ? rc : s->write_error;
+        int rc = conc__stream_await(l, s, &retry);
+        if (rc < 0)
+            return rc;
+        if (broken)
+            return s->write_error;
     }
 }
 
-/* `call`, which reads, begins: 0, or its error. */
+/* Begins `call`, which reads: 0, or its error. */
 CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s, const char *call)
 {
-    int rc = l ? conc__stream_state(s, call) : -EPERM;
+    if (!l)
+        return -EPERM;
+    int rc = conc__stream_state(s, call);
     if (rc == 0 && s->reader)
         rc = conc__misused(-EBUSY, call, "another task is reading", NULL);
     if (rc == 0)
         rc = conc__stream_enter(l, s, call);
     if (rc)
         return rc;
-    conc__spend_budget(l); /* here, as what is handed out is good only until somebody else reads */
+    conc__spend_budget(l); /* first: data that is returned is valid only until another read */
     if (s->state != CONC__STREAM_OPEN)
         rc = -EPIPE;
     else if (s->reader)
@@ -10920,13 +11154,13 @@ CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s, const char *c
     return 0;
 }
 
-/* A read returns an error: its own, or one of writing that no call has told. */
+/* A read returns an error: its own, or one of writing that no call has returned yet. */
 CONC__COLD void conc__stream_read_failed(conc_stream *s, int rc)
 {
     bool of_reading = s->read_error && rc == s->read_error;
     conc__stream_failed(s, rc, of_reading);
     if (!of_reading)
-        conc__stream_said(s, rc);
+        conc__stream_returns(s, rc);
 }
 
 CONC__PRIVATE ssize_t conc__stream_done(conc_loop *l, conc_stream *s, ssize_t result)
@@ -10938,7 +11172,7 @@ CONC__PRIVATE ssize_t conc__stream_done(conc_loop *l, conc_stream *s, ssize_t re
     return result;
 }
 
-/* Out of the buffer: how many. */
+/* Takes at most n bytes out of the buffer. Returns their count. */
 CONC__PRIVATE size_t conc__stream_copy(conc_stream *s, char *to, size_t n)
 {
     size_t there = conc__buffered(&s->in), count = n < there ? n : there;
@@ -10987,23 +11221,26 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_full(conc_stream *s, void *buf, s
         if (got <= 0)
             break;
         done += (size_t)got;
-        got = done < n ? conc__stream_pass(l, s) : 0;
+        got = 0;
+        if (done < n)
+            got = conc__stream_pass(l, s);
         if (got)
             break;
     }
-    return conc__stream_done(l, s, done ? (ssize_t)done : got);
+    if (done)
+        got = (ssize_t)done;
+    return conc__stream_done(l, s, got);
 }
 
 typedef struct conc__record {
     const char *delimiter;
     size_t size;    /* of the delimiter */
-    size_t slack;   /* bytes that the end of a record may take */
-    bool line;      /* a line, whose end is not a part of it */
-    size_t scanned; /* bytes that hold no delimiter */
+    size_t slack;   /* the most bytes that the end of a record has */
+    bool line;      /* a line, which is returned without its end */
+    size_t scanned; /* bytes at the start of the buffer in which no delimiter begins */
 } conc__record;
 
-/* Finds the delimiter in what is buffered: where it begins, counted from the start; SIZE_MAX:
- * nowhere. */
+/* Finds the delimiter in the buffer: its offset from the start, or SIZE_MAX. */
 CONC__PRIVATE size_t conc__record_find(const conc__buffer *b, conc__record *r)
 {
     const char *first = b->data + b->start, *at = first + r->scanned;
@@ -11017,15 +11254,17 @@ CONC__PRIVATE size_t conc__record_find(const conc__buffer *b, conc__record *r)
         left -= (size_t)(hit + 1 - at);
         at = hit + 1;
     }
-    r->scanned = conc__buffered(b) < r->size ? 0 : conc__buffered(b) - r->size + 1;
+    r->scanned = 0;
+    if (conc__buffered(b) >= r->size)
+        r->scanned = conc__buffered(b) - r->size + 1;
     return SIZE_MAX;
 }
 
-/* Hands out the first `total` bytes, of which `length` count. */
+/* Returns the first `length` bytes, and removes the first `total` from the buffer. */
 static inline ssize_t conc__record_take(conc_stream *s, size_t length, size_t total, char **data)
 {
     char *first = s->in.data + s->in.start;
-    if (length == total) { /* else the NUL stands where the end of the record was */
+    if (length == total) { /* else the NUL replaces the end of the record */
         s->ended = first + length;
         s->covered = *s->ended;
     }
@@ -11035,24 +11274,37 @@ static inline ssize_t conc__record_take(conc_stream *s, size_t length, size_t to
     return (ssize_t)length;
 }
 
-/* At the end of file, where no delimiter is. */
+/* The last record, which ends with the file instead of a delimiter. */
 CONC__PRIVATE ssize_t conc__record_rest(conc_stream *s, size_t n, char **data)
 {
     if (!n)
         return 0;
-    return n > s->limit ? -EMSGSIZE : conc__record_take(s, n, n, data);
+    if (n > s->limit)
+        return -EMSGSIZE;
+    return conc__record_take(s, n, n, data);
+}
+
+/* The record whose delimiter begins at `at`. */
+CONC__PRIVATE ssize_t conc__record_found(conc_stream *s, const conc__record *r, size_t at,
+                                         char **data)
+{
+    bool cr = r->line && at && s->in.data[s->in.start + at - 1] == '\r';
+    size_t length = at - cr, total = at + r->size;
+    if (length > s->limit)
+        return -EMSGSIZE;
+    if (!r->line)
+        length = total;
+    return conc__record_take(s, length, total, data);
 }
 
 CONC__PRIVATE ssize_t conc__record_read(conc_loop *l, conc_stream *s, conc__record *r, char **data)
 {
     for (;;) {
-        size_t there = conc__buffered(&s->in), at = there ? conc__record_find(&s->in, r) : SIZE_MAX;
-        if (at != SIZE_MAX) {
-            bool cr = r->line && at && s->in.data[s->in.start + at - 1] == '\r';
-            if (at - cr > s->limit)
-                return -EMSGSIZE;
-            return conc__record_take(s, r->line ? at - cr : at + r->size, at + r->size, data);
-        }
+        size_t there = conc__buffered(&s->in), at = SIZE_MAX;
+        if (there)
+            at = conc__record_find(&s->in, r);
+        if (at != SIZE_MAX)
+            return conc__record_found(s, r, at, data);
         if (there >= s->limit + r->slack)
             return -EMSGSIZE;
         ssize_t got = conc__stream_pull(l, s, NULL, s->limit + r->slack);
@@ -11087,18 +11339,19 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_until(conc_stream *s, const void 
     return conc__stream_record("conc_stream_read_until", s, &r, data);
 }
 
-/* May a call take its effect without a look at the rest? */
-static inline bool conc__stream_is_calm(const conc_loop *l, const conc_stream *s)
+/* May a call use the buffers at once? No: a closed stream, a cancel, or another task's call has to
+ * be looked at first. */
+static inline bool conc__stream_is_idle(const conc_loop *l, const conc_stream *s)
 {
     return l && s && s->state == CONC__STREAM_OPEN && !l->self->pending && !s->reader &&
            l->budget_left > 1;
 }
 
-/* The usual case of a server whose clients do not wait for each answer: the next line is there.
+/* The next line, if it is in the buffer already, as with clients that do not wait for each answer.
  * -1: it is not. */
 static inline ssize_t conc__stream_next_line(conc_loop *l, conc_stream *s, char **line)
 {
-    if (!conc__stream_is_calm(l, s) || s->in.start == s->in.end)
+    if (!conc__stream_is_idle(l, s) || s->in.start == s->in.end)
         return -1;
     if (s->ended)
         *s->ended = s->covered;
@@ -11114,7 +11367,7 @@ static inline ssize_t conc__stream_next_line(conc_loop *l, conc_stream *s, char 
     return conc__record_take(s, length - cr, length + 1, line);
 }
 
-/* Apart, so that the usual case need not save registers for it. */
+/* A function of its own: inlined, it would make the fast path save registers. */
 CONC__PRIVATE CONC__CALLED ssize_t conc__stream_line(conc_stream *s, char **line)
 {
     conc__record r = {.delimiter = "\n", .size = 1, .slack = 2, .line = true};
@@ -11128,22 +11381,28 @@ CONC__PRIVATE CONC__CALLED ssize_t conc__stream_line(conc_stream *s, char **line
 
 CONC_API CONC__CALLED ssize_t conc_stream_read_line(conc_stream *s, char **line)
 {
-    ssize_t length = line ? conc__stream_next_line(conc__of_task(), s, line) : -1;
-    return CONC__UNLIKELY(length < 0) ? conc__stream_line(s, line) : length;
+    ssize_t length = -1;
+    if (line)
+        length = conc__stream_next_line(conc__of_task(), s, line);
+    if (CONC__UNLIKELY(length < 0))
+        return conc__stream_line(s, line);
+    return length;
 }
 
-/* The error that keeps a task from writing; 0: none. */
+/* The error of a call that writes; 0: it may write. */
 CONC__PRIVATE int conc__stream_writable(const conc_stream *s)
 {
-    return s->state == CONC__STREAM_OPEN && !s->shut ? s->write_error : -EPIPE;
+    if (s->state != CONC__STREAM_OPEN || s->shut)
+        return -EPIPE;
+    return s->write_error;
 }
 
-/* A writing call begins: 0, or its error. */
+/* Begins a call that writes: 0, or its error. */
 CONC__PRIVATE int conc__stream_begin_writing(conc_loop *l, conc_stream *s, const char *call)
 {
     int rc = conc__stream_enter(l, s, call);
     if (rc == 0 && (s->write_error || s->shut))
-        rc = (int)conc__stream_leave(l, s, conc__stream_said(s, conc__stream_writable(s)));
+        rc = (int)conc__stream_leave(l, s, conc__stream_returns(s, conc__stream_writable(s)));
     return rc;
 }
 
@@ -11161,23 +11420,29 @@ CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-/* Bytes were written while a task waits in a read, which would have sent them first. */
-CONC__PRIVATE void conc__stream_hurry(conc_loop *l, conc_stream *s)
+/* A read sends the buffer before it waits. If bytes were written while a task waits in a read,
+ * sends them now. */
+CONC__PRIVATE void conc__stream_send_for_reader(conc_loop *l, conc_stream *s)
 {
     if (s->on) { /* without memory for a sender, the next call that writes or reads sends */
         if (s->on->reading && conc__buffered(&s->out))
             conc__transport_start_sender(l, s);
         return;
     }
-    conc__wait *w = s->reader && !s->writing ? s->reader->wait : NULL;
+    conc__wait *w = NULL;
+    if (s->reader && !s->writing)
+        w = s->reader->wait;
     bool for_fd = w && (w->kind == &conc__watching || w->kind == &conc__pausing);
-    int rc = for_fd ? conc__stream_push(l, s) : 0;
+    if (!for_fd)
+        return;
+    int rc = conc__stream_push(l, s);
     if (rc == -EAGAIN && w->kind == &conc__watching)
         conc__fd_widen(l, w, CONC_WRITABLE);
     else if (rc < 0 && rc != -EAGAIN)
         conc__fd_wake_one(l, w); /* the read returns the error */
 }
 
+/* Passes the turn to write to the next task that waits for it. */
 CONC__PRIVATE void conc__stream_turn_over(conc_loop *l, conc_stream *s)
 {
     if (s->writers.first) {
@@ -11185,24 +11450,27 @@ CONC__PRIVATE void conc__stream_turn_over(conc_loop *l, conc_stream *s)
         return;
     }
     s->writing = false;
-    conc__stream_hurry(l, s);
+    conc__stream_send_for_reader(l, s);
 }
 
-/* Sends the buffer and these bytes behind it, on a descriptor without waiting: how many of the
- * bytes went out, or an error. */
+/* Sends the buffer and these bytes after it, on a descriptor without waiting. Returns how many of
+ * the bytes were sent, or an error. */
 CONC__PRIVATE ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     conc__buffer *b = &s->out;
     if (s->on)
         return conc__transport_put(l, s, bytes, n);
     size_t kept = conc__buffered(b);
-    struct iovec parts[2] = {{b->data ? b->data + b->start : NULL, kept},
-                             {(void *)(uintptr_t)bytes, conc__piece(n)}};
-    const conc__io io = {
-        .fd = s->fd, .any = true, .parts = kept ? parts : parts + 1, .count = kept ? 2 : 1};
+    struct iovec parts[2];
+    conc__io io = {.fd = s->fd, .any = true, .parts = parts};
+    if (kept)
+        parts[io.count++] = (struct iovec){b->data + b->start, kept};
+    parts[io.count++] = (struct iovec){(void *)(uintptr_t)bytes, conc__piece(n)};
     ssize_t sent = conc__send(l, &io);
+    if (sent == -EAGAIN)
+        return sent;
     if (sent < 0)
-        return sent == -EAGAIN ? sent : conc__stream_broke(l, s, (int)sent);
+        return conc__stream_broke(l, s, (int)sent);
     if ((size_t)sent < kept) {
         b->start += (size_t)sent;
         return 0;
@@ -11211,32 +11479,48 @@ CONC__PRIVATE ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char
     return sent - (ssize_t)kept;
 }
 
-/* In its turn: all n bytes are sent or kept. */
+/* Sends or keeps some of the bytes, without waiting on a descriptor. *blocks: the descriptor takes
+ * no more at present. */
+CONC__PRIVATE ssize_t conc__stream_put_some(conc_loop *l, conc_stream *s, const char *bytes,
+                                            size_t n, bool *blocks)
+{
+    *blocks = false;
+    if (n > s->buffer_size - conc__buffered(&s->out)) {
+        ssize_t sent = conc__stream_send(l, s, bytes, n);
+        if (sent != -EAGAIN)
+            return sent;
+        *blocks = true;
+    }
+    return conc__stream_keep(l, s, bytes, n);
+}
+
+/* Called in its turn to write: sends or keeps all n bytes. */
 CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
-    conc__patience patience = {0, 0};
+    conc__retry retry = {0, 0};
     size_t done = 0;
-    for (;;) {
-        bool full = n - done > s->buffer_size - conc__buffered(&s->out);
-        ssize_t took = full ? conc__stream_send(l, s, bytes + done, n - done)
-                            : conc__stream_keep(l, s, bytes + done, n - done);
-        bool waits = took == -EAGAIN;
-        if (waits)
-            took = conc__stream_keep(l, s, bytes + done, n - done);
-        if (took == -ENOMEM || took == -ECANCELED)
-            return done ? (ssize_t)done : took;
+    int rc = 0;
+    while (rc >= 0) {
+        bool blocks;
+        ssize_t took = conc__stream_put_some(l, s, bytes + done, n - done, &blocks);
+        bool counts = took == -ENOMEM || took == -ECANCELED; /* what was taken before is kept */
+        if (counts && done)
+            return (ssize_t)done;
         if (took < 0)
             return took;
         done += (size_t)took;
         if (done == n)
             return (ssize_t)n;
-        int rc =
-            waits ? conc__fd_await(l, s->fd, CONC_WRITABLE, &patience) : conc__stream_pass(l, s);
+        if (blocks)
+            rc = conc__fd_await(l, s->fd, CONC_WRITABLE, &retry);
+        else
+            rc = conc__stream_pass(l, s);
         if (s->state != CONC__STREAM_OPEN)
             return -EPIPE;
-        if (rc < 0)
-            return done ? (ssize_t)done : rc;
     }
+    if (done)
+        return (ssize_t)done;
+    return rc;
 }
 
 CONC__PRIVATE ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, const char *bytes,
@@ -11245,7 +11529,7 @@ CONC__PRIVATE ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, con
     ssize_t took;
     if (!s->writing && n <= s->buffer_size - conc__buffered(&s->out)) {
         took = conc__stream_keep(l, s, bytes, n);
-        conc__stream_hurry(l, s);
+        conc__stream_send_for_reader(l, s);
     } else {
         took = conc__stream_turn(l, s);
         if (took)
@@ -11255,9 +11539,10 @@ CONC__PRIVATE ssize_t conc__stream_write_bytes(conc_loop *l, conc_stream *s, con
             took = conc__stream_put(l, s, bytes, n);
         conc__stream_turn_over(l, s);
     }
-    if (took >= 0)
-        conc__spend_budget(l);
-    return took < 0 ? conc__stream_said(s, (int)took) : took;
+    if (took < 0)
+        return conc__stream_returns(s, (int)took);
+    conc__spend_budget(l);
+    return took;
 }
 
 CONC__PRIVATE CONC__CALLED ssize_t conc__stream_write_slowly(conc_stream *s, const void *buf,
@@ -11275,8 +11560,10 @@ CONC__PRIVATE CONC__CALLED ssize_t conc__stream_write_slowly(conc_stream *s, con
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n)
 {
     conc_loop *l = conc__of_task();
-    if (!conc__stream_is_calm(l, s) || s->writing || !s->out.data || !buf ||
-        n > s->out.size - s->out.end)
+    if (!conc__stream_is_idle(l, s) || s->writing)
+        return conc__stream_write_slowly(s, buf, n);
+    bool fits = s->out.data && n <= s->out.size - s->out.end;
+    if (!fits || !buf)
         return conc__stream_write_slowly(s, buf, n);
     memcpy(s->out.data + s->out.end, buf, n);
     s->out.end += n;
@@ -11284,18 +11571,23 @@ CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n)
     return (ssize_t)n;
 }
 
-/* Formats into memory of its own: the length, -EINVAL or -ENOMEM. */
+/* Formats into new memory. Returns the length, -EINVAL or -ENOMEM. */
 CONC__PRIVATE int conc__format(char **text, const char *fmt, va_list args)
 {
     va_list again;
     int saved = errno;
     va_copy(again, args);
     int length = vsnprintf(NULL, 0, fmt, args);
-    *text = length < 0 ? NULL : conc__alloc((size_t)length + 1);
-    if (*text)
-        vsnprintf(*text, (size_t)length + 1, fmt, again);
-    else
-        length = length < 0 ? -EINVAL : -ENOMEM;
+    *text = NULL;
+    if (length < 0) {
+        length = -EINVAL;
+    } else {
+        *text = conc__alloc((size_t)length + 1);
+        if (*text)
+            vsnprintf(*text, (size_t)length + 1, fmt, again);
+        else
+            length = -ENOMEM;
+    }
     va_end(again);
     errno = saved;
     return length;
@@ -11321,15 +11613,15 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
     return conc__stream_leave(l, s, n);
 }
 
-/* In its turn: waits until everything is out. */
+/* Called in its turn to write: waits until the buffer is sent. */
 CONC__PRIVATE int conc__stream_flush_all(conc_loop *l, conc_stream *s)
 {
-    conc__patience patience = {0, 0};
+    conc__retry retry = {0, 0};
     size_t before = conc__buffered(&s->out);
     for (;;) {
         int rc = conc__stream_push_piece(l, s);
         if (rc == -EAGAIN)
-            rc = conc__fd_await(l, s->fd, CONC_WRITABLE, &patience);
+            rc = conc__fd_await(l, s->fd, CONC_WRITABLE, &retry);
         else if (rc == 1)
             rc = conc__stream_pass(l, s);
         else if (rc != -ECANCELED)
@@ -11344,7 +11636,7 @@ CONC__PRIVATE int conc__stream_flush_all(conc_loop *l, conc_stream *s)
     }
 }
 
-/* Waits for its turn, and until everything is out. */
+/* Waits for its turn to write, and until the buffer is sent. */
 CONC__PRIVATE int conc__stream_flush_in_turn(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_turn(l, s);
@@ -11354,14 +11646,14 @@ CONC__PRIVATE int conc__stream_flush_in_turn(conc_loop *l, conc_stream *s)
     if (rc == 0)
         rc = conc__stream_flush_all(l, s);
     else if (s->shut && s->state == CONC__STREAM_OPEN)
-        rc = 0; /* that was a flush */
+        rc = 0; /* the shutdown has flushed */
     conc__stream_turn_over(l, s);
     return rc;
 }
 
 CONC__PRIVATE int conc__stream_flush(conc_loop *l, conc_stream *s)
 {
-    return conc__stream_said(s, conc__stream_flush_in_turn(l, s));
+    return conc__stream_returns(s, conc__stream_flush_in_turn(l, s));
 }
 
 CONC_API int conc_stream_flush(conc_stream *s)
@@ -11380,14 +11672,17 @@ CONC_API int conc_stream_flush(conc_stream *s)
 CONC__PRIVATE bool conc__is_write_end(int fd)
 {
     struct stat st;
-    return fstat(fd, &st) == 0 && S_ISFIFO(st.st_mode) &&
-           (fcntl(fd, F_GETFL) & O_ACCMODE) == O_WRONLY;
+    if (fstat(fd, &st) || !S_ISFIFO(st.st_mode))
+        return false;
+    return (fcntl(fd, F_GETFL) & O_ACCMODE) == O_WRONLY;
 }
 
 /* Ends the writing half of a descriptor: 0, or an error. */
 CONC__PRIVATE int conc__stream_end_half_of(conc_stream *s)
 {
-    int saved = errno, rc = shutdown(s->fd, SHUT_WR) ? -errno : 0;
+    int saved = errno, rc = 0;
+    if (shutdown(s->fd, SHUT_WR))
+        rc = -errno;
     bool closes = rc == -ENOTSOCK && conc__is_write_end(s->fd);
     errno = saved;
     if (closes) {
@@ -11401,7 +11696,7 @@ CONC__PRIVATE int conc__stream_end_half_of(conc_stream *s)
     return conc__system_failed(rc, "shutdown");
 }
 
-/* In its turn, after a flush: ends the writing half. */
+/* Called in its turn to write, after a flush: ends the writing half. */
 CONC__PRIVATE int conc__stream_end_half(conc_loop *l, conc_stream *s)
 {
     int rc = 0;
@@ -11416,13 +11711,15 @@ CONC__PRIVATE int conc__stream_end_half(conc_loop *l, conc_stream *s)
     return rc;
 }
 
-/* Flushes and ends the writing half; the words of its errors are told. */
+/* Flushes and ends the writing half, and records the words of its errors. */
 CONC__PRIVATE int conc__stream_end_writing(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_turn(l, s);
+    if (rc == -ECANCELED)
+        return rc;
     if (rc)
-        return rc == -ECANCELED ? rc : conc__own_error(rc);
-    if (!s->shut) { /* else another task did it meanwhile */
+        return conc__own_error(rc);
+    if (!s->shut) { /* no other task has done it meanwhile */
         rc = conc__stream_writable(s);
         if (rc == 0)
             rc = conc__stream_flush_all(l, s);
@@ -11432,7 +11729,9 @@ CONC__PRIVATE int conc__stream_end_writing(conc_loop *l, conc_stream *s)
             rc = conc__stream_end_half(l, s);
     }
     conc__stream_turn_over(l, s);
-    return conc__stream_said(s, rc > 0 ? -ECANCELED : rc);
+    if (rc > 0)
+        rc = -ECANCELED;
+    return conc__stream_returns(s, rc);
 }
 
 CONC_API int conc_stream_shutdown(conc_stream *s)
@@ -11449,8 +11748,8 @@ CONC_API int conc_stream_shutdown(conc_stream *s)
     return rc;
 }
 
-/* Before a close, which comes before any other task's turn: else bytes that were written meanwhile
- * would be lost. 0 too if another task has closed the stream and dropped nothing. */
+/* Flushes before a close. No other task runs between the two: bytes that it wrote would be lost.
+ * Also 0 if another task has closed the stream and dropped nothing. */
 CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_enter(l, s, "conc_stream_close");
@@ -11465,12 +11764,15 @@ CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
 static const conc__wait_kind conc__vacating = {
     .what = "waits until all tasks have left the stream that it closed"};
 
-/* Waits until no call of another task is inside, and, if another task ends the transport, until
- * that is done; the stream may be gone then. A cancel does not cut that short: the close has woken
- * all of them. Only a task can wait. */
+/* Waits until the calls of other tasks have ended and, if another task ends the transport, until
+ * that is done; the stream may be gone then. A cancel does not cut the wait short: the close has
+ * woken all of them. Only a task can wait. */
 CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s, bool ends_transport)
 {
-    if (!l || !l->self || (!s->inside && (!s->on || ends_transport)))
+    bool other_ends = s->on && !ends_transport;
+    if (!l || !l->self)
+        return;
+    if (!s->inside && !other_ends)
         return;
     int done = 0;
     while (!done) {
@@ -11480,8 +11782,8 @@ CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s, bool ends_t
     }
 }
 
-/* In the call that closed the stream, after the others have left: the transport's close; if they
- * could not be waited for, the last of them will call it. The newest error stays the flush's. */
+/* Called by the task that closed the stream, after the others have left: ends the transport. If it
+ * could not wait for them, the last of them does that. The flush's error stays the newest. */
 CONC__PRIVATE int conc__stream_end_transport(conc_loop *l, conc_stream *s, int flushed)
 {
     conc__kept_error kept;
@@ -11497,7 +11799,7 @@ CONC__PRIVATE int conc__stream_end_transport(conc_loop *l, conc_stream *s, int f
     return rc;
 }
 
-/* Closes, and frees what a stream on a descriptor has: conc_close's result. */
+/* Closes the stream. On a descriptor, frees its memory and returns conc_close's result. */
 CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
 {
     s->state = CONC__STREAM_CLOSED;
@@ -11511,7 +11813,9 @@ CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
         conc__transport_interrupt(l, s->on);
         return 0;
     }
-    int rc = s->fd >= 0 ? conc_close(s->fd) : 0; /* a pipe's end may be closed already */
+    int rc = 0;
+    if (s->fd >= 0) /* a pipe's end may be closed already */
+        rc = conc_close(s->fd);
     s->fd = -1;
     conc__buffer_drop(l, &s->in);
     conc__buffer_drop(l, &s->out);
@@ -11529,10 +11833,10 @@ CONC_API int conc_stream_close(conc_stream *s)
     bool kept = open && (conc__buffered(&s->out) || s->writing);
     if (kept && l && l->self && !l->self->pending)
         rc = conc__stream_flush_last(l, s);
-    bool shuts = s->state == CONC__STREAM_OPEN; /* else another task closes it, too */
+    bool shuts = s->state == CONC__STREAM_OPEN; /* no other task has closed it meanwhile */
     if (shuts) {
         closed = conc__stream_shut(l, s);
-        if (rc == 0 && s->unsaid) {
+        if (rc == 0 && s->unreturned) {
             rc = s->write_error;
             conc__stream_failed(s, rc, false);
         }
@@ -11543,7 +11847,9 @@ CONC_API int conc_stream_close(conc_stream *s)
         closed = conc__stream_end_transport(l, s, rc);
     if (rc == 0)
         return closed;
-    return rc > 0 ? -ECANCELED : rc;
+    if (rc > 0)
+        return -ECANCELED;
+    return rc;
 }
 
 CONC_API void conc__auto_conc_stream(conc_stream *s)
@@ -11559,37 +11865,38 @@ CONC_API void conc__auto_conc_stream(conc_stream *s)
         conc__error_restore(l->self, &kept);
 }
 
-/* ---- >>signalling --------------------------------------------------------------------------- */
+/* ---- >>signals ------------------------------------------------------------------------------ */
 
 enum { CONC__SIGNAL_LOOPS = 256, CONC__SIGNAL_STACK = 65536 };
 
-/* Loops that signals wake; NULL: a free place. When all are taken, there are more, which stay, as
- * a handler may be at work in them at any time. */
+/* The loops that signals wake; NULL: a free slot. If all slots are taken, another block is added,
+ * which stays for good, as a handler may run through it at any time. */
 typedef struct conc__signal_loops {
     _Atomic(conc_loop *) loops[CONC__SIGNAL_LOOPS];
     _Atomic(struct conc__signal_loops *) more;
 } conc__signal_loops;
 
-/* One atomic word for each signal number tells the handler what to do: the flags below, and above
- * them a count of the signals that were received.
+/* For each signal number, one atomic word tells the handler what to do. It holds the flags below
+ * and above them a count of the signals that were received.
  *
  *   state         flags               disposition    a signal
- *   free          none                the program's  puts back what was before, and is raised anew
+ *   free          none                the program's  restores the former disposition, and is raised
+ *                                                    again
  *   interrupting  INTERRUPTS          conc's         interrupts the runs that want it, or kills
- *   dumping       DUMPS               conc's         has runs in debug mode print their tasks
- *   received      RECEIVES, any more  conc's         is counted, and wakes the loops
- *   restoring     RESTORING           changes        sets AGAIN, and is raised anew afterwards
+ *   dumping       DUMPS               conc's         makes runs in debug mode print their tasks
+ *   received      RECEIVES, and any   conc's         is counted, and wakes the loops
+ *   restoring     RESTORING           changes        sets AGAIN, and is raised again afterwards
  *
  *   from          to                  by
- *   not restoring a flag more         conc__signal_enter, under the mutex: then it sets the handler
+ *   not restoring a flag more         conc__signal_enter, under the mutex; it then sets the handler
  *   any           a flag less         conc__signal_leave, under the mutex, for the last user
- *   free          restoring, free     conc__signal_put_back: conc__signal_leave calls it after the
- *                                     last flag, and the handler when it finds the number free
+ *   free          restoring, free     conc__signal_restore: conc__signal_leave calls it after the
+ *                                     last flag, and the handler if it finds the number free
  *
  * The handler finds a number free if the last user left after the kernel had called the handler,
- * or if a library saved conc's handler and installs it again. It reads the word once: so a
- * signal either is received, or interrupts, or does what it did before. The handler changes a
- * disposition only to kill the process, or while restoring, which conc__signal_enter waits for. */
+ * or if a library has saved conc's handler and installs it again. It reads the word once: so a
+ * signal is received, or interrupts, or has its former effect. The handler changes a disposition
+ * only to kill the process, or while restoring, for which conc__signal_enter waits. */
 enum { CONC__RECEIVES, CONC__INTERRUPTS, CONC__DUMPS, CONC__ROLES };
 
 #define CONC__ROLE(role) (1ul << (role))
@@ -11599,32 +11906,32 @@ enum { CONC__RECEIVES, CONC__INTERRUPTS, CONC__DUMPS, CONC__ROLES };
 #define CONC__CAME_ONE (1ul << 5)
 #define CONC__CAME(word) ((word) & ~(CONC__CAME_ONE - 1))
 
-/* In a conc_signals. */
+/* A number of a conc_signals. */
 struct conc__signal_number {
     int number;
-    unsigned long seen; /* up to here in the count they were handed out, or came before */
+    unsigned long seen; /* the count up to which signals were returned, or came before the open */
     conc_signals *receiver;
-    struct conc__signal_number *next, *prev; /* of the loop's with this number */
+    struct conc__signal_number *next, *prev; /* in the loop's list for this number */
 };
 
 CONC__PRIVATE uint64_t conc__signal_bit(int number) { return (uint64_t)1 << (number - 1); }
 
-/* In the process. */
+/* A number of the process. */
 typedef struct conc__signal {
     _Atomic unsigned long word;
-    int users[CONC__ROLES];  /* open conc_signals, or runs; under the mutex, as is the rest */
-    unsigned long handed;    /* up to here in the count they were handed out to a receiver */
-    struct sigaction before; /* what was there before conc's handler */
+    int users[CONC__ROLES];  /* open conc_signals, or runs; this and the rest: under the mutex */
+    unsigned long handed;    /* the count up to which a receiver has returned the signals */
+    struct sigaction before; /* the disposition before conc's handler */
 } conc__signal;
 
-/* Signals belong to the process, so this is shared by all loops. */
+/* All loops share this, as signals belong to the process. */
 static struct conc__signalling {
     pthread_mutex_t mutex;
     conc__signal numbers[CONC__SIGNALS];
-    atomic_int process; /* that installed the handlers; in a child without fork's hooks another */
+    atomic_int process; /* which installed the handlers; a forked child's handler compares it */
     conc__signal_loops reached;
-    atomic_int running; /* handlers at work: what they may look at must stay */
-    int faults;         /* runs that want the report of a stack overflow */
+    atomic_int running; /* handlers that run: the loops that they may read must stay */
+    int faults;         /* runs that want a stack overflow to be reported */
     int questions;      /* runs whose watchdog may ask where their thread is */
 } conc__signalling = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
@@ -11638,7 +11945,7 @@ CONC__PRIVATE bool conc__signal_is_ours(int number, struct sigaction *now)
            now->sa_handler == conc__on_signal;
 }
 
-/* Has the program left the number to the system? */
+/* Does the number have the default disposition? */
 CONC__PRIVATE bool conc__signal_is_default(int number)
 {
     struct sigaction now = {.sa_handler = SIG_DFL};
@@ -11647,16 +11954,16 @@ CONC__PRIVATE bool conc__signal_is_default(int number)
     return !(now.sa_flags & SA_SIGINFO) && now.sa_handler == SIG_DFL;
 }
 
-/* A signal that came to conc's handler, which nobody wanted. */
+/* Raises a signal again that came to conc's handler and has no user. */
 CONC__PRIVATE void conc__signal_again(int number)
 {
     if (kill(getpid(), number))
-        raise(number); /* a sandbox may refuse the other */
+        raise(number); /* a sandbox may refuse kill */
 }
 
-/* If the number is free, its disposition is what it was before conc's, or became meanwhile. Also
- * in the handler: only atomics and system calls. */
-CONC__PRIVATE void conc__signal_put_back(int number)
+/* If the number is free, restores the disposition that it had before conc's, unless the program has
+ * changed it meanwhile. Also runs in the handler: only atomics and system calls. */
+CONC__PRIVATE void conc__signal_restore(int number)
 {
     conc__signal *n = &conc__signalling.numbers[number];
     struct sigaction now;
@@ -11670,7 +11977,7 @@ CONC__PRIVATE void conc__signal_put_back(int number)
         conc__signal_again(number);
 }
 
-/* The default action, at once; the handler had blocked the signal. */
+/* Has the default action happen at once; the kernel blocks the signal in its handler. */
 CONC__PRIVATE void conc__signal_kills(int number)
 {
     struct sigaction usual;
@@ -11686,8 +11993,8 @@ CONC__PRIVATE void conc__signal_kills(int number)
 
 CONC__PRIVATE unsigned conc__interrupt_bit(int number) { return number == SIGINT ? 1 : 2; }
 
-/* Interrupts a run. True: it was interrupted before, and does not end. One Ctrl+C may come
- * twice, from the terminal and from a parent, so what comes within 0.1 s is one. */
+/* Interrupts a run. True: it was interrupted before, and has not ended. One Ctrl+C may come twice,
+ * from the terminal and from a parent, so signals within 0.1 s count as one. */
 CONC__PRIVATE bool conc__interrupt(conc_loop *l, int number)
 {
     enum { ONE = 100000000 };
@@ -11700,7 +12007,7 @@ CONC__PRIVATE bool conc__interrupt(conc_loop *l, int number)
     return false;
 }
 
-/* True: it kills. */
+/* True: the signal kills. */
 CONC__PRIVATE bool conc__signal_reaches_loop(conc_loop *l, int number, unsigned long role)
 {
     bool kills = role == CONC__INTERRUPTS && conc__interrupt(l, number);
@@ -11711,7 +12018,7 @@ CONC__PRIVATE bool conc__signal_reaches_loop(conc_loop *l, int number, unsigned 
     return kills;
 }
 
-/* To all loops. role: of the number, CONC__ROLES: none. True: it kills. */
+/* Tells all loops. role: of the number; CONC__ROLES: none. True: the signal kills. */
 CONC__PRIVATE bool conc__signal_reaches(int number, unsigned long role)
 {
     bool kills = false;
@@ -11727,7 +12034,7 @@ CONC__PRIVATE bool conc__signal_reaches(int number, unsigned long role)
     return kills;
 }
 
-/* What becomes of a signal: the word before it came. */
+/* Counts a signal, or notes it for later. Returns the word before that. */
 CONC__PRIVATE unsigned long conc__signal_comes(conc__signal *n)
 {
     unsigned long was = atomic_load(&n->word), next;
@@ -11741,12 +12048,12 @@ CONC__PRIVATE unsigned long conc__signal_comes(conc__signal *n)
     return was;
 }
 
-/* In whatever thread, at whatever moment: only atomics and system calls. */
+/* The handler. It runs in any thread, at any moment: only atomics and system calls. */
 CONC__PRIVATE void conc__on_signal(int number)
 {
     conc__signal *n = &conc__signalling.numbers[number];
     int saved = errno;
-    if (atomic_load(&conc__signalling.process) != getpid()) { /* a child's, before fork's hook */
+    if (atomic_load(&conc__signalling.process) != getpid()) { /* a child, before fork's hook */
         sigaction(number, &n->before, NULL);
         conc__signal_again(number);
         errno = saved;
@@ -11761,13 +12068,13 @@ CONC__PRIVATE void conc__on_signal(int number)
     } else if (was & CONC__ROLE(CONC__DUMPS)) {
         conc__signal_reaches(number, CONC__DUMPS);
     } else if (!(was & CONC__RESTORING)) {
-        conc__signal_put_back(number);
+        conc__signal_restore(number);
         conc__signal_again(number);
     }
     errno = saved;
 }
 
-/* Adds a flag, and takes those of `without` away: the word before. */
+/* Adds a flag, and removes those of `without`. Returns the word before that. */
 CONC__PRIVATE unsigned long conc__signal_flag(conc__signal *n, int role, unsigned long without)
 {
     unsigned long was = atomic_load(&n->word);
@@ -11782,7 +12089,7 @@ CONC__PRIVATE unsigned long conc__signal_flag(conc__signal *n, int role, unsigne
     }
 }
 
-/* Under the mutex: one more user of the number. */
+/* Adds a user of the number. Under the mutex. */
 CONC__PRIVATE int conc__signal_enter(int number, int role, unsigned long *came)
 {
     conc__signal *n = &conc__signalling.numbers[number];
@@ -11790,8 +12097,9 @@ CONC__PRIVATE int conc__signal_enter(int number, int role, unsigned long *came)
     unsigned long without = 0;
     if (!conc__signal_is_ours(number, &now)) {
         n->before = now;
-        /* a handler that the program installed meanwhile is not to be interrupted */
-        without = role == CONC__RECEIVES ? CONC__ALL_ROLES : 0;
+        if (role ==
+            CONC__RECEIVES) /* a handler of the program's meanwhile: it does not interrupt */
+            without = CONC__ALL_ROLES;
     }
     memset(&ours, 0, sizeof ours);
     ours.sa_handler = conc__on_signal;
@@ -11802,29 +12110,31 @@ CONC__PRIVATE int conc__signal_enter(int number, int role, unsigned long *came)
     if (role == CONC__RECEIVES && n->users[role] == 0)
         n->handed = *came;
     n->users[role]++;
-    return sigaction(number, &ours, NULL) ? -errno : 0;
+    if (sigaction(number, &ours, NULL))
+        return -errno;
+    return 0;
 }
 
-/* Under the mutex: a user has had enough. */
+/* Removes a user. Under the mutex. */
 CONC__PRIVATE void conc__signal_leave(int number, int role)
 {
     conc__signal *n = &conc__signalling.numbers[number];
     if (--n->users[role])
         return;
     unsigned long was = atomic_fetch_and(&n->word, ~CONC__ROLE(role));
-    conc__signal_put_back(number);
+    conc__signal_restore(number);
     if (role == CONC__RECEIVES && CONC__CAME(was) != n->handed)
-        conc__signal_again(number); /* nobody was given it, or will be */
+        conc__signal_again(number); /* no receiver has returned it, or will */
 }
 
-/* A free place, which is the loop's from now on; NULL: no memory for more. */
+/* Takes a free slot for the loop. NULL: no memory for more. */
 CONC__PRIVATE _Atomic(conc_loop *) *conc__signal_slot_take(conc_loop *l)
 {
     conc__signal_loops *all = &conc__signalling.reached, *more, *none;
     for (;; all = more) {
         for (int i = 0; i < CONC__SIGNAL_LOOPS; i++) {
-            conc_loop *nobody = NULL;
-            if (atomic_compare_exchange_strong(&all->loops[i], &nobody, l))
+            conc_loop *free = NULL;
+            if (atomic_compare_exchange_strong(&all->loops[i], &free, l))
                 return &all->loops[i];
         }
         none = NULL;
@@ -11842,7 +12152,7 @@ CONC__PRIVATE _Atomic(conc_loop *) *conc__signal_slot_take(conc_loop *l)
     }
 }
 
-/* Has signals wake this loop. A signal's frame takes up to 12 KiB where the processor has large
+/* Makes signals wake this loop. A signal's frame takes up to 12 KiB on processors with large
  * registers, so handlers run on a stack of their own, not on a task's. */
 CONC__PRIVATE int conc__signals_reach(conc_loop *l)
 {
@@ -11876,7 +12186,7 @@ CONC__PRIVATE void conc__signals_unreach(conc_loop *l)
     l->signal_slot = NULL;
 }
 
-/* A signal that a conc_signals has not handed out yet; 0: there is none. */
+/* A signal that a conc_signals has not returned yet; 0: there is none. */
 CONC__PRIVATE int conc__signals_find(conc_signals *s)
 {
     for (size_t i = 0; i < s->count; i++) {
@@ -11901,7 +12211,7 @@ CONC__PRIVATE void conc__interrupt_main(conc_loop *l, int number)
     if (l->winding_up) {
         l->interrupted_by = number;
         l->interrupted_late = true;
-    } else if (!l->main.asked) { /* else it was cancelled before, and ends for that */
+    } else if (!l->main.asked) { /* if asked, it was cancelled before, and ends for that */
         l->interrupted_by = number;
         conc__task_cancel(l, &l->main);
     }
@@ -11919,14 +12229,17 @@ CONC__PRIVATE void conc__signal_hand_out(conc_loop *l, int number)
     list->handed = came;
     for (struct conc__signal_number *n = list->first; n; n = n->next) {
         conc_signals *s = n->receiver;
-        for (int found; s->waits.first && (found = conc__signals_find(s)) != 0;) {
+        while (s->waits.first) {
+            int found = conc__signals_find(s);
+            if (!found)
+                break;
             l->signal_waits--;
             conc__wake(l, s->waits.first, found);
         }
     }
 }
 
-/* In the scheduler: hands out what came. */
+/* Called by the scheduler: handles the signals that came. */
 CONC__COLD void conc__take_signals_now(conc_loop *l)
 {
     atomic_store(&l->signalled, false);
@@ -11945,7 +12258,7 @@ static inline void conc__take_signals(conc_loop *l)
         conc__take_signals_now(l);
 }
 
-/* 0, -EINVAL, or why the system refuses it. */
+/* 0, -EINVAL, or the error with which the system refuses the number. */
 CONC__PRIVATE int conc__signal_may_be_received(int number)
 {
     static const int never[] = {SIGKILL, SIGSTOP, SIGPIPE, SIGSEGV, SIGBUS, SIGFPE, SIGILL};
@@ -11955,7 +12268,9 @@ CONC__PRIVATE int conc__signal_may_be_received(int number)
             return -EINVAL;
     if (number <= 0 || number >= CONC__SIGNALS)
         return -EINVAL;
-    return sigaction(number, NULL, &now) ? -errno : 0;
+    if (sigaction(number, NULL, &now))
+        return -errno;
+    return 0;
 }
 
 CONC__PRIVATE void conc__signal_block(int number)
@@ -11966,7 +12281,7 @@ CONC__PRIVATE void conc__signal_block(int number)
     pthread_sigmask(SIG_BLOCK, &set, NULL);
 }
 
-/* Lets a signal through in this thread. */
+/* Unblocks a signal in this thread, and notes if it was blocked. */
 CONC__PRIVATE void conc__signal_unblock(conc_loop *l, int number)
 {
     sigset_t set, before;
@@ -11978,7 +12293,7 @@ CONC__PRIVATE void conc__signal_unblock(conc_loop *l, int number)
         l->unblocked |= conc__signal_bit(number);
 }
 
-CONC__PRIVATE int conc__signal_take(conc_loop *l, struct conc__signal_number *n)
+CONC__PRIVATE int conc__signal_subscribe(conc_loop *l, struct conc__signal_number *n)
 {
     struct conc__signal_list *list = &l->received[n->number];
     int rc = conc__signal_enter(n->number, CONC__RECEIVES, &n->seen);
@@ -11991,11 +12306,15 @@ CONC__PRIVATE int conc__signal_take(conc_loop *l, struct conc__signal_number *n)
     return rc;
 }
 
-/* It is blocked again if it was before the loop's first receiver of it. */
-CONC__PRIVATE void conc__signal_give_back(conc_loop *l, const struct conc__signal_number *n)
+/* After the loop's last receiver of a number, blocks it again if it was blocked before the first.
+ * */
+CONC__PRIVATE void conc__signal_unsubscribe(conc_loop *l, const struct conc__signal_number *n)
 {
     struct conc__signal_list *list = &l->received[n->number];
-    *(n->prev ? &n->prev->next : &list->first) = n->next;
+    if (n->prev)
+        n->prev->next = n->next;
+    else
+        list->first = n->next;
     if (n->next)
         n->next->prev = n->prev;
     if (!list->first && l->unblocked & conc__signal_bit(n->number)) {
@@ -12005,20 +12324,20 @@ CONC__PRIVATE void conc__signal_give_back(conc_loop *l, const struct conc__signa
     conc__signal_leave(n->number, CONC__RECEIVES);
 }
 
-/* Takes one after the other; `taken` tells how many, when one fails. */
-CONC__PRIVATE int conc__signals_take(conc_loop *l, const conc_signals *s, size_t *taken)
+/* *taken: how many numbers were subscribed, which includes one that fails. */
+CONC__PRIVATE int conc__signals_subscribe(conc_loop *l, const conc_signals *s, size_t *taken)
 {
     int rc = 0;
     for (*taken = 0; rc == 0 && *taken < s->count; ++*taken)
-        rc = conc__signal_take(l, &s->numbers[*taken]);
+        rc = conc__signal_subscribe(l, &s->numbers[*taken]);
     return rc;
 }
 
-/* Gives the first n back, the last one first. */
-CONC__PRIVATE void conc__signals_give_back(conc_loop *l, const conc_signals *s, size_t n)
+/* The first n numbers, the last one first. */
+CONC__PRIVATE void conc__signals_unsubscribe(conc_loop *l, const conc_signals *s, size_t n)
 {
     while (n--)
-        conc__signal_give_back(l, &s->numbers[n]);
+        conc__signal_unsubscribe(l, &s->numbers[n]);
 }
 
 typedef struct conc__signal_call {
@@ -12030,7 +12349,7 @@ typedef struct conc__signal_call {
 
 static const char conc__bad_number[] = "a number that no task can receive";
 
-/* The receiver gets each number once, in the order of the list. */
+/* Gives the receiver each number once, in the order of the list. */
 CONC__PRIVATE int conc__signals_fill(conc_loop *l, const conc__signal_call *c)
 {
     conc_signals *s = c->s;
@@ -12066,7 +12385,10 @@ CONC__PRIVATE void conc__signals_link(conc_loop *l, conc_signals *s)
 
 CONC__PRIVATE void conc__signals_unlink(conc_loop *l, const conc_signals *s)
 {
-    *(s->prev ? &s->prev->next : &l->signals) = s->next;
+    if (s->prev)
+        s->prev->next = s->next;
+    else
+        l->signals = s->next;
     if (s->next)
         s->next->prev = s->prev;
 }
@@ -12083,9 +12405,9 @@ CONC__PRIVATE void conc__open_signals(conc_loop *l, void *arg)
         c->rc = conc__signals_reach(l);
     if (c->rc == 0) {
         pthread_mutex_lock(&conc__signalling.mutex);
-        c->rc = conc__signals_take(l, s, &taken);
+        c->rc = conc__signals_subscribe(l, s, &taken);
         if (c->rc)
-            conc__signals_give_back(l, s, taken);
+            conc__signals_unsubscribe(l, s, taken);
         pthread_mutex_unlock(&conc__signalling.mutex);
     }
     if (c->rc == 0) {
@@ -12103,12 +12425,13 @@ CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *n
     conc__signal_call c = {s, numbers, n, 0};
     if (!l)
         return conc__misused(-EPERM, "conc_signals_open", "there is no loop", NULL);
-    if (!s || !n || !conc__is_array(numbers, n, sizeof *numbers) || (s->loop && s->run == l->run))
+    bool is_open = s && s->loop && s->run == l->run;
+    if (!s || is_open || !n || !conc__is_array(numbers, n, sizeof *numbers))
         return conc__misused(-EINVAL, "conc_signals_open", "no numbers, or it is open", NULL);
     if (s->loop && conc__run_is_elsewhere(l, s->run))
         return conc__misused(-EBUSY, "conc_signals_open", "it is open in another thread's run",
                              NULL);
-    if (*conc__holding_find(&l->receiving, s)) /* it was set anew while it was open */
+    if (*conc__holding_find(&l->receiving, s)) /* it was set to zero while it was open */
         conc__lost(l, l->self, (*conc__holding_find(&l->receiving, s))->place, conc__overwritten);
     conc__on_loop(l, conc__open_signals, &c);
     if (c.rc == 0) {
@@ -12117,7 +12440,8 @@ CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *n
     }
     if (c.rc == -EINVAL)
         return conc__misused(-EINVAL, "conc_signals_open", conc__bad_number, NULL);
-    return conc__system_failed(c.rc, conc__refused(-c.rc) ? "rt_sigaction" : NULL);
+    const char *call = conc__refused(-c.rc) ? "rt_sigaction" : NULL;
+    return conc__system_failed(c.rc, call);
 }
 
 CONC__PRIVATE bool conc__receive_cancel(conc__wait *w)
@@ -12145,7 +12469,8 @@ CONC_API CONC__CALLED int conc_signals_next(conc_signals *s)
     if (s->loop != l || s->run != l->run)
         return conc__misused(-EPERM, "conc_signals_next", "it is another run's", NULL);
     conc__check_lost(l, __builtin_frame_address(0));
-    rc = s->waits.first ? 0 : conc__signals_find(s);
+    if (!s->waits.first)
+        rc = conc__signals_find(s);
     if (rc) {
         conc__spend_budget(l);
         return rc;
@@ -12162,7 +12487,7 @@ CONC__PRIVATE void conc__close_signals(conc_loop *l, void *arg)
     int saved = errno;
     conc__signals_unlink(l, s);
     pthread_mutex_lock(&conc__signalling.mutex);
-    conc__signals_give_back(l, s, s->count);
+    conc__signals_unsubscribe(l, s, s->count);
     pthread_mutex_unlock(&conc__signalling.mutex);
     CONC_FREE(s->numbers);
     errno = saved;
@@ -12224,8 +12549,10 @@ CONC__PRIVATE void conc__interrupts_leave(const conc_loop *l)
 CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
 {
     unsigned long came;
-    int rc = l->options.interrupt ? conc__signals_reach(l) : 0;
-    if (rc || !l->options.interrupt)
+    if (!l->options.interrupt)
+        return 0;
+    int rc = conc__signals_reach(l);
+    if (rc)
         return rc;
     pthread_mutex_lock(&conc__signalling.mutex);
     for (size_t i = 0; i < CONC_LEN(conc__interrupting) && rc == 0; i++) {
@@ -12253,14 +12580,14 @@ CONC__PRIVATE void conc__signals_end(conc_loop *l)
     conc__interrupts_leave(l);
     pthread_mutex_unlock(&conc__signalling.mutex);
     conc__signals_unreach(l);
-    int late = atomic_load(&l->interrupt); /* after the last look */
+    int late = atomic_load(&l->interrupt); /* it came after the scheduler's last check */
     if (late) {
         l->interrupted_by = late;
         l->interrupted_late = true;
     }
 }
 
-/* In a forked child: its loops are dead, and its signals do what they did before. */
+/* In a forked child: its loops are dead, and its signals get their former dispositions. */
 CONC__PRIVATE void conc__signals_forget(void)
 {
     struct sigaction now;
@@ -12284,7 +12611,7 @@ CONC__PRIVATE void conc__signals_forget(void)
     pthread_mutex_init(&conc__signalling.mutex, NULL);
 }
 
-/* SIGPIPE is blocked in the run's thread: a broken pipe is an error of the call. */
+/* Blocks SIGPIPE in the run's thread: a broken pipe is an error of the call. */
 CONC__PRIVATE void conc__pipe_signal_block(conc_loop *l)
 {
     sigset_t pipe, before;
@@ -12297,7 +12624,7 @@ CONC__PRIVATE void conc__pipe_signal_block(conc_loop *l)
         l->pipe_was_blocked && sigpending(&before) == 0 && sigismember(&before, SIGPIPE) == 1;
 }
 
-/* What a write of a task's own, or of the host's between two steps, left behind goes first. */
+/* Discards a SIGPIPE that a write of the program's own left pending, then unblocks it. */
 CONC__PRIVATE void conc__pipe_signal_unblock(const conc_loop *l)
 {
     sigset_t pipe;
@@ -12308,7 +12635,7 @@ CONC__PRIVATE void conc__pipe_signal_unblock(const conc_loop *l)
         pthread_sigmask(SIG_UNBLOCK, &pipe, NULL);
 }
 
-/* ---- >>posting ------------------------------------------------------------------------------ */
+/* ---- >>loops -------------------------------------------------------------------------------- */
 
 CONC_API conc_loop *conc_loop_self(void) { return conc__here; }
 
@@ -12318,8 +12645,9 @@ CONC__PRIVATE void conc__loop_free(conc_loop *l)
     CONC_FREE(l);
 }
 
-/* Its mutex may be held by a thread that this process does not have. */
-CONC__PRIVATE int conc__loop_can_be_told(const conc_loop *l, const char *call)
+/* 0, or the error of a call on another thread's loop. In a forked child the mutex of a loop of the
+ * parent may be held by a thread that does not exist here. */
+CONC__PRIVATE int conc__loop_check(const conc_loop *l, const char *call)
 {
     if (!l)
         return conc__misused(-EINVAL, call, "no loop", NULL);
@@ -12330,7 +12658,7 @@ CONC__PRIVATE int conc__loop_can_be_told(const conc_loop *l, const char *call)
 
 CONC_API int conc_loop_hold(conc_loop *l)
 {
-    int rc = conc__loop_can_be_told(l, __func__);
+    int rc = conc__loop_check(l, __func__);
     if (rc)
         return rc;
     pthread_mutex_lock(&l->mutex);
@@ -12341,7 +12669,7 @@ CONC_API int conc_loop_hold(conc_loop *l)
 
 CONC_API int conc_loop_release(conc_loop *l)
 {
-    int rc = conc__loop_can_be_told(l, __func__);
+    int rc = conc__loop_check(l, __func__);
     if (rc)
         return rc;
     pthread_mutex_lock(&l->mutex);
@@ -12350,7 +12678,7 @@ CONC_API int conc_loop_release(conc_loop *l)
         return conc__misused(-EINVAL, __func__, "the loop is not held", NULL);
     }
     bool last = --l->holds == 0 && l->over_for_good;
-    /* without a hold its wait may have become a deadlock */
+    /* without a hold the loop's wait may be a deadlock */
     if (!l->holds && l->asleep && !l->closed)
         conc__wake_up(l);
     pthread_mutex_unlock(&l->mutex);
@@ -12359,7 +12687,7 @@ CONC_API int conc_loop_release(conc_loop *l)
     return 0;
 }
 
-/* Has l run the post, which lives until then. From any thread. */
+/* Makes l run the post, which must live until then. From any thread. */
 CONC__PRIVATE int conc__post_to(conc_loop *l, conc__post *p)
 {
     p->next = NULL;
@@ -12401,7 +12729,7 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
 {
     if (!fn)
         return conc__misused(-EINVAL, __func__, "no function", NULL);
-    int rc = conc__loop_can_be_told(l, __func__);
+    int rc = conc__loop_check(l, __func__);
     if (rc)
         return rc;
     conc__posted_call *call = conc__alloc(sizeof *call);
@@ -12415,9 +12743,9 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
     return conc__own_error(rc);
 }
 
-/* A conc_loop_run, on the caller's stack. The loop's thread starts the task and fills in how it
- * ended; a cancel of the caller posts `stop`, once. The caller is answered when the task has ended
- * and no `stop` is on its way, for then nothing of this is used any more. */
+/* A call of conc_loop_run, on the caller's stack. The loop's thread starts the task and stores its
+ * result; a cancel of the caller posts `stop`, once. The caller is answered when the task has ended
+ * and no `stop` is posted: from then on no thread uses this. */
 typedef struct conc__remote {
     conc__post start, stop; /* to the loop that runs fn */
     conc__post answer;      /* to the caller's */
@@ -12428,7 +12756,7 @@ typedef struct conc__remote {
     struct conc__job_context *job; /* NULL: no job */
     conc__wait wait;               /* a task's */
     conc_task *task;               /* of `loop`, whose thread alone uses it */
-    pthread_mutex_t mutex;         /* over all below */
+    pthread_mutex_t mutex;         /* protects all below */
     pthread_cond_t changed;        /* a thread waits for `answered` */
     enum { CONC__GOES_ON, CONC__TO_STOP, CONC__STOPPED } state;
     bool ended, answered;
@@ -12441,7 +12769,7 @@ CONC__PRIVATE void conc__remote_answer(conc__remote *r)
     if (r->job && r->task)
         conc__extended.job_waits(r->job, r->loop, false);
     if (r->caller) {
-        conc__post_to(r->caller, &r->answer); /* its run lasts as long as its tasks */
+        conc__post_to(r->caller, &r->answer); /* its run does not end before its tasks */
         return;
     }
     pthread_mutex_lock(&r->mutex);
@@ -12500,7 +12828,7 @@ CONC__PRIVATE void conc__remote_stops(conc__post *p)
         conc__task_cancel(conc__here, r->task);
 }
 
-/* The caller is cancelled. Under the mutex; until `ended` the run lasts. */
+/* The caller is cancelled. Under the mutex; the other run does not end before `ended`. */
 CONC__PRIVATE void conc__remote_stop(conc__remote *r)
 {
     if (r->state == CONC__GOES_ON && !r->ended && conc__post_to(r->loop, &r->stop) == 0)
@@ -12538,7 +12866,7 @@ CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
 {
     r->wait =
         (conc__wait){.task = caller->self, .kind = &conc__runs_elsewhere, .on = r->loop, .item = r};
-    int holds = caller->virtual_clock; /* on the real one timers go on */
+    int holds = caller->virtual_clock; /* on the real clock timers go on */
     caller->awaited++;
     atomic_fetch_add_explicit(&caller->at_work, holds, memory_order_relaxed);
     if (conc__post_to(r->loop, &r->start))
@@ -12549,10 +12877,10 @@ CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
     caller->awaited--;
 }
 
-/* A thread sleeps; a job looks now and then whether it was asked to end. */
+/* A thread sleeps; a job checks now and then if it was asked to end. */
 CONC__PRIVATE void conc__remote_wait_thread(conc__remote *r)
 {
-    enum { LOOK = 20000000 }; /* ns */
+    enum { CHECK = 20000000 }; /* ns */
     if (conc__post_to(r->loop, &r->start)) {
         r->result = -ESHUTDOWN;
         return;
@@ -12563,7 +12891,7 @@ CONC__PRIVATE void conc__remote_wait_thread(conc__remote *r)
             pthread_cond_wait(&r->changed, &r->mutex);
             continue;
         }
-        struct timespec until = conc__real_time_in(LOOK);
+        struct timespec until = conc__real_time_in(CHECK);
         pthread_cond_timedwait(&r->changed, &r->mutex, &until);
         if (conc__extended.job_cancelled())
             conc__remote_stop(r);
@@ -12571,21 +12899,25 @@ CONC__PRIVATE void conc__remote_wait_thread(conc__remote *r)
     pthread_mutex_unlock(&r->mutex);
 }
 
-/* 0: conc_loop_run may be called here. */
+/* 0, or the error of a conc_loop_run here. */
 CONC__PRIVATE int conc__remote_may_run(const conc_loop *l, conc_fn *fn, const char *spawned)
 {
     static const char call[] = "conc_loop_run";
     conc_loop *here = conc__here;
     if (!fn)
         return conc__misused(-EINVAL, call, "no function", spawned);
-    int rc = conc__loop_can_be_told(l, call);
+    int rc = conc__loop_check(l, call);
     if (rc)
         return rc;
     if (here == l)
         return conc__misused(-EDEADLK, call, "the loop would wait for itself", spawned);
+    if (here && !conc__in_task_of(call))
+        return -EPERM;
     if (here)
-        return conc__in_task_of(call) ? conc__checkpoint(here) : -EPERM;
-    return conc__extended.job_cancelled && conc__extended.job_cancelled() ? -ECANCELED : 0;
+        return conc__checkpoint(here);
+    if (conc__extended.job_cancelled && conc__extended.job_cancelled())
+        return -ECANCELED;
+    return 0;
 }
 
 CONC_API CONC__CALLED int conc__loop_run(const char *spawned, conc_loop *l, conc_fn *fn, void *arg)
@@ -12608,7 +12940,8 @@ CONC_API CONC__CALLED int conc__loop_run(const char *spawned, conc_loop *l, conc
         conc__check_lost(here, __builtin_frame_address(0));
         conc__remote_wait_task(here, &r);
     } else {
-        r.job = conc__extended.job_here ? conc__extended.job_here() : NULL;
+        if (conc__extended.job_here)
+            r.job = conc__extended.job_here();
         conc__remote_wait_thread(&r);
     }
     pthread_cond_destroy(&r.changed);
@@ -12632,7 +12965,7 @@ CONC__PRIVATE conc__post *conc__take_posts(conc_loop *l, conc__post **last)
     return first;
 }
 
-/* Before those that were posted meanwhile. */
+/* Puts them before the posts that came meanwhile. */
 CONC__PRIVATE void conc__put_posts_back(conc_loop *l, conc__post *first, conc__post *last)
 {
     pthread_mutex_lock(&l->mutex);
@@ -12643,8 +12976,8 @@ CONC__PRIVATE void conc__put_posts_back(conc_loop *l, conc__post *first, conc__p
     pthread_mutex_unlock(&l->mutex);
 }
 
-/* In the scheduler: no more of them than of switches between two looks around, so that they keep
- * nothing else waiting. Those posted meanwhile wait for the next pass. */
+/* Called by the scheduler: runs at most as many posts as it switches tasks in a pass, so that
+ * timers and descriptors do not wait. Posts that come meanwhile wait for the next pass. */
 CONC__PRIVATE void conc__run_posts(conc_loop *l)
 {
     if (!atomic_load_explicit(&l->posted, memory_order_relaxed))
@@ -12669,11 +13002,13 @@ CONC__PRIVATE const char *conc__state_of(const conc_loop *l, const conc_task *t)
         return "running";
     if (t->wait)
         return t->wait->kind->what;
-    return t->state == CONC__DONE ? "ended" : "ready";
+    if (t->state == CONC__DONE)
+        return "ended";
+    return "ready";
 }
 
-/* Two columns a level; so that a deep tree stays readable and its dump linear, further levels are
- * a number. */
+/* Indents by two columns a level. Deep levels are printed as a number, which keeps a deep tree
+ * readable and its dump linear. */
 CONC__PRIVATE void conc__indent(FILE *out, int depth)
 {
     enum { DEEPEST = 24 };
@@ -12707,8 +13042,8 @@ CONC__PRIVATE void conc__print_group(FILE *out, const conc_group *g, int depth)
         fprintf(out, "background");
     else
         fprintf(out, "group at %s", conc__place_of(g->scope.place));
-    fprintf(out, ", %d %s%s:\n", g->live, g->live == 1 ? "child" : "children",
-            g->scope.effective ? ", cancelled" : "");
+    fprintf(out, ", %d %s", g->live, g->live == 1 ? "child" : "children");
+    fputs(g->scope.effective ? ", cancelled:\n" : ":\n", out);
 }
 
 /* The first group with children from scope s inward. */
@@ -12716,7 +13051,9 @@ CONC__PRIVATE conc_group *conc__group_from(conc_scope *s)
 {
     while (s && !(s->is_group && conc__group_of(s)->children))
         s = s->inner;
-    return s ? conc__group_of(s) : NULL;
+    if (!s)
+        return NULL;
+    return conc__group_of(s);
 }
 
 CONC__PRIVATE conc_group *conc__first_group(const conc_task *t)
@@ -12756,8 +13093,8 @@ CONC__PRIVATE int conc__serial_order(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Brings the census up to date. False: no memory. */
-CONC__PRIVATE bool conc__census_take(conc_loop *l)
+/* Updates the census. False: no memory. */
+CONC__PRIVATE bool conc__census_update(conc_loop *l)
 {
     conc__census *c = &l->census;
     const conc_task *roots[] = {&l->main, l->background.children};
@@ -12775,22 +13112,22 @@ CONC__PRIVATE bool conc__census_take(conc_loop *l)
     return true;
 }
 
-/* Is t, with this serial number, a task of the loop that has not ended? It may be NULL, or a
- * pointer to one that has, which is not followed. Reports ask it about the owner of each lock
- * that is waited for; without memory each of these questions walks through all tasks. Inline, as
- * only other modules call it. */
+/* Is t, with this serial number, a task of the loop that has not ended? t may be NULL, or point to
+ * a task that has ended, which is not followed. Reports ask this about the owner of each lock that
+ * a task waits for; without memory each question walks through all tasks. Inline, as only other
+ * modules call it. */
 static inline bool conc__lives(conc_loop *l, const conc_task *t, uint64_t serial)
 {
     const conc__census *c = &l->census;
     if (!t)
         return false;
-    if (conc__census_take(l))
+    if (conc__census_update(l))
         return bsearch(&serial, c->serials, c->count, sizeof *c->serials, conc__serial_order);
-    return (conc__is_in_tree(&l->main, t) || conc__is_in_tree(l->background.children, t)) &&
-           t->serial == serial;
+    bool is_there = conc__is_in_tree(&l->main, t) || conc__is_in_tree(l->background.children, t);
+    return is_there && t->serial == serial;
 }
 
-/* The tree below a task, without recursion: it may be deep. */
+/* Prints the tree below a task, without recursion: it may be deep. */
 CONC__PRIVATE void conc__print_tree(FILE *out, const conc_loop *l, const conc_group *g, int depth)
 {
     int top = depth;
@@ -12807,7 +13144,9 @@ CONC__PRIVATE void conc__print_tree(FILE *out, const conc_loop *l, const conc_gr
             /* up: to the owner's next group, or to the owner's next sibling */
             while (!t->younger) {
                 const conc_group *up = t->group;
-                g = up->background ? NULL : conc__group_from(up->scope.inner);
+                g = NULL;
+                if (!up->background)
+                    g = conc__group_from(up->scope.inner);
                 if (g || depth == top)
                     break;
                 depth -= 2;
@@ -12820,16 +13159,16 @@ CONC__PRIVATE void conc__print_tree(FILE *out, const conc_loop *l, const conc_gr
     }
 }
 
-/* Tasks in the same state that were spawned at the same place. */
+/* Tasks in the same state that were spawned at the same line. */
 typedef struct conc__crowd {
     const char *spawned, *state;
     size_t count;
-    const conc_task *first; /* who waits longest */
+    const conc_task *first; /* the one that has waited longest */
 } conc__crowd;
 
 enum { CONC__CROWDS = 256, CONC__CROWDED = 2000 };
 
-/* Counts a task; false: there are too many kinds, and it is of none that was seen before. */
+/* Counts a task. False: it is of a new kind, and there are too many kinds. */
 CONC__PRIVATE bool conc__crowd_add(const conc_loop *l, conc__crowd *crowds, size_t *n,
                                    const conc_task *t)
 {
@@ -12853,7 +13192,8 @@ CONC__PRIVATE int conc__crowd_order(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-/* Very many tasks: a line for each place and state, with the one that waits longest. */
+/* Prints very many tasks: a line for each place and state, with the task that has waited longest.
+ * */
 CONC__PRIVATE void conc__print_crowds(conc_loop *l, FILE *out)
 {
     conc__crowd *crowds = conc__alloc(CONC__CROWDS * sizeof *crowds);
@@ -12900,12 +13240,13 @@ typedef struct conc__dump_call {
 CONC__PRIVATE void conc__dump_on_loop(conc_loop *l, void *arg)
 {
     conc__dump_call *d = arg;
-    l->self = d->self; /* so that it shows as running */
-    size_t tasks = (size_t)(l->spawned - l->finished);
+    l->self = d->self; /* it shows as running */
+    size_t tasks = (size_t)(l->spawned - l->finished), timers = conc__wheel_count(&l->wheel);
+    const char *task_word = tasks == 1 ? "task" : "tasks";
+    const char *timer_word = timers == 1 ? "timer" : "timers";
     flockfile(d->out); /* no line of another thread comes between */
-    size_t timers = conc__wheel_count(&l->wheel);
-    fprintf(d->out, "conc: %zu %s, time %.9f, %zu %s\n", tasks, tasks == 1 ? "task" : "tasks",
-            (double)conc__time(l) / 1e9, timers, timers == 1 ? "timer" : "timers");
+    fprintf(d->out, "conc: %zu %s, time %.9f, %zu %s\n", tasks, task_word,
+            (double)conc__time(l) / 1e9, timers, timer_word);
     conc__print_all(l, d->out);
     funlockfile(d->out);
     l->self = NULL;
@@ -12929,22 +13270,27 @@ CONC_API void conc_dump(FILE *out)
     errno = saved;
 }
 
-/* The next task, after `last`, that t cannot go on without; NULL: none. A group waits for all of
- * its children. */
+/* The next task, after `last`, for which t waits; NULL: none. A group waits for all its children.
+ * */
 CONC__PRIVATE const conc_task *conc__blocker(const conc_task *t, const conc_task *last)
 {
     const conc__wait *w = t->wait;
     if (!w)
         return NULL;
-    if (w->kind == &conc__closing)
-        return last ? last->younger : ((const conc_group *)w->on)->children;
-    return last || !w->kind->owner ? NULL : w->kind->owner(w);
+    bool is_group = w->kind == &conc__closing;
+    if (is_group && last)
+        return last->younger;
+    if (is_group)
+        return ((const conc_group *)w->on)->children;
+    if (last || !w->kind->owner)
+        return NULL;
+    return w->kind->owner(w);
 }
 
 CONC__PRIVATE void conc__print_cycle(FILE *out, const conc_loop *l, conc_task *last,
                                      const conc_task *first)
 {
-    conc_task *at = last, *after = NULL; /* the path leads back: turn it round */
+    conc_task *at = last, *after = NULL; /* the path leads back: reverse it */
     while (after != first) {
         conc_task *before = at->next;
         at->next = after;
@@ -12961,9 +13307,9 @@ CONC__PRIVATE void conc__print_cycle(FILE *out, const conc_loop *l, conc_task *l
             fprintf(out, "  ... and so on ...\n");
 }
 
-/* Goes from t to whom it waits for, and on, and prints the first circle. Of each task that was
- * seen `marked` is set; of those on the path from t, `next` leads back, which tasks that wait do
- * not use, and `next_marked` points to the task itself. */
+/* Follows from t the tasks that wait for each other, and prints the first circle. `marked` is set
+ * in each task that was seen. In a task on the path from t, `next` leads back, which tasks that
+ * wait do not use, and `next_marked` points to the task itself. */
 CONC__PRIVATE bool conc__find_cycle(FILE *out, const conc_loop *l, conc_task *t)
 {
     const conc_task *last = NULL;
@@ -12994,7 +13340,7 @@ CONC__PRIVATE bool conc__find_cycle(FILE *out, const conc_loop *l, conc_task *t)
     return false;
 }
 
-/* Is there a circle of tasks? It is printed; out NULL: it is not. */
+/* Is there a circle of tasks? Prints it, unless out is NULL. */
 CONC__PRIVATE bool conc__find_deadlock(FILE *out, conc_loop *l)
 {
     const conc_task *roots[] = {&l->main, l->background.children};
@@ -13010,7 +13356,7 @@ CONC__PRIVATE bool conc__find_deadlock(FILE *out, conc_loop *l)
 
 /* The search for a circle visits every task. Posts of other threads may wake the loop very often
  * while all tasks wait: then most of its pauses go without a search, until one is long enough.
- * True: the search is left out now, and `limit` says when to look again. */
+ * True: do not search now; `limit` is when to search again. */
 CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
 {
     enum { TASKS = 64, EVERY = 50 * 1000 * 1000 }; /* at most so many tasks a pause; ns */
@@ -13020,12 +13366,13 @@ CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
         l->unsearched = 0;
         return false;
     }
-    *limit = left < *limit ? left : *limit;
+    if (left < *limit)
+        *limit = left;
     return true;
 }
 
-/* Every task waits. Does main_fn sleep for ever, to be woken by the signal that ends the program?
- * Not if a shield hides that, and not if other tasks wait for each other in a circle. */
+/* Every task waits. Does main_fn sleep until a signal ends the program? Not if a shield keeps that
+ * away, and not if other tasks wait for each other in a circle. */
 CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit)
 {
     const conc__wait *w = l->main.wait;
@@ -13056,13 +13403,14 @@ CONC__COLD void conc__print_deadlock(conc_loop *l, FILE *out)
 CONC__COLD void conc__doom(conc_loop *l, int rc)
 {
     l->doomed = true;
-    l->doom = l->doom ? l->doom : rc;
+    if (!l->doom)
+        l->doom = rc;
     conc__mark(l, &l->main);
     conc__spread(l, NULL, &l->background.scope, true);
     conc__spread_marked(l);
 }
 
-/* Every task waits, and nothing is left that could wake one: says so, and cancels everything. */
+/* Every task waits, and nothing can wake one: reports that, and cancels everything. */
 CONC__COLD void conc__deadlock(conc_loop *l)
 {
     int saved = errno;
@@ -13078,10 +13426,12 @@ typedef struct conc__lost_call {
     const char *place, *how;
 } conc__lost_call;
 
-/* What led a function to return with something open: after an error mostly a CONC_TRY. */
-CONC__PRIVATE void conc__tell_early_return(const conc_task *t, bool is_scope)
+/* Says why a function has returned with something open: after an error, mostly by a CONC_TRY. */
+CONC__PRIVATE void conc__explain_early_return(const conc_task *t, bool is_scope)
 {
-    int rc = t->last_rc ? t->last_rc : t->pending ? -ECANCELED : 0;
+    int rc = t->last_rc;
+    if (!rc && t->pending)
+        rc = -ECANCELED;
     if (rc < 0)
         fprintf(stderr, "conc: its newest error: %s\n", conc__text_or(conc__error_text(t, rc), rc));
     if (is_scope && rc < 0)
@@ -13096,8 +13446,8 @@ CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
 {
     const conc__lost_call *c = arg;
     const char *place = c->place ? c->place : "the scope or group around others";
-    const char *opened =
-        strncmp(place, "the ", 4) == 0 ? "" : "the group of "; /* its first spawn */
+    bool is_spawn = strncmp(place, "the ", 4) != 0; /* a group's place is that of its first spawn */
+    const char *opened = is_spawn ? "the group of " : "";
     bool is_handle = strncmp(place, CONC__HANDLE_OF, strlen(CONC__HANDLE_OF)) == 0;
     char who[CONC__DESCRIPTION] = "the loop";
     (void)l;
@@ -13113,33 +13463,37 @@ CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
         fprintf(stderr, "conc: either bytes of it were overwritten, or the function that had it "
                         "returned before the task's end\n");
     else if (c->task && c->how != conc__overwritten)
-        conc__tell_early_return(c->task, is_scope);
+        conc__explain_early_return(c->task, is_scope);
     abort();
 }
 
-/* Debug: the handle of a task, or of a job, is to last until that has ended. what: the task's name,
- * or CONC__A_JOB. */
+CONC__PRIVATE bool conc__is_on_own_stack(const conc_task *self, const char *at)
+{
+    return self && at >= self->stack->low && at < conc__stack_top(self->stack);
+}
+
+/* Debug: the handle of a task, or of a job, must last until that has ended. what: the task's name,
+ * or CONC__A_JOB. The end of a job in another thread is not noted: only a handle on the stack of
+ * the running task is watched. */
 CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *what)
 {
-    const conc_task *self = l->self;
-    const char *at = handle, *top = self ? conc__stack_top(self->stack) : NULL;
-    bool is_job = strcmp(what, CONC__A_JOB) == 0; /* whose end in another thread is not noted */
-    if (is_job && (!self || at < self->stack->low || at >= top))
-        return;                              /* not on the stack of the running task */
+    bool is_job = strcmp(what, CONC__A_JOB) == 0;
+    if (is_job && !conc__is_on_own_stack(l->self, handle))
+        return;
     conc__holding_drop(&l->handles, handle); /* an earlier job's, which has ended */
     conc__holding_add(&l->handles, handle, "a handle", what);
     l->lent = l->receiving || l->handles;
 }
 
-/* Something is gone with the memory it lay in, and the loop still points there: there is no way on.
- * t: the task that had it, NULL: the loop; place: what it is, and where it was opened. */
+/* Memory of an object is gone to which the loop still points: aborts. t: the task that had the
+ * object, NULL: the loop; place: what it is, and where it was opened. */
 CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *place, const char *how)
 {
     conc__lost_call c = {t, place, how};
     conc__on_loop(l, conc__lost_on_loop, &c);
 }
 
-/* Each task has one, each generator that is open, and each that was stopped for good. */
+/* Each task has a stack, and each generator that is open or was stopped for good. */
 CONC__PRIVATE void conc__count_stacks(const conc_loop *l, conc_stats *s)
 {
     size_t all = 0;
@@ -13178,26 +13532,31 @@ CONC_API void conc_get_stats(conc_stats *s)
     s->passes = l->passes;
     s->polls = l->polls;
     s->peak = (size_t)(l->most - l->finished);
-    s->jobs_queued = conc__extended.jobs_queued ? conc__extended.jobs_queued() : 0;
-    int64_t now = conc__time(l), step = CONC__STEPWISE(l) && l->self ? now - l->stepped : 0;
+    if (conc__extended.jobs_queued)
+        s->jobs_queued = conc__extended.jobs_queued();
+    int64_t now = conc__time(l), ran = now - l->began - l->idled;
+    if (CONC__STEPWISE(l)) {
+        ran = l->ran;
+        if (l->self)
+            ran += now - l->stepped;
+    }
     s->idle = (double)l->idled / 1e9;
     s->waiting = (double)l->waited / 1e9;
-    s->running = (double)(CONC__STEPWISE(l) ? l->ran + step : now - l->began - l->idled) / 1e9;
+    s->running = (double)ran / 1e9;
 }
 
-/* ---- >>tracing ------------------------------------------------------------------------------ */
+/* ---- >>trace -------------------------------------------------------------------------------- */
 
-/* The format is the array of "Trace Event Format" (the Chromium project), an event a line.
- * Events gather in a buffer, which is written when it is full, and now and then before the loop
- * sleeps; so a program that is killed leaves a file without the closing bracket, which viewers
- * accept. */
+/* The format is the array of "Trace Event Format" (the Chromium project), an event a line. Events
+ * are buffered. The buffer is written when it is full, and now and then before the loop sleeps: a
+ * program that is killed leaves a file without the closing bracket, which viewers accept. */
 
 enum { CONC__TRACE_BUFFER = 262144, CONC__TRACE_EVENT = 512, CONC__TRACE_PATHS = 99 };
 
 typedef struct conc__trace {
-    int fd; /* -1: it could not be written on */
+    int fd; /* -1: writing has failed */
     size_t used;
-    int64_t written; /* when it last was */
+    int64_t written; /* when the buffer was last written */
     uint64_t arrows;
     char row[32]; /* ,"pid":77,"tid": */
     size_t row_size;
@@ -13214,8 +13573,8 @@ CONC__PRIVATE void conc__trace_write(conc_loop *l, void *arg)
         if (n > 0)
             done += (size_t)n;
         else if (n == 0 || errno != EINTR) {
-            fprintf(stderr, "conc: the trace ends here: %s\n",
-                    n ? strerror(errno) : "nothing could be written");
+            const char *why = n ? strerror(errno) : "nothing could be written";
+            fprintf(stderr, "conc: the trace ends here: %s\n", why);
             close(tr->fd);
             tr->fd = -1;
         }
@@ -13225,8 +13584,7 @@ CONC__PRIVATE void conc__trace_write(conc_loop *l, void *arg)
     errno = saved;
 }
 
-/* The loop is about to sleep: what a viewer would miss should the program be killed is written
- * now and then. */
+/* The loop is about to sleep: writes the buffer now and then, in case the program is killed. */
 CONC__COLD void conc__trace_catch_up(conc_loop *l)
 {
     enum { EVERY = 500000000 };
@@ -13236,13 +13594,13 @@ CONC__COLD void conc__trace_catch_up(conc_loop *l)
 
 CONC__FAST char *conc__put(char *to, const char *text)
 {
-    size_t n = strlen(text); /* which the compiler knows */
+    size_t n = strlen(text); /* a constant to the compiler */
     memcpy(to, text, n);
     return to + n;
 }
 
-/* Two digits at a time, from the last one backwards; least: so many digits, with zeros before
- * them. */
+/* Writes two digits at a time, from the last one backwards; at least so many digits, with zeros
+ * before them. */
 CONC__PRIVATE char *conc__put_number(char *to, uint64_t n, int least)
 {
     static const char pairs[] = "000102030405060708091011121314151617181920212223242526272829303132"
@@ -13252,7 +13610,8 @@ CONC__PRIVATE char *conc__put_number(char *to, uint64_t n, int least)
     int digits = 1;
     for (uint64_t limit = 10; digits < 20 && n >= limit; limit *= 10)
         digits++;
-    digits = digits < least ? least : digits;
+    if (digits < least)
+        digits = least;
     char *end = to + digits;
     for (to = end; digits >= 2; digits -= 2, n /= 100) {
         to -= 2;
@@ -13272,25 +13631,35 @@ CONC__PRIVATE char *conc__put_time(char *to, int64_t ns)
     return conc__put_number(to + 1, n % 1000, 3);
 }
 
-/* How many bytes a character of UTF-8 has that begins here; 0: none does. */
+/* The length of a UTF-8 character by its first byte; 0: no character begins so. */
+CONC__PRIVATE int conc__utf8_length(unsigned char first)
+{
+    if (first < 0x80)
+        return 1;
+    if (first < 0xc2 || first >= 0xf5)
+        return 0;
+    if (first < 0xe0)
+        return 2;
+    if (first < 0xf0)
+        return 3;
+    return 4;
+}
+
+/* The length of the UTF-8 character that begins here; 0: none does. */
 CONC__PRIVATE int conc__utf8(const unsigned char *p)
 {
-    int more = p[0] < 0x80   ? 0
-               : p[0] < 0xc2 ? -1
-               : p[0] < 0xe0 ? 1
-               : p[0] < 0xf0 ? 2
-               : p[0] < 0xf5 ? 3
-                             : -1;
-    for (int i = 1; i <= more; i++)
+    int length = conc__utf8_length(p[0]);
+    for (int i = 1; i < length; i++)
         if ((p[i] & 0xc0) != 0x80)
             return 0;
     bool overlong = (p[0] == 0xe0 && p[1] < 0xa0) || (p[0] == 0xf0 && p[1] < 0x90);
-    /* a surrogate, or above U+10FFFF */
-    bool none = (p[0] == 0xed && p[1] > 0x9f) || (p[0] == 0xf4 && p[1] > 0x8f);
-    return overlong || none ? 0 : more + 1;
+    bool surrogate = p[0] == 0xed && p[1] > 0x9f, too_large = p[0] == 0xf4 && p[1] > 0x8f;
+    if (overlong || surrogate || too_large)
+        return 0;
+    return length;
 }
 
-/* What a JSON string may hold, of a name; shortened so that it fits into an event. */
+/* Writes a name as a JSON string has it, shortened so that it fits into an event. */
 CONC__PRIVATE char *conc__put_name(char *to, const char *name)
 {
     static const char hex[] = "0123456789abcdef";
@@ -13314,8 +13683,8 @@ CONC__PRIVATE char *conc__put_name(char *to, const char *name)
     return to;
 }
 
-/* Where an event begins; NULL: the trace has ended. Everything of the event is put there, and
- * told by conc__trace_put. */
+/* Begins an event. Returns where to write the rest of it, whose end conc__trace_put is given; NULL:
+ * the trace has ended. */
 CONC__FAST char *conc__trace_room(conc_loop *l, const char *name)
 {
     conc__trace *tr = l->trace;
@@ -13331,15 +13700,17 @@ CONC__PRIVATE void conc__trace_put(conc__trace *tr, char *end)
     tr->used = (size_t)(end - tr->buffer);
 }
 
-/* Rows are numbered from 1, in the order of the spawns; 0 is the loop's. */
+/* The row of a task. Rows are numbered from 1, in the order of the spawns; row 0 is the loop's. */
 CONC__PRIVATE uint64_t conc__row_of(const conc_loop *l, const conc_task *t)
 {
-    return t ? t->serial - conc__first_serial(l) + 1 : 0;
+    if (!t)
+        return 0;
+    return t->serial - conc__first_serial(l) + 1;
 }
 
 CONC__PRIVATE char *conc__put_row(const conc_loop *l, char *to, uint64_t row)
 {
-    /* more than there is to it, which is quicker */
+    /* a constant size, more than the row has, is quicker to copy */
     memcpy(to, l->trace->row, sizeof l->trace->row);
     return conc__put_number(to + l->trace->row_size, row, 1);
 }
@@ -13355,7 +13726,7 @@ CONC__FAST void conc__trace_span(conc_loop *l, uint64_t row, const char *name, i
     conc__trace_put(l->trace, conc__put(conc__put_row(l, at, row), "}"));
 }
 
-/* One end of an arrow, phase "s" or "f", which binds to the span around it. */
+/* Writes one end of an arrow, phase "s" or "f", which binds to the span around it. */
 CONC__PRIVATE void conc__trace_arrow(conc_loop *l, uint64_t row, const char *phase, int64_t when,
                                      uint64_t number)
 {
@@ -13392,14 +13763,14 @@ CONC__COLD void conc__trace_task(conc_loop *l, const conc_task *t)
     conc__trace_row(l, conc__row_of(l, t), t->name);
 }
 
-/* Something happened to a task (NULL: to the background group, at the end). */
+/* Marks an event of a task; NULL: of the background group, at its end. */
 CONC__COLD void conc__trace_mark(conc_loop *l, const conc_task *t, const char *what)
 {
     if (t)
         conc__trace_instant(l, conc__row_of(l, t), what);
 }
 
-/* Something leads to the task's next step: an arrow, if a task did it. */
+/* The running task, if there is one, causes the next step of t: begins an arrow. */
 CONC__PRIVATE void conc__trace_leads(conc_loop *l, conc_task *t)
 {
     if (!l->self)
@@ -13408,18 +13779,20 @@ CONC__PRIVATE void conc__trace_leads(conc_loop *l, conc_task *t)
     conc__trace_arrow(l, conc__row_of(l, l->self), "s", conc__time(l), t->arrow);
 }
 
-/* A file of this name, or of the next that no other run is writing to. */
+/* Opens a file of this name or, if another run writes to it, with the next number that is free. */
 CONC__PRIVATE int conc__trace_file(const char *path)
 {
     char name[PATH_MAX];
     for (int n = 1; n <= CONC__TRACE_PATHS; n++) {
-        if (snprintf(name, sizeof name, n == 1 ? "%s" : "%s.%d", path, n) >= (int)sizeof name)
+        int length = n == 1 ? snprintf(name, sizeof name, "%s", path)
+                            : snprintf(name, sizeof name, "%s.%d", path, n);
+        if (length >= (int)sizeof name)
             return -ENAMETOOLONG;
         int fd = conc__not_standard(open(name, O_WRONLY | O_CREAT | O_CLOEXEC, 0666));
         if (fd < 0)
             return -errno;
         if (flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) {
-            int rc = ftruncate(fd, 0); /* a pipe or a device cannot be cut */
+            int rc = ftruncate(fd, 0); /* fails for a pipe or a device */
             (void)rc;
             return fd;
         }
@@ -13451,7 +13824,7 @@ CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
     l->trace = tr;
     tr->used = 0;
     conc__trace_row(l, 0, "loop");
-    tr->buffer[0] = '['; /* instead of the comma */
+    tr->buffer[0] = '['; /* replaces the comma */
     return 0;
 }
 
@@ -13472,7 +13845,7 @@ CONC__PRIVATE void conc__trace_close(conc_loop *l)
 
 /* ---- >>faults ------------------------------------------------------------------------------- */
 
-/* The stack whose guard region an address lies in; NULL: none. */
+/* The stack in whose guard region an address lies; NULL: none. */
 CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *address)
 {
     for (const conc__stack_cache *p = l->stack_caches; p; p = p->next)
@@ -13484,20 +13857,19 @@ CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *add
     return NULL;
 }
 
-static struct sigaction conc__fault_before[2]; /* what there was for these: */
+static struct sigaction conc__fault_before[2]; /* the former dispositions of these: */
 static const int conc__fault_numbers[] = {SIGSEGV, SIGBUS};
 
-/* Has the handler that was there before called this one, which called it? */
+/* Has the former handler, which this one called, called it in turn? */
 CONC__PRIVATE bool conc__fault_comes_back(const siginfo_t *info)
 {
     static _Atomic uintptr_t last_info, last_frame;
     uintptr_t frame = (uintptr_t)__builtin_frame_address(0),
-              told = atomic_exchange(&last_info, (uintptr_t)info);
-    return told == (uintptr_t)info && frame < atomic_exchange(&last_frame, frame);
+              before = atomic_exchange(&last_info, (uintptr_t)info);
+    return before == (uintptr_t)info && frame < atomic_exchange(&last_frame, frame);
 }
 
-/* The end of the process. What faulted does so again; a signal that was sent has to be sent
- * again. */
+/* Ends the process: the instruction faults again; a signal that was sent is sent again. */
 CONC__PRIVATE void conc__fault_kills(int number, bool was_sent)
 {
     struct sigaction usual;
@@ -13508,18 +13880,20 @@ CONC__PRIVATE void conc__fault_kills(int number, bool was_sent)
         raise(number);
 }
 
-/* On a stack of its own. What was there before has its turn afterwards: by default, the end of
- * the process. */
+/* The handler, on a stack of its own. Afterwards the former disposition has its effect: by default,
+ * the end of the process. */
 CONC__PRIVATE void conc__on_fault(int number, siginfo_t *info, void *context)
 {
     const conc_loop *l = conc__here;
     bool was_sent = info->si_code <= 0;
-    const conc__stack *s = l && !was_sent ? conc__stack_above(l, info->si_addr) : NULL;
+    const conc__stack *s = NULL;
     const struct sigaction *before = &conc__fault_before[number == SIGBUS];
     if (conc__fault_comes_back(info)) {
         conc__fault_kills(number, was_sent);
         return;
     }
+    if (l && !was_sent)
+        s = conc__stack_above(l, info->si_addr);
     if (s)
         conc__report_overflow(l->self, s);
     else if (!was_sent && conc__extended.job_overflows)
@@ -13530,7 +13904,7 @@ CONC__PRIVATE void conc__on_fault(int number, siginfo_t *info, void *context)
         before->sa_handler(number);
     else if (before->sa_handler == SIG_DFL || !was_sent)
         conc__fault_kills(number, was_sent);
-    /* no tail call: a call that comes back is told by its frame */
+    /* no tail call: conc__fault_comes_back compares frames */
     atomic_signal_fence(memory_order_seq_cst);
 }
 
@@ -13541,12 +13915,11 @@ CONC__PRIVATE bool conc__fault_is_ours(int number)
            now.sa_sigaction == conc__on_fault;
 }
 
-/* The first run that wants it installs the handler, the last takes it away; a program's own that
- * came later stays. */
+/* The first run that wants it installs the handler, and the last removes it, unless the program has
+ * installed its own meanwhile. */
 CONC__PRIVATE void conc__faults_open(conc_loop *l)
 {
-    /* for the stack; so many runs at once that only this report is lost */
-    if (conc__signals_reach(l))
+    if (conc__signals_reach(l)) /* the handler needs its stack: without memory there is no report */
         return;
     pthread_mutex_lock(&conc__signalling.mutex);
     for (size_t i = 0; i < CONC_LEN(conc__fault_numbers) && conc__signalling.faults == 0; i++) {
@@ -13583,16 +13956,16 @@ CONC__PRIVATE void conc__faults_close(conc_loop *l)
 
 /* ---- >>usage -------------------------------------------------------------------------------- */
 
-/* Debug: how much of their stacks the tasks of one place used. */
+/* Debug: how much of their stacks the tasks that were spawned at one line have used. */
 typedef struct conc__usage {
     struct conc__usage *next;
     const char *spawned;
     size_t most, size, users;
-    char name[CONC__NAME]; /* of the task that used most */
+    char name[CONC__NAME]; /* of the task that has used most */
 } conc__usage;
 
-/* The lowest page of a stack that was ever touched. The search goes down from its top, and ends
- * where a gibibyte was never touched: there may be very much below. */
+/* The lowest page of a stack that was ever touched. Searches from its top down, until a gibibyte
+ * was never touched: a stack may be very large. */
 CONC__PRIVATE char *conc__first_resident(conc__stack *s)
 {
     enum { GAP = 1 << 30 };
@@ -13602,9 +13975,10 @@ CONC__PRIVATE char *conc__first_resident(conc__stack *s)
     char *at = s->low + conc__round_up((size_t)(top - s->low), page);
     while (at > s->low && (at > lowest || lowest - at < GAP)) {
         size_t n = (size_t)(at - s->low) / page, i = 0;
-        n = n < sizeof pages ? n : sizeof pages;
+        if (n > sizeof pages)
+            n = sizeof pages;
         at -= n * page;
-        if (mincore(at, n * page, (void *)pages)) /* then all of it may have been */
+        if (mincore(at, n * page, (void *)pages)) /* fails: all of it may have been touched */
             return top - s->low < GAP ? s->low : top - GAP;
         while (i < n && !(pages[i] & 1))
             i++;
@@ -13614,9 +13988,8 @@ CONC__PRIVATE char *conc__first_resident(conc__stack *s)
     return lowest;
 }
 
-/* The lowest byte of a stack that was ever written, to the word; what was never touched reads as
- * zero. The frames of tasks that went on stay poisoned for sanitizers, so this looks behind
- * their back. */
+/* The lowest word of a stack that was ever written; untouched memory reads as zero. Sanitizers may
+ * still have frames poisoned, so they do not check this function. */
 CONC__UNSANITIZED CONC__PRIVATE char *conc__stack_lowest(conc__stack *s)
 {
     const uint64_t *at = (const uint64_t *)(void *)conc__first_resident(s),
@@ -13646,19 +14019,19 @@ CONC__PRIVATE void conc__usage_add(conc_loop *l, conc__source user, size_t size,
     }
 }
 
-/* A stack is about to be given back. Returns from where on it is to be cleared for its next
- * user; NULL: it need not be. */
+/* A stack is about to be released. Returns the address from which it must be cleared for its next
+ * user; NULL: it need not be cleared. */
 CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, conc__source user)
 {
-    if (l->on_valgrind) /* to Valgrind, what was never written has no value */
+    if (l->on_valgrind) /* to Valgrind, unwritten memory has no value */
         return NULL;
     char *lowest = conc__stack_lowest(s);
     conc__usage_add(l, user, s->cache->size, (size_t)(conc__stack_top(s) - lowest));
     return lowest;
 }
 
-/* Nothing is left of a stack's last user. Of many pages some may never have been touched: writing
- * there would take memory, so they are given back. */
+/* Clears a stack after its last user. Some of many pages may never have been touched, and writing
+ * there would take memory: they are returned to the system. */
 CONC__PRIVATE void conc__stack_clear(conc__stack *s, char *from)
 {
     enum { MANY = 1024 * 1024 }; /* bytes */
@@ -13673,8 +14046,8 @@ CONC__PRIVATE void conc__stack_clear(conc__stack *s, char *from)
     memset(from, 0, (size_t)(top - from));
 }
 
-/* The end of the run: the largest first. */
-CONC__PRIVATE void conc__usage_tell(conc_loop *l)
+/* Reports at the end of the run, the largest first. */
+CONC__PRIVATE void conc__usage_report(conc_loop *l)
 {
     enum { LINES = 20 };
     char who[CONC__DESCRIPTION];
@@ -13695,10 +14068,10 @@ CONC__PRIVATE void conc__usage_tell(conc_loop *l)
 
 /* ---- >>backtraces --------------------------------------------------------------------------- */
 
-/* Where a thread stands, found by another one, and told in names. Whatever it is, reading it
- * must not make things worse: so memory is read through the kernel, which returns an error where
- * there is none, files are read piece by piece, and nothing is allocated. Only on Linux;
- * elsewhere the frames are left out. */
+/* Finds where another thread stands, and the names of its functions. Reading must not crash,
+ * whatever state the thread is in: memory is read through the kernel, which returns an error if
+ * there is none, files are read piece by piece, and nothing is allocated. Only on Linux; elsewhere
+ * reports have no frames. */
 
 enum { CONC__FRAMES = 32 };
 
@@ -13722,40 +14095,51 @@ typedef struct conc__map_line {
     char rights[5], path[PATH_MAX];
 } conc__map_line;
 
-/* The mapping that an address lies in. */
+/* Reads a line of /proc/self/maps. True: the address lies in its mapping. */
+CONC__PRIVATE bool conc__map_parse(const char *line, uintptr_t address, conc__map_line *m)
+{
+    unsigned long low, high;
+    unsigned long long offset;
+    int path = 0;
+    int got = sscanf(line, "%lx-%lx %4s %llx %*s %*s %n", &low, &high, m->rights, &offset, &path);
+    if (got < 4 || address < low || address >= high)
+        return false;
+    m->low = low;
+    m->high = high;
+    m->offset = offset;
+    conc__copy(m->path, sizeof m->path, path ? line + path : "");
+    return true;
+}
+
+/* Finds the mapping in which an address lies. */
 CONC__PRIVATE bool conc__map_find(uintptr_t address, conc__map_line *m)
 {
     char text[PATH_MAX + 128];
     size_t kept = 0;
     bool found = false;
     int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
-    for (ssize_t n; !found && fd >= 0 && (n = read(fd, text + kept, sizeof text - 1 - kept)) > 0;) {
-        char *line = text, *end;
+    if (fd < 0)
+        return false;
+    while (!found) {
+        ssize_t n = read(fd, text + kept, sizeof text - 1 - kept);
+        if (n <= 0)
+            break;
         text[kept + (size_t)n] = 0;
-        for (; !found && (end = strchr(line, '\n')) != NULL; line = end + 1) {
-            unsigned long low, high;
-            unsigned long long offset;
-            int path = 0;
+        char *line = text, *end = strchr(line, '\n');
+        while (end && !found) {
             *end = 0;
-            if (sscanf(line, "%lx-%lx %4s %llx %*s %*s %n", &low, &high, m->rights, &offset,
-                       &path) < 4 ||
-                address < low || address >= high)
-                continue;
-            m->low = low;
-            m->high = high;
-            m->offset = offset;
-            conc__copy(m->path, sizeof m->path, path ? line + path : "");
-            found = true;
+            found = conc__map_parse(line, address, m);
+            line = end + 1;
+            end = strchr(line, '\n');
         }
         kept = strlen(line);
         memmove(text, line, kept + 1);
     }
-    if (fd >= 0)
-        close(fd);
+    close(fd);
     return found;
 }
 
-/* The address in the module's own numbering of what lies at an offset of its file; or -1. */
+/* Converts an offset in a module's file into an address of the module, or -1. */
 CONC__PRIVATE uint64_t conc__module_address(int fd, const ElfW(Ehdr) * header, uint64_t offset)
 {
     for (int i = 0; i < header->e_phnum; i++) {
@@ -13769,7 +14153,16 @@ CONC__PRIVATE uint64_t conc__module_address(int fd, const ElfW(Ehdr) * header, u
     return UINT64_MAX;
 }
 
-/* Looks through one table of symbols for the function around s->address. */
+/* Is it the symbol of a function around this address? */
+CONC__PRIVATE bool conc__symbol_covers(const ElfW(Sym) * symbol, uint64_t address)
+{
+    uint64_t size = symbol->st_size ? symbol->st_size : 1;
+    if ((symbol->st_info & 15) != STT_FUNC || symbol->st_shndx == SHN_UNDEF)
+        return false;
+    return address >= symbol->st_value && address - symbol->st_value < size;
+}
+
+/* Searches one table of symbols for the function around s->address. */
 CONC__PRIVATE bool conc__symbol_in(int fd, const ElfW(Shdr) * table, const ElfW(Shdr) * names,
                                    conc__symbol *s)
 {
@@ -13777,54 +14170,67 @@ CONC__PRIVATE bool conc__symbol_in(int fd, const ElfW(Shdr) * table, const ElfW(
     ElfW(Sym) some[AT_ONCE];
     uint64_t count = table->sh_size / sizeof some[0];
     for (uint64_t i = 0; i < count; i += AT_ONCE) {
-        uint64_t n = count - i < AT_ONCE ? count - i : AT_ONCE;
+        uint64_t n = count - i < AT_ONCE ? count - i : AT_ONCE, k = 0;
         if (!conc__read_at(fd, some, (size_t)n * sizeof some[0],
                            table->sh_offset + i * sizeof some[0]))
             return false;
-        for (uint64_t k = 0; k < n; k++) {
-            uint64_t from = s->address - some[k].st_value;
-            if ((some[k].st_info & 15) != STT_FUNC || s->address < some[k].st_value ||
-                from >= (some[k].st_size ? some[k].st_size : 1) || some[k].st_shndx == SHN_UNDEF)
-                continue;
-            ssize_t got =
-                pread(fd, s->name, sizeof s->name - 1, (off_t)(names->sh_offset + some[k].st_name));
-            s->name[got > 0 ? got : 0] = 0;
-            s->offset = from;
-            return s->name[0] != 0;
-        }
+        while (k < n && !conc__symbol_covers(&some[k], s->address))
+            k++;
+        if (k == n)
+            continue;
+        ssize_t got =
+            pread(fd, s->name, sizeof s->name - 1, (off_t)(names->sh_offset + some[k].st_name));
+        s->name[got > 0 ? got : 0] = 0;
+        s->offset = s->address - some[k].st_value;
+        return s->name[0] != 0;
     }
     return false;
 }
 
-/* The name of the function around s->address, which lies at that offset of the module's file. */
+CONC__PRIVATE bool conc__section_at(int fd, const ElfW(Ehdr) * header, uint64_t i,
+                                    ElfW(Shdr) * section)
+{
+    return conc__read_at(fd, section, sizeof *section, header->e_shoff + i * sizeof *section);
+}
+
+/* Searches the tables of symbols of an open file. */
+CONC__PRIVATE void conc__symbol_search(int fd, const ElfW(Ehdr) * header, conc__symbol *s)
+{
+    ElfW(Shdr) table, names;
+    for (int i = 0; i < header->e_shnum; i++) {
+        if (!conc__section_at(fd, header, (uint64_t)i, &table))
+            return;
+        bool has_symbols = table.sh_type == SHT_SYMTAB || table.sh_type == SHT_DYNSYM;
+        if (!has_symbols || table.sh_link >= header->e_shnum)
+            continue;
+        if (conc__section_at(fd, header, table.sh_link, &names) &&
+            conc__symbol_in(fd, &table, &names, s))
+            return;
+    }
+}
+
+/* Finds the name of the function at an offset of the module's file. */
 CONC__PRIVATE void conc__symbol_name(conc__symbol *s, const char *file, uint64_t offset)
 {
     ElfW(Ehdr) header;
     int fd = open(file, O_RDONLY | O_CLOEXEC);
-    bool named = false;
     if (fd < 0)
         return;
-    if (conc__read_at(fd, &header, sizeof header, 0) &&
-        memcmp(header.e_ident, ELFMAG, SELFMAG) == 0 && header.e_shentsize == sizeof(ElfW(Shdr)) &&
-        (s->address = conc__module_address(fd, &header, offset)) != UINT64_MAX)
-        for (int i = 0; i < header.e_shnum && !named; i++) {
-            ElfW(Shdr) table, names;
-            if (!conc__read_at(fd, &table, sizeof table,
-                               header.e_shoff + (uint64_t)i * sizeof table))
-                break;
-            if ((table.sh_type == SHT_SYMTAB || table.sh_type == SHT_DYNSYM) &&
-                table.sh_link < header.e_shnum &&
-                conc__read_at(fd, &names, sizeof names,
-                              header.e_shoff + (uint64_t)table.sh_link * sizeof names))
-                named = conc__symbol_in(fd, &table, &names, s);
-        }
+    bool is_elf = conc__read_at(fd, &header, sizeof header, 0) &&
+                  memcmp(header.e_ident, ELFMAG, SELFMAG) == 0 &&
+                  header.e_shentsize == sizeof(ElfW(Shdr));
+    if (is_elf) {
+        s->address = conc__module_address(fd, &header, offset);
+        if (s->address != UINT64_MAX)
+            conc__symbol_search(fd, &header, s);
+    }
     close(fd);
 }
 
-/* False: there is no code. */
+/* Finds the module and function of an address. False: there is no code. */
 CONC__PRIVATE bool conc__symbol_at(uintptr_t address, conc__symbol *s)
 {
-    static conc__map_line m; /* only the watchdog's, of which one at a time asks */
+    static conc__map_line m; /* only watchdogs call this, one at a time */
     s->name[0] = s->module[0] = 0;
     s->address = address;
     if (!conc__map_find(address, &m) || m.rights[2] != 'x')
@@ -13836,8 +14242,8 @@ CONC__PRIVATE bool conc__symbol_at(uintptr_t address, conc__symbol *s)
     return true;
 }
 
-/* Does a call instruction end at this address? Where the processor's are not known here,
- * perhaps. */
+/* Does a call instruction end at this address? Perhaps, for a processor whose instructions are not
+ * known here. */
 CONC__PRIVATE bool conc__follows_call(int memory, uintptr_t address)
 {
 #if defined __x86_64__
@@ -13859,20 +14265,22 @@ CONC__PRIVATE bool conc__follows_call(int memory, uintptr_t address)
 #endif
 }
 
-/* What the system tells of a thread in a file of this name; "": nothing. */
+/* Reads a file of this name in the thread's directory of /proc; "": it cannot be read. */
 CONC__PRIVATE void conc__thread_file(long thread, const char *name, char *text, size_t size)
 {
     char path[64];
     snprintf(path, sizeof path, "/proc/self/task/%ld/%s", thread, name);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd >= 0 ? read(fd, text, size - 1) : -1;
-    if (fd >= 0)
+    ssize_t n = 0;
+    if (fd >= 0) {
+        n = read(fd, text, size - 1);
         close(fd);
+    }
     text[n > 0 ? n : 0] = 0;
 }
 
-/* Is the thread in a system call? Then it is not disturbed, as its sleep would end early; where
- * it called from is found on its stack instead. */
+/* Is the thread in a system call? A signal would cut its sleep short: its frames are found on its
+ * stack instead. */
 CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *pc)
 {
     char text[256];
@@ -13899,39 +14307,39 @@ CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *p
 
 /* ---- >>watchdog ----------------------------------------------------------------------------- */
 
-/* Debug: what holds the loop now. Either a task's step, or a call of one of the program's
- * functions outside all tasks, which may come in the middle of a task's step. */
+/* Debug: what runs on the loop's thread now: a task's step, or a call of one of the program's
+ * functions outside all tasks, which may interrupt a task's step. */
 typedef struct conc__held_by {
-    int64_t began;         /* on the real clock; 0: nothing holds it */
+    int64_t began;         /* on the real clock; 0: nothing runs */
     const conc_task *task; /* only compared; NULL: a call */
     const char *role;      /* of the function that is called: "the posted function" */
     uintptr_t fn;
-    bool told;
+    bool reported;
 } conc__held_by;
 
-/* Debug: a thread that looks, several times in the time a step may take, whether the same step
+/* Debug: a thread that checks, several times within the time that a step may take, if the same step
  * still runs. */
 typedef struct conc__watchdog {
     pthread_t id, of;
     long of_number;
-    pthread_mutex_t mutex; /* over all the rest but `frames` */
+    pthread_mutex_t mutex; /* protects the rest, except `frames` */
     pthread_cond_t changed;
     bool ends, asks;
     int64_t most; /* ns that a step may take */
     conc__held_by step;
     char name[CONC__DESCRIPTION]; /* of the step's task, which may end in it */
 #ifdef CONC__BACKTRACE
-    sem_t answered; /* there while `asks` */
+    sem_t answered; /* valid while `asks` is set */
     int count;
     void *frames[CONC__FRAMES];
 #endif
 } conc__watchdog;
 
-static pthread_mutex_t conc__telling = PTHREAD_MUTEX_INITIALIZER; /* one watchdog at a time */
-/* it wants to know where its thread stands */
+static pthread_mutex_t conc__report_mutex = PTHREAD_MUTEX_INITIALIZER; /* one watchdog at a time */
+/* the watchdog that asks where its thread stands */
 static _Atomic(conc__watchdog *) conc__questioner;
 
-/* For the calls that wait until a time of the system's clock. */
+/* The time of the system's clock in ns from now, for calls that take such a time. */
 CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns)
 {
     struct timespec t;
@@ -13940,8 +14348,8 @@ CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns)
     return (struct timespec){(time_t)(at / 1000000000), (long)(at % 1000000000)};
 }
 
-/* Code at an address as reports name it: "function+0x12 (module+0x345)", as far as that is known.
- * Under conc__telling. */
+/* Describes the code at an address: "function+0x12 (module+0x345)", as far as that is known. Under
+ * conc__report_mutex. */
 CONC__PRIVATE void conc__name_code(char *text, size_t size, uintptr_t address)
 {
     unsigned long long number = address;
@@ -13959,14 +14367,14 @@ CONC__PRIVATE void conc__name_code(char *text, size_t size, uintptr_t address)
     snprintf(text, size, "0x%llx", number);
 }
 
-/* The name of a function of the program's; false: its module has no symbols. */
+/* Finds the name of a function of the program. False: its module has no symbols. */
 CONC__COLD bool conc__name_function(char name[CONC__NAME], uintptr_t fn)
 {
     char code[PATH_MAX + 256];
     int saved = errno;
-    pthread_mutex_lock(&conc__telling);
+    pthread_mutex_lock(&conc__report_mutex);
     conc__name_code(code, sizeof code, fn);
-    pthread_mutex_unlock(&conc__telling);
+    pthread_mutex_unlock(&conc__report_mutex);
     errno = saved;
     char *offset = strstr(code, "+0x0 (");
     if (!offset)
@@ -13976,7 +14384,7 @@ CONC__COLD bool conc__name_function(char name[CONC__NAME], uintptr_t fn)
     return true;
 }
 
-/* What holds the loop, in words. Under conc__telling. */
+/* Describes what holds the loop. Under conc__report_mutex. */
 CONC__PRIVATE void conc__name_step(char *text, size_t size, const conc__held_by *step,
                                    const char *task)
 {
@@ -13986,7 +14394,7 @@ CONC__PRIVATE void conc__name_step(char *text, size_t size, const conc__held_by 
         return;
     }
     conc__name_code(code, sizeof code, step->fn);
-    char *offset = strstr(code, "+0x0 ("); /* behind a function's name: it is that function */
+    char *offset = strstr(code, "+0x0 ("); /* the address is that of the function named before it */
     if (offset)
         *offset = 0;
     size_t role = strlen(step->role);
@@ -14004,7 +14412,8 @@ CONC__PRIVATE void conc__print_frame(int number, uintptr_t address)
                        sizeof text);
 }
 
-/* The frames of a thread in a system call: what looks like the return addresses of calls. */
+/* Prints the frames of a thread in a system call: the words on its stack that look like return
+ * addresses. */
 CONC__PRIVATE int conc__frames_on_stack(uintptr_t sp, uintptr_t pc)
 {
     enum { WORDS = 4096 };
@@ -14028,11 +14437,11 @@ CONC__PRIVATE int conc__frames_on_stack(uintptr_t sp, uintptr_t pc)
 #endif
 
 #ifdef CONC__BACKTRACE
-/* Where a signal interrupted the thread; 0: not known here. */
+/* The address at which a signal interrupted the thread; 0: unknown on this system. */
 CONC__PRIVATE uintptr_t conc__interrupted_at(const void *context)
 {
 #if defined __linux__ && defined __x86_64__
-    /* in its array of registers, which has two names, and comes first */
+    /* element 16 of its first member, whose name differs between C libraries */
     return ((const uintptr_t *)(const void *)&((const ucontext_t *)context)->uc_mcontext)[16];
 #elif defined __linux__ && defined __aarch64__
     return (uintptr_t)((const ucontext_t *)context)->uc_mcontext.pc;
@@ -14044,22 +14453,33 @@ CONC__PRIVATE uintptr_t conc__interrupted_at(const void *context)
 #endif
 }
 
-/* In the thread that is asked for. */
+/* Stores the frames of this thread, in a signal handler. */
+CONC__COLD void conc__store_frames(conc__watchdog *d, const void *context)
+{
+    enum { OF_HANDLER = 3, MORE = 8 }; /* frames: this, its caller's, and the kernel's */
+    void *all[CONC__FRAMES + MORE];
+    uintptr_t at = conc__interrupted_at(context);
+    int n = backtrace(all, CONC__FRAMES + MORE), first = 1;
+    while (first < n && (uintptr_t)all[first] != at)
+        first++;
+    if (first >= n)
+        first = OF_HANDLER;
+    d->count = n > first ? n - first : 0;
+    if (d->count > CONC__FRAMES)
+        d->count = CONC__FRAMES;
+    memcpy(d->frames, all + first, (size_t)d->count * sizeof all[0]);
+}
+
+/* The handler, in the thread that the watchdog asks. */
 CONC__PRIVATE void conc__on_question(int number, siginfo_t *info, void *context)
 {
-    conc__watchdog *d = conc__here ? atomic_exchange(&conc__questioner, NULL) : NULL;
     int saved = errno;
+    conc__watchdog *d = NULL;
     (void)number, (void)info;
+    if (conc__here)
+        d = atomic_exchange(&conc__questioner, NULL);
     if (d) {
-        void *all[CONC__FRAMES + 8];
-        uintptr_t at = conc__interrupted_at(context);
-        int n = backtrace(all, CONC__FRAMES + 8), first = 0;
-        for (int i = 0; i < n && !first; i++)
-            first = (uintptr_t)all[i] == at ? i : 0;
-        first = first ? first : 2; /* this, and the kernel's frame */
-        d->count = n > first ? n - first : 0;
-        d->count = d->count < CONC__FRAMES ? d->count : CONC__FRAMES;
-        memcpy(d->frames, all + first, (size_t)d->count * sizeof all[0]);
+        conc__store_frames(d, context);
         sem_post(&d->answered);
     }
     errno = saved;
@@ -14070,8 +14490,8 @@ CONC__PRIVATE bool conc__is_question(const struct sigaction *a)
     return (a->sa_flags & SA_SIGINFO) && a->sa_sigaction == conc__on_question;
 }
 
-/* May the signal be sent? Not to a thread that sleeps, as that would end early; nor to a program
- * that has taken it since, or blocks it. */
+/* May the signal be sent? Not to a thread that sleeps, as that would cut its sleep short; nor if
+ * the program uses the signal, or blocks it. */
 CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
 {
     struct sigaction now;
@@ -14079,15 +14499,20 @@ CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
     unsigned long long blocked;
     if (!d->asks || sigaction(SIGURG, NULL, &now) || !conc__is_question(&now))
         return false;
-    if (conc__on_valgrind()) /* which stops all threads but one, so none is seen to run */
+    if (conc__on_valgrind()) /* it stops all threads but one, so no other is seen to run */
         return true;
     conc__thread_file(d->of_number, "status", text, sizeof text);
-    const char *state = strstr(text, "\nState:\tR");
-    const char *mask = state ? strstr(state, "\nSigBlk:") : NULL;
-    return mask && sscanf(mask, "\nSigBlk: %llx", &blocked) == 1 && !(blocked >> (SIGURG - 1) & 1);
+    const char *running = strstr(text, "\nState:\tR");
+    if (!running)
+        return false;
+    const char *mask = strstr(running, "\nSigBlk:");
+    if (!mask || sscanf(mask, "\nSigBlk: %llx", &blocked) != 1)
+        return false;
+    return !(blocked >> (SIGURG - 1) & 1);
 }
 
-/* Asks the thread for its frames by a signal, which restarts what it interrupts. */
+/* Asks the thread for its frames by a signal, and prints them. A system call that it interrupts is
+ * restarted. */
 CONC__PRIVATE int conc__frames_by_question(conc__watchdog *d)
 {
     int n = 0;
@@ -14097,30 +14522,29 @@ CONC__PRIVATE int conc__frames_by_question(conc__watchdog *d)
     while (answered && sem_timedwait(&d->answered, &limit))
         answered = errno == EINTR;
     if (!answered && !atomic_exchange(&conc__questioner, NULL))
-        answered = sem_wait(&d->answered) == 0; /* just now */
+        answered = sem_wait(&d->answered) == 0; /* the handler has just taken the question */
     for (; answered && n < d->count; n++)
-        /* a return address may lie behind the function */
-        conc__print_frame(n, (uintptr_t)d->frames[n] - (n > 0));
+        conc__print_frame(n, (uintptr_t)d->frames[n] - (n > 0)); /* a call may end its function */
     return n;
 }
 #endif
 
-/* Under the mutex, so that the step cannot end meanwhile. */
-CONC__PRIVATE void conc__watchdog_tell(conc__watchdog *d)
+/* Reports a step that takes too long. Under the mutex: the step cannot end meanwhile. */
+CONC__PRIVATE void conc__watchdog_report(conc__watchdog *d)
 {
     char name[CONC__DESCRIPTION], text[sizeof name + 128];
     int frames = 0;
     uintptr_t sp, pc;
-    pthread_mutex_lock(&conc__telling);
+    pthread_mutex_lock(&conc__report_mutex);
     conc__name_step(name, sizeof name, &d->step, d->name);
     bool sleeps = !conc__on_valgrind() && conc__in_system_call(d->of_number, &sp, &pc);
-    conc__write_stderr(
-        text,
-        snprintf(text, sizeof text, "conc: %s holds the loop for %.3f s so far, %s\n", name,
-                 (double)(conc__clock() - d->step.began) / 1e9,
-                 sleeps ? "in a system call, called from (some of these may have returned):"
-                        : "at:"),
-        sizeof text);
+    const char *where = "at:";
+    if (sleeps)
+        where = "in a system call, called from (some of these may have returned):";
+    double seconds = (double)(conc__clock() - d->step.began) / 1e9;
+    int n = snprintf(text, sizeof text, "conc: %s holds the loop for %.3f s so far, %s\n", name,
+                     seconds, where);
+    conc__write_stderr(text, n, sizeof text);
 #ifdef __linux__
     if (sleeps)
         frames = conc__frames_on_stack(sp, pc);
@@ -14131,21 +14555,22 @@ CONC__PRIVATE void conc__watchdog_tell(conc__watchdog *d)
 #endif
     if (!frames)
         conc__write_stderr("    (no backtrace can be had)\n", 30, 64);
-    pthread_mutex_unlock(&conc__telling);
+    pthread_mutex_unlock(&conc__report_mutex);
 }
 
 CONC__PRIVATE void *conc__watchdog_main(void *arg)
 {
     enum { LEAST = 1000000 };
     conc__watchdog *d = arg;
+    int64_t pause = d->most / 4 > LEAST ? d->most / 4 : LEAST;
     pthread_mutex_lock(&d->mutex);
     while (!d->ends) {
-        struct timespec limit = conc__real_time_in(d->most / 4 > LEAST ? d->most / 4 : LEAST);
+        struct timespec limit = conc__real_time_in(pause);
         pthread_cond_timedwait(&d->changed, &d->mutex, &limit);
-        bool silent = !d->ends && d->step.began && !d->step.told;
-        if (silent && conc__clock() - d->step.began > d->most) {
-            d->step.told = true;
-            conc__watchdog_tell(d);
+        bool unreported = !d->ends && d->step.began && !d->step.reported;
+        if (unreported && conc__clock() - d->step.began > d->most) {
+            d->step.reported = true;
+            conc__watchdog_report(d);
         }
     }
     pthread_mutex_unlock(&d->mutex);
@@ -14156,20 +14581,27 @@ CONC__PRIVATE void *conc__watchdog_main(void *arg)
 static struct sigaction conc__question_before;
 #endif
 
-/* The handler for questions, where the program has none of its own for that signal, and there is
- * a stack for it. */
+#ifdef CONC__BACKTRACE
+CONC__PRIVATE bool conc__has_handler(const struct sigaction *a)
+{
+    return a->sa_flags & SA_SIGINFO || (a->sa_handler != SIG_DFL && a->sa_handler != SIG_IGN);
+}
+#endif
+
+/* Installs the handler for questions, unless the program has a handler for that signal, or there is
+ * no stack for one. */
 CONC__PRIVATE bool conc__questions_open(const conc_loop *l, conc__watchdog *d)
 {
 #ifdef CONC__BACKTRACE
     struct sigaction now, ours;
     stack_t stack;
     void *frames[4];
-    if (!l->signal_slot || sigaltstack(NULL, &stack) || stack.ss_flags & CONC__SS_DISABLE ||
-        sigaction(SIGURG, NULL, &now))
+    if (!l->signal_slot || sigaltstack(NULL, &stack) || stack.ss_flags & CONC__SS_DISABLE)
+        return false;
+    if (sigaction(SIGURG, NULL, &now))
         return false;
     bool mine = conc__is_question(&now);
-    if (!mine &&
-        ((now.sa_flags & SA_SIGINFO) || (now.sa_handler != SIG_DFL && now.sa_handler != SIG_IGN)))
+    if (!mine && conc__has_handler(&now))
         return false;
     backtrace(frames, 4); /* the first call may load a library */
     memset(&ours, 0, sizeof ours);
@@ -14198,7 +14630,7 @@ CONC__PRIVATE void conc__questions_close(conc__watchdog *d)
     bool last = --conc__signalling.questions == 0;
     if (last && sigaction(SIGURG, NULL, &now) == 0 && conc__is_question(&now))
         sigaction(SIGURG, &conc__question_before, NULL);
-    if (last && conc__is_question(covered)) /* a conc_signals that is still open puts this back */
+    if (last && conc__is_question(covered)) /* a conc_signals that is still open restores this */
         *covered = conc__question_before;
     pthread_mutex_unlock(&conc__signalling.mutex);
     sem_destroy(&d->answered);
@@ -14214,7 +14646,7 @@ CONC__PRIVATE void conc__watchdog_close(conc_loop *l)
     d->ends = true;
     pthread_cond_signal(&d->changed);
     pthread_mutex_unlock(&d->mutex);
-    if (!pthread_equal(d->id, d->of)) /* else it could not be started */
+    if (!pthread_equal(d->id, d->of)) /* equal: it could not be started */
         pthread_join(d->id, NULL);
     if (d->asks)
         conc__questions_close(d);
@@ -14248,7 +14680,7 @@ CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
     return 0;
 }
 
-/* ---- >>stepping ----------------------------------------------------------------------------- */
+/* ---- >>steps -------------------------------------------------------------------------------- */
 
 CONC__PRIVATE void conc__was_idle(conc_loop *l, int64_t from, int64_t to)
 {
@@ -14257,7 +14689,7 @@ CONC__PRIVATE void conc__was_idle(conc_loop *l, int64_t from, int64_t to)
         conc__trace_span(l, 0, "idle", from, to);
 }
 
-/* A task was made. */
+/* A task was created. */
 CONC__COLD void conc__spawned(conc_loop *l, conc_task *t)
 {
     t->arrow = 0;
@@ -14274,9 +14706,9 @@ CONC__COLD void conc__waited(conc_loop *l, conc_task *t)
     const conc__wait_kind *kind = t->wait->kind;
     int64_t now = conc__time(l);
     l->waited += now - t->since;
+    const char *name = kind->brief ? kind->brief : kind->what;
     if (CONC__TRACES(l))
-        conc__trace_span(l, conc__row_of(l, t), kind->brief ? kind->brief : kind->what, t->since,
-                         now);
+        conc__trace_span(l, conc__row_of(l, t), name, t->since, now);
     t->since = now;
 }
 
@@ -14288,7 +14720,7 @@ CONC__COLD void conc__woken(conc_loop *l, conc_task *t)
         conc__trace_leads(l, t);
 }
 
-/* The running task has ended; its stack is given back next. */
+/* The running task has ended; its stack is released next. */
 CONC__COLD void conc__step_last(conc_loop *l, conc_task *t)
 {
     if (CONC__UNLIKELY(l->handles && t->has_handle)) {
@@ -14297,7 +14729,9 @@ CONC__COLD void conc__step_last(conc_loop *l, conc_task *t)
     }
     l->step_over = true;
     l->left_stack = t->stack;
-    l->left_used = CONC__DEBUGS(l) ? conc__usage_note(l, t->stack, conc__source_of(t)) : NULL;
+    l->left_used = NULL;
+    if (CONC__DEBUGS(l))
+        l->left_used = conc__usage_note(l, t->stack, conc__source_of(t));
 }
 
 CONC__PRIVATE void conc__step_watched(conc_loop *l, const conc_task *t)
@@ -14309,7 +14743,7 @@ CONC__PRIVATE void conc__step_watched(conc_loop *l, const conc_task *t)
     pthread_mutex_unlock(&d->mutex);
 }
 
-/* A task of this thread has another name from now on. */
+/* A task of this thread was renamed. */
 CONC__COLD void conc__renamed(conc_loop *l, const conc_task *t)
 {
     conc__watchdog *d = l->watchdog;
@@ -14323,8 +14757,8 @@ CONC__COLD void conc__renamed(conc_loop *l, const conc_task *t)
     pthread_mutex_unlock(&d->mutex);
 }
 
-/* A step is over that took so many ns, and what it interrupted goes on. */
-CONC__PRIVATE void conc__step_told(conc_loop *l, int64_t took, const conc__held_by *interrupted)
+/* A step is over, which took so many ns, and what it interrupted goes on. */
+CONC__PRIVATE void conc__step_ended(conc_loop *l, int64_t took, const conc__held_by *interrupted)
 {
     char name[CONC__DESCRIPTION];
     conc__watchdog *d = l->watchdog;
@@ -14334,14 +14768,14 @@ CONC__PRIVATE void conc__step_told(conc_loop *l, int64_t took, const conc__held_
     pthread_mutex_unlock(&d->mutex);
     if (took <= d->most)
         return;
-    pthread_mutex_lock(&conc__telling);
+    pthread_mutex_lock(&conc__report_mutex);
     conc__name_step(name, sizeof name, &over, d->name);
-    pthread_mutex_unlock(&conc__telling);
+    pthread_mutex_unlock(&conc__report_mutex);
     fprintf(stderr, "conc: %s held the loop for %.3f s\n", name, (double)took / 1e9);
 }
 
-/* run(arg), which calls the program's function fn on the loop, outside all tasks. In debug mode
- * it is a step of its own, whose time does not count for the task that it interrupts. */
+/* Calls run(arg), which calls the program's function fn on the loop, outside all tasks. In debug
+ * mode it is a step of its own, whose time does not count for the task that it interrupts. */
 CONC__COLD void conc__call_watched(conc_loop *l, const char *role, uintptr_t fn,
                                    void (*run)(void *), void *arg)
 {
@@ -14358,11 +14792,11 @@ CONC__COLD void conc__call_watched(conc_loop *l, const char *role, uintptr_t fn,
     int64_t took = conc__time(l) - start;
     if (interrupted.began)
         interrupted.began += conc__clock() - began;
-    conc__step_told(l, took - l->called, &interrupted);
+    conc__step_ended(l, took - l->called, &interrupted);
     l->called = before + took;
 }
 
-/* A task's step, which is measured. */
+/* Runs and measures a task's step. */
 CONC__COLD void conc__step(conc_loop *l, conc_task *t)
 {
     uint64_t row = conc__row_of(l, t);
@@ -14386,14 +14820,15 @@ CONC__COLD void conc__step(conc_loop *l, conc_task *t)
     if (CONC__TRACES(l))
         conc__trace_span(l, row, "running", start, end);
     if (CONC__WATCHES(l))
-        conc__step_told(l, end - start - l->called, &(conc__held_by){0});
+        conc__step_ended(l, end - start - l->called, &(conc__held_by){0});
 }
 
-/* What was opened in the run and not closed; only: of this kind, NULL: any. */
-CONC__PRIVATE void conc__opened_tell(conc_loop *l, const char *only)
+/* Reports what was opened in the run and not closed; only: of this kind, NULL: of any. */
+CONC__PRIVATE void conc__opened_report(conc_loop *l, const char *only)
 {
-    conc__holding *h = l->opened ? l->opened->newest : NULL, *older;
-    for (; h; h = older) {
+    if (!l->opened)
+        return;
+    for (conc__holding *h = l->opened->newest, *older; h; h = older) {
         older = h->older;
         if (only && strcmp(h->what, only) != 0)
             continue;
@@ -14423,17 +14858,17 @@ CONC__PRIVATE void conc__dumps_close(conc_loop *l)
     pthread_mutex_unlock(&conc__signalling.mutex);
 }
 
-/* In a forked child: the threads that watched are gone, and what they held. */
+/* In a forked child: the watchdogs are gone, and the mutexes that they held are free. */
 CONC__PRIVATE void conc__diagnosis_forget(void)
 {
-    pthread_mutex_init(&conc__telling, NULL);
+    pthread_mutex_init(&conc__report_mutex, NULL);
     atomic_store(&conc__questioner, NULL);
     atomic_store(&conc__debug_runs, 0);
     if (CONC__CATCHES_FAULTS)
         conc__faults_restore();
 }
 
-/* The run begins: what it wants to have watched. */
+/* A run begins: opens the diagnostics that it wants. */
 CONC__PRIVATE int conc__diagnosis_open(conc_loop *l)
 {
     int rc = 0;
@@ -14450,7 +14885,7 @@ CONC__PRIVATE int conc__diagnosis_open(conc_loop *l)
     return rc;
 }
 
-/* It has ended, or did not begin. */
+/* A run has ended, or has failed to begin. */
 CONC__PRIVATE void conc__diagnosis_close(conc_loop *l)
 {
     if (CONC__WATCHES(l)) {
@@ -14462,14 +14897,14 @@ CONC__PRIVATE void conc__diagnosis_close(conc_loop *l)
     if (!CONC__DIAGNOSES)
         return;
     conc__dumps_close(l);
-    conc__opened_tell(l, NULL);
-    while (l->handles) /* of jobs that have ended */
+    conc__opened_report(l, NULL);
+    while (l->handles) /* these are of jobs that have ended */
         conc__holding_drop(&l->handles, l->handles->newest->object);
-    conc__usage_tell(l);
+    conc__usage_report(l);
     conc__trace_close(l);
 }
 
-/* ---- >>running ------------------------------------------------------------------------------ */
+/* ---- >>run ---------------------------------------------------------------------------------- */
 
 CONC_API double conc_random(double low, double high)
 {
@@ -14478,12 +14913,14 @@ CONC_API double conc_random(double low, double high)
         return low;
     double share = (double)(conc__random_bits(&l->draws) >> 11) / 9007199254740992.0;
     double x = low + (high - low) * share;
-    if (high / 2 - low / 2 > DBL_MAX / 2) /* their distance is no finite number */
+    if (high / 2 - low / 2 > DBL_MAX / 2) /* their distance is not a finite number */
         x = low * (1 - share) + high * share;
-    return x < high ? x : low;
+    if (x < high)
+        return x;
+    return low;
 }
 
-/* A number from the environment; false: it makes no sense, which is said. */
+/* Reads a number from the environment. False: it is invalid, which is reported. */
 CONC__PRIVATE bool conc__env_number(const char *name, uint64_t least, uint64_t *out)
 {
     const char *text = conc__env(name);
@@ -14503,7 +14940,8 @@ CONC__PRIVATE bool conc__env_number(const char *name, uint64_t least, uint64_t *
     return good;
 }
 
-/* One of two words from the environment: *out becomes 0 or 1. */
+/* Reads one of two words from the environment: *out becomes 0 or 1. False: it is neither, which is
+ * reported. */
 CONC__PRIVATE bool conc__env_word(const char *name, const char *zero, const char *one, int *out)
 {
     const char *text = conc__env(name);
@@ -14516,7 +14954,8 @@ CONC__PRIVATE bool conc__env_word(const char *name, const char *zero, const char
     return false;
 }
 
-/* The way to wait that the environment names; false: there is no such one here, which is said. */
+/* Finds the poller that the environment names. False: there is no such poller here, which is
+ * reported. */
 CONC__PRIVATE bool conc__env_backend(const conc__backend **out)
 {
     const char *text = conc__env("CONC_POLL"), *best = CONC__BEST_BACKEND.name;
@@ -14533,7 +14972,7 @@ CONC__PRIVATE bool conc__env_backend(const conc__backend **out)
     return false;
 }
 
-/* A run was asked for that cannot be. There is no loop yet that could say so. */
+/* Reports a wrong call that opens a run: there is no loop yet for conc__misused. */
 CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *why)
 {
     if (o->debug)
@@ -14541,22 +14980,32 @@ CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *why)
     return -EINVAL;
 }
 
-/* Fills in what the environment says and the defaults. */
-CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **backend)
+/* Applies the environment. False: it is invalid, which is reported. */
+CONC__PRIVATE bool conc__options_from_env(conc_options *o)
 {
     uint64_t seed = o->seed, stack = o->stack_size;
     int clock = o->virtual_clock, debug = o->debug;
-    if (!conc__env_number("CONC_SEED", 0, &seed) ||
-        !conc__env_number("CONC_RANDOM", 0, &o->random) ||
-        !conc__env_number("CONC_STACK", CONC__LEAST_STACK, &stack) ||
-        !conc__env_word("CONC_CLOCK", "real", "virtual", &clock) ||
-        !conc__env_word("CONC_DEBUG", "0", "1", &debug) || !conc__env_backend(backend))
-        return -EINVAL;
+    bool valid = conc__env_number("CONC_SEED", 0, &seed) &&
+                 conc__env_number("CONC_RANDOM", 0, &o->random) &&
+                 conc__env_number("CONC_STACK", CONC__LEAST_STACK, &stack) &&
+                 conc__env_word("CONC_CLOCK", "real", "virtual", &clock) &&
+                 conc__env_word("CONC_DEBUG", "0", "1", &debug);
     o->seed = seed;
-    o->stack_size = stack ? (size_t)stack : CONC_STACK_SIZE;
+    o->stack_size = (size_t)stack;
     o->virtual_clock = clock;
     o->debug = debug;
-    o->slow_step = o->slow_step == 0 ? 0.1 : o->slow_step;
+    return valid;
+}
+
+/* Applies the environment, and then the defaults. */
+CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **backend)
+{
+    if (!conc__options_from_env(o) || !conc__env_backend(backend))
+        return -EINVAL;
+    if (!o->stack_size)
+        o->stack_size = CONC_STACK_SIZE;
+    if (o->slow_step == 0)
+        o->slow_step = 0.1;
     if (!conc__stack_fits(o->stack_size))
         return conc__run_misused(o, "the stack size is out of range");
     if (!(o->slow_step > 0))
@@ -14570,7 +15019,7 @@ CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **
     return -ENOTSUP;
 }
 
-/* In a forked child the loops it inherited are dead. */
+/* In a forked child: the loops that it has inherited are dead. */
 CONC__PRIVATE void conc__forget_loop(void)
 {
     conc_loop *l = conc__here;
@@ -14588,24 +15037,27 @@ CONC__PRIVATE void conc__forget_loop(void)
     conc__diagnosis_forget();
 }
 
-/* Calls fn once; the others wait until it has returned. Unlike with pthread_once, a forked process
- * does not wait for a thread that only its parent has: it calls fn anew. */
+/* Calls fn once; other threads wait until it has returned. Unlike with pthread_once, a forked
+ * process does not wait for a thread that only its parent has: it calls fn again. */
 CONC__PRIVATE void conc__once(atomic_int *once, void (*fn)(void))
 {
     enum { DONE = -1 }; /* 0: not begun; else the process that calls it */
-    for (int state; (state = atomic_load(once)) != DONE; sched_yield()) {
+    int state = atomic_load(once);
+    while (state != DONE) {
         int process = (int)getpid();
         if (state != process && atomic_compare_exchange_strong(once, &state, process)) {
             fn();
             atomic_store(once, DONE);
         }
+        sched_yield();
+        state = atomic_load(once);
     }
 }
 
 CONC__PRIVATE void conc__watch_forks(void) { pthread_atfork(NULL, NULL, conc__forget_loop); }
 
-/* Where the system refuses the best way to wait, poll(2) does; but it has no descriptor that a
- * host could wait for. */
+/* If the system refuses the poller, uses poll(2). That has no descriptor for which a host could
+ * wait. */
 CONC__PRIVATE int conc__poller_open(conc_loop *l, const conc__backend *backend)
 {
     l->backend = backend;
@@ -14627,7 +15079,9 @@ CONC__PRIVATE int conc__loop_open(conc_loop *l, const conc__backend *backend)
     if (!l->stacks)
         return -ENOMEM;
     int rc = conc__wake_open(l);
-    return rc ? rc : conc__poller_open(l, backend);
+    if (rc)
+        return rc;
+    return conc__poller_open(l, backend);
 }
 
 CONC__PRIVATE void conc__loop_close(conc_loop *l)
@@ -14646,8 +15100,8 @@ CONC__PRIVATE void conc__loop_close(conc_loop *l)
         conc__loop_free(l);
 }
 
-/* The state that conc_random starts from; l differs from run to run, as the clock does. Numbers
- * count from 1, so the virtual clock's is the generator's first state. */
+/* The first state of conc_random; l differs from run to run, as the clock does. Seeds count from 1,
+ * so a run on the virtual clock has that of seed 1. */
 CONC__PRIVATE uint64_t conc__first_draw(const conc_options *o, const conc_loop *l)
 {
     if (o->random)
@@ -14677,14 +15131,17 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     l->spawned = l->finished = l->most = conc__first_serial(l);
     l->errno_at = &errno;
     l->switch_stacks = conc__switch_plainly;
-    l->now = o->virtual_clock ? 0 : conc__clock();
+    l->batch = CONC__BATCH_MOST;
+    l->budget = CONC__BUDGET_MOST;
+    if (!o->virtual_clock) {
+        l->now = conc__clock();
+        l->batch = 1; /* it is not known yet how slow steps are */
+        l->budget /= CONC__BATCH_MOST;
+    }
+    l->budget_left = l->budget;
     l->job_limit = CONC__NEVER;
     l->wheel.elapsed = (uint64_t)l->now;
     l->trimmed = l->verified = l->polled = l->began = l->last_pass = l->now;
-    /* on the real clock it is not known yet how slow steps are */
-    l->batch = o->virtual_clock ? CONC__BATCH_MOST : 1;
-    l->budget_left = l->budget =
-        o->virtual_clock ? CONC__BUDGET_MOST : CONC__BUDGET_MOST / CONC__BATCH_MOST;
     l->picks = o->seed;
     l->draws = conc__first_draw(o, l);
     l->exit_status = CONC__NO_STATUS;
@@ -14700,7 +15157,7 @@ typedef struct conc__range {
     uintptr_t low, size;
 } conc__range;
 
-CONC__PRIVATE void conc__tell_lost_args(conc_loop *l, void *arg)
+CONC__PRIVATE void conc__report_lost_args(conc_loop *l, void *arg)
 {
     enum { LINES = 20 };
     const conc__range *memory = arg;
@@ -14715,8 +15172,8 @@ CONC__PRIVATE void conc__tell_lost_args(conc_loop *l, void *arg)
         fprintf(stderr, "conc: so do the args of %zu others\n", found - LINES);
 }
 
-/* main_fn has returned to `frame`: what is still in use in memory of the frames below it is lost.
- * Of a handle that lies there nothing is read, as it may have been overwritten. */
+/* main_fn has returned to `frame`: objects in the frames below it that are still in use are lost. A
+ * handle that lies there is not read, as it may have been overwritten. */
 CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
 {
     static const char how[] = "its function returned";
@@ -14726,27 +15183,29 @@ CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
         conc__lost(l, self, self->place, how);
     if (l->lent)
         conc__check_lent(l, self, frame, how);
-    const conc_task *t = l->background.live_handles ? l->background.children : NULL;
+    const conc_task *t = NULL;
+    if (l->background.live_handles)
+        t = l->background.children;
     for (; t; t = t->younger)
         if ((uintptr_t)t - low < size)
             conc__lost(l, self, CONC__HANDLE_OF "a background task", how);
     conc__range memory = {low, size};
     if (CONC__DEBUGS(l))
-        conc__on_loop(l, conc__tell_lost_args, &memory);
+        conc__on_loop(l, conc__report_lost_args, &memory);
 }
 
-/* What is left when main_fn has returned; in its task. */
+/* Ends everything that is left after main_fn has returned; in its task. */
 CONC__PRIVATE void conc__wind_up(conc_loop *l)
 {
     conc_task *self = l->self;
     l->winding_up = true;
-    self->asked = false; /* its cancel is over: what follows waits */
+    self->asked = false; /* its cancel is over: the calls below wait */
     conc__mark(l, self);
     conc__spread_marked(l);
     conc__cancel_scope(l, &l->background.scope);
     if (l->background.live)
         conc__wait_until_empty(l, &l->background);
-    conc__opened_tell(l, "a generator"); /* what is open in them they may close now */
+    conc__opened_report(l, "a generator"); /* before they close: they may close others */
     conc__close_generators(l);
     conc__report_failures(l);
 }
@@ -14772,9 +15231,13 @@ typedef struct conc__outcome {
 
 CONC__PRIVATE int conc__start_main(conc_loop *l)
 {
-    size_t size = l->options.stack_size < CONC_STACK_SIZE ? CONC_STACK_SIZE : l->options.stack_size;
+    size_t size = l->options.stack_size;
+    if (size < CONC_STACK_SIZE)
+        size = CONC_STACK_SIZE;
     conc__stack_cache *cache = conc__stack_cache_for(l, size);
-    conc__stack *stack = cache ? conc__stack_acquire(cache) : NULL;
+    if (!cache)
+        return -ENOMEM;
+    conc__stack *stack = conc__stack_acquire(cache);
     if (!stack)
         return -ENOMEM;
     conc__task_init(l, &l->main, true, stack, conc__main_task, l, l->main_name);
@@ -14788,7 +15251,7 @@ CONC__PRIVATE int conc__start_main(conc_loop *l)
     return 0;
 }
 
-/* Refuses posts from here on, and runs what was accepted. */
+/* Refuses further posts, and runs those that were accepted. */
 CONC__PRIVATE void conc__last_posts(conc_loop *l)
 {
     pthread_mutex_lock(&l->mutex);
@@ -14828,13 +15291,16 @@ CONC_API void conc_set_exit_status(int status)
         l->exit_status = status;
 }
 
-/* No run is open on this thread any more: rc was the last one's result, or the reason why it did
- * not begin. */
+/* No run is open on this thread any more: rc was the last one's result, or the reason why it failed
+ * to begin. */
 CONC__PRIVATE void conc__keep_words_of_run(int rc, const char *text)
 {
-    conc__copy(conc__thread_text, sizeof conc__thread_text, rc < 0 ? text : "");
-    if (rc < 0)
-        conc_fail(rc, "%s", text); /* a job of a pool has made this error */
+    if (rc >= 0) {
+        *conc__thread_text = 0;
+        return;
+    }
+    conc__copy(conc__thread_text, sizeof conc__thread_text, text); /* text may be that already */
+    conc_fail(rc, "%s", text); /* if this thread runs a job, it is the job's error */
 }
 
 /* Opens a run, and makes it this thread's. */
@@ -14883,21 +15349,30 @@ CONC__PRIVATE int conc__open_run(conc_loop **out, bool embedded, const conc_opti
 CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options *options,
                               const char *spawned, conc_fn *main_fn, void *arg)
 {
+    const char *call = embedded ? "conc_embed_begin" : "conc_run";
     if (conc__here)
-        return conc__misused(-EBUSY, embedded ? "conc_embed_begin" : "conc_run",
-                             "a run is open on this thread", NULL);
-    *conc__thread_text = 0; /* the call that fails may write others there */
+        return conc__misused(-EBUSY, call, "a run is open on this thread", NULL);
+    *conc__thread_text = 0; /* a call that fails may write there */
     int rc = conc__open_run(out, embedded, options, spawned, main_fn, arg);
     if (rc)
         conc__keep_words_of_run(rc, conc__text_or(conc__thread_text, rc));
     return rc;
 }
 
-/* The run is over: its result. */
+/* Why the run failed, in words. */
+CONC__PRIVATE const char *conc__run_text(const conc_loop *l, int rc)
+{
+    if (*l->doom_text)
+        return l->doom_text;
+    return conc__text_or(conc__error_text(&l->main, rc), rc);
+}
+
+/* Ends a run. Returns its result. */
 CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
 {
     conc__last_posts(l);
-    for (conc__ending *e; (e = l->endings) != NULL;) {
+    while (l->endings) {
+        conc__ending *e = l->endings;
         l->endings = e->next;
         e->end(l, e);
     }
@@ -14906,7 +15381,9 @@ CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
     conc__run_delist(l);
     conc__here = NULL;
     conc__pipe_signal_unblock(l);
-    int rc = l->doomed ? l->doom : l->main.result;
+    int rc = l->main.result;
+    if (l->doomed)
+        rc = l->doom;
     outcome->exit_status = l->exit_status;
     if (l->interrupted_late || (l->interrupted_by && rc == -ECANCELED)) {
         rc = -EINTR;
@@ -14914,9 +15391,7 @@ CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
         conc__copy(outcome->text, sizeof outcome->text, conc_strerror(rc));
     } else if (rc < 0) {
         conc__describe(outcome->by, sizeof outcome->by, conc__origin(&l->main, rc));
-        conc__copy(outcome->text, sizeof outcome->text,
-                   *l->doom_text ? l->doom_text
-                                 : conc__text_or(conc__error_text(&l->main, rc), rc));
+        conc__copy(outcome->text, sizeof outcome->text, conc__run_text(l, rc));
     }
     conc__loop_close(l);
     conc__keep_words_of_run(rc, outcome->text);
@@ -14927,7 +15402,7 @@ CONC__PRIVATE int conc__run(const conc_options *options, const char *spawned, co
                             void *arg, conc__outcome *outcome)
 {
     int saved = errno;
-    conc_loop *l = NULL; /* GCC might warn of it otherwise */
+    conc_loop *l = NULL; /* silences a wrong warning of GCC */
     int rc = conc__begin(&l, false, options, spawned, main_fn, arg);
     if (rc == 0) {
         conc__schedule(l);
@@ -14959,7 +15434,9 @@ CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg)
     if (rc < 0)
         fprintf(stderr, "conc: %s failed: %s\n", outcome.by, conc__text_or(outcome.text, rc));
     errno = saved;
-    return outcome.exit_status == CONC__NO_STATUS ? rc < 0 : outcome.exit_status;
+    if (outcome.exit_status == CONC__NO_STATUS)
+        return rc < 0;
+    return outcome.exit_status;
 }
 
 /* ---- >>embedding ---------------------------------------------------------------------------- */
@@ -14979,21 +15456,24 @@ CONC_API int conc_embed_begin(conc_embed *e, const conc_options *options, conc_f
     return rc;
 }
 
-/* 0: e's run is that of this thread. */
+/* 0, or an error: e has no run, or another thread's. */
 CONC__PRIVATE int conc__embed_check(const conc_embed *e)
 {
     if (!e || !e->loop)
         return -EINVAL;
-    return e->loop == conc__here ? 0 : -EPERM;
+    if (e->loop != conc__here)
+        return -EPERM;
+    return 0;
 }
 
-/* 0: `call` may make a step or an end from here. */
+/* 0, or the error of a call that makes a step or ends the run. */
 CONC__PRIVATE int conc__embed_usable(const conc_embed *e, const char *call)
 {
     int rc = conc__embed_check(e);
     if (rc == -EINVAL)
         return conc__misused(rc, call, "no run is open there", NULL);
-    if (rc == -EPERM || (rc == 0 && (e->loop->self || e->loop->stepping)))
+    bool is_inside = rc == 0 && (e->loop->self || e->loop->stepping);
+    if (rc == -EPERM || is_inside)
         return conc__misused(-EPERM, call, "not between two steps, on the run's thread", NULL);
     return rc;
 }
@@ -15006,7 +15486,7 @@ CONC_API int conc_embed_fd(conc_embed *e)
     return e->loop->poll_fd;
 }
 
-/* Is there something to do now? */
+/* Is there work to do now? */
 CONC__PRIVATE bool conc__embed_is_due(conc_loop *l, bool at_work)
 {
     bool ready = l->over || l->ready || l->spinners || l->settlers.first;
@@ -15018,31 +15498,36 @@ CONC__PRIVATE bool conc__embed_is_due(conc_loop *l, bool at_work)
 CONC_API double conc_embed_timeout(conc_embed *e)
 {
     int rc = conc__embed_check(e);
+    if (rc == -EPERM)
+        return rc;
     if (rc)
-        return rc == -EPERM ? rc : CONC_FOREVER;
+        return CONC_FOREVER;
     conc_loop *l = e->loop;
     if (conc__embed_is_due(l, conc__at_work(l)))
         return 0;
-    int64_t next = l->virtual_clock ? CONC__NEVER : conc__wheel_next(&l->wheel);
-    int64_t now = conc__clock(), verify = l->verified + CONC__VERIFY_EVERY;
+    int64_t next = CONC__NEVER, now = conc__clock(), verify = l->verified + CONC__VERIFY_EVERY;
+    if (!l->virtual_clock)
+        next = conc__wheel_next(&l->wheel);
     /* the host may close a descriptor; while l->retried is set, the virtual clock is about to
-     * jump, and conc__jump_clock looks */
+     * jump, and conc__jump_clock verifies them */
     if (l->verify_count && !l->retried && verify < next)
         next = verify;
     if (l->retried && now + CONC__MOMENT < next)
         next = now + CONC__MOMENT;
     if (l->apart && now + CONC__APART_EVERY < next)
-        next = now + CONC__APART_EVERY; /* the host does not see what is not in the queue */
+        next = now + CONC__APART_EVERY; /* the host does not see descriptors outside the queue */
     if (l->standstill.until > now && l->standstill.until < next)
         next = l->standstill.until;
     if (next == CONC__NEVER)
         return CONC_FOREVER;
-    return next > now ? (double)(next - now) / 1e9 : 0;
+    if (next <= now)
+        return 0;
+    return (double)(next - now) / 1e9;
 }
 
 CONC_API int conc_embed_step(conc_embed *e)
 {
-    enum { PASSES = 16 }; /* before the host has its turn */
+    enum { PASSES = 16 }; /* at most, before the host goes on */
     int rc = conc__embed_usable(e, "conc_embed_step"), saved = errno;
     if (rc)
         return rc;
@@ -15079,7 +15564,7 @@ CONC_API int conc_embed_end(conc_embed *e)
     l->embedded = false;
     l->stepping = true;
     conc__was_idle(l, l->left, conc__time(l));
-    conc__take_signals(l); /* an interrupt that came since the last step is why it ends */
+    conc__take_signals(l); /* an interrupt since the last step is the reason for the end */
     if (!l->winding_up)
         conc__task_cancel(l, &l->main);
     conc__schedule(l);
