@@ -644,7 +644,10 @@ local function add(keys, args)
     local q, time, sum = keys[1], now(), 0
     for i = 1, #args, 9 do
         local added, error = add_one(q, time, unpack(args, i, i + 8))
-        if error then return redis.error_reply(error) end
+        if error then
+            count(q, "enqueued", sum)
+            return redis.error_reply(error)
+        end
         sum = sum + added
     end
     count(q, "enqueued", sum)
@@ -928,7 +931,8 @@ static void put_order(arguments *a, const order *o)
     put(a, or_else(o->at, "0"));
 }
 
-/* Adds up to BATCH tasks: all or none. How many of them were not there yet. */
+/* Adds up to BATCH tasks: how many of them were not there yet. One that comes after a task that is
+   not there is refused, and so are those behind it. */
 static int enqueue(queue *q, const order *orders, int count)
 {
     arguments a;
@@ -1444,7 +1448,7 @@ static const options_field fields[] = {
     OPTIONS_TEXT("after", "NAMES", &options.after, "do it after these, with commas between them"),
     OPTIONS_NUMBER("attempts", "N", &options.attempts, 1, 1e6, "default: 5"),
     OPTIONS_NUMBER("count", "N", &options.count, 1, 1e8, "add so many such tasks"),
-    OPTIONS_TEXT("name", "NAME", &options.name, "of the worker; default: host and process"),
+    OPTIONS_TEXT("name", "NAME", &options.name, "of the worker, its own; default: host and process"),
     OPTIONS_NUMBER("slots", "N", &options.slots, 1, 10000, "tasks at once; default: 100"),
     OPTIONS_NUMBER("lease", "SECONDS", &options.lease, 0.1, 3600,
                    "after which a silent worker is taken for dead; default: 5"),
