@@ -1085,8 +1085,11 @@ static int print_records(buffer *b, const char *head, const char *format, int so
     if (!room)
         return -ENOMEM;
     b->size += (size_t)snprintf(room, LINE_LIMIT, "%s", head);
-    for (int64_t i = 0; i < count; i++)
+    for (int64_t i = 0; i < count; i++) {
+        if (i % 1000 == 0) /* Ctrl+C gets its turn */
+            CONC_TRY(conc_yield());
         CONC_TRY(print_record(b, format, source, i));
+    }
     return 0;
 }
 
@@ -1196,6 +1199,8 @@ static int sum_sources(total *t, int64_t count)
         draft d;
         payment p;
         b.size = 0;
+        if (i % 1000 == 0)
+            CONC_TRY(conc_yield());
         CONC_TRY(print_record(&b, json_format, (int)(i / count), i % count));
         bool is_good = !parse_json(b.data, &d) && !convert(&d, &p);
         cJSON_Delete(d.json);

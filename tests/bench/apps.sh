@@ -13,6 +13,8 @@
 #          the same functions in Redis, or uses a stream alone (go_stream), which has none of what the task queue can; RQ as it
 #          comes, with a process for each task, and its SimpleWorker: a tenth of the tasks, and the figures multiplied by ten. The
 #          processor time is that of producer and workers
+#   etl    100,000 records of two CSV files, a SQLite table and a feed over TCP, checked, converted, and written to SQLite
+#          and to JSON lines, with checkpoints; Python with asyncio, a pool of processes, and threads that load
 # A program connects, and does the work once or a part of it, before it measures itself: no start-up is in the figures,
 # and no server. It then prints how much it has done and the sum of its results, which have to be those of conc.
 # Nothing is installed: the script says what is missing. The figures of all rounds stay in build/bench/apps_results.txt.
@@ -27,10 +29,10 @@ sources=tests/bench/apps
 results=$out/apps_results.txt
 python=${PYTHON:-/usr/bin/python3} # the packages are for the system's, which need not be the first
 limit=300                          # seconds for any one program
-names=(sql cache fetch tasks)
+names=(sql cache fetch tasks etl)
 peers=()
-operations=1000 passes=1000 requests=5000 tasks=5000
-[[ -z $quick ]] || operations=200 passes=20 requests=500 tasks=1000
+operations=1000 passes=1000 requests=5000 tasks=5000 lines=25025 # lines: of each source; one of 1001 is bad
+[[ -z $quick ]] || operations=200 passes=20 requests=500 tasks=1000 lines=2002
 
 # ---- packages ----
 
@@ -40,6 +42,8 @@ have() {
     libpq-dev) pkg-config libpq ;;
     libhiredis-dev) pkg-config hiredis ;;
     libcurl4-openssl-dev) pkg-config 'libcurl >= 7.87' ;;
+    libsqlite3-dev) pkg-config sqlite3 ;;
+    libcjson-dev) pkg-config libcjson ;;
     libhttp-parser-dev) "$cc" -E -include http_parser.h -x c /dev/null ;;
     golang-go) command -v go ;;
     golang-github-lib-pq-dev) [[ -d /usr/share/gocode/src/github.com/lib/pq ]] ;;
@@ -88,6 +92,11 @@ build() {
     fetch.libcurl) compile fetch_libcurl libcurl ;;
     tasks.conc) "$cc" -O2 examples/11_apps/06_task_queue.c -o $out/apps_tasks_conc -lhiredis ;;
     tasks.go) compile_go tasks_go ;;
+    etl.conc)
+        # shellcheck disable=SC2046 # several options
+        compile etl_conc sqlite3 libcjson &&
+            "$cc" -O2 examples/11_apps/05_etl_pipeline.c -o $out/apps_etl $(pkg-config --cflags --libs sqlite3 libcjson)
+        ;;
     *) ;; # nothing to build
     esac
 }
@@ -131,6 +140,11 @@ start_servers() {
         start "$python" $sources/redis_server.py
         redis=$address
     fi
+    if [[ " ${peers[*]} " == *" etl.conc "* ]]; then
+        $out/apps_etl --make "$box/in" $lines
+        start $out/apps_etl --child --feed 127.0.0.1:0 $lines 2>/dev/null
+        feed=$address
+    fi
 }
 
 # ---- running ----
@@ -148,7 +162,10 @@ program() {
     fetch.libcurl) command=("$out/apps_fetch_libcurl" "$http" "$requests") ;;
     fetch.libcurl_reuse) command=("$out/apps_fetch_libcurl" "$http" "$requests" reuse) ;;
     tasks.*) command=("$python" "$sources/tasks_run.py" "${1#*.}" "$redis" "$tasks") ;;
+    etl.conc) command=("$out/apps_etl_conc" "$box/in" "$feed" "$box/out") ;;
+    etl.python) command=("$python" "$sources/etl_python.py" "$box/in" "$feed" "$box/out") ;;
     esac
+    rm -rf "$box/out"
     timeout --foreground $limit "${command[@]}"
 }
 
@@ -169,7 +186,7 @@ run_one() {
 # Fails if somebody has done something else.
 table() {
     awk -v peers="${peers[*]}" -v rounds="$rounds" -v quick="$quick" \
-        -v counts="sql $operations cache $((passes * 1000)) fetch $requests tasks $tasks" '
+        -v counts="sql $operations cache $((passes * 1000)) fetch $requests tasks $tasks etl $((4 * (lines - lines / 1001)))" '
     function median(list, n,    i, j, t) {
         for (i = 2; i <= n; i++)
             for (j = i; j > 1 && list[j - 1] > list[j]; j--) {
@@ -246,6 +263,7 @@ table() {
         rates("cache")
         rates("fetch")
         rates("tasks")
+        rates("etl")
         print "\nratio: peer/conc, the median of the ratios of " rounds (rounds == 1 ? " round" : " rounds") \
               "; above 1 conc takes less. same: the peer has the same results as conc."
         print "On the processors: user and system, of the program that does the work, without the server."
@@ -267,7 +285,8 @@ failed=0
 box=$(mktemp -d)
 trap stop_all EXIT
 tell_missing pkg-config python3 postgresql libpq-dev python3-asyncpg golang-go golang-github-lib-pq-dev libhiredis-dev \
-    libcurl4-openssl-dev libhttp-parser-dev redis-server golang-github-gomodule-redigo-dev python3-rq
+    libcurl4-openssl-dev libhttp-parser-dev redis-server golang-github-gomodule-redigo-dev python3-rq libsqlite3-dev \
+    libcjson-dev
 add sql.conc pkg-config python3 postgresql libpq-dev
 add sql.asyncpg python3-asyncpg
 add sql.asyncpg_noreset python3-asyncpg
@@ -290,6 +309,8 @@ add tasks.go golang-go golang-github-gomodule-redigo-dev
 add tasks.go_stream golang-go golang-github-gomodule-redigo-dev
 add tasks.rq python3-rq
 add tasks.rq_simple python3-rq
+add etl.conc pkg-config libsqlite3-dev libcjson-dev
+add etl.python python3
 if ((${#peers[@]} == 0)); then
     echo "nothing can be measured" >&2
     exit 1
