@@ -390,6 +390,7 @@ def checks_of_project():
     yield command_check("cheat sheet", "tests/cheatsheet.py")
     yield command_check("single_include is up to date", "./amalgamate.py", "--check")
     yield command_check("format", "tests/format.sh")
+    yield command_check("style", "tests/style.py")
     yield command_check("run.py refuses words that choose nothing", "tests/run_test.py")
     for name in commands.run(["tests/compile/run.sh", "--list"]).split():
         for compiler, layout in (("gcc", "."), ("clang", "single_include")):
