@@ -1217,10 +1217,9 @@ template <class type> struct conc__is_pointer<type *> {
  *  hold          a promise of a post, which makes waiting for ever no deadlock
  *  at work       a job in another thread for which the virtual clock stands still
  *
- *  Contents: >>options >>switch >>types >>sanitizers >>platform >>poller >>stacks >>timers >>loop
- *  >>waits >>scopes >>errors >>tasks >>groups >>locals >>generators >>watching >>moving
- *  >>connecting >>streaming >>signalling >>posting >>reporting >>tracing >>faults >>usage
- *  >>backtraces >>watchdog >>stepping >>running >>embedding
+ *  Contents: >>options >>switch >>types >>platform >>poller >>stacks >>timers >>loop
+ *  >>waits >>scopes >>errors >>tasks >>groups >>locals >>generators >>descriptors >>net >>streams
+ *  >>signals >>loops >>diagnostics >>run >>embedding
  * ============================================================================================== */
 
 #if (defined CONC_IMPLEMENTATION || defined CONC_STATIC) && !defined CONC__IMPLEMENTED
@@ -2272,7 +2271,9 @@ CONC__FAST int conc__pass_error(conc_loop *l, int rc);
 CONC__FAST int conc__pass_error_since(conc_loop *l, int rc, uint32_t before);
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place);
 
-/* ---- >>sanitizers --------------------------------------------------------------------------- */
+/* ---- >>platform ----------------------------------------------------------------------------- */
+
+/* -- sanitizers -- */
 
 #if CONC__ASAN
 void __sanitizer_start_switch_fiber(void **frames, const void *low, size_t size);
@@ -2531,7 +2532,7 @@ CONC__PRIVATE void conc__switch_plainly(conc_loop *l, conc__stack *from, void **
     conc__switch(l, from, from_context, to, to_context);
 }
 
-/* ---- >>platform ----------------------------------------------------------------------------- */
+/* -- memory, threads, the clock -- */
 
 /* The clock that stops while the machine is suspended. On macOS, CLOCK_MONOTONIC does not stop, and
  * has a resolution of only a microsecond. */
@@ -8075,23 +8076,7 @@ CONC__PRIVATE void conc__close_generators(conc_loop *l)
 
 /* ---- >>descriptors -------------------------------------------------------------------------- */
 
-/* The states of a descriptor, in the table of one loop:
- *
- *   UNKNOWN  the loop knows nothing of the file behind the number
- *   OWN      conc opened the file, and the poller does not have it yet
- *   EDGE     conc opened the file, and the poller reports each change of it. Only conc_close closes
- *            it, so a wait needs no system call
- *   FOREIGN  the program opened the file, and the poller has it. The program may close it at any
- *            time, so each wait asks the poller whether the number still means the same file
- *   REFUSED  the poller does not take the file: it is always ready, such as a regular file
- *
- *   UNKNOWN -> OWN               conc__fd_adopt: conc has opened a socket
- *   UNKNOWN -> FOREIGN, REFUSED  conc__fd_add: the first wait
- *   OWN -> EDGE, REFUSED         conc__fd_add: the first wait
- *   any -> UNKNOWN               conc__fd_gone: it is closed, or the number means another file
- *
- * Each change to another file changes the id, by which a task that was woken sees that its file is
- * gone. A descriptor that tasks wait for is in the loop's list of watched ones. */
+/* -- waiting; >>types has the table of a descriptor's states -- */
 
 CONC__PRIVATE conc__fd *conc__fd_find(const conc_loop *l, int number)
 {
@@ -8725,7 +8710,7 @@ CONC_API int conc_close(int fd)
     return conc__system_failed(rc, NULL);
 }
 
-/* ---- >>io ----------------------------------------------------------------------------------- */
+/* -- reading and writing -- */
 
 /* Bytes to receive or to send, as many of them as the system takes at once. */
 typedef struct conc__io {
@@ -12994,7 +12979,9 @@ CONC__PRIVATE void conc__run_posts(conc_loop *l)
         conc__put_posts_back(l, p, last);
 }
 
-/* ---- >>reporting ---------------------------------------------------------------------------- */
+/* ---- >>diagnostics -------------------------------------------------------------------------- */
+
+/* -- dumps and reports -- */
 
 CONC__PRIVATE const char *conc__state_of(const conc_loop *l, const conc_task *t)
 {
@@ -13545,7 +13532,7 @@ CONC_API void conc_get_stats(conc_stats *s)
     s->running = (double)ran / 1e9;
 }
 
-/* ---- >>trace -------------------------------------------------------------------------------- */
+/* -- traces -- */
 
 /* The format is the array of "Trace Event Format" (the Chromium project), an event a line. Events
  * are buffered. The buffer is written when it is full, and now and then before the loop sleeps: a
@@ -13843,7 +13830,7 @@ CONC__PRIVATE void conc__trace_close(conc_loop *l)
     l->trace = NULL;
 }
 
-/* ---- >>faults ------------------------------------------------------------------------------- */
+/* -- stack overflows -- */
 
 /* The stack in whose guard region an address lies; NULL: none. */
 CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *address)
@@ -13954,7 +13941,7 @@ CONC__PRIVATE void conc__faults_close(conc_loop *l)
     pthread_mutex_unlock(&conc__signalling.mutex);
 }
 
-/* ---- >>usage -------------------------------------------------------------------------------- */
+/* -- the use of stacks -- */
 
 /* Debug: how much of their stacks the tasks that were spawned at one line have used. */
 typedef struct conc__usage {
@@ -14066,7 +14053,7 @@ CONC__PRIVATE void conc__usage_report(conc_loop *l)
     }
 }
 
-/* ---- >>backtraces --------------------------------------------------------------------------- */
+/* -- backtraces -- */
 
 /* Finds where another thread stands, and the names of its functions. Reading must not crash,
  * whatever state the thread is in: memory is read through the kernel, which returns an error if
@@ -14305,7 +14292,7 @@ CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *p
 
 #endif
 
-/* ---- >>watchdog ----------------------------------------------------------------------------- */
+/* -- the watchdog -- */
 
 /* Debug: what runs on the loop's thread now: a task's step, or a call of one of the program's
  * functions outside all tasks, which may interrupt a task's step. */
@@ -14680,7 +14667,7 @@ CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
     return 0;
 }
 
-/* ---- >>steps -------------------------------------------------------------------------------- */
+/* -- steps -- */
 
 CONC__PRIVATE void conc__was_idle(conc_loop *l, int64_t from, int64_t to)
 {

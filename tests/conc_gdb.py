@@ -18,7 +18,7 @@ it cannot be read, any task's handle shows its run:
 
     (gdb) set $conc_loop = handle.loop       until it is set to 0
 
-What this knows of conc.h is in its sections >>reporting (the tree) and >>switch (what is saved of a parked task).
+What this knows of conc.h is in its sections >>diagnostics (the tree) and >>switch (what is saved of a parked task).
 """
 import re
 import types
