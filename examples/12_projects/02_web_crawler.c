@@ -3,14 +3,14 @@
    once over all workers. A host is asked for one page at a time, with a pause in between. A worker
    may be killed at any moment: the others take over what it had. Pages and links go to SQLite.
 
-   cc 02_web_crawler.c -o web -lcurl -lhiredis -lhttp_parser -lsqlite3 -lxml2 -I/usr/include/libxml2
-   ./web                       # a site, a Redis and three workers of its own; one is killed
-   ./web --goal                # 10,000 pages
-   ./web --depth 2 http://example.com/                # stored in crawl.db
+ cc 02_web_crawler.c -o crawl -lcurl -lhiredis -lhttp_parser -lsqlite3 -lxml2 -I/usr/include/libxml2
+   ./crawl                       # a site, a Redis and three workers of its own; one is killed
+   ./crawl --goal                # 10,000 pages
+   ./crawl --depth 2 http://example.com/                # stored in crawl.db
    sqlite3 crawl.db "SELECT depth, status, title, url FROM pages"
-   ./web --redis 127.0.0.1:6379 http://example.com/   # a Redis that others can reach, and then
-   ./web --redis 127.0.0.1:6379 --worker              # one more worker, from another terminal
-   ./web --site 8080           # the site alone: http://h0.localhost:8080/page/0
+   ./crawl --redis 127.0.0.1:6379 http://example.com/   # a Redis that others can reach, and then
+   ./crawl --redis 127.0.0.1:6379 --worker              # one more worker, from another terminal
+   ./crawl --site 8080           # the site alone: http://h0.localhost:8080/page/0
 
    After Ctrl+C or a crash the same command goes on: what is in the database is not fetched again,
    even if Redis has lost everything. Workers on other machines have a database of their own. */
@@ -539,7 +539,7 @@ static void set_defaults(bool is_own)
 
 int main(int argc, char **argv)
 {
-    int status = options_read(fields, CONC_LEN(fields), argc, argv, "web [options] [URL...]",
+    int status = options_read(fields, CONC_LEN(fields), argc, argv, "crawl [options] [URL...]",
                               "Crawls web sites with several processes.");
     bool is_own = status < 0 && !*options.seeds && !options.is_worker;
     if (status >= 0)
