@@ -13,7 +13,8 @@
    ./crawl --site 8080           # the site alone: http://h0.localhost:8080/page/0
 
    After Ctrl+C or a crash the same command goes on: what is in the database is not fetched again,
-   even if Redis has lost everything. Workers on other machines have a database of their own. */
+   even if Redis has lost everything. To begin anew takes another --db and an empty Redis. Workers
+   on other machines have a database of their own. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"

@@ -30,7 +30,8 @@
  *            frontier_set_robots says. The first URL of each host is its /robots.txt, of depth -1.
  *            Of one host at most "per-host" URLs are known, so a trap of endless URLs ends.
  *   Leases   hold "lease" seconds, and frontier_renew renews those of its worker. All clocks are
- *            that of Redis.
+ *            that of Redis. What a worker says after its lease has passed, because it was held up,
+ *            has no effect, but for the links. A request that it sends then is beyond all control.
  *   Redis    runs each call as a whole. If the connection is lost, so that nobody knows whether a
  *            call ran, it is repeated; all of them may be. With a Redis that keeps its data
  *            (--appendonly yes) a crawl outlives its restart.
