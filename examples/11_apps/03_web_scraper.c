@@ -525,38 +525,84 @@ static int create_table(sqlite_db *db)
                            " bytes INTEGER, links INTEGER, seconds REAL, title TEXT)");
 }
 
-static int insert_found(sqlite_db *db, const url *u)
+/* Runs a statement with these values: an SQLite code. */
+static int step(sqlite3_stmt *statement, const sqlite_value *values, int count)
 {
-    return sqlite_exec(db,
-                       "INSERT INTO urls (url, host, hops) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-                       sqlite_text(u->text), sqlite_text(u->domain->host), sqlite_int(u->hops));
+    for (int i = 0; i < count; i++) {
+        const sqlite_value *v = &values[i];
+        if (v->type == SQLITE_INTEGER)
+            sqlite3_bind_int64(statement, i + 1, v->integer);
+        else if (v->type == SQLITE_FLOAT)
+            sqlite3_bind_double(statement, i + 1, v->real);
+        else if (v->type == SQLITE_TEXT)
+            sqlite3_bind_text(statement, i + 1, v->text, (int)v->size, SQLITE_STATIC);
+        else
+            sqlite3_bind_null(statement, i + 1);
+    }
+    int code = sqlite3_step(statement);
+    sqlite3_reset(statement);
+    return code == SQLITE_DONE ? SQLITE_OK : code;
 }
 
-static int update(sqlite_db *db, const result *r)
+static int insert(sqlite3_stmt *statement, const url *u)
 {
-    return sqlite_exec(db,
-                       "UPDATE urls SET state = ?, reason = ?, status = ?, attempts = ?, bytes = ?,"
-                       " links = ?, seconds = ?, title = ? WHERE url = ?",
-                       sqlite_text(state_names[r->state]), sqlite_text(r->reason),
-                       sqlite_int(r->status), sqlite_int(r->attempts), sqlite_int(r->bytes),
-                       sqlite_int(r->links), sqlite_real(r->seconds), sqlite_text(r->title),
-                       sqlite_text(r->url->text));
+    const sqlite_value values[] = {sqlite_text(u->text), sqlite_text(u->domain->host),
+                                   sqlite_int(u->hops)};
+    return step(statement, values, CONC_LEN(values));
 }
 
-/* Of a page, its result and the URLs it led to are saved together or not at all. */
-static int save(void *arg)
+static int update(sqlite3_stmt *statement, const result *r)
+{
+    const sqlite_value values[] = {sqlite_text(state_names[r->state]),
+                                   sqlite_text(r->reason),
+                                   sqlite_int(r->status),
+                                   sqlite_int(r->attempts),
+                                   sqlite_int(r->bytes),
+                                   sqlite_int(r->links),
+                                   sqlite_real(r->seconds),
+                                   sqlite_text(r->title),
+                                   sqlite_text(r->url->text)};
+    return step(statement, values, CONC_LEN(values));
+}
+
+/* A page may be in line behind one that it leads to, which is then inserted twice. */
+static int write_result(sqlite3_stmt *inserting, sqlite3_stmt *updating, const result *r)
+{
+    int code = SQLITE_OK;
+    if (r->url)
+        code = insert(inserting, r->url);
+    if (r->url && code == SQLITE_OK)
+        code = update(updating, r);
+    for (int i = 0; i < r->found_count && code == SQLITE_OK; i++)
+        code = insert(inserting, r->found[i]);
+    return code;
+}
+
+/* In a thread: one way there and back for all, not one for each statement. */
+static int write_batch(sqlite3 *handle, void *arg)
 {
     const batch *b = arg;
-    for (int i = 0; i < b->count; i++) {
-        const result *r = &b->results[i];
-        if (r->url) {
-            CONC_TRY(insert_found(&b->of->db, r->url)); /* its page may be in line behind it */
-            CONC_TRY(update(&b->of->db, r));
-        }
-        for (int j = 0; j < r->found_count; j++)
-            CONC_TRY(insert_found(&b->of->db, r->found[j]));
-    }
-    return 0;
+    sqlite3_stmt *inserting = NULL, *updating = NULL;
+    int code = sqlite3_prepare_v2(
+        handle, "INSERT INTO urls (url, host, hops) VALUES (?, ?, ?) ON CONFLICT DO NOTHING", -1,
+        &inserting, NULL);
+    if (code == SQLITE_OK)
+        code = sqlite3_prepare_v2(handle,
+                                  "UPDATE urls SET state = ?, reason = ?, status = ?, attempts = ?,"
+                                  " bytes = ?, links = ?, seconds = ?, title = ? WHERE url = ?",
+                                  -1, &updating, NULL);
+    for (int i = 0; i < b->count && code == SQLITE_OK; i++)
+        code = write_result(inserting, updating, &b->results[i]);
+    sqlite3_finalize(inserting);
+    sqlite3_finalize(updating);
+    return code;
+}
+
+/* In a transaction: a result and the URLs that were found there are saved together. */
+static int save(void *arg)
+{
+    batch *b = arg;
+    return sqlite_call(&b->of->db, write_batch, b);
 }
 
 static void count_reason(scraper *s, enum state state, const char *reason, int count)
@@ -886,39 +932,44 @@ static const struct {
     {9, "/cut"},
 };
 
+/* The port is that of the request's Host; links without one would lead elsewhere. */
+typedef struct site {
+    int number;
+    const char *port; /* ":8003", or "" or ":80", which mean the same */
+} site;
+
 /* The same URL in six spellings. */
-static void write_link(FILE *out, int site, int page)
+static void write_link(FILE *out, const site *s, int page)
 {
     static const struct {
         const char *scheme, *domain, *path, *fragment;
-    } spellings[] = {
-        {"", "", "/page/", ""},           {"http://", ".localhost", "/page/", ""},
-        {"", "", "/page/../page/./", ""}, {"HTTP://", ".LocalHost:80", "/page/", "#top"},
-        {"", "", "/%70age/", ""},         {"//", ".localhost", "/page/", ""}};
+    } spellings[] = {{"", "", "/page/", ""},           {"http://", ".localhost", "/page/", ""},
+                     {"", "", "/page/../page/./", ""}, {"HTTP://", ".LocalHost", "/page/", "#top"},
+                     {"", "", "/%70age/", ""},         {"//", ".localhost", "/page/", ""}};
     size_t i = (size_t)page % CONC_LEN(spellings);
     fprintf(out, "<li><a href=\"%s", spellings[i].scheme);
     if (*spellings[i].scheme)
-        fprintf(out, "site%d%s", site, spellings[i].domain);
+        fprintf(out, "site%d%s%s", s->number, spellings[i].domain, s->port);
     fprintf(out, "%s%d%s\">Page %d</a>\n", spellings[i].path, page, spellings[i].fragment, page);
 }
 
 /* A tree: three pages hang on each. */
-static void write_links(FILE *out, int site, int page)
+static void write_links(FILE *out, const site *s, int page)
 {
     for (size_t i = 0; page == 0 && !site_options.is_plain && i < CONC_LEN(traps); i++)
-        if (traps[i].site == site || traps[i].site == -1)
+        if (traps[i].site == s->number || traps[i].site == -1)
             fprintf(out, "<li><a href='%s'>%s</a>\n", traps[i].path, traps[i].path + 1);
     for (int child = 3 * page + 1; child <= 3 * page + 3 && child < SITE_PAGES; child++)
-        write_link(out, site, child);
+        write_link(out, s, child);
     fprintf(
         out,
         "<li><a href='/'>Home</a> <a href='#top'>top</a> <a href='mailto:a@b.example'>mail</a>\n"
-        "<a href='http://site%d.localhost/page/%d'>a neighbour</a>\n"
+        "<a href='http://site%d.localhost%s/page/%d'>a neighbour</a>\n"
         "<a href='http://elsewhere.localhost/'>elsewhere</a>\n",
-        (site + 1) % SITES, 1 + page % (SITE_PAGES - 1));
+        (s->number + 1) % SITES, s->port, 1 + page % (SITE_PAGES - 1));
 }
 
-static char *page_text(int site, int page, size_t paragraphs)
+static char *page_text(const site *s, int page, size_t paragraphs)
 {
     char *text = NULL;
     size_t size;
@@ -928,18 +979,18 @@ static char *page_text(int site, int page, size_t paragraphs)
     fprintf(out,
             "<!DOCTYPE html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>Site %d, page "
             "%d</title></head>\n<body><main><h1>Page %d</h1>\n",
-            site, page, page);
+            s->number, page, page);
     for (size_t i = 0; i < paragraphs; i++)
         fprintf(out, "<p>A page of a site that is there to be read, paragraph %zu.</p>\n", i);
     fprintf(out, "<ul>\n");
-    write_links(out, site, page);
+    write_links(out, s, page);
     fprintf(out, "</ul></main></body></html>\n");
     return fclose(out) == 0 ? text : NULL;
 }
 
-static int send_page(http_connection *http, int site, int page, size_t paragraphs)
+static int send_page(http_connection *http, const site *s, int page, size_t paragraphs)
 {
-    char *text = page_text(site, page, paragraphs);
+    char *text = page_text(s, page, paragraphs);
     if (!text)
         return -ENOMEM;
     int rc = http_set_header(http, "Content-Type", "text/html; charset=utf-8");
@@ -1021,16 +1072,16 @@ static int send_half(http_connection *http)
     return 0;
 }
 
-static int send_trap(http_connection *http, int site, const char *path)
+static int send_trap(http_connection *http, const site *s, const char *path)
 {
     static int flaky, busy;
     bool is_busy = strcmp(path, "/overloaded") == 0 || (strcmp(path, "/busy") == 0 && ++busy % 2);
     if (strcmp(path, "/hang") == 0)
         CONC_TRY(conc_sleep(30));
     if (strcmp(path, "/large") == 0)
-        return send_page(http, site, 0, 40000);
+        return send_page(http, s, 0, 40000);
     if (strcmp(path, "/book") == 0)
-        return send_page(http, site, SITE_PAGES, 4000);
+        return send_page(http, s, SITE_PAGES, 4000);
     if (strcmp(path, "/cut") == 0)
         return send_half(http);
     if (strcmp(path, "/error") == 0 || (strcmp(path, "/flaky") == 0 && ++flaky % 3))
@@ -1047,27 +1098,29 @@ static int send_trap(http_connection *http, int site, const char *path)
                                         "/busy",     "/behind",     "/picture.png"};
     for (size_t i = 0; i < CONC_LEN(pages); i++)
         if (strncmp(path, pages[i], strlen(pages[i])) == 0)
-            return send_page(http, site, SITE_PAGES, 3);
+            return send_page(http, s, SITE_PAGES, 3);
     return send_text_trap(http, path);
 }
 
 static int answer_site(http_connection *http, void *arg)
 {
-    int site = -1, page = 0, end = 0;
+    int page = 0, end = 0;
+    const char *port = strchr(http->host, ':');
+    site s = {-1, port ? port : ":80"};
     (void)arg;
-    sscanf(http->host, "site%d.localhost", &site);
+    sscanf(http->host, "site%d.localhost", &s.number);
     if (!site_options.is_quiet) {
         printf("%s %s\n", http->host, http->target);
         fflush(stdout);
     }
-    if (site < 0 || site >= SITES)
+    if (s.number < 0 || s.number >= SITES)
         return http_printf(http, 404, "There are site0.localhost to site%d\n", SITES - 1);
     if (strcmp(http->path, "/robots.txt") == 0)
-        return send_robots(http, site);
+        return send_robots(http, s.number);
     bool is_page = sscanf(http->path, "/page/%d%n", &page, &end) == 1 && !http->path[end];
     if (strcmp(http->path, "/") == 0 || (is_page && page >= 0 && page < SITE_PAGES))
-        return send_page(http, site, page, 10 + (size_t)page % 20);
-    return send_trap(http, site, http->path);
+        return send_page(http, &s, page, 10 + (size_t)page % 20);
+    return send_trap(http, &s, http->path);
 }
 
 /* As a child it ends when its input does: its parent has ended, however that happened. */

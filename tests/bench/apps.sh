@@ -15,6 +15,11 @@
 #          processor time is that of producer and workers
 #   etl    100,000 records of two CSV files, a SQLite table and a feed over TCP, checked, converted, and written to SQLite
 #          and to JSON lines, with checkpoints; Python with asyncio, a pool of processes, and threads that load
+#   scrape 1500 pages of 10 sites, 10 requests at once, robots.txt obeyed, into SQLite: the course's scraper; aiohttp with
+#          lxml; Scrapy
+#   dash   2000 dashboards, 20 at a time, of four calls at once to the services of the course's orchestrator: the calls
+#          alone, with aiohttp, with Go's net/http; and, as a peer of conc's own, the whole orchestrator, with its circuit
+#          breakers, caches and traces
 # A program connects, and does the work once or a part of it, before it measures itself: no start-up is in the figures,
 # and no server. It then prints how much it has done and the sum of its results, which have to be those of conc.
 # Nothing is installed: the script says what is missing. The figures of all rounds stay in build/bench/apps_results.txt.
@@ -29,10 +34,12 @@ sources=tests/bench/apps
 results=$out/apps_results.txt
 python=${PYTHON:-/usr/bin/python3} # the packages are for the system's, which need not be the first
 limit=300                          # seconds for any one program
-names=(sql cache fetch tasks etl)
+names=(sql cache fetch tasks etl scrape dash)
+services=(users orders recommendations notifications)
 peers=()
 operations=1000 passes=1000 requests=5000 tasks=5000 lines=25025 # lines: of each source; one of 1001 is bad
-[[ -z $quick ]] || operations=200 passes=20 requests=500 tasks=1000 lines=2002
+pages=1500 dashboards=2000
+[[ -z $quick ]] || operations=200 passes=20 requests=500 tasks=1000 lines=2002 dashboards=200
 
 # ---- packages ----
 
@@ -51,6 +58,8 @@ have() {
     golang-github-gomodule-redigo-dev) [[ -d /usr/share/gocode/src/github.com/gomodule/redigo ]] ;;
     python3-asyncpg) "$python" -c 'import asyncpg' ;;
     python3-rq) "$python" -c 'import rq' && command -v rq ;;
+    libxml2-dev) pkg-config libxml-2.0 ;;
+    python3-*) "$python" -c "import ${1#python3-}" ;;
     *) command -v "$1" ;;
     esac >/dev/null 2>&1
 }
@@ -80,6 +89,14 @@ compile_go() {
     GOPATH=/usr/share/gocode GO111MODULE=off GOFLAGS='' go build -o "$out/apps_$1" "$sources/$1.go"
 }
 
+# compile_server SOURCE NAME LIBRARY...: also with http-parser, of which pkg-config does not know
+compile_server() {
+    local source=$1 name=$2
+    shift 2
+    # shellcheck disable=SC2046 # several options
+    "$cc" -O2 "$source" -o "$out/apps_$name" -lhttp_parser $(pkg-config --cflags --libs "$@")
+}
+
 build() {
     case $1 in
     sql.conc) compile sql_conc libpq ;;
@@ -97,13 +114,22 @@ build() {
         compile etl_conc sqlite3 libcjson &&
             "$cc" -O2 examples/11_apps/05_etl_pipeline.c -o $out/apps_etl $(pkg-config --cflags --libs sqlite3 libcjson)
         ;;
+    scrape.conc)
+        compile_server $sources/scrape_conc.c scrape_conc libxml-2.0 libcurl sqlite3 libcjson &&
+            compile_server examples/11_apps/03_web_scraper.c web_scraper libxml-2.0 libcurl sqlite3 libcjson
+        ;;
+    dash.conc)
+        compile_server $sources/dash_conc.c dash_conc libcurl libcjson &&
+            compile_server examples/11_apps/04_orchestrator.c orchestrator libcurl libcjson
+        ;;
+    dash.go) compile_go dash_go ;;
     *) ;; # nothing to build
     esac
 }
 
 # ---- the servers ----
 
-servers=() pipes=()
+servers=() pipes=() addresses=()
 
 # start COMMAND...: a server that prints its address, here in $address, and ends when its stdin does
 start() {
@@ -145,6 +171,16 @@ start_servers() {
         start $out/apps_etl --child --feed 127.0.0.1:0 $lines 2>/dev/null
         feed=$address
     fi
+    if [[ " ${peers[*]} " == *" scrape.conc "* ]]; then
+        start $out/apps_web_scraper --child --plain --quiet --site 127.0.0.1:0
+        sites=${address#*//} sites=${sites%/}
+    fi
+    if [[ " ${peers[*]} " == *" dash.conc "* ]]; then
+        for service in "${services[@]}"; do
+            start $out/apps_orchestrator --child "$service" 127.0.0.1:0 delay=0 trace=/dev/null
+            addresses+=("${address##* }")
+        done
+    fi
 }
 
 # ---- running ----
@@ -164,12 +200,18 @@ program() {
     tasks.*) command=("$python" "$sources/tasks_run.py" "${1#*.}" "$redis" "$tasks") ;;
     etl.conc) command=("$out/apps_etl_conc" "$box/in" "$feed" "$box/out") ;;
     etl.python) command=("$python" "$sources/etl_python.py" "$box/in" "$feed" "$box/out") ;;
+    scrape.conc) command=("$out/apps_scrape_conc" "$sites") ;;
+    scrape.*) command=("$python" "$sources/scrape_${1#*.}.py" "$sites") ;;
+    dash.conc) command=("$out/apps_dash_conc" "$dashboards" "${addresses[@]}") ;;
+    dash.whole) command=("$out/apps_dash_conc" "$dashboards" "${addresses[@]}" whole) ;;
+    dash.aiohttp) command=("$python" "$sources/dash_aiohttp.py" "$dashboards" "${addresses[@]}") ;;
+    dash.go) command=("$out/apps_dash_go" "$dashboards" "${addresses[@]}") ;;
     esac
     rm -rf "$box/out"
     timeout --foreground $limit "${command[@]}"
 }
 
-# run_one WORK.WHO WORK: adds "ROUND WORK WHO MS MS COUNT/SUM" to the results
+# run_one WORK.WHO WORK: adds "ROUND WORK WHO MS MS COUNT/SUM" to the results, with two percentiles if there are any
 run_one() {
     local line
     [[ $1 == "$2".* ]] || return 0
@@ -186,7 +228,8 @@ run_one() {
 # Fails if somebody has done something else.
 table() {
     awk -v peers="${peers[*]}" -v rounds="$rounds" -v quick="$quick" \
-        -v counts="sql $operations cache $((passes * 1000)) fetch $requests tasks $tasks etl $((4 * (lines - lines / 1001)))" '
+        -v counts="sql $operations cache $((passes * 1000)) fetch $requests tasks $tasks" \
+        -v more="etl $((4 * (lines - lines / 1001))) scrape $pages dash $dashboards" '
     function median(list, n,    i, j, t) {
         for (i = 2; i <= n; i++)
             for (j = i; j > 1 && list[j - 1] > list[j]; j--) {
@@ -234,15 +277,29 @@ table() {
         }
         print ""
     }
+    # The time of one piece, and the processor time of it.
+    function pieces(work,    i, part, who) {
+        for (i = 1; i <= n; i++) {
+            split(peer[i], part, ".")
+            who = part[2]
+            if (part[1] == work && figure(work, who, "p50") != "")
+                printf "%-6s %-16s %9s %9s %9s\n", work, who, show(figure(work, who, "p50")), show(figure(work, who, "p99")),
+                       show(figure(work, who, "processor") / count[work])
+        }
+    }
     {
         value[$2, $3, "wall", $1] = $4
         value[$2, $3, "processor", $1] = $5
+        if (NF > 6) {
+            value[$2, $3, "p50", $1] = $7
+            value[$2, $3, "p99", $1] = $8
+        }
         if (($2, $3) in result && result[$2, $3] != $6)
             differs[$2, $3] = 1
         result[$2, $3] = $6
     }
     END {
-        n = split(counts, part, " ")
+        n = split(counts " " more, part, " ")
         for (i = 1; i < n; i += 2)
             count[part[i]] = part[i + 1]
         n = split(peers, peer, " ")
@@ -264,6 +321,11 @@ table() {
         rates("fetch")
         rates("tasks")
         rates("etl")
+        rates("scrape")
+        rates("dash")
+        printf "\n%-23s %9s %9s %9s\n", "A page, a dashboard; ms", "median", "99 of 100", "processor"
+        pieces("scrape")
+        pieces("dash")
         print "\nratio: peer/conc, the median of the ratios of " rounds (rounds == 1 ? " round" : " rounds") \
               "; above 1 conc takes less. same: the peer has the same results as conc."
         print "On the processors: user and system, of the program that does the work, without the server."
@@ -285,8 +347,8 @@ failed=0
 box=$(mktemp -d)
 trap stop_all EXIT
 tell_missing pkg-config python3 postgresql libpq-dev python3-asyncpg golang-go golang-github-lib-pq-dev libhiredis-dev \
-    libcurl4-openssl-dev libhttp-parser-dev redis-server golang-github-gomodule-redigo-dev python3-rq libsqlite3-dev \
-    libcjson-dev
+    libcurl4-openssl-dev libhttp-parser-dev redis-server golang-github-gomodule-redigo-dev python3-rq libxml2-dev \
+    libsqlite3-dev libcjson-dev python3-aiohttp python3-lxml python3-scrapy
 add sql.conc pkg-config python3 postgresql libpq-dev
 add sql.asyncpg python3-asyncpg
 add sql.asyncpg_noreset python3-asyncpg
@@ -311,6 +373,13 @@ add tasks.rq python3-rq
 add tasks.rq_simple python3-rq
 add etl.conc pkg-config libsqlite3-dev libcjson-dev
 add etl.python python3
+add scrape.conc pkg-config libcurl4-openssl-dev libhttp-parser-dev libxml2-dev libsqlite3-dev libcjson-dev
+add scrape.aiohttp python3-aiohttp python3-lxml
+add scrape.scrapy python3-scrapy
+add dash.conc pkg-config libcurl4-openssl-dev libhttp-parser-dev libcjson-dev
+add dash.whole
+add dash.aiohttp python3-aiohttp
+add dash.go golang-go
 if ((${#peers[@]} == 0)); then
     echo "nothing can be measured" >&2
     exit 1

@@ -34,4 +34,11 @@ static inline void measure_print(measure took, int count, long long sum)
     printf("%.3f %.3f %d/%lld\n", took.wall, took.processor, count, sum);
 }
 
+/* With the time of one piece of the work: the median, and what 99 of 100 do not exceed. */
+static inline void measure_print_with(measure took, int count, long long sum, double p50,
+                                      double p99)
+{
+    printf("%.3f %.3f %d/%lld %.3f %.3f\n", took.wall, took.processor, count, sum, p50, p99);
+}
+
 #endif
