@@ -45,7 +45,7 @@ class Scraper:
         self.permits, self.known, self.outstanding = asyncio.Semaphore(AT_ONCE), set(), 0
         self.frontiers = {host: asyncio.Queue() for host in HOSTS}
         self.results, self.finished, self.robots = asyncio.Queue(2 * BATCH), asyncio.Event(), {}
-        self.times, self.count, self.bytes = [], 0, 0
+        self.times, self.count, self.letters = [], 0, 0
 
     def discover(self, url):
         frontier = self.frontiers.get(urllib.parse.urlsplit(url).netloc)
@@ -71,7 +71,7 @@ class Scraper:
         found = [link for link in links for link in self.discover(link)]
         self.times.append(time.monotonic() - began)
         self.count += 1
-        self.bytes += len(body)
+        self.letters += len(title)
         await self.results.put((url, title, len(body), found))
 
     async def work(self, host):
@@ -128,7 +128,7 @@ async def main(address):
             wall, processor = time.monotonic() - wall, time.process_time() - processor
         times = sorted(scraper.times)
         p50, p99 = (1e3 * times[(len(times) - 1) * p // 100] for p in (50, 99))
-        print(f"{wall * 1e3:.3f} {processor * 1e3:.3f} {scraper.count}/{scraper.bytes} {p50:.3f} {p99:.3f}")
+        print(f"{wall * 1e3:.3f} {processor * 1e3:.3f} {scraper.count}/{scraper.letters} {p50:.3f} {p99:.3f}")
 
 
 asyncio.run(main(sys.argv[1]))

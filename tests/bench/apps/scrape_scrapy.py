@@ -37,7 +37,7 @@ class Spider(scrapy.Spider):
     name = "scraper"
     allowed_domains = HOSTS
     links = scrapy.linkextractors.LinkExtractor(process_value=canonical)
-    times, count, size = [], 0, 0
+    times, count, letters = [], 0, 0
 
     def start_requests(self):
         for host in HOSTS:
@@ -48,7 +48,7 @@ class Spider(scrapy.Spider):
         found = [link.url for link in self.links.extract_links(response)]
         title = response.xpath("//title/text()").get()
         Spider.count += 1
-        Spider.size += len(response.body)
+        Spider.letters += len(title)
         self.times.append(response.meta["download_latency"] + time.monotonic() - began)
         yield {"url": response.url, "title": title, "bytes": len(response.body)}
         for url in found:
@@ -89,4 +89,4 @@ process.start()
 wall, processor = time.monotonic() - wall, time.process_time() - processor
 times = sorted(Spider.times)
 p50, p99 = (1e3 * times[(len(times) - 1) * p // 100] for p in (50, 99))
-print(f"{wall * 1e3:.3f} {processor * 1e3:.3f} {Spider.count}/{Spider.size} {p50:.3f} {p99:.3f}")
+print(f"{wall * 1e3:.3f} {processor * 1e3:.3f} {Spider.count}/{Spider.letters} {p50:.3f} {p99:.3f}")
