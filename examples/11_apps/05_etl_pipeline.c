@@ -1251,7 +1251,7 @@ static int check_destinations(pipeline *p, int64_t count)
 /* ---- what it shows by itself, in a folder that it removes ----------------------------------- */
 
 typedef struct {
-    char folder[32], address[128];
+    char folder[256], address[128];
     source sources[OWN];
     conc_child feed;
 } show;
@@ -1276,10 +1276,13 @@ static int show_open(show *s, int64_t count)
     char text[24], line[120] = "";
     const char *argv[] = {"/proc/self/exe", "--child", "--feed", "127.0.0.1:0", text, NULL};
     snprintf(text, sizeof text, "%lld", (long long)count);
-    snprintf(s->folder, sizeof s->folder, "/tmp/etlXXXXXX");
+    const char *parent = getenv("TMPDIR");
+    if (!parent)
+        parent = "/tmp";
+    snprintf(s->folder, sizeof s->folder, "%s/etlXXXXXX", parent);
     if (!mkdtemp(s->folder) || chdir(s->folder) != 0) {
         s->folder[0] = 0;
-        return conc_fail(-errno, "/tmp: %s", conc_strerror(-errno));
+        return conc_fail(-errno, "%s: %s", parent, conc_strerror(-errno));
     }
     options.out = ".";
     CONC_TRY(make_sources(count));
