@@ -95,12 +95,13 @@ typedef struct {
 
 typedef struct {
     char address[64];
-    uint64_t connections, opened, events, malformed, ahead, dropped, before;
+    double connections, opened, events, malformed, ahead, before; /* counts */
+    uint64_t dropped;                                             /* packets */
     double rate, held; /* events a second; seconds in which the full queue held sources up */
 } transport;
 
 typedef struct engine {
-    double epoch; /* Unix time when conc_now() is 0 */
+    double epoch; /* of a replay: Unix time when conc_now() is 0 */
     conc_queue queue;
     conc_limiter limiter;
     watermark mark;
@@ -143,8 +144,19 @@ static void keep_record(engine *e);
 
 /* ---- the engine: one task that all events go through ---------------------------------------- */
 
+static double unix_time(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
 /* In whole microseconds, so that a recorded time is the same when it is replayed. */
-static double unix_now(const engine *e) { return rint((e->epoch + conc_now()) * 1e6) / 1e6; }
+static double unix_now(const engine *e)
+{
+    double now = options.replay ? e->epoch + conc_now() : unix_time();
+    return rint(now * 1e6) / 1e6;
+}
 
 static void advance(engine *e, double mark)
 {
@@ -305,8 +317,7 @@ static int source_begin(engine *e, transport_kind kind, const char *name, source
     t->connections++;
     t->opened++;
     *s = (source){.kind = kind};
-    snprintf(s->name, sizeof s->name, "%s/%llu", transport_names[kind],
-             (unsigned long long)t->opened);
+    snprintf(s->name, sizeof s->name, "%s/%.0f", transport_names[kind], t->opened);
     if (name)
         snprintf(s->name, sizeof s->name, "%s", name);
     *out = s;
@@ -426,11 +437,11 @@ static cJSON *transport_json(const transport *t, const char *name)
     cJSON *json = cJSON_CreateObject();
     cJSON_AddStringToObject(json, "name", name);
     cJSON_AddStringToObject(json, "address", t->address);
-    cJSON_AddNumberToObject(json, "connections", (double)t->connections);
-    cJSON_AddNumberToObject(json, "events", (double)t->events);
+    cJSON_AddNumberToObject(json, "connections", t->connections);
+    cJSON_AddNumberToObject(json, "events", t->events);
     cJSON_AddNumberToObject(json, "rate", t->rate);
-    cJSON_AddNumberToObject(json, "malformed", (double)t->malformed);
-    cJSON_AddNumberToObject(json, "ahead", (double)t->ahead);
+    cJSON_AddNumberToObject(json, "malformed", t->malformed);
+    cJSON_AddNumberToObject(json, "ahead", t->ahead);
     cJSON_AddNumberToObject(json, "dropped", (double)t->dropped);
     cJSON_AddNumberToObject(json, "held", t->held);
     return json;
@@ -510,7 +521,7 @@ static char *state_json(const engine *e)
 static int publish(engine *e, double seconds)
 {
     for (transport *t = e->transports; t < e->transports + TRANSPORTS; t++) {
-        t->rate = (double)(t->events - t->before) / seconds;
+        t->rate = (t->events - t->before) / seconds;
         t->before = t->events;
     }
     free(e->state);
@@ -612,13 +623,6 @@ static int serve_http(int fd, void *arg)
 }
 
 /* ---- simulated sources: a generator of lines, three ways to send them ----------------------- */
-
-static double unix_time(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_REALTIME, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
 
 /* A service whose users come and go. Checkouts are slow for 8 of 30 seconds; events come out of
  * order, and some of them late. */
@@ -877,8 +881,7 @@ static int show_progress(void *arg)
     bool on_terminal = isatty(STDOUT_FILENO);
     for (;;) {
         CONC_TRY(conc_sleep(on_terminal ? 0.1 : 1));
-        printf(on_terminal ? "\r%llu events " : "%llu events\n",
-               (unsigned long long)e->transports[TCP].events);
+        printf(on_terminal ? "\r%.0f events " : "%.0f events\n", e->transports[TCP].events);
         fflush(stdout);
     }
 }
@@ -942,16 +945,15 @@ static void print_summary(const engine *e)
 {
     for (int i = 0; i < TRANSPORTS; i++) {
         const transport *t = &e->transports[i];
-        printf("%s: %llu sources, %llu events, %llu malformed, %llu ahead, %llu packets dropped\n",
-               transport_names[i], (unsigned long long)t->opened, (unsigned long long)t->events,
-               (unsigned long long)t->malformed, (unsigned long long)t->ahead,
-               (unsigned long long)t->dropped);
+        printf("%s: %.0f sources, %.0f events, %.0f malformed, %.0f ahead, %.0f packets dropped\n",
+               transport_names[i], t->opened, t->events, t->malformed, t->ahead,
+               (double)t->dropped);
     }
     for (int i = 0; i < KINDS; i++) {
         const windows *w = &e->operators[i].windows;
-        printf("%s: %llu windows; events: %llu late, %llu too late, %llu refused\n", kind_names[i],
-               (unsigned long long)e->operators[i].closed, (unsigned long long)w->late,
-               (unsigned long long)w->too_late, (unsigned long long)w->refused);
+        printf("%s: %.0f windows; events: %.0f late, %.0f too late, %.0f refused\n", kind_names[i],
+               (double)e->operators[i].closed, (double)w->late, (double)w->too_late,
+               (double)w->refused);
     }
 }
 
@@ -982,7 +984,6 @@ static int engine_open(engine *e)
 {
     char rules[1024];
     window_operator *o = e->operators;
-    e->epoch = unix_time() - conc_now();
     e->queue = (conc_queue)CONC_QUEUE(event, QUEUE);
     e->limiter.rate = options.limit;
     e->mark = (watermark){.delay = options.delay, .idle = options.idle, .ahead = options.ahead};
@@ -997,6 +998,8 @@ static int engine_open(engine *e)
         o[i].windows.closed = close_window;
         o[i].windows.arg = &o[i];
     }
+    if (options.sliding > 1000 * options.slide)
+        return conc_fail(-EINVAL, "--sliding is more than 1000 times --slide");
     snprintf(rules, sizeof rules, "%s", options.alerts);
     return read_alerts(e, rules);
 }

@@ -119,10 +119,10 @@ typedef struct windows {
     uint64_t refused;        /* events that came when there were max_keys */
 
     /* private */
-    int64_t mark, due; /* the watermark; nothing is to be done before the watermark is due */
+    int64_t mark; /* the watermark */
     bool began;
-    windows__key **table, *keys; /* keys: all of them */
-    size_t key_count;
+    windows__key **table, **heap; /* by name, and by what is due first */
+    size_t key_count, heap_room;
 } windows;
 
 /* Puts an event into its windows: 0, also if it is too late. item: what window_distinct counts, or
@@ -442,7 +442,8 @@ struct windows__key {
     window **all; /* by start, ascending */
     size_t count, room;
     windows__key *in_bucket; /* the next one */
-    windows__key *next, *previous;
+    int64_t due;             /* nothing is to be done before the watermark gets there */
+    size_t at;               /* its place in the heap */
     uint64_t hash;
     char name[];
 };
@@ -455,6 +456,48 @@ static inline windows__key *windows__find(const windows *w, const char *name, ui
     return k;
 }
 
+/* Moves the key to where it belongs in the heap, a binary one. */
+static inline void windows__sift(windows *w, windows__key *k)
+{
+    windows__key **heap = w->heap;
+    size_t at = k->at, parent, child;
+    for (; at > 0 && heap[parent = (at - 1) / 2]->due > k->due; at = parent) {
+        heap[at] = heap[parent];
+        heap[at]->at = at;
+    }
+    for (; (child = 2 * at + 1) < w->key_count; at = child) {
+        if (child + 1 < w->key_count && heap[child + 1]->due < heap[child]->due)
+            child++;
+        if (heap[child]->due >= k->due)
+            break;
+        heap[at] = heap[child];
+        heap[at]->at = at;
+    }
+    heap[at] = k;
+    k->at = at;
+}
+
+static inline void windows__set_due(windows *w, windows__key *k, int64_t time)
+{
+    if (time >= k->due)
+        return;
+    k->due = time;
+    windows__sift(w, k);
+}
+
+static inline int windows__grow_heap(windows *w)
+{
+    if (w->key_count < w->heap_room)
+        return 0;
+    size_t room = w->heap_room ? 2 * w->heap_room : 16;
+    windows__key **heap = realloc(w->heap, room * sizeof(windows__key *));
+    if (!heap)
+        return -ENOMEM;
+    w->heap = heap;
+    w->heap_room = room;
+    return 0;
+}
+
 static inline int windows__insert(windows *w, const char *name, uint64_t hash, windows__key **out)
 {
     size_t limit = w->max_keys ? w->max_keys : 1000, size = strlen(name) + 1;
@@ -463,32 +506,29 @@ static inline int windows__insert(windows *w, const char *name, uint64_t hash, w
         return -ENOSPC;
     }
     windows__key *k = calloc(1, sizeof *k + size), **bucket = &w->table[hash % WINDOWS__BUCKETS];
-    if (!k)
+    if (!k || windows__grow_heap(w)) {
+        free(k);
         return -ENOMEM;
+    }
     memcpy(k->name, name, size);
     k->hash = hash;
+    k->due = INT64_MAX;
     k->in_bucket = *bucket;
-    k->next = w->keys;
-    if (w->keys)
-        w->keys->previous = k;
-    w->keys = *bucket = *out = k;
-    w->key_count++;
+    k->at = w->key_count++;
+    w->heap[k->at] = *bucket = *out = k;
     return 0;
 }
 
 static inline void windows__remove(windows *w, windows__key *k)
 {
-    windows__key **link = &w->table[k->hash % WINDOWS__BUCKETS];
+    windows__key **link = &w->table[k->hash % WINDOWS__BUCKETS], *last = w->heap[--w->key_count];
     while (*link != k)
         link = &(*link)->in_bucket;
     *link = k->in_bucket;
-    if (k->previous)
-        k->previous->next = k->next;
-    else
-        w->keys = k->next;
-    if (k->next)
-        k->next->previous = k->previous;
-    w->key_count--;
+    if (last != k) {
+        last->at = k->at;
+        windows__sift(w, last);
+    }
     free(k->all);
     free(k);
 }
@@ -538,12 +578,6 @@ static inline int64_t windows__floor(int64_t n, int64_t step)
     return rest < 0 ? n - rest - step : n - rest;
 }
 
-static inline void windows__set_due(windows *w, int64_t time)
-{
-    if (time < w->due)
-        w->due = time;
-}
-
 static inline int windows__add_fixed(windows *w, windows__key *k, int64_t time,
                                      const window__event *e)
 {
@@ -562,7 +596,7 @@ static inline int windows__add_fixed(windows *w, windows__key *k, int64_t time,
         if (rc)
             return rc;
         late = late || (w->began && end <= w->mark);
-        windows__set_due(w, into->emitted ? last : end);
+        windows__set_due(w, k, into->emitted ? last : end);
     }
     w->late += late;
     return 0;
@@ -614,7 +648,7 @@ static inline int windows__add_session(windows *w, windows__key *k, int64_t time
         into->emitted = into->changed = false;
         into->revised = true;
     }
-    windows__set_due(w, into->emitted ? into->end_us + windows__us(w->lateness) : into->end_us);
+    windows__set_due(w, k, into->end_us + (into->emitted ? windows__us(w->lateness) : 0));
     return 0;
 }
 
@@ -652,7 +686,6 @@ static inline int windows__begin(windows *w)
     if (!valid || !(w->lateness >= 0 && w->lateness <= WINDOWS_LARGEST))
         return -EINVAL;
     w->table = calloc(WINDOWS__BUCKETS, sizeof(windows__key *));
-    w->due = INT64_MAX;
     return w->table ? 0 : -ENOMEM;
 }
 
@@ -697,29 +730,29 @@ static inline void windows__emit(windows *w, window *one)
 /* Closes what is due of this key, and frees what is over. */
 static inline void windows__close_due(windows *w, windows__key *k)
 {
-    int64_t lateness = windows__us(w->lateness);
+    int64_t lateness = windows__us(w->lateness), due = INT64_MAX;
     size_t over = 0;
     for (size_t i = 0; i < k->count; i++) {
         window *one = k->all[i];
-        if (one->end_us > w->mark) {
-            windows__set_due(w, one->end_us);
-            continue;
-        }
-        if (!one->emitted)
+        int64_t last = one->end_us + lateness;
+        bool is_closed = one->end_us <= w->mark, is_over = last <= w->mark;
+        if (is_closed && !one->emitted)
             windows__emit(w, one);
-        if (one->end_us + lateness > w->mark) {
-            windows__set_due(w, one->end_us + lateness);
-            continue;
-        }
-        if (one->changed) {
-            one->revised = true;
+        one->revised = one->revised || (is_over && one->changed);
+        if (is_over && one->changed)
             windows__emit(w, one);
+        int64_t next = is_closed ? last : one->end_us;
+        if (is_over) {
+            window__free(one);
+            over = i + 1; /* they end in the order in which they begin */
+        } else if (next < due) {
+            due = next;
         }
-        window__free(one);
-        over = i + 1; /* they end in the order in which they begin */
     }
     k->count -= over;
     memmove(k->all, k->all + over, k->count * sizeof(window *));
+    k->due = due;
+    windows__sift(w, k);
 }
 
 static inline void windows_advance(windows *w, double mark)
@@ -731,11 +764,8 @@ static inline void windows_advance(windows *w, double mark)
         return;
     w->began = true;
     w->mark = us;
-    if (!w->table || us < w->due)
-        return;
-    w->due = INT64_MAX;
-    for (windows__key *k = w->keys, *next; k; k = next) {
-        next = k->next;
+    while (w->key_count && w->heap[0]->due <= us) {
+        windows__key *k = w->heap[0];
         windows__close_due(w, k);
         if (k->count == 0)
             windows__remove(w, k);
@@ -744,14 +774,16 @@ static inline void windows_advance(windows *w, double mark)
 
 static inline void windows_close(windows *w)
 {
-    for (windows__key *k = w->keys, *next; k; k = next) {
-        next = k->next;
+    while (w->key_count) {
+        windows__key *k = w->heap[w->key_count - 1];
         for (size_t i = 0; i < k->count; i++)
             window__free(k->all[i]);
         windows__remove(w, k);
     }
     free(w->table);
-    w->table = NULL;
+    free(w->heap);
+    w->table = w->heap = NULL;
+    w->heap_room = 0;
 }
 
 /* ---- implementation: the watermark ---------------------------------------------------------- */
