@@ -1156,8 +1156,8 @@ static int answer_feed(int fd, void *arg)
     double start = conc_now();
     int64_t i = from;
     int rc = send_records(&s, &i, o->count);
-    fprintf(stderr, "feed: asked for %lld and on, sent %lld in %.2f s\n", from, (long long)i - from,
-            conc_now() - start);
+    fprintf(stderr, "%sfeed: asked for %lld and on, sent %lld in %.2f s\n",
+            isatty(STDERR_FILENO) ? "\n" : "", from, (long long)i - from, conc_now() - start);
     return rc == -ECANCELED ? rc : 0; /* clients may leave */
 }
 
