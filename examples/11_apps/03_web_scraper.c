@@ -1000,16 +1000,16 @@ static int send_page(http_connection *http, const site *s, int page, size_t para
     return rc;
 }
 
-static int send_robots(http_connection *http, int site)
+static int send_robots(http_connection *http, const site *s)
 {
-    if (site == 4)
+    if (s->number == 4)
         return http_printf(http, 404, "There is none: all is allowed\n");
-    if (site == 5) /* the group for this scraper counts, not that for all */
+    if (s->number == 5) /* the group for this scraper counts, not that for all */
         return http_printf(http, 200,
                            "User-agent: *\nDisallow: /\n\nUser-agent: other\nUser-agent: %s\n"
                            "Allow: /private/open\nDisallow: /private # and all below\n",
                            AGENT);
-    if (site == 3 && site_options.crawl_delay > 0)
+    if (s->number == 3 && site_options.crawl_delay > 0)
         return http_printf(http, 200,
                            "User-agent: *\nCrawl-delay: %g\nDisallow: /private/\n"
                            "Allow: /private/open/\n",
@@ -1116,7 +1116,7 @@ static int answer_site(http_connection *http, void *arg)
     if (s.number < 0 || s.number >= SITES)
         return http_printf(http, 404, "There are site0.localhost to site%d\n", SITES - 1);
     if (strcmp(http->path, "/robots.txt") == 0)
-        return send_robots(http, s.number);
+        return send_robots(http, &s);
     bool is_page = sscanf(http->path, "/page/%d%n", &page, &end) == 1 && !http->path[end];
     if (strcmp(http->path, "/") == 0 || (is_page && page >= 0 && page < SITE_PAGES))
         return send_page(http, &s, page, 10 + (size_t)page % 20);
@@ -1180,9 +1180,11 @@ static int add_domain(scraper *s, const char *text)
     size_t length = (size_t)(url_path(target) - host_of(target));
     if (domain_of(s, target))
         return conc_fail(-EINVAL, "%s: this domain was named before", text);
-    domain *d = s->domain_count < MOST_DOMAINS ? calloc(1, sizeof *d) : NULL;
-    if (!d || length >= sizeof d->host)
-        return conc_fail(-ENOMEM, "too many domains, or too long a name");
+    if (s->domain_count == MOST_DOMAINS || length >= sizeof s->domains[0]->host)
+        return conc_fail(-E2BIG, "too many domains, or too long a name: %.100s", text);
+    domain *d = calloc(1, sizeof *d);
+    if (!d)
+        return -ENOMEM;
     s->domains[s->domain_count++] = d;
     d->of = s;
     d->start = strdup(target);
@@ -1433,7 +1435,7 @@ static bool read_count(const char *text, int most, int *count)
     return is_valid && number == *count;
 }
 
-static bool set_option(int option, const char *value, const char **site)
+static bool set_option(int option, char *value, char **address)
 {
     switch (option) {
     case 'g': return options.goal = true;
@@ -1441,7 +1443,7 @@ static bool set_option(int option, const char *value, const char **site)
     case 'q': return site_options.is_quiet = true;
     case 'c': return site_options.is_child = true;
     case 'k': return options.stay = true;
-    case 's': *site = value; return true;
+    case 's': *address = value; return true;
     case 'b': options.db = value; return true;
     case 'l': options.listen = value; return true;
     case 'h': options.page = value; return true;
@@ -1474,20 +1476,19 @@ static void set_defaults(bool is_own)
 
 int main(int argc, char **argv)
 {
-    const char *site = NULL;
+    char *address = NULL; /* of the sites, if that is all there is to do */
     bool is_valid = true;
     int option;
     while ((option = getopt_long(argc, argv, "", long_options, NULL)) != -1)
-        is_valid = set_option(option, optarg, &site) && is_valid;
+        is_valid = set_option(option, optarg, &address) && is_valid;
     bool is_own = optind == argc;
-    if (!is_valid || (!is_own && (options.goal || site))) {
+    if (!is_valid || (!is_own && (options.goal || address))) {
         fprintf(stderr, "scraper: bad arguments: the program's first lines say what there is\n");
         return 2;
     }
     set_defaults(is_own);
     html_init();
-    int status =
-        site ? conc_main(site_app, (void *)(uintptr_t)site) : conc_main(app, argv + optind);
+    int status = address ? conc_main(site_app, address) : conc_main(app, argv + optind);
     xmlCleanupParser();
     return status;
 }
