@@ -73,11 +73,11 @@ __attribute__((__format__(__printf__, 2, 3))) static void say(loop *l, const cha
     char text[LOG_LINE];
     const char *id = conc_local_get(&request_id);
     va_list args;
+    if (options.quiet)
+        return;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    if (options.quiet)
-        return;
     if (id)
         log_line(&l->log, "%s %s", id, text);
     else

@@ -21,6 +21,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <unistd.h>
 
 typedef struct load {
@@ -53,7 +54,7 @@ static inline int load__compare(conc_stream *stream, const char *expected)
     bool is_ok = false;
     while (CONC_TRY(conc_stream_read_line(stream, &line)) > 0) {
         is_ok = is_ok || strncmp(line, "HTTP/1.1 200 ", 13) == 0;
-        if (strncmp(line, name, sizeof name - 1) == 0)
+        if (strncasecmp(line, name, sizeof name - 1) == 0)
             length = strtoul(line + sizeof name - 1, NULL, 10);
     }
     if (!line)

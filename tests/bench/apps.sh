@@ -20,6 +20,9 @@
 #   dash   2000 dashboards, 20 at a time, of four calls at once to the services of the course's orchestrator: the calls
 #          alone, with aiohttp, with Go's net/http; and, as a peer of conc's own, the whole orchestrator, with its circuit
 #          breakers, caches and traces
+#   web    the route /users/{id} of examples/12_projects/01_web_framework.c: JSON with a parameter, 64 clients; net/http;
+#          FastAPI on uvicorn; nginx, which sends constants. One processor for each, another for the clients. A table of
+#          its own has requests a second of processor time, the latency at half of the rate that was reached, and memory
 # A program connects, and does the work once or a part of it, before it measures itself: no start-up is in the figures,
 # and no server. It then prints how much it has done and the sum of its results, which have to be those of conc.
 # Nothing is installed: the script says what is missing. The figures of all rounds stay in build/bench/apps_results.txt.
@@ -32,14 +35,15 @@ unset http_proxy HTTP_PROXY all_proxy ALL_PROXY
 
 sources=tests/bench/apps
 results=$out/apps_results.txt
+web_results=$out/apps_web_results.txt
 python=${PYTHON:-/usr/bin/python3} # the packages are for the system's, which need not be the first
 limit=300                          # seconds for any one program
-names=(sql cache fetch tasks etl scrape dash)
+names=(sql cache fetch tasks etl scrape dash web)
 services=(users orders recommendations notifications)
 peers=()
 operations=1000 passes=1000 requests=5000 tasks=5000 lines=25025 # lines: of each source; one of 1001 is bad
-pages=1500 dashboards=2000
-[[ -z $quick ]] || operations=200 passes=20 requests=500 tasks=1000 lines=2002 dashboards=200
+pages=1500 dashboards=2000 answers=40000
+[[ -z $quick ]] || operations=200 passes=20 requests=500 tasks=1000 lines=2002 dashboards=200 answers=2000
 
 # ---- packages ----
 
@@ -59,6 +63,11 @@ have() {
     python3-asyncpg) "$python" -c 'import asyncpg' ;;
     python3-rq) "$python" -c 'import rq' && command -v rq ;;
     libxml2-dev) pkg-config libxml-2.0 ;;
+    uvicorn) "$python" -c 'import uvicorn' ;;
+    nginx-light) command -v nginx ;;
+    libcjson-dev) "$cc" -E -include cjson/cJSON.h -x c /dev/null ;;
+    libwslay-dev) "$cc" -E -include wslay/wslay.h -x c /dev/null ;;
+    libssl-dev) pkg-config 'libssl >= 3' ;;
     python3-*) "$python" -c "import ${1#python3-}" ;;
     *) command -v "$1" ;;
     esac >/dev/null 2>&1
@@ -123,6 +132,11 @@ build() {
             compile_server examples/11_apps/04_orchestrator.c orchestrator libcurl libcjson
         ;;
     dash.go) compile_go dash_go ;;
+    web.conc)
+        "$cc" -O2 examples/12_projects/01_web_framework.c -o $out/apps_web_conc -lhttp_parser -lcjson -lwslay -lssl -lcrypto &&
+            "$cc" -O2 $sources/web_load.c -o $out/apps_web_load
+        ;;
+    web.go) compile_go web_go ;;
     *) ;; # nothing to build
     esac
 }
@@ -206,6 +220,7 @@ program() {
     dash.whole) command=("$out/apps_dash_conc" "$dashboards" "${addresses[@]}" whole) ;;
     dash.aiohttp) command=("$python" "$sources/dash_aiohttp.py" "$dashboards" "${addresses[@]}") ;;
     dash.go) command=("$out/apps_dash_go" "$dashboards" "${addresses[@]}") ;;
+    web.*) command=("$python" "$sources/web_run.py" "${1#*.}" "$out" "$answers" "$web_results") ;;
     esac
     rm -rf "$box/out"
     timeout --foreground $limit "${command[@]}"
@@ -229,7 +244,7 @@ run_one() {
 table() {
     awk -v peers="${peers[*]}" -v rounds="$rounds" -v quick="$quick" \
         -v counts="sql $operations cache $((passes * 1000)) fetch $requests tasks $tasks" \
-        -v more="etl $((4 * (lines - lines / 1001))) scrape $pages dash $dashboards" '
+        -v more="etl $((4 * (lines - lines / 1001))) scrape $pages dash $dashboards web $answers" '
     function median(list, n,    i, j, t) {
         for (i = 2; i <= n; i++)
             for (j = i; j > 1 && list[j - 1] > list[j]; j--) {
@@ -323,16 +338,32 @@ table() {
         rates("etl")
         rates("scrape")
         rates("dash")
+        rates("web")
         printf "\n%-23s %9s %9s %9s\n", "A page, a dashboard; ms", "median", "99 of 100", "processor"
         pieces("scrape")
         pieces("dash")
         print "\nratio: peer/conc, the median of the ratios of " rounds (rounds == 1 ? " round" : " rounds") \
               "; above 1 conc takes less. same: the peer has the same results as conc."
-        print "On the processors: user and system, of the program that does the work, without the server."
+        print "On the processors: user and system, of the program that does the work, without the server; in web of the server."
         if (quick)
             print "Small counts: these figures mean nothing."
         exit failed
     }' $results
+}
+
+# The servers of web: medians of all rounds.
+web_table() {
+    [[ -s $web_results ]] || return 0
+    printf '\nweb      requests a processor second   99 %% within ms, at half load   KiB for 1000 idle connections\n'
+    local who column figures
+    for who in conc go nginx fastapi; do
+        figures=()
+        for column in 2 3 4; do
+            figures+=("$(awk -v who=$who -v column=$column '$1 == who { print $column }' $web_results | sort -n |
+                awk '{ all[NR] = $1 } END { print NR ? all[int((NR + 1) / 2)] : "-" }')")
+        done
+        printf '%-8s %29s %31s %31s\n' $who "${figures[@]}"
+    done
 }
 
 # add WORK.WHO PACKAGE...: only where conc takes part
@@ -343,12 +374,14 @@ add() {
 
 mkdir -p $out
 : >$results
+: >$web_results
 failed=0
 box=$(mktemp -d)
 trap stop_all EXIT
 tell_missing pkg-config python3 postgresql libpq-dev python3-asyncpg golang-go golang-github-lib-pq-dev libhiredis-dev \
     libcurl4-openssl-dev libhttp-parser-dev redis-server golang-github-gomodule-redigo-dev python3-rq libxml2-dev \
-    libsqlite3-dev libcjson-dev python3-aiohttp python3-lxml python3-scrapy
+    libsqlite3-dev libcjson-dev python3-aiohttp python3-lxml python3-scrapy libwslay-dev libssl-dev \
+    nginx-light python3-fastapi uvicorn
 add sql.conc pkg-config python3 postgresql libpq-dev
 add sql.asyncpg python3-asyncpg
 add sql.asyncpg_noreset python3-asyncpg
@@ -380,6 +413,10 @@ add dash.conc pkg-config libcurl4-openssl-dev libhttp-parser-dev libcjson-dev
 add dash.whole
 add dash.aiohttp python3-aiohttp
 add dash.go golang-go
+add web.conc python3 libhttp-parser-dev libcjson-dev libwslay-dev libssl-dev
+add web.go golang-go
+add web.nginx nginx-light
+add web.fastapi python3-fastapi uvicorn
 if ((${#peers[@]} == 0)); then
     echo "nothing can be measured" >&2
     exit 1
@@ -387,4 +424,5 @@ fi
 start_servers
 run_in_turn
 table || failed=1
+web_table
 exit $failed
