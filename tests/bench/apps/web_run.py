@@ -22,7 +22,7 @@ http {
 }
 """
 USERS = (("Ada", 36), ("Grace", 85), ("Edsger", 72))
-HERE = pathlib.Path(__file__).parent
+HERE = pathlib.Path(__file__).resolve().parent
 
 
 def nginx(port, folder):
@@ -36,7 +36,8 @@ def nginx(port, folder):
 def command(who, programs, port, folder):
     address = f"127.0.0.1:{port}"
     if who == "conc":
-        return [f"{programs}/apps_web_conc", "--listen", address, "--loops", "1", "--quiet"]
+        return [f"{programs}/apps_web_conc", "--listen", address, "--loops", "1", "--quiet", "--page",
+                str(HERE.parents[2] / "examples/12_projects/01_web_framework.html")]
     if who == "go":
         return [f"{programs}/apps_web_go", address]
     if who == "nginx":
