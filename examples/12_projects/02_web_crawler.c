@@ -225,9 +225,13 @@ static int work(void *arg)
     CONC_TRY(open_db(&db));
     CONC_TRY(conc_pool_open(&pool));
     int rc = run_tasks(&w);
+    char words[160];
+    snprintf(words, sizeof words, "worker %s: %s", f.worker, conc_last_error());
     conc_shield(2, frontier_leave, &f);
     fprintf(stderr, "worker %s: %d requests\n", f.worker, w.requests);
-    return rc;
+    if (rc == 0 || rc == -ECANCELED)
+        return rc;
+    return conc_fail(rc, "%s", words); /* whatever became of the leave */
 }
 
 /* ---- extraction, in a thread of the pool; the database --------------------------------------- */
@@ -297,22 +301,24 @@ static int store(void *arg)
 typedef struct {
     frontier *frontier;
     sqlite_db *db;
-    int pids[64], kills; /* so far */
+    conc_child *workers[64]; /* those that run; else NULL */
+    int kills;               /* so far */
 } crew;
 
 static int keep_worker(void *arg)
 {
-    int *pid = arg, status = 0;
+    conc_child **running = arg;
     char parent[12];
+    int status = 0;
     const char *const argv[] = {"/proc/self/exe", "--worker", "--redis", options.redis, "--db",
                                 options.db,       "--parent", parent,    NULL};
     snprintf(parent, sizeof parent, "%d", (int)getpid());
     for (int deaths = 0; deaths < MOST_DEATHS; deaths++) {
         CONC_AUTO(conc_child, child) = {.argv = argv, .group = true, .grace = 5};
         CONC_TRY(conc_child_start(&child));
-        *pid = child.pid;
+        *running = &child;
         int rc = conc_child_wait(&child, &status);
-        *pid = 0;
+        *running = NULL;
         CONC_TRY(rc);
         bool was_asked = WIFEXITED(status) && WEXITSTATUS(status) >= 128; /* to end */
         if (was_asked || (WIFEXITED(status) && WEXITSTATUS(status) == 0))
@@ -329,19 +335,19 @@ static int run_workers(crew *c)
 {
     conc_group g = {0};
     for (int i = 0; i < (int)options.workers; i++)
-        CONC_TRY_IN(&g, conc_spawn(&g, keep_worker, &c->pids[i]));
+        CONC_TRY_IN(&g, conc_spawn(&g, keep_worker, &c->workers[i]));
     return conc_group_wait(&g);
 }
 
 /* To see what happens then: kills any one of the workers, at moments spread over the crawl. */
 static void kill_one(crew *c, int64_t stored)
 {
-    int *pid = &c->pids[(int)conc_random(0, options.workers)];
+    conc_child *one = c->workers[(int)conc_random(0, options.workers)];
     double due = options.pages * (c->kills + 1) / (options.kills + 1);
-    if (c->kills >= options.kills || (double)stored < due || !*pid)
+    if (c->kills >= options.kills || (double)stored < due || !one)
         return;
-    fprintf(stderr, "process %d is killed now\n", *pid);
-    kill(*pid, SIGKILL);
+    fprintf(stderr, "process %d is killed now\n", one->pid);
+    conc_child_kill(one, SIGKILL);
     c->kills++;
 }
 
@@ -401,7 +407,9 @@ static int crawl(crew *c)
     CONC_TRY(conc_group_end(&g, rc));
     CONC_TRY(report(c));
     printf("%d workers, %.1f s\n", (int)options.workers, conc_now() - start);
-    return 0;
+    long long hosts;
+    CONC_TRY(frontier_waiting(c->frontier, &hosts));
+    return hosts ? conc_fail(-EAGAIN, "URLs of %lld hosts wait: start it again", hosts) : 0;
 }
 
 /* ---- its own site: a process of this program, and is all that was stored right? -------------- */
@@ -555,5 +563,7 @@ int main(int argc, char **argv)
     setenv("no_proxy", "localhost,127.0.0.1", 0);
     if (options.site)
         return conc_main(run_site, NULL);
-    return conc_main(options.is_worker ? work : supervise, &is_own);
+    if (options.is_worker)
+        return conc_main(work, NULL);
+    return conc_main(supervise, &is_own);
 }

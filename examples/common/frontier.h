@@ -114,6 +114,9 @@ static inline int frontier_leave(void *frontier);
  * "given back". */
 static inline int frontier_count(frontier *f, const char *what, long long *count);
 
+/* Of how many hosts there are URLs that wait or are being fetched; 0: the crawl is over. */
+static inline int frontier_waiting(frontier *f, long long *hosts);
+
 /* ---- the program in Redis -------------------------------------------------------------------
 
    NAME:depth    URL -> depth, of all known URLs
@@ -237,6 +240,7 @@ static const char frontier__program[] =
     "if op == 'add' then return add(ARGV[3], 0) end\n"
     "if op == 'join' then return r('HINCRBY', k'counts', 'workers', 1) end\n"
     "if op == 'setting' or op == 'count' then return r('HGET', k(op .. 's'), ARGV[3]) end\n"
+    "if op == 'waiting' then return r('ZCARD', k'hosts') + r('HLEN', k'leases') end\n"
     "if op == 'robots' then\n"
     "  r('HSET', k'robots', host_of(ARGV[4]), ARGV[5])\n"
     "  return r('HSET', k'pauses', host_of(ARGV[4]), ARGV[6])\n"
@@ -385,6 +389,14 @@ static inline int frontier_count(frontier *f, const char *what, long long *count
     CONC_AUTO(redis_reply, r) = NULL;
     CONC_TRY(FRONTIER__CALL(f, &r, "count", what));
     *count = r->type == REDIS_REPLY_STRING ? atoll(r->str) : 0;
+    return 0;
+}
+
+static inline int frontier_waiting(frontier *f, long long *hosts)
+{
+    CONC_AUTO(redis_reply, r) = NULL;
+    CONC_TRY(FRONTIER__CALL(f, &r, "waiting"));
+    *hosts = r->integer;
     return 0;
 }
 

@@ -12,8 +12,8 @@
  *         if (status >= 0)
  *             return status;
  *
- * --listen X and --listen=X are the same. Whatever is not in the table is an error. Other words are,
- * too, unless there is an OPTIONS_WORDS, which gets them as a list that ends with NULL. */
+ * --listen X and --listen=X are the same. Whatever is not in the table is an error. So are other
+ * words, unless there is an OPTIONS_WORDS: it gets them as a list that ends with NULL. */
 #ifndef OPTIONS_H
 #define OPTIONS_H
 

@@ -92,6 +92,7 @@ FRONTIER_TEST(a_crawl_from_begin_to_end)
 {
     frontier f = {0};
     CONC_AUTO(frontier_url, u) = {0};
+    long long hosts = -1;
     begin(&f);
     CHECK_INT(frontier_add(&f, "http://h/a"), 0);
     CHECK_INT(frontier_add(&f, "http://h/a"), 0);
@@ -105,7 +106,11 @@ FRONTIER_TEST(a_crawl_from_begin_to_end)
         0);
     CHECK_LEASE(&f, &u, "http://h/b");
     CHECK_INT(u.depth, 1);
+    CHECK_INT(frontier_waiting(&f, &hosts), 0);
+    CHECK_INT(hosts, 1);
     CHECK_INT(frontier_finish(&f, &u, false, "[]"), 0);
+    CHECK_INT(frontier_waiting(&f, &hosts), 0);
+    CHECK_INT(hosts, 0);
     CHECK_LEASE(&f, &u, "");
     CHECK_INT(count(&f, "duplicates"), 3);
 }

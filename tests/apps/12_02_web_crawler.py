@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import http.server
 import os
 import re
@@ -499,7 +500,57 @@ def test_no_process_is_left_if_the_supervisor_is_killed():
         apps.until(lambda: all(map(apps.is_gone, children)), "they are gone, too")
 
 
-# ---- what is missing ----
+def test_workers_that_are_asked_to_leave_leave_the_rest_for_later():
+    server, names = big_web()
+    with apps.redis() as redis:
+        where, more = apps.folder(), {"redis": f"127.0.0.1:{redis.port}", "depth": 100}
+        with crawler(server, names[0], where=where, **more) as process:
+            apps.until(lambda: len(server.calls) > 40, "40 pages")
+            for worker in workers_of(process.pid):
+                os.kill(worker, signal.SIGTERM)
+            said = ended(process, 1)
+            apps.check(re.search(r"URLs of \d+ hosts wait: start it again", said) and "was killed" not in said, said)
+        apps.run(PROGRAM, *options(**more), server.url(names[0]), cwd=where)
+        check_crawled(server, names, where, int(cli(redis, "hget", "crawl:counts", "given back")))
+    server.shutdown()
+
+
+# ---- what is missing, hangs or is full ----
+
+def test_a_full_disk_is_an_error_in_words_and_a_second_start_goes_on():
+    server, names = big_web()
+    where = apps.folder()
+    words = [str(word) for word in options(workers=2, depth=100)]
+    with apps.started("/bin/sh", "-c", 'trap "" XFSZ; ulimit -f 150; exec "$@"', "sh", PROGRAM, *words, server.url(names[0]), cwd=where) as process:
+        said = ended(process, 1)
+        apps.check("crawl.db" in said and re.search("disk (is full|I/O error)", said) and "a worker failed" in said, said)
+    stored = len(rows(where)[0])
+    apps.check(0 < stored < len(names), stored)
+    crawl(server, names[0], where=where, depth=100)
+    check_crawled(server, names, where, 40)
+    server.shutdown()
+
+
+@functools.cache
+def hanging_redis():
+    """What is said if Redis hangs in the middle; this takes ten seconds, beside the other tests."""
+    server, names = big_web()
+    with apps.redis() as redis:
+        with crawler(server, names[0], where=apps.folder(), redis=f"127.0.0.1:{redis.port}", depth=100) as process:
+            apps.until(lambda: len(server.calls) > 20, "20 pages")
+            os.kill(redis.process.pid, signal.SIGSTOP)
+            said = ended(process, 1)
+    server.shutdown()
+    return said
+
+
+HANGING = concurrent.futures.ThreadPoolExecutor(1).submit(hanging_redis)
+
+
+def test_a_redis_that_hangs_is_an_error_in_words():
+    said = HANGING.result()
+    apps.check("a worker failed" in said and re.search(r"worker [\d.]+: redis .*: the server did not answer in time", said), said)
+
 
 def test_what_is_missing_or_wrong_is_said():
     where, port = apps.folder(), apps.free_port()
