@@ -8,8 +8,12 @@ There is one function for each: it starts the program, brings its page into a st
 shows it. The programs run on free ports of loopback and are gone afterwards.
 """
 import contextlib
+import math
 import pathlib
+import random
+import socket
 import sys
+import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "apps"))
@@ -55,6 +59,23 @@ def picture_12_01_web_framework():
         page.until("return document.querySelector('#bytes').textContent", "6,888,896")
         page.until("return Number(document.querySelector('#events').textContent) > 1", True)
         page.run("document.activeElement.blur()")
+        yield page
+
+
+@contextlib.contextmanager
+def picture_12_03_analytics():
+    """A minute of events, sent at once: the sources may be silent for longer than that. Checkouts get slow in it."""
+    html, draw, tcp = HERE.parent / "examples/12_projects/03_analytics.html", random.Random(4), apps.free_port()
+    arguments = ["--serve", "--page", html, "--idle", "75", "--refresh", "0.2", "--tcp", f"127.0.0.1:{tcp}", "--udp", "127.0.0.1:0"]
+    with page_of("12_projects/03_analytics.c", *arguments, width=970, height=400) as page, socket.create_connection(("127.0.0.1", tcp)) as s:
+        begin, lines = time.time() - 66, []
+        for i in range(6600):
+            series, typical = draw.choice((("checkout", 80), ("search", 25), ("login", 50)))
+            value = typical * math.exp(draw.gauss(0, 0.5)) * (4 if series == "checkout" and i > 5200 else 1)
+            lines.append(f"{series};user=user{(i // 500 + draw.randrange(5)) % 20:02d} {value:.2f} {begin + i / 100:.3f}\n")
+        s.sendall("".join(lines).encode())
+        page.until("return document.querySelectorAll('.firing .state').length", 1)
+        page.until("return +document.querySelectorAll('#sources td')[2].textContent.replace(',', '')", 6600)
         yield page
 
 

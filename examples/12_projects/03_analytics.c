@@ -22,6 +22,7 @@
 #include "../../conc_sync.h"
 #include "../common/graphite.h"
 #include "../common/http.h"
+#include "../common/log.h"
 #include "../common/options.h"
 #include "../common/udp.h"
 #include "../common/websocket.h"
@@ -136,6 +137,8 @@ static struct {
              .lateness = 3,
              .refresh = 1,
              .rate = 40};
+
+static log_writer lines = {.fd = STDOUT_FILENO};
 
 static void say(const engine *e, const char *format, ...)
     __attribute__((__format__(__printf__, 2, 3)));
@@ -749,8 +752,9 @@ static int start(engine *e, conc_group *g, conc_server *tcp, conc_server *http)
     CONC_TRY(conc_spawn(g, run_clock, e));
     CONC_TRY(conc_spawn(g, serve, tcp));
     CONC_TRY(conc_spawn(g, serve, http));
-    printf("Listening: the page is http://%s/; events to tcp %s, udp %s or ws://%s/events\n",
-           t[WEBSOCKET].address, t[TCP].address, t[UDP].address, t[WEBSOCKET].address);
+    log_line(&lines,
+             "Listening: the page is http://%s/; events to tcp %s, udp %s or ws://%s/events",
+             t[WEBSOCKET].address, t[TCP].address, t[UDP].address, t[WEBSOCKET].address);
     return 0;
 }
 
@@ -926,19 +930,21 @@ static int goal(engine *e)
 
 /* ---- options, and what is said -------------------------------------------------------------- */
 
+/* A task writes the log: a stopped terminal holds nobody up. A replay has only its output. */
 static void say(const engine *e, const char *format, ...)
 {
-    char clock[16] = "";
+    char text[LOG_LINE], clock[16];
     time_t now = (time_t)unix_now(e);
     struct tm local;
     va_list args;
-    if (!options.replay)
-        strftime(clock, sizeof clock, "%H:%M:%S ", localtime_r(&now, &local));
-    fputs(clock, stdout);
     va_start(args, format);
-    vprintf(format, args);
+    vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    putchar('\n');
+    strftime(clock, sizeof clock, "%H:%M:%S", localtime_r(&now, &local));
+    if (options.replay)
+        puts(text);
+    else
+        log_line(&lines, "%s %s", clock, text);
 }
 
 static void print_summary(const engine *e)
@@ -1014,6 +1020,7 @@ static void engine_close(engine *e)
     conc_queue_destroy(&e->queue);
     conc_free(e->page);
     free(e->state);
+    log_close(&lines);
 }
 
 static int run(void *arg)
@@ -1022,7 +1029,10 @@ static int run(void *arg)
     CONC_TRY(engine_open(e));
     if (options.replay)
         return replay(e);
-    return options.goal ? goal(e) : live(e);
+    CONC_TRY(conc_spawn(NULL, log_write, &lines));
+    int rc = options.goal ? goal(e) : live(e);
+    conc_shield(1, log_flush, &lines);
+    return rc;
 }
 
 static const options_field fields[] = {
