@@ -3,7 +3,6 @@
 import collections
 import concurrent.futures
 import contextlib
-import functools
 import http.server
 import os
 import re
@@ -12,6 +11,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 
@@ -531,24 +531,14 @@ def test_a_full_disk_is_an_error_in_words_and_a_second_start_goes_on():
     server.shutdown()
 
 
-@functools.cache
-def hanging_redis():
-    """What is said if Redis hangs in the middle; this takes ten seconds, beside the other tests."""
+def test_a_redis_that_hangs_is_an_error_in_words():
     server, names = big_web()
     with apps.redis() as redis:
         with crawler(server, names[0], where=apps.folder(), redis=f"127.0.0.1:{redis.port}", depth=100) as process:
             apps.until(lambda: len(server.calls) > 20, "20 pages")
-            os.kill(redis.process.pid, signal.SIGSTOP)
+            os.kill(redis.process.pid, signal.SIGSTOP)  # a worker waits ten seconds
             said = ended(process, 1)
     server.shutdown()
-    return said
-
-
-HANGING = concurrent.futures.ThreadPoolExecutor(1).submit(hanging_redis)
-
-
-def test_a_redis_that_hangs_is_an_error_in_words():
-    said = HANGING.result()
     apps.check("a worker failed" in said and re.search(r"worker [\d.]+: redis .*: the server did not answer in time", said), said)
 
 
@@ -586,5 +576,18 @@ def test_a_redis_that_sends_garbage_is_an_error_in_words():
         apps.check("redis" in done.stderr, done.stderr)
         listener.shutdown(socket.SHUT_RDWR)
 
+
+def beside(test):
+    """Starts a test that mostly waits, beside the others."""
+    future = POOL.submit(test)
+    return future.result
+
+
+POOL = concurrent.futures.ThreadPoolExecutor(8)
+for slow in (test_a_redis_that_hangs_is_an_error_in_words, test_by_itself_it_crawls_its_own_site_though_a_worker_is_killed,
+             test_traps_end_at_the_limits_and_a_hanging_host_holds_no_other, test_what_a_killed_worker_had_is_taken_over_and_the_pause_holds,
+             test_a_host_is_asked_for_one_page_at_a_time_with_a_pause_over_all_workers, test_what_is_missing_or_wrong_is_said):
+    if all(word in slow.__name__ for word in sys.argv[1:]):
+        globals()[slow.__name__] = beside(slow)
 
 apps.main(globals())
