@@ -554,6 +554,8 @@ static int serve(void *arg)
     CONC_TRY(conc_channel_send(&started, &l->index));
     CONC_TRY(conc_scope_begin(&l->limit, CONC_FOREVER));
     int rc = conc_scope_end(&l->limit, conc_serve(&server));
+    if (l->listener >= 0) /* else stop has closed it */
+        conc_close(l->listener);
     conc_shield(1, log_flush, &l->log);
     return rc;
 }
@@ -589,6 +591,7 @@ static void stop(void *arg)
 {
     loop *l = arg;
     conc_close(l->listener);
+    l->listener = -1;
     conc_event_set(&l->stopping);
     for (connection *c = l->connections; c; c = c->next) {
         if (c->is_idle)
