@@ -588,6 +588,7 @@ static int serve(void *arg)
     char address[120];
     conc_group serving = {0};
     CONC_AUTO(hub, h) = {.log.fd = STDOUT_FILENO};
+    CONC_AUTO(conc_group, logging) = {0}; /* ends before what it logs to */
     CONC_AUTO(conc_signals, signals) = {0};
     conc_server server = {.handler = serve_client, .arg = &h};
     const conc_listen_options many = {.backlog = 1024};
@@ -600,7 +601,7 @@ static int serve(void *arg)
     log_line(&h.log, "chat listens on %s://%s/, and for WebSockets on %s://%s/chat",
              is_tls ? "https" : "http", address, is_tls ? "wss" : "ws", address);
     CONC_TRY(log_flush(&h.log));
-    CONC_TRY_IN(&serving, conc_spawn(NULL, log_write, &h.log));
+    CONC_TRY(conc_spawn(&logging, log_write, &h.log));
     CONC_TRY_IN(&serving, conc_spawn(&serving, accept_clients, &server));
     int signal = conc_signals_next(&signals);
     conc_signals_close(&signals); /* a second Ctrl+C ends the program at once */
