@@ -75,7 +75,7 @@ def picture_12_03_analytics():
             lines.append(f"{series};user=user{(i // 500 + draw.randrange(5)) % 20:02d} {value:.2f} {begin + i / 100:.3f}\n")
         s.sendall("".join(lines).encode())
         page.until("return document.querySelectorAll('.firing .state').length", 1)
-        page.until("return +document.querySelectorAll('#sources td')[2].textContent.replace(',', '')", 6600)
+        page.until("return document.querySelector('#sources').rows[2].cells[1].textContent", "6,600")
         yield page
 
 
