@@ -46,6 +46,34 @@ def picture_11_03_web_scraper():
 
 
 @contextlib.contextmanager
+def picture_11_07_chat_server():
+    """A room with five people. The others are sockets of the page, which has one user only."""
+    html = HERE.parent / "examples/11_apps/07_chat_server.html"
+    lines = [("Grace", "Good morning! Is the kettle on?"),
+             ("Ada", "Since six. There is Darjeeling, and something green that nobody dares to name."), ("Ada", "Bring cups."),
+             ("Alan", "On my way."), ("Margaret", "Five cups for five people, and one more: a guest has come.")]
+    with page_of("11_apps/07_chat_server.c", "--page", html, "--quiet", height=520) as page:
+        page.type("#name", "Alan")
+        page.run("document.querySelector('#room').value = 'tea'")
+        page.click("#door button")
+        page.until("return document.querySelector('#state').textContent", "online")
+        page.run("""const others = {Alan: {socket, name: "Alan"}};
+            for (const name of ["Grace", "Ada", "Margaret", "Edsger"]) {
+                const s = new WebSocket("ws://" + location.host + "/chat");
+                s.onopen = () => s.send(JSON.stringify({type: "join", room: "tea", name}));
+                others[name] = {socket: s, name};
+            }
+            window.others = others;""")
+        page.until("return document.querySelectorAll('#members li').length", 5)
+        page.run("document.querySelector('#log').replaceChildren()")
+        for count, (name, text) in enumerate(lines, 1):
+            page.run("others[arguments[0]].socket.send(JSON.stringify({type: 'say', room: 'tea', text: arguments[1]}))", name, text)
+            page.until("return document.querySelectorAll('#log .text').length", count)
+        page.run("document.activeElement.blur()")
+        yield page
+
+
+@contextlib.contextmanager
 def picture_12_01_web_framework():
     """A user that is refused, an echo, and a stream that has ended."""
     html = HERE.parent / "examples/12_projects/01_web_framework.html"

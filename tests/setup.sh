@@ -48,6 +48,7 @@ adapters, PostgreSQL|libpq-dev|builds '#include <libpq-fe.h>' gcc -I/usr/include
 adapters, PostgreSQL|postgresql|ls /usr/lib/postgresql/*/bin/postgres
 adapters, TLS|libssl-dev openssl|builds '#include <openssl/ssl.h>' gcc -lssl -lcrypto && command -v openssl
 adapters, WebSocket|libwslay-dev|builds '#include <wslay/wslay.h>' gcc -lwslay
+programs, real clients|python3-websockets|/usr/bin/python3 -c 'import websockets'
 programs, HTML|libxml2-dev pkg-config|pkg-config --exists libxml-2.0
 programs, pages|chromium chromium-driver|command -v chromium && command -v chromedriver
 host names|libnss-wrapper|LD_PRELOAD=libnss_wrapper.so true 2>&1 | { ! grep -q .; }
