@@ -20,6 +20,7 @@
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"
+#include "../common/alert.h"
 #include "../common/graphite.h"
 #include "../common/http.h"
 #include "../common/log.h"
@@ -40,7 +41,7 @@ enum {
     USERS = 10000,                         /* and users with sessions */
     ALERTS = 8,
     ROWS = 600, /* closed windows of each kind, and */
-    FIRED = 30, /* alerts, that are kept for the page */
+    PAST = 30,  /* alerts, that are kept for the page */
     GOAL = 1000000
 };
 
@@ -79,21 +80,6 @@ typedef struct {
     double total;    /* events in them */
 } window_operator;
 
-/* It fires when the figure rises above `above`, and again only after it fell below `below`. */
-typedef struct {
-    char series[NAME];
-    figure figure;
-    double above, below;
-    bool firing;
-    double newest;   /* end of a window that it has seen */
-    uint64_t number; /* of its newest row in `fired` */
-} alert;
-
-typedef struct {
-    const alert *alert;
-    double since, until, peak; /* until 0: not yet */
-} fired;
-
 typedef struct {
     char address[64];
     double connections, opened, events, malformed, ahead, before; /* counts */
@@ -109,9 +95,8 @@ typedef struct engine {
     window_operator operators[KINDS];
     transport transports[TRANSPORTS];
     source sources[SOURCES];
-    alert alerts[ALERTS];
-    fired fired[FIRED]; /* a ring */
-    uint64_t fired_count;
+    alert alerts[ALERTS], past[PAST]; /* past: a ring of copies, each of when it cleared */
+    uint64_t past_count;
     FILE *record;
     void *page;
     size_t page_size;
@@ -159,6 +144,14 @@ static double unix_now(const engine *e)
 {
     double now = options.replay ? e->epoch + conc_now() : unix_time();
     return rint(now * 1e6) / 1e6;
+}
+
+static int figure_of(const char *name)
+{
+    int i = 0;
+    while (i < FIGURES && strcmp(name, figure_names[i]) != 0)
+        i++;
+    return i;
 }
 
 static void advance(engine *e, double mark)
@@ -231,30 +224,17 @@ static int put(engine *e, const event *v)
 
 /* ---- windows that close, and alerts: once a crossing ---------------------------------------- */
 
-/* What was known in time counts: an alert sees no window again that late events have changed, and
- * none that is older than one that it has seen. */
 static void watch(engine *e, alert *a, const row *r)
 {
-    double value = r->figures[a->figure];
-    if (strcmp(a->series, r->key) != 0 || r->end <= a->newest)
+    int i = figure_of(a->figure);
+    if (strcmp(a->key, r->key) != 0)
         return;
-    a->newest = r->end;
-    bool fires = !a->firing && value > a->above, clears = a->firing && value < a->below;
-    if (fires) {
-        a->number = e->fired_count++;
-        e->fired[a->number % FIRED] = (fired){a, r->end, 0, value};
-    }
-    fired *f = &e->fired[a->number % FIRED];
-    bool is_kept = a->firing && e->fired_count - a->number <= FIRED;
-    if (is_kept && value > f->peak)
-        f->peak = value;
-    if (is_kept && clears)
-        f->until = r->end;
-    if (!fires && !clears)
-        return;
-    a->firing = fires;
-    say(e, "alert %s: %s %s is %.10g at %.3f", fires ? "fires" : "clears", a->series,
-        figure_names[a->figure], value, r->end);
+    alert_change change = alert_see(a, r->end, r->figures[i]);
+    if (change == ALERT_CLEARS)
+        e->past[e->past_count++ % PAST] = *a;
+    if (change != ALERT_NOTHING)
+        say(e, "alert %s: %s %s is %.10g at %.3f", change == ALERT_FIRES ? "fires" : "clears",
+            a->key, a->figure, r->figures[i], r->end);
 }
 
 static void fill_row(row *r, const window *w)
@@ -481,26 +461,20 @@ static cJSON *operator_json(const window_operator *o)
 static cJSON *alert_json(const alert *a)
 {
     cJSON *json = cJSON_CreateObject();
-    cJSON_AddStringToObject(json, "series", a->series);
-    cJSON_AddStringToObject(json, "figure", figure_names[a->figure]);
+    cJSON_AddStringToObject(json, "series", a->key);
+    cJSON_AddStringToObject(json, "figure", a->figure);
     cJSON_AddNumberToObject(json, "above", a->above);
     cJSON_AddNumberToObject(json, "below", a->below);
     cJSON_AddBoolToObject(json, "firing", a->firing);
-    return json;
-}
-
-static cJSON *fired_json(const fired *f)
-{
-    cJSON *json = alert_json(f->alert);
-    cJSON_AddNumberToObject(json, "since", f->since);
-    cJSON_AddNumberToObject(json, "until", f->until);
-    cJSON_AddNumberToObject(json, "peak", f->peak);
+    cJSON_AddNumberToObject(json, "since", a->since);
+    cJSON_AddNumberToObject(json, "until", a->until);
+    cJSON_AddNumberToObject(json, "peak", a->peak);
     return json;
 }
 
 static char *state_json(const engine *e)
 {
-    uint64_t first = e->fired_count > FIRED ? e->fired_count - FIRED : 0;
+    uint64_t first = e->past_count > PAST ? e->past_count - PAST : 0;
     cJSON *json = cJSON_CreateObject();
     cJSON_AddNumberToObject(json, "now", unix_now(e));
     cJSON_AddNumberToObject(json, "watermark", e->mark.time);
@@ -511,11 +485,11 @@ static char *state_json(const engine *e)
     for (int i = 0; i < KINDS; i++)
         cJSON_AddItemToObject(json, kind_names[i], operator_json(&e->operators[i]));
     cJSON *alerts = cJSON_AddArrayToObject(json, "alerts");
-    for (int i = 0; i < ALERTS && e->alerts[i].series[0]; i++)
+    for (int i = 0; i < ALERTS && e->alerts[i].key[0]; i++)
         cJSON_AddItemToArray(alerts, alert_json(&e->alerts[i]));
-    cJSON *list = cJSON_AddArrayToObject(json, "fired");
-    for (uint64_t i = first; i < e->fired_count; i++)
-        cJSON_AddItemToArray(list, fired_json(&e->fired[i % FIRED]));
+    cJSON *past = cJSON_AddArrayToObject(json, "past");
+    for (uint64_t i = first; i < e->past_count; i++)
+        cJSON_AddItemToArray(past, alert_json(&e->past[i % PAST]));
     char *text = cJSON_PrintUnformatted(json);
     cJSON_Delete(json);
     return text;
@@ -963,24 +937,13 @@ static void print_summary(const engine *e)
     }
 }
 
-static bool read_alert(const char *rule, alert *a)
-{
-    char name[16], more;
-    if (sscanf(rule, "%47s %15s %lf %lf %c", a->series, name, &a->above, &a->below, &more) != 4)
-        return false;
-    while (a->figure < FIGURES && strcmp(name, figure_names[a->figure]) != 0)
-        a->figure++;
-    a->newest = -INFINITY;
-    return a->figure < FIGURES && a->below <= a->above;
-}
-
 static int read_alerts(engine *e, char *rules)
 {
     char *rest, *rule = strtok_r(rules, ",", &rest);
     for (int i = 0; rule; rule = strtok_r(NULL, ",", &rest), i++) {
         if (i == ALERTS)
             return conc_fail(-EINVAL, "--alerts: more than %d", ALERTS);
-        if (!read_alert(rule, &e->alerts[i]))
+        if (!alert_read(rule, &e->alerts[i]) || figure_of(e->alerts[i].figure) == FIGURES)
             return conc_fail(-EINVAL, "--alerts: \"%s\" is not: SERIES FIGURE ABOVE BELOW", rule);
     }
     return 0;

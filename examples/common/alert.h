@@ -1,0 +1,70 @@
+/* alert.h - alerts on figures, once a crossing
+ *
+ *     alert a;
+ *     if (!alert_read("checkout p95 250 150", &a))
+ *         ...
+ *     switch (alert_see(&a, time, value)) { // each time that there is a new value of the figure
+ *     case ALERT_FIRES: ...
+ *     case ALERT_CLEARS: ...
+ *     }
+ *
+ * An alert fires when the value is over .above, and is quiet again when it is under .below. Between
+ * the two it stays as it is (hysteresis), so a value that goes up and down around a threshold does
+ * not fire again and again. Values come in the order of their times: one that is not newer than all
+ * before is not looked at. */
+#ifndef ALERT_H
+#define ALERT_H
+
+#include <math.h>
+#include <stdbool.h>
+#include <stdio.h>
+
+typedef struct alert {
+    char key[48], figure[16]; /* of which key, which figure: for the caller */
+    double above, below;
+    bool firing;
+    double since, until; /* when it last fired, and cleared */
+    double peak;         /* the largest value since then */
+    double newest;       /* time of a value */
+} alert;
+
+typedef enum { ALERT_NOTHING, ALERT_FIRES, ALERT_CLEARS } alert_change;
+
+/* Whether the text is a rule, KEY FIGURE ABOVE BELOW, with BELOW at most ABOVE. */
+static inline bool alert_read(const char *text, alert *a);
+
+/* Shows the alert a value. */
+static inline alert_change alert_see(alert *a, double time, double value);
+
+/* ---- implementation ------------------------------------------------------------------------- */
+
+static inline bool alert_read(const char *text, alert *a)
+{
+    char more;
+    *a = (alert){.newest = -INFINITY};
+    return sscanf(text, "%47s %15s %lf %lf %c", a->key, a->figure, &a->above, &a->below, &more) ==
+               4 &&
+           a->below <= a->above;
+}
+
+static inline alert_change alert_see(alert *a, double time, double value)
+{
+    if (!(time > a->newest))
+        return ALERT_NOTHING;
+    a->newest = time;
+    if (!a->firing && value > a->above) {
+        a->firing = true;
+        a->since = time;
+        a->peak = value;
+        return ALERT_FIRES;
+    }
+    if (a->firing && value < a->below) {
+        a->firing = false;
+        a->until = time;
+        return ALERT_CLEARS;
+    }
+    a->peak = a->firing ? fmax(a->peak, value) : a->peak;
+    return ALERT_NOTHING;
+}
+
+#endif
