@@ -490,7 +490,7 @@ static int supervise(void *arg)
     crew c = {.frontier = &f, .db = &db};
     site s = {.pages = (int)options.pages, .hosts = (int)options.hosts};
     bool *is_own = arg;
-    char path[64];
+    char path[128];
     if (!options.redis) {
         CONC_TRY(redis_server_start(&server));
         redis.address = options.redis = server.address;

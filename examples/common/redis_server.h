@@ -4,9 +4,9 @@
  *     CONC_TRY(redis_server_start(&server));
  *     CONC_AUTO(redis_client, c) = {.address = server.address};
  *
- * It listens on a Unix socket in a new folder below /tmp, and keeps nothing on the disk. It ends
- * with the close, or with this program, even if that is killed; a terminal's Ctrl+C does not reach
- * it. Include conc_pool.h and conc_sync.h before. */
+ * It listens on a Unix socket in a new folder below $TMPDIR or /tmp, and keeps nothing on the disk,
+ * unless it is .durable. It ends with the close, or with this program, even if that is killed; a
+ * terminal's Ctrl+C does not reach it. Include conc_pool.h and conc_sync.h before. */
 #ifndef REDIS_SERVER_H
 #define REDIS_SERVER_H
 
@@ -17,12 +17,14 @@
 #include "redis.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 typedef struct redis_server {
-    char folder[32];  /* the program may have files of its own in it; all of it is removed */
-    char address[64]; /* "unix:/tmp/..." */
+    bool durable;      /* each command is in an append-only file on the disk before its reply */
+    char folder[80];   /* the program may have files of its own in it; all of it is removed */
+    char address[112]; /* "unix:/tmp/..." */
     /* private */
     conc_child child;
 } redis_server;
@@ -30,61 +32,90 @@ typedef struct redis_server {
 /* Starts it, and waits until it answers: 0. -ENOENT, with words: there is no redis-server here. */
 static inline int redis_server_start(redis_server *s);
 
+/* Kills it, as a power failure would, and starts it again with what a .durable one has kept: 0. It
+ * may take a while until it answers. Waits. */
+static inline int redis_server_restart(redis_server *s);
+
 /* Ends it and removes the folder: 0. Waits. Twice, or without a start, it does nothing. */
 static inline int redis_server_stop(redis_server *s);
 CONC_AUTO_TYPE(redis_server, redis_server_stop);
 
 /* ---- implementation ------------------------------------------------------------------------- */
 
-/* The shell's `cat` ends when this program does, because nobody else has the other end of its
+/* The shell's `read` ends when this program does, because nobody else has the other end of its
  * input; then the shell ends the server and removes the folder. */
-static inline int redis_server_start(redis_server *s)
+static inline int redis_server__launch(redis_server *s)
 {
-    static const char script[] = "redis-server \"$@\" <&- & cat; kill $!; wait; rm -rf \"$0\"";
-    char path[48];
-    const char *const probe_argv[] = {"redis-server", "--version", NULL};
+    static const char script[] = "redis-server \"$@\" <&- & read end; kill $!; wait; rm -rf \"$0\"";
+    const char *path = s->address + strlen("unix:"), *appends = s->durable ? "yes" : "no";
     const char *const argv[] = {
-        "/bin/sh", "-c",     script, s->folder,      "--port", "0", "--unixsocket",
-        path,      "--save", "",     "--appendonly", "no",     NULL};
-    CONC_AUTO(conc_child, probe) = {.argv = probe_argv, .output = CONC_NULL};
-    if (conc_child_start(&probe) < 0)
-        return conc_fail(-ENOENT,
-                         "there is no redis-server here: install it, or name one that runs");
-    snprintf(s->folder, sizeof s->folder, "/tmp/conc-redis-XXXXXX");
-    if (!mkdtemp(s->folder)) {
-        int rc = -errno;
-        *s->folder = 0;
-        return conc_fail(rc, "/tmp: no folder can be made: %s", conc_strerror(rc));
-    }
-    snprintf(path, sizeof path, "%s/socket", s->folder);
-    snprintf(s->address, sizeof s->address, "unix:%s", path);
+        "/bin/sh",       "-c",     script,   s->folder, "--port",       "0",
+        "--unixsocket",  path,     "--save", "",        "--appendonly", appends,
+        "--appendfsync", "always", NULL};
     s->child = (conc_child){.argv = argv, .dir = s->folder, .group = true};
     s->child.input = CONC_PIPE;
     s->child.output = CONC_NULL;
-    CONC_TRY(conc_child_start(&s->child));
+    return conc_child_start(&s->child);
+}
+
+/* The path of a socket has at most 107 bytes. */
+static inline int redis_server__make_folder(redis_server *s)
+{
+    const char *parent = getenv("TMPDIR");
+    if (!parent || strlen(parent) > 60)
+        parent = "/tmp";
+    snprintf(s->folder, sizeof s->folder, "%s/conc-redis-XXXXXX", parent);
+    if (mkdtemp(s->folder))
+        return 0;
+    int rc = -errno;
+    *s->folder = 0;
+    return conc_fail(rc, "%s: no folder can be made: %s", parent, conc_strerror(rc));
+}
+
+static inline int redis_server_start(redis_server *s)
+{
+    const char *const argv[] = {"redis-server", "--version", NULL};
+    CONC_AUTO(conc_child, probe) = {.argv = argv, .output = CONC_NULL};
+    if (conc_child_start(&probe) < 0)
+        return conc_fail(-ENOENT,
+                         "there is no redis-server here: install it, or name one that runs");
+    CONC_TRY(redis_server__make_folder(s));
+    snprintf(s->address, sizeof s->address, "unix:%s/socket", s->folder);
+    CONC_TRY(redis_server__launch(s));
     CONC_AUTO(redis_client, c) = {.address = s->address, .attempts = 10, .delay = 0.02};
     return redis_command(&c, NULL, "PING");
 }
 
-/* The folder is flat. */
-static inline void redis_server__remove(const char *folder)
+static inline int redis_server_restart(redis_server *s)
 {
-    DIR *dir = opendir(folder);
-    char path[320];
+    conc_child_kill(&s->child, SIGKILL); /* before the close, which the shell would notice */
+    CONC_TRY(conc_child_close(&s->child));
+    return redis_server__launch(s);
+}
+
+/* Removes what is in the folder, and closes it. */
+static inline void redis_server__empty(int folder)
+{
+    DIR *dir = fdopendir(folder);
     for (struct dirent *e = dir ? readdir(dir) : NULL; e; e = readdir(dir)) {
-        snprintf(path, sizeof path, "%s/%s", folder, e->d_name);
-        unlink(path); /* not "." and ".." */
+        bool is_link = strcmp(e->d_name, ".") == 0 || strcmp(e->d_name, "..") == 0;
+        bool is_folder = !is_link && e->d_type == DT_DIR;
+        if (is_folder)
+            redis_server__empty(openat(folder, e->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW));
+        if (!is_link)
+            unlinkat(folder, e->d_name, is_folder ? AT_REMOVEDIR : 0);
     }
     if (dir)
         closedir(dir);
-    rmdir(folder);
 }
 
 static inline int redis_server_stop(redis_server *s)
 {
     int rc = conc_child_close(&s->child);
-    if (*s->folder)
-        redis_server__remove(s->folder);
+    if (*s->folder) {
+        redis_server__empty(open(s->folder, O_RDONLY | O_DIRECTORY));
+        rmdir(s->folder);
+    }
     *s->folder = 0;
     return rc;
 }

@@ -442,7 +442,6 @@ def test_wrong_arguments():
                   ["--enqueue", "noop", "--id", "a,b"], ["--enqueue", "noop", "--id", ""], ["--enqueue", "noop", "--key", "a b"],
                   ["--worker", "--name", "x" * 65], ["--worker", "--goal"], ["--metrics", "--dead"]):
         check(apps.run(TASKS, *words, status=2).stderr, words)
-    check("longer than" in apps.run(TASKS, "--enqueue", "noop", "--data", "x" * 65537, status=1).stderr)
     check("--lease SECONDS" in apps.run(TASKS, "--help").stdout)
 
 
@@ -458,7 +457,7 @@ def test_no_redis():
     path = apps.folder()
     (path / "setarch").symlink_to(shutil.which("setarch"))  # which the test itself needs
     done = apps.run(TASKS, status=1, PATH=path)
-    check("redis-server is not installed" in done.stderr, done.stderr)
+    check("there is no redis-server here" in done.stderr, done.stderr)
 
 
 def test_a_password():
