@@ -452,7 +452,8 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *                worker threads, or the supervisor with its workers, that run the jobs
  *  worker thread a thread that runs the jobs of a conc_pool; it takes a batch of them at once
  *  worker        a process that runs the jobs of a conc_procs; its states are in >>supervisor
- *  supervisor    the thread of a conc_procs that starts, watches and replaces the workers
+ *  supervisor    the thread of a conc_procs that starts and watches the workers. It replaces a
+ *                dead worker when jobs are queued and no worker is idle
  *  channel       the memory that the supervisor shares with one worker: one request or reply at a
  *                time (>>workers draws the messages). A conc_channel is something else
  *  program       the process that opened the pool, as opposed to its workers
@@ -469,14 +470,18 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *  abandoned     a job whose task has left it; its thread is lost to the pool until the job ends
  *  under the mutex: with the job queue's mutex locked
  *
- *  Order of locks: a thread that holds one of these locks only those below it.
+ *  Order of locks: a thread that holds one of these may take those of the lines below, and no
+ *  other of the same line.
  *
  *    conc__cancel_hooks.mutex
  *    conc__shared_pools.mutex
  *    conc__job_queues_mutex
  *    a job queue's mutex; a conc_channel's mutex; conc__children_mutex
  *    conc__segments_mutex
+ *    conc__live_runs.mutex (conc.h)
  *    a loop's mutex (of a run inside a job before that of its job's clock); a thread event's mutex
+ *
+ *  mapping_mutex, in a worker process, is held to map the segment, and during a fork.
  *
  *  Contents: >>waiting >>queue >>jobs >>threads >>pool >>map >>in_jobs >>offload >>channel >>select
  *  >>files >>names >>child >>shared >>functions >>workers >>supervisor >>procs >>init
@@ -7909,7 +7914,8 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
  *   BUSY      -> COPYING   it has replied to a large job; COPYING -> IDLE
  *   IDLE      -> LEAVING   the pool was closed
  *   any       -> NONE      its process has ended. A job that it had not begun is queued again; one
- *                          that it had begun fails with -EOWNERDEAD
+ *                          that it had begun fails with -EOWNERDEAD. In a map only the element
+ *                          that was running fails, and the others are queued again
  */
 
 typedef enum conc__worker_state {

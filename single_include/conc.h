@@ -572,7 +572,8 @@ struct conc_task {
     bool pending, asked, marked;
     uint8_t state, sink_kind;
     uint16_t cancels_in_a_row;
-    bool has_handle, in_finished, collected, failed;
+    bool has_handle, in_finished, collected;
+    bool failed; /* with an error that has not become its group's */
     uint16_t seal;
     bool name_allocated;  /* without a handle: conc_set_name allocated `name` */
     uint32_t errors_made; /* incremented by conc__set_error; never initialized */
@@ -606,7 +607,7 @@ struct conc_task {
  * ended or not), -EINVAL. */
 CONC_API int conc_join(conc_task *t, int *result);
 
-/* Cancels the task's outermost scope: each of its checkpoints returns -ECANCELED from now on.
+/* Cancels the task: from now on each of its checkpoints returns -ECANCELED, except inside shields.
  * Returns at once. Errors: -EALREADY (it has ended), -EINVAL (no task), -EPERM (another loop's).
  * From any task or posted function of the loop. */
 CONC_API int conc_cancel(conc_task *t);
@@ -1725,7 +1726,12 @@ typedef struct conc__source {
  *   3. Put a conc__wait with .task, .kind and .on on the stack, and conc__append it to a list.
  *   4. conc__park(l, &w) returns what the wake-up passed on.
  *   5. A grant does the waiter's whole effect at once and then calls conc__wake, which takes the
- *      wait out of its list. So does a cancel, after .cancel has undone anything else. */
+ *      wait out of its list. A cancel comes by conc__set_pending: it calls .cancel, which undoes
+ *      anything else and never calls conc__wake, and if that returns true, wakes the task itself.
+ *
+ * Public calls also call conc__check_lost before they wait and conc__spend_budget if they need not
+ * wait; objects that other runs may reach are checked by conc__ours or conc__may_wait (conc_sync.h,
+ * which has conc__wait_unless for all of this; conc_latch is the shortest example). */
 typedef struct conc__wait_kind {
     /* for the dump, as "joins"; details() prints what follows it */
     const char *what;
@@ -4586,7 +4592,7 @@ CONC__PRIVATE void conc__poll_now(conc_loop *l)
 }
 
 /* Are there jobs for which the virtual clock stands still? A job posts its result before it stops
- * counting. */
+ * counting: a caller that finds none at work, and afterwards no post, may advance the clock. */
 static inline bool conc__at_work(conc_loop *l)
 {
     return atomic_load_explicit(&l->at_work, memory_order_acquire) > 0;
@@ -4630,7 +4636,11 @@ CONC__PRIVATE bool conc__may_sleep(conc_loop *l, int64_t ns, bool for_work)
 }
 
 /* Waits for events and posts, at most ns, and handles the events. for_work: also until the last job
- * for which the virtual clock stands still is done. */
+ * for which the virtual clock stands still is done.
+ *
+ * No post is missed: `posted` and `asleep` change under the mutex. A post that comes first is seen
+ * by conc__may_sleep; a later one finds `asleep` set and writes to the wake-up descriptor, which
+ * stays readable (the pollers watch it level-triggered) until conc__wake_drain. */
 CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns, bool for_work)
 {
     bool spins = l->awaited && ns > 0 && !l->woke && conc__should_spin(&l->misses);
@@ -4880,7 +4890,7 @@ CONC__COLD int64_t conc__until_job_limit(conc_loop *l)
 CONC__PRIVATE void conc__idle(conc_loop *l)
 {
     int64_t next = conc__wheel_next(&l->wheel);
-    bool at_work = conc__at_work(l);
+    bool at_work = conc__at_work(l); /* before the posts are checked, see there */
     bool jumps = l->virtual_clock && next != CONC__NEVER;
     int64_t job_limit = CONC__NEVER;
     if (CONC__UNLIKELY(l->job_limit != CONC__NEVER))
@@ -4912,7 +4922,8 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
         conc__sleep_or_deadlock(l, next, limit);
 }
 
-/* Reads the clock and fires the timers that are due. The virtual clock moves elsewhere. */
+/* Reads the clock and fires the timers that are due. The virtual clock moves in
+ * conc__jump_clock. */
 CONC__PRIVATE void conc__read_clock(conc_loop *l)
 {
     if (!l->virtual_clock)
@@ -5345,9 +5356,12 @@ CONC_API CONC__CALLED int conc_settle(void)
  *   cancel_called  scope  this scope was cancelled, or its deadline    conc__cancel_scope, once
  *                         passed (then `expired` is set too)
  *   shielded       scope  cancels from around it do not apply          conc_scope_shield
- *   asked          task   conc_cancel was called on the task           conc__task_cancel, once
+ *   asked          task   conc_cancel was called on the task, or its   conc__task_cancel,
+ *                         starter was cancelled; main_fn's is over     conc__start_cancel;
+ *                         when it has returned                         conc__wind_up
  *   doomed         loop   a deadlock or a failure cancels everything   conc__doom, once
- *   effective      scope  a cancel applies inside the scope            conc__spread
+ *   effective      scope  a cancel applies inside the scope            conc__scope_open,
+ *                                                                      conc__spread
  *   pending        task   a cancel applies where the task is now       conc__set_pending
  *
  * The last two follow from the others:
@@ -6776,8 +6790,8 @@ CONC__PRIVATE void conc__report_failures(conc_loop *l)
     *all = (conc__failures){0};
 }
 
-/* Counts an error of a group. True: it was the first, and is now the group's error. A later one
- * goes to what collects its task, or to on_error. */
+/* Counts an error of a group, and cancels the group unless it keeps going. True: it was the first,
+ * and is now the group's error. A later one goes to what collects its task, or to on_error. */
 CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_task *t, int rc)
 {
     if (g->error_count++ == 0 && !g->background) {
@@ -12688,7 +12702,7 @@ CONC__PRIVATE int conc__post_to(conc_loop *l, conc__post *p)
     l->last_posted = p;
     if (CONC__UNLIKELY(l->job_idles))
         conc__extended.job_goes_on(l);
-    if (l->asleep) { /* under the mutex, so that the descriptor is still open */
+    if (l->asleep) { /* see conc__poll_events; under the mutex the descriptor is still open */
         l->asleep = false;
         conc__wake_up(l);
     }
@@ -18553,7 +18567,8 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *                worker threads, or the supervisor with its workers, that run the jobs
  *  worker thread a thread that runs the jobs of a conc_pool; it takes a batch of them at once
  *  worker        a process that runs the jobs of a conc_procs; its states are in >>supervisor
- *  supervisor    the thread of a conc_procs that starts, watches and replaces the workers
+ *  supervisor    the thread of a conc_procs that starts and watches the workers. It replaces a
+ *                dead worker when jobs are queued and no worker is idle
  *  channel       the memory that the supervisor shares with one worker: one request or reply at a
  *                time (>>workers draws the messages). A conc_channel is something else
  *  program       the process that opened the pool, as opposed to its workers
@@ -18570,14 +18585,18 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *  abandoned     a job whose task has left it; its thread is lost to the pool until the job ends
  *  under the mutex: with the job queue's mutex locked
  *
- *  Order of locks: a thread that holds one of these locks only those below it.
+ *  Order of locks: a thread that holds one of these may take those of the lines below, and no
+ *  other of the same line.
  *
  *    conc__cancel_hooks.mutex
  *    conc__shared_pools.mutex
  *    conc__job_queues_mutex
  *    a job queue's mutex; a conc_channel's mutex; conc__children_mutex
  *    conc__segments_mutex
+ *    conc__live_runs.mutex (conc.h)
  *    a loop's mutex (of a run inside a job before that of its job's clock); a thread event's mutex
+ *
+ *  mapping_mutex, in a worker process, is held to map the segment, and during a fork.
  *
  *  Contents: >>waiting >>queue >>jobs >>threads >>pool >>map >>in_jobs >>offload >>channel >>select
  *  >>files >>names >>child >>shared >>functions >>workers >>supervisor >>procs >>init
@@ -26010,7 +26029,8 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
  *   BUSY      -> COPYING   it has replied to a large job; COPYING -> IDLE
  *   IDLE      -> LEAVING   the pool was closed
  *   any       -> NONE      its process has ended. A job that it had not begun is queued again; one
- *                          that it had begun fails with -EOWNERDEAD
+ *                          that it had begun fails with -EOWNERDEAD. In a map only the element
+ *                          that was running fails, and the others are queued again
  */
 
 typedef enum conc__worker_state {
