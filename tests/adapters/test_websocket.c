@@ -240,6 +240,15 @@ WEBSOCKET_TEST(a_request_that_is_no_handshake_is_rejected)
                 "HTTP/1.1 400 ", "GET");
 }
 
+WEBSOCKET_TEST(frames_may_come_with_the_handshake)
+{
+    peer p = {0};
+    peer_serve(&p);
+    SAY(&p, ASKS(KEY VERSION) "\x81\x82\0\0\0\0hi");
+    HEARS(&p, ACCEPTED "\x81\x02hi");
+    peer_end(&p);
+}
+
 /* A client on one end of a socket, and bytes for the server's half on the other. */
 static int open_client(websocket *w, conc_stream *stream, const char *server_says, int *fd)
 {
@@ -528,6 +537,21 @@ WEBSOCKET_TEST(a_close_may_have_no_code_and_a_long_reason)
     peer_open(&r);
     FRAME(&r, 0x88, "\x03\xe8\xff");
     IS_REFUSED(&r, 1007, -EPROTO);
+}
+
+WEBSOCKET_TEST(a_close_may_come_in_parts)
+{
+    static const char bytes[] = "\x88\x87\0\0\0\0\x03\xe8\xe2\x82\xac\xc3\xa4";
+    for (size_t cut = 1; cut < sizeof bytes - 1; cut++) {
+        peer p = {0};
+        peer_open(&p);
+        say(&p, bytes, cut);
+        CHECK_INT(hear(&p), 0);
+        say(&p, bytes + cut, sizeof bytes - 1 - cut);
+        HEARS(&p, "\x88\x07\x03\xe8\xe2\x82\xac\xc3\xa4");
+        peer_end(&p);
+        CHECK_STR(p.reason, "\xe2\x82\xac\xc3\xa4");
+    }
 }
 
 static int end_it(peer *p)
@@ -1094,6 +1118,197 @@ REAL_TEST(a_thousand_connections_at_once)
     CHECK_INT(conc_close(server.fd), 0);
     CHECK_INT(c.talked, n);
     CHECK_INT(c.served, n);
+}
+
+/* An echo by Python's websockets. */
+static const char stranger[] =
+    "import asyncio, sys, websockets\n"
+    "async def echo(ws, path):\n"
+    "    async for m in ws:\n"
+    "        await ws.send([m[:1], m[1:3], m[3:]] if len(m) > 3 else m)\n"
+    "async def main():\n"
+    "    async with websockets.serve(echo, '127.0.0.1', int(sys.argv[1]), max_size=2**16):\n"
+    "        await asyncio.Future()\n"
+    "asyncio.run(main())\n";
+
+static struct {
+    server program;
+    const char *argv[5];
+    char port[16], address[32];
+} python;
+
+static void python_start(void)
+{
+    python.program.port = server_free_port();
+    snprintf(python.port, sizeof python.port, "%d", python.program.port);
+    snprintf(python.address, sizeof python.address, "127.0.0.1:%s", python.port);
+    const char *const argv[] = {"/usr/bin/python3", "-c", stranger, python.port, NULL};
+    memcpy(python.argv, argv, sizeof argv);
+    python.program.argv = python.argv;
+    server_make_folder(&python.program);
+    server_start(&python.program);
+}
+
+static void dial_python(websocket *w, conc_stream *stream)
+{
+    CHECK_INT(conc_stream_open(stream, conc_dial(python.address)), 0);
+    w->stream = stream;
+    CHECK_INT(websocket_connect(w, "/", python.address), 0);
+}
+
+static void talk_to_python(void)
+{
+    conc_stream stream = {0}, again = {0}, third = {0};
+    CONC_AUTO(websocket, w) = {0};
+    CONC_AUTO(websocket, v) = {0};
+    CONC_AUTO(websocket, u) = {.ping_interval = 0.2};
+    websocket_message m;
+    dial_python(&w, &stream);
+    CHECK_INT(websocket_send(&w, WEBSOCKET_TEXT, pattern, 60000), 0);
+    CHECK_INT(websocket_receive(&w, &m), 1); /* it was sent in fragments */
+    CHECK(m.size == 60000 && memcmp(m.data, pattern, m.size) == 0);
+    CHECK_INT(websocket_printf(&w, "\xff"), 0);
+    CHECK_INT(websocket_receive(&w, &m), 0);
+    CHECK_INT(w.close_code, 1007);
+    dial_python(&v, &again);
+    CHECK_INT(websocket_send(&v, WEBSOCKET_BINARY, pattern, 70000), 0);
+    CHECK_INT(websocket_receive(&v, &m), 0);
+    CHECK_INT(v.close_code, 1009);
+    CHECK_INT(websocket_close(&v), 0);
+    dial_python(&v, &again);
+    CHECK_INT(websocket_end(&v, 4000, "enough"), 0);
+    CHECK_INT(v.close_code, 4000);
+    dial_python(&u, &third);
+    server_signal(&python.program, SIGSTOP); /* it hangs */
+    CHECK_INT(websocket_receive(&u, &m), -ETIMEDOUT);
+    server_kill(&python.program);
+}
+
+static void talk_after_a_restart(void)
+{
+    conc_stream stream = {0}, again = {0};
+    CONC_AUTO(websocket, w) = {0};
+    CONC_AUTO(websocket, v) = {0};
+    websocket_message m;
+    dial_python(&w, &stream);
+    CHECK_INT(websocket_printf(&w, "one"), 0);
+    CHECK_INT(websocket_receive(&w, &m), 1);
+    server_kill(&python.program);
+    int rc = websocket_receive(&w, &m);
+    CHECK(rc == 0 || rc == -ECONNRESET);
+    CHECK_INT(w.close_code, 1006);
+    server_start(&python.program);
+    dial_python(&v, &again);
+    CHECK_INT(websocket_printf(&v, "two"), 0);
+    CHECK_INT(websocket_receive(&v, &m), 1);
+    CHECK_STR(m.data, "two");
+}
+
+TEST(a_server_of_others_is_understood)
+{
+    python_start();
+    run_checked(talk_to_python, false);
+    server_end(&python.program);
+}
+
+TEST(a_server_that_dies_and_comes_back_is_noticed)
+{
+    python_start();
+    run_checked(talk_after_a_restart, false);
+    server_end(&python.program);
+}
+
+/* ---- over TLS ---- */
+
+static const char make_certificate[] =
+    "cd \"$0\" && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes "
+    "-subj /CN=localhost -addext subjectAltName=DNS:localhost -keyout key.pem -out cert.pem "
+    ">/dev/null 2>&1";
+
+typedef struct secure {
+    tls_context client, server;
+    char address[64];
+    int served;
+} secure;
+
+static int secure_answer(http_connection *http, void *arg)
+{
+    secure *s = arg;
+    websocket_message m;
+    CONC_AUTO(websocket, w) = {0};
+    if (websocket_accept(&w, http))
+        return 0;
+    while (CONC_TRY(websocket_receive(&w, &m)) > 0)
+        CONC_TRY(websocket_send(&w, m.type, m.data, m.size));
+    s->served = w.close_code;
+    return 0;
+}
+
+static int secure_serve(int fd, void *arg)
+{
+    secure *s = arg;
+    CONC_AUTO(tls_connection, t) = {0};
+    CONC_TRY(tls_accept(&t, &s->server, fd));
+    CONC_AUTO(http_connection, http) = {.stream = &t.stream};
+    return http_serve(&http, secure_answer, s);
+}
+
+static void talk_securely(secure *s)
+{
+    CONC_AUTO(tls_connection, t) = {0};
+    CONC_AUTO(websocket, w) = {.stream = &t.stream};
+    websocket_message m;
+    CHECK_INT(tls_connect(&t, &s->client, s->address), 0);
+    CHECK_INT(websocket_connect(&w, "/", s->address), 0);
+    CHECK_INT(websocket_send(&w, WEBSOCKET_TEXT, pattern, BIG), 0);
+    CHECK_INT(websocket_receive(&w, &m), 1);
+    CHECK(m.size == BIG && memcmp(m.data, pattern, BIG) == 0);
+    CHECK_INT(websocket_end(&w, 1000, "goodbye"), 0);
+}
+
+static secure over_tls;
+
+static void serve_securely(void)
+{
+    secure *s = &over_tls;
+    conc_group background = {0};
+    conc_server server = {.handler = secure_serve, .arg = s};
+    server.fd = conc_listen("127.0.0.1:0");
+    CHECK(server.fd >= 0);
+    char bound[64];
+    CHECK_INT(conc_address(server.fd, false, bound, sizeof bound), 0);
+    snprintf(s->address, sizeof s->address, "localhost%s", strrchr(bound, ':'));
+    CHECK_INT(conc_spawn(&background, serve_crowd, &server), 0);
+    talk_securely(s);
+    conc_group_cancel(&background);
+    CHECK_INT(conc_group_wait(&background), 0);
+    CHECK_INT(conc_close(server.fd), 0);
+    CHECK_INT(s->served, 1000);
+}
+
+TEST(it_works_over_tls)
+{
+    char folder[] = "/tmp/conc-websocket-XXXXXX", cert[64], key[64];
+    CHECK(mkdtemp(folder) != NULL);
+    snprintf(cert, sizeof cert, "%s/cert.pem", folder);
+    snprintf(key, sizeof key, "%s/key.pem", folder);
+    pid_t child = fork();
+    int status = -1;
+    if (child == 0) {
+        execlp("sh", "sh", "-c", make_certificate, folder, (char *)NULL);
+        _exit(127);
+    }
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    over_tls.client.ca_file = cert;
+    over_tls.server = (tls_context){.certificate_file = cert, .key_file = key};
+    CHECK_INT(tls_context_open_client(&over_tls.client), 0);
+    CHECK_INT(tls_context_open_server(&over_tls.server), 0);
+    run_checked(serve_securely, false);
+    tls_context_close(&over_tls.client);
+    tls_context_close(&over_tls.server);
+    unlink(cert);
+    unlink(key);
+    CHECK_INT(rmdir(folder), 0);
 }
 
 static int debug_session(void *arg)
