@@ -68,7 +68,8 @@ typedef struct player {
     conc_queue actions; /* for the next tick */
     uint16_t acked;     /* the newest tick whose state the client has; 0: none */
     int sent, answered; /* the ticks of the newest state that was sent, and that was answered */
-    bool settled;       /* it has the state at the end, with all its actions in it */
+    uint16_t taken;     /* the number of its newest action that was taken */
+    bool settled;       /* it has a state after the end, with all its actions in it */
     arena_result result;
 } player;
 
@@ -225,7 +226,7 @@ static int enter(match *m, int slot)
     p->match = m;
     p->slot = slot;
     p->acked = 0;
-    p->sent = p->answered = 0;
+    p->sent = p->answered = p->taken = 0;
     p->settled = false;
     p->waiting = false;
     notify(p, ARENA_START);
@@ -529,6 +530,9 @@ static int on_join(player *p)
     return 0;
 }
 
+/* Whoever has the state of this tick knows that time is up. */
+static bool is_late(int tick) { return tick >= options.match * ARENA_RATE; }
+
 /* The client says which state it has: the next one is sent as the difference from that. */
 static void acknowledge(player *p, const arena_report *report)
 {
@@ -548,8 +552,8 @@ static void acknowledge(player *p, const arena_report *report)
     memcpy(&state, words, sizeof state);
     if (report->tick > p->acked)
         p->acked = report->tick;
-    p->settled = report->tick >= options.match * ARENA_RATE &&
-                 state.players[p->slot].number == report->action.number;
+    if (is_late(report->tick))
+        p->settled = state.players[p->slot].number >= p->taken;
 }
 
 static int on_action(player *p, packet_reader *r)
@@ -562,8 +566,12 @@ static int on_action(player *p, packet_reader *r)
         return 0;
     }
     acknowledge(p, &report);
+    if (is_late(report.tick))
+        return 0;
     if (conc_queue_try_put(&p->actions, &report.action) < 0)
         server.dropped++;
+    else
+        p->taken = report.action.number;
     return 0;
 }
 
@@ -736,8 +744,8 @@ static int serve_http(int fd, void *arg)
 static int send_datagram(session *s, const packet *p)
 {
     datagram_peer *peer = s->to;
-    if (conc_now() > peer->heard + 1)
-        return 0; /* it may have vanished */
+    if (conc_now() > peer->heard + 2)
+        return 0; /* it may have vanished: nobody gets much that did not ask */
     return datagram_send(peer, p->data, p->size);
 }
 
@@ -773,45 +781,25 @@ static int serve_udp(void *arg)
 /* ---- bots inside this process: those of the house, and of the simulation --------------------- */
 
 typedef struct insider {
-    arena_client client;
+    arena_local local;
     session session;
-    conc_queue inbox;
-    int rating;  /* to begin with; 0: as everybody's */
-    double loss; /* this part of all packets */
-    bool cut, house;
-    uint32_t luck;
-    long lost;
+    bool house;
+    int rating; /* to begin with; 0: as everybody's */
 } insider;
 
-static bool gets_lost(insider *i)
+/* A session that was cut off hears nothing before the next HELLO. */
+static int hear_insider(void *to, const void *data, size_t size)
 {
-    bool lost = i->cut || arena_random(&i->luck) % 1000 < i->loss * 1000;
-    i->lost += lost;
-    return lost;
+    session *s = to;
+    bool known = s->player || *(const char *)data == ARENA_HELLO;
+    return known ? on_message(s, data, size) : 0;
 }
 
-static int send_to_server(arena_client *c, const packet *p)
-{
-    insider *i = c->user;
-    bool unknown = !i->session.player && p->data[0] != ARENA_HELLO;
-    return gets_lost(i) || unknown ? 0 : on_message(&i->session, p->data, p->size);
-}
-
-static int receive_from_server(arena_client *c, packet *p)
-{
-    CONC_TRY(conc_queue_get(&((insider *)c->user)->inbox, p));
-    return 1;
-}
-
-static int send_to_insider(session *s, const packet *p)
-{
-    insider *i = s->to;
-    return gets_lost(i) ? 0 : conc_queue_put(&i->inbox, p);
-}
+static int send_to_insider(session *s, const packet *p) { return arena_local_push(s->to, p); }
 
 static int before_insider_joins(arena_client *c)
 {
-    insider *i = c->user;
+    insider *i = c->user; /* its first member */
     player *p = i->session.player;
     if (i->house)
         CONC_TRY(conc_sem_acquire(&server.house));
@@ -822,29 +810,18 @@ static int before_insider_joins(arena_client *c)
     return 0;
 }
 
-static int play_inside(session *s) { return arena_client_play(&((insider *)s->to)->client); }
-
-static void name_bot(arena_client *c, int index)
-{
-    static const char *const names[] = {"Ada",   "Bela", "Cleo", "Dora", "Emil", "Finn",
-                                        "Greta", "Hugo", "Iris", "Jon",  "Kira", "Leo"};
-    snprintf(c->name, sizeof c->name, "%s %d", names[index % 12], index + 1);
-    c->bot.random = (uint32_t)options.seed + (uint32_t)index * 2654435761u;
-    c->bot.skill = 20 + index * 37 % 61;
-}
+static int play_inside(session *s) { return arena_client_play(&((arena_local *)s->to)->client); }
 
 static int run_insider(void *arg)
 {
     insider *i = arg;
-    i->client.user = i;
-    i->client.before_join = before_insider_joins;
-    i->client.send = send_to_server;
-    i->client.receive = receive_from_server;
-    i->session = new_session(send_to_insider, i);
-    i->inbox = (conc_queue)CONC_QUEUE(packet, 8);
+    i->session = new_session(send_to_insider, &i->local);
+    i->local.session = &i->session;
+    i->local.deliver = hear_insider;
+    i->local.client.before_join = before_insider_joins;
+    arena_local_open(&i->local);
     int rc = run_session(&i->session, play_inside);
-    conc_queue_destroy(&i->inbox);
-    arena_client_close(&i->client);
+    arena_local_close(&i->local);
     return rc;
 }
 
@@ -901,7 +878,7 @@ static int run_server(int listener)
     if (options.child)
         CONC_TRY_IN(&g, conc_spawn(&g, end_with_parent, NULL));
     for (int i = 0; i < options.house; i++) {
-        name_bot(&bots[i].client, i);
+        arena_client_name(&bots[i].local.client, i, (uint32_t)random_bits());
         bots[i].house = true;
         CONC_TRY_IN(&g, conc_spawn(&g, run_insider, &bots[i]));
     }
@@ -937,6 +914,8 @@ static int serve(void *arg)
 
 enum { SIMULATED = 20 };
 
+static arena_ledger ledger; /* of what clients in this process have seen */
+
 typedef struct outage {
     insider *insider;
     double after, length;
@@ -946,42 +925,41 @@ static int simulate_outage(void *arg)
 {
     const outage *o = arg;
     CONC_TRY(conc_sleep(o->after));
-    o->insider->cut = true;
+    o->insider->local.cut = true;
     leave(&o->insider->session);
     CONC_TRY(conc_sleep(o->length));
-    o->insider->cut = false;
-    return arena_client_hello(&o->insider->client);
+    o->insider->local.cut = false;
+    return arena_client_hello(&o->insider->local.client);
 }
 
-static void show_simulation(const insider *bots, const arena_ledger *ledger)
+static void show_simulation(const insider *bots)
 {
     char text[2000];
     long lost = 0;
     for (int i = 0; i < SIMULATED; i++)
-        lost += bots[i].lost;
+        lost += bots[i].local.lost;
     int n = write_leaderboard(text, sizeof text);
     printf("\nrank\trating\tmatches\twon\tname\n%.*s\n", n, text);
     n = write_stats(text, sizeof text);
     printf("%.*s%ld packets lost; of %ld states that came %ld were whole; %ld differ\n", n, text,
-           lost, ledger->states, ledger->whole, ledger->different);
+           lost, ledger.states, ledger.whole, ledger.different);
 }
 
 /* Twenty players for a minute: four of them cheat, two are cut off, and all lose packets. */
-static int simulate_players(insider *bots, arena_ledger *ledger)
+static int simulate_players(insider *bots)
 {
     static const arena_temper tempers[SIMULATED] = {
         [3] = ARENA_SPEEDS, [7] = ARENA_TELEPORTS, [11] = ARENA_TUNNELS, [15] = ARENA_SPAMS};
     conc_group g = {0};
     CONC_TRY_IN(&g, conc_spawn(&g, make_matches, NULL));
     for (int i = 0; i < SIMULATED; i++) {
-        arena_client *c = &bots[i].client;
-        name_bot(c, i);
+        arena_client *c = &bots[i].local.client;
+        arena_client_name(c, i, (uint32_t)options.seed);
         c->temper = tempers[i];
         c->delay = 0.010 + 0.00093 * i; /* no two at once: the order of tasks decides nothing */
-        c->ledger = ledger;
+        c->ledger = &ledger;
         bots[i].rating = 900 + i * 53 % 400;
-        bots[i].loss = 0.03;
-        bots[i].luck = c->bot.random + 1;
+        bots[i].local.loss = 0.03;
         CONC_TRY_IN(&g, conc_spawn(&g, run_insider, &bots[i]));
         CONC_TRY_IN(&g, conc_sleep(0.101));
     }
@@ -995,72 +973,26 @@ static int simulate_players(insider *bots, arena_ledger *ledger)
 static int simulate(void *arg)
 {
     static insider bots[SIMULATED];
-    static arena_ledger ledger;
     (void)arg;
     CONC_TRY(conc_spawn(NULL, log_write, &out));
     CONC_TRY(conc_group_begin(&server.games));
-    int rc = simulate_players(bots, &ledger);
+    int rc = simulate_players(bots);
     conc_group_cancel(&server.games);
     CONC_TRY(conc_group_end(&server.games, rc));
     conc_shield(1, log_flush, &out);
     log_close(&out);
-    show_simulation(bots, &ledger);
+    show_simulation(bots);
     bool wrong = ledger.different > 0 || ledger.same == 0;
     return wrong ? conc_fail(-EPROTO, "the hashes differ") : 0;
 }
 
 /* ---- players over the network, and the goal -------------------------------------------------- */
 
-static arena_ledger ledger;
-
-/* Half of them by UDP. */
-static int run_bot(void *arg)
+static int play_as_bots(void *arg)
 {
-    arena_client *c = arg;
-    int rc = arena_client_dial(c, options.bots);
-    if (rc >= 0)
-        rc = arena_client_play(c);
-    arena_client_close(c);
-    return rc;
-}
-
-static int show_progress(void *arg)
-{
-    double start = conc_now();
-    bool terminal = isatty(1);
-    const char *form = "%.0f s: %ld states, %ld differ, %ld matches over for a player\n";
+    arena_crowd crowd = {options.bots, (int)options.players, 0, &ledger};
     (void)arg;
-    if (terminal)
-        form = "\r%.0f s: %ld states, %ld differ, %ld matches over for a player ";
-    for (;;) {
-        CONC_TRY(conc_sleep(terminal ? 0.5 : 5));
-        printf(form, conc_now() - start, ledger.states, ledger.different, ledger.matches);
-        fflush(stdout);
-    }
-}
-
-static int run_bots(arena_client *bots, int count, int matches)
-{
-    conc_group g = {0};
-    CONC_TRY_IN(&g, conc_spawn(NULL, show_progress, NULL));
-    for (int i = 0; i < count; i++) {
-        name_bot(&bots[i], i);
-        bots[i].ledger = &ledger;
-        bots[i].matches = matches;
-        bots[i].by_udp = i % 2;
-        CONC_TRY_IN(&g, conc_spawn(&g, run_bot, &bots[i]));
-        CONC_TRY_IN(&g, conc_sleep(0.001)); /* no crowd at the door */
-    }
-    return conc_group_wait(&g);
-}
-
-static int play_for_ever(void *arg)
-{
-    (void)arg;
-    arena_client *bots = calloc((size_t)options.players, sizeof *bots);
-    int rc = bots ? run_bots(bots, (int)options.players, 0) : -ENOMEM;
-    free(bots);
-    return rc;
+    return arena_crowd_run(&crowd);
 }
 
 /* A server of its own, and what it prints. */
@@ -1099,19 +1031,19 @@ static int judge(const server_process *s)
     return all && same && agreed ? 0 : conc_fail(-EPROTO, "the counts are wrong");
 }
 
-static int run_goal(server_process *s, arena_client *bots)
+static int run_goal(server_process *s)
 {
     char address[64] = "";
+    arena_crowd crowd = {address, (int)options.players, 1, &ledger};
     conc_group g = {0};
     CONC_TRY_IN(&g, conc_spawn(&g, collect_output, s));
     CONC_TRY_IN(&g, conc_event_wait(&s->started));
     const char *line = strstr(s->output, "Listens on http://");
     if (!line || sscanf(line, "Listens on http://%63s", address) != 1)
         return conc_group_end(&g, conc_fail(-ECHILD, "the server does not start"));
-    options.bots = address;
     printf("%.0f bots, half of them by UDP, play a match of %.0f s\n", options.players,
            options.match);
-    CONC_TRY_IN(&g, run_bots(bots, (int)options.players, 1));
+    CONC_TRY_IN(&g, arena_crowd_run(&crowd));
     CONC_TRY_IN(&g, conc_child_kill(&s->process, SIGTERM));
     CONC_TRY(conc_group_wait(&g));
     return judge(s);
@@ -1126,12 +1058,10 @@ static int goal(void *arg)
     (void)arg;
     snprintf(match, sizeof match, "%g", options.match);
     s.process = (conc_child){.argv = argv, .input = CONC_PIPE, .output = CONC_PIPE, .grace = 5};
-    arena_client *bots = calloc((size_t)options.players, sizeof *bots);
-    int rc = bots ? conc_child_start(&s.process) : -ENOMEM;
+    int rc = conc_child_start(&s.process);
     if (rc >= 0)
-        rc = run_goal(&s, bots);
+        rc = run_goal(&s);
     conc_child_close(&s.process);
-    free(bots);
     return rc;
 }
 
@@ -1174,11 +1104,13 @@ static int run(void)
     raise_limit();
     if (options.bots) {
         options.players = or_default(options.players, 50);
-        return conc_main(play_for_ever, NULL);
+        return conc_main(play_as_bots, NULL);
     }
     options.match = or_default(options.match, options.goal ? 10 : 60);
     options.players = or_default(options.players, 1000);
-    return conc_main(options.goal ? goal : serve, NULL);
+    if (options.goal)
+        return conc_main(goal, NULL);
+    return conc_main(serve, NULL);
 }
 
 int main(int argc, char **argv)

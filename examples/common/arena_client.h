@@ -25,6 +25,7 @@
 #include "arena_net.h"
 #include "datagrams.h"
 #include "websocket.h"
+#include <unistd.h>
 
 /* ---- what clients have seen ----------------------------------------------------------------- */
 
@@ -353,6 +354,147 @@ static inline int arena_client_close(arena_client *c)
     conc_stream_close(&c->stream);
     datagram_client_close(&c->datagrams);
     return snapshot_close(&c->states);
+}
+
+/* ---- in the server's own process ------------------------------------------------------------- */
+
+/* A client whose packets go through memory, where they can be lost as in a network. Call
+ * arena_local_open, then arena_client_play(&l.client), then arena_local_close. */
+typedef struct arena_local {
+    /* options */
+    arena_client client;
+    void *session;
+    int (*deliver)(void *session, const void *data, size_t size); /* to the server */
+    double loss; /* this part of all packets does not arrive */
+    bool cut;    /* none does */
+
+    long lost;
+
+    /* private */
+    uint32_t luck;
+    conc_queue inbox;
+} arena_local;
+
+static inline bool arena_local__loses(arena_local *l)
+{
+    bool lost = l->cut || arena_random(&l->luck) % 1000 < l->loss * 1000;
+    l->lost += lost;
+    return lost;
+}
+
+static inline int arena_local__send(arena_client *c, const packet *p)
+{
+    arena_local *l = c->user;
+    return arena_local__loses(l) ? 0 : l->deliver(l->session, p->data, p->size);
+}
+
+static inline int arena_local__receive(arena_client *c, packet *p)
+{
+    arena_local *l = c->user;
+    CONC_TRY(conc_queue_get(&l->inbox, p));
+    return 1;
+}
+
+static inline void arena_local_open(arena_local *l)
+{
+    l->client.user = l;
+    l->client.send = arena_local__send;
+    l->client.receive = arena_local__receive;
+    l->luck = l->client.bot.random + 1;
+    l->inbox = (conc_queue)CONC_QUEUE(packet, 8);
+}
+
+/* The server's packets to this client; waits while many have not been taken. */
+static inline int arena_local_push(arena_local *l, const packet *p)
+{
+    return arena_local__loses(l) ? 0 : conc_queue_put(&l->inbox, p);
+}
+
+static inline int arena_local_close(arena_local *l)
+{
+    conc_queue_destroy(&l->inbox);
+    return arena_client_close(&l->client);
+}
+
+/* ---- many ------------------------------------------------------------------------------------ */
+
+typedef struct arena_crowd {
+    const char *address;
+    int count, matches; /* clients, every second one by UDP; what each of them plays, 0: for ever */
+    arena_ledger *ledger;
+} arena_crowd;
+
+/* Gives the client a name, and habits that the seed and the index decide. */
+static inline void arena_client_name(arena_client *c, int index, uint32_t seed)
+{
+    static const char *const names[] = {"Ada",   "Bela", "Cleo", "Dora", "Emil", "Finn",
+                                        "Greta", "Hugo", "Iris", "Jon",  "Kira", "Leo"};
+    snprintf(c->name, sizeof c->name, "%s %d", names[index % 12], index + 1);
+    c->bot.random = seed + (uint32_t)index * 2654435761u;
+    c->bot.skill = 20 + index * 37 % 61;
+}
+
+typedef struct arena__member {
+    const arena_crowd *crowd;
+    int index;
+} arena__member;
+
+static inline int arena__run_member(void *arg)
+{
+    const arena__member *m = arg;
+    arena_client *c = calloc(1, sizeof *c);
+    if (!c)
+        return -ENOMEM;
+    arena_client_name(c, m->index, 0);
+    c->by_udp = m->index % 2;
+    c->matches = m->crowd->matches;
+    c->ledger = m->crowd->ledger;
+    int rc = arena_client_dial(c, m->crowd->address);
+    if (rc >= 0)
+        rc = arena_client_play(c);
+    arena_client_close(c);
+    free(c);
+    return rc;
+}
+
+/* One line that counts up on a terminal, else a line now and then. */
+static inline int arena__show_progress(void *arg)
+{
+    const arena_ledger *l = arg;
+    double start = conc_now();
+    bool terminal = isatty(1);
+    const char *form = "%.0f s: %ld states, %ld differ, %ld matches over for a player\n";
+    if (terminal)
+        form = "\r%.0f s: %ld states, %ld differ, %ld matches over for a player ";
+    for (;;) {
+        CONC_TRY(conc_sleep(terminal ? 0.5 : 5));
+        printf(form, conc_now() - start, l->states, l->different, l->matches);
+        fflush(stdout);
+    }
+}
+
+static inline int arena__run_members(void *arg)
+{
+    const arena_crowd *crowd = arg;
+    conc_group g = {0};
+    for (int i = 0; i < crowd->count; i++) {
+        CONC_TRY_IN(&g, CONC_SPAWN(&g, arena__run_member, ((arena__member){crowd, i})));
+        CONC_TRY_IN(&g, conc_sleep(0.001)); /* no crowd at the door */
+    }
+    return conc_group_wait(&g);
+}
+
+/* Lets them play, and prints how far they are: 0, or the first error. Waits. */
+static inline int arena_crowd_run(arena_crowd *crowd)
+{
+    conc_group g = {0};
+    CONC_TRY_IN(&g, conc_spawn(&g, arena__show_progress, crowd->ledger));
+    int rc = arena__run_members(crowd);
+    conc_group_cancel(&g);
+    rc = conc_group_end(&g, rc);
+    if (isatty(1))
+        putchar('\n');
+    return rc;
 }
 
 #endif

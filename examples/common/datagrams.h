@@ -189,8 +189,10 @@ static inline datagram_peer **datagram__place(datagrams *d, const datagram_addre
 static inline void datagram__answer(datagrams *d, const datagram_address *to, const void *data,
                                     size_t size)
 {
-    conc_sendto(d->fd - 1, data, size, MSG_DONTWAIT, (const struct sockaddr *)&to->socket,
-                to->size);
+    /* not conc_sendto, which sends nothing in a cancelled task: that may want to say goodbye */
+    ssize_t n = sendto(d->fd - 1, data, size, MSG_DONTWAIT | MSG_NOSIGNAL,
+                       (const struct sockaddr *)&to->socket, to->size);
+    (void)n; /* what has no room is lost */
 }
 
 static inline int datagram__run_peer(void *arg)
