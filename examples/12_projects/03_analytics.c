@@ -892,12 +892,12 @@ static int goal(engine *e)
     conc_group_cancel(&g);
     CONC_TRY(conc_group_wait(&g));
     advance(e, INFINITY);
-    bool right = e->transports[TCP].events == GOAL;
-    right &= check_total(&e->operators[TUMBLING], GOAL);
-    right &= check_total(&e->operators[SLIDING], GOAL * windows);
-    right &= check_total(&e->operators[SESSION], GOAL);
-    printf("%.0f events a second, each in %.0f windows; the goal is 100000\n", GOAL / seconds,
-           windows + 2);
+    bool right = e->transports[TCP].events == options.count;
+    right &= check_total(&e->operators[TUMBLING], options.count);
+    right &= check_total(&e->operators[SLIDING], options.count * windows);
+    right &= check_total(&e->operators[SESSION], options.count);
+    printf("%.0f events a second, each in %.0f windows; the goal is 100000\n",
+           options.count / seconds, windows + 2);
     conc_set_exit_status(!right);
     return 0;
 }
@@ -1022,7 +1022,7 @@ static const options_field fields[] = {
     OPTIONS_TEXT("record", "FILE", &options.record, "keeps all events"),
     OPTIONS_TEXT("replay", "FILE", &options.replay, "prints the windows of kept events, and ends"),
     OPTIONS_TEXT("page", "FILE", &options.page, "default: 03_analytics.html"),
-    OPTIONS_FLAG("goal", &options.goal, "counts a million events, and ends"),
+    OPTIONS_FLAG("goal", &options.goal, "counts a million events, or --count, and ends"),
     OPTIONS_TEXT("source", "KINDS", &options.source, "only sends: tcp,udp,websocket"),
     OPTIONS_NUMBER("rate", "N", &options.rate, 0, 1e9,
                    "events a second of a simulated source, 0: all it can; default: 40"),
@@ -1048,7 +1048,7 @@ int main(int argc, char **argv)
     if (options.goal) {
         options.listen = options.tcp = options.udp = "127.0.0.1:0";
         options.lateness = options.rate = 0; /* so no window is closed, and counted, twice */
-        options.count = GOAL;
+        options.count = options.count > 0 ? options.count : GOAL;
         options.source = "tcp";
     }
     status = conc_main(run, &e);
