@@ -33,6 +33,7 @@ typedef struct task_queue {
     /* private */
     bool is_loaded, has_answered;
     char complaint[160];
+    redis_client news; /* a connection of its own: XREAD blocks it */
 } task_queue;
 
 /* What a producer wants done. All zero or NULL but .kind and .id: as soon as possible. */
@@ -69,6 +70,9 @@ static inline int task_queue_take(task_queue *q, const char *worker, int most, d
                                   task_run **runs, double *pause);
 static inline void task_run_free(task_run *r);
 
+/* Waits until a task is added, and at most so long: 0. */
+static inline int task_queue_wait(task_queue *q, double seconds);
+
 /* Reports outcomes: how many tasks are newly done. The same report twice does no harm. */
 static inline int task_queue_report(task_queue *q, const char *worker, task_run *const *runs,
                                     int count);
@@ -86,7 +90,8 @@ static inline int task_queue_call(task_queue *q, const char *function, const cha
 /* Runs other commands of Redis, with the same patience. */
 static inline int task_queue_run(task_queue *q, redis_pipeline *p);
 
-static inline int task_queue_close(task_queue *q) { return redis_close(&q->redis); }
+/* Disconnects: 0. Waits. */
+static inline int task_queue_close(task_queue *q);
 CONC_AUTO_TYPE(task_queue, task_queue_close);
 
 /* ---- calls that repeat themselves ------------------------------------------------------------ */
@@ -153,6 +158,12 @@ static inline int task_queue_call(task_queue *q, const char *function, const cha
     for (size_t i = 0; to && r->type == REDIS_REPLY_ARRAY && i < r->elements; i++)
         fprintf(to, "%s\n", r->element[i]->str ? r->element[i]->str : "");
     return 0;
+}
+
+static inline int task_queue_close(task_queue *q)
+{
+    redis_close(&q->news);
+    return redis_close(&q->redis);
 }
 
 /* ---- calls with the arguments of many tasks ------------------------------------------------- */
@@ -329,6 +340,21 @@ static inline int task_queue_take(task_queue *q, const char *worker, int most, d
     while (--n > 0)
         task_run_free(runs[n - 1]);
     return rc;
+}
+
+/* Redis that cannot answer is not news: the next take waits for it. */
+static inline int task_queue_wait(task_queue *q, double seconds)
+{
+    conc_scope s = {0};
+    if (!q->news.blocking)
+        q->news = (redis_client){.address = q->redis.address, .password = q->redis.password};
+    q->news.blocking = true;
+    CONC_TRY(conc_scope_begin(&s, seconds + 5));
+    int rc = redis_command(&q->news, NULL,
+                           "XREAD COUNT 1 BLOCK %d STREAMS %s:ready:2 %s:ready:1 %s:ready:0 $ $ $",
+                           1 + (int)(seconds * 1000), q->name, q->name, q->name);
+    rc = conc_scope_end(&s, rc);
+    return rc < 0 && rc != -ECANCELED ? conc_sleep(seconds) : rc;
 }
 
 #endif
