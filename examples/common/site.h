@@ -74,6 +74,9 @@ typedef struct site_log {
 } site_log;
 static inline int site_read_log(const char *text, site_log *log);
 
+/* The same where the site is served. */
+static inline void site_count(const site *s, site_log *log);
+
 /* ---- the graph ------------------------------------------------------------------------------ */
 
 static inline void site_url(const site *s, int i, char *url, size_t size)
@@ -224,15 +227,21 @@ static inline int site__send_bad(site *s, http_connection *http)
     return http_printf(http, 404, "not found\n");
 }
 
+static inline void site_count(const site *s, site_log *log)
+{
+    *log = (site_log){.forbidden = s->forbidden, .gap = s->smallest_gap};
+    for (int i = 0; i < s->pages; i++) {
+        log->pages += s->requests[i] > 0;
+        log->requests += s->requests[i];
+    }
+}
+
 static inline int site__send_log(site *s, http_connection *http)
 {
-    int pages = 0, requests = 0;
-    for (int i = 0; i < s->pages; i++) {
-        pages += s->requests[i] > 0;
-        requests += s->requests[i];
-    }
-    return http_printf(http, 200, "%d %d %d %.6f\n", pages, requests, s->forbidden,
-                       s->smallest_gap);
+    site_log log;
+    site_count(s, &log);
+    return http_printf(http, 200, "%d %d %d %.6f\n", log.pages, log.requests, log.forbidden,
+                       log.gap);
 }
 
 static inline int site_read_log(const char *text, site_log *log)

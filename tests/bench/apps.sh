@@ -124,8 +124,8 @@ build() {
             "$cc" -O2 examples/11_apps/05_etl_pipeline.c -o $out/apps_etl $(pkg-config --cflags --libs sqlite3 libcjson)
         ;;
     scrape.conc)
-        compile_server $sources/scrape_conc.c scrape_conc libxml-2.0 libcurl sqlite3 libcjson &&
-            compile_server examples/11_apps/03_web_scraper.c web_scraper libxml-2.0 libcurl sqlite3 libcjson
+        compile_server $sources/scrape_conc.c scrape_conc libxml-2.0 libcurl sqlite3 &&
+            compile_server examples/11_apps/03_web_scraper.c web_scraper libxml-2.0 libcurl sqlite3
         ;;
     dash.conc)
         compile_server $sources/dash_conc.c dash_conc libcurl libcjson &&
@@ -186,8 +186,8 @@ start_servers() {
         feed=$address
     fi
     if [[ " ${peers[*]} " == *" scrape.conc "* ]]; then
-        start $out/apps_web_scraper --child --plain --quiet --site 127.0.0.1:0
-        sites=${address#*//} sites=${sites%/}
+        start bash -c '"$0" --site 127.0.0.1:0 & cat; kill $!' $out/apps_web_scraper
+        sites=${address##*localhost:} sites=${sites%%/*} # their port
     fi
     if [[ " ${peers[*]} " == *" dash.conc "* ]]; then
         for service in "${services[@]}"; do

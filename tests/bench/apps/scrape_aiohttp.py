@@ -1,4 +1,4 @@
-"""scrape_aiohttp.py ADDRESS: the work of scrape_conc.c with aiohttp, lxml, urllib.robotparser and sqlite3: 10 requests at
+"""scrape_aiohttp.py PORT: the work of scrape_conc.c with aiohttp, lxml, urllib.robotparser and sqlite3: 10 requests at
 once, no delay; batches of pages are saved in a thread."""
 import asyncio
 import sqlite3
@@ -12,19 +12,15 @@ import aiohttp
 import aiohttp.abc
 import lxml.html
 
-HOSTS = [f"site{i}.localhost" for i in range(10)]
+HOSTS = [f"h{i}.localhost:{sys.argv[1]}" for i in range(10)]
 AT_ONCE, WORKERS, BATCH = 10, 2, 50
 
 
-class OneAddress(aiohttp.abc.AbstractResolver):
+class Loopback(aiohttp.abc.AbstractResolver):
     """All hosts are there."""
 
-    def __init__(self, address):
-        self.host, port = address.split(":")
-        self.port = int(port)
-
     async def resolve(self, host, port=0, family=0):
-        return [{"hostname": host, "host": self.host, "port": self.port, "family": family, "proto": 0, "flags": 0}]
+        return [{"hostname": host, "host": "127.0.0.1", "port": port, "family": family, "proto": 0, "flags": 0}]
 
     async def close(self):
         pass
@@ -34,8 +30,9 @@ def canonical(base, href):
     parts = urllib.parse.urlsplit(urllib.parse.urljoin(base, href.strip()))
     if parts.scheme not in ("http", "https") or not parts.hostname:
         return None
-    host = parts.hostname + (f":{parts.port}" if parts.port not in (None, 80, 443) else "")
-    path = urllib.parse.quote(urllib.parse.unquote(parts.path), safe="/%:@!$&'()*+,;=~") or "/"
+    host = parts.hostname.rstrip(".") + (f":{parts.port}" if parts.port not in (None, 80, 443) else "")
+    path = urllib.parse.urljoin("/", parts.path)  # without dot segments
+    path = urllib.parse.quote(urllib.parse.unquote(path), safe="/%:@!$&'()*+,;=~") or "/"
     return urllib.parse.urlunsplit((parts.scheme, host, path, parts.query, ""))
 
 
@@ -106,8 +103,8 @@ class Scraper:
 
     async def run(self):
         saver = asyncio.create_task(self.save_results())
-        for host in HOSTS:
-            self.discover(f"http://{host}/")
+        for i, host in enumerate(HOSTS):
+            self.discover(f"http://{host}/page/{i}")
         tasks = [asyncio.create_task(self.crawl_domain(host)) for host in HOSTS]
         await self.finished.wait()
         await self.results.join()
@@ -117,7 +114,7 @@ class Scraper:
 
 
 async def main(address):
-    connector = aiohttp.TCPConnector(resolver=OneAddress(address), limit=0)
+    connector = aiohttp.TCPConnector(resolver=Loopback(), limit=0)
     with tempfile.NamedTemporaryFile(suffix=".db") as file:
         db = sqlite3.connect(file.name, check_same_thread=False)
         db.execute("CREATE TABLE urls (url TEXT PRIMARY KEY, state TEXT DEFAULT 'found', title TEXT, bytes INTEGER)")

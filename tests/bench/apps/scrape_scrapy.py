@@ -1,4 +1,4 @@
-"""scrape_scrapy.py ADDRESS: the work of scrape_conc.c with Scrapy: 10 requests at once, no delay, pages into SQLite in batches.
+"""scrape_scrapy.py PORT: the work of scrape_conc.c with Scrapy: 10 requests at once, no delay, pages into SQLite in batches.
 
 A page's time is its download latency, which Scrapy measures up to the head of the answer, and that of its parsing."""
 import sqlite3
@@ -12,8 +12,8 @@ import scrapy.crawler
 import scrapy.linkextractors
 import scrapy.resolver
 
-ADDRESS, PORT = sys.argv[1].split(":")
-HOSTS = [f"site{i}.localhost" for i in range(10)]
+PORT = sys.argv[1]
+HOSTS = [f"h{i}.localhost" for i in range(10)]
 BATCH = 50
 
 
@@ -21,16 +21,16 @@ class Resolver(scrapy.resolver.CachingThreadedResolver):
     """All hosts are there."""
 
     def getHostByName(self, name, timeout=None):
-        return super().getHostByName(ADDRESS, timeout)
+        return super().getHostByName("127.0.0.1", timeout)
 
 
 def canonical(url):
-    """The path's dot segments are resolved already; w3lib's canonicalize_url leaves the case of the host."""
-    parts = urllib.parse.urlsplit(url)
+    """w3lib's canonicalize_url leaves dots in the path, and the case of the host."""
+    parts = urllib.parse.urlsplit(url.strip())
     if parts.scheme not in ("http", "https"):
         return None
-    path = urllib.parse.quote(urllib.parse.unquote(parts.path), safe="/%:@!$&'()*+,;=~") or "/"
-    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.lower(), path, parts.query, ""))
+    path = urllib.parse.quote(urllib.parse.unquote(urllib.parse.urljoin("/", parts.path)), safe="/%:@!$&'()*+,;=~") or "/"
+    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.lower().replace(".:", ":"), path, parts.query, ""))
 
 
 class Spider(scrapy.Spider):
@@ -40,8 +40,8 @@ class Spider(scrapy.Spider):
     times, count, letters = [], 0, 0
 
     def start_requests(self):
-        for host in HOSTS:
-            yield scrapy.Request(f"http://{host}:{PORT}/")
+        for i, host in enumerate(HOSTS):
+            yield scrapy.Request(f"http://{host}:{PORT}/page/{i}")
 
     def parse(self, response):
         began = time.monotonic()
