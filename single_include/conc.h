@@ -11009,8 +11009,9 @@ CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s)
     int saved = errno, rc = 0;
     conc__buffer_drop(l, &s->in);
     conc__buffer_drop(l, &s->out);
-    if (on->calls.close)
-        rc = on->calls.close(on->self);
+    int (*ends)(void *) = on->calls.close; /* `close(` might be a macro */
+    if (ends)
+        rc = ends(on->self);
     if (rc > 0)
         rc = 0;
     if (rc && self)
