@@ -63,7 +63,7 @@ typedef struct {
     conc_event freed;    /* a slot */
     conc_queue finished; /* of task_run *; they wait to be reported */
     task_run *reported[TASK_QUEUE_BATCH];
-    int reported_count; /* until Redis has answered */
+    int reported_count; /* 0 when Redis has answered */
 } worker;
 
 typedef struct {
@@ -73,7 +73,7 @@ typedef struct {
 
 static int run_handler(task_run *r);
 
-/* The pause doubles, and is random, so that tasks do not come back all at the same moment. */
+/* The pause doubles with each failure; jitter keeps tasks that failed together apart. */
 static void fail(task_run *r)
 {
     double pause = 0.2;
@@ -101,7 +101,7 @@ static void free_slot(worker *w, const task_run *r)
     conc_event_set(&w->freed);
 }
 
-/* A task that is cancelled, as the worker ends, is not reported: the worker returns it. */
+/* A task that is cancelled because the worker ends is not reported: leave returns it. */
 static int run_task(void *arg)
 {
     job *j = arg;
@@ -151,8 +151,8 @@ static int run_tasks(void *arg)
     return conc_group_end(&w->tasks, take_tasks(w));
 }
 
-/* Reports what has finished: how many. What Redis has not answered is reported again: it knows the
-   runs that it has heard of. */
+/* Reports the runs that have finished: how many. Those of a report without an answer stay, and are
+   reported again: Redis ignores what it knows already. */
 static int report(worker *w)
 {
     while (w->reported_count < TASK_QUEUE_BATCH &&
@@ -207,7 +207,7 @@ static int work(worker *w)
     return conc_group_wait(&g);
 }
 
-/* Reports the rest, and returns what is not done to the queue. */
+/* Reports the rest, and returns the tasks that are not done to the queue. */
 static int leave(void *arg)
 {
     worker *w = arg;
@@ -244,7 +244,7 @@ static int worker_app(void *arg)
     if (options.name)
         snprintf(w.name, sizeof w.name, "%s", options.name);
     CONC_TRY(redis_pipeline_add(&ping, "PING"));
-    CONC_TRY(task_queue_run(&w.queue, &ping)); /* without a Redis it ends now, and not later */
+    CONC_TRY(task_queue_run(&w.queue, &ping)); /* fails without a Redis; later calls wait for it */
     int rc = work(&w);
     conc_shield(2, leave, &w);
     return rc;
@@ -268,8 +268,8 @@ static int run_flaky(task_run *r)
 /* Kills each worker that runs it. */
 static int run_crash(task_run *r) { return (void)r, raise(SIGKILL); }
 
-/* "ACCOUNT AMOUNT", or "ACCOUNT AMOUNT SECONDS" that it takes. Redis changes the account at the
-   moment at which it learns that the task is done. */
+/* The data is "ACCOUNT AMOUNT", or "ACCOUNT AMOUNT SECONDS" for a task that takes a while. Redis
+   changes the account and marks the task as done in one step. */
 static int run_deposit(task_run *r)
 {
     char account[32];
@@ -294,7 +294,7 @@ static int count_primes(void *arg)
     return conc_job_cancelled() ? -ECANCELED : count;
 }
 
-/* Computes in a thread: on the loop it would keep the leases from being renewed. */
+/* Computes in a thread: on the loop it would delay the renewal of leases. */
 static int run_primes(task_run *r)
 {
     int below = atoi(r->data), count = CONC_TRY(conc_offload(count_primes, &below));
@@ -309,7 +309,7 @@ static const struct {
              {"primes", run_primes}, {"flaky", run_flaky}, {"fail", run_fail},
              {"crash", run_crash}};
 
-/* An unknown kind is a failure, and is tried again: another worker may know it. */
+/* An unknown kind is a failure, which is retried: another worker may know the kind. */
 static int run_handler(task_run *r)
 {
     for (size_t i = 0; i < CONC_LEN(kinds); i++)
@@ -388,19 +388,11 @@ static int fleet_open(fleet *f)
     snprintf(f->name, sizeof f->name, "tasks-%d", (int)getpid());
     options.queue = f->name;
     f->control = queue_at(f->address);
-    return task_queue_call(&f->control, "tasks_forget", "", NULL);
-}
-
-static int forget(void *arg)
-{
-    fleet *f = arg;
-    return task_queue_call(&f->control, "tasks_forget", "", NULL);
+    return 0;
 }
 
 static int fleet_close(fleet *f)
 {
-    if (options.redis)
-        conc_shield(5, forget, f);
     task_queue_close(&f->control);
     return redis_server_stop(&f->server);
 }
@@ -439,18 +431,28 @@ static int start_workers(fleet *f)
     return 0;
 }
 
+static int forget(void *arg)
+{
+    fleet *f = arg;
+    return task_queue_call(&f->control, "tasks_forget", "", NULL);
+}
+
 static int fleet_app(void *arg)
 {
     CONC_AUTO(fleet, f) = *(fleet *)arg;
     CONC_TRY(fleet_open(&f));
+    CONC_TRY(forget(&f)); /* what an earlier process with the same number has left */
     CONC_TRY(conc_group_begin(&f.group));
     int rc = f.play(&f);
     conc_group_cancel(&f.group);
-    return conc_group_end(&f.group, rc);
+    rc = conc_group_end(&f.group, rc);
+    if (options.redis)
+        conc_shield(5, forget, &f);
+    return rc;
 }
 
-/* The number that a command of Redis returns, or of the elements. The first %s in it is the name of
-   the queue, the second is the word. */
+/* The number, or the number of elements, that a command of Redis returns. In the command the first
+   %s is the name of the queue, the second is the word. */
 static int ask(fleet *f, const char *command, const char *word)
 {
     CONC_AUTO(redis_pipeline, p) = {0};
@@ -613,10 +615,10 @@ static int kill_redis(void *arg)
 
 static int run_chaos(fleet *f)
 {
+    const int half = CHAOS_TASKS / 2;
     const task_order keyed = {"deposit", "keyed 1 0.05",  "keyed",
-                              "k",       .attempts = 100, .count = CHAOS_TASKS / 2};
-    const task_order plain = {"deposit", "plain 1 0.05", "plain", .attempts = 100,
-                              .count = CHAOS_TASKS / 2};
+                              "k",       .attempts = 100, .count = half};
+    const task_order plain = {"deposit", "plain 1 0.05", "plain", .attempts = 100, .count = half};
     conc_group g = {0};
     CONC_TRY(start_workers(f));
     CONC_TRY_IN(&g, conc_spawn(&g, kill_workers, f));

@@ -342,7 +342,7 @@ static inline int task_queue_take(task_queue *q, const char *worker, int most, d
     return rc;
 }
 
-/* Redis that cannot answer is not news: the next take waits for it. */
+/* An error is no reason to return it: the next take meets it, too, and repeats. */
 static inline int task_queue_wait(task_queue *q, double seconds)
 {
     conc_scope s = {0};

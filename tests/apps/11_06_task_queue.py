@@ -123,6 +123,7 @@ def test_a_task_does_not_run_before_its_time():
             check(int(at) <= int(end), name, at, end)
 
 
+@early
 def test_dependencies_and_dead_letters():
     with Queue() as q:
         q.add("noop", id="a")
@@ -198,6 +199,7 @@ def test_what_computes_does_not_lose_its_lease():
         check(q.cli("HGET", "tasks:task:long", "runs") == "1", "it was taken over")
 
 
+@early
 def test_metrics():
     with Queue() as q:
         q.add("noop", id="x", count=1200)
@@ -231,6 +233,7 @@ def test_chaos():
     check("2000 deposits with keys: 2000;" in done.stdout, done.stdout)
 
 
+@early
 def test_a_killed_workers_tasks_are_taken_over():
     with Queue() as q, q.worker("w", "--lease", "0.5") as w:
         q.add("sleep", "1000", id="s", count=5)
@@ -244,6 +247,7 @@ def test_a_killed_workers_tasks_are_taken_over():
         check(m["tasks_taken_over_total"] == 5 and m["tasks_started_total"] == 10 and m["tasks_repeated_total"] == 0, m)
 
 
+@early
 def test_poison_becomes_a_dead_letter():
     with Queue() as q:
         q.add("crash", id="poison", attempts=2)
@@ -395,8 +399,8 @@ def test_the_end_at_any_moment_leaves_nothing_behind():
 
 @early
 def test_the_end_at_later_moments_leaves_nothing_behind():
-    for how, moment in ((signal.SIGTERM, "report "), (signal.SIGINT, "is killed"), (signal.SIGINT, "Metrics")):
-        end_at(how, moment)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        list(pool.map(end_at, (signal.SIGTERM, signal.SIGINT, signal.SIGINT), ("report ", "is killed", "Metrics")))
 
 
 def test_the_program_is_killed():
