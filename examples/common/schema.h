@@ -28,6 +28,8 @@
 #error "schema.h: include conc.h and http.h first"
 #endif
 
+#include "utf8.h"
+
 #include <cjson/cJSON.h>
 #include <math.h>
 #include <stdlib.h>
@@ -100,42 +102,6 @@ schema__complain(cJSON *errors, const char *field, const char *fmt, ...)
     cJSON_AddItemToArray(errors, error);
 }
 
-/* The length of the UTF-8 character at s; 0: it is none. The standard's table of well-formed
- * sequences. */
-static inline size_t schema__character(const unsigned char *s)
-{
-    unsigned char low = 0x80, high = 0xBF;
-    size_t n = 1;
-    if (s[0] < 0x80)
-        return 1;
-    if (s[0] < 0xC2 || s[0] > 0xF4)
-        return 0;
-    n += 1 + (s[0] >= 0xE0) + (s[0] >= 0xF0);
-    if (s[0] == 0xE0)
-        low = 0xA0;
-    if (s[0] == 0xED)
-        high = 0x9F;
-    if (s[0] == 0xF0)
-        low = 0x90;
-    if (s[0] == 0xF4)
-        high = 0x8F;
-    if (s[1] < low || s[1] > high)
-        return 0;
-    for (size_t i = 2; i < n; i++)
-        if (s[i] < 0x80 || s[i] > 0xBF)
-            return 0;
-    return n;
-}
-
-static inline bool schema__is_utf8(const char *text)
-{
-    const unsigned char *s = (const unsigned char *)text;
-    for (size_t n; *s; s += n)
-        if ((n = schema__character(s)) == 0)
-            return false;
-    return true;
-}
-
 /* cJSON's strings end at a NUL: an escaped one would cut them short. */
 static inline bool schema__has_nul(const char *json, size_t size)
 {
@@ -157,7 +123,7 @@ static inline void schema__read_text(cJSON *errors, const schema_field *f, const
     size_t n = strlen(text), max = f->size - 1;
     if (f->max > 0 && f->max < (double)max)
         max = (size_t)f->max;
-    if (!schema__is_utf8(text))
+    if (!utf8_is_valid(text))
         schema__complain(errors, f->name, "is not UTF-8");
     else if ((double)n < f->min)
         schema__complain(errors, f->name, "must have at least %g bytes", f->min);
@@ -230,7 +196,7 @@ static inline void schema__read_object(cJSON *errors, const cJSON *object,
     }
     cJSON_ArrayForEach(item, object)
     {
-        const char *name = schema__is_utf8(item->string) ? item->string : "?";
+        const char *name = utf8_is_valid(item->string) ? item->string : "?";
         if (!schema__field(fields, count, name))
             schema__complain(errors, name, "is not known");
         else if (cJSON_GetObjectItemCaseSensitive(object, name) != item)

@@ -182,7 +182,7 @@ start_servers() {
     fi
     if [[ " ${peers[*]} " == *" etl.conc "* ]]; then
         $out/apps_etl --make "$box/in" $lines
-        start $out/apps_etl --child --feed 127.0.0.1:0 $lines 2>/dev/null
+        start sh -c '"$0" --feed 127.0.0.1:0 "$1" 2>/dev/null <&- & cat; kill $!' $out/apps_etl $lines
         feed=$address
     fi
     if [[ " ${peers[*]} " == *" scrape.conc "* ]]; then

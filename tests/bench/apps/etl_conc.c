@@ -8,28 +8,28 @@
 #include "measure.h"
 
 /* All records into the folder; what is in both destinations then. */
-static int bench_run(char **words, const char *out, measure *took, total *t)
+static int bench_run(char **words, const char *out, measure *took, payment_sum *t)
 {
-    source sources[OWN];
-    total lines;
-    CONC_AUTO(pipeline, p) = {.sources = sources, .count = OWN};
+    source sources[PAYMENT_SOURCES] = {0};
+    payment_sum lines;
+    CONC_AUTO(pipeline, p) = {.sources = sources, .count = PAYMENT_SOURCES};
     options.out = out;
-    for (int i = 0; i < OWN; i++)
-        set_source(&sources[i], words[i]);
+    for (int i = 0; i < PAYMENT_SOURCES; i++)
+        read_word(words[i], &sources[i]);
     measure began = measure_begin();
     CONC_TRY(run_pipeline(&p));
     *took = measure_end(began);
-    CONC_TRY(sum(&p, t, NULL));
-    CONC_TRY(sum(&p, &lines, p.files[LINES].path));
+    CONC_TRY(sum_table(&p, t));
+    CONC_TRY(sum_lines(&p, &lines, &p.files[LINES]));
     return memcmp(t, &lines, sizeof lines) == 0 ? 0 : conc_fail(-EPROTO, "the destinations differ");
 }
 
 static int bench_twice(void *arg)
 {
-    char **argv = arg, words[OWN][256], out[2][256];
-    char *sources[OWN] = {words[0], words[1], words[2], words[3]};
+    char **argv = arg, words[PAYMENT_SOURCES][256], out[2][256];
+    char *sources[PAYMENT_SOURCES] = {words[0], words[1], words[2], words[3]};
     measure took;
-    total t;
+    payment_sum t;
     options.health = 0;
     snprintf(words[0], sizeof words[0], "%s/shop-1.csv", argv[1]);
     snprintf(words[1], sizeof words[1], "%s/shop-2.csv", argv[1]);
@@ -50,7 +50,7 @@ static int bench_twice(void *arg)
 
 int main(int argc, char **argv)
 {
-    if (argc == 4 && mkdir(argv[3], 0777) == 0 && setlocale(LC_CTYPE, "C.UTF-8"))
+    if (argc == 4 && mkdir(argv[3], 0777) == 0)
         return conc_main(bench_twice, argv);
     fprintf(stderr, "usage: etl_conc IN FEED OUT, where OUT is a new folder\n");
     return 2;
