@@ -95,8 +95,9 @@ static int extract(void *arg);
 static int is_stored(page *p);
 static int store(void *arg);
 
-/* 0: there is an answer, or p->error says why not; 1: it is worth another attempt. The host is
-   released at once: it does not wait for this page's extraction. */
+/* 0: there is an answer, or p->error says why not; 1: it is worth another attempt, or this process
+   was stopped for so long that others may have its pages now. The host is released at once: it does
+   not wait for this page's extraction. */
 static int get(page *p, double limit, int redirects)
 {
     static const char *const headers[] = {"User-Agent: conc-crawler/1.0", NULL};
@@ -104,6 +105,8 @@ static int get(page *p, double limit, int redirects)
                              .timeout = options.timeout,
                              .limit = (size_t)limit,
                              .redirects = redirects};
+    if (!frontier_holds(p->of->frontier))
+        return 1;
     int rc = fetch(p->of->client, p->url.url, &o, &p->response);
     if (rc == -ECANCELED)
         return rc;

@@ -10,7 +10,7 @@
  *     CONC_TRY(frontier_join(&f, settings, 4));           // each worker; frontier_renew in a task
  *     CONC_AUTO(frontier_url, u) = {0};
  *     while (CONC_TRY(frontier_lease(&f, &u))) {
- *         ... fetch u.url ...
+ *         ... if frontier_holds(&f), fetch u.url; else finish it, to be fetched again ...
  *         CONC_TRY(frontier_release(&f, &u));             // others may ask the host again
  *         ... find the links ...
  *         CONC_TRY(frontier_finish(&f, &u, false, "[\"http://example.org/a\"]"));
@@ -31,7 +31,8 @@
  *            Of one host at most "per-host" URLs are known, so a trap of endless URLs ends.
  *   Leases   hold "lease" seconds, and frontier_renew renews those of its worker. All clocks are
  *            that of Redis. What a worker says after its lease has passed, because it was held up,
- *            has no effect, but for the links. A request that it sends then is beyond all control.
+ *            has no effect, but for the links. So that it begins no request then, it asks
+ *            frontier_holds before. Only a request in whose middle it was held up goes out late.
  *   Redis    runs each call as a whole. If the connection is lost, so that nobody knows whether a
  *            call ran, it is repeated; all of them may be. With a Redis that keeps its data
  *            (--appendonly yes) a crawl outlives its restart.
@@ -54,7 +55,7 @@ typedef struct frontier {
     /* to read */
     char worker[40]; /* set by frontier_join: no two have the same */
     /* private */
-    double lease_time;
+    double lease_time, held_until;
     unsigned leases;
     conc_lock turn; /* of the tasks that wait for a URL one asks */
 } frontier;
@@ -90,6 +91,10 @@ CONC_AUTO_TYPE(frontier_url, frontier_url_free);
 /* Waits for a URL that may be fetched now: 1; 0: the crawl is over, as no URL waits and nobody has
  * one. */
 static inline int frontier_lease(frontier *f, frontier_url *u);
+
+/* Are the leases of this worker sure to hold now? False if it was held up for longer than they last
+ * (SIGSTOP, a machine that slept): others may have its URLs. Does not wait. */
+static inline bool frontier_holds(const frontier *f);
 
 /* The host has answered, or failed to: the pause begins. If nothing was asked of it, leave this
  * out. For robots.txt it has no effect: the finish releases the host, when its rules are known. */
@@ -327,16 +332,27 @@ static inline int frontier_url_free(frontier_url *u)
     return 0;
 }
 
+static inline bool frontier_holds(const frontier *f) { return conc_now() < f->held_until; }
+
+/* Renews the worker's leases, too. */
+static inline int frontier__lease(frontier *f, frontier_url *u)
+{
+    double asked = conc_now();
+    CONC_TRY(FRONTIER__CALL(f, &u->reply, "lease", u->owner));
+    f->held_until = asked + f->lease_time;
+    return 0;
+}
+
 /* Each lease has an owner of its own, so that a repeated call is told apart from the next one. */
 static inline int frontier_lease(frontier *f, frontier_url *u)
 {
     snprintf(u->owner, sizeof u->owner, "%s %u", f->worker, ++f->leases);
     CONC_LOCKED(&f->turn) {
-        CONC_TRY(FRONTIER__CALL(f, &u->reply, "lease", u->owner));
+        CONC_TRY(frontier__lease(f, u));
         while (u->reply->elements == 1) {
             double wait = strtod(u->reply->element[0]->str, NULL);
             CONC_TRY(conc_sleep(wait < FRONTIER__POLL ? wait : FRONTIER__POLL));
-            CONC_TRY(FRONTIER__CALL(f, &u->reply, "lease", u->owner));
+            CONC_TRY(frontier__lease(f, u));
         }
     }
     redisReply **r = u->reply->element;
@@ -374,7 +390,9 @@ static inline int frontier_renew(void *arg)
     frontier *f = arg;
     for (;;) {
         CONC_TRY(conc_sleep(f->lease_time / 3));
+        double asked = conc_now();
         CONC_TRY(FRONTIER__CALL(f, NULL, "renew", f->worker));
+        f->held_until = asked + f->lease_time;
     }
 }
 

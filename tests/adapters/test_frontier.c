@@ -281,6 +281,29 @@ FRONTIER_TEST(leases_that_are_renewed_hold)
     CHECK_INT(conc_group_wait(&renewal), 0);
 }
 
+FRONTIER_TEST(a_worker_that_was_held_up_knows)
+{
+    frontier f = {0};
+    CONC_AUTO(frontier_url, u) = {0};
+    conc_group renewal = {0};
+    lease = 0.3;
+    begin(&f);
+    CHECK(!frontier_holds(&f));
+    CHECK_INT(frontier_add(&f, "http://h/a"), 0);
+    CHECK_LEASE(&f, &u, "http://h/robots.txt");
+    CHECK(frontier_holds(&f));
+    CHECK_INT(conc_spawn(&renewal, frontier_renew, &f), 0);
+    CHECK_INT(conc_sleep(0.5), 0);
+    CHECK(frontier_holds(&f));
+    CHECK_INT(conc_block(0.4), 0);
+    CHECK(!frontier_holds(&f));
+    CHECK_INT(frontier_finish(&f, &u, true, "[]"), 0);
+    CHECK_LEASE(&f, &u, "http://h/robots.txt");
+    CHECK(frontier_holds(&f));
+    conc_group_cancel(&renewal);
+    CHECK_INT(conc_group_wait(&renewal), 0);
+}
+
 FRONTIER_TEST(a_worker_gives_back_what_it_has)
 {
     frontier f = {0}, g = {0};
