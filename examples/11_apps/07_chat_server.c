@@ -20,6 +20,7 @@
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"
+#include "../common/chat_load.h"
 #include "../common/http.h"
 #include "../common/log.h"
 #include "../common/options.h"
@@ -613,187 +614,21 @@ static int serve(void *arg)
     return rc;
 }
 
-/* ---- the load: users who talk in rooms of twenty, each once a second ------------------------ */
-
-enum { ROOM_SIZE = 20, CONNECT_AT_ONCE = 50, PATIENCE = 5 /* seconds */ };
-
-typedef struct {
-    const char *address;
-    int clients;
-    conc_sem connecting;
-    conc_barrier joined; /* all of them */
-    conc_event over;     /* everything has come, or the time is up */
-    conc_event talked;
-    int talking, connected;
-    bool has_failed;
-    long said, expected, received, wrong;
-    double seconds, *latencies;
-    long room; /* of latencies */
-} load;
-
-typedef struct {
-    load *of;
-    int index, heard[ROOM_SIZE]; /* heard: the number of the newest message of each in the room */
-    websocket w;
-} talker;
-
-static int members_in(const load *l, int room_number)
-{
-    int rest = l->clients - room_number * ROOM_SIZE;
-    return rest < ROOM_SIZE ? rest : ROOM_SIZE;
-}
-
-/* "INDEX NUMBER TIME" is what they say; all are in this process, and share its clock. */
-static int talk(void *arg)
-{
-    talker *t = arg;
-    load *l = t->of;
-    double start = conc_now() + (double)t->index / l->clients;
-    for (int i = 0; i < (int)l->seconds; i++) {
-        CONC_TRY(conc_sleep_until(start + i));
-        CONC_TRY(websocket_printf(&t->w,
-                                  "{\"type\":\"say\",\"room\":\"load %d\","
-                                  "\"text\":\"%d %d %.6f\"}",
-                                  t->index / ROOM_SIZE, t->index, i + 1, conc_now()));
-        l->said++;
-        l->expected += members_in(l, t->index / ROOM_SIZE);
-    }
-    if (--l->talking == 0)
-        conc_event_set(&l->talked);
-    return 0;
-}
-
-static void hear(talker *t, const char *text)
-{
-    load *l = t->of;
-    int from, number;
-    double sent;
-    bool is_ours = sscanf(text, "%d %d %lf", &from, &number, &sent) == 3 && from >= 0 &&
-                   from / ROOM_SIZE == t->index / ROOM_SIZE;
-    if (!is_ours || number != ++t->heard[from % ROOM_SIZE])
-        l->wrong++;
-    else if (l->received < l->room)
-        l->latencies[l->received] = conc_now() - sent;
-    if (++l->received == l->expected && l->talking == 0)
-        conc_event_set(&l->over);
-}
-
-/* Receives until a message of this type: 0. */
-static int listen_for(talker *t, const char *type)
-{
-    websocket_message m;
-    while (CONC_TRY(websocket_receive(&t->w, &m)) > 0) {
-        cJSON *json = cJSON_ParseWithLength(m.data, m.size);
-        const char *got = text_of(json, "type", NAME), *text = text_of(json, "text", LONGEST_TEXT);
-        bool is_it = got && strcmp(got, type) == 0, is_said = got && strcmp(got, "said") == 0;
-        bool is_error = got && strcmp(got, "error") == 0;
-        if (is_said && text)
-            hear(t, text);
-        int rc = is_error ? conc_fail(-EPROTO, "the server said: %.80s", text ? text : "") : 0;
-        cJSON_Delete(json);
-        if (rc || is_it)
-            return rc;
-    }
-    return conc_fail(-ECONNRESET, "the server closed with %d", t->w.close_code);
-}
-
-static int connect_talker(void *arg)
-{
-    talker *t = arg;
-    load *l = t->of;
-    CONC_TRY(conc_stream_open(t->w.stream, CONC_TRY(conc_dial(l->address))));
-    CONC_TRY(websocket_connect(&t->w, "/chat", l->address));
-    CONC_TRY(websocket_printf(&t->w,
-                              "{\"type\":\"join\",\"room\":\"load %d\",\"name\":\"user %d\"}",
-                              t->index / ROOM_SIZE, t->index));
-    CONC_TRY(listen_for(t, "joined"));
-    if (++l->connected % 100 == 0 && isatty(STDOUT_FILENO)) {
-        printf("\r%d users have joined\r", l->connected);
-        fflush(stdout);
-    }
-    return 0;
-}
-
-static int come_in(talker *t)
-{
-    CONC_PERMIT(&t->of->connecting) {
-        int rc = conc_timeout(PATIENCE, connect_talker, t);
-        if (rc == -ETIMEDOUT)
-            conc_fail(rc, "%s did not answer for %d s", t->of->address, PATIENCE);
-        CONC_TRY(rc);
-    }
-    return conc_barrier_wait(&t->of->joined);
-}
-
-static int be_a_user(void *arg)
-{
-    char words[128];
-    conc_stream stream = {0};
-    talker t = *(talker *)arg;
-    conc_group g = {0};
-    t.w.stream = &stream;
-    int rc = come_in(&t);
-    if (rc >= 0)
-        rc = conc_spawn(&g, talk, &t);
-    if (rc >= 0)
-        rc = conc_group_end(&g, listen_for(&t, "never"));
-    snprintf(words, sizeof words, "%s", conc_last_error());
-    websocket_close(&t.w);
-    bool is_first = rc < 0 && !t.of->has_failed; /* one error is enough for all */
-    t.of->has_failed = rc < 0;
-    return is_first ? conc_fail(rc, "%s", words) : -ECANCELED;
-}
-
-static int compare(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static int print_load(load *l)
-{
-    long n = l->received < l->room ? l->received : l->room;
-    qsort(l->latencies, (size_t)n, sizeof(double), compare);
-    printf("%d users in %d rooms said %ld messages in %g s\n", l->clients,
-           (l->clients + ROOM_SIZE - 1) / ROOM_SIZE, l->said, l->seconds);
-    printf("deliveries  goal: %ld; measured: %ld, of which %ld wrong or out of order\n",
-           l->expected, l->received, l->wrong);
-    if (n > 0)
-        printf("latency     goal: p99 under 100 ms; measured: p50 %.2f ms, p99 %.2f ms, at most "
-               "%.2f ms\n",
-               l->latencies[n / 2] * 1e3, l->latencies[n * 99 / 100] * 1e3,
-               l->latencies[n - 1] * 1e3);
-    bool is_right = l->received == l->expected && l->wrong == 0 && l->said > 0;
-    return is_right ? 0 : conc_fail(-EBADMSG, "messages are missing, or wrong");
-}
-
-static int await_rest(void *arg) { return conc_event_wait(&((load *)arg)->over); }
+/* ---- the load, and the goal: a server as a process of this program, and the load ------------ */
 
 static int run_load(const char *address)
 {
-    load l = {.address = address, .clients = (int)options.clients, .seconds = options.seconds};
-    conc_group users = {0};
-    l.connecting = (conc_sem)CONC_SEM(CONNECT_AT_ONCE);
-    l.joined = (conc_barrier)CONC_BARRIER(l.clients);
-    l.talking = l.clients;
-    l.room = (long)l.clients * ROOM_SIZE * (long)l.seconds;
-    l.latencies = malloc((size_t)l.room * sizeof(double));
-    if (!l.latencies)
-        return -ENOMEM;
-    int rc = 0;
-    for (int i = 0; rc == 0 && i < l.clients; i++)
-        rc = CONC_SPAWN(&users, be_a_user, (talker){.of = &l, .index = i});
-    if (rc == 0)
-        rc = conc_event_wait(&l.talked);
-    if (rc == 0 && l.received < l.expected)
-        rc = conc_timeout(PATIENCE, await_rest, &l);
-    if (rc == 0 || rc == -ETIMEDOUT)
-        conc_group_cancel(&users);
-    rc = conc_group_end(&users, rc == -ETIMEDOUT ? 0 : rc);
-    if (rc == 0)
-        rc = print_load(&l);
-    free(l.latencies);
-    return rc;
+    chat_load l = {.address = address, .clients = (int)options.clients, .shows_progress = true};
+    l.seconds = options.seconds;
+    CONC_TRY(chat_load_run(&l));
+    printf("%d users said %ld messages in %g s\n", l.clients, l.said, l.seconds);
+    printf("deliveries  goal: %ld; measured: %ld, of which %ld wrong or out of order\n", l.expected,
+           l.received, l.wrong);
+    printf("latency     goal: p99 under 100 ms; measured: p50 %.2f ms, p99 %.2f ms, at most "
+           "%.2f ms\n",
+           l.p50 * 1e3, l.p99 * 1e3, l.latest * 1e3);
+    bool is_right = l.received == l.expected && l.wrong == 0 && l.said > 0;
+    return is_right ? 0 : conc_fail(-EBADMSG, "messages are missing, or wrong");
 }
 
 static int load_app(void *arg)
@@ -801,8 +636,6 @@ static int load_app(void *arg)
     (void)arg;
     return run_load(options.load);
 }
-
-/* ---- the goal: a server as a process of this program, and the load -------------------------- */
 
 static int goal(void *arg)
 {
