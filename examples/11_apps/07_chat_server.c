@@ -64,7 +64,7 @@ typedef struct user {
     char name[NAME];
 } user;
 
-/* A user in a room, by one of his clients. */
+/* A user in a room, by one client. */
 typedef struct member {
     struct member *next_in_room, *next_of_client;
     struct client *client;
@@ -297,7 +297,7 @@ static void leave(client *c, member *m)
 
 /* ---- users ---------------------------------------------------------------------------------- */
 
-/* A user without clients is kept until his limit is as new, so that it does not help to come back. */
+/* A user without clients is kept until the limit is as new: it does not help to come back. */
 static void forget_users(hub *h)
 {
     user **at = &h->users;
