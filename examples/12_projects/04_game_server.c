@@ -526,6 +526,7 @@ static int on_join(player *p)
             (matchmaking_ticket){p, (int)(p - server.players), p->rating, conc_now()};
         conc_event_set(&server.somebody_waits);
     }
+    p->answered = p->sent; /* what it was sent may be lost */
     notify(p, p->match ? ARENA_START : ARENA_LOBBY);
     return 0;
 }
