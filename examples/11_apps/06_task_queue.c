@@ -524,9 +524,10 @@ static int show_rules(fleet *f)
 static int show_losses(fleet *f)
 {
     CONC_TRY(task_queue_add(&f->control, &(task_order){"sleep", "0.5", .id = "long"}));
-    member *m = f->members;
-    while (CONC_TRY(ask(f, "XPENDING %s:ready:0 workers - + 1 %s", m->name)) == 0)
-        m = m == &f->members[WORKERS - 1] ? f->members : m + 1;
+    int i = 0;
+    while (CONC_TRY(ask(f, "XPENDING %s:ready:0 workers - + 1 %s", f->members[i].name)) == 0)
+        i = (i + 1) % WORKERS;
+    member *m = &f->members[i];
     printf("The worker %s has the task long, and is killed%s\n", m->name,
            options.redis ? "" : "; so is Redis");
     CONC_TRY(conc_child_kill(&m->process, SIGKILL));
@@ -676,22 +677,13 @@ static const options_field fields[] = {
     OPTIONS_FLAG("child", &options.child, "the worker ends when its input does"),
 };
 
-/* A name stands in keys of Redis and in labels of metrics, and commas separate names. */
-static bool is_name(const char *text)
-{
-    static const char letters[] = "-_.:/@+0123456789"
-                                  "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
-    size_t size = strlen(text);
-    return size > 0 && size <= 64 && strspn(text, letters) == size;
-}
-
 static bool are_right(void)
 {
     const char *names[] = {options.queue, options.name, options.id, options.key};
     int commands = options.goal + options.chaos + options.worker + !!options.enqueue +
                    options.metrics + options.dead + !!options.requeue;
     for (size_t i = 0; i < CONC_LEN(names); i++)
-        if (names[i] && !is_name(names[i]))
+        if (names[i] && !task_queue_is_name(names[i]))
             return false;
     return commands <= 1;
 }

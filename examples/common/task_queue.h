@@ -39,8 +39,8 @@ typedef struct task_queue {
 /* What a producer wants done. All zero or NULL but .kind and .id: as soon as possible. */
 typedef struct task_order {
     const char *kind, *data;
-    const char *id;    /* two of one id are one task; at most 64 bytes */
-    const char *key;   /* at most 64 bytes */
+    const char *id;    /* two of one id are one task */
+    const char *key;   /* of the tasks with one key only one takes effect */
     const char *after; /* ids with commas between them: the tasks that have to be done before */
     int priority;      /* 0 to 2, the highest */
     int attempts;      /* then it is a dead letter; 0: 5 */
@@ -61,11 +61,16 @@ typedef struct task_run {
     redis_reply reply; /* which the texts are in */
 } task_run;
 
-/* Adds tasks: how many there were not before. -EIO: .after names a task that does not exist. */
+/* May this be the name of a queue, a worker, a task or a key? 1 to 64 of -_.:/@+, letters and
+ * digits: it is part of keys in Redis, and of the labels of metrics. */
+static inline bool task_queue_is_name(const char *text);
+
+/* Adds tasks: how many did not exist before. -EIO: .after names a task that does not exist.
+ * -EINVAL: .id or .key is no name. */
 static inline int task_queue_add(task_queue *q, const task_order *o);
 
 /* Takes up to `most` tasks: how many; the caller frees each with task_run_free. *pause: seconds
- * until the next task is due. After an error no task is lost: others take them when the leases end. */
+ * until the next task is due. After an error no task is lost: others take them later. */
 static inline int task_queue_take(task_queue *q, const char *worker, int most, double lease,
                                   task_run **runs, double *pause);
 static inline void task_run_free(task_run *r);
@@ -232,8 +237,19 @@ static inline int task_queue__add_batch(task_queue *q, const task_order *o, int 
     return task_queue__send(q, &a);
 }
 
+static inline bool task_queue_is_name(const char *text)
+{
+    static const char letters[] = "-_.:/@+0123456789"
+                                  "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    size_t size = text ? strlen(text) : 0;
+    return size > 0 && size <= 64 && strspn(text, letters) == size;
+}
+
 static inline int task_queue_add(task_queue *q, const task_order *o)
 {
+    bool is_key_right = !o->key || task_queue_is_name(o->key);
+    if (!task_queue_is_name(o->id) || !is_key_right)
+        return conc_fail(-EINVAL, "task_queue_add: a name has other characters, or too many");
     int added = 0, count = o->count > 1 ? o->count : 1;
     for (int first = 1; first <= count; first += TASK_QUEUE_BATCH) {
         int rest = count - first + 1;

@@ -19,7 +19,7 @@ os.environ.pop("PASSWORD", None)
 TASKS = apps.compiled("11_apps/06_task_queue.c")
 
 
-POOL = concurrent.futures.ThreadPoolExecutor(8)
+POOL = concurrent.futures.ThreadPoolExecutor(16)
 
 
 def early(test):
