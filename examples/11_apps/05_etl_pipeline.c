@@ -6,9 +6,7 @@
    cc 05_etl_pipeline.c -o etl -lsqlite3 -lcjson
    ./etl                                    # makes its own sources; is killed three times
    ./etl --goal                             # 100,000 payments
-   ./etl --make in 10010                    # writes in/shop-1.csv, in/shop-2.csv, in/orders.db
-   ./etl --feed 127.0.0.1:7000 10010 &      # serves as many; ends when it is killed
-   ./etl in/shop-1.csv in/shop-2.csv db=in/orders.db feed=127.0.0.1:7000 out=results
+   ./etl shop.csv db=orders.db feed=127.0.0.1:7000 out=results
    head -2 results/payments.jsonl results/rejects.jsonl
 
    Options: out=FOLDER (results), health=SECONDS between two lines about its health (1; 0: none),
@@ -16,26 +14,22 @@
    lines. Bad records go to rejects.jsonl, with the reason. It runs on the real clock: on the virtual
    one other processes have no time to answer.
 
-   payment.h describes the records, payment_sources.h what the sources look like. Files and tables
-   may grow at their end between two runs. The feed has to be able to resume: if a connection ends
-   before the feed does, the client connects again, and asks for the first record it does not have. */
+   payment_sources.h describes the sources, payment.h their records, checkpoint.h how the two
+   destinations change together. Files and tables may grow at their end between two runs. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"
 #include "../common/sqlite.h"
 
+#include "../common/checkpoint.h"
 #include "../common/payment_sources.h"
 #include "../common/temp_folder.h"
-#include <fcntl.h>
 #include <stdatomic.h>
-#include <sys/file.h>
 
 enum {
     BATCH = 500,       /* records that travel together, */
     TEXT = 128 * 1024, /* and the bytes of their lines */
-    BOUND = 8,         /* batches in a queue */
-    EXCERPT = 200,     /* bytes that are kept of a bad line */
-    ATTEMPTS = 5       /* in a row to get a record from the feed */
+    BOUND = 8          /* batches in a queue */
 };
 
 static struct {
@@ -50,13 +44,14 @@ typedef struct source {
     payment_reader *parse; /* a line */
     struct pipeline *of;
     int64_t position; /* CSV: a byte; SQLite: the last id; feed: the next record's number */
-    int64_t read, loaded, rejected;
-    double paused, silence; /* seconds */
-    int retries;
-    bool is_paused, is_reading, at_end;
+    bool is_paused, at_end;
     FILE *file; /* one of these three */
     sqlite_db *db;
-    conc_stream *stream;
+    feed *feed;
+    /* figures */
+    int64_t read, loaded, rejected;
+    double paused; /* seconds */
+    int retries;
 } source;
 
 typedef struct {
@@ -65,7 +60,9 @@ typedef struct {
     size_t size;
 } record;
 
-enum { LINES, REJECTS, FILES }; /* what is written beside the database */
+enum { LINES, REJECTS, FILES }; /* the files beside the database */
+
+static const char *const file_names[FILES] = {"payments.jsonl", "rejects.jsonl"};
 
 /* Records of one source, in their order. It is filled, transformed, loaded, and filled again. */
 typedef struct batch {
@@ -78,17 +75,9 @@ typedef struct batch {
     conc_job job; /* the transformation, and what comes of it */
     double seconds;
     payment payments[BATCH];
-    char *written[FILES];
+    char *written[FILES]; /* what is to go to the files */
     size_t size[FILES];
 } batch;
-
-typedef struct {
-    const char *name;
-    char path[512];
-    int fd;
-    int64_t size; /* up to the checkpoint; -1: there is none */
-    int64_t cut;  /* bytes behind it */
-} output;
 
 typedef struct pipeline {
     source *sources;
@@ -96,9 +85,9 @@ typedef struct pipeline {
     int count, batch_count;                  /* of sources, of batches */
     conc_queue idle, extracted, transformed; /* of pointers to batches */
     conc_pool pool;
+    char paths[FILES + 1][512]; /* of the files and the database */
     sqlite_db db;
-    output files[FILES];
-    bool is_new; /* there was no checkpoint */
+    checkpoint checkpoint;
     /* figures */
     size_t most_extracted, most_transformed;
     atomic_int working, most_working; /* threads that transform just now */
@@ -156,7 +145,6 @@ static int hand_over(batch *b)
  * an error count. */
 static int extract(source *s, conc_fn *fill)
 {
-    s->is_reading = true;
     while (!s->at_end) {
         batch *b;
         CONC_TRY(conc_queue_get(&s->of->idle, &b));
@@ -174,7 +162,6 @@ static int extract_source(void *arg)
 {
     source *s = arg;
     int rc = s->extract(s);
-    s->is_reading = false;
     if (rc >= 0 || rc == -ECANCELED)
         return rc;
     s->of->failed++;
@@ -231,48 +218,7 @@ static int load(void *arg)
     return rc == -EPIPE ? 0 : rc;
 }
 
-/* ---- load: two destinations and one checkpoint ----------------------------------------------
- *
- * The checkpoint is a table in the database. It says how far each source has been read, and how
- * long each file was then. It changes in the same transaction that inserts the payments, and that
- * transaction commits only when the files are on disk. So a batch counts from one moment on: the
- * COMMIT. A run that ends before it leaves, at worst, lines behind the checkpoint, and the next run
- * cuts them off and reads the same records again. If a power failure undoes the latest commits, it
- * takes their checkpoints back with them. */
-
-static int fail_output(const output *f, int error)
-{
-    return conc_fail(-error, "%s: %s", f->path, conc_strerror(-error));
-}
-
-static int write_all(const output *f, const char *data, size_t size)
-{
-    while (size > 0) {
-        ssize_t n = write(f->fd, data, size);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return fail_output(f, errno);
-        data += n;
-        size -= (size_t)n;
-    }
-    return 0;
-}
-
-static int write_files(void *arg) /* in a thread */
-{
-    commit *c = arg;
-    for (int i = 0; i < FILES; i++) {
-        const output *f = &c->of->files[i];
-        for (int k = 0; k < c->count; k++)
-            CONC_TRY(write_all(f, c->batches[k]->written[i], c->batches[k]->size[i]));
-        if (fdatasync(f->fd) != 0)
-            return fail_output(f, errno);
-    }
-    return conc_block(options.slow);
-}
-
-static int write_destination(void *arg) { return conc_offload(write_files, arg); }
+/* ---- load: two destinations, one transaction ------------------------------------------------ */
 
 static int insert_payments(sqlite3_stmt *s, const batch *b)
 {
@@ -302,33 +248,31 @@ static int insert(sqlite3 *db, void *arg) /* in a thread */
     return code;
 }
 
-static int set_checkpoint(pipeline *p, const char *name, int64_t position)
+static int insert_batches(void *arg) /* in a transaction */
 {
-    return sqlite_exec(&p->db, "INSERT OR REPLACE INTO checkpoints VALUES (?, ?)",
-                       sqlite_text(name), sqlite_int(position));
-}
-
-static int set_checkpoints(const commit *c)
-{
-    for (int i = 0; i < c->count; i++)
-        CONC_TRY(set_checkpoint(c->of, c->batches[i]->from->name, c->batches[i]->next));
-    for (int i = 0; i < FILES; i++) {
-        int64_t size = c->of->files[i].size;
-        for (int k = 0; k < c->count; k++)
-            size += (int64_t)c->batches[k]->size[i];
-        CONC_TRY(set_checkpoint(c->of, c->of->files[i].name, size));
-    }
+    commit *c = arg;
+    CONC_TRY(sqlite_call(&c->of->db, insert, c));
+    for (batch **b = c->batches; b < c->batches + c->count; b++)
+        CONC_TRY(checkpoint_set(&c->of->checkpoint, (*b)->from->name, (*b)->next));
     return 0;
 }
 
-static int write_both(void *arg) /* in a transaction: COMMIT comes after it */
+/* Writes to both destinations at the same time. */
+static int commit_batches(commit *c)
 {
-    commit *c = arg;
-    conc_group g = {0};
-    CONC_TRY_IN(&g, conc_spawn(&g, write_destination, c));
-    CONC_TRY_IN(&g, sqlite_call(&c->of->db, insert, c));
-    CONC_TRY_IN(&g, set_checkpoints(c));
-    return conc_group_wait(&g);
+    pipeline *p = c->of;
+    checkpoint_part parts[FILES * BOUND];
+    int count = 0;
+    double start = conc_now();
+    for (int i = 0; i < c->count; i++)
+        for (int k = 0; k < FILES; k++) {
+            const batch *b = c->batches[i];
+            parts[count++] = (checkpoint_part){k, b->written[k], b->size[k]};
+        }
+    CONC_TRY(checkpoint_commit(&p->checkpoint, parts, count, insert_batches, c));
+    p->loading += conc_now() - start;
+    p->commits++;
+    return 0;
 }
 
 /* The batch is loaded, and free for other records. */
@@ -340,109 +284,44 @@ static int release(pipeline *p, batch *b)
     b->from->loaded += b->good;
     b->from->rejected += bad;
     p->transforming += b->seconds;
-    for (int k = 0; k < FILES; k++)
-        p->files[k].size += (int64_t)b->size[k];
     return conc_queue_try_put(&p->idle, &b);
 }
 
 static int load_batches(commit *c)
 {
-    pipeline *p = c->of;
     int rc;
     for (int i = 0; i < c->count; i++) {
         CONC_TRY(conc_job_wait(&c->batches[i]->job, &rc));
         CONC_TRY(rc);
     }
-    double start = conc_now();
-    CONC_TRY(sqlite_transaction(&p->db, write_both, c));
-    p->loading += conc_now() - start;
-    p->commits++;
+    CONC_TRY(commit_batches(c));
     for (int i = 0; i < c->count; i++)
-        CONC_TRY(release(p, c->batches[i]));
+        CONC_TRY(release(c->of, c->batches[i]));
     return 0;
 }
-
-/* ---- recovery: back to the checkpoint ------------------------------------------------------- */
-
-static int open_file(void *arg) /* in a thread */
-{
-    output *f = arg;
-    struct stat st;
-    f->fd = open(f->path, O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK | O_CLOEXEC, 0666);
-    if (f->fd < 0 || fstat(f->fd, &st) != 0)
-        return fail_output(f, errno);
-    if (!S_ISREG(st.st_mode))
-        return conc_fail(-EINVAL, "%s is not a regular file", f->path);
-    if (flock(f->fd, LOCK_EX | LOCK_NB) != 0)
-        return conc_fail(-EBUSY, "%s: another run is writing to it", f->path);
-    return 0;
-}
-
-static int cut_file(void *arg) /* in a thread */
-{
-    output *f = arg;
-    struct stat st;
-    if (fstat(f->fd, &st) != 0)
-        return fail_output(f, errno);
-    if (f->size < 0 && st.st_size > 0)
-        return conc_fail(-EEXIST, "%s is not empty, and has no checkpoint", f->path);
-    if (st.st_size < f->size)
-        return conc_fail(-ESTALE, "%s is shorter than its checkpoint says", f->path);
-    f->size = f->size < 0 ? 0 : f->size;
-    f->cut = st.st_size - f->size;
-    return ftruncate(f->fd, f->size) == 0 ? 0 : fail_output(f, errno);
-}
-
-static void set_position(pipeline *p, const char *name, int64_t position)
-{
-    for (int i = 0; i < FILES; i++)
-        if (strcmp(name, p->files[i].name) == 0)
-            p->files[i].size = position;
-    for (source *s = p->sources; s < p->sources + p->count; s++)
-        if (strcmp(name, s->name) == 0)
-            s->position = position;
-}
-
-/* Goes back to the checkpoint: before a run, and after one that failed. */
-static int recover(void *arg)
-{
-    pipeline *p = arg;
-    CONC_AUTO(sqlite_rows, rows) = {0};
-    CONC_TRY(sqlite_query(&p->db, &rows, "SELECT name, position FROM checkpoints"));
-    p->is_new = rows.count == 0;
-    while (CONC_TRY(sqlite_next(&rows)))
-        set_position(p, rows.row[0].text, rows.row[1].integer);
-    for (int i = 0; i < FILES; i++) {
-        output *f = &p->files[i];
-        CONC_TRY(conc_offload(cut_file, f));
-        if (p->is_new)
-            CONC_TRY(set_checkpoint(p, f->name, 0)); /* before the first byte */
-    }
-    return 0;
-}
-
-static const char *const file_names[FILES] = {"payments.jsonl", "rejects.jsonl"};
 
 static int open_destinations(pipeline *p)
 {
-    static const char tables[] =
+    static const char table[] =
         "CREATE TABLE IF NOT EXISTS payments (source TEXT, position INTEGER, id INTEGER, customer "
         "TEXT, cents INTEGER, currency TEXT, time INTEGER, PRIMARY KEY (source, position)) "
-        "WITHOUT ROWID; CREATE TABLE IF NOT EXISTS checkpoints (name TEXT PRIMARY KEY, position "
-        "INTEGER)";
-    char path[512];
+        "WITHOUT ROWID";
     if (mkdir(options.out, 0777) != 0 && errno != EEXIST)
         return conc_fail(-errno, "%s: %s", options.out, conc_strerror(-errno));
     for (int i = 0; i < FILES; i++) {
-        p->files[i] = (output){.name = file_names[i], .fd = -1, .size = -1};
-        snprintf(p->files[i].path, sizeof path, "%s/%s", options.out, file_names[i]);
-        CONC_TRY(conc_offload(open_file, &p->files[i]));
+        snprintf(p->paths[i], sizeof p->paths[i], "%s/%s", options.out, file_names[i]);
+        p->checkpoint.files[i] = p->paths[i];
     }
-    snprintf(path, sizeof path, "%s/payments.db", options.out);
+    snprintf(p->paths[FILES], sizeof p->paths[FILES], "%s/payments.db", options.out);
     p->db = (sqlite_db){.wal = true, .synchronous = "NORMAL"};
-    CONC_TRY(sqlite_open(&p->db, path));
-    CONC_TRY(sqlite_exec(&p->db, tables));
-    return recover(p);
+    p->checkpoint.db = &p->db;
+    p->checkpoint.slow = options.slow;
+    CONC_TRY(sqlite_open(&p->db, p->paths[FILES]));
+    CONC_TRY(sqlite_exec(&p->db, table));
+    CONC_TRY(checkpoint_open(&p->checkpoint));
+    for (source *s = p->sources; s < p->sources + p->count; s++)
+        CONC_TRY(checkpoint_get(&p->checkpoint, s->name, &s->position));
+    return 0;
 }
 
 /* ---- extract: each kind of source ----------------------------------------------------------- */
@@ -451,7 +330,7 @@ static bool has_room(const batch *b) { return b->count < BATCH && TEXT - b->used
 
 static void add_record(batch *b, int64_t position, const char *line, size_t size)
 {
-    size_t kept = size > PAYMENT_LINE ? EXCERPT : size;
+    size_t kept = size > PAYMENT_LINE ? PAYMENT_EXCERPT : size;
     char *to = b->text + b->used;
     memcpy(to, line, kept);
     to[kept] = 0;
@@ -550,100 +429,46 @@ static int extract_sqlite(void *arg)
     return extract(s, fill_from_sqlite);
 }
 
-static int read_feed(void *arg)
+static int read_record(batch *b)
 {
-    batch *b = arg;
     source *s = b->from;
     char *line;
-    while (has_room(b) && !s->at_end) {
-        ssize_t n = CONC_TRY(conc_stream_read_until(s->stream, "\n", 1, &line));
-        if (n == 0 || line[n - 1] != '\n') /* half a line does not count */
-            return conc_fail(-ECONNRESET, "%s: the connection ended", s->where);
-        if (strcmp(line, "END\n") == 0)
-            s->at_end = true;
-        else
-            add_record(b, s->position++, line, (size_t)n - 1);
-    }
+    ssize_t n = CONC_TRY(feed_next(s->feed, &line));
+    s->at_end = n == 0;
+    if (n > 0)
+        add_record(b, s->position, line, (size_t)n - 1);
+    s->position = s->feed->position;
+    return 0;
+}
+
+static int read_more(void *arg)
+{
+    batch *b = arg;
+    while (has_room(b) && !b->from->at_end)
+        CONC_TRY(read_record(b));
     return 0;
 }
 
 /* A record waits at most 0.1 s for its batch to fill up. */
-static int fill_from_feed(void *arg)
+static int fill_from_feed(void *b)
 {
-    batch *b = arg;
-    source *s = b->from;
-    double start = conc_now();
-    int rc = conc_timeout(0.1, read_feed, b);
-    s->silence = b->count ? 0 : s->silence + conc_now() - start;
-    if (rc == -EMSGSIZE)
-        return conc_fail(rc, "%s: a line does not end", s->where);
-    if (rc != -ETIMEDOUT)
-        return rc;
-    if (s->silence < options.timeout)
-        return 0;
-    return conc_fail(-ETIMEDOUT, "%s: no record for %g s", s->where, options.timeout);
-}
-
-static int dial(void *arg)
-{
-    source *s = arg;
-    const int room = 65536; /* the kernel's buffer is a queue too: bound it */
-    int fd = CONC_TRY(conc_dial(s->where));
-    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &room, sizeof room);
-    return fd;
-}
-
-static int follow_feed(source *s)
-{
-    CONC_AUTO(conc_stream, stream) = {.limit = 1 << 20};
-    int fd = conc_timeout(options.timeout, dial, s);
-    if (fd == -ETIMEDOUT)
-        return conc_fail(fd, "%s: no connection in %g s", s->where, options.timeout);
-    CONC_TRY(fd);
-    CONC_TRY(conc_stream_open(&stream, fd));
-    s->stream = &stream;
-    s->silence = 0;
-    CONC_TRY(conc_stream_printf(&stream, "FROM %lld\n", (long long)s->position));
-    return extract(s, fill_from_feed); /* its first read sends this */
+    CONC_TRY(read_record(b));
+    int rc = conc_timeout(0.1, read_more, b);
+    return rc == -ETIMEDOUT ? 0 : rc;
 }
 
 static int extract_feed(void *arg)
 {
     source *s = arg;
-    for (int failures = 0;;) {
-        int64_t before = s->position;
-        int rc = follow_feed(s);
-        s->is_reading = false;
-        failures = s->position > before ? 1 : failures + 1;
-        bool is_final = rc >= 0 || rc == -ECANCELED || rc == -EINVAL;
-        if (is_final || failures == ATTEMPTS)
-            return rc;
-        s->retries++;
-        CONC_TRY(conc_sleep(0.05 * (1 << failures) * conc_random(0.5, 1)));
-    }
+    CONC_AUTO(feed, f) = {.address = s->where, .timeout = options.timeout, .position = s->position};
+    s->feed = &f;
+    int rc = extract(s, fill_from_feed);
+    s->retries = f.retries;
+    s->feed = NULL;
+    return rc;
 }
 
 /* ---- transform ------------------------------------------------------------------------------ */
-
-/* The line, or its beginning; what JSON cannot hold becomes a question mark. */
-static int print_reject(const source *s, const record *r, const char *fault, FILE *to)
-{
-    char text[EXCERPT + 1] = "";
-    size_t size = r->size < EXCERPT ? r->size : EXCERPT;
-    memcpy(text, r->line, size);
-    for (size_t i = 0, n; i < size; i += n) {
-        n = text[i] ? utf8_length(text + i) : 0;
-        if (n == 0)
-            text[i] = '?';
-        n += n == 0;
-    }
-    cJSON *json = cJSON_CreateObject();
-    cJSON_AddStringToObject(json, "source", s->name);
-    cJSON_AddNumberToObject(json, "position", (double)r->position);
-    cJSON_AddStringToObject(json, "reason", fault);
-    cJSON_AddStringToObject(json, "text", text);
-    return payment_print_json(json, to);
-}
 
 static int transform_record(batch *b, const record *r, FILE *const *files)
 {
@@ -656,7 +481,8 @@ static int transform_record(batch *b, const record *r, FILE *const *files)
     else
         fault = b->from->parse(r->line, p);
     if (fault)
-        return print_reject(b->from, r, fault, files[REJECTS]);
+        return payment_print_reject(b->from->name, r->position, r->line, r->size, fault,
+                                    files[REJECTS]);
     p->position = r->position;
     b->good++;
     return payment_print(p, b->from->name, files[LINES]);
@@ -708,10 +534,9 @@ static void print_health(const pipeline *p, double rate, double stalled)
     else
         printf("; %s", first == BOUND ? "destinations are slower" : "ok");
     for (const source *s = p->sources; s < p->sources + p->count; s++) {
-        bool is_away = s->retries && !s->is_reading && !s->at_end;
         if (s->is_paused)
             printf("; %s pauses", s->name);
-        else if (is_away)
+        else if (s->feed && s->feed->is_away)
             printf("; %s is tried again", s->name);
     }
     printf("\n");
@@ -778,9 +603,7 @@ static int pipeline_close(pipeline *p)
     conc_queue_destroy(&p->extracted);
     conc_queue_destroy(&p->transformed);
     sqlite_close(&p->db);
-    for (int i = 0; i < FILES; i++)
-        if (p->files[i].name && p->files[i].fd >= 0)
-            close(p->files[i].fd);
+    checkpoint_close(&p->checkpoint);
     return 0;
 }
 
@@ -794,13 +617,13 @@ static int run_pipeline(pipeline *p)
     CONC_TRY(open_destinations(p));
     for (source *s = p->sources; s < p->sources + p->count; s++)
         s->of = p;
-    if (!p->is_new)
+    if (!p->checkpoint.is_new)
         printf("goes on after the last commit; %lld bytes behind the checkpoint are cut off\n",
-               (long long)(p->files[LINES].cut + p->files[REJECTS].cut));
+               (long long)p->checkpoint.cut);
     int rc = run_stages(p);
     snprintf(words, sizeof words, "%s", rc < 0 ? conc_last_error() : "");
     if (rc < 0)
-        conc_shield(5, recover, p);
+        conc_shield(5, checkpoint_recover, &p->checkpoint);
     print_figures(p, conc_now() - start);
     if (rc < 0)
         return conc_fail(rc, "%s; what was loaded stays, and the next run goes on", words);
@@ -811,42 +634,13 @@ static int run_pipeline(pipeline *p)
 
 /* ---- are both destinations right? ----------------------------------------------------------- */
 
-static int sum_query(pipeline *p, payment_sum *sum, const char *sql, sqlite_value text)
-{
-    CONC_AUTO(sqlite_rows, rows) = {0};
-    CONC_TRY(sqlite_query(&p->db, &rows, sql, text));
-    *sum = (payment_sum){rows.all[0][0].integer, rows.all[0][1].integer};
-    return 0;
-}
-
-static int sum_table(pipeline *p, payment_sum *sum)
-{
-    return sum_query(p, sum,
-                     "SELECT count(*), sum(id * cents % 1000003) FROM payments WHERE ? = ''",
-                     sqlite_text(""));
-}
-
-/* A line that is not whole is an error. */
-static int sum_lines(pipeline *p, payment_sum *sum, const output *f)
-{
-    static const char sql[] =
-        "SELECT count(*), sum((value->>'id') * (value->>'cents') % 1000003) FROM json_each('[' || "
-        "replace(trim(CAST(? AS TEXT), char(10)), char(10), ',') || ']')";
-    void *text;
-    size_t size;
-    CONC_TRY(conc_file_read(f->path, &text, &size));
-    int rc = sum_query(p, sum, sql, sqlite_blob(text, size));
-    conc_free(text);
-    return rc;
-}
-
 static int check_destinations(pipeline *p, int64_t count)
 {
     payment_sum wanted, table, lines, rejects;
     CONC_TRY(payment_sum_sources(count, &wanted));
-    CONC_TRY(sum_table(p, &table));
-    CONC_TRY(sum_lines(p, &lines, &p->files[LINES]));
-    CONC_TRY(sum_lines(p, &rejects, &p->files[REJECTS]));
+    CONC_TRY(payment_sum_table(&p->db, &table));
+    CONC_TRY(payment_sum_lines(p->paths[LINES], &lines));
+    CONC_TRY(payment_sum_lines(p->paths[REJECTS], &rejects));
     int64_t bad = PAYMENT_SOURCES * count - wanted.count;
     printf("in:  %lld payments, checksum %lld, and %lld bad records\n", (long long)wanted.count,
            (long long)wanted.sum, (long long)bad);
@@ -859,28 +653,6 @@ static int check_destinations(pipeline *p, int64_t count)
 }
 
 /* ---- what it shows by itself ---------------------------------------------------------------- */
-
-typedef struct {
-    const char *where; /* a folder, or the feed's address */
-    int64_t count;     /* records of each source */
-} own;
-
-static int make(void *arg)
-{
-    own *o = arg;
-    return payment_make_sources(o->where, o->count);
-}
-
-static int serve_feed(void *arg)
-{
-    own *o = arg;
-    char address[120];
-    int fd = CONC_TRY(conc_listen(o->where));
-    CONC_TRY(conc_address(fd, false, address, sizeof address));
-    printf("%s\n", address);
-    fflush(stdout);
-    return payment_serve_feed(fd, o->count);
-}
 
 /* Sources of its own in a new folder, which becomes the current one. */
 typedef struct {
@@ -1044,17 +816,10 @@ static int run_show(conc_fn *fn)
 static int run(int argc, char **argv)
 {
     const char *mode = argc > 1 ? argv[1] : "";
-    own o = {0};
-    if (argc == 4)
-        o = (own){argv[2], strtoll(argv[3], NULL, 10)};
     if (argc == 1)
         return run_show(demo);
     if (argc == 2 && strcmp(mode, "--goal") == 0)
         return run_show(goal);
-    if (o.count > 0 && strcmp(mode, "--feed") == 0)
-        return conc_main(serve_feed, &o);
-    if (o.count > 0 && strcmp(mode, "--make") == 0)
-        return conc_main(make, &o);
     source *sources = calloc((size_t)argc, sizeof *sources);
     if (sources && read_words(argv + 1, sources))
         return conc_main(app, sources);

@@ -41,8 +41,11 @@ static inline const char *payment_read_json(const char *line, payment *p);
 /* Prints it as JSON, on a line. -1: memory, or the file, is full. */
 static inline int payment_print(const payment *p, const char *source, FILE *to);
 
-/* Prints any JSON on a line, and deletes it. */
-static inline int payment_print_json(cJSON *json, FILE *to);
+/* Prints a line that is refused, or its beginning, and why: {"source":...,"position":...,"reason":
+ * ...,"text":...}. What JSON cannot hold becomes a question mark. */
+enum { PAYMENT_EXCERPT = 200 }; /* bytes of the line at most */
+static inline int payment_print_reject(const char *source, int64_t position, const char *line,
+                                       size_t size, const char *reason, FILE *to);
 
 /* ---- implementation ------------------------------------------------------------------------- */
 
@@ -158,7 +161,7 @@ static inline const char *payment_read_json(const char *line, payment *p)
     return fault;
 }
 
-static inline int payment_print_json(cJSON *json, FILE *to)
+static inline int payment__print_json(cJSON *json, FILE *to)
 {
     char *text = cJSON_PrintUnformatted(json);
     int rc = text && fprintf(to, "%s\n", text) > 0 ? 0 : -1;
@@ -177,7 +180,27 @@ static inline int payment_print(const payment *p, const char *source, FILE *to)
     cJSON_AddNumberToObject(json, "cents", (double)p->cents);
     cJSON_AddStringToObject(json, "currency", p->currency);
     cJSON_AddNumberToObject(json, "time", (double)p->time);
-    return payment_print_json(json, to);
+    return payment__print_json(json, to);
+}
+
+static inline int payment_print_reject(const char *source, int64_t position, const char *line,
+                                       size_t size, const char *reason, FILE *to)
+{
+    char text[PAYMENT_EXCERPT + 1] = "";
+    size_t kept = size < PAYMENT_EXCERPT ? size : PAYMENT_EXCERPT;
+    memcpy(text, line, kept);
+    for (size_t i = 0; i < kept;) {
+        size_t n = text[i] ? utf8_length(text + i) : 0; /* the cut may have hit a character */
+        if (n == 0)
+            text[i] = '?';
+        i += n > 0 ? n : 1;
+    }
+    cJSON *json = cJSON_CreateObject();
+    cJSON_AddStringToObject(json, "source", source);
+    cJSON_AddNumberToObject(json, "position", (double)position);
+    cJSON_AddStringToObject(json, "reason", reason);
+    cJSON_AddStringToObject(json, "text", text);
+    return payment__print_json(json, to);
 }
 
 #endif

@@ -7,9 +7,8 @@
  *     CONC_TRY(payment_sum_sources(count, &sum));          // what a pipeline should have loaded
  *
  * A CSV file begins with the line id,customer,amount,currency,time. The table is payments(id INTEGER
- * PRIMARY KEY, customer, amount, currency, time). The feed can resume: its client asks for a position
- * with "FROM 17\n", and it sends the records from number 17 on (the first is 0), each a JSON object
- * on a line, and "END\n" after the last. One of 1001 records is bad.
+ * PRIMARY KEY, customer, amount, currency, time). The feed is one of feed.h. One of 1001 records is
+ * bad.
  *
  * All of these wait. Include conc_pool.h and sqlite.h before. */
 #ifndef PAYMENT_SOURCES_H
@@ -19,9 +18,9 @@
 #error "payment_sources.h: include conc_pool.h, conc_sync.h and sqlite.h first"
 #endif
 
+#include "feed.h"
 #include "payment.h"
 
-#include <sys/socket.h>
 #include <sys/stat.h>
 
 enum { PAYMENT_SOURCES = 4, PAYMENT_SPACING = 1001 /* of bad records */ };
@@ -38,8 +37,11 @@ static inline int payment_make_sources(const char *folder, int64_t count);
  * for. */
 static inline int payment_serve_feed(int fd, int64_t count);
 
-/* The good records of all four: 0. */
+/* The good records of all four; what is in the table payments of a database, in its columns id and
+ * cents; the lines of a file, as payment_print prints them. Each line has to be JSON: 0. */
 static inline int payment_sum_sources(int64_t count, payment_sum *sum);
+static inline int payment_sum_table(sqlite_db *db, payment_sum *sum);
+static inline int payment_sum_lines(const char *path, payment_sum *sum);
 
 /* ---- implementation ------------------------------------------------------------------------- */
 
@@ -142,42 +144,20 @@ static inline int payment_make_sources(const char *folder, int64_t count)
     return payment__make_table(&all[2]);
 }
 
-/* ---- the feed */
-
-static inline int payment__send(conc_stream *s, int64_t from, int64_t count)
+static inline int payment__print_for_feed(char *line, size_t size, int64_t i, void *arg)
 {
-    char line[300];
-    for (int64_t i = from; i < count; i++) {
-        int n = payment__format(line, payment__json, PAYMENT_SOURCES - 1, i);
-        CONC_TRY(conc_stream_write(s, line, (size_t)n)); /* waits while the client does */
-    }
-    CONC_TRY(conc_stream_printf(s, "END\n"));
-    return conc_stream_flush(s);
-}
-
-static inline int payment__answer(int fd, void *arg)
-{
-    const int room = 65536; /* so that a client that pauses is felt soon */
-    char *line;
-    long long from;
-    CONC_AUTO(conc_stream, s) = {0};
-    CONC_TRY(conc_stream_open(&s, fd));
-    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
-    CONC_TRY(conc_stream_read_line(&s, &line));
-    if (!line || sscanf(line, "FROM %lld", &from) != 1 || from < 0)
-        return conc_fail(-EPROTO, "no FROM and a position");
-    fprintf(stderr, "feed: asked for %lld and on\n", from);
-    int rc = payment__send(&s, from, *(int64_t *)arg);
-    return rc == -ECANCELED ? rc : 0; /* clients may leave */
+    (void)size;
+    (void)arg;
+    return payment__format(line, payment__json, PAYMENT_SOURCES - 1, i);
 }
 
 static inline int payment_serve_feed(int fd, int64_t count)
 {
-    conc_server server = {.fd = fd, .handler = payment__answer, .arg = &count};
-    return conc_serve(&server);
+    feed_server server = {.fd = fd, .count = count, .print = payment__print_for_feed};
+    return feed_serve(&server);
 }
 
-/* ---- the sum */
+/* ---- sums */
 
 static inline int payment__add_up(void *arg) /* in a thread */
 {
@@ -199,6 +179,36 @@ static inline int payment_sum_sources(int64_t count, payment_sum *sum)
 {
     payment__make m = {.count = count, .sum = sum};
     return conc_offload(payment__add_up, &m);
+}
+
+static inline int payment__query_sum(sqlite_db *db, const char *sql, sqlite_value value,
+                                     payment_sum *sum)
+{
+    CONC_AUTO(sqlite_rows, rows) = {0};
+    CONC_TRY(sqlite_query(db, &rows, sql, value));
+    *sum = (payment_sum){rows.all[0][0].integer, rows.all[0][1].integer};
+    return 0;
+}
+
+static inline int payment_sum_table(sqlite_db *db, payment_sum *sum)
+{
+    static const char sql[] = "SELECT count(*), sum(id * cents % ?) FROM payments";
+    return payment__query_sum(db, sql, sqlite_int(1000003), sum);
+}
+
+static inline int payment_sum_lines(const char *path, payment_sum *sum)
+{
+    static const char sql[] =
+        "SELECT count(*), sum((value->>'id') * (value->>'cents') % 1000003) FROM json_each('[' || "
+        "replace(trim(CAST(? AS TEXT), char(10)), char(10), ',') || ']')";
+    void *text;
+    size_t size;
+    CONC_AUTO(sqlite_db, db) = {0};
+    CONC_TRY(sqlite_open(&db, ":memory:"));
+    CONC_TRY(conc_file_read(path, &text, &size));
+    int rc = payment__query_sum(&db, sql, sqlite_blob(text, size), sum);
+    conc_free(text);
+    return rc;
 }
 
 #endif

