@@ -15,6 +15,7 @@
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"
+#include "../common/events.h"
 #include "../common/fetch.h"
 #include "../common/html.h"
 #include "../common/http.h"
@@ -61,7 +62,6 @@ typedef struct domain {
     char start[URL_SIZE];
     robots robots;
     conc_queue frontier; /* of url *: to be visited */
-    const char *phase;   /* for the page in the browser */
     bool is_left_out;
     int lost_in_a_row, urls, pages;
     int saved[STATES]; /* rows of the database, as of the last count_saved */
@@ -86,7 +86,7 @@ typedef struct result {
 typedef struct scraper {
     fetch_client client;
     sqlite_db db;
-    domain *domains[MOST_DOMAINS];
+    domain *domains; /* MOST_DOMAINS */
     int domain_count;
     xmlHashTable *known;    /* url * of each URL, so that none is visited twice */
     conc_sem permits;       /* for requests at once */
@@ -192,7 +192,6 @@ static int load_robots(domain *d)
     int attempts = 0;
     const fetch_options o = {.timeout = options.timeout, .limit = ROBOTS_LIMIT, .redirects = 5};
     CONC_AUTO(fetch_response, r) = {0};
-    d->phase = "robots.txt";
     snprintf(target, sizeof target, "%.*s/robots.txt", (int)(url_path(d->start) - d->start),
              d->start);
     int rc = request_again(d, target, &o, &r, &attempts);
@@ -247,7 +246,6 @@ static int crawl_domain(void *arg)
     url *u;
     int rc;
     CONC_TRY(load_robots(d));
-    d->phase = "crawls";
     while ((rc = conc_queue_get(&d->frontier, &u)) >= 0) {
         if (d->pages < (int)options.max_pages && !d->is_left_out)
             CONC_TRY(visit(u));
@@ -262,10 +260,10 @@ static int crawl(scraper *s)
     conc_group g = {0};
     CONC_TRY(load(s));
     for (int i = 0; i < s->domain_count; i++)
-        CONC_TRY_IN(&g, conc_spawn(&g, crawl_domain, s->domains[i]));
+        CONC_TRY_IN(&g, conc_spawn(&g, crawl_domain, &s->domains[i]));
     CONC_TRY_IN(&g, conc_latch_wait(&s->outstanding));
     for (int i = 0; i < s->domain_count; i++)
-        conc_queue_close(&s->domains[i]->frontier);
+        conc_queue_close(&s->domains[i].frontier);
     return conc_group_wait(&g);
 }
 
@@ -283,15 +281,13 @@ static int crawl_and_save(scraper *s)
 /* ---- the URLs that are known ---------------------------------------------------------------- */
 
 /* That of a canonical URL; NULL: it is not among those of this run. */
-static domain *find_domain(const scraper *s, const char *target)
+static domain *find_domain(scraper *s, const char *target)
 {
     const char *host = strstr(target, "://") + 3;
     size_t length = (size_t)(url_path(target) - host);
-    for (int i = 0; i < s->domain_count; i++) {
-        domain *d = s->domains[i];
+    for (domain *d = s->domains; d < s->domains + s->domain_count; d++)
         if (strlen(d->host) == length && memcmp(d->host, host, length) == 0)
             return d;
-    }
     return NULL;
 }
 
@@ -493,8 +489,8 @@ static int count_saved(void *arg)
     CONC_AUTO(sqlite_rows, rows) = {0};
     CONC_TRY(
         sqlite_query(&s->db, &rows, "SELECT url, state, count(*) FROM urls GROUP BY host, state"));
-    for (int i = 0; i < s->domain_count; i++)
-        memset(s->domains[i]->saved, 0, sizeof s->domains[i]->saved);
+    for (domain *d = s->domains; d < s->domains + s->domain_count; d++)
+        memset(d->saved, 0, sizeof d->saved);
     while (CONC_TRY(sqlite_next(&rows))) {
         domain *d = find_domain(s, rows.row[0].text);
         if (d)
@@ -507,7 +503,7 @@ static int sum_saved(const scraper *s, enum state state)
 {
     int sum = 0;
     for (int i = 0; i < s->domain_count; i++)
-        sum += s->domains[i]->saved[state];
+        sum += s->domains[i].saved[state];
     return sum;
 }
 
@@ -535,7 +531,7 @@ static int load(scraper *s)
         printf("goes on: %d URLs are known, %d pages are saved\n", xmlHashSize(s->known),
                sum_saved(s, PAGE));
     for (int i = 0; i < s->domain_count; i++)
-        starts[i] = s->domains[i]->start;
+        starts[i] = s->domains[i].start;
     CONC_TRY(discover(s, &r, starts, (size_t)s->domain_count));
     CONC_TRY(conc_queue_put(&s->results, &r));
     r = (result){0};
@@ -549,27 +545,26 @@ static double elapsed(const scraper *s)
     return conc_event_is_set(&s->finished) ? s->seconds : conc_now() - s->started;
 }
 
-static const char *phase_of(const scraper *s, const domain *d)
+static const char *phase_of(const domain *d)
 {
     if (d->is_left_out)
         return "left out";
-    if (d->saved[PAGE] >= (int)options.max_pages)
-        return "complete";
-    return conc_event_is_set(&s->finished) ? "done" : d->phase;
+    return d->saved[PAGE] < (int)options.max_pages ? "crawls" : "complete";
 }
 
-static void print_domain(const scraper *s, const domain *d, FILE *out)
+static void print_domain(const domain *d, FILE *out)
 {
     fprintf(out, "{\"host\":\"%s\",\"phase\":\"%s\",\"delay\":%g,\"smallestGap\":%g", d->host,
-            phase_of(s, d), d->delay, d->smallest_gap);
+            phase_of(d), d->delay, d->smallest_gap);
     for (int i = 0; i < STATES; i++)
         fprintf(out, ",\"%s\":%d", state_names[i], d->saved[i]);
     fprintf(out, "}");
 }
 
 /* The counts are those of the database. */
-static int print_snapshot(scraper *s, FILE *out)
+static int print_snapshot(FILE *out, void *arg)
 {
+    scraper *s = arg;
     CONC_AUTO(sqlite_rows, reasons) = {0};
     CONC_TRY(count_saved(s));
     CONC_TRY(sqlite_query(&s->db, &reasons,
@@ -584,45 +579,10 @@ static int print_snapshot(scraper *s, FILE *out)
             s->in_flight, s->most_in_flight, options.at_once, reasons.row[0].text);
     for (int i = 0; i < s->domain_count; i++) {
         fputs(i ? "," : "", out);
-        print_domain(s, s->domains[i], out);
+        print_domain(&s->domains[i], out);
     }
     fputs("]}", out);
     return 0;
-}
-
-static int send_snapshot(http_connection *http, scraper *s)
-{
-    char *text = NULL;
-    size_t size;
-    FILE *out = open_memstream(&text, &size);
-    if (!out)
-        return -ENOMEM;
-    fputs("data: ", out);
-    int rc = print_snapshot(s, out);
-    fputs("\n\n", out);
-    if (fclose(out))
-        rc = -ENOMEM;
-    if (rc == 0)
-        rc = http_write(http, text, size);
-    free(text);
-    return rc < 0 ? rc : http_flush(http);
-}
-
-/* Server-sent events: a snapshot every TICK, and the last one at the end. */
-static int send_events(http_connection *http, scraper *s)
-{
-    bool is_last = false;
-    CONC_TRY(http_set_header(http, "Content-Type", "text/event-stream"));
-    CONC_TRY(http_set_header(http, "Cache-Control", "no-store"));
-    CONC_TRY(http_begin(http, 200, -1));
-    while (!is_last) {
-        conc_case next[] = {CONC_CASE_EVENT(&s->finished), CONC_CASE_AFTER(TICK)};
-        is_last = conc_event_is_set(&s->finished);
-        CONC_TRY(send_snapshot(http, s));
-        if (!is_last)
-            CONC_TRY(conc_select(next, CONC_LEN(next)));
-    }
-    return http_end(http);
 }
 
 static int answer_browser(http_connection *http, void *arg)
@@ -633,7 +593,7 @@ static int answer_browser(http_connection *http, void *arg)
     if (strcmp(http->path, "/events") != 0)
         return http_printf(http, 404, "There are / and /events; --page FILE names the page\n");
     CONC_TRY(conc_latch_add(&s->viewers, 1));
-    int rc = send_events(http, s);
+    int rc = events_send(http, TICK, &s->finished, print_snapshot, s);
     conc_latch_done(&s->viewers);
     return rc;
 }
@@ -674,39 +634,38 @@ static int show_progress(void *arg)
 
 /* ---- the run -------------------------------------------------------------------------------- */
 
-static void report(const scraper *s)
+static void report(scraper *s)
 {
-    printf("%s%-24s %6s %9s %8s %7s %6s %7s %9s\n", isatty(STDOUT_FILENO) ? "\r\033[K" : "",
-           "domain", "pages", "redirects", "refused", "failed", "found", "delay", "least gap");
-    for (int i = 0; i < s->domain_count; i++) {
-        const domain *d = s->domains[i];
-        printf("%-24s %6d %9d %8d %7d %6d %7.3f %9.3f\n", d->host, d->saved[PAGE],
-               d->saved[REDIRECT], d->saved[REFUSED], d->saved[FAILED], d->saved[FOUND], d->delay,
-               d->smallest_gap);
+    printf("\n%-24s %8s %8s %8s %8s %8s %8s %9s\n", "domain", "found", "pages", "redirect",
+           "refused", "failed", "delay", "least gap");
+    for (domain *d = s->domains; d < s->domains + s->domain_count; d++) {
+        printf("%-24s", d->host);
+        for (int state = 0; state < STATES; state++)
+            printf(" %8d", d->saved[state]);
+        printf(" %8.3f %9.3f\n", d->delay, d->smallest_gap);
     }
     printf("%d pages of %d domains in %.3f s; %d requests, at most %d at once\n",
            sum_saved(s, PAGE), s->domain_count, s->seconds, s->requests, s->most_in_flight);
     fflush(stdout);
 }
 
-/* What the database has is what the site has answered, and nobody was asked too fast. */
-static int check_goal(const scraper *s, const site *own)
+/* The database has each page of the site once, and nobody was asked too fast. */
+static int check_goal(scraper *s, const site *own)
 {
     site_log log;
-    int wanted = s->domain_count * (int)options.max_pages;
+    const int wanted = SITES * (int)options.max_pages;
     site_count(own, &log);
-    bool is_right = log.pages == wanted && log.requests == wanted && log.forbidden == 0 &&
-                    s->most_in_flight <= (int)options.at_once;
-    for (int i = 0; i < s->domain_count; i++) {
-        const domain *d = s->domains[i];
-        is_right =
-            is_right && d->saved[PAGE] == (int)options.max_pages && d->smallest_gap >= d->delay;
-    }
+    bool is_polite = log.forbidden == 0 && s->most_in_flight <= (int)options.at_once;
+    for (int i = 0; i < s->domain_count; i++)
+        is_polite = is_polite && s->domains[i].smallest_gap >= s->domains[i].delay;
+    bool is_complete = sum_saved(s, PAGE) == wanted && log.pages == wanted;
     printf("the goal: %d pages; the sites were asked for %d, %d times; %g requests and robots.txt,"
            " %g s apart, take %.1f s\n",
            wanted, log.pages, log.requests, options.max_pages, options.delay,
            options.max_pages * options.delay);
-    return is_right ? 0 : conc_fail(-EPROTO, "the counts are wrong");
+    if (is_complete && is_polite && log.requests == wanted)
+        return 0;
+    return conc_fail(-EPROTO, "the counts are wrong");
 }
 
 static int wait_for_viewers(void *arg)
@@ -751,35 +710,29 @@ static void configure(CURL *curl, void *arg)
     curl_easy_setopt(curl, CURLOPT_USERAGENT, AGENT "/1.0");
 }
 
-static int set_start(domain *d, const char *text)
+/* Adds the domain of this URL. */
+static int add_domain(scraper *s, const char *text)
 {
+    if (!s->domains)
+        s->domains = calloc(MOST_DOMAINS, sizeof *s->domains);
+    if (!s->domains)
+        return -ENOMEM;
+    if (s->domain_count == MOST_DOMAINS)
+        return conc_fail(-E2BIG, "more than %d domains", MOST_DOMAINS);
+    domain *d = &s->domains[s->domain_count];
+    *d = (domain){.of = s, .delay = options.delay};
+    d->frontier = (conc_queue)CONC_QUEUE(url *, 0);
     if (url_canonical(NULL, text, d->start, sizeof d->start) < 0)
         return conc_fail(-EINVAL, "not a URL of http: or https:: %.100s", text);
     const char *host = strstr(d->start, "://") + 3;
     size_t length = (size_t)(url_path(d->start) - host);
     if (length >= sizeof d->host)
         return conc_fail(-EINVAL, "too long a name: %.100s", text);
-    memcpy(d->host, host, length);
-    if (find_domain(d->of, d->start))
+    if (find_domain(s, d->start))
         return conc_fail(-EINVAL, "%s: this domain was named before", text);
+    memcpy(d->host, host, length);
+    s->domain_count++;
     return 0;
-}
-
-static int add_domain(scraper *s, const char *text)
-{
-    if (s->domain_count == MOST_DOMAINS)
-        return conc_fail(-E2BIG, "more than %d domains", MOST_DOMAINS);
-    domain *d = calloc(1, sizeof *d);
-    if (!d)
-        return -ENOMEM;
-    *d = (domain){.of = s, .delay = options.delay, .phase = "begins"};
-    d->frontier = (conc_queue)CONC_QUEUE(url *, 0);
-    int rc = set_start(d, text);
-    if (rc < 0)
-        free(d);
-    else
-        s->domains[s->domain_count++] = d;
-    return rc;
 }
 
 /* --goal has no use for the host of bad pages. */
@@ -808,10 +761,10 @@ static int scraper_close(scraper *s)
         result_free(&r);
     conc_queue_destroy(&s->results);
     for (int i = 0; i < s->domain_count; i++) {
-        robots_free(&s->domains[i]->robots);
-        conc_queue_destroy(&s->domains[i]->frontier);
-        free(s->domains[i]);
+        robots_free(&s->domains[i].robots);
+        conc_queue_destroy(&s->domains[i].frontier);
     }
+    free(s->domains);
     fetch_close(&s->client);
     xmlHashFree(s->known, free_url);
     return rc;
