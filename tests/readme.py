@@ -67,7 +67,7 @@ def broken_links(page, text):
 def missing_files(page, text):
     """Names in backquotes that look like files and are none: beside the page, in the project, or in an exercise's folder.
     What a learner or a teacher writes, and what is in a folder that the text has vendored, is made later."""
-    folders = [page.parent, COURSE, TOP, *COURSE.glob("[0-9]*")]
+    folders = [page.parent, COURSE, TOP, COURSE / "common", *COURSE.glob("[0-9]*")]
     for name in sorted(set(re.findall(r"`([\w.-]*/[\w./-]*|[\w-]+\.(?:c|h|md|py|sh|svg|txt|awk))`", text))):
         if name.startswith(("your/", "build/", "third_party/", "CMakeLists", "/")) or any((folder / name).exists() for folder in folders):
             continue
