@@ -181,7 +181,7 @@ static inline uint16_t snapshot_write(const snapshot_history *h, packet *p, uint
 static inline int snapshot__apply(packet_reader *r, uint16_t *state, size_t words)
 {
     size_t i = 0;
-    while (r->size > 0) {
+    while (r->size > 0 && !r->bad) {
         i += packet_get(r, 1);
         for (size_t n = packet_get(r, 1); n > 0; n--, i++) {
             if (i >= words || r->bad)

@@ -436,7 +436,7 @@ def play_on(first, second):
                 client.until(BYE)
                 apps.check(client.reason == "you play elsewhere", client.reason)
             else:
-                apps.check("Tess is back" in server.out.read_text(), server.out.read_text())
+                apps.until(lambda: "Tess is back" in server.out.read_text(), "that is said")
         stopped(server)
 
 
@@ -613,7 +613,7 @@ def test_the_page_plays_a_match_with_keys():
 
 
 @at_once
-def test_the_page_comes_back_after_a_reload_and_after_a_restart():
+def test_the_page_on_a_phone_comes_back_after_a_reload_and_has_pads():
     with served("--match", 100) as server, browser.Browser(width=360, height=740, dark=True) as page:
         page.open(f"http://127.0.0.1:{server.port}/")
         page.until("return document.querySelector('#status').textContent.includes('rating')")
@@ -625,6 +625,14 @@ def test_the_page_comes_back_after_a_reload_and_after_a_restart():
         apps.check(page.run("return [game.slot, game.wrong]") == [slot, 0], "another place")
         number = page.run("return mine.number")
         page.until(f"return me.number > {number}")
+        before = page.run("return [mine.x, mine.y]")
+        towards = 30 if before[0] < 10240 else -30
+        for finger, (pad, dx) in enumerate((("drive", towards), ("aim", 30))):
+            x, y = page.run(f"const b = document.querySelector('#{pad}').getBoundingClientRect(); return [b.x + 80, b.y + 70]")
+            for kind, points in (("touchStart", [x]), ("touchMove", [x + dx])):
+                page.devtools("Input.dispatchTouchEvent", type=kind, touchPoints=[{"x": at, "y": y, "id": finger} for at in points])
+            page.until("return me.fired > 0" if pad == "aim" else f"return Math.abs(mine.x - {before[0]}) > 400")
+            page.devtools("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
         apps.check(page.run("return document.documentElement.scrollWidth") <= 360, "too wide for a phone")
         apps.check(page.run("return getComputedStyle(document.querySelector('#pads')).display") == "flex", "no pads")
         apps.check(not page.errors(), page.errors())
