@@ -159,10 +159,10 @@ def test_retries_back_off_with_jitter():
         q.until_done("flaky")
         check(q.cli("HMGET", "tasks:task:flaky", "runs", "failures").split() == ["4", "3"])
         until(lambda: q.metrics()["tasks_dead"] == 30, "30 dead letters")
-        ends = q.cli("ZRANGE", "tasks:dead", 0, -1, "WITHSCORES").split()[1::2]
-        check(len(set(ends)) > 5, "no jitter:", ends)
         m = q.metrics()
         check(m["tasks_failed_total"] == 93 and m["tasks_started_total"] == 94, m)
+        q.add("fail", id="g", count=30, attempts=100)
+        until(lambda: len(set(q.cli("ZRANGE", "tasks:delayed", 0, -1, "WITHSCORES").split()[1::2])) > 5, "they are due at different times")
 
 
 def test_a_key_takes_effect_once_and_a_name_is_one_task():
