@@ -25,10 +25,12 @@
 #include "../common/sqlite.h"
 #include "../common/static_files.h"
 
-#define AGENT "conc-scraper"
-#define RETRY_PAUSE 0.1 /* seconds, doubled each time */
-#define LINGER 0.1      /* seconds that a result waits for others, to be saved with them */
-#define TICK 0.25       /* seconds between two events for the page in the browser */
+#define AGENT "conc-scraper" /* for robots.txt, too */
+#define RETRY_PAUSE 0.1      /* seconds, doubled each time */
+#define LINGER 0.1           /* seconds that a result waits for others, to be saved with them */
+#define TICK 0.25            /* seconds between two events for the page in the browser */
+
+static const char *const headers[] = {"User-Agent: " AGENT "/1.0", NULL};
 
 enum {
     ATTEMPTS = 3,
@@ -190,7 +192,8 @@ static int load_robots(domain *d)
 {
     char target[URL_SIZE + 16];
     int attempts = 0;
-    const fetch_options o = {.timeout = options.timeout, .limit = ROBOTS_LIMIT, .redirects = 5};
+    const fetch_options o = {
+        .headers = headers, .timeout = options.timeout, .limit = ROBOTS_LIMIT, .redirects = 5};
     CONC_AUTO(fetch_response, r) = {0};
     snprintf(target, sizeof target, "%.*s/robots.txt", (int)(url_path(d->start) - d->start),
              d->start);
@@ -222,7 +225,8 @@ static void note_answer(domain *d, int rc)
 static int visit(url *u)
 {
     domain *d = u->domain;
-    const fetch_options o = {.timeout = options.timeout, .limit = BODY_LIMIT, .redirects = -1};
+    const fetch_options o = {
+        .headers = headers, .timeout = options.timeout, .limit = BODY_LIMIT, .redirects = -1};
     CONC_AUTO(fetch_response, response) = {0};
     CONC_AUTO(result, r) = {.url = u, .state = REFUSED, .reason = "robots.txt"};
     if (robots_allows(&d->robots, url_path(u->text))) {
@@ -283,7 +287,10 @@ static int crawl_and_save(scraper *s)
 /* That of a canonical URL; NULL: it is not among those of this run. */
 static domain *find_domain(scraper *s, const char *target)
 {
-    const char *host = strstr(target, "://") + 3;
+    const char *host = strstr(target, "://");
+    if (!host) /* a row that another program has made */
+        return NULL;
+    host += 3;
     size_t length = (size_t)(url_path(target) - host);
     for (domain *d = s->domains; d < s->domains + s->domain_count; d++)
         if (strlen(d->host) == length && memcmp(d->host, host, length) == 0)
@@ -295,8 +302,8 @@ static domain *find_domain(scraper *s, const char *target)
 static url *remember(scraper *s, const char *target)
 {
     domain *d = find_domain(s, target);
-    if (!d || d->urls >= MOST_URLS * (int)options.max_pages ||
-        xmlHashLookup(s->known, BAD_CAST target))
+    bool is_full = d && d->urls >= MOST_URLS * (int)options.max_pages;
+    if (!d || is_full || xmlHashLookup(s->known, BAD_CAST target))
         return NULL;
     url *u = malloc(sizeof *u + strlen(target) + 1);
     if (!u || xmlHashAddEntry(s->known, BAD_CAST target, u) != 0) {
@@ -441,7 +448,7 @@ static int save_found(sqlite_db *db, const result *r)
 
 typedef struct batch {
     scraper *of;
-    result first;
+    result *first;
 } batch;
 
 /* In a transaction: a page and the URLs that were found there are saved together. */
@@ -450,21 +457,22 @@ static int save_batch(void *arg)
     batch *b = arg;
     sqlite_db *db = &b->of->db;
     do {
-        CONC_AUTO(result, r) = b->first;
-        b->first = (result){0};
+        CONC_AUTO(result, r) = *b->first;
+        *b->first = (result){0};
         if (r.url)
             CONC_TRY(save_page(db, &r));
         if (r.found)
             CONC_TRY(save_found(db, &r));
-    } while (conc_queue_try_get(&b->of->results, &b->first) == 0);
+    } while (conc_queue_try_get(&b->of->results, b->first) == 0);
     return 0;
 }
 
 static int save_until_closed(void *arg)
 {
-    batch b = {.of = arg};
+    CONC_AUTO(result, first) = {0};
+    batch b = {.of = arg, .first = &first};
     int rc;
-    while ((rc = conc_queue_get(&b.of->results, &b.first)) == 0) {
+    while ((rc = conc_queue_get(&b.of->results, &first)) == 0) {
         CONC_TRY(conc_sleep(LINGER)); /* others share its transaction */
         CONC_TRY(sqlite_transaction(&b.of->db, save_batch, &b));
     }
@@ -704,12 +712,6 @@ static int run(scraper *s, site *own)
     return conc_group_wait(&g);
 }
 
-static void configure(CURL *curl, void *arg)
-{
-    (void)arg;
-    curl_easy_setopt(curl, CURLOPT_USERAGENT, AGENT "/1.0");
-}
-
 /* Adds the domain of this URL. */
 static int add_domain(scraper *s, const char *text)
 {
@@ -776,7 +778,6 @@ static int scraper_open(scraper *s)
     s->permits = (conc_sem){.permits = (int)options.at_once};
     s->results = (conc_queue)CONC_QUEUE(result, MOST_RESULTS);
     s->known = xmlHashCreate(0);
-    s->client = (fetch_client){.configure = configure};
     return s->known ? open_db(&s->db) : -ENOMEM;
 }
 
