@@ -45,7 +45,7 @@ typedef struct source {
     struct pipeline *of;
     int64_t position; /* CSV: a byte; SQLite: the last id; feed: the next record's number */
     bool is_paused, at_end;
-    FILE *file; /* one of these three */
+    csv_file *csv; /* one of these three */
     sqlite_db *db;
     feed *feed;
     /* figures */
@@ -342,59 +342,26 @@ static int read_csv(void *arg) /* in a thread: the disk may be slow */
 {
     batch *b = arg;
     source *s = b->from;
-    char *line = NULL;
-    size_t room = 0;
+    char *line;
     while (has_room(b) && !s->at_end) {
-        ssize_t n = getline(&line, &room, s->file);
-        size_t size = n > 0 ? (size_t)n : 0;
-        s->at_end = n < 0;
-        if (size > 0 && line[size - 1] == '\n')
-            size--;
-        if (size > 0 && line[size - 1] == '\r')
-            size--;
-        if (size > 0) /* empty lines are skipped */
-            add_record(b, s->position, line, size);
-        s->position += n > 0 ? n : 0;
+        ssize_t n = CONC_TRY(csv_next(s->csv, &line));
+        s->at_end = n == 0;
+        if (n > 0)
+            add_record(b, s->csv->start, line, (size_t)n);
+        s->position = s->csv->position;
     }
-    free(line);
-    bool is_bad = s->at_end && !feof(s->file);
-    return is_bad ? conc_fail(-EIO, "%s cannot be read", s->where) : 0;
+    return 0;
 }
 
 static int fill_from_csv(void *b) { return conc_offload(read_csv, b); }
 
-static int open_csv(void *arg) /* in a thread */
-{
-    static const char header[] = "id,customer,amount,currency,time";
-    source *s = arg;
-    struct stat st;
-    char line[sizeof header + 4] = "";
-    if (stat(s->where, &st) != 0)
-        return conc_fail(-errno, "%s: %s", s->where, conc_strerror(-errno));
-    if (!S_ISREG(st.st_mode)) /* a FIFO would block */
-        return conc_fail(-EINVAL, "%s is not a regular file", s->where);
-    s->file = fopen(s->where, "re");
-    if (!s->file)
-        return conc_fail(-errno, "%s: %s", s->where, conc_strerror(-errno));
-    if (s->position > st.st_size)
-        return conc_fail(-ESTALE, "%s is shorter than what was read of it", s->where);
-    if (s->position > 0)
-        return fseeko(s->file, (off_t)s->position, SEEK_SET) == 0 ? 0 : -errno;
-    if (!fgets(line, sizeof line, s->file) || strncmp(line, header, strlen(header)) != 0)
-        return conc_fail(-EPROTO, "%s: the first line is not %s", s->where, header);
-    s->position = (int64_t)strlen(line);
-    return 0;
-}
-
 static int extract_csv(void *arg)
 {
     source *s = arg;
-    int rc = conc_offload(open_csv, s);
-    if (rc >= 0)
-        rc = extract(s, fill_from_csv);
-    if (s->file)
-        fclose(s->file);
-    return rc;
+    CONC_AUTO(csv_file, csv) = {
+        .path = s->where, .header = "id,customer,amount,currency,time", .position = s->position};
+    s->csv = &csv;
+    return extract(s, fill_from_csv);
 }
 
 /* A column of SQLite may hold anything: each row becomes a line of JSON, which is then checked like

@@ -5,17 +5,46 @@
  *     if (!fault)
  *         printf("%s\n", fields[1]); // Ng, "Bo"
  *
+ * and a file of such lines, from a position where an earlier run has stopped:
+ *
+ *     CONC_AUTO(csv_file, f) = {.path = "goods.csv", .header = "id,name,price", .position = 0};
+ *     while ((size = CONC_TRY(csv_next(&f, &line))) > 0)
+ *         printf("at byte %lld: %s\n", (long long)f.start, line);
+ *
  * Fields are separated by commas, and quoted as RFC 4180 says, but a line end within quotes is not
- * possible: the line comes without its end. No call waits; all may be called from anywhere. */
+ * possible: the line comes without its end. The calls for files block: call them in a thread, by
+ * conc_offload. Include conc.h before. */
 #ifndef CSV_H
 #define CSV_H
 
-#include <stddef.h>
+#ifndef CONC_VERSION
+#error "csv.h: include conc.h first"
+#endif
+
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* Splits the line, which it changes, into exactly count fields, which point into it: NULL, or in
  * words what is wrong. */
 static inline const char *csv_split(char *line, char **fields, size_t count);
+
+typedef struct csv_file {
+    const char *path, *header; /* the first line has to begin with it */
+    int64_t position;          /* of the next line; 0: that after the header */
+    int64_t start;             /* of the line that was read */
+    /* private */
+    FILE *file;
+    char *line;
+    size_t room;
+} csv_file;
+
+/* The next line that is not empty, without its end: its size; 0: there are no more. The last line
+ * may lack its end. Errors are in words; -ESTALE: the file is shorter than the position. */
+static inline ssize_t csv_next(csv_file *f, char **line);
+
+static inline int csv_close(csv_file *f);
+CONC_AUTO_TYPE(csv_file, csv_close);
 
 /* ---- implementation ------------------------------------------------------------------------- */
 
@@ -48,6 +77,57 @@ static inline const char *csv_split(char *line, char **fields, size_t count)
         *end = 0;
     }
     return line ? "too many fields" : NULL;
+}
+
+static inline int csv__open(csv_file *f)
+{
+    struct stat st;
+    if (stat(f->path, &st) != 0)
+        return conc_fail(-errno, "%s: %s", f->path, conc_strerror(-errno));
+    if (!S_ISREG(st.st_mode)) /* a FIFO would wait for its other end */
+        return conc_fail(-EINVAL, "%s is not a regular file", f->path);
+    if (f->position > st.st_size)
+        return conc_fail(-ESTALE, "%s is shorter than what was read of it", f->path);
+    f->file = fopen(f->path, "re");
+    if (!f->file || fseeko(f->file, (off_t)f->position, SEEK_SET) != 0)
+        return conc_fail(-errno, "%s: %s", f->path, conc_strerror(-errno));
+    if (f->position > 0)
+        return 0;
+    ssize_t n = getline(&f->line, &f->room, f->file);
+    if (n < 0 || strncmp(f->line, f->header, strlen(f->header)) != 0)
+        return conc_fail(-EPROTO, "%s: the first line is not %s", f->path, f->header);
+    f->position = n;
+    return 0;
+}
+
+static inline ssize_t csv_next(csv_file *f, char **line)
+{
+    *line = NULL;
+    ssize_t n = 0;
+    if (!f->file)
+        CONC_TRY(csv__open(f));
+    while (n == 0) {
+        n = getline(&f->line, &f->room, f->file);
+        if (n < 0)
+            return feof(f->file) ? 0 : conc_fail(-EIO, "%s cannot be read", f->path);
+        f->start = f->position;
+        f->position += n;
+        n -= f->line[n - 1] == '\n';
+        n -= n > 0 && f->line[n - 1] == '\r';
+    }
+    f->line[n] = 0;
+    *line = f->line;
+    return n;
+}
+
+static inline int csv_close(csv_file *f)
+{
+    free(f->line);
+    if (f->file)
+        fclose(f->file);
+    f->file = NULL;
+    f->line = NULL;
+    return 0;
 }
 
 #endif
