@@ -402,7 +402,7 @@ def test_sites_that_stop_for_a_while():
     db, port = apps.folder() / "x.db", apps.free_port()
     with apps.started(program(), "--site", f"127.0.0.1:{port}") as sites:
         apps.until(lambda: apps.answers(port), "the sites listen")
-        options = ("--db", db, "--max-pages", 10, "--timeout", 0.2 * apps.SLOW, "--delay", 0.02)
+        options = ("--db", db, "--max-pages", 10, "--timeout", 0.2 * apps.SLOW, "--delay", 0.2)
         starts = (f"http://h{i}.localhost:{port}/page/{i}" for i in range(10))
         with apps.started(program(), *options, *starts) as process:
             apps.until(lambda: db.exists() and rows(db, "SELECT 1 FROM sqlite_master") and count_pages(db), "some pages")
