@@ -511,7 +511,7 @@ def test_workers_that_are_asked_to_leave_leave_the_rest_for_later():
             said = ended(process, 1)
             apps.check(re.search(r"URLs of \d+ hosts wait: start it again", said) and "was killed" not in said, said)
         apps.run(PROGRAM, *options(**more), server.url(names[0]), cwd=where)
-        check_crawled(server, names, where, int(cli(redis, "hget", "crawl:counts", "given back")))
+        check_crawled(server, names, where, sum(int(cli(redis, "hget", "crawl:counts", what) or 0) for what in ("given back", "taken over")))
     server.shutdown()
 
 
