@@ -107,6 +107,21 @@ def picture_12_03_analytics():
         yield page
 
 
+@contextlib.contextmanager
+def picture_12_04_game_server():
+    """In the middle of a match with bots."""
+    html = HERE.parent / "examples/12_projects/04_game_server.html"
+    with page_of("12_projects/04_game_server.c", "--page", html, "--match", "60", "--seed", "3", height=560) as page:
+        page.until("return document.querySelector('#status').textContent.includes('rating')")
+        page.type("#name", "Rosa")
+        page.click("#go")
+        page.until("return game.phase === 'match' && game.tick > 5")
+        page.run("dispatchEvent(new KeyboardEvent('keydown', {code: 'Space'}))")
+        page.run("setInterval(() => { keys.delete('KeyW'); keys.delete('KeyS'); keys.add(Math.random() < 0.5 ? 'KeyW' : 'KeyS'); }, 400)")
+        page.until("return game.tick > 300 && me.energy > 1", limit=60)
+        yield page
+
+
 def main():
     takers = {name[len("picture_"):]: taker for name, taker in globals().items() if name.startswith("picture_")}
     chosen = [name for name in takers if all(word in name for word in sys.argv[1:])]

@@ -31,6 +31,7 @@ enum {
     ACTIONS = 32,   /* of a player, that wait for the next tick */
     WINDOW = 10,    /* ticks that a client may be behind until it gets no more states */
     CHEATS = 40,    /* refused actions that end a match for a player */
+    EXCESS = 1000,  /* messages over the limit that end a session */
     LEADERS = 10,
     HOUSE = 256 /* bots at most */
 };
@@ -82,6 +83,7 @@ struct session {
     conc_event news;
     int due; /* bits, ARENA_WELCOME to ARENA_END: what to tell it next */
     conc_limiter messages;
+    int excess;         /* messages that were too many */
     const char *reason; /* why it ends */
 };
 
@@ -270,8 +272,9 @@ static void finish(match *m)
         if (m->players[i]->match == m)
             notify(m->players[i], ARENA_END);
     }
+    const char *winner = r.scores[best] < 0 ? "nobody" : m->players[best]->name;
     say("match %d: over after %d ticks, hash %08x; %s has won with %d points", m->id, m->state.tick,
-        snapshot_hash_at(&m->history, m->state.tick), m->players[best]->name, r.scores[best]);
+        snapshot_hash_at(&m->history, m->state.tick), winner, m->state.players[best].score);
 }
 
 static int play(void *arg)
@@ -582,7 +585,10 @@ static int on_message(session *s, const void *data, size_t size)
     int type = (int)packet_get(&r, 1);
     if (conc_limiter_try_acquire(&s->messages, 1) < 0) {
         server.dropped++;
-        return 0;
+        if (++s->excess < EXCESS)
+            return 0;
+        s->reason = "too many messages";
+        return -EPERM;
     }
     if (type == ARENA_HELLO)
         return on_hello(s, &r);
@@ -632,6 +638,8 @@ static int run_session(session *s, int (*receive)(session *s))
         s->reason = "the server stops";
     else if (rc == -EBADMSG)
         s->reason = "a message was malformed";
+    if (s->reason && s->player && !conc_cancelled())
+        say("%s: the session ends: %s", s->player->name, s->reason);
     leave(s);
     return rc;
 }
@@ -734,7 +742,8 @@ static int answer(http_connection *http, void *arg)
 static int serve_http(int fd, void *arg)
 {
     conc_stream stream = {0};
-    CONC_AUTO(http_connection, http) = {.stream = &stream, .max_body = 1};
+    CONC_AUTO(http_connection,
+              http) = {.stream = &stream, .max_body = 1, .idle_timeout = 10, .head_timeout = 5};
     CONC_TRY(conc_stream_open(&stream, fd));
     int rc = http_serve(&http, answer, arg);
     return rc == -ECANCELED ? rc : 0; /* a broken connection is no news */

@@ -412,7 +412,7 @@ def test_doubled_and_late_actions_are_passed_over():
         for number in (newest, newest - 3, newest - 9):
             client.act(dx=500, number=number)
         client.number = newest
-        client.until(STATE, lambda: client.me()["number"] == newest)
+        client.until(STATE, lambda: client.me()["number"] >= newest)
         apps.until(lambda: stats(server)["old"] >= old + 3, "they are counted")
         apps.check(client.me()["x"] == before["x"] or client.me()["energy"] == 0, client.me(), before)
         stopped(server)
@@ -523,7 +523,7 @@ def test_a_client_that_stalls_or_floods_holds_up_nobody():
                 slow.link.send(b"J")
         start = quick.tick
         quick.play(start + 40)
-        apps.check(stats(server)["dropped"] > 1000, stats(server))
+        apps.until(lambda: "Slow: the session ends: too many messages" in server.out.read_text(), "the flood is ended")
         apps.check("other hashes 0\n" in get(server, "/stats"), get(server, "/stats"))
         stopped(server)
 
