@@ -32,6 +32,7 @@ enum {
     WINDOW = 10,    /* ticks that a client may be behind until it gets no more states */
     CHEATS = 40,    /* refused actions that end a match for a player */
     EXCESS = 1000,  /* messages over the limit that end a session */
+    ROUNDS = 4,     /* of match-making, a second */
     LEADERS = 10,
     HOUSE = 256 /* bots at most */
 };
@@ -56,8 +57,7 @@ typedef struct session session;
 
 typedef struct player {
     char name[ARENA_NAME];
-    uint64_t
-        token; /* a secret, with the place in the table in its low bits; 0: the place is free */
+    uint64_t token; /* a secret, its low bits are the place in the table; 0: a free place */
     int rating, matches, wins;
     int held;         /* by matches that are not over */
     session *session; /* NULL: away since `left` */
@@ -287,10 +287,12 @@ static int play(void *arg)
         conc_group_cancel(&m->group);
         rc = conc_group_end(&m->group, rc);
     }
-    if (rc == 0 && m->state.tick > 0)
+    if (rc == 0)
         finish(m);
     for (int i = 0; i < m->count; i++) {
         m->players[i]->held--;
+        if (m->players[i]->match == m && rc < 0 && rc != -ECANCELED)
+            drop_out(m, i, "is out: the match has failed");
         if (m->players[i]->match == m)
             m->players[i]->match = NULL;
     }
@@ -364,7 +366,7 @@ static int make_matches(void *arg)
     (void)arg;
     for (;;) {
         CONC_TRY(conc_event_wait(&server.somebody_waits));
-        CONC_TRY(conc_sleep_until((int64_t)(4 * conc_now() + 1) / 4.0));
+        CONC_TRY(conc_sleep_until((int64_t)(conc_now() * ROUNDS + 1) / (double)ROUNDS));
         while ((count = matchmaking_pick(&rules, server.waiting, server.wait_count, conc_now(),
                                          &found)) > 0) {
             CONC_TRY(start_match(found, count));
@@ -465,15 +467,24 @@ static player *find_player(uint64_t token)
     return token != 0 && p->token == token ? p : NULL;
 }
 
-/* A new player: in a free place, else in that of the one who has been away longest; or NULL. */
+/* Which of two places is given to a new player: a free one, else one of a player who has never
+ * played, else of the one who has been away longest. */
+static bool is_worth_less(const player *a, const player *b)
+{
+    if (!a->token != !b->token)
+        return !a->token;
+    if (!a->matches != !b->matches)
+        return !a->matches;
+    return a->left < b->left;
+}
+
+/* A new player; NULL: all places are those of players who are here. */
 static player *add_player(void)
 {
     player *best = NULL;
-    for (player *p = server.players; p < server.players + PLAYERS; p++) {
-        bool longer = !best || (best->token && (!p->token || p->left < best->left));
-        if (!p->session && p->held == 0 && longer)
+    for (player *p = server.players; p < server.players + PLAYERS; p++)
+        if (!p->session && p->held == 0 && (!best || is_worth_less(p, best)))
             best = p;
-    }
     if (!best)
         return NULL;
     conc_queue_destroy(&best->actions);

@@ -333,7 +333,7 @@ def test_the_goals_server_ends_with_it_whatever_ends_it():
 
 @at_once
 def test_one_player_gets_bots_a_match_a_result_and_a_place_on_the_leaderboard():
-    with served("--match", 2) as server, Client(server.port, name="Zoë \x1b[31m") as client:
+    with served("--match", 2) as server, Client(server.port, name="Zoë \x1b[31m\x9b 你好你好你") as client:
         client.join()
         client.until(START)
         apps.check(client.count == 8 and client.ticks == 40, client.count, client.ticks)
@@ -341,7 +341,7 @@ def test_one_player_gets_bots_a_match_a_result_and_a_place_on_the_leaderboard():
         apps.check(len(client.result) == 8 and sum(change for *_, change in client.result) == 0, client.result)
         apps.check(client.bases[True] <= 2 and client.bases[False] > 10, "whole states and differences", client.bases)
         rows = [line.split("\t") for line in get(server, "/leaderboard").splitlines()]
-        apps.check(len(rows) == 8 and any(name == "Zoë ?[31m" for *_, name in rows), rows)
+        apps.check(len(rows) == 8 and any(name == "Zoë ?[31m?? 你好你" for *_, name in rows), rows)
         apps.check([int(row[1]) for row in rows] == sorted((int(row[1]) for row in rows), reverse=True), rows)
         for row in rows:
             apps.check(row[2] == "1", row)
