@@ -28,16 +28,25 @@ typedef struct server {
     pid_t pid;       /* 0: it does not run */
 } server;
 
-/* A port of loopback that nobody listens on now. */
+/* A port of loopback that nobody listens on now, below those that the system gives to clients: no
+ * connection takes it meanwhile. */
 static inline int server_free_port(void)
 {
+    enum { FIRST = 15000, COUNT = 17000 };
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    socklen_t size = sizeof a;
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    CHECK(fd >= 0 && bind(fd, (struct sockaddr *)&a, size) == 0);
-    CHECK(getsockname(fd, (struct sockaddr *)&a, &size) == 0);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), port = 0;
+    static unsigned next;
+    if (!next)
+        next = (unsigned)getpid() * 7919u;
+    CHECK(fd >= 0);
+    while (!port) {
+        next = next * 1664525u + 1013904223u;
+        a.sin_port = htons((uint16_t)(FIRST + next / 65536 % COUNT));
+        if (bind(fd, (struct sockaddr *)&a, sizeof a) == 0)
+            port = ntohs(a.sin_port);
+    }
     close(fd);
-    return ntohs(a.sin_port);
+    return port;
 }
 
 static inline void server_make_folder(server *s)

@@ -10,6 +10,7 @@ import contextlib
 import os
 import pathlib
 import pwd
+import random
 import re
 import shlex
 import shutil
@@ -42,10 +43,18 @@ def folder():
     return pathlib.Path(tempfile.mkdtemp(dir=BOX))
 
 
+TAKEN = set()  # ports that free_port has returned
+
+
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port on which nobody listens, below those that the system gives to clients: no connection takes it meanwhile."""
+    while True:
+        port = random.randrange(15000, 32000)
+        with socket.socket() as s, contextlib.suppress(OSError):
+            if port not in TAKEN:
+                s.bind(("127.0.0.1", port))
+                TAKEN.add(port)
+                return port
 
 
 def compiled(source, *options):
