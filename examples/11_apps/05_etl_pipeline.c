@@ -675,7 +675,7 @@ static int demo(void *arg)
     CONC_AUTO(pipeline, p) = {.sources = s->sources, .count = PAYMENT_SOURCES};
     options.slow = 0.1;
     options.health = 0.2;
-    CONC_TRY(show_open(s, 20 * PAYMENT_SPACING));
+    CONC_TRY(show_open(s, 10 * PAYMENT_SPACING));
     for (int i = 0; i < 3; i++)
         CONC_TRY(run_and_kill(s));
     CONC_TRY(run_pipeline(&p));
