@@ -818,11 +818,13 @@ static int hear_insider(void *to, const void *data, size_t size)
 
 static int send_to_insider(session *s, const packet *p) { return arena_local_push(s->to, p); }
 
+/* A bot of the house needs a permit, unless it has joined and only asks how things are. */
 static int before_insider_joins(arena_client *c)
 {
     insider *i = c->user; /* its first member */
     player *p = i->session.player;
-    if (i->house)
+    bool has_joined = p && (p->waiting || p->match);
+    if (i->house && !has_joined)
         CONC_TRY(conc_sem_acquire(&server.house));
     if (p && p->matches == 0 && i->rating > 0)
         p->rating = i->rating;

@@ -174,6 +174,8 @@ class Client:
         self.seen[kind] += 1
         if kind == WELCOME:
             self.token, self.rating = struct.unpack("<Qh", r)
+        elif kind == LOBBY:
+            self.lobby = struct.unpack("<HHH", r)
         elif kind == START:
             match, self.slot, self.ticks, self.count = struct.unpack_from("<HBHB", r)
             if match != self.match:
@@ -580,6 +582,18 @@ def test_what_cannot_work_is_said():
         done = apps.run(program(), *bad, status=2)
         apps.check(done.stderr and not done.stdout, done.stderr)
     apps.check("--simulate SEED" in apps.run(program(), "--help").stdout, "help")
+
+
+@at_once
+def test_bots_that_have_to_wait_for_others_play_all_the_same():
+    with served("--match", 4) as server, Client(server.port) as client:
+        client.join()
+        while client.next() != START and (client.seen[LOBBY] == 0 or client.lobby[1] < 8):
+            client.join()
+            time.sleep(0.02)
+        client.link.send(b"Q")  # the bots have come because of it: they wait for the eighth
+        apps.until(lambda: "over after" in server.out.read_text(), "a match ends")
+        apps.check("over after 8" in stopped(server), server.out.read_text())
 
 
 # ---- the page ----
