@@ -11,8 +11,8 @@
 
    Options: out=FOLDER (results), health=SECONDS between two lines about its health (1; 0: none),
    timeout=SECONDS without a record from the feed (5), slow=SECONDS to delay each write to the JSON
-   lines. Bad records go to rejects.jsonl, with the reason. It runs on the real clock: on the virtual
-   one other processes have no time to answer.
+   lines. Bad records go to rejects.jsonl, with the reason. It runs on the real clock: on the
+   virtual one other processes have no time to answer.
 
    payment_sources.h describes the sources, payment.h their records, checkpoint.h how the two
    destinations change together. Files and tables may grow at their end between two runs. */

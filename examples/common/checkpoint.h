@@ -4,7 +4,7 @@
  *     CONC_TRY(checkpoint_open(&c));
  *     CONC_TRY(checkpoint_get(&c, "shop.csv", &position)); // where to go on
  *     ...
- *     static int insert(void *arg) // the statements of the transaction, from the newest position on
+ *     static int insert(void *arg) // the statements of the transaction
  *     {
  *         CONC_TRY(sqlite_exec(&db, "INSERT INTO goods VALUES (?)", sqlite_text("tea")));
  *         return checkpoint_set(&c, "shop.csv", position);
@@ -12,11 +12,11 @@
  *     checkpoint_part part = {.file = 0, .data = line, .size = strlen(line)};
  *     CONC_TRY(checkpoint_commit(&c, &part, 1, insert, NULL));
  *
- * Positions, and the sizes of the files, are in a table of the database, "checkpoints". They change in
- * the same transaction as everything else there, and that commits only when the files are on disk. So
- * all counts from one moment on: the COMMIT. A run that ends before it, by SIGKILL or a full disk,
- * leaves at worst bytes behind the checkpoint, and checkpoint_open cuts them off. If a power failure
- * undoes the latest commits, it takes their checkpoints back with them.
+ * A table of the database, "checkpoints", holds the positions and the sizes of the files. They
+ * change in the same transaction as everything else there, and it commits only when the files are
+ * on disk. So everything counts from one moment on: the COMMIT. A run that ends before it, by
+ * SIGKILL or a full disk, leaves at worst bytes behind the checkpoint, and checkpoint_open cuts
+ * them off. If a power failure undoes the latest commits, it takes their checkpoints back, too.
  *
  * The files are locked: a second run gets -EBUSY. All calls wait. Errors are in words. Include
  * conc_pool.h, conc_sync.h and sqlite.h before; open the database before, and close it after. */

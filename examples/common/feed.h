@@ -45,8 +45,8 @@ typedef struct feed {
 } feed;
 
 /* The next line, without its end: its size with the end, valid until the next call; 0: there are no
- * more. Waits. A cancel loses nothing. -ECONNRESET, -ETIMEDOUT, -EMSGSIZE (too long a line) and those
- * of conc_dial come after FEED_ATTEMPTS in a row, in words. */
+ * more. Waits. A cancel loses nothing. -ECONNRESET, -ETIMEDOUT, -EMSGSIZE (too long a line) and
+ * the errors of conc_dial come after FEED_ATTEMPTS in a row, in words. */
 static inline ssize_t feed_next(feed *f, char **line);
 
 static inline int feed_close(feed *f);

@@ -6,8 +6,8 @@
  *     CONC_TRY(payment_serve_feed(fd, count));             // the fourth, until it is cancelled
  *     CONC_TRY(payment_sum_sources(count, &sum));          // what a pipeline should have loaded
  *
- * A CSV file begins with the line id,customer,amount,currency,time. The table is payments(id INTEGER
- * PRIMARY KEY, customer, amount, currency, time). The feed is one of feed.h. One of 1001 records is
+ * A CSV file begins with the line id,customer,amount,currency,time. The table is payments(id
+ * INTEGER PRIMARY KEY, customer, amount, currency, time). The feed is one of feed.h. One of 1001 records is
  * bad.
  *
  * All of these wait. Include conc_pool.h and sqlite.h before. */

@@ -23,8 +23,8 @@ typedef struct temp_folder {
 /* Makes a new folder, whose name begins with these letters: 0, or an error in words. */
 static inline int temp_folder_make(temp_folder *f, const char *name);
 
-/* Removes the files in it, and it: 0, or an error: a folder in it stays. Twice, or without a folder,
- * it does nothing. */
+/* Removes the files in it, and it: 0, or an error, if there is a folder in it. Twice, or without a
+ * folder, it does nothing. */
 static inline int temp_folder_remove(temp_folder *f);
 CONC_AUTO_TYPE(temp_folder, temp_folder_remove);
 
