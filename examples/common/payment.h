@@ -10,8 +10,8 @@
  *
  * The id is a whole number, from 1; the amount is greater than 0, in EUR, USD, GBP or CHF; the time
  * is in UTC; the customer is UTF-8, of at most 63 bytes without the spaces around it. No call
- * waits; all may be called from anywhere. Compile with -lcjson (Debian: libcjson-dev). Include conc.h
- * before. */
+ * waits; all may be called from anywhere. Compile with -lcjson (Debian: libcjson-dev). Include
+ * conc.h before. */
 #ifndef PAYMENT_H
 #define PAYMENT_H
 

@@ -7,8 +7,8 @@
  *     CONC_TRY(payment_sum_sources(count, &sum));          // what a pipeline should have loaded
  *
  * A CSV file begins with the line id,customer,amount,currency,time. The table is payments(id
- * INTEGER PRIMARY KEY, customer, amount, currency, time). The feed is one of feed.h. One of 1001 records is
- * bad.
+ * INTEGER PRIMARY KEY, customer, amount, currency, time). The feed is one of feed.h. One
+ * of 1001 records is bad.
  *
  * All of these wait. Include conc_pool.h and sqlite.h before. */
 #ifndef PAYMENT_SOURCES_H
