@@ -28,6 +28,7 @@ class Web(http.server.ThreadingHTTPServer):
 
     def __init__(self, pages):
         self.pages, self.lock, self.calls, self.spans = pages, threading.Lock(), collections.Counter(), collections.defaultdict(list)
+        self.total = 0
         super().__init__(("127.0.0.1", 0), Handler)
 
     def url(self, page):
@@ -50,6 +51,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         page = host + self.path
         with server.lock:
             server.calls[page] += 1
+            server.total += 1
             count = server.calls[page]
         answer = server.pages.get(page)
         if callable(answer):
@@ -302,7 +304,7 @@ def crawler(server, *seeds, where, **more):
 
 
 def ended(process, status=0):
-    apps.check(process.wait(LONG) == status or status is None, process.returncode, process.out.read_text()[-3000:])
+    apps.check(process.wait(LONG) == status, process.returncode, process.out.read_text()[-3000:])
     return process.out.read_text()
 
 
@@ -397,14 +399,16 @@ def redis_with_a_file():
                                      "--appendfsync", "no", "--dir", where], port, where))
 
 
-def big_web():
-    """10 hosts of 12 pages each, all linked to each other a bit; each page takes 5 ms."""
+def big_web(hold):
+    """10 hosts of 12 pages each, all linked to each other a bit. After so many requests it answers none until server.go is set."""
     names = [f"h{i}/{n}" for n in range(12) for i in range(10)]
     server = Web({})
+    server.go = threading.Event()
 
     def page(k):
         def answer(handler, _):
-            time.sleep(0.005)
+            if server.total > hold:
+                server.go.wait(LONG)
             return server.links(*(names[(k * 3 + i) % len(names)] for i in range(1, 4)), names[(k * 7) % len(names)])
         return answer
     server.pages = {name: page(k) for k, name in enumerate(names)}
@@ -435,26 +439,28 @@ def check_crawled(server, names, where, again):
 
 
 def test_redis_is_killed_and_started_again():
-    server, names = big_web()
+    server, names = big_web(60)
     with redis_with_a_file() as redis:
         where = apps.folder()
-        with crawler(server, names[0], where=where, redis=f"127.0.0.1:{redis.port}", depth=100, lease=5) as process:
+        with crawler(server, names[0], where=where, redis=f"127.0.0.1:{redis.port}", depth=100, lease=5, timeout=60) as process:
             for n in (20, 60):
-                apps.until(lambda: len(server.calls) > n, f"{n} pages")
+                apps.until(lambda: server.total > n, f"{n} pages")
                 redis.restart()
+            server.go.set()
             said = ended(process)
         check_crawled(server, names, where, counts(said)["taken over"])
     server.shutdown()
 
 
 def test_redis_loses_all_and_a_second_start_goes_on_from_the_database():
-    server, names = big_web()
+    server, names = big_web(60)
     with apps.redis() as redis:
         where, address = apps.folder(), f"127.0.0.1:{redis.port}"
         with crawler(server, names[0], where=where, redis=address, depth=100) as process:
-            apps.until(lambda: len(server.calls) > 50, "50 pages")
+            apps.until(lambda: server.total > 60, "60 pages")
             redis.restart()  # keeps nothing
             said = ended(process, 1)
+            server.go.set()
             apps.check("there is no crawl in this Redis" in said and "a worker failed" in said, said)
         stored, asked = len(rows(where)[0]), sum(server.calls.values())
         apps.check(20 < stored < len(names), stored)
@@ -467,16 +473,23 @@ def test_redis_loses_all_and_a_second_start_goes_on_from_the_database():
     server.shutdown()
 
 
+def catches(pid, number):
+    """Has the process a handler for this signal?"""
+    with open(f"/proc/{pid}/status", encoding="ascii") as status:
+        return int(re.search(r"SigCgt:\s*(\w+)", status.read())[1], 16) >> (number - 1) & 1
+
+
 def interrupted_at(moment):
-    server, names = big_web()
+    server, names = big_web(moment)
     with redis_with_a_file() as redis:
         where, address = apps.folder(), f"127.0.0.1:{redis.port}"
         with crawler(server, names[0], where=where, redis=address, depth=100) as process:
-            apps.until(lambda: sum(server.calls.values()) >= moment, moment)
+            apps.until(lambda: server.total >= moment and catches(process.pid, signal.SIGINT), moment)
             children = apps.children_of(process.pid, deep=True)
             process.send_signal(signal.SIGINT)
-            said = ended(process, 130 if moment else None)  # None: it may come before anything of conc
+            said = ended(process, 130)
             apps.check(all(map(apps.is_gone, children)), "children are left", children, said)
+        server.go.set()
         given_back, leases = cli(redis, "hget", "crawl:counts", "given back"), cli(redis, "hlen", "crawl:leases")
         apps.check(leases == "0", "leases are left", leases)
         before = len(rows(where)[0]) if moment > 1 else 0
@@ -501,15 +514,16 @@ def test_no_process_is_left_if_the_supervisor_is_killed():
 
 
 def test_workers_that_are_asked_to_leave_leave_the_rest_for_later():
-    server, names = big_web()
+    server, names = big_web(40)
     with apps.redis() as redis:
         where, more = apps.folder(), {"redis": f"127.0.0.1:{redis.port}", "depth": 100}
         with crawler(server, names[0], where=where, **more) as process:
-            apps.until(lambda: len(server.calls) > 40, "40 pages")
+            apps.until(lambda: server.total > 40, "40 pages")
             for worker in workers_of(process.pid):
                 os.kill(worker, signal.SIGTERM)
             said = ended(process, 1)
             apps.check(re.search(r"URLs of \d+ hosts wait: start it again", said) and "was killed" not in said, said)
+        server.go.set()
         apps.run(PROGRAM, *options(**more), server.url(names[0]), cwd=where)
         check_crawled(server, names, where, sum(int(cli(redis, "hget", "crawl:counts", what) or 0) for what in ("given back", "taken over")))
     server.shutdown()
@@ -518,7 +532,7 @@ def test_workers_that_are_asked_to_leave_leave_the_rest_for_later():
 # ---- what is missing, hangs or is full ----
 
 def test_a_full_disk_is_an_error_in_words_and_a_second_start_goes_on():
-    server, names = big_web()
+    server, names = big_web(1000)
     where = apps.folder()
     words = [str(word) for word in options(workers=2, depth=100)]
     with apps.started("/bin/sh", "-c", 'trap "" XFSZ; ulimit -f 150; exec "$@"', "sh", PROGRAM, *words, server.url(names[0]), cwd=where) as process:
@@ -532,11 +546,12 @@ def test_a_full_disk_is_an_error_in_words_and_a_second_start_goes_on():
 
 
 def test_a_redis_that_hangs_is_an_error_in_words():
-    server, names = big_web()
+    server, names = big_web(20)
     with apps.redis() as redis:
         with crawler(server, names[0], where=apps.folder(), redis=f"127.0.0.1:{redis.port}", depth=100) as process:
-            apps.until(lambda: len(server.calls) > 20, "20 pages")
+            apps.until(lambda: server.total > 20, "20 pages")
             os.kill(redis.process.pid, signal.SIGSTOP)  # a worker waits ten seconds
+            server.go.set()
             said = ended(process, 1)
     server.shutdown()
     apps.check("a worker failed" in said and re.search(r"worker [\d.]+: redis .*: the server did not answer in time", said), said)
