@@ -2,7 +2,7 @@
    by WebSocket (a browser) or UDP. The server alone decides what happens; a client says what it
    does, is told what is different now, and is thrown out if it does what nobody can.
 
-   cc -O2 04_game_server.c -o game_server -lwslay -lcrypto -lhttp_parser
+   cc 04_game_server.c -o game_server -lwslay -lcrypto -lhttp_parser
    ./game_server                              # open http://127.0.0.1:8080; bots play with you
    ./game_server --listen 0.0.0.0:8080 --match 120 --house 20
    ./game_server --bots 127.0.0.1:8080 50     # players for a server that runs
@@ -908,13 +908,30 @@ static int run_server(int listener)
     return conc_group_end(&g, conc_serve(&http));
 }
 
+/* A listener, and UDP on the same port. Another program may have that port of UDP: if the system
+ * chose it (port 0), the next choice may be better. */
+static int open_sockets(void)
+{
+    size_t n = strlen(options.listen);
+    int tries = n > 2 && strcmp(options.listen + n - 2, ":0") == 0 ? 20 : 1;
+    for (;;) {
+        int listener = CONC_TRY(conc_listen(options.listen));
+        int rc = datagrams_open(&server.udp, listener);
+        if (rc == 0)
+            return listener;
+        datagrams_close(&server.udp);
+        conc_close(listener);
+        if (rc != -EADDRINUSE || --tries == 0)
+            return rc;
+    }
+}
+
 static int serve(void *arg)
 {
     char text[1000];
     (void)arg;
-    int listener = CONC_TRY(conc_listen(options.listen));
     server.udp = (datagrams){.handler = play_by_udp, .silence = SILENCE};
-    CONC_TRY(datagrams_open(&server.udp, listener));
+    int listener = CONC_TRY(open_sockets());
     CONC_TRY(conc_address(listener, false, text, sizeof text));
     server.started = conc_now();
     CONC_TRY(conc_spawn(NULL, log_write, &out));

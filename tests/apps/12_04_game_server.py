@@ -30,7 +30,7 @@ def program():
     return apps.compiled("12_projects/04_game_server.c")
 
 
-WORKERS = concurrent.futures.ThreadPoolExecutor(2 if apps.SANITIZE else 5)
+WORKERS = concurrent.futures.ThreadPoolExecutor(3 if apps.SANITIZE else 8)
 WORK = {}
 
 
@@ -574,6 +574,10 @@ def test_what_cannot_work_is_said():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
+        done = apps.run(program(), "--listen", f"127.0.0.1:{taken.getsockname()[1]}", status=1)
+        apps.check("in use" in done.stderr, done.stderr)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
         done = apps.run(program(), "--listen", f"127.0.0.1:{taken.getsockname()[1]}", status=1)
         apps.check("in use" in done.stderr, done.stderr)
     done = apps.run(program(), "--listen", "127.0.0.1:0", "--page", "/none", status=1)
