@@ -1,6 +1,6 @@
 /* arena_net.h - what the game of arena.h says over a network: messages, each in a packet
  *
- * A message begins with its type, one byte. Each stands for itself: it may be lost, doubled or late.
+ * A message begins with its type, one byte. Each stands for itself: it may be lost, doubled, late.
  * The player says HELLO until there is a WELCOME, JOIN once a second until there is a START, then
  * an ACTION for each STATE. The server repeats nothing by itself: a player that misses something
  * asks again, and gets the newest.

@@ -31,10 +31,12 @@
  *           hold for 10 to 20 s. The client's calls do all that, also if the server has forgotten
  *           it meanwhile: then the server has a new peer.
  * Waiting   datagrams_serve, datagram_receive, datagram_dial, datagram_client_send and
- *           datagram_client_receive wait; datagram_send does not: what the system has no room for is lost. At most
- *           DATAGRAM_QUEUE datagrams wait for a peer's task; of more the newest are lost.
+ *           datagram_client_receive wait; datagram_send does not: what the system has no room for
+ *           is lost. At most DATAGRAM_QUEUE datagrams wait for a peer's task; of more the newest
+ *           are lost.
  * Errors    negative errno. -EMSGSIZE (too long, or empty), -ETIMEDOUT (no answer for 5 s),
- *           -ECONNREFUSED (nobody is there), and the system's. A handler's error goes to on_error; serving goes on.
+ *           -ECONNREFUSED (nobody is there), and the system's. A handler's error goes to on_error,
+ *           and serving goes on.
  */
 #ifndef DATAGRAMS_H
 #define DATAGRAMS_H
