@@ -11,8 +11,8 @@
  *
  * Ticks are due at fixed times: one that comes late makes up for it, and nothing drifts. If the
  * machine stood still for more than .patience seconds, the ticks of that time are given up: the
- * next ones follow at their rate, not in a burst. ticker_wait waits, also for a tick that is due; it
- * returns 0, or -ECANCELED: no tick was taken.
+ * next ones follow at their rate, not in a burst. ticker_wait waits, also for a tick that is due;
+ * it returns 0, or -ECANCELED: no tick was taken.
  */
 #ifndef TICKER_H
 #define TICKER_H

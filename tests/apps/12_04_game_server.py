@@ -427,6 +427,7 @@ def play_on(first, second):
         client.play(10)
         if first is WebSocket:
             client.link.close()
+            apps.until(lambda: "Tess is away" in server.out.read_text(), "that is noticed")
         with Client(server.port, second, token=client.token) as again:
             again.until(STATE)
             apps.check((again.slot, again.match) == (client.slot, client.match), "another place")
