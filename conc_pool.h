@@ -305,8 +305,8 @@ CONC_API int conc_file_read(const char *path, void **data, size_t *size) CONC_NO
 /* Replaces the file with these bytes, whole or not at all: writes a new file with the permissions
  * of the old one, syncs it to disk, and renames it to path. If the old file cannot be replaced (a
  * mount point, a file in /proc, a directory that this program may not change) it is overwritten in
- * place, and an error may leave a part. If the group cannot be kept, the new file grants no
- * permission that not everybody had before. Anything but a regular file (a terminal, a pipe,
+ * place, and an error may leave a part. If the group cannot be kept, the new file gives the group
+ * only the permissions that everybody had before. Anything but a regular file (a terminal, a pipe,
  * /dev/null) is simply written to. Waits. */
 CONC_API int conc_file_write(const char *path, const void *data, size_t size) CONC_NODISCARD;
 
@@ -378,11 +378,11 @@ CONC_API int conc_child_kill(conc_child *c, int signal);
 /* Closes the pipes and ends the child if it still runs: by SIGKILL, or with .grace by SIGTERM (and
  * SIGCONT, in case it is stopped) and SIGKILL that many seconds later; its output can be read until
  * then. With .group this applies to the whole group, and the grace lasts until its last process has
- * ended. Waits for the child's end, even if cancelled: 0. In a posted function, which holds the
- * loop meanwhile, there is no grace. If another caller is closing the child, waits for that; other
- * callers' waits end with the child's status, and do not touch *c once it is closed. Closing twice,
- * or what was never started, does nothing; in a forked process a child of the parent keeps running.
- * -EBUSY: another thread is starting it. */
+ * ended. Waits until the child has ended, even if cancelled. Returns 0. In a posted function, which
+ * holds the loop meanwhile, there is no grace. If another caller is closing the child, waits for
+ * that; other callers' waits end with the child's status, and do not touch *c once it is closed.
+ * Closing it twice, or one that was never started, does nothing; in a forked process the parent's
+ * child keeps running. -EBUSY: another thread is starting it. */
 CONC_API int conc_child_close(conc_child *c);
 
 /* What conc_child_communicate writes and reads. Zero the fields that you do not set. */
@@ -504,7 +504,7 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
 
 /* ---- >>waiting ------------------------------------------------------------------------------ */
 
-/* Where a thread sleeps until another thread sets it. */
+/* A flag on which a thread sleeps until another thread sets it. */
 typedef struct conc__thread_event {
     pthread_mutex_t mutex;
     pthread_cond_t cond;
@@ -531,7 +531,7 @@ typedef struct conc__waiter {
     void *item;                    /* the job that is waited for or submitted; a channel's item */
     conc__job_outcome *outcome;    /* receives the outcome of the job that is waited for */
     bool *stop;                    /* set when the waiting task is cancelled; NULL: none */
-    struct conc__job_queue *queue; /* that has the job that is waited for */
+    struct conc__job_queue *queue; /* that runs the awaited job */
     /* a thread's: a process pool's, whose replies it may collect; holds a reference */
     struct conc__job_queue *polls_queue;
     struct conc__job_context *context; /* a job's: its clocks advance meanwhile */
@@ -553,7 +553,7 @@ static struct conc__job_queue *conc__job_queues;
 /* Protects the state of all child programs: each is reaped once, and not signalled after that. */
 static pthread_mutex_t conc__children_mutex = PTHREAD_MUTEX_INITIALIZER;
 
-/* Locks a mutex that is only held for less time than it takes to fall asleep: spins first. */
+/* Locks a mutex that is never held for longer than it takes to fall asleep: spins first. */
 CONC__PRIVATE void conc__lock_briefly(pthread_mutex_t *mutex)
 {
     if (pthread_mutex_trylock(mutex) == 0)
@@ -740,8 +740,8 @@ CONC__PRIVATE void conc__run_cancel_hooks(void)
     pthread_mutex_unlock(&conc__cancel_hooks.mutex);
 }
 
-/* Registers the hook of a job (NULL: none) that begins to wait. If the job was asked to end before,
- * calls it at once. */
+/* Registers the hook of a job that is about to wait (NULL: no job). If the job was asked to end
+ * before, calls it at once. */
 CONC__PRIVATE void conc__cancel_hook_add(conc__cancel_hook *s, const struct conc__job_context *ctx,
                                          void (*ask)(conc__cancel_hook *self))
 {
@@ -846,7 +846,7 @@ CONC__PRIVATE int conc__wait_in_thread(conc__wait *wait, pthread_mutex_t *mutex)
     return w->result;
 }
 
-/* Refuses a call that may wait in a posted function. */
+/* In a posted function, refuses a call that may wait. */
 CONC__COLD int conc__caller_refused(const char *call)
 {
     return conc__misused(-EPERM, call, "only a task may call it", NULL);
@@ -1025,7 +1025,7 @@ typedef struct conc__worker_thread {
     _Atomic(conc_job *) batch[CONC__BATCH];
 } conc__worker_thread;
 
-/* The queued jobs that have one clock, which they hold together. */
+/* The queued jobs that share a clock, and together keep it stopped. */
 typedef struct conc__queue_clock {
     conc_loop *clock;
     size_t jobs; /* 0: the slot is free */
@@ -1246,7 +1246,7 @@ CONC__PRIVATE void conc__reply_poller_close(conc_loop *l, struct conc__reply_pol
 CONC__PRIVATE void conc__job_end(conc__job_queue *q, conc_job *j, int result,
                                  const conc__job_context *ctx, bool locked);
 
-/* A value that storage which is not a job is unlikely to contain. */
+/* A value that memory is unlikely to contain unless it holds a job. */
 CONC__PRIVATE uintptr_t conc__job_seal(const conc_job *j)
 {
     uint64_t hash = (uint64_t)(uintptr_t)j * 0x9e3779b97f4a7c15u;
@@ -1786,7 +1786,7 @@ CONC__COLD void conc__job_drop_clock(const conc__job_context *ctx, conc_loop *cl
     ctx->thread->holds_clock = at_work;
 }
 
-/* Ends a job that ran in ctx; NULL: it was taken back. locked: the caller has the mutex. */
+/* Ends a job that ran in ctx; NULL: it was taken back. locked: the caller holds the mutex. */
 CONC__PRIVATE void conc__job_end(conc__job_queue *q, conc_job *j, int result,
                                  const conc__job_context *ctx, bool locked)
 {
@@ -1893,9 +1893,9 @@ CONC__PRIVATE conc__job_context *conc__job_context_in(const conc__job_queue *q)
 }
 
 /* Under the mutex: how many threads there may be. A thread that waits in a run inside a job does
- * not count: only this job queue may do what it waits for. While there are such threads, those that
- * wait for other jobs do not count either, as these jobs may be theirs. A thread with an abandoned
- * job counts. */
+ * not count: only this job queue may do what it waits for. While there are such threads, a thread
+ * that waits for another job does not count either, as that job may belong to one of them. A thread
+ * with an abandoned job counts. */
 CONC__PRIVATE int conc__job_queue_max_threads(const conc__job_queue *q)
 {
     int most = q->max_workers + q->nested;
@@ -1946,7 +1946,7 @@ CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
  * do not hold their clocks. */
 CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
 {
-    /* threads that could run queued jobs, or count in q->blocking */
+    /* threads that could run queued jobs, or are counted in q->blocking */
     int able = q->max_workers - q->abandoned;
     if (!q->nested)
         able -= q->waiting;
@@ -2189,7 +2189,7 @@ CONC__PRIVATE void conc__job_add_waiter(conc_job *j, conc__waiter *w)
         j->waiters = w;
 }
 
-/* Under the mutex: does a waiter want the result that has not given up? */
+/* Under the mutex: does a waiter that has not given up want the result? */
 CONC__PRIVATE bool conc__job_is_wanted(const conc_job *j)
 {
     return j->waiters && !j->waiters->gives_up;
@@ -2348,7 +2348,7 @@ CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop, conc__j
     conc__job_wait_as(l, j, &w, &conc__waits_for_job);
 }
 
-/* Makes the outcome of a job the caller's newest error, and returns the job's result. */
+/* Sets the caller's newest error from the outcome of a job, and returns the job's result. */
 CONC__PRIVATE int conc__job_result(conc_loop *l, const conc__job_outcome *o)
 {
     const char *text = o->has_text ? o->text : NULL;
@@ -2460,7 +2460,7 @@ CONC__PRIVATE bool conc__worker_thread_steal(conc__job_queue *q, conc__worker_th
     return false;
 }
 
-/* Spins briefly before it sleeps, if no other thread of the job queue does. */
+/* Spins briefly before it sleeps, if no other thread of the job queue is spinning. */
 CONC__PRIVATE void conc__worker_thread_spin(conc__job_queue *q)
 {
     bool found = false;
@@ -3370,7 +3370,7 @@ CONC__PRIVATE void conc__job_timer_finish(conc__job_timer *t)
     conc__ending **at = &t->loop->endings;
     while (*at && *at != &t->ending)
         at = &(*at)->next;
-    if (*at) /* NULL: the run has ended, and taken it out */
+    if (*at) /* NULL: the run has ended, and has removed it */
         *at = t->ending.next;
     t->armed = false;
     t->was_over = true;
@@ -3689,8 +3689,8 @@ enum {
     CONC__SHARED_POOLS
 };
 
-/* A pool is opened by the first run that uses it. The last run that used any of them closes all.
- * The mutex protects everything but the pools themselves. */
+/* A pool is opened by the first run that uses it. The last run that used any of them closes them
+ * all. The mutex protects everything but the pools themselves. */
 static struct {
     pthread_mutex_t mutex;
     int runs;
@@ -4266,7 +4266,7 @@ CONC__FAST int conc__channel_wait(conc_loop *l, conc__channel *inner, void *item
     return conc__wait_result(rc);
 }
 
-/* All of a send or a receive. waits: it may wait. */
+/* The whole of a send or receive. waits: it may wait. */
 CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, bool waits,
                                       const char *call)
 {
@@ -4326,7 +4326,7 @@ CONC_API void conc_channel_close(conc_channel *c)
         conc__channel *none = NULL;
         bool is_closed = __atomic_compare_exchange_n(&c->inner, &none, &conc__shut_channel, false,
                                                      __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
-        if (!is_closed) /* another thread has made it meanwhile */
+        if (!is_closed) /* another thread has created it in the meantime */
             inner = conc__channel_lock(c, &rc);
     }
     if (!inner)
@@ -4334,7 +4334,7 @@ CONC_API void conc_channel_close(conc_channel *c)
     inner->closed = true;
     while (inner->senders)
         conc__waiter_wake(inner->senders, -EPIPE);
-    conc__channel_match(c, inner); /* a receiver may wait for items that are kept for others */
+    conc__channel_match(c, inner); /* receivers may wait although there are items: all reserved */
     pthread_mutex_unlock(&inner->mutex);
 }
 
@@ -4499,7 +4499,7 @@ CONC__PRIVATE int conc__outside_begin_job(conc_loop *l, conc__outside_wait *w)
     return rc;
 }
 
-/* Under the channel's mutex: what was kept for the case no longer is. */
+/* Under the channel's mutex: releases what was reserved for the case. */
 CONC__PRIVATE void conc__outside_unkeep(conc__outside_wait *w)
 {
     conc__waiter_remove(&w->waiter);
@@ -4858,9 +4858,9 @@ CONC__PRIVATE int conc__sync_file(int fd)
     return conc__or_errno(fsync(fd));
 }
 
-/* The mode of the file that replaces another one, whose owner or group it may not get. It grants no
- * access that was not granted before: the new group gets what everybody had, and what the old group
- * was denied everybody is denied, because its members now count among them. */
+/* The mode of a replacement file, which may not be able to keep the owner or group of the original.
+ * It grants no access that was not granted before: the new group gets what everybody had, and what
+ * the old group was denied everybody is denied, because its members now count among them. */
 CONC__PRIVATE mode_t conc__mode_after(const struct stat *before, const struct stat *now,
                                       bool list_lost)
 {
@@ -5251,8 +5251,8 @@ extern char **environ;
 CONC__PRIVATE char ***conc__environ(void) { return &environ; }
 #endif
 
-/* Copies an environment into one piece of memory, because the program may change its own during the
- * start of a child. The first entry is room for so many bytes. NULL: out of memory. */
+/* Copies an environment into one block, because the program may change its own while a child is
+ * starting. The first entry is room for so many bytes. NULL: out of memory. */
 CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
 {
     size_t n = 0, bytes = room;
@@ -5333,7 +5333,7 @@ typedef struct conc__child_process {
     bool closing, closed; /* a call is closing it; a call has closed it */
     bool lost;            /* once closed: its status is not known */
     int status;           /* once it is closed */
-    pid_t pid;            /* 0: the number is another process's by now */
+    pid_t pid;            /* 0: by now the number belongs to another process */
     char name[64];
     dev_t devices[3];
     ino_t inodes[3];   /* of its pipes; 0: not a pipe */
@@ -5396,8 +5396,8 @@ CONC__PRIVATE bool conc__child_process_runs(const conc__child_process *p)
     return !info.si_pid || (p->group && conc__group_lives(p->pid) == 1);
 }
 
-/* Can a wait for this descriptor be a wait for the child? An inherited input gets its bytes, and an
- * inherited output is read, by other processes, unless this program has the pipe's other end. */
+/* Can a wait for this descriptor be a wait for the child? Unless this program has the other end of
+ * the pipe, other processes supply an inherited input and read an inherited output. */
 CONC__PRIVATE bool conc__child_process_has_pipe(const conc__child_process *p, int fd,
                                                 const struct stat *st)
 {
@@ -5614,8 +5614,8 @@ CONC__PRIVATE bool conc__search_goes_on(int error)
 }
 
 /* Tries the program in the directories of this program's PATH. execvp is no alternative: it uses
- * the PATH of env, and runs unknown files with a shell. 0, or the last error, but EACCES rather
- * than any other. Async-signal-safe. */
+ * the PATH of env, and runs unknown files with a shell. 0, or the last error; EACCES takes
+ * precedence over the others. Async-signal-safe. */
 CONC__PRIVATE int conc__search_program(conc__child_start_call *s, conc__program_attempt *attempt)
 {
     char path[4096];
@@ -6140,7 +6140,7 @@ CONC_API int conc_child_start(conc_child *c)
     return 0;
 }
 
-/* Describes the child for an error: its program and its number. */
+/* Describes the child in an error text: its program and process id. */
 CONC__PRIVATE void conc__child_about(conc_child *c, char *to, size_t size)
 {
     *to = 0;
@@ -6162,7 +6162,7 @@ typedef struct conc__child_wait {
 } conc__child_wait;
 
 /* Has the child ended, or was it closed meanwhile? While it runs, *fd is the descriptor that
- * becomes readable at its end. */
+ * becomes readable when it ends. */
 CONC__PRIVATE bool conc__child_is_gone(const conc__child_wait *w, int *fd)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -6391,7 +6391,7 @@ CONC_API int conc_child_kill(conc_child *c, int signal)
 
 /* -- closing -- */
 
-/* Sends SIGTERM, and waits as long as the grace lasts. A child that is stopped has to continue
+/* Sends SIGTERM, and waits for up to the grace period. A child that is stopped has to continue
  * first. */
 CONC__PRIVATE void conc__child_terminate_gently(conc_child *c)
 {
@@ -6794,7 +6794,7 @@ CONC__PRIVATE int conc__segment_fd(size_t size)
         close(fd);
         return rc;
     }
-    /* without seals in the kernel, workers are trusted */
+    /* if the kernel has no file seals, workers are trusted */
     fcntl(fd, ADD_SEALS, SEAL | SHRINK | GROW);
     return fd;
 }
@@ -7740,7 +7740,8 @@ CONC__PRIVATE void conc__worker_receive_setup(const conc__setup_message *h, int 
 }
 
 /* The process of the supervisor, according to the worker's socket; -1: unknown. Processes that a
- * worker's constructors start or fork have its environment and socket too, but another parent. */
+ * worker's constructors start or fork have its environment and socket, too, but a different parent.
+ * */
 CONC__PRIVATE int conc__supervisor_process(void)
 {
     enum { PEERCRED = 17 }; /* SO_PEERCRED, which POSIX does not have */
@@ -7959,7 +7960,7 @@ typedef struct conc__supervisor {
     pthread_t thread;
     conc__job_context context; /* of that thread, for the text of its errors */
     sigset_t mask;             /* of the pool's opener, for jobs */
-    char **environment;        /* a copy from the opening of the pool, with the worker's mark */
+    char **environment;        /* a copy made when the pool was opened, with the worker's mark */
     conc__function_id init;    /* offset 0: none */
     size_t memory_limit;
     int max_jobs;
@@ -8503,7 +8504,7 @@ CONC__PRIVATE void conc__worker_signal(const conc__worker *w, int number)
     kill(w->pid, number);
 }
 
-/* Kills the worker. True: the caller is to end its job. */
+/* Kills the worker. True: the caller must end its job. */
 CONC__PRIVATE bool conc__worker_kill(conc__worker *w)
 {
     if (w->state == CONC__WORKER_COPYING)
@@ -8907,7 +8908,7 @@ CONC__PRIVATE bool conc__supervisor_has_workers(const conc__supervisor *s)
     return false;
 }
 
-/* May a signal have been sent from outside, and be no fault of the program? */
+/* Could a signal have been sent from outside, rather than by a fault of the program? */
 CONC__PRIVATE bool conc__may_be_sent(int signal)
 {
     switch (signal) {
@@ -9134,7 +9135,7 @@ CONC__PRIVATE int conc__supervisor_start(conc__supervisor *s)
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
 
-/* Polls the replies of one pool before a loop falls asleep whose tasks wait for them. */
+/* Polls the replies of one pool, before a loop sleeps whose tasks are waiting for them. */
 typedef struct conc__reply_poller {
     conc__idle_hook hook;
     conc__job_queue *queue;

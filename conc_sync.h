@@ -78,7 +78,7 @@ CONC_API int conc__lock_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
 CONC_API int conc__lock_try_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
 
 /* Hands the lock to its first waiter, or frees it. Not a checkpoint. -EPERM: the calling task does
- * not have the lock. */
+ * not hold the lock. */
 CONC_API int conc_lock_release(conc_lock *l);
 
 /* The task that has the lock; NULL: none. If the owner may have ended without a release, the
@@ -201,10 +201,10 @@ typedef struct conc_cond {
     conc__waits waits;
 } conc_cond;
 
-/* Releases the lock, waits to be notified, and acquires the lock again. The task has the lock
- * whatever is returned, so a return can come later than a time limit. Other tasks may run between
- * the notify and the return: test the condition in a loop. Errors: -EPERM (the task does not have
- * the lock), -ECANCELED (the wait used up no notify). */
+/* Releases the lock, waits to be notified, and acquires the lock again. The task holds the lock
+ * whatever the result, so the call may return after a time limit. Other tasks may run between the
+ * notify and the return: test the condition in a loop. Errors: -EPERM (the task does not have the
+ * lock), -ECANCELED (the wait used up no notify). */
 CONC_API int conc_cond_wait(conc_cond *c, conc_lock *l) CONC_NODISCARD;
 
 /* Notifies the first n waiters, or all. Each continues once it has its lock again; the caller need
@@ -279,7 +279,7 @@ CONC_API bool conc_future_is_set(const conc_future *f);
 enum {
     CONC_QUEUE_FIFO,
     CONC_QUEUE_LIFO,
-    /* the least item first, equal items in the order of their puts; needs less */
+    /* the smallest item first, equal items in the order of insertion; needs less */
     CONC_QUEUE_PRIORITY
 };
 
@@ -288,7 +288,7 @@ typedef struct conc_queue {
     size_t capacity;  /* items; a put beyond it waits; 0: no limit */
     int kind;
     /* does a come before b? Setting it implies CONC_QUEUE_PRIORITY. It must not wait. Items are
-     * aligned as max_align_t at most */
+     * aligned to at most alignof(max_align_t) */
     bool (*less)(const void *a, const void *b);
     /* private */
     bool closed, checked;
@@ -364,8 +364,8 @@ CONC_API int conc_queue_task_done(conc_queue *q);
 /* Waits until every item that was put is done. Errors: -ECANCELED, -EPIPE (destroyed meanwhile). */
 CONC_API int conc_queue_join(conc_queue *q) CONC_NODISCARD;
 
-/* Ends puts: every waiting put, and every waiting get, returns -EPIPE. Items in the queue can still
- * be taken. A second close does nothing. Not a checkpoint. */
+/* Closes the queue to puts: every waiting put, and every waiting get, returns -EPIPE. Items in the
+ * queue can still be taken. A second close does nothing. Not a checkpoint. */
 CONC_API void conc_queue_close(conc_queue *q);
 
 /* Closes the queue for good, drops its items, and frees its memory. Items that were taken still
@@ -1094,7 +1094,8 @@ CONC_API int conc__rwlock_try_acquire(conc_rwlock *k, int how, const char *place
     return 0;
 }
 
-/* May the running task release it? Which tasks read it is not recorded, so any task may then. */
+/* May the running task release it? Which tasks read it is not recorded, so it could be any of them.
+ * */
 CONC__PRIVATE bool conc__rwlock_may_release(const conc_loop *l, conc_rwlock *k)
 {
     if (k->writer && !conc__rwlock_is_mine(l, k))
@@ -1540,8 +1541,8 @@ CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
 }
 #pragma GCC diagnostic pop
 
-/* These two are for queues with a `limit`: their items have 4 or 8 bytes, which are copied without
- * a call. */
+/* These two are for queues with a `limit`: their items are 4 or 8 bytes, which are copied inline.
+ * */
 CONC__FAST void conc__item_load(const conc_queue *q, void *item, size_t i)
 {
     if (q->item_size == 4)
@@ -1966,7 +1967,7 @@ typedef struct conc__choice {
     bool has_outside; /* a case waits, or has waited, in conc_pool.h */
     conc_case *cases;
     size_t n;    /* cases that wait */
-    int chosen;  /* the case that happened; -1: none yet */
+    int chosen;  /* the case that was chosen; -1: none yet */
     int64_t due; /* the earliest deadline of a CONC_CASE_AFTER; CONC__NEVER: none */
     int timed;   /* its case */
     conc__timer timer;

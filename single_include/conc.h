@@ -165,7 +165,7 @@ CONC_API const char *conc__at(char *room, const char *text, const char *place);
 enum { CONC__A_POINTER = 5 /* the result of __builtin_classify_type for one */ };
 #endif
 
-/* Does a macro have its last arguments, which are passed as a string? */
+/* Were a macro's optional last arguments given? They are passed as a string. */
 #define CONC__GIVEN(text) (sizeof(text) > 1)
 /* Expands to the call if so. It is outside of the block, so that compound literals in it live
  * on. */
@@ -208,7 +208,7 @@ typedef struct conc_options {
     /* bytes for a task, at least 16384; 0: CONC_STACK_SIZE. main_fn never gets less than that */
     size_t stack_size;
     bool virtual_clock; /* when nothing can run, time jumps to the next deadline; it starts at 0 */
-    uint64_t seed;      /* not 0: ready tasks run in a random order that the seed repeats */
+    uint64_t seed;      /* not 0: ready tasks run in a random order, which the seed reproduces */
     /* Checks, and reports mistakes on stderr: tasks that hold the loop, with a backtrace while they
      * do; locks, generators and streams left behind; background tasks whose arg is on the stack of
      * main_fn, which has returned; ignored cancels; calls from a wrong thread; stack overflow; and
@@ -281,7 +281,7 @@ CONC_API int conc_yield(void);
 
 /* Holds the whole loop for s seconds, as a long computation or a blocking call would: for
  * demonstrations and tests. The virtual clock moves by s. Afterwards, time limits that have passed
- * are in force. NaN: -EINVAL. Not a checkpoint. In a job of conc_pool.h it holds the job's thread,
+ * are in force. NaN: -EINVAL. Not a checkpoint. In a job of conc_pool.h it blocks the job's thread,
  * and returns -ECANCELED once the job is asked to end. */
 CONC_API int conc_block(double s);
 
@@ -346,8 +346,8 @@ CONC_API int conc__scope_begin(const char *place, conc_scope *s, double timeout)
  * checkpoint. */
 CONC_API int conc_scope_end(conc_scope *s, int rc) CONC_NODISCARD;
 
-/* Cancels everything inside the scope, until its end, and wakes what waits there. Does nothing if
- * the scope is not open. From any task or posted function of the loop. */
+/* Cancels everything inside the scope, until its end, and wakes the tasks that wait there. Does
+ * nothing if the scope is not open. From any task or posted function of the loop. */
 CONC_API void conc_scope_cancel(conc_scope *s);
 
 /* Replaces the time limit by one that counts from now. Takes effect at once, even while the task
@@ -573,7 +573,7 @@ struct conc_task {
     uint8_t state, sink_kind;
     uint16_t cancels_in_a_row;
     bool has_handle, in_finished, collected;
-    bool failed; /* with an error that has not become its group's */
+    bool failed; /* with an error that was not passed to its group */
     uint16_t seal;
     bool name_allocated;  /* without a handle: conc_set_name allocated `name` */
     uint32_t errors_made; /* incremented by conc__set_error; never initialized */
@@ -650,9 +650,9 @@ CONC_API const char *conc_strerror(int rc);
 /* The value of expr, if it is not negative. A negative one is returned, as an int, from the calling
  * function, which must return int or ssize_t: as bool or size_t, an error would look like success.
  * Not for calls that return -1 and set errno, such as open(2): -1 is -EPERM. A compound literal
- * inside expr ends with the macro: do not pass it to a task that outlives that.
- * Not inside an open scope or group: there, CONC_TRY_IN(&s, expr) ends it with the error, and
- * returns the result of that end. */
+ * inside expr lives only until the macro ends: do not pass it to a task that outlives the macro.
+ * Not inside an open scope or group: there, CONC_TRY_IN(&s, expr) ends the scope with the error,
+ * and returns the scope's result. */
 #define CONC_TRY(...) CONC__TRY((__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__))
 #define CONC__TRY(expr, value)         \
     __extension__({                    \
@@ -677,9 +677,9 @@ CONC_API const char *conc_strerror(int rc);
 /* clang-format on */
 #endif
 
-/* CONC_AUTO(conc_group, g) = {.limit = 5}; closes the object when the block ends, in whatever way;
- * the last declared closes first. For conc_group (cancels the children and waits for them; their
- * errors go to on_error), conc_gen, conc_stream, conc_signals and types of the other headers.
+/* CONC_AUTO(conc_group, g) = {.limit = 5}; closes the object when the block ends, however it is
+ * left; the last declared closes first. For conc_group (cancels the children and waits for them;
+ * their errors go to on_error), conc_gen, conc_stream, conc_signals and types of the other headers.
  * Closing an object that was never opened, or is closed, does nothing. Not for conc_scope, whose
  * end changes the result. */
 #define CONC_AUTO(type, name) __attribute__((__cleanup__(conc__auto_##type), __unused__)) type name
@@ -688,8 +688,8 @@ CONC_API void conc__auto_conc_gen(conc_gen *g);
 
 /* CONC_AUTO_TYPE(fetch_client, fetch_close) at file scope makes CONC_AUTO work with a type of
  * yours: CONC_AUTO(fetch_client, c) = {0}; calls fetch_close(&c), and ignores its result, when the
- * block ends. The type's name must be one word, and an all-zero object closable. An error in the
- * close leaves conc_last_error as it was. A semicolon may follow. */
+ * block ends. The type's name must be one word, and closing an all-zero object must be harmless. An
+ * error in the close leaves conc_last_error as it was. A semicolon may follow. */
 #define CONC_AUTO_TYPE(type, close)                                          \
     static __attribute__((__unused__)) void conc__close_##type(void *object) \
     {                                                                        \
@@ -699,7 +699,7 @@ CONC_API void conc__auto_conc_gen(conc_gen *g);
     {                                                                        \
         conc__close_quietly(conc__close_##type, object);                     \
     }                                                                        \
-    __extension__ /* of what follows: a lone semicolon is no warning then */
+    __extension__ /* of what follows, so that a lone semicolon causes no warning */
 CONC_API void conc__close_quietly(void (*close)(void *), void *object);
 
 /* ---- >>locals ------------------------------------------------------------------------------- */
@@ -782,8 +782,8 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  *
  * If a descriptor is closed with close(2), a task that waits for it gets -EBADF within a quarter of
  * a second (with thousands of such descriptors, within as many times that as there are 500s). If
- * the number is reused at once for a file of the same kind, the poll(2) backend may not notice
- * where both have the same inode, as eventfds do. */
+ * the number is reused at once for a file of the same kind, the poll(2) backend may not notice if
+ * both have the same inode, as eventfds do. */
 
 /* Waits until fd is ready for any of `events`, and returns those for which it is ready. End of
  * file, an error, or a peer that hung up make it ready. With events 0, waits only for a hang-up or
@@ -926,7 +926,7 @@ CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd);
 typedef struct conc_transport {
     /* as conc_read: waits for bytes, and returns their number, at most n; 0 at the end */
     ssize_t (*read)(void *self, void *buf, size_t n);
-    /* as conc_write: waits until some of the n bytes are taken, and returns their number; never 0.
+    /* as conc_write: waits until some of the n bytes are accepted, and returns how many; never 0.
      * After an error, -ECANCELED or -EAGAIN the next call passes the same bytes, and maybe more
      * after them, at another address. A transport that packs bytes into records takes them when it
      * has made the record, and next time first sends the rest of that. conc_stream_flush does not
@@ -958,9 +958,9 @@ CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_
  * need not be flushed before its answer is read; the sending continues during the wait. If writing
  * fails, or has failed, and no call has returned that error yet, a read that would have to wait
  * returns it, once: bytes that are there come first, and the next read waits again. A cancel loses
- * no byte: what was not returned can still be read. Bytes that came before an error are returned
- * before it. Errors: the descriptor's, those of writing, -EBUSY (another task is reading), -EPIPE
- * (closed, or closed while it waited), -EINVAL (never opened), -ENOMEM. */
+ * no data: bytes that were not returned can still be read. Bytes that came before an error are
+ * returned before it. Errors: the descriptor's, those of writing, -EBUSY (another task is reading),
+ * -EPIPE (closed, or closed while it waited), -EINVAL (never opened), -ENOMEM. */
 
 /* Reads the bytes that are there, at most n; 0 at end of file, and at once if n is 0. */
 CONC_API ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n);
@@ -1012,9 +1012,9 @@ CONC_API int conc_stream_shutdown(conc_stream *s) CONC_NODISCARD;
  * in the stream get -EPIPE. The close returns when all of them have left the stream, however long
  * that takes; then its memory may be freed. If the peer does not read, the flush waits until a
  * cancel or a time limit: to drop such a peer, close in conc_timeout(0, fn, &s), or in a cancelled
- * scope. Closing twice, or what was never opened, does nothing. Waits; do not repeat it after an
- * error. Outside a run, and in a posted function, it neither flushes nor waits: there the stream's
- * memory must stay until the tasks inside have returned. */
+ * scope. Closing it twice, or one that was never opened, does nothing. Waits; do not repeat it
+ * after an error. Outside a run, and in a posted function, it neither flushes nor waits: there the
+ * stream's memory must stay until the tasks inside have returned. */
 CONC_API int conc_stream_close(conc_stream *s);
 CONC_API void conc__auto_conc_stream(conc_stream *s);
 
@@ -1162,8 +1162,8 @@ typedef struct conc_stats {
 CONC_API void conc_get_stats(conc_stats *s);
 
 /* Prints the tree of groups and tasks: what each task waits for, which task owns that, for how many
- * seconds [in brackets], and where it was spawned. If there are more than 2000 tasks, it prints
- * instead how many are in the same state at the same location, most first. In debug mode `kill
+ * seconds [in brackets], and where it was spawned. If there are more than 2000 tasks, it instead
+ * prints how many are in each state at each location, the largest number first. In debug mode `kill
  * -USR2` prints it to stderr, unless the program receives that signal itself. */
 CONC_API void conc_dump(FILE *out);
 
@@ -1740,7 +1740,8 @@ typedef struct conc__wait_kind {
     void (*details)(FILE *out, const conc__wait *wait); /* NULL: nothing follows */
     /* a cancel comes: returns true to be woken, or false to keep waiting. NULL: keeps waiting */
     bool (*cancel)(conc__wait *wait);
-    /* this wait of several of its task is woken: withdraws the others. NULL: it is the only one */
+    /* this wait, one of several of its task, is woken: withdraws the others. NULL: it is the only
+     * one */
     void (*won)(conc__wait *wait);
     /* the only task that could end the wait. NULL: there is no such task */
     const conc_task *(*owner)(const conc__wait *wait);
@@ -1766,7 +1767,7 @@ typedef struct conc__stack {
     struct conc__stack_cache *cache;
     struct conc__slab *slab;
     char *low;          /* the lowest byte that may be used */
-    bool has_generator; /* a generator's body runs on it, not a task */
+    bool has_generator; /* it runs a generator's body, not a task's */
 #if CONC__ASAN
     const void *asan_low;
     size_t asan_size;
@@ -1816,9 +1817,9 @@ typedef struct conc__wheel {
     size_t armed, disarmed; /* counts of both calls; the difference is the number of timers */
 } conc__wheel;
 
-/* Since when the virtual clock has stood still for a child program: see conc__stand_still. */
+/* When the virtual clock was stopped for a child program: see conc__stand_still. */
 typedef struct conc__standstill {
-    int64_t began;   /* on the real clock; 0: it does not stand still */
+    int64_t began;   /* real time; 0: it is running */
     int64_t until;   /* embedded: the host must wait until this real time; 0: it need not */
     int64_t now;     /* when it began: the loop's clock, */
     size_t armed;    /* how many timers had been armed, */
@@ -2091,7 +2092,7 @@ struct conc_loop {
     size_t polls_room;
     /* epoll: counts of events that no task waited for, and of events of files closed here */
     unsigned unheard, orphans;
-    bool apart; /* kqueue: a task may wait for a descriptor that the queue does not have */
+    bool apart; /* kqueue: tasks may be waiting for descriptors outside the queue */
     bool blind; /* the loop cannot wait for descriptors any more */
     int doom;   /* the error for which every task was cancelled; 0: none */
     char doom_text[CONC__TEXT];
@@ -2168,7 +2169,7 @@ typedef struct conc__outside {
     void *item;      /* where to store the item, or where to read it */
     conc_task *task; /* gets the text of an error */
     int result;      /* valid once the case has happened */
-    void *owner;     /* for the use of `notified` */
+    void *owner;     /* guards `notified` */
     /* Called on the loop after another thread has notified it. True: the case happened; false: an
      * earlier end() had returned true. */
     void (*notified)(struct conc__outside *o, bool happened);
@@ -2206,7 +2207,7 @@ typedef struct conc__extension {
     size_t (*jobs_queued)(void);
     /* is this a conc_job in use? The memory may have been overwritten */
     bool (*job_in_use)(const void *job);
-    /* does a task wait for a pipe of a running child program? *starts: how many were started */
+    /* is any task waiting on a pipe of a running child program? *starts: how many were started */
     bool (*pipe_awaited)(const conc_loop *l, unsigned *starts);
     /* the job that runs on this thread; NULL: none */
     struct conc__job_context *(*job_here)(void);
@@ -2985,7 +2986,7 @@ CONC__PRIVATE void conc__wake_close(conc_loop *l)
 CONC__PRIVATE void conc__wake_up(conc_loop *l)
 {
     uint64_t one = 1;
-    ssize_t n = write(l->wake_in, &one, sizeof one); /* may fail if the pipe is full: that wakes */
+    ssize_t n = write(l->wake_in, &one, sizeof one); /* a full pipe wakes, too */
     (void)n;
 }
 
@@ -3418,7 +3419,7 @@ CONC__PRIVATE int conc__epoll_pause(conc_loop *l, struct epoll_event *events, in
     return epoll_wait(l->poll_fd, events, max, conc__milliseconds(ns));
 }
 
-/* Replaces the epoll instance by a new one. A file that was closed here with close(2), and that
+/* Replaces the epoll instance with a new one. A file that was closed here with close(2), and that
  * another process still has open, would stay in the old one for good: only its number could remove
  * it. The instance of an embedded loop stays, as the host knows its descriptor. */
 CONC__PRIVATE void conc__epoll_renew(conc_loop *l)
@@ -3606,7 +3607,8 @@ CONC__PRIVATE bool conc__kqueue_confirm(conc_loop *l, const conc__fd *f)
 }
 
 /* Adds filters to those that f has, which show whether the number has meant the same file all the
- * time. If kqueue refuses, as for a pipe whose reader has gone, select(2) reports it ready. */
+ * time. If kqueue refuses a descriptor, as for a pipe whose reader has gone, select(2) reports the
+ * descriptor as ready. */
 CONC__PRIVATE bool conc__kqueue_add_more(conc_loop *l, conc__fd *f, int events)
 {
     int rc = conc__kqueue_control(l, f, events, EV_ADD | EV_ENABLE | EV_DISPATCH);
@@ -3681,7 +3683,7 @@ CONC__COLD int conc__kqueue_wait_apart(conc_loop *l, int64_t *ns)
     return 0;
 }
 
-/* macOS refuses a limit of some years, and sometimes fails with ETIMEDOUT at the end of one. */
+/* macOS refuses a limit of several years, and sometimes fails with ETIMEDOUT when one expires. */
 CONC__PRIVATE int conc__kqueue_pause(const conc_loop *l, struct kevent *events, int max, int64_t ns)
 {
     const int64_t longest = (int64_t)86400 * 1000000000;
@@ -4026,8 +4028,8 @@ enum {
     CONC__DROPS = 256 /* most stacks that one trim drops */
 };
 
-/* Drops stacks that a burst of tasks has left. Stacks are reused newest first: those that lie
- * deeper in `free` than any that was used since the last trim are not needed any more. */
+/* Drops stacks that a burst of tasks has left. Stacks are reused newest first: those deeper in
+ * `free` than any used since the last trim are no longer needed. */
 CONC__PRIVATE void conc__stack_cache_trim(conc__stack_cache *c)
 {
     conc__stack **at = &c->free;
@@ -4059,7 +4061,7 @@ CONC__PRIVATE bool conc__stack_cache_grew(const conc__stack_cache *c)
     return c->cold || (c->resident > CONC__KEPT && c->free && !unchanged);
 }
 
-/* True: there is more to drop, soon. */
+/* True: more will have to be dropped soon. */
 CONC__PRIVATE bool conc__stacks_trim(conc_loop *l)
 {
     bool soon = false;
@@ -4535,8 +4537,8 @@ CONC__PRIVATE bool conc__awaits_outside(const conc_loop *l)
     return l->watched || l->signal_waits || l->awaited;
 }
 
-/* Does the loop's wake-up descriptor still mean its own file? A program that has closed it may have
- * opened another file with its number. */
+/* Does the loop's wake-up descriptor still refer to the loop's own file? A program that has closed
+ * it may have opened another file with its number. */
 CONC__PRIVATE bool conc__wake_is_ours(const conc_loop *l)
 {
     bool ours = conc__is_open(l->wake_out);
@@ -4569,7 +4571,7 @@ CONC__COLD void conc__poller_failed(conc_loop *l, int rc)
     conc__doom(l, rc);
 }
 
-/* Waits for events and handles them: at most ns; 0: only polls. */
+/* Waits at most ns for events, and handles them; 0: only polls. */
 CONC__PRIVATE void conc__poll_wait_for(conc_loop *l, int64_t ns)
 {
     enum { NAP = 1000000 };
@@ -4785,10 +4787,10 @@ CONC__PRIVATE bool conc__has_posts(conc_loop *l)
 }
 
 /* A child program takes real time, which does not pass on the virtual clock. So while a task waits
- * for the end or a pipe of a running one, the virtual clock jumps over d seconds only after d real
- * seconds. That count restarts when the clock has moved, a timer was armed or a program was
- * started, as a limit on one program does not apply to the next. Returns how long the clock must
- * still stand. */
+ * until a running child ends, or on one of its pipes, the virtual clock jumps over d seconds only
+ * after d real seconds. That count restarts when the clock has moved, a timer was armed or a
+ * program was started, as a limit on one program does not apply to the next. Returns how long the
+ * clock must still stand. */
 CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
 {
     unsigned starts = 0;
@@ -4875,7 +4877,7 @@ CONC__PRIVATE void conc__sleep_or_deadlock(conc_loop *l, int64_t next, int64_t l
     l->awaits_interrupt = false;
 }
 
-/* Virtual clock: the real time until the shield ends in which a job has begun this run. */
+/* Virtual clock: the real time until the end of the shield in which a job has begun this run. */
 CONC__COLD int64_t conc__until_job_limit(conc_loop *l)
 {
     int64_t now = conc__clock();
@@ -5123,8 +5125,8 @@ CONC__PRIVATE bool conc__lent_is_over(const conc__holding *h)
     return strcmp(h->place, CONC__A_JOB) == 0 && !conc__extended.job_in_use(h->object);
 }
 
-/* Aborts with a report if conc still uses an object in lost memory: on the stack where the task
- * runs, below an address. */
+/* Aborts with a report if conc still uses an object on the running task's stack below this address,
+ * where memory is about to be lost. */
 CONC__COLD void conc__check_lent(conc_loop *l, const conc_task *t, const void *below,
                                  const char *how)
 {
@@ -5804,7 +5806,7 @@ CONC__PRIVATE conc__source conc__kept_source(const char *name, const char *spawn
 }
 
 /* The room for the text of a task's newest error and, after it, for the name of the task that the
- * error came from. NULL: out of memory; strerror must do. */
+ * error came from. NULL: out of memory; strerror will have to do. */
 CONC__PRIVATE char *conc__text_room(conc_task *t)
 {
     if (!t->text) {
@@ -5899,7 +5901,7 @@ CONC_API int conc_fail(int rc, const char *fmt, ...)
 }
 
 /* Returns rc, an error that conc itself makes. It gets the text of conc_strerror, not that of an
- * earlier error of the system with the same number. */
+ * earlier system error with the same number. */
 CONC__COLD int conc__own_error(int rc)
 {
     conc_loop *l = conc__of_task();
@@ -5949,8 +5951,8 @@ CONC__PRIVATE const char *conc__system_text(int rc)
     return text;
 }
 
-/* Returns rc, a result of the system. An error gets the system's text, which may differ from that
- * of conc_strerror, and the name of what the call was about (NULL: none). */
+/* Returns rc, the result of a system call. Records the error with the system's text, which may
+ * differ from conc_strerror's, and the name of the object of the call (NULL: none). */
 CONC__PRIVATE int conc__system_failed(int rc, const char *about)
 {
     if (rc >= 0 || rc == -ECANCELED)
@@ -6186,8 +6188,8 @@ static inline void conc__child_add(conc_group *g, conc_task *t)
         g->live_handles++;
 }
 
-/* Is this a group's first or last child? A handle whose task lives may have been overwritten, as at
- * the start of a block that initializes it; then this mostly finds out. */
+/* Is this a group's first or last child? The handle of a live task may have been overwritten, as at
+ * the start of a block that initializes it; this usually detects that. */
 static inline bool conc__is_at_an_end(const conc_group *g, const conc_task *t)
 {
     const conc_task *first = g->children;
@@ -6813,7 +6815,7 @@ CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_ta
     return false;
 }
 
-/* Called when a slot of the group is free: wakes the tasks that this concerns. */
+/* Called when a slot of the group is free: wakes the tasks that wait for one. */
 CONC__PRIVATE void conc__child_gone(conc_loop *l, conc_group *g)
 {
     conc__grant_room(l, g);
@@ -7032,8 +7034,8 @@ CONC__COLD void conc__report_held(conc_task *t)
     errno = saved;
 }
 
-/* Ends a task whose function has returned rc. Afterwards the stack is free, and with it a task
- * without a handle. */
+/* Ends a task whose function has returned rc. Afterwards the stack is free, and so is the task if
+ * it has no handle. */
 static inline void conc__task_end(conc_loop *l, conc_task *t, int rc)
 {
     conc_group *g = t->group;
@@ -7204,7 +7206,7 @@ CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
     }
 }
 
-/* Gives up the ended tasks that were not collected; their handles may be reused. Their errors,
+/* Discards the ended tasks that nobody has collected; their handles may be reused. Their errors,
  * apart from the group's own, go to on_error. */
 CONC__PRIVATE void conc__drop_finished(conc_loop *l, conc_group *g)
 {
@@ -7694,7 +7696,7 @@ typedef struct conc__gen {
     bool gone; /* the run's end has closed it, and a conc_gen may still point here */
 } conc__gen;
 
-enum { CONC__LATE_EMITS = 1000 }; /* emits during the close after which a body is stopped */
+enum { CONC__LATE_EMITS = 1000 }; /* emits tolerated during the close, before the body is stopped */
 
 static conc__gen conc__exhausted; /* the body of every conc_gen whose own body has ended */
 
@@ -8169,8 +8171,8 @@ CONC__PRIVATE bool conc__fd_is_polled(const conc__fd *f)
     return f->state == CONC__FD_FOREIGN || f->state == CONC__FD_EDGE;
 }
 
-/* What all threads know of a number. A descriptor that conc opened may be handed to another thread
- * and closed there; its number may then mean another file in this thread. */
+/* What all threads share about a descriptor's number. A descriptor that conc opened may be handed
+ * to another thread and closed there; its number may then mean another file in this thread. */
 typedef struct conc__shared_fd {
     atomic_uint closings; /* how often conc_close was called for it */
     atomic_uint run;      /* low bits of the run that has it in the state EDGE; 0: none has */
@@ -8205,15 +8207,15 @@ CONC__PRIVATE void conc__fd_publish_edge(const conc_loop *l, const conc__fd *f, 
         atomic_compare_exchange_strong(at, &run, 0);
 }
 
-/* Has no thread called conc_close for the number since the loop last checked it? True is certain;
- * false is certain only if the number has a counter of its own. */
+/* True: no thread has called conc_close for the number since the loop last checked it. True is
+ * certain; false is certain only if the number has a counter of its own. */
 CONC__PRIVATE bool conc__fd_not_closed(const conc__fd *f)
 {
     return f->closings == atomic_load_explicit(conc__closings_of(f->number), memory_order_relaxed);
 }
 
-/* Is it certain, without asking the kernel, that the poller reports what happens to it? Debug
- * mode asks the kernel all the same, to report a close by other means. */
+/* Is it certain, without asking the kernel, that the poller reports events of this descriptor?
+ * Debug mode asks the kernel all the same, to report a close by other means. */
 CONC__PRIVATE bool conc__fd_is_certain(const conc_loop *l, const conc__fd *f)
 {
     return f->state == CONC__FD_EDGE && conc__fd_not_closed(f) && !CONC__DEBUGS(l);
@@ -8278,7 +8280,7 @@ CONC__PRIVATE int conc__fd_wanted(const conc__fd *f)
     return wanted;
 }
 
-/* Does a task wait for any event of it? */
+/* Is a task waiting for any event of it? */
 CONC__PRIVATE bool conc__fd_has_waits(const conc__fd *f)
 {
     return conc__fd_wanted(f) || f->waits[0].first;
@@ -8310,7 +8312,7 @@ CONC__PRIVATE void conc__fd_wake(conc_loop *l, conc__fd *f, int list, int ready,
     }
 }
 
-/* From now on the number means another file, or none. */
+/* From now on the number refers to another file, or to none. */
 CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
 {
     f->id++;
@@ -8335,7 +8337,7 @@ CONC__COLD void conc__fd_lost(conc_loop *l, conc__fd *f)
     conc__fd_gone(l, f);
 }
 
-/* conc has opened this socket. -ENOMEM: it is closed again. */
+/* Registers a socket that conc has opened. On -ENOMEM it closes the socket. */
 CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
 {
     conc__fd *f = conc__fd_of(l, number);
@@ -8365,7 +8367,7 @@ CONC__PRIVATE bool conc__fd_own_confirm(conc_loop *l, conc__fd *f)
     return true;
 }
 
-/* Does the number still mean the same file? If not, it is gone. */
+/* Does the number still refer to the same file? If not, it is gone. */
 CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f)
 {
     if (f->state == CONC__FD_UNKNOWN || conc__fd_is_certain(l, f))
@@ -8458,8 +8460,8 @@ CONC__PRIVATE int conc__fd_watch_slowly(conc_loop *l, int number, int events, co
     return conc__fd_add(l, f, events);
 }
 
-/* Makes sure that the poller reports the events. 0: a wait for them may join *out's lists; 1: no
- * wait is needed, as the file is always ready for these events; or an error. */
+/* Makes sure that the poller reports the events. 0: the caller may add a wait to *out's lists; 1:
+ * no wait is needed, as the file is always ready for these events; or an error. */
 CONC__PRIVATE int conc__fd_watch(conc_loop *l, int number, int events, conc__fd **out)
 {
     conc__fd *f = *out = conc__fd_find(l, number);
@@ -8954,8 +8956,8 @@ CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io, int fd, int access)
 }
 
 /* Moves the first `count` parts of a file that poll(2) reports as ready. A device may move each
- * part by a call of its own, and the second of them may block. Linux refuses flags for such a file:
- * then only the first part is moved. */
+ * part in a separate call, and the second may block. Linux refuses flags for such a file: then only
+ * the first part is moved. */
 CONC__PRIVATE ssize_t conc__io_parts(const conc__io *io, int count, int access)
 {
     const struct iovec *part = conc__io_first_part(io);
@@ -8970,8 +8972,8 @@ CONC__PRIVATE ssize_t conc__io_parts(const conc__io *io, int count, int access)
     return write(io->fd, part->iov_base, part->iov_len);
 }
 
-/* Writes at most as many bytes as do not block after poll(2) has reported room: as many whole parts
- * as fit, or a piece of the first. */
+/* Writes no more than can be written without blocking once poll(2) has reported room: as many whole
+ * parts as fit, or a piece of the first. */
 CONC__PRIVATE ssize_t conc__io_write_some(const conc__io *io, size_t most)
 {
     size_t n = 0;
@@ -8997,7 +8999,7 @@ CONC__PRIVATE ssize_t conc__io_read_some(const conc__io *io)
     return read(io->fd, part->iov_base, n);
 }
 
-/* Moves bytes of a file that a call with RWF_NOWAIT does not serve. */
+/* Moves bytes of a file for which RWF_NOWAIT does not work. */
 CONC__PRIVATE ssize_t conc__io_polled(const conc__io *io, int access, const struct stat *st)
 {
     bool writes = access == CONC__WRITES;
@@ -9344,7 +9346,7 @@ CONC_API ssize_t conc_send(int fd, const void *buf, size_t n, int flags)
 CONC__PRIVATE ssize_t conc__io_full(const char *call, conc__io_fn *once, int events, int fd,
                                     char *bytes, size_t n)
 {
-    enum { AT_ONCE = 1024 * 1024 }; /* more would hold the loop too long; a datagram is smaller */
+    enum { AT_ONCE = 1024 * 1024 }; /* more would block the loop for too long */
     size_t done = 0;
     if (!conc__in_task_of(call))
         return -EPERM;
@@ -9715,7 +9717,7 @@ CONC__PRIVATE void conc__unlock_path(const conc__path_lock *k)
     close(k->fd);
 }
 
-/* Is there a socket file, and which? */
+/* Is there a socket file, and if so, which? */
 CONC__PRIVATE bool conc__is_socket_file(const conc__address *a, struct stat *st)
 {
     const char *path = a->as.bytes + offsetof(struct sockaddr_un, sun_path);
@@ -9723,7 +9725,7 @@ CONC__PRIVATE bool conc__is_socket_file(const conc__address *a, struct stat *st)
 }
 
 /* Is there a socket file that no process listens on, and which? 1, 0, or an error: the process
- * lacks a resource to find out. */
+ * lacks the resources to find out. */
 CONC__PRIVATE int conc__is_stale(const conc__address *a, struct stat *st)
 {
     if (!conc__is_socket_file(a, st))
@@ -10438,7 +10440,7 @@ enum { CONC__STREAM_FRESH, CONC__STREAM_OPEN, CONC__STREAM_CLOSED };
  *
  * At most one call of read runs, by the stream's reader, and one of write or shutdown, which sends
  * from the beginning of the buffer: by the task whose turn to write it is, or by the sender. While
- * it runs the buffer is not moved, and other tasks append their bytes.
+ * a write is running, the buffer does not move, and other tasks append to it.
  *
  * The sender is a background task. It starts if bytes were written and a task reads or is about to:
  * so both peers can send much and then read, which one task could not do for them. If writing
@@ -10533,7 +10535,7 @@ static inline void conc__stream_exit(conc_loop *l, conc_stream *s)
         conc__stream_left(l, s);
 }
 
-/* The same for a call that returns `result`; an error is not one of reading. */
+/* The same for a call that returns `result`, which is not an error of reading. */
 CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t result)
 {
     if (CONC__UNLIKELY(result < 0))
@@ -10779,7 +10781,7 @@ CONC__PRIVATE int conc__transport_may_send(conc_loop *l, conc_stream *s)
     return s->write_error;
 }
 
-/* Writes while no other call sends: how many bytes the transport took, or an error. */
+/* Writes while no other call is sending. Returns how many bytes the transport took, or an error. */
 CONC__PRIVATE ssize_t conc__transport_write(conc_loop *l, conc_stream *s, const char *bytes,
                                             size_t n)
 {
@@ -11060,8 +11062,8 @@ CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
     return rc;
 }
 
-/* Waits for bytes, and sends the buffer, which the peer may have to read first. If sending fails,
- * returns without waiting. */
+/* Sends the buffer, which the peer may need before it answers, and waits for bytes. If sending
+ * fails, returns without waiting. */
 CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s, conc__retry *p)
 {
     int events = CONC_READABLE;
@@ -11236,7 +11238,7 @@ typedef struct conc__record {
     const char *delimiter;
     size_t size;    /* of the delimiter */
     size_t slack;   /* the most bytes that the end of a record has */
-    bool line;      /* a line, which is returned without its end */
+    bool line;      /* a line, which is returned without its terminator */
     size_t scanned; /* bytes at the start of the buffer in which no delimiter begins */
 } conc__record;
 
@@ -13194,8 +13196,8 @@ CONC__PRIVATE int conc__crowd_order(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-/* Prints very many tasks: a line for each place and state, with the task that has waited longest.
- * */
+/* Summarizes very many tasks: a line for each place and state, with the task that has waited
+ * longest. */
 CONC__PRIVATE void conc__print_crowds(conc_loop *l, FILE *out)
 {
     conc__crowd *crowds = conc__alloc(CONC__CROWDS * sizeof *crowds);
@@ -13373,8 +13375,8 @@ CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
     return true;
 }
 
-/* Every task waits. Does main_fn sleep until a signal ends the program? Not if a shield keeps that
- * away, and not if other tasks wait for each other in a circle. */
+/* Every task waits. Does main_fn sleep until a signal ends the program? Not if a shield blocks the
+ * cancel, and not if other tasks wait for each other in a circle. */
 CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit)
 {
     const conc__wait *w = l->main.wait;
@@ -13495,7 +13497,7 @@ CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *place, 
     conc__on_loop(l, conc__lost_on_loop, &c);
 }
 
-/* Each task has a stack, and each generator that is open or was stopped for good. */
+/* Each task has a stack, and so does each generator that is open or was stopped for good. */
 CONC__PRIVATE void conc__count_stacks(const conc_loop *l, conc_stats *s)
 {
     size_t all = 0;
@@ -13685,7 +13687,7 @@ CONC__PRIVATE char *conc__put_name(char *to, const char *name)
     return to;
 }
 
-/* Begins an event. Returns where to write the rest of it, whose end conc__trace_put is given; NULL:
+/* Begins an event. Returns where to write the rest; pass the end of it to conc__trace_put. NULL:
  * the trace has ended. */
 CONC__FAST char *conc__trace_room(conc_loop *l, const char *name)
 {
@@ -14032,8 +14034,8 @@ CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, conc__source use
     return lowest;
 }
 
-/* Clears a stack after its last user. Some of many pages may never have been touched, and writing
- * there would take memory: they are returned to the system. */
+/* Clears a stack after its last user. If there are many pages, some may never have been touched,
+ * and writing to them would allocate memory: they are returned to the system instead. */
 CONC__PRIVATE void conc__stack_clear(conc__stack *s, char *from)
 {
     enum { MANY = 1024 * 1024 }; /* bytes */
@@ -14070,10 +14072,10 @@ CONC__PRIVATE void conc__usage_report(conc_loop *l)
 
 /* -- backtraces -- */
 
-/* Finds where another thread stands, and the names of its functions. Reading must not crash,
- * whatever state the thread is in: memory is read through the kernel, which returns an error if
- * there is none, files are read piece by piece, and nothing is allocated. Only on Linux; elsewhere
- * reports have no frames. */
+/* Finds where another thread is executing, and the names of the functions on its stack. Reading
+ * must not crash, whatever state the thread is in: memory is read through the kernel, which returns
+ * an error if there is none, files are read piece by piece, and nothing is allocated. Only on
+ * Linux; elsewhere reports have no frames. */
 
 enum { CONC__FRAMES = 32 };
 
@@ -14195,7 +14197,7 @@ CONC__PRIVATE bool conc__section_at(int fd, const ElfW(Ehdr) * header, uint64_t 
     return conc__read_at(fd, section, sizeof *section, header->e_shoff + i * sizeof *section);
 }
 
-/* Searches the tables of symbols of an open file. */
+/* Searches the symbol tables of an open file. */
 CONC__PRIVATE void conc__symbol_search(int fd, const ElfW(Ehdr) * header, conc__symbol *s)
 {
     ElfW(Shdr) table, names;
@@ -14320,7 +14322,7 @@ typedef struct conc__held_by {
 } conc__held_by;
 
 /* Debug: a thread that checks, several times within the time that a step may take, if the same step
- * still runs. */
+ * is still running. */
 typedef struct conc__watchdog {
     pthread_t id, of;
     long of_number;
@@ -14472,7 +14474,7 @@ CONC__COLD void conc__store_frames(conc__watchdog *d, const void *context)
     memcpy(d->frames, all + first, (size_t)d->count * sizeof all[0]);
 }
 
-/* The handler, in the thread that the watchdog asks. */
+/* The signal handler; runs in the thread that the watchdog asks. */
 CONC__PRIVATE void conc__on_question(int number, siginfo_t *info, void *context)
 {
     int saved = errno;
@@ -14900,7 +14902,7 @@ CONC__PRIVATE void conc__diagnosis_close(conc_loop *l)
         return;
     conc__dumps_close(l);
     conc__opened_report(l, NULL);
-    while (l->handles) /* these are of jobs that have ended */
+    while (l->handles) /* these belong to jobs that have ended */
         conc__holding_drop(&l->handles, l->handles->newest->object);
     conc__usage_report(l);
     conc__trace_close(l);
@@ -15102,8 +15104,8 @@ CONC__PRIVATE void conc__loop_close(conc_loop *l)
         conc__loop_free(l);
 }
 
-/* The first state of conc_random; l differs from run to run, as the clock does. Seeds count from 1,
- * so a run on the virtual clock has that of seed 1. */
+/* The initial state of conc_random. The address l and the clock differ from run to run. Seeds count
+ * from 1, so a run on the virtual clock has that of seed 1. */
 CONC__PRIVATE uint64_t conc__first_draw(const conc_options *o, const conc_loop *l)
 {
     if (o->random)
@@ -15305,7 +15307,7 @@ CONC__PRIVATE void conc__keep_words_of_run(int rc, const char *text)
     conc_fail(rc, "%s", text); /* if this thread runs a job, it is the job's error */
 }
 
-/* Opens a run, and makes it this thread's. */
+/* Opens a run, and makes it the current one of this thread. */
 CONC__PRIVATE int conc__open_run(conc_loop **out, bool embedded, const conc_options *options,
                                  const char *spawned, conc_fn *main_fn, void *arg)
 {
@@ -15510,8 +15512,8 @@ CONC_API double conc_embed_timeout(conc_embed *e)
     int64_t next = CONC__NEVER, now = conc__clock(), verify = l->verified + CONC__VERIFY_EVERY;
     if (!l->virtual_clock)
         next = conc__wheel_next(&l->wheel);
-    /* the host may close a descriptor; while l->retried is set, the virtual clock is about to
-     * jump, and conc__jump_clock verifies them */
+    /* the host may close a descriptor; while l->retried is set, the virtual clock is about to jump,
+     * and conc__jump_clock verifies the descriptors */
     if (l->verify_count && !l->retried && verify < next)
         next = verify;
     if (l->retried && now + CONC__MOMENT < next)
@@ -15660,7 +15662,7 @@ CONC_API int conc__lock_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
 CONC_API int conc__lock_try_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
 
 /* Hands the lock to its first waiter, or frees it. Not a checkpoint. -EPERM: the calling task does
- * not have the lock. */
+ * not hold the lock. */
 CONC_API int conc_lock_release(conc_lock *l);
 
 /* The task that has the lock; NULL: none. If the owner may have ended without a release, the
@@ -15783,10 +15785,10 @@ typedef struct conc_cond {
     conc__waits waits;
 } conc_cond;
 
-/* Releases the lock, waits to be notified, and acquires the lock again. The task has the lock
- * whatever is returned, so a return can come later than a time limit. Other tasks may run between
- * the notify and the return: test the condition in a loop. Errors: -EPERM (the task does not have
- * the lock), -ECANCELED (the wait used up no notify). */
+/* Releases the lock, waits to be notified, and acquires the lock again. The task holds the lock
+ * whatever the result, so the call may return after a time limit. Other tasks may run between the
+ * notify and the return: test the condition in a loop. Errors: -EPERM (the task does not have the
+ * lock), -ECANCELED (the wait used up no notify). */
 CONC_API int conc_cond_wait(conc_cond *c, conc_lock *l) CONC_NODISCARD;
 
 /* Notifies the first n waiters, or all. Each continues once it has its lock again; the caller need
@@ -15861,7 +15863,7 @@ CONC_API bool conc_future_is_set(const conc_future *f);
 enum {
     CONC_QUEUE_FIFO,
     CONC_QUEUE_LIFO,
-    /* the least item first, equal items in the order of their puts; needs less */
+    /* the smallest item first, equal items in the order of insertion; needs less */
     CONC_QUEUE_PRIORITY
 };
 
@@ -15870,7 +15872,7 @@ typedef struct conc_queue {
     size_t capacity;  /* items; a put beyond it waits; 0: no limit */
     int kind;
     /* does a come before b? Setting it implies CONC_QUEUE_PRIORITY. It must not wait. Items are
-     * aligned as max_align_t at most */
+     * aligned to at most alignof(max_align_t) */
     bool (*less)(const void *a, const void *b);
     /* private */
     bool closed, checked;
@@ -15946,8 +15948,8 @@ CONC_API int conc_queue_task_done(conc_queue *q);
 /* Waits until every item that was put is done. Errors: -ECANCELED, -EPIPE (destroyed meanwhile). */
 CONC_API int conc_queue_join(conc_queue *q) CONC_NODISCARD;
 
-/* Ends puts: every waiting put, and every waiting get, returns -EPIPE. Items in the queue can still
- * be taken. A second close does nothing. Not a checkpoint. */
+/* Closes the queue to puts: every waiting put, and every waiting get, returns -EPIPE. Items in the
+ * queue can still be taken. A second close does nothing. Not a checkpoint. */
 CONC_API void conc_queue_close(conc_queue *q);
 
 /* Closes the queue for good, drops its items, and frees its memory. Items that were taken still
@@ -16676,7 +16678,8 @@ CONC_API int conc__rwlock_try_acquire(conc_rwlock *k, int how, const char *place
     return 0;
 }
 
-/* May the running task release it? Which tasks read it is not recorded, so any task may then. */
+/* May the running task release it? Which tasks read it is not recorded, so it could be any of them.
+ * */
 CONC__PRIVATE bool conc__rwlock_may_release(const conc_loop *l, conc_rwlock *k)
 {
     if (k->writer && !conc__rwlock_is_mine(l, k))
@@ -17122,8 +17125,8 @@ CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
 }
 #pragma GCC diagnostic pop
 
-/* These two are for queues with a `limit`: their items have 4 or 8 bytes, which are copied without
- * a call. */
+/* These two are for queues with a `limit`: their items are 4 or 8 bytes, which are copied inline.
+ * */
 CONC__FAST void conc__item_load(const conc_queue *q, void *item, size_t i)
 {
     if (q->item_size == 4)
@@ -17548,7 +17551,7 @@ typedef struct conc__choice {
     bool has_outside; /* a case waits, or has waited, in conc_pool.h */
     conc_case *cases;
     size_t n;    /* cases that wait */
-    int chosen;  /* the case that happened; -1: none yet */
+    int chosen;  /* the case that was chosen; -1: none yet */
     int64_t due; /* the earliest deadline of a CONC_CASE_AFTER; CONC__NEVER: none */
     int timed;   /* its case */
     conc__timer timer;
@@ -18421,8 +18424,8 @@ CONC_API int conc_file_read(const char *path, void **data, size_t *size) CONC_NO
 /* Replaces the file with these bytes, whole or not at all: writes a new file with the permissions
  * of the old one, syncs it to disk, and renames it to path. If the old file cannot be replaced (a
  * mount point, a file in /proc, a directory that this program may not change) it is overwritten in
- * place, and an error may leave a part. If the group cannot be kept, the new file grants no
- * permission that not everybody had before. Anything but a regular file (a terminal, a pipe,
+ * place, and an error may leave a part. If the group cannot be kept, the new file gives the group
+ * only the permissions that everybody had before. Anything but a regular file (a terminal, a pipe,
  * /dev/null) is simply written to. Waits. */
 CONC_API int conc_file_write(const char *path, const void *data, size_t size) CONC_NODISCARD;
 
@@ -18494,11 +18497,11 @@ CONC_API int conc_child_kill(conc_child *c, int signal);
 /* Closes the pipes and ends the child if it still runs: by SIGKILL, or with .grace by SIGTERM (and
  * SIGCONT, in case it is stopped) and SIGKILL that many seconds later; its output can be read until
  * then. With .group this applies to the whole group, and the grace lasts until its last process has
- * ended. Waits for the child's end, even if cancelled: 0. In a posted function, which holds the
- * loop meanwhile, there is no grace. If another caller is closing the child, waits for that; other
- * callers' waits end with the child's status, and do not touch *c once it is closed. Closing twice,
- * or what was never started, does nothing; in a forked process a child of the parent keeps running.
- * -EBUSY: another thread is starting it. */
+ * ended. Waits until the child has ended, even if cancelled. Returns 0. In a posted function, which
+ * holds the loop meanwhile, there is no grace. If another caller is closing the child, waits for
+ * that; other callers' waits end with the child's status, and do not touch *c once it is closed.
+ * Closing it twice, or one that was never started, does nothing; in a forked process the parent's
+ * child keeps running. -EBUSY: another thread is starting it. */
 CONC_API int conc_child_close(conc_child *c);
 
 /* What conc_child_communicate writes and reads. Zero the fields that you do not set. */
@@ -18620,7 +18623,7 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
 
 /* ---- >>waiting ------------------------------------------------------------------------------ */
 
-/* Where a thread sleeps until another thread sets it. */
+/* A flag on which a thread sleeps until another thread sets it. */
 typedef struct conc__thread_event {
     pthread_mutex_t mutex;
     pthread_cond_t cond;
@@ -18647,7 +18650,7 @@ typedef struct conc__waiter {
     void *item;                    /* the job that is waited for or submitted; a channel's item */
     conc__job_outcome *outcome;    /* receives the outcome of the job that is waited for */
     bool *stop;                    /* set when the waiting task is cancelled; NULL: none */
-    struct conc__job_queue *queue; /* that has the job that is waited for */
+    struct conc__job_queue *queue; /* that runs the awaited job */
     /* a thread's: a process pool's, whose replies it may collect; holds a reference */
     struct conc__job_queue *polls_queue;
     struct conc__job_context *context; /* a job's: its clocks advance meanwhile */
@@ -18669,7 +18672,7 @@ static struct conc__job_queue *conc__job_queues;
 /* Protects the state of all child programs: each is reaped once, and not signalled after that. */
 static pthread_mutex_t conc__children_mutex = PTHREAD_MUTEX_INITIALIZER;
 
-/* Locks a mutex that is only held for less time than it takes to fall asleep: spins first. */
+/* Locks a mutex that is never held for longer than it takes to fall asleep: spins first. */
 CONC__PRIVATE void conc__lock_briefly(pthread_mutex_t *mutex)
 {
     if (pthread_mutex_trylock(mutex) == 0)
@@ -18856,8 +18859,8 @@ CONC__PRIVATE void conc__run_cancel_hooks(void)
     pthread_mutex_unlock(&conc__cancel_hooks.mutex);
 }
 
-/* Registers the hook of a job (NULL: none) that begins to wait. If the job was asked to end before,
- * calls it at once. */
+/* Registers the hook of a job that is about to wait (NULL: no job). If the job was asked to end
+ * before, calls it at once. */
 CONC__PRIVATE void conc__cancel_hook_add(conc__cancel_hook *s, const struct conc__job_context *ctx,
                                          void (*ask)(conc__cancel_hook *self))
 {
@@ -18962,7 +18965,7 @@ CONC__PRIVATE int conc__wait_in_thread(conc__wait *wait, pthread_mutex_t *mutex)
     return w->result;
 }
 
-/* Refuses a call that may wait in a posted function. */
+/* In a posted function, refuses a call that may wait. */
 CONC__COLD int conc__caller_refused(const char *call)
 {
     return conc__misused(-EPERM, call, "only a task may call it", NULL);
@@ -19141,7 +19144,7 @@ typedef struct conc__worker_thread {
     _Atomic(conc_job *) batch[CONC__BATCH];
 } conc__worker_thread;
 
-/* The queued jobs that have one clock, which they hold together. */
+/* The queued jobs that share a clock, and together keep it stopped. */
 typedef struct conc__queue_clock {
     conc_loop *clock;
     size_t jobs; /* 0: the slot is free */
@@ -19362,7 +19365,7 @@ CONC__PRIVATE void conc__reply_poller_close(conc_loop *l, struct conc__reply_pol
 CONC__PRIVATE void conc__job_end(conc__job_queue *q, conc_job *j, int result,
                                  const conc__job_context *ctx, bool locked);
 
-/* A value that storage which is not a job is unlikely to contain. */
+/* A value that memory is unlikely to contain unless it holds a job. */
 CONC__PRIVATE uintptr_t conc__job_seal(const conc_job *j)
 {
     uint64_t hash = (uint64_t)(uintptr_t)j * 0x9e3779b97f4a7c15u;
@@ -19902,7 +19905,7 @@ CONC__COLD void conc__job_drop_clock(const conc__job_context *ctx, conc_loop *cl
     ctx->thread->holds_clock = at_work;
 }
 
-/* Ends a job that ran in ctx; NULL: it was taken back. locked: the caller has the mutex. */
+/* Ends a job that ran in ctx; NULL: it was taken back. locked: the caller holds the mutex. */
 CONC__PRIVATE void conc__job_end(conc__job_queue *q, conc_job *j, int result,
                                  const conc__job_context *ctx, bool locked)
 {
@@ -20009,9 +20012,9 @@ CONC__PRIVATE conc__job_context *conc__job_context_in(const conc__job_queue *q)
 }
 
 /* Under the mutex: how many threads there may be. A thread that waits in a run inside a job does
- * not count: only this job queue may do what it waits for. While there are such threads, those that
- * wait for other jobs do not count either, as these jobs may be theirs. A thread with an abandoned
- * job counts. */
+ * not count: only this job queue may do what it waits for. While there are such threads, a thread
+ * that waits for another job does not count either, as that job may belong to one of them. A thread
+ * with an abandoned job counts. */
 CONC__PRIVATE int conc__job_queue_max_threads(const conc__job_queue *q)
 {
     int most = q->max_workers + q->nested;
@@ -20062,7 +20065,7 @@ CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
  * do not hold their clocks. */
 CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
 {
-    /* threads that could run queued jobs, or count in q->blocking */
+    /* threads that could run queued jobs, or are counted in q->blocking */
     int able = q->max_workers - q->abandoned;
     if (!q->nested)
         able -= q->waiting;
@@ -20305,7 +20308,7 @@ CONC__PRIVATE void conc__job_add_waiter(conc_job *j, conc__waiter *w)
         j->waiters = w;
 }
 
-/* Under the mutex: does a waiter want the result that has not given up? */
+/* Under the mutex: does a waiter that has not given up want the result? */
 CONC__PRIVATE bool conc__job_is_wanted(const conc_job *j)
 {
     return j->waiters && !j->waiters->gives_up;
@@ -20464,7 +20467,7 @@ CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop, conc__j
     conc__job_wait_as(l, j, &w, &conc__waits_for_job);
 }
 
-/* Makes the outcome of a job the caller's newest error, and returns the job's result. */
+/* Sets the caller's newest error from the outcome of a job, and returns the job's result. */
 CONC__PRIVATE int conc__job_result(conc_loop *l, const conc__job_outcome *o)
 {
     const char *text = o->has_text ? o->text : NULL;
@@ -20576,7 +20579,7 @@ CONC__PRIVATE bool conc__worker_thread_steal(conc__job_queue *q, conc__worker_th
     return false;
 }
 
-/* Spins briefly before it sleeps, if no other thread of the job queue does. */
+/* Spins briefly before it sleeps, if no other thread of the job queue is spinning. */
 CONC__PRIVATE void conc__worker_thread_spin(conc__job_queue *q)
 {
     bool found = false;
@@ -21486,7 +21489,7 @@ CONC__PRIVATE void conc__job_timer_finish(conc__job_timer *t)
     conc__ending **at = &t->loop->endings;
     while (*at && *at != &t->ending)
         at = &(*at)->next;
-    if (*at) /* NULL: the run has ended, and taken it out */
+    if (*at) /* NULL: the run has ended, and has removed it */
         *at = t->ending.next;
     t->armed = false;
     t->was_over = true;
@@ -21805,8 +21808,8 @@ enum {
     CONC__SHARED_POOLS
 };
 
-/* A pool is opened by the first run that uses it. The last run that used any of them closes all.
- * The mutex protects everything but the pools themselves. */
+/* A pool is opened by the first run that uses it. The last run that used any of them closes them
+ * all. The mutex protects everything but the pools themselves. */
 static struct {
     pthread_mutex_t mutex;
     int runs;
@@ -22382,7 +22385,7 @@ CONC__FAST int conc__channel_wait(conc_loop *l, conc__channel *inner, void *item
     return conc__wait_result(rc);
 }
 
-/* All of a send or a receive. waits: it may wait. */
+/* The whole of a send or receive. waits: it may wait. */
 CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, bool waits,
                                       const char *call)
 {
@@ -22442,7 +22445,7 @@ CONC_API void conc_channel_close(conc_channel *c)
         conc__channel *none = NULL;
         bool is_closed = __atomic_compare_exchange_n(&c->inner, &none, &conc__shut_channel, false,
                                                      __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
-        if (!is_closed) /* another thread has made it meanwhile */
+        if (!is_closed) /* another thread has created it in the meantime */
             inner = conc__channel_lock(c, &rc);
     }
     if (!inner)
@@ -22450,7 +22453,7 @@ CONC_API void conc_channel_close(conc_channel *c)
     inner->closed = true;
     while (inner->senders)
         conc__waiter_wake(inner->senders, -EPIPE);
-    conc__channel_match(c, inner); /* a receiver may wait for items that are kept for others */
+    conc__channel_match(c, inner); /* receivers may wait although there are items: all reserved */
     pthread_mutex_unlock(&inner->mutex);
 }
 
@@ -22615,7 +22618,7 @@ CONC__PRIVATE int conc__outside_begin_job(conc_loop *l, conc__outside_wait *w)
     return rc;
 }
 
-/* Under the channel's mutex: what was kept for the case no longer is. */
+/* Under the channel's mutex: releases what was reserved for the case. */
 CONC__PRIVATE void conc__outside_unkeep(conc__outside_wait *w)
 {
     conc__waiter_remove(&w->waiter);
@@ -22974,9 +22977,9 @@ CONC__PRIVATE int conc__sync_file(int fd)
     return conc__or_errno(fsync(fd));
 }
 
-/* The mode of the file that replaces another one, whose owner or group it may not get. It grants no
- * access that was not granted before: the new group gets what everybody had, and what the old group
- * was denied everybody is denied, because its members now count among them. */
+/* The mode of a replacement file, which may not be able to keep the owner or group of the original.
+ * It grants no access that was not granted before: the new group gets what everybody had, and what
+ * the old group was denied everybody is denied, because its members now count among them. */
 CONC__PRIVATE mode_t conc__mode_after(const struct stat *before, const struct stat *now,
                                       bool list_lost)
 {
@@ -23367,8 +23370,8 @@ extern char **environ;
 CONC__PRIVATE char ***conc__environ(void) { return &environ; }
 #endif
 
-/* Copies an environment into one piece of memory, because the program may change its own during the
- * start of a child. The first entry is room for so many bytes. NULL: out of memory. */
+/* Copies an environment into one block, because the program may change its own while a child is
+ * starting. The first entry is room for so many bytes. NULL: out of memory. */
 CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
 {
     size_t n = 0, bytes = room;
@@ -23449,7 +23452,7 @@ typedef struct conc__child_process {
     bool closing, closed; /* a call is closing it; a call has closed it */
     bool lost;            /* once closed: its status is not known */
     int status;           /* once it is closed */
-    pid_t pid;            /* 0: the number is another process's by now */
+    pid_t pid;            /* 0: by now the number belongs to another process */
     char name[64];
     dev_t devices[3];
     ino_t inodes[3];   /* of its pipes; 0: not a pipe */
@@ -23512,8 +23515,8 @@ CONC__PRIVATE bool conc__child_process_runs(const conc__child_process *p)
     return !info.si_pid || (p->group && conc__group_lives(p->pid) == 1);
 }
 
-/* Can a wait for this descriptor be a wait for the child? An inherited input gets its bytes, and an
- * inherited output is read, by other processes, unless this program has the pipe's other end. */
+/* Can a wait for this descriptor be a wait for the child? Unless this program has the other end of
+ * the pipe, other processes supply an inherited input and read an inherited output. */
 CONC__PRIVATE bool conc__child_process_has_pipe(const conc__child_process *p, int fd,
                                                 const struct stat *st)
 {
@@ -23730,8 +23733,8 @@ CONC__PRIVATE bool conc__search_goes_on(int error)
 }
 
 /* Tries the program in the directories of this program's PATH. execvp is no alternative: it uses
- * the PATH of env, and runs unknown files with a shell. 0, or the last error, but EACCES rather
- * than any other. Async-signal-safe. */
+ * the PATH of env, and runs unknown files with a shell. 0, or the last error; EACCES takes
+ * precedence over the others. Async-signal-safe. */
 CONC__PRIVATE int conc__search_program(conc__child_start_call *s, conc__program_attempt *attempt)
 {
     char path[4096];
@@ -24256,7 +24259,7 @@ CONC_API int conc_child_start(conc_child *c)
     return 0;
 }
 
-/* Describes the child for an error: its program and its number. */
+/* Describes the child in an error text: its program and process id. */
 CONC__PRIVATE void conc__child_about(conc_child *c, char *to, size_t size)
 {
     *to = 0;
@@ -24278,7 +24281,7 @@ typedef struct conc__child_wait {
 } conc__child_wait;
 
 /* Has the child ended, or was it closed meanwhile? While it runs, *fd is the descriptor that
- * becomes readable at its end. */
+ * becomes readable when it ends. */
 CONC__PRIVATE bool conc__child_is_gone(const conc__child_wait *w, int *fd)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -24507,7 +24510,7 @@ CONC_API int conc_child_kill(conc_child *c, int signal)
 
 /* -- closing -- */
 
-/* Sends SIGTERM, and waits as long as the grace lasts. A child that is stopped has to continue
+/* Sends SIGTERM, and waits for up to the grace period. A child that is stopped has to continue
  * first. */
 CONC__PRIVATE void conc__child_terminate_gently(conc_child *c)
 {
@@ -24910,7 +24913,7 @@ CONC__PRIVATE int conc__segment_fd(size_t size)
         close(fd);
         return rc;
     }
-    /* without seals in the kernel, workers are trusted */
+    /* if the kernel has no file seals, workers are trusted */
     fcntl(fd, ADD_SEALS, SEAL | SHRINK | GROW);
     return fd;
 }
@@ -25856,7 +25859,8 @@ CONC__PRIVATE void conc__worker_receive_setup(const conc__setup_message *h, int 
 }
 
 /* The process of the supervisor, according to the worker's socket; -1: unknown. Processes that a
- * worker's constructors start or fork have its environment and socket too, but another parent. */
+ * worker's constructors start or fork have its environment and socket, too, but a different parent.
+ * */
 CONC__PRIVATE int conc__supervisor_process(void)
 {
     enum { PEERCRED = 17 }; /* SO_PEERCRED, which POSIX does not have */
@@ -26075,7 +26079,7 @@ typedef struct conc__supervisor {
     pthread_t thread;
     conc__job_context context; /* of that thread, for the text of its errors */
     sigset_t mask;             /* of the pool's opener, for jobs */
-    char **environment;        /* a copy from the opening of the pool, with the worker's mark */
+    char **environment;        /* a copy made when the pool was opened, with the worker's mark */
     conc__function_id init;    /* offset 0: none */
     size_t memory_limit;
     int max_jobs;
@@ -26619,7 +26623,7 @@ CONC__PRIVATE void conc__worker_signal(const conc__worker *w, int number)
     kill(w->pid, number);
 }
 
-/* Kills the worker. True: the caller is to end its job. */
+/* Kills the worker. True: the caller must end its job. */
 CONC__PRIVATE bool conc__worker_kill(conc__worker *w)
 {
     if (w->state == CONC__WORKER_COPYING)
@@ -27023,7 +27027,7 @@ CONC__PRIVATE bool conc__supervisor_has_workers(const conc__supervisor *s)
     return false;
 }
 
-/* May a signal have been sent from outside, and be no fault of the program? */
+/* Could a signal have been sent from outside, rather than by a fault of the program? */
 CONC__PRIVATE bool conc__may_be_sent(int signal)
 {
     switch (signal) {
@@ -27250,7 +27254,7 @@ CONC__PRIVATE int conc__supervisor_start(conc__supervisor *s)
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
 
-/* Polls the replies of one pool before a loop falls asleep whose tasks wait for them. */
+/* Polls the replies of one pool, before a loop sleeps whose tasks are waiting for them. */
 typedef struct conc__reply_poller {
     conc__idle_hook hook;
     conc__job_queue *queue;
