@@ -4894,8 +4894,9 @@ CONC__COLD int64_t conc__until_job_limit(conc_loop *l)
     return l->job_limit - now;
 }
 
-/* Called when no task is ready: waits for something from the clock or from outside. */
-CONC__PRIVATE void conc__idle(conc_loop *l)
+/* Called when no task is ready: waits for something from the clock or from outside. False: it has
+ * ended a conc_settle, whose task goes on before anything else can make a task ready. */
+CONC__PRIVATE bool conc__idle(conc_loop *l)
 {
     int64_t next = conc__wheel_next(&l->wheel);
     bool at_work = conc__at_work(l); /* before the posts are checked, see there */
@@ -4905,22 +4906,22 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
         job_limit = conc__until_job_limit(l);
     if (conc__has_posts(l)) {
         conc__poll_sometimes(l);
-        return;
+        return true;
     }
     if (conc__awaits_outside(l) && (l->settlers.first || jumps)) {
         conc__poll_now(l); /* descriptors that are ready come before time moves */
         conc__take_signals(l);
         if (l->ready)
-            return;
+            return true;
     }
     if (l->settlers.first) {
         conc__wake(l, l->settlers.first, 0);
-        return;
+        return false;
     }
     int64_t limit = conc__trim(l);
     if (jumps && !at_work) {
         conc__jump_clock(l, next);
-        return;
+        return true;
     }
     limit = conc__sooner(limit, conc__verify(l));
     limit = conc__sooner(limit, job_limit);
@@ -4928,6 +4929,7 @@ CONC__PRIVATE void conc__idle(conc_loop *l)
         conc__poll_events(l, l->embedded || l->ready ? 0 : limit, true);
     else
         conc__sleep_or_deadlock(l, next, limit);
+    return true;
 }
 
 /* Reads the clock and fires the timers that are due. The virtual clock moves in
@@ -4970,8 +4972,7 @@ CONC__PRIVATE void conc__tick(conc_loop *l)
     if (l->ready) {
         l->flooded = 0;
         conc__poll_sometimes(l);
-    } else {
-        conc__idle(l);
+    } else if (conc__idle(l)) {
         conc__run_posts(l);
         conc__take_signals(l);
         conc__read_clock(l);

@@ -461,6 +461,46 @@ static int sleeps_20_ms(void *arg)
     return 0;
 }
 
+/* Deadlines pass at any moment, also while a settle ends. */
+static bool settling_ends, half_done[64];
+
+static int is_often_half_done(void *arg)
+{
+    bool *half = arg;
+    while (!settling_ends) {
+        CONC_TRY(conc_sleep(1e-5 * (double)(1 + half - half_done)));
+        *half = true;
+        CONC_TRY(conc_yield());
+        *half = false;
+    }
+    return 0;
+}
+
+static int settles_among_them(void *arg)
+{
+    (void)arg;
+    conc_group g = {0};
+    settling_ends = false;
+    for (bool *half = half_done; half < half_done + 64; half++)
+        CHECK_INT(conc_spawn(&g, is_often_half_done, half), 0);
+    for (int i = 0; i < 3000; i++) {
+        CHECK_INT(conc_settle(), 0);
+        for (int k = 0; k < 64; k++)
+            CHECK(!half_done[k]);
+    }
+    settling_ends = true;
+    return conc_group_wait(&g);
+}
+
+TEST(no_task_goes_on_between_the_end_of_a_settle_and_the_task_that_settles)
+{
+    unsetenv("CONC_CLOCK");
+    for (uint64_t seed = 0; seed < 4; seed++) {
+        conc_options o = {.seed = seed};
+        CHECK_INT(conc_run_with(&o, settles_among_them, NULL), 0);
+    }
+}
+
 TEST(no_sleep_is_early_on_the_real_clock)
 {
     unsetenv("CONC_CLOCK");
