@@ -282,7 +282,7 @@ def health(process):
 
 
 def test_a_slow_destination_makes_the_sources_pause():
-    sources = Sources(6000, feed=26_000)
+    sources = Sources((3 * BOUND + 8) * BATCH, feed=26_000)  # none ends, even if one alone fills both queues
     with sources.started("slow=60", "health=0.05") as process:
         everyone = "; a.csv pauses; b.csv pauses; c.db pauses; feed pauses"
         apps.until(lambda: any(everyone in line for _, line in health(process)), "all sources pause")
