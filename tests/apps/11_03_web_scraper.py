@@ -361,10 +361,10 @@ def test_killed_in_the_middle_it_goes_on_as_well():
     db = apps.folder() / "x.db"
     with fake(tree(80)) as server:
         with started_scraper(server, db, "--delay", 0.01) as process:
-            apps.until(lambda: db.exists() and len(server.log) > 40, "some pages")
+            apps.until(lambda: len(server.log) > 40 and count_pages(db), "some pages")
             process.kill()
             process.wait()
-        apps.check(len(table(db)) > 0)
+        apps.check(count_pages(db), "the pages are lost")
         _, after = scrape(server, db=db)
         apps.check(len(after) == 80 and all(row[0] == "page" for row in after.values()), after)
 
