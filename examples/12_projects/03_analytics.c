@@ -575,16 +575,24 @@ static int serve_websocket(engine *e, http_connection *http, bool is_source)
     return rc == -ECANCELED ? rc : 0; /* a client that breaks off is no failure */
 }
 
+/* A copy: while it is sent, the next state takes the place of this one. */
+static int send_state(http_connection *http, const engine *e)
+{
+    CONC_TRY(http_set_header(http, "Content-Type", "application/json"));
+    char *state = strdup(e->state);
+    int rc = state ? http_respond(http, 200, state, strlen(state)) : -ENOMEM;
+    free(state);
+    return rc;
+}
+
 static int answer(http_connection *http, void *arg)
 {
     engine *e = arg;
     bool is_source = strcmp(http->path, "/events") == 0;
     if (is_source || strcmp(http->path, "/live") == 0)
         return serve_websocket(e, http, is_source);
-    if (strcmp(http->path, "/state") == 0) {
-        CONC_TRY(http_set_header(http, "Content-Type", "application/json"));
-        return http_respond(http, 200, e->state, strlen(e->state));
-    }
+    if (strcmp(http->path, "/state") == 0)
+        return send_state(http, e);
     if (strcmp(http->path, "/") != 0)
         return http_printf(http, 404, "There are /, /state, /live and /events\n");
     CONC_TRY(http_set_header(http, "Content-Type", "text/html; charset=utf-8"));
