@@ -42,8 +42,8 @@ enum {
 
 static struct {
     const char *address, *page, *load;
-    double rate, burst, ping, clients, seconds;
-    bool quiet, goal;
+    double rate, burst, ping, clients, seconds, server;
+    bool quiet, goal, figures;
     tls_context tls;
 } options = {.rate = 5, .burst = 10, .ping = 30, .clients = 1000, .seconds = 10};
 
@@ -616,17 +616,31 @@ static int serve(void *arg)
 
 /* ---- the load, and the goal: a server as a process of this program, and the load ------------ */
 
-static int run_load(const char *address)
+static void tell(const chat_load *l)
 {
-    chat_load l = {.address = address, .clients = (int)options.clients, .shows_progress = true};
-    l.seconds = options.seconds;
-    CONC_TRY(chat_load_run(&l));
-    printf("%d users said %ld messages in %g s\n", l.clients, l.said, l.seconds);
-    printf("deliveries  goal: %ld; measured: %ld, of which %ld wrong or out of order\n", l.expected,
-           l.received, l.wrong);
+    printf("%d users said %ld messages in %g s\n", l->clients, l->said, l->seconds);
+    printf("deliveries  goal: %ld; measured: %ld, of which %ld wrong or out of order\n",
+           l->expected, l->received, l->wrong);
     printf("latency     goal: p99 under 100 ms; measured: p50 %.2f ms, p99 %.2f ms, at most "
            "%.2f ms\n",
-           l.p50 * 1e3, l.p99 * 1e3, l.latest * 1e3);
+           l->p50 * 1e3, l->p99 * 1e3, l->latest * 1e3);
+    if (l->server)
+        printf("processor   the server's: %.1f ms, %.2f us a delivery\n", l->server_seconds * 1e3,
+               l->received ? l->server_seconds * 1e6 / (double)l->received : 0);
+}
+
+static int run_load(const char *address)
+{
+    chat_load l = {.address = address, .clients = (int)options.clients};
+    l.seconds = options.seconds;
+    l.server = (pid_t)options.server;
+    l.shows_progress = !options.figures;
+    CONC_TRY(chat_load_run(&l));
+    if (options.figures)
+        printf("%ld %lld %.3f %.3f %.3f\n", l.received, (long long)l.sum, l.server_seconds * 1e3,
+               l.p50 * 1e3, l.p99 * 1e3);
+    else
+        tell(&l);
     bool is_right = l.received == l.expected && l.wrong == 0 && l.said > 0;
     return is_right ? 0 : conc_fail(-EBADMSG, "messages are missing, or wrong");
 }
@@ -666,6 +680,10 @@ static const options_field fields[] = {
     OPTIONS_TEXT("load", "ADDRESS", &options.load, "talks to a server that runs, and measures"),
     OPTIONS_NUMBER("clients", "N", &options.clients, 1, 60000, "of the load; default: 1000"),
     OPTIONS_NUMBER("seconds", "N", &options.seconds, 1, 1e6, "of the load; default: 10"),
+    OPTIONS_NUMBER("server", "PID", &options.server, 1, 1e9,
+                   "its process: the load tells its processor time, too"),
+    OPTIONS_FLAG("figures", &options.figures,
+                 "of the load, for a program: received, sum, ms of the server, p50, p99"),
     OPTIONS_FLAG("goal", &options.goal, "starts a server for the load, and ends"),
 };
 

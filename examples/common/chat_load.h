@@ -4,13 +4,14 @@
  *     CONC_TRY(chat_load_run(&l));
  *     printf("%ld of %ld came, 99 %% within %g s\n", l.received, l.expected, l.p99);
  *
- * They sit in rooms of twenty. Once all have joined, each says something once a second, and all of
- *   its room, itself too, have to hear it, once and in its order. A latency is the time from the
- *   call that sends to the hearing of one of them; all are in this process, and share its clock.
+ * They sit in rooms of twenty, which are new each time. Once all have joined, each says something
+ *   once a second, and all of its room, itself too, have to hear it, once and in its order. A latency
+ *   is the time from the call that sends to the hearing of one of them; all are in this process, and
+ *   share its clock.
  * It works with any server of this protocol: WebSockets at /chat, a JSON object a message. From a
  *   client {"type":"join","room":R,"name":N} and {"type":"say","room":R,"text":T}; to it
- *   {"type":"joined"}, {"type":"said","text":T}, {"type":"error","text":T}, and others, which are
- *   ignored.
+ *   {"type":"joined"}, {"type":"said","id":I,"text":T}, {"type":"error","text":T}, and others, which
+ *   are ignored. The id grows by one with each message of a room.
  * Include conc_sync.h before. To compile: what websocket.h needs, and -lcjson. */
 #ifndef CHAT_LOAD_H
 #define CHAT_LOAD_H
@@ -29,10 +30,13 @@ typedef struct chat_load {
     int clients;
     double seconds;      /* for each of which everybody says something */
     bool shows_progress; /* how many have joined, if stdout is a terminal */
+    pid_t server; /* its process, if it is on this machine; 0: server_seconds is not wanted */
     /* what came of it */
     long said, expected, received;
     long wrong;              /* of those that were received: not in order, or of another room */
+    int64_t sum;             /* of what was received: its sender, number and place in the room */
     double p50, p99, latest; /* in seconds */
+    double server_seconds;   /* of processor time, from when all have joined until all has come */
     /* private */
     conc_sem connecting;
     conc_barrier joined; /* all of them */
@@ -40,6 +44,7 @@ typedef struct chat_load {
     conc_event over;     /* and all of it has come */
     int talking, connected;
     bool has_failed;
+    double before; /* of the server's processor time, when all have joined */
     double *latencies;
     long places; /* for them */
 } chat_load;
@@ -55,8 +60,23 @@ enum { CHAT_LOAD__ROOM = 20, CHAT_LOAD__CONNECTING = 50, CHAT_LOAD__PATIENCE = 5
 typedef struct chat_load__user {
     chat_load *of;
     int index, heard[CHAT_LOAD__ROOM]; /* heard: the newest number of each in the room */
+    int64_t first_id, place;           /* of what it hears, in the order of the room */
+    char room[40];
     websocket w;
 } chat_load__user;
+
+/* Of the server until now; 0 if it is not wanted, or the system does not tell. */
+static inline double chat_load__processor(const chat_load *l)
+{
+#if defined(_POSIX_CPUTIME) && _POSIX_CPUTIME >= 0
+    clockid_t clock;
+    struct timespec t;
+    if (l->server && clock_getcpuclockid(l->server, &clock) == 0 && clock_gettime(clock, &t) == 0)
+        return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+#endif
+    (void)l;
+    return 0;
+}
 
 static inline int chat_load__members(const chat_load *l, int room_number)
 {
@@ -73,9 +93,9 @@ static inline int chat_load__talk(void *arg)
     for (int i = 0; i < (int)l->seconds; i++) {
         CONC_TRY(conc_sleep_until(start + i));
         CONC_TRY(websocket_printf(&t->w,
-                                  "{\"type\":\"say\",\"room\":\"load %d\","
+                                  "{\"type\":\"say\",\"room\":\"%s\","
                                   "\"text\":\"%d %d %.6f\"}",
-                                  t->index / CHAT_LOAD__ROOM, t->index, i + 1, conc_now()));
+                                  t->room, t->index, i + 1, conc_now()));
         l->said++;
         l->expected += chat_load__members(l, t->index / CHAT_LOAD__ROOM);
     }
@@ -84,17 +104,22 @@ static inline int chat_load__talk(void *arg)
     return 0;
 }
 
-static inline void chat_load__hear(chat_load__user *t, const char *text)
+static inline void chat_load__hear(chat_load__user *t, int64_t id, const char *text)
 {
     chat_load *l = t->of;
     int from, number;
     double sent;
     bool is_ours = sscanf(text, "%d %d %lf", &from, &number, &sent) == 3 && from >= 0 &&
                    from / CHAT_LOAD__ROOM == t->index / CHAT_LOAD__ROOM;
-    if (!is_ours || number != ++t->heard[from % CHAT_LOAD__ROOM])
+    if (t->place == 0)
+        t->first_id = id;
+    bool is_next = id == t->first_id + t->place++;
+    if (!is_ours || !is_next || number != ++t->heard[from % CHAT_LOAD__ROOM])
         l->wrong++;
     else if (l->received < l->places)
         l->latencies[l->received] = conc_now() - sent;
+    if (is_ours)
+        l->sum += from + number + id - t->first_id;
     if (++l->received == l->expected && l->talking == 0)
         conc_event_set(&l->over);
 }
@@ -113,8 +138,9 @@ static inline int chat_load__listen(chat_load__user *t, const char *type)
         const char *got = chat_load__text(json, "type"), *text = chat_load__text(json, "text");
         bool is_it = got && strcmp(got, type) == 0, is_said = got && strcmp(got, "said") == 0;
         bool is_error = got && strcmp(got, "error") == 0;
+        const cJSON *id = cJSON_GetObjectItemCaseSensitive(json, "id");
         if (is_said && text)
-            chat_load__hear(t, text);
+            chat_load__hear(t, cJSON_IsNumber(id) ? (int64_t)id->valuedouble : 0, text);
         int rc = is_error ? conc_fail(-EPROTO, "the server said: %.80s", text ? text : "") : 0;
         cJSON_Delete(json);
         if (rc || is_it)
@@ -129,9 +155,9 @@ static inline int chat_load__connect(void *arg)
     chat_load *l = t->of;
     CONC_TRY(conc_stream_open(t->w.stream, CONC_TRY(conc_dial(l->address))));
     CONC_TRY(websocket_connect(&t->w, "/chat", l->address));
-    CONC_TRY(websocket_printf(&t->w,
-                              "{\"type\":\"join\",\"room\":\"load %d\",\"name\":\"user %d\"}",
-                              t->index / CHAT_LOAD__ROOM, t->index));
+    snprintf(t->room, sizeof t->room, "load %d %d", (int)getpid(), t->index / CHAT_LOAD__ROOM);
+    CONC_TRY(websocket_printf(&t->w, "{\"type\":\"join\",\"room\":\"%s\",\"name\":\"user %d\"}",
+                              t->room, t->index));
     CONC_TRY(chat_load__listen(t, "joined"));
     if (++l->connected % 100 == 0 && l->shows_progress && isatty(STDOUT_FILENO)) {
         printf("\r%d users have joined\r", l->connected);
@@ -142,13 +168,17 @@ static inline int chat_load__connect(void *arg)
 
 static inline int chat_load__come_in(chat_load__user *t)
 {
-    CONC_PERMIT(&t->of->connecting) {
+    chat_load *l = t->of;
+    CONC_PERMIT(&l->connecting) {
         int rc = conc_timeout(CHAT_LOAD__PATIENCE, chat_load__connect, t);
         if (rc == -ETIMEDOUT)
-            conc_fail(rc, "%s did not answer for %d s", t->of->address, CHAT_LOAD__PATIENCE);
+            conc_fail(rc, "%s did not answer for %d s", l->address, CHAT_LOAD__PATIENCE);
         CONC_TRY(rc);
     }
-    return conc_barrier_wait(&t->of->joined);
+    CONC_TRY(conc_barrier_wait(&l->joined));
+    if (l->before < 0) /* the first that goes on */
+        l->before = chat_load__processor(l);
+    return 0;
 }
 
 static inline int chat_load__be_a_user(void *arg)
@@ -202,6 +232,7 @@ static inline int chat_load__run(chat_load *l)
         rc = conc_event_wait(&l->talked);
     if (rc == 0 && l->received < l->expected)
         rc = conc_timeout(CHAT_LOAD__PATIENCE, chat_load__await_rest, l);
+    l->server_seconds = chat_load__processor(l) - l->before;
     if (rc == 0 || rc == -ETIMEDOUT)
         conc_group_cancel(&users);
     return conc_group_end(&users, rc == -ETIMEDOUT ? 0 : rc);
@@ -213,6 +244,8 @@ static inline int chat_load_run(chat_load *l)
                      .clients = l->clients,
                      .seconds = l->seconds,
                      .shows_progress = l->shows_progress,
+                     .server = l->server,
+                     .before = -1,
                      .connecting = CONC_SEM(CHAT_LOAD__CONNECTING),
                      .joined = CONC_BARRIER(l->clients),
                      .talking = l->clients};
