@@ -32,7 +32,7 @@
  *             comment says otherwise. A function given to conc_post must not wait: a call that
  *             would have to wait returns -EPERM there.
  *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run. If a scope around it
- *             is cancelled or out of time, it returns -ECANCELED and has had no effect: clean up
+ *             is cancelled or timed out, it returns -ECANCELED and has had no effect: clean up
  *             and return.
  *   Threads   a task stays on the thread of its run. Only conc_post, conc_loop_run and the two
  *             hold calls may come from other threads.
@@ -184,7 +184,7 @@ CONC_API const char *conc_version(void);
 typedef struct conc_loop conc_loop;
 typedef struct conc_task conc_task;   /* a running function with a stack of its own */
 typedef struct conc_group conc_group; /* a set of tasks that are waited for together */
-/* a stretch of code that can be cancelled or run out of time */
+/* a stretch of code that can be cancelled or time out */
 typedef struct conc_scope conc_scope;
 typedef struct conc_gen conc_gen; /* a function that hands out items one by one */
 
@@ -740,7 +740,7 @@ CONC_API int conc_gen_emit(conc_gen *g, const void *item);
 
 /* In the consumer: returns 1 and the next item, 0 at the end and after it, or the body's error. A
  * cancel of the consumer reaches the waits of the body. -EBUSY: another task, or the body itself,
- * is in the generator; -EPERM: it is another run's; -EINVAL: not open. Waits as the body does. */
+ * is in the generator; -EPERM: it belongs to another run; -EINVAL: not open. Waits as the body does. */
 CONC_API int conc_gen_next(conc_gen *g, void *item);
 
 /* Ends the body, whose emit returns -ECANCELED, waits for its clean-up, and frees the stack.
@@ -1058,7 +1058,7 @@ CONC_API conc_loop *conc_loop_self(void);
 /* A hold says that another thread will post to the loop. While the loop is held, tasks that all
  * wait are no deadlock, and the loop stays valid, even after its run, until it is released as often
  * as held. The virtual clock does not stop for a hold. From any thread. Errors: -EINVAL (NULL,
- * released too often), -EPERM (the loop is the parent process's). */
+ * released too often), -EPERM (the loop belongs to the parent process). */
 CONC_API int conc_loop_hold(conc_loop *l);
 CONC_API int conc_loop_release(conc_loop *l);
 
@@ -3882,8 +3882,7 @@ CONC__PRIVATE void conc__slab_guard(conc__slab *slab)
         n = c->per_slab - slab->guarded;
     char *first = slab->base + (size_t)slab->guarded * c->stride;
     if (!conc__guard(first, c->guard, c->stride, n) && !atomic_exchange(&reported, 1))
-        fprintf(stderr,
-                "conc: the system has no more guard regions: stacks from here on go without one\n");
+        fprintf(stderr, "conc: the system is out of guard regions: new stacks go without one\n");
     slab->guarded += n;
 }
 
@@ -4565,7 +4564,7 @@ CONC__COLD void conc__poller_failed(conc_loop *l, int rc)
     char why[40];
     conc__copy(why, sizeof why, conc_strerror(rc));
     snprintf(l->doom_text, sizeof l->doom_text, "the wait for descriptors failed: %s%s", why,
-             closed ? "; the program has closed the loop's own" : "");
+             closed ? "; the program closed the loop's own descriptor" : "");
     fprintf(stderr, "conc: %s; every task is cancelled\n", l->doom_text);
     pthread_mutex_lock(&l->mutex);
     l->blind = true;
@@ -5568,7 +5567,7 @@ CONC__COLD int conc__scope_renew(conc_scope *s, double timeout, const char *plac
     if (__builtin_isnan(timeout))
         return conc__misused(-EINVAL, call, "the timeout is not a number", place);
     if (!conc__scope_is_inherited(s) && s->state != CONC__FRESH)
-        return conc__misused(-EINVAL, call, "the scope was used before", place);
+        return conc__misused(-EINVAL, call, "the scope was already used", place);
     *s = (conc_scope){.state = CONC__FRESH};
     return 0;
 }
@@ -5596,7 +5595,7 @@ CONC__COLD int conc__scope_may_end(conc_loop *l, const conc_scope *s)
     if (!s || s->state != CONC__OPEN)
         return conc__misused(-EINVAL, call, "the scope is not open", NULL);
     if (s->task != l->self)
-        return conc__misused(-EPERM, call, "another task's scope", s->place);
+        return conc__misused(-EPERM, call, "the scope belongs to another task", s->place);
     if (l->self->scope != s)
         return conc__misused(-EINVAL, call, "not the innermost, which is", l->self->place);
     if (conc__gen_is_inside(l, s))
@@ -5643,7 +5642,7 @@ CONC__PRIVATE conc_loop *conc__loop_of(const conc_scope *s, const char *call)
         return NULL;
     if (l && (!s->task || s->task->loop == l))
         return l;
-    conc__misused(0, call, "it is another loop's", s->place);
+    conc__misused(0, call, "it belongs to another loop", s->place);
     return NULL;
 }
 
@@ -5664,11 +5663,11 @@ CONC_API int conc_scope_set_timeout(conc_scope *s, double s_from_now)
     if (!s || s->state != CONC__OPEN)
         return conc__misused(-EINVAL, __func__, "the scope is not open", NULL);
     if (s->task && s->task->loop != l)
-        return conc__misused(-EPERM, __func__, "it is another loop's", s->place);
+        return conc__misused(-EPERM, __func__, "it belongs to another loop", s->place);
     if (__builtin_isnan(s_from_now))
         return conc__misused(-EINVAL, __func__, "the timeout is not a number", s->place);
     if (s->cancel_called)
-        return conc__misused(-EINVAL, __func__, "the scope is cancelled already", s->place);
+        return conc__misused(-EINVAL, __func__, "the scope is already cancelled", s->place);
     conc__disarm(l, &s->timer);
     conc__set_limit(l, s, s_from_now);
     return 0;
@@ -6005,9 +6004,9 @@ CONC_API const char *conc_strerror(int rc)
 {
     switch (rc) {
     case -ECANCELED: return "cancelled";
-    case -ETIMEDOUT: return "out of time";
+    case -ETIMEDOUT: return "timed out";
     case -EDEADLK: return "deadlock: it would wait for ever";
-    case -EBUSY: return "in use already";
+    case -EBUSY: return "already in use";
     case -EPERM:
         return "not allowed here: not in a task, or not the owner (or a call that sets errno "
                "returned -1)";
@@ -6050,7 +6049,7 @@ CONC_API void conc_set_name(conc_task *t, const char *name)
     if (!conc__is_task(t) || !name || t->state != CONC__LIVE)
         return;
     if (t->loop != conc__here) {
-        conc__misused(0, "conc_set_name", "the task is another run's", NULL);
+        conc__misused(0, "conc_set_name", "the task belongs to another run", NULL);
         return;
     }
     char *room = t->name_copy;
@@ -6286,7 +6285,7 @@ CONC__PRIVATE const char *conc__group_is_wrong(const conc_group *g)
     if (!g)
         return "no group";
     if (g->scope.state != CONC__FRESH)
-        return "the group was used before";
+        return "the group was already used";
     if (g->limit < 0)
         return "the limit is negative";
     if (g->stack_size && !conc__stack_fits(g->stack_size))
@@ -6349,9 +6348,9 @@ CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *call, 
         return -ECANCELED;
     }
     if (g->scope.state != CONC__OPEN)
-        return conc__misused(-EINVAL, call, "the group was closed before", spawned);
+        return conc__misused(-EINVAL, call, "the group is already closed", spawned);
     if (g->scope.task && g->scope.task->loop != l)
-        return conc__misused(-EPERM, call, "the group is another loop's", spawned);
+        return conc__misused(-EPERM, call, "the group belongs to another loop", spawned);
     if (g->scope.effective)
         return -ECANCELED;
     if (g->limit > 0 && (g->live >= g->limit || g->room.first)) {
@@ -6591,7 +6590,7 @@ CONC_API int conc_started(int value)
     conc__starter *s = l->self->sink;
     if (l->self->sink_kind != CONC__START_SINK || value < 0)
         return conc__misused(-EINVAL, "conc_started",
-                             "not started by conc_start, said before, or negative", NULL);
+                             "not started by conc_start, already reported, or negative", NULL);
     if (s->given_up)
         return -ECANCELED;
     l->self->sink_kind = CONC__NO_SINK;
@@ -6695,7 +6694,7 @@ CONC__PRIVATE void conc__error_restore(conc_task *t, const conc__kept_error *kep
 CONC__PRIVATE void conc__report_close(conc_loop *l, const char *what, int rc)
 {
     char text[CONC__TEXT];
-    snprintf(text, sizeof text, "%s did not close well: %s", what,
+    snprintf(text, sizeof text, "closing %s failed: %s", what,
              conc__text_or(conc__error_text(l->self, rc), rc));
     conc__report(l, conc__source_of(l->self), rc, text);
 }
@@ -7035,7 +7034,7 @@ CONC__COLD void conc__report_held(conc_task *t)
     conc__describe(who, sizeof who, conc__source_of(t));
     while (t->held) {
         const conc__holding *h = t->held->newest;
-        fprintf(stderr, "conc: %s ended with %s that it acquired at %s\n", who, h->what, h->place);
+        fprintf(stderr, "conc: %s ended while holding %s acquired at %s\n", who, h->what, h->place);
         conc__holding_drop(&t->held, h->object);
     }
     errno = saved;
@@ -7134,7 +7133,7 @@ CONC_API CONC__CALLED int conc_join(conc_task *t, int *result)
     if (!conc__is_task(t))
         return conc__misused(-EINVAL, "conc_join", "no task was spawned with this handle", NULL);
     if (CONC__UNLIKELY(!conc__is_of_run(l, t->serial)))
-        return conc__misused(-EPERM, "conc_join", "the task is another run's", NULL);
+        return conc__misused(-EPERM, "conc_join", "the task belongs to another run", NULL);
     if (t == l->self)
         return conc__misused(-EDEADLK, "conc_join", "a task would wait for itself", NULL);
     int rc = conc__checkpoint(l);
@@ -7166,7 +7165,7 @@ CONC_API int conc_cancel(conc_task *t)
     if (t->state == CONC__DONE)
         return conc__own_error(-EALREADY);
     if (t->loop != l)
-        return conc__misused(-EPERM, "conc_cancel", "the task is another loop's", NULL);
+        return conc__misused(-EPERM, "conc_cancel", "the task belongs to another loop", NULL);
     conc__task_cancel(l, t);
     return 0;
 }
@@ -7256,13 +7255,13 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char 
     if (!g)
         return conc__misused(-EINVAL, call, "no group", NULL);
     if (g->scope.state == CONC__CLOSED)
-        return conc__misused(-EINVAL, call, "the group was closed before", g->scope.place);
+        return conc__misused(-EINVAL, call, "the group is already closed", g->scope.place);
     if (g->scope.state == CONC__FRESH)
         return 1;
     if (conc__scope_is_inherited(&g->scope))
         return 1; /* the parent process opened it, not this one */
     if (g->scope.task != l->self)
-        return conc__misused(-EPERM, call, "the group is another task's", g->scope.place);
+        return conc__misused(-EPERM, call, "the group belongs to another task", g->scope.place);
     if (l->self->scope != &g->scope)
         return conc__misused(-EINVAL, call, "something inside is still open", l->self->place);
     if (CONC__UNLIKELY(conc__gen_is_inside(l, &g->scope)))
@@ -7354,7 +7353,7 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
     if (!g || !t)
         return conc__misused(-EINVAL, __func__, "no group, or nowhere to put the task", NULL);
     if (g->scope.state == CONC__CLOSED)
-        return conc__misused(-EINVAL, __func__, "the group was closed before", g->scope.place);
+        return conc__misused(-EINVAL, __func__, "the group is already closed", g->scope.place);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -7362,7 +7361,7 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
     if (g->scope.state == CONC__FRESH || conc__scope_is_inherited(&g->scope))
         return 0;
     if (g->scope.task->loop != l)
-        return conc__misused(-EPERM, "conc_group_next", "the group is another run's",
+        return conc__misused(-EPERM, "conc_group_next", "the group belongs to another run",
                              g->scope.place);
     if (g->finished) {
         *t = g->finished;
@@ -7724,7 +7723,7 @@ CONC__PRIVATE bool conc__gen_is_inside(const conc_loop *l, const conc_scope *s)
 
 CONC__COLD int conc__gen_may_not_end(const conc_scope *s, const char *call)
 {
-    static const char why[] = "a generator's body cannot end what its consumer has open";
+    static const char why[] = "a generator's body cannot close what its consumer opened";
     return conc_fail(conc__misused(-EINVAL, call, why, s->place), "%s", why);
 }
 
@@ -7781,8 +7780,9 @@ CONC__PRIVATE conc__gen *conc__gen_of(const conc_loop *l, const conc_gen *face)
 CONC__COLD int conc__gen_unusable(const conc_loop *l, const conc_gen *face, const char *call)
 {
     if (face && conc__gen_is_elsewhere(l, face))
-        return conc__misused(-EPERM, call, "the generator is another run's", NULL);
-    return conc__misused(-EINVAL, call, "no generator is open there, or not its body calls", NULL);
+        return conc__misused(-EPERM, call, "the generator belongs to another run", NULL);
+    return conc__misused(-EINVAL, call, "no generator is open there, or the caller is not its body",
+                         NULL);
 }
 
 /* Puts a generator first in the list. */
@@ -7837,7 +7837,7 @@ CONC_API CONC__CALLED int conc__gen_open(const char *opened, conc_gen *face, con
     if (!face || !fn)
         return conc__misused(-EINVAL, __func__, "no generator, or no function", opened);
     if (item_size > PTRDIFF_MAX)
-        return conc__misused(-EINVAL, __func__, "an impossible size of an item", opened);
+        return conc__misused(-EINVAL, __func__, "an impossible item size", opened);
     if (conc__gen_of(l, face) && face->body != &conc__exhausted)
         return conc__misused(-EINVAL, __func__, "the generator is open", opened);
     if (conc__gen_is_elsewhere(l, face))
@@ -7970,7 +7970,7 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
     if (g == &conc__exhausted)
         return 0;
     if (g->consumer)
-        return conc__misused(-EBUSY, __func__, "another task is inside, or this one",
+        return conc__misused(-EBUSY, __func__, "this or another task is inside it",
                              conc__place_of(g->opened));
     conc__check_lost(l, __builtin_frame_address(0));
     uint32_t before = l->self->errors_made;
@@ -8016,7 +8016,7 @@ CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face, b
         conc__gen_unwind(l, g);
         g->rc = -EINVAL;
         self->last_rc = 0;
-        words = "it emitted 1000 times while it was closed, and is stopped for good";
+        words = "it emitted 1000 times while being closed, and was stopped";
     }
     int rc = conc__gen_free(l, g, face);
     if (rc > 0 || rc == -ECANCELED)
@@ -8035,7 +8035,8 @@ CONC_API CONC__CALLED int conc_gen_close(conc_gen *face)
         return conc__misused(-EINVAL, __func__, "no generator", NULL);
     conc__gen *g = l ? conc__gen_of(l, face) : NULL;
     if (!g && conc__gen_is_elsewhere(l, face))
-        return conc__misused(-EPERM, "conc_gen_close", "the generator is another run's", NULL);
+        return conc__misused(-EPERM, "conc_gen_close", "the generator belongs to another run",
+                             NULL);
     if (!g)
         return 0;
     if (g == &conc__exhausted) {
@@ -8045,7 +8046,7 @@ CONC_API CONC__CALLED int conc_gen_close(conc_gen *face)
     if (!l->self)
         return conc__misused(-EPERM, "conc_gen_close", "only a task may call it", NULL);
     if (g->consumer)
-        return conc__misused(-EBUSY, __func__, "another task is inside, or this one",
+        return conc__misused(-EBUSY, __func__, "this or another task is inside it",
                              conc__place_of(g->opened));
     conc__check_lost(l, __builtin_frame_address(0));
     bool stopped;
@@ -9863,7 +9864,7 @@ CONC__PRIVATE int conc__addresses_of(const char *text, conc__addresses *found)
     } else if (count == -EINVAL) {
         conc_fail(count, "%.90s: malformed address", shown);
     } else if (count < 0) {
-        conc_fail(count, "%.60s: host names are looked up with conc_pool.h alone", shown);
+        conc_fail(count, "%.60s: only conc_pool.h looks up host names", shown);
     }
     found->count = count > 0 ? count : 0;
     return count;
@@ -10583,10 +10584,10 @@ CONC__PRIVATE int conc__stream_may_open(const conc_loop *l, conc_stream *s, cons
     if (!l)
         return conc__misused(-EPERM, call, "there is no loop", NULL);
     if (!s || s->state == CONC__STREAM_OPEN)
-        return conc__misused(-EINVAL, call, "no stream, or it is open", NULL);
+        return conc__misused(-EINVAL, call, "no stream, or it is already open", NULL);
     conc__stream_renew(s);
     if (s->inside || s->on)
-        return conc__misused(-EBUSY, call, "other tasks have not left the stream yet", NULL);
+        return conc__misused(-EBUSY, call, "other tasks are still using the stream", NULL);
     return 0;
 }
 
@@ -10729,7 +10730,7 @@ CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported
     uint32_t before = l->self->errors_made;
     int saved = errno;
     double pause = 0.001;
-    conc__scope_open(l, &s, "the scope of a stream's transport");
+    conc__scope_open(l, &s, "the scope around a stream's transport");
     *scope = &s;
     ssize_t result = once(on, part);
     while (result == -EAGAIN) {
@@ -11771,7 +11772,7 @@ CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
 }
 
 static const conc__wait_kind conc__vacating = {
-    .what = "waits until all tasks have left the stream that it closed"};
+    .what = "waits until no task uses the stream that it closed"};
 
 /* Waits until the calls of other tasks have ended and, if another task ends the transport, until
  * that is done; the stream may be gone then. A cancel does not cut the wait short: the close has
@@ -12436,7 +12437,8 @@ CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *n
         return conc__misused(-EPERM, "conc_signals_open", "there is no loop", NULL);
     bool is_open = s && s->loop && s->run == l->run;
     if (!s || is_open || !n || !conc__is_array(numbers, n, sizeof *numbers))
-        return conc__misused(-EINVAL, "conc_signals_open", "no numbers, or it is open", NULL);
+        return conc__misused(-EINVAL, "conc_signals_open", "no numbers, or it is already open",
+                             NULL);
     if (s->loop && conc__run_is_elsewhere(l, s->run))
         return conc__misused(-EBUSY, "conc_signals_open", "it is open in another thread's run",
                              NULL);
@@ -12476,7 +12478,7 @@ CONC_API CONC__CALLED int conc_signals_next(conc_signals *s)
     if (!s->loop)
         return conc__own_error(-EPIPE);
     if (s->loop != l || s->run != l->run)
-        return conc__misused(-EPERM, "conc_signals_next", "it is another run's", NULL);
+        return conc__misused(-EPERM, "conc_signals_next", "it belongs to another run", NULL);
     conc__check_lost(l, __builtin_frame_address(0));
     if (!s->waits.first)
         rc = conc__signals_find(s);
@@ -12511,7 +12513,7 @@ CONC_API int conc_signals_close(conc_signals *s)
     if (!s->loop)
         return 0;
     if (!l || s->loop != l || s->run != l->run)
-        return conc__misused(-EPERM, "conc_signals_close", "it is another run's", NULL);
+        return conc__misused(-EPERM, "conc_signals_close", "it belongs to another run", NULL);
     while (s->waits.first) {
         l->signal_waits--;
         conc__wake(l, s->waits.first, -EPIPE);
@@ -12661,7 +12663,7 @@ CONC__PRIVATE int conc__loop_check(const conc_loop *l, const char *call)
     if (!l)
         return conc__misused(-EINVAL, call, "no loop", NULL);
     if (l->run <= conc__inherited_runs)
-        return conc_fail(-EPERM, "the loop is the parent process's");
+        return conc_fail(-EPERM, "the loop belongs to the parent process");
     return 0;
 }
 
@@ -13277,7 +13279,7 @@ CONC_API void conc_dump(FILE *out)
     if (CONC__DIAGNOSES)
         conc__on_loop(l, conc__dump_on_loop, &d);
     else
-        fprintf(out, "conc: no dump, as the program has CONC_NO_DIAGNOSTICS\n");
+        fprintf(out, "conc: no dump: the program has CONC_NO_DIAGNOSTICS\n");
     errno = saved;
 }
 
@@ -13400,13 +13402,13 @@ CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit)
 CONC__COLD void conc__print_deadlock(conc_loop *l, FILE *out)
 {
     flockfile(out); /* no line of another thread comes between */
-    fprintf(out, "conc: deadlock: every task waits, and nothing can wake one\n");
+    fprintf(out, "conc: deadlock: every task waits, and nothing can wake any of them\n");
     if (CONC__DIAGNOSES) {
         conc__print_all(l, out);
         conc__find_deadlock(out, l);
     }
     if (l->doomed)
-        fprintf(out, "conc: they were cancelled already, and do not end\n");
+        fprintf(out, "conc: they were already cancelled, and do not end\n");
     funlockfile(out);
 }
 
@@ -13446,8 +13448,9 @@ CONC__PRIVATE void conc__explain_early_return(const conc_task *t, bool is_scope)
     if (rc < 0)
         fprintf(stderr, "conc: its newest error: %s\n", conc__text_or(conc__error_text(t, rc), rc));
     if (is_scope && rc < 0)
-        fprintf(stderr, "conc: an early return, as CONC_TRY's, leaves it open: inside a scope or "
-                        "group use CONC_TRY_IN(&it, ...), which ends it first\n");
+        fprintf(stderr,
+                "conc: an early return, such as CONC_TRY's, leaves it open: inside a scope or "
+                "group use CONC_TRY_IN(&it, ...), which ends it first\n");
     else if (is_scope)
         fprintf(stderr, "conc: conc_group_wait, conc_group_end or conc_scope_end is missing before "
                         "that return\n");
@@ -13468,11 +13471,11 @@ CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
             is_handle ? "in use" : "open");
     bool is_scope = !is_handle && strncmp(place, "the conc_", 9) != 0;
     if (c->how == conc__overwritten && is_scope)
-        fprintf(stderr, "conc: either bytes of it were overwritten, or the function that had it "
-                        "returned before conc_group_wait, conc_group_end or conc_scope_end\n");
+        fprintf(stderr, "conc: either bytes of it were overwritten, or the function that declared "
+                        "it returned before conc_group_wait, conc_group_end or conc_scope_end\n");
     else if (c->how == conc__overwritten && is_handle)
-        fprintf(stderr, "conc: either bytes of it were overwritten, or the function that had it "
-                        "returned before the task's end\n");
+        fprintf(stderr, "conc: either bytes of it were overwritten, or the function that declared "
+                        "it returned before the task's end\n");
     else if (c->task && c->how != conc__overwritten)
         conc__explain_early_return(c->task, is_scope);
     abort();
@@ -13823,7 +13826,7 @@ CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
     if (tr->fd < 0) {
         int rc = tr->fd;
         const char *words = conc__system_text(rc);
-        fprintf(stderr, "conc: %s: no trace can be written there: %s\n", path, words);
+        fprintf(stderr, "conc: %s: cannot write a trace there: %s\n", path, words);
         snprintf(conc__thread_text, sizeof conc__thread_text, "%.80s: %s", path, words);
         CONC_FREE(tr);
         return rc;
@@ -14553,8 +14556,8 @@ CONC__PRIVATE void conc__watchdog_report(conc__watchdog *d)
     if (sleeps)
         where = "in a system call, called from (some of these may have returned):";
     double seconds = (double)(conc__clock() - d->step.began) / 1e9;
-    int n = snprintf(text, sizeof text, "conc: %s holds the loop for %.3f s so far, %s\n", name,
-                     seconds, where);
+    int n = snprintf(text, sizeof text, "conc: %s has blocked the loop for %.3f s so far, %s\n",
+                     name, seconds, where);
     conc__write_stderr(text, n, sizeof text);
 #ifdef __linux__
     if (sleeps)
@@ -14565,7 +14568,7 @@ CONC__PRIVATE void conc__watchdog_report(conc__watchdog *d)
         frames = conc__frames_by_question(d);
 #endif
     if (!frames)
-        conc__write_stderr("    (no backtrace can be had)\n", 30, 64);
+        conc__write_stderr("    (no backtrace available)\n", 29, 64);
     pthread_mutex_unlock(&conc__report_mutex);
 }
 
@@ -14782,7 +14785,7 @@ CONC__PRIVATE void conc__step_ended(conc_loop *l, int64_t took, const conc__held
     pthread_mutex_lock(&conc__report_mutex);
     conc__name_step(name, sizeof name, &over, d->name);
     pthread_mutex_unlock(&conc__report_mutex);
-    fprintf(stderr, "conc: %s held the loop for %.3f s\n", name, (double)took / 1e9);
+    fprintf(stderr, "conc: %s blocked the loop for %.3f s\n", name, (double)took / 1e9);
 }
 
 /* Calls run(arg), which calls the program's function fn on the loop, outside all tasks. In debug
@@ -14844,7 +14847,7 @@ CONC__PRIVATE void conc__opened_report(conc_loop *l, const char *only)
         if (only && strcmp(h->what, only) != 0)
             continue;
         if (conc__here == l)
-            fprintf(stderr, "conc: %s is left open that was opened at %s\n", h->what, h->place);
+            fprintf(stderr, "conc: %s was left open, opened at %s\n", h->what, h->place);
         conc__holding_drop(&l->opened, h->object);
     }
 }
@@ -14946,7 +14949,7 @@ CONC__PRIVATE bool conc__env_number(const char *name, uint64_t least, uint64_t *
     if (good)
         *out = n;
     else
-        fprintf(stderr, "conc: %s=%s is not a number from %llu on\n", name, text,
+        fprintf(stderr, "conc: %s=%s is not a number of at least %llu\n", name, text,
                 (unsigned long long)least);
     return good;
 }
@@ -15458,7 +15461,7 @@ CONC_API int conc_embed_begin(conc_embed *e, const conc_options *options, conc_f
     if (!e)
         return conc__misused(-EINVAL, __func__, "no conc_embed", NULL);
     if (conc__is_live(e->loop))
-        return conc__misused(-EBUSY, "conc_embed_begin", "it has a run already", NULL);
+        return conc__misused(-EBUSY, "conc_embed_begin", "it already has a run", NULL);
     conc_loop *l = NULL;
     int saved = errno, rc = conc__begin(&l, true, options, "main", main_fn, arg);
     errno = saved;
@@ -15493,7 +15496,8 @@ CONC_API int conc_embed_fd(conc_embed *e)
 {
     int rc = conc__embed_check(e);
     if (rc)
-        return conc__misused(rc, __func__, "no run is open there, or it is the parent's", NULL);
+        return conc__misused(rc, __func__,
+                             "no run is open there, or it belongs to the parent process", NULL);
     return e->loop->poll_fd;
 }
 

@@ -404,8 +404,8 @@ typedef struct conc_child_io {
  * but the status is lost), -EINVAL (NULL, not started, input without a pipe), -ENOMEM, -EPERM, and
  * other system errors.
  * conc_child_close discards the child's status and what the child writes while it ends. To get
- * both from a child that has run out of time, signal it and continue (talk calls
- * conc_child_communicate; with .group the signals also reach other processes that hold its pipes):
+ * both from a child that has timed out, signal it and continue (talk calls conc_child_communicate;
+ * with .group the signals also reach other processes that hold its pipes):
  *
  *     int rc = conc_timeout(5, talk, &t);
  *     if (rc == -ETIMEDOUT) {
@@ -1338,10 +1338,10 @@ CONC__COLD void conc__job_exited_thread(void *value)
     const conc__job_context *ctx = value;
     if (!ctx->thread)
         _exit(1); /* a worker process */
-    fprintf(stderr,
-            "conc: a job of the pool \"%s\" called pthread_exit, and nobody can tell who waits for "
-            "it\n",
-            ctx->thread->queue->name);
+    fprintf(
+        stderr,
+        "conc: a job of the pool \"%s\" called pthread_exit, and conc cannot notify its waiters\n",
+        ctx->thread->queue->name);
     abort();
 }
 
@@ -2085,7 +2085,7 @@ CONC__PRIVATE bool conc__submit_cancel(conc__wait *wait)
     return waits;
 }
 
-static const conc__wait_kind conc__waits_for_room = {.what = "waits for a place in a pool's queue",
+static const conc__wait_kind conc__waits_for_room = {.what = "waits for room in a pool's queue",
                                                      .cancel = conc__submit_cancel};
 
 /* Enters a pool: its job queue is not freed before conc__pool_leave. NULL: *rc says why. */
@@ -2945,7 +2945,7 @@ CONC__PRIVATE int conc__pool_close(conc__job_queue **queue, unsigned *users,
         return rc;
     conc__job_queue *q = conc__pool_acquire(queue, users, &rc);
     if (rc)
-        return conc__misused(rc, call, "a job would wait for its own end", NULL);
+        return conc__misused(rc, call, "a job would wait for itself", NULL);
     if (!q)
         return 0;
     bool first = conc__job_queue_close(l, q);
@@ -3927,7 +3927,7 @@ CONC__PRIVATE bool conc__abandon_cancel(conc__wait *wait)
 }
 
 static const conc__wait_kind conc__waits_to_abandon = {
-    .what = "waits for a job that it would leave", .cancel = conc__abandon_cancel};
+    .what = "waits for a job that it may abandon", .cancel = conc__abandon_cancel};
 
 CONC__PRIVATE int conc__abandoned_submit(conc_loop *l, int which, conc__abandoned *a)
 {
@@ -6317,7 +6317,7 @@ CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
     rc = conc__child_await(&w);
     int lost = conc__child_wait_close(&w, &result);
     if (rc == 0 && lost)
-        rc = conc_fail(lost, "%s: its status is lost: SIGCHLD is ignored, or its end was taken",
+        rc = conc_fail(lost, "%s: its status is lost: SIGCHLD is ignored, or other code reaped it",
                        about);
     if (rc == 0 && status)
         *status = result;
@@ -6784,8 +6784,7 @@ CONC__PRIVATE int conc__segment_fd(size_t size)
     enum { CLOEXEC = 1, SEALABLE = 2, ADD_SEALS = 1033, SEAL = 1, SHRINK = 2, GROW = 4 };
     struct rlimit limit;
     if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && size > limit.rlim_cur)
-        return conc_fail(-EFBIG, "%zu bytes of shared memory are above the limit of a file's size",
-                         size);
+        return conc_fail(-EFBIG, "%zu bytes of shared memory exceed the file size limit", size);
     int fd = conc__not_standard((int)syscall(SYS_memfd_create, "conc", CLOEXEC | SEALABLE));
     if (fd < 0)
         return conc__call_failed("memfd_create");
@@ -8842,7 +8841,7 @@ CONC__PRIVATE void conc__supervisor_start_workers(conc__supervisor *s)
         conc__worker_clear(s, w);
         char why[96];
         const char *text = s->context.text_rc == rc ? s->context.text : conc_strerror(rc);
-        snprintf(why, sizeof why, "no worker can be started: %.68s", text);
+        snprintf(why, sizeof why, "cannot start a worker: %.68s", text);
         conc__supervisor_fail_queued(s, -EAGAIN, why);
         return;
     }
@@ -8860,7 +8859,7 @@ CONC__PRIVATE void conc__describe_exit(int status, char *text, size_t size)
     else if (WEXITSTATUS(status) == CONC__EXIT_MOVED)
         snprintf(text, size, "the worker cannot map shared memory at its address");
     else if (WEXITSTATUS(status) == CONC__EXIT_OTHER_BUILD)
-        snprintf(text, size, "the worker has another build of the module that has conc");
+        snprintf(text, size, "the worker has another build of the module with conc");
     else if (WEXITSTATUS(status) == CONC__EXIT_TOO_LATE)
         snprintf(text, size, "conc is in a library loaded late, or a constructor opens a pool");
     else
@@ -8936,7 +8935,7 @@ CONC__PRIVATE void conc__supervisor_count_failure(conc__supervisor *s, int statu
     if (s->failures < CONC__FAILURES || s->broken || conc__supervisor_has_workers(s))
         return;
     s->broken = -ENOTRECOVERABLE;
-    snprintf(s->why, sizeof s->why, "workers do not come up: %.70s", text);
+    snprintf(s->why, sizeof s->why, "workers fail to start: %.70s", text);
 }
 
 /* The worker's process has ended. */
@@ -9129,7 +9128,7 @@ CONC__PRIVATE int conc__supervisor_start(conc__supervisor *s)
     int rc = conc__quiet_thread(&s->thread, NULL, conc__supervisor_main, s);
     s->runs = rc == 0;
     if (rc)
-        return conc_fail(-EAGAIN, "the pool's thread cannot be started: %s", strerror(rc));
+        return conc_fail(-EAGAIN, "cannot start the pool's thread: %s", strerror(rc));
     return 0;
 }
 
@@ -9323,7 +9322,7 @@ CONC_API int conc_procs_open(conc_procs *p)
     if (p->queue && p->queue->forks == conc__forks)
         return conc__misused(-EBUSY, __func__, "the pool is open", NULL);
     if (getauxval(AT_SECURE))
-        return conc_fail(-EPERM, "a set-user-ID program has no worker processes");
+        return conc_fail(-EPERM, "a set-user-ID program cannot start worker processes");
     if (conc__last_constructor) /* else its workers would open the pool too, without end */
         _exit(CONC__EXIT_TOO_LATE);
     conc__job_queues_need();
@@ -9333,7 +9332,7 @@ CONC_API int conc_procs_open(conc_procs *p)
         rc = conc__pool_publish(&p->queue, &p->users, q);
     errno = saved;
     if (rc == -ENOMEM)
-        return conc_fail(rc, "no memory for a pool of processes");
+        return conc_fail(rc, "no memory for a process pool");
     return rc;
 }
 
@@ -9349,7 +9348,7 @@ CONC__PRIVATE void conc__procs_end(conc__job_queue *q)
 
 /* A cancel changes nothing: the workers end at once anyway. */
 static const conc__wait_kind conc__waits_for_workers = {
-    .what = "closes a pool, and waits for its workers' end"};
+    .what = "closes a pool, and waits for its workers to exit"};
 
 /* Ends the workers, and waits until they have ended. */
 CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__job_queue *q)
@@ -9411,7 +9410,7 @@ CONC__PRIVATE void conc__reply_poller_close(conc_loop *l, conc__reply_poller *v)
 CONC_API void *conc_shared_alloc(size_t size)
 {
     (void)size;
-    conc_fail(-ENOTSUP, "shared memory is for Linux");
+    conc_fail(-ENOTSUP, "shared memory needs Linux");
     return NULL;
 }
 CONC_API void conc_shared_free(void *p) { (void)p; }
@@ -9419,7 +9418,7 @@ CONC_API int conc_procs_open(conc_procs *p)
 {
     if (!p)
         return conc__misused(-EINVAL, __func__, "no pool", NULL);
-    return conc_fail(-ENOTSUP, "pools of processes are for Linux");
+    return conc_fail(-ENOTSUP, "process pools need Linux");
 }
 CONC_API int conc_procs_close(conc_procs *p)
 {

@@ -1,9 +1,9 @@
 /* conc_sync.h - v0.1.0 - locks, semaphores, events, queues and select for the tasks of conc.h -
  * MIT licence
  *
- * What asyncio and trio call synchronization: lock, rwlock, semaphore, event, condition,
- * barrier, latch, future, queue, limiter, and a select over them. They serve the tasks of one
- * loop; between threads, use conc_channel of conc_pool.h.
+ * Synchronization, as asyncio and trio know it: lock, rwlock, semaphore, event, condition, barrier,
+ * latch, future, queue, limiter, and a select over them. They serve the tasks of one loop; between
+ * threads, use conc_channel of conc_pool.h.
  *
  *     static conc_lock lock;                              // all zero: ready
  *     static conc_queue jobs = CONC_QUEUE(int, 10);       // of ints, at most 10
@@ -28,20 +28,19 @@
  * or the linker finds none of its functions.
  *
  * Conventions, beside conc.h's
- *   Objects   An object is ready when it is all zero or set by its macro (CONC_SEM, CONC_BARRIER,
- *             CONC_QUEUE), also before and after a run. Only a queue allocates memory; the other
- *             objects need no destroy call.
- *   Order     First come, first served. A release hands over to the first waiter at once. No
- *             other task can overtake it, not even with a try_ call, and a task that releases
- *             and acquires again queues behind the waiters.
- *   Grants    0 means the whole effect, -ECANCELED none. A waiter keeps what it was handed even
- *             if a cancel or a time limit comes before it runs; it sees the cancel at its next
- *             checkpoint.
+ *   Objects   An object is ready when it is all zero or initialized by its macro (CONC_SEM,
+ *             CONC_BARRIER, CONC_QUEUE), even before and after a run. Only a queue allocates
+ *             memory; the other objects need no destroy call.
+ *   Order     First come, first served. A release immediately hands over to the first waiter. No
+ *             other task can overtake it, not even with a try_ call, and a task that releases and
+ *             reacquires queues behind the waiters.
+ *   Grants    0 means the full effect, -ECANCELED none. A waiter keeps what it was handed even if a
+ *             cancel or a timeout occurs before it runs; it sees the cancel at its next checkpoint.
  *   Calling   Calls that may wait, and all calls on locks and rwlocks, are for tasks. The other
- *             calls (set, notify, close, a semaphore's release, try_) may also come from posted
- *             functions, and from outside a run if no task waits. Otherwise, and if a task of
- *             another loop waits, the result is -EPERM. A try_ call that would have to wait
- *             returns -EAGAIN.
+ *             calls (set, notify, close, a semaphore's release, try_) also work in posted
+ *             functions, and outside a run if no task waits. Otherwise, or if a task of another
+ *             loop waits, the result is -EPERM. A try_ call that would have to wait returns
+ *             -EAGAIN.
  *   Errors    A NULL argument is -EINVAL; a function that returns nothing ignores it.
  *
  * Contents: >>lock >>rwlock >>semaphore >>event >>condition >>barrier >>latch >>future >>queue
@@ -60,34 +59,34 @@ extern "C" {
 typedef struct conc_lock {
     /* private */
     conc_task *owner;
-    uint64_t serial; /* the owner's; tells it from a later task at the same address */
+    uint64_t serial; /* the owner's; distinguishes it from a later task at the same address */
     conc__waits waits;
     const char *place; /* where the owner acquired it */
 } conc_lock;
 
 /* Acquires the lock for the calling task. Waits.
  *     int conc_lock_acquire(conc_lock *l);
- * Errors: -EDEADLK (the task has it already), -EPERM (a task of another run has it, even one that
- * is over), -ECANCELED. */
+ * Errors: -EDEADLK (the caller already holds it), -EPERM (a task of another run, perhaps an ended
+ * one, holds it), -ECANCELED. */
 #define conc_lock_acquire(...) conc__lock_acquire((__VA_ARGS__), CONC__PLACE)
 CONC_API int conc__lock_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
 
-/* The same without waiting: -EAGAIN if another task has the lock, -EDEADLK if the caller has it.
+/* The same without waiting: -EAGAIN if another task holds the lock, -EDEADLK if the caller does.
  *     int conc_lock_try_acquire(conc_lock *l); */
 #define conc_lock_try_acquire(...) conc__lock_try_acquire((__VA_ARGS__), CONC__PLACE)
 CONC_API int conc__lock_try_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
 
-/* Hands the lock to its first waiter, or frees it. Not a checkpoint. -EPERM: the calling task does
- * not hold the lock. */
+/* Hands the lock to its first waiter, or frees it. Not a checkpoint. -EPERM: the caller does not
+ * hold the lock. */
 CONC_API int conc_lock_release(conc_lock *l);
 
-/* The task that has the lock; NULL: none. If the owner may have ended without a release, the
- * pointer may only be compared, not used. */
+/* The task that holds the lock, or NULL. If the owner may have ended without a release, compare the
+ * pointer but do not dereference it. */
 CONC_API conc_task *conc_lock_owner(const conc_lock *l);
 
-/* CONC_LOCKED(&l) { ... }: the block runs with the lock, and every way out of it (its end, break,
- * continue, return, goto, CONC_TRY) releases the lock. If the acquire fails, the calling function
- * returns its error; that would leave a scope or group open, so inside one acquire by hand. */
+/* CONC_LOCKED(&l) { ... }: the block runs with the lock held, and every way out of it (its end,
+ * break, continue, return, goto, CONC_TRY) releases it. If the acquire fails, the calling function
+ * returns its error; inside a scope or group that would leave it open, so acquire by hand there. */
 #define CONC_LOCKED(...) \
     CONC__GUARDED(conc__lock_enter((__VA_ARGS__), CONC__PLACE), conc__lock_leave, __COUNTER__)
 #define CONC__GUARDED(enter, leave, n) CONC__GUARDED2(enter, leave, CONC__JOIN(conc__guard, n))
@@ -121,9 +120,9 @@ typedef struct conc_rwlock {
 
 /* Waits.
  *     int conc_rwlock_acquire_read(conc_rwlock *l), conc_rwlock_acquire_write(conc_rwlock *l);
- * Errors: -EDEADLK (the task has it for writing already), -EPERM (a task of another run has it,
- * even one that is over), -ECANCELED. A reader must release it before it acquires it again:
- * otherwise it waits for itself, or for a writer that has queued in between and waits for it. */
+ * Errors: -EDEADLK (the caller already holds it for writing), -EPERM (a task of another run,
+ * perhaps an ended one, holds it), -ECANCELED. A reader must release it before acquiring it again:
+ * otherwise it deadlocks with itself, or with a writer that has queued in between. */
 #define conc_rwlock_acquire_read(...) conc__rwlock_acquire((__VA_ARGS__), CONC__READER, CONC__PLACE)
 #define conc_rwlock_acquire_write(...) \
     conc__rwlock_acquire((__VA_ARGS__), CONC__WRITER, CONC__PLACE)
@@ -139,9 +138,9 @@ CONC_API int conc__rwlock_acquire(conc_rwlock *l, int how, const char *place) CO
     conc__rwlock_try_acquire((__VA_ARGS__), CONC__WRITER, CONC__PLACE)
 CONC_API int conc__rwlock_try_acquire(conc_rwlock *l, int how, const char *place) CONC_NODISCARD;
 
-/* Releases either kind; for the task that acquired it. Not a checkpoint. -EPERM: another task has
- * it for writing, or no task has it. The rwlock only counts its readers, so a release by a task
- * that does not read goes unnoticed. */
+/* Releases either kind; for the task that acquired it. Not a checkpoint. -EPERM: another task holds
+ * it for writing, or no task holds it. The rwlock only counts its readers, so a release by a
+ * non-reader goes unnoticed. */
 CONC_API int conc_rwlock_release(conc_rwlock *l);
 
 /* ---- >>semaphore ---------------------------------------------------------------------------- */
@@ -164,11 +163,11 @@ typedef struct conc_sem {
 CONC_API int conc_sem_acquire(conc_sem *s) CONC_NODISCARD;
 CONC_API int conc_sem_try_acquire(conc_sem *s) CONC_NODISCARD;
 
-/* Returns a permit, which goes to the first waiter if there is one. -EOVERFLOW: there would be more
- * permits than max, or than an int holds. Not a checkpoint. */
+/* Returns a permit, which goes to the first waiter if there is one. -EOVERFLOW: the permits would
+ * exceed max, or INT_MAX. Not a checkpoint. */
 CONC_API int conc_sem_release(conc_sem *s);
 
-/* CONC_PERMIT(&sem) { ... }: the block runs with a permit, as CONC_LOCKED does with a lock. */
+/* CONC_PERMIT(&sem) { ... }: the block runs holding a permit, as CONC_LOCKED holds a lock. */
 #define CONC_PERMIT(...) CONC__GUARDED(conc__sem_enter(__VA_ARGS__), conc__sem_leave, __COUNTER__)
 CONC_API conc__entered conc__sem_enter(conc_sem *s);
 CONC_API void conc__sem_leave(conc__entered *g);
@@ -184,12 +183,12 @@ typedef struct conc_event {
 /* Waits until the event is set. Errors: -ECANCELED. */
 CONC_API int conc_event_wait(conc_event *e) CONC_NODISCARD;
 
-/* Wakes all waiters, even if a clear follows at once; until then later calls do not wait. Neither
- * the call nor the waiters use the event afterwards, so a woken task may free it. Not a
- * checkpoint. */
+/* Wakes all waiters, even if a clear follows immediately; until then later waits return
+ * immediately. Neither the call nor the waiters use the event afterwards, so a woken task may free
+ * it. Not a checkpoint. */
 CONC_API void conc_event_set(conc_event *e);
 
-/* From now on conc_event_wait waits. Not a checkpoint. */
+/* Makes conc_event_wait wait from now on. Not a checkpoint. */
 CONC_API void conc_event_clear(conc_event *e);
 
 CONC_API bool conc_event_is_set(const conc_event *e);
@@ -201,14 +200,14 @@ typedef struct conc_cond {
     conc__waits waits;
 } conc_cond;
 
-/* Releases the lock, waits to be notified, and acquires the lock again. The task holds the lock
- * whatever the result, so the call may return after a time limit. Other tasks may run between the
- * notify and the return: test the condition in a loop. Errors: -EPERM (the task does not have the
- * lock), -ECANCELED (the wait used up no notify). */
+/* Releases the lock, waits for a notify, and reacquires the lock. The task holds the lock whatever
+ * the result, so the call may overrun a timeout. Other tasks may run between the notify and the
+ * return: test the condition in a loop. Errors: -EPERM (the task does not hold the lock),
+ * -ECANCELED (the wait used up no notify). */
 CONC_API int conc_cond_wait(conc_cond *c, conc_lock *l) CONC_NODISCARD;
 
-/* Notifies the first n waiters, or all. Each continues once it has its lock again; the caller need
- * not have a lock. A notify without waiters has no effect. Not a checkpoint. */
+/* Notifies the first n waiters, or all. Each continues once it holds its lock again; the caller
+ * need not hold a lock. A notify without waiters has no effect. Not a checkpoint. */
 CONC_API void conc_cond_notify(conc_cond *c, int n);
 CONC_API void conc_cond_notify_all(conc_cond *c);
 
@@ -228,14 +227,13 @@ typedef struct conc_barrier {
     }
 
 /* Waits until `parties` tasks have arrived; then all of them continue, and the barrier starts over.
- * Returns the caller's index, in order of arrival: each of 0 to parties - 1 once. A task that is
- * cancelled while it waits no longer counts as arrived. Errors: -EINVAL (parties not positive),
- * -ECANCELED. */
+ * Returns the caller's index, in order of arrival: each of 0 to parties - 1 once. A task cancelled
+ * while waiting no longer counts as arrived. Errors: -EINVAL (parties not positive), -ECANCELED. */
 CONC_API int conc_barrier_wait(conc_barrier *b) CONC_NODISCARD;
 
 /* ---- >>latch -------------------------------------------------------------------------------- */
 
-/* Counts what is left to do, as Go's WaitGroup does. */
+/* Counts outstanding work, like Go's WaitGroup. */
 typedef struct conc_latch {
     /* private */
     int count;
@@ -243,7 +241,7 @@ typedef struct conc_latch {
 } conc_latch;
 
 /* Adds n, which may be negative; a count of 0 wakes all waiters. conc_latch_done adds -1. Not
- * checkpoints. -EOVERFLOW, and no change: the count would be below 0 or above what an int holds. */
+ * checkpoints. -EOVERFLOW, and no change: the count would leave the range 0 to INT_MAX. */
 CONC_API int conc_latch_add(conc_latch *l, int n);
 CONC_API int conc_latch_done(conc_latch *l);
 
@@ -262,14 +260,14 @@ typedef struct conc_future {
     conc__waits waits;
 } conc_future;
 
-/* Sets the result, rc and a value (borrowed), and wakes all waiters. If rc is an error that the
- * calling task or posted function made with conc_fail, its text reaches them too. A second call
- * returns -EALREADY. The call and the waiters do not use the future afterwards, so a woken task may
- * free it. Not a checkpoint. */
+/* Sets the result, rc and a value (borrowed), and wakes all waiters. If the calling task or posted
+ * function made the error rc with conc_fail, the waiters get its text too. A second call returns
+ * -EALREADY. The call and the waiters do not use the future afterwards, so a woken task may free
+ * it. Not a checkpoint. */
 CONC_API int conc_future_set(conc_future *f, int rc, void *value);
 
-/* Waits for the result: returns the rc that was set, and stores the value in *value unless value is
- * NULL. If the caller is cancelled meanwhile: -ECANCELED, and *value is unchanged. */
+/* Waits for the result: returns its rc, and stores its value in *value unless value is NULL. If the
+ * caller is cancelled while waiting: -ECANCELED, and *value is unchanged. */
 CONC_API int conc_future_wait(conc_future *f, void **value) CONC_NODISCARD;
 
 CONC_API bool conc_future_is_set(const conc_future *f);
@@ -279,7 +277,7 @@ CONC_API bool conc_future_is_set(const conc_future *f);
 enum {
     CONC_QUEUE_FIFO,
     CONC_QUEUE_LIFO,
-    /* the smallest item first, equal items in the order of insertion; needs less */
+    /* smallest item first, equal items in insertion order; needs less */
     CONC_QUEUE_PRIORITY
 };
 
@@ -287,15 +285,15 @@ typedef struct conc_queue {
     size_t item_size; /* bytes; 0: items are only counted */
     size_t capacity;  /* items; a put beyond it waits; 0: no limit */
     int kind;
-    /* does a come before b? Setting it implies CONC_QUEUE_PRIORITY. It must not wait. Items are
-     * aligned to at most alignof(max_align_t) */
+    /* does a come before b? Setting it implies CONC_QUEUE_PRIORITY. It must not wait. Item
+     * alignment is at most alignof(max_align_t) */
     bool (*less)(const void *a, const void *b);
     /* private */
     bool closed, checked;
     char *items;      /* FIFO: a ring; LIFO: a stack; priority: a binary heap */
     uint64_t *orders; /* priority: the arrival number of each item */
     size_t room, head, count;
-    size_t limit; /* with fewer items a put only stores; 0 if closed, not FIFO, or of large items */
+    size_t limit; /* below it a put only stores; 0 if closed, not FIFO, or with large items */
     uint64_t arrivals;
     conc__waits getters, putters, joiners;
     /* not beside count: the compiler would merge both writes into one vector store, which would
@@ -313,16 +311,16 @@ typedef struct conc_queue {
  * call returns. Waits only while the queue is full: consumers run when the producer waits or calls
  * conc_yield. Errors: -EPIPE (closed), -ENOMEM (the queue is unchanged), -EINVAL (a priority queue
  * without less, or less with another kind), -ECANCELED.
- * conc_queue_try_put never waits: -EAGAIN if the queue is full. That need not mean a slow consumer:
- * it may not have run since the producer started. */
+ * conc_queue_try_put never waits: -EAGAIN if the queue is full. The consumer need not be slow: it
+ * may simply not have run since the producer started. */
 CONC_API int conc_queue_put(conc_queue *q, const void *item) CONC_NODISCARD;
 CONC_API int conc_queue_try_put(conc_queue *q, const void *item) CONC_NODISCARD;
 
-/* conc_queue_put of a value: CONC_PUT(&jobs, n + 1), CONC_PUT(&jobs, (job){url, 3}), and for a
- * queue of pointers CONC_PUT(&names, name), where conc_queue_put takes &name. The value must have
- * item_size bytes. Otherwise the result is -EINVAL, or an error at compile time if the compiler
- * knows both sizes (it optimizes, and sees the queue being set). An array or a string stands for
- * the pointer to its first element. */
+/* conc_queue_put for a value: CONC_PUT(&jobs, n + 1), CONC_PUT(&jobs, (job){url, 3}), and for a
+ * queue of pointers CONC_PUT(&names, name), where conc_queue_put takes &name. The value must be
+ * item_size bytes large. Otherwise the result is -EINVAL, or a compile-time error if the compiler
+ * knows both sizes (it optimizes, and sees the queue's initializer). An array or a string decays to
+ * a pointer to its first element. */
 #define CONC_PUT(q, ...)                                              \
     CONC__PUT(q, (__VA_ARGS__), CONC__JOIN(conc__queue, __COUNTER__), \
               CONC__JOIN(conc__item, __COUNTER__), CONC__GIVEN(#__VA_ARGS__))
@@ -357,20 +355,20 @@ CONC_API int conc_queue_try_get(conc_queue *q, void *item) CONC_NODISCARD;
 /* The number of items in the queue. */
 CONC_API size_t conc_queue_len(const conc_queue *q);
 
-/* Marks one of the items that were taken as done, also after the queue was destroyed. -EOVERFLOW:
- * all items that were put are done already. Not a checkpoint. */
+/* Marks one item that was taken as done, even after the queue was destroyed. -EOVERFLOW: all items
+ * put are already done. Not a checkpoint. */
 CONC_API int conc_queue_task_done(conc_queue *q);
 
-/* Waits until every item that was put is done. Errors: -ECANCELED, -EPIPE (destroyed meanwhile). */
+/* Waits until every item put is done. Errors: -ECANCELED, -EPIPE (destroyed during the wait). */
 CONC_API int conc_queue_join(conc_queue *q) CONC_NODISCARD;
 
-/* Closes the queue to puts: every waiting put, and every waiting get, returns -EPIPE. Items in the
- * queue can still be taken. A second close does nothing. Not a checkpoint. */
+/* Closes the queue to puts: all waiting puts and gets return -EPIPE. Items left in the queue can
+ * still be taken. A second close does nothing. Not a checkpoint. */
 CONC_API void conc_queue_close(conc_queue *q);
 
-/* Closes the queue for good, drops its items, and frees its memory. Items that were taken still
- * count: conc_queue_task_done and conc_queue_join keep working.
- * CONC_AUTO(conc_queue, q) = CONC_QUEUE(int, 10); destroys the queue when the block ends. */
+/* Closes the queue permanently, drops its items, and frees its memory. Items already taken still
+ * count: conc_queue_task_done and conc_queue_join keep working. CONC_AUTO(conc_queue, q) =
+ * CONC_QUEUE(int, 10); destroys the queue when the block ends. */
 CONC_API void conc_queue_destroy(conc_queue *q);
 CONC_API void conc__auto_conc_queue(conc_queue *q);
 
@@ -378,7 +376,7 @@ CONC_API void conc__auto_conc_queue(conc_queue *q);
 
 struct conc__choice;
 
-/* One thing that conc_select may do. Use the macros below to make one. */
+/* One alternative for conc_select. Make it with the macros below. */
 typedef struct conc_case {
     int what;
     conc_queue *queue;
@@ -390,8 +388,8 @@ typedef struct conc_case {
     struct conc_job *job;
     void *to;
     const void *from;
-    /* in the case that happened: what its call would have returned. With JOIN (which collects the
-     * task, as conc_join does) and with JOB, what the task or the job returned */
+    /* in the chosen case: what its call would have returned. For JOIN (which collects the task, as
+     * conc_join does) and JOB, what the task or job returned */
     int result;
     /* private */
     struct conc__choice *choice;
@@ -436,8 +434,8 @@ enum {
         .what = CONC__AFTER, .seconds = (__VA_ARGS__) \
     }
 
-/* With conc_pool.h. These queue together with callers of conc_channel_recv, conc_channel_send and
- * conc_job_wait, but a cancel of the select does not cancel the job. */
+/* Need conc_pool.h. They queue with the callers of conc_channel_recv, conc_channel_send and
+ * conc_job_wait, but cancelling the select does not cancel the job. */
 #define CONC_CASE_RECV(c, ...)                                  \
     {                                                           \
         .what = CONC__RECV, .channel = (c), .to = (__VA_ARGS__) \
@@ -451,33 +449,33 @@ enum {
         .what = CONC__JOB, .job = (__VA_ARGS__) \
     }
 
-/* Waits until one of the cases can happen, does that one and no other, and returns its index. The
- * result field of that case has what its call would have returned: a closed queue is ready with
- * -EPIPE. If several are ready at the call, the first in the array happens. The array and what it
- * points to are borrowed until the call returns; the array may be used again.
+/* Waits until one of the cases is ready, performs only that one, and returns its index. Its result
+ * field holds what its call would have returned: a closed queue is ready with -EPIPE. If several
+ * are ready at the call, the first in the array is chosen. The array and what it points to are
+ * borrowed until the call returns; the array may be reused.
  *     conc_case c[] = {CONC_CASE_GET(&jobs, &job), CONC_CASE_EVENT(&stop), CONC_CASE_AFTER(1.5)};
  *     switch (conc_select(c, CONC_LEN(c))) { case 0: ...
- * A CONC_CASE_FD with events 0 happens when the peer hangs up; its result is 0 then.
- * Errors, and no case has happened: -EINVAL (no cases, or one that is not valid), -EDEADLK (a join
- * of the caller), -EBADF (a negative descriptor), -EPERM (an object of another run), -ENOMEM (only
- * with a channel or a job), -EAGAIN (no thread for the job can be started), -ECANCELED. */
+ * A CONC_CASE_FD with events 0 is ready when the peer hangs up, with result 0. Errors, with no case
+ * performed: -EINVAL (no cases, or an invalid one), -EDEADLK (a join of the caller), -EBADF (a
+ * negative descriptor), -EPERM (an object of another run), -ENOMEM (only with a channel or a job),
+ * -EAGAIN (no thread can be started for the job), -ECANCELED. */
 CONC_API int conc_select(conc_case *cases, size_t n) CONC_NODISCARD;
 
 /* ---- >>limiter ------------------------------------------------------------------------------ */
 
 /* A token bucket: it holds at most `burst` tokens, starts full, and gains `rate` tokens every `per`
- * seconds, evenly. So within any time t at most burst + t * rate / per tokens are taken: with rate
- * 3 and burst 1, one every third of a second. */
+ * seconds, evenly. So in any time t at most burst + t * rate / per tokens are taken: with rate 3
+ * and burst 1, one every third of a second. */
 typedef struct conc_limiter {
     double rate, per, burst; /* per 0: 1 s; burst 0: 1 */
     /* private */
-    uint64_t run;       /* the run whose clock was last read; 0: none */
+    uint64_t run;       /* run whose clock was last read; 0: none */
     bool virtual_clock; /* did that run have a virtual clock? */
-    int64_t seen;       /* what the clock said, in ns */
+    int64_t seen;       /* that clock reading, in ns */
     int64_t start;      /* when the bucket was last full */
     double taken;       /* tokens since then */
     conc__waits waits;
-    conc__timer timer; /* fires when the first waiter's tokens are there */
+    conc__timer timer; /* fires when the first waiter's tokens are available */
 } conc_limiter;
 
 /* Takes n tokens; callers are served in order. Waits. Errors: -EINVAL (rate not positive, per or
@@ -491,9 +489,9 @@ CONC_API int conc_limiter_try_acquire(conc_limiter *l, int n) CONC_NODISCARD;
 #ifdef __cplusplus
 }
 
-/* The macros again, as calls: C++17 has no designated initializers, and GCC warns of fields that an
- * initializer leaves out. They take the same arguments and give the same values, also for static
- * objects. */
+/* The macros as function calls: C++17 has no designated initializers, and GCC warns about fields
+ * that an initializer omits. They take the same arguments and yield the same values, for static
+ * objects too. */
 extern "C++" {
 
 struct conc__sem_options {
@@ -629,7 +627,8 @@ constexpr conc_case conc__make_job(struct conc_job *job)
 #endif /* CONC_SYNC_H */
 
 /* ==============================================================================================
- *  The implementation: >>sharing, then >>lock to >>limiter. The words of conc.h's apply here too.
+ *  The implementation: >>sharing, then >>lock to >>limiter. The glossary of conc.h's applies here
+ *  too.
  *
  *  waiter          a task in the list of an object
  *  fast path       a call that need not wait, in a function that calls no other; the slow path
@@ -650,8 +649,8 @@ constexpr conc_case conc__make_job(struct conc_job *job)
 static const conc__wait_kind conc__candidate;
 CONC__PRIVATE const conc__wait *conc__parked_on(const conc__wait *candidate);
 
-/* In a forked child: does the wait belong to a task of the parent process? Its handle may have been
- * reused for a new task, which waits for something else. */
+/* In a forked child: does the wait belong to one of the parent's tasks? Its handle may have been
+ * reused for a new task that waits for something else. */
 CONC__COLD bool conc__wait_is_inherited(const conc__wait *w)
 {
     const conc__wait *parked = w->kind == &conc__candidate ? conc__parked_on(w) : w;
@@ -659,7 +658,7 @@ CONC__COLD bool conc__wait_is_inherited(const conc__wait *w)
 }
 
 /* True if the list is empty or its waiters are tasks of l. In a forked child this also empties a
- * list of the parent's tasks. It has only those then: no task joins a list before this check. */
+ * list of the parent's tasks; it holds no others, since no task joins a list before this check. */
 CONC__FAST bool conc__ours(const conc_loop *l, conc__waits *waits)
 {
     conc__wait *first = waits->first;
@@ -685,9 +684,9 @@ CONC__FAST int conc__may_wait(conc_loop *l, conc__waits *waits, const char *call
     return conc__checkpoint(l);
 }
 
-/* True if the running task may continue without giving others a turn; that uses up one of the quick
- * checkpoints it has. The fast paths below call this and no other function; their slow paths are
- * separate functions, because code that parks a task saves every register first. */
+/* True if the running task may continue without yielding; that uses up one of its quick
+ * checkpoints. The fast paths below call no other function; their slow paths are separate
+ * functions, because code that parks a task saves every register first. */
 CONC__FAST bool conc__may_continue(conc_loop *l)
 {
     if (CONC__UNLIKELY(!l || !l->self || l->self->pending || l->budget_left <= 1))
@@ -722,7 +721,7 @@ CONC__FAST void conc__wake_first(conc_loop *l, conc__waits *list, int result)
     conc__wait_over(l, w->task);
 }
 
-/* The body of `call`, which waits in the list of `object` unless what it waits for is true. */
+/* The body of `call`, which waits in `object`'s list unless is_true. */
 CONC__PRIVATE CONC__CALLED int conc__wait_unless(const char *call, bool is_true, const void *object,
                                                  conc__waits *list, const conc__wait_kind *kind)
 {
@@ -757,7 +756,7 @@ CONC__PRIVATE void conc__wake_all(conc_loop *l, conc__waits *list, int result)
     }
 }
 
-/* The owner that a lock has on record, or NULL if that task has ended. */
+/* The recorded owner of a lock, or NULL if that task has ended. */
 CONC__PRIVATE const conc_task *conc__living_owner(const conc_task *owner, uint64_t serial)
 {
     if (!conc__lives(conc__here, owner, serial))
@@ -768,14 +767,14 @@ CONC__PRIVATE const conc_task *conc__living_owner(const conc_task *owner, uint64
 CONC__PRIVATE void conc__print_owner(FILE *out, const conc_task *owner, uint64_t serial,
                                      const char *place)
 {
-    if (!owner) { /* a task that was woken has it, and has not run since */
+    if (!owner) { /* granted to a woken task that has not run yet */
         fprintf(out, " that is free");
     } else if (conc__living_owner(owner, serial)) {
         fputs(" that ", out);
         conc__print_name(out, owner);
         fprintf(out, " acquired at %s", place);
     } else if (conc__is_of_run(conc__here, serial)) {
-        fprintf(out, " acquired at %s by a task that is not there any more", place);
+        fprintf(out, " acquired at %s by a task that has ended", place);
     } else {
         fprintf(out, " acquired at %s by a task of another run", place);
     }
@@ -789,7 +788,7 @@ CONC__PRIVATE void conc__lock_details(FILE *out, const conc__wait *w)
     conc__print_owner(out, k->owner, k->serial, k->place);
 }
 
-/* The next task in the report of a deadlock; NULL: it has ended. */
+/* The next task in a deadlock report; NULL: it has ended. */
 CONC__PRIVATE const conc_task *conc__lock_owner(const conc__wait *w)
 {
     const conc_lock *k = w->on;
@@ -817,10 +816,10 @@ CONC__COLD int conc__held_by_other(const conc_loop *l, const conc_task *owner, u
                                    const char *call, const char *place)
 {
     if (owner == l->self && serial == l->self->serial)
-        return conc__misused(-EDEADLK, call, "the task has it already, acquired", place);
+        return conc__misused(-EDEADLK, call, "the task already holds it, acquired", place);
     if (conc__is_of_run(l, serial))
         return conc__own_error(-EAGAIN);
-    return conc__misused(-EPERM, call, "a task of another run has it, acquired", place);
+    return conc__misused(-EPERM, call, "a task of another run holds it, acquired", place);
 }
 
 CONC__FAST void conc__lock_grant(conc_loop *l, conc_lock *k, conc_task *t, const char *place)
@@ -832,7 +831,7 @@ CONC__FAST void conc__lock_grant(conc_loop *l, conc_lock *k, conc_task *t, const
         conc__holding_add(&t->held, k, "a lock", place);
 }
 
-/* Takes the lock from its owner and grants it to the first waiter, if there is one. */
+/* Takes the lock from its owner and grants it to the first waiter, if any. */
 CONC__FAST void conc__lock_hand_over(conc_loop *l, conc_lock *k)
 {
     conc__wait *w = k->waits.first;
@@ -863,14 +862,14 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
         k->owner = NULL;
     if (CONC__UNLIKELY(conc__lock_is_mine(l, k)))
         return conc__misused(-EDEADLK, "conc_lock_acquire",
-                             "the task has this lock already, acquired", k->place);
+                             "the task already holds this lock, acquired", k->place);
     int rc = conc__may_wait(l, &k->waits, "conc_lock_acquire");
     if (rc)
         return rc;
     if (k->owner) {
         if (!conc__is_of_run(l, k->serial))
             return conc__misused(-EPERM, "conc_lock_acquire",
-                                 "a task of another run has this lock, acquired", k->place);
+                                 "a task of another run holds this lock, acquired", k->place);
         return conc__lock_wait(l, k, place);
     }
     conc__lock_grant(l, k, l->self, place);
@@ -878,7 +877,7 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
     return 0;
 }
 
-/* The public calls are macros for these in this file: a call would double their cost. */
+/* In this file the public calls are macros for these: a call would double their cost. */
 CONC__FAST int conc__lock_acquire_fast(conc_lock *k, const char *place)
 {
     conc_loop *l = conc__here;
@@ -917,7 +916,7 @@ CONC__PRIVATE CONC__CALLED int conc__lock_release_slowly(conc_lock *k)
     if (CONC__UNLIKELY(!l))
         return -EPERM;
     if (CONC__UNLIKELY(!conc__lock_is_mine(l, k) || !conc__ours(l, &k->waits)))
-        return conc__misused(-EPERM, "conc_lock_release", "the task does not have this lock", NULL);
+        return conc__misused(-EPERM, "conc_lock_release", "the task does not hold this lock", NULL);
     conc__lock_hand_over(l, k);
     return 0;
 }
@@ -976,7 +975,7 @@ CONC__PRIVATE bool conc__rwlock_is_mine(const conc_loop *l, const conc_rwlock *k
     return k->writer && k->writer == l->self && k->serial == l->self->serial;
 }
 
-/* In a forked child, frees the rwlock if tasks of the parent process have it. */
+/* In a forked child, frees the rwlock if the parent's tasks hold it. */
 CONC__PRIVATE void conc__rwlock_disown_parent(conc_rwlock *k)
 {
     if (!conc__is_inherited(k->serial))
@@ -985,7 +984,7 @@ CONC__PRIVATE void conc__rwlock_disown_parent(conc_rwlock *k)
     k->readers = 0;
 }
 
-/* Does a task of another run have it? That run may be over. */
+/* Does a task of another run hold it? That run may be over. */
 CONC__PRIVATE bool conc__rwlock_is_foreign(const conc_loop *l, const conc_rwlock *k)
 {
     return (k->writer || k->readers) && !conc__is_of_run(l, k->serial);
@@ -1011,7 +1010,7 @@ CONC__PRIVATE void conc__rwlock_grant(conc_loop *l, conc_rwlock *k, int how, con
     }
 }
 
-/* Grants the rwlock to the first waiters, as many as can have it together. */
+/* Grants the rwlock to the first waiters, as many as can share it. */
 CONC__PRIVATE void conc__rwlock_grant_waiters(conc_loop *l, conc_rwlock *k)
 {
     conc__wait *w = k->waits.first;
@@ -1022,7 +1021,7 @@ CONC__PRIVATE void conc__rwlock_grant_waiters(conc_loop *l, conc_rwlock *k)
     }
 }
 
-/* Readers that queue behind a cancelled writer may have the rwlock now. */
+/* Readers queued behind a cancelled writer may acquire the rwlock now. */
 CONC__PRIVATE bool conc__rwlock_cancel(conc__wait *w)
 {
     conc__unlink(w);
@@ -1030,7 +1029,7 @@ CONC__PRIVATE bool conc__rwlock_cancel(conc__wait *w)
     return true;
 }
 
-/* The next task in the report of a deadlock: only a writer, as there may be many readers. */
+/* The next task in a deadlock report: only a writer, as there may be many readers. */
 CONC__PRIVATE const conc_task *conc__rwlock_owner(const conc__wait *w)
 {
     const conc_rwlock *k = w->on;
@@ -1054,13 +1053,13 @@ CONC_API CONC__CALLED int conc__rwlock_acquire(conc_rwlock *k, int how, const ch
         return conc__misused(-EINVAL, call, "no rwlock", NULL);
     conc__rwlock_disown_parent(k);
     if (conc__rwlock_is_mine(l, k))
-        return conc__misused(-EDEADLK, call, "the task has this rwlock already, acquired",
+        return conc__misused(-EDEADLK, call, "the task already holds this rwlock, acquired",
                              k->place);
     int rc = conc__may_wait(l, &k->waits, call);
     if (rc)
         return rc;
     if (conc__rwlock_is_foreign(l, k))
-        return conc__misused(-EPERM, call, "a task of another run has this rwlock, acquired",
+        return conc__misused(-EPERM, call, "a task of another run holds this rwlock, acquired",
                              k->place);
     if (k->waits.first || !conc__rwlock_is_free(k, how)) {
         conc__wait w = {.task = l->self,
@@ -1094,8 +1093,7 @@ CONC_API int conc__rwlock_try_acquire(conc_rwlock *k, int how, const char *place
     return 0;
 }
 
-/* May the running task release it? Which tasks read it is not recorded, so it could be any of them.
- * */
+/* May the running task release it? The readers are not recorded, so any task may be one. */
 CONC__PRIVATE bool conc__rwlock_may_release(const conc_loop *l, conc_rwlock *k)
 {
     if (k->writer && !conc__rwlock_is_mine(l, k))
@@ -1113,7 +1111,7 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
     if (!l)
         return -EPERM;
     if (!conc__rwlock_may_release(l, k))
-        return conc__misused(-EPERM, "conc_rwlock_release", "the task does not have this rwlock",
+        return conc__misused(-EPERM, "conc_rwlock_release", "the task does not hold this rwlock",
                              NULL);
     if (k->writer)
         k->writer = NULL;
@@ -1130,11 +1128,11 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
 static const conc__wait_kind conc__permitting = {.what = "waits for a permit of a semaphore",
                                                  .cancel = conc__cancel_plainly};
 
-static const char conc__bad_sem[] = "no semaphore, or permits outside of 0 and the maximum";
+static const char conc__bad_sem[] = "no semaphore, or permits not from 0 to the maximum";
 
 CONC__FAST bool conc__sem_is_valid(const conc_sem *s)
 {
-    /* this refuses a negative max too, as no number of permits is below it */
+    /* this refuses a negative max too: no number of permits is below it */
     return s && s->permits >= 0 && (s->max == 0 || s->permits <= s->max);
 }
 
@@ -1193,8 +1191,8 @@ CONC_API int conc_sem_release(conc_sem *s)
     }
     int max = s->max ? s->max : INT_MAX;
     if (CONC__UNLIKELY(s->permits == max))
-        return conc__misused(-EOVERFLOW, "conc_sem_release",
-                             "there would be more permits than the maximum", NULL);
+        return conc__misused(-EOVERFLOW, "conc_sem_release", "the permits would exceed the maximum",
+                             NULL);
     s->permits++;
     return 0;
 }
@@ -1246,11 +1244,10 @@ CONC_API bool conc_event_is_set(const conc_event *e) { return e && e->set; }
 
 /* ---- >>condition ---------------------------------------------------------------------------- */
 
-/* A waiter that is notified or cancelled moves to the list of its lock, without running in
- * between. */
+/* A waiter that is notified or cancelled moves to its lock's list without running in between. */
 
-/* Such a waiter ignores a cancel, as it must return with the lock. Only when a deadlock has
- * cancelled everything does it take a lock whose owner has ended. */
+/* Such a waiter ignores a cancel because it must return with the lock. It takes a lock whose owner
+ * has ended only after a deadlock has cancelled everything. */
 CONC__PRIVATE bool conc__relock_cancel(conc__wait *w)
 {
     conc_loop *l = conc__here;
@@ -1262,13 +1259,13 @@ CONC__PRIVATE bool conc__relock_cancel(conc__wait *w)
     return true;
 }
 
-static const conc__wait_kind conc__relocking = {.what = "waits to have a lock again",
+static const conc__wait_kind conc__relocking = {.what = "waits to reacquire a lock",
                                                 .details = conc__lock_details,
                                                 .cancel = conc__relock_cancel,
                                                 .owner = conc__lock_owner};
 
 /* Moves a waiter of a condition to its lock; its conc_cond_wait will return `result`. True: the
- * lock was free, and the waiter has it now. */
+ * lock was free, and the waiter holds it now. */
 CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
 {
     conc_lock *k = (conc_lock *)(uintptr_t)w->on;
@@ -1302,7 +1299,7 @@ CONC_API CONC__CALLED int conc_cond_wait(conc_cond *c, conc_lock *k)
     if (!l)
         return -EPERM;
     if (!conc__lock_is_mine(l, k) || !conc__ours(l, &k->waits))
-        return conc__misused(-EPERM, "conc_cond_wait", "the task does not have the lock", NULL);
+        return conc__misused(-EPERM, "conc_cond_wait", "the task does not hold the lock", NULL);
     int rc = conc__may_wait(l, &c->waits, "conc_cond_wait");
     if (rc)
         return rc;
@@ -1343,7 +1340,7 @@ CONC_API void conc_cond_notify_all(conc_cond *c)
 CONC__PRIVATE void conc__barrier_details(FILE *out, const conc__wait *w)
 {
     const conc_barrier *b = w->on;
-    fprintf(out, ", %d of %d are there", b->arrived, b->parties);
+    fprintf(out, ", %d of %d have arrived", b->arrived, b->parties);
 }
 
 CONC__PRIVATE bool conc__barrier_cancel(conc__wait *w)
@@ -1384,7 +1381,7 @@ CONC_API CONC__CALLED int conc_barrier_wait(conc_barrier *b)
 
 CONC__PRIVATE void conc__latch_details(FILE *out, const conc__wait *w)
 {
-    fprintf(out, " that stands at %d", ((const conc_latch *)w->on)->count);
+    fprintf(out, " with a count of %d", ((const conc_latch *)w->on)->count);
 }
 
 static const conc__wait_kind conc__awaiting_latch = {
@@ -1526,8 +1523,7 @@ CONC__FAST char *conc__item_at(const conc_queue *q, size_t i)
     return q->items + i * q->item_size;
 }
 
-/* A queue of items without bytes is used with NULL; GCC sees that NULL, and not that the size is
- * 0. */
+/* A queue of empty items is used with NULL; GCC sees that NULL, but not that the size is 0. */
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wnonnull"
 CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
@@ -1541,8 +1537,7 @@ CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
 }
 #pragma GCC diagnostic pop
 
-/* These two are for queues with a `limit`: their items are 4 or 8 bytes, which are copied inline.
- * */
+/* For queues with a `limit`, whose items are 4 or 8 bytes: copies them inline. */
 CONC__FAST void conc__item_load(const conc_queue *q, void *item, size_t i)
 {
     if (q->item_size == 4)
@@ -1579,7 +1574,7 @@ CONC__FAST int conc__queue_valid(conc_queue *q, const void *item, const char *ca
     return 0;
 }
 
-/* Sets `limit`, which lets conc_queue_put and conc_queue_get take their fast paths. */
+/* Sets `limit`, which enables the fast paths of conc_queue_put and conc_queue_get. */
 CONC__COLD void conc__queue_set_limit(conc_queue *q)
 {
     bool is_small = q->item_size == 4 || q->item_size == 8;
@@ -1590,7 +1585,7 @@ CONC__COLD void conc__queue_set_limit(conc_queue *q)
         q->limit = q->capacity;
 }
 
-/* Doubles the room, and moves the first item to its start. Returns 0 or -ENOMEM. */
+/* Doubles the room and moves the first item to its start. Returns 0 or -ENOMEM. */
 CONC__COLD int conc__queue_grow(conc_queue *q)
 {
     enum { LEAST = 8 };
@@ -1659,8 +1654,8 @@ CONC__FAST size_t conc__heap_child(const conc_queue *q, size_t below, size_t end
                                                item + first * size, came[first]);
 }
 
-/* Prefetches what the next step down will read, whichever child it goes to: a large heap mostly
- * waits for memory. A prefetch may go beyond the end. */
+/* Prefetches what the next step down reads, whichever child it takes: large heaps mostly wait for
+ * memory. A prefetch may go beyond the end. */
 CONC__FAST void conc__heap_prefetch(const conc_queue *q, size_t below)
 {
     const char *items = (const char *)((uintptr_t)q->items + below * q->item_size);
@@ -1670,7 +1665,7 @@ CONC__FAST void conc__heap_prefetch(const conc_queue *q, size_t below)
     __builtin_prefetch(orders + 64);
 }
 
-/* Puts an item, with its arrival number, into the hole and moves it up to its slot. */
+/* Puts an item with its arrival number into the hole and moves it up to its slot. */
 CONC__PRIVATE void conc__heap_sift_up(conc_queue *q, size_t hole, const char *item, uint64_t came)
 {
     while (hole > 0) {
@@ -1893,8 +1888,8 @@ CONC_API int conc_queue_task_done(conc_queue *q)
     if (!conc__ours(l, &q->joiners))
         return conc__used_elsewhere("conc_queue_task_done");
     if (!q->unfinished)
-        return conc__misused(-EOVERFLOW, "conc_queue_task_done", "more items were done than put",
-                             NULL);
+        return conc__misused(-EOVERFLOW, "conc_queue_task_done",
+                             "more items were marked done than put", NULL);
     if (--q->unfinished == 0)
         conc__wake_all(l, &q->joiners, 0);
     return 0;
@@ -1907,7 +1902,7 @@ CONC_API int conc_queue_join(conc_queue *q)
     return conc__wait_unless(__func__, !q->unfinished, q, &q->joiners, &conc__finishing);
 }
 
-/* Closes the queue. False: tasks of another loop wait, so this thread may not. */
+/* Closes the queue. False: tasks of another loop wait, so this thread must not. */
 CONC__PRIVATE bool conc__queue_shut(conc_loop *l, conc_queue *q, const char *call)
 {
     if (q->closed)
@@ -1945,7 +1940,7 @@ CONC_API void conc_queue_destroy(conc_queue *q)
     conc_free(q->orders);
     q->items = NULL;
     q->orders = NULL;
-    q->unfinished -= q->count;        /* items that were taken and are not done still count */
+    q->unfinished -= q->count;        /* items taken but not done still count */
     q->room = q->head = q->count = 0; /* the close has set limit to 0 */
 }
 
@@ -1954,20 +1949,20 @@ CONC_API void conc__auto_conc_queue(conc_queue *q) { conc_queue_destroy(q); }
 /* ---- >>select ------------------------------------------------------------------------------- */
 
 /* The state of one conc_select. Each case has a wait of its own, or a timer, or an entry in
- * conc_pool.h; the task itself is parked on `wait`, which is in no list. The wake-up of one case
- * withdraws all others before anything else can run (conc__choice_won), so only one ever happens.
+ * conc_pool.h; the task itself is parked on `wait`, which is in no list. Waking one case withdraws
+ * all others before anything else can run (conc__choice_won), so only one is ever performed.
  *
  * The cases of conc_pool.h are notified by other threads, through a post to the loop. A case may be
- * withdrawn while its post is in flight; conc_select returns only when no post is (`drain`), as
- * the post refers to the caller's array. */
+ * withdrawn while its post is in flight; conc_select does not return before the post has run
+ * (`drain`), because it refers to the caller's array. */
 typedef struct conc__choice {
     conc__wait wait;
     conc__wait drain; /* the task parks on it until in_flight is 0 */
-    int in_flight;    /* withdrawn cases whose post is still to run */
-    bool has_outside; /* a case waits, or has waited, in conc_pool.h */
+    int in_flight;    /* withdrawn cases whose post has not run yet */
+    bool has_outside; /* a case waits or has waited in conc_pool.h */
     conc_case *cases;
     size_t n;    /* cases that wait */
-    int chosen;  /* the case that was chosen; -1: none yet */
+    int chosen;  /* the chosen case; -1: none yet */
     int64_t due; /* the earliest deadline of a CONC_CASE_AFTER; CONC__NEVER: none */
     int timed;   /* its case */
     conc__timer timer;
@@ -2058,7 +2053,7 @@ static const conc__wait_kind conc__selecting = {.what = "waits for the first of"
                                                 .cancel = conc__choice_cancel};
 static const conc__wait_kind conc__candidate = {.what = "", .won = conc__choice_won};
 
-/* The wait on which the task of a case's wait is parked. */
+/* The wait on which the task of a case is parked. */
 CONC__PRIVATE const conc__wait *conc__parked_on(const conc__wait *candidate)
 {
     const char *at = (const char *)candidate - offsetof(conc_case, wait);
@@ -2070,7 +2065,7 @@ CONC__PRIVATE int conc__case_check_join(const conc_loop *l, const conc_task *t)
     if (!conc__is_task(t))
         return conc__misused(-EINVAL, "conc_select", "no task was spawned with this handle", NULL);
     if (!conc__is_of_run(l, t->serial))
-        return conc__misused(-EPERM, "conc_select", "the task is another run's", NULL);
+        return conc__misused(-EPERM, "conc_select", "the task belongs to another run", NULL);
     if (t == l->self)
         return conc__misused(-EDEADLK, "conc_select", "a task would wait for itself", NULL);
     return 0;
@@ -2154,7 +2149,7 @@ CONC__PRIVATE int conc__case_try_fd(const conc_case *c)
     return ready;
 }
 
-/* Does what the case stands for, without waiting. -EAGAIN: it would have to wait. */
+/* Performs the case without waiting. -EAGAIN: it would have to wait. */
 CONC__PRIVATE int conc__case_try(conc_loop *l, conc_case *c)
 {
     conc__outside o;
@@ -2179,7 +2174,7 @@ CONC__PRIVATE int conc__case_try(conc_loop *l, conc_case *c)
     return happened ? 0 : -EAGAIN;
 }
 
-/* Runs on the loop after another thread has notified the case: it happened, or it was withdrawn
+/* Runs on the loop after another thread has notified the case: it was performed, or was withdrawn
  * while the post was in flight. */
 CONC__PRIVATE void conc__case_notified(conc__outside *o, bool happened)
 {
@@ -2210,7 +2205,7 @@ CONC__PRIVATE int conc__case_wait_outside(conc_loop *l, conc__choice *s, conc_ca
     return rc;
 }
 
-/* Lets the case wait for its descriptor; the results are those of conc__case_wait. */
+/* Makes the case wait for its descriptor; results as for conc__case_wait. */
 CONC__PRIVATE int conc__case_wait_fd(conc_loop *l, conc_case *c, int *result)
 {
     conc__fd *f;
@@ -2236,7 +2231,7 @@ CONC__PRIVATE void conc__case_wait_time(conc_loop *l, conc__choice *s, const con
     }
 }
 
-/* Lets the case wait: 0; 1: it happened, with *result; or an error. */
+/* Makes the case wait: 0; 1: it was performed, with *result; or an error. */
 CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c, int *result)
 {
     c->choice = s;
@@ -2274,7 +2269,7 @@ CONC__PRIVATE int conc__case_result(conc_loop *l, const conc_case *c)
     return c->wait.result;
 }
 
-/* Completes a case that happened without a wait. */
+/* Completes a case that was performed without a wait. */
 CONC__PRIVATE int conc__select_at_once(conc_loop *l, conc_case *cases, size_t i, int result)
 {
     conc_case *c = &cases[i];
@@ -2301,8 +2296,8 @@ CONC__PRIVATE void conc__choice_drain(conc_loop *l, conc__choice *s)
         l->awaited--;
 }
 
-/* Waits for the first of the cases. 0: case s->n happened at once, with *result; 1: s->chosen was
- * chosen; or an error. */
+/* Waits for the first of the cases. 0: case s->n was performed immediately, with *result; 1:
+ * s->chosen was chosen; or an error. */
 CONC__PRIVATE int conc__choose(conc_loop *l, conc__choice *s, size_t n, int *result)
 {
     for (; s->n < n && s->chosen < 0; s->n++) {
@@ -2314,7 +2309,7 @@ CONC__PRIVATE int conc__choose(conc_loop *l, conc__choice *s, size_t n, int *res
             return 0;
         }
     }
-    if (s->chosen >= 0) { /* a check of a descriptor found it closed, and woke an earlier case */
+    if (s->chosen >= 0) { /* a descriptor check found it closed, and woke an earlier case */
         conc__choice_withdraw(s, NULL);
         conc__leave(l);
         return 1;
@@ -2367,9 +2362,9 @@ CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
 
 /* ---- >>limiter ------------------------------------------------------------------------------ */
 
-/* The bucket has no count of its tokens: the time when it was last full, and the number of tokens
- * taken since, determine when the next ones are there. Multiplying each time instead of adding up
- * keeps every grant exact to the nanosecond. */
+/* The bucket does not count its tokens: the time it was last full and the tokens taken since
+ * determine when the next ones are available. Multiplying each time instead of adding up keeps
+ * every grant exact to the nanosecond. */
 
 CONC__PRIVATE double conc__limiter_burst(const conc_limiter *k)
 {
@@ -2385,8 +2380,8 @@ CONC__PRIVATE bool conc__limiter_is_valid(const conc_limiter *k, int n)
     return k->rate > 0 && k->per >= 0 && k->burst >= 0 && n <= conc__limiter_burst(k);
 }
 
-/* The nanoseconds in which so many tokens come, less 0.001, as the product of two doubles may be
- * that much too large. */
+/* The nanoseconds in which the tokens accrue, less 0.001: the product of two doubles may be that much
+ * too large. */
 CONC__PRIVATE double conc__limiter_ns(const conc_limiter *k, double tokens)
 {
     double per = conc__limiter_per(k);
@@ -2398,7 +2393,7 @@ CONC__PRIVATE double conc__limiter_ns(const conc_limiter *k, double tokens)
     return tokens > 0 ? tokens * each - 1e-3 : 0;
 }
 
-/* The time at which n more tokens are there. */
+/* The time at which n more tokens are available. */
 CONC__PRIVATE int64_t conc__limiter_due(const conc_limiter *k, int n)
 {
     double ns = conc__limiter_ns(k, k->taken + n - conc__limiter_burst(k));
@@ -2430,7 +2425,7 @@ CONC__PRIVATE void conc__limiter_fill(conc_loop *l, conc_limiter *k, int64_t now
 
 CONC__PRIVATE void conc__limiter_fire(conc__timer *t);
 
-/* Grants the first waiters whose tokens are there, and sets the timer for the next one. */
+/* Grants the first waiters whose tokens are available, and sets the timer for the next one. */
 CONC__PRIVATE void conc__limiter_grant_waiters(conc_loop *l, conc_limiter *k, int64_t now)
 {
     conc__limiter_fill(l, k, now);
@@ -2476,11 +2471,11 @@ CONC__PRIVATE bool conc__limiter_is_ours(const conc_loop *l, conc_limiter *k)
     if (!conc__ours(l, &k->waits))
         return false;
     if (!k->waits.first)
-        k->timer.next = NULL; /* in a forked child, it may be armed in the parent's loop */
+        k->timer.next = NULL; /* in a forked child it may be armed in the parent's loop */
     return true;
 }
 
-/* Takes n tokens if they are there and no other task waits. */
+/* Takes n tokens if they are available and no other task waits. */
 CONC__PRIVATE bool conc__limiter_try_take(conc_loop *l, conc_limiter *k, int n)
 {
     int64_t now = conc__time(l);

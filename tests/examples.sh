@@ -112,10 +112,10 @@ real_clock() {
 names_the_blocker() {
     "${cc[@]}" -DBROKEN "${1#*/}.c" -o broken >"$box/wrong" 2>&1
     CONC_DEBUG=1 CONC_CLOCK=virtual run_it ./broken
-    grep 'held the loop' "$box/err" >"$box/held"
+    grep ' blocked the loop' "$box/err" >"$box/held"
     awk '/handler/ { n++ } END { if (!n) print "no handler is named" }' "$box/held" >>"$box/wrong"
     grep -v handler "$box/held" >>"$box/wrong"
-    check "$1: CONC_DEBUG=1 names the task that held the loop" "$box/wrong"
+    check "$1: CONC_DEBUG=1 names the task that blocked the loop" "$box/wrong"
 }
 
 # reaches_its_goal NAME: with --goal it runs the course's figure, and its exit status says whether the counts are right

@@ -1298,7 +1298,7 @@ static unsigned random_below(worker *w, unsigned n)
     return (unsigned)(w->random >> 33) % n;
 }
 
-/* One call in a scope of its own, which may be cancelled or run out of time: what the call
+/* One call in a scope of its own, which may be cancelled or time out: what the call
  * returned. */
 static int call_in_scope(worker *w, numbered *item, bool send)
 {

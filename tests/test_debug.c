@@ -77,10 +77,11 @@ enum { LINE_OF_SLOW = __LINE__ - 6, LINE_OF_NAMED = __LINE__ - 4 };
 TEST(a_slow_step_is_told_once_with_its_task_its_place_and_how_long_it_took)
 {
     run_for_report(one_slow_one_fast, debugging);
-    CHECK_CONTAINS(report, placed("conc: holds at ", LINE_OF_SLOW, " held the loop for 0.300 s\n"));
+    CHECK_CONTAINS(report,
+                   placed("conc: holds at ", LINE_OF_SLOW, " blocked the loop for 0.300 s\n"));
     CHECK_CONTAINS(report, placed("conc: the sluggard (spawned at ", LINE_OF_NAMED,
-                                  ") held the loop for 0.300 s\n"));
-    CHECK_INT(count_in(report, "held the loop"), 2);
+                                  ") blocked the loop for 0.300 s\n"));
+    CHECK_INT(count_in(report, " blocked the loop"), 2);
 }
 
 static void holds_in_a_post(void *seconds) { (void)conc_block(*(double *)seconds); }
@@ -119,14 +120,14 @@ TEST(a_slow_function_that_the_loop_calls_is_told_by_its_own_name)
     o.user = &slow;
     run_for_report(has_slow_functions_called, o);
     const char *post =
-        PLAIN ? "conc: the posted function " : "conc: the posted function holds_in_a_post held";
+        PLAIN ? "conc: the posted function " : "conc: the posted function holds_in_a_post blocked";
     const char *hook =
-        PLAIN ? "conc: the on_error hook " : "conc: the on_error hook holds_in_a_hook held";
+        PLAIN ? "conc: the on_error hook " : "conc: the on_error hook holds_in_a_hook blocked";
     CHECK_INT(count_in(report, post), 1);
-    CHECK_CONTAINS(report, " held the loop for 0.300 s\n");
+    CHECK_CONTAINS(report, " blocked the loop for 0.300 s\n");
     CHECK_INT(count_in(report, hook), 1);
-    CHECK_CONTAINS(report, " held the loop for 0.200 s\n");
-    CHECK_INT(count_in(report, "held the loop"), 2);
+    CHECK_CONTAINS(report, " blocked the loop for 0.200 s\n");
+    CHECK_INT(count_in(report, " blocked the loop"), 2);
 }
 
 TEST(what_is_slow_is_said_by_the_options)
@@ -134,10 +135,10 @@ TEST(what_is_slow_is_said_by_the_options)
     conc_options o = debugging;
     o.slow_step = 0.04;
     run_for_report(one_slow_one_fast, o);
-    CHECK_INT(count_in(report, "held the loop"), 3);
+    CHECK_INT(count_in(report, " blocked the loop"), 3);
     o.slow_step = 0.5;
     run_for_report(one_slow_one_fast, o);
-    CHECK_INT(count_in(report, "held the loop"), 0);
+    CHECK_INT(count_in(report, " blocked the loop"), 0);
 }
 
 TEST(without_debug_mode_nothing_is_said)
@@ -177,7 +178,7 @@ __attribute__((noinline)) int computes_until_it_is_told_of(void)
 {
     volatile double x = 1;
     fcntl(ear, F_SETFL, O_NONBLOCK);
-    while (!has_heard(PLAIN ? "holds the loop" : "is_told_of+0x"))
+    while (!has_heard(PLAIN ? "has blocked the loop" : "is_told_of+0x"))
         for (int i = 0; i < 1000; i++)
             x = x * 1.0000001;
     return (int)(x - x);
@@ -188,7 +189,7 @@ __attribute__((noinline)) int blocks_until_it_is_told_of(void)
 {
     struct pollfd p = {.fd = ear, .events = POLLIN};
     int n = 0;
-    while (!has_heard(PLAIN ? "holds the loop" : "is_told_of+0x"))
+    while (!has_heard(PLAIN ? "has blocked the loop" : "is_told_of+0x"))
         n += poll(&p, 1, -1);
     return n < 0;
 }
@@ -233,14 +234,14 @@ static void run_watched(conc_fn *fn)
 {
     conc_options o = {.debug = true, .slow_step = 0.02};
     CHECK_INT(conc_run_with(&o, fn, NULL), 0);
-    CHECK_CONTAINS(heard, " holds the loop for 0.");
+    CHECK_CONTAINS(heard, " has blocked the loop for 0.");
     CHECK_CONTAINS(heard, " s so far, ");
 }
 
 TEST(while_a_step_computes_it_is_said_where)
 {
     run_watched(spawns_computing);
-    CHECK_INT(count_in(heard, "holds the loop"), 1);
+    CHECK_INT(count_in(heard, "has blocked the loop"), 1);
     if (!PLAIN)
         CHECK_CONTAINS(heard, " computes_until_it_is_told_of+0x");
 }
@@ -248,7 +249,7 @@ TEST(while_a_step_computes_it_is_said_where)
 TEST(while_a_step_is_blocked_in_a_system_call_it_is_said_where)
 {
     run_watched(spawns_blocking);
-    CHECK_INT(count_in(heard, "holds the loop"), 1);
+    CHECK_INT(count_in(heard, "has blocked the loop"), 1);
     if (!PLAIN)
         CHECK_CONTAINS(heard, " blocks_until_it_is_told_of+0x");
 }
@@ -269,9 +270,10 @@ static int posts_computing(void *arg)
 TEST(while_a_posted_function_computes_it_is_said_where)
 {
     run_watched(posts_computing);
-    CHECK_INT(count_in(heard, "holds the loop"), 1);
-    CHECK_CONTAINS(heard, PLAIN ? "conc: the posted function "
-                                : "conc: the posted function computes_in_a_post holds the loop");
+    CHECK_INT(count_in(heard, "has blocked the loop"), 1);
+    CHECK_CONTAINS(heard,
+                   PLAIN ? "conc: the posted function "
+                         : "conc: the posted function computes_in_a_post has blocked the loop");
     if (!PLAIN)
         CHECK_CONTAINS(heard, " computes_until_it_is_told_of+0x");
 }
@@ -283,7 +285,7 @@ static int naps(void *arg)
     listen_to_stderr();
     int rc = nanosleep(&nap, &left);
     fcntl(ear, F_SETFL, O_NONBLOCK);
-    CHECK(has_heard("holds the loop"));
+    CHECK(has_heard("has blocked the loop"));
     return rc;
 }
 
@@ -329,9 +331,8 @@ TEST(generators_and_streams_left_open_are_told_with_the_place_of_their_opening)
 {
     run_for_report(leaves_things_open, debugging);
     CHECK_CONTAINS(report,
-                   placed("a generator is left open that was opened at ", LINE_OF_GENERATOR, "\n"));
-    CHECK_CONTAINS(report,
-                   placed("a stream is left open that was opened at ", LINE_OF_STREAM, "\n"));
+                   placed("a generator was left open, opened at ", LINE_OF_GENERATOR, "\n"));
+    CHECK_CONTAINS(report, placed("a stream was left open, opened at ", LINE_OF_STREAM, "\n"));
     CHECK_INT(count_in(report, "left open"), 2);
 }
 
@@ -494,7 +495,8 @@ TEST(every_call_from_another_thread_is_told)
     CHECK_CONTAINS(report, "conc: a thread without a run: conc_sleep: only a task may call it");
     CHECK_CONTAINS(report,
                    "conc: a thread without a run: conc_cancel: this is not the task's loop");
-    CHECK_CONTAINS(report, "conc: a thread without a run: conc_group_cancel: it is another loop's");
+    CHECK_CONTAINS(report,
+                   "conc: a thread without a run: conc_group_cancel: it belongs to another loop");
     CHECK_INT(count_in(report, "a thread without a run"), 4);
 }
 

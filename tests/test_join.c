@@ -464,5 +464,5 @@ TEST(debug_mode_tells_of_a_join_of_another_run)
 {
     char text[4096];
     CHECK_INT(test_in_process(joins_in_debug_mode, text, sizeof text), 0);
-    CHECK_CONTAINS(text, "conc_join: the task is another run's");
+    CHECK_CONTAINS(text, "conc_join: the task belongs to another run");
 }

@@ -899,7 +899,7 @@ TEST(what_closes_by_itself_leaves_the_words_of_the_error_that_is_returned)
 {
     check_words_beside(fails_beside_a_group, NULL, "not cleaned up");
     check_words_beside(fails_beside_a_group, unseen, "line 12: no colon");
-    check_words_beside(fails_beside_a_stream, NULL, "a stream did not close well");
+    check_words_beside(fails_beside_a_stream, NULL, "closing a stream failed");
 }
 
 static int has_a_silent_error(void *arg)

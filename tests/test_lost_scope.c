@@ -416,7 +416,7 @@ TEST(what_is_open_and_set_anew_is_found_when_the_next_one_opens)
     check_lost(scope_set_anew, "memory was overwritten, with the scope opened at");
     check_lost(scope_set_anew_inside, "memory was overwritten, with the scope opened at");
     check_lost(group_set_anew, "memory was overwritten, with the group of sleep_for_ever at");
-    check_lost(group_set_anew, "or the function that had it returned before conc_group_wait");
+    check_lost(group_set_anew, "or the function that declared it returned before conc_group_wait");
     check_lost(signals_set_anew, "memory was overwritten, with the conc_signals opened at");
 }
 
@@ -465,7 +465,7 @@ TEST(a_handle_that_is_set_anew_while_its_task_lives_is_found_by_the_next_spawn)
         CHECK_CONTAINS(text, "memory was overwritten, with the handle of a task still in use");
     }
     check_lost(another_set_anew, "memory was overwritten, with the handle of sleep_for_ever at");
-    check_lost(another_set_anew, "or the function that had it returned before the task's end");
+    check_lost(another_set_anew, "or the function that declared it returned before the task's end");
 }
 
 /* ---- what is not lost */

@@ -1427,7 +1427,7 @@ static void run_programs_of(random_fn *run, random_order how)
     }
     if (random_program.verbose)
         fprintf(stderr,
-                "%ld programs, %ld steps, %ld spawns, %ld joins, %ld cut short, %ld out of time, "
+                "%ld programs, %ld steps, %ld spawns, %ld joins, %ld cut short, %ld timed out, "
                 "%ld granted late, %ld items, %ld failures, %ld starts cut short when granted, "
                 "%ld first spawns refused, %ld calls without memory\n",
                 total.programs, total.steps, total.spawns, total.joins, total.cut_short,

@@ -1324,7 +1324,7 @@ TEST(random_programs_over_all_primitives_agree_with_the_model_and_repeat_themsel
         check_that_programs_do_what_they_are_for();
     if (random_program.verbose)
         fprintf(stderr,
-                "%ld programs, %ld steps, %ld waits, %ld granted, %ld cut short, %ld out of time, "
+                "%ld programs, %ld steps, %ld waits, %ld granted, %ld cut short, %ld timed out, "
                 "%ld limits after a grant, %ld selects that waited, %ld conditions left, "
                 "%ld items\n",
                 total.programs, total.steps, total.waited, total.granted, total.cut_short,

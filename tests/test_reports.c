@@ -279,11 +279,11 @@ TEST(reports_of_debug_mode_use_the_name_of_the_moment)
     const conc_options debugging = {.debug = true, .virtual_clock = true};
     CHECK_INT(run_for_report(renames_itself_and_holds_the_loop_in_a_task, debugging), 0);
     expect("conc: ", "slow one", LINE_OF_renames_itself_and_holds_the_loop,
-           " held the loop for 1.000 s\n");
+           " blocked the loop for 1.000 s\n");
     CHECK_INT(run_for_report(is_out_of_order_in_a_task, debugging), 0);
     expect("conc: ", "disorderly", LINE_OF_is_out_of_order, ": conc_scope_end: ");
     CHECK_INT(run_for_report(keeps_the_lock_in_a_task, debugging), 0);
-    expect("conc: ", "greedy", LINE_OF_keeps_the_lock, " ended with a lock that it acquired at ");
+    expect("conc: ", "greedy", LINE_OF_keeps_the_lock, " ended while holding a lock acquired at ");
     CHECK_INT(run_for_report(ignores_its_cancel_in_a_task, debugging), 0);
     expect("conc: ", "stubborn", LINE_OF_ignores_its_cancel, ": it was cancelled: ");
     CHECK_INT(run_for_report(fails_quietly, debugging), 0);
@@ -599,11 +599,11 @@ static int makes_mistakes(void *arg)
 TEST(mistakes_name_the_public_function)
 {
     static const char *const words[] = {
-        "conc_spawn: the group was closed before",
-        "conc_spawn_task: the group was closed before",
-        "conc_start: the group was closed before",
-        "conc_group_wait: the group was closed before",
-        "conc_group_end: the group was closed before",
+        "conc_spawn: the group is already closed",
+        "conc_spawn_task: the group is already closed",
+        "conc_start: the group is already closed",
+        "conc_group_wait: the group is already closed",
+        "conc_group_end: the group is already closed",
         "conc_group_wait: something inside is still open",
         "conc_group_end: something inside is still open",
         "conc_latch_done: the count would leave its range",

@@ -573,8 +573,7 @@ static void run_nowhere(void)
 TEST(a_file_that_cannot_be_opened_is_an_error_before_anything_runs)
 {
     CHECK_INT(test_in_process(run_nowhere, report, sizeof report), 0);
-    CHECK_CONTAINS(report,
-                   "/nowhere/at/all/trace.json: no trace can be written there: No such file");
+    CHECK_CONTAINS(report, "/nowhere/at/all/trace.json: cannot write a trace there: No such file");
 }
 
 static int runs_in_a_thread(void *arg);

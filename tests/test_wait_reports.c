@@ -337,28 +337,27 @@ static const row rows[] = {
     {"waits for a signal", "waits for a signal", receives, NULL, NEEDS_A_CANCEL},
     {"waits for a lock that main acquired at ", "waits for a lock", locks, main_has_the_lock,
      ALSO_A_DEADLOCK},
-    {"by a task that is not there any more", "waits for a lock", locks, an_ended_task_has_all,
+    {"by a task that has ended", "waits for a lock", locks, an_ended_task_has_all, ALSO_A_DEADLOCK},
+    {"by a task that has ended", "waits for a lock", locks, an_ended_task_had_the_same_storage,
      ALSO_A_DEADLOCK},
-    {"by a task that is not there any more", "waits for a lock", locks,
-     an_ended_task_had_the_same_storage, ALSO_A_DEADLOCK},
     {"waits for a rwlock to write that main acquired at ", "waits for a rwlock", writes,
      main_writes, ALSO_A_DEADLOCK},
     {"waits for a rwlock to read that main acquired at ", "waits for a rwlock", reads, main_writes,
      ALSO_A_DEADLOCK},
     {"waits for a rwlock to write, which 1 read", "waits for a rwlock", writes, main_reads,
      ALSO_A_DEADLOCK},
-    {"by a task that is not there any more", "waits for a rwlock", reads, an_ended_task_has_all,
+    {"by a task that has ended", "waits for a rwlock", reads, an_ended_task_has_all,
      ALSO_A_DEADLOCK},
-    {"by a task that is not there any more", "waits for a rwlock", writes,
-     an_ended_task_had_the_same_storage, ALSO_A_DEADLOCK},
+    {"by a task that has ended", "waits for a rwlock", writes, an_ended_task_had_the_same_storage,
+     ALSO_A_DEADLOCK},
     {"waits for a permit of a semaphore", "waits for a permit of a semaphore", wants_a_permit, NULL,
      ALSO_A_DEADLOCK},
     {"waits for an event", "waits for an event", waits_for_the_event, NULL, ALSO_A_DEADLOCK},
     {"waits for a condition", "waits for a condition", waits_for_the_condition, NULL,
      ALSO_A_DEADLOCK},
-    {"waits at a barrier, 1 of 3 are there", "waits at a barrier", waits_at_the_barrier, a_barrier,
-     ALSO_A_DEADLOCK},
-    {"waits for a latch that stands at 7", "waits for a latch", waits_for_the_latch, a_latch,
+    {"waits at a barrier, 1 of 3 have arrived", "waits at a barrier", waits_at_the_barrier,
+     a_barrier, ALSO_A_DEADLOCK},
+    {"waits for a latch with a count of 7", "waits for a latch", waits_for_the_latch, a_latch,
      ALSO_A_DEADLOCK},
     {"waits for a future", "waits for a future", waits_for_the_future, NULL, ALSO_A_DEADLOCK},
     {"waits to get from a queue (0 items)", "waits to get from a queue", gets, queues,
@@ -378,11 +377,11 @@ static const row rows[] = {
     {"receives from an empty channel", "receives from an empty channel", receives_an_item, channels,
      NEEDS_A_CANCEL},
     {"waits for a job", "waits for a job", waits_for_a_job, a_pool_at_work, NEEDS_A_GATE},
-    {"waits for a place in a pool's queue", "waits for a place in a pool's queue", submits_too_much,
+    {"waits for room in a pool's queue", "waits for room in a pool's queue", submits_too_much,
      a_pool_at_work, NEEDS_A_GATE},
     {"closes a pool, and waits for its jobs", "closes a pool, and waits for its jobs",
      closes_the_pool, a_pool_at_work, NEEDS_A_GATE},
-    {"waits for a job that it would leave", "waits for a job that it would leave", abandons, NULL,
+    {"waits for a job that it may abandon", "waits for a job that it may abandon", abandons, NULL,
      NEEDS_A_CANCEL | NEEDS_A_GATE},
 };
 
@@ -561,7 +560,7 @@ static void run_beside_another(void)
 
 TEST(an_owner_in_another_run_is_told_and_not_looked_at)
 {
-    static const row other = {.words = "waits to have a lock again acquired at "};
+    static const row other = {.words = "waits to reacquire a lock acquired at "};
     at = &other;
     for (int lasts = 0; lasts < 2; lasts++) {
         other_run_lasts = lasts ? &gate : NULL;

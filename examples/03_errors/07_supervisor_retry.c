@@ -61,7 +61,7 @@ static int app(void *arg)
 
     service hurry = {.down = 99, .start = conc_now()};
     if (conc_timeout(2.5, fetch_supervised, &hurry) == -ETIMEDOUT) /* ends the pause as well */
-        printf("%.1f s: out of time after %d attempts\n", conc_now() - hurry.start, hurry.calls);
+        printf("%.1f s: timed out after %d attempts\n", conc_now() - hurry.start, hurry.calls);
 
     if (supervisor(is_cancelled, NULL, 3) == -ECANCELED)
         printf("a cancel is not tried again\n");

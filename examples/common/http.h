@@ -59,7 +59,7 @@
  *   -EBUSY. How many connections there are at once is for conc_server's .limit to say.
  * Stopping. Without .answer_timeout a cancel of conc_serve cuts all connections. With it,
  *   http_serve shields each answer: a cancel ends idle connections at once, and conc_serve
- *   returns when the running answers have been sent, or are out of time. To take no more
+ *   returns when the running answers have been sent, or have timed out. To take no more
  *   connections, but leave idle ones open for a while, close the listener first: see "Stopping a
  *   server" in conc's README.
  *

@@ -2009,7 +2009,7 @@ static void run_in_debug_mode(void)
  * clock, and another process may have had the processor: so there are five tries. */
 TEST(debug_mode_has_nothing_to_say)
 {
-    char text[8000] = "holds the loop";
+    char text[8000] = "blocked the loop";
     for (int i = 0; i < 5 && strstr(text, "the loop"); i++)
         CHECK_INT(test_in_process(run_in_debug_mode, text, sizeof text), 0);
     for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n"))

@@ -122,7 +122,7 @@ def test_its_own_pages_at_once_and_in_sequence_give_the_same_tables():
     apps.check({page: len(reasons) for page, reasons in failed.items()} ==
                {"flaky": 2, "missing": 1, "garbage": 1, "huge": 1, "hang": 1}, failed)
     apps.check(failed["flaky"] == ["status 500"] * 2 and failed["missing"] == ["status 404"], failed)
-    apps.check(failed["hang"] == ["out of time"], failed)
+    apps.check(failed["hang"] == ["timed out"], failed)
 
 
 # ---- pages of this test ----

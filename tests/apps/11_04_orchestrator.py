@@ -367,7 +367,7 @@ def test_a_service_hangs():
         addresses = {**servers, "orders": orders.address}
         with gateway(addresses, timeout=0.1) as g, gateway(addresses, deadline=0.2) as late:
             orders.send_signal(signal.SIGSTOP)
-            for one, calls, why in ((g, 3, "within 0.1 s"), (late, 1, "out of time")):
+            for one, calls, why in ((g, 3, "within 0.1 s"), (late, 1, "timed out")):
                 dashboard = one.dashboard(1)
                 apps.check(dashboard["orders"]["source"] == "fallback", dashboard)
                 apps.check(why in dashboard["orders"]["why"], dashboard)

@@ -202,7 +202,7 @@ def test_dependencies_close_when_the_time_is_over():
         apps.check((status, value) == (503, {"error": "this took too long"}), status, value)
         lines = settled(w, "late")
         apps.check("rolled back: cancelled" in lines, lines)
-        apps.check(any(re.search(r"POST /slow/60000: 503, .*out of time", line) for line in lines), lines)
+        apps.check(any(re.search(r"POST /slow/60000: 503, .*timed out", line) for line in lines), lines)
         apps.check(w.sessions() == 0)
 
 

@@ -121,7 +121,7 @@ def test_by_itself_it_crawls_its_own_site_though_a_worker_is_killed():
     apps.check(re.search(r"was killed \(signal 9\): another one takes its place", done.stderr), done.stderr)
     found = counts(done.stdout)
     apps.check(found["Connection reset by peer"] == found["Protocol not supported"] == found["more than 1048576 bytes"] == 1, found)
-    apps.check(found["out of time"] == found["status 404"] == found["forbidden by robots.txt"] == 1, found)
+    apps.check(found["timed out"] == found["status 404"] == found["forbidden by robots.txt"] == 1, found)
     gap = float(re.search(r"at least ([\d.]+) ms", done.stdout)[1])
     apps.check(gap >= 20, "a host was asked again too soon:", gap)
 
@@ -281,7 +281,7 @@ def test_traps_end_at_the_limits_and_a_hanging_host_holds_no_other():
         gate.set()
         trapped = [page for page in server.calls if page.startswith("trap/") and "robots" not in page]
         apps.check(len(trapped) == 40, len(trapped))
-        apps.check(server.calls["hang/x"] == 3 and rows(where)[0]["hang/x"]["error"] == "out of time", server.calls)
+        apps.check(server.calls["hang/x"] == 3 and rows(where)[0]["hang/x"]["error"] == "timed out", server.calls)
         apps.check(counts(done.stdout)["too many of a host"] > 0 and sum(page.startswith("h/") for page in server.calls) == 21, done.stdout)
         done = crawl(server, "trap/", depth=3, workers=1)
         apps.check(counts(done.stdout)["fetched"] == 40 and counts(done.stdout)["too deep"] == 81, done.stdout)

@@ -36,7 +36,7 @@ def a_second_ctrl_c_kills_while_the_clean_up_hangs(program):
 def a_clean_up_that_takes_too_long_is_cut_short_and_not_called_complete(program):
     with Running(program, "11", clock="virtual") as work:
         status, errors = work.end()
-        equal((status, "out of time" in errors), (1, True), "exit status, and whether stderr says so")
+        equal((status, "timed out" in errors), (1, True), "exit status, and whether stderr says so")
         equal(work.lines[-1], "Cleaning up...", "the last line")
 
 

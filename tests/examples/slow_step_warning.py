@@ -4,13 +4,13 @@ import subprocess
 
 from scenarios import Running, equal, main
 
-HELD = re.compile(r"^conc: (\w+)(?: \(spawned at 08_slow_step_warning\.c:\d+\))? held the loop for (\d\.\d+) s$")
+HELD = re.compile(r"^conc: (\w+)(?: \(spawned at 08_slow_step_warning\.c:\d+\))? blocked the loop for (\d\.\d+) s$")
 
 
 def _warnings(program, **environment):
     done = subprocess.run([program], env={**os.environ, "CONC_CLOCK": "virtual", **environment}, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=True)
-    held = [line for line in done.stderr.splitlines() if "held the loop" in line]
+    held = [line for line in done.stderr.splitlines() if " blocked the loop" in line]
     return [match.groups() if (match := HELD.match(line)) else line for line in held], done.stderr
 
 
@@ -24,12 +24,12 @@ def with_debug_mode_forbidden_there_are_no_messages(program):
 
 def a_call_that_blocks_is_reported_while_it_does_and_afterwards(program):
     with Running(program, "--read") as blocked:
-        messages = [next(line for line in blocked.process.stderr if "holds the loop" in line)]
-        equal(messages[0].split(" holds ")[0], "conc: main", "who is said to hold it")
+        messages = [next(line for line in blocked.process.stderr if " has blocked the loop" in line)]
+        equal(messages[0].split(" has blocked ")[0], "conc: main", "who is said to hold it")
         blocked.type("\n")
         status, rest = blocked.end()
         equal(status, 0, "exit status")
-        held = [line for line in rest.splitlines() if "held the loop" in line]
+        held = [line for line in rest.splitlines() if " blocked the loop" in line]
         equal([match[1] if (match := HELD.match(line)) else line for line in held], ["main"], "afterwards")
 
 

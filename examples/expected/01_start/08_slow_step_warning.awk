@@ -1,6 +1,6 @@
 # Of the tasks only draw_poster is reported, once, for 0.3 s; both pictures are drawn in 0.65 s.
 FILENAME == ARGV[1] {
-    if (!/ held the loop for /) next
+    if (!/ blocked the loop for /) next
     if ($2 == "draw_poster" && /for 0\.300 s/) poster++
     else print "There should be no such report: " $0
     next
