@@ -26,6 +26,7 @@
 #include "../common/log.h"
 #include "../common/options.h"
 #include "../common/udp.h"
+#include "../common/watermark.h"
 #include "../common/websocket.h"
 #include "../common/windows.h"
 #include <cjson/cJSON.h>
@@ -241,15 +242,15 @@ static void fill_row(row *r, const window *w)
 {
     *r = (row){.start = w->start, .end = w->end, .revised = w->revised};
     snprintf(r->key, sizeof r->key, "%s", w->key);
-    r->figures[COUNT] = (double)w->count;
-    r->figures[SUM] = w->sum;
-    r->figures[MIN] = w->min;
-    r->figures[MAX] = w->max;
-    r->figures[MEAN] = w->sum / (double)w->count;
-    r->figures[P50] = window_percentile(w, 50);
-    r->figures[P95] = window_percentile(w, 95);
-    r->figures[P99] = window_percentile(w, 99);
-    r->figures[DISTINCT] = window_distinct(w);
+    r->figures[COUNT] = (double)w->values.count;
+    r->figures[SUM] = w->values.sum;
+    r->figures[MIN] = w->values.min;
+    r->figures[MAX] = w->values.max;
+    r->figures[MEAN] = w->values.sum / (double)w->values.count;
+    r->figures[P50] = summary_percentile(&w->values, 50);
+    r->figures[P95] = summary_percentile(&w->values, 95);
+    r->figures[P99] = summary_percentile(&w->values, 99);
+    r->figures[DISTINCT] = distinct_count(&w->items);
 }
 
 /* Where the window goes: a revised one takes the place of those of its key within it. */

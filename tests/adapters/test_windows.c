@@ -1,4 +1,4 @@
-/* test_windows.c - windows.h: windows, late events and watermarks by hand, the aggregates against
+/* test_windows.c - windows.h: windows and late events by hand, the aggregates against
  * all values, and random streams against the promise that no event is lost uncounted.
  *
  * Needs -lm
@@ -14,7 +14,8 @@ static void write_down(const window *w, void *arg)
     (void)arg;
     size_t n = strlen(closed);
     snprintf(closed + n, sizeof closed - n, "%s%s %g-%g: %llu sum %g%s", n ? ", " : "", w->key,
-             w->start, w->end, (unsigned long long)w->count, w->sum, w->revised ? "*" : "");
+             w->start, w->end, (unsigned long long)w->values.count, w->values.sum,
+             w->revised ? "*" : "");
 }
 
 static const char *closings(windows *w, double mark)
@@ -189,16 +190,16 @@ TEST(bad_numbers_and_options_are_refused)
 enum { VALUES = 5000 };
 static double values[VALUES];
 static int value_count;
-static window last; /* of which only the figures are valid */
-static double percentiles[101], distinct;
+static summary last; /* of which only the figures are valid */
+static double percentiles[101], different;
 
 static void remember(const window *w, void *arg)
 {
     (void)arg;
-    last = *w;
+    last = w->values;
     for (int p = 0; p <= 100; p++)
-        percentiles[p] = window_percentile(w, p);
-    distinct = window_distinct(w);
+        percentiles[p] = summary_percentile(&w->values, p);
+    different = distinct_count(&w->items);
 }
 
 static int by_value(const void *a, const void *b)
@@ -260,7 +261,7 @@ static double distinct_of(int count, int times)
     }
     windows_advance(&w, INFINITY);
     windows_close(&w);
-    return distinct;
+    return different;
 }
 
 TEST(up_to_64_items_are_counted_exactly)
@@ -289,42 +290,8 @@ TEST(joined_sessions_have_the_figures_of_both)
     windows_advance(&w, INFINITY);
     CHECK_INT(last.count, 2001);
     CHECK(last.min == -5 && last.max == 1999 && last.sum == 1999 * 1000 - 5);
-    CHECK(fabs(percentiles[50] - 999) < 10 && fabs(distinct - 1000) < 65);
+    CHECK(fabs(percentiles[50] - 999) < 10 && fabs(different - 1000) < 65);
     windows_close(&w);
-}
-
-/* ---- the watermark ---- */
-
-TEST(the_watermark_is_the_least_that_the_sources_promise)
-{
-    watermark m = {.delay = 1, .idle = 10, .ahead = 5};
-    watermark_source a = {0}, b = {0};
-    CHECK(watermark_advance(&m, 100) == 89);
-    CHECK_INT(watermark_see(&m, &a, 99, 100), 0);
-    CHECK(watermark_advance(&m, 100) == 98);
-    CHECK_INT(watermark_see(&m, &b, 95, 100), 0);
-    CHECK(watermark_advance(&m, 100) == 98); /* it never falls */
-    CHECK_INT(watermark_see(&m, &a, 104, 104), 0);
-    CHECK(watermark_advance(&m, 104) == 98);
-    CHECK(watermark_advance(&m, 112) == 101); /* b is silent */
-    watermark_forget(&m, &b);
-    watermark_forget(&m, &b);
-    CHECK(watermark_advance(&m, 112) == 103);
-    watermark_forget(&m, &a);
-    CHECK(watermark_advance(&m, 120) == 109);
-}
-
-TEST(events_from_the_future_promise_no_more_than_the_clock)
-{
-    watermark m = {.delay = 0, .idle = 10, .ahead = 5};
-    watermark_source a = {0};
-    CHECK_INT(watermark_see(&m, &a, 105, 100), 0);
-    CHECK(watermark_advance(&m, 100) == 100);
-    CHECK_INT(watermark_see(&m, &a, 105.1, 100), -ERANGE);
-    CHECK_INT(watermark_see(&m, &a, NAN, 100), -ERANGE);
-    CHECK_INT(watermark_see(&m, &a, INFINITY, 100), -ERANGE);
-    CHECK_INT(m.ahead_count, 3);
-    watermark_forget(&m, &a);
 }
 
 /* ---- random streams ---- */
@@ -335,8 +302,8 @@ static void sum_up(const window *w, void *arg)
 {
     static double before[64];
     double *at = &before[(size_t)llround(w->start) % 64];
-    kept += (double)w->count - (w->revised ? *at : 0);
-    *at = (double)w->count;
+    kept += (double)w->values.count - (w->revised ? *at : 0);
+    *at = (double)w->values.count;
     (void)arg;
 }
 
