@@ -277,7 +277,7 @@ CONC_API int conc_yield(void);
 /* Holds the whole loop for s seconds, as a long computation or a blocking call would: for
  * demonstrations and tests. The virtual clock moves by s. Afterwards, time limits that have passed
  * are in force. NaN: -EINVAL. Not a checkpoint. In a job of conc_pool.h it blocks the job's thread,
- * and returns -ECANCELED once the job is asked to end. */
+ * and returns -ECANCELED once the job is asked to stop. */
 CONC_API int conc_block(double s);
 
 /* Returns when every other task waits and nothing is ready; time does not move meanwhile. Functions
@@ -12888,7 +12888,7 @@ CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
     caller->awaited--;
 }
 
-/* A thread sleeps; a job checks now and then if it was asked to end. */
+/* A thread sleeps; a job checks now and then if it was asked to stop. */
 CONC__PRIVATE void conc__remote_wait_thread(conc__remote *r)
 {
     enum { CHECK = 20000000 }; /* ns */

@@ -2,7 +2,7 @@
  * conc.h - MIT licence
  *
  * What asyncio.to_thread, ThreadPoolExecutor, ProcessPoolExecutor and create_subprocess_exec are
- * to a Python program: the loop runs on while something blocks or computes.
+ * to a Python program: the loop keeps running while something else blocks or computes.
  *
  *     static int load(void *path)    // runs on a thread of the pool, and may block
  *     {
@@ -28,29 +28,29 @@
  *
  * Conventions, in addition to conc.h's
  *   Jobs      are plain functions that run outside the loop, in parallel with it and with each
- *             other. A job is not a task: calls that need a task return -EPERM in it, and
+ *             other. A job is not a task: in it, calls that need a task return -EPERM, and
  *             conc_self() is NULL. It may call conc_run and everything in this module.
- *             conc_local_get returns what the submitting task had set, conc_fail's text goes to
- *             the caller that waits for the job, and conc_block blocks the job's thread.
- *   Callers   may be tasks, which wait while the loop runs on, or jobs and threads without a
+ *             conc_local_get returns the submitting task's values, conc_fail's text reaches the
+ *             caller that waits for the job, and conc_block blocks the job's thread.
+ *   Callers   may be tasks, which wait while the loop keeps running, or jobs and threads without a
  *             run, which block. In a posted function a call that would wait returns -EPERM.
- *   Cancel    A job in the queue is removed from it. A running job is waited for even if its
- *             caller is cancelled, because its argument may live on the caller's stack; it is
- *             asked to end. From then on conc_job_cancelled() is true in the job; its waits for
+ *   Cancel    A queued job is removed from the queue. A running job is waited for even if its
+ *             caller is cancelled, because its argument may be on the caller's stack; it is asked
+ *             to stop. From then on conc_job_cancelled() is true in the job; its waits for
  *             channels, children, conc_block and room in a queue return -ECANCELED; a wait for
- *             another job passes the request on to it and continues; and a conc_run inside the
- *             job has its main_fn cancelled. conc_shield hides the request from cleanup code. A
- *             job that runs in a process is killed.
+ *             another job passes the request on to it and continues; and the main_fn of a conc_run
+ *             inside the job is cancelled. conc_shield hides the request from cleanup code. A job
+ *             that runs in a process is killed.
  *   Clock     Virtual time stands still while jobs run, including the jobs that a job submits.
  *             conc_block in a job is a timer. A job that waits in a call of this module does not
  *             count as running, nor does one in a conc_run whose tasks wait only for channels.
- *             While a task waits for a running child program to end, for one of its pipes, or
- *             for the other end of a FIFO, the clock jumps over d seconds only after d real
- *             ones: a time limit on a program that hangs still expires, and a program that does
- *             not hang takes no virtual time.
+ *             While a task waits for a running child program to end, for one of its pipes, or for
+ *             the other end of a FIFO, the clock skips d seconds only after d real ones: a time
+ *             limit on a program that hangs still expires, and a program that does not hang takes
+ *             no virtual time.
  *   Forks     In a forked child inherited pools are dead: calls return -EPERM, and closing a pool
- *             only frees its memory. Child programs of the parent are dead in the same way, and
- *             keep running. A channel keeps its items but none of the parent's waiters.
+ *             only frees its memory. The parent's child programs are equally out of reach, and keep
+ *             running. A channel keeps its items but none of the parent's waiters.
  *
  * Environment: CONC__WORKER marks a worker process that this program started. Do not set it by
  * hand.
@@ -68,21 +68,20 @@ extern "C" {
 
 /* ---- >>pool --------------------------------------------------------------------------------- */
 
-/* A pool of threads. Set the first three fields before conc_pool_open. */
+/* A thread pool. Set the first three fields before conc_pool_open. */
 typedef struct conc_pool {
     /* at most; 0: one per processor. A thread starts when it is first needed */
     int threads;
-    /* most jobs in the queue; a submit that exceeds it waits, unless it comes from one of the
-     * pool's own jobs; 0: no limit */
+    /* most queued jobs; a submit beyond it waits, except in the pool's own jobs; 0: no limit */
     int queue_limit;
-    const char *name; /* of the threads, for debuggers, up to 15 bytes; NULL: "conc" */
+    const char *name; /* the threads' name in debuggers, up to 15 bytes; NULL: "conc" */
     /* private */
     struct conc__job_queue *queue;
     unsigned users;
 } conc_pool;
 
-/* A submitted function. The caller owns the storage, which may hold anything before the submit, and
- * must not move until the job has ended or was taken back. All fields are private. */
+/* A submitted function. The caller owns the storage, which need not be initialized, and must not
+ * move until the job has ended or was withdrawn. All fields are private. */
 typedef struct conc_job {
     conc_fn *fn;
     void *arg;
@@ -98,99 +97,99 @@ typedef struct conc_job {
     char text[96];
 } conc_job;
 
-/* Opens the pool; no thread starts yet. Jobs run under the signal mask that the caller has now,
- * except that the signals of a fault (SIGSEGV...) are unblocked. Programs that jobs start get the
- * mask that the caller had outside its run. A job must leave its thread as it found it: if it
- * changes the mask and does not restore it, the next job runs under the changed mask. Errors:
- * -EINVAL (NULL, negative fields), -EBUSY (open), -ENOMEM. From anywhere. */
+/* Opens the pool; no thread starts yet. Jobs run under the caller's current signal mask, except
+ * that fault signals (SIGSEGV...) are unblocked. Programs that jobs start get the mask that the
+ * caller had outside its run. A job must leave its thread as it found it: if it does not restore a
+ * changed mask, the next job runs under that mask. Errors: -EINVAL (NULL, negative fields), -EBUSY
+ * (open), -ENOMEM. From anywhere. */
 CONC_API int conc_pool_open(conc_pool *p);
 
-/* Refuses new jobs, except from the pool's own jobs, waits for all jobs, and ends the threads: 0.
- * If the calling task is cancelled, queued jobs are taken back and running ones are asked to end;
- * the call still waits for those. If several callers close the pool at once, all of them wait.
- * Closing a pool twice, or one that was never opened, does nothing. -EDEADLK: in a job of this
- * pool; -EPERM: in a posted function. */
+/* Refuses new jobs, except from the pool's own jobs, waits for all jobs, and stops the threads: 0.
+ * If the calling task is cancelled, queued jobs are withdrawn and running ones are asked to stop;
+ * the call still waits for those. If several callers close the pool, all of them wait. Closing a
+ * pool twice, or one that was never opened, does nothing. -EDEADLK: in a job of this pool; -EPERM:
+ * in a posted function. */
 CONC_API int conc_pool_close(conc_pool *p);
 CONC_API void conc__auto_conc_pool(conc_pool *p);
 
-/* Runs fn(arg) on a thread of the pool and returns its result. In a job of the same pool, calls it
+/* Runs fn(arg) on a pool thread and returns its result. In a job of the same pool, calls it
  * directly. Waits. Errors, if fn was not called: -ECANCELED, -EINVAL (NULL, not open), -EPIPE
  * (closed), -EAGAIN (no thread can be started), -ENOMEM, -EPERM. */
 CONC_API int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg) CONC_NODISCARD;
 
-/* Queues fn(arg) for a thread of the pool and returns 0. Jobs start in the order in which they were
- * submitted. Waits only for room under a queue_limit; in a job of the same pool, and in a run
- * inside such a job, it never waits, and the queue may exceed its limit. Errors, if the job was not
- * submitted: as above, and -EBUSY (j is queued or running). */
+/* Queues fn(arg) for a thread of the pool and returns 0. Jobs start in the order of submission.
+ * Waits only for room under a queue_limit; in a job of the same pool, and in a run inside such a
+ * job, it never waits, and the queue may exceed its limit. Errors, if the job was not submitted: as
+ * above, and -EBUSY (j is queued or running). */
 CONC_API int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *fn, void *arg) CONC_NODISCARD;
 
-/* Calls fn with the address of each of count elements of size bytes, in the order of the array, as
- * many at once as there are threads; size 0: every call gets args itself. Returns when all calls
- * have ended. After the first error no more calls start, running ones are asked to end, and the
- * error is returned. Waits. Errors as for conc_pool_run. */
+/* Calls fn with the address of each of count elements of size bytes, in array order, one per thread
+ * at a time; size 0: every call gets args itself. Returns when all calls have ended. After the
+ * first error no more calls start, running ones are asked to stop, and the error is returned.
+ * Waits. Errors as for conc_pool_run. */
 CONC_API int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count,
                            size_t size) CONC_NODISCARD;
 
 /* The same, but calls fn for all elements whatever the calls return: 0, or an error of its own
- * (-ECANCELED, -EPIPE...), which is then also the result of each element that was not called.
- * results (NULL: not wanted) has room for count results. */
+ * (-ECANCELED, -EPIPE...), which also becomes the result of each element that was not called.
+ * results (NULL: not wanted) holds count results. */
 CONC_API int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size,
                                int *results);
 
-/* Waits until the job has ended or was taken back: 0, its result in *result (NULL: not wanted), and
+/* Waits until the job has ended or was withdrawn: 0, its result in *result (NULL: not wanted), and
  * its error text in conc_last_error. Any number of callers may wait. A cancel does not cut the wait
- * short: it takes the job back (result -ECANCELED), asks it to end if it is running, or kills it if
- * it runs in a process, unless another caller that is not cancelled also waits for it. A thread of
- * the pool runs the job itself if it is still queued. -EINVAL: never submitted; -EPERM: submitted
- * in a process that this one was forked from. */
+ * short: it withdraws a queued job (result -ECANCELED), asks a running one to stop, or kills it if
+ * it runs in a process, unless another caller that is not cancelled also waits. A pool thread runs
+ * the job itself if it is still queued. -EINVAL: never submitted; -EPERM: submitted in a process
+ * that this one was forked from. */
 CONC_API int conc_job_wait(conc_job *j, int *result) CONC_NODISCARD;
 
-/* Takes the job back if it is queued, asks it to end if it is running, kills it if it runs in a
+/* Withdraws the job if it is queued, asks it to stop if it is running, kills it if it runs in a
  * process: 0. -EALREADY: it had ended; -EINVAL: never submitted. From anywhere. Not a checkpoint.
  */
 CONC_API int conc_job_cancel(conc_job *j);
 
-/* Has the job ended, or was it taken back? From anywhere. */
+/* Has the job ended, or was it withdrawn? From anywhere. */
 CONC_API bool conc_job_done(const conc_job *j);
 
-/* In a job: was it asked to end, and does no conc_shield hide that? Elsewhere false. */
+/* In a job: was it asked to stop, unhidden by a conc_shield? Elsewhere false. */
 CONC_API bool conc_job_cancelled(void);
 
 /* ---- >>offload ------------------------------------------------------------------------------ */
 
 /* conc_pool_run on a pool that all runs share (asyncio.to_thread). The pool exists from its first
- * use until the last run ends, and has four threads more than there are processors, at most 32.
- * Files, names and starts of child programs have threads of their own and do not wait for these
+ * use until the last run ends, and has as many threads as there are processors plus four, at
+ * most 32. Files, names and child program starts have their own threads and do not wait for these
  * jobs. In jobs and threads without a run, calls fn(arg) directly. */
 CONC_API int conc_offload(conc_fn *fn, void *arg);
 
-/* The same for a function that may hang: a cancel returns -ECANCELED at once, the job runs on
- * alone, and its result is lost. arg belongs to the job: free_arg(arg) (NULL: not wanted) is called
- * once, after the job, or at once if fn was not called, whatever the call returns. Such jobs have a
- * pool of their own, as large as conc_offload's. An abandoned job occupies its thread until it
- * ends, in later runs too; if all threads hang, the call waits until one is free or its task is
+/* The same for a function that may hang: a cancel immediately returns -ECANCELED, the job continues
+ * alone, and its result is lost. The job owns arg: free_arg(arg) (NULL: not wanted) is called once,
+ * after the job, or immediately if fn was not called, whatever the call returns. Such jobs have
+ * their own pool, as large as conc_offload's. An abandoned job occupies its thread until it ends,
+ * in later runs too; if all threads hang, the call waits until one is free or its task is
  * cancelled. Neither the end of the run nor of the program waits for an abandoned job, and a
  * library that contains conc is not unloaded before the job ends. */
 CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *));
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
 
-/* A pool of processes, for code that may crash or must be killed. Linux. Set the first four fields
+/* A process pool, for code that may crash or must be killed. Linux. Set the first four fields
  * before conc_procs_open.
  *
  * Each worker executes this program anew. After all constructors have run it serves jobs instead of
- * calling main. So a worker sees globals as they are at program start, inherits only standard
- * output and error, and has the opener's environment and signal mask. Anything that main parsed
- * from the arguments or stored in globals is missing: a job gets its input from its bytes or from
- * init. Functions are sent as module, build and offset: if a library was loaded later, the worker
- * loads it too; if it has been replaced since, the job fails with -ENOEXEC. Standard output is
- * flushed after each job. SIGINT and SIGTERM, which a terminal or a service manager sends to all
- * processes, do not end workers: the program decides. Workers end with the program, and so do
- * processes that their jobs fork, which have copies of the jobs' data. */
+ * calling main. So a worker sees globals as at program start, inherits only standard output and
+ * error, and has the opener's environment and signal mask. It lacks anything that main parsed from
+ * the arguments or stored in globals: a job gets its input from its bytes or from init. Functions
+ * are sent as module, build and offset: the worker loads a library that the program loaded later;
+ * if its file has been replaced, the job fails with -ENOEXEC. Standard output is flushed after each
+ * job. SIGINT and SIGTERM, which a terminal or a service manager sends to all processes, do not
+ * stop workers: the program decides. Workers end with the program, and so do processes that their
+ * jobs fork, which hold copies of the jobs' data. */
 typedef struct conc_procs {
     /* at most (4096); 0: one per processor. A worker starts when it is first needed */
     int workers;
-    size_t memory_limit; /* bytes of data for each worker (RLIMIT_DATA); 0: no limit */
+    size_t memory_limit; /* data bytes per worker (RLIMIT_DATA); 0: no limit */
     int max_jobs;        /* replace a worker after this many jobs; 0: never */
     /* called first in each worker; a negative result breaks the pool; NULL: none */
     int (*init)(void);
@@ -211,13 +210,13 @@ CONC_API void conc__auto_conc_procs(conc_procs *p);
 
 /* Runs fn in a worker, on a copy of the size bytes at arg, and returns its result. The copy is
  * aligned like max_align_t and is copied back after fn returned. Any size. Waits for a free worker
- * too, so a time limit around the call covers both waits; to limit the job alone, start no more
- * jobs at once than there are workers, as with conc_map_limit. Errors, with arg unchanged:
- * -EOWNERDEAD (the worker died in fn; conc_last_error says how), -ECANCELED (a worker that was in
- * fn is killed), -EAGAIN (no worker can be started now), -ENOTRECOVERABLE (no worker comes up, or
- * init failed; conc_last_error says why; only closing and reopening the pool helps), -EINVAL,
- * -EPIPE (closed), -ENOMEM, -EPERM. The death of a worker fails only its own job, and the worker is
- * replaced. */
+ * too, so a time limit around the call covers both waits; to limit the job alone, run at most as
+ * many jobs at a time as there are workers, as with conc_map_limit. Errors, with arg unchanged:
+ * -EOWNERDEAD (the worker died in fn; conc_last_error says how), -ECANCELED (a worker in fn is
+ * killed), -EAGAIN (no worker can be started now), -ENOTRECOVERABLE (workers fail to start, or init
+ * failed; conc_last_error says why; only closing and reopening the pool helps), -EINVAL, -EPIPE
+ * (closed), -ENOMEM, -EPERM. A worker's death fails only its own job, and the worker is replaced.
+ */
 CONC_API int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size) CONC_NODISCARD;
 
 /* The same without waiting for the job, which owns the bytes at arg until it has ended. */
@@ -225,8 +224,8 @@ CONC_API int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *ar
                                size_t size) CONC_NODISCARD;
 
 /* Like conc_pool_map and conc_pool_map_all, with each element run as by conc_procs_run. A worker
- * gets several elements at a time, as an array; if an element kills its worker, only that element
- * fails. With size 0 each call gets NULL. */
+ * gets several elements at a time, as an array; an element that kills its worker fails alone. With
+ * size 0 each call gets NULL. */
 CONC_API int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count,
                             size_t size) CONC_NODISCARD;
 CONC_API int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size,
@@ -235,14 +234,14 @@ CONC_API int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t c
 /* Bytes in, bytes out: returns the number of bytes written to out, or a negative error. */
 typedef ssize_t conc_procs_fn(const void *in, size_t in_size, void *out, size_t out_size);
 
-/* Runs fn in a worker, on a copy of in: returns what fn returned, with that many bytes in out.
+/* Runs fn in a worker, on a copy of in: returns fn's result, with that many bytes in out.
  * -EMSGSIZE: fn returned more than out_size. Otherwise like conc_procs_run. */
 CONC_API ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, const void *in, size_t in_size,
                                  void *out, size_t out_size) CONC_NODISCARD;
 
 /* ---- >>channel ------------------------------------------------------------------------------ */
 
-/* A bounded queue between any tasks of any loops, jobs and threads:
+/* A bounded queue between tasks of any loops, jobs and threads:
  *
  *     static conc_channel c = CONC_CHANNEL(int, 10);
  *
@@ -259,7 +258,7 @@ typedef struct conc_channel {
         .item_size = sizeof(type), .capacity = __VA_ARGS__ \
     }
 
-/* Sends a copy of the item. Waits while the channel is full. Errors, if nothing was sent: -EPIPE
+/* Sends a copy of the item. Waits while the channel is full. Errors, with nothing sent: -EPIPE
  * (closed), -EINVAL (NULL, capacity 0, sizes that overflow), -ENOMEM (the first call allocates the
  * memory), -ECANCELED, -EPERM (in a posted function). */
 CONC_API int conc_channel_send(conc_channel *c, const void *item) CONC_NODISCARD;
@@ -276,27 +275,27 @@ CONC_API int conc_channel_try_recv(conc_channel *c, void *item) CONC_NODISCARD;
  * twice does nothing. From anywhere. */
 CONC_API void conc_channel_close(conc_channel *c);
 
-/* Closes the channel, drops its items and frees its memory; no other call may be using it. It is
- * then as new. From anywhere. */
+/* Closes the channel, drops its items and frees its memory; no other call may be using it. It may
+ * then be reused. From anywhere. */
 CONC_API void conc_channel_destroy(conc_channel *c);
 CONC_API void conc__auto_conc_channel(conc_channel *c);
 
 /* ---- >>shared ------------------------------------------------------------------------------- */
 
-/* Allocates zeroed memory that process pools opened later see at the same address: what one process
- * writes the others can read. Release it with conc_shared_free in the process that allocated it.
- * NULL: size 0, out of memory, or not Linux. From anywhere. Locks in it must work between
+/* Allocates zeroed memory that process pools opened later see at the same address: all processes
+ * share its contents. Release it with conc_shared_free in the process that allocated it. NULL: size
+ * 0, out of memory, or not Linux. From anywhere. Synchronize with something that works between
  * processes: C11 atomics, or PTHREAD_PROCESS_SHARED. */
 CONC_API void *conc_shared_alloc(size_t size);
 CONC_API void conc_shared_free(void *p);
 
 /* ---- >>files -------------------------------------------------------------------------------- */
 
-/* Files are read and written off the loop. Errors are the system's; a file that would exceed the
- * limit on its size (ulimit -f) is -EFBIG, without a SIGXFSZ. Work that has begun on a regular file
- * is waited for, and -ECANCELED means that nothing was done. A FIFO, a terminal or another file
- * that can make a task wait for another process, or has no end (/dev/zero), is left when the task
- * is cancelled, perhaps after some bytes; in a thread without a run it blocks. */
+/* Files are read and written off the loop. Errors are the system's; exceeding the file size limit
+ * (ulimit -f) is -EFBIG, without a SIGXFSZ. Work that has begun on a regular file is waited for,
+ * and -ECANCELED means that nothing was done. On a FIFO, a terminal or another file that can make a
+ * task wait for another process, or has no end (/dev/zero), a cancel ends the call, perhaps after
+ * some bytes; in a thread without a run it blocks. */
 
 /* Reads the whole file: its size in *size (NULL: not wanted), its bytes and a terminating NUL in
  * *data, to be released with conc_free. After an error *data is NULL. Waits. */
@@ -305,22 +304,22 @@ CONC_API int conc_file_read(const char *path, void **data, size_t *size) CONC_NO
 /* Replaces the file with these bytes, whole or not at all: writes a new file with the permissions
  * of the old one, syncs it to disk, and renames it to path. If the old file cannot be replaced (a
  * mount point, a file in /proc, a directory that this program may not change) it is overwritten in
- * place, and an error may leave a part. If the group cannot be kept, the new file gives the group
- * only the permissions that everybody had before. Anything but a regular file (a terminal, a pipe,
- * /dev/null) is simply written to. Waits. */
+ * place, and an error may leave it partly written. If the group cannot be kept, the new file grants
+ * its group only the permissions that others had before. Anything but a regular file (a terminal, a
+ * pipe, /dev/null) is simply written to. Waits. */
 CONC_API int conc_file_write(const char *path, const void *data, size_t size) CONC_NODISCARD;
 
-/* Appends the bytes to the file, creating it if it does not exist. After an error some may have
- * been appended. Waits. */
+/* Appends the bytes to the file, creating it if necessary. After an error some bytes may have been
+ * appended. Waits. */
 CONC_API int conc_file_append(const char *path, const void *data, size_t size) CONC_NODISCARD;
 
 /* ---- >>names -------------------------------------------------------------------------------- */
 
 /* Looks up a host name (or a numeric address) and a port, off the loop: returns the number of TCP
- * addresses, of which up to max are in out. Waits; a cancel returns at once. Errors: -EADDRNOTAVAIL
- * (no such name, or no name server could be reached: conc_last_error says which), -EINVAL (NULL, no
- * such port), -ENOMEM, -ECANCELED. With this module conc_dial and conc_listen accept names too and
- * wait for the lookup; conc_dial tries all addresses of a name. */
+ * addresses, of which up to max are in out. Waits; a cancel takes effect immediately. Errors:
+ * -EADDRNOTAVAIL (no such name, or no reachable name server: conc_last_error says which), -EINVAL
+ * (NULL, no such port), -ENOMEM, -ECANCELED. With this module conc_dial and conc_listen accept
+ * names too and wait for the lookup; conc_dial tries all addresses of a name. */
 CONC_API int conc_resolve(const char *host, const char *port, struct sockaddr_storage *out,
                           size_t max);
 
@@ -331,24 +330,24 @@ enum {
     CONC_NULL = -3  /* /dev/null */
 };
 
-/* Another program. Set the fields before `pid` before conc_child_start; what argv, env and dir
- * point to is not needed after it. */
+/* Another program. Set the fields before `pid` before conc_child_start; argv, env and dir need not
+ * outlive that call. */
 typedef struct conc_child {
     /* the program, searched in PATH unless it contains a slash, its arguments, NULL */
     const char *const *argv;
     const char *const *env; /* "name=value"..., NULL; NULL: this program's */
     const char *dir;        /* working directory; NULL: this program's */
-    /* each is 0 (inherit this program's), CONC_PIPE, CONC_NULL, or a descriptor, which stays yours.
-     * conc_child_start sets it to this program's end of the pipe, for conc_read and conc_write,
-     * else to -1. conc_child_close closes that end; to end the child's input earlier, conc_close it
-     * and set it to -1. A socket is set to blocking mode, which programs expect, and so it is for
-     * this program too, where conc's calls work the same; a listening socket is left as it is */
+    /* each is 0 (inherit this program's), CONC_PIPE, CONC_NULL, or a descriptor, which the caller
+     * keeps. conc_child_start sets it to this program's end of the pipe, for conc_read and
+     * conc_write, else to -1. conc_child_close closes that end; to end the child's input earlier,
+     * conc_close it and set it to -1. A socket, unless listening, is set to blocking mode, which
+     * programs expect, also for this program, where conc's calls work the same */
     int input, output, error;
-    /* run the child as the leader of its own process group, together with all that it starts:
+    /* make the child lead its own process group, which all processes it starts join:
      * conc_child_kill and conc_child_close reach the whole group, even after the child itself has
      * ended, until it is closed. A terminal's Ctrl+C no longer reaches the child */
     bool group;
-    /* seconds that conc_child_close allows between SIGTERM and SIGKILL; 0: SIGKILL at once */
+    /* seconds that conc_child_close allows between SIGTERM and SIGKILL; 0: immediate SIGKILL */
     double grace;
     int pid; /* set by conc_child_start */
     /* private */
@@ -372,40 +371,39 @@ CONC_API int conc_child_start(conc_child *c);
 CONC_API int conc_child_wait(conc_child *c, int *status);
 
 /* Sends a signal to the child, or with .group to its whole group: 0, -EALREADY (it has ended),
- * -EINVAL, -EPERM. Never signals another process that has been given the same number. */
+ * -EINVAL, -EPERM. Never signals another process that has reused the number. */
 CONC_API int conc_child_kill(conc_child *c, int signal);
 
-/* Closes the pipes and ends the child if it still runs: by SIGKILL, or with .grace by SIGTERM (and
+/* Closes the pipes and ends a child that still runs: by SIGKILL, or with .grace by SIGTERM (and
  * SIGCONT, in case it is stopped) and SIGKILL that many seconds later; its output can be read until
  * then. With .group this applies to the whole group, and the grace lasts until its last process has
- * ended. Waits until the child has ended, even if cancelled. Returns 0. In a posted function, which
- * holds the loop meanwhile, there is no grace. If another caller is closing the child, waits for
- * that; other callers' waits end with the child's status, and do not touch *c once it is closed.
- * Closing it twice, or one that was never started, does nothing; in a forked process the parent's
- * child keeps running. -EBUSY: another thread is starting it. */
+ * ended. Waits until the child has ended, even if cancelled. Returns 0. In a posted function, where
+ * it blocks the loop, there is no grace. If another caller is closing the child, waits for that;
+ * other callers' waits return the child's status, and do not touch *c once it is closed. Closing it
+ * twice, or one that was never started, does nothing; in a forked process it leaves the parent's
+ * child running. -EBUSY: another thread is starting it. */
 CONC_API int conc_child_close(conc_child *c);
 
-/* What conc_child_communicate writes and reads. Zero the fields that you do not set. */
+/* The input and output of conc_child_communicate. Zero the fields that you do not set. */
 typedef struct conc_child_io {
     const void *in; /* the child's input, */
-    size_t in_size; /* this many bytes; 0: empty input */
-    size_t limit;   /* most bytes of output, and of errors; 0: no limit */
-    /* what the child wrote to its output and error pipes, NUL-terminated, to be released with
-     * conc_free, whatever the call returned; NULL if there is no pipe */
+    size_t in_size; /* its size; 0: empty input */
+    size_t limit;   /* most bytes of out, and of err; 0: no limit */
+    /* bytes from the output and error pipes, NUL-terminated, to be released with conc_free whatever
+     * the call returned; NULL without a pipe */
     char *out, *error;
     size_t out_size, error_size; /* without the NUL */
 } conc_child_io;
 
-/* Writes the input and reads all output at the same time, through those of the three that are
- * pipes, until all output is read and the child has ended: 0, and its status as for
- * conc_child_wait. A child that does not read its input is no error. Waits. After -ECANCELED *io
- * holds what was read, and io->in what has not been written: the child runs on, and another call
- * continues. Errors: -EMSGSIZE (more than the limit; the child is closed), -ECHILD (all was read,
- * but the status is lost), -EINVAL (NULL, not started, input without a pipe), -ENOMEM, -EPERM, and
- * other system errors.
- * conc_child_close discards the child's status and what the child writes while it ends. To get
- * both from a child that has timed out, signal it and continue (talk calls conc_child_communicate;
- * with .group the signals also reach other processes that hold its pipes):
+/* Writes the input and reads all output concurrently, through those of the three that are pipes,
+ * until all output is read and the child has ended: 0, and its status as for conc_child_wait.
+ * Unread input is no error. Waits. After -ECANCELED *io holds the output so far, and io->in the
+ * unwritten input: the child keeps running, and another call continues. Errors: -EMSGSIZE (more
+ * than the limit; the child is closed), -ECHILD (all was read, but the status is lost), -EINVAL
+ * (NULL, not started, input without a pipe), -ENOMEM, -EPERM, and other system errors.
+ * conc_child_close discards the child's status and final output. To get both from a child that has
+ * timed out, signal it and continue (talk calls conc_child_communicate; with .group the signals
+ * also reach other processes that hold its pipes):
  *
  *     int rc = conc_timeout(5, talk, &t);
  *     if (rc == -ETIMEDOUT) {
@@ -448,30 +446,31 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *  The implementation
  *
  *  job           a function submitted to a pool; its states are listed in >>queue
- *  job queue     the inside of a pool of either kind: a ring of queued jobs, the limit, and the
- *                worker threads, or the supervisor with its workers, that run the jobs
- *  worker thread a thread that runs the jobs of a conc_pool; it takes a batch of them at once
- *  worker        a process that runs the jobs of a conc_procs; its states are in >>supervisor
- *  supervisor    the thread of a conc_procs that starts and watches the workers. It replaces a
+ *  job queue     the internals of a pool of either kind: a ring of queued jobs, the limit, and the
+ *                worker threads, or the supervisor and its workers, that run the jobs
+ *  worker thread a thread that runs the jobs of a conc_pool; it takes them in batches worker
+ *  a process that runs the jobs of a conc_procs; its states are in >>supervisor supervisor    the
+ *  thread of a conc_procs that starts and watches the workers. It replaces a
  *                dead worker when jobs are queued and no worker is idle
- *  channel       the memory that the supervisor shares with one worker: one request or reply at a
- *                time (>>workers draws the messages). A conc_channel is something else
- *  program       the process that opened the pool, as opposed to its workers
+ *  channel       memory that the supervisor shares with one worker: one request or reply at a time
+ *                (>>workers draws the messages). Unrelated to conc_channel
+ *  program       the process that opened the pool, not its workers
  *  payload       what a job for a worker carries: bytes in and out, or elements of a map
- *  map           one call of conc_pool_map or a relative; runners are the jobs that work on it
+ *  map           one call of conc_pool_map or a variant; runners are the jobs that work on it
  *  segment       memory that several processes map
- *  waiter        a task or thread that waits for another thread: a task's loop runs on, a thread
- *                sleeps on its thread event
- *  job context   what runs on a worker thread: the job, and around it the job that waits for it
- *  cancel hook   what a job that waits has called when it is asked to end
+ *  waiter        a task or thread that waits for another thread: a task's loop keeps running, a
+ *                thread sleeps on its thread event
+ *  job context   what a worker thread runs: a job, and around it the job that waits for it
+ *  cancel hook   called when a waiting job is asked to stop
  *  cancel layer  a map or a shield around a part of a job, which adds or hides such a request
  *  clock         a loop whose clock is virtual; a job that holds it keeps time from advancing
  *  shared pools  the pools of threads that conc_offload, files, names and children use
- *  abandoned     a job whose task has left it; its thread is lost to the pool until the job ends
+ *  abandoned     a job whose task no longer waits for it; its thread is lost to the pool until it
+ *                ends
  *  under the mutex: with the job queue's mutex locked
  *
- *  Order of locks: a thread that holds one of these may take those of the lines below, and no
- *  other of the same line.
+ *  Order of locks: a thread that holds one of these may take those on the lines below, but no other
+ *  on the same line.
  *
  *    conc__cancel_hooks.mutex
  *    conc__shared_pools.mutex
@@ -481,7 +480,7 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *    conc__live_runs.mutex (conc.h)
  *    a loop's mutex (of a run inside a job before that of its job's clock); a thread event's mutex
  *
- *  mapping_mutex, in a worker process, is held to map the segment, and during a fork.
+ *  mapping_mutex, in a worker process, is held while mapping the segment, and during a fork.
  *
  *  Contents: >>waiting >>queue >>jobs >>threads >>pool >>map >>in_jobs >>offload >>channel >>select
  *  >>files >>names >>child >>shared >>functions >>workers >>supervisor >>procs >>init
@@ -511,8 +510,8 @@ typedef struct conc__thread_event {
     bool set;
 } conc__thread_event;
 
-/* How a job ended. Each waiter has its own copy, because the first one that goes on may free the
- * job or reuse it. */
+/* How a job ended. Each waiter gets its own copy, because the first one to continue may free or
+ * reuse the job. */
 typedef struct conc__job_outcome {
     int result;
     bool has_text;
@@ -520,11 +519,11 @@ typedef struct conc__job_outcome {
 } conc__job_outcome;
 
 /* A task or thread that waits for another thread. It is in a list; the thread that wakes it removes
- * it from the list, under the list's mutex. */
+ * it under the list's mutex. */
 typedef struct conc__waiter {
     struct conc__waiter *next, *prev; /* a ring */
     struct conc__waiter **list;
-    conc_loop *loop; /* a waiting task's; NULL: a thread waits */
+    conc_loop *loop; /* the waiting task's; NULL: a thread waits */
     conc__wait *wait;
     conc__post post;
     conc__thread_event *event;     /* a thread's */
@@ -532,28 +531,28 @@ typedef struct conc__waiter {
     conc__job_outcome *outcome;    /* receives the outcome of the job that is waited for */
     bool *stop;                    /* set when the waiting task is cancelled; NULL: none */
     struct conc__job_queue *queue; /* that runs the awaited job */
-    /* a thread's: a process pool's, whose replies it may collect; holds a reference */
+    /* a thread's: a process pool whose replies it may collect; holds a reference */
     struct conc__job_queue *polls_queue;
-    struct conc__job_context *context; /* a job's: its clocks advance meanwhile */
+    struct conc__job_context *context; /* a job's: its clocks advance during the wait */
     int result;
-    bool gives_up;   /* it was cancelled, and wants its job to end */
+    bool gives_up;   /* it was cancelled, and wants its job to stop */
     bool is_counted; /* a worker thread's: its job queue already counts it as waiting */
-    bool woken;      /* it was woken: the list and its owner may be gone */
-    /* a case of conc_select: it is only notified, and sends or receives if no other case was first.
-     * kept: an item or room is reserved for it until then */
+    bool woken;      /* woken: the list and its owner may be gone */
+    /* a case of conc_select: it is only notified, and sends or receives if no other case came
+     * first. kept: an item or room is reserved for it until then */
     bool selects, kept;
 } conc__waiter;
 
-/* Protects the list of job queues; a job queue is freed under it. A thread that has only a job or a
- * waiter locks this before it follows the pointer to the job queue, which may have been freed. */
+/* Protects the list of job queues; a job queue is freed under it. A thread that knows only a job or
+ * a waiter locks this before following the pointer to the job queue, which may have been freed. */
 static pthread_mutex_t conc__job_queues_mutex = PTHREAD_MUTEX_INITIALIZER;
 static unsigned conc__forks; /* how many forks lie between this process and the first one */
 static struct conc__job_queue *conc__job_queues;
 
-/* Protects the state of all child programs: each is reaped once, and not signalled after that. */
+/* Protects the state of all child programs: each is reaped once, and never signalled afterwards. */
 static pthread_mutex_t conc__children_mutex = PTHREAD_MUTEX_INITIALIZER;
 
-/* Locks a mutex that is never held for longer than it takes to fall asleep: spins first. */
+/* Locks a mutex that is never held longer than falling asleep takes: spins first. */
 CONC__PRIVATE void conc__lock_briefly(pthread_mutex_t *mutex)
 {
     if (pthread_mutex_trylock(mutex) == 0)
@@ -609,7 +608,7 @@ CONC__PRIVATE void conc__thread_event_set(conc__thread_event *e)
     pthread_mutex_unlock(&e->mutex);
 }
 
-/* Waits until the event is set, or until that time. False: it is not set. */
+/* Waits until the event is set, or until then. False: it is not set. */
 CONC__PRIVATE bool conc__thread_event_wait(conc__thread_event *e, int64_t until)
 {
     pthread_mutex_lock(&e->mutex);
@@ -660,7 +659,7 @@ CONC__PRIVATE void conc__waiter_posted(conc__post *p)
 /* Under the list's mutex: sets the waiter's result. The caller then calls conc__waiter_notify. */
 CONC__PRIVATE void conc__waiter_set_result(conc__waiter *w, int result)
 {
-    /* now, not when the waiter runs: the clock could advance until then */
+    /* now, not when the waiter runs: the clock could advance before that */
     conc__job_contexts_hold_clocks(w->context, true);
     w->result = result;
     __atomic_store_n(&w->woken, true, __ATOMIC_RELEASE);
@@ -675,7 +674,7 @@ CONC__PRIVATE void conc__waiter_complete(conc__waiter *w, int result)
 
 CONC__PRIVATE void conc__waiter_notify(conc__waiter *w)
 {
-    if (w->loop) /* the post is never refused: the run lasts as long as its tasks */
+    if (w->loop) /* the post cannot be refused: the run outlives its tasks */
         conc__post_to(w->loop, &w->post);
     else if (w->event) /* else the waiter's thread runs the job itself */
         conc__thread_event_set(w->event);
@@ -702,9 +701,9 @@ CONC__PRIVATE void conc__spin_for(const bool *over)
 
 CONC__PRIVATE void conc__job_queue_spin_for(struct conc__job_queue *q, const bool *over);
 
-/* What to call when a waiting job is asked to end. All hooks of the process are in one list: a
- * request sets flags in the job, its job queue or its map, and then has conc__run_cancel_hooks find
- * the waiting jobs that it concerns. */
+/* Called when a waiting job is asked to stop. All hooks of the process are in one list: a request
+ * sets flags in the job, its job queue or its map, and then conc__run_cancel_hooks finds the
+ * waiting jobs that it concerns. */
 typedef struct conc__cancel_hook {
     struct conc__cancel_hook *next, *prev;
     const struct conc__job_context *context; /* NULL: no job waits, and the hook is in no list */
@@ -723,8 +722,8 @@ CONC__PRIVATE bool conc__job_context_in_process(const struct conc__job_context *
 CONC__PRIVATE int64_t conc__shield_deadline(const struct conc__job_context *ctx);
 CONC__PRIVATE void conc__worker_start_cancel_listener(void);
 
-/* Calls the hooks of all jobs that were asked to end. A hook may pass the request on to further
- * jobs, so this goes on until no hook is left to call. */
+/* Calls the hooks of all jobs that were asked to stop. A hook may pass the request on to further
+ * jobs, so this repeats until no hook is left to call. */
 CONC__PRIVATE void conc__run_cancel_hooks(void)
 {
     pthread_mutex_lock(&conc__cancel_hooks.mutex);
@@ -740,8 +739,8 @@ CONC__PRIVATE void conc__run_cancel_hooks(void)
     pthread_mutex_unlock(&conc__cancel_hooks.mutex);
 }
 
-/* Registers the hook of a job that is about to wait (NULL: no job). If the job was asked to end
- * before, calls it at once. */
+/* Registers the hook of a job that is about to wait (NULL: no job). If the job was already asked to
+ * stop, calls it immediately. */
 CONC__PRIVATE void conc__cancel_hook_add(conc__cancel_hook *s, const struct conc__job_context *ctx,
                                          void (*ask)(conc__cancel_hook *self))
 {
@@ -763,10 +762,10 @@ CONC__PRIVATE void conc__cancel_hook_add(conc__cancel_hook *s, const struct conc
         conc__run_cancel_hooks();
 }
 
-/* The wait is over: the hook is not called any more. */
+/* The wait is over: the hook is no longer called. */
 CONC__PRIVATE void conc__cancel_hook_remove(conc__cancel_hook *s)
 {
-    if (!s->context || s->forks != conc__forks) /* else the list holding it was the parent's */
+    if (!s->context || s->forks != conc__forks) /* else it was in the parent's list */
         return;
     pthread_mutex_lock(&conc__cancel_hooks.mutex);
     if (s->next)
@@ -785,7 +784,7 @@ CONC__PRIVATE void conc__cancel_hooks_reset(void)
 }
 
 /* Waits for the event in a job (NULL: none). When the limit of one of the job's shields passes, a
- * request to end that it hid takes effect. */
+ * stop request that it hid takes effect. */
 CONC__PRIVATE void conc__thread_event_wait_in_job(conc__thread_event *e,
                                                   const struct conc__job_context *ctx)
 {
@@ -807,11 +806,11 @@ CONC__PRIVATE void conc__thread_wait_cancel(conc__cancel_hook *s)
         conc__thread_event_set(w->event);
 }
 
-/* The waiting job stops holding its clocks. Its cancel hook is registered before, so that the clock
- * cannot advance between a request to end and its effect. */
+/* The waiting job stops holding its clocks. Its cancel hook is registered first, so that the clock
+ * cannot advance between a stop request and its effect. */
 CONC__PRIVATE void conc__waiter_release_clocks(conc__waiter *w, pthread_mutex_t *mutex)
 {
-    pthread_mutex_lock(&conc__job_queues_mutex); /* as long as it waits, `mutex` exists */
+    pthread_mutex_lock(&conc__job_queues_mutex); /* `mutex` exists as long as it waits */
     if (!__atomic_load_n(&w->woken, __ATOMIC_ACQUIRE)) {
         conc__lock_briefly(mutex);
         if (!w->woken)
@@ -852,8 +851,8 @@ CONC__COLD int conc__caller_refused(const char *call)
     return conc__misused(-EPERM, call, "only a task may call it", NULL);
 }
 
-/* At the start of `call`, which may wait: 0 and the caller's loop (NULL: a thread or a job), or
- * -EPERM (a posted function). */
+/* Starts `call`, which may wait: 0 and the caller's loop (NULL: a thread or a job), or -EPERM (a
+ * posted function). */
 static inline int conc__caller(conc_loop **l, const char *call)
 {
     *l = conc__here;
@@ -862,8 +861,8 @@ static inline int conc__caller(conc_loop **l, const char *call)
     return 0;
 }
 
-/* Waits until another thread wakes the caller, and returns the result that it sets. The waiter is
- * in its list already; this unlocks the mutex, and `outer` (NULL: none), so that others can wake
+/* Waits until another thread wakes the caller, and returns the result it sets. The waiter is
+ * already in its list; this unlocks the mutex, and `outer` (NULL: none), so that others can wake
  * it. */
 CONC__PRIVATE CONC__CALLED int conc__wait_outside(conc_loop *l, conc__waiter *w,
                                                   const conc__wait_kind *kind, const void *on,
@@ -948,33 +947,33 @@ CONC__PRIVATE void conc__semaphore_wait(conc__semaphore *s)
 
 /* ---- >>queue -------------------------------------------------------------------------------- */
 
-/* The states of a job, and who moves it on. Its result is the caller's once it is DONE.
+/* The states of a job, and who changes them. Its result belongs to the caller once it is DONE.
  *
  *   NEW       not submitted: any content; conc__job_init makes it PENDING
  *   PENDING   sealed, not LIVE: the submit waits for room under the limit. The thread that makes
  *             room makes it QUEUED; a cancel or a close makes it NEW again
- *   QUEUED    LIVE, and `slot` is its place in the ring. A worker thread takes it; the supervisor
+ *   QUEUED    LIVE, and `slot` is its index in the ring. A worker thread takes it; the supervisor
  *             or a waiter sends it to a worker; a cancel makes it DONE
- *   TAKEN     `slot` is IN_BATCH, and the thread's batch[] has it. That thread or one that steals
+ *   TAKEN     `slot` is IN_BATCH, and it is in the thread's batch[]. That thread or one that steals
  *             it runs it; a cancel makes it DONE; a thread that will wait makes it QUEUED again
- *   RUNNING   it is in no batch, or a worker has its request. It becomes DONE when its function
- *             returns or its worker ends, but QUEUED again if the worker had not begun it. A cancel
- *             sets CANCEL_REQUESTED, or kills the worker and makes it DONE
- *   ABANDONED RUNNING, and its task has left it: it frees itself when it is DONE
- *   DONE      `result` is set, and every waiter has its outcome; the seal is broken
+ *   RUNNING   in no batch, or a worker holds its request. It becomes DONE when its function returns
+ *             or its worker ends, but QUEUED again if the worker had not begun it. A cancel sets
+ *             CANCEL_REQUESTED, or kills the worker and makes it DONE
+ *   ABANDONED RUNNING, and its task has given it up: it frees itself when DONE
+ *   DONE      `result` is set, and every waiter holds its outcome; the seal is broken
  */
 enum {
     CONC__BATCH = 16, /* most jobs that a thread takes out of the queue at once */
 
     /* bits of a job's state, below its seal */
-    CONC__JOB_LIVE = 1, /* it was accepted; before that no thread can wait for it */
+    CONC__JOB_LIVE = 1, /* accepted; before that no thread can wait for it */
     CONC__JOB_DONE = 2,
-    CONC__JOB_WAITED = 4,           /* it has or had waiters: it becomes DONE under the mutex */
-    CONC__JOB_CANCEL_REQUESTED = 8, /* it was asked to end */
+    CONC__JOB_WAITED = 4,           /* has or had waiters: it becomes DONE under the mutex */
+    CONC__JOB_CANCEL_REQUESTED = 8, /* it was asked to stop */
     CONC__JOB_HAS_TEXT = 16,        /* `text` belongs to its result */
     CONC__JOB_OWNED = 32,           /* it frees itself */
-    CONC__JOB_ABANDONED = 64,       /* its task has left it */
-    CONC__JOB_BLOCKED = 128,        /* it waits or is in conc_block while its clock advances */
+    CONC__JOB_ABANDONED = 64,       /* its task no longer waits for it */
+    CONC__JOB_BLOCKED = 128,        /* waits or is in conc_block while its clock advances */
     CONC__JOB_HOLDS_CLOCK = 256,    /* it keeps its clock from advancing */
     CONC__JOB_BITS = 0x1ff
 };
@@ -983,13 +982,13 @@ enum {
 #define CONC__NO_SLOT UINT_MAX       /* neither in the ring nor in a batch */
 #define CONC__POOL_CLOSED (1u << 31) /* bit of a pool's `users` */
 
-/* A map or a shield around a part of a job. A map, of which the part is an element, ends the part
- * when its own job or element is asked to end; a shield hides requests from outside. */
+/* A map or a shield around a part of a job. A map, of which the part is an element, stops the part
+ * when its own job or element is asked to stop; a shield hides requests from outside. */
 typedef struct conc__cancel_layer {
     const struct conc__cancel_layer *outer;
-    const bool *cancelled; /* everything inside is to end */
+    const bool *cancelled; /* everything inside must stop */
     bool shields;
-    int64_t until;          /* a shield's end on the real clock; CONC__NEVER: it has none there */
+    int64_t until;          /* a shield's end on the real clock; CONC__NEVER: none */
     const conc_job *sender; /* the job that called a map; NULL: none */
 } conc__cancel_layer;
 
@@ -1000,7 +999,7 @@ typedef struct conc__job_context {
     struct conc__worker_thread *thread; /* NULL: in a worker process */
     conc__locals *locals;
     const conc__cancel_layer *layer; /* innermost; NULL: none */
-    /* a worker's request to end; NULL: this is a thread */
+    /* a worker's stop request; NULL: this is a thread */
     const unsigned *cancel_flag;
     int text_rc;
     char text[96];
@@ -1010,13 +1009,13 @@ typedef struct conc__worker_thread {
     struct conc__job_queue *queue;
     pthread_t id;
     int number;
-    int nested; /* how many waits in runs inside its jobs */
-    /* its job was abandoned, and its job queue has ended without it */
+    int nested; /* number of waits in runs inside its jobs */
+    /* its job was abandoned, and its job queue ended without it */
     bool detached;
     int batch_count; /* slots of batch[] in use */
-    int finishing;   /* 1: it counts in the job queue's `finishing` */
-    /* the clock of the job that has just ended on it; held until the thread has looked for the next
-     * job, so that a close of the pool, which waits for that, takes no time; NULL: none */
+    int finishing;   /* 1: counted in the job queue's `finishing` */
+    /* the clock of the job that just ended on it; held until the thread has looked for the next
+     * job, so that closing the pool, which waits for that, takes no time; NULL: none */
     conc_loop *clock;
     bool holds_clock;
     void *pin; /* detached: keeps this code loaded; NULL: not needed */
@@ -1025,7 +1024,7 @@ typedef struct conc__worker_thread {
     _Atomic(conc_job *) batch[CONC__BATCH];
 } conc__worker_thread;
 
-/* The queued jobs that share a clock, and together keep it stopped. */
+/* Queued jobs that share a clock and together keep it stopped. */
 typedef struct conc__queue_clock {
     conc_loop *clock;
     size_t jobs; /* 0: the slot is free */
@@ -1034,7 +1033,7 @@ typedef struct conc__queue_clock {
 typedef struct conc__job_queue {
     struct conc__job_queue *next, *prev; /* list of all, under conc__job_queues_mutex */
     pthread_mutex_t mutex;
-    conc_job **ring; /* a power of two of slots; NULL where a job was taken back */
+    conc_job **ring; /* a power of two slots; NULL where a job was withdrawn */
     size_t ring_size, head, tail;
     size_t queued; /* jobs in the ring; written under the mutex, read without */
     size_t limit;
@@ -1043,48 +1042,48 @@ typedef struct conc__job_queue {
     conc__waiter *submitters;     /* waiting submits, with their jobs */
     conc__waiter *closer, *other_closers;
     bool closing, stopping, cancel_all, on_valgrind;
-    bool closed;        /* it has ended, and its pool is the owner's again */
-    bool stalled;       /* every thread waits or is in conc_block: queued jobs do not hold clocks */
-    bool start_refused; /* the last start of a thread failed */
+    bool closed;        /* ended: the pool belongs to its owner again */
+    bool stalled;       /* every thread waits or is in conc_block: queued jobs hold no clocks */
+    bool start_refused; /* the last thread start failed */
     unsigned forks;
-    int references;                      /* held by the pool, its threads, and callers at work */
-    struct conc__supervisor *supervisor; /* NULL: a pool of threads */
-    conc_pool *shared; /* the shared pool that it belongs to; NULL: the program's own pool */
+    int references;                      /* held by the pool, its threads, and active callers */
+    struct conc__supervisor *supervisor; /* NULL: a thread pool */
+    conc_pool *shared; /* the shared pool it belongs to; NULL: a pool of the program */
 
-    /* what threads sleep on; its value is wakes_pending - posts_due, as posts are made after the
-     * mutex is unlocked */
+    /* threads sleep on it; its value is wakes_pending - posts_due, because posts follow the
+     * unlocking of the mutex */
     conc__semaphore work;
     conc__worker_thread **threads;
     int thread_slots;  /* size of threads[] */
     int max_workers;   /* most threads, or workers */
-    int abandoned;     /* threads that are lost to abandoned jobs */
+    int abandoned;     /* threads lost to abandoned jobs */
     int nested;        /* threads that wait in a run inside a job */
-    int waiting;       /* threads whose job waits for another one */
-    int started;       /* all threads; of a pool of processes: workers that have a job */
-    int starting;      /* threads that have not locked the mutex yet */
-    int idle;          /* threads that have nothing to do, and spin or sleep */
+    int waiting;       /* threads whose job waits for another */
+    int started;       /* all threads; in a process pool: workers with a job */
+    int starting;      /* threads that have not yet locked the mutex */
+    int idle;          /* idle threads, spinning or asleep */
     int sleeping;      /* threads that wait for `work` */
-    int wakes_pending; /* how many of these are to wake, and have not yet */
-    int posts_due;     /* for how many of those `work` was not posted yet */
+    int wakes_pending; /* how many of these must wake, and have not yet */
+    int posts_due;     /* for how many of those `work` is not posted yet */
     int spinning;
     int blocking; /* threads whose job waits or is in conc_block while its clock advances */
-    /* threads that are about to look for the next job; changed without the mutex */
+    /* threads about to look for the next job; changed without the mutex */
     int finishing;
-    unsigned misses; /* how often in a row a thread spun in vain before it slept */
+    unsigned misses; /* consecutive times a thread spun in vain before sleeping */
     /* the signal mask of the pool's opener, without conc's changes, and whether its run blocked
      * SIGPIPE */
     sigset_t mask;
     bool blocks_pipe;
-    /* the last thread that ended: the next one to end joins it */
+    /* the last thread to exit: the next one to exit joins it */
     bool has_ended;
     pthread_t last_ended;
-    pthread_cond_t ended; /* signalled when a thread ends */
+    pthread_cond_t ended; /* signalled when a thread exits */
     char name[16];
 } conc__job_queue;
 
 static pthread_key_t conc__job_context_key; /* the conc__job_context of a thread */
 static bool conc__job_context_key_made;
-/* Keeps this code loaded for a detached thread. The system closes it after the thread has ended,
+/* Keeps this code loaded for a detached thread. The system closes it after the thread has exited,
  * because the code cannot unload itself. */
 static pthread_key_t conc__pins;
 static bool conc__pins_there;
@@ -1132,8 +1131,8 @@ CONC__PRIVATE void *conc__pin(void) { return NULL; }
 CONC__PRIVATE void conc__unpin(void *pin) { (void)pin; }
 #endif
 
-/* A map: jobs that are called runners each take the next element of an array that no other has
- * taken, and call a function with it, until none is left. */
+/* A map: each of several jobs, the runners, takes the next free element of an array and calls a
+ * function with it, until none is left. */
 typedef struct conc__map_call {
     conc_fn *fn;
     char *args;
@@ -1141,30 +1140,30 @@ typedef struct conc__map_call {
     int *results;
     bool keeps_going, stop;
     conc__cancel_layer layer;
-    size_t next;    /* first element that was not taken */
-    size_t dropped; /* elements that were taken but not called */
+    size_t next;    /* first element not yet taken */
+    size_t dropped; /* elements taken but not called */
     int error;      /* the first */
 } conc__map_call;
 
-/* What a job for a worker carries. */
+/* The payload of a job for a worker. */
 typedef struct conc__payload {
     conc_procs_fn *call; /* NULL: call the job's own function with its own bytes */
     const void *in;
     void *out;
     size_t in_size, out_size;
     ssize_t returned;
-    conc__map_call *map; /* a runner's; it has taken these elements: */
+    conc__map_call *map; /* a runner's; the elements it has taken: */
     size_t first, left;
 } conc__payload;
 
-/* Was the running job asked to end? */
+/* Was the running job asked to stop? */
 CONC__PRIVATE bool conc__job_cancel_requested(const conc_job *j)
 {
     return (__atomic_load_n(&j->state, __ATOMIC_RELAXED) & CONC__JOB_CANCEL_REQUESTED) ||
            __atomic_load_n(&j->queue->cancel_all, __ATOMIC_RELAXED);
 }
 
-/* Was the code inside these layers, in the job (NULL: none), asked to end? */
+/* Was the code inside these layers, in the job (NULL: none), asked to stop? */
 CONC__PRIVATE bool conc__layers_cancelled(const conc__cancel_layer *layer, const conc_job *job)
 {
     for (; layer; layer = layer->outer) {
@@ -1181,7 +1180,7 @@ CONC__PRIVATE bool conc__layers_cancelled(const conc__cancel_layer *layer, const
     return job && conc__job_cancel_requested(job);
 }
 
-#ifdef __linux__ /* only pools of processes ask */
+#ifdef __linux__ /* only process pools ask */
 CONC__PRIVATE bool conc__map_cancelled(const conc__map_call *m)
 {
     return __atomic_load_n(&m->stop, __ATOMIC_RELAXED) ||
@@ -1194,7 +1193,7 @@ CONC__PRIVATE bool conc__job_context_in_process(const conc__job_context *ctx)
     return ctx->cancel_flag;
 }
 
-/* Was the code that runs there asked to end? Any thread may ask, while it waits. */
+/* Was the code that runs there asked to stop? Any thread may ask while that code waits. */
 CONC__PRIVATE bool conc__job_context_cancelled(const conc__job_context *ctx)
 {
     if (!ctx->cancel_flag)
@@ -1220,7 +1219,7 @@ CONC__PRIVATE int64_t conc__shield_deadline(const conc__job_context *ctx)
     return limit;
 }
 
-/* Gives up the elements that a runner has taken and not called yet. */
+/* Gives up the elements that a runner has taken but not called. */
 CONC__PRIVATE void conc__range_drop(conc__payload *p, int rc)
 {
     if (!p || !p->map)
@@ -1271,7 +1270,7 @@ CONC__PRIVATE bool conc__job_in_use(const conc_job *j)
     return (conc__job_state(j) & ~(uintptr_t)CONC__JOB_BITS) == conc__job_seal(j);
 }
 
-/* The same for memory that may lie below a stack's pointer. */
+/* The same for memory that may be below the stack pointer. */
 CONC__UNSANITIZED CONC__PRIVATE bool conc__job_handle_in_use(const void *job)
 {
     const conc_job *j = job;
@@ -1298,12 +1297,11 @@ CONC__PRIVATE void conc__shared_pools_reset(void);
 CONC__PRIVATE void conc__segments_lock(void);
 CONC__PRIVATE void conc__segments_unlock(void);
 
-/* How many times the fork handlers below have run for one fork. They are registered twice if a
- * process was forked while its parent was registering them. */
+/* How often the fork handlers below have run for one fork: they are registered twice if a process
+ * was forked while its parent was registering them. */
 static CONC_TLS _Thread_local int conc__fork_handler_depth;
 
-/* Locks these during a fork, so that the child does not inherit them locked by a thread that it
- * does not have. */
+/* Locks these during a fork, lest the child inherit them locked by a thread that it lacks. */
 CONC__PRIVATE void conc__pools_before_fork(void)
 {
     if (conc__fork_handler_depth++)
@@ -1413,7 +1411,7 @@ CONC__PRIVATE void conc__job_queue_free(conc__job_queue *q)
     else
         conc__job_queues = q->next;
     conc__supervisor_free(q->supervisor);
-    /* else a thread of the parent may have held them during the fork */
+    /* else one of the parent's threads may have held them during the fork */
     if (q->forks == conc__forks) {
         conc__semaphore_close(&q->work);
         pthread_cond_destroy(&q->ended);
@@ -1427,7 +1425,7 @@ CONC__PRIVATE void conc__job_queue_free(conc__job_queue *q)
     conc_free(q);
 }
 
-/* Closes the gaps left by jobs that were taken back. */
+/* Closes the gaps left by withdrawn jobs. */
 CONC__PRIVATE void conc__job_ring_compact(conc__job_queue *q)
 {
     size_t to = q->head;
@@ -1462,7 +1460,7 @@ CONC__PRIVATE bool conc__job_ring_reserve(conc__job_queue *q, bool on_clock)
         return false;
     if (q->tail - q->head < q->ring_size)
         return true;
-    if (q->queued < q->ring_size / 2) { /* with fewer gaps it would soon be full again */
+    if (q->queued < q->ring_size / 2) { /* with fewer gaps it would soon be full */
         conc__job_ring_compact(q);
         return true;
     }
@@ -1484,7 +1482,7 @@ CONC__PRIVATE bool conc__job_ring_reserve(conc__job_queue *q, bool on_clock)
     return true;
 }
 
-/* One holder of the clock less: the last one lets it advance. */
+/* Removes one holder of the clock: after the last one it advances. */
 CONC__PRIVATE void conc__clock_release(conc_loop *clock)
 {
     if (atomic_fetch_sub_explicit(&clock->at_work, 1, memory_order_release) != 1)
@@ -1513,7 +1511,7 @@ CONC__COLD void conc__job_hold_clock_now(conc_job *j, bool holds)
         }
 }
 
-/* The job holds its clock from here on, or no longer. An abandoned job never holds one. */
+/* Makes the job hold its clock, or release it. An abandoned job never holds one. */
 static inline void conc__job_hold_clock(conc_job *j, bool holds)
 {
     if (CONC__UNLIKELY(j->clock != NULL))
@@ -1581,7 +1579,7 @@ CONC__PRIVATE void conc__job_ring_push(conc__job_queue *q, conc_job *j)
     conc__job_ring_put(q, j, q->tail++);
 }
 
-/* Puts a job back that was in the ring and could not be run. */
+/* Puts back a job that was in the ring and could not be run. */
 CONC__PRIVATE void conc__job_ring_push_front(conc__job_queue *q, conc_job *j)
 {
     conc__job_ring_put(q, j, --q->head);
@@ -1594,7 +1592,7 @@ CONC__PRIVATE void conc__job_queue_accept(conc__job_queue *q, conc_job *j)
     conc__job_ring_push(q, j);
 }
 
-/* There is room under the limit: queues the jobs of waiting submits. */
+/* Queues the jobs of waiting submits while there is room under the limit. */
 CONC__PRIVATE void conc__job_queue_admit(conc__job_queue *q)
 {
     while (q->submitters && q->queued < q->limit) {
@@ -1639,7 +1637,7 @@ CONC__PRIVATE void conc__job_queue_notify_closer(conc__job_queue *q)
         conc__waiter_wake(q->closer, 0);
 }
 
-/* Under the mutex: takes the job back if no thread has begun it. */
+/* Under the mutex: withdraws the job if no thread has begun it. */
 CONC__PRIVATE bool conc__job_take_back(conc__job_queue *q, conc_job *j)
 {
     if (j->slot == CONC__NO_SLOT)
@@ -1670,8 +1668,8 @@ CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q);
 CONC__PRIVATE void conc__abandoned_release(conc_job *j);
 CONC__PRIVATE void conc__original_mask(sigset_t *mask);
 
-/* Does the job belong to a pool of this process? In a forked child the job that forked runs on, but
- * its pool and its clock are the parent's. */
+/* Does the job belong to a pool of this process? In a forked child the job that forked continues,
+ * but its pool and clock are the parent's. */
 CONC__PRIVATE bool conc__job_context_is_own(const conc__job_context *ctx)
 {
     return ctx->thread && ctx->thread->queue->forks == conc__forks;
@@ -1731,8 +1729,8 @@ CONC__PRIVATE void conc__job_outcome_read(conc__job_outcome *a, const conc_job *
         memcpy(a->text, j->text, sizeof a->text);
 }
 
-/* Under the mutex: the job becomes DONE, and its memory is the owner's again. Returns the waiters,
- * which have their outcomes and are still to be notified. */
+/* Under the mutex: makes the job DONE, so its memory belongs to the owner again. Returns the
+ * waiters, which have their outcomes and must still be notified. */
 CONC__PRIVATE conc__waiter *conc__job_publish(conc_job *j, uintptr_t state)
 {
     conc__waiter *first = j->waiters, *w = first;
@@ -1758,7 +1756,7 @@ CONC__PRIVATE void conc__waiters_notify(conc__waiter *first)
     } while (w != first);
 }
 
-/* A job with this clock has ended, which perhaps holds it. */
+/* A job with this clock, perhaps holding it, has ended. */
 CONC__PRIVATE void conc__clock_drop(conc_loop *clock, bool at_work)
 {
     if (at_work)
@@ -1775,7 +1773,7 @@ CONC__PRIVATE void conc__worker_thread_drop_clock(conc__worker_thread *t)
         conc__clock_drop(clock, t->holds_clock);
 }
 
-/* The job has ended, and its waiters were notified. ctx: where it ran; NULL: it was taken back. */
+/* The job has ended, and its waiters were notified. ctx: where it ran; NULL: withdrawn. */
 CONC__COLD void conc__job_drop_clock(const conc__job_context *ctx, conc_loop *clock, bool at_work)
 {
     if (!ctx || !ctx->thread || !ctx->thread->finishing) {
@@ -1786,7 +1784,7 @@ CONC__COLD void conc__job_drop_clock(const conc__job_context *ctx, conc_loop *cl
     ctx->thread->holds_clock = at_work;
 }
 
-/* Ends a job that ran in ctx; NULL: it was taken back. locked: the caller holds the mutex. */
+/* Ends a job that ran in ctx; NULL: withdrawn. locked: the caller holds the mutex. */
 CONC__PRIVATE void conc__job_end(conc__job_queue *q, conc_job *j, int result,
                                  const conc__job_context *ctx, bool locked)
 {
@@ -1827,19 +1825,19 @@ CONC__PRIVATE void conc__job_context_enter(conc__job_context *ctx, conc_job *j)
     ctx->text_rc = 0;
 }
 
-/* last: it is the last job of the thread's batch, and the thread looks into the queue next. */
+/* last: the last job of the thread's batch; the thread checks the queue next. */
 CONC__PRIVATE void conc__job_run(conc__job_queue *q, conc__job_context *ctx, conc_job *j, bool last)
 {
     conc__job_context_enter(ctx, j);
     int rc = j->fn(j->arg);
-    if (last) { /* before the job ends: its waiter may submit the next one at once */
+    if (last) { /* before the job ends: its waiter may immediately submit the next one */
         ctx->thread->finishing = 1;
         __atomic_fetch_add(&q->finishing, 1, __ATOMIC_RELAXED);
     }
     conc__job_end(q, j, rc, ctx, false);
 }
 
-/* The jobs of a thread that waits, or is in conc_block, do not hold their clocks meanwhile. */
+/* The jobs of a thread that waits, or is in conc_block, do not hold their clocks. */
 CONC__PRIVATE void conc__job_contexts_hold_clocks(conc__job_context *ctx, bool at_work)
 {
     for (; ctx && conc__job_context_is_own(ctx); ctx = ctx->outer)
@@ -1855,7 +1853,7 @@ CONC__PRIVATE bool conc__job_context_has_clock(const conc__job_context *ctx)
     return false;
 }
 
-/* A job that runs inside another one that waits for it. */
+/* A job that runs inside another that waits for it. */
 typedef struct conc__nested_job {
     conc__cancel_hook hook;
     conc__waiter waiter;
@@ -1882,8 +1880,8 @@ CONC__PRIVATE void conc__job_run_nested(conc__job_queue *q, conc__job_context *o
     pthread_setspecific(conc__job_context_key, outer);
 }
 
-/* The job context of the caller, if it is on a thread of this job queue: in a job, or in a run
- * inside one. */
+/* The job context of the caller, if on a thread of this job queue: in a job, or in a run inside
+ * one. */
 CONC__PRIVATE conc__job_context *conc__job_context_in(const conc__job_queue *q)
 {
     conc__job_context *ctx = conc__job_context_here();
@@ -1893,8 +1891,8 @@ CONC__PRIVATE conc__job_context *conc__job_context_in(const conc__job_queue *q)
 }
 
 /* Under the mutex: how many threads there may be. A thread that waits in a run inside a job does
- * not count: only this job queue may do what it waits for. While there are such threads, a thread
- * that waits for another job does not count either, as that job may belong to one of them. A thread
+ * not count: its wait may depend on this job queue alone. While there are such threads, a thread
+ * that waits for another job does not count either: that job may belong to one of them. A thread
  * with an abandoned job counts. */
 CONC__PRIVATE int conc__job_queue_max_threads(const conc__job_queue *q)
 {
@@ -1904,15 +1902,15 @@ CONC__PRIVATE int conc__job_queue_max_threads(const conc__job_queue *q)
     return most;
 }
 
-/* Notes for the loop's polling whether the thread that a task has just sent something to was
- * asleep. If it was awake, an answer may come at once. */
+/* Notes for the loop's polling whether the thread to which a task just sent something was asleep.
+ * If it was awake, an answer may arrive immediately. */
 CONC__PRIVATE void conc__has_woken(bool woke)
 {
     if (conc__here)
         conc__here->woke = woke;
 }
 
-/* Under the mutex: sees to it that a thread comes for the queued jobs. An error: none can. */
+/* Under the mutex: ensures that a thread takes the queued jobs. An error: none can. */
 CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
 {
     if (q->supervisor) {
@@ -1946,7 +1944,7 @@ CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
  * do not hold their clocks. */
 CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
 {
-    /* threads that could run queued jobs, or are counted in q->blocking */
+    /* threads that could run queued jobs, or count in q->blocking */
     int able = q->max_workers - q->abandoned;
     if (!q->nested)
         able -= q->waiting;
@@ -1966,11 +1964,11 @@ CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
     }
 }
 
-/* Under the mutex: the thread will be busy for a while. Puts back the jobs of its batch that it has
- * not begun. */
+/* Under the mutex: puts back the jobs of the thread's batch that it has not begun, because it will
+ * be busy for a while. */
 CONC__PRIVATE void conc__worker_thread_return_batch(conc__job_queue *q, conc__worker_thread *t)
 {
-    bool on_clock = q->clock_slots > 0; /* the jobs may have ended and left no clock to look at */
+    bool on_clock = q->clock_slots > 0; /* the jobs may have ended, leaving no clock to look at */
     for (int i = t->batch_count - 1; i >= 0 && conc__job_ring_reserve(q, on_clock); i--) {
         conc_job *j = atomic_exchange_explicit(&t->batch[i], NULL, memory_order_acquire);
         if (j)
@@ -1985,7 +1983,7 @@ CONC__PRIVATE void conc__job_queue_return_batches(conc__job_queue *q)
             conc__worker_thread_return_batch(q, q->threads[i]);
 }
 
-/* Under the mutex: more threads may run than before. Gives them the jobs that the others have not
+/* Under the mutex, when more threads may run than before: gives them the jobs that others have not
  * begun. */
 CONC__PRIVATE void conc__job_queue_share_batches(conc__job_queue *q)
 {
@@ -1993,8 +1991,8 @@ CONC__PRIVATE void conc__job_queue_share_batches(conc__job_queue *q)
         conc__job_queue_return_batches(q);
 }
 
-/* Under the mutex: a thread of the job queue (own; NULL: the caller is none) is going to wait
- * (change 1), or has waited (-1). An error: no thread is left that could do what it waits for. */
+/* Under the mutex: a thread of the job queue (own; NULL: the caller is none) is about to wait
+ * (change 1), or has waited (-1). An error: no thread is left to do what it waits for. */
 CONC__PRIVATE int conc__job_queue_count_waiting(conc__job_queue *q, const conc__job_context *own,
                                                 const conc_loop *l, int change)
 {
@@ -2029,8 +2027,8 @@ CONC__PRIVATE void conc__job_queue_uncount_waiting(conc__job_queue *q, const con
     pthread_mutex_unlock(&q->mutex);
 }
 
-/* Unlocks, and only then wakes threads, which would otherwise wait for the mutex at once. The
- * caller knows that the job queue outlives this. */
+/* Unlocks before waking threads, which would otherwise block on the mutex. The caller ensures that
+ * the job queue outlives this. */
 CONC__PRIVATE void conc__job_queue_unlock(conc__job_queue *q)
 {
     int calls = q->posts_due;
@@ -2059,7 +2057,7 @@ CONC__PRIVATE int conc__job_queue_add(conc__job_queue *q, conc_job *j)
     return 0;
 }
 
-/* Under conc__job_queues_mutex: does the waiter still wait? If so, locks its job queue. */
+/* Under conc__job_queues_mutex: is the waiter still waiting? If so, locks its job queue. */
 CONC__PRIVATE bool conc__lock_if_waiting(const conc__waiter *w, conc__job_queue *q)
 {
     if (__atomic_load_n(&w->woken, __ATOMIC_ACQUIRE))
@@ -2088,7 +2086,7 @@ CONC__PRIVATE bool conc__submit_cancel(conc__wait *wait)
 static const conc__wait_kind conc__waits_for_room = {.what = "waits for room in a pool's queue",
                                                      .cancel = conc__submit_cancel};
 
-/* Enters a pool: its job queue is not freed before conc__pool_leave. NULL: *rc says why. */
+/* Enters a pool: its job queue is not freed before conc__pool_leave. NULL: see *rc. */
 CONC__PRIVATE conc__job_queue *conc__pool_enter(conc__job_queue **queue, unsigned *users, int *rc)
 {
     unsigned before = __atomic_fetch_add(users, 1, __ATOMIC_ACQUIRE);
@@ -2112,8 +2110,8 @@ CONC__PRIVATE void conc__pool_leave(unsigned *users)
 }
 
 /* Submits an initialised job and leaves the pool. An error: the job was refused. A job of this job
- * queue, or a run inside it, never waits here, since other jobs may wait for it: the queue exceeds
- * its limit instead. */
+ * queue, or a run inside it, never waits here, since other jobs may wait for it: the queue may
+ * exceed its limit instead. */
 CONC__PRIVATE int conc__job_queue_submit(conc__job_queue *q, unsigned *users, conc_loop *l,
                                          conc_job *j, const char *call)
 {
@@ -2145,7 +2143,7 @@ CONC__PRIVATE int conc__job_queue_submit(conc__job_queue *q, unsigned *users, co
     return rc;
 }
 
-/* Under the mutex: ends a job that is queued, asks one to end that is running, or kills it. */
+/* Under the mutex: ends a queued job, asks a running one to stop, or kills it. */
 CONC__PRIVATE void conc__job_request_cancel(conc__job_queue *q, conc_job *j)
 {
     bool ended;
@@ -2165,7 +2163,7 @@ CONC__PRIVATE void conc__job_request_cancel(conc__job_queue *q, conc_job *j)
             return;
 }
 
-/* Was the job submitted in a process that this one was forked from, before it ended? It never ends
+/* Was the job submitted in a process from which this one was forked, before it ended? It never ends
  * here. */
 CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
 {
@@ -2175,12 +2173,12 @@ CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
     pthread_mutex_lock(&conc__job_queues_mutex);
     for (const conc__job_queue *q = conc__job_queues; q && !own; q = q->next)
         own = q == j->queue && q->forks == conc__forks;
-    bool ended = conc__job_state(j) & CONC__JOB_DONE; /* then its pool may have been freed */
+    bool ended = conc__job_state(j) & CONC__JOB_DONE; /* its pool may have been freed */
     pthread_mutex_unlock(&conc__job_queues_mutex);
     return !own && !ended;
 }
 
-/* Under the mutex. Waiters that have given up stand behind the others. */
+/* Under the mutex. Waiters that have given up are behind the others. */
 CONC__PRIVATE void conc__job_add_waiter(conc_job *j, conc__waiter *w)
 {
     bool goes_ahead = !w->gives_up && j->waiters && j->waiters->prev->gives_up;
@@ -2238,8 +2236,8 @@ CONC_API bool conc_job_cancelled(void)
     return ctx && conc__job_context_cancelled(ctx);
 }
 
-/* The waiter is cancelled, and so is the job unless other waiters want its result. Uses the
- * waiter's own pointer to the job queue, because the job may be gone. */
+/* Cancels the waiter, and the job unless other waiters want its result. Uses the waiter's own
+ * pointer to the job queue, because the job may be gone. */
 CONC__PRIVATE void conc__waiter_give_up(conc__waiter *w)
 {
     conc_job *j = w->item;
@@ -2255,7 +2253,7 @@ CONC__PRIVATE void conc__waiter_give_up(conc__waiter *w)
     pthread_mutex_unlock(&conc__job_queues_mutex);
 }
 
-/* The wait goes on until the job ends. */
+/* The wait continues until the job ends. */
 CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
@@ -2288,8 +2286,8 @@ CONC__PRIVATE bool conc__job_run_if_queued(conc__job_context *ctx, conc_job *j,
     return mine;
 }
 
-/* Waits in the job's list with a wait of this kind: the wait's result, which is 0 if the job has
- * ended; then the waiter has the outcome. */
+/* Waits in the job's list with a wait of this kind: the wait's result, 0 if the job has ended; then
+ * the waiter holds the outcome. */
 CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
                                      const conc__wait_kind *kind)
 {
@@ -2348,7 +2346,7 @@ CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop, conc__j
     conc__job_wait_as(l, j, &w, &conc__waits_for_job);
 }
 
-/* Sets the caller's newest error from the outcome of a job, and returns the job's result. */
+/* Sets the caller's newest error from a job's outcome, and returns the job's result. */
 CONC__PRIVATE int conc__job_result(conc_loop *l, const conc__job_outcome *o)
 {
     const char *text = o->has_text ? o->text : NULL;
@@ -2406,9 +2404,9 @@ CONC__PRIVATE void conc__worker_thread_assign(conc__worker_thread *t, unsigned s
     atomic_store_explicit(&t->batch[slot], j, memory_order_release);
 }
 
-/* How many jobs a thread takes at once: more than one if there are many and all threads are busy. A
- * thread that becomes free then steals them before it sleeps; one that sleeps, or was not started
- * yet, would not. */
+/* How many jobs a thread takes at a time: more than one if there are many and all threads are busy.
+ * A thread that becomes free steals them before it sleeps; a sleeping or unstarted one would not.
+ */
 CONC__PRIVATE size_t conc__job_queue_batch_size(const conc__job_queue *q)
 {
     bool others_come = q->sleeping > q->wakes_pending || q->spinning;
@@ -2430,7 +2428,7 @@ CONC__PRIVATE bool conc__worker_thread_take_batch(conc__job_queue *q, conc__work
         if (!j)
             break;
         conc__worker_thread_assign(t, i++, j);
-        /* it may block the thread while the clock advances: the others stay in the queue */
+        /* it may block the thread while the clock advances: leave the others in the queue */
         if (j->clock)
             break;
     }
@@ -2440,7 +2438,7 @@ CONC__PRIVATE bool conc__worker_thread_take_batch(conc__job_queue *q, conc__work
     return i > 0;
 }
 
-/* Takes a job that another thread has in its batch and has not begun. */
+/* Takes a job from another thread's batch that it has not begun. */
 CONC__PRIVATE bool conc__worker_thread_steal(conc__job_queue *q, conc__worker_thread *t)
 {
     for (int n = 0; n < q->thread_slots; n++) {
@@ -2460,7 +2458,7 @@ CONC__PRIVATE bool conc__worker_thread_steal(conc__job_queue *q, conc__worker_th
     return false;
 }
 
-/* Spins briefly before it sleeps, if no other thread of the job queue is spinning. */
+/* Spins briefly before sleeping, if no other thread of the job queue is spinning. */
 CONC__PRIVATE void conc__worker_thread_spin(conc__job_queue *q)
 {
     bool found = false;
@@ -2496,8 +2494,8 @@ CONC__PRIVATE bool conc__worker_thread_fill_batch(conc__job_queue *q, conc__work
     return conc__worker_thread_take_batch(q, t) || conc__worker_thread_steal(q, t);
 }
 
-/* Under the mutex: waits for something to do. False: the thread is to end, because the job queue
- * ends or there are more threads than necessary. */
+/* Under the mutex: waits for something to do. False: the thread must exit, because the job queue
+ * ends or there are too many threads. */
 CONC__PRIVATE bool conc__worker_thread_next(conc__job_queue *q, conc__worker_thread *t)
 {
     while (q->started <= conc__job_queue_max_threads(q) && !conc__worker_thread_fill_batch(q, t)) {
@@ -2542,8 +2540,8 @@ CONC__PRIVATE void conc__job_queue_spin_for(conc__job_queue *q, const bool *over
     conc__job_queue_release(q);
 }
 
-/* Jobs run under the signal mask of the pool's opener, except that the signals of a fault are
- * always unblocked. They are handled on a stack of their own, since the job's may be used up. */
+/* Jobs run under the signal mask of the pool's opener, except that fault signals are always
+ * unblocked. They are handled on a separate stack, since the job's may be used up. */
 CONC__PRIVATE void conc__worker_thread_set_signals(conc__worker_thread *t)
 {
     static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
@@ -2573,7 +2571,7 @@ CONC__PRIVATE void conc__worker_thread_clear_signals(conc__worker_thread *t)
     conc__unmap_pages(t->signal_stack, CONC__SIGNAL_STACK);
 }
 
-/* Sets the range of addresses where a fault is taken for a stack overflow. */
+/* Sets the address range where a fault counts as a stack overflow. */
 CONC__PRIVATE void conc__worker_thread_find_stack(conc__worker_thread *t)
 {
     enum { BELOW = 65536 }; /* how far a single stack frame may reach */
@@ -2589,8 +2587,8 @@ CONC__PRIVATE void conc__worker_thread_find_stack(conc__worker_thread *t)
         t->stack_low -= BELOW;
 }
 
-/* In a handler, when the process is about to end: reports it if the job that runs here has used up
- * its thread's stack. */
+/* In a handler, when the process is about to end: reports it if the running job has used up its
+ * thread's stack. */
 CONC__COLD void conc__job_overflows(const char *address)
 {
     const conc__job_context *ctx = NULL;
@@ -2613,7 +2611,7 @@ CONC__PRIVATE void conc__shared_pools_lock(const conc_pool *shared);
 CONC__PRIVATE void conc__shared_pools_unlock(const conc_pool *shared);
 CONC__PRIVATE void conc__shared_pool_count_detached(const conc_pool *shared, int threads);
 
-/* Under the mutex, which it unlocks: the thread ends. */
+/* Under the mutex, which it unlocks: the thread exits. */
 CONC__PRIVATE void conc__worker_thread_end(conc__job_queue *q, conc__worker_thread *t)
 {
     pthread_t before = q->last_ended;
@@ -2721,8 +2719,8 @@ CONC__PRIVATE int conc__worker_thread_start(conc__job_queue *q)
     return 0;
 }
 
-/* Under the mutex, which it unlocks meanwhile: lets the thread in this slot, if there is one, go on
- * with its abandoned job without the job queue. */
+/* Under the mutex, which it unlocks temporarily: lets the thread in this slot, if any, continue its
+ * abandoned job without the job queue. */
 CONC__PRIVATE void conc__worker_thread_detach(conc__job_queue *q, int slot)
 {
     if (!q->threads[slot])
@@ -2746,7 +2744,7 @@ CONC__PRIVATE void conc__worker_thread_detach(conc__job_queue *q, int slot)
     conc__lock_briefly(&q->mutex);
 }
 
-/* Ends the threads when only abandoned jobs are left. The threads of these are detached. */
+/* Stops the threads when only abandoned jobs are left. Those jobs' threads are detached. */
 CONC__PRIVATE void conc__worker_threads_end(conc__job_queue *q)
 {
     conc__lock_briefly(&q->mutex);
@@ -2767,15 +2765,15 @@ CONC__PRIVATE void conc__worker_threads_end(conc__job_queue *q)
 
 /* ---- >>pool --------------------------------------------------------------------------------- */
 
-/* In a forked child: forgets the parent's job queue, and users that were threads of the parent. */
+/* In a forked child: forgets the parent's job queue, and users that were the parent's threads. */
 CONC__PRIVATE void conc__pool_forget(conc__job_queue **queue, unsigned *users)
 {
     __atomic_store_n(queue, NULL, __ATOMIC_RELAXED);
     __atomic_store_n(users, 0, __ATOMIC_RELAXED);
 }
 
-/* Gives the pool a new job queue. `users` is not set to 0, as it may still count callers that are
- * just being refused. */
+/* Gives the pool a new job queue. `users` is not set to 0: it may still count callers that are
+ * being refused. */
 CONC__PRIVATE int conc__pool_publish(conc__job_queue **queue, unsigned *users, conc__job_queue *q)
 {
     if (!q)
@@ -2815,7 +2813,7 @@ CONC_API int conc_pool_open(conc_pool *p)
     return conc__wait_result(conc__pool_publish(&p->queue, &p->users, q));
 }
 
-/* Under the mutex: takes back all jobs that were not begun, and asks running ones to end. */
+/* Under the mutex: withdraws all jobs that were not begun, and asks running ones to stop. */
 CONC__PRIVATE void conc__job_queue_cancel_all(conc__job_queue *q)
 {
     conc_job *j;
@@ -2854,8 +2852,8 @@ CONC__PRIVATE bool conc__close_cancel(conc__wait *wait)
 static const conc__wait_kind conc__waits_for_close = {
     .what = "closes a pool, and waits for its jobs", .cancel = conc__close_cancel};
 
-/* Refuses new jobs, and takes the queued ones back if the caller is cancelled. True: the caller is
- * the first to close the job queue, and is to end it. */
+/* Refuses new jobs, and withdraws the queued ones if the caller is cancelled. True: the caller is
+ * the first to close the job queue, and must end it. */
 CONC__PRIVATE bool conc__job_queue_close(conc_loop *l, conc__job_queue *q)
 {
     bool first = !q->closing;
@@ -2900,7 +2898,7 @@ CONC__PRIVATE void conc__job_queue_end(conc__job_queue *q, conc__job_queue **que
         sched_yield();
     end(q);
     pthread_mutex_lock(&conc__job_queues_mutex);
-    __atomic_store_n(queue, NULL, __ATOMIC_RELEASE); /* the pool is its owner's again */
+    __atomic_store_n(queue, NULL, __ATOMIC_RELEASE); /* the pool belongs to its owner again */
     pthread_mutex_unlock(&conc__job_queues_mutex);
     conc__lock_briefly(&q->mutex);
     q->closed = true;
@@ -2911,8 +2909,8 @@ CONC__PRIVATE void conc__job_queue_end(conc__job_queue *q, conc__job_queue **que
 }
 
 /* The job queue to be closed, locked, with a reference for the caller: once the first close has
- * returned its caller may free the pool, so the other closers do not touch it any more. NULL: there
- * is none, or *rc says why. */
+ * returned its caller may free the pool, so the other closers no longer touch it. NULL: there is
+ * none, or an error in *rc. */
 CONC__PRIVATE conc__job_queue *conc__pool_acquire(conc__job_queue **queue, unsigned *users, int *rc)
 {
     *rc = 0;
@@ -2920,7 +2918,7 @@ CONC__PRIVATE conc__job_queue *conc__pool_acquire(conc__job_queue **queue, unsig
     conc__job_queue *q = __atomic_load_n(queue, __ATOMIC_ACQUIRE);
     bool own = q && conc__job_context_in(q);
     if (q && q->forks != conc__forks) {
-        if (!own) /* else the job that has forked still uses it */
+        if (!own) /* else the job that forked still uses it */
             conc__job_queue_free(q);
         conc__pool_forget(queue, users);
         q = NULL;
@@ -3018,7 +3016,7 @@ CONC_API CONC__CALLED int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *f
     return conc__submit(&p->queue, &p->users, j, fn, arg, 0, NULL, __func__);
 }
 
-/* The text of a job's or a thread's newest error, put aside while a function runs. */
+/* The text of a job's or thread's newest error, saved while a function runs. */
 typedef struct conc__saved_text {
     conc__job_context *context; /* NULL: a plain thread */
     int rc;
@@ -3042,8 +3040,8 @@ CONC__PRIVATE void conc__saved_text_swap(conc__saved_text *saved)
     memcpy(saved->text, text, size);
 }
 
-/* Calls fn(arg) here, outside of tasks. If fn fails without a text it gets one of its own; if it
- * sets no error, the caller's newest error stays as it was. */
+/* Calls fn(arg) here, outside tasks. If fn fails without a text it gets a default one; if it sets
+ * no error, the caller's newest error is unchanged. */
 CONC__PRIVATE int conc__call_here(conc_fn *fn, void *arg)
 {
     conc__saved_text older = {.context = conc__job_context_here()};
@@ -3094,16 +3092,16 @@ CONC_API CONC__CALLED int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg)
 
 /* ---- >>map ---------------------------------------------------------------------------------- */
 
-/* Calls the map's function with one element, with the locals that the runner began with. */
+/* Calls the map's function with one element and the runner's initial locals. */
 CONC__PRIVATE int conc__map_call_element(conc__map_call *m, conc__job_context *ctx,
                                          conc__locals *base, size_t i)
 {
-    ctx->text_rc = 0; /* the text is another element's */
+    ctx->text_rc = 0; /* the text belongs to another element */
     ctx->locals = base;
     if (base)
         __atomic_fetch_add(&base->references, 1, __ATOMIC_RELAXED);
     int rc = m->fn(m->size ? m->args + i * m->size : m->args);
-    conc__locals_release(ctx->locals); /* what this call set the next one does not see */
+    conc__locals_release(ctx->locals); /* hides this call's settings from the next one */
     if (m->results)
         m->results[i] = rc;
     return rc;
@@ -3116,7 +3114,7 @@ CONC__PRIVATE int conc__map_runner(void *arg)
     const conc__cancel_layer *around = ctx->layer;
     conc__locals *base = ctx->locals;
     conc__saved_text older = {.context = ctx};
-    int first_error = 0; /* the map's, if this runner met it */
+    int first_error = 0; /* the map's first error, if it was this runner's */
     conc__saved_text_swap(&older);
     ctx->layer = &m->layer;
     while (!first_error && !conc_job_cancelled()) {
@@ -3168,7 +3166,7 @@ typedef struct conc__runner {
     conc__payload payload;
 } conc__runner;
 
-/* Submits up to n runners: how many were accepted, and in *rc the error that kept the others out.
+/* Submits up to n runners: how many were accepted; *rc: the error of the others.
  */
 CONC__PRIVATE int conc__map_start(conc__job_queue **queue, unsigned *users, conc__map_call *m,
                                   bool processes, conc__runner *runners, int n, int *rc)
@@ -3192,8 +3190,8 @@ CONC__PRIVATE int conc__map_start(conc__job_queue **queue, unsigned *users, conc
     return started;
 }
 
-/* Waits for the runners: the error of one of them, or rc. The text is that of the runner that met
- * the first error. */
+/* Waits for the runners: the error of one of them, or rc. The text comes from the runner with the
+ * first error. */
 CONC__PRIVATE int conc__map_wait(conc_loop *l, conc__map_call *m, conc__runner *runners, int n,
                                  int rc)
 {
@@ -3218,7 +3216,7 @@ CONC__PRIVATE void conc__map_init_layer(conc__map_call *m, const conc_loop *l)
     }
 }
 
-/* Runs a map that was checked. own: the caller is a job of the same pool, and a runner itself. */
+/* Runs a checked map. own: the caller is a job of the same pool, and a runner itself. */
 CONC__PRIVATE int conc__map_run(conc_loop *l, conc__job_queue **queue, unsigned *users,
                                 conc__map_call *m, int most, bool processes, bool own)
 {
@@ -3315,7 +3313,7 @@ CONC__PRIVATE const char *conc__job_error_text(void)
 }
 
 /* Under the mutex: the job waits or is in conc_block, or no longer. An abandoned one does not
- * count, as its thread does not. */
+ * count, since its thread does not. */
 CONC__PRIVATE void conc__job_set_blocked(conc__job_queue *q, conc_job *j, bool blocks)
 {
     uintptr_t state = conc__job_state(j);
@@ -3355,12 +3353,12 @@ typedef struct conc__job_timer {
     conc__post arms, disarms;
     conc__timer timer;
     conc__ending ending;
-    conc__thread_event over, disarmed; /* over: it has fired, was cut short, or the run ends */
+    conc__thread_event over, disarmed; /* over: it has fired, was cut short, or the run is ending */
     conc__job_context *context;
     conc_loop *loop;
     int64_t ns;
     bool blocks, armed, was_over, is_cut;
-    bool fired;  /* of a shield: it is over */
+    bool fired;  /* of a shield: over */
     bool leaves; /* `disarms` was posted */
 } conc__job_timer;
 
@@ -3425,7 +3423,7 @@ CONC__PRIVATE void conc__job_timer_disarm(conc__post *p)
     conc__thread_event_set(&t->disarmed);
 }
 
-/* Has the loop disarm the timer, which ends it. */
+/* Makes the loop disarm the timer, which ends it. */
 CONC__PRIVATE void conc__job_timer_post_disarm(conc__cancel_hook *s)
 {
     conc__job_timer *t = (conc__job_timer *)(void *)s;
@@ -3463,7 +3461,7 @@ CONC__PRIVATE int conc__block_on_clock(conc__job_context *ctx, int64_t ns)
 {
     conc__job_timer t;
     conc__job_timer_make(&t, ctx, ns, true);
-    /* before it is armed: the clock may advance from then on, even while a request is on its way to
+    /* before arming it: the clock may advance from then on, even while a request is in flight to
      * the loop */
     conc__cancel_hook_add(&t.hook, ctx, conc__job_timer_post_disarm);
     bool opened = conc__job_timer_open(&t);
@@ -3505,8 +3503,8 @@ CONC__PRIVATE int conc__block_in_real_time(conc__job_context *ctx, int64_t ns)
     return cut ? -ECANCELED : 0;
 }
 
-/* A job waits for a task of the loop that submitted it, or no longer. Its clock advances meanwhile,
- * as in conc_block. On that loop's thread. */
+/* A job waits for a task of the loop that submitted it, or no longer. Its clock advances during
+ * that, as in conc_block. On that loop's thread. */
 CONC__PRIVATE void conc__job_waits(conc__job_context *ctx, const conc_loop *l, bool waits)
 {
     if (ctx->thread && ctx->job->clock == l)
@@ -3526,7 +3524,7 @@ CONC__PRIVATE int conc__job_block(int64_t ns)
     return conc__block_in_real_time(ctx, ns);
 }
 
-/* fn(arg) in a shield, in the job that runs there. */
+/* Calls fn(arg) in a shield, in the job that runs there. */
 CONC__PRIVATE int conc__job_run_shielded(conc__job_context *ctx, double grace, conc_fn *fn,
                                          void *arg)
 {
@@ -3570,7 +3568,7 @@ CONC__PRIVATE bool conc__job_shield(double grace, conc_fn *fn, void *arg, int *r
     return true;
 }
 
-/* A run inside a job: its main_fn is cancelled if the job is asked to end. */
+/* A run inside a job: its main_fn is cancelled if the job is asked to stop. */
 typedef struct conc__run_inside {
     conc__cancel_hook hook;
     conc__ending ending;
@@ -3593,7 +3591,7 @@ CONC__PRIVATE void conc__run_inside_cancel_posted(conc__cancel_hook *s)
     conc__post_to(r->loop, &r->post); /* refused if the run ends */
 }
 
-/* On the real clock a shield has ended; there may be others around or inside it. */
+/* A shield has ended on the real clock; there may be others around or inside it. */
 CONC__PRIVATE void conc__run_inside_late(conc__timer *t)
 {
     conc__run_inside *r =
@@ -3613,7 +3611,7 @@ CONC__PRIVATE int64_t conc__job_late(conc_loop *l)
 }
 
 /* The loop's tasks wait only for channels, or no longer; as in conc__wait_in_thread. A thread that
- * waits for jobs of its pool does not count, because another one has taken its place. */
+ * waits for jobs of its pool does not count, because another has replaced it. */
 CONC__PRIVATE void conc__job_idles(conc_loop *l, bool idles)
 {
     bool counts = !l->job->thread->nested;
@@ -3679,7 +3677,7 @@ CONC__PRIVATE int conc__job_runs(conc_loop *l)
 /* ---- >>offload ------------------------------------------------------------------------------ */
 
 /* The pools that all runs share. Each kind of job has its own: the program's jobs may wait for a
- * file, or for a child that is to write it, and must not keep these from starting. */
+ * file, or for a child that will write it, and must not keep these from starting. */
 enum {
     CONC__OFFLOADED,
     CONC__ABANDONED,
@@ -3689,16 +3687,16 @@ enum {
     CONC__SHARED_POOLS
 };
 
-/* A pool is opened by the first run that uses it. The last run that used any of them closes them
- * all. The mutex protects everything but the pools themselves. */
+/* The first run that uses a pool opens it; the last run that used any closes all. The mutex
+ * protects everything but the pools themselves. */
 static struct {
     pthread_mutex_t mutex;
     int runs;
     conc_pool pools[CONC__SHARED_POOLS];
     /* threads of ended job queues that still run abandoned jobs: the pool's job queue counts them
-     * as its own, and as abandoned */
+     * as its own, abandoned */
     int detached[CONC__SHARED_POOLS];
-    /* a parent's, kept allocated: its threads may have been changing it during the fork */
+    /* the parent's, kept allocated: its threads may have been changing it during the fork */
     conc__job_queue *inherited[CONC__SHARED_POOLS];
 } conc__shared_pools = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
@@ -3714,7 +3712,7 @@ CONC__PRIVATE void conc__shared_pools_reset(void)
     }
 }
 
-/* Under the mutex: wakes a thread for the queued jobs. If none can come, the jobs end with the
+/* Under the mutex: wakes a thread for the queued jobs. If there can be none, the jobs end with the
  * error. */
 CONC__PRIVATE void conc__job_queue_wake_or_fail(conc__job_queue *q)
 {
@@ -3726,7 +3724,7 @@ CONC__PRIVATE void conc__job_queue_wake_or_fail(conc__job_queue *q)
         conc__job_end(q, first, rc, NULL, true);
 }
 
-/* shared: NULL for a pool of the program's own, which needs no lock. */
+/* shared: NULL for the program's own pools, which need no lock. */
 CONC__PRIVATE void conc__shared_pools_lock(const conc_pool *shared)
 {
     if (shared)
@@ -3812,7 +3810,7 @@ CONC__PRIVATE int conc__shared_pool_open(conc_pool *p, int which)
     return 0;
 }
 
-/* The shared pool for such jobs, for a task of l. NULL: *rc says why. */
+/* The shared pool for such jobs, for a task of l. NULL: error in *rc. */
 CONC__PRIVATE conc_pool *conc__shared_pool(conc_loop *l, int which, int *rc)
 {
     conc_pool *p = &conc__shared_pools.pools[which];
@@ -3868,13 +3866,13 @@ CONC__PRIVATE void conc__abandoned_drop(conc__abandoned *a)
         conc_free(a);
 }
 
-/* The job has ended, or was taken back. */
+/* The job has ended or was withdrawn. */
 CONC__PRIVATE void conc__abandoned_release(conc_job *j)
 {
     conc__abandoned_drop((conc__abandoned *)(void *)j);
 }
 
-/* Outside tasks. free_arg does not change the newest error that fn left. */
+/* Outside tasks. free_arg does not change fn's newest error. */
 CONC__PRIVATE int conc__call_and_free(conc_fn *fn, void *arg, void (*free_arg)(void *))
 {
     int rc = conc__call_here(fn, arg);
@@ -3894,19 +3892,19 @@ CONC__PRIVATE int conc__abandoned_run(void *arg)
     return conc__call_and_free(a->fn, a->arg, a->free_arg);
 }
 
-/* Under the mutex: the job runs on alone. Its thread counts as lost until the job ends. */
+/* Under the mutex: lets the job continue alone. Its thread counts as lost until the job ends. */
 CONC__PRIVATE void conc__job_abandon(conc__job_queue *q, conc_job *j)
 {
     conc__job_set_blocked(q, j, false);
     __atomic_fetch_or(&j->state, CONC__JOB_ABANDONED, __ATOMIC_RELAXED);
     conc__job_hold_clock(j, false);
     q->abandoned++;
-    conc__job_queue_return_batches(q); /* the other threads run what its thread has not begun */
+    conc__job_queue_return_batches(q); /* other threads run what its thread has not begun */
     conc__job_queue_update_stalled(q);
     conc__job_queue_wake_or_fail(q);
 }
 
-/* The task leaves. The job ends if it was queued, and is abandoned if it runs. */
+/* The task gives up: a queued job ends, a running one is abandoned. */
 CONC__PRIVATE bool conc__abandon_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
@@ -6156,7 +6154,7 @@ typedef struct conc__child_wait {
     conc__child_process *process;
     int64_t until;    /* a thread's limit, on the real clock */
     bool whole_group; /* wait for all of its group */
-    bool stubborn;    /* go on although the job was asked to end */
+    bool stubborn;    /* go on although the job was asked to stop */
     bool for_close;   /* wait until another call has closed it */
     double pause;
 } conc__child_wait;
@@ -7300,7 +7298,7 @@ CONC__PRIVATE size_t conc__aligned(size_t n)
 static struct conc__worker_process {
     int pid, program; /* 0: this is no worker */
     bool *own;        /* false in processes that a job forked; NULL: use getpid */
-    bool listens;     /* a thread listens for requests to end waiting jobs */
+    bool listens;     /* a thread listens for requests to stop waiting jobs */
     int socket;
     ino_t socket_file;
     conc__worker_channel *channel;
@@ -7357,7 +7355,7 @@ CONC__PRIVATE void conc__program_watch_start(int program)
         conc__futex_wait(&w.runs, 0);
 }
 
-/* Calls the hooks of waiting jobs when they are asked to end. */
+/* Calls the hooks of waiting jobs when they are asked to stop. */
 CONC__PRIVATE void *conc__cancel_listener_main(void *arg)
 {
     unsigned *asked = arg, seen = 0;
@@ -7397,7 +7395,7 @@ CONC__PRIVATE bool conc__worker_is_original(void)
     return getpid() == w->pid;
 }
 
-/* A job of a worker begins to wait. Only elements of a map are asked to end; the first one that
+/* A job of a worker begins to wait. Only elements of a map are asked to stop; the first one that
  * waits starts the thread. */
 CONC__PRIVATE void conc__worker_start_cancel_listener(void)
 {
@@ -7939,7 +7937,7 @@ typedef struct conc__worker {
     uint64_t data_version; /* changes with the segment */
     conc_job *job;
     int jobs;         /* how many jobs it has had */
-    unsigned cancels; /* how often it was asked to end a map; never 0 after the first */
+    unsigned cancels; /* how often it was asked to stop a map; never 0 after the first */
     int64_t idle_since;
 } conc__worker;
 
