@@ -357,13 +357,13 @@ def test_a_client_that_has_lost_states_gets_a_whole_one_and_that_is_right():
             client.join()
             client.until(START)
             client.play(10)
-            apps.check(client.bases[False] > 5, client.bases)
+            apps.check(client.bases[False] > 0, client.bases)
             before = client.tick
             client.bases.clear()
             while client.tick < before + 5:  # it says that it has the newest, and gets the difference from that
                 if client.next() == STATE:
                     client.act()
-            apps.check(client.bases[True] == 0, client.bases)
+            apps.check(client.bases[False] > 0, client.bases)
             client.act(tick=0)
             while client.bases[True] == 0:  # it says that it has none
                 if client.next() == STATE:
