@@ -448,9 +448,9 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *  job           a function submitted to a pool; its states are listed in >>queue
  *  job queue     the internals of a pool of either kind: a ring of queued jobs, the limit, and the
  *                worker threads, or the supervisor and its workers, that run the jobs
- *  worker thread a thread that runs the jobs of a conc_pool; it takes them in batches worker
- *  a process that runs the jobs of a conc_procs; its states are in >>supervisor supervisor    the
- *  thread of a conc_procs that starts and watches the workers. It replaces a
+ *  worker thread a thread that runs the jobs of a conc_pool; it takes them in batches
+ *  worker        a process that runs the jobs of a conc_procs; its states are in >>supervisor
+ *  supervisor    the thread of a conc_procs that starts and watches the workers. It replaces a
  *                dead worker when jobs are queued and no worker is idle
  *  channel       memory that the supervisor shares with one worker: one request or reply at a time
  *                (>>workers draws the messages). Unrelated to conc_channel
@@ -4009,23 +4009,23 @@ CONC_API CONC__CALLED int conc_offload_abandon(conc_fn *fn, void *arg, void (*fr
 
 /* ---- >>channel ------------------------------------------------------------------------------ */
 
-/* A receiver waits only while every item, and a sender only while all room, is kept for cases of
- * conc_select that were notified of it. */
+/* A receiver waits only while every item, and a sender only while all room, is reserved for
+ * notified cases of conc_select. */
 typedef struct conc__channel {
     pthread_mutex_t mutex;
     conc__waiter *senders, *receivers;
-    conc__waiter *told;            /* those for which an item or room is kept */
+    conc__waiter *told;            /* cases for which an item or room is reserved */
     size_t kept_items, kept_rooms; /* how many */
     size_t head, count;
     bool closed;
-    unsigned forks; /* conc__forks when this was made */
+    unsigned forks; /* conc__forks when this was created */
     _Alignas(max_align_t) char items[];
 } conc__channel;
 
-/* The inside of a channel that was closed while there was no memory for one. */
+/* The internals of a channel that was closed while there was no memory for any. */
 static conc__channel conc__shut_channel = {.mutex = PTHREAD_MUTEX_INITIALIZER, .closed = true};
 
-/* size: of all its items. NULL: out of memory. */
+/* size: of all items. NULL: out of memory. */
 CONC__PRIVATE conc__channel *conc__channel_make(size_t size)
 {
     conc__channel *made = conc__alloc(sizeof *made + size);
@@ -4045,9 +4045,9 @@ CONC__PRIVATE void conc__channel_free(conc__channel *inner)
     conc_free(inner);
 }
 
-/* The first call in a forked child for a channel that the parent used: its waiters are the
- * parent's, and its mutex may be locked for ever. Its items stay; one that a thread of the parent
- * was copying during the fork may be incomplete. */
+/* The first call in a forked child on a channel that the parent used: its waiters are the parent's,
+ * and its mutex may be locked forever. Its items stay; one being copied by a parent's thread during
+ * the fork may be incomplete. */
 CONC__COLD void conc__channel_take_over(conc__channel *inner)
 {
     /* other threads of the child may call this at the same time */
@@ -4069,7 +4069,7 @@ CONC__PRIVATE bool conc__channel_fits(const conc_channel *c)
            size <= SIZE_MAX / 2;
 }
 
-/* The inside of a channel, made by the first call. NULL: out of memory. */
+/* The internals of a channel, created by the first call. NULL: out of memory. */
 CONC__PRIVATE conc__channel *conc__channel_inner(conc_channel *c)
 {
     conc__channel *inner = __atomic_load_n(&c->inner, __ATOMIC_ACQUIRE);
@@ -4082,11 +4082,11 @@ CONC__PRIVATE conc__channel *conc__channel_inner(conc_channel *c)
     if (__atomic_compare_exchange_n(&c->inner, &inner, made, false, __ATOMIC_ACQ_REL,
                                     __ATOMIC_ACQUIRE))
         return made;
-    conc__channel_free(made); /* another thread was first */
+    conc__channel_free(made); /* another thread came first */
     return inner;
 }
 
-/* The inside of a channel, locked. NULL: *rc says why. */
+/* The internals of a channel, locked. NULL: error in *rc. */
 CONC__PRIVATE conc__channel *conc__channel_lock(conc_channel *c, int *rc)
 {
     *rc = -EINVAL;
@@ -4158,7 +4158,7 @@ CONC__PRIVATE conc__waiter **conc__channel_waiters(conc__channel *inner, bool se
     return senders ? &inner->senders : &inner->receivers;
 }
 
-/* How many rooms, or items, are kept. */
+/* How many rooms or items are reserved. */
 CONC__PRIVATE size_t *conc__channel_kept(conc__channel *inner, bool rooms)
 {
     return rooms ? &inner->kept_rooms : &inner->kept_items;
@@ -4174,7 +4174,7 @@ CONC__PRIVATE bool conc__channel_has_room(const conc_channel *c, const conc__cha
     return inner->count + inner->kept_rooms < c->capacity;
 }
 
-/* Notifies a case of conc_select, and keeps for it what it was notified of. */
+/* Notifies a case of conc_select, and reserves the item or room for it. */
 CONC__PRIVATE void conc__channel_keep(conc__channel *inner, conc__waiter *w, size_t *kept)
 {
     ++*kept;
@@ -4184,7 +4184,7 @@ CONC__PRIVATE void conc__channel_keep(conc__channel *inner, conc__waiter *w, siz
     conc__waiter_notify(w);
 }
 
-/* There is an item or room that is not kept: hands it to those that wait. */
+/* Hands an unreserved item or room to the waiters. */
 CONC__PRIVATE void conc__channel_match(const conc_channel *c, conc__channel *inner)
 {
     for (;;) {
@@ -4210,7 +4210,7 @@ CONC__PRIVATE void conc__channel_match(const conc_channel *c, conc__channel *inn
         conc__waiter_wake(inner->receivers, -EPIPE);
 }
 
-/* 0, -EPIPE, or -EAGAIN: it is full. */
+/* 0, -EPIPE, or -EAGAIN: full. */
 CONC__PRIVATE int conc__channel_put(const conc_channel *c, conc__channel *inner, const void *item)
 {
     conc__waiter *w = inner->receivers;
@@ -4229,7 +4229,7 @@ CONC__PRIVATE int conc__channel_put(const conc_channel *c, conc__channel *inner,
     return 0;
 }
 
-/* 0, -EPIPE, or -EAGAIN: it is empty, or its items are kept for others. */
+/* 0, -EPIPE, or -EAGAIN: empty, or its items are reserved for others. */
 CONC__PRIVATE int conc__channel_take(const conc_channel *c, conc__channel *inner, void *item)
 {
     if (!conc__channel_has_item(inner)) {
@@ -4250,7 +4250,7 @@ CONC__FAST int conc__channel_try(const conc_channel *c, conc__channel *inner, vo
     return conc__channel_take(c, inner, item);
 }
 
-/* Waits until the item was sent or received, in the channel, which is locked; unlocks it. */
+/* With the channel locked: waits until the item was sent or received; unlocks it. */
 CONC__FAST int conc__channel_wait(conc_loop *l, conc__channel *inner, void *item, bool sends)
 {
     const conc__wait_kind *kind = sends ? &conc__channel_sends : &conc__channel_receives;
@@ -4264,7 +4264,7 @@ CONC__FAST int conc__channel_wait(conc_loop *l, conc__channel *inner, void *item
     return conc__wait_result(rc);
 }
 
-/* The whole of a send or receive. waits: it may wait. */
+/* A complete send or receive. waits: it may wait. */
 CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, bool waits,
                                       const char *call)
 {
@@ -4336,7 +4336,7 @@ CONC_API void conc_channel_close(conc_channel *c)
     pthread_mutex_unlock(&inner->mutex);
 }
 
-/* Drops everything, kept items and room included. */
+/* Drops everything, including reserved items and room. */
 CONC__PRIVATE void conc__channel_drop(conc__channel *inner)
 {
     conc__waiter *w;
@@ -4366,7 +4366,7 @@ CONC_API void conc__auto_conc_channel(conc_channel *c) { conc_channel_destroy(c)
 /* ---- >>select ------------------------------------------------------------------------------- */
 
 /* A waiting case of conc_select. It is in the list of the channel or job until another thread
- * notifies it, which removes it and posts it to the loop, or until the case ends. */
+ * notifies it (removes it and posts it to the loop), or the case ends. */
 typedef struct conc__outside_wait {
     conc__outside it; /* the first */
     conc__waiter waiter;
@@ -4408,7 +4408,7 @@ CONC__PRIVATE int conc__outside_move(const conc__outside *o, conc__channel *inne
     return conc__channel_try(o->object, inner, o->item, o->kind == CONC__CASE_SENDS);
 }
 
-/* The case has happened. text: its error's, or NULL. */
+/* The case was performed. text: its error's, or NULL. */
 CONC__PRIVATE void conc__outside_happened(conc__outside *o, int result, const char *text)
 {
     o->result = result;
@@ -4556,7 +4556,8 @@ CONC__PRIVATE int conc__outside_begin(conc_loop *l, conc__outside *o, conc__outs
     return conc__wait_result(rc);
 }
 
-/* Leaves the channel's list; what was kept for the case is for others. True: it was notified. */
+/* Leaves the channel's list; what was reserved for the case goes to others. True: it was notified.
+ */
 CONC__PRIVATE bool conc__outside_leave_channel(conc__outside_wait *w)
 {
     conc__waiter *waiter = &w->waiter;
@@ -4613,21 +4614,21 @@ typedef struct conc__file_call {
     const char *path;
     char *data;
     size_t size, room, written;
-    bool may_wait; /* it is a task's, which waits where a thread would be blocked: see below */
-    bool special;  /* a read of a file that is not regular, and may have no end */
-    bool progress; /* bytes were read or written since the last wait */
+    bool may_wait; /* a task's, which waits where a thread would block: see below */
+    bool special;  /* a read of a non-regular file, which may have no end */
+    bool progress; /* bytes were transferred since the last wait */
     int fd;        /* kept while the call waits; -1: none */
 } conc__file_call;
 
-/* A FIFO without its other end, a terminal and the like could block a thread for ever. So a task's
+/* A FIFO without its other end, a terminal and the like could block a thread forever. So a task's
  * call opens them non-blocking, and where the job would block it returns one of these: the task
- * waits, which a cancel ends, and then runs the job again. */
+ * waits, cancellably, and then reruns the job. */
 enum {
     CONC__FILE_WAITS = 1, /* until the descriptor is ready */
     CONC__FILE_ALONE,     /* until a reader opens the FIFO */
 };
 
-/* A system call's result, or -errno if it is negative. */
+/* A system call's result, or -errno on failure. */
 static inline int conc__or_errno(int result) { return result < 0 ? -errno : result; }
 
 CONC__PRIVATE int conc__open_file(const char *path, int flags)
@@ -4636,7 +4637,7 @@ CONC__PRIVATE int conc__open_file(const char *path, int flags)
     do
         fd = open(path, flags | O_CLOEXEC | O_NOCTTY, 0666);
     while (fd < 0 && errno == EINTR);
-    /* else the program might print into the file */
+    /* else the program's output might go to the file */
     return conc__or_errno(conc__not_standard(fd));
 }
 
@@ -4647,19 +4648,19 @@ CONC__PRIVATE int conc__close_file(int fd, int rc)
     return -errno;
 }
 
-/* Opens the file for a call, unless it has waited and has it open. */
+/* Opens the file for a call, unless a previous attempt left it open. */
 CONC__PRIVATE int conc__open_for(conc__file_call *f, int flags)
 {
     if (f->fd >= 0)
         return f->fd;
     int extra = f->may_wait ? O_NONBLOCK : 0;
     int fd = conc__open_file(f->path, flags | extra);
-    if (fd == -EAGAIN) /* another process has a lease on a regular file */
+    if (fd == -EAGAIN) /* another process holds a lease on a regular file */
         fd = conc__open_file(f->path, flags);
     return fd;
 }
 
-/* Ends the job's work on the file, or keeps it open if the task has to wait for it. */
+/* Ends the job's work on the file, or keeps it open if the task must wait for it. */
 CONC__PRIVATE int conc__suspend_file(conc__file_call *f, int fd, int rc)
 {
     if (f->may_wait && rc == -EAGAIN) {
@@ -4683,7 +4684,7 @@ CONC__PRIVATE bool conc__file_reserve(conc__file_call *f)
     return true;
 }
 
-/* Reads to the end of the file, whose size fstat may have given wrongly. */
+/* Reads to the end of the file; the size from fstat may be wrong. */
 CONC__PRIVATE int conc__read_all(int fd, conc__file_call *f)
 {
     for (ssize_t n = 1; n;) {
@@ -4725,8 +4726,8 @@ CONC__PRIVATE int conc__file_reads(void *arg)
     return rc;
 }
 
-/* Waits until the job may go on. The pause lets other processes run: a FIFO may lack its other end,
- * and a file that is always ready may have nothing to read. */
+/* Waits until the job may continue. The pause lets other processes run: a FIFO may lack its other
+ * end, and a file that is always ready may have no data. */
 CONC__PRIVATE int conc__file_await(conc_loop *l, const conc__file_call *f, int events, bool alone,
                                    double *pause)
 {
@@ -4743,7 +4744,7 @@ CONC__PRIVATE int conc__file_await(conc_loop *l, const conc__file_call *f, int e
     return rc;
 }
 
-/* Runs the job again and again until all is done. */
+/* Runs the job repeatedly until all is done. */
 CONC__PRIVATE int conc__file_call_run(conc__file_call *f, conc_fn *fn, int events, const char *call)
 {
     conc_loop *l = conc__of_task();
@@ -4812,7 +4813,7 @@ CONC__PRIVATE int conc__open_directory(const char *path, const char **name)
     char directory[4096];
     int flags = O_RDONLY | O_DIRECTORY;
 #ifdef __linux__
-    flags = 010000000 | O_DIRECTORY; /* O_PATH: works without permission to list it */
+    flags = 010000000 | O_DIRECTORY; /* O_PATH: needs no permission to list it */
 #endif
     if (!slash) {
         *name = path;
@@ -4825,7 +4826,7 @@ CONC__PRIVATE int conc__open_directory(const char *path, const char **name)
     return conc__open_file(directory, flags);
 }
 
-/* Creates a file under a new name: the descriptor, and the name. */
+/* Creates a file under a new name: its descriptor and name. */
 CONC__PRIVATE int conc__open_new(int directory, mode_t mode, char *name, size_t size)
 {
     int fd = -1;
@@ -4845,8 +4846,8 @@ CONC__PRIVATE int conc__open_new(int directory, mode_t mode, char *name, size_t 
     return rc;
 }
 
-/* Syncs a file to its disk. On macOS fsync leaves the bytes in the disk's own memory, and not every
- * file system knows the other call. */
+/* Syncs a file to its disk. On macOS fsync leaves the bytes in the disk's cache, and not every file
+ * system supports the other call. */
 CONC__PRIVATE int conc__sync_file(int fd)
 {
 #ifdef __APPLE__
@@ -4857,8 +4858,8 @@ CONC__PRIVATE int conc__sync_file(int fd)
 }
 
 /* The mode of a replacement file, which may not be able to keep the owner or group of the original.
- * It grants no access that was not granted before: the new group gets what everybody had, and what
- * the old group was denied everybody is denied, because its members now count among them. */
+ * It grants no new access: the new group gets what others had, and others lose what the old group
+ * was denied, because its members are now among them. */
 CONC__PRIVATE mode_t conc__mode_after(const struct stat *before, const struct stat *now,
                                       bool list_lost)
 {
@@ -4871,7 +4872,7 @@ CONC__PRIVATE mode_t conc__mode_after(const struct stat *before, const struct st
 }
 
 /* Copies the access control list of the file at path. False: it has one that cannot be kept; the
- * group's permissions are then the most that anybody in the list has. */
+ * group's permissions are then the most that any entry grants. */
 CONC__PRIVATE bool conc__keep_list(int fd, const char *path)
 {
 #if defined __linux__ && defined SYS_getxattr && defined SYS_fsetxattr
@@ -4888,12 +4889,12 @@ CONC__PRIVATE bool conc__keep_list(int fd, const char *path)
 #endif
 }
 
-/* Gives the new file the owner, the group and the mode of the one at path, as far as it may. */
+/* Gives the new file the owner, group and mode of the one at path, as far as permitted. */
 CONC__PRIVATE int conc__copy_access(int fd, const char *path, const struct stat *before)
 {
     struct stat now;
     if (fchown(fd, before->st_uid, before->st_gid) && fchown(fd, (uid_t)-1, before->st_gid)) {
-        /* the file was another user's or group's, and is ours from now on */
+        /* the file belonged to another user or group, and is now ours */
     }
     if (fstat(fd, &now) || fchmod(fd, conc__mode_after(before, &now, false)))
         return -errno;
@@ -4934,8 +4935,8 @@ CONC__PRIVATE int conc__replace(const char *path, const struct stat *before, con
     return rc;
 }
 
-/* Can the file not be replaced, for a reason that may not keep it from being written: is it in
- * /proc, a mount point, or in a directory that is not ours? */
+/* Can the file not be replaced but perhaps written: is it in /proc, a mount point, or in a
+ * directory that is not ours? */
 CONC__PRIVATE bool conc__cannot_replace(int rc)
 {
     static const int errors[] = {EACCES, EPERM, EROFS, EBUSY, EXDEV, ENOENT, ENOTSUP, ENOSYS};
@@ -4953,7 +4954,7 @@ CONC__PRIVATE int conc__write_in_place(const char *path, conc__file_call *f)
     if (fd < 0)
         return rc;
     rc = conc__write_all(fd, f);
-    if (rc == 0 && fsync(fd) && errno != EINVAL && errno != EROFS) /* which /proc cannot do */
+    if (rc == 0 && fsync(fd) && errno != EINVAL && errno != EROFS) /* /proc cannot do this */
         rc = -errno;
     return conc__close_file(fd, rc);
 }
@@ -4972,7 +4973,7 @@ CONC__PRIVATE int conc__write_special(conc__file_call *f, bool is_fifo)
 
 enum { CONC__PATH_ROOM = 4096 };
 
-/* Replaces the path of a link by that of its target. target: room for a path. */
+/* Replaces a link's path by its target's. target: room for a path. */
 CONC__PRIVATE int conc__follow_link(char *path, char *target)
 {
     ssize_t n = readlink(path, target, CONC__PATH_ROOM - 1);
@@ -4988,7 +4989,7 @@ CONC__PRIVATE int conc__follow_link(char *path, char *target)
     return 0;
 }
 
-/* Follows a link whose target does not exist: the target's path, for conc_free. NULL: *rc says why.
+/* Follows a link whose target does not exist: the target's path, for conc_free. NULL: error in *rc.
  */
 CONC__PRIVATE char *conc__follow(const char *path, int *rc)
 {
@@ -5010,7 +5011,7 @@ CONC__PRIVATE char *conc__follow(const char *path, int *rc)
     return NULL;
 }
 
-/* A link stays one: the file that it leads to is replaced, or made. */
+/* A link stays a link: its target is replaced or created. */
 CONC__PRIVATE int conc__write_file(conc__file_call *f)
 {
     struct stat before;
@@ -5084,12 +5085,12 @@ CONC_API int conc_file_append(const char *path, const void *data, size_t size)
 
 enum { CONC__FOUND = 256 }; /* most addresses of a name */
 
-/* A lookup of a name. It may outlive the caller's wait. */
+/* A name lookup. It may outlive the caller's wait. */
 typedef struct conc__name_lookup {
     int references;
     char host[256], port[64];
     size_t max, count, kept;
-    int code, error; /* getaddrinfo's, and errno with it */
+    int code, error; /* getaddrinfo's result, and its errno */
     struct sockaddr_storage found[];
 } conc__name_lookup;
 
@@ -5117,7 +5118,7 @@ CONC__PRIVATE int conc__name_lookup_run(void *arg)
     return 0;
 }
 
-/* Describes for the caller why there is no address. */
+/* Tells the caller why there is no address. */
 CONC__PRIVATE int conc__name_lookup_failed(const conc__name_lookup *q)
 {
     switch (q->code) {
@@ -5132,7 +5133,7 @@ CONC__PRIVATE int conc__name_lookup_failed(const conc__name_lookup *q)
     }
 }
 
-/* An empty text, made visible in an error. */
+/* Makes an empty text visible in an error. */
 CONC__PRIVATE const char *conc__visible(const char *text) { return *text ? text : "\"\""; }
 
 /* Is it a number up to 65535, or the name of a service? */
@@ -5224,11 +5225,11 @@ CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **fo
  *
  *   NONE       never started, or closed
  *   STARTS     conc_child_start is running: becomes RUNS, ENDED or LOST, or NONE if it fails
- *   RUNS       has not been reaped, so its number is its own; becomes ENDED or LOST when a call
- *              looks and finds that it has ended
+ *   RUNS       not reaped yet, so its number is its own; becomes ENDED or LOST when a call looks
+ *              and finds that it has ended
  *   ENDED      `status` says how; with .group it is not reaped until it is closed (unless
  *              `reaped`), so that its number stays the group's
- *   LOST       it has ended, and its status was taken by other code
+ *   LOST       it has ended, and other code took its status
  *   INHERITED  a process that forked this one started it
  *
  * conc_child_close leads from any of these but STARTS to NONE. */
@@ -5250,7 +5251,7 @@ CONC__PRIVATE char ***conc__environ(void) { return &environ; }
 #endif
 
 /* Copies an environment into one block, because the program may change its own while a child is
- * starting. The first entry is room for so many bytes. NULL: out of memory. */
+ * starting. The first entry is room for that many bytes. NULL: out of memory. */
 CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
 {
     size_t n = 0, bytes = room;
@@ -5271,7 +5272,7 @@ CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
     return env;
 }
 
-/* The C library hides these from programs that do not ask for GNU's extensions. macOS has the first
+/* The C library hides these from programs that do not request GNU extensions. macOS has the first
  * one since 10.15. */
 #ifdef __APPLE__
 #define CONC__CHDIR_SYMBOL "_posix_spawn_file_actions_addchdir_np"
@@ -5287,7 +5288,7 @@ CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
 #if defined __GLIBC__ && defined __GLIBC_PREREQ
 #if __GLIBC_PREREQ(2, 29)
 #undef CONC__CHDIR_THERE
-#define CONC__CHDIR_THERE /* a static program must link it */
+#define CONC__CHDIR_THERE /* static programs must link it */
 #endif
 #if __GLIBC_PREREQ(2, 34)
 #undef CONC__CLOSE_FROM_THERE
@@ -5301,13 +5302,13 @@ extern int conc__spawn_chdir(posix_spawn_file_actions_t *a,
                              const char *dir) __asm__(CONC__CHDIR_SYMBOL) CONC__CHDIR_THERE;
 #endif
 
-/* The mask that the program had before conc changed it. */
+/* The program's mask before conc changed it. */
 CONC__PRIVATE void conc__original_mask(sigset_t *mask)
 {
     conc_loop *l = conc__here;
     conc__job_context *ctx = conc__job_context_here();
     pthread_sigmask(SIG_SETMASK, NULL, mask);
-    /* a job's: its pool's opener's mask, even if the job has changed its own */
+    /* in a job: the mask of its pool's opener, even if the job has changed its own */
     if (ctx && ctx->thread) {
         *mask = ctx->thread->queue->mask;
         return;
@@ -5326,16 +5327,16 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
 typedef struct conc__child_process {
     struct conc__child_process *next;
     unsigned forks;
-    bool group;           /* it counts as running while any of its group runs */
+    bool group;           /* counts as running while any of its group runs */
     unsigned users;       /* held by the conc_child, and by waiting calls */
-    bool closing, closed; /* a call is closing it; a call has closed it */
-    bool lost;            /* once closed: its status is not known */
+    bool closing, closed; /* a call is closing it; one has closed it */
+    bool lost;            /* once closed: its status is unknown */
     int status;           /* once it is closed */
     pid_t pid;            /* 0: by now the number belongs to another process */
     char name[64];
     dev_t devices[3];
     ino_t inodes[3];   /* of its pipes; 0: not a pipe */
-    bool inherited[3]; /* this program has the same end of the pipe too */
+    bool inherited[3]; /* this program has the same pipe end too */
 } conc__child_process;
 
 /* All child processes. Under conc__children_mutex. */
@@ -5354,7 +5355,7 @@ CONC__PRIVATE void conc__child_process_add(conc__child_process *p, pid_t pid)
     conc__child_start_count++;
 }
 
-/* Notes the pipe, if it is one, that the child gets as its descriptor i. fd: its end; -1: the child
+/* Notes the pipe, if any, that becomes the child's descriptor i. fd: its end; -1: the child
  * inherits this program's own descriptor. */
 CONC__PRIVATE void conc__child_process_note_pipe(conc__child_process *p, int i, int fd)
 {
@@ -5410,7 +5411,7 @@ CONC__PRIVATE bool conc__child_process_has_pipe(const conc__child_process *p, in
     return false;
 }
 
-/* Does a task wait for a pipe of a child that runs? */
+/* Does a task wait for a running child's pipe? */
 CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
 {
     bool found = false;
@@ -5432,14 +5433,14 @@ CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
 
 /* -- the start -- */
 
-/* A call of conc_child_start. For each of the three descriptors: the child's end, and this
- * program's. */
+/* A conc_child_start call. For each of the three descriptors: the child's end, and this program's.
+ */
 typedef struct conc__child_start_call {
     conc_child *child;
     conc__child_process *process;
     char **env; /* this program's PATH, then the child's environment */
     int far_ends[3], near_ends[3];
-    bool was_nonblocking[3]; /* a socket that was non-blocking before */
+    bool was_nonblocking[3]; /* a formerly non-blocking socket */
     sigset_t mask;
     struct conc__spawn_setup *setup;
     pid_t pid;
@@ -5455,7 +5456,7 @@ CONC__PRIVATE void conc__close_ends(int *ends)
     }
 }
 
-/* Opens the ends of what the child gets as its descriptor `number`. */
+/* Opens both ends for the child's descriptor `number`. */
 CONC__PRIVATE int conc__child_open_end(conc__child_start_call *s, int number, int wanted)
 {
     int ends[2], rc = 0, *far_end = &s->far_ends[number];
@@ -5468,7 +5469,7 @@ CONC__PRIVATE int conc__child_open_end(conc__child_start_call *s, int number, in
             *far_end = ends[number != 0];
             s->near_ends[number] = ends[number == 0];
         }
-        /* a copy, because dup2 of another one may overwrite a standard descriptor */
+        /* a copy, because another dup2 may overwrite a standard descriptor */
     } else if (wanted > 0) {
         *far_end = fcntl(wanted, F_DUPFD_CLOEXEC, 3);
         rc = conc__or_errno(*far_end);
@@ -5482,15 +5483,15 @@ CONC__PRIVATE int conc__child_open_end(conc__child_start_call *s, int number, in
     return rc;
 }
 
-/* What the child has as its descriptor `number`. */
+/* The child's descriptor `number`. */
 CONC__PRIVATE int conc__child_far_end(const conc__child_start_call *s, int number)
 {
     return s->far_ends[number] >= 0 ? s->far_ends[number] : number;
 }
 
 /* Sets a socket to blocking mode, which ordinary programs expect and which both processes share.
- * conc itself uses MSG_DONTWAIT and does not depend on the mode, except for a listener: accept(2)
- * has no such flag. */
+ * conc itself uses MSG_DONTWAIT whatever the mode, except for a listener: accept(2) has no such
+ * flag. */
 CONC__PRIVATE void conc__child_socket_set_blocking(conc__child_start_call *s, int number)
 {
     int fd = conc__child_far_end(s, number), listens = 0;
@@ -5520,7 +5521,7 @@ typedef struct conc__spawn_setup {
     posix_spawnattr_t attributes;
 } conc__spawn_setup;
 
-/* Keeps the program from inheriting descriptors from `from` on. */
+/* Keeps the program from inheriting descriptors >= `from`. */
 #ifdef __APPLE__
 CONC__PRIVATE int conc__close_others(conc__spawn_setup *s, int from)
 {
@@ -5597,7 +5598,7 @@ CONC__PRIVATE char *const *conc__child_argv(const conc_child *c)
 /* Tries to execute or spawn the file with this name: 0, or a positive error number. */
 typedef int conc__program_attempt(conc__child_start_call *s, const char *name);
 
-/* May the program be in another directory if a file gave this error? */
+/* After this error, may the program be in another directory? */
 CONC__PRIVATE bool conc__search_goes_on(int error)
 {
     switch (error) {
@@ -5611,9 +5612,9 @@ CONC__PRIVATE bool conc__search_goes_on(int error)
     }
 }
 
-/* Tries the program in the directories of this program's PATH. execvp is no alternative: it uses
- * the PATH of env, and runs unknown files with a shell. 0, or the last error; EACCES takes
- * precedence over the others. Async-signal-safe. */
+/* Tries the program in the directories of this program's PATH. execvp will not do: it uses env's
+ * PATH, and runs unknown files with a shell. 0, or the last error; EACCES takes precedence over the
+ * others. Async-signal-safe. */
 CONC__PRIVATE int conc__search_program(conc__child_start_call *s, conc__program_attempt *attempt)
 {
     char path[4096];
@@ -5644,7 +5645,7 @@ CONC__PRIVATE int conc__try_spawn(conc__child_start_call *s, const char *name)
 {
     struct stat st;
     bool absent = stat(name, &st) && (errno == ENOENT || errno == ENOTDIR);
-    if (absent && !s->child->dir) /* with a directory the name means another file */
+    if (absent && !s->child->dir) /* with a directory the name refers to another file */
         return errno;
     return posix_spawn(&s->pid, name, &s->setup->actions, &s->setup->attributes,
                        conc__child_argv(s->child), s->env + 1);
@@ -5699,7 +5700,8 @@ CONC__PRIVATE int conc__become_program(conc__child_start_call *s, int most)
     return conc__search_program(s, conc__try_execute);
 }
 
-/* In the forked process, which shares files with this one: no handler of the program may run. */
+/* In the forked process, which shares files with this one: none of the program's handlers may run.
+ */
 CONC__PRIVATE void conc__reset_handlers(void)
 {
     for (int number = 1; number < CONC__SIGNALS; number++) {
@@ -5710,7 +5712,7 @@ CONC__PRIVATE void conc__reset_handlers(void)
     }
 }
 
-/* Reads the error of the forked process from the pipe: 0 if it has executed the program. */
+/* Reads the error of the forked process from the pipe: 0 if it executed the program. */
 CONC__PRIVATE int conc__read_fork_error(int fd, pid_t pid)
 {
     int error = 0;
@@ -5818,7 +5820,7 @@ CONC__PRIVATE int conc__child_start_job(void *arg)
     return rc;
 }
 
-/* Under conc__children_mutex. A start that the parent was making never ends in a forked process. */
+/* Under conc__children_mutex. A start in progress in the parent never ends in a forked process. */
 CONC__PRIVATE conc__child_state conc__child_state_of(conc_child *c)
 {
     if (CONC__UNLIKELY(c->state && c->forks != conc__forks)) {
@@ -5875,7 +5877,7 @@ CONC__PRIVATE void conc__child_set_state(conc_child *c, conc__child_state state)
 
 #ifdef __linux__
 
-/* A process as /proc describes it. */
+/* A process as described by /proc. */
 typedef struct conc__proc_stat {
     char state;
     int group;
@@ -5895,7 +5897,7 @@ CONC__PRIVATE bool conc__proc_stat_read(const char *number, conc__proc_stat *p)
     if (n < 0)
         return false;
     text[n] = 0;
-    const char *at = strrchr(text, ')'); /* the program's name may contain anything */
+    const char *at = strrchr(text, ')'); /* the program's name may contain any byte */
     return at && sscanf(at,
                         ") %c %*d %d %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
                         "%*s %llu",
@@ -5940,8 +5942,7 @@ CONC__PRIVATE unsigned long long conc__process_start_time(pid_t pid)
     return 0; /* unknown */
 }
 
-/* Is a process of this group alive? -1: unknown. On macOS kill skips processes that have not been
- * reaped. */
+/* Is a process of this group alive? -1: unknown. On macOS kill skips unreaped processes. */
 CONC__PRIVATE int conc__group_lives(pid_t group)
 {
 #ifdef __APPLE__
@@ -5956,8 +5957,8 @@ CONC__PRIVATE int conc__group_lives(pid_t group)
 
 #endif
 
-/* Is the number probably still the child's? Other code may have reaped the child, or the kernel, if
- * SIGCHLD is ignored. Processes that start within a hundredth of a second look the same. */
+/* Is the number probably still the child's? Other code, or the kernel if SIGCHLD is ignored, may
+ * have reaped the child. Processes that start within a hundredth of a second look the same. */
 CONC__PRIVATE bool conc__child_has_number(const conc_child *c)
 {
     if (c->process->pid != c->pid)
@@ -5967,12 +5968,12 @@ CONC__PRIVATE bool conc__child_has_number(const conc_child *c)
 
 /* -- its end -- */
 
-/* The signal that ended a child that has not been reaped. */
+/* The signal that ended an unreaped child. */
 #ifdef __APPLE__
 extern int conc__process_facts(int pid, int kind, uint64_t of_the_dead, void *facts,
                                int size) __asm__("_proc_pidinfo");
 
-/* waitid(2) of macOS does not tell the signal, but another call knows the whole status. */
+/* macOS's waitid(2) does not report the signal, but another call returns the whole status. */
 CONC__PRIVATE int conc__deadly_signal(const siginfo_t *info)
 {
     enum { BASICS = 3, STATUS = 2, WORDS = 34 }; /* PROC_PIDTBSDINFO, struct proc_bsdinfo */
@@ -5996,14 +5997,14 @@ CONC__PRIVATE int conc__wait_status(const siginfo_t *info)
     return status;
 }
 
-/* Is a child reaped by waitpid(2)? waitid(2) of macOS does not give the whole status. */
+/* Is a child reaped by waitpid(2)? macOS's waitid(2) does not return the whole status. */
 #ifdef __APPLE__
 enum { CONC__PLAIN_REAPING = 1 };
 #else
 enum { CONC__PLAIN_REAPING = 0 };
 #endif
 
-/* Without waitid: the child is reaped in any case. */
+/* Without waitid the child is always reaped. */
 CONC__PRIVATE int conc__child_poll_waitpid(conc_child *c)
 {
     int status;
@@ -6017,7 +6018,7 @@ CONC__PRIVATE int conc__child_poll_waitpid(conc_child *c)
     return 1;
 }
 
-/* Has the child ended? 1: yes, and it is reaped if asked; 0: it runs; -1: there is no such child.
+/* Has the child ended? 1: yes, and reaped if requested; 0: running; -1: no such child.
  */
 CONC__PRIVATE int conc__child_poll(conc_child *c, bool reap)
 {
@@ -6050,8 +6051,8 @@ CONC__PRIVATE int conc__child_poll(conc_child *c, bool reap)
     return 1;
 }
 
-/* Under conc__children_mutex: looks whether the child has ended. The leader of a group is not
- * reaped yet. */
+/* Under conc__children_mutex: checks whether the child has ended. A group leader is not reaped yet.
+ */
 CONC__PRIVATE conc__child_state conc__child_update(conc_child *c)
 {
     conc__child_state state = conc__child_state_of(c);
@@ -6074,8 +6075,8 @@ CONC__PRIVATE bool conc__child_ended(conc_child *c)
     return ended;
 }
 
-/* The child was started, and may have ended by now; if SIGCHLD is ignored its number may even be
- * another process's. A process that another thread forks meanwhile sees all changes of *c or none.
+/* The child was started, and may have ended by now; if SIGCHLD is ignored its number may even
+ * belong to another process. A process forked by another thread sees all changes of *c or none.
  */
 CONC__PRIVATE void conc__child_started(conc_child *c, const conc__child_start_call *s)
 {
@@ -6154,13 +6155,13 @@ typedef struct conc__child_wait {
     conc__child_process *process;
     int64_t until;    /* a thread's limit, on the real clock */
     bool whole_group; /* wait for all of its group */
-    bool stubborn;    /* go on although the job was asked to stop */
+    bool stubborn;    /* continue although the job was asked to stop */
     bool for_close;   /* wait until another call has closed it */
     double pause;
 } conc__child_wait;
 
-/* Has the child ended, or was it closed meanwhile? While it runs, *fd is the descriptor that
- * becomes readable when it ends. */
+/* Has the child ended, or been closed? While it runs, *fd is the descriptor that becomes readable
+ * when it ends. */
 CONC__PRIVATE bool conc__child_is_gone(const conc__child_wait *w, int *fd)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -6199,7 +6200,7 @@ CONC__PRIVATE bool conc__child_poll_fd(int fd, int64_t ns)
 {
     struct pollfd p = {fd, POLLIN, 0};
     int rc = poll(&p, 1, (int)((ns + 999999) / 1000000));
-    bool refused = rc < 0 && errno != EINTR; /* after a signal the caller looks again */
+    bool refused = rc < 0 && errno != EINTR; /* after a signal the caller checks again */
     return !refused && !(p.revents & POLLNVAL);
 }
 
@@ -6227,7 +6228,7 @@ CONC__PRIVATE int conc__child_pause_thread(conc__child_wait *w, int fd)
     return asks && conc_job_cancelled() ? -ECANCELED : 0;
 }
 
-/* Waits for an event of the child, or for a while if it has no descriptor. */
+/* Waits for a child event, or for a while if it has no descriptor. */
 CONC__PRIVATE int conc__child_pause(const conc_loop *l, conc__child_wait *w)
 {
     int fd, rc, none;
@@ -6266,8 +6267,8 @@ CONC__PRIVATE int conc__child_await(conc__child_wait *w)
     return rc;
 }
 
-/* Begins a wait that conc__child_wait_close ends, unless its process is NULL: another thread has
- * just closed the child. */
+/* Begins a wait that conc__child_wait_close ends, unless its process is NULL because another thread
+ * has just closed the child. */
 CONC__PRIVATE conc__child_wait conc__child_wait_open(conc_child *c)
 {
     conc__child_wait w = {.child = c, .until = CONC__NEVER};
@@ -6326,7 +6327,7 @@ CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
 
 /* -- signals -- */
 
-/* Under conc__children_mutex, for a child that has not been reaped. */
+/* Under conc__children_mutex, for an unreaped child. */
 CONC__PRIVATE int conc__child_send(const conc_child *c, int signal)
 {
     if (c->group) {
@@ -6389,8 +6390,7 @@ CONC_API int conc_child_kill(conc_child *c, int signal)
 
 /* -- closing -- */
 
-/* Sends SIGTERM, and waits for up to the grace period. A child that is stopped has to continue
- * first. */
+/* Sends SIGTERM and waits up to the grace period. A stopped child must continue first. */
 CONC__PRIVATE void conc__child_terminate_gently(conc_child *c)
 {
     conc_loop *l = conc__of_task();
@@ -6405,7 +6405,7 @@ CONC__PRIVATE void conc__child_terminate_gently(conc_child *c)
         conc__child_await(&w);
     } else if (conc_scope_begin(&limit, c->grace) == 0) {
         conc__child_await(&w);
-        int rc = conc_scope_end(&limit, 0); /* a timeout is no error of the caller's */
+        int rc = conc_scope_end(&limit, 0); /* a timeout is not the caller's error */
         (void)rc;
     }
 }
@@ -6416,7 +6416,7 @@ CONC__PRIVATE int conc__child_terminate(void *arg)
     conc_child *c = arg;
     conc__child_wait w = {
         .child = c, .process = c->process, .until = CONC__NEVER, .stubborn = true};
-    bool in_post = conc__here && !conc__here->self; /* which holds the loop */
+    bool in_post = conc__here && !conc__here->self; /* blocking the loop */
     if (c->grace > 0 && !in_post)
         conc__child_terminate_gently(c);
     conc__child_signal(c, SIGKILL);
@@ -6483,7 +6483,7 @@ CONC__PRIVATE void conc__child_reset(conc_child *c)
     pthread_mutex_unlock(&conc__children_mutex);
 }
 
-/* Is this the call that closes the child? False: another one does. */
+/* Is this the call that closes the child? False: another does. */
 CONC__PRIVATE bool conc__child_claim_close(conc_child *c, conc__child_state *state)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -6514,7 +6514,7 @@ CONC_API int conc_child_close(conc_child *c)
         return 0;
     }
     conc__close_end(&c->input);
-    if (!(c->grace > 0)) /* with a grace: a broken pipe could kill it while it cleans up */
+    if (!(c->grace > 0)) /* with a grace period: a broken pipe could kill it during cleanup */
         conc__close_outputs(c);
     if (state != CONC__CHILD_INHERITED && l)
         conc_shield(CONC_FOREVER, conc__child_terminate, c);
@@ -6540,7 +6540,7 @@ typedef struct conc__communication {
     bool full;  /* there was more output than io->limit */
 } conc__communication;
 
-/* Writes all input and closes the pipe. The child need not read it. */
+/* Writes all input, which the child need not read, and closes the pipe. */
 CONC__PRIVATE int conc__communicate_write(void *arg)
 {
     conc__communication *t = arg;
@@ -6558,8 +6558,8 @@ CONC__PRIVATE int conc__communicate_write(void *arg)
     return 0;
 }
 
-/* Makes room for more bytes and a NUL: how many; 0: out of memory. With a limit there is room for
- * one byte more, which tells that it is exceeded. */
+/* Makes room for more bytes and a NUL: how many; 0: out of memory. With a limit there is one extra
+ * byte, to detect that it is exceeded. */
 CONC__PRIVATE size_t conc__communicate_reserve(const conc__communication *t, char **data,
                                                size_t size, size_t *room)
 {
@@ -6614,8 +6614,8 @@ CONC__PRIVATE int conc__communicate_read_error(void *arg)
     return conc__communicate_read(t, t->child->error, &t->io->error, &t->io->error_size);
 }
 
-/* Reads until the child has ended and its pipes are empty. A lost status does not keep it from
- * reading: *lost is then -ECHILD. */
+/* Reads until the child has ended and its pipes are empty. A lost status does not stop it: *lost is
+ * then -ECHILD. */
 CONC__PRIVATE int conc__communicate_read_all(conc__communication *t, int *lost)
 {
     conc_group g = {0};
@@ -6636,7 +6636,7 @@ CONC__PRIVATE int conc__communicate_read_all(conc__communication *t, int *lost)
     return rc;
 }
 
-/* In a task. Once everything was read and the child has ended, the rest of the input is dropped. */
+/* In a task. Once everything is read and the child has ended, the remaining input is dropped. */
 CONC__PRIVATE int conc__communicate(void *arg)
 {
     conc__communication *t = arg;
@@ -6657,7 +6657,7 @@ CONC__PRIVATE int conc__communicate(void *arg)
     return lost;
 }
 
-/* What a cancelled call has not written is left for the next one. */
+/* Leaves what a cancelled call has not written for the next one. */
 CONC__PRIVATE int conc__communicate_finish(conc__communication *t, int rc)
 {
     conc_child_io *io = t->io;
@@ -6707,7 +6707,7 @@ CONC_API CONC__CALLED int conc_child_communicate(conc_child *c, conc_child_io *i
 #include <sys/resource.h>
 
 /* Memory with a descriptor, so that other processes can map it. Its size is sealed: no process can
- * shrink it while another one uses it. */
+ * shrink it while another uses it. */
 typedef struct conc__segment {
     /* list of those that conc_shared_alloc returned, or that are to be unmapped */
     struct conc__segment *next;
@@ -6731,12 +6731,12 @@ CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, int pr
         return NULL;
     if (!address || p == address)
         return p;
-    munmap(p, size); /* the kernel does not know the flag */
+    munmap(p, size); /* the kernel lacks the flag */
     return NULL;
 }
 
-/* An address that is most likely free in other processes of this program too: far from where the
- * kernel usually puts mappings. */
+/* An address most likely free in this program's other processes too: far from the kernel's usual
+ * mappings. */
 CONC__PRIVATE void *conc__far_address(void)
 {
 #ifdef __LP64__
@@ -6757,8 +6757,8 @@ CONC__PRIVATE void *conc__far_address(void)
 #endif
 }
 
-/* A system call failed, as errno says. The text names the call, because a sandbox may have refused
- * it. */
+/* Reports a failed system call, from errno. The text names the call, because a sandbox may have
+ * refused it. */
 CONC__COLD int conc__call_failed(const char *call)
 {
     int rc = -errno;
@@ -6775,7 +6775,7 @@ CONC__PRIVATE void conc__segment_close(conc__segment *s)
     s->fd = -1;
 }
 
-/* The descriptor of so many bytes of new memory. It does not grow beyond RLIMIT_FSIZE, where the
+/* The descriptor of that many bytes of new memory. It does not grow beyond RLIMIT_FSIZE, where the
  * kernel would send SIGXFSZ. */
 CONC__PRIVATE int conc__segment_fd(size_t size)
 {
@@ -6871,7 +6871,7 @@ CONC__PRIVATE void conc__segments_unlock(void) { pthread_mutex_unlock(&conc__seg
 /* ---- >>functions ---------------------------------------------------------------------------- */
 
 /* Names a function for another process of the same program, where addresses differ. The identity
- * keeps a process that has another build of the module from calling what is at that offset there.
+ * keeps a process with another build of the module from calling whatever is at that offset there.
  */
 typedef struct conc__function_id {
     uint64_t offset;   /* in its module */
@@ -6892,7 +6892,7 @@ typedef struct conc__module_info { /* struct dl_phdr_info, which the system's he
     const char *name;
     const conc__module_part *parts;
     uint16_t count;
-    /* how many modules so far, if the struct's size covers them */
+    /* how many modules so far, if the struct is large enough */
     unsigned long long loads, unloads;
 } conc__module_info;
 
@@ -6979,8 +6979,8 @@ CONC__PRIVATE uint64_t conc__build_id(const char *notes, size_t size, size_t ali
     return 0;
 }
 
-/* Tells two builds of a module apart: a hash of its build-id, or else of its file. 0: unknown,
- * because there is no free descriptor or no /proc. */
+/* Distinguishes builds of a module: a hash of its build-id, or else of its file. 0: unknown, for
+ * lack of a free descriptor or /proc. */
 CONC__PRIVATE uint64_t conc__module_identity(const conc__module_info *m)
 {
     conc__mapped_file file;
@@ -7002,7 +7002,7 @@ CONC__PRIVATE uint64_t conc__module_identity(const conc__module_info *m)
     return 0;
 }
 
-/* The program's identity. It is kept, because /proc may become invisible later. */
+/* The program's identity. It is cached, because /proc may become invisible later. */
 CONC__PRIVATE uint64_t conc__program_identity(const conc__module_info *m)
 {
     static uint64_t kept;
@@ -7064,8 +7064,8 @@ CONC__PRIVATE bool conc__function_id_of(uintptr_t fn, conc__function_id *out)
     return s.found;
 }
 
-/* The address of the function; 0: its module is not loaded and cannot be, or is another build, and
- * conc_last_error says which. */
+/* The address of the function; 0: its module cannot be loaded, or is another build; conc_last_error
+ * says which. */
 CONC__PRIVATE uintptr_t conc__function_address(const conc__function_id *f)
 {
     enum { NOW = 2 }; /* RTLD_NOW */
@@ -7095,8 +7095,8 @@ CONC__PRIVATE uintptr_t conc__function_address(const conc__function_id *f)
     return 0;
 }
 
-/* How many modules were loaded and unloaded so far. While these do not change, the name of a
- * function stays valid. */
+/* How many modules were loaded and unloaded so far. While these do not change, function names stay
+ * valid. */
 typedef struct conc__module_counts {
     unsigned long long loads, unloads;
 } conc__module_counts;
@@ -7133,19 +7133,19 @@ CONC__PRIVATE int conc__module_count(conc__module_info *m, size_t size, void *ar
  *     map: channel: cancel, futex wake    -->  starts no more elements, calls cancel hooks
  *
  *   The loops of waiting tasks, and waiting threads, poll the channels briefly before they sleep.
- *   While both sides are awake nothing goes through the kernel. The supervisor alone copies what
- *   is larger than SMALL.
+ *   While both sides are awake nothing goes through the kernel. Only the supervisor copies data
+ *   larger than SMALL.
  *
- *   The program trusts only its own numbers. Of what a worker writes it uses the result and the
- *   error text, how many elements of a map are done (at most as many as it sent), and the bytes
- *   in the areas that it gave out. Workers can only read the status page, which says whether
- *   threads of the program poll.
+ *   The program trusts only its own numbers. From a worker it uses only the result and the error
+ *   text, how many elements of a map are done (at most as many as it sent), and the bytes in the
+ *   areas that it gave out. Workers can only read the status page, which says whether threads of
+ *   the program poll.
  */
 
 enum {
     CONC__DATA_ALIGNMENT = 64,
     CONC__CHANNEL_DATA = 8192, /* offset of a channel's data */
-    CONC__SMALL = 256 * 1024,  /* bytes of data that a channel holds */
+    CONC__SMALL = 256 * 1024,  /* data bytes that a channel holds */
     CONC__CHANNEL_SIZE = CONC__CHANNEL_DATA + CONC__SMALL,
 
     CONC__WORKER_SOCKET = 3, /* the socket's descriptor in a worker */
@@ -7155,8 +7155,8 @@ enum {
     CONC__EXIT_OTHER_BUILD = 121, /* it has another build of the module that contains conc */
     CONC__EXIT_TOO_LATE = 122,    /* it reached main, or a constructor that opens a pool */
 
-    /* whose turn it is; that side passes the turn on. These values, and the mark of a request that
-     * the worker has not seen, are unlikely to be written there by a faulty job */
+    /* whose turn it is; that side passes the turn on. A faulty job is unlikely to write these
+     * values, or the mark of an unseen request, there */
     CONC__TURN_PROGRAM = 0x3a91c6d5,
     CONC__TURN_WORKER = 0x4be27f18,
     CONC__TURN_QUIT = 0x6d05b3e9,
@@ -7173,17 +7173,17 @@ enum {
 typedef struct conc__request {
     int kind;
     bool keeps_going;
-    bool in_segment; /* else the data is in the channel */
+    bool in_segment; /* otherwise the data is in the channel */
     /* sizes in bytes, the output behind the input; REQUEST_MAP: of an element, and how many */
     uint64_t in, out;
-    uint64_t segment_size;    /* of the segment for larger data; 0: none */
-    uint64_t segment_version; /* a new segment comes through the socket */
+    uint64_t segment_size;    /* size of the segment for larger data; 0: none */
+    uint64_t segment_version; /* a new segment arrives through the socket */
     conc__function_id function;
 } conc__request;
 
 typedef struct conc__worker_channel {
     unsigned turn;   /* a futex */
-    unsigned cancel; /* a futex: the program asks the worker to end by a new value that is not 0 */
+    unsigned cancel; /* a futex: a new nonzero value asks the worker to stop */
     unsigned asleep; /* the worker sleeps on `turn` */
     unsigned unseen; /* CONC__UNSEEN: the worker has not begun the request */
     /* REQUEST_MAP: conc__none_done plus the number of elements that have returned; their results
@@ -7195,19 +7195,19 @@ typedef struct conc__worker_channel {
     conc__request request;
 } conc__worker_channel;
 
-/* Where a channel's `done` starts: not at a small number, which a faulty job may write there. */
+/* Where a channel's `done` starts: not at a small number, which a faulty job might write there. */
 static const uint64_t conc__none_done = 0x5b1d93e7c4a60000u;
 
 _Static_assert(sizeof(conc__worker_channel) <= CONC__CHANNEL_DATA, "a channel's head has to fit");
 
-/* A page that the program shares with all workers of a pool, which can only read it. */
+/* A page shared with all workers of a pool, read-only for them. */
 typedef struct conc__status_page {
     /* threads that poll the channels: while there are any, a reply needs no wake-up */
     unsigned pollers;
 } conc__status_page;
 
-/* A message through a worker's socket: what it gets when it starts, each with a descriptor, and
- * later its segment for data. */
+/* A message through a worker's socket: its startup data, each with a descriptor, and later its data
+ * segment. */
 typedef struct conc__setup_message {
     enum { CONC__SETUP_CHANNEL, CONC__SETUP_STATUS, CONC__SETUP_SHARED, CONC__SETUP_START } what;
     int program; /* START, without a descriptor: the program's process number */
@@ -7273,7 +7273,7 @@ CONC__PRIVATE int conc__setup_receive(int socket, conc__setup_message *h, int *f
     *fd = -1;
     if (rc == 1 && m.msg_controllen >= CMSG_LEN(sizeof(int)))
         memcpy(fd, CMSG_DATA(&control.head), sizeof *fd);
-    *fd = conc__not_standard(*fd); /* else a job that prints would write to it */
+    *fd = conc__not_standard(*fd); /* else a job's output would go to it */
     return rc;
 }
 
@@ -7298,7 +7298,7 @@ CONC__PRIVATE size_t conc__aligned(size_t n)
 static struct conc__worker_process {
     int pid, program; /* 0: this is no worker */
     bool *own;        /* false in processes that a job forked; NULL: use getpid */
-    bool listens;     /* a thread listens for requests to stop waiting jobs */
+    bool listens;     /* a thread listens for stop requests to waiting jobs */
     int socket;
     ino_t socket_file;
     conc__worker_channel *channel;
@@ -7342,8 +7342,8 @@ CONC__PRIVATE bool conc__small_thread(void *(*fn)(void *), void *arg)
     return rc == 0;
 }
 
-/* Returns when the thread runs: while it starts it may hold a lock of an allocator, and a process
- * that a job forks just then would find it locked for ever. */
+/* Returns when the thread runs: while starting it may hold an allocator lock, and a process that a
+ * job forks just then would find it locked forever. */
 CONC__PRIVATE void conc__program_watch_start(int program)
 {
     conc__program_watch w = {conc__pidfd(program), 0};
@@ -7368,8 +7368,8 @@ CONC__PRIVATE void *conc__cancel_listener_main(void *arg)
     return NULL;
 }
 
-/* Maps memory that the kernel clears in a forked process, however it was forked. So the worker can
- * be told from its children without a system call. */
+/* Maps memory that the kernel clears in a forked process, however it was forked. This distinguishes
+ * the worker from its children without a system call. */
 CONC__PRIVATE void conc__worker_make_fork_marker(void)
 {
     enum { WIPE_ON_FORK = 18 }; /* MADV_WIPEONFORK */
@@ -7410,8 +7410,7 @@ CONC__PRIVATE void conc__worker_start_cancel_listener(void)
     __atomic_store_n(&w->listens, started, __ATOMIC_RELAXED);
 }
 
-/* How many bytes of data the request has, but at most so many: a faulty job may have overwritten
- * it. */
+/* The request's number of data bytes, capped: a faulty job may have overwritten it. */
 CONC__PRIVATE size_t conc__request_bytes(const conc__request *r, size_t most)
 {
     uint64_t bytes = r->in;
@@ -7431,8 +7430,8 @@ CONC__PRIVATE void *conc__private_copy(const void *from, size_t size, size_t use
     return memcpy(copy, from, used);
 }
 
-/* A job forks. The new process may still run when the memory that this one shares with the program
- * is in use for other jobs: it gets a copy, as of all its memory. */
+/* A job forks. The new process may still run when the memory shared with the program serves other
+ * jobs: it gets a copy, as of all its memory. */
 CONC__PRIVATE void conc__worker_before_fork(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7461,7 +7460,7 @@ CONC__PRIVATE void conc__worker_after_fork(void)
     pthread_mutex_unlock(&w->mapping_mutex);
 }
 
-/* Replaces the memory by the copy. Without a copy the memory is unmapped. */
+/* Replaces the memory by the copy, or unmaps it if there is none. */
 CONC__PRIVATE void conc__worker_remap_copy(void *place, void *copy, size_t size)
 {
     enum { MAY_MOVE = 1, FIXED = 2 }; /* MREMAP_MAYMOVE, MREMAP_FIXED */
@@ -7472,7 +7471,7 @@ CONC__PRIVATE void conc__worker_remap_copy(void *place, void *copy, size_t size)
         munmap(place, size);
 }
 
-/* In a process that a job forked. It does not outlive the program either. */
+/* In a process that a job forked. It must not outlive the program either. */
 CONC__PRIVATE void conc__worker_in_forked_child(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7487,7 +7486,7 @@ CONC__PRIVATE void conc__worker_in_forked_child(void)
 }
 
 /* The worker ends with the program: the kernel kills it when its parent, the supervisor thread,
- * ends, even if a job has executed another program; and a thread does, even if a job has changed
+ * ends, even if a job has executed another program; and so does a thread, even if a job has changed
  * its user. */
 CONC__PRIVATE void conc__worker_tie_to_program(int program)
 {
@@ -7528,7 +7527,7 @@ CONC__PRIVATE void conc__worker_spin(const conc__worker_channel *c)
     }
 }
 
-/* Waits for a request. False: the worker is to end. */
+/* Waits for a request. False: the worker must exit. */
 CONC__PRIVATE bool conc__worker_await_request(conc__worker_channel *c)
 {
     int64_t start = conc__clock();
@@ -7547,8 +7546,8 @@ CONC__PRIVATE bool conc__worker_await_request(conc__worker_channel *c)
     }
 }
 
-/* Receives the newest data segment, which replaces the one before. Older ones that the program has
- * given up may still be in the socket. False: a later request may try again. */
+/* Receives the newest data segment, which replaces the previous one. Older, abandoned ones may
+ * still be in the socket. False: a later request may try again. */
 CONC__PRIVATE bool conc__worker_receive_segment(const conc__request *r)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7572,7 +7571,7 @@ CONC__PRIVATE bool conc__worker_receive_segment(const conc__request *r)
     return true;
 }
 
-/* Maps the segment, when it is first needed. */
+/* Maps the segment on first use. */
 CONC__PRIVATE void conc__worker_map_segment(const conc__request *r)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7643,8 +7642,8 @@ CONC__PRIVATE int64_t conc__worker_call(conc__worker_channel *c)
     }
 }
 
-/* Handles the request and replies. A process that a job forked, and that returns from the job, is
- * no worker. */
+/* Handles the request and replies. A process that a job forked is no worker, even if it returns
+ * from the job. */
 CONC__PRIVATE void conc__worker_do_request(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7689,7 +7688,7 @@ CONC__PRIVATE void conc__worker_set_signals(const sigset_t *mask)
     pthread_sigmask(SIG_SETMASK, mask, NULL);
 }
 
-/* Serves requests until the worker is to end. */
+/* Serves requests until the worker must exit. */
 CONC__PRIVATE void conc__worker_serve(const conc__setup_message *start)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7717,7 +7716,7 @@ CONC__PRIVATE void conc__worker_serve(const conc__setup_message *start)
     _exit(0);
 }
 
-/* Receives what the program sends. */
+/* Receives what the program sends at startup. */
 CONC__PRIVATE void conc__worker_receive_setup(const conc__setup_message *h, int fd)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7737,8 +7736,8 @@ CONC__PRIVATE void conc__worker_receive_setup(const conc__setup_message *h, int 
 }
 
 /* The process of the supervisor, according to the worker's socket; -1: unknown. Processes that a
- * worker's constructors start or fork have its environment and socket, too, but a different parent.
- * */
+ * worker's constructors start or fork have its environment and socket too, but a different parent.
+ */
 CONC__PRIVATE int conc__supervisor_process(void)
 {
     enum { PEERCRED = 17 }; /* SO_PEERCRED, which POSIX does not have */
@@ -7774,7 +7773,7 @@ CONC__COLD void conc__worker_main(void)
     _exit(1);
 }
 
-/* What tells a process that it is a worker: the function that it begins with. A program may contain
+/* Marks a process as a worker: names the function that it begins with. A program may contain
  * several copies of this file. */
 CONC__PRIVATE bool conc__worker_mark(char *text, size_t size)
 {
@@ -7832,8 +7831,8 @@ CONC__PRIVATE void conc__construct_and_serve(int argc, char **argv, char **env)
     conc__worker_main();
 }
 
-/* Makes the worker begin after all constructors have run, so that jobs see their effects: takes the
- * place of the program's last one. own: the one that runs now. */
+/* Makes the worker begin after all constructors have run, so that jobs see their effects: replaces
+ * the program's last one. own: the running one. */
 CONC__PRIVATE void conc__worker_start_after_constructors(conc__constructor *own)
 {
     conc__constructors c = {conc__static_constructors, conc__static_constructors_end};
@@ -7848,8 +7847,8 @@ CONC__PRIVATE void conc__worker_start_after_constructors(conc__constructor *own)
     c.end[-1] = conc__construct_and_serve;
 }
 
-/* The identity in a mark, and how much of the mark to compare: if builds can be told apart, not the
- * module's path, which may have changed. */
+/* The identity in a mark, and how much of the mark to compare: if builds are distinguishable, not
+ * the module's path, which may have changed. */
 CONC__PRIVATE size_t conc__mark_part(const char *mark, uint64_t *identity)
 {
     const char *dot = strchr(mark, '.');
@@ -7868,7 +7867,7 @@ CONC__PRIVATE int conc__module_is(conc__module_info *m, size_t size, void *arg)
 }
 
 /* In the constructor `own`: is this process a worker of the copy of conc in this module? If the
- * mark names a module that is not here, the program must not run in the worker's place. */
+ * mark names an absent module, the program must not run in the worker's place. */
 CONC__PRIVATE void conc__worker_check(conc__constructor *own)
 {
     static char mark[4200];
@@ -7888,16 +7887,16 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
 
 /* ---- >>supervisor --------------------------------------------------------------------------- *
  *
- * The states of a worker in the program, under the mutex
+ * The program's view of a worker's states, under the mutex
  *
  *   NONE      there is no process
  *   STARTING  the process was started and calls init
  *   IDLE      waits for a request; it has no job
  *   COPYING   the supervisor copies large data to it or from it, without the mutex
  *   BUSY      has a request; `awaited` while any thread may collect its reply
- *   LEAVING   was killed or told to quit, or is just being started; it has no job
+ *   LEAVING   was killed or told to quit, or is being started; it has no job
  *
- *   Any thread that has the mutex makes these changes:
+ *   Any thread that holds the mutex makes these changes:
  *
  *   STARTING  -> IDLE      init has returned
  *   IDLE      -> BUSY      it gets a small job
@@ -7929,14 +7928,14 @@ typedef struct conc__worker {
     conc__worker_state state;
     conc__worker_channel *channel; /* pollers load it without the mutex */
     bool awaited;                  /* any thread may collect its reply; read without the mutex */
-    bool cancelled;                /* its job was cancelled while its data was copied */
+    bool cancelled;                /* its job was cancelled while its data was being copied */
     bool proved;                   /* it has begun a job once */
     int pid, pidfd, socket;
     unsigned poll_process, poll_socket; /* their index in the supervisor's polls; 0: none */
     conc__segment channel_memory, data;
     uint64_t data_version; /* changes with the segment */
     conc_job *job;
-    int jobs;         /* how many jobs it has had */
+    int jobs;         /* how many jobs it got */
     unsigned cancels; /* how often it was asked to stop a map; never 0 after the first */
     int64_t idle_since;
 } conc__worker;
@@ -7955,17 +7954,17 @@ typedef struct conc__supervisor {
     int wake_fd; /* wakes the supervisor */
     bool wake_pending, runs, ending;
     pthread_t thread;
-    conc__job_context context; /* of that thread, for the text of its errors */
+    conc__job_context context; /* the thread's own, for its error texts */
     sigset_t mask;             /* of the pool's opener, for jobs */
     char **environment;        /* a copy made when the pool was opened, with the worker's mark */
     conc__function_id init;    /* offset 0: none */
     size_t memory_limit;
     int max_jobs;
     int starting;
-    int failures; /* the weight of workers in a row that ended before they began a job */
-    int broken;   /* the error for which no more workers are started; 0: none */
+    int failures; /* weight of consecutive workers that ended before beginning a job */
+    int broken;   /* the error that stops worker starts; 0: none */
     char why[96];
-    conc__waiter *closer;  /* waits for the supervisor's end */
+    conc__waiter *closer;  /* waits for the supervisor to exit */
     conc__segment *unused; /* channels of ended workers, which a thread may still be polling */
     conc__function_cache named;
     struct pollfd *polls; /* the first is wake_fd's */
@@ -7974,8 +7973,8 @@ typedef struct conc__supervisor {
 } conc__supervisor;
 
 enum {
-    /* no more workers are started once `failures` is this: 3 failures of the program, or more if
-     * some may come from outside */
+    /* worker starts stop once `failures` reaches this: 3 failures of the program, or more if some
+     * may have external causes */
     CONC__FAILURES = 30,
     CONC__FAILURE = 10,
     CONC__MINOR_FAILURE = 1,
@@ -7986,7 +7985,7 @@ CONC__PRIVATE void conc__supervisor_wake(conc__supervisor *s)
 {
     uint64_t one = 1;
     if (!s->wake_pending && write(s->wake_fd, &one, sizeof one) < 0) {
-        /* it was woken already */
+        /* already woken */
     }
     s->wake_pending = true;
 }
@@ -8009,7 +8008,7 @@ CONC__PRIVATE int conc__request_function(conc__supervisor *s, conc__worker *w, u
         named->fn = named->function.identity ? fn : 0; /* an unknown identity may be known later */
         named->counts = counts;
     }
-    /* each time, because a faulty job may have overwritten it */
+    /* every time, because a faulty job may have overwritten it */
     memcpy(to, &named->function,
            offsetof(conc__function_id, module) + strlen(named->function.module) + 1);
     return 0;
@@ -8034,8 +8033,8 @@ CONC__PRIVATE bool conc__worker_has_replied(const conc__worker_channel *c)
     return __atomic_load_n(&c->turn, __ATOMIC_SEQ_CST) == CONC__TURN_PROGRAM;
 }
 
-/* Takes the next elements for a runner: many at first, in the end one at a time. If the map is to
- * end, elements that were taken and not sent are dropped instead. */
+/* Takes the next elements for a runner: many at first, one at a time near the end. If the map must
+ * stop, drops elements taken but not sent instead. */
 CONC__PRIVATE void conc__range_take(const conc__supervisor *s, const conc_job *j)
 {
     conc__payload *p = j->payload;
@@ -8059,13 +8058,13 @@ CONC__PRIVATE void conc__range_take(const conc__supervisor *s, const conc_job *j
     m->next += n;
 }
 
-/* The offset of the results of a map's elements, which are behind its data. */
+/* The offset of a map's element results, which follow its data. */
 CONC__PRIVATE size_t conc__range_results(const conc__payload *p)
 {
     return conc__aligned(p->left * p->map->size);
 }
 
-/* How many bytes of data the job's request needs; SIZE_MAX: too many. */
+/* The number of data bytes that the job's request needs; SIZE_MAX: too many. */
 CONC__PRIVATE size_t conc__job_bytes(const conc_job *j)
 {
     const conc__payload *p = j->payload;
@@ -8089,7 +8088,7 @@ CONC__PRIVATE char *conc__job_data(const conc__worker *w, const conc_job *j)
     return conc__job_is_large(j) ? w->data.address : (char *)w->channel + CONC__CHANNEL_DATA;
 }
 
-/* Gives the worker a data segment that is large enough; size 0: none. */
+/* Gives the worker a large enough data segment; size 0: none. */
 CONC__PRIVATE int conc__worker_reserve_data(conc__worker *w, size_t size)
 {
     enum { STEP = 1 << 20 };
@@ -8119,8 +8118,7 @@ CONC__PRIVATE int conc__worker_reserve_data(conc__worker *w, size_t size)
     return conc_fail(-ENOMEM, "no room for %zu bytes of data: %s", size, strerror(-rc));
 }
 
-/* Fills in what kind of request the job is, and its sizes. Returns the size of the data to send,
- * which *from points to. */
+/* Fills in the job's request kind and sizes. Returns the size of the data to send, at *from. */
 CONC__PRIVATE size_t conc__request_describe(conc__request *r, const conc_job *j, const void **from)
 {
     const conc__payload *p = j->payload;
@@ -8147,7 +8145,7 @@ CONC__PRIVATE size_t conc__request_describe(conc__request *r, const conc_job *j,
     return j->size;
 }
 
-/* Writes the job's request and data into the channel, which has its function already. */
+/* Writes the job's request and data into the channel, which already names its function. */
 CONC__PRIVATE int conc__job_write_request(conc_job *j, conc__worker *w)
 {
     bool large = conc__job_is_large(j);
@@ -8179,7 +8177,7 @@ CONC__PRIVATE uintptr_t conc__job_function(const conc_job *j)
 
 /* ---- Results ---- */
 
-/* Ends a job that a worker had. text: its error's; "": none. */
+/* Ends a worker's job. text: its error's; "": none. */
 CONC__PRIVATE void conc__job_complete(conc__job_queue *q, conc_job *j, int result, const char *text)
 {
     conc__job_context ctx = {.locals = j->locals};
@@ -8203,8 +8201,8 @@ CONC__PRIVATE void conc__job_complete_undone(conc__job_queue *q, conc_job *j, in
     conc__job_complete(q, j, rc, text);
 }
 
-/* How many of a runner's elements are done, as its worker says; SIZE_MAX: an element has
- * overwritten that. */
+/* How many of a runner's elements are done, according to its worker; SIZE_MAX: an element has
+ * overwritten the count. */
 CONC__PRIVATE size_t conc__range_counted(const conc__worker *w)
 {
     uint64_t done = __atomic_load_n(&w->channel->done, __ATOMIC_ACQUIRE) - conc__none_done;
@@ -8233,7 +8231,7 @@ CONC__PRIVATE void conc__range_done(const conc__worker *w, size_t n, int *error)
     p->left -= n;
 }
 
-/* One element failed: asks the workers of the map to start no more. */
+/* One element failed: tells the map's workers to start no more. */
 CONC__PRIVATE void conc__map_stop(conc__supervisor *s, conc__map_call *m)
 {
     __atomic_store_n(&m->stop, true, __ATOMIC_RELAXED);
@@ -8313,7 +8311,7 @@ CONC__PRIVATE void conc__worker_set_idle(conc__supervisor *s, conc__worker *w)
         conc__worker_quit(w);
 }
 
-/* Gives the worker a job. Only the supervisor gives a large one; it unlocks meanwhile. */
+/* Gives the worker a job. Only the supervisor gives a large one, unlocking while it copies. */
 CONC__PRIVATE void conc__worker_give_job(conc__supervisor *s, conc__worker *w, conc_job *j)
 {
     conc__payload *p = j->payload;
@@ -8371,7 +8369,7 @@ CONC__PRIVATE conc__worker *conc__worker_find(conc__supervisor *s, conc__worker_
 }
 
 /* Gives queued jobs to idle workers. is_supervisor: the caller is the supervisor; another thread
- * wakes it for what only it does. */
+ * wakes it for its exclusive work. */
 CONC__PRIVATE void conc__supervisor_dispatch(conc__supervisor *s, bool is_supervisor)
 {
     conc__job_queue *q = s->queue;
@@ -8400,14 +8398,14 @@ CONC__PRIVATE void conc__supervisor_dispatch(conc__supervisor *s, bool is_superv
         conc__supervisor_wake(s);
 }
 
-/* Copies the text of an error, which a worker may not have terminated. */
+/* Copies an error text, which a worker may not have terminated. */
 CONC__PRIVATE void conc__reply_words(const conc__worker_channel *c, char text[96])
 {
     memcpy(text, c->text, sizeof c->text);
     text[sizeof c->text - 1] = 0;
 }
 
-/* The worker has begun a job, so starts of workers do not fail in general. */
+/* The worker has begun a job, so worker starts do not fail in general. */
 CONC__PRIVATE void conc__worker_mark_proved(conc__supervisor *s, conc__worker *w)
 {
     if (!w->proved)
@@ -8470,7 +8468,7 @@ CONC__PRIVATE void conc__worker_ready(conc__supervisor *s, conc__worker *w)
     snprintf(s->why, sizeof s->why, "init failed: %.80s", c->text_rc ? text : conc_strerror(rc));
 }
 
-/* Collects replies. Those to large jobs are left to the supervisor. */
+/* Collects replies, leaving those to large jobs to the supervisor. */
 CONC__PRIVATE void conc__supervisor_collect(conc__supervisor *s, bool is_supervisor)
 {
     for (int i = 0; i < s->queue->max_workers; i++) {
@@ -8489,8 +8487,8 @@ CONC__PRIVATE void conc__supervisor_collect(conc__supervisor *s, bool is_supervi
     conc__supervisor_dispatch(s, is_supervisor);
 }
 
-/* The worker's number cannot be another process's: only the supervisor reaps it. If the program
- * reaps all its children, the pidfd still identifies it. */
+/* No other process can have the worker's number: only the supervisor reaps it. If the program reaps
+ * all its children, the pidfd still identifies it. */
 CONC__PRIVATE void conc__worker_signal(const conc__worker *w, int number)
 {
 #ifdef SYS_pidfd_send_signal
@@ -8514,7 +8512,7 @@ CONC__PRIVATE bool conc__worker_kill(conc__worker *w)
     return true;
 }
 
-/* Cancels a job (NULL: all that run). True: the caller is to end the job. */
+/* Cancels a job (NULL: all running ones). True: the caller must end the job. */
 CONC__PRIVATE bool conc__supervisor_cancel(conc__job_queue *q, conc_job *j)
 {
     conc__supervisor *s = q->supervisor;
@@ -8544,9 +8542,9 @@ CONC__PRIVATE bool conc__supervisor_cancel(conc__job_queue *q, conc_job *j)
 
 /* ---- Starting workers ---- */
 
-/* What executes this program anew: the file that runs, even if its name means another file by now.
- * If the program was started by the dynamic loader, that is the loader, with its options and the
- * program's path as arguments. */
+/* The command that executes this program anew: the running file, even if its name now refers to
+ * another file. If the program was started by the dynamic loader, that is the loader, with its
+ * options and the program's path as arguments. */
 typedef struct conc__own_program {
     const char *argv[20];
     char path[4096];
@@ -8636,8 +8634,8 @@ CONC__PRIVATE int conc__empty_input(void)
     return ends[0];
 }
 
-/* Starts the process with all signals blocked, until it has handlers: it gets the terminal's
- * interrupt too. */
+/* Starts the process with all signals blocked until it has handlers: the terminal's interrupt
+ * reaches it too. */
 CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int input, int *pid)
 {
     conc__own_program program;
@@ -8703,7 +8701,7 @@ CONC__PRIVATE int conc__worker_send_setup(const conc__supervisor *s, const conc_
     return conc__setup_send(w->socket, &start, -1);
 }
 
-/* Waits for the process's end: its status as from waitpid, -1 if unknown. */
+/* Waits for the process to end: its status as from waitpid, -1 if unknown. */
 CONC__PRIVATE int conc__worker_reap(const conc__worker *w)
 {
     int status = -1;
@@ -8734,11 +8732,11 @@ CONC__PRIVATE int conc__worker_start_process(conc__supervisor *s, conc__worker *
     close(socket);
     if (rc < 0)
         return conc_fail(rc, "posix_spawn of /proc/self/exe: %s", strerror(-rc));
-    w->pidfd = conc__pidfd(w->pid); /* -1: the supervisor checks for its end again and again */
+    w->pidfd = conc__pidfd(w->pid); /* -1: the supervisor keeps checking whether it has ended */
     return 0;
 }
 
-/* Starts a worker. Its channel is new, because processes that the last worker's jobs forked may
+/* Starts a worker. Its channel is new, because processes forked by the previous worker's jobs may
  * still write to the old one. */
 CONC__PRIVATE int conc__worker_exec(conc__supervisor *s, conc__worker *w)
 {
@@ -8764,12 +8762,12 @@ CONC__PRIVATE int conc__worker_exec(conc__supervisor *s, conc__worker *w)
     bool has_ended = rc == -EPIPE || rc == -ECONNRESET; /* the supervisor will notice */
     if (rc == 0 || has_ended)
         return 0;
-    conc__worker_signal(w, SIGKILL); /* it must not serve without all that it needs */
+    conc__worker_signal(w, SIGKILL); /* it must not serve without everything it needs */
     conc__worker_reap(w);
     return conc_fail(rc, "sendmsg to a worker: %s", strerror(-rc));
 }
 
-/* Releases what a worker had that has ended or could not be started. */
+/* Releases the resources of a worker that has ended or could not be started. */
 CONC__PRIVATE void conc__worker_clear(conc__supervisor *s, conc__worker *w)
 {
     conc__segment *old = w->channel_memory.address ? conc__alloc(sizeof *old) : NULL;
@@ -8806,7 +8804,7 @@ CONC__PRIVATE void conc__supervisor_unmap_channels(conc__supervisor *s, bool non
     }
 }
 
-/* No worker can be started: fails the queued jobs, unless other workers can run them. */
+/* Fails the queued jobs when no worker can be started, unless other workers can run them. */
 CONC__PRIVATE void conc__supervisor_fail_queued(conc__supervisor *s, int rc, const char *why)
 {
     for (int i = 0; i < s->queue->max_workers; i++)
@@ -8826,7 +8824,7 @@ CONC__PRIVATE void conc__supervisor_start_workers(conc__supervisor *s)
             return;
         if (w->state != CONC__WORKER_NONE)
             continue;
-        w->state = CONC__WORKER_LEAVING; /* so that other threads leave it alone */
+        w->state = CONC__WORKER_LEAVING; /* so that other threads ignore it */
         pthread_mutex_unlock(&q->mutex);
         int rc = conc__worker_exec(s, w);
         conc__lock_briefly(&q->mutex);
@@ -8864,8 +8862,8 @@ CONC__PRIVATE void conc__describe_exit(int status, char *text, size_t size)
         snprintf(text, size, "the worker exited with status %d", WEXITSTATUS(status));
 }
 
-/* The worker of a runner died. The element that it was calling is lost, and the next worker gets
- * those behind it. If that is unknown, all are lost. */
+/* A runner's worker died. The element it was calling is lost, and the next worker gets those after
+ * it. If that is unknown, all are lost. */
 CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w, const char *text)
 {
     conc_job *j = w->job;
@@ -8894,7 +8892,7 @@ CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w,
     conc__job_complete(s->queue, j, error, error == -EOWNERDEAD ? text : "");
 }
 
-/* Is there a worker that has started, or may have? */
+/* Is there a worker that has started or may have? */
 CONC__PRIVATE bool conc__supervisor_has_workers(const conc__supervisor *s)
 {
     for (int i = 0; i < s->queue->max_workers; i++) {
@@ -8905,7 +8903,7 @@ CONC__PRIVATE bool conc__supervisor_has_workers(const conc__supervisor *s)
     return false;
 }
 
-/* Could a signal have been sent from outside, rather than by a fault of the program? */
+/* Could the signal have come from outside, rather than from a fault of the program? */
 CONC__PRIVATE bool conc__may_be_sent(int signal)
 {
     switch (signal) {
@@ -8917,8 +8915,8 @@ CONC__PRIVATE bool conc__may_be_sent(int signal)
     }
 }
 
-/* A worker has ended before it began a job. If that may be no fault of the program it counts less.
- * After too many failures no more workers are started, and if none is left the pool is broken. */
+/* A worker ended before beginning a job. If the program may not be at fault, it counts less. After
+ * too many failures no more workers are started, and if none is left the pool is broken. */
 CONC__PRIVATE void conc__supervisor_count_failure(conc__supervisor *s, int status, const char *text)
 {
     bool is_known = status != -1, is_minor = !is_known;
@@ -8964,7 +8962,7 @@ CONC__PRIVATE void conc__worker_ended(conc__supervisor *s, conc__worker *w)
     }
     conc__worker_clear(s, w);
     if (s->failures >= CONC__FAILURES && !conc__supervisor_has_workers(s))
-        s->failures = CONC__FAILURES - 1; /* the last one has ended: one more start is tried */
+        s->failures = CONC__FAILURES - 1; /* the last one has ended: try one more start */
     conc__job_queue_notify_closer(q);
 }
 
@@ -8984,8 +8982,8 @@ CONC__PRIVATE bool conc__worker_has_ended(const conc__worker *w)
 
 /* ---- The supervisor ---- */
 
-/* Releases data segments that were not used for a while: in how many milliseconds the next is due;
- * -1: none. */
+/* Releases data segments unused for a while. Returns the milliseconds until the next is due; -1:
+ * none. */
 CONC__PRIVATE int conc__supervisor_free_unused(conc__supervisor *s)
 {
     enum { UNUSED = 1000 }; /* ms */
@@ -9015,7 +9013,7 @@ CONC__PRIVATE void conc__worker_drain_socket(conc__worker *w)
         conc__worker_close_socket(w);
 }
 
-/* Adds a descriptor to those that are polled: its index; 0: there is none. */
+/* Adds a descriptor to the polled ones: its index; 0: no descriptor. */
 CONC__PRIVATE unsigned conc__supervisor_watch(conc__supervisor *s, int fd)
 {
     if (fd < 0)
@@ -9024,7 +9022,7 @@ CONC__PRIVATE unsigned conc__supervisor_watch(conc__supervisor *s, int fd)
     return s->poll_count++;
 }
 
-/* Polls the descriptors, for so many milliseconds at most (-1: no limit). poll refuses more
+/* Polls the descriptors, for at most that many milliseconds (-1: no limit). poll refuses more
  * descriptors than RLIMIT_NOFILE allows, which may be lower now than when they were opened: then
  * all count as ready after a while. */
 CONC__PRIVATE void conc__supervisor_poll(conc__supervisor *s, int limit)
@@ -9071,7 +9069,7 @@ CONC__PRIVATE void conc__supervisor_wait(conc__supervisor *s, int limit)
     }
 }
 
-/* Ends all workers, and kills those that do not end within a second. */
+/* Stops all workers, and kills those that do not exit within a second. */
 CONC__PRIVATE void conc__supervisor_end_workers(conc__supervisor *s)
 {
     int64_t start = conc__clock();
@@ -9132,7 +9130,7 @@ CONC__PRIVATE int conc__supervisor_start(conc__supervisor *s)
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
 
-/* Polls the replies of one pool, before a loop sleeps whose tasks are waiting for them. */
+/* Polls one pool's replies before the loop of tasks waiting for them sleeps. */
 typedef struct conc__reply_poller {
     conc__idle_hook hook;
     conc__job_queue *queue;
@@ -9140,7 +9138,7 @@ typedef struct conc__reply_poller {
     int users;
 } conc__reply_poller;
 
-/* Is there a reply that any thread may collect? */
+/* Is there a reply for any thread to collect? */
 CONC__PRIVATE bool conc__reply_poller_sees(const conc__reply_poller *v)
 {
     const conc__supervisor *s = v->queue->supervisor;
@@ -9291,7 +9289,7 @@ CONC__PRIVATE int conc__supervisor_open(conc__supervisor *s, const conc_procs *p
     return 0;
 }
 
-/* The job queue and the supervisor of a pool of processes. NULL: *rc says why. */
+/* The job queue and supervisor of a process pool. NULL: error in *rc. */
 CONC__PRIVATE conc__job_queue *conc__procs_new(const conc_procs *p, int *rc)
 {
     *rc = -ENOMEM;
@@ -9321,7 +9319,7 @@ CONC_API int conc_procs_open(conc_procs *p)
         return conc__misused(-EBUSY, __func__, "the pool is open", NULL);
     if (getauxval(AT_SECURE))
         return conc_fail(-EPERM, "a set-user-ID program cannot start worker processes");
-    if (conc__last_constructor) /* else its workers would open the pool too, without end */
+    if (conc__last_constructor) /* else its workers would open the pool too, endlessly */
         _exit(CONC__EXIT_TOO_LATE);
     conc__job_queues_need();
     int saved = errno;
@@ -9344,11 +9342,11 @@ CONC__PRIVATE void conc__procs_end(conc__job_queue *q)
     conc__job_queue_release(q);
 }
 
-/* A cancel changes nothing: the workers end at once anyway. */
+/* A cancel changes nothing: the workers stop immediately anyway. */
 static const conc__wait_kind conc__waits_for_workers = {
     .what = "closes a pool, and waits for its workers to exit"};
 
-/* Ends the workers, and waits until they have ended. */
+/* Stops the workers and waits until they have ended. */
 CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__job_queue *q)
 {
     conc__lock_briefly(&q->mutex);
@@ -9359,7 +9357,7 @@ CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__job_queue *q)
     }
     conc__supervisor_wake(q->supervisor);
     conc__waiter w = {0};
-    /* not the job queue's closer, which is woken while the workers still run */
+    /* not the job queue's closer, which wakes while the workers still run */
     conc__waiter_add(&q->supervisor->closer, &w);
     bool holds_clock = l && l->virtual_clock;
     if (holds_clock)
@@ -9378,7 +9376,7 @@ CONC_API CONC__CALLED int conc_procs_close(conc_procs *p)
 
 CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
 
-#else /* not Linux: there are no pools of processes */
+#else /* not Linux: no process pools */
 
 typedef struct conc__reply_poller conc__reply_poller;
 typedef struct conc__supervisor conc__supervisor;
@@ -9510,8 +9508,8 @@ static void conc__pool_init(int argc, char **argv, char **env)
 }
 
 #ifdef __linux__
-/* A pointer, not the attribute: a compiler that optimises the whole program puts all constructors
- * into one function, and a worker would not know which of them are left. */
+/* A pointer, not the attribute: whole-program optimization puts all constructors into one function,
+ * and a worker would not know which of them are left. */
 __attribute__((section(".init_array"),
                used)) static void (*conc__pool_constructor)(int argc, char **argv,
                                                             char **env) = conc__pool_init;
