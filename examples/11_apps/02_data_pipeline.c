@@ -17,8 +17,7 @@
 #include "../common/fetch.h"
 #include "../common/http.h"
 #include "../common/sqlite.h"
-#include <locale.h>
-#include <wchar.h>
+#include "../common/utf8.h"
 
 enum { AT_ONCE = 5, ATTEMPTS = 3, PAGES = 10, TOP = 5, WORD_SIZE = 32, BODY_LIMIT = 1 << 20 };
 
@@ -190,18 +189,15 @@ static int run_page(void *arg)
     return 0;
 }
 
-static int use_utf8(void) { return setlocale(LC_CTYPE, "C.UTF-8") ? 0 : -ENOENT; }
-
 static int run_pipeline(pipeline *l, char **urls)
 {
     CONC_AUTO(fetch_client, client) = {0};
-    CONC_AUTO(conc_procs, procs) = {.init = use_utf8}; /* each worker is this program anew */
+    CONC_AUTO(conc_procs, procs) = {0};
     CONC_AUTO(sqlite_db, db) = {0};
     l->client = &client;
     l->procs = &procs;
     l->db = &db;
     l->permits = (conc_sem){.permits = AT_ONCE};
-    CONC_TRY(use_utf8());
     CONC_TRY(conc_procs_open(&procs));
     CONC_TRY(sqlite_open(&db, options.db));
     CONC_TRY(create_tables(&db));
@@ -231,17 +227,6 @@ static int by_count(const void *a, const void *b)
 {
     const word *x = a, *y = b;
     return x->count == y->count ? strcmp(x->text, y->text) : y->count - x->count;
-}
-
-static bool is_text(const char *text, size_t size)
-{
-    mbstate_t state = {0};
-    for (size_t i = 0, n = 0; i < size; i += n) {
-        n = mbrlen(text + i, size - i, &state);
-        if (n == 0 || n > size - i) /* a NUL, or not UTF-8 */
-            return false;
-    }
-    return true;
 }
 
 /* Ends each word of the text with a NUL: how many. What is longer than a word's room is none. */
@@ -274,22 +259,27 @@ static ssize_t analyze(const void *text, size_t size, void *out, size_t out_size
 {
     statistics *s = memset(out, 0, out_size);
     uint64_t hash = 14695981039346656037u; /* FNV-1a */
-    if (!is_text(text, size))
-        return conc_fail(-EILSEQ, "not a text in UTF-8");
     for (size_t i = 0; i < size; i++)
         hash = (hash ^ ((const unsigned char *)text)[i]) * 1099511628211u;
     snprintf(s->checksum, sizeof s->checksum, "%016llx", (unsigned long long)hash);
     char *copy = calloc(size + 1, 1), **words = malloc((size / 2 + 1) * sizeof *words);
     word *counts = calloc(size / 2 + TOP, sizeof *counts);
     bool has_memory = copy && words && counts;
+    bool is_text = false;
     if (has_memory) {
-        s->words = split(memcpy(copy, text, size), words);
+        memcpy(copy, text, size);
+        is_text = strlen(copy) == size && utf8_is_valid(copy);
+    }
+    if (is_text) {
+        s->words = split(copy, words);
         count_words(s, words, counts);
     }
     free(copy);
     free(words);
     free(counts);
-    return has_memory ? (ssize_t)sizeof *s : -ENOMEM;
+    if (!has_memory)
+        return -ENOMEM;
+    return is_text ? (ssize_t)sizeof *s : conc_fail(-EILSEQ, "not a text in UTF-8");
 }
 
 /* ---- the service: a process of this program ------------------------------------------------- */
