@@ -383,10 +383,10 @@ class Tasks(Soak):
             self.workers[i] = self.worker(i + 1)
 
     def kinds(self):
-        return self.produces, (self.is_killed, self.garbage, self.garbage, self.kills_a_worker)
+        return self.produces, (*[self.is_killed, self.garbage] * 5, self.kills_a_worker)
 
     def client(self, seed):
-        if seed < 3:
+        if seed < 2:
             super().client(seed)
 
     def figures(self):

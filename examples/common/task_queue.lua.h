@@ -151,7 +151,8 @@ local function start(q, priority, e, batch, is_lost)
 end
 
 /* Returns up to `want` tasks: first those whose leases have expired, then new ones; each kind by
-   priority. One worker in each quarter of a lease looks for expired leases. */
+   priority. One worker in each quarter of a lease looks for expired leases, and the next one at
+   once if there may be more. */
 local function take(keys, args)
     local q, worker, want, lease = keys[1], args[1], tonumber(args[2]), tonumber(args[3])
     local pause, batch = make_ready(q, want), {now = now(), waited = 0}
@@ -163,6 +164,7 @@ local function take(keys, args)
             worker, lease, 0, "COUNT", want - #batch)[2]
         for _, e in ipairs(lost or {}) do start(q, priority, e, batch, true) end
     end
+    if looks and #batch == want then redis.call("DEL", q .. ":looks") end
     for priority = highest, 0, -1 do
         local found = #batch < want and redis.call("XREADGROUP", "GROUP", "workers", worker,
             "COUNT", want - #batch, "STREAMS", q .. ":ready:" .. priority, ">")
