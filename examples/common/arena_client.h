@@ -6,8 +6,8 @@
  *     int rc = arena_client_play(&c);
  *     arena_client_close(&c);
  *
- * With .send and .receive of your own it plays over anything. What is lost on the way it asks for
- * again after a second. It looks only at the states that it is sent, as a person does.
+ * With a .link of your own it plays over anything. What is lost on the way it asks for again after
+ * a second. It looks only at the states that it is sent, as a person does.
  *
  * A ledger compares what the clients of a match have seen: at each tick all must have the same.
  *
@@ -23,9 +23,7 @@
 #endif
 
 #include "arena_net.h"
-#include "datagrams.h"
-#include "websocket.h"
-#include <unistd.h>
+#include "packet_link.h"
 
 /* ---- what clients have seen ----------------------------------------------------------------- */
 
@@ -75,19 +73,17 @@ typedef struct arena_client {
     bool by_udp; /* else by WebSocket */
     arena_bot bot;
     arena_temper temper;
-    double delay;                               /* seconds it takes to answer a state */
-    arena_ledger *ledger;                       /* NULL: none */
-    int (*before_join)(struct arena_client *c); /* may wait; NULL: it plays whenever it can */
-    int (*send)(struct arena_client *c, const packet *p);
-    int (*receive)(struct arena_client *c, packet *p); /* waits: 1, or 0: the connection ended */
-    void *user;
+    double delay;         /* seconds it takes to answer a state */
+    arena_ledger *ledger; /* NULL: none */
+    packet_link *link;    /* arena_client_dial makes one */
+    uint64_t token;       /* of a player that the server knows; 0: a new one */
 
     int played; /* matches */
 
     /* private */
     packet in;
-    int unanswered; /* questions, in a row */
-    uint64_t token;
+    int unanswered;                /* questions, in a row */
+    bool is_known;                 /* to the server, which has said WELCOME */
     arena_roster roster;           /* .match 0: in none */
     uint16_t acted;                /* the tick of the last action */
     uint16_t seen;                 /* the last action that a state has */
@@ -96,10 +92,21 @@ typedef struct arena_client {
     int path[ARENA_CLIENT__AHEAD]; /* the way driven up to an action */
     arena_action action;
     snapshot_history states;
+    packet_link network;
     conc_stream stream;
     websocket socket;
     datagram_client datagrams;
 } arena_client;
+
+/* Gives the client a name, and habits that the seed and the index decide. */
+static inline void arena_client_name(arena_client *c, int index, uint32_t seed)
+{
+    static const char *const names[] = {"Ada",   "Bela", "Cleo", "Dora", "Emil", "Finn",
+                                        "Greta", "Hugo", "Iris", "Jon",  "Kira", "Leo"};
+    snprintf(c->name, sizeof c->name, "%s %d", names[index % 12], index + 1);
+    c->bot.random = seed + (uint32_t)index * 2654435761u;
+    c->bot.skill = 20 + index * 37 % 61;
+}
 
 /* Says HELLO with what it has, so a client that was cut off plays on. */
 static inline int arena_client_hello(arena_client *c)
@@ -109,21 +116,14 @@ static inline int arena_client_hello(arena_client *c)
     memcpy(hello.name, c->name, sizeof hello.name);
     packet_put(&out, 1, ARENA_HELLO);
     arena_put_hello(&out, &hello);
-    return c->send(c, &out);
+    return c->link->send(c->link, &out);
 }
 
 static inline int arena_client__say(arena_client *c, int type)
 {
     packet out = {0};
     packet_put(&out, 1, (uint64_t)type);
-    return c->send(c, &out);
-}
-
-static inline int arena_client__join(arena_client *c)
-{
-    if (c->before_join)
-        CONC_TRY(c->before_join(c));
-    return arena_client__say(c, ARENA_JOIN);
+    return c->link->send(c->link, &out);
 }
 
 /* Its action, and that it has the state of this tick; 0: it needs a whole one. */
@@ -133,18 +133,18 @@ static inline int arena_client__report(arena_client *c, uint16_t tick)
     arena_report report = {c->roster.match, tick, snapshot_hash_at(&c->states, tick), c->action};
     packet_put(&out, 1, ARENA_ACTION);
     arena_put_report(&out, &report);
-    return c->send(c, &out);
+    return c->link->send(c->link, &out);
 }
 
 /* Says whatever makes up for what may have been lost; if that is in vain, HELLO: perhaps the server
  * has given it up. */
 static inline int arena_client__ask(arena_client *c)
 {
-    if (!c->token || c->unanswered++ >= 2)
+    if (!c->is_known || c->unanswered++ >= 2)
         return arena_client_hello(c);
     if (c->roster.match)
         return arena_client__report(c, c->states.newest);
-    return arena_client__join(c);
+    return arena_client__say(c, ARENA_JOIN);
 }
 
 static inline void arena_client__cheat(arena_client *c, const arena_player *me)
@@ -255,7 +255,7 @@ static inline int arena_client__on_end(arena_client *c, packet_reader *r)
         c->ledger->actions += c->action.number;
         c->ledger->seen += c->seen;
     }
-    return c->played == c->matches ? 0 : arena_client__join(c);
+    return c->played == c->matches ? 0 : arena_client__say(c, ARENA_JOIN);
 }
 
 static inline int arena_client__on_message(arena_client *c)
@@ -263,7 +263,10 @@ static inline int arena_client__on_message(arena_client *c)
     packet_reader r = {c->in.data, c->in.size, false};
     c->unanswered = 0;
     switch (packet_get(&r, 1)) {
-    case ARENA_WELCOME: c->token = packet_get(&r, 8); return arena_client__ask(c);
+    case ARENA_WELCOME:
+        c->token = packet_get(&r, 8);
+        c->is_known = true;
+        return arena_client__ask(c);
     case ARENA_START: return arena_client__on_start(c, &r);
     case ARENA_STATE: return arena_client__on_state(c, &r);
     case ARENA_END: return arena_client__on_end(c, &r);
@@ -276,12 +279,13 @@ static inline int arena_client__on_message(arena_client *c)
 static inline int arena_client__receive(void *arg)
 {
     arena_client *c = arg;
-    return c->receive(c, &c->in);
+    return c->link->receive(c->link, &c->in);
 }
 
-/* Plays as many matches as are wanted: 0 or an error. */
-static inline int arena_client_play(arena_client *c)
+/* Plays as many matches as are wanted: 0 or an error. A task, or a call. */
+static inline int arena_client_play(void *client)
 {
+    arena_client *c = client;
     c->states.words = ARENA_WORDS;
     CONC_TRY(arena_client__ask(c));
     while (c->matches == 0 || c->played < c->matches) {
@@ -291,7 +295,8 @@ static inline int arena_client_play(arena_client *c)
         else if (rc > 0)
             rc = arena_client__on_message(c);
         else if (rc == 0)
-            rc = conc_fail(-ECONNRESET, "%s: the server has closed the connection", c->name);
+            rc = conc_fail(-ECONNRESET, "%s: the server has closed the connection: %s", c->name,
+                           c->socket.close_reason);
         CONC_TRY(rc);
     }
     CONC_TRY(arena_client__say(c, ARENA_QUIT));
@@ -300,35 +305,6 @@ static inline int arena_client_play(arena_client *c)
 
 /* ---- over a network ------------------------------------------------------------------------- */
 
-static inline int arena_client__send_frame(arena_client *c, const packet *p)
-{
-    return websocket_send(&c->socket, WEBSOCKET_BINARY, p->data, p->size);
-}
-
-static inline int arena_client__receive_frame(arena_client *c, packet *p)
-{
-    websocket_message m;
-    int rc = websocket_receive(&c->socket, &m);
-    p->size = 0;
-    if (rc == 1)
-        packet_put_bytes(p, m.data, m.size);
-    if (rc == 0 && c->socket.close_reason[0])
-        return conc_fail(-ECONNRESET, "%s: %s", c->name, c->socket.close_reason);
-    return rc;
-}
-
-static inline int arena_client__send_datagram(arena_client *c, const packet *p)
-{
-    return datagram_client_send(&c->datagrams, p->data, p->size);
-}
-
-static inline int arena_client__receive_datagram(arena_client *c, packet *p)
-{
-    ssize_t n = datagram_client_receive(&c->datagrams, p->data, sizeof p->data);
-    p->size = (size_t)CONC_TRY(n);
-    return 1;
-}
-
 /* Connects to a server. Call arena_client_close, whatever comes of it. */
 static inline int arena_client_dial(arena_client *c, const char *address)
 {
@@ -336,14 +312,14 @@ static inline int arena_client_dial(arena_client *c, const char *address)
     if (c->by_udp) {
         int rc = datagram_dial(&c->datagrams, fd); /* UDP, to where TCP has gone */
         conc_close(fd);
-        c->send = arena_client__send_datagram;
-        c->receive = arena_client__receive_datagram;
+        c->network = packet_link_datagrams(&c->datagrams);
+        c->link = &c->network;
         return rc;
     }
     CONC_TRY(conc_stream_open(&c->stream, fd));
     c->socket.stream = &c->stream;
-    c->send = arena_client__send_frame;
-    c->receive = arena_client__receive_frame;
+    c->network = packet_link_websocket(&c->socket);
+    c->link = &c->network;
     return websocket_connect(&c->socket, "/play", address);
 }
 
@@ -354,147 +330,6 @@ static inline int arena_client_close(arena_client *c)
     conc_stream_close(&c->stream);
     datagram_client_close(&c->datagrams);
     return snapshot_close(&c->states);
-}
-
-/* ---- in the server's own process ------------------------------------------------------------- */
-
-/* A client whose packets go through memory, where they can be lost as in a network. Call
- * arena_local_open, then arena_client_play(&l.client), then arena_local_close. */
-typedef struct arena_local {
-    /* options */
-    arena_client client;
-    void *session;
-    int (*deliver)(void *session, const void *data, size_t size); /* to the server */
-    double loss; /* this part of all packets does not arrive */
-    bool cut;    /* none does */
-
-    long lost;
-
-    /* private */
-    uint32_t luck;
-    conc_queue inbox;
-} arena_local;
-
-static inline bool arena_local__loses(arena_local *l)
-{
-    bool lost = l->cut || arena_random(&l->luck) % 1000 < l->loss * 1000;
-    l->lost += lost;
-    return lost;
-}
-
-static inline int arena_local__send(arena_client *c, const packet *p)
-{
-    arena_local *l = c->user;
-    return arena_local__loses(l) ? 0 : l->deliver(l->session, p->data, p->size);
-}
-
-static inline int arena_local__receive(arena_client *c, packet *p)
-{
-    arena_local *l = c->user;
-    CONC_TRY(conc_queue_get(&l->inbox, p));
-    return 1;
-}
-
-static inline void arena_local_open(arena_local *l)
-{
-    l->client.user = l;
-    l->client.send = arena_local__send;
-    l->client.receive = arena_local__receive;
-    l->luck = l->client.bot.random + 1;
-    l->inbox = (conc_queue)CONC_QUEUE(packet, 8);
-}
-
-/* The server's packets to this client; waits while many have not been taken. */
-static inline int arena_local_push(arena_local *l, const packet *p)
-{
-    return arena_local__loses(l) ? 0 : conc_queue_put(&l->inbox, p);
-}
-
-static inline int arena_local_close(arena_local *l)
-{
-    conc_queue_destroy(&l->inbox);
-    return arena_client_close(&l->client);
-}
-
-/* ---- many ------------------------------------------------------------------------------------ */
-
-typedef struct arena_crowd {
-    const char *address;
-    int count, matches; /* clients, every second one by UDP; what each of them plays, 0: for ever */
-    arena_ledger *ledger;
-} arena_crowd;
-
-/* Gives the client a name, and habits that the seed and the index decide. */
-static inline void arena_client_name(arena_client *c, int index, uint32_t seed)
-{
-    static const char *const names[] = {"Ada",   "Bela", "Cleo", "Dora", "Emil", "Finn",
-                                        "Greta", "Hugo", "Iris", "Jon",  "Kira", "Leo"};
-    snprintf(c->name, sizeof c->name, "%s %d", names[index % 12], index + 1);
-    c->bot.random = seed + (uint32_t)index * 2654435761u;
-    c->bot.skill = 20 + index * 37 % 61;
-}
-
-typedef struct arena__member {
-    const arena_crowd *crowd;
-    int index;
-} arena__member;
-
-static inline int arena__run_member(void *arg)
-{
-    const arena__member *m = arg;
-    arena_client *c = calloc(1, sizeof *c);
-    if (!c)
-        return -ENOMEM;
-    arena_client_name(c, m->index, 0);
-    c->by_udp = m->index % 2;
-    c->matches = m->crowd->matches;
-    c->ledger = m->crowd->ledger;
-    int rc = arena_client_dial(c, m->crowd->address);
-    if (rc >= 0)
-        rc = arena_client_play(c);
-    arena_client_close(c);
-    free(c);
-    return rc;
-}
-
-/* One line that counts up on a terminal, else a line now and then. */
-static inline int arena__show_progress(void *arg)
-{
-    const arena_ledger *l = arg;
-    double start = conc_now();
-    bool terminal = isatty(1);
-    const char *form = "%.0f s: %ld states, %ld differ, %ld matches over for a player\n";
-    if (terminal)
-        form = "\r%.0f s: %ld states, %ld differ, %ld matches over for a player ";
-    for (;;) {
-        CONC_TRY(conc_sleep(terminal ? 0.5 : 5));
-        printf(form, conc_now() - start, l->states, l->different, l->matches);
-        fflush(stdout);
-    }
-}
-
-static inline int arena__run_members(void *arg)
-{
-    const arena_crowd *crowd = arg;
-    conc_group g = {0};
-    for (int i = 0; i < crowd->count; i++) {
-        CONC_TRY_IN(&g, CONC_SPAWN(&g, arena__run_member, ((arena__member){crowd, i})));
-        CONC_TRY_IN(&g, conc_sleep(0.001)); /* no crowd at the door */
-    }
-    return conc_group_wait(&g);
-}
-
-/* Lets them play, and prints how far they are: 0, or the first error. Waits. */
-static inline int arena_crowd_run(arena_crowd *crowd)
-{
-    conc_group g = {0};
-    CONC_TRY_IN(&g, conc_spawn(&g, arena__show_progress, crowd->ledger));
-    int rc = arena__run_members(crowd);
-    conc_group_cancel(&g);
-    rc = conc_group_end(&g, rc);
-    if (isatty(1))
-        putchar('\n');
-    return rc;
 }
 
 #endif

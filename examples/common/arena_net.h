@@ -118,6 +118,19 @@ static inline bool arena_get_hello(packet_reader *r, arena_hello *h)
     return same && !r->bad;
 }
 
+static inline void arena_put_welcome(packet *p, uint64_t token, int rating)
+{
+    packet_put(p, 8, token);
+    packet_put(p, 2, (uint64_t)rating);
+}
+
+static inline void arena_put_lobby(packet *p, int here, int waiting, double band)
+{
+    packet_put(p, 2, (uint64_t)here);
+    packet_put(p, 2, (uint64_t)waiting);
+    packet_put(p, 2, (uint64_t)band);
+}
+
 static inline void arena_put_report(packet *p, const arena_report *a)
 {
     packet_put(p, 2, (uint64_t)a->match);

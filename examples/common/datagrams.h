@@ -11,7 +11,7 @@
  *     }
  *     ...
  *     CONC_AUTO(datagrams, d) = {.handler = serve_client};
- *     CONC_TRY(datagrams_open(&d, listener));          // on the port of a TCP listener
+ *     int listener = CONC_TRY(datagrams_listen(&d, "127.0.0.1:8080")); // of TCP: close it, too
  *     return datagrams_serve(&d);                      // until it is cancelled
  *
  * and a client:
@@ -98,8 +98,13 @@ typedef struct datagrams {
  * -EADDRINUSE: another program has this port of UDP. */
 static inline int datagrams_open(datagrams *d, int listener);
 
-/* Serves until it is cancelled, or the socket fails; then it cancels the handlers, and waits. */
-static inline int datagrams_serve(datagrams *d);
+/* Listens by TCP, and opens the socket on the same port: the listener, or an error. If the port is 0,
+ * one that is free for both is found. */
+static inline int datagrams_listen(datagrams *d, const char *address);
+
+/* A task that serves until it is cancelled, or the socket fails; then it cancels the handlers, and
+ * waits. */
+static inline int datagrams_serve(void *d);
 
 /* Closes the socket. Twice, or if it was never opened, it does nothing. */
 static inline int datagrams_close(datagrams *d);
@@ -162,6 +167,21 @@ static inline int datagrams_open(datagrams *d, int listener)
     if (bind(d->fd - 1, (struct sockaddr *)&here.socket, here.size) < 0)
         return conc_fail(-errno, "the port of UDP: %s", strerror(errno));
     return 0;
+}
+
+static inline int datagrams_listen(datagrams *d, const char *address)
+{
+    const char *port = strrchr(address, ':');
+    for (int tries = port && strcmp(port, ":0") == 0 ? 20 : 1;; tries--) {
+        int listener = CONC_TRY(conc_listen(address));
+        int rc = datagrams_open(d, listener);
+        if (rc == 0)
+            return listener;
+        datagrams_close(d);
+        conc_close(listener);
+        if (rc != -EADDRINUSE || tries == 1)
+            return rc;
+    }
 }
 
 static inline uint64_t datagram__mac(const datagrams *d, const datagram_address *a, int64_t when)
@@ -281,8 +301,9 @@ static inline int datagram__serve(datagrams *d)
     }
 }
 
-static inline int datagrams_serve(datagrams *d)
+static inline int datagrams_serve(void *arg)
 {
+    datagrams *d = arg;
     d->group.keep_going = true;
     CONC_TRY(conc_group_begin(&d->group));
     return conc_group_end(&d->group, datagram__serve(d));

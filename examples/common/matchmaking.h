@@ -45,20 +45,33 @@ static inline int matchmaking__by_rating(const void *a, const void *b)
     return (x->id > y->id) - (x->id < y->id);
 }
 
-/* Do these accept each other? They are sorted: the first and the last are farthest apart. *oldest
- * is the time of the one that waits longest. */
-static inline bool matchmaking__fits(const matchmaking_rules *r, const matchmaking_ticket *t, int n,
-                                     double now, double *oldest)
+/* The narrowest band of these: what all of them accept. */
+static inline double matchmaking_narrowest(const matchmaking_rules *r, const matchmaking_ticket *t,
+                                           int n, double now)
 {
-    double distance = t[n - 1].rating - t[0].rating;
-    *oldest = now;
-    for (int i = 0; i < n; i++) {
-        if (matchmaking_band(r, &t[i], now) < distance)
-            return false;
-        if (t[i].since < *oldest)
-            *oldest = t[i].since;
-    }
-    return true;
+    double narrowest = matchmaking_band(r, t, now);
+    for (int i = 1; i < n; i++)
+        if (matchmaking_band(r, &t[i], now) < narrowest)
+            narrowest = matchmaking_band(r, &t[i], now);
+    return narrowest;
+}
+
+/* When the first of these began to wait; `now`: there are none. */
+static inline double matchmaking_oldest(const matchmaking_ticket *t, int n, double now)
+{
+    for (int i = 0; i < n; i++)
+        if (t[i].since < now)
+            now = t[i].since;
+    return now;
+}
+
+/* The player's ticket; NULL: there is none. */
+static inline matchmaking_ticket *matchmaking_find(matchmaking_ticket *t, int n, const void *player)
+{
+    for (int i = 0; i < n; i++)
+        if (t[i].player == player)
+            return &t[i];
+    return NULL;
 }
 
 /* Sorts the n tickets and finds a match: how many players it has, and in *match the first of them,
@@ -69,9 +82,11 @@ static inline int matchmaking_pick(const matchmaking_rules *r, matchmaking_ticke
 {
     qsort(t, (size_t)n, sizeof *t, matchmaking__by_rating);
     for (int size = r->most; size >= r->least; size--) {
-        double best = now + 1, oldest;
+        double best = now + 1;
         for (int i = 0; i + size <= n; i++) {
-            bool fits = matchmaking__fits(r, t + i, size, now, &oldest);
+            int distance = t[i + size - 1].rating - t[i].rating; /* of the first and the last */
+            bool fits = matchmaking_narrowest(r, t + i, size, now) >= distance;
+            double oldest = matchmaking_oldest(t + i, size, now);
             bool ready = size == r->most || now - oldest >= r->patience;
             if (fits && ready && oldest < best) {
                 best = oldest;

@@ -1,9 +1,13 @@
 /* snapshot.h - the state of a game over a network: packets, and states as differences
  *
  *     snapshot_history sent = {.words = 3};                // the server's
+ *     snapshot_view view = {0};                            // one for each client
  *     snapshot_put(&sent, tick, state);                    // each tick
  *     packet p = {0};
- *     snapshot_write(&sent, &p, tick, acked);              // acked: what this client has, or 0
+ *     if (snapshot_send(&sent, &view, &p))
+ *         send(&p);
+ *     ...
+ *     snapshot_acknowledge(&sent, &view, tick, hash);      // what the client says that it has
  *
  *     snapshot_history received = {.words = 3};            // the client's
  *     packet_reader r = {p.data, p.size};
@@ -89,7 +93,10 @@ static inline uint64_t packet_get(packet_reader *r, int bytes)
 
 /* ---- states --------------------------------------------------------------------------------- */
 
-enum { SNAPSHOT_HISTORY = 32 /* states that are kept: 1.6 s at 20 ticks a second */ };
+enum {
+    SNAPSHOT_HISTORY = 32, /* states that are kept: 1.6 s at 20 ticks a second */
+    SNAPSHOT_WINDOW = 10   /* ticks that a client may be behind until it is sent no more */
+};
 
 typedef struct snapshot_history {
     size_t words; /* option: of a state; the same on both sides */
@@ -175,6 +182,47 @@ static inline uint16_t snapshot_write(const snapshot_history *h, packet *p, uint
             packet_put(p, 2, state[i]);
     }
     return base;
+}
+
+/* What a client has of a history. A new one, all zero, has nothing. */
+typedef struct snapshot_view {
+    uint16_t base;           /* of the newest state that was sent; 0: it was sent whole */
+    uint16_t acked;          /* the newest tick whose state the client has; 0: none */
+    uint16_t sent, answered; /* the ticks of the newest state that was sent, and was answered */
+} snapshot_view;
+
+/* Whether the client has not answered for SNAPSHOT_WINDOW ticks. */
+static inline bool snapshot_is_behind(const snapshot_view *v)
+{
+    return v->sent > v->answered + SNAPSHOT_WINDOW;
+}
+
+/* Appends the newest state, as the difference from what the client has. false: it was sent it, or is
+ * behind: what it has no time for would pile up on the way to it, and it would see the past. */
+static inline bool snapshot_send(const snapshot_history *h, snapshot_view *v, packet *p)
+{
+    if (h->newest <= v->sent || snapshot_is_behind(v))
+        return false;
+    v->sent = h->newest;
+    v->base = snapshot_write(h, p, h->newest, v->acked);
+    return true;
+}
+
+/* The client says that it has the state of this tick, with this hash; tick 0: it has none. Returns
+ * 1; 0: it gets a whole one next, as that is not kept; -EBADMSG: so it does, as its hash is wrong. */
+static inline int snapshot_acknowledge(const snapshot_history *h, snapshot_view *v, uint16_t tick,
+                                       uint32_t hash)
+{
+    bool is_kept = snapshot_at(h, tick), is_same = is_kept && snapshot_hash_at(h, tick) == hash;
+    if (tick == 0)
+        v->answered = v->sent;
+    else if (tick > v->answered)
+        v->answered = tick;
+    if (!is_same)
+        v->acked = 0;
+    else if (tick > v->acked)
+        v->acked = tick;
+    return is_kept && !is_same ? -EBADMSG : is_same;
 }
 
 /* Applies the runs to a copy of the base: 0, or -EBADMSG. */

@@ -1,0 +1,235 @@
+/* arena_load.h - many players of arena_client.h, for a server's tests
+ *
+ *     static arena_ledger ledger;
+ *     arena_crowd crowd = {.address = "127.0.0.1:8080", .count = 1000, .matches = 1, &ledger};
+ *     CONC_TRY(arena_crowd_run(&crowd));        // over the network, every second one by UDP
+ *     return arena_goal_run(argv, &crowd);      // the same with a server that it starts
+ *
+ *     static arena_simulation s = {.seed = 7, .serve = serve_pair};
+ *     CONC_TRY(arena_simulation_run(&s));       // on the virtual clock: the same each time
+ *
+ * All calls wait, and return 0 or the first error. Include conc_pool.h and conc_sync.h before.
+ */
+#ifndef ARENA_LOAD_H
+#define ARENA_LOAD_H
+
+#ifndef CONC_POOL_H
+#error "arena_load.h: include conc_pool.h first"
+#endif
+
+#include "arena_client.h"
+#include <unistd.h>
+
+/* ---- over the network ----------------------------------------------------------------------- */
+
+typedef struct arena_crowd {
+    const char *address;
+    int count, matches; /* clients; what each of them plays, 0: for ever */
+    arena_ledger *ledger;
+} arena_crowd;
+
+typedef struct arena__member {
+    const arena_crowd *crowd;
+    int index;
+} arena__member;
+
+static inline int arena__run_member(void *arg)
+{
+    const arena__member *m = arg;
+    arena_client *c = calloc(1, sizeof *c);
+    if (!c)
+        return -ENOMEM;
+    arena_client_name(c, m->index, 0);
+    c->by_udp = m->index % 2;
+    c->matches = m->crowd->matches;
+    c->ledger = m->crowd->ledger;
+    int rc = arena_client_dial(c, m->crowd->address);
+    if (rc >= 0)
+        rc = arena_client_play(c);
+    arena_client_close(c);
+    free(c);
+    return rc;
+}
+
+/* One line that counts up on a terminal, else a line now and then. */
+static inline int arena__show_progress(void *arg)
+{
+    const arena_ledger *l = arg;
+    double start = conc_now();
+    bool terminal = isatty(1);
+    const char *form = "%.0f s: %ld states, %ld differ, %ld matches over for a player\n";
+    if (terminal)
+        form = "\r%.0f s: %ld states, %ld differ, %ld matches over for a player ";
+    for (;;) {
+        CONC_TRY(conc_sleep(terminal ? 0.5 : 5));
+        printf(form, conc_now() - start, l->states, l->different, l->matches);
+        fflush(stdout);
+    }
+}
+
+static inline int arena__run_members(void *arg)
+{
+    const arena_crowd *crowd = arg;
+    conc_group g = {0};
+    for (int i = 0; i < crowd->count; i++) {
+        CONC_TRY_IN(&g, CONC_SPAWN(&g, arena__run_member, ((arena__member){crowd, i})));
+        CONC_TRY_IN(&g, conc_sleep(0.001)); /* no crowd at the door */
+    }
+    return conc_group_wait(&g);
+}
+
+/* Lets them play, and prints how far they are. */
+static inline int arena_crowd_run(arena_crowd *crowd)
+{
+    conc_group g = {0};
+    CONC_TRY_IN(&g, conc_spawn(&g, arena__show_progress, crowd->ledger));
+    int rc = arena__run_members(crowd);
+    conc_group_cancel(&g);
+    rc = conc_group_end(&g, rc);
+    if (isatty(1))
+        putchar('\n');
+    return rc;
+}
+
+/* ---- the goal ------------------------------------------------------------------------------- */
+
+/* What the server says at /stats. */
+static inline int arena__ask_server(const char *address, char *text, size_t size)
+{
+    static const char request[] = "GET /stats HTTP/1.0\r\n\r\n";
+    int fd = CONC_TRY(conc_dial(address));
+    ssize_t n = conc_write_full(fd, request, sizeof request - 1);
+    if (n >= 0)
+        n = conc_read_full(fd, text, size - 1);
+    conc_close(fd);
+    text[CONC_TRY(n)] = 0;
+    return 0;
+}
+
+static inline int arena__judge(const arena_crowd *crowd)
+{
+    char text[2000];
+    const arena_ledger *l = crowd->ledger;
+    CONC_TRY(arena__ask_server(crowd->address, text, sizeof text));
+    const char *stats = strstr(text, "\r\n\r\n");
+    bool all = l->matches == crowd->count && l->seen == l->actions;
+    bool same = l->same > 0 && l->different == 0 && strstr(text, "other hashes 0\n");
+    printf("\n%ld players have played a match to its end (goal: %d)\n", l->matches, crowd->count);
+    printf("%ld actions, %ld acknowledged (goal: all)\n", l->actions, l->seen);
+    printf("%ld states, %ld differ from what others of the match have (goal: 0)\n", l->states,
+           l->different);
+    printf("The server: %s", stats ? stats + 4 : "nothing\n");
+    return all && same ? 0 : conc_fail(-EPROTO, "the counts are wrong");
+}
+
+/* Has the crowd play with a server that it starts: argv makes a process that prints
+ * "Listens on http://ADDRESS " and ends when its input does. Prints how many played, and whether all
+ * of them saw the same; -EPROTO: they did not. */
+static inline int arena_goal_run(const char *const *argv, arena_crowd *crowd)
+{
+    char text[2000] = "", address[64] = "";
+    size_t used = 0;
+    CONC_AUTO(conc_child,
+              server) = {.argv = argv, .input = CONC_PIPE, .output = CONC_PIPE, .grace = 5};
+    CONC_TRY(conc_child_start(&server));
+    const char *line;
+    while (!(line = strstr(text, "Listens on http://"))) {
+        ssize_t n = CONC_TRY(conc_read(server.output, text + used, sizeof text - 1 - used));
+        if (n == 0)
+            return conc_fail(-ECHILD, "the server does not start");
+        used += (size_t)n;
+    }
+    sscanf(line, "Listens on http://%63s", address); /* the line is there as a whole */
+    crowd->address = address;
+    printf("%d bots, half of them by UDP, play\n", crowd->count);
+    CONC_TRY(arena_crowd_run(crowd));
+    return arena__judge(crowd);
+}
+
+/* ---- a simulation --------------------------------------------------------------------------- */
+
+enum { ARENA_SIMULATED = 20 };
+
+/* A player in the server's process. */
+typedef struct arena_local {
+    arena_client client;
+    packet_pair pair;
+} arena_local;
+
+typedef struct arena_simulation {
+    /* options */
+    uint32_t seed;
+    conc_fn *serve; /* the server: a task for each player, which gets its packet_pair */
+
+    arena_local players[ARENA_SIMULATED];
+    arena_ledger ledger;
+    long lost; /* packets */
+} arena_simulation;
+
+static inline void arena_local_open(arena_local *l, int index, uint32_t seed)
+{
+    arena_client_name(&l->client, index, seed);
+    l->pair.luck = l->client.bot.random + 1;
+    l->client.link = &l->pair.client;
+    packet_pair_open(&l->pair);
+}
+
+static inline int arena_local_close(arena_local *l)
+{
+    packet_pair_close(&l->pair);
+    return arena_client_close(&l->client);
+}
+
+typedef struct arena__outage {
+    arena_local *player;
+    double after, length;
+} arena__outage;
+
+static inline int arena__cut_off(void *arg)
+{
+    const arena__outage *o = arg;
+    CONC_TRY(conc_sleep(o->after));
+    packet_pair_cut(&o->player->pair, true);
+    CONC_TRY(conc_sleep(o->length));
+    packet_pair_cut(&o->player->pair, false);
+    return arena_client_hello(&o->player->client);
+}
+
+static inline int arena__simulate(arena_simulation *s)
+{
+    static const arena_temper tempers[ARENA_SIMULATED] = {
+        [3] = ARENA_SPEEDS, [7] = ARENA_TELEPORTS, [11] = ARENA_TUNNELS, [15] = ARENA_SPAMS};
+    conc_group g = {0};
+    for (int i = 0; i < ARENA_SIMULATED; i++) {
+        arena_local *l = &s->players[i];
+        arena_local_open(l, i, s->seed);
+        l->pair.loss = 0.03;
+        l->client.temper = tempers[i];
+        l->client.delay = 0.010 + 0.00093 * i; /* no two at once: the order of tasks is no matter */
+        l->client.ledger = &s->ledger;
+        CONC_TRY_IN(&g, conc_spawn(&g, s->serve, &l->pair));
+        CONC_TRY_IN(&g, conc_spawn(&g, arena_client_play, &l->client));
+        CONC_TRY_IN(&g, conc_sleep(0.101));
+    }
+    CONC_TRY_IN(&g, CONC_SPAWN(&g, arena__cut_off, ((arena__outage){&s->players[4], 6.01, 5})));
+    CONC_TRY_IN(&g, CONC_SPAWN(&g, arena__cut_off, ((arena__outage){&s->players[9], 7.01, 12})));
+    CONC_TRY_IN(&g, conc_sleep(60));
+    conc_group_cancel(&g);
+    return conc_group_wait(&g);
+}
+
+/* Twenty players for a minute: four of them cheat, two are cut off, and all lose packets. A client
+ * may have a .token before. -EPROTO: not all have seen the same. */
+static inline int arena_simulation_run(arena_simulation *s)
+{
+    int rc = arena__simulate(s);
+    for (int i = 0; i < ARENA_SIMULATED; i++) {
+        s->lost += s->players[i].pair.lost;
+        arena_local_close(&s->players[i]);
+    }
+    if (rc == 0 && (s->ledger.different > 0 || s->ledger.same == 0))
+        return conc_fail(-EPROTO, "the hashes differ");
+    return rc;
+}
+
+#endif
