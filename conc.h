@@ -4,7 +4,7 @@
  * their own small stacks, groups that wait for all their children, cancellation that reaches
  * every wait, timeouts that are scopes.
  *
- * Do this in exactly one C file, and include the header plainly everywhere else:
+ * Do this in exactly one C file, and just include the header everywhere else:
  *
  *     #define CONC_IMPLEMENTATION
  *     #include "conc.h"
@@ -22,39 +22,39 @@
  *     }
  *     int main(void) { return conc_main(app, NULL); }
  *
- * There is nothing to link or install: cc file.c. C11 and later, GCC or Clang; a C++17 file can
- * include and call the declarations.
+ * There is nothing to link or install: cc file.c. C11 or later, GCC or Clang; C++17 files can
+ * include the header and call its functions.
  *
  * Conventions
  *   Results   0 or a count is success, a negative errno is failure. errno itself is left alone;
  *             each task has its own.
- *   Calling   a call may be made from any task, and outside a run returns -EPERM, unless its
- *             comment says otherwise. A function given to conc_post must not wait: a call that
- *             would have to wait returns -EPERM there.
+ *   Calling   any task may make a call, and outside a run it returns -EPERM, unless its comment
+ *             says otherwise. A function passed to conc_post must not wait: there, a call that
+ *             would have to wait returns -EPERM.
  *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run. If a scope around it
- *             is cancelled or timed out, it returns -ECANCELED and has had no effect: clean up
- *             and return.
+ *             is cancelled or timed out, it returns -ECANCELED, without effect: clean up and
+ *             return.
  *   Threads   a task stays on the thread of its run. Only conc_post, conc_loop_run and the two
  *             hold calls may come from other threads.
- *   Forks     in a forked child the parent's runs are dead: calls in their tasks return -EPERM. A
- *             run of the child's own may use the same handles, groups, locks, queues and streams:
- *             what the parent's tasks have or wait for does not count there. A stream keeps the
- *             bytes that were in its buffers, as stdio's files do.
- *   Time      is in seconds, as a double, rounded up to whole nanoseconds inside; nothing ever
+ *   Forks     in a forked child the parent's runs are dead: calls in their tasks return -EPERM. The
+ *             child's own runs may use the same handles, groups, locks, queues and streams, which
+ *             ignore whatever the parent's tasks hold or wait for. A stream keeps its buffered
+ *             bytes, as stdio's files do.
+ *   Time      is in seconds, as a double, internally rounded up to whole nanoseconds; nothing ever
  *             wakes early.
- *   Memory    an all-zero object is valid; options are its first fields, and zero is their
- *             default. `arg` is borrowed until the task has ended. conc frees only what it
- *             allocated; out of memory is -ENOMEM, never an abort.
+ *   Memory    an all-zero object is valid; its options are its first fields and default to zero.
+ *             `arg` is borrowed until the task has ended. conc frees only what it allocated; out of
+ *             memory is -ENOMEM, never an abort.
  *   Misuse    that conc detects is -EINVAL (a bad argument, the wrong order), -EPERM (not the
  *             owner, not in a task), -EDEADLK (on oneself) or -EBUSY (in use), and changes
- *             nothing. If a function has returned with its own group or scope still open, or a
- *             loop has set the variable anew in its next round, memory is lost already: conc
- *             reports which and where, and aborts.
+ *             nothing. If a function returns with its own group or scope still open, or a loop's
+ *             next round reinitializes the variable, memory is already corrupt: conc reports which
+ *             and where, and aborts.
  *
- * Options, all to be defined before the include that has CONC_IMPLEMENTATION
+ * Options, all to be defined before the include that defines CONC_IMPLEMENTATION
  *   CONC_STATIC          instead of it: every function is static, a private copy for this file;
  *                        copies cannot share objects
- *   CONC_API             put before every function; by default hidden visibility
+ *   CONC_API             precedes every function; by default hidden visibility
  *   CONC_STACK_SIZE      bytes of a task's stack (256 KiB of address space, committed as touched;
  *                        64 KiB on 32 bits)
  *   CONC_GUARD_SIZE      bytes of address space below each stack that fault when touched, in whole
@@ -65,30 +65,28 @@
  *   CONC_TLS             attribute of the one thread-local pointer, such as
  *                        __attribute__((tls_model("initial-exec")))
  *   CONC_NO_ENV          do not read the environment variables below
- *   CONC_NO_EPOLL        the loop waits with poll(2) instead of epoll (Linux) or kqueue (macOS)
- *   CONC_USE_UCONTEXT    switch stacks by ucontext, as conc does on processors for which it has no
- *                        switch of its own
+ *   CONC_NO_EPOLL        wait with poll(2) instead of epoll (Linux) or kqueue (macOS)
+ *   CONC_USE_UCONTEXT    switch stacks with ucontext, as on processors for which conc has no switch
+ *                        of its own
  *   CONC_SAVE_FPU        each task keeps its own floating-point control state (rounding,
  *                        exception masks)
- *   CONC_GUARD_REPORT    report a stack overflow even without debug mode (by a handler for
- *                        SIGSEGV)
+ *   CONC_GUARD_REPORT    report a stack overflow even without debug mode (with a SIGSEGV handler)
  *   CONC_NO_DIAGNOSTICS  leave out debug mode, traces, dumps and backtraces, for small programs
- *                        and quick compiles: a run with .debug or .trace, also by the environment,
- *                        is then -ENOTSUP, and a deadlock is reported without the tree of tasks
+ *                        and quick compiles: a run with .debug or .trace, even from the
+ *                        environment, is then -ENOTSUP, and a deadlock report omits the task tree
  *
  * Environment: CONC_DEBUG=1, CONC_CLOCK=virtual, CONC_SEED=7, CONC_RANDOM=7, CONC_TRACE=file,
- * CONC_POLL=poll|epoll|kqueue, CONC_STACK=bytes override the options of a run; they are not read
- * in a set-user-ID program. If a value is invalid, or not available on this system, the run fails
- * with -EINVAL.
+ * CONC_POLL=poll|epoll|kqueue, CONC_STACK=bytes override a run's options, except in a set-user-ID
+ * program. If a value is invalid or unavailable on this system, the run fails with -EINVAL.
  *
  * Contents: >>version >>run >>time >>scopes >>groups >>tasks >>errors >>locals >>generators
- * >>descriptors >>streams >>signals >>loops >>embedding >>reports, then the implementation,
- * whose sections are listed where it starts, then the licence. */
+ * >>descriptors >>streams >>signals >>loops >>embedding >>reports, then the implementation, which
+ * lists its sections at its start, and the licence. */
 #ifndef CONC_H
 #define CONC_H
 
-/* A strict -std=c11, and _POSIX_C_SOURCE or _XOPEN_SOURCE in any mode, hide what the
- * implementation needs; this asks for it, before any system header. */
+/* A strict -std=c11, and _POSIX_C_SOURCE or _XOPEN_SOURCE in any mode, hide declarations that the
+ * implementation needs; this requests them before any system header. */
 #ifndef _DEFAULT_SOURCE
 #define _DEFAULT_SOURCE 1
 #endif
@@ -113,7 +111,7 @@ extern "C" {
 #if defined CONC_STATIC && defined __OPTIMIZE__
 #define CONC_API static __attribute__((__unused__))
 #elif defined CONC_STATIC
-/* without optimization, GCC leaves out an unused function only if it is inline */
+/* without optimization, GCC omits an unused function only if it is inline */
 #define CONC_API static inline
 #else
 #define CONC_API __attribute__((__visibility__("hidden")))
@@ -146,7 +144,7 @@ CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__JOIN(a, b) CONC__JOIN2(a, b)
 #define CONC__JOIN2(a, b) a##b
 
-/* A variable with the type of its value, and conditions that a macro checks at compile time. */
+/* A variable with its value's type, and compile-time conditions of macros. */
 #ifdef __cplusplus
 #define CONC__AUTO_VALUE auto
 #define CONC__REQUIRE static_assert
@@ -162,8 +160,7 @@ enum { CONC__A_POINTER = 5 /* the result of __builtin_classify_type for one */ }
 
 /* Were a macro's optional last arguments given? They are passed as a string. */
 #define CONC__GIVEN(text) (sizeof(text) > 1)
-/* Expands to the call if so. It is outside of the block, so that compound literals in it live
- * on. */
+/* Expands to the call if so. It is outside the block, so that compound literals in it survive. */
 #define CONC__IF_GIVEN(text, otherwise, call) \
     (__extension__({ CONC__REQUIRE(CONC__GIVEN(text), otherwise); }), call)
 
@@ -174,19 +171,18 @@ enum { CONC__A_POINTER = 5 /* the result of __builtin_classify_type for one */ }
 #define CONC_VERSION_PATCH 0
 #define CONC_VERSION "0.1.0"
 
-/* The version of the implementation that was linked; CONC_VERSION is that of the header.
- * Callable from anywhere. */
+/* The linked implementation's version; CONC_VERSION is the header's. Callable from anywhere. */
 CONC_API const char *conc_version(void);
 
 /* ---- >>run ---------------------------------------------------------------------------------- */
 
 /* the event loop of one run; there is at most one in a thread */
 typedef struct conc_loop conc_loop;
-typedef struct conc_task conc_task;   /* a running function with a stack of its own */
-typedef struct conc_group conc_group; /* a set of tasks that are waited for together */
+typedef struct conc_task conc_task;   /* a running function with its own stack */
+typedef struct conc_group conc_group; /* a set of tasks awaited together */
 /* a stretch of code that can be cancelled or time out */
 typedef struct conc_scope conc_scope;
-typedef struct conc_gen conc_gen; /* a function that hands out items one by one */
+typedef struct conc_gen conc_gen; /* a function that emits items one by one */
 
 /* The body of a task: 0 or more is success, negative is an error. */
 typedef int conc_fn(void *arg);
@@ -200,88 +196,87 @@ typedef struct conc_failure {
 } conc_failure;
 
 typedef struct conc_options {
-    /* bytes for a task, at least 16384; 0: CONC_STACK_SIZE. main_fn never gets less than that */
+    /* bytes per task, at least 16384; 0: CONC_STACK_SIZE, main_fn's minimum */
     size_t stack_size;
-    bool virtual_clock; /* when nothing can run, time jumps to the next deadline; it starts at 0 */
-    uint64_t seed;      /* not 0: ready tasks run in a random order, which the seed reproduces */
-    /* Checks, and reports mistakes on stderr: tasks that hold the loop, with a backtrace while they
-     * do; locks, generators and streams left behind; background tasks whose arg is on the stack of
-     * main_fn, which has returned; ignored cancels; calls from a wrong thread; stack overflow; and
-     * how much stack was used. `kill -USR2` prints the tasks. */
+    bool virtual_clock; /* time starts at 0; when nothing can run it jumps to the next deadline */
+    uint64_t seed;      /* nonzero: ready tasks run in a random order that the seed reproduces */
+    /* Checks for mistakes and reports them on stderr: tasks that block the loop, with a backtrace
+     * while they do; leaked locks, generators and streams; background tasks whose arg is on the
+     * stack of main_fn, which has returned; ignored cancels; calls from a wrong thread; stack
+     * overflow. Reports stack usage. `kill -USR2` prints the tasks. */
     bool debug;
-    double slow_step; /* seconds; debug: report a task that holds the loop longer; 0: 0.1 */
-    /* Seeds conc_random: the same seed gives the same numbers. 0: .seed if that is set, else 1 on
-     * the virtual clock, else a number from the clock */
+    double slow_step; /* seconds; debug: report a task that blocks the loop longer; 0: 0.1 */
+    /* Seeds conc_random: the same seed yields the same numbers. 0: .seed if set, else 1 on the
+     * virtual clock, else a number from the clock */
     uint64_t random;
-    /* SIGINT or SIGTERM cancels main_fn, and the run's result is -EINTR; a second one, at least
-     * 0.1 s later, kills the program. Not if the program handles or ignores the signal when the run
-     * begins, nor while a conc_signals receives it. On the real clock main_fn may sleep for ever
+    /* SIGINT or SIGTERM cancels main_fn, and the run returns -EINTR; a second one, at least 0.1 s
+     * later, kills the program. Has no effect on a signal that the program handles or ignores when
+     * the run begins, or that a conc_signals receives. On the real clock main_fn may sleep forever
      * (conc_sleep(CONC_FOREVER)) to wait for the signal: that is no deadlock, unless other tasks
      * wait for each other in a circle. */
     bool interrupt;
-    /* Write a trace of all tasks to this file, in Chrome's trace event format, for Perfetto or
-     * about:tracing: a row for each task, with spans for its steps and waits and arrows from what
-     * woke it, on the loop's clock. NAME.2, NAME.3, ... if another run is writing NAME. If the file
-     * cannot be opened, the run fails. If writing fails (a full disk), conc reports it and
-     * continues untraced. NULL: no trace. */
+    /* Trace all tasks to this file, in Chrome's trace event format, for Perfetto or about:tracing:
+     * a row per task, with spans for its steps and waits and arrows from its wakers, on the loop's
+     * clock. NAME.2, NAME.3, ... if another run is writing NAME. If the file cannot be opened, the
+     * run fails. If writing fails (a full disk), conc reports it and continues untraced. NULL: no
+     * trace. */
     const char *trace;
-    /* called for errors that nothing has collected; NULL: print them to stderr. It runs on the
-     * loop, between two tasks, as a posted function does */
+    /* called for uncollected errors; NULL: print them to stderr. Runs on the loop, between two
+     * tasks, like a posted function */
     void (*on_error)(const conc_failure *f, void *user);
     void *user; /* passed to on_error */
 } conc_options;
 
 /* Runs main_fn(arg) as the first task of a new loop on this thread, until it and every other task
  * have ended. Returns its result. Errors: -EBUSY (inside a run), -EINVAL (NULL function or invalid
- * options), -ENOMEM, -ENOTSUP (the processor's shadow stack is on), that of a system call that
- * failed, and -EDEADLK (every task waited for ever). At its end, the run cancels background tasks
- * and waits for them, and closes generators that are open. Callable from any thread. */
+ * options), -ENOMEM, -ENOTSUP (the processor's shadow stack is on), a failed system call's, and
+ * -EDEADLK (every task waited forever). Finally, the run cancels background tasks, waits for them,
+ * and closes open generators. Callable from any thread. */
 CONC_API int conc_run(conc_fn *main_fn, void *arg);
 CONC_API int conc_run_with(const conc_options *options, conc_fn *main_fn, void *arg);
 
 /* For `return conc_main(app, NULL);` in main(): conc_run with .interrupt. Returns an exit status: 0
- * if main_fn returned no error, even after a signal had cancelled it; 1 after an error, which it
- * prints to stderr with its task, location and text; 128 + n if signal n interrupted the run and
- * main_fn returned -ECANCELED. conc_set_exit_status replaces the first two.
+ * if main_fn returned no error, even if a signal cancelled it; 1 after an error, which it prints to
+ * stderr with its task, location and text; 128 + n if signal n interrupted the run and main_fn
+ * returned -ECANCELED. conc_set_exit_status replaces the first two.
  *     int conc_main(conc_fn *main_fn, void *arg); */
 #define conc_main(...) conc__main(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg);
 
-/* Sets what conc_main returns instead of 0, or of 1, in which case it still prints the error. From
- * any task or posted function of conc_main's run; the last call counts. Under conc_run it has no
- * effect. A status outside 0 to 255 changes nothing. */
+/* Makes conc_main return this status instead of 0 or 1; it still prints any error. From any task or
+ * posted function of conc_main's run; the last call counts. Under conc_run it has no effect. A
+ * status outside 0 to 255 is ignored. */
 CONC_API void conc_set_exit_status(int status);
 
-/* A random number, low <= x < high (low if high is not above it). The numbers repeat from run to
- * run under .random or a seed, and on the virtual clock. Not for secrets. Outside a run: low. */
+/* A random number, low <= x < high (low if high <= low). The numbers are the same in every run
+ * under .random or a seed, and on the virtual clock. Not for secrets. Outside a run: low. */
 CONC_API double conc_random(double low, double high);
 
 /* ---- >>time --------------------------------------------------------------------------------- */
 
 #define CONC_FOREVER 1e300 /* as a timeout: none; as a deadline: never */
 
-/* Seconds on the loop's clock: a monotonic one with an arbitrary start, or the virtual clock.
- * Outside a run, the monotonic one. */
+/* Seconds on the loop's clock: monotonic with an arbitrary start, or virtual. Outside a run, the
+ * monotonic clock. */
 CONC_API double conc_now(void);
 
-/* Sleeps s seconds, or until conc_now() is t. Waits; if that is already due, yields once. NaN:
- * -EINVAL. */
+/* Sleeps s seconds, or until conc_now() is t. Waits; if already due, yields once. NaN: -EINVAL. */
 CONC_API int conc_sleep(double s);
 CONC_API int conc_sleep_until(double t);
 
-/* Lets every ready task run once (under a seed, some of them). Waits. Other calls, if they need not
- * wait, return without letting others run, about 256 times in a row. Call this in a long
- * computation, and in a loop of such calls that depends on what other tasks do. */
+/* Lets every ready task run once (under a seed, some of them). Waits. Other calls that need not
+ * wait return without letting others run, about 256 times in a row. Call this in a long
+ * computation, and in a loop of such calls that depends on other tasks. */
 CONC_API int conc_yield(void);
 
-/* Holds the whole loop for s seconds, as a long computation or a blocking call would: for
- * demonstrations and tests. The virtual clock moves by s. Afterwards, time limits that have passed
- * are in force. NaN: -EINVAL. Not a checkpoint. In a job of conc_pool.h it blocks the job's thread,
+/* Blocks the whole loop for s seconds, as a long computation or a blocking call would: for
+ * demonstrations and tests. The virtual clock advances by s. Time limits that pass take effect
+ * afterwards. NaN: -EINVAL. Not a checkpoint. In a job of conc_pool.h it blocks the job's thread,
  * and returns -ECANCELED once the job is asked to stop. */
 CONC_API int conc_block(double s);
 
-/* Returns when every other task waits and nothing is ready; time does not move meanwhile. Functions
- * that keep posting each other do not delay it for ever. For tests. Waits. */
+/* Returns when every other task waits and nothing is ready; time does not advance until then.
+ * Functions that keep posting each other do not delay it forever. For tests. Waits. */
 CONC_API int conc_settle(void);
 
 /* ---- >>scopes ------------------------------------------------------------------------------- */
@@ -289,17 +284,17 @@ CONC_API int conc_settle(void);
 struct conc__wait_kind;
 struct conc__waits;
 
-/* A wait of a task. What ends the wait takes it out of its list at that moment. */
+/* A task's wait. Whatever ends the wait also removes it from its list. */
 typedef struct conc__wait {
     struct conc__wait *next, *prev;
     struct conc__waits *list; /* NULL: in no list */
     conc_task *task;
     const struct conc__wait_kind *kind;
     const void *on; /* what it waits for */
-    /* for the kind's use: where an item goes to or comes from, the location of the call, ... */
+    /* for the kind's use: an item's source or destination, the call's location, ... */
     void *item;
     int result; /* of the call that waits */
-    int value; /* for the kind's use: the events that it waits for, and then those that came, ... */
+    int value;  /* for the kind's use: the awaited events, then those that occurred, ... */
 } conc__wait;
 
 typedef struct conc__waits {
@@ -312,7 +307,7 @@ typedef struct conc__timer {
     void (*fire)(struct conc__timer *timer);
 } conc__timer;
 
-/* A scope is used once; zero it to use it again. The three flags stay readable after its end. */
+/* A scope is used once; zero it to reuse it. The three flags stay readable after its end. */
 struct conc_scope {
     bool cancel_called; /* it was cancelled, by a call or by its time limit */
     bool cancel_caught; /* its end turned -ECANCELED into -ETIMEDOUT or 0 */
@@ -327,8 +322,8 @@ struct conc_scope {
 };
 
 /* Opens a scope for the calling task, inside those it has open. After timeout seconds
- * (CONC_FOREVER: never; 0 or less: at once) every checkpoint inside returns -ECANCELED until the
- * scope is left.
+ * (CONC_FOREVER: never; 0 or less: immediately) every checkpoint inside returns -ECANCELED until
+ * the scope ends.
  *     int conc_scope_begin(conc_scope *s, double timeout);
  * Errors: -EINVAL (NULL, NaN, used before). Not a checkpoint. */
 #define conc_scope_begin(...) conc__scope_begin(CONC__AT("the scope opened at "), __VA_ARGS__)
@@ -345,25 +340,26 @@ CONC_API int conc_scope_end(conc_scope *s, int rc) CONC_NODISCARD;
  * nothing if the scope is not open. From any task or posted function of the loop. */
 CONC_API void conc_scope_cancel(conc_scope *s);
 
-/* Replaces the time limit by one that counts from now. Takes effect at once, even while the task
- * waits. Errors: -EINVAL (NaN, not open, cancelled already). From any task or posted function of
- * the loop. */
+/* Replaces the time limit by one that counts from now. Takes effect immediately, even while the
+ * task waits. Errors: -EINVAL (NaN, not open, already cancelled). From any task or posted function
+ * of the loop. */
 CONC_API int conc_scope_set_timeout(conc_scope *s, double s_from_now);
 
 /* While on, cancels and time limits from outside do not apply inside the scope; its own still do.
- * Takes effect at once, even while the task waits. From any task or posted function of the loop. */
+ * Takes effect immediately, even while the task waits. From any task or posted function of the
+ * loop. */
 CONC_API void conc_scope_shield(conc_scope *s, bool on);
 
 /* Calls fn(arg) with a limit of s seconds (asyncio.wait_for). Returns its result, or -ETIMEDOUT if
  * it ended with -ECANCELED after the limit. Waits as fn does. -EINVAL: NULL fn, NaN. */
 CONC_API int conc_timeout(double s, conc_fn *fn, void *arg);
 
-/* Calls fn(arg) with a limit of grace seconds, and hides cancels from outside: for cleaning up.
- * Results as above. Works in a job of conc_pool.h, too. */
+/* Calls fn(arg) with a limit of grace seconds, hiding cancels from outside: for cleanup. Results as
+ * above. Works in a job of conc_pool.h, too. */
 CONC_API int conc_shield(double grace, conc_fn *fn, void *arg);
 
-/* The nearest deadline that applies here, on conc_now's clock: CONC_FOREVER without one,
- * -CONC_FOREVER once cancelled. Outside a task CONC_FOREVER. */
+/* The nearest deadline in effect here, on conc_now's clock: CONC_FOREVER if none, -CONC_FOREVER
+ * once cancelled. Outside a task CONC_FOREVER. */
 CONC_API double conc_deadline(void);
 
 /* Would a checkpoint here return -ECANCELED? For long computations. Outside a task: false. */
@@ -371,11 +367,11 @@ CONC_API bool conc_cancelled(void);
 
 /* ---- >>groups ------------------------------------------------------------------------------- */
 
-/* A group is used once. The first three fields are yours to set before the first spawn. */
+/* A group is used once. Set the first three fields before the first spawn. */
 struct conc_group {
-    int limit; /* children at once; a spawn beyond it waits; 0: no limit */
-    /* a child's error does not cancel the others; the group still returns the first one, even if a
-     * conc_join has returned it */
+    int limit; /* most live children; a spawn beyond it waits; 0: no limit */
+    /* a child's error does not cancel the others; the group still returns the first error, even if
+     * a conc_join has returned it */
     bool keep_going;
     size_t stack_size; /* bytes for each child, at least 16384; 0: the run's */
     int error;         /* the first failure: a child's, or the body's own */
@@ -391,36 +387,35 @@ struct conc_group {
     char text[128], error_name[48];
 };
 
-/* Opens the group here, as a scope of the calling task, which is its owner. The first spawn does
- * the same.
+/* Opens the group here, as a scope of the calling task, its owner. Otherwise the first spawn does.
  *     int conc_group_begin(conc_group *g);
  * Errors: -EINVAL (NULL, used before, negative limit). Not a checkpoint. */
 #define conc_group_begin(...) conc__group_begin((__VA_ARGS__), CONC__AT("the group opened at "))
 CONC_API int conc__group_begin(conc_group *g, const char *place);
 
-/* Starts fn(arg) as a task of the group; g NULL: of the run's own background group, which the run's
- * end cancels. Returns 0 at once, which guarantees that fn will run, when the caller next waits.
- * Waits only if the group's limit is reached. The error of a background task goes to on_error when
- * it ends; if it has a handle, at the run's end, unless a task has joined it.
+/* Starts fn(arg) as a task of the group; g NULL: of the run's background group, which the run
+ * cancels at its end. Returns 0 immediately, which guarantees that fn will run, once the caller
+ * next waits. Waits only if the group's limit is reached. The error of a background task goes to
+ * on_error when it ends; if it has a handle, at the run's end, unless a task has joined it.
  *     int conc_spawn(conc_group *g, conc_fn *fn, void *arg);
- * On an error fn does not run, arg stays yours, and a group that this call would have opened is as
- * fresh as before: -ECANCELED (the group is cancelled, or the caller while it waited for room),
- * -EINVAL (NULL fn, a group that was closed), -ENOMEM, -EPERM (another loop's group). */
+ * On an error fn does not run, the caller keeps arg, and a group that this call would have opened
+ * is unchanged: -ECANCELED (the group is cancelled, or the caller while it waited for room),
+ * -EINVAL (NULL fn, a closed group), -ENOMEM, -EPERM (another loop's group). */
 #define conc_spawn(...) conc__spawn(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__spawn(const char *spawned, conc_group *g, conc_fn *fn, void *arg);
 
-/* The same, but fn gets the address of a copy of size bytes, which is on the task's own stack and
- * is fn's until fn returns. It is aligned for every type of that size (up to 4096). arg is borrowed
- * until the call returns, as the copy is made after a wait for room. Errors as above, and -EINVAL:
- * size is more than a quarter of the task's stack, or arg is NULL.
+/* The same, but fn gets the address of a copy of size bytes on the task's own stack, valid until fn
+ * returns. It is aligned for every type of that size (up to 4096). arg is borrowed until the call
+ * returns, because the copy is made after any wait for room. Errors as above, and -EINVAL: size is
+ * more than a quarter of the task's stack, or arg is NULL.
  *     int conc_spawn_copy(conc_group *g, conc_fn *fn, const void *arg, size_t size); */
 #define conc_spawn_copy(...) conc__spawn_copy(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__spawn_copy(const char *spawned, conc_group *g, conc_fn *fn, const void *arg,
                               size_t size);
 
 /* conc_spawn_copy of a value: CONC_SPAWN(&g, fetch, (job){url, 3}); CONC_SPAWN(&g, count, i); A
- * pointer, a string or another array does not compile, as only its address would be copied. What a
- * struct points to is not copied. */
+ * pointer, a string or another array does not compile, because only its address would be copied. A
+ * struct's pointees are not copied. */
 #define CONC_SPAWN(g, fn, ...)                                              \
     CONC__SPAWN(g, fn, (__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__), \
                 CONC__GIVEN(#__VA_ARGS__))
@@ -438,38 +433,39 @@ CONC_API int conc__spawn_copy(const char *spawned, conc_group *g, conc_fn *fn, c
         conc__spawn_copy(CONC__NAMED(fn), (g), (fn), &value, sizeof value);                 \
     })
 
-/* As conc_spawn, with a handle. The handle is storage of yours, with any content, which must stay
- * where it is until the task was joined, was returned by conc_group_next, or its group closed.
- * -EBUSY: the handle is in use. If the function that has the handle returns before that, conc
- * aborts with a report: in debug mode at the next wait, otherwise at the end of the group. It does
- * the same if the handle was overwritten and is reused: always in debug mode, otherwise if its task
- * is the first or last child of the group.
+/* Like conc_spawn, with a handle: caller's storage, which need not be initialized and must not move
+ * until the task was joined, was returned by conc_group_next, or its group closed. -EBUSY: the
+ * handle is in use. If the function that declares the handle returns before that, conc aborts with
+ * a report: in debug mode at the next wait, otherwise at the group's end. The same happens if the
+ * handle is overwritten and reused: always in debug mode, otherwise if its task is the group's
+ * first or last child.
  *     int conc_spawn_task(conc_group *g, conc_task *t, conc_fn *fn, void *arg); */
 #define conc_spawn_task(...) conc__spawn_task(CONC__NAMED_THIRD(__VA_ARGS__, 0, 0, 0), __VA_ARGS__)
 CONC_API int conc__spawn_task(const char *spawned, conc_group *g, conc_task *t, conc_fn *fn,
                               void *arg);
 
 /* Starts fn as conc_spawn does, waits until it has called conc_started(value), and returns value.
- * If fn ends without that, returns its error (-EINVAL if it had none) and leaves the group as
- * before: fresh if this call opened it and nothing else is in it. A cancel of the caller cancels
- * fn; then the call returns -ECANCELED once fn has ended. Waits.
+ * If fn ends without that, returns its error (-EINVAL if none) and leaves the group as before:
+ * unused if this call opened it and nothing else is in it. Cancelling the caller cancels fn; the
+ * call then returns -ECANCELED once fn has ended. Waits.
  *     int conc_start(conc_group *g, conc_fn *fn, void *arg); */
 #define conc_start(...) conc__start(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__start(const char *spawned, conc_group *g, conc_fn *fn, void *arg);
 
-/* Makes the conc_start that started this task return value, 0 or more. Errors: -EINVAL (not started
- * by conc_start, a second call, negative), -ECANCELED (the starter gave up). Not a checkpoint. */
+/* Makes the conc_start that started this task return value, which must be 0 or more. Errors:
+ * -EINVAL (not started by conc_start, a second call, negative), -ECANCELED (the starter gave up).
+ * Not a checkpoint. */
 CONC_API int conc_started(int value);
 
-/* Waits for every child, including those spawned meanwhile, and closes the group. Returns the first
- * error; else -ECANCELED if an outer scope is cancelled and a member was cut short; else 0. A group
- * that was never opened: 0. Errors, changing nothing: -EINVAL (closed already, or a scope opened
- * later is still open), -EPERM (not the owner). Waits; a cancel does not cut it short, but reaches
- * the children. */
+/* Waits for every child, including any spawned during the wait, and closes the group. Returns the
+ * first error; else -ECANCELED if an outer scope is cancelled and a member was interrupted; else 0.
+ * A group that was never opened: 0. Errors, changing nothing: -EINVAL (already closed, or a scope
+ * opened later is still open), -EPERM (not the owner). Waits; a cancel does not cut it short, but
+ * reaches the children. */
 CONC_API int conc_group_wait(conc_group *g) CONC_NODISCARD;
 
-/* The same with the result of the body. If rc is an error, it cancels the children first and is the
- * group's first error, unless a child's came before it. Returns rc if nothing failed. */
+/* The same with the body's result. If rc is an error, it cancels the children first and is the
+ * group's first error, unless a child failed earlier. Returns rc if nothing failed. */
 CONC_API int conc_group_end(conc_group *g, int rc) CONC_NODISCARD;
 
 /* Cancels the children and the owner's body, until the group is closed; the group's own wait then
@@ -477,12 +473,12 @@ CONC_API int conc_group_end(conc_group *g, int rc) CONC_NODISCARD;
  * loop. */
 CONC_API void conc_group_cancel(conc_group *g);
 
-/* Waits for the next child to end that has a handle and was not collected before. Returns 1, with
- * the handle in *t and its error in conc_last_error, in the order of ending; 0 if none is left.
- * Errors: -EINVAL, -EPERM (another run's), -ECANCELED. */
+/* Waits for the next child to end that has a handle and is not yet collected. Returns 1, with the
+ * handle in *t and its error in conc_last_error, in order of completion; 0 if none is left. Errors:
+ * -EINVAL, -EPERM (another run's), -ECANCELED. */
 CONC_API int conc_group_next(conc_group *g, conc_task **t) CONC_NODISCARD;
 
-/* One call of a gather. result is its value, text the text of its error ("" if it succeeded). */
+/* One call of a gather. result is its value, text its error text ("" on success). */
 typedef struct conc_call {
     conc_fn *fn;
     void *arg;
@@ -493,9 +489,9 @@ typedef struct conc_call {
     const char *name;
 } conc_call;
 
-/* Runs all calls at once, each as a task, and returns when all have ended. The first error cancels
- * the others and is returned; 0 if none failed. Every result is in its call. n 0 returns 0 at once.
- * Errors before anything has run: -EINVAL, -ENOMEM. Waits.
+/* Runs all calls concurrently, each as a task, and returns when all have ended. The first error
+ * cancels the others and is returned; 0 if none failed. Each call holds its result. n 0 returns 0
+ * immediately. Errors before anything has run: -EINVAL, -ENOMEM. Waits.
  *     int conc_gather(conc_call *calls, size_t n); */
 #define conc_gather(...) conc__gather(CONC__AT("conc_gather at "), __VA_ARGS__)
 CONC_API int conc__gather(const char *spawned, conc_call *calls, size_t n);
@@ -508,22 +504,22 @@ CONC_API int conc__gather_unseen(const char *spawned, conc_call *calls, size_t n
 #define conc_gather_all(...) conc__gather_all(CONC__AT("conc_gather_all at "), __VA_ARGS__)
 CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n);
 
-/* Calls fn with the address of each of count elements of size bytes, all at once; otherwise as
+/* Calls fn with the address of each of count elements of size bytes, concurrently; otherwise like
  * conc_gather. size 0: every call gets args itself.
  *     int conc_map(conc_fn *fn, void *args, size_t count, size_t size); */
 #define conc_map(...) conc__map(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size);
 
-/* conc_map with at most limit of these tasks at once (0: no limit). Elements start in order, each
- * when an earlier one has ended; after an error, or a cancel of the caller, no more start. Further
- * errors: -EINVAL (a negative limit), and -ENOMEM even after some have started.
+/* conc_map with at most limit concurrent tasks (0: no limit). Elements start in order, as earlier
+ * ones end; after an error, or a cancel of the caller, no more start. Further errors: -EINVAL (a
+ * negative limit), and -ENOMEM even after some have started.
  *     int conc_map_limit(int limit, conc_fn *fn, void *args, size_t count, size_t size); */
 #define conc_map_limit(...) conc__map_limit(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__map_limit(const char *spawned, int limit, conc_fn *fn, void *args, size_t count,
                              size_t size);
 
 /* conc_map in which errors cancel nothing, as in conc_gather_all. results (NULL: not wanted) has
- * count elements, which belong to the call until it returns.
+ * count elements, borrowed until the call returns.
  *     int conc_map_all(conc_fn *fn, void *args, size_t count, size_t size, int *results); */
 #define conc_map_all(...) conc__map_all(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size,
@@ -568,7 +564,7 @@ struct conc_task {
     uint8_t state, sink_kind;
     uint16_t cancels_in_a_row;
     bool has_handle, in_finished, collected;
-    bool failed; /* with an error that was not passed to its group */
+    bool failed; /* with an error not passed to its group */
     uint16_t seal;
     bool name_allocated;  /* without a handle: conc_set_name allocated `name` */
     uint32_t errors_made; /* incremented by conc__set_error; never initialized */
@@ -597,14 +593,14 @@ struct conc_task {
 };
 
 /* Waits until the task has ended; its result is in *result (NULL: not wanted), its error text in
- * conc_last_error. Any number of tasks may join it; a join never cancels it. Errors: -ECANCELED
+ * conc_last_error. Any number of tasks may join it; joining never cancels it. Errors: -ECANCELED
  * (the caller was cancelled; the task continues), -EDEADLK (oneself), -EPERM (another run's task,
  * ended or not), -EINVAL. */
 CONC_API int conc_join(conc_task *t, int *result);
 
-/* Cancels the task: from now on each of its checkpoints returns -ECANCELED, except inside shields.
- * Returns at once. Errors: -EALREADY (it has ended), -EINVAL (no task), -EPERM (another loop's).
- * From any task or posted function of the loop. */
+/* Cancels the task: from now on its checkpoints return -ECANCELED, except inside shields. Does not
+ * wait. Errors: -EALREADY (it has ended), -EINVAL (no task), -EPERM (another loop's). From any task
+ * or posted function of the loop. */
 CONC_API int conc_cancel(conc_task *t);
 
 /* Has the task ended? */
@@ -613,33 +609,31 @@ CONC_API bool conc_done(const conc_task *t);
 /* The running task, valid until it ends; NULL in a posted function and outside a run. */
 CONC_API conc_task *conc_self(void);
 
-/* A task's name: the one that conc_set_name set (copied, at most 47 bytes), else its function and
- * the location of its spawn. Borrowed; NULL if there is no task. If memory has run out,
- * conc_set_name does nothing. */
+/* A task's name: that set by conc_set_name (copied, at most 47 bytes), else its function and spawn
+ * location. Borrowed; NULL if there is no task. Without memory, conc_set_name does nothing. */
 CONC_API const char *conc_name(const conc_task *t);
 CONC_API void conc_set_name(conc_task *t, const char *name);
 
 /* ---- >>errors ------------------------------------------------------------------------------- */
 
 /* Returns rc, and gives it a text (at most 127 bytes). If the task returns rc, the text reaches
- * join, group, gather and on_error; if it sets a future to rc, the future's waiters, also from a
- * posted function. Outside of tasks and jobs, the text is for this thread's conc_last_error.
+ * join, group, gather and on_error; if it (or a posted function) sets a future to rc, the future's
+ * waiters. Outside tasks and jobs, the text is for this thread's conc_last_error.
  *     return conc_fail(-EPROTO, "line %d: no colon", line); */
 CONC_API int conc_fail(int rc, const char *fmt, ...) __attribute__((__format__(__printf__, 2, 3)));
 
-/* The text of the error of a task that has ended: that of conc_fail, else that of conc_strerror; ""
- * if it succeeded. Borrowed. */
+/* The error text of a task that has ended: conc_fail's, else conc_strerror's; "" on success.
+ * Borrowed. */
 CONC_API const char *conc_error_text(const conc_task *t);
 
-/* The text of this task's newest error: one that conc_fail or another call of conc returned, or
- * that came from a join, group or gather; "" if there was none. -ECANCELED does not replace the
- * error before it. Outside a run: the error of the thread's last run, or of a conc_run that was
- * refused, or the newest error of a call since then; "" if there was none. Borrowed until the next
- * error. */
+/* The text of this task's newest error, returned by conc_fail or another conc call, a join, group
+ * or gather; "" if none. -ECANCELED does not replace the error before it. Outside a run: the error
+ * of the thread's last run, or of a refused conc_run, or of a later call; "" if none. Borrowed
+ * until the next error. */
 CONC_API const char *conc_last_error(void);
 
-/* The text of any negative errno; for some, what it means in conc instead of the system's text.
- * Never freed. From anywhere. */
+/* The text of any negative errno; for some, its meaning in conc instead of the system's text.
+ * Static. From anywhere. */
 CONC_API const char *conc_strerror(int rc);
 
 /* The value of expr, if it is not negative. A negative one is returned, as an int, from the calling
@@ -672,19 +666,18 @@ CONC_API const char *conc_strerror(int rc);
 /* clang-format on */
 #endif
 
-/* CONC_AUTO(conc_group, g) = {.limit = 5}; closes the object when the block ends, however it is
- * left; the last declared closes first. For conc_group (cancels the children and waits for them;
- * their errors go to on_error), conc_gen, conc_stream, conc_signals and types of the other headers.
- * Closing an object that was never opened, or is closed, does nothing. Not for conc_scope, whose
- * end changes the result. */
+/* CONC_AUTO(conc_group, g) = {.limit = 5}; closes the object on every exit from the block; the last
+ * declared closes first. For conc_group (cancels the children and waits for them; their errors go
+ * to on_error), conc_gen, conc_stream, conc_signals and types of the other headers. Closing an
+ * unopened or closed object does nothing. Not for conc_scope, whose end changes the result. */
 #define CONC_AUTO(type, name) __attribute__((__cleanup__(conc__auto_##type), __unused__)) type name
 CONC_API void conc__auto_conc_group(conc_group *g);
 CONC_API void conc__auto_conc_gen(conc_gen *g);
 
-/* CONC_AUTO_TYPE(fetch_client, fetch_close) at file scope makes CONC_AUTO work with a type of
- * yours: CONC_AUTO(fetch_client, c) = {0}; calls fetch_close(&c), and ignores its result, when the
- * block ends. The type's name must be one word, and closing an all-zero object must be harmless. An
- * error in the close leaves conc_last_error as it was. A semicolon may follow. */
+/* CONC_AUTO_TYPE(fetch_client, fetch_close) at file scope makes CONC_AUTO work with your own type:
+ * CONC_AUTO(fetch_client, c) = {0}; calls fetch_close(&c), and ignores its result, when the block
+ * ends. The type's name must be one word, and closing an all-zero object must be harmless. An error
+ * in the close does not change conc_last_error. A semicolon may follow. */
 #define CONC_AUTO_TYPE(type, close)                                          \
     static __attribute__((__unused__)) void conc__close_##type(void *object) \
     {                                                                        \
@@ -699,14 +692,14 @@ CONC_API void conc__close_quietly(void (*close)(void *), void *object);
 
 /* ---- >>locals ------------------------------------------------------------------------------- */
 
-/* A value for each task, which its children inherit: static conc_local request_id = {"request id"};
- * its address is the key. */
+/* A per-task value that children inherit: static conc_local request_id = {"request id"}; its
+ * address is the key. */
 typedef struct conc_local {
     const char *name; /* shown in dumps; may be NULL */
 } conc_local;
 
-/* Sets this task's value (borrowed). A task starts with the values that its parent had at the
- * spawn; later sets of either do not affect the other. Errors: -EINVAL (NULL key), -ENOMEM. */
+/* Sets this task's value (borrowed). A task starts with its parent's values at the spawn; later
+ * sets in either do not affect the other. Errors: -EINVAL (NULL key), -ENOMEM. */
 CONC_API int conc_local_set(conc_local *key, const void *value);
 
 /* This task's value; NULL if none was set. */
@@ -714,7 +707,7 @@ CONC_API void *conc_local_get(conc_local *key);
 
 /* ---- >>generators --------------------------------------------------------------------------- */
 
-/* The body: emits items, returns 0 at the end or a negative error. */
+/* The body: emits items, and returns 0 at the end or a negative error. */
 typedef int conc_gen_fn(conc_gen *g, void *arg);
 
 struct conc_gen {
@@ -723,8 +716,8 @@ struct conc_gen {
     uint64_t run;
 };
 
-/* Opens a generator: fn(g, arg) runs in the consumer's task, on a stack of its own, from the first
- * conc_gen_next on.
+/* Opens a generator: fn(g, arg) runs in the consumer's task, on its own stack, starting with the
+ * first conc_gen_next.
  *     int conc_gen_open(conc_gen *g, conc_gen_fn *fn, void *arg, size_t item_size);
  * Errors: -EINVAL (NULL, open already), -EBUSY (open in another thread's run), -ENOMEM. Close it
  * with conc_gen_close. */
@@ -734,21 +727,20 @@ CONC_API int conc__gen_open(const char *opened, conc_gen *g, conc_gen_fn *fn, vo
 
 /* In the body: passes a copy of item_size bytes to the consumer, and returns 0 when it wants the
  * next item. -ECANCELED: the consumer is closing the generator: clean up and return; every later
- * emit returns that at once. -EINVAL: not in this generator's body, or a scope or group of the body
- * is open. The body cannot end a scope or group that its consumer has open: -EINVAL. */
+ * emit immediately returns the same. -EINVAL: not in this generator's body, or a scope or group of
+ * the body is open. The body cannot end a scope or group that its consumer has open: -EINVAL. */
 CONC_API int conc_gen_emit(conc_gen *g, const void *item);
 
-/* In the consumer: returns 1 and the next item, 0 at the end and after it, or the body's error. A
- * cancel of the consumer reaches the waits of the body. -EBUSY: another task, or the body itself,
- * is in the generator; -EPERM: it belongs to another run; -EINVAL: not open. Waits as the body does. */
+/* In the consumer: returns 1 and the next item, 0 at the end and after it, or the body's error.
+ * Cancelling the consumer reaches the body's waits. -EBUSY: another task, or the body itself, is in
+ * the generator; -EPERM: it belongs to another run; -EINVAL: not open. Waits as the body does. */
 CONC_API int conc_gen_next(conc_gen *g, void *item);
 
-/* Ends the body, whose emit returns -ECANCELED, waits for its clean-up, and frees the stack.
- * Returns 0 or the error of the clean-up. The body's own waits still work while it cleans up. A
- * body that emits 1000 times more instead of ending is stopped for good: conc closes what it has
- * open, cancels the children of its groups and waits for them, reports that to on_error, returns
- * -EINVAL, and keeps the stack until the run ends. Closing twice, what was never opened, or after
- * the run: 0. -EBUSY and -EPERM as above. */
+/* Ends the body, whose emit returns -ECANCELED, waits for its cleanup, and frees the stack. Returns
+ * 0 or the cleanup's error. The body's own waits still work during cleanup. A body that emits 1000
+ * more times instead of returning is stopped: conc closes everything it opened, cancels its groups'
+ * children and waits for them, reports that to on_error, returns -EINVAL, and keeps the stack until
+ * the run ends. Closing it twice, unopened, or after the run: 0. -EBUSY and -EPERM as above. */
 CONC_API int conc_gen_close(conc_gen *g);
 
 /* ---- >>descriptors -------------------------------------------------------------------------- */
@@ -756,44 +748,43 @@ CONC_API int conc_gen_close(conc_gen *g);
 enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
 
 /* Descriptors that conc opened (conc_listen, conc_accept, conc_dial) are non-blocking and
- * close-on-exec, and must be closed with conc_close. All calls here take any other descriptor as
- * well. Each makes its system call first, and waits only if that would block. Several tasks may
- * wait on one descriptor; all of them continue when it is ready. No call raises SIGPIPE, which a
- * run blocks in its thread; a broken pipe is -EPIPE. A program that a task starts by system(),
- * popen() or posix_spawn() inherits the blocked signal; one of conc_pool.h's conc_child does not.
+ * close-on-exec, and must be closed with conc_close. All calls here also take any other descriptor.
+ * Each makes its system call first, and waits only if that would block. Several tasks may wait on
+ * one descriptor; all continue when it is ready. No call raises SIGPIPE, which a run blocks in its
+ * thread; a broken pipe is -EPIPE. A program that a task starts with system(), popen() or
+ * posix_spawn() inherits the blocked signal; a conc_child of conc_pool.h does not.
  *
- * A descriptor in blocking mode keeps that mode, apart from a listener (conc_accept), and does not
- * hold the loop. For sockets and pipes, Linux has calls that do not block. Terminals and named
- * pipes are opened a second time for each call. All others are polled with poll(2) first, and at
- * most PIPE_BUF bytes are written at a time. If a device takes the parts of a vector one by one, as
- * an eventfd does, only the first part is moved. Two things can still hold the loop: the disk, with
+ * A descriptor in blocking mode keeps that mode, except a listener (conc_accept), and does not
+ * block the loop. For sockets and pipes, Linux has non-blocking calls. Terminals and named pipes
+ * are opened a second time for each call. All others are polled with poll(2) first, and at most
+ * PIPE_BUF bytes are written at a time. If a device takes a vector's parts one by one, as an
+ * eventfd does, only the first part is moved. Two things can still block the loop: the disk, with
  * regular files and directories (conc_pool.h reads and writes files off the loop); and a descriptor
- * of another kind (inotify; pipes on other systems) that several processes use at once, if another
- * one takes the bytes after poll(2) has reported them.
+ * of another kind (inotify; pipes on other systems) shared by several processes, if another takes
+ * the bytes after poll(2) has reported them.
  *
- * A descriptor may be reported ready though a call would block: a socket with messages in its error
- * queue, a full Unix datagram peer, an eventfd without room for so large a number. Then the call
- * pauses before it tries again, for 1 ms at first and up to 64 ms later.
+ * A descriptor may be reported ready although a call would block: a socket with messages in its
+ * error queue, a full Unix datagram peer, an eventfd without room for so large a number. Then the
+ * call pauses before it retries, for 1 ms at first and up to 64 ms later.
  *
  * If a descriptor is closed with close(2), a task that waits for it gets -EBADF within a quarter of
- * a second (with thousands of such descriptors, within as many times that as there are 500s). If
- * the number is reused at once for a file of the same kind, the poll(2) backend may not notice if
- * both have the same inode, as eventfds do. */
+ * a second (per 500 such descriptors). If a file of the same kind immediately reuses the number,
+ * the poll(2) backend may not notice if both have the same inode, as eventfds do. */
 
-/* Waits until fd is ready for any of `events`, and returns those for which it is ready. End of
- * file, an error, or a peer that hung up make it ready. With events 0, waits only for a hang-up or
- * an error, and returns 0. A regular file is always ready, and never hangs up. Errors: -EBADF (not
- * open, or closed meanwhile), -EINVAL (other events), or the system's.
+/* Waits until fd is ready for any of `events`, and returns those. End of file, an error, or a
+ * peer's hang-up make it ready. With events 0, waits only for a hang-up or an error, and returns 0.
+ * A regular file is always ready, and never hangs up. Errors: -EBADF (not open, or closed during
+ * the wait), -EINVAL (other events), or the system's.
  *
- * It reports what poll(2) reports. If a descriptor is reported ready though a call would block, a
- * loop of conc_wait_fd and recv(2) spins, as conc does not see the EAGAIN; conc_recv and the like
- * pause. */
+ * It reports what poll(2) reports. If a descriptor is reported ready although a call would block, a
+ * loop of conc_wait_fd and recv(2) spins, because conc does not see the EAGAIN; conc_recv and the
+ * like pause. */
 CONC_API int conc_wait_fd(int fd, int events);
 
-/* The POSIX calls, but they wait instead of blocking or failing with EAGAIN. Each returns a count,
- * 0 at end of file, or a negative errno (-EBADF also if fd is closed while they wait). A cancel
- * loses nothing: -ECANCELED means that no byte was moved. With MSG_DONTWAIT in flags, they return
- * -EAGAIN instead of waiting; instead of MSG_WAITALL, use conc_read_full. */
+/* The POSIX calls, waiting instead of blocking or failing with EAGAIN. Each returns a count, 0 at
+ * end of file, or a negative errno (-EBADF also if fd is closed during the wait). A cancel loses
+ * nothing: -ECANCELED means that no byte was moved. With MSG_DONTWAIT in flags, they return -EAGAIN
+ * instead of waiting; instead of MSG_WAITALL, use conc_read_full. */
 CONC_API ssize_t conc_read(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write(int fd, const void *buf, size_t n);
 CONC_API ssize_t conc_readv(int fd, const struct iovec *parts, int count);
@@ -805,38 +796,37 @@ CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct so
 CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags,
                              const struct sockaddr *to, socklen_t to_size);
 
-/* Move all n bytes. They return fewer at end of file (reading), or if an error or a cancel comes
- * after some were moved: then the next call returns that error, and the next checkpoint -ECANCELED.
+/* Move all n bytes. They return fewer at end of file (reading), or if an error or a cancel occurs
+ * after some were moved: then the next call returns that error, or the next checkpoint -ECANCELED.
  * Otherwise as above. */
 CONC_API ssize_t conc_read_full(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n);
 
 /* Addresses: "127.0.0.1:8080", "[::1]:80", "[fe80::1%eth0]:80", "localhost:0" (127.0.0.1, or
  * else ::1), "unix:/run/x", and on Linux "unix:@x" for the abstract name x. Malformed: -EINVAL.
- * Other host names are looked up if conc_pool.h is in the program, otherwise -EADDRNOTAVAIL. */
+ * Other host names are looked up if the program includes conc_pool.h, otherwise -EADDRNOTAVAIL. */
 
 typedef struct conc_listen_options {
-    int backlog;     /* connections that may wait to be accepted; 0: the system's maximum */
+    int backlog;     /* most connections waiting for an accept; 0: the system's maximum */
     bool reuse_port; /* SO_REUSEPORT: several sockets share the port; ignored for "unix:" */
 } conc_listen_options;
 
-/* Opens a listening socket and returns its descriptor. The address may be reused at once
- * (SO_REUSEADDR), IPv6 is for IPv6 only, TCP connections have TCP_NODELAY. Port 0 means any free
- * one; conc_address returns it. If no process listens on the file of a Unix socket, the file is
- * replaced. Meanwhile there is a lock file PATH.conc-lock; if another process has that locked, the
- * call holds the loop for at most 50 ms. If the file system has no locks, the socket's file stays,
- * and the error is that of flock(2). Errors: -EINVAL, -EADDRINUSE and others of the system. Not a
- * checkpoint. */
+/* Opens a listening socket and returns its descriptor. The address may be reused immediately
+ * (SO_REUSEADDR), IPv6 sockets are IPv6-only, TCP connections have TCP_NODELAY. Port 0 means any
+ * free one; conc_address returns it. If no process listens on a Unix socket's file, the file is
+ * replaced, under a lock file PATH.conc-lock; if another process holds that lock, the call blocks
+ * the loop for at most 50 ms. If the file system has no locks, the socket's file stays, and the
+ * error is flock(2)'s. Errors: -EINVAL, -EADDRINUSE and others of the system. Not a checkpoint. */
 CONC_API int conc_listen(const char *address);
 CONC_API int conc_listen_with(const char *address, const conc_listen_options *o);
 
 /* Waits for a connection and returns its descriptor. A cancel leaves the connection to the next
- * accept. A listener in blocking mode becomes non-blocking, in all processes that have it:
- * otherwise the call would hold the loop if another process took the connection first. */
+ * accept. A listener in blocking mode becomes non-blocking, in all processes that share it:
+ * otherwise the call would block the loop if another process took the connection first. */
 CONC_API int conc_accept(int fd);
 
-/* Connects and returns the descriptor, with TCP_NODELAY. Errors: -EINVAL, -ECONNREFUSED and others
- * of the system. Waits; the only limit is the system's (-ETIMEDOUT). A cancel leaves nothing
+/* Connects and returns the descriptor, with TCP_NODELAY. Errors: -EINVAL, -ECONNREFUSED and other
+ * system errors. Waits; the only time limit is the system's (-ETIMEDOUT). A cancel leaves nothing
  * open. */
 CONC_API int conc_dial(const char *address);
 
@@ -846,29 +836,29 @@ CONC_API int conc_dial(const char *address);
 CONC_API int conc_address(int fd, bool peer, char *buf, size_t size);
 
 /* Closes fd, which need not be conc's, and wakes all tasks that wait on it with -EBADF: those of
- * this loop at once, those of another loop a little later. Not a checkpoint. From anywhere; outside
- * a run it only closes. Errors: those of close(2); the descriptor is closed all the same. A socket
- * with an SO_LINGER time and unsent data holds the loop for that time, even in non-blocking mode:
- * close it with conc_offload. */
+ * this loop immediately, those of another loop shortly after. Not a checkpoint. From anywhere;
+ * outside a run it only closes. Errors: those of close(2); the descriptor is closed anyway. A
+ * socket with an SO_LINGER time and unsent data blocks the loop for that time, even in non-blocking
+ * mode: close it with conc_offload. */
 CONC_API int conc_close(int fd);
 
 typedef struct conc_server {
     int fd; /* as conc_listen returned it */
     /* serves one connection. conc_serve closes fd afterwards. The handler may close it earlier with
-     * conc_close, but not with close(2): a new file with the same number would be closed */
+     * conc_close, but not with close(2): a new file that reuses the number would be closed */
     int (*handler)(int fd, void *arg);
     void *arg;
-    /* connections at once; 0: no limit. At the limit, new ones wait in the backlog */
+    /* most concurrent connections; 0: no limit. Beyond it, new ones wait in the backlog */
     int limit;
-    /* of its tasks, borrowed until conc_serve returns. NULL: the name of the handler, in debug mode
+    /* its tasks' name, borrowed until conc_serve returns. NULL: the handler's name, in debug mode
      * or under a trace, if the program has its symbols; otherwise conc_serve and its location */
     const char *name;
 } conc_server;
 
 /* Accepts connections and starts a task for each. A cancel cancels the handlers and waits for them;
  * after conc_close(s->fd) it waits for the handlers and returns 0. A handler's error goes to
- * on_error, and serving continues, as it does after an error of accept(2) that concerns only one
- * connection. If descriptors or memory run out, it tries again ten times a second; that goes to
+ * on_error, and serving continues, as it does after an accept(2) error that concerns a single
+ * connection. If descriptors or memory run out, it retries ten times a second; that goes to
  * on_error once, and again only after accepting has worked for a second. *s is read once. The
  * caller closes s->fd. Errors: -EINVAL, those of accept(2).
  *     int conc_serve(const conc_server *s); */
@@ -883,133 +873,130 @@ typedef struct conc__buffer {
     size_t start, end, size; /* its bytes are those from start to end */
 } conc__buffer;
 
-/* Buffered reading and writing, independent of each other, on any descriptor or a transport of your
- * own. The first two fields are yours to set before conc_stream_open. */
+/* Independent buffered reading and writing on any descriptor or on your own transport. Set the
+ * first two fields before conc_stream_open. */
 struct conc_stream {
-    size_t limit;       /* bytes of the longest record, without its delimiter; 0: 65,536 */
-    size_t buffer_size; /* bytes read at a time, and kept before a write waits; 0: 16,384 */
+    size_t limit;       /* longest record in bytes, without its delimiter; 0: 65,536 */
+    size_t buffer_size; /* bytes read at a time, and buffered before a write waits; 0: 16,384 */
     /* private */
     int fd, state, read_error, write_error;
     conc__buffer in, out;
-    char *ended; /* the byte that a NUL has replaced; `covered` has its value */
+    char *ended; /* the byte that a NUL has replaced; `covered` holds its value */
     char covered;
     bool at_end, writing;
-    bool unreturned; /* no call has returned the error that ended writing */
+    bool unreturned; /* no call has yet returned the error that ended writing */
     bool dropped;    /* the close dropped bytes */
     bool shut;       /* conc_stream_shutdown ended the writing half */
     conc_task *reader;
-    int inside; /* calls that may wait and have not returned */
+    int inside; /* unreturned calls that may wait */
     conc__waits writers, closers;
-    uint64_t run;                 /* that opened it, or that first used it in a forked child */
+    uint64_t run;                 /* that opened it, or first used it in a forked child */
     struct conc__transported *on; /* NULL: a descriptor */
 };
 typedef struct conc_stream conc_stream;
 
 /* Opens a stream on fd and owns it: conc_stream_close closes it.
  *     int conc_stream_open(conc_stream *s, int fd);
- * On an error fd stays yours: -EINVAL (NULL, open already), -EBUSY (closed, but a task has not left
- * it yet), -EBADF. Not a checkpoint. The stream allocates memory only while it has bytes. */
+ * On an error the caller keeps fd: -EINVAL (NULL, already open), -EBUSY (closed, but a task is
+ * still using it), -EBADF. Not a checkpoint. The stream allocates memory only while it holds bytes.
+ */
 #define conc_stream_open(...) conc__stream_open(CONC__PLACE, __VA_ARGS__)
 CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd);
 
-/* What a stream can run on instead of a descriptor: TLS, a cipher, memory. The functions get the
- * self that was passed to conc_stream_open_on, and run in tasks, where they may wait. They return a
- * negative errno for an error (with the text of conc_fail), and -ECANCELED for a cancel, which must
- * have had no effect. After -EAGAIN the stream calls again, after a pause of 1 ms at first and up
- * to 64 ms later. A read and a write may be in progress at once, in two tasks; never two reads, nor
- * two of write and shutdown. */
+/* An alternative to a descriptor under a stream: TLS, a cipher, memory. The functions get the self
+ * passed to conc_stream_open_on, and run in tasks, where they may wait. They return a negative
+ * errno for an error (with conc_fail's text), and -ECANCELED for a cancel, which must have had no
+ * effect. After -EAGAIN the stream retries, after a pause of 1 ms at first and up to 64 ms later.
+ * One read may run concurrently with one write or shutdown, in another task. */
 typedef struct conc_transport {
     /* as conc_read: waits for bytes, and returns their number, at most n; 0 at the end */
     ssize_t (*read)(void *self, void *buf, size_t n);
     /* as conc_write: waits until some of the n bytes are accepted, and returns how many; never 0.
-     * After an error, -ECANCELED or -EAGAIN the next call passes the same bytes, and maybe more
-     * after them, at another address. A transport that packs bytes into records takes them when it
-     * has made the record, and next time first sends the rest of that. conc_stream_flush does not
+     * After an error, -ECANCELED or -EAGAIN the next call passes the same bytes, perhaps followed
+     * by more, at another address. A transport that packs bytes into records accepts them once it
+     * has built the record, and next time first sends the rest of that. conc_stream_flush does not
      * know of this rest: where it matters, write must return only when the record has been sent */
     ssize_t (*write)(void *self, const void *buf, size_t n);
-    /* ends the writing half, so that the peer reads the end. NULL: there are no halves */
+    /* ends the writing half, so that the peer reads end of file. NULL: no halves */
     int (*shutdown)(void *self);
-    /* releases self, whatever it returns: 0 or an error, which conc_stream_close returns. It is
-     * called once, when no other call is in progress. It runs in a task, unless the stream is
-     * closed outside of one; in a cancelled task it cannot wait. NULL: there is nothing to
-     * release */
+    /* releases self, whatever it returns: 0 or an error, which conc_stream_close returns. Called
+     * once, when no other call is in progress, in a task unless the stream is closed outside one;
+     * in a cancelled task it cannot wait. NULL: nothing to release */
     int (*close)(void *self);
 } conc_transport;
 
-/* Opens a stream on a transport; all calls of a stream work on it. *t is copied; self is borrowed
- * until conc_stream_close has called close with it. conc_stream_close makes calls of the transport
- * that are in progress in other tasks return -ECANCELED, as if those tasks were cancelled, and
- * waits for them. When a read waits, a task of the stream's own sends what was written; if that
- * fails, the stream cancels the transport's read in the same way, and its own read returns the
- * error of the write.
+/* Opens a stream on a transport; all stream calls work on it. *t is copied; self is borrowed until
+ * conc_stream_close has called close with it. conc_stream_close makes transport calls in progress
+ * in other tasks return -ECANCELED, as if those tasks were cancelled, and waits for them. While a
+ * read waits, the stream's own task sends written data; if that fails, the stream cancels the
+ * transport's read in the same way, and its own read returns the write's error.
  *     int conc_stream_open_on(conc_stream *s, const conc_transport *t, void *self);
- * Errors: -EINVAL (NULL, no read or write, open already), -EBUSY as above, -ENOMEM; then close is
+ * Errors: -EINVAL (NULL, no read or write, already open), -EBUSY as above, -ENOMEM; then close is
  * not called. Not a checkpoint. */
 #define conc_stream_open_on(...) conc__stream_open_on(CONC__PLACE, __VA_ARGS__)
 CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_transport *t,
                                   void *self);
 
-/* Reading. A read that has to wait for bytes first starts to send what was written, so a question
- * need not be flushed before its answer is read; the sending continues during the wait. If writing
- * fails, or has failed, and no call has returned that error yet, a read that would have to wait
- * returns it, once: bytes that are there come first, and the next read waits again. A cancel loses
- * no data: bytes that were not returned can still be read. Bytes that came before an error are
- * returned before it. Errors: the descriptor's, those of writing, -EBUSY (another task is reading),
- * -EPIPE (closed, or closed while it waited), -EINVAL (never opened), -ENOMEM. */
+/* Reading. A read that must wait for bytes first starts to send written data, so a request need not
+ * be flushed before its reply is read; the sending continues during the wait. A read that would
+ * have to wait returns, once, a write error that no call has returned yet: available bytes come
+ * first, and the next read waits again. A cancel loses no data: unreturned bytes can still be read.
+ * Bytes that arrived before an error are returned before it. Errors: the descriptor's, those of
+ * writing, -EBUSY (another task is reading), -EPIPE (closed, perhaps during the wait), -EINVAL
+ * (never opened), -ENOMEM. */
 
-/* Reads the bytes that are there, at most n; 0 at end of file, and at once if n is 0. */
+/* Reads available bytes, at most n; 0 at end of file, and immediately if n is 0. */
 CONC_API ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n);
 
-/* Reads n bytes; fewer at end of file, or if a cancel or an error comes after some were read. */
+/* Reads n bytes; fewer at end of file, or if a cancel or an error occurs after some were read. */
 CONC_API ssize_t conc_stream_read_full(conc_stream *s, void *buf, size_t n);
 
 /* Reads up to and including a delimiter of n bytes. Returns the length; *data points to the bytes,
- * with a NUL after them, until the next call that reads or closes. At end of file it returns what
- * is left, without a delimiter; then 0, and *data is NULL. -EMSGSIZE: no delimiter within `limit`
- * bytes; nothing is lost, and conc_stream_read can read it. */
+ * with a NUL after them, until the next call that reads or closes. At end of file it returns the
+ * remaining bytes, without a delimiter; then 0, and *data is NULL. -EMSGSIZE: no delimiter within
+ * `limit` bytes; nothing is lost: conc_stream_read can read them. */
 CONC_API ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter, size_t n,
                                         char **data);
 
-/* The same for lines, which end with "\n" or "\r\n"; the result is without that:
+/* The same for lines, which end with "\n" or "\r\n"; the result omits that:
  *     char *line;
  *     while (CONC_TRY(conc_stream_read_line(&s, &line)) >= 0 && line) ...
- * An empty line has length 0, and so has the end, but there line is NULL. */
+ * Both an empty line and the end have length 0, but at the end line is NULL. */
 CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line);
 
-/* Writing. The buffer keeps bytes until there are buffer_size of them, until a flush, or until a
- * read of the stream has to wait. The bytes of one call stay together: writes of other tasks wait
- * for their turn. Errors: the descriptor's, which drops the buffered bytes and is returned from
- * then on, even if a read has returned it; -EPIPE (closed), -EINVAL, -ENOMEM. */
+/* Writing. The buffer keeps bytes until it holds buffer_size of them, until a flush, or until a
+ * read of the stream must wait. One call's bytes stay together: other tasks' writes wait for their
+ * turn. Errors: the descriptor's, which drops the buffered bytes and is returned from then on, even
+ * if a read has returned it; -EPIPE (closed), -EINVAL, -ENOMEM. */
 
-/* Writes n bytes and returns n, or fewer if a cancel comes after some were taken. Waits while they
- * do not fit into the buffer. */
+/* Writes n bytes and returns n, or fewer if a cancel occurs after some were accepted. Waits while
+ * they do not fit into the buffer. */
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n) CONC_NODISCARD;
 
-/* The same for formatted text. Returns its length, or less if a cancel or a time limit comes after
- * some bytes were taken, as with conc_stream_write. */
+/* The same for formatted text. Returns its length, or less if a cancel or timeout occurs after some
+ * bytes were accepted, as with conc_stream_write. */
 CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
     __attribute__((__format__(__printf__, 2, 3)));
 
-/* Waits until the system has taken all that was written, and returns 0. If a cancel or a time limit
- * comes after it has taken some bytes, returns their number, and the rest stays in the buffer for
- * the next flush; if it has taken none, -ECANCELED. */
+/* Waits until the system has accepted all written data, and returns 0. If a cancel or timeout
+ * occurs after it has accepted some bytes, returns their number, and the rest stays buffered for
+ * the next flush; if none, -ECANCELED. */
 CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
 
 /* Flushes, and ends the writing half, so that the peer reads end of file; reading continues to
- * work. Later writes return -EPIPE, and a second call 0. The write end of a pipe is closed. Waits.
- * On an error the writing half is still open: -ECANCELED (unsent bytes are kept), -ENOTSOCK (no
- * socket, pipe or transport with halves; all was flushed), an error of writing, or of
- * shutdown(2). */
+ * work. Later writes return -EPIPE, a second call 0. A pipe's write end is closed. Waits. On an
+ * error the writing half is still open: -ECANCELED (unsent bytes are kept), -ENOTSOCK (no socket,
+ * pipe or transport with halves; all was flushed), an error of writing, or of shutdown(2). */
 CONC_API int conc_stream_shutdown(conc_stream *s) CONC_NODISCARD;
 
 /* Flushes after any write in progress (not in a cancelled task), closes, and frees. Returns 0, the
- * error of the flush, or an earlier error of writing that no call has returned yet. Tasks that wait
- * in the stream get -EPIPE. The close returns when all of them have left the stream, however long
- * that takes; then its memory may be freed. If the peer does not read, the flush waits until a
- * cancel or a time limit: to drop such a peer, close in conc_timeout(0, fn, &s), or in a cancelled
- * scope. Closing it twice, or one that was never opened, does nothing. Waits; do not repeat it
- * after an error. Outside a run, and in a posted function, it neither flushes nor waits: there the
- * stream's memory must stay until the tasks inside have returned. */
+ * flush's error, or an earlier write error that no call has returned yet. Tasks waiting in the
+ * stream get -EPIPE. The close returns once all of them have left the stream, however long that
+ * takes; then its memory may be freed. If the peer does not read, the flush waits until a cancel or
+ * timeout: to drop such a peer, close in conc_timeout(0, fn, &s), or in a cancelled scope. Closing
+ * it twice, or unopened, does nothing. Waits; do not repeat it after an error. Outside a run, and
+ * in a posted function, it neither flushes nor waits: the stream's memory must then stay until the
+ * tasks inside have returned. */
 CONC_API int conc_stream_close(conc_stream *s);
 CONC_API void conc__auto_conc_stream(conc_stream *s);
 
@@ -1025,29 +1012,28 @@ typedef struct conc_signals {
     conc__waits waits;
 } conc_signals;
 
-/* Begins to receive these signals. None is lost, but the kernel may merge equal ones. Each open
- * conc_signals, in any thread, gets every signal of its numbers; a number that is listed twice
- * counts once. Signals that were blocked are unblocked in this thread. On an error nothing has
- * changed: -EINVAL (NULL, n 0, open already, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and those
- * of faults), -EBUSY (open in another thread's run), -ENOMEM, and those of the system. Not a
- * checkpoint. A conc_signals on a task's stack must be closed before its function returns;
- * otherwise conc aborts with a report.
+/* Starts receiving these signals. None is lost, but the kernel may merge equal ones. Each open
+ * conc_signals, in any thread, gets every signal of its numbers; duplicate numbers count once.
+ * Blocked signals are unblocked in this thread. On an error nothing has changed: -EINVAL (NULL, n
+ * 0, already open, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and fault signals), -EBUSY (open in
+ * another thread's run), -ENOMEM, and system errors. Not a checkpoint. A conc_signals on a task's
+ * stack must be closed before its function returns; otherwise conc aborts with a report.
  *     int conc_signals_open(conc_signals *s, const int *numbers, size_t n); */
 #define conc_signals_open(...) \
     conc__signals_open(CONC__AT("the conc_signals opened at "), __VA_ARGS__)
 CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *numbers, size_t n);
 
-/* Waits for the next signal and returns its number. If several have come, the numbers take turns.
- * -EPIPE: not open, or closed meanwhile. */
+/* Waits for the next signal and returns its number. If several have arrived, the numbers take
+ * turns. -EPIPE: not open, or closed during the wait. */
 CONC_API int conc_signals_next(conc_signals *s) CONC_NODISCARD;
 
-/* Restores the handlers and the mask from before the opening, except a handler that the program has
- * installed meanwhile. Raises again the signals that came and that no receiver got. Closing twice,
- * or what was never opened, does nothing and returns 0. Not a checkpoint. -EPERM: another run's. */
+/* Restores the handlers and the mask from before the opening, except handlers that the program has
+ * since installed. Raises again any signals that no receiver got. Closing it twice, or unopened,
+ * does nothing and returns 0. Not a checkpoint. -EPERM: another run's. */
 CONC_API int conc_signals_close(conc_signals *s);
 CONC_API void conc__auto_conc_signals(conc_signals *s);
 
-/* Waits for one signal that comes from now on, and returns its number. Errors as above. */
+/* Waits for one signal arriving from now on, and returns its number. Errors as above. */
 CONC_API int conc_wait_signal(int number);
 
 /* ---- >>loops -------------------------------------------------------------------------------- */
@@ -1055,73 +1041,72 @@ CONC_API int conc_wait_signal(int number);
 /* The loop of this thread's run; NULL outside one. */
 CONC_API conc_loop *conc_loop_self(void);
 
-/* A hold says that another thread will post to the loop. While the loop is held, tasks that all
- * wait are no deadlock, and the loop stays valid, even after its run, until it is released as often
- * as held. The virtual clock does not stop for a hold. From any thread. Errors: -EINVAL (NULL,
- * released too often), -EPERM (the loop belongs to the parent process). */
+/* A hold announces posts from another thread. While the loop is held, it is no deadlock if all
+ * tasks wait, and the loop stays valid, even after its run, until every hold is released. The
+ * virtual clock does not stop for a hold. From any thread. Errors: -EINVAL (NULL, released too
+ * often), -EPERM (the loop belongs to the parent process). */
 CONC_API int conc_loop_hold(conc_loop *l);
 CONC_API int conc_loop_release(conc_loop *l);
 
-/* Makes l call fn(arg) between two tasks, in the order of the posts. However many there are, l
- * serves timers, descriptors and signals in between. From any thread, but not from a signal
- * handler. A post that returned 0 will run. Without a hold, the caller must know that the run has
- * not ended. Errors: -EINVAL, -ENOMEM, -ESHUTDOWN (the run is over), -EPERM (it is the parent
- * process's). */
+/* Makes l call fn(arg) between two tasks, in posting order. However many posts there are, l serves
+ * timers, descriptors and signals in between. From any thread, but not from a signal handler. A
+ * post that returned 0 will run. Without a hold, the caller must ensure that the run has not ended.
+ * Errors: -EINVAL, -ENOMEM, -ESHUTDOWN (the run is over), -EPERM (it is the parent process's). */
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg);
 
 /* From another thread: starts fn(arg) as a background task of l, and returns its result when it has
- * ended, with the text of its error in conc_last_error. The caller is a plain thread or a job,
- * which blocks, or a task of another loop, which waits; arg is borrowed until the return. A cancel
- * of that task or job cancels fn; the call still returns fn's result when fn has ended. If l's run
- * ends before fn, that cancels fn, too. As with conc_post, the caller must know that the run has
- * not ended, or hold it. While a task waits in this call, the virtual clock of its loop stands
- * still; a waiting job stops no clock. On an error fn does not run: -EINVAL, -EDEADLK (l is this
- * thread's), -ESHUTDOWN (l's run is over or about to end), -ENOMEM, -ECANCELED (the calling task is
- * cancelled), -EPERM (in a posted function; or l is the parent process's).
+ * ended, with its error text in conc_last_error. The caller is a plain thread or a job, which
+ * blocks, or a task of another loop, which waits; arg is borrowed until the return. Cancelling that
+ * task or job cancels fn; the call still returns fn's result when fn has ended. If l's run ends
+ * before fn, that also cancels fn. As with conc_post, the caller must ensure that the run has not
+ * ended, or hold it. While a task waits in this call, its loop's virtual clock stands still; a
+ * waiting job stops no clock. On an error fn does not run: -EINVAL, -EDEADLK (l is this thread's),
+ * -ESHUTDOWN (l's run is over or about to end), -ENOMEM, -ECANCELED (the calling task is
+ * cancelled), -EPERM (in a posted function; or l belongs to the parent process).
  *     int conc_loop_run(conc_loop *l, conc_fn *fn, void *arg); */
 #define conc_loop_run(...) conc__loop_run(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__loop_run(const char *spawned, conc_loop *l, conc_fn *fn, void *arg);
 
-/* Frees memory that conc returned for the caller to free. NULL does nothing. From anywhere. */
+/* Frees memory that conc allocated for the caller. NULL does nothing. From anywhere. */
 CONC_API void conc_free(void *p);
 
 /* ---- >>embedding ---------------------------------------------------------------------------- */
 
-/* A run inside a program that has a loop of its own, the host. The host waits until conc_embed_fd
- * is readable, at most conc_embed_timeout seconds, and calls conc_embed_step, until that returns 0.
+/* A run inside a program with its own loop, the host. The host waits until conc_embed_fd is
+ * readable, at most conc_embed_timeout seconds, and calls conc_embed_step, until that returns 0.
  * For poll(2), round the timeout up, and turn CONC_FOREVER into -1:
  *     double s = conc_embed_timeout(&e);
  *     int ms = s > 1e6 ? -1 : (int)(s * 1000 + 0.999);
  * (kqueue does not report devices such as /dev/tty, nor, on macOS, named pipes: while a task waits
  * for one, the timeout is at most 20 ms.) Between the steps, conc treats the thread's other code
  * like a posted function: it may spawn, set and cancel, and calls that would wait return -EPERM. To
- * cancel the run from there, let main_fn store conc_self(), and pass that to conc_cancel. An
- * embedded run does not detect deadlocks. All calls must come from the thread of
- * conc_embed_begin. */
+ * cancel the run from there, store conc_self() in main_fn, and pass that to conc_cancel. An
+ * embedded run does not detect deadlocks. All calls must come from the thread of conc_embed_begin.
+ */
 typedef struct conc_embed {
     /* private */
     conc_loop *loop; /* NULL: not begun */
 } conc_embed;
 
 /* Begins the run; main_fn starts with the first step. o: as for conc_run_with. Errors: -EBUSY
- * (this thread has a run, or e has one in any thread), -EINVAL, -ENOMEM, and -ENOTSUP where the
- * loop waits with poll(2), which has no descriptor. On an error e is as it was. */
+ * (this thread has a run, or e has one in any thread), -EINVAL, -ENOMEM, and -ENOTSUP if the loop
+ * waits with poll(2), which has no descriptor. On an error e is unchanged. */
 CONC_API int conc_embed_begin(conc_embed *e, const conc_options *o, conc_fn *main_fn, void *arg);
 
-/* The descriptor to wait for, until it is readable; it is the same for the whole run. Errors:
- * -EINVAL (not begun), -EPERM (another thread, or a forked child). */
+/* The descriptor to poll for reading; the same for the whole run. Errors: -EINVAL (not begun),
+ * -EPERM (another thread, or a forked child). */
 CONC_API int conc_embed_fd(conc_embed *e);
 
-/* The longest time to wait, in seconds: 0 if there is something to do now; CONC_FOREVER if only the
- * descriptor matters, as while the virtual clock stands still for a job. Call it before each wait.
- * Not begun: CONC_FOREVER. In another thread: -EPERM, a negative number, which is no time. */
+/* The longest time to wait, in seconds: 0 if work is ready; CONC_FOREVER if only the descriptor
+ * matters, as while the virtual clock stands still for a job. Call it before each wait. Not begun:
+ * CONC_FOREVER. In another thread: -EPERM, which is negative. */
 CONC_API double conc_embed_timeout(conc_embed *e);
 
-/* Runs what is ready, without waiting. Returns 1, or 0 once the run is over. Errors: -EINVAL (not
- * begun), -EPERM (in a task, another thread, or a forked child). */
+/* Runs whatever is ready, without waiting. Returns 1, or 0 once the run is over. Errors: -EINVAL
+ * (not begun), -EPERM (in a task, another thread, or a forked child). */
 CONC_API int conc_embed_step(conc_embed *e);
 
-/* Ends the run and returns main_fn's result. If the run is not over, cancels main_fn and holds the
+/* Ends the run and returns main_fn's result. If the run is not over, cancels main_fn and blocks the
  * thread until everything has ended. Errors as above; 0 if it was never begun. */
 CONC_API int conc_embed_end(conc_embed *e);
 
@@ -1130,13 +1115,13 @@ CONC_API int conc_embed_end(conc_embed *e);
 /* Counts of this thread's run; all zero outside one. */
 typedef struct conc_stats {
     size_t tasks;       /* alive, main_fn and the caller included */
-    size_t ready;       /* of these, ready to run; conc_get_stats counts them one by one */
+    size_t ready;       /* of these, ready to run; counted one by one */
     size_t timers;      /* armed */
     size_t generators;  /* open */
     size_t descriptors; /* that tasks wait for */
     size_t signals;     /* conc_signals that are open */
-    size_t holds;       /* conc_loop_hold without its release */
-    size_t stacks;      /* in use, those of generators included */
+    size_t holds;       /* conc_loop_hold calls not yet released */
+    size_t stacks;      /* in use, including generators' */
     size_t stacks_kept; /* free, kept for the next spawn */
     size_t stack_bytes; /* address space of all of them */
     size_t jobs_queued; /* jobs that have not begun, in all pools of the program */
@@ -1147,19 +1132,19 @@ typedef struct conc_stats {
     uint64_t passes;
     uint64_t polls; /* system calls that wait or poll for events */
     /* seconds since the run began, on its clock */
-    /* in steps of tasks; without .debug or .trace: all but idle, even the scheduler's work */
+    /* in task steps; without .debug or .trace: all but idle, including the scheduler */
     double running;
-    /* in waits of all tasks that are over; only with .debug or .trace */
+    /* in all completed waits of tasks; only with .debug or .trace */
     double waiting;
-    double idle; /* while the loop slept or its virtual clock jumped, as every task waited */
+    double idle; /* while the loop slept or its virtual clock jumped because every task waited */
 } conc_stats;
 
 CONC_API void conc_get_stats(conc_stats *s);
 
 /* Prints the tree of groups and tasks: what each task waits for, which task owns that, for how many
- * seconds [in brackets], and where it was spawned. If there are more than 2000 tasks, it instead
- * prints how many are in each state at each location, the largest number first. In debug mode `kill
- * -USR2` prints it to stderr, unless the program receives that signal itself. */
+ * seconds [in brackets], and where it was spawned. Beyond 2000 tasks, it instead prints how many
+ * are in each state at each location, largest number first. In debug mode `kill -USR2` prints it to
+ * stderr, unless the program itself receives that signal. */
 CONC_API void conc_dump(FILE *out);
 
 #ifdef __cplusplus
