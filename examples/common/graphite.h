@@ -16,6 +16,7 @@
 #include <math.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -32,6 +33,9 @@ typedef struct graphite_line {
 
 /* Whether these n bytes are a line. If they are not, *out is undefined. */
 static inline bool graphite_read(const char *text, size_t n, graphite_line *out);
+
+/* Writes a line, without its end, that is read as the same. */
+static inline void graphite_write(const graphite_line *g, char out[GRAPHITE_LINE]);
 
 /* A number as above. */
 static inline bool graphite_number(const char *text, double *out);
@@ -86,6 +90,12 @@ static inline bool graphite_read(const char *text, size_t n, graphite_line *out)
     memcpy(copy, text, n);
     copy[n] = 0;
     return graphite__words(copy, out);
+}
+
+static inline void graphite_write(const graphite_line *g, char out[GRAPHITE_LINE])
+{
+    snprintf(out, GRAPHITE_LINE, "%s%s%s %.17g %.17g", g->name,
+             g->tag[0] ? ";" GRAPHITE_TAG "=" : "", g->tag, g->value, g->time);
 }
 
 #endif

@@ -23,12 +23,14 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum { LOG_LINE = 512 }; /* bytes of a line at most: the rest is cut off */
 
 typedef struct log_writer {
     int fd;
     size_t capacity; /* bytes that may wait; 0: 65,536 */
+    bool shows_time; /* begins each line with the local time, HH:MM:SS */
     /* private */
     char *data;
     size_t used;
@@ -62,14 +64,22 @@ static inline bool log__make_room(log_writer *l)
     return l->data && l->used < l->capacity && !l->failed;
 }
 
+static inline size_t log__write_time(const log_writer *l, char *out)
+{
+    struct tm local;
+    time_t now = time(NULL);
+    return l->shows_time ? strftime(out, 16, "%H:%M:%S ", localtime_r(&now, &local)) : 0;
+}
+
 static inline void log_vline(log_writer *l, const char *fmt, va_list args)
 {
     if (!log__make_room(l)) {
         l->dropped++;
         return;
     }
-    int n = vsnprintf(l->data + l->used, LOG_LINE - 1, fmt, args);
-    size_t length = n < 0 ? 0 : (size_t)n;
+    size_t length = log__write_time(l, l->data + l->used);
+    int n = vsnprintf(l->data + l->used + length, LOG_LINE - 1 - length, fmt, args);
+    length += n < 0 ? 0 : (size_t)n;
     if (length > LOG_LINE - 2)
         length = LOG_LINE - 2;
     l->data[l->used + length] = '\n';
