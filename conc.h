@@ -1170,32 +1170,32 @@ template <class type> struct conc__is_pointer<type *> {
  *  A task that waits switches straight to the next ready task. After a batch of 64 switches (fewer
  *  if steps are slow), or if no task is ready, it switches to the scheduler instead, which runs on
  *  the thread's own stack: it runs posted functions, reads the clock and polls the descriptors.
- *  Everything that may need a deep stack (hooks, reports) runs on that stack too.
+ *  Anything that may need a deep stack (hooks, reports) runs on that stack too.
  *
  *  run           one call of conc_run or conc_embed_begin; it has one loop, in one thread
  *  pass          one round of the scheduler: posts, signals, the clock, events, then a batch
- *  batch         tasks that run one after the other, without a pass in between
- *  step          what a task does from its resumption to its next switch
+ *  batch         tasks that run one after the other, with no pass in between
+ *  step          a task's work from its resumption to its next switch
  *  budget        checkpoints that may succeed without a switch before the task must yield
- *  stepwise      debug mode or a trace: batches of one task, and every step is timed
+ *  stepwise      debug mode or a trace: batches of one task, with every step timed
  *  to park       to stop a task until its wait is over; >>types lists the states of a task
  *  wait          a conc__wait on the stack of a parked task; its kind says how a cancel ends it
  *  to grant      to give a waiter what it waits for, and wake it; to wake: to end a wait
- *  spinner       a task that keeps running into checkpoints though it is cancelled
+ *  spinner       a cancelled task that keeps calling checkpoints
  *  doomed        every task of the run is cancelled, through all shields, after a deadlock
  *  to collect    to take the result of an ended task, so that its error is not reported
- *  sink          where a task's result goes besides joins, as set by its spawn
- *  handle        a conc_task in the user's memory; other tasks live on their own stack
+ *  sink          a task's result destination besides joins, set by its spawn
+ *  handle        a conc_task in the user's memory; other tasks are on their own stack
  *  place         a location in the source, "file.c:12"
- *  source        who an error or a report is about: a task's name and the place of its spawn
+ *  source        the subject of an error or a report: a task's name and its spawn's place
  *  record        a conc__holding: an object that is held or open, found by its address
- *  lent          an object of the user's that conc still uses, on a stack
- *  lost          memory in use whose function has returned; that ends the program with a report
+ *  lent          a user's object on a stack that conc still uses
+ *  lost          memory in use whose function has returned; conc reports it and aborts
  *  inherited     of the parent process, in a forked child
  *  stack cache   all stacks of one size, in slabs; a stack is in use, free or dropped
  *  poller        epoll, kqueue or poll(2); conc__fd_state lists the states of a descriptor
- *  post          a function that another thread, or the loop itself, has the loop run
- *  hold          a promise of a post, which makes waiting for ever no deadlock
+ *  post          a function that another thread, or the loop itself, makes the loop run
+ *  hold          a promise of a post: waiting forever is then no deadlock
  *  at work       a job in another thread for which the virtual clock stands still
  *
  *  Contents: >>options >>switch >>types >>platform >>poller >>stacks >>timers >>loop
@@ -1237,9 +1237,9 @@ template <class type> struct conc__is_pointer<type *> {
 #include <time.h>
 #include <unistd.h>
 
-/* The first system header that is included decides what all of them declare. If one came before
- * conc.h, POSIX 2008 suffices (_POSIX_C_SOURCE or _XOPEN_SOURCE may have asked for it): the few
- * declarations beyond it follow. */
+/* The first system header included decides what all of them declare. If one precedes conc.h, POSIX
+ * 2008 suffices (perhaps requested by _POSIX_C_SOURCE or _XOPEN_SOURCE): the few declarations
+ * beyond it follow. */
 #if !defined MAP_ANONYMOUS && (!defined _POSIX_C_SOURCE || _POSIX_C_SOURCE < 200809L)
 #error \
     "conc.h: a system header came first and hides POSIX: include conc.h first, or -D_DEFAULT_SOURCE"
@@ -1294,7 +1294,7 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 #include <sys/syscall.h>
 #endif
 
-/* The best way to wait for descriptors that the system has; poll(2) is always there. */
+/* The system's best way to wait for descriptors; poll(2) always exists. */
 #if defined CONC_NO_EPOLL
 #undef CONC__KQUEUE
 #elif defined __APPLE__ || defined __FreeBSD__ || defined CONC__KQUEUE
@@ -1335,23 +1335,23 @@ enum {
     CONC__LEAST_STACK = 16 * 1024, /* bytes */
     CONC__BATCH_MOST = 64,         /* most switches in a batch, between two scheduler passes */
     CONC__BUDGET_MOST = 256,       /* most checkpoints without a wait before one yields */
-    CONC__BATCH_NS = 1000000,      /* ns for a batch, above which its steps count as slow */
-    /* passes in a row that ran only posted functions, after which one pass ignores them */
+    CONC__BATCH_NS = 1000000,      /* batch ns above which its steps count as slow */
+    /* consecutive passes that ran only posted functions, after which one ignores them */
     CONC__FLOOD = 64,
-    /* checkpoints refused in a row, after which a task counts as ignoring its cancel */
+    /* consecutive refused checkpoints, after which a task counts as ignoring its cancel */
     CONC__SPINNER = 16,
-    CONC__STUBBORN = 1000,  /* checkpoints refused in a row, after which that is reported */
-    CONC__PATIENCE = 50000, /* ns for which a thread spins before it sleeps */
-    CONC__MISSES = 3,       /* spins in vain in a row, after which it seldom spins */
+    CONC__STUBBORN = 1000,  /* consecutive refused checkpoints, after which that is reported */
+    CONC__PATIENCE = 50000, /* ns that a thread spins before it sleeps */
+    CONC__MISSES = 3,       /* consecutive vain spins, after which it seldom spins */
     /* under a seed: how many of the ready tasks the next one is drawn from */
     CONC__CHOICE = 16,
     CONC__NO_STATUS = -1, /* conc_set_exit_status was not called */
-    CONC__NAME = 48,      /* bytes of a task's name, and of an error's text */
+    CONC__NAME = 48,      /* bytes for a task's name and an error's text */
     CONC__TEXT = 128,
     CONC__DESCRIPTION = CONC__NAME + 256 /* bytes for a task's description in reports */
 };
 
-/* No process has a larger address space, so a request for more bytes is -ENOMEM at once. */
+/* No process has a larger address space, so a request for more bytes is immediately -ENOMEM. */
 #define CONC__ADDRESS_SPACE (SIZE_MAX >> (sizeof(size_t) == 8 ? 16 : 0))
 
 _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
@@ -1390,7 +1390,7 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 
 #define CONC__UNLIKELY(x) __builtin_expect(!!(x), 0)
 
-/* With CONC_NO_DIAGNOSTICS these are constants, so that the compiler leaves out what they guard. */
+/* With CONC_NO_DIAGNOSTICS these are constants, so that the compiler omits the code they guard. */
 #ifdef CONC_NO_DIAGNOSTICS
 #define CONC__DIAGNOSES 0
 #else
@@ -1407,12 +1407,12 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 #define CONC__CATCHES_FAULTS CONC__DIAGNOSES
 #define CONC__REPORTS_FAULTS(l) CONC__DEBUGS(l)
 #endif
-/* A function that may read memory which sanitizers have poisoned, as unused parts of stacks. */
+/* A function that may read memory poisoned by sanitizers, such as unused parts of stacks. */
 #define CONC__UNSANITIZED __attribute__((no_sanitize("address", "thread")))
 /* Each function of the implementation starts with one of these. CONC__FAST: a short function on a
  * hot path, which must be inlined. CONC__COLD: one that seldom runs. CONC__CALLED: one that must
- * not be inlined, as conc__check_lost relies on its frame lying below its caller's; that also
- * silences GCC's warnings of variables which the function sets only if it returns 0. */
+ * not be inlined, because conc__check_lost relies on its frame being below its caller's; that also
+ * silences GCC's warnings about variables that the function sets only if it returns 0. */
 #ifdef __OPTIMIZE__
 #define CONC__PRIVATE static
 #define CONC__FAST static inline __attribute__((always_inline))
@@ -1428,16 +1428,16 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 /* ---- >>switch ------------------------------------------------------------------------------- */
 
 /* conc__jump(from, to) saves the context of this stack in `from` and resumes the context `to`. It
- * pushes nothing, so the debug information of the waiting call holds for a parked stack too. It
- * ends in an indirect jump, as a return would miss in the processor's return predictor.
- * conc__prepare(context, low, top, entry) makes a context that starts entry() on the stack below
- * top.
+ * pushes nothing, so the waiting call's debug information is valid for a parked stack too. It ends
+ * in an indirect jump, because a return would be mispredicted. conc__prepare(context, low, top,
+ * entry) makes a context that starts entry() on the stack below top.
  *
- * conc__jump may be inlined into any function, whose frame the compiler may address by any of three
- * registers: the stack pointer, the frame pointer (rbp, x29, s0) and Clang's base pointer (rbx,
- * x19, s1; for frames with an alignment or a size that the other two cannot serve). All three must
- * be unchanged afterwards. The context holds them, as Clang ignores them in a clobber list. All
- * other registers are clobbered: the compiler saves those that it needs, on the stack. */
+ * conc__jump may be inlined into any function, and the compiler may address that function's frame
+ * by any of three registers: the stack pointer, the frame pointer (rbp, x29, s0) and Clang's base
+ * pointer (rbx, x19, s1; for frames with an alignment or a size that the other two cannot serve).
+ * All three must be unchanged afterwards. The context holds them, because Clang ignores them in a
+ * clobber list. All other registers are clobbered: the compiler saves the ones it needs on the
+ * stack. */
 
 #if defined CONC_USE_UCONTEXT || !defined __LP64__ || defined __riscv_vector || \
     !(defined __x86_64__ || defined __aarch64__ || defined __riscv)
@@ -1479,8 +1479,8 @@ CONC__PRIVATE void conc__jump_first(ucontext_t *here, void **to)
     swapcontext(here, &there);
 }
 
-/* context[0] of a parked stack points to its ucontext_t, which lies on that stack; context[2] is
- * NULL then. Of a new stack, conc__prepare has set all three. */
+/* context[0] of a parked stack points to its ucontext_t, which is on that stack; context[2] is then
+ * NULL. For a new stack, conc__prepare has set all three. */
 CONC__PRIVATE void conc__jump(void **from, void **to)
 {
     ucontext_t here;
@@ -1579,7 +1579,7 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
                      "mov x30, xzr\n\t"
                      "br x16\n"
                      "1:\n\t"
-                     "hint #36\n\t" /* bti j: a no-op where there is no branch protection */
+                     "hint #36\n\t" /* bti j: a no-op without branch protection */
                      : "+r"(out), "+r"(in)
                      :
                      : "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13",
@@ -1646,7 +1646,7 @@ CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*en
 #endif
 #endif
 
-/* Is Intel's shadow stack on? It allows only calls and returns: these switches would kill the
+/* Is Intel's shadow stack on? It permits only calls and returns: these switches would kill the
  * program. */
 CONC__PRIVATE bool conc__shadow_stack(void)
 {
@@ -1692,49 +1692,48 @@ static inline void conc__fpu_load(const conc__fpu *f) { (void)f; }
 
 /* ---- >>types -------------------------------------------------------------------------------- */
 
-/* The task that an error or a report is about: its name at that moment, and the function and
- * location of its spawn. Both are the same pointer if the task has no name of its own. */
+/* The subject of an error or report: a task's name at the time, and its spawn's function and
+ * location. Both are the same pointer if the task has no name of its own. */
 typedef struct conc__source {
     const char *name, *spawned;
 } conc__source;
 
-/* Why a task waits, and what a cancel does to the wait.
+/* Why a task waits, and how a cancel affects the wait.
  *
  * To add a kind of wait:
  *   1. Define a conc__wait_kind, with .cancel unless the wait ignores cancels.
- *   2. In the call that waits: conc__in_task, the checks of its arguments, then conc__checkpoint.
+ *   2. In the call that waits: conc__in_task, the argument checks, then conc__checkpoint.
  *   3. Put a conc__wait with .task, .kind and .on on the stack, and conc__append it to a list.
- *   4. conc__park(l, &w) returns what the wake-up passed on.
- *   5. A grant does the waiter's whole effect at once and then calls conc__wake, which takes the
- *      wait out of its list. A cancel comes by conc__set_pending: it calls .cancel, which undoes
+ *   4. conc__park(l, &w) returns the wake-up's result.
+ *   5. A grant performs the waiter's whole effect and then calls conc__wake, which takes the
+ *      wait out of its list. A cancel arrives by conc__set_pending: it calls .cancel, which undoes
  *      anything else and never calls conc__wake, and if that returns true, wakes the task itself.
  *
  * Public calls also call conc__check_lost before they wait and conc__spend_budget if they need not
  * wait; objects that other runs may reach are checked by conc__ours or conc__may_wait (conc_sync.h,
- * which has conc__wait_unless for all of this; conc_latch is the shortest example). */
+ * whose conc__wait_unless does all of this; conc_latch is the shortest example). */
 typedef struct conc__wait_kind {
-    /* for the dump, as "joins"; details() prints what follows it */
+    /* for the dump, such as "joins"; details() prints the rest */
     const char *what;
     /* for the trace, if `what` makes no sense alone; NULL: what */
     const char *brief;
     void (*details)(FILE *out, const conc__wait *wait); /* NULL: nothing follows */
-    /* a cancel comes: returns true to be woken, or false to keep waiting. NULL: keeps waiting */
+    /* called by a cancel: true: wake the task; false: keep waiting. NULL: keeps waiting */
     bool (*cancel)(conc__wait *wait);
-    /* this wait, one of several of its task, is woken: withdraws the others. NULL: it is the only
-     * one */
+    /* this wait, one of several of its task, is woken: withdraws the others. NULL: the only one */
     void (*won)(conc__wait *wait);
-    /* the only task that could end the wait. NULL: there is no such task */
+    /* the only task that could end the wait. NULL: none */
     const conc_task *(*owner)(const conc__wait *wait);
 } conc__wait_kind;
 
 #define CONC__HIGHEST_BIT (UINTPTR_MAX / 2 + 1)
 
-/* A record of an object that something still uses. In debug mode: a lock that a task holds, or
- * something that is open and must be closed. Always: an open conc_signals. The records form a
- * radix tree by the object's address. */
+/* A record of an object still in use. In debug mode: a lock that a task holds, or an open object
+ * that must be closed. Always: an open conc_signals. The records form a radix tree by the object's
+ * address. */
 typedef struct conc__holding {
     struct conc__holding *below[2];      /* by the next lower bit of the object's address */
-    struct conc__holding *same;          /* an older one of the same object: a rwlock read twice */
+    struct conc__holding *same;          /* an older record of the object: a rwlock read twice */
     struct conc__holding *older, *newer; /* among all */
     struct conc__holding *newest;        /* among all; valid in the tree's root */
     const void *object;
@@ -1743,11 +1742,11 @@ typedef struct conc__holding {
 
 /* The top of every stack. */
 typedef struct conc__stack {
-    struct conc__stack *next; /* free: the one that was freed before it */
+    struct conc__stack *next; /* free: the previously freed one */
     struct conc__stack_cache *cache;
     struct conc__slab *slab;
     char *low;          /* the lowest byte that may be used */
-    bool has_generator; /* it runs a generator's body, not a task's */
+    bool has_generator; /* runs a generator's body, not a task's */
 #if CONC__ASAN
     const void *asan_low;
     size_t asan_size;
@@ -1755,21 +1754,21 @@ typedef struct conc__stack {
 #endif
 #if CONC__TSAN
     void *tsan_fiber;
-    struct conc__stack *left_next, **left_at; /* among those left since the loop last slept */
+    struct conc__stack *left_next, **left_at; /* among those vacated since the loop last slept */
 #endif
     uint32_t valgrind_id;
 } conc__stack;
 
-/* Stacks are carved from slabs, each of which is one mapping. A stack is in use; or free, with its
- * pages still in memory; or dropped: its pages went back to the system, and its next use carves it
- * again. */
+/* Stacks are carved from slabs, each a single mapping. A stack is in use; or free, with its pages
+ * still in memory; or dropped: its pages went back to the system, and its next use carves it again.
+ */
 typedef struct conc__slab {
     struct conc__slab *next, *prev;
     struct conc__slab *next_hole, *prev_hole; /* among the slabs with dropped stacks */
     struct conc__stack_cache *cache;
     char *base;
-    int carved;       /* stacks that were carved so far, from below */
-    int guarded;      /* stacks that have their guard region */
+    int carved;       /* stacks carved so far, from below */
+    int guarded;      /* stacks with a guard region */
     uint64_t dropped; /* a bit for each stack */
 } conc__slab;
 
@@ -1778,12 +1777,12 @@ typedef struct conc__stack_cache {
     struct conc__stack_cache *next;
     size_t size, guard, stride;
     int per_slab;
-    conc__slab *slabs; /* newest first; only the first may have stacks that were never carved */
+    conc__slab *slabs; /* newest first; only the first may have uncarved stacks */
     size_t slab_count;
     conc__slab *holes;
     conc__stack *free;
     conc__stack *old;  /* it and all after it in `free` were free at the last trim; NULL: none */
-    conc__stack *cold; /* taken out of `free`, to be dropped */
+    conc__stack *cold; /* removed from `free`, to be dropped */
     size_t resident;   /* stacks in use or free */
     bool trimmed;      /* the last trim left nothing to drop */
 } conc__stack_cache;
@@ -1794,51 +1793,51 @@ typedef struct conc__wheel {
     uint64_t elapsed;
     uint64_t occupied[CONC__LEVELS];
     conc__timer *slots[CONC__LEVELS][CONC__SLOTS];
-    size_t armed, disarmed; /* counts of both calls; the difference is the number of timers */
+    size_t armed, disarmed; /* call counts; their difference is the number of timers */
 } conc__wheel;
 
 /* When the virtual clock was stopped for a child program: see conc__stand_still. */
 typedef struct conc__standstill {
     int64_t began;   /* real time; 0: it is running */
-    int64_t until;   /* embedded: the host must wait until this real time; 0: it need not */
+    int64_t until;   /* embedded: the host must wait until this real time; 0: no need */
     int64_t now;     /* when it began: the loop's clock, */
-    size_t armed;    /* how many timers had been armed, */
-    unsigned starts; /* and how many programs had been started */
+    size_t armed;    /* timers armed, */
+    unsigned starts; /* and programs started */
 } conc__standstill;
 
 enum { CONC__SIGNALS = 65 }; /* one more than the highest signal number */
 
-/* A function that a loop must run between two steps of tasks. */
+/* A function that a loop must run between two task steps. */
 typedef struct conc__post {
     struct conc__post *next;
-    void (*run)(struct conc__post *post); /* may free the post: the loop has done with it */
+    void (*run)(struct conc__post *post); /* may free the post: the loop is done with it */
 } conc__post;
 
-/* A source of events besides posts, which a loop polls while it spins before it sleeps. */
+/* A source of events besides posts, polled while a loop spins before sleeping. */
 typedef struct conc__idle_hook {
     struct conc__idle_hook *next;
-    bool (*poll)(struct conc__idle_hook *self); /* true: an event came */
-    /* called with true before the first poll, and with false after the last */
+    bool (*poll)(struct conc__idle_hook *self); /* true: an event occurred */
+    /* called with true before the first poll, with false after the last */
     void (*enable)(struct conc__idle_hook *self, bool on);
 } conc__idle_hook;
 
-/* A function that another module registers, to be called at a run's end, after the last task. */
+/* A function registered by another module, called at a run's end, after the last task. */
 typedef struct conc__ending {
     struct conc__ending *next;
     void (*end)(conc_loop *l, struct conc__ending *self);
 } conc__ending;
 
-/* The tasks that were alive when so many had been spawned and so many had ended. */
+/* The tasks alive when this many had been spawned and this many had ended. */
 typedef struct conc__census {
     uint64_t *serials; /* in order */
     size_t count;
     uint64_t spawned, finished;
 } conc__census;
 
-/* The error of a background task with a handle, kept until a join or the end of the run. The task's
- * serial number is the key, as the handle may be gone or reused. */
+/* The error of a background task with a handle, kept until a join or the end of the run. The key is
+ * the task's serial number, because the handle may be gone or reused. */
 typedef struct conc__failed {
-    struct conc__failed *next, *prev; /* in the order of the failures */
+    struct conc__failed *next, *prev; /* in order of failure */
     struct conc__failed *same_slot;
     uint64_t serial;
     const char *spawned;
@@ -1854,7 +1853,7 @@ typedef struct conc__failures {
 
 /* A node of a task's locals, which form a search tree by the bits of each key's hash. A task shares
  * with its parent the nodes that neither has changed since the spawn. A shared node has two or more
- * references, or lies below a node that has; it is immutable. */
+ * references, or is below one that does; it is immutable. */
 typedef struct conc__locals {
     int references;
     const conc_local *key;
@@ -1876,17 +1875,17 @@ typedef struct conc__locals {
  *   ended    CONC__DONE; `result` is set, the stack is     a join, conc_group_next or a sink takes
  *            free; without a handle, the task is gone too  the result: `collected` is set
  *
- * In its group, a task is among `children` until it ends. An ended task with a handle that is not
- * collected is then in the group's list `finished` (`in_finished`), until it is collected or the
- * group closes. The handle may be reused once the task has ended and is not in that list.
+ * In its group, a task is among `children` until it ends. An ended, uncollected task with a handle
+ * is then in the group's list `finished` (`in_finished`), until it is collected or the group
+ * closes. The handle may be reused once the task has ended and is not in that list.
  *
- * The seal is a hash of the task's address. It tells a task from storage that was never set. */
+ * The seal, a hash of the task's address, distinguishes a task from uninitialized storage. */
 enum { CONC__LIVE = 1, CONC__DONE = 2 };
-/* where the result goes besides joins: nowhere, a conc_call, an int, a conc_start, a thread */
+/* the result's destination besides joins: none, a conc_call, an int, a conc_start, a thread */
 enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK, CONC__REMOTE_SINK };
 
-/* Changes of the seal for ended tasks, and for those in their group's list `finished`. Otherwise
- * one overwritten byte, the state, could turn what is left of a handle into a live task. */
+/* Changes to the seal for ended tasks, and for those in their group's list `finished`. Otherwise
+ * one overwritten byte, the state, could turn a handle's remains into a live task. */
 enum { CONC__ENDED_SEAL = 0xffff, CONC__LISTED_SEAL = 0x5aa5 };
 
 CONC__PRIVATE uint16_t conc__seal(const conc_task *t)
@@ -1907,15 +1906,15 @@ CONC__PRIVATE bool conc__is_task(const conc_task *t)
     }
 }
 
-/* Beside CONC_READABLE and CONC_WRITABLE: the peer has hung up, or there is an error. It wakes
- * every task that waits for the descriptor. */
+/* Beside CONC_READABLE and CONC_WRITABLE: the peer hung up, or an error occurred. Wakes every task
+ * that waits for the descriptor. */
 enum { CONC__HANG_UP = 4 };
 
 /* The lists of tasks that wait for a descriptor: one for each set of events, where 0 is a hang-up
- * alone, and one for tasks that pause because the descriptor is ready but gives EAGAIN. */
+ * alone, and one for tasks that pause because the descriptor is ready but returns EAGAIN. */
 enum { CONC__PAUSING = 4, CONC__FD_LISTS };
 
-/* What the loop knows of a descriptor: of its number, and of the file that this means.
+/* The loop's knowledge of a descriptor: its number, and the file it refers to.
  *
  *   state    what holds                                     changes
  *   UNKNOWN  the loop knows nothing of the file, and the    a task waits: to FOREIGN, or to
@@ -1932,10 +1931,10 @@ enum { CONC__PAUSING = 4, CONC__FD_LISTS };
  *   EDGE     as OWN, and the poller reports every change,   as FOREIGN
  *            for ever
  *
- * conc_close changes every state to UNKNOWN. `id` changes whenever the number means another file
- * or none (conc__fd_gone), so number and id together identify the file: a task that has waited, a
- * server, and the handler of a kernel event compare it to see whether the file is still the same.
- * If another thread calls conc_close and may have meant this file or a later one of the same
+ * conc_close changes every state to UNKNOWN. `id` changes whenever the number refers to another
+ * file or none (conc__fd_gone), so number and id together identify the file: a task that has
+ * waited, a server, and a kernel event's handler compare it to see whether the file is still the
+ * same. If another thread calls conc_close and may have meant this file or a later one of the same
  * number, an OWN descriptor becomes UNKNOWN and keeps its id. */
 typedef enum conc__fd_state {
     CONC__FD_UNKNOWN,
@@ -1947,19 +1946,19 @@ typedef enum conc__fd_state {
 
 typedef struct conc__fd {
     conc__waits waits[CONC__FD_LISTS];
-    struct conc__fd *next, *prev; /* among those that a task waits for */
+    struct conc__fd *next, *prev; /* among those a task waits for */
     uint64_t inode;               /* with poll(2), or REFUSED: identifies the file */
     uint32_t id;
-    unsigned closings; /* what conc__closings_of returned when the file was last known for sure */
+    unsigned closings; /* conc__closings_of's value when the file was last known for certain */
     int number;
     int read_error, write_error; /* the next call returns it; 0: none */
     conc__fd_state state;
     bool tcp;     /* a short read has taken everything */
-    bool drained; /* the last read found nothing more, and no event came since */
+    bool drained; /* the last read found nothing more, and no event has occurred since */
     bool failed;  /* read_error or write_error is set */
-    /* end of file or urgent data came: a short read need not mean that nothing is left */
+    /* end of file or urgent data arrived: after a short read there may be more */
     bool special;
-    unsigned char filters; /* kqueue(2): the filters that it has, see conc__kqueue_control */
+    unsigned char filters; /* kqueue(2): its filters, see conc__kqueue_control */
     unsigned char came;    /* kqueue(2): the events of the current batch */
 } conc__fd;
 
@@ -1976,8 +1975,8 @@ typedef void conc__switch_fn(conc_loop *l, conc__stack *from, void **from_contex
                              void **to_context);
 
 struct conc_loop {
-    /* what a switch touches. Fields that are written together must not be neighbours: the compiler
-     * would merge the writes into one vector store, which would delay the next read */
+    /* touched by a switch. Fields written together must not be adjacent: the compiler would merge
+     * the writes into one vector store, which would delay the next read */
     conc_task *self; /* NULL while the scheduler runs */
     int *errno_at;
     conc_task *ready;
@@ -2282,9 +2281,9 @@ void __tsan_switch_to_fiber(void *fiber, unsigned flags);
 #if CONC__TSAN
 /* TSan delays a signal until the fiber that runs then calls one of its functions; if that fiber
  * waits or ends first, for good. So each fiber that has run calls one before the loop sleeps and
- * before the fiber is destroyed. TSan's work on a fiber counts as the fiber's own time, and it also
- * loses a signal that comes in a fiber's first call that may block; so signals are blocked
- * meanwhile, and a fiber begins with such a call. */
+ * before the fiber is destroyed. TSan's work on a fiber counts as the fiber's own time, and TSan
+ * also loses a signal that arrives in a fiber's first call that may block; so signals are blocked
+ * then, and a fiber begins with such a call. */
 CONC__PRIVATE void conc__fiber_take_signals(void *fiber)
 {
     void *here = __tsan_get_current_fiber();
@@ -2400,7 +2399,7 @@ static inline __attribute__((always_inline)) void conc__arrived(conc_loop *l, co
     (void)here;
 }
 
-/* Called before a stack gets a new user. */
+/* Called before a stack changes its user. */
 static inline void conc__stack_begins(conc__stack *s)
 {
 #if CONC__ASAN
@@ -2415,7 +2414,7 @@ static inline void conc__stack_begins(conc__stack *s)
     (void)s;
 }
 
-/* Called when the user of a stack ends; may run on that stack, which it then leaves for good. */
+/* Called when a stack's user ends; may run on that stack, which it then leaves forever. */
 static inline void conc__stack_ends(conc_loop *l, conc__stack *s)
 {
 #if CONC__ASAN
@@ -2432,8 +2431,8 @@ static inline void conc__stack_ends(conc_loop *l, conc__stack *s)
     (void)s;
 }
 
-/* Makes a client request as valgrind.h documents them, without that header: instructions that are
- * no-ops, except under Valgrind, which takes them for a call. Returns 0 without Valgrind. */
+/* Makes a client request as documented in valgrind.h, without that header: instructions that are
+ * no-ops, except that Valgrind treats them as a call. Returns 0 without Valgrind. */
 CONC__COLD uintptr_t conc__valgrind(uintptr_t request, uintptr_t a, uintptr_t b)
 {
     volatile uintptr_t call[6] = {request, a, b, 0, 0, 0};
@@ -2466,7 +2465,7 @@ enum {
     CONC__VALGRIND_DEFINED = 0x4d430002    /* may also be read */
 };
 
-/* Tells the checkers that a handle may be read though the user has not initialized it. */
+/* Tells the checkers that reading an uninitialized handle is fine. */
 CONC__PRIVATE void conc__mark_defined(const void *handle, size_t size)
 {
 #if CONC__MSAN
@@ -2491,17 +2490,17 @@ CONC__PRIVATE void conc__stack_unregister(const conc__stack *s)
     conc__valgrind(CONC__VALGRIND_NO_STACK, s->valgrind_id, 0);
 }
 
-/* The code that switches is inlined for speed, but not under sanitizers, which may need registers
- * of their own. */
+/* The code that switches is inlined for speed, but not under sanitizers, which may need their own
+ * registers. */
 #if CONC__ASAN || CONC__TSAN || CONC__UCONTEXT || !defined __OPTIMIZE__
 #define CONC__SWITCHES static __attribute__((noinline))
 #else
 #define CONC__SWITCHES static inline __attribute__((always_inline))
 #endif
 
-/* All but the fast paths call this through the loop's switch_stacks. GCC works out which static
- * variables a function can change, and ignores what an asm statement might: a waiting task could
- * miss the changes of others. A call through a pointer may change them all. */
+/* All but the fast paths call this through the loop's switch_stacks. GCC infers which static
+ * variables a function can change, and ignores what an asm statement might do: a waiting task could
+ * miss others' changes. A call through a pointer may change them all. */
 CONC__SWITCHES void conc__switch(conc_loop *l, conc__stack *from, void **from_context,
                                  conc__stack *to, void **to_context)
 {
@@ -2544,7 +2543,7 @@ CONC__PRIVATE void conc__thread_sleep(int64_t ns)
     errno = saved;
 }
 
-/* Seconds to nanoseconds, rounded up, except that a rounding error above a whole number is cut off.
+/* Seconds to nanoseconds, rounded up, except that a rounding error above a whole number is dropped.
  * Saturates. */
 static inline int64_t conc__ns(double s)
 {
@@ -2596,7 +2595,7 @@ CONC__PRIVATE const char *conc__env(const char *name)
     return NULL;
 }
 #else
-/* May this process have rights that the caller who chose its environment lacks? */
+/* May this process have rights that the caller that set its environment lacks? */
 CONC__PRIVATE bool conc__is_privileged(void)
 {
 #if defined __linux__
@@ -2619,13 +2618,13 @@ CONC__PRIVATE const char *conc__env(const char *name)
 }
 #endif
 
-/* Does the system lack a call, or a sandbox refuse it? Then conc tries another way. */
+/* Does the system lack a call, or a sandbox refuse it? Then conc uses another way. */
 CONC__PRIVATE bool conc__refused(int error)
 {
     return error == ENOSYS || error == EPERM || error == EACCES;
 }
 
-/* Is the descriptor open? Another error than EBADF comes from a sandbox, and is no answer. */
+/* Is the descriptor open? Any error but EBADF comes from a sandbox, and answers nothing. */
 CONC__PRIVATE bool conc__is_open(int number)
 {
     return fcntl(number, F_GETFD) >= 0 || errno != EBADF;
@@ -2654,11 +2653,11 @@ CONC__PRIVATE int conc__processors(void)
     return n;
 }
 
-/* On a single processor spinning is in vain: no other thread can run meanwhile. */
+/* On a single processor spinning is useless: no other thread can run. */
 CONC__PRIVATE bool conc__several_processors(void) { return conc__processors() > 1; }
 
-/* Is it worth spinning before going to sleep? *misses counts the spins in vain in a row; the caller
- * resets it after a success. */
+/* Is spinning before sleeping worthwhile? *misses counts consecutive vain spins; the caller resets
+ * it after a success. */
 CONC__PRIVATE bool conc__should_spin(unsigned *misses)
 {
     return conc__several_processors() && (++*misses <= CONC__MISSES || *misses % 64 == 0);
@@ -2703,8 +2702,8 @@ CONC__PRIVATE void *conc__map_pages(size_t size)
     return p;
 }
 
-/* Gives the memory of mapped pages back to the system; they read as zero afterwards. Only on Linux
- * does madvise guarantee that; elsewhere the pages are mapped anew. */
+/* Returns mapped pages' memory to the system; they read as zero afterwards. Only Linux's madvise
+ * guarantees that; elsewhere the pages are mapped anew. */
 CONC__PRIVATE bool conc__drop_pages(void *p, size_t size)
 {
 #ifdef __linux__
@@ -2725,7 +2724,7 @@ CONC__PRIVATE void conc__unmap_pages(void *p, size_t size)
 
 #ifdef __linux__
 /* Does a new guard region really fault? An emulator may have ignored the call as mere advice. The
- * first call finds out. */
+ * first call checks. */
 CONC__PRIVATE bool conc__guard_holds(const char *region)
 {
     enum { HOLDS = 1, IGNORED };
@@ -2761,7 +2760,7 @@ CONC__PRIVATE bool conc__guard(char *first, size_t size, size_t stride, int n)
 }
 
 /* A program may have been started with standard input or output closed. The loop must not use these
- * numbers, so such a descriptor is moved. */
+ * numbers, so it moves such a descriptor. */
 CONC__PRIVATE int conc__not_standard(int fd)
 {
     if (fd < 0 || fd > 2)
@@ -2797,7 +2796,7 @@ CONC__PRIVATE void conc__signal_discard(int number)
     errno = saved;
 }
 #else
-/* Discards a pending signal, even another thread's, by ignoring it for a moment. */
+/* Discards a pending signal, even another thread's, by briefly ignoring it. */
 CONC__PRIVATE void conc__signal_drop(int number)
 {
     struct sigaction before, ignored;
@@ -2807,8 +2806,8 @@ CONC__PRIVATE void conc__signal_drop(int number)
         sigaction(number, &before, NULL);
 }
 
-/* Discards a blocked signal if it is pending. Does not wait: another thread may have taken one that
- * was sent to the process. */
+/* Discards a blocked signal if it is pending. Does not wait: another thread may have taken a
+ * process-directed one. */
 CONC__PRIVATE void conc__signal_discard(int number)
 {
     int saved = errno;
@@ -2822,8 +2821,8 @@ CONC__PRIVATE void conc__signal_discard(int number)
 }
 #endif
 
-/* Writes what snprintf has made: n, of size bytes. For handlers and the watchdog, which must not
- * wait for the lock of stderr. */
+/* Writes snprintf's output: n, of size bytes. For handlers and the watchdog, which must not wait
+ * for stderr's lock. */
 CONC__PRIVATE void conc__write_stderr(const char *text, int n, size_t size)
 {
     size_t length = 0;
@@ -2833,8 +2832,8 @@ CONC__PRIVATE void conc__write_stderr(const char *text, int n, size_t size)
     (void)rc;
 }
 
-/* From here on a write to a broken pipe or socket raises no SIGPIPE. Needed on macOS, which has no
- * flag for single calls, and sends the signal to the process, though this thread blocks it. */
+/* Keeps later writes to a broken pipe or socket from raising SIGPIPE. Needed on macOS, which has no
+ * per-call flag, and sends the signal to the process although this thread blocks it. */
 CONC__PRIVATE void conc__no_pipe_signal(int fd)
 {
 #ifdef __APPLE__
@@ -2846,8 +2845,8 @@ CONC__PRIVATE void conc__no_pipe_signal(int fd)
 #endif
 }
 
-/* A write that fails with an error, without a signal that could end the program, if the file would
- * exceed its size limit or the pipe has no reader. */
+/* A write that fails with an error, not a fatal signal, if the file would exceed its size limit or
+ * the pipe has no reader. */
 CONC__PRIVATE ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
 {
     static const int deadly[] = {SIGXFSZ, SIGPIPE};
@@ -2869,14 +2868,14 @@ CONC__PRIVATE ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
     return written;
 }
 
-/* Makes a new descriptor close-on-exec and non-blocking, if the call that opens it cannot. */
+/* Makes a new descriptor close-on-exec and non-blocking if its opening call cannot. */
 CONC__PRIVATE void conc__set_modes(int fd)
 {
     fcntl(fd, F_SETFD, FD_CLOEXEC);
     fcntl(fd, F_SETFL, O_NONBLOCK);
 }
 
-/* The most bytes that one call may be asked to move: macOS refuses more than INT_MAX. */
+/* The most bytes that one call may request: macOS refuses more than INT_MAX. */
 CONC__FAST size_t conc__at_once(size_t n)
 {
 #ifdef __APPLE__
@@ -2900,7 +2899,7 @@ CONC__PRIVATE int conc__ends_not_standard(int ends[2])
     return 0;
 }
 
-/* The result of a system call that returns 0 or -1: 0 or a negative errno. */
+/* Converts a system call's 0 or -1 to 0 or a negative errno. */
 CONC__FAST int conc__failure(int rc) { return rc ? -errno : 0; }
 
 /* Makes a pipe without pipe2; some C libraries implement pipe by pipe2 too. */
@@ -2979,18 +2978,18 @@ CONC__PRIVATE void conc__wake_drain(conc_loop *l)
 
 /* ---- >>poller ------------------------------------------------------------------------------- */
 
-/* How the loop waits for descriptors. Each system call has a set of these functions, and a run uses
- * one set. */
+/* How the loop waits for descriptors. Each backend has a set of these functions, and a run uses one
+ * set. */
 typedef struct conc__backend {
     const char *name;
     int (*open)(conc_loop *l);
-    /* adds f. 0; 1: refused, as it is always ready; or an error */
+    /* adds f. 0; 1: refused, because always ready; or an error */
     int (*add)(conc_loop *l, conc__fd *f, int events);
-    /* lets f, which is FOREIGN, report these events once. False: it is closed, or another file */
+    /* makes f, a FOREIGN one, report these events once. False: closed, or another file */
     bool (*arm)(conc_loop *l, conc__fd *f, int events);
-    /* does the number still mean the file that was added? */
+    /* does the number still refer to the added file? */
     bool (*confirm)(conc_loop *l, const conc__fd *f);
-    /* removes f before conc closes it, as other processes may have the file open too */
+    /* removes f before conc closes it: other processes may have the file open too */
     void (*remove)(conc_loop *l, const conc__fd *f);
     /* waits for events: at most ns; 0: only polls; CONC__NEVER: no limit. Returns 0 or an error */
     int (*wait)(conc_loop *l, int64_t ns);
@@ -3013,8 +3012,7 @@ static inline int conc__milliseconds(int64_t ns)
 #define CONC__NS_WAITS 0
 #endif
 
-/* poll(2) by means of select(2), which RLIMIT_NOFILE does not limit. It cannot wait for a hang-up
- * alone. */
+/* poll(2) using select(2), which RLIMIT_NOFILE does not limit. Cannot wait for a hang-up alone. */
 CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
 {
     enum { BITS = 8 * sizeof(long) };
@@ -3071,8 +3069,8 @@ CONC__PRIVATE bool conc__is_mute_pipe(int number)
 #endif
 }
 
-/* Has poll(2) called an open descriptor invalid, or may it have missed that one is ready? On macOS
- * it does so with devices, such as terminals, and with named pipes. select(2) can wait for them. */
+/* Has poll(2) called an open descriptor invalid, or perhaps missed that one is ready? On macOS this
+ * happens with devices, such as terminals, and named pipes. select(2) can wait for them. */
 CONC__PRIVATE bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
 {
 #ifdef __APPLE__
@@ -3143,9 +3141,9 @@ CONC__PRIVATE void conc__poller_close(conc_loop *l)
 }
 
 /* A number that identifies an open file; 0: not open. Each socket and pipe has its own inode, but
- * all eventfds, timerfds and the like share one: their number depends only on the kind, so a change
- * from one eventfd to another goes unnoticed. If a sandbox refuses fstat, all files have the same
- * number. */
+ * all eventfds, timerfds and the like share one: their number depends only on the kind, so
+ * replacing one eventfd by another goes unnoticed. If a sandbox refuses fstat, all files have the
+ * same number. */
 CONC__PRIVATE uint64_t conc__inode_of(int number)
 {
     struct stat st;
@@ -3165,7 +3163,7 @@ CONC__PRIVATE uint64_t conc__inode_of(int number)
     return inode + 1;
 }
 
-/* In conc__fd.filters, and alone there: the loop waits for the descriptor with select(2). */
+/* In conc__fd.filters, always alone: the loop waits for the descriptor with select(2). */
 enum { CONC__APART = 8 };
 
 CONC__PRIVATE int conc__poll_add(conc_loop *l, conc__fd *f, int events)
@@ -3197,7 +3195,7 @@ CONC__PRIVATE void conc__poll_remove(conc_loop *l, const conc__fd *f)
     (void)f;
 }
 
-/* Makes room for n descriptors. Returns fewer if memory has run out; the others must wait. */
+/* Makes room for n descriptors. Returns fewer if out of memory; the rest must wait. */
 CONC__PRIVATE size_t conc__poll_room(conc_loop *l, size_t n)
 {
     if (n > l->polls_room) {
@@ -3222,8 +3220,8 @@ CONC__PRIVATE void conc__poll_event(conc_loop *l, const struct pollfd *p)
         conc__fd_event(l, f, conc__poll_got(p), p->revents & (POLLHUP | POLLERR));
 }
 
-/* The result of a wait that has failed: 0 if a signal interrupted it. The signal's handler may have
- * closed descriptors, so those that tasks wait for must be verified. */
+/* The result of a failed wait: 0 if a signal interrupted it. Its handler may have closed
+ * descriptors, so awaited ones must be verified. */
 CONC__PRIVATE int conc__wait_failed(conc_loop *l)
 {
     if (errno != EINTR)
@@ -3269,7 +3267,7 @@ static const conc__backend conc__poll = {"poll",         conc__poll_open,    con
 
 #define CONC__WAKE_KEY UINT64_MAX
 
-/* Makes an epoll instance that has only the descriptor which wakes the loop. */
+/* Makes an epoll instance with only the loop's wake-up descriptor. */
 CONC__PRIVATE int conc__epoll_make(const conc_loop *l)
 {
     int fd = conc__not_standard(epoll_create1(EPOLL_CLOEXEC));
@@ -3291,7 +3289,7 @@ CONC__PRIVATE int conc__epoll_open(conc_loop *l)
     return 0;
 }
 
-/* After a call was refused: does the system refuse epoll, and not just this file? */
+/* After a refused call: does the system refuse epoll, not just this file? */
 CONC__COLD bool conc__epoll_is_refused(const conc_loop *l, int rc)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = CONC__WAKE_KEY};
@@ -3299,8 +3297,8 @@ CONC__COLD bool conc__epoll_is_refused(const conc_loop *l, int rc)
            conc__refused(errno);
 }
 
-/* Changes the loop to poll(2), when a sandbox that the program has set up during the run refuses
- * epoll. False: the loop is embedded, so its host waits for the epoll descriptor. */
+/* Changes the loop to poll(2) if a sandbox, set up during the run, refuses epoll. False: the loop
+ * is embedded, so its host waits for the epoll descriptor. */
 CONC__COLD bool conc__epoll_give_up(conc_loop *l)
 {
     int numbers = (int)l->fd_blocks * CONC__FDS;
@@ -3315,7 +3313,7 @@ CONC__COLD bool conc__epoll_give_up(conc_loop *l)
     return true;
 }
 
-/* A descriptor that conc opened reports every change, for ever. Any other reports one event, as
+/* A descriptor opened by conc reports every change, forever. Any other reports one event, because
  * close(2) may close it without conc's knowledge. */
 CONC__PRIVATE int conc__epoll_control(const conc_loop *l, const conc__fd *f, int what, int events)
 {
@@ -3342,7 +3340,7 @@ CONC__PRIVATE int conc__epoll_add(conc_loop *l, conc__fd *f, int events)
             return rc;
         return conc__poll_add(l, f, events);
     }
-    if (rc == -EPERM) /* epoll does not take regular files */
+    if (rc == -EPERM) /* epoll refuses regular files */
         return 1;
     return rc;
 }
@@ -3355,8 +3353,8 @@ CONC__PRIVATE bool conc__epoll_arm(conc_loop *l, conc__fd *f, int events)
     return rc == 0;
 }
 
-/* Adds a number that another thread may close at this moment. Either answer of
- * the kernel is right then; TSan would report a race. */
+/* Adds a number that another thread may be closing. Either kernel answer is then right; TSan would
+ * report a race. */
 CONC__PRIVATE int conc__epoll_try_add(const conc_loop *l, int number, struct epoll_event *event)
 {
 #if CONC__TSAN
@@ -3394,7 +3392,7 @@ CONC__PRIVATE int conc__epoll_pause(conc_loop *l, struct epoll_event *events, in
 {
 #if CONC__NS_WAITS && defined SYS_epoll_pwait2
     static atomic_bool refused;
-    bool is_known = !CONC__TSAN && !l->on_valgrind; /* to these two it is not */
+    bool is_known = !CONC__TSAN && !l->on_valgrind; /* not to these two */
     bool exact = ns > 0 && ns != CONC__NEVER && is_known;
     if (exact && !atomic_load_explicit(&refused, memory_order_relaxed)) {
         struct timespec limit = {ns / 1000000000, ns % 1000000000};
@@ -3410,9 +3408,9 @@ CONC__PRIVATE int conc__epoll_pause(conc_loop *l, struct epoll_event *events, in
     return epoll_wait(l->poll_fd, events, max, conc__milliseconds(ns));
 }
 
-/* Replaces the epoll instance with a new one. A file that was closed here with close(2), and that
- * another process still has open, would stay in the old one for good: only its number could remove
- * it. The instance of an embedded loop stays, as the host knows its descriptor. */
+/* Replaces the epoll instance with a new one. A file closed here with close(2) but still open in
+ * another process would stay in the old one forever: only its number could remove it. An embedded
+ * loop keeps its instance, because the host knows its descriptor. */
 CONC__PRIVATE void conc__epoll_renew(conc_loop *l)
 {
     if (l->embedded)
@@ -3435,8 +3433,8 @@ CONC__PRIVATE void conc__epoll_renew(conc_loop *l)
     close(old);
 }
 
-/* Handles an event that no task waits for. Its file is one that was closed here, or it is known and
- * may have been closed. */
+/* Handles an event that no task waits for. Its file was closed here, or is known and may have been
+ * closed. */
 CONC__PRIVATE void conc__epoll_unwanted(conc_loop *l, conc__fd *f, bool known)
 {
     enum { CHECK = 64, RENEW = 16 };
@@ -3475,7 +3473,7 @@ CONC__PRIVATE int conc__epoll_wait(conc_loop *l, int64_t ns)
         return conc__poll_wait(l, ns);
     if (n < 0)
         return conc__wait_failed(l);
-    /* an event may make the loop give epoll up: poll(2) finds the other events then */
+    /* an event may make the loop abandon epoll: poll(2) then finds the other events */
     for (int i = 0; i < n && l->backend != &conc__poll; i++) {
         if (events[i].data.u64 == CONC__WAKE_KEY)
             conc__wake_drain(l);
@@ -3494,7 +3492,7 @@ static const conc__backend conc__epoll = {"epoll",         conc__epoll_open,    
 
 /* A descriptor can have a filter for reading and one for writing in the queue (conc__fd.filters has
  * the events of those that it has). The kernel removes both when the number is closed, even if the
- * file has other descriptors. So as long as a filter exists, the number means the same file.
+ * file has other descriptors. So as long as a filter exists, the number refers to the same file.
  *
  *   filters            of                                 what they report
  *   CONC__CHANGES and  a file that conc opened, and one   every change, for ever (EV_CLEAR)
@@ -3505,7 +3503,7 @@ static const conc__backend conc__epoll = {"epoll",         conc__epoll_open,    
  *                      a named pipe of macOS              for the queue and for these */
 enum { CONC__CHANGES = 4 };
 
-/* In conc__fd.came, beside the events: end of file, or urgent data, at which a read stops. */
+/* In conc__fd.came, beside the events: end of file, or urgent data, where a read stops. */
 enum { CONC__SPECIAL = 4 };
 
 CONC__PRIVATE int conc__kqueue_open(conc_loop *l)
@@ -3524,8 +3522,8 @@ CONC__PRIVATE int conc__kqueue_open(conc_loop *l)
     return rc;
 }
 
-/* Applies flags to f's filters of these events. It takes no event from the queue, and if a signal
- * interrupts the call, the changes have been made. */
+/* Applies flags to f's filters of these events. It takes no event from the queue, and the changes
+ * are made even if a signal interrupts the call. */
 CONC__PRIVATE int conc__kqueue_control(const conc_loop *l, const conc__fd *f, int events, int flags)
 {
     struct kevent changes[2];
@@ -3543,8 +3541,8 @@ CONC__PRIVATE int conc__kqueue_control(const conc_loop *l, const conc__fd *f, in
     return 0;
 }
 
-/* Adds both filters, to report every change. On macOS the one for writing may be refused for a pipe
- * whose reader has gone; the other filter reports that. */
+/* Adds both filters, to report every change. macOS may refuse the write filter for a pipe whose
+ * reader is gone; the other filter reports that. */
 CONC__PRIVATE int conc__kqueue_add_changes(const conc_loop *l, conc__fd *f)
 {
     enum { BOTH = CONC_READABLE | CONC_WRITABLE, FLAGS = EV_ADD | EV_ENABLE | EV_CLEAR };
@@ -3565,7 +3563,7 @@ CONC__COLD int conc__kqueue_set_apart(conc_loop *l, conc__fd *f)
     return rc;
 }
 
-/* Refuses a regular file: kqueue reports nothing at its end, though it is always ready. */
+/* Refuses a regular file: kqueue reports nothing at its end, although it is always ready. */
 CONC__PRIVATE int conc__kqueue_add(conc_loop *l, conc__fd *f, int events)
 {
     struct stat st;
@@ -3597,9 +3595,9 @@ CONC__PRIVATE bool conc__kqueue_confirm(conc_loop *l, const conc__fd *f)
     return conc__kqueue_control(l, f, event, 0) == 0;
 }
 
-/* Adds filters to those that f has, which show whether the number has meant the same file all the
- * time. If kqueue refuses a descriptor, as for a pipe whose reader has gone, select(2) reports the
- * descriptor as ready. */
+/* Adds filters to f's, which show whether the number has always referred to the same file. If
+ * kqueue refuses a descriptor, such as a pipe whose reader is gone, select(2) reports it as ready.
+ */
 CONC__PRIVATE bool conc__kqueue_add_more(conc_loop *l, conc__fd *f, int events)
 {
     int rc = conc__kqueue_control(l, f, events, EV_ADD | EV_ENABLE | EV_DISPATCH);
@@ -3611,8 +3609,8 @@ CONC__PRIVATE bool conc__kqueue_add_more(conc_loop *l, conc__fd *f, int events)
     return true;
 }
 
-/* For a task that waits for a hang-up alone. With one event for each arming, the loop would wake up
- * again and again as long as there is something to read. */
+/* For a task that waits for a hang-up alone. With one event per arming, the loop would wake
+ * repeatedly while there is something to read. */
 CONC__PRIVATE bool conc__kqueue_arm_for_hang_up(conc_loop *l, conc__fd *f)
 {
     int has = f->filters & (CONC_READABLE | CONC_WRITABLE);
@@ -3644,13 +3642,13 @@ CONC__PRIVATE void conc__kqueue_remove(conc_loop *l, const conc__fd *f)
     (void)f;
 }
 
-/* Waits at most *ns for the queue and for the descriptors that it does not have, and handles the
- * events of the latter. *ns becomes 0 if it has waited, so that the caller only polls the queue. */
+/* Waits at most *ns for the queue and for the descriptors outside it, and handles the latter's
+ * events. *ns becomes 0 after a wait, so that the caller only polls the queue. */
 CONC__COLD int conc__kqueue_wait_apart(conc_loop *l, int64_t *ns)
 {
     enum { NAP = 10000000 };
     size_t n = 1, most = l->watched_count + 1;
-    if (conc__poll_room(l, most) < most) { /* out of memory: try again soon */
+    if (conc__poll_room(l, most) < most) { /* out of memory: retry soon */
         *ns = conc__sooner(*ns, NAP);
         return 0;
     }
@@ -3698,8 +3696,7 @@ CONC__PRIVATE bool conc__kqueue_is_special(const struct kevent *e)
 #endif
 }
 
-/* The file of an event; NULL: the descriptor that wakes the loop, or a file that the loop has
- * forgotten. */
+/* An event's file; NULL: the loop's wake-up descriptor, or a file that the loop has forgotten. */
 CONC__PRIVATE conc__fd *conc__kqueue_file(const conc_loop *l, const struct kevent *e)
 {
     conc__fd *f = conc__fd_find(l, (int)e->ident);
@@ -3720,7 +3717,7 @@ CONC__PRIVATE void conc__kqueue_note(conc_loop *l, const struct kevent *e)
     }
 }
 
-/* Reports all events that came for the file of an event. Asks poll(2) whether it has hung up. */
+/* Reports all events that occurred for an event's file. Asks poll(2) whether it has hung up. */
 CONC__PRIVATE void conc__kqueue_event(conc_loop *l, const struct kevent *e)
 {
     conc__fd *f = conc__kqueue_file(l, e);
@@ -3766,8 +3763,7 @@ static const conc__backend conc__kqueue = {
 
 /* The layout of a stack in its slot of a slab: [guard | room for frames | the task, if it has no
  * handle | conc__stack | stagger]. The tops are staggered within their page, and the stride is an
- * odd number of pages, so that the busy parts of many stacks use different sets of the caches and
- * the TLB. */
+ * odd number of pages, so that the busy parts of many stacks use different cache and TLB sets. */
 
 enum {
     CONC__CORE = offsetof(conc_task, name_copy),
@@ -3805,7 +3801,7 @@ CONC__PRIVATE void conc__stack_cache_lay_out(conc__stack_cache *c, bool debug)
         c->per_slab = 1;
 }
 
-/* The pool of stacks with this size; NULL: the size is not possible, or out of memory. */
+/* The stack cache for this size; NULL: impossible size, or out of memory. */
 CONC__PRIVATE conc__stack_cache *conc__stack_cache_for(conc_loop *l, size_t size)
 {
     for (conc__stack_cache *c = l->stack_caches; c; c = c->next)
@@ -3890,7 +3886,7 @@ CONC__PRIVATE void conc__hole_close(conc__stack_cache *c, const conc__slab *slab
         slab->next_hole->prev_hole = slab->prev_hole;
 }
 
-/* Takes a dropped stack of the slab, to be used again. */
+/* Reuses a dropped stack of the slab. */
 CONC__PRIVATE int conc__hole_fill(conc__stack_cache *c, conc__slab *slab)
 {
     int i = __builtin_ctzll(slab->dropped);
@@ -3900,7 +3896,7 @@ CONC__PRIVATE int conc__hole_fill(conc__stack_cache *c, conc__slab *slab)
     return i;
 }
 
-/* Takes the next stack that was never used, and makes its guard region if needed. */
+/* Takes the next unused stack, and makes its guard region if needed. */
 CONC__PRIVATE int conc__slab_carve(conc__slab *slab)
 {
     if (slab->carved == slab->guarded)
@@ -3938,11 +3934,11 @@ CONC__COLD conc__stack *conc__stack_carve(conc__stack_cache *c)
     return s;
 }
 
-/* Frames lie below this address, and the user of the stack, a task or a generator, from it upwards.
- * It is the same for all users, so what Valgrind knows of a stack holds for its next user. */
+/* Frames are below this address, and the stack's user, a task or generator, above it. It is the
+ * same for all users, so Valgrind's knowledge of a stack applies to its next user. */
 static inline char *conc__stack_top(conc__stack *s) { return (char *)s - CONC__CORE; }
 
-/* Returns a stack that is not in use; NULL: out of memory. */
+/* Returns an unused stack; NULL: out of memory. */
 static inline conc__stack *conc__stack_acquire(conc__stack_cache *c)
 {
     conc__stack *s = c->free;
@@ -3958,8 +3954,8 @@ static inline conc__stack *conc__stack_acquire(conc__stack_cache *c)
     return s;
 }
 
-/* Reports that a task has used up its stack; t is NULL if the task is not known. Allocates nothing,
- * as it may run in a signal handler. */
+/* Reports that a task has used up its stack; t is NULL if the task is unknown. Allocates nothing:
+ * it may run in a signal handler. */
 CONC__COLD void conc__report_overflow(const conc_task *t, const conc__stack *s)
 {
     char name[CONC__DESCRIPTION] = "a task", text[sizeof name + 256];
@@ -3990,8 +3986,8 @@ CONC__PRIVATE int conc__slab_resident(const conc__slab *slab)
     return slab->carved - __builtin_popcountll(slab->dropped);
 }
 
-/* Drops a stack that is in no list: gives its pages back to the system. Unmaps the slab if it was
- * the last one. */
+/* Drops a stack that is in no list: returns its pages to the system. Unmaps the slab if it was the
+ * last one. */
 CONC__PRIVATE void conc__stack_drop(conc__stack *s)
 {
     conc__slab *slab = s->slab;
@@ -4018,7 +4014,7 @@ enum {
     CONC__DROPS = 256 /* most stacks that one trim drops */
 };
 
-/* Drops stacks that a burst of tasks has left. Stacks are reused newest first: those deeper in
+/* Drops stacks left over from a burst of tasks. Stacks are reused newest first: those deeper in
  * `free` than any used since the last trim are no longer needed. */
 CONC__PRIVATE void conc__stack_cache_trim(conc__stack_cache *c)
 {
@@ -4044,14 +4040,14 @@ CONC__PRIVATE void conc__stack_cache_trim(conc__stack_cache *c)
     c->trimmed = !goes_on && kept <= CONC__KEPT;
 }
 
-/* Is there something to trim? Not if no stack was used since a trim that found nothing. */
+/* Is there anything to trim? Not if no stack was used since a trim that found nothing. */
 CONC__PRIVATE bool conc__stack_cache_grew(const conc__stack_cache *c)
 {
     bool unchanged = c->trimmed && c->free == c->old;
     return c->cold || (c->resident > CONC__KEPT && c->free && !unchanged);
 }
 
-/* True: more will have to be dropped soon. */
+/* True: more must be dropped soon. */
 CONC__PRIVATE bool conc__stacks_trim(conc_loop *l)
 {
     bool soon = false;
@@ -4158,8 +4154,7 @@ static inline void conc__disarm(conc_loop *l, conc__timer *t)
     l->wheel.disarmed++;
 }
 
-/* Finds the first occupied slot: the time at which it begins, its level and number. False: no timer
- * is armed. */
+/* Finds the first occupied slot: its start time, level and number. False: no timer is armed. */
 CONC__FAST bool conc__wheel_first(const conc__wheel *w, uint64_t *start, int *level, int *slot)
 {
     int i = 0;
@@ -4168,7 +4163,7 @@ CONC__FAST bool conc__wheel_first(const conc__wheel *w, uint64_t *start, int *le
     if (i == CONC__LEVELS)
         return false;
     *level = i;
-    /* all slots in use come after the elapsed time's own digit, so the lowest bit is the first */
+    /* all slots in use follow the elapsed time's own digit, so the lowest bit is the first */
     *slot = __builtin_ctzll(w->occupied[i]);
     int shift = i * 6;
     *start = (uint64_t)*slot << shift;
@@ -4205,7 +4200,7 @@ CONC__PRIVATE void conc__wheel_advance(conc_loop *l, int64_t now)
         conc__timer *t = w->slots[level][slot];
         if (level > 0 && (t->next != t || t->at > now)) {
             conc__wheel_cascade(w, start, level, slot);
-        } else { /* due; a timer that is alone in its slot need not move down first */
+        } else { /* due; a timer alone in its slot need not move down first */
             conc__disarm(l, t);
             t->fire(t);
         }
@@ -4246,8 +4241,7 @@ static inline void conc__make_ready(conc_loop *l, conc_task *t)
     l->last_ready = t;
 }
 
-/* Parks the running task until it is resumed. It must be in the list of what will wake it, or be
- * ready. */
+/* Parks the running task until it is resumed. It must be ready, or in the list of its waker. */
 CONC__SWITCHES void conc__leave(conc_loop *l)
 {
     conc_task *self = l->self, *next = l->ready;
@@ -4272,7 +4266,7 @@ CONC__PRIVATE void conc__end_batch(conc_loop *l)
 }
 
 /* Called when the running task has read the clock. A long step ends the batch, and the budget of
- * checkpoints that need not wait. */
+ * non-waiting checkpoints. */
 static inline void conc__time_passed(conc_loop *l, int64_t now)
 {
     if (CONC__UNLIKELY(now - l->last_pass > CONC__BATCH_NS)) {
@@ -4292,9 +4286,9 @@ CONC__PRIVATE void conc__yield_to_ready(conc_loop *l)
 
 CONC__COLD void conc__report_stubborn(conc_loop *l);
 
-/* Refuses a checkpoint of a cancelled task: returns -ECANCELED, after the other ready tasks have
- * run. A task that has ignored many of these is a spinner: it continues only when nothing else is
- * ready, or from time to time, and does not hold the virtual clock. */
+/* Refuses a cancelled task's checkpoint: returns -ECANCELED, after the other ready tasks have run.
+ * A task that has ignored many of these is a spinner: it continues only when nothing else is ready,
+ * or occasionally, and does not hold the virtual clock. */
 CONC__COLD int conc__refuse(conc_loop *l)
 {
     conc_task *self = l->self;
@@ -4316,7 +4310,7 @@ CONC__COLD int conc__refuse(conc_loop *l)
     return -ECANCELED;
 }
 
-/* The loop of the calling task; NULL: the caller is no task. */
+/* The calling task's loop; NULL: the caller is no task. */
 static inline conc_loop *conc__of_task(void)
 {
     conc_loop *l = conc__here;
@@ -4329,7 +4323,7 @@ CONC__COLD conc_loop *conc__not_in_task(const char *call)
     return NULL;
 }
 
-/* The same for a call that only tasks may make; if the caller is none, debug mode reports it. */
+/* The same for a call that only tasks may make; otherwise debug mode reports it. */
 #define conc__in_task() conc__in_task_of(__func__)
 static inline conc_loop *conc__in_task_of(const char *call)
 {
@@ -4348,7 +4342,7 @@ static inline int conc__checkpoint(conc_loop *l)
     return 0;
 }
 
-/* Called at the end of a checkpoint that need not wait. After many of these in a row the task lets
+/* Called at the end of a checkpoint that need not wait. After many consecutive ones the task lets
  * other tasks run. */
 static inline void conc__spend_budget(conc_loop *l)
 {
@@ -4373,7 +4367,7 @@ CONC__COLD int conc__yield_slowly(void)
 }
 
 /* Inlined where this file calls it: each task would return from another task's call, which the
- * processor's return predictor would miss. */
+ * processor would mispredict. */
 CONC__SWITCHES int conc__yield(void)
 {
     conc_loop *l = conc__here;
@@ -4397,8 +4391,8 @@ CONC__SWITCHES int conc__yield(void)
 CONC_API int conc_yield(void) { return conc__yield(); }
 #define conc_yield() conc__yield()
 
-/* Runs fn on the thread's own stack while the calling task waits for it; no other task runs
- * meanwhile. The scheduler is on that stack already. */
+/* Runs fn on the thread's own stack while the calling task, and every other, waits. The scheduler
+ * is on that stack already. */
 CONC__PRIVATE void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *arg), void *arg)
 {
     conc_task *self = l->self;
@@ -4434,7 +4428,7 @@ CONC__PRIVATE void conc__report_misuse(conc_loop *l, void *arg)
         fprintf(stderr, "conc: %s: %s: %s\n", who, m->call, m->why);
 }
 
-/* Reports a task that ignores its cancel, even without debug mode: it runs for ever, as fast as it
+/* Reports a task that ignores its cancel, even without debug mode: it runs forever, as fast as it
  * can. */
 CONC__COLD void conc__report_stubborn(conc_loop *l)
 {
@@ -4456,9 +4450,9 @@ CONC__PRIVATE void conc__public_name(char name[CONC__NAME], const char *call)
         *slowly = 0;
 }
 
-/* Refuses a call that is a mistake: returns rc, with a text that names the call. In debug mode also
- * reports it, with the location in `place` unless that is NULL. On a thread without a run, it does
- * so if any run of the process is in debug mode. */
+/* Refuses an erroneous call: returns rc, with a text that names the call. In debug mode also
+ * reports it, with the location in `place` unless NULL. On a thread without a run, it does so if
+ * any run of the process is in debug mode. */
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place)
 {
     conc_loop *l = conc__here;
@@ -4496,7 +4490,7 @@ CONC__PRIVATE void conc__resume(conc_loop *l, conc_task *t)
     } while (true);
 }
 
-/* Takes the next task to run: the one that has been ready longest, or under a seed one of those. */
+/* Takes the next task to run: the one ready longest, or under a seed one of those. */
 CONC__PRIVATE conc_task *conc__pick(conc_loop *l)
 {
     conc_task **at = &l->ready;
@@ -4521,14 +4515,14 @@ CONC__PRIVATE void conc__advance(conc_loop *l, int64_t now)
     conc__wheel_advance(l, now);
 }
 
-/* Does a task wait for something outside of the loop that needs no hold? */
+/* Does a task wait for something outside the loop that needs no hold? */
 CONC__PRIVATE bool conc__awaits_outside(const conc_loop *l)
 {
     return l->watched || l->signal_waits || l->awaited;
 }
 
-/* Does the loop's wake-up descriptor still refer to the loop's own file? A program that has closed
- * it may have opened another file with its number. */
+/* Does the loop's wake-up descriptor still refer to the loop's own file? The program may have
+ * closed it and opened another file under its number. */
 CONC__PRIVATE bool conc__wake_is_ours(const conc_loop *l)
 {
     bool ours = conc__is_open(l->wake_out);
@@ -4541,8 +4535,8 @@ CONC__PRIVATE bool conc__wake_is_ours(const conc_loop *l)
     return ours;
 }
 
-/* Handles a failed wait for descriptors, for example after the program has closed those of the
- * loop: cancels every task, and the run ends with this error. */
+/* Handles a failed wait for descriptors, for example after the program closed the loop's: cancels
+ * every task, and the run ends with this error. */
 CONC__COLD void conc__poller_failed(conc_loop *l, int rc)
 {
     bool closed = rc == -EBADF || rc == -EINVAL;
@@ -4584,14 +4578,14 @@ CONC__PRIVATE void conc__poll_now(conc_loop *l)
 }
 
 /* Are there jobs for which the virtual clock stands still? A job posts its result before it stops
- * counting: a caller that finds none at work, and afterwards no post, may advance the clock. */
+ * counting: a caller that finds no such job, and then no post, may advance the clock. */
 static inline bool conc__at_work(conc_loop *l)
 {
     return atomic_load_explicit(&l->at_work, memory_order_acquire) > 0;
 }
 
 /* Spins briefly before the loop sleeps: being woken costs 50 us, and the other thread may finish
- * sooner. True: something came. */
+ * sooner. True: an event occurred. */
 CONC__PRIVATE bool conc__spin(conc_loop *l, int64_t ns, bool for_work)
 {
     int64_t start = conc__clock(), most = ns < CONC__PATIENCE ? ns : CONC__PATIENCE;
@@ -4610,14 +4604,14 @@ CONC__PRIVATE bool conc__spin(conc_loop *l, int64_t ns, bool for_work)
     for (conc__idle_hook *o = l->idle_hooks; o; o = o->next)
         o->enable(o, false);
     for (conc__idle_hook *o = l->idle_hooks; o; o = o->next)
-        found |= o->poll(o); /* nothing has notified the loop of what came meanwhile */
+        found |= o->poll(o); /* nothing has notified the loop of later events */
     if (found)
         l->misses = 0;
     return found;
 }
 
-/* May the loop sleep for ns? Not if something has come already, nor if nothing could wake it. The
- * caller has the mutex. */
+/* May the loop sleep for ns? Not if work has already arrived, nor if nothing could wake it. The
+ * caller holds the mutex. */
 CONC__PRIVATE bool conc__may_sleep(conc_loop *l, int64_t ns, bool for_work)
 {
     if (l->posted || ns == 0)
@@ -4630,9 +4624,9 @@ CONC__PRIVATE bool conc__may_sleep(conc_loop *l, int64_t ns, bool for_work)
 /* Waits for events and posts, at most ns, and handles the events. for_work: also until the last job
  * for which the virtual clock stands still is done.
  *
- * No post is missed: `posted` and `asleep` change under the mutex. A post that comes first is seen
- * by conc__may_sleep; a later one finds `asleep` set and writes to the wake-up descriptor, which
- * stays readable (the pollers watch it level-triggered) until conc__wake_drain. */
+ * No post is missed: `posted` and `asleep` change under the mutex. conc__may_sleep sees an earlier
+ * post; a later one finds `asleep` set and writes to the wake-up descriptor, which stays readable
+ * (the pollers watch it level-triggered) until conc__wake_drain. */
 CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns, bool for_work)
 {
     bool spins = l->awaited && ns > 0 && !l->woke && conc__should_spin(&l->misses);
@@ -4693,10 +4687,10 @@ CONC__PRIVATE bool conc__is_only_thread(void)
 
 enum { CONC__VERIFY_EVERY = 250000000 };
 
-/* If close(2) closes a descriptor that conc has not opened, the poller does not report that to the
- * tasks that wait for it. So these descriptors are checked, a few at a time: once when the loop
- * becomes quiet, and repeatedly if another thread, or the host of an embedded loop, may close them.
- * True: some must be checked now. */
+/* The poller does not tell waiting tasks that close(2) closed a descriptor that conc has not
+ * opened. So these descriptors are checked, a few at a time: once when the loop becomes quiet, and
+ * repeatedly if another thread, or an embedded loop's host, may close them. True: some must be
+ * checked now. */
 CONC__PRIVATE bool conc__verify_due(conc_loop *l)
 {
     if (!l->verify_count)
@@ -4750,7 +4744,7 @@ CONC__PRIVATE void conc__verify_until(conc_loop *l, int64_t then)
     l->verified_until = l->now;
 }
 
-/* Polls the descriptors from time to time while there are always ready tasks or posts. */
+/* Polls the descriptors occasionally while there are always ready tasks or posts. */
 CONC__PRIVATE void conc__poll_sometimes(conc_loop *l)
 {
     enum { EVERY = 50000, PASSES = 16 };
@@ -4777,16 +4771,16 @@ CONC__PRIVATE bool conc__has_posts(conc_loop *l)
 }
 
 /* A child program takes real time, which does not pass on the virtual clock. So while a task waits
- * until a running child ends, or on one of its pipes, the virtual clock jumps over d seconds only
+ * for a running child to end, or on one of its pipes, the virtual clock jumps over d seconds only
  * after d real seconds. That count restarts when the clock has moved, a timer was armed or a
- * program was started, as a limit on one program does not apply to the next. Returns how long the
- * clock must still stand. */
+ * program was started, because a limit on one program does not apply to the next. Returns how long
+ * the clock must still stand. */
 CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
 {
     unsigned starts = 0;
     bool pipe = conc__extended.pipe_awaited && conc__extended.pipe_awaited(l, &starts);
     if (!pipe && !l->outside_awaited) {
-        if (starts) /* a program may have ended since the last poll: its output comes first */
+        if (starts) /* a program may have ended since the last poll: handle its output first */
             conc__poll_now(l);
         return 0;
     }
@@ -4803,7 +4797,7 @@ CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
 
 enum { CONC__MOMENT = 1000000, CONC__APART_EVERY = 20000000 };
 
-/* Waits while the virtual clock must stand still before it may jump to next. True: it had to. */
+/* Waits while the virtual clock must stand still before jumping to next. True: it had to. */
 CONC__PRIVATE bool conc__stood_still(conc_loop *l, int64_t next)
 {
     int64_t left = conc__stand_still(l, next);
@@ -4812,16 +4806,16 @@ CONC__PRIVATE bool conc__stood_still(conc_loop *l, int64_t next)
     int64_t verify = conc__verify(l);
     if (l->embedded) {
         l->standstill.until = conc__clock() + left;
-        conc__poll_now(l); /* else a stale wake-up would wake the host at once */
+        conc__poll_now(l); /* else a stale wake-up would wake the host immediately */
     } else {
         conc__poll_events(l, conc__sooner(left, verify), false);
     }
     return true;
 }
 
-/* Moves the virtual clock to the next deadline. A task that retries something which only another
- * process or thread can make possible would get nowhere in no time: those have a moment of real
- * time before it tries again. */
+/* Moves the virtual clock to the next deadline. A task that retries something that depends on
+ * another process or thread would spin without progress: they get some real time before each retry.
+ */
 CONC__PRIVATE void conc__jump_clock(conc_loop *l, int64_t next)
 {
     int64_t before = l->now;
@@ -4837,13 +4831,13 @@ CONC__PRIVATE void conc__jump_clock(conc_loop *l, int64_t next)
     if (l->ready || posted)
         return;
     if (conc__stood_still(l, next) || l->ready)
-        return; /* serve first what came meanwhile */
+        return; /* first serve events that have arrived */
     conc__advance(l, next > before ? next : before);
     conc__was_idle(l, before, l->now);
 }
 
 /* Sleeps until the next deadline, an event or a post, at most for the limit. If none of these can
- * come, that is a deadlock. */
+ * occur, that is a deadlock. */
 CONC__PRIVATE void conc__sleep_or_deadlock(conc_loop *l, int64_t next, int64_t limit)
 {
     if (l->spinners || l->embedded || l->ready) {
@@ -4867,7 +4861,7 @@ CONC__PRIVATE void conc__sleep_or_deadlock(conc_loop *l, int64_t next, int64_t l
     l->awaits_interrupt = false;
 }
 
-/* Virtual clock: the real time until the end of the shield in which a job has begun this run. */
+/* Virtual clock: the real time until the end of the shield in which a job began this run. */
 CONC__COLD int64_t conc__until_job_limit(conc_loop *l)
 {
     int64_t now = conc__clock();
@@ -4879,7 +4873,7 @@ CONC__COLD int64_t conc__until_job_limit(conc_loop *l)
 }
 
 /* Called when no task is ready: waits for something from the clock or from outside. False: it has
- * ended a conc_settle, whose task goes on before anything else can make a task ready. */
+ * ended a conc_settle, whose task continues before anything else can make a task ready. */
 CONC__PRIVATE bool conc__idle(conc_loop *l)
 {
     int64_t next = conc__wheel_next(&l->wheel);
@@ -4893,7 +4887,7 @@ CONC__PRIVATE bool conc__idle(conc_loop *l)
         return true;
     }
     if (conc__awaits_outside(l) && (l->settlers.first || jumps)) {
-        conc__poll_now(l); /* descriptors that are ready come before time moves */
+        conc__poll_now(l); /* serve ready descriptors before time moves */
         conc__take_signals(l);
         if (l->ready)
             return true;
@@ -4924,8 +4918,8 @@ CONC__PRIVATE void conc__read_clock(conc_loop *l)
         conc__advance(l, conc__clock());
 }
 
-/* Adapts the batch and the budget, so that the next pass comes within CONC__BATCH_NS, or after a
- * single step that takes longer. */
+/* Adapts the batch and the budget, so that the next pass occurs within CONC__BATCH_NS, or after a
+ * single longer step. */
 CONC__PRIVATE void conc__adapt_batch(conc_loop *l)
 {
     int64_t took = l->now - l->last_pass;
@@ -4937,7 +4931,7 @@ CONC__PRIVATE void conc__adapt_batch(conc_loop *l)
     } else if (took < CONC__BATCH_NS / 4) {
         bool awaits = conc__wheel_count(&l->wheel) || conc__awaits_outside(l);
         int most = CONC__BATCH_MOST;
-        if (!awaits) /* a pass has nothing to find: make passes rarer, as reading the clock costs */
+        if (!awaits) /* a pass has nothing to do: make passes rarer: clocks cost time */
             most *= 4;
         l->batch = conc__lesser(l->batch * 2, most);
         l->budget = conc__lesser(l->budget * 2, CONC__BUDGET_MOST);
@@ -5002,14 +4996,14 @@ CONC__PRIVATE void conc__schedule(conc_loop *l)
 /* ---- >>waits -------------------------------------------------------------------------------- */
 
 /* In a forked child: is this the serial number of a task of the parent process? 0, which no task
- * has, counts as one, since the first run has number 1. */
+ * has, counts as one, because the first run has number 1. */
 CONC__FAST bool conc__is_inherited(uint64_t serial)
 {
     return CONC__UNLIKELY(serial >> 40 <= conc__inherited_runs);
 }
 
-/* Is this the number of a run in progress on another thread? Then this thread must not touch its
- * objects. 0 is no run. */
+/* Is this the number of another thread's run in progress, whose objects this thread must not touch?
+ * 0 is no run. */
 CONC__PRIVATE bool conc__run_is_elsewhere(const conc_loop *l, uint64_t run)
 {
     if (!run || (l && l->run == run))
@@ -5022,7 +5016,7 @@ CONC__PRIVATE bool conc__run_is_elsewhere(const conc_loop *l, uint64_t run)
     return other != NULL;
 }
 
-/* Does this pointer, which may be any, point to the loop of a run in progress? */
+/* Does this arbitrary pointer point to the loop of a run in progress? */
 CONC__PRIVATE bool conc__is_live(const conc_loop *l)
 {
     pthread_mutex_lock(&conc__live_runs.mutex);
@@ -5060,8 +5054,8 @@ CONC__PRIVATE void conc__unlink(conc__wait *w)
     w->list = NULL;
 }
 
-/* Does this subtree have an object inside a range of addresses? None of its objects lies beyond the
- * other end of the range, so only this end matters. inner: 1 if the range lies above this end, 0 if
+/* Does this subtree have an object inside an address range? None of its objects is beyond the
+ * range's other end, so only this end matters. inner: 1 if the range lies above this end, 0 if
  * below. bit: the bit of the address that selects the child of h. */
 CONC__PRIVATE bool conc__holds_inside(const conc__holding *h, uintptr_t bit, uintptr_t end,
                                       int inner)
@@ -5095,8 +5089,7 @@ CONC__PRIVATE bool conc__holds_between(const conc__holding *h, uintptr_t first, 
     return false;
 }
 
-/* Finds a record of an object that lies on the stack where the task runs, below an address. NULL:
- * there is none. */
+/* Finds a record of an object on the running task's stack, below an address, or NULL. */
 CONC__PRIVATE const conc__holding *conc__find_below(const conc__holding *tree, const conc_task *t,
                                                     const void *below)
 {
@@ -5136,8 +5129,8 @@ CONC__COLD void conc__check_lent(conc_loop *l, const conc_task *t, const void *b
     }
 }
 
-/* Does the task's innermost scope lie below the frame of a call into conc, on the same stack? Then
- * it belongs to a function that has returned. */
+/* Is the task's innermost scope below the frame of a call into conc, on the same stack? Then its
+ * function has returned. */
 static inline bool conc__scope_is_lost(const conc_task *t, const void *frame)
 {
     uintptr_t low = (uintptr_t)t->stack->low;
@@ -5167,7 +5160,7 @@ CONC__SWITCHES int conc__park(conc_loop *l, conc__wait *w)
     return w->result;
 }
 
-/* Makes a task ready whose wait is over. */
+/* Makes a task ready after its wait. */
 CONC__FAST void conc__wait_over(conc_loop *l, conc_task *t)
 {
     if (CONC__UNLIKELY(CONC__STEPWISE(l) && t->wait))
@@ -5186,7 +5179,7 @@ CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result)
     conc__wait_over(l, w->task);
 }
 
-/* For waits that a cancel ends without more ado. */
+/* For waits that a cancel simply ends. */
 CONC__PRIVATE bool conc__cancel_plainly(conc__wait *w)
 {
     (void)w;
@@ -5228,7 +5221,7 @@ static const conc__wait_kind conc__sleeping = {
 static const conc__wait_kind conc__settling = {.what = "waits until all others wait (conc_settle)",
                                                .cancel = conc__cancel_plainly};
 
-/* Sleeps until this time of the loop's clock; CONC__NEVER: for ever. */
+/* Sleeps until this time on the loop's clock; CONC__NEVER: forever. */
 CONC__FAST int conc__sleep_to(conc_loop *l, int64_t at)
 {
     int rc = conc__checkpoint(l);
@@ -5272,7 +5265,7 @@ CONC_API CONC__CALLED int conc_sleep(double s)
     return conc__sleep_to(l, at);
 }
 
-/* Sleeps before a retry of something that another process or thread may make possible. */
+/* Sleeps before retrying something that depends on another process or thread. */
 CONC__PRIVATE int conc__sleep_to_retry(conc_loop *l, double s)
 {
     int rc = conc_sleep(s);
@@ -5289,7 +5282,7 @@ CONC_API CONC__CALLED int conc_sleep_until(double t)
         return conc__misused(-EINVAL, __func__, "the time is not a number", NULL);
     conc__check_lost(l, __builtin_frame_address(0));
     int64_t at = t >= CONC_FOREVER ? CONC__NEVER : conc__ns(t);
-    /* rounding could make conc_now() return less than t after the sleep: sleep until it will not */
+    /* rounding could make conc_now() return less than t after the sleep: sleep long enough */
     for (int64_t more = 1; (double)at / 1e9 < t && at < CONC__NEVER - 8192; more *= 2)
         at += more;
     if (at <= conc__time(l))
@@ -5343,7 +5336,7 @@ CONC_API CONC__CALLED int conc_settle(void)
 
 /* ---- >>scopes ------------------------------------------------------------------------------- */
 
-/* The words of a cancel. Only the loop's thread reads and changes them.
+/* The state of cancels. Only the loop's thread reads and changes it.
  *
  *   word           of     means                                        changed by
  *   cancel_called  scope  this scope was cancelled, or its deadline    conc__cancel_scope, once
@@ -5364,8 +5357,8 @@ CONC_API CONC__CALLED int conc_settle(void)
  *   effective  cancel_called || (around && !shielded) || doomed
  *   pending    `effective` of the task's innermost scope; without a scope, `around`
  *
- * A checkpoint tests only `pending`. A change spreads inward through the scopes of its task. At a
- * group it marks the children, which a list holds until their turn, so depth costs no stack. */
+ * A checkpoint tests only `pending`. A change spreads inward through its task's scopes. At a group
+ * it marks the children, which a list holds until their turn, so depth costs no stack. */
 
 enum { CONC__FRESH, CONC__OPEN, CONC__CLOSED };
 
@@ -5420,7 +5413,7 @@ CONC__PRIVATE void conc__set_pending(conc_loop *l, conc_task *t, bool pending)
         conc__wake(l, w, -ECANCELED);
 }
 
-/* Updates scope s of task t and all scopes inside it, then the task. `around`: does a cancel apply
+/* Updates task t's scope s and all scopes inside it, then the task. `around`: does a cancel apply
  * around s, or around the task if s is NULL? */
 CONC__PRIVATE void conc__spread(conc_loop *l, conc_task *t, conc_scope *s, bool around)
 {
@@ -5429,7 +5422,7 @@ CONC__PRIVATE void conc__spread(conc_loop *l, conc_task *t, conc_scope *s, bool 
         if (effective == s->effective && !l->doomed) /* doom ends waits that ignored a cancel */
             return;
         s->effective = around = effective;
-        /* refuse the tasks that wait to spawn into this group */
+        /* refuse tasks waiting to spawn into this group */
         while (s->is_group && effective && conc__group_of(s)->room.first)
             conc__wake(l, conc__group_of(s)->room.first, -ECANCELED);
         if (s->is_group)
@@ -5506,7 +5499,7 @@ static inline void conc__set_limit(conc_loop *l, conc_scope *s, double seconds)
 }
 
 /* Opens a scope inside those that the running task has open. The outer one may have been
- * overwritten: a variable that is declared with an initializer in a loop is set anew in each round,
+ * overwritten: a variable declared with an initializer in a loop is reinitialized in each round,
  * even if the previous round left it open. */
 static inline void conc__scope_open(conc_loop *l, conc_scope *s, const char *place)
 {
@@ -5542,8 +5535,8 @@ static inline void conc__scope_close(conc_loop *l, conc_scope *s)
         conc__set_pending(l, self, conc__cancelled_around(l, s));
 }
 
-/* Handles a scope that is not fresh: resets one that a task of the parent process had open; any
- * other is an error. */
+/* Handles a used scope: resets one that the parent process's task had open; any other is an error.
+ */
 CONC__COLD int conc__scope_renew(conc_scope *s, double timeout, const char *place)
 {
     static const char call[] = "conc_scope_begin";
@@ -5619,7 +5612,7 @@ CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
     return rc;
 }
 
-/* The loop of an open scope that this thread may change; NULL: it may not. */
+/* The loop of an open scope if this thread may change it, or NULL. */
 CONC__PRIVATE conc_loop *conc__loop_of(const conc_scope *s, const char *call)
 {
     conc_loop *l = conc__here;
@@ -5703,7 +5696,7 @@ CONC_API int conc_shield(double grace, conc_fn *fn, void *arg)
     return conc__call_in_scope(grace, true, fn, arg, "the scope of conc_shield");
 }
 
-/* The scope of the group that a task belongs to; NULL: it has none. */
+/* The scope of a task's group, or NULL. */
 CONC__PRIVATE conc_scope *conc__scope_of_group(const conc_task *t)
 {
     if (!t || !t->group)
@@ -5756,8 +5749,8 @@ CONC_API bool conc_cancelled(void)
 
 static pthread_mutex_t conc__places = PTHREAD_MUTEX_INITIALIZER; /* guards writes of conc__at */
 
-/* For compilers without __FILE_NAME__: makes a text and a location, without its directories, in the
- * caller's room. The first byte of the room is set once it has been written. */
+/* For compilers without __FILE_NAME__: writes a text and a location, without its directories, into
+ * the caller's room, whose first byte is set last. */
 CONC_API const char *conc__at(char *room, const char *text, const char *place)
 {
     if (__atomic_load_n(room, __ATOMIC_ACQUIRE))
@@ -5785,7 +5778,7 @@ CONC__PRIVATE conc__source conc__source_of(const conc_task *t)
     return (conc__source){t->name, t->spawned};
 }
 
-/* Copies the name that a task was given; "" if it has no name of its own. */
+/* Copies a task's own name; "" if it has none. */
 CONC__PRIVATE void conc__keep_name(char to[CONC__NAME], conc__source source)
 {
     conc__copy(to, CONC__NAME, source.name == source.spawned ? "" : source.name);
@@ -5796,8 +5789,8 @@ CONC__PRIVATE conc__source conc__kept_source(const char *name, const char *spawn
     return (conc__source){*name ? name : spawned, spawned};
 }
 
-/* The room for the text of a task's newest error and, after it, for the name of the task that the
- * error came from. NULL: out of memory; strerror will have to do. */
+/* The room for a task's newest error text, followed by the name of the task that it came from.
+ * NULL: out of memory; strerror must do. */
 CONC__PRIVATE char *conc__text_room(conc_task *t)
 {
     if (!t->text) {
@@ -5818,7 +5811,7 @@ CONC__PRIVATE void conc__set_error(conc_task *t, int rc, const char *text, conc_
 {
     bool in_words = text && *text;
     if (rc == -ECANCELED && !in_words && t->last_rc)
-        return; /* keep the text of the error that led to the cancel */
+        return; /* keep the text of the error behind the cancel */
     t->errors_made++;
     t->last_rc = rc;
     t->error_from = by.spawned;
@@ -5830,7 +5823,7 @@ CONC__PRIVATE void conc__set_error(conc_task *t, int rc, const char *text, conc_
     }
 }
 
-/* The task where error rc, which t returns, began. Borrowed from t. */
+/* The task in which error rc, returned by t, originated. Borrowed from t. */
 CONC__PRIVATE conc__source conc__origin(const conc_task *t, int rc)
 {
     if (t->last_rc != rc || !t->error_from)
@@ -5839,7 +5832,7 @@ CONC__PRIVATE conc__source conc__origin(const conc_task *t, int rc)
     return conc__kept_source(name, t->error_from);
 }
 
-/* The text of error rc, which t returns; "": none. */
+/* The text of error rc, returned by t; "": none. */
 CONC__PRIVATE const char *conc__error_text(const conc_task *t, int rc)
 {
     if (t->last_rc != rc || !t->text)
@@ -5847,7 +5840,7 @@ CONC__PRIVATE const char *conc__error_text(const conc_task *t, int rc)
     return t->text;
 }
 
-/* Makes the error of t, which has ended, the newest error of task. */
+/* Makes the error of t, an ended task, task's newest error. */
 CONC__FAST void conc__set_error_of(conc_task *task, const conc_task *t)
 {
     if (CONC__UNLIKELY(t->result < 0))
@@ -5891,8 +5884,8 @@ CONC_API int conc_fail(int rc, const char *fmt, ...)
     return rc;
 }
 
-/* Returns rc, an error that conc itself makes. It gets the text of conc_strerror, not that of an
- * earlier system error with the same number. */
+/* Returns rc, an error of conc itself. Its text is conc_strerror's, not that of an earlier system
+ * error with the same number. */
 CONC__COLD int conc__own_error(int rc)
 {
     conc_loop *l = conc__of_task();
@@ -5911,8 +5904,8 @@ CONC__FAST int conc__wait_result(int rc)
     return rc;
 }
 
-/* Returns rc, which one of the user's functions returned. If it is an error other than the task's
- * newest, it becomes the newest. A cancel does not, as the text of what led to it says more. */
+/* Returns rc, the result of a user's function. If it is an error other than the task's newest, it
+ * becomes the newest. A cancel does not, because its cause's text says more. */
 CONC__FAST int conc__pass_error(conc_loop *l, int rc)
 {
     bool is_new = rc < 0 && rc != -ECANCELED && l->self->last_rc != rc;
@@ -5931,7 +5924,7 @@ CONC__FAST int conc__pass_error_since(conc_loop *l, int rc, uint32_t before)
     return conc__pass_error(l, rc);
 }
 
-/* strerror, but only its constant texts: others are in a buffer that the next call overwrites. */
+/* strerror's constant texts only: others are in a buffer that the next call overwrites. */
 CONC__PRIVATE const char *conc__system_text(int rc)
 {
     if (rc <= -4096)
@@ -5943,7 +5936,7 @@ CONC__PRIVATE const char *conc__system_text(int rc)
 }
 
 /* Returns rc, the result of a system call. Records the error with the system's text, which may
- * differ from conc_strerror's, and the name of the object of the call (NULL: none). */
+ * differ from conc_strerror's, and the name of the call's object (NULL: none). */
 CONC__PRIVATE int conc__system_failed(int rc, const char *about)
 {
     if (rc >= 0 || rc == -ECANCELED)
@@ -6064,7 +6057,7 @@ CONC__PRIVATE const char *conc__place_of(const char *spawned)
     return place;
 }
 
-/* What follows the name of a task in reports: "" if the name is its function and location. */
+/* What follows a task's name in reports: "" if the name is its function and location. */
 CONC__PRIVATE void conc__describe_spawn(char *to, size_t size, conc__source source)
 {
     const char *place = conc__place_of(source.spawned);
@@ -6077,8 +6070,8 @@ CONC__PRIVATE void conc__describe_spawn(char *to, size_t size, conc__source sour
 }
 
 /* Describes a task for a report: its current name, without control characters, and the location of
- * its spawn. If the text is too long, the end of the name is cut off. Returns `to`. May run in a
- * signal handler. */
+ * its spawn. If the text is too long, truncates the name. Returns `to`. May run in a signal
+ * handler. */
 CONC__PRIVATE const char *conc__describe(char *to, size_t size, conc__source source)
 {
     char spawn[CONC__DESCRIPTION - CONC__NAME];
@@ -6101,8 +6094,8 @@ CONC__PRIVATE const char *conc__describe(char *to, size_t size, conc__source sou
     return to;
 }
 
-/* Prints the description of a task in another one's line. In a report with a line for each task,
- * it leaves out the location of the spawn, which is in the task's own line. */
+/* Prints a task's description in another's line. In a report with a line per task, it omits the
+ * spawn location, which is in the task's own line. */
 CONC__PRIVATE void conc__print_name(FILE *out, const conc_task *t)
 {
     char text[CONC__DESCRIPTION];
@@ -6125,7 +6118,7 @@ CONC__FAST bool conc__is_of_run(const conc_loop *l, uint64_t serial)
     return serial - conc__first_serial(l) < 1ull << 40;
 }
 
-/* Initializes a task, which is not in any list yet. */
+/* Initializes a task that is not in any list yet. */
 CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, conc__stack *stack,
                                 conc_fn *fn, void *arg, const char *spawned)
 {
@@ -6153,7 +6146,7 @@ CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, con
     t->arg = arg;
     t->name = t->spawned = spawned;
     t->name_allocated = false;
-    if (CONC__UNLIKELY(t->locals)) /* atomic, as jobs share it with other threads */
+    if (CONC__UNLIKELY(t->locals)) /* atomic: jobs share it with other threads */
         __atomic_fetch_add(&t->locals->references, 1, __ATOMIC_RELAXED);
     t->serial = l->spawned++;
     if (CONC__UNLIKELY(l->spawned > l->most))
@@ -6179,8 +6172,8 @@ static inline void conc__child_add(conc_group *g, conc_task *t)
         g->live_handles++;
 }
 
-/* Is this a group's first or last child? The handle of a live task may have been overwritten, as at
- * the start of a block that initializes it; this usually detects that. */
+/* Is this a group's first or last child? A live task's handle may have been overwritten, for
+ * example by a block that initializes it; this usually detects that. */
 static inline bool conc__is_at_an_end(const conc_group *g, const conc_task *t)
 {
     const conc_task *first = g->children;
@@ -6210,8 +6203,8 @@ CONC__PRIVATE conc__stack_cache *conc__stack_cache_of(conc_loop *l, const conc_g
     return l->stacks;
 }
 
-/* Makes a task of an open group, ready to run, in the handle, or on its own stack if that is NULL.
- * NULL: out of memory. */
+/* Makes a task of an open group, ready to run, in the handle, or on its own stack if the handle is
+ * NULL. NULL: out of memory. */
 CONC__FAST conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *handle, conc_fn *fn,
                                      void *arg, const char *spawned)
 {
@@ -6257,14 +6250,14 @@ CONC__PRIVATE void conc__group_renew(conc_group *g)
     *g = (conc_group){.limit = g->limit, .keep_going = g->keep_going, .stack_size = g->stack_size};
 }
 
-/* Undoes the opening of a group by a spawn that is refused. */
+/* Undoes the opening of a group by a refused spawn. */
 CONC__COLD void conc__group_unopen(conc_loop *l, conc_group *g)
 {
     conc__scope_close(l, &g->scope);
     conc__group_renew(g);
 }
 
-/* The reason why this group cannot be opened; NULL: it can. */
+/* Why this group cannot be opened; NULL: it can. */
 CONC__PRIVATE const char *conc__group_is_wrong(const conc_group *g)
 {
     if (!g)
@@ -6293,8 +6286,8 @@ CONC_API CONC__CALLED int conc__group_begin(conc_group *g, const char *place)
     return 0;
 }
 
-/* Waits in a group that has reached its limit, until a child ends and hands its slot over. The slot
- * counts in g->live from then on, so no other spawn can take it. */
+/* Waits in a full group until a child ends and hands over its slot, which then counts in g->live,
+ * so that no other spawn can take it. */
 CONC__PRIVATE int conc__wait_for_room(conc_loop *l, conc_group *g)
 {
     int rc = conc__checkpoint(l);
@@ -6304,7 +6297,7 @@ CONC__PRIVATE int conc__wait_for_room(conc_loop *l, conc_group *g)
     conc__append(&g->room, &w);
     rc = conc__park(l, &w);
     if (rc == 0)
-        g->live--; /* the new task takes the slot right now */
+        g->live--; /* the new task now takes the slot */
     return rc;
 }
 
@@ -6316,8 +6309,8 @@ CONC__PRIVATE void conc__grant_room(conc_loop *l, conc_group *g)
     }
 }
 
-/* Prepares a group for a spawn by `call`: opens it if it is fresh, and waits if it is full. 0: the
- * spawn may go ahead. */
+/* Prepares a group for a spawn by `call`: opens it if unused, and waits if full. 0: the spawn may
+ * proceed. */
 CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *call, const char *spawned)
 {
     if (g->scope.state == CONC__FRESH) {
@@ -6353,8 +6346,8 @@ CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *call, 
     return 0;
 }
 
-/* Does this storage hold a task that has not ended, or that is in its group's list `finished`? The
- * storage may have any content, so this reads only the seal and the state. */
+/* Does this storage hold a task that has not ended, or is in its group's list `finished`? The
+ * storage may be uninitialized, so this reads only the seal and the state. */
 CONC__FAST bool conc__handle_in_use(const conc_task *t)
 {
     int difference = t->seal ^ conc__seal(t);
@@ -6363,8 +6356,8 @@ CONC__FAST bool conc__handle_in_use(const conc_task *t)
     return CONC__UNLIKELY(lives || listed);
 }
 
-/* In a forked child, a handle in use may be reused if its task is the parent's. Resets the scopes
- * that this task had open, which would otherwise seem to be the new task's. */
+/* In a forked child, a handle in use may be reused if its task belongs to the parent. Resets that
+ * task's open scopes, which would otherwise seem to be the new task's. */
 CONC__COLD bool conc__handle_taken_over(const conc_task *t)
 {
     if (!conc__is_inherited(t->serial))
@@ -6437,10 +6430,10 @@ CONC__PRIVATE char *conc__copy_at(conc__stack *s, size_t size)
     return (char *)(top - top % fit);
 }
 
-/* Gives a task that has not run yet a copy of its argument. */
+/* Copies the argument of a task that has not run yet. */
 CONC__PRIVATE void conc__copy_argument(conc_task *t, const void *arg, size_t size)
 {
-    enum { ENTRY = 256 }; /* what conc__prepare writes below the top, and a red zone */
+    enum { ENTRY = 256 }; /* conc__prepare's data below the top, and a red zone */
     char *copy = conc__copy_at(t->stack, size);
     if (CONC__UNLIKELY(t->loop->on_valgrind)) /* an earlier task's frames may have been here */
         conc__valgrind(CONC__VALGRIND_UNDEFINED, (uintptr_t)copy - ENTRY, size + ENTRY);
@@ -6583,7 +6576,7 @@ CONC_API int conc_started(int value)
     return 0;
 }
 
-/* The recursion is at most 64 deep, and mostly much less: a level for each bit of a hash. */
+/* The recursion is at most 64 deep, usually much less: a level for each bit of a hash. */
 CONC__PRIVATE void conc__locals_release(conc__locals *locals)
 {
     while (locals && __atomic_sub_fetch(&locals->references, 1, __ATOMIC_ACQ_REL) == 0) {
@@ -6594,7 +6587,7 @@ CONC__PRIVATE void conc__locals_release(conc__locals *locals)
     }
 }
 
-/* Calls run(arg), which calls the program's function fn, outside of all tasks. */
+/* Calls run(arg), which calls the program's function fn, outside all tasks. */
 CONC__PRIVATE void conc__call_outside(conc_loop *l, const char *role, uintptr_t fn,
                                       void (*run)(void *), void *arg)
 {
@@ -6631,7 +6624,7 @@ CONC__PRIVATE void conc__report_on_loop(conc_loop *l, void *arg)
     errno = saved;
 }
 
-/* Reports an error that nothing has collected: to on_error, or on stderr. */
+/* Reports an uncollected error: to on_error, or on stderr. */
 CONC__PRIVATE void conc__report(conc_loop *l, conc__source source, int rc, const char *words)
 {
     conc__reported r = {
@@ -6654,8 +6647,8 @@ typedef struct conc__kept_error {
     char text[CONC__TEXT], name[CONC__NAME];
 } conc__kept_error;
 
-/* Saves the newest error of a task before it closes something whose own error no call will return:
- * the task may be about to return the newest error. */
+/* Saves a task's newest error before it closes something whose own error no call returns: the task
+ * may be about to return the newest error. */
 CONC__PRIVATE void conc__error_keep(conc__kept_error *kept, const conc_task *t)
 {
     kept->rc = t->last_rc;
@@ -6689,8 +6682,8 @@ CONC__PRIVATE conc__failed **conc__failure_slot(const conc__failures *all, uint6
     return &all->slots[serial & (all->slot_count - 1)];
 }
 
-/* Makes room for one more. Serial numbers count up, so they fill the slots evenly. If memory has
- * run out, the table stays as it is. False: there is no table. */
+/* Makes room for one more. Serial numbers count up, so they fill the slots evenly. Without memory,
+ * the table is unchanged. False: there is no table. */
 CONC__PRIVATE bool conc__failures_grow(conc__failures *all)
 {
     enum { LEAST = 64 };
@@ -6713,7 +6706,7 @@ CONC__PRIVATE bool conc__failures_grow(conc__failures *all)
 }
 
 /* Remembers the error of a background task with a handle, for the end of the run to report, unless
- * a join comes before. */
+ * a join comes first. */
 CONC__PRIVATE void conc__failure_add(conc_loop *l, const conc_task *t)
 {
     conc__failures *all = &l->failures;
@@ -6759,7 +6752,7 @@ CONC__PRIVATE void conc__failure_remove(conc__failures *all, conc__failed *f)
     CONC_FREE(f);
 }
 
-/* Forgets the error of a task, which a join has taken. */
+/* Forgets a task's error, collected by a join. */
 CONC__PRIVATE void conc__failure_forget(conc_loop *l, const conc_task *t)
 {
     conc__failures *all = &l->failures;
@@ -6770,7 +6763,7 @@ CONC__PRIVATE void conc__failure_forget(conc_loop *l, const conc_task *t)
         conc__failure_remove(all, f);
 }
 
-/* At the end of the run: reports the errors that no join has taken. */
+/* At the end of the run: reports the errors that no join has collected. */
 CONC__PRIVATE void conc__report_failures(conc_loop *l)
 {
     conc__failures *all = &l->failures;
@@ -6784,7 +6777,7 @@ CONC__PRIVATE void conc__report_failures(conc_loop *l)
 }
 
 /* Counts an error of a group, and cancels the group unless it keeps going. True: it was the first,
- * and is now the group's error. A later one goes to what collects its task, or to on_error. */
+ * and is now the group's error. A later one goes to whatever collects its task, or to on_error. */
 CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_task *t, int rc)
 {
     if (g->error_count++ == 0 && !g->background) {
@@ -6806,7 +6799,7 @@ CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_ta
     return false;
 }
 
-/* Called when a slot of the group is free: wakes the tasks that wait for one. */
+/* Called when the group has a free slot: wakes the tasks waiting for one. */
 CONC__PRIVATE void conc__child_gone(conc_loop *l, conc_group *g)
 {
     conc__grant_room(l, g);
@@ -6897,7 +6890,7 @@ CONC__PRIVATE void conc__start_failed(conc_loop *l, conc__starter *s, conc_task 
     t->failed = false;
 }
 
-/* Passes the result to the sink that was set when the task was made. */
+/* Passes the result to the task's sink. */
 CONC__PRIVATE void conc__set_sink(conc_loop *l, conc_task *t)
 {
     switch (t->sink_kind) {
@@ -6913,7 +6906,7 @@ CONC__PRIVATE void conc__set_sink(conc_loop *l, conc_task *t)
     t->collected = true;
 }
 
-/* Tells the group of a child that failed or was cancelled. */
+/* Notifies the group of a failed or cancelled child. */
 CONC__PRIVATE void conc__child_failed(conc_loop *l, conc_task *t)
 {
     conc_group *g = t->group;
@@ -6950,7 +6943,7 @@ CONC__PRIVATE uint64_t conc__address_hash(const void *address)
     return x ^ x >> 32;
 }
 
-/* The link in a tree to the newest record of an object, or where it would be. */
+/* The tree's link to an object's newest record, or where it would be. */
 CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void *object)
 {
     uintptr_t bit = CONC__HIGHEST_BIT, address = (uintptr_t)object;
@@ -6959,7 +6952,7 @@ CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void 
     return at;
 }
 
-/* Records an object in a tree. If memory has run out, only its report will be missing. */
+/* Records an object in a tree. Without memory, only its report will be missing. */
 CONC__COLD void conc__holding_add(conc__holding **tree, const void *object, const char *what,
                                   const char *place)
 {
@@ -7011,7 +7004,7 @@ CONC__COLD void conc__holding_drop(conc__holding **tree, const void *object)
     CONC_FREE(h);
 }
 
-/* Debug mode: reports the locks that a task still held when it ended: they stay locked for ever. */
+/* Debug mode: reports the locks that a task still held when it ended: they stay locked forever. */
 CONC__COLD void conc__report_held(conc_task *t)
 {
     char who[CONC__DESCRIPTION];
@@ -7099,7 +7092,7 @@ static const conc__wait_kind conc__joining = {.what = "joins",
                                               .cancel = conc__cancel_plainly,
                                               .owner = conc__task_waited_for};
 
-/* Collects a task that has ended, for the running task. */
+/* Collects an ended task, for the running task. */
 CONC__PRIVATE void conc__collect(conc_loop *l, conc_task *t)
 {
     if (t->in_finished)
@@ -7197,8 +7190,8 @@ CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
     }
 }
 
-/* Discards the ended tasks that nobody has collected; their handles may be reused. Their errors,
- * apart from the group's own, go to on_error. */
+/* Discards uncollected ended tasks; their handles may be reused. Their errors, apart from the
+ * group's own, go to on_error. */
 CONC__PRIVATE void conc__drop_finished(conc_loop *l, conc_group *g)
 {
     while (g->finished) {

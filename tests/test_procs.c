@@ -1422,7 +1422,7 @@ PROCS_TEST(memory_above_the_limit_of_a_files_size_is_an_error_in_words)
     CHECK_INT(setrlimit(RLIMIT_FSIZE, &low), 0);
     CHECK_INT(kill(worker_of(&pool), SIGKILL), 0);
     CHECK_INT(conc_procs_run(&pool, returns_seven, NULL, 0), -EAGAIN);
-    CHECK_CONTAINS(conc_last_error(), "limit of a file's size");
+    CHECK_CONTAINS(conc_last_error(), "file size limit");
     CHECK_INT(setrlimit(RLIMIT_FSIZE, &limit), 0);
     check_healthy(&pool);
     free(bytes);
@@ -2874,7 +2874,7 @@ PROCS_TEST(the_error_of_large_data_says_why_it_has_no_room)
     low = (struct rlimit){1000, sizes.rlim_max};
     CHECK_INT(setrlimit(RLIMIT_FSIZE, &low), 0);
     CHECK_INT(conc_procs_run(&pool, adds_one, data, LARGE), -EFBIG);
-    CHECK_CONTAINS(conc_last_error(), "limit of a file's size");
+    CHECK_CONTAINS(conc_last_error(), "file size limit");
     CHECK_INT(setrlimit(RLIMIT_FSIZE, &sizes), 0);
     CHECK_INT(conc_procs_run(&pool, adds_one, data, LARGE), 2);
     free(data);
