@@ -1164,7 +1164,6 @@ template <class type> struct conc__is_pointer<type *> {
 #endif /* CONC_H */
 
 /* ===============================================================================================
- * *
  *  The implementation
  *
  *  A task that waits switches straight to the next ready task. After a batch of 64 switches (fewer
@@ -1986,20 +1985,20 @@ struct conc_loop {
     conc__switch_fn *switch_stacks;
 
     bool virtual_clock, seeded, debug, on_valgrind, doomed, over, refreshing;
-    /* debug mode, or a trace is written: a pass runs one task, and every step is measured */
+    /* debug mode, or a trace: a pass runs one task, and every step is measured */
     bool stepwise;
     conc_task *spinners, *last_spinner; /* tasks that ignore their cancel; they run in rounds */
-    /* the pass in which their round comes though others are ready; each spinner postpones it */
+    /* the pass in which they run although others are ready; each spinner postpones it */
     uint64_t next_round;
     conc_task *marked, *last_marked;
     conc__waits settlers;
     void (*call)(conc_loop *l, void *arg);
     void *call_arg;
-    conc__fpu fpu;         /* the state with which a task starts */
+    conc__fpu fpu;         /* a task's initial state */
     conc__context scratch; /* for contexts that are never resumed */
     int64_t now;
-    int64_t last_pass;     /* when the last scheduler pass was, on the loop's clock */
-    int batch, budget;     /* start values of these two: lower if steps are slow */
+    int64_t last_pass;     /* time of the last scheduler pass, on the loop's clock */
+    int batch, budget;     /* initial values of these two: lower if steps are slow */
     int flooded;           /* passes in a row that ran only posted functions */
     uint64_t picks, draws; /* states of the two random generators */
     conc__stack thread_stack;
@@ -2010,13 +2009,12 @@ struct conc_loop {
 
     conc_options options;
     conc__stack_cache *stacks,
-        *stack_caches; /* of stacks: that of tasks with the default size, and all */
+        *stack_caches; /* stack caches: that of the default task size, and all */
     int64_t trimmed;
     bool to_trim;
-    bool
-        awaits_interrupt; /* main_fn sleeps for ever on purpose: only a signal or a post wakes it */
-    int64_t searched;     /* meanwhile: when the loop last searched for circles of owners, */
-    uint64_t unsearched;  /* and how often it has paused since then */
+    bool awaits_interrupt; /* main_fn sleeps forever on purpose: only a signal or post wakes it */
+    int64_t searched;      /* then: when the loop last searched for circles of owners, */
+    uint64_t unsearched;   /* and how often it has paused since then */
     conc_group background;
     conc__failures failures;
     conc_task main;
@@ -2026,28 +2024,28 @@ struct conc_loop {
     int rc;
     int exit_status; /* set by conc_set_exit_status; CONC__NO_STATUS: not set */
     struct conc__gen *generators;
-    conc__stack *stopped; /* stacks of generators that were stopped for good, or at the run's end */
+    conc__stack *stopped; /* stacks of generators that were stopped, or at the run's end */
     bool lists_tasks;     /* the current report has a line for each task */
     uint64_t run;         /* the number of this run in the process */
     conc_loop *next_run;  /* in conc__live_runs */
     conc__census census;
     size_t generator_count;
     uint64_t spawned, finished; /* both counted from conc__first_serial */
-    uint64_t most;              /* most - finished is the most tasks that were alive at once */
+    uint64_t most;              /* most - finished is the most tasks ever alive */
     uint64_t switches, passes, polls;
     int64_t left;         /* embedded: when control last went back to the host */
     int64_t began, idled; /* when the run began; how long it has slept since, on its clock */
     /* stepwise: when the running step began; the sum of all steps; the sum of all past waits */
     int64_t stepped, ran, waited;
     bool step_over; /* stepwise: the task that was resumed has ended */
-    int64_t called; /* debug: time of the running step that went to calls of the user's hooks */
-    /* the stack of a task that has just ended, and its lowest used byte; NULL: not needed */
+    int64_t called; /* debug: the running step's time in the user's hooks */
+    /* a just ended task's stack, and its lowest used byte; NULL: not needed */
     conc__stack *left_stack;
     char *left_used;
     struct conc__trace *trace;       /* NULL: none is written */
     struct conc__watchdog *watchdog; /* debug */
     struct conc__usage *usages;      /* debug: of stacks */
-    conc__holding *opened;           /* debug: what must be closed before the end */
+    conc__holding *opened;           /* debug: objects that must be closed before the end */
     /* debug: conc's handlers for SIGUSR2 and for SIGSEGV are installed for this run */
     bool dumps_taken, faults_taken;
     conc__wheel wheel;
@@ -2058,13 +2056,13 @@ struct conc_loop {
     size_t fd_blocks;
     conc__fd *watched, *last_watched;
     size_t watched_count, verify_count, unverified;
-    /* since the last conc__verify, something ran that may have closed a descriptor */
+    /* since the last conc__verify, code ran that may have closed a descriptor */
     bool stirred;
     bool was_alone;         /* this was the only thread when the last round of conc__verify began */
     int64_t verified;       /* when conc__verify last checked descriptors, on the real clock */
     int64_t verified_until; /* virtual clock: when conc__verify_until last did */
     bool retried;           /* virtual clock: conc__jump_clock must give others real time first */
-    int outside_awaited; /* tasks that wait for the end of a child program, or a FIFO's other end */
+    int outside_awaited;    /* tasks that wait for a child program's end, or a FIFO's other end */
     conc__standstill standstill;
     int64_t polled;
     struct pollfd *polls_for; /* poll(2) */
@@ -2072,42 +2070,42 @@ struct conc_loop {
     /* epoll: counts of events that no task waited for, and of events of files closed here */
     unsigned unheard, orphans;
     bool apart; /* kqueue: tasks may be waiting for descriptors outside the queue */
-    bool blind; /* the loop cannot wait for descriptors any more */
-    int doom;   /* the error for which every task was cancelled; 0: none */
+    bool blind; /* the loop can no longer wait for descriptors */
+    int doom;   /* the error that cancelled every task; 0: none */
     char doom_text[CONC__TEXT];
-    int posted_rc; /* the newest error that the running posted function has made; 0: none */
+    int posted_rc; /* the running posted function's newest error; 0: none */
     conc__spare *spares;
     int spare_count;
 
     int awaited;        /* tasks that wait for another thread or process */
-    unsigned misses;    /* spins in vain in a row */
-    bool woke;          /* the last hand-over had to wake its thread: do not spin for the result */
+    unsigned misses;    /* consecutive vain spins */
+    bool woke;          /* the last hand-over had to wake its thread: do not spin */
     atomic_int at_work; /* virtual clock: jobs for which time stands still */
     conc__idle_hook *idle_hooks;
     conc__ending *endings;
 
     /* of a run inside a job: the job, if a virtual clock stands still for it, else NULL */
     struct conc__job_context *job;
-    bool job_idles;    /* under the mutex: that clock goes on until the next post */
+    bool job_idles;    /* under the mutex: that clock runs until the next post */
     int channel_waits; /* how many of `awaited` wait for a channel */
-    /* virtual clock: when the job's shield ends, on the real clock; CONC__NEVER: it has no limit */
+    /* virtual clock: when the job's shield ends, on the real clock; CONC__NEVER: no limit */
     int64_t job_limit;
 
     conc_signals *signals;
     conc__holding *receiving; /* the same, as a tree by address */
-    conc__holding *handles;   /* debug: handles, on stacks, of tasks and jobs that may still run */
+    conc__holding *handles;   /* debug: handles on stacks of tasks and jobs that may still run */
     bool lent;                /* one of these two is not empty */
     /* by signal number: the open receivers, and the count up to which the loop has delivered it */
     struct conc__signal_list {
         struct conc__signal_number *first;
         unsigned long handed;
     } received[CONC__SIGNALS];
-    uint64_t unblocked; /* a bit for each signal that was blocked before a receiver opened */
+    uint64_t unblocked; /* a bit for each signal blocked before a receiver opened */
     int signal_waits, interrupted_by;
     bool interrupted_late, winding_up, embedded, stepping, pipe_was_blocked, pipe_was_pending;
     void *signal_stack;
-    _Atomic(conc_loop *) *signal_slot; /* where the handler finds this loop; NULL: it does not */
-    /* the signal handler reads the numbers and writes the others */
+    _Atomic(conc_loop *) *signal_slot; /* where the handler finds this loop, or NULL */
+    /* the signal handler reads the numbers and writes the rest */
     atomic_bool signalled, dump_asked;
     atomic_uint interrupt_numbers;   /* a conc__interrupt_bit for each that interrupts this run */
     atomic_int interrupt;            /* the signal that must cancel main_fn; 0: none */
@@ -2124,12 +2122,12 @@ struct conc_loop {
 
 static CONC_TLS _Thread_local conc_loop *conc__here;
 
-/* The text of conc_last_error on this thread, outside of tasks and jobs. */
+/* The text of conc_last_error on this thread, outside tasks and jobs. */
 static CONC_TLS _Thread_local char conc__thread_text[CONC__TEXT];
 
 static atomic_uint_least64_t conc__runs; /* runs so far in this process and its ancestors */
 /* In a forked child: the runs up to this number were the parent's. Their tasks never continue here,
- * so what they left in locks, lists, groups and handles does not count. 0: no fork. */
+ * so their remains in locks, lists, groups and handles are ignored. 0: no fork. */
 static uint64_t conc__inherited_runs;
 
 /* The runs in progress of all threads of this process. */
@@ -2141,46 +2139,46 @@ static struct {
 struct conc__address;
 
 /* A case of conc_select on a channel or a job of conc_pool.h. Other threads only notify the loop;
- * the loop's own thread decides whether the case happens. */
+ * the loop's own thread decides whether the case is performed. */
 typedef struct conc__outside {
     enum { CONC__CASE_RECEIVES, CONC__CASE_SENDS, CONC__CASE_ENDS } kind;
     void *object;    /* a conc_channel or a conc_job */
-    void *item;      /* where to store the item, or where to read it */
-    conc_task *task; /* gets the text of an error */
-    int result;      /* valid once the case has happened */
+    void *item;      /* where to store or read the item */
+    conc_task *task; /* receives an error's text */
+    int result;      /* valid once the case was performed */
     void *owner;     /* guards `notified` */
-    /* Called on the loop after another thread has notified it. True: the case happened; false: an
-     * earlier end() had returned true. */
+    /* Called on the loop after another thread has notified it. True: the case was performed; false:
+     * an earlier end() had returned true. */
     void (*notified)(struct conc__outside *o, bool happened);
 } conc__outside;
 
 typedef struct conc__outside_calls {
     int (*check)(const conc__outside *o); /* 0: it is valid */
     bool (*attempt)(conc__outside *o);    /* true: it happened */
-    /* 1: it happened; 0: a copy, *begun, waits until the case happens or end is called; or an
+    /* 1: performed; 0: a copy, *begun, waits until the case is performed or end is called; or an
      * error */
     int (*begin)(conc_loop *l, conc__outside *o, conc__outside **begun);
-    /* true: another thread has notified the loop already, and `notified` will still be called */
+    /* true: another thread has already notified the loop, and `notified` will still be called */
     bool (*end)(conc__outside *o);
 } conc__outside_calls;
 
-/* The functions of conc_pool.h that this module calls. All are NULL if it is not in the program. */
+/* The functions of conc_pool.h that this module calls. All are NULL if the program lacks it. */
 typedef struct conc__extension {
     const conc__outside_calls *outside; /* NULL: conc_pool.h is not linked */
     conc__locals **(*job_locals)(void); /* of the job that runs on this thread; NULL: none */
     int (*job_block)(int64_t ns);       /* conc_block in a job; 1: no job runs on this thread */
     /* conc_shield in a job; false: no job runs on this thread */
     bool (*job_shield)(double grace, conc_fn *fn, void *arg, int *rc);
-    int (*job_runs)(conc_loop *l); /* a run begins on this thread, maybe inside a job */
-    /* the run's tasks wait only for channels, or no longer do: l->job counts as idle meanwhile */
+    int (*job_runs)(conc_loop *l); /* a run begins on this thread, perhaps inside a job */
+    /* the run's tasks wait only for channels, or no longer do: until then l->job counts as idle */
     void (*job_idles)(conc_loop *l, bool idles);
-    void (*job_goes_on)(conc_loop *l); /* under the mutex: the next post has come */
-    int64_t (*job_late)(conc_loop *l); /* l->job_limit is past: returns the next one */
+    void (*job_goes_on)(conc_loop *l); /* under the mutex: the next post has arrived */
+    int64_t (*job_late)(conc_loop *l); /* l->job_limit has passed: returns the next one */
     /* conc_fail in a job; false: no job runs on this thread */
     bool (*job_fail)(int rc, const char *text);
-    /* the text of the newest error of the job on this thread, "" if none; NULL: no job runs */
+    /* the newest error text of the job on this thread, "" if none; NULL: no job runs */
     const char *(*job_text)(void);
-    /* looks up a host name: returns how many addresses; release *found with conc_free */
+    /* looks up a host name: returns the number of addresses; release *found with conc_free */
     int (*resolve)(const char *text, struct conc__address **found);
     /* in all pools of the program */
     size_t (*jobs_queued)(void);
@@ -2190,11 +2188,11 @@ typedef struct conc__extension {
     bool (*pipe_awaited)(const conc_loop *l, unsigned *starts);
     /* the job that runs on this thread; NULL: none */
     struct conc__job_context *(*job_here)(void);
-    /* this job begins, or ends, to wait for a task of l. Meanwhile the virtual clock for which it
-     * counts as at work may move on, if that is l's */
+    /* this job starts or stops waiting for a task of l. During the wait the virtual clock that it
+     * stops may advance, if that is l's */
     void (*job_waits)(struct conc__job_context *job, const conc_loop *l, bool waits);
     bool (*job_cancelled)(void);
-    /* in a fault handler: reports it if the job that runs here has used up its stack */
+    /* in a fault handler: reports it if the running job has used up its stack */
     void (*job_overflows)(const char *address);
 } conc__extension;
 
@@ -7224,8 +7222,8 @@ CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc)
     return rc;
 }
 
-/* May `call`, in the running task, close this group? 0: it may; 1: the group was never opened; or
- * an error. */
+/* May `call`, in the running task, close this group? 0: yes; 1: the group was never opened; or an
+ * error. */
 CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char *call)
 {
     if (!l)
@@ -7247,9 +7245,9 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char 
     return 0;
 }
 
-/* Aborts with a report if a handle of the group lies below the frame of a call, on the same stack:
- * the function that had it has returned. Reads nothing there before, as it may be overwritten, and
- * checks only the first few of each list, so that a large group costs no more. */
+/* Aborts with a report if a handle of the group is below a call's frame, on the same stack: the
+ * function that declared it has returned. Reads nothing there before, because it may be
+ * overwritten, and checks only the first few of each list, so that a large group costs no more. */
 CONC__COLD void conc__check_lost_handles(conc_loop *l, const conc_group *g, const void *frame)
 {
     enum { CHECKED = 16 };
@@ -7365,7 +7363,7 @@ CONC__PRIVATE bool conc__is_array(const void *elements, size_t count, size_t siz
     return elements && count <= (size_t)PTRDIFF_MAX / size;
 }
 
-/* What a gather or map runs, and where its results go. */
+/* The work of a gather or map, and its results. */
 typedef struct conc__batch {
     conc_call *calls; /* NULL: a map, which the next four fields describe */
     conc_fn *fn;
@@ -7373,8 +7371,8 @@ typedef struct conc__batch {
     size_t size;
     int *results;
     size_t count;
-    int limit;             /* most tasks at once; 0: no limit */
-    bool keep_going, seen; /* seen: the caller can read every result, so no error is reported */
+    int limit;             /* most concurrent tasks; 0: no limit */
+    bool keep_going, seen; /* the caller can read every result, so no error is reported */
 } conc__batch;
 
 CONC__PRIVATE conc_task *conc__call_spawn(conc_loop *l, conc_group *g, conc_call *call, bool seen,
@@ -7407,7 +7405,7 @@ CONC__PRIVATE conc_task *conc__batch_spawn(conc_loop *l, conc_group *g, const co
     return t;
 }
 
-/* Undoes the spawns since `last` was the last ready task (NULL: none was). None of them has run. */
+/* Undoes the spawns since `last` was the last ready task (NULL: none was). None has run. */
 CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
 {
     if (last)
@@ -7426,8 +7424,8 @@ CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
     }
 }
 
-/* Spawns the elements from `next` on, each when an earlier one has ended. Returns 0 or the error
- * that ends the group. */
+/* Spawns the elements from `next` on, as earlier ones end. Returns 0 or the error that ends the
+ * group. */
 CONC__PRIVATE int conc__batch_go_on(conc_loop *l, conc_group *g, const conc__batch *b, size_t next,
                                     const char *spawned)
 {
@@ -7461,7 +7459,7 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
     bool limited = b->limit && (size_t)b->limit < b->count;
     size_t at_once = limited ? (size_t)b->limit : b->count;
     if (at_once > CONC__ADDRESS_SPACE / l->stacks->size)
-        return conc__own_error(-ENOMEM); /* the address space cannot hold so many stacks */
+        return conc__own_error(-ENOMEM); /* the address space cannot hold that many stacks */
     conc_group g = {.limit = b->limit, .keep_going = b->keep_going};
     conc_task *last = l->ready ? l->last_ready : NULL;
     conc__check_lost(l, __builtin_frame_address(0));
@@ -7607,8 +7605,7 @@ CONC__PRIVATE conc__locals *conc__locals_with(const conc__locals *old, const con
     return top;
 }
 
-/* The root of the locals of the running task, or of the job that runs on this thread; NULL: there
- * is neither. */
+/* The root of the locals of the running task, or of this thread's job; NULL: neither exists. */
 CONC__PRIVATE conc__locals **conc__locals_here(void)
 {
     conc_loop *l = conc__here;
@@ -7657,23 +7654,23 @@ CONC_API void *conc_local_get(conc_local *key)
 
 /* ---- >>generators --------------------------------------------------------------------------- */
 
-/* The body of a generator runs in the task that consumes it, on a stack of its own: its waits, its
- * cancellation, its locals and errno are the consumer's. This struct is at the top of that stack,
- * so the body survives if the user's conc_gen is gone. */
+/* A generator's body runs in the consuming task, on its own stack: its waits, cancellation, locals
+ * and errno are the consumer's. This struct is at the top of that stack, so the body survives if
+ * the user's conc_gen is gone. */
 typedef struct conc__gen {
-    conc_gen face; /* the conc_gen that the body gets */
+    conc_gen face; /* the conc_gen passed to the body */
     struct conc__gen *next, *prev;
-    conc__stack *stack, *outside; /* its own; the consumer's, while that is inside */
-    conc__context inner, outer;   /* the contexts of these two */
+    conc__stack *stack, *outside; /* its own; the consumer's, while inside */
+    conc__context inner, outer;   /* their contexts */
     conc_gen_fn *fn;
     void *arg;
     const void *emitted; /* the item that the consumer copies; NULL: none */
     size_t item_size;
     conc_task *consumer; /* the task that is inside; NULL: none */
-    conc_scope *scope;   /* its innermost scope when it went inside */
-    /* the generator whose body last called conc_gen_next; NULL: a task did, or it has ended */
+    conc_scope *scope;   /* its innermost scope on entry */
+    /* the generator whose body last called conc_gen_next; NULL: a task did, or it ended */
     struct conc__gen *used_by;
-    struct conc__gen *sources, *next_source, *prev_source; /* those whose used_by is this one */
+    struct conc__gen *sources, *next_source, *prev_source; /* those with this used_by */
     const char *opened;                                    /* "fn at file.c:12" */
     int rc, late_emits;
     bool started, ended, closing, stopped;
@@ -7682,7 +7679,7 @@ typedef struct conc__gen {
 
 enum { CONC__LATE_EMITS = 1000 }; /* emits tolerated during the close, before the body is stopped */
 
-static conc__gen conc__exhausted; /* the body of every conc_gen whose own body has ended */
+static conc__gen conc__exhausted; /* stands in for every conc_gen's ended body */
 
 /* The generator whose body runs on a stack; NULL: a task runs there. */
 CONC__PRIVATE conc__gen *conc__gen_on(conc__stack *s)
@@ -7692,8 +7689,8 @@ CONC__PRIVATE conc__gen *conc__gen_on(conc__stack *s)
     return (conc__gen *)(void *)conc__stack_top(s);
 }
 
-/* Does the running task run a generator's body, whose consumer opened the task's innermost scope,
- * s? */
+/* Does the running task run a generator's body whose consumer opened the task's innermost scope, s?
+ */
 CONC__PRIVATE bool conc__gen_is_inside(const conc_loop *l, const conc_scope *s)
 {
     return l->self->stack->has_generator && conc__gen_on(l->self->stack)->scope == s;
@@ -7743,8 +7740,8 @@ CONC__PRIVATE bool conc__gen_is_elsewhere(const conc_loop *l, const conc_gen *fa
     return open && conc__run_is_elsewhere(l, face->run);
 }
 
-/* The open generator, or conc__exhausted. NULL: not open, closed by the run's end, or of a run that
- * is over. */
+/* The open generator, or conc__exhausted. NULL: not open, closed by the run's end, or of an ended
+ * run. */
 CONC__PRIVATE conc__gen *conc__gen_of(const conc_loop *l, const conc_gen *face)
 {
     if (!face || face->run != l->run || !face->body)
@@ -7754,7 +7751,7 @@ CONC__PRIVATE conc__gen *conc__gen_of(const conc_loop *l, const conc_gen *face)
     return face->body;
 }
 
-/* The error of a call on a generator that conc__gen_of does not find. */
+/* The error for a generator that conc__gen_of does not find. */
 CONC__COLD int conc__gen_unusable(const conc_loop *l, const conc_gen *face, const char *call)
 {
     if (face && conc__gen_is_elsewhere(l, face))
@@ -7783,7 +7780,7 @@ CONC__PRIVATE void conc__gen_unlink(conc_loop *l, conc__gen *g)
         g->next->prev = g->prev;
 }
 
-/* Records which body uses g (NULL: a task does), as the run's end closes consumers first. */
+/* Records which body uses g (NULL: a task does), because the run's end closes consumers first. */
 CONC__PRIVATE void conc__gen_set_user(conc__gen *g, conc__gen *user)
 {
     if (g->used_by == user)
@@ -7861,8 +7858,8 @@ CONC__PRIVATE void conc__gen_enter(conc_loop *l, conc__gen *g)
     g->consumer = NULL;
 }
 
-/* Releases the stack of a body that has ended. Keeps that of a stopped body, as something may still
- * refer to its variables, and one to which a conc_gen may still point. */
+/* Releases an ended body's stack. Keeps that of a stopped body, whose variables may still be
+ * referenced, and one to which a conc_gen may still point. */
 CONC__PRIVATE void conc__gen_give_stack(conc_loop *l, conc__gen *g)
 {
     conc__stack *stack = g->stack;
@@ -7897,7 +7894,7 @@ CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
     return rc;
 }
 
-/* An emit of a body that is being closed, or that has a scope or group open. */
+/* An emit by a body that is being closed, or that has an open scope or group. */
 CONC__COLD int conc__gen_emit_badly(conc_loop *l, conc__gen *g, const void *frame)
 {
     conc__check_lost(l, frame);
@@ -7964,10 +7961,10 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
     return 1;
 }
 
-/* Closes what a stopped body has open. */
+/* Closes everything that a stopped body has open. */
 CONC__COLD void conc__gen_unwind(conc_loop *l, conc__gen *g)
 {
-    g->consumer = l->self; /* this may wait, and other tasks must not enter the body meanwhile */
+    g->consumer = l->self; /* this may wait, and other tasks must not enter the body */
     while (l->self->scope != g->scope) {
         conc_scope *s = l->self->scope;
         if (s->is_group)
@@ -7978,8 +7975,8 @@ CONC__COLD void conc__gen_unwind(conc_loop *l, conc__gen *g)
     g->consumer = NULL;
 }
 
-/* Ends the body. *stopped: it would not end, and was stopped for good. An error of the body becomes
- * the task's newest, with the body's text; without one, the newest error stays. */
+/* Ends the body. *stopped: it did not end, and was stopped. The body's error, if any, becomes the
+ * task's newest, with its text. */
 CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face, bool *stopped)
 {
     conc_task *self = l->self;
@@ -8036,8 +8033,8 @@ CONC_API CONC__CALLED int conc_gen_close(conc_gen *face)
     return rc;
 }
 
-/* Closes a generator in a place where no call returns the error: it goes to on_error, and the
- * task's newest error stays. */
+/* Closes a generator where no call returns the error: it goes to on_error, and the task's newest
+ * error stays. */
 CONC__PRIVATE void conc__gen_close_unseen(conc_loop *l, conc__gen *g, conc_gen *face)
 {
     conc__source source = conc__gen_source(g);
@@ -8062,7 +8059,7 @@ CONC_API void conc__auto_conc_gen(conc_gen *face)
 }
 
 /* At the end of a run: closes all generators, each consumer before what it consumes. The walk to
- * the consumers moves those that it passes to the front of the list, so it passes none twice. */
+ * the consumers moves each to the front of the list, so it passes none twice. */
 CONC__PRIVATE void conc__close_generators(conc_loop *l)
 {
     while (l->generators) {
@@ -8102,7 +8099,7 @@ CONC__PRIVATE bool conc__fds_grow(conc_loop *l, size_t blocks)
     return true;
 }
 
-/* The table's entry, which is made if there is none. NULL: no memory. The number is that of an open
+/* The table's entry, created if necessary. NULL: no memory. The number is that of an open
  * descriptor. */
 CONC__PRIVATE conc__fd *conc__fd_of(conc_loop *l, int number)
 {
@@ -8128,14 +8125,14 @@ CONC__PRIVATE void conc__fds_free(conc_loop *l)
     CONC_FREE(l->fds);
 }
 
-/* An id that changes when the number comes to mean another file, once conc__fd_note was called. */
+/* An id that, after conc__fd_note, changes when the number refers to another file. */
 CONC__PRIVATE uint32_t conc__fd_id(const conc_loop *l, int number)
 {
     const conc__fd *f = conc__fd_find(l, number);
     return f ? f->id : 0;
 }
 
-/* From now on the id of an open descriptor changes when it is closed. -ENOMEM. */
+/* Makes an open descriptor's id change when it is closed. -ENOMEM. */
 CONC__PRIVATE int conc__fd_note(conc_loop *l, int number)
 {
     int saved = errno;
@@ -8157,15 +8154,16 @@ CONC__PRIVATE bool conc__fd_is_polled(const conc__fd *f)
     return f->state == CONC__FD_FOREIGN || f->state == CONC__FD_EDGE;
 }
 
-/* What all threads share about a descriptor's number. A descriptor that conc opened may be handed
- * to another thread and closed there; its number may then mean another file in this thread. */
+/* Information about a descriptor's number shared by all threads. A descriptor that conc opened may
+ * be handed to another thread and closed there; its number may then refer to another file in this
+ * thread. */
 typedef struct conc__shared_fd {
     atomic_uint closings; /* how often conc_close was called for it */
-    atomic_uint run;      /* low bits of the run that has it in the state EDGE; 0: none has */
+    atomic_uint run;      /* low bits of the run with it in state EDGE; 0: none */
 } conc__shared_fd;
 
-/* Numbers below the first have an entry each; numbers above it share the others by their
- * remainders. */
+/* Numbers below the first have their own entries; larger ones share the others by their remainders.
+ */
 enum { CONC__COUNTED = 65536, CONC__SHARED = 1024 };
 
 static conc__shared_fd conc__shared_fds[CONC__COUNTED + CONC__SHARED];
@@ -8182,7 +8180,7 @@ CONC__PRIVATE atomic_uint *conc__closings_of(int number)
     return &conc__shared_fd_of(number)->closings;
 }
 
-/* Publishes that the loop's poller is about to have a file of conc's, or has it no more. */
+/* Publishes that the loop's poller is about to watch a file of conc's, or no longer does. */
 CONC__PRIVATE void conc__fd_publish_edge(const conc_loop *l, const conc__fd *f, bool has)
 {
     unsigned run = (unsigned)l->run;
@@ -8200,8 +8198,8 @@ CONC__PRIVATE bool conc__fd_not_closed(const conc__fd *f)
     return f->closings == atomic_load_explicit(conc__closings_of(f->number), memory_order_relaxed);
 }
 
-/* Is it certain, without asking the kernel, that the poller reports events of this descriptor?
- * Debug mode asks the kernel all the same, to report a close by other means. */
+/* Is it certain, without asking the kernel, that the poller reports this descriptor's events? Debug
+ * mode asks the kernel anyway, to report a close by other means. */
 CONC__PRIVATE bool conc__fd_is_certain(const conc_loop *l, const conc__fd *f)
 {
     return f->state == CONC__FD_EDGE && conc__fd_not_closed(f) && !CONC__DEBUGS(l);
@@ -8252,7 +8250,7 @@ CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f)
     conc__fd_list(l, f);
 }
 
-/* The events that its waiting tasks want. */
+/* The events that its waiters want. */
 CONC__PRIVATE int conc__fd_wanted(const conc__fd *f)
 {
     enum { BOTH = CONC_READABLE | CONC_WRITABLE };
@@ -8272,7 +8270,7 @@ CONC__PRIVATE bool conc__fd_has_waits(const conc__fd *f)
     return conc__fd_wanted(f) || f->waits[0].first;
 }
 
-/* A wait is over: the last one takes f out of the list of watched descriptors. */
+/* Ends a wait: the last one takes f out of the list of watched descriptors. */
 CONC__PRIVATE void conc__fd_left(conc_loop *l, conc__fd *f)
 {
     bool waits = conc__fd_has_waits(f) || f->waits[CONC__PAUSING].first;
@@ -8298,7 +8296,7 @@ CONC__PRIVATE void conc__fd_wake(conc_loop *l, conc__fd *f, int list, int ready,
     }
 }
 
-/* From now on the number refers to another file, or to none. */
+/* Notes that the number now refers to another file, or to none. */
 CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
 {
     f->id++;
@@ -8312,8 +8310,8 @@ CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
     f->read_error = f->write_error = 0;
 }
 
-/* The same, for a file that was closed by other means than a conc_close of this loop. If conc had
- * opened it, debug mode reports that. */
+/* The same for a file not closed by a conc_close of this loop. If conc had opened it, debug mode
+ * reports that. */
 CONC__COLD void conc__fd_lost(conc_loop *l, conc__fd *f)
 {
     char what[64];
@@ -8323,7 +8321,7 @@ CONC__COLD void conc__fd_lost(conc_loop *l, conc__fd *f)
     conc__fd_gone(l, f);
 }
 
-/* Registers a socket that conc has opened. On -ENOMEM it closes the socket. */
+/* Registers a socket opened by conc. On -ENOMEM it closes the socket. */
 CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
 {
     conc__fd *f = conc__fd_of(l, number);
@@ -8338,9 +8336,9 @@ CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
     return number;
 }
 
-/* The same for a file that conc opened and that the poller does not have. If the number shares its
- * counter, another number may have been closed: the loop then only forgets what it knew of the
- * file, and learns it anew. */
+/* The same for a file opened by conc that the poller does not watch. If the number shares its
+ * counter, another number may have been closed: the loop then just forgets its knowledge of the
+ * file, and relearns it. */
 CONC__PRIVATE bool conc__fd_own_confirm(conc_loop *l, conc__fd *f)
 {
     if (conc__fd_not_closed(f))
@@ -8375,7 +8373,7 @@ CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f)
     return same;
 }
 
-/* The same for one that the poller has; it is then armed for these events, too. */
+/* The same for one that the poller watches; also arms it for these events. */
 CONC__PRIVATE bool conc__fd_arm(conc_loop *l, conc__fd *f, int events)
 {
     if (f->state != CONC__FD_FOREIGN)
@@ -8446,8 +8444,8 @@ CONC__PRIVATE int conc__fd_watch_slowly(conc_loop *l, int number, int events, co
     return conc__fd_add(l, f, events);
 }
 
-/* Makes sure that the poller reports the events. 0: the caller may add a wait to *out's lists; 1:
- * no wait is needed, as the file is always ready for these events; or an error. */
+/* Makes the poller report the events. 0: the caller may add a wait to *out's lists; 1: the file is
+ * always ready for these events; or an error. */
 CONC__PRIVATE int conc__fd_watch(conc_loop *l, int number, int events, conc__fd **out)
 {
     conc__fd *f = *out = conc__fd_find(l, number);
@@ -8478,7 +8476,8 @@ static const conc__wait_kind conc__watching = {.what = "waits for",
                                                .details = conc__fd_details,
                                                .cancel = conc__fd_cancel};
 
-/* A task was woken by f: the events that came, or -EBADF if the number now means another file. */
+/* After f woke a task: the events that occurred, or -EBADF if the number now refers to another
+ * file. */
 CONC__PRIVATE int conc__fd_got(conc_loop *l, conc__fd *f, uint32_t id, const conc__wait *w)
 {
     if (f->id != id || !conc__fd_confirm(l, f))
@@ -8486,7 +8485,7 @@ CONC__PRIVATE int conc__fd_got(conc_loop *l, conc__fd *f, uint32_t id, const con
     return w->value;
 }
 
-/* Waits until the descriptor is ready for any of the events. Returns the events that came, or an
+/* Waits until the descriptor is ready for any of the events. Returns those that occurred, or an
  * error. */
 CONC__PRIVATE CONC__CALLED int conc__fd_park(conc_loop *l, int number, int events)
 {
@@ -8508,7 +8507,7 @@ CONC__PRIVATE CONC__CALLED int conc__fd_park(conc_loop *l, int number, int event
     return conc__fd_got(l, f, id, &w);
 }
 
-/* From now on these events, too, wake the task that waits by w. */
+/* Lets these events, too, wake the task that waits by w. */
 CONC__PRIVATE void conc__fd_widen(conc_loop *l, conc__wait *w, int events)
 {
     conc__fd *f = (conc__fd *)(uintptr_t)w->on;
@@ -8526,7 +8525,8 @@ CONC__PRIVATE void conc__fd_wake_one(conc_loop *l, conc__wait *w)
     conc__fd_left(l, f);
 }
 
-/* Which of these events (none: CONC__HANG_UP) a descriptor is ready for; 0: none; or an error. */
+/* The events among these (none: CONC__HANG_UP) for which a descriptor is ready; 0: none; or an
+ * error. */
 CONC__PRIVATE int conc__fd_ready(int number, int events)
 {
     struct pollfd p = {number, conc__poll_wanted(events), 0};
@@ -8587,16 +8587,16 @@ CONC__PRIVATE int conc__fd_pause(conc_loop *l, conc__fd *f, int events, int64_t 
     return conc__fd_got(l, f, id, &p.wait);
 }
 
-/* What a call has seen of the descriptor that it waits for, from one try to the next. */
+/* A call's observations of its descriptor, kept between tries. */
 typedef struct conc__retry {
-    int ready;     /* the events for which the call was woken last */
+    int ready;     /* the events of the last wake-up */
     int64_t pause; /* before the last try, in nanoseconds */
 } conc__retry;
 
-/* Waits before a call tries once more; *p is all zero before the first try. Returns the events, or
- * an error. A descriptor may only seem ready: it has an error queue, or the peer's buffer is full,
- * or it is a file that is always ready. Another wait would end at once, again and again. So a call
- * that was woken and would block all the same, while poll(2) still reports the event, pauses. */
+/* Waits before a call retries; *p is all zero before the first try. Returns the events, or an
+ * error. A descriptor may only seem ready: it has an error queue, or the peer's buffer is full, or
+ * it is a file that is always ready. Further waits would end immediately, over and over. So a call
+ * that was woken and would still block, while poll(2) still reports the event, pauses. */
 CONC__PRIVATE int conc__fd_await(conc_loop *l, int number, int events, conc__retry *p)
 {
     enum { LEAST = 1000000, MOST = 64000000 };
@@ -8606,7 +8606,7 @@ CONC__PRIVATE int conc__fd_await(conc_loop *l, int number, int events, conc__ret
         seeming = conc__fd_ready(number, woken_for);
     if (seeming < 0)
         return seeming;
-    if (seeming & CONC_READABLE) /* another reader took what the event reported, and more came; a */
+    if (seeming & CONC_READABLE) /* another reader took the reported data, and more arrived; a */
         f->drained = false;      /* pause takes no events, so the next try must ask the kernel */
     if (seeming) {
         p->pause = p->pause ? p->pause * 2 : LEAST;
@@ -8647,7 +8647,7 @@ CONC_API CONC__CALLED int conc_wait_fd(int fd, int events)
     return rc;
 }
 
-/* A conc_close in another thread may have been for a file that this loop's tasks wait for. */
+/* A conc_close in another thread may have closed a file that this loop's tasks wait for. */
 typedef struct conc__far_close {
     conc__post post;
     int number;
@@ -8660,14 +8660,14 @@ CONC__PRIVATE void conc__closed_elsewhere(conc__post *p)
     CONC_FREE(p);
     if (!f || f->state != CONC__FD_EDGE)
         return;
-    /* if it is certain, the number may already be the other thread's: the kernel is not asked */
+    /* if certain, do not ask the kernel: the number may already belong to the other thread */
     bool certain = f->number < CONC__COUNTED && !conc__fd_not_closed(f);
     if (certain || !l->backend->confirm(l, f))
         conc__fd_gone(l, f);
 }
 
-/* Notifies the run that had the number, unless it has ended or is l's. If no memory is left, its
- * tasks go on waiting. */
+/* Notifies the run that had the number, unless it has ended or is l's. Without memory, its tasks
+ * keep waiting. */
 CONC__COLD void conc__notify_close(const conc_loop *l, unsigned run, int number)
 {
     if (!run || (l && run == (unsigned)l->run))
@@ -8694,7 +8694,7 @@ CONC_API int conc_close(int fd)
         return conc__own_error(-EBADF);
     conc__fd *f = l ? conc__fd_find(l, fd) : NULL;
     if (f && conc__fd_is_polled(f))
-        l->backend->remove(l, f); /* another process may have it, too: its events would go on */
+        l->backend->remove(l, f); /* another process may have it too: its events would continue */
     if (f)
         conc__fd_gone(l, f);
     atomic_fetch_add(conc__closings_of(fd), 1);
@@ -8706,7 +8706,7 @@ CONC_API int conc_close(int fd)
     unsigned after = atomic_load(run);
     if (CONC__UNLIKELY(before))
         conc__notify_close(l, before, fd);
-    if (CONC__UNLIKELY(after != before)) /* it began to wait meanwhile, or has the next file */
+    if (CONC__UNLIKELY(after != before)) /* it has begun to wait since, or has the next file */
         conc__notify_close(l, after, fd);
     errno = saved;
     return conc__system_failed(rc, NULL);
@@ -8714,7 +8714,7 @@ CONC_API int conc_close(int fd)
 
 /* -- reading and writing -- */
 
-/* Bytes to receive or to send, as many of them as the system takes at once. */
+/* Bytes to receive or send, as many as one system call moves. */
 typedef struct conc__io {
     int fd;
     int flags; /* of a socket call: MSG_... */
@@ -8725,13 +8725,13 @@ typedef struct conc__io {
     socklen_t *address_size;
 } conc__io;
 
-/* One try to receive or send: a count, or an error, which is -EAGAIN if it would have to block. */
+/* One try to receive or send: a count, or an error; -EAGAIN if it would block. */
 typedef ssize_t conc__io_fn(conc_loop *l, const conc__io *io);
 
 #ifdef IOV_MAX
 enum { CONC__PARTS = IOV_MAX };
 #else
-enum { CONC__PARTS = 1024 }; /* of Linux; its headers define IOV_MAX only for X/Open */
+enum { CONC__PARTS = 1024 }; /* Linux's; its headers define IOV_MAX only for X/Open */
 #endif
 
 #ifndef MSG_NOSIGNAL
@@ -8765,7 +8765,7 @@ CONC__PRIVATE void conc__drain_pipe_signal(const conc_loop *l)
         conc__signal_discard(SIGPIPE);
 }
 
-/* The error that ended an earlier call after it had moved some bytes: it is returned once. */
+/* The error that ended an earlier call after it had moved some bytes; returned once. */
 CONC__COLD ssize_t conc__io_kept_error(conc_loop *l, conc__fd *f, int *error)
 {
     int rc = 0;
@@ -8776,8 +8776,8 @@ CONC__COLD ssize_t conc__io_kept_error(conc_loop *l, conc__fd *f, int *error)
     return rc;
 }
 
-/* Keeps an error for the next call. Not for a file that the poller refuses, which then fails again,
- * nor a cancel, which is the task's own. */
+/* Keeps an error for the next call, except for a file that the poller refuses, which then fails
+ * again, and a cancel, which is the task's own. */
 CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
 {
     conc__fd *f;
@@ -8790,10 +8790,10 @@ CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
     f->failed = true;
 }
 
-/* -- files in blocking mode that are not sockets. Other processes may have them, too, so their
- * flags stay as they are. For pipes Linux has a call that does not block (RWF_NOWAIT). Terminals
- * and named pipes are opened a second time. For the rest, conc asks poll(2) first, and writes at
- * most PIPE_BUF bytes: that blocks the loop only if another process is faster. -- */
+/* -- files in blocking mode that are not sockets. Other processes may share them, so their flags
+ * stay unchanged. For pipes Linux has a non-blocking call (RWF_NOWAIT). Terminals and named pipes
+ * are opened a second time. For the rest, conc asks poll(2) first, and writes at most PIPE_BUF
+ * bytes: that blocks the loop only if another process comes first. -- */
 
 enum { CONC__READS = O_RDONLY, CONC__WRITES = O_WRONLY };
 
@@ -8853,7 +8853,7 @@ CONC__COLD bool conc__knows_no_wait(void)
     return answer == YES;
 }
 
-/* One try that does not block. False: this file, or this system, cannot do that. */
+/* One non-blocking try. False: unsupported by this file or system. */
 CONC__PRIVATE bool conc__io_no_wait(const conc__io *io, int access, ssize_t *n)
 {
     *n = conc__io_flagged(io->fd, io->parts, io->count, access, CONC__NO_WAIT);
@@ -8880,8 +8880,8 @@ CONC__PRIVATE bool conc__is_terminal_master(int fd)
 #endif
 }
 
-/* Opens the same named pipe or terminal in non-blocking mode. -1: impossible, as for the master of
- * a pseudo-terminal. */
+/* Opens the same named pipe or terminal in non-blocking mode. -1: impossible, e.g. for a
+ * pseudo-terminal's master. */
 CONC__PRIVATE int conc__io_reopen(int fd, int access, const struct stat *st)
 {
     char path[64];
@@ -8907,8 +8907,8 @@ CONC__PRIVATE const struct iovec *conc__io_first_part(const conc__io *io)
     return part;
 }
 
-/* Is the sum of an eventfd so large that this number does not fit? poll(2) only reports that 1
- * would fit. The largest number is an error, which the write returns. */
+/* Is an eventfd's sum too large to add this number? poll(2) only reports that 1 would fit. The
+ * largest number is an error, which the write returns. */
 CONC__PRIVATE bool conc__io_is_full_eventfd(const conc__io *io, const struct stat *st)
 {
 #ifdef __linux__
@@ -8942,8 +8942,8 @@ CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io, int fd, int access)
 }
 
 /* Moves the first `count` parts of a file that poll(2) reports as ready. A device may move each
- * part in a separate call, and the second may block. Linux refuses flags for such a file: then only
- * the first part is moved. */
+ * part separately, and the second may block. Linux refuses flags for such a file: then moves only
+ * the first part. */
 CONC__PRIVATE ssize_t conc__io_parts(const conc__io *io, int count, int access)
 {
     const struct iovec *part = conc__io_first_part(io);
@@ -8958,8 +8958,8 @@ CONC__PRIVATE ssize_t conc__io_parts(const conc__io *io, int count, int access)
     return write(io->fd, part->iov_base, part->iov_len);
 }
 
-/* Writes no more than can be written without blocking once poll(2) has reported room: as many whole
- * parts as fit, or a piece of the first. */
+/* Writes no more than fits without blocking once poll(2) has reported room: as many whole parts as
+ * possible, or a piece of the first. */
 CONC__PRIVATE ssize_t conc__io_write_some(const conc__io *io, size_t most)
 {
     size_t n = 0;
@@ -8971,8 +8971,7 @@ CONC__PRIVATE ssize_t conc__io_write_some(const conc__io *io, size_t most)
     return write(io->fd, conc__io_first_part(io)->iov_base, most);
 }
 
-/* Reads no more than a terminal has: in raw mode it may be set to wait until it has as many bytes
- * as were asked for. */
+/* Reads no more than a terminal has: in raw mode it may wait until it has all requested bytes. */
 CONC__PRIVATE ssize_t conc__io_read_some(const conc__io *io)
 {
     const struct iovec *part = conc__io_first_part(io);
@@ -9034,11 +9033,11 @@ CONC__PRIVATE ssize_t conc__io_file(const conc__io *io, int access)
 {
     int flags = fcntl(io->fd, F_GETFL);
     if (flags < 0 && conc__refused(errno))
-        flags = O_RDWR; /* a sandbox refuses to tell: the file may be in blocking mode */
+        flags = O_RDWR; /* a sandbox refused: the file may be in blocking mode */
     if (flags < 0)
         return -1;
     if ((flags & O_ACCMODE) != access && (flags & O_ACCMODE) != O_RDWR) {
-        errno = EBADF; /* a wait for it would never end */
+        errno = EBADF; /* waiting for it would never end */
         return -1;
     }
     if (flags & O_NONBLOCK || conc__io_is_empty(io))
@@ -9074,7 +9073,7 @@ static inline ssize_t conc__io_send_call(const conc__io *io)
 }
 
 #ifdef __APPLE__
-/* Sends on a stream socket in blocking mode, which blocks in spite of MSG_DONTWAIT: no more than
+/* Sends on a stream socket in blocking mode, which blocks despite MSG_DONTWAIT: no more than
  * poll(2) reports room for. */
 CONC__COLD ssize_t conc__io_send_some(const conc__io *io)
 {
@@ -9128,19 +9127,19 @@ CONC__PRIVATE ssize_t conc__receive_slowly(conc_loop *l, const conc__io *io)
             n = conc__io_recv(io);
             no_socket = n < 0 && errno == ENOTSOCK;
             if (no_socket && f && conc__fd_is_own(f))
-                conc__fd_lost(l, f); /* the number was used again */
+                conc__fd_lost(l, f); /* the number was reused */
         }
         if (no_socket && io->any)
             n = conc__io_file(io, CONC__READS);
     } while (n < 0 && errno == EINTR);
     n = conc__io_result(l, n, saved);
-    errno = saved; /* the call for sockets may have changed it */
+    errno = saved; /* the socket call may have changed it */
     return n;
 }
 
-/* Receives bytes, without waiting. A TCP connection that returned fewer than were asked for has no
- * more, as epoll(7) says, and the next come with an event: that saves a server one system call for
- * each request. */
+/* Receives bytes without waiting. A TCP connection that returned fewer than requested has no more,
+ * as epoll(7) says, and the next arrive with an event: that saves a server one system call per
+ * request. */
 static inline ssize_t conc__receive(conc_loop *l, const conc__io *io)
 {
     conc__fd *f = conc__fd_find(l, io->fd);
@@ -9220,7 +9219,7 @@ CONC__PRIVATE ssize_t conc__send_parts(conc_loop *l, const conc__io *io)
 
 /* -- the calls -- */
 
-/* Waits and tries, until a try succeeds or fails. */
+/* Waits and retries until a try succeeds or fails. */
 CONC__PRIVATE ssize_t conc__io_wait(conc_loop *l, conc__io_fn *once, int events, const conc__io *io)
 {
     conc__retry retry = {0, 0};
@@ -9327,8 +9326,8 @@ CONC_API ssize_t conc_send(int fd, const void *buf, size_t n, int flags)
     return conc__io_run(conc__send, CONC_WRITABLE, &io);
 }
 
-/* Repeats the call until n bytes have moved, the end of file, or an error. If bytes have moved,
- * their count is returned, and the error by the next call. */
+/* Repeats the call until n bytes have moved, end of file, or an error. If bytes have moved, returns
+ * their count, and the next call returns the error. */
 CONC__PRIVATE ssize_t conc__io_full(const char *call, conc__io_fn *once, int events, int fd,
                                     char *bytes, size_t n)
 {
@@ -9381,7 +9380,7 @@ CONC__PRIVATE int conc__accept_call(int fd)
     return got;
 }
 
-/* Does it listen? If not, a wait would never end. */
+/* Does it listen? If not, waiting would never end. */
 CONC__PRIVATE bool conc__listens(int fd)
 {
     int listens = 0;
@@ -9392,9 +9391,9 @@ CONC__PRIVATE bool conc__listens(int fd)
     return listens;
 }
 
-/* Sets a listener in blocking mode to non-blocking: another process that has it, too, may accept
- * the connection first. 0, or -1 and errno. If a sandbox refuses that: EAGAIN if no connection is
- * there. */
+/* Sets a listener in blocking mode to non-blocking: another process that shares it may accept the
+ * connection first. 0, or -1 and errno. If a sandbox refuses that: EAGAIN if no connection is
+ * pending. */
 CONC__PRIVATE int conc__unblock_listener(int fd, int flags)
 {
     bool refused = flags < 0;
@@ -9412,7 +9411,7 @@ CONC__PRIVATE int conc__unblock_listener(int fd, int flags)
     return -1;
 }
 
-/* The program may have set a listener that conc opened to blocking. */
+/* The program may have made a listener opened by conc blocking. */
 CONC__PRIVATE int conc__accept_once(int fd, bool own)
 {
     int flags = fcntl(fd, F_GETFL);
@@ -9514,7 +9513,7 @@ CONC__PRIVATE int conc__set_v4(const char *host, in_port_t port, conc__address *
     return 1;
 }
 
-/* The number of a zone, which is given by name or by number; 0: there is no such zone. */
+/* The number of a zone, from its name or number; 0: no such zone. */
 CONC__PRIVATE uint32_t conc__parse_zone(const char *zone)
 {
     uint64_t n = 0;
@@ -9531,7 +9530,7 @@ CONC__PRIVATE uint32_t conc__parse_zone(const char *zone)
     return (uint32_t)n;
 }
 
-/* Cuts the zone off host. */
+/* Removes the zone from host. */
 CONC__PRIVATE int conc__set_v6(char *host, in_port_t port, conc__address *out)
 {
     char *zone = strchr(host, '%');
@@ -9549,7 +9548,7 @@ CONC__PRIVATE int conc__set_v6(char *host, in_port_t port, conc__address *out)
     return 1;
 }
 
-/* A host name has letters in its last label; a text without is a malformed address. */
+/* A host name has letters in its last label; without any it is a malformed address. */
 CONC__PRIVATE bool conc__is_host_name(const char *host)
 {
     static const char valid[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_";
@@ -9624,32 +9623,32 @@ CONC__PRIVATE int conc__set_option(int fd, int level, int option)
 
 /* ---- the file of a Unix socket ----
  *
- * A socket file outlives its process, and the next process to listen there has to remove it. Two
- * processes that do so at once must not remove each other's. So a process that begins to listen on
- * a path holds a lock on a file beside it from before bind(2) until after listen(2): between these
- * two, the socket file looks as if no process listened on it. The system releases the lock of a
- * process that dies, and the next process reuses the lock file. */
+ * A socket file outlives its process, and the next process to listen there must remove it. Two
+ * processes that do so simultaneously must not remove each other's. So a process that begins to
+ * listen on a path holds a lock on a file beside it from before bind(2) until after listen(2):
+ * between these two, the socket file looks as if no process listened on it. The system releases the
+ * lock of a process that dies, and the next process reuses the lock file. */
 
 typedef struct conc__path_lock {
     char name[sizeof(struct sockaddr_un) + 16];
     int fd;      /* -1: it is not locked */
-    int refused; /* why not: the system's error. 0: the lock file cannot be made */
+    int refused; /* why not: the system's error. 0: the lock file cannot be created */
 } conc__path_lock;
 
 enum { CONC__LOCK_TRIES = 50 }; /* a millisecond each */
 
-/* Does the name still mean the file that is locked? If it was removed before it was locked, the
- * lock protects nothing. */
+/* Does the name still refer to the locked file? If it was removed before it was locked, the lock
+ * protects nothing. */
 CONC__PRIVATE bool conc__locks_its_name(const conc__path_lock *k)
 {
     struct stat here, there;
     if (fstat(k->fd, &here) || lstat(k->name, &there))
-        return conc__refused(errno); /* a sandbox refuses to tell */
+        return conc__refused(errno); /* a sandbox refused */
     return here.st_dev == there.st_dev && here.st_ino == there.st_ino;
 }
 
-/* Tries to lock the path. 1: it is locked; 0: another process has the lock; or the error of a file
- * system or a sandbox without locks: then other processes cannot use the file either, and it is
+/* Tries to lock the path. 1: locked; 0: another process holds the lock; or the error of a file
+ * system or sandbox without locks: then other processes cannot use the file either, and it is
  * removed. */
 CONC__PRIVATE int conc__lock_once(const conc__path_lock *k)
 {
@@ -9667,7 +9666,7 @@ CONC__PRIVATE int conc__lock_once(const conc__path_lock *k)
     return 0;
 }
 
-/* 0; or an error: -EADDRINUSE if another process is about to listen there. If the directory allows
+/* 0; or an error: -EADDRINUSE if another process is about to listen there. If the directory permits
  * no file, or the system no lock, the path is not locked. */
 CONC__PRIVATE int conc__lock_path(const conc__address *a, conc__path_lock *k)
 {
@@ -9710,8 +9709,8 @@ CONC__PRIVATE bool conc__is_socket_file(const conc__address *a, struct stat *st)
     return lstat(path, st) == 0 && S_ISSOCK(st->st_mode);
 }
 
-/* Is there a socket file that no process listens on, and which? 1, 0, or an error: the process
- * lacks the resources to find out. */
+/* Is there a socket file that no process listens on, and which? 1, 0, or an error: insufficient
+ * resources to check. */
 CONC__PRIVATE int conc__is_stale(const conc__address *a, struct stat *st)
 {
     if (!conc__is_socket_file(a, st))
@@ -9783,7 +9782,7 @@ CONC__PRIVATE int conc__listen_on_port(int fd, const conc__address *a, int backl
     return rc;
 }
 
-/* Sets a port's options. Returns the system's error for those that must hold; the others are a
+/* Sets a port's options. Returns the system's error for the required ones; the others are a
  * convenience. */
 CONC__PRIVATE int conc__set_up_port(int fd, int family, const conc_listen_options *o)
 {
@@ -9822,15 +9821,15 @@ CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_opti
     return rc;
 }
 
-/* The addresses that an address text means. */
+/* The addresses that an address text refers to. */
 typedef struct conc__addresses {
     conc__address own[CONC__ADDRESSES];
-    conc__address *all; /* own; or allocated, if a host name was looked up */
+    conc__address *all; /* own; or allocated by a host name lookup */
     int count;
 } conc__addresses;
 
-/* Resolves an address text: the count of its addresses, or an error, in words. Waits if it is a
- * host name. */
+/* Resolves an address text: the count of its addresses, or an error with a text. Waits for host
+ * names. */
 CONC__PRIVATE int conc__addresses_of(const char *text, conc__addresses *found)
 {
     found->all = found->own;
@@ -9917,7 +9916,7 @@ CONC__PRIVATE int conc__connect_socket(conc_loop *l, int fd, const conc__address
     int rc = conc__connect_call(fd, a), why = 0;
     socklen_t size = sizeof why;
     double pause = 0.001;
-    while (rc == -EAGAIN) { /* a Unix socket's backlog is full: no event says when it has room */
+    while (rc == -EAGAIN) { /* a Unix socket's backlog is full: no event reports when it has room */
         rc = conc__sleep_to_retry(l, pause);
         if (rc == 0)
             rc = conc__connect_call(fd, a);
@@ -9935,7 +9934,7 @@ CONC__PRIVATE int conc__connect_socket(conc_loop *l, int fd, const conc__address
 }
 
 /* If no process listens on the peer's port, and the client's own port happens to be the same, the
- * socket connects to itself: the simultaneous open of TCP. */
+ * socket connects to itself: TCP's simultaneous open. */
 CONC__PRIVATE bool conc__is_its_own_peer(int fd, const conc__address *a)
 {
     conc__address own = {.size = sizeof own.as}, peer = {.size = sizeof peer.as};
@@ -9957,9 +9956,9 @@ CONC__PRIVATE void conc__reset_connection(int fd)
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
 }
 
-enum { CONC__CONNECTS = 3 }; /* tries that may end at the socket itself */
+enum { CONC__CONNECTS = 3 }; /* tries that may connect to the socket itself */
 
-/* Connects to one address: the descriptor, or an error, and then nothing is open. */
+/* Connects to one address: the descriptor, or an error with nothing left open. */
 CONC__PRIVATE int conc__connect(conc_loop *l, const conc__address *a)
 {
     for (int i = 0; i < CONC__CONNECTS; i++) {
@@ -9981,14 +9980,14 @@ CONC__PRIVATE int conc__connect(conc_loop *l, const conc__address *a)
 
 /* ---- several addresses: RFC 8305 ----
  *
- * Each attempt is a task. The first attempt starts at once; each further one starts 250 ms after
- * the one before it, or as soon as one has failed. The first that connects wins, and the others are
+ * Each attempt is a task. The first starts immediately; each further one starts 250 ms after the
+ * previous one, or as soon as one has failed. The first to connect wins, and the others are
  * cancelled. */
 
 typedef struct conc__race {
     conc_group group;
     const conc__address *addresses;
-    int begun;              /* attempts that run or have run */
+    int begun;              /* attempts started so far */
     int failures;           /* after which no further attempt has started yet */
     int error;              /* of the first address */
     int fd;                 /* -1: none has connected yet */
@@ -9997,7 +9996,7 @@ typedef struct conc__race {
 
 static const int64_t conc__attempt_delay = 250000000;
 
-/* Reorders the addresses so that their families take turns, beginning with the first one's. */
+/* Reorders the addresses so that their families alternate, beginning with the first one's. */
 CONC__PRIVATE void conc__interleave(conc__address *a, int count)
 {
     for (int i = 1; i < count; i++) {
@@ -10068,7 +10067,7 @@ CONC__PRIVATE int conc__connect_any(conc_loop *l, conc__addresses *found)
         if (!conc__task_new(l, &r.group, NULL, conc__attempt, &r, "conc_dial")) {
             if (i == 0)
                 r.error = -ENOMEM;
-            break; /* attempts that run may still connect */
+            break; /* running attempts may still connect */
         }
         if (i + 1 < found->count)
             rc = conc__race_pause(l, &r);
@@ -10174,7 +10173,7 @@ CONC_API CONC__CALLED int conc_address(int fd, bool peer, char *buf, size_t size
 
 /* -- serving -- */
 
-/* Serves one connection. Its descriptor stands in `sink`, which is unused without conc_start. */
+/* Serves one connection. Its descriptor is in `sink`, which is unused without conc_start. */
 CONC__PRIVATE int conc__serve_one(void *arg)
 {
     const conc_server *s = arg;
@@ -10215,17 +10214,18 @@ CONC__PRIVATE int conc__serve_spawn(conc_loop *l, conc_group *g, const conc_serv
     return 0;
 }
 
-/* How accepting has gone so far. */
+/* The history of accepting. */
 typedef struct conc__accepting {
-    int failures; /* connections in a row that failed */
+    int failures; /* consecutive failed connections */
     bool reported;
-    double works_since; /* when the first connection came after the last report; 0: none yet */
+    double works_since; /* time of the first connection after the last report; 0: none yet */
 } conc__accepting;
 
-/* After so many failures in a row it pauses; after so many it reports that accepting fails. */
+/* After this many consecutive failures it pauses; after this many it reports that accepting fails.
+ */
 enum { CONC__REFUSALS = 16, CONC__REFUSALS_REPORTED = 1000 };
 
-/* Is it an error of accept(2) that concerns the connection, which is gone, not the listener? */
+/* Does this accept(2) error concern the connection, which is gone, and not the listener? */
 CONC__PRIVATE bool conc__is_of_one_connection(int rc)
 {
     switch (rc) {
@@ -10251,7 +10251,7 @@ CONC__PRIVATE bool conc__is_of_one_connection(int rc)
     }
 }
 
-/* Reports an error, unless the last report was not followed by a second of success. */
+/* Reports an error, unless accepting has not worked for a second since the last report. */
 CONC__PRIVATE void conc__serve_report(conc_loop *l, int rc, conc__accepting *a, const char *spawned)
 {
     char text[CONC__TEXT];
@@ -10266,8 +10266,8 @@ CONC__PRIVATE void conc__serve_report(conc_loop *l, int rc, conc__accepting *a, 
     a->works_since = 0;
 }
 
-/* Handles an error of accept. 0: accept again, as the error concerned one connection, or after a
- * pause, as the process lacked a resource; else the error that ends the serving. */
+/* Handles an accept error. 0: accept again, because the error concerned one connection, or, after a
+ * pause, because the process lacked a resource; else the error that ends the serving. */
 CONC__PRIVATE int conc__serve_again(conc_loop *l, int rc, conc__accepting *a, const char *spawned)
 {
     if (conc__is_lack(rc)) {
@@ -10346,7 +10346,7 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *con
 
 /* ---- >>streams ------------------------------------------------------------------------------ */
 
-/* PIECE: the bytes that are moved at a time; after each piece other tasks may run. */
+/* PIECE: bytes moved at a time; after each piece other tasks may run. */
 enum {
     CONC__RECORD_LIMIT = 65536,
     CONC__BUFFER = 16384,
@@ -10354,8 +10354,8 @@ enum {
     CONC__PIECE = 64 * 1024
 };
 
-/* Buffers have a byte more than their size, for a NUL. Streams share buffers of the usual size, one
- * after the other. */
+/* Buffers have an extra byte for a NUL. Streams share buffers of the usual size, one after the
+ * other. */
 CONC__PRIVATE int conc__buffer_resize(conc__buffer *b, size_t size)
 {
     int saved = errno;
@@ -10409,7 +10409,7 @@ CONC__PRIVATE void conc__spares_free(conc_loop *l)
 
 CONC__PRIVATE size_t conc__buffered(const conc__buffer *b) { return b->end - b->start; }
 
-/* Moves the bytes in the buffer to its beginning. */
+/* Moves the buffered bytes to the buffer's beginning. */
 CONC__PRIVATE void conc__buffer_pack(conc__buffer *b)
 {
     size_t n = conc__buffered(b);
@@ -10424,28 +10424,28 @@ enum { CONC__STREAM_FRESH, CONC__STREAM_OPEN, CONC__STREAM_CLOSED };
 /* The part of a stream that runs on a transport. It lives from the open until all tasks have left
  * the closed stream and close was called.
  *
- * At most one call of read runs, by the stream's reader, and one of write or shutdown, which sends
- * from the beginning of the buffer: by the task whose turn to write it is, or by the sender. While
- * a write is running, the buffer does not move, and other tasks append to it.
+ * At most one read runs, called by the stream's reader, and one write or shutdown, which sends from
+ * the beginning of the buffer: called by the task whose turn to write it is, or by the sender.
+ * While a write runs, the buffer does not move, and other tasks append to it.
  *
  * The sender is a background task. It starts if bytes were written and a task reads or is about to:
  * so both peers can send much and then read, which one task could not do for them. If writing
- * fails, and no call has returned the error yet, the sender cancels a read that waits, which then
+ * fails, and no call has returned the error yet, the sender cancels a waiting read, which then
  * returns the error. */
 typedef struct conc__transported {
     conc_transport calls;
     void *self;
     conc_stream *stream;
-    conc_scope *reading, *sending; /* around the call that runs; NULL: none runs */
+    conc_scope *reading, *sending; /* around the running call; NULL: none */
     conc__waits senders;           /* wait until sending is NULL */
     conc__waits starters;          /* the reader, until the sender has begun */
     bool has_sender, sender_began;
-    bool interrupted; /* the sender cancelled the read that runs */
+    bool interrupted; /* the sender cancelled the running read */
     bool abandoned;   /* closed where no call can wait: the last task to leave calls close */
     char read_words[CONC__TEXT], write_words[CONC__TEXT];
 } conc__transported;
 
-/* Takes over a stream of the parent in a forked child, where no task of the parent runs. */
+/* Takes over a parent's stream in a forked child, where none of the parent's tasks runs. */
 CONC__COLD void conc__stream_take_over(conc_stream *s)
 {
     s->inside = 0;
@@ -10477,8 +10477,8 @@ CONC__PRIVATE int conc__stream_state(conc_stream *s, const char *call)
     return 0;
 }
 
-/* Makes the error that a call on a stream returns the newest one. An error of the system or of a
- * transport, which ends reading or writing for good, keeps its words. */
+/* Makes the error that a stream call returns the newest one. A system or transport error, which
+ * ends reading or writing forever, keeps its text. */
 CONC__COLD void conc__stream_failed(const conc_stream *s, int rc, bool of_reading)
 {
     bool ended = of_reading || rc == s->write_error;
@@ -10495,8 +10495,8 @@ CONC__COLD void conc__stream_failed(const conc_stream *s, int rc, bool of_readin
 
 CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s);
 
-/* The last task leaves a closed stream: wakes the tasks that close it. 1: they have nothing left to
- * do. On a transport the first of them ends it. */
+/* The last task leaves a closed stream: wakes the closing tasks. 1: they have nothing left to do.
+ * On a transport the first of them ends it. */
 CONC__COLD void conc__stream_left(conc_loop *l, conc_stream *s)
 {
     if (s->on && s->on->abandoned) {
@@ -10512,8 +10512,8 @@ CONC__COLD void conc__stream_left(conc_loop *l, conc_stream *s)
     }
 }
 
-/* Ends a call that may wait. If the stream was closed meanwhile, the caller must not use it again.
- * */
+/* Ends a call that may wait. If the stream was closed during it, the caller must not use it again.
+ */
 static inline void conc__stream_exit(conc_loop *l, conc_stream *s)
 {
     s->inside--;
@@ -10521,7 +10521,7 @@ static inline void conc__stream_exit(conc_loop *l, conc_stream *s)
         conc__stream_left(l, s);
 }
 
-/* The same for a call that returns `result`, which is not an error of reading. */
+/* The same for a call that returns `result`, which is not a read error. */
 CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t result)
 {
     if (CONC__UNLIKELY(result < 0))
@@ -10545,7 +10545,7 @@ CONC__PRIVATE int conc__stream_enter(conc_loop *l, conc_stream *s, const char *c
     return rc;
 }
 
-/* Between two pieces of a call that does not wait: 0, -EPIPE (closed meanwhile) or -ECANCELED. */
+/* Between two pieces of a call that does not wait: 0, -EPIPE (closed in between) or -ECANCELED. */
 CONC__PRIVATE int conc__stream_pass(conc_loop *l, const conc_stream *s)
 {
     conc__spend_budget(l);
@@ -10619,7 +10619,7 @@ CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_
     return 0;
 }
 
-/* Makes room for more bytes in a buffer that may become as large as most. */
+/* Makes room for more bytes in a buffer that may grow up to most. */
 CONC__PRIVATE int conc__stream_room(conc_loop *l, conc_stream *s, size_t most)
 {
     conc__buffer *b = &s->in;
@@ -10653,7 +10653,7 @@ CONC__PRIVATE ssize_t conc__stream_keep(conc_loop *l, conc_stream *s, const char
     return (ssize_t)count;
 }
 
-/* Writing has failed: for good, as some of the bytes are lost. */
+/* Notes that writing has failed permanently, because some bytes are lost. */
 CONC__PRIVATE int conc__stream_broke(conc_loop *l, conc_stream *s, int rc)
 {
     s->write_error = rc;
@@ -10686,7 +10686,7 @@ static const conc__wait_kind conc__queueing = {.what = "waits for its turn to wr
 
 /* ---- a transport ---- */
 
-/* Waits before a transport that returned -EAGAIN is called again. */
+/* Waits before retrying a transport that returned -EAGAIN. */
 CONC__PRIVATE int conc__transport_pause(conc_loop *l, double *seconds)
 {
     int rc = conc__sleep_to_retry(l, *seconds);
@@ -10696,8 +10696,8 @@ CONC__PRIVATE int conc__transport_pause(conc_loop *l, double *seconds)
     return rc;
 }
 
-/* Has `once` call a function of the transport, in a scope that conc_stream_close cancels, and
- * returns its result; an error becomes the task's newest. The close finds the scope in *scope. */
+/* Makes `once` call a transport function, in a scope that conc_stream_close cancels, and returns
+ * its result; an error becomes the task's newest. The close finds the scope in *scope. */
 CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported *on,
                                            conc_scope **scope,
                                            ssize_t (*once)(const conc__transported *on,
@@ -10721,7 +10721,7 @@ CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported
         conc__pass_error_since(l, (int)result, before);
     else if ((size_t)result > part->iov_len)
         result = conc__misused(-EINVAL, "a transport's function", "it returned too many", NULL);
-    int wrong = conc_scope_end(&s, 0); /* it left a scope or group of its own open */
+    int wrong = conc_scope_end(&s, 0); /* it left its own scope or group open */
     if (wrong)
         result = wrong;
     errno = saved;
@@ -10751,7 +10751,7 @@ CONC__PRIVATE ssize_t conc__transport_shut_once(const conc__transported *on,
     return rc < 0 ? rc : 0;
 }
 
-/* Waits until no call sends. 0: the caller may; or an error. */
+/* Waits until no call is sending. 0: the caller may send; or an error. */
 CONC__PRIVATE int conc__transport_may_send(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -10767,7 +10767,8 @@ CONC__PRIVATE int conc__transport_may_send(conc_loop *l, conc_stream *s)
     return s->write_error;
 }
 
-/* Writes while no other call is sending. Returns how many bytes the transport took, or an error. */
+/* Writes while no other call is sending. Returns how many bytes the transport accepted, or an
+ * error. */
 CONC__PRIVATE ssize_t conc__transport_write(conc_loop *l, conc_stream *s, const char *bytes,
                                             size_t n)
 {
@@ -10786,8 +10787,8 @@ CONC__PRIVATE ssize_t conc__transport_write(conc_loop *l, conc_stream *s, const 
     return conc__stream_broke(l, s, (int)sent);
 }
 
-/* Sends a piece of the buffer, and waits for that: 1 (there is more), 0 (the buffer is empty), or
- * an error. */
+/* Sends a piece of the buffer, waiting if necessary: 1 (more left), 0 (the buffer is empty), or an
+ * error. */
 CONC__PRIVATE int conc__transport_push_piece(conc_loop *l, conc_stream *s)
 {
     conc__buffer *b = &s->out;
@@ -10795,7 +10796,7 @@ CONC__PRIVATE int conc__transport_push_piece(conc_loop *l, conc_stream *s)
     if (rc)
         return rc;
     if (b->start < b->end) {
-        conc__buffer_pack(b); /* while it is sent, its bytes must not move */
+        conc__buffer_pack(b); /* its bytes must not move while being sent */
         ssize_t sent = conc__transport_write(l, s, b->data, conc__piece(b->end));
         if (sent < 0)
             return (int)sent;
@@ -10807,8 +10808,8 @@ CONC__PRIVATE int conc__transport_push_piece(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-/* Writing has failed, in the sender or before: makes a read that waits return the error. A read
- * that is about to begin tries first, as bytes may be there. */
+/* After a write failure, in the sender or earlier: makes a waiting read return the error. A read
+ * that is about to begin tries first, because bytes may be available. */
 CONC__PRIVATE void conc__transport_break_read(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -10866,8 +10867,8 @@ static const conc__wait_kind conc__starting_sender = {
 
 CONC__PRIVATE int conc__stream_flush_in_turn(conc_loop *l, conc_stream *s);
 
-/* A read is about to wait: the sender begins first, so that write is called before read. If the
- * sender cannot be started, the reader sends. 0: the read may begin. */
+/* Before a read waits: starts the sender, so that write is called before read. If the sender cannot
+ * be started, the reader sends. 0: the read may begin. */
 CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -10890,9 +10891,9 @@ CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
     return rc;
 }
 
-/* The transport's read was cancelled, and took nothing: by its task's scopes, or by the sender, to
- * return the error of writing. If a call of another task has returned that meanwhile, the read goes
- * on (-EAGAIN). */
+/* The transport's read was cancelled without taking bytes: by its task's scopes, or by the sender,
+ * to return the write error. If another task's call has since returned that error, the read
+ * continues (-EAGAIN). */
 CONC__PRIVATE int conc__transport_cancelled(const conc_loop *l, const conc_stream *s)
 {
     if (!s->on->interrupted || l->self->pending)
@@ -10902,7 +10903,7 @@ CONC__PRIVATE int conc__transport_cancelled(const conc_loop *l, const conc_strea
     return -EAGAIN;
 }
 
-/* Reads bytes from the transport: how many, 0 at the end, or an error; -EAGAIN: call again. */
+/* Reads bytes from the transport: how many, 0 at end of file, or an error; -EAGAIN: call again. */
 CONC__PRIVATE ssize_t conc__transport_take(conc_loop *l, conc_stream *s, const struct iovec *part)
 {
     conc__transported *on = s->on;
@@ -10948,7 +10949,8 @@ CONC__PRIVATE ssize_t conc__transport_pull(conc_loop *l, conc_stream *s, char *t
 }
 
 /* Called in its turn to write, for bytes that do not fit into the buffer: fills and sends the
- * buffer, or sends the bytes if it is empty. Returns how many were sent or kept, or an error. */
+ * buffer, or sends the bytes if it is empty. Returns how many were sent or buffered, or an error.
+ */
 CONC__PRIVATE ssize_t conc__transport_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     size_t kept = conc__buffered(&s->out);
@@ -10978,7 +10980,7 @@ CONC__PRIVATE int conc__transport_shut(conc_loop *l, conc_stream *s)
     return rc;
 }
 
-/* Cancels the calls that run. */
+/* Cancels the running calls. */
 CONC__PRIVATE void conc__transport_interrupt(conc_loop *l, conc__transported *on)
 {
     if (l && on->reading)
@@ -11014,7 +11016,7 @@ CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s)
 
 /* ---- sending ---- */
 
-/* Sends a piece of the buffer, on a descriptor without waiting: 1 (there is more), 0 (the buffer is
+/* Sends a piece of the buffer, on a descriptor without waiting: 1 (more left), 0 (the buffer is
  * empty), -EAGAIN, or the error that ends writing. */
 CONC__PRIVATE int conc__stream_push_piece(conc_loop *l, conc_stream *s)
 {
@@ -11038,8 +11040,8 @@ CONC__PRIVATE int conc__stream_push_piece(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-/* Sends as much of the buffer as is possible without waiting, within another call that soon lets
- * other tasks run. */
+/* Sends as much of the buffer as possible without waiting, within another call that soon lets other
+ * tasks run. */
 CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_push_piece(l, s);
@@ -11048,8 +11050,8 @@ CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
     return rc;
 }
 
-/* Sends the buffer, which the peer may need before it answers, and waits for bytes. If sending
- * fails, returns without waiting. */
+/* Sends the buffer, which the peer may need before replying, and waits for bytes. If sending fails,
+ * returns without waiting. */
 CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s, conc__retry *p)
 {
     int events = CONC_READABLE;
@@ -11089,8 +11091,8 @@ CONC__PRIVATE ssize_t conc__stream_receive(conc_loop *l, conc_stream *s, char *t
 }
 
 /* Waits for bytes and reads them: at most n into `to`; or if that is NULL, into the buffer, which
- * may become as large as n. Returns the count, 0 at the end of file, or an error; if it would
- * block, also an error of writing that no call has returned yet. */
+ * may grow up to n. Returns the count, 0 at end of file, or an error; if it would block, also a
+ * write error that no call has returned yet. */
 CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
 {
     conc__retry retry = {0, 0};
@@ -11102,8 +11104,8 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
         conc__fd *f = conc__fd_find(l, s->fd);
         bool broken = s->unreturned;
         if (f && broken)
-            f->drained = false;  /* bytes of which no event was reported come first, too */
-        if (!f || !f->drained) { /* if drained, a buffer would be taken in vain */
+            f->drained = false;  /* bytes without a reported event come first, too */
+        if (!f || !f->drained) { /* if drained, taking a buffer would be useless */
             ssize_t got = conc__stream_receive(l, s, to, n);
             if (got != -EAGAIN)
                 return got;
@@ -11128,7 +11130,7 @@ CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s, const char *c
         rc = conc__stream_enter(l, s, call);
     if (rc)
         return rc;
-    conc__spend_budget(l); /* first: data that is returned is valid only until another read */
+    conc__spend_budget(l); /* first: returned data is valid only until another read */
     if (s->state != CONC__STREAM_OPEN)
         rc = -EPIPE;
     else if (s->reader)
@@ -11142,7 +11144,7 @@ CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s, const char *c
     return 0;
 }
 
-/* A read returns an error: its own, or one of writing that no call has returned yet. */
+/* The error that a read returns: its own, or a write error that no call has returned yet. */
 CONC__COLD void conc__stream_read_failed(conc_stream *s, int rc)
 {
     bool of_reading = s->read_error && rc == s->read_error;
@@ -11160,7 +11162,7 @@ CONC__PRIVATE ssize_t conc__stream_done(conc_loop *l, conc_stream *s, ssize_t re
     return result;
 }
 
-/* Takes at most n bytes out of the buffer. Returns their count. */
+/* Takes at most n bytes from the buffer. Returns their count. */
 CONC__PRIVATE size_t conc__stream_copy(conc_stream *s, char *to, size_t n)
 {
     size_t there = conc__buffered(&s->in), count = n < there ? n : there;
@@ -11223,8 +11225,8 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_full(conc_stream *s, void *buf, s
 typedef struct conc__record {
     const char *delimiter;
     size_t size;    /* of the delimiter */
-    size_t slack;   /* the most bytes that the end of a record has */
-    bool line;      /* a line, which is returned without its terminator */
+    size_t slack;   /* most bytes in a record's end */
+    bool line;      /* a line, returned without its terminator */
     size_t scanned; /* bytes at the start of the buffer in which no delimiter begins */
 } conc__record;
 
@@ -11262,7 +11264,7 @@ static inline ssize_t conc__record_take(conc_stream *s, size_t length, size_t to
     return (ssize_t)length;
 }
 
-/* The last record, which ends with the file instead of a delimiter. */
+/* The last record, ended by end of file instead of a delimiter. */
 CONC__PRIVATE ssize_t conc__record_rest(conc_stream *s, size_t n, char **data)
 {
     if (!n)
@@ -11327,16 +11329,15 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_until(conc_stream *s, const void 
     return conc__stream_record("conc_stream_read_until", s, &r, data);
 }
 
-/* May a call use the buffers at once? No: a closed stream, a cancel, or another task's call has to
- * be looked at first. */
+/* May a call use the buffers immediately? Not if a closed stream, a cancel, or another task's call
+ * must be handled first. */
 static inline bool conc__stream_is_idle(const conc_loop *l, const conc_stream *s)
 {
     return l && s && s->state == CONC__STREAM_OPEN && !l->self->pending && !s->reader &&
            l->budget_left > 1;
 }
 
-/* The next line, if it is in the buffer already, as with clients that do not wait for each answer.
- * -1: it is not. */
+/* The next line if already buffered, as with clients that do not wait for each reply; else -1. */
 static inline ssize_t conc__stream_next_line(conc_loop *l, conc_stream *s, char **line)
 {
     if (!conc__stream_is_idle(l, s) || s->in.start == s->in.end)
@@ -11355,7 +11356,7 @@ static inline ssize_t conc__stream_next_line(conc_loop *l, conc_stream *s, char 
     return conc__record_take(s, length - cr, length + 1, line);
 }
 
-/* A function of its own: inlined, it would make the fast path save registers. */
+/* A separate function: inlined, it would make the fast path save registers. */
 CONC__PRIVATE CONC__CALLED ssize_t conc__stream_line(conc_stream *s, char **line)
 {
     conc__record r = {.delimiter = "\n", .size = 1, .slack = 2, .line = true};
@@ -11408,8 +11409,7 @@ CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-/* A read sends the buffer before it waits. If bytes were written while a task waits in a read,
- * sends them now. */
+/* A read sends the buffer before it waits. Sends bytes written during such a wait now. */
 CONC__PRIVATE void conc__stream_send_for_reader(conc_loop *l, conc_stream *s)
 {
     if (s->on) { /* without memory for a sender, the next call that writes or reads sends */
@@ -11430,7 +11430,7 @@ CONC__PRIVATE void conc__stream_send_for_reader(conc_loop *l, conc_stream *s)
         conc__fd_wake_one(l, w); /* the read returns the error */
 }
 
-/* Passes the turn to write to the next task that waits for it. */
+/* Passes the turn to write to the next waiting task. */
 CONC__PRIVATE void conc__stream_turn_over(conc_loop *l, conc_stream *s)
 {
     if (s->writers.first) {
@@ -11467,8 +11467,8 @@ CONC__PRIVATE ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char
     return sent - (ssize_t)kept;
 }
 
-/* Sends or keeps some of the bytes, without waiting on a descriptor. *blocks: the descriptor takes
- * no more at present. */
+/* Sends or buffers some of the bytes, without waiting on a descriptor. *blocks: the descriptor
+ * currently accepts no more. */
 CONC__PRIVATE ssize_t conc__stream_put_some(conc_loop *l, conc_stream *s, const char *bytes,
                                             size_t n, bool *blocks)
 {
@@ -11482,7 +11482,7 @@ CONC__PRIVATE ssize_t conc__stream_put_some(conc_loop *l, conc_stream *s, const 
     return conc__stream_keep(l, s, bytes, n);
 }
 
-/* Called in its turn to write: sends or keeps all n bytes. */
+/* Called in its turn to write: sends or buffers all n bytes. */
 CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     conc__retry retry = {0, 0};
@@ -11491,7 +11491,7 @@ CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char 
     while (rc >= 0) {
         bool blocks;
         ssize_t took = conc__stream_put_some(l, s, bytes + done, n - done, &blocks);
-        bool counts = took == -ENOMEM || took == -ECANCELED; /* what was taken before is kept */
+        bool counts = took == -ENOMEM || took == -ECANCELED; /* keep what was already taken */
         if (counts && done)
             return (ssize_t)done;
         if (took < 0)
@@ -11656,7 +11656,7 @@ CONC_API int conc_stream_flush(conc_stream *s)
     return (int)conc__stream_leave(l, s, rc);
 }
 
-/* Is it an end of a pipe that only writes? */
+/* Is it a pipe's write end? */
 CONC__PRIVATE bool conc__is_write_end(int fd)
 {
     struct stat st;
@@ -11699,7 +11699,7 @@ CONC__PRIVATE int conc__stream_end_half(conc_loop *l, conc_stream *s)
     return rc;
 }
 
-/* Flushes and ends the writing half, and records the words of its errors. */
+/* Flushes and ends the writing half, and records its error texts. */
 CONC__PRIVATE int conc__stream_end_writing(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_turn(l, s);
@@ -11707,7 +11707,7 @@ CONC__PRIVATE int conc__stream_end_writing(conc_loop *l, conc_stream *s)
         return rc;
     if (rc)
         return conc__own_error(rc);
-    if (!s->shut) { /* no other task has done it meanwhile */
+    if (!s->shut) { /* no other task has done it since */
         rc = conc__stream_writable(s);
         if (rc == 0)
             rc = conc__stream_flush_all(l, s);
@@ -11736,8 +11736,8 @@ CONC_API int conc_stream_shutdown(conc_stream *s)
     return rc;
 }
 
-/* Flushes before a close. No other task runs between the two: bytes that it wrote would be lost.
- * Also 0 if another task has closed the stream and dropped nothing. */
+/* Flushes before a close. No other task runs in between: its written bytes would be lost. Also 0 if
+ * another task has closed the stream and dropped nothing. */
 CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_enter(l, s, "conc_stream_close");
@@ -11752,9 +11752,9 @@ CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
 static const conc__wait_kind conc__vacating = {
     .what = "waits until no task uses the stream that it closed"};
 
-/* Waits until the calls of other tasks have ended and, if another task ends the transport, until
- * that is done; the stream may be gone then. A cancel does not cut the wait short: the close has
- * woken all of them. Only a task can wait. */
+/* Waits until other tasks' calls have ended and, if another task ends the transport, until that is
+ * done; the stream may then be gone. A cancel does not cut the wait short: the close has woken all
+ * of them. Only a task can wait. */
 CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s, bool ends_transport)
 {
     bool other_ends = s->on && !ends_transport;
@@ -11771,7 +11771,7 @@ CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s, bool ends_t
 }
 
 /* Called by the task that closed the stream, after the others have left: ends the transport. If it
- * could not wait for them, the last of them does that. The flush's error stays the newest. */
+ * could not wait for them, the last of them ends it. The flush's error stays the newest. */
 CONC__PRIVATE int conc__stream_end_transport(conc_loop *l, conc_stream *s, int flushed)
 {
     conc__kept_error kept;
@@ -11821,7 +11821,7 @@ CONC_API int conc_stream_close(conc_stream *s)
     bool kept = open && (conc__buffered(&s->out) || s->writing);
     if (kept && l && l->self && !l->self->pending)
         rc = conc__stream_flush_last(l, s);
-    bool shuts = s->state == CONC__STREAM_OPEN; /* no other task has closed it meanwhile */
+    bool shuts = s->state == CONC__STREAM_OPEN; /* no other task has closed it since */
     if (shuts) {
         closed = conc__stream_shut(l, s);
         if (rc == 0 && s->unreturned) {
@@ -11857,15 +11857,15 @@ CONC_API void conc__auto_conc_stream(conc_stream *s)
 
 enum { CONC__SIGNAL_LOOPS = 256, CONC__SIGNAL_STACK = 65536 };
 
-/* The loops that signals wake; NULL: a free slot. If all slots are taken, another block is added,
- * which stays for good, as a handler may run through it at any time. */
+/* The loops that signals wake; NULL: a free slot. If all slots are taken, adds another block, which
+ * stays forever, because a handler may traverse it at any time. */
 typedef struct conc__signal_loops {
     _Atomic(conc_loop *) loops[CONC__SIGNAL_LOOPS];
     _Atomic(struct conc__signal_loops *) more;
 } conc__signal_loops;
 
-/* For each signal number, one atomic word tells the handler what to do. It holds the flags below
- * and above them a count of the signals that were received.
+/* For each signal number, one atomic word directs the handler. It holds the flags below and above
+ * them a count of the received signals.
  *
  *   state         flags               disposition    a signal
  *   free          none                the program's  restores the former disposition, and is raised
@@ -11881,10 +11881,10 @@ typedef struct conc__signal_loops {
  *   free          restoring, free     conc__signal_restore: conc__signal_leave calls it after the
  *                                     last flag, and the handler if it finds the number free
  *
- * The handler finds a number free if the last user left after the kernel had called the handler,
- * or if a library has saved conc's handler and installs it again. It reads the word once: so a
- * signal is received, or interrupts, or has its former effect. The handler changes a disposition
- * only to kill the process, or while restoring, for which conc__signal_enter waits. */
+ * The handler finds a number free if the last user left after the kernel had called the handler, or
+ * if a library has saved conc's handler and reinstalls it. It reads the word once: so a signal is
+ * received, or interrupts, or has its former effect. The handler changes a disposition only to kill
+ * the process, or while restoring, for which conc__signal_enter waits. */
 enum { CONC__RECEIVES, CONC__INTERRUPTS, CONC__DUMPS, CONC__ROLES };
 
 #define CONC__ROLE(role) (1ul << (role))
@@ -11897,7 +11897,7 @@ enum { CONC__RECEIVES, CONC__INTERRUPTS, CONC__DUMPS, CONC__ROLES };
 /* A number of a conc_signals. */
 struct conc__signal_number {
     int number;
-    unsigned long seen; /* the count up to which signals were returned, or came before the open */
+    unsigned long seen; /* the count up to which signals were returned, or preceded the open */
     conc_signals *receiver;
     struct conc__signal_number *next, *prev; /* in the loop's list for this number */
 };
@@ -11912,14 +11912,14 @@ typedef struct conc__signal {
     struct sigaction before; /* the disposition before conc's handler */
 } conc__signal;
 
-/* All loops share this, as signals belong to the process. */
+/* All loops share this, because signals belong to the process. */
 static struct conc__signalling {
     pthread_mutex_t mutex;
     conc__signal numbers[CONC__SIGNALS];
-    atomic_int process; /* which installed the handlers; a forked child's handler compares it */
+    atomic_int process; /* that installed the handlers; a forked child's handler compares it */
     conc__signal_loops reached;
-    atomic_int running; /* handlers that run: the loops that they may read must stay */
-    int faults;         /* runs that want a stack overflow to be reported */
+    atomic_int running; /* running handlers: loops they may read must stay */
+    int faults;         /* runs that report stack overflows */
     int questions;      /* runs whose watchdog may ask where their thread is */
 } conc__signalling = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
@@ -11942,15 +11942,15 @@ CONC__PRIVATE bool conc__signal_is_default(int number)
     return !(now.sa_flags & SA_SIGINFO) && now.sa_handler == SIG_DFL;
 }
 
-/* Raises a signal again that came to conc's handler and has no user. */
+/* Raises again a signal that conc's handler received without a user. */
 CONC__PRIVATE void conc__signal_again(int number)
 {
     if (kill(getpid(), number))
         raise(number); /* a sandbox may refuse kill */
 }
 
-/* If the number is free, restores the disposition that it had before conc's, unless the program has
- * changed it meanwhile. Also runs in the handler: only atomics and system calls. */
+/* If the number is free, restores its disposition from before conc's, unless the program has since
+ * changed it. Also runs in the handler: only atomics and system calls. */
 CONC__PRIVATE void conc__signal_restore(int number)
 {
     conc__signal *n = &conc__signalling.numbers[number];
@@ -11965,7 +11965,7 @@ CONC__PRIVATE void conc__signal_restore(int number)
         conc__signal_again(number);
 }
 
-/* Has the default action happen at once; the kernel blocks the signal in its handler. */
+/* Triggers the default action immediately; the kernel blocks the signal in its handler. */
 CONC__PRIVATE void conc__signal_kills(int number)
 {
     struct sigaction usual;
@@ -11981,8 +11981,8 @@ CONC__PRIVATE void conc__signal_kills(int number)
 
 CONC__PRIVATE unsigned conc__interrupt_bit(int number) { return number == SIGINT ? 1 : 2; }
 
-/* Interrupts a run. True: it was interrupted before, and has not ended. One Ctrl+C may come twice,
- * from the terminal and from a parent, so signals within 0.1 s count as one. */
+/* Interrupts a run. True: it was already interrupted, and has not ended. One Ctrl+C may arrive
+ * twice, from the terminal and from a parent, so signals within 0.1 s count as one. */
 CONC__PRIVATE bool conc__interrupt(conc_loop *l, int number)
 {
     enum { ONE = 100000000 };
@@ -12006,7 +12006,7 @@ CONC__PRIVATE bool conc__signal_reaches_loop(conc_loop *l, int number, unsigned 
     return kills;
 }
 
-/* Tells all loops. role: of the number; CONC__ROLES: none. True: the signal kills. */
+/* Notifies all loops. role: of the number; CONC__ROLES: none. True: the signal kills. */
 CONC__PRIVATE bool conc__signal_reaches(int number, unsigned long role)
 {
     bool kills = false;
@@ -12022,7 +12022,7 @@ CONC__PRIVATE bool conc__signal_reaches(int number, unsigned long role)
     return kills;
 }
 
-/* Counts a signal, or notes it for later. Returns the word before that. */
+/* Counts a signal, or notes it for later. Returns the previous word. */
 CONC__PRIVATE unsigned long conc__signal_comes(conc__signal *n)
 {
     unsigned long was = atomic_load(&n->word), next;
@@ -12036,7 +12036,7 @@ CONC__PRIVATE unsigned long conc__signal_comes(conc__signal *n)
     return was;
 }
 
-/* The handler. It runs in any thread, at any moment: only atomics and system calls. */
+/* The handler. It runs in any thread, at any time: only atomics and system calls. */
 CONC__PRIVATE void conc__on_signal(int number)
 {
     conc__signal *n = &conc__signalling.numbers[number];
@@ -12062,12 +12062,12 @@ CONC__PRIVATE void conc__on_signal(int number)
     errno = saved;
 }
 
-/* Adds a flag, and removes those of `without`. Returns the word before that. */
+/* Adds a flag, and removes those of `without`. Returns the previous word. */
 CONC__PRIVATE unsigned long conc__signal_flag(conc__signal *n, int role, unsigned long without)
 {
     unsigned long was = atomic_load(&n->word);
     for (;;) {
-        if (was & CONC__RESTORING) { /* a handler in another thread puts the disposition back */
+        if (was & CONC__RESTORING) { /* a handler in another thread restores the disposition */
             sched_yield();
             was = atomic_load(&n->word);
         } else if (atomic_compare_exchange_weak(&n->word, &was,
@@ -12086,7 +12086,7 @@ CONC__PRIVATE int conc__signal_enter(int number, int role, unsigned long *came)
     if (!conc__signal_is_ours(number, &now)) {
         n->before = now;
         if (role ==
-            CONC__RECEIVES) /* a handler of the program's meanwhile: it does not interrupt */
+            CONC__RECEIVES) /* the program has since installed a handler: it does not interrupt */
             without = CONC__ALL_ROLES;
     }
     memset(&ours, 0, sizeof ours);
@@ -12140,8 +12140,8 @@ CONC__PRIVATE _Atomic(conc_loop *) *conc__signal_slot_take(conc_loop *l)
     }
 }
 
-/* Makes signals wake this loop. A signal's frame takes up to 12 KiB on processors with large
- * registers, so handlers run on a stack of their own, not on a task's. */
+/* Makes signals wake this loop. A signal frame takes up to 12 KiB on processors with large
+ * registers, so handlers run on their own stack, not a task's. */
 CONC__PRIVATE int conc__signals_reach(conc_loop *l)
 {
     stack_t none = {0}, now;
@@ -12174,7 +12174,7 @@ CONC__PRIVATE void conc__signals_unreach(conc_loop *l)
     l->signal_slot = NULL;
 }
 
-/* A signal that a conc_signals has not returned yet; 0: there is none. */
+/* A signal that a conc_signals has not returned yet, or 0. */
 CONC__PRIVATE int conc__signals_find(conc_signals *s)
 {
     for (size_t i = 0; i < s->count; i++) {
@@ -12199,13 +12199,13 @@ CONC__PRIVATE void conc__interrupt_main(conc_loop *l, int number)
     if (l->winding_up) {
         l->interrupted_by = number;
         l->interrupted_late = true;
-    } else if (!l->main.asked) { /* if asked, it was cancelled before, and ends for that */
+    } else if (!l->main.asked) { /* if asked, it was already cancelled, and ends because of that */
         l->interrupted_by = number;
         conc__task_cancel(l, &l->main);
     }
 }
 
-/* Wakes the tasks that wait for this number, if it came since the last time. */
+/* Wakes the tasks that wait for this number, if it arrived since the last time. */
 CONC__PRIVATE void conc__signal_hand_out(conc_loop *l, int number)
 {
     struct conc__signal_list *list = &l->received[number];
@@ -12227,7 +12227,7 @@ CONC__PRIVATE void conc__signal_hand_out(conc_loop *l, int number)
     }
 }
 
-/* Called by the scheduler: handles the signals that came. */
+/* Called by the scheduler: handles arrived signals. */
 CONC__COLD void conc__take_signals_now(conc_loop *l)
 {
     atomic_store(&l->signalled, false);
@@ -12312,7 +12312,7 @@ CONC__PRIVATE void conc__signal_unsubscribe(conc_loop *l, const struct conc__sig
     conc__signal_leave(n->number, CONC__RECEIVES);
 }
 
-/* *taken: how many numbers were subscribed, which includes one that fails. */
+/* *taken: how many numbers were subscribed, including one that fails. */
 CONC__PRIVATE int conc__signals_subscribe(conc_loop *l, const conc_signals *s, size_t *taken)
 {
     int rc = 0;
@@ -12534,7 +12534,7 @@ CONC__PRIVATE void conc__interrupts_leave(const conc_loop *l)
     }
 }
 
-/* The run begins: interrupts it where nothing else is to happen. */
+/* The run begins: lets signals that have no other effect interrupt it. */
 CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
 {
     unsigned long came;
@@ -12569,14 +12569,14 @@ CONC__PRIVATE void conc__signals_end(conc_loop *l)
     conc__interrupts_leave(l);
     pthread_mutex_unlock(&conc__signalling.mutex);
     conc__signals_unreach(l);
-    int late = atomic_load(&l->interrupt); /* it came after the scheduler's last check */
+    int late = atomic_load(&l->interrupt); /* it arrived after the scheduler's last check */
     if (late) {
         l->interrupted_by = late;
         l->interrupted_late = true;
     }
 }
 
-/* In a forked child: its loops are dead, and its signals get their former dispositions. */
+/* In a forked child: its loops are dead, and its signals regain their former dispositions. */
 CONC__PRIVATE void conc__signals_forget(void)
 {
     struct sigaction now;
@@ -12600,7 +12600,7 @@ CONC__PRIVATE void conc__signals_forget(void)
     pthread_mutex_init(&conc__signalling.mutex, NULL);
 }
 
-/* Blocks SIGPIPE in the run's thread: a broken pipe is an error of the call. */
+/* Blocks SIGPIPE in the run's thread: a broken pipe is the call's error. */
 CONC__PRIVATE void conc__pipe_signal_block(conc_loop *l)
 {
     sigset_t pipe, before;
@@ -12613,7 +12613,7 @@ CONC__PRIVATE void conc__pipe_signal_block(conc_loop *l)
         l->pipe_was_blocked && sigpending(&before) == 0 && sigismember(&before, SIGPIPE) == 1;
 }
 
-/* Discards a SIGPIPE that a write of the program's own left pending, then unblocks it. */
+/* Discards a SIGPIPE left pending by the program's own write, then unblocks it. */
 CONC__PRIVATE void conc__pipe_signal_unblock(const conc_loop *l)
 {
     sigset_t pipe;
@@ -12634,8 +12634,8 @@ CONC__PRIVATE void conc__loop_free(conc_loop *l)
     CONC_FREE(l);
 }
 
-/* 0, or the error of a call on another thread's loop. In a forked child the mutex of a loop of the
- * parent may be held by a thread that does not exist here. */
+/* 0, or the error of a call on another thread's loop. In a forked child the mutex of a parent's
+ * loop may be held by a thread that does not exist here. */
 CONC__PRIVATE int conc__loop_check(const conc_loop *l, const char *call)
 {
     if (!l)
@@ -12733,7 +12733,7 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
 }
 
 /* A call of conc_loop_run, on the caller's stack. The loop's thread starts the task and stores its
- * result; a cancel of the caller posts `stop`, once. The caller is answered when the task has ended
+ * result; a cancel of the caller posts `stop`, once. The caller is notified when the task has ended
  * and no `stop` is posted: from then on no thread uses this. */
 typedef struct conc__remote {
     conc__post start, stop; /* to the loop that runs fn */
@@ -12750,7 +12750,7 @@ typedef struct conc__remote {
     enum { CONC__GOES_ON, CONC__TO_STOP, CONC__STOPPED } state;
     bool ended, answered;
     int result;
-    char text[CONC__TEXT]; /* of an error; "": it has no words of its own */
+    char text[CONC__TEXT]; /* an error's text; "": it has none of its own */
 } conc__remote;
 
 CONC__PRIVATE void conc__remote_answer(conc__remote *r)
@@ -12758,7 +12758,7 @@ CONC__PRIVATE void conc__remote_answer(conc__remote *r)
     if (r->job && r->task)
         conc__extended.job_waits(r->job, r->loop, false);
     if (r->caller) {
-        conc__post_to(r->caller, &r->answer); /* its run does not end before its tasks */
+        conc__post_to(r->caller, &r->answer); /* its run outlasts its tasks */
         return;
     }
     pthread_mutex_lock(&r->mutex);
@@ -12830,7 +12830,7 @@ CONC__PRIVATE bool conc__remote_cancel(conc__wait *w)
     pthread_mutex_lock(&r->mutex);
     conc__remote_stop(r);
     pthread_mutex_unlock(&r->mutex);
-    return false; /* fn has to end first */
+    return false; /* fn must end first */
 }
 
 CONC__PRIVATE void conc__remote_details(FILE *out, const conc__wait *w)
@@ -12850,12 +12850,12 @@ CONC__PRIVATE void conc__remote_answered(conc__post *p)
     conc__wake(conc__here, &r->wait, 0);
 }
 
-/* A task waits; on the virtual clock no time passes meanwhile. */
+/* A task waits; no virtual time passes. */
 CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
 {
     r->wait =
         (conc__wait){.task = caller->self, .kind = &conc__runs_elsewhere, .on = r->loop, .item = r};
-    int holds = caller->virtual_clock; /* on the real clock timers go on */
+    int holds = caller->virtual_clock; /* on the real clock timers continue */
     caller->awaited++;
     atomic_fetch_add_explicit(&caller->at_work, holds, memory_order_relaxed);
     if (conc__post_to(r->loop, &r->start))
@@ -12866,7 +12866,7 @@ CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
     caller->awaited--;
 }
 
-/* A thread sleeps; a job checks now and then if it was asked to stop. */
+/* A thread sleeps; a job periodically checks whether it was asked to stop. */
 CONC__PRIVATE void conc__remote_wait_thread(conc__remote *r)
 {
     enum { CHECK = 20000000 }; /* ns */
@@ -12954,7 +12954,7 @@ CONC__PRIVATE conc__post *conc__take_posts(conc_loop *l, conc__post **last)
     return first;
 }
 
-/* Puts them before the posts that came meanwhile. */
+/* Puts them before the posts that have arrived since. */
 CONC__PRIVATE void conc__put_posts_back(conc_loop *l, conc__post *first, conc__post *last)
 {
     pthread_mutex_lock(&l->mutex);
@@ -12966,7 +12966,7 @@ CONC__PRIVATE void conc__put_posts_back(conc_loop *l, conc__post *first, conc__p
 }
 
 /* Called by the scheduler: runs at most as many posts as it switches tasks in a pass, so that
- * timers and descriptors do not wait. Posts that come meanwhile wait for the next pass. */
+ * timers and descriptors do not wait. Posts that arrive in the meantime wait for the next pass. */
 CONC__PRIVATE void conc__run_posts(conc_loop *l)
 {
     if (!atomic_load_explicit(&l->posted, memory_order_relaxed))
@@ -13103,10 +13103,9 @@ CONC__PRIVATE bool conc__census_update(conc_loop *l)
     return true;
 }
 
-/* Is t, with this serial number, a task of the loop that has not ended? t may be NULL, or point to
- * a task that has ended, which is not followed. Reports ask this about the owner of each lock that
- * a task waits for; without memory each question walks through all tasks. Inline, as only other
- * modules call it. */
+/* Is t, with this serial number, a live task of the loop? t may be NULL, or point to an ended task,
+ * which is not followed. Reports ask this about the owner of each awaited lock; without memory each
+ * question walks through all tasks. Inline, as only other modules call it. */
 static inline bool conc__lives(conc_loop *l, const conc_task *t, uint64_t serial)
 {
     const conc__census *c = &l->census;
@@ -13159,7 +13158,7 @@ typedef struct conc__crowd {
 
 enum { CONC__CROWDS = 256, CONC__CROWDED = 2000 };
 
-/* Counts a task. False: it is of a new kind, and there are too many kinds. */
+/* Counts a task. False: it is of a new kind, one too many. */
 CONC__PRIVATE bool conc__crowd_add(const conc_loop *l, conc__crowd *crowds, size_t *n,
                                    const conc_task *t)
 {
@@ -13183,8 +13182,7 @@ CONC__PRIVATE int conc__crowd_order(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-/* Summarizes very many tasks: a line for each place and state, with the task that has waited
- * longest. */
+/* Summarizes very many tasks: a line per place and state, with the longest waiting task. */
 CONC__PRIVATE void conc__print_crowds(conc_loop *l, FILE *out)
 {
     conc__crowd *crowds = conc__alloc(CONC__CROWDS * sizeof *crowds);
@@ -13235,7 +13233,7 @@ CONC__PRIVATE void conc__dump_on_loop(conc_loop *l, void *arg)
     size_t tasks = (size_t)(l->spawned - l->finished), timers = conc__wheel_count(&l->wheel);
     const char *task_word = tasks == 1 ? "task" : "tasks";
     const char *timer_word = timers == 1 ? "timer" : "timers";
-    flockfile(d->out); /* no line of another thread comes between */
+    flockfile(d->out); /* keep other threads' lines out */
     fprintf(d->out, "conc: %zu %s, time %.9f, %zu %s\n", tasks, task_word,
             (double)conc__time(l) / 1e9, timers, timer_word);
     conc__print_all(l, d->out);
@@ -13299,8 +13297,8 @@ CONC__PRIVATE void conc__print_cycle(FILE *out, const conc_loop *l, conc_task *l
 }
 
 /* Follows from t the tasks that wait for each other, and prints the first circle. `marked` is set
- * in each task that was seen. In a task on the path from t, `next` leads back, which tasks that
- * wait do not use, and `next_marked` points to the task itself. */
+ * in each visited task. In a task on the path from t, `next` (unused by waiting tasks) leads back,
+ * and `next_marked` points to the task itself. */
 CONC__PRIVATE bool conc__find_cycle(FILE *out, const conc_loop *l, conc_task *t)
 {
     const conc_task *last = NULL;
@@ -13345,12 +13343,12 @@ CONC__PRIVATE bool conc__find_deadlock(FILE *out, conc_loop *l)
     return found;
 }
 
-/* The search for a circle visits every task. Posts of other threads may wake the loop very often
- * while all tasks wait: then most of its pauses go without a search, until one is long enough.
- * True: do not search now; `limit` is when to search again. */
+/* The search for a circle visits every task. Other threads' posts may wake the loop very often
+ * while all tasks wait: then most pauses skip the search, until one is long enough. True: do not
+ * search now; `limit` is when to search again. */
 CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
 {
-    enum { TASKS = 64, EVERY = 50 * 1000 * 1000 }; /* at most so many tasks a pause; ns */
+    enum { TASKS = 64, EVERY = 50 * 1000 * 1000 }; /* at most this many tasks per pause; ns */
     int64_t now = conc__clock(), left = l->searched + EVERY - now;
     if (left <= 0 || ++l->unsearched * TASKS >= l->spawned - l->finished) {
         l->searched = now;
@@ -13362,8 +13360,8 @@ CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
     return true;
 }
 
-/* Every task waits. Does main_fn sleep until a signal ends the program? Not if a shield blocks the
- * cancel, and not if other tasks wait for each other in a circle. */
+/* Every task waits. Is main_fn sleeping until a signal ends the program? Not if a shield blocks the
+ * cancel, nor if other tasks wait for each other in a circle. */
 CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit)
 {
     const conc__wait *w = l->main.wait;
@@ -13379,7 +13377,7 @@ CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit)
 
 CONC__COLD void conc__print_deadlock(conc_loop *l, FILE *out)
 {
-    flockfile(out); /* no line of another thread comes between */
+    flockfile(out); /* keep other threads' lines out */
     fprintf(out, "conc: deadlock: every task waits, and nothing can wake any of them\n");
     if (CONC__DIAGNOSES) {
         conc__print_all(l, out);
@@ -13401,7 +13399,7 @@ CONC__COLD void conc__doom(conc_loop *l, int rc)
     conc__spread_marked(l);
 }
 
-/* Every task waits, and nothing can wake one: reports that, and cancels everything. */
+/* Reports that every task waits and nothing can wake any of them, and cancels everything. */
 CONC__COLD void conc__deadlock(conc_loop *l)
 {
     int saved = errno;
@@ -13417,7 +13415,8 @@ typedef struct conc__lost_call {
     const char *place, *how;
 } conc__lost_call;
 
-/* Says why a function has returned with something open: after an error, mostly by a CONC_TRY. */
+/* Explains why a function has returned with something open: after an error, usually by a CONC_TRY.
+ */
 CONC__PRIVATE void conc__explain_early_return(const conc_task *t, bool is_scope)
 {
     int rc = t->last_rc;
@@ -13464,9 +13463,8 @@ CONC__PRIVATE bool conc__is_on_own_stack(const conc_task *self, const char *at)
     return self && at >= self->stack->low && at < conc__stack_top(self->stack);
 }
 
-/* Debug: the handle of a task, or of a job, must last until that has ended. what: the task's name,
- * or CONC__A_JOB. The end of a job in another thread is not noted: only a handle on the stack of
- * the running task is watched. */
+/* Debug: a task's or job's handle must outlive it. what: the task's name, or CONC__A_JOB. A job's
+ * end in another thread is not noted: only a handle on the running task's stack is watched. */
 CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *what)
 {
     bool is_job = strcmp(what, CONC__A_JOB) == 0;
@@ -13477,15 +13475,15 @@ CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *
     l->lent = l->receiving || l->handles;
 }
 
-/* Memory of an object is gone to which the loop still points: aborts. t: the task that had the
- * object, NULL: the loop; place: what it is, and where it was opened. */
+/* Aborts because the memory of an object that the loop still points to is gone. t: the object's
+ * task, NULL: the loop; place: what it is, and where it was opened. */
 CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *place, const char *how)
 {
     conc__lost_call c = {t, place, how};
     conc__on_loop(l, conc__lost_on_loop, &c);
 }
 
-/* Each task has a stack, and so does each generator that is open or was stopped for good. */
+/* Each task has a stack, and so does each generator that is open or was stopped. */
 CONC__PRIVATE void conc__count_stacks(const conc_loop *l, conc_stats *s)
 {
     size_t all = 0;
@@ -13539,9 +13537,9 @@ CONC_API void conc_get_stats(conc_stats *s)
 
 /* -- traces -- */
 
-/* The format is the array of "Trace Event Format" (the Chromium project), an event a line. Events
- * are buffered. The buffer is written when it is full, and now and then before the loop sleeps: a
- * program that is killed leaves a file without the closing bracket, which viewers accept. */
+/* The format is the array of Chromium's "Trace Event Format", one event per line. The event buffer
+ * is written when full, and occasionally before the loop sleeps: a killed program leaves a file
+ * without the closing bracket, which viewers accept. */
 
 enum { CONC__TRACE_BUFFER = 262144, CONC__TRACE_EVENT = 512, CONC__TRACE_PATHS = 99 };
 
@@ -13576,7 +13574,7 @@ CONC__PRIVATE void conc__trace_write(conc_loop *l, void *arg)
     errno = saved;
 }
 
-/* The loop is about to sleep: writes the buffer now and then, in case the program is killed. */
+/* Before the loop sleeps: occasionally writes the buffer, in case the program is killed. */
 CONC__COLD void conc__trace_catch_up(conc_loop *l)
 {
     enum { EVERY = 500000000 };
@@ -13591,8 +13589,8 @@ CONC__FAST char *conc__put(char *to, const char *text)
     return to + n;
 }
 
-/* Writes two digits at a time, from the last one backwards; at least so many digits, with zeros
- * before them. */
+/* Writes two digits at a time, from the last one backwards; at least this many digits, zero-padded.
+ */
 CONC__PRIVATE char *conc__put_number(char *to, uint64_t n, int least)
 {
     static const char pairs[] = "000102030405060708091011121314151617181920212223242526272829303132"
@@ -13623,7 +13621,7 @@ CONC__PRIVATE char *conc__put_time(char *to, int64_t ns)
     return conc__put_number(to + 1, n % 1000, 3);
 }
 
-/* The length of a UTF-8 character by its first byte; 0: no character begins so. */
+/* The length of a UTF-8 character by its first byte; 0: invalid. */
 CONC__PRIVATE int conc__utf8_length(unsigned char first)
 {
     if (first < 0x80)
@@ -13637,7 +13635,7 @@ CONC__PRIVATE int conc__utf8_length(unsigned char first)
     return 4;
 }
 
-/* The length of the UTF-8 character that begins here; 0: none does. */
+/* The length of the UTF-8 character at this position; 0: none. */
 CONC__PRIVATE int conc__utf8(const unsigned char *p)
 {
     int length = conc__utf8_length(p[0]);
@@ -13651,7 +13649,7 @@ CONC__PRIVATE int conc__utf8(const unsigned char *p)
     return length;
 }
 
-/* Writes a name as a JSON string has it, shortened so that it fits into an event. */
+/* Writes a name as a JSON string, shortened to fit into an event. */
 CONC__PRIVATE char *conc__put_name(char *to, const char *name)
 {
     static const char hex[] = "0123456789abcdef";
@@ -13675,8 +13673,8 @@ CONC__PRIVATE char *conc__put_name(char *to, const char *name)
     return to;
 }
 
-/* Begins an event. Returns where to write the rest; pass the end of it to conc__trace_put. NULL:
- * the trace has ended. */
+/* Begins an event. Returns where to write the rest; pass its end to conc__trace_put. NULL: the
+ * trace has ended. */
 CONC__FAST char *conc__trace_room(conc_loop *l, const char *name)
 {
     conc__trace *tr = l->trace;
@@ -13702,7 +13700,7 @@ CONC__PRIVATE uint64_t conc__row_of(const conc_loop *l, const conc_task *t)
 
 CONC__PRIVATE char *conc__put_row(const conc_loop *l, char *to, uint64_t row)
 {
-    /* a constant size, more than the row has, is quicker to copy */
+    /* a constant size, larger than the row, is quicker to copy */
     memcpy(to, l->trace->row, sizeof l->trace->row);
     return conc__put_number(to + l->trace->row_size, row, 1);
 }
@@ -13762,7 +13760,7 @@ CONC__COLD void conc__trace_mark(conc_loop *l, const conc_task *t, const char *w
         conc__trace_instant(l, conc__row_of(l, t), what);
 }
 
-/* The running task, if there is one, causes the next step of t: begins an arrow. */
+/* The running task, if any, causes t's next step: begins an arrow. */
 CONC__PRIVATE void conc__trace_leads(conc_loop *l, conc_task *t)
 {
     if (!l->self)
@@ -13771,7 +13769,7 @@ CONC__PRIVATE void conc__trace_leads(conc_loop *l, conc_task *t)
     conc__trace_arrow(l, conc__row_of(l, l->self), "s", conc__time(l), t->arrow);
 }
 
-/* Opens a file of this name or, if another run writes to it, with the next number that is free. */
+/* Opens a file of this name or, if another run writes to it, with the next free number. */
 CONC__PRIVATE int conc__trace_file(const char *path)
 {
     char name[PATH_MAX];
@@ -13849,10 +13847,10 @@ CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *add
     return NULL;
 }
 
-static struct sigaction conc__fault_before[2]; /* the former dispositions of these: */
+static struct sigaction conc__fault_before[2]; /* their former dispositions: */
 static const int conc__fault_numbers[] = {SIGSEGV, SIGBUS};
 
-/* Has the former handler, which this one called, called it in turn? */
+/* Has the former handler, called by this one, called back? */
 CONC__PRIVATE bool conc__fault_comes_back(const siginfo_t *info)
 {
     static _Atomic uintptr_t last_info, last_frame;
@@ -13861,7 +13859,7 @@ CONC__PRIVATE bool conc__fault_comes_back(const siginfo_t *info)
     return before == (uintptr_t)info && frame < atomic_exchange(&last_frame, frame);
 }
 
-/* Ends the process: the instruction faults again; a signal that was sent is sent again. */
+/* Ends the process: the instruction faults again; a sent signal is sent again. */
 CONC__PRIVATE void conc__fault_kills(int number, bool was_sent)
 {
     struct sigaction usual;
@@ -13872,8 +13870,8 @@ CONC__PRIVATE void conc__fault_kills(int number, bool was_sent)
         raise(number);
 }
 
-/* The handler, on a stack of its own. Afterwards the former disposition has its effect: by default,
- * the end of the process. */
+/* The handler, on its own stack. Afterwards the former disposition takes effect: by default, the
+ * process ends. */
 CONC__PRIVATE void conc__on_fault(int number, siginfo_t *info, void *context)
 {
     const conc_loop *l = conc__here;
@@ -13908,7 +13906,7 @@ CONC__PRIVATE bool conc__fault_is_ours(int number)
 }
 
 /* The first run that wants it installs the handler, and the last removes it, unless the program has
- * installed its own meanwhile. */
+ * since installed its own. */
 CONC__PRIVATE void conc__faults_open(conc_loop *l)
 {
     if (conc__signals_reach(l)) /* the handler needs its stack: without memory there is no report */
@@ -13948,16 +13946,16 @@ CONC__PRIVATE void conc__faults_close(conc_loop *l)
 
 /* -- the use of stacks -- */
 
-/* Debug: how much of their stacks the tasks that were spawned at one line have used. */
+/* Debug: stack usage of the tasks spawned at one line. */
 typedef struct conc__usage {
     struct conc__usage *next;
     const char *spawned;
     size_t most, size, users;
-    char name[CONC__NAME]; /* of the task that has used most */
+    char name[CONC__NAME]; /* of the task that used most */
 } conc__usage;
 
-/* The lowest page of a stack that was ever touched. Searches from its top down, until a gibibyte
- * was never touched: a stack may be very large. */
+/* The lowest page of a stack ever touched. Searches from its top down, until a gibibyte is
+ * untouched: a stack may be very large. */
 CONC__PRIVATE char *conc__first_resident(conc__stack *s)
 {
     enum { GAP = 1 << 30 };
@@ -14011,8 +14009,8 @@ CONC__PRIVATE void conc__usage_add(conc_loop *l, conc__source user, size_t size,
     }
 }
 
-/* A stack is about to be released. Returns the address from which it must be cleared for its next
- * user; NULL: it need not be cleared. */
+/* Before a stack is released: returns the address from which it must be cleared for its next user;
+ * NULL: not needed. */
 CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, conc__source user)
 {
     if (l->on_valgrind) /* to Valgrind, unwritten memory has no value */
@@ -14061,18 +14059,18 @@ CONC__PRIVATE void conc__usage_report(conc_loop *l)
 /* -- backtraces -- */
 
 /* Finds where another thread is executing, and the names of the functions on its stack. Reading
- * must not crash, whatever state the thread is in: memory is read through the kernel, which returns
- * an error if there is none, files are read piece by piece, and nothing is allocated. Only on
+ * must not crash, whatever state the thread is in: it reads memory through the kernel, which
+ * returns an error if there is none, reads files piece by piece, and allocates nothing. Only on
  * Linux; elsewhere reports have no frames. */
 
 enum { CONC__FRAMES = 32 };
 
 #ifdef __linux__
 
-/* A function of a module of the program. */
+/* A function of one of the program's modules. */
 typedef struct conc__symbol {
     char module[PATH_MAX], name[128];
-    uint64_t offset, address; /* into the function, and in the module */
+    uint64_t offset, address; /* offsets into the function and the module */
 } conc__symbol;
 
 CONC__PRIVATE bool conc__read_at(int fd, void *to, size_t n, uint64_t at)
@@ -14103,7 +14101,7 @@ CONC__PRIVATE bool conc__map_parse(const char *line, uintptr_t address, conc__ma
     return true;
 }
 
-/* Finds the mapping in which an address lies. */
+/* Finds the mapping that contains an address. */
 CONC__PRIVATE bool conc__map_find(uintptr_t address, conc__map_line *m)
 {
     char text[PATH_MAX + 128];
@@ -14219,7 +14217,7 @@ CONC__PRIVATE void conc__symbol_name(conc__symbol *s, const char *file, uint64_t
     close(fd);
 }
 
-/* Finds the module and function of an address. False: there is no code. */
+/* Finds the module and function of an address. False: no code. */
 CONC__PRIVATE bool conc__symbol_at(uintptr_t address, conc__symbol *s)
 {
     static conc__map_line m; /* only watchdogs call this, one at a time */
@@ -14234,8 +14232,8 @@ CONC__PRIVATE bool conc__symbol_at(uintptr_t address, conc__symbol *s)
     return true;
 }
 
-/* Does a call instruction end at this address? Perhaps, for a processor whose instructions are not
- * known here. */
+/* Does a call instruction end at this address? Perhaps, on a processor whose instructions are
+ * unknown here. */
 CONC__PRIVATE bool conc__follows_call(int memory, uintptr_t address)
 {
 #if defined __x86_64__
@@ -14257,7 +14255,7 @@ CONC__PRIVATE bool conc__follows_call(int memory, uintptr_t address)
 #endif
 }
 
-/* Reads a file of this name in the thread's directory of /proc; "": it cannot be read. */
+/* Reads a file of this name in the thread's /proc directory; "": unreadable. */
 CONC__PRIVATE void conc__thread_file(long thread, const char *name, char *text, size_t size)
 {
     char path[64];
@@ -14271,8 +14269,8 @@ CONC__PRIVATE void conc__thread_file(long thread, const char *name, char *text, 
     text[n > 0 ? n : 0] = 0;
 }
 
-/* Is the thread in a system call? A signal would cut its sleep short: its frames are found on its
- * stack instead. */
+/* Is the thread in a system call? A signal would cut its sleep short: find its frames on its stack
+ * instead. */
 CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *pc)
 {
     char text[256];
@@ -14299,17 +14297,17 @@ CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *p
 
 /* -- the watchdog -- */
 
-/* Debug: what runs on the loop's thread now: a task's step, or a call of one of the program's
- * functions outside all tasks, which may interrupt a task's step. */
+/* Debug: the current activity on the loop's thread: a task's step, or a call of one of the
+ * program's functions outside all tasks, which may interrupt a task's step. */
 typedef struct conc__held_by {
     int64_t began;         /* on the real clock; 0: nothing runs */
     const conc_task *task; /* only compared; NULL: a call */
-    const char *role;      /* of the function that is called: "the posted function" */
+    const char *role;      /* of the called function: "the posted function" */
     uintptr_t fn;
     bool reported;
 } conc__held_by;
 
-/* Debug: a thread that checks, several times within the time that a step may take, if the same step
+/* Debug: a thread that checks, several times within a step's permitted time, whether the same step
  * is still running. */
 typedef struct conc__watchdog {
     pthread_t id, of;
@@ -14328,10 +14326,10 @@ typedef struct conc__watchdog {
 } conc__watchdog;
 
 static pthread_mutex_t conc__report_mutex = PTHREAD_MUTEX_INITIALIZER; /* one watchdog at a time */
-/* the watchdog that asks where its thread stands */
+/* the watchdog that asks where its thread is */
 static _Atomic(conc__watchdog *) conc__questioner;
 
-/* The time of the system's clock in ns from now, for calls that take such a time. */
+/* The system clock's time in ns from now, for calls that need it. */
 CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns)
 {
     struct timespec t;
@@ -14376,7 +14374,7 @@ CONC__COLD bool conc__name_function(char name[CONC__NAME], uintptr_t fn)
     return true;
 }
 
-/* Describes what holds the loop. Under conc__report_mutex. */
+/* Describes what blocks the loop. Under conc__report_mutex. */
 CONC__PRIVATE void conc__name_step(char *text, size_t size, const conc__held_by *step,
                                    const char *task)
 {
@@ -14404,7 +14402,7 @@ CONC__PRIVATE void conc__print_frame(int number, uintptr_t address)
                        sizeof text);
 }
 
-/* Prints the frames of a thread in a system call: the words on its stack that look like return
+/* Prints the frames of a thread in a system call: words on its stack that look like return
  * addresses. */
 CONC__PRIVATE int conc__frames_on_stack(uintptr_t sp, uintptr_t pc)
 {
@@ -14482,8 +14480,8 @@ CONC__PRIVATE bool conc__is_question(const struct sigaction *a)
     return (a->sa_flags & SA_SIGINFO) && a->sa_sigaction == conc__on_question;
 }
 
-/* May the signal be sent? Not to a thread that sleeps, as that would cut its sleep short; nor if
- * the program uses the signal, or blocks it. */
+/* May the signal be sent? Not to a sleeping thread: that would cut its sleep short; nor if the
+ * program uses or blocks the signal. */
 CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
 {
     struct sigaction now;
@@ -14491,7 +14489,7 @@ CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
     unsigned long long blocked;
     if (!d->asks || sigaction(SIGURG, NULL, &now) || !conc__is_question(&now))
         return false;
-    if (conc__on_valgrind()) /* it stops all threads but one, so no other is seen to run */
+    if (conc__on_valgrind()) /* it stops all threads but one, so no other seems to run */
         return true;
     conc__thread_file(d->of_number, "status", text, sizeof text);
     const char *running = strstr(text, "\nState:\tR");
@@ -14503,8 +14501,8 @@ CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
     return !(blocked >> (SIGURG - 1) & 1);
 }
 
-/* Asks the thread for its frames by a signal, and prints them. A system call that it interrupts is
- * restarted. */
+/* Signals the thread to get its frames, and prints them. An interrupted system call is restarted.
+ */
 CONC__PRIVATE int conc__frames_by_question(conc__watchdog *d)
 {
     int n = 0;
@@ -14521,7 +14519,7 @@ CONC__PRIVATE int conc__frames_by_question(conc__watchdog *d)
 }
 #endif
 
-/* Reports a step that takes too long. Under the mutex: the step cannot end meanwhile. */
+/* Reports a step that takes too long. Under the mutex, so that the step cannot end. */
 CONC__PRIVATE void conc__watchdog_report(conc__watchdog *d)
 {
     char name[CONC__DESCRIPTION], text[sizeof name + 128];
@@ -14580,8 +14578,8 @@ CONC__PRIVATE bool conc__has_handler(const struct sigaction *a)
 }
 #endif
 
-/* Installs the handler for questions, unless the program has a handler for that signal, or there is
- * no stack for one. */
+/* Installs the handler for questions, unless the program handles that signal, or there is no stack
+ * for a handler. */
 CONC__PRIVATE bool conc__questions_open(const conc_loop *l, conc__watchdog *d)
 {
 #ifdef CONC__BACKTRACE
@@ -14749,7 +14747,7 @@ CONC__COLD void conc__renamed(conc_loop *l, const conc_task *t)
     pthread_mutex_unlock(&d->mutex);
 }
 
-/* A step is over, which took so many ns, and what it interrupted goes on. */
+/* Ends a step, which took this many ns; the interrupted work continues. */
 CONC__PRIVATE void conc__step_ended(conc_loop *l, int64_t took, const conc__held_by *interrupted)
 {
     char name[CONC__DESCRIPTION];
@@ -14767,7 +14765,7 @@ CONC__PRIVATE void conc__step_ended(conc_loop *l, int64_t took, const conc__held
 }
 
 /* Calls run(arg), which calls the program's function fn on the loop, outside all tasks. In debug
- * mode it is a step of its own, whose time does not count for the task that it interrupts. */
+ * mode it is a separate step, whose time does not count for the interrupted task. */
 CONC__COLD void conc__call_watched(conc_loop *l, const char *role, uintptr_t fn,
                                    void (*run)(void *), void *arg)
 {
@@ -14815,7 +14813,7 @@ CONC__COLD void conc__step(conc_loop *l, conc_task *t)
         conc__step_ended(l, end - start - l->called, &(conc__held_by){0});
 }
 
-/* Reports what was opened in the run and not closed; only: of this kind, NULL: of any. */
+/* Reports objects opened in the run and not closed; only: of this kind, NULL: of any. */
 CONC__PRIVATE void conc__opened_report(conc_loop *l, const char *only)
 {
     if (!l->opened)
@@ -14850,7 +14848,7 @@ CONC__PRIVATE void conc__dumps_close(conc_loop *l)
     pthread_mutex_unlock(&conc__signalling.mutex);
 }
 
-/* In a forked child: the watchdogs are gone, and the mutexes that they held are free. */
+/* In a forked child: the watchdogs are gone, and their mutexes free. */
 CONC__PRIVATE void conc__diagnosis_forget(void)
 {
     pthread_mutex_init(&conc__report_mutex, NULL);
@@ -14860,7 +14858,7 @@ CONC__PRIVATE void conc__diagnosis_forget(void)
         conc__faults_restore();
 }
 
-/* A run begins: opens the diagnostics that it wants. */
+/* A run begins: opens its requested diagnostics. */
 CONC__PRIVATE int conc__diagnosis_open(conc_loop *l)
 {
     int rc = 0;
@@ -14946,8 +14944,7 @@ CONC__PRIVATE bool conc__env_word(const char *name, const char *zero, const char
     return false;
 }
 
-/* Finds the poller that the environment names. False: there is no such poller here, which is
- * reported. */
+/* Finds the poller that the environment names. False: no such poller here, which is reported. */
 CONC__PRIVATE bool conc__env_backend(const conc__backend **out)
 {
     const char *text = conc__env("CONC_POLL"), *best = CONC__BEST_BACKEND.name;
@@ -14964,7 +14961,7 @@ CONC__PRIVATE bool conc__env_backend(const conc__backend **out)
     return false;
 }
 
-/* Reports a wrong call that opens a run: there is no loop yet for conc__misused. */
+/* Reports an erroneous call that opens a run: there is no loop yet for conc__misused. */
 CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *why)
 {
     if (o->debug)
@@ -15011,7 +15008,7 @@ CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **
     return -ENOTSUP;
 }
 
-/* In a forked child: the loops that it has inherited are dead. */
+/* In a forked child: the inherited loops are dead. */
 CONC__PRIVATE void conc__forget_loop(void)
 {
     conc_loop *l = conc__here;
@@ -15030,7 +15027,7 @@ CONC__PRIVATE void conc__forget_loop(void)
 }
 
 /* Calls fn once; other threads wait until it has returned. Unlike with pthread_once, a forked
- * process does not wait for a thread that only its parent has: it calls fn again. */
+ * process does not wait for a thread that only its parent has: it also calls fn. */
 CONC__PRIVATE void conc__once(atomic_int *once, void (*fn)(void))
 {
     enum { DONE = -1 }; /* 0: not begun; else the process that calls it */
@@ -15048,8 +15045,8 @@ CONC__PRIVATE void conc__once(atomic_int *once, void (*fn)(void))
 
 CONC__PRIVATE void conc__watch_forks(void) { pthread_atfork(NULL, NULL, conc__forget_loop); }
 
-/* If the system refuses the poller, uses poll(2). That has no descriptor for which a host could
- * wait. */
+/* If the system refuses the poller, uses poll(2), which has no descriptor for a host to wait for.
+ */
 CONC__PRIVATE int conc__poller_open(conc_loop *l, const conc__backend *backend)
 {
     l->backend = backend;
@@ -15093,7 +15090,7 @@ CONC__PRIVATE void conc__loop_close(conc_loop *l)
 }
 
 /* The initial state of conc_random. The address l and the clock differ from run to run. Seeds count
- * from 1, so a run on the virtual clock has that of seed 1. */
+ * from 1, so a run on the virtual clock has seed 1's. */
 CONC__PRIVATE uint64_t conc__first_draw(const conc_options *o, const conc_loop *l)
 {
     if (o->random)
@@ -15127,7 +15124,7 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     l->budget = CONC__BUDGET_MOST;
     if (!o->virtual_clock) {
         l->now = conc__clock();
-        l->batch = 1; /* it is not known yet how slow steps are */
+        l->batch = 1; /* how slow steps are is not known yet */
         l->budget /= CONC__BATCH_MOST;
     }
     l->budget_left = l->budget;
@@ -15164,8 +15161,8 @@ CONC__PRIVATE void conc__report_lost_args(conc_loop *l, void *arg)
         fprintf(stderr, "conc: so do the args of %zu others\n", found - LINES);
 }
 
-/* main_fn has returned to `frame`: objects in the frames below it that are still in use are lost. A
- * handle that lies there is not read, as it may have been overwritten. */
+/* main_fn has returned to `frame`: objects still in use in the frames below it are lost. A handle
+ * there is not read, because it may have been overwritten. */
 CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
 {
     static const char how[] = "its function returned";
@@ -15186,7 +15183,7 @@ CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
         conc__on_loop(l, conc__report_lost_args, &memory);
 }
 
-/* Ends everything that is left after main_fn has returned; in its task. */
+/* Ends everything left after main_fn has returned; in its task. */
 CONC__PRIVATE void conc__wind_up(conc_loop *l)
 {
     conc_task *self = l->self;
@@ -15218,7 +15215,7 @@ CONC__PRIVATE int conc__main_task(void *arg)
 typedef struct conc__outcome {
     char by[CONC__DESCRIPTION], text[CONC__TEXT];
     int signal;      /* that interrupted it; 0: none */
-    int exit_status; /* what conc_set_exit_status chose; CONC__NO_STATUS: nothing */
+    int exit_status; /* from conc_set_exit_status; CONC__NO_STATUS: none */
 } conc__outcome;
 
 CONC__PRIVATE int conc__start_main(conc_loop *l)
@@ -15283,8 +15280,8 @@ CONC_API void conc_set_exit_status(int status)
         l->exit_status = status;
 }
 
-/* No run is open on this thread any more: rc was the last one's result, or the reason why it failed
- * to begin. */
+/* No run is open on this thread any longer: rc is the last one's result, or why it failed to begin.
+ */
 CONC__PRIVATE void conc__keep_words_of_run(int rc, const char *text)
 {
     if (rc >= 0) {
@@ -15295,7 +15292,7 @@ CONC__PRIVATE void conc__keep_words_of_run(int rc, const char *text)
     conc_fail(rc, "%s", text); /* if this thread runs a job, it is the job's error */
 }
 
-/* Opens a run, and makes it the current one of this thread. */
+/* Opens a run, and makes it this thread's current one. */
 CONC__PRIVATE int conc__open_run(conc_loop **out, bool embedded, const conc_options *options,
                                  const char *spawned, conc_fn *main_fn, void *arg)
 {
@@ -15351,7 +15348,7 @@ CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options
     return rc;
 }
 
-/* Why the run failed, in words. */
+/* The text of the run's error. */
 CONC__PRIVATE const char *conc__run_text(const conc_loop *l, int rc)
 {
     if (*l->doom_text)
@@ -15448,7 +15445,7 @@ CONC_API int conc_embed_begin(conc_embed *e, const conc_options *options, conc_f
     return rc;
 }
 
-/* 0, or an error: e has no run, or another thread's. */
+/* 0, or an error: e has no run, or one of another thread. */
 CONC__PRIVATE int conc__embed_check(const conc_embed *e)
 {
     if (!e || !e->loop)
@@ -15520,7 +15517,7 @@ CONC_API double conc_embed_timeout(conc_embed *e)
 
 CONC_API int conc_embed_step(conc_embed *e)
 {
-    enum { PASSES = 16 }; /* at most, before the host goes on */
+    enum { PASSES = 16 }; /* at most, before the host continues */
     int rc = conc__embed_usable(e, "conc_embed_step"), saved = errno;
     if (rc)
         return rc;
@@ -15557,7 +15554,7 @@ CONC_API int conc_embed_end(conc_embed *e)
     l->embedded = false;
     l->stepping = true;
     conc__was_idle(l, l->left, conc__time(l));
-    conc__take_signals(l); /* an interrupt since the last step is the reason for the end */
+    conc__take_signals(l); /* an interrupt since the last step is why it ends */
     if (!l->winding_up)
         conc__task_cancel(l, &l->main);
     conc__schedule(l);

@@ -1059,7 +1059,7 @@ static int end_the_consumers(conc_gen *g, void *arg)
     conc_scope own = {0};
     conc_group empty = {0};
     CHECK_INT(end_what_is_around(e), -EINVAL);
-    CHECK_CONTAINS(conc_last_error(), "a generator's body cannot end");
+    CHECK_CONTAINS(conc_last_error(), "a generator's body cannot close");
     if (e->group)
         CHECK_INT(conc_group_wait(e->group), -EINVAL);
     CHECK_INT(conc_scope_begin(&own, 5), 0);

@@ -634,7 +634,7 @@ static int run_without_threads(void *arg)
     if (!refuse(SYS_clone3, EPERM) || !refuse(SYS_clone, EPERM))
         return 0;
     CHECK_INT(conc_procs_run(&pool, nothing, NULL, 0), -EAGAIN);
-    CHECK(strstr(conc_last_error(), "thread cannot be started: ") != NULL);
+    CHECK(strstr(conc_last_error(), "start the pool's thread: ") != NULL);
     return conc_procs_close(&pool);
 }
 
