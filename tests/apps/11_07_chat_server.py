@@ -564,7 +564,8 @@ def test_loads_against_servers_of_all_kinds():
             check("25 users said 25 messages in 1 s\ndeliveries  goal: 425; measured: 425, of which 0 wrong" in
                   done.stdout, done.stdout)
             check(s.status()["messages"] == "25", s.status())
-            done = apps.run(CHAT, "--load", f"127.0.0.1:{s.port}", "--clients", 20, "--seconds", 2, "--server", s.pid, "--figures")
+            done = apps.run(CHAT, "--load", f"127.0.0.1:{s.port}", "--clients", 20, "--seconds", 2, "--server", s.pid,
+                            "--figures")
             received, total, *times = done.stdout.split()
             check(received == "800" and total == str(20 * (2 * sum(range(20)) + 20 * (1 + 2) + sum(range(40)))), done.stdout)
             check(len(times) == 3 and all(0 < float(time) < 60e3 for time in times), done.stdout)
