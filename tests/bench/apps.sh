@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What programs of the course cost beside what one would write without conc: builds both, has them do the same work in
 # turn, and prints one table: medians of the time on the clock and on the processors, and ratios.
-#   tests/bench/apps.sh [--quick] [ROUNDS]
-# ROUNDS is 9 unless given. --quick: one round with small counts, to see that all works.
+#   tests/bench/apps.sh [--quick] [ROUNDS] [WORK...]
+# ROUNDS is 9 unless given. --quick: one round with small counts, to see that all works. The works; none: all.
 #   sql    1000 inserts at once over 10 connections to one PostgreSQL, which the script starts; asyncpg as it comes, and
 #          without the statement that its pool adds to each; Go with lib/pq. Those prepare the statement once on each
 #          connection; conc sends it as text each time, which is more work for the server
@@ -27,7 +27,19 @@
 # and no server. It then prints how much it has done and the sum of its results, which have to be those of conc.
 # Nothing is installed: the script says what is missing. The figures of all rounds stay in build/bench/apps_results.txt.
 set -euo pipefail
-(($#)) || set -- 9
+names=(sql cache fetch tasks etl scrape dash web)
+more_usage=" [WORK...]; the works: ${names[*]}"
+works=() options=()
+for word in "$@"; do
+    if [[ " ${names[*]} " == *" $word "* ]]; then
+        works+=("$word")
+    else
+        options+=("$word")
+    fi
+done
+((${#works[@]} == 0)) || names=("${works[@]}")
+((${#options[@]})) || options=(9)
+set -- "${options[@]}"
 # shellcheck source=tests/bench/common.sh
 source "$(dirname "$0")/common.sh"
 unset CONC_CLOCK CONC_DEBUG CONC_SEED CONC_TRACE CONC_POLL CONC_STACK
@@ -38,7 +50,6 @@ results=$out/apps_results.txt
 web_results=$out/apps_web_results.txt
 python=${PYTHON:-/usr/bin/python3} # the packages are for the system's, which need not be the first
 limit=300                          # seconds for any one program
-names=(sql cache fetch tasks etl scrape dash web)
 services=(users orders recommendations notifications)
 peers=()
 operations=1000 passes=1000 requests=5000 tasks=5000 lines=25025 # lines: of each source; one of 1001 is bad
@@ -65,7 +76,6 @@ have() {
     libxml2-dev) pkg-config libxml-2.0 ;;
     uvicorn) "$python" -c 'import uvicorn' ;;
     nginx-light) command -v nginx ;;
-    libcjson-dev) "$cc" -E -include cjson/cJSON.h -x c /dev/null ;;
     libwslay-dev) "$cc" -E -include wslay/wslay.h -x c /dev/null ;;
     libssl-dev) pkg-config 'libssl >= 3' ;;
     python3-*) "$python" -c "import ${1#python3-}" ;;
@@ -185,6 +195,7 @@ start_servers() {
         feed=$address
     fi
     if [[ " ${peers[*]} " == *" scrape.conc "* ]]; then
+        # shellcheck disable=SC2016 # the other bash expands it
         start bash -c '"$0" --site 127.0.0.1:0 & cat; kill $!' $out/apps_web_scraper
         sites=${address##*localhost:} sites=${sites%%/*} # their port
     fi
@@ -260,7 +271,7 @@ table() {
     # Round by round, as the machine may be slower in one than in another.
     function ratio(work, who, what,    i, n, list) {
         for (i = 1; i <= rounds; i++)
-            if (value[work, "conc", what, i] > 0 && value[work, who, what, i] > 0)
+            if ((work, "conc", what, i) in value && (work, who, what, i) in value && value[work, "conc", what, i] > 0)
                 list[++n] = value[work, who, what, i] / value[work, "conc", what, i]
         return median(list, n + 0)
     }
@@ -282,6 +293,8 @@ table() {
     function rates(work,    i, part, rate) {
         if (figure(work, "conc", "wall") == "")
             return
+        if (!has_rates++)
+            print "\nThousands a second, on the clock"
         printf "%-6s", work
         for (i = 1; i <= n; i++) {
             split(peer[i], part, ".")
@@ -296,9 +309,12 @@ table() {
         for (i = 1; i <= n; i++) {
             split(peer[i], part, ".")
             who = part[2]
-            if (part[1] == work && figure(work, who, "p50") != "")
-                printf "%-6s %-16s %9s %9s %9s\n", work, who, show(figure(work, who, "p50")), show(figure(work, who, "p99")),
-                       show(figure(work, who, "processor") / count[work])
+            if (part[1] != work || figure(work, who, "p50") == "")
+                continue
+            if (!has_pieces++)
+                printf "\n%-23s %9s %9s %9s\n", "A page, a dashboard; ms", "median", "99 of 100", "processor"
+            printf "%-6s %-16s %9s %9s %9s\n", work, who, show(figure(work, who, "p50")), show(figure(work, who, "p99")),
+                   show(figure(work, who, "processor") / count[work])
         }
     }
     {
@@ -329,7 +345,6 @@ table() {
                 failed = 1
             }
         }
-        print "\nThousands a second, on the clock"
         rates("sql")
         rates("cache")
         rates("fetch")
@@ -338,7 +353,6 @@ table() {
         rates("scrape")
         rates("dash")
         rates("web")
-        printf "\n%-23s %9s %9s %9s\n", "A page, a dashboard; ms", "median", "99 of 100", "processor"
         pieces("scrape")
         pieces("dash")
         print "\nratio: peer/conc, the median of the ratios of " rounds (rounds == 1 ? " round" : " rounds") \
@@ -365,8 +379,9 @@ web_table() {
     done
 }
 
-# add WORK.WHO PACKAGE...: only where conc takes part
+# add WORK.WHO PACKAGE...: only where the work is wanted, and conc takes part
 add() {
+    [[ " ${names[*]} " == *" ${1%.*} "* ]] || return 0
     [[ $1 == *.conc || " ${peers[*]} " == *" ${1%.*}.conc "* ]] || return 0
     add_peer "$@"
 }
@@ -377,10 +392,11 @@ mkdir -p $out
 failed=0
 box=$(mktemp -d)
 trap stop_all EXIT
-tell_missing pkg-config python3 postgresql libpq-dev python3-asyncpg golang-go golang-github-lib-pq-dev libhiredis-dev \
-    libcurl4-openssl-dev libhttp-parser-dev redis-server golang-github-gomodule-redigo-dev python3-rq libxml2-dev \
-    libsqlite3-dev libcjson-dev python3-aiohttp python3-lxml python3-scrapy libwslay-dev libssl-dev \
-    nginx-light python3-fastapi uvicorn
+((${#works[@]})) ||
+    tell_missing pkg-config python3 postgresql libpq-dev python3-asyncpg golang-go golang-github-lib-pq-dev libhiredis-dev \
+        libcurl4-openssl-dev libhttp-parser-dev redis-server golang-github-gomodule-redigo-dev python3-rq libxml2-dev \
+        libsqlite3-dev libcjson-dev python3-aiohttp python3-lxml python3-scrapy libwslay-dev libssl-dev \
+        nginx-light python3-fastapi uvicorn
 add sql.conc pkg-config python3 postgresql libpq-dev
 add sql.asyncpg python3-asyncpg
 add sql.asyncpg_noreset python3-asyncpg

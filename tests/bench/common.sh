@@ -3,7 +3,7 @@
 #   have PACKAGE         is it there?
 #   build PEER           its program
 #   run_one PEER NAME    adds to the results; in round $round
-# and two lists: peers, to which add_peer adds, and names, of what is measured.
+# and two lists: peers, to which add_peer adds, and names, of what is measured. $more_usage may name more arguments.
 export LC_ALL=C
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -13,8 +13,8 @@ if [[ ${1-} == --quick ]]; then
     shift
 fi
 rounds=${1:-$((${#quick} ? 1 : 5))}
-if ! [[ $rounds =~ ^[1-9][0-9]*$ ]]; then
-    echo "usage: $0 [--quick] [ROUNDS]" >&2
+if ! [[ $rounds =~ ^[1-9][0-9]*$ ]] || (($# > 1)); then
+    echo "usage: $0 [--quick] [ROUNDS]${more_usage-}" >&2
     exit 2
 fi
 
