@@ -23,11 +23,16 @@
 #   web    the route /users/{id} of examples/12_projects/01_web_framework.c: JSON with a parameter, 64 clients; net/http;
 #          FastAPI on uvicorn; nginx, which sends constants. One processor for each, another for the clients. A table of
 #          its own has requests a second of processor time, the latency at half of the rate that was reached, and memory
+#   chat   500 users in rooms of 20, each of whom says something once a second for 10 s: 10,000 messages a second are delivered;
+#          gorilla/websocket; Python's websockets. The load of the course's chat server talks to all three, on the same two
+#          processors. It counts from when all have joined; a server that it has to wait for more than 5 s in the end does not
+#          hold the rate, and fails. The peers have rooms, order and history; the course's server has presence, limits of users
+#          and TLS in addition. A table of its own has the latency, and messages a second of the server's processor time
 # A program connects, and does the work once or a part of it, before it measures itself: no start-up is in the figures,
 # and no server. It then prints how much it has done and the sum of its results, which have to be those of conc.
 # Nothing is installed: the script says what is missing. The figures of all rounds stay in build/bench/apps_results.txt.
 set -euo pipefail
-names=(sql cache fetch tasks etl scrape dash web)
+names=(sql cache fetch tasks etl scrape dash web chat)
 more_usage=" [WORK...]; the works: ${names[*]}"
 works=() options=()
 for word in "$@"; do
@@ -53,8 +58,8 @@ limit=300                          # seconds for any one program
 services=(users orders recommendations notifications)
 peers=()
 operations=1000 passes=1000 requests=5000 tasks=5000 lines=25025 # lines: of each source; one of 1001 is bad
-pages=1500 dashboards=2000 answers=40000
-[[ -z $quick ]] || operations=200 passes=20 requests=500 tasks=1000 lines=2002 dashboards=200 answers=2000
+pages=1500 dashboards=2000 answers=40000 chatters=500 talk=10 # talk: seconds
+[[ -z $quick ]] || operations=200 passes=20 requests=500 tasks=1000 lines=2002 dashboards=200 answers=2000 chatters=100 talk=2
 
 # ---- packages ----
 
@@ -71,6 +76,7 @@ have() {
     golang-github-lib-pq-dev) [[ -d /usr/share/gocode/src/github.com/lib/pq ]] ;;
     python3) "$python" -c 'import sys; sys.exit(sys.version_info < (3, 9))' ;;
     golang-github-gomodule-redigo-dev) [[ -d /usr/share/gocode/src/github.com/gomodule/redigo ]] ;;
+    golang-github-gorilla-websocket-dev) [[ -d /usr/share/gocode/src/github.com/gorilla/websocket ]] ;;
     python3-asyncpg) "$python" -c 'import asyncpg' ;;
     python3-rq) "$python" -c 'import rq' && command -v rq ;;
     libxml2-dev) pkg-config libxml-2.0 ;;
@@ -147,6 +153,8 @@ build() {
             "$cc" -O2 $sources/web_load.c -o $out/apps_web_load
         ;;
     web.go) compile_go web_go ;;
+    chat.conc) "$cc" -O2 examples/11_apps/07_chat_server.c -o $out/apps_chat_conc -lwslay -lhttp_parser -lcjson -lssl -lcrypto ;;
+    chat.go) compile_go chat_go ;;
     *) ;; # nothing to build
     esac
 }
@@ -231,12 +239,14 @@ program() {
     dash.aiohttp) command=("$python" "$sources/dash_aiohttp.py" "$dashboards" "${addresses[@]}") ;;
     dash.go) command=("$out/apps_dash_go" "$dashboards" "${addresses[@]}") ;;
     web.*) command=("$python" "$sources/web_run.py" "${1#*.}" "$out" "$answers" "$web_results") ;;
+    chat.*) command=("$python" "$sources/chat_run.py" "${1#*.}" "$out" "$chatters" "$talk") ;;
     esac
     rm -rf "$box/out"
     timeout --foreground $limit "${command[@]}"
 }
 
-# run_one WORK.WHO WORK: adds "ROUND WORK WHO MS MS COUNT/SUM" to the results, with two percentiles if there are any
+# run_one WORK.WHO WORK: adds "ROUND WORK WHO MS MS COUNT/SUM" to the results, with two percentiles if there are any; the first
+# MS is - if the time on the clock is no result
 run_one() {
     local line
     [[ $1 == "$2".* ]] || return 0
@@ -253,7 +263,7 @@ run_one() {
 # Fails if somebody has done something else.
 table() {
     awk -v peers="${peers[*]}" -v rounds="$rounds" -v quick="$quick" \
-        -v counts="sql $operations cache $((passes * 1000)) fetch $requests tasks $tasks" \
+        -v counts="sql $operations cache $((passes * 1000)) fetch $requests tasks $tasks chat $((chatters * 20 * talk))" \
         -v more="etl $((4 * (lines - lines / 1001))) scrape $pages dash $dashboards web $answers" '
     function median(list, n,    i, j, t) {
         for (i = 2; i <= n; i++)
@@ -317,8 +327,26 @@ table() {
                    show(figure(work, who, "processor") / count[work])
         }
     }
+    # The latency of a message at a fixed rate, its processor time, and how many a second of that makes.
+    function messages(work,    i, part, who, late, used) {
+        for (i = 1; i <= n; i++) {
+            split(peer[i], part, ".")
+            who = part[2]
+            used = figure(work, who, "processor")
+            if (part[1] != work || used <= 0)
+                continue
+            if (!has_messages++)
+                printf "\n%-23s %9s %9s   %13s   %18s\n", "A message; ms", "median", "99 of 100", "processor, us",
+                       "a processor second"
+            late = figure(work, who, "p99")
+            printf "%-6s %-16s %9s %9s   %13s   %18s%s\n", work, who, show(figure(work, who, "p50")), show(late),
+                   show(used / count[work] * 1e3), show(count[work] / used * 1e3),
+                   (late > 1000 ? "  does not hold the rate" : "")
+        }
+    }
     {
-        value[$2, $3, "wall", $1] = $4
+        if ($4 != "-")
+            value[$2, $3, "wall", $1] = $4
         value[$2, $3, "processor", $1] = $5
         if (NF > 6) {
             value[$2, $3, "p50", $1] = $7
@@ -355,9 +383,11 @@ table() {
         rates("web")
         pieces("scrape")
         pieces("dash")
+        messages("chat")
         print "\nratio: peer/conc, the median of the ratios of " rounds (rounds == 1 ? " round" : " rounds") \
               "; above 1 conc takes less. same: the peer has the same results as conc."
-        print "On the processors: user and system, of the program that does the work, without the server; in web of the server."
+        print "On the processors: user and system, of the program that does the work, without the server; in web and chat" \
+              " of the server."
         if (quick)
             print "Small counts: these figures mean nothing."
         exit failed
@@ -396,7 +426,7 @@ trap stop_all EXIT
     tell_missing pkg-config python3 postgresql libpq-dev python3-asyncpg golang-go golang-github-lib-pq-dev libhiredis-dev \
         libcurl4-openssl-dev libhttp-parser-dev redis-server golang-github-gomodule-redigo-dev python3-rq libxml2-dev \
         libsqlite3-dev libcjson-dev python3-aiohttp python3-lxml python3-scrapy libwslay-dev libssl-dev \
-        nginx-light python3-fastapi uvicorn
+        nginx-light python3-fastapi uvicorn golang-github-gorilla-websocket-dev python3-websockets
 add sql.conc pkg-config python3 postgresql libpq-dev
 add sql.asyncpg python3-asyncpg
 add sql.asyncpg_noreset python3-asyncpg
@@ -432,6 +462,9 @@ add web.conc python3 libhttp-parser-dev libcjson-dev libwslay-dev libssl-dev
 add web.go golang-go
 add web.nginx nginx-light
 add web.fastapi python3-fastapi uvicorn
+add chat.conc python3 libhttp-parser-dev libcjson-dev libwslay-dev libssl-dev
+add chat.go golang-go golang-github-gorilla-websocket-dev
+add chat.websockets python3-websockets
 if ((${#peers[@]} == 0)); then
     echo "nothing can be measured" >&2
     exit 1
