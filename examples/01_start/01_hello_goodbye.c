@@ -1,13 +1,13 @@
-/* Hello, Goodbye. Greet Alice: "Hello, Alice!", a second of waiting, "Goodbye, Alice!"; then Bob,
-   in the same way. Print how long both took, and "Done", which the program's task hands to main.
+/* Hello, Goodbye. Greet Alice: "Hello, Alice!", wait a second, "Goodbye, Alice!"; then Bob, in the
+   same way. Print how long both took, and "Done", which the program's task passes to main.
 
    cc 01_hello_goodbye.c -o hello
    ./hello
    CONC_CLOCK=virtual ./hello     # the same, without the waiting
 
-   It prints what stands in ../expected/01_start/01_hello_goodbye.txt.
+   It prints the contents of ../expected/01_start/01_hello_goodbye.txt.
    Hint: conc_sleep(1) waits for a second; conc_now() is the time in seconds, a double.
-   CONC_TRY(call) returns the call's error, if there is one, from your function. */
+   CONC_TRY(call) returns the call's error, if any, from your function. */
 #define CONC_STATIC /* the implementation of conc is in this very file; README.md has other ways */
 #include "../../conc.h"
 

@@ -1,13 +1,14 @@
-/* Three at once. Fetch url1, url2 and url3 at once, and print the three results, in the order of
-   the calls, and the seconds that it took: first with 2 s each (that takes 2 s and not 6), then
-   with 2, 1 and 3 s (as long as the slowest).
+/* Three at once. Fetch url1, url2 and url3 concurrently, and print the three results, in call
+   order, and the seconds taken: first with 2 s each (that takes 2 s, not 6), then with 2, 1 and 3 s
+   (as long as the slowest).
 
    cc 02_three_at_once.c -o three
    ./three
    CONC_CLOCK=virtual ./three     # the same, without the waiting
 
-   It prints what stands in ../expected/01_start/02_three_at_once.txt.
-   Hint: CONC_GATHER(CONC_CALL(f, &x), CONC_CALL(f, &y)) makes the calls at once, waits for all. */
+   It prints the contents of ../expected/01_start/02_three_at_once.txt.
+   Hint: CONC_GATHER(CONC_CALL(f, &x), CONC_CALL(f, &y)) makes the calls concurrently and waits for
+   all. */
 #define CONC_STATIC
 #include "../../conc.h"
 

@@ -1,12 +1,12 @@
 /* Spawn and join. Start the tasks A, B and C, which take 2, 1 and 3 s, and then wait for each by
-   its handle: first for A, then for B, then for C. Make the same calls by one gather, too: the
+   its handle: first for A, then for B, then for C. Make the same calls with one gather, too: the
    results are equal.
 
    cc 03_spawn_and_join.c -o spawn
    ./spawn
    CONC_CLOCK=virtual ./spawn     # the same, without the waiting
 
-   It prints what stands in ../expected/01_start/03_spawn_and_join.txt.
+   It prints the contents of ../expected/01_start/03_spawn_and_join.txt.
    Hint: conc_spawn_task(&group, &handle, work, &job) starts a task, conc_join waits for it. */
 #define CONC_STATIC
 #include "../../conc.h"

@@ -1,12 +1,12 @@
-/* One by one, or together. The same three waits of 2, 1 and 3 s: blocking, as an ordinary program
-   waits; one call after the other; and together. Measure each. Then answer 100 requests together,
-   of 0.1 s each.
+/* One by one, or together. The same three waits of 2, 1 and 3 s: blocking, as ordinary programs
+   wait; one call after the other; and together. Time each. Then answer 100 requests together, of
+   0.1 s each.
 
    cc 04_one_by_one_vs_together.c -o compare
    ./compare
    CONC_CLOCK=virtual ./compare     # the same, without the waiting
 
-   It prints what stands in ../expected/01_start/04_one_by_one_vs_together.txt.
+   It prints the contents of ../expected/01_start/04_one_by_one_vs_together.txt.
    Hint: one by one it takes the sum of the waits, together only the longest of them. */
 #define CONC_STATIC
 #include "../../conc.h"

@@ -1,13 +1,13 @@
-/* Inside the loop. Start three tasks that take 2 s each, and look where they are: in the ready
-   queue at first, at the timers while they sleep. Then wait for the third one's result. (The loop
-   never interrupts a task: see 10_who_interrupts.c.)
+/* Inside the loop. Start three tasks that take 2 s each, and see where they are: in the ready queue
+   at first, in the timers while they sleep. Then wait for the third one's result. (The loop never
+   interrupts a task: see 10_who_interrupts.c.)
 
    cc 05_loop_anatomy.c -o anatomy
    ./anatomy
    CONC_CLOCK=virtual ./anatomy     # the same, without the waiting
 
-   It prints what stands in ../expected/01_start/05_loop_anatomy.txt.
-   Hint: a spawned task does not begin before the task that spawned it waits. */
+   It prints the contents of ../expected/01_start/05_loop_anatomy.txt.
+   Hint: a spawned task does not start before its spawner waits. */
 #define CONC_STATIC
 #include "../../conc.h"
 

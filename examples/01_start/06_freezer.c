@@ -1,13 +1,13 @@
-/* The Freezer. Two tasks tick, a third one blocks for 5 s: all freeze. Never block the loop! Mend
-   wait_for_reply by conc_sleep, and make_report by conc_offload.
+/* The Freezer. Two tasks tick, a third blocks for 5 s: all freeze. Never block the loop! Fix
+   wait_for_reply with conc_sleep, and make_report with conc_offload.
 
    cc 06_freezer.c -o freezer
    ./freezer
    cc -DBROKEN 06_freezer.c -o frozen
    CONC_DEBUG=1 ./frozen     # with the bugs; it is told which task held the loop
 
-   It prints what stands in ../expected/01_start/06_freezer.txt.
-   Hint: conc_offload(function, arg) has a thread call the function; only the calling task waits. */
+   It prints the contents of ../expected/01_start/06_freezer.txt.
+   Hint: conc_offload(function, arg) calls the function in a thread; only the calling task waits. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 

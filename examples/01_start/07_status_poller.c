@@ -1,12 +1,12 @@
-/* Status poller. Ask for a status every second, until it is "ready". Between two questions a
-   heartbeat goes on, every 0.4 s, and what is typed is read.
+/* Status poller. Ask for a status every second, until it is "ready". In between, a heartbeat
+   continues, every 0.4 s, and typed lines are read.
 
    cc 07_status_poller.c -o poller
    ./poller     # and now type some lines, or press Ctrl+D
    printf 'a\nb\n' | CONC_CLOCK=virtual ./poller     # without the waiting
 
-   It prints what stands in ../expected/01_start/07_status_poller.txt, if nothing is typed.
-   Hint: a task for the heartbeat and one for the input; conc_group_cancel(&g) ends them. */
+   It prints the contents of ../expected/01_start/07_status_poller.txt, if nothing is typed.
+   Hint: one task for the heartbeat, one for the input; conc_group_cancel(&g) ends them. */
 #define CONC_STATIC
 #include "../../conc.h"
 #include <string.h>

@@ -1,10 +1,10 @@
-/* Slow steps. In debug mode a task that holds the loop for more than 0.1 s is reported on stderr.
-   Draw a poster in one step of 0.3 s, and again in six strips; only the first is reported.
+/* Slow steps. Debug mode reports tasks that block the loop for more than 0.1 s on stderr. Draw a
+   poster in one step of 0.3 s, and again in six strips; only the first is reported.
 
    cc 08_slow_step_warning.c -o slow
    ./slow
    CONC_DEBUG=0 ./slow     # no reports; CONC_DEBUG=1 switches them on, in any program
-   ./slow --read     # blocks until you press Enter; you are told where, while it does
+   ./slow --read # blocks until you press Enter; meanwhile a report says where
 
    It prints one report. ../expected/01_start/08_slow_step_warning.awk says what must hold.
    Hint: conc_options options = {.debug = true}; conc_run_with takes its address, fn and NULL. */

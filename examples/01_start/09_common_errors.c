@@ -1,13 +1,13 @@
 /* A forgotten result. In Python a call without `await` does nothing: "coroutine was never awaited".
-   In C the call is made all the same, and what gets lost is its result: here the mail was not
-   sent, and its sender does not know. Write the careful function, which passes the error on.
+   In C the call is made anyway, but its result is lost: here the mail was not sent, and its sender
+   does not know. Write the careful function, which passes the error on.
 
    cc 09_common_errors.c -o forgotten
    ./forgotten
 
-   It prints what stands in ../expected/01_start/09_common_errors.txt.
-   Hint: CONC_TRY(call) returns the call's error, if there is one, from your function. Where a
-   forgotten result is always a mistake, as with conc_group_wait, the compiler warns. */
+   It prints the contents of ../expected/01_start/09_common_errors.txt.
+   Hint: CONC_TRY(call) returns the call's error, if any, from your function. If ignoring a result
+   is always a mistake, as with conc_group_wait, the compiler warns. */
 #define CONC_STATIC
 #include "../../conc.h"
 

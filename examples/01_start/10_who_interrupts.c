@@ -1,12 +1,12 @@
 /* Who interrupts whom. A busy function does not wait: it counts until a flag is set, or for a
-   million rounds. A task that wants to set the flag gets no turn before the function ends (tasks
-   are cooperative); a thread does (threads are preemptive).
+   million rounds. A task that would set the flag gets no turn before the function ends (tasks are
+   cooperative); a thread does (threads are preemptive).
 
    cc 10_who_interrupts.c -o interrupts
    ./interrupts
 
-   It prints what stands in ../expected/01_start/10_who_interrupts.txt.
-   Hint: what is spawned runs when the spawning task waits: at the latest in conc_group_wait. */
+   It prints the contents of ../expected/01_start/10_who_interrupts.txt.
+   Hint: a spawned task runs when its spawner waits: at the latest in conc_group_wait. */
 #define CONC_STATIC
 #include "../../conc.h"
 #include <limits.h>

@@ -1,12 +1,12 @@
-/* Forgotten tasks. Two tasks run in the background. When the run ends, the one that saves a file
-   is cancelled ("Task was destroyed but it is pending"); the one that fails is only reported
-   ("Task exception was never retrieved"). Start them in a group, and wait.
+/* Forgotten tasks. Two tasks run in the background. When the run ends, the one that saves a file is
+   cancelled ("Task was destroyed but it is pending"); the failing one is only reported ("Task
+   exception was never retrieved"). Start them in a group, and wait.
 
    cc 11_forgotten_tasks.c -o waiting
    ./waiting
 
-   It prints what stands in ../expected/01_start/11_forgotten_tasks.txt.
-   Hint: conc_group g = {.keep_going = true}; an error does not cancel the other tasks then. */
+   It prints the contents of ../expected/01_start/11_forgotten_tasks.txt.
+   Hint: conc_group g = {.keep_going = true}; then an error does not cancel the other tasks. */
 #define CONC_STATIC
 #include "../../conc.h"
 

@@ -1,11 +1,11 @@
-/* A run inside a run. A task wants the result of another function that waits, and begins a run for
-   it. It gets an error: "asyncio.run() cannot be called from a running event loop". There is a
-   loop already: just call the function.
+/* A run inside a run. A task needs the result of a function that waits, and begins a run for it. It
+   gets an error: "asyncio.run() cannot be called from a running event loop". There already is a
+   loop: just call the function.
 
    cc 12_run_in_a_run_bonus.c -o nested
    ./nested
 
-   It prints what stands in ../expected/01_start/12_run_in_a_run_bonus.txt.
+   It prints the contents of ../expected/01_start/12_run_in_a_run_bonus.txt.
    Hint: in C there is no `await` to write: the call waits, as conc_sleep does. */
 #define CONC_STATIC
 #include "../../conc.h"

@@ -1,13 +1,13 @@
-/* A loop that is running already. A game, a window toolkit or a notebook has a loop of its own
-   ("This event loop is already running"; nest_asyncio). conc_run would hold it up until the last
-   task has ended. Run the tasks step by step instead, one step for each picture of the game.
+/* A loop that is running already. A game, a window toolkit or a notebook has its own loop ("This
+   event loop is already running"; nest_asyncio). conc_run would block it until the last task has
+   ended. Run the tasks step by step instead, one step per frame of the game.
 
    cc 13_foreign_loop_bonus.c -o game
    ./game
 
-   It prints what stands in ../expected/01_start/13_foreign_loop_bonus.txt.
-   Hint: conc_embed_begin, conc_embed_step and conc_embed_end; a step returns 1 while there is
-   more to come. (To wait for input between the steps: conc_embed_fd and conc_embed_timeout.) */
+   It prints the contents of ../expected/01_start/13_foreign_loop_bonus.txt.
+   Hint: conc_embed_begin, conc_embed_step and conc_embed_end; a step returns 1 while more remains.
+   (To wait for input between the steps: conc_embed_fd and conc_embed_timeout.) */
 #define CONC_STATIC
 #include "../../conc.h"
 

@@ -4,8 +4,8 @@
    cc 14_no_run_bonus.c -o norun
    ./norun
 
-   It prints what stands in ../expected/01_start/14_no_run_bonus.txt.
-   Hint: conc_run(function, arg) is conc_main for a program that does other things, too. */
+   It prints the contents of ../expected/01_start/14_no_run_bonus.txt.
+   Hint: conc_run(function, arg) is conc_main for programs that also do other things. */
 #define CONC_STATIC
 #include "../../conc.h"
 

@@ -1,12 +1,12 @@
-/* Coffee shop. Make three drinks at once: an Espresso takes 3 s, a Latte 5 s, a Cappuccino 4 s.
-   Print when each starts and when it is ready, then how long all took: the time of the slowest.
+/* Coffee shop. Make three drinks concurrently: an Espresso takes 3 s, a Latte 5 s, a Cappuccino 4
+   s. Print when each starts and is ready, then the total time: that of the slowest.
 
    cc 01_coffee_shop.c -o coffee_shop
    ./coffee_shop
    CONC_CLOCK=virtual ./coffee_shop     # the same, without the waiting
 
-   It prints what stands in ../expected/02_tasks/01_coffee_shop.txt.
-   Hint: CONC_GATHER(CONC_CALL(f, &x), CONC_CALL(g, &y)) calls f(&x) and g(&y) at once. */
+   It prints the contents of ../expected/02_tasks/01_coffee_shop.txt.
+   Hint: CONC_GATHER(CONC_CALL(f, &x), CONC_CALL(g, &y)) calls f(&x) and g(&y) concurrently. */
 #define CONC_STATIC
 #include "../../conc.h"
 

@@ -1,5 +1,5 @@
-/* Coffee shop, customers and random times. Make three drinks at once, each for a customer, and
-   each in a random time of 2 to 6 s. Print how long all took.
+/* Coffee shop, customers and random times. Make three drinks concurrently, each for a customer, and
+   each in a random time of 2 to 6 s. Print the total time.
 
    cc 02_coffee_shop_bonus.c -o coffee_shop
    ./coffee_shop

@@ -1,5 +1,6 @@
-/* Site checker. Check five websites at once: google.com, github.com, stackoverflow.com, python.org,
-   asyncio-docs.com. A check takes 1 to 3 s, and finds 80 % of them online. Then print a report.
+/* Site checker. Check five websites concurrently: google.com, github.com, stackoverflow.com,
+   python.org, asyncio-docs.com. A check takes 1 to 3 s, and finds 80 % of them online. Then print a
+   report.
 
    cc 03_site_checker.c -o checker
    ./checker
@@ -7,7 +8,7 @@
 
    It prints something else in each run; ../expected/02_tasks/03_site_checker.awk says what holds.
    Hint: conc_random(0, 1) < 0.8 in 80 % of the cases. CONC_MAP_ALL(f, array, results) calls f with
-   a pointer to each element, all at once, and stores what the calls return. */
+   a pointer to each element, concurrently, and stores the results. */
 #define CONC_STATIC
 #include "../../conc.h"
 

@@ -1,12 +1,12 @@
 /* Site checker, retries. Check each website up to three times: after the first failure wait 1 s,
-   after the second 2 s. Print each failure, and what came of it in the end.
+   after the second 2 s. Print each failure, and the final outcome.
 
    cc 04_site_checker_bonus.c -o checker
    ./checker
    CONC_CLOCK=virtual ./checker     # the same, without the waiting
 
-   It prints what stands in ../expected/02_tasks/04_site_checker_bonus.txt.
-   Hint: a plain loop over the attempts does it, as a call that waits is a plain call. */
+   It prints the contents of ../expected/02_tasks/04_site_checker_bonus.txt.
+   Hint: a plain loop over the attempts will do: a call that waits is a plain call. */
 #define CONC_STATIC
 #include "../../conc.h"
 

@@ -1,13 +1,13 @@
-/* Download manager. Download five files one after the other, then the same files all at once:
-   100 MB take 1 s. Print how long each takes, how long all take, and how much faster that is.
+/* Download manager. Download five files one after the other, then the same files concurrently: 100
+   MB take 1 s. Print the time of each, the total time, and the speedup.
 
    cc 05_download_manager.c -o downloads
    ./downloads
    CONC_CLOCK=virtual ./downloads     # the same, without the waiting
 
-   It prints what stands in ../expected/02_tasks/05_download_manager.txt.
-   Hint: conc_map(f, files, count, sizeof *files) calls f with a pointer to each file, all at once.
-   CONC_MAP does not know how many files a parameter points to. */
+   It prints the contents of ../expected/02_tasks/05_download_manager.txt.
+   Hint: conc_map(f, files, count, sizeof *files) calls f with a pointer to each file, concurrently.
+   CONC_MAP cannot tell how many files a parameter points to. */
 #define CONC_STATIC
 #include "../../conc.h"
 

@@ -1,13 +1,13 @@
-/* Download manager, a bandwidth limit. Download five files at once through a line that carries
-   100 MB a second for all together: each download asks for 5 MB at a time, and the first to ask
-   gets the next. All 865 MB take 8.65 s.
+/* Download manager, a bandwidth limit. Download five files concurrently over a line that carries
+   100 MB a second in total: each download requests 5 MB at a time, and the first to request gets
+   the next. All 865 MB take 8.65 s.
 
    cc 06_download_manager_bonus.c -o downloads
    ./downloads
    CONC_CLOCK=virtual ./downloads     # the same, without the waiting
 
-   It prints what stands in ../expected/02_tasks/06_download_manager_bonus.txt.
-   Hint: conc_limiter_acquire(&bandwidth, 5) waits until 5 tokens are there, and takes them. */
+   It prints the contents of ../expected/02_tasks/06_download_manager_bonus.txt.
+   Hint: conc_limiter_acquire(&bandwidth, 5) waits until 5 tokens are available, and takes them. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 

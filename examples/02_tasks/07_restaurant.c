@@ -1,5 +1,5 @@
-/* Restaurant. Serve four orders at once. The kitchen makes the three dishes of an order at once,
-   too: the appetizer takes 1 to 2 s, the main course 3 to 5 s, the dessert 1 to 3 s.
+/* Restaurant. Serve four orders concurrently. The kitchen also makes an order's three dishes
+   concurrently: the appetizer takes 1 to 2 s, the main course 3 to 5 s, the dessert 1 to 3 s.
 
    cc 07_restaurant.c -o restaurant
    ./restaurant

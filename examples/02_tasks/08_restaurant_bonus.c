@@ -1,13 +1,13 @@
-/* Restaurant, kitchen capacity. Four main courses are ordered at once, but there are only two
-   stoves: the others wait until one is free.
+/* Restaurant, kitchen capacity. Four main courses are ordered together, but there are only two
+   stoves: the others wait for a free one.
 
    cc 08_restaurant_bonus.c -o restaurant
    ./restaurant
    CONC_CLOCK=virtual ./restaurant     # the same, without the waiting
 
-   It prints what stands in ../expected/02_tasks/08_restaurant_bonus.txt.
-   Hint: CONC_PERMIT(&stoves) { ... } waits for a permit of the semaphore, and gives it back when
-   the block is left. */
+   It prints the contents of ../expected/02_tasks/08_restaurant_bonus.txt.
+   Hint: CONC_PERMIT(&stoves) { ... } waits for a permit of the semaphore, and returns it when the
+   block is left. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 

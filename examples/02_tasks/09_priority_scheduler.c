@@ -1,12 +1,12 @@
-/* Priority scheduler. Process all tasks of high priority at once; when all of them are completed,
-   those of low priority. Print each task as it completes, the time of each batch, the total time,
-   and the average of each priority.
+/* Priority scheduler. Process all high-priority tasks concurrently; when all are completed, the
+   low-priority ones. Print each task as it completes, each batch's time, the total time, and each
+   priority's average.
 
    cc 09_priority_scheduler.c -o scheduler
    ./scheduler
    CONC_CLOCK=virtual ./scheduler     # the same, without the waiting
 
-   It prints what stands in ../expected/02_tasks/09_priority_scheduler.txt.
+   It prints the contents of ../expected/02_tasks/09_priority_scheduler.txt.
    Hint: a batch is a map over its tasks, which returns when all have ended. */
 #define CONC_STATIC
 #include "../../conc.h"

@@ -1,12 +1,12 @@
-/* Priority scheduler, a medium level. Tasks of three levels stand in one list, in any order: run
-   those of high priority at once, then those of medium, then those of low.
+/* Priority scheduler, a medium level. One list holds tasks of three levels, in any order: run the
+   high-priority ones concurrently, then the medium ones, then the low ones.
 
    cc 10_priority_scheduler_bonus.c -o scheduler
    ./scheduler
    CONC_CLOCK=virtual ./scheduler     # the same, without the waiting
 
-   It prints what stands in ../expected/02_tasks/10_priority_scheduler_bonus.txt.
-   Hint: a group for each level. conc_group_wait returns when all tasks of the group have ended. */
+   It prints the contents of ../expected/02_tasks/10_priority_scheduler_bonus.txt.
+   Hint: a group per level. conc_group_wait returns when all tasks of the group have ended. */
 #define CONC_STATIC
 #include "../../conc.h"
 

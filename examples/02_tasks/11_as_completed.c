@@ -1,13 +1,13 @@
-/* As completed. Three tasks take 2, 1 and 3 s. Print the result of each as soon as it is there, in
-   the order in which they finish.
+/* As completed. Three tasks take 2, 1 and 3 s. Print each result as soon as it is available, in
+   order of completion.
 
    cc 11_as_completed.c -o completed
    ./completed
    CONC_CLOCK=virtual ./completed     # the same, without the waiting
 
-   It prints what stands in ../expected/02_tasks/11_as_completed.txt.
-   Hint: conc_group_next(&g, &t) waits for the next task that finishes, and returns 1; 0 when none
-   is left. Inside an open group CONC_TRY_IN(&g, ...) takes the place of CONC_TRY. */
+   It prints the contents of ../expected/02_tasks/11_as_completed.txt.
+   Hint: conc_group_next(&g, &t) waits for the next task to finish, and returns 1; 0 when none is
+   left. Inside an open group use CONC_TRY_IN(&g, ...) instead of CONC_TRY. */
 #define CONC_STATIC
 #include "../../conc.h"
 

@@ -1,11 +1,11 @@
-/* Coffee shop, a queue of orders. Two baristas serve five customers: each takes the order that
-   came first, makes the drink, and takes the next. When the shop closes they finish what is left.
+/* Coffee shop, a queue of orders. Two baristas serve five customers: each takes the oldest order,
+   makes the drink, and takes the next. When the shop closes they finish the remaining orders.
 
    cc 12_order_queue_bonus.c -o coffee_shop
    ./coffee_shop
    CONC_CLOCK=virtual ./coffee_shop     # the same, without the waiting
 
-   It prints what stands in ../expected/02_tasks/12_order_queue_bonus.txt.
+   It prints the contents of ../expected/02_tasks/12_order_queue_bonus.txt.
    Hint: conc_queue_get returns 0 with an order, and -EPIPE when the queue is closed and empty. */
 #define CONC_STATIC
 #include "../../conc_sync.h"

@@ -1,11 +1,11 @@
-/* Site checker, timeouts. Check three websites at once, each for 3 s at most: one of them never
-   answers. Print the response time of each in milliseconds, or that it is a timeout.
+/* Site checker, timeouts. Check three websites concurrently, each for 3 s at most: one never
+   replies. Print each response time in milliseconds, or that it timed out.
 
    cc 13_check_in_time_bonus.c -o checker
    ./checker
    CONC_CLOCK=virtual ./checker     # the same, without the waiting
 
-   It prints what stands in ../expected/02_tasks/13_check_in_time_bonus.txt.
+   It prints the contents of ../expected/02_tasks/13_check_in_time_bonus.txt.
    Hint: conc_timeout(3, f, x) returns what f(x) returns, or -ETIMEDOUT after 3 seconds. */
 #define CONC_STATIC
 #include "../../conc.h"

@@ -1,12 +1,12 @@
 /* Site checker, round by round. Check three websites every 5 s, however long the checks take, and
-   print only what has changed. After 18 s the monitoring is cancelled.
+   print only changes. After 18 s the monitoring is cancelled.
 
    cc 14_site_monitor_bonus.c -o monitor
    ./monitor
    CONC_CLOCK=virtual ./monitor     # the same, without the waiting
 
-   It prints what stands in ../expected/02_tasks/14_site_monitor_bonus.txt.
-   Hint: a sleep of 5 s would add the time that the checks take; conc_sleep_until does not. */
+   It prints the contents of ../expected/02_tasks/14_site_monitor_bonus.txt.
+   Hint: a sleep of 5 s would add the checks' duration; conc_sleep_until does not. */
 #define CONC_STATIC
 #include "../../conc.h"
 

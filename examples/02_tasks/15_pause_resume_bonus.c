@@ -1,12 +1,12 @@
 /* Download manager, pause and resume. Download a file of 500 MB, 50 MB at a time in 0.5 s each, and
-   pause it after 1.2 s, until 3.2 s. What is on its way then still arrives.
+   pause it after 1.2 s, until 3.2 s. Data in flight still arrives.
 
    cc 15_pause_resume_bonus.c -o downloads
    ./downloads
    CONC_CLOCK=virtual ./downloads     # the same, without the waiting
 
-   It prints what stands in ../expected/02_tasks/15_pause_resume_bonus.txt.
-   Hint: conc_event_wait returns at once while the event is set. After conc_event_clear it waits
+   It prints the contents of ../expected/02_tasks/15_pause_resume_bonus.txt.
+   Hint: conc_event_wait returns immediately while the event is set. After conc_event_clear it waits
    until the event is set again. */
 #define CONC_STATIC
 #include "../../conc_sync.h"

@@ -1,11 +1,11 @@
-/* Download manager, progress bars. Download three files at once, 100 MB a second each, and print a
-   bar with the percentage whenever another quarter of a file is there.
+/* Download manager, progress bars. Download three files concurrently, 100 MB a second each, and
+   print a bar with the percentage whenever another quarter of a file has arrived.
 
    cc 16_progress_bars_bonus.c -o downloads
    ./downloads
    CONC_CLOCK=virtual ./downloads     # the same, without the waiting
 
-   It prints what stands in ../expected/02_tasks/16_progress_bars_bonus.txt.
+   It prints the contents of ../expected/02_tasks/16_progress_bars_bonus.txt.
    Hint: printf("%.*s", n, "########") prints n of the characters, printf("%*s", n, "") n spaces. */
 #define CONC_STATIC
 #include "../../conc.h"

@@ -1,13 +1,13 @@
-/* Download manager, failures and retries. A connection breaks after some MB. Connect again, up to
-   three times, and go on where the last connection broke: wait 1 s before the second, 2 s before
-   the third. One file that fails does not stop the other.
+/* Download manager, failures and retries. A connection breaks after some MB. Reconnect, up to three
+   times, and resume where the last connection broke: wait 1 s before the second, 2 s before the
+   third. A failed file does not stop the other.
 
    cc 17_download_retries_bonus.c -o downloads
    ./downloads
    CONC_CLOCK=virtual ./downloads     # the same, without the waiting
 
-   It prints what stands in ../expected/02_tasks/17_download_retries_bonus.txt.
-   Hint: fetch returns -ECONNRESET when the connection broke, 0 when the file is complete. */
+   It prints the contents of ../expected/02_tasks/17_download_retries_bonus.txt.
+   Hint: fetch returns -ECONNRESET if the connection broke, 0 if the file is complete. */
 #define CONC_STATIC
 #include "../../conc.h"
 

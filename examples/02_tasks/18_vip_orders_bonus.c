@@ -1,12 +1,12 @@
-/* Restaurant, VIP customers. One cook works on one order at a time. Orders come each 0.5 s; when
-   the cook is free, the order of a VIP comes before all others, and equal ones keep their order.
+/* Restaurant, VIP customers. One cook works on one order at a time. Orders arrive every 0.5 s; when
+   the cook is free, a VIP's order comes before all others, and equal ones keep their order.
 
    cc 18_vip_orders_bonus.c -o restaurant
    ./restaurant
    CONC_CLOCK=virtual ./restaurant     # the same, without the waiting
 
-   It prints what stands in ../expected/02_tasks/18_vip_orders_bonus.txt.
-   Hint: a queue with .less hands out the item first that comes before all others by less. */
+   It prints the contents of ../expected/02_tasks/18_vip_orders_bonus.txt.
+   Hint: a queue with .less returns the item first that less puts before all others. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 

@@ -1,13 +1,13 @@
 /* Restaurant, changed orders. A soup (1 s) and a steak (4 s) are being prepared. After 2 s the
-   customer wants a salad and a fish in their place: for the soup it is too late, but the steak is
-   thrown away, and the kitchen begins the fish.
+   customer wants a salad and a fish instead: for the soup it is too late, but the steak is thrown
+   away, and the kitchen starts the fish.
 
    cc 19_changed_order_bonus.c -o restaurant
    ./restaurant
    CONC_CLOCK=virtual ./restaurant     # the same, without the waiting
 
-   It prints what stands in ../expected/02_tasks/19_changed_order_bonus.txt.
-   Hint: conc_cancel(task) returns -EALREADY when the task has ended. */
+   It prints the contents of ../expected/02_tasks/19_changed_order_bonus.txt.
+   Hint: conc_cancel(task) returns -EALREADY if the task has ended. */
 #define CONC_STATIC
 #include "../../conc.h"
 

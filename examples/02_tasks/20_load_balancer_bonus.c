@@ -1,12 +1,12 @@
 /* Restaurant, a load balancer. Two kitchen stations have a queue each. Every dish goes to the
-   station that has been given less work so far.
+   station with less work assigned so far.
 
    cc 20_load_balancer_bonus.c -o restaurant
    ./restaurant
    CONC_CLOCK=virtual ./restaurant     # the same, without the waiting
 
-   It prints what stands in ../expected/02_tasks/20_load_balancer_bonus.txt.
-   Hint: add the seconds of each dish to those of the station that it goes to. */
+   It prints the contents of ../expected/02_tasks/20_load_balancer_bonus.txt.
+   Hint: add each dish's seconds to its station's. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 

@@ -1,11 +1,11 @@
 /* Priority scheduler, dependencies. A task starts when the tasks that it needs are completed;
-   otherwise all run at once. Tasks that need each other in a circle are refused: none would start.
+   otherwise all run concurrently. Cyclic dependencies are refused: no task would start.
 
    cc 21_dependencies_bonus.c -o scheduler
    ./scheduler
    CONC_CLOCK=virtual ./scheduler     # the same, without the waiting
 
-   It prints what stands in ../expected/02_tasks/21_dependencies_bonus.txt.
+   It prints the contents of ../expected/02_tasks/21_dependencies_bonus.txt.
    Hint: conc_join waits until a task has ended, and any number of tasks may join the same one. */
 #define CONC_STATIC
 #include "../../conc.h"

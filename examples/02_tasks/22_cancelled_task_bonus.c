@@ -1,13 +1,13 @@
 /* Priority scheduler, cancelling. After 1 s a task is cancelled. The tasks that need it, directly
-   or not, are skipped; the others go on.
+   or not, are skipped; the others continue.
 
    cc 22_cancelled_task_bonus.c -o scheduler
    ./scheduler
    CONC_CLOCK=virtual ./scheduler     # the same, without the waiting
 
-   It prints what stands in ../expected/02_tasks/22_cancelled_task_bonus.txt.
-   Hint: in a cancelled task conc_sleep returns -ECANCELED, at once; conc_join(task, &result) tells
-   what a task has returned. */
+   It prints the contents of ../expected/02_tasks/22_cancelled_task_bonus.txt.
+   Hint: in a cancelled task conc_sleep immediately returns -ECANCELED; conc_join(task, &result)
+   stores the task's result. */
 #define CONC_STATIC
 #include "../../conc.h"
 

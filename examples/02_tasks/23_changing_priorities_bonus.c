@@ -1,12 +1,12 @@
 /* Priority scheduler, changing priorities. A worker always takes the most urgent job that has not
-   started. After 1 s the priorities change: what is under way goes on, what waits moves up or down.
+   started. After 1 s the priorities change: running jobs continue, waiting ones move up or down.
 
    cc 23_changing_priorities_bonus.c -o scheduler
    ./scheduler
    CONC_CLOCK=virtual ./scheduler     # the same, without the waiting
 
-   It prints what stands in ../expected/02_tasks/23_changing_priorities_bonus.txt.
-   Hint: choose when the worker is free, not before. With few tasks a look at all of them does. */
+   It prints the contents of ../expected/02_tasks/23_changing_priorities_bonus.txt.
+   Hint: choose when the worker is free, not before. With few tasks a linear search will do. */
 #define CONC_STATIC
 #include "../../conc.h"
 

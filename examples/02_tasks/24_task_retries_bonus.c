@@ -1,11 +1,11 @@
 /* Priority scheduler, retries. Each task gets three attempts. One that fails three times has
-   failed; the others of the batch go on all the same.
+   failed; the rest of the batch continues anyway.
 
    cc 24_task_retries_bonus.c -o scheduler
    ./scheduler
    CONC_CLOCK=virtual ./scheduler     # the same, without the waiting
 
-   It prints what stands in ../expected/02_tasks/24_task_retries_bonus.txt.
+   It prints the contents of ../expected/02_tasks/24_task_retries_bonus.txt.
    Hint: CONC_MAP cancels the rest after an error; CONC_MAP_ALL does not, and stores all results. */
 #define CONC_STATIC
 #include "../../conc.h"

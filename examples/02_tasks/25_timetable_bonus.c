@@ -1,12 +1,12 @@
-/* Priority scheduler, a timetable. Each task has a time at which it starts. The news come too
-   late for theirs, and start at once.
+/* Priority scheduler, a timetable. Each task has a start time. The news is too late for its own,
+   and starts immediately.
 
    cc 25_timetable_bonus.c -o scheduler
    ./scheduler
    CONC_CLOCK=virtual ./scheduler     # the same, without the waiting
 
-   It prints what stands in ../expected/02_tasks/25_timetable_bonus.txt.
-   Hint: conc_sleep_until(t) returns when conc_now() is t, and at once if it is later. */
+   It prints the contents of ../expected/02_tasks/25_timetable_bonus.txt.
+   Hint: conc_sleep_until(t) returns when conc_now() is t, or immediately if it is later. */
 #define CONC_STATIC
 #include "../../conc.h"
 

@@ -1,13 +1,13 @@
-/* Done and pending. Three tasks take 1, 2 and 30 s. Wait for them, but 10 s at most: say how many
+/* Done and pending. Three tasks take 1, 2 and 30 s. Wait for them, but at most 10 s: print how many
    are done and how many pending. A pending one is not cancelled: wait for its result, too.
 
    cc 26_done_and_pending.c -o pending
    ./pending
    CONC_CLOCK=virtual ./pending     # the same, without the waiting
 
-   It prints what stands in ../expected/02_tasks/26_done_and_pending.txt.
-   Hint: conc_timeout(10, f, x) limits the waiting in f. The tasks stand in a group outside of it,
-   so it does not reach them. */
+   It prints the contents of ../expected/02_tasks/26_done_and_pending.txt.
+   Hint: conc_timeout(10, f, x) limits the waits in f. The tasks are in a group outside it, so it
+   does not reach them. */
 #define CONC_STATIC
 #include "../../conc.h"
 

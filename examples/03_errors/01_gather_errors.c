@@ -1,13 +1,13 @@
 /* Errors in a gather. Call a steady operation (1 s, result 42) and a risky one (fails after 0.5 s)
-   at once, three times: the first error cancels the rest; or each result and each error is
-   collected; or the risky one is made safe: a function around it deals with the error.
+   concurrently, three times: the first error cancels the rest; or all results and errors are
+   collected; or the risky one is made safe: a wrapper function handles the error.
 
    cc 01_gather_errors.c -o errors
    ./errors
 
-   It prints what stands in ../expected/03_errors/01_gather_errors.txt.
+   It prints the contents of ../expected/03_errors/01_gather_errors.txt.
    Hint: conc_gather(calls, n), conc_gather_all(calls, n); afterwards calls[i].result is a result
-   or a negative error, and calls[i].text the error's words. conc_last_error() has them, too. */
+   or a negative error, and calls[i].text the error's text. conc_last_error() also returns it. */
 #define CONC_STATIC
 #include "../../conc.h"
 

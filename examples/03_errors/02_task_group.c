@@ -1,13 +1,13 @@
 /* Task group. Load a user (1 s), load the orders (they fail after 2 s) and send a mail (3 s) in one
-   group: the failure cancels the siblings that still run, here the mail. The group waits for all,
-   and tells how many failed and what failed first; a further failure goes to on_error.
+   group: the failure cancels the siblings still running, here the mail. The group waits for all,
+   and reports how many failed and the first failure; further failures go to on_error.
 
    cc 02_task_group.c -o siblings
    ./siblings
 
-   It prints what stands in ../expected/03_errors/02_task_group.txt.
+   It prints the contents of ../expected/03_errors/02_task_group.txt.
    Hint: conc_spawn(&g, function, NULL) three times, then conc_group_wait(&g). Afterwards
-   g.error_count is the number of failures, and conc_last_error() the first one's words. */
+   g.error_count is the number of failures, and conc_last_error() the first one's text. */
 #define CONC_STATIC
 #include "../../conc.h"
 

@@ -1,11 +1,11 @@
-/* Timeout and cancel. Give a slow operation 5 s, and print "Operation timed out!" when they are
-   over. Start it as a task, and cancel it after 2 s. An operation that was cut short may still
-   clean up; the caller goes on when that is done.
+/* Timeout and cancel. Give a slow operation 5 s, then print "Operation timed out!". Start it as a
+   task, and cancel it after 2 s. An interrupted operation may still clean up; the caller continues
+   when that is done.
 
    cc 03_timeout_and_cancel.c -o limits
    CONC_CLOCK=virtual ./limits
 
-   It prints what stands in ../expected/03_errors/03_timeout_and_cancel.txt.
+   It prints the contents of ../expected/03_errors/03_timeout_and_cancel.txt.
    Hint: conc_timeout(5, function, arg) calls it here and now, and returns its result or
    -ETIMEDOUT. conc_cancel(&task) only asks: join the task to see how it ended. */
 #define CONC_STATIC

@@ -1,12 +1,12 @@
-/* Batch API fetcher. Fetch ten users at once. Number 4 fails, number 5 hangs: give up each request
-   after 2 s, and let no error end the batch. Print the successful ones, and what became of the
-   others.
+/* Batch API fetcher. Fetch ten users concurrently. Number 4 fails, number 5 hangs: abandon each
+   request after 2 s, and let no error end the batch. Print the successful ones, and the others'
+   errors.
 
    cc 04_batch_api_fetcher.c -o fetcher
    ./fetcher
 
-   It prints what stands in ../expected/03_errors/04_batch_api_fetcher.txt.
-   Hint: conc_gather_all(calls, n) calls calls[i].fn(calls[i].arg) for each i, all at once. */
+   It prints the contents of ../expected/03_errors/04_batch_api_fetcher.txt.
+   Hint: conc_gather_all(calls, n) calls calls[i].fn(calls[i].arg) for each i, concurrently. */
 #define CONC_STATIC
 #include "../../conc.h"
 

@@ -1,12 +1,12 @@
 /* Graceful shutdown. A background task works for a minute. Ctrl+C cancels it: it cleans up for a
    second, and prints "Cleanup complete" before the program ends, with exit status 130. The program
-   presses Ctrl+C itself, after 3.5 s; with an argument it leaves that to you.
+   simulates Ctrl+C itself, after 3.5 s; with an argument it leaves that to you.
 
    cc 05_graceful_shutdown.c -o graceful
    ./graceful
    ./graceful 1     # press Ctrl+C; the clean-up takes 1 s
    ./graceful 3600     # the clean-up hangs: a second Ctrl+C kills
-   It prints what stands in ../expected/03_errors/05_graceful_shutdown.txt.
+   It prints the contents of ../expected/03_errors/05_graceful_shutdown.txt.
    Hint: conc_shield(10, clean_up, arg) hides the cancel from clean_up, so that it can wait. */
 #define CONC_STATIC
 #include "../../conc.h"

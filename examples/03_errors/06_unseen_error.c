@@ -1,13 +1,13 @@
-/* Unseen errors. A server starts two tasks, both fail, and its log does not say so: two places
-   swallow an error. Find them, and have the log show both errors, with their times.
+/* Unseen errors. A server starts two tasks, both fail, and its log does not show it: two places
+   swallow an error. Find them, and make the log show both errors, with their times.
 
    cc 06_unseen_error.c -o unseen
    cc -DBROKEN 06_unseen_error.c -o swallowed     # with the bugs
    CONC_CLOCK=virtual ./unseen
 
-   It prints what stands in ../expected/03_errors/06_unseen_error.txt.
-   Hint: conc_join(&task, &result) tells how a task ended, conc_error_text(&task) its error; a
-   conc_failure has .task and .text. */
+   It prints the contents of ../expected/03_errors/06_unseen_error.txt.
+   Hint: conc_join(&task, &result) stores a task's result, conc_error_text(&task) returns its error;
+   a conc_failure has .task and .text. */
 #define CONC_STATIC
 #include "../../conc.h"
 

@@ -1,13 +1,13 @@
-/* Circuit breaker. After 5 failures in a row no call reaches the service for 60 s: the circuit
-   is open. Then it is half open: one call tries the service, and decides for all; the others are
-   refused until it returns. Success closes the circuit, a failure opens it again.
+/* Circuit breaker. After 5 consecutive failures no call reaches the service for 60 s: the circuit
+   is open. Then it is half open: one trial call decides for all; the others are refused until it
+   returns. Success closes the circuit, a failure opens it again.
 
    cc 08_circuit_breaker.c -o breaker
    CONC_CLOCK=virtual ./breaker     # in real time it takes two minutes
 
-   It prints what stands in ../expected/03_errors/08_circuit_breaker.txt.
-   Hint: half open has to be set before the trial waits. A cancelled call says nothing: after a
-   cancelled trial the next call is the trial. A refused call returns -EAGAIN. */
+   It prints the contents of ../expected/03_errors/08_circuit_breaker.txt.
+   Hint: set half open before the trial waits. A cancelled call proves nothing: after a cancelled
+   trial the next call is the trial. A refused call returns -EAGAIN. */
 #define CONC_STATIC
 #include "../../conc.h"
 

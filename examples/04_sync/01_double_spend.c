@@ -1,12 +1,13 @@
-/* Double spend. Withdraw 50 from a balance of 100, five times at once. A wait between reading and
-   writing is enough to pay out 250. Only a lock around check and update gives it twice.
+/* Double spend. Withdraw 50 from a balance of 100, five times concurrently. A wait between reading
+   and writing is enough to pay out 250. With a lock around check and update only two withdrawals
+   succeed.
 
    cc 01_double_spend.c -o double_spend
    ./double_spend
    CONC_CLOCK=virtual ./double_spend     # the same, without the waiting
 
-   It prints what stands in ../expected/04_sync/01_double_spend.txt.
-   Hint: CONC_LOCKED(&lock) { ... } waits for the lock, and gives it back when the block is left. */
+   It prints the contents of ../expected/04_sync/01_double_spend.txt.
+   Hint: CONC_LOCKED(&lock) { ... } waits for the lock, and releases it when the block is left. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 

@@ -1,13 +1,13 @@
-/* Lost update, find the bug. Two tasks add 50 apples each to one dictionary, one by one, and there
-   are 50 in the end instead of 100. Find out when an apple is lost, and cure it with a lock.
+/* Lost update, find the bug. Two tasks add 50 apples each to one dictionary, one by one, and the
+   result is 50 instead of 100. Find out when an apple is lost, and fix it with a lock.
 
    cc 02_lost_update.c -o lost_update
    ./lost_update
    cc -DBROKEN 02_lost_update.c -o lost_update && ./lost_update     # shows the bug
 
-   It prints what stands in ../expected/04_sync/02_lost_update.txt.
+   It prints the contents of ../expected/04_sync/02_lost_update.txt.
    Hint: where can the other task run, and what has this one read before? A static conc_lock is
-   ready for use; CONC_LOCKED(&lock) { ... } holds it for a block. */
+   ready to use; CONC_LOCKED(&lock) { ... } holds it for a block. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 #include <string.h>

@@ -1,12 +1,12 @@
-/* Semaphore. Start twelve downloads at once, but let no more than 5 be under way at a time; then
-   the same with 10. The others wait, in their order.
+/* Semaphore. Start twelve downloads, but let at most 5 run at a time; then the same with 10. The
+   others wait, in order.
 
    cc 03_semaphore_limit.c -o semaphore
    ./semaphore
    CONC_CLOCK=virtual ./semaphore     # the same, without the waiting
 
-   It prints what stands in ../expected/04_sync/03_semaphore_limit.txt.
-   Hint: CONC_PERMIT(&downloads) { ... } waits for a permit, and gives it back when the block is
+   It prints the contents of ../expected/04_sync/03_semaphore_limit.txt.
+   Hint: CONC_PERMIT(&downloads) { ... } waits for a permit, and returns it when the block is
    left. */
 #define CONC_STATIC
 #include "../../conc_sync.h"

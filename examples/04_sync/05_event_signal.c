@@ -1,13 +1,13 @@
-/* Event. Three tasks wait until a fourth gives the signal, after 2 s: it wakes all of them. Diana
-   comes later and need not wait. When the event is cleared, Eve waits again.
+/* Event. Three tasks wait until a fourth gives the signal, after 2 s: it wakes them all. Diana
+   arrives later and need not wait. When the event is cleared, Eve waits again.
 
    cc 05_event_signal.c -o event
    ./event
    CONC_CLOCK=virtual ./event     # the same, without the waiting
 
-   It prints what stands in ../expected/04_sync/05_event_signal.txt.
-   Hint: conc_event_wait, conc_event_set. The tasks that are woken run when the setter ends or
-   waits, not before. */
+   It prints the contents of ../expected/04_sync/05_event_signal.txt.
+   Hint: conc_event_wait, conc_event_set. The woken tasks run when the setter ends or waits, not
+   before. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 

@@ -1,12 +1,12 @@
 /* Coordination, latch and barrier. Three runners get ready in 1, 2 and 3 s; the starter waits for
-   all of them (a latch), and no runner waits for him. Then each goes to the line, in the same time
-   again; there they wait for the last (a barrier), and all are off at once.
+   all of them (a latch), and no runner waits for him. Then each walks to the line, in the same time
+   again; there they wait for the last (a barrier), and all start together.
 
    cc 06_coordination.c -o coordination
    ./coordination
    CONC_CLOCK=virtual ./coordination     # the same, without the waiting
 
-   It prints what stands in ../expected/04_sync/06_coordination.txt.
+   It prints the contents of ../expected/04_sync/06_coordination.txt.
    Hint: conc_latch_done does not wait, conc_latch_wait and conc_barrier_wait do. */
 #define CONC_STATIC
 #include "../../conc_sync.h"

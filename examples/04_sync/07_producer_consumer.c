@@ -1,11 +1,11 @@
-/* Producer and consumer. One task puts item-0 to item-9 into a queue, one each 0.1 s, and then an
-   empty item, which says that this is the end. The other takes them out and prints them.
+/* Producer and consumer. One task puts item-0 to item-9 into a queue, one every 0.1 s, and then an
+   empty item, which marks the end. The other takes them out and prints them.
 
    cc 07_producer_consumer.c -o producer
    ./producer
    CONC_CLOCK=virtual ./producer     # the same, without the waiting
 
-   It prints what stands in ../expected/04_sync/07_producer_consumer.txt.
+   It prints the contents of ../expected/04_sync/07_producer_consumer.txt.
    Hint: conc_queue_put(q, &it) puts a copy into the queue, conc_queue_get(q, &it) waits for an item
    and copies it out. */
 #define CONC_STATIC

@@ -1,5 +1,6 @@
-/* Queue system. Producers put tasks into a queue of 10 places, and wait while it is full; 3 workers
-   process them, each in 0.1 to 0.5 s, and 10 % fail. Measure how long the tasks wait and take.
+/* Queue system. Producers put tasks into a queue of capacity 10, and wait while it is full; 3
+   workers process them, each in 0.1 to 0.5 s, and 10 % fail. Measure the tasks' waiting and
+   processing times.
 
    cc 08_queue_system.c -o queue
    ./queue
@@ -7,7 +8,7 @@
    ./queue --goal                               # 100 tasks of 5 producers
 
    It prints something else in each run; ../expected/04_sync/08_queue_system.awk says what holds.
-   Hint: conc_queue_join waits until conc_queue_task_done was called for every task that was put. */
+   Hint: conc_queue_join waits until conc_queue_task_done was called for every task put. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 

@@ -1,12 +1,12 @@
-/* Coordination, a condition. A buffer has two places: the producer waits while it is full, two
-   consumers while it is empty. That is how a queue with a capacity is made.
+/* Coordination, a condition. A buffer has two slots: the producer waits while it is full, two
+   consumers while it is empty. This is how a bounded queue works.
 
    cc 09_bounded_buffer.c -o buffer
    ./buffer
    CONC_CLOCK=virtual ./buffer     # the same, without the waiting
 
-   It prints what stands in ../expected/04_sync/09_bounded_buffer.txt.
-   Hint: conc_cond_wait(&changed, &lock) gives the lock back while it waits. Call it in a loop: when
+   It prints the contents of ../expected/04_sync/09_bounded_buffer.txt.
+   Hint: conc_cond_wait(&changed, &lock) releases the lock while it waits. Call it in a loop: when
    it returns, another task may have been faster. conc_cond_notify_all wakes all waiters. */
 #define CONC_STATIC
 #include "../../conc_sync.h"

@@ -1,12 +1,12 @@
-/* Priority queue. Six tasks come at once, but the queue has three places: the producer has to wait
+/* Priority queue. Six tasks arrive together, but the queue has three slots: the producer must wait
    for one. The worker takes the most urgent task in the queue; equal ones keep their order.
 
    cc 10_priority_queue.c -o queue
    ./queue
    CONC_CLOCK=virtual ./queue     # the same, without the waiting
 
-   It prints what stands in ../expected/04_sync/10_priority_queue.txt.
-   Hint: a queue with .less hands out the item first that comes before all others by less. */
+   It prints the contents of ../expected/04_sync/10_priority_queue.txt.
+   Hint: a queue with .less returns the item first that less puts before all others. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 

@@ -1,13 +1,13 @@
-/* First of several. A worker waits for three things at once: the next job in a queue, an event that
-   ends its work, and 2 s in which nothing comes. Whichever is first happens, and no other.
+/* First of several. A worker waits for three things: the next job in a queue, an event that ends
+   its work, and 2 s without a job. Only the first of them happens.
 
    cc 11_first_of_several.c -o worker
    ./worker
    CONC_CLOCK=virtual ./worker     # the same, without the waiting
 
-   It prints what stands in ../expected/04_sync/11_first_of_several.txt.
-   Hint: conc_select(cases, n) returns the index of the case that happened. CONC_CASE_GET(&jobs, &n)
-   has put the job into n then. */
+   It prints the contents of ../expected/04_sync/11_first_of_several.txt.
+   Hint: conc_select(cases, n) returns the index of the chosen case. CONC_CASE_GET(&jobs, &n) then
+   has put the job into n. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 

@@ -1,12 +1,12 @@
-/* Two threads. One prints the numbers 0 to 4, the other one the letters A to E, both at the same
-   time, with half a second after each line. When both have ended, main prints "Done!".
+/* Two threads. One prints the numbers 0 to 4, the other the letters A to E, in parallel, with half
+   a second after each line. When both have ended, main prints "Done!".
 
    cc 01_two_threads.c -o two_threads
    ./two_threads
 
    It prints what ../expected/05_threads/01_two_threads.awk allows; which thread is faster differs.
-   Hint: pthread_create starts a thread, pthread_join waits for its end. Start both before you
-   join one. If main returns without joining, the program ends, and all threads with it. */
+   Hint: pthread_create starts a thread, pthread_join waits for it to end. Start both before joining
+   one. If main returns without joining, the program ends, and all threads with it. */
 #define _POSIX_C_SOURCE 200809L /* for nanosleep under -std=c11 */
 #include <pthread.h>
 #include <stdio.h>

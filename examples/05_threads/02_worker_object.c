@@ -1,13 +1,13 @@
-/* A thread class. A worker thread is an object: it has the thread, a name, a number and a result
-   in it. Thread-1 (with the number 3) and Thread-2 (4) run at the same time: each says that it is
-   running, works for 2 s, leaves the square of its number as its result, says that it finished.
+/* A thread class. A worker thread is an object that contains the thread, a name, a number and a
+   result. Thread-1 (with the number 3) and Thread-2 (4) run in parallel: each prints that it is
+   running, works for 2 s, stores its number's square as its result, and prints that it finished.
 
    cc 02_worker_object.c -o worker
    ./worker
 
    It prints what ../expected/05_threads/02_worker_object.awk allows; either may be first.
-   Hint: in a class derived from threading.Thread, self comes by itself. Here it is what
-   pthread_create hands to the function. After the join, and not before, the result is there. */
+   Hint: in a class derived from threading.Thread, self is implicit. Here it is the argument that
+   pthread_create passes to the function. The result is available after the join, not before. */
 #include <pthread.h>
 #include <stdio.h>
 #include <unistd.h>

@@ -1,12 +1,12 @@
-/* Downloads, one by one and in threads. Three downloads take 2 s each: one after the other that
-   is 6 s, each in a thread of its own 2 s. Measure both. Then the same with five of 1 s: 5 s, 1 s.
+/* Downloads, one by one and in threads. Three downloads take 2 s each: 6 s one after the other, 2 s
+   with a thread each. Time both. Then the same with five of 1 s: 5 s, 1 s.
 
    cc 03_downloads_seq_vs_threads.c -o downloads
    ./downloads
    CONC_CLOCK=virtual ./downloads     # the same, without the waiting
 
    It prints what ../expected/05_threads/03_downloads_seq_vs_threads.awk allows.
-   Hint: a pool with as many threads as downloads runs all at once; conc_pool_map calls download
+   Hint: a pool with as many threads as downloads runs all in parallel; conc_pool_map calls download
    with the address of each element, and returns when all are done. */
 #define CONC_STATIC
 #include "../../conc_pool.h"

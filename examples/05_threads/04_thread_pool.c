@@ -1,5 +1,5 @@
 /* Thread pool. Five tasks of a second each, and three threads for them: submit all, then wait for
-   the results, in order. Print each result when it is there, and the seconds that all took.
+   the results, in order. Print each result when available, and the total seconds.
 
    cc 04_thread_pool.c -o pool
    ./pool

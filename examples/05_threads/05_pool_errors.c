@@ -1,12 +1,12 @@
-/* Errors in a pool. Ten jobs get the numbers 0 to 9. The one with 5 fails with "Error!", the
-   others return twice their number and go on. Print each result, or the error, in order.
+/* Errors in a pool. Ten jobs get the numbers 0 to 9. The one with 5 fails with "Error!", the others
+   return twice their number. Print each result, or the error, in order.
 
    cc 05_pool_errors.c -o errors
    ./errors
 
-   It prints what stands in ../expected/05_threads/05_pool_errors.txt.
+   It prints the contents of ../expected/05_threads/05_pool_errors.txt.
    Hint: return conc_fail(-EINVAL, "Error!") is raise ValueError("Error!"). conc_job_wait itself
-   returns 0 then: the job's error is in its result, the words are in conc_last_error(). */
+   then returns 0: the job's error is in its result, the text in conc_last_error(). */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 

@@ -1,5 +1,5 @@
 /* A counter race. Two threads add 1 to the same counter 100,000 times each: see that it does not
-   get to 200,000, and put it right, once with a lock, once with an atomic.
+   reach 200,000, and fix it, once with a lock, once with an atomic.
 
    cc 06_counter_race.c -o race
    ./race

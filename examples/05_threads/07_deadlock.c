@@ -1,11 +1,11 @@
 /* Deadlock. Alice pays 30 to Bob while Bob pays 10 to Alice, and each takes the locks of both. With
-   -DBROKEN they wait for each other for ever. Mend it: all take the locks in the same order.
+   -DBROKEN they wait for each other forever. Fix it: all take the locks in the same order.
 
    cc 07_deadlock.c -o deadlock
    ./deadlock
    cc -DBROKEN 07_deadlock.c -o hangs && ./hangs     # with the bug; a watchdog ends it after 2 s
 
-   It prints what stands in ../expected/05_threads/07_deadlock.txt.
+   It prints the contents of ../expected/05_threads/07_deadlock.txt.
    Hint: whose lock comes first must not depend on who pays. Each account has a number. */
 #define _POSIX_C_SOURCE 200809L /* for nanosleep under -std=c11 */
 #include <pthread.h>

@@ -1,12 +1,12 @@
-/* Semaphore. Five threads want in, and a semaphore lets two in at a time. Each says when it has
-   acquired the semaphore, stays for a second, says that it releases it, and goes.
+/* Semaphore. Five threads want in, and a semaphore lets two in at a time. Each prints when it has
+   acquired the semaphore, stays for a second, prints that it releases it, and leaves.
 
    cc 08_thread_semaphore.c -o semaphore
    ./semaphore     # takes 3 s: two, two and one
 
    It prints what ../expected/05_threads/08_thread_semaphore.awk allows; the system chooses.
-   Hint: sem_init(&s, 0, 2) makes two permits, sem_wait takes one when there is one, sem_post gives
-   one back. */
+   Hint: sem_init(&s, 0, 2) makes two permits, sem_wait waits for and takes one, sem_post returns
+   one. */
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdio.h>

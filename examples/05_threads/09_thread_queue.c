@@ -1,12 +1,12 @@
-/* Queue. A producer puts the numbers 0 to 4 into a queue, one each half second; a consumer
-   takes them out. When the producer has ended, a poison pill tells the consumer to stop.
+/* Queue. A producer puts the numbers 0 to 4 into a queue, one every half second; a consumer takes
+   them out. When the producer has ended, a poison pill tells the consumer to stop.
 
    cc 09_thread_queue.c -o producer_consumer
    ./producer_consumer
    CONC_CLOCK=virtual ./producer_consumer     # the same, without the waiting
 
-   It prints what stands in ../expected/05_threads/09_thread_queue.txt.
-   Hint: conc_channel_send(&q, &item) puts, conc_channel_recv(&q, &item) gets; they wait for a place
+   It prints the contents of ../expected/05_threads/09_thread_queue.txt.
+   Hint: conc_channel_send(&q, &item) puts, conc_channel_recv(&q, &item) gets; they wait for a slot
    and for an item. The items are pointers here, so NULL can be the pill. */
 #define CONC_STATIC
 #include "../../conc_pool.h"

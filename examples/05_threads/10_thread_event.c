@@ -1,12 +1,12 @@
-/* Event. A waiter waits for an event, a setter sets it after 2 s. Once set it stays set: one that
-   comes later does not wait at all: a late waiter comes after both. Print the seconds at the end.
+/* Event. A waiter waits for an event, a setter sets it after 2 s. Once set it stays set, so a late
+   waiter, which comes after both, does not wait. Print the seconds at the end.
 
    cc 10_thread_event.c -o waiter_and_setter
    ./waiter_and_setter
 
-   It prints what stands in ../expected/05_threads/10_thread_event.txt.
-   Hint: pthread_cond_wait lets go of the lock while it waits, and has it again when it returns. A
-   broadcast wakes only the threads that wait just then: so look at is_set before each wait. */
+   It prints the contents of ../expected/05_threads/10_thread_event.txt.
+   Hint: pthread_cond_wait releases the lock while it waits, and reacquires it before returning. A
+   broadcast wakes only threads already waiting: so check is_set before each wait. */
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>

@@ -1,11 +1,11 @@
-/* A loop per thread. One loop uses one processor. Here four threads have a loop each, with a
-   listener of its own, and all listen on the same port: the system gives each client to one of
-   them. Twelve clients ask for squares; count how many were served.
+/* A loop per thread. One loop uses one processor. Here four threads have a loop each, with its own
+   listener, and all listen on the same port: the system assigns each client to one of them. Twelve
+   clients ask for squares; count how many were served.
 
    cc 11_loop_per_thread.c -o loops
    ./loops
 
-   It prints what stands in ../expected/05_threads/11_loop_per_thread.txt.
+   It prints the contents of ../expected/05_threads/11_loop_per_thread.txt.
    Hint: conc_run starts a loop in the thread that calls it, here in a job of a pool; conc_serve
    runs until it is cancelled. */
 #define CONC_STATIC

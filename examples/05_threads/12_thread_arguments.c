@@ -1,12 +1,12 @@
-/* Arguments for a thread. Two workers start at the same time: Alice works for 2 s, Bob for 1 s.
-   Each says that it starts and that it has finished.
+/* Arguments for a thread. Two workers start together: Alice works for 2 s, Bob for 1 s. Each prints
+   when it starts and finishes.
 
    cc 12_thread_arguments.c -o arguments
    ./arguments
 
    It prints what ../expected/05_threads/12_thread_arguments.awk allows; either may start first.
-   Hint: a thread's function has one argument, a pointer. What it needs goes into a struct, and
-   that must live until the thread has ended. */
+   Hint: a thread's function has one argument, a pointer. Put its data into a struct, which must
+   live until the thread has ended. */
 #include <pthread.h>
 #include <stdio.h>
 #include <unistd.h>

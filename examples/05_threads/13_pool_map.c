@@ -1,13 +1,13 @@
-/* A map on a pool. Five threads fetch five files at once; the first takes 1 s, each other one
-   0.2 s less than the one before, so the last is done first. The results are in the order of the
-   files all the same. Print when each is done, then the sizes in order, then the seconds.
+/* A map on a pool. Five threads fetch five files in parallel; the first takes 1 s, each further one
+   0.2 s less than the previous, so the last finishes first. The results are still in file order.
+   Print when each is done, then the sizes in order, then the seconds.
 
    cc 13_pool_map.c -o pool_map
-   CONC_CLOCK=virtual ./pool_map     # or without: then it waits in real time
+   CONC_CLOCK=virtual ./pool_map # or without, in real time
 
-   It prints what stands in ../expected/05_threads/13_pool_map.txt.
+   It prints the contents of ../expected/05_threads/13_pool_map.txt.
    Hint: conc_pool_map_all(pool, fn, array, count, size of an element, results) calls fn with the
-   address of each element; results is an array of int, as long as the other one. */
+   address of each element; results is an array of int of the same length. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 

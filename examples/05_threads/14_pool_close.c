@@ -1,13 +1,13 @@
 /* The close that waits. Ten tasks of a second each are submitted to a pool of five threads, and
-   only the end of the pool's block waits for them. Then print the seconds, and the results.
+   only leaving the pool's block waits for them. Then print the seconds, and the results.
 
    cc 14_pool_close.c -o pool_close
    ./pool_close
    CONC_CLOCK=virtual ./pool_close     # the same, without the waiting
 
-   It prints what stands in ../expected/05_threads/14_pool_close.txt.
-   Hint: CONC_AUTO(conc_pool, pool) = {...}; closes the pool at the end of the block that it stands
-   in, whichever way that is left. That is what "with ThreadPoolExecutor() as pool:" does. */
+   It prints the contents of ../expected/05_threads/14_pool_close.txt.
+   Hint: CONC_AUTO(conc_pool, pool) = {...}; closes the pool on every exit from its block, like
+   "with ThreadPoolExecutor() as pool:". */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 

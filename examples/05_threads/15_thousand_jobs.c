@@ -1,13 +1,13 @@
-/* A thousand jobs on ten threads. A thread for each job would be too many. Ten threads do a
-   thousand jobs of 0.01 s each in a second. Count the jobs, and the threads that did them.
+/* A thousand jobs on ten threads. A thread per job would be too many. Ten threads do a thousand
+   jobs of 0.01 s each in a second. Count the jobs, and the threads that did them.
 
    cc 15_thousand_jobs.c -o thousand
    ./thousand
    CONC_CLOCK=virtual ./thousand     # the same, without the waiting
 
-   It prints what stands in ../expected/05_threads/15_thousand_jobs.txt.
-   Hint: counters that several threads change are atomic; a _Thread_local variable is each
-   thread's own. With size 0, conc_pool_map calls the function each time with the same argument. */
+   It prints the contents of ../expected/05_threads/15_thousand_jobs.txt.
+   Hint: counters shared by several threads must be atomic; each thread has its own copy of a
+   _Thread_local variable. With size 0, conc_pool_map passes the same argument to each call. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include <stdatomic.h>

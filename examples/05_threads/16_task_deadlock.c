@@ -1,11 +1,11 @@
-/* Deadlock of tasks. Threads that wait for each other's lock just hang. When tasks do, the run says
-   who waits for whom, and ends with -EDEADLK. See it: two tasks take locks A and B, one in the
-   opposite order; then both in the same order, and both finish.
+/* Deadlock of tasks. Threads that wait for each other's lock just hang. When tasks do, the run
+   reports who waits for whom, and returns -EDEADLK. Try it: two tasks take locks A and B, one in
+   the opposite order; then both in the same order, and both finish.
 
    cc 16_task_deadlock.c -o task_deadlock
    ./task_deadlock     # the report goes to standard error
 
-   It prints what stands in ../expected/05_threads/16_task_deadlock.txt, besides the report.
+   It prints the contents of ../expected/05_threads/16_task_deadlock.txt, besides the report.
    Hint: CONC_LOCKED(lock) { ... } holds it for a block. Between the two locks, wait, so that the
    other task takes its first one. */
 #define CONC_STATIC

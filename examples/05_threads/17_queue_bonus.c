@@ -1,13 +1,13 @@
-/* A queue of one's own. The same as 09_thread_queue.c, in plain threads, with a queue that you make
-   of a lock, a condition and an array: put waits for a place, get for an item, and join until each
-   item that was put is said to be done.
+/* A queue of one's own. The same as 09_thread_queue.c, in plain threads, with a queue built from a
+   lock, a condition and an array: put waits for a slot, get for an item, and join until every item
+   put is marked as done.
 
    cc 17_queue_bonus.c -o own_queue
    ./own_queue
 
-   It prints what stands in ../expected/05_threads/17_queue_bonus.txt.
-   Hint: the array is a ring: the next item lies at first, the next free place at (first + count)
-   modulo PLACES. Wait in a loop: before a thread has the lock again, another may be faster. */
+   It prints the contents of ../expected/05_threads/17_queue_bonus.txt.
+   Hint: the array is a ring: the next item is at first, the next free slot at (first + count)
+   modulo PLACES. Wait in a loop: before a thread reacquires the lock, another may be faster. */
 #define _POSIX_C_SOURCE 200809L /* for nanosleep under -std=c11 */
 #include <pthread.h>
 #include <stdio.h>

@@ -1,13 +1,13 @@
-/* Two processes. Process-1 and Process-2 run at the same time: each says that it is starting, works
-   for 2 s, says that it finished. Main waits for both. Memory is not shared: each process counts
-   in its own counter, and main's stays 0.
+/* Two processes. Process-1 and Process-2 run in parallel: each prints that it is starting, works
+   for 2 s, and prints that it finished. Main waits for both. Memory is not shared: each process has
+   its own counter, and main's stays 0.
 
    cc 01_two_processes.c -o two_processes
    ./two_processes
 
    It prints what ../expected/06_processes/01_two_processes.awk allows; either may be first.
-   Hint: a conc_child is another program; here it is this program once more, with an argument.
-   conc_child_start starts it, conc_child_wait waits for its end. Start both before you wait. */
+   Hint: a conc_child is another program; here it is this program again, with an argument.
+   conc_child_start starts it, conc_child_wait waits for it to end. Start both before waiting. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include <sys/wait.h>

@@ -1,12 +1,12 @@
-/* Process pool. Three worker processes compute the squares of 1 to 5, a second each: say "Computing
-   square of 1" in the worker, and print the results in order. See that the workers did it.
+/* Process pool. Three worker processes compute the squares of 1 to 5, a second each: print
+   "Computing square of 1" in the worker, and the results in order. See that the workers did it.
 
    cc 02_process_pool.c -o squares
    ./squares     # takes 2 s, on the virtual clock, too: a process is outside it
 
    It prints what ../expected/06_processes/02_process_pool.awk allows, in any order.
    Hint: conc_procs_map_all(&pool, fn, array, count, size, results) is executor.map. A worker gets a
-   copy of its element; what it changes in that is copied back. Its pointers would mean nothing. */
+   copy of its element; changes to it are copied back. Pointers in it would be meaningless. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include <unistd.h>

@@ -1,12 +1,12 @@
 /* Shared data. Five processes add 1 to the COUNT of a shared dictionary, and to a shared value.
-   Both have to come to 5. To read, add and write without a lock loses some: see that first.
+   Both must reach 5. Reading, adding and writing without a lock loses some: see that first.
 
    cc 04_shared_data.c -o shared
    ./shared
 
    It prints what ../expected/06_processes/04_shared_data.awk allows: what is lost differs.
-   Hint: conc_shared_alloc gives memory that workers which start later see, too. The lock in it is
-   made for several processes. For the value atomic_fetch_add will do, without a lock. */
+   Hint: conc_shared_alloc returns memory that workers started later share. The lock in it works
+   between processes. For the value atomic_fetch_add will do, without a lock. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include <pthread.h>

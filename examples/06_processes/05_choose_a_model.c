@@ -1,12 +1,13 @@
-/* Choose a model. Four requests that wait for a second, and four sums that compute: by tasks, by
-   threads, by processes. All have the same results; the times tell what each is good for.
+/* Choose a model. Four requests that wait for a second, and four sums to compute: with tasks,
+   threads and processes. All produce the same results; the times show what each is good for.
 
    cc 05_choose_a_model.c -o choose
    ./choose
 
    It prints what ../expected/06_processes/05_choose_a_model.awk allows: times differ.
    Hint: all three have a map: conc_map(fn, jobs, count, size) for tasks, conc_pool_map and
-   conc_procs_map with a pool before that. The course's README.md says when to choose which. */
+   conc_procs_map with a pool as first argument. The course's README.md explains when to choose
+   which. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 

@@ -1,12 +1,12 @@
-/* A worker that crashes. A process that dies takes only its own job with it, which no thread can
-   promise: the caller gets -EOWNERDEAD and a sentence, and the pool goes on with a new worker.
+/* A worker that crashes. A dying process takes only its own job with it, unlike a thread: the
+   caller gets -EOWNERDEAD with a text, and the pool continues with a new worker.
 
    cc 06_worker_crash.c -o worker_crash
    ./worker_crash
 
-   It prints what stands in ../expected/06_processes/06_worker_crash.txt.
+   It prints the contents of ../expected/06_processes/06_worker_crash.txt.
    Hint: conc_procs_run(pool, fn, &x, sizeof x) runs one job, and returns its result or an error;
-   conc_last_error() has the words of the error. */
+   conc_last_error() returns the error's text. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include <signal.h>

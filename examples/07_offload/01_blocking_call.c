@@ -1,13 +1,13 @@
-/* A blocking call off the loop. blocking_io blocks for a second, then its result is "done". Call it
-   from a task so that another task goes on meanwhile: a ticker, every 0.4 s.
+/* A blocking call off the loop. blocking_io blocks for a second, then returns "done". Call it from
+   a task so that another task, a ticker every 0.4 s, keeps running.
 
    cc 01_blocking_call.c -o blocking
    ./blocking
    CONC_CLOCK=virtual ./blocking     # the same, without the waiting
 
-   It prints what stands in ../expected/07_offload/01_blocking_call.txt.
-   Hint: conc_offload(fn, arg) has a thread call fn(arg); this task waits for it, the loop goes on.
-   It is await loop.run_in_executor(None, blocking_io). */
+   It prints the contents of ../expected/07_offload/01_blocking_call.txt.
+   Hint: conc_offload(fn, arg) calls fn(arg) in a thread; this task waits for it, the loop
+   continues. It is await loop.run_in_executor(None, blocking_io). */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 

@@ -1,13 +1,13 @@
 /* The heavy calculator. A server gets two requests: B wants the sum of the first 10^7 squares, then
-   A wants just a "Pong". If B computes on the loop, A waits for it. Put it right, in two ways: B
-   computes in a process, or in a thread (C has no GIL, so that will do).
+   A wants just a "Pong". If B computes on the loop, A waits for it. Fix it in two ways: B computes
+   in a process, or in a thread (C has no GIL, so that will do).
 
    cc 02_heavy_calculator.c -o calculator
    ./calculator
 
-   It prints what stands in ../expected/07_offload/02_heavy_calculator.txt.
+   It prints the contents of ../expected/07_offload/02_heavy_calculator.txt.
    Hint: conc_procs_run(&pool, calculate, sum, sizeof(big)) sends a copy of the sum to a worker, and
-   gets it back. conc_offload(calculate, sum) has a thread of this process do it. */
+   gets it back. conc_offload(calculate, sum) uses a thread of this process. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include <inttypes.h>

@@ -1,13 +1,13 @@
-/* File reader. Five large files are read in the threads of a pool, and the loop does not freeze:
-   a heartbeat says so every 0.5 s. Then print the lines and bytes of each.
+/* File reader. Read five large files in a pool's threads without freezing the loop: a heartbeat
+   proves it every 0.5 s. Then print each file's lines and bytes.
 
    cc 03_file_reader.c -o reader
    ./reader
    CONC_CLOCK=virtual ./reader     # the same, without the waiting
 
-   It prints what stands in ../expected/07_offload/03_file_reader.txt.
-   Hint: fread blocks, so it belongs in a job of the pool: conc_pool_map, a thread for each file.
-   The heartbeat has no end: conc_group_cancel ends it when all files are read. */
+   It prints the contents of ../expected/07_offload/03_file_reader.txt.
+   Hint: fread blocks, so it belongs in a job of the pool: conc_pool_map, a thread per file. The
+   heartbeat is endless: conc_group_cancel ends it when all files are read. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 

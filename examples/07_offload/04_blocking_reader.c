@@ -1,10 +1,10 @@
-/* A library that can only block. fgets waits until there is a line, and holds its thread so long.
-   Here another task of the same loop writes that line: on the loop, fgets would wait for ever.
+/* A library that can only block. fgets blocks its thread until there is a line. Here another task
+   of the same loop writes that line: on the loop, fgets would wait forever.
 
    cc 04_blocking_reader.c -o blocking_reader
    ./blocking_reader
 
-   It prints what stands in ../expected/07_offload/04_blocking_reader.txt.
+   It prints the contents of ../expected/07_offload/04_blocking_reader.txt.
    Hint: conc_offload, as in 01_blocking_call.c. In a thread a call may block. */
 #define CONC_STATIC
 #include "../../conc_pool.h"

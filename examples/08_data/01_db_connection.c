@@ -1,13 +1,13 @@
-/* Database connection. Connect (0.5 s), work (1 s), disconnect (0.5 s). Disconnect whatever comes:
-   also when the work fails, and when a time limit cancels it. It is Python's "async with".
+/* Database connection. Connect (0.5 s), work (1 s), disconnect (0.5 s). Always disconnect, even if
+   the work fails or a time limit cancels it. This is Python's "async with".
 
    cc 01_db_connection.c -o connection
    ./connection
    CONC_CLOCK=virtual ./connection     # the same, without the waiting
 
-   It prints what stands in ../expected/08_data/01_db_connection.txt.
-   Hint: in a cancelled task no wait lasts; conc_shield(5, db_disconnect, NULL) calls db_disconnect
-   so that it may wait all the same, 5 s at most. */
+   It prints the contents of ../expected/08_data/01_db_connection.txt.
+   Hint: in a cancelled task every wait returns immediately; conc_shield(5, db_disconnect, NULL)
+   calls db_disconnect so that it can still wait, at most 5 s. */
 #define CONC_STATIC
 #include "../../conc.h"
 

@@ -1,11 +1,11 @@
-/* Generators. A generator hands out one item after the other; its consumer takes the next when it
-   wants it. Write one that counts from 0 to 4, with a pause of 0.5 s after each, and print them.
+/* Generators. A generator emits one item after the other; its consumer takes the next when ready.
+   Write one that counts from 0 to 4, with a pause of 0.5 s after each, and print them.
 
    cc 02_generators.c -o generators
    ./generators
    CONC_CLOCK=virtual ./generators     # the same, without the waiting
 
-   It prints what stands in ../expected/08_data/02_generators.txt.
+   It prints the contents of ../expected/08_data/02_generators.txt.
    Hint: conc_gen_emit(g, &i) is "yield i"; while (CONC_TRY(conc_gen_next(&g, &value)) > 0) is
    "async for value in g". */
 #define CONC_STATIC

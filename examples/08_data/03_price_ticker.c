@@ -1,4 +1,4 @@
-/* Price ticker. A generator without an end: a random stock price every 0.5 s, from 100.00 on, each
+/* Price ticker. An endless generator: a random stock price every 0.5 s, starting at 100.00, each
    2.00 less to 1.00 more than the last. Print them; stop below 97.00, and close the ticker.
 
    cc 03_price_ticker.c -o ticker
@@ -7,7 +7,7 @@
 
    It prints something else each time; ../expected/08_data/03_price_ticker.awk says what must hold.
    Hint: conc_random(-200, 100) draws a number. After conc_gen_close the generator's conc_gen_emit
-   returns -ECANCELED, so it can still say good-bye; Python's "break" alone closes it only later. */
+   returns -ECANCELED, so it can still say goodbye; Python's "break" alone closes it only later. */
 #define CONC_STATIC
 #include "../../conc.h"
 

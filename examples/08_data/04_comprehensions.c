@@ -1,13 +1,13 @@
-/* Comprehensions. A generator hands out the letters of "banana", one each 0.1 s. Make a list and a
-   dictionary of what fetch returns for each: [await fetch(x) async for x in letters("banana")] and
-   {x: await fetch(x) async for x in letters("banana")}.
+/* Comprehensions. A generator emits the letters of "banana", one every 0.1 s. Make a list and a
+   dictionary of fetch's result for each: [await fetch(x) async for x in letters("banana")] and {x:
+   await fetch(x) async for x in letters("banana")}.
 
    cc 04_comprehensions.c -o comprehensions
    ./comprehensions
 
-   It prints what stands in ../expected/08_data/04_comprehensions.txt.
-   Hint: C has no comprehensions, a loop around conc_gen_next does it. Open a new generator for each
-   of the two. A dictionary of letters is an array: dictionary[letter - 'a']. */
+   It prints the contents of ../expected/08_data/04_comprehensions.txt.
+   Hint: C has no comprehensions: use a loop around conc_gen_next. Open a new generator for each. A
+   dictionary of letters is an array: dictionary[letter - 'a']. */
 #define CONC_STATIC
 #include "../../conc.h"
 

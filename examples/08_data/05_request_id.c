@@ -1,11 +1,11 @@
-/* Request id. Three requests are handled at once. query takes no argument, and prints the id of the
-   request that it works for: each task has its own, so that none overwrites another's.
+/* Request id. Three requests are handled concurrently. query takes no argument, and prints the id
+   of its request: each task has its own, so that none overwrites another's.
 
    cc 05_request_id.c -o request
    ./request
    CONC_CLOCK=virtual ./request     # the same, without the waiting
 
-   It prints what stands in ../expected/08_data/05_request_id.txt.
+   It prints the contents of ../expected/08_data/05_request_id.txt.
    Hint: a conc_local is a ContextVar: conc_local_set(&request_id, "x") sets this task's value, and
    conc_local_get(&request_id) returns it. A new task starts with its parent's value. */
 #define CONC_STATIC

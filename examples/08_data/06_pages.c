@@ -1,13 +1,13 @@
-/* Pages. Fetch a hundred pages one after the other, and process each. No page is fetched before it
-   is wanted: while one is processed, the generator rests.
+/* Pages. Fetch a hundred pages one after the other, and process each. Each page is fetched only
+   when needed: while one is processed, the generator rests.
 
    cc 06_pages.c -o pages
    ./pages
    CONC_CLOCK=virtual ./pages     # the same, without the waiting
 
-   It prints what stands in ../expected/08_data/06_pages.txt.
-   Hint: the generator is 02_generators.c again, with a struct for an item: the size of an item is
-   the last argument of conc_gen_open. */
+   It prints the contents of ../expected/08_data/06_pages.txt.
+   Hint: the generator is 02_generators.c again, with a struct as item: conc_gen_open's last
+   argument is the item size. */
 #define CONC_STATIC
 #include "../../conc.h"
 

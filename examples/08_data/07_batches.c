@@ -1,13 +1,13 @@
-/* Batches. Process twelve items, 5 at a time: the five of a batch all at once, and the next batch
-   when this one is done. A generator hands out the results of each batch.
+/* Batches. Process twelve items, 5 at a time: a batch's five concurrently, then the next batch. A
+   generator emits each batch's results.
 
    cc 07_batches.c -o batches
    ./batches
    CONC_CLOCK=virtual ./batches     # the same, without the waiting
 
-   It prints what stands in ../expected/08_data/07_batches.txt.
+   It prints the contents of ../expected/08_data/07_batches.txt.
    Hint: conc_map(process_item, first, count, sizeof *first) is gather: it calls process_item with
-   each of the count items from first on, all at once, and waits for them. */
+   each of the count items from first on, concurrently, and waits for them. */
 #define CONC_STATIC
 #include "../../conc.h"
 

@@ -1,13 +1,13 @@
-/* Echo server. Send back whatever a client sends, and serve many at once. Without an address it has
-   five clients of its own: each says a hundred lines, and compares what comes back.
+/* Echo server. Send back whatever a client sends, and serve many concurrently. Without an address
+   it has five clients of its own: each sends a hundred lines, and compares the replies.
 
    cc 01_echo_server.c -o echo_server
    ./echo_server
    ./echo_server 127.0.0.1:7777     # serves until Ctrl+C; in another terminal: nc 127.0.0.1 7777
 
-   It prints what stands in ../expected/09_io/01_echo_server.txt.
-   Hint: conc_serve calls handle_client for each connection, in a task of its own. conc_stream_read
-   returns what there is, and 0 at the end; conc_stream_flush is drain. */
+   It prints the contents of ../expected/09_io/01_echo_server.txt.
+   Hint: conc_serve calls handle_client for each connection, in its own task. conc_stream_read
+   returns available data, and 0 at the end; conc_stream_flush is drain. */
 #define CONC_STATIC
 #include "../../conc.h"
 #include <string.h>

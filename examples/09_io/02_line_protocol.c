@@ -1,13 +1,13 @@
-/* Line protocol. A server that keeps a number for each letter: "SET a 3", "ADD a 4" and "GET a" are
-   answered with the number, "QUIT" with "BYE". Each is a line, however the packets come.
+/* Line protocol. A server that keeps a number for each letter: it answers "SET a 3", "ADD a 4" and
+   "GET a" with the number, "QUIT" with "BYE". Each is a line, however packets are split.
 
    cc 02_line_protocol.c -o line_protocol
    ./line_protocol
    ./line_protocol 127.0.0.1:7778     # serves until Ctrl+C: nc 127.0.0.1 7778, or telnet
 
-   It prints what stands in ../expected/09_io/02_line_protocol.txt.
-   Hint: conc_stream_read_line waits until a whole line is there; at the end line is NULL. sscanf
-   with "%3s %1[a-z] %lf" takes a command apart, and returns how many of the three there were. */
+   It prints the contents of ../expected/09_io/02_line_protocol.txt.
+   Hint: conc_stream_read_line waits for a whole line; at the end line is NULL. sscanf with "%3s
+   %1[a-z] %lf" parses a command, and returns how many of the three it found. */
 #define CONC_STATIC
 #include "../../conc.h"
 #include <string.h>

@@ -1,12 +1,12 @@
-/* HTTP client. Ask a server for four users at once, decode the JSON of each answer, and print the
-   names. libcurl's calls block, so a thread makes each. How many requests are under way at most?
+/* HTTP client. Ask a server for four users concurrently, decode each JSON reply, and print the
+   names. libcurl's calls block, so a thread makes each. What is the most requests in progress?
 
    cc 03_http_client.c -o http_client -lcurl -lcjson
    ./http_client
-   ./http_client localhost:8080     # asks that server, not the little one of its own
+   ./http_client localhost:8080 # asks that server, not its own little one
 
-   It prints what stands in ../expected/09_io/03_http_client.txt.
-   Hint: conc_offload(get, user) has a thread call get(user). The calls for JSON: cJSON_Parse,
+   It prints the contents of ../expected/09_io/03_http_client.txt.
+   Hint: conc_offload(get, user) calls get(user) in a thread. The JSON calls: cJSON_Parse,
    cJSON_GetObjectItem, cJSON_GetStringValue (they take NULL, and return it), cJSON_Delete. */
 #define CONC_STATIC
 #include "../../conc_pool.h"

@@ -1,12 +1,12 @@
-/* Database. SQLite's calls block, so a thread of the database's own makes them: the loop goes on.
-   Ten tasks insert ten rows each, at once; a statement takes 0.01 s here, as on a slow disk.
+/* Database. SQLite's calls block, so the database has its own thread for them: the loop continues.
+   Ten tasks insert ten rows each, concurrently; a statement takes 0.01 s here, as on a slow disk.
 
    cc 04_database.c -o database -lsqlite3
    ./database
    CONC_CLOCK=virtual ./database     # the same, without the waiting
 
-   It prints what stands in ../expected/09_io/04_database.txt.
-   Hint: conc_pool_run(&thread, execute_here, &s) has the pool's thread call execute_here(&s), and
+   It prints the contents of ../expected/09_io/04_database.txt.
+   Hint: conc_pool_run(&thread, execute_here, &s) calls execute_here(&s) in the pool's thread, and
    waits for it. */
 #define CONC_STATIC
 #include "../../conc_pool.h"

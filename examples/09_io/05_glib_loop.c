@@ -1,13 +1,13 @@
-/* GLib's loop. A program that has a loop of its own, as GTK's do, can have tasks as well: a GSource
-   waits for the run's descriptor, and each dispatch runs what is ready, in the same thread. A
-   callback of GLib's wakes a task.
+/* GLib's loop. A program with its own loop, such as a GTK one, can have tasks as well: a GSource
+   waits for the run's descriptor, and each dispatch runs ready tasks, in the same thread. A GLib
+   callback wakes a task.
 
    cc 05_glib_loop.c -o glib_loop $(pkg-config --cflags --libs glib-2.0)
    ./glib_loop
 
-   It prints what stands in ../expected/09_io/05_glib_loop.txt.
-   Hint: conc_embed_step runs what is ready, and returns 1 while there is more to come. conc_post
-   has the loop call tell(&clicked) between two tasks. */
+   It prints the contents of ../expected/09_io/05_glib_loop.txt.
+   Hint: conc_embed_step runs ready tasks, and returns 1 while more remains. conc_post makes the
+   loop call tell(&clicked) between two tasks. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 #include <glib.h>

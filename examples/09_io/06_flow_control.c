@@ -1,12 +1,12 @@
-/* Flow control. A client writes as much as it can to an echo server, and reads nothing. Soon it has
-   to wait: the server waits with its own writing, and reads no more. When the client reads after
-   all, every byte comes back.
+/* Flow control. A client writes as much as it can to an echo server, and reads nothing. Soon it
+   must wait: the server waits in its own write, and stops reading. When the client finally reads,
+   every byte comes back.
 
    cc 06_flow_control.c -o flow_control
    ./flow_control
    CONC_CLOCK=virtual ./flow_control     # the same, without the waiting
 
-   It prints what stands in ../expected/09_io/06_flow_control.txt.
+   It prints the contents of ../expected/09_io/06_flow_control.txt.
    Hint: conc_stream_write waits while there is no room, and returns how many bytes it wrote. */
 #define CONC_STATIC
 #include "../../conc.h"

@@ -1,13 +1,13 @@
-/* Long lines. A server tells each line's length. A line of more than 80 bytes is refused, and does
-   not end the connection: the next line is answered again. Nor can a client fill the memory.
+/* Long lines. A server reports each line's length. It refuses lines of more than 80 bytes without
+   ending the connection: the next line is answered again. Nor can a client fill the memory.
 
    cc 07_long_lines.c -o long_lines
    ./long_lines
    ./long_lines 127.0.0.1:7779     # serves until Ctrl+C: nc 127.0.0.1 7779
 
-   It prints what stands in ../expected/09_io/07_long_lines.txt.
-   Hint: .limit of a stream is the longest line. Of a longer one, conc_stream_read_line returns
-   -EMSGSIZE, and nothing is lost: 80 bytes are there, to be read and dropped, then look again. */
+   It prints the contents of ../expected/09_io/07_long_lines.txt.
+   Hint: .limit of a stream is the longest line. For a longer one, conc_stream_read_line returns
+   -EMSGSIZE, and nothing is lost: read and drop the 80 available bytes, then look again. */
 #define CONC_STATIC
 #include "../../conc.h"
 #include <string.h>

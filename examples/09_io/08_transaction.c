@@ -1,13 +1,13 @@
-/* Transaction. All of its statements count, or none. Tasks insert two rows each, in a transaction;
-   what fails, or is cancelled in the middle, is rolled back and leaves nothing behind.
+/* Transaction. All of its statements take effect, or none. Tasks insert two rows each, in a
+   transaction; a failed or cancelled one is rolled back and leaves nothing behind.
 
    cc 08_transaction.c -o transaction -lsqlite3
    ./transaction
    CONC_CLOCK=virtual ./transaction     # the same, without the waiting
 
-   It prints what stands in ../expected/09_io/08_transaction.txt.
+   It prints the contents of ../expected/09_io/08_transaction.txt.
    Hint: there is one connection, so one transaction at a time: CONC_LOCKED(&lock) { ... }. In a
-   cancelled task nothing waits, ROLLBACK neither: conc_shield(5, roll_back, NULL) lets it. */
+   cancelled task nothing waits, not even ROLLBACK: conc_shield(5, roll_back, NULL) lets it. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"

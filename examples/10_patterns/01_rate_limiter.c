@@ -1,6 +1,6 @@
-/* Rate limiter. A service allows so many requests a second, and refuses what is more with 429. A
-   client that keeps to the limit is never refused. One that does not waits longer and longer after
-   each refusal, and still gets all its answers.
+/* Rate limiter. A service allows a number of requests a second, and refuses more with 429. A client
+   that respects the limit is never refused. One that does not waits longer after each refusal, and
+   still gets all its replies.
 
    cc 01_rate_limiter.c -o rate_limiter -lcurl -lhttp_parser
    ./rate_limiter             # starts a service of its own
@@ -12,8 +12,8 @@
    ./rate_limiter --serve 127.0.0.1:8080
    ./rate_limiter http://127.0.0.1:8080
 
-   conc_limiter is a token bucket. Each request takes a token and gives none back: time does. So
-   there is nothing to release, and no block to leave, as there is with a semaphore. */
+   conc_limiter is a token bucket. Each request takes a token and returns none: time refills the
+   bucket. So, unlike with a semaphore, there is nothing to release and no block to leave. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"

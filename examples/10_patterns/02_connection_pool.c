@@ -1,8 +1,8 @@
-/* Connection pool. A thousand operations at once share ten connections to a database. A task
+/* Connection pool. A thousand concurrent operations share ten connections to a database. A task
    acquires a handle, and its connection goes back to the pool however the block ends. The pool
-   replaces connections that are worn, old or broken, checks those that have idled, limits the time
-   in line, and connects again while the server restarts. Each operation records a payment;
-   afterwards each one must be in the table once, or have failed in words.
+   replaces worn, old or broken connections, checks idle ones, limits queueing time, and reconnects
+   while the server restarts. Each operation records a payment; afterwards each must be in the table
+   once, or have failed with an error.
 
    cc 02_connection_pool.c -o pool -lsqlite3 $(pkg-config --cflags --libs libpq)
    ./pool                                                     # SQLite, in a temporary folder

@@ -1,7 +1,7 @@
-/* Cache. It keeps what is slow to compute: in memory, with a limit of entries and of age, and in
-   Redis, as a second level that several processes share and through which they tell each other what
-   is not true any more. However many tasks miss a key at once, one computation serves them all, and
-   goes on while any of them waits. (Two processes that miss it at once compute it once each.)
+/* Cache. It keeps slowly computed values: in memory, with limits on entries and age, and in Redis,
+   a second level that several processes share and through which they tell each other what is stale.
+   However many tasks miss a key concurrently, one computation serves them all, and continues while
+   any of them waits. (Two processes that miss it concurrently compute it once each.)
 
    cc 03_cache.c -o cache $(pkg-config --cflags --libs hiredis)
    ./cache                           # the cache alone, on the virtual clock
@@ -10,8 +10,8 @@
    ./cache --evict ABCAABDCE         # who goes when these are asked for, with 3 places
    ./cache --goal                    # hits a second; with cc -O2
 
-   One such process, which reads commands: get KEY, invalidate PATTERN, stats. Two that run at once
-   need two names.
+   One such process, which reads commands: get KEY, invalidate PATTERN, stats. Two that run
+   concurrently need two names.
    ./cache --node a 127.0.0.1:6380 */
 #define CONC_STATIC
 #include "../../conc_pool.h"

@@ -1,13 +1,13 @@
-/* Profiler. It reads the trace of a run, and tells how long each task ran and waited, how late the
-   loop was, who held it up, and what was waited for most; and it draws who did what when.
+/* Profiler. It reads a run's trace, and reports how long each task ran and waited, the loop's
+   latency, who blocked it, and the longest waits; and it draws a timeline.
 
    cc 04_profiler.c -o profiler
    ./profiler
    ./profiler --trace trace.json     # keeps the trace: open it in ui.perfetto.dev
    ./profiler trace.json             # of any program, after CONC_TRACE=trace.json ./program
 
-   It prints what stands in ../expected/10_patterns/04_profiler.txt.
-   Hint: conc_sleep_until(due) returns at due if nothing holds the loop; conc_now() tells. */
+   It prints the contents of ../expected/10_patterns/04_profiler.txt.
+   Hint: conc_sleep_until(due) returns at due if nothing blocks the loop; check with conc_now(). */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 #include <stdlib.h>

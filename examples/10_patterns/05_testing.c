@@ -1,13 +1,13 @@
-/* Testing. Each test is a run of its own on the virtual clock: an hour takes no time, a test that
-   hangs ends at once, a task that is left behind is found. The tasks' order is random, and repeats.
+/* Testing. Each test is its own run on the virtual clock: an hour takes no time, a hanging test
+   ends immediately, a leaked task is found. The task order is random, but reproducible.
 
    cc 05_testing.c -o tests
    ./tests       # the output is TAP, which "prove ./tests" understands
    ./tests 5     # all tests in one order, that of seed 5
 
-   It prints what stands in ../expected/10_patterns/05_testing.txt.
+   It prints the contents of ../expected/10_patterns/05_testing.txt.
    Hint: conc_timeout(24 * 3600, t->body, NULL) gives a test a day. Four tests fail on purpose: they
-   are marked TODO. conc_settle lets the other tasks go on until they all wait. */
+   are marked TODO. conc_settle lets the other tasks run until they all wait. */
 #define CONC_STATIC
 #include "../../conc.h"
 #include <stdlib.h>

@@ -1,7 +1,7 @@
-/* Crypto aggregator. In each round it asks three exchanges for a price, all at once, and averages
-   those that answer. Over the latest averages a process computes a volatility index, which is heavy
-   maths; a row goes to a CSV file. No second sees more than five calls, and a heartbeat keeps
-   beating whatever goes on.
+/* Crypto aggregator. In each round it asks three exchanges for a price, concurrently, and averages
+   the replies. A process computes a volatility index, which is heavy maths, over the latest
+   averages; a row goes to a CSV file. No second sees more than five calls, and a heartbeat keeps
+   beating throughout.
 
    cc 01_crypto_aggregator.c -o aggregator -lcurl -lhttp_parser -lcjson -lm
    ./aggregator                       # four rounds; prices.csv gets their rows
@@ -9,10 +9,10 @@
    CONC_CLOCK=virtual ./aggregator --limiter    # when 12 calls at once get their turns
    ./aggregator --exchange gamma 127.0.0.1:8003 # then: curl localhost:8003/price
 
-   It starts the exchanges itself, as processes of this program, unless it is told where one is:
-   gamma=127.0.0.1:8003. gamma fails at each third request. More options: rounds, interval (seconds
+   It starts the exchanges itself, as processes of this program, unless given an address:
+   gamma=127.0.0.1:8003. gamma fails every third request. More options: rounds, interval (seconds
    between two rounds), timeout (seconds for an answer), paths (of the index: how heavy it is) and
-   file. It runs on the real clock: on the virtual one other processes have no time to answer. */
+   file. It runs on the real clock: on the virtual one other processes have no time to reply. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"

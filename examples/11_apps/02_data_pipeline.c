@@ -1,6 +1,6 @@
 /* Data pipeline. It fetches pages, 5 at a time, counts their words in processes, and stores the
-   results in SQLite, each page in one transaction. A page has 10 s, with all its retries. What
-   fails is logged, with the reason, and the other pages go on.
+   results in SQLite, one transaction per page. A page has 10 s, including retries. Failures are
+   logged, with the reason, and the other pages continue.
 
    cc 02_data_pipeline.c -o pipeline -lcurl -lhttp_parser -lsqlite3
    ./pipeline                     # ten pages of its own service, four of them bad; 2 s a page

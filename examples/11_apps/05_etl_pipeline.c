@@ -1,7 +1,7 @@
-/* ETL pipeline. It reads payments from CSV files, a table of SQLite and a TCP feed, all at once,
-   checks and converts them in threads, and writes them to SQLite and to a file of JSON lines. The
-   queues between the stages are bounded: a slow destination makes the sources pause. Kill it at any
-   moment and start it again: each payment reaches both destinations exactly once.
+/* ETL pipeline. It reads payments from CSV files, an SQLite table and a TCP feed, concurrently,
+   checks and converts them in threads, and writes them to SQLite and a JSON lines file. The queues
+   between the stages are bounded: a slow destination makes the sources pause. Kill it at any time
+   and restart it: each payment reaches both destinations exactly once.
 
    cc 05_etl_pipeline.c -o etl -lsqlite3 -lcjson
    ./etl                                    # makes its own sources; is killed three times
@@ -15,7 +15,7 @@
    virtual one other processes have no time to answer.
 
    payment_sources.h describes the sources, payment.h their records, checkpoint.h how the two
-   destinations change together. Files and tables may grow at their end between two runs. */
+   destinations change together. Files and tables may be appended to between runs. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"

@@ -1,7 +1,7 @@
-/* Task queue. Tasks wait in Redis, and workers on any number of machines, which know nothing but
-   the address of Redis, run them: by priority, at a time, after other tasks, again after a failure.
-   Workers may be killed and Redis restarted at any moment: no task is lost, each is done at least
-   once, and a task with a key takes effect once.
+/* Task queue. Tasks wait in Redis, and workers on any number of machines, which know only the
+   address of Redis, run them: by priority, at a given time, after other tasks, again after a
+   failure. Workers may be killed and Redis restarted at any time: no task is lost, each is done at
+   least once, and a task with a key takes effect once.
 
    cc 06_task_queue.c -o tasks -lhiredis
    ./tasks             # its own Redis and five workers: priorities, retries, a worker is killed

@@ -1,6 +1,6 @@
-/* Chat server. Rooms over WebSockets: everybody in a room gets each message once and in its order,
-   with history, presence, and a limit for each user. A client that comes back gets exactly what it
-   has missed; one that does not read is dropped, and holds nobody.
+/* Chat server. Rooms over WebSockets: everyone in a room gets each message once and in order, with
+   history, presence, and a limit per user. A returning client gets exactly what it missed; one that
+   does not read is dropped without delaying others.
 
    cc -O2 07_chat_server.c -o chat -lwslay -lhttp_parser -lcjson -lssl -lcrypto
    ./chat                       # then open http://127.0.0.1:8080/ twice; --help lists the options
@@ -9,7 +9,7 @@
    openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -keyout key.pem -out cert.pem
    ./chat --certificate cert.pem --key key.pem   # https:// and wss://
 
-   A client sends JSON, a message each, to ws://127.0.0.1:8080/chat:
+   A client sends JSON, one object per message, to ws://127.0.0.1:8080/chat:
      {"type": "join", "room": "tea", "name": "Ann", "after": 1760000000017}
      {"type": "say", "room": "tea", "text": "Hello"}
      {"type": "leave", "room": "tea"}

@@ -1,6 +1,6 @@
 /* Web framework. A small API over HTTP, as one would write it with FastAPI: routes with typed
-   parameters, middleware, dependencies, validation, streams, files, WebSockets; a loop on each
-   processor. Take it as the start of your own: what is general lies in ../common/.
+   parameters, middleware, dependencies, validation, streams, files, WebSockets; a loop per
+   processor. Use it as a start for your own: the reusable parts are in ../common/.
 
    cc 01_web_framework.c -o web -lhttp_parser -lcjson -lwslay -lssl -lcrypto
    ./web                        # serves http://127.0.0.1:8080 until Ctrl+C; --help: the options

@@ -1,7 +1,7 @@
 /* Distributed web crawler. Worker processes share one frontier in Redis: which URLs are known,
    which wait, and which host may be asked now (common/frontier.h). Each canonical URL is fetched
-   once over all workers. A host is asked for one page at a time, with a pause in between. A worker
-   may be killed at any moment: the others take over what it had. Pages and links go to SQLite.
+   once over all workers. A host is asked for one page at a time, with pauses. A worker may be
+   killed at any time: the others take over its work. Pages and links go to SQLite.
 
  cc 02_web_crawler.c -o crawl -lcurl -lhiredis -lhttp_parser -lsqlite3 -lxml2 -I/usr/include/libxml2
    ./crawl                       # a site, a Redis and three workers of its own; one is killed
@@ -12,9 +12,9 @@
    ./crawl --redis 127.0.0.1:6379 --worker              # one more worker, from another terminal
    ./crawl --site 8080           # the site alone: http://h0.localhost:8080/page/0
 
-   After Ctrl+C or a crash the same command goes on: what is in the database is not fetched again,
-   even if Redis has lost everything. To begin anew takes another --db and an empty Redis. Workers
-   on other machines have a database of their own. */
+   After Ctrl+C or a crash the same command resumes: pages in the database are not fetched again,
+   even if Redis has lost everything. To start afresh, use another --db and an empty Redis. Workers
+   on other machines have their own databases. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"

@@ -1,6 +1,6 @@
-/* Real-time analytics. Events come as lines over TCP, UDP and WebSockets. They are put into windows
-   by the time at which they happened, in whatever order they arrive; alerts watch the windows; and
-   a page in the browser shows all of it while it happens.
+/* Real-time analytics. Events arrive as lines over TCP, UDP and WebSockets. They are put into
+   windows by event time, in whatever order they arrive; alerts watch the windows; and a page in the
+   browser shows everything live.
 
    cc 03_analytics.c -o analytics -lhttp_parser -lwslay -lcrypto -lcjson -lm
    ./analytics                      # with three simulated sources; open the page that it names
@@ -14,9 +14,9 @@
 
    A line is Graphite's plaintext protocol: SERIES;user=NAME VALUE TIME. TIME is in seconds since
    1970, or -1 for now; ;user=NAME may be missing. Each series has tumbling and sliding windows,
-   each user has sessions; ../common/windows.h says what these, watermarks and late events are. An
-   event that is more than a minute ahead of the clock is refused, and the watermark never passes
-   the clock: no event from the future makes the events of others late. */
+   each user has sessions; ../common/windows.h explains these, watermarks and late events. An event
+   more than a minute ahead of the clock is refused, and the watermark never passes the clock: no
+   event from the future makes other events late. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"

@@ -1,6 +1,6 @@
-/* A game server: tanks in an arena, matches of 4 to 8 players, 20 ticks a second. Its clients come
-   by WebSocket (a browser) or UDP. The server alone decides what happens; a client says what it
-   does, is told what is different now, and is thrown out if it does what nobody can.
+/* A game server: tanks in an arena, matches of 4 to 8 players, 20 ticks a second. Clients connect
+   by WebSocket (a browser) or UDP. The server alone decides what happens; a client sends its
+   actions, receives changes, and is thrown out for impossible actions.
 
    cc 04_game_server.c -o game_server -lwslay -lcrypto -lhttp_parser
    ./game_server                              # open http://127.0.0.1:8080; bots play with you
@@ -10,8 +10,8 @@
    ./game_server --simulate 7 --every 1       # with the hash of each tick's state
    ./game_server --goal                       # 1000 players
 
-   While it serves, /leaderboard and /stats say more. What another game would have in another way
-   is in ../common: its rules (arena.h), its messages (arena_net.h), its bots (arena_client.h). */
+   While it serves, /leaderboard and /stats show more. The parts specific to this game are in
+   ../common: its rules (arena.h), its messages (arena_net.h), its bots (arena_client.h). */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"
