@@ -1395,10 +1395,10 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 #else
 #define CONC__DIAGNOSES 1
 #endif
-#define CONC__DEBUGS(l) (CONC__DIAGNOSES && (l)->debug)
-#define CONC__TRACES(l) (CONC__DIAGNOSES && (l)->trace)
-#define CONC__WATCHES(l) (CONC__DIAGNOSES && (l)->watchdog)
-#define CONC__STEPWISE(l) (CONC__DIAGNOSES && (l)->stepwise)
+#define CONC__DEBUGS(l) (CONC__DIAGNOSES && (l)->diagnostics.debug)
+#define CONC__TRACES(l) (CONC__DIAGNOSES && (l)->diagnostics.trace)
+#define CONC__WATCHES(l) (CONC__DIAGNOSES && (l)->diagnostics.watchdog)
+#define CONC__STEPWISE(l) (CONC__DIAGNOSES && (l)->scheduler.stepwise)
 #ifdef CONC_GUARD_REPORT
 #define CONC__CATCHES_FAULTS 1
 #define CONC__REPORTS_FAULTS(l) true
@@ -1973,151 +1973,243 @@ struct conc__backend;
 typedef void conc__switch_fn(conc_loop *l, conc__stack *from, void **from_context, conc__stack *to,
                              void **to_context);
 
+/* The state of a run, in parts. Other threads use only `shared`, job.idles and the atomic
+ * fields. */
 struct conc_loop {
-    /* touched by a switch. Fields written together must not be adjacent: the compiler would merge
-     * the writes into one vector store, which would delay the next read */
+    /* What a switch touches comes first. Fields written together must not be adjacent: the
+     * compiler would merge the writes into one vector store, which would delay the next read. */
     conc_task *self; /* NULL while the scheduler runs */
-    int *errno_at;
-    conc_task *ready;
-    int switches_left, budget_left; /* until the next pass; until a checkpoint yields */
-    conc_task *last_ready;
-    conc__context context; /* the scheduler's */
-    conc__switch_fn *switch_stacks;
+    int *errno_at;   /* the address of errno on this thread */
 
-    bool virtual_clock, seeded, debug, on_valgrind, doomed, over, refreshing;
-    /* debug mode, or a trace: a pass runs one task, and every step is measured */
-    bool stepwise;
-    conc_task *spinners, *last_spinner; /* tasks that ignore their cancel; they run in rounds */
-    /* the pass in which they run although others are ready; each spinner postpones it */
-    uint64_t next_round;
-    conc_task *marked, *last_marked;
-    conc__waits settlers;
-    void (*call)(conc_loop *l, void *arg);
-    void *call_arg;
-    conc__fpu fpu;         /* a task's initial state */
-    conc__context scratch; /* for contexts that are never resumed */
-    int64_t now;
-    int64_t last_pass;     /* time of the last scheduler pass, on the loop's clock */
-    int batch, budget;     /* initial values of these two: lower if steps are slow */
-    int flooded;           /* passes in a row that ran only posted functions */
-    uint64_t picks, draws; /* states of the two random generators */
-    conc__stack thread_stack;
+    /* the tasks that are ready, and for how long they may run */
+    struct {
+        conc_task *first;
+        int switches_left, budget_left; /* until the next pass; until a checkpoint yields */
+        conc_task *last;
+    } ready;
+
+    /* the scheduler, which runs on the thread's own stack */
+    struct {
+        conc__context context;
+        conc__switch_fn *switch_stacks;
+        /* debug mode, or a trace: a pass runs one task, and every step is measured */
+        bool stepwise;
+        bool stepping; /* embedded: a call of the host is running it */
+        /* initial values of ready.switches_left and ready.budget_left; lower if steps are slow */
+        int batch, budget;
+        int flooded;       /* passes in a row that ran only posted functions */
+        int posted_rc;     /* the running posted function's newest error; 0: none */
+        int64_t last_pass; /* time of the last pass, on the loop's clock */
+        /* conc__on_loop: what a task has the scheduler call; NULL: nothing */
+        void (*call)(conc_loop *l, void *arg);
+        void *call_arg;
+        conc__stack stack;
+        conc__context scratch; /* for contexts that are never resumed */
+        conc__fpu fpu;         /* a task's initial state */
+        conc__waits settlers;  /* tasks in conc_settle */
 #if CONC__TSAN
-    void *dead_fiber;
-    conc__stack *switched_from; /* may have signals, see conc__fiber_take_signals */
+        void *dead_fiber;
+        conc__stack *switched_from; /* may have signals, see conc__fiber_take_signals */
 #endif
+    } scheduler;
 
-    conc_options options;
-    conc__stack_cache *stacks,
-        *stack_caches; /* stack caches: that of the default task size, and all */
-    int64_t trimmed;
-    bool to_trim;
-    bool awaits_interrupt; /* main_fn sleeps forever on purpose: only a signal or post wakes it */
-    int64_t searched;      /* then: when the loop last searched for circles of owners, */
-    uint64_t unsearched;   /* and how often it has paused since then */
-    conc_group background;
-    conc__failures failures;
-    conc_task main;
-    conc_fn *main_fn;
-    void *main_arg;
-    const char *main_name;
-    int rc;
-    int exit_status; /* set by conc_set_exit_status; CONC__NO_STATUS: not set */
-    struct conc__gen *generators;
-    conc__stack *stopped; /* stacks of generators that were stopped, or at the run's end */
-    bool lists_tasks;     /* the current report has a line for each task */
-    uint64_t run;         /* the number of this run in the process */
-    conc_loop *next_run;  /* in conc__live_runs */
-    conc__census census;
-    size_t generator_count;
-    uint64_t spawned, finished; /* both counted from conc__first_serial */
-    uint64_t most;              /* most - finished is the most tasks ever alive */
-    uint64_t switches, passes, polls;
-    int64_t left;         /* embedded: when control last went back to the host */
-    int64_t began, idled; /* when the run began; how long it has slept since, on its clock */
-    /* stepwise: when the running step began; the sum of all steps; the sum of all past waits */
-    int64_t stepped, ran, waited;
-    bool step_over; /* stepwise: the task that was resumed has ended */
-    int64_t called; /* debug: the running step's time in the user's hooks */
-    /* a just ended task's stack, and its lowest used byte; NULL: not needed */
-    conc__stack *left_stack;
-    char *left_used;
-    struct conc__trace *trace;       /* NULL: none is written */
-    struct conc__watchdog *watchdog; /* debug */
-    struct conc__usage *usages;      /* debug: of stacks */
-    conc__holding *opened;           /* debug: objects that must be closed before the end */
-    /* debug: conc's handlers for SIGUSR2 and for SIGSEGV are installed for this run */
-    bool dumps_taken, faults_taken;
-    conc__wheel wheel;
+    /* tasks that ignore their cancel; they run in rounds */
+    struct {
+        conc_task *first, *last;
+        /* the pass in which they run although others are ready; each spinner postpones it */
+        uint64_t next_round;
+    } spinners;
 
-    const struct conc__backend *backend;
-    int poll_fd, wake_out, wake_in;
-    conc__fd **fds; /* blocks of CONC__FDS, by number */
-    size_t fd_blocks;
-    conc__fd *watched, *last_watched;
-    size_t watched_count, verify_count, unverified;
-    /* since the last conc__verify, code ran that may have closed a descriptor */
-    bool stirred;
-    bool was_alone;         /* this was the only thread when the last round of conc__verify began */
-    int64_t verified;       /* when conc__verify last checked descriptors, on the real clock */
-    int64_t verified_until; /* virtual clock: when conc__verify_until last did */
-    bool retried;           /* virtual clock: conc__jump_clock must give others real time first */
-    int outside_awaited;    /* tasks that wait for a child program's end, or a FIFO's other end */
-    conc__standstill standstill;
-    int64_t polled;
-    struct pollfd *polls_for; /* poll(2) */
-    size_t polls_room;
-    /* epoll: counts of events that no task waited for, and of events of files closed here */
-    unsigned unheard, orphans;
-    bool apart; /* kqueue: tasks may be waiting for descriptors outside the queue */
-    bool blind; /* the loop can no longer wait for descriptors */
-    int doom;   /* the error that cancelled every task; 0: none */
-    char doom_text[CONC__TEXT];
-    int posted_rc; /* the running posted function's newest error; 0: none */
-    conc__spare *spares;
-    int spare_count;
+    /* cancels on their way to tasks, and the doom that cancels all of them */
+    struct {
+        conc_task *marked, *last_marked; /* tasks that a cancel may have reached */
+        bool refreshing;                 /* a call is taking them out of this list */
+        bool doomed;                     /* every task is cancelled, as the run has failed */
+        int doom_rc;                     /* with this error; 0: none */
+        char doom_text[CONC__TEXT];
+    } cancels;
 
-    int awaited;        /* tasks that wait for another thread or process */
-    unsigned misses;    /* consecutive vain spins */
-    bool woke;          /* the last hand-over had to wake its thread: do not spin */
-    atomic_int at_work; /* virtual clock: jobs for which time stands still */
-    conc__idle_hook *idle_hooks;
-    conc__ending *endings;
+    /* counters of the run */
+    struct {
+        uint64_t spawned, finished; /* both counted from conc__first_serial */
+        uint64_t most;              /* most - finished is the most tasks ever alive */
+        uint64_t switches, passes, polls;
+        int64_t idled; /* how long it has slept, on its clock */
+    } counters;
 
-    /* of a run inside a job: the job, if a virtual clock stands still for it, else NULL */
-    struct conc__job_context *job;
-    bool job_idles;    /* under the mutex: that clock runs until the next post */
-    int channel_waits; /* how many of `awaited` wait for a channel */
-    /* virtual clock: when the job's shield ends, on the real clock; CONC__NEVER: no limit */
-    int64_t job_limit;
+    /* the stacks of tasks */
+    struct {
+        conc__stack_cache *usual;  /* of the default size */
+        conc__stack_cache *caches; /* of all sizes */
+        int64_t trimmed;           /* when the caches were last trimmed */
+        bool to_trim;              /* that left stacks which the next trim may drop */
+    } stacks;
 
-    conc_signals *signals;
-    conc__holding *receiving; /* the same, as a tree by address */
-    conc__holding *handles;   /* debug: handles on stacks of tasks and jobs that may still run */
-    bool lent;                /* one of these two is not empty */
-    /* by signal number: the open receivers, and the count up to which the loop has delivered it */
-    struct conc__signal_list {
-        struct conc__signal_number *first;
-        unsigned long handed;
-    } received[CONC__SIGNALS];
-    uint64_t unblocked; /* a bit for each signal blocked before a receiver opened */
-    int signal_waits, interrupted_by;
-    bool interrupted_late, winding_up, embedded, stepping, pipe_was_blocked, pipe_was_pending;
-    void *signal_stack;
-    _Atomic(conc_loop *) *signal_slot; /* where the handler finds this loop, or NULL */
-    /* the signal handler reads the numbers and writes the rest */
-    atomic_bool signalled, dump_asked;
-    atomic_uint interrupt_numbers;   /* a conc__interrupt_bit for each that interrupts this run */
-    atomic_int interrupt;            /* the signal that must cancel main_fn; 0: none */
-    _Atomic(int64_t) interrupted_at; /* when the first came, on the real clock; 0: none came */
+    /* the open generators */
+    struct {
+        struct conc__gen *first;
+        size_t count;
+        conc__stack *stopped; /* stacks of those that were stopped, or at the run's end */
+    } generators;
+
+    /* the two random generators */
+    struct {
+        bool seeded;           /* the scheduler picks ready tasks at random */
+        uint64_t picks, draws; /* their states: the scheduler's picks, and conc_random */
+    } random;
+
+    /* the run itself: its options, its main task, its end */
+    struct {
+        conc_options options;
+        uint64_t number; /* of this run in the process */
+        conc_loop *next; /* in conc__live_runs */
+        conc_task main;
+        conc_fn *main_fn;
+        void *main_arg;
+        const char *main_name;
+        conc_group background;
+        conc__failures failures;
+        int exit_status; /* set by conc_set_exit_status; CONC__NO_STATUS: not set */
+        bool embedded;
+        bool winding_up; /* main_fn has returned */
+        bool over;       /* so has everything else; the main task ends */
+        int64_t began;   /* on its clock */
+        int64_t left;    /* embedded: when control last went back to the host */
+        conc__ending *endings;
+    } run;
+
+    /* the loop's clock, and the timers on it */
+    struct {
+        int64_t now;
+        bool is_virtual;
+        bool retried; /* virtual: conc__jump_clock must give others real time first */
+        conc__standstill standstill;
+        conc__wheel wheel;
+    } clock;
+
+    /* the poller: how the loop waits for descriptors, and how other threads wake it */
+    struct {
+        const struct conc__backend *backend;
+        int fd;                   /* of epoll or kqueue; -1: none */
+        int wake_out, wake_in;    /* a pipe, or both are the same eventfd; -1: none */
+        int64_t polled;           /* when it last polled */
+        struct pollfd *polls_for; /* poll(2) */
+        size_t polls_room;
+        /* epoll: counts of events that no task waited for, and of events of files closed here */
+        unsigned unheard, orphans;
+        bool apart; /* kqueue: tasks may be waiting for descriptors outside the queue */
+        bool blind; /* the loop can no longer wait for descriptors */
+    } poller;
+
+    /* the descriptors that the loop knows, and the verification that they are still the same */
+    struct {
+        conc__fd **blocks; /* of CONC__FDS, by number */
+        size_t block_count;
+        conc__fd *watched, *last_watched; /* those that a task waits for */
+        size_t watched_count, verify_count, unverified;
+        /* since the last conc__verify, code ran that may have closed a descriptor */
+        bool stirred;
+        bool was_alone;   /* this was the only thread when the last round of conc__verify began */
+        int64_t verified; /* when conc__verify last checked descriptors, on the real clock */
+        int64_t verified_until; /* virtual clock: when conc__verify_until last did */
+    } fds;
+
+    /* free buffers of the usual size */
+    struct {
+        conc__spare *first;
+        int count;
+    } spares;
+
+    /* waits for other threads and processes */
+    struct {
+        int awaited;        /* tasks that wait for another thread or process */
+        int channel_waits;  /* how many of these wait for a channel */
+        int process_waits;  /* tasks that wait for a child program's end, or a FIFO's other end */
+        unsigned misses;    /* consecutive vain spins */
+        bool woke;          /* the last hand-over had to wake its thread: do not spin */
+        atomic_int at_work; /* virtual clock: jobs for which time stands still */
+        conc__idle_hook *idle_hooks;
+    } outside;
+
+    /* the job around this run */
+    struct {
+        /* the job, if a virtual clock stands still for it, else NULL */
+        struct conc__job_context *context;
+        bool idles; /* under the mutex: that clock runs until the next post */
+        /* virtual clock: when the job's shield ends, on the real clock; CONC__NEVER: no limit */
+        int64_t limit;
+    } job;
+
+    /* objects on stacks that must not be lost while something uses them */
+    struct {
+        bool any;                 /* one of these two is not empty */
+        conc__holding *receivers; /* signals.open, as a tree by address */
+        conc__holding *handles;   /* debug: of tasks and jobs that may still run */
+    } lent;
+
+    /* the signals that the run receives */
+    struct {
+        conc_signals *open; /* the open receivers */
+        /* by signal number: the open receivers, and the count up to which the loop has delivered
+         * it */
+        struct conc__signal_list {
+            struct conc__signal_number *first;
+            unsigned long handed;
+        } received[CONC__SIGNALS];
+        uint64_t unblocked; /* a bit for each signal blocked before a receiver opened */
+        int waits;          /* tasks that wait for a signal */
+        bool pipe_was_blocked, pipe_was_pending; /* SIGPIPE, when the run began */
+        void *stack;                /* the alternate stack of handlers; NULL: it is not conc's */
+        _Atomic(conc_loop *) *slot; /* where the handler finds this loop, or NULL */
+        /* the handler writes these: a signal came; one that asks for a dump came */
+        atomic_bool came, dump_asked;
+    } signals;
+
+    /* interrupts: signals that cancel main_fn. The handler reads `numbers` and writes `pending` and
+     * `first_at` */
+    struct {
+        atomic_uint numbers;       /* a conc__interrupt_bit for each that interrupts this run */
+        atomic_int pending;        /* the signal that must cancel main_fn; 0: none */
+        _Atomic(int64_t) first_at; /* when the first came, on the real clock; 0: none came */
+        int by;                    /* the signal that interrupted this run; 0: none */
+        bool late;                 /* it came after main_fn had returned */
+        /* main_fn sleeps forever on purpose: only a signal or post wakes it */
+        bool awaited;
+    } interrupt;
 
     /* shared with other threads, under the mutex; `posted` may be read without it */
-    pthread_mutex_t mutex;
-    _Atomic(conc__post *) posted;
-    conc__post *last_posted;
-    size_t holds;
-    /* closed: posts are refused; over_for_good: the last release frees the loop */
-    bool asleep, closed, over_for_good;
+    struct {
+        pthread_mutex_t mutex;
+        _Atomic(conc__post *) posted;
+        conc__post *last_posted;
+        size_t holds; /* of conc_loop_hold: how many were not released yet */
+        /* closed: posts are refused; over_for_good: the last release frees the loop */
+        bool asleep, closed, over_for_good;
+    } shared;
+
+    /* debug mode, the trace, and reports */
+    struct {
+        bool debug, on_valgrind;
+        /* debug: conc's handlers for SIGUSR2 and for SIGSEGV are installed for this run */
+        bool dumps_taken, faults_taken;
+        bool lists_tasks; /* the current report has a line for each task */
+        bool step_over;   /* stepwise: the task that was resumed has ended */
+        /* stepwise: when the running step began; the sum of all steps; the sum of all past waits */
+        int64_t step_began, ran, waited;
+        int64_t called;                  /* debug: the running step's time in the user's hooks */
+        struct conc__trace *trace;       /* NULL: none is written */
+        struct conc__watchdog *watchdog; /* debug */
+        struct conc__usage *usages;      /* debug: of stacks */
+        conc__holding *opened;           /* debug: objects that must be closed before the end */
+        /* a just ended task's stack, and its lowest used byte; NULL: not needed */
+        conc__stack *left_stack;
+        char *left_used;
+        conc__census census;
+        /* while interrupt.awaited: when the loop last searched for circles of owners, and how
+         * often it has paused since then */
+        int64_t searched;
+        uint64_t unsearched;
+    } diagnostics;
 };
 
 static CONC_TLS _Thread_local conc_loop *conc__here;
@@ -2170,10 +2262,10 @@ typedef struct conc__extension {
     /* conc_shield in a job; false: no job runs on this thread */
     bool (*job_shield)(double grace, conc_fn *fn, void *arg, int *rc);
     int (*job_runs)(conc_loop *l); /* a run begins on this thread, perhaps inside a job */
-    /* the run's tasks wait only for channels, or no longer do: until then l->job counts as idle */
+    /* the run's tasks wait only for channels, or no longer do: until then l->job.context counts as idle */
     void (*job_idles)(conc_loop *l, bool idles);
     void (*job_goes_on)(conc_loop *l); /* under the mutex: the next post has arrived */
-    int64_t (*job_late)(conc_loop *l); /* l->job_limit has passed: returns the next one */
+    int64_t (*job_late)(conc_loop *l); /* l->job.limit has passed: returns the next one */
     /* conc_fail in a job; false: no job runs on this thread */
     bool (*job_fail)(int rc, const char *text);
     /* the newest error text of the job on this thread, "" if none; NULL: no job runs */
@@ -2334,11 +2426,11 @@ CONC__PRIVATE void conc__stack_unleave(conc__stack *s)
 CONC__PRIVATE void conc__stack_leave(conc_loop *l, conc__stack *s)
 {
     conc__stack_unleave(s);
-    s->left_next = l->switched_from;
-    s->left_at = &l->switched_from;
-    if (l->switched_from)
-        l->switched_from->left_at = &s->left_next;
-    l->switched_from = s;
+    s->left_next = l->scheduler.switched_from;
+    s->left_at = &l->scheduler.switched_from;
+    if (l->scheduler.switched_from)
+        l->scheduler.switched_from->left_at = &s->left_next;
+    l->scheduler.switched_from = s;
 }
 #endif
 
@@ -2348,8 +2440,8 @@ static inline void conc__delayed_signals(conc_loop *l)
 #if CONC__TSAN
     sigset_t before;
     conc__block_signals(&before);
-    while (l->switched_from) {
-        conc__stack *s = l->switched_from;
+    while (l->scheduler.switched_from) {
+        conc__stack *s = l->scheduler.switched_from;
         conc__stack_unleave(s);
         conc__fiber_take_signals(s->tsan_fiber);
     }
@@ -2367,7 +2459,7 @@ static inline __attribute__((always_inline)) void conc__leaving(conc_loop *l, co
     __sanitizer_start_switch_fiber(from ? &from->asan_frames : NULL, to->asan_low, to->asan_size);
 #endif
 #if CONC__TSAN
-    if (from && from != &l->thread_stack)
+    if (from && from != &l->scheduler.stack)
         conc__stack_leave(l, from);
     __tsan_switch_to_fiber(to->tsan_fiber, 0);
 #endif
@@ -2383,15 +2475,15 @@ static inline __attribute__((always_inline)) void conc__arrived(conc_loop *l, co
     const void *low;
     size_t size;
     __sanitizer_finish_switch_fiber(here->asan_frames, &low, &size);
-    if (!l->thread_stack.asan_low) { /* a run's first jump comes from the thread's own stack */
-        l->thread_stack.asan_low = low;
-        l->thread_stack.asan_size = size;
+    if (!l->scheduler.stack.asan_low) { /* a run's first jump comes from the thread's own stack */
+        l->scheduler.stack.asan_low = low;
+        l->scheduler.stack.asan_size = size;
     }
 #endif
 #if CONC__TSAN
-    if (l->dead_fiber)
-        conc__fiber_destroy(l->dead_fiber);
-    l->dead_fiber = NULL;
+    if (l->scheduler.dead_fiber)
+        conc__fiber_destroy(l->scheduler.dead_fiber);
+    l->scheduler.dead_fiber = NULL;
 #endif
     (void)l;
     (void)here;
@@ -2421,7 +2513,7 @@ static inline void conc__stack_ends(conc_loop *l, conc__stack *s)
 #if CONC__TSAN
     conc__stack_unleave(s);
     if (s->tsan_fiber == __tsan_get_current_fiber())
-        l->dead_fiber = s->tsan_fiber; /* a fiber cannot destroy itself */
+        l->scheduler.dead_fiber = s->tsan_fiber; /* a fiber cannot destroy itself */
     else
         conc__fiber_destroy(s->tsan_fiber);
 #endif
@@ -2938,15 +3030,16 @@ CONC__PRIVATE int conc__wake_open(conc_loop *l)
 {
     int ends[2];
 #ifdef __linux__
-    l->wake_out = l->wake_in = conc__not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    if (l->wake_out >= 0)
+    l->poller.wake_out = l->poller.wake_in =
+        conc__not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (l->poller.wake_out >= 0)
         return 0;
 #endif
     int rc = conc__pipe(ends);
     if (rc)
         return rc;
-    l->wake_out = ends[0];
-    l->wake_in = ends[1];
+    l->poller.wake_out = ends[0];
+    l->poller.wake_in = ends[1];
     conc__set_modes(ends[0]);
     conc__set_modes(ends[1]);
     return 0;
@@ -2954,23 +3047,23 @@ CONC__PRIVATE int conc__wake_open(conc_loop *l)
 
 CONC__PRIVATE void conc__wake_close(conc_loop *l)
 {
-    if (l->wake_in >= 0 && l->wake_in != l->wake_out)
-        close(l->wake_in);
-    if (l->wake_out >= 0)
-        close(l->wake_out);
+    if (l->poller.wake_in >= 0 && l->poller.wake_in != l->poller.wake_out)
+        close(l->poller.wake_in);
+    if (l->poller.wake_out >= 0)
+        close(l->poller.wake_out);
 }
 
 CONC__PRIVATE void conc__wake_up(conc_loop *l)
 {
     uint64_t one = 1;
-    ssize_t n = write(l->wake_in, &one, sizeof one); /* a full pipe wakes, too */
+    ssize_t n = write(l->poller.wake_in, &one, sizeof one); /* a full pipe wakes, too */
     (void)n;
 }
 
 CONC__PRIVATE void conc__wake_drain(conc_loop *l)
 {
     uint64_t count[64];
-    while (read(l->wake_out, count, sizeof count) == (ssize_t)sizeof count)
+    while (read(l->poller.wake_out, count, sizeof count) == (ssize_t)sizeof count)
         continue; /* it is a pipe, and may hold more */
 }
 
@@ -3132,10 +3225,10 @@ CONC__PRIVATE int conc__poll_open(conc_loop *l)
 /* Closes the poller of any backend. */
 CONC__PRIVATE void conc__poller_close(conc_loop *l)
 {
-    if (l->poll_fd >= 0)
-        close(l->poll_fd);
-    l->poll_fd = -1;
-    CONC_FREE(l->polls_for);
+    if (l->poller.fd >= 0)
+        close(l->poller.fd);
+    l->poller.fd = -1;
+    CONC_FREE(l->poller.polls_for);
 }
 
 /* A number that identifies an open file; 0: not open. Each socket and pipe has its own inode, but
@@ -3196,12 +3289,12 @@ CONC__PRIVATE void conc__poll_remove(conc_loop *l, const conc__fd *f)
 /* Makes room for n descriptors. Returns fewer if out of memory; the rest must wait. */
 CONC__PRIVATE size_t conc__poll_room(conc_loop *l, size_t n)
 {
-    if (n > l->polls_room) {
-        struct pollfd *more = CONC_REALLOC(l->polls_for, n * 2 * sizeof *more);
+    if (n > l->poller.polls_room) {
+        struct pollfd *more = CONC_REALLOC(l->poller.polls_for, n * 2 * sizeof *more);
         if (!more)
-            return l->polls_room;
-        l->polls_for = more;
-        l->polls_room = n * 2;
+            return l->poller.polls_room;
+        l->poller.polls_for = more;
+        l->poller.polls_room = n * 2;
     }
     return n;
 }
@@ -3224,7 +3317,7 @@ CONC__PRIVATE int conc__wait_failed(conc_loop *l)
 {
     if (errno != EINTR)
         return -errno;
-    l->stirred = true;
+    l->fds.stirred = true;
     return 0;
 }
 
@@ -3233,15 +3326,15 @@ CONC__PRIVATE int conc__poll_wait(conc_loop *l, int64_t ns)
     struct pollfd wake, *polls = &wake;
     size_t n = 1;
     bool apart = false;
-    if (conc__poll_room(l, l->watched_count + 1) > 1) {
-        polls = l->polls_for;
-        for (conc__fd *f = l->watched; f && n < l->polls_room; f = f->next)
+    if (conc__poll_room(l, l->fds.watched_count + 1) > 1) {
+        polls = l->poller.polls_for;
+        for (conc__fd *f = l->fds.watched; f && n < l->poller.polls_room; f = f->next)
             if (conc__fd_has_waits(f)) {
                 polls[n++] = (struct pollfd){f->number, conc__poll_wanted(conc__fd_wanted(f)), 0};
                 apart |= f->filters & CONC__APART;
             }
     }
-    polls[0] = (struct pollfd){l->wake_out, POLLIN, 0};
+    polls[0] = (struct pollfd){l->poller.wake_out, POLLIN, 0};
     int count = apart ? conc__select(polls, n, ns) : conc__poll_call(polls, n, ns);
     if (count == 0)
         return 0;
@@ -3272,7 +3365,7 @@ CONC__PRIVATE int conc__epoll_make(const conc_loop *l)
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = CONC__WAKE_KEY};
     if (fd < 0)
         return -errno;
-    if (epoll_ctl(fd, EPOLL_CTL_ADD, l->wake_out, &event) == 0)
+    if (epoll_ctl(fd, EPOLL_CTL_ADD, l->poller.wake_out, &event) == 0)
         return fd;
     int rc = -errno;
     close(fd);
@@ -3281,9 +3374,9 @@ CONC__PRIVATE int conc__epoll_make(const conc_loop *l)
 
 CONC__PRIVATE int conc__epoll_open(conc_loop *l)
 {
-    l->poll_fd = conc__epoll_make(l);
-    if (l->poll_fd < 0)
-        return l->poll_fd;
+    l->poller.fd = conc__epoll_make(l);
+    if (l->poller.fd < 0)
+        return l->poller.fd;
     return 0;
 }
 
@@ -3291,7 +3384,8 @@ CONC__PRIVATE int conc__epoll_open(conc_loop *l)
 CONC__COLD bool conc__epoll_is_refused(const conc_loop *l, int rc)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = CONC__WAKE_KEY};
-    return conc__refused(-rc) && epoll_ctl(l->poll_fd, EPOLL_CTL_MOD, l->wake_out, &event) &&
+    return conc__refused(-rc) &&
+           epoll_ctl(l->poller.fd, EPOLL_CTL_MOD, l->poller.wake_out, &event) &&
            conc__refused(errno);
 }
 
@@ -3299,15 +3393,15 @@ CONC__COLD bool conc__epoll_is_refused(const conc_loop *l, int rc)
  * is embedded, so its host waits for the epoll descriptor. */
 CONC__COLD bool conc__epoll_give_up(conc_loop *l)
 {
-    int numbers = (int)l->fd_blocks * CONC__FDS;
-    if (l->embedded)
+    int numbers = (int)l->fds.block_count * CONC__FDS;
+    if (l->run.embedded)
         return false;
     for (int i = 0; i < numbers; i++) {
         conc__fd *f = conc__fd_find(l, i);
         if (f && conc__fd_is_polled(f))
             f->inode = conc__inode_of(f->number);
     }
-    l->backend = &conc__poll;
+    l->poller.backend = &conc__poll;
     return true;
 }
 
@@ -3325,7 +3419,7 @@ CONC__PRIVATE int conc__epoll_control(const conc_loop *l, const conc__fd *f, int
         if (events & CONC_WRITABLE)
             e.events |= EPOLLOUT;
     }
-    return conc__failure(epoll_ctl(l->poll_fd, what, f->number, &e));
+    return conc__failure(epoll_ctl(l->poller.fd, what, f->number, &e));
 }
 
 CONC__PRIVATE int conc__epoll_add(conc_loop *l, conc__fd *f, int events)
@@ -3356,9 +3450,9 @@ CONC__PRIVATE bool conc__epoll_arm(conc_loop *l, conc__fd *f, int events)
 CONC__PRIVATE int conc__epoll_try_add(const conc_loop *l, int number, struct epoll_event *event)
 {
 #if CONC__TSAN
-    return conc__failure((int)syscall(SYS_epoll_ctl, l->poll_fd, EPOLL_CTL_ADD, number, event));
+    return conc__failure((int)syscall(SYS_epoll_ctl, l->poller.fd, EPOLL_CTL_ADD, number, event));
 #else
-    return conc__failure(epoll_ctl(l->poll_fd, EPOLL_CTL_ADD, number, event));
+    return conc__failure(epoll_ctl(l->poller.fd, EPOLL_CTL_ADD, number, event));
 #endif
 }
 
@@ -3373,14 +3467,14 @@ CONC__PRIVATE bool conc__epoll_confirm(conc_loop *l, const conc__fd *f)
     if (rc < 0 && conc__epoll_is_refused(l, rc) && conc__epoll_give_up(l))
         return conc__poll_confirm(l, f);
     if (rc == 0)
-        epoll_ctl(l->poll_fd, EPOLL_CTL_DEL, f->number, &nothing);
+        epoll_ctl(l->poller.fd, EPOLL_CTL_DEL, f->number, &nothing);
     return false;
 }
 
 CONC__PRIVATE void conc__epoll_remove(conc_loop *l, const conc__fd *f)
 {
     struct epoll_event nothing = {0};
-    int rc = conc__failure(epoll_ctl(l->poll_fd, EPOLL_CTL_DEL, f->number, &nothing));
+    int rc = conc__failure(epoll_ctl(l->poller.fd, EPOLL_CTL_DEL, f->number, &nothing));
     if (rc < 0 && conc__epoll_is_refused(l, rc))
         conc__epoll_give_up(l);
 }
@@ -3390,20 +3484,20 @@ CONC__PRIVATE int conc__epoll_pause(conc_loop *l, struct epoll_event *events, in
 {
 #if CONC__NS_WAITS && defined SYS_epoll_pwait2
     static atomic_bool refused;
-    bool is_known = !CONC__TSAN && !l->on_valgrind; /* not to these two */
+    bool is_known = !CONC__TSAN && !l->diagnostics.on_valgrind; /* not to these two */
     bool exact = ns > 0 && ns != CONC__NEVER && is_known;
     if (exact && !atomic_load_explicit(&refused, memory_order_relaxed)) {
         struct timespec limit = {ns / 1000000000, ns % 1000000000};
-        int n = (int)syscall(SYS_epoll_pwait2, l->poll_fd, events, max, &limit, NULL, (size_t)8);
+        int n = (int)syscall(SYS_epoll_pwait2, l->poller.fd, events, max, &limit, NULL, (size_t)8);
         if (n >= 0 || errno == EINTR)
             return n;
-        n = epoll_wait(l->poll_fd, events, max, conc__milliseconds(ns));
+        n = epoll_wait(l->poller.fd, events, max, conc__milliseconds(ns));
         if (n >= 0)
             atomic_store_explicit(&refused, true, memory_order_relaxed);
         return n;
     }
 #endif
-    return epoll_wait(l->poll_fd, events, max, conc__milliseconds(ns));
+    return epoll_wait(l->poller.fd, events, max, conc__milliseconds(ns));
 }
 
 /* Replaces the epoll instance with a new one. A file closed here with close(2) but still open in
@@ -3411,18 +3505,18 @@ CONC__PRIVATE int conc__epoll_pause(conc_loop *l, struct epoll_event *events, in
  * loop keeps its instance, because the host knows its descriptor. */
 CONC__PRIVATE void conc__epoll_renew(conc_loop *l)
 {
-    if (l->embedded)
+    if (l->run.embedded)
         return;
     int fresh = conc__epoll_make(l);
     if (fresh < 0)
         return;
-    int old = l->poll_fd, numbers = (int)l->fd_blocks * CONC__FDS;
+    int old = l->poller.fd, numbers = (int)l->fds.block_count * CONC__FDS;
     for (int i = 0; i < numbers; i++) {
         conc__fd *f = conc__fd_find(l, i);
         if (f && conc__fd_is_polled(f) && !conc__epoll_confirm(l, f))
             conc__fd_lost(l, f);
     }
-    l->poll_fd = fresh;
+    l->poller.fd = fresh;
     for (int i = 0; i < numbers; i++) {
         conc__fd *f = conc__fd_find(l, i);
         if (f && conc__fd_is_polled(f) && conc__epoll_add(l, f, conc__fd_wanted(f)))
@@ -3436,11 +3530,11 @@ CONC__PRIVATE void conc__epoll_renew(conc_loop *l)
 CONC__PRIVATE void conc__epoll_unwanted(conc_loop *l, conc__fd *f, bool known)
 {
     enum { CHECK = 64, RENEW = 16 };
-    if (known && ++l->unheard % CHECK == 0 && !conc__epoll_confirm(l, f))
+    if (known && ++l->poller.unheard % CHECK == 0 && !conc__epoll_confirm(l, f))
         conc__fd_lost(l, f);
-    l->orphans += !known;
-    if (l->orphans >= RENEW) {
-        l->orphans = 0;
+    l->poller.orphans += !known;
+    if (l->poller.orphans >= RENEW) {
+        l->poller.orphans = 0;
         conc__epoll_renew(l);
     }
 }
@@ -3472,7 +3566,7 @@ CONC__PRIVATE int conc__epoll_wait(conc_loop *l, int64_t ns)
     if (n < 0)
         return conc__wait_failed(l);
     /* an event may make the loop abandon epoll: poll(2) then finds the other events */
-    for (int i = 0; i < n && l->backend != &conc__poll; i++) {
+    for (int i = 0; i < n && l->poller.backend != &conc__poll; i++) {
         if (events[i].data.u64 == CONC__WAKE_KEY)
             conc__wake_drain(l);
         else
@@ -3506,17 +3600,18 @@ enum { CONC__SPECIAL = 4 };
 
 CONC__PRIVATE int conc__kqueue_open(conc_loop *l)
 {
-    struct kevent wake = {.ident = (uintptr_t)l->wake_out, .filter = EVFILT_READ, .flags = EV_ADD};
+    struct kevent wake = {
+        .ident = (uintptr_t)l->poller.wake_out, .filter = EVFILT_READ, .flags = EV_ADD};
     int fd = conc__not_standard(kqueue());
     if (fd < 0)
         return -errno;
     fcntl(fd, F_SETFD, FD_CLOEXEC);
-    l->poll_fd = fd;
+    l->poller.fd = fd;
     if (kevent(fd, &wake, 1, NULL, 0, NULL) == 0)
         return 0;
     int rc = -errno;
     close(fd);
-    l->poll_fd = -1;
+    l->poller.fd = -1;
     return rc;
 }
 
@@ -3533,7 +3628,7 @@ CONC__PRIVATE int conc__kqueue_control(const conc_loop *l, const conc__fd *f, in
         changes[n].filter = event == CONC_READABLE ? EVFILT_READ : EVFILT_WRITE;
         changes[n++].udata = (void *)(uintptr_t)f->id;
     }
-    int rc = kevent(l->poll_fd, changes, n, NULL, 0, NULL);
+    int rc = kevent(l->poller.fd, changes, n, NULL, 0, NULL);
     if (rc < 0 && errno != EINTR)
         return -errno;
     return 0;
@@ -3557,7 +3652,7 @@ CONC__COLD int conc__kqueue_set_apart(conc_loop *l, conc__fd *f)
 {
     int rc = conc__poll_add(l, f, 0);
     f->filters = CONC__APART;
-    l->apart = true;
+    l->poller.apart = true;
     return rc;
 }
 
@@ -3623,7 +3718,7 @@ CONC__PRIVATE bool conc__kqueue_arm(conc_loop *l, conc__fd *f, int events)
 {
     int has = f->filters & events, lacks = events & ~has;
     if (f->filters & CONC__APART) {
-        l->apart = true;
+        l->poller.apart = true;
         return conc__poll_confirm(l, f);
     }
     if (!events)
@@ -3645,28 +3740,28 @@ CONC__PRIVATE void conc__kqueue_remove(conc_loop *l, const conc__fd *f)
 CONC__COLD int conc__kqueue_wait_apart(conc_loop *l, int64_t *ns)
 {
     enum { NAP = 10000000 };
-    size_t n = 1, most = l->watched_count + 1;
+    size_t n = 1, most = l->fds.watched_count + 1;
     if (conc__poll_room(l, most) < most) { /* out of memory: retry soon */
         *ns = conc__sooner(*ns, NAP);
         return 0;
     }
-    for (conc__fd *f = l->watched; f; f = f->next) {
+    for (conc__fd *f = l->fds.watched; f; f = f->next) {
         bool apart = f->state == CONC__FD_FOREIGN && f->filters & CONC__APART;
         short wanted = conc__poll_wanted(conc__fd_wanted(f));
         if (apart && wanted)
-            l->polls_for[n++] = (struct pollfd){f->number, wanted, 0};
+            l->poller.polls_for[n++] = (struct pollfd){f->number, wanted, 0};
     }
-    l->apart = n > 1;
-    if (!l->apart)
+    l->poller.apart = n > 1;
+    if (!l->poller.apart)
         return 0;
-    l->polls_for[0] = (struct pollfd){l->poll_fd, POLLIN, 0};
-    int count = conc__select(l->polls_for, n, *ns);
+    l->poller.polls_for[0] = (struct pollfd){l->poller.fd, POLLIN, 0};
+    int count = conc__select(l->poller.polls_for, n, *ns);
     *ns = 0;
     if (count < 0)
         return conc__wait_failed(l);
     for (size_t i = 1; i < n; i++)
-        if (l->polls_for[i].revents)
-            conc__poll_event(l, &l->polls_for[i]);
+        if (l->poller.polls_for[i].revents)
+            conc__poll_event(l, &l->poller.polls_for[i]);
     return 0;
 }
 
@@ -3676,7 +3771,7 @@ CONC__PRIVATE int conc__kqueue_pause(const conc_loop *l, struct kevent *events, 
     const int64_t longest = (int64_t)86400 * 1000000000;
     int64_t pause = conc__sooner(ns, longest);
     struct timespec limit = {(time_t)(pause / 1000000000), (long)(pause % 1000000000)};
-    int n = kevent(l->poll_fd, NULL, 0, events, max, ns == CONC__NEVER ? NULL : &limit);
+    int n = kevent(l->poller.fd, NULL, 0, events, max, ns == CONC__NEVER ? NULL : &limit);
     if (n < 0 && errno == ETIMEDOUT)
         return 0;
     return n;
@@ -3706,7 +3801,7 @@ CONC__PRIVATE conc__fd *conc__kqueue_file(const conc_loop *l, const struct keven
 CONC__PRIVATE void conc__kqueue_note(conc_loop *l, const struct kevent *e)
 {
     conc__fd *f = conc__kqueue_file(l, e);
-    if (e->ident == (uintptr_t)l->wake_out) {
+    if (e->ident == (uintptr_t)l->poller.wake_out) {
         conc__wake_drain(l);
     } else if (f) {
         f->came |= e->filter == EVFILT_READ ? CONC_READABLE : CONC_WRITABLE;
@@ -3733,7 +3828,7 @@ CONC__PRIVATE int conc__kqueue_wait(conc_loop *l, int64_t ns)
 {
     struct kevent events[128];
     int rc = 0;
-    if (l->apart)
+    if (l->poller.apart)
         rc = conc__kqueue_wait_apart(l, &ns);
     if (rc)
         return rc;
@@ -3802,7 +3897,7 @@ CONC__PRIVATE void conc__stack_cache_lay_out(conc__stack_cache *c, bool debug)
 /* The stack cache for this size; NULL: impossible size, or out of memory. */
 CONC__PRIVATE conc__stack_cache *conc__stack_cache_for(conc_loop *l, size_t size)
 {
-    for (conc__stack_cache *c = l->stack_caches; c; c = c->next)
+    for (conc__stack_cache *c = l->stacks.caches; c; c = c->next)
         if (c->size == size)
             return c;
     if (!conc__stack_fits(size))
@@ -3810,9 +3905,9 @@ CONC__PRIVATE conc__stack_cache *conc__stack_cache_for(conc_loop *l, size_t size
     conc__stack_cache *c = conc__alloc(sizeof *c);
     if (!c)
         return NULL;
-    *c = (conc__stack_cache){.next = l->stack_caches, .size = size};
+    *c = (conc__stack_cache){.next = l->stacks.caches, .size = size};
     conc__stack_cache_lay_out(c, CONC__DEBUGS(l));
-    l->stack_caches = c;
+    l->stacks.caches = c;
     return c;
 }
 
@@ -4049,7 +4144,7 @@ CONC__PRIVATE bool conc__stack_cache_grew(const conc__stack_cache *c)
 CONC__PRIVATE bool conc__stacks_trim(conc_loop *l)
 {
     bool soon = false;
-    for (conc__stack_cache *c = l->stack_caches; c; c = c->next) {
+    for (conc__stack_cache *c = l->stacks.caches; c; c = c->next) {
         if (conc__stack_cache_grew(c))
             conc__stack_cache_trim(c);
         soon |= c->cold != NULL;
@@ -4059,7 +4154,7 @@ CONC__PRIVATE bool conc__stacks_trim(conc_loop *l)
 
 CONC__PRIVATE bool conc__stacks_grew(const conc_loop *l)
 {
-    for (const conc__stack_cache *c = l->stack_caches; c; c = c->next)
+    for (const conc__stack_cache *c = l->stacks.caches; c; c = c->next)
         if (conc__stack_cache_grew(c))
             return true;
     return false;
@@ -4067,9 +4162,9 @@ CONC__PRIVATE bool conc__stacks_grew(const conc_loop *l)
 
 CONC__PRIVATE void conc__stacks_close(conc_loop *l)
 {
-    for (conc__stack *s = l->stopped; s; s = s->next)
+    for (conc__stack *s = l->generators.stopped; s; s = s->next)
         conc__stack_ends(l, s);
-    for (conc__stack_cache *c = l->stack_caches, *next; c; c = next) {
+    for (conc__stack_cache *c = l->stacks.caches, *next; c; c = next) {
         next = c->next;
         for (conc__slab *s = c->slabs, *after; s; s = after) {
             after = s->next;
@@ -4140,16 +4235,16 @@ static inline void conc__arm(conc_loop *l, conc__timer *t, int64_t at, void (*fi
 {
     t->at = at;
     t->fire = fire;
-    conc__wheel_insert(&l->wheel, t);
-    l->wheel.armed++;
+    conc__wheel_insert(&l->clock.wheel, t);
+    l->clock.wheel.armed++;
 }
 
 static inline void conc__disarm(conc_loop *l, conc__timer *t)
 {
     if (!conc__armed(t))
         return;
-    conc__wheel_remove(&l->wheel, t);
-    l->wheel.disarmed++;
+    conc__wheel_remove(&l->clock.wheel, t);
+    l->clock.wheel.disarmed++;
 }
 
 /* Finds the first occupied slot: its start time, level and number. False: no timer is armed. */
@@ -4190,7 +4285,7 @@ CONC__PRIVATE void conc__wheel_cascade(conc__wheel *w, uint64_t start, int level
  * time to now. */
 CONC__PRIVATE void conc__wheel_advance(conc_loop *l, int64_t now)
 {
-    conc__wheel *w = &l->wheel;
+    conc__wheel *w = &l->clock.wheel;
     uint64_t start;
     int level, slot;
     while (conc__wheel_count(w) && conc__wheel_first(w, &start, &level, &slot) &&
@@ -4232,26 +4327,27 @@ CONC__PRIVATE int64_t conc__wheel_next(const conc__wheel *w)
 static inline void conc__make_ready(conc_loop *l, conc_task *t)
 {
     t->next = NULL;
-    if (l->ready)
-        l->last_ready->next = t;
+    if (l->ready.first)
+        l->ready.last->next = t;
     else
-        l->ready = t;
-    l->last_ready = t;
+        l->ready.first = t;
+    l->ready.last = t;
 }
 
 /* Parks the running task until it is resumed. It must be ready, or in the list of its waker. */
 CONC__SWITCHES void conc__leave(conc_loop *l)
 {
-    conc_task *self = l->self, *next = l->ready;
+    conc_task *self = l->self, *next = l->ready.first;
     self->error_number = *l->errno_at;
-    if (next && l->switches_left > 0) {
-        l->switches_left--;
-        l->ready = next->next;
+    if (next && l->ready.switches_left > 0) {
+        l->ready.switches_left--;
+        l->ready.first = next->next;
         l->self = next;
         conc__switch(l, self->stack, self->context, next->stack, next->context);
     } else {
         l->self = NULL;
-        l->switch_stacks(l, self->stack, self->context, &l->thread_stack, l->context);
+        l->scheduler.switch_stacks(l, self->stack, self->context, &l->scheduler.stack,
+                                   l->scheduler.context);
     }
     *l->errno_at = self->error_number;
 }
@@ -4259,24 +4355,25 @@ CONC__SWITCHES void conc__leave(conc_loop *l)
 /* Makes the next switch go to the scheduler. */
 CONC__PRIVATE void conc__end_batch(conc_loop *l)
 {
-    l->switches -= (uint64_t)l->switches_left; /* the pass will count the unused ones too */
-    l->switches_left = 0;
+    l->counters.switches -=
+        (uint64_t)l->ready.switches_left; /* the pass will count the unused ones too */
+    l->ready.switches_left = 0;
 }
 
 /* Called when the running task has read the clock. A long step ends the batch, and the budget of
  * non-waiting checkpoints. */
 static inline void conc__time_passed(conc_loop *l, int64_t now)
 {
-    if (CONC__UNLIKELY(now - l->last_pass > CONC__BATCH_NS)) {
+    if (CONC__UNLIKELY(now - l->scheduler.last_pass > CONC__BATCH_NS)) {
         conc__end_batch(l);
-        l->budget_left = 1;
+        l->ready.budget_left = 1;
     }
 }
 
 /* Lets every ready task run before the running task continues. */
 CONC__PRIVATE void conc__yield_to_ready(conc_loop *l)
 {
-    if (!l->ready) /* other tasks may be waiting for the clock */
+    if (!l->ready.first) /* other tasks may be waiting for the clock */
         conc__end_batch(l);
     conc__make_ready(l, l->self);
     conc__leave(l);
@@ -4295,12 +4392,12 @@ CONC__COLD int conc__refuse(conc_loop *l)
         conc__yield_to_ready(l);
     } else {
         self->next = NULL;
-        if (l->spinners)
-            l->last_spinner->next = self;
+        if (l->spinners.first)
+            l->spinners.last->next = self;
         else
-            l->spinners = self;
-        l->last_spinner = self;
-        l->next_round += 4;
+            l->spinners.first = self;
+        l->spinners.last = self;
+        l->spinners.next_round += 4;
         if (self->cancels_in_a_row < CONC__STUBBORN && ++self->cancels_in_a_row == CONC__STUBBORN)
             conc__report_stubborn(l);
         conc__leave(l);
@@ -4344,8 +4441,8 @@ static inline int conc__checkpoint(conc_loop *l)
  * other tasks run. */
 static inline void conc__spend_budget(conc_loop *l)
 {
-    if (CONC__UNLIKELY(--l->budget_left <= 0)) {
-        l->budget_left = l->budget;
+    if (CONC__UNLIKELY(--l->ready.budget_left <= 0)) {
+        l->ready.budget_left = l->scheduler.budget;
         conc__yield_to_ready(l);
     }
 }
@@ -4369,14 +4466,15 @@ CONC__COLD int conc__yield_slowly(void)
 CONC__SWITCHES int conc__yield(void)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!l || !l->self || l->self->pending || !l->ready || l->switches_left <= 0))
+    if (CONC__UNLIKELY(!l || !l->self || l->self->pending || !l->ready.first ||
+                       l->ready.switches_left <= 0))
         return conc__yield_slowly();
-    conc_task *self = l->self, *next = l->ready;
-    l->switches_left--;
+    conc_task *self = l->self, *next = l->ready.first;
+    l->ready.switches_left--;
     self->next = NULL;
-    l->last_ready->next = self;
-    l->last_ready = self;
-    l->ready = next->next;
+    l->ready.last->next = self;
+    l->ready.last = self;
+    l->ready.first = next->next;
     l->self = next;
     self->error_number = *l->errno_at;
     conc__switch(l, self->stack, self->context, next->stack, next->context);
@@ -4398,11 +4496,12 @@ CONC__PRIVATE void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *ar
         fn(l, arg);
         return;
     }
-    l->call = fn;
-    l->call_arg = arg;
+    l->scheduler.call = fn;
+    l->scheduler.call_arg = arg;
     self->error_number = *l->errno_at;
     /* l->self stays: conc__resume continues this task right after fn */
-    l->switch_stacks(l, self->stack, self->context, &l->thread_stack, l->context);
+    l->scheduler.switch_stacks(l, self->stack, self->context, &l->scheduler.stack,
+                               l->scheduler.context);
     *l->errno_at = self->error_number;
 }
 
@@ -4476,14 +4575,14 @@ CONC__PRIVATE void conc__resume(conc_loop *l, conc_task *t)
 {
     l->self = t;
     do {
-        conc__switch(l, &l->thread_stack, l->context, t->stack, t->context);
-        if (!l->call)
+        conc__switch(l, &l->scheduler.stack, l->scheduler.context, t->stack, t->context);
+        if (!l->scheduler.call)
             break;
-        void (*call)(conc_loop *, void *) = l->call;
+        void (*call)(conc_loop *, void *) = l->scheduler.call;
         t = l->self;
-        l->call = NULL;
+        l->scheduler.call = NULL;
         l->self = NULL;
-        call(l, l->call_arg);
+        call(l, l->scheduler.call_arg);
         l->self = t;
     } while (true);
 }
@@ -4491,17 +4590,17 @@ CONC__PRIVATE void conc__resume(conc_loop *l, conc_task *t)
 /* Takes the next task to run: the one ready longest, or under a seed one of those. */
 CONC__PRIVATE conc_task *conc__pick(conc_loop *l)
 {
-    conc_task **at = &l->ready;
-    if (l->seeded && l->ready) {
+    conc_task **at = &l->ready.first;
+    if (l->random.seeded && l->ready.first) {
         int n = 0;
-        for (conc_task *t = l->ready; t && n < CONC__CHOICE; t = t->next)
+        for (conc_task *t = l->ready.first; t && n < CONC__CHOICE; t = t->next)
             n++;
-        for (int skip = (int)(conc__random_bits(&l->picks) % (uint64_t)n); skip; skip--)
+        for (int skip = (int)(conc__random_bits(&l->random.picks) % (uint64_t)n); skip; skip--)
             at = &(*at)->next;
     }
     conc_task *t = *at;
-    if (t && t == l->last_ready && at != &l->ready)
-        l->last_ready = (conc_task *)(void *)((char *)at - offsetof(conc_task, next));
+    if (t && t == l->ready.last && at != &l->ready.first)
+        l->ready.last = (conc_task *)(void *)((char *)at - offsetof(conc_task, next));
     if (t)
         *at = t->next;
     return t;
@@ -4509,24 +4608,24 @@ CONC__PRIVATE conc_task *conc__pick(conc_loop *l)
 
 CONC__PRIVATE void conc__advance(conc_loop *l, int64_t now)
 {
-    l->now = now;
+    l->clock.now = now;
     conc__wheel_advance(l, now);
 }
 
 /* Does a task wait for something outside the loop that needs no hold? */
 CONC__PRIVATE bool conc__awaits_outside(const conc_loop *l)
 {
-    return l->watched || l->signal_waits || l->awaited;
+    return l->fds.watched || l->signals.waits || l->outside.awaited;
 }
 
 /* Does the loop's wake-up descriptor still refer to the loop's own file? The program may have
  * closed it and opened another file under its number. */
 CONC__PRIVATE bool conc__wake_is_ours(const conc_loop *l)
 {
-    bool ours = conc__is_open(l->wake_out);
+    bool ours = conc__is_open(l->poller.wake_out);
 #ifdef __linux__
     char path[32], kind[32] = "";
-    snprintf(path, sizeof path, "/proc/self/fd/%d", l->wake_out);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", l->poller.wake_out);
     ssize_t n = readlink(path, kind, sizeof kind - 1);
     ours = ours && (n < 0 || strcmp(kind, "anon_inode:[eventfd]") == 0);
 #endif
@@ -4540,16 +4639,17 @@ CONC__COLD void conc__poller_failed(conc_loop *l, int rc)
     bool closed = rc == -EBADF || rc == -EINVAL;
     char why[40];
     conc__copy(why, sizeof why, conc_strerror(rc));
-    snprintf(l->doom_text, sizeof l->doom_text, "the wait for descriptors failed: %s%s", why,
+    snprintf(l->cancels.doom_text, sizeof l->cancels.doom_text,
+             "the wait for descriptors failed: %s%s", why,
              closed ? "; the program closed the loop's own descriptor" : "");
-    fprintf(stderr, "conc: %s; every task is cancelled\n", l->doom_text);
-    pthread_mutex_lock(&l->mutex);
-    l->blind = true;
+    fprintf(stderr, "conc: %s; every task is cancelled\n", l->cancels.doom_text);
+    pthread_mutex_lock(&l->shared.mutex);
+    l->poller.blind = true;
     if (!conc__wake_is_ours(l))
-        l->wake_in = l->wake_out = -1;
-    pthread_mutex_unlock(&l->mutex);
+        l->poller.wake_in = l->poller.wake_out = -1;
+    pthread_mutex_unlock(&l->shared.mutex);
     if (closed)
-        l->poll_fd = -1; /* it is closed, or another file */
+        l->poller.fd = -1; /* it is closed, or another file */
     conc__doom(l, rc);
 }
 
@@ -4557,21 +4657,21 @@ CONC__COLD void conc__poller_failed(conc_loop *l, int rc)
 CONC__PRIVATE void conc__poll_wait_for(conc_loop *l, int64_t ns)
 {
     enum { NAP = 1000000 };
-    l->polls++;
+    l->counters.polls++;
     int rc = 0;
     conc__delayed_signals(l);
-    if (!l->blind)
-        rc = l->backend->wait(l, ns);
+    if (!l->poller.blind)
+        rc = l->poller.backend->wait(l, ns);
     if (rc)
         conc__poller_failed(l, rc);
-    else if (l->blind && ns > 0)
+    else if (l->poller.blind && ns > 0)
         conc__thread_sleep(conc__sooner(ns, NAP)); /* the loop still checks for posts */
 }
 
 /* Polls for events, without waiting. */
 CONC__PRIVATE void conc__poll_now(conc_loop *l)
 {
-    l->polled = l->now;
+    l->poller.polled = l->clock.now;
     conc__poll_wait_for(l, 0);
 }
 
@@ -4579,7 +4679,7 @@ CONC__PRIVATE void conc__poll_now(conc_loop *l)
  * counting: a caller that finds no such job, and then no post, may advance the clock. */
 static inline bool conc__at_work(conc_loop *l)
 {
-    return atomic_load_explicit(&l->at_work, memory_order_acquire) > 0;
+    return atomic_load_explicit(&l->outside.at_work, memory_order_acquire) > 0;
 }
 
 /* Spins briefly before the loop sleeps: being woken costs 50 us, and the other thread may finish
@@ -4588,23 +4688,23 @@ CONC__PRIVATE bool conc__spin(conc_loop *l, int64_t ns, bool for_work)
 {
     int64_t start = conc__clock(), most = ns < CONC__PATIENCE ? ns : CONC__PATIENCE;
     bool found = false;
-    for (conc__idle_hook *o = l->idle_hooks; o; o = o->next)
+    for (conc__idle_hook *o = l->outside.idle_hooks; o; o = o->next)
         o->enable(o, true);
     do {
         for (int i = 0; i < 32 && !found; i++) {
             conc__relax();
-            found = atomic_load_explicit(&l->posted, memory_order_relaxed) != NULL;
+            found = atomic_load_explicit(&l->shared.posted, memory_order_relaxed) != NULL;
         }
-        for (conc__idle_hook *o = l->idle_hooks; o && !found; o = o->next)
+        for (conc__idle_hook *o = l->outside.idle_hooks; o && !found; o = o->next)
             found = o->poll(o);
         found |= for_work && !conc__at_work(l);
     } while (!found && conc__clock() - start < most);
-    for (conc__idle_hook *o = l->idle_hooks; o; o = o->next)
+    for (conc__idle_hook *o = l->outside.idle_hooks; o; o = o->next)
         o->enable(o, false);
-    for (conc__idle_hook *o = l->idle_hooks; o; o = o->next)
+    for (conc__idle_hook *o = l->outside.idle_hooks; o; o = o->next)
         found |= o->poll(o); /* nothing has notified the loop of later events */
     if (found)
-        l->misses = 0;
+        l->outside.misses = 0;
     return found;
 }
 
@@ -4612,11 +4712,11 @@ CONC__PRIVATE bool conc__spin(conc_loop *l, int64_t ns, bool for_work)
  * caller holds the mutex. */
 CONC__PRIVATE bool conc__may_sleep(conc_loop *l, int64_t ns, bool for_work)
 {
-    if (l->posted || ns == 0)
+    if (l->shared.posted || ns == 0)
         return false;
     if (for_work && !conc__at_work(l))
         return false;
-    return ns != CONC__NEVER || l->holds || conc__awaits_outside(l) || l->awaits_interrupt;
+    return ns != CONC__NEVER || l->shared.holds || conc__awaits_outside(l) || l->interrupt.awaited;
 }
 
 /* Waits for events and posts, at most ns, and handles the events. for_work: also until the last job
@@ -4627,31 +4727,32 @@ CONC__PRIVATE bool conc__may_sleep(conc_loop *l, int64_t ns, bool for_work)
  * (the pollers watch it level-triggered) until conc__wake_drain. */
 CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns, bool for_work)
 {
-    bool spins = l->awaited && ns > 0 && !l->woke && conc__should_spin(&l->misses);
+    bool spins =
+        l->outside.awaited && ns > 0 && !l->outside.woke && conc__should_spin(&l->outside.misses);
     if (spins && conc__spin(l, ns, for_work))
         return;
-    pthread_mutex_lock(&l->mutex);
+    pthread_mutex_lock(&l->shared.mutex);
     bool sleeps = conc__may_sleep(l, ns, for_work);
-    l->asleep = sleeps;
-    pthread_mutex_unlock(&l->mutex);
+    l->shared.asleep = sleeps;
+    pthread_mutex_unlock(&l->shared.mutex);
     if (CONC__UNLIKELY(CONC__TRACES(l) && sleeps))
         conc__trace_catch_up(l);
     int64_t start = sleeps ? conc__time(l) : 0;
     conc__poll_wait_for(l, sleeps ? ns : 0);
     if (sleeps) {
-        l->now = conc__time(l);
-        conc__was_idle(l, start, l->now);
+        l->clock.now = conc__time(l);
+        conc__was_idle(l, start, l->clock.now);
     }
-    pthread_mutex_lock(&l->mutex);
-    l->asleep = false;
-    pthread_mutex_unlock(&l->mutex);
+    pthread_mutex_lock(&l->shared.mutex);
+    l->shared.asleep = false;
+    pthread_mutex_unlock(&l->shared.mutex);
 }
 
 CONC__PRIVATE bool conc__has_holds(conc_loop *l)
 {
-    pthread_mutex_lock(&l->mutex);
-    bool held = l->holds > 0 || l->posted;
-    pthread_mutex_unlock(&l->mutex);
+    pthread_mutex_lock(&l->shared.mutex);
+    bool held = l->shared.holds > 0 || l->shared.posted;
+    pthread_mutex_unlock(&l->shared.mutex);
     return held;
 }
 
@@ -4661,15 +4762,15 @@ CONC__PRIVATE int64_t conc__trim(conc_loop *l)
     enum { EVERY = 200000000, SOON = 10000000 };
     if (!conc__stacks_grew(l))
         return CONC__NEVER;
-    if (!l->virtual_clock)
-        l->now = conc__clock();
-    if (l->now - l->trimmed >= (l->to_trim ? SOON : EVERY)) {
-        l->trimmed = l->now;
-        l->to_trim = conc__stacks_trim(l);
+    if (!l->clock.is_virtual)
+        l->clock.now = conc__clock();
+    if (l->clock.now - l->stacks.trimmed >= (l->stacks.to_trim ? SOON : EVERY)) {
+        l->stacks.trimmed = l->clock.now;
+        l->stacks.to_trim = conc__stacks_trim(l);
         if (!conc__stacks_grew(l))
             return CONC__NEVER;
     }
-    return l->to_trim ? SOON : EVERY;
+    return l->stacks.to_trim ? SOON : EVERY;
 }
 
 /* Is this the process's only thread? Then no other can close a descriptor while it sleeps. */
@@ -4691,25 +4792,25 @@ enum { CONC__VERIFY_EVERY = 250000000 };
  * checked now. */
 CONC__PRIVATE bool conc__verify_due(conc_loop *l)
 {
-    if (!l->verify_count)
+    if (!l->fds.verify_count)
         return false;
-    if (l->stirred)
-        l->was_alone = false;
-    else if (!l->unverified && l->was_alone)
+    if (l->fds.stirred)
+        l->fds.was_alone = false;
+    else if (!l->fds.unverified && l->fds.was_alone)
         return false;
-    else if (!l->unverified)
-        l->was_alone = !l->embedded && conc__is_only_thread();
-    if (l->stirred || !l->unverified || l->unverified > l->watched_count)
-        l->unverified = l->watched_count;
-    l->stirred = false;
+    else if (!l->fds.unverified)
+        l->fds.was_alone = !l->run.embedded && conc__is_only_thread();
+    if (l->fds.stirred || !l->fds.unverified || l->fds.unverified > l->fds.watched_count)
+        l->fds.unverified = l->fds.watched_count;
+    l->fds.stirred = false;
     return true;
 }
 
 CONC__PRIVATE void conc__verify_some(conc_loop *l)
 {
     enum { AT_ONCE = 512 };
-    for (int n = 0; n < AT_ONCE && l->unverified && l->watched; n++, l->unverified--) {
-        conc__fd *f = l->watched;
+    for (int n = 0; n < AT_ONCE && l->fds.unverified && l->fds.watched; n++, l->fds.unverified--) {
+        conc__fd *f = l->fds.watched;
         conc__fd_last(l, f);
         conc__fd_confirm(l, f);
     }
@@ -4721,9 +4822,9 @@ CONC__PRIVATE int64_t conc__verify(conc_loop *l)
     if (!conc__verify_due(l))
         return CONC__NEVER;
     int64_t now = conc__clock();
-    if (now - l->verified < CONC__VERIFY_EVERY)
-        return CONC__VERIFY_EVERY - (now - l->verified);
-    l->verified = now;
+    if (now - l->fds.verified < CONC__VERIFY_EVERY)
+        return CONC__VERIFY_EVERY - (now - l->fds.verified);
+    l->fds.verified = now;
     conc__verify_some(l);
     return CONC__VERIFY_EVERY;
 }
@@ -4731,23 +4832,24 @@ CONC__PRIVATE int64_t conc__verify(conc_loop *l)
 /* Virtual clock: checks as many descriptors as conc__verify would until then. */
 CONC__PRIVATE void conc__verify_until(conc_loop *l, int64_t then)
 {
-    if (then - l->verified_until < CONC__VERIFY_EVERY)
+    if (then - l->fds.verified_until < CONC__VERIFY_EVERY)
         return;
     bool verifies = conc__verify_due(l);
-    int64_t at = l->verified_until;
-    while (verifies && l->unverified && then - at >= CONC__VERIFY_EVERY) {
+    int64_t at = l->fds.verified_until;
+    while (verifies && l->fds.unverified && then - at >= CONC__VERIFY_EVERY) {
         conc__verify_some(l);
         at += CONC__VERIFY_EVERY;
     }
-    l->verified_until = l->now;
+    l->fds.verified_until = l->clock.now;
 }
 
 /* Polls the descriptors occasionally while there are always ready tasks or posts. */
 CONC__PRIVATE void conc__poll_sometimes(conc_loop *l)
 {
     enum { EVERY = 50000, PASSES = 16 };
-    bool is_time = l->now - l->polled >= EVERY || (l->virtual_clock && l->passes % PASSES == 0);
-    if (l->watched && is_time) {
+    bool is_time = l->clock.now - l->poller.polled >= EVERY ||
+                   (l->clock.is_virtual && l->counters.passes % PASSES == 0);
+    if (l->fds.watched && is_time) {
         conc__poll_now(l);
         conc__verify(l);
     }
@@ -4757,14 +4859,14 @@ CONC__PRIVATE void conc__poll_sometimes(conc_loop *l)
  * else, so that timers and descriptors are served too. */
 CONC__PRIVATE bool conc__has_posts(conc_loop *l)
 {
-    bool posted = atomic_load_explicit(&l->posted, memory_order_relaxed) != NULL;
+    bool posted = atomic_load_explicit(&l->shared.posted, memory_order_relaxed) != NULL;
     if (!posted) {
-        l->flooded = 0;
+        l->scheduler.flooded = 0;
         return false;
     }
-    if (++l->flooded < CONC__FLOOD)
+    if (++l->scheduler.flooded < CONC__FLOOD)
         return true;
-    l->flooded = 0;
+    l->scheduler.flooded = 0;
     return false;
 }
 
@@ -4777,17 +4879,17 @@ CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
 {
     unsigned starts = 0;
     bool pipe = conc__extended.pipe_awaited && conc__extended.pipe_awaited(l, &starts);
-    if (!pipe && !l->outside_awaited) {
+    if (!pipe && !l->outside.process_waits) {
         if (starts) /* a program may have ended since the last poll: handle its output first */
             conc__poll_now(l);
         return 0;
     }
-    conc__standstill *s = &l->standstill;
+    conc__standstill *s = &l->clock.standstill;
     int64_t clock = conc__clock();
-    bool same = s->now == l->now && s->armed == l->wheel.armed && s->starts == starts;
+    bool same = s->now == l->clock.now && s->armed == l->clock.wheel.armed && s->starts == starts;
     if (!s->began || !same)
-        *s = (conc__standstill){clock, 0, l->now, l->wheel.armed, starts};
-    int64_t left = next - l->now - (clock - s->began);
+        *s = (conc__standstill){clock, 0, l->clock.now, l->clock.wheel.armed, starts};
+    int64_t left = next - l->clock.now - (clock - s->began);
     if (left < 0)
         return 0;
     return left;
@@ -4802,8 +4904,8 @@ CONC__PRIVATE bool conc__stood_still(conc_loop *l, int64_t next)
     if (!left)
         return false;
     int64_t verify = conc__verify(l);
-    if (l->embedded) {
-        l->standstill.until = conc__clock() + left;
+    if (l->run.embedded) {
+        l->clock.standstill.until = conc__clock() + left;
         conc__poll_now(l); /* else a stale wake-up would wake the host immediately */
     } else {
         conc__poll_events(l, conc__sooner(left, verify), false);
@@ -4816,82 +4918,83 @@ CONC__PRIVATE bool conc__stood_still(conc_loop *l, int64_t next)
  */
 CONC__PRIVATE void conc__jump_clock(conc_loop *l, int64_t next)
 {
-    int64_t before = l->now;
-    bool flooded = atomic_load_explicit(&l->posted, memory_order_relaxed) != NULL;
+    int64_t before = l->clock.now;
+    bool flooded = atomic_load_explicit(&l->shared.posted, memory_order_relaxed) != NULL;
     conc__verify_until(l, next);
-    if (l->retried && l->embedded)
+    if (l->clock.retried && l->run.embedded)
         return; /* the host waits that long before the next step */
-    if (l->retried && !l->ready) {
-        l->retried = false;
+    if (l->clock.retried && !l->ready.first) {
+        l->clock.retried = false;
         conc__poll_events(l, CONC__MOMENT, false);
     }
-    bool posted = !flooded && atomic_load_explicit(&l->posted, memory_order_relaxed);
-    if (l->ready || posted)
+    bool posted = !flooded && atomic_load_explicit(&l->shared.posted, memory_order_relaxed);
+    if (l->ready.first || posted)
         return;
-    if (conc__stood_still(l, next) || l->ready)
+    if (conc__stood_still(l, next) || l->ready.first)
         return; /* first serve events that have arrived */
     conc__advance(l, next > before ? next : before);
-    conc__was_idle(l, before, l->now);
+    conc__was_idle(l, before, l->clock.now);
 }
 
 /* Sleeps until the next deadline, an event or a post, at most for the limit. If none of these can
  * occur, that is a deadlock. */
 CONC__PRIVATE void conc__sleep_or_deadlock(conc_loop *l, int64_t next, int64_t limit)
 {
-    if (l->spinners || l->embedded || l->ready) {
+    if (l->spinners.first || l->run.embedded || l->ready.first) {
         limit = 0;
     } else if (next == CONC__NEVER && !conc__awaits_outside(l) && !conc__has_holds(l)) {
-        l->awaits_interrupt = conc__awaits_interrupt(l, &limit);
-        if (!l->awaits_interrupt) {
+        l->interrupt.awaited = conc__awaits_interrupt(l, &limit);
+        if (!l->interrupt.awaited) {
             conc__deadlock(l);
             return;
         }
     }
-    if (next != CONC__NEVER && next - l->now < limit)
-        limit = next > l->now ? next - l->now : 0;
-    bool only_channels = l->awaited == l->channel_waits && !l->watched && !l->signal_waits;
-    bool job_idles = l->job && next == CONC__NEVER && l->awaited && only_channels;
+    if (next != CONC__NEVER && next - l->clock.now < limit)
+        limit = next > l->clock.now ? next - l->clock.now : 0;
+    bool only_channels =
+        l->outside.awaited == l->outside.channel_waits && !l->fds.watched && !l->signals.waits;
+    bool job_idles = l->job.context && next == CONC__NEVER && l->outside.awaited && only_channels;
     if (job_idles)
         conc__extended.job_idles(l, true);
     conc__poll_events(l, limit, false);
     if (job_idles)
         conc__extended.job_idles(l, false);
-    l->awaits_interrupt = false;
+    l->interrupt.awaited = false;
 }
 
 /* Virtual clock: the real time until the end of the shield in which a job began this run. */
 CONC__COLD int64_t conc__until_job_limit(conc_loop *l)
 {
     int64_t now = conc__clock();
-    if (l->job_limit <= now)
-        l->job_limit = conc__extended.job_late(l);
-    if (l->job_limit == CONC__NEVER)
+    if (l->job.limit <= now)
+        l->job.limit = conc__extended.job_late(l);
+    if (l->job.limit == CONC__NEVER)
         return CONC__NEVER;
-    return l->job_limit - now;
+    return l->job.limit - now;
 }
 
 /* Called when no task is ready: waits for something from the clock or from outside. False: it has
  * ended a conc_settle, whose task continues before anything else can make a task ready. */
 CONC__PRIVATE bool conc__idle(conc_loop *l)
 {
-    int64_t next = conc__wheel_next(&l->wheel);
+    int64_t next = conc__wheel_next(&l->clock.wheel);
     bool at_work = conc__at_work(l); /* before the posts are checked, see there */
-    bool jumps = l->virtual_clock && next != CONC__NEVER;
+    bool jumps = l->clock.is_virtual && next != CONC__NEVER;
     int64_t job_limit = CONC__NEVER;
-    if (CONC__UNLIKELY(l->job_limit != CONC__NEVER))
+    if (CONC__UNLIKELY(l->job.limit != CONC__NEVER))
         job_limit = conc__until_job_limit(l);
     if (conc__has_posts(l)) {
         conc__poll_sometimes(l);
         return true;
     }
-    if (conc__awaits_outside(l) && (l->settlers.first || jumps)) {
+    if (conc__awaits_outside(l) && (l->scheduler.settlers.first || jumps)) {
         conc__poll_now(l); /* serve ready descriptors before time moves */
         conc__take_signals(l);
-        if (l->ready)
+        if (l->ready.first)
             return true;
     }
-    if (l->settlers.first) {
-        conc__wake(l, l->settlers.first, 0);
+    if (l->scheduler.settlers.first) {
+        conc__wake(l, l->scheduler.settlers.first, 0);
         return false;
     }
     int64_t limit = conc__trim(l);
@@ -4902,7 +5005,7 @@ CONC__PRIVATE bool conc__idle(conc_loop *l)
     limit = conc__sooner(limit, conc__verify(l));
     limit = conc__sooner(limit, job_limit);
     if (at_work)
-        conc__poll_events(l, l->embedded || l->ready ? 0 : limit, true);
+        conc__poll_events(l, l->run.embedded || l->ready.first ? 0 : limit, true);
     else
         conc__sleep_or_deadlock(l, next, limit);
     return true;
@@ -4912,7 +5015,7 @@ CONC__PRIVATE bool conc__idle(conc_loop *l)
  * conc__jump_clock. */
 CONC__PRIVATE void conc__read_clock(conc_loop *l)
 {
-    if (!l->virtual_clock)
+    if (!l->clock.is_virtual)
         conc__advance(l, conc__clock());
 }
 
@@ -4920,19 +5023,19 @@ CONC__PRIVATE void conc__read_clock(conc_loop *l)
  * single longer step. */
 CONC__PRIVATE void conc__adapt_batch(conc_loop *l)
 {
-    int64_t took = l->now - l->last_pass;
+    int64_t took = l->clock.now - l->scheduler.last_pass;
     if (took > CONC__BATCH_NS) {
-        l->batch = 1 + (int)(l->batch * (int64_t)(CONC__BATCH_NS / 2) / took);
-        l->budget = 1 + (int)(l->budget * (int64_t)(CONC__BATCH_NS / 2) / took);
-        if (l->budget_left > l->budget)
-            l->budget_left = l->budget;
+        l->scheduler.batch = 1 + (int)(l->scheduler.batch * (int64_t)(CONC__BATCH_NS / 2) / took);
+        l->scheduler.budget = 1 + (int)(l->scheduler.budget * (int64_t)(CONC__BATCH_NS / 2) / took);
+        if (l->ready.budget_left > l->scheduler.budget)
+            l->ready.budget_left = l->scheduler.budget;
     } else if (took < CONC__BATCH_NS / 4) {
-        bool awaits = conc__wheel_count(&l->wheel) || conc__awaits_outside(l);
+        bool awaits = conc__wheel_count(&l->clock.wheel) || conc__awaits_outside(l);
         int most = CONC__BATCH_MOST;
         if (!awaits) /* a pass has nothing to do: make passes rarer: clocks cost time */
             most *= 4;
-        l->batch = conc__lesser(l->batch * 2, most);
-        l->budget = conc__lesser(l->budget * 2, CONC__BUDGET_MOST);
+        l->scheduler.batch = conc__lesser(l->scheduler.batch * 2, most);
+        l->scheduler.budget = conc__lesser(l->scheduler.budget * 2, CONC__BUDGET_MOST);
     }
 }
 
@@ -4940,39 +5043,39 @@ CONC__PRIVATE void conc__adapt_batch(conc_loop *l)
  * task is ready. */
 CONC__PRIVATE void conc__tick(conc_loop *l)
 {
-    l->passes++;
+    l->counters.passes++;
     conc__run_posts(l);
     conc__take_signals(l);
     conc__read_clock(l);
     conc__adapt_batch(l);
-    if (l->ready) {
-        l->flooded = 0;
+    if (l->ready.first) {
+        l->scheduler.flooded = 0;
         conc__poll_sometimes(l);
     } else if (conc__idle(l)) {
         conc__run_posts(l);
         conc__take_signals(l);
         conc__read_clock(l);
     }
-    if (l->spinners && (!l->ready || l->passes >= l->next_round)) {
-        if (l->ready)
-            l->last_ready->next = l->spinners;
+    if (l->spinners.first && (!l->ready.first || l->counters.passes >= l->spinners.next_round)) {
+        if (l->ready.first)
+            l->ready.last->next = l->spinners.first;
         else
-            l->ready = l->spinners;
-        l->last_ready = l->last_spinner;
-        l->spinners = NULL;
-        l->next_round = l->passes + CONC__BATCH_MOST;
+            l->ready.first = l->spinners.first;
+        l->ready.last = l->spinners.last;
+        l->spinners.first = NULL;
+        l->spinners.next_round = l->counters.passes + CONC__BATCH_MOST;
     }
-    l->last_pass = l->now;
+    l->scheduler.last_pass = l->clock.now;
 }
 
 /* One pass of the scheduler, which then runs a batch of ready tasks. False: none is ready. */
 CONC__PRIVATE bool conc__run_pass(conc_loop *l)
 {
     conc__tick(l);
-    int turns = l->batch;
-    if (l->seeded || CONC__STEPWISE(l)) /* every switch goes through the scheduler */
+    int turns = l->scheduler.batch;
+    if (l->random.seeded || CONC__STEPWISE(l)) /* every switch goes through the scheduler */
         turns = 0;
-    l->switches_left = turns;
+    l->ready.switches_left = turns;
     conc_task *t = conc__pick(l);
     if (!t)
         return false;
@@ -4980,14 +5083,14 @@ CONC__PRIVATE bool conc__run_pass(conc_loop *l)
         conc__step(l, t);
     else
         conc__resume(l, t);
-    l->switches += 1 + (uint64_t)(turns - l->switches_left);
-    l->stirred = true;
+    l->counters.switches += 1 + (uint64_t)(turns - l->ready.switches_left);
+    l->fds.stirred = true;
     return true;
 }
 
 CONC__PRIVATE void conc__schedule(conc_loop *l)
 {
-    while (!l->over)
+    while (!l->run.over)
         conc__run_pass(l);
 }
 
@@ -5004,12 +5107,12 @@ CONC__FAST bool conc__is_inherited(uint64_t serial)
  * 0 is no run. */
 CONC__PRIVATE bool conc__run_is_elsewhere(const conc_loop *l, uint64_t run)
 {
-    if (!run || (l && l->run == run))
+    if (!run || (l && l->run.number == run))
         return false;
     pthread_mutex_lock(&conc__live_runs.mutex);
     const conc_loop *other = conc__live_runs.first;
-    while (other && other->run != run)
-        other = other->next_run;
+    while (other && other->run.number != run)
+        other = other->run.next;
     pthread_mutex_unlock(&conc__live_runs.mutex);
     return other != NULL;
 }
@@ -5020,7 +5123,7 @@ CONC__PRIVATE bool conc__is_live(const conc_loop *l)
     pthread_mutex_lock(&conc__live_runs.mutex);
     const conc_loop *live = conc__live_runs.first;
     while (live && live != l)
-        live = live->next_run;
+        live = live->run.next;
     pthread_mutex_unlock(&conc__live_runs.mutex);
     return live != NULL;
 }
@@ -5113,13 +5216,13 @@ CONC__COLD void conc__check_lent(conc_loop *l, const conc_task *t, const void *b
                                  const char *how)
 {
     char handle[CONC__DESCRIPTION];
-    const conc__holding *h = conc__find_below(l->receiving, t, below);
+    const conc__holding *h = conc__find_below(l->lent.receivers, t, below);
     if (h)
         conc__lost(l, t, h->place, how);
-    h = conc__find_below(l->handles, t, below);
+    h = conc__find_below(l->lent.handles, t, below);
     while (h && conc__lent_is_over(h)) {
-        conc__holding_drop(&l->handles, h->object);
-        h = conc__find_below(l->handles, t, below);
+        conc__holding_drop(&l->lent.handles, h->object);
+        h = conc__find_below(l->lent.handles, t, below);
     }
     if (h) {
         snprintf(handle, sizeof handle, CONC__HANDLE_OF "%s", h->place);
@@ -5145,7 +5248,7 @@ CONC__COLD void conc__check_lost_now(conc_loop *l, const void *frame)
 
 static inline void conc__check_lost(conc_loop *l, const void *frame)
 {
-    if (CONC__UNLIKELY(l->lent || conc__scope_is_lost(l->self, frame)))
+    if (CONC__UNLIKELY(l->lent.any || conc__scope_is_lost(l->self, frame)))
         conc__check_lost_now(l, frame);
 }
 
@@ -5153,7 +5256,7 @@ static inline void conc__check_lost(conc_loop *l, const void *frame)
 CONC__SWITCHES int conc__park(conc_loop *l, conc__wait *w)
 {
     l->self->wait = w;
-    l->self->since = l->now;
+    l->self->since = l->clock.now;
     conc__leave(l);
     return w->result;
 }
@@ -5209,7 +5312,7 @@ CONC__PRIVATE void conc__sleep_details(FILE *out, const conc__wait *w)
 {
     const conc__sleeper *s = (const conc__sleeper *)(const void *)w;
     if (conc__armed(&s->timer))
-        fprintf(out, " for another %.9g s", (double)(s->timer.at - conc__here->now) / 1e9);
+        fprintf(out, " for another %.9g s", (double)(s->timer.at - conc__here->clock.now) / 1e9);
     else
         fprintf(out, " for ever");
 }
@@ -5233,7 +5336,7 @@ CONC__FAST int conc__sleep_to(conc_loop *l, int64_t at)
 
 static inline int64_t conc__time(const conc_loop *l)
 {
-    return l->virtual_clock ? l->now : conc__clock();
+    return l->clock.is_virtual ? l->clock.now : conc__clock();
 }
 
 CONC_API double conc_now(void)
@@ -5267,7 +5370,7 @@ CONC_API CONC__CALLED int conc_sleep(double s)
 CONC__PRIVATE int conc__sleep_to_retry(conc_loop *l, double s)
 {
     int rc = conc_sleep(s);
-    l->retried = l->virtual_clock;
+    l->clock.retried = l->clock.is_virtual;
     return rc;
 }
 
@@ -5309,12 +5412,12 @@ CONC_API int conc_block(double s)
     if (!l)
         return conc__misused(-EPERM, "conc_block", "there is no loop, and no job", NULL);
     int64_t end = conc__later(conc__time(l), conc__ns(s));
-    if (l->virtual_clock)
-        l->now = end;
+    if (l->clock.is_virtual)
+        l->clock.now = end;
     else
         conc__thread_sleep_until(end);
     conc__advance(l, conc__time(l));
-    conc__time_passed(l, l->now);
+    conc__time_passed(l, l->clock.now);
     return 0;
 }
 
@@ -5328,7 +5431,7 @@ CONC_API CONC__CALLED int conc_settle(void)
     if (rc)
         return rc;
     conc__wait w = {.task = l->self, .kind = &conc__settling};
-    conc__append(&l->settlers, &w);
+    conc__append(&l->scheduler.settlers, &w);
     return conc__park(l, &w);
 }
 
@@ -5375,7 +5478,7 @@ CONC__PRIVATE conc_group *conc__group_of(conc_scope *s)
 /* Does a cancel apply around the task's outermost scope? */
 CONC__PRIVATE bool conc__cancelled_outside(const conc_loop *l, const conc_task *t)
 {
-    return t->asked || (t->group && t->group->scope.effective) || l->doomed;
+    return t->asked || (t->group && t->group->scope.effective) || l->cancels.doomed;
 }
 
 CONC__PRIVATE bool conc__cancelled_around(const conc_loop *l, const conc_scope *s)
@@ -5392,17 +5495,18 @@ CONC__PRIVATE void conc__mark(conc_loop *l, conc_task *t)
         return;
     t->marked = true;
     t->next_marked = NULL;
-    if (l->marked)
-        l->last_marked->next_marked = t;
+    if (l->cancels.marked)
+        l->cancels.last_marked->next_marked = t;
     else
-        l->marked = t;
-    l->last_marked = t;
+        l->cancels.marked = t;
+    l->cancels.last_marked = t;
 }
 
 CONC__PRIVATE void conc__set_pending(conc_loop *l, conc_task *t, bool pending)
 {
     conc__wait *w = t->wait;
-    bool doomed = pending && l->doomed; /* this ends even waits that ignored an earlier cancel */
+    bool doomed =
+        pending && l->cancels.doomed; /* this ends even waits that ignored an earlier cancel */
     if (t->pending == pending && !doomed)
         return;
     t->pending = pending;
@@ -5416,8 +5520,9 @@ CONC__PRIVATE void conc__set_pending(conc_loop *l, conc_task *t, bool pending)
 CONC__PRIVATE void conc__spread(conc_loop *l, conc_task *t, conc_scope *s, bool around)
 {
     for (; s; s = s->inner) {
-        bool effective = s->cancel_called || (around && !s->shielded) || l->doomed;
-        if (effective == s->effective && !l->doomed) /* doom ends waits that ignored a cancel */
+        bool effective = s->cancel_called || (around && !s->shielded) || l->cancels.doomed;
+        if (effective == s->effective &&
+            !l->cancels.doomed) /* doom ends waits that ignored a cancel */
             return;
         s->effective = around = effective;
         /* refuse tasks waiting to spawn into this group */
@@ -5433,19 +5538,19 @@ CONC__PRIVATE void conc__spread(conc_loop *l, conc_task *t, conc_scope *s, bool 
 
 CONC__PRIVATE void conc__spread_marked(conc_loop *l)
 {
-    if (l->refreshing)
+    if (l->cancels.refreshing)
         return;
-    l->refreshing = true;
-    while (l->marked) {
-        conc_task *t = l->marked;
+    l->cancels.refreshing = true;
+    while (l->cancels.marked) {
+        conc_task *t = l->cancels.marked;
         conc_scope *s = t->scope;
-        l->marked = t->next_marked;
+        l->cancels.marked = t->next_marked;
         t->marked = false;
         while (s && s->outer)
             s = s->outer;
         conc__spread(l, t, s, conc__cancelled_outside(l, t));
     }
-    l->refreshing = false;
+    l->cancels.refreshing = false;
 }
 
 CONC__PRIVATE void conc__scope_changed(conc_loop *l, conc_scope *s)
@@ -5582,7 +5687,8 @@ CONC__COLD int conc__scope_may_end(conc_loop *l, const conc_scope *s)
 /* conc_scope_end with an error. */
 CONC__COLD int conc__scope_end_failed(conc_loop *l, conc_scope *s, int rc)
 {
-    bool mine = s->cancel_called && (s->shielded || !conc__cancelled_around(l, s)) && !l->doomed;
+    bool mine =
+        s->cancel_called && (s->shielded || !conc__cancelled_around(l, s)) && !l->cancels.doomed;
     conc__scope_close(l, s);
     if (rc != -ECANCELED || !mine)
         return conc__pass_error(l, rc);
@@ -5860,7 +5966,7 @@ CONC__PRIVATE void conc__fail_outside(int rc, const char *text)
     if (!in_job)
         conc__copy(conc__thread_text, sizeof conc__thread_text, rc < 0 ? text : "");
     if (conc__here)
-        conc__here->posted_rc = rc;
+        conc__here->scheduler.posted_rc = rc;
 }
 
 CONC_API int conc_fail(int rc, const char *fmt, ...)
@@ -6098,7 +6204,7 @@ CONC__PRIVATE void conc__print_name(FILE *out, const conc_task *t)
 {
     char text[CONC__DESCRIPTION];
     conc__source source = conc__source_of(t);
-    if (conc__here->lists_tasks && source.name != source.spawned)
+    if (conc__here->diagnostics.lists_tasks && source.name != source.spawned)
         source.spawned = source.name;
     fputs(conc__describe(text, sizeof text, source), out);
 }
@@ -6108,7 +6214,7 @@ CONC__PRIVATE void conc__print_name(FILE *out, const conc_task *t)
 CONC__PRIVATE void conc__task_main(void);
 
 /* The serial number of a run's first task. */
-CONC__FAST uint64_t conc__first_serial(const conc_loop *l) { return l->run << 40; }
+CONC__FAST uint64_t conc__first_serial(const conc_loop *l) { return l->run.number << 40; }
 
 /* Does this serial number belong to a task of this run? */
 CONC__FAST bool conc__is_of_run(const conc_loop *l, uint64_t serial)
@@ -6146,9 +6252,9 @@ CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, con
     t->name_allocated = false;
     if (CONC__UNLIKELY(t->locals)) /* atomic: jobs share it with other threads */
         __atomic_fetch_add(&t->locals->references, 1, __ATOMIC_RELAXED);
-    t->serial = l->spawned++;
-    if (CONC__UNLIKELY(l->spawned > l->most))
-        l->most = l->spawned;
+    t->serial = l->counters.spawned++;
+    if (CONC__UNLIKELY(l->counters.spawned > l->counters.most))
+        l->counters.most = l->counters.spawned;
 }
 
 static inline void conc__child_add(conc_group *g, conc_task *t)
@@ -6196,9 +6302,9 @@ static inline void conc__child_remove(conc_group *g, conc_task *t)
 
 CONC__PRIVATE conc__stack_cache *conc__stack_cache_of(conc_loop *l, const conc_group *g)
 {
-    if (CONC__UNLIKELY(g->stack_size && g->stack_size != l->stacks->size))
+    if (CONC__UNLIKELY(g->stack_size && g->stack_size != l->stacks.usual->size))
         return conc__stack_cache_for(l, g->stack_size);
-    return l->stacks;
+    return l->stacks.usual;
 }
 
 /* Makes a task of an open group, ready to run, in the handle, or on its own stack if the handle is
@@ -6381,7 +6487,7 @@ CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *call
     if (CONC__UNLIKELY(!fn))
         return conc__misused(-EINVAL, call, "no function", spawned);
     if (!g)
-        g = &l->background;
+        g = &l->run.background;
     if (l->self)
         conc__check_lost(l, __builtin_frame_address(0));
     bool opens = false;
@@ -6433,7 +6539,8 @@ CONC__PRIVATE void conc__copy_argument(conc_task *t, const void *arg, size_t siz
 {
     enum { ENTRY = 256 }; /* conc__prepare's data below the top, and a red zone */
     char *copy = conc__copy_at(t->stack, size);
-    if (CONC__UNLIKELY(t->loop->on_valgrind)) /* an earlier task's frames may have been here */
+    if (CONC__UNLIKELY(
+            t->loop->diagnostics.on_valgrind)) /* an earlier task's frames may have been here */
         conc__valgrind(CONC__VALGRIND_UNDEFINED, (uintptr_t)copy - ENTRY, size + ENTRY);
     if (size)
         memcpy(copy, arg, size);
@@ -6448,7 +6555,7 @@ CONC_API CONC__CALLED int conc__spawn_copy(const char *spawned, conc_group *g, c
     conc_loop *l = conc__here;
     conc_task *t;
     if (l) {
-        size_t stack = g && g->stack_size ? g->stack_size : l->stacks->size;
+        size_t stack = g && g->stack_size ? g->stack_size : l->stacks.usual->size;
         if (!arg && size)
             return conc__misused(-EINVAL, call, "nothing to copy", spawned);
         if (size > stack / 4)
@@ -6464,7 +6571,7 @@ CONC_API CONC__CALLED int conc__spawn_copy(const char *spawned, conc_group *g, c
 /* Debug mode: aborts with a report if a live task's handle was overwritten and is now reused. */
 CONC__COLD void conc__find_overwritten(conc_loop *l, const conc_task *handle)
 {
-    const conc__holding *h = *conc__holding_find(&l->handles, handle);
+    const conc__holding *h = *conc__holding_find(&l->lent.handles, handle);
     char what[CONC__DESCRIPTION];
     if (!h || strcmp(h->place, CONC__A_JOB) == 0)
         return;
@@ -6480,11 +6587,11 @@ CONC_API CONC__CALLED int conc__spawn_task(const char *spawned, conc_group *g, c
         return conc__misused(-EPERM, "conc_spawn_task", "there is no run on this thread", spawned);
     if (!handle)
         return conc__misused(-EINVAL, __func__, "no handle", spawned);
-    if (CONC__MSAN || CONC__UNLIKELY(conc__here->on_valgrind))
+    if (CONC__MSAN || CONC__UNLIKELY(conc__here->diagnostics.on_valgrind))
         conc__mark_defined(handle, sizeof *handle);
     if (conc__handle_in_use(handle) && !conc__handle_taken_over(handle))
         return conc__misused(-EBUSY, "conc_spawn_task", "the handle is in use", spawned);
-    if (CONC__UNLIKELY(conc__here->handles))
+    if (CONC__UNLIKELY(conc__here->lent.handles))
         conc__find_overwritten(conc__here, handle);
     int rc = conc__spawn_in(g, handle, "conc_spawn_task", spawned, fn, arg, &t);
     if (CONC__UNLIKELY(CONC__DEBUGS(conc__here)) && rc == 0)
@@ -6612,8 +6719,8 @@ CONC__PRIVATE void conc__report_on_loop(conc_loop *l, void *arg)
     conc__reported *r = arg;
     char who[CONC__DESCRIPTION];
     int saved = errno;
-    if (l->options.on_error) {
-        uintptr_t fn = (uintptr_t)l->options.on_error;
+    if (l->run.options.on_error) {
+        uintptr_t fn = (uintptr_t)l->run.options.on_error;
         conc__call_outside(l, "the on_error hook", fn, conc__call_hook, r);
     } else {
         conc__describe(who, sizeof who, r->source);
@@ -6628,7 +6735,7 @@ CONC__PRIVATE void conc__report(conc_loop *l, conc__source source, int rc, const
     conc__reported r = {
         .failure = {source.name, conc__place_of(source.spawned), conc__text_or(words, rc), rc},
         .source = source,
-        .options = &l->options};
+        .options = &l->run.options};
     conc__on_loop(l, conc__report_on_loop, &r);
 }
 
@@ -6707,7 +6814,7 @@ CONC__PRIVATE bool conc__failures_grow(conc__failures *all)
  * a join comes first. */
 CONC__PRIVATE void conc__failure_add(conc_loop *l, const conc_task *t)
 {
-    conc__failures *all = &l->failures;
+    conc__failures *all = &l->run.failures;
     conc__failed *f = NULL;
     if (conc__failures_grow(all))
         f = conc__alloc(sizeof *f);
@@ -6753,7 +6860,7 @@ CONC__PRIVATE void conc__failure_remove(conc__failures *all, conc__failed *f)
 /* Forgets a task's error, collected by a join. */
 CONC__PRIVATE void conc__failure_forget(conc_loop *l, const conc_task *t)
 {
-    conc__failures *all = &l->failures;
+    conc__failures *all = &l->run.failures;
     conc__failed *f = *conc__failure_slot(all, t->serial);
     while (f && f->serial != t->serial)
         f = f->same_slot;
@@ -6764,7 +6871,7 @@ CONC__PRIVATE void conc__failure_forget(conc_loop *l, const conc_task *t)
 /* At the end of the run: reports the errors that no join has collected. */
 CONC__PRIVATE void conc__report_failures(conc_loop *l)
 {
-    conc__failures *all = &l->failures;
+    conc__failures *all = &l->run.failures;
     while (all->first) {
         conc__failed *f = all->first;
         conc__report(l, conc__kept_source(f->name, f->spawned), f->rc, f->text);
@@ -7023,7 +7130,7 @@ static inline void conc__task_end(conc_loop *l, conc_task *t, int rc)
     conc_group *g = t->group;
     if (CONC__UNLIKELY(t->scope))
         conc__lost(l, t, t->place, "it ended");
-    if (CONC__UNLIKELY(l->lent))
+    if (CONC__UNLIKELY(l->lent.any))
         conc__check_lent(l, t, t->stack, "it ended");
     if (CONC__UNLIKELY(t->held))
         conc__report_held(t);
@@ -7048,8 +7155,8 @@ static inline void conc__task_end(conc_loop *l, conc_task *t, int rc)
     if (CONC__UNLIKELY(!t->has_handle && (t->name != t->spawned || t->text)))
         conc__free_strings(t);
     conc__stack_release(l, t->stack);
-    l->finished++;
-    l->most++;
+    l->counters.finished++;
+    l->counters.most++;
 }
 
 /* The first function on a task's stack. After conc__task_end the stack is free; nothing reuses it
@@ -7060,7 +7167,7 @@ CONC__PRIVATE void conc__task_main(void)
     conc_loop *l = conc__here;
     conc_task *t = l->self;
     conc__arrived(l, t->stack);
-    conc__fpu_load(&l->fpu);
+    conc__fpu_load(&l->scheduler.fpu);
     *l->errno_at = 0;
     int rc = t->fn(t->arg);
     l = conc__here;
@@ -7070,17 +7177,17 @@ CONC__PRIVATE void conc__task_main(void)
         abort();
     }
     conc__task_end(l, t, rc);
-    conc_task *next = l->ready;
-    if (next && l->switches_left > 0) {
-        l->switches_left--;
-        l->ready = next->next;
+    conc_task *next = l->ready.first;
+    if (next && l->ready.switches_left > 0) {
+        l->ready.switches_left--;
+        l->ready.first = next->next;
         l->self = next;
         conc__leaving(l, NULL, next->stack);
-        conc__jump(l->scratch, next->context);
+        conc__jump(l->scheduler.scratch, next->context);
     } else {
         l->self = NULL;
-        conc__leaving(l, NULL, &l->thread_stack);
-        conc__jump(l->scratch, l->context);
+        conc__leaving(l, NULL, &l->scheduler.stack);
+        conc__jump(l->scheduler.scratch, l->scheduler.context);
     }
     __builtin_unreachable();
 }
@@ -7095,7 +7202,7 @@ CONC__PRIVATE void conc__collect(conc_loop *l, conc_task *t)
 {
     if (t->in_finished)
         conc__unlist_finished(t->group, t);
-    if (t->failed && !t->collected && l->failures.count)
+    if (t->failed && !t->collected && l->run.failures.count)
         conc__failure_forget(l, t);
     t->collected = true;
     conc__set_error_of(l->self, t);
@@ -7411,16 +7518,16 @@ CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
     if (last)
         last->next = NULL;
     else
-        l->ready = NULL;
-    l->last_ready = last;
+        l->ready.first = NULL;
+    l->ready.last = last;
     while (g->children) {
         conc_task *t = g->children;
         conc__stack *stack = t->stack;
         conc__child_remove(g, t);
         conc__locals_release(t->locals);
         conc__stack_release(l, stack);
-        l->finished++;
-        l->most++;
+        l->counters.finished++;
+        l->counters.most++;
     }
 }
 
@@ -7458,10 +7565,10 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
     }
     bool limited = b->limit && (size_t)b->limit < b->count;
     size_t at_once = limited ? (size_t)b->limit : b->count;
-    if (at_once > CONC__ADDRESS_SPACE / l->stacks->size)
+    if (at_once > CONC__ADDRESS_SPACE / l->stacks.usual->size)
         return conc__own_error(-ENOMEM); /* the address space cannot hold that many stacks */
     conc_group g = {.limit = b->limit, .keep_going = b->keep_going};
-    conc_task *last = l->ready ? l->last_ready : NULL;
+    conc_task *last = l->ready.first ? l->ready.last : NULL;
     conc__check_lost(l, __builtin_frame_address(0));
     conc__group_open(l, &g, spawned);
     for (size_t i = 0; i < at_once; i++) {
@@ -7711,7 +7818,7 @@ CONC__PRIVATE conc__source conc__gen_source(const conc__gen *g)
 CONC__PRIVATE void conc__gen_find_lost(conc_loop *l, const conc__gen *g)
 {
     char how[CONC__NAME + CONC__TEXT];
-    if (l->self->scope == g->scope && !l->lent)
+    if (l->self->scope == g->scope && !l->lent.any)
         return;
     snprintf(how, sizeof how, "the generator %s ended", g->opened);
     if (l->self->scope != g->scope)
@@ -7729,7 +7836,7 @@ CONC__PRIVATE void conc__gen_main(void)
     conc__gen_find_lost(l, g);
     g->ended = true;
     conc__leaving(l, NULL, g->outside);
-    conc__jump(l->scratch, g->outer);
+    conc__jump(l->scheduler.scratch, g->outer);
     __builtin_unreachable();
 }
 
@@ -7744,7 +7851,7 @@ CONC__PRIVATE bool conc__gen_is_elsewhere(const conc_loop *l, const conc_gen *fa
  * run. */
 CONC__PRIVATE conc__gen *conc__gen_of(const conc_loop *l, const conc_gen *face)
 {
-    if (!face || face->run != l->run || !face->body)
+    if (!face || face->run != l->run.number || !face->body)
         return NULL;
     if (face->body->gone)
         return NULL;
@@ -7764,10 +7871,10 @@ CONC__COLD int conc__gen_unusable(const conc_loop *l, const conc_gen *face, cons
 CONC__PRIVATE void conc__gen_link(conc_loop *l, conc__gen *g)
 {
     g->prev = NULL;
-    g->next = l->generators;
+    g->next = l->generators.first;
     if (g->next)
         g->next->prev = g;
-    l->generators = g;
+    l->generators.first = g;
 }
 
 CONC__PRIVATE void conc__gen_unlink(conc_loop *l, conc__gen *g)
@@ -7775,7 +7882,7 @@ CONC__PRIVATE void conc__gen_unlink(conc_loop *l, conc__gen *g)
     if (g->prev)
         g->prev->next = g->next;
     else
-        l->generators = g->next;
+        l->generators.first = g->next;
     if (g->next)
         g->next->prev = g->prev;
 }
@@ -7818,27 +7925,27 @@ CONC_API CONC__CALLED int conc__gen_open(const char *opened, conc_gen *face, con
     if (conc__gen_is_elsewhere(l, face))
         return conc__misused(-EBUSY, "conc_gen_open", "it is open in another thread's run", NULL);
     conc__check_lost(l, __builtin_frame_address(0));
-    conc__stack *stack = conc__stack_acquire(l->stacks);
+    conc__stack *stack = conc__stack_acquire(l->stacks.usual);
     if (!stack)
         return conc__own_error(-ENOMEM);
     _Static_assert(sizeof(conc__gen) <= CONC__CORE,
                    "a generator lies where a task without a handle would");
     char *top = conc__stack_top(stack);
     conc__gen *g = (conc__gen *)(void *)top;
-    *g = (conc__gen){.face = {g, l->run},
+    *g = (conc__gen){.face = {g, l->run.number},
                      .stack = stack,
                      .fn = fn,
                      .arg = arg,
                      .item_size = item_size,
                      .opened = opened};
     conc__gen_link(l, g);
-    l->generator_count++;
+    l->generators.count++;
     stack->has_generator = true;
     conc__prepare(g->inner, stack->low, top, conc__gen_main);
     face->body = g;
-    face->run = l->run;
+    face->run = l->run.number;
     if (CONC__UNLIKELY(CONC__DEBUGS(l)))
-        conc__holding_add(&l->opened, g, "a generator", conc__place_of(opened));
+        conc__holding_add(&l->diagnostics.opened, g, "a generator", conc__place_of(opened));
     return 0;
 }
 
@@ -7853,7 +7960,7 @@ CONC__PRIVATE void conc__gen_enter(conc_loop *l, conc__gen *g)
     conc__gen_set_user(g, conc__gen_on(self->stack));
     g->outside = self->stack;
     self->stack = g->stack;
-    l->switch_stacks(l, g->outside, g->outer, g->stack, g->inner);
+    l->scheduler.switch_stacks(l, g->outside, g->outer, g->stack, g->inner);
     self->stack = g->outside;
     g->consumer = NULL;
 }
@@ -7867,8 +7974,8 @@ CONC__PRIVATE void conc__gen_give_stack(conc_loop *l, conc__gen *g)
     if (CONC__UNLIKELY(CONC__DEBUGS(l) && !g->stopped))
         used = conc__usage_note(l, stack, conc__gen_source(g));
     if (g->stopped || g->gone) {
-        stack->next = l->stopped;
-        l->stopped = stack;
+        stack->next = l->generators.stopped;
+        l->generators.stopped = stack;
         return;
     }
     conc__stack_release(l, stack);
@@ -7884,9 +7991,9 @@ CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
     conc__gen_set_user(g, NULL);
     while (g->sources)
         conc__gen_set_user(g->sources, NULL);
-    l->generator_count--;
+    l->generators.count--;
     if (CONC__UNLIKELY(CONC__DEBUGS(l)))
-        conc__holding_drop(&l->opened, g);
+        conc__holding_drop(&l->diagnostics.opened, g);
     g->gone = !face;
     conc__gen_give_stack(l, g);
     if (face)
@@ -7904,7 +8011,7 @@ CONC__COLD int conc__gen_emit_badly(conc_loop *l, conc__gen *g, const void *fram
     if (++g->late_emits < CONC__LATE_EMITS)
         return -ECANCELED;
     g->stopped = true;
-    l->switch_stacks(l, g->stack, g->inner, g->outside, g->outer);
+    l->scheduler.switch_stacks(l, g->stack, g->inner, g->outside, g->outer);
     __builtin_unreachable();
 }
 
@@ -7921,7 +8028,7 @@ CONC_API CONC__CALLED int conc_gen_emit(conc_gen *face, const void *item)
     if (!item && g->item_size)
         return conc__misused(-EINVAL, __func__, "no item", conc__place_of(g->opened));
     g->emitted = item ? item : g;
-    l->switch_stacks(l, g->stack, g->inner, g->outside, g->outer);
+    l->scheduler.switch_stacks(l, g->stack, g->inner, g->outside, g->outer);
     if (g->closing)
         return -ECANCELED;
     return 0;
@@ -8062,8 +8169,8 @@ CONC_API void conc__auto_conc_gen(conc_gen *face)
  * the consumers moves each to the front of the list, so it passes none twice. */
 CONC__PRIVATE void conc__close_generators(conc_loop *l)
 {
-    while (l->generators) {
-        conc__gen *g = l->generators;
+    while (l->generators.first) {
+        conc__gen *g = l->generators.first;
         while (g->used_by) {
             g = g->used_by;
             conc__gen_unlink(l, g);
@@ -8080,22 +8187,22 @@ CONC__PRIVATE void conc__close_generators(conc_loop *l)
 CONC__PRIVATE conc__fd *conc__fd_find(const conc_loop *l, int number)
 {
     size_t block = (size_t)number / CONC__FDS;
-    bool has_entry = number >= 0 && block < l->fd_blocks && l->fds[block];
+    bool has_entry = number >= 0 && block < l->fds.block_count && l->fds.blocks[block];
     if (!has_entry)
         return NULL;
-    return &l->fds[block][number % CONC__FDS];
+    return &l->fds.blocks[block][number % CONC__FDS];
 }
 
 CONC__PRIVATE bool conc__fds_grow(conc_loop *l, size_t blocks)
 {
-    if (blocks <= l->fd_blocks)
+    if (blocks <= l->fds.block_count)
         return true;
-    conc__fd **more = CONC_REALLOC(l->fds, blocks * 2 * sizeof *more);
+    conc__fd **more = CONC_REALLOC(l->fds.blocks, blocks * 2 * sizeof *more);
     if (!more)
         return false;
-    memset(more + l->fd_blocks, 0, (blocks * 2 - l->fd_blocks) * sizeof *more);
-    l->fds = more;
-    l->fd_blocks = blocks * 2;
+    memset(more + l->fds.block_count, 0, (blocks * 2 - l->fds.block_count) * sizeof *more);
+    l->fds.blocks = more;
+    l->fds.block_count = blocks * 2;
     return true;
 }
 
@@ -8106,23 +8213,23 @@ CONC__PRIVATE conc__fd *conc__fd_of(conc_loop *l, int number)
     size_t block = (size_t)number / CONC__FDS;
     if (!conc__fds_grow(l, block + 1))
         return NULL;
-    if (!l->fds[block]) {
+    if (!l->fds.blocks[block]) {
         conc__fd *fresh = conc__alloc(CONC__FDS * sizeof *fresh);
         if (!fresh)
             return NULL;
         memset(fresh, 0, CONC__FDS * sizeof *fresh);
         for (int i = 0; i < CONC__FDS; i++)
             fresh[i].number = (int)block * CONC__FDS + i;
-        l->fds[block] = fresh;
+        l->fds.blocks[block] = fresh;
     }
-    return &l->fds[block][number % CONC__FDS];
+    return &l->fds.blocks[block][number % CONC__FDS];
 }
 
 CONC__PRIVATE void conc__fds_free(conc_loop *l)
 {
-    for (size_t i = 0; i < l->fd_blocks; i++)
-        CONC_FREE(l->fds[i]);
-    CONC_FREE(l->fds);
+    for (size_t i = 0; i < l->fds.block_count; i++)
+        CONC_FREE(l->fds.blocks[i]);
+    CONC_FREE(l->fds.blocks);
 }
 
 /* An id that, after conc__fd_note, changes when the number refers to another file. */
@@ -8183,7 +8290,7 @@ CONC__PRIVATE atomic_uint *conc__closings_of(int number)
 /* Publishes that the loop's poller is about to watch a file of conc's, or no longer does. */
 CONC__PRIVATE void conc__fd_publish_edge(const conc_loop *l, const conc__fd *f, bool has)
 {
-    unsigned run = (unsigned)l->run;
+    unsigned run = (unsigned)l->run.number;
     atomic_uint *at = &conc__shared_fd_of(f->number)->run;
     if (has)
         atomic_store(at, run);
@@ -8214,7 +8321,7 @@ CONC__PRIVATE bool conc__fd_is_verified(const conc_loop *l, const conc__fd *f)
 
 CONC__PRIVATE bool conc__fd_is_listed(const conc_loop *l, const conc__fd *f)
 {
-    return f->prev || l->watched == f;
+    return f->prev || l->fds.watched == f;
 }
 
 CONC__PRIVATE void conc__fd_unlist(conc_loop *l, conc__fd *f)
@@ -8222,26 +8329,26 @@ CONC__PRIVATE void conc__fd_unlist(conc_loop *l, conc__fd *f)
     if (f->prev)
         f->prev->next = f->next;
     else
-        l->watched = f->next;
+        l->fds.watched = f->next;
     if (f->next)
         f->next->prev = f->prev;
     else
-        l->last_watched = f->prev;
+        l->fds.last_watched = f->prev;
     f->next = f->prev = NULL;
-    l->watched_count--;
-    l->verify_count -= conc__fd_is_verified(l, f);
+    l->fds.watched_count--;
+    l->fds.verify_count -= conc__fd_is_verified(l, f);
 }
 
 CONC__PRIVATE void conc__fd_list(conc_loop *l, conc__fd *f)
 {
-    f->prev = l->last_watched;
-    if (l->last_watched)
-        l->last_watched->next = f;
+    f->prev = l->fds.last_watched;
+    if (l->fds.last_watched)
+        l->fds.last_watched->next = f;
     else
-        l->watched = f;
-    l->last_watched = f;
-    l->watched_count++;
-    l->verify_count += conc__fd_is_verified(l, f);
+        l->fds.watched = f;
+    l->fds.last_watched = f;
+    l->fds.watched_count++;
+    l->fds.verify_count += conc__fd_is_verified(l, f);
 }
 
 CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f)
@@ -8364,7 +8471,7 @@ CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f)
     if (f->state == CONC__FD_REFUSED)
         same = conc__inode_of(f->number) == f->inode;
     else
-        same = l->backend->confirm(l, f);
+        same = l->poller.backend->confirm(l, f);
     if (same)
         f->closings = closings;
     else
@@ -8379,7 +8486,7 @@ CONC__PRIVATE bool conc__fd_arm(conc_loop *l, conc__fd *f, int events)
     if (f->state != CONC__FD_FOREIGN)
         return conc__fd_confirm(l, f);
     int saved = errno;
-    bool same = l->backend->arm(l, f, events | conc__fd_wanted(f));
+    bool same = l->poller.backend->arm(l, f, events | conc__fd_wanted(f));
     if (!same)
         conc__fd_gone(l, f);
     errno = saved;
@@ -8410,7 +8517,7 @@ CONC__PRIVATE int conc__fd_add(conc_loop *l, conc__fd *f, int events)
     if (f->state == CONC__FD_OWN)
         conc__fd_publish_edge(l, f,
                               true); /* first, so that another thread's close tells this loop */
-    int rc = l->backend->add(l, f, events);
+    int rc = l->poller.backend->add(l, f, events);
     if (rc < 0 || (rc == 1 && events))
         return rc;
     if (rc == 1) {
@@ -8422,7 +8529,7 @@ CONC__PRIVATE int conc__fd_add(conc_loop *l, conc__fd *f, int events)
         f->state = CONC__FD_FOREIGN;
     }
     if (conc__fd_is_listed(l, f)) /* a task pauses */
-        l->verify_count += conc__fd_is_verified(l, f);
+        l->fds.verify_count += conc__fd_is_verified(l, f);
     return 0;
 }
 
@@ -8551,7 +8658,7 @@ CONC__PRIVATE void conc__pause_over(conc__timer *t)
     conc__pause *p = (conc__pause *)(void *)((char *)t - offsetof(conc__pause, timer));
     conc_loop *l = conc__here;
     conc__fd_wake_one(l, &p->wait);
-    l->retried = l->virtual_clock;
+    l->clock.retried = l->clock.is_virtual;
 }
 
 CONC__PRIVATE void conc__pause_won(conc__wait *w)
@@ -8662,7 +8769,7 @@ CONC__PRIVATE void conc__closed_elsewhere(conc__post *p)
         return;
     /* if certain, do not ask the kernel: the number may already belong to the other thread */
     bool certain = f->number < CONC__COUNTED && !conc__fd_not_closed(f);
-    if (certain || !l->backend->confirm(l, f))
+    if (certain || !l->poller.backend->confirm(l, f))
         conc__fd_gone(l, f);
 }
 
@@ -8670,7 +8777,7 @@ CONC__PRIVATE void conc__closed_elsewhere(conc__post *p)
  * keep waiting. */
 CONC__COLD void conc__notify_close(const conc_loop *l, unsigned run, int number)
 {
-    if (!run || (l && run == (unsigned)l->run))
+    if (!run || (l && run == (unsigned)l->run.number))
         return;
     conc__far_close *c = conc__alloc(sizeof *c);
     if (!c)
@@ -8678,8 +8785,8 @@ CONC__COLD void conc__notify_close(const conc_loop *l, unsigned run, int number)
     *c = (conc__far_close){{NULL, conc__closed_elsewhere}, number};
     int rc = -ESHUTDOWN;
     pthread_mutex_lock(&conc__live_runs.mutex);
-    for (conc_loop *to = conc__live_runs.first; to && rc; to = to->next_run)
-        if ((unsigned)to->run == run)
+    for (conc_loop *to = conc__live_runs.first; to && rc; to = to->run.next)
+        if ((unsigned)to->run.number == run)
             rc = conc__post_to(to, &c->post);
     pthread_mutex_unlock(&conc__live_runs.mutex);
     if (rc)
@@ -8694,7 +8801,8 @@ CONC_API int conc_close(int fd)
         return conc__own_error(-EBADF);
     conc__fd *f = l ? conc__fd_find(l, fd) : NULL;
     if (f && conc__fd_is_polled(f))
-        l->backend->remove(l, f); /* another process may have it too: its events would continue */
+        l->poller.backend->remove(
+            l, f); /* another process may have it too: its events would continue */
     if (f)
         conc__fd_gone(l, f);
     atomic_fetch_add(conc__closings_of(fd), 1);
@@ -8761,7 +8869,7 @@ static inline ssize_t conc__io_result(conc_loop *l, ssize_t n, int saved)
 /* Discards the SIGPIPE, which is blocked, that a write to a broken pipe leaves pending. */
 CONC__PRIVATE void conc__drain_pipe_signal(const conc_loop *l)
 {
-    if (!l->pipe_was_pending)
+    if (!l->signals.pipe_was_pending)
         conc__signal_discard(SIGPIPE);
 }
 
@@ -10373,10 +10481,10 @@ CONC__PRIVATE int conc__buffer_resize(conc__buffer *b, size_t size)
 /* Enlarges a buffer to size. */
 CONC__PRIVATE int conc__buffer_grow(conc_loop *l, conc__buffer *b, size_t size)
 {
-    conc__spare *spare = l->spares;
+    conc__spare *spare = l->spares.first;
     if (size == CONC__BUFFER && spare && !b->data) {
-        l->spares = spare->next;
-        l->spare_count--;
+        l->spares.first = spare->next;
+        l->spares.count--;
         b->data = (char *)spare;
         b->size = size;
         return 0;
@@ -10388,11 +10496,11 @@ CONC__PRIVATE void conc__buffer_drop(conc_loop *l, conc__buffer *b)
 {
     if (!b->data)
         return;
-    if (b->size == CONC__BUFFER && l && l->spare_count < CONC__SPARES) {
+    if (b->size == CONC__BUFFER && l && l->spares.count < CONC__SPARES) {
         conc__spare *spare = (conc__spare *)(void *)b->data;
-        spare->next = l->spares;
-        l->spares = spare;
-        l->spare_count++;
+        spare->next = l->spares.first;
+        l->spares.first = spare;
+        l->spares.count++;
     } else {
         conc_free(b->data);
     }
@@ -10401,7 +10509,7 @@ CONC__PRIVATE void conc__buffer_drop(conc_loop *l, conc__buffer *b)
 
 CONC__PRIVATE void conc__spares_free(conc_loop *l)
 {
-    for (conc__spare *s = l->spares, *next; s; s = next) {
+    for (conc__spare *s = l->spares.first, *next; s; s = next) {
         next = s->next;
         CONC_FREE(s);
     }
@@ -10452,7 +10560,7 @@ CONC__COLD void conc__stream_take_over(conc_stream *s)
     s->reader = NULL;
     s->writing = false;
     s->writers = s->closers = (conc__waits){NULL, NULL};
-    s->run = conc__here ? conc__here->run : UINT64_MAX;
+    s->run = conc__here ? conc__here->run.number : UINT64_MAX;
     if (s->on) {
         s->on->reading = s->on->sending = NULL;
         s->on->senders = s->on->starters = (conc__waits){NULL, NULL};
@@ -10582,9 +10690,9 @@ CONC__PRIVATE void conc__stream_begin_life(conc_loop *l, conc_stream *s, int fd,
                        .fd = fd,
                        .on = on,
                        .state = CONC__STREAM_OPEN,
-                       .run = l->run};
+                       .run = l->run.number};
     if (CONC__UNLIKELY(CONC__DEBUGS(l)))
-        conc__holding_add(&l->opened, s, "a stream", place);
+        conc__holding_add(&l->diagnostics.opened, s, "a stream", place);
 }
 
 CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd)
@@ -11046,7 +11154,7 @@ CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_push_piece(l, s);
     for (; rc == 1; rc = conc__stream_push_piece(l, s))
-        l->budget_left--;
+        l->ready.budget_left--;
     return rc;
 }
 
@@ -11334,7 +11442,7 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_until(conc_stream *s, const void 
 static inline bool conc__stream_is_idle(const conc_loop *l, const conc_stream *s)
 {
     return l && s && s->state == CONC__STREAM_OPEN && !l->self->pending && !s->reader &&
-           l->budget_left > 1;
+           l->ready.budget_left > 1;
 }
 
 /* The next line if already buffered, as with clients that do not wait for each reply; else -1. */
@@ -11352,7 +11460,7 @@ static inline ssize_t conc__stream_next_line(conc_loop *l, conc_stream *s, char 
     size_t length = (size_t)(end - first), cr = length && end[-1] == '\r';
     if (length - cr > s->limit)
         return -1;
-    l->budget_left--;
+    l->ready.budget_left--;
     return conc__record_take(s, length - cr, length + 1, line);
 }
 
@@ -11555,7 +11663,7 @@ CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n)
         return conc__stream_write_slowly(s, buf, n);
     memcpy(s->out.data + s->out.end, buf, n);
     s->out.end += n;
-    l->budget_left--;
+    l->ready.budget_left--;
     return (ssize_t)n;
 }
 
@@ -11793,7 +11901,7 @@ CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
     s->state = CONC__STREAM_CLOSED;
     s->dropped = conc__buffered(&s->out);
     if (l && CONC__DEBUGS(l))
-        conc__holding_drop(&l->opened, s);
+        conc__holding_drop(&l->diagnostics.opened, s);
     while (s->writers.first)
         conc__wake(l, s->writers.first, -EPIPE);
     s->ended = NULL;
@@ -11987,11 +12095,11 @@ CONC__PRIVATE bool conc__interrupt(conc_loop *l, int number)
 {
     enum { ONE = 100000000 };
     int64_t now = conc__clock(), first = 0;
-    if (!(atomic_load(&l->interrupt_numbers) & conc__interrupt_bit(number)))
+    if (!(atomic_load(&l->interrupt.numbers) & conc__interrupt_bit(number)))
         return false;
-    if (!atomic_compare_exchange_strong(&l->interrupted_at, &first, now))
+    if (!atomic_compare_exchange_strong(&l->interrupt.first_at, &first, now))
         return now - first >= ONE;
-    atomic_store(&l->interrupt, number);
+    atomic_store(&l->interrupt.pending, number);
     return false;
 }
 
@@ -12000,8 +12108,8 @@ CONC__PRIVATE bool conc__signal_reaches_loop(conc_loop *l, int number, unsigned 
 {
     bool kills = role == CONC__INTERRUPTS && conc__interrupt(l, number);
     if (role == CONC__DUMPS)
-        atomic_store(&l->dump_asked, true);
-    atomic_store(&l->signalled, true);
+        atomic_store(&l->signals.dump_asked, true);
+    atomic_store(&l->signals.came, true);
     conc__wake_up(l);
     return kills;
 }
@@ -12145,15 +12253,15 @@ CONC__PRIVATE _Atomic(conc_loop *) *conc__signal_slot_take(conc_loop *l)
 CONC__PRIVATE int conc__signals_reach(conc_loop *l)
 {
     stack_t none = {0}, now;
-    if (l->signal_slot)
+    if (l->signals.slot)
         return 0;
-    l->signal_slot = conc__signal_slot_take(l);
-    if (!l->signal_slot)
+    l->signals.slot = conc__signal_slot_take(l);
+    if (!l->signals.slot)
         return -ENOMEM;
     if (sigaltstack(NULL, &now) == 0 && now.ss_flags & CONC__SS_DISABLE)
-        none.ss_sp = l->signal_stack = conc__map_pages(CONC__SIGNAL_STACK);
+        none.ss_sp = l->signals.stack = conc__map_pages(CONC__SIGNAL_STACK);
     none.ss_size = CONC__SIGNAL_STACK;
-    if (l->signal_stack)
+    if (l->signals.stack)
         sigaltstack(&none, NULL);
     return 0;
 }
@@ -12161,17 +12269,17 @@ CONC__PRIVATE int conc__signals_reach(conc_loop *l)
 CONC__PRIVATE void conc__signals_unreach(conc_loop *l)
 {
     stack_t none = {.ss_flags = CONC__SS_DISABLE}, now;
-    if (!l->signal_slot)
+    if (!l->signals.slot)
         return;
-    atomic_store(l->signal_slot, NULL);
+    atomic_store(l->signals.slot, NULL);
     while (atomic_load(&conc__signalling.running))
         sched_yield();
-    if (l->signal_stack) {
-        if (sigaltstack(NULL, &now) == 0 && now.ss_sp == l->signal_stack)
+    if (l->signals.stack) {
+        if (sigaltstack(NULL, &now) == 0 && now.ss_sp == l->signals.stack)
             sigaltstack(&none, NULL);
-        conc__unmap_pages(l->signal_stack, CONC__SIGNAL_STACK);
+        conc__unmap_pages(l->signals.stack, CONC__SIGNAL_STACK);
     }
-    l->signal_slot = NULL;
+    l->signals.slot = NULL;
 }
 
 /* A signal that a conc_signals has not returned yet, or 0. */
@@ -12196,19 +12304,20 @@ CONC__PRIVATE int conc__signals_find(conc_signals *s)
 
 CONC__PRIVATE void conc__interrupt_main(conc_loop *l, int number)
 {
-    if (l->winding_up) {
-        l->interrupted_by = number;
-        l->interrupted_late = true;
-    } else if (!l->main.asked) { /* if asked, it was already cancelled, and ends because of that */
-        l->interrupted_by = number;
-        conc__task_cancel(l, &l->main);
+    if (l->run.winding_up) {
+        l->interrupt.by = number;
+        l->interrupt.late = true;
+    } else if (!l->run.main
+                    .asked) { /* if asked, it was already cancelled, and ends because of that */
+        l->interrupt.by = number;
+        conc__task_cancel(l, &l->run.main);
     }
 }
 
 /* Wakes the tasks that wait for this number, if it arrived since the last time. */
 CONC__PRIVATE void conc__signal_hand_out(conc_loop *l, int number)
 {
-    struct conc__signal_list *list = &l->received[number];
+    struct conc__signal_list *list = &l->signals.received[number];
     if (!list->first)
         return;
     unsigned long came = CONC__CAME(atomic_load(&conc__signalling.numbers[number].word));
@@ -12221,7 +12330,7 @@ CONC__PRIVATE void conc__signal_hand_out(conc_loop *l, int number)
             int found = conc__signals_find(s);
             if (!found)
                 break;
-            l->signal_waits--;
+            l->signals.waits--;
             conc__wake(l, s->waits.first, found);
         }
     }
@@ -12230,19 +12339,19 @@ CONC__PRIVATE void conc__signal_hand_out(conc_loop *l, int number)
 /* Called by the scheduler: handles arrived signals. */
 CONC__COLD void conc__take_signals_now(conc_loop *l)
 {
-    atomic_store(&l->signalled, false);
-    int interrupt = atomic_exchange(&l->interrupt, 0);
+    atomic_store(&l->signals.came, false);
+    int interrupt = atomic_exchange(&l->interrupt.pending, 0);
     if (interrupt)
         conc__interrupt_main(l, interrupt);
-    if (atomic_exchange(&l->dump_asked, false) && l->dumps_taken)
+    if (atomic_exchange(&l->signals.dump_asked, false) && l->diagnostics.dumps_taken)
         conc_dump(stderr);
-    for (int number = 1; number < CONC__SIGNALS && l->signals; number++)
+    for (int number = 1; number < CONC__SIGNALS && l->signals.open; number++)
         conc__signal_hand_out(l, number);
 }
 
 static inline void conc__take_signals(conc_loop *l)
 {
-    if (CONC__UNLIKELY(atomic_load_explicit(&l->signalled, memory_order_relaxed)))
+    if (CONC__UNLIKELY(atomic_load_explicit(&l->signals.came, memory_order_relaxed)))
         conc__take_signals_now(l);
 }
 
@@ -12278,12 +12387,12 @@ CONC__PRIVATE void conc__signal_unblock(conc_loop *l, int number)
     sigaddset(&set, number);
     pthread_sigmask(SIG_UNBLOCK, &set, &before);
     if (sigismember(&before, number) == 1)
-        l->unblocked |= conc__signal_bit(number);
+        l->signals.unblocked |= conc__signal_bit(number);
 }
 
 CONC__PRIVATE int conc__signal_subscribe(conc_loop *l, struct conc__signal_number *n)
 {
-    struct conc__signal_list *list = &l->received[n->number];
+    struct conc__signal_list *list = &l->signals.received[n->number];
     int rc = conc__signal_enter(n->number, CONC__RECEIVES, &n->seen);
     n->next = list->first;
     n->prev = NULL;
@@ -12298,15 +12407,15 @@ CONC__PRIVATE int conc__signal_subscribe(conc_loop *l, struct conc__signal_numbe
  * */
 CONC__PRIVATE void conc__signal_unsubscribe(conc_loop *l, const struct conc__signal_number *n)
 {
-    struct conc__signal_list *list = &l->received[n->number];
+    struct conc__signal_list *list = &l->signals.received[n->number];
     if (n->prev)
         n->prev->next = n->next;
     else
         list->first = n->next;
     if (n->next)
         n->next->prev = n->prev;
-    if (!list->first && l->unblocked & conc__signal_bit(n->number)) {
-        l->unblocked &= ~conc__signal_bit(n->number);
+    if (!list->first && l->signals.unblocked & conc__signal_bit(n->number)) {
+        l->signals.unblocked &= ~conc__signal_bit(n->number);
         conc__signal_block(n->number);
     }
     conc__signal_leave(n->number, CONC__RECEIVES);
@@ -12352,7 +12461,7 @@ CONC__PRIVATE int conc__signals_fill(conc_loop *l, const conc__signal_call *c)
     struct conc__signal_number *list = conc__alloc(count * sizeof *list);
     if (!list)
         return -ENOMEM;
-    *s = (conc_signals){.numbers = list, .run = l->run};
+    *s = (conc_signals){.numbers = list, .run = l->run.number};
     for (size_t i = 0; left; i++) {
         int number = c->numbers[i];
         if (left & conc__signal_bit(number))
@@ -12365,10 +12474,10 @@ CONC__PRIVATE int conc__signals_fill(conc_loop *l, const conc__signal_call *c)
 CONC__PRIVATE void conc__signals_link(conc_loop *l, conc_signals *s)
 {
     s->loop = l;
-    s->next = l->signals;
+    s->next = l->signals.open;
     if (s->next)
         s->next->prev = s;
-    l->signals = s;
+    l->signals.open = s;
 }
 
 CONC__PRIVATE void conc__signals_unlink(conc_loop *l, const conc_signals *s)
@@ -12376,7 +12485,7 @@ CONC__PRIVATE void conc__signals_unlink(conc_loop *l, const conc_signals *s)
     if (s->prev)
         s->prev->next = s->next;
     else
-        l->signals = s->next;
+        l->signals.open = s->next;
     if (s->next)
         s->next->prev = s->prev;
 }
@@ -12413,19 +12522,20 @@ CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *n
     conc__signal_call c = {s, numbers, n, 0};
     if (!l)
         return conc__misused(-EPERM, "conc_signals_open", "there is no loop", NULL);
-    bool is_open = s && s->loop && s->run == l->run;
+    bool is_open = s && s->loop && s->run == l->run.number;
     if (!s || is_open || !n || !conc__is_array(numbers, n, sizeof *numbers))
         return conc__misused(-EINVAL, "conc_signals_open", "no numbers, or it is already open",
                              NULL);
     if (s->loop && conc__run_is_elsewhere(l, s->run))
         return conc__misused(-EBUSY, "conc_signals_open", "it is open in another thread's run",
                              NULL);
-    if (*conc__holding_find(&l->receiving, s)) /* it was set to zero while it was open */
-        conc__lost(l, l->self, (*conc__holding_find(&l->receiving, s))->place, conc__overwritten);
+    if (*conc__holding_find(&l->lent.receivers, s)) /* it was set to zero while it was open */
+        conc__lost(l, l->self, (*conc__holding_find(&l->lent.receivers, s))->place,
+                   conc__overwritten);
     conc__on_loop(l, conc__open_signals, &c);
     if (c.rc == 0) {
-        conc__holding_add(&l->receiving, s, "signals", place);
-        l->lent = true;
+        conc__holding_add(&l->lent.receivers, s, "signals", place);
+        l->lent.any = true;
     }
     if (c.rc == -EINVAL)
         return conc__misused(-EINVAL, "conc_signals_open", conc__bad_number, NULL);
@@ -12436,7 +12546,7 @@ CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *n
 CONC__PRIVATE bool conc__receive_cancel(conc__wait *w)
 {
     (void)w;
-    conc__here->signal_waits--;
+    conc__here->signals.waits--;
     return true;
 }
 
@@ -12455,7 +12565,7 @@ CONC_API CONC__CALLED int conc_signals_next(conc_signals *s)
         return rc;
     if (!s->loop)
         return conc__own_error(-EPIPE);
-    if (s->loop != l || s->run != l->run)
+    if (s->loop != l || s->run != l->run.number)
         return conc__misused(-EPERM, "conc_signals_next", "it belongs to another run", NULL);
     conc__check_lost(l, __builtin_frame_address(0));
     if (!s->waits.first)
@@ -12466,7 +12576,7 @@ CONC_API CONC__CALLED int conc_signals_next(conc_signals *s)
     }
     conc__wait w = {.task = l->self, .kind = &conc__receiving, .on = s};
     conc__append(&s->waits, &w);
-    l->signal_waits++;
+    l->signals.waits++;
     return conc__wait_result(conc__park(l, &w));
 }
 
@@ -12490,15 +12600,15 @@ CONC_API int conc_signals_close(conc_signals *s)
         return conc__misused(-EINVAL, __func__, "no conc_signals", NULL);
     if (!s->loop)
         return 0;
-    if (!l || s->loop != l || s->run != l->run)
+    if (!l || s->loop != l || s->run != l->run.number)
         return conc__misused(-EPERM, "conc_signals_close", "it belongs to another run", NULL);
     while (s->waits.first) {
-        l->signal_waits--;
+        l->signals.waits--;
         conc__wake(l, s->waits.first, -EPIPE);
     }
     conc__on_loop(l, conc__close_signals, &c);
-    conc__holding_drop(&l->receiving, s);
-    l->lent = l->receiving || l->handles;
+    conc__holding_drop(&l->lent.receivers, s);
+    l->lent.any = l->lent.receivers || l->lent.handles;
     s->numbers = NULL;
     s->loop = NULL;
     return 0;
@@ -12529,7 +12639,7 @@ CONC__PRIVATE void conc__interrupts_leave(const conc_loop *l)
 {
     for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++) {
         int number = conc__interrupting[i];
-        if (atomic_load(&l->interrupt_numbers) & conc__interrupt_bit(number))
+        if (atomic_load(&l->interrupt.numbers) & conc__interrupt_bit(number))
             conc__signal_leave(number, CONC__INTERRUPTS);
     }
 }
@@ -12538,7 +12648,7 @@ CONC__PRIVATE void conc__interrupts_leave(const conc_loop *l)
 CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
 {
     unsigned long came;
-    if (!l->options.interrupt)
+    if (!l->run.options.interrupt)
         return 0;
     int rc = conc__signals_reach(l);
     if (rc)
@@ -12548,7 +12658,7 @@ CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
         int number = conc__interrupting[i];
         if (!conc__signal_is_default(number))
             continue;
-        atomic_fetch_or(&l->interrupt_numbers, conc__interrupt_bit(number));
+        atomic_fetch_or(&l->interrupt.numbers, conc__interrupt_bit(number));
         rc = conc__signal_enter(number, CONC__INTERRUPTS, &came);
     }
     if (rc)
@@ -12563,16 +12673,16 @@ CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
 /* The run ends. */
 CONC__PRIVATE void conc__signals_end(conc_loop *l)
 {
-    while (l->signals)
-        conc_signals_close(l->signals);
+    while (l->signals.open)
+        conc_signals_close(l->signals.open);
     pthread_mutex_lock(&conc__signalling.mutex);
     conc__interrupts_leave(l);
     pthread_mutex_unlock(&conc__signalling.mutex);
     conc__signals_unreach(l);
-    int late = atomic_load(&l->interrupt); /* it arrived after the scheduler's last check */
+    int late = atomic_load(&l->interrupt.pending); /* it arrived after the scheduler's last check */
     if (late) {
-        l->interrupted_by = late;
-        l->interrupted_late = true;
+        l->interrupt.by = late;
+        l->interrupt.late = true;
     }
 }
 
@@ -12608,9 +12718,9 @@ CONC__PRIVATE void conc__pipe_signal_block(conc_loop *l)
     sigemptyset(&before);
     sigaddset(&pipe, SIGPIPE);
     pthread_sigmask(SIG_BLOCK, &pipe, &before);
-    l->pipe_was_blocked = sigismember(&before, SIGPIPE) == 1;
-    l->pipe_was_pending =
-        l->pipe_was_blocked && sigpending(&before) == 0 && sigismember(&before, SIGPIPE) == 1;
+    l->signals.pipe_was_blocked = sigismember(&before, SIGPIPE) == 1;
+    l->signals.pipe_was_pending = l->signals.pipe_was_blocked && sigpending(&before) == 0 &&
+                                  sigismember(&before, SIGPIPE) == 1;
 }
 
 /* Discards a SIGPIPE left pending by the program's own write, then unblocks it. */
@@ -12620,7 +12730,7 @@ CONC__PRIVATE void conc__pipe_signal_unblock(const conc_loop *l)
     conc__drain_pipe_signal(l);
     sigemptyset(&pipe);
     sigaddset(&pipe, SIGPIPE);
-    if (!l->pipe_was_blocked)
+    if (!l->signals.pipe_was_blocked)
         pthread_sigmask(SIG_UNBLOCK, &pipe, NULL);
 }
 
@@ -12630,7 +12740,7 @@ CONC_API conc_loop *conc_loop_self(void) { return conc__here; }
 
 CONC__PRIVATE void conc__loop_free(conc_loop *l)
 {
-    pthread_mutex_destroy(&l->mutex);
+    pthread_mutex_destroy(&l->shared.mutex);
     CONC_FREE(l);
 }
 
@@ -12640,7 +12750,7 @@ CONC__PRIVATE int conc__loop_check(const conc_loop *l, const char *call)
 {
     if (!l)
         return conc__misused(-EINVAL, call, "no loop", NULL);
-    if (l->run <= conc__inherited_runs)
+    if (l->run.number <= conc__inherited_runs)
         return conc_fail(-EPERM, "the loop belongs to the parent process");
     return 0;
 }
@@ -12650,9 +12760,9 @@ CONC_API int conc_loop_hold(conc_loop *l)
     int rc = conc__loop_check(l, __func__);
     if (rc)
         return rc;
-    pthread_mutex_lock(&l->mutex);
-    l->holds++;
-    pthread_mutex_unlock(&l->mutex);
+    pthread_mutex_lock(&l->shared.mutex);
+    l->shared.holds++;
+    pthread_mutex_unlock(&l->shared.mutex);
     return 0;
 }
 
@@ -12661,16 +12771,16 @@ CONC_API int conc_loop_release(conc_loop *l)
     int rc = conc__loop_check(l, __func__);
     if (rc)
         return rc;
-    pthread_mutex_lock(&l->mutex);
-    if (!l->holds) {
-        pthread_mutex_unlock(&l->mutex);
+    pthread_mutex_lock(&l->shared.mutex);
+    if (!l->shared.holds) {
+        pthread_mutex_unlock(&l->shared.mutex);
         return conc__misused(-EINVAL, __func__, "the loop is not held", NULL);
     }
-    bool last = --l->holds == 0 && l->over_for_good;
+    bool last = --l->shared.holds == 0 && l->shared.over_for_good;
     /* without a hold the loop's wait may be a deadlock */
-    if (!l->holds && l->asleep && !l->closed)
+    if (!l->shared.holds && l->shared.asleep && !l->shared.closed)
         conc__wake_up(l);
-    pthread_mutex_unlock(&l->mutex);
+    pthread_mutex_unlock(&l->shared.mutex);
     if (last)
         conc__loop_free(l);
     return 0;
@@ -12680,23 +12790,24 @@ CONC_API int conc_loop_release(conc_loop *l)
 CONC__PRIVATE int conc__post_to(conc_loop *l, conc__post *p)
 {
     p->next = NULL;
-    pthread_mutex_lock(&l->mutex);
-    if (l->closed) {
-        pthread_mutex_unlock(&l->mutex);
+    pthread_mutex_lock(&l->shared.mutex);
+    if (l->shared.closed) {
+        pthread_mutex_unlock(&l->shared.mutex);
         return -ESHUTDOWN;
     }
-    if (l->posted)
-        l->last_posted->next = p;
+    if (l->shared.posted)
+        l->shared.last_posted->next = p;
     else
-        atomic_store_explicit(&l->posted, p, memory_order_relaxed);
-    l->last_posted = p;
-    if (CONC__UNLIKELY(l->job_idles))
+        atomic_store_explicit(&l->shared.posted, p, memory_order_relaxed);
+    l->shared.last_posted = p;
+    if (CONC__UNLIKELY(l->job.idles))
         conc__extended.job_goes_on(l);
-    if (l->asleep) { /* see conc__poll_events; under the mutex the descriptor is still open */
-        l->asleep = false;
+    if (l->shared
+            .asleep) { /* see conc__poll_events; under the mutex the descriptor is still open */
+        l->shared.asleep = false;
         conc__wake_up(l);
     }
-    pthread_mutex_unlock(&l->mutex);
+    pthread_mutex_unlock(&l->shared.mutex);
     return 0;
 }
 
@@ -12709,7 +12820,7 @@ typedef struct conc__posted_call {
 CONC__PRIVATE void conc__run_posted_call(conc__post *p)
 {
     conc__posted_call *call = (conc__posted_call *)(void *)p;
-    conc__here->posted_rc = 0;
+    conc__here->scheduler.posted_rc = 0;
     conc__call_outside(conc__here, "the posted function", (uintptr_t)call->fn, call->fn, call->arg);
     CONC_FREE(call);
 }
@@ -12788,11 +12899,11 @@ CONC__PRIVATE void conc__remote_starts(conc__post *p)
 {
     conc__remote *r = (conc__remote *)(void *)((char *)p - offsetof(conc__remote, start));
     conc_loop *l = conc__here;
-    if (l->background.scope.effective) {
+    if (l->run.background.scope.effective) {
         conc__remote_end(r, -ESHUTDOWN, "");
         return;
     }
-    conc_task *t = conc__task_new(l, &l->background, NULL, r->fn, r->arg, r->spawned);
+    conc_task *t = conc__task_new(l, &l->run.background, NULL, r->fn, r->arg, r->spawned);
     if (!t) {
         conc__remote_end(r, -ENOMEM, "");
         return;
@@ -12855,15 +12966,15 @@ CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
 {
     r->wait =
         (conc__wait){.task = caller->self, .kind = &conc__runs_elsewhere, .on = r->loop, .item = r};
-    int holds = caller->virtual_clock; /* on the real clock timers continue */
-    caller->awaited++;
-    atomic_fetch_add_explicit(&caller->at_work, holds, memory_order_relaxed);
+    int holds = caller->clock.is_virtual; /* on the real clock timers continue */
+    caller->outside.awaited++;
+    atomic_fetch_add_explicit(&caller->outside.at_work, holds, memory_order_relaxed);
     if (conc__post_to(r->loop, &r->start))
         r->result = -ESHUTDOWN;
     else
         conc__park(caller, &r->wait);
-    atomic_fetch_sub_explicit(&caller->at_work, holds, memory_order_relaxed);
-    caller->awaited--;
+    atomic_fetch_sub_explicit(&caller->outside.at_work, holds, memory_order_relaxed);
+    caller->outside.awaited--;
 }
 
 /* A thread sleeps; a job periodically checks whether it was asked to stop. */
@@ -12946,35 +13057,35 @@ CONC_API CONC__CALLED int conc__loop_run(const char *spawned, conc_loop *l, conc
 
 CONC__PRIVATE conc__post *conc__take_posts(conc_loop *l, conc__post **last)
 {
-    pthread_mutex_lock(&l->mutex);
-    conc__post *first = l->posted;
-    *last = l->last_posted;
-    atomic_store_explicit(&l->posted, NULL, memory_order_relaxed);
-    pthread_mutex_unlock(&l->mutex);
+    pthread_mutex_lock(&l->shared.mutex);
+    conc__post *first = l->shared.posted;
+    *last = l->shared.last_posted;
+    atomic_store_explicit(&l->shared.posted, NULL, memory_order_relaxed);
+    pthread_mutex_unlock(&l->shared.mutex);
     return first;
 }
 
 /* Puts them before the posts that have arrived since. */
 CONC__PRIVATE void conc__put_posts_back(conc_loop *l, conc__post *first, conc__post *last)
 {
-    pthread_mutex_lock(&l->mutex);
-    last->next = l->posted;
+    pthread_mutex_lock(&l->shared.mutex);
+    last->next = l->shared.posted;
     if (!last->next)
-        l->last_posted = last;
-    atomic_store_explicit(&l->posted, first, memory_order_relaxed);
-    pthread_mutex_unlock(&l->mutex);
+        l->shared.last_posted = last;
+    atomic_store_explicit(&l->shared.posted, first, memory_order_relaxed);
+    pthread_mutex_unlock(&l->shared.mutex);
 }
 
 /* Called by the scheduler: runs at most as many posts as it switches tasks in a pass, so that
  * timers and descriptors do not wait. Posts that arrive in the meantime wait for the next pass. */
 CONC__PRIVATE void conc__run_posts(conc_loop *l)
 {
-    if (!atomic_load_explicit(&l->posted, memory_order_relaxed))
+    if (!atomic_load_explicit(&l->shared.posted, memory_order_relaxed))
         return;
     conc__post *last, *p = conc__take_posts(l, &last);
-    int64_t began = l->now;
-    l->stirred = true;
-    for (int n = 0; p && n < l->batch && l->now - began <= CONC__BATCH_NS; n++) {
+    int64_t began = l->clock.now;
+    l->fds.stirred = true;
+    for (int n = 0; p && n < l->scheduler.batch && l->clock.now - began <= CONC__BATCH_NS; n++) {
         conc__post *next = p->next;
         p->run(p);
         p = next;
@@ -13087,13 +13198,14 @@ CONC__PRIVATE int conc__serial_order(const void *a, const void *b)
 /* Updates the census. False: no memory. */
 CONC__PRIVATE bool conc__census_update(conc_loop *l)
 {
-    conc__census *c = &l->census;
-    const conc_task *roots[] = {&l->main, l->background.children};
-    if (c->serials && c->spawned == l->spawned && c->finished == l->finished)
+    conc__census *c = &l->diagnostics.census;
+    const conc_task *roots[] = {&l->run.main, l->run.background.children};
+    if (c->serials && c->spawned == l->counters.spawned && c->finished == l->counters.finished)
         return true;
     CONC_FREE(c->serials);
-    *c = (conc__census){.spawned = l->spawned, .finished = l->finished};
-    c->serials = conc__alloc((size_t)(l->spawned - l->finished) * sizeof *c->serials);
+    *c = (conc__census){.spawned = l->counters.spawned, .finished = l->counters.finished};
+    c->serials =
+        conc__alloc((size_t)(l->counters.spawned - l->counters.finished) * sizeof *c->serials);
     if (!c->serials)
         return false;
     for (size_t i = 0; i < CONC_LEN(roots); i++)
@@ -13108,12 +13220,13 @@ CONC__PRIVATE bool conc__census_update(conc_loop *l)
  * question walks through all tasks. Inline, as only other modules call it. */
 static inline bool conc__lives(conc_loop *l, const conc_task *t, uint64_t serial)
 {
-    const conc__census *c = &l->census;
+    const conc__census *c = &l->diagnostics.census;
     if (!t)
         return false;
     if (conc__census_update(l))
         return bsearch(&serial, c->serials, c->count, sizeof *c->serials, conc__serial_order);
-    bool is_there = conc__is_in_tree(&l->main, t) || conc__is_in_tree(l->background.children, t);
+    bool is_there =
+        conc__is_in_tree(&l->run.main, t) || conc__is_in_tree(l->run.background.children, t);
     return is_there && t->serial == serial;
 }
 
@@ -13187,7 +13300,7 @@ CONC__PRIVATE void conc__print_crowds(conc_loop *l, FILE *out)
 {
     conc__crowd *crowds = conc__alloc(CONC__CROWDS * sizeof *crowds);
     size_t n = 0, others = 0;
-    const conc_task *roots[] = {&l->main, l->background.children};
+    const conc_task *roots[] = {&l->run.main, l->run.background.children};
     for (size_t i = 0; i < CONC_LEN(roots); i++)
         for (const conc_task *t = roots[i]; t; t = conc__task_after(t))
             others += !crowds || !conc__crowd_add(l, crowds, &n, t);
@@ -13209,16 +13322,16 @@ CONC__PRIVATE void conc__print_crowds(conc_loop *l, FILE *out)
 
 CONC__PRIVATE void conc__print_all(conc_loop *l, FILE *out)
 {
-    l->lists_tasks = false;
-    if (l->spawned - l->finished > CONC__CROWDED) {
+    l->diagnostics.lists_tasks = false;
+    if (l->counters.spawned - l->counters.finished > CONC__CROWDED) {
         conc__print_crowds(l, out);
         return;
     }
-    l->lists_tasks = true;
-    conc__print_task(out, l, &l->main, 1);
-    conc__print_tree(out, l, conc__first_group(&l->main), 2);
-    if (l->background.children)
-        conc__print_tree(out, l, &l->background, 1);
+    l->diagnostics.lists_tasks = true;
+    conc__print_task(out, l, &l->run.main, 1);
+    conc__print_tree(out, l, conc__first_group(&l->run.main), 2);
+    if (l->run.background.children)
+        conc__print_tree(out, l, &l->run.background, 1);
 }
 
 typedef struct conc__dump_call {
@@ -13230,7 +13343,8 @@ CONC__PRIVATE void conc__dump_on_loop(conc_loop *l, void *arg)
 {
     conc__dump_call *d = arg;
     l->self = d->self; /* it shows as running */
-    size_t tasks = (size_t)(l->spawned - l->finished), timers = conc__wheel_count(&l->wheel);
+    size_t tasks = (size_t)(l->counters.spawned - l->counters.finished),
+           timers = conc__wheel_count(&l->clock.wheel);
     const char *task_word = tasks == 1 ? "task" : "tasks";
     const char *timer_word = timers == 1 ? "timer" : "timers";
     flockfile(d->out); /* keep other threads' lines out */
@@ -13332,7 +13446,7 @@ CONC__PRIVATE bool conc__find_cycle(FILE *out, const conc_loop *l, conc_task *t)
 /* Is there a circle of tasks? Prints it, unless out is NULL. */
 CONC__PRIVATE bool conc__find_deadlock(FILE *out, conc_loop *l)
 {
-    const conc_task *roots[] = {&l->main, l->background.children};
+    const conc_task *roots[] = {&l->run.main, l->run.background.children};
     bool found = false;
     for (size_t i = 0; i < CONC_LEN(roots); i++)
         for (const conc_task *t = roots[i]; t && !found; t = conc__task_after(t))
@@ -13349,10 +13463,11 @@ CONC__PRIVATE bool conc__find_deadlock(FILE *out, conc_loop *l)
 CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
 {
     enum { TASKS = 64, EVERY = 50 * 1000 * 1000 }; /* at most this many tasks per pause; ns */
-    int64_t now = conc__clock(), left = l->searched + EVERY - now;
-    if (left <= 0 || ++l->unsearched * TASKS >= l->spawned - l->finished) {
-        l->searched = now;
-        l->unsearched = 0;
+    int64_t now = conc__clock(), left = l->diagnostics.searched + EVERY - now;
+    if (left <= 0 ||
+        ++l->diagnostics.unsearched * TASKS >= l->counters.spawned - l->counters.finished) {
+        l->diagnostics.searched = now;
+        l->diagnostics.unsearched = 0;
         return false;
     }
     if (left < *limit)
@@ -13364,11 +13479,11 @@ CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
  * cancel, nor if other tasks wait for each other in a circle. */
 CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit)
 {
-    const conc__wait *w = l->main.wait;
-    if (l->virtual_clock || !atomic_load(&l->interrupt_numbers) || !w)
+    const conc__wait *w = l->run.main.wait;
+    if (l->clock.is_virtual || !atomic_load(&l->interrupt.numbers) || !w)
         return false;
     bool shielded = false;
-    for (const conc_scope *s = l->main.scope; s; s = s->outer)
+    for (const conc_scope *s = l->run.main.scope; s; s = s->outer)
         shielded |= s->shielded;
     if (shielded || w->kind != &conc__sleeping)
         return false;
@@ -13383,7 +13498,7 @@ CONC__COLD void conc__print_deadlock(conc_loop *l, FILE *out)
         conc__print_all(l, out);
         conc__find_deadlock(out, l);
     }
-    if (l->doomed)
+    if (l->cancels.doomed)
         fprintf(out, "conc: they were already cancelled, and do not end\n");
     funlockfile(out);
 }
@@ -13391,11 +13506,11 @@ CONC__COLD void conc__print_deadlock(conc_loop *l, FILE *out)
 /* Cancels every task, through every shield: the run ends with this error. */
 CONC__COLD void conc__doom(conc_loop *l, int rc)
 {
-    l->doomed = true;
-    if (!l->doom)
-        l->doom = rc;
-    conc__mark(l, &l->main);
-    conc__spread(l, NULL, &l->background.scope, true);
+    l->cancels.doomed = true;
+    if (!l->cancels.doom_rc)
+        l->cancels.doom_rc = rc;
+    conc__mark(l, &l->run.main);
+    conc__spread(l, NULL, &l->run.background.scope, true);
     conc__spread_marked(l);
 }
 
@@ -13404,7 +13519,7 @@ CONC__COLD void conc__deadlock(conc_loop *l)
 {
     int saved = errno;
     conc__print_deadlock(l, stderr);
-    if (l->doomed)
+    if (l->cancels.doomed)
         abort();
     conc__doom(l, -EDEADLK);
     errno = saved;
@@ -13470,9 +13585,9 @@ CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *
     bool is_job = strcmp(what, CONC__A_JOB) == 0;
     if (is_job && !conc__is_on_own_stack(l->self, handle))
         return;
-    conc__holding_drop(&l->handles, handle); /* an earlier job's, which has ended */
-    conc__holding_add(&l->handles, handle, "a handle", what);
-    l->lent = l->receiving || l->handles;
+    conc__holding_drop(&l->lent.handles, handle); /* an earlier job's, which has ended */
+    conc__holding_add(&l->lent.handles, handle, "a handle", what);
+    l->lent.any = l->lent.receivers || l->lent.handles;
 }
 
 /* Aborts because the memory of an object that the loop still points to is gone. t: the object's
@@ -13487,10 +13602,10 @@ CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *place, 
 CONC__PRIVATE void conc__count_stacks(const conc_loop *l, conc_stats *s)
 {
     size_t all = 0;
-    s->stacks = (size_t)(l->spawned - l->finished) + l->generator_count;
-    for (const conc__stack *stack = l->stopped; stack; stack = stack->next)
+    s->stacks = (size_t)(l->counters.spawned - l->counters.finished) + l->generators.count;
+    for (const conc__stack *stack = l->generators.stopped; stack; stack = stack->next)
         s->stacks++;
-    for (const conc__stack_cache *p = l->stack_caches; p; p = p->next) {
+    for (const conc__stack_cache *p = l->stacks.caches; p; p = p->next) {
         all += p->resident;
         s->stack_bytes += p->stride * (size_t)p->per_slab * p->slab_count;
     }
@@ -13505,33 +13620,33 @@ CONC_API void conc_get_stats(conc_stats *s)
     memset(s, 0, sizeof *s);
     if (!l)
         return;
-    for (const conc_task *t = l->ready; t; t = t->next)
+    for (const conc_task *t = l->ready.first; t; t = t->next)
         s->ready++;
     conc__count_stacks(l, s);
-    s->tasks = (size_t)(l->spawned - l->finished);
-    s->timers = conc__wheel_count(&l->wheel);
-    s->generators = l->generator_count;
-    s->descriptors = l->watched_count;
-    for (const conc_signals *open = l->signals; open; open = open->next)
+    s->tasks = (size_t)(l->counters.spawned - l->counters.finished);
+    s->timers = conc__wheel_count(&l->clock.wheel);
+    s->generators = l->generators.count;
+    s->descriptors = l->fds.watched_count;
+    for (const conc_signals *open = l->signals.open; open; open = open->next)
         s->signals++;
-    pthread_mutex_lock(&l->mutex);
-    s->holds = l->holds;
-    pthread_mutex_unlock(&l->mutex);
-    s->spawned = l->spawned - conc__first_serial(l);
-    s->switches = l->switches;
-    s->passes = l->passes;
-    s->polls = l->polls;
-    s->peak = (size_t)(l->most - l->finished);
+    pthread_mutex_lock(&l->shared.mutex);
+    s->holds = l->shared.holds;
+    pthread_mutex_unlock(&l->shared.mutex);
+    s->spawned = l->counters.spawned - conc__first_serial(l);
+    s->switches = l->counters.switches;
+    s->passes = l->counters.passes;
+    s->polls = l->counters.polls;
+    s->peak = (size_t)(l->counters.most - l->counters.finished);
     if (conc__extended.jobs_queued)
         s->jobs_queued = conc__extended.jobs_queued();
-    int64_t now = conc__time(l), ran = now - l->began - l->idled;
+    int64_t now = conc__time(l), ran = now - l->run.began - l->counters.idled;
     if (CONC__STEPWISE(l)) {
-        ran = l->ran;
+        ran = l->diagnostics.ran;
         if (l->self)
-            ran += now - l->stepped;
+            ran += now - l->diagnostics.step_began;
     }
-    s->idle = (double)l->idled / 1e9;
-    s->waiting = (double)l->waited / 1e9;
+    s->idle = (double)l->counters.idled / 1e9;
+    s->waiting = (double)l->diagnostics.waited / 1e9;
     s->running = (double)ran / 1e9;
 }
 
@@ -13570,7 +13685,7 @@ CONC__PRIVATE void conc__trace_write(conc_loop *l, void *arg)
         }
     }
     tr->used = 0;
-    tr->written = l->now;
+    tr->written = l->clock.now;
     errno = saved;
 }
 
@@ -13578,8 +13693,8 @@ CONC__PRIVATE void conc__trace_write(conc_loop *l, void *arg)
 CONC__COLD void conc__trace_catch_up(conc_loop *l)
 {
     enum { EVERY = 500000000 };
-    if (l->now - l->trace->written >= EVERY)
-        conc__trace_write(l, l->trace);
+    if (l->clock.now - l->diagnostics.trace->written >= EVERY)
+        conc__trace_write(l, l->diagnostics.trace);
 }
 
 CONC__FAST char *conc__put(char *to, const char *text)
@@ -13677,7 +13792,7 @@ CONC__PRIVATE char *conc__put_name(char *to, const char *name)
  * trace has ended. */
 CONC__FAST char *conc__trace_room(conc_loop *l, const char *name)
 {
-    conc__trace *tr = l->trace;
+    conc__trace *tr = l->diagnostics.trace;
     if (CONC__UNLIKELY(tr->used + CONC__TRACE_EVENT > sizeof tr->buffer))
         conc__trace_write(l, tr);
     if (tr->fd < 0)
@@ -13701,8 +13816,8 @@ CONC__PRIVATE uint64_t conc__row_of(const conc_loop *l, const conc_task *t)
 CONC__PRIVATE char *conc__put_row(const conc_loop *l, char *to, uint64_t row)
 {
     /* a constant size, larger than the row, is quicker to copy */
-    memcpy(to, l->trace->row, sizeof l->trace->row);
-    return conc__put_number(to + l->trace->row_size, row, 1);
+    memcpy(to, l->diagnostics.trace->row, sizeof l->diagnostics.trace->row);
+    return conc__put_number(to + l->diagnostics.trace->row_size, row, 1);
 }
 
 CONC__FAST void conc__trace_span(conc_loop *l, uint64_t row, const char *name, int64_t from,
@@ -13711,9 +13826,9 @@ CONC__FAST void conc__trace_span(conc_loop *l, uint64_t row, const char *name, i
     char *at = conc__trace_room(l, name);
     if (!at)
         return;
-    at = conc__put_time(conc__put(at, "\",\"ph\":\"X\",\"ts\":"), from - l->began);
+    at = conc__put_time(conc__put(at, "\",\"ph\":\"X\",\"ts\":"), from - l->run.began);
     at = conc__put_time(conc__put(at, ",\"dur\":"), to - from);
-    conc__trace_put(l->trace, conc__put(conc__put_row(l, at, row), "}"));
+    conc__trace_put(l->diagnostics.trace, conc__put(conc__put_row(l, at, row), "}"));
 }
 
 /* Writes one end of an arrow, phase "s" or "f", which binds to the span around it. */
@@ -13724,9 +13839,9 @@ CONC__PRIVATE void conc__trace_arrow(conc_loop *l, uint64_t row, const char *pha
     if (!at)
         return;
     at = conc__put(conc__put(conc__put(at, "\",\"cat\":\"conc\",\"ph\":\""), phase), "\",\"ts\":");
-    at = conc__put_row(l, conc__put_time(at, when - l->began), row);
+    at = conc__put_row(l, conc__put_time(at, when - l->run.began), row);
     at = conc__put_number(conc__put(at, ",\"id\":"), number, 1);
-    conc__trace_put(l->trace, conc__put(at, *phase == 'f' ? ",\"bp\":\"e\"}" : "}"));
+    conc__trace_put(l->diagnostics.trace, conc__put(at, *phase == 'f' ? ",\"bp\":\"e\"}" : "}"));
 }
 
 CONC__PRIVATE void conc__trace_instant(conc_loop *l, uint64_t row, const char *what)
@@ -13734,8 +13849,8 @@ CONC__PRIVATE void conc__trace_instant(conc_loop *l, uint64_t row, const char *w
     char *at = conc__trace_room(l, what);
     if (!at)
         return;
-    at = conc__put_time(conc__put(at, "\",\"ph\":\"i\",\"ts\":"), conc__time(l) - l->began);
-    conc__trace_put(l->trace, conc__put(conc__put_row(l, at, row), ",\"s\":\"t\"}"));
+    at = conc__put_time(conc__put(at, "\",\"ph\":\"i\",\"ts\":"), conc__time(l) - l->run.began);
+    conc__trace_put(l->diagnostics.trace, conc__put(conc__put_row(l, at, row), ",\"s\":\"t\"}"));
 }
 
 CONC__PRIVATE void conc__trace_row(conc_loop *l, uint64_t row, const char *name)
@@ -13745,7 +13860,7 @@ CONC__PRIVATE void conc__trace_row(conc_loop *l, uint64_t row, const char *name)
         return;
     at = conc__put_row(l, conc__put(at, "\",\"ph\":\"M\""), row);
     at = conc__put_name(conc__put(at, ",\"args\":{\"name\":\""), name);
-    conc__trace_put(l->trace, conc__put(at, "\"}}"));
+    conc__trace_put(l->diagnostics.trace, conc__put(at, "\"}}"));
 }
 
 CONC__COLD void conc__trace_task(conc_loop *l, const conc_task *t)
@@ -13765,7 +13880,7 @@ CONC__PRIVATE void conc__trace_leads(conc_loop *l, conc_task *t)
 {
     if (!l->self)
         return;
-    t->arrow = ++l->trace->arrows;
+    t->arrow = ++l->diagnostics.trace->arrows;
     conc__trace_arrow(l, conc__row_of(l, l->self), "s", conc__time(l), t->arrow);
 }
 
@@ -13808,10 +13923,10 @@ CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
         return rc;
     }
     tr->arrows = 0;
-    tr->written = l->now;
+    tr->written = l->clock.now;
     tr->row_size =
         (size_t)snprintf(tr->row, sizeof tr->row, ",\"pid\":%ld,\"tid\":", (long)getpid());
-    l->trace = tr;
+    l->diagnostics.trace = tr;
     tr->used = 0;
     conc__trace_row(l, 0, "loop");
     tr->buffer[0] = '['; /* replaces the comma */
@@ -13820,7 +13935,7 @@ CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
 
 CONC__PRIVATE void conc__trace_close(conc_loop *l)
 {
-    conc__trace *tr = l->trace;
+    conc__trace *tr = l->diagnostics.trace;
     if (!tr)
         return;
     if (tr->used + 3 > sizeof tr->buffer)
@@ -13830,7 +13945,7 @@ CONC__PRIVATE void conc__trace_close(conc_loop *l)
     if (tr->fd >= 0)
         close(tr->fd);
     CONC_FREE(tr);
-    l->trace = NULL;
+    l->diagnostics.trace = NULL;
 }
 
 /* -- stack overflows -- */
@@ -13838,7 +13953,7 @@ CONC__PRIVATE void conc__trace_close(conc_loop *l)
 /* The stack in whose guard region an address lies; NULL: none. */
 CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *address)
 {
-    for (const conc__stack_cache *p = l->stack_caches; p; p = p->next)
+    for (const conc__stack_cache *p = l->stacks.caches; p; p = p->next)
         for (const conc__slab *slab = p->slabs; slab; slab = slab->next) {
             uintptr_t from = (uintptr_t)address - (uintptr_t)slab->base;
             if (from < p->stride * (size_t)slab->carved && from % p->stride < p->guard)
@@ -13921,7 +14036,7 @@ CONC__PRIVATE void conc__faults_open(conc_loop *l)
             sigaction(conc__fault_numbers[i], &ours, &conc__fault_before[i]);
     }
     conc__signalling.faults++;
-    l->faults_taken = true;
+    l->diagnostics.faults_taken = true;
     pthread_mutex_unlock(&conc__signalling.mutex);
 }
 
@@ -13934,9 +14049,9 @@ CONC__PRIVATE void conc__faults_restore(void)
 
 CONC__PRIVATE void conc__faults_close(conc_loop *l)
 {
-    if (!l->faults_taken)
+    if (!l->diagnostics.faults_taken)
         return;
-    l->faults_taken = false;
+    l->diagnostics.faults_taken = false;
     pthread_mutex_lock(&conc__signalling.mutex);
     conc__signalling.faults--;
     if (conc__signalling.faults == 0)
@@ -13992,15 +14107,15 @@ CONC__UNSANITIZED CONC__PRIVATE char *conc__stack_lowest(conc__stack *s)
 /* Counts used bytes of a stack for its user. Without memory only the report is lost. */
 CONC__PRIVATE void conc__usage_add(conc_loop *l, conc__source user, size_t size, size_t used)
 {
-    conc__usage *u = l->usages;
+    conc__usage *u = l->diagnostics.usages;
     while (u && (u->spawned != user.spawned || u->size != size))
         u = u->next;
     if (!u) {
         u = conc__alloc(sizeof *u);
         if (!u)
             return;
-        *u = (conc__usage){.next = l->usages, .spawned = user.spawned, .size = size};
-        l->usages = u;
+        *u = (conc__usage){.next = l->diagnostics.usages, .spawned = user.spawned, .size = size};
+        l->diagnostics.usages = u;
     }
     u->users++;
     if (used > u->most) {
@@ -14013,7 +14128,7 @@ CONC__PRIVATE void conc__usage_add(conc_loop *l, conc__source user, size_t size,
  * NULL: not needed. */
 CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, conc__source user)
 {
-    if (l->on_valgrind) /* to Valgrind, unwritten memory has no value */
+    if (l->diagnostics.on_valgrind) /* to Valgrind, unwritten memory has no value */
         return NULL;
     char *lowest = conc__stack_lowest(s);
     conc__usage_add(l, user, s->cache->size, (size_t)(conc__stack_top(s) - lowest));
@@ -14041,8 +14156,8 @@ CONC__PRIVATE void conc__usage_report(conc_loop *l)
 {
     enum { LINES = 20 };
     char who[CONC__DESCRIPTION];
-    for (int line = 0; l->usages; line++) {
-        conc__usage **most = &l->usages;
+    for (int line = 0; l->diagnostics.usages; line++) {
+        conc__usage **most = &l->diagnostics.usages;
         for (conc__usage **at = most; *at; at = &(*at)->next)
             if ((*at)->most > (*most)->most)
                 most = at;
@@ -14586,7 +14701,7 @@ CONC__PRIVATE bool conc__questions_open(const conc_loop *l, conc__watchdog *d)
     struct sigaction now, ours;
     stack_t stack;
     void *frames[4];
-    if (!l->signal_slot || sigaltstack(NULL, &stack) || stack.ss_flags & CONC__SS_DISABLE)
+    if (!l->signals.slot || sigaltstack(NULL, &stack) || stack.ss_flags & CONC__SS_DISABLE)
         return false;
     if (sigaction(SIGURG, NULL, &now))
         return false;
@@ -14631,7 +14746,7 @@ CONC__PRIVATE void conc__questions_close(conc__watchdog *d)
 
 CONC__PRIVATE void conc__watchdog_close(conc_loop *l)
 {
-    conc__watchdog *d = l->watchdog;
+    conc__watchdog *d = l->diagnostics.watchdog;
     pthread_mutex_lock(&d->mutex);
     d->ends = true;
     pthread_cond_signal(&d->changed);
@@ -14643,7 +14758,7 @@ CONC__PRIVATE void conc__watchdog_close(conc_loop *l)
     pthread_cond_destroy(&d->changed);
     pthread_mutex_destroy(&d->mutex);
     CONC_FREE(d);
-    l->watchdog = NULL;
+    l->diagnostics.watchdog = NULL;
 }
 
 CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
@@ -14658,10 +14773,10 @@ CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
 #ifdef __linux__
     d->of_number = syscall(SYS_gettid);
 #endif
-    d->most = conc__ns(l->options.slow_step);
+    d->most = conc__ns(l->run.options.slow_step);
     d->asks = conc__questions_open(l, d);
     int rc = conc__quiet_thread(&d->id, NULL, conc__watchdog_main, d);
-    l->watchdog = d;
+    l->diagnostics.watchdog = d;
     if (rc) {
         d->id = d->of;
         conc__watchdog_close(l);
@@ -14674,7 +14789,7 @@ CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
 
 CONC__PRIVATE void conc__was_idle(conc_loop *l, int64_t from, int64_t to)
 {
-    l->idled += to - from;
+    l->counters.idled += to - from;
     if (CONC__UNLIKELY(CONC__TRACES(l) && to > from))
         conc__trace_span(l, 0, "idle", from, to);
 }
@@ -14695,7 +14810,7 @@ CONC__COLD void conc__waited(conc_loop *l, conc_task *t)
 {
     const conc__wait_kind *kind = t->wait->kind;
     int64_t now = conc__time(l);
-    l->waited += now - t->since;
+    l->diagnostics.waited += now - t->since;
     const char *name = kind->brief ? kind->brief : kind->what;
     if (CONC__TRACES(l))
         conc__trace_span(l, conc__row_of(l, t), name, t->since, now);
@@ -14713,20 +14828,20 @@ CONC__COLD void conc__woken(conc_loop *l, conc_task *t)
 /* The running task has ended; its stack is released next. */
 CONC__COLD void conc__step_last(conc_loop *l, conc_task *t)
 {
-    if (CONC__UNLIKELY(l->handles && t->has_handle)) {
-        conc__holding_drop(&l->handles, t);
-        l->lent = l->receiving || l->handles;
+    if (CONC__UNLIKELY(l->lent.handles && t->has_handle)) {
+        conc__holding_drop(&l->lent.handles, t);
+        l->lent.any = l->lent.receivers || l->lent.handles;
     }
-    l->step_over = true;
-    l->left_stack = t->stack;
-    l->left_used = NULL;
+    l->diagnostics.step_over = true;
+    l->diagnostics.left_stack = t->stack;
+    l->diagnostics.left_used = NULL;
     if (CONC__DEBUGS(l))
-        l->left_used = conc__usage_note(l, t->stack, conc__source_of(t));
+        l->diagnostics.left_used = conc__usage_note(l, t->stack, conc__source_of(t));
 }
 
 CONC__PRIVATE void conc__step_watched(conc_loop *l, const conc_task *t)
 {
-    conc__watchdog *d = l->watchdog;
+    conc__watchdog *d = l->diagnostics.watchdog;
     pthread_mutex_lock(&d->mutex);
     conc__describe(d->name, sizeof d->name, conc__source_of(t));
     d->step = (conc__held_by){.began = conc__clock(), .task = t};
@@ -14736,7 +14851,7 @@ CONC__PRIVATE void conc__step_watched(conc_loop *l, const conc_task *t)
 /* A task of this thread was renamed. */
 CONC__COLD void conc__renamed(conc_loop *l, const conc_task *t)
 {
-    conc__watchdog *d = l->watchdog;
+    conc__watchdog *d = l->diagnostics.watchdog;
     if (CONC__TRACES(l))
         conc__trace_task(l, t);
     if (!d)
@@ -14751,7 +14866,7 @@ CONC__COLD void conc__renamed(conc_loop *l, const conc_task *t)
 CONC__PRIVATE void conc__step_ended(conc_loop *l, int64_t took, const conc__held_by *interrupted)
 {
     char name[CONC__DESCRIPTION];
-    conc__watchdog *d = l->watchdog;
+    conc__watchdog *d = l->diagnostics.watchdog;
     pthread_mutex_lock(&d->mutex);
     conc__held_by over = d->step;
     d->step = *interrupted;
@@ -14769,21 +14884,21 @@ CONC__PRIVATE void conc__step_ended(conc_loop *l, int64_t took, const conc__held
 CONC__COLD void conc__call_watched(conc_loop *l, const char *role, uintptr_t fn,
                                    void (*run)(void *), void *arg)
 {
-    conc__watchdog *d = l->watchdog;
-    int64_t start = conc__time(l), began = conc__clock(), before = l->called;
+    conc__watchdog *d = l->diagnostics.watchdog;
+    int64_t start = conc__time(l), began = conc__clock(), before = l->diagnostics.called;
     pthread_mutex_lock(&d->mutex);
     conc__held_by interrupted = d->step;
     d->step = (conc__held_by){.began = began, .role = role, .fn = fn};
     pthread_mutex_unlock(&d->mutex);
-    l->called = 0;
+    l->diagnostics.called = 0;
     run(arg);
     if (conc__here != l)
         return; /* a forked child */
     int64_t took = conc__time(l) - start;
     if (interrupted.began)
         interrupted.began += conc__clock() - began;
-    conc__step_ended(l, took - l->called, &interrupted);
-    l->called = before + took;
+    conc__step_ended(l, took - l->diagnostics.called, &interrupted);
+    l->diagnostics.called = before + took;
 }
 
 /* Runs and measures a task's step. */
@@ -14792,39 +14907,39 @@ CONC__COLD void conc__step(conc_loop *l, conc_task *t)
     uint64_t row = conc__row_of(l, t);
     if (CONC__WATCHES(l))
         conc__step_watched(l, t);
-    int64_t start = l->stepped = conc__time(l);
+    int64_t start = l->diagnostics.step_began = conc__time(l);
     if (t->arrow) {
         conc__trace_arrow(l, row, "f", start, t->arrow);
         t->arrow = 0;
     }
-    l->now = start;
-    l->step_over = false;
-    l->called = 0;
+    l->clock.now = start;
+    l->diagnostics.step_over = false;
+    l->diagnostics.called = 0;
     conc__resume(l, t);
     int64_t end = conc__time(l);
-    l->ran += end - start;
-    if (l->step_over)
-        conc__stack_clear(l->left_stack, l->left_used);
+    l->diagnostics.ran += end - start;
+    if (l->diagnostics.step_over)
+        conc__stack_clear(l->diagnostics.left_stack, l->diagnostics.left_used);
     else
         t->since = end;
     if (CONC__TRACES(l))
         conc__trace_span(l, row, "running", start, end);
     if (CONC__WATCHES(l))
-        conc__step_ended(l, end - start - l->called, &(conc__held_by){0});
+        conc__step_ended(l, end - start - l->diagnostics.called, &(conc__held_by){0});
 }
 
 /* Reports objects opened in the run and not closed; only: of this kind, NULL: of any. */
 CONC__PRIVATE void conc__opened_report(conc_loop *l, const char *only)
 {
-    if (!l->opened)
+    if (!l->diagnostics.opened)
         return;
-    for (conc__holding *h = l->opened->newest, *older; h; h = older) {
+    for (conc__holding *h = l->diagnostics.opened->newest, *older; h; h = older) {
         older = h->older;
         if (only && strcmp(h->what, only) != 0)
             continue;
         if (conc__here == l)
             fprintf(stderr, "conc: %s was left open, opened at %s\n", h->what, h->place);
-        conc__holding_drop(&l->opened, h->object);
+        conc__holding_drop(&l->diagnostics.opened, h->object);
     }
 }
 
@@ -14834,14 +14949,14 @@ CONC__PRIVATE void conc__dumps_open(conc_loop *l)
     pthread_mutex_lock(&conc__signalling.mutex);
     if (conc__signal_is_default(SIGUSR2)) {
         conc__signal_enter(SIGUSR2, CONC__DUMPS, &came);
-        l->dumps_taken = true;
+        l->diagnostics.dumps_taken = true;
     }
     pthread_mutex_unlock(&conc__signalling.mutex);
 }
 
 CONC__PRIVATE void conc__dumps_close(conc_loop *l)
 {
-    if (!l->dumps_taken)
+    if (!l->diagnostics.dumps_taken)
         return;
     pthread_mutex_lock(&conc__signalling.mutex);
     conc__signal_leave(SIGUSR2, CONC__DUMPS);
@@ -14863,7 +14978,7 @@ CONC__PRIVATE int conc__diagnosis_open(conc_loop *l)
 {
     int rc = 0;
     if (CONC__DIAGNOSES)
-        rc = conc__trace_open(l, l->options.trace);
+        rc = conc__trace_open(l, l->run.options.trace);
     if (rc == 0 && CONC__REPORTS_FAULTS(l))
         conc__faults_open(l);
     if (rc || !CONC__DEBUGS(l))
@@ -14888,8 +15003,8 @@ CONC__PRIVATE void conc__diagnosis_close(conc_loop *l)
         return;
     conc__dumps_close(l);
     conc__opened_report(l, NULL);
-    while (l->handles) /* these belong to jobs that have ended */
-        conc__holding_drop(&l->handles, l->handles->newest->object);
+    while (l->lent.handles) /* these belong to jobs that have ended */
+        conc__holding_drop(&l->lent.handles, l->lent.handles->newest->object);
     conc__usage_report(l);
     conc__trace_close(l);
 }
@@ -14901,7 +15016,7 @@ CONC_API double conc_random(double low, double high)
     conc_loop *l = conc__here;
     if (!l || !(high > low))
         return low;
-    double share = (double)(conc__random_bits(&l->draws) >> 11) / 9007199254740992.0;
+    double share = (double)(conc__random_bits(&l->random.draws) >> 11) / 9007199254740992.0;
     double x = low + (high - low) * share;
     if (high / 2 - low / 2 > DBL_MAX / 2) /* their distance is not a finite number */
         x = low * (1 - share) + high * share;
@@ -15015,7 +15130,7 @@ CONC__PRIVATE void conc__forget_loop(void)
     if (l)
         conc__pipe_signal_unblock(l);
     for (int number = 1; l && number < CONC__SIGNALS; number++)
-        if (l->unblocked & conc__signal_bit(number))
+        if (l->signals.unblocked & conc__signal_bit(number))
             conc__signal_block(number);
     conc__here = NULL;
     pthread_mutex_init(&conc__places, NULL);
@@ -15049,14 +15164,14 @@ CONC__PRIVATE void conc__watch_forks(void) { pthread_atfork(NULL, NULL, conc__fo
  */
 CONC__PRIVATE int conc__poller_open(conc_loop *l, const conc__backend *backend)
 {
-    l->backend = backend;
+    l->poller.backend = backend;
     int rc = backend->open(l);
     if (!conc__refused(-rc))
         return rc;
-    if (l->embedded)
+    if (l->run.embedded)
         return -ENOTSUP;
-    l->poll_fd = -1;
-    l->backend = &conc__poll;
+    l->poller.fd = -1;
+    l->poller.backend = &conc__poll;
     return conc__poll.open(l);
 }
 
@@ -15064,8 +15179,8 @@ CONC__PRIVATE int conc__loop_open(conc_loop *l, const conc__backend *backend)
 {
     static atomic_int forks;
     conc__once(&forks, conc__watch_forks);
-    l->stacks = conc__stack_cache_for(l, l->options.stack_size);
-    if (!l->stacks)
+    l->stacks.usual = conc__stack_cache_for(l, l->run.options.stack_size);
+    if (!l->stacks.usual)
         return -ENOMEM;
     int rc = conc__wake_open(l);
     if (rc)
@@ -15079,12 +15194,12 @@ CONC__PRIVATE void conc__loop_close(conc_loop *l)
     conc__stacks_close(l);
     conc__fds_free(l);
     conc__spares_free(l);
-    CONC_FREE(l->census.serials);
-    pthread_mutex_lock(&l->mutex);
-    l->closed = l->over_for_good = true;
+    CONC_FREE(l->diagnostics.census.serials);
+    pthread_mutex_lock(&l->shared.mutex);
+    l->shared.closed = l->shared.over_for_good = true;
     conc__wake_close(l);
-    bool held = l->holds > 0;
-    pthread_mutex_unlock(&l->mutex);
+    bool held = l->shared.holds > 0;
+    pthread_mutex_unlock(&l->shared.mutex);
     if (!held)
         conc__loop_free(l);
 }
@@ -15108,35 +15223,36 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     if (!l)
         return NULL;
     memset(l, 0, sizeof *l);
-    pthread_mutex_init(&l->mutex, NULL);
-    l->poll_fd = l->wake_in = l->wake_out = -1;
-    l->options = *o;
-    l->virtual_clock = o->virtual_clock;
-    l->seeded = o->seed != 0;
-    l->debug = o->debug;
-    l->stepwise = o->debug || o->trace;
-    l->on_valgrind = conc__on_valgrind();
-    l->run = 1 + atomic_fetch_add_explicit(&conc__runs, 1, memory_order_relaxed);
-    l->spawned = l->finished = l->most = conc__first_serial(l);
+    pthread_mutex_init(&l->shared.mutex, NULL);
+    l->poller.fd = l->poller.wake_in = l->poller.wake_out = -1;
+    l->run.options = *o;
+    l->clock.is_virtual = o->virtual_clock;
+    l->random.seeded = o->seed != 0;
+    l->diagnostics.debug = o->debug;
+    l->scheduler.stepwise = o->debug || o->trace;
+    l->diagnostics.on_valgrind = conc__on_valgrind();
+    l->run.number = 1 + atomic_fetch_add_explicit(&conc__runs, 1, memory_order_relaxed);
+    l->counters.spawned = l->counters.finished = l->counters.most = conc__first_serial(l);
     l->errno_at = &errno;
-    l->switch_stacks = conc__switch_plainly;
-    l->batch = CONC__BATCH_MOST;
-    l->budget = CONC__BUDGET_MOST;
+    l->scheduler.switch_stacks = conc__switch_plainly;
+    l->scheduler.batch = CONC__BATCH_MOST;
+    l->scheduler.budget = CONC__BUDGET_MOST;
     if (!o->virtual_clock) {
-        l->now = conc__clock();
-        l->batch = 1; /* how slow steps are is not known yet */
-        l->budget /= CONC__BATCH_MOST;
+        l->clock.now = conc__clock();
+        l->scheduler.batch = 1; /* how slow steps are is not known yet */
+        l->scheduler.budget /= CONC__BATCH_MOST;
     }
-    l->budget_left = l->budget;
-    l->job_limit = CONC__NEVER;
-    l->wheel.elapsed = (uint64_t)l->now;
-    l->trimmed = l->verified = l->polled = l->began = l->last_pass = l->now;
-    l->picks = o->seed;
-    l->draws = conc__first_draw(o, l);
-    l->exit_status = CONC__NO_STATUS;
-    conc__fpu_save(&l->fpu);
+    l->ready.budget_left = l->scheduler.budget;
+    l->job.limit = CONC__NEVER;
+    l->clock.wheel.elapsed = (uint64_t)l->clock.now;
+    l->stacks.trimmed = l->fds.verified = l->poller.polled = l->run.began = l->scheduler.last_pass =
+        l->clock.now;
+    l->random.picks = o->seed;
+    l->random.draws = conc__first_draw(o, l);
+    l->run.exit_status = CONC__NO_STATUS;
+    conc__fpu_save(&l->scheduler.fpu);
 #if CONC__TSAN
-    l->thread_stack.tsan_fiber = conc__fiber_begin(false);
+    l->scheduler.stack.tsan_fiber = conc__fiber_begin(false);
 #endif
     return l;
 }
@@ -15152,7 +15268,7 @@ CONC__PRIVATE void conc__report_lost_args(conc_loop *l, void *arg)
     const conc__range *memory = arg;
     char who[CONC__DESCRIPTION];
     size_t found = 0;
-    for (const conc_task *t = l->background.children; t; t = conc__task_after(t))
+    for (const conc_task *t = l->run.background.children; t; t = conc__task_after(t))
         if ((uintptr_t)t->arg - memory->low < memory->size && found++ < LINES)
             fprintf(stderr,
                     "conc: %s: its arg is a variable of main's function, which has returned\n",
@@ -15170,11 +15286,11 @@ CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
     uintptr_t low = (uintptr_t)self->stack->low, size = (uintptr_t)frame - low;
     if (self->scope)
         conc__lost(l, self, self->place, how);
-    if (l->lent)
+    if (l->lent.any)
         conc__check_lent(l, self, frame, how);
     const conc_task *t = NULL;
-    if (l->background.live_handles)
-        t = l->background.children;
+    if (l->run.background.live_handles)
+        t = l->run.background.children;
     for (; t; t = t->younger)
         if ((uintptr_t)t - low < size)
             conc__lost(l, self, CONC__HANDLE_OF "a background task", how);
@@ -15187,13 +15303,13 @@ CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
 CONC__PRIVATE void conc__wind_up(conc_loop *l)
 {
     conc_task *self = l->self;
-    l->winding_up = true;
+    l->run.winding_up = true;
     self->asked = false; /* its cancel is over: the calls below wait */
     conc__mark(l, self);
     conc__spread_marked(l);
-    conc__cancel_scope(l, &l->background.scope);
-    if (l->background.live)
-        conc__wait_until_empty(l, &l->background);
+    conc__cancel_scope(l, &l->run.background.scope);
+    if (l->run.background.live)
+        conc__wait_until_empty(l, &l->run.background);
     conc__opened_report(l, "a generator"); /* before they close: they may close others */
     conc__close_generators(l);
     conc__report_failures(l);
@@ -15202,12 +15318,12 @@ CONC__PRIVATE void conc__wind_up(conc_loop *l)
 CONC__PRIVATE int conc__main_task(void *arg)
 {
     conc_loop *l = arg;
-    int rc = l->main_fn(l->main_arg);
+    int rc = l->run.main_fn(l->run.main_arg);
     if (conc__here != l)
         return rc; /* a forked child */
     conc__find_lost_of_main(l, __builtin_frame_address(0));
     conc__wind_up(l);
-    l->over = true;
+    l->run.over = true;
     return rc;
 }
 
@@ -15220,7 +15336,7 @@ typedef struct conc__outcome {
 
 CONC__PRIVATE int conc__start_main(conc_loop *l)
 {
-    size_t size = l->options.stack_size;
+    size_t size = l->run.options.stack_size;
     if (size < CONC_STACK_SIZE)
         size = CONC_STACK_SIZE;
     conc__stack_cache *cache = conc__stack_cache_for(l, size);
@@ -15229,31 +15345,32 @@ CONC__PRIVATE int conc__start_main(conc_loop *l)
     conc__stack *stack = conc__stack_acquire(cache);
     if (!stack)
         return -ENOMEM;
-    conc__task_init(l, &l->main, true, stack, conc__main_task, l, l->main_name);
-    l->background.scope.state = CONC__OPEN;
-    l->background.scope.is_group = l->background.background = l->background.keep_going = true;
-    l->background.scope.place = "background";
-    conc__prepare(l->main.context, stack->low, conc__stack_top(stack), conc__task_main);
-    conc__make_ready(l, &l->main);
+    conc__task_init(l, &l->run.main, true, stack, conc__main_task, l, l->run.main_name);
+    l->run.background.scope.state = CONC__OPEN;
+    l->run.background.scope.is_group = l->run.background.background = l->run.background.keep_going =
+        true;
+    l->run.background.scope.place = "background";
+    conc__prepare(l->run.main.context, stack->low, conc__stack_top(stack), conc__task_main);
+    conc__make_ready(l, &l->run.main);
     if (CONC__TRACES(l))
-        conc__trace_task(l, &l->main);
+        conc__trace_task(l, &l->run.main);
     return 0;
 }
 
 /* Refuses further posts, and runs those that were accepted. */
 CONC__PRIVATE void conc__last_posts(conc_loop *l)
 {
-    pthread_mutex_lock(&l->mutex);
-    l->closed = true;
-    pthread_mutex_unlock(&l->mutex);
-    while (atomic_load_explicit(&l->posted, memory_order_relaxed))
+    pthread_mutex_lock(&l->shared.mutex);
+    l->shared.closed = true;
+    pthread_mutex_unlock(&l->shared.mutex);
+    while (atomic_load_explicit(&l->shared.posted, memory_order_relaxed))
         conc__run_posts(l);
 }
 
 CONC__PRIVATE void conc__run_enlist(conc_loop *l)
 {
     pthread_mutex_lock(&conc__live_runs.mutex);
-    l->next_run = conc__live_runs.first;
+    l->run.next = conc__live_runs.first;
     conc__live_runs.first = l;
     pthread_mutex_unlock(&conc__live_runs.mutex);
 }
@@ -15261,9 +15378,9 @@ CONC__PRIVATE void conc__run_enlist(conc_loop *l)
 CONC__PRIVATE void conc__run_delist(conc_loop *l)
 {
     pthread_mutex_lock(&conc__live_runs.mutex);
-    for (conc_loop **at = &conc__live_runs.first; *at; at = &(*at)->next_run)
+    for (conc_loop **at = &conc__live_runs.first; *at; at = &(*at)->run.next)
         if (*at == l) {
-            *at = l->next_run;
+            *at = l->run.next;
             break;
         }
     pthread_mutex_unlock(&conc__live_runs.mutex);
@@ -15277,7 +15394,7 @@ CONC_API void conc_set_exit_status(int status)
     else if (status < 0 || status > 255)
         conc__misused(0, __func__, "an exit status is a number from 0 to 255", NULL);
     else
-        l->exit_status = status;
+        l->run.exit_status = status;
 }
 
 /* No run is open on this thread any longer: rc is the last one's result, or why it failed to begin.
@@ -15308,12 +15425,12 @@ CONC__PRIVATE int conc__open_run(conc_loop **out, bool embedded, const conc_opti
     conc_loop *l = conc__loop_new(&o);
     if (!l)
         return -ENOMEM;
-    l->embedded = embedded;
-    l->left = l->began;
-    l->asleep = embedded; /* a post wakes the host */
-    l->main_name = spawned;
-    l->main_fn = main_fn;
-    l->main_arg = arg;
+    l->run.embedded = embedded;
+    l->run.left = l->run.began;
+    l->shared.asleep = embedded; /* a post wakes the host */
+    l->run.main_name = spawned;
+    l->run.main_fn = main_fn;
+    l->run.main_arg = arg;
     rc = conc__loop_open(l, backend);
     if (rc == 0)
         rc = conc__diagnosis_open(l);
@@ -15351,18 +15468,18 @@ CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options
 /* The text of the run's error. */
 CONC__PRIVATE const char *conc__run_text(const conc_loop *l, int rc)
 {
-    if (*l->doom_text)
-        return l->doom_text;
-    return conc__text_or(conc__error_text(&l->main, rc), rc);
+    if (*l->cancels.doom_text)
+        return l->cancels.doom_text;
+    return conc__text_or(conc__error_text(&l->run.main, rc), rc);
 }
 
 /* Ends a run. Returns its result. */
 CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
 {
     conc__last_posts(l);
-    while (l->endings) {
-        conc__ending *e = l->endings;
-        l->endings = e->next;
+    while (l->run.endings) {
+        conc__ending *e = l->run.endings;
+        l->run.endings = e->next;
         e->end(l, e);
     }
     conc__diagnosis_close(l);
@@ -15370,16 +15487,16 @@ CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
     conc__run_delist(l);
     conc__here = NULL;
     conc__pipe_signal_unblock(l);
-    int rc = l->main.result;
-    if (l->doomed)
-        rc = l->doom;
-    outcome->exit_status = l->exit_status;
-    if (l->interrupted_late || (l->interrupted_by && rc == -ECANCELED)) {
+    int rc = l->run.main.result;
+    if (l->cancels.doomed)
+        rc = l->cancels.doom_rc;
+    outcome->exit_status = l->run.exit_status;
+    if (l->interrupt.late || (l->interrupt.by && rc == -ECANCELED)) {
         rc = -EINTR;
-        outcome->signal = l->interrupted_by;
+        outcome->signal = l->interrupt.by;
         conc__copy(outcome->text, sizeof outcome->text, conc_strerror(rc));
     } else if (rc < 0) {
-        conc__describe(outcome->by, sizeof outcome->by, conc__origin(&l->main, rc));
+        conc__describe(outcome->by, sizeof outcome->by, conc__origin(&l->run.main, rc));
         conc__copy(outcome->text, sizeof outcome->text, conc__run_text(l, rc));
     }
     conc__loop_close(l);
@@ -15461,7 +15578,7 @@ CONC__PRIVATE int conc__embed_usable(const conc_embed *e, const char *call)
     int rc = conc__embed_check(e);
     if (rc == -EINVAL)
         return conc__misused(rc, call, "no run is open there", NULL);
-    bool is_inside = rc == 0 && (e->loop->self || e->loop->stepping);
+    bool is_inside = rc == 0 && (e->loop->self || e->loop->scheduler.stepping);
     if (rc == -EPERM || is_inside)
         return conc__misused(-EPERM, call, "not between two steps, on the run's thread", NULL);
     return rc;
@@ -15473,16 +15590,16 @@ CONC_API int conc_embed_fd(conc_embed *e)
     if (rc)
         return conc__misused(rc, __func__,
                              "no run is open there, or it belongs to the parent process", NULL);
-    return e->loop->poll_fd;
+    return e->loop->poller.fd;
 }
 
 /* Is there work to do now? */
 CONC__PRIVATE bool conc__embed_is_due(conc_loop *l, bool at_work)
 {
-    bool ready = l->over || l->ready || l->spinners || l->settlers.first;
-    bool stands = at_work || l->retried || l->standstill.until > conc__clock();
-    bool jumps = l->virtual_clock && !stands && conc__wheel_next(&l->wheel) != CONC__NEVER;
-    return ready || jumps || atomic_load(&l->posted) || atomic_load(&l->signalled);
+    bool ready = l->run.over || l->ready.first || l->spinners.first || l->scheduler.settlers.first;
+    bool stands = at_work || l->clock.retried || l->clock.standstill.until > conc__clock();
+    bool jumps = l->clock.is_virtual && !stands && conc__wheel_next(&l->clock.wheel) != CONC__NEVER;
+    return ready || jumps || atomic_load(&l->shared.posted) || atomic_load(&l->signals.came);
 }
 
 CONC_API double conc_embed_timeout(conc_embed *e)
@@ -15495,19 +15612,19 @@ CONC_API double conc_embed_timeout(conc_embed *e)
     conc_loop *l = e->loop;
     if (conc__embed_is_due(l, conc__at_work(l)))
         return 0;
-    int64_t next = CONC__NEVER, now = conc__clock(), verify = l->verified + CONC__VERIFY_EVERY;
-    if (!l->virtual_clock)
-        next = conc__wheel_next(&l->wheel);
-    /* the host may close a descriptor; while l->retried is set, the virtual clock is about to jump,
-     * and conc__jump_clock verifies the descriptors */
-    if (l->verify_count && !l->retried && verify < next)
+    int64_t next = CONC__NEVER, now = conc__clock(), verify = l->fds.verified + CONC__VERIFY_EVERY;
+    if (!l->clock.is_virtual)
+        next = conc__wheel_next(&l->clock.wheel);
+    /* the host may close a descriptor; while l->clock.retried is set, the virtual clock is about
+     * to jump, and conc__jump_clock verifies the descriptors */
+    if (l->fds.verify_count && !l->clock.retried && verify < next)
         next = verify;
-    if (l->retried && now + CONC__MOMENT < next)
+    if (l->clock.retried && now + CONC__MOMENT < next)
         next = now + CONC__MOMENT;
-    if (l->apart && now + CONC__APART_EVERY < next)
+    if (l->poller.apart && now + CONC__APART_EVERY < next)
         next = now + CONC__APART_EVERY; /* the host does not see descriptors outside the queue */
-    if (l->standstill.until > now && l->standstill.until < next)
-        next = l->standstill.until;
+    if (l->clock.standstill.until > now && l->clock.standstill.until < next)
+        next = l->clock.standstill.until;
     if (next == CONC__NEVER)
         return CONC_FOREVER;
     if (next <= now)
@@ -15522,24 +15639,24 @@ CONC_API int conc_embed_step(conc_embed *e)
     if (rc)
         return rc;
     conc_loop *l = e->loop;
-    l->stepping = true;
-    l->retried = false;
-    l->standstill.until = 0;
-    l->last_pass = conc__time(l);
-    conc__was_idle(l, l->left, l->last_pass);
-    int64_t start = l->left = l->last_pass;
-    for (int i = 0; i < PASSES && l->left - start < CONC__BATCH_NS && !l->over; i++) {
+    l->scheduler.stepping = true;
+    l->clock.retried = false;
+    l->clock.standstill.until = 0;
+    l->scheduler.last_pass = conc__time(l);
+    conc__was_idle(l, l->run.left, l->scheduler.last_pass);
+    int64_t start = l->run.left = l->scheduler.last_pass;
+    for (int i = 0; i < PASSES && l->run.left - start < CONC__BATCH_NS && !l->run.over; i++) {
         if (!conc__run_pass(l))
             break;
-        l->left = conc__time(l);
+        l->run.left = conc__time(l);
     }
-    l->stepping = false;
-    l->left = conc__time(l);
-    pthread_mutex_lock(&l->mutex);
-    l->asleep = !l->posted; /* a post wakes the host */
-    pthread_mutex_unlock(&l->mutex);
+    l->scheduler.stepping = false;
+    l->run.left = conc__time(l);
+    pthread_mutex_lock(&l->shared.mutex);
+    l->shared.asleep = !l->shared.posted; /* a post wakes the host */
+    pthread_mutex_unlock(&l->shared.mutex);
     errno = saved;
-    return !l->over;
+    return !l->run.over;
 }
 
 CONC_API int conc_embed_end(conc_embed *e)
@@ -15551,12 +15668,12 @@ CONC_API int conc_embed_end(conc_embed *e)
     if (rc)
         return rc;
     conc_loop *l = e->loop;
-    l->embedded = false;
-    l->stepping = true;
-    conc__was_idle(l, l->left, conc__time(l));
+    l->run.embedded = false;
+    l->scheduler.stepping = true;
+    conc__was_idle(l, l->run.left, conc__time(l));
     conc__take_signals(l); /* an interrupt since the last step is why it ends */
-    if (!l->winding_up)
-        conc__task_cancel(l, &l->main);
+    if (!l->run.winding_up)
+        conc__task_cancel(l, &l->run.main);
     conc__schedule(l);
     rc = conc__end_run(l, &outcome);
     e->loop = NULL;

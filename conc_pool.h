@@ -886,9 +886,9 @@ CONC__PRIVATE CONC__CALLED int conc__wait_outside(conc_loop *l, conc__waiter *w,
         return conc__wait_in_thread(&wait, mutex);
     conc__check_lost(l, __builtin_frame_address(0));
     wait.task = l->self;
-    l->awaited++;
+    l->outside.awaited++;
     int rc = conc__park(l, &wait);
-    l->awaited--;
+    l->outside.awaited--;
     return rc;
 }
 
@@ -1485,12 +1485,12 @@ CONC__PRIVATE bool conc__job_ring_reserve(conc__job_queue *q, bool on_clock)
 /* Removes one holder of the clock: after the last one it advances. */
 CONC__PRIVATE void conc__clock_release(conc_loop *clock)
 {
-    if (atomic_fetch_sub_explicit(&clock->at_work, 1, memory_order_release) != 1)
+    if (atomic_fetch_sub_explicit(&clock->outside.at_work, 1, memory_order_release) != 1)
         return;
-    pthread_mutex_lock(&clock->mutex);
-    if (clock->asleep && !clock->closed)
+    pthread_mutex_lock(&clock->shared.mutex);
+    if (clock->shared.asleep && !clock->shared.closed)
         conc__wake_up(clock);
-    pthread_mutex_unlock(&clock->mutex);
+    pthread_mutex_unlock(&clock->shared.mutex);
 }
 
 CONC__COLD void conc__job_hold_clock_now(conc_job *j, bool holds)
@@ -1506,7 +1506,7 @@ CONC__COLD void conc__job_hold_clock_now(conc_job *j, bool holds)
     while (!(state & (bit | CONC__JOB_ABANDONED)))
         if (__atomic_compare_exchange_n(&j->state, &state, state | bit, false, __ATOMIC_RELAXED,
                                         __ATOMIC_RELAXED)) {
-            atomic_fetch_add_explicit(&j->clock->at_work, 1, memory_order_relaxed);
+            atomic_fetch_add_explicit(&j->clock->outside.at_work, 1, memory_order_relaxed);
             return;
         }
 }
@@ -1540,7 +1540,7 @@ CONC__COLD void conc__queue_clock_add(conc__job_queue *q, conc_job *j)
     if (k->jobs++ == 0) {
         q->clocks_used++;
         if (!q->stalled)
-            atomic_fetch_add_explicit(&k->clock->at_work, 1, memory_order_relaxed);
+            atomic_fetch_add_explicit(&k->clock->outside.at_work, 1, memory_order_relaxed);
     }
     conc__job_hold_clock(j, false);
 }
@@ -1686,7 +1686,7 @@ CONC__PRIVATE conc_loop *conc__clock_here(void)
 {
     conc_loop *l = conc__here;
     if (l)
-        return l->virtual_clock ? l : NULL;
+        return l->clock.is_virtual ? l : NULL;
     const conc__job_context *ctx = conc__job_context_here();
     conc_loop *clock = ctx ? conc__job_context_clock(ctx) : NULL;
     if (!clock || (conc__job_state(ctx->job) & CONC__JOB_ABANDONED))
@@ -1907,7 +1907,7 @@ CONC__PRIVATE int conc__job_queue_max_threads(const conc__job_queue *q)
 CONC__PRIVATE void conc__has_woken(bool woke)
 {
     if (conc__here)
-        conc__here->woke = woke;
+        conc__here->outside.woke = woke;
 }
 
 /* Under the mutex: ensures that a thread takes the queued jobs. An error: none can. */
@@ -1960,7 +1960,7 @@ CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
         if (k->jobs && stalled)
             conc__clock_release(k->clock);
         else if (k->jobs)
-            atomic_fetch_add_explicit(&k->clock->at_work, 1, memory_order_relaxed);
+            atomic_fetch_add_explicit(&k->clock->outside.at_work, 1, memory_order_relaxed);
     }
 }
 
@@ -3365,7 +3365,7 @@ typedef struct conc__job_timer {
 /* In the loop: the timer is no longer armed. */
 CONC__PRIVATE void conc__job_timer_finish(conc__job_timer *t)
 {
-    conc__ending **at = &t->loop->endings;
+    conc__ending **at = &t->loop->run.endings;
     while (*at && *at != &t->ending)
         at = &(*at)->next;
     if (*at) /* NULL: the run has ended, and has removed it */
@@ -3403,10 +3403,10 @@ CONC__PRIVATE void conc__job_timer_arm(conc__post *p)
         conc__thread_event_set(&t->over);
         return;
     }
-    t->ending = (conc__ending){l->endings, conc__job_timer_run_ended};
-    l->endings = &t->ending;
+    t->ending = (conc__ending){l->run.endings, conc__job_timer_run_ended};
+    l->run.endings = &t->ending;
     t->armed = true;
-    conc__arm(l, &t->timer, conc__later(l->now, t->ns), conc__job_timer_fired);
+    conc__arm(l, &t->timer, conc__later(l->clock.now, t->ns), conc__job_timer_fired);
     if (t->blocks)
         conc__worker_thread_blocks(t->context, true);
 }
@@ -3581,8 +3581,8 @@ CONC__PRIVATE void conc__run_inside_cancel(conc__post *p)
 {
     const conc__run_inside *r =
         (conc__run_inside *)(void *)((char *)p - offsetof(conc__run_inside, post));
-    if (!r->loop->winding_up)
-        conc__task_cancel(r->loop, &r->loop->main);
+    if (!r->loop->run.winding_up)
+        conc__task_cancel(r->loop, &r->loop->run.main);
 }
 
 CONC__PRIVATE void conc__run_inside_cancel_posted(conc__cancel_hook *s)
@@ -3614,26 +3614,26 @@ CONC__PRIVATE int64_t conc__job_late(conc_loop *l)
  * waits for jobs of its pool does not count, because another has replaced it. */
 CONC__PRIVATE void conc__job_idles(conc_loop *l, bool idles)
 {
-    bool counts = !l->job->thread->nested;
+    bool counts = !l->job.context->thread->nested;
     if (idles && counts)
-        conc__worker_thread_idles(l->job, true);
-    pthread_mutex_lock(&l->mutex);
-    bool changes = l->job_idles;
+        conc__worker_thread_idles(l->job.context, true);
+    pthread_mutex_lock(&l->shared.mutex);
+    bool changes = l->job.idles;
     if (idles)
-        changes = !l->posted;
+        changes = !l->shared.posted;
     if (changes) {
-        l->job_idles = idles;
-        conc__job_contexts_hold_clocks(l->job, !idles);
+        l->job.idles = idles;
+        conc__job_contexts_hold_clocks(l->job.context, !idles);
     }
-    pthread_mutex_unlock(&l->mutex);
+    pthread_mutex_unlock(&l->shared.mutex);
     if (!idles && counts)
-        conc__worker_thread_idles(l->job, false);
+        conc__worker_thread_idles(l->job.context, false);
 }
 
 CONC__PRIVATE void conc__job_goes_on(conc_loop *l)
 {
-    l->job_idles = false;
-    conc__job_contexts_hold_clocks(l->job, true);
+    l->job.idles = false;
+    conc__job_contexts_hold_clocks(l->job.context, true);
 }
 
 CONC__PRIVATE void conc__run_inside_ends(conc_loop *l, conc__ending *e)
@@ -3642,7 +3642,7 @@ CONC__PRIVATE void conc__run_inside_ends(conc_loop *l, conc__ending *e)
         (conc__run_inside *)(void *)((char *)e - offsetof(conc__run_inside, ending));
     conc__cancel_hook_remove(&r->hook);
     conc__disarm(l, &r->limit);
-    l->job_limit = CONC__NEVER;
+    l->job.limit = CONC__NEVER;
     conc_free(r);
 }
 
@@ -3650,25 +3650,25 @@ CONC__PRIVATE void conc__run_inside_ends(conc_loop *l, conc__ending *e)
 CONC__PRIVATE int conc__job_runs(conc_loop *l)
 {
     conc__job_context *ctx = conc__job_context_here();
-    if (!ctx || l->embedded) /* the host cancels its own loop */
+    if (!ctx || l->run.embedded) /* the host cancels its own loop */
         return 0;
     conc__run_inside *r = conc__alloc(sizeof *r);
     if (!r)
         return -ENOMEM;
     *r = (conc__run_inside){.loop = l, .post = {NULL, conc__run_inside_cancel}};
-    r->ending = (conc__ending){l->endings, conc__run_inside_ends};
-    l->endings = &r->ending;
-    l->job = NULL;
+    r->ending = (conc__ending){l->run.endings, conc__run_inside_ends};
+    l->run.endings = &r->ending;
+    l->job.context = NULL;
     if (conc__job_context_has_clock(ctx))
-        l->job = ctx;
+        l->job.context = ctx;
     int64_t limit = conc__shield_deadline(ctx);
-    if (l->virtual_clock)
-        l->job_limit = limit;
+    if (l->clock.is_virtual)
+        l->job.limit = limit;
     else if (limit != CONC__NEVER)
         conc__arm(l, &r->limit, limit, conc__run_inside_late);
     if (conc__job_context_cancelled(ctx)) {
         r->hook.called = true;
-        conc__task_cancel(l, &l->main);
+        conc__task_cancel(l, &l->run.main);
     }
     conc__cancel_hook_add(&r->hook, ctx, conc__run_inside_cancel_posted);
     return 0;
@@ -3778,14 +3778,14 @@ CONC__PRIVATE void conc__shared_pools_end(conc_loop *l, conc__ending *e)
 /* The run uses the shared pools from here on. */
 CONC__PRIVATE int conc__shared_pools_use(conc_loop *l)
 {
-    for (const conc__ending *e = l->endings; e; e = e->next)
+    for (const conc__ending *e = l->run.endings; e; e = e->next)
         if (e->end == conc__shared_pools_end)
             return 0;
     conc__ending *e = conc__alloc(sizeof *e);
     if (!e)
         return conc__own_error(-ENOMEM);
-    *e = (conc__ending){l->endings, conc__shared_pools_end};
-    l->endings = e;
+    *e = (conc__ending){l->run.endings, conc__shared_pools_end};
+    l->run.endings = e;
     pthread_mutex_lock(&conc__shared_pools.mutex);
     conc__shared_pools.runs++;
     pthread_mutex_unlock(&conc__shared_pools.mutex);
@@ -4257,10 +4257,10 @@ CONC__FAST int conc__channel_wait(conc_loop *l, conc__channel *inner, void *item
     conc__waiter w = {.item = item};
     conc__waiter_add(conc__channel_waiters(inner, sends), &w);
     if (l)
-        l->channel_waits++;
+        l->outside.channel_waits++;
     int rc = conc__wait_outside(l, &w, kind, inner, &inner->mutex, NULL);
     if (l)
-        l->channel_waits--;
+        l->outside.channel_waits--;
     return conc__wait_result(rc);
 }
 
@@ -4732,7 +4732,7 @@ CONC__PRIVATE int conc__file_await(conc_loop *l, const conc__file_call *f, int e
                                    double *pause)
 {
     int rc = 0;
-    l->outside_awaited++;
+    l->outside.process_waits++;
     if (alone || !f->progress) {
         rc = conc_sleep(*pause);
         if (*pause < 0.05)
@@ -4740,7 +4740,7 @@ CONC__PRIVATE int conc__file_await(conc_loop *l, const conc__file_call *f, int e
     }
     if (rc == 0 && !alone)
         rc = conc_wait_fd(f->fd, events);
-    l->outside_awaited--;
+    l->outside.process_waits--;
     return rc;
 }
 
@@ -5313,10 +5313,10 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
         *mask = ctx->thread->queue->mask;
         return;
     }
-    if (l && !l->pipe_was_blocked)
+    if (l && !l->signals.pipe_was_blocked)
         sigdelset(mask, SIGPIPE);
     for (int number = 1; l && number < CONC__SIGNALS; number++)
-        if (l->unblocked & conc__signal_bit(number))
+        if (l->signals.unblocked & conc__signal_bit(number))
             sigaddset(mask, number);
 }
 
@@ -5420,7 +5420,7 @@ CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
         return false;
     pthread_mutex_lock(&conc__children_mutex);
     *starts = conc__child_start_count;
-    for (const conc__fd *f = l->watched; f && !found; f = f->next) {
+    for (const conc__fd *f = l->fds.watched; f && !found; f = f->next) {
         struct stat st;
         bool pipe = fstat(f->number, &st) == 0 && S_ISFIFO(st.st_mode);
         for (const conc__child_process *p = conc__child_processes; p && pipe && !found; p = p->next)
@@ -6257,11 +6257,11 @@ CONC__PRIVATE int conc__child_await(conc__child_wait *w)
     if (w->for_close) /* the other call is about to return */
         w->pause = 0;
     if (l)
-        l->outside_awaited++;
+        l->outside.process_waits++;
     while (!conc__child_wait_over(w) && rc >= 0)
         rc = conc__child_pause(l, w);
     if (l)
-        l->outside_awaited--;
+        l->outside.process_waits--;
     if (rc >= 0 || conc__child_wait_over(w))
         return 0;
     return rc;
@@ -9180,7 +9180,7 @@ CONC__PRIVATE void conc__reply_poller_enable(conc__idle_hook *o, bool on)
 CONC__PRIVATE conc__reply_poller *conc__reply_poller_open(conc_loop *l, conc__job_queue *q)
 {
     conc__reply_poller *v;
-    for (conc__idle_hook *o = l->idle_hooks; o; o = o->next) {
+    for (conc__idle_hook *o = l->outside.idle_hooks; o; o = o->next) {
         v = (conc__reply_poller *)(void *)o;
         if (v->queue == q) {
             v->users++;
@@ -9190,9 +9190,12 @@ CONC__PRIVATE conc__reply_poller *conc__reply_poller_open(conc_loop *l, conc__jo
     v = conc__alloc(sizeof *v);
     if (v) { /* else the supervisor collects the replies */
         *v = (conc__reply_poller){
-            {l->idle_hooks, conc__reply_poller_poll, conc__reply_poller_enable}, q, false, 1};
+            {l->outside.idle_hooks, conc__reply_poller_poll, conc__reply_poller_enable},
+            q,
+            false,
+            1};
         q->references++;
-        l->idle_hooks = &v->hook;
+        l->outside.idle_hooks = &v->hook;
     }
     return v;
 }
@@ -9201,7 +9204,7 @@ CONC__PRIVATE void conc__reply_poller_close(conc_loop *l, conc__reply_poller *v)
 {
     if (!v || --v->users)
         return;
-    conc__idle_hook **at = &l->idle_hooks;
+    conc__idle_hook **at = &l->outside.idle_hooks;
     while (*at != &v->hook)
         at = &(*at)->next;
     *at = v->hook.next;
@@ -9359,9 +9362,9 @@ CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__job_queue *q)
     conc__waiter w = {0};
     /* not the job queue's closer, which wakes while the workers still run */
     conc__waiter_add(&q->supervisor->closer, &w);
-    bool holds_clock = l && l->virtual_clock;
+    bool holds_clock = l && l->clock.is_virtual;
     if (holds_clock)
-        atomic_fetch_add_explicit(&l->at_work, 1, memory_order_relaxed);
+        atomic_fetch_add_explicit(&l->outside.at_work, 1, memory_order_relaxed);
     conc__wait_outside(l, &w, &conc__waits_for_workers, q, &q->mutex, NULL);
     if (holds_clock)
         conc__clock_release(l);

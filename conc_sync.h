@@ -689,9 +689,9 @@ CONC__FAST int conc__may_wait(conc_loop *l, conc__waits *waits, const char *call
  * functions, because code that parks a task saves every register first. */
 CONC__FAST bool conc__may_continue(conc_loop *l)
 {
-    if (CONC__UNLIKELY(!l || !l->self || l->self->pending || l->budget_left <= 1))
+    if (CONC__UNLIKELY(!l || !l->self || l->self->pending || l->ready.budget_left <= 1))
         return false;
-    l->budget_left--;
+    l->ready.budget_left--;
     return true;
 }
 
@@ -1252,7 +1252,7 @@ CONC__PRIVATE bool conc__relock_cancel(conc__wait *w)
 {
     conc_loop *l = conc__here;
     conc_lock *k = (conc_lock *)(uintptr_t)w->on;
-    if (!l->doomed || !conc__lock_is_lost(l, k))
+    if (!l->cancels.doomed || !conc__lock_is_lost(l, k))
         return false;
     conc__unlink(w);
     conc__lock_grant(l, k, w->task, w->item);
@@ -1272,7 +1272,7 @@ CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
     conc__unlink(w);
     w->value = result;
     /* after a deadlock, every task must unwind, even if its lock will never be released */
-    if (k->owner && !(l->doomed && conc__lock_is_lost(l, k))) {
+    if (k->owner && !(l->cancels.doomed && conc__lock_is_lost(l, k))) {
         if (CONC__UNLIKELY(CONC__STEPWISE(l)))
             conc__waited(l, w->task);
         w->kind = &conc__relocking;
@@ -1436,7 +1436,7 @@ CONC__PRIVATE const char *conc__text_here(const conc_loop *l, int rc)
         return "";
     if (l->self)
         return conc__error_text(l->self, rc);
-    if (l->posted_rc != rc)
+    if (l->scheduler.posted_rc != rc)
         return "";
     return conc__thread_text;
 }
@@ -2198,7 +2198,7 @@ CONC__PRIVATE int conc__case_wait_outside(conc_loop *l, conc__choice *s, conc_ca
     o.owner = c;
     o.notified = conc__case_notified;
     if (!s->has_outside)
-        l->awaited++;
+        l->outside.awaited++;
     s->has_outside = true;
     int rc = conc__extended.outside->begin(l, &o, &c->outside);
     c->result = o.result;
@@ -2293,7 +2293,7 @@ CONC__PRIVATE void conc__choice_drain(conc_loop *l, conc__choice *s)
         conc__park(l, &s->drain);
     }
     if (s->has_outside)
-        l->awaited--;
+        l->outside.awaited--;
 }
 
 /* Waits for the first of the cases. 0: case s->n was performed immediately, with *result; 1:
@@ -2412,14 +2412,14 @@ CONC__PRIVATE int64_t conc__limiter_due(const conc_limiter *k, int n)
  * no time counts as passed since the last update. */
 CONC__PRIVATE void conc__limiter_fill(conc_loop *l, conc_limiter *k, int64_t now)
 {
-    if (k->run != l->run && (k->virtual_clock || l->virtual_clock))
+    if (k->run != l->run.number && (k->virtual_clock || l->clock.is_virtual))
         k->start += now - k->seen;
     if (!k->run || (double)(now - k->start) >= conc__limiter_ns(k, k->taken) + 1) {
         k->start = now;
         k->taken = 0;
     }
-    k->run = l->run;
-    k->virtual_clock = l->virtual_clock;
+    k->run = l->run.number;
+    k->virtual_clock = l->clock.is_virtual;
     k->seen = now;
 }
 
@@ -2443,7 +2443,7 @@ CONC__PRIVATE void conc__limiter_grant_waiters(conc_loop *l, conc_limiter *k, in
 CONC__PRIVATE void conc__limiter_fire(conc__timer *t)
 {
     conc_limiter *k = (conc_limiter *)(void *)((char *)t - offsetof(conc_limiter, timer));
-    conc__limiter_grant_waiters(conc__here, k, conc__here->now);
+    conc__limiter_grant_waiters(conc__here, k, conc__here->clock.now);
 }
 
 CONC__PRIVATE bool conc__limiter_cancel(conc__wait *w)

@@ -116,12 +116,12 @@ def groups_of(task):
 
 def tree(loop):
     """All groups and tasks as (depth, is it a task, pointer), parents first. Without recursion: it may be deep."""
-    if loop["main"]["state"] != DONE and not loop["main"]["stack"]["slab"]:
+    if loop["run"]["main"]["state"] != DONE and not loop["run"]["main"]["stack"]["slab"]:
         raise gdb.GdbError("conc: the tasks' stacks are not in this core file; gdb leaves them out of those that it "
                            "writes on Linux 6.13 and later, and the system does not")
-    todo = [(0, True, loop["main"].address)]
-    if loop["background"]["children"]:
-        todo.insert(0, (0, False, loop["background"].address))
+    todo = [(0, True, loop["run"]["main"].address)]
+    if loop["run"]["background"]["children"]:
+        todo.insert(0, (0, False, loop["run"]["background"].address))
     seen = set()
     while todo:
         depth, is_task, it = todo.pop()
@@ -149,7 +149,7 @@ def of_sleep(wait):
     timer = wait.cast(gdb.lookup_type("conc__sleeper").pointer())["timer"]
     if not timer["next"]:
         return "for ever"
-    return f"for another {int(timer['at'] - wait['task']['loop']['now']) / 1e9:.9g} s"
+    return f"for another {int(timer['at'] - wait['task']['loop']['clock']['now']) / 1e9:.9g} s"
 
 
 def of_lock(wait):
@@ -293,7 +293,7 @@ def backtrace(loop, task, options):
     """A generator's body stands on a stack of its own, and its consumer on another one."""
     yield frames_at(task["context"], options)
     stack = task["stack"]
-    inside = {int(g["stack"]): g for g in chain(loop["generators"], "next") if g["consumer"]}
+    inside = {int(g["stack"]): g for g in chain(loop["generators"]["first"], "next") if g["consumer"]}
     while int(stack) in inside:
         generator = inside.pop(int(stack))
         yield "of a generator, whose consumer is at\n" + frames_at(generator["outer"], options)
@@ -344,7 +344,7 @@ class Tasks(Command):
             raise gdb.GdbError("usage: conc tasks")
         number = 0
         for whose, _, loop in runs():
-            print(f"{whose}, {counted(loop['spawned'] - loop['finished'], 'task', 'tasks')}:")
+            print(f"{whose}, {counted(loop['counters']['spawned'] - loop['counters']['finished'], 'task', 'tasks')}:")
             for depth, is_task, it in tree(loop):
                 number += is_task
                 label, line = (number, task_line(loop, it)) if is_task else ("", group_line(it))

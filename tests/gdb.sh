@@ -236,8 +236,8 @@ test_refusals() {
 
     debug -ex 'break all_parked' -ex run -ex 'generate-core-file core' \
         -ex 'conc bt 18' -ex 'conc bt x' -ex 'conc tasks 1' \
-        -ex 'set var conc__here->main.scope->inner = conc__here->main.scope' -ex 'conc tasks' \
-        -ex 'set var conc__here->main.stack->slab = 0' -ex 'conc bt' \
+        -ex 'set var conc__here->run.main.scope->inner = conc__here->run.main.scope' -ex 'conc tasks' \
+        -ex 'set var conc__here->run.main.stack->slab = 0' -ex 'conc bt' \
         -ex 'set var conc__here = (void *)8' -ex 'conc bt' ./parked
     says "conc: there is no task 18: see conc tasks"
     says "usage: conc bt [NUMBER | all] [OPTIONS OF bt]"

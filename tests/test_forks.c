@@ -528,7 +528,7 @@ TASK_TEST(a_loop_of_the_parent_is_refused_in_a_forked_child)
     int status;
     conc_loop *l = conc_loop_self();
     CHECK_INT(conc_loop_hold(l), 0);
-    pthread_mutex_lock(&l->mutex);
+    pthread_mutex_lock(&l->shared.mutex);
     pid_t child = fork();
     if (child == 0) {
         alarm(10);
@@ -537,7 +537,7 @@ TASK_TEST(a_loop_of_the_parent_is_refused_in_a_forked_child)
         CHECK_INT(conc_loop_release(l), -EPERM);
         _exit(0);
     }
-    pthread_mutex_unlock(&l->mutex);
+    pthread_mutex_unlock(&l->shared.mutex);
     CHECK_INT(waitpid(child, &status, 0), child);
     CHECK_INT(status, 0);
     CHECK_INT(conc_loop_release(l), 0);

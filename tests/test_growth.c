@@ -672,9 +672,9 @@ static void interrupts(void *arg)
 static void wait_until_asleep(void)
 {
     for (bool asleep = false; !asleep; sched_yield()) {
-        pthread_mutex_lock(&woken->mutex);
-        asleep = woken->asleep;
-        pthread_mutex_unlock(&woken->mutex);
+        pthread_mutex_lock(&woken->shared.mutex);
+        asleep = woken->shared.asleep;
+        pthread_mutex_unlock(&woken->shared.mutex);
     }
 }
 

@@ -3735,10 +3735,10 @@ static sem_t clock_is_held, clock_may_go;
 static void *holds_the_clock(void *clock)
 {
     conc_loop *l = clock;
-    pthread_mutex_lock(&l->mutex);
+    pthread_mutex_lock(&l->shared.mutex);
     sem_post(&clock_is_held);
     sem_wait(&clock_may_go);
-    pthread_mutex_unlock(&l->mutex);
+    pthread_mutex_unlock(&l->shared.mutex);
     return NULL;
 }
 
