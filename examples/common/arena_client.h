@@ -1,8 +1,8 @@
 /* arena_client.h - players of arena_net.h that play by themselves: for tests, load and company
  *
- *     arena_client c = {.name = "Ada", .matches = 1, .by_udp = true,
+ *     arena_client c = {.name = "Ada", .matches = 1, .by_udp = true, .address = "127.0.0.1:8080",
  *                       .bot = {.random = 7, .skill = 50}};
- *     CONC_TRY(arena_client_dial(&c, "127.0.0.1:8080"));
+ *     CONC_TRY(arena_client_dial(&c));
  *     int rc = arena_client_play(&c);
  *     arena_client_close(&c);
  *
@@ -33,7 +33,7 @@ typedef struct arena_ledger {
     long same, different;            /* states compared with what the others have */
     long matches;                    /* players' matches that ended */
     long actions, seen;              /* that were sent in these; and were seen in a state */
-    long states, whole;              /* that came; and those that were no difference */
+    long states;                     /* that came */
     int match[ARENA_LEDGER_MATCHES]; /* private */
     uint32_t hashes[ARENA_LEDGER_MATCHES][ARENA_LEDGER_TICKS];
 } arena_ledger;
@@ -69,8 +69,9 @@ enum { ARENA_CLIENT__AHEAD = 64 }; /* actions that may be on their way; a power 
 typedef struct arena_client {
     /* options */
     char name[ARENA_NAME];
-    int matches; /* to play; 0: for ever */
-    bool by_udp; /* else by WebSocket */
+    int matches;         /* to play; 0: for ever */
+    const char *address; /* to dial */
+    bool by_udp;         /* else by WebSocket */
     arena_bot bot;
     arena_temper temper;
     double delay;         /* seconds it takes to answer a state */
@@ -216,7 +217,6 @@ static inline int arena_client__on_state(arena_client *c, packet_reader *r)
 {
     if ((int)packet_get(r, 2) != c->roster.match)
         return arena_client__say(c, ARENA_JOIN); /* START was lost */
-    bool whole = r->size > 3 && r->data[2] == 0 && r->data[3] == 0;
     int rc = snapshot_read(&c->states, r);
     if (rc == -ENOENT || rc == -EBADMSG)
         return arena_client__report(c, 0);
@@ -226,7 +226,6 @@ static inline int arena_client__on_state(arena_client *c, packet_reader *r)
         uint16_t tick = c->states.newest;
         arena_ledger_add(c->ledger, c->roster.match, tick, snapshot_hash_at(&c->states, tick));
         c->ledger->states++;
-        c->ledger->whole += whole;
     }
     CONC_TRY(conc_sleep(c->delay));
     return arena_client__act(c);
@@ -306,9 +305,9 @@ static inline int arena_client_play(void *client)
 /* ---- over a network ------------------------------------------------------------------------- */
 
 /* Connects to a server. Call arena_client_close, whatever comes of it. */
-static inline int arena_client_dial(arena_client *c, const char *address)
+static inline int arena_client_dial(arena_client *c)
 {
-    int fd = CONC_TRY(conc_dial(address));
+    int fd = CONC_TRY(conc_dial(c->address));
     if (c->by_udp) {
         int rc = datagram_dial(&c->datagrams, fd); /* UDP, to where TCP has gone */
         conc_close(fd);
@@ -320,7 +319,7 @@ static inline int arena_client_dial(arena_client *c, const char *address)
     c->socket.stream = &c->stream;
     c->network = packet_link_websocket(&c->socket);
     c->link = &c->network;
-    return websocket_connect(&c->socket, "/play", address);
+    return websocket_connect(&c->socket, "/play", c->address);
 }
 
 /* Releases all. Twice, or on an all-zero object, it does nothing. */

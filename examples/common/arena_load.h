@@ -3,7 +3,7 @@
  *     static arena_ledger ledger;
  *     arena_crowd crowd = {.address = "127.0.0.1:8080", .count = 1000, .matches = 1, &ledger};
  *     CONC_TRY(arena_crowd_run(&crowd));        // over the network, every second one by UDP
- *     return arena_goal_run(argv, &crowd);      // the same with a server that it starts
+ *     return arena_goal_run(&crowd, 10);        // the same with a server that it starts
  *
  *     static arena_simulation s = {.seed = 7, .serve = serve_pair};
  *     CONC_TRY(arena_simulation_run(&s));       // on the virtual clock: the same each time
@@ -18,7 +18,7 @@
 #endif
 
 #include "arena_client.h"
-#include <unistd.h>
+#include <signal.h>
 
 /* ---- over the network ----------------------------------------------------------------------- */
 
@@ -28,54 +28,39 @@ typedef struct arena_crowd {
     arena_ledger *ledger;
 } arena_crowd;
 
-typedef struct arena__member {
-    const arena_crowd *crowd;
-    int index;
-} arena__member;
-
-static inline int arena__run_member(void *arg)
+static inline int arena__run_member(void *client)
 {
-    const arena__member *m = arg;
-    arena_client *c = calloc(1, sizeof *c);
-    if (!c)
-        return -ENOMEM;
-    arena_client_name(c, m->index, 0);
-    c->by_udp = m->index % 2;
-    c->matches = m->crowd->matches;
-    c->ledger = m->crowd->ledger;
-    int rc = arena_client_dial(c, m->crowd->address);
+    arena_client *c = client;
+    int rc = arena_client_dial(c);
     if (rc >= 0)
         rc = arena_client_play(c);
     arena_client_close(c);
-    free(c);
     return rc;
 }
 
-/* One line that counts up on a terminal, else a line now and then. */
-static inline int arena__show_progress(void *arg)
+static inline int arena__run_members(const arena_crowd *crowd)
 {
-    const arena_ledger *l = arg;
-    double start = conc_now();
-    bool terminal = isatty(1);
-    const char *form = "%.0f s: %ld states, %ld differ, %ld matches over for a player\n";
-    if (terminal)
-        form = "\r%.0f s: %ld states, %ld differ, %ld matches over for a player ";
-    for (;;) {
-        CONC_TRY(conc_sleep(terminal ? 0.5 : 5));
-        printf(form, conc_now() - start, l->states, l->different, l->matches);
-        fflush(stdout);
-    }
-}
-
-static inline int arena__run_members(void *arg)
-{
-    const arena_crowd *crowd = arg;
     conc_group g = {0};
     for (int i = 0; i < crowd->count; i++) {
-        CONC_TRY_IN(&g, CONC_SPAWN(&g, arena__run_member, ((arena__member){crowd, i})));
+        arena_client c = {.address = crowd->address, .matches = crowd->matches};
+        c.by_udp = i % 2;
+        c.ledger = crowd->ledger;
+        arena_client_name(&c, i, 0);
+        CONC_TRY_IN(&g, CONC_SPAWN(&g, arena__run_member, c));
         CONC_TRY_IN(&g, conc_sleep(0.001)); /* no crowd at the door */
     }
     return conc_group_wait(&g);
+}
+
+static inline int arena__show_progress(void *arg)
+{
+    const arena_ledger *l = arg;
+    for (int seconds = 5;; seconds += 5) {
+        CONC_TRY(conc_sleep(5));
+        printf("%d s: %ld states, %ld differ, %ld matches over for a player\n", seconds, l->states,
+               l->different, l->matches);
+        fflush(stdout);
+    }
 }
 
 /* Lets them play, and prints how far they are. */
@@ -85,10 +70,7 @@ static inline int arena_crowd_run(arena_crowd *crowd)
     CONC_TRY_IN(&g, conc_spawn(&g, arena__show_progress, crowd->ledger));
     int rc = arena__run_members(crowd);
     conc_group_cancel(&g);
-    rc = conc_group_end(&g, rc);
-    if (isatty(1))
-        putchar('\n');
-    return rc;
+    return conc_group_end(&g, rc);
 }
 
 /* ---- the goal ------------------------------------------------------------------------------- */
@@ -122,15 +104,28 @@ static inline int arena__judge(const arena_crowd *crowd)
     return all && same ? 0 : conc_fail(-EPROTO, "the counts are wrong");
 }
 
-/* Has the crowd play with a server that it starts: argv makes a process that prints
- * "Listens on http://ADDRESS " and ends when its input does. Prints how many played, and whether all
- * of them saw the same; -EPROTO: they did not. */
-static inline int arena_goal_run(const char *const *argv, arena_crowd *crowd)
+/* A task for the server of arena_goal_run: ends it with its input, which ends when the process ends
+ * that has started it, whatever ended that. */
+static inline int arena_end_with_input(void *arg)
 {
-    char text[2000] = "", address[64] = "";
+    char byte;
+    (void)arg;
+    CONC_TRY(conc_read(0, &byte, 1));
+    return raise(SIGTERM);
+}
+
+/* Has the crowd play with a server that it starts: this program with the options --child, --listen,
+ * --house and --match, which prints "Listens on http://ADDRESS " and runs arena_end_with_input.
+ * Prints how many played, and whether all of them saw the same; -EPROTO: they did not. */
+static inline int arena_goal_run(arena_crowd *crowd, double seconds)
+{
+    char text[2000] = "", address[64] = "", match[32];
     size_t used = 0;
+    const char *const argv[] = {
+        "/proc/self/exe", "--child", "--listen=127.0.0.1:0", "--house=0", "--match", match, NULL};
     CONC_AUTO(conc_child,
               server) = {.argv = argv, .input = CONC_PIPE, .output = CONC_PIPE, .grace = 5};
+    snprintf(match, sizeof match, "%g", seconds);
     CONC_TRY(conc_child_start(&server));
     const char *line;
     while (!(line = strstr(text, "Listens on http://"))) {
@@ -141,7 +136,7 @@ static inline int arena_goal_run(const char *const *argv, arena_crowd *crowd)
     }
     sscanf(line, "Listens on http://%63s", address); /* the line is there as a whole */
     crowd->address = address;
-    printf("%d bots, half of them by UDP, play\n", crowd->count);
+    printf("%d bots, half of them by UDP, play a match of %g s\n", crowd->count, seconds);
     CONC_TRY(arena_crowd_run(crowd));
     return arena__judge(crowd);
 }
@@ -216,6 +211,13 @@ static inline int arena__simulate(arena_simulation *s)
     CONC_TRY_IN(&g, conc_sleep(60));
     conc_group_cancel(&g);
     return conc_group_wait(&g);
+}
+
+/* Prints what came of it. */
+static inline void arena_simulation_report(const arena_simulation *s)
+{
+    printf("%ld packets lost; of %ld states that came %ld differ\n", s->lost, s->ledger.states,
+           s->ledger.different);
 }
 
 /* Twenty players for a minute: four of them cheat, two are cut off, and all lose packets. A client

@@ -24,6 +24,7 @@
 
 #include "arena.h"
 #include "snapshot.h"
+#include "utf8.h"
 
 enum {
     ARENA_VERSION = 1,
@@ -70,35 +71,30 @@ static inline void arena__put_name(packet *p, const char *name)
     packet_put_bytes(p, name, strlen(name));
 }
 
-/* Bytes of the character at the start of this text, if it is UTF-8 and prints; else 0. */
-static inline size_t arena__character(const unsigned char *text, size_t n)
+/* Bytes of the character at the start of a text, if it is UTF-8 and prints; else 0. */
+static inline size_t arena__character(const char *text)
 {
-    static const uint32_t least[] = {0, 0xa0, 0x800, 0x10000};
-    size_t more = (text[0] >= 0xc0) + (text[0] >= 0xe0) + (text[0] >= 0xf0), i;
-    uint32_t value = text[0] & (0x3fu >> more);
-    if (text[0] < 0x80)
-        return text[0] >= ' ' && text[0] < 127;
-    for (i = 1; i <= more && i < n && (text[i] & 0xc0) == 0x80; i++)
-        value = value << 6 | (text[i] & 0x3f);
-    bool is_surrogate = value >= 0xd800 && value < 0xe000;
-    bool is_valid = more > 0 && i > more && value >= least[more] && value < 0x110000;
-    return is_valid && !is_surrogate ? more + 1 : 0;
+    unsigned char first = (unsigned char)text[0];
+    bool is_late_control = first == 0xc2 && (unsigned char)text[1] < 0xa0;
+    bool is_control = first < ' ' || first == 127 || is_late_control;
+    return is_control ? 0 : utf8_length(text);
 }
 
 /* What is no text, or could do harm on a terminal, becomes a question mark. */
 static inline void arena__get_name(packet_reader *r, char *name)
 {
+    char text[256] = "";
     size_t n = packet_get(r, 1), used = 0;
-    const unsigned char *text = packet_get_bytes(r, n);
-    for (size_t i = 0; text && i < n;) {
-        size_t size = arena__character(text + i, n - i);
-        const char *from = size ? (const char *)text + i : "?";
-        size += size == 0;
-        if (used + size >= ARENA_NAME)
+    const unsigned char *data = packet_get_bytes(r, n);
+    if (data)
+        memcpy(text, data, n);
+    for (size_t i = 0; data && i < n;) {
+        size_t size = arena__character(text + i), least = size + (size == 0);
+        if (used + least >= ARENA_NAME)
             break;
-        memcpy(name + used, from, size);
-        used += size;
-        i += size;
+        memcpy(name + used, size ? text + i : "?", least);
+        used += least;
+        i += least;
     }
     name[used] = 0;
 }

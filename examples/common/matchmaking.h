@@ -1,11 +1,11 @@
 /* matchmaking.h - who plays whom: rating bands that widen with waiting, and ratings after a match
  *
- *     matchmaking_ticket waiting[100], *match;
- *     int n = ..., size;
- *     while ((size = matchmaking_pick(&rules, waiting, n, now, &match)) > 0) {
+ *     matchmaking_queue q = {.rules = {.least = 4, .most = 8, .band = 50, .widening = 50}};
+ *     matchmaking_join(&q, player, id, rating, now);        // the same again changes nothing
+ *     matchmaking_leave(&q, player);
+ *     matchmaking_ticket match[8];
+ *     while ((size = matchmaking_next(&q, now, match)) > 0)
  *         start(match, size);                               // match[0] to match[size - 1]
- *         n = matchmaking_remove(waiting, n, match, size);
- *     }
  *
  * A player accepts opponents whose ratings are at most a band away, which is narrow at first and
  * widens while they wait. All players of a match accept each other. Plain C without allocation.
@@ -65,15 +65,6 @@ static inline double matchmaking_oldest(const matchmaking_ticket *t, int n, doub
     return now;
 }
 
-/* The player's ticket; NULL: there is none. */
-static inline matchmaking_ticket *matchmaking_find(matchmaking_ticket *t, int n, const void *player)
-{
-    for (int i = 0; i < n; i++)
-        if (t[i].player == player)
-            return &t[i];
-    return NULL;
-}
-
 /* Sorts the n tickets and finds a match: how many players it has, and in *match the first of them,
  * within t; 0: there is none now. Full matches come first, and of these the one whose player has
  * waited longest; a smaller one needs a player without patience. */
@@ -107,6 +98,60 @@ static inline int matchmaking_remove(matchmaking_ticket *t, int n, matchmaking_t
     memmove(match, match + size, (size_t)behind * sizeof *t);
     return n - size;
 }
+
+/* ---- those who wait -------------------------------------------------------------------------- */
+
+enum { MATCHMAKING_MOST = 4096 };
+
+typedef struct matchmaking_queue {
+    matchmaking_rules rules;
+    int count;
+    matchmaking_ticket tickets[MATCHMAKING_MOST];
+} matchmaking_queue;
+
+/* The player's ticket; NULL: it does not wait. */
+static inline matchmaking_ticket *matchmaking_find(matchmaking_queue *q, const void *player)
+{
+    for (int i = 0; i < q->count; i++)
+        if (q->tickets[i].player == player)
+            return &q->tickets[i];
+    return NULL;
+}
+
+static inline void matchmaking_join(matchmaking_queue *q, void *player, int id, int rating,
+                                    double now)
+{
+    if (q->count < MATCHMAKING_MOST && !matchmaking_find(q, player))
+        q->tickets[q->count++] = (matchmaking_ticket){player, id, rating, now};
+}
+
+static inline void matchmaking_leave(matchmaking_queue *q, const void *player)
+{
+    matchmaking_ticket *t = matchmaking_find(q, player);
+    if (t)
+        q->count = matchmaking_remove(q->tickets, q->count, t, 1);
+}
+
+/* Takes a match out of the queue: how many players it has; 0: there is none now. */
+static inline int matchmaking_next(matchmaking_queue *q, double now, matchmaking_ticket *match)
+{
+    matchmaking_ticket *first = NULL;
+    int size = matchmaking_pick(&q->rules, q->tickets, q->count, now, &first);
+    if (size == 0)
+        return 0;
+    memcpy(match, first, (size_t)size * sizeof *match);
+    q->count = matchmaking_remove(q->tickets, q->count, first, size);
+    return size;
+}
+
+/* How many players a full match lacks, once somebody has waited for so many seconds; else 0. */
+static inline int matchmaking_lacks(const matchmaking_queue *q, double now, double patience)
+{
+    bool waits = now - matchmaking_oldest(q->tickets, q->count, now) > patience;
+    return waits ? q->rules.most - q->count : 0;
+}
+
+/* ---- ratings -------------------------------------------------------------------------------- */
 
 /* Elo's rule in whole numbers, with a straight line for the expected score (a lead of 400 points:
  * always wins): each two players of a match count as one game between them, won by the higher

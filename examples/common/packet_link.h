@@ -25,11 +25,19 @@ typedef struct packet_link {
     int (*send)(struct packet_link *l, const packet *p);
     /* waits for a packet: 1; 0: the other side is gone; or an error */
     int (*receive)(struct packet_link *l, packet *p);
-    /* says goodbye */
-    int (*end)(struct packet_link *l, const char *reason);
+    int (*end)(struct packet_link *l, const char *reason); /* NULL: it has no end */
     void *to;
     int bye; /* UDP: the first byte of the packet with the reason */
 } packet_link;
+
+/* Tells the other side why this one ends it. Waits for a second at most, also after a cancel. */
+static inline int packet_link_end(packet_link *l, const char *reason)
+{
+    conc_scope s = {0};
+    CONC_TRY(conc_scope_begin(&s, 1));
+    conc_scope_shield(&s, true);
+    return conc_scope_end(&s, l->end ? l->end(l, reason) : 0);
+}
 
 /* ---- WebSocket ------------------------------------------------------------------------------ */
 
@@ -87,12 +95,6 @@ static inline packet_link packet_link_peer(datagram_peer *peer, int bye)
                          packet_link__end_peer, peer, bye};
 }
 
-static inline int packet_link__no_end(packet_link *l, const char *reason)
-{
-    (void)l, (void)reason;
-    return 0;
-}
-
 static inline int packet_link__send_datagram(packet_link *l, const packet *p)
 {
     return datagram_client_send(l->to, p->data, p->size);
@@ -106,8 +108,7 @@ static inline int packet_link__receive_datagram(packet_link *l, packet *p)
 
 static inline packet_link packet_link_datagrams(datagram_client *c)
 {
-    return (packet_link){packet_link__send_datagram, packet_link__receive_datagram,
-                         packet_link__no_end, c, 0};
+    return (packet_link){packet_link__send_datagram, packet_link__receive_datagram, NULL, c, 0};
 }
 
 /* ---- within the process --------------------------------------------------------------------- */
@@ -150,8 +151,7 @@ static inline int packet_pair__receive(packet_link *l, packet *p)
 
 static inline void packet_pair_open(packet_pair *pair)
 {
-    pair->server =
-        (packet_link){packet_pair__send, packet_pair__receive, packet_link__no_end, pair, 0};
+    pair->server = (packet_link){packet_pair__send, packet_pair__receive, NULL, pair, 0};
     pair->client = pair->server;
     pair->to_server = (conc_queue)CONC_QUEUE(packet, PACKET_PAIR__ROOM);
     pair->to_client = (conc_queue)CONC_QUEUE(packet, PACKET_PAIR__ROOM);

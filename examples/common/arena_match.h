@@ -1,0 +1,152 @@
+/* arena_match.h - a match of arena.h, as its server keeps it: what players do, and what they are told
+ *
+ *     arena_match m = {.id = 1, .ticks = 1200, .counts = &counts};
+ *     arena_match_seat(&m, "Ada", 1000);                 // for each player; the slots are 0, 1, ...
+ *     arena_match_start(&m, seed);
+ *     ...
+ *     arena_match_act(&m, slot, &action);                // what a player does is done, or refused
+ *     CONC_TRY(arena_match_step(&m));                    // then a tick
+ *     if (arena_match_write_state(&m, slot, &packet))    // for each player
+ *         send(&packet);
+ *     ...
+ *     arena_match_answer(&m, slot, &report);             // that, and what the player does next
+ *
+ * Each player gets the state as the difference from what it has, or whole after a loss. Plain C:
+ * nothing here waits or looks at a clock.
+ */
+#ifndef ARENA_MATCH_H
+#define ARENA_MATCH_H
+
+#include "arena_net.h"
+#include "matchmaking.h"
+#include <stdio.h>
+
+/* What happened in all matches together. */
+typedef struct arena_counts {
+    long states, whole, bytes; /* sent; `whole` were no difference */
+    long wrong;                /* answers with another hash */
+    long refused[ARENA_REFUSALS];
+} arena_counts;
+
+typedef struct arena_seat {
+    snapshot_view view; /* the states that the player has */
+    uint16_t taken;     /* the number of its newest action that counts */
+    bool settled;       /* it has a state after the end, with all its actions in it */
+    int cheats;         /* impossible actions; one is forgiven every half second */
+    bool accused;       /* for the caller: that was said */
+} arena_seat;
+
+typedef struct arena_match {
+    arena_roster roster; /* option: .match, .ticks */
+    arena_counts *counts;
+    arena state;
+    snapshot_history history;
+    arena_seat seats[ARENA_PLAYERS];
+} arena_match;
+
+static inline void arena_match_seat(arena_match *m, const char *name, int rating)
+{
+    int slot = m->roster.count++;
+    m->roster.ratings[slot] = rating;
+    snprintf(m->roster.names[slot], ARENA_NAME, "%s", name);
+}
+
+static inline void arena_match_start(arena_match *m, uint32_t seed)
+{
+    m->history.words = ARENA_WORDS;
+    arena_start(&m->state, m->roster.count, seed);
+}
+
+/* Does it and counts it, or says why not. */
+static inline arena_refusal arena_match_act(arena_match *m, int slot, const arena_action *action)
+{
+    arena_refusal refusal = arena_act(&m->state, slot, action);
+    m->counts->refused[refusal]++;
+    m->seats[slot].cheats += refusal > ARENA_OLD;
+    return refusal;
+}
+
+/* A tick: 0, or -ENOMEM. A bad network may lose what would have made an action possible: that is
+ * forgiven. */
+static inline int arena_match_step(arena_match *m)
+{
+    for (int i = 0; m->state.tick % (ARENA_RATE / 2) == 0 && i < m->roster.count; i++)
+        m->seats[i].cheats -= m->seats[i].cheats > 0;
+    arena_step(&m->state);
+    return snapshot_put(&m->history, m->state.tick, (const uint16_t *)&m->state);
+}
+
+static inline uint32_t arena_match_hash(const arena_match *m)
+{
+    return snapshot_hash_at(&m->history, m->state.tick);
+}
+
+/* Appends who plays. */
+static inline void arena_match_write_start(const arena_match *m, int slot, packet *p)
+{
+    arena_roster roster = m->roster;
+    roster.slot = slot;
+    arena_put_roster(p, &roster);
+}
+
+/* Appends the newest state. false: the player was sent it, or does not answer. */
+static inline bool arena_match_write_state(arena_match *m, int slot, packet *p)
+{
+    snapshot_view *view = &m->seats[slot].view;
+    packet_put(p, 2, (uint64_t)m->roster.match);
+    if (!snapshot_send(&m->history, view, p))
+        return false;
+    m->counts->states++;
+    m->counts->whole += view->base == 0;
+    m->counts->bytes += (long)p->size;
+    return true;
+}
+
+/* The player has a state, and did something. false: it has the state of the end, or a later one, so
+ * it knows that its action does not count. */
+static inline bool arena_match_answer(arena_match *m, int slot, const arena_report *report)
+{
+    arena_seat *s = &m->seats[slot];
+    int rc = snapshot_acknowledge(&m->history, &s->view, report->tick, report->hash);
+    m->counts->wrong += rc < 0;
+    if (report->tick < m->roster.ticks) {
+        s->taken = report->action.number;
+        return true;
+    }
+    const arena *seen = (const arena *)snapshot_at(&m->history, report->tick);
+    if (rc == 1)
+        s->settled = seen->players[slot].number >= s->taken;
+    return false;
+}
+
+/* The points, where -1 is who is not there any more, and what they do to the ratings; in *winner the
+ * slot of who has the most. */
+static inline arena_result arena_match_result(const arena_match *m, int *winner)
+{
+    arena_result r = {.match = m->roster.match, .count = m->roster.count};
+    memcpy(r.ratings, m->roster.ratings, sizeof r.ratings);
+    *winner = 0;
+    for (int i = 0; i < r.count; i++) {
+        r.scores[i] = m->state.players[i].here ? m->state.players[i].score : -1;
+        if (r.scores[i] > r.scores[*winner])
+            *winner = i;
+    }
+    matchmaking_rate(r.ratings, r.scores, r.count);
+    for (int i = 0; i < r.count; i++)
+        r.changes[i] = r.ratings[i] - m->roster.ratings[i];
+    return r;
+}
+
+/* Writes the counts as text: its length. */
+static inline int arena_counts_write(const arena_counts *c, char *text, size_t size)
+{
+    int n = snprintf(text, size,
+                     "states %ld, whole %ld, bytes each %ld, other hashes %ld\nrefused:", c->states,
+                     c->whole, c->bytes / (c->states + (c->states == 0)), c->wrong);
+    for (int i = ARENA_OLD; i < ARENA_REFUSALS; i++)
+        n += snprintf(text + n, size - (size_t)n, " %s %ld%s", arena_refusal_names[i],
+                      c->refused[i], i + 1 < ARENA_REFUSALS ? "," : "\n");
+    return n;
+}
+
+#endif
