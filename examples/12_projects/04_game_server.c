@@ -31,8 +31,7 @@ enum {
     CHEATS = 40,   /* impossible actions that end a match for a player */
     EXCESS = 1000, /* messages over the limit that end a session */
     ROUNDS = 4,    /* of match-making, a second */
-    LEADERS = 10,
-    HOUSE = 256 /* bots at most */
+    LEADERS = 10
 };
 
 static const double READY = 1;    /* seconds before a match begins */
@@ -42,7 +41,7 @@ static const double OVERTIME = 5; /* seconds for the last actions to come in */
 
 static struct {
     const char *listen, *bots, *page;
-    double match, house, players, every, simulate; /* match: seconds; 0: as the command likes */
+    double match, house, players, every, simulate; /* 0: as the command likes; match: seconds */
     bool goal, child;
     char **words;
 } options = {.listen = "127.0.0.1:8080", .house = 7};
@@ -85,32 +84,17 @@ static struct {
     player players[PLAYERS_MOST];
     matchmaking_queue waiting;
     conc_event somebody_waits;
-    conc_sem house; /* a permit: a bot of the house may play a match */
+    arena_house house;
     datagrams udp;
-    double started;
     int online, playing, matches;
     long dropped;
     ticker_lateness late;
     arena_counts counts;
-} server = {.waiting.rules = {.least = ARENA_PLAYERS / 2,
-                              .most = ARENA_PLAYERS,
-                              .patience = 4,
-                              .band = 50,
-                              .widening = 50}};
+} server = {.waiting.rules = {4, ARENA_PLAYERS, .patience = 4, .band = 50, .widening = 50}};
 
-static log_writer out = {.fd = 1};
+static log_writer out = {.fd = 1, .shows_seconds = true};
 
 static double or_else(double value, double otherwise) { return value > 0 ? value : otherwise; }
-
-static void say(const char *format, ...)
-{
-    char text[400];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    log_line(&out, "%8.2f s  %s", conc_now() - server.started, text);
-}
 
 /* A client gets the newest of what it is due, as soon as it has taken what was sent before. */
 static void notify(player *p, int what)
@@ -133,7 +117,7 @@ static void leave_match(player *p, const arena_result *result)
 static void drop_out(player *p, const char *why)
 {
     match *m = p->match;
-    say("match %d: %s %s", m->game.roster.match, p->account->name, why);
+    log_line(&out, "match %d: %s %s", m->game.roster.match, p->account->name, why);
     arena_leave(&m->game.state, p->slot);
     m->here--;
     leave_match(p, &(arena_result){.match = m->game.roster.match});
@@ -148,8 +132,8 @@ static void act(match *m, int slot)
     while (p->match == m && conc_queue_try_get(&m->actions[slot], &action) == 0) {
         arena_refusal refusal = arena_match_act(&m->game, slot, &action);
         if (refusal > ARENA_OLD && !seat->accused)
-            say("match %d: %s: refused: %s", m->game.roster.match, p->account->name,
-                arena_refusal_names[refusal]);
+            log_line(&out, "match %d: %s: refused: %s", m->game.roster.match, p->account->name,
+                     arena_refusal_names[refusal]);
         seat->accused = seat->accused || refusal > ARENA_OLD;
         if (seat->cheats >= CHEATS)
             drop_out(p, "is out: too many impossible actions");
@@ -160,15 +144,15 @@ static void act(match *m, int slot)
  * same state. */
 static int tick(match *m)
 {
-    for (int i = 0; i < m->game.roster.count; i++)
+    for (int i = 0; i < m->game.roster.count; i++) {
         act(m, i);
-    CONC_TRY(arena_match_step(&m->game));
-    for (int i = 0; i < m->game.roster.count; i++)
         if (m->players[i]->match == m)
-            notify(m->players[i], ARENA_STATE);
+            notify(m->players[i], ARENA_STATE); /* which is written when this task waits */
+    }
+    CONC_TRY(arena_match_step(&m->game));
     if (options.every > 0 && m->game.state.tick % (int)options.every == 0)
-        say("match %d: tick %d, hash %08x", m->game.roster.match, m->game.state.tick,
-            arena_match_hash(&m->game));
+        log_line(&out, "match %d: tick %d, hash %08x", m->game.roster.match, m->game.state.tick,
+                 arena_match_hash(&m->game));
     return 0;
 }
 
@@ -180,7 +164,7 @@ static int await_return(void *arg)
     conc_case cases[] = {CONC_CASE_EVENT(&p->back), CONC_CASE_AFTER(ABSENCE)};
     int which = CONC_TRY(conc_select(cases, CONC_LEN(cases)));
     if (m && which == 0)
-        say("match %d: %s is back", m->game.roster.match, p->account->name);
+        log_line(&out, "match %d: %s is back", m->game.roster.match, p->account->name);
     else if (m && p->match == m)
         drop_out(p, "has not come back");
     return 0;
@@ -188,7 +172,7 @@ static int await_return(void *arg)
 
 static int watch(player *p)
 {
-    say("match %d: %s is away", p->match->game.roster.match, p->account->name);
+    log_line(&out, "match %d: %s is away", p->match->game.roster.match, p->account->name);
     return conc_spawn(&p->match->group, await_return, p);
 }
 
@@ -236,9 +220,9 @@ static arena_result rate(match *m)
         a->matches++;
         a->wins += most >= 0 && r.scores[i] == most;
     }
-    say("match %d: over after %d ticks, hash %08x; %s has won with %d points", r.match,
-        m->game.state.tick, arena_match_hash(&m->game),
-        most < 0 ? "nobody" : m->players[winner]->account->name, most);
+    log_line(&out, "match %d: over after %d ticks, hash %08x; %s has won with %d points", r.match,
+             m->game.state.tick, arena_match_hash(&m->game),
+             most < 0 ? "nobody" : m->players[winner]->account->name, most);
     return r;
 }
 
@@ -270,7 +254,6 @@ static int play(void *arg)
 static int start_match(conc_group *matches, const matchmaking_ticket *tickets, int count)
 {
     double band = matchmaking_narrowest(&server.waiting.rules, tickets, count, conc_now());
-    uint32_t seed = (uint32_t)conc_random(0, UINT32_MAX);
     match *m = calloc(1, sizeof *m);
     if (!m)
         return -ENOMEM;
@@ -283,25 +266,14 @@ static int start_match(conc_group *matches, const matchmaking_ticket *tickets, i
         m->actions[m->here] = (conc_queue)CONC_QUEUE(arena_action, ACTIONS);
         arena_match_seat(&m->game, p->account->name, p->account->rating);
     }
-    if (options.simulate > 0)
-        seed = (uint32_t)options.simulate + (uint32_t)id;
-    arena_match_start(&m->game, seed);
+    double seed = options.simulate > 0 ? options.simulate + id : conc_random(0, UINT32_MAX);
+    arena_match_start(&m->game, (uint32_t)seed);
     m->ticker = (ticker){.interval = 1.0 / ARENA_RATE, .late = &server.late};
     /* the ticks of many matches are spread over time: at once, most of them would be late */
     ticker_start(&m->ticker, READY + (id % 16 + 0.5) * m->ticker.interval / 16);
-    say("match %d: %d players, ratings %d to %d (band %.0f)", id, count, tickets[0].rating,
-        tickets[count - 1].rating, band);
+    log_line(&out, "match %d: %d players, ratings %d to %d (band %.0f)", id, count,
+             tickets[0].rating, tickets[count - 1].rating, band);
     return conc_spawn(matches, play, m);
-}
-
-/* When somebody has waited for a second, as many bots of the house join as are missing. */
-static void ask_the_house(void)
-{
-    int missing = matchmaking_lacks(&server.waiting, conc_now(), 1) - server.house.permits;
-    for (; missing > 0; missing--)
-        conc_sem_release(&server.house);
-    while (server.waiting.count == 0 && conc_sem_try_acquire(&server.house) == 0)
-        continue; /* nobody needs it any more */
 }
 
 static int make_matches(void *arg)
@@ -316,7 +288,8 @@ static int make_matches(void *arg)
         CONC_TRY_IN(&matches, conc_sleep_until(next_round));
         while ((count = matchmaking_next(&server.waiting, conc_now(), found)) > 0)
             CONC_TRY_IN(&matches, start_match(&matches, found, count));
-        ask_the_house();
+        /* when somebody has waited for a second, as many bots join as are missing */
+        arena_house_call(&server.house, matchmaking_lacks(&server.waiting, conc_now(), 1));
         if (server.waiting.count == 0)
             conc_event_clear(&server.somebody_waits);
     }
@@ -392,7 +365,7 @@ static void disconnect_player(player *p)
     server.online--;
     conc_event_clear(&p->back);
     if (p->match && !conc_cancelled() && watch(p) < 0)
-        say("%s is not waited for: %s", p->account->name, conc_last_error());
+        log_line(&out, "%s is not waited for: %s", p->account->name, conc_last_error());
 }
 
 static int on_hello(session *s, packet_reader *r)
@@ -417,15 +390,15 @@ static int on_hello(session *s, packet_reader *r)
 
 static int on_join(player *p)
 {
+    int index = (int)(p - server.players);
     if (p->match) {
         snapshot_view *view = &p->match->game.seats[p->slot].view;
         view->answered = view->sent; /* what it was sent may be lost */
-        notify(p, ARENA_START);
-        return 0;
+    } else {
+        matchmaking_join(&server.waiting, p, index, p->account->rating, conc_now());
+        conc_event_set(&server.somebody_waits);
     }
-    matchmaking_join(&server.waiting, p, (int)(p - server.players), p->account->rating, conc_now());
-    conc_event_set(&server.somebody_waits);
-    notify(p, ARENA_LOBBY);
+    notify(p, p->match ? ARENA_START : ARENA_LOBBY);
     return 0;
 }
 
@@ -485,7 +458,7 @@ static int run_session(packet_link *link)
     if (conc_cancelled())
         snprintf(s.reason, sizeof s.reason, "the server stops");
     else if (*s.reason && s.player)
-        say("%s: the session ends: %s", s.player->account->name, s.reason);
+        log_line(&out, "%s: the session ends: %s", s.player->account->name, s.reason);
     if (s.player)
         disconnect_player(s.player);
     if (*s.reason)
@@ -512,17 +485,6 @@ static int play_by_pair(void *pair)
 {
     for (;;)
         CONC_TRY(run_session(&((packet_pair *)pair)->server));
-}
-
-/* A bot of the house plays a match whenever it is asked to. */
-static int play_for_the_house(void *arg)
-{
-    arena_local *bot = arg;
-    for (;;) {
-        CONC_TRY(conc_sem_acquire(&server.house));
-        bot->client.matches++;
-        CONC_TRY(arena_client_play(&bot->client));
-    }
 }
 
 /* ---- the server ------------------------------------------------------------------------------ */
@@ -568,18 +530,15 @@ static int serve_http(int fd, void *arg)
 
 static int run_server(int listener)
 {
-    static arena_local house[HOUSE];
     conc_server http = {.fd = listener, .handler = serve_http, .limit = PLAYERS_MOST};
     conc_group g = {0};
     CONC_TRY_IN(&g, conc_spawn(&g, make_matches, NULL));
     CONC_TRY_IN(&g, conc_spawn(&g, datagrams_serve, &server.udp));
     if (options.child)
         CONC_TRY_IN(&g, conc_spawn(&g, arena_end_with_input, NULL));
-    for (int i = 0; i < options.house; i++) {
-        arena_local_open(&house[i], i, (uint32_t)conc_random(0, UINT32_MAX));
-        CONC_TRY_IN(&g, conc_spawn(&g, play_by_pair, &house[i].pair));
-        CONC_TRY_IN(&g, conc_spawn(&g, play_for_the_house, &house[i]));
-    }
+    server.house.count = (int)options.house;
+    server.house.serve = play_by_pair;
+    CONC_TRY_IN(&g, conc_spawn(&g, arena_house_run, &server.house));
     return conc_group_end(&g, conc_serve(&http));
 }
 
@@ -592,7 +551,7 @@ static int serve(void *arg)
     server.udp = (datagrams){.handler = play_by_udp, .silence = SILENCE};
     int listener = CONC_TRY(datagrams_listen(&server.udp, options.listen));
     CONC_TRY(conc_address(listener, false, text, sizeof text));
-    server.started = conc_now();
+    out.start = conc_now();
     options.match = or_else(options.match, 60);
     CONC_TRY(conc_spawn(NULL, log_write, &out));
     log_line(&out, "Listens on http://%s and, on the same port, by UDP. Ctrl+C ends it", text);
@@ -611,7 +570,6 @@ static int simulate(void *arg)
 {
     static arena_simulation s = {.serve = play_by_pair};
     char text[2000];
-    conc_group g = {0};
     (void)arg;
     s.seed = (uint32_t)options.simulate;
     options.match = or_else(options.match, 20);
@@ -621,10 +579,8 @@ static int simulate(void *arg)
         s.players[i].client.token = a->token;
     }
     CONC_TRY(conc_spawn(NULL, log_write, &out));
-    CONC_TRY_IN(&g, conc_spawn(&g, make_matches, NULL));
+    CONC_TRY(conc_spawn(NULL, make_matches, NULL));
     int rc = arena_simulation_run(&s);
-    conc_group_cancel(&g);
-    rc = conc_group_end(&g, rc);
     conc_shield(1, log_flush, &out);
     log_close(&out);
     printf("\nrank\trating\tmatches\twon\tname\n%.*s\n",
@@ -655,12 +611,11 @@ static int goal(void *arg)
 static const options_field fields[] = {
     OPTIONS_TEXT("listen", "ADDRESS", &options.listen, "default: 127.0.0.1:8080"),
     OPTIONS_NUMBER("match", "SECONDS", &options.match, 2, 200, "how long a match is; 60"),
-    OPTIONS_NUMBER("house", "N", &options.house, 0, HOUSE, "bots that join when one waits; 7"),
+    OPTIONS_NUMBER("house", "N", &options.house, 0, ARENA_HOUSE_MOST, "bots for company; 7"),
     OPTIONS_TEXT("page", "FILE", &options.page, "default: 04_game_server.html"),
     OPTIONS_NUMBER("every", "N", &options.every, 1, 65535, "print the hash of each Nth tick"),
     OPTIONS_TEXT("bots", "ADDRESS", &options.bots, "only players, for a server that runs"),
-    OPTIONS_NUMBER("players", "N", &options.players, 1, PLAYERS_MOST,
-                   "for --bots (50), --goal (1000)"),
+    OPTIONS_NUMBER("players", "N", &options.players, 1, PLAYERS_MOST, "bots: 50, goal: 1000"),
     OPTIONS_NUMBER("simulate", "SEED", &options.simulate, 1, INT32_MAX, "no network, no time"),
     OPTIONS_FLAG("goal", &options.goal, "a server, and 1000 players"),
     OPTIONS_FLAG("child", &options.child, "end when the standard input does"),

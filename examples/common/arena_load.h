@@ -5,6 +5,10 @@
  *     CONC_TRY(arena_crowd_run(&crowd));        // over the network, every second one by UDP
  *     return arena_goal_run(&crowd, 10);        // the same with a server that it starts
  *
+ *     static arena_house house = {.count = 7, .serve = serve_pair};
+ *     conc_spawn(&g, arena_house_run, &house);
+ *     arena_house_call(&house, 3);              // three of these play a match
+ *
  *     static arena_simulation s = {.seed = 7, .serve = serve_pair};
  *     CONC_TRY(arena_simulation_run(&s));       // on the virtual clock: the same each time
  *
@@ -141,25 +145,12 @@ static inline int arena_goal_run(arena_crowd *crowd, double seconds)
     return arena__judge(crowd);
 }
 
-/* ---- a simulation --------------------------------------------------------------------------- */
+/* ---- in the server's process ---------------------------------------------------------------- */
 
-enum { ARENA_SIMULATED = 20 };
-
-/* A player in the server's process. */
 typedef struct arena_local {
     arena_client client;
     packet_pair pair;
 } arena_local;
-
-typedef struct arena_simulation {
-    /* options */
-    uint32_t seed;
-    conc_fn *serve; /* the server: a task for each player, which gets its packet_pair */
-
-    arena_local players[ARENA_SIMULATED];
-    arena_ledger ledger;
-    long lost; /* packets */
-} arena_simulation;
 
 static inline void arena_local_open(arena_local *l, int index, uint32_t seed)
 {
@@ -174,6 +165,74 @@ static inline int arena_local_close(arena_local *l)
     packet_pair_close(&l->pair);
     return arena_client_close(&l->client);
 }
+
+enum { ARENA_HOUSE_MOST = 256 };
+
+/* Bots that play when others need company. */
+typedef struct arena_house {
+    /* options */
+    int count;
+    conc_fn *serve; /* the server: a task for each bot, which gets its packet_pair */
+
+    /* private */
+    conc_sem calls; /* a permit: a bot plays a match */
+    arena_local bots[ARENA_HOUSE_MOST];
+} arena_house;
+
+typedef struct arena__member {
+    arena_house *house;
+    arena_local *bot;
+} arena__member;
+
+static inline int arena__play_when_called(void *arg)
+{
+    const arena__member *m = arg;
+    for (;;) {
+        CONC_TRY(conc_sem_acquire(&m->house->calls));
+        m->bot->client.matches++;
+        CONC_TRY(arena_client_play(&m->bot->client));
+    }
+}
+
+/* So many bots are needed now, beside those that have come; those that have not are not any more. */
+static inline void arena_house_call(arena_house *h, int count)
+{
+    for (int missing = count - h->calls.permits; missing > 0; missing--)
+        conc_sem_release(&h->calls);
+    while (h->calls.permits > count && conc_sem_try_acquire(&h->calls) == 0)
+        continue;
+}
+
+/* A task: the bots. */
+static inline int arena_house_run(void *house)
+{
+    arena_house *h = house;
+    conc_group g = {0};
+    for (int i = 0; i < h->count; i++) {
+        arena_local *bot = &h->bots[i];
+        arena_local_open(bot, i, (uint32_t)conc_random(0, UINT32_MAX));
+        CONC_TRY_IN(&g, conc_spawn(&g, h->serve, &bot->pair));
+        CONC_TRY_IN(&g, CONC_SPAWN(&g, arena__play_when_called, ((arena__member){h, bot})));
+    }
+    int rc = conc_group_wait(&g);
+    for (int i = 0; i < h->count; i++)
+        arena_local_close(&h->bots[i]);
+    return rc;
+}
+
+/* ---- a simulation --------------------------------------------------------------------------- */
+
+enum { ARENA_SIMULATED = 20 };
+
+typedef struct arena_simulation {
+    /* options */
+    uint32_t seed;
+    conc_fn *serve; /* the server: a task for each player, which gets its packet_pair */
+
+    arena_local players[ARENA_SIMULATED];
+    arena_ledger ledger;
+    long lost; /* packets */
+} arena_simulation;
 
 typedef struct arena__outage {
     arena_local *player;

@@ -29,8 +29,10 @@ enum { LOG_LINE = 512 }; /* bytes of a line at most: the rest is cut off */
 
 typedef struct log_writer {
     int fd;
-    size_t capacity; /* bytes that may wait; 0: 65,536 */
-    bool shows_time; /* begins each line with the local time, HH:MM:SS */
+    size_t capacity;    /* bytes that may wait; 0: 65,536 */
+    bool shows_time;    /* begins each line with the local time, HH:MM:SS */
+    bool shows_seconds; /* or with the seconds since .start, of conc_now */
+    double start;
     /* private */
     char *data;
     size_t used;
@@ -68,6 +70,8 @@ static inline size_t log__write_time(const log_writer *l, char *out)
 {
     struct tm local;
     time_t now = time(NULL);
+    if (l->shows_seconds)
+        return (size_t)snprintf(out, 24, "%8.2f s  ", conc_now() - l->start);
     return l->shows_time ? strftime(out, 16, "%H:%M:%S ", localtime_r(&now, &local)) : 0;
 }
 
