@@ -51,11 +51,8 @@ static inline void summary_free(summary *s);
 #define SUMMARY__GAMMA (1.01 / 0.99)
 #define SUMMARY__SMALLEST 1e-6
 
-static inline int summary__floor(int n, int step)
-{
-    int rest = n % step;
-    return rest < 0 ? n - rest - step : n - rest;
-}
+/* The multiple of 32 that is not above. */
+static inline int summary__floor(int n) { return n >= 0 ? n / 32 * 32 : -((31 - n) / 32 * 32); }
 
 /* Makes room for the buckets from first to last. */
 static inline int summary__reserve(summary__buckets *b, int first, int last)
@@ -66,8 +63,8 @@ static inline int summary__reserve(summary__buckets *b, int first, int last)
         first = b->first;
     if (b->size && b->first + b->size - 1 > last)
         last = b->first + b->size - 1;
-    first = summary__floor(first, 32);
-    int size = summary__floor(last, 32) + 32 - first;
+    first = summary__floor(first);
+    int size = summary__floor(last) + 32 - first;
     uint64_t *counts = calloc((size_t)size, sizeof *counts);
     if (!counts)
         return -ENOMEM;
