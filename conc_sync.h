@@ -2380,8 +2380,8 @@ CONC__PRIVATE bool conc__limiter_is_valid(const conc_limiter *k, int n)
     return k->rate > 0 && k->per >= 0 && k->burst >= 0 && n <= conc__limiter_burst(k);
 }
 
-/* The nanoseconds in which the tokens accrue, less 0.001: the product of two doubles may be that much
- * too large. */
+/* The nanoseconds in which the tokens accrue, less 0.001: the product of two doubles may be that
+ * much too large. */
 CONC__PRIVATE double conc__limiter_ns(const conc_limiter *k, double tokens)
 {
     double per = conc__limiter_per(k);

@@ -1,4 +1,4 @@
-/* alert.h - alerts on figures, once a crossing
+/* alert.h - alerts on figures, one per crossing
  *
  *     alert a;
  *     if (!alert_read("checkout p95 250 150", &a))
@@ -8,10 +8,9 @@
  *     case ALERT_CLEARS: ...
  *     }
  *
- * An alert fires when the value is over .above, and is quiet again when it is under .below. Between
- * the two it stays as it is (hysteresis), so a value that goes up and down around a threshold does
- * not fire again and again. Values come in the order of their times: one that is not newer than all
- * before is not looked at. */
+ * An alert fires when the value exceeds .above, and clears when it falls below .below. In between
+ * it keeps its state (hysteresis), so a value that oscillates around a threshold does not fire
+ * repeatedly. Values come in time order: one that is not newer than all before is ignored. */
 #ifndef ALERT_H
 #define ALERT_H
 

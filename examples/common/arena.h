@@ -7,19 +7,20 @@
  *         arena_step(&a);                               // then a tick
  *     }
  *
- * Everybody drives, and fires shells. Three hits, and a tank is gone for a while; who hit it last
- * gets a point. A kit that appears now and then mends. Who has the most points at the end wins.
+ * Everyone drives, and fires shells. After three hits a tank is gone for a while; the last to hit
+ * it gets a point. Kits that appear occasionally repair. The player with the most points at the end
+ * wins.
  *
- * Players say where they are (their own screens show it at once), and the rules decide whether that
- * is possible: a tank may be as far away as it could have driven since it was heard of. So a player
- * whose network stutters catches up, within half a second, and nobody is faster than the others.
- * What is refused moves the tank back and raises its `moved`; actions that were sent before the
- * player knew of it say the old `moved`, and are passed over.
+ * Players report where they are (their own screens show it immediately), and the rules decide
+ * whether that is possible: a tank may be as far away as it could have driven since its last
+ * report. So a player whose network stutters catches up, within half a second, and nobody is faster
+ * than the others. A refused move puts the tank back and raises its `moved`; actions sent before
+ * the player knew of it carry the old `moved`, and are ignored.
  *
  * The state is whole numbers in 16-bit words, all of them in here, so the same start and the same
- * actions make the same state, bit for bit, on each machine. snapshot.h sends it. Lengths are in
- * sixteenths of a unit; the arena is 1280 by 720 units. Directions are 256ths of a turn, from east
- * by way of south. Plain C without allocation.
+ * actions produce the same state, bit for bit, on every machine. snapshot.h sends it. Lengths are
+ * in sixteenths of a unit; the arena is 1280 by 720 units. Directions are 256ths of a turn, from
+ * east via south. Plain C without allocation.
  */
 #ifndef ARENA_H
 #define ARENA_H

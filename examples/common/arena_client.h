@@ -1,4 +1,4 @@
-/* arena_client.h - players of arena_net.h that play by themselves: for tests, load and company
+/* arena_client.h - automatic players for arena_net.h: for tests, load and company
  *
  *     arena_client c = {.name = "Ada", .matches = 1, .by_udp = true, .address = "127.0.0.1:8080",
  *                       .bot = {.random = 7, .skill = 50}};
@@ -6,14 +6,14 @@
  *     int rc = arena_client_play(&c);
  *     arena_client_close(&c);
  *
- * With a .link of your own it plays over anything. What is lost on the way it asks for again after
- * a second. It looks only at the states that it is sent, as a person does.
+ * With your own .link it plays over anything. It requests lost data again after a second. It sees
+ * only the states that it receives, as a person does.
  *
- * A ledger compares what the clients of a match have seen: at each tick all must have the same.
+ * A ledger compares the states that a match's clients have seen: at each tick all must be equal.
  *
- * arena_client_dial, _play and _close wait. Errors: -ECONNRESET (the server has ended it; its words
- * are in conc_last_error), and those of the network. Include conc_sync.h before; websocket.h's
- * libraries are needed.
+ * arena_client_dial, _play and _close wait. Errors: -ECONNRESET (the server closed it; its text is
+ * in conc_last_error), and network errors. Include conc_sync.h before; websocket.h's libraries are
+ * needed.
  */
 #ifndef ARENA_CLIENT_H
 #define ARENA_CLIENT_H

@@ -1,9 +1,9 @@
-/* arena_net.h - what the game of arena.h says over a network: messages, each in a packet
+/* arena_net.h - the network messages of arena.h's game, one per packet
  *
- * A message begins with its type, one byte. Each stands for itself: it may be lost, doubled, late.
- * The player says HELLO until there is a WELCOME, JOIN once a second until there is a START, then
- * an ACTION for each STATE. The server repeats nothing by itself: a player that misses something
- * asks again, and gets the newest.
+ * A message begins with its type, one byte. Each is self-contained: it may be lost, duplicated,
+ * late. The player sends HELLO until it gets a WELCOME, JOIN once a second until a START, then an
+ * ACTION for each STATE. The server repeats nothing on its own: a player that misses something asks
+ * again, and gets the newest.
  *
  *     HELLO    the version of all this, a token or 0, a name
  *     JOIN     nothing: wants to play, or is still there
@@ -17,7 +17,7 @@
  *     END      the result
  *     BYE      the reason, in words: the connection is over
  *
- * arena_put_X appends what follows the type; arena_get_X reads it, and is false if it is malformed.
+ * arena_put_X appends what follows the type; arena_get_X reads it, and returns false if malformed.
  */
 #ifndef ARENA_NET_H
 #define ARENA_NET_H

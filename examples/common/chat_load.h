@@ -1,17 +1,17 @@
-/* chat_load.h - many users of a chat server, each with a connection, and how long their words take
+/* chat_load.h - many users of a chat server, each with a connection, and their messages' latency
  *
  *     chat_load l = {.address = "127.0.0.1:8080", .clients = 1000, .seconds = 10};
  *     CONC_TRY(chat_load_run(&l));
  *     printf("%ld of %ld came, 99 %% within %g s\n", l.received, l.expected, l.p99);
  *
- * They sit in rooms of twenty, which are new each time. Once all have joined, each says something
- *   once a second, and all of its room, itself too, have to hear it, once and in its order. A latency
- *   is the time from the call that sends to the hearing of one of them; all are in this process, and
- *   share its clock.
- * It works with any server of this protocol: WebSockets at /chat, a JSON object a message. From a
- *   client {"type":"join","room":R,"name":N} and {"type":"say","room":R,"text":T}; to it
- *   {"type":"joined"}, {"type":"said","id":I,"text":T}, {"type":"error","text":T}, and others, which
- *   are ignored. The id grows by one with each message of a room.
+ * They are in rooms of twenty, new ones each time. Once all have joined, each sends a message every
+ *   second, and everyone in its room, itself included, must receive it, once and in order. A
+ *   latency is the time from the send call to one receipt; all users are in this process, and share
+ *   its clock.
+ * It works with any server of this protocol: WebSockets at /chat, one JSON object per message. From
+ *   a client {"type":"join","room":R,"name":N} and {"type":"say","room":R,"text":T}; to it
+ *   {"type":"joined"}, {"type":"said","id":I,"text":T}, {"type":"error","text":T}, and others,
+ *   which are ignored. The id grows by one with each message of a room.
  * Include conc_sync.h before. To compile: what websocket.h needs, and -lcjson. */
 #ifndef CHAT_LOAD_H
 #define CHAT_LOAD_H

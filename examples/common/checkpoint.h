@@ -1,4 +1,4 @@
-/* checkpoint.h - files of lines beside a SQLite database that change together with it
+/* checkpoint.h - line files that change together with an SQLite database
  *
  *     CONC_AUTO(checkpoint, c) = {.db = &db, .files = {"results/goods.jsonl"}};
  *     CONC_TRY(checkpoint_open(&c));
@@ -13,13 +13,13 @@
  *     CONC_TRY(checkpoint_commit(&c, &part, 1, insert, NULL));
  *
  * A table of the database, "checkpoints", holds the positions and the sizes of the files. They
- * change in the same transaction as everything else there, and it commits only when the files are
- * on disk. So everything counts from one moment on: the COMMIT. A run that ends before it, by
- * SIGKILL or a full disk, leaves at worst bytes behind the checkpoint, and checkpoint_open cuts
- * them off. If a power failure undoes the latest commits, it takes their checkpoints back, too.
+ * change in the same transaction as everything else there, which commits only once the files are on
+ * disk. So everything takes effect at the COMMIT. A run that ends before it, by SIGKILL or a full
+ * disk, at worst leaves bytes after the checkpoint, which checkpoint_open truncates. If a power
+ * failure undoes the latest commits, it also undoes their checkpoints.
  *
- * The files are locked: a second run gets -EBUSY. All calls wait. Errors are in words. Include
- * conc_pool.h, conc_sync.h and sqlite.h before; open the database before, and close it after. */
+ * The files are locked: a second run gets -EBUSY. All calls wait. Errors have texts. Include
+ * conc_pool.h, conc_sync.h and sqlite.h before; open the database first, and close it last. */
 #ifndef CHECKPOINT_H
 #define CHECKPOINT_H
 

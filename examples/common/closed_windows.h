@@ -6,8 +6,7 @@
  *     ...
  *     cJSON_AddItemToObject(json, "rows", closed_windows_json(&newest, 100));
  *
- * A window that is revised takes the place of those of its key that lie within it. Compile with
- * -lcjson. */
+ * A revised window replaces those of its key that lie within it. Compile with -lcjson. */
 #ifndef CLOSED_WINDOWS_H
 #define CLOSED_WINDOWS_H
 

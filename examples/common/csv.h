@@ -5,14 +5,14 @@
  *     if (!fault)
  *         printf("%s\n", fields[1]); // Ng, "Bo"
  *
- * and a file of such lines, from a position where an earlier run has stopped:
+ * and a file of such lines, from the position where an earlier run stopped:
  *
  *     CONC_AUTO(csv_file, f) = {.path = "goods.csv", .header = "id,name,price", .position = 0};
  *     while ((size = CONC_TRY(csv_next(&f, &line))) > 0)
  *         printf("at byte %lld: %s\n", (long long)f.start, line);
  *
- * Fields are separated by commas, and quoted as RFC 4180 says, but a line end within quotes is not
- * possible: the line comes without its end. The calls for files block: call them in a thread, by
+ * Fields are separated by commas, and quoted as in RFC 4180, but without line ends within quotes:
+ * lines are passed without their end. The file calls block: call them in a thread, with
  * conc_offload. Include conc.h before. */
 #ifndef CSV_H
 #define CSV_H

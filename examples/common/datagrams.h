@@ -1,4 +1,4 @@
-/* datagrams.h - UDP with a task for each client, whose address is proven
+/* datagrams.h - UDP with a task per client, whose address is verified
  *
  *     static int serve_client(datagram_peer *peer, void *arg)
  *     {
@@ -21,22 +21,21 @@
  *     CONC_TRY(datagram_client_send(&c, "hello", 5));
  *     ssize_t n = CONC_TRY(datagram_client_receive(&c, data, sizeof data));
  *
- * Datagrams may be lost, doubled and reordered, here as on the network; one is received as it was
- * sent or not at all. At most DATAGRAM_MOST bytes, at least 1; the first byte is not 0.
+ * Datagrams may be lost, duplicated and reordered, as on the network; each is received as sent or
+ * not at all. At most DATAGRAM_MOST bytes, at least 1; the first byte is not 0.
  *
- * Proof     Anybody can send a datagram in another one's name, so an address becomes a peer only
- *           when it has returned a cookie, which only who receives what is sent there can do. Until
- *           then nothing is kept for it, and it gets less than it sends: the server is of no use
- *           for a flood. Cookies are HMACs with a secret of this process (OpenSSL: -lcrypto), and
- *           hold for 10 to 20 s. The client's calls do all that, also if the server has forgotten
- *           it meanwhile: then the server has a new peer.
+ * Proof     Anyone can forge a datagram's sender, so an address becomes a peer only after returning
+ *           a cookie, which only its owner receives. Until then nothing is kept for it, and it gets
+ *           less than it sends: the server is useless for a flood. Cookies are HMACs with a secret
+ *           of this process (OpenSSL: -lcrypto), and valid for 10 to 20 s. The client's calls
+ *           handle all that, even if the server has forgotten the client: it then has a new peer.
  * Waiting   datagrams_serve, datagram_receive, datagram_dial, datagram_client_send and
- *           datagram_client_receive wait; datagram_send does not: what the system has no room for
- *           is lost. At most DATAGRAM_QUEUE datagrams wait for a peer's task; of more the newest
- *           are lost.
- * Errors    negative errno. -EMSGSIZE (too long, or empty), -ETIMEDOUT (no answer for 5 s),
- *           -ECONNREFUSED (nobody is there), and the system's. A handler's error goes to on_error,
- *           and serving goes on.
+ *           datagram_client_receive wait; datagram_send does not: data without room in the system
+ *           is lost. At most DATAGRAM_QUEUE datagrams wait for a peer's task; beyond that the
+ *           newest are lost.
+ * Errors    negative errno. -EMSGSIZE (too long, or empty), -ETIMEDOUT (no reply for 5 s),
+ *           -ECONNREFUSED (no listener), and the system's. A handler's error goes to on_error, and
+ *           serving continues.
  */
 #ifndef DATAGRAMS_H
 #define DATAGRAMS_H

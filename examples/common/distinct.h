@@ -1,4 +1,4 @@
-/* distinct.h - how many different items there were
+/* distinct.h - counts distinct items
  *
  *     distinct d = {0};
  *     if (distinct_add(&d, distinct_hash("ada")) == 0)

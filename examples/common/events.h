@@ -1,4 +1,4 @@
-/* events.h - what a page shows live: server-sent events, from a connection of http.h
+/* events.h - live page updates: server-sent events on a connection of http.h
  *
  *     static int print(FILE *out, void *arg) // on one line
  *     {
@@ -10,8 +10,8 @@
  *     }
  *
  * In the page: new EventSource("/events").onmessage = (event) => show(JSON.parse(event.data));
- * A browser connects again when the connection ends, unless the page closes its EventSource.
- * Include conc_sync.h before. Compile with -lhttp_parser. */
+ * A browser reconnects when the connection ends, unless the page closes its EventSource. Include
+ * conc_sync.h before. Compile with -lhttp_parser. */
 #ifndef EVENTS_H
 #define EVENTS_H
 

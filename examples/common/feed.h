@@ -1,6 +1,6 @@
-/* feed.h - a feed of lines over TCP that can resume
+/* feed.h - a resumable feed of lines over TCP
  *
- * The client asks for a position with "FROM 17\n", and the server sends the lines from number 17 on
+ * The client requests a position with "FROM 17\n", and the server sends the lines from number 17 on
  * (the first is 0), and "END\n" after the last.
  *
  *     CONC_AUTO(feed, f) = {.address = "127.0.0.1:7000", .position = 17};
@@ -9,15 +9,15 @@
  *     while ((size = CONC_TRY(feed_next(&f, &line))) > 0)
  *         printf("%lld: %s\n", (long long)f.position - 1, line);
  *
- * If a connection ends before the feed does, the client connects again, after a pause, and asks for
- * the first line it does not have. It pauses for longer after each failure in a row.
+ * If a connection ends before the feed does, the client reconnects, after a pause, and requests the
+ * first missing line. The pause grows with each consecutive failure.
  *
  *     static int print(char *line, size_t size, int64_t i, void *arg); // number i: its size
  *     feed_server server = {.fd = listener, .count = 100, .print = print};
  *     return feed_serve(&server); // until it is cancelled
  *
- * A line has at most FEED_LINE bytes. Sockets have small buffers, so a client that pauses makes the
- * server wait soon. Include conc.h before. */
+ * A line has at most FEED_LINE bytes. Sockets have small buffers, so a pausing client soon makes
+ * the server wait. Include conc.h before. */
 #ifndef FEED_H
 #define FEED_H
 

@@ -1,8 +1,8 @@
 /* fetch.h - HTTP requests from tasks of conc.h, by libcurl
  *
- * fetch() is a plain call that waits for the whole answer while other tasks run. Time limits and
- * cancels of the task reach it. Any number of tasks may use one client at once; it keeps
- * connections open and uses them again.
+ * fetch() is a plain call that waits for the whole response while other tasks run. The task's time
+ * limits and cancels reach it. Any number of tasks may share a client; it keeps connections open
+ * and reuses them.
  *
  *     #define CONC_STATIC
  *     #include "conc_sync.h"
@@ -19,56 +19,56 @@
  *
  * Needs libcurl 7.87 or later (Debian: libcurl4-openssl-dev) and Linux: cc app.c -lcurl
  *
- * What it gives
- *   Requests   any method, headers, a body; HTTP/1.1, and HTTP/2 over TLS if the server has it;
- *              redirects; answers are decompressed. http: and https: only. curl reads http_proxy
- *              and its like from the environment. If a connection that was used before turns out
- *              to be dead, curl sends the request again on a new one.
- *   Limits     on the time (300 s) and on the size of the answer (64 MiB): see fetch_options. The
- *              client limits its connections (32 to a host, 256 in all); a request above that
- *              waits for one, and this counts as its time.
+ * Features
+ *   Requests   any method, headers, a body; HTTP/1.1, and HTTP/2 over TLS if the server supports
+ *              it; redirects; responses are decompressed. http: and https: only. curl reads
+ *              http_proxy etc. from the environment. If a reused connection turns out to be dead,
+ *              curl resends the request on a new one.
+ *   Limits     on the time (300 s) and the response size (64 MiB): see fetch_options. The client
+ *              limits its connections (32 per host, 256 in all); further requests wait for one,
+ *              which counts towards their time.
  *   TLS        certificates and host names are verified against the system's authorities, or
  *              against those of a file.
- *   Streaming  options.piece gets the answer piece by piece, and may wait: the server has to.
- *   The rest   client.configure sets any option of curl: proxies, cookies, client certificates.
+ *   Streaming  options.piece gets the response piece by piece, and may wait, which makes the server
+ *              wait.
+ *   The rest   client.configure sets any curl option: proxies, cookies, client certificates.
  *
  * Waiting and cancels
  *   fetch() is the only call that waits. If it returns -ECANCELED or another error, it has closed
  *   the connection of this request (in HTTP/2: its stream), and the server may or may not have
- *   acted on it. Other requests of the client go on, and the client stays usable. An answer that
- *   is complete when the cancel comes is returned.
- *   There is no thread and no task beside yours: one of the tasks that wait in fetch() waits for
- *   all sockets of the client, and hands that on when it leaves. curl runs on its stack, so a task
- *   that fetches needs a stack of 64 KiB or more; conc's default is 256 KiB.
- *   Threads of curl look up host names. After a cancel such a thread lasts until its look-up ends.
- *   The first https: request of a client reads the certificates of the authorities. This holds the
- *   loop: 3 ms for a file of one, 40 ms for the 140 of Debian.
+ *   acted on it. Other requests of the client continue, and the client stays usable. A response
+ *   that is complete when the cancel arrives is returned.
+ *   It uses no thread or task of its own: one of the tasks in fetch() waits for all the client's
+ *   sockets, and hands that on when it leaves. curl runs on its stack, so a fetching task needs a
+ *   stack of at least 64 KiB; conc's default is 256 KiB.
+ *   curl's threads look up host names. After a cancel such a thread lasts until its lookup ends. A
+ *   client's first https: request reads the authorities' certificates. This blocks the loop: 3 ms
+ *   for a file of one, 40 ms for Debian's 140.
  *   On the virtual clock a time limit passes as soon as every task waits, also for the network:
  *   run such tests on the real clock, or with .timeout = CONC_FOREVER.
  *
- * Errors are a negative errno, with words in response.error and conc_last_error, which name the URL
- *   -EINVAL          a bad argument or URL, or a file of certificates that cannot be read
- *   -EPROTONOSUPPORT neither http: nor https:, or the answer is not HTTP
+ * Errors are a negative errno, with texts in response.error and conc_last_error, which name the URL
+ *   -EINVAL          a bad argument or URL, or an unreadable certificate file
+ *   -EPROTONOSUPPORT neither http: nor https:, or the response is not HTTP
  *   -EADDRNOTAVAIL   no such host
  *   -ECONNREFUSED    and others of connect(2)
  *   -ECONNRESET      the connection broke, or curl gave it up, before the answer was complete
- *   -EPROTO          the answer breaks the rules of HTTP, of TLS or of its compression
+ *   -EPROTO          the response violates HTTP, TLS or its compression
  *   -EACCES          the server's certificate is refused
  *   -ELOOP           too many redirects
- *   -EMSGSIZE        the answer is larger than options.limit
+ *   -EMSGSIZE        the response is larger than options.limit
  *   -ETIMEDOUT       options.timeout passed, or a time limit that you set for curl, or the
  *                    system's own for a connection
- *   -EPIPE           the client was closed meanwhile
- *   -EPERM           not in a task, or another thread's loop has requests of the client under way
- *   -ENOMEM, -EMFILE, and -EIO for all else: an error of an option that you set for curl
- * A status such as 404 or 503 is no error: look at response.status.
+ *   -EPIPE           the client was closed during the call
+ *   -EPERM           not in a task, or another thread's loop has requests of the client in progress
+ *   -ENOMEM, -EMFILE, and -EIO for anything else: an error of a curl option that you set
+ * A status such as 404 or 503 is not an error: check response.status.
  *
- * Speed: about that of curl's multi interface in a loop of its own. A small request on an open
- * connection takes about 20 us of processor time with either; fetch adds some 4 us to it.
+ * Speed: about that of curl's multi interface in its own loop. A small request on an open
+ * connection takes about 20 us of processor time with either; fetch adds about 4 us.
  *
- * Not covered: request bodies that come piece by piece, WebSockets, other protocols, retries
- * (fetch_header(&r, "retry-after") tells what the server wishes). A forked child opens a client of
- * its own. */
+ * Not covered: streamed request bodies, WebSockets, other protocols, retries (fetch_header(&r,
+ * "retry-after") returns the server's wish). A forked child opens its own client. */
 #ifndef FETCH_H
 #define FETCH_H
 

@@ -1,4 +1,4 @@
-/* frontier.h - which URLs a crawl of many processes fetches next, kept in Redis
+/* frontier.h - the URLs that a crawl by many processes fetches next, kept in Redis
  *
  *     frontier f = {.redis = &client};
  *     double depth = 5, per_host = 1000, delay = 1, lease = 10;
@@ -18,28 +18,28 @@
  *
  * Include conc_sync.h before. URLs are canonical (url.h), so that each page has one.
  *
- *   Once     A URL is known from when it was first added. Over all workers one task has it, until
- *            that finishes it; then nobody gets it again, with two exceptions. Its worker died: the
- *            URL waits anew when the worker's lease has passed, and "taken over" counts that. Or it
- *            turns out to be fewer links away than was thought: its links have to be added anew
+ *   Once     A URL is known from when it was first added. Over all workers a single task holds it
+ *            until it finishes it; then nobody gets it again, with two exceptions. If its worker
+ *            died, the URL waits again once the worker's lease has expired, and "taken over" counts
+ *            that. If it turns out to be fewer links away than known, its links must be added again
  *            with their new depths, so the caller keeps the links, and does not fetch it.
- *   Depth    of the first URLs is 0. URLs deeper than "depth" are dropped. Those of less depth come
- *            first, but do not wait for each other; the depths are exact all the same in the end.
- *   Hosts    are scheme, name and port, as for robots.txt. One URL at a time is fetched of a host,
- *            and the next one at the earliest "delay" seconds after the release, or as long as
- *            frontier_set_robots says. The first URL of each host is its /robots.txt, of depth -1.
- *            Of one host at most "per-host" URLs are known, so a trap of endless URLs ends.
- *   Leases   hold "lease" seconds, and frontier_renew renews those of its worker. All clocks are
- *            that of Redis. What a worker says after its lease has passed, because it was held up,
- *            has no effect, but for the links. So that it begins no request then, it asks
- *            frontier_holds before. Only a request in whose middle it was held up goes out late.
- *   Redis    runs each call as a whole. If the connection is lost, so that nobody knows whether a
- *            call ran, it is repeated; all of them may be. With a Redis that keeps its data
- *            (--appendonly yes) a crawl outlives its restart.
- *   Errors   those of redis.h; -EIO also if Redis knows of no such crawl (any more).
+ *   Depth    of the first URLs is 0. URLs deeper than "depth" are dropped. Shallower ones come
+ *            first, but do not wait for each other; the final depths are exact anyway.
+ *   Hosts    are scheme, name and port, as for robots.txt. One URL at a time is fetched per host,
+ *            and the next one at the earliest "delay" seconds after the release, or as
+ *            frontier_set_robots sets. The first URL of each host is its /robots.txt, of depth -1.
+ *            At most "per-host" URLs of a host are known, so a trap of endless URLs ends.
+ *   Leases   last "lease" seconds, and frontier_renew renews those of its worker. All clocks are
+ *            Redis's. If a delayed worker reports after its lease has expired, that has no effect,
+ *            except for the links. To begin no request then, it checks frontier_holds first. Only a
+ *            request that is itself delayed goes out late.
+ *   Redis    runs each call atomically. If the connection is lost, so that it is unknown whether a
+ *            call ran, the call is repeated, which is always safe. With a persistent Redis
+ *            (--appendonly yes) a crawl survives its restart.
+ *   Errors   those of redis.h; -EIO also if Redis knows no such crawl (any longer).
  *
- * All calls wait; any number of tasks of one loop may use a frontier at once. A cancelled
- * frontier_lease may have leased a URL: frontier_leave gives it back. */
+ * All calls wait; any number of tasks of one loop may share a frontier. A cancelled frontier_lease
+ * may have leased a URL: frontier_leave returns it. */
 #ifndef FRONTIER_H
 #define FRONTIER_H
 

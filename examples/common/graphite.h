@@ -7,9 +7,9 @@
  * A line is NAME[;TAG=VALUE...] NUMBER TIME, with spaces between. It is read without its end; a \r
  * at the end is skipped. Names and the tag's value are letters, digits, '_', '-' and '.', at most
  * 47 of them. Numbers are decimal, and at most 1e12 without their sign: no NaN, no infinity, no
- * hexadecimal. TIME is in seconds since 1970, with a fraction; -1 is now, which the caller knows.
- * Of the tags, one is of interest: that with the name GRAPHITE_TAG, "user" unless it is defined
- * before. The others are skipped. */
+ * hexadecimal. TIME is in seconds since 1970, with a fraction; -1 means now, which the caller
+ * knows. Only the tag named GRAPHITE_TAG ("user" unless defined before) is read; the others are
+ * skipped. */
 #ifndef GRAPHITE_H
 #define GRAPHITE_H
 

@@ -12,18 +12,18 @@
  * Needs libxml2 and libcurl (for url.h): cc app.c -lcurl $(pkg-config --cflags --libs libxml-2.0)
  * (Debian: libxml2-dev, libcurl4-openssl-dev). conc.h comes first.
  *
- * A page may be anything: what is no HTML has no links. Elements that are nested deeper than
- * max_depth, a way to make parsers slow, end the page there: what came before is kept, and
- * .is_cut is true. The time that html_read takes is then about proportional to the size: 10 ms for
- * a MiB. No file and no network is ever read.
+ * A page may be anything: if it is not HTML it has no links. Elements nested deeper than max_depth,
+ * a way to slow parsers down, end the page: everything before is kept, and .is_cut is true. So
+ * html_read's time is about proportional to the size: 10 ms per MiB. No file and no network is ever
+ * read.
  *
- * The links are those of <a> and <area>, in their order, each once, in the canonical form of url.h,
- * against the page's <base> if it has one. References that are no URL, and other schemes
- * (mailto:, javascript:, data:), are left out; they are counted in .bad_links.
+ * The links are those of <a> and <area>, in order, each once, in the canonical form of url.h,
+ * against the page's <base> if it has one. References that are not URLs, and other schemes
+ * (mailto:, javascript:, data:), are omitted, but counted in .bad_links.
  *
- * No call waits; each computes. All may be called from anywhere, and html_read is best called in a
- * pool: conc_pool_run(&pool, fn, arg). One thread at a time uses a page. In a program whose threads
- * use libxml2, call html_init before the first of them starts. */
+ * No call waits; each computes. All may be called from anywhere; best call html_read in a pool:
+ * conc_pool_run(&pool, fn, arg). One thread at a time uses a page. If a program's threads use
+ * libxml2, call html_init before the first of them starts. */
 #ifndef HTML_H
 #define HTML_H
 

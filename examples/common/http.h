@@ -24,47 +24,46 @@
  *     }
  *     int main(void) { return conc_main(app, NULL); }
  *
- * To compile: cc server.c -lhttp_parser (Debian: libhttp-parser-dev). http-parser's strict mode is
- * a matter of how the library was built, and Debian's has none. So each line is checked here
- * before the parser sees it.
+ * To compile: cc server.c -lhttp_parser (Debian: libhttp-parser-dev). http-parser's strict mode
+ * depends on how the library was built, and Debian's lacks it. So each line is checked here before
+ * the parser sees it.
  *
  * Requests. http_next waits for the next request of the connection, with keep-alive and pipelining,
  *   and finishes the one before. `http` then holds the request; its strings and the body are valid
  *   until the next http_next or http_close. The body is read by http_body into memory, or by
- *   http_read in pieces; what is not read is skipped. Expect: 100-continue is answered when the
- *   body is first read.
+ *   http_read in pieces; what is not read is skipped. Expect: 100-continue is answered on the first
+ *   read of the body.
  * Responses. http_respond and http_printf send a whole one. http_begin, http_write and http_end
  *   send one in pieces: with a length, else chunked, or until the end of the connection for
- *   HTTP/1.0. http_set_header comes before. A response to HEAD, and one with status 204 or 304, is
- *   sent without its body.
- * Refusals. A request that is malformed, too large or too slow is answered here, with 400, 408,
- *   413, 414, 417, 431, 501 or 505, and the connection ends: `refused` is that status and `error`
- *   says why. http_next then returns 0, as at the client's end; http_body and http_read return an
- *   error. Refused with 400 is whatever two servers may read in two ways: Content-Length twice or
- *   with Transfer-Encoding, bad chunk sizes, folded lines, lines that end without CRLF, a space
+ *   HTTP/1.0. Call http_set_header before. Responses to HEAD, and those with status 204 or 304, are
+ *   sent without a body.
+ * Refusals. A malformed, too large or too slow request is answered here, with 400, 408, 413, 414,
+ *   417, 431, 501 or 505, and the connection ends: `refused` is that status and `error` gives the
+ *   reason. http_next then returns 0, as at the client's end; http_body and http_read return an
+ *   error. Anything that two servers may read differently is refused with 400: Content-Length twice
+ *   or with Transfer-Encoding, bad chunk sizes, folded lines, lines that end without CRLF, a space
  *   before a colon, control characters, no Host or two.
- * Errors. All calls return 0 or a count, or a negative errno, with words in conc_last_error; those
- *   of what befell the connection stay in `error`. -EINVAL: a wrong argument, or a call out of
- *   order (a response before a request, two responses): nothing has changed. -EPIPE: the
- *   connection broke before. -EBUSY: another task is in such a call. -ENOMEM. -EPERM: not in a
- *   task. And the stream's errors.
+ * Errors. All calls return 0 or a count, or a negative errno, with a text in conc_last_error;
+ *   connection failures stay in `error`. -EINVAL: a wrong argument, or a call out of order (a
+ *   response before a request, two responses): nothing has changed. -EPIPE: the connection is
+ *   already broken. -EBUSY: another task is in such a call. -ENOMEM. -EPERM: not in a task. And the
+ *   stream's errors.
  * Waiting. http_next, http_serve, http_body, http_read, http_respond, http_printf, http_begin,
  *   http_write, http_flush, http_end, http_upgrade and http_close wait. After a cancel in
- *   http_next, http_body or http_read nothing is lost, and the call may be repeated. A cancel in
- *   a response cuts it short, unless none of its bytes was taken yet: then it has had no effect;
- *   or all were: then http_next and http_flush send them. A connection whose response was cut short
- *   answers nothing more. -ETIMEDOUT comes from the limits below, or from the system's own TCP
- *   limit.
- * Tasks. One task may read a body while another sends the response; other calls at once are
- *   -EBUSY. How many connections there are at once is for conc_server's .limit to say.
- * Stopping. Without .answer_timeout a cancel of conc_serve cuts all connections. With it,
- *   http_serve shields each answer: a cancel ends idle connections at once, and conc_serve
- *   returns when the running answers have been sent, or have timed out. To take no more
- *   connections, but leave idle ones open for a while, close the listener first: see "Stopping a
- *   server" in conc's README.
+ *   http_next, http_body or http_read nothing is lost, and the call may be repeated. A cancel in a
+ *   response cuts it short, unless none of its bytes was accepted yet: then it had no effect; or
+ *   all were: then http_next and http_flush send them. After a response that was cut short a
+ *   connection sends no more responses. -ETIMEDOUT comes from the limits below, or from the
+ *   system's own TCP limit.
+ * Tasks. One task may read a body while another sends the response; other concurrent calls are
+ *   -EBUSY. conc_server's .limit limits the connections.
+ * Stopping. Without .answer_timeout cancelling conc_serve cuts all connections. With it, http_serve
+ *   shields each answer: a cancel immediately ends idle connections, and conc_serve returns when
+ *   the running answers have been sent, or have timed out. To accept no more connections, but leave
+ *   idle ones open for a while, close the listener first: see "Stopping a server" in conc's README.
  *
- * Not covered: HTTP/2, tunnels of CONNECT, compression, content codings, trailers (which are
- * checked and dropped), a Date header (which http_date makes).
+ * Not covered: HTTP/2, CONNECT tunnels, compression, content codings, trailers (checked and
+ * dropped), a Date header (use http_date).
  */
 #ifndef HTTP_H
 #define HTTP_H

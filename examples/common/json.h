@@ -1,4 +1,4 @@
-/* json.h - many numbers of a cJSON object at once
+/* json.h - adds many numbers to a cJSON object
  *
  *     cJSON *json = cJSON_CreateObject();
  *     JSON_ADD(json, {"events", 12}, {"rate", 0.5});

@@ -1,4 +1,4 @@
-/* load.h - asks an HTTP server many times on many connections, and compares each answer
+/* load.h - sends an HTTP server many requests on many connections, and compares each response
  *
  *     static const char *const targets[] = {"/users/1", "/users/2"};
  *     static const char *const expected[] = {"{\"id\":1}", "{\"id\":2}"};
@@ -7,10 +7,11 @@
  *     CONC_TRY(load_run(&l));
  *     printf("%d of %d right, %.0f a second\n", l.right, l.requests, l.requests / l.seconds);
  *
- * Each connection asks again as soon as it has its answer. A right one has status 200,
- *   Content-Length, and the expected body. An error (no connection, one that ends early) ends all.
- * load_run_wrk has wrk do so, if it is installed, which counts but does not compare. It is faster:
- *   what it measures is the server.
+ * Each connection sends its next request as soon as it has its response. A right one has status
+ *   200, Content-Length, and the expected body. An error (no connection, one that ends early) ends
+ *   all.
+ * load_run_wrk uses wrk instead, if installed, which counts but does not compare. It is faster: it
+ *   measures the server.
  * Include conc_pool.h before. */
 #ifndef LOAD_H
 #define LOAD_H

@@ -1,4 +1,4 @@
-/* log.h - lines for a log that no task waits for
+/* log.h - log lines that no task waits for
  *
  *     static log_writer lines = {.fd = 1};
  *
@@ -6,12 +6,12 @@
  *     log_line(&lines, "%s has %d apples", name, n);
  *
  * log_line keeps the line in memory, and returns; the task log_write writes it. So a full pipe, a
- *   stopped terminal or a slow disk holds no task. Of more than .capacity bytes that wait the
- *   newest lines are dropped, and a line says how many. After an error of writing there is no log
- *   any more, which log_write returns; the program goes on.
+ *   stopped terminal or a slow disk delays no task. If more than .capacity bytes wait, the newest
+ *   lines are dropped, and a line reports how many. After a write error, which log_write returns,
+ *   logging stops; the program continues.
  * A log_writer belongs to one loop. Several loops may have one each for the same descriptor: lines
  *   are written whole, at most PIPE_BUF bytes at a time, and do not mix in a pipe or a file.
- * At the end of a run log_flush writes what is left: conc_shield(1, log_flush, &lines). */
+ * At the end of a run log_flush writes the remaining lines: conc_shield(1, log_flush, &lines). */
 #ifndef LOG_H
 #define LOG_H
 

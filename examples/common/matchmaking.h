@@ -1,4 +1,4 @@
-/* matchmaking.h - who plays whom: rating bands that widen with waiting, and ratings after a match
+/* matchmaking.h - matches players: rating bands that widen with waiting, and ratings after a match
  *
  *     matchmaking_queue q = {.rules = {.least = 4, .most = 8, .band = 50, .widening = 50}};
  *     matchmaking_join(&q, player, id, rating, now);        // the same again changes nothing
@@ -7,8 +7,8 @@
  *     while ((size = matchmaking_next(&q, now, match)) > 0)
  *         start(match, size);                               // match[0] to match[size - 1]
  *
- * A player accepts opponents whose ratings are at most a band away, which is narrow at first and
- * widens while they wait. All players of a match accept each other. Plain C without allocation.
+ * A player accepts opponents whose ratings are within a band, narrow at first and wider while they
+ * wait. All players of a match accept each other. Plain C without allocation.
  */
 #ifndef MATCHMAKING_H
 #define MATCHMAKING_H

@@ -1,4 +1,4 @@
-/* options.h - the options of a program in one table, which also makes its --help
+/* options.h - a program's options in one table, which also produces its --help
  *
  *     static struct { const char *listen; double loops; bool quiet; } options = {"127.0.0.1:8080"};
  *     static const options_field fields[] = {
@@ -12,8 +12,8 @@
  *         if (status >= 0)
  *             return status;
  *
- * --listen X and --listen=X are the same. Whatever is not in the table is an error. So are other
- * words, unless there is an OPTIONS_WORDS: it gets them as a list that ends with NULL. */
+ * --listen X and --listen=X are the same. Options not in the table are errors. So are other words,
+ * unless there is an OPTIONS_WORDS, which gets them as a NULL-terminated list. */
 #ifndef OPTIONS_H
 #define OPTIONS_H
 

@@ -1,17 +1,17 @@
-/* packet_link.h - packets of snapshot.h between two sides, whatever carries them
+/* packet_link.h - packets of snapshot.h between two sides, over any transport
  *
  *     packet_link l = packet_link_websocket(&ws); // or _peer: a server's side of UDP; or
  *     packet p;                                   // _datagrams: a client's
  *     while (CONC_TRY(l.receive(&l, &p)) > 0)
  *         CONC_TRY(l.send(&l, &p));
  *
- * A packet_pair is a link within the process, for bots and for tests. It loses packets as a network
- * does, in the same way each time.
+ * A packet_pair is a link within the process, for bots and tests. It loses packets as a network
+ * does, but reproducibly.
  *
  *     packet_pair pair = {.loss = 0.03};
  *     packet_pair_open(&pair);                    // then pair.server and pair.client are links
  *
- * Links do not own what they are made of: close that. Include conc_sync.h before.
+ * Links do not own their transports: close those. Include conc_sync.h before.
  */
 #ifndef PACKET_LINK_H
 #define PACKET_LINK_H

@@ -1,4 +1,4 @@
-/* page.h - the page of a program, and whether a request comes from it
+/* page.h - a program's page, and whether a request comes from it
  *
  *     void *page;
  *     size_t size;
@@ -7,9 +7,8 @@
  *     CONC_TRY(page_send(http, page, size));
  *     conc_free(page);
  *
- * The page is the file that an option names, or else (NULL) the one beside the source whose name
- * ends with .html instead of .c, which may also lie in the current folder. Include conc_pool.h
- * before. */
+ * The page is the file that an option names, or else (NULL) the source's name with .html instead of
+ * .c, next to the source or in the current folder. Include conc_pool.h before. */
 #ifndef PAGE_H
 #define PAGE_H
 

@@ -5,13 +5,13 @@
  *     if (!fault)
  *         payment_print(&p, "shop.csv", stdout);
  *
- * prints {"source":"shop.csv","position":0,"id":7,"customer":"Ng, Bo","cents":1135,...}. A line of
- * JSON has an object with the same names: id, customer, amount, currency, time.
+ * prints {"source":"shop.csv","position":0,"id":7,"customer":"Ng, Bo","cents":1135,...}. A JSON
+ * line is an object with the same names: id, customer, amount, currency, time.
  *
  * The id is a whole number, from 1; the amount is greater than 0, in EUR, USD, GBP or CHF; the time
- * is in UTC; the customer is UTF-8, of at most 63 bytes without the spaces around it. No call
- * waits; all may be called from anywhere. Compile with -lcjson (Debian: libcjson-dev). Include
- * conc.h before. */
+ * is in UTC; the customer is UTF-8, at most 63 bytes without surrounding spaces. No call waits; all
+ * may be called from anywhere. Compile with -lcjson (Debian: libcjson-dev). Include conc.h before.
+ */
 #ifndef PAYMENT_H
 #define PAYMENT_H
 

@@ -1,4 +1,4 @@
-/* payment_sources.h - sources of payments whose sum is known: to try pipelines on
+/* payment_sources.h - payment sources with a known sum, to try pipelines on
  *
  *     int64_t count = 10010;                               // records of each source
  *     CONC_TRY(payment_make_sources("in", count));         // in/shop-1.csv, shop-2.csv, orders.db
@@ -7,8 +7,8 @@
  *     CONC_TRY(payment_sum_sources(count, &sum));          // what a pipeline should have loaded
  *
  * A CSV file begins with the line id,customer,amount,currency,time. The table is payments(id
- * INTEGER PRIMARY KEY, customer, amount, currency, time). The feed is one of feed.h. One
- * of 1001 records is bad.
+ * INTEGER PRIMARY KEY, customer, amount, currency, time). The feed is one of feed.h. One in 1001
+ * records is bad.
  *
  * All of these wait. Include conc_pool.h and sqlite.h before. */
 #ifndef PAYMENT_SOURCES_H

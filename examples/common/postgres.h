@@ -1,4 +1,4 @@
-/* postgres.h - PostgreSQL for conc: the calls of libpq, which wait instead of blocking the loop.
+/* postgres.h - PostgreSQL for conc: libpq's calls, waiting instead of blocking the loop.
  *
  *     #define CONC_STATIC
  *     #include "conc_pool.h"
@@ -18,29 +18,28 @@
  *
  *     cc app.c -o app $(pkg-config --cflags --libs libpq)     # Debian: libpq-dev
  *
- * Conventions, said once
- *   Results    0 or a count, or a negative errno. The words of the newest error are in db.error and
+ * Conventions
+ *   Results    0 or a count, or a negative errno. The newest error's text is in db.error and
  *              conc_last_error, the server's SQLSTATE in db.sqlstate.
- *   Tasks      a connection is for one task at a time: another one gets -EBUSY, and so does every
- *              task while the rows of a stream are not all read. From the begin to the end of a
- *              transaction the connection belongs to the task that began it.
+ *   Tasks      a connection is for one task at a time: another gets -EBUSY, and so does every task
+ *              until a stream's rows are all read. During a transaction the connection belongs to
+ *              the task that began it.
  *   Values     parameters and values are text, as psql shows them; NULL is SQL's NULL. Parameters
- *              are never part of the SQL: '; DROP TABLE is a strange name, and nothing else.
- *   Off-loop   what blocks in libpq is done in threads, by conc_offload_abandon: all that it does
- *              to connect (names, certificates, password and service files, hashes), and its
- *              cancel requests.
- *   Limits     a cancel, or the limit of a scope, reaches every call that waits (all that say so).
- *              The statement is then sent to its end, cancelled on the server, and the rest of
- *              its answer is read, which may take .cancel_limit, hidden from further cancels:
+ *              are never part of the SQL: '; DROP TABLE is just a strange name.
+ *   Off-loop   threads do libpq's blocking work, with conc_offload_abandon: everything to connect
+ *              (names, certificates, password and service files, hashes), and cancel requests.
+ *   Limits     a cancel, or a scope's limit, reaches every call marked as waiting. The statement is
+ *              then sent completely, cancelled on the server, and the rest of its reply is read,
+ *              which may take .cancel_limit, hidden from further cancels:
  *              -ECANCELED  the statement has had no effect, and the connection can be used
- *              0 or more   it was over before the cancel came, and counts
+ *              0 or more   it ended before the cancel arrived, and counts
  *              -ECANCELED and the connection is closed, the effect unknown: the server did not
- *                          answer in that time. The next call is -ENOTCONN
+ *                          reply in that time. The next call is -ENOTCONN
  *   Lost       a connection that the server or the network ended is -ECONNRESET once, then
- *              -ENOTCONN. It is closed by then, and nothing reconnects it unasked, as its
- *              transaction and its settings are gone: postgres_open opens it anew.
+ *              -ENOTCONN. It is then closed, and is not reconnected automatically, because its
+ *              transaction and settings are gone: postgres_open reopens it.
  *
- * Errors of the server, by the SQLSTATE or its first characters; the first that fits
+ * Server errors, by SQLSTATE or its first characters; the first match applies
  *     23505 23P01 42P07 42710 42P06 42P04 42701   -EEXIST        such a row, table, ... is there
  *     40001 40P01 53300 55P03                     -EAGAIN        try (the transaction) again
  *     42P01 42703 42883 42704 3D000 3F000         -ENOENT        no such table, column, ...
@@ -58,11 +57,11 @@
  * Not covered
  *     COPY FROM STDIN and TO STDOUT: -ENOTSUP, and the connection is closed. Binary values,
  *     pipelines, several statements in one call (-EINVAL).
- *     connect_timeout, which libpq has in its blocking calls only: use conc_timeout.
- *     A cancel request to a server that never answers keeps a thread, at most three for each file
- *     that includes this; a connection that wants a fourth is closed without one.
- *     A TLS proxy that sends records of more than 8 KB may stall libpq's non-blocking reads, which
- *     do not tell that a part of one is left; PostgreSQL itself sends none.
+ *     connect_timeout, which only libpq's blocking calls support: use conc_timeout. A cancel
+ *     request to a server that never replies occupies a thread, at most three per file that
+ *     includes this; a connection that needs a fourth is closed without one. A TLS proxy that sends
+ *     records of more than 8 KB may stall libpq's non-blocking reads, which do not report that part
+ *     of one is left; PostgreSQL itself sends none.
  */
 #ifndef POSTGRES_H
 #define POSTGRES_H

@@ -1,4 +1,4 @@
-/* recording.h - the lines of several sources, kept in a file with the times at which they came
+/* recording.h - the lines of several sources, kept in a file with their arrival times
  *
  *     CONC_TRY(recording_write(file, now, "tcp/1", "login 83.5 -1"));
  *     CONC_TRY(recording_write(file, now, "tcp/1", "")); // the source has ended
@@ -9,8 +9,8 @@
  *     while (CONC_TRY(conc_gen_next(&lines, &l)) > 0)
  *         printf("%.6f %s %s\n", l.time, l.source, l.text);
  *
- * A line of the file is TIME SOURCE TEXT. A time in whole microseconds is read as it was written,
- * and so a recording can be replayed exactly, on the virtual clock. Include conc.h before. */
+ * A line of the file is TIME SOURCE TEXT. A time in whole microseconds is read back exactly, so a
+ * recording can be replayed exactly, on the virtual clock. Include conc.h before. */
 #ifndef RECORDING_H
 #define RECORDING_H
 

@@ -1,4 +1,4 @@
-/* redis.h - hiredis in tasks of conc: commands, pipelines and subscriptions that wait on the loop
+/* redis.h - hiredis in conc tasks: commands, pipelines and subscriptions that wait on the loop
  *
  *     #define CONC_STATIC
  *     #include "conc_sync.h"           // and conc_pool.h, if the server has a host name
@@ -17,39 +17,38 @@
  *
  * Needs hiredis (Debian: libhiredis-dev), 0.14 or later: cc app.c -lhiredis
  *
- * Connection    A client has one connection, which its first command opens and which a background
- *               task of the run reads. Any number of tasks of one loop may use the client at once:
- *               their commands share the connection, and each gets its own reply, in order. So a
- *               command that changes the connection (SELECT, AUTH, WATCH, MULTI alone) concerns
- *               all of them, and one that blocks (BLPOP, XREAD BLOCK) holds up all of them: give
- *               those a client of their own, with .blocking.
- * Waiting       redis_command, redis_pipeline_run, redis_subscribe and its kin, redis_next_message
- *               wait: scopes, time limits and cancels apply. Without one, and without .timeout,
- *               they wait for a server that hangs as long as it does.
- * Cancels       A command that was cancelled before its first byte was sent never reaches the
- *               server. Later, nobody knows whether it runs; its reply is dropped, the client and
- *               the other tasks go on. A .blocking client closes its connection, so that the server
- *               forgets the command: an element that the server has popped at that moment is lost.
+ * Connection    A client has one connection, which its first command opens and a background task of
+ *               the run reads. Any number of tasks of one loop may share the client: their commands
+ *               share the connection, and each gets its own reply, in order. So a command that
+ *               changes the connection (SELECT, AUTH, WATCH, MULTI alone) affects all of them, and
+ *               one that blocks (BLPOP, XREAD BLOCK) delays all of them: use a separate client for
+ *               those, with .blocking.
+ * Waiting       redis_command, redis_pipeline_run, redis_subscribe and the like, and
+ *               redis_next_message wait: scopes, time limits and cancels apply. Without one, and
+ *               without .timeout, they wait for a hanging server as long as it hangs.
+ * Cancels       A command cancelled before its first byte was sent never reaches the server. Later,
+ *               it is unknown whether it runs; its reply is dropped, the client and other tasks
+ *               continue. A .blocking client closes its connection, so that the server forgets the
+ *               command: an element popped just then is lost.
  * Lost          A command whose reply is missing when the connection is lost is -ECONNRESET: it may
- *               have run or not. A command of which nothing was sent is sent again. The next
- *               command connects anew, with AUTH and SELECT, and waits between attempts:
- *               .attempts, .delay and .max_delay. Tasks that wait for one connection share its
- *               failure.
+ *               have run or not. A command of which nothing was sent is resent. The next command
+ *               reconnects, with AUTH and SELECT, and waits between attempts: .attempts, .delay and
+ *               .max_delay. Tasks that wait for one connection share its failure.
  * Errors        -EIO           the server replied with an error
  *               -EACCES        the same, for NOAUTH, WRONGPASS and NOPERM, and for AUTH
  *               -ECONNRESET    see above; -ECONNREFUSED and others of conc_dial
- *               -EPROTO        the server sent what is no reply, or one that nobody asked for
+ *               -EPROTO        the server sent a malformed or unsolicited reply
  *               -EMSGSIZE      a reply is longer than .reply_limit
  *               -ETIMEDOUT     of .connect_timeout or .timeout, beside the scopes' own
  *               -EPIPE         the client was closed meanwhile
  *               -EBUSY         a second task uses a .blocking client or a subscription
  *               -EINVAL, -EPERM (not in a task, or in another run's), -ENOMEM, -ECANCELED
  *               After -EPROTO, -EMSGSIZE and -ETIMEDOUT the connection is closed, and the other
- *               commands on it are -ECONNRESET. The error in words is in conc_last_error(), which
- *               each task has for itself; the reply to a command that failed is in *reply too.
+ *               commands on it are -ECONNRESET. The error's text is in conc_last_error(), separate
+ *               for each task; a failed command's reply is also in *reply.
  * Not covered   TLS, RESP3, clusters, and replies nested deeper than hiredis reads (7 arrays in
- *               0.14). A client is of no use in a forked child. Tasks that go on after main_fn has
- *               returned cannot connect any more. */
+ *               0.14). A client is useless in a forked child. Tasks that continue after main_fn has
+ *               returned can no longer connect. */
 #ifndef REDIS_H
 #define REDIS_H
 

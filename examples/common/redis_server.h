@@ -1,12 +1,12 @@
-/* redis_server.h - a redis-server of the program's own, for as long as it is wanted
+/* redis_server.h - a private redis-server, for as long as needed
  *
  *     CONC_AUTO(redis_server, server) = {0};
  *     CONC_TRY(redis_server_start(&server));
  *     CONC_AUTO(redis_client, c) = {.address = server.address};
  *
- * It listens on a Unix socket in a new folder below $TMPDIR or /tmp, and keeps nothing on the disk,
- * unless it is .durable. It ends with the close, or with this program, even if that is killed; a
- * terminal's Ctrl+C does not reach it. Include conc_pool.h and conc_sync.h before. */
+ * It listens on a Unix socket in a new folder below $TMPDIR or /tmp, and keeps nothing on disk,
+ * unless .durable. It ends with the close, or with this program, even if killed; a terminal's
+ * Ctrl+C does not reach it. Include conc_pool.h and conc_sync.h before. */
 #ifndef REDIS_SERVER_H
 #define REDIS_SERVER_H
 

@@ -1,4 +1,4 @@
-/* robots.h - what robots.txt allows, as RFC 9309 says
+/* robots.h - what robots.txt allows, according to RFC 9309
  *
  *     CONC_AUTO(robots, r) = {0};
  *     CONC_TRY(robots_parse(&r, text, size, "mybot"));
@@ -7,16 +7,14 @@
  *
  * Needs libcurl, for url.h: cc app.c -lcurl. conc.h comes first.
  *
- * The rules are those of all groups that name the agent, in upper or lower case, or else those of
- * the groups for "*". The longest rule that matches decides; of two of one length, Allow. "*"
- * stands for any bytes, "$" at the end of a rule for the end of the path. Escapes are compared as
- * RFC 9309 says: %7E is "~", and "ä" is %C3%A4. /robots.txt itself is always allowed. A text that
- * is no robots.txt, a page in HTML for one, has no rules: all is allowed. What is beyond 500 KiB is
- * ignored.
+ * The rules are those of all groups that name the agent, ignoring case, or else those of the groups
+ * for "*". The longest matching rule decides; if two are equally long, Allow. "*" stands for any
+ * bytes, "$" at the end of a rule for the end of the path. Escapes are compared as in RFC 9309: %7E
+ * is "~", and "ä" is %C3%A4. /robots.txt itself is always allowed. A text that is not a robots.txt,
+ * such as an HTML page, has no rules: everything is allowed. Text beyond 500 KiB is ignored.
  *
- * What to do if robots.txt cannot be fetched is in RFC 9309, too: with a status from 400 to 499
- * there are no rules; with one from 500 on, or if the server is not reached, nothing is allowed:
- * set .nothing_allowed.
+ * If robots.txt cannot be fetched, RFC 9309 says: with a status from 400 to 499 there are no rules;
+ * with 500 or above, or if the server is unreachable, nothing is allowed: set .nothing_allowed.
  *
  * No call waits. All may be called from anywhere, in a pool's thread too. */
 #ifndef ROBOTS_H

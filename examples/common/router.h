@@ -19,26 +19,26 @@
  *         return router_answer(&r);
  *     }
  *
- * Routes. The first in the array whose method and pattern fit is taken. A pattern is a path whose
- *   segments are words or parameters: {name} is any text but the empty one, {name:int} a whole
- *   number of 64 bits, and {name:path}, at the end, the rest with its slashes, or nothing.
- *   Segments are decoded one by one, so an encoded slash separates nothing. A route for GET serves
- *   HEAD, too. If only the method does not fit, the answer is 405 with Allow, and for OPTIONS 204
- *   with Allow; if nothing fits, 404.
- * Middleware. Each is called in its order, and calls router_next for what lies inside: the next
- *   one, at last the route's handler. So its code before that runs on the way in, that behind it on
- *   the way out, in reverse order. One that does not call router_next has to answer itself.
- *   The router's own are around everything, 404 too; the route's around its handler. What
- *   router_next returns is the handler's error, whose client has an answer by then.
- * Dependencies. Those that a route needs are opened before its handler, in their order; one may
- *   need another: router_need opens it if it is not open. All are closed in reverse order when the
- *   response has ended, also if the handler failed, was cancelled or its client left. A cancel does
- *   not reach the closing, which has .close_limit seconds for each.
- * Errors. A handler or middleware returns a negative errno: if no byte of a response was sent, the client gets
- *   500, or 503 for -ETIMEDOUT, without the words, which are for a log (conc_last_error);
+ * Routes. The first in the array whose method and pattern match is used. A pattern is a path whose
+ *   segments are words or parameters: {name} is any nonempty text, {name:int} a 64-bit integer, and
+ *   {name:path}, at the end, the rest with its slashes, or nothing. Segments are decoded one by
+ *   one, so an encoded slash separates nothing. A GET route also serves HEAD. If only the method
+ *   does not match, the response is 405 with Allow, and for OPTIONS 204 with Allow; if nothing
+ *   matches, 404.
+ * Middleware. Each is called in order, and calls router_next for the inner part: the next one,
+ *   finally the route's handler. So its code before that runs on the way in, its code after that on
+ *   the way out, in reverse order. One that does not call router_next must respond itself. The
+ *   router's own surround everything, including 404; the route's surround its handler. router_next
+ *   returns the handler's error; by then the client has a response.
+ * Dependencies. A route's are opened before its handler, in order; one may need another:
+ *   router_need opens it if necessary. All are closed in reverse order when the response has ended,
+ *   even if the handler failed, was cancelled or its client left. Closing is hidden from cancels,
+ *   and limited to .close_limit seconds each.
+ * Errors. A handler or middleware returns a negative errno: if no byte of a response was sent, the
+ *   client gets 500, or 503 for -ETIMEDOUT, without the text, which is for a log (conc_last_error);
  *   if the response has begun, it is cut short, and the connection ends.
  *
- * All of it runs in the task that calls router_answer, which waits as the handler does. */
+ * Everything runs in the task that calls router_answer, which waits as the handler does. */
 #ifndef ROUTER_H
 #define ROUTER_H
 

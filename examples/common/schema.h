@@ -13,14 +13,14 @@
  *         return rc <= 0 ? rc : http_printf(http, 201, "%s\n", u.name);
  *     }
  *
- * What does not fit is answered with 422 and names each field and its reason, all at once:
+ * Invalid input is answered with 422, naming every field and reason:
  *
  *     {"errors": [{"field": "name", "reason": "is missing"},
  *                 {"field": "age", "reason": "must be at most 150"}]}
  *
- * Refused are, too: a name that the table does not have, or twice; text that is not UTF-8, or with
- * a NUL; JSON with anything behind it; and with 415 a body whose Content-Type is not
- * application/json. Compile with -lcjson (Debian: libcjson-dev). */
+ * Also refused: an unknown or duplicate name; text that is not UTF-8, or contains a NUL; JSON
+ * followed by anything; and with 415 a body whose Content-Type is not application/json. Compile
+ * with -lcjson (Debian: libcjson-dev). */
 #ifndef SCHEMA_H
 #define SCHEMA_H
 

@@ -1,4 +1,4 @@
-/* site.h - a web site of any size, with bad hosts, whose graph is known: to try crawlers on
+/* site.h - a web site of any size, with bad hosts and a known graph, to try crawlers on
  *
  *     site s = {.pages = 10000, .hosts = 50};
  *     CONC_TRY(site_listen(&s, "127.0.0.1:0"));   // and s.port is set
@@ -6,15 +6,15 @@
  *
  * Compile with -lhttp_parser. conc.h comes first.
  *
- * Page i is http://hH.localhost:PORT/page/i, where H is i modulo hosts; libcurl and browsers know
- * names below localhost by themselves. Its title is "Page i". It links to its children, 4i+1 to
- * 4i+4, so that all pages can be reached from page 0, and to three others at random, the same in
+ * Page i is http://hH.localhost:PORT/page/i, where H is i modulo hosts; libcurl and browsers
+ * resolve names below localhost themselves. Its title is "Page i". It links to its children, 4i+1
+ * to 4i+4, so that all pages can be reached from page 0, and to three others at random, the same in
  * each run; URLs are spelled in several ways. http://bad.localhost:PORT/ links to a page that
  * hangs, one that closes early, garbage instead of HTTP, an endless one, two that redirect to each
- * other, one that fails at first, one that robots.txt forbids, one that is not there, and to
- * trap.localhost, where each page links to two that lie deeper, without end.
+ * other, one that fails at first, one that robots.txt forbids, one that does not exist, and to
+ * trap.localhost, where each page links to two deeper ones, endlessly.
  *
- * /log at any host says what was asked for: site_read_log reads it. */
+ * /log at any host lists the requests: site_read_log reads it. */
 #ifndef SITE_H
 #define SITE_H
 

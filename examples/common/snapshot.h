@@ -1,4 +1,4 @@
-/* snapshot.h - the state of a game over a network: packets, and states as differences
+/* snapshot.h - a game's state over a network: packets, and states as differences
  *
  *     snapshot_history sent = {.words = 3};                // the server's
  *     snapshot_view view = {0};                            // one for each client
@@ -14,11 +14,11 @@
  *     if (snapshot_read(&received, &r) == 1)
  *         draw(snapshot_at(&received, received.newest)); // then acknowledges received.newest
  *
- * A state is an array of 16-bit words: a struct that has uint16_t fields only is one. It is sent as
- * the words that differ from a state that the client has acknowledged, so a lost, doubled or late
- * packet needs no repair: the next one is a difference from something older. To a client that has
- * acknowledged nothing, or nothing of the last SNAPSHOT_HISTORY states, the whole state is sent,
- * as the difference from zeros. A hash goes with each state: both sides have the same or know it.
+ * A state is an array of 16-bit words: a struct with only uint16_t fields is one. It is sent as the
+ * words that differ from a state that the client has acknowledged, so a lost, duplicated or late
+ * packet needs no repair: the next one is a difference from an older state. A client that has
+ * acknowledged nothing, or none of the last SNAPSHOT_HISTORY states, gets the whole state, as the
+ * difference from zeros. A hash accompanies each state, so that any mismatch is detected.
  *
  * Plain C that allocates only a history's states; nothing here waits, and conc is not needed. The
  * bytes are the same on all machines: numbers are little-endian. Ticks are 1 to 65,535.

@@ -1,7 +1,7 @@
-/* sqlite.h - an adapter of conc: SQLite databases, whose calls block, without holding up the loop.
+/* sqlite.h - SQLite databases for conc, whose blocking calls do not block the loop.
  *
- * Every call that works on the database runs in a thread, by conc_offload, while its task waits.
- * A cancel or a time limit interrupts the statement. Transactions roll back by themselves.
+ * Every database call runs in a thread, with conc_offload, while its task waits. A cancel or a time
+ * limit interrupts the statement. Transactions roll back by themselves.
  *
  *     static int app(void *arg)
  *     {
@@ -22,25 +22,23 @@
  * (Debian: libsqlite3-dev); SQLite 3.20 or later, built with threads, which is the default.
  *
  *   Tasks     A connection does one thing at a time. Any number of tasks of one run may use it:
- *             they take turns, first come, first served. What is to go on at the same time needs
- *             connections of its own.
- *   Waiting   Every call waits, but for sqlite_next on rows in memory, sqlite_rows_close on rows
- *             that are all read, and the calls that make a value. -ECANCELED means that the call
- *             had no effect. The exception is a text of several statements outside a transaction:
- *             those before the interrupted one have theirs.
- *   Cancel    The thread asks every 1000 steps of SQLite's machine whether its task is cancelled.
+ *             they take turns, first come, first served. Parallel work needs separate connections.
+ *   Waiting   Every call waits, except sqlite_next on rows in memory, sqlite_rows_close on fully
+ *             read rows, and the calls that make a value. -ECANCELED means that the call had no
+ *             effect, except for a text of several statements outside a transaction: those before
+ *             the interrupted one took effect.
+ *   Cancel    The thread checks every 1000 steps of SQLite's machine whether its task is cancelled.
  *             So the interrupt cannot hit a later statement, as sqlite3_interrupt from the loop
- *             could, and the thread never outlives the call. A statement that has ended counts,
- *             even if the cancel came before its result did. SQLite does not ask within one step:
- *             count(*) of a whole table, the sort of CREATE INDEX, the disk's work at a commit. A
- *             disk that hangs (a network's file system) holds the task until it goes on.
- *             A cancelled INSERT, UPDATE or DELETE rolls the whole transaction back, if there is
- *             one: that is SQLite's rule.
- *   Busy      If another connection or process has the database locked, the task sleeps and tries
- *             again, for .busy_timeout seconds of the loop's clock; no thread waits meanwhile.
- *   Errors    Negative errno; .error of the connection says the newest one in words, with the
- *             database, what SQLite says, and the statement (but for -ECANCELED), and so does
- *             conc_last_error. .code is SQLite's own code.
+ *             could, and the thread never outlives the call. A completed statement counts, even if
+ *             the cancel preceded its result. SQLite does not check within a step: count(*) of a
+ *             whole table, CREATE INDEX's sort, disk work at a commit. A hanging disk (a network
+ *             file system) delays the task until it recovers. A cancelled INSERT, UPDATE or DELETE
+ *             rolls back the whole transaction, if any: that is SQLite's rule.
+ *   Busy      If another connection or process has locked the database, the task sleeps and
+ *             retries, for .busy_timeout seconds of the loop's clock; no thread waits.
+ *   Errors    Negative errno; the connection's .error describes the newest one, with the database,
+ *             SQLite's message, and the statement (except for -ECANCELED), as does conc_last_error.
+ *             .code is SQLite's own code.
  *                 -EBUSY            locked by others, until .busy_timeout has passed
  *                 -EEXIST           a UNIQUE or PRIMARY KEY has this value
  *                 -EDOM             another constraint: NOT NULL, CHECK, FOREIGN KEY; wrong type
@@ -54,9 +52,9 @@
  *                 -EBADF            the connection is not open
  *                 -EPERM            not in a task; rows of another task; after a fork
  *                 -EIO, -ENOMEM, -EAGAIN (no thread) and those of the system
- *   Forks     A forked child opens connections of its own.
- *   Not here  Backup, blobs piece by piece, SQL functions of your own: sqlite_call.
- *             One large transaction is much faster than many small ones, in SQLite and here. */
+ *   Forks     A forked child opens its own connections.
+ *   Not here  Backup, incremental blobs, your own SQL functions: sqlite_call. One large transaction
+ *             is much faster than many small ones, in SQLite and here. */
 #ifndef CONC_SQLITE_H
 #define CONC_SQLITE_H
 

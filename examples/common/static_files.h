@@ -8,13 +8,13 @@
  *         return static_files_answer(&site, http, path + strlen("/files/"));
  *     }
  *
- * Found are regular files below the folder, and for a folder its index.html. A path with a segment
- *   "..", one that begins with a dot, and whatever lies behind a symbolic link is not found: 404.
- * Answers have Content-Type by the name's end, Content-Length, ETag, Last-Modified and
- *   Accept-Ranges. If-None-Match, and without it If-Modified-Since, are answered with 304; Range
- *   of one range, with If-Range or not, with 206 or 416. Several ranges get the whole file.
- * Waiting. Files are opened and read in threads (conc_offload), 64 KiB at a time: a slow disk holds
- *   no other task. A slow client holds the reading. A file that gets shorter meanwhile cuts its
+ * Serves regular files below the folder, and index.html for a folder. A path with a segment ".." or
+ *   one that begins with a dot, or through a symbolic link, is 404. Responses have a Content-Type
+ *   from the name's suffix, Content-Length, ETag, Last-Modified and Accept-Ranges. If-None-Match,
+ *   and without it If-Modified-Since, are answered with 304; Range of one range, with If-Range or
+ *   not, with 206 or 416. Several ranges get the whole file.
+ * Waiting. Files are opened and read in threads (conc_offload), 64 KiB at a time: a slow disk
+ *   delays no other task. A slow client delays the reading. A file that shrinks during it cuts its
  *   response short.
  * Include conc.h, conc_pool.h and http.h before. */
 #ifndef STATIC_FILES_H

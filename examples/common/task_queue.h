@@ -4,20 +4,20 @@
  *     task_order order = {.kind = "deposit", .data = "ada 10", .id = "t1", .key = "invoice-7"};
  *     CONC_TRY(task_queue_add(&q, &order));
  *
- * and in a worker, which reports each run that it has taken, and renews the leases of the others:
+ * and in a worker, which reports each run it has taken, and renews the leases of the others:
  *
  *     task_run *runs[TASK_QUEUE_BATCH];
  *     int n = CONC_TRY(task_queue_take(&q, "w1", 10, 5, runs, &pause));
  *     ... // run them
  *     CONC_TRY(task_queue_report(&q, "w1", runs, n));
  *
- * A task is done at least once: one whose worker is silent for longer than its lease is given to
- *   another worker. The effect of a task, a command of Redis, happens when the task is reported as
- *   done; of the tasks with the same key only one takes effect.
- * All calls wait. They repeat themselves while Redis restarts: for a few seconds, or without an end
- *   if .patient. The functions in Redis that they call are in task_queue.lua.h.
- * Redis 7 or later, with an append-only file, or it forgets. Include conc_sync.h before, and
- *   conc_pool.h if the server has a host name. */
+ * A task is done at least once: one whose worker is silent for longer than its lease goes to
+ *   another worker. A task's effect, a Redis command, happens when the task is reported as done;
+ *   only one of the tasks with the same key takes effect. All calls wait. They retry while Redis
+ *   restarts: for a few seconds, or forever if .patient. The functions in Redis that they call are
+ *   in task_queue.lua.h.
+ * Needs Redis 7 or later, with an append-only file to survive restarts. Include conc_sync.h before,
+ *   and conc_pool.h if the server has a host name. */
 #ifndef TASK_QUEUE_H
 #define TASK_QUEUE_H
 

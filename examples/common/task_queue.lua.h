@@ -1,8 +1,8 @@
 /* task_queue.lua.h - the functions of task_queue.h that run in Redis, in Lua
  *
- * Redis runs a function as a whole before anything else, and writes all its changes to the
- * append-only file or none. Each may be called again with the same arguments if its reply was lost.
- * The first key is the name of the queue, here "tasks"; the clock is that of Redis.
+ * Redis runs each function atomically, and writes all its changes to the append-only file or none.
+ * Each may be repeated with the same arguments if its reply was lost. The first key is the name of
+ * the queue, here "tasks"; the clock is that of Redis.
  *
  *   tasks:task:ID    a hash, the task: state (waiting, delayed, ready, done, dead), kind, data, ...
  *   tasks:ready:P    a stream for each priority. A task that a worker has taken is pending in the

@@ -1,4 +1,4 @@
-/* temp_folder.h - a folder of the program's own, which is removed with the files in it
+/* temp_folder.h - a private folder, removed with the files in it
  *
  *     CONC_AUTO(temp_folder, box) = {0};
  *     CONC_TRY(temp_folder_make(&box, "etl"));

@@ -9,10 +9,10 @@
  *     }
  *     printf("%.1f ms\n", 1000 * ticker_percentile(&late, 0.99));
  *
- * Ticks are due at fixed times: one that comes late makes up for it, and nothing drifts. If the
- * machine stood still for more than .patience seconds, the ticks of that time are given up: the
- * next ones follow at their rate, not in a burst. ticker_wait waits, also for a tick that is due;
- * it returns 0, or -ECANCELED: no tick was taken.
+ * Ticks are due at fixed times: after a late one the next is earlier, so nothing drifts. If the
+ * machine stood still for more than .patience seconds, that time's ticks are dropped: the next ones
+ * follow at their rate, not in a burst. ticker_wait waits, even for a tick that is due; it returns
+ * 0, or -ECANCELED: no tick was taken.
  */
 #ifndef TICKER_H
 #define TICKER_H

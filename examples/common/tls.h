@@ -1,7 +1,7 @@
-/* tls.h - TLS for conc: an encrypted conc_stream, by OpenSSL 3
+/* tls.h - TLS for conc: an encrypted conc_stream, with OpenSSL 3
  *
  * A tls_connection has a conc_stream inside: whatever runs on a stream (lines, HTTP, WebSocket)
- * runs over TLS. A client checks the server's certificate and name, always.
+ * runs over TLS. A client always checks the server's certificate and name.
  *
  *     #define CONC_IMPLEMENTATION
  *     #include "conc_sync.h"
@@ -33,39 +33,38 @@
  *         return (int)conc_stream_printf(&t.stream, "hello\n");
  *     }
  *
- * STARTTLS: tls_upgrade goes on with a stream that is open.
+ * STARTTLS: tls_upgrade continues with an open stream.
  *
  * Compile with -lssl -lcrypto (Debian: libssl-dev; Fedora: openssl-devel; Alpine: openssl-dev).
- * Names such as example.org are looked up if the program has conc_pool.h, too.
+ * Names such as example.org are looked up if the program also includes conc_pool.h.
  *
- * Results   0, or a negative errno. The words, which name the peer and OpenSSL's reason, are in
- *           .error of the context or connection, and whole or cut at 127 bytes in conc_last_error.
+ * Results   0, or a negative errno. The text, which names the peer and OpenSSL's reason, is in
+ *           .error of the context or connection, and in conc_last_error, truncated to 127 bytes.
  *             -EACCES       the peer's certificate is not accepted: "localhost: certificate has
  *                           expired", "hostname mismatch", "self-signed certificate", ...
- *             -EPROTO       any other error of TLS: no TLS at all, an altered record, an alert
+ *             -EPROTO       any other TLS error: no TLS at all, an altered record, an alert
  *             -ECONNRESET   the connection ended without TLS's close_notify: an attacker, or a
  *                           careless peer, may have cut off the rest
  *             -ETIMEDOUT    the handshake took longer than .handshake_timeout
- *             -EPIPE        a write after the connection has failed; .error says how it did
+ *             -EPIPE        a write after the connection has failed; .error says how
  *             -EINVAL, -EBUSY, -ENOMEM, and what conc_dial and the stream calls return
  * Waiting   tls_connect, tls_accept, tls_upgrade, tls_close, and conc's stream calls: each can be
  *           cancelled and limited. tls_context_open_* read files and block: call them before the
- *           run, or through conc_offload. A handshake holds the loop for a millisecond or less,
- *           with an RSA key of 4096 bits for five.
- * Cancel    in a handshake: nothing stays open (a stream given to tls_upgrade is of no more use).
- *           In a read: nothing is lost. In a write or flush: the connection can be used on; the
- *           rest of the record that was being sent, of at most 16 KiB, goes out first in the next
- *           write, read, shutdown or close; a flush alone does not wait for it. A connection
- *           that is closed in a cancelled task sends no close_notify: its peer learns that it was
- *           cut short.
- * Tasks     one task may read while others write. A context serves any number of connections, of
- *           several threads' loops, too, and has to stay open until their handshakes are over.
+ *           run, or through conc_offload. A handshake blocks the loop for a millisecond or less,
+ *           five with a 4096-bit RSA key.
+ * Cancel    in a handshake: nothing stays open (a stream passed to tls_upgrade becomes unusable).
+ *           In a read: nothing is lost. In a write or flush: the connection stays usable; the rest
+ *           of the record being sent, at most 16 KiB, goes out first in the next write, read,
+ *           shutdown or close; a flush alone does not wait for it. A connection closed in a
+ *           cancelled task sends no close_notify: its peer sees that it was cut short.
+ * Tasks     one task may read while others write. A context serves any number of connections, even
+ *           of several threads' loops, and must stay open until their handshakes are over.
  * Stacks    a task that makes a handshake needs 32 KiB.
  *
  * TLS 1.2 and later, with OpenSSL's choice of ciphers. Renegotiation is refused; session tickets
  * and key updates are handled. Not covered: keys with a password, certificates chosen by the
- * client's SNI, revocation lists and OCSP, resuming sessions as a client, early data, going on in
- * plain text after TLS, and going on after an error. */
+ * client's SNI, revocation lists and OCSP, resuming sessions as a client, early data, continuing in
+ * plain text after TLS, or after an error. */
 #ifndef TLS_H
 #define TLS_H
 

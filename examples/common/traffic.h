@@ -1,13 +1,13 @@
-/* traffic.h - made-up events of a service with users, sent over TCP, UDP and a WebSocket
+/* traffic.h - simulated events of a service with users, sent over TCP, UDP and a WebSocket
  *
  *     static traffic t = {.tcp = "localhost:2003", .udp = "localhost:2003",
  *                         .websocket = "localhost:8080", .rate = 40};
  *     CONC_TRY(conc_spawn(NULL, traffic_run, &t));
  *
- * Checkouts come over TCP, searches over UDP, logins over a WebSocket at /events, each as a line of
- * Graphite's protocol (graphite.h). Users come and go; checkouts are slow for 8 of 30 seconds;
- * events come out of order, and some of them late. When the other side is away, a source says so on
- * stderr, and connects again. Compile with -lm, and what websocket.h needs. */
+ * Checkouts are sent over TCP, searches over UDP, logins over a WebSocket at /events, each as a
+ * line of Graphite's protocol (graphite.h). Users come and go; checkouts are slow for 8 of 30
+ * seconds; events arrive out of order, and some late. If the other side is away, a source reports
+ * it on stderr, and reconnects. Compile with -lm, and what websocket.h needs. */
 #ifndef TRAFFIC_H
 #define TRAFFIC_H
 

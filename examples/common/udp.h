@@ -12,12 +12,12 @@
  *     }
  *
  * A receiver that is slower than its senders loses packets: they wait in the socket's buffer, and
- * what does not fit is dropped by the kernel. Linux counts that (SO_RXQ_OVFL), and says how many
- * with the next packet that it delivers; elsewhere the count stays 0.
+ * the kernel drops those that do not fit. Linux counts them (SO_RXQ_OVFL), and reports the count
+ * with the next packet; elsewhere the count stays 0.
  *
- * Addresses are written as for conc_listen: "127.0.0.1:2003", "[::1]:2003", "localhost:0". conc_address
- * says which port a 0 has become. conc_close closes the socket. Errors are negative errnos, those of
- * an address with words in conc_last_error.
+ * Addresses are written as for conc_listen: "127.0.0.1:2003", "[::1]:2003", "localhost:0".
+ * conc_address returns the port chosen for 0. conc_close closes the socket. Errors are negative
+ * errnos; address errors have a text in conc_last_error.
  */
 #ifndef UDP_H
 #define UDP_H

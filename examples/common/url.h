@@ -1,4 +1,4 @@
-/* url.h - URLs in one canonical form, by libcurl's URL API
+/* url.h - URLs in canonical form, with libcurl's URL API
  *
  *     char url[URL_SIZE];
  *     CONC_TRY(url_canonical("http://example.org/a/b", "../c?x=%7e#top", url, sizeof url));
@@ -6,15 +6,15 @@
  *
  * Needs libcurl 7.80 or later: cc app.c -lcurl. conc.h comes first.
  *
- * Two spellings of a URL that mean the same become the same bytes, so that a set of them has each
- * page once: scheme and host in lower case, no default port, no user, no dot at the end of the
- * host, no fragment, no "." or ".." in the path, "/" for an empty path, no "?" without a query;
- * %7e is "~", and other escapes have capital letters; all that may not stand in a URL is escaped. A
- * name beyond ASCII is in punycode if libcurl can do that. The result consists of ASCII without
- * spaces, quotes and backslashes: it may stand in JSON as it is. The order of a query's parts, and
- * names such as "index.html", have a meaning to the server, and are left alone.
+ * Equivalent spellings of a URL become the same bytes, so that a set contains each page once:
+ * scheme and host in lower case, no default port, no user, no dot at the end of the host, no
+ * fragment, no "." or ".." in the path, "/" for an empty path, no "?" without a query; %7e is "~",
+ * and other escapes have capital letters; anything not allowed in a URL is escaped. Non-ASCII names
+ * are in punycode if libcurl supports it. The result is ASCII without spaces, quotes and
+ * backslashes: it can be used in JSON as it is. The order of a query's parts, and names such as
+ * "index.html", are meaningful to the server, and are left alone.
  *
- * No call waits. All may be called from anywhere, in a pool's thread too. */
+ * No call waits. All may be called from anywhere, even in a pool's thread. */
 #ifndef URL_H
 #define URL_H
 

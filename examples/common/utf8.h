@@ -3,8 +3,8 @@
  *     if (!utf8_is_valid(name))
  *         return "the name is not UTF-8";
  *
- * The table of well-formed sequences of the Unicode standard decides: no surrogates, nothing beyond
- * U+10FFFF, no longer forms than needed. No call waits; all may be called from anywhere. */
+ * The Unicode standard's table of well-formed sequences decides: no surrogates, nothing beyond
+ * U+10FFFF, no overlong forms. No call waits; all may be called from anywhere. */
 #ifndef UTF8_H
 #define UTF8_H
 

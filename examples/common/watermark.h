@@ -1,4 +1,4 @@
-/* watermark.h - the time before which no event is expected any more
+/* watermark.h - the time before which no more events are expected
  *
  *     watermark mark = {.delay = 2, .idle = 30, .ahead = 5};
  *     watermark_source source = {0};
@@ -11,13 +11,13 @@
  *
  * To compile: -lm. Times are in seconds; now is the clock's. It belongs to one thread.
  *
- * The watermark is the least of what the sources promise, minus .delay, by which events of one
+ * The watermark is the minimum of the sources' promises, minus .delay, by which events of one
  *   source may be out of order. A source promises its newest event, or the clock minus .idle,
- *   whichever is later: so a source that is silent, or sends old events, holds the others back by
- *   at most idle. Without sources the watermark is the clock minus idle and delay.
+ *   whichever is later: so a source that is silent, or sends old events, delays the others by at
+ *   most idle. Without sources the watermark is the clock minus idle and delay.
  * It never falls, and never passes the clock minus delay: an event from the future promises no more
- *   than the clock. One that is more than .ahead beyond the clock is refused, has no effect at all,
- *   and is counted in `ahead_count`.
+ *   than the clock. One more than .ahead beyond the clock is refused, has no effect, and is counted
+ *   in `ahead_count`.
  */
 #ifndef WATERMARK_H
 #define WATERMARK_H

@@ -16,7 +16,7 @@
  *         return 0;
  *     }
  *
- * is an answer for http_serve, see http.h. A client opens a stream, of a socket or of tls.h:
+ * is an answer for http_serve, see http.h. A client opens a stream, on a socket or tls.h:
  *
  *     CONC_AUTO(websocket, w) = {.stream = &stream};
  *     CONC_TRY(websocket_connect(&w, "/echo", "localhost:8080"));
@@ -27,33 +27,33 @@
  * To compile: -lwslay -lcrypto -lhttp_parser (Debian: libwslay-dev libssl-dev libhttp-parser-dev).
  *
  * Frames   wslay joins fragments, masks, answers pings and closes, and checks what RFC 6455
- *          demands. What it does not accept is closed with 1002 (the protocol), 1007 (text that is
- *          not UTF-8) or 1009 (a message over max_message).
- * Closing  websocket_end closes in order. The peer's close ends websocket_receive with 0, and
+ *          demands. It closes violations with 1002 (the protocol), 1007 (text that is not UTF-8) or
+ *          1009 (a message over max_message).
+ * Closing  websocket_end closes properly. After the peer's close websocket_receive returns 0, and
  *          close_code and close_reason say how: 1005 is a close without a code, 1006 an end without
  *          a close. websocket_close alone just ends the connection, which the peer sees as 1006.
- * Silence  websocket_receive sends a ping when no byte came for ping_interval, and gives up when
- *          none comes for as long again. So one task should always be in websocket_receive, also
- *          where nothing but sending is of interest: it answers the peer's pings and closes, too.
- * Tasks    one task receives while any number send; messages go out whole, in the order of the
- *          calls. A second websocket_receive is -EBUSY.
- * Errors   0 or a count, or a negative errno, with words in .error and conc_last_error.
+ * Silence  websocket_receive sends a ping when no byte has arrived for ping_interval, and gives up
+ *          after the same time again. So one task should always be in websocket_receive, even if
+ *          only sending matters: it also answers the peer's pings and closes.
+ * Tasks    one task receives while any number send; messages are sent whole, in call order. A
+ *          second websocket_receive is -EBUSY.
+ * Errors   0 or a count, or a negative errno, with a text in .error and conc_last_error.
  *            -EPROTO       the peer broke the protocol, or refused the handshake
  *            -EMSGSIZE     its message was over max_message
- *            -ETIMEDOUT    it was silent, or did not answer a close
+ *            -ETIMEDOUT    it was silent, or did not reply to a close
  *            -EPIPE        the connection is closed
- *            -ENOBUFS      more than max_unsent waits to be sent; this message was not
+ *            -ENOBUFS      more than max_unsent is waiting to be sent; this message was not sent
  *            -EINVAL, -EBUSY, -ENOMEM, -EPERM, and those of the stream
  * Waiting  all calls here wait. After a cancel in websocket_receive nothing is lost. In
- *          websocket_send: -ECANCELED means that nothing of the message went out; if some of it
- *          did, the call returns 0, and the next call that sends or receives sends the rest first.
- *          After a cancel in websocket_accept or websocket_connect the websocket is closed; in
+ *          websocket_send: -ECANCELED means that none of the message was sent; if some was, the
+ *          call returns 0, and the next call that sends or receives sends the rest first. After a
+ *          cancel in websocket_accept or websocket_connect the websocket is closed; in
  *          websocket_end, the close frame may have been sent.
- * Memory   some 10 KiB a connection; messages on top of that, while they are on their way.
+ * Memory   about 10 KiB per connection, plus messages in transit.
  *
- * Not covered: extensions (compression), subprotocols, messages that are handed over in parts,
- * streams of a websocket over HTTP/2. websocket_send does not check that text is UTF-8. wslay 1.1.1
- * accepts the close codes 1000 to 1011 and 3000 to 4999, not the newer 1012 to 1014.
+ * Not covered: extensions (compression), subprotocols, messages passed in parts, websockets over
+ * HTTP/2. websocket_send does not check that text is UTF-8. wslay 1.1.1 accepts the close codes
+ * 1000 to 1011 and 3000 to 4999, not the newer 1012 to 1014.
  */
 #ifndef WEBSOCKET_H
 #define WEBSOCKET_H

@@ -1,4 +1,4 @@
-/* windows.h - windows over a stream of events by the events' own time: tumbling, sliding, session
+/* windows.h - windows over an event stream by event time: tumbling, sliding, session
  *
  *     #include "windows.h"
  *
@@ -17,24 +17,24 @@
  *     windows_close(&minute);
  *
  * To compile: -lm. It does not need conc, waits for nothing, and belongs to one thread. Times are
- * seconds, kept in microseconds; from start to end means that end is not part of the window.
+ * seconds, kept in microseconds; the end is not part of the window.
  *
  * Windows. A tumbling window has .size. A sliding one has .size and .slide: one begins at each
  *   multiple of slide, and an event is in size / slide of them. A session has .gap: events of one
- *   key that are less than gap apart, from the first to the last plus gap. Each key has windows of
- *   its own, and a window without events does not exist.
- * Closing. When the watermark reaches the end of a window, it is closed: .closed is called. After
- *   that, events may still come for it as long as the watermark has not reached its end plus
- *   .lateness. If any came, .closed is called once more at that time, with `revised` true. A
- *   session that late events continue beyond the watermark, or join to another, is open again, and
- *   closes again, `revised`: it replaces the sessions of its key that lie within it.
- * Late events. `late` counts the events that went into a window which had been closed. `too_late`
- *   counts what was lost: an event that came after the lateness of its window; of a sliding window,
- *   one for each window of the event that is gone. So over all final windows, the sum of count, plus
- *   too_late, is the number of events times the number of windows that an event is in.
+ *   key that are less than gap apart, from the first to the last plus gap. Each key has its own
+ *   windows, and a window without events does not exist.
+ * Closing. When the watermark reaches a window's end, it is closed: .closed is called. After that,
+ *   events may still arrive for it until the watermark reaches its end plus .lateness. If any did,
+ *   .closed is then called once more, with `revised` true. A session that late events extend beyond
+ *   the watermark, or join to another, reopens, and closes again, `revised`: it replaces the
+ *   sessions of its key that lie within it.
+ * Late events. `late` counts the events that went into a closed window. `too_late` counts lost
+ *   ones: events that arrived after their window's lateness; with sliding windows, once for each
+ *   expired window of the event. So over all final windows, the sum of count, plus too_late, is the
+ *   number of events times the number of windows per event.
  * Memory. A window takes about 4 KiB for values that differ by a factor of 1000, 18 KiB for any,
  *   and 4 KiB more if it has more than 64 items, whatever the number of events. `max_keys` limits
- *   the keys. How many windows a key has is limited by the watermark: let it follow the clock.
+ *   the keys. The watermark limits a key's number of windows: let it follow the clock.
  */
 #ifndef WINDOWS_H
 #define WINDOWS_H
