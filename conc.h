@@ -2000,7 +2000,7 @@ struct conc_loop {
         int flooded;       /* passes in a row that ran only posted functions */
         int posted_rc;     /* the running posted function's newest error; 0: none */
         int64_t last_pass; /* time of the last pass, on the loop's clock */
-        /* conc__on_loop: what a task has the scheduler call; NULL: nothing */
+        /* conc__on_loop: a task's call for the scheduler; NULL: none */
         void (*call)(conc_loop *l, void *arg);
         void *call_arg;
         conc__stack stack;
@@ -2024,7 +2024,7 @@ struct conc_loop {
     struct {
         conc_task *marked, *last_marked; /* tasks that a cancel may have reached */
         bool refreshing;                 /* a call is taking them out of this list */
-        bool doomed;                     /* every task is cancelled, as the run has failed */
+        bool doomed;                     /* every task is cancelled: the run has failed */
         int doom_rc;                     /* with this error; 0: none */
         char doom_text[CONC__TEXT];
     } cancels;
@@ -2109,8 +2109,8 @@ struct conc_loop {
         size_t watched_count, verify_count, unverified;
         /* since the last conc__verify, code ran that may have closed a descriptor */
         bool stirred;
-        bool was_alone;   /* this was the only thread when the last round of conc__verify began */
-        int64_t verified; /* when conc__verify last checked descriptors, on the real clock */
+        bool was_alone;         /* this was the only thread when conc__verify's last round began */
+        int64_t verified;       /* when conc__verify last checked descriptors, on the real clock */
         int64_t verified_until; /* virtual clock: when conc__verify_until last did */
     } fds;
 
@@ -5156,8 +5156,8 @@ CONC__PRIVATE void conc__unlink(conc__wait *w)
 }
 
 /* Does this subtree have an object inside an address range? None of its objects is beyond the
- * range's other end, so only this end matters. inner: 1 if the range lies above this end, 0 if
- * below. bit: the bit of the address that selects the child of h. */
+ * range's other end, so only this end matters. inner: 1 if the range is above this end, 0 if below.
+ * bit: the bit of the address that selects the child of h. */
 CONC__PRIVATE bool conc__holds_inside(const conc__holding *h, uintptr_t bit, uintptr_t end,
                                       int inner)
 {
@@ -8516,7 +8516,7 @@ CONC__PRIVATE int conc__fd_add(conc_loop *l, conc__fd *f, int events)
         conc__fd_own_confirm(l, f);
     if (f->state == CONC__FD_OWN)
         conc__fd_publish_edge(l, f,
-                              true); /* first, so that another thread's close tells this loop */
+                              true); /* first, so that another thread's close notifies this loop */
     int rc = l->poller.backend->add(l, f, events);
     if (rc < 0 || (rc == 1 && events))
         return rc;
@@ -8801,8 +8801,8 @@ CONC_API int conc_close(int fd)
         return conc__own_error(-EBADF);
     conc__fd *f = l ? conc__fd_find(l, fd) : NULL;
     if (f && conc__fd_is_polled(f))
-        l->poller.backend->remove(
-            l, f); /* another process may have it too: its events would continue */
+        l->poller.backend->remove(l,
+                                  f); /* another process may share it: its events would continue */
     if (f)
         conc__fd_gone(l, f);
     atomic_fetch_add(conc__closings_of(fd), 1);
@@ -10048,7 +10048,7 @@ CONC__PRIVATE bool conc__is_its_own_peer(int fd, const conc__address *a)
     conc__address own = {.size = sizeof own.as}, peer = {.size = sizeof peer.as};
     if (a->as.any.sa_family == AF_UNIX || getsockname(fd, &own.as.any, &own.size))
         return false;
-    if (own.as.v4.sin_port != a->as.v4.sin_port) /* IPv6 has the port at the same place */
+    if (own.as.v4.sin_port != a->as.v4.sin_port) /* IPv6 has the port at the same offset */
         return false;
     if (getpeername(fd, &peer.as.any, &peer.size) || own.as.v4.sin_port != peer.as.v4.sin_port)
         return false;
@@ -13950,7 +13950,7 @@ CONC__PRIVATE void conc__trace_close(conc_loop *l)
 
 /* -- stack overflows -- */
 
-/* The stack in whose guard region an address lies; NULL: none. */
+/* The stack whose guard region contains an address, or NULL. */
 CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *address)
 {
     for (const conc__stack_cache *p = l->stacks.caches; p; p = p->next)
@@ -14200,7 +14200,7 @@ typedef struct conc__map_line {
     char rights[5], path[PATH_MAX];
 } conc__map_line;
 
-/* Reads a line of /proc/self/maps. True: the address lies in its mapping. */
+/* Reads a line of /proc/self/maps. True: its mapping contains the address. */
 CONC__PRIVATE bool conc__map_parse(const char *line, uintptr_t address, conc__map_line *m)
 {
     unsigned long low, high;
@@ -14453,7 +14453,7 @@ CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns)
     return (struct timespec){(time_t)(at / 1000000000), (long)(at % 1000000000)};
 }
 
-/* Describes the code at an address: "function+0x12 (module+0x345)", as far as that is known. Under
+/* Describes the code at an address: "function+0x12 (module+0x345)", as far as known. Under
  * conc__report_mutex. */
 CONC__PRIVATE void conc__name_code(char *text, size_t size, uintptr_t address)
 {

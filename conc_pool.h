@@ -546,7 +546,7 @@ typedef struct conc__waiter {
 /* Protects the list of job queues; a job queue is freed under it. A thread that knows only a job or
  * a waiter locks this before following the pointer to the job queue, which may have been freed. */
 static pthread_mutex_t conc__job_queues_mutex = PTHREAD_MUTEX_INITIALIZER;
-static unsigned conc__forks; /* how many forks lie between this process and the first one */
+static unsigned conc__forks; /* number of forks between the first process and this one */
 static struct conc__job_queue *conc__job_queues;
 
 /* Protects the state of all child programs: each is reaped once, and never signalled afterwards. */
@@ -963,7 +963,7 @@ CONC__PRIVATE void conc__semaphore_wait(conc__semaphore *s)
  *   DONE      `result` is set, and every waiter holds its outcome; the seal is broken
  */
 enum {
-    CONC__BATCH = 16, /* most jobs that a thread takes out of the queue at once */
+    CONC__BATCH = 16, /* most jobs that a thread takes from the queue at a time */
 
     /* bits of a job's state, below its seal */
     CONC__JOB_LIVE = 1, /* accepted; before that no thread can wait for it */
@@ -6709,7 +6709,7 @@ CONC_API CONC__CALLED int conc_child_communicate(conc_child *c, conc_child_io *i
 /* Memory with a descriptor, so that other processes can map it. Its size is sealed: no process can
  * shrink it while another uses it. */
 typedef struct conc__segment {
-    /* list of those that conc_shared_alloc returned, or that are to be unmapped */
+    /* list of those that conc_shared_alloc returned, or that must be unmapped */
     struct conc__segment *next;
     void *address;
     size_t size;
@@ -8188,7 +8188,7 @@ CONC__PRIVATE void conc__job_complete(conc__job_queue *q, conc_job *j, int resul
     conc__job_queue_notify_closer(q);
 }
 
-/* Ends a job that no worker will run any more. */
+/* Ends a job that no worker will run. */
 CONC__PRIVATE void conc__job_complete_undone(conc__job_queue *q, conc_job *j, int rc,
                                              const char *text)
 {

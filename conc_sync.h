@@ -27,7 +27,7 @@
  * work as they do there: the file that defines CONC_IMPLEMENTATION must include this header too,
  * or the linker finds none of its functions.
  *
- * Conventions, beside conc.h's
+ * Conventions, in addition to conc.h's
  *   Objects   An object is ready when it is all zero or initialized by its macro (CONC_SEM,
  *             CONC_BARRIER, CONC_QUEUE), even before and after a run. Only a queue allocates
  *             memory; the other objects need no destroy call.
@@ -1029,7 +1029,7 @@ CONC__PRIVATE bool conc__rwlock_cancel(conc__wait *w)
     return true;
 }
 
-/* The next task in a deadlock report: only a writer, as there may be many readers. */
+/* The next task in a deadlock report: only a writer: there may be many readers. */
 CONC__PRIVATE const conc_task *conc__rwlock_owner(const conc__wait *w)
 {
     const conc_rwlock *k = w->on;
