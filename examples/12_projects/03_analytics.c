@@ -20,9 +20,9 @@
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"
-#include "../common/alert.h"
-#include "../common/closed_windows.h"
+#include "../common/analytics_state.h"
 #include "../common/graphite.h"
+#include "../common/live_state.h"
 #include "../common/log.h"
 #include "../common/options.h"
 #include "../common/page.h"
@@ -35,15 +35,8 @@ enum {
     CONNECTIONS = 64, /* over TCP, and over HTTP */
     SOURCES = 2 * CONNECTIONS + 1 + QUEUE, /* with those whose end is still in the queue */
     SERIES = 64,                           /* with windows at one time, */
-    USERS = 10000,                         /* and users with sessions */
-    ALERTS = 8,
-    PAST = 30 /* alerts that are kept for the page */
+    USERS = 10000                          /* and users with sessions */
 };
-
-typedef enum { TCP, UDP, WEBSOCKET, TRANSPORTS } transport_kind;
-typedef enum { TUMBLING, SLIDING, SESSION, KINDS } window_kind;
-static const char *const transport_names[] = {"tcp", "udp", "websocket"};
-static const char *const kind_names[] = {"tumbling", "sliding", "session"};
 
 typedef struct {
     transport_kind kind;
@@ -57,36 +50,17 @@ typedef struct {
     graphite_line line; /* name: the series, "": the source has ended; tag: the user, "": unknown */
 } event;
 
-typedef struct {
-    char address[64];
-    double connections, opened, events, malformed, ahead, before; /* counts */
-    uint64_t dropped;                                             /* packets */
-    double rate, held; /* events a second; seconds in which the full queue held sources up */
-} transport;
-
-typedef struct {
-    struct engine *of;
-    window_kind kind;
-    windows windows;
-    closed_windows closed;
-    double total; /* events in these */
-} window_operator;
-
 typedef struct engine {
     double epoch; /* of a replay: Unix time when conc_now() is 0 */
     conc_queue queue;
     conc_limiter limiter;
     watermark mark;
-    window_operator operators[KINDS];
-    transport transports[TRANSPORTS];
+    analytics_state shown; /* what the page shows */
     source sources[SOURCES];
-    alert alerts[ALERTS], past[PAST]; /* past: a ring of copies, each of when it cleared */
-    uint64_t past_count;
     FILE *record;
     void *page;
     size_t page_size;
-    char *state;        /* what the page shows, as JSON */
-    conc_event changed; /* set for a moment when there is a new one */
+    live_state state; /* what the page shows, as JSON */
 } engine;
 
 static struct {
@@ -140,7 +114,7 @@ static double unix_now(const engine *e)
 static void advance(engine *e, double mark)
 {
     for (int i = 0; i < KINDS; i++)
-        windows_advance(&e->operators[i].windows, mark);
+        windows_advance(&e->shown.operators[i].windows, mark);
 }
 
 static void record(engine *e, double now, const event *v)
@@ -161,8 +135,8 @@ static int add(window_operator *o, const char *key, const graphite_line *line, c
 
 static int process_line(engine *e, source *from, graphite_line *line, double now)
 {
-    transport *t = &e->transports[from->kind];
-    window_operator *o = e->operators;
+    transport *t = &e->shown.transports[from->kind];
+    window_operator *o = e->shown.operators;
     const char *user = line->tag[0] ? line->tag : NULL;
     if (line->time == -1)
         line->time = now;
@@ -210,29 +184,21 @@ static int put(engine *e, const event *v)
         return rc;
     double start = conc_now();
     rc = conc_queue_put(&e->queue, v);
-    e->transports[v->from->kind].held += conc_now() - start;
+    e->shown.transports[v->from->kind].held += conc_now() - start;
     return rc;
 }
 
 /* ---- windows that close, and alerts: once a crossing ---------------------------------------- */
 
-static void watch(engine *e, alert *a, const closed_window *w)
+static void watch(analytics_state *s, alert *a, const closed_window *w)
 {
     double value = w->figures[figure_find(a->figure)];
     alert_change change = alert_see(a, w->end, value);
     if (change == ALERT_CLEARS)
-        e->past[e->past_count++ % PAST] = *a;
+        s->past[s->past_count++ % ANALYTICS_PAST] = *a;
     if (change != ALERT_NOTHING)
         say("alert %s: %s %s is %.10g at %.3f", change == ALERT_FIRES ? "fires" : "clears", a->key,
             a->figure, value, w->end);
-}
-
-static void print_window(window_kind kind, const closed_window *w)
-{
-    printf("%s %s %.3f %.3f", kind_names[kind], w->key, w->start, w->end);
-    for (int i = 0; i < FIGURES; i++)
-        printf(" %s %.10g", figure_names[i], w->figures[i]);
-    printf("%s\n", w->revised ? " revised" : "");
 }
 
 static void close_window(const window *w, void *arg)
@@ -241,8 +207,8 @@ static void close_window(const window *w, void *arg)
     const closed_window *closed = closed_windows_add(&o->closed, w);
     o->total += closed->figures[FIGURE_COUNT];
     if (options.replay)
-        print_window(o->kind, closed);
-    for (alert *a = o->of->alerts; o->kind == SLIDING && a < o->of->alerts + ALERTS; a++)
+        analytics_print_window(o->kind, closed);
+    for (alert *a = o->of->alerts; o->kind == SLIDING && a < o->of->alerts + ANALYTICS_ALERTS; a++)
         if (strcmp(a->key, closed->key) == 0)
             watch(o->of, a, closed);
 }
@@ -251,7 +217,7 @@ static void close_window(const window *w, void *arg)
 
 static int source_begin(engine *e, transport_kind kind, const char *name, source **out)
 {
-    transport *t = &e->transports[kind];
+    transport *t = &e->shown.transports[kind];
     source *s = e->sources;
     while (s < e->sources + SOURCES && s->name[0])
         s++;
@@ -271,7 +237,7 @@ static int source_begin(engine *e, transport_kind kind, const char *name, source
 static int source_end(engine *e, source *s, int rc)
 {
     const event end = {.from = s};
-    e->transports[s->kind].connections--;
+    e->shown.transports[s->kind].connections--;
     if (rc == -ECANCELED)
         return rc;
     say("%s has ended%s%s", s->name, rc < 0 ? ": " : "", rc < 0 ? conc_last_error() : "");
@@ -279,18 +245,12 @@ static int source_end(engine *e, source *s, int rc)
 }
 
 /* The first wrong line of a source is reported, and all of them are counted. */
-static void refuse(engine *e, source *s, const char *line, size_t n)
+static void refuse(engine *e, source *s)
 {
-    char shown[64];
-    e->transports[s->kind].malformed++;
-    if (s->has_failed)
-        return;
+    e->shown.transports[s->kind].malformed++;
+    if (!s->has_failed)
+        say("%s has sent a line that is no event", s->name);
     s->has_failed = true;
-    snprintf(shown, sizeof shown, "%.*s", (int)(n < GRAPHITE_LINE ? n : GRAPHITE_LINE), line);
-    for (char *c = shown; *c; c++)
-        if (!isprint((unsigned char)*c))
-            *c = '?';
-    say("%s: this is no event: \"%s\"", s->name, shown);
 }
 
 static int take_line(engine *e, source *s, const char *line, size_t n)
@@ -298,7 +258,7 @@ static int take_line(engine *e, source *s, const char *line, size_t n)
     event v = {.from = s};
     if (graphite_read(line, n, &v.line))
         return put(e, &v);
-    refuse(e, s, line, n);
+    refuse(e, s);
     return 0;
 }
 
@@ -326,7 +286,7 @@ static int read_lines(engine *e, source *s, conc_stream *stream)
         if (line[n - 1] == '\n')
             CONC_TRY(take_line(e, s, line, n - 1));
         else
-            refuse(e, s, line, n); /* half a line: its sender has gone in the middle of it */
+            refuse(e, s); /* half a line: its sender has gone in the middle of it */
     }
 }
 
@@ -347,7 +307,7 @@ static int serve_udp(void *arg)
 {
     engine *e = arg;
     source *s;
-    transport *t = &e->transports[UDP];
+    transport *t = &e->shown.transports[UDP];
     int fd = CONC_TRY(udp_listen(simulated.udp));
     CONC_TRY(conc_address(fd, false, t->address, sizeof t->address));
     simulated.udp = t->address;
@@ -374,75 +334,15 @@ static int serve_events(engine *e, websocket *w)
     return source_end(e, s, rc);
 }
 
-/* ---- what the page shows, as JSON ----------------------------------------------------------- */
-
-static cJSON *transport_json(const transport *t, const char *name)
-{
-    cJSON *json = cJSON_CreateObject();
-    cJSON_AddStringToObject(json, "name", name);
-    cJSON_AddStringToObject(json, "address", t->address);
-    JSON_ADD(json, {"connections", t->connections}, {"events", t->events}, {"rate", t->rate},
-             {"malformed", t->malformed}, {"ahead", t->ahead}, {"dropped", (double)t->dropped},
-             {"held", t->held});
-    return json;
-}
-
-static cJSON *operator_json(const window_operator *o)
-{
-    const windows *w = &o->windows;
-    uint64_t shown = o->kind == SLIDING ? CLOSED_WINDOWS : 100; /* the page charts these */
-    cJSON *json = cJSON_CreateObject();
-    JSON_ADD(json, {"size", w->size}, {"slide", w->slide}, {"gap", w->gap},
-             {"late", (double)w->late}, {"tooLate", (double)w->too_late},
-             {"refused", (double)w->refused});
-    cJSON_AddItemToObject(json, "rows", closed_windows_json(&o->closed, shown));
-    return json;
-}
-
-static cJSON *alert_json(const alert *a)
-{
-    cJSON *json = cJSON_CreateObject();
-    cJSON_AddStringToObject(json, "series", a->key);
-    cJSON_AddStringToObject(json, "figure", a->figure);
-    cJSON_AddBoolToObject(json, "firing", a->firing);
-    JSON_ADD(json, {"above", a->above}, {"below", a->below}, {"since", a->since},
-             {"until", a->until}, {"peak", a->peak});
-    return json;
-}
-
-static char *state_json(const engine *e)
-{
-    uint64_t first = e->past_count > PAST ? e->past_count - PAST : 0;
-    cJSON *json = cJSON_CreateObject();
-    JSON_ADD(json, {"now", unix_now(e)}, {"watermark", e->mark.time});
-    cJSON_AddItemToObject(json, "figures", cJSON_CreateStringArray(figure_names, FIGURES));
-    cJSON *transports = cJSON_AddArrayToObject(json, "transports");
-    for (int i = 0; i < TRANSPORTS; i++)
-        cJSON_AddItemToArray(transports, transport_json(&e->transports[i], transport_names[i]));
-    for (int i = 0; i < KINDS; i++)
-        cJSON_AddItemToObject(json, kind_names[i], operator_json(&e->operators[i]));
-    cJSON *alerts = cJSON_AddArrayToObject(json, "alerts");
-    for (int i = 0; i < ALERTS && e->alerts[i].key[0]; i++)
-        cJSON_AddItemToArray(alerts, alert_json(&e->alerts[i]));
-    cJSON *past = cJSON_AddArrayToObject(json, "past");
-    for (uint64_t i = first; i < e->past_count; i++)
-        cJSON_AddItemToArray(past, alert_json(&e->past[i % PAST]));
-    char *text = cJSON_PrintUnformatted(json);
-    cJSON_Delete(json);
-    return text;
-}
+/* ---- what the page shows -------------------------------------------------------------------- */
 
 static int publish(engine *e, double seconds)
 {
-    for (transport *t = e->transports; t < e->transports + TRANSPORTS; t++) {
+    for (transport *t = e->shown.transports; t < e->shown.transports + TRANSPORTS; t++) {
         t->rate = (t->events - t->before) / seconds;
         t->before = t->events;
     }
-    free(e->state);
-    e->state = state_json(e);
-    conc_event_set(&e->changed);
-    conc_event_clear(&e->changed);
-    return e->state ? 0 : -ENOMEM;
+    return live_state_set(&e->state, analytics_json(&e->shown, unix_now(e), e->mark.time));
 }
 
 /* Without a record the engine is still of use. */
@@ -473,37 +373,6 @@ static int run_clock(void *arg)
 
 /* ---- the dashboard -------------------------------------------------------------------------- */
 
-typedef struct {
-    engine *of;
-    websocket *socket;
-} dashboard;
-
-/* Sends each state that there is time for: a slow dashboard misses some, and holds nobody up. */
-static int send_states(void *arg)
-{
-    dashboard *d = arg;
-    for (;;) {
-        char *state = strdup(d->of->state);
-        int rc = state ? websocket_printf(d->socket, "%s", state) : -ENOMEM;
-        free(state);
-        CONC_TRY(rc);
-        CONC_TRY(conc_event_wait(&d->of->changed));
-    }
-}
-
-static int serve_dashboard(engine *e, websocket *w)
-{
-    dashboard d = {e, w};
-    websocket_message m;
-    conc_group g = {0};
-    int rc;
-    CONC_TRY_IN(&g, conc_spawn(&g, send_states, &d));
-    while ((rc = websocket_receive(w, &m)) > 0)
-        continue; /* a dashboard has nothing to say, but its close must be seen */
-    conc_group_cancel(&g);
-    return conc_group_end(&g, rc);
-}
-
 static int serve_websocket(engine *e, http_connection *http, bool is_source)
 {
     CONC_AUTO(websocket, w) = {.max_message = 65536};
@@ -511,18 +380,8 @@ static int serve_websocket(engine *e, http_connection *http, bool is_source)
         return http_printf(http, 403, "Only the page of this server may connect\n");
     if (websocket_accept(&w, http) < 0)
         return 0; /* it was answered */
-    int rc = is_source ? serve_events(e, &w) : serve_dashboard(e, &w);
+    int rc = is_source ? serve_events(e, &w) : live_state_push(&e->state, &w);
     return rc == -ECANCELED ? rc : 0; /* a client that breaks off is no failure */
-}
-
-/* A copy: while it is sent, the next state takes the place of this one. */
-static int send_state(http_connection *http, const engine *e)
-{
-    CONC_TRY(http_set_header(http, "Content-Type", "application/json"));
-    char *state = strdup(e->state);
-    int rc = state ? http_respond(http, 200, state, strlen(state)) : -ENOMEM;
-    free(state);
-    return rc;
 }
 
 static int answer(http_connection *http, void *arg)
@@ -532,7 +391,7 @@ static int answer(http_connection *http, void *arg)
     if (is_source || strcmp(http->path, "/live") == 0)
         return serve_websocket(e, http, is_source);
     if (strcmp(http->path, "/state") == 0)
-        return send_state(http, e);
+        return live_state_send(&e->state, http);
     if (strcmp(http->path, "/") != 0)
         return http_printf(http, 404, "There are /, /state, /live and /events\n");
     return page_send(http, e->page, e->page_size);
@@ -561,7 +420,7 @@ static int listen_at(const char **address, transport *t)
 
 static int start(engine *e, conc_group *g, conc_server *tcp, conc_server *http)
 {
-    transport *t = e->transports;
+    transport *t = e->shown.transports;
     *tcp = (conc_server){.handler = serve_tcp, .arg = e, .limit = CONNECTIONS};
     *http = (conc_server){.handler = serve_http, .arg = e, .limit = CONNECTIONS};
     tcp->fd = CONC_TRY(listen_at(&simulated.tcp, &t[TCP]));
@@ -652,7 +511,7 @@ static int show_progress(void *arg)
     bool on_terminal = isatty(STDOUT_FILENO);
     for (;;) {
         CONC_TRY(conc_sleep(on_terminal ? 0.1 : 1));
-        printf(on_terminal ? "\r%.0f events " : "%.0f events\n", e->transports[TCP].events);
+        printf(on_terminal ? "\r%.0f events " : "%.0f events\n", e->shown.transports[TCP].events);
         fflush(stdout);
     }
 }
@@ -660,7 +519,7 @@ static int show_progress(void *arg)
 static int flood(engine *e)
 {
     CONC_TRY(traffic_run(&simulated));
-    while (e->transports[TCP].opened == 0 || e->transports[TCP].connections > 0)
+    while (e->shown.transports[TCP].opened == 0 || e->shown.transports[TCP].connections > 0)
         CONC_TRY(conc_sleep(0.001));
     return conc_queue_join(&e->queue);
 }
@@ -685,10 +544,10 @@ static int goal(engine *e)
     conc_group_cancel(&g);
     CONC_TRY(conc_group_wait(&g));
     advance(e, INFINITY);
-    bool right = e->transports[TCP].events == simulated.count;
-    right &= check_total(&e->operators[TUMBLING], simulated.count);
-    right &= check_total(&e->operators[SLIDING], simulated.count * windows);
-    right &= check_total(&e->operators[SESSION], simulated.count);
+    bool right = e->shown.transports[TCP].events == simulated.count;
+    right &= check_total(&e->shown.operators[TUMBLING], simulated.count);
+    right &= check_total(&e->shown.operators[SLIDING], simulated.count * windows);
+    right &= check_total(&e->shown.operators[SESSION], simulated.count);
     printf("%.0f events a second, each in %.0f windows; the goal is 100000\n",
            simulated.count / seconds, windows + 2);
     conc_set_exit_status(!right);
@@ -697,58 +556,37 @@ static int goal(engine *e)
 
 /* ---- options, and what is said -------------------------------------------------------------- */
 
-static void print_summary(const engine *e)
-{
-    for (int i = 0; i < TRANSPORTS; i++) {
-        const transport *t = &e->transports[i];
-        printf("%s: %.0f sources, %.0f events, %.0f malformed, %.0f ahead, %.0f packets dropped\n",
-               transport_names[i], t->opened, t->events, t->malformed, t->ahead,
-               (double)t->dropped);
-    }
-    for (int i = 0; i < KINDS; i++) {
-        const windows *w = &e->operators[i].windows;
-        printf("%s: %.0f windows; events: %.0f late, %.0f too late, %.0f refused\n", kind_names[i],
-               (double)e->operators[i].closed.count, (double)w->late, (double)w->too_late,
-               (double)w->refused);
-    }
-}
-
 static int read_alerts(engine *e, char *rules)
 {
     char *rest, *rule = strtok_r(rules, ",", &rest);
     for (int i = 0; rule; rule = strtok_r(NULL, ",", &rest), i++) {
-        if (i == ALERTS)
-            return conc_fail(-EINVAL, "--alerts: more than %d", ALERTS);
-        if (!alert_read(rule, &e->alerts[i]) || figure_find(e->alerts[i].figure) == FIGURES)
+        if (i == ANALYTICS_ALERTS)
+            return conc_fail(-EINVAL, "--alerts: more than %d", ANALYTICS_ALERTS);
+        if (!alert_read(rule, &e->shown.alerts[i]) ||
+            figure_find(e->shown.alerts[i].figure) == FIGURES)
             return conc_fail(-EINVAL, "--alerts: \"%s\" is not: SERIES FIGURE ABOVE BELOW", rule);
     }
     return 0;
 }
 
-static void operator_open(engine *e, window_kind kind, const windows *w)
-{
-    window_operator *o = &e->operators[kind];
-    o->of = e;
-    o->kind = kind;
-    o->windows = *w;
-    o->windows.lateness = options.lateness;
-    o->windows.closed = close_window;
-    o->windows.arg = o;
-}
-
 static int engine_open(engine *e)
 {
     char rules[1024];
-    const windows tumbling = {.size = options.tumbling, .max_keys = SERIES};
-    const windows session = {.gap = options.gap, .max_keys = USERS};
-    windows sliding = tumbling;
-    sliding.size = options.sliding;
-    sliding.slide = options.slide;
+    const windows of_kind[] = {
+        {.size = options.tumbling, .max_keys = SERIES},
+        {.size = options.sliding, .slide = options.slide, .max_keys = SERIES},
+        {.gap = options.gap, .max_keys = USERS}};
+    for (int i = 0; i < KINDS; i++) {
+        window_operator *o = &e->shown.operators[i];
+        o->kind = i;
+        o->of = &e->shown;
+        o->windows = of_kind[i];
+        o->windows.lateness = options.lateness;
+        o->windows.closed = close_window;
+        o->windows.arg = o;
+    }
     if (options.sliding > 1000 * options.slide)
         return conc_fail(-EINVAL, "--sliding is more than 1000 times --slide");
-    operator_open(e, TUMBLING, &tumbling);
-    operator_open(e, SLIDING, &sliding);
-    operator_open(e, SESSION, &session);
     e->queue = (conc_queue)CONC_QUEUE(event, QUEUE);
     e->limiter.rate = options.limit;
     e->mark = (watermark){.delay = options.delay, .idle = options.idle, .ahead = options.ahead};
@@ -759,13 +597,13 @@ static int engine_open(engine *e)
 static void engine_close(engine *e)
 {
     for (int i = 0; i < KINDS; i++)
-        windows_close(&e->operators[i].windows);
+        windows_close(&e->shown.operators[i].windows);
     keep_record(e);
     if (e->record)
         fclose(e->record);
     conc_queue_destroy(&e->queue);
     conc_free(e->page);
-    free(e->state);
+    live_state_close(&e->state);
     log_close(&lines);
 }
 
@@ -781,6 +619,8 @@ static int run(void *arg)
     return rc;
 }
 
+#define SECONDS(name, min, help) OPTIONS_NUMBER(#name, "SECONDS", &options.name, min, 1e6, help)
+
 static const options_field fields[] = {
     OPTIONS_TEXT("listen", "ADDRESS", &simulated.websocket, "the page; default: 127.0.0.1:8080"),
     OPTIONS_TEXT("tcp", "ADDRESS", &simulated.tcp, "events over TCP; default: 127.0.0.1:2003"),
@@ -788,20 +628,16 @@ static const options_field fields[] = {
     OPTIONS_FLAG("serve", &options.serve, "no simulated sources"),
     OPTIONS_TEXT("alerts", "RULES", &options.alerts,
                  "SERIES FIGURE ABOVE BELOW, ...; default: checkout p95 250 150"),
-    OPTIONS_NUMBER("tumbling", "SECONDS", &options.tumbling, 0.001, 1e6, "their size; default: 5"),
-    OPTIONS_NUMBER("sliding", "SECONDS", &options.sliding, 0.001, 1e6, "their size; default: 10"),
-    OPTIONS_NUMBER("slide", "SECONDS", &options.slide, 0.001, 1e6, "one begins each; default: 1"),
-    OPTIONS_NUMBER("gap", "SECONDS", &options.gap, 0.001, 1e6, "ends a session; default: 4"),
-    OPTIONS_NUMBER("delay", "SECONDS", &options.delay, 0, 1e6,
-                   "by which events of a source are out of order; default: 1"),
-    OPTIONS_NUMBER("lateness", "SECONDS", &options.lateness, 0, 1e6,
-                   "for which closed windows take late events; default: 3"),
-    OPTIONS_NUMBER("idle", "SECONDS", &options.idle, 0, 1e6,
-                   "for which a silent source holds windows open; default: 2"),
-    OPTIONS_NUMBER("ahead", "SECONDS", &options.ahead, 0, 1e6,
-                   "an event may be ahead of the clock; default: 60"),
+    SECONDS(tumbling, 0.001, "their size; default: 5"),
+    SECONDS(sliding, 0.001, "their size; default: 10"),
+    SECONDS(slide, 0.001, "one begins each; default: 1"),
+    SECONDS(gap, 0.001, "ends a session; default: 4"),
+    SECONDS(delay, 0, "by which events of a source are out of order; default: 1"),
+    SECONDS(lateness, 0, "for which closed windows take late events; default: 3"),
+    SECONDS(idle, 0, "for which a silent source holds windows open; default: 2"),
+    SECONDS(ahead, 0, "an event may be ahead of the clock; default: 60"),
+    SECONDS(refresh, 0.1, "of the page; default: 1"),
     OPTIONS_NUMBER("limit", "N", &options.limit, 0, 1e9, "events a second; default: no limit"),
-    OPTIONS_NUMBER("refresh", "SECONDS", &options.refresh, 0.1, 60, "of the page; default: 1"),
     OPTIONS_TEXT("record", "FILE", &options.record, "keeps all events"),
     OPTIONS_TEXT("replay", "FILE", &options.replay, "prints the windows of kept events, and ends"),
     OPTIONS_TEXT("page", "FILE", &options.page, "default: 03_analytics.html"),
@@ -832,7 +668,7 @@ int main(int argc, char **argv)
         prepare_goal();
     status = conc_main(run, &e);
     if (status != 1)
-        print_summary(&e);
+        analytics_print_summary(&e.shown);
     engine_close(&e);
     return status;
 }
