@@ -17,6 +17,7 @@
 #include "../../conc_sync.h"
 #include "../common/arena_load.h"
 #include "../common/arena_match.h"
+#include "../common/descriptors.h"
 #include "../common/http.h"
 #include "../common/log.h"
 #include "../common/matchmaking.h"
@@ -24,14 +25,12 @@
 #include "../common/players.h"
 #include "../common/static_files.h"
 #include "../common/ticker.h"
-#include <sys/resource.h>
 
 enum {
     ACTIONS = 32,  /* of a player that wait for the next tick */
     CHEATS = 40,   /* impossible actions that end a match for a player */
     EXCESS = 1000, /* messages over the limit that end a session */
-    ROUNDS = 4,    /* of match-making, a second */
-    LEADERS = 10
+    ROUNDS = 4     /* of match-making, a second */
 };
 
 static const double READY = 1;    /* seconds before a match begins */
@@ -131,10 +130,9 @@ static void act(match *m, int slot)
     arena_action action;
     while (p->match == m && conc_queue_try_get(&m->actions[slot], &action) == 0) {
         arena_refusal refusal = arena_match_act(&m->game, slot, &action);
-        if (refusal > ARENA_OLD && !seat->accused)
+        if (refusal > ARENA_OLD && seat->cheats == 1)
             log_line(&out, "match %d: %s: refused: %s", m->game.roster.match, p->account->name,
                      arena_refusal_names[refusal]);
-        seat->accused = seat->accused || refusal > ARENA_OLD;
         if (seat->cheats >= CHEATS)
             drop_out(p, "is out: too many impossible actions");
     }
@@ -214,12 +212,8 @@ static arena_result rate(match *m)
     int winner;
     arena_result r = arena_match_result(&m->game, &winner);
     int most = r.scores[winner];
-    for (int i = 0; i < r.count; i++) {
-        player_account *a = m->players[i]->account;
-        a->rating += r.changes[i];
-        a->matches++;
-        a->wins += most >= 0 && r.scores[i] == most;
-    }
+    for (int i = 0; i < r.count; i++)
+        players_credit(m->players[i]->account, r.changes[i], most >= 0 && r.scores[i] == most);
     log_line(&out, "match %d: over after %d ticks, hash %08x; %s has won with %d points", r.match,
              m->game.state.tick, arena_match_hash(&m->game),
              most < 0 ? "nobody" : m->players[winner]->account->name, most);
@@ -447,8 +441,7 @@ static int receive_messages(session *s)
  * session, and nothing else. */
 static int run_session(packet_link *link)
 {
-    session s = {.link = link};
-    s.messages = (conc_limiter){.rate = 3 * ARENA_RATE, .burst = 6 * ARENA_RATE};
+    session s = {.link = link, .messages = {.rate = 3 * ARENA_RATE, .burst = 6 * ARENA_RATE}};
     CONC_TRY_IN(&s.group, conc_spawn(&s.group, tell, &s));
     int rc = receive_messages(&s);
     if (rc == -EBADMSG)
@@ -509,8 +502,8 @@ static int answer(http_connection *http, void *arg)
     if (strcmp(http->path, "/play") == 0)
         return play_by_websocket(http);
     if (strcmp(http->path, "/leaderboard") == 0)
-        return http_printf(http, 200, "%.*s",
-                           players_write_best(&server.known, LEADERS, text, sizeof text), text);
+        return http_printf(http, 200, "%.*s", players_write_best(&server.known, text, sizeof text),
+                           text);
     if (strcmp(http->path, "/stats") == 0)
         return http_printf(http, 200, "%.*s", write_stats(text, sizeof text), text);
     if (strcmp(http->path, "/") == 0 && options.page)
@@ -584,7 +577,7 @@ static int simulate(void *arg)
     conc_shield(1, log_flush, &out);
     log_close(&out);
     printf("\nrank\trating\tmatches\twon\tname\n%.*s\n",
-           players_write_best(&server.known, LEADERS, text, sizeof text), text);
+           players_write_best(&server.known, text, sizeof text), text);
     printf("%.*s", write_stats(text, sizeof text), text);
     arena_simulation_report(&s);
     return rc;
@@ -622,16 +615,6 @@ static const options_field fields[] = {
     OPTIONS_WORDS("N", &options.words, "as --players N, for --bots"),
 };
 
-/* Many connections need many descriptors. */
-static void raise_limit(void)
-{
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
-        limit.rlim_cur = limit.rlim_max;
-        setrlimit(RLIMIT_NOFILE, &limit);
-    }
-}
-
 int main(int argc, char **argv)
 {
     int status = options_read(fields, CONC_LEN(fields), argc, argv, "game_server [options]",
@@ -648,7 +631,7 @@ int main(int argc, char **argv)
         setenv("CONC_CLOCK", "virtual", 1);
         return conc_main(simulate, NULL);
     }
-    raise_limit();
+    descriptors_allow_most();
     if (options.bots)
         return conc_main(play_as_bots, NULL);
     if (options.goal)

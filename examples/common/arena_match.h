@@ -33,7 +33,6 @@ typedef struct arena_seat {
     uint16_t taken;     /* the number of its newest action that counts */
     bool settled;       /* it has a state after the end, with all its actions in it */
     int cheats;         /* impossible actions; one is forgiven every half second */
-    bool accused;       /* for the caller: that was said */
 } arena_seat;
 
 typedef struct arena_match {

@@ -315,28 +315,16 @@ static inline int datagrams_close(datagrams *d)
     return rc;
 }
 
-typedef struct datagram__wait {
-    conc_queue *inbox;
-    datagram__item item;
-} datagram__wait;
-
-static inline int datagram__get(void *arg)
-{
-    datagram__wait *w = arg;
-    return conc_queue_get(w->inbox, &w->item);
-}
-
 static inline ssize_t datagram_receive(datagram_peer *peer, void *buf, size_t size)
 {
-    datagram__wait w;
+    datagram__item in;
     double silence = peer->of->silence > 0 ? peer->of->silence : 30;
-    w.inbox = &peer->inbox;
-    int rc = conc_timeout(silence, datagram__get, &w);
-    if (rc < 0)
-        return rc == -ETIMEDOUT ? 0 : rc;
-    if (size > w.item.size)
-        size = w.item.size;
-    memcpy(buf, w.item.data, size);
+    conc_case cases[] = {CONC_CASE_GET(&peer->inbox, &in), CONC_CASE_AFTER(silence)};
+    if (CONC_TRY(conc_select(cases, CONC_LEN(cases))) == 1)
+        return 0;
+    if (size > in.size)
+        size = in.size;
+    memcpy(buf, in.data, size);
     return (ssize_t)size;
 }
 

@@ -121,7 +121,6 @@ typedef struct packet_pair {
     uint32_t luck; /* a seed, which decides which */
 
     packet_link server, client;
-    long lost;
 
     /* private */
     bool cut;
@@ -136,7 +135,6 @@ static inline int packet_pair__send(packet_link *l, const packet *p)
         pair->luck = pair->luck * 1664525u + 1013904223u;
         lost = (pair->luck >> 8) % 1000 < pair->loss * 1000;
     }
-    pair->lost += lost;
     if (lost)
         return 0;
     return conc_queue_put(l == &pair->server ? &pair->to_client : &pair->to_server, p);
@@ -157,13 +155,13 @@ static inline void packet_pair_open(packet_pair *pair)
     pair->to_client = (conc_queue)CONC_QUEUE(packet, PACKET_PAIR__ROOM);
 }
 
-/* From now on nothing arrives, and the server's receive returns 0, once; or things arrive again. */
-static inline void packet_pair_cut(packet_pair *pair, bool cut)
+/* From now on nothing arrives, and the server's receive returns 0, once; or things arrive again.
+ * -EAGAIN: the server has too much to receive to be told. */
+static inline int packet_pair_cut(packet_pair *pair, bool cut)
 {
     const packet nothing = {.size = 0};
     pair->cut = cut;
-    if (cut && conc_queue_try_put(&pair->to_server, &nothing) < 0)
-        pair->lost++; /* it is too busy to hear of it */
+    return cut ? conc_queue_try_put(&pair->to_server, &nothing) : 0;
 }
 
 static inline int packet_pair_close(packet_pair *pair)

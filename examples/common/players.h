@@ -14,11 +14,16 @@
 
 #include <float.h>
 #include <openssl/rand.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { PLAYERS_MOST = 4096 /* a power of two */, PLAYERS_NAME = 25 /* bytes, with the NUL */ };
+enum {
+    PLAYERS_MOST = 4096, /* a power of two */
+    PLAYERS_NAME = 25,   /* bytes, with the NUL */
+    PLAYERS_BEST = 10
+};
 
 typedef struct player_account {
     uint64_t token; /* a secret; its low bits are the index; 0: a free place */
@@ -54,6 +59,14 @@ static inline player_account *players_add(players *p)
     return best;
 }
 
+/* A match is over. */
+static inline void players_credit(player_account *a, int rating_change, bool has_won)
+{
+    a->rating += rating_change;
+    a->matches++;
+    a->wins += has_won;
+}
+
 static inline int players__compare(const void *a, const void *b)
 {
     const player_account *x = *(player_account *const *)a, *y = *(player_account *const *)b;
@@ -62,9 +75,9 @@ static inline int players__compare(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Writes a line for each of the best `most` who have played: rank, rating, matches, matches won,
- * name. Its length; too many lines end with one that is cut. */
-static inline int players_write_best(players *p, int most, char *text, size_t size)
+/* Writes a line for each of the best who have played: rank, rating, matches, matches won, name. Its
+ * length; lines that have no room are cut. */
+static inline int players_write_best(players *p, char *text, size_t size)
 {
     static player_account *best[PLAYERS_MOST];
     int n = 0, used = 0;
@@ -72,7 +85,7 @@ static inline int players_write_best(players *p, int most, char *text, size_t si
         if (a->matches > 0)
             best[n++] = a;
     qsort(best, (size_t)n, sizeof best[0], players__compare);
-    for (int i = 0; i < n && i < most && used < (int)size; i++)
+    for (int i = 0; i < n && i < PLAYERS_BEST && used < (int)size; i++)
         used += snprintf(text + used, size - (size_t)used, "%d\t%d\t%d\t%d\t%s\n", i + 1,
                          best[i]->rating, best[i]->matches, best[i]->wins, best[i]->name);
     return used;
