@@ -21,13 +21,13 @@
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"
 #include "../common/chat_load.h"
+#include "../common/descriptors.h"
 #include "../common/http.h"
 #include "../common/log.h"
 #include "../common/options.h"
 #include "../common/tls.h"
 #include "../common/websocket.h"
 #include <cjson/cJSON.h>
-#include <sys/resource.h>
 
 enum {
     NAME = 128,              /* bytes of a name, with its end */
@@ -691,16 +691,6 @@ static const char about[] = "Serves chat rooms until SIGINT or SIGTERM, and then
                             "an error, or a load whose\n"
                             "messages did not all arrive. 2: bad arguments.";
 
-/* A thousand clients are a thousand descriptors. */
-static void raise_limit(void)
-{
-    struct rlimit files;
-    if (getrlimit(RLIMIT_NOFILE, &files))
-        return;
-    files.rlim_cur = files.rlim_max;
-    setrlimit(RLIMIT_NOFILE, &files);
-}
-
 int main(int argc, char **argv)
 {
     char *load_words[] = {argv[0], "--load", NULL, "--clients", NULL, "--seconds", NULL, NULL};
@@ -715,7 +705,7 @@ int main(int argc, char **argv)
         return status;
     if (options.tls.certificate_file && tls_context_open_server(&options.tls))
         return fprintf(stderr, "chat: %s\n", options.tls.error), 1;
-    raise_limit();
+    descriptors_allow_most();
     if (!options.address)
         options.address = "127.0.0.1:8080";
     if (options.goal)
