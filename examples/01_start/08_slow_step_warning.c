@@ -6,7 +6,7 @@
    CONC_DEBUG=0 ./slow     # no reports; CONC_DEBUG=1 switches them on, in any program
    ./slow --read # blocks until you press Enter; meanwhile a report says where
 
-   It prints one report. ../expected/01_start/08_slow_step_warning.awk says what must hold.
+   It prints one report. ../expected/01_start/08_slow_step_warning.awk checks it.
    Hint: conc_options options = {.debug = true}; conc_run_with takes its address, fn and NULL. */
 #define CONC_STATIC
 #include "../../conc.h"

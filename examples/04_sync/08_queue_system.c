@@ -7,7 +7,7 @@
    CONC_CLOCK=virtual CONC_RANDOM=2 ./queue     # without the waiting; 3: other numbers
    ./queue --goal                               # 100 tasks of 5 producers
 
-   It prints something else in each run; ../expected/04_sync/08_queue_system.awk says what holds.
+   It prints something else in each run; ../expected/04_sync/08_queue_system.awk checks it.
    Hint: conc_queue_join waits until conc_queue_task_done was called for every task put. */
 #define CONC_STATIC
 #include "../../conc_sync.h"

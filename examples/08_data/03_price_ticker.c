@@ -5,7 +5,7 @@
    ./ticker
    CONC_RANDOM=2 CONC_CLOCK=virtual ./ticker     # other numbers, without the waiting
 
-   It prints something else each time; ../expected/08_data/03_price_ticker.awk says what must hold.
+   It prints something else each time; ../expected/08_data/03_price_ticker.awk checks it.
    Hint: conc_random(-200, 100) draws a number. After conc_gen_close the generator's conc_gen_emit
    returns -ECANCELED, so it can still say goodbye; Python's "break" alone closes it only later. */
 #define CONC_STATIC

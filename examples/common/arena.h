@@ -32,7 +32,7 @@
 enum {
     ARENA_RATE = 20, /* ticks a second */
     ARENA_PLAYERS = 8,
-    ARENA_SHELLS = 4, /* of a player, in the air at once */
+    ARENA_SHELLS = 4, /* of a player, in flight */
     ARENA_UNIT = 16,
     ARENA_TURN = 256, /* directions */
     ARENA_WIDTH = 1280 * ARENA_UNIT,
@@ -318,7 +318,7 @@ static inline void arena__hit(arena_player *p, arena_player *by)
     by->score++;
 }
 
-/* Whom a shell hits there; -1: nobody. */
+/* The player whom a shell hits there, or -1. */
 static inline int arena__target(const arena *a, const arena_player *by, int x, int y)
 {
     for (int i = 0; i < ARENA_PLAYERS; i++) {
@@ -442,7 +442,7 @@ static inline void arena__go(arena_bot *b, arena_action *action, int course, int
     }
 }
 
-/* Where to aim at so that a shell meets the target, if that goes on as before; and not too well. */
+/* Where to aim so that a shell meets the target, if it continues as before; imperfectly. */
 static inline int arena__aim(const arena *a, arena_bot *b, const arena_player *target, int dx,
                              int dy)
 {

@@ -69,7 +69,7 @@ enum { ARENA_CLIENT__AHEAD = 64 }; /* actions that may be on their way; a power 
 typedef struct arena_client {
     /* options */
     char name[ARENA_NAME];
-    int matches;         /* to play; 0: for ever */
+    int matches;         /* to play; 0: forever */
     const char *address; /* to dial */
     bool by_udp;         /* else by WebSocket */
     arena_bot bot;
@@ -84,7 +84,7 @@ typedef struct arena_client {
     /* private */
     packet in;
     int unanswered;                /* questions, in a row */
-    bool is_known;                 /* to the server, which has said WELCOME */
+    bool is_known;                 /* to the server, which has sent WELCOME */
     arena_roster roster;           /* .match 0: in none */
     uint16_t acted;                /* the tick of the last action */
     uint16_t seen;                 /* the last action that a state has */
@@ -109,7 +109,7 @@ static inline void arena_client_name(arena_client *c, int index, uint32_t seed)
     c->bot.skill = 20 + index * 37 % 61;
 }
 
-/* Says HELLO with what it has, so a client that was cut off plays on. */
+/* Sends HELLO with its token, so that a disconnected client can continue. */
 static inline int arena_client_hello(arena_client *c)
 {
     packet out = {0};

@@ -40,7 +40,7 @@ typedef struct chat_load {
     /* private */
     conc_sem connecting;
     conc_barrier joined; /* all of them */
-    conc_event talked;   /* everybody has said everything */
+    conc_event talked;   /* all messages were sent */
     conc_event over;     /* and all of it has come */
     int talking, connected;
     bool has_failed;
@@ -60,7 +60,7 @@ enum { CHAT_LOAD__ROOM = 20, CHAT_LOAD__CONNECTING = 50, CHAT_LOAD__PATIENCE = 5
 typedef struct chat_load__user {
     chat_load *of;
     int index, heard[CHAT_LOAD__ROOM]; /* heard: the newest number of each in the room */
-    int64_t first_id, place;           /* of what it hears, in the order of the room */
+    int64_t first_id, place;           /* of its received messages, in the room's order */
     char room[40];
     websocket w;
 } chat_load__user;

@@ -53,12 +53,12 @@ typedef struct checkpoint_part {
     size_t size;
 } checkpoint_part;
 
-/* Opens the files, and cuts off what is behind the checkpoint: 0. -EEXIST: a file is not empty, and
- * there is no checkpoint; -ESTALE: a file is shorter than its checkpoint says. */
+/* Opens the files, and truncates them to the checkpoint: 0. -EEXIST: a file is not empty, and there
+ * is no checkpoint; -ESTALE: a file is shorter than its checkpoint. */
 static inline int checkpoint_open(checkpoint *c);
 
-/* Appends the parts in their order, calls fn(arg) in a transaction meanwhile, and commits: 0. After
- * an error the database is as before; checkpoint_recover cuts the files. */
+/* Appends the parts in order while calling fn(arg) in a transaction, and commits: 0. After an error
+ * the database is unchanged; checkpoint_recover truncates the files. */
 static inline int checkpoint_commit(checkpoint *c, const checkpoint_part *parts, int count,
                                     conc_fn *fn, void *arg);
 static inline int checkpoint_recover(void *c);

@@ -25,8 +25,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
-/* Splits the line, which it changes, into exactly count fields, which point into it: NULL, or in
- * words what is wrong. */
+/* Splits the line, which it changes, into exactly count fields, which point into it: NULL, or an
+ * error text. */
 static inline const char *csv_split(char *line, char **fields, size_t count);
 
 typedef struct csv_file {

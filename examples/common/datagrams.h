@@ -80,7 +80,7 @@ typedef struct datagrams {
     /* options */
     int (*handler)(datagram_peer *peer, void *arg); /* runs in a task for each peer */
     void *arg;
-    int limit;      /* peers at once; 0: 4096. Others get no answer */
+    int limit;      /* most peers; 0: 4096. Others get no reply */
     double silence; /* seconds without a datagram that end datagram_receive with 0; 0: 30 */
 
     int count;          /* peers now */
@@ -344,7 +344,7 @@ static inline int datagram__hello(datagram_client *c)
     return n < 0 ? (int)n : 0;
 }
 
-/* Deals with what is not the caller's: what it was; 0: the caller's. */
+/* Handles datagrams not meant for the caller: their kind; 0: the caller's. */
 static inline int datagram__filter(datagram_client *c, const datagram__item *in)
 {
     int what = in->size >= 2 && in->data[0] == 0 ? in->data[1] : 0;

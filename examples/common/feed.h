@@ -37,7 +37,7 @@ typedef struct feed {
     int64_t position; /* of the next line */
     /* to read */
     int retries;
-    bool is_away; /* it is to be connected again */
+    bool is_away; /* it must reconnect */
     /* private */
     int failures; /* in a row */
     bool is_open;
@@ -59,7 +59,7 @@ typedef struct feed_server {
     void *arg;
 } feed_server;
 
-/* Serves each client, and says on stderr what it asks for. */
+/* Serves each client, and logs its requests on stderr. */
 static inline int feed_serve(feed_server *s);
 
 /* ---- the client ----------------------------------------------------------------------------- */

@@ -93,10 +93,10 @@
 #error "fetch.h: libcurl 7.87 or later is needed"
 #endif
 
-/* Connections, and what is the same for all requests. The options are to be set before the first
- * fetch, and stay borrowed until the close. */
+/* Connections, and settings common to all requests. Set the options before the first fetch; they
+ * are borrowed until the close. */
 typedef struct fetch_client {
-    int per_host;        /* connections to one host at once, at most; 0: 32 */
+    int per_host;        /* most connections to one host; 0: 32 */
     int connections;     /* in all, idle ones included; 0: 256 */
     const char *ca_file; /* certificates of authorities to trust, PEM; NULL: the system's */
     bool insecure;       /* certificates are not verified: anybody may pose as the server */
@@ -152,10 +152,11 @@ static inline const char *fetch_header(const fetch_response *r, const char *name
  * Not a checkpoint. From anywhere. */
 static inline void fetch_response_free(fetch_response *r);
 
-/* Closes all connections and releases all: 0. Requests that are under way in other tasks end with
- * -EPIPE. Closing twice, or what was never used, does nothing; the next fetch opens the client
- * anew. Not a checkpoint. Outside of a run, too. -EPERM, and nothing is closed: another thread's
- * loop has requests under way. */
+/* Closes all connections and releases all: 0. Requests in progress in other tasks end with -EPIPE.
+ * Closing it twice, or unused, does nothing; the next fetch reopens the client. Not a checkpoint.
+ * Also outside a run. -EPERM, and nothing is closed: another thread's loop has requests in
+ * progress.
+ */
 static inline int fetch_close(fetch_client *c);
 
 CONC_AUTO_TYPE(fetch_client, fetch_close);
@@ -475,7 +476,7 @@ static inline void fetch__act_on_ready(fetch__core *core)
         if (ready[i].data.fd != core->timer)
             fetch__act(core, ready[i].data.fd, events);
         else if (read(core->timer, &expirations, sizeof expirations) > 0)
-            fetch__act(core, CURL_SOCKET_TIMEOUT, 0); /* else it was set anew meanwhile */
+            fetch__act(core, CURL_SOCKET_TIMEOUT, 0); /* else it has since been set anew */
     }
 }
 

@@ -66,8 +66,8 @@ typedef struct frontier_setting {
     double *value;
 } frontier_setting;
 
-/* Begins a crawl, or goes on with it: "depth", "per-host", "delay" and "lease", and what else the
- * workers are to know. */
+/* Begins or continues a crawl: "depth", "per-host", "delay" and "lease", and what else the workers
+ * are to know. */
 static inline int frontier_begin(frontier *f, const frontier_setting *settings, size_t count);
 
 /* Adds one of the first URLs. */
@@ -88,8 +88,8 @@ typedef struct frontier_url {
 static inline int frontier_url_free(frontier_url *u);
 CONC_AUTO_TYPE(frontier_url, frontier_url_free);
 
-/* Waits for a URL that may be fetched now: 1; 0: the crawl is over, as no URL waits and nobody has
- * one. */
+/* Waits for a URL that may be fetched now: 1; 0: the crawl is over, because no URL is waiting or
+ * leased. */
 static inline int frontier_lease(frontier *f, frontier_url *u);
 
 /* Are the leases of this worker sure to hold now? False if it was held up for longer than they last

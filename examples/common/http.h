@@ -158,8 +158,8 @@ static inline const char *http_header(const http_connection *h, const char *name
  * client got 413), and those of http_read. */
 static inline ssize_t http_body(http_connection *h, char **data);
 
-/* Reads what there is of the body, at most n bytes; 0: the end. Errors: -EPROTO (malformed, the
- * client got 400), -ECONNRESET (the client left), -ETIMEDOUT (the client got 408). */
+/* Reads available bytes of the body, at most n; 0: the end. Errors: -EPROTO (malformed, the client
+ * got 400), -ECONNRESET (the client left), -ETIMEDOUT (the client got 408). */
 static inline ssize_t http_read(http_connection *h, void *buf, size_t n);
 
 /* Decodes n bytes of a path, such as one of its segments, with a NUL behind it: the length. Errors:
@@ -198,18 +198,18 @@ static inline int http_begin(http_connection *h, int status, int64_t length);
  * http_end; it waits while the client is slow. -EMSGSIZE: more than length; nothing was written. */
 static inline int http_write(http_connection *h, const void *data, size_t n);
 
-/* Sends what is kept: 0. For bodies that go on for long, such as events. */
+/* Sends buffered data: 0. For long-lasting bodies, such as events. */
 static inline int http_flush(http_connection *h);
 
-/* Ends the response, and sends what is kept: 0. -EINVAL: bytes of length are missing; the response
- * is cut short. http_next does it, too. */
+/* Ends the response, and sends buffered data: 0. -EINVAL: bytes of length are missing; the response
+ * is cut short. http_next does this too. */
 static inline int http_end(http_connection *h);
 
 /* Answers a request whose .upgrade is not NULL with 101 and the headers that were set: from now on
- * the stream is the caller's, who reads and writes the new protocol on it, and closes it. The
- * client's bytes behind the request are still in it. http_next returns 0. After an error, close the
- * stream as well: a second close does nothing. -EINVAL: no upgrade was asked for, or the body was
- * not read. */
+ * the caller owns the stream, reads and writes the new protocol on it, and closes it. The client's
+ * bytes behind the request are still in it. http_next returns 0. After an error, close the stream
+ * as well: a second close does nothing. -EINVAL: no upgrade was asked for, or the body was not
+ * read. */
 static inline int http_upgrade(http_connection *h, const char *protocol);
 
 /* A time as HTTP writes it, in any locale: "Sun, 06 Nov 1994 08:49:37 GMT". Returns out. */
@@ -925,7 +925,7 @@ static inline ssize_t http__read(http_connection *h, char *buf, size_t n)
     return h->part == HTTP__COMPLETE ? 0 : http__read_data(h, buf, n);
 }
 
-/* Reads what nobody has read of the body: 1; 0: it is too much. */
+/* Reads the unread rest of the body: 1; 0: too much. */
 static inline int http__skip(http_connection *h)
 {
     char waste[4096];
@@ -1130,7 +1130,7 @@ static inline int http__answer(void *arg)
     return rc;
 }
 
-/* The client of an answer that failed is told so, if that still can be. */
+/* Tells the client of a failed answer, if still possible. */
 static inline int http__apologise(http_connection *h, int rc)
 {
     char words[128];

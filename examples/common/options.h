@@ -43,8 +43,8 @@ typedef struct options_field {
     {.name = "", .value = value_, .words = to, .help = help_}
 /* clang-format on */
 
-/* Reads the arguments. -1: go on. 0: --help was printed to stdout. 2: they are bad, which was said on
- * stderr. So what is not negative is an exit status. */
+/* Reads the arguments. -1: go on. 0: --help was printed to stdout. 2: they are invalid, which was
+ * reported on stderr. So a result >= 0 is an exit status. */
 static inline int options_read(const options_field *fields, size_t count, int argc, char **argv,
                                const char *usage, const char *about)
     __attribute__((__warn_unused_result__));

@@ -33,8 +33,7 @@ typedef struct payment_sum {
 /* Makes the folder, if it is not there, and three sources of count records in it: 0. */
 static inline int payment_make_sources(const char *folder, int64_t count);
 
-/* Serves the fourth to each client of this listening socket, and says on stderr what it is asked
- * for. */
+/* Serves the fourth to each client of this listening socket, and logs requests on stderr. */
 static inline int payment_serve_feed(int fd, int64_t count);
 
 /* The good records of all four; what is in the table payments of a database, in its columns id and

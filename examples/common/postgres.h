@@ -111,7 +111,7 @@ typedef struct postgres_result {
 
 typedef int postgres_fn(postgres_db *db, void *arg);
 
-/* Connects. Waits, without a limit of its own; cancelled, it leaves nothing open. Errors: -EINVAL
+/* Connects. Waits, without its own limit; a cancel leaves nothing open. Errors: -EINVAL
  * (the connection string, or open already), -ECONNREFUSED (nobody there, no such host, no
  * PostgreSQL, and all else without a SQLSTATE), -EACCES (no password was given), the table above,
  * -EBUSY, -ENOMEM. */
@@ -254,8 +254,8 @@ static inline int postgres__fail(postgres_db *db, int rc, const char *sqlstate, 
     return conc_fail(rc, "%s", db->error);
 }
 
-/* Closes the connection, which is of no use any more. The words that the server sent last say
- * more than libpq's. */
+/* Closes the connection, which is no longer usable. The words that the server sent last say more
+ * than libpq's. */
 static inline int postgres__lose(postgres_db *db, const char *text)
 {
     if (!db->lost)
@@ -572,7 +572,7 @@ static inline int postgres__next_row(postgres_result *r)
     }
 }
 
-/* Reads the whole answer; goes on with it if it was cut short before. */
+/* Reads the whole reply; continues one that was cut short before. */
 static inline int postgres__collect(void *r)
 {
     int rc;

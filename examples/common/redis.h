@@ -112,13 +112,13 @@ static inline int redis_command_argv(redis_client *c, redis_reply *reply, int ar
                                      const char **argv, const size_t *sizes);
 
 /* Disconnects and frees what the client has: 0. Calls of other tasks return -EPIPE, and the close
- * returns when they have left the client; a cancel does not cut that short. Closing twice, or what
- * was never used, is harmless; a closed client may be used again. From a task, or outside a run. */
+ * returns when they have left the client; a cancel does not cut that short. Closing it twice, or
+ * unused, is harmless; a closed client may be reused. From a task, or outside a run. */
 static inline int redis_close(redis_client *c);
 
-/* Several commands that are sent at once, with no other task's commands in between. For a
- * transaction the first is MULTI and the last EXEC, whose reply holds the results; a command that
- * is wrong makes EXEC an error, and nothing is done. */
+/* Several commands sent together, with no other task's commands in between. For a transaction the
+ * first is MULTI and the last EXEC, whose reply holds the results; an invalid command makes EXEC an
+ * error, and nothing is done. */
 typedef struct redis_pipeline {
     redis_reply *replies; /* after a run: `count` of them, which belong to the pipeline */
     int count;            /* of the commands */
@@ -135,7 +135,7 @@ static inline int redis_pipeline_add_argv(redis_pipeline *p, int argc, const cha
                                           const size_t *sizes);
 
 /* Sends the commands and waits for all replies: 0, or -EIO or -EACCES for the first of them that is
- * an error, and all replies are there. After another error those are NULL that did not come. May be
+ * an error, and all replies are there. After another error missing replies are NULL. May be
  * repeated, which sends the commands again and frees the earlier replies. */
 static inline int redis_pipeline_run(redis_client *c, redis_pipeline *p);
 
@@ -334,7 +334,7 @@ static inline void redis__release(redis__link *l)
     free(l);
 }
 
-/* The request has left the list: its task goes on. */
+/* The request has left the list: its task continues. */
 static inline void redis__end(redis__request *r, int rc)
 {
     if (!r->replies) {
@@ -629,7 +629,7 @@ static inline int redis__connect_here(redis_client *c)
     return rc;
 }
 
-/* Waits for a connection: 0. A failure is told to all that wait for it. */
+/* Waits for a connection: 0. All waiters get a failure. */
 static inline int redis__connect(redis_client *c)
 {
     unsigned failures = c->failures;
@@ -972,7 +972,7 @@ static inline int redis__hear(redis_subscription *s, redisReply **reply)
     }
 }
 
-/* The connection is of no use any more: the next call renews it. */
+/* The connection is no longer usable: the next call renews it. */
 static inline int redis__give_up_link(const redis_subscription *s, int rc)
 {
     redis__lose(s->own.link, -ECONNRESET, "");

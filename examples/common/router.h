@@ -77,8 +77,8 @@ typedef struct router_dependency {
     const char *name;
     /* Opens it: 0 or more, and *value is what router_value returns. An error is the handler's. */
     int (*open)(router_request *r, void **value);
-    /* Closes what was opened. rc is what the handler returned: below 0, undo what it did. An error
-     * is the request's, unless the handler failed before; the client has its answer already. */
+    /* Closes what was opened. rc is the handler's result: if negative, undo its work. An error is
+     * the request's, unless the handler failed before; the client has its answer already. */
     int (*close)(router_request *r, void *value, int rc);
 } router_dependency;
 
@@ -96,8 +96,8 @@ typedef struct router {
     double close_limit;                  /* seconds to close a dependency; 0: 5 */
     /* answers with an error of the router's: 400, 404, 405, 414, 500 or 503. NULL: as text */
     int (*answer_error)(router_request *r, int status, const char *reason);
-    /* is told what happens: "in" or "out" of a middleware or handler, "open" or "close" of a
-     * dependency, and its name. NULL: nobody is */
+    /* called with each event: "in" or "out" of a middleware or handler, "open" or "close" of a
+     * dependency, and its name. NULL: not called */
     void (*trace)(router_request *r, const char *event, const char *name);
 } router;
 
@@ -122,7 +122,7 @@ struct router_request {
     int refusal; /* the status if there is no route */
     const router_step *steps[2 * ROUTER_MOST];
     size_t step, step_count;
-    int result, open_count; /* result: what the handler returned */
+    int result, open_count; /* result: the handler's */
     struct {
         const router_dependency *of;
         void *value;
@@ -135,7 +135,7 @@ struct router_request {
     char text[ROUTER_TEXT];
 };
 
-/* Answers one request. 0: the connection may go on with http_next. Negative: it has to end; the
+/* Answers one request. 0: the connection may go on with http_next. Negative: it must end; the
  * response was cut short, or the task cancelled. Waits. */
 static inline int router_answer(router_request *r);
 

@@ -137,10 +137,10 @@ typedef struct sqlite_db {
  * -EINVAL (options), -ENOTSUP (no .wal on this file system, or an SQLite without threads). */
 static inline int sqlite_open(sqlite_db *db, const char *path);
 
-/* Closes it when those that came before had their turn; whoever comes later gets -EBADF. Waits, and
- * a cancel does not cut that short. Rows that the task has open get -EBADF. Closing twice, or what
- * was never opened, does nothing. Also outside a run, once no task uses it any more. -EBUSY: in a
- * transaction of this connection. */
+/* Closes it after earlier callers had their turn; later ones get -EBADF. Waits, and a cancel does
+ * not cut that short. Rows that the task has open get -EBADF. Closing twice, or what was never
+ * opened, does nothing. Also outside a run, once no task uses it any more. -EBUSY: in a transaction
+ * of this connection. */
 static inline int sqlite_close(sqlite_db *db);
 CONC_AUTO_TYPE(sqlite_db, sqlite_close);
 
@@ -158,7 +158,7 @@ static inline int sqlite_ping(sqlite_db *db);
 
 /* The rows of a statement. All zero but for what you set. They belong to the task of the query. */
 typedef struct sqlite_rows {
-    int batch;    /* rows that are fetched at once, for large results; 0: all */
+    int batch;    /* rows fetched at a time, for large results; 0: all */
     size_t limit; /* bytes of memory for the rows, or for those of a batch; 0: 64 MiB */
     /* to read */
     const sqlite_value *row;  /* the current row: valid until the next sqlite_next */
@@ -183,12 +183,12 @@ typedef struct sqlite_rows {
 #define sqlite_query(db, rows, ...) \
     sqlite__query((db), (rows), sqlite__first(__VA_ARGS__, 0), sqlite__values(__VA_ARGS__))
 
-/* The next row, in rows->row: 1; 0: there are no more. Waits if a batch is to be fetched. An error,
- * -ECANCELED too, closes the rows. -EINVAL: no query; -EPERM: another task's batches. */
+/* The next row, in rows->row: 1; 0: no more. Waits if a batch must be fetched. An error, -ECANCELED
+ * too, closes the rows. -EINVAL: no query; -EPERM: another task's batches. */
 static inline int sqlite_next(sqlite_rows *rows);
 
 /* Ends the query and releases the rows; options stay. A cancel does not cut it short. Twice, or
- * without a query, it does nothing. -EPERM: another task's query, which goes on. */
+ * without a query, it does nothing. -EPERM: another task's query, which continues. */
 static inline int sqlite_rows_close(sqlite_rows *rows);
 CONC_AUTO_TYPE(sqlite_rows, sqlite_rows_close);
 

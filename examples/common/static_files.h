@@ -74,7 +74,7 @@ static inline int static_files__step(int folder, const char *segment)
     return rc;
 }
 
-/* It is open: what is it? */
+/* Determines what the open file is. */
 static inline int static_files__look(static_files__file *f)
 {
     int rc = fstat(f->fd, &f->about) ? -errno : 0;

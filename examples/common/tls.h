@@ -111,7 +111,7 @@ typedef struct tls_context {
 static inline int tls_context_open_client(tls_context *c);
 static inline int tls_context_open_server(tls_context *c);
 
-/* Closes it. Connections that are open go on. From anywhere; twice, or never opened, is fine. */
+/* Closes it. Open connections continue. From anywhere; twice, or unopened, is fine. */
 static inline void tls_context_close(tls_context *c);
 
 enum { TLS_NAME_SIZE = 32 };
@@ -127,7 +127,7 @@ typedef struct tls_connection {
     char error[400];          /* the newest error, in words */
     SSL *ssl;                 /* for questions to OpenSSL, such as SSL_get_version(t.ssl) */
     /* private */
-    BIO *in, *out;      /* what came and is not decrypted yet; what is encrypted and not sent */
+    BIO *in, *out;      /* received, not yet decrypted; encrypted, not yet sent */
     conc_stream *plain; /* where that comes from and goes to */
     conc_stream own;    /* the same, unless the caller gave one */
     int fd;             /* of own, else -1 */
@@ -137,7 +137,7 @@ typedef struct tls_connection {
     double handshake_timeout;
     bool is_open, feeding; /* feeding: a task waits for encrypted bytes */
     bool cut;              /* a write was cancelled, and the rest of its record is not sent */
-    bool broken;           /* nothing can be written any more */
+    bool broken;           /* nothing more can be written */
 } tls_connection;
 
 /* Connects to "host:port" and makes the handshake, in which the server has to prove that it is
@@ -271,7 +271,7 @@ static inline int tls__use_protocols(tls_context *c)
     return 0;
 }
 
-/* Trusts what the system trusts. OpenSSL's own default is a folder that it would read in the
+/* Trusts the system's certificates. OpenSSL's own default is a folder that it would read in the
  * middle of handshakes; so this looks for the same certificates in one file first. */
 static inline int tls__trust_system(SSL_CTX *s)
 {
@@ -663,7 +663,7 @@ static inline int tls__open_on(tls_connection *t, conc_stream *plain)
     }
     t->is_open = rc == 0;
     if (rc)
-        (void)conc_timeout(0, tls__release, t); /* what is not sent by now is dropped */
+        (void)conc_timeout(0, tls__release, t); /* unsent data is dropped */
     return rc;
 }
 

@@ -33,15 +33,15 @@
 #include <string.h>
 #include <sys/socket.h>
 
-/* A socket that receives what is sent to the address; a negative errno. */
+/* A socket that receives packets sent to the address; or a negative errno. */
 static inline int udp_listen(const char *address);
 
-/* A socket whose conc_send sends to the address, one packet a call. When nobody receives there, a
+/* A socket whose conc_send sends to the address, one packet a call. If nothing receives there, a
  * later call may be -ECONNREFUSED. */
 static inline int udp_dial(const char *address);
 
-/* Waits for a packet: its length, and a NUL behind it; what is over size - 1 bytes is cut off. Sets
- * *dropped to the number of packets that the kernel has dropped so far. */
+/* Waits for a packet: its length, and a NUL after it; longer ones are truncated to size - 1 bytes.
+ * Sets *dropped to the number of packets that the kernel has dropped so far. */
 static inline ssize_t udp_receive(int fd, char *packet, size_t size, uint64_t *dropped);
 
 /* ---- implementation ------------------------------------------------------------------------- */
