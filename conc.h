@@ -564,7 +564,7 @@ struct conc_task {
     uint8_t state, sink_kind;
     uint16_t cancels_in_a_row;
     bool has_handle, in_finished, collected;
-    bool failed; /* with an error not passed to its group */
+    bool failed; /* with an error, which its group, if it has one, has not recorded */
     uint16_t seal;
     bool name_allocated;  /* without a handle: conc_set_name allocated `name` */
     uint32_t errors_made; /* incremented by conc__set_error; never initialized */
@@ -1705,12 +1705,14 @@ typedef struct conc__source {
  *   3. Put a conc__wait with .task, .kind and .on on the stack, and conc__append it to a list.
  *   4. conc__park(l, &w) returns the wake-up's result.
  *   5. A grant performs the waiter's whole effect and then calls conc__wake, which takes the
- *      wait out of its list. A cancel arrives by conc__set_pending: it calls .cancel, which undoes
- *      anything else and never calls conc__wake, and if that returns true, wakes the task itself.
+ *      wait out of its list. A cancel arrives by conc__set_pending, which calls .cancel and, if that
+ *      returns true, wakes the task. So .cancel undoes anything else, and never calls conc__wake.
  *
  * Public calls also call conc__check_lost before they wait and conc__spend_budget if they need not
- * wait; objects that other runs may reach are checked by conc__ours or conc__may_wait (conc_sync.h,
- * whose conc__wait_unless does all of this; conc_latch is the shortest example). */
+ * wait. For objects that other runs may reach, conc_sync.h has conc__may_wait in place of
+ * conc__checkpoint, conc__wait_in for steps 3 and 4, and conc__ours for calls that do not wait. If
+ * all waiters wait for the same condition, its conc__wait_unless and conc__wake_all do everything:
+ * conc_latch is the shortest example. The grants of conc_sem go to single waiters. */
 typedef struct conc__wait_kind {
     /* for the dump, such as "joins"; details() prints the rest */
     const char *what;
@@ -1919,9 +1921,9 @@ enum { CONC__PAUSING = 4, CONC__FD_LISTS };
  *   UNKNOWN  the loop knows nothing of the file, and the    a task waits: to FOREIGN, or to
  *            poller does not have it; only tasks that       REFUSED; conc opens a socket with
  *            pause may be in the lists                      this number: to OWN
- *   FOREIGN  conc did not open it, and close(2) may close   the poller finds that the number
- *            it without conc's knowledge; the poller has    means another file, or none: to
- *            it, and reports one event for each arming      UNKNOWN
+ *   FOREIGN  conc did not open it, and close(2) may close   conc__fd_confirm (a new wait, an event
+ *            it without conc's knowledge; the poller has    or the rounds of conc__verify) finds
+ *            it, and reports one event for each arming      another file, or none: to UNKNOWN
  *   REFUSED  as FOREIGN, but the poller refuses it, as it   fstat(2) finds the same: to
  *            is always ready; tasks may wait only for a     UNKNOWN
  *            hang-up, which only a close ends
@@ -4978,7 +4980,7 @@ CONC__COLD int64_t conc__until_job_limit(conc_loop *l)
 CONC__PRIVATE bool conc__idle(conc_loop *l)
 {
     int64_t next = conc__wheel_next(&l->clock.wheel);
-    bool at_work = conc__at_work(l); /* before the posts are checked, see there */
+    bool at_work = conc__at_work(l); /* before the posts are checked: see conc__at_work */
     bool jumps = l->clock.is_virtual && next != CONC__NEVER;
     int64_t job_limit = CONC__NEVER;
     if (CONC__UNLIKELY(l->job.limit != CONC__NEVER))
@@ -5444,8 +5446,8 @@ CONC_API CONC__CALLED int conc_settle(void)
  *                         passed (then `expired` is set too)
  *   shielded       scope  cancels from around it do not apply          conc_scope_shield
  *   asked          task   conc_cancel was called on the task, or its   conc__task_cancel,
- *                         starter was cancelled; main_fn's is over     conc__start_cancel;
- *                         when it has returned                         conc__wind_up
+ *                         starter was cancelled; cleared for main_fn   conc__start_cancel;
+ *                         when it returns                              conc__wind_up
  *   doomed         loop   a deadlock or a failure cancels everything   conc__doom, once
  *   effective      scope  a cancel applies inside the scope            conc__scope_open,
  *                                                                      conc__spread
@@ -5457,6 +5459,9 @@ CONC_API CONC__CALLED int conc_settle(void)
  *              one: asked || effective of the scope of the task's group || doomed
  *   effective  cancel_called || (around && !shielded) || doomed
  *   pending    `effective` of the task's innermost scope; without a scope, `around`
+ *
+ * So cancel_called implies effective; asked implies pending unless a shielded scope is in between;
+ * neither holds the other way round. When a scope has ended, its `effective` means nothing.
  *
  * A checkpoint tests only `pending`. A change spreads inward through its task's scopes. At a group
  * it marks the children, which a list holds until their turn, so depth costs no stack. */
@@ -8417,8 +8422,8 @@ CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
     f->read_error = f->write_error = 0;
 }
 
-/* The same for a file not closed by a conc_close of this loop. If conc had opened it, debug mode
- * reports that. */
+/* As conc__fd_gone, for a file not closed by a conc_close of this loop. If conc had opened it, debug
+ * mode reports that. */
 CONC__COLD void conc__fd_lost(conc_loop *l, conc__fd *f)
 {
     char what[64];
@@ -8443,8 +8448,8 @@ CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
     return number;
 }
 
-/* The same for a file opened by conc that the poller does not watch. If the number shares its
- * counter, another number may have been closed: the loop then just forgets its knowledge of the
+/* As conc__fd_confirm, for a file opened by conc that the poller does not watch. If the number shares
+ * its counter, another number may have been closed: the loop then just forgets its knowledge of the
  * file, and relearns it. */
 CONC__PRIVATE bool conc__fd_own_confirm(conc_loop *l, conc__fd *f)
 {
@@ -8458,7 +8463,7 @@ CONC__PRIVATE bool conc__fd_own_confirm(conc_loop *l, conc__fd *f)
     return true;
 }
 
-/* Does the number still refer to the same file? If not, it is gone. */
+/* Does the number still refer to the same file? If not, its waiters get -EBADF. */
 CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f)
 {
     if (f->state == CONC__FD_UNKNOWN || conc__fd_is_certain(l, f))
@@ -8480,7 +8485,7 @@ CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f)
     return same;
 }
 
-/* The same for one that the poller watches; also arms it for these events. */
+/* As conc__fd_confirm; also arms the descriptor for these events, if the poller watches it. */
 CONC__PRIVATE bool conc__fd_arm(conc_loop *l, conc__fd *f, int events)
 {
     if (f->state != CONC__FD_FOREIGN)

@@ -215,8 +215,8 @@ CONC_API void conc__auto_conc_procs(conc_procs *p);
  * -EOWNERDEAD (the worker died in fn; conc_last_error says how), -ECANCELED (a worker in fn is
  * killed), -EAGAIN (no worker can be started now), -ENOTRECOVERABLE (workers fail to start, or init
  * failed; conc_last_error says why; only closing and reopening the pool helps), -EINVAL, -EPIPE
- * (closed), -ENOMEM, -EPERM. A worker's death fails only its own job, and the worker is replaced.
- */
+ * (closed), -ENOMEM, -EPERM. A worker's death fails only its own job; a job that finds no idle
+ * worker gets a new one. */
 CONC_API int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size) CONC_NODISCARD;
 
 /* The same without waiting for the job, which owns the bytes at arg until it has ended. */
@@ -463,7 +463,8 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *  job context   what a worker thread runs: a job, and around it the job that waits for it
  *  cancel hook   called when a waiting job is asked to stop
  *  cancel layer  a map or a shield around a part of a job, which adds or hides such a request
- *  clock         a loop whose clock is virtual; a job that holds it keeps time from advancing
+ *  clock         a loop whose clock is virtual. The loop's at_work counts the jobs that hold it, which
+ *                keeps time from advancing; conc_loop_hold does something else
  *  shared pools  the pools of threads that conc_offload, files, names and children use
  *  abandoned     a job whose task no longer waits for it; its thread is lost to the pool until it
  *                ends
@@ -480,7 +481,9 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *    conc__live_runs.mutex (conc.h)
  *    a loop's mutex (of a run inside a job before that of its job's clock); a thread event's mutex
  *
- *  mapping_mutex, in a worker process, is held while mapping the segment, and during a fork.
+ *  mapping_mutex, in a worker process, is held while mapping the segment, and during a fork. While
+ *  it holds the mutex of a conc__semaphore (macOS), or any other mutex of conc.h, a thread takes no
+ *  further lock.
  *
  *  Contents: >>waiting >>queue >>jobs >>threads >>pool >>map >>in_jobs >>offload >>channel >>select
  *  >>files >>names >>child >>shared >>functions >>workers >>supervisor >>procs >>init
@@ -4462,7 +4465,7 @@ CONC__PRIVATE int conc__outside_begin_channel(conc__outside_wait *w)
     return 1;
 }
 
-/* Under both mutexes: the job has not ended. */
+/* With conc__job_queues_mutex and the job queue's mutex locked. The job has not ended. */
 CONC__PRIVATE int conc__outside_line_up(conc_loop *l, conc__outside_wait *w, conc_job *j)
 {
     w->waiter.queue = j->queue;
@@ -7892,9 +7895,10 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
  *   NONE      there is no process
  *   STARTING  the process was started and calls init
  *   IDLE      waits for a request; it has no job
- *   COPYING   the supervisor copies large data to it or from it, without the mutex
+ *   COPYING   data is copied to it or from it: large data by the supervisor, without the mutex;
+ *             small data by any thread under the mutex, so that no other thread sees this state
  *   BUSY      has a request; `awaited` while any thread may collect its reply
- *   LEAVING   was killed or told to quit, or is being started; it has no job
+ *   LEAVING   was killed or told to quit; or its process is being made
  *
  *   Any thread that holds the mutex makes these changes:
  *
@@ -7906,7 +7910,7 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
  *
  *   Only the supervisor makes these:
  *
- *   NONE      -> STARTING  jobs are queued and no worker is idle
+ *   NONE      -> LEAVING   jobs are queued and no worker is idle; -> STARTING when it has a process
  *   IDLE      -> COPYING   it gets a large job; COPYING -> BUSY when the data was copied
  *   BUSY      -> COPYING   it has replied to a large job; COPYING -> IDLE
  *   IDLE      -> LEAVING   the pool was closed

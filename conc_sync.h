@@ -840,6 +840,7 @@ CONC__FAST void conc__lock_hand_over(conc_loop *l, conc_lock *k)
     k->owner = NULL;
     if (w) {
         conc__lock_grant(l, k, w->task, w->item);
+        /* value: 0, or the result that a conc_cond_wait returns once it holds the lock again */
         conc__wake_first(l, &k->waits, w->value);
     }
 }
