@@ -1705,8 +1705,8 @@ typedef struct conc__source {
  *   3. Put a conc__wait with .task, .kind and .on on the stack, and conc__append it to a list.
  *   4. conc__park(l, &w) returns the wake-up's result.
  *   5. A grant performs the waiter's whole effect and then calls conc__wake, which takes the
- *      wait out of its list. A cancel arrives by conc__set_pending, which calls .cancel and, if that
- *      returns true, wakes the task. So .cancel undoes anything else, and never calls conc__wake.
+ *      wait out of its list. A cancel arrives by conc__set_pending, which calls .cancel and, if
+ *      that returns true, wakes the task. So .cancel never calls conc__wake itself.
  *
  * Public calls also call conc__check_lost before they wait and conc__spend_budget if they need not
  * wait. For objects that other runs may reach, conc_sync.h has conc__may_wait in place of
@@ -8422,8 +8422,8 @@ CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
     f->read_error = f->write_error = 0;
 }
 
-/* As conc__fd_gone, for a file not closed by a conc_close of this loop. If conc had opened it, debug
- * mode reports that. */
+/* As conc__fd_gone, for a file not closed by a conc_close of this loop. If conc had opened it,
+ * debug mode reports that. */
 CONC__COLD void conc__fd_lost(conc_loop *l, conc__fd *f)
 {
     char what[64];
@@ -8448,9 +8448,9 @@ CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
     return number;
 }
 
-/* As conc__fd_confirm, for a file opened by conc that the poller does not watch. If the number shares
- * its counter, another number may have been closed: the loop then just forgets its knowledge of the
- * file, and relearns it. */
+/* As conc__fd_confirm, for a file opened by conc that the poller does not watch. If the number
+ * shares its counter, another number may have been closed: the loop then just forgets its
+ * knowledge of the file, and relearns it. */
 CONC__PRIVATE bool conc__fd_own_confirm(conc_loop *l, conc__fd *f)
 {
     if (conc__fd_not_closed(f))

@@ -463,8 +463,8 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *  job context   what a worker thread runs: a job, and around it the job that waits for it
  *  cancel hook   called when a waiting job is asked to stop
  *  cancel layer  a map or a shield around a part of a job, which adds or hides such a request
- *  clock         a loop whose clock is virtual. The loop's at_work counts the jobs that hold it, which
- *                keeps time from advancing; conc_loop_hold does something else
+ *  clock         a loop whose clock is virtual. The loop's at_work counts the jobs that hold it,
+ *                which keeps time from advancing; conc_loop_hold does something else
  *  shared pools  the pools of threads that conc_offload, files, names and children use
  *  abandoned     a job whose task no longer waits for it; its thread is lost to the pool until it
  *                ends
