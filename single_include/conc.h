@@ -9,7 +9,7 @@
  * their own small stacks, groups that wait for all their children, cancellation that reaches
  * every wait, timeouts that are scopes.
  *
- * Do this in exactly one C file, and include the header plainly everywhere else:
+ * Do this in exactly one C file, and just include the header everywhere else:
  *
  *     #define CONC_IMPLEMENTATION
  *     #include "conc.h"
@@ -27,39 +27,39 @@
  *     }
  *     int main(void) { return conc_main(app, NULL); }
  *
- * There is nothing to link or install: cc file.c. C11 and later, GCC or Clang; a C++17 file can
- * include and call the declarations.
+ * There is nothing to link or install: cc file.c. C11 or later, GCC or Clang; C++17 files can
+ * include the header and call its functions.
  *
  * Conventions
  *   Results   0 or a count is success, a negative errno is failure. errno itself is left alone;
  *             each task has its own.
- *   Calling   a call may be made from any task, and outside a run returns -EPERM, unless its
- *             comment says otherwise. A function given to conc_post must not wait: a call that
- *             would have to wait returns -EPERM there.
+ *   Calling   any task may make a call, and outside a run it returns -EPERM, unless its comment
+ *             says otherwise. A function passed to conc_post must not wait: there, a call that
+ *             would have to wait returns -EPERM.
  *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run. If a scope around it
- *             is cancelled or out of time, it returns -ECANCELED and has had no effect: clean up
- *             and return.
+ *             is cancelled or timed out, it returns -ECANCELED, without effect: clean up and
+ *             return.
  *   Threads   a task stays on the thread of its run. Only conc_post, conc_loop_run and the two
  *             hold calls may come from other threads.
- *   Forks     in a forked child the parent's runs are dead: calls in their tasks return -EPERM. A
- *             run of the child's own may use the same handles, groups, locks, queues and streams:
- *             what the parent's tasks have or wait for does not count there. A stream keeps the
- *             bytes that were in its buffers, as stdio's files do.
- *   Time      is in seconds, as a double, rounded up to whole nanoseconds inside; nothing ever
+ *   Forks     in a forked child the parent's runs are dead: calls in their tasks return -EPERM. The
+ *             child's own runs may use the same handles, groups, locks, queues and streams, which
+ *             ignore whatever the parent's tasks hold or wait for. A stream keeps its buffered
+ *             bytes, as stdio's files do.
+ *   Time      is in seconds, as a double, internally rounded up to whole nanoseconds; nothing ever
  *             wakes early.
- *   Memory    an all-zero object is valid; options are its first fields, and zero is their
- *             default. `arg` is borrowed until the task has ended. conc frees only what it
- *             allocated; out of memory is -ENOMEM, never an abort.
+ *   Memory    an all-zero object is valid; its options are its first fields and default to zero.
+ *             `arg` is borrowed until the task has ended. conc frees only what it allocated; out of
+ *             memory is -ENOMEM, never an abort.
  *   Misuse    that conc detects is -EINVAL (a bad argument, the wrong order), -EPERM (not the
  *             owner, not in a task), -EDEADLK (on oneself) or -EBUSY (in use), and changes
- *             nothing. If a function has returned with its own group or scope still open, or a
- *             loop has set the variable anew in its next round, memory is lost already: conc
- *             reports which and where, and aborts.
+ *             nothing. If a function returns with its own group or scope still open, or a loop's
+ *             next round reinitializes the variable, memory is already corrupt: conc reports which
+ *             and where, and aborts.
  *
- * Options, all to be defined before the include that has CONC_IMPLEMENTATION
+ * Options, all to be defined before the include that defines CONC_IMPLEMENTATION
  *   CONC_STATIC          instead of it: every function is static, a private copy for this file;
  *                        copies cannot share objects
- *   CONC_API             put before every function; by default hidden visibility
+ *   CONC_API             precedes every function; by default hidden visibility
  *   CONC_STACK_SIZE      bytes of a task's stack (256 KiB of address space, committed as touched;
  *                        64 KiB on 32 bits)
  *   CONC_GUARD_SIZE      bytes of address space below each stack that fault when touched, in whole
@@ -70,30 +70,28 @@
  *   CONC_TLS             attribute of the one thread-local pointer, such as
  *                        __attribute__((tls_model("initial-exec")))
  *   CONC_NO_ENV          do not read the environment variables below
- *   CONC_NO_EPOLL        the loop waits with poll(2) instead of epoll (Linux) or kqueue (macOS)
- *   CONC_USE_UCONTEXT    switch stacks by ucontext, as conc does on processors for which it has no
- *                        switch of its own
+ *   CONC_NO_EPOLL        wait with poll(2) instead of epoll (Linux) or kqueue (macOS)
+ *   CONC_USE_UCONTEXT    switch stacks with ucontext, as on processors for which conc has no switch
+ *                        of its own
  *   CONC_SAVE_FPU        each task keeps its own floating-point control state (rounding,
  *                        exception masks)
- *   CONC_GUARD_REPORT    report a stack overflow even without debug mode (by a handler for
- *                        SIGSEGV)
+ *   CONC_GUARD_REPORT    report a stack overflow even without debug mode (with a SIGSEGV handler)
  *   CONC_NO_DIAGNOSTICS  leave out debug mode, traces, dumps and backtraces, for small programs
- *                        and quick compiles: a run with .debug or .trace, also by the environment,
- *                        is then -ENOTSUP, and a deadlock is reported without the tree of tasks
+ *                        and quick compiles: a run with .debug or .trace, even from the
+ *                        environment, is then -ENOTSUP, and a deadlock report omits the task tree
  *
  * Environment: CONC_DEBUG=1, CONC_CLOCK=virtual, CONC_SEED=7, CONC_RANDOM=7, CONC_TRACE=file,
- * CONC_POLL=poll|epoll|kqueue, CONC_STACK=bytes override the options of a run; they are not read
- * in a set-user-ID program. If a value is invalid, or not available on this system, the run fails
- * with -EINVAL.
+ * CONC_POLL=poll|epoll|kqueue, CONC_STACK=bytes override a run's options, except in a set-user-ID
+ * program. If a value is invalid or unavailable on this system, the run fails with -EINVAL.
  *
  * Contents: >>version >>run >>time >>scopes >>groups >>tasks >>errors >>locals >>generators
- * >>descriptors >>streams >>signals >>loops >>embedding >>reports, then the implementation,
- * whose sections are listed where it starts, then the licence. */
+ * >>descriptors >>streams >>signals >>loops >>embedding >>reports, then the implementation, which
+ * lists its sections at its start, and the licence. */
 #ifndef CONC_H
 #define CONC_H
 
-/* A strict -std=c11, and _POSIX_C_SOURCE or _XOPEN_SOURCE in any mode, hide what the
- * implementation needs; this asks for it, before any system header. */
+/* A strict -std=c11, and _POSIX_C_SOURCE or _XOPEN_SOURCE in any mode, hide declarations that the
+ * implementation needs; this requests them before any system header. */
 #ifndef _DEFAULT_SOURCE
 #define _DEFAULT_SOURCE 1
 #endif
@@ -118,7 +116,7 @@ extern "C" {
 #if defined CONC_STATIC && defined __OPTIMIZE__
 #define CONC_API static __attribute__((__unused__))
 #elif defined CONC_STATIC
-/* without optimization, GCC leaves out an unused function only if it is inline */
+/* without optimization, GCC omits an unused function only if it is inline */
 #define CONC_API static inline
 #else
 #define CONC_API __attribute__((__visibility__("hidden")))
@@ -151,7 +149,7 @@ CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__JOIN(a, b) CONC__JOIN2(a, b)
 #define CONC__JOIN2(a, b) a##b
 
-/* A variable with the type of its value, and conditions that a macro checks at compile time. */
+/* A variable with its value's type, and compile-time conditions of macros. */
 #ifdef __cplusplus
 #define CONC__AUTO_VALUE auto
 #define CONC__REQUIRE static_assert
@@ -167,8 +165,7 @@ enum { CONC__A_POINTER = 5 /* the result of __builtin_classify_type for one */ }
 
 /* Were a macro's optional last arguments given? They are passed as a string. */
 #define CONC__GIVEN(text) (sizeof(text) > 1)
-/* Expands to the call if so. It is outside of the block, so that compound literals in it live
- * on. */
+/* Expands to the call if so. It is outside the block, so that compound literals in it survive. */
 #define CONC__IF_GIVEN(text, otherwise, call) \
     (__extension__({ CONC__REQUIRE(CONC__GIVEN(text), otherwise); }), call)
 
@@ -179,19 +176,18 @@ enum { CONC__A_POINTER = 5 /* the result of __builtin_classify_type for one */ }
 #define CONC_VERSION_PATCH 0
 #define CONC_VERSION "0.1.0"
 
-/* The version of the implementation that was linked; CONC_VERSION is that of the header.
- * Callable from anywhere. */
+/* The linked implementation's version; CONC_VERSION is the header's. Callable from anywhere. */
 CONC_API const char *conc_version(void);
 
 /* ---- >>run ---------------------------------------------------------------------------------- */
 
 /* the event loop of one run; there is at most one in a thread */
 typedef struct conc_loop conc_loop;
-typedef struct conc_task conc_task;   /* a running function with a stack of its own */
-typedef struct conc_group conc_group; /* a set of tasks that are waited for together */
-/* a stretch of code that can be cancelled or run out of time */
+typedef struct conc_task conc_task;   /* a running function with its own stack */
+typedef struct conc_group conc_group; /* a set of tasks awaited together */
+/* a stretch of code that can be cancelled or time out */
 typedef struct conc_scope conc_scope;
-typedef struct conc_gen conc_gen; /* a function that hands out items one by one */
+typedef struct conc_gen conc_gen; /* a function that emits items one by one */
 
 /* The body of a task: 0 or more is success, negative is an error. */
 typedef int conc_fn(void *arg);
@@ -205,88 +201,87 @@ typedef struct conc_failure {
 } conc_failure;
 
 typedef struct conc_options {
-    /* bytes for a task, at least 16384; 0: CONC_STACK_SIZE. main_fn never gets less than that */
+    /* bytes per task, at least 16384; 0: CONC_STACK_SIZE, main_fn's minimum */
     size_t stack_size;
-    bool virtual_clock; /* when nothing can run, time jumps to the next deadline; it starts at 0 */
-    uint64_t seed;      /* not 0: ready tasks run in a random order, which the seed reproduces */
-    /* Checks, and reports mistakes on stderr: tasks that hold the loop, with a backtrace while they
-     * do; locks, generators and streams left behind; background tasks whose arg is on the stack of
-     * main_fn, which has returned; ignored cancels; calls from a wrong thread; stack overflow; and
-     * how much stack was used. `kill -USR2` prints the tasks. */
+    bool virtual_clock; /* time starts at 0; when nothing can run it jumps to the next deadline */
+    uint64_t seed;      /* nonzero: ready tasks run in a random order that the seed reproduces */
+    /* Checks for mistakes and reports them on stderr: tasks that block the loop, with a backtrace
+     * while they do; leaked locks, generators and streams; background tasks whose arg is on the
+     * stack of main_fn, which has returned; ignored cancels; calls from a wrong thread; stack
+     * overflow. Reports stack usage. `kill -USR2` prints the tasks. */
     bool debug;
-    double slow_step; /* seconds; debug: report a task that holds the loop longer; 0: 0.1 */
-    /* Seeds conc_random: the same seed gives the same numbers. 0: .seed if that is set, else 1 on
-     * the virtual clock, else a number from the clock */
+    double slow_step; /* seconds; debug: report a task that blocks the loop longer; 0: 0.1 */
+    /* Seeds conc_random: the same seed yields the same numbers. 0: .seed if set, else 1 on the
+     * virtual clock, else a number from the clock */
     uint64_t random;
-    /* SIGINT or SIGTERM cancels main_fn, and the run's result is -EINTR; a second one, at least
-     * 0.1 s later, kills the program. Not if the program handles or ignores the signal when the run
-     * begins, nor while a conc_signals receives it. On the real clock main_fn may sleep for ever
+    /* SIGINT or SIGTERM cancels main_fn, and the run returns -EINTR; a second one, at least 0.1 s
+     * later, kills the program. Has no effect on a signal that the program handles or ignores when
+     * the run begins, or that a conc_signals receives. On the real clock main_fn may sleep forever
      * (conc_sleep(CONC_FOREVER)) to wait for the signal: that is no deadlock, unless other tasks
      * wait for each other in a circle. */
     bool interrupt;
-    /* Write a trace of all tasks to this file, in Chrome's trace event format, for Perfetto or
-     * about:tracing: a row for each task, with spans for its steps and waits and arrows from what
-     * woke it, on the loop's clock. NAME.2, NAME.3, ... if another run is writing NAME. If the file
-     * cannot be opened, the run fails. If writing fails (a full disk), conc reports it and
-     * continues untraced. NULL: no trace. */
+    /* Trace all tasks to this file, in Chrome's trace event format, for Perfetto or about:tracing:
+     * a row per task, with spans for its steps and waits and arrows from its wakers, on the loop's
+     * clock. NAME.2, NAME.3, ... if another run is writing NAME. If the file cannot be opened, the
+     * run fails. If writing fails (a full disk), conc reports it and continues untraced. NULL: no
+     * trace. */
     const char *trace;
-    /* called for errors that nothing has collected; NULL: print them to stderr. It runs on the
-     * loop, between two tasks, as a posted function does */
+    /* called for uncollected errors; NULL: print them to stderr. Runs on the loop, between two
+     * tasks, like a posted function */
     void (*on_error)(const conc_failure *f, void *user);
     void *user; /* passed to on_error */
 } conc_options;
 
 /* Runs main_fn(arg) as the first task of a new loop on this thread, until it and every other task
  * have ended. Returns its result. Errors: -EBUSY (inside a run), -EINVAL (NULL function or invalid
- * options), -ENOMEM, -ENOTSUP (the processor's shadow stack is on), that of a system call that
- * failed, and -EDEADLK (every task waited for ever). At its end, the run cancels background tasks
- * and waits for them, and closes generators that are open. Callable from any thread. */
+ * options), -ENOMEM, -ENOTSUP (the processor's shadow stack is on), a failed system call's, and
+ * -EDEADLK (every task waited forever). Finally, the run cancels background tasks, waits for them,
+ * and closes open generators. Callable from any thread. */
 CONC_API int conc_run(conc_fn *main_fn, void *arg);
 CONC_API int conc_run_with(const conc_options *options, conc_fn *main_fn, void *arg);
 
 /* For `return conc_main(app, NULL);` in main(): conc_run with .interrupt. Returns an exit status: 0
- * if main_fn returned no error, even after a signal had cancelled it; 1 after an error, which it
- * prints to stderr with its task, location and text; 128 + n if signal n interrupted the run and
- * main_fn returned -ECANCELED. conc_set_exit_status replaces the first two.
+ * if main_fn returned no error, even if a signal cancelled it; 1 after an error, which it prints to
+ * stderr with its task, location and text; 128 + n if signal n interrupted the run and main_fn
+ * returned -ECANCELED. conc_set_exit_status replaces the first two.
  *     int conc_main(conc_fn *main_fn, void *arg); */
 #define conc_main(...) conc__main(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg);
 
-/* Sets what conc_main returns instead of 0, or of 1, in which case it still prints the error. From
- * any task or posted function of conc_main's run; the last call counts. Under conc_run it has no
- * effect. A status outside 0 to 255 changes nothing. */
+/* Makes conc_main return this status instead of 0 or 1; it still prints any error. From any task or
+ * posted function of conc_main's run; the last call counts. Under conc_run it has no effect. A
+ * status outside 0 to 255 is ignored. */
 CONC_API void conc_set_exit_status(int status);
 
-/* A random number, low <= x < high (low if high is not above it). The numbers repeat from run to
- * run under .random or a seed, and on the virtual clock. Not for secrets. Outside a run: low. */
+/* A random number, low <= x < high (low if high <= low). The numbers are the same in every run
+ * under .random or a seed, and on the virtual clock. Not for secrets. Outside a run: low. */
 CONC_API double conc_random(double low, double high);
 
 /* ---- >>time --------------------------------------------------------------------------------- */
 
 #define CONC_FOREVER 1e300 /* as a timeout: none; as a deadline: never */
 
-/* Seconds on the loop's clock: a monotonic one with an arbitrary start, or the virtual clock.
- * Outside a run, the monotonic one. */
+/* Seconds on the loop's clock: monotonic with an arbitrary start, or virtual. Outside a run, the
+ * monotonic clock. */
 CONC_API double conc_now(void);
 
-/* Sleeps s seconds, or until conc_now() is t. Waits; if that is already due, yields once. NaN:
- * -EINVAL. */
+/* Sleeps s seconds, or until conc_now() is t. Waits; if already due, yields once. NaN: -EINVAL. */
 CONC_API int conc_sleep(double s);
 CONC_API int conc_sleep_until(double t);
 
-/* Lets every ready task run once (under a seed, some of them). Waits. Other calls, if they need not
- * wait, return without letting others run, about 256 times in a row. Call this in a long
- * computation, and in a loop of such calls that depends on what other tasks do. */
+/* Lets every ready task run once (under a seed, some of them). Waits. Other calls that need not
+ * wait return without letting others run, about 256 times in a row. Call this in a long
+ * computation, and in a loop of such calls that depends on other tasks. */
 CONC_API int conc_yield(void);
 
-/* Holds the whole loop for s seconds, as a long computation or a blocking call would: for
- * demonstrations and tests. The virtual clock moves by s. Afterwards, time limits that have passed
- * are in force. NaN: -EINVAL. Not a checkpoint. In a job of conc_pool.h it blocks the job's thread,
- * and returns -ECANCELED once the job is asked to end. */
+/* Blocks the whole loop for s seconds, as a long computation or a blocking call would: for
+ * demonstrations and tests. The virtual clock advances by s. Time limits that pass take effect
+ * afterwards. NaN: -EINVAL. Not a checkpoint. In a job of conc_pool.h it blocks the job's thread,
+ * and returns -ECANCELED once the job is asked to stop. */
 CONC_API int conc_block(double s);
 
-/* Returns when every other task waits and nothing is ready; time does not move meanwhile. Functions
- * that keep posting each other do not delay it for ever. For tests. Waits. */
+/* Returns when every other task waits and nothing is ready; time does not advance until then.
+ * Functions that keep posting each other do not delay it forever. For tests. Waits. */
 CONC_API int conc_settle(void);
 
 /* ---- >>scopes ------------------------------------------------------------------------------- */
@@ -294,17 +289,17 @@ CONC_API int conc_settle(void);
 struct conc__wait_kind;
 struct conc__waits;
 
-/* A wait of a task. What ends the wait takes it out of its list at that moment. */
+/* A task's wait. Whatever ends the wait also removes it from its list. */
 typedef struct conc__wait {
     struct conc__wait *next, *prev;
     struct conc__waits *list; /* NULL: in no list */
     conc_task *task;
     const struct conc__wait_kind *kind;
     const void *on; /* what it waits for */
-    /* for the kind's use: where an item goes to or comes from, the location of the call, ... */
+    /* for the kind's use: an item's source or destination, the call's location, ... */
     void *item;
     int result; /* of the call that waits */
-    int value; /* for the kind's use: the events that it waits for, and then those that came, ... */
+    int value;  /* for the kind's use: the awaited events, then those that occurred, ... */
 } conc__wait;
 
 typedef struct conc__waits {
@@ -317,7 +312,7 @@ typedef struct conc__timer {
     void (*fire)(struct conc__timer *timer);
 } conc__timer;
 
-/* A scope is used once; zero it to use it again. The three flags stay readable after its end. */
+/* A scope is used once; zero it to reuse it. The three flags stay readable after its end. */
 struct conc_scope {
     bool cancel_called; /* it was cancelled, by a call or by its time limit */
     bool cancel_caught; /* its end turned -ECANCELED into -ETIMEDOUT or 0 */
@@ -332,8 +327,8 @@ struct conc_scope {
 };
 
 /* Opens a scope for the calling task, inside those it has open. After timeout seconds
- * (CONC_FOREVER: never; 0 or less: at once) every checkpoint inside returns -ECANCELED until the
- * scope is left.
+ * (CONC_FOREVER: never; 0 or less: immediately) every checkpoint inside returns -ECANCELED until
+ * the scope ends.
  *     int conc_scope_begin(conc_scope *s, double timeout);
  * Errors: -EINVAL (NULL, NaN, used before). Not a checkpoint. */
 #define conc_scope_begin(...) conc__scope_begin(CONC__AT("the scope opened at "), __VA_ARGS__)
@@ -350,25 +345,26 @@ CONC_API int conc_scope_end(conc_scope *s, int rc) CONC_NODISCARD;
  * nothing if the scope is not open. From any task or posted function of the loop. */
 CONC_API void conc_scope_cancel(conc_scope *s);
 
-/* Replaces the time limit by one that counts from now. Takes effect at once, even while the task
- * waits. Errors: -EINVAL (NaN, not open, cancelled already). From any task or posted function of
- * the loop. */
+/* Replaces the time limit by one that counts from now. Takes effect immediately, even while the
+ * task waits. Errors: -EINVAL (NaN, not open, already cancelled). From any task or posted function
+ * of the loop. */
 CONC_API int conc_scope_set_timeout(conc_scope *s, double s_from_now);
 
 /* While on, cancels and time limits from outside do not apply inside the scope; its own still do.
- * Takes effect at once, even while the task waits. From any task or posted function of the loop. */
+ * Takes effect immediately, even while the task waits. From any task or posted function of the
+ * loop. */
 CONC_API void conc_scope_shield(conc_scope *s, bool on);
 
 /* Calls fn(arg) with a limit of s seconds (asyncio.wait_for). Returns its result, or -ETIMEDOUT if
  * it ended with -ECANCELED after the limit. Waits as fn does. -EINVAL: NULL fn, NaN. */
 CONC_API int conc_timeout(double s, conc_fn *fn, void *arg);
 
-/* Calls fn(arg) with a limit of grace seconds, and hides cancels from outside: for cleaning up.
- * Results as above. Works in a job of conc_pool.h, too. */
+/* Calls fn(arg) with a limit of grace seconds, hiding cancels from outside: for cleanup. Results as
+ * above. Works in a job of conc_pool.h, too. */
 CONC_API int conc_shield(double grace, conc_fn *fn, void *arg);
 
-/* The nearest deadline that applies here, on conc_now's clock: CONC_FOREVER without one,
- * -CONC_FOREVER once cancelled. Outside a task CONC_FOREVER. */
+/* The nearest deadline in effect here, on conc_now's clock: CONC_FOREVER if none, -CONC_FOREVER
+ * once cancelled. Outside a task CONC_FOREVER. */
 CONC_API double conc_deadline(void);
 
 /* Would a checkpoint here return -ECANCELED? For long computations. Outside a task: false. */
@@ -376,11 +372,11 @@ CONC_API bool conc_cancelled(void);
 
 /* ---- >>groups ------------------------------------------------------------------------------- */
 
-/* A group is used once. The first three fields are yours to set before the first spawn. */
+/* A group is used once. Set the first three fields before the first spawn. */
 struct conc_group {
-    int limit; /* children at once; a spawn beyond it waits; 0: no limit */
-    /* a child's error does not cancel the others; the group still returns the first one, even if a
-     * conc_join has returned it */
+    int limit; /* most live children; a spawn beyond it waits; 0: no limit */
+    /* a child's error does not cancel the others; the group still returns the first error, even if
+     * a conc_join has returned it */
     bool keep_going;
     size_t stack_size; /* bytes for each child, at least 16384; 0: the run's */
     int error;         /* the first failure: a child's, or the body's own */
@@ -396,36 +392,35 @@ struct conc_group {
     char text[128], error_name[48];
 };
 
-/* Opens the group here, as a scope of the calling task, which is its owner. The first spawn does
- * the same.
+/* Opens the group here, as a scope of the calling task, its owner. Otherwise the first spawn does.
  *     int conc_group_begin(conc_group *g);
  * Errors: -EINVAL (NULL, used before, negative limit). Not a checkpoint. */
 #define conc_group_begin(...) conc__group_begin((__VA_ARGS__), CONC__AT("the group opened at "))
 CONC_API int conc__group_begin(conc_group *g, const char *place);
 
-/* Starts fn(arg) as a task of the group; g NULL: of the run's own background group, which the run's
- * end cancels. Returns 0 at once, which guarantees that fn will run, when the caller next waits.
- * Waits only if the group's limit is reached. The error of a background task goes to on_error when
- * it ends; if it has a handle, at the run's end, unless a task has joined it.
+/* Starts fn(arg) as a task of the group; g NULL: of the run's background group, which the run
+ * cancels at its end. Returns 0 immediately, which guarantees that fn will run, once the caller
+ * next waits. Waits only if the group's limit is reached. The error of a background task goes to
+ * on_error when it ends; if it has a handle, at the run's end, unless a task has joined it.
  *     int conc_spawn(conc_group *g, conc_fn *fn, void *arg);
- * On an error fn does not run, arg stays yours, and a group that this call would have opened is as
- * fresh as before: -ECANCELED (the group is cancelled, or the caller while it waited for room),
- * -EINVAL (NULL fn, a group that was closed), -ENOMEM, -EPERM (another loop's group). */
+ * On an error fn does not run, the caller keeps arg, and a group that this call would have opened
+ * is unchanged: -ECANCELED (the group is cancelled, or the caller while it waited for room),
+ * -EINVAL (NULL fn, a closed group), -ENOMEM, -EPERM (another loop's group). */
 #define conc_spawn(...) conc__spawn(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__spawn(const char *spawned, conc_group *g, conc_fn *fn, void *arg);
 
-/* The same, but fn gets the address of a copy of size bytes, which is on the task's own stack and
- * is fn's until fn returns. It is aligned for every type of that size (up to 4096). arg is borrowed
- * until the call returns, as the copy is made after a wait for room. Errors as above, and -EINVAL:
- * size is more than a quarter of the task's stack, or arg is NULL.
+/* The same, but fn gets the address of a copy of size bytes on the task's own stack, valid until fn
+ * returns. It is aligned for every type of that size (up to 4096). arg is borrowed until the call
+ * returns, because the copy is made after any wait for room. Errors as above, and -EINVAL: size is
+ * more than a quarter of the task's stack, or arg is NULL.
  *     int conc_spawn_copy(conc_group *g, conc_fn *fn, const void *arg, size_t size); */
 #define conc_spawn_copy(...) conc__spawn_copy(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__spawn_copy(const char *spawned, conc_group *g, conc_fn *fn, const void *arg,
                               size_t size);
 
 /* conc_spawn_copy of a value: CONC_SPAWN(&g, fetch, (job){url, 3}); CONC_SPAWN(&g, count, i); A
- * pointer, a string or another array does not compile, as only its address would be copied. What a
- * struct points to is not copied. */
+ * pointer, a string or another array does not compile, because only its address would be copied. A
+ * struct's pointees are not copied. */
 #define CONC_SPAWN(g, fn, ...)                                              \
     CONC__SPAWN(g, fn, (__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__), \
                 CONC__GIVEN(#__VA_ARGS__))
@@ -443,38 +438,39 @@ CONC_API int conc__spawn_copy(const char *spawned, conc_group *g, conc_fn *fn, c
         conc__spawn_copy(CONC__NAMED(fn), (g), (fn), &value, sizeof value);                 \
     })
 
-/* As conc_spawn, with a handle. The handle is storage of yours, with any content, which must stay
- * where it is until the task was joined, was returned by conc_group_next, or its group closed.
- * -EBUSY: the handle is in use. If the function that has the handle returns before that, conc
- * aborts with a report: in debug mode at the next wait, otherwise at the end of the group. It does
- * the same if the handle was overwritten and is reused: always in debug mode, otherwise if its task
- * is the first or last child of the group.
+/* Like conc_spawn, with a handle: caller's storage, which need not be initialized and must not move
+ * until the task was joined, was returned by conc_group_next, or its group closed. -EBUSY: the
+ * handle is in use. If the function that declares the handle returns before that, conc aborts with
+ * a report: in debug mode at the next wait, otherwise at the group's end. The same happens if the
+ * handle is overwritten and reused: always in debug mode, otherwise if its task is the group's
+ * first or last child.
  *     int conc_spawn_task(conc_group *g, conc_task *t, conc_fn *fn, void *arg); */
 #define conc_spawn_task(...) conc__spawn_task(CONC__NAMED_THIRD(__VA_ARGS__, 0, 0, 0), __VA_ARGS__)
 CONC_API int conc__spawn_task(const char *spawned, conc_group *g, conc_task *t, conc_fn *fn,
                               void *arg);
 
 /* Starts fn as conc_spawn does, waits until it has called conc_started(value), and returns value.
- * If fn ends without that, returns its error (-EINVAL if it had none) and leaves the group as
- * before: fresh if this call opened it and nothing else is in it. A cancel of the caller cancels
- * fn; then the call returns -ECANCELED once fn has ended. Waits.
+ * If fn ends without that, returns its error (-EINVAL if none) and leaves the group as before:
+ * unused if this call opened it and nothing else is in it. Cancelling the caller cancels fn; the
+ * call then returns -ECANCELED once fn has ended. Waits.
  *     int conc_start(conc_group *g, conc_fn *fn, void *arg); */
 #define conc_start(...) conc__start(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__start(const char *spawned, conc_group *g, conc_fn *fn, void *arg);
 
-/* Makes the conc_start that started this task return value, 0 or more. Errors: -EINVAL (not started
- * by conc_start, a second call, negative), -ECANCELED (the starter gave up). Not a checkpoint. */
+/* Makes the conc_start that started this task return value, which must be 0 or more. Errors:
+ * -EINVAL (not started by conc_start, a second call, negative), -ECANCELED (the starter gave up).
+ * Not a checkpoint. */
 CONC_API int conc_started(int value);
 
-/* Waits for every child, including those spawned meanwhile, and closes the group. Returns the first
- * error; else -ECANCELED if an outer scope is cancelled and a member was cut short; else 0. A group
- * that was never opened: 0. Errors, changing nothing: -EINVAL (closed already, or a scope opened
- * later is still open), -EPERM (not the owner). Waits; a cancel does not cut it short, but reaches
- * the children. */
+/* Waits for every child, including any spawned during the wait, and closes the group. Returns the
+ * first error; else -ECANCELED if an outer scope is cancelled and a member was interrupted; else 0.
+ * A group that was never opened: 0. Errors, changing nothing: -EINVAL (already closed, or a scope
+ * opened later is still open), -EPERM (not the owner). Waits; a cancel does not cut it short, but
+ * reaches the children. */
 CONC_API int conc_group_wait(conc_group *g) CONC_NODISCARD;
 
-/* The same with the result of the body. If rc is an error, it cancels the children first and is the
- * group's first error, unless a child's came before it. Returns rc if nothing failed. */
+/* The same with the body's result. If rc is an error, it cancels the children first and is the
+ * group's first error, unless a child failed earlier. Returns rc if nothing failed. */
 CONC_API int conc_group_end(conc_group *g, int rc) CONC_NODISCARD;
 
 /* Cancels the children and the owner's body, until the group is closed; the group's own wait then
@@ -482,12 +478,12 @@ CONC_API int conc_group_end(conc_group *g, int rc) CONC_NODISCARD;
  * loop. */
 CONC_API void conc_group_cancel(conc_group *g);
 
-/* Waits for the next child to end that has a handle and was not collected before. Returns 1, with
- * the handle in *t and its error in conc_last_error, in the order of ending; 0 if none is left.
- * Errors: -EINVAL, -EPERM (another run's), -ECANCELED. */
+/* Waits for the next child to end that has a handle and is not yet collected. Returns 1, with the
+ * handle in *t and its error in conc_last_error, in order of completion; 0 if none is left. Errors:
+ * -EINVAL, -EPERM (another run's), -ECANCELED. */
 CONC_API int conc_group_next(conc_group *g, conc_task **t) CONC_NODISCARD;
 
-/* One call of a gather. result is its value, text the text of its error ("" if it succeeded). */
+/* One call of a gather. result is its value, text its error text ("" on success). */
 typedef struct conc_call {
     conc_fn *fn;
     void *arg;
@@ -498,9 +494,9 @@ typedef struct conc_call {
     const char *name;
 } conc_call;
 
-/* Runs all calls at once, each as a task, and returns when all have ended. The first error cancels
- * the others and is returned; 0 if none failed. Every result is in its call. n 0 returns 0 at once.
- * Errors before anything has run: -EINVAL, -ENOMEM. Waits.
+/* Runs all calls concurrently, each as a task, and returns when all have ended. The first error
+ * cancels the others and is returned; 0 if none failed. Each call holds its result. n 0 returns 0
+ * immediately. Errors before anything has run: -EINVAL, -ENOMEM. Waits.
  *     int conc_gather(conc_call *calls, size_t n); */
 #define conc_gather(...) conc__gather(CONC__AT("conc_gather at "), __VA_ARGS__)
 CONC_API int conc__gather(const char *spawned, conc_call *calls, size_t n);
@@ -513,22 +509,22 @@ CONC_API int conc__gather_unseen(const char *spawned, conc_call *calls, size_t n
 #define conc_gather_all(...) conc__gather_all(CONC__AT("conc_gather_all at "), __VA_ARGS__)
 CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n);
 
-/* Calls fn with the address of each of count elements of size bytes, all at once; otherwise as
+/* Calls fn with the address of each of count elements of size bytes, concurrently; otherwise like
  * conc_gather. size 0: every call gets args itself.
  *     int conc_map(conc_fn *fn, void *args, size_t count, size_t size); */
 #define conc_map(...) conc__map(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size);
 
-/* conc_map with at most limit of these tasks at once (0: no limit). Elements start in order, each
- * when an earlier one has ended; after an error, or a cancel of the caller, no more start. Further
- * errors: -EINVAL (a negative limit), and -ENOMEM even after some have started.
+/* conc_map with at most limit concurrent tasks (0: no limit). Elements start in order, as earlier
+ * ones end; after an error, or a cancel of the caller, no more start. Further errors: -EINVAL (a
+ * negative limit), and -ENOMEM even after some have started.
  *     int conc_map_limit(int limit, conc_fn *fn, void *args, size_t count, size_t size); */
 #define conc_map_limit(...) conc__map_limit(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__map_limit(const char *spawned, int limit, conc_fn *fn, void *args, size_t count,
                              size_t size);
 
 /* conc_map in which errors cancel nothing, as in conc_gather_all. results (NULL: not wanted) has
- * count elements, which belong to the call until it returns.
+ * count elements, borrowed until the call returns.
  *     int conc_map_all(conc_fn *fn, void *args, size_t count, size_t size, int *results); */
 #define conc_map_all(...) conc__map_all(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size,
@@ -573,7 +569,7 @@ struct conc_task {
     uint8_t state, sink_kind;
     uint16_t cancels_in_a_row;
     bool has_handle, in_finished, collected;
-    bool failed; /* with an error that was not passed to its group */
+    bool failed; /* with an error, which its group, if it has one, has not recorded */
     uint16_t seal;
     bool name_allocated;  /* without a handle: conc_set_name allocated `name` */
     uint32_t errors_made; /* incremented by conc__set_error; never initialized */
@@ -602,14 +598,14 @@ struct conc_task {
 };
 
 /* Waits until the task has ended; its result is in *result (NULL: not wanted), its error text in
- * conc_last_error. Any number of tasks may join it; a join never cancels it. Errors: -ECANCELED
+ * conc_last_error. Any number of tasks may join it; joining never cancels it. Errors: -ECANCELED
  * (the caller was cancelled; the task continues), -EDEADLK (oneself), -EPERM (another run's task,
  * ended or not), -EINVAL. */
 CONC_API int conc_join(conc_task *t, int *result);
 
-/* Cancels the task: from now on each of its checkpoints returns -ECANCELED, except inside shields.
- * Returns at once. Errors: -EALREADY (it has ended), -EINVAL (no task), -EPERM (another loop's).
- * From any task or posted function of the loop. */
+/* Cancels the task: from now on its checkpoints return -ECANCELED, except inside shields. Does not
+ * wait. Errors: -EALREADY (it has ended), -EINVAL (no task), -EPERM (another loop's). From any task
+ * or posted function of the loop. */
 CONC_API int conc_cancel(conc_task *t);
 
 /* Has the task ended? */
@@ -618,33 +614,31 @@ CONC_API bool conc_done(const conc_task *t);
 /* The running task, valid until it ends; NULL in a posted function and outside a run. */
 CONC_API conc_task *conc_self(void);
 
-/* A task's name: the one that conc_set_name set (copied, at most 47 bytes), else its function and
- * the location of its spawn. Borrowed; NULL if there is no task. If memory has run out,
- * conc_set_name does nothing. */
+/* A task's name: that set by conc_set_name (copied, at most 47 bytes), else its function and spawn
+ * location. Borrowed; NULL if there is no task. Without memory, conc_set_name does nothing. */
 CONC_API const char *conc_name(const conc_task *t);
 CONC_API void conc_set_name(conc_task *t, const char *name);
 
 /* ---- >>errors ------------------------------------------------------------------------------- */
 
 /* Returns rc, and gives it a text (at most 127 bytes). If the task returns rc, the text reaches
- * join, group, gather and on_error; if it sets a future to rc, the future's waiters, also from a
- * posted function. Outside of tasks and jobs, the text is for this thread's conc_last_error.
+ * join, group, gather and on_error; if it (or a posted function) sets a future to rc, the future's
+ * waiters. Outside tasks and jobs, the text is for this thread's conc_last_error.
  *     return conc_fail(-EPROTO, "line %d: no colon", line); */
 CONC_API int conc_fail(int rc, const char *fmt, ...) __attribute__((__format__(__printf__, 2, 3)));
 
-/* The text of the error of a task that has ended: that of conc_fail, else that of conc_strerror; ""
- * if it succeeded. Borrowed. */
+/* The error text of a task that has ended: conc_fail's, else conc_strerror's; "" on success.
+ * Borrowed. */
 CONC_API const char *conc_error_text(const conc_task *t);
 
-/* The text of this task's newest error: one that conc_fail or another call of conc returned, or
- * that came from a join, group or gather; "" if there was none. -ECANCELED does not replace the
- * error before it. Outside a run: the error of the thread's last run, or of a conc_run that was
- * refused, or the newest error of a call since then; "" if there was none. Borrowed until the next
- * error. */
+/* The text of this task's newest error, returned by conc_fail or another conc call, a join, group
+ * or gather; "" if none. -ECANCELED does not replace the error before it. Outside a run: the error
+ * of the thread's last run, or of a refused conc_run, or of a later call; "" if none. Borrowed
+ * until the next error. */
 CONC_API const char *conc_last_error(void);
 
-/* The text of any negative errno; for some, what it means in conc instead of the system's text.
- * Never freed. From anywhere. */
+/* The text of any negative errno; for some, its meaning in conc instead of the system's text.
+ * Static. From anywhere. */
 CONC_API const char *conc_strerror(int rc);
 
 /* The value of expr, if it is not negative. A negative one is returned, as an int, from the calling
@@ -677,19 +671,18 @@ CONC_API const char *conc_strerror(int rc);
 /* clang-format on */
 #endif
 
-/* CONC_AUTO(conc_group, g) = {.limit = 5}; closes the object when the block ends, however it is
- * left; the last declared closes first. For conc_group (cancels the children and waits for them;
- * their errors go to on_error), conc_gen, conc_stream, conc_signals and types of the other headers.
- * Closing an object that was never opened, or is closed, does nothing. Not for conc_scope, whose
- * end changes the result. */
+/* CONC_AUTO(conc_group, g) = {.limit = 5}; closes the object on every exit from the block; the last
+ * declared closes first. For conc_group (cancels the children and waits for them; their errors go
+ * to on_error), conc_gen, conc_stream, conc_signals and types of the other headers. Closing an
+ * unopened or closed object does nothing. Not for conc_scope, whose end changes the result. */
 #define CONC_AUTO(type, name) __attribute__((__cleanup__(conc__auto_##type), __unused__)) type name
 CONC_API void conc__auto_conc_group(conc_group *g);
 CONC_API void conc__auto_conc_gen(conc_gen *g);
 
-/* CONC_AUTO_TYPE(fetch_client, fetch_close) at file scope makes CONC_AUTO work with a type of
- * yours: CONC_AUTO(fetch_client, c) = {0}; calls fetch_close(&c), and ignores its result, when the
- * block ends. The type's name must be one word, and closing an all-zero object must be harmless. An
- * error in the close leaves conc_last_error as it was. A semicolon may follow. */
+/* CONC_AUTO_TYPE(fetch_client, fetch_close) at file scope makes CONC_AUTO work with your own type:
+ * CONC_AUTO(fetch_client, c) = {0}; calls fetch_close(&c), and ignores its result, when the block
+ * ends. The type's name must be one word, and closing an all-zero object must be harmless. An error
+ * in the close does not change conc_last_error. A semicolon may follow. */
 #define CONC_AUTO_TYPE(type, close)                                          \
     static __attribute__((__unused__)) void conc__close_##type(void *object) \
     {                                                                        \
@@ -704,14 +697,14 @@ CONC_API void conc__close_quietly(void (*close)(void *), void *object);
 
 /* ---- >>locals ------------------------------------------------------------------------------- */
 
-/* A value for each task, which its children inherit: static conc_local request_id = {"request id"};
- * its address is the key. */
+/* A per-task value that children inherit: static conc_local request_id = {"request id"}; its
+ * address is the key. */
 typedef struct conc_local {
     const char *name; /* shown in dumps; may be NULL */
 } conc_local;
 
-/* Sets this task's value (borrowed). A task starts with the values that its parent had at the
- * spawn; later sets of either do not affect the other. Errors: -EINVAL (NULL key), -ENOMEM. */
+/* Sets this task's value (borrowed). A task starts with its parent's values at the spawn; later
+ * sets in either do not affect the other. Errors: -EINVAL (NULL key), -ENOMEM. */
 CONC_API int conc_local_set(conc_local *key, const void *value);
 
 /* This task's value; NULL if none was set. */
@@ -719,7 +712,7 @@ CONC_API void *conc_local_get(conc_local *key);
 
 /* ---- >>generators --------------------------------------------------------------------------- */
 
-/* The body: emits items, returns 0 at the end or a negative error. */
+/* The body: emits items, and returns 0 at the end or a negative error. */
 typedef int conc_gen_fn(conc_gen *g, void *arg);
 
 struct conc_gen {
@@ -728,8 +721,8 @@ struct conc_gen {
     uint64_t run;
 };
 
-/* Opens a generator: fn(g, arg) runs in the consumer's task, on a stack of its own, from the first
- * conc_gen_next on.
+/* Opens a generator: fn(g, arg) runs in the consumer's task, on its own stack, starting with the
+ * first conc_gen_next.
  *     int conc_gen_open(conc_gen *g, conc_gen_fn *fn, void *arg, size_t item_size);
  * Errors: -EINVAL (NULL, open already), -EBUSY (open in another thread's run), -ENOMEM. Close it
  * with conc_gen_close. */
@@ -739,21 +732,20 @@ CONC_API int conc__gen_open(const char *opened, conc_gen *g, conc_gen_fn *fn, vo
 
 /* In the body: passes a copy of item_size bytes to the consumer, and returns 0 when it wants the
  * next item. -ECANCELED: the consumer is closing the generator: clean up and return; every later
- * emit returns that at once. -EINVAL: not in this generator's body, or a scope or group of the body
- * is open. The body cannot end a scope or group that its consumer has open: -EINVAL. */
+ * emit immediately returns the same. -EINVAL: not in this generator's body, or a scope or group of
+ * the body is open. The body cannot end a scope or group that its consumer has open: -EINVAL. */
 CONC_API int conc_gen_emit(conc_gen *g, const void *item);
 
-/* In the consumer: returns 1 and the next item, 0 at the end and after it, or the body's error. A
- * cancel of the consumer reaches the waits of the body. -EBUSY: another task, or the body itself,
- * is in the generator; -EPERM: it is another run's; -EINVAL: not open. Waits as the body does. */
+/* In the consumer: returns 1 and the next item, 0 at the end and after it, or the body's error.
+ * Cancelling the consumer reaches the body's waits. -EBUSY: another task, or the body itself, is in
+ * the generator; -EPERM: it belongs to another run; -EINVAL: not open. Waits as the body does. */
 CONC_API int conc_gen_next(conc_gen *g, void *item);
 
-/* Ends the body, whose emit returns -ECANCELED, waits for its clean-up, and frees the stack.
- * Returns 0 or the error of the clean-up. The body's own waits still work while it cleans up. A
- * body that emits 1000 times more instead of ending is stopped for good: conc closes what it has
- * open, cancels the children of its groups and waits for them, reports that to on_error, returns
- * -EINVAL, and keeps the stack until the run ends. Closing twice, what was never opened, or after
- * the run: 0. -EBUSY and -EPERM as above. */
+/* Ends the body, whose emit returns -ECANCELED, waits for its cleanup, and frees the stack. Returns
+ * 0 or the cleanup's error. The body's own waits still work during cleanup. A body that emits 1000
+ * more times instead of returning is stopped: conc closes everything it opened, cancels its groups'
+ * children and waits for them, reports that to on_error, returns -EINVAL, and keeps the stack until
+ * the run ends. Closing it twice, unopened, or after the run: 0. -EBUSY and -EPERM as above. */
 CONC_API int conc_gen_close(conc_gen *g);
 
 /* ---- >>descriptors -------------------------------------------------------------------------- */
@@ -761,44 +753,43 @@ CONC_API int conc_gen_close(conc_gen *g);
 enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
 
 /* Descriptors that conc opened (conc_listen, conc_accept, conc_dial) are non-blocking and
- * close-on-exec, and must be closed with conc_close. All calls here take any other descriptor as
- * well. Each makes its system call first, and waits only if that would block. Several tasks may
- * wait on one descriptor; all of them continue when it is ready. No call raises SIGPIPE, which a
- * run blocks in its thread; a broken pipe is -EPIPE. A program that a task starts by system(),
- * popen() or posix_spawn() inherits the blocked signal; one of conc_pool.h's conc_child does not.
+ * close-on-exec, and must be closed with conc_close. All calls here also take any other descriptor.
+ * Each makes its system call first, and waits only if that would block. Several tasks may wait on
+ * one descriptor; all continue when it is ready. No call raises SIGPIPE, which a run blocks in its
+ * thread; a broken pipe is -EPIPE. A program that a task starts with system(), popen() or
+ * posix_spawn() inherits the blocked signal; a conc_child of conc_pool.h does not.
  *
- * A descriptor in blocking mode keeps that mode, apart from a listener (conc_accept), and does not
- * hold the loop. For sockets and pipes, Linux has calls that do not block. Terminals and named
- * pipes are opened a second time for each call. All others are polled with poll(2) first, and at
- * most PIPE_BUF bytes are written at a time. If a device takes the parts of a vector one by one, as
- * an eventfd does, only the first part is moved. Two things can still hold the loop: the disk, with
+ * A descriptor in blocking mode keeps that mode, except a listener (conc_accept), and does not
+ * block the loop. For sockets and pipes, Linux has non-blocking calls. Terminals and named pipes
+ * are opened a second time for each call. All others are polled with poll(2) first, and at most
+ * PIPE_BUF bytes are written at a time. If a device takes a vector's parts one by one, as an
+ * eventfd does, only the first part is moved. Two things can still block the loop: the disk, with
  * regular files and directories (conc_pool.h reads and writes files off the loop); and a descriptor
- * of another kind (inotify; pipes on other systems) that several processes use at once, if another
- * one takes the bytes after poll(2) has reported them.
+ * of another kind (inotify; pipes on other systems) shared by several processes, if another takes
+ * the bytes after poll(2) has reported them.
  *
- * A descriptor may be reported ready though a call would block: a socket with messages in its error
- * queue, a full Unix datagram peer, an eventfd without room for so large a number. Then the call
- * pauses before it tries again, for 1 ms at first and up to 64 ms later.
+ * A descriptor may be reported ready although a call would block: a socket with messages in its
+ * error queue, a full Unix datagram peer, an eventfd without room for so large a number. Then the
+ * call pauses before it retries, for 1 ms at first and up to 64 ms later.
  *
  * If a descriptor is closed with close(2), a task that waits for it gets -EBADF within a quarter of
- * a second (with thousands of such descriptors, within as many times that as there are 500s). If
- * the number is reused at once for a file of the same kind, the poll(2) backend may not notice if
- * both have the same inode, as eventfds do. */
+ * a second (per 500 such descriptors). If a file of the same kind immediately reuses the number,
+ * the poll(2) backend may not notice if both have the same inode, as eventfds do. */
 
-/* Waits until fd is ready for any of `events`, and returns those for which it is ready. End of
- * file, an error, or a peer that hung up make it ready. With events 0, waits only for a hang-up or
- * an error, and returns 0. A regular file is always ready, and never hangs up. Errors: -EBADF (not
- * open, or closed meanwhile), -EINVAL (other events), or the system's.
+/* Waits until fd is ready for any of `events`, and returns those. End of file, an error, or a
+ * peer's hang-up make it ready. With events 0, waits only for a hang-up or an error, and returns 0.
+ * A regular file is always ready, and never hangs up. Errors: -EBADF (not open, or closed during
+ * the wait), -EINVAL (other events), or the system's.
  *
- * It reports what poll(2) reports. If a descriptor is reported ready though a call would block, a
- * loop of conc_wait_fd and recv(2) spins, as conc does not see the EAGAIN; conc_recv and the like
- * pause. */
+ * It reports what poll(2) reports. If a descriptor is reported ready although a call would block, a
+ * loop of conc_wait_fd and recv(2) spins, because conc does not see the EAGAIN; conc_recv and the
+ * like pause. */
 CONC_API int conc_wait_fd(int fd, int events);
 
-/* The POSIX calls, but they wait instead of blocking or failing with EAGAIN. Each returns a count,
- * 0 at end of file, or a negative errno (-EBADF also if fd is closed while they wait). A cancel
- * loses nothing: -ECANCELED means that no byte was moved. With MSG_DONTWAIT in flags, they return
- * -EAGAIN instead of waiting; instead of MSG_WAITALL, use conc_read_full. */
+/* The POSIX calls, waiting instead of blocking or failing with EAGAIN. Each returns a count, 0 at
+ * end of file, or a negative errno (-EBADF also if fd is closed during the wait). A cancel loses
+ * nothing: -ECANCELED means that no byte was moved. With MSG_DONTWAIT in flags, they return -EAGAIN
+ * instead of waiting; instead of MSG_WAITALL, use conc_read_full. */
 CONC_API ssize_t conc_read(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write(int fd, const void *buf, size_t n);
 CONC_API ssize_t conc_readv(int fd, const struct iovec *parts, int count);
@@ -810,38 +801,37 @@ CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct so
 CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags,
                              const struct sockaddr *to, socklen_t to_size);
 
-/* Move all n bytes. They return fewer at end of file (reading), or if an error or a cancel comes
- * after some were moved: then the next call returns that error, and the next checkpoint -ECANCELED.
+/* Move all n bytes. They return fewer at end of file (reading), or if an error or a cancel occurs
+ * after some were moved: then the next call returns that error, or the next checkpoint -ECANCELED.
  * Otherwise as above. */
 CONC_API ssize_t conc_read_full(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n);
 
 /* Addresses: "127.0.0.1:8080", "[::1]:80", "[fe80::1%eth0]:80", "localhost:0" (127.0.0.1, or
  * else ::1), "unix:/run/x", and on Linux "unix:@x" for the abstract name x. Malformed: -EINVAL.
- * Other host names are looked up if conc_pool.h is in the program, otherwise -EADDRNOTAVAIL. */
+ * Other host names are looked up if the program includes conc_pool.h, otherwise -EADDRNOTAVAIL. */
 
 typedef struct conc_listen_options {
-    int backlog;     /* connections that may wait to be accepted; 0: the system's maximum */
+    int backlog;     /* most connections waiting for an accept; 0: the system's maximum */
     bool reuse_port; /* SO_REUSEPORT: several sockets share the port; ignored for "unix:" */
 } conc_listen_options;
 
-/* Opens a listening socket and returns its descriptor. The address may be reused at once
- * (SO_REUSEADDR), IPv6 is for IPv6 only, TCP connections have TCP_NODELAY. Port 0 means any free
- * one; conc_address returns it. If no process listens on the file of a Unix socket, the file is
- * replaced. Meanwhile there is a lock file PATH.conc-lock; if another process has that locked, the
- * call holds the loop for at most 50 ms. If the file system has no locks, the socket's file stays,
- * and the error is that of flock(2). Errors: -EINVAL, -EADDRINUSE and others of the system. Not a
- * checkpoint. */
+/* Opens a listening socket and returns its descriptor. The address may be reused immediately
+ * (SO_REUSEADDR), IPv6 sockets are IPv6-only, TCP connections have TCP_NODELAY. Port 0 means any
+ * free one; conc_address returns it. If no process listens on a Unix socket's file, the file is
+ * replaced, under a lock file PATH.conc-lock; if another process holds that lock, the call blocks
+ * the loop for at most 50 ms. If the file system has no locks, the socket's file stays, and the
+ * error is flock(2)'s. Errors: -EINVAL, -EADDRINUSE and others of the system. Not a checkpoint. */
 CONC_API int conc_listen(const char *address);
 CONC_API int conc_listen_with(const char *address, const conc_listen_options *o);
 
 /* Waits for a connection and returns its descriptor. A cancel leaves the connection to the next
- * accept. A listener in blocking mode becomes non-blocking, in all processes that have it:
- * otherwise the call would hold the loop if another process took the connection first. */
+ * accept. A listener in blocking mode becomes non-blocking, in all processes that share it:
+ * otherwise the call would block the loop if another process took the connection first. */
 CONC_API int conc_accept(int fd);
 
-/* Connects and returns the descriptor, with TCP_NODELAY. Errors: -EINVAL, -ECONNREFUSED and others
- * of the system. Waits; the only limit is the system's (-ETIMEDOUT). A cancel leaves nothing
+/* Connects and returns the descriptor, with TCP_NODELAY. Errors: -EINVAL, -ECONNREFUSED and other
+ * system errors. Waits; the only time limit is the system's (-ETIMEDOUT). A cancel leaves nothing
  * open. */
 CONC_API int conc_dial(const char *address);
 
@@ -851,29 +841,29 @@ CONC_API int conc_dial(const char *address);
 CONC_API int conc_address(int fd, bool peer, char *buf, size_t size);
 
 /* Closes fd, which need not be conc's, and wakes all tasks that wait on it with -EBADF: those of
- * this loop at once, those of another loop a little later. Not a checkpoint. From anywhere; outside
- * a run it only closes. Errors: those of close(2); the descriptor is closed all the same. A socket
- * with an SO_LINGER time and unsent data holds the loop for that time, even in non-blocking mode:
- * close it with conc_offload. */
+ * this loop immediately, those of another loop shortly after. Not a checkpoint. From anywhere;
+ * outside a run it only closes. Errors: those of close(2); the descriptor is closed anyway. A
+ * socket with an SO_LINGER time and unsent data blocks the loop for that time, even in non-blocking
+ * mode: close it with conc_offload. */
 CONC_API int conc_close(int fd);
 
 typedef struct conc_server {
     int fd; /* as conc_listen returned it */
     /* serves one connection. conc_serve closes fd afterwards. The handler may close it earlier with
-     * conc_close, but not with close(2): a new file with the same number would be closed */
+     * conc_close, but not with close(2): a new file that reuses the number would be closed */
     int (*handler)(int fd, void *arg);
     void *arg;
-    /* connections at once; 0: no limit. At the limit, new ones wait in the backlog */
+    /* most concurrent connections; 0: no limit. Beyond it, new ones wait in the backlog */
     int limit;
-    /* of its tasks, borrowed until conc_serve returns. NULL: the name of the handler, in debug mode
+    /* its tasks' name, borrowed until conc_serve returns. NULL: the handler's name, in debug mode
      * or under a trace, if the program has its symbols; otherwise conc_serve and its location */
     const char *name;
 } conc_server;
 
 /* Accepts connections and starts a task for each. A cancel cancels the handlers and waits for them;
  * after conc_close(s->fd) it waits for the handlers and returns 0. A handler's error goes to
- * on_error, and serving continues, as it does after an error of accept(2) that concerns only one
- * connection. If descriptors or memory run out, it tries again ten times a second; that goes to
+ * on_error, and serving continues, as it does after an accept(2) error that concerns a single
+ * connection. If descriptors or memory run out, it retries ten times a second; that goes to
  * on_error once, and again only after accepting has worked for a second. *s is read once. The
  * caller closes s->fd. Errors: -EINVAL, those of accept(2).
  *     int conc_serve(const conc_server *s); */
@@ -888,133 +878,130 @@ typedef struct conc__buffer {
     size_t start, end, size; /* its bytes are those from start to end */
 } conc__buffer;
 
-/* Buffered reading and writing, independent of each other, on any descriptor or a transport of your
- * own. The first two fields are yours to set before conc_stream_open. */
+/* Independent buffered reading and writing on any descriptor or on your own transport. Set the
+ * first two fields before conc_stream_open. */
 struct conc_stream {
-    size_t limit;       /* bytes of the longest record, without its delimiter; 0: 65,536 */
-    size_t buffer_size; /* bytes read at a time, and kept before a write waits; 0: 16,384 */
+    size_t limit;       /* longest record in bytes, without its delimiter; 0: 65,536 */
+    size_t buffer_size; /* bytes read at a time, and buffered before a write waits; 0: 16,384 */
     /* private */
     int fd, state, read_error, write_error;
     conc__buffer in, out;
-    char *ended; /* the byte that a NUL has replaced; `covered` has its value */
+    char *ended; /* the byte that a NUL has replaced; `covered` holds its value */
     char covered;
     bool at_end, writing;
-    bool unreturned; /* no call has returned the error that ended writing */
+    bool unreturned; /* no call has yet returned the error that ended writing */
     bool dropped;    /* the close dropped bytes */
     bool shut;       /* conc_stream_shutdown ended the writing half */
     conc_task *reader;
-    int inside; /* calls that may wait and have not returned */
+    int inside; /* unreturned calls that may wait */
     conc__waits writers, closers;
-    uint64_t run;                 /* that opened it, or that first used it in a forked child */
+    uint64_t run;                 /* that opened it, or first used it in a forked child */
     struct conc__transported *on; /* NULL: a descriptor */
 };
 typedef struct conc_stream conc_stream;
 
 /* Opens a stream on fd and owns it: conc_stream_close closes it.
  *     int conc_stream_open(conc_stream *s, int fd);
- * On an error fd stays yours: -EINVAL (NULL, open already), -EBUSY (closed, but a task has not left
- * it yet), -EBADF. Not a checkpoint. The stream allocates memory only while it has bytes. */
+ * On an error the caller keeps fd: -EINVAL (NULL, already open), -EBUSY (closed, but a task is
+ * still using it), -EBADF. Not a checkpoint. The stream allocates memory only while it holds bytes.
+ */
 #define conc_stream_open(...) conc__stream_open(CONC__PLACE, __VA_ARGS__)
 CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd);
 
-/* What a stream can run on instead of a descriptor: TLS, a cipher, memory. The functions get the
- * self that was passed to conc_stream_open_on, and run in tasks, where they may wait. They return a
- * negative errno for an error (with the text of conc_fail), and -ECANCELED for a cancel, which must
- * have had no effect. After -EAGAIN the stream calls again, after a pause of 1 ms at first and up
- * to 64 ms later. A read and a write may be in progress at once, in two tasks; never two reads, nor
- * two of write and shutdown. */
+/* An alternative to a descriptor under a stream: TLS, a cipher, memory. The functions get the self
+ * passed to conc_stream_open_on, and run in tasks, where they may wait. They return a negative
+ * errno for an error (with conc_fail's text), and -ECANCELED for a cancel, which must have had no
+ * effect. After -EAGAIN the stream retries, after a pause of 1 ms at first and up to 64 ms later.
+ * One read may run concurrently with one write or shutdown, in another task. */
 typedef struct conc_transport {
     /* as conc_read: waits for bytes, and returns their number, at most n; 0 at the end */
     ssize_t (*read)(void *self, void *buf, size_t n);
     /* as conc_write: waits until some of the n bytes are accepted, and returns how many; never 0.
-     * After an error, -ECANCELED or -EAGAIN the next call passes the same bytes, and maybe more
-     * after them, at another address. A transport that packs bytes into records takes them when it
-     * has made the record, and next time first sends the rest of that. conc_stream_flush does not
+     * After an error, -ECANCELED or -EAGAIN the next call passes the same bytes, perhaps followed
+     * by more, at another address. A transport that packs bytes into records accepts them once it
+     * has built the record, and next time first sends the rest of that. conc_stream_flush does not
      * know of this rest: where it matters, write must return only when the record has been sent */
     ssize_t (*write)(void *self, const void *buf, size_t n);
-    /* ends the writing half, so that the peer reads the end. NULL: there are no halves */
+    /* ends the writing half, so that the peer reads end of file. NULL: no halves */
     int (*shutdown)(void *self);
-    /* releases self, whatever it returns: 0 or an error, which conc_stream_close returns. It is
-     * called once, when no other call is in progress. It runs in a task, unless the stream is
-     * closed outside of one; in a cancelled task it cannot wait. NULL: there is nothing to
-     * release */
+    /* releases self, whatever it returns: 0 or an error, which conc_stream_close returns. Called
+     * once, when no other call is in progress, in a task unless the stream is closed outside one;
+     * in a cancelled task it cannot wait. NULL: nothing to release */
     int (*close)(void *self);
 } conc_transport;
 
-/* Opens a stream on a transport; all calls of a stream work on it. *t is copied; self is borrowed
- * until conc_stream_close has called close with it. conc_stream_close makes calls of the transport
- * that are in progress in other tasks return -ECANCELED, as if those tasks were cancelled, and
- * waits for them. When a read waits, a task of the stream's own sends what was written; if that
- * fails, the stream cancels the transport's read in the same way, and its own read returns the
- * error of the write.
+/* Opens a stream on a transport; all stream calls work on it. *t is copied; self is borrowed until
+ * conc_stream_close has called close with it. conc_stream_close makes transport calls in progress
+ * in other tasks return -ECANCELED, as if those tasks were cancelled, and waits for them. While a
+ * read waits, the stream's own task sends written data; if that fails, the stream cancels the
+ * transport's read in the same way, and its own read returns the write's error.
  *     int conc_stream_open_on(conc_stream *s, const conc_transport *t, void *self);
- * Errors: -EINVAL (NULL, no read or write, open already), -EBUSY as above, -ENOMEM; then close is
+ * Errors: -EINVAL (NULL, no read or write, already open), -EBUSY as above, -ENOMEM; then close is
  * not called. Not a checkpoint. */
 #define conc_stream_open_on(...) conc__stream_open_on(CONC__PLACE, __VA_ARGS__)
 CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_transport *t,
                                   void *self);
 
-/* Reading. A read that has to wait for bytes first starts to send what was written, so a question
- * need not be flushed before its answer is read; the sending continues during the wait. If writing
- * fails, or has failed, and no call has returned that error yet, a read that would have to wait
- * returns it, once: bytes that are there come first, and the next read waits again. A cancel loses
- * no data: bytes that were not returned can still be read. Bytes that came before an error are
- * returned before it. Errors: the descriptor's, those of writing, -EBUSY (another task is reading),
- * -EPIPE (closed, or closed while it waited), -EINVAL (never opened), -ENOMEM. */
+/* Reading. A read that must wait for bytes first starts to send written data, so a request need not
+ * be flushed before its reply is read; the sending continues during the wait. A read that would
+ * have to wait returns, once, a write error that no call has returned yet: available bytes come
+ * first, and the next read waits again. A cancel loses no data: unreturned bytes can still be read.
+ * Bytes that arrived before an error are returned before it. Errors: the descriptor's, those of
+ * writing, -EBUSY (another task is reading), -EPIPE (closed, perhaps during the wait), -EINVAL
+ * (never opened), -ENOMEM. */
 
-/* Reads the bytes that are there, at most n; 0 at end of file, and at once if n is 0. */
+/* Reads available bytes, at most n; 0 at end of file, and immediately if n is 0. */
 CONC_API ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n);
 
-/* Reads n bytes; fewer at end of file, or if a cancel or an error comes after some were read. */
+/* Reads n bytes; fewer at end of file, or if a cancel or an error occurs after some were read. */
 CONC_API ssize_t conc_stream_read_full(conc_stream *s, void *buf, size_t n);
 
 /* Reads up to and including a delimiter of n bytes. Returns the length; *data points to the bytes,
- * with a NUL after them, until the next call that reads or closes. At end of file it returns what
- * is left, without a delimiter; then 0, and *data is NULL. -EMSGSIZE: no delimiter within `limit`
- * bytes; nothing is lost, and conc_stream_read can read it. */
+ * with a NUL after them, until the next call that reads or closes. At end of file it returns the
+ * remaining bytes, without a delimiter; then 0, and *data is NULL. -EMSGSIZE: no delimiter within
+ * `limit` bytes; nothing is lost: conc_stream_read can read them. */
 CONC_API ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter, size_t n,
                                         char **data);
 
-/* The same for lines, which end with "\n" or "\r\n"; the result is without that:
+/* The same for lines, which end with "\n" or "\r\n"; the result omits that:
  *     char *line;
  *     while (CONC_TRY(conc_stream_read_line(&s, &line)) >= 0 && line) ...
- * An empty line has length 0, and so has the end, but there line is NULL. */
+ * Both an empty line and the end have length 0, but at the end line is NULL. */
 CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line);
 
-/* Writing. The buffer keeps bytes until there are buffer_size of them, until a flush, or until a
- * read of the stream has to wait. The bytes of one call stay together: writes of other tasks wait
- * for their turn. Errors: the descriptor's, which drops the buffered bytes and is returned from
- * then on, even if a read has returned it; -EPIPE (closed), -EINVAL, -ENOMEM. */
+/* Writing. The buffer keeps bytes until it holds buffer_size of them, until a flush, or until a
+ * read of the stream must wait. One call's bytes stay together: other tasks' writes wait for their
+ * turn. Errors: the descriptor's, which drops the buffered bytes and is returned from then on, even
+ * if a read has returned it; -EPIPE (closed), -EINVAL, -ENOMEM. */
 
-/* Writes n bytes and returns n, or fewer if a cancel comes after some were taken. Waits while they
- * do not fit into the buffer. */
+/* Writes n bytes and returns n, or fewer if a cancel occurs after some were accepted. Waits while
+ * they do not fit into the buffer. */
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n) CONC_NODISCARD;
 
-/* The same for formatted text. Returns its length, or less if a cancel or a time limit comes after
- * some bytes were taken, as with conc_stream_write. */
+/* The same for formatted text. Returns its length, or less if a cancel or timeout occurs after some
+ * bytes were accepted, as with conc_stream_write. */
 CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
     __attribute__((__format__(__printf__, 2, 3)));
 
-/* Waits until the system has taken all that was written, and returns 0. If a cancel or a time limit
- * comes after it has taken some bytes, returns their number, and the rest stays in the buffer for
- * the next flush; if it has taken none, -ECANCELED. */
+/* Waits until the system has accepted all written data, and returns 0. If a cancel or timeout
+ * occurs after it has accepted some bytes, returns their number, and the rest stays buffered for
+ * the next flush; if none, -ECANCELED. */
 CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
 
 /* Flushes, and ends the writing half, so that the peer reads end of file; reading continues to
- * work. Later writes return -EPIPE, and a second call 0. The write end of a pipe is closed. Waits.
- * On an error the writing half is still open: -ECANCELED (unsent bytes are kept), -ENOTSOCK (no
- * socket, pipe or transport with halves; all was flushed), an error of writing, or of
- * shutdown(2). */
+ * work. Later writes return -EPIPE, a second call 0. A pipe's write end is closed. Waits. On an
+ * error the writing half is still open: -ECANCELED (unsent bytes are kept), -ENOTSOCK (no socket,
+ * pipe or transport with halves; all was flushed), an error of writing, or of shutdown(2). */
 CONC_API int conc_stream_shutdown(conc_stream *s) CONC_NODISCARD;
 
 /* Flushes after any write in progress (not in a cancelled task), closes, and frees. Returns 0, the
- * error of the flush, or an earlier error of writing that no call has returned yet. Tasks that wait
- * in the stream get -EPIPE. The close returns when all of them have left the stream, however long
- * that takes; then its memory may be freed. If the peer does not read, the flush waits until a
- * cancel or a time limit: to drop such a peer, close in conc_timeout(0, fn, &s), or in a cancelled
- * scope. Closing it twice, or one that was never opened, does nothing. Waits; do not repeat it
- * after an error. Outside a run, and in a posted function, it neither flushes nor waits: there the
- * stream's memory must stay until the tasks inside have returned. */
+ * flush's error, or an earlier write error that no call has returned yet. Tasks waiting in the
+ * stream get -EPIPE. The close returns once all of them have left the stream, however long that
+ * takes; then its memory may be freed. If the peer does not read, the flush waits until a cancel or
+ * timeout: to drop such a peer, close in conc_timeout(0, fn, &s), or in a cancelled scope. Closing
+ * it twice, or unopened, does nothing. Waits; do not repeat it after an error. Outside a run, and
+ * in a posted function, it neither flushes nor waits: the stream's memory must then stay until the
+ * tasks inside have returned. */
 CONC_API int conc_stream_close(conc_stream *s);
 CONC_API void conc__auto_conc_stream(conc_stream *s);
 
@@ -1030,29 +1017,28 @@ typedef struct conc_signals {
     conc__waits waits;
 } conc_signals;
 
-/* Begins to receive these signals. None is lost, but the kernel may merge equal ones. Each open
- * conc_signals, in any thread, gets every signal of its numbers; a number that is listed twice
- * counts once. Signals that were blocked are unblocked in this thread. On an error nothing has
- * changed: -EINVAL (NULL, n 0, open already, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and those
- * of faults), -EBUSY (open in another thread's run), -ENOMEM, and those of the system. Not a
- * checkpoint. A conc_signals on a task's stack must be closed before its function returns;
- * otherwise conc aborts with a report.
+/* Starts receiving these signals. None is lost, but the kernel may merge equal ones. Each open
+ * conc_signals, in any thread, gets every signal of its numbers; duplicate numbers count once.
+ * Blocked signals are unblocked in this thread. On an error nothing has changed: -EINVAL (NULL, n
+ * 0, already open, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and fault signals), -EBUSY (open in
+ * another thread's run), -ENOMEM, and system errors. Not a checkpoint. A conc_signals on a task's
+ * stack must be closed before its function returns; otherwise conc aborts with a report.
  *     int conc_signals_open(conc_signals *s, const int *numbers, size_t n); */
 #define conc_signals_open(...) \
     conc__signals_open(CONC__AT("the conc_signals opened at "), __VA_ARGS__)
 CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *numbers, size_t n);
 
-/* Waits for the next signal and returns its number. If several have come, the numbers take turns.
- * -EPIPE: not open, or closed meanwhile. */
+/* Waits for the next signal and returns its number. If several have arrived, the numbers take
+ * turns. -EPIPE: not open, or closed during the wait. */
 CONC_API int conc_signals_next(conc_signals *s) CONC_NODISCARD;
 
-/* Restores the handlers and the mask from before the opening, except a handler that the program has
- * installed meanwhile. Raises again the signals that came and that no receiver got. Closing twice,
- * or what was never opened, does nothing and returns 0. Not a checkpoint. -EPERM: another run's. */
+/* Restores the handlers and the mask from before the opening, except handlers that the program has
+ * since installed. Raises again any signals that no receiver got. Closing it twice, or unopened,
+ * does nothing and returns 0. Not a checkpoint. -EPERM: another run's. */
 CONC_API int conc_signals_close(conc_signals *s);
 CONC_API void conc__auto_conc_signals(conc_signals *s);
 
-/* Waits for one signal that comes from now on, and returns its number. Errors as above. */
+/* Waits for one signal arriving from now on, and returns its number. Errors as above. */
 CONC_API int conc_wait_signal(int number);
 
 /* ---- >>loops -------------------------------------------------------------------------------- */
@@ -1060,73 +1046,72 @@ CONC_API int conc_wait_signal(int number);
 /* The loop of this thread's run; NULL outside one. */
 CONC_API conc_loop *conc_loop_self(void);
 
-/* A hold says that another thread will post to the loop. While the loop is held, tasks that all
- * wait are no deadlock, and the loop stays valid, even after its run, until it is released as often
- * as held. The virtual clock does not stop for a hold. From any thread. Errors: -EINVAL (NULL,
- * released too often), -EPERM (the loop is the parent process's). */
+/* A hold announces posts from another thread. While the loop is held, it is no deadlock if all
+ * tasks wait, and the loop stays valid, even after its run, until every hold is released. The
+ * virtual clock does not stop for a hold. From any thread. Errors: -EINVAL (NULL, released too
+ * often), -EPERM (the loop belongs to the parent process). */
 CONC_API int conc_loop_hold(conc_loop *l);
 CONC_API int conc_loop_release(conc_loop *l);
 
-/* Makes l call fn(arg) between two tasks, in the order of the posts. However many there are, l
- * serves timers, descriptors and signals in between. From any thread, but not from a signal
- * handler. A post that returned 0 will run. Without a hold, the caller must know that the run has
- * not ended. Errors: -EINVAL, -ENOMEM, -ESHUTDOWN (the run is over), -EPERM (it is the parent
- * process's). */
+/* Makes l call fn(arg) between two tasks, in posting order. However many posts there are, l serves
+ * timers, descriptors and signals in between. From any thread, but not from a signal handler. A
+ * post that returned 0 will run. Without a hold, the caller must ensure that the run has not ended.
+ * Errors: -EINVAL, -ENOMEM, -ESHUTDOWN (the run is over), -EPERM (it is the parent process's). */
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg);
 
 /* From another thread: starts fn(arg) as a background task of l, and returns its result when it has
- * ended, with the text of its error in conc_last_error. The caller is a plain thread or a job,
- * which blocks, or a task of another loop, which waits; arg is borrowed until the return. A cancel
- * of that task or job cancels fn; the call still returns fn's result when fn has ended. If l's run
- * ends before fn, that cancels fn, too. As with conc_post, the caller must know that the run has
- * not ended, or hold it. While a task waits in this call, the virtual clock of its loop stands
- * still; a waiting job stops no clock. On an error fn does not run: -EINVAL, -EDEADLK (l is this
- * thread's), -ESHUTDOWN (l's run is over or about to end), -ENOMEM, -ECANCELED (the calling task is
- * cancelled), -EPERM (in a posted function; or l is the parent process's).
+ * ended, with its error text in conc_last_error. The caller is a plain thread or a job, which
+ * blocks, or a task of another loop, which waits; arg is borrowed until the return. Cancelling that
+ * task or job cancels fn; the call still returns fn's result when fn has ended. If l's run ends
+ * before fn, that also cancels fn. As with conc_post, the caller must ensure that the run has not
+ * ended, or hold it. While a task waits in this call, its loop's virtual clock stands still; a
+ * waiting job stops no clock. On an error fn does not run: -EINVAL, -EDEADLK (l is this thread's),
+ * -ESHUTDOWN (l's run is over or about to end), -ENOMEM, -ECANCELED (the calling task is
+ * cancelled), -EPERM (in a posted function; or l belongs to the parent process).
  *     int conc_loop_run(conc_loop *l, conc_fn *fn, void *arg); */
 #define conc_loop_run(...) conc__loop_run(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__loop_run(const char *spawned, conc_loop *l, conc_fn *fn, void *arg);
 
-/* Frees memory that conc returned for the caller to free. NULL does nothing. From anywhere. */
+/* Frees memory that conc allocated for the caller. NULL does nothing. From anywhere. */
 CONC_API void conc_free(void *p);
 
 /* ---- >>embedding ---------------------------------------------------------------------------- */
 
-/* A run inside a program that has a loop of its own, the host. The host waits until conc_embed_fd
- * is readable, at most conc_embed_timeout seconds, and calls conc_embed_step, until that returns 0.
+/* A run inside a program with its own loop, the host. The host waits until conc_embed_fd is
+ * readable, at most conc_embed_timeout seconds, and calls conc_embed_step, until that returns 0.
  * For poll(2), round the timeout up, and turn CONC_FOREVER into -1:
  *     double s = conc_embed_timeout(&e);
  *     int ms = s > 1e6 ? -1 : (int)(s * 1000 + 0.999);
  * (kqueue does not report devices such as /dev/tty, nor, on macOS, named pipes: while a task waits
  * for one, the timeout is at most 20 ms.) Between the steps, conc treats the thread's other code
  * like a posted function: it may spawn, set and cancel, and calls that would wait return -EPERM. To
- * cancel the run from there, let main_fn store conc_self(), and pass that to conc_cancel. An
- * embedded run does not detect deadlocks. All calls must come from the thread of
- * conc_embed_begin. */
+ * cancel the run from there, store conc_self() in main_fn, and pass that to conc_cancel. An
+ * embedded run does not detect deadlocks. All calls must come from the thread of conc_embed_begin.
+ */
 typedef struct conc_embed {
     /* private */
     conc_loop *loop; /* NULL: not begun */
 } conc_embed;
 
 /* Begins the run; main_fn starts with the first step. o: as for conc_run_with. Errors: -EBUSY
- * (this thread has a run, or e has one in any thread), -EINVAL, -ENOMEM, and -ENOTSUP where the
- * loop waits with poll(2), which has no descriptor. On an error e is as it was. */
+ * (this thread has a run, or e has one in any thread), -EINVAL, -ENOMEM, and -ENOTSUP if the loop
+ * waits with poll(2), which has no descriptor. On an error e is unchanged. */
 CONC_API int conc_embed_begin(conc_embed *e, const conc_options *o, conc_fn *main_fn, void *arg);
 
-/* The descriptor to wait for, until it is readable; it is the same for the whole run. Errors:
- * -EINVAL (not begun), -EPERM (another thread, or a forked child). */
+/* The descriptor to poll for reading; the same for the whole run. Errors: -EINVAL (not begun),
+ * -EPERM (another thread, or a forked child). */
 CONC_API int conc_embed_fd(conc_embed *e);
 
-/* The longest time to wait, in seconds: 0 if there is something to do now; CONC_FOREVER if only the
- * descriptor matters, as while the virtual clock stands still for a job. Call it before each wait.
- * Not begun: CONC_FOREVER. In another thread: -EPERM, a negative number, which is no time. */
+/* The longest time to wait, in seconds: 0 if work is ready; CONC_FOREVER if only the descriptor
+ * matters, as while the virtual clock stands still for a job. Call it before each wait. Not begun:
+ * CONC_FOREVER. In another thread: -EPERM, which is negative. */
 CONC_API double conc_embed_timeout(conc_embed *e);
 
-/* Runs what is ready, without waiting. Returns 1, or 0 once the run is over. Errors: -EINVAL (not
- * begun), -EPERM (in a task, another thread, or a forked child). */
+/* Runs whatever is ready, without waiting. Returns 1, or 0 once the run is over. Errors: -EINVAL
+ * (not begun), -EPERM (in a task, another thread, or a forked child). */
 CONC_API int conc_embed_step(conc_embed *e);
 
-/* Ends the run and returns main_fn's result. If the run is not over, cancels main_fn and holds the
+/* Ends the run and returns main_fn's result. If the run is not over, cancels main_fn and blocks the
  * thread until everything has ended. Errors as above; 0 if it was never begun. */
 CONC_API int conc_embed_end(conc_embed *e);
 
@@ -1135,13 +1120,13 @@ CONC_API int conc_embed_end(conc_embed *e);
 /* Counts of this thread's run; all zero outside one. */
 typedef struct conc_stats {
     size_t tasks;       /* alive, main_fn and the caller included */
-    size_t ready;       /* of these, ready to run; conc_get_stats counts them one by one */
+    size_t ready;       /* of these, ready to run; counted one by one */
     size_t timers;      /* armed */
     size_t generators;  /* open */
     size_t descriptors; /* that tasks wait for */
     size_t signals;     /* conc_signals that are open */
-    size_t holds;       /* conc_loop_hold without its release */
-    size_t stacks;      /* in use, those of generators included */
+    size_t holds;       /* conc_loop_hold calls not yet released */
+    size_t stacks;      /* in use, including generators' */
     size_t stacks_kept; /* free, kept for the next spawn */
     size_t stack_bytes; /* address space of all of them */
     size_t jobs_queued; /* jobs that have not begun, in all pools of the program */
@@ -1152,19 +1137,19 @@ typedef struct conc_stats {
     uint64_t passes;
     uint64_t polls; /* system calls that wait or poll for events */
     /* seconds since the run began, on its clock */
-    /* in steps of tasks; without .debug or .trace: all but idle, even the scheduler's work */
+    /* in task steps; without .debug or .trace: all but idle, including the scheduler */
     double running;
-    /* in waits of all tasks that are over; only with .debug or .trace */
+    /* in all completed waits of tasks; only with .debug or .trace */
     double waiting;
-    double idle; /* while the loop slept or its virtual clock jumped, as every task waited */
+    double idle; /* while the loop slept or its virtual clock jumped because every task waited */
 } conc_stats;
 
 CONC_API void conc_get_stats(conc_stats *s);
 
 /* Prints the tree of groups and tasks: what each task waits for, which task owns that, for how many
- * seconds [in brackets], and where it was spawned. If there are more than 2000 tasks, it instead
- * prints how many are in each state at each location, the largest number first. In debug mode `kill
- * -USR2` prints it to stderr, unless the program receives that signal itself. */
+ * seconds [in brackets], and where it was spawned. Beyond 2000 tasks, it instead prints how many
+ * are in each state at each location, largest number first. In debug mode `kill -USR2` prints it to
+ * stderr, unless the program itself receives that signal. */
 CONC_API void conc_dump(FILE *out);
 
 #ifdef __cplusplus
@@ -1184,38 +1169,37 @@ template <class type> struct conc__is_pointer<type *> {
 #endif /* CONC_H */
 
 /* ===============================================================================================
- * *
  *  The implementation
  *
  *  A task that waits switches straight to the next ready task. After a batch of 64 switches (fewer
  *  if steps are slow), or if no task is ready, it switches to the scheduler instead, which runs on
  *  the thread's own stack: it runs posted functions, reads the clock and polls the descriptors.
- *  Everything that may need a deep stack (hooks, reports) runs on that stack too.
+ *  Anything that may need a deep stack (hooks, reports) runs on that stack too.
  *
  *  run           one call of conc_run or conc_embed_begin; it has one loop, in one thread
  *  pass          one round of the scheduler: posts, signals, the clock, events, then a batch
- *  batch         tasks that run one after the other, without a pass in between
- *  step          what a task does from its resumption to its next switch
+ *  batch         tasks that run one after the other, with no pass in between
+ *  step          a task's work from its resumption to its next switch
  *  budget        checkpoints that may succeed without a switch before the task must yield
- *  stepwise      debug mode or a trace: batches of one task, and every step is timed
+ *  stepwise      debug mode or a trace: batches of one task, with every step timed
  *  to park       to stop a task until its wait is over; >>types lists the states of a task
  *  wait          a conc__wait on the stack of a parked task; its kind says how a cancel ends it
  *  to grant      to give a waiter what it waits for, and wake it; to wake: to end a wait
- *  spinner       a task that keeps running into checkpoints though it is cancelled
+ *  spinner       a cancelled task that keeps calling checkpoints
  *  doomed        every task of the run is cancelled, through all shields, after a deadlock
  *  to collect    to take the result of an ended task, so that its error is not reported
- *  sink          where a task's result goes besides joins, as set by its spawn
- *  handle        a conc_task in the user's memory; other tasks live on their own stack
+ *  sink          a task's result destination besides joins, set by its spawn
+ *  handle        a conc_task in the user's memory; other tasks are on their own stack
  *  place         a location in the source, "file.c:12"
- *  source        who an error or a report is about: a task's name and the place of its spawn
+ *  source        the subject of an error or a report: a task's name and its spawn's place
  *  record        a conc__holding: an object that is held or open, found by its address
- *  lent          an object of the user's that conc still uses, on a stack
- *  lost          memory in use whose function has returned; that ends the program with a report
+ *  lent          a user's object on a stack that conc still uses
+ *  lost          memory in use whose function has returned; conc reports it and aborts
  *  inherited     of the parent process, in a forked child
  *  stack cache   all stacks of one size, in slabs; a stack is in use, free or dropped
  *  poller        epoll, kqueue or poll(2); conc__fd_state lists the states of a descriptor
- *  post          a function that another thread, or the loop itself, has the loop run
- *  hold          a promise of a post, which makes waiting for ever no deadlock
+ *  post          a function that another thread, or the loop itself, makes the loop run
+ *  hold          a promise of a post: waiting forever is then no deadlock
  *  at work       a job in another thread for which the virtual clock stands still
  *
  *  Contents: >>options >>switch >>types >>platform >>poller >>stacks >>timers >>loop
@@ -1257,9 +1241,9 @@ template <class type> struct conc__is_pointer<type *> {
 #include <time.h>
 #include <unistd.h>
 
-/* The first system header that is included decides what all of them declare. If one came before
- * conc.h, POSIX 2008 suffices (_POSIX_C_SOURCE or _XOPEN_SOURCE may have asked for it): the few
- * declarations beyond it follow. */
+/* The first system header included decides what all of them declare. If one precedes conc.h, POSIX
+ * 2008 suffices (perhaps requested by _POSIX_C_SOURCE or _XOPEN_SOURCE): the few declarations
+ * beyond it follow. */
 #if !defined MAP_ANONYMOUS && (!defined _POSIX_C_SOURCE || _POSIX_C_SOURCE < 200809L)
 #error \
     "conc.h: a system header came first and hides POSIX: include conc.h first, or -D_DEFAULT_SOURCE"
@@ -1314,7 +1298,7 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 #include <sys/syscall.h>
 #endif
 
-/* The best way to wait for descriptors that the system has; poll(2) is always there. */
+/* The system's best way to wait for descriptors; poll(2) always exists. */
 #if defined CONC_NO_EPOLL
 #undef CONC__KQUEUE
 #elif defined __APPLE__ || defined __FreeBSD__ || defined CONC__KQUEUE
@@ -1355,23 +1339,23 @@ enum {
     CONC__LEAST_STACK = 16 * 1024, /* bytes */
     CONC__BATCH_MOST = 64,         /* most switches in a batch, between two scheduler passes */
     CONC__BUDGET_MOST = 256,       /* most checkpoints without a wait before one yields */
-    CONC__BATCH_NS = 1000000,      /* ns for a batch, above which its steps count as slow */
-    /* passes in a row that ran only posted functions, after which one pass ignores them */
+    CONC__BATCH_NS = 1000000,      /* batch ns above which its steps count as slow */
+    /* consecutive passes that ran only posted functions, after which one ignores them */
     CONC__FLOOD = 64,
-    /* checkpoints refused in a row, after which a task counts as ignoring its cancel */
+    /* consecutive refused checkpoints, after which a task counts as ignoring its cancel */
     CONC__SPINNER = 16,
-    CONC__STUBBORN = 1000,  /* checkpoints refused in a row, after which that is reported */
-    CONC__PATIENCE = 50000, /* ns for which a thread spins before it sleeps */
-    CONC__MISSES = 3,       /* spins in vain in a row, after which it seldom spins */
+    CONC__STUBBORN = 1000,  /* consecutive refused checkpoints, after which that is reported */
+    CONC__PATIENCE = 50000, /* ns that a thread spins before it sleeps */
+    CONC__MISSES = 3,       /* consecutive vain spins, after which it seldom spins */
     /* under a seed: how many of the ready tasks the next one is drawn from */
     CONC__CHOICE = 16,
     CONC__NO_STATUS = -1, /* conc_set_exit_status was not called */
-    CONC__NAME = 48,      /* bytes of a task's name, and of an error's text */
+    CONC__NAME = 48,      /* bytes for a task's name and an error's text */
     CONC__TEXT = 128,
     CONC__DESCRIPTION = CONC__NAME + 256 /* bytes for a task's description in reports */
 };
 
-/* No process has a larger address space, so a request for more bytes is -ENOMEM at once. */
+/* No process has a larger address space, so a request for more bytes is immediately -ENOMEM. */
 #define CONC__ADDRESS_SPACE (SIZE_MAX >> (sizeof(size_t) == 8 ? 16 : 0))
 
 _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
@@ -1410,16 +1394,16 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 
 #define CONC__UNLIKELY(x) __builtin_expect(!!(x), 0)
 
-/* With CONC_NO_DIAGNOSTICS these are constants, so that the compiler leaves out what they guard. */
+/* With CONC_NO_DIAGNOSTICS these are constants, so that the compiler omits the code they guard. */
 #ifdef CONC_NO_DIAGNOSTICS
 #define CONC__DIAGNOSES 0
 #else
 #define CONC__DIAGNOSES 1
 #endif
-#define CONC__DEBUGS(l) (CONC__DIAGNOSES && (l)->debug)
-#define CONC__TRACES(l) (CONC__DIAGNOSES && (l)->trace)
-#define CONC__WATCHES(l) (CONC__DIAGNOSES && (l)->watchdog)
-#define CONC__STEPWISE(l) (CONC__DIAGNOSES && (l)->stepwise)
+#define CONC__DEBUGS(l) (CONC__DIAGNOSES && (l)->diagnostics.debug)
+#define CONC__TRACES(l) (CONC__DIAGNOSES && (l)->diagnostics.trace)
+#define CONC__WATCHES(l) (CONC__DIAGNOSES && (l)->diagnostics.watchdog)
+#define CONC__STEPWISE(l) (CONC__DIAGNOSES && (l)->scheduler.stepwise)
 #ifdef CONC_GUARD_REPORT
 #define CONC__CATCHES_FAULTS 1
 #define CONC__REPORTS_FAULTS(l) true
@@ -1427,12 +1411,12 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 #define CONC__CATCHES_FAULTS CONC__DIAGNOSES
 #define CONC__REPORTS_FAULTS(l) CONC__DEBUGS(l)
 #endif
-/* A function that may read memory which sanitizers have poisoned, as unused parts of stacks. */
+/* A function that may read memory poisoned by sanitizers, such as unused parts of stacks. */
 #define CONC__UNSANITIZED __attribute__((no_sanitize("address", "thread")))
 /* Each function of the implementation starts with one of these. CONC__FAST: a short function on a
  * hot path, which must be inlined. CONC__COLD: one that seldom runs. CONC__CALLED: one that must
- * not be inlined, as conc__check_lost relies on its frame lying below its caller's; that also
- * silences GCC's warnings of variables which the function sets only if it returns 0. */
+ * not be inlined, because conc__check_lost relies on its frame being below its caller's; that also
+ * silences GCC's warnings about variables that the function sets only if it returns 0. */
 #ifdef __OPTIMIZE__
 #define CONC__PRIVATE static
 #define CONC__FAST static inline __attribute__((always_inline))
@@ -1448,16 +1432,16 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 /* ---- >>switch ------------------------------------------------------------------------------- */
 
 /* conc__jump(from, to) saves the context of this stack in `from` and resumes the context `to`. It
- * pushes nothing, so the debug information of the waiting call holds for a parked stack too. It
- * ends in an indirect jump, as a return would miss in the processor's return predictor.
- * conc__prepare(context, low, top, entry) makes a context that starts entry() on the stack below
- * top.
+ * pushes nothing, so the waiting call's debug information is valid for a parked stack too. It ends
+ * in an indirect jump, because a return would be mispredicted. conc__prepare(context, low, top,
+ * entry) makes a context that starts entry() on the stack below top.
  *
- * conc__jump may be inlined into any function, whose frame the compiler may address by any of three
- * registers: the stack pointer, the frame pointer (rbp, x29, s0) and Clang's base pointer (rbx,
- * x19, s1; for frames with an alignment or a size that the other two cannot serve). All three must
- * be unchanged afterwards. The context holds them, as Clang ignores them in a clobber list. All
- * other registers are clobbered: the compiler saves those that it needs, on the stack. */
+ * conc__jump may be inlined into any function, and the compiler may address that function's frame
+ * by any of three registers: the stack pointer, the frame pointer (rbp, x29, s0) and Clang's base
+ * pointer (rbx, x19, s1; for frames with an alignment or a size that the other two cannot serve).
+ * All three must be unchanged afterwards. The context holds them, because Clang ignores them in a
+ * clobber list. All other registers are clobbered: the compiler saves the ones it needs on the
+ * stack. */
 
 #if defined CONC_USE_UCONTEXT || !defined __LP64__ || defined __riscv_vector || \
     !(defined __x86_64__ || defined __aarch64__ || defined __riscv)
@@ -1499,8 +1483,8 @@ CONC__PRIVATE void conc__jump_first(ucontext_t *here, void **to)
     swapcontext(here, &there);
 }
 
-/* context[0] of a parked stack points to its ucontext_t, which lies on that stack; context[2] is
- * NULL then. Of a new stack, conc__prepare has set all three. */
+/* context[0] of a parked stack points to its ucontext_t, which is on that stack; context[2] is then
+ * NULL. For a new stack, conc__prepare has set all three. */
 CONC__PRIVATE void conc__jump(void **from, void **to)
 {
     ucontext_t here;
@@ -1599,7 +1583,7 @@ static inline __attribute__((always_inline)) void conc__jump(void **from, void *
                      "mov x30, xzr\n\t"
                      "br x16\n"
                      "1:\n\t"
-                     "hint #36\n\t" /* bti j: a no-op where there is no branch protection */
+                     "hint #36\n\t" /* bti j: a no-op without branch protection */
                      : "+r"(out), "+r"(in)
                      :
                      : "x2", "x3", "x4", "x5", "x6", "x7", "x8", "x9", "x10", "x11", "x12", "x13",
@@ -1666,7 +1650,7 @@ CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*en
 #endif
 #endif
 
-/* Is Intel's shadow stack on? It allows only calls and returns: these switches would kill the
+/* Is Intel's shadow stack on? It permits only calls and returns: these switches would kill the
  * program. */
 CONC__PRIVATE bool conc__shadow_stack(void)
 {
@@ -1712,49 +1696,50 @@ static inline void conc__fpu_load(const conc__fpu *f) { (void)f; }
 
 /* ---- >>types -------------------------------------------------------------------------------- */
 
-/* The task that an error or a report is about: its name at that moment, and the function and
- * location of its spawn. Both are the same pointer if the task has no name of its own. */
+/* The subject of an error or report: a task's name at the time, and its spawn's function and
+ * location. Both are the same pointer if the task has no name of its own. */
 typedef struct conc__source {
     const char *name, *spawned;
 } conc__source;
 
-/* Why a task waits, and what a cancel does to the wait.
+/* Why a task waits, and how a cancel affects the wait.
  *
  * To add a kind of wait:
  *   1. Define a conc__wait_kind, with .cancel unless the wait ignores cancels.
- *   2. In the call that waits: conc__in_task, the checks of its arguments, then conc__checkpoint.
+ *   2. In the call that waits: conc__in_task, the argument checks, then conc__checkpoint.
  *   3. Put a conc__wait with .task, .kind and .on on the stack, and conc__append it to a list.
- *   4. conc__park(l, &w) returns what the wake-up passed on.
- *   5. A grant does the waiter's whole effect at once and then calls conc__wake, which takes the
- *      wait out of its list. A cancel comes by conc__set_pending: it calls .cancel, which undoes
- *      anything else and never calls conc__wake, and if that returns true, wakes the task itself.
+ *   4. conc__park(l, &w) returns the wake-up's result.
+ *   5. A grant performs the waiter's whole effect and then calls conc__wake, which takes the
+ *      wait out of its list. A cancel arrives by conc__set_pending, which calls .cancel and, if
+ *      that returns true, wakes the task. So .cancel never calls conc__wake itself.
  *
  * Public calls also call conc__check_lost before they wait and conc__spend_budget if they need not
- * wait; objects that other runs may reach are checked by conc__ours or conc__may_wait (conc_sync.h,
- * which has conc__wait_unless for all of this; conc_latch is the shortest example). */
+ * wait. For objects that other runs may reach, conc_sync.h has conc__may_wait in place of
+ * conc__checkpoint, conc__wait_in for steps 3 and 4, and conc__ours for calls that do not wait. If
+ * all waiters wait for the same condition, its conc__wait_unless and conc__wake_all do everything:
+ * conc_latch is the shortest example. The grants of conc_sem go to single waiters. */
 typedef struct conc__wait_kind {
-    /* for the dump, as "joins"; details() prints what follows it */
+    /* for the dump, such as "joins"; details() prints the rest */
     const char *what;
     /* for the trace, if `what` makes no sense alone; NULL: what */
     const char *brief;
     void (*details)(FILE *out, const conc__wait *wait); /* NULL: nothing follows */
-    /* a cancel comes: returns true to be woken, or false to keep waiting. NULL: keeps waiting */
+    /* called by a cancel: true: wake the task; false: keep waiting. NULL: keeps waiting */
     bool (*cancel)(conc__wait *wait);
-    /* this wait, one of several of its task, is woken: withdraws the others. NULL: it is the only
-     * one */
+    /* this wait, one of several of its task, is woken: withdraws the others. NULL: the only one */
     void (*won)(conc__wait *wait);
-    /* the only task that could end the wait. NULL: there is no such task */
+    /* the only task that could end the wait. NULL: none */
     const conc_task *(*owner)(const conc__wait *wait);
 } conc__wait_kind;
 
 #define CONC__HIGHEST_BIT (UINTPTR_MAX / 2 + 1)
 
-/* A record of an object that something still uses. In debug mode: a lock that a task holds, or
- * something that is open and must be closed. Always: an open conc_signals. The records form a
- * radix tree by the object's address. */
+/* A record of an object still in use. In debug mode: a lock that a task holds, or an open object
+ * that must be closed. Always: an open conc_signals. The records form a radix tree by the object's
+ * address. */
 typedef struct conc__holding {
     struct conc__holding *below[2];      /* by the next lower bit of the object's address */
-    struct conc__holding *same;          /* an older one of the same object: a rwlock read twice */
+    struct conc__holding *same;          /* an older record of the object: a rwlock read twice */
     struct conc__holding *older, *newer; /* among all */
     struct conc__holding *newest;        /* among all; valid in the tree's root */
     const void *object;
@@ -1763,11 +1748,11 @@ typedef struct conc__holding {
 
 /* The top of every stack. */
 typedef struct conc__stack {
-    struct conc__stack *next; /* free: the one that was freed before it */
+    struct conc__stack *next; /* free: the previously freed one */
     struct conc__stack_cache *cache;
     struct conc__slab *slab;
     char *low;          /* the lowest byte that may be used */
-    bool has_generator; /* it runs a generator's body, not a task's */
+    bool has_generator; /* runs a generator's body, not a task's */
 #if CONC__ASAN
     const void *asan_low;
     size_t asan_size;
@@ -1775,21 +1760,21 @@ typedef struct conc__stack {
 #endif
 #if CONC__TSAN
     void *tsan_fiber;
-    struct conc__stack *left_next, **left_at; /* among those left since the loop last slept */
+    struct conc__stack *left_next, **left_at; /* among those vacated since the loop last slept */
 #endif
     uint32_t valgrind_id;
 } conc__stack;
 
-/* Stacks are carved from slabs, each of which is one mapping. A stack is in use; or free, with its
- * pages still in memory; or dropped: its pages went back to the system, and its next use carves it
- * again. */
+/* Stacks are carved from slabs, each a single mapping. A stack is in use; or free, with its pages
+ * still in memory; or dropped: its pages went back to the system, and its next use carves it again.
+ */
 typedef struct conc__slab {
     struct conc__slab *next, *prev;
     struct conc__slab *next_hole, *prev_hole; /* among the slabs with dropped stacks */
     struct conc__stack_cache *cache;
     char *base;
-    int carved;       /* stacks that were carved so far, from below */
-    int guarded;      /* stacks that have their guard region */
+    int carved;       /* stacks carved so far, from below */
+    int guarded;      /* stacks with a guard region */
     uint64_t dropped; /* a bit for each stack */
 } conc__slab;
 
@@ -1798,12 +1783,12 @@ typedef struct conc__stack_cache {
     struct conc__stack_cache *next;
     size_t size, guard, stride;
     int per_slab;
-    conc__slab *slabs; /* newest first; only the first may have stacks that were never carved */
+    conc__slab *slabs; /* newest first; only the first may have uncarved stacks */
     size_t slab_count;
     conc__slab *holes;
     conc__stack *free;
     conc__stack *old;  /* it and all after it in `free` were free at the last trim; NULL: none */
-    conc__stack *cold; /* taken out of `free`, to be dropped */
+    conc__stack *cold; /* removed from `free`, to be dropped */
     size_t resident;   /* stacks in use or free */
     bool trimmed;      /* the last trim left nothing to drop */
 } conc__stack_cache;
@@ -1814,51 +1799,51 @@ typedef struct conc__wheel {
     uint64_t elapsed;
     uint64_t occupied[CONC__LEVELS];
     conc__timer *slots[CONC__LEVELS][CONC__SLOTS];
-    size_t armed, disarmed; /* counts of both calls; the difference is the number of timers */
+    size_t armed, disarmed; /* call counts; their difference is the number of timers */
 } conc__wheel;
 
 /* When the virtual clock was stopped for a child program: see conc__stand_still. */
 typedef struct conc__standstill {
     int64_t began;   /* real time; 0: it is running */
-    int64_t until;   /* embedded: the host must wait until this real time; 0: it need not */
+    int64_t until;   /* embedded: the host must wait until this real time; 0: no need */
     int64_t now;     /* when it began: the loop's clock, */
-    size_t armed;    /* how many timers had been armed, */
-    unsigned starts; /* and how many programs had been started */
+    size_t armed;    /* timers armed, */
+    unsigned starts; /* and programs started */
 } conc__standstill;
 
 enum { CONC__SIGNALS = 65 }; /* one more than the highest signal number */
 
-/* A function that a loop must run between two steps of tasks. */
+/* A function that a loop must run between two task steps. */
 typedef struct conc__post {
     struct conc__post *next;
-    void (*run)(struct conc__post *post); /* may free the post: the loop has done with it */
+    void (*run)(struct conc__post *post); /* may free the post: the loop is done with it */
 } conc__post;
 
-/* A source of events besides posts, which a loop polls while it spins before it sleeps. */
+/* A source of events besides posts, polled while a loop spins before sleeping. */
 typedef struct conc__idle_hook {
     struct conc__idle_hook *next;
-    bool (*poll)(struct conc__idle_hook *self); /* true: an event came */
-    /* called with true before the first poll, and with false after the last */
+    bool (*poll)(struct conc__idle_hook *self); /* true: an event occurred */
+    /* called with true before the first poll, with false after the last */
     void (*enable)(struct conc__idle_hook *self, bool on);
 } conc__idle_hook;
 
-/* A function that another module registers, to be called at a run's end, after the last task. */
+/* A function registered by another module, called at a run's end, after the last task. */
 typedef struct conc__ending {
     struct conc__ending *next;
     void (*end)(conc_loop *l, struct conc__ending *self);
 } conc__ending;
 
-/* The tasks that were alive when so many had been spawned and so many had ended. */
+/* The tasks alive when this many had been spawned and this many had ended. */
 typedef struct conc__census {
     uint64_t *serials; /* in order */
     size_t count;
     uint64_t spawned, finished;
 } conc__census;
 
-/* The error of a background task with a handle, kept until a join or the end of the run. The task's
- * serial number is the key, as the handle may be gone or reused. */
+/* The error of a background task with a handle, kept until a join or the end of the run. The key is
+ * the task's serial number, because the handle may be gone or reused. */
 typedef struct conc__failed {
-    struct conc__failed *next, *prev; /* in the order of the failures */
+    struct conc__failed *next, *prev; /* in order of failure */
     struct conc__failed *same_slot;
     uint64_t serial;
     const char *spawned;
@@ -1874,7 +1859,7 @@ typedef struct conc__failures {
 
 /* A node of a task's locals, which form a search tree by the bits of each key's hash. A task shares
  * with its parent the nodes that neither has changed since the spawn. A shared node has two or more
- * references, or lies below a node that has; it is immutable. */
+ * references, or is below one that does; it is immutable. */
 typedef struct conc__locals {
     int references;
     const conc_local *key;
@@ -1896,17 +1881,17 @@ typedef struct conc__locals {
  *   ended    CONC__DONE; `result` is set, the stack is     a join, conc_group_next or a sink takes
  *            free; without a handle, the task is gone too  the result: `collected` is set
  *
- * In its group, a task is among `children` until it ends. An ended task with a handle that is not
- * collected is then in the group's list `finished` (`in_finished`), until it is collected or the
- * group closes. The handle may be reused once the task has ended and is not in that list.
+ * In its group, a task is among `children` until it ends. An ended, uncollected task with a handle
+ * is then in the group's list `finished` (`in_finished`), until it is collected or the group
+ * closes. The handle may be reused once the task has ended and is not in that list.
  *
- * The seal is a hash of the task's address. It tells a task from storage that was never set. */
+ * The seal, a hash of the task's address, distinguishes a task from uninitialized storage. */
 enum { CONC__LIVE = 1, CONC__DONE = 2 };
-/* where the result goes besides joins: nowhere, a conc_call, an int, a conc_start, a thread */
+/* the result's destination besides joins: none, a conc_call, an int, a conc_start, a thread */
 enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK, CONC__REMOTE_SINK };
 
-/* Changes of the seal for ended tasks, and for those in their group's list `finished`. Otherwise
- * one overwritten byte, the state, could turn what is left of a handle into a live task. */
+/* Changes to the seal for ended tasks, and for those in their group's list `finished`. Otherwise
+ * one overwritten byte, the state, could turn a handle's remains into a live task. */
 enum { CONC__ENDED_SEAL = 0xffff, CONC__LISTED_SEAL = 0x5aa5 };
 
 CONC__PRIVATE uint16_t conc__seal(const conc_task *t)
@@ -1927,23 +1912,23 @@ CONC__PRIVATE bool conc__is_task(const conc_task *t)
     }
 }
 
-/* Beside CONC_READABLE and CONC_WRITABLE: the peer has hung up, or there is an error. It wakes
- * every task that waits for the descriptor. */
+/* Beside CONC_READABLE and CONC_WRITABLE: the peer hung up, or an error occurred. Wakes every task
+ * that waits for the descriptor. */
 enum { CONC__HANG_UP = 4 };
 
 /* The lists of tasks that wait for a descriptor: one for each set of events, where 0 is a hang-up
- * alone, and one for tasks that pause because the descriptor is ready but gives EAGAIN. */
+ * alone, and one for tasks that pause because the descriptor is ready but returns EAGAIN. */
 enum { CONC__PAUSING = 4, CONC__FD_LISTS };
 
-/* What the loop knows of a descriptor: of its number, and of the file that this means.
+/* The loop's knowledge of a descriptor: its number, and the file it refers to.
  *
  *   state    what holds                                     changes
  *   UNKNOWN  the loop knows nothing of the file, and the    a task waits: to FOREIGN, or to
  *            poller does not have it; only tasks that       REFUSED; conc opens a socket with
  *            pause may be in the lists                      this number: to OWN
- *   FOREIGN  conc did not open it, and close(2) may close   the poller finds that the number
- *            it without conc's knowledge; the poller has    means another file, or none: to
- *            it, and reports one event for each arming      UNKNOWN
+ *   FOREIGN  conc did not open it, and close(2) may close   conc__fd_confirm (a new wait, an event
+ *            it without conc's knowledge; the poller has    or the rounds of conc__verify) finds
+ *            it, and reports one event for each arming      another file, or none: to UNKNOWN
  *   REFUSED  as FOREIGN, but the poller refuses it, as it   fstat(2) finds the same: to
  *            is always ready; tasks may wait only for a     UNKNOWN
  *            hang-up, which only a close ends
@@ -1952,10 +1937,10 @@ enum { CONC__PAUSING = 4, CONC__FD_LISTS };
  *   EDGE     as OWN, and the poller reports every change,   as FOREIGN
  *            for ever
  *
- * conc_close changes every state to UNKNOWN. `id` changes whenever the number means another file
- * or none (conc__fd_gone), so number and id together identify the file: a task that has waited, a
- * server, and the handler of a kernel event compare it to see whether the file is still the same.
- * If another thread calls conc_close and may have meant this file or a later one of the same
+ * conc_close changes every state to UNKNOWN. `id` changes whenever the number refers to another
+ * file or none (conc__fd_gone), so number and id together identify the file: a task that has
+ * waited, a server, and a kernel event's handler compare it to see whether the file is still the
+ * same. If another thread calls conc_close and may have meant this file or a later one of the same
  * number, an OWN descriptor becomes UNKNOWN and keeps its id. */
 typedef enum conc__fd_state {
     CONC__FD_UNKNOWN,
@@ -1967,19 +1952,19 @@ typedef enum conc__fd_state {
 
 typedef struct conc__fd {
     conc__waits waits[CONC__FD_LISTS];
-    struct conc__fd *next, *prev; /* among those that a task waits for */
+    struct conc__fd *next, *prev; /* among those a task waits for */
     uint64_t inode;               /* with poll(2), or REFUSED: identifies the file */
     uint32_t id;
-    unsigned closings; /* what conc__closings_of returned when the file was last known for sure */
+    unsigned closings; /* conc__closings_of's value when the file was last known for certain */
     int number;
     int read_error, write_error; /* the next call returns it; 0: none */
     conc__fd_state state;
     bool tcp;     /* a short read has taken everything */
-    bool drained; /* the last read found nothing more, and no event came since */
+    bool drained; /* the last read found nothing more, and no event has occurred since */
     bool failed;  /* read_error or write_error is set */
-    /* end of file or urgent data came: a short read need not mean that nothing is left */
+    /* end of file or urgent data arrived: after a short read there may be more */
     bool special;
-    unsigned char filters; /* kqueue(2): the filters that it has, see conc__kqueue_control */
+    unsigned char filters; /* kqueue(2): its filters, see conc__kqueue_control */
     unsigned char came;    /* kqueue(2): the events of the current batch */
 } conc__fd;
 
@@ -1995,162 +1980,253 @@ struct conc__backend;
 typedef void conc__switch_fn(conc_loop *l, conc__stack *from, void **from_context, conc__stack *to,
                              void **to_context);
 
+/* The state of a run, in parts. Other threads use only `shared`, job.idles and the atomic
+ * fields. */
 struct conc_loop {
-    /* what a switch touches. Fields that are written together must not be neighbours: the compiler
-     * would merge the writes into one vector store, which would delay the next read */
+    /* What a switch touches comes first. Fields written together must not be adjacent: the
+     * compiler would merge the writes into one vector store, which would delay the next read. */
     conc_task *self; /* NULL while the scheduler runs */
-    int *errno_at;
-    conc_task *ready;
-    int switches_left, budget_left; /* until the next pass; until a checkpoint yields */
-    conc_task *last_ready;
-    conc__context context; /* the scheduler's */
-    conc__switch_fn *switch_stacks;
+    int *errno_at;   /* the address of errno on this thread */
 
-    bool virtual_clock, seeded, debug, on_valgrind, doomed, over, refreshing;
-    /* debug mode, or a trace is written: a pass runs one task, and every step is measured */
-    bool stepwise;
-    conc_task *spinners, *last_spinner; /* tasks that ignore their cancel; they run in rounds */
-    /* the pass in which their round comes though others are ready; each spinner postpones it */
-    uint64_t next_round;
-    conc_task *marked, *last_marked;
-    conc__waits settlers;
-    void (*call)(conc_loop *l, void *arg);
-    void *call_arg;
-    conc__fpu fpu;         /* the state with which a task starts */
-    conc__context scratch; /* for contexts that are never resumed */
-    int64_t now;
-    int64_t last_pass;     /* when the last scheduler pass was, on the loop's clock */
-    int batch, budget;     /* start values of these two: lower if steps are slow */
-    int flooded;           /* passes in a row that ran only posted functions */
-    uint64_t picks, draws; /* states of the two random generators */
-    conc__stack thread_stack;
+    /* the tasks that are ready, and for how long they may run */
+    struct {
+        conc_task *first;
+        int switches_left, budget_left; /* until the next pass; until a checkpoint yields */
+        conc_task *last;
+    } ready;
+
+    /* the scheduler, which runs on the thread's own stack */
+    struct {
+        conc__context context;
+        conc__switch_fn *switch_stacks;
+        /* debug mode, or a trace: a pass runs one task, and every step is measured */
+        bool stepwise;
+        bool stepping; /* embedded: a call of the host is running it */
+        /* initial values of ready.switches_left and ready.budget_left; lower if steps are slow */
+        int batch, budget;
+        int flooded;       /* passes in a row that ran only posted functions */
+        int posted_rc;     /* the running posted function's newest error; 0: none */
+        int64_t last_pass; /* time of the last pass, on the loop's clock */
+        /* conc__on_loop: a task's call for the scheduler; NULL: none */
+        void (*call)(conc_loop *l, void *arg);
+        void *call_arg;
+        conc__stack stack;
+        conc__context scratch; /* for contexts that are never resumed */
+        conc__fpu fpu;         /* a task's initial state */
+        conc__waits settlers;  /* tasks in conc_settle */
 #if CONC__TSAN
-    void *dead_fiber;
-    conc__stack *switched_from; /* may have signals, see conc__fiber_take_signals */
+        void *dead_fiber;
+        conc__stack *switched_from; /* may have signals, see conc__fiber_take_signals */
 #endif
+    } scheduler;
 
-    conc_options options;
-    conc__stack_cache *stacks,
-        *stack_caches; /* of stacks: that of tasks with the default size, and all */
-    int64_t trimmed;
-    bool to_trim;
-    bool
-        awaits_interrupt; /* main_fn sleeps for ever on purpose: only a signal or a post wakes it */
-    int64_t searched;     /* meanwhile: when the loop last searched for circles of owners, */
-    uint64_t unsearched;  /* and how often it has paused since then */
-    conc_group background;
-    conc__failures failures;
-    conc_task main;
-    conc_fn *main_fn;
-    void *main_arg;
-    const char *main_name;
-    int rc;
-    int exit_status; /* set by conc_set_exit_status; CONC__NO_STATUS: not set */
-    struct conc__gen *generators;
-    conc__stack *stopped; /* stacks of generators that were stopped for good, or at the run's end */
-    bool lists_tasks;     /* the current report has a line for each task */
-    uint64_t run;         /* the number of this run in the process */
-    conc_loop *next_run;  /* in conc__live_runs */
-    conc__census census;
-    size_t generator_count;
-    uint64_t spawned, finished; /* both counted from conc__first_serial */
-    uint64_t most;              /* most - finished is the most tasks that were alive at once */
-    uint64_t switches, passes, polls;
-    int64_t left;         /* embedded: when control last went back to the host */
-    int64_t began, idled; /* when the run began; how long it has slept since, on its clock */
-    /* stepwise: when the running step began; the sum of all steps; the sum of all past waits */
-    int64_t stepped, ran, waited;
-    bool step_over; /* stepwise: the task that was resumed has ended */
-    int64_t called; /* debug: time of the running step that went to calls of the user's hooks */
-    /* the stack of a task that has just ended, and its lowest used byte; NULL: not needed */
-    conc__stack *left_stack;
-    char *left_used;
-    struct conc__trace *trace;       /* NULL: none is written */
-    struct conc__watchdog *watchdog; /* debug */
-    struct conc__usage *usages;      /* debug: of stacks */
-    conc__holding *opened;           /* debug: what must be closed before the end */
-    /* debug: conc's handlers for SIGUSR2 and for SIGSEGV are installed for this run */
-    bool dumps_taken, faults_taken;
-    conc__wheel wheel;
+    /* tasks that ignore their cancel; they run in rounds */
+    struct {
+        conc_task *first, *last;
+        /* the pass in which they run although others are ready; each spinner postpones it */
+        uint64_t next_round;
+    } spinners;
 
-    const struct conc__backend *backend;
-    int poll_fd, wake_out, wake_in;
-    conc__fd **fds; /* blocks of CONC__FDS, by number */
-    size_t fd_blocks;
-    conc__fd *watched, *last_watched;
-    size_t watched_count, verify_count, unverified;
-    /* since the last conc__verify, something ran that may have closed a descriptor */
-    bool stirred;
-    bool was_alone;         /* this was the only thread when the last round of conc__verify began */
-    int64_t verified;       /* when conc__verify last checked descriptors, on the real clock */
-    int64_t verified_until; /* virtual clock: when conc__verify_until last did */
-    bool retried;           /* virtual clock: conc__jump_clock must give others real time first */
-    int outside_awaited; /* tasks that wait for the end of a child program, or a FIFO's other end */
-    conc__standstill standstill;
-    int64_t polled;
-    struct pollfd *polls_for; /* poll(2) */
-    size_t polls_room;
-    /* epoll: counts of events that no task waited for, and of events of files closed here */
-    unsigned unheard, orphans;
-    bool apart; /* kqueue: tasks may be waiting for descriptors outside the queue */
-    bool blind; /* the loop cannot wait for descriptors any more */
-    int doom;   /* the error for which every task was cancelled; 0: none */
-    char doom_text[CONC__TEXT];
-    int posted_rc; /* the newest error that the running posted function has made; 0: none */
-    conc__spare *spares;
-    int spare_count;
+    /* cancels on their way to tasks, and the doom that cancels all of them */
+    struct {
+        conc_task *marked, *last_marked; /* tasks that a cancel may have reached */
+        bool refreshing;                 /* a call is taking them out of this list */
+        bool doomed;                     /* every task is cancelled: the run has failed */
+        int doom_rc;                     /* with this error; 0: none */
+        char doom_text[CONC__TEXT];
+    } cancels;
 
-    int awaited;        /* tasks that wait for another thread or process */
-    unsigned misses;    /* spins in vain in a row */
-    bool woke;          /* the last hand-over had to wake its thread: do not spin for the result */
-    atomic_int at_work; /* virtual clock: jobs for which time stands still */
-    conc__idle_hook *idle_hooks;
-    conc__ending *endings;
+    /* counters of the run */
+    struct {
+        uint64_t spawned, finished; /* both counted from conc__first_serial */
+        uint64_t most;              /* most - finished is the most tasks ever alive */
+        uint64_t switches, passes, polls;
+        int64_t idled; /* how long it has slept, on its clock */
+    } counters;
 
-    /* of a run inside a job: the job, if a virtual clock stands still for it, else NULL */
-    struct conc__job_context *job;
-    bool job_idles;    /* under the mutex: that clock goes on until the next post */
-    int channel_waits; /* how many of `awaited` wait for a channel */
-    /* virtual clock: when the job's shield ends, on the real clock; CONC__NEVER: it has no limit */
-    int64_t job_limit;
+    /* the stacks of tasks */
+    struct {
+        conc__stack_cache *usual;  /* of the default size */
+        conc__stack_cache *caches; /* of all sizes */
+        int64_t trimmed;           /* when the caches were last trimmed */
+        bool to_trim;              /* that left stacks which the next trim may drop */
+    } stacks;
 
-    conc_signals *signals;
-    conc__holding *receiving; /* the same, as a tree by address */
-    conc__holding *handles;   /* debug: handles, on stacks, of tasks and jobs that may still run */
-    bool lent;                /* one of these two is not empty */
-    /* by signal number: the open receivers, and the count up to which the loop has delivered it */
-    struct conc__signal_list {
-        struct conc__signal_number *first;
-        unsigned long handed;
-    } received[CONC__SIGNALS];
-    uint64_t unblocked; /* a bit for each signal that was blocked before a receiver opened */
-    int signal_waits, interrupted_by;
-    bool interrupted_late, winding_up, embedded, stepping, pipe_was_blocked, pipe_was_pending;
-    void *signal_stack;
-    _Atomic(conc_loop *) *signal_slot; /* where the handler finds this loop; NULL: it does not */
-    /* the signal handler reads the numbers and writes the others */
-    atomic_bool signalled, dump_asked;
-    atomic_uint interrupt_numbers;   /* a conc__interrupt_bit for each that interrupts this run */
-    atomic_int interrupt;            /* the signal that must cancel main_fn; 0: none */
-    _Atomic(int64_t) interrupted_at; /* when the first came, on the real clock; 0: none came */
+    /* the open generators */
+    struct {
+        struct conc__gen *first;
+        size_t count;
+        conc__stack *stopped; /* stacks of those that were stopped, or at the run's end */
+    } generators;
+
+    /* the two random generators */
+    struct {
+        bool seeded;           /* the scheduler picks ready tasks at random */
+        uint64_t picks, draws; /* their states: the scheduler's picks, and conc_random */
+    } random;
+
+    /* the run itself: its options, its main task, its end */
+    struct {
+        conc_options options;
+        uint64_t number; /* of this run in the process */
+        conc_loop *next; /* in conc__live_runs */
+        conc_task main;
+        conc_fn *main_fn;
+        void *main_arg;
+        const char *main_name;
+        conc_group background;
+        conc__failures failures;
+        int exit_status; /* set by conc_set_exit_status; CONC__NO_STATUS: not set */
+        bool embedded;
+        bool winding_up; /* main_fn has returned */
+        bool over;       /* so has everything else; the main task ends */
+        int64_t began;   /* on its clock */
+        int64_t left;    /* embedded: when control last went back to the host */
+        conc__ending *endings;
+    } run;
+
+    /* the loop's clock, and the timers on it */
+    struct {
+        int64_t now;
+        bool is_virtual;
+        bool retried; /* virtual: conc__jump_clock must give others real time first */
+        conc__standstill standstill;
+        conc__wheel wheel;
+    } clock;
+
+    /* the poller: how the loop waits for descriptors, and how other threads wake it */
+    struct {
+        const struct conc__backend *backend;
+        int fd;                   /* of epoll or kqueue; -1: none */
+        int wake_out, wake_in;    /* a pipe, or both are the same eventfd; -1: none */
+        int64_t polled;           /* when it last polled */
+        struct pollfd *polls_for; /* poll(2) */
+        size_t polls_room;
+        /* epoll: counts of events that no task waited for, and of events of files closed here */
+        unsigned unheard, orphans;
+        bool apart; /* kqueue: tasks may be waiting for descriptors outside the queue */
+        bool blind; /* the loop can no longer wait for descriptors */
+    } poller;
+
+    /* the descriptors that the loop knows, and the verification that they are still the same */
+    struct {
+        conc__fd **blocks; /* of CONC__FDS, by number */
+        size_t block_count;
+        conc__fd *watched, *last_watched; /* those that a task waits for */
+        size_t watched_count, verify_count, unverified;
+        /* since the last conc__verify, code ran that may have closed a descriptor */
+        bool stirred;
+        bool was_alone;         /* this was the only thread when conc__verify's last round began */
+        int64_t verified;       /* when conc__verify last checked descriptors, on the real clock */
+        int64_t verified_until; /* virtual clock: when conc__verify_until last did */
+    } fds;
+
+    /* free buffers of the usual size */
+    struct {
+        conc__spare *first;
+        int count;
+    } spares;
+
+    /* waits for other threads and processes */
+    struct {
+        int awaited;        /* tasks that wait for another thread or process */
+        int channel_waits;  /* how many of these wait for a channel */
+        int process_waits;  /* tasks that wait for a child program's end, or a FIFO's other end */
+        unsigned misses;    /* consecutive vain spins */
+        bool woke;          /* the last hand-over had to wake its thread: do not spin */
+        atomic_int at_work; /* virtual clock: jobs for which time stands still */
+        conc__idle_hook *idle_hooks;
+    } outside;
+
+    /* the job around this run */
+    struct {
+        /* the job, if a virtual clock stands still for it, else NULL */
+        struct conc__job_context *context;
+        bool idles; /* under the mutex: that clock runs until the next post */
+        /* virtual clock: when the job's shield ends, on the real clock; CONC__NEVER: no limit */
+        int64_t limit;
+    } job;
+
+    /* objects on stacks that must not be lost while something uses them */
+    struct {
+        bool any;                 /* one of these two is not empty */
+        conc__holding *receivers; /* signals.open, as a tree by address */
+        conc__holding *handles;   /* debug: of tasks and jobs that may still run */
+    } lent;
+
+    /* the signals that the run receives */
+    struct {
+        conc_signals *open; /* the open receivers */
+        /* by signal number: the open receivers, and the count up to which the loop has delivered
+         * it */
+        struct conc__signal_list {
+            struct conc__signal_number *first;
+            unsigned long handed;
+        } received[CONC__SIGNALS];
+        uint64_t unblocked; /* a bit for each signal blocked before a receiver opened */
+        int waits;          /* tasks that wait for a signal */
+        bool pipe_was_blocked, pipe_was_pending; /* SIGPIPE, when the run began */
+        void *stack;                /* the alternate stack of handlers; NULL: it is not conc's */
+        _Atomic(conc_loop *) *slot; /* where the handler finds this loop, or NULL */
+        /* the handler writes these: a signal came; one that asks for a dump came */
+        atomic_bool came, dump_asked;
+    } signals;
+
+    /* interrupts: signals that cancel main_fn. The handler reads `numbers` and writes `pending` and
+     * `first_at` */
+    struct {
+        atomic_uint numbers;       /* a conc__interrupt_bit for each that interrupts this run */
+        atomic_int pending;        /* the signal that must cancel main_fn; 0: none */
+        _Atomic(int64_t) first_at; /* when the first came, on the real clock; 0: none came */
+        int by;                    /* the signal that interrupted this run; 0: none */
+        bool late;                 /* it came after main_fn had returned */
+        /* main_fn sleeps forever on purpose: only a signal or post wakes it */
+        bool awaited;
+    } interrupt;
 
     /* shared with other threads, under the mutex; `posted` may be read without it */
-    pthread_mutex_t mutex;
-    _Atomic(conc__post *) posted;
-    conc__post *last_posted;
-    size_t holds;
-    /* closed: posts are refused; over_for_good: the last release frees the loop */
-    bool asleep, closed, over_for_good;
+    struct {
+        pthread_mutex_t mutex;
+        _Atomic(conc__post *) posted;
+        conc__post *last_posted;
+        size_t holds; /* of conc_loop_hold: how many were not released yet */
+        /* closed: posts are refused; over_for_good: the last release frees the loop */
+        bool asleep, closed, over_for_good;
+    } shared;
+
+    /* debug mode, the trace, and reports */
+    struct {
+        bool debug, on_valgrind;
+        /* debug: conc's handlers for SIGUSR2 and for SIGSEGV are installed for this run */
+        bool dumps_taken, faults_taken;
+        bool lists_tasks; /* the current report has a line for each task */
+        bool step_over;   /* stepwise: the task that was resumed has ended */
+        /* stepwise: when the running step began; the sum of all steps; the sum of all past waits */
+        int64_t step_began, ran, waited;
+        int64_t called;                  /* debug: the running step's time in the user's hooks */
+        struct conc__trace *trace;       /* NULL: none is written */
+        struct conc__watchdog *watchdog; /* debug */
+        struct conc__usage *usages;      /* debug: of stacks */
+        conc__holding *opened;           /* debug: objects that must be closed before the end */
+        /* a just ended task's stack, and its lowest used byte; NULL: not needed */
+        conc__stack *left_stack;
+        char *left_used;
+        conc__census census;
+        /* while interrupt.awaited: when the loop last searched for circles of owners, and how
+         * often it has paused since then */
+        int64_t searched;
+        uint64_t unsearched;
+    } diagnostics;
 };
 
 static CONC_TLS _Thread_local conc_loop *conc__here;
 
-/* The text of conc_last_error on this thread, outside of tasks and jobs. */
+/* The text of conc_last_error on this thread, outside tasks and jobs. */
 static CONC_TLS _Thread_local char conc__thread_text[CONC__TEXT];
 
 static atomic_uint_least64_t conc__runs; /* runs so far in this process and its ancestors */
 /* In a forked child: the runs up to this number were the parent's. Their tasks never continue here,
- * so what they left in locks, lists, groups and handles does not count. 0: no fork. */
+ * so their remains in locks, lists, groups and handles are ignored. 0: no fork. */
 static uint64_t conc__inherited_runs;
 
 /* The runs in progress of all threads of this process. */
@@ -2162,46 +2238,46 @@ static struct {
 struct conc__address;
 
 /* A case of conc_select on a channel or a job of conc_pool.h. Other threads only notify the loop;
- * the loop's own thread decides whether the case happens. */
+ * the loop's own thread decides whether the case is performed. */
 typedef struct conc__outside {
     enum { CONC__CASE_RECEIVES, CONC__CASE_SENDS, CONC__CASE_ENDS } kind;
     void *object;    /* a conc_channel or a conc_job */
-    void *item;      /* where to store the item, or where to read it */
-    conc_task *task; /* gets the text of an error */
-    int result;      /* valid once the case has happened */
+    void *item;      /* where to store or read the item */
+    conc_task *task; /* receives an error's text */
+    int result;      /* valid once the case was performed */
     void *owner;     /* guards `notified` */
-    /* Called on the loop after another thread has notified it. True: the case happened; false: an
-     * earlier end() had returned true. */
+    /* Called on the loop after another thread has notified it. True: the case was performed; false:
+     * an earlier end() had returned true. */
     void (*notified)(struct conc__outside *o, bool happened);
 } conc__outside;
 
 typedef struct conc__outside_calls {
     int (*check)(const conc__outside *o); /* 0: it is valid */
     bool (*attempt)(conc__outside *o);    /* true: it happened */
-    /* 1: it happened; 0: a copy, *begun, waits until the case happens or end is called; or an
+    /* 1: performed; 0: a copy, *begun, waits until the case is performed or end is called; or an
      * error */
     int (*begin)(conc_loop *l, conc__outside *o, conc__outside **begun);
-    /* true: another thread has notified the loop already, and `notified` will still be called */
+    /* true: another thread has already notified the loop, and `notified` will still be called */
     bool (*end)(conc__outside *o);
 } conc__outside_calls;
 
-/* The functions of conc_pool.h that this module calls. All are NULL if it is not in the program. */
+/* The functions of conc_pool.h that this module calls. All are NULL if the program lacks it. */
 typedef struct conc__extension {
     const conc__outside_calls *outside; /* NULL: conc_pool.h is not linked */
     conc__locals **(*job_locals)(void); /* of the job that runs on this thread; NULL: none */
     int (*job_block)(int64_t ns);       /* conc_block in a job; 1: no job runs on this thread */
     /* conc_shield in a job; false: no job runs on this thread */
     bool (*job_shield)(double grace, conc_fn *fn, void *arg, int *rc);
-    int (*job_runs)(conc_loop *l); /* a run begins on this thread, maybe inside a job */
-    /* the run's tasks wait only for channels, or no longer do: l->job counts as idle meanwhile */
+    int (*job_runs)(conc_loop *l); /* a run begins on this thread, perhaps inside a job */
+    /* the run's tasks wait only for channels, or no longer do: until then l->job.context counts as idle */
     void (*job_idles)(conc_loop *l, bool idles);
-    void (*job_goes_on)(conc_loop *l); /* under the mutex: the next post has come */
-    int64_t (*job_late)(conc_loop *l); /* l->job_limit is past: returns the next one */
+    void (*job_goes_on)(conc_loop *l); /* under the mutex: the next post has arrived */
+    int64_t (*job_late)(conc_loop *l); /* l->job.limit has passed: returns the next one */
     /* conc_fail in a job; false: no job runs on this thread */
     bool (*job_fail)(int rc, const char *text);
-    /* the text of the newest error of the job on this thread, "" if none; NULL: no job runs */
+    /* the newest error text of the job on this thread, "" if none; NULL: no job runs */
     const char *(*job_text)(void);
-    /* looks up a host name: returns how many addresses; release *found with conc_free */
+    /* looks up a host name: returns the number of addresses; release *found with conc_free */
     int (*resolve)(const char *text, struct conc__address **found);
     /* in all pools of the program */
     size_t (*jobs_queued)(void);
@@ -2211,11 +2287,11 @@ typedef struct conc__extension {
     bool (*pipe_awaited)(const conc_loop *l, unsigned *starts);
     /* the job that runs on this thread; NULL: none */
     struct conc__job_context *(*job_here)(void);
-    /* this job begins, or ends, to wait for a task of l. Meanwhile the virtual clock for which it
-     * counts as at work may move on, if that is l's */
+    /* this job starts or stops waiting for a task of l. During the wait the virtual clock that it
+     * stops may advance, if that is l's */
     void (*job_waits)(struct conc__job_context *job, const conc_loop *l, bool waits);
     bool (*job_cancelled)(void);
-    /* in a fault handler: reports it if the job that runs here has used up its stack */
+    /* in a fault handler: reports it if the running job has used up its stack */
     void (*job_overflows)(const char *address);
 } conc__extension;
 
@@ -2302,9 +2378,9 @@ void __tsan_switch_to_fiber(void *fiber, unsigned flags);
 #if CONC__TSAN
 /* TSan delays a signal until the fiber that runs then calls one of its functions; if that fiber
  * waits or ends first, for good. So each fiber that has run calls one before the loop sleeps and
- * before the fiber is destroyed. TSan's work on a fiber counts as the fiber's own time, and it also
- * loses a signal that comes in a fiber's first call that may block; so signals are blocked
- * meanwhile, and a fiber begins with such a call. */
+ * before the fiber is destroyed. TSan's work on a fiber counts as the fiber's own time, and TSan
+ * also loses a signal that arrives in a fiber's first call that may block; so signals are blocked
+ * then, and a fiber begins with such a call. */
 CONC__PRIVATE void conc__fiber_take_signals(void *fiber)
 {
     void *here = __tsan_get_current_fiber();
@@ -2357,11 +2433,11 @@ CONC__PRIVATE void conc__stack_unleave(conc__stack *s)
 CONC__PRIVATE void conc__stack_leave(conc_loop *l, conc__stack *s)
 {
     conc__stack_unleave(s);
-    s->left_next = l->switched_from;
-    s->left_at = &l->switched_from;
-    if (l->switched_from)
-        l->switched_from->left_at = &s->left_next;
-    l->switched_from = s;
+    s->left_next = l->scheduler.switched_from;
+    s->left_at = &l->scheduler.switched_from;
+    if (l->scheduler.switched_from)
+        l->scheduler.switched_from->left_at = &s->left_next;
+    l->scheduler.switched_from = s;
 }
 #endif
 
@@ -2371,8 +2447,8 @@ static inline void conc__delayed_signals(conc_loop *l)
 #if CONC__TSAN
     sigset_t before;
     conc__block_signals(&before);
-    while (l->switched_from) {
-        conc__stack *s = l->switched_from;
+    while (l->scheduler.switched_from) {
+        conc__stack *s = l->scheduler.switched_from;
         conc__stack_unleave(s);
         conc__fiber_take_signals(s->tsan_fiber);
     }
@@ -2390,7 +2466,7 @@ static inline __attribute__((always_inline)) void conc__leaving(conc_loop *l, co
     __sanitizer_start_switch_fiber(from ? &from->asan_frames : NULL, to->asan_low, to->asan_size);
 #endif
 #if CONC__TSAN
-    if (from && from != &l->thread_stack)
+    if (from && from != &l->scheduler.stack)
         conc__stack_leave(l, from);
     __tsan_switch_to_fiber(to->tsan_fiber, 0);
 #endif
@@ -2406,21 +2482,21 @@ static inline __attribute__((always_inline)) void conc__arrived(conc_loop *l, co
     const void *low;
     size_t size;
     __sanitizer_finish_switch_fiber(here->asan_frames, &low, &size);
-    if (!l->thread_stack.asan_low) { /* a run's first jump comes from the thread's own stack */
-        l->thread_stack.asan_low = low;
-        l->thread_stack.asan_size = size;
+    if (!l->scheduler.stack.asan_low) { /* a run's first jump comes from the thread's own stack */
+        l->scheduler.stack.asan_low = low;
+        l->scheduler.stack.asan_size = size;
     }
 #endif
 #if CONC__TSAN
-    if (l->dead_fiber)
-        conc__fiber_destroy(l->dead_fiber);
-    l->dead_fiber = NULL;
+    if (l->scheduler.dead_fiber)
+        conc__fiber_destroy(l->scheduler.dead_fiber);
+    l->scheduler.dead_fiber = NULL;
 #endif
     (void)l;
     (void)here;
 }
 
-/* Called before a stack gets a new user. */
+/* Called before a stack changes its user. */
 static inline void conc__stack_begins(conc__stack *s)
 {
 #if CONC__ASAN
@@ -2435,7 +2511,7 @@ static inline void conc__stack_begins(conc__stack *s)
     (void)s;
 }
 
-/* Called when the user of a stack ends; may run on that stack, which it then leaves for good. */
+/* Called when a stack's user ends; may run on that stack, which it then leaves forever. */
 static inline void conc__stack_ends(conc_loop *l, conc__stack *s)
 {
 #if CONC__ASAN
@@ -2444,7 +2520,7 @@ static inline void conc__stack_ends(conc_loop *l, conc__stack *s)
 #if CONC__TSAN
     conc__stack_unleave(s);
     if (s->tsan_fiber == __tsan_get_current_fiber())
-        l->dead_fiber = s->tsan_fiber; /* a fiber cannot destroy itself */
+        l->scheduler.dead_fiber = s->tsan_fiber; /* a fiber cannot destroy itself */
     else
         conc__fiber_destroy(s->tsan_fiber);
 #endif
@@ -2452,8 +2528,8 @@ static inline void conc__stack_ends(conc_loop *l, conc__stack *s)
     (void)s;
 }
 
-/* Makes a client request as valgrind.h documents them, without that header: instructions that are
- * no-ops, except under Valgrind, which takes them for a call. Returns 0 without Valgrind. */
+/* Makes a client request as documented in valgrind.h, without that header: instructions that are
+ * no-ops, except that Valgrind treats them as a call. Returns 0 without Valgrind. */
 CONC__COLD uintptr_t conc__valgrind(uintptr_t request, uintptr_t a, uintptr_t b)
 {
     volatile uintptr_t call[6] = {request, a, b, 0, 0, 0};
@@ -2486,7 +2562,7 @@ enum {
     CONC__VALGRIND_DEFINED = 0x4d430002    /* may also be read */
 };
 
-/* Tells the checkers that a handle may be read though the user has not initialized it. */
+/* Tells the checkers that reading an uninitialized handle is fine. */
 CONC__PRIVATE void conc__mark_defined(const void *handle, size_t size)
 {
 #if CONC__MSAN
@@ -2511,17 +2587,17 @@ CONC__PRIVATE void conc__stack_unregister(const conc__stack *s)
     conc__valgrind(CONC__VALGRIND_NO_STACK, s->valgrind_id, 0);
 }
 
-/* The code that switches is inlined for speed, but not under sanitizers, which may need registers
- * of their own. */
+/* The code that switches is inlined for speed, but not under sanitizers, which may need their own
+ * registers. */
 #if CONC__ASAN || CONC__TSAN || CONC__UCONTEXT || !defined __OPTIMIZE__
 #define CONC__SWITCHES static __attribute__((noinline))
 #else
 #define CONC__SWITCHES static inline __attribute__((always_inline))
 #endif
 
-/* All but the fast paths call this through the loop's switch_stacks. GCC works out which static
- * variables a function can change, and ignores what an asm statement might: a waiting task could
- * miss the changes of others. A call through a pointer may change them all. */
+/* All but the fast paths call this through the loop's switch_stacks. GCC infers which static
+ * variables a function can change, and ignores what an asm statement might do: a waiting task could
+ * miss others' changes. A call through a pointer may change them all. */
 CONC__SWITCHES void conc__switch(conc_loop *l, conc__stack *from, void **from_context,
                                  conc__stack *to, void **to_context)
 {
@@ -2564,7 +2640,7 @@ CONC__PRIVATE void conc__thread_sleep(int64_t ns)
     errno = saved;
 }
 
-/* Seconds to nanoseconds, rounded up, except that a rounding error above a whole number is cut off.
+/* Seconds to nanoseconds, rounded up, except that a rounding error above a whole number is dropped.
  * Saturates. */
 static inline int64_t conc__ns(double s)
 {
@@ -2616,7 +2692,7 @@ CONC__PRIVATE const char *conc__env(const char *name)
     return NULL;
 }
 #else
-/* May this process have rights that the caller who chose its environment lacks? */
+/* May this process have rights that the caller that set its environment lacks? */
 CONC__PRIVATE bool conc__is_privileged(void)
 {
 #if defined __linux__
@@ -2639,13 +2715,13 @@ CONC__PRIVATE const char *conc__env(const char *name)
 }
 #endif
 
-/* Does the system lack a call, or a sandbox refuse it? Then conc tries another way. */
+/* Does the system lack a call, or a sandbox refuse it? Then conc uses another way. */
 CONC__PRIVATE bool conc__refused(int error)
 {
     return error == ENOSYS || error == EPERM || error == EACCES;
 }
 
-/* Is the descriptor open? Another error than EBADF comes from a sandbox, and is no answer. */
+/* Is the descriptor open? Any error but EBADF comes from a sandbox, and answers nothing. */
 CONC__PRIVATE bool conc__is_open(int number)
 {
     return fcntl(number, F_GETFD) >= 0 || errno != EBADF;
@@ -2674,11 +2750,11 @@ CONC__PRIVATE int conc__processors(void)
     return n;
 }
 
-/* On a single processor spinning is in vain: no other thread can run meanwhile. */
+/* On a single processor spinning is useless: no other thread can run. */
 CONC__PRIVATE bool conc__several_processors(void) { return conc__processors() > 1; }
 
-/* Is it worth spinning before going to sleep? *misses counts the spins in vain in a row; the caller
- * resets it after a success. */
+/* Is spinning before sleeping worthwhile? *misses counts consecutive vain spins; the caller resets
+ * it after a success. */
 CONC__PRIVATE bool conc__should_spin(unsigned *misses)
 {
     return conc__several_processors() && (++*misses <= CONC__MISSES || *misses % 64 == 0);
@@ -2723,8 +2799,8 @@ CONC__PRIVATE void *conc__map_pages(size_t size)
     return p;
 }
 
-/* Gives the memory of mapped pages back to the system; they read as zero afterwards. Only on Linux
- * does madvise guarantee that; elsewhere the pages are mapped anew. */
+/* Returns mapped pages' memory to the system; they read as zero afterwards. Only Linux's madvise
+ * guarantees that; elsewhere the pages are mapped anew. */
 CONC__PRIVATE bool conc__drop_pages(void *p, size_t size)
 {
 #ifdef __linux__
@@ -2745,7 +2821,7 @@ CONC__PRIVATE void conc__unmap_pages(void *p, size_t size)
 
 #ifdef __linux__
 /* Does a new guard region really fault? An emulator may have ignored the call as mere advice. The
- * first call finds out. */
+ * first call checks. */
 CONC__PRIVATE bool conc__guard_holds(const char *region)
 {
     enum { HOLDS = 1, IGNORED };
@@ -2781,7 +2857,7 @@ CONC__PRIVATE bool conc__guard(char *first, size_t size, size_t stride, int n)
 }
 
 /* A program may have been started with standard input or output closed. The loop must not use these
- * numbers, so such a descriptor is moved. */
+ * numbers, so it moves such a descriptor. */
 CONC__PRIVATE int conc__not_standard(int fd)
 {
     if (fd < 0 || fd > 2)
@@ -2817,7 +2893,7 @@ CONC__PRIVATE void conc__signal_discard(int number)
     errno = saved;
 }
 #else
-/* Discards a pending signal, even another thread's, by ignoring it for a moment. */
+/* Discards a pending signal, even another thread's, by briefly ignoring it. */
 CONC__PRIVATE void conc__signal_drop(int number)
 {
     struct sigaction before, ignored;
@@ -2827,8 +2903,8 @@ CONC__PRIVATE void conc__signal_drop(int number)
         sigaction(number, &before, NULL);
 }
 
-/* Discards a blocked signal if it is pending. Does not wait: another thread may have taken one that
- * was sent to the process. */
+/* Discards a blocked signal if it is pending. Does not wait: another thread may have taken a
+ * process-directed one. */
 CONC__PRIVATE void conc__signal_discard(int number)
 {
     int saved = errno;
@@ -2842,8 +2918,8 @@ CONC__PRIVATE void conc__signal_discard(int number)
 }
 #endif
 
-/* Writes what snprintf has made: n, of size bytes. For handlers and the watchdog, which must not
- * wait for the lock of stderr. */
+/* Writes snprintf's output: n, of size bytes. For handlers and the watchdog, which must not wait
+ * for stderr's lock. */
 CONC__PRIVATE void conc__write_stderr(const char *text, int n, size_t size)
 {
     size_t length = 0;
@@ -2853,8 +2929,8 @@ CONC__PRIVATE void conc__write_stderr(const char *text, int n, size_t size)
     (void)rc;
 }
 
-/* From here on a write to a broken pipe or socket raises no SIGPIPE. Needed on macOS, which has no
- * flag for single calls, and sends the signal to the process, though this thread blocks it. */
+/* Keeps later writes to a broken pipe or socket from raising SIGPIPE. Needed on macOS, which has no
+ * per-call flag, and sends the signal to the process although this thread blocks it. */
 CONC__PRIVATE void conc__no_pipe_signal(int fd)
 {
 #ifdef __APPLE__
@@ -2866,8 +2942,8 @@ CONC__PRIVATE void conc__no_pipe_signal(int fd)
 #endif
 }
 
-/* A write that fails with an error, without a signal that could end the program, if the file would
- * exceed its size limit or the pipe has no reader. */
+/* A write that fails with an error, not a fatal signal, if the file would exceed its size limit or
+ * the pipe has no reader. */
 CONC__PRIVATE ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
 {
     static const int deadly[] = {SIGXFSZ, SIGPIPE};
@@ -2889,14 +2965,14 @@ CONC__PRIVATE ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
     return written;
 }
 
-/* Makes a new descriptor close-on-exec and non-blocking, if the call that opens it cannot. */
+/* Makes a new descriptor close-on-exec and non-blocking if its opening call cannot. */
 CONC__PRIVATE void conc__set_modes(int fd)
 {
     fcntl(fd, F_SETFD, FD_CLOEXEC);
     fcntl(fd, F_SETFL, O_NONBLOCK);
 }
 
-/* The most bytes that one call may be asked to move: macOS refuses more than INT_MAX. */
+/* The most bytes that one call may request: macOS refuses more than INT_MAX. */
 CONC__FAST size_t conc__at_once(size_t n)
 {
 #ifdef __APPLE__
@@ -2920,7 +2996,7 @@ CONC__PRIVATE int conc__ends_not_standard(int ends[2])
     return 0;
 }
 
-/* The result of a system call that returns 0 or -1: 0 or a negative errno. */
+/* Converts a system call's 0 or -1 to 0 or a negative errno. */
 CONC__FAST int conc__failure(int rc) { return rc ? -errno : 0; }
 
 /* Makes a pipe without pipe2; some C libraries implement pipe by pipe2 too. */
@@ -2961,15 +3037,16 @@ CONC__PRIVATE int conc__wake_open(conc_loop *l)
 {
     int ends[2];
 #ifdef __linux__
-    l->wake_out = l->wake_in = conc__not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-    if (l->wake_out >= 0)
+    l->poller.wake_out = l->poller.wake_in =
+        conc__not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (l->poller.wake_out >= 0)
         return 0;
 #endif
     int rc = conc__pipe(ends);
     if (rc)
         return rc;
-    l->wake_out = ends[0];
-    l->wake_in = ends[1];
+    l->poller.wake_out = ends[0];
+    l->poller.wake_in = ends[1];
     conc__set_modes(ends[0]);
     conc__set_modes(ends[1]);
     return 0;
@@ -2977,40 +3054,40 @@ CONC__PRIVATE int conc__wake_open(conc_loop *l)
 
 CONC__PRIVATE void conc__wake_close(conc_loop *l)
 {
-    if (l->wake_in >= 0 && l->wake_in != l->wake_out)
-        close(l->wake_in);
-    if (l->wake_out >= 0)
-        close(l->wake_out);
+    if (l->poller.wake_in >= 0 && l->poller.wake_in != l->poller.wake_out)
+        close(l->poller.wake_in);
+    if (l->poller.wake_out >= 0)
+        close(l->poller.wake_out);
 }
 
 CONC__PRIVATE void conc__wake_up(conc_loop *l)
 {
     uint64_t one = 1;
-    ssize_t n = write(l->wake_in, &one, sizeof one); /* a full pipe wakes, too */
+    ssize_t n = write(l->poller.wake_in, &one, sizeof one); /* a full pipe wakes, too */
     (void)n;
 }
 
 CONC__PRIVATE void conc__wake_drain(conc_loop *l)
 {
     uint64_t count[64];
-    while (read(l->wake_out, count, sizeof count) == (ssize_t)sizeof count)
+    while (read(l->poller.wake_out, count, sizeof count) == (ssize_t)sizeof count)
         continue; /* it is a pipe, and may hold more */
 }
 
 /* ---- >>poller ------------------------------------------------------------------------------- */
 
-/* How the loop waits for descriptors. Each system call has a set of these functions, and a run uses
- * one set. */
+/* How the loop waits for descriptors. Each backend has a set of these functions, and a run uses one
+ * set. */
 typedef struct conc__backend {
     const char *name;
     int (*open)(conc_loop *l);
-    /* adds f. 0; 1: refused, as it is always ready; or an error */
+    /* adds f. 0; 1: refused, because always ready; or an error */
     int (*add)(conc_loop *l, conc__fd *f, int events);
-    /* lets f, which is FOREIGN, report these events once. False: it is closed, or another file */
+    /* makes f, a FOREIGN one, report these events once. False: closed, or another file */
     bool (*arm)(conc_loop *l, conc__fd *f, int events);
-    /* does the number still mean the file that was added? */
+    /* does the number still refer to the added file? */
     bool (*confirm)(conc_loop *l, const conc__fd *f);
-    /* removes f before conc closes it, as other processes may have the file open too */
+    /* removes f before conc closes it: other processes may have the file open too */
     void (*remove)(conc_loop *l, const conc__fd *f);
     /* waits for events: at most ns; 0: only polls; CONC__NEVER: no limit. Returns 0 or an error */
     int (*wait)(conc_loop *l, int64_t ns);
@@ -3033,8 +3110,7 @@ static inline int conc__milliseconds(int64_t ns)
 #define CONC__NS_WAITS 0
 #endif
 
-/* poll(2) by means of select(2), which RLIMIT_NOFILE does not limit. It cannot wait for a hang-up
- * alone. */
+/* poll(2) using select(2), which RLIMIT_NOFILE does not limit. Cannot wait for a hang-up alone. */
 CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
 {
     enum { BITS = 8 * sizeof(long) };
@@ -3091,8 +3167,8 @@ CONC__PRIVATE bool conc__is_mute_pipe(int number)
 #endif
 }
 
-/* Has poll(2) called an open descriptor invalid, or may it have missed that one is ready? On macOS
- * it does so with devices, such as terminals, and with named pipes. select(2) can wait for them. */
+/* Has poll(2) called an open descriptor invalid, or perhaps missed that one is ready? On macOS this
+ * happens with devices, such as terminals, and named pipes. select(2) can wait for them. */
 CONC__PRIVATE bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
 {
 #ifdef __APPLE__
@@ -3156,16 +3232,16 @@ CONC__PRIVATE int conc__poll_open(conc_loop *l)
 /* Closes the poller of any backend. */
 CONC__PRIVATE void conc__poller_close(conc_loop *l)
 {
-    if (l->poll_fd >= 0)
-        close(l->poll_fd);
-    l->poll_fd = -1;
-    CONC_FREE(l->polls_for);
+    if (l->poller.fd >= 0)
+        close(l->poller.fd);
+    l->poller.fd = -1;
+    CONC_FREE(l->poller.polls_for);
 }
 
 /* A number that identifies an open file; 0: not open. Each socket and pipe has its own inode, but
- * all eventfds, timerfds and the like share one: their number depends only on the kind, so a change
- * from one eventfd to another goes unnoticed. If a sandbox refuses fstat, all files have the same
- * number. */
+ * all eventfds, timerfds and the like share one: their number depends only on the kind, so
+ * replacing one eventfd by another goes unnoticed. If a sandbox refuses fstat, all files have the
+ * same number. */
 CONC__PRIVATE uint64_t conc__inode_of(int number)
 {
     struct stat st;
@@ -3185,7 +3261,7 @@ CONC__PRIVATE uint64_t conc__inode_of(int number)
     return inode + 1;
 }
 
-/* In conc__fd.filters, and alone there: the loop waits for the descriptor with select(2). */
+/* In conc__fd.filters, always alone: the loop waits for the descriptor with select(2). */
 enum { CONC__APART = 8 };
 
 CONC__PRIVATE int conc__poll_add(conc_loop *l, conc__fd *f, int events)
@@ -3217,15 +3293,15 @@ CONC__PRIVATE void conc__poll_remove(conc_loop *l, const conc__fd *f)
     (void)f;
 }
 
-/* Makes room for n descriptors. Returns fewer if memory has run out; the others must wait. */
+/* Makes room for n descriptors. Returns fewer if out of memory; the rest must wait. */
 CONC__PRIVATE size_t conc__poll_room(conc_loop *l, size_t n)
 {
-    if (n > l->polls_room) {
-        struct pollfd *more = CONC_REALLOC(l->polls_for, n * 2 * sizeof *more);
+    if (n > l->poller.polls_room) {
+        struct pollfd *more = CONC_REALLOC(l->poller.polls_for, n * 2 * sizeof *more);
         if (!more)
-            return l->polls_room;
-        l->polls_for = more;
-        l->polls_room = n * 2;
+            return l->poller.polls_room;
+        l->poller.polls_for = more;
+        l->poller.polls_room = n * 2;
     }
     return n;
 }
@@ -3242,13 +3318,13 @@ CONC__PRIVATE void conc__poll_event(conc_loop *l, const struct pollfd *p)
         conc__fd_event(l, f, conc__poll_got(p), p->revents & (POLLHUP | POLLERR));
 }
 
-/* The result of a wait that has failed: 0 if a signal interrupted it. The signal's handler may have
- * closed descriptors, so those that tasks wait for must be verified. */
+/* The result of a failed wait: 0 if a signal interrupted it. Its handler may have closed
+ * descriptors, so awaited ones must be verified. */
 CONC__PRIVATE int conc__wait_failed(conc_loop *l)
 {
     if (errno != EINTR)
         return -errno;
-    l->stirred = true;
+    l->fds.stirred = true;
     return 0;
 }
 
@@ -3257,15 +3333,15 @@ CONC__PRIVATE int conc__poll_wait(conc_loop *l, int64_t ns)
     struct pollfd wake, *polls = &wake;
     size_t n = 1;
     bool apart = false;
-    if (conc__poll_room(l, l->watched_count + 1) > 1) {
-        polls = l->polls_for;
-        for (conc__fd *f = l->watched; f && n < l->polls_room; f = f->next)
+    if (conc__poll_room(l, l->fds.watched_count + 1) > 1) {
+        polls = l->poller.polls_for;
+        for (conc__fd *f = l->fds.watched; f && n < l->poller.polls_room; f = f->next)
             if (conc__fd_has_waits(f)) {
                 polls[n++] = (struct pollfd){f->number, conc__poll_wanted(conc__fd_wanted(f)), 0};
                 apart |= f->filters & CONC__APART;
             }
     }
-    polls[0] = (struct pollfd){l->wake_out, POLLIN, 0};
+    polls[0] = (struct pollfd){l->poller.wake_out, POLLIN, 0};
     int count = apart ? conc__select(polls, n, ns) : conc__poll_call(polls, n, ns);
     if (count == 0)
         return 0;
@@ -3289,14 +3365,14 @@ static const conc__backend conc__poll = {"poll",         conc__poll_open,    con
 
 #define CONC__WAKE_KEY UINT64_MAX
 
-/* Makes an epoll instance that has only the descriptor which wakes the loop. */
+/* Makes an epoll instance with only the loop's wake-up descriptor. */
 CONC__PRIVATE int conc__epoll_make(const conc_loop *l)
 {
     int fd = conc__not_standard(epoll_create1(EPOLL_CLOEXEC));
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = CONC__WAKE_KEY};
     if (fd < 0)
         return -errno;
-    if (epoll_ctl(fd, EPOLL_CTL_ADD, l->wake_out, &event) == 0)
+    if (epoll_ctl(fd, EPOLL_CTL_ADD, l->poller.wake_out, &event) == 0)
         return fd;
     int rc = -errno;
     close(fd);
@@ -3305,37 +3381,38 @@ CONC__PRIVATE int conc__epoll_make(const conc_loop *l)
 
 CONC__PRIVATE int conc__epoll_open(conc_loop *l)
 {
-    l->poll_fd = conc__epoll_make(l);
-    if (l->poll_fd < 0)
-        return l->poll_fd;
+    l->poller.fd = conc__epoll_make(l);
+    if (l->poller.fd < 0)
+        return l->poller.fd;
     return 0;
 }
 
-/* After a call was refused: does the system refuse epoll, and not just this file? */
+/* After a refused call: does the system refuse epoll, not just this file? */
 CONC__COLD bool conc__epoll_is_refused(const conc_loop *l, int rc)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = CONC__WAKE_KEY};
-    return conc__refused(-rc) && epoll_ctl(l->poll_fd, EPOLL_CTL_MOD, l->wake_out, &event) &&
+    return conc__refused(-rc) &&
+           epoll_ctl(l->poller.fd, EPOLL_CTL_MOD, l->poller.wake_out, &event) &&
            conc__refused(errno);
 }
 
-/* Changes the loop to poll(2), when a sandbox that the program has set up during the run refuses
- * epoll. False: the loop is embedded, so its host waits for the epoll descriptor. */
+/* Changes the loop to poll(2) if a sandbox, set up during the run, refuses epoll. False: the loop
+ * is embedded, so its host waits for the epoll descriptor. */
 CONC__COLD bool conc__epoll_give_up(conc_loop *l)
 {
-    int numbers = (int)l->fd_blocks * CONC__FDS;
-    if (l->embedded)
+    int numbers = (int)l->fds.block_count * CONC__FDS;
+    if (l->run.embedded)
         return false;
     for (int i = 0; i < numbers; i++) {
         conc__fd *f = conc__fd_find(l, i);
         if (f && conc__fd_is_polled(f))
             f->inode = conc__inode_of(f->number);
     }
-    l->backend = &conc__poll;
+    l->poller.backend = &conc__poll;
     return true;
 }
 
-/* A descriptor that conc opened reports every change, for ever. Any other reports one event, as
+/* A descriptor opened by conc reports every change, forever. Any other reports one event, because
  * close(2) may close it without conc's knowledge. */
 CONC__PRIVATE int conc__epoll_control(const conc_loop *l, const conc__fd *f, int what, int events)
 {
@@ -3349,7 +3426,7 @@ CONC__PRIVATE int conc__epoll_control(const conc_loop *l, const conc__fd *f, int
         if (events & CONC_WRITABLE)
             e.events |= EPOLLOUT;
     }
-    return conc__failure(epoll_ctl(l->poll_fd, what, f->number, &e));
+    return conc__failure(epoll_ctl(l->poller.fd, what, f->number, &e));
 }
 
 CONC__PRIVATE int conc__epoll_add(conc_loop *l, conc__fd *f, int events)
@@ -3362,7 +3439,7 @@ CONC__PRIVATE int conc__epoll_add(conc_loop *l, conc__fd *f, int events)
             return rc;
         return conc__poll_add(l, f, events);
     }
-    if (rc == -EPERM) /* epoll does not take regular files */
+    if (rc == -EPERM) /* epoll refuses regular files */
         return 1;
     return rc;
 }
@@ -3375,14 +3452,14 @@ CONC__PRIVATE bool conc__epoll_arm(conc_loop *l, conc__fd *f, int events)
     return rc == 0;
 }
 
-/* Adds a number that another thread may close at this moment. Either answer of
- * the kernel is right then; TSan would report a race. */
+/* Adds a number that another thread may be closing. Either kernel answer is then right; TSan would
+ * report a race. */
 CONC__PRIVATE int conc__epoll_try_add(const conc_loop *l, int number, struct epoll_event *event)
 {
 #if CONC__TSAN
-    return conc__failure((int)syscall(SYS_epoll_ctl, l->poll_fd, EPOLL_CTL_ADD, number, event));
+    return conc__failure((int)syscall(SYS_epoll_ctl, l->poller.fd, EPOLL_CTL_ADD, number, event));
 #else
-    return conc__failure(epoll_ctl(l->poll_fd, EPOLL_CTL_ADD, number, event));
+    return conc__failure(epoll_ctl(l->poller.fd, EPOLL_CTL_ADD, number, event));
 #endif
 }
 
@@ -3397,14 +3474,14 @@ CONC__PRIVATE bool conc__epoll_confirm(conc_loop *l, const conc__fd *f)
     if (rc < 0 && conc__epoll_is_refused(l, rc) && conc__epoll_give_up(l))
         return conc__poll_confirm(l, f);
     if (rc == 0)
-        epoll_ctl(l->poll_fd, EPOLL_CTL_DEL, f->number, &nothing);
+        epoll_ctl(l->poller.fd, EPOLL_CTL_DEL, f->number, &nothing);
     return false;
 }
 
 CONC__PRIVATE void conc__epoll_remove(conc_loop *l, const conc__fd *f)
 {
     struct epoll_event nothing = {0};
-    int rc = conc__failure(epoll_ctl(l->poll_fd, EPOLL_CTL_DEL, f->number, &nothing));
+    int rc = conc__failure(epoll_ctl(l->poller.fd, EPOLL_CTL_DEL, f->number, &nothing));
     if (rc < 0 && conc__epoll_is_refused(l, rc))
         conc__epoll_give_up(l);
 }
@@ -3414,39 +3491,39 @@ CONC__PRIVATE int conc__epoll_pause(conc_loop *l, struct epoll_event *events, in
 {
 #if CONC__NS_WAITS && defined SYS_epoll_pwait2
     static atomic_bool refused;
-    bool is_known = !CONC__TSAN && !l->on_valgrind; /* to these two it is not */
+    bool is_known = !CONC__TSAN && !l->diagnostics.on_valgrind; /* not to these two */
     bool exact = ns > 0 && ns != CONC__NEVER && is_known;
     if (exact && !atomic_load_explicit(&refused, memory_order_relaxed)) {
         struct timespec limit = {ns / 1000000000, ns % 1000000000};
-        int n = (int)syscall(SYS_epoll_pwait2, l->poll_fd, events, max, &limit, NULL, (size_t)8);
+        int n = (int)syscall(SYS_epoll_pwait2, l->poller.fd, events, max, &limit, NULL, (size_t)8);
         if (n >= 0 || errno == EINTR)
             return n;
-        n = epoll_wait(l->poll_fd, events, max, conc__milliseconds(ns));
+        n = epoll_wait(l->poller.fd, events, max, conc__milliseconds(ns));
         if (n >= 0)
             atomic_store_explicit(&refused, true, memory_order_relaxed);
         return n;
     }
 #endif
-    return epoll_wait(l->poll_fd, events, max, conc__milliseconds(ns));
+    return epoll_wait(l->poller.fd, events, max, conc__milliseconds(ns));
 }
 
-/* Replaces the epoll instance with a new one. A file that was closed here with close(2), and that
- * another process still has open, would stay in the old one for good: only its number could remove
- * it. The instance of an embedded loop stays, as the host knows its descriptor. */
+/* Replaces the epoll instance with a new one. A file closed here with close(2) but still open in
+ * another process would stay in the old one forever: only its number could remove it. An embedded
+ * loop keeps its instance, because the host knows its descriptor. */
 CONC__PRIVATE void conc__epoll_renew(conc_loop *l)
 {
-    if (l->embedded)
+    if (l->run.embedded)
         return;
     int fresh = conc__epoll_make(l);
     if (fresh < 0)
         return;
-    int old = l->poll_fd, numbers = (int)l->fd_blocks * CONC__FDS;
+    int old = l->poller.fd, numbers = (int)l->fds.block_count * CONC__FDS;
     for (int i = 0; i < numbers; i++) {
         conc__fd *f = conc__fd_find(l, i);
         if (f && conc__fd_is_polled(f) && !conc__epoll_confirm(l, f))
             conc__fd_lost(l, f);
     }
-    l->poll_fd = fresh;
+    l->poller.fd = fresh;
     for (int i = 0; i < numbers; i++) {
         conc__fd *f = conc__fd_find(l, i);
         if (f && conc__fd_is_polled(f) && conc__epoll_add(l, f, conc__fd_wanted(f)))
@@ -3455,16 +3532,16 @@ CONC__PRIVATE void conc__epoll_renew(conc_loop *l)
     close(old);
 }
 
-/* Handles an event that no task waits for. Its file is one that was closed here, or it is known and
- * may have been closed. */
+/* Handles an event that no task waits for. Its file was closed here, or is known and may have been
+ * closed. */
 CONC__PRIVATE void conc__epoll_unwanted(conc_loop *l, conc__fd *f, bool known)
 {
     enum { CHECK = 64, RENEW = 16 };
-    if (known && ++l->unheard % CHECK == 0 && !conc__epoll_confirm(l, f))
+    if (known && ++l->poller.unheard % CHECK == 0 && !conc__epoll_confirm(l, f))
         conc__fd_lost(l, f);
-    l->orphans += !known;
-    if (l->orphans >= RENEW) {
-        l->orphans = 0;
+    l->poller.orphans += !known;
+    if (l->poller.orphans >= RENEW) {
+        l->poller.orphans = 0;
         conc__epoll_renew(l);
     }
 }
@@ -3495,8 +3572,8 @@ CONC__PRIVATE int conc__epoll_wait(conc_loop *l, int64_t ns)
         return conc__poll_wait(l, ns);
     if (n < 0)
         return conc__wait_failed(l);
-    /* an event may make the loop give epoll up: poll(2) finds the other events then */
-    for (int i = 0; i < n && l->backend != &conc__poll; i++) {
+    /* an event may make the loop abandon epoll: poll(2) then finds the other events */
+    for (int i = 0; i < n && l->poller.backend != &conc__poll; i++) {
         if (events[i].data.u64 == CONC__WAKE_KEY)
             conc__wake_drain(l);
         else
@@ -3514,7 +3591,7 @@ static const conc__backend conc__epoll = {"epoll",         conc__epoll_open,    
 
 /* A descriptor can have a filter for reading and one for writing in the queue (conc__fd.filters has
  * the events of those that it has). The kernel removes both when the number is closed, even if the
- * file has other descriptors. So as long as a filter exists, the number means the same file.
+ * file has other descriptors. So as long as a filter exists, the number refers to the same file.
  *
  *   filters            of                                 what they report
  *   CONC__CHANGES and  a file that conc opened, and one   every change, for ever (EV_CLEAR)
@@ -3525,27 +3602,28 @@ static const conc__backend conc__epoll = {"epoll",         conc__epoll_open,    
  *                      a named pipe of macOS              for the queue and for these */
 enum { CONC__CHANGES = 4 };
 
-/* In conc__fd.came, beside the events: end of file, or urgent data, at which a read stops. */
+/* In conc__fd.came, beside the events: end of file, or urgent data, where a read stops. */
 enum { CONC__SPECIAL = 4 };
 
 CONC__PRIVATE int conc__kqueue_open(conc_loop *l)
 {
-    struct kevent wake = {.ident = (uintptr_t)l->wake_out, .filter = EVFILT_READ, .flags = EV_ADD};
+    struct kevent wake = {
+        .ident = (uintptr_t)l->poller.wake_out, .filter = EVFILT_READ, .flags = EV_ADD};
     int fd = conc__not_standard(kqueue());
     if (fd < 0)
         return -errno;
     fcntl(fd, F_SETFD, FD_CLOEXEC);
-    l->poll_fd = fd;
+    l->poller.fd = fd;
     if (kevent(fd, &wake, 1, NULL, 0, NULL) == 0)
         return 0;
     int rc = -errno;
     close(fd);
-    l->poll_fd = -1;
+    l->poller.fd = -1;
     return rc;
 }
 
-/* Applies flags to f's filters of these events. It takes no event from the queue, and if a signal
- * interrupts the call, the changes have been made. */
+/* Applies flags to f's filters of these events. It takes no event from the queue, and the changes
+ * are made even if a signal interrupts the call. */
 CONC__PRIVATE int conc__kqueue_control(const conc_loop *l, const conc__fd *f, int events, int flags)
 {
     struct kevent changes[2];
@@ -3557,14 +3635,14 @@ CONC__PRIVATE int conc__kqueue_control(const conc_loop *l, const conc__fd *f, in
         changes[n].filter = event == CONC_READABLE ? EVFILT_READ : EVFILT_WRITE;
         changes[n++].udata = (void *)(uintptr_t)f->id;
     }
-    int rc = kevent(l->poll_fd, changes, n, NULL, 0, NULL);
+    int rc = kevent(l->poller.fd, changes, n, NULL, 0, NULL);
     if (rc < 0 && errno != EINTR)
         return -errno;
     return 0;
 }
 
-/* Adds both filters, to report every change. On macOS the one for writing may be refused for a pipe
- * whose reader has gone; the other filter reports that. */
+/* Adds both filters, to report every change. macOS may refuse the write filter for a pipe whose
+ * reader is gone; the other filter reports that. */
 CONC__PRIVATE int conc__kqueue_add_changes(const conc_loop *l, conc__fd *f)
 {
     enum { BOTH = CONC_READABLE | CONC_WRITABLE, FLAGS = EV_ADD | EV_ENABLE | EV_CLEAR };
@@ -3581,11 +3659,11 @@ CONC__COLD int conc__kqueue_set_apart(conc_loop *l, conc__fd *f)
 {
     int rc = conc__poll_add(l, f, 0);
     f->filters = CONC__APART;
-    l->apart = true;
+    l->poller.apart = true;
     return rc;
 }
 
-/* Refuses a regular file: kqueue reports nothing at its end, though it is always ready. */
+/* Refuses a regular file: kqueue reports nothing at its end, although it is always ready. */
 CONC__PRIVATE int conc__kqueue_add(conc_loop *l, conc__fd *f, int events)
 {
     struct stat st;
@@ -3617,9 +3695,9 @@ CONC__PRIVATE bool conc__kqueue_confirm(conc_loop *l, const conc__fd *f)
     return conc__kqueue_control(l, f, event, 0) == 0;
 }
 
-/* Adds filters to those that f has, which show whether the number has meant the same file all the
- * time. If kqueue refuses a descriptor, as for a pipe whose reader has gone, select(2) reports the
- * descriptor as ready. */
+/* Adds filters to f's, which show whether the number has always referred to the same file. If
+ * kqueue refuses a descriptor, such as a pipe whose reader is gone, select(2) reports it as ready.
+ */
 CONC__PRIVATE bool conc__kqueue_add_more(conc_loop *l, conc__fd *f, int events)
 {
     int rc = conc__kqueue_control(l, f, events, EV_ADD | EV_ENABLE | EV_DISPATCH);
@@ -3631,8 +3709,8 @@ CONC__PRIVATE bool conc__kqueue_add_more(conc_loop *l, conc__fd *f, int events)
     return true;
 }
 
-/* For a task that waits for a hang-up alone. With one event for each arming, the loop would wake up
- * again and again as long as there is something to read. */
+/* For a task that waits for a hang-up alone. With one event per arming, the loop would wake
+ * repeatedly while there is something to read. */
 CONC__PRIVATE bool conc__kqueue_arm_for_hang_up(conc_loop *l, conc__fd *f)
 {
     int has = f->filters & (CONC_READABLE | CONC_WRITABLE);
@@ -3647,7 +3725,7 @@ CONC__PRIVATE bool conc__kqueue_arm(conc_loop *l, conc__fd *f, int events)
 {
     int has = f->filters & events, lacks = events & ~has;
     if (f->filters & CONC__APART) {
-        l->apart = true;
+        l->poller.apart = true;
         return conc__poll_confirm(l, f);
     }
     if (!events)
@@ -3664,33 +3742,33 @@ CONC__PRIVATE void conc__kqueue_remove(conc_loop *l, const conc__fd *f)
     (void)f;
 }
 
-/* Waits at most *ns for the queue and for the descriptors that it does not have, and handles the
- * events of the latter. *ns becomes 0 if it has waited, so that the caller only polls the queue. */
+/* Waits at most *ns for the queue and for the descriptors outside it, and handles the latter's
+ * events. *ns becomes 0 after a wait, so that the caller only polls the queue. */
 CONC__COLD int conc__kqueue_wait_apart(conc_loop *l, int64_t *ns)
 {
     enum { NAP = 10000000 };
-    size_t n = 1, most = l->watched_count + 1;
-    if (conc__poll_room(l, most) < most) { /* out of memory: try again soon */
+    size_t n = 1, most = l->fds.watched_count + 1;
+    if (conc__poll_room(l, most) < most) { /* out of memory: retry soon */
         *ns = conc__sooner(*ns, NAP);
         return 0;
     }
-    for (conc__fd *f = l->watched; f; f = f->next) {
+    for (conc__fd *f = l->fds.watched; f; f = f->next) {
         bool apart = f->state == CONC__FD_FOREIGN && f->filters & CONC__APART;
         short wanted = conc__poll_wanted(conc__fd_wanted(f));
         if (apart && wanted)
-            l->polls_for[n++] = (struct pollfd){f->number, wanted, 0};
+            l->poller.polls_for[n++] = (struct pollfd){f->number, wanted, 0};
     }
-    l->apart = n > 1;
-    if (!l->apart)
+    l->poller.apart = n > 1;
+    if (!l->poller.apart)
         return 0;
-    l->polls_for[0] = (struct pollfd){l->poll_fd, POLLIN, 0};
-    int count = conc__select(l->polls_for, n, *ns);
+    l->poller.polls_for[0] = (struct pollfd){l->poller.fd, POLLIN, 0};
+    int count = conc__select(l->poller.polls_for, n, *ns);
     *ns = 0;
     if (count < 0)
         return conc__wait_failed(l);
     for (size_t i = 1; i < n; i++)
-        if (l->polls_for[i].revents)
-            conc__poll_event(l, &l->polls_for[i]);
+        if (l->poller.polls_for[i].revents)
+            conc__poll_event(l, &l->poller.polls_for[i]);
     return 0;
 }
 
@@ -3700,7 +3778,7 @@ CONC__PRIVATE int conc__kqueue_pause(const conc_loop *l, struct kevent *events, 
     const int64_t longest = (int64_t)86400 * 1000000000;
     int64_t pause = conc__sooner(ns, longest);
     struct timespec limit = {(time_t)(pause / 1000000000), (long)(pause % 1000000000)};
-    int n = kevent(l->poll_fd, NULL, 0, events, max, ns == CONC__NEVER ? NULL : &limit);
+    int n = kevent(l->poller.fd, NULL, 0, events, max, ns == CONC__NEVER ? NULL : &limit);
     if (n < 0 && errno == ETIMEDOUT)
         return 0;
     return n;
@@ -3718,8 +3796,7 @@ CONC__PRIVATE bool conc__kqueue_is_special(const struct kevent *e)
 #endif
 }
 
-/* The file of an event; NULL: the descriptor that wakes the loop, or a file that the loop has
- * forgotten. */
+/* An event's file; NULL: the loop's wake-up descriptor, or a file that the loop has forgotten. */
 CONC__PRIVATE conc__fd *conc__kqueue_file(const conc_loop *l, const struct kevent *e)
 {
     conc__fd *f = conc__fd_find(l, (int)e->ident);
@@ -3731,7 +3808,7 @@ CONC__PRIVATE conc__fd *conc__kqueue_file(const conc_loop *l, const struct keven
 CONC__PRIVATE void conc__kqueue_note(conc_loop *l, const struct kevent *e)
 {
     conc__fd *f = conc__kqueue_file(l, e);
-    if (e->ident == (uintptr_t)l->wake_out) {
+    if (e->ident == (uintptr_t)l->poller.wake_out) {
         conc__wake_drain(l);
     } else if (f) {
         f->came |= e->filter == EVFILT_READ ? CONC_READABLE : CONC_WRITABLE;
@@ -3740,7 +3817,7 @@ CONC__PRIVATE void conc__kqueue_note(conc_loop *l, const struct kevent *e)
     }
 }
 
-/* Reports all events that came for the file of an event. Asks poll(2) whether it has hung up. */
+/* Reports all events that occurred for an event's file. Asks poll(2) whether it has hung up. */
 CONC__PRIVATE void conc__kqueue_event(conc_loop *l, const struct kevent *e)
 {
     conc__fd *f = conc__kqueue_file(l, e);
@@ -3758,7 +3835,7 @@ CONC__PRIVATE int conc__kqueue_wait(conc_loop *l, int64_t ns)
 {
     struct kevent events[128];
     int rc = 0;
-    if (l->apart)
+    if (l->poller.apart)
         rc = conc__kqueue_wait_apart(l, &ns);
     if (rc)
         return rc;
@@ -3786,8 +3863,7 @@ static const conc__backend conc__kqueue = {
 
 /* The layout of a stack in its slot of a slab: [guard | room for frames | the task, if it has no
  * handle | conc__stack | stagger]. The tops are staggered within their page, and the stride is an
- * odd number of pages, so that the busy parts of many stacks use different sets of the caches and
- * the TLB. */
+ * odd number of pages, so that the busy parts of many stacks use different cache and TLB sets. */
 
 enum {
     CONC__CORE = offsetof(conc_task, name_copy),
@@ -3825,10 +3901,10 @@ CONC__PRIVATE void conc__stack_cache_lay_out(conc__stack_cache *c, bool debug)
         c->per_slab = 1;
 }
 
-/* The pool of stacks with this size; NULL: the size is not possible, or out of memory. */
+/* The stack cache for this size; NULL: impossible size, or out of memory. */
 CONC__PRIVATE conc__stack_cache *conc__stack_cache_for(conc_loop *l, size_t size)
 {
-    for (conc__stack_cache *c = l->stack_caches; c; c = c->next)
+    for (conc__stack_cache *c = l->stacks.caches; c; c = c->next)
         if (c->size == size)
             return c;
     if (!conc__stack_fits(size))
@@ -3836,9 +3912,9 @@ CONC__PRIVATE conc__stack_cache *conc__stack_cache_for(conc_loop *l, size_t size
     conc__stack_cache *c = conc__alloc(sizeof *c);
     if (!c)
         return NULL;
-    *c = (conc__stack_cache){.next = l->stack_caches, .size = size};
+    *c = (conc__stack_cache){.next = l->stacks.caches, .size = size};
     conc__stack_cache_lay_out(c, CONC__DEBUGS(l));
-    l->stack_caches = c;
+    l->stacks.caches = c;
     return c;
 }
 
@@ -3887,8 +3963,7 @@ CONC__PRIVATE void conc__slab_guard(conc__slab *slab)
         n = c->per_slab - slab->guarded;
     char *first = slab->base + (size_t)slab->guarded * c->stride;
     if (!conc__guard(first, c->guard, c->stride, n) && !atomic_exchange(&reported, 1))
-        fprintf(stderr,
-                "conc: the system has no more guard regions: stacks from here on go without one\n");
+        fprintf(stderr, "conc: the system is out of guard regions: new stacks go without one\n");
     slab->guarded += n;
 }
 
@@ -3911,7 +3986,7 @@ CONC__PRIVATE void conc__hole_close(conc__stack_cache *c, const conc__slab *slab
         slab->next_hole->prev_hole = slab->prev_hole;
 }
 
-/* Takes a dropped stack of the slab, to be used again. */
+/* Reuses a dropped stack of the slab. */
 CONC__PRIVATE int conc__hole_fill(conc__stack_cache *c, conc__slab *slab)
 {
     int i = __builtin_ctzll(slab->dropped);
@@ -3921,7 +3996,7 @@ CONC__PRIVATE int conc__hole_fill(conc__stack_cache *c, conc__slab *slab)
     return i;
 }
 
-/* Takes the next stack that was never used, and makes its guard region if needed. */
+/* Takes the next unused stack, and makes its guard region if needed. */
 CONC__PRIVATE int conc__slab_carve(conc__slab *slab)
 {
     if (slab->carved == slab->guarded)
@@ -3959,11 +4034,11 @@ CONC__COLD conc__stack *conc__stack_carve(conc__stack_cache *c)
     return s;
 }
 
-/* Frames lie below this address, and the user of the stack, a task or a generator, from it upwards.
- * It is the same for all users, so what Valgrind knows of a stack holds for its next user. */
+/* Frames are below this address, and the stack's user, a task or generator, above it. It is the
+ * same for all users, so Valgrind's knowledge of a stack applies to its next user. */
 static inline char *conc__stack_top(conc__stack *s) { return (char *)s - CONC__CORE; }
 
-/* Returns a stack that is not in use; NULL: out of memory. */
+/* Returns an unused stack; NULL: out of memory. */
 static inline conc__stack *conc__stack_acquire(conc__stack_cache *c)
 {
     conc__stack *s = c->free;
@@ -3979,8 +4054,8 @@ static inline conc__stack *conc__stack_acquire(conc__stack_cache *c)
     return s;
 }
 
-/* Reports that a task has used up its stack; t is NULL if the task is not known. Allocates nothing,
- * as it may run in a signal handler. */
+/* Reports that a task has used up its stack; t is NULL if the task is unknown. Allocates nothing:
+ * it may run in a signal handler. */
 CONC__COLD void conc__report_overflow(const conc_task *t, const conc__stack *s)
 {
     char name[CONC__DESCRIPTION] = "a task", text[sizeof name + 256];
@@ -4011,8 +4086,8 @@ CONC__PRIVATE int conc__slab_resident(const conc__slab *slab)
     return slab->carved - __builtin_popcountll(slab->dropped);
 }
 
-/* Drops a stack that is in no list: gives its pages back to the system. Unmaps the slab if it was
- * the last one. */
+/* Drops a stack that is in no list: returns its pages to the system. Unmaps the slab if it was the
+ * last one. */
 CONC__PRIVATE void conc__stack_drop(conc__stack *s)
 {
     conc__slab *slab = s->slab;
@@ -4039,7 +4114,7 @@ enum {
     CONC__DROPS = 256 /* most stacks that one trim drops */
 };
 
-/* Drops stacks that a burst of tasks has left. Stacks are reused newest first: those deeper in
+/* Drops stacks left over from a burst of tasks. Stacks are reused newest first: those deeper in
  * `free` than any used since the last trim are no longer needed. */
 CONC__PRIVATE void conc__stack_cache_trim(conc__stack_cache *c)
 {
@@ -4065,18 +4140,18 @@ CONC__PRIVATE void conc__stack_cache_trim(conc__stack_cache *c)
     c->trimmed = !goes_on && kept <= CONC__KEPT;
 }
 
-/* Is there something to trim? Not if no stack was used since a trim that found nothing. */
+/* Is there anything to trim? Not if no stack was used since a trim that found nothing. */
 CONC__PRIVATE bool conc__stack_cache_grew(const conc__stack_cache *c)
 {
     bool unchanged = c->trimmed && c->free == c->old;
     return c->cold || (c->resident > CONC__KEPT && c->free && !unchanged);
 }
 
-/* True: more will have to be dropped soon. */
+/* True: more must be dropped soon. */
 CONC__PRIVATE bool conc__stacks_trim(conc_loop *l)
 {
     bool soon = false;
-    for (conc__stack_cache *c = l->stack_caches; c; c = c->next) {
+    for (conc__stack_cache *c = l->stacks.caches; c; c = c->next) {
         if (conc__stack_cache_grew(c))
             conc__stack_cache_trim(c);
         soon |= c->cold != NULL;
@@ -4086,7 +4161,7 @@ CONC__PRIVATE bool conc__stacks_trim(conc_loop *l)
 
 CONC__PRIVATE bool conc__stacks_grew(const conc_loop *l)
 {
-    for (const conc__stack_cache *c = l->stack_caches; c; c = c->next)
+    for (const conc__stack_cache *c = l->stacks.caches; c; c = c->next)
         if (conc__stack_cache_grew(c))
             return true;
     return false;
@@ -4094,9 +4169,9 @@ CONC__PRIVATE bool conc__stacks_grew(const conc_loop *l)
 
 CONC__PRIVATE void conc__stacks_close(conc_loop *l)
 {
-    for (conc__stack *s = l->stopped; s; s = s->next)
+    for (conc__stack *s = l->generators.stopped; s; s = s->next)
         conc__stack_ends(l, s);
-    for (conc__stack_cache *c = l->stack_caches, *next; c; c = next) {
+    for (conc__stack_cache *c = l->stacks.caches, *next; c; c = next) {
         next = c->next;
         for (conc__slab *s = c->slabs, *after; s; s = after) {
             after = s->next;
@@ -4167,20 +4242,19 @@ static inline void conc__arm(conc_loop *l, conc__timer *t, int64_t at, void (*fi
 {
     t->at = at;
     t->fire = fire;
-    conc__wheel_insert(&l->wheel, t);
-    l->wheel.armed++;
+    conc__wheel_insert(&l->clock.wheel, t);
+    l->clock.wheel.armed++;
 }
 
 static inline void conc__disarm(conc_loop *l, conc__timer *t)
 {
     if (!conc__armed(t))
         return;
-    conc__wheel_remove(&l->wheel, t);
-    l->wheel.disarmed++;
+    conc__wheel_remove(&l->clock.wheel, t);
+    l->clock.wheel.disarmed++;
 }
 
-/* Finds the first occupied slot: the time at which it begins, its level and number. False: no timer
- * is armed. */
+/* Finds the first occupied slot: its start time, level and number. False: no timer is armed. */
 CONC__FAST bool conc__wheel_first(const conc__wheel *w, uint64_t *start, int *level, int *slot)
 {
     int i = 0;
@@ -4189,7 +4263,7 @@ CONC__FAST bool conc__wheel_first(const conc__wheel *w, uint64_t *start, int *le
     if (i == CONC__LEVELS)
         return false;
     *level = i;
-    /* all slots in use come after the elapsed time's own digit, so the lowest bit is the first */
+    /* all slots in use follow the elapsed time's own digit, so the lowest bit is the first */
     *slot = __builtin_ctzll(w->occupied[i]);
     int shift = i * 6;
     *start = (uint64_t)*slot << shift;
@@ -4218,7 +4292,7 @@ CONC__PRIVATE void conc__wheel_cascade(conc__wheel *w, uint64_t start, int level
  * time to now. */
 CONC__PRIVATE void conc__wheel_advance(conc_loop *l, int64_t now)
 {
-    conc__wheel *w = &l->wheel;
+    conc__wheel *w = &l->clock.wheel;
     uint64_t start;
     int level, slot;
     while (conc__wheel_count(w) && conc__wheel_first(w, &start, &level, &slot) &&
@@ -4226,7 +4300,7 @@ CONC__PRIVATE void conc__wheel_advance(conc_loop *l, int64_t now)
         conc__timer *t = w->slots[level][slot];
         if (level > 0 && (t->next != t || t->at > now)) {
             conc__wheel_cascade(w, start, level, slot);
-        } else { /* due; a timer that is alone in its slot need not move down first */
+        } else { /* due; a timer alone in its slot need not move down first */
             conc__disarm(l, t);
             t->fire(t);
         }
@@ -4260,27 +4334,27 @@ CONC__PRIVATE int64_t conc__wheel_next(const conc__wheel *w)
 static inline void conc__make_ready(conc_loop *l, conc_task *t)
 {
     t->next = NULL;
-    if (l->ready)
-        l->last_ready->next = t;
+    if (l->ready.first)
+        l->ready.last->next = t;
     else
-        l->ready = t;
-    l->last_ready = t;
+        l->ready.first = t;
+    l->ready.last = t;
 }
 
-/* Parks the running task until it is resumed. It must be in the list of what will wake it, or be
- * ready. */
+/* Parks the running task until it is resumed. It must be ready, or in the list of its waker. */
 CONC__SWITCHES void conc__leave(conc_loop *l)
 {
-    conc_task *self = l->self, *next = l->ready;
+    conc_task *self = l->self, *next = l->ready.first;
     self->error_number = *l->errno_at;
-    if (next && l->switches_left > 0) {
-        l->switches_left--;
-        l->ready = next->next;
+    if (next && l->ready.switches_left > 0) {
+        l->ready.switches_left--;
+        l->ready.first = next->next;
         l->self = next;
         conc__switch(l, self->stack, self->context, next->stack, next->context);
     } else {
         l->self = NULL;
-        l->switch_stacks(l, self->stack, self->context, &l->thread_stack, l->context);
+        l->scheduler.switch_stacks(l, self->stack, self->context, &l->scheduler.stack,
+                                   l->scheduler.context);
     }
     *l->errno_at = self->error_number;
 }
@@ -4288,24 +4362,25 @@ CONC__SWITCHES void conc__leave(conc_loop *l)
 /* Makes the next switch go to the scheduler. */
 CONC__PRIVATE void conc__end_batch(conc_loop *l)
 {
-    l->switches -= (uint64_t)l->switches_left; /* the pass will count the unused ones too */
-    l->switches_left = 0;
+    l->counters.switches -=
+        (uint64_t)l->ready.switches_left; /* the pass will count the unused ones too */
+    l->ready.switches_left = 0;
 }
 
 /* Called when the running task has read the clock. A long step ends the batch, and the budget of
- * checkpoints that need not wait. */
+ * non-waiting checkpoints. */
 static inline void conc__time_passed(conc_loop *l, int64_t now)
 {
-    if (CONC__UNLIKELY(now - l->last_pass > CONC__BATCH_NS)) {
+    if (CONC__UNLIKELY(now - l->scheduler.last_pass > CONC__BATCH_NS)) {
         conc__end_batch(l);
-        l->budget_left = 1;
+        l->ready.budget_left = 1;
     }
 }
 
 /* Lets every ready task run before the running task continues. */
 CONC__PRIVATE void conc__yield_to_ready(conc_loop *l)
 {
-    if (!l->ready) /* other tasks may be waiting for the clock */
+    if (!l->ready.first) /* other tasks may be waiting for the clock */
         conc__end_batch(l);
     conc__make_ready(l, l->self);
     conc__leave(l);
@@ -4313,9 +4388,9 @@ CONC__PRIVATE void conc__yield_to_ready(conc_loop *l)
 
 CONC__COLD void conc__report_stubborn(conc_loop *l);
 
-/* Refuses a checkpoint of a cancelled task: returns -ECANCELED, after the other ready tasks have
- * run. A task that has ignored many of these is a spinner: it continues only when nothing else is
- * ready, or from time to time, and does not hold the virtual clock. */
+/* Refuses a cancelled task's checkpoint: returns -ECANCELED, after the other ready tasks have run.
+ * A task that has ignored many of these is a spinner: it continues only when nothing else is ready,
+ * or occasionally, and does not hold the virtual clock. */
 CONC__COLD int conc__refuse(conc_loop *l)
 {
     conc_task *self = l->self;
@@ -4324,12 +4399,12 @@ CONC__COLD int conc__refuse(conc_loop *l)
         conc__yield_to_ready(l);
     } else {
         self->next = NULL;
-        if (l->spinners)
-            l->last_spinner->next = self;
+        if (l->spinners.first)
+            l->spinners.last->next = self;
         else
-            l->spinners = self;
-        l->last_spinner = self;
-        l->next_round += 4;
+            l->spinners.first = self;
+        l->spinners.last = self;
+        l->spinners.next_round += 4;
         if (self->cancels_in_a_row < CONC__STUBBORN && ++self->cancels_in_a_row == CONC__STUBBORN)
             conc__report_stubborn(l);
         conc__leave(l);
@@ -4337,7 +4412,7 @@ CONC__COLD int conc__refuse(conc_loop *l)
     return -ECANCELED;
 }
 
-/* The loop of the calling task; NULL: the caller is no task. */
+/* The calling task's loop; NULL: the caller is no task. */
 static inline conc_loop *conc__of_task(void)
 {
     conc_loop *l = conc__here;
@@ -4350,7 +4425,7 @@ CONC__COLD conc_loop *conc__not_in_task(const char *call)
     return NULL;
 }
 
-/* The same for a call that only tasks may make; if the caller is none, debug mode reports it. */
+/* The same for a call that only tasks may make; otherwise debug mode reports it. */
 #define conc__in_task() conc__in_task_of(__func__)
 static inline conc_loop *conc__in_task_of(const char *call)
 {
@@ -4369,12 +4444,12 @@ static inline int conc__checkpoint(conc_loop *l)
     return 0;
 }
 
-/* Called at the end of a checkpoint that need not wait. After many of these in a row the task lets
+/* Called at the end of a checkpoint that need not wait. After many consecutive ones the task lets
  * other tasks run. */
 static inline void conc__spend_budget(conc_loop *l)
 {
-    if (CONC__UNLIKELY(--l->budget_left <= 0)) {
-        l->budget_left = l->budget;
+    if (CONC__UNLIKELY(--l->ready.budget_left <= 0)) {
+        l->ready.budget_left = l->scheduler.budget;
         conc__yield_to_ready(l);
     }
 }
@@ -4394,18 +4469,19 @@ CONC__COLD int conc__yield_slowly(void)
 }
 
 /* Inlined where this file calls it: each task would return from another task's call, which the
- * processor's return predictor would miss. */
+ * processor would mispredict. */
 CONC__SWITCHES int conc__yield(void)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!l || !l->self || l->self->pending || !l->ready || l->switches_left <= 0))
+    if (CONC__UNLIKELY(!l || !l->self || l->self->pending || !l->ready.first ||
+                       l->ready.switches_left <= 0))
         return conc__yield_slowly();
-    conc_task *self = l->self, *next = l->ready;
-    l->switches_left--;
+    conc_task *self = l->self, *next = l->ready.first;
+    l->ready.switches_left--;
     self->next = NULL;
-    l->last_ready->next = self;
-    l->last_ready = self;
-    l->ready = next->next;
+    l->ready.last->next = self;
+    l->ready.last = self;
+    l->ready.first = next->next;
     l->self = next;
     self->error_number = *l->errno_at;
     conc__switch(l, self->stack, self->context, next->stack, next->context);
@@ -4418,8 +4494,8 @@ CONC__SWITCHES int conc__yield(void)
 CONC_API int conc_yield(void) { return conc__yield(); }
 #define conc_yield() conc__yield()
 
-/* Runs fn on the thread's own stack while the calling task waits for it; no other task runs
- * meanwhile. The scheduler is on that stack already. */
+/* Runs fn on the thread's own stack while the calling task, and every other, waits. The scheduler
+ * is on that stack already. */
 CONC__PRIVATE void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *arg), void *arg)
 {
     conc_task *self = l->self;
@@ -4427,11 +4503,12 @@ CONC__PRIVATE void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *ar
         fn(l, arg);
         return;
     }
-    l->call = fn;
-    l->call_arg = arg;
+    l->scheduler.call = fn;
+    l->scheduler.call_arg = arg;
     self->error_number = *l->errno_at;
     /* l->self stays: conc__resume continues this task right after fn */
-    l->switch_stacks(l, self->stack, self->context, &l->thread_stack, l->context);
+    l->scheduler.switch_stacks(l, self->stack, self->context, &l->scheduler.stack,
+                               l->scheduler.context);
     *l->errno_at = self->error_number;
 }
 
@@ -4455,7 +4532,7 @@ CONC__PRIVATE void conc__report_misuse(conc_loop *l, void *arg)
         fprintf(stderr, "conc: %s: %s: %s\n", who, m->call, m->why);
 }
 
-/* Reports a task that ignores its cancel, even without debug mode: it runs for ever, as fast as it
+/* Reports a task that ignores its cancel, even without debug mode: it runs forever, as fast as it
  * can. */
 CONC__COLD void conc__report_stubborn(conc_loop *l)
 {
@@ -4477,9 +4554,9 @@ CONC__PRIVATE void conc__public_name(char name[CONC__NAME], const char *call)
         *slowly = 0;
 }
 
-/* Refuses a call that is a mistake: returns rc, with a text that names the call. In debug mode also
- * reports it, with the location in `place` unless that is NULL. On a thread without a run, it does
- * so if any run of the process is in debug mode. */
+/* Refuses an erroneous call: returns rc, with a text that names the call. In debug mode also
+ * reports it, with the location in `place` unless NULL. On a thread without a run, it does so if
+ * any run of the process is in debug mode. */
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place)
 {
     conc_loop *l = conc__here;
@@ -4505,32 +4582,32 @@ CONC__PRIVATE void conc__resume(conc_loop *l, conc_task *t)
 {
     l->self = t;
     do {
-        conc__switch(l, &l->thread_stack, l->context, t->stack, t->context);
-        if (!l->call)
+        conc__switch(l, &l->scheduler.stack, l->scheduler.context, t->stack, t->context);
+        if (!l->scheduler.call)
             break;
-        void (*call)(conc_loop *, void *) = l->call;
+        void (*call)(conc_loop *, void *) = l->scheduler.call;
         t = l->self;
-        l->call = NULL;
+        l->scheduler.call = NULL;
         l->self = NULL;
-        call(l, l->call_arg);
+        call(l, l->scheduler.call_arg);
         l->self = t;
     } while (true);
 }
 
-/* Takes the next task to run: the one that has been ready longest, or under a seed one of those. */
+/* Takes the next task to run: the one ready longest, or under a seed one of those. */
 CONC__PRIVATE conc_task *conc__pick(conc_loop *l)
 {
-    conc_task **at = &l->ready;
-    if (l->seeded && l->ready) {
+    conc_task **at = &l->ready.first;
+    if (l->random.seeded && l->ready.first) {
         int n = 0;
-        for (conc_task *t = l->ready; t && n < CONC__CHOICE; t = t->next)
+        for (conc_task *t = l->ready.first; t && n < CONC__CHOICE; t = t->next)
             n++;
-        for (int skip = (int)(conc__random_bits(&l->picks) % (uint64_t)n); skip; skip--)
+        for (int skip = (int)(conc__random_bits(&l->random.picks) % (uint64_t)n); skip; skip--)
             at = &(*at)->next;
     }
     conc_task *t = *at;
-    if (t && t == l->last_ready && at != &l->ready)
-        l->last_ready = (conc_task *)(void *)((char *)at - offsetof(conc_task, next));
+    if (t && t == l->ready.last && at != &l->ready.first)
+        l->ready.last = (conc_task *)(void *)((char *)at - offsetof(conc_task, next));
     if (t)
         *at = t->next;
     return t;
@@ -4538,47 +4615,48 @@ CONC__PRIVATE conc_task *conc__pick(conc_loop *l)
 
 CONC__PRIVATE void conc__advance(conc_loop *l, int64_t now)
 {
-    l->now = now;
+    l->clock.now = now;
     conc__wheel_advance(l, now);
 }
 
-/* Does a task wait for something outside of the loop that needs no hold? */
+/* Does a task wait for something outside the loop that needs no hold? */
 CONC__PRIVATE bool conc__awaits_outside(const conc_loop *l)
 {
-    return l->watched || l->signal_waits || l->awaited;
+    return l->fds.watched || l->signals.waits || l->outside.awaited;
 }
 
-/* Does the loop's wake-up descriptor still refer to the loop's own file? A program that has closed
- * it may have opened another file with its number. */
+/* Does the loop's wake-up descriptor still refer to the loop's own file? The program may have
+ * closed it and opened another file under its number. */
 CONC__PRIVATE bool conc__wake_is_ours(const conc_loop *l)
 {
-    bool ours = conc__is_open(l->wake_out);
+    bool ours = conc__is_open(l->poller.wake_out);
 #ifdef __linux__
     char path[32], kind[32] = "";
-    snprintf(path, sizeof path, "/proc/self/fd/%d", l->wake_out);
+    snprintf(path, sizeof path, "/proc/self/fd/%d", l->poller.wake_out);
     ssize_t n = readlink(path, kind, sizeof kind - 1);
     ours = ours && (n < 0 || strcmp(kind, "anon_inode:[eventfd]") == 0);
 #endif
     return ours;
 }
 
-/* Handles a failed wait for descriptors, for example after the program has closed those of the
- * loop: cancels every task, and the run ends with this error. */
+/* Handles a failed wait for descriptors, for example after the program closed the loop's: cancels
+ * every task, and the run ends with this error. */
 CONC__COLD void conc__poller_failed(conc_loop *l, int rc)
 {
     bool closed = rc == -EBADF || rc == -EINVAL;
     char why[40];
     conc__copy(why, sizeof why, conc_strerror(rc));
-    snprintf(l->doom_text, sizeof l->doom_text, "the wait for descriptors failed: %s%s", why,
-             closed ? "; the program has closed the loop's own" : "");
-    fprintf(stderr, "conc: %s; every task is cancelled\n", l->doom_text);
-    pthread_mutex_lock(&l->mutex);
-    l->blind = true;
+    snprintf(l->cancels.doom_text, sizeof l->cancels.doom_text,
+             "the wait for descriptors failed: %s%s", why,
+             closed ? "; the program closed the loop's own descriptor" : "");
+    fprintf(stderr, "conc: %s; every task is cancelled\n", l->cancels.doom_text);
+    pthread_mutex_lock(&l->shared.mutex);
+    l->poller.blind = true;
     if (!conc__wake_is_ours(l))
-        l->wake_in = l->wake_out = -1;
-    pthread_mutex_unlock(&l->mutex);
+        l->poller.wake_in = l->poller.wake_out = -1;
+    pthread_mutex_unlock(&l->shared.mutex);
     if (closed)
-        l->poll_fd = -1; /* it is closed, or another file */
+        l->poller.fd = -1; /* it is closed, or another file */
     conc__doom(l, rc);
 }
 
@@ -4586,101 +4664,102 @@ CONC__COLD void conc__poller_failed(conc_loop *l, int rc)
 CONC__PRIVATE void conc__poll_wait_for(conc_loop *l, int64_t ns)
 {
     enum { NAP = 1000000 };
-    l->polls++;
+    l->counters.polls++;
     int rc = 0;
     conc__delayed_signals(l);
-    if (!l->blind)
-        rc = l->backend->wait(l, ns);
+    if (!l->poller.blind)
+        rc = l->poller.backend->wait(l, ns);
     if (rc)
         conc__poller_failed(l, rc);
-    else if (l->blind && ns > 0)
+    else if (l->poller.blind && ns > 0)
         conc__thread_sleep(conc__sooner(ns, NAP)); /* the loop still checks for posts */
 }
 
 /* Polls for events, without waiting. */
 CONC__PRIVATE void conc__poll_now(conc_loop *l)
 {
-    l->polled = l->now;
+    l->poller.polled = l->clock.now;
     conc__poll_wait_for(l, 0);
 }
 
 /* Are there jobs for which the virtual clock stands still? A job posts its result before it stops
- * counting: a caller that finds none at work, and afterwards no post, may advance the clock. */
+ * counting: a caller that finds no such job, and then no post, may advance the clock. */
 static inline bool conc__at_work(conc_loop *l)
 {
-    return atomic_load_explicit(&l->at_work, memory_order_acquire) > 0;
+    return atomic_load_explicit(&l->outside.at_work, memory_order_acquire) > 0;
 }
 
 /* Spins briefly before the loop sleeps: being woken costs 50 us, and the other thread may finish
- * sooner. True: something came. */
+ * sooner. True: an event occurred. */
 CONC__PRIVATE bool conc__spin(conc_loop *l, int64_t ns, bool for_work)
 {
     int64_t start = conc__clock(), most = ns < CONC__PATIENCE ? ns : CONC__PATIENCE;
     bool found = false;
-    for (conc__idle_hook *o = l->idle_hooks; o; o = o->next)
+    for (conc__idle_hook *o = l->outside.idle_hooks; o; o = o->next)
         o->enable(o, true);
     do {
         for (int i = 0; i < 32 && !found; i++) {
             conc__relax();
-            found = atomic_load_explicit(&l->posted, memory_order_relaxed) != NULL;
+            found = atomic_load_explicit(&l->shared.posted, memory_order_relaxed) != NULL;
         }
-        for (conc__idle_hook *o = l->idle_hooks; o && !found; o = o->next)
+        for (conc__idle_hook *o = l->outside.idle_hooks; o && !found; o = o->next)
             found = o->poll(o);
         found |= for_work && !conc__at_work(l);
     } while (!found && conc__clock() - start < most);
-    for (conc__idle_hook *o = l->idle_hooks; o; o = o->next)
+    for (conc__idle_hook *o = l->outside.idle_hooks; o; o = o->next)
         o->enable(o, false);
-    for (conc__idle_hook *o = l->idle_hooks; o; o = o->next)
-        found |= o->poll(o); /* nothing has notified the loop of what came meanwhile */
+    for (conc__idle_hook *o = l->outside.idle_hooks; o; o = o->next)
+        found |= o->poll(o); /* nothing has notified the loop of later events */
     if (found)
-        l->misses = 0;
+        l->outside.misses = 0;
     return found;
 }
 
-/* May the loop sleep for ns? Not if something has come already, nor if nothing could wake it. The
- * caller has the mutex. */
+/* May the loop sleep for ns? Not if work has already arrived, nor if nothing could wake it. The
+ * caller holds the mutex. */
 CONC__PRIVATE bool conc__may_sleep(conc_loop *l, int64_t ns, bool for_work)
 {
-    if (l->posted || ns == 0)
+    if (l->shared.posted || ns == 0)
         return false;
     if (for_work && !conc__at_work(l))
         return false;
-    return ns != CONC__NEVER || l->holds || conc__awaits_outside(l) || l->awaits_interrupt;
+    return ns != CONC__NEVER || l->shared.holds || conc__awaits_outside(l) || l->interrupt.awaited;
 }
 
 /* Waits for events and posts, at most ns, and handles the events. for_work: also until the last job
  * for which the virtual clock stands still is done.
  *
- * No post is missed: `posted` and `asleep` change under the mutex. A post that comes first is seen
- * by conc__may_sleep; a later one finds `asleep` set and writes to the wake-up descriptor, which
- * stays readable (the pollers watch it level-triggered) until conc__wake_drain. */
+ * No post is missed: `posted` and `asleep` change under the mutex. conc__may_sleep sees an earlier
+ * post; a later one finds `asleep` set and writes to the wake-up descriptor, which stays readable
+ * (the pollers watch it level-triggered) until conc__wake_drain. */
 CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns, bool for_work)
 {
-    bool spins = l->awaited && ns > 0 && !l->woke && conc__should_spin(&l->misses);
+    bool spins =
+        l->outside.awaited && ns > 0 && !l->outside.woke && conc__should_spin(&l->outside.misses);
     if (spins && conc__spin(l, ns, for_work))
         return;
-    pthread_mutex_lock(&l->mutex);
+    pthread_mutex_lock(&l->shared.mutex);
     bool sleeps = conc__may_sleep(l, ns, for_work);
-    l->asleep = sleeps;
-    pthread_mutex_unlock(&l->mutex);
+    l->shared.asleep = sleeps;
+    pthread_mutex_unlock(&l->shared.mutex);
     if (CONC__UNLIKELY(CONC__TRACES(l) && sleeps))
         conc__trace_catch_up(l);
     int64_t start = sleeps ? conc__time(l) : 0;
     conc__poll_wait_for(l, sleeps ? ns : 0);
     if (sleeps) {
-        l->now = conc__time(l);
-        conc__was_idle(l, start, l->now);
+        l->clock.now = conc__time(l);
+        conc__was_idle(l, start, l->clock.now);
     }
-    pthread_mutex_lock(&l->mutex);
-    l->asleep = false;
-    pthread_mutex_unlock(&l->mutex);
+    pthread_mutex_lock(&l->shared.mutex);
+    l->shared.asleep = false;
+    pthread_mutex_unlock(&l->shared.mutex);
 }
 
 CONC__PRIVATE bool conc__has_holds(conc_loop *l)
 {
-    pthread_mutex_lock(&l->mutex);
-    bool held = l->holds > 0 || l->posted;
-    pthread_mutex_unlock(&l->mutex);
+    pthread_mutex_lock(&l->shared.mutex);
+    bool held = l->shared.holds > 0 || l->shared.posted;
+    pthread_mutex_unlock(&l->shared.mutex);
     return held;
 }
 
@@ -4690,15 +4769,15 @@ CONC__PRIVATE int64_t conc__trim(conc_loop *l)
     enum { EVERY = 200000000, SOON = 10000000 };
     if (!conc__stacks_grew(l))
         return CONC__NEVER;
-    if (!l->virtual_clock)
-        l->now = conc__clock();
-    if (l->now - l->trimmed >= (l->to_trim ? SOON : EVERY)) {
-        l->trimmed = l->now;
-        l->to_trim = conc__stacks_trim(l);
+    if (!l->clock.is_virtual)
+        l->clock.now = conc__clock();
+    if (l->clock.now - l->stacks.trimmed >= (l->stacks.to_trim ? SOON : EVERY)) {
+        l->stacks.trimmed = l->clock.now;
+        l->stacks.to_trim = conc__stacks_trim(l);
         if (!conc__stacks_grew(l))
             return CONC__NEVER;
     }
-    return l->to_trim ? SOON : EVERY;
+    return l->stacks.to_trim ? SOON : EVERY;
 }
 
 /* Is this the process's only thread? Then no other can close a descriptor while it sleeps. */
@@ -4714,31 +4793,31 @@ CONC__PRIVATE bool conc__is_only_thread(void)
 
 enum { CONC__VERIFY_EVERY = 250000000 };
 
-/* If close(2) closes a descriptor that conc has not opened, the poller does not report that to the
- * tasks that wait for it. So these descriptors are checked, a few at a time: once when the loop
- * becomes quiet, and repeatedly if another thread, or the host of an embedded loop, may close them.
- * True: some must be checked now. */
+/* The poller does not tell waiting tasks that close(2) closed a descriptor that conc has not
+ * opened. So these descriptors are checked, a few at a time: once when the loop becomes quiet, and
+ * repeatedly if another thread, or an embedded loop's host, may close them. True: some must be
+ * checked now. */
 CONC__PRIVATE bool conc__verify_due(conc_loop *l)
 {
-    if (!l->verify_count)
+    if (!l->fds.verify_count)
         return false;
-    if (l->stirred)
-        l->was_alone = false;
-    else if (!l->unverified && l->was_alone)
+    if (l->fds.stirred)
+        l->fds.was_alone = false;
+    else if (!l->fds.unverified && l->fds.was_alone)
         return false;
-    else if (!l->unverified)
-        l->was_alone = !l->embedded && conc__is_only_thread();
-    if (l->stirred || !l->unverified || l->unverified > l->watched_count)
-        l->unverified = l->watched_count;
-    l->stirred = false;
+    else if (!l->fds.unverified)
+        l->fds.was_alone = !l->run.embedded && conc__is_only_thread();
+    if (l->fds.stirred || !l->fds.unverified || l->fds.unverified > l->fds.watched_count)
+        l->fds.unverified = l->fds.watched_count;
+    l->fds.stirred = false;
     return true;
 }
 
 CONC__PRIVATE void conc__verify_some(conc_loop *l)
 {
     enum { AT_ONCE = 512 };
-    for (int n = 0; n < AT_ONCE && l->unverified && l->watched; n++, l->unverified--) {
-        conc__fd *f = l->watched;
+    for (int n = 0; n < AT_ONCE && l->fds.unverified && l->fds.watched; n++, l->fds.unverified--) {
+        conc__fd *f = l->fds.watched;
         conc__fd_last(l, f);
         conc__fd_confirm(l, f);
     }
@@ -4750,9 +4829,9 @@ CONC__PRIVATE int64_t conc__verify(conc_loop *l)
     if (!conc__verify_due(l))
         return CONC__NEVER;
     int64_t now = conc__clock();
-    if (now - l->verified < CONC__VERIFY_EVERY)
-        return CONC__VERIFY_EVERY - (now - l->verified);
-    l->verified = now;
+    if (now - l->fds.verified < CONC__VERIFY_EVERY)
+        return CONC__VERIFY_EVERY - (now - l->fds.verified);
+    l->fds.verified = now;
     conc__verify_some(l);
     return CONC__VERIFY_EVERY;
 }
@@ -4760,23 +4839,24 @@ CONC__PRIVATE int64_t conc__verify(conc_loop *l)
 /* Virtual clock: checks as many descriptors as conc__verify would until then. */
 CONC__PRIVATE void conc__verify_until(conc_loop *l, int64_t then)
 {
-    if (then - l->verified_until < CONC__VERIFY_EVERY)
+    if (then - l->fds.verified_until < CONC__VERIFY_EVERY)
         return;
     bool verifies = conc__verify_due(l);
-    int64_t at = l->verified_until;
-    while (verifies && l->unverified && then - at >= CONC__VERIFY_EVERY) {
+    int64_t at = l->fds.verified_until;
+    while (verifies && l->fds.unverified && then - at >= CONC__VERIFY_EVERY) {
         conc__verify_some(l);
         at += CONC__VERIFY_EVERY;
     }
-    l->verified_until = l->now;
+    l->fds.verified_until = l->clock.now;
 }
 
-/* Polls the descriptors from time to time while there are always ready tasks or posts. */
+/* Polls the descriptors occasionally while there are always ready tasks or posts. */
 CONC__PRIVATE void conc__poll_sometimes(conc_loop *l)
 {
     enum { EVERY = 50000, PASSES = 16 };
-    bool is_time = l->now - l->polled >= EVERY || (l->virtual_clock && l->passes % PASSES == 0);
-    if (l->watched && is_time) {
+    bool is_time = l->clock.now - l->poller.polled >= EVERY ||
+                   (l->clock.is_virtual && l->counters.passes % PASSES == 0);
+    if (l->fds.watched && is_time) {
         conc__poll_now(l);
         conc__verify(l);
     }
@@ -4786,37 +4866,37 @@ CONC__PRIVATE void conc__poll_sometimes(conc_loop *l)
  * else, so that timers and descriptors are served too. */
 CONC__PRIVATE bool conc__has_posts(conc_loop *l)
 {
-    bool posted = atomic_load_explicit(&l->posted, memory_order_relaxed) != NULL;
+    bool posted = atomic_load_explicit(&l->shared.posted, memory_order_relaxed) != NULL;
     if (!posted) {
-        l->flooded = 0;
+        l->scheduler.flooded = 0;
         return false;
     }
-    if (++l->flooded < CONC__FLOOD)
+    if (++l->scheduler.flooded < CONC__FLOOD)
         return true;
-    l->flooded = 0;
+    l->scheduler.flooded = 0;
     return false;
 }
 
 /* A child program takes real time, which does not pass on the virtual clock. So while a task waits
- * until a running child ends, or on one of its pipes, the virtual clock jumps over d seconds only
+ * for a running child to end, or on one of its pipes, the virtual clock jumps over d seconds only
  * after d real seconds. That count restarts when the clock has moved, a timer was armed or a
- * program was started, as a limit on one program does not apply to the next. Returns how long the
- * clock must still stand. */
+ * program was started, because a limit on one program does not apply to the next. Returns how long
+ * the clock must still stand. */
 CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
 {
     unsigned starts = 0;
     bool pipe = conc__extended.pipe_awaited && conc__extended.pipe_awaited(l, &starts);
-    if (!pipe && !l->outside_awaited) {
-        if (starts) /* a program may have ended since the last poll: its output comes first */
+    if (!pipe && !l->outside.process_waits) {
+        if (starts) /* a program may have ended since the last poll: handle its output first */
             conc__poll_now(l);
         return 0;
     }
-    conc__standstill *s = &l->standstill;
+    conc__standstill *s = &l->clock.standstill;
     int64_t clock = conc__clock();
-    bool same = s->now == l->now && s->armed == l->wheel.armed && s->starts == starts;
+    bool same = s->now == l->clock.now && s->armed == l->clock.wheel.armed && s->starts == starts;
     if (!s->began || !same)
-        *s = (conc__standstill){clock, 0, l->now, l->wheel.armed, starts};
-    int64_t left = next - l->now - (clock - s->began);
+        *s = (conc__standstill){clock, 0, l->clock.now, l->clock.wheel.armed, starts};
+    int64_t left = next - l->clock.now - (clock - s->began);
     if (left < 0)
         return 0;
     return left;
@@ -4824,103 +4904,104 @@ CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
 
 enum { CONC__MOMENT = 1000000, CONC__APART_EVERY = 20000000 };
 
-/* Waits while the virtual clock must stand still before it may jump to next. True: it had to. */
+/* Waits while the virtual clock must stand still before jumping to next. True: it had to. */
 CONC__PRIVATE bool conc__stood_still(conc_loop *l, int64_t next)
 {
     int64_t left = conc__stand_still(l, next);
     if (!left)
         return false;
     int64_t verify = conc__verify(l);
-    if (l->embedded) {
-        l->standstill.until = conc__clock() + left;
-        conc__poll_now(l); /* else a stale wake-up would wake the host at once */
+    if (l->run.embedded) {
+        l->clock.standstill.until = conc__clock() + left;
+        conc__poll_now(l); /* else a stale wake-up would wake the host immediately */
     } else {
         conc__poll_events(l, conc__sooner(left, verify), false);
     }
     return true;
 }
 
-/* Moves the virtual clock to the next deadline. A task that retries something which only another
- * process or thread can make possible would get nowhere in no time: those have a moment of real
- * time before it tries again. */
+/* Moves the virtual clock to the next deadline. A task that retries something that depends on
+ * another process or thread would spin without progress: they get some real time before each retry.
+ */
 CONC__PRIVATE void conc__jump_clock(conc_loop *l, int64_t next)
 {
-    int64_t before = l->now;
-    bool flooded = atomic_load_explicit(&l->posted, memory_order_relaxed) != NULL;
+    int64_t before = l->clock.now;
+    bool flooded = atomic_load_explicit(&l->shared.posted, memory_order_relaxed) != NULL;
     conc__verify_until(l, next);
-    if (l->retried && l->embedded)
+    if (l->clock.retried && l->run.embedded)
         return; /* the host waits that long before the next step */
-    if (l->retried && !l->ready) {
-        l->retried = false;
+    if (l->clock.retried && !l->ready.first) {
+        l->clock.retried = false;
         conc__poll_events(l, CONC__MOMENT, false);
     }
-    bool posted = !flooded && atomic_load_explicit(&l->posted, memory_order_relaxed);
-    if (l->ready || posted)
+    bool posted = !flooded && atomic_load_explicit(&l->shared.posted, memory_order_relaxed);
+    if (l->ready.first || posted)
         return;
-    if (conc__stood_still(l, next) || l->ready)
-        return; /* serve first what came meanwhile */
+    if (conc__stood_still(l, next) || l->ready.first)
+        return; /* first serve events that have arrived */
     conc__advance(l, next > before ? next : before);
-    conc__was_idle(l, before, l->now);
+    conc__was_idle(l, before, l->clock.now);
 }
 
 /* Sleeps until the next deadline, an event or a post, at most for the limit. If none of these can
- * come, that is a deadlock. */
+ * occur, that is a deadlock. */
 CONC__PRIVATE void conc__sleep_or_deadlock(conc_loop *l, int64_t next, int64_t limit)
 {
-    if (l->spinners || l->embedded || l->ready) {
+    if (l->spinners.first || l->run.embedded || l->ready.first) {
         limit = 0;
     } else if (next == CONC__NEVER && !conc__awaits_outside(l) && !conc__has_holds(l)) {
-        l->awaits_interrupt = conc__awaits_interrupt(l, &limit);
-        if (!l->awaits_interrupt) {
+        l->interrupt.awaited = conc__awaits_interrupt(l, &limit);
+        if (!l->interrupt.awaited) {
             conc__deadlock(l);
             return;
         }
     }
-    if (next != CONC__NEVER && next - l->now < limit)
-        limit = next > l->now ? next - l->now : 0;
-    bool only_channels = l->awaited == l->channel_waits && !l->watched && !l->signal_waits;
-    bool job_idles = l->job && next == CONC__NEVER && l->awaited && only_channels;
+    if (next != CONC__NEVER && next - l->clock.now < limit)
+        limit = next > l->clock.now ? next - l->clock.now : 0;
+    bool only_channels =
+        l->outside.awaited == l->outside.channel_waits && !l->fds.watched && !l->signals.waits;
+    bool job_idles = l->job.context && next == CONC__NEVER && l->outside.awaited && only_channels;
     if (job_idles)
         conc__extended.job_idles(l, true);
     conc__poll_events(l, limit, false);
     if (job_idles)
         conc__extended.job_idles(l, false);
-    l->awaits_interrupt = false;
+    l->interrupt.awaited = false;
 }
 
-/* Virtual clock: the real time until the end of the shield in which a job has begun this run. */
+/* Virtual clock: the real time until the end of the shield in which a job began this run. */
 CONC__COLD int64_t conc__until_job_limit(conc_loop *l)
 {
     int64_t now = conc__clock();
-    if (l->job_limit <= now)
-        l->job_limit = conc__extended.job_late(l);
-    if (l->job_limit == CONC__NEVER)
+    if (l->job.limit <= now)
+        l->job.limit = conc__extended.job_late(l);
+    if (l->job.limit == CONC__NEVER)
         return CONC__NEVER;
-    return l->job_limit - now;
+    return l->job.limit - now;
 }
 
 /* Called when no task is ready: waits for something from the clock or from outside. False: it has
- * ended a conc_settle, whose task goes on before anything else can make a task ready. */
+ * ended a conc_settle, whose task continues before anything else can make a task ready. */
 CONC__PRIVATE bool conc__idle(conc_loop *l)
 {
-    int64_t next = conc__wheel_next(&l->wheel);
-    bool at_work = conc__at_work(l); /* before the posts are checked, see there */
-    bool jumps = l->virtual_clock && next != CONC__NEVER;
+    int64_t next = conc__wheel_next(&l->clock.wheel);
+    bool at_work = conc__at_work(l); /* before the posts are checked: see conc__at_work */
+    bool jumps = l->clock.is_virtual && next != CONC__NEVER;
     int64_t job_limit = CONC__NEVER;
-    if (CONC__UNLIKELY(l->job_limit != CONC__NEVER))
+    if (CONC__UNLIKELY(l->job.limit != CONC__NEVER))
         job_limit = conc__until_job_limit(l);
     if (conc__has_posts(l)) {
         conc__poll_sometimes(l);
         return true;
     }
-    if (conc__awaits_outside(l) && (l->settlers.first || jumps)) {
-        conc__poll_now(l); /* descriptors that are ready come before time moves */
+    if (conc__awaits_outside(l) && (l->scheduler.settlers.first || jumps)) {
+        conc__poll_now(l); /* serve ready descriptors before time moves */
         conc__take_signals(l);
-        if (l->ready)
+        if (l->ready.first)
             return true;
     }
-    if (l->settlers.first) {
-        conc__wake(l, l->settlers.first, 0);
+    if (l->scheduler.settlers.first) {
+        conc__wake(l, l->scheduler.settlers.first, 0);
         return false;
     }
     int64_t limit = conc__trim(l);
@@ -4931,7 +5012,7 @@ CONC__PRIVATE bool conc__idle(conc_loop *l)
     limit = conc__sooner(limit, conc__verify(l));
     limit = conc__sooner(limit, job_limit);
     if (at_work)
-        conc__poll_events(l, l->embedded || l->ready ? 0 : limit, true);
+        conc__poll_events(l, l->run.embedded || l->ready.first ? 0 : limit, true);
     else
         conc__sleep_or_deadlock(l, next, limit);
     return true;
@@ -4941,27 +5022,27 @@ CONC__PRIVATE bool conc__idle(conc_loop *l)
  * conc__jump_clock. */
 CONC__PRIVATE void conc__read_clock(conc_loop *l)
 {
-    if (!l->virtual_clock)
+    if (!l->clock.is_virtual)
         conc__advance(l, conc__clock());
 }
 
-/* Adapts the batch and the budget, so that the next pass comes within CONC__BATCH_NS, or after a
- * single step that takes longer. */
+/* Adapts the batch and the budget, so that the next pass occurs within CONC__BATCH_NS, or after a
+ * single longer step. */
 CONC__PRIVATE void conc__adapt_batch(conc_loop *l)
 {
-    int64_t took = l->now - l->last_pass;
+    int64_t took = l->clock.now - l->scheduler.last_pass;
     if (took > CONC__BATCH_NS) {
-        l->batch = 1 + (int)(l->batch * (int64_t)(CONC__BATCH_NS / 2) / took);
-        l->budget = 1 + (int)(l->budget * (int64_t)(CONC__BATCH_NS / 2) / took);
-        if (l->budget_left > l->budget)
-            l->budget_left = l->budget;
+        l->scheduler.batch = 1 + (int)(l->scheduler.batch * (int64_t)(CONC__BATCH_NS / 2) / took);
+        l->scheduler.budget = 1 + (int)(l->scheduler.budget * (int64_t)(CONC__BATCH_NS / 2) / took);
+        if (l->ready.budget_left > l->scheduler.budget)
+            l->ready.budget_left = l->scheduler.budget;
     } else if (took < CONC__BATCH_NS / 4) {
-        bool awaits = conc__wheel_count(&l->wheel) || conc__awaits_outside(l);
+        bool awaits = conc__wheel_count(&l->clock.wheel) || conc__awaits_outside(l);
         int most = CONC__BATCH_MOST;
-        if (!awaits) /* a pass has nothing to find: make passes rarer, as reading the clock costs */
+        if (!awaits) /* a pass has nothing to do: make passes rarer: clocks cost time */
             most *= 4;
-        l->batch = conc__lesser(l->batch * 2, most);
-        l->budget = conc__lesser(l->budget * 2, CONC__BUDGET_MOST);
+        l->scheduler.batch = conc__lesser(l->scheduler.batch * 2, most);
+        l->scheduler.budget = conc__lesser(l->scheduler.budget * 2, CONC__BUDGET_MOST);
     }
 }
 
@@ -4969,39 +5050,39 @@ CONC__PRIVATE void conc__adapt_batch(conc_loop *l)
  * task is ready. */
 CONC__PRIVATE void conc__tick(conc_loop *l)
 {
-    l->passes++;
+    l->counters.passes++;
     conc__run_posts(l);
     conc__take_signals(l);
     conc__read_clock(l);
     conc__adapt_batch(l);
-    if (l->ready) {
-        l->flooded = 0;
+    if (l->ready.first) {
+        l->scheduler.flooded = 0;
         conc__poll_sometimes(l);
     } else if (conc__idle(l)) {
         conc__run_posts(l);
         conc__take_signals(l);
         conc__read_clock(l);
     }
-    if (l->spinners && (!l->ready || l->passes >= l->next_round)) {
-        if (l->ready)
-            l->last_ready->next = l->spinners;
+    if (l->spinners.first && (!l->ready.first || l->counters.passes >= l->spinners.next_round)) {
+        if (l->ready.first)
+            l->ready.last->next = l->spinners.first;
         else
-            l->ready = l->spinners;
-        l->last_ready = l->last_spinner;
-        l->spinners = NULL;
-        l->next_round = l->passes + CONC__BATCH_MOST;
+            l->ready.first = l->spinners.first;
+        l->ready.last = l->spinners.last;
+        l->spinners.first = NULL;
+        l->spinners.next_round = l->counters.passes + CONC__BATCH_MOST;
     }
-    l->last_pass = l->now;
+    l->scheduler.last_pass = l->clock.now;
 }
 
 /* One pass of the scheduler, which then runs a batch of ready tasks. False: none is ready. */
 CONC__PRIVATE bool conc__run_pass(conc_loop *l)
 {
     conc__tick(l);
-    int turns = l->batch;
-    if (l->seeded || CONC__STEPWISE(l)) /* every switch goes through the scheduler */
+    int turns = l->scheduler.batch;
+    if (l->random.seeded || CONC__STEPWISE(l)) /* every switch goes through the scheduler */
         turns = 0;
-    l->switches_left = turns;
+    l->ready.switches_left = turns;
     conc_task *t = conc__pick(l);
     if (!t)
         return false;
@@ -5009,47 +5090,47 @@ CONC__PRIVATE bool conc__run_pass(conc_loop *l)
         conc__step(l, t);
     else
         conc__resume(l, t);
-    l->switches += 1 + (uint64_t)(turns - l->switches_left);
-    l->stirred = true;
+    l->counters.switches += 1 + (uint64_t)(turns - l->ready.switches_left);
+    l->fds.stirred = true;
     return true;
 }
 
 CONC__PRIVATE void conc__schedule(conc_loop *l)
 {
-    while (!l->over)
+    while (!l->run.over)
         conc__run_pass(l);
 }
 
 /* ---- >>waits -------------------------------------------------------------------------------- */
 
 /* In a forked child: is this the serial number of a task of the parent process? 0, which no task
- * has, counts as one, since the first run has number 1. */
+ * has, counts as one, because the first run has number 1. */
 CONC__FAST bool conc__is_inherited(uint64_t serial)
 {
     return CONC__UNLIKELY(serial >> 40 <= conc__inherited_runs);
 }
 
-/* Is this the number of a run in progress on another thread? Then this thread must not touch its
- * objects. 0 is no run. */
+/* Is this the number of another thread's run in progress, whose objects this thread must not touch?
+ * 0 is no run. */
 CONC__PRIVATE bool conc__run_is_elsewhere(const conc_loop *l, uint64_t run)
 {
-    if (!run || (l && l->run == run))
+    if (!run || (l && l->run.number == run))
         return false;
     pthread_mutex_lock(&conc__live_runs.mutex);
     const conc_loop *other = conc__live_runs.first;
-    while (other && other->run != run)
-        other = other->next_run;
+    while (other && other->run.number != run)
+        other = other->run.next;
     pthread_mutex_unlock(&conc__live_runs.mutex);
     return other != NULL;
 }
 
-/* Does this pointer, which may be any, point to the loop of a run in progress? */
+/* Does this arbitrary pointer point to the loop of a run in progress? */
 CONC__PRIVATE bool conc__is_live(const conc_loop *l)
 {
     pthread_mutex_lock(&conc__live_runs.mutex);
     const conc_loop *live = conc__live_runs.first;
     while (live && live != l)
-        live = live->next_run;
+        live = live->run.next;
     pthread_mutex_unlock(&conc__live_runs.mutex);
     return live != NULL;
 }
@@ -5081,9 +5162,9 @@ CONC__PRIVATE void conc__unlink(conc__wait *w)
     w->list = NULL;
 }
 
-/* Does this subtree have an object inside a range of addresses? None of its objects lies beyond the
- * other end of the range, so only this end matters. inner: 1 if the range lies above this end, 0 if
- * below. bit: the bit of the address that selects the child of h. */
+/* Does this subtree have an object inside an address range? None of its objects is beyond the
+ * range's other end, so only this end matters. inner: 1 if the range is above this end, 0 if below.
+ * bit: the bit of the address that selects the child of h. */
 CONC__PRIVATE bool conc__holds_inside(const conc__holding *h, uintptr_t bit, uintptr_t end,
                                       int inner)
 {
@@ -5116,8 +5197,7 @@ CONC__PRIVATE bool conc__holds_between(const conc__holding *h, uintptr_t first, 
     return false;
 }
 
-/* Finds a record of an object that lies on the stack where the task runs, below an address. NULL:
- * there is none. */
+/* Finds a record of an object on the running task's stack, below an address, or NULL. */
 CONC__PRIVATE const conc__holding *conc__find_below(const conc__holding *tree, const conc_task *t,
                                                     const void *below)
 {
@@ -5143,13 +5223,13 @@ CONC__COLD void conc__check_lent(conc_loop *l, const conc_task *t, const void *b
                                  const char *how)
 {
     char handle[CONC__DESCRIPTION];
-    const conc__holding *h = conc__find_below(l->receiving, t, below);
+    const conc__holding *h = conc__find_below(l->lent.receivers, t, below);
     if (h)
         conc__lost(l, t, h->place, how);
-    h = conc__find_below(l->handles, t, below);
+    h = conc__find_below(l->lent.handles, t, below);
     while (h && conc__lent_is_over(h)) {
-        conc__holding_drop(&l->handles, h->object);
-        h = conc__find_below(l->handles, t, below);
+        conc__holding_drop(&l->lent.handles, h->object);
+        h = conc__find_below(l->lent.handles, t, below);
     }
     if (h) {
         snprintf(handle, sizeof handle, CONC__HANDLE_OF "%s", h->place);
@@ -5157,8 +5237,8 @@ CONC__COLD void conc__check_lent(conc_loop *l, const conc_task *t, const void *b
     }
 }
 
-/* Does the task's innermost scope lie below the frame of a call into conc, on the same stack? Then
- * it belongs to a function that has returned. */
+/* Is the task's innermost scope below the frame of a call into conc, on the same stack? Then its
+ * function has returned. */
 static inline bool conc__scope_is_lost(const conc_task *t, const void *frame)
 {
     uintptr_t low = (uintptr_t)t->stack->low;
@@ -5175,7 +5255,7 @@ CONC__COLD void conc__check_lost_now(conc_loop *l, const void *frame)
 
 static inline void conc__check_lost(conc_loop *l, const void *frame)
 {
-    if (CONC__UNLIKELY(l->lent || conc__scope_is_lost(l->self, frame)))
+    if (CONC__UNLIKELY(l->lent.any || conc__scope_is_lost(l->self, frame)))
         conc__check_lost_now(l, frame);
 }
 
@@ -5183,12 +5263,12 @@ static inline void conc__check_lost(conc_loop *l, const void *frame)
 CONC__SWITCHES int conc__park(conc_loop *l, conc__wait *w)
 {
     l->self->wait = w;
-    l->self->since = l->now;
+    l->self->since = l->clock.now;
     conc__leave(l);
     return w->result;
 }
 
-/* Makes a task ready whose wait is over. */
+/* Makes a task ready after its wait. */
 CONC__FAST void conc__wait_over(conc_loop *l, conc_task *t)
 {
     if (CONC__UNLIKELY(CONC__STEPWISE(l) && t->wait))
@@ -5207,7 +5287,7 @@ CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result)
     conc__wait_over(l, w->task);
 }
 
-/* For waits that a cancel ends without more ado. */
+/* For waits that a cancel simply ends. */
 CONC__PRIVATE bool conc__cancel_plainly(conc__wait *w)
 {
     (void)w;
@@ -5239,7 +5319,7 @@ CONC__PRIVATE void conc__sleep_details(FILE *out, const conc__wait *w)
 {
     const conc__sleeper *s = (const conc__sleeper *)(const void *)w;
     if (conc__armed(&s->timer))
-        fprintf(out, " for another %.9g s", (double)(s->timer.at - conc__here->now) / 1e9);
+        fprintf(out, " for another %.9g s", (double)(s->timer.at - conc__here->clock.now) / 1e9);
     else
         fprintf(out, " for ever");
 }
@@ -5249,7 +5329,7 @@ static const conc__wait_kind conc__sleeping = {
 static const conc__wait_kind conc__settling = {.what = "waits until all others wait (conc_settle)",
                                                .cancel = conc__cancel_plainly};
 
-/* Sleeps until this time of the loop's clock; CONC__NEVER: for ever. */
+/* Sleeps until this time on the loop's clock; CONC__NEVER: forever. */
 CONC__FAST int conc__sleep_to(conc_loop *l, int64_t at)
 {
     int rc = conc__checkpoint(l);
@@ -5263,7 +5343,7 @@ CONC__FAST int conc__sleep_to(conc_loop *l, int64_t at)
 
 static inline int64_t conc__time(const conc_loop *l)
 {
-    return l->virtual_clock ? l->now : conc__clock();
+    return l->clock.is_virtual ? l->clock.now : conc__clock();
 }
 
 CONC_API double conc_now(void)
@@ -5293,11 +5373,11 @@ CONC_API CONC__CALLED int conc_sleep(double s)
     return conc__sleep_to(l, at);
 }
 
-/* Sleeps before a retry of something that another process or thread may make possible. */
+/* Sleeps before retrying something that depends on another process or thread. */
 CONC__PRIVATE int conc__sleep_to_retry(conc_loop *l, double s)
 {
     int rc = conc_sleep(s);
-    l->retried = l->virtual_clock;
+    l->clock.retried = l->clock.is_virtual;
     return rc;
 }
 
@@ -5310,7 +5390,7 @@ CONC_API CONC__CALLED int conc_sleep_until(double t)
         return conc__misused(-EINVAL, __func__, "the time is not a number", NULL);
     conc__check_lost(l, __builtin_frame_address(0));
     int64_t at = t >= CONC_FOREVER ? CONC__NEVER : conc__ns(t);
-    /* rounding could make conc_now() return less than t after the sleep: sleep until it will not */
+    /* rounding could make conc_now() return less than t after the sleep: sleep long enough */
     for (int64_t more = 1; (double)at / 1e9 < t && at < CONC__NEVER - 8192; more *= 2)
         at += more;
     if (at <= conc__time(l))
@@ -5339,12 +5419,12 @@ CONC_API int conc_block(double s)
     if (!l)
         return conc__misused(-EPERM, "conc_block", "there is no loop, and no job", NULL);
     int64_t end = conc__later(conc__time(l), conc__ns(s));
-    if (l->virtual_clock)
-        l->now = end;
+    if (l->clock.is_virtual)
+        l->clock.now = end;
     else
         conc__thread_sleep_until(end);
     conc__advance(l, conc__time(l));
-    conc__time_passed(l, l->now);
+    conc__time_passed(l, l->clock.now);
     return 0;
 }
 
@@ -5358,21 +5438,21 @@ CONC_API CONC__CALLED int conc_settle(void)
     if (rc)
         return rc;
     conc__wait w = {.task = l->self, .kind = &conc__settling};
-    conc__append(&l->settlers, &w);
+    conc__append(&l->scheduler.settlers, &w);
     return conc__park(l, &w);
 }
 
 /* ---- >>scopes ------------------------------------------------------------------------------- */
 
-/* The words of a cancel. Only the loop's thread reads and changes them.
+/* The state of cancels. Only the loop's thread reads and changes it.
  *
  *   word           of     means                                        changed by
  *   cancel_called  scope  this scope was cancelled, or its deadline    conc__cancel_scope, once
  *                         passed (then `expired` is set too)
  *   shielded       scope  cancels from around it do not apply          conc_scope_shield
  *   asked          task   conc_cancel was called on the task, or its   conc__task_cancel,
- *                         starter was cancelled; main_fn's is over     conc__start_cancel;
- *                         when it has returned                         conc__wind_up
+ *                         starter was cancelled; cleared for main_fn   conc__start_cancel;
+ *                         when it returns                              conc__wind_up
  *   doomed         loop   a deadlock or a failure cancels everything   conc__doom, once
  *   effective      scope  a cancel applies inside the scope            conc__scope_open,
  *                                                                      conc__spread
@@ -5385,8 +5465,11 @@ CONC_API CONC__CALLED int conc_settle(void)
  *   effective  cancel_called || (around && !shielded) || doomed
  *   pending    `effective` of the task's innermost scope; without a scope, `around`
  *
- * A checkpoint tests only `pending`. A change spreads inward through the scopes of its task. At a
- * group it marks the children, which a list holds until their turn, so depth costs no stack. */
+ * So cancel_called implies effective; asked implies pending unless a shielded scope is in between;
+ * neither holds the other way round. When a scope has ended, its `effective` means nothing.
+ *
+ * A checkpoint tests only `pending`. A change spreads inward through its task's scopes. At a group
+ * it marks the children, which a list holds until their turn, so depth costs no stack. */
 
 enum { CONC__FRESH, CONC__OPEN, CONC__CLOSED };
 
@@ -5405,7 +5488,7 @@ CONC__PRIVATE conc_group *conc__group_of(conc_scope *s)
 /* Does a cancel apply around the task's outermost scope? */
 CONC__PRIVATE bool conc__cancelled_outside(const conc_loop *l, const conc_task *t)
 {
-    return t->asked || (t->group && t->group->scope.effective) || l->doomed;
+    return t->asked || (t->group && t->group->scope.effective) || l->cancels.doomed;
 }
 
 CONC__PRIVATE bool conc__cancelled_around(const conc_loop *l, const conc_scope *s)
@@ -5422,17 +5505,18 @@ CONC__PRIVATE void conc__mark(conc_loop *l, conc_task *t)
         return;
     t->marked = true;
     t->next_marked = NULL;
-    if (l->marked)
-        l->last_marked->next_marked = t;
+    if (l->cancels.marked)
+        l->cancels.last_marked->next_marked = t;
     else
-        l->marked = t;
-    l->last_marked = t;
+        l->cancels.marked = t;
+    l->cancels.last_marked = t;
 }
 
 CONC__PRIVATE void conc__set_pending(conc_loop *l, conc_task *t, bool pending)
 {
     conc__wait *w = t->wait;
-    bool doomed = pending && l->doomed; /* this ends even waits that ignored an earlier cancel */
+    bool doomed =
+        pending && l->cancels.doomed; /* this ends even waits that ignored an earlier cancel */
     if (t->pending == pending && !doomed)
         return;
     t->pending = pending;
@@ -5441,16 +5525,17 @@ CONC__PRIVATE void conc__set_pending(conc_loop *l, conc_task *t, bool pending)
         conc__wake(l, w, -ECANCELED);
 }
 
-/* Updates scope s of task t and all scopes inside it, then the task. `around`: does a cancel apply
+/* Updates task t's scope s and all scopes inside it, then the task. `around`: does a cancel apply
  * around s, or around the task if s is NULL? */
 CONC__PRIVATE void conc__spread(conc_loop *l, conc_task *t, conc_scope *s, bool around)
 {
     for (; s; s = s->inner) {
-        bool effective = s->cancel_called || (around && !s->shielded) || l->doomed;
-        if (effective == s->effective && !l->doomed) /* doom ends waits that ignored a cancel */
+        bool effective = s->cancel_called || (around && !s->shielded) || l->cancels.doomed;
+        if (effective == s->effective &&
+            !l->cancels.doomed) /* doom ends waits that ignored a cancel */
             return;
         s->effective = around = effective;
-        /* refuse the tasks that wait to spawn into this group */
+        /* refuse tasks waiting to spawn into this group */
         while (s->is_group && effective && conc__group_of(s)->room.first)
             conc__wake(l, conc__group_of(s)->room.first, -ECANCELED);
         if (s->is_group)
@@ -5463,19 +5548,19 @@ CONC__PRIVATE void conc__spread(conc_loop *l, conc_task *t, conc_scope *s, bool 
 
 CONC__PRIVATE void conc__spread_marked(conc_loop *l)
 {
-    if (l->refreshing)
+    if (l->cancels.refreshing)
         return;
-    l->refreshing = true;
-    while (l->marked) {
-        conc_task *t = l->marked;
+    l->cancels.refreshing = true;
+    while (l->cancels.marked) {
+        conc_task *t = l->cancels.marked;
         conc_scope *s = t->scope;
-        l->marked = t->next_marked;
+        l->cancels.marked = t->next_marked;
         t->marked = false;
         while (s && s->outer)
             s = s->outer;
         conc__spread(l, t, s, conc__cancelled_outside(l, t));
     }
-    l->refreshing = false;
+    l->cancels.refreshing = false;
 }
 
 CONC__PRIVATE void conc__scope_changed(conc_loop *l, conc_scope *s)
@@ -5527,7 +5612,7 @@ static inline void conc__set_limit(conc_loop *l, conc_scope *s, double seconds)
 }
 
 /* Opens a scope inside those that the running task has open. The outer one may have been
- * overwritten: a variable that is declared with an initializer in a loop is set anew in each round,
+ * overwritten: a variable declared with an initializer in a loop is reinitialized in each round,
  * even if the previous round left it open. */
 static inline void conc__scope_open(conc_loop *l, conc_scope *s, const char *place)
 {
@@ -5563,8 +5648,8 @@ static inline void conc__scope_close(conc_loop *l, conc_scope *s)
         conc__set_pending(l, self, conc__cancelled_around(l, s));
 }
 
-/* Handles a scope that is not fresh: resets one that a task of the parent process had open; any
- * other is an error. */
+/* Handles a used scope: resets one that the parent process's task had open; any other is an error.
+ */
 CONC__COLD int conc__scope_renew(conc_scope *s, double timeout, const char *place)
 {
     static const char call[] = "conc_scope_begin";
@@ -5573,7 +5658,7 @@ CONC__COLD int conc__scope_renew(conc_scope *s, double timeout, const char *plac
     if (__builtin_isnan(timeout))
         return conc__misused(-EINVAL, call, "the timeout is not a number", place);
     if (!conc__scope_is_inherited(s) && s->state != CONC__FRESH)
-        return conc__misused(-EINVAL, call, "the scope was used before", place);
+        return conc__misused(-EINVAL, call, "the scope was already used", place);
     *s = (conc_scope){.state = CONC__FRESH};
     return 0;
 }
@@ -5601,7 +5686,7 @@ CONC__COLD int conc__scope_may_end(conc_loop *l, const conc_scope *s)
     if (!s || s->state != CONC__OPEN)
         return conc__misused(-EINVAL, call, "the scope is not open", NULL);
     if (s->task != l->self)
-        return conc__misused(-EPERM, call, "another task's scope", s->place);
+        return conc__misused(-EPERM, call, "the scope belongs to another task", s->place);
     if (l->self->scope != s)
         return conc__misused(-EINVAL, call, "not the innermost, which is", l->self->place);
     if (conc__gen_is_inside(l, s))
@@ -5612,7 +5697,8 @@ CONC__COLD int conc__scope_may_end(conc_loop *l, const conc_scope *s)
 /* conc_scope_end with an error. */
 CONC__COLD int conc__scope_end_failed(conc_loop *l, conc_scope *s, int rc)
 {
-    bool mine = s->cancel_called && (s->shielded || !conc__cancelled_around(l, s)) && !l->doomed;
+    bool mine =
+        s->cancel_called && (s->shielded || !conc__cancelled_around(l, s)) && !l->cancels.doomed;
     conc__scope_close(l, s);
     if (rc != -ECANCELED || !mine)
         return conc__pass_error(l, rc);
@@ -5640,7 +5726,7 @@ CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
     return rc;
 }
 
-/* The loop of an open scope that this thread may change; NULL: it may not. */
+/* The loop of an open scope if this thread may change it, or NULL. */
 CONC__PRIVATE conc_loop *conc__loop_of(const conc_scope *s, const char *call)
 {
     conc_loop *l = conc__here;
@@ -5648,7 +5734,7 @@ CONC__PRIVATE conc_loop *conc__loop_of(const conc_scope *s, const char *call)
         return NULL;
     if (l && (!s->task || s->task->loop == l))
         return l;
-    conc__misused(0, call, "it is another loop's", s->place);
+    conc__misused(0, call, "it belongs to another loop", s->place);
     return NULL;
 }
 
@@ -5669,11 +5755,11 @@ CONC_API int conc_scope_set_timeout(conc_scope *s, double s_from_now)
     if (!s || s->state != CONC__OPEN)
         return conc__misused(-EINVAL, __func__, "the scope is not open", NULL);
     if (s->task && s->task->loop != l)
-        return conc__misused(-EPERM, __func__, "it is another loop's", s->place);
+        return conc__misused(-EPERM, __func__, "it belongs to another loop", s->place);
     if (__builtin_isnan(s_from_now))
         return conc__misused(-EINVAL, __func__, "the timeout is not a number", s->place);
     if (s->cancel_called)
-        return conc__misused(-EINVAL, __func__, "the scope is cancelled already", s->place);
+        return conc__misused(-EINVAL, __func__, "the scope is already cancelled", s->place);
     conc__disarm(l, &s->timer);
     conc__set_limit(l, s, s_from_now);
     return 0;
@@ -5724,7 +5810,7 @@ CONC_API int conc_shield(double grace, conc_fn *fn, void *arg)
     return conc__call_in_scope(grace, true, fn, arg, "the scope of conc_shield");
 }
 
-/* The scope of the group that a task belongs to; NULL: it has none. */
+/* The scope of a task's group, or NULL. */
 CONC__PRIVATE conc_scope *conc__scope_of_group(const conc_task *t)
 {
     if (!t || !t->group)
@@ -5777,8 +5863,8 @@ CONC_API bool conc_cancelled(void)
 
 static pthread_mutex_t conc__places = PTHREAD_MUTEX_INITIALIZER; /* guards writes of conc__at */
 
-/* For compilers without __FILE_NAME__: makes a text and a location, without its directories, in the
- * caller's room. The first byte of the room is set once it has been written. */
+/* For compilers without __FILE_NAME__: writes a text and a location, without its directories, into
+ * the caller's room, whose first byte is set last. */
 CONC_API const char *conc__at(char *room, const char *text, const char *place)
 {
     if (__atomic_load_n(room, __ATOMIC_ACQUIRE))
@@ -5806,7 +5892,7 @@ CONC__PRIVATE conc__source conc__source_of(const conc_task *t)
     return (conc__source){t->name, t->spawned};
 }
 
-/* Copies the name that a task was given; "" if it has no name of its own. */
+/* Copies a task's own name; "" if it has none. */
 CONC__PRIVATE void conc__keep_name(char to[CONC__NAME], conc__source source)
 {
     conc__copy(to, CONC__NAME, source.name == source.spawned ? "" : source.name);
@@ -5817,8 +5903,8 @@ CONC__PRIVATE conc__source conc__kept_source(const char *name, const char *spawn
     return (conc__source){*name ? name : spawned, spawned};
 }
 
-/* The room for the text of a task's newest error and, after it, for the name of the task that the
- * error came from. NULL: out of memory; strerror will have to do. */
+/* The room for a task's newest error text, followed by the name of the task that it came from.
+ * NULL: out of memory; strerror must do. */
 CONC__PRIVATE char *conc__text_room(conc_task *t)
 {
     if (!t->text) {
@@ -5839,7 +5925,7 @@ CONC__PRIVATE void conc__set_error(conc_task *t, int rc, const char *text, conc_
 {
     bool in_words = text && *text;
     if (rc == -ECANCELED && !in_words && t->last_rc)
-        return; /* keep the text of the error that led to the cancel */
+        return; /* keep the text of the error behind the cancel */
     t->errors_made++;
     t->last_rc = rc;
     t->error_from = by.spawned;
@@ -5851,7 +5937,7 @@ CONC__PRIVATE void conc__set_error(conc_task *t, int rc, const char *text, conc_
     }
 }
 
-/* The task where error rc, which t returns, began. Borrowed from t. */
+/* The task in which error rc, returned by t, originated. Borrowed from t. */
 CONC__PRIVATE conc__source conc__origin(const conc_task *t, int rc)
 {
     if (t->last_rc != rc || !t->error_from)
@@ -5860,7 +5946,7 @@ CONC__PRIVATE conc__source conc__origin(const conc_task *t, int rc)
     return conc__kept_source(name, t->error_from);
 }
 
-/* The text of error rc, which t returns; "": none. */
+/* The text of error rc, returned by t; "": none. */
 CONC__PRIVATE const char *conc__error_text(const conc_task *t, int rc)
 {
     if (t->last_rc != rc || !t->text)
@@ -5868,7 +5954,7 @@ CONC__PRIVATE const char *conc__error_text(const conc_task *t, int rc)
     return t->text;
 }
 
-/* Makes the error of t, which has ended, the newest error of task. */
+/* Makes the error of t, an ended task, task's newest error. */
 CONC__FAST void conc__set_error_of(conc_task *task, const conc_task *t)
 {
     if (CONC__UNLIKELY(t->result < 0))
@@ -5890,7 +5976,7 @@ CONC__PRIVATE void conc__fail_outside(int rc, const char *text)
     if (!in_job)
         conc__copy(conc__thread_text, sizeof conc__thread_text, rc < 0 ? text : "");
     if (conc__here)
-        conc__here->posted_rc = rc;
+        conc__here->scheduler.posted_rc = rc;
 }
 
 CONC_API int conc_fail(int rc, const char *fmt, ...)
@@ -5912,8 +5998,8 @@ CONC_API int conc_fail(int rc, const char *fmt, ...)
     return rc;
 }
 
-/* Returns rc, an error that conc itself makes. It gets the text of conc_strerror, not that of an
- * earlier system error with the same number. */
+/* Returns rc, an error of conc itself. Its text is conc_strerror's, not that of an earlier system
+ * error with the same number. */
 CONC__COLD int conc__own_error(int rc)
 {
     conc_loop *l = conc__of_task();
@@ -5932,8 +6018,8 @@ CONC__FAST int conc__wait_result(int rc)
     return rc;
 }
 
-/* Returns rc, which one of the user's functions returned. If it is an error other than the task's
- * newest, it becomes the newest. A cancel does not, as the text of what led to it says more. */
+/* Returns rc, the result of a user's function. If it is an error other than the task's newest, it
+ * becomes the newest. A cancel does not, because its cause's text says more. */
 CONC__FAST int conc__pass_error(conc_loop *l, int rc)
 {
     bool is_new = rc < 0 && rc != -ECANCELED && l->self->last_rc != rc;
@@ -5952,7 +6038,7 @@ CONC__FAST int conc__pass_error_since(conc_loop *l, int rc, uint32_t before)
     return conc__pass_error(l, rc);
 }
 
-/* strerror, but only its constant texts: others are in a buffer that the next call overwrites. */
+/* strerror's constant texts only: others are in a buffer that the next call overwrites. */
 CONC__PRIVATE const char *conc__system_text(int rc)
 {
     if (rc <= -4096)
@@ -5964,7 +6050,7 @@ CONC__PRIVATE const char *conc__system_text(int rc)
 }
 
 /* Returns rc, the result of a system call. Records the error with the system's text, which may
- * differ from conc_strerror's, and the name of the object of the call (NULL: none). */
+ * differ from conc_strerror's, and the name of the call's object (NULL: none). */
 CONC__PRIVATE int conc__system_failed(int rc, const char *about)
 {
     if (rc >= 0 || rc == -ECANCELED)
@@ -6010,9 +6096,9 @@ CONC_API const char *conc_strerror(int rc)
 {
     switch (rc) {
     case -ECANCELED: return "cancelled";
-    case -ETIMEDOUT: return "out of time";
+    case -ETIMEDOUT: return "timed out";
     case -EDEADLK: return "deadlock: it would wait for ever";
-    case -EBUSY: return "in use already";
+    case -EBUSY: return "already in use";
     case -EPERM:
         return "not allowed here: not in a task, or not the owner (or a call that sets errno "
                "returned -1)";
@@ -6055,7 +6141,7 @@ CONC_API void conc_set_name(conc_task *t, const char *name)
     if (!conc__is_task(t) || !name || t->state != CONC__LIVE)
         return;
     if (t->loop != conc__here) {
-        conc__misused(0, "conc_set_name", "the task is another run's", NULL);
+        conc__misused(0, "conc_set_name", "the task belongs to another run", NULL);
         return;
     }
     char *room = t->name_copy;
@@ -6085,7 +6171,7 @@ CONC__PRIVATE const char *conc__place_of(const char *spawned)
     return place;
 }
 
-/* What follows the name of a task in reports: "" if the name is its function and location. */
+/* What follows a task's name in reports: "" if the name is its function and location. */
 CONC__PRIVATE void conc__describe_spawn(char *to, size_t size, conc__source source)
 {
     const char *place = conc__place_of(source.spawned);
@@ -6098,8 +6184,8 @@ CONC__PRIVATE void conc__describe_spawn(char *to, size_t size, conc__source sour
 }
 
 /* Describes a task for a report: its current name, without control characters, and the location of
- * its spawn. If the text is too long, the end of the name is cut off. Returns `to`. May run in a
- * signal handler. */
+ * its spawn. If the text is too long, truncates the name. Returns `to`. May run in a signal
+ * handler. */
 CONC__PRIVATE const char *conc__describe(char *to, size_t size, conc__source source)
 {
     char spawn[CONC__DESCRIPTION - CONC__NAME];
@@ -6122,13 +6208,13 @@ CONC__PRIVATE const char *conc__describe(char *to, size_t size, conc__source sou
     return to;
 }
 
-/* Prints the description of a task in another one's line. In a report with a line for each task,
- * it leaves out the location of the spawn, which is in the task's own line. */
+/* Prints a task's description in another's line. In a report with a line per task, it omits the
+ * spawn location, which is in the task's own line. */
 CONC__PRIVATE void conc__print_name(FILE *out, const conc_task *t)
 {
     char text[CONC__DESCRIPTION];
     conc__source source = conc__source_of(t);
-    if (conc__here->lists_tasks && source.name != source.spawned)
+    if (conc__here->diagnostics.lists_tasks && source.name != source.spawned)
         source.spawned = source.name;
     fputs(conc__describe(text, sizeof text, source), out);
 }
@@ -6138,7 +6224,7 @@ CONC__PRIVATE void conc__print_name(FILE *out, const conc_task *t)
 CONC__PRIVATE void conc__task_main(void);
 
 /* The serial number of a run's first task. */
-CONC__FAST uint64_t conc__first_serial(const conc_loop *l) { return l->run << 40; }
+CONC__FAST uint64_t conc__first_serial(const conc_loop *l) { return l->run.number << 40; }
 
 /* Does this serial number belong to a task of this run? */
 CONC__FAST bool conc__is_of_run(const conc_loop *l, uint64_t serial)
@@ -6146,7 +6232,7 @@ CONC__FAST bool conc__is_of_run(const conc_loop *l, uint64_t serial)
     return serial - conc__first_serial(l) < 1ull << 40;
 }
 
-/* Initializes a task, which is not in any list yet. */
+/* Initializes a task that is not in any list yet. */
 CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, conc__stack *stack,
                                 conc_fn *fn, void *arg, const char *spawned)
 {
@@ -6174,11 +6260,11 @@ CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, con
     t->arg = arg;
     t->name = t->spawned = spawned;
     t->name_allocated = false;
-    if (CONC__UNLIKELY(t->locals)) /* atomic, as jobs share it with other threads */
+    if (CONC__UNLIKELY(t->locals)) /* atomic: jobs share it with other threads */
         __atomic_fetch_add(&t->locals->references, 1, __ATOMIC_RELAXED);
-    t->serial = l->spawned++;
-    if (CONC__UNLIKELY(l->spawned > l->most))
-        l->most = l->spawned;
+    t->serial = l->counters.spawned++;
+    if (CONC__UNLIKELY(l->counters.spawned > l->counters.most))
+        l->counters.most = l->counters.spawned;
 }
 
 static inline void conc__child_add(conc_group *g, conc_task *t)
@@ -6200,8 +6286,8 @@ static inline void conc__child_add(conc_group *g, conc_task *t)
         g->live_handles++;
 }
 
-/* Is this a group's first or last child? The handle of a live task may have been overwritten, as at
- * the start of a block that initializes it; this usually detects that. */
+/* Is this a group's first or last child? A live task's handle may have been overwritten, for
+ * example by a block that initializes it; this usually detects that. */
 static inline bool conc__is_at_an_end(const conc_group *g, const conc_task *t)
 {
     const conc_task *first = g->children;
@@ -6226,13 +6312,13 @@ static inline void conc__child_remove(conc_group *g, conc_task *t)
 
 CONC__PRIVATE conc__stack_cache *conc__stack_cache_of(conc_loop *l, const conc_group *g)
 {
-    if (CONC__UNLIKELY(g->stack_size && g->stack_size != l->stacks->size))
+    if (CONC__UNLIKELY(g->stack_size && g->stack_size != l->stacks.usual->size))
         return conc__stack_cache_for(l, g->stack_size);
-    return l->stacks;
+    return l->stacks.usual;
 }
 
-/* Makes a task of an open group, ready to run, in the handle, or on its own stack if that is NULL.
- * NULL: out of memory. */
+/* Makes a task of an open group, ready to run, in the handle, or on its own stack if the handle is
+ * NULL. NULL: out of memory. */
 CONC__FAST conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *handle, conc_fn *fn,
                                      void *arg, const char *spawned)
 {
@@ -6278,20 +6364,20 @@ CONC__PRIVATE void conc__group_renew(conc_group *g)
     *g = (conc_group){.limit = g->limit, .keep_going = g->keep_going, .stack_size = g->stack_size};
 }
 
-/* Undoes the opening of a group by a spawn that is refused. */
+/* Undoes the opening of a group by a refused spawn. */
 CONC__COLD void conc__group_unopen(conc_loop *l, conc_group *g)
 {
     conc__scope_close(l, &g->scope);
     conc__group_renew(g);
 }
 
-/* The reason why this group cannot be opened; NULL: it can. */
+/* Why this group cannot be opened; NULL: it can. */
 CONC__PRIVATE const char *conc__group_is_wrong(const conc_group *g)
 {
     if (!g)
         return "no group";
     if (g->scope.state != CONC__FRESH)
-        return "the group was used before";
+        return "the group was already used";
     if (g->limit < 0)
         return "the limit is negative";
     if (g->stack_size && !conc__stack_fits(g->stack_size))
@@ -6314,8 +6400,8 @@ CONC_API CONC__CALLED int conc__group_begin(conc_group *g, const char *place)
     return 0;
 }
 
-/* Waits in a group that has reached its limit, until a child ends and hands its slot over. The slot
- * counts in g->live from then on, so no other spawn can take it. */
+/* Waits in a full group until a child ends and hands over its slot, which then counts in g->live,
+ * so that no other spawn can take it. */
 CONC__PRIVATE int conc__wait_for_room(conc_loop *l, conc_group *g)
 {
     int rc = conc__checkpoint(l);
@@ -6325,7 +6411,7 @@ CONC__PRIVATE int conc__wait_for_room(conc_loop *l, conc_group *g)
     conc__append(&g->room, &w);
     rc = conc__park(l, &w);
     if (rc == 0)
-        g->live--; /* the new task takes the slot right now */
+        g->live--; /* the new task now takes the slot */
     return rc;
 }
 
@@ -6337,8 +6423,8 @@ CONC__PRIVATE void conc__grant_room(conc_loop *l, conc_group *g)
     }
 }
 
-/* Prepares a group for a spawn by `call`: opens it if it is fresh, and waits if it is full. 0: the
- * spawn may go ahead. */
+/* Prepares a group for a spawn by `call`: opens it if unused, and waits if full. 0: the spawn may
+ * proceed. */
 CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *call, const char *spawned)
 {
     if (g->scope.state == CONC__FRESH) {
@@ -6354,9 +6440,9 @@ CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *call, 
         return -ECANCELED;
     }
     if (g->scope.state != CONC__OPEN)
-        return conc__misused(-EINVAL, call, "the group was closed before", spawned);
+        return conc__misused(-EINVAL, call, "the group is already closed", spawned);
     if (g->scope.task && g->scope.task->loop != l)
-        return conc__misused(-EPERM, call, "the group is another loop's", spawned);
+        return conc__misused(-EPERM, call, "the group belongs to another loop", spawned);
     if (g->scope.effective)
         return -ECANCELED;
     if (g->limit > 0 && (g->live >= g->limit || g->room.first)) {
@@ -6374,8 +6460,8 @@ CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *call, 
     return 0;
 }
 
-/* Does this storage hold a task that has not ended, or that is in its group's list `finished`? The
- * storage may have any content, so this reads only the seal and the state. */
+/* Does this storage hold a task that has not ended, or is in its group's list `finished`? The
+ * storage may be uninitialized, so this reads only the seal and the state. */
 CONC__FAST bool conc__handle_in_use(const conc_task *t)
 {
     int difference = t->seal ^ conc__seal(t);
@@ -6384,8 +6470,8 @@ CONC__FAST bool conc__handle_in_use(const conc_task *t)
     return CONC__UNLIKELY(lives || listed);
 }
 
-/* In a forked child, a handle in use may be reused if its task is the parent's. Resets the scopes
- * that this task had open, which would otherwise seem to be the new task's. */
+/* In a forked child, a handle in use may be reused if its task belongs to the parent. Resets that
+ * task's open scopes, which would otherwise seem to be the new task's. */
 CONC__COLD bool conc__handle_taken_over(const conc_task *t)
 {
     if (!conc__is_inherited(t->serial))
@@ -6411,7 +6497,7 @@ CONC__FAST int conc__spawn_in(conc_group *g, conc_task *handle, const char *call
     if (CONC__UNLIKELY(!fn))
         return conc__misused(-EINVAL, call, "no function", spawned);
     if (!g)
-        g = &l->background;
+        g = &l->run.background;
     if (l->self)
         conc__check_lost(l, __builtin_frame_address(0));
     bool opens = false;
@@ -6458,12 +6544,13 @@ CONC__PRIVATE char *conc__copy_at(conc__stack *s, size_t size)
     return (char *)(top - top % fit);
 }
 
-/* Gives a task that has not run yet a copy of its argument. */
+/* Copies the argument of a task that has not run yet. */
 CONC__PRIVATE void conc__copy_argument(conc_task *t, const void *arg, size_t size)
 {
-    enum { ENTRY = 256 }; /* what conc__prepare writes below the top, and a red zone */
+    enum { ENTRY = 256 }; /* conc__prepare's data below the top, and a red zone */
     char *copy = conc__copy_at(t->stack, size);
-    if (CONC__UNLIKELY(t->loop->on_valgrind)) /* an earlier task's frames may have been here */
+    if (CONC__UNLIKELY(
+            t->loop->diagnostics.on_valgrind)) /* an earlier task's frames may have been here */
         conc__valgrind(CONC__VALGRIND_UNDEFINED, (uintptr_t)copy - ENTRY, size + ENTRY);
     if (size)
         memcpy(copy, arg, size);
@@ -6478,7 +6565,7 @@ CONC_API CONC__CALLED int conc__spawn_copy(const char *spawned, conc_group *g, c
     conc_loop *l = conc__here;
     conc_task *t;
     if (l) {
-        size_t stack = g && g->stack_size ? g->stack_size : l->stacks->size;
+        size_t stack = g && g->stack_size ? g->stack_size : l->stacks.usual->size;
         if (!arg && size)
             return conc__misused(-EINVAL, call, "nothing to copy", spawned);
         if (size > stack / 4)
@@ -6494,7 +6581,7 @@ CONC_API CONC__CALLED int conc__spawn_copy(const char *spawned, conc_group *g, c
 /* Debug mode: aborts with a report if a live task's handle was overwritten and is now reused. */
 CONC__COLD void conc__find_overwritten(conc_loop *l, const conc_task *handle)
 {
-    const conc__holding *h = *conc__holding_find(&l->handles, handle);
+    const conc__holding *h = *conc__holding_find(&l->lent.handles, handle);
     char what[CONC__DESCRIPTION];
     if (!h || strcmp(h->place, CONC__A_JOB) == 0)
         return;
@@ -6510,11 +6597,11 @@ CONC_API CONC__CALLED int conc__spawn_task(const char *spawned, conc_group *g, c
         return conc__misused(-EPERM, "conc_spawn_task", "there is no run on this thread", spawned);
     if (!handle)
         return conc__misused(-EINVAL, __func__, "no handle", spawned);
-    if (CONC__MSAN || CONC__UNLIKELY(conc__here->on_valgrind))
+    if (CONC__MSAN || CONC__UNLIKELY(conc__here->diagnostics.on_valgrind))
         conc__mark_defined(handle, sizeof *handle);
     if (conc__handle_in_use(handle) && !conc__handle_taken_over(handle))
         return conc__misused(-EBUSY, "conc_spawn_task", "the handle is in use", spawned);
-    if (CONC__UNLIKELY(conc__here->handles))
+    if (CONC__UNLIKELY(conc__here->lent.handles))
         conc__find_overwritten(conc__here, handle);
     int rc = conc__spawn_in(g, handle, "conc_spawn_task", spawned, fn, arg, &t);
     if (CONC__UNLIKELY(CONC__DEBUGS(conc__here)) && rc == 0)
@@ -6596,7 +6683,7 @@ CONC_API int conc_started(int value)
     conc__starter *s = l->self->sink;
     if (l->self->sink_kind != CONC__START_SINK || value < 0)
         return conc__misused(-EINVAL, "conc_started",
-                             "not started by conc_start, said before, or negative", NULL);
+                             "not started by conc_start, already reported, or negative", NULL);
     if (s->given_up)
         return -ECANCELED;
     l->self->sink_kind = CONC__NO_SINK;
@@ -6604,7 +6691,7 @@ CONC_API int conc_started(int value)
     return 0;
 }
 
-/* The recursion is at most 64 deep, and mostly much less: a level for each bit of a hash. */
+/* The recursion is at most 64 deep, usually much less: a level for each bit of a hash. */
 CONC__PRIVATE void conc__locals_release(conc__locals *locals)
 {
     while (locals && __atomic_sub_fetch(&locals->references, 1, __ATOMIC_ACQ_REL) == 0) {
@@ -6615,7 +6702,7 @@ CONC__PRIVATE void conc__locals_release(conc__locals *locals)
     }
 }
 
-/* Calls run(arg), which calls the program's function fn, outside of all tasks. */
+/* Calls run(arg), which calls the program's function fn, outside all tasks. */
 CONC__PRIVATE void conc__call_outside(conc_loop *l, const char *role, uintptr_t fn,
                                       void (*run)(void *), void *arg)
 {
@@ -6642,8 +6729,8 @@ CONC__PRIVATE void conc__report_on_loop(conc_loop *l, void *arg)
     conc__reported *r = arg;
     char who[CONC__DESCRIPTION];
     int saved = errno;
-    if (l->options.on_error) {
-        uintptr_t fn = (uintptr_t)l->options.on_error;
+    if (l->run.options.on_error) {
+        uintptr_t fn = (uintptr_t)l->run.options.on_error;
         conc__call_outside(l, "the on_error hook", fn, conc__call_hook, r);
     } else {
         conc__describe(who, sizeof who, r->source);
@@ -6652,13 +6739,13 @@ CONC__PRIVATE void conc__report_on_loop(conc_loop *l, void *arg)
     errno = saved;
 }
 
-/* Reports an error that nothing has collected: to on_error, or on stderr. */
+/* Reports an uncollected error: to on_error, or on stderr. */
 CONC__PRIVATE void conc__report(conc_loop *l, conc__source source, int rc, const char *words)
 {
     conc__reported r = {
         .failure = {source.name, conc__place_of(source.spawned), conc__text_or(words, rc), rc},
         .source = source,
-        .options = &l->options};
+        .options = &l->run.options};
     conc__on_loop(l, conc__report_on_loop, &r);
 }
 
@@ -6675,8 +6762,8 @@ typedef struct conc__kept_error {
     char text[CONC__TEXT], name[CONC__NAME];
 } conc__kept_error;
 
-/* Saves the newest error of a task before it closes something whose own error no call will return:
- * the task may be about to return the newest error. */
+/* Saves a task's newest error before it closes something whose own error no call returns: the task
+ * may be about to return the newest error. */
 CONC__PRIVATE void conc__error_keep(conc__kept_error *kept, const conc_task *t)
 {
     kept->rc = t->last_rc;
@@ -6700,7 +6787,7 @@ CONC__PRIVATE void conc__error_restore(conc_task *t, const conc__kept_error *kep
 CONC__PRIVATE void conc__report_close(conc_loop *l, const char *what, int rc)
 {
     char text[CONC__TEXT];
-    snprintf(text, sizeof text, "%s did not close well: %s", what,
+    snprintf(text, sizeof text, "closing %s failed: %s", what,
              conc__text_or(conc__error_text(l->self, rc), rc));
     conc__report(l, conc__source_of(l->self), rc, text);
 }
@@ -6710,8 +6797,8 @@ CONC__PRIVATE conc__failed **conc__failure_slot(const conc__failures *all, uint6
     return &all->slots[serial & (all->slot_count - 1)];
 }
 
-/* Makes room for one more. Serial numbers count up, so they fill the slots evenly. If memory has
- * run out, the table stays as it is. False: there is no table. */
+/* Makes room for one more. Serial numbers count up, so they fill the slots evenly. Without memory,
+ * the table is unchanged. False: there is no table. */
 CONC__PRIVATE bool conc__failures_grow(conc__failures *all)
 {
     enum { LEAST = 64 };
@@ -6734,10 +6821,10 @@ CONC__PRIVATE bool conc__failures_grow(conc__failures *all)
 }
 
 /* Remembers the error of a background task with a handle, for the end of the run to report, unless
- * a join comes before. */
+ * a join comes first. */
 CONC__PRIVATE void conc__failure_add(conc_loop *l, const conc_task *t)
 {
-    conc__failures *all = &l->failures;
+    conc__failures *all = &l->run.failures;
     conc__failed *f = NULL;
     if (conc__failures_grow(all))
         f = conc__alloc(sizeof *f);
@@ -6780,10 +6867,10 @@ CONC__PRIVATE void conc__failure_remove(conc__failures *all, conc__failed *f)
     CONC_FREE(f);
 }
 
-/* Forgets the error of a task, which a join has taken. */
+/* Forgets a task's error, collected by a join. */
 CONC__PRIVATE void conc__failure_forget(conc_loop *l, const conc_task *t)
 {
-    conc__failures *all = &l->failures;
+    conc__failures *all = &l->run.failures;
     conc__failed *f = *conc__failure_slot(all, t->serial);
     while (f && f->serial != t->serial)
         f = f->same_slot;
@@ -6791,10 +6878,10 @@ CONC__PRIVATE void conc__failure_forget(conc_loop *l, const conc_task *t)
         conc__failure_remove(all, f);
 }
 
-/* At the end of the run: reports the errors that no join has taken. */
+/* At the end of the run: reports the errors that no join has collected. */
 CONC__PRIVATE void conc__report_failures(conc_loop *l)
 {
-    conc__failures *all = &l->failures;
+    conc__failures *all = &l->run.failures;
     while (all->first) {
         conc__failed *f = all->first;
         conc__report(l, conc__kept_source(f->name, f->spawned), f->rc, f->text);
@@ -6805,7 +6892,7 @@ CONC__PRIVATE void conc__report_failures(conc_loop *l)
 }
 
 /* Counts an error of a group, and cancels the group unless it keeps going. True: it was the first,
- * and is now the group's error. A later one goes to what collects its task, or to on_error. */
+ * and is now the group's error. A later one goes to whatever collects its task, or to on_error. */
 CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_task *t, int rc)
 {
     if (g->error_count++ == 0 && !g->background) {
@@ -6827,7 +6914,7 @@ CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_ta
     return false;
 }
 
-/* Called when a slot of the group is free: wakes the tasks that wait for one. */
+/* Called when the group has a free slot: wakes the tasks waiting for one. */
 CONC__PRIVATE void conc__child_gone(conc_loop *l, conc_group *g)
 {
     conc__grant_room(l, g);
@@ -6918,7 +7005,7 @@ CONC__PRIVATE void conc__start_failed(conc_loop *l, conc__starter *s, conc_task 
     t->failed = false;
 }
 
-/* Passes the result to the sink that was set when the task was made. */
+/* Passes the result to the task's sink. */
 CONC__PRIVATE void conc__set_sink(conc_loop *l, conc_task *t)
 {
     switch (t->sink_kind) {
@@ -6934,7 +7021,7 @@ CONC__PRIVATE void conc__set_sink(conc_loop *l, conc_task *t)
     t->collected = true;
 }
 
-/* Tells the group of a child that failed or was cancelled. */
+/* Notifies the group of a failed or cancelled child. */
 CONC__PRIVATE void conc__child_failed(conc_loop *l, conc_task *t)
 {
     conc_group *g = t->group;
@@ -6971,7 +7058,7 @@ CONC__PRIVATE uint64_t conc__address_hash(const void *address)
     return x ^ x >> 32;
 }
 
-/* The link in a tree to the newest record of an object, or where it would be. */
+/* The tree's link to an object's newest record, or where it would be. */
 CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void *object)
 {
     uintptr_t bit = CONC__HIGHEST_BIT, address = (uintptr_t)object;
@@ -6980,7 +7067,7 @@ CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void 
     return at;
 }
 
-/* Records an object in a tree. If memory has run out, only its report will be missing. */
+/* Records an object in a tree. Without memory, only its report will be missing. */
 CONC__COLD void conc__holding_add(conc__holding **tree, const void *object, const char *what,
                                   const char *place)
 {
@@ -7032,7 +7119,7 @@ CONC__COLD void conc__holding_drop(conc__holding **tree, const void *object)
     CONC_FREE(h);
 }
 
-/* Debug mode: reports the locks that a task still held when it ended: they stay locked for ever. */
+/* Debug mode: reports the locks that a task still held when it ended: they stay locked forever. */
 CONC__COLD void conc__report_held(conc_task *t)
 {
     char who[CONC__DESCRIPTION];
@@ -7040,7 +7127,7 @@ CONC__COLD void conc__report_held(conc_task *t)
     conc__describe(who, sizeof who, conc__source_of(t));
     while (t->held) {
         const conc__holding *h = t->held->newest;
-        fprintf(stderr, "conc: %s ended with %s that it acquired at %s\n", who, h->what, h->place);
+        fprintf(stderr, "conc: %s ended while holding %s acquired at %s\n", who, h->what, h->place);
         conc__holding_drop(&t->held, h->object);
     }
     errno = saved;
@@ -7053,7 +7140,7 @@ static inline void conc__task_end(conc_loop *l, conc_task *t, int rc)
     conc_group *g = t->group;
     if (CONC__UNLIKELY(t->scope))
         conc__lost(l, t, t->place, "it ended");
-    if (CONC__UNLIKELY(l->lent))
+    if (CONC__UNLIKELY(l->lent.any))
         conc__check_lent(l, t, t->stack, "it ended");
     if (CONC__UNLIKELY(t->held))
         conc__report_held(t);
@@ -7078,8 +7165,8 @@ static inline void conc__task_end(conc_loop *l, conc_task *t, int rc)
     if (CONC__UNLIKELY(!t->has_handle && (t->name != t->spawned || t->text)))
         conc__free_strings(t);
     conc__stack_release(l, t->stack);
-    l->finished++;
-    l->most++;
+    l->counters.finished++;
+    l->counters.most++;
 }
 
 /* The first function on a task's stack. After conc__task_end the stack is free; nothing reuses it
@@ -7090,7 +7177,7 @@ CONC__PRIVATE void conc__task_main(void)
     conc_loop *l = conc__here;
     conc_task *t = l->self;
     conc__arrived(l, t->stack);
-    conc__fpu_load(&l->fpu);
+    conc__fpu_load(&l->scheduler.fpu);
     *l->errno_at = 0;
     int rc = t->fn(t->arg);
     l = conc__here;
@@ -7100,17 +7187,17 @@ CONC__PRIVATE void conc__task_main(void)
         abort();
     }
     conc__task_end(l, t, rc);
-    conc_task *next = l->ready;
-    if (next && l->switches_left > 0) {
-        l->switches_left--;
-        l->ready = next->next;
+    conc_task *next = l->ready.first;
+    if (next && l->ready.switches_left > 0) {
+        l->ready.switches_left--;
+        l->ready.first = next->next;
         l->self = next;
         conc__leaving(l, NULL, next->stack);
-        conc__jump(l->scratch, next->context);
+        conc__jump(l->scheduler.scratch, next->context);
     } else {
         l->self = NULL;
-        conc__leaving(l, NULL, &l->thread_stack);
-        conc__jump(l->scratch, l->context);
+        conc__leaving(l, NULL, &l->scheduler.stack);
+        conc__jump(l->scheduler.scratch, l->scheduler.context);
     }
     __builtin_unreachable();
 }
@@ -7120,12 +7207,12 @@ static const conc__wait_kind conc__joining = {.what = "joins",
                                               .cancel = conc__cancel_plainly,
                                               .owner = conc__task_waited_for};
 
-/* Collects a task that has ended, for the running task. */
+/* Collects an ended task, for the running task. */
 CONC__PRIVATE void conc__collect(conc_loop *l, conc_task *t)
 {
     if (t->in_finished)
         conc__unlist_finished(t->group, t);
-    if (t->failed && !t->collected && l->failures.count)
+    if (t->failed && !t->collected && l->run.failures.count)
         conc__failure_forget(l, t);
     t->collected = true;
     conc__set_error_of(l->self, t);
@@ -7139,7 +7226,7 @@ CONC_API CONC__CALLED int conc_join(conc_task *t, int *result)
     if (!conc__is_task(t))
         return conc__misused(-EINVAL, "conc_join", "no task was spawned with this handle", NULL);
     if (CONC__UNLIKELY(!conc__is_of_run(l, t->serial)))
-        return conc__misused(-EPERM, "conc_join", "the task is another run's", NULL);
+        return conc__misused(-EPERM, "conc_join", "the task belongs to another run", NULL);
     if (t == l->self)
         return conc__misused(-EDEADLK, "conc_join", "a task would wait for itself", NULL);
     int rc = conc__checkpoint(l);
@@ -7171,7 +7258,7 @@ CONC_API int conc_cancel(conc_task *t)
     if (t->state == CONC__DONE)
         return conc__own_error(-EALREADY);
     if (t->loop != l)
-        return conc__misused(-EPERM, "conc_cancel", "the task is another loop's", NULL);
+        return conc__misused(-EPERM, "conc_cancel", "the task belongs to another loop", NULL);
     conc__task_cancel(l, t);
     return 0;
 }
@@ -7218,8 +7305,8 @@ CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
     }
 }
 
-/* Discards the ended tasks that nobody has collected; their handles may be reused. Their errors,
- * apart from the group's own, go to on_error. */
+/* Discards uncollected ended tasks; their handles may be reused. Their errors, apart from the
+ * group's own, go to on_error. */
 CONC__PRIVATE void conc__drop_finished(conc_loop *l, conc_group *g)
 {
     while (g->finished) {
@@ -7252,8 +7339,8 @@ CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc)
     return rc;
 }
 
-/* May `call`, in the running task, close this group? 0: it may; 1: the group was never opened; or
- * an error. */
+/* May `call`, in the running task, close this group? 0: yes; 1: the group was never opened; or an
+ * error. */
 CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char *call)
 {
     if (!l)
@@ -7261,13 +7348,13 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char 
     if (!g)
         return conc__misused(-EINVAL, call, "no group", NULL);
     if (g->scope.state == CONC__CLOSED)
-        return conc__misused(-EINVAL, call, "the group was closed before", g->scope.place);
+        return conc__misused(-EINVAL, call, "the group is already closed", g->scope.place);
     if (g->scope.state == CONC__FRESH)
         return 1;
     if (conc__scope_is_inherited(&g->scope))
         return 1; /* the parent process opened it, not this one */
     if (g->scope.task != l->self)
-        return conc__misused(-EPERM, call, "the group is another task's", g->scope.place);
+        return conc__misused(-EPERM, call, "the group belongs to another task", g->scope.place);
     if (l->self->scope != &g->scope)
         return conc__misused(-EINVAL, call, "something inside is still open", l->self->place);
     if (CONC__UNLIKELY(conc__gen_is_inside(l, &g->scope)))
@@ -7275,9 +7362,9 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char 
     return 0;
 }
 
-/* Aborts with a report if a handle of the group lies below the frame of a call, on the same stack:
- * the function that had it has returned. Reads nothing there before, as it may be overwritten, and
- * checks only the first few of each list, so that a large group costs no more. */
+/* Aborts with a report if a handle of the group is below a call's frame, on the same stack: the
+ * function that declared it has returned. Reads nothing there before, because it may be
+ * overwritten, and checks only the first few of each list, so that a large group costs no more. */
 CONC__COLD void conc__check_lost_handles(conc_loop *l, const conc_group *g, const void *frame)
 {
     enum { CHECKED = 16 };
@@ -7359,7 +7446,7 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
     if (!g || !t)
         return conc__misused(-EINVAL, __func__, "no group, or nowhere to put the task", NULL);
     if (g->scope.state == CONC__CLOSED)
-        return conc__misused(-EINVAL, __func__, "the group was closed before", g->scope.place);
+        return conc__misused(-EINVAL, __func__, "the group is already closed", g->scope.place);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -7367,7 +7454,7 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
     if (g->scope.state == CONC__FRESH || conc__scope_is_inherited(&g->scope))
         return 0;
     if (g->scope.task->loop != l)
-        return conc__misused(-EPERM, "conc_group_next", "the group is another run's",
+        return conc__misused(-EPERM, "conc_group_next", "the group belongs to another run",
                              g->scope.place);
     if (g->finished) {
         *t = g->finished;
@@ -7393,7 +7480,7 @@ CONC__PRIVATE bool conc__is_array(const void *elements, size_t count, size_t siz
     return elements && count <= (size_t)PTRDIFF_MAX / size;
 }
 
-/* What a gather or map runs, and where its results go. */
+/* The work of a gather or map, and its results. */
 typedef struct conc__batch {
     conc_call *calls; /* NULL: a map, which the next four fields describe */
     conc_fn *fn;
@@ -7401,8 +7488,8 @@ typedef struct conc__batch {
     size_t size;
     int *results;
     size_t count;
-    int limit;             /* most tasks at once; 0: no limit */
-    bool keep_going, seen; /* seen: the caller can read every result, so no error is reported */
+    int limit;             /* most concurrent tasks; 0: no limit */
+    bool keep_going, seen; /* the caller can read every result, so no error is reported */
 } conc__batch;
 
 CONC__PRIVATE conc_task *conc__call_spawn(conc_loop *l, conc_group *g, conc_call *call, bool seen,
@@ -7435,27 +7522,27 @@ CONC__PRIVATE conc_task *conc__batch_spawn(conc_loop *l, conc_group *g, const co
     return t;
 }
 
-/* Undoes the spawns since `last` was the last ready task (NULL: none was). None of them has run. */
+/* Undoes the spawns since `last` was the last ready task (NULL: none was). None has run. */
 CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
 {
     if (last)
         last->next = NULL;
     else
-        l->ready = NULL;
-    l->last_ready = last;
+        l->ready.first = NULL;
+    l->ready.last = last;
     while (g->children) {
         conc_task *t = g->children;
         conc__stack *stack = t->stack;
         conc__child_remove(g, t);
         conc__locals_release(t->locals);
         conc__stack_release(l, stack);
-        l->finished++;
-        l->most++;
+        l->counters.finished++;
+        l->counters.most++;
     }
 }
 
-/* Spawns the elements from `next` on, each when an earlier one has ended. Returns 0 or the error
- * that ends the group. */
+/* Spawns the elements from `next` on, as earlier ones end. Returns 0 or the error that ends the
+ * group. */
 CONC__PRIVATE int conc__batch_go_on(conc_loop *l, conc_group *g, const conc__batch *b, size_t next,
                                     const char *spawned)
 {
@@ -7488,10 +7575,10 @@ CONC__PRIVATE CONC__CALLED int conc__run_batch(conc_loop *l, const conc__batch *
     }
     bool limited = b->limit && (size_t)b->limit < b->count;
     size_t at_once = limited ? (size_t)b->limit : b->count;
-    if (at_once > CONC__ADDRESS_SPACE / l->stacks->size)
-        return conc__own_error(-ENOMEM); /* the address space cannot hold so many stacks */
+    if (at_once > CONC__ADDRESS_SPACE / l->stacks.usual->size)
+        return conc__own_error(-ENOMEM); /* the address space cannot hold that many stacks */
     conc_group g = {.limit = b->limit, .keep_going = b->keep_going};
-    conc_task *last = l->ready ? l->last_ready : NULL;
+    conc_task *last = l->ready.first ? l->ready.last : NULL;
     conc__check_lost(l, __builtin_frame_address(0));
     conc__group_open(l, &g, spawned);
     for (size_t i = 0; i < at_once; i++) {
@@ -7635,8 +7722,7 @@ CONC__PRIVATE conc__locals *conc__locals_with(const conc__locals *old, const con
     return top;
 }
 
-/* The root of the locals of the running task, or of the job that runs on this thread; NULL: there
- * is neither. */
+/* The root of the locals of the running task, or of this thread's job; NULL: neither exists. */
 CONC__PRIVATE conc__locals **conc__locals_here(void)
 {
     conc_loop *l = conc__here;
@@ -7685,23 +7771,23 @@ CONC_API void *conc_local_get(conc_local *key)
 
 /* ---- >>generators --------------------------------------------------------------------------- */
 
-/* The body of a generator runs in the task that consumes it, on a stack of its own: its waits, its
- * cancellation, its locals and errno are the consumer's. This struct is at the top of that stack,
- * so the body survives if the user's conc_gen is gone. */
+/* A generator's body runs in the consuming task, on its own stack: its waits, cancellation, locals
+ * and errno are the consumer's. This struct is at the top of that stack, so the body survives if
+ * the user's conc_gen is gone. */
 typedef struct conc__gen {
-    conc_gen face; /* the conc_gen that the body gets */
+    conc_gen face; /* the conc_gen passed to the body */
     struct conc__gen *next, *prev;
-    conc__stack *stack, *outside; /* its own; the consumer's, while that is inside */
-    conc__context inner, outer;   /* the contexts of these two */
+    conc__stack *stack, *outside; /* its own; the consumer's, while inside */
+    conc__context inner, outer;   /* their contexts */
     conc_gen_fn *fn;
     void *arg;
     const void *emitted; /* the item that the consumer copies; NULL: none */
     size_t item_size;
     conc_task *consumer; /* the task that is inside; NULL: none */
-    conc_scope *scope;   /* its innermost scope when it went inside */
-    /* the generator whose body last called conc_gen_next; NULL: a task did, or it has ended */
+    conc_scope *scope;   /* its innermost scope on entry */
+    /* the generator whose body last called conc_gen_next; NULL: a task did, or it ended */
     struct conc__gen *used_by;
-    struct conc__gen *sources, *next_source, *prev_source; /* those whose used_by is this one */
+    struct conc__gen *sources, *next_source, *prev_source; /* those with this used_by */
     const char *opened;                                    /* "fn at file.c:12" */
     int rc, late_emits;
     bool started, ended, closing, stopped;
@@ -7710,7 +7796,7 @@ typedef struct conc__gen {
 
 enum { CONC__LATE_EMITS = 1000 }; /* emits tolerated during the close, before the body is stopped */
 
-static conc__gen conc__exhausted; /* the body of every conc_gen whose own body has ended */
+static conc__gen conc__exhausted; /* stands in for every conc_gen's ended body */
 
 /* The generator whose body runs on a stack; NULL: a task runs there. */
 CONC__PRIVATE conc__gen *conc__gen_on(conc__stack *s)
@@ -7720,8 +7806,8 @@ CONC__PRIVATE conc__gen *conc__gen_on(conc__stack *s)
     return (conc__gen *)(void *)conc__stack_top(s);
 }
 
-/* Does the running task run a generator's body, whose consumer opened the task's innermost scope,
- * s? */
+/* Does the running task run a generator's body whose consumer opened the task's innermost scope, s?
+ */
 CONC__PRIVATE bool conc__gen_is_inside(const conc_loop *l, const conc_scope *s)
 {
     return l->self->stack->has_generator && conc__gen_on(l->self->stack)->scope == s;
@@ -7729,7 +7815,7 @@ CONC__PRIVATE bool conc__gen_is_inside(const conc_loop *l, const conc_scope *s)
 
 CONC__COLD int conc__gen_may_not_end(const conc_scope *s, const char *call)
 {
-    static const char why[] = "a generator's body cannot end what its consumer has open";
+    static const char why[] = "a generator's body cannot close what its consumer opened";
     return conc_fail(conc__misused(-EINVAL, call, why, s->place), "%s", why);
 }
 
@@ -7742,7 +7828,7 @@ CONC__PRIVATE conc__source conc__gen_source(const conc__gen *g)
 CONC__PRIVATE void conc__gen_find_lost(conc_loop *l, const conc__gen *g)
 {
     char how[CONC__NAME + CONC__TEXT];
-    if (l->self->scope == g->scope && !l->lent)
+    if (l->self->scope == g->scope && !l->lent.any)
         return;
     snprintf(how, sizeof how, "the generator %s ended", g->opened);
     if (l->self->scope != g->scope)
@@ -7760,7 +7846,7 @@ CONC__PRIVATE void conc__gen_main(void)
     conc__gen_find_lost(l, g);
     g->ended = true;
     conc__leaving(l, NULL, g->outside);
-    conc__jump(l->scratch, g->outer);
+    conc__jump(l->scheduler.scratch, g->outer);
     __builtin_unreachable();
 }
 
@@ -7771,33 +7857,34 @@ CONC__PRIVATE bool conc__gen_is_elsewhere(const conc_loop *l, const conc_gen *fa
     return open && conc__run_is_elsewhere(l, face->run);
 }
 
-/* The open generator, or conc__exhausted. NULL: not open, closed by the run's end, or of a run that
- * is over. */
+/* The open generator, or conc__exhausted. NULL: not open, closed by the run's end, or of an ended
+ * run. */
 CONC__PRIVATE conc__gen *conc__gen_of(const conc_loop *l, const conc_gen *face)
 {
-    if (!face || face->run != l->run || !face->body)
+    if (!face || face->run != l->run.number || !face->body)
         return NULL;
     if (face->body->gone)
         return NULL;
     return face->body;
 }
 
-/* The error of a call on a generator that conc__gen_of does not find. */
+/* The error for a generator that conc__gen_of does not find. */
 CONC__COLD int conc__gen_unusable(const conc_loop *l, const conc_gen *face, const char *call)
 {
     if (face && conc__gen_is_elsewhere(l, face))
-        return conc__misused(-EPERM, call, "the generator is another run's", NULL);
-    return conc__misused(-EINVAL, call, "no generator is open there, or not its body calls", NULL);
+        return conc__misused(-EPERM, call, "the generator belongs to another run", NULL);
+    return conc__misused(-EINVAL, call, "no generator is open there, or the caller is not its body",
+                         NULL);
 }
 
 /* Puts a generator first in the list. */
 CONC__PRIVATE void conc__gen_link(conc_loop *l, conc__gen *g)
 {
     g->prev = NULL;
-    g->next = l->generators;
+    g->next = l->generators.first;
     if (g->next)
         g->next->prev = g;
-    l->generators = g;
+    l->generators.first = g;
 }
 
 CONC__PRIVATE void conc__gen_unlink(conc_loop *l, conc__gen *g)
@@ -7805,12 +7892,12 @@ CONC__PRIVATE void conc__gen_unlink(conc_loop *l, conc__gen *g)
     if (g->prev)
         g->prev->next = g->next;
     else
-        l->generators = g->next;
+        l->generators.first = g->next;
     if (g->next)
         g->next->prev = g->prev;
 }
 
-/* Records which body uses g (NULL: a task does), as the run's end closes consumers first. */
+/* Records which body uses g (NULL: a task does), because the run's end closes consumers first. */
 CONC__PRIVATE void conc__gen_set_user(conc__gen *g, conc__gen *user)
 {
     if (g->used_by == user)
@@ -7842,33 +7929,33 @@ CONC_API CONC__CALLED int conc__gen_open(const char *opened, conc_gen *face, con
     if (!face || !fn)
         return conc__misused(-EINVAL, __func__, "no generator, or no function", opened);
     if (item_size > PTRDIFF_MAX)
-        return conc__misused(-EINVAL, __func__, "an impossible size of an item", opened);
+        return conc__misused(-EINVAL, __func__, "an impossible item size", opened);
     if (conc__gen_of(l, face) && face->body != &conc__exhausted)
         return conc__misused(-EINVAL, __func__, "the generator is open", opened);
     if (conc__gen_is_elsewhere(l, face))
         return conc__misused(-EBUSY, "conc_gen_open", "it is open in another thread's run", NULL);
     conc__check_lost(l, __builtin_frame_address(0));
-    conc__stack *stack = conc__stack_acquire(l->stacks);
+    conc__stack *stack = conc__stack_acquire(l->stacks.usual);
     if (!stack)
         return conc__own_error(-ENOMEM);
     _Static_assert(sizeof(conc__gen) <= CONC__CORE,
                    "a generator lies where a task without a handle would");
     char *top = conc__stack_top(stack);
     conc__gen *g = (conc__gen *)(void *)top;
-    *g = (conc__gen){.face = {g, l->run},
+    *g = (conc__gen){.face = {g, l->run.number},
                      .stack = stack,
                      .fn = fn,
                      .arg = arg,
                      .item_size = item_size,
                      .opened = opened};
     conc__gen_link(l, g);
-    l->generator_count++;
+    l->generators.count++;
     stack->has_generator = true;
     conc__prepare(g->inner, stack->low, top, conc__gen_main);
     face->body = g;
-    face->run = l->run;
+    face->run = l->run.number;
     if (CONC__UNLIKELY(CONC__DEBUGS(l)))
-        conc__holding_add(&l->opened, g, "a generator", conc__place_of(opened));
+        conc__holding_add(&l->diagnostics.opened, g, "a generator", conc__place_of(opened));
     return 0;
 }
 
@@ -7883,13 +7970,13 @@ CONC__PRIVATE void conc__gen_enter(conc_loop *l, conc__gen *g)
     conc__gen_set_user(g, conc__gen_on(self->stack));
     g->outside = self->stack;
     self->stack = g->stack;
-    l->switch_stacks(l, g->outside, g->outer, g->stack, g->inner);
+    l->scheduler.switch_stacks(l, g->outside, g->outer, g->stack, g->inner);
     self->stack = g->outside;
     g->consumer = NULL;
 }
 
-/* Releases the stack of a body that has ended. Keeps that of a stopped body, as something may still
- * refer to its variables, and one to which a conc_gen may still point. */
+/* Releases an ended body's stack. Keeps that of a stopped body, whose variables may still be
+ * referenced, and one to which a conc_gen may still point. */
 CONC__PRIVATE void conc__gen_give_stack(conc_loop *l, conc__gen *g)
 {
     conc__stack *stack = g->stack;
@@ -7897,8 +7984,8 @@ CONC__PRIVATE void conc__gen_give_stack(conc_loop *l, conc__gen *g)
     if (CONC__UNLIKELY(CONC__DEBUGS(l) && !g->stopped))
         used = conc__usage_note(l, stack, conc__gen_source(g));
     if (g->stopped || g->gone) {
-        stack->next = l->stopped;
-        l->stopped = stack;
+        stack->next = l->generators.stopped;
+        l->generators.stopped = stack;
         return;
     }
     conc__stack_release(l, stack);
@@ -7914,9 +8001,9 @@ CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
     conc__gen_set_user(g, NULL);
     while (g->sources)
         conc__gen_set_user(g->sources, NULL);
-    l->generator_count--;
+    l->generators.count--;
     if (CONC__UNLIKELY(CONC__DEBUGS(l)))
-        conc__holding_drop(&l->opened, g);
+        conc__holding_drop(&l->diagnostics.opened, g);
     g->gone = !face;
     conc__gen_give_stack(l, g);
     if (face)
@@ -7924,7 +8011,7 @@ CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
     return rc;
 }
 
-/* An emit of a body that is being closed, or that has a scope or group open. */
+/* An emit by a body that is being closed, or that has an open scope or group. */
 CONC__COLD int conc__gen_emit_badly(conc_loop *l, conc__gen *g, const void *frame)
 {
     conc__check_lost(l, frame);
@@ -7934,7 +8021,7 @@ CONC__COLD int conc__gen_emit_badly(conc_loop *l, conc__gen *g, const void *fram
     if (++g->late_emits < CONC__LATE_EMITS)
         return -ECANCELED;
     g->stopped = true;
-    l->switch_stacks(l, g->stack, g->inner, g->outside, g->outer);
+    l->scheduler.switch_stacks(l, g->stack, g->inner, g->outside, g->outer);
     __builtin_unreachable();
 }
 
@@ -7951,7 +8038,7 @@ CONC_API CONC__CALLED int conc_gen_emit(conc_gen *face, const void *item)
     if (!item && g->item_size)
         return conc__misused(-EINVAL, __func__, "no item", conc__place_of(g->opened));
     g->emitted = item ? item : g;
-    l->switch_stacks(l, g->stack, g->inner, g->outside, g->outer);
+    l->scheduler.switch_stacks(l, g->stack, g->inner, g->outside, g->outer);
     if (g->closing)
         return -ECANCELED;
     return 0;
@@ -7975,7 +8062,7 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
     if (g == &conc__exhausted)
         return 0;
     if (g->consumer)
-        return conc__misused(-EBUSY, __func__, "another task is inside, or this one",
+        return conc__misused(-EBUSY, __func__, "this or another task is inside it",
                              conc__place_of(g->opened));
     conc__check_lost(l, __builtin_frame_address(0));
     uint32_t before = l->self->errors_made;
@@ -7991,10 +8078,10 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
     return 1;
 }
 
-/* Closes what a stopped body has open. */
+/* Closes everything that a stopped body has open. */
 CONC__COLD void conc__gen_unwind(conc_loop *l, conc__gen *g)
 {
-    g->consumer = l->self; /* this may wait, and other tasks must not enter the body meanwhile */
+    g->consumer = l->self; /* this may wait, and other tasks must not enter the body */
     while (l->self->scope != g->scope) {
         conc_scope *s = l->self->scope;
         if (s->is_group)
@@ -8005,8 +8092,8 @@ CONC__COLD void conc__gen_unwind(conc_loop *l, conc__gen *g)
     g->consumer = NULL;
 }
 
-/* Ends the body. *stopped: it would not end, and was stopped for good. An error of the body becomes
- * the task's newest, with the body's text; without one, the newest error stays. */
+/* Ends the body. *stopped: it did not end, and was stopped. The body's error, if any, becomes the
+ * task's newest, with its text. */
 CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face, bool *stopped)
 {
     conc_task *self = l->self;
@@ -8021,7 +8108,7 @@ CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face, b
         conc__gen_unwind(l, g);
         g->rc = -EINVAL;
         self->last_rc = 0;
-        words = "it emitted 1000 times while it was closed, and is stopped for good";
+        words = "it emitted 1000 times while being closed, and was stopped";
     }
     int rc = conc__gen_free(l, g, face);
     if (rc > 0 || rc == -ECANCELED)
@@ -8040,7 +8127,8 @@ CONC_API CONC__CALLED int conc_gen_close(conc_gen *face)
         return conc__misused(-EINVAL, __func__, "no generator", NULL);
     conc__gen *g = l ? conc__gen_of(l, face) : NULL;
     if (!g && conc__gen_is_elsewhere(l, face))
-        return conc__misused(-EPERM, "conc_gen_close", "the generator is another run's", NULL);
+        return conc__misused(-EPERM, "conc_gen_close", "the generator belongs to another run",
+                             NULL);
     if (!g)
         return 0;
     if (g == &conc__exhausted) {
@@ -8050,7 +8138,7 @@ CONC_API CONC__CALLED int conc_gen_close(conc_gen *face)
     if (!l->self)
         return conc__misused(-EPERM, "conc_gen_close", "only a task may call it", NULL);
     if (g->consumer)
-        return conc__misused(-EBUSY, __func__, "another task is inside, or this one",
+        return conc__misused(-EBUSY, __func__, "this or another task is inside it",
                              conc__place_of(g->opened));
     conc__check_lost(l, __builtin_frame_address(0));
     bool stopped;
@@ -8062,8 +8150,8 @@ CONC_API CONC__CALLED int conc_gen_close(conc_gen *face)
     return rc;
 }
 
-/* Closes a generator in a place where no call returns the error: it goes to on_error, and the
- * task's newest error stays. */
+/* Closes a generator where no call returns the error: it goes to on_error, and the task's newest
+ * error stays. */
 CONC__PRIVATE void conc__gen_close_unseen(conc_loop *l, conc__gen *g, conc_gen *face)
 {
     conc__source source = conc__gen_source(g);
@@ -8088,11 +8176,11 @@ CONC_API void conc__auto_conc_gen(conc_gen *face)
 }
 
 /* At the end of a run: closes all generators, each consumer before what it consumes. The walk to
- * the consumers moves those that it passes to the front of the list, so it passes none twice. */
+ * the consumers moves each to the front of the list, so it passes none twice. */
 CONC__PRIVATE void conc__close_generators(conc_loop *l)
 {
-    while (l->generators) {
-        conc__gen *g = l->generators;
+    while (l->generators.first) {
+        conc__gen *g = l->generators.first;
         while (g->used_by) {
             g = g->used_by;
             conc__gen_unlink(l, g);
@@ -8109,59 +8197,59 @@ CONC__PRIVATE void conc__close_generators(conc_loop *l)
 CONC__PRIVATE conc__fd *conc__fd_find(const conc_loop *l, int number)
 {
     size_t block = (size_t)number / CONC__FDS;
-    bool has_entry = number >= 0 && block < l->fd_blocks && l->fds[block];
+    bool has_entry = number >= 0 && block < l->fds.block_count && l->fds.blocks[block];
     if (!has_entry)
         return NULL;
-    return &l->fds[block][number % CONC__FDS];
+    return &l->fds.blocks[block][number % CONC__FDS];
 }
 
 CONC__PRIVATE bool conc__fds_grow(conc_loop *l, size_t blocks)
 {
-    if (blocks <= l->fd_blocks)
+    if (blocks <= l->fds.block_count)
         return true;
-    conc__fd **more = CONC_REALLOC(l->fds, blocks * 2 * sizeof *more);
+    conc__fd **more = CONC_REALLOC(l->fds.blocks, blocks * 2 * sizeof *more);
     if (!more)
         return false;
-    memset(more + l->fd_blocks, 0, (blocks * 2 - l->fd_blocks) * sizeof *more);
-    l->fds = more;
-    l->fd_blocks = blocks * 2;
+    memset(more + l->fds.block_count, 0, (blocks * 2 - l->fds.block_count) * sizeof *more);
+    l->fds.blocks = more;
+    l->fds.block_count = blocks * 2;
     return true;
 }
 
-/* The table's entry, which is made if there is none. NULL: no memory. The number is that of an open
+/* The table's entry, created if necessary. NULL: no memory. The number is that of an open
  * descriptor. */
 CONC__PRIVATE conc__fd *conc__fd_of(conc_loop *l, int number)
 {
     size_t block = (size_t)number / CONC__FDS;
     if (!conc__fds_grow(l, block + 1))
         return NULL;
-    if (!l->fds[block]) {
+    if (!l->fds.blocks[block]) {
         conc__fd *fresh = conc__alloc(CONC__FDS * sizeof *fresh);
         if (!fresh)
             return NULL;
         memset(fresh, 0, CONC__FDS * sizeof *fresh);
         for (int i = 0; i < CONC__FDS; i++)
             fresh[i].number = (int)block * CONC__FDS + i;
-        l->fds[block] = fresh;
+        l->fds.blocks[block] = fresh;
     }
-    return &l->fds[block][number % CONC__FDS];
+    return &l->fds.blocks[block][number % CONC__FDS];
 }
 
 CONC__PRIVATE void conc__fds_free(conc_loop *l)
 {
-    for (size_t i = 0; i < l->fd_blocks; i++)
-        CONC_FREE(l->fds[i]);
-    CONC_FREE(l->fds);
+    for (size_t i = 0; i < l->fds.block_count; i++)
+        CONC_FREE(l->fds.blocks[i]);
+    CONC_FREE(l->fds.blocks);
 }
 
-/* An id that changes when the number comes to mean another file, once conc__fd_note was called. */
+/* An id that, after conc__fd_note, changes when the number refers to another file. */
 CONC__PRIVATE uint32_t conc__fd_id(const conc_loop *l, int number)
 {
     const conc__fd *f = conc__fd_find(l, number);
     return f ? f->id : 0;
 }
 
-/* From now on the id of an open descriptor changes when it is closed. -ENOMEM. */
+/* Makes an open descriptor's id change when it is closed. -ENOMEM. */
 CONC__PRIVATE int conc__fd_note(conc_loop *l, int number)
 {
     int saved = errno;
@@ -8183,15 +8271,16 @@ CONC__PRIVATE bool conc__fd_is_polled(const conc__fd *f)
     return f->state == CONC__FD_FOREIGN || f->state == CONC__FD_EDGE;
 }
 
-/* What all threads share about a descriptor's number. A descriptor that conc opened may be handed
- * to another thread and closed there; its number may then mean another file in this thread. */
+/* Information about a descriptor's number shared by all threads. A descriptor that conc opened may
+ * be handed to another thread and closed there; its number may then refer to another file in this
+ * thread. */
 typedef struct conc__shared_fd {
     atomic_uint closings; /* how often conc_close was called for it */
-    atomic_uint run;      /* low bits of the run that has it in the state EDGE; 0: none has */
+    atomic_uint run;      /* low bits of the run with it in state EDGE; 0: none */
 } conc__shared_fd;
 
-/* Numbers below the first have an entry each; numbers above it share the others by their
- * remainders. */
+/* Numbers below the first have their own entries; larger ones share the others by their remainders.
+ */
 enum { CONC__COUNTED = 65536, CONC__SHARED = 1024 };
 
 static conc__shared_fd conc__shared_fds[CONC__COUNTED + CONC__SHARED];
@@ -8208,10 +8297,10 @@ CONC__PRIVATE atomic_uint *conc__closings_of(int number)
     return &conc__shared_fd_of(number)->closings;
 }
 
-/* Publishes that the loop's poller is about to have a file of conc's, or has it no more. */
+/* Publishes that the loop's poller is about to watch a file of conc's, or no longer does. */
 CONC__PRIVATE void conc__fd_publish_edge(const conc_loop *l, const conc__fd *f, bool has)
 {
-    unsigned run = (unsigned)l->run;
+    unsigned run = (unsigned)l->run.number;
     atomic_uint *at = &conc__shared_fd_of(f->number)->run;
     if (has)
         atomic_store(at, run);
@@ -8226,8 +8315,8 @@ CONC__PRIVATE bool conc__fd_not_closed(const conc__fd *f)
     return f->closings == atomic_load_explicit(conc__closings_of(f->number), memory_order_relaxed);
 }
 
-/* Is it certain, without asking the kernel, that the poller reports events of this descriptor?
- * Debug mode asks the kernel all the same, to report a close by other means. */
+/* Is it certain, without asking the kernel, that the poller reports this descriptor's events? Debug
+ * mode asks the kernel anyway, to report a close by other means. */
 CONC__PRIVATE bool conc__fd_is_certain(const conc_loop *l, const conc__fd *f)
 {
     return f->state == CONC__FD_EDGE && conc__fd_not_closed(f) && !CONC__DEBUGS(l);
@@ -8242,7 +8331,7 @@ CONC__PRIVATE bool conc__fd_is_verified(const conc_loop *l, const conc__fd *f)
 
 CONC__PRIVATE bool conc__fd_is_listed(const conc_loop *l, const conc__fd *f)
 {
-    return f->prev || l->watched == f;
+    return f->prev || l->fds.watched == f;
 }
 
 CONC__PRIVATE void conc__fd_unlist(conc_loop *l, conc__fd *f)
@@ -8250,26 +8339,26 @@ CONC__PRIVATE void conc__fd_unlist(conc_loop *l, conc__fd *f)
     if (f->prev)
         f->prev->next = f->next;
     else
-        l->watched = f->next;
+        l->fds.watched = f->next;
     if (f->next)
         f->next->prev = f->prev;
     else
-        l->last_watched = f->prev;
+        l->fds.last_watched = f->prev;
     f->next = f->prev = NULL;
-    l->watched_count--;
-    l->verify_count -= conc__fd_is_verified(l, f);
+    l->fds.watched_count--;
+    l->fds.verify_count -= conc__fd_is_verified(l, f);
 }
 
 CONC__PRIVATE void conc__fd_list(conc_loop *l, conc__fd *f)
 {
-    f->prev = l->last_watched;
-    if (l->last_watched)
-        l->last_watched->next = f;
+    f->prev = l->fds.last_watched;
+    if (l->fds.last_watched)
+        l->fds.last_watched->next = f;
     else
-        l->watched = f;
-    l->last_watched = f;
-    l->watched_count++;
-    l->verify_count += conc__fd_is_verified(l, f);
+        l->fds.watched = f;
+    l->fds.last_watched = f;
+    l->fds.watched_count++;
+    l->fds.verify_count += conc__fd_is_verified(l, f);
 }
 
 CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f)
@@ -8278,7 +8367,7 @@ CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f)
     conc__fd_list(l, f);
 }
 
-/* The events that its waiting tasks want. */
+/* The events that its waiters want. */
 CONC__PRIVATE int conc__fd_wanted(const conc__fd *f)
 {
     enum { BOTH = CONC_READABLE | CONC_WRITABLE };
@@ -8298,7 +8387,7 @@ CONC__PRIVATE bool conc__fd_has_waits(const conc__fd *f)
     return conc__fd_wanted(f) || f->waits[0].first;
 }
 
-/* A wait is over: the last one takes f out of the list of watched descriptors. */
+/* Ends a wait: the last one takes f out of the list of watched descriptors. */
 CONC__PRIVATE void conc__fd_left(conc_loop *l, conc__fd *f)
 {
     bool waits = conc__fd_has_waits(f) || f->waits[CONC__PAUSING].first;
@@ -8324,7 +8413,7 @@ CONC__PRIVATE void conc__fd_wake(conc_loop *l, conc__fd *f, int list, int ready,
     }
 }
 
-/* From now on the number refers to another file, or to none. */
+/* Notes that the number now refers to another file, or to none. */
 CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
 {
     f->id++;
@@ -8338,8 +8427,8 @@ CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
     f->read_error = f->write_error = 0;
 }
 
-/* The same, for a file that was closed by other means than a conc_close of this loop. If conc had
- * opened it, debug mode reports that. */
+/* As conc__fd_gone, for a file not closed by a conc_close of this loop. If conc had opened it,
+ * debug mode reports that. */
 CONC__COLD void conc__fd_lost(conc_loop *l, conc__fd *f)
 {
     char what[64];
@@ -8349,7 +8438,7 @@ CONC__COLD void conc__fd_lost(conc_loop *l, conc__fd *f)
     conc__fd_gone(l, f);
 }
 
-/* Registers a socket that conc has opened. On -ENOMEM it closes the socket. */
+/* Registers a socket opened by conc. On -ENOMEM it closes the socket. */
 CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
 {
     conc__fd *f = conc__fd_of(l, number);
@@ -8364,9 +8453,9 @@ CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
     return number;
 }
 
-/* The same for a file that conc opened and that the poller does not have. If the number shares its
- * counter, another number may have been closed: the loop then only forgets what it knew of the
- * file, and learns it anew. */
+/* As conc__fd_confirm, for a file opened by conc that the poller does not watch. If the number
+ * shares its counter, another number may have been closed: the loop then just forgets its
+ * knowledge of the file, and relearns it. */
 CONC__PRIVATE bool conc__fd_own_confirm(conc_loop *l, conc__fd *f)
 {
     if (conc__fd_not_closed(f))
@@ -8379,7 +8468,7 @@ CONC__PRIVATE bool conc__fd_own_confirm(conc_loop *l, conc__fd *f)
     return true;
 }
 
-/* Does the number still refer to the same file? If not, it is gone. */
+/* Does the number still refer to the same file? If not, its waiters get -EBADF. */
 CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f)
 {
     if (f->state == CONC__FD_UNKNOWN || conc__fd_is_certain(l, f))
@@ -8392,7 +8481,7 @@ CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f)
     if (f->state == CONC__FD_REFUSED)
         same = conc__inode_of(f->number) == f->inode;
     else
-        same = l->backend->confirm(l, f);
+        same = l->poller.backend->confirm(l, f);
     if (same)
         f->closings = closings;
     else
@@ -8401,13 +8490,13 @@ CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f)
     return same;
 }
 
-/* The same for one that the poller has; it is then armed for these events, too. */
+/* As conc__fd_confirm; also arms the descriptor for these events, if the poller watches it. */
 CONC__PRIVATE bool conc__fd_arm(conc_loop *l, conc__fd *f, int events)
 {
     if (f->state != CONC__FD_FOREIGN)
         return conc__fd_confirm(l, f);
     int saved = errno;
-    bool same = l->backend->arm(l, f, events | conc__fd_wanted(f));
+    bool same = l->poller.backend->arm(l, f, events | conc__fd_wanted(f));
     if (!same)
         conc__fd_gone(l, f);
     errno = saved;
@@ -8437,8 +8526,8 @@ CONC__PRIVATE int conc__fd_add(conc_loop *l, conc__fd *f, int events)
         conc__fd_own_confirm(l, f);
     if (f->state == CONC__FD_OWN)
         conc__fd_publish_edge(l, f,
-                              true); /* first, so that another thread's close tells this loop */
-    int rc = l->backend->add(l, f, events);
+                              true); /* first, so that another thread's close notifies this loop */
+    int rc = l->poller.backend->add(l, f, events);
     if (rc < 0 || (rc == 1 && events))
         return rc;
     if (rc == 1) {
@@ -8450,7 +8539,7 @@ CONC__PRIVATE int conc__fd_add(conc_loop *l, conc__fd *f, int events)
         f->state = CONC__FD_FOREIGN;
     }
     if (conc__fd_is_listed(l, f)) /* a task pauses */
-        l->verify_count += conc__fd_is_verified(l, f);
+        l->fds.verify_count += conc__fd_is_verified(l, f);
     return 0;
 }
 
@@ -8472,8 +8561,8 @@ CONC__PRIVATE int conc__fd_watch_slowly(conc_loop *l, int number, int events, co
     return conc__fd_add(l, f, events);
 }
 
-/* Makes sure that the poller reports the events. 0: the caller may add a wait to *out's lists; 1:
- * no wait is needed, as the file is always ready for these events; or an error. */
+/* Makes the poller report the events. 0: the caller may add a wait to *out's lists; 1: the file is
+ * always ready for these events; or an error. */
 CONC__PRIVATE int conc__fd_watch(conc_loop *l, int number, int events, conc__fd **out)
 {
     conc__fd *f = *out = conc__fd_find(l, number);
@@ -8504,7 +8593,8 @@ static const conc__wait_kind conc__watching = {.what = "waits for",
                                                .details = conc__fd_details,
                                                .cancel = conc__fd_cancel};
 
-/* A task was woken by f: the events that came, or -EBADF if the number now means another file. */
+/* After f woke a task: the events that occurred, or -EBADF if the number now refers to another
+ * file. */
 CONC__PRIVATE int conc__fd_got(conc_loop *l, conc__fd *f, uint32_t id, const conc__wait *w)
 {
     if (f->id != id || !conc__fd_confirm(l, f))
@@ -8512,7 +8602,7 @@ CONC__PRIVATE int conc__fd_got(conc_loop *l, conc__fd *f, uint32_t id, const con
     return w->value;
 }
 
-/* Waits until the descriptor is ready for any of the events. Returns the events that came, or an
+/* Waits until the descriptor is ready for any of the events. Returns those that occurred, or an
  * error. */
 CONC__PRIVATE CONC__CALLED int conc__fd_park(conc_loop *l, int number, int events)
 {
@@ -8534,7 +8624,7 @@ CONC__PRIVATE CONC__CALLED int conc__fd_park(conc_loop *l, int number, int event
     return conc__fd_got(l, f, id, &w);
 }
 
-/* From now on these events, too, wake the task that waits by w. */
+/* Lets these events, too, wake the task that waits by w. */
 CONC__PRIVATE void conc__fd_widen(conc_loop *l, conc__wait *w, int events)
 {
     conc__fd *f = (conc__fd *)(uintptr_t)w->on;
@@ -8552,7 +8642,8 @@ CONC__PRIVATE void conc__fd_wake_one(conc_loop *l, conc__wait *w)
     conc__fd_left(l, f);
 }
 
-/* Which of these events (none: CONC__HANG_UP) a descriptor is ready for; 0: none; or an error. */
+/* The events among these (none: CONC__HANG_UP) for which a descriptor is ready; 0: none; or an
+ * error. */
 CONC__PRIVATE int conc__fd_ready(int number, int events)
 {
     struct pollfd p = {number, conc__poll_wanted(events), 0};
@@ -8577,7 +8668,7 @@ CONC__PRIVATE void conc__pause_over(conc__timer *t)
     conc__pause *p = (conc__pause *)(void *)((char *)t - offsetof(conc__pause, timer));
     conc_loop *l = conc__here;
     conc__fd_wake_one(l, &p->wait);
-    l->retried = l->virtual_clock;
+    l->clock.retried = l->clock.is_virtual;
 }
 
 CONC__PRIVATE void conc__pause_won(conc__wait *w)
@@ -8613,16 +8704,16 @@ CONC__PRIVATE int conc__fd_pause(conc_loop *l, conc__fd *f, int events, int64_t 
     return conc__fd_got(l, f, id, &p.wait);
 }
 
-/* What a call has seen of the descriptor that it waits for, from one try to the next. */
+/* A call's observations of its descriptor, kept between tries. */
 typedef struct conc__retry {
-    int ready;     /* the events for which the call was woken last */
+    int ready;     /* the events of the last wake-up */
     int64_t pause; /* before the last try, in nanoseconds */
 } conc__retry;
 
-/* Waits before a call tries once more; *p is all zero before the first try. Returns the events, or
- * an error. A descriptor may only seem ready: it has an error queue, or the peer's buffer is full,
- * or it is a file that is always ready. Another wait would end at once, again and again. So a call
- * that was woken and would block all the same, while poll(2) still reports the event, pauses. */
+/* Waits before a call retries; *p is all zero before the first try. Returns the events, or an
+ * error. A descriptor may only seem ready: it has an error queue, or the peer's buffer is full, or
+ * it is a file that is always ready. Further waits would end immediately, over and over. So a call
+ * that was woken and would still block, while poll(2) still reports the event, pauses. */
 CONC__PRIVATE int conc__fd_await(conc_loop *l, int number, int events, conc__retry *p)
 {
     enum { LEAST = 1000000, MOST = 64000000 };
@@ -8632,7 +8723,7 @@ CONC__PRIVATE int conc__fd_await(conc_loop *l, int number, int events, conc__ret
         seeming = conc__fd_ready(number, woken_for);
     if (seeming < 0)
         return seeming;
-    if (seeming & CONC_READABLE) /* another reader took what the event reported, and more came; a */
+    if (seeming & CONC_READABLE) /* another reader took the reported data, and more arrived; a */
         f->drained = false;      /* pause takes no events, so the next try must ask the kernel */
     if (seeming) {
         p->pause = p->pause ? p->pause * 2 : LEAST;
@@ -8673,7 +8764,7 @@ CONC_API CONC__CALLED int conc_wait_fd(int fd, int events)
     return rc;
 }
 
-/* A conc_close in another thread may have been for a file that this loop's tasks wait for. */
+/* A conc_close in another thread may have closed a file that this loop's tasks wait for. */
 typedef struct conc__far_close {
     conc__post post;
     int number;
@@ -8686,17 +8777,17 @@ CONC__PRIVATE void conc__closed_elsewhere(conc__post *p)
     CONC_FREE(p);
     if (!f || f->state != CONC__FD_EDGE)
         return;
-    /* if it is certain, the number may already be the other thread's: the kernel is not asked */
+    /* if certain, do not ask the kernel: the number may already belong to the other thread */
     bool certain = f->number < CONC__COUNTED && !conc__fd_not_closed(f);
-    if (certain || !l->backend->confirm(l, f))
+    if (certain || !l->poller.backend->confirm(l, f))
         conc__fd_gone(l, f);
 }
 
-/* Notifies the run that had the number, unless it has ended or is l's. If no memory is left, its
- * tasks go on waiting. */
+/* Notifies the run that had the number, unless it has ended or is l's. Without memory, its tasks
+ * keep waiting. */
 CONC__COLD void conc__notify_close(const conc_loop *l, unsigned run, int number)
 {
-    if (!run || (l && run == (unsigned)l->run))
+    if (!run || (l && run == (unsigned)l->run.number))
         return;
     conc__far_close *c = conc__alloc(sizeof *c);
     if (!c)
@@ -8704,8 +8795,8 @@ CONC__COLD void conc__notify_close(const conc_loop *l, unsigned run, int number)
     *c = (conc__far_close){{NULL, conc__closed_elsewhere}, number};
     int rc = -ESHUTDOWN;
     pthread_mutex_lock(&conc__live_runs.mutex);
-    for (conc_loop *to = conc__live_runs.first; to && rc; to = to->next_run)
-        if ((unsigned)to->run == run)
+    for (conc_loop *to = conc__live_runs.first; to && rc; to = to->run.next)
+        if ((unsigned)to->run.number == run)
             rc = conc__post_to(to, &c->post);
     pthread_mutex_unlock(&conc__live_runs.mutex);
     if (rc)
@@ -8720,7 +8811,8 @@ CONC_API int conc_close(int fd)
         return conc__own_error(-EBADF);
     conc__fd *f = l ? conc__fd_find(l, fd) : NULL;
     if (f && conc__fd_is_polled(f))
-        l->backend->remove(l, f); /* another process may have it, too: its events would go on */
+        l->poller.backend->remove(l,
+                                  f); /* another process may share it: its events would continue */
     if (f)
         conc__fd_gone(l, f);
     atomic_fetch_add(conc__closings_of(fd), 1);
@@ -8732,7 +8824,7 @@ CONC_API int conc_close(int fd)
     unsigned after = atomic_load(run);
     if (CONC__UNLIKELY(before))
         conc__notify_close(l, before, fd);
-    if (CONC__UNLIKELY(after != before)) /* it began to wait meanwhile, or has the next file */
+    if (CONC__UNLIKELY(after != before)) /* it has begun to wait since, or has the next file */
         conc__notify_close(l, after, fd);
     errno = saved;
     return conc__system_failed(rc, NULL);
@@ -8740,7 +8832,7 @@ CONC_API int conc_close(int fd)
 
 /* -- reading and writing -- */
 
-/* Bytes to receive or to send, as many of them as the system takes at once. */
+/* Bytes to receive or send, as many as one system call moves. */
 typedef struct conc__io {
     int fd;
     int flags; /* of a socket call: MSG_... */
@@ -8751,13 +8843,13 @@ typedef struct conc__io {
     socklen_t *address_size;
 } conc__io;
 
-/* One try to receive or send: a count, or an error, which is -EAGAIN if it would have to block. */
+/* One try to receive or send: a count, or an error; -EAGAIN if it would block. */
 typedef ssize_t conc__io_fn(conc_loop *l, const conc__io *io);
 
 #ifdef IOV_MAX
 enum { CONC__PARTS = IOV_MAX };
 #else
-enum { CONC__PARTS = 1024 }; /* of Linux; its headers define IOV_MAX only for X/Open */
+enum { CONC__PARTS = 1024 }; /* Linux's; its headers define IOV_MAX only for X/Open */
 #endif
 
 #ifndef MSG_NOSIGNAL
@@ -8787,11 +8879,11 @@ static inline ssize_t conc__io_result(conc_loop *l, ssize_t n, int saved)
 /* Discards the SIGPIPE, which is blocked, that a write to a broken pipe leaves pending. */
 CONC__PRIVATE void conc__drain_pipe_signal(const conc_loop *l)
 {
-    if (!l->pipe_was_pending)
+    if (!l->signals.pipe_was_pending)
         conc__signal_discard(SIGPIPE);
 }
 
-/* The error that ended an earlier call after it had moved some bytes: it is returned once. */
+/* The error that ended an earlier call after it had moved some bytes; returned once. */
 CONC__COLD ssize_t conc__io_kept_error(conc_loop *l, conc__fd *f, int *error)
 {
     int rc = 0;
@@ -8802,8 +8894,8 @@ CONC__COLD ssize_t conc__io_kept_error(conc_loop *l, conc__fd *f, int *error)
     return rc;
 }
 
-/* Keeps an error for the next call. Not for a file that the poller refuses, which then fails again,
- * nor a cancel, which is the task's own. */
+/* Keeps an error for the next call, except for a file that the poller refuses, which then fails
+ * again, and a cancel, which is the task's own. */
 CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
 {
     conc__fd *f;
@@ -8816,10 +8908,10 @@ CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
     f->failed = true;
 }
 
-/* -- files in blocking mode that are not sockets. Other processes may have them, too, so their
- * flags stay as they are. For pipes Linux has a call that does not block (RWF_NOWAIT). Terminals
- * and named pipes are opened a second time. For the rest, conc asks poll(2) first, and writes at
- * most PIPE_BUF bytes: that blocks the loop only if another process is faster. -- */
+/* -- files in blocking mode that are not sockets. Other processes may share them, so their flags
+ * stay unchanged. For pipes Linux has a non-blocking call (RWF_NOWAIT). Terminals and named pipes
+ * are opened a second time. For the rest, conc asks poll(2) first, and writes at most PIPE_BUF
+ * bytes: that blocks the loop only if another process comes first. -- */
 
 enum { CONC__READS = O_RDONLY, CONC__WRITES = O_WRONLY };
 
@@ -8879,7 +8971,7 @@ CONC__COLD bool conc__knows_no_wait(void)
     return answer == YES;
 }
 
-/* One try that does not block. False: this file, or this system, cannot do that. */
+/* One non-blocking try. False: unsupported by this file or system. */
 CONC__PRIVATE bool conc__io_no_wait(const conc__io *io, int access, ssize_t *n)
 {
     *n = conc__io_flagged(io->fd, io->parts, io->count, access, CONC__NO_WAIT);
@@ -8906,8 +8998,8 @@ CONC__PRIVATE bool conc__is_terminal_master(int fd)
 #endif
 }
 
-/* Opens the same named pipe or terminal in non-blocking mode. -1: impossible, as for the master of
- * a pseudo-terminal. */
+/* Opens the same named pipe or terminal in non-blocking mode. -1: impossible, e.g. for a
+ * pseudo-terminal's master. */
 CONC__PRIVATE int conc__io_reopen(int fd, int access, const struct stat *st)
 {
     char path[64];
@@ -8933,8 +9025,8 @@ CONC__PRIVATE const struct iovec *conc__io_first_part(const conc__io *io)
     return part;
 }
 
-/* Is the sum of an eventfd so large that this number does not fit? poll(2) only reports that 1
- * would fit. The largest number is an error, which the write returns. */
+/* Is an eventfd's sum too large to add this number? poll(2) only reports that 1 would fit. The
+ * largest number is an error, which the write returns. */
 CONC__PRIVATE bool conc__io_is_full_eventfd(const conc__io *io, const struct stat *st)
 {
 #ifdef __linux__
@@ -8968,8 +9060,8 @@ CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io, int fd, int access)
 }
 
 /* Moves the first `count` parts of a file that poll(2) reports as ready. A device may move each
- * part in a separate call, and the second may block. Linux refuses flags for such a file: then only
- * the first part is moved. */
+ * part separately, and the second may block. Linux refuses flags for such a file: then moves only
+ * the first part. */
 CONC__PRIVATE ssize_t conc__io_parts(const conc__io *io, int count, int access)
 {
     const struct iovec *part = conc__io_first_part(io);
@@ -8984,8 +9076,8 @@ CONC__PRIVATE ssize_t conc__io_parts(const conc__io *io, int count, int access)
     return write(io->fd, part->iov_base, part->iov_len);
 }
 
-/* Writes no more than can be written without blocking once poll(2) has reported room: as many whole
- * parts as fit, or a piece of the first. */
+/* Writes no more than fits without blocking once poll(2) has reported room: as many whole parts as
+ * possible, or a piece of the first. */
 CONC__PRIVATE ssize_t conc__io_write_some(const conc__io *io, size_t most)
 {
     size_t n = 0;
@@ -8997,8 +9089,7 @@ CONC__PRIVATE ssize_t conc__io_write_some(const conc__io *io, size_t most)
     return write(io->fd, conc__io_first_part(io)->iov_base, most);
 }
 
-/* Reads no more than a terminal has: in raw mode it may be set to wait until it has as many bytes
- * as were asked for. */
+/* Reads no more than a terminal has: in raw mode it may wait until it has all requested bytes. */
 CONC__PRIVATE ssize_t conc__io_read_some(const conc__io *io)
 {
     const struct iovec *part = conc__io_first_part(io);
@@ -9060,11 +9151,11 @@ CONC__PRIVATE ssize_t conc__io_file(const conc__io *io, int access)
 {
     int flags = fcntl(io->fd, F_GETFL);
     if (flags < 0 && conc__refused(errno))
-        flags = O_RDWR; /* a sandbox refuses to tell: the file may be in blocking mode */
+        flags = O_RDWR; /* a sandbox refused: the file may be in blocking mode */
     if (flags < 0)
         return -1;
     if ((flags & O_ACCMODE) != access && (flags & O_ACCMODE) != O_RDWR) {
-        errno = EBADF; /* a wait for it would never end */
+        errno = EBADF; /* waiting for it would never end */
         return -1;
     }
     if (flags & O_NONBLOCK || conc__io_is_empty(io))
@@ -9100,7 +9191,7 @@ static inline ssize_t conc__io_send_call(const conc__io *io)
 }
 
 #ifdef __APPLE__
-/* Sends on a stream socket in blocking mode, which blocks in spite of MSG_DONTWAIT: no more than
+/* Sends on a stream socket in blocking mode, which blocks despite MSG_DONTWAIT: no more than
  * poll(2) reports room for. */
 CONC__COLD ssize_t conc__io_send_some(const conc__io *io)
 {
@@ -9154,19 +9245,19 @@ CONC__PRIVATE ssize_t conc__receive_slowly(conc_loop *l, const conc__io *io)
             n = conc__io_recv(io);
             no_socket = n < 0 && errno == ENOTSOCK;
             if (no_socket && f && conc__fd_is_own(f))
-                conc__fd_lost(l, f); /* the number was used again */
+                conc__fd_lost(l, f); /* the number was reused */
         }
         if (no_socket && io->any)
             n = conc__io_file(io, CONC__READS);
     } while (n < 0 && errno == EINTR);
     n = conc__io_result(l, n, saved);
-    errno = saved; /* the call for sockets may have changed it */
+    errno = saved; /* the socket call may have changed it */
     return n;
 }
 
-/* Receives bytes, without waiting. A TCP connection that returned fewer than were asked for has no
- * more, as epoll(7) says, and the next come with an event: that saves a server one system call for
- * each request. */
+/* Receives bytes without waiting. A TCP connection that returned fewer than requested has no more,
+ * as epoll(7) says, and the next arrive with an event: that saves a server one system call per
+ * request. */
 static inline ssize_t conc__receive(conc_loop *l, const conc__io *io)
 {
     conc__fd *f = conc__fd_find(l, io->fd);
@@ -9246,7 +9337,7 @@ CONC__PRIVATE ssize_t conc__send_parts(conc_loop *l, const conc__io *io)
 
 /* -- the calls -- */
 
-/* Waits and tries, until a try succeeds or fails. */
+/* Waits and retries until a try succeeds or fails. */
 CONC__PRIVATE ssize_t conc__io_wait(conc_loop *l, conc__io_fn *once, int events, const conc__io *io)
 {
     conc__retry retry = {0, 0};
@@ -9353,8 +9444,8 @@ CONC_API ssize_t conc_send(int fd, const void *buf, size_t n, int flags)
     return conc__io_run(conc__send, CONC_WRITABLE, &io);
 }
 
-/* Repeats the call until n bytes have moved, the end of file, or an error. If bytes have moved,
- * their count is returned, and the error by the next call. */
+/* Repeats the call until n bytes have moved, end of file, or an error. If bytes have moved, returns
+ * their count, and the next call returns the error. */
 CONC__PRIVATE ssize_t conc__io_full(const char *call, conc__io_fn *once, int events, int fd,
                                     char *bytes, size_t n)
 {
@@ -9407,7 +9498,7 @@ CONC__PRIVATE int conc__accept_call(int fd)
     return got;
 }
 
-/* Does it listen? If not, a wait would never end. */
+/* Does it listen? If not, waiting would never end. */
 CONC__PRIVATE bool conc__listens(int fd)
 {
     int listens = 0;
@@ -9418,9 +9509,9 @@ CONC__PRIVATE bool conc__listens(int fd)
     return listens;
 }
 
-/* Sets a listener in blocking mode to non-blocking: another process that has it, too, may accept
- * the connection first. 0, or -1 and errno. If a sandbox refuses that: EAGAIN if no connection is
- * there. */
+/* Sets a listener in blocking mode to non-blocking: another process that shares it may accept the
+ * connection first. 0, or -1 and errno. If a sandbox refuses that: EAGAIN if no connection is
+ * pending. */
 CONC__PRIVATE int conc__unblock_listener(int fd, int flags)
 {
     bool refused = flags < 0;
@@ -9438,7 +9529,7 @@ CONC__PRIVATE int conc__unblock_listener(int fd, int flags)
     return -1;
 }
 
-/* The program may have set a listener that conc opened to blocking. */
+/* The program may have made a listener opened by conc blocking. */
 CONC__PRIVATE int conc__accept_once(int fd, bool own)
 {
     int flags = fcntl(fd, F_GETFL);
@@ -9540,7 +9631,7 @@ CONC__PRIVATE int conc__set_v4(const char *host, in_port_t port, conc__address *
     return 1;
 }
 
-/* The number of a zone, which is given by name or by number; 0: there is no such zone. */
+/* The number of a zone, from its name or number; 0: no such zone. */
 CONC__PRIVATE uint32_t conc__parse_zone(const char *zone)
 {
     uint64_t n = 0;
@@ -9557,7 +9648,7 @@ CONC__PRIVATE uint32_t conc__parse_zone(const char *zone)
     return (uint32_t)n;
 }
 
-/* Cuts the zone off host. */
+/* Removes the zone from host. */
 CONC__PRIVATE int conc__set_v6(char *host, in_port_t port, conc__address *out)
 {
     char *zone = strchr(host, '%');
@@ -9575,7 +9666,7 @@ CONC__PRIVATE int conc__set_v6(char *host, in_port_t port, conc__address *out)
     return 1;
 }
 
-/* A host name has letters in its last label; a text without is a malformed address. */
+/* A host name has letters in its last label; without any it is a malformed address. */
 CONC__PRIVATE bool conc__is_host_name(const char *host)
 {
     static const char valid[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_";
@@ -9650,32 +9741,32 @@ CONC__PRIVATE int conc__set_option(int fd, int level, int option)
 
 /* ---- the file of a Unix socket ----
  *
- * A socket file outlives its process, and the next process to listen there has to remove it. Two
- * processes that do so at once must not remove each other's. So a process that begins to listen on
- * a path holds a lock on a file beside it from before bind(2) until after listen(2): between these
- * two, the socket file looks as if no process listened on it. The system releases the lock of a
- * process that dies, and the next process reuses the lock file. */
+ * A socket file outlives its process, and the next process to listen there must remove it. Two
+ * processes that do so simultaneously must not remove each other's. So a process that begins to
+ * listen on a path holds a lock on a file beside it from before bind(2) until after listen(2):
+ * between these two, the socket file looks as if no process listened on it. The system releases the
+ * lock of a process that dies, and the next process reuses the lock file. */
 
 typedef struct conc__path_lock {
     char name[sizeof(struct sockaddr_un) + 16];
     int fd;      /* -1: it is not locked */
-    int refused; /* why not: the system's error. 0: the lock file cannot be made */
+    int refused; /* why not: the system's error. 0: the lock file cannot be created */
 } conc__path_lock;
 
 enum { CONC__LOCK_TRIES = 50 }; /* a millisecond each */
 
-/* Does the name still mean the file that is locked? If it was removed before it was locked, the
- * lock protects nothing. */
+/* Does the name still refer to the locked file? If it was removed before it was locked, the lock
+ * protects nothing. */
 CONC__PRIVATE bool conc__locks_its_name(const conc__path_lock *k)
 {
     struct stat here, there;
     if (fstat(k->fd, &here) || lstat(k->name, &there))
-        return conc__refused(errno); /* a sandbox refuses to tell */
+        return conc__refused(errno); /* a sandbox refused */
     return here.st_dev == there.st_dev && here.st_ino == there.st_ino;
 }
 
-/* Tries to lock the path. 1: it is locked; 0: another process has the lock; or the error of a file
- * system or a sandbox without locks: then other processes cannot use the file either, and it is
+/* Tries to lock the path. 1: locked; 0: another process holds the lock; or the error of a file
+ * system or sandbox without locks: then other processes cannot use the file either, and it is
  * removed. */
 CONC__PRIVATE int conc__lock_once(const conc__path_lock *k)
 {
@@ -9693,7 +9784,7 @@ CONC__PRIVATE int conc__lock_once(const conc__path_lock *k)
     return 0;
 }
 
-/* 0; or an error: -EADDRINUSE if another process is about to listen there. If the directory allows
+/* 0; or an error: -EADDRINUSE if another process is about to listen there. If the directory permits
  * no file, or the system no lock, the path is not locked. */
 CONC__PRIVATE int conc__lock_path(const conc__address *a, conc__path_lock *k)
 {
@@ -9736,8 +9827,8 @@ CONC__PRIVATE bool conc__is_socket_file(const conc__address *a, struct stat *st)
     return lstat(path, st) == 0 && S_ISSOCK(st->st_mode);
 }
 
-/* Is there a socket file that no process listens on, and which? 1, 0, or an error: the process
- * lacks the resources to find out. */
+/* Is there a socket file that no process listens on, and which? 1, 0, or an error: insufficient
+ * resources to check. */
 CONC__PRIVATE int conc__is_stale(const conc__address *a, struct stat *st)
 {
     if (!conc__is_socket_file(a, st))
@@ -9809,7 +9900,7 @@ CONC__PRIVATE int conc__listen_on_port(int fd, const conc__address *a, int backl
     return rc;
 }
 
-/* Sets a port's options. Returns the system's error for those that must hold; the others are a
+/* Sets a port's options. Returns the system's error for the required ones; the others are a
  * convenience. */
 CONC__PRIVATE int conc__set_up_port(int fd, int family, const conc_listen_options *o)
 {
@@ -9848,15 +9939,15 @@ CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_opti
     return rc;
 }
 
-/* The addresses that an address text means. */
+/* The addresses that an address text refers to. */
 typedef struct conc__addresses {
     conc__address own[CONC__ADDRESSES];
-    conc__address *all; /* own; or allocated, if a host name was looked up */
+    conc__address *all; /* own; or allocated by a host name lookup */
     int count;
 } conc__addresses;
 
-/* Resolves an address text: the count of its addresses, or an error, in words. Waits if it is a
- * host name. */
+/* Resolves an address text: the count of its addresses, or an error with a text. Waits for host
+ * names. */
 CONC__PRIVATE int conc__addresses_of(const char *text, conc__addresses *found)
 {
     found->all = found->own;
@@ -9868,7 +9959,7 @@ CONC__PRIVATE int conc__addresses_of(const char *text, conc__addresses *found)
     } else if (count == -EINVAL) {
         conc_fail(count, "%.90s: malformed address", shown);
     } else if (count < 0) {
-        conc_fail(count, "%.60s: host names are looked up with conc_pool.h alone", shown);
+        conc_fail(count, "%.60s: only conc_pool.h looks up host names", shown);
     }
     found->count = count > 0 ? count : 0;
     return count;
@@ -9943,7 +10034,7 @@ CONC__PRIVATE int conc__connect_socket(conc_loop *l, int fd, const conc__address
     int rc = conc__connect_call(fd, a), why = 0;
     socklen_t size = sizeof why;
     double pause = 0.001;
-    while (rc == -EAGAIN) { /* a Unix socket's backlog is full: no event says when it has room */
+    while (rc == -EAGAIN) { /* a Unix socket's backlog is full: no event reports when it has room */
         rc = conc__sleep_to_retry(l, pause);
         if (rc == 0)
             rc = conc__connect_call(fd, a);
@@ -9961,13 +10052,13 @@ CONC__PRIVATE int conc__connect_socket(conc_loop *l, int fd, const conc__address
 }
 
 /* If no process listens on the peer's port, and the client's own port happens to be the same, the
- * socket connects to itself: the simultaneous open of TCP. */
+ * socket connects to itself: TCP's simultaneous open. */
 CONC__PRIVATE bool conc__is_its_own_peer(int fd, const conc__address *a)
 {
     conc__address own = {.size = sizeof own.as}, peer = {.size = sizeof peer.as};
     if (a->as.any.sa_family == AF_UNIX || getsockname(fd, &own.as.any, &own.size))
         return false;
-    if (own.as.v4.sin_port != a->as.v4.sin_port) /* IPv6 has the port at the same place */
+    if (own.as.v4.sin_port != a->as.v4.sin_port) /* IPv6 has the port at the same offset */
         return false;
     if (getpeername(fd, &peer.as.any, &peer.size) || own.as.v4.sin_port != peer.as.v4.sin_port)
         return false;
@@ -9983,9 +10074,9 @@ CONC__PRIVATE void conc__reset_connection(int fd)
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
 }
 
-enum { CONC__CONNECTS = 3 }; /* tries that may end at the socket itself */
+enum { CONC__CONNECTS = 3 }; /* tries that may connect to the socket itself */
 
-/* Connects to one address: the descriptor, or an error, and then nothing is open. */
+/* Connects to one address: the descriptor, or an error with nothing left open. */
 CONC__PRIVATE int conc__connect(conc_loop *l, const conc__address *a)
 {
     for (int i = 0; i < CONC__CONNECTS; i++) {
@@ -10007,14 +10098,14 @@ CONC__PRIVATE int conc__connect(conc_loop *l, const conc__address *a)
 
 /* ---- several addresses: RFC 8305 ----
  *
- * Each attempt is a task. The first attempt starts at once; each further one starts 250 ms after
- * the one before it, or as soon as one has failed. The first that connects wins, and the others are
+ * Each attempt is a task. The first starts immediately; each further one starts 250 ms after the
+ * previous one, or as soon as one has failed. The first to connect wins, and the others are
  * cancelled. */
 
 typedef struct conc__race {
     conc_group group;
     const conc__address *addresses;
-    int begun;              /* attempts that run or have run */
+    int begun;              /* attempts started so far */
     int failures;           /* after which no further attempt has started yet */
     int error;              /* of the first address */
     int fd;                 /* -1: none has connected yet */
@@ -10023,7 +10114,7 @@ typedef struct conc__race {
 
 static const int64_t conc__attempt_delay = 250000000;
 
-/* Reorders the addresses so that their families take turns, beginning with the first one's. */
+/* Reorders the addresses so that their families alternate, beginning with the first one's. */
 CONC__PRIVATE void conc__interleave(conc__address *a, int count)
 {
     for (int i = 1; i < count; i++) {
@@ -10094,7 +10185,7 @@ CONC__PRIVATE int conc__connect_any(conc_loop *l, conc__addresses *found)
         if (!conc__task_new(l, &r.group, NULL, conc__attempt, &r, "conc_dial")) {
             if (i == 0)
                 r.error = -ENOMEM;
-            break; /* attempts that run may still connect */
+            break; /* running attempts may still connect */
         }
         if (i + 1 < found->count)
             rc = conc__race_pause(l, &r);
@@ -10200,7 +10291,7 @@ CONC_API CONC__CALLED int conc_address(int fd, bool peer, char *buf, size_t size
 
 /* -- serving -- */
 
-/* Serves one connection. Its descriptor stands in `sink`, which is unused without conc_start. */
+/* Serves one connection. Its descriptor is in `sink`, which is unused without conc_start. */
 CONC__PRIVATE int conc__serve_one(void *arg)
 {
     const conc_server *s = arg;
@@ -10241,17 +10332,18 @@ CONC__PRIVATE int conc__serve_spawn(conc_loop *l, conc_group *g, const conc_serv
     return 0;
 }
 
-/* How accepting has gone so far. */
+/* The history of accepting. */
 typedef struct conc__accepting {
-    int failures; /* connections in a row that failed */
+    int failures; /* consecutive failed connections */
     bool reported;
-    double works_since; /* when the first connection came after the last report; 0: none yet */
+    double works_since; /* time of the first connection after the last report; 0: none yet */
 } conc__accepting;
 
-/* After so many failures in a row it pauses; after so many it reports that accepting fails. */
+/* After this many consecutive failures it pauses; after this many it reports that accepting fails.
+ */
 enum { CONC__REFUSALS = 16, CONC__REFUSALS_REPORTED = 1000 };
 
-/* Is it an error of accept(2) that concerns the connection, which is gone, not the listener? */
+/* Does this accept(2) error concern the connection, which is gone, and not the listener? */
 CONC__PRIVATE bool conc__is_of_one_connection(int rc)
 {
     switch (rc) {
@@ -10277,7 +10369,7 @@ CONC__PRIVATE bool conc__is_of_one_connection(int rc)
     }
 }
 
-/* Reports an error, unless the last report was not followed by a second of success. */
+/* Reports an error, unless accepting has not worked for a second since the last report. */
 CONC__PRIVATE void conc__serve_report(conc_loop *l, int rc, conc__accepting *a, const char *spawned)
 {
     char text[CONC__TEXT];
@@ -10292,8 +10384,8 @@ CONC__PRIVATE void conc__serve_report(conc_loop *l, int rc, conc__accepting *a, 
     a->works_since = 0;
 }
 
-/* Handles an error of accept. 0: accept again, as the error concerned one connection, or after a
- * pause, as the process lacked a resource; else the error that ends the serving. */
+/* Handles an accept error. 0: accept again, because the error concerned one connection, or, after a
+ * pause, because the process lacked a resource; else the error that ends the serving. */
 CONC__PRIVATE int conc__serve_again(conc_loop *l, int rc, conc__accepting *a, const char *spawned)
 {
     if (conc__is_lack(rc)) {
@@ -10372,7 +10464,7 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *con
 
 /* ---- >>streams ------------------------------------------------------------------------------ */
 
-/* PIECE: the bytes that are moved at a time; after each piece other tasks may run. */
+/* PIECE: bytes moved at a time; after each piece other tasks may run. */
 enum {
     CONC__RECORD_LIMIT = 65536,
     CONC__BUFFER = 16384,
@@ -10380,8 +10472,8 @@ enum {
     CONC__PIECE = 64 * 1024
 };
 
-/* Buffers have a byte more than their size, for a NUL. Streams share buffers of the usual size, one
- * after the other. */
+/* Buffers have an extra byte for a NUL. Streams share buffers of the usual size, one after the
+ * other. */
 CONC__PRIVATE int conc__buffer_resize(conc__buffer *b, size_t size)
 {
     int saved = errno;
@@ -10399,10 +10491,10 @@ CONC__PRIVATE int conc__buffer_resize(conc__buffer *b, size_t size)
 /* Enlarges a buffer to size. */
 CONC__PRIVATE int conc__buffer_grow(conc_loop *l, conc__buffer *b, size_t size)
 {
-    conc__spare *spare = l->spares;
+    conc__spare *spare = l->spares.first;
     if (size == CONC__BUFFER && spare && !b->data) {
-        l->spares = spare->next;
-        l->spare_count--;
+        l->spares.first = spare->next;
+        l->spares.count--;
         b->data = (char *)spare;
         b->size = size;
         return 0;
@@ -10414,11 +10506,11 @@ CONC__PRIVATE void conc__buffer_drop(conc_loop *l, conc__buffer *b)
 {
     if (!b->data)
         return;
-    if (b->size == CONC__BUFFER && l && l->spare_count < CONC__SPARES) {
+    if (b->size == CONC__BUFFER && l && l->spares.count < CONC__SPARES) {
         conc__spare *spare = (conc__spare *)(void *)b->data;
-        spare->next = l->spares;
-        l->spares = spare;
-        l->spare_count++;
+        spare->next = l->spares.first;
+        l->spares.first = spare;
+        l->spares.count++;
     } else {
         conc_free(b->data);
     }
@@ -10427,7 +10519,7 @@ CONC__PRIVATE void conc__buffer_drop(conc_loop *l, conc__buffer *b)
 
 CONC__PRIVATE void conc__spares_free(conc_loop *l)
 {
-    for (conc__spare *s = l->spares, *next; s; s = next) {
+    for (conc__spare *s = l->spares.first, *next; s; s = next) {
         next = s->next;
         CONC_FREE(s);
     }
@@ -10435,7 +10527,7 @@ CONC__PRIVATE void conc__spares_free(conc_loop *l)
 
 CONC__PRIVATE size_t conc__buffered(const conc__buffer *b) { return b->end - b->start; }
 
-/* Moves the bytes in the buffer to its beginning. */
+/* Moves the buffered bytes to the buffer's beginning. */
 CONC__PRIVATE void conc__buffer_pack(conc__buffer *b)
 {
     size_t n = conc__buffered(b);
@@ -10450,35 +10542,35 @@ enum { CONC__STREAM_FRESH, CONC__STREAM_OPEN, CONC__STREAM_CLOSED };
 /* The part of a stream that runs on a transport. It lives from the open until all tasks have left
  * the closed stream and close was called.
  *
- * At most one call of read runs, by the stream's reader, and one of write or shutdown, which sends
- * from the beginning of the buffer: by the task whose turn to write it is, or by the sender. While
- * a write is running, the buffer does not move, and other tasks append to it.
+ * At most one read runs, called by the stream's reader, and one write or shutdown, which sends from
+ * the beginning of the buffer: called by the task whose turn to write it is, or by the sender.
+ * While a write runs, the buffer does not move, and other tasks append to it.
  *
  * The sender is a background task. It starts if bytes were written and a task reads or is about to:
  * so both peers can send much and then read, which one task could not do for them. If writing
- * fails, and no call has returned the error yet, the sender cancels a read that waits, which then
+ * fails, and no call has returned the error yet, the sender cancels a waiting read, which then
  * returns the error. */
 typedef struct conc__transported {
     conc_transport calls;
     void *self;
     conc_stream *stream;
-    conc_scope *reading, *sending; /* around the call that runs; NULL: none runs */
+    conc_scope *reading, *sending; /* around the running call; NULL: none */
     conc__waits senders;           /* wait until sending is NULL */
     conc__waits starters;          /* the reader, until the sender has begun */
     bool has_sender, sender_began;
-    bool interrupted; /* the sender cancelled the read that runs */
+    bool interrupted; /* the sender cancelled the running read */
     bool abandoned;   /* closed where no call can wait: the last task to leave calls close */
     char read_words[CONC__TEXT], write_words[CONC__TEXT];
 } conc__transported;
 
-/* Takes over a stream of the parent in a forked child, where no task of the parent runs. */
+/* Takes over a parent's stream in a forked child, where none of the parent's tasks runs. */
 CONC__COLD void conc__stream_take_over(conc_stream *s)
 {
     s->inside = 0;
     s->reader = NULL;
     s->writing = false;
     s->writers = s->closers = (conc__waits){NULL, NULL};
-    s->run = conc__here ? conc__here->run : UINT64_MAX;
+    s->run = conc__here ? conc__here->run.number : UINT64_MAX;
     if (s->on) {
         s->on->reading = s->on->sending = NULL;
         s->on->senders = s->on->starters = (conc__waits){NULL, NULL};
@@ -10503,8 +10595,8 @@ CONC__PRIVATE int conc__stream_state(conc_stream *s, const char *call)
     return 0;
 }
 
-/* Makes the error that a call on a stream returns the newest one. An error of the system or of a
- * transport, which ends reading or writing for good, keeps its words. */
+/* Makes the error that a stream call returns the newest one. A system or transport error, which
+ * ends reading or writing forever, keeps its text. */
 CONC__COLD void conc__stream_failed(const conc_stream *s, int rc, bool of_reading)
 {
     bool ended = of_reading || rc == s->write_error;
@@ -10521,8 +10613,8 @@ CONC__COLD void conc__stream_failed(const conc_stream *s, int rc, bool of_readin
 
 CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s);
 
-/* The last task leaves a closed stream: wakes the tasks that close it. 1: they have nothing left to
- * do. On a transport the first of them ends it. */
+/* The last task leaves a closed stream: wakes the closing tasks. 1: they have nothing left to do.
+ * On a transport the first of them ends it. */
 CONC__COLD void conc__stream_left(conc_loop *l, conc_stream *s)
 {
     if (s->on && s->on->abandoned) {
@@ -10538,8 +10630,8 @@ CONC__COLD void conc__stream_left(conc_loop *l, conc_stream *s)
     }
 }
 
-/* Ends a call that may wait. If the stream was closed meanwhile, the caller must not use it again.
- * */
+/* Ends a call that may wait. If the stream was closed during it, the caller must not use it again.
+ */
 static inline void conc__stream_exit(conc_loop *l, conc_stream *s)
 {
     s->inside--;
@@ -10547,7 +10639,7 @@ static inline void conc__stream_exit(conc_loop *l, conc_stream *s)
         conc__stream_left(l, s);
 }
 
-/* The same for a call that returns `result`, which is not an error of reading. */
+/* The same for a call that returns `result`, which is not a read error. */
 CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t result)
 {
     if (CONC__UNLIKELY(result < 0))
@@ -10571,7 +10663,7 @@ CONC__PRIVATE int conc__stream_enter(conc_loop *l, conc_stream *s, const char *c
     return rc;
 }
 
-/* Between two pieces of a call that does not wait: 0, -EPIPE (closed meanwhile) or -ECANCELED. */
+/* Between two pieces of a call that does not wait: 0, -EPIPE (closed in between) or -ECANCELED. */
 CONC__PRIVATE int conc__stream_pass(conc_loop *l, const conc_stream *s)
 {
     conc__spend_budget(l);
@@ -10588,10 +10680,10 @@ CONC__PRIVATE int conc__stream_may_open(const conc_loop *l, conc_stream *s, cons
     if (!l)
         return conc__misused(-EPERM, call, "there is no loop", NULL);
     if (!s || s->state == CONC__STREAM_OPEN)
-        return conc__misused(-EINVAL, call, "no stream, or it is open", NULL);
+        return conc__misused(-EINVAL, call, "no stream, or it is already open", NULL);
     conc__stream_renew(s);
     if (s->inside || s->on)
-        return conc__misused(-EBUSY, call, "other tasks have not left the stream yet", NULL);
+        return conc__misused(-EBUSY, call, "other tasks are still using the stream", NULL);
     return 0;
 }
 
@@ -10608,9 +10700,9 @@ CONC__PRIVATE void conc__stream_begin_life(conc_loop *l, conc_stream *s, int fd,
                        .fd = fd,
                        .on = on,
                        .state = CONC__STREAM_OPEN,
-                       .run = l->run};
+                       .run = l->run.number};
     if (CONC__UNLIKELY(CONC__DEBUGS(l)))
-        conc__holding_add(&l->opened, s, "a stream", place);
+        conc__holding_add(&l->diagnostics.opened, s, "a stream", place);
 }
 
 CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd)
@@ -10645,7 +10737,7 @@ CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_
     return 0;
 }
 
-/* Makes room for more bytes in a buffer that may become as large as most. */
+/* Makes room for more bytes in a buffer that may grow up to most. */
 CONC__PRIVATE int conc__stream_room(conc_loop *l, conc_stream *s, size_t most)
 {
     conc__buffer *b = &s->in;
@@ -10679,7 +10771,7 @@ CONC__PRIVATE ssize_t conc__stream_keep(conc_loop *l, conc_stream *s, const char
     return (ssize_t)count;
 }
 
-/* Writing has failed: for good, as some of the bytes are lost. */
+/* Notes that writing has failed permanently, because some bytes are lost. */
 CONC__PRIVATE int conc__stream_broke(conc_loop *l, conc_stream *s, int rc)
 {
     s->write_error = rc;
@@ -10712,7 +10804,7 @@ static const conc__wait_kind conc__queueing = {.what = "waits for its turn to wr
 
 /* ---- a transport ---- */
 
-/* Waits before a transport that returned -EAGAIN is called again. */
+/* Waits before retrying a transport that returned -EAGAIN. */
 CONC__PRIVATE int conc__transport_pause(conc_loop *l, double *seconds)
 {
     int rc = conc__sleep_to_retry(l, *seconds);
@@ -10722,8 +10814,8 @@ CONC__PRIVATE int conc__transport_pause(conc_loop *l, double *seconds)
     return rc;
 }
 
-/* Has `once` call a function of the transport, in a scope that conc_stream_close cancels, and
- * returns its result; an error becomes the task's newest. The close finds the scope in *scope. */
+/* Makes `once` call a transport function, in a scope that conc_stream_close cancels, and returns
+ * its result; an error becomes the task's newest. The close finds the scope in *scope. */
 CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported *on,
                                            conc_scope **scope,
                                            ssize_t (*once)(const conc__transported *on,
@@ -10734,7 +10826,7 @@ CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported
     uint32_t before = l->self->errors_made;
     int saved = errno;
     double pause = 0.001;
-    conc__scope_open(l, &s, "the scope of a stream's transport");
+    conc__scope_open(l, &s, "the scope around a stream's transport");
     *scope = &s;
     ssize_t result = once(on, part);
     while (result == -EAGAIN) {
@@ -10747,7 +10839,7 @@ CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported
         conc__pass_error_since(l, (int)result, before);
     else if ((size_t)result > part->iov_len)
         result = conc__misused(-EINVAL, "a transport's function", "it returned too many", NULL);
-    int wrong = conc_scope_end(&s, 0); /* it left a scope or group of its own open */
+    int wrong = conc_scope_end(&s, 0); /* it left its own scope or group open */
     if (wrong)
         result = wrong;
     errno = saved;
@@ -10777,7 +10869,7 @@ CONC__PRIVATE ssize_t conc__transport_shut_once(const conc__transported *on,
     return rc < 0 ? rc : 0;
 }
 
-/* Waits until no call sends. 0: the caller may; or an error. */
+/* Waits until no call is sending. 0: the caller may send; or an error. */
 CONC__PRIVATE int conc__transport_may_send(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -10793,7 +10885,8 @@ CONC__PRIVATE int conc__transport_may_send(conc_loop *l, conc_stream *s)
     return s->write_error;
 }
 
-/* Writes while no other call is sending. Returns how many bytes the transport took, or an error. */
+/* Writes while no other call is sending. Returns how many bytes the transport accepted, or an
+ * error. */
 CONC__PRIVATE ssize_t conc__transport_write(conc_loop *l, conc_stream *s, const char *bytes,
                                             size_t n)
 {
@@ -10812,8 +10905,8 @@ CONC__PRIVATE ssize_t conc__transport_write(conc_loop *l, conc_stream *s, const 
     return conc__stream_broke(l, s, (int)sent);
 }
 
-/* Sends a piece of the buffer, and waits for that: 1 (there is more), 0 (the buffer is empty), or
- * an error. */
+/* Sends a piece of the buffer, waiting if necessary: 1 (more left), 0 (the buffer is empty), or an
+ * error. */
 CONC__PRIVATE int conc__transport_push_piece(conc_loop *l, conc_stream *s)
 {
     conc__buffer *b = &s->out;
@@ -10821,7 +10914,7 @@ CONC__PRIVATE int conc__transport_push_piece(conc_loop *l, conc_stream *s)
     if (rc)
         return rc;
     if (b->start < b->end) {
-        conc__buffer_pack(b); /* while it is sent, its bytes must not move */
+        conc__buffer_pack(b); /* its bytes must not move while being sent */
         ssize_t sent = conc__transport_write(l, s, b->data, conc__piece(b->end));
         if (sent < 0)
             return (int)sent;
@@ -10833,8 +10926,8 @@ CONC__PRIVATE int conc__transport_push_piece(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-/* Writing has failed, in the sender or before: makes a read that waits return the error. A read
- * that is about to begin tries first, as bytes may be there. */
+/* After a write failure, in the sender or earlier: makes a waiting read return the error. A read
+ * that is about to begin tries first, because bytes may be available. */
 CONC__PRIVATE void conc__transport_break_read(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -10892,8 +10985,8 @@ static const conc__wait_kind conc__starting_sender = {
 
 CONC__PRIVATE int conc__stream_flush_in_turn(conc_loop *l, conc_stream *s);
 
-/* A read is about to wait: the sender begins first, so that write is called before read. If the
- * sender cannot be started, the reader sends. 0: the read may begin. */
+/* Before a read waits: starts the sender, so that write is called before read. If the sender cannot
+ * be started, the reader sends. 0: the read may begin. */
 CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -10916,9 +11009,9 @@ CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
     return rc;
 }
 
-/* The transport's read was cancelled, and took nothing: by its task's scopes, or by the sender, to
- * return the error of writing. If a call of another task has returned that meanwhile, the read goes
- * on (-EAGAIN). */
+/* The transport's read was cancelled without taking bytes: by its task's scopes, or by the sender,
+ * to return the write error. If another task's call has since returned that error, the read
+ * continues (-EAGAIN). */
 CONC__PRIVATE int conc__transport_cancelled(const conc_loop *l, const conc_stream *s)
 {
     if (!s->on->interrupted || l->self->pending)
@@ -10928,7 +11021,7 @@ CONC__PRIVATE int conc__transport_cancelled(const conc_loop *l, const conc_strea
     return -EAGAIN;
 }
 
-/* Reads bytes from the transport: how many, 0 at the end, or an error; -EAGAIN: call again. */
+/* Reads bytes from the transport: how many, 0 at end of file, or an error; -EAGAIN: call again. */
 CONC__PRIVATE ssize_t conc__transport_take(conc_loop *l, conc_stream *s, const struct iovec *part)
 {
     conc__transported *on = s->on;
@@ -10974,7 +11067,8 @@ CONC__PRIVATE ssize_t conc__transport_pull(conc_loop *l, conc_stream *s, char *t
 }
 
 /* Called in its turn to write, for bytes that do not fit into the buffer: fills and sends the
- * buffer, or sends the bytes if it is empty. Returns how many were sent or kept, or an error. */
+ * buffer, or sends the bytes if it is empty. Returns how many were sent or buffered, or an error.
+ */
 CONC__PRIVATE ssize_t conc__transport_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     size_t kept = conc__buffered(&s->out);
@@ -11004,7 +11098,7 @@ CONC__PRIVATE int conc__transport_shut(conc_loop *l, conc_stream *s)
     return rc;
 }
 
-/* Cancels the calls that run. */
+/* Cancels the running calls. */
 CONC__PRIVATE void conc__transport_interrupt(conc_loop *l, conc__transported *on)
 {
     if (l && on->reading)
@@ -11040,7 +11134,7 @@ CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s)
 
 /* ---- sending ---- */
 
-/* Sends a piece of the buffer, on a descriptor without waiting: 1 (there is more), 0 (the buffer is
+/* Sends a piece of the buffer, on a descriptor without waiting: 1 (more left), 0 (the buffer is
  * empty), -EAGAIN, or the error that ends writing. */
 CONC__PRIVATE int conc__stream_push_piece(conc_loop *l, conc_stream *s)
 {
@@ -11064,18 +11158,18 @@ CONC__PRIVATE int conc__stream_push_piece(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-/* Sends as much of the buffer as is possible without waiting, within another call that soon lets
- * other tasks run. */
+/* Sends as much of the buffer as possible without waiting, within another call that soon lets other
+ * tasks run. */
 CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_push_piece(l, s);
     for (; rc == 1; rc = conc__stream_push_piece(l, s))
-        l->budget_left--;
+        l->ready.budget_left--;
     return rc;
 }
 
-/* Sends the buffer, which the peer may need before it answers, and waits for bytes. If sending
- * fails, returns without waiting. */
+/* Sends the buffer, which the peer may need before replying, and waits for bytes. If sending fails,
+ * returns without waiting. */
 CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s, conc__retry *p)
 {
     int events = CONC_READABLE;
@@ -11115,8 +11209,8 @@ CONC__PRIVATE ssize_t conc__stream_receive(conc_loop *l, conc_stream *s, char *t
 }
 
 /* Waits for bytes and reads them: at most n into `to`; or if that is NULL, into the buffer, which
- * may become as large as n. Returns the count, 0 at the end of file, or an error; if it would
- * block, also an error of writing that no call has returned yet. */
+ * may grow up to n. Returns the count, 0 at end of file, or an error; if it would block, also a
+ * write error that no call has returned yet. */
 CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
 {
     conc__retry retry = {0, 0};
@@ -11128,8 +11222,8 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
         conc__fd *f = conc__fd_find(l, s->fd);
         bool broken = s->unreturned;
         if (f && broken)
-            f->drained = false;  /* bytes of which no event was reported come first, too */
-        if (!f || !f->drained) { /* if drained, a buffer would be taken in vain */
+            f->drained = false;  /* bytes without a reported event come first, too */
+        if (!f || !f->drained) { /* if drained, taking a buffer would be useless */
             ssize_t got = conc__stream_receive(l, s, to, n);
             if (got != -EAGAIN)
                 return got;
@@ -11154,7 +11248,7 @@ CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s, const char *c
         rc = conc__stream_enter(l, s, call);
     if (rc)
         return rc;
-    conc__spend_budget(l); /* first: data that is returned is valid only until another read */
+    conc__spend_budget(l); /* first: returned data is valid only until another read */
     if (s->state != CONC__STREAM_OPEN)
         rc = -EPIPE;
     else if (s->reader)
@@ -11168,7 +11262,7 @@ CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s, const char *c
     return 0;
 }
 
-/* A read returns an error: its own, or one of writing that no call has returned yet. */
+/* The error that a read returns: its own, or a write error that no call has returned yet. */
 CONC__COLD void conc__stream_read_failed(conc_stream *s, int rc)
 {
     bool of_reading = s->read_error && rc == s->read_error;
@@ -11186,7 +11280,7 @@ CONC__PRIVATE ssize_t conc__stream_done(conc_loop *l, conc_stream *s, ssize_t re
     return result;
 }
 
-/* Takes at most n bytes out of the buffer. Returns their count. */
+/* Takes at most n bytes from the buffer. Returns their count. */
 CONC__PRIVATE size_t conc__stream_copy(conc_stream *s, char *to, size_t n)
 {
     size_t there = conc__buffered(&s->in), count = n < there ? n : there;
@@ -11249,8 +11343,8 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_full(conc_stream *s, void *buf, s
 typedef struct conc__record {
     const char *delimiter;
     size_t size;    /* of the delimiter */
-    size_t slack;   /* the most bytes that the end of a record has */
-    bool line;      /* a line, which is returned without its terminator */
+    size_t slack;   /* most bytes in a record's end */
+    bool line;      /* a line, returned without its terminator */
     size_t scanned; /* bytes at the start of the buffer in which no delimiter begins */
 } conc__record;
 
@@ -11288,7 +11382,7 @@ static inline ssize_t conc__record_take(conc_stream *s, size_t length, size_t to
     return (ssize_t)length;
 }
 
-/* The last record, which ends with the file instead of a delimiter. */
+/* The last record, ended by end of file instead of a delimiter. */
 CONC__PRIVATE ssize_t conc__record_rest(conc_stream *s, size_t n, char **data)
 {
     if (!n)
@@ -11353,16 +11447,15 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_until(conc_stream *s, const void 
     return conc__stream_record("conc_stream_read_until", s, &r, data);
 }
 
-/* May a call use the buffers at once? No: a closed stream, a cancel, or another task's call has to
- * be looked at first. */
+/* May a call use the buffers immediately? Not if a closed stream, a cancel, or another task's call
+ * must be handled first. */
 static inline bool conc__stream_is_idle(const conc_loop *l, const conc_stream *s)
 {
     return l && s && s->state == CONC__STREAM_OPEN && !l->self->pending && !s->reader &&
-           l->budget_left > 1;
+           l->ready.budget_left > 1;
 }
 
-/* The next line, if it is in the buffer already, as with clients that do not wait for each answer.
- * -1: it is not. */
+/* The next line if already buffered, as with clients that do not wait for each reply; else -1. */
 static inline ssize_t conc__stream_next_line(conc_loop *l, conc_stream *s, char **line)
 {
     if (!conc__stream_is_idle(l, s) || s->in.start == s->in.end)
@@ -11377,11 +11470,11 @@ static inline ssize_t conc__stream_next_line(conc_loop *l, conc_stream *s, char 
     size_t length = (size_t)(end - first), cr = length && end[-1] == '\r';
     if (length - cr > s->limit)
         return -1;
-    l->budget_left--;
+    l->ready.budget_left--;
     return conc__record_take(s, length - cr, length + 1, line);
 }
 
-/* A function of its own: inlined, it would make the fast path save registers. */
+/* A separate function: inlined, it would make the fast path save registers. */
 CONC__PRIVATE CONC__CALLED ssize_t conc__stream_line(conc_stream *s, char **line)
 {
     conc__record r = {.delimiter = "\n", .size = 1, .slack = 2, .line = true};
@@ -11434,8 +11527,7 @@ CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-/* A read sends the buffer before it waits. If bytes were written while a task waits in a read,
- * sends them now. */
+/* A read sends the buffer before it waits. Sends bytes written during such a wait now. */
 CONC__PRIVATE void conc__stream_send_for_reader(conc_loop *l, conc_stream *s)
 {
     if (s->on) { /* without memory for a sender, the next call that writes or reads sends */
@@ -11456,7 +11548,7 @@ CONC__PRIVATE void conc__stream_send_for_reader(conc_loop *l, conc_stream *s)
         conc__fd_wake_one(l, w); /* the read returns the error */
 }
 
-/* Passes the turn to write to the next task that waits for it. */
+/* Passes the turn to write to the next waiting task. */
 CONC__PRIVATE void conc__stream_turn_over(conc_loop *l, conc_stream *s)
 {
     if (s->writers.first) {
@@ -11493,8 +11585,8 @@ CONC__PRIVATE ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char
     return sent - (ssize_t)kept;
 }
 
-/* Sends or keeps some of the bytes, without waiting on a descriptor. *blocks: the descriptor takes
- * no more at present. */
+/* Sends or buffers some of the bytes, without waiting on a descriptor. *blocks: the descriptor
+ * currently accepts no more. */
 CONC__PRIVATE ssize_t conc__stream_put_some(conc_loop *l, conc_stream *s, const char *bytes,
                                             size_t n, bool *blocks)
 {
@@ -11508,7 +11600,7 @@ CONC__PRIVATE ssize_t conc__stream_put_some(conc_loop *l, conc_stream *s, const 
     return conc__stream_keep(l, s, bytes, n);
 }
 
-/* Called in its turn to write: sends or keeps all n bytes. */
+/* Called in its turn to write: sends or buffers all n bytes. */
 CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     conc__retry retry = {0, 0};
@@ -11517,7 +11609,7 @@ CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char 
     while (rc >= 0) {
         bool blocks;
         ssize_t took = conc__stream_put_some(l, s, bytes + done, n - done, &blocks);
-        bool counts = took == -ENOMEM || took == -ECANCELED; /* what was taken before is kept */
+        bool counts = took == -ENOMEM || took == -ECANCELED; /* keep what was already taken */
         if (counts && done)
             return (ssize_t)done;
         if (took < 0)
@@ -11581,7 +11673,7 @@ CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n)
         return conc__stream_write_slowly(s, buf, n);
     memcpy(s->out.data + s->out.end, buf, n);
     s->out.end += n;
-    l->budget_left--;
+    l->ready.budget_left--;
     return (ssize_t)n;
 }
 
@@ -11682,7 +11774,7 @@ CONC_API int conc_stream_flush(conc_stream *s)
     return (int)conc__stream_leave(l, s, rc);
 }
 
-/* Is it an end of a pipe that only writes? */
+/* Is it a pipe's write end? */
 CONC__PRIVATE bool conc__is_write_end(int fd)
 {
     struct stat st;
@@ -11725,7 +11817,7 @@ CONC__PRIVATE int conc__stream_end_half(conc_loop *l, conc_stream *s)
     return rc;
 }
 
-/* Flushes and ends the writing half, and records the words of its errors. */
+/* Flushes and ends the writing half, and records its error texts. */
 CONC__PRIVATE int conc__stream_end_writing(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_turn(l, s);
@@ -11733,7 +11825,7 @@ CONC__PRIVATE int conc__stream_end_writing(conc_loop *l, conc_stream *s)
         return rc;
     if (rc)
         return conc__own_error(rc);
-    if (!s->shut) { /* no other task has done it meanwhile */
+    if (!s->shut) { /* no other task has done it since */
         rc = conc__stream_writable(s);
         if (rc == 0)
             rc = conc__stream_flush_all(l, s);
@@ -11762,8 +11854,8 @@ CONC_API int conc_stream_shutdown(conc_stream *s)
     return rc;
 }
 
-/* Flushes before a close. No other task runs between the two: bytes that it wrote would be lost.
- * Also 0 if another task has closed the stream and dropped nothing. */
+/* Flushes before a close. No other task runs in between: its written bytes would be lost. Also 0 if
+ * another task has closed the stream and dropped nothing. */
 CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_enter(l, s, "conc_stream_close");
@@ -11776,11 +11868,11 @@ CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
 }
 
 static const conc__wait_kind conc__vacating = {
-    .what = "waits until all tasks have left the stream that it closed"};
+    .what = "waits until no task uses the stream that it closed"};
 
-/* Waits until the calls of other tasks have ended and, if another task ends the transport, until
- * that is done; the stream may be gone then. A cancel does not cut the wait short: the close has
- * woken all of them. Only a task can wait. */
+/* Waits until other tasks' calls have ended and, if another task ends the transport, until that is
+ * done; the stream may then be gone. A cancel does not cut the wait short: the close has woken all
+ * of them. Only a task can wait. */
 CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s, bool ends_transport)
 {
     bool other_ends = s->on && !ends_transport;
@@ -11797,7 +11889,7 @@ CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s, bool ends_t
 }
 
 /* Called by the task that closed the stream, after the others have left: ends the transport. If it
- * could not wait for them, the last of them does that. The flush's error stays the newest. */
+ * could not wait for them, the last of them ends it. The flush's error stays the newest. */
 CONC__PRIVATE int conc__stream_end_transport(conc_loop *l, conc_stream *s, int flushed)
 {
     conc__kept_error kept;
@@ -11819,7 +11911,7 @@ CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
     s->state = CONC__STREAM_CLOSED;
     s->dropped = conc__buffered(&s->out);
     if (l && CONC__DEBUGS(l))
-        conc__holding_drop(&l->opened, s);
+        conc__holding_drop(&l->diagnostics.opened, s);
     while (s->writers.first)
         conc__wake(l, s->writers.first, -EPIPE);
     s->ended = NULL;
@@ -11847,7 +11939,7 @@ CONC_API int conc_stream_close(conc_stream *s)
     bool kept = open && (conc__buffered(&s->out) || s->writing);
     if (kept && l && l->self && !l->self->pending)
         rc = conc__stream_flush_last(l, s);
-    bool shuts = s->state == CONC__STREAM_OPEN; /* no other task has closed it meanwhile */
+    bool shuts = s->state == CONC__STREAM_OPEN; /* no other task has closed it since */
     if (shuts) {
         closed = conc__stream_shut(l, s);
         if (rc == 0 && s->unreturned) {
@@ -11883,15 +11975,15 @@ CONC_API void conc__auto_conc_stream(conc_stream *s)
 
 enum { CONC__SIGNAL_LOOPS = 256, CONC__SIGNAL_STACK = 65536 };
 
-/* The loops that signals wake; NULL: a free slot. If all slots are taken, another block is added,
- * which stays for good, as a handler may run through it at any time. */
+/* The loops that signals wake; NULL: a free slot. If all slots are taken, adds another block, which
+ * stays forever, because a handler may traverse it at any time. */
 typedef struct conc__signal_loops {
     _Atomic(conc_loop *) loops[CONC__SIGNAL_LOOPS];
     _Atomic(struct conc__signal_loops *) more;
 } conc__signal_loops;
 
-/* For each signal number, one atomic word tells the handler what to do. It holds the flags below
- * and above them a count of the signals that were received.
+/* For each signal number, one atomic word directs the handler. It holds the flags below and above
+ * them a count of the received signals.
  *
  *   state         flags               disposition    a signal
  *   free          none                the program's  restores the former disposition, and is raised
@@ -11907,10 +11999,10 @@ typedef struct conc__signal_loops {
  *   free          restoring, free     conc__signal_restore: conc__signal_leave calls it after the
  *                                     last flag, and the handler if it finds the number free
  *
- * The handler finds a number free if the last user left after the kernel had called the handler,
- * or if a library has saved conc's handler and installs it again. It reads the word once: so a
- * signal is received, or interrupts, or has its former effect. The handler changes a disposition
- * only to kill the process, or while restoring, for which conc__signal_enter waits. */
+ * The handler finds a number free if the last user left after the kernel had called the handler, or
+ * if a library has saved conc's handler and reinstalls it. It reads the word once: so a signal is
+ * received, or interrupts, or has its former effect. The handler changes a disposition only to kill
+ * the process, or while restoring, for which conc__signal_enter waits. */
 enum { CONC__RECEIVES, CONC__INTERRUPTS, CONC__DUMPS, CONC__ROLES };
 
 #define CONC__ROLE(role) (1ul << (role))
@@ -11923,7 +12015,7 @@ enum { CONC__RECEIVES, CONC__INTERRUPTS, CONC__DUMPS, CONC__ROLES };
 /* A number of a conc_signals. */
 struct conc__signal_number {
     int number;
-    unsigned long seen; /* the count up to which signals were returned, or came before the open */
+    unsigned long seen; /* the count up to which signals were returned, or preceded the open */
     conc_signals *receiver;
     struct conc__signal_number *next, *prev; /* in the loop's list for this number */
 };
@@ -11938,14 +12030,14 @@ typedef struct conc__signal {
     struct sigaction before; /* the disposition before conc's handler */
 } conc__signal;
 
-/* All loops share this, as signals belong to the process. */
+/* All loops share this, because signals belong to the process. */
 static struct conc__signalling {
     pthread_mutex_t mutex;
     conc__signal numbers[CONC__SIGNALS];
-    atomic_int process; /* which installed the handlers; a forked child's handler compares it */
+    atomic_int process; /* that installed the handlers; a forked child's handler compares it */
     conc__signal_loops reached;
-    atomic_int running; /* handlers that run: the loops that they may read must stay */
-    int faults;         /* runs that want a stack overflow to be reported */
+    atomic_int running; /* running handlers: loops they may read must stay */
+    int faults;         /* runs that report stack overflows */
     int questions;      /* runs whose watchdog may ask where their thread is */
 } conc__signalling = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
@@ -11968,15 +12060,15 @@ CONC__PRIVATE bool conc__signal_is_default(int number)
     return !(now.sa_flags & SA_SIGINFO) && now.sa_handler == SIG_DFL;
 }
 
-/* Raises a signal again that came to conc's handler and has no user. */
+/* Raises again a signal that conc's handler received without a user. */
 CONC__PRIVATE void conc__signal_again(int number)
 {
     if (kill(getpid(), number))
         raise(number); /* a sandbox may refuse kill */
 }
 
-/* If the number is free, restores the disposition that it had before conc's, unless the program has
- * changed it meanwhile. Also runs in the handler: only atomics and system calls. */
+/* If the number is free, restores its disposition from before conc's, unless the program has since
+ * changed it. Also runs in the handler: only atomics and system calls. */
 CONC__PRIVATE void conc__signal_restore(int number)
 {
     conc__signal *n = &conc__signalling.numbers[number];
@@ -11991,7 +12083,7 @@ CONC__PRIVATE void conc__signal_restore(int number)
         conc__signal_again(number);
 }
 
-/* Has the default action happen at once; the kernel blocks the signal in its handler. */
+/* Triggers the default action immediately; the kernel blocks the signal in its handler. */
 CONC__PRIVATE void conc__signal_kills(int number)
 {
     struct sigaction usual;
@@ -12007,17 +12099,17 @@ CONC__PRIVATE void conc__signal_kills(int number)
 
 CONC__PRIVATE unsigned conc__interrupt_bit(int number) { return number == SIGINT ? 1 : 2; }
 
-/* Interrupts a run. True: it was interrupted before, and has not ended. One Ctrl+C may come twice,
- * from the terminal and from a parent, so signals within 0.1 s count as one. */
+/* Interrupts a run. True: it was already interrupted, and has not ended. One Ctrl+C may arrive
+ * twice, from the terminal and from a parent, so signals within 0.1 s count as one. */
 CONC__PRIVATE bool conc__interrupt(conc_loop *l, int number)
 {
     enum { ONE = 100000000 };
     int64_t now = conc__clock(), first = 0;
-    if (!(atomic_load(&l->interrupt_numbers) & conc__interrupt_bit(number)))
+    if (!(atomic_load(&l->interrupt.numbers) & conc__interrupt_bit(number)))
         return false;
-    if (!atomic_compare_exchange_strong(&l->interrupted_at, &first, now))
+    if (!atomic_compare_exchange_strong(&l->interrupt.first_at, &first, now))
         return now - first >= ONE;
-    atomic_store(&l->interrupt, number);
+    atomic_store(&l->interrupt.pending, number);
     return false;
 }
 
@@ -12026,13 +12118,13 @@ CONC__PRIVATE bool conc__signal_reaches_loop(conc_loop *l, int number, unsigned 
 {
     bool kills = role == CONC__INTERRUPTS && conc__interrupt(l, number);
     if (role == CONC__DUMPS)
-        atomic_store(&l->dump_asked, true);
-    atomic_store(&l->signalled, true);
+        atomic_store(&l->signals.dump_asked, true);
+    atomic_store(&l->signals.came, true);
     conc__wake_up(l);
     return kills;
 }
 
-/* Tells all loops. role: of the number; CONC__ROLES: none. True: the signal kills. */
+/* Notifies all loops. role: of the number; CONC__ROLES: none. True: the signal kills. */
 CONC__PRIVATE bool conc__signal_reaches(int number, unsigned long role)
 {
     bool kills = false;
@@ -12048,7 +12140,7 @@ CONC__PRIVATE bool conc__signal_reaches(int number, unsigned long role)
     return kills;
 }
 
-/* Counts a signal, or notes it for later. Returns the word before that. */
+/* Counts a signal, or notes it for later. Returns the previous word. */
 CONC__PRIVATE unsigned long conc__signal_comes(conc__signal *n)
 {
     unsigned long was = atomic_load(&n->word), next;
@@ -12062,7 +12154,7 @@ CONC__PRIVATE unsigned long conc__signal_comes(conc__signal *n)
     return was;
 }
 
-/* The handler. It runs in any thread, at any moment: only atomics and system calls. */
+/* The handler. It runs in any thread, at any time: only atomics and system calls. */
 CONC__PRIVATE void conc__on_signal(int number)
 {
     conc__signal *n = &conc__signalling.numbers[number];
@@ -12088,12 +12180,12 @@ CONC__PRIVATE void conc__on_signal(int number)
     errno = saved;
 }
 
-/* Adds a flag, and removes those of `without`. Returns the word before that. */
+/* Adds a flag, and removes those of `without`. Returns the previous word. */
 CONC__PRIVATE unsigned long conc__signal_flag(conc__signal *n, int role, unsigned long without)
 {
     unsigned long was = atomic_load(&n->word);
     for (;;) {
-        if (was & CONC__RESTORING) { /* a handler in another thread puts the disposition back */
+        if (was & CONC__RESTORING) { /* a handler in another thread restores the disposition */
             sched_yield();
             was = atomic_load(&n->word);
         } else if (atomic_compare_exchange_weak(&n->word, &was,
@@ -12112,7 +12204,7 @@ CONC__PRIVATE int conc__signal_enter(int number, int role, unsigned long *came)
     if (!conc__signal_is_ours(number, &now)) {
         n->before = now;
         if (role ==
-            CONC__RECEIVES) /* a handler of the program's meanwhile: it does not interrupt */
+            CONC__RECEIVES) /* the program has since installed a handler: it does not interrupt */
             without = CONC__ALL_ROLES;
     }
     memset(&ours, 0, sizeof ours);
@@ -12166,20 +12258,20 @@ CONC__PRIVATE _Atomic(conc_loop *) *conc__signal_slot_take(conc_loop *l)
     }
 }
 
-/* Makes signals wake this loop. A signal's frame takes up to 12 KiB on processors with large
- * registers, so handlers run on a stack of their own, not on a task's. */
+/* Makes signals wake this loop. A signal frame takes up to 12 KiB on processors with large
+ * registers, so handlers run on their own stack, not a task's. */
 CONC__PRIVATE int conc__signals_reach(conc_loop *l)
 {
     stack_t none = {0}, now;
-    if (l->signal_slot)
+    if (l->signals.slot)
         return 0;
-    l->signal_slot = conc__signal_slot_take(l);
-    if (!l->signal_slot)
+    l->signals.slot = conc__signal_slot_take(l);
+    if (!l->signals.slot)
         return -ENOMEM;
     if (sigaltstack(NULL, &now) == 0 && now.ss_flags & CONC__SS_DISABLE)
-        none.ss_sp = l->signal_stack = conc__map_pages(CONC__SIGNAL_STACK);
+        none.ss_sp = l->signals.stack = conc__map_pages(CONC__SIGNAL_STACK);
     none.ss_size = CONC__SIGNAL_STACK;
-    if (l->signal_stack)
+    if (l->signals.stack)
         sigaltstack(&none, NULL);
     return 0;
 }
@@ -12187,20 +12279,20 @@ CONC__PRIVATE int conc__signals_reach(conc_loop *l)
 CONC__PRIVATE void conc__signals_unreach(conc_loop *l)
 {
     stack_t none = {.ss_flags = CONC__SS_DISABLE}, now;
-    if (!l->signal_slot)
+    if (!l->signals.slot)
         return;
-    atomic_store(l->signal_slot, NULL);
+    atomic_store(l->signals.slot, NULL);
     while (atomic_load(&conc__signalling.running))
         sched_yield();
-    if (l->signal_stack) {
-        if (sigaltstack(NULL, &now) == 0 && now.ss_sp == l->signal_stack)
+    if (l->signals.stack) {
+        if (sigaltstack(NULL, &now) == 0 && now.ss_sp == l->signals.stack)
             sigaltstack(&none, NULL);
-        conc__unmap_pages(l->signal_stack, CONC__SIGNAL_STACK);
+        conc__unmap_pages(l->signals.stack, CONC__SIGNAL_STACK);
     }
-    l->signal_slot = NULL;
+    l->signals.slot = NULL;
 }
 
-/* A signal that a conc_signals has not returned yet; 0: there is none. */
+/* A signal that a conc_signals has not returned yet, or 0. */
 CONC__PRIVATE int conc__signals_find(conc_signals *s)
 {
     for (size_t i = 0; i < s->count; i++) {
@@ -12222,19 +12314,20 @@ CONC__PRIVATE int conc__signals_find(conc_signals *s)
 
 CONC__PRIVATE void conc__interrupt_main(conc_loop *l, int number)
 {
-    if (l->winding_up) {
-        l->interrupted_by = number;
-        l->interrupted_late = true;
-    } else if (!l->main.asked) { /* if asked, it was cancelled before, and ends for that */
-        l->interrupted_by = number;
-        conc__task_cancel(l, &l->main);
+    if (l->run.winding_up) {
+        l->interrupt.by = number;
+        l->interrupt.late = true;
+    } else if (!l->run.main
+                    .asked) { /* if asked, it was already cancelled, and ends because of that */
+        l->interrupt.by = number;
+        conc__task_cancel(l, &l->run.main);
     }
 }
 
-/* Wakes the tasks that wait for this number, if it came since the last time. */
+/* Wakes the tasks that wait for this number, if it arrived since the last time. */
 CONC__PRIVATE void conc__signal_hand_out(conc_loop *l, int number)
 {
-    struct conc__signal_list *list = &l->received[number];
+    struct conc__signal_list *list = &l->signals.received[number];
     if (!list->first)
         return;
     unsigned long came = CONC__CAME(atomic_load(&conc__signalling.numbers[number].word));
@@ -12247,28 +12340,28 @@ CONC__PRIVATE void conc__signal_hand_out(conc_loop *l, int number)
             int found = conc__signals_find(s);
             if (!found)
                 break;
-            l->signal_waits--;
+            l->signals.waits--;
             conc__wake(l, s->waits.first, found);
         }
     }
 }
 
-/* Called by the scheduler: handles the signals that came. */
+/* Called by the scheduler: handles arrived signals. */
 CONC__COLD void conc__take_signals_now(conc_loop *l)
 {
-    atomic_store(&l->signalled, false);
-    int interrupt = atomic_exchange(&l->interrupt, 0);
+    atomic_store(&l->signals.came, false);
+    int interrupt = atomic_exchange(&l->interrupt.pending, 0);
     if (interrupt)
         conc__interrupt_main(l, interrupt);
-    if (atomic_exchange(&l->dump_asked, false) && l->dumps_taken)
+    if (atomic_exchange(&l->signals.dump_asked, false) && l->diagnostics.dumps_taken)
         conc_dump(stderr);
-    for (int number = 1; number < CONC__SIGNALS && l->signals; number++)
+    for (int number = 1; number < CONC__SIGNALS && l->signals.open; number++)
         conc__signal_hand_out(l, number);
 }
 
 static inline void conc__take_signals(conc_loop *l)
 {
-    if (CONC__UNLIKELY(atomic_load_explicit(&l->signalled, memory_order_relaxed)))
+    if (CONC__UNLIKELY(atomic_load_explicit(&l->signals.came, memory_order_relaxed)))
         conc__take_signals_now(l);
 }
 
@@ -12304,12 +12397,12 @@ CONC__PRIVATE void conc__signal_unblock(conc_loop *l, int number)
     sigaddset(&set, number);
     pthread_sigmask(SIG_UNBLOCK, &set, &before);
     if (sigismember(&before, number) == 1)
-        l->unblocked |= conc__signal_bit(number);
+        l->signals.unblocked |= conc__signal_bit(number);
 }
 
 CONC__PRIVATE int conc__signal_subscribe(conc_loop *l, struct conc__signal_number *n)
 {
-    struct conc__signal_list *list = &l->received[n->number];
+    struct conc__signal_list *list = &l->signals.received[n->number];
     int rc = conc__signal_enter(n->number, CONC__RECEIVES, &n->seen);
     n->next = list->first;
     n->prev = NULL;
@@ -12324,21 +12417,21 @@ CONC__PRIVATE int conc__signal_subscribe(conc_loop *l, struct conc__signal_numbe
  * */
 CONC__PRIVATE void conc__signal_unsubscribe(conc_loop *l, const struct conc__signal_number *n)
 {
-    struct conc__signal_list *list = &l->received[n->number];
+    struct conc__signal_list *list = &l->signals.received[n->number];
     if (n->prev)
         n->prev->next = n->next;
     else
         list->first = n->next;
     if (n->next)
         n->next->prev = n->prev;
-    if (!list->first && l->unblocked & conc__signal_bit(n->number)) {
-        l->unblocked &= ~conc__signal_bit(n->number);
+    if (!list->first && l->signals.unblocked & conc__signal_bit(n->number)) {
+        l->signals.unblocked &= ~conc__signal_bit(n->number);
         conc__signal_block(n->number);
     }
     conc__signal_leave(n->number, CONC__RECEIVES);
 }
 
-/* *taken: how many numbers were subscribed, which includes one that fails. */
+/* *taken: how many numbers were subscribed, including one that fails. */
 CONC__PRIVATE int conc__signals_subscribe(conc_loop *l, const conc_signals *s, size_t *taken)
 {
     int rc = 0;
@@ -12378,7 +12471,7 @@ CONC__PRIVATE int conc__signals_fill(conc_loop *l, const conc__signal_call *c)
     struct conc__signal_number *list = conc__alloc(count * sizeof *list);
     if (!list)
         return -ENOMEM;
-    *s = (conc_signals){.numbers = list, .run = l->run};
+    *s = (conc_signals){.numbers = list, .run = l->run.number};
     for (size_t i = 0; left; i++) {
         int number = c->numbers[i];
         if (left & conc__signal_bit(number))
@@ -12391,10 +12484,10 @@ CONC__PRIVATE int conc__signals_fill(conc_loop *l, const conc__signal_call *c)
 CONC__PRIVATE void conc__signals_link(conc_loop *l, conc_signals *s)
 {
     s->loop = l;
-    s->next = l->signals;
+    s->next = l->signals.open;
     if (s->next)
         s->next->prev = s;
-    l->signals = s;
+    l->signals.open = s;
 }
 
 CONC__PRIVATE void conc__signals_unlink(conc_loop *l, const conc_signals *s)
@@ -12402,7 +12495,7 @@ CONC__PRIVATE void conc__signals_unlink(conc_loop *l, const conc_signals *s)
     if (s->prev)
         s->prev->next = s->next;
     else
-        l->signals = s->next;
+        l->signals.open = s->next;
     if (s->next)
         s->next->prev = s->prev;
 }
@@ -12439,18 +12532,20 @@ CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *n
     conc__signal_call c = {s, numbers, n, 0};
     if (!l)
         return conc__misused(-EPERM, "conc_signals_open", "there is no loop", NULL);
-    bool is_open = s && s->loop && s->run == l->run;
+    bool is_open = s && s->loop && s->run == l->run.number;
     if (!s || is_open || !n || !conc__is_array(numbers, n, sizeof *numbers))
-        return conc__misused(-EINVAL, "conc_signals_open", "no numbers, or it is open", NULL);
+        return conc__misused(-EINVAL, "conc_signals_open", "no numbers, or it is already open",
+                             NULL);
     if (s->loop && conc__run_is_elsewhere(l, s->run))
         return conc__misused(-EBUSY, "conc_signals_open", "it is open in another thread's run",
                              NULL);
-    if (*conc__holding_find(&l->receiving, s)) /* it was set to zero while it was open */
-        conc__lost(l, l->self, (*conc__holding_find(&l->receiving, s))->place, conc__overwritten);
+    if (*conc__holding_find(&l->lent.receivers, s)) /* it was set to zero while it was open */
+        conc__lost(l, l->self, (*conc__holding_find(&l->lent.receivers, s))->place,
+                   conc__overwritten);
     conc__on_loop(l, conc__open_signals, &c);
     if (c.rc == 0) {
-        conc__holding_add(&l->receiving, s, "signals", place);
-        l->lent = true;
+        conc__holding_add(&l->lent.receivers, s, "signals", place);
+        l->lent.any = true;
     }
     if (c.rc == -EINVAL)
         return conc__misused(-EINVAL, "conc_signals_open", conc__bad_number, NULL);
@@ -12461,7 +12556,7 @@ CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *n
 CONC__PRIVATE bool conc__receive_cancel(conc__wait *w)
 {
     (void)w;
-    conc__here->signal_waits--;
+    conc__here->signals.waits--;
     return true;
 }
 
@@ -12480,8 +12575,8 @@ CONC_API CONC__CALLED int conc_signals_next(conc_signals *s)
         return rc;
     if (!s->loop)
         return conc__own_error(-EPIPE);
-    if (s->loop != l || s->run != l->run)
-        return conc__misused(-EPERM, "conc_signals_next", "it is another run's", NULL);
+    if (s->loop != l || s->run != l->run.number)
+        return conc__misused(-EPERM, "conc_signals_next", "it belongs to another run", NULL);
     conc__check_lost(l, __builtin_frame_address(0));
     if (!s->waits.first)
         rc = conc__signals_find(s);
@@ -12491,7 +12586,7 @@ CONC_API CONC__CALLED int conc_signals_next(conc_signals *s)
     }
     conc__wait w = {.task = l->self, .kind = &conc__receiving, .on = s};
     conc__append(&s->waits, &w);
-    l->signal_waits++;
+    l->signals.waits++;
     return conc__wait_result(conc__park(l, &w));
 }
 
@@ -12515,15 +12610,15 @@ CONC_API int conc_signals_close(conc_signals *s)
         return conc__misused(-EINVAL, __func__, "no conc_signals", NULL);
     if (!s->loop)
         return 0;
-    if (!l || s->loop != l || s->run != l->run)
-        return conc__misused(-EPERM, "conc_signals_close", "it is another run's", NULL);
+    if (!l || s->loop != l || s->run != l->run.number)
+        return conc__misused(-EPERM, "conc_signals_close", "it belongs to another run", NULL);
     while (s->waits.first) {
-        l->signal_waits--;
+        l->signals.waits--;
         conc__wake(l, s->waits.first, -EPIPE);
     }
     conc__on_loop(l, conc__close_signals, &c);
-    conc__holding_drop(&l->receiving, s);
-    l->lent = l->receiving || l->handles;
+    conc__holding_drop(&l->lent.receivers, s);
+    l->lent.any = l->lent.receivers || l->lent.handles;
     s->numbers = NULL;
     s->loop = NULL;
     return 0;
@@ -12554,16 +12649,16 @@ CONC__PRIVATE void conc__interrupts_leave(const conc_loop *l)
 {
     for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++) {
         int number = conc__interrupting[i];
-        if (atomic_load(&l->interrupt_numbers) & conc__interrupt_bit(number))
+        if (atomic_load(&l->interrupt.numbers) & conc__interrupt_bit(number))
             conc__signal_leave(number, CONC__INTERRUPTS);
     }
 }
 
-/* The run begins: interrupts it where nothing else is to happen. */
+/* The run begins: lets signals that have no other effect interrupt it. */
 CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
 {
     unsigned long came;
-    if (!l->options.interrupt)
+    if (!l->run.options.interrupt)
         return 0;
     int rc = conc__signals_reach(l);
     if (rc)
@@ -12573,7 +12668,7 @@ CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
         int number = conc__interrupting[i];
         if (!conc__signal_is_default(number))
             continue;
-        atomic_fetch_or(&l->interrupt_numbers, conc__interrupt_bit(number));
+        atomic_fetch_or(&l->interrupt.numbers, conc__interrupt_bit(number));
         rc = conc__signal_enter(number, CONC__INTERRUPTS, &came);
     }
     if (rc)
@@ -12588,20 +12683,20 @@ CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
 /* The run ends. */
 CONC__PRIVATE void conc__signals_end(conc_loop *l)
 {
-    while (l->signals)
-        conc_signals_close(l->signals);
+    while (l->signals.open)
+        conc_signals_close(l->signals.open);
     pthread_mutex_lock(&conc__signalling.mutex);
     conc__interrupts_leave(l);
     pthread_mutex_unlock(&conc__signalling.mutex);
     conc__signals_unreach(l);
-    int late = atomic_load(&l->interrupt); /* it came after the scheduler's last check */
+    int late = atomic_load(&l->interrupt.pending); /* it arrived after the scheduler's last check */
     if (late) {
-        l->interrupted_by = late;
-        l->interrupted_late = true;
+        l->interrupt.by = late;
+        l->interrupt.late = true;
     }
 }
 
-/* In a forked child: its loops are dead, and its signals get their former dispositions. */
+/* In a forked child: its loops are dead, and its signals regain their former dispositions. */
 CONC__PRIVATE void conc__signals_forget(void)
 {
     struct sigaction now;
@@ -12625,7 +12720,7 @@ CONC__PRIVATE void conc__signals_forget(void)
     pthread_mutex_init(&conc__signalling.mutex, NULL);
 }
 
-/* Blocks SIGPIPE in the run's thread: a broken pipe is an error of the call. */
+/* Blocks SIGPIPE in the run's thread: a broken pipe is the call's error. */
 CONC__PRIVATE void conc__pipe_signal_block(conc_loop *l)
 {
     sigset_t pipe, before;
@@ -12633,19 +12728,19 @@ CONC__PRIVATE void conc__pipe_signal_block(conc_loop *l)
     sigemptyset(&before);
     sigaddset(&pipe, SIGPIPE);
     pthread_sigmask(SIG_BLOCK, &pipe, &before);
-    l->pipe_was_blocked = sigismember(&before, SIGPIPE) == 1;
-    l->pipe_was_pending =
-        l->pipe_was_blocked && sigpending(&before) == 0 && sigismember(&before, SIGPIPE) == 1;
+    l->signals.pipe_was_blocked = sigismember(&before, SIGPIPE) == 1;
+    l->signals.pipe_was_pending = l->signals.pipe_was_blocked && sigpending(&before) == 0 &&
+                                  sigismember(&before, SIGPIPE) == 1;
 }
 
-/* Discards a SIGPIPE that a write of the program's own left pending, then unblocks it. */
+/* Discards a SIGPIPE left pending by the program's own write, then unblocks it. */
 CONC__PRIVATE void conc__pipe_signal_unblock(const conc_loop *l)
 {
     sigset_t pipe;
     conc__drain_pipe_signal(l);
     sigemptyset(&pipe);
     sigaddset(&pipe, SIGPIPE);
-    if (!l->pipe_was_blocked)
+    if (!l->signals.pipe_was_blocked)
         pthread_sigmask(SIG_UNBLOCK, &pipe, NULL);
 }
 
@@ -12655,18 +12750,18 @@ CONC_API conc_loop *conc_loop_self(void) { return conc__here; }
 
 CONC__PRIVATE void conc__loop_free(conc_loop *l)
 {
-    pthread_mutex_destroy(&l->mutex);
+    pthread_mutex_destroy(&l->shared.mutex);
     CONC_FREE(l);
 }
 
-/* 0, or the error of a call on another thread's loop. In a forked child the mutex of a loop of the
- * parent may be held by a thread that does not exist here. */
+/* 0, or the error of a call on another thread's loop. In a forked child the mutex of a parent's
+ * loop may be held by a thread that does not exist here. */
 CONC__PRIVATE int conc__loop_check(const conc_loop *l, const char *call)
 {
     if (!l)
         return conc__misused(-EINVAL, call, "no loop", NULL);
-    if (l->run <= conc__inherited_runs)
-        return conc_fail(-EPERM, "the loop is the parent process's");
+    if (l->run.number <= conc__inherited_runs)
+        return conc_fail(-EPERM, "the loop belongs to the parent process");
     return 0;
 }
 
@@ -12675,9 +12770,9 @@ CONC_API int conc_loop_hold(conc_loop *l)
     int rc = conc__loop_check(l, __func__);
     if (rc)
         return rc;
-    pthread_mutex_lock(&l->mutex);
-    l->holds++;
-    pthread_mutex_unlock(&l->mutex);
+    pthread_mutex_lock(&l->shared.mutex);
+    l->shared.holds++;
+    pthread_mutex_unlock(&l->shared.mutex);
     return 0;
 }
 
@@ -12686,16 +12781,16 @@ CONC_API int conc_loop_release(conc_loop *l)
     int rc = conc__loop_check(l, __func__);
     if (rc)
         return rc;
-    pthread_mutex_lock(&l->mutex);
-    if (!l->holds) {
-        pthread_mutex_unlock(&l->mutex);
+    pthread_mutex_lock(&l->shared.mutex);
+    if (!l->shared.holds) {
+        pthread_mutex_unlock(&l->shared.mutex);
         return conc__misused(-EINVAL, __func__, "the loop is not held", NULL);
     }
-    bool last = --l->holds == 0 && l->over_for_good;
+    bool last = --l->shared.holds == 0 && l->shared.over_for_good;
     /* without a hold the loop's wait may be a deadlock */
-    if (!l->holds && l->asleep && !l->closed)
+    if (!l->shared.holds && l->shared.asleep && !l->shared.closed)
         conc__wake_up(l);
-    pthread_mutex_unlock(&l->mutex);
+    pthread_mutex_unlock(&l->shared.mutex);
     if (last)
         conc__loop_free(l);
     return 0;
@@ -12705,23 +12800,24 @@ CONC_API int conc_loop_release(conc_loop *l)
 CONC__PRIVATE int conc__post_to(conc_loop *l, conc__post *p)
 {
     p->next = NULL;
-    pthread_mutex_lock(&l->mutex);
-    if (l->closed) {
-        pthread_mutex_unlock(&l->mutex);
+    pthread_mutex_lock(&l->shared.mutex);
+    if (l->shared.closed) {
+        pthread_mutex_unlock(&l->shared.mutex);
         return -ESHUTDOWN;
     }
-    if (l->posted)
-        l->last_posted->next = p;
+    if (l->shared.posted)
+        l->shared.last_posted->next = p;
     else
-        atomic_store_explicit(&l->posted, p, memory_order_relaxed);
-    l->last_posted = p;
-    if (CONC__UNLIKELY(l->job_idles))
+        atomic_store_explicit(&l->shared.posted, p, memory_order_relaxed);
+    l->shared.last_posted = p;
+    if (CONC__UNLIKELY(l->job.idles))
         conc__extended.job_goes_on(l);
-    if (l->asleep) { /* see conc__poll_events; under the mutex the descriptor is still open */
-        l->asleep = false;
+    if (l->shared
+            .asleep) { /* see conc__poll_events; under the mutex the descriptor is still open */
+        l->shared.asleep = false;
         conc__wake_up(l);
     }
-    pthread_mutex_unlock(&l->mutex);
+    pthread_mutex_unlock(&l->shared.mutex);
     return 0;
 }
 
@@ -12734,7 +12830,7 @@ typedef struct conc__posted_call {
 CONC__PRIVATE void conc__run_posted_call(conc__post *p)
 {
     conc__posted_call *call = (conc__posted_call *)(void *)p;
-    conc__here->posted_rc = 0;
+    conc__here->scheduler.posted_rc = 0;
     conc__call_outside(conc__here, "the posted function", (uintptr_t)call->fn, call->fn, call->arg);
     CONC_FREE(call);
 }
@@ -12758,7 +12854,7 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
 }
 
 /* A call of conc_loop_run, on the caller's stack. The loop's thread starts the task and stores its
- * result; a cancel of the caller posts `stop`, once. The caller is answered when the task has ended
+ * result; a cancel of the caller posts `stop`, once. The caller is notified when the task has ended
  * and no `stop` is posted: from then on no thread uses this. */
 typedef struct conc__remote {
     conc__post start, stop; /* to the loop that runs fn */
@@ -12775,7 +12871,7 @@ typedef struct conc__remote {
     enum { CONC__GOES_ON, CONC__TO_STOP, CONC__STOPPED } state;
     bool ended, answered;
     int result;
-    char text[CONC__TEXT]; /* of an error; "": it has no words of its own */
+    char text[CONC__TEXT]; /* an error's text; "": it has none of its own */
 } conc__remote;
 
 CONC__PRIVATE void conc__remote_answer(conc__remote *r)
@@ -12783,7 +12879,7 @@ CONC__PRIVATE void conc__remote_answer(conc__remote *r)
     if (r->job && r->task)
         conc__extended.job_waits(r->job, r->loop, false);
     if (r->caller) {
-        conc__post_to(r->caller, &r->answer); /* its run does not end before its tasks */
+        conc__post_to(r->caller, &r->answer); /* its run outlasts its tasks */
         return;
     }
     pthread_mutex_lock(&r->mutex);
@@ -12813,11 +12909,11 @@ CONC__PRIVATE void conc__remote_starts(conc__post *p)
 {
     conc__remote *r = (conc__remote *)(void *)((char *)p - offsetof(conc__remote, start));
     conc_loop *l = conc__here;
-    if (l->background.scope.effective) {
+    if (l->run.background.scope.effective) {
         conc__remote_end(r, -ESHUTDOWN, "");
         return;
     }
-    conc_task *t = conc__task_new(l, &l->background, NULL, r->fn, r->arg, r->spawned);
+    conc_task *t = conc__task_new(l, &l->run.background, NULL, r->fn, r->arg, r->spawned);
     if (!t) {
         conc__remote_end(r, -ENOMEM, "");
         return;
@@ -12855,7 +12951,7 @@ CONC__PRIVATE bool conc__remote_cancel(conc__wait *w)
     pthread_mutex_lock(&r->mutex);
     conc__remote_stop(r);
     pthread_mutex_unlock(&r->mutex);
-    return false; /* fn has to end first */
+    return false; /* fn must end first */
 }
 
 CONC__PRIVATE void conc__remote_details(FILE *out, const conc__wait *w)
@@ -12875,23 +12971,23 @@ CONC__PRIVATE void conc__remote_answered(conc__post *p)
     conc__wake(conc__here, &r->wait, 0);
 }
 
-/* A task waits; on the virtual clock no time passes meanwhile. */
+/* A task waits; no virtual time passes. */
 CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
 {
     r->wait =
         (conc__wait){.task = caller->self, .kind = &conc__runs_elsewhere, .on = r->loop, .item = r};
-    int holds = caller->virtual_clock; /* on the real clock timers go on */
-    caller->awaited++;
-    atomic_fetch_add_explicit(&caller->at_work, holds, memory_order_relaxed);
+    int holds = caller->clock.is_virtual; /* on the real clock timers continue */
+    caller->outside.awaited++;
+    atomic_fetch_add_explicit(&caller->outside.at_work, holds, memory_order_relaxed);
     if (conc__post_to(r->loop, &r->start))
         r->result = -ESHUTDOWN;
     else
         conc__park(caller, &r->wait);
-    atomic_fetch_sub_explicit(&caller->at_work, holds, memory_order_relaxed);
-    caller->awaited--;
+    atomic_fetch_sub_explicit(&caller->outside.at_work, holds, memory_order_relaxed);
+    caller->outside.awaited--;
 }
 
-/* A thread sleeps; a job checks now and then if it was asked to end. */
+/* A thread sleeps; a job periodically checks whether it was asked to stop. */
 CONC__PRIVATE void conc__remote_wait_thread(conc__remote *r)
 {
     enum { CHECK = 20000000 }; /* ns */
@@ -12971,35 +13067,35 @@ CONC_API CONC__CALLED int conc__loop_run(const char *spawned, conc_loop *l, conc
 
 CONC__PRIVATE conc__post *conc__take_posts(conc_loop *l, conc__post **last)
 {
-    pthread_mutex_lock(&l->mutex);
-    conc__post *first = l->posted;
-    *last = l->last_posted;
-    atomic_store_explicit(&l->posted, NULL, memory_order_relaxed);
-    pthread_mutex_unlock(&l->mutex);
+    pthread_mutex_lock(&l->shared.mutex);
+    conc__post *first = l->shared.posted;
+    *last = l->shared.last_posted;
+    atomic_store_explicit(&l->shared.posted, NULL, memory_order_relaxed);
+    pthread_mutex_unlock(&l->shared.mutex);
     return first;
 }
 
-/* Puts them before the posts that came meanwhile. */
+/* Puts them before the posts that have arrived since. */
 CONC__PRIVATE void conc__put_posts_back(conc_loop *l, conc__post *first, conc__post *last)
 {
-    pthread_mutex_lock(&l->mutex);
-    last->next = l->posted;
+    pthread_mutex_lock(&l->shared.mutex);
+    last->next = l->shared.posted;
     if (!last->next)
-        l->last_posted = last;
-    atomic_store_explicit(&l->posted, first, memory_order_relaxed);
-    pthread_mutex_unlock(&l->mutex);
+        l->shared.last_posted = last;
+    atomic_store_explicit(&l->shared.posted, first, memory_order_relaxed);
+    pthread_mutex_unlock(&l->shared.mutex);
 }
 
 /* Called by the scheduler: runs at most as many posts as it switches tasks in a pass, so that
- * timers and descriptors do not wait. Posts that come meanwhile wait for the next pass. */
+ * timers and descriptors do not wait. Posts that arrive in the meantime wait for the next pass. */
 CONC__PRIVATE void conc__run_posts(conc_loop *l)
 {
-    if (!atomic_load_explicit(&l->posted, memory_order_relaxed))
+    if (!atomic_load_explicit(&l->shared.posted, memory_order_relaxed))
         return;
     conc__post *last, *p = conc__take_posts(l, &last);
-    int64_t began = l->now;
-    l->stirred = true;
-    for (int n = 0; p && n < l->batch && l->now - began <= CONC__BATCH_NS; n++) {
+    int64_t began = l->clock.now;
+    l->fds.stirred = true;
+    for (int n = 0; p && n < l->scheduler.batch && l->clock.now - began <= CONC__BATCH_NS; n++) {
         conc__post *next = p->next;
         p->run(p);
         p = next;
@@ -13112,13 +13208,14 @@ CONC__PRIVATE int conc__serial_order(const void *a, const void *b)
 /* Updates the census. False: no memory. */
 CONC__PRIVATE bool conc__census_update(conc_loop *l)
 {
-    conc__census *c = &l->census;
-    const conc_task *roots[] = {&l->main, l->background.children};
-    if (c->serials && c->spawned == l->spawned && c->finished == l->finished)
+    conc__census *c = &l->diagnostics.census;
+    const conc_task *roots[] = {&l->run.main, l->run.background.children};
+    if (c->serials && c->spawned == l->counters.spawned && c->finished == l->counters.finished)
         return true;
     CONC_FREE(c->serials);
-    *c = (conc__census){.spawned = l->spawned, .finished = l->finished};
-    c->serials = conc__alloc((size_t)(l->spawned - l->finished) * sizeof *c->serials);
+    *c = (conc__census){.spawned = l->counters.spawned, .finished = l->counters.finished};
+    c->serials =
+        conc__alloc((size_t)(l->counters.spawned - l->counters.finished) * sizeof *c->serials);
     if (!c->serials)
         return false;
     for (size_t i = 0; i < CONC_LEN(roots); i++)
@@ -13128,18 +13225,18 @@ CONC__PRIVATE bool conc__census_update(conc_loop *l)
     return true;
 }
 
-/* Is t, with this serial number, a task of the loop that has not ended? t may be NULL, or point to
- * a task that has ended, which is not followed. Reports ask this about the owner of each lock that
- * a task waits for; without memory each question walks through all tasks. Inline, as only other
- * modules call it. */
+/* Is t, with this serial number, a live task of the loop? t may be NULL, or point to an ended task,
+ * which is not followed. Reports ask this about the owner of each awaited lock; without memory each
+ * question walks through all tasks. Inline, as only other modules call it. */
 static inline bool conc__lives(conc_loop *l, const conc_task *t, uint64_t serial)
 {
-    const conc__census *c = &l->census;
+    const conc__census *c = &l->diagnostics.census;
     if (!t)
         return false;
     if (conc__census_update(l))
         return bsearch(&serial, c->serials, c->count, sizeof *c->serials, conc__serial_order);
-    bool is_there = conc__is_in_tree(&l->main, t) || conc__is_in_tree(l->background.children, t);
+    bool is_there =
+        conc__is_in_tree(&l->run.main, t) || conc__is_in_tree(l->run.background.children, t);
     return is_there && t->serial == serial;
 }
 
@@ -13184,7 +13281,7 @@ typedef struct conc__crowd {
 
 enum { CONC__CROWDS = 256, CONC__CROWDED = 2000 };
 
-/* Counts a task. False: it is of a new kind, and there are too many kinds. */
+/* Counts a task. False: it is of a new kind, one too many. */
 CONC__PRIVATE bool conc__crowd_add(const conc_loop *l, conc__crowd *crowds, size_t *n,
                                    const conc_task *t)
 {
@@ -13208,13 +13305,12 @@ CONC__PRIVATE int conc__crowd_order(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-/* Summarizes very many tasks: a line for each place and state, with the task that has waited
- * longest. */
+/* Summarizes very many tasks: a line per place and state, with the longest waiting task. */
 CONC__PRIVATE void conc__print_crowds(conc_loop *l, FILE *out)
 {
     conc__crowd *crowds = conc__alloc(CONC__CROWDS * sizeof *crowds);
     size_t n = 0, others = 0;
-    const conc_task *roots[] = {&l->main, l->background.children};
+    const conc_task *roots[] = {&l->run.main, l->run.background.children};
     for (size_t i = 0; i < CONC_LEN(roots); i++)
         for (const conc_task *t = roots[i]; t; t = conc__task_after(t))
             others += !crowds || !conc__crowd_add(l, crowds, &n, t);
@@ -13236,16 +13332,16 @@ CONC__PRIVATE void conc__print_crowds(conc_loop *l, FILE *out)
 
 CONC__PRIVATE void conc__print_all(conc_loop *l, FILE *out)
 {
-    l->lists_tasks = false;
-    if (l->spawned - l->finished > CONC__CROWDED) {
+    l->diagnostics.lists_tasks = false;
+    if (l->counters.spawned - l->counters.finished > CONC__CROWDED) {
         conc__print_crowds(l, out);
         return;
     }
-    l->lists_tasks = true;
-    conc__print_task(out, l, &l->main, 1);
-    conc__print_tree(out, l, conc__first_group(&l->main), 2);
-    if (l->background.children)
-        conc__print_tree(out, l, &l->background, 1);
+    l->diagnostics.lists_tasks = true;
+    conc__print_task(out, l, &l->run.main, 1);
+    conc__print_tree(out, l, conc__first_group(&l->run.main), 2);
+    if (l->run.background.children)
+        conc__print_tree(out, l, &l->run.background, 1);
 }
 
 typedef struct conc__dump_call {
@@ -13257,10 +13353,11 @@ CONC__PRIVATE void conc__dump_on_loop(conc_loop *l, void *arg)
 {
     conc__dump_call *d = arg;
     l->self = d->self; /* it shows as running */
-    size_t tasks = (size_t)(l->spawned - l->finished), timers = conc__wheel_count(&l->wheel);
+    size_t tasks = (size_t)(l->counters.spawned - l->counters.finished),
+           timers = conc__wheel_count(&l->clock.wheel);
     const char *task_word = tasks == 1 ? "task" : "tasks";
     const char *timer_word = timers == 1 ? "timer" : "timers";
-    flockfile(d->out); /* no line of another thread comes between */
+    flockfile(d->out); /* keep other threads' lines out */
     fprintf(d->out, "conc: %zu %s, time %.9f, %zu %s\n", tasks, task_word,
             (double)conc__time(l) / 1e9, timers, timer_word);
     conc__print_all(l, d->out);
@@ -13282,7 +13379,7 @@ CONC_API void conc_dump(FILE *out)
     if (CONC__DIAGNOSES)
         conc__on_loop(l, conc__dump_on_loop, &d);
     else
-        fprintf(out, "conc: no dump, as the program has CONC_NO_DIAGNOSTICS\n");
+        fprintf(out, "conc: no dump: the program has CONC_NO_DIAGNOSTICS\n");
     errno = saved;
 }
 
@@ -13324,8 +13421,8 @@ CONC__PRIVATE void conc__print_cycle(FILE *out, const conc_loop *l, conc_task *l
 }
 
 /* Follows from t the tasks that wait for each other, and prints the first circle. `marked` is set
- * in each task that was seen. In a task on the path from t, `next` leads back, which tasks that
- * wait do not use, and `next_marked` points to the task itself. */
+ * in each visited task. In a task on the path from t, `next` (unused by waiting tasks) leads back,
+ * and `next_marked` points to the task itself. */
 CONC__PRIVATE bool conc__find_cycle(FILE *out, const conc_loop *l, conc_task *t)
 {
     const conc_task *last = NULL;
@@ -13359,7 +13456,7 @@ CONC__PRIVATE bool conc__find_cycle(FILE *out, const conc_loop *l, conc_task *t)
 /* Is there a circle of tasks? Prints it, unless out is NULL. */
 CONC__PRIVATE bool conc__find_deadlock(FILE *out, conc_loop *l)
 {
-    const conc_task *roots[] = {&l->main, l->background.children};
+    const conc_task *roots[] = {&l->run.main, l->run.background.children};
     bool found = false;
     for (size_t i = 0; i < CONC_LEN(roots); i++)
         for (const conc_task *t = roots[i]; t && !found; t = conc__task_after(t))
@@ -13370,16 +13467,17 @@ CONC__PRIVATE bool conc__find_deadlock(FILE *out, conc_loop *l)
     return found;
 }
 
-/* The search for a circle visits every task. Posts of other threads may wake the loop very often
- * while all tasks wait: then most of its pauses go without a search, until one is long enough.
- * True: do not search now; `limit` is when to search again. */
+/* The search for a circle visits every task. Other threads' posts may wake the loop very often
+ * while all tasks wait: then most pauses skip the search, until one is long enough. True: do not
+ * search now; `limit` is when to search again. */
 CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
 {
-    enum { TASKS = 64, EVERY = 50 * 1000 * 1000 }; /* at most so many tasks a pause; ns */
-    int64_t now = conc__clock(), left = l->searched + EVERY - now;
-    if (left <= 0 || ++l->unsearched * TASKS >= l->spawned - l->finished) {
-        l->searched = now;
-        l->unsearched = 0;
+    enum { TASKS = 64, EVERY = 50 * 1000 * 1000 }; /* at most this many tasks per pause; ns */
+    int64_t now = conc__clock(), left = l->diagnostics.searched + EVERY - now;
+    if (left <= 0 ||
+        ++l->diagnostics.unsearched * TASKS >= l->counters.spawned - l->counters.finished) {
+        l->diagnostics.searched = now;
+        l->diagnostics.unsearched = 0;
         return false;
     }
     if (left < *limit)
@@ -13387,15 +13485,15 @@ CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
     return true;
 }
 
-/* Every task waits. Does main_fn sleep until a signal ends the program? Not if a shield blocks the
- * cancel, and not if other tasks wait for each other in a circle. */
+/* Every task waits. Is main_fn sleeping until a signal ends the program? Not if a shield blocks the
+ * cancel, nor if other tasks wait for each other in a circle. */
 CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit)
 {
-    const conc__wait *w = l->main.wait;
-    if (l->virtual_clock || !atomic_load(&l->interrupt_numbers) || !w)
+    const conc__wait *w = l->run.main.wait;
+    if (l->clock.is_virtual || !atomic_load(&l->interrupt.numbers) || !w)
         return false;
     bool shielded = false;
-    for (const conc_scope *s = l->main.scope; s; s = s->outer)
+    for (const conc_scope *s = l->run.main.scope; s; s = s->outer)
         shielded |= s->shielded;
     if (shielded || w->kind != &conc__sleeping)
         return false;
@@ -13404,34 +13502,34 @@ CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit)
 
 CONC__COLD void conc__print_deadlock(conc_loop *l, FILE *out)
 {
-    flockfile(out); /* no line of another thread comes between */
-    fprintf(out, "conc: deadlock: every task waits, and nothing can wake one\n");
+    flockfile(out); /* keep other threads' lines out */
+    fprintf(out, "conc: deadlock: every task waits, and nothing can wake any of them\n");
     if (CONC__DIAGNOSES) {
         conc__print_all(l, out);
         conc__find_deadlock(out, l);
     }
-    if (l->doomed)
-        fprintf(out, "conc: they were cancelled already, and do not end\n");
+    if (l->cancels.doomed)
+        fprintf(out, "conc: they were already cancelled, and do not end\n");
     funlockfile(out);
 }
 
 /* Cancels every task, through every shield: the run ends with this error. */
 CONC__COLD void conc__doom(conc_loop *l, int rc)
 {
-    l->doomed = true;
-    if (!l->doom)
-        l->doom = rc;
-    conc__mark(l, &l->main);
-    conc__spread(l, NULL, &l->background.scope, true);
+    l->cancels.doomed = true;
+    if (!l->cancels.doom_rc)
+        l->cancels.doom_rc = rc;
+    conc__mark(l, &l->run.main);
+    conc__spread(l, NULL, &l->run.background.scope, true);
     conc__spread_marked(l);
 }
 
-/* Every task waits, and nothing can wake one: reports that, and cancels everything. */
+/* Reports that every task waits and nothing can wake any of them, and cancels everything. */
 CONC__COLD void conc__deadlock(conc_loop *l)
 {
     int saved = errno;
     conc__print_deadlock(l, stderr);
-    if (l->doomed)
+    if (l->cancels.doomed)
         abort();
     conc__doom(l, -EDEADLK);
     errno = saved;
@@ -13442,7 +13540,8 @@ typedef struct conc__lost_call {
     const char *place, *how;
 } conc__lost_call;
 
-/* Says why a function has returned with something open: after an error, mostly by a CONC_TRY. */
+/* Explains why a function has returned with something open: after an error, usually by a CONC_TRY.
+ */
 CONC__PRIVATE void conc__explain_early_return(const conc_task *t, bool is_scope)
 {
     int rc = t->last_rc;
@@ -13451,8 +13550,9 @@ CONC__PRIVATE void conc__explain_early_return(const conc_task *t, bool is_scope)
     if (rc < 0)
         fprintf(stderr, "conc: its newest error: %s\n", conc__text_or(conc__error_text(t, rc), rc));
     if (is_scope && rc < 0)
-        fprintf(stderr, "conc: an early return, as CONC_TRY's, leaves it open: inside a scope or "
-                        "group use CONC_TRY_IN(&it, ...), which ends it first\n");
+        fprintf(stderr,
+                "conc: an early return, such as CONC_TRY's, leaves it open: inside a scope or "
+                "group use CONC_TRY_IN(&it, ...), which ends it first\n");
     else if (is_scope)
         fprintf(stderr, "conc: conc_group_wait, conc_group_end or conc_scope_end is missing before "
                         "that return\n");
@@ -13473,11 +13573,11 @@ CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
             is_handle ? "in use" : "open");
     bool is_scope = !is_handle && strncmp(place, "the conc_", 9) != 0;
     if (c->how == conc__overwritten && is_scope)
-        fprintf(stderr, "conc: either bytes of it were overwritten, or the function that had it "
-                        "returned before conc_group_wait, conc_group_end or conc_scope_end\n");
+        fprintf(stderr, "conc: either bytes of it were overwritten, or the function that declared "
+                        "it returned before conc_group_wait, conc_group_end or conc_scope_end\n");
     else if (c->how == conc__overwritten && is_handle)
-        fprintf(stderr, "conc: either bytes of it were overwritten, or the function that had it "
-                        "returned before the task's end\n");
+        fprintf(stderr, "conc: either bytes of it were overwritten, or the function that declared "
+                        "it returned before the task's end\n");
     else if (c->task && c->how != conc__overwritten)
         conc__explain_early_return(c->task, is_scope);
     abort();
@@ -13488,35 +13588,34 @@ CONC__PRIVATE bool conc__is_on_own_stack(const conc_task *self, const char *at)
     return self && at >= self->stack->low && at < conc__stack_top(self->stack);
 }
 
-/* Debug: the handle of a task, or of a job, must last until that has ended. what: the task's name,
- * or CONC__A_JOB. The end of a job in another thread is not noted: only a handle on the stack of
- * the running task is watched. */
+/* Debug: a task's or job's handle must outlive it. what: the task's name, or CONC__A_JOB. A job's
+ * end in another thread is not noted: only a handle on the running task's stack is watched. */
 CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *what)
 {
     bool is_job = strcmp(what, CONC__A_JOB) == 0;
     if (is_job && !conc__is_on_own_stack(l->self, handle))
         return;
-    conc__holding_drop(&l->handles, handle); /* an earlier job's, which has ended */
-    conc__holding_add(&l->handles, handle, "a handle", what);
-    l->lent = l->receiving || l->handles;
+    conc__holding_drop(&l->lent.handles, handle); /* an earlier job's, which has ended */
+    conc__holding_add(&l->lent.handles, handle, "a handle", what);
+    l->lent.any = l->lent.receivers || l->lent.handles;
 }
 
-/* Memory of an object is gone to which the loop still points: aborts. t: the task that had the
- * object, NULL: the loop; place: what it is, and where it was opened. */
+/* Aborts because the memory of an object that the loop still points to is gone. t: the object's
+ * task, NULL: the loop; place: what it is, and where it was opened. */
 CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *place, const char *how)
 {
     conc__lost_call c = {t, place, how};
     conc__on_loop(l, conc__lost_on_loop, &c);
 }
 
-/* Each task has a stack, and so does each generator that is open or was stopped for good. */
+/* Each task has a stack, and so does each generator that is open or was stopped. */
 CONC__PRIVATE void conc__count_stacks(const conc_loop *l, conc_stats *s)
 {
     size_t all = 0;
-    s->stacks = (size_t)(l->spawned - l->finished) + l->generator_count;
-    for (const conc__stack *stack = l->stopped; stack; stack = stack->next)
+    s->stacks = (size_t)(l->counters.spawned - l->counters.finished) + l->generators.count;
+    for (const conc__stack *stack = l->generators.stopped; stack; stack = stack->next)
         s->stacks++;
-    for (const conc__stack_cache *p = l->stack_caches; p; p = p->next) {
+    for (const conc__stack_cache *p = l->stacks.caches; p; p = p->next) {
         all += p->resident;
         s->stack_bytes += p->stride * (size_t)p->per_slab * p->slab_count;
     }
@@ -13531,41 +13630,41 @@ CONC_API void conc_get_stats(conc_stats *s)
     memset(s, 0, sizeof *s);
     if (!l)
         return;
-    for (const conc_task *t = l->ready; t; t = t->next)
+    for (const conc_task *t = l->ready.first; t; t = t->next)
         s->ready++;
     conc__count_stacks(l, s);
-    s->tasks = (size_t)(l->spawned - l->finished);
-    s->timers = conc__wheel_count(&l->wheel);
-    s->generators = l->generator_count;
-    s->descriptors = l->watched_count;
-    for (const conc_signals *open = l->signals; open; open = open->next)
+    s->tasks = (size_t)(l->counters.spawned - l->counters.finished);
+    s->timers = conc__wheel_count(&l->clock.wheel);
+    s->generators = l->generators.count;
+    s->descriptors = l->fds.watched_count;
+    for (const conc_signals *open = l->signals.open; open; open = open->next)
         s->signals++;
-    pthread_mutex_lock(&l->mutex);
-    s->holds = l->holds;
-    pthread_mutex_unlock(&l->mutex);
-    s->spawned = l->spawned - conc__first_serial(l);
-    s->switches = l->switches;
-    s->passes = l->passes;
-    s->polls = l->polls;
-    s->peak = (size_t)(l->most - l->finished);
+    pthread_mutex_lock(&l->shared.mutex);
+    s->holds = l->shared.holds;
+    pthread_mutex_unlock(&l->shared.mutex);
+    s->spawned = l->counters.spawned - conc__first_serial(l);
+    s->switches = l->counters.switches;
+    s->passes = l->counters.passes;
+    s->polls = l->counters.polls;
+    s->peak = (size_t)(l->counters.most - l->counters.finished);
     if (conc__extended.jobs_queued)
         s->jobs_queued = conc__extended.jobs_queued();
-    int64_t now = conc__time(l), ran = now - l->began - l->idled;
+    int64_t now = conc__time(l), ran = now - l->run.began - l->counters.idled;
     if (CONC__STEPWISE(l)) {
-        ran = l->ran;
+        ran = l->diagnostics.ran;
         if (l->self)
-            ran += now - l->stepped;
+            ran += now - l->diagnostics.step_began;
     }
-    s->idle = (double)l->idled / 1e9;
-    s->waiting = (double)l->waited / 1e9;
+    s->idle = (double)l->counters.idled / 1e9;
+    s->waiting = (double)l->diagnostics.waited / 1e9;
     s->running = (double)ran / 1e9;
 }
 
 /* -- traces -- */
 
-/* The format is the array of "Trace Event Format" (the Chromium project), an event a line. Events
- * are buffered. The buffer is written when it is full, and now and then before the loop sleeps: a
- * program that is killed leaves a file without the closing bracket, which viewers accept. */
+/* The format is the array of Chromium's "Trace Event Format", one event per line. The event buffer
+ * is written when full, and occasionally before the loop sleeps: a killed program leaves a file
+ * without the closing bracket, which viewers accept. */
 
 enum { CONC__TRACE_BUFFER = 262144, CONC__TRACE_EVENT = 512, CONC__TRACE_PATHS = 99 };
 
@@ -13596,16 +13695,16 @@ CONC__PRIVATE void conc__trace_write(conc_loop *l, void *arg)
         }
     }
     tr->used = 0;
-    tr->written = l->now;
+    tr->written = l->clock.now;
     errno = saved;
 }
 
-/* The loop is about to sleep: writes the buffer now and then, in case the program is killed. */
+/* Before the loop sleeps: occasionally writes the buffer, in case the program is killed. */
 CONC__COLD void conc__trace_catch_up(conc_loop *l)
 {
     enum { EVERY = 500000000 };
-    if (l->now - l->trace->written >= EVERY)
-        conc__trace_write(l, l->trace);
+    if (l->clock.now - l->diagnostics.trace->written >= EVERY)
+        conc__trace_write(l, l->diagnostics.trace);
 }
 
 CONC__FAST char *conc__put(char *to, const char *text)
@@ -13615,8 +13714,8 @@ CONC__FAST char *conc__put(char *to, const char *text)
     return to + n;
 }
 
-/* Writes two digits at a time, from the last one backwards; at least so many digits, with zeros
- * before them. */
+/* Writes two digits at a time, from the last one backwards; at least this many digits, zero-padded.
+ */
 CONC__PRIVATE char *conc__put_number(char *to, uint64_t n, int least)
 {
     static const char pairs[] = "000102030405060708091011121314151617181920212223242526272829303132"
@@ -13647,7 +13746,7 @@ CONC__PRIVATE char *conc__put_time(char *to, int64_t ns)
     return conc__put_number(to + 1, n % 1000, 3);
 }
 
-/* The length of a UTF-8 character by its first byte; 0: no character begins so. */
+/* The length of a UTF-8 character by its first byte; 0: invalid. */
 CONC__PRIVATE int conc__utf8_length(unsigned char first)
 {
     if (first < 0x80)
@@ -13661,7 +13760,7 @@ CONC__PRIVATE int conc__utf8_length(unsigned char first)
     return 4;
 }
 
-/* The length of the UTF-8 character that begins here; 0: none does. */
+/* The length of the UTF-8 character at this position; 0: none. */
 CONC__PRIVATE int conc__utf8(const unsigned char *p)
 {
     int length = conc__utf8_length(p[0]);
@@ -13675,7 +13774,7 @@ CONC__PRIVATE int conc__utf8(const unsigned char *p)
     return length;
 }
 
-/* Writes a name as a JSON string has it, shortened so that it fits into an event. */
+/* Writes a name as a JSON string, shortened to fit into an event. */
 CONC__PRIVATE char *conc__put_name(char *to, const char *name)
 {
     static const char hex[] = "0123456789abcdef";
@@ -13699,11 +13798,11 @@ CONC__PRIVATE char *conc__put_name(char *to, const char *name)
     return to;
 }
 
-/* Begins an event. Returns where to write the rest; pass the end of it to conc__trace_put. NULL:
- * the trace has ended. */
+/* Begins an event. Returns where to write the rest; pass its end to conc__trace_put. NULL: the
+ * trace has ended. */
 CONC__FAST char *conc__trace_room(conc_loop *l, const char *name)
 {
-    conc__trace *tr = l->trace;
+    conc__trace *tr = l->diagnostics.trace;
     if (CONC__UNLIKELY(tr->used + CONC__TRACE_EVENT > sizeof tr->buffer))
         conc__trace_write(l, tr);
     if (tr->fd < 0)
@@ -13726,9 +13825,9 @@ CONC__PRIVATE uint64_t conc__row_of(const conc_loop *l, const conc_task *t)
 
 CONC__PRIVATE char *conc__put_row(const conc_loop *l, char *to, uint64_t row)
 {
-    /* a constant size, more than the row has, is quicker to copy */
-    memcpy(to, l->trace->row, sizeof l->trace->row);
-    return conc__put_number(to + l->trace->row_size, row, 1);
+    /* a constant size, larger than the row, is quicker to copy */
+    memcpy(to, l->diagnostics.trace->row, sizeof l->diagnostics.trace->row);
+    return conc__put_number(to + l->diagnostics.trace->row_size, row, 1);
 }
 
 CONC__FAST void conc__trace_span(conc_loop *l, uint64_t row, const char *name, int64_t from,
@@ -13737,9 +13836,9 @@ CONC__FAST void conc__trace_span(conc_loop *l, uint64_t row, const char *name, i
     char *at = conc__trace_room(l, name);
     if (!at)
         return;
-    at = conc__put_time(conc__put(at, "\",\"ph\":\"X\",\"ts\":"), from - l->began);
+    at = conc__put_time(conc__put(at, "\",\"ph\":\"X\",\"ts\":"), from - l->run.began);
     at = conc__put_time(conc__put(at, ",\"dur\":"), to - from);
-    conc__trace_put(l->trace, conc__put(conc__put_row(l, at, row), "}"));
+    conc__trace_put(l->diagnostics.trace, conc__put(conc__put_row(l, at, row), "}"));
 }
 
 /* Writes one end of an arrow, phase "s" or "f", which binds to the span around it. */
@@ -13750,9 +13849,9 @@ CONC__PRIVATE void conc__trace_arrow(conc_loop *l, uint64_t row, const char *pha
     if (!at)
         return;
     at = conc__put(conc__put(conc__put(at, "\",\"cat\":\"conc\",\"ph\":\""), phase), "\",\"ts\":");
-    at = conc__put_row(l, conc__put_time(at, when - l->began), row);
+    at = conc__put_row(l, conc__put_time(at, when - l->run.began), row);
     at = conc__put_number(conc__put(at, ",\"id\":"), number, 1);
-    conc__trace_put(l->trace, conc__put(at, *phase == 'f' ? ",\"bp\":\"e\"}" : "}"));
+    conc__trace_put(l->diagnostics.trace, conc__put(at, *phase == 'f' ? ",\"bp\":\"e\"}" : "}"));
 }
 
 CONC__PRIVATE void conc__trace_instant(conc_loop *l, uint64_t row, const char *what)
@@ -13760,8 +13859,8 @@ CONC__PRIVATE void conc__trace_instant(conc_loop *l, uint64_t row, const char *w
     char *at = conc__trace_room(l, what);
     if (!at)
         return;
-    at = conc__put_time(conc__put(at, "\",\"ph\":\"i\",\"ts\":"), conc__time(l) - l->began);
-    conc__trace_put(l->trace, conc__put(conc__put_row(l, at, row), ",\"s\":\"t\"}"));
+    at = conc__put_time(conc__put(at, "\",\"ph\":\"i\",\"ts\":"), conc__time(l) - l->run.began);
+    conc__trace_put(l->diagnostics.trace, conc__put(conc__put_row(l, at, row), ",\"s\":\"t\"}"));
 }
 
 CONC__PRIVATE void conc__trace_row(conc_loop *l, uint64_t row, const char *name)
@@ -13771,7 +13870,7 @@ CONC__PRIVATE void conc__trace_row(conc_loop *l, uint64_t row, const char *name)
         return;
     at = conc__put_row(l, conc__put(at, "\",\"ph\":\"M\""), row);
     at = conc__put_name(conc__put(at, ",\"args\":{\"name\":\""), name);
-    conc__trace_put(l->trace, conc__put(at, "\"}}"));
+    conc__trace_put(l->diagnostics.trace, conc__put(at, "\"}}"));
 }
 
 CONC__COLD void conc__trace_task(conc_loop *l, const conc_task *t)
@@ -13786,16 +13885,16 @@ CONC__COLD void conc__trace_mark(conc_loop *l, const conc_task *t, const char *w
         conc__trace_instant(l, conc__row_of(l, t), what);
 }
 
-/* The running task, if there is one, causes the next step of t: begins an arrow. */
+/* The running task, if any, causes t's next step: begins an arrow. */
 CONC__PRIVATE void conc__trace_leads(conc_loop *l, conc_task *t)
 {
     if (!l->self)
         return;
-    t->arrow = ++l->trace->arrows;
+    t->arrow = ++l->diagnostics.trace->arrows;
     conc__trace_arrow(l, conc__row_of(l, l->self), "s", conc__time(l), t->arrow);
 }
 
-/* Opens a file of this name or, if another run writes to it, with the next number that is free. */
+/* Opens a file of this name or, if another run writes to it, with the next free number. */
 CONC__PRIVATE int conc__trace_file(const char *path)
 {
     char name[PATH_MAX];
@@ -13828,16 +13927,16 @@ CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
     if (tr->fd < 0) {
         int rc = tr->fd;
         const char *words = conc__system_text(rc);
-        fprintf(stderr, "conc: %s: no trace can be written there: %s\n", path, words);
+        fprintf(stderr, "conc: %s: cannot write a trace there: %s\n", path, words);
         snprintf(conc__thread_text, sizeof conc__thread_text, "%.80s: %s", path, words);
         CONC_FREE(tr);
         return rc;
     }
     tr->arrows = 0;
-    tr->written = l->now;
+    tr->written = l->clock.now;
     tr->row_size =
         (size_t)snprintf(tr->row, sizeof tr->row, ",\"pid\":%ld,\"tid\":", (long)getpid());
-    l->trace = tr;
+    l->diagnostics.trace = tr;
     tr->used = 0;
     conc__trace_row(l, 0, "loop");
     tr->buffer[0] = '['; /* replaces the comma */
@@ -13846,7 +13945,7 @@ CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
 
 CONC__PRIVATE void conc__trace_close(conc_loop *l)
 {
-    conc__trace *tr = l->trace;
+    conc__trace *tr = l->diagnostics.trace;
     if (!tr)
         return;
     if (tr->used + 3 > sizeof tr->buffer)
@@ -13856,15 +13955,15 @@ CONC__PRIVATE void conc__trace_close(conc_loop *l)
     if (tr->fd >= 0)
         close(tr->fd);
     CONC_FREE(tr);
-    l->trace = NULL;
+    l->diagnostics.trace = NULL;
 }
 
 /* -- stack overflows -- */
 
-/* The stack in whose guard region an address lies; NULL: none. */
+/* The stack whose guard region contains an address, or NULL. */
 CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *address)
 {
-    for (const conc__stack_cache *p = l->stack_caches; p; p = p->next)
+    for (const conc__stack_cache *p = l->stacks.caches; p; p = p->next)
         for (const conc__slab *slab = p->slabs; slab; slab = slab->next) {
             uintptr_t from = (uintptr_t)address - (uintptr_t)slab->base;
             if (from < p->stride * (size_t)slab->carved && from % p->stride < p->guard)
@@ -13873,10 +13972,10 @@ CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *add
     return NULL;
 }
 
-static struct sigaction conc__fault_before[2]; /* the former dispositions of these: */
+static struct sigaction conc__fault_before[2]; /* their former dispositions: */
 static const int conc__fault_numbers[] = {SIGSEGV, SIGBUS};
 
-/* Has the former handler, which this one called, called it in turn? */
+/* Has the former handler, called by this one, called back? */
 CONC__PRIVATE bool conc__fault_comes_back(const siginfo_t *info)
 {
     static _Atomic uintptr_t last_info, last_frame;
@@ -13885,7 +13984,7 @@ CONC__PRIVATE bool conc__fault_comes_back(const siginfo_t *info)
     return before == (uintptr_t)info && frame < atomic_exchange(&last_frame, frame);
 }
 
-/* Ends the process: the instruction faults again; a signal that was sent is sent again. */
+/* Ends the process: the instruction faults again; a sent signal is sent again. */
 CONC__PRIVATE void conc__fault_kills(int number, bool was_sent)
 {
     struct sigaction usual;
@@ -13896,8 +13995,8 @@ CONC__PRIVATE void conc__fault_kills(int number, bool was_sent)
         raise(number);
 }
 
-/* The handler, on a stack of its own. Afterwards the former disposition has its effect: by default,
- * the end of the process. */
+/* The handler, on its own stack. Afterwards the former disposition takes effect: by default, the
+ * process ends. */
 CONC__PRIVATE void conc__on_fault(int number, siginfo_t *info, void *context)
 {
     const conc_loop *l = conc__here;
@@ -13932,7 +14031,7 @@ CONC__PRIVATE bool conc__fault_is_ours(int number)
 }
 
 /* The first run that wants it installs the handler, and the last removes it, unless the program has
- * installed its own meanwhile. */
+ * since installed its own. */
 CONC__PRIVATE void conc__faults_open(conc_loop *l)
 {
     if (conc__signals_reach(l)) /* the handler needs its stack: without memory there is no report */
@@ -13947,7 +14046,7 @@ CONC__PRIVATE void conc__faults_open(conc_loop *l)
             sigaction(conc__fault_numbers[i], &ours, &conc__fault_before[i]);
     }
     conc__signalling.faults++;
-    l->faults_taken = true;
+    l->diagnostics.faults_taken = true;
     pthread_mutex_unlock(&conc__signalling.mutex);
 }
 
@@ -13960,9 +14059,9 @@ CONC__PRIVATE void conc__faults_restore(void)
 
 CONC__PRIVATE void conc__faults_close(conc_loop *l)
 {
-    if (!l->faults_taken)
+    if (!l->diagnostics.faults_taken)
         return;
-    l->faults_taken = false;
+    l->diagnostics.faults_taken = false;
     pthread_mutex_lock(&conc__signalling.mutex);
     conc__signalling.faults--;
     if (conc__signalling.faults == 0)
@@ -13972,16 +14071,16 @@ CONC__PRIVATE void conc__faults_close(conc_loop *l)
 
 /* -- the use of stacks -- */
 
-/* Debug: how much of their stacks the tasks that were spawned at one line have used. */
+/* Debug: stack usage of the tasks spawned at one line. */
 typedef struct conc__usage {
     struct conc__usage *next;
     const char *spawned;
     size_t most, size, users;
-    char name[CONC__NAME]; /* of the task that has used most */
+    char name[CONC__NAME]; /* of the task that used most */
 } conc__usage;
 
-/* The lowest page of a stack that was ever touched. Searches from its top down, until a gibibyte
- * was never touched: a stack may be very large. */
+/* The lowest page of a stack ever touched. Searches from its top down, until a gibibyte is
+ * untouched: a stack may be very large. */
 CONC__PRIVATE char *conc__first_resident(conc__stack *s)
 {
     enum { GAP = 1 << 30 };
@@ -14018,15 +14117,15 @@ CONC__UNSANITIZED CONC__PRIVATE char *conc__stack_lowest(conc__stack *s)
 /* Counts used bytes of a stack for its user. Without memory only the report is lost. */
 CONC__PRIVATE void conc__usage_add(conc_loop *l, conc__source user, size_t size, size_t used)
 {
-    conc__usage *u = l->usages;
+    conc__usage *u = l->diagnostics.usages;
     while (u && (u->spawned != user.spawned || u->size != size))
         u = u->next;
     if (!u) {
         u = conc__alloc(sizeof *u);
         if (!u)
             return;
-        *u = (conc__usage){.next = l->usages, .spawned = user.spawned, .size = size};
-        l->usages = u;
+        *u = (conc__usage){.next = l->diagnostics.usages, .spawned = user.spawned, .size = size};
+        l->diagnostics.usages = u;
     }
     u->users++;
     if (used > u->most) {
@@ -14035,11 +14134,11 @@ CONC__PRIVATE void conc__usage_add(conc_loop *l, conc__source user, size_t size,
     }
 }
 
-/* A stack is about to be released. Returns the address from which it must be cleared for its next
- * user; NULL: it need not be cleared. */
+/* Before a stack is released: returns the address from which it must be cleared for its next user;
+ * NULL: not needed. */
 CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, conc__source user)
 {
-    if (l->on_valgrind) /* to Valgrind, unwritten memory has no value */
+    if (l->diagnostics.on_valgrind) /* to Valgrind, unwritten memory has no value */
         return NULL;
     char *lowest = conc__stack_lowest(s);
     conc__usage_add(l, user, s->cache->size, (size_t)(conc__stack_top(s) - lowest));
@@ -14067,8 +14166,8 @@ CONC__PRIVATE void conc__usage_report(conc_loop *l)
 {
     enum { LINES = 20 };
     char who[CONC__DESCRIPTION];
-    for (int line = 0; l->usages; line++) {
-        conc__usage **most = &l->usages;
+    for (int line = 0; l->diagnostics.usages; line++) {
+        conc__usage **most = &l->diagnostics.usages;
         for (conc__usage **at = most; *at; at = &(*at)->next)
             if ((*at)->most > (*most)->most)
                 most = at;
@@ -14085,18 +14184,18 @@ CONC__PRIVATE void conc__usage_report(conc_loop *l)
 /* -- backtraces -- */
 
 /* Finds where another thread is executing, and the names of the functions on its stack. Reading
- * must not crash, whatever state the thread is in: memory is read through the kernel, which returns
- * an error if there is none, files are read piece by piece, and nothing is allocated. Only on
+ * must not crash, whatever state the thread is in: it reads memory through the kernel, which
+ * returns an error if there is none, reads files piece by piece, and allocates nothing. Only on
  * Linux; elsewhere reports have no frames. */
 
 enum { CONC__FRAMES = 32 };
 
 #ifdef __linux__
 
-/* A function of a module of the program. */
+/* A function of one of the program's modules. */
 typedef struct conc__symbol {
     char module[PATH_MAX], name[128];
-    uint64_t offset, address; /* into the function, and in the module */
+    uint64_t offset, address; /* offsets into the function and the module */
 } conc__symbol;
 
 CONC__PRIVATE bool conc__read_at(int fd, void *to, size_t n, uint64_t at)
@@ -14111,7 +14210,7 @@ typedef struct conc__map_line {
     char rights[5], path[PATH_MAX];
 } conc__map_line;
 
-/* Reads a line of /proc/self/maps. True: the address lies in its mapping. */
+/* Reads a line of /proc/self/maps. True: its mapping contains the address. */
 CONC__PRIVATE bool conc__map_parse(const char *line, uintptr_t address, conc__map_line *m)
 {
     unsigned long low, high;
@@ -14127,7 +14226,7 @@ CONC__PRIVATE bool conc__map_parse(const char *line, uintptr_t address, conc__ma
     return true;
 }
 
-/* Finds the mapping in which an address lies. */
+/* Finds the mapping that contains an address. */
 CONC__PRIVATE bool conc__map_find(uintptr_t address, conc__map_line *m)
 {
     char text[PATH_MAX + 128];
@@ -14243,7 +14342,7 @@ CONC__PRIVATE void conc__symbol_name(conc__symbol *s, const char *file, uint64_t
     close(fd);
 }
 
-/* Finds the module and function of an address. False: there is no code. */
+/* Finds the module and function of an address. False: no code. */
 CONC__PRIVATE bool conc__symbol_at(uintptr_t address, conc__symbol *s)
 {
     static conc__map_line m; /* only watchdogs call this, one at a time */
@@ -14258,8 +14357,8 @@ CONC__PRIVATE bool conc__symbol_at(uintptr_t address, conc__symbol *s)
     return true;
 }
 
-/* Does a call instruction end at this address? Perhaps, for a processor whose instructions are not
- * known here. */
+/* Does a call instruction end at this address? Perhaps, on a processor whose instructions are
+ * unknown here. */
 CONC__PRIVATE bool conc__follows_call(int memory, uintptr_t address)
 {
 #if defined __x86_64__
@@ -14281,7 +14380,7 @@ CONC__PRIVATE bool conc__follows_call(int memory, uintptr_t address)
 #endif
 }
 
-/* Reads a file of this name in the thread's directory of /proc; "": it cannot be read. */
+/* Reads a file of this name in the thread's /proc directory; "": unreadable. */
 CONC__PRIVATE void conc__thread_file(long thread, const char *name, char *text, size_t size)
 {
     char path[64];
@@ -14295,8 +14394,8 @@ CONC__PRIVATE void conc__thread_file(long thread, const char *name, char *text, 
     text[n > 0 ? n : 0] = 0;
 }
 
-/* Is the thread in a system call? A signal would cut its sleep short: its frames are found on its
- * stack instead. */
+/* Is the thread in a system call? A signal would cut its sleep short: find its frames on its stack
+ * instead. */
 CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *pc)
 {
     char text[256];
@@ -14323,17 +14422,17 @@ CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *p
 
 /* -- the watchdog -- */
 
-/* Debug: what runs on the loop's thread now: a task's step, or a call of one of the program's
- * functions outside all tasks, which may interrupt a task's step. */
+/* Debug: the current activity on the loop's thread: a task's step, or a call of one of the
+ * program's functions outside all tasks, which may interrupt a task's step. */
 typedef struct conc__held_by {
     int64_t began;         /* on the real clock; 0: nothing runs */
     const conc_task *task; /* only compared; NULL: a call */
-    const char *role;      /* of the function that is called: "the posted function" */
+    const char *role;      /* of the called function: "the posted function" */
     uintptr_t fn;
     bool reported;
 } conc__held_by;
 
-/* Debug: a thread that checks, several times within the time that a step may take, if the same step
+/* Debug: a thread that checks, several times within a step's permitted time, whether the same step
  * is still running. */
 typedef struct conc__watchdog {
     pthread_t id, of;
@@ -14352,10 +14451,10 @@ typedef struct conc__watchdog {
 } conc__watchdog;
 
 static pthread_mutex_t conc__report_mutex = PTHREAD_MUTEX_INITIALIZER; /* one watchdog at a time */
-/* the watchdog that asks where its thread stands */
+/* the watchdog that asks where its thread is */
 static _Atomic(conc__watchdog *) conc__questioner;
 
-/* The time of the system's clock in ns from now, for calls that take such a time. */
+/* The system clock's time in ns from now, for calls that need it. */
 CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns)
 {
     struct timespec t;
@@ -14364,7 +14463,7 @@ CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns)
     return (struct timespec){(time_t)(at / 1000000000), (long)(at % 1000000000)};
 }
 
-/* Describes the code at an address: "function+0x12 (module+0x345)", as far as that is known. Under
+/* Describes the code at an address: "function+0x12 (module+0x345)", as far as known. Under
  * conc__report_mutex. */
 CONC__PRIVATE void conc__name_code(char *text, size_t size, uintptr_t address)
 {
@@ -14400,7 +14499,7 @@ CONC__COLD bool conc__name_function(char name[CONC__NAME], uintptr_t fn)
     return true;
 }
 
-/* Describes what holds the loop. Under conc__report_mutex. */
+/* Describes what blocks the loop. Under conc__report_mutex. */
 CONC__PRIVATE void conc__name_step(char *text, size_t size, const conc__held_by *step,
                                    const char *task)
 {
@@ -14428,7 +14527,7 @@ CONC__PRIVATE void conc__print_frame(int number, uintptr_t address)
                        sizeof text);
 }
 
-/* Prints the frames of a thread in a system call: the words on its stack that look like return
+/* Prints the frames of a thread in a system call: words on its stack that look like return
  * addresses. */
 CONC__PRIVATE int conc__frames_on_stack(uintptr_t sp, uintptr_t pc)
 {
@@ -14506,8 +14605,8 @@ CONC__PRIVATE bool conc__is_question(const struct sigaction *a)
     return (a->sa_flags & SA_SIGINFO) && a->sa_sigaction == conc__on_question;
 }
 
-/* May the signal be sent? Not to a thread that sleeps, as that would cut its sleep short; nor if
- * the program uses the signal, or blocks it. */
+/* May the signal be sent? Not to a sleeping thread: that would cut its sleep short; nor if the
+ * program uses or blocks the signal. */
 CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
 {
     struct sigaction now;
@@ -14515,7 +14614,7 @@ CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
     unsigned long long blocked;
     if (!d->asks || sigaction(SIGURG, NULL, &now) || !conc__is_question(&now))
         return false;
-    if (conc__on_valgrind()) /* it stops all threads but one, so no other is seen to run */
+    if (conc__on_valgrind()) /* it stops all threads but one, so no other seems to run */
         return true;
     conc__thread_file(d->of_number, "status", text, sizeof text);
     const char *running = strstr(text, "\nState:\tR");
@@ -14527,8 +14626,8 @@ CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
     return !(blocked >> (SIGURG - 1) & 1);
 }
 
-/* Asks the thread for its frames by a signal, and prints them. A system call that it interrupts is
- * restarted. */
+/* Signals the thread to get its frames, and prints them. An interrupted system call is restarted.
+ */
 CONC__PRIVATE int conc__frames_by_question(conc__watchdog *d)
 {
     int n = 0;
@@ -14545,7 +14644,7 @@ CONC__PRIVATE int conc__frames_by_question(conc__watchdog *d)
 }
 #endif
 
-/* Reports a step that takes too long. Under the mutex: the step cannot end meanwhile. */
+/* Reports a step that takes too long. Under the mutex, so that the step cannot end. */
 CONC__PRIVATE void conc__watchdog_report(conc__watchdog *d)
 {
     char name[CONC__DESCRIPTION], text[sizeof name + 128];
@@ -14558,8 +14657,8 @@ CONC__PRIVATE void conc__watchdog_report(conc__watchdog *d)
     if (sleeps)
         where = "in a system call, called from (some of these may have returned):";
     double seconds = (double)(conc__clock() - d->step.began) / 1e9;
-    int n = snprintf(text, sizeof text, "conc: %s holds the loop for %.3f s so far, %s\n", name,
-                     seconds, where);
+    int n = snprintf(text, sizeof text, "conc: %s has blocked the loop for %.3f s so far, %s\n",
+                     name, seconds, where);
     conc__write_stderr(text, n, sizeof text);
 #ifdef __linux__
     if (sleeps)
@@ -14570,7 +14669,7 @@ CONC__PRIVATE void conc__watchdog_report(conc__watchdog *d)
         frames = conc__frames_by_question(d);
 #endif
     if (!frames)
-        conc__write_stderr("    (no backtrace can be had)\n", 30, 64);
+        conc__write_stderr("    (no backtrace available)\n", 29, 64);
     pthread_mutex_unlock(&conc__report_mutex);
 }
 
@@ -14604,15 +14703,15 @@ CONC__PRIVATE bool conc__has_handler(const struct sigaction *a)
 }
 #endif
 
-/* Installs the handler for questions, unless the program has a handler for that signal, or there is
- * no stack for one. */
+/* Installs the handler for questions, unless the program handles that signal, or there is no stack
+ * for a handler. */
 CONC__PRIVATE bool conc__questions_open(const conc_loop *l, conc__watchdog *d)
 {
 #ifdef CONC__BACKTRACE
     struct sigaction now, ours;
     stack_t stack;
     void *frames[4];
-    if (!l->signal_slot || sigaltstack(NULL, &stack) || stack.ss_flags & CONC__SS_DISABLE)
+    if (!l->signals.slot || sigaltstack(NULL, &stack) || stack.ss_flags & CONC__SS_DISABLE)
         return false;
     if (sigaction(SIGURG, NULL, &now))
         return false;
@@ -14657,7 +14756,7 @@ CONC__PRIVATE void conc__questions_close(conc__watchdog *d)
 
 CONC__PRIVATE void conc__watchdog_close(conc_loop *l)
 {
-    conc__watchdog *d = l->watchdog;
+    conc__watchdog *d = l->diagnostics.watchdog;
     pthread_mutex_lock(&d->mutex);
     d->ends = true;
     pthread_cond_signal(&d->changed);
@@ -14669,7 +14768,7 @@ CONC__PRIVATE void conc__watchdog_close(conc_loop *l)
     pthread_cond_destroy(&d->changed);
     pthread_mutex_destroy(&d->mutex);
     CONC_FREE(d);
-    l->watchdog = NULL;
+    l->diagnostics.watchdog = NULL;
 }
 
 CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
@@ -14684,10 +14783,10 @@ CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
 #ifdef __linux__
     d->of_number = syscall(SYS_gettid);
 #endif
-    d->most = conc__ns(l->options.slow_step);
+    d->most = conc__ns(l->run.options.slow_step);
     d->asks = conc__questions_open(l, d);
     int rc = conc__quiet_thread(&d->id, NULL, conc__watchdog_main, d);
-    l->watchdog = d;
+    l->diagnostics.watchdog = d;
     if (rc) {
         d->id = d->of;
         conc__watchdog_close(l);
@@ -14700,7 +14799,7 @@ CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
 
 CONC__PRIVATE void conc__was_idle(conc_loop *l, int64_t from, int64_t to)
 {
-    l->idled += to - from;
+    l->counters.idled += to - from;
     if (CONC__UNLIKELY(CONC__TRACES(l) && to > from))
         conc__trace_span(l, 0, "idle", from, to);
 }
@@ -14721,7 +14820,7 @@ CONC__COLD void conc__waited(conc_loop *l, conc_task *t)
 {
     const conc__wait_kind *kind = t->wait->kind;
     int64_t now = conc__time(l);
-    l->waited += now - t->since;
+    l->diagnostics.waited += now - t->since;
     const char *name = kind->brief ? kind->brief : kind->what;
     if (CONC__TRACES(l))
         conc__trace_span(l, conc__row_of(l, t), name, t->since, now);
@@ -14739,20 +14838,20 @@ CONC__COLD void conc__woken(conc_loop *l, conc_task *t)
 /* The running task has ended; its stack is released next. */
 CONC__COLD void conc__step_last(conc_loop *l, conc_task *t)
 {
-    if (CONC__UNLIKELY(l->handles && t->has_handle)) {
-        conc__holding_drop(&l->handles, t);
-        l->lent = l->receiving || l->handles;
+    if (CONC__UNLIKELY(l->lent.handles && t->has_handle)) {
+        conc__holding_drop(&l->lent.handles, t);
+        l->lent.any = l->lent.receivers || l->lent.handles;
     }
-    l->step_over = true;
-    l->left_stack = t->stack;
-    l->left_used = NULL;
+    l->diagnostics.step_over = true;
+    l->diagnostics.left_stack = t->stack;
+    l->diagnostics.left_used = NULL;
     if (CONC__DEBUGS(l))
-        l->left_used = conc__usage_note(l, t->stack, conc__source_of(t));
+        l->diagnostics.left_used = conc__usage_note(l, t->stack, conc__source_of(t));
 }
 
 CONC__PRIVATE void conc__step_watched(conc_loop *l, const conc_task *t)
 {
-    conc__watchdog *d = l->watchdog;
+    conc__watchdog *d = l->diagnostics.watchdog;
     pthread_mutex_lock(&d->mutex);
     conc__describe(d->name, sizeof d->name, conc__source_of(t));
     d->step = (conc__held_by){.began = conc__clock(), .task = t};
@@ -14762,7 +14861,7 @@ CONC__PRIVATE void conc__step_watched(conc_loop *l, const conc_task *t)
 /* A task of this thread was renamed. */
 CONC__COLD void conc__renamed(conc_loop *l, const conc_task *t)
 {
-    conc__watchdog *d = l->watchdog;
+    conc__watchdog *d = l->diagnostics.watchdog;
     if (CONC__TRACES(l))
         conc__trace_task(l, t);
     if (!d)
@@ -14773,11 +14872,11 @@ CONC__COLD void conc__renamed(conc_loop *l, const conc_task *t)
     pthread_mutex_unlock(&d->mutex);
 }
 
-/* A step is over, which took so many ns, and what it interrupted goes on. */
+/* Ends a step, which took this many ns; the interrupted work continues. */
 CONC__PRIVATE void conc__step_ended(conc_loop *l, int64_t took, const conc__held_by *interrupted)
 {
     char name[CONC__DESCRIPTION];
-    conc__watchdog *d = l->watchdog;
+    conc__watchdog *d = l->diagnostics.watchdog;
     pthread_mutex_lock(&d->mutex);
     conc__held_by over = d->step;
     d->step = *interrupted;
@@ -14787,29 +14886,29 @@ CONC__PRIVATE void conc__step_ended(conc_loop *l, int64_t took, const conc__held
     pthread_mutex_lock(&conc__report_mutex);
     conc__name_step(name, sizeof name, &over, d->name);
     pthread_mutex_unlock(&conc__report_mutex);
-    fprintf(stderr, "conc: %s held the loop for %.3f s\n", name, (double)took / 1e9);
+    fprintf(stderr, "conc: %s blocked the loop for %.3f s\n", name, (double)took / 1e9);
 }
 
 /* Calls run(arg), which calls the program's function fn on the loop, outside all tasks. In debug
- * mode it is a step of its own, whose time does not count for the task that it interrupts. */
+ * mode it is a separate step, whose time does not count for the interrupted task. */
 CONC__COLD void conc__call_watched(conc_loop *l, const char *role, uintptr_t fn,
                                    void (*run)(void *), void *arg)
 {
-    conc__watchdog *d = l->watchdog;
-    int64_t start = conc__time(l), began = conc__clock(), before = l->called;
+    conc__watchdog *d = l->diagnostics.watchdog;
+    int64_t start = conc__time(l), began = conc__clock(), before = l->diagnostics.called;
     pthread_mutex_lock(&d->mutex);
     conc__held_by interrupted = d->step;
     d->step = (conc__held_by){.began = began, .role = role, .fn = fn};
     pthread_mutex_unlock(&d->mutex);
-    l->called = 0;
+    l->diagnostics.called = 0;
     run(arg);
     if (conc__here != l)
         return; /* a forked child */
     int64_t took = conc__time(l) - start;
     if (interrupted.began)
         interrupted.began += conc__clock() - began;
-    conc__step_ended(l, took - l->called, &interrupted);
-    l->called = before + took;
+    conc__step_ended(l, took - l->diagnostics.called, &interrupted);
+    l->diagnostics.called = before + took;
 }
 
 /* Runs and measures a task's step. */
@@ -14818,39 +14917,39 @@ CONC__COLD void conc__step(conc_loop *l, conc_task *t)
     uint64_t row = conc__row_of(l, t);
     if (CONC__WATCHES(l))
         conc__step_watched(l, t);
-    int64_t start = l->stepped = conc__time(l);
+    int64_t start = l->diagnostics.step_began = conc__time(l);
     if (t->arrow) {
         conc__trace_arrow(l, row, "f", start, t->arrow);
         t->arrow = 0;
     }
-    l->now = start;
-    l->step_over = false;
-    l->called = 0;
+    l->clock.now = start;
+    l->diagnostics.step_over = false;
+    l->diagnostics.called = 0;
     conc__resume(l, t);
     int64_t end = conc__time(l);
-    l->ran += end - start;
-    if (l->step_over)
-        conc__stack_clear(l->left_stack, l->left_used);
+    l->diagnostics.ran += end - start;
+    if (l->diagnostics.step_over)
+        conc__stack_clear(l->diagnostics.left_stack, l->diagnostics.left_used);
     else
         t->since = end;
     if (CONC__TRACES(l))
         conc__trace_span(l, row, "running", start, end);
     if (CONC__WATCHES(l))
-        conc__step_ended(l, end - start - l->called, &(conc__held_by){0});
+        conc__step_ended(l, end - start - l->diagnostics.called, &(conc__held_by){0});
 }
 
-/* Reports what was opened in the run and not closed; only: of this kind, NULL: of any. */
+/* Reports objects opened in the run and not closed; only: of this kind, NULL: of any. */
 CONC__PRIVATE void conc__opened_report(conc_loop *l, const char *only)
 {
-    if (!l->opened)
+    if (!l->diagnostics.opened)
         return;
-    for (conc__holding *h = l->opened->newest, *older; h; h = older) {
+    for (conc__holding *h = l->diagnostics.opened->newest, *older; h; h = older) {
         older = h->older;
         if (only && strcmp(h->what, only) != 0)
             continue;
         if (conc__here == l)
-            fprintf(stderr, "conc: %s is left open that was opened at %s\n", h->what, h->place);
-        conc__holding_drop(&l->opened, h->object);
+            fprintf(stderr, "conc: %s was left open, opened at %s\n", h->what, h->place);
+        conc__holding_drop(&l->diagnostics.opened, h->object);
     }
 }
 
@@ -14860,21 +14959,21 @@ CONC__PRIVATE void conc__dumps_open(conc_loop *l)
     pthread_mutex_lock(&conc__signalling.mutex);
     if (conc__signal_is_default(SIGUSR2)) {
         conc__signal_enter(SIGUSR2, CONC__DUMPS, &came);
-        l->dumps_taken = true;
+        l->diagnostics.dumps_taken = true;
     }
     pthread_mutex_unlock(&conc__signalling.mutex);
 }
 
 CONC__PRIVATE void conc__dumps_close(conc_loop *l)
 {
-    if (!l->dumps_taken)
+    if (!l->diagnostics.dumps_taken)
         return;
     pthread_mutex_lock(&conc__signalling.mutex);
     conc__signal_leave(SIGUSR2, CONC__DUMPS);
     pthread_mutex_unlock(&conc__signalling.mutex);
 }
 
-/* In a forked child: the watchdogs are gone, and the mutexes that they held are free. */
+/* In a forked child: the watchdogs are gone, and their mutexes free. */
 CONC__PRIVATE void conc__diagnosis_forget(void)
 {
     pthread_mutex_init(&conc__report_mutex, NULL);
@@ -14884,12 +14983,12 @@ CONC__PRIVATE void conc__diagnosis_forget(void)
         conc__faults_restore();
 }
 
-/* A run begins: opens the diagnostics that it wants. */
+/* A run begins: opens its requested diagnostics. */
 CONC__PRIVATE int conc__diagnosis_open(conc_loop *l)
 {
     int rc = 0;
     if (CONC__DIAGNOSES)
-        rc = conc__trace_open(l, l->options.trace);
+        rc = conc__trace_open(l, l->run.options.trace);
     if (rc == 0 && CONC__REPORTS_FAULTS(l))
         conc__faults_open(l);
     if (rc || !CONC__DEBUGS(l))
@@ -14914,8 +15013,8 @@ CONC__PRIVATE void conc__diagnosis_close(conc_loop *l)
         return;
     conc__dumps_close(l);
     conc__opened_report(l, NULL);
-    while (l->handles) /* these belong to jobs that have ended */
-        conc__holding_drop(&l->handles, l->handles->newest->object);
+    while (l->lent.handles) /* these belong to jobs that have ended */
+        conc__holding_drop(&l->lent.handles, l->lent.handles->newest->object);
     conc__usage_report(l);
     conc__trace_close(l);
 }
@@ -14927,7 +15026,7 @@ CONC_API double conc_random(double low, double high)
     conc_loop *l = conc__here;
     if (!l || !(high > low))
         return low;
-    double share = (double)(conc__random_bits(&l->draws) >> 11) / 9007199254740992.0;
+    double share = (double)(conc__random_bits(&l->random.draws) >> 11) / 9007199254740992.0;
     double x = low + (high - low) * share;
     if (high / 2 - low / 2 > DBL_MAX / 2) /* their distance is not a finite number */
         x = low * (1 - share) + high * share;
@@ -14951,7 +15050,7 @@ CONC__PRIVATE bool conc__env_number(const char *name, uint64_t least, uint64_t *
     if (good)
         *out = n;
     else
-        fprintf(stderr, "conc: %s=%s is not a number from %llu on\n", name, text,
+        fprintf(stderr, "conc: %s=%s is not a number of at least %llu\n", name, text,
                 (unsigned long long)least);
     return good;
 }
@@ -14970,8 +15069,7 @@ CONC__PRIVATE bool conc__env_word(const char *name, const char *zero, const char
     return false;
 }
 
-/* Finds the poller that the environment names. False: there is no such poller here, which is
- * reported. */
+/* Finds the poller that the environment names. False: no such poller here, which is reported. */
 CONC__PRIVATE bool conc__env_backend(const conc__backend **out)
 {
     const char *text = conc__env("CONC_POLL"), *best = CONC__BEST_BACKEND.name;
@@ -14988,7 +15086,7 @@ CONC__PRIVATE bool conc__env_backend(const conc__backend **out)
     return false;
 }
 
-/* Reports a wrong call that opens a run: there is no loop yet for conc__misused. */
+/* Reports an erroneous call that opens a run: there is no loop yet for conc__misused. */
 CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *why)
 {
     if (o->debug)
@@ -15035,14 +15133,14 @@ CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **
     return -ENOTSUP;
 }
 
-/* In a forked child: the loops that it has inherited are dead. */
+/* In a forked child: the inherited loops are dead. */
 CONC__PRIVATE void conc__forget_loop(void)
 {
     conc_loop *l = conc__here;
     if (l)
         conc__pipe_signal_unblock(l);
     for (int number = 1; l && number < CONC__SIGNALS; number++)
-        if (l->unblocked & conc__signal_bit(number))
+        if (l->signals.unblocked & conc__signal_bit(number))
             conc__signal_block(number);
     conc__here = NULL;
     pthread_mutex_init(&conc__places, NULL);
@@ -15054,7 +15152,7 @@ CONC__PRIVATE void conc__forget_loop(void)
 }
 
 /* Calls fn once; other threads wait until it has returned. Unlike with pthread_once, a forked
- * process does not wait for a thread that only its parent has: it calls fn again. */
+ * process does not wait for a thread that only its parent has: it also calls fn. */
 CONC__PRIVATE void conc__once(atomic_int *once, void (*fn)(void))
 {
     enum { DONE = -1 }; /* 0: not begun; else the process that calls it */
@@ -15072,18 +15170,18 @@ CONC__PRIVATE void conc__once(atomic_int *once, void (*fn)(void))
 
 CONC__PRIVATE void conc__watch_forks(void) { pthread_atfork(NULL, NULL, conc__forget_loop); }
 
-/* If the system refuses the poller, uses poll(2). That has no descriptor for which a host could
- * wait. */
+/* If the system refuses the poller, uses poll(2), which has no descriptor for a host to wait for.
+ */
 CONC__PRIVATE int conc__poller_open(conc_loop *l, const conc__backend *backend)
 {
-    l->backend = backend;
+    l->poller.backend = backend;
     int rc = backend->open(l);
     if (!conc__refused(-rc))
         return rc;
-    if (l->embedded)
+    if (l->run.embedded)
         return -ENOTSUP;
-    l->poll_fd = -1;
-    l->backend = &conc__poll;
+    l->poller.fd = -1;
+    l->poller.backend = &conc__poll;
     return conc__poll.open(l);
 }
 
@@ -15091,8 +15189,8 @@ CONC__PRIVATE int conc__loop_open(conc_loop *l, const conc__backend *backend)
 {
     static atomic_int forks;
     conc__once(&forks, conc__watch_forks);
-    l->stacks = conc__stack_cache_for(l, l->options.stack_size);
-    if (!l->stacks)
+    l->stacks.usual = conc__stack_cache_for(l, l->run.options.stack_size);
+    if (!l->stacks.usual)
         return -ENOMEM;
     int rc = conc__wake_open(l);
     if (rc)
@@ -15106,18 +15204,18 @@ CONC__PRIVATE void conc__loop_close(conc_loop *l)
     conc__stacks_close(l);
     conc__fds_free(l);
     conc__spares_free(l);
-    CONC_FREE(l->census.serials);
-    pthread_mutex_lock(&l->mutex);
-    l->closed = l->over_for_good = true;
+    CONC_FREE(l->diagnostics.census.serials);
+    pthread_mutex_lock(&l->shared.mutex);
+    l->shared.closed = l->shared.over_for_good = true;
     conc__wake_close(l);
-    bool held = l->holds > 0;
-    pthread_mutex_unlock(&l->mutex);
+    bool held = l->shared.holds > 0;
+    pthread_mutex_unlock(&l->shared.mutex);
     if (!held)
         conc__loop_free(l);
 }
 
 /* The initial state of conc_random. The address l and the clock differ from run to run. Seeds count
- * from 1, so a run on the virtual clock has that of seed 1. */
+ * from 1, so a run on the virtual clock has seed 1's. */
 CONC__PRIVATE uint64_t conc__first_draw(const conc_options *o, const conc_loop *l)
 {
     if (o->random)
@@ -15135,35 +15233,36 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     if (!l)
         return NULL;
     memset(l, 0, sizeof *l);
-    pthread_mutex_init(&l->mutex, NULL);
-    l->poll_fd = l->wake_in = l->wake_out = -1;
-    l->options = *o;
-    l->virtual_clock = o->virtual_clock;
-    l->seeded = o->seed != 0;
-    l->debug = o->debug;
-    l->stepwise = o->debug || o->trace;
-    l->on_valgrind = conc__on_valgrind();
-    l->run = 1 + atomic_fetch_add_explicit(&conc__runs, 1, memory_order_relaxed);
-    l->spawned = l->finished = l->most = conc__first_serial(l);
+    pthread_mutex_init(&l->shared.mutex, NULL);
+    l->poller.fd = l->poller.wake_in = l->poller.wake_out = -1;
+    l->run.options = *o;
+    l->clock.is_virtual = o->virtual_clock;
+    l->random.seeded = o->seed != 0;
+    l->diagnostics.debug = o->debug;
+    l->scheduler.stepwise = o->debug || o->trace;
+    l->diagnostics.on_valgrind = conc__on_valgrind();
+    l->run.number = 1 + atomic_fetch_add_explicit(&conc__runs, 1, memory_order_relaxed);
+    l->counters.spawned = l->counters.finished = l->counters.most = conc__first_serial(l);
     l->errno_at = &errno;
-    l->switch_stacks = conc__switch_plainly;
-    l->batch = CONC__BATCH_MOST;
-    l->budget = CONC__BUDGET_MOST;
+    l->scheduler.switch_stacks = conc__switch_plainly;
+    l->scheduler.batch = CONC__BATCH_MOST;
+    l->scheduler.budget = CONC__BUDGET_MOST;
     if (!o->virtual_clock) {
-        l->now = conc__clock();
-        l->batch = 1; /* it is not known yet how slow steps are */
-        l->budget /= CONC__BATCH_MOST;
+        l->clock.now = conc__clock();
+        l->scheduler.batch = 1; /* how slow steps are is not known yet */
+        l->scheduler.budget /= CONC__BATCH_MOST;
     }
-    l->budget_left = l->budget;
-    l->job_limit = CONC__NEVER;
-    l->wheel.elapsed = (uint64_t)l->now;
-    l->trimmed = l->verified = l->polled = l->began = l->last_pass = l->now;
-    l->picks = o->seed;
-    l->draws = conc__first_draw(o, l);
-    l->exit_status = CONC__NO_STATUS;
-    conc__fpu_save(&l->fpu);
+    l->ready.budget_left = l->scheduler.budget;
+    l->job.limit = CONC__NEVER;
+    l->clock.wheel.elapsed = (uint64_t)l->clock.now;
+    l->stacks.trimmed = l->fds.verified = l->poller.polled = l->run.began = l->scheduler.last_pass =
+        l->clock.now;
+    l->random.picks = o->seed;
+    l->random.draws = conc__first_draw(o, l);
+    l->run.exit_status = CONC__NO_STATUS;
+    conc__fpu_save(&l->scheduler.fpu);
 #if CONC__TSAN
-    l->thread_stack.tsan_fiber = conc__fiber_begin(false);
+    l->scheduler.stack.tsan_fiber = conc__fiber_begin(false);
 #endif
     return l;
 }
@@ -15179,7 +15278,7 @@ CONC__PRIVATE void conc__report_lost_args(conc_loop *l, void *arg)
     const conc__range *memory = arg;
     char who[CONC__DESCRIPTION];
     size_t found = 0;
-    for (const conc_task *t = l->background.children; t; t = conc__task_after(t))
+    for (const conc_task *t = l->run.background.children; t; t = conc__task_after(t))
         if ((uintptr_t)t->arg - memory->low < memory->size && found++ < LINES)
             fprintf(stderr,
                     "conc: %s: its arg is a variable of main's function, which has returned\n",
@@ -15188,8 +15287,8 @@ CONC__PRIVATE void conc__report_lost_args(conc_loop *l, void *arg)
         fprintf(stderr, "conc: so do the args of %zu others\n", found - LINES);
 }
 
-/* main_fn has returned to `frame`: objects in the frames below it that are still in use are lost. A
- * handle that lies there is not read, as it may have been overwritten. */
+/* main_fn has returned to `frame`: objects still in use in the frames below it are lost. A handle
+ * there is not read, because it may have been overwritten. */
 CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
 {
     static const char how[] = "its function returned";
@@ -15197,11 +15296,11 @@ CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
     uintptr_t low = (uintptr_t)self->stack->low, size = (uintptr_t)frame - low;
     if (self->scope)
         conc__lost(l, self, self->place, how);
-    if (l->lent)
+    if (l->lent.any)
         conc__check_lent(l, self, frame, how);
     const conc_task *t = NULL;
-    if (l->background.live_handles)
-        t = l->background.children;
+    if (l->run.background.live_handles)
+        t = l->run.background.children;
     for (; t; t = t->younger)
         if ((uintptr_t)t - low < size)
             conc__lost(l, self, CONC__HANDLE_OF "a background task", how);
@@ -15210,17 +15309,17 @@ CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
         conc__on_loop(l, conc__report_lost_args, &memory);
 }
 
-/* Ends everything that is left after main_fn has returned; in its task. */
+/* Ends everything left after main_fn has returned; in its task. */
 CONC__PRIVATE void conc__wind_up(conc_loop *l)
 {
     conc_task *self = l->self;
-    l->winding_up = true;
+    l->run.winding_up = true;
     self->asked = false; /* its cancel is over: the calls below wait */
     conc__mark(l, self);
     conc__spread_marked(l);
-    conc__cancel_scope(l, &l->background.scope);
-    if (l->background.live)
-        conc__wait_until_empty(l, &l->background);
+    conc__cancel_scope(l, &l->run.background.scope);
+    if (l->run.background.live)
+        conc__wait_until_empty(l, &l->run.background);
     conc__opened_report(l, "a generator"); /* before they close: they may close others */
     conc__close_generators(l);
     conc__report_failures(l);
@@ -15229,12 +15328,12 @@ CONC__PRIVATE void conc__wind_up(conc_loop *l)
 CONC__PRIVATE int conc__main_task(void *arg)
 {
     conc_loop *l = arg;
-    int rc = l->main_fn(l->main_arg);
+    int rc = l->run.main_fn(l->run.main_arg);
     if (conc__here != l)
         return rc; /* a forked child */
     conc__find_lost_of_main(l, __builtin_frame_address(0));
     conc__wind_up(l);
-    l->over = true;
+    l->run.over = true;
     return rc;
 }
 
@@ -15242,12 +15341,12 @@ CONC__PRIVATE int conc__main_task(void *arg)
 typedef struct conc__outcome {
     char by[CONC__DESCRIPTION], text[CONC__TEXT];
     int signal;      /* that interrupted it; 0: none */
-    int exit_status; /* what conc_set_exit_status chose; CONC__NO_STATUS: nothing */
+    int exit_status; /* from conc_set_exit_status; CONC__NO_STATUS: none */
 } conc__outcome;
 
 CONC__PRIVATE int conc__start_main(conc_loop *l)
 {
-    size_t size = l->options.stack_size;
+    size_t size = l->run.options.stack_size;
     if (size < CONC_STACK_SIZE)
         size = CONC_STACK_SIZE;
     conc__stack_cache *cache = conc__stack_cache_for(l, size);
@@ -15256,31 +15355,32 @@ CONC__PRIVATE int conc__start_main(conc_loop *l)
     conc__stack *stack = conc__stack_acquire(cache);
     if (!stack)
         return -ENOMEM;
-    conc__task_init(l, &l->main, true, stack, conc__main_task, l, l->main_name);
-    l->background.scope.state = CONC__OPEN;
-    l->background.scope.is_group = l->background.background = l->background.keep_going = true;
-    l->background.scope.place = "background";
-    conc__prepare(l->main.context, stack->low, conc__stack_top(stack), conc__task_main);
-    conc__make_ready(l, &l->main);
+    conc__task_init(l, &l->run.main, true, stack, conc__main_task, l, l->run.main_name);
+    l->run.background.scope.state = CONC__OPEN;
+    l->run.background.scope.is_group = l->run.background.background = l->run.background.keep_going =
+        true;
+    l->run.background.scope.place = "background";
+    conc__prepare(l->run.main.context, stack->low, conc__stack_top(stack), conc__task_main);
+    conc__make_ready(l, &l->run.main);
     if (CONC__TRACES(l))
-        conc__trace_task(l, &l->main);
+        conc__trace_task(l, &l->run.main);
     return 0;
 }
 
 /* Refuses further posts, and runs those that were accepted. */
 CONC__PRIVATE void conc__last_posts(conc_loop *l)
 {
-    pthread_mutex_lock(&l->mutex);
-    l->closed = true;
-    pthread_mutex_unlock(&l->mutex);
-    while (atomic_load_explicit(&l->posted, memory_order_relaxed))
+    pthread_mutex_lock(&l->shared.mutex);
+    l->shared.closed = true;
+    pthread_mutex_unlock(&l->shared.mutex);
+    while (atomic_load_explicit(&l->shared.posted, memory_order_relaxed))
         conc__run_posts(l);
 }
 
 CONC__PRIVATE void conc__run_enlist(conc_loop *l)
 {
     pthread_mutex_lock(&conc__live_runs.mutex);
-    l->next_run = conc__live_runs.first;
+    l->run.next = conc__live_runs.first;
     conc__live_runs.first = l;
     pthread_mutex_unlock(&conc__live_runs.mutex);
 }
@@ -15288,9 +15388,9 @@ CONC__PRIVATE void conc__run_enlist(conc_loop *l)
 CONC__PRIVATE void conc__run_delist(conc_loop *l)
 {
     pthread_mutex_lock(&conc__live_runs.mutex);
-    for (conc_loop **at = &conc__live_runs.first; *at; at = &(*at)->next_run)
+    for (conc_loop **at = &conc__live_runs.first; *at; at = &(*at)->run.next)
         if (*at == l) {
-            *at = l->next_run;
+            *at = l->run.next;
             break;
         }
     pthread_mutex_unlock(&conc__live_runs.mutex);
@@ -15304,11 +15404,11 @@ CONC_API void conc_set_exit_status(int status)
     else if (status < 0 || status > 255)
         conc__misused(0, __func__, "an exit status is a number from 0 to 255", NULL);
     else
-        l->exit_status = status;
+        l->run.exit_status = status;
 }
 
-/* No run is open on this thread any more: rc was the last one's result, or the reason why it failed
- * to begin. */
+/* No run is open on this thread any longer: rc is the last one's result, or why it failed to begin.
+ */
 CONC__PRIVATE void conc__keep_words_of_run(int rc, const char *text)
 {
     if (rc >= 0) {
@@ -15319,7 +15419,7 @@ CONC__PRIVATE void conc__keep_words_of_run(int rc, const char *text)
     conc_fail(rc, "%s", text); /* if this thread runs a job, it is the job's error */
 }
 
-/* Opens a run, and makes it the current one of this thread. */
+/* Opens a run, and makes it this thread's current one. */
 CONC__PRIVATE int conc__open_run(conc_loop **out, bool embedded, const conc_options *options,
                                  const char *spawned, conc_fn *main_fn, void *arg)
 {
@@ -15335,12 +15435,12 @@ CONC__PRIVATE int conc__open_run(conc_loop **out, bool embedded, const conc_opti
     conc_loop *l = conc__loop_new(&o);
     if (!l)
         return -ENOMEM;
-    l->embedded = embedded;
-    l->left = l->began;
-    l->asleep = embedded; /* a post wakes the host */
-    l->main_name = spawned;
-    l->main_fn = main_fn;
-    l->main_arg = arg;
+    l->run.embedded = embedded;
+    l->run.left = l->run.began;
+    l->shared.asleep = embedded; /* a post wakes the host */
+    l->run.main_name = spawned;
+    l->run.main_fn = main_fn;
+    l->run.main_arg = arg;
     rc = conc__loop_open(l, backend);
     if (rc == 0)
         rc = conc__diagnosis_open(l);
@@ -15375,21 +15475,21 @@ CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options
     return rc;
 }
 
-/* Why the run failed, in words. */
+/* The text of the run's error. */
 CONC__PRIVATE const char *conc__run_text(const conc_loop *l, int rc)
 {
-    if (*l->doom_text)
-        return l->doom_text;
-    return conc__text_or(conc__error_text(&l->main, rc), rc);
+    if (*l->cancels.doom_text)
+        return l->cancels.doom_text;
+    return conc__text_or(conc__error_text(&l->run.main, rc), rc);
 }
 
 /* Ends a run. Returns its result. */
 CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
 {
     conc__last_posts(l);
-    while (l->endings) {
-        conc__ending *e = l->endings;
-        l->endings = e->next;
+    while (l->run.endings) {
+        conc__ending *e = l->run.endings;
+        l->run.endings = e->next;
         e->end(l, e);
     }
     conc__diagnosis_close(l);
@@ -15397,16 +15497,16 @@ CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
     conc__run_delist(l);
     conc__here = NULL;
     conc__pipe_signal_unblock(l);
-    int rc = l->main.result;
-    if (l->doomed)
-        rc = l->doom;
-    outcome->exit_status = l->exit_status;
-    if (l->interrupted_late || (l->interrupted_by && rc == -ECANCELED)) {
+    int rc = l->run.main.result;
+    if (l->cancels.doomed)
+        rc = l->cancels.doom_rc;
+    outcome->exit_status = l->run.exit_status;
+    if (l->interrupt.late || (l->interrupt.by && rc == -ECANCELED)) {
         rc = -EINTR;
-        outcome->signal = l->interrupted_by;
+        outcome->signal = l->interrupt.by;
         conc__copy(outcome->text, sizeof outcome->text, conc_strerror(rc));
     } else if (rc < 0) {
-        conc__describe(outcome->by, sizeof outcome->by, conc__origin(&l->main, rc));
+        conc__describe(outcome->by, sizeof outcome->by, conc__origin(&l->run.main, rc));
         conc__copy(outcome->text, sizeof outcome->text, conc__run_text(l, rc));
     }
     conc__loop_close(l);
@@ -15463,7 +15563,7 @@ CONC_API int conc_embed_begin(conc_embed *e, const conc_options *options, conc_f
     if (!e)
         return conc__misused(-EINVAL, __func__, "no conc_embed", NULL);
     if (conc__is_live(e->loop))
-        return conc__misused(-EBUSY, "conc_embed_begin", "it has a run already", NULL);
+        return conc__misused(-EBUSY, "conc_embed_begin", "it already has a run", NULL);
     conc_loop *l = NULL;
     int saved = errno, rc = conc__begin(&l, true, options, "main", main_fn, arg);
     errno = saved;
@@ -15472,7 +15572,7 @@ CONC_API int conc_embed_begin(conc_embed *e, const conc_options *options, conc_f
     return rc;
 }
 
-/* 0, or an error: e has no run, or another thread's. */
+/* 0, or an error: e has no run, or one of another thread. */
 CONC__PRIVATE int conc__embed_check(const conc_embed *e)
 {
     if (!e || !e->loop)
@@ -15488,7 +15588,7 @@ CONC__PRIVATE int conc__embed_usable(const conc_embed *e, const char *call)
     int rc = conc__embed_check(e);
     if (rc == -EINVAL)
         return conc__misused(rc, call, "no run is open there", NULL);
-    bool is_inside = rc == 0 && (e->loop->self || e->loop->stepping);
+    bool is_inside = rc == 0 && (e->loop->self || e->loop->scheduler.stepping);
     if (rc == -EPERM || is_inside)
         return conc__misused(-EPERM, call, "not between two steps, on the run's thread", NULL);
     return rc;
@@ -15498,17 +15598,18 @@ CONC_API int conc_embed_fd(conc_embed *e)
 {
     int rc = conc__embed_check(e);
     if (rc)
-        return conc__misused(rc, __func__, "no run is open there, or it is the parent's", NULL);
-    return e->loop->poll_fd;
+        return conc__misused(rc, __func__,
+                             "no run is open there, or it belongs to the parent process", NULL);
+    return e->loop->poller.fd;
 }
 
 /* Is there work to do now? */
 CONC__PRIVATE bool conc__embed_is_due(conc_loop *l, bool at_work)
 {
-    bool ready = l->over || l->ready || l->spinners || l->settlers.first;
-    bool stands = at_work || l->retried || l->standstill.until > conc__clock();
-    bool jumps = l->virtual_clock && !stands && conc__wheel_next(&l->wheel) != CONC__NEVER;
-    return ready || jumps || atomic_load(&l->posted) || atomic_load(&l->signalled);
+    bool ready = l->run.over || l->ready.first || l->spinners.first || l->scheduler.settlers.first;
+    bool stands = at_work || l->clock.retried || l->clock.standstill.until > conc__clock();
+    bool jumps = l->clock.is_virtual && !stands && conc__wheel_next(&l->clock.wheel) != CONC__NEVER;
+    return ready || jumps || atomic_load(&l->shared.posted) || atomic_load(&l->signals.came);
 }
 
 CONC_API double conc_embed_timeout(conc_embed *e)
@@ -15521,19 +15622,19 @@ CONC_API double conc_embed_timeout(conc_embed *e)
     conc_loop *l = e->loop;
     if (conc__embed_is_due(l, conc__at_work(l)))
         return 0;
-    int64_t next = CONC__NEVER, now = conc__clock(), verify = l->verified + CONC__VERIFY_EVERY;
-    if (!l->virtual_clock)
-        next = conc__wheel_next(&l->wheel);
-    /* the host may close a descriptor; while l->retried is set, the virtual clock is about to jump,
-     * and conc__jump_clock verifies the descriptors */
-    if (l->verify_count && !l->retried && verify < next)
+    int64_t next = CONC__NEVER, now = conc__clock(), verify = l->fds.verified + CONC__VERIFY_EVERY;
+    if (!l->clock.is_virtual)
+        next = conc__wheel_next(&l->clock.wheel);
+    /* the host may close a descriptor; while l->clock.retried is set, the virtual clock is about
+     * to jump, and conc__jump_clock verifies the descriptors */
+    if (l->fds.verify_count && !l->clock.retried && verify < next)
         next = verify;
-    if (l->retried && now + CONC__MOMENT < next)
+    if (l->clock.retried && now + CONC__MOMENT < next)
         next = now + CONC__MOMENT;
-    if (l->apart && now + CONC__APART_EVERY < next)
+    if (l->poller.apart && now + CONC__APART_EVERY < next)
         next = now + CONC__APART_EVERY; /* the host does not see descriptors outside the queue */
-    if (l->standstill.until > now && l->standstill.until < next)
-        next = l->standstill.until;
+    if (l->clock.standstill.until > now && l->clock.standstill.until < next)
+        next = l->clock.standstill.until;
     if (next == CONC__NEVER)
         return CONC_FOREVER;
     if (next <= now)
@@ -15543,29 +15644,29 @@ CONC_API double conc_embed_timeout(conc_embed *e)
 
 CONC_API int conc_embed_step(conc_embed *e)
 {
-    enum { PASSES = 16 }; /* at most, before the host goes on */
+    enum { PASSES = 16 }; /* at most, before the host continues */
     int rc = conc__embed_usable(e, "conc_embed_step"), saved = errno;
     if (rc)
         return rc;
     conc_loop *l = e->loop;
-    l->stepping = true;
-    l->retried = false;
-    l->standstill.until = 0;
-    l->last_pass = conc__time(l);
-    conc__was_idle(l, l->left, l->last_pass);
-    int64_t start = l->left = l->last_pass;
-    for (int i = 0; i < PASSES && l->left - start < CONC__BATCH_NS && !l->over; i++) {
+    l->scheduler.stepping = true;
+    l->clock.retried = false;
+    l->clock.standstill.until = 0;
+    l->scheduler.last_pass = conc__time(l);
+    conc__was_idle(l, l->run.left, l->scheduler.last_pass);
+    int64_t start = l->run.left = l->scheduler.last_pass;
+    for (int i = 0; i < PASSES && l->run.left - start < CONC__BATCH_NS && !l->run.over; i++) {
         if (!conc__run_pass(l))
             break;
-        l->left = conc__time(l);
+        l->run.left = conc__time(l);
     }
-    l->stepping = false;
-    l->left = conc__time(l);
-    pthread_mutex_lock(&l->mutex);
-    l->asleep = !l->posted; /* a post wakes the host */
-    pthread_mutex_unlock(&l->mutex);
+    l->scheduler.stepping = false;
+    l->run.left = conc__time(l);
+    pthread_mutex_lock(&l->shared.mutex);
+    l->shared.asleep = !l->shared.posted; /* a post wakes the host */
+    pthread_mutex_unlock(&l->shared.mutex);
     errno = saved;
-    return !l->over;
+    return !l->run.over;
 }
 
 CONC_API int conc_embed_end(conc_embed *e)
@@ -15577,12 +15678,12 @@ CONC_API int conc_embed_end(conc_embed *e)
     if (rc)
         return rc;
     conc_loop *l = e->loop;
-    l->embedded = false;
-    l->stepping = true;
-    conc__was_idle(l, l->left, conc__time(l));
-    conc__take_signals(l); /* an interrupt since the last step is the reason for the end */
-    if (!l->winding_up)
-        conc__task_cancel(l, &l->main);
+    l->run.embedded = false;
+    l->scheduler.stepping = true;
+    conc__was_idle(l, l->run.left, conc__time(l));
+    conc__take_signals(l); /* an interrupt since the last step is why it ends */
+    if (!l->run.winding_up)
+        conc__task_cancel(l, &l->run.main);
     conc__schedule(l);
     rc = conc__end_run(l, &outcome);
     e->loop = NULL;
@@ -15597,9 +15698,9 @@ CONC_API int conc_embed_end(conc_embed *e)
 /* conc_sync.h - v0.1.0 - locks, semaphores, events, queues and select for the tasks of conc.h -
  * MIT licence
  *
- * What asyncio and trio call synchronization: lock, rwlock, semaphore, event, condition,
- * barrier, latch, future, queue, limiter, and a select over them. They serve the tasks of one
- * loop; between threads, use conc_channel of conc_pool.h.
+ * Synchronization, as asyncio and trio know it: lock, rwlock, semaphore, event, condition, barrier,
+ * latch, future, queue, limiter, and a select over them. They serve the tasks of one loop; between
+ * threads, use conc_channel of conc_pool.h.
  *
  *     static conc_lock lock;                              // all zero: ready
  *     static conc_queue jobs = CONC_QUEUE(int, 10);       // of ints, at most 10
@@ -15623,21 +15724,20 @@ CONC_API int conc_embed_end(conc_embed *e)
  * work as they do there: the file that defines CONC_IMPLEMENTATION must include this header too,
  * or the linker finds none of its functions.
  *
- * Conventions, beside conc.h's
- *   Objects   An object is ready when it is all zero or set by its macro (CONC_SEM, CONC_BARRIER,
- *             CONC_QUEUE), also before and after a run. Only a queue allocates memory; the other
- *             objects need no destroy call.
- *   Order     First come, first served. A release hands over to the first waiter at once. No
- *             other task can overtake it, not even with a try_ call, and a task that releases
- *             and acquires again queues behind the waiters.
- *   Grants    0 means the whole effect, -ECANCELED none. A waiter keeps what it was handed even
- *             if a cancel or a time limit comes before it runs; it sees the cancel at its next
- *             checkpoint.
+ * Conventions, in addition to conc.h's
+ *   Objects   An object is ready when it is all zero or initialized by its macro (CONC_SEM,
+ *             CONC_BARRIER, CONC_QUEUE), even before and after a run. Only a queue allocates
+ *             memory; the other objects need no destroy call.
+ *   Order     First come, first served. A release immediately hands over to the first waiter. No
+ *             other task can overtake it, not even with a try_ call, and a task that releases and
+ *             reacquires queues behind the waiters.
+ *   Grants    0 means the full effect, -ECANCELED none. A waiter keeps what it was handed even if a
+ *             cancel or a timeout occurs before it runs; it sees the cancel at its next checkpoint.
  *   Calling   Calls that may wait, and all calls on locks and rwlocks, are for tasks. The other
- *             calls (set, notify, close, a semaphore's release, try_) may also come from posted
- *             functions, and from outside a run if no task waits. Otherwise, and if a task of
- *             another loop waits, the result is -EPERM. A try_ call that would have to wait
- *             returns -EAGAIN.
+ *             calls (set, notify, close, a semaphore's release, try_) also work in posted
+ *             functions, and outside a run if no task waits. Otherwise, or if a task of another
+ *             loop waits, the result is -EPERM. A try_ call that would have to wait returns
+ *             -EAGAIN.
  *   Errors    A NULL argument is -EINVAL; a function that returns nothing ignores it.
  *
  * Contents: >>lock >>rwlock >>semaphore >>event >>condition >>barrier >>latch >>future >>queue
@@ -15656,34 +15756,34 @@ extern "C" {
 typedef struct conc_lock {
     /* private */
     conc_task *owner;
-    uint64_t serial; /* the owner's; tells it from a later task at the same address */
+    uint64_t serial; /* the owner's; distinguishes it from a later task at the same address */
     conc__waits waits;
     const char *place; /* where the owner acquired it */
 } conc_lock;
 
 /* Acquires the lock for the calling task. Waits.
  *     int conc_lock_acquire(conc_lock *l);
- * Errors: -EDEADLK (the task has it already), -EPERM (a task of another run has it, even one that
- * is over), -ECANCELED. */
+ * Errors: -EDEADLK (the caller already holds it), -EPERM (a task of another run, perhaps an ended
+ * one, holds it), -ECANCELED. */
 #define conc_lock_acquire(...) conc__lock_acquire((__VA_ARGS__), CONC__PLACE)
 CONC_API int conc__lock_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
 
-/* The same without waiting: -EAGAIN if another task has the lock, -EDEADLK if the caller has it.
+/* The same without waiting: -EAGAIN if another task holds the lock, -EDEADLK if the caller does.
  *     int conc_lock_try_acquire(conc_lock *l); */
 #define conc_lock_try_acquire(...) conc__lock_try_acquire((__VA_ARGS__), CONC__PLACE)
 CONC_API int conc__lock_try_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
 
-/* Hands the lock to its first waiter, or frees it. Not a checkpoint. -EPERM: the calling task does
- * not hold the lock. */
+/* Hands the lock to its first waiter, or frees it. Not a checkpoint. -EPERM: the caller does not
+ * hold the lock. */
 CONC_API int conc_lock_release(conc_lock *l);
 
-/* The task that has the lock; NULL: none. If the owner may have ended without a release, the
- * pointer may only be compared, not used. */
+/* The task that holds the lock, or NULL. If the owner may have ended without a release, compare the
+ * pointer but do not dereference it. */
 CONC_API conc_task *conc_lock_owner(const conc_lock *l);
 
-/* CONC_LOCKED(&l) { ... }: the block runs with the lock, and every way out of it (its end, break,
- * continue, return, goto, CONC_TRY) releases the lock. If the acquire fails, the calling function
- * returns its error; that would leave a scope or group open, so inside one acquire by hand. */
+/* CONC_LOCKED(&l) { ... }: the block runs with the lock held, and every way out of it (its end,
+ * break, continue, return, goto, CONC_TRY) releases it. If the acquire fails, the calling function
+ * returns its error; inside a scope or group that would leave it open, so acquire by hand there. */
 #define CONC_LOCKED(...) \
     CONC__GUARDED(conc__lock_enter((__VA_ARGS__), CONC__PLACE), conc__lock_leave, __COUNTER__)
 #define CONC__GUARDED(enter, leave, n) CONC__GUARDED2(enter, leave, CONC__JOIN(conc__guard, n))
@@ -15717,9 +15817,9 @@ typedef struct conc_rwlock {
 
 /* Waits.
  *     int conc_rwlock_acquire_read(conc_rwlock *l), conc_rwlock_acquire_write(conc_rwlock *l);
- * Errors: -EDEADLK (the task has it for writing already), -EPERM (a task of another run has it,
- * even one that is over), -ECANCELED. A reader must release it before it acquires it again:
- * otherwise it waits for itself, or for a writer that has queued in between and waits for it. */
+ * Errors: -EDEADLK (the caller already holds it for writing), -EPERM (a task of another run,
+ * perhaps an ended one, holds it), -ECANCELED. A reader must release it before acquiring it again:
+ * otherwise it deadlocks with itself, or with a writer that has queued in between. */
 #define conc_rwlock_acquire_read(...) conc__rwlock_acquire((__VA_ARGS__), CONC__READER, CONC__PLACE)
 #define conc_rwlock_acquire_write(...) \
     conc__rwlock_acquire((__VA_ARGS__), CONC__WRITER, CONC__PLACE)
@@ -15735,9 +15835,9 @@ CONC_API int conc__rwlock_acquire(conc_rwlock *l, int how, const char *place) CO
     conc__rwlock_try_acquire((__VA_ARGS__), CONC__WRITER, CONC__PLACE)
 CONC_API int conc__rwlock_try_acquire(conc_rwlock *l, int how, const char *place) CONC_NODISCARD;
 
-/* Releases either kind; for the task that acquired it. Not a checkpoint. -EPERM: another task has
- * it for writing, or no task has it. The rwlock only counts its readers, so a release by a task
- * that does not read goes unnoticed. */
+/* Releases either kind; for the task that acquired it. Not a checkpoint. -EPERM: another task holds
+ * it for writing, or no task holds it. The rwlock only counts its readers, so a release by a
+ * non-reader goes unnoticed. */
 CONC_API int conc_rwlock_release(conc_rwlock *l);
 
 /* ---- >>semaphore ---------------------------------------------------------------------------- */
@@ -15760,11 +15860,11 @@ typedef struct conc_sem {
 CONC_API int conc_sem_acquire(conc_sem *s) CONC_NODISCARD;
 CONC_API int conc_sem_try_acquire(conc_sem *s) CONC_NODISCARD;
 
-/* Returns a permit, which goes to the first waiter if there is one. -EOVERFLOW: there would be more
- * permits than max, or than an int holds. Not a checkpoint. */
+/* Returns a permit, which goes to the first waiter if there is one. -EOVERFLOW: the permits would
+ * exceed max, or INT_MAX. Not a checkpoint. */
 CONC_API int conc_sem_release(conc_sem *s);
 
-/* CONC_PERMIT(&sem) { ... }: the block runs with a permit, as CONC_LOCKED does with a lock. */
+/* CONC_PERMIT(&sem) { ... }: the block runs holding a permit, as CONC_LOCKED holds a lock. */
 #define CONC_PERMIT(...) CONC__GUARDED(conc__sem_enter(__VA_ARGS__), conc__sem_leave, __COUNTER__)
 CONC_API conc__entered conc__sem_enter(conc_sem *s);
 CONC_API void conc__sem_leave(conc__entered *g);
@@ -15780,12 +15880,12 @@ typedef struct conc_event {
 /* Waits until the event is set. Errors: -ECANCELED. */
 CONC_API int conc_event_wait(conc_event *e) CONC_NODISCARD;
 
-/* Wakes all waiters, even if a clear follows at once; until then later calls do not wait. Neither
- * the call nor the waiters use the event afterwards, so a woken task may free it. Not a
- * checkpoint. */
+/* Wakes all waiters, even if a clear follows immediately; until then later waits return
+ * immediately. Neither the call nor the waiters use the event afterwards, so a woken task may free
+ * it. Not a checkpoint. */
 CONC_API void conc_event_set(conc_event *e);
 
-/* From now on conc_event_wait waits. Not a checkpoint. */
+/* Makes conc_event_wait wait from now on. Not a checkpoint. */
 CONC_API void conc_event_clear(conc_event *e);
 
 CONC_API bool conc_event_is_set(const conc_event *e);
@@ -15797,14 +15897,14 @@ typedef struct conc_cond {
     conc__waits waits;
 } conc_cond;
 
-/* Releases the lock, waits to be notified, and acquires the lock again. The task holds the lock
- * whatever the result, so the call may return after a time limit. Other tasks may run between the
- * notify and the return: test the condition in a loop. Errors: -EPERM (the task does not have the
- * lock), -ECANCELED (the wait used up no notify). */
+/* Releases the lock, waits for a notify, and reacquires the lock. The task holds the lock whatever
+ * the result, so the call may overrun a timeout. Other tasks may run between the notify and the
+ * return: test the condition in a loop. Errors: -EPERM (the task does not hold the lock),
+ * -ECANCELED (the wait used up no notify). */
 CONC_API int conc_cond_wait(conc_cond *c, conc_lock *l) CONC_NODISCARD;
 
-/* Notifies the first n waiters, or all. Each continues once it has its lock again; the caller need
- * not have a lock. A notify without waiters has no effect. Not a checkpoint. */
+/* Notifies the first n waiters, or all. Each continues once it holds its lock again; the caller
+ * need not hold a lock. A notify without waiters has no effect. Not a checkpoint. */
 CONC_API void conc_cond_notify(conc_cond *c, int n);
 CONC_API void conc_cond_notify_all(conc_cond *c);
 
@@ -15824,14 +15924,13 @@ typedef struct conc_barrier {
     }
 
 /* Waits until `parties` tasks have arrived; then all of them continue, and the barrier starts over.
- * Returns the caller's index, in order of arrival: each of 0 to parties - 1 once. A task that is
- * cancelled while it waits no longer counts as arrived. Errors: -EINVAL (parties not positive),
- * -ECANCELED. */
+ * Returns the caller's index, in order of arrival: each of 0 to parties - 1 once. A task cancelled
+ * while waiting no longer counts as arrived. Errors: -EINVAL (parties not positive), -ECANCELED. */
 CONC_API int conc_barrier_wait(conc_barrier *b) CONC_NODISCARD;
 
 /* ---- >>latch -------------------------------------------------------------------------------- */
 
-/* Counts what is left to do, as Go's WaitGroup does. */
+/* Counts outstanding work, like Go's WaitGroup. */
 typedef struct conc_latch {
     /* private */
     int count;
@@ -15839,7 +15938,7 @@ typedef struct conc_latch {
 } conc_latch;
 
 /* Adds n, which may be negative; a count of 0 wakes all waiters. conc_latch_done adds -1. Not
- * checkpoints. -EOVERFLOW, and no change: the count would be below 0 or above what an int holds. */
+ * checkpoints. -EOVERFLOW, and no change: the count would leave the range 0 to INT_MAX. */
 CONC_API int conc_latch_add(conc_latch *l, int n);
 CONC_API int conc_latch_done(conc_latch *l);
 
@@ -15858,14 +15957,14 @@ typedef struct conc_future {
     conc__waits waits;
 } conc_future;
 
-/* Sets the result, rc and a value (borrowed), and wakes all waiters. If rc is an error that the
- * calling task or posted function made with conc_fail, its text reaches them too. A second call
- * returns -EALREADY. The call and the waiters do not use the future afterwards, so a woken task may
- * free it. Not a checkpoint. */
+/* Sets the result, rc and a value (borrowed), and wakes all waiters. If the calling task or posted
+ * function made the error rc with conc_fail, the waiters get its text too. A second call returns
+ * -EALREADY. The call and the waiters do not use the future afterwards, so a woken task may free
+ * it. Not a checkpoint. */
 CONC_API int conc_future_set(conc_future *f, int rc, void *value);
 
-/* Waits for the result: returns the rc that was set, and stores the value in *value unless value is
- * NULL. If the caller is cancelled meanwhile: -ECANCELED, and *value is unchanged. */
+/* Waits for the result: returns its rc, and stores its value in *value unless value is NULL. If the
+ * caller is cancelled while waiting: -ECANCELED, and *value is unchanged. */
 CONC_API int conc_future_wait(conc_future *f, void **value) CONC_NODISCARD;
 
 CONC_API bool conc_future_is_set(const conc_future *f);
@@ -15875,7 +15974,7 @@ CONC_API bool conc_future_is_set(const conc_future *f);
 enum {
     CONC_QUEUE_FIFO,
     CONC_QUEUE_LIFO,
-    /* the smallest item first, equal items in the order of insertion; needs less */
+    /* smallest item first, equal items in insertion order; needs less */
     CONC_QUEUE_PRIORITY
 };
 
@@ -15883,15 +15982,15 @@ typedef struct conc_queue {
     size_t item_size; /* bytes; 0: items are only counted */
     size_t capacity;  /* items; a put beyond it waits; 0: no limit */
     int kind;
-    /* does a come before b? Setting it implies CONC_QUEUE_PRIORITY. It must not wait. Items are
-     * aligned to at most alignof(max_align_t) */
+    /* does a come before b? Setting it implies CONC_QUEUE_PRIORITY. It must not wait. Item
+     * alignment is at most alignof(max_align_t) */
     bool (*less)(const void *a, const void *b);
     /* private */
     bool closed, checked;
     char *items;      /* FIFO: a ring; LIFO: a stack; priority: a binary heap */
     uint64_t *orders; /* priority: the arrival number of each item */
     size_t room, head, count;
-    size_t limit; /* with fewer items a put only stores; 0 if closed, not FIFO, or of large items */
+    size_t limit; /* below it a put only stores; 0 if closed, not FIFO, or with large items */
     uint64_t arrivals;
     conc__waits getters, putters, joiners;
     /* not beside count: the compiler would merge both writes into one vector store, which would
@@ -15909,16 +16008,16 @@ typedef struct conc_queue {
  * call returns. Waits only while the queue is full: consumers run when the producer waits or calls
  * conc_yield. Errors: -EPIPE (closed), -ENOMEM (the queue is unchanged), -EINVAL (a priority queue
  * without less, or less with another kind), -ECANCELED.
- * conc_queue_try_put never waits: -EAGAIN if the queue is full. That need not mean a slow consumer:
- * it may not have run since the producer started. */
+ * conc_queue_try_put never waits: -EAGAIN if the queue is full. The consumer need not be slow: it
+ * may simply not have run since the producer started. */
 CONC_API int conc_queue_put(conc_queue *q, const void *item) CONC_NODISCARD;
 CONC_API int conc_queue_try_put(conc_queue *q, const void *item) CONC_NODISCARD;
 
-/* conc_queue_put of a value: CONC_PUT(&jobs, n + 1), CONC_PUT(&jobs, (job){url, 3}), and for a
- * queue of pointers CONC_PUT(&names, name), where conc_queue_put takes &name. The value must have
- * item_size bytes. Otherwise the result is -EINVAL, or an error at compile time if the compiler
- * knows both sizes (it optimizes, and sees the queue being set). An array or a string stands for
- * the pointer to its first element. */
+/* conc_queue_put for a value: CONC_PUT(&jobs, n + 1), CONC_PUT(&jobs, (job){url, 3}), and for a
+ * queue of pointers CONC_PUT(&names, name), where conc_queue_put takes &name. The value must be
+ * item_size bytes large. Otherwise the result is -EINVAL, or a compile-time error if the compiler
+ * knows both sizes (it optimizes, and sees the queue's initializer). An array or a string decays to
+ * a pointer to its first element. */
 #define CONC_PUT(q, ...)                                              \
     CONC__PUT(q, (__VA_ARGS__), CONC__JOIN(conc__queue, __COUNTER__), \
               CONC__JOIN(conc__item, __COUNTER__), CONC__GIVEN(#__VA_ARGS__))
@@ -15953,20 +16052,20 @@ CONC_API int conc_queue_try_get(conc_queue *q, void *item) CONC_NODISCARD;
 /* The number of items in the queue. */
 CONC_API size_t conc_queue_len(const conc_queue *q);
 
-/* Marks one of the items that were taken as done, also after the queue was destroyed. -EOVERFLOW:
- * all items that were put are done already. Not a checkpoint. */
+/* Marks one item that was taken as done, even after the queue was destroyed. -EOVERFLOW: all items
+ * put are already done. Not a checkpoint. */
 CONC_API int conc_queue_task_done(conc_queue *q);
 
-/* Waits until every item that was put is done. Errors: -ECANCELED, -EPIPE (destroyed meanwhile). */
+/* Waits until every item put is done. Errors: -ECANCELED, -EPIPE (destroyed during the wait). */
 CONC_API int conc_queue_join(conc_queue *q) CONC_NODISCARD;
 
-/* Closes the queue to puts: every waiting put, and every waiting get, returns -EPIPE. Items in the
- * queue can still be taken. A second close does nothing. Not a checkpoint. */
+/* Closes the queue to puts: all waiting puts and gets return -EPIPE. Items left in the queue can
+ * still be taken. A second close does nothing. Not a checkpoint. */
 CONC_API void conc_queue_close(conc_queue *q);
 
-/* Closes the queue for good, drops its items, and frees its memory. Items that were taken still
- * count: conc_queue_task_done and conc_queue_join keep working.
- * CONC_AUTO(conc_queue, q) = CONC_QUEUE(int, 10); destroys the queue when the block ends. */
+/* Closes the queue permanently, drops its items, and frees its memory. Items already taken still
+ * count: conc_queue_task_done and conc_queue_join keep working. CONC_AUTO(conc_queue, q) =
+ * CONC_QUEUE(int, 10); destroys the queue when the block ends. */
 CONC_API void conc_queue_destroy(conc_queue *q);
 CONC_API void conc__auto_conc_queue(conc_queue *q);
 
@@ -15974,7 +16073,7 @@ CONC_API void conc__auto_conc_queue(conc_queue *q);
 
 struct conc__choice;
 
-/* One thing that conc_select may do. Use the macros below to make one. */
+/* One alternative for conc_select. Make it with the macros below. */
 typedef struct conc_case {
     int what;
     conc_queue *queue;
@@ -15986,8 +16085,8 @@ typedef struct conc_case {
     struct conc_job *job;
     void *to;
     const void *from;
-    /* in the case that happened: what its call would have returned. With JOIN (which collects the
-     * task, as conc_join does) and with JOB, what the task or the job returned */
+    /* in the chosen case: what its call would have returned. For JOIN (which collects the task, as
+     * conc_join does) and JOB, what the task or job returned */
     int result;
     /* private */
     struct conc__choice *choice;
@@ -16032,8 +16131,8 @@ enum {
         .what = CONC__AFTER, .seconds = (__VA_ARGS__) \
     }
 
-/* With conc_pool.h. These queue together with callers of conc_channel_recv, conc_channel_send and
- * conc_job_wait, but a cancel of the select does not cancel the job. */
+/* Need conc_pool.h. They queue with the callers of conc_channel_recv, conc_channel_send and
+ * conc_job_wait, but cancelling the select does not cancel the job. */
 #define CONC_CASE_RECV(c, ...)                                  \
     {                                                           \
         .what = CONC__RECV, .channel = (c), .to = (__VA_ARGS__) \
@@ -16047,33 +16146,33 @@ enum {
         .what = CONC__JOB, .job = (__VA_ARGS__) \
     }
 
-/* Waits until one of the cases can happen, does that one and no other, and returns its index. The
- * result field of that case has what its call would have returned: a closed queue is ready with
- * -EPIPE. If several are ready at the call, the first in the array happens. The array and what it
- * points to are borrowed until the call returns; the array may be used again.
+/* Waits until one of the cases is ready, performs only that one, and returns its index. Its result
+ * field holds what its call would have returned: a closed queue is ready with -EPIPE. If several
+ * are ready at the call, the first in the array is chosen. The array and what it points to are
+ * borrowed until the call returns; the array may be reused.
  *     conc_case c[] = {CONC_CASE_GET(&jobs, &job), CONC_CASE_EVENT(&stop), CONC_CASE_AFTER(1.5)};
  *     switch (conc_select(c, CONC_LEN(c))) { case 0: ...
- * A CONC_CASE_FD with events 0 happens when the peer hangs up; its result is 0 then.
- * Errors, and no case has happened: -EINVAL (no cases, or one that is not valid), -EDEADLK (a join
- * of the caller), -EBADF (a negative descriptor), -EPERM (an object of another run), -ENOMEM (only
- * with a channel or a job), -EAGAIN (no thread for the job can be started), -ECANCELED. */
+ * A CONC_CASE_FD with events 0 is ready when the peer hangs up, with result 0. Errors, with no case
+ * performed: -EINVAL (no cases, or an invalid one), -EDEADLK (a join of the caller), -EBADF (a
+ * negative descriptor), -EPERM (an object of another run), -ENOMEM (only with a channel or a job),
+ * -EAGAIN (no thread can be started for the job), -ECANCELED. */
 CONC_API int conc_select(conc_case *cases, size_t n) CONC_NODISCARD;
 
 /* ---- >>limiter ------------------------------------------------------------------------------ */
 
 /* A token bucket: it holds at most `burst` tokens, starts full, and gains `rate` tokens every `per`
- * seconds, evenly. So within any time t at most burst + t * rate / per tokens are taken: with rate
- * 3 and burst 1, one every third of a second. */
+ * seconds, evenly. So in any time t at most burst + t * rate / per tokens are taken: with rate 3
+ * and burst 1, one every third of a second. */
 typedef struct conc_limiter {
     double rate, per, burst; /* per 0: 1 s; burst 0: 1 */
     /* private */
-    uint64_t run;       /* the run whose clock was last read; 0: none */
+    uint64_t run;       /* run whose clock was last read; 0: none */
     bool virtual_clock; /* did that run have a virtual clock? */
-    int64_t seen;       /* what the clock said, in ns */
+    int64_t seen;       /* that clock reading, in ns */
     int64_t start;      /* when the bucket was last full */
     double taken;       /* tokens since then */
     conc__waits waits;
-    conc__timer timer; /* fires when the first waiter's tokens are there */
+    conc__timer timer; /* fires when the first waiter's tokens are available */
 } conc_limiter;
 
 /* Takes n tokens; callers are served in order. Waits. Errors: -EINVAL (rate not positive, per or
@@ -16087,9 +16186,9 @@ CONC_API int conc_limiter_try_acquire(conc_limiter *l, int n) CONC_NODISCARD;
 #ifdef __cplusplus
 }
 
-/* The macros again, as calls: C++17 has no designated initializers, and GCC warns of fields that an
- * initializer leaves out. They take the same arguments and give the same values, also for static
- * objects. */
+/* The macros as function calls: C++17 has no designated initializers, and GCC warns about fields
+ * that an initializer omits. They take the same arguments and yield the same values, for static
+ * objects too. */
 extern "C++" {
 
 struct conc__sem_options {
@@ -16225,7 +16324,8 @@ constexpr conc_case conc__make_job(struct conc_job *job)
 #endif /* CONC_SYNC_H */
 
 /* ==============================================================================================
- *  The implementation: >>sharing, then >>lock to >>limiter. The words of conc.h's apply here too.
+ *  The implementation: >>sharing, then >>lock to >>limiter. The glossary of conc.h's applies here
+ *  too.
  *
  *  waiter          a task in the list of an object
  *  fast path       a call that need not wait, in a function that calls no other; the slow path
@@ -16246,8 +16346,8 @@ constexpr conc_case conc__make_job(struct conc_job *job)
 static const conc__wait_kind conc__candidate;
 CONC__PRIVATE const conc__wait *conc__parked_on(const conc__wait *candidate);
 
-/* In a forked child: does the wait belong to a task of the parent process? Its handle may have been
- * reused for a new task, which waits for something else. */
+/* In a forked child: does the wait belong to one of the parent's tasks? Its handle may have been
+ * reused for a new task that waits for something else. */
 CONC__COLD bool conc__wait_is_inherited(const conc__wait *w)
 {
     const conc__wait *parked = w->kind == &conc__candidate ? conc__parked_on(w) : w;
@@ -16255,7 +16355,7 @@ CONC__COLD bool conc__wait_is_inherited(const conc__wait *w)
 }
 
 /* True if the list is empty or its waiters are tasks of l. In a forked child this also empties a
- * list of the parent's tasks. It has only those then: no task joins a list before this check. */
+ * list of the parent's tasks; it holds no others, since no task joins a list before this check. */
 CONC__FAST bool conc__ours(const conc_loop *l, conc__waits *waits)
 {
     conc__wait *first = waits->first;
@@ -16281,14 +16381,14 @@ CONC__FAST int conc__may_wait(conc_loop *l, conc__waits *waits, const char *call
     return conc__checkpoint(l);
 }
 
-/* True if the running task may continue without giving others a turn; that uses up one of the quick
- * checkpoints it has. The fast paths below call this and no other function; their slow paths are
- * separate functions, because code that parks a task saves every register first. */
+/* True if the running task may continue without yielding; that uses up one of its quick
+ * checkpoints. The fast paths below call no other function; their slow paths are separate
+ * functions, because code that parks a task saves every register first. */
 CONC__FAST bool conc__may_continue(conc_loop *l)
 {
-    if (CONC__UNLIKELY(!l || !l->self || l->self->pending || l->budget_left <= 1))
+    if (CONC__UNLIKELY(!l || !l->self || l->self->pending || l->ready.budget_left <= 1))
         return false;
-    l->budget_left--;
+    l->ready.budget_left--;
     return true;
 }
 
@@ -16318,7 +16418,7 @@ CONC__FAST void conc__wake_first(conc_loop *l, conc__waits *list, int result)
     conc__wait_over(l, w->task);
 }
 
-/* The body of `call`, which waits in the list of `object` unless what it waits for is true. */
+/* The body of `call`, which waits in `object`'s list unless is_true. */
 CONC__PRIVATE CONC__CALLED int conc__wait_unless(const char *call, bool is_true, const void *object,
                                                  conc__waits *list, const conc__wait_kind *kind)
 {
@@ -16353,7 +16453,7 @@ CONC__PRIVATE void conc__wake_all(conc_loop *l, conc__waits *list, int result)
     }
 }
 
-/* The owner that a lock has on record, or NULL if that task has ended. */
+/* The recorded owner of a lock, or NULL if that task has ended. */
 CONC__PRIVATE const conc_task *conc__living_owner(const conc_task *owner, uint64_t serial)
 {
     if (!conc__lives(conc__here, owner, serial))
@@ -16364,14 +16464,14 @@ CONC__PRIVATE const conc_task *conc__living_owner(const conc_task *owner, uint64
 CONC__PRIVATE void conc__print_owner(FILE *out, const conc_task *owner, uint64_t serial,
                                      const char *place)
 {
-    if (!owner) { /* a task that was woken has it, and has not run since */
+    if (!owner) { /* granted to a woken task that has not run yet */
         fprintf(out, " that is free");
     } else if (conc__living_owner(owner, serial)) {
         fputs(" that ", out);
         conc__print_name(out, owner);
         fprintf(out, " acquired at %s", place);
     } else if (conc__is_of_run(conc__here, serial)) {
-        fprintf(out, " acquired at %s by a task that is not there any more", place);
+        fprintf(out, " acquired at %s by a task that has ended", place);
     } else {
         fprintf(out, " acquired at %s by a task of another run", place);
     }
@@ -16385,7 +16485,7 @@ CONC__PRIVATE void conc__lock_details(FILE *out, const conc__wait *w)
     conc__print_owner(out, k->owner, k->serial, k->place);
 }
 
-/* The next task in the report of a deadlock; NULL: it has ended. */
+/* The next task in a deadlock report; NULL: it has ended. */
 CONC__PRIVATE const conc_task *conc__lock_owner(const conc__wait *w)
 {
     const conc_lock *k = w->on;
@@ -16413,10 +16513,10 @@ CONC__COLD int conc__held_by_other(const conc_loop *l, const conc_task *owner, u
                                    const char *call, const char *place)
 {
     if (owner == l->self && serial == l->self->serial)
-        return conc__misused(-EDEADLK, call, "the task has it already, acquired", place);
+        return conc__misused(-EDEADLK, call, "the task already holds it, acquired", place);
     if (conc__is_of_run(l, serial))
         return conc__own_error(-EAGAIN);
-    return conc__misused(-EPERM, call, "a task of another run has it, acquired", place);
+    return conc__misused(-EPERM, call, "a task of another run holds it, acquired", place);
 }
 
 CONC__FAST void conc__lock_grant(conc_loop *l, conc_lock *k, conc_task *t, const char *place)
@@ -16428,7 +16528,7 @@ CONC__FAST void conc__lock_grant(conc_loop *l, conc_lock *k, conc_task *t, const
         conc__holding_add(&t->held, k, "a lock", place);
 }
 
-/* Takes the lock from its owner and grants it to the first waiter, if there is one. */
+/* Takes the lock from its owner and grants it to the first waiter, if any. */
 CONC__FAST void conc__lock_hand_over(conc_loop *l, conc_lock *k)
 {
     conc__wait *w = k->waits.first;
@@ -16437,6 +16537,7 @@ CONC__FAST void conc__lock_hand_over(conc_loop *l, conc_lock *k)
     k->owner = NULL;
     if (w) {
         conc__lock_grant(l, k, w->task, w->item);
+        /* value: 0, or the result that a conc_cond_wait returns once it holds the lock again */
         conc__wake_first(l, &k->waits, w->value);
     }
 }
@@ -16459,14 +16560,14 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
         k->owner = NULL;
     if (CONC__UNLIKELY(conc__lock_is_mine(l, k)))
         return conc__misused(-EDEADLK, "conc_lock_acquire",
-                             "the task has this lock already, acquired", k->place);
+                             "the task already holds this lock, acquired", k->place);
     int rc = conc__may_wait(l, &k->waits, "conc_lock_acquire");
     if (rc)
         return rc;
     if (k->owner) {
         if (!conc__is_of_run(l, k->serial))
             return conc__misused(-EPERM, "conc_lock_acquire",
-                                 "a task of another run has this lock, acquired", k->place);
+                                 "a task of another run holds this lock, acquired", k->place);
         return conc__lock_wait(l, k, place);
     }
     conc__lock_grant(l, k, l->self, place);
@@ -16474,7 +16575,7 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
     return 0;
 }
 
-/* The public calls are macros for these in this file: a call would double their cost. */
+/* In this file the public calls are macros for these: a call would double their cost. */
 CONC__FAST int conc__lock_acquire_fast(conc_lock *k, const char *place)
 {
     conc_loop *l = conc__here;
@@ -16513,7 +16614,7 @@ CONC__PRIVATE CONC__CALLED int conc__lock_release_slowly(conc_lock *k)
     if (CONC__UNLIKELY(!l))
         return -EPERM;
     if (CONC__UNLIKELY(!conc__lock_is_mine(l, k) || !conc__ours(l, &k->waits)))
-        return conc__misused(-EPERM, "conc_lock_release", "the task does not have this lock", NULL);
+        return conc__misused(-EPERM, "conc_lock_release", "the task does not hold this lock", NULL);
     conc__lock_hand_over(l, k);
     return 0;
 }
@@ -16572,7 +16673,7 @@ CONC__PRIVATE bool conc__rwlock_is_mine(const conc_loop *l, const conc_rwlock *k
     return k->writer && k->writer == l->self && k->serial == l->self->serial;
 }
 
-/* In a forked child, frees the rwlock if tasks of the parent process have it. */
+/* In a forked child, frees the rwlock if the parent's tasks hold it. */
 CONC__PRIVATE void conc__rwlock_disown_parent(conc_rwlock *k)
 {
     if (!conc__is_inherited(k->serial))
@@ -16581,7 +16682,7 @@ CONC__PRIVATE void conc__rwlock_disown_parent(conc_rwlock *k)
     k->readers = 0;
 }
 
-/* Does a task of another run have it? That run may be over. */
+/* Does a task of another run hold it? That run may be over. */
 CONC__PRIVATE bool conc__rwlock_is_foreign(const conc_loop *l, const conc_rwlock *k)
 {
     return (k->writer || k->readers) && !conc__is_of_run(l, k->serial);
@@ -16607,7 +16708,7 @@ CONC__PRIVATE void conc__rwlock_grant(conc_loop *l, conc_rwlock *k, int how, con
     }
 }
 
-/* Grants the rwlock to the first waiters, as many as can have it together. */
+/* Grants the rwlock to the first waiters, as many as can share it. */
 CONC__PRIVATE void conc__rwlock_grant_waiters(conc_loop *l, conc_rwlock *k)
 {
     conc__wait *w = k->waits.first;
@@ -16618,7 +16719,7 @@ CONC__PRIVATE void conc__rwlock_grant_waiters(conc_loop *l, conc_rwlock *k)
     }
 }
 
-/* Readers that queue behind a cancelled writer may have the rwlock now. */
+/* Readers queued behind a cancelled writer may acquire the rwlock now. */
 CONC__PRIVATE bool conc__rwlock_cancel(conc__wait *w)
 {
     conc__unlink(w);
@@ -16626,7 +16727,7 @@ CONC__PRIVATE bool conc__rwlock_cancel(conc__wait *w)
     return true;
 }
 
-/* The next task in the report of a deadlock: only a writer, as there may be many readers. */
+/* The next task in a deadlock report: only a writer: there may be many readers. */
 CONC__PRIVATE const conc_task *conc__rwlock_owner(const conc__wait *w)
 {
     const conc_rwlock *k = w->on;
@@ -16650,13 +16751,13 @@ CONC_API CONC__CALLED int conc__rwlock_acquire(conc_rwlock *k, int how, const ch
         return conc__misused(-EINVAL, call, "no rwlock", NULL);
     conc__rwlock_disown_parent(k);
     if (conc__rwlock_is_mine(l, k))
-        return conc__misused(-EDEADLK, call, "the task has this rwlock already, acquired",
+        return conc__misused(-EDEADLK, call, "the task already holds this rwlock, acquired",
                              k->place);
     int rc = conc__may_wait(l, &k->waits, call);
     if (rc)
         return rc;
     if (conc__rwlock_is_foreign(l, k))
-        return conc__misused(-EPERM, call, "a task of another run has this rwlock, acquired",
+        return conc__misused(-EPERM, call, "a task of another run holds this rwlock, acquired",
                              k->place);
     if (k->waits.first || !conc__rwlock_is_free(k, how)) {
         conc__wait w = {.task = l->self,
@@ -16690,8 +16791,7 @@ CONC_API int conc__rwlock_try_acquire(conc_rwlock *k, int how, const char *place
     return 0;
 }
 
-/* May the running task release it? Which tasks read it is not recorded, so it could be any of them.
- * */
+/* May the running task release it? The readers are not recorded, so any task may be one. */
 CONC__PRIVATE bool conc__rwlock_may_release(const conc_loop *l, conc_rwlock *k)
 {
     if (k->writer && !conc__rwlock_is_mine(l, k))
@@ -16709,7 +16809,7 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
     if (!l)
         return -EPERM;
     if (!conc__rwlock_may_release(l, k))
-        return conc__misused(-EPERM, "conc_rwlock_release", "the task does not have this rwlock",
+        return conc__misused(-EPERM, "conc_rwlock_release", "the task does not hold this rwlock",
                              NULL);
     if (k->writer)
         k->writer = NULL;
@@ -16726,11 +16826,11 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
 static const conc__wait_kind conc__permitting = {.what = "waits for a permit of a semaphore",
                                                  .cancel = conc__cancel_plainly};
 
-static const char conc__bad_sem[] = "no semaphore, or permits outside of 0 and the maximum";
+static const char conc__bad_sem[] = "no semaphore, or permits not from 0 to the maximum";
 
 CONC__FAST bool conc__sem_is_valid(const conc_sem *s)
 {
-    /* this refuses a negative max too, as no number of permits is below it */
+    /* this refuses a negative max too: no number of permits is below it */
     return s && s->permits >= 0 && (s->max == 0 || s->permits <= s->max);
 }
 
@@ -16789,8 +16889,8 @@ CONC_API int conc_sem_release(conc_sem *s)
     }
     int max = s->max ? s->max : INT_MAX;
     if (CONC__UNLIKELY(s->permits == max))
-        return conc__misused(-EOVERFLOW, "conc_sem_release",
-                             "there would be more permits than the maximum", NULL);
+        return conc__misused(-EOVERFLOW, "conc_sem_release", "the permits would exceed the maximum",
+                             NULL);
     s->permits++;
     return 0;
 }
@@ -16842,36 +16942,35 @@ CONC_API bool conc_event_is_set(const conc_event *e) { return e && e->set; }
 
 /* ---- >>condition ---------------------------------------------------------------------------- */
 
-/* A waiter that is notified or cancelled moves to the list of its lock, without running in
- * between. */
+/* A waiter that is notified or cancelled moves to its lock's list without running in between. */
 
-/* Such a waiter ignores a cancel, as it must return with the lock. Only when a deadlock has
- * cancelled everything does it take a lock whose owner has ended. */
+/* Such a waiter ignores a cancel because it must return with the lock. It takes a lock whose owner
+ * has ended only after a deadlock has cancelled everything. */
 CONC__PRIVATE bool conc__relock_cancel(conc__wait *w)
 {
     conc_loop *l = conc__here;
     conc_lock *k = (conc_lock *)(uintptr_t)w->on;
-    if (!l->doomed || !conc__lock_is_lost(l, k))
+    if (!l->cancels.doomed || !conc__lock_is_lost(l, k))
         return false;
     conc__unlink(w);
     conc__lock_grant(l, k, w->task, w->item);
     return true;
 }
 
-static const conc__wait_kind conc__relocking = {.what = "waits to have a lock again",
+static const conc__wait_kind conc__relocking = {.what = "waits to reacquire a lock",
                                                 .details = conc__lock_details,
                                                 .cancel = conc__relock_cancel,
                                                 .owner = conc__lock_owner};
 
 /* Moves a waiter of a condition to its lock; its conc_cond_wait will return `result`. True: the
- * lock was free, and the waiter has it now. */
+ * lock was free, and the waiter holds it now. */
 CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
 {
     conc_lock *k = (conc_lock *)(uintptr_t)w->on;
     conc__unlink(w);
     w->value = result;
     /* after a deadlock, every task must unwind, even if its lock will never be released */
-    if (k->owner && !(l->doomed && conc__lock_is_lost(l, k))) {
+    if (k->owner && !(l->cancels.doomed && conc__lock_is_lost(l, k))) {
         if (CONC__UNLIKELY(CONC__STEPWISE(l)))
             conc__waited(l, w->task);
         w->kind = &conc__relocking;
@@ -16898,7 +16997,7 @@ CONC_API CONC__CALLED int conc_cond_wait(conc_cond *c, conc_lock *k)
     if (!l)
         return -EPERM;
     if (!conc__lock_is_mine(l, k) || !conc__ours(l, &k->waits))
-        return conc__misused(-EPERM, "conc_cond_wait", "the task does not have the lock", NULL);
+        return conc__misused(-EPERM, "conc_cond_wait", "the task does not hold the lock", NULL);
     int rc = conc__may_wait(l, &c->waits, "conc_cond_wait");
     if (rc)
         return rc;
@@ -16939,7 +17038,7 @@ CONC_API void conc_cond_notify_all(conc_cond *c)
 CONC__PRIVATE void conc__barrier_details(FILE *out, const conc__wait *w)
 {
     const conc_barrier *b = w->on;
-    fprintf(out, ", %d of %d are there", b->arrived, b->parties);
+    fprintf(out, ", %d of %d have arrived", b->arrived, b->parties);
 }
 
 CONC__PRIVATE bool conc__barrier_cancel(conc__wait *w)
@@ -16980,7 +17079,7 @@ CONC_API CONC__CALLED int conc_barrier_wait(conc_barrier *b)
 
 CONC__PRIVATE void conc__latch_details(FILE *out, const conc__wait *w)
 {
-    fprintf(out, " that stands at %d", ((const conc_latch *)w->on)->count);
+    fprintf(out, " with a count of %d", ((const conc_latch *)w->on)->count);
 }
 
 static const conc__wait_kind conc__awaiting_latch = {
@@ -17035,7 +17134,7 @@ CONC__PRIVATE const char *conc__text_here(const conc_loop *l, int rc)
         return "";
     if (l->self)
         return conc__error_text(l->self, rc);
-    if (l->posted_rc != rc)
+    if (l->scheduler.posted_rc != rc)
         return "";
     return conc__thread_text;
 }
@@ -17122,8 +17221,7 @@ CONC__FAST char *conc__item_at(const conc_queue *q, size_t i)
     return q->items + i * q->item_size;
 }
 
-/* A queue of items without bytes is used with NULL; GCC sees that NULL, and not that the size is
- * 0. */
+/* A queue of empty items is used with NULL; GCC sees that NULL, but not that the size is 0. */
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wnonnull"
 CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
@@ -17137,8 +17235,7 @@ CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
 }
 #pragma GCC diagnostic pop
 
-/* These two are for queues with a `limit`: their items are 4 or 8 bytes, which are copied inline.
- * */
+/* For queues with a `limit`, whose items are 4 or 8 bytes: copies them inline. */
 CONC__FAST void conc__item_load(const conc_queue *q, void *item, size_t i)
 {
     if (q->item_size == 4)
@@ -17175,7 +17272,7 @@ CONC__FAST int conc__queue_valid(conc_queue *q, const void *item, const char *ca
     return 0;
 }
 
-/* Sets `limit`, which lets conc_queue_put and conc_queue_get take their fast paths. */
+/* Sets `limit`, which enables the fast paths of conc_queue_put and conc_queue_get. */
 CONC__COLD void conc__queue_set_limit(conc_queue *q)
 {
     bool is_small = q->item_size == 4 || q->item_size == 8;
@@ -17186,7 +17283,7 @@ CONC__COLD void conc__queue_set_limit(conc_queue *q)
         q->limit = q->capacity;
 }
 
-/* Doubles the room, and moves the first item to its start. Returns 0 or -ENOMEM. */
+/* Doubles the room and moves the first item to its start. Returns 0 or -ENOMEM. */
 CONC__COLD int conc__queue_grow(conc_queue *q)
 {
     enum { LEAST = 8 };
@@ -17255,8 +17352,8 @@ CONC__FAST size_t conc__heap_child(const conc_queue *q, size_t below, size_t end
                                                item + first * size, came[first]);
 }
 
-/* Prefetches what the next step down will read, whichever child it goes to: a large heap mostly
- * waits for memory. A prefetch may go beyond the end. */
+/* Prefetches what the next step down reads, whichever child it takes: large heaps mostly wait for
+ * memory. A prefetch may go beyond the end. */
 CONC__FAST void conc__heap_prefetch(const conc_queue *q, size_t below)
 {
     const char *items = (const char *)((uintptr_t)q->items + below * q->item_size);
@@ -17266,7 +17363,7 @@ CONC__FAST void conc__heap_prefetch(const conc_queue *q, size_t below)
     __builtin_prefetch(orders + 64);
 }
 
-/* Puts an item, with its arrival number, into the hole and moves it up to its slot. */
+/* Puts an item with its arrival number into the hole and moves it up to its slot. */
 CONC__PRIVATE void conc__heap_sift_up(conc_queue *q, size_t hole, const char *item, uint64_t came)
 {
     while (hole > 0) {
@@ -17489,8 +17586,8 @@ CONC_API int conc_queue_task_done(conc_queue *q)
     if (!conc__ours(l, &q->joiners))
         return conc__used_elsewhere("conc_queue_task_done");
     if (!q->unfinished)
-        return conc__misused(-EOVERFLOW, "conc_queue_task_done", "more items were done than put",
-                             NULL);
+        return conc__misused(-EOVERFLOW, "conc_queue_task_done",
+                             "more items were marked done than put", NULL);
     if (--q->unfinished == 0)
         conc__wake_all(l, &q->joiners, 0);
     return 0;
@@ -17503,7 +17600,7 @@ CONC_API int conc_queue_join(conc_queue *q)
     return conc__wait_unless(__func__, !q->unfinished, q, &q->joiners, &conc__finishing);
 }
 
-/* Closes the queue. False: tasks of another loop wait, so this thread may not. */
+/* Closes the queue. False: tasks of another loop wait, so this thread must not. */
 CONC__PRIVATE bool conc__queue_shut(conc_loop *l, conc_queue *q, const char *call)
 {
     if (q->closed)
@@ -17541,7 +17638,7 @@ CONC_API void conc_queue_destroy(conc_queue *q)
     conc_free(q->orders);
     q->items = NULL;
     q->orders = NULL;
-    q->unfinished -= q->count;        /* items that were taken and are not done still count */
+    q->unfinished -= q->count;        /* items taken but not done still count */
     q->room = q->head = q->count = 0; /* the close has set limit to 0 */
 }
 
@@ -17550,20 +17647,20 @@ CONC_API void conc__auto_conc_queue(conc_queue *q) { conc_queue_destroy(q); }
 /* ---- >>select ------------------------------------------------------------------------------- */
 
 /* The state of one conc_select. Each case has a wait of its own, or a timer, or an entry in
- * conc_pool.h; the task itself is parked on `wait`, which is in no list. The wake-up of one case
- * withdraws all others before anything else can run (conc__choice_won), so only one ever happens.
+ * conc_pool.h; the task itself is parked on `wait`, which is in no list. Waking one case withdraws
+ * all others before anything else can run (conc__choice_won), so only one is ever performed.
  *
  * The cases of conc_pool.h are notified by other threads, through a post to the loop. A case may be
- * withdrawn while its post is in flight; conc_select returns only when no post is (`drain`), as
- * the post refers to the caller's array. */
+ * withdrawn while its post is in flight; conc_select does not return before the post has run
+ * (`drain`), because it refers to the caller's array. */
 typedef struct conc__choice {
     conc__wait wait;
     conc__wait drain; /* the task parks on it until in_flight is 0 */
-    int in_flight;    /* withdrawn cases whose post is still to run */
-    bool has_outside; /* a case waits, or has waited, in conc_pool.h */
+    int in_flight;    /* withdrawn cases whose post has not run yet */
+    bool has_outside; /* a case waits or has waited in conc_pool.h */
     conc_case *cases;
     size_t n;    /* cases that wait */
-    int chosen;  /* the case that was chosen; -1: none yet */
+    int chosen;  /* the chosen case; -1: none yet */
     int64_t due; /* the earliest deadline of a CONC_CASE_AFTER; CONC__NEVER: none */
     int timed;   /* its case */
     conc__timer timer;
@@ -17654,7 +17751,7 @@ static const conc__wait_kind conc__selecting = {.what = "waits for the first of"
                                                 .cancel = conc__choice_cancel};
 static const conc__wait_kind conc__candidate = {.what = "", .won = conc__choice_won};
 
-/* The wait on which the task of a case's wait is parked. */
+/* The wait on which the task of a case is parked. */
 CONC__PRIVATE const conc__wait *conc__parked_on(const conc__wait *candidate)
 {
     const char *at = (const char *)candidate - offsetof(conc_case, wait);
@@ -17666,7 +17763,7 @@ CONC__PRIVATE int conc__case_check_join(const conc_loop *l, const conc_task *t)
     if (!conc__is_task(t))
         return conc__misused(-EINVAL, "conc_select", "no task was spawned with this handle", NULL);
     if (!conc__is_of_run(l, t->serial))
-        return conc__misused(-EPERM, "conc_select", "the task is another run's", NULL);
+        return conc__misused(-EPERM, "conc_select", "the task belongs to another run", NULL);
     if (t == l->self)
         return conc__misused(-EDEADLK, "conc_select", "a task would wait for itself", NULL);
     return 0;
@@ -17750,7 +17847,7 @@ CONC__PRIVATE int conc__case_try_fd(const conc_case *c)
     return ready;
 }
 
-/* Does what the case stands for, without waiting. -EAGAIN: it would have to wait. */
+/* Performs the case without waiting. -EAGAIN: it would have to wait. */
 CONC__PRIVATE int conc__case_try(conc_loop *l, conc_case *c)
 {
     conc__outside o;
@@ -17775,7 +17872,7 @@ CONC__PRIVATE int conc__case_try(conc_loop *l, conc_case *c)
     return happened ? 0 : -EAGAIN;
 }
 
-/* Runs on the loop after another thread has notified the case: it happened, or it was withdrawn
+/* Runs on the loop after another thread has notified the case: it was performed, or was withdrawn
  * while the post was in flight. */
 CONC__PRIVATE void conc__case_notified(conc__outside *o, bool happened)
 {
@@ -17799,14 +17896,14 @@ CONC__PRIVATE int conc__case_wait_outside(conc_loop *l, conc__choice *s, conc_ca
     o.owner = c;
     o.notified = conc__case_notified;
     if (!s->has_outside)
-        l->awaited++;
+        l->outside.awaited++;
     s->has_outside = true;
     int rc = conc__extended.outside->begin(l, &o, &c->outside);
     c->result = o.result;
     return rc;
 }
 
-/* Lets the case wait for its descriptor; the results are those of conc__case_wait. */
+/* Makes the case wait for its descriptor; results as for conc__case_wait. */
 CONC__PRIVATE int conc__case_wait_fd(conc_loop *l, conc_case *c, int *result)
 {
     conc__fd *f;
@@ -17832,7 +17929,7 @@ CONC__PRIVATE void conc__case_wait_time(conc_loop *l, conc__choice *s, const con
     }
 }
 
-/* Lets the case wait: 0; 1: it happened, with *result; or an error. */
+/* Makes the case wait: 0; 1: it was performed, with *result; or an error. */
 CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c, int *result)
 {
     c->choice = s;
@@ -17870,7 +17967,7 @@ CONC__PRIVATE int conc__case_result(conc_loop *l, const conc_case *c)
     return c->wait.result;
 }
 
-/* Completes a case that happened without a wait. */
+/* Completes a case that was performed without a wait. */
 CONC__PRIVATE int conc__select_at_once(conc_loop *l, conc_case *cases, size_t i, int result)
 {
     conc_case *c = &cases[i];
@@ -17894,11 +17991,11 @@ CONC__PRIVATE void conc__choice_drain(conc_loop *l, conc__choice *s)
         conc__park(l, &s->drain);
     }
     if (s->has_outside)
-        l->awaited--;
+        l->outside.awaited--;
 }
 
-/* Waits for the first of the cases. 0: case s->n happened at once, with *result; 1: s->chosen was
- * chosen; or an error. */
+/* Waits for the first of the cases. 0: case s->n was performed immediately, with *result; 1:
+ * s->chosen was chosen; or an error. */
 CONC__PRIVATE int conc__choose(conc_loop *l, conc__choice *s, size_t n, int *result)
 {
     for (; s->n < n && s->chosen < 0; s->n++) {
@@ -17910,7 +18007,7 @@ CONC__PRIVATE int conc__choose(conc_loop *l, conc__choice *s, size_t n, int *res
             return 0;
         }
     }
-    if (s->chosen >= 0) { /* a check of a descriptor found it closed, and woke an earlier case */
+    if (s->chosen >= 0) { /* a descriptor check found it closed, and woke an earlier case */
         conc__choice_withdraw(s, NULL);
         conc__leave(l);
         return 1;
@@ -17963,9 +18060,9 @@ CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
 
 /* ---- >>limiter ------------------------------------------------------------------------------ */
 
-/* The bucket has no count of its tokens: the time when it was last full, and the number of tokens
- * taken since, determine when the next ones are there. Multiplying each time instead of adding up
- * keeps every grant exact to the nanosecond. */
+/* The bucket does not count its tokens: the time it was last full and the tokens taken since
+ * determine when the next ones are available. Multiplying each time instead of adding up keeps
+ * every grant exact to the nanosecond. */
 
 CONC__PRIVATE double conc__limiter_burst(const conc_limiter *k)
 {
@@ -17981,8 +18078,8 @@ CONC__PRIVATE bool conc__limiter_is_valid(const conc_limiter *k, int n)
     return k->rate > 0 && k->per >= 0 && k->burst >= 0 && n <= conc__limiter_burst(k);
 }
 
-/* The nanoseconds in which so many tokens come, less 0.001, as the product of two doubles may be
- * that much too large. */
+/* The nanoseconds in which the tokens accrue, less 0.001: the product of two doubles may be that
+ * much too large. */
 CONC__PRIVATE double conc__limiter_ns(const conc_limiter *k, double tokens)
 {
     double per = conc__limiter_per(k);
@@ -17994,7 +18091,7 @@ CONC__PRIVATE double conc__limiter_ns(const conc_limiter *k, double tokens)
     return tokens > 0 ? tokens * each - 1e-3 : 0;
 }
 
-/* The time at which n more tokens are there. */
+/* The time at which n more tokens are available. */
 CONC__PRIVATE int64_t conc__limiter_due(const conc_limiter *k, int n)
 {
     double ns = conc__limiter_ns(k, k->taken + n - conc__limiter_burst(k));
@@ -18013,20 +18110,20 @@ CONC__PRIVATE int64_t conc__limiter_due(const conc_limiter *k, int n)
  * no time counts as passed since the last update. */
 CONC__PRIVATE void conc__limiter_fill(conc_loop *l, conc_limiter *k, int64_t now)
 {
-    if (k->run != l->run && (k->virtual_clock || l->virtual_clock))
+    if (k->run != l->run.number && (k->virtual_clock || l->clock.is_virtual))
         k->start += now - k->seen;
     if (!k->run || (double)(now - k->start) >= conc__limiter_ns(k, k->taken) + 1) {
         k->start = now;
         k->taken = 0;
     }
-    k->run = l->run;
-    k->virtual_clock = l->virtual_clock;
+    k->run = l->run.number;
+    k->virtual_clock = l->clock.is_virtual;
     k->seen = now;
 }
 
 CONC__PRIVATE void conc__limiter_fire(conc__timer *t);
 
-/* Grants the first waiters whose tokens are there, and sets the timer for the next one. */
+/* Grants the first waiters whose tokens are available, and sets the timer for the next one. */
 CONC__PRIVATE void conc__limiter_grant_waiters(conc_loop *l, conc_limiter *k, int64_t now)
 {
     conc__limiter_fill(l, k, now);
@@ -18044,7 +18141,7 @@ CONC__PRIVATE void conc__limiter_grant_waiters(conc_loop *l, conc_limiter *k, in
 CONC__PRIVATE void conc__limiter_fire(conc__timer *t)
 {
     conc_limiter *k = (conc_limiter *)(void *)((char *)t - offsetof(conc_limiter, timer));
-    conc__limiter_grant_waiters(conc__here, k, conc__here->now);
+    conc__limiter_grant_waiters(conc__here, k, conc__here->clock.now);
 }
 
 CONC__PRIVATE bool conc__limiter_cancel(conc__wait *w)
@@ -18072,11 +18169,11 @@ CONC__PRIVATE bool conc__limiter_is_ours(const conc_loop *l, conc_limiter *k)
     if (!conc__ours(l, &k->waits))
         return false;
     if (!k->waits.first)
-        k->timer.next = NULL; /* in a forked child, it may be armed in the parent's loop */
+        k->timer.next = NULL; /* in a forked child it may be armed in the parent's loop */
     return true;
 }
 
-/* Takes n tokens if they are there and no other task waits. */
+/* Takes n tokens if they are available and no other task waits. */
 CONC__PRIVATE bool conc__limiter_try_take(conc_loop *l, conc_limiter *k, int n)
 {
     int64_t now = conc__time(l);
@@ -18133,7 +18230,7 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
  * conc.h - MIT licence
  *
  * What asyncio.to_thread, ThreadPoolExecutor, ProcessPoolExecutor and create_subprocess_exec are
- * to a Python program: the loop runs on while something blocks or computes.
+ * to a Python program: the loop keeps running while something else blocks or computes.
  *
  *     static int load(void *path)    // runs on a thread of the pool, and may block
  *     {
@@ -18159,29 +18256,29 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
  *
  * Conventions, in addition to conc.h's
  *   Jobs      are plain functions that run outside the loop, in parallel with it and with each
- *             other. A job is not a task: calls that need a task return -EPERM in it, and
+ *             other. A job is not a task: in it, calls that need a task return -EPERM, and
  *             conc_self() is NULL. It may call conc_run and everything in this module.
- *             conc_local_get returns what the submitting task had set, conc_fail's text goes to
- *             the caller that waits for the job, and conc_block blocks the job's thread.
- *   Callers   may be tasks, which wait while the loop runs on, or jobs and threads without a
+ *             conc_local_get returns the submitting task's values, conc_fail's text reaches the
+ *             caller that waits for the job, and conc_block blocks the job's thread.
+ *   Callers   may be tasks, which wait while the loop keeps running, or jobs and threads without a
  *             run, which block. In a posted function a call that would wait returns -EPERM.
- *   Cancel    A job in the queue is removed from it. A running job is waited for even if its
- *             caller is cancelled, because its argument may live on the caller's stack; it is
- *             asked to end. From then on conc_job_cancelled() is true in the job; its waits for
+ *   Cancel    A queued job is removed from the queue. A running job is waited for even if its
+ *             caller is cancelled, because its argument may be on the caller's stack; it is asked
+ *             to stop. From then on conc_job_cancelled() is true in the job; its waits for
  *             channels, children, conc_block and room in a queue return -ECANCELED; a wait for
- *             another job passes the request on to it and continues; and a conc_run inside the
- *             job has its main_fn cancelled. conc_shield hides the request from cleanup code. A
- *             job that runs in a process is killed.
+ *             another job passes the request on to it and continues; and the main_fn of a conc_run
+ *             inside the job is cancelled. conc_shield hides the request from cleanup code. A job
+ *             that runs in a process is killed.
  *   Clock     Virtual time stands still while jobs run, including the jobs that a job submits.
  *             conc_block in a job is a timer. A job that waits in a call of this module does not
  *             count as running, nor does one in a conc_run whose tasks wait only for channels.
- *             While a task waits for a running child program to end, for one of its pipes, or
- *             for the other end of a FIFO, the clock jumps over d seconds only after d real
- *             ones: a time limit on a program that hangs still expires, and a program that does
- *             not hang takes no virtual time.
+ *             While a task waits for a running child program to end, for one of its pipes, or for
+ *             the other end of a FIFO, the clock skips d seconds only after d real ones: a time
+ *             limit on a program that hangs still expires, and a program that does not hang takes
+ *             no virtual time.
  *   Forks     In a forked child inherited pools are dead: calls return -EPERM, and closing a pool
- *             only frees its memory. Child programs of the parent are dead in the same way, and
- *             keep running. A channel keeps its items but none of the parent's waiters.
+ *             only frees its memory. The parent's child programs are equally out of reach, and keep
+ *             running. A channel keeps its items but none of the parent's waiters.
  *
  * Environment: CONC__WORKER marks a worker process that this program started. Do not set it by
  * hand.
@@ -18199,21 +18296,20 @@ extern "C" {
 
 /* ---- >>pool --------------------------------------------------------------------------------- */
 
-/* A pool of threads. Set the first three fields before conc_pool_open. */
+/* A thread pool. Set the first three fields before conc_pool_open. */
 typedef struct conc_pool {
     /* at most; 0: one per processor. A thread starts when it is first needed */
     int threads;
-    /* most jobs in the queue; a submit that exceeds it waits, unless it comes from one of the
-     * pool's own jobs; 0: no limit */
+    /* most queued jobs; a submit beyond it waits, except in the pool's own jobs; 0: no limit */
     int queue_limit;
-    const char *name; /* of the threads, for debuggers, up to 15 bytes; NULL: "conc" */
+    const char *name; /* the threads' name in debuggers, up to 15 bytes; NULL: "conc" */
     /* private */
     struct conc__job_queue *queue;
     unsigned users;
 } conc_pool;
 
-/* A submitted function. The caller owns the storage, which may hold anything before the submit, and
- * must not move until the job has ended or was taken back. All fields are private. */
+/* A submitted function. The caller owns the storage, which need not be initialized, and must not
+ * move until the job has ended or was withdrawn. All fields are private. */
 typedef struct conc_job {
     conc_fn *fn;
     void *arg;
@@ -18229,99 +18325,99 @@ typedef struct conc_job {
     char text[96];
 } conc_job;
 
-/* Opens the pool; no thread starts yet. Jobs run under the signal mask that the caller has now,
- * except that the signals of a fault (SIGSEGV...) are unblocked. Programs that jobs start get the
- * mask that the caller had outside its run. A job must leave its thread as it found it: if it
- * changes the mask and does not restore it, the next job runs under the changed mask. Errors:
- * -EINVAL (NULL, negative fields), -EBUSY (open), -ENOMEM. From anywhere. */
+/* Opens the pool; no thread starts yet. Jobs run under the caller's current signal mask, except
+ * that fault signals (SIGSEGV...) are unblocked. Programs that jobs start get the mask that the
+ * caller had outside its run. A job must leave its thread as it found it: if it does not restore a
+ * changed mask, the next job runs under that mask. Errors: -EINVAL (NULL, negative fields), -EBUSY
+ * (open), -ENOMEM. From anywhere. */
 CONC_API int conc_pool_open(conc_pool *p);
 
-/* Refuses new jobs, except from the pool's own jobs, waits for all jobs, and ends the threads: 0.
- * If the calling task is cancelled, queued jobs are taken back and running ones are asked to end;
- * the call still waits for those. If several callers close the pool at once, all of them wait.
- * Closing a pool twice, or one that was never opened, does nothing. -EDEADLK: in a job of this
- * pool; -EPERM: in a posted function. */
+/* Refuses new jobs, except from the pool's own jobs, waits for all jobs, and stops the threads: 0.
+ * If the calling task is cancelled, queued jobs are withdrawn and running ones are asked to stop;
+ * the call still waits for those. If several callers close the pool, all of them wait. Closing a
+ * pool twice, or one that was never opened, does nothing. -EDEADLK: in a job of this pool; -EPERM:
+ * in a posted function. */
 CONC_API int conc_pool_close(conc_pool *p);
 CONC_API void conc__auto_conc_pool(conc_pool *p);
 
-/* Runs fn(arg) on a thread of the pool and returns its result. In a job of the same pool, calls it
+/* Runs fn(arg) on a pool thread and returns its result. In a job of the same pool, calls it
  * directly. Waits. Errors, if fn was not called: -ECANCELED, -EINVAL (NULL, not open), -EPIPE
  * (closed), -EAGAIN (no thread can be started), -ENOMEM, -EPERM. */
 CONC_API int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg) CONC_NODISCARD;
 
-/* Queues fn(arg) for a thread of the pool and returns 0. Jobs start in the order in which they were
- * submitted. Waits only for room under a queue_limit; in a job of the same pool, and in a run
- * inside such a job, it never waits, and the queue may exceed its limit. Errors, if the job was not
- * submitted: as above, and -EBUSY (j is queued or running). */
+/* Queues fn(arg) for a thread of the pool and returns 0. Jobs start in the order of submission.
+ * Waits only for room under a queue_limit; in a job of the same pool, and in a run inside such a
+ * job, it never waits, and the queue may exceed its limit. Errors, if the job was not submitted: as
+ * above, and -EBUSY (j is queued or running). */
 CONC_API int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *fn, void *arg) CONC_NODISCARD;
 
-/* Calls fn with the address of each of count elements of size bytes, in the order of the array, as
- * many at once as there are threads; size 0: every call gets args itself. Returns when all calls
- * have ended. After the first error no more calls start, running ones are asked to end, and the
- * error is returned. Waits. Errors as for conc_pool_run. */
+/* Calls fn with the address of each of count elements of size bytes, in array order, one per thread
+ * at a time; size 0: every call gets args itself. Returns when all calls have ended. After the
+ * first error no more calls start, running ones are asked to stop, and the error is returned.
+ * Waits. Errors as for conc_pool_run. */
 CONC_API int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count,
                            size_t size) CONC_NODISCARD;
 
 /* The same, but calls fn for all elements whatever the calls return: 0, or an error of its own
- * (-ECANCELED, -EPIPE...), which is then also the result of each element that was not called.
- * results (NULL: not wanted) has room for count results. */
+ * (-ECANCELED, -EPIPE...), which also becomes the result of each element that was not called.
+ * results (NULL: not wanted) holds count results. */
 CONC_API int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size,
                                int *results);
 
-/* Waits until the job has ended or was taken back: 0, its result in *result (NULL: not wanted), and
+/* Waits until the job has ended or was withdrawn: 0, its result in *result (NULL: not wanted), and
  * its error text in conc_last_error. Any number of callers may wait. A cancel does not cut the wait
- * short: it takes the job back (result -ECANCELED), asks it to end if it is running, or kills it if
- * it runs in a process, unless another caller that is not cancelled also waits for it. A thread of
- * the pool runs the job itself if it is still queued. -EINVAL: never submitted; -EPERM: submitted
- * in a process that this one was forked from. */
+ * short: it withdraws a queued job (result -ECANCELED), asks a running one to stop, or kills it if
+ * it runs in a process, unless another caller that is not cancelled also waits. A pool thread runs
+ * the job itself if it is still queued. -EINVAL: never submitted; -EPERM: submitted in a process
+ * that this one was forked from. */
 CONC_API int conc_job_wait(conc_job *j, int *result) CONC_NODISCARD;
 
-/* Takes the job back if it is queued, asks it to end if it is running, kills it if it runs in a
+/* Withdraws the job if it is queued, asks it to stop if it is running, kills it if it runs in a
  * process: 0. -EALREADY: it had ended; -EINVAL: never submitted. From anywhere. Not a checkpoint.
  */
 CONC_API int conc_job_cancel(conc_job *j);
 
-/* Has the job ended, or was it taken back? From anywhere. */
+/* Has the job ended, or was it withdrawn? From anywhere. */
 CONC_API bool conc_job_done(const conc_job *j);
 
-/* In a job: was it asked to end, and does no conc_shield hide that? Elsewhere false. */
+/* In a job: was it asked to stop, unhidden by a conc_shield? Elsewhere false. */
 CONC_API bool conc_job_cancelled(void);
 
 /* ---- >>offload ------------------------------------------------------------------------------ */
 
 /* conc_pool_run on a pool that all runs share (asyncio.to_thread). The pool exists from its first
- * use until the last run ends, and has four threads more than there are processors, at most 32.
- * Files, names and starts of child programs have threads of their own and do not wait for these
+ * use until the last run ends, and has as many threads as there are processors plus four, at
+ * most 32. Files, names and child program starts have their own threads and do not wait for these
  * jobs. In jobs and threads without a run, calls fn(arg) directly. */
 CONC_API int conc_offload(conc_fn *fn, void *arg);
 
-/* The same for a function that may hang: a cancel returns -ECANCELED at once, the job runs on
- * alone, and its result is lost. arg belongs to the job: free_arg(arg) (NULL: not wanted) is called
- * once, after the job, or at once if fn was not called, whatever the call returns. Such jobs have a
- * pool of their own, as large as conc_offload's. An abandoned job occupies its thread until it
- * ends, in later runs too; if all threads hang, the call waits until one is free or its task is
+/* The same for a function that may hang: a cancel immediately returns -ECANCELED, the job continues
+ * alone, and its result is lost. The job owns arg: free_arg(arg) (NULL: not wanted) is called once,
+ * after the job, or immediately if fn was not called, whatever the call returns. Such jobs have
+ * their own pool, as large as conc_offload's. An abandoned job occupies its thread until it ends,
+ * in later runs too; if all threads hang, the call waits until one is free or its task is
  * cancelled. Neither the end of the run nor of the program waits for an abandoned job, and a
  * library that contains conc is not unloaded before the job ends. */
 CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *));
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
 
-/* A pool of processes, for code that may crash or must be killed. Linux. Set the first four fields
+/* A process pool, for code that may crash or must be killed. Linux. Set the first four fields
  * before conc_procs_open.
  *
  * Each worker executes this program anew. After all constructors have run it serves jobs instead of
- * calling main. So a worker sees globals as they are at program start, inherits only standard
- * output and error, and has the opener's environment and signal mask. Anything that main parsed
- * from the arguments or stored in globals is missing: a job gets its input from its bytes or from
- * init. Functions are sent as module, build and offset: if a library was loaded later, the worker
- * loads it too; if it has been replaced since, the job fails with -ENOEXEC. Standard output is
- * flushed after each job. SIGINT and SIGTERM, which a terminal or a service manager sends to all
- * processes, do not end workers: the program decides. Workers end with the program, and so do
- * processes that their jobs fork, which have copies of the jobs' data. */
+ * calling main. So a worker sees globals as at program start, inherits only standard output and
+ * error, and has the opener's environment and signal mask. It lacks anything that main parsed from
+ * the arguments or stored in globals: a job gets its input from its bytes or from init. Functions
+ * are sent as module, build and offset: the worker loads a library that the program loaded later;
+ * if its file has been replaced, the job fails with -ENOEXEC. Standard output is flushed after each
+ * job. SIGINT and SIGTERM, which a terminal or a service manager sends to all processes, do not
+ * stop workers: the program decides. Workers end with the program, and so do processes that their
+ * jobs fork, which hold copies of the jobs' data. */
 typedef struct conc_procs {
     /* at most (4096); 0: one per processor. A worker starts when it is first needed */
     int workers;
-    size_t memory_limit; /* bytes of data for each worker (RLIMIT_DATA); 0: no limit */
+    size_t memory_limit; /* data bytes per worker (RLIMIT_DATA); 0: no limit */
     int max_jobs;        /* replace a worker after this many jobs; 0: never */
     /* called first in each worker; a negative result breaks the pool; NULL: none */
     int (*init)(void);
@@ -18342,13 +18438,13 @@ CONC_API void conc__auto_conc_procs(conc_procs *p);
 
 /* Runs fn in a worker, on a copy of the size bytes at arg, and returns its result. The copy is
  * aligned like max_align_t and is copied back after fn returned. Any size. Waits for a free worker
- * too, so a time limit around the call covers both waits; to limit the job alone, start no more
- * jobs at once than there are workers, as with conc_map_limit. Errors, with arg unchanged:
- * -EOWNERDEAD (the worker died in fn; conc_last_error says how), -ECANCELED (a worker that was in
- * fn is killed), -EAGAIN (no worker can be started now), -ENOTRECOVERABLE (no worker comes up, or
- * init failed; conc_last_error says why; only closing and reopening the pool helps), -EINVAL,
- * -EPIPE (closed), -ENOMEM, -EPERM. The death of a worker fails only its own job, and the worker is
- * replaced. */
+ * too, so a time limit around the call covers both waits; to limit the job alone, run at most as
+ * many jobs at a time as there are workers, as with conc_map_limit. Errors, with arg unchanged:
+ * -EOWNERDEAD (the worker died in fn; conc_last_error says how), -ECANCELED (a worker in fn is
+ * killed), -EAGAIN (no worker can be started now), -ENOTRECOVERABLE (workers fail to start, or init
+ * failed; conc_last_error says why; only closing and reopening the pool helps), -EINVAL, -EPIPE
+ * (closed), -ENOMEM, -EPERM. A worker's death fails only its own job; a job that finds no idle
+ * worker gets a new one. */
 CONC_API int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size) CONC_NODISCARD;
 
 /* The same without waiting for the job, which owns the bytes at arg until it has ended. */
@@ -18356,8 +18452,8 @@ CONC_API int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *ar
                                size_t size) CONC_NODISCARD;
 
 /* Like conc_pool_map and conc_pool_map_all, with each element run as by conc_procs_run. A worker
- * gets several elements at a time, as an array; if an element kills its worker, only that element
- * fails. With size 0 each call gets NULL. */
+ * gets several elements at a time, as an array; an element that kills its worker fails alone. With
+ * size 0 each call gets NULL. */
 CONC_API int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count,
                             size_t size) CONC_NODISCARD;
 CONC_API int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size,
@@ -18366,14 +18462,14 @@ CONC_API int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t c
 /* Bytes in, bytes out: returns the number of bytes written to out, or a negative error. */
 typedef ssize_t conc_procs_fn(const void *in, size_t in_size, void *out, size_t out_size);
 
-/* Runs fn in a worker, on a copy of in: returns what fn returned, with that many bytes in out.
+/* Runs fn in a worker, on a copy of in: returns fn's result, with that many bytes in out.
  * -EMSGSIZE: fn returned more than out_size. Otherwise like conc_procs_run. */
 CONC_API ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, const void *in, size_t in_size,
                                  void *out, size_t out_size) CONC_NODISCARD;
 
 /* ---- >>channel ------------------------------------------------------------------------------ */
 
-/* A bounded queue between any tasks of any loops, jobs and threads:
+/* A bounded queue between tasks of any loops, jobs and threads:
  *
  *     static conc_channel c = CONC_CHANNEL(int, 10);
  *
@@ -18390,7 +18486,7 @@ typedef struct conc_channel {
         .item_size = sizeof(type), .capacity = __VA_ARGS__ \
     }
 
-/* Sends a copy of the item. Waits while the channel is full. Errors, if nothing was sent: -EPIPE
+/* Sends a copy of the item. Waits while the channel is full. Errors, with nothing sent: -EPIPE
  * (closed), -EINVAL (NULL, capacity 0, sizes that overflow), -ENOMEM (the first call allocates the
  * memory), -ECANCELED, -EPERM (in a posted function). */
 CONC_API int conc_channel_send(conc_channel *c, const void *item) CONC_NODISCARD;
@@ -18407,27 +18503,27 @@ CONC_API int conc_channel_try_recv(conc_channel *c, void *item) CONC_NODISCARD;
  * twice does nothing. From anywhere. */
 CONC_API void conc_channel_close(conc_channel *c);
 
-/* Closes the channel, drops its items and frees its memory; no other call may be using it. It is
- * then as new. From anywhere. */
+/* Closes the channel, drops its items and frees its memory; no other call may be using it. It may
+ * then be reused. From anywhere. */
 CONC_API void conc_channel_destroy(conc_channel *c);
 CONC_API void conc__auto_conc_channel(conc_channel *c);
 
 /* ---- >>shared ------------------------------------------------------------------------------- */
 
-/* Allocates zeroed memory that process pools opened later see at the same address: what one process
- * writes the others can read. Release it with conc_shared_free in the process that allocated it.
- * NULL: size 0, out of memory, or not Linux. From anywhere. Locks in it must work between
+/* Allocates zeroed memory that process pools opened later see at the same address: all processes
+ * share its contents. Release it with conc_shared_free in the process that allocated it. NULL: size
+ * 0, out of memory, or not Linux. From anywhere. Synchronize with something that works between
  * processes: C11 atomics, or PTHREAD_PROCESS_SHARED. */
 CONC_API void *conc_shared_alloc(size_t size);
 CONC_API void conc_shared_free(void *p);
 
 /* ---- >>files -------------------------------------------------------------------------------- */
 
-/* Files are read and written off the loop. Errors are the system's; a file that would exceed the
- * limit on its size (ulimit -f) is -EFBIG, without a SIGXFSZ. Work that has begun on a regular file
- * is waited for, and -ECANCELED means that nothing was done. A FIFO, a terminal or another file
- * that can make a task wait for another process, or has no end (/dev/zero), is left when the task
- * is cancelled, perhaps after some bytes; in a thread without a run it blocks. */
+/* Files are read and written off the loop. Errors are the system's; exceeding the file size limit
+ * (ulimit -f) is -EFBIG, without a SIGXFSZ. Work that has begun on a regular file is waited for,
+ * and -ECANCELED means that nothing was done. On a FIFO, a terminal or another file that can make a
+ * task wait for another process, or has no end (/dev/zero), a cancel ends the call, perhaps after
+ * some bytes; in a thread without a run it blocks. */
 
 /* Reads the whole file: its size in *size (NULL: not wanted), its bytes and a terminating NUL in
  * *data, to be released with conc_free. After an error *data is NULL. Waits. */
@@ -18436,22 +18532,22 @@ CONC_API int conc_file_read(const char *path, void **data, size_t *size) CONC_NO
 /* Replaces the file with these bytes, whole or not at all: writes a new file with the permissions
  * of the old one, syncs it to disk, and renames it to path. If the old file cannot be replaced (a
  * mount point, a file in /proc, a directory that this program may not change) it is overwritten in
- * place, and an error may leave a part. If the group cannot be kept, the new file gives the group
- * only the permissions that everybody had before. Anything but a regular file (a terminal, a pipe,
- * /dev/null) is simply written to. Waits. */
+ * place, and an error may leave it partly written. If the group cannot be kept, the new file grants
+ * its group only the permissions that others had before. Anything but a regular file (a terminal, a
+ * pipe, /dev/null) is simply written to. Waits. */
 CONC_API int conc_file_write(const char *path, const void *data, size_t size) CONC_NODISCARD;
 
-/* Appends the bytes to the file, creating it if it does not exist. After an error some may have
- * been appended. Waits. */
+/* Appends the bytes to the file, creating it if necessary. After an error some bytes may have been
+ * appended. Waits. */
 CONC_API int conc_file_append(const char *path, const void *data, size_t size) CONC_NODISCARD;
 
 /* ---- >>names -------------------------------------------------------------------------------- */
 
 /* Looks up a host name (or a numeric address) and a port, off the loop: returns the number of TCP
- * addresses, of which up to max are in out. Waits; a cancel returns at once. Errors: -EADDRNOTAVAIL
- * (no such name, or no name server could be reached: conc_last_error says which), -EINVAL (NULL, no
- * such port), -ENOMEM, -ECANCELED. With this module conc_dial and conc_listen accept names too and
- * wait for the lookup; conc_dial tries all addresses of a name. */
+ * addresses, of which up to max are in out. Waits; a cancel takes effect immediately. Errors:
+ * -EADDRNOTAVAIL (no such name, or no reachable name server: conc_last_error says which), -EINVAL
+ * (NULL, no such port), -ENOMEM, -ECANCELED. With this module conc_dial and conc_listen accept
+ * names too and wait for the lookup; conc_dial tries all addresses of a name. */
 CONC_API int conc_resolve(const char *host, const char *port, struct sockaddr_storage *out,
                           size_t max);
 
@@ -18462,24 +18558,24 @@ enum {
     CONC_NULL = -3  /* /dev/null */
 };
 
-/* Another program. Set the fields before `pid` before conc_child_start; what argv, env and dir
- * point to is not needed after it. */
+/* Another program. Set the fields before `pid` before conc_child_start; argv, env and dir need not
+ * outlive that call. */
 typedef struct conc_child {
     /* the program, searched in PATH unless it contains a slash, its arguments, NULL */
     const char *const *argv;
     const char *const *env; /* "name=value"..., NULL; NULL: this program's */
     const char *dir;        /* working directory; NULL: this program's */
-    /* each is 0 (inherit this program's), CONC_PIPE, CONC_NULL, or a descriptor, which stays yours.
-     * conc_child_start sets it to this program's end of the pipe, for conc_read and conc_write,
-     * else to -1. conc_child_close closes that end; to end the child's input earlier, conc_close it
-     * and set it to -1. A socket is set to blocking mode, which programs expect, and so it is for
-     * this program too, where conc's calls work the same; a listening socket is left as it is */
+    /* each is 0 (inherit this program's), CONC_PIPE, CONC_NULL, or a descriptor, which the caller
+     * keeps. conc_child_start sets it to this program's end of the pipe, for conc_read and
+     * conc_write, else to -1. conc_child_close closes that end; to end the child's input earlier,
+     * conc_close it and set it to -1. A socket, unless listening, is set to blocking mode, which
+     * programs expect, also for this program, where conc's calls work the same */
     int input, output, error;
-    /* run the child as the leader of its own process group, together with all that it starts:
+    /* make the child lead its own process group, which all processes it starts join:
      * conc_child_kill and conc_child_close reach the whole group, even after the child itself has
      * ended, until it is closed. A terminal's Ctrl+C no longer reaches the child */
     bool group;
-    /* seconds that conc_child_close allows between SIGTERM and SIGKILL; 0: SIGKILL at once */
+    /* seconds that conc_child_close allows between SIGTERM and SIGKILL; 0: immediate SIGKILL */
     double grace;
     int pid; /* set by conc_child_start */
     /* private */
@@ -18503,40 +18599,39 @@ CONC_API int conc_child_start(conc_child *c);
 CONC_API int conc_child_wait(conc_child *c, int *status);
 
 /* Sends a signal to the child, or with .group to its whole group: 0, -EALREADY (it has ended),
- * -EINVAL, -EPERM. Never signals another process that has been given the same number. */
+ * -EINVAL, -EPERM. Never signals another process that has reused the number. */
 CONC_API int conc_child_kill(conc_child *c, int signal);
 
-/* Closes the pipes and ends the child if it still runs: by SIGKILL, or with .grace by SIGTERM (and
+/* Closes the pipes and ends a child that still runs: by SIGKILL, or with .grace by SIGTERM (and
  * SIGCONT, in case it is stopped) and SIGKILL that many seconds later; its output can be read until
  * then. With .group this applies to the whole group, and the grace lasts until its last process has
- * ended. Waits until the child has ended, even if cancelled. Returns 0. In a posted function, which
- * holds the loop meanwhile, there is no grace. If another caller is closing the child, waits for
- * that; other callers' waits end with the child's status, and do not touch *c once it is closed.
- * Closing it twice, or one that was never started, does nothing; in a forked process the parent's
- * child keeps running. -EBUSY: another thread is starting it. */
+ * ended. Waits until the child has ended, even if cancelled. Returns 0. In a posted function, where
+ * it blocks the loop, there is no grace. If another caller is closing the child, waits for that;
+ * other callers' waits return the child's status, and do not touch *c once it is closed. Closing it
+ * twice, or one that was never started, does nothing; in a forked process it leaves the parent's
+ * child running. -EBUSY: another thread is starting it. */
 CONC_API int conc_child_close(conc_child *c);
 
-/* What conc_child_communicate writes and reads. Zero the fields that you do not set. */
+/* The input and output of conc_child_communicate. Zero the fields that you do not set. */
 typedef struct conc_child_io {
     const void *in; /* the child's input, */
-    size_t in_size; /* this many bytes; 0: empty input */
-    size_t limit;   /* most bytes of output, and of errors; 0: no limit */
-    /* what the child wrote to its output and error pipes, NUL-terminated, to be released with
-     * conc_free, whatever the call returned; NULL if there is no pipe */
+    size_t in_size; /* its size; 0: empty input */
+    size_t limit;   /* most bytes of out, and of err; 0: no limit */
+    /* bytes from the output and error pipes, NUL-terminated, to be released with conc_free whatever
+     * the call returned; NULL without a pipe */
     char *out, *error;
     size_t out_size, error_size; /* without the NUL */
 } conc_child_io;
 
-/* Writes the input and reads all output at the same time, through those of the three that are
- * pipes, until all output is read and the child has ended: 0, and its status as for
- * conc_child_wait. A child that does not read its input is no error. Waits. After -ECANCELED *io
- * holds what was read, and io->in what has not been written: the child runs on, and another call
- * continues. Errors: -EMSGSIZE (more than the limit; the child is closed), -ECHILD (all was read,
- * but the status is lost), -EINVAL (NULL, not started, input without a pipe), -ENOMEM, -EPERM, and
- * other system errors.
- * conc_child_close discards the child's status and what the child writes while it ends. To get
- * both from a child that has run out of time, signal it and continue (talk calls
- * conc_child_communicate; with .group the signals also reach other processes that hold its pipes):
+/* Writes the input and reads all output concurrently, through those of the three that are pipes,
+ * until all output is read and the child has ended: 0, and its status as for conc_child_wait.
+ * Unread input is no error. Waits. After -ECANCELED *io holds the output so far, and io->in the
+ * unwritten input: the child keeps running, and another call continues. Errors: -EMSGSIZE (more
+ * than the limit; the child is closed), -ECHILD (all was read, but the status is lost), -EINVAL
+ * (NULL, not started, input without a pipe), -ENOMEM, -EPERM, and other system errors.
+ * conc_child_close discards the child's status and final output. To get both from a child that has
+ * timed out, signal it and continue (talk calls conc_child_communicate; with .group the signals
+ * also reach other processes that hold its pipes):
  *
  *     int rc = conc_timeout(5, talk, &t);
  *     if (rc == -ETIMEDOUT) {
@@ -18579,30 +18674,32 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *  The implementation
  *
  *  job           a function submitted to a pool; its states are listed in >>queue
- *  job queue     the inside of a pool of either kind: a ring of queued jobs, the limit, and the
- *                worker threads, or the supervisor with its workers, that run the jobs
- *  worker thread a thread that runs the jobs of a conc_pool; it takes a batch of them at once
+ *  job queue     the internals of a pool of either kind: a ring of queued jobs, the limit, and the
+ *                worker threads, or the supervisor and its workers, that run the jobs
+ *  worker thread a thread that runs the jobs of a conc_pool; it takes them in batches
  *  worker        a process that runs the jobs of a conc_procs; its states are in >>supervisor
  *  supervisor    the thread of a conc_procs that starts and watches the workers. It replaces a
  *                dead worker when jobs are queued and no worker is idle
- *  channel       the memory that the supervisor shares with one worker: one request or reply at a
- *                time (>>workers draws the messages). A conc_channel is something else
- *  program       the process that opened the pool, as opposed to its workers
+ *  channel       memory that the supervisor shares with one worker: one request or reply at a time
+ *                (>>workers draws the messages). Unrelated to conc_channel
+ *  program       the process that opened the pool, not its workers
  *  payload       what a job for a worker carries: bytes in and out, or elements of a map
- *  map           one call of conc_pool_map or a relative; runners are the jobs that work on it
+ *  map           one call of conc_pool_map or a variant; runners are the jobs that work on it
  *  segment       memory that several processes map
- *  waiter        a task or thread that waits for another thread: a task's loop runs on, a thread
- *                sleeps on its thread event
- *  job context   what runs on a worker thread: the job, and around it the job that waits for it
- *  cancel hook   what a job that waits has called when it is asked to end
+ *  waiter        a task or thread that waits for another thread: a task's loop keeps running, a
+ *                thread sleeps on its thread event
+ *  job context   what a worker thread runs: a job, and around it the job that waits for it
+ *  cancel hook   called when a waiting job is asked to stop
  *  cancel layer  a map or a shield around a part of a job, which adds or hides such a request
- *  clock         a loop whose clock is virtual; a job that holds it keeps time from advancing
+ *  clock         a loop whose clock is virtual. The loop's at_work counts the jobs that hold it,
+ *                which keeps time from advancing; conc_loop_hold does something else
  *  shared pools  the pools of threads that conc_offload, files, names and children use
- *  abandoned     a job whose task has left it; its thread is lost to the pool until the job ends
+ *  abandoned     a job whose task no longer waits for it; its thread is lost to the pool until it
+ *                ends
  *  under the mutex: with the job queue's mutex locked
  *
- *  Order of locks: a thread that holds one of these may take those of the lines below, and no
- *  other of the same line.
+ *  Order of locks: a thread that holds one of these may take those on the lines below, but no other
+ *  on the same line.
  *
  *    conc__cancel_hooks.mutex
  *    conc__shared_pools.mutex
@@ -18612,7 +18709,9 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *    conc__live_runs.mutex (conc.h)
  *    a loop's mutex (of a run inside a job before that of its job's clock); a thread event's mutex
  *
- *  mapping_mutex, in a worker process, is held to map the segment, and during a fork.
+ *  mapping_mutex, in a worker process, is held while mapping the segment, and during a fork. While
+ *  it holds the mutex of a conc__semaphore (macOS), or any other mutex of conc.h, a thread takes no
+ *  further lock.
  *
  *  Contents: >>waiting >>queue >>jobs >>threads >>pool >>map >>in_jobs >>offload >>channel >>select
  *  >>files >>names >>child >>shared >>functions >>workers >>supervisor >>procs >>init
@@ -18642,8 +18741,8 @@ typedef struct conc__thread_event {
     bool set;
 } conc__thread_event;
 
-/* How a job ended. Each waiter has its own copy, because the first one that goes on may free the
- * job or reuse it. */
+/* How a job ended. Each waiter gets its own copy, because the first one to continue may free or
+ * reuse the job. */
 typedef struct conc__job_outcome {
     int result;
     bool has_text;
@@ -18651,11 +18750,11 @@ typedef struct conc__job_outcome {
 } conc__job_outcome;
 
 /* A task or thread that waits for another thread. It is in a list; the thread that wakes it removes
- * it from the list, under the list's mutex. */
+ * it under the list's mutex. */
 typedef struct conc__waiter {
     struct conc__waiter *next, *prev; /* a ring */
     struct conc__waiter **list;
-    conc_loop *loop; /* a waiting task's; NULL: a thread waits */
+    conc_loop *loop; /* the waiting task's; NULL: a thread waits */
     conc__wait *wait;
     conc__post post;
     conc__thread_event *event;     /* a thread's */
@@ -18663,28 +18762,28 @@ typedef struct conc__waiter {
     conc__job_outcome *outcome;    /* receives the outcome of the job that is waited for */
     bool *stop;                    /* set when the waiting task is cancelled; NULL: none */
     struct conc__job_queue *queue; /* that runs the awaited job */
-    /* a thread's: a process pool's, whose replies it may collect; holds a reference */
+    /* a thread's: a process pool whose replies it may collect; holds a reference */
     struct conc__job_queue *polls_queue;
-    struct conc__job_context *context; /* a job's: its clocks advance meanwhile */
+    struct conc__job_context *context; /* a job's: its clocks advance during the wait */
     int result;
-    bool gives_up;   /* it was cancelled, and wants its job to end */
+    bool gives_up;   /* it was cancelled, and wants its job to stop */
     bool is_counted; /* a worker thread's: its job queue already counts it as waiting */
-    bool woken;      /* it was woken: the list and its owner may be gone */
-    /* a case of conc_select: it is only notified, and sends or receives if no other case was first.
-     * kept: an item or room is reserved for it until then */
+    bool woken;      /* woken: the list and its owner may be gone */
+    /* a case of conc_select: it is only notified, and sends or receives if no other case came
+     * first. kept: an item or room is reserved for it until then */
     bool selects, kept;
 } conc__waiter;
 
-/* Protects the list of job queues; a job queue is freed under it. A thread that has only a job or a
- * waiter locks this before it follows the pointer to the job queue, which may have been freed. */
+/* Protects the list of job queues; a job queue is freed under it. A thread that knows only a job or
+ * a waiter locks this before following the pointer to the job queue, which may have been freed. */
 static pthread_mutex_t conc__job_queues_mutex = PTHREAD_MUTEX_INITIALIZER;
-static unsigned conc__forks; /* how many forks lie between this process and the first one */
+static unsigned conc__forks; /* number of forks between the first process and this one */
 static struct conc__job_queue *conc__job_queues;
 
-/* Protects the state of all child programs: each is reaped once, and not signalled after that. */
+/* Protects the state of all child programs: each is reaped once, and never signalled afterwards. */
 static pthread_mutex_t conc__children_mutex = PTHREAD_MUTEX_INITIALIZER;
 
-/* Locks a mutex that is never held for longer than it takes to fall asleep: spins first. */
+/* Locks a mutex that is never held longer than falling asleep takes: spins first. */
 CONC__PRIVATE void conc__lock_briefly(pthread_mutex_t *mutex)
 {
     if (pthread_mutex_trylock(mutex) == 0)
@@ -18740,7 +18839,7 @@ CONC__PRIVATE void conc__thread_event_set(conc__thread_event *e)
     pthread_mutex_unlock(&e->mutex);
 }
 
-/* Waits until the event is set, or until that time. False: it is not set. */
+/* Waits until the event is set, or until then. False: it is not set. */
 CONC__PRIVATE bool conc__thread_event_wait(conc__thread_event *e, int64_t until)
 {
     pthread_mutex_lock(&e->mutex);
@@ -18791,7 +18890,7 @@ CONC__PRIVATE void conc__waiter_posted(conc__post *p)
 /* Under the list's mutex: sets the waiter's result. The caller then calls conc__waiter_notify. */
 CONC__PRIVATE void conc__waiter_set_result(conc__waiter *w, int result)
 {
-    /* now, not when the waiter runs: the clock could advance until then */
+    /* now, not when the waiter runs: the clock could advance before that */
     conc__job_contexts_hold_clocks(w->context, true);
     w->result = result;
     __atomic_store_n(&w->woken, true, __ATOMIC_RELEASE);
@@ -18806,7 +18905,7 @@ CONC__PRIVATE void conc__waiter_complete(conc__waiter *w, int result)
 
 CONC__PRIVATE void conc__waiter_notify(conc__waiter *w)
 {
-    if (w->loop) /* the post is never refused: the run lasts as long as its tasks */
+    if (w->loop) /* the post cannot be refused: the run outlives its tasks */
         conc__post_to(w->loop, &w->post);
     else if (w->event) /* else the waiter's thread runs the job itself */
         conc__thread_event_set(w->event);
@@ -18833,9 +18932,9 @@ CONC__PRIVATE void conc__spin_for(const bool *over)
 
 CONC__PRIVATE void conc__job_queue_spin_for(struct conc__job_queue *q, const bool *over);
 
-/* What to call when a waiting job is asked to end. All hooks of the process are in one list: a
- * request sets flags in the job, its job queue or its map, and then has conc__run_cancel_hooks find
- * the waiting jobs that it concerns. */
+/* Called when a waiting job is asked to stop. All hooks of the process are in one list: a request
+ * sets flags in the job, its job queue or its map, and then conc__run_cancel_hooks finds the
+ * waiting jobs that it concerns. */
 typedef struct conc__cancel_hook {
     struct conc__cancel_hook *next, *prev;
     const struct conc__job_context *context; /* NULL: no job waits, and the hook is in no list */
@@ -18854,8 +18953,8 @@ CONC__PRIVATE bool conc__job_context_in_process(const struct conc__job_context *
 CONC__PRIVATE int64_t conc__shield_deadline(const struct conc__job_context *ctx);
 CONC__PRIVATE void conc__worker_start_cancel_listener(void);
 
-/* Calls the hooks of all jobs that were asked to end. A hook may pass the request on to further
- * jobs, so this goes on until no hook is left to call. */
+/* Calls the hooks of all jobs that were asked to stop. A hook may pass the request on to further
+ * jobs, so this repeats until no hook is left to call. */
 CONC__PRIVATE void conc__run_cancel_hooks(void)
 {
     pthread_mutex_lock(&conc__cancel_hooks.mutex);
@@ -18871,8 +18970,8 @@ CONC__PRIVATE void conc__run_cancel_hooks(void)
     pthread_mutex_unlock(&conc__cancel_hooks.mutex);
 }
 
-/* Registers the hook of a job that is about to wait (NULL: no job). If the job was asked to end
- * before, calls it at once. */
+/* Registers the hook of a job that is about to wait (NULL: no job). If the job was already asked to
+ * stop, calls it immediately. */
 CONC__PRIVATE void conc__cancel_hook_add(conc__cancel_hook *s, const struct conc__job_context *ctx,
                                          void (*ask)(conc__cancel_hook *self))
 {
@@ -18894,10 +18993,10 @@ CONC__PRIVATE void conc__cancel_hook_add(conc__cancel_hook *s, const struct conc
         conc__run_cancel_hooks();
 }
 
-/* The wait is over: the hook is not called any more. */
+/* The wait is over: the hook is no longer called. */
 CONC__PRIVATE void conc__cancel_hook_remove(conc__cancel_hook *s)
 {
-    if (!s->context || s->forks != conc__forks) /* else the list holding it was the parent's */
+    if (!s->context || s->forks != conc__forks) /* else it was in the parent's list */
         return;
     pthread_mutex_lock(&conc__cancel_hooks.mutex);
     if (s->next)
@@ -18916,7 +19015,7 @@ CONC__PRIVATE void conc__cancel_hooks_reset(void)
 }
 
 /* Waits for the event in a job (NULL: none). When the limit of one of the job's shields passes, a
- * request to end that it hid takes effect. */
+ * stop request that it hid takes effect. */
 CONC__PRIVATE void conc__thread_event_wait_in_job(conc__thread_event *e,
                                                   const struct conc__job_context *ctx)
 {
@@ -18938,11 +19037,11 @@ CONC__PRIVATE void conc__thread_wait_cancel(conc__cancel_hook *s)
         conc__thread_event_set(w->event);
 }
 
-/* The waiting job stops holding its clocks. Its cancel hook is registered before, so that the clock
- * cannot advance between a request to end and its effect. */
+/* The waiting job stops holding its clocks. Its cancel hook is registered first, so that the clock
+ * cannot advance between a stop request and its effect. */
 CONC__PRIVATE void conc__waiter_release_clocks(conc__waiter *w, pthread_mutex_t *mutex)
 {
-    pthread_mutex_lock(&conc__job_queues_mutex); /* as long as it waits, `mutex` exists */
+    pthread_mutex_lock(&conc__job_queues_mutex); /* `mutex` exists as long as it waits */
     if (!__atomic_load_n(&w->woken, __ATOMIC_ACQUIRE)) {
         conc__lock_briefly(mutex);
         if (!w->woken)
@@ -18983,8 +19082,8 @@ CONC__COLD int conc__caller_refused(const char *call)
     return conc__misused(-EPERM, call, "only a task may call it", NULL);
 }
 
-/* At the start of `call`, which may wait: 0 and the caller's loop (NULL: a thread or a job), or
- * -EPERM (a posted function). */
+/* Starts `call`, which may wait: 0 and the caller's loop (NULL: a thread or a job), or -EPERM (a
+ * posted function). */
 static inline int conc__caller(conc_loop **l, const char *call)
 {
     *l = conc__here;
@@ -18993,8 +19092,8 @@ static inline int conc__caller(conc_loop **l, const char *call)
     return 0;
 }
 
-/* Waits until another thread wakes the caller, and returns the result that it sets. The waiter is
- * in its list already; this unlocks the mutex, and `outer` (NULL: none), so that others can wake
+/* Waits until another thread wakes the caller, and returns the result it sets. The waiter is
+ * already in its list; this unlocks the mutex, and `outer` (NULL: none), so that others can wake
  * it. */
 CONC__PRIVATE CONC__CALLED int conc__wait_outside(conc_loop *l, conc__waiter *w,
                                                   const conc__wait_kind *kind, const void *on,
@@ -19018,9 +19117,9 @@ CONC__PRIVATE CONC__CALLED int conc__wait_outside(conc_loop *l, conc__waiter *w,
         return conc__wait_in_thread(&wait, mutex);
     conc__check_lost(l, __builtin_frame_address(0));
     wait.task = l->self;
-    l->awaited++;
+    l->outside.awaited++;
     int rc = conc__park(l, &wait);
-    l->awaited--;
+    l->outside.awaited--;
     return rc;
 }
 
@@ -19079,33 +19178,33 @@ CONC__PRIVATE void conc__semaphore_wait(conc__semaphore *s)
 
 /* ---- >>queue -------------------------------------------------------------------------------- */
 
-/* The states of a job, and who moves it on. Its result is the caller's once it is DONE.
+/* The states of a job, and who changes them. Its result belongs to the caller once it is DONE.
  *
  *   NEW       not submitted: any content; conc__job_init makes it PENDING
  *   PENDING   sealed, not LIVE: the submit waits for room under the limit. The thread that makes
  *             room makes it QUEUED; a cancel or a close makes it NEW again
- *   QUEUED    LIVE, and `slot` is its place in the ring. A worker thread takes it; the supervisor
+ *   QUEUED    LIVE, and `slot` is its index in the ring. A worker thread takes it; the supervisor
  *             or a waiter sends it to a worker; a cancel makes it DONE
- *   TAKEN     `slot` is IN_BATCH, and the thread's batch[] has it. That thread or one that steals
+ *   TAKEN     `slot` is IN_BATCH, and it is in the thread's batch[]. That thread or one that steals
  *             it runs it; a cancel makes it DONE; a thread that will wait makes it QUEUED again
- *   RUNNING   it is in no batch, or a worker has its request. It becomes DONE when its function
- *             returns or its worker ends, but QUEUED again if the worker had not begun it. A cancel
- *             sets CANCEL_REQUESTED, or kills the worker and makes it DONE
- *   ABANDONED RUNNING, and its task has left it: it frees itself when it is DONE
- *   DONE      `result` is set, and every waiter has its outcome; the seal is broken
+ *   RUNNING   in no batch, or a worker holds its request. It becomes DONE when its function returns
+ *             or its worker ends, but QUEUED again if the worker had not begun it. A cancel sets
+ *             CANCEL_REQUESTED, or kills the worker and makes it DONE
+ *   ABANDONED RUNNING, and its task has given it up: it frees itself when DONE
+ *   DONE      `result` is set, and every waiter holds its outcome; the seal is broken
  */
 enum {
-    CONC__BATCH = 16, /* most jobs that a thread takes out of the queue at once */
+    CONC__BATCH = 16, /* most jobs that a thread takes from the queue at a time */
 
     /* bits of a job's state, below its seal */
-    CONC__JOB_LIVE = 1, /* it was accepted; before that no thread can wait for it */
+    CONC__JOB_LIVE = 1, /* accepted; before that no thread can wait for it */
     CONC__JOB_DONE = 2,
-    CONC__JOB_WAITED = 4,           /* it has or had waiters: it becomes DONE under the mutex */
-    CONC__JOB_CANCEL_REQUESTED = 8, /* it was asked to end */
+    CONC__JOB_WAITED = 4,           /* has or had waiters: it becomes DONE under the mutex */
+    CONC__JOB_CANCEL_REQUESTED = 8, /* it was asked to stop */
     CONC__JOB_HAS_TEXT = 16,        /* `text` belongs to its result */
     CONC__JOB_OWNED = 32,           /* it frees itself */
-    CONC__JOB_ABANDONED = 64,       /* its task has left it */
-    CONC__JOB_BLOCKED = 128,        /* it waits or is in conc_block while its clock advances */
+    CONC__JOB_ABANDONED = 64,       /* its task no longer waits for it */
+    CONC__JOB_BLOCKED = 128,        /* waits or is in conc_block while its clock advances */
     CONC__JOB_HOLDS_CLOCK = 256,    /* it keeps its clock from advancing */
     CONC__JOB_BITS = 0x1ff
 };
@@ -19114,13 +19213,13 @@ enum {
 #define CONC__NO_SLOT UINT_MAX       /* neither in the ring nor in a batch */
 #define CONC__POOL_CLOSED (1u << 31) /* bit of a pool's `users` */
 
-/* A map or a shield around a part of a job. A map, of which the part is an element, ends the part
- * when its own job or element is asked to end; a shield hides requests from outside. */
+/* A map or a shield around a part of a job. A map, of which the part is an element, stops the part
+ * when its own job or element is asked to stop; a shield hides requests from outside. */
 typedef struct conc__cancel_layer {
     const struct conc__cancel_layer *outer;
-    const bool *cancelled; /* everything inside is to end */
+    const bool *cancelled; /* everything inside must stop */
     bool shields;
-    int64_t until;          /* a shield's end on the real clock; CONC__NEVER: it has none there */
+    int64_t until;          /* a shield's end on the real clock; CONC__NEVER: none */
     const conc_job *sender; /* the job that called a map; NULL: none */
 } conc__cancel_layer;
 
@@ -19131,7 +19230,7 @@ typedef struct conc__job_context {
     struct conc__worker_thread *thread; /* NULL: in a worker process */
     conc__locals *locals;
     const conc__cancel_layer *layer; /* innermost; NULL: none */
-    /* a worker's request to end; NULL: this is a thread */
+    /* a worker's stop request; NULL: this is a thread */
     const unsigned *cancel_flag;
     int text_rc;
     char text[96];
@@ -19141,13 +19240,13 @@ typedef struct conc__worker_thread {
     struct conc__job_queue *queue;
     pthread_t id;
     int number;
-    int nested; /* how many waits in runs inside its jobs */
-    /* its job was abandoned, and its job queue has ended without it */
+    int nested; /* number of waits in runs inside its jobs */
+    /* its job was abandoned, and its job queue ended without it */
     bool detached;
     int batch_count; /* slots of batch[] in use */
-    int finishing;   /* 1: it counts in the job queue's `finishing` */
-    /* the clock of the job that has just ended on it; held until the thread has looked for the next
-     * job, so that a close of the pool, which waits for that, takes no time; NULL: none */
+    int finishing;   /* 1: counted in the job queue's `finishing` */
+    /* the clock of the job that just ended on it; held until the thread has looked for the next
+     * job, so that closing the pool, which waits for that, takes no time; NULL: none */
     conc_loop *clock;
     bool holds_clock;
     void *pin; /* detached: keeps this code loaded; NULL: not needed */
@@ -19156,7 +19255,7 @@ typedef struct conc__worker_thread {
     _Atomic(conc_job *) batch[CONC__BATCH];
 } conc__worker_thread;
 
-/* The queued jobs that share a clock, and together keep it stopped. */
+/* Queued jobs that share a clock and together keep it stopped. */
 typedef struct conc__queue_clock {
     conc_loop *clock;
     size_t jobs; /* 0: the slot is free */
@@ -19165,7 +19264,7 @@ typedef struct conc__queue_clock {
 typedef struct conc__job_queue {
     struct conc__job_queue *next, *prev; /* list of all, under conc__job_queues_mutex */
     pthread_mutex_t mutex;
-    conc_job **ring; /* a power of two of slots; NULL where a job was taken back */
+    conc_job **ring; /* a power of two slots; NULL where a job was withdrawn */
     size_t ring_size, head, tail;
     size_t queued; /* jobs in the ring; written under the mutex, read without */
     size_t limit;
@@ -19174,48 +19273,48 @@ typedef struct conc__job_queue {
     conc__waiter *submitters;     /* waiting submits, with their jobs */
     conc__waiter *closer, *other_closers;
     bool closing, stopping, cancel_all, on_valgrind;
-    bool closed;        /* it has ended, and its pool is the owner's again */
-    bool stalled;       /* every thread waits or is in conc_block: queued jobs do not hold clocks */
-    bool start_refused; /* the last start of a thread failed */
+    bool closed;        /* ended: the pool belongs to its owner again */
+    bool stalled;       /* every thread waits or is in conc_block: queued jobs hold no clocks */
+    bool start_refused; /* the last thread start failed */
     unsigned forks;
-    int references;                      /* held by the pool, its threads, and callers at work */
-    struct conc__supervisor *supervisor; /* NULL: a pool of threads */
-    conc_pool *shared; /* the shared pool that it belongs to; NULL: the program's own pool */
+    int references;                      /* held by the pool, its threads, and active callers */
+    struct conc__supervisor *supervisor; /* NULL: a thread pool */
+    conc_pool *shared; /* the shared pool it belongs to; NULL: a pool of the program */
 
-    /* what threads sleep on; its value is wakes_pending - posts_due, as posts are made after the
-     * mutex is unlocked */
+    /* threads sleep on it; its value is wakes_pending - posts_due, because posts follow the
+     * unlocking of the mutex */
     conc__semaphore work;
     conc__worker_thread **threads;
     int thread_slots;  /* size of threads[] */
     int max_workers;   /* most threads, or workers */
-    int abandoned;     /* threads that are lost to abandoned jobs */
+    int abandoned;     /* threads lost to abandoned jobs */
     int nested;        /* threads that wait in a run inside a job */
-    int waiting;       /* threads whose job waits for another one */
-    int started;       /* all threads; of a pool of processes: workers that have a job */
-    int starting;      /* threads that have not locked the mutex yet */
-    int idle;          /* threads that have nothing to do, and spin or sleep */
+    int waiting;       /* threads whose job waits for another */
+    int started;       /* all threads; in a process pool: workers with a job */
+    int starting;      /* threads that have not yet locked the mutex */
+    int idle;          /* idle threads, spinning or asleep */
     int sleeping;      /* threads that wait for `work` */
-    int wakes_pending; /* how many of these are to wake, and have not yet */
-    int posts_due;     /* for how many of those `work` was not posted yet */
+    int wakes_pending; /* how many of these must wake, and have not yet */
+    int posts_due;     /* for how many of those `work` is not posted yet */
     int spinning;
     int blocking; /* threads whose job waits or is in conc_block while its clock advances */
-    /* threads that are about to look for the next job; changed without the mutex */
+    /* threads about to look for the next job; changed without the mutex */
     int finishing;
-    unsigned misses; /* how often in a row a thread spun in vain before it slept */
+    unsigned misses; /* consecutive times a thread spun in vain before sleeping */
     /* the signal mask of the pool's opener, without conc's changes, and whether its run blocked
      * SIGPIPE */
     sigset_t mask;
     bool blocks_pipe;
-    /* the last thread that ended: the next one to end joins it */
+    /* the last thread to exit: the next one to exit joins it */
     bool has_ended;
     pthread_t last_ended;
-    pthread_cond_t ended; /* signalled when a thread ends */
+    pthread_cond_t ended; /* signalled when a thread exits */
     char name[16];
 } conc__job_queue;
 
 static pthread_key_t conc__job_context_key; /* the conc__job_context of a thread */
 static bool conc__job_context_key_made;
-/* Keeps this code loaded for a detached thread. The system closes it after the thread has ended,
+/* Keeps this code loaded for a detached thread. The system closes it after the thread has exited,
  * because the code cannot unload itself. */
 static pthread_key_t conc__pins;
 static bool conc__pins_there;
@@ -19263,8 +19362,8 @@ CONC__PRIVATE void *conc__pin(void) { return NULL; }
 CONC__PRIVATE void conc__unpin(void *pin) { (void)pin; }
 #endif
 
-/* A map: jobs that are called runners each take the next element of an array that no other has
- * taken, and call a function with it, until none is left. */
+/* A map: each of several jobs, the runners, takes the next free element of an array and calls a
+ * function with it, until none is left. */
 typedef struct conc__map_call {
     conc_fn *fn;
     char *args;
@@ -19272,30 +19371,30 @@ typedef struct conc__map_call {
     int *results;
     bool keeps_going, stop;
     conc__cancel_layer layer;
-    size_t next;    /* first element that was not taken */
-    size_t dropped; /* elements that were taken but not called */
+    size_t next;    /* first element not yet taken */
+    size_t dropped; /* elements taken but not called */
     int error;      /* the first */
 } conc__map_call;
 
-/* What a job for a worker carries. */
+/* The payload of a job for a worker. */
 typedef struct conc__payload {
     conc_procs_fn *call; /* NULL: call the job's own function with its own bytes */
     const void *in;
     void *out;
     size_t in_size, out_size;
     ssize_t returned;
-    conc__map_call *map; /* a runner's; it has taken these elements: */
+    conc__map_call *map; /* a runner's; the elements it has taken: */
     size_t first, left;
 } conc__payload;
 
-/* Was the running job asked to end? */
+/* Was the running job asked to stop? */
 CONC__PRIVATE bool conc__job_cancel_requested(const conc_job *j)
 {
     return (__atomic_load_n(&j->state, __ATOMIC_RELAXED) & CONC__JOB_CANCEL_REQUESTED) ||
            __atomic_load_n(&j->queue->cancel_all, __ATOMIC_RELAXED);
 }
 
-/* Was the code inside these layers, in the job (NULL: none), asked to end? */
+/* Was the code inside these layers, in the job (NULL: none), asked to stop? */
 CONC__PRIVATE bool conc__layers_cancelled(const conc__cancel_layer *layer, const conc_job *job)
 {
     for (; layer; layer = layer->outer) {
@@ -19312,7 +19411,7 @@ CONC__PRIVATE bool conc__layers_cancelled(const conc__cancel_layer *layer, const
     return job && conc__job_cancel_requested(job);
 }
 
-#ifdef __linux__ /* only pools of processes ask */
+#ifdef __linux__ /* only process pools ask */
 CONC__PRIVATE bool conc__map_cancelled(const conc__map_call *m)
 {
     return __atomic_load_n(&m->stop, __ATOMIC_RELAXED) ||
@@ -19325,7 +19424,7 @@ CONC__PRIVATE bool conc__job_context_in_process(const conc__job_context *ctx)
     return ctx->cancel_flag;
 }
 
-/* Was the code that runs there asked to end? Any thread may ask, while it waits. */
+/* Was the code that runs there asked to stop? Any thread may ask while that code waits. */
 CONC__PRIVATE bool conc__job_context_cancelled(const conc__job_context *ctx)
 {
     if (!ctx->cancel_flag)
@@ -19351,7 +19450,7 @@ CONC__PRIVATE int64_t conc__shield_deadline(const conc__job_context *ctx)
     return limit;
 }
 
-/* Gives up the elements that a runner has taken and not called yet. */
+/* Gives up the elements that a runner has taken but not called. */
 CONC__PRIVATE void conc__range_drop(conc__payload *p, int rc)
 {
     if (!p || !p->map)
@@ -19402,7 +19501,7 @@ CONC__PRIVATE bool conc__job_in_use(const conc_job *j)
     return (conc__job_state(j) & ~(uintptr_t)CONC__JOB_BITS) == conc__job_seal(j);
 }
 
-/* The same for memory that may lie below a stack's pointer. */
+/* The same for memory that may be below the stack pointer. */
 CONC__UNSANITIZED CONC__PRIVATE bool conc__job_handle_in_use(const void *job)
 {
     const conc_job *j = job;
@@ -19429,12 +19528,11 @@ CONC__PRIVATE void conc__shared_pools_reset(void);
 CONC__PRIVATE void conc__segments_lock(void);
 CONC__PRIVATE void conc__segments_unlock(void);
 
-/* How many times the fork handlers below have run for one fork. They are registered twice if a
- * process was forked while its parent was registering them. */
+/* How often the fork handlers below have run for one fork: they are registered twice if a process
+ * was forked while its parent was registering them. */
 static CONC_TLS _Thread_local int conc__fork_handler_depth;
 
-/* Locks these during a fork, so that the child does not inherit them locked by a thread that it
- * does not have. */
+/* Locks these during a fork, lest the child inherit them locked by a thread that it lacks. */
 CONC__PRIVATE void conc__pools_before_fork(void)
 {
     if (conc__fork_handler_depth++)
@@ -19469,10 +19567,10 @@ CONC__COLD void conc__job_exited_thread(void *value)
     const conc__job_context *ctx = value;
     if (!ctx->thread)
         _exit(1); /* a worker process */
-    fprintf(stderr,
-            "conc: a job of the pool \"%s\" called pthread_exit, and nobody can tell who waits for "
-            "it\n",
-            ctx->thread->queue->name);
+    fprintf(
+        stderr,
+        "conc: a job of the pool \"%s\" called pthread_exit, and conc cannot notify its waiters\n",
+        ctx->thread->queue->name);
     abort();
 }
 
@@ -19544,7 +19642,7 @@ CONC__PRIVATE void conc__job_queue_free(conc__job_queue *q)
     else
         conc__job_queues = q->next;
     conc__supervisor_free(q->supervisor);
-    /* else a thread of the parent may have held them during the fork */
+    /* else one of the parent's threads may have held them during the fork */
     if (q->forks == conc__forks) {
         conc__semaphore_close(&q->work);
         pthread_cond_destroy(&q->ended);
@@ -19558,7 +19656,7 @@ CONC__PRIVATE void conc__job_queue_free(conc__job_queue *q)
     conc_free(q);
 }
 
-/* Closes the gaps left by jobs that were taken back. */
+/* Closes the gaps left by withdrawn jobs. */
 CONC__PRIVATE void conc__job_ring_compact(conc__job_queue *q)
 {
     size_t to = q->head;
@@ -19593,7 +19691,7 @@ CONC__PRIVATE bool conc__job_ring_reserve(conc__job_queue *q, bool on_clock)
         return false;
     if (q->tail - q->head < q->ring_size)
         return true;
-    if (q->queued < q->ring_size / 2) { /* with fewer gaps it would soon be full again */
+    if (q->queued < q->ring_size / 2) { /* with fewer gaps it would soon be full */
         conc__job_ring_compact(q);
         return true;
     }
@@ -19615,15 +19713,15 @@ CONC__PRIVATE bool conc__job_ring_reserve(conc__job_queue *q, bool on_clock)
     return true;
 }
 
-/* One holder of the clock less: the last one lets it advance. */
+/* Removes one holder of the clock: after the last one it advances. */
 CONC__PRIVATE void conc__clock_release(conc_loop *clock)
 {
-    if (atomic_fetch_sub_explicit(&clock->at_work, 1, memory_order_release) != 1)
+    if (atomic_fetch_sub_explicit(&clock->outside.at_work, 1, memory_order_release) != 1)
         return;
-    pthread_mutex_lock(&clock->mutex);
-    if (clock->asleep && !clock->closed)
+    pthread_mutex_lock(&clock->shared.mutex);
+    if (clock->shared.asleep && !clock->shared.closed)
         conc__wake_up(clock);
-    pthread_mutex_unlock(&clock->mutex);
+    pthread_mutex_unlock(&clock->shared.mutex);
 }
 
 CONC__COLD void conc__job_hold_clock_now(conc_job *j, bool holds)
@@ -19639,12 +19737,12 @@ CONC__COLD void conc__job_hold_clock_now(conc_job *j, bool holds)
     while (!(state & (bit | CONC__JOB_ABANDONED)))
         if (__atomic_compare_exchange_n(&j->state, &state, state | bit, false, __ATOMIC_RELAXED,
                                         __ATOMIC_RELAXED)) {
-            atomic_fetch_add_explicit(&j->clock->at_work, 1, memory_order_relaxed);
+            atomic_fetch_add_explicit(&j->clock->outside.at_work, 1, memory_order_relaxed);
             return;
         }
 }
 
-/* The job holds its clock from here on, or no longer. An abandoned job never holds one. */
+/* Makes the job hold its clock, or release it. An abandoned job never holds one. */
 static inline void conc__job_hold_clock(conc_job *j, bool holds)
 {
     if (CONC__UNLIKELY(j->clock != NULL))
@@ -19673,7 +19771,7 @@ CONC__COLD void conc__queue_clock_add(conc__job_queue *q, conc_job *j)
     if (k->jobs++ == 0) {
         q->clocks_used++;
         if (!q->stalled)
-            atomic_fetch_add_explicit(&k->clock->at_work, 1, memory_order_relaxed);
+            atomic_fetch_add_explicit(&k->clock->outside.at_work, 1, memory_order_relaxed);
     }
     conc__job_hold_clock(j, false);
 }
@@ -19712,7 +19810,7 @@ CONC__PRIVATE void conc__job_ring_push(conc__job_queue *q, conc_job *j)
     conc__job_ring_put(q, j, q->tail++);
 }
 
-/* Puts a job back that was in the ring and could not be run. */
+/* Puts back a job that was in the ring and could not be run. */
 CONC__PRIVATE void conc__job_ring_push_front(conc__job_queue *q, conc_job *j)
 {
     conc__job_ring_put(q, j, --q->head);
@@ -19725,7 +19823,7 @@ CONC__PRIVATE void conc__job_queue_accept(conc__job_queue *q, conc_job *j)
     conc__job_ring_push(q, j);
 }
 
-/* There is room under the limit: queues the jobs of waiting submits. */
+/* Queues the jobs of waiting submits while there is room under the limit. */
 CONC__PRIVATE void conc__job_queue_admit(conc__job_queue *q)
 {
     while (q->submitters && q->queued < q->limit) {
@@ -19770,7 +19868,7 @@ CONC__PRIVATE void conc__job_queue_notify_closer(conc__job_queue *q)
         conc__waiter_wake(q->closer, 0);
 }
 
-/* Under the mutex: takes the job back if no thread has begun it. */
+/* Under the mutex: withdraws the job if no thread has begun it. */
 CONC__PRIVATE bool conc__job_take_back(conc__job_queue *q, conc_job *j)
 {
     if (j->slot == CONC__NO_SLOT)
@@ -19801,8 +19899,8 @@ CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q);
 CONC__PRIVATE void conc__abandoned_release(conc_job *j);
 CONC__PRIVATE void conc__original_mask(sigset_t *mask);
 
-/* Does the job belong to a pool of this process? In a forked child the job that forked runs on, but
- * its pool and its clock are the parent's. */
+/* Does the job belong to a pool of this process? In a forked child the job that forked continues,
+ * but its pool and clock are the parent's. */
 CONC__PRIVATE bool conc__job_context_is_own(const conc__job_context *ctx)
 {
     return ctx->thread && ctx->thread->queue->forks == conc__forks;
@@ -19819,7 +19917,7 @@ CONC__PRIVATE conc_loop *conc__clock_here(void)
 {
     conc_loop *l = conc__here;
     if (l)
-        return l->virtual_clock ? l : NULL;
+        return l->clock.is_virtual ? l : NULL;
     const conc__job_context *ctx = conc__job_context_here();
     conc_loop *clock = ctx ? conc__job_context_clock(ctx) : NULL;
     if (!clock || (conc__job_state(ctx->job) & CONC__JOB_ABANDONED))
@@ -19862,8 +19960,8 @@ CONC__PRIVATE void conc__job_outcome_read(conc__job_outcome *a, const conc_job *
         memcpy(a->text, j->text, sizeof a->text);
 }
 
-/* Under the mutex: the job becomes DONE, and its memory is the owner's again. Returns the waiters,
- * which have their outcomes and are still to be notified. */
+/* Under the mutex: makes the job DONE, so its memory belongs to the owner again. Returns the
+ * waiters, which have their outcomes and must still be notified. */
 CONC__PRIVATE conc__waiter *conc__job_publish(conc_job *j, uintptr_t state)
 {
     conc__waiter *first = j->waiters, *w = first;
@@ -19889,7 +19987,7 @@ CONC__PRIVATE void conc__waiters_notify(conc__waiter *first)
     } while (w != first);
 }
 
-/* A job with this clock has ended, which perhaps holds it. */
+/* A job with this clock, perhaps holding it, has ended. */
 CONC__PRIVATE void conc__clock_drop(conc_loop *clock, bool at_work)
 {
     if (at_work)
@@ -19906,7 +20004,7 @@ CONC__PRIVATE void conc__worker_thread_drop_clock(conc__worker_thread *t)
         conc__clock_drop(clock, t->holds_clock);
 }
 
-/* The job has ended, and its waiters were notified. ctx: where it ran; NULL: it was taken back. */
+/* The job has ended, and its waiters were notified. ctx: where it ran; NULL: withdrawn. */
 CONC__COLD void conc__job_drop_clock(const conc__job_context *ctx, conc_loop *clock, bool at_work)
 {
     if (!ctx || !ctx->thread || !ctx->thread->finishing) {
@@ -19917,7 +20015,7 @@ CONC__COLD void conc__job_drop_clock(const conc__job_context *ctx, conc_loop *cl
     ctx->thread->holds_clock = at_work;
 }
 
-/* Ends a job that ran in ctx; NULL: it was taken back. locked: the caller holds the mutex. */
+/* Ends a job that ran in ctx; NULL: withdrawn. locked: the caller holds the mutex. */
 CONC__PRIVATE void conc__job_end(conc__job_queue *q, conc_job *j, int result,
                                  const conc__job_context *ctx, bool locked)
 {
@@ -19958,19 +20056,19 @@ CONC__PRIVATE void conc__job_context_enter(conc__job_context *ctx, conc_job *j)
     ctx->text_rc = 0;
 }
 
-/* last: it is the last job of the thread's batch, and the thread looks into the queue next. */
+/* last: the last job of the thread's batch; the thread checks the queue next. */
 CONC__PRIVATE void conc__job_run(conc__job_queue *q, conc__job_context *ctx, conc_job *j, bool last)
 {
     conc__job_context_enter(ctx, j);
     int rc = j->fn(j->arg);
-    if (last) { /* before the job ends: its waiter may submit the next one at once */
+    if (last) { /* before the job ends: its waiter may immediately submit the next one */
         ctx->thread->finishing = 1;
         __atomic_fetch_add(&q->finishing, 1, __ATOMIC_RELAXED);
     }
     conc__job_end(q, j, rc, ctx, false);
 }
 
-/* The jobs of a thread that waits, or is in conc_block, do not hold their clocks meanwhile. */
+/* The jobs of a thread that waits, or is in conc_block, do not hold their clocks. */
 CONC__PRIVATE void conc__job_contexts_hold_clocks(conc__job_context *ctx, bool at_work)
 {
     for (; ctx && conc__job_context_is_own(ctx); ctx = ctx->outer)
@@ -19986,7 +20084,7 @@ CONC__PRIVATE bool conc__job_context_has_clock(const conc__job_context *ctx)
     return false;
 }
 
-/* A job that runs inside another one that waits for it. */
+/* A job that runs inside another that waits for it. */
 typedef struct conc__nested_job {
     conc__cancel_hook hook;
     conc__waiter waiter;
@@ -20013,8 +20111,8 @@ CONC__PRIVATE void conc__job_run_nested(conc__job_queue *q, conc__job_context *o
     pthread_setspecific(conc__job_context_key, outer);
 }
 
-/* The job context of the caller, if it is on a thread of this job queue: in a job, or in a run
- * inside one. */
+/* The job context of the caller, if on a thread of this job queue: in a job, or in a run inside
+ * one. */
 CONC__PRIVATE conc__job_context *conc__job_context_in(const conc__job_queue *q)
 {
     conc__job_context *ctx = conc__job_context_here();
@@ -20024,8 +20122,8 @@ CONC__PRIVATE conc__job_context *conc__job_context_in(const conc__job_queue *q)
 }
 
 /* Under the mutex: how many threads there may be. A thread that waits in a run inside a job does
- * not count: only this job queue may do what it waits for. While there are such threads, a thread
- * that waits for another job does not count either, as that job may belong to one of them. A thread
+ * not count: its wait may depend on this job queue alone. While there are such threads, a thread
+ * that waits for another job does not count either: that job may belong to one of them. A thread
  * with an abandoned job counts. */
 CONC__PRIVATE int conc__job_queue_max_threads(const conc__job_queue *q)
 {
@@ -20035,15 +20133,15 @@ CONC__PRIVATE int conc__job_queue_max_threads(const conc__job_queue *q)
     return most;
 }
 
-/* Notes for the loop's polling whether the thread that a task has just sent something to was
- * asleep. If it was awake, an answer may come at once. */
+/* Notes for the loop's polling whether the thread to which a task just sent something was asleep.
+ * If it was awake, an answer may arrive immediately. */
 CONC__PRIVATE void conc__has_woken(bool woke)
 {
     if (conc__here)
-        conc__here->woke = woke;
+        conc__here->outside.woke = woke;
 }
 
-/* Under the mutex: sees to it that a thread comes for the queued jobs. An error: none can. */
+/* Under the mutex: ensures that a thread takes the queued jobs. An error: none can. */
 CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
 {
     if (q->supervisor) {
@@ -20077,7 +20175,7 @@ CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
  * do not hold their clocks. */
 CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
 {
-    /* threads that could run queued jobs, or are counted in q->blocking */
+    /* threads that could run queued jobs, or count in q->blocking */
     int able = q->max_workers - q->abandoned;
     if (!q->nested)
         able -= q->waiting;
@@ -20093,15 +20191,15 @@ CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
         if (k->jobs && stalled)
             conc__clock_release(k->clock);
         else if (k->jobs)
-            atomic_fetch_add_explicit(&k->clock->at_work, 1, memory_order_relaxed);
+            atomic_fetch_add_explicit(&k->clock->outside.at_work, 1, memory_order_relaxed);
     }
 }
 
-/* Under the mutex: the thread will be busy for a while. Puts back the jobs of its batch that it has
- * not begun. */
+/* Under the mutex: puts back the jobs of the thread's batch that it has not begun, because it will
+ * be busy for a while. */
 CONC__PRIVATE void conc__worker_thread_return_batch(conc__job_queue *q, conc__worker_thread *t)
 {
-    bool on_clock = q->clock_slots > 0; /* the jobs may have ended and left no clock to look at */
+    bool on_clock = q->clock_slots > 0; /* the jobs may have ended, leaving no clock to look at */
     for (int i = t->batch_count - 1; i >= 0 && conc__job_ring_reserve(q, on_clock); i--) {
         conc_job *j = atomic_exchange_explicit(&t->batch[i], NULL, memory_order_acquire);
         if (j)
@@ -20116,7 +20214,7 @@ CONC__PRIVATE void conc__job_queue_return_batches(conc__job_queue *q)
             conc__worker_thread_return_batch(q, q->threads[i]);
 }
 
-/* Under the mutex: more threads may run than before. Gives them the jobs that the others have not
+/* Under the mutex, when more threads may run than before: gives them the jobs that others have not
  * begun. */
 CONC__PRIVATE void conc__job_queue_share_batches(conc__job_queue *q)
 {
@@ -20124,8 +20222,8 @@ CONC__PRIVATE void conc__job_queue_share_batches(conc__job_queue *q)
         conc__job_queue_return_batches(q);
 }
 
-/* Under the mutex: a thread of the job queue (own; NULL: the caller is none) is going to wait
- * (change 1), or has waited (-1). An error: no thread is left that could do what it waits for. */
+/* Under the mutex: a thread of the job queue (own; NULL: the caller is none) is about to wait
+ * (change 1), or has waited (-1). An error: no thread is left to do what it waits for. */
 CONC__PRIVATE int conc__job_queue_count_waiting(conc__job_queue *q, const conc__job_context *own,
                                                 const conc_loop *l, int change)
 {
@@ -20160,8 +20258,8 @@ CONC__PRIVATE void conc__job_queue_uncount_waiting(conc__job_queue *q, const con
     pthread_mutex_unlock(&q->mutex);
 }
 
-/* Unlocks, and only then wakes threads, which would otherwise wait for the mutex at once. The
- * caller knows that the job queue outlives this. */
+/* Unlocks before waking threads, which would otherwise block on the mutex. The caller ensures that
+ * the job queue outlives this. */
 CONC__PRIVATE void conc__job_queue_unlock(conc__job_queue *q)
 {
     int calls = q->posts_due;
@@ -20190,7 +20288,7 @@ CONC__PRIVATE int conc__job_queue_add(conc__job_queue *q, conc_job *j)
     return 0;
 }
 
-/* Under conc__job_queues_mutex: does the waiter still wait? If so, locks its job queue. */
+/* Under conc__job_queues_mutex: is the waiter still waiting? If so, locks its job queue. */
 CONC__PRIVATE bool conc__lock_if_waiting(const conc__waiter *w, conc__job_queue *q)
 {
     if (__atomic_load_n(&w->woken, __ATOMIC_ACQUIRE))
@@ -20216,10 +20314,10 @@ CONC__PRIVATE bool conc__submit_cancel(conc__wait *wait)
     return waits;
 }
 
-static const conc__wait_kind conc__waits_for_room = {.what = "waits for a place in a pool's queue",
+static const conc__wait_kind conc__waits_for_room = {.what = "waits for room in a pool's queue",
                                                      .cancel = conc__submit_cancel};
 
-/* Enters a pool: its job queue is not freed before conc__pool_leave. NULL: *rc says why. */
+/* Enters a pool: its job queue is not freed before conc__pool_leave. NULL: see *rc. */
 CONC__PRIVATE conc__job_queue *conc__pool_enter(conc__job_queue **queue, unsigned *users, int *rc)
 {
     unsigned before = __atomic_fetch_add(users, 1, __ATOMIC_ACQUIRE);
@@ -20243,8 +20341,8 @@ CONC__PRIVATE void conc__pool_leave(unsigned *users)
 }
 
 /* Submits an initialised job and leaves the pool. An error: the job was refused. A job of this job
- * queue, or a run inside it, never waits here, since other jobs may wait for it: the queue exceeds
- * its limit instead. */
+ * queue, or a run inside it, never waits here, since other jobs may wait for it: the queue may
+ * exceed its limit instead. */
 CONC__PRIVATE int conc__job_queue_submit(conc__job_queue *q, unsigned *users, conc_loop *l,
                                          conc_job *j, const char *call)
 {
@@ -20276,7 +20374,7 @@ CONC__PRIVATE int conc__job_queue_submit(conc__job_queue *q, unsigned *users, co
     return rc;
 }
 
-/* Under the mutex: ends a job that is queued, asks one to end that is running, or kills it. */
+/* Under the mutex: ends a queued job, asks a running one to stop, or kills it. */
 CONC__PRIVATE void conc__job_request_cancel(conc__job_queue *q, conc_job *j)
 {
     bool ended;
@@ -20296,7 +20394,7 @@ CONC__PRIVATE void conc__job_request_cancel(conc__job_queue *q, conc_job *j)
             return;
 }
 
-/* Was the job submitted in a process that this one was forked from, before it ended? It never ends
+/* Was the job submitted in a process from which this one was forked, before it ended? It never ends
  * here. */
 CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
 {
@@ -20306,12 +20404,12 @@ CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
     pthread_mutex_lock(&conc__job_queues_mutex);
     for (const conc__job_queue *q = conc__job_queues; q && !own; q = q->next)
         own = q == j->queue && q->forks == conc__forks;
-    bool ended = conc__job_state(j) & CONC__JOB_DONE; /* then its pool may have been freed */
+    bool ended = conc__job_state(j) & CONC__JOB_DONE; /* its pool may have been freed */
     pthread_mutex_unlock(&conc__job_queues_mutex);
     return !own && !ended;
 }
 
-/* Under the mutex. Waiters that have given up stand behind the others. */
+/* Under the mutex. Waiters that have given up are behind the others. */
 CONC__PRIVATE void conc__job_add_waiter(conc_job *j, conc__waiter *w)
 {
     bool goes_ahead = !w->gives_up && j->waiters && j->waiters->prev->gives_up;
@@ -20369,8 +20467,8 @@ CONC_API bool conc_job_cancelled(void)
     return ctx && conc__job_context_cancelled(ctx);
 }
 
-/* The waiter is cancelled, and so is the job unless other waiters want its result. Uses the
- * waiter's own pointer to the job queue, because the job may be gone. */
+/* Cancels the waiter, and the job unless other waiters want its result. Uses the waiter's own
+ * pointer to the job queue, because the job may be gone. */
 CONC__PRIVATE void conc__waiter_give_up(conc__waiter *w)
 {
     conc_job *j = w->item;
@@ -20386,7 +20484,7 @@ CONC__PRIVATE void conc__waiter_give_up(conc__waiter *w)
     pthread_mutex_unlock(&conc__job_queues_mutex);
 }
 
-/* The wait goes on until the job ends. */
+/* The wait continues until the job ends. */
 CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
@@ -20419,8 +20517,8 @@ CONC__PRIVATE bool conc__job_run_if_queued(conc__job_context *ctx, conc_job *j,
     return mine;
 }
 
-/* Waits in the job's list with a wait of this kind: the wait's result, which is 0 if the job has
- * ended; then the waiter has the outcome. */
+/* Waits in the job's list with a wait of this kind: the wait's result, 0 if the job has ended; then
+ * the waiter holds the outcome. */
 CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
                                      const conc__wait_kind *kind)
 {
@@ -20479,7 +20577,7 @@ CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop, conc__j
     conc__job_wait_as(l, j, &w, &conc__waits_for_job);
 }
 
-/* Sets the caller's newest error from the outcome of a job, and returns the job's result. */
+/* Sets the caller's newest error from a job's outcome, and returns the job's result. */
 CONC__PRIVATE int conc__job_result(conc_loop *l, const conc__job_outcome *o)
 {
     const char *text = o->has_text ? o->text : NULL;
@@ -20537,9 +20635,9 @@ CONC__PRIVATE void conc__worker_thread_assign(conc__worker_thread *t, unsigned s
     atomic_store_explicit(&t->batch[slot], j, memory_order_release);
 }
 
-/* How many jobs a thread takes at once: more than one if there are many and all threads are busy. A
- * thread that becomes free then steals them before it sleeps; one that sleeps, or was not started
- * yet, would not. */
+/* How many jobs a thread takes at a time: more than one if there are many and all threads are busy.
+ * A thread that becomes free steals them before it sleeps; a sleeping or unstarted one would not.
+ */
 CONC__PRIVATE size_t conc__job_queue_batch_size(const conc__job_queue *q)
 {
     bool others_come = q->sleeping > q->wakes_pending || q->spinning;
@@ -20561,7 +20659,7 @@ CONC__PRIVATE bool conc__worker_thread_take_batch(conc__job_queue *q, conc__work
         if (!j)
             break;
         conc__worker_thread_assign(t, i++, j);
-        /* it may block the thread while the clock advances: the others stay in the queue */
+        /* it may block the thread while the clock advances: leave the others in the queue */
         if (j->clock)
             break;
     }
@@ -20571,7 +20669,7 @@ CONC__PRIVATE bool conc__worker_thread_take_batch(conc__job_queue *q, conc__work
     return i > 0;
 }
 
-/* Takes a job that another thread has in its batch and has not begun. */
+/* Takes a job from another thread's batch that it has not begun. */
 CONC__PRIVATE bool conc__worker_thread_steal(conc__job_queue *q, conc__worker_thread *t)
 {
     for (int n = 0; n < q->thread_slots; n++) {
@@ -20591,7 +20689,7 @@ CONC__PRIVATE bool conc__worker_thread_steal(conc__job_queue *q, conc__worker_th
     return false;
 }
 
-/* Spins briefly before it sleeps, if no other thread of the job queue is spinning. */
+/* Spins briefly before sleeping, if no other thread of the job queue is spinning. */
 CONC__PRIVATE void conc__worker_thread_spin(conc__job_queue *q)
 {
     bool found = false;
@@ -20627,8 +20725,8 @@ CONC__PRIVATE bool conc__worker_thread_fill_batch(conc__job_queue *q, conc__work
     return conc__worker_thread_take_batch(q, t) || conc__worker_thread_steal(q, t);
 }
 
-/* Under the mutex: waits for something to do. False: the thread is to end, because the job queue
- * ends or there are more threads than necessary. */
+/* Under the mutex: waits for something to do. False: the thread must exit, because the job queue
+ * ends or there are too many threads. */
 CONC__PRIVATE bool conc__worker_thread_next(conc__job_queue *q, conc__worker_thread *t)
 {
     while (q->started <= conc__job_queue_max_threads(q) && !conc__worker_thread_fill_batch(q, t)) {
@@ -20673,8 +20771,8 @@ CONC__PRIVATE void conc__job_queue_spin_for(conc__job_queue *q, const bool *over
     conc__job_queue_release(q);
 }
 
-/* Jobs run under the signal mask of the pool's opener, except that the signals of a fault are
- * always unblocked. They are handled on a stack of their own, since the job's may be used up. */
+/* Jobs run under the signal mask of the pool's opener, except that fault signals are always
+ * unblocked. They are handled on a separate stack, since the job's may be used up. */
 CONC__PRIVATE void conc__worker_thread_set_signals(conc__worker_thread *t)
 {
     static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
@@ -20704,7 +20802,7 @@ CONC__PRIVATE void conc__worker_thread_clear_signals(conc__worker_thread *t)
     conc__unmap_pages(t->signal_stack, CONC__SIGNAL_STACK);
 }
 
-/* Sets the range of addresses where a fault is taken for a stack overflow. */
+/* Sets the address range where a fault counts as a stack overflow. */
 CONC__PRIVATE void conc__worker_thread_find_stack(conc__worker_thread *t)
 {
     enum { BELOW = 65536 }; /* how far a single stack frame may reach */
@@ -20720,8 +20818,8 @@ CONC__PRIVATE void conc__worker_thread_find_stack(conc__worker_thread *t)
         t->stack_low -= BELOW;
 }
 
-/* In a handler, when the process is about to end: reports it if the job that runs here has used up
- * its thread's stack. */
+/* In a handler, when the process is about to end: reports it if the running job has used up its
+ * thread's stack. */
 CONC__COLD void conc__job_overflows(const char *address)
 {
     const conc__job_context *ctx = NULL;
@@ -20744,7 +20842,7 @@ CONC__PRIVATE void conc__shared_pools_lock(const conc_pool *shared);
 CONC__PRIVATE void conc__shared_pools_unlock(const conc_pool *shared);
 CONC__PRIVATE void conc__shared_pool_count_detached(const conc_pool *shared, int threads);
 
-/* Under the mutex, which it unlocks: the thread ends. */
+/* Under the mutex, which it unlocks: the thread exits. */
 CONC__PRIVATE void conc__worker_thread_end(conc__job_queue *q, conc__worker_thread *t)
 {
     pthread_t before = q->last_ended;
@@ -20852,8 +20950,8 @@ CONC__PRIVATE int conc__worker_thread_start(conc__job_queue *q)
     return 0;
 }
 
-/* Under the mutex, which it unlocks meanwhile: lets the thread in this slot, if there is one, go on
- * with its abandoned job without the job queue. */
+/* Under the mutex, which it unlocks temporarily: lets the thread in this slot, if any, continue its
+ * abandoned job without the job queue. */
 CONC__PRIVATE void conc__worker_thread_detach(conc__job_queue *q, int slot)
 {
     if (!q->threads[slot])
@@ -20877,7 +20975,7 @@ CONC__PRIVATE void conc__worker_thread_detach(conc__job_queue *q, int slot)
     conc__lock_briefly(&q->mutex);
 }
 
-/* Ends the threads when only abandoned jobs are left. The threads of these are detached. */
+/* Stops the threads when only abandoned jobs are left. Those jobs' threads are detached. */
 CONC__PRIVATE void conc__worker_threads_end(conc__job_queue *q)
 {
     conc__lock_briefly(&q->mutex);
@@ -20898,15 +20996,15 @@ CONC__PRIVATE void conc__worker_threads_end(conc__job_queue *q)
 
 /* ---- >>pool --------------------------------------------------------------------------------- */
 
-/* In a forked child: forgets the parent's job queue, and users that were threads of the parent. */
+/* In a forked child: forgets the parent's job queue, and users that were the parent's threads. */
 CONC__PRIVATE void conc__pool_forget(conc__job_queue **queue, unsigned *users)
 {
     __atomic_store_n(queue, NULL, __ATOMIC_RELAXED);
     __atomic_store_n(users, 0, __ATOMIC_RELAXED);
 }
 
-/* Gives the pool a new job queue. `users` is not set to 0, as it may still count callers that are
- * just being refused. */
+/* Gives the pool a new job queue. `users` is not set to 0: it may still count callers that are
+ * being refused. */
 CONC__PRIVATE int conc__pool_publish(conc__job_queue **queue, unsigned *users, conc__job_queue *q)
 {
     if (!q)
@@ -20946,7 +21044,7 @@ CONC_API int conc_pool_open(conc_pool *p)
     return conc__wait_result(conc__pool_publish(&p->queue, &p->users, q));
 }
 
-/* Under the mutex: takes back all jobs that were not begun, and asks running ones to end. */
+/* Under the mutex: withdraws all jobs that were not begun, and asks running ones to stop. */
 CONC__PRIVATE void conc__job_queue_cancel_all(conc__job_queue *q)
 {
     conc_job *j;
@@ -20985,8 +21083,8 @@ CONC__PRIVATE bool conc__close_cancel(conc__wait *wait)
 static const conc__wait_kind conc__waits_for_close = {
     .what = "closes a pool, and waits for its jobs", .cancel = conc__close_cancel};
 
-/* Refuses new jobs, and takes the queued ones back if the caller is cancelled. True: the caller is
- * the first to close the job queue, and is to end it. */
+/* Refuses new jobs, and withdraws the queued ones if the caller is cancelled. True: the caller is
+ * the first to close the job queue, and must end it. */
 CONC__PRIVATE bool conc__job_queue_close(conc_loop *l, conc__job_queue *q)
 {
     bool first = !q->closing;
@@ -21031,7 +21129,7 @@ CONC__PRIVATE void conc__job_queue_end(conc__job_queue *q, conc__job_queue **que
         sched_yield();
     end(q);
     pthread_mutex_lock(&conc__job_queues_mutex);
-    __atomic_store_n(queue, NULL, __ATOMIC_RELEASE); /* the pool is its owner's again */
+    __atomic_store_n(queue, NULL, __ATOMIC_RELEASE); /* the pool belongs to its owner again */
     pthread_mutex_unlock(&conc__job_queues_mutex);
     conc__lock_briefly(&q->mutex);
     q->closed = true;
@@ -21042,8 +21140,8 @@ CONC__PRIVATE void conc__job_queue_end(conc__job_queue *q, conc__job_queue **que
 }
 
 /* The job queue to be closed, locked, with a reference for the caller: once the first close has
- * returned its caller may free the pool, so the other closers do not touch it any more. NULL: there
- * is none, or *rc says why. */
+ * returned its caller may free the pool, so the other closers no longer touch it. NULL: there is
+ * none, or an error in *rc. */
 CONC__PRIVATE conc__job_queue *conc__pool_acquire(conc__job_queue **queue, unsigned *users, int *rc)
 {
     *rc = 0;
@@ -21051,7 +21149,7 @@ CONC__PRIVATE conc__job_queue *conc__pool_acquire(conc__job_queue **queue, unsig
     conc__job_queue *q = __atomic_load_n(queue, __ATOMIC_ACQUIRE);
     bool own = q && conc__job_context_in(q);
     if (q && q->forks != conc__forks) {
-        if (!own) /* else the job that has forked still uses it */
+        if (!own) /* else the job that forked still uses it */
             conc__job_queue_free(q);
         conc__pool_forget(queue, users);
         q = NULL;
@@ -21076,7 +21174,7 @@ CONC__PRIVATE int conc__pool_close(conc__job_queue **queue, unsigned *users,
         return rc;
     conc__job_queue *q = conc__pool_acquire(queue, users, &rc);
     if (rc)
-        return conc__misused(rc, call, "a job would wait for its own end", NULL);
+        return conc__misused(rc, call, "a job would wait for itself", NULL);
     if (!q)
         return 0;
     bool first = conc__job_queue_close(l, q);
@@ -21149,7 +21247,7 @@ CONC_API CONC__CALLED int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *f
     return conc__submit(&p->queue, &p->users, j, fn, arg, 0, NULL, __func__);
 }
 
-/* The text of a job's or a thread's newest error, put aside while a function runs. */
+/* The text of a job's or thread's newest error, saved while a function runs. */
 typedef struct conc__saved_text {
     conc__job_context *context; /* NULL: a plain thread */
     int rc;
@@ -21173,8 +21271,8 @@ CONC__PRIVATE void conc__saved_text_swap(conc__saved_text *saved)
     memcpy(saved->text, text, size);
 }
 
-/* Calls fn(arg) here, outside of tasks. If fn fails without a text it gets one of its own; if it
- * sets no error, the caller's newest error stays as it was. */
+/* Calls fn(arg) here, outside tasks. If fn fails without a text it gets a default one; if it sets
+ * no error, the caller's newest error is unchanged. */
 CONC__PRIVATE int conc__call_here(conc_fn *fn, void *arg)
 {
     conc__saved_text older = {.context = conc__job_context_here()};
@@ -21225,16 +21323,16 @@ CONC_API CONC__CALLED int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg)
 
 /* ---- >>map ---------------------------------------------------------------------------------- */
 
-/* Calls the map's function with one element, with the locals that the runner began with. */
+/* Calls the map's function with one element and the runner's initial locals. */
 CONC__PRIVATE int conc__map_call_element(conc__map_call *m, conc__job_context *ctx,
                                          conc__locals *base, size_t i)
 {
-    ctx->text_rc = 0; /* the text is another element's */
+    ctx->text_rc = 0; /* the text belongs to another element */
     ctx->locals = base;
     if (base)
         __atomic_fetch_add(&base->references, 1, __ATOMIC_RELAXED);
     int rc = m->fn(m->size ? m->args + i * m->size : m->args);
-    conc__locals_release(ctx->locals); /* what this call set the next one does not see */
+    conc__locals_release(ctx->locals); /* hides this call's settings from the next one */
     if (m->results)
         m->results[i] = rc;
     return rc;
@@ -21247,7 +21345,7 @@ CONC__PRIVATE int conc__map_runner(void *arg)
     const conc__cancel_layer *around = ctx->layer;
     conc__locals *base = ctx->locals;
     conc__saved_text older = {.context = ctx};
-    int first_error = 0; /* the map's, if this runner met it */
+    int first_error = 0; /* the map's first error, if it was this runner's */
     conc__saved_text_swap(&older);
     ctx->layer = &m->layer;
     while (!first_error && !conc_job_cancelled()) {
@@ -21299,7 +21397,7 @@ typedef struct conc__runner {
     conc__payload payload;
 } conc__runner;
 
-/* Submits up to n runners: how many were accepted, and in *rc the error that kept the others out.
+/* Submits up to n runners: how many were accepted; *rc: the error of the others.
  */
 CONC__PRIVATE int conc__map_start(conc__job_queue **queue, unsigned *users, conc__map_call *m,
                                   bool processes, conc__runner *runners, int n, int *rc)
@@ -21323,8 +21421,8 @@ CONC__PRIVATE int conc__map_start(conc__job_queue **queue, unsigned *users, conc
     return started;
 }
 
-/* Waits for the runners: the error of one of them, or rc. The text is that of the runner that met
- * the first error. */
+/* Waits for the runners: the error of one of them, or rc. The text comes from the runner with the
+ * first error. */
 CONC__PRIVATE int conc__map_wait(conc_loop *l, conc__map_call *m, conc__runner *runners, int n,
                                  int rc)
 {
@@ -21349,7 +21447,7 @@ CONC__PRIVATE void conc__map_init_layer(conc__map_call *m, const conc_loop *l)
     }
 }
 
-/* Runs a map that was checked. own: the caller is a job of the same pool, and a runner itself. */
+/* Runs a checked map. own: the caller is a job of the same pool, and a runner itself. */
 CONC__PRIVATE int conc__map_run(conc_loop *l, conc__job_queue **queue, unsigned *users,
                                 conc__map_call *m, int most, bool processes, bool own)
 {
@@ -21446,7 +21544,7 @@ CONC__PRIVATE const char *conc__job_error_text(void)
 }
 
 /* Under the mutex: the job waits or is in conc_block, or no longer. An abandoned one does not
- * count, as its thread does not. */
+ * count, since its thread does not. */
 CONC__PRIVATE void conc__job_set_blocked(conc__job_queue *q, conc_job *j, bool blocks)
 {
     uintptr_t state = conc__job_state(j);
@@ -21486,19 +21584,19 @@ typedef struct conc__job_timer {
     conc__post arms, disarms;
     conc__timer timer;
     conc__ending ending;
-    conc__thread_event over, disarmed; /* over: it has fired, was cut short, or the run ends */
+    conc__thread_event over, disarmed; /* over: it has fired, was cut short, or the run is ending */
     conc__job_context *context;
     conc_loop *loop;
     int64_t ns;
     bool blocks, armed, was_over, is_cut;
-    bool fired;  /* of a shield: it is over */
+    bool fired;  /* of a shield: over */
     bool leaves; /* `disarms` was posted */
 } conc__job_timer;
 
 /* In the loop: the timer is no longer armed. */
 CONC__PRIVATE void conc__job_timer_finish(conc__job_timer *t)
 {
-    conc__ending **at = &t->loop->endings;
+    conc__ending **at = &t->loop->run.endings;
     while (*at && *at != &t->ending)
         at = &(*at)->next;
     if (*at) /* NULL: the run has ended, and has removed it */
@@ -21536,10 +21634,10 @@ CONC__PRIVATE void conc__job_timer_arm(conc__post *p)
         conc__thread_event_set(&t->over);
         return;
     }
-    t->ending = (conc__ending){l->endings, conc__job_timer_run_ended};
-    l->endings = &t->ending;
+    t->ending = (conc__ending){l->run.endings, conc__job_timer_run_ended};
+    l->run.endings = &t->ending;
     t->armed = true;
-    conc__arm(l, &t->timer, conc__later(l->now, t->ns), conc__job_timer_fired);
+    conc__arm(l, &t->timer, conc__later(l->clock.now, t->ns), conc__job_timer_fired);
     if (t->blocks)
         conc__worker_thread_blocks(t->context, true);
 }
@@ -21556,7 +21654,7 @@ CONC__PRIVATE void conc__job_timer_disarm(conc__post *p)
     conc__thread_event_set(&t->disarmed);
 }
 
-/* Has the loop disarm the timer, which ends it. */
+/* Makes the loop disarm the timer, which ends it. */
 CONC__PRIVATE void conc__job_timer_post_disarm(conc__cancel_hook *s)
 {
     conc__job_timer *t = (conc__job_timer *)(void *)s;
@@ -21594,7 +21692,7 @@ CONC__PRIVATE int conc__block_on_clock(conc__job_context *ctx, int64_t ns)
 {
     conc__job_timer t;
     conc__job_timer_make(&t, ctx, ns, true);
-    /* before it is armed: the clock may advance from then on, even while a request is on its way to
+    /* before arming it: the clock may advance from then on, even while a request is in flight to
      * the loop */
     conc__cancel_hook_add(&t.hook, ctx, conc__job_timer_post_disarm);
     bool opened = conc__job_timer_open(&t);
@@ -21636,8 +21734,8 @@ CONC__PRIVATE int conc__block_in_real_time(conc__job_context *ctx, int64_t ns)
     return cut ? -ECANCELED : 0;
 }
 
-/* A job waits for a task of the loop that submitted it, or no longer. Its clock advances meanwhile,
- * as in conc_block. On that loop's thread. */
+/* A job waits for a task of the loop that submitted it, or no longer. Its clock advances during
+ * that, as in conc_block. On that loop's thread. */
 CONC__PRIVATE void conc__job_waits(conc__job_context *ctx, const conc_loop *l, bool waits)
 {
     if (ctx->thread && ctx->job->clock == l)
@@ -21657,7 +21755,7 @@ CONC__PRIVATE int conc__job_block(int64_t ns)
     return conc__block_in_real_time(ctx, ns);
 }
 
-/* fn(arg) in a shield, in the job that runs there. */
+/* Calls fn(arg) in a shield, in the job that runs there. */
 CONC__PRIVATE int conc__job_run_shielded(conc__job_context *ctx, double grace, conc_fn *fn,
                                          void *arg)
 {
@@ -21701,7 +21799,7 @@ CONC__PRIVATE bool conc__job_shield(double grace, conc_fn *fn, void *arg, int *r
     return true;
 }
 
-/* A run inside a job: its main_fn is cancelled if the job is asked to end. */
+/* A run inside a job: its main_fn is cancelled if the job is asked to stop. */
 typedef struct conc__run_inside {
     conc__cancel_hook hook;
     conc__ending ending;
@@ -21714,8 +21812,8 @@ CONC__PRIVATE void conc__run_inside_cancel(conc__post *p)
 {
     const conc__run_inside *r =
         (conc__run_inside *)(void *)((char *)p - offsetof(conc__run_inside, post));
-    if (!r->loop->winding_up)
-        conc__task_cancel(r->loop, &r->loop->main);
+    if (!r->loop->run.winding_up)
+        conc__task_cancel(r->loop, &r->loop->run.main);
 }
 
 CONC__PRIVATE void conc__run_inside_cancel_posted(conc__cancel_hook *s)
@@ -21724,7 +21822,7 @@ CONC__PRIVATE void conc__run_inside_cancel_posted(conc__cancel_hook *s)
     conc__post_to(r->loop, &r->post); /* refused if the run ends */
 }
 
-/* On the real clock a shield has ended; there may be others around or inside it. */
+/* A shield has ended on the real clock; there may be others around or inside it. */
 CONC__PRIVATE void conc__run_inside_late(conc__timer *t)
 {
     conc__run_inside *r =
@@ -21744,29 +21842,29 @@ CONC__PRIVATE int64_t conc__job_late(conc_loop *l)
 }
 
 /* The loop's tasks wait only for channels, or no longer; as in conc__wait_in_thread. A thread that
- * waits for jobs of its pool does not count, because another one has taken its place. */
+ * waits for jobs of its pool does not count, because another has replaced it. */
 CONC__PRIVATE void conc__job_idles(conc_loop *l, bool idles)
 {
-    bool counts = !l->job->thread->nested;
+    bool counts = !l->job.context->thread->nested;
     if (idles && counts)
-        conc__worker_thread_idles(l->job, true);
-    pthread_mutex_lock(&l->mutex);
-    bool changes = l->job_idles;
+        conc__worker_thread_idles(l->job.context, true);
+    pthread_mutex_lock(&l->shared.mutex);
+    bool changes = l->job.idles;
     if (idles)
-        changes = !l->posted;
+        changes = !l->shared.posted;
     if (changes) {
-        l->job_idles = idles;
-        conc__job_contexts_hold_clocks(l->job, !idles);
+        l->job.idles = idles;
+        conc__job_contexts_hold_clocks(l->job.context, !idles);
     }
-    pthread_mutex_unlock(&l->mutex);
+    pthread_mutex_unlock(&l->shared.mutex);
     if (!idles && counts)
-        conc__worker_thread_idles(l->job, false);
+        conc__worker_thread_idles(l->job.context, false);
 }
 
 CONC__PRIVATE void conc__job_goes_on(conc_loop *l)
 {
-    l->job_idles = false;
-    conc__job_contexts_hold_clocks(l->job, true);
+    l->job.idles = false;
+    conc__job_contexts_hold_clocks(l->job.context, true);
 }
 
 CONC__PRIVATE void conc__run_inside_ends(conc_loop *l, conc__ending *e)
@@ -21775,7 +21873,7 @@ CONC__PRIVATE void conc__run_inside_ends(conc_loop *l, conc__ending *e)
         (conc__run_inside *)(void *)((char *)e - offsetof(conc__run_inside, ending));
     conc__cancel_hook_remove(&r->hook);
     conc__disarm(l, &r->limit);
-    l->job_limit = CONC__NEVER;
+    l->job.limit = CONC__NEVER;
     conc_free(r);
 }
 
@@ -21783,25 +21881,25 @@ CONC__PRIVATE void conc__run_inside_ends(conc_loop *l, conc__ending *e)
 CONC__PRIVATE int conc__job_runs(conc_loop *l)
 {
     conc__job_context *ctx = conc__job_context_here();
-    if (!ctx || l->embedded) /* the host cancels its own loop */
+    if (!ctx || l->run.embedded) /* the host cancels its own loop */
         return 0;
     conc__run_inside *r = conc__alloc(sizeof *r);
     if (!r)
         return -ENOMEM;
     *r = (conc__run_inside){.loop = l, .post = {NULL, conc__run_inside_cancel}};
-    r->ending = (conc__ending){l->endings, conc__run_inside_ends};
-    l->endings = &r->ending;
-    l->job = NULL;
+    r->ending = (conc__ending){l->run.endings, conc__run_inside_ends};
+    l->run.endings = &r->ending;
+    l->job.context = NULL;
     if (conc__job_context_has_clock(ctx))
-        l->job = ctx;
+        l->job.context = ctx;
     int64_t limit = conc__shield_deadline(ctx);
-    if (l->virtual_clock)
-        l->job_limit = limit;
+    if (l->clock.is_virtual)
+        l->job.limit = limit;
     else if (limit != CONC__NEVER)
         conc__arm(l, &r->limit, limit, conc__run_inside_late);
     if (conc__job_context_cancelled(ctx)) {
         r->hook.called = true;
-        conc__task_cancel(l, &l->main);
+        conc__task_cancel(l, &l->run.main);
     }
     conc__cancel_hook_add(&r->hook, ctx, conc__run_inside_cancel_posted);
     return 0;
@@ -21810,7 +21908,7 @@ CONC__PRIVATE int conc__job_runs(conc_loop *l)
 /* ---- >>offload ------------------------------------------------------------------------------ */
 
 /* The pools that all runs share. Each kind of job has its own: the program's jobs may wait for a
- * file, or for a child that is to write it, and must not keep these from starting. */
+ * file, or for a child that will write it, and must not keep these from starting. */
 enum {
     CONC__OFFLOADED,
     CONC__ABANDONED,
@@ -21820,16 +21918,16 @@ enum {
     CONC__SHARED_POOLS
 };
 
-/* A pool is opened by the first run that uses it. The last run that used any of them closes them
- * all. The mutex protects everything but the pools themselves. */
+/* The first run that uses a pool opens it; the last run that used any closes all. The mutex
+ * protects everything but the pools themselves. */
 static struct {
     pthread_mutex_t mutex;
     int runs;
     conc_pool pools[CONC__SHARED_POOLS];
     /* threads of ended job queues that still run abandoned jobs: the pool's job queue counts them
-     * as its own, and as abandoned */
+     * as its own, abandoned */
     int detached[CONC__SHARED_POOLS];
-    /* a parent's, kept allocated: its threads may have been changing it during the fork */
+    /* the parent's, kept allocated: its threads may have been changing it during the fork */
     conc__job_queue *inherited[CONC__SHARED_POOLS];
 } conc__shared_pools = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
@@ -21845,7 +21943,7 @@ CONC__PRIVATE void conc__shared_pools_reset(void)
     }
 }
 
-/* Under the mutex: wakes a thread for the queued jobs. If none can come, the jobs end with the
+/* Under the mutex: wakes a thread for the queued jobs. If there can be none, the jobs end with the
  * error. */
 CONC__PRIVATE void conc__job_queue_wake_or_fail(conc__job_queue *q)
 {
@@ -21857,7 +21955,7 @@ CONC__PRIVATE void conc__job_queue_wake_or_fail(conc__job_queue *q)
         conc__job_end(q, first, rc, NULL, true);
 }
 
-/* shared: NULL for a pool of the program's own, which needs no lock. */
+/* shared: NULL for the program's own pools, which need no lock. */
 CONC__PRIVATE void conc__shared_pools_lock(const conc_pool *shared)
 {
     if (shared)
@@ -21911,14 +22009,14 @@ CONC__PRIVATE void conc__shared_pools_end(conc_loop *l, conc__ending *e)
 /* The run uses the shared pools from here on. */
 CONC__PRIVATE int conc__shared_pools_use(conc_loop *l)
 {
-    for (const conc__ending *e = l->endings; e; e = e->next)
+    for (const conc__ending *e = l->run.endings; e; e = e->next)
         if (e->end == conc__shared_pools_end)
             return 0;
     conc__ending *e = conc__alloc(sizeof *e);
     if (!e)
         return conc__own_error(-ENOMEM);
-    *e = (conc__ending){l->endings, conc__shared_pools_end};
-    l->endings = e;
+    *e = (conc__ending){l->run.endings, conc__shared_pools_end};
+    l->run.endings = e;
     pthread_mutex_lock(&conc__shared_pools.mutex);
     conc__shared_pools.runs++;
     pthread_mutex_unlock(&conc__shared_pools.mutex);
@@ -21943,7 +22041,7 @@ CONC__PRIVATE int conc__shared_pool_open(conc_pool *p, int which)
     return 0;
 }
 
-/* The shared pool for such jobs, for a task of l. NULL: *rc says why. */
+/* The shared pool for such jobs, for a task of l. NULL: error in *rc. */
 CONC__PRIVATE conc_pool *conc__shared_pool(conc_loop *l, int which, int *rc)
 {
     conc_pool *p = &conc__shared_pools.pools[which];
@@ -21999,13 +22097,13 @@ CONC__PRIVATE void conc__abandoned_drop(conc__abandoned *a)
         conc_free(a);
 }
 
-/* The job has ended, or was taken back. */
+/* The job has ended or was withdrawn. */
 CONC__PRIVATE void conc__abandoned_release(conc_job *j)
 {
     conc__abandoned_drop((conc__abandoned *)(void *)j);
 }
 
-/* Outside tasks. free_arg does not change the newest error that fn left. */
+/* Outside tasks. free_arg does not change fn's newest error. */
 CONC__PRIVATE int conc__call_and_free(conc_fn *fn, void *arg, void (*free_arg)(void *))
 {
     int rc = conc__call_here(fn, arg);
@@ -22025,19 +22123,19 @@ CONC__PRIVATE int conc__abandoned_run(void *arg)
     return conc__call_and_free(a->fn, a->arg, a->free_arg);
 }
 
-/* Under the mutex: the job runs on alone. Its thread counts as lost until the job ends. */
+/* Under the mutex: lets the job continue alone. Its thread counts as lost until the job ends. */
 CONC__PRIVATE void conc__job_abandon(conc__job_queue *q, conc_job *j)
 {
     conc__job_set_blocked(q, j, false);
     __atomic_fetch_or(&j->state, CONC__JOB_ABANDONED, __ATOMIC_RELAXED);
     conc__job_hold_clock(j, false);
     q->abandoned++;
-    conc__job_queue_return_batches(q); /* the other threads run what its thread has not begun */
+    conc__job_queue_return_batches(q); /* other threads run what its thread has not begun */
     conc__job_queue_update_stalled(q);
     conc__job_queue_wake_or_fail(q);
 }
 
-/* The task leaves. The job ends if it was queued, and is abandoned if it runs. */
+/* The task gives up: a queued job ends, a running one is abandoned. */
 CONC__PRIVATE bool conc__abandon_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
@@ -22058,7 +22156,7 @@ CONC__PRIVATE bool conc__abandon_cancel(conc__wait *wait)
 }
 
 static const conc__wait_kind conc__waits_to_abandon = {
-    .what = "waits for a job that it would leave", .cancel = conc__abandon_cancel};
+    .what = "waits for a job that it may abandon", .cancel = conc__abandon_cancel};
 
 CONC__PRIVATE int conc__abandoned_submit(conc_loop *l, int which, conc__abandoned *a)
 {
@@ -22142,23 +22240,23 @@ CONC_API CONC__CALLED int conc_offload_abandon(conc_fn *fn, void *arg, void (*fr
 
 /* ---- >>channel ------------------------------------------------------------------------------ */
 
-/* A receiver waits only while every item, and a sender only while all room, is kept for cases of
- * conc_select that were notified of it. */
+/* A receiver waits only while every item, and a sender only while all room, is reserved for
+ * notified cases of conc_select. */
 typedef struct conc__channel {
     pthread_mutex_t mutex;
     conc__waiter *senders, *receivers;
-    conc__waiter *told;            /* those for which an item or room is kept */
+    conc__waiter *told;            /* cases for which an item or room is reserved */
     size_t kept_items, kept_rooms; /* how many */
     size_t head, count;
     bool closed;
-    unsigned forks; /* conc__forks when this was made */
+    unsigned forks; /* conc__forks when this was created */
     _Alignas(max_align_t) char items[];
 } conc__channel;
 
-/* The inside of a channel that was closed while there was no memory for one. */
+/* The internals of a channel that was closed while there was no memory for any. */
 static conc__channel conc__shut_channel = {.mutex = PTHREAD_MUTEX_INITIALIZER, .closed = true};
 
-/* size: of all its items. NULL: out of memory. */
+/* size: of all items. NULL: out of memory. */
 CONC__PRIVATE conc__channel *conc__channel_make(size_t size)
 {
     conc__channel *made = conc__alloc(sizeof *made + size);
@@ -22178,9 +22276,9 @@ CONC__PRIVATE void conc__channel_free(conc__channel *inner)
     conc_free(inner);
 }
 
-/* The first call in a forked child for a channel that the parent used: its waiters are the
- * parent's, and its mutex may be locked for ever. Its items stay; one that a thread of the parent
- * was copying during the fork may be incomplete. */
+/* The first call in a forked child on a channel that the parent used: its waiters are the parent's,
+ * and its mutex may be locked forever. Its items stay; one being copied by a parent's thread during
+ * the fork may be incomplete. */
 CONC__COLD void conc__channel_take_over(conc__channel *inner)
 {
     /* other threads of the child may call this at the same time */
@@ -22202,7 +22300,7 @@ CONC__PRIVATE bool conc__channel_fits(const conc_channel *c)
            size <= SIZE_MAX / 2;
 }
 
-/* The inside of a channel, made by the first call. NULL: out of memory. */
+/* The internals of a channel, created by the first call. NULL: out of memory. */
 CONC__PRIVATE conc__channel *conc__channel_inner(conc_channel *c)
 {
     conc__channel *inner = __atomic_load_n(&c->inner, __ATOMIC_ACQUIRE);
@@ -22215,11 +22313,11 @@ CONC__PRIVATE conc__channel *conc__channel_inner(conc_channel *c)
     if (__atomic_compare_exchange_n(&c->inner, &inner, made, false, __ATOMIC_ACQ_REL,
                                     __ATOMIC_ACQUIRE))
         return made;
-    conc__channel_free(made); /* another thread was first */
+    conc__channel_free(made); /* another thread came first */
     return inner;
 }
 
-/* The inside of a channel, locked. NULL: *rc says why. */
+/* The internals of a channel, locked. NULL: error in *rc. */
 CONC__PRIVATE conc__channel *conc__channel_lock(conc_channel *c, int *rc)
 {
     *rc = -EINVAL;
@@ -22291,7 +22389,7 @@ CONC__PRIVATE conc__waiter **conc__channel_waiters(conc__channel *inner, bool se
     return senders ? &inner->senders : &inner->receivers;
 }
 
-/* How many rooms, or items, are kept. */
+/* How many rooms or items are reserved. */
 CONC__PRIVATE size_t *conc__channel_kept(conc__channel *inner, bool rooms)
 {
     return rooms ? &inner->kept_rooms : &inner->kept_items;
@@ -22307,7 +22405,7 @@ CONC__PRIVATE bool conc__channel_has_room(const conc_channel *c, const conc__cha
     return inner->count + inner->kept_rooms < c->capacity;
 }
 
-/* Notifies a case of conc_select, and keeps for it what it was notified of. */
+/* Notifies a case of conc_select, and reserves the item or room for it. */
 CONC__PRIVATE void conc__channel_keep(conc__channel *inner, conc__waiter *w, size_t *kept)
 {
     ++*kept;
@@ -22317,7 +22415,7 @@ CONC__PRIVATE void conc__channel_keep(conc__channel *inner, conc__waiter *w, siz
     conc__waiter_notify(w);
 }
 
-/* There is an item or room that is not kept: hands it to those that wait. */
+/* Hands an unreserved item or room to the waiters. */
 CONC__PRIVATE void conc__channel_match(const conc_channel *c, conc__channel *inner)
 {
     for (;;) {
@@ -22343,7 +22441,7 @@ CONC__PRIVATE void conc__channel_match(const conc_channel *c, conc__channel *inn
         conc__waiter_wake(inner->receivers, -EPIPE);
 }
 
-/* 0, -EPIPE, or -EAGAIN: it is full. */
+/* 0, -EPIPE, or -EAGAIN: full. */
 CONC__PRIVATE int conc__channel_put(const conc_channel *c, conc__channel *inner, const void *item)
 {
     conc__waiter *w = inner->receivers;
@@ -22362,7 +22460,7 @@ CONC__PRIVATE int conc__channel_put(const conc_channel *c, conc__channel *inner,
     return 0;
 }
 
-/* 0, -EPIPE, or -EAGAIN: it is empty, or its items are kept for others. */
+/* 0, -EPIPE, or -EAGAIN: empty, or its items are reserved for others. */
 CONC__PRIVATE int conc__channel_take(const conc_channel *c, conc__channel *inner, void *item)
 {
     if (!conc__channel_has_item(inner)) {
@@ -22383,21 +22481,21 @@ CONC__FAST int conc__channel_try(const conc_channel *c, conc__channel *inner, vo
     return conc__channel_take(c, inner, item);
 }
 
-/* Waits until the item was sent or received, in the channel, which is locked; unlocks it. */
+/* With the channel locked: waits until the item was sent or received; unlocks it. */
 CONC__FAST int conc__channel_wait(conc_loop *l, conc__channel *inner, void *item, bool sends)
 {
     const conc__wait_kind *kind = sends ? &conc__channel_sends : &conc__channel_receives;
     conc__waiter w = {.item = item};
     conc__waiter_add(conc__channel_waiters(inner, sends), &w);
     if (l)
-        l->channel_waits++;
+        l->outside.channel_waits++;
     int rc = conc__wait_outside(l, &w, kind, inner, &inner->mutex, NULL);
     if (l)
-        l->channel_waits--;
+        l->outside.channel_waits--;
     return conc__wait_result(rc);
 }
 
-/* The whole of a send or receive. waits: it may wait. */
+/* A complete send or receive. waits: it may wait. */
 CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, bool waits,
                                       const char *call)
 {
@@ -22469,7 +22567,7 @@ CONC_API void conc_channel_close(conc_channel *c)
     pthread_mutex_unlock(&inner->mutex);
 }
 
-/* Drops everything, kept items and room included. */
+/* Drops everything, including reserved items and room. */
 CONC__PRIVATE void conc__channel_drop(conc__channel *inner)
 {
     conc__waiter *w;
@@ -22499,7 +22597,7 @@ CONC_API void conc__auto_conc_channel(conc_channel *c) { conc_channel_destroy(c)
 /* ---- >>select ------------------------------------------------------------------------------- */
 
 /* A waiting case of conc_select. It is in the list of the channel or job until another thread
- * notifies it, which removes it and posts it to the loop, or until the case ends. */
+ * notifies it (removes it and posts it to the loop), or the case ends. */
 typedef struct conc__outside_wait {
     conc__outside it; /* the first */
     conc__waiter waiter;
@@ -22541,7 +22639,7 @@ CONC__PRIVATE int conc__outside_move(const conc__outside *o, conc__channel *inne
     return conc__channel_try(o->object, inner, o->item, o->kind == CONC__CASE_SENDS);
 }
 
-/* The case has happened. text: its error's, or NULL. */
+/* The case was performed. text: its error's, or NULL. */
 CONC__PRIVATE void conc__outside_happened(conc__outside *o, int result, const char *text)
 {
     o->result = result;
@@ -22595,7 +22693,7 @@ CONC__PRIVATE int conc__outside_begin_channel(conc__outside_wait *w)
     return 1;
 }
 
-/* Under both mutexes: the job has not ended. */
+/* With conc__job_queues_mutex and the job queue's mutex locked. The job has not ended. */
 CONC__PRIVATE int conc__outside_line_up(conc_loop *l, conc__outside_wait *w, conc_job *j)
 {
     w->waiter.queue = j->queue;
@@ -22689,7 +22787,8 @@ CONC__PRIVATE int conc__outside_begin(conc_loop *l, conc__outside *o, conc__outs
     return conc__wait_result(rc);
 }
 
-/* Leaves the channel's list; what was kept for the case is for others. True: it was notified. */
+/* Leaves the channel's list; what was reserved for the case goes to others. True: it was notified.
+ */
 CONC__PRIVATE bool conc__outside_leave_channel(conc__outside_wait *w)
 {
     conc__waiter *waiter = &w->waiter;
@@ -22746,21 +22845,21 @@ typedef struct conc__file_call {
     const char *path;
     char *data;
     size_t size, room, written;
-    bool may_wait; /* it is a task's, which waits where a thread would be blocked: see below */
-    bool special;  /* a read of a file that is not regular, and may have no end */
-    bool progress; /* bytes were read or written since the last wait */
+    bool may_wait; /* a task's, which waits where a thread would block: see below */
+    bool special;  /* a read of a non-regular file, which may have no end */
+    bool progress; /* bytes were transferred since the last wait */
     int fd;        /* kept while the call waits; -1: none */
 } conc__file_call;
 
-/* A FIFO without its other end, a terminal and the like could block a thread for ever. So a task's
+/* A FIFO without its other end, a terminal and the like could block a thread forever. So a task's
  * call opens them non-blocking, and where the job would block it returns one of these: the task
- * waits, which a cancel ends, and then runs the job again. */
+ * waits, cancellably, and then reruns the job. */
 enum {
     CONC__FILE_WAITS = 1, /* until the descriptor is ready */
     CONC__FILE_ALONE,     /* until a reader opens the FIFO */
 };
 
-/* A system call's result, or -errno if it is negative. */
+/* A system call's result, or -errno on failure. */
 static inline int conc__or_errno(int result) { return result < 0 ? -errno : result; }
 
 CONC__PRIVATE int conc__open_file(const char *path, int flags)
@@ -22769,7 +22868,7 @@ CONC__PRIVATE int conc__open_file(const char *path, int flags)
     do
         fd = open(path, flags | O_CLOEXEC | O_NOCTTY, 0666);
     while (fd < 0 && errno == EINTR);
-    /* else the program might print into the file */
+    /* else the program's output might go to the file */
     return conc__or_errno(conc__not_standard(fd));
 }
 
@@ -22780,19 +22879,19 @@ CONC__PRIVATE int conc__close_file(int fd, int rc)
     return -errno;
 }
 
-/* Opens the file for a call, unless it has waited and has it open. */
+/* Opens the file for a call, unless a previous attempt left it open. */
 CONC__PRIVATE int conc__open_for(conc__file_call *f, int flags)
 {
     if (f->fd >= 0)
         return f->fd;
     int extra = f->may_wait ? O_NONBLOCK : 0;
     int fd = conc__open_file(f->path, flags | extra);
-    if (fd == -EAGAIN) /* another process has a lease on a regular file */
+    if (fd == -EAGAIN) /* another process holds a lease on a regular file */
         fd = conc__open_file(f->path, flags);
     return fd;
 }
 
-/* Ends the job's work on the file, or keeps it open if the task has to wait for it. */
+/* Ends the job's work on the file, or keeps it open if the task must wait for it. */
 CONC__PRIVATE int conc__suspend_file(conc__file_call *f, int fd, int rc)
 {
     if (f->may_wait && rc == -EAGAIN) {
@@ -22816,7 +22915,7 @@ CONC__PRIVATE bool conc__file_reserve(conc__file_call *f)
     return true;
 }
 
-/* Reads to the end of the file, whose size fstat may have given wrongly. */
+/* Reads to the end of the file; the size from fstat may be wrong. */
 CONC__PRIVATE int conc__read_all(int fd, conc__file_call *f)
 {
     for (ssize_t n = 1; n;) {
@@ -22858,13 +22957,13 @@ CONC__PRIVATE int conc__file_reads(void *arg)
     return rc;
 }
 
-/* Waits until the job may go on. The pause lets other processes run: a FIFO may lack its other end,
- * and a file that is always ready may have nothing to read. */
+/* Waits until the job may continue. The pause lets other processes run: a FIFO may lack its other
+ * end, and a file that is always ready may have no data. */
 CONC__PRIVATE int conc__file_await(conc_loop *l, const conc__file_call *f, int events, bool alone,
                                    double *pause)
 {
     int rc = 0;
-    l->outside_awaited++;
+    l->outside.process_waits++;
     if (alone || !f->progress) {
         rc = conc_sleep(*pause);
         if (*pause < 0.05)
@@ -22872,11 +22971,11 @@ CONC__PRIVATE int conc__file_await(conc_loop *l, const conc__file_call *f, int e
     }
     if (rc == 0 && !alone)
         rc = conc_wait_fd(f->fd, events);
-    l->outside_awaited--;
+    l->outside.process_waits--;
     return rc;
 }
 
-/* Runs the job again and again until all is done. */
+/* Runs the job repeatedly until all is done. */
 CONC__PRIVATE int conc__file_call_run(conc__file_call *f, conc_fn *fn, int events, const char *call)
 {
     conc_loop *l = conc__of_task();
@@ -22945,7 +23044,7 @@ CONC__PRIVATE int conc__open_directory(const char *path, const char **name)
     char directory[4096];
     int flags = O_RDONLY | O_DIRECTORY;
 #ifdef __linux__
-    flags = 010000000 | O_DIRECTORY; /* O_PATH: works without permission to list it */
+    flags = 010000000 | O_DIRECTORY; /* O_PATH: needs no permission to list it */
 #endif
     if (!slash) {
         *name = path;
@@ -22958,7 +23057,7 @@ CONC__PRIVATE int conc__open_directory(const char *path, const char **name)
     return conc__open_file(directory, flags);
 }
 
-/* Creates a file under a new name: the descriptor, and the name. */
+/* Creates a file under a new name: its descriptor and name. */
 CONC__PRIVATE int conc__open_new(int directory, mode_t mode, char *name, size_t size)
 {
     int fd = -1;
@@ -22978,8 +23077,8 @@ CONC__PRIVATE int conc__open_new(int directory, mode_t mode, char *name, size_t 
     return rc;
 }
 
-/* Syncs a file to its disk. On macOS fsync leaves the bytes in the disk's own memory, and not every
- * file system knows the other call. */
+/* Syncs a file to its disk. On macOS fsync leaves the bytes in the disk's cache, and not every file
+ * system supports the other call. */
 CONC__PRIVATE int conc__sync_file(int fd)
 {
 #ifdef __APPLE__
@@ -22990,8 +23089,8 @@ CONC__PRIVATE int conc__sync_file(int fd)
 }
 
 /* The mode of a replacement file, which may not be able to keep the owner or group of the original.
- * It grants no access that was not granted before: the new group gets what everybody had, and what
- * the old group was denied everybody is denied, because its members now count among them. */
+ * It grants no new access: the new group gets what others had, and others lose what the old group
+ * was denied, because its members are now among them. */
 CONC__PRIVATE mode_t conc__mode_after(const struct stat *before, const struct stat *now,
                                       bool list_lost)
 {
@@ -23004,7 +23103,7 @@ CONC__PRIVATE mode_t conc__mode_after(const struct stat *before, const struct st
 }
 
 /* Copies the access control list of the file at path. False: it has one that cannot be kept; the
- * group's permissions are then the most that anybody in the list has. */
+ * group's permissions are then the most that any entry grants. */
 CONC__PRIVATE bool conc__keep_list(int fd, const char *path)
 {
 #if defined __linux__ && defined SYS_getxattr && defined SYS_fsetxattr
@@ -23021,12 +23120,12 @@ CONC__PRIVATE bool conc__keep_list(int fd, const char *path)
 #endif
 }
 
-/* Gives the new file the owner, the group and the mode of the one at path, as far as it may. */
+/* Gives the new file the owner, group and mode of the one at path, as far as permitted. */
 CONC__PRIVATE int conc__copy_access(int fd, const char *path, const struct stat *before)
 {
     struct stat now;
     if (fchown(fd, before->st_uid, before->st_gid) && fchown(fd, (uid_t)-1, before->st_gid)) {
-        /* the file was another user's or group's, and is ours from now on */
+        /* the file belonged to another user or group, and is now ours */
     }
     if (fstat(fd, &now) || fchmod(fd, conc__mode_after(before, &now, false)))
         return -errno;
@@ -23067,8 +23166,8 @@ CONC__PRIVATE int conc__replace(const char *path, const struct stat *before, con
     return rc;
 }
 
-/* Can the file not be replaced, for a reason that may not keep it from being written: is it in
- * /proc, a mount point, or in a directory that is not ours? */
+/* Can the file not be replaced but perhaps written: is it in /proc, a mount point, or in a
+ * directory that is not ours? */
 CONC__PRIVATE bool conc__cannot_replace(int rc)
 {
     static const int errors[] = {EACCES, EPERM, EROFS, EBUSY, EXDEV, ENOENT, ENOTSUP, ENOSYS};
@@ -23086,7 +23185,7 @@ CONC__PRIVATE int conc__write_in_place(const char *path, conc__file_call *f)
     if (fd < 0)
         return rc;
     rc = conc__write_all(fd, f);
-    if (rc == 0 && fsync(fd) && errno != EINVAL && errno != EROFS) /* which /proc cannot do */
+    if (rc == 0 && fsync(fd) && errno != EINVAL && errno != EROFS) /* /proc cannot do this */
         rc = -errno;
     return conc__close_file(fd, rc);
 }
@@ -23105,7 +23204,7 @@ CONC__PRIVATE int conc__write_special(conc__file_call *f, bool is_fifo)
 
 enum { CONC__PATH_ROOM = 4096 };
 
-/* Replaces the path of a link by that of its target. target: room for a path. */
+/* Replaces a link's path by its target's. target: room for a path. */
 CONC__PRIVATE int conc__follow_link(char *path, char *target)
 {
     ssize_t n = readlink(path, target, CONC__PATH_ROOM - 1);
@@ -23121,7 +23220,7 @@ CONC__PRIVATE int conc__follow_link(char *path, char *target)
     return 0;
 }
 
-/* Follows a link whose target does not exist: the target's path, for conc_free. NULL: *rc says why.
+/* Follows a link whose target does not exist: the target's path, for conc_free. NULL: error in *rc.
  */
 CONC__PRIVATE char *conc__follow(const char *path, int *rc)
 {
@@ -23143,7 +23242,7 @@ CONC__PRIVATE char *conc__follow(const char *path, int *rc)
     return NULL;
 }
 
-/* A link stays one: the file that it leads to is replaced, or made. */
+/* A link stays a link: its target is replaced or created. */
 CONC__PRIVATE int conc__write_file(conc__file_call *f)
 {
     struct stat before;
@@ -23217,12 +23316,12 @@ CONC_API int conc_file_append(const char *path, const void *data, size_t size)
 
 enum { CONC__FOUND = 256 }; /* most addresses of a name */
 
-/* A lookup of a name. It may outlive the caller's wait. */
+/* A name lookup. It may outlive the caller's wait. */
 typedef struct conc__name_lookup {
     int references;
     char host[256], port[64];
     size_t max, count, kept;
-    int code, error; /* getaddrinfo's, and errno with it */
+    int code, error; /* getaddrinfo's result, and its errno */
     struct sockaddr_storage found[];
 } conc__name_lookup;
 
@@ -23250,7 +23349,7 @@ CONC__PRIVATE int conc__name_lookup_run(void *arg)
     return 0;
 }
 
-/* Describes for the caller why there is no address. */
+/* Tells the caller why there is no address. */
 CONC__PRIVATE int conc__name_lookup_failed(const conc__name_lookup *q)
 {
     switch (q->code) {
@@ -23265,7 +23364,7 @@ CONC__PRIVATE int conc__name_lookup_failed(const conc__name_lookup *q)
     }
 }
 
-/* An empty text, made visible in an error. */
+/* Makes an empty text visible in an error. */
 CONC__PRIVATE const char *conc__visible(const char *text) { return *text ? text : "\"\""; }
 
 /* Is it a number up to 65535, or the name of a service? */
@@ -23357,11 +23456,11 @@ CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **fo
  *
  *   NONE       never started, or closed
  *   STARTS     conc_child_start is running: becomes RUNS, ENDED or LOST, or NONE if it fails
- *   RUNS       has not been reaped, so its number is its own; becomes ENDED or LOST when a call
- *              looks and finds that it has ended
+ *   RUNS       not reaped yet, so its number is its own; becomes ENDED or LOST when a call looks
+ *              and finds that it has ended
  *   ENDED      `status` says how; with .group it is not reaped until it is closed (unless
  *              `reaped`), so that its number stays the group's
- *   LOST       it has ended, and its status was taken by other code
+ *   LOST       it has ended, and other code took its status
  *   INHERITED  a process that forked this one started it
  *
  * conc_child_close leads from any of these but STARTS to NONE. */
@@ -23383,7 +23482,7 @@ CONC__PRIVATE char ***conc__environ(void) { return &environ; }
 #endif
 
 /* Copies an environment into one block, because the program may change its own while a child is
- * starting. The first entry is room for so many bytes. NULL: out of memory. */
+ * starting. The first entry is room for that many bytes. NULL: out of memory. */
 CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
 {
     size_t n = 0, bytes = room;
@@ -23404,7 +23503,7 @@ CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
     return env;
 }
 
-/* The C library hides these from programs that do not ask for GNU's extensions. macOS has the first
+/* The C library hides these from programs that do not request GNU extensions. macOS has the first
  * one since 10.15. */
 #ifdef __APPLE__
 #define CONC__CHDIR_SYMBOL "_posix_spawn_file_actions_addchdir_np"
@@ -23420,7 +23519,7 @@ CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
 #if defined __GLIBC__ && defined __GLIBC_PREREQ
 #if __GLIBC_PREREQ(2, 29)
 #undef CONC__CHDIR_THERE
-#define CONC__CHDIR_THERE /* a static program must link it */
+#define CONC__CHDIR_THERE /* static programs must link it */
 #endif
 #if __GLIBC_PREREQ(2, 34)
 #undef CONC__CLOSE_FROM_THERE
@@ -23434,21 +23533,21 @@ extern int conc__spawn_chdir(posix_spawn_file_actions_t *a,
                              const char *dir) __asm__(CONC__CHDIR_SYMBOL) CONC__CHDIR_THERE;
 #endif
 
-/* The mask that the program had before conc changed it. */
+/* The program's mask before conc changed it. */
 CONC__PRIVATE void conc__original_mask(sigset_t *mask)
 {
     conc_loop *l = conc__here;
     conc__job_context *ctx = conc__job_context_here();
     pthread_sigmask(SIG_SETMASK, NULL, mask);
-    /* a job's: its pool's opener's mask, even if the job has changed its own */
+    /* in a job: the mask of its pool's opener, even if the job has changed its own */
     if (ctx && ctx->thread) {
         *mask = ctx->thread->queue->mask;
         return;
     }
-    if (l && !l->pipe_was_blocked)
+    if (l && !l->signals.pipe_was_blocked)
         sigdelset(mask, SIGPIPE);
     for (int number = 1; l && number < CONC__SIGNALS; number++)
-        if (l->unblocked & conc__signal_bit(number))
+        if (l->signals.unblocked & conc__signal_bit(number))
             sigaddset(mask, number);
 }
 
@@ -23459,16 +23558,16 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
 typedef struct conc__child_process {
     struct conc__child_process *next;
     unsigned forks;
-    bool group;           /* it counts as running while any of its group runs */
+    bool group;           /* counts as running while any of its group runs */
     unsigned users;       /* held by the conc_child, and by waiting calls */
-    bool closing, closed; /* a call is closing it; a call has closed it */
-    bool lost;            /* once closed: its status is not known */
+    bool closing, closed; /* a call is closing it; one has closed it */
+    bool lost;            /* once closed: its status is unknown */
     int status;           /* once it is closed */
     pid_t pid;            /* 0: by now the number belongs to another process */
     char name[64];
     dev_t devices[3];
     ino_t inodes[3];   /* of its pipes; 0: not a pipe */
-    bool inherited[3]; /* this program has the same end of the pipe too */
+    bool inherited[3]; /* this program has the same pipe end too */
 } conc__child_process;
 
 /* All child processes. Under conc__children_mutex. */
@@ -23487,7 +23586,7 @@ CONC__PRIVATE void conc__child_process_add(conc__child_process *p, pid_t pid)
     conc__child_start_count++;
 }
 
-/* Notes the pipe, if it is one, that the child gets as its descriptor i. fd: its end; -1: the child
+/* Notes the pipe, if any, that becomes the child's descriptor i. fd: its end; -1: the child
  * inherits this program's own descriptor. */
 CONC__PRIVATE void conc__child_process_note_pipe(conc__child_process *p, int i, int fd)
 {
@@ -23543,7 +23642,7 @@ CONC__PRIVATE bool conc__child_process_has_pipe(const conc__child_process *p, in
     return false;
 }
 
-/* Does a task wait for a pipe of a child that runs? */
+/* Does a task wait for a running child's pipe? */
 CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
 {
     bool found = false;
@@ -23552,7 +23651,7 @@ CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
         return false;
     pthread_mutex_lock(&conc__children_mutex);
     *starts = conc__child_start_count;
-    for (const conc__fd *f = l->watched; f && !found; f = f->next) {
+    for (const conc__fd *f = l->fds.watched; f && !found; f = f->next) {
         struct stat st;
         bool pipe = fstat(f->number, &st) == 0 && S_ISFIFO(st.st_mode);
         for (const conc__child_process *p = conc__child_processes; p && pipe && !found; p = p->next)
@@ -23565,14 +23664,14 @@ CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
 
 /* -- the start -- */
 
-/* A call of conc_child_start. For each of the three descriptors: the child's end, and this
- * program's. */
+/* A conc_child_start call. For each of the three descriptors: the child's end, and this program's.
+ */
 typedef struct conc__child_start_call {
     conc_child *child;
     conc__child_process *process;
     char **env; /* this program's PATH, then the child's environment */
     int far_ends[3], near_ends[3];
-    bool was_nonblocking[3]; /* a socket that was non-blocking before */
+    bool was_nonblocking[3]; /* a formerly non-blocking socket */
     sigset_t mask;
     struct conc__spawn_setup *setup;
     pid_t pid;
@@ -23588,7 +23687,7 @@ CONC__PRIVATE void conc__close_ends(int *ends)
     }
 }
 
-/* Opens the ends of what the child gets as its descriptor `number`. */
+/* Opens both ends for the child's descriptor `number`. */
 CONC__PRIVATE int conc__child_open_end(conc__child_start_call *s, int number, int wanted)
 {
     int ends[2], rc = 0, *far_end = &s->far_ends[number];
@@ -23601,7 +23700,7 @@ CONC__PRIVATE int conc__child_open_end(conc__child_start_call *s, int number, in
             *far_end = ends[number != 0];
             s->near_ends[number] = ends[number == 0];
         }
-        /* a copy, because dup2 of another one may overwrite a standard descriptor */
+        /* a copy, because another dup2 may overwrite a standard descriptor */
     } else if (wanted > 0) {
         *far_end = fcntl(wanted, F_DUPFD_CLOEXEC, 3);
         rc = conc__or_errno(*far_end);
@@ -23615,15 +23714,15 @@ CONC__PRIVATE int conc__child_open_end(conc__child_start_call *s, int number, in
     return rc;
 }
 
-/* What the child has as its descriptor `number`. */
+/* The child's descriptor `number`. */
 CONC__PRIVATE int conc__child_far_end(const conc__child_start_call *s, int number)
 {
     return s->far_ends[number] >= 0 ? s->far_ends[number] : number;
 }
 
 /* Sets a socket to blocking mode, which ordinary programs expect and which both processes share.
- * conc itself uses MSG_DONTWAIT and does not depend on the mode, except for a listener: accept(2)
- * has no such flag. */
+ * conc itself uses MSG_DONTWAIT whatever the mode, except for a listener: accept(2) has no such
+ * flag. */
 CONC__PRIVATE void conc__child_socket_set_blocking(conc__child_start_call *s, int number)
 {
     int fd = conc__child_far_end(s, number), listens = 0;
@@ -23653,7 +23752,7 @@ typedef struct conc__spawn_setup {
     posix_spawnattr_t attributes;
 } conc__spawn_setup;
 
-/* Keeps the program from inheriting descriptors from `from` on. */
+/* Keeps the program from inheriting descriptors >= `from`. */
 #ifdef __APPLE__
 CONC__PRIVATE int conc__close_others(conc__spawn_setup *s, int from)
 {
@@ -23730,7 +23829,7 @@ CONC__PRIVATE char *const *conc__child_argv(const conc_child *c)
 /* Tries to execute or spawn the file with this name: 0, or a positive error number. */
 typedef int conc__program_attempt(conc__child_start_call *s, const char *name);
 
-/* May the program be in another directory if a file gave this error? */
+/* After this error, may the program be in another directory? */
 CONC__PRIVATE bool conc__search_goes_on(int error)
 {
     switch (error) {
@@ -23744,9 +23843,9 @@ CONC__PRIVATE bool conc__search_goes_on(int error)
     }
 }
 
-/* Tries the program in the directories of this program's PATH. execvp is no alternative: it uses
- * the PATH of env, and runs unknown files with a shell. 0, or the last error; EACCES takes
- * precedence over the others. Async-signal-safe. */
+/* Tries the program in the directories of this program's PATH. execvp will not do: it uses env's
+ * PATH, and runs unknown files with a shell. 0, or the last error; EACCES takes precedence over the
+ * others. Async-signal-safe. */
 CONC__PRIVATE int conc__search_program(conc__child_start_call *s, conc__program_attempt *attempt)
 {
     char path[4096];
@@ -23777,7 +23876,7 @@ CONC__PRIVATE int conc__try_spawn(conc__child_start_call *s, const char *name)
 {
     struct stat st;
     bool absent = stat(name, &st) && (errno == ENOENT || errno == ENOTDIR);
-    if (absent && !s->child->dir) /* with a directory the name means another file */
+    if (absent && !s->child->dir) /* with a directory the name refers to another file */
         return errno;
     return posix_spawn(&s->pid, name, &s->setup->actions, &s->setup->attributes,
                        conc__child_argv(s->child), s->env + 1);
@@ -23832,7 +23931,8 @@ CONC__PRIVATE int conc__become_program(conc__child_start_call *s, int most)
     return conc__search_program(s, conc__try_execute);
 }
 
-/* In the forked process, which shares files with this one: no handler of the program may run. */
+/* In the forked process, which shares files with this one: none of the program's handlers may run.
+ */
 CONC__PRIVATE void conc__reset_handlers(void)
 {
     for (int number = 1; number < CONC__SIGNALS; number++) {
@@ -23843,7 +23943,7 @@ CONC__PRIVATE void conc__reset_handlers(void)
     }
 }
 
-/* Reads the error of the forked process from the pipe: 0 if it has executed the program. */
+/* Reads the error of the forked process from the pipe: 0 if it executed the program. */
 CONC__PRIVATE int conc__read_fork_error(int fd, pid_t pid)
 {
     int error = 0;
@@ -23951,7 +24051,7 @@ CONC__PRIVATE int conc__child_start_job(void *arg)
     return rc;
 }
 
-/* Under conc__children_mutex. A start that the parent was making never ends in a forked process. */
+/* Under conc__children_mutex. A start in progress in the parent never ends in a forked process. */
 CONC__PRIVATE conc__child_state conc__child_state_of(conc_child *c)
 {
     if (CONC__UNLIKELY(c->state && c->forks != conc__forks)) {
@@ -24008,7 +24108,7 @@ CONC__PRIVATE void conc__child_set_state(conc_child *c, conc__child_state state)
 
 #ifdef __linux__
 
-/* A process as /proc describes it. */
+/* A process as described by /proc. */
 typedef struct conc__proc_stat {
     char state;
     int group;
@@ -24028,7 +24128,7 @@ CONC__PRIVATE bool conc__proc_stat_read(const char *number, conc__proc_stat *p)
     if (n < 0)
         return false;
     text[n] = 0;
-    const char *at = strrchr(text, ')'); /* the program's name may contain anything */
+    const char *at = strrchr(text, ')'); /* the program's name may contain any byte */
     return at && sscanf(at,
                         ") %c %*d %d %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
                         "%*s %llu",
@@ -24073,8 +24173,7 @@ CONC__PRIVATE unsigned long long conc__process_start_time(pid_t pid)
     return 0; /* unknown */
 }
 
-/* Is a process of this group alive? -1: unknown. On macOS kill skips processes that have not been
- * reaped. */
+/* Is a process of this group alive? -1: unknown. On macOS kill skips unreaped processes. */
 CONC__PRIVATE int conc__group_lives(pid_t group)
 {
 #ifdef __APPLE__
@@ -24089,8 +24188,8 @@ CONC__PRIVATE int conc__group_lives(pid_t group)
 
 #endif
 
-/* Is the number probably still the child's? Other code may have reaped the child, or the kernel, if
- * SIGCHLD is ignored. Processes that start within a hundredth of a second look the same. */
+/* Is the number probably still the child's? Other code, or the kernel if SIGCHLD is ignored, may
+ * have reaped the child. Processes that start within a hundredth of a second look the same. */
 CONC__PRIVATE bool conc__child_has_number(const conc_child *c)
 {
     if (c->process->pid != c->pid)
@@ -24100,12 +24199,12 @@ CONC__PRIVATE bool conc__child_has_number(const conc_child *c)
 
 /* -- its end -- */
 
-/* The signal that ended a child that has not been reaped. */
+/* The signal that ended an unreaped child. */
 #ifdef __APPLE__
 extern int conc__process_facts(int pid, int kind, uint64_t of_the_dead, void *facts,
                                int size) __asm__("_proc_pidinfo");
 
-/* waitid(2) of macOS does not tell the signal, but another call knows the whole status. */
+/* macOS's waitid(2) does not report the signal, but another call returns the whole status. */
 CONC__PRIVATE int conc__deadly_signal(const siginfo_t *info)
 {
     enum { BASICS = 3, STATUS = 2, WORDS = 34 }; /* PROC_PIDTBSDINFO, struct proc_bsdinfo */
@@ -24129,14 +24228,14 @@ CONC__PRIVATE int conc__wait_status(const siginfo_t *info)
     return status;
 }
 
-/* Is a child reaped by waitpid(2)? waitid(2) of macOS does not give the whole status. */
+/* Is a child reaped by waitpid(2)? macOS's waitid(2) does not return the whole status. */
 #ifdef __APPLE__
 enum { CONC__PLAIN_REAPING = 1 };
 #else
 enum { CONC__PLAIN_REAPING = 0 };
 #endif
 
-/* Without waitid: the child is reaped in any case. */
+/* Without waitid the child is always reaped. */
 CONC__PRIVATE int conc__child_poll_waitpid(conc_child *c)
 {
     int status;
@@ -24150,7 +24249,7 @@ CONC__PRIVATE int conc__child_poll_waitpid(conc_child *c)
     return 1;
 }
 
-/* Has the child ended? 1: yes, and it is reaped if asked; 0: it runs; -1: there is no such child.
+/* Has the child ended? 1: yes, and reaped if requested; 0: running; -1: no such child.
  */
 CONC__PRIVATE int conc__child_poll(conc_child *c, bool reap)
 {
@@ -24183,8 +24282,8 @@ CONC__PRIVATE int conc__child_poll(conc_child *c, bool reap)
     return 1;
 }
 
-/* Under conc__children_mutex: looks whether the child has ended. The leader of a group is not
- * reaped yet. */
+/* Under conc__children_mutex: checks whether the child has ended. A group leader is not reaped yet.
+ */
 CONC__PRIVATE conc__child_state conc__child_update(conc_child *c)
 {
     conc__child_state state = conc__child_state_of(c);
@@ -24207,8 +24306,8 @@ CONC__PRIVATE bool conc__child_ended(conc_child *c)
     return ended;
 }
 
-/* The child was started, and may have ended by now; if SIGCHLD is ignored its number may even be
- * another process's. A process that another thread forks meanwhile sees all changes of *c or none.
+/* The child was started, and may have ended by now; if SIGCHLD is ignored its number may even
+ * belong to another process. A process forked by another thread sees all changes of *c or none.
  */
 CONC__PRIVATE void conc__child_started(conc_child *c, const conc__child_start_call *s)
 {
@@ -24287,13 +24386,13 @@ typedef struct conc__child_wait {
     conc__child_process *process;
     int64_t until;    /* a thread's limit, on the real clock */
     bool whole_group; /* wait for all of its group */
-    bool stubborn;    /* go on although the job was asked to end */
+    bool stubborn;    /* continue although the job was asked to stop */
     bool for_close;   /* wait until another call has closed it */
     double pause;
 } conc__child_wait;
 
-/* Has the child ended, or was it closed meanwhile? While it runs, *fd is the descriptor that
- * becomes readable when it ends. */
+/* Has the child ended, or been closed? While it runs, *fd is the descriptor that becomes readable
+ * when it ends. */
 CONC__PRIVATE bool conc__child_is_gone(const conc__child_wait *w, int *fd)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -24332,7 +24431,7 @@ CONC__PRIVATE bool conc__child_poll_fd(int fd, int64_t ns)
 {
     struct pollfd p = {fd, POLLIN, 0};
     int rc = poll(&p, 1, (int)((ns + 999999) / 1000000));
-    bool refused = rc < 0 && errno != EINTR; /* after a signal the caller looks again */
+    bool refused = rc < 0 && errno != EINTR; /* after a signal the caller checks again */
     return !refused && !(p.revents & POLLNVAL);
 }
 
@@ -24360,7 +24459,7 @@ CONC__PRIVATE int conc__child_pause_thread(conc__child_wait *w, int fd)
     return asks && conc_job_cancelled() ? -ECANCELED : 0;
 }
 
-/* Waits for an event of the child, or for a while if it has no descriptor. */
+/* Waits for a child event, or for a while if it has no descriptor. */
 CONC__PRIVATE int conc__child_pause(const conc_loop *l, conc__child_wait *w)
 {
     int fd, rc, none;
@@ -24389,18 +24488,18 @@ CONC__PRIVATE int conc__child_await(conc__child_wait *w)
     if (w->for_close) /* the other call is about to return */
         w->pause = 0;
     if (l)
-        l->outside_awaited++;
+        l->outside.process_waits++;
     while (!conc__child_wait_over(w) && rc >= 0)
         rc = conc__child_pause(l, w);
     if (l)
-        l->outside_awaited--;
+        l->outside.process_waits--;
     if (rc >= 0 || conc__child_wait_over(w))
         return 0;
     return rc;
 }
 
-/* Begins a wait that conc__child_wait_close ends, unless its process is NULL: another thread has
- * just closed the child. */
+/* Begins a wait that conc__child_wait_close ends, unless its process is NULL because another thread
+ * has just closed the child. */
 CONC__PRIVATE conc__child_wait conc__child_wait_open(conc_child *c)
 {
     conc__child_wait w = {.child = c, .until = CONC__NEVER};
@@ -24448,7 +24547,7 @@ CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
     rc = conc__child_await(&w);
     int lost = conc__child_wait_close(&w, &result);
     if (rc == 0 && lost)
-        rc = conc_fail(lost, "%s: its status is lost: SIGCHLD is ignored, or its end was taken",
+        rc = conc_fail(lost, "%s: its status is lost: SIGCHLD is ignored, or other code reaped it",
                        about);
     if (rc == 0 && status)
         *status = result;
@@ -24459,7 +24558,7 @@ CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
 
 /* -- signals -- */
 
-/* Under conc__children_mutex, for a child that has not been reaped. */
+/* Under conc__children_mutex, for an unreaped child. */
 CONC__PRIVATE int conc__child_send(const conc_child *c, int signal)
 {
     if (c->group) {
@@ -24522,8 +24621,7 @@ CONC_API int conc_child_kill(conc_child *c, int signal)
 
 /* -- closing -- */
 
-/* Sends SIGTERM, and waits for up to the grace period. A child that is stopped has to continue
- * first. */
+/* Sends SIGTERM and waits up to the grace period. A stopped child must continue first. */
 CONC__PRIVATE void conc__child_terminate_gently(conc_child *c)
 {
     conc_loop *l = conc__of_task();
@@ -24538,7 +24636,7 @@ CONC__PRIVATE void conc__child_terminate_gently(conc_child *c)
         conc__child_await(&w);
     } else if (conc_scope_begin(&limit, c->grace) == 0) {
         conc__child_await(&w);
-        int rc = conc_scope_end(&limit, 0); /* a timeout is no error of the caller's */
+        int rc = conc_scope_end(&limit, 0); /* a timeout is not the caller's error */
         (void)rc;
     }
 }
@@ -24549,7 +24647,7 @@ CONC__PRIVATE int conc__child_terminate(void *arg)
     conc_child *c = arg;
     conc__child_wait w = {
         .child = c, .process = c->process, .until = CONC__NEVER, .stubborn = true};
-    bool in_post = conc__here && !conc__here->self; /* which holds the loop */
+    bool in_post = conc__here && !conc__here->self; /* blocking the loop */
     if (c->grace > 0 && !in_post)
         conc__child_terminate_gently(c);
     conc__child_signal(c, SIGKILL);
@@ -24616,7 +24714,7 @@ CONC__PRIVATE void conc__child_reset(conc_child *c)
     pthread_mutex_unlock(&conc__children_mutex);
 }
 
-/* Is this the call that closes the child? False: another one does. */
+/* Is this the call that closes the child? False: another does. */
 CONC__PRIVATE bool conc__child_claim_close(conc_child *c, conc__child_state *state)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -24647,7 +24745,7 @@ CONC_API int conc_child_close(conc_child *c)
         return 0;
     }
     conc__close_end(&c->input);
-    if (!(c->grace > 0)) /* with a grace: a broken pipe could kill it while it cleans up */
+    if (!(c->grace > 0)) /* with a grace period: a broken pipe could kill it during cleanup */
         conc__close_outputs(c);
     if (state != CONC__CHILD_INHERITED && l)
         conc_shield(CONC_FOREVER, conc__child_terminate, c);
@@ -24673,7 +24771,7 @@ typedef struct conc__communication {
     bool full;  /* there was more output than io->limit */
 } conc__communication;
 
-/* Writes all input and closes the pipe. The child need not read it. */
+/* Writes all input, which the child need not read, and closes the pipe. */
 CONC__PRIVATE int conc__communicate_write(void *arg)
 {
     conc__communication *t = arg;
@@ -24691,8 +24789,8 @@ CONC__PRIVATE int conc__communicate_write(void *arg)
     return 0;
 }
 
-/* Makes room for more bytes and a NUL: how many; 0: out of memory. With a limit there is room for
- * one byte more, which tells that it is exceeded. */
+/* Makes room for more bytes and a NUL: how many; 0: out of memory. With a limit there is one extra
+ * byte, to detect that it is exceeded. */
 CONC__PRIVATE size_t conc__communicate_reserve(const conc__communication *t, char **data,
                                                size_t size, size_t *room)
 {
@@ -24747,8 +24845,8 @@ CONC__PRIVATE int conc__communicate_read_error(void *arg)
     return conc__communicate_read(t, t->child->error, &t->io->error, &t->io->error_size);
 }
 
-/* Reads until the child has ended and its pipes are empty. A lost status does not keep it from
- * reading: *lost is then -ECHILD. */
+/* Reads until the child has ended and its pipes are empty. A lost status does not stop it: *lost is
+ * then -ECHILD. */
 CONC__PRIVATE int conc__communicate_read_all(conc__communication *t, int *lost)
 {
     conc_group g = {0};
@@ -24769,7 +24867,7 @@ CONC__PRIVATE int conc__communicate_read_all(conc__communication *t, int *lost)
     return rc;
 }
 
-/* In a task. Once everything was read and the child has ended, the rest of the input is dropped. */
+/* In a task. Once everything is read and the child has ended, the remaining input is dropped. */
 CONC__PRIVATE int conc__communicate(void *arg)
 {
     conc__communication *t = arg;
@@ -24790,7 +24888,7 @@ CONC__PRIVATE int conc__communicate(void *arg)
     return lost;
 }
 
-/* What a cancelled call has not written is left for the next one. */
+/* Leaves what a cancelled call has not written for the next one. */
 CONC__PRIVATE int conc__communicate_finish(conc__communication *t, int rc)
 {
     conc_child_io *io = t->io;
@@ -24840,9 +24938,9 @@ CONC_API CONC__CALLED int conc_child_communicate(conc_child *c, conc_child_io *i
 #include <sys/resource.h>
 
 /* Memory with a descriptor, so that other processes can map it. Its size is sealed: no process can
- * shrink it while another one uses it. */
+ * shrink it while another uses it. */
 typedef struct conc__segment {
-    /* list of those that conc_shared_alloc returned, or that are to be unmapped */
+    /* list of those that conc_shared_alloc returned, or that must be unmapped */
     struct conc__segment *next;
     void *address;
     size_t size;
@@ -24864,12 +24962,12 @@ CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, int pr
         return NULL;
     if (!address || p == address)
         return p;
-    munmap(p, size); /* the kernel does not know the flag */
+    munmap(p, size); /* the kernel lacks the flag */
     return NULL;
 }
 
-/* An address that is most likely free in other processes of this program too: far from where the
- * kernel usually puts mappings. */
+/* An address most likely free in this program's other processes too: far from the kernel's usual
+ * mappings. */
 CONC__PRIVATE void *conc__far_address(void)
 {
 #ifdef __LP64__
@@ -24890,8 +24988,8 @@ CONC__PRIVATE void *conc__far_address(void)
 #endif
 }
 
-/* A system call failed, as errno says. The text names the call, because a sandbox may have refused
- * it. */
+/* Reports a failed system call, from errno. The text names the call, because a sandbox may have
+ * refused it. */
 CONC__COLD int conc__call_failed(const char *call)
 {
     int rc = -errno;
@@ -24908,15 +25006,14 @@ CONC__PRIVATE void conc__segment_close(conc__segment *s)
     s->fd = -1;
 }
 
-/* The descriptor of so many bytes of new memory. It does not grow beyond RLIMIT_FSIZE, where the
+/* The descriptor of that many bytes of new memory. It does not grow beyond RLIMIT_FSIZE, where the
  * kernel would send SIGXFSZ. */
 CONC__PRIVATE int conc__segment_fd(size_t size)
 {
     enum { CLOEXEC = 1, SEALABLE = 2, ADD_SEALS = 1033, SEAL = 1, SHRINK = 2, GROW = 4 };
     struct rlimit limit;
     if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && size > limit.rlim_cur)
-        return conc_fail(-EFBIG, "%zu bytes of shared memory are above the limit of a file's size",
-                         size);
+        return conc_fail(-EFBIG, "%zu bytes of shared memory exceed the file size limit", size);
     int fd = conc__not_standard((int)syscall(SYS_memfd_create, "conc", CLOEXEC | SEALABLE));
     if (fd < 0)
         return conc__call_failed("memfd_create");
@@ -25005,7 +25102,7 @@ CONC__PRIVATE void conc__segments_unlock(void) { pthread_mutex_unlock(&conc__seg
 /* ---- >>functions ---------------------------------------------------------------------------- */
 
 /* Names a function for another process of the same program, where addresses differ. The identity
- * keeps a process that has another build of the module from calling what is at that offset there.
+ * keeps a process with another build of the module from calling whatever is at that offset there.
  */
 typedef struct conc__function_id {
     uint64_t offset;   /* in its module */
@@ -25026,7 +25123,7 @@ typedef struct conc__module_info { /* struct dl_phdr_info, which the system's he
     const char *name;
     const conc__module_part *parts;
     uint16_t count;
-    /* how many modules so far, if the struct's size covers them */
+    /* how many modules so far, if the struct is large enough */
     unsigned long long loads, unloads;
 } conc__module_info;
 
@@ -25113,8 +25210,8 @@ CONC__PRIVATE uint64_t conc__build_id(const char *notes, size_t size, size_t ali
     return 0;
 }
 
-/* Tells two builds of a module apart: a hash of its build-id, or else of its file. 0: unknown,
- * because there is no free descriptor or no /proc. */
+/* Distinguishes builds of a module: a hash of its build-id, or else of its file. 0: unknown, for
+ * lack of a free descriptor or /proc. */
 CONC__PRIVATE uint64_t conc__module_identity(const conc__module_info *m)
 {
     conc__mapped_file file;
@@ -25136,7 +25233,7 @@ CONC__PRIVATE uint64_t conc__module_identity(const conc__module_info *m)
     return 0;
 }
 
-/* The program's identity. It is kept, because /proc may become invisible later. */
+/* The program's identity. It is cached, because /proc may become invisible later. */
 CONC__PRIVATE uint64_t conc__program_identity(const conc__module_info *m)
 {
     static uint64_t kept;
@@ -25198,8 +25295,8 @@ CONC__PRIVATE bool conc__function_id_of(uintptr_t fn, conc__function_id *out)
     return s.found;
 }
 
-/* The address of the function; 0: its module is not loaded and cannot be, or is another build, and
- * conc_last_error says which. */
+/* The address of the function; 0: its module cannot be loaded, or is another build; conc_last_error
+ * says which. */
 CONC__PRIVATE uintptr_t conc__function_address(const conc__function_id *f)
 {
     enum { NOW = 2 }; /* RTLD_NOW */
@@ -25229,8 +25326,8 @@ CONC__PRIVATE uintptr_t conc__function_address(const conc__function_id *f)
     return 0;
 }
 
-/* How many modules were loaded and unloaded so far. While these do not change, the name of a
- * function stays valid. */
+/* How many modules were loaded and unloaded so far. While these do not change, function names stay
+ * valid. */
 typedef struct conc__module_counts {
     unsigned long long loads, unloads;
 } conc__module_counts;
@@ -25267,19 +25364,19 @@ CONC__PRIVATE int conc__module_count(conc__module_info *m, size_t size, void *ar
  *     map: channel: cancel, futex wake    -->  starts no more elements, calls cancel hooks
  *
  *   The loops of waiting tasks, and waiting threads, poll the channels briefly before they sleep.
- *   While both sides are awake nothing goes through the kernel. The supervisor alone copies what
- *   is larger than SMALL.
+ *   While both sides are awake nothing goes through the kernel. Only the supervisor copies data
+ *   larger than SMALL.
  *
- *   The program trusts only its own numbers. Of what a worker writes it uses the result and the
- *   error text, how many elements of a map are done (at most as many as it sent), and the bytes
- *   in the areas that it gave out. Workers can only read the status page, which says whether
- *   threads of the program poll.
+ *   The program trusts only its own numbers. From a worker it uses only the result and the error
+ *   text, how many elements of a map are done (at most as many as it sent), and the bytes in the
+ *   areas that it gave out. Workers can only read the status page, which says whether threads of
+ *   the program poll.
  */
 
 enum {
     CONC__DATA_ALIGNMENT = 64,
     CONC__CHANNEL_DATA = 8192, /* offset of a channel's data */
-    CONC__SMALL = 256 * 1024,  /* bytes of data that a channel holds */
+    CONC__SMALL = 256 * 1024,  /* data bytes that a channel holds */
     CONC__CHANNEL_SIZE = CONC__CHANNEL_DATA + CONC__SMALL,
 
     CONC__WORKER_SOCKET = 3, /* the socket's descriptor in a worker */
@@ -25289,8 +25386,8 @@ enum {
     CONC__EXIT_OTHER_BUILD = 121, /* it has another build of the module that contains conc */
     CONC__EXIT_TOO_LATE = 122,    /* it reached main, or a constructor that opens a pool */
 
-    /* whose turn it is; that side passes the turn on. These values, and the mark of a request that
-     * the worker has not seen, are unlikely to be written there by a faulty job */
+    /* whose turn it is; that side passes the turn on. A faulty job is unlikely to write these
+     * values, or the mark of an unseen request, there */
     CONC__TURN_PROGRAM = 0x3a91c6d5,
     CONC__TURN_WORKER = 0x4be27f18,
     CONC__TURN_QUIT = 0x6d05b3e9,
@@ -25307,17 +25404,17 @@ enum {
 typedef struct conc__request {
     int kind;
     bool keeps_going;
-    bool in_segment; /* else the data is in the channel */
+    bool in_segment; /* otherwise the data is in the channel */
     /* sizes in bytes, the output behind the input; REQUEST_MAP: of an element, and how many */
     uint64_t in, out;
-    uint64_t segment_size;    /* of the segment for larger data; 0: none */
-    uint64_t segment_version; /* a new segment comes through the socket */
+    uint64_t segment_size;    /* size of the segment for larger data; 0: none */
+    uint64_t segment_version; /* a new segment arrives through the socket */
     conc__function_id function;
 } conc__request;
 
 typedef struct conc__worker_channel {
     unsigned turn;   /* a futex */
-    unsigned cancel; /* a futex: the program asks the worker to end by a new value that is not 0 */
+    unsigned cancel; /* a futex: a new nonzero value asks the worker to stop */
     unsigned asleep; /* the worker sleeps on `turn` */
     unsigned unseen; /* CONC__UNSEEN: the worker has not begun the request */
     /* REQUEST_MAP: conc__none_done plus the number of elements that have returned; their results
@@ -25329,19 +25426,19 @@ typedef struct conc__worker_channel {
     conc__request request;
 } conc__worker_channel;
 
-/* Where a channel's `done` starts: not at a small number, which a faulty job may write there. */
+/* Where a channel's `done` starts: not at a small number, which a faulty job might write there. */
 static const uint64_t conc__none_done = 0x5b1d93e7c4a60000u;
 
 _Static_assert(sizeof(conc__worker_channel) <= CONC__CHANNEL_DATA, "a channel's head has to fit");
 
-/* A page that the program shares with all workers of a pool, which can only read it. */
+/* A page shared with all workers of a pool, read-only for them. */
 typedef struct conc__status_page {
     /* threads that poll the channels: while there are any, a reply needs no wake-up */
     unsigned pollers;
 } conc__status_page;
 
-/* A message through a worker's socket: what it gets when it starts, each with a descriptor, and
- * later its segment for data. */
+/* A message through a worker's socket: its startup data, each with a descriptor, and later its data
+ * segment. */
 typedef struct conc__setup_message {
     enum { CONC__SETUP_CHANNEL, CONC__SETUP_STATUS, CONC__SETUP_SHARED, CONC__SETUP_START } what;
     int program; /* START, without a descriptor: the program's process number */
@@ -25407,7 +25504,7 @@ CONC__PRIVATE int conc__setup_receive(int socket, conc__setup_message *h, int *f
     *fd = -1;
     if (rc == 1 && m.msg_controllen >= CMSG_LEN(sizeof(int)))
         memcpy(fd, CMSG_DATA(&control.head), sizeof *fd);
-    *fd = conc__not_standard(*fd); /* else a job that prints would write to it */
+    *fd = conc__not_standard(*fd); /* else a job's output would go to it */
     return rc;
 }
 
@@ -25432,7 +25529,7 @@ CONC__PRIVATE size_t conc__aligned(size_t n)
 static struct conc__worker_process {
     int pid, program; /* 0: this is no worker */
     bool *own;        /* false in processes that a job forked; NULL: use getpid */
-    bool listens;     /* a thread listens for requests to end waiting jobs */
+    bool listens;     /* a thread listens for stop requests to waiting jobs */
     int socket;
     ino_t socket_file;
     conc__worker_channel *channel;
@@ -25476,8 +25573,8 @@ CONC__PRIVATE bool conc__small_thread(void *(*fn)(void *), void *arg)
     return rc == 0;
 }
 
-/* Returns when the thread runs: while it starts it may hold a lock of an allocator, and a process
- * that a job forks just then would find it locked for ever. */
+/* Returns when the thread runs: while starting it may hold an allocator lock, and a process that a
+ * job forks just then would find it locked forever. */
 CONC__PRIVATE void conc__program_watch_start(int program)
 {
     conc__program_watch w = {conc__pidfd(program), 0};
@@ -25489,7 +25586,7 @@ CONC__PRIVATE void conc__program_watch_start(int program)
         conc__futex_wait(&w.runs, 0);
 }
 
-/* Calls the hooks of waiting jobs when they are asked to end. */
+/* Calls the hooks of waiting jobs when they are asked to stop. */
 CONC__PRIVATE void *conc__cancel_listener_main(void *arg)
 {
     unsigned *asked = arg, seen = 0;
@@ -25502,8 +25599,8 @@ CONC__PRIVATE void *conc__cancel_listener_main(void *arg)
     return NULL;
 }
 
-/* Maps memory that the kernel clears in a forked process, however it was forked. So the worker can
- * be told from its children without a system call. */
+/* Maps memory that the kernel clears in a forked process, however it was forked. This distinguishes
+ * the worker from its children without a system call. */
 CONC__PRIVATE void conc__worker_make_fork_marker(void)
 {
     enum { WIPE_ON_FORK = 18 }; /* MADV_WIPEONFORK */
@@ -25529,7 +25626,7 @@ CONC__PRIVATE bool conc__worker_is_original(void)
     return getpid() == w->pid;
 }
 
-/* A job of a worker begins to wait. Only elements of a map are asked to end; the first one that
+/* A job of a worker begins to wait. Only elements of a map are asked to stop; the first one that
  * waits starts the thread. */
 CONC__PRIVATE void conc__worker_start_cancel_listener(void)
 {
@@ -25544,8 +25641,7 @@ CONC__PRIVATE void conc__worker_start_cancel_listener(void)
     __atomic_store_n(&w->listens, started, __ATOMIC_RELAXED);
 }
 
-/* How many bytes of data the request has, but at most so many: a faulty job may have overwritten
- * it. */
+/* The request's number of data bytes, capped: a faulty job may have overwritten it. */
 CONC__PRIVATE size_t conc__request_bytes(const conc__request *r, size_t most)
 {
     uint64_t bytes = r->in;
@@ -25565,8 +25661,8 @@ CONC__PRIVATE void *conc__private_copy(const void *from, size_t size, size_t use
     return memcpy(copy, from, used);
 }
 
-/* A job forks. The new process may still run when the memory that this one shares with the program
- * is in use for other jobs: it gets a copy, as of all its memory. */
+/* A job forks. The new process may still run when the memory shared with the program serves other
+ * jobs: it gets a copy, as of all its memory. */
 CONC__PRIVATE void conc__worker_before_fork(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -25595,7 +25691,7 @@ CONC__PRIVATE void conc__worker_after_fork(void)
     pthread_mutex_unlock(&w->mapping_mutex);
 }
 
-/* Replaces the memory by the copy. Without a copy the memory is unmapped. */
+/* Replaces the memory by the copy, or unmaps it if there is none. */
 CONC__PRIVATE void conc__worker_remap_copy(void *place, void *copy, size_t size)
 {
     enum { MAY_MOVE = 1, FIXED = 2 }; /* MREMAP_MAYMOVE, MREMAP_FIXED */
@@ -25606,7 +25702,7 @@ CONC__PRIVATE void conc__worker_remap_copy(void *place, void *copy, size_t size)
         munmap(place, size);
 }
 
-/* In a process that a job forked. It does not outlive the program either. */
+/* In a process that a job forked. It must not outlive the program either. */
 CONC__PRIVATE void conc__worker_in_forked_child(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -25621,7 +25717,7 @@ CONC__PRIVATE void conc__worker_in_forked_child(void)
 }
 
 /* The worker ends with the program: the kernel kills it when its parent, the supervisor thread,
- * ends, even if a job has executed another program; and a thread does, even if a job has changed
+ * ends, even if a job has executed another program; and so does a thread, even if a job has changed
  * its user. */
 CONC__PRIVATE void conc__worker_tie_to_program(int program)
 {
@@ -25662,7 +25758,7 @@ CONC__PRIVATE void conc__worker_spin(const conc__worker_channel *c)
     }
 }
 
-/* Waits for a request. False: the worker is to end. */
+/* Waits for a request. False: the worker must exit. */
 CONC__PRIVATE bool conc__worker_await_request(conc__worker_channel *c)
 {
     int64_t start = conc__clock();
@@ -25681,8 +25777,8 @@ CONC__PRIVATE bool conc__worker_await_request(conc__worker_channel *c)
     }
 }
 
-/* Receives the newest data segment, which replaces the one before. Older ones that the program has
- * given up may still be in the socket. False: a later request may try again. */
+/* Receives the newest data segment, which replaces the previous one. Older, abandoned ones may
+ * still be in the socket. False: a later request may try again. */
 CONC__PRIVATE bool conc__worker_receive_segment(const conc__request *r)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -25706,7 +25802,7 @@ CONC__PRIVATE bool conc__worker_receive_segment(const conc__request *r)
     return true;
 }
 
-/* Maps the segment, when it is first needed. */
+/* Maps the segment on first use. */
 CONC__PRIVATE void conc__worker_map_segment(const conc__request *r)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -25777,8 +25873,8 @@ CONC__PRIVATE int64_t conc__worker_call(conc__worker_channel *c)
     }
 }
 
-/* Handles the request and replies. A process that a job forked, and that returns from the job, is
- * no worker. */
+/* Handles the request and replies. A process that a job forked is no worker, even if it returns
+ * from the job. */
 CONC__PRIVATE void conc__worker_do_request(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -25823,7 +25919,7 @@ CONC__PRIVATE void conc__worker_set_signals(const sigset_t *mask)
     pthread_sigmask(SIG_SETMASK, mask, NULL);
 }
 
-/* Serves requests until the worker is to end. */
+/* Serves requests until the worker must exit. */
 CONC__PRIVATE void conc__worker_serve(const conc__setup_message *start)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -25851,7 +25947,7 @@ CONC__PRIVATE void conc__worker_serve(const conc__setup_message *start)
     _exit(0);
 }
 
-/* Receives what the program sends. */
+/* Receives what the program sends at startup. */
 CONC__PRIVATE void conc__worker_receive_setup(const conc__setup_message *h, int fd)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -25871,8 +25967,8 @@ CONC__PRIVATE void conc__worker_receive_setup(const conc__setup_message *h, int 
 }
 
 /* The process of the supervisor, according to the worker's socket; -1: unknown. Processes that a
- * worker's constructors start or fork have its environment and socket, too, but a different parent.
- * */
+ * worker's constructors start or fork have its environment and socket too, but a different parent.
+ */
 CONC__PRIVATE int conc__supervisor_process(void)
 {
     enum { PEERCRED = 17 }; /* SO_PEERCRED, which POSIX does not have */
@@ -25908,7 +26004,7 @@ CONC__COLD void conc__worker_main(void)
     _exit(1);
 }
 
-/* What tells a process that it is a worker: the function that it begins with. A program may contain
+/* Marks a process as a worker: names the function that it begins with. A program may contain
  * several copies of this file. */
 CONC__PRIVATE bool conc__worker_mark(char *text, size_t size)
 {
@@ -25966,8 +26062,8 @@ CONC__PRIVATE void conc__construct_and_serve(int argc, char **argv, char **env)
     conc__worker_main();
 }
 
-/* Makes the worker begin after all constructors have run, so that jobs see their effects: takes the
- * place of the program's last one. own: the one that runs now. */
+/* Makes the worker begin after all constructors have run, so that jobs see their effects: replaces
+ * the program's last one. own: the running one. */
 CONC__PRIVATE void conc__worker_start_after_constructors(conc__constructor *own)
 {
     conc__constructors c = {conc__static_constructors, conc__static_constructors_end};
@@ -25982,8 +26078,8 @@ CONC__PRIVATE void conc__worker_start_after_constructors(conc__constructor *own)
     c.end[-1] = conc__construct_and_serve;
 }
 
-/* The identity in a mark, and how much of the mark to compare: if builds can be told apart, not the
- * module's path, which may have changed. */
+/* The identity in a mark, and how much of the mark to compare: if builds are distinguishable, not
+ * the module's path, which may have changed. */
 CONC__PRIVATE size_t conc__mark_part(const char *mark, uint64_t *identity)
 {
     const char *dot = strchr(mark, '.');
@@ -26002,7 +26098,7 @@ CONC__PRIVATE int conc__module_is(conc__module_info *m, size_t size, void *arg)
 }
 
 /* In the constructor `own`: is this process a worker of the copy of conc in this module? If the
- * mark names a module that is not here, the program must not run in the worker's place. */
+ * mark names an absent module, the program must not run in the worker's place. */
 CONC__PRIVATE void conc__worker_check(conc__constructor *own)
 {
     static char mark[4200];
@@ -26022,16 +26118,17 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
 
 /* ---- >>supervisor --------------------------------------------------------------------------- *
  *
- * The states of a worker in the program, under the mutex
+ * The program's view of a worker's states, under the mutex
  *
  *   NONE      there is no process
  *   STARTING  the process was started and calls init
  *   IDLE      waits for a request; it has no job
- *   COPYING   the supervisor copies large data to it or from it, without the mutex
+ *   COPYING   data is copied to it or from it: large data by the supervisor, without the mutex;
+ *             small data by any thread under the mutex, so that no other thread sees this state
  *   BUSY      has a request; `awaited` while any thread may collect its reply
- *   LEAVING   was killed or told to quit, or is just being started; it has no job
+ *   LEAVING   was killed or told to quit; or its process is being made
  *
- *   Any thread that has the mutex makes these changes:
+ *   Any thread that holds the mutex makes these changes:
  *
  *   STARTING  -> IDLE      init has returned
  *   IDLE      -> BUSY      it gets a small job
@@ -26041,7 +26138,7 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
  *
  *   Only the supervisor makes these:
  *
- *   NONE      -> STARTING  jobs are queued and no worker is idle
+ *   NONE      -> LEAVING   jobs are queued and no worker is idle; -> STARTING when it has a process
  *   IDLE      -> COPYING   it gets a large job; COPYING -> BUSY when the data was copied
  *   BUSY      -> COPYING   it has replied to a large job; COPYING -> IDLE
  *   IDLE      -> LEAVING   the pool was closed
@@ -26063,15 +26160,15 @@ typedef struct conc__worker {
     conc__worker_state state;
     conc__worker_channel *channel; /* pollers load it without the mutex */
     bool awaited;                  /* any thread may collect its reply; read without the mutex */
-    bool cancelled;                /* its job was cancelled while its data was copied */
+    bool cancelled;                /* its job was cancelled while its data was being copied */
     bool proved;                   /* it has begun a job once */
     int pid, pidfd, socket;
     unsigned poll_process, poll_socket; /* their index in the supervisor's polls; 0: none */
     conc__segment channel_memory, data;
     uint64_t data_version; /* changes with the segment */
     conc_job *job;
-    int jobs;         /* how many jobs it has had */
-    unsigned cancels; /* how often it was asked to end a map; never 0 after the first */
+    int jobs;         /* how many jobs it got */
+    unsigned cancels; /* how often it was asked to stop a map; never 0 after the first */
     int64_t idle_since;
 } conc__worker;
 
@@ -26089,17 +26186,17 @@ typedef struct conc__supervisor {
     int wake_fd; /* wakes the supervisor */
     bool wake_pending, runs, ending;
     pthread_t thread;
-    conc__job_context context; /* of that thread, for the text of its errors */
+    conc__job_context context; /* the thread's own, for its error texts */
     sigset_t mask;             /* of the pool's opener, for jobs */
     char **environment;        /* a copy made when the pool was opened, with the worker's mark */
     conc__function_id init;    /* offset 0: none */
     size_t memory_limit;
     int max_jobs;
     int starting;
-    int failures; /* the weight of workers in a row that ended before they began a job */
-    int broken;   /* the error for which no more workers are started; 0: none */
+    int failures; /* weight of consecutive workers that ended before beginning a job */
+    int broken;   /* the error that stops worker starts; 0: none */
     char why[96];
-    conc__waiter *closer;  /* waits for the supervisor's end */
+    conc__waiter *closer;  /* waits for the supervisor to exit */
     conc__segment *unused; /* channels of ended workers, which a thread may still be polling */
     conc__function_cache named;
     struct pollfd *polls; /* the first is wake_fd's */
@@ -26108,8 +26205,8 @@ typedef struct conc__supervisor {
 } conc__supervisor;
 
 enum {
-    /* no more workers are started once `failures` is this: 3 failures of the program, or more if
-     * some may come from outside */
+    /* worker starts stop once `failures` reaches this: 3 failures of the program, or more if some
+     * may have external causes */
     CONC__FAILURES = 30,
     CONC__FAILURE = 10,
     CONC__MINOR_FAILURE = 1,
@@ -26120,7 +26217,7 @@ CONC__PRIVATE void conc__supervisor_wake(conc__supervisor *s)
 {
     uint64_t one = 1;
     if (!s->wake_pending && write(s->wake_fd, &one, sizeof one) < 0) {
-        /* it was woken already */
+        /* already woken */
     }
     s->wake_pending = true;
 }
@@ -26143,7 +26240,7 @@ CONC__PRIVATE int conc__request_function(conc__supervisor *s, conc__worker *w, u
         named->fn = named->function.identity ? fn : 0; /* an unknown identity may be known later */
         named->counts = counts;
     }
-    /* each time, because a faulty job may have overwritten it */
+    /* every time, because a faulty job may have overwritten it */
     memcpy(to, &named->function,
            offsetof(conc__function_id, module) + strlen(named->function.module) + 1);
     return 0;
@@ -26168,8 +26265,8 @@ CONC__PRIVATE bool conc__worker_has_replied(const conc__worker_channel *c)
     return __atomic_load_n(&c->turn, __ATOMIC_SEQ_CST) == CONC__TURN_PROGRAM;
 }
 
-/* Takes the next elements for a runner: many at first, in the end one at a time. If the map is to
- * end, elements that were taken and not sent are dropped instead. */
+/* Takes the next elements for a runner: many at first, one at a time near the end. If the map must
+ * stop, drops elements taken but not sent instead. */
 CONC__PRIVATE void conc__range_take(const conc__supervisor *s, const conc_job *j)
 {
     conc__payload *p = j->payload;
@@ -26193,13 +26290,13 @@ CONC__PRIVATE void conc__range_take(const conc__supervisor *s, const conc_job *j
     m->next += n;
 }
 
-/* The offset of the results of a map's elements, which are behind its data. */
+/* The offset of a map's element results, which follow its data. */
 CONC__PRIVATE size_t conc__range_results(const conc__payload *p)
 {
     return conc__aligned(p->left * p->map->size);
 }
 
-/* How many bytes of data the job's request needs; SIZE_MAX: too many. */
+/* The number of data bytes that the job's request needs; SIZE_MAX: too many. */
 CONC__PRIVATE size_t conc__job_bytes(const conc_job *j)
 {
     const conc__payload *p = j->payload;
@@ -26223,7 +26320,7 @@ CONC__PRIVATE char *conc__job_data(const conc__worker *w, const conc_job *j)
     return conc__job_is_large(j) ? w->data.address : (char *)w->channel + CONC__CHANNEL_DATA;
 }
 
-/* Gives the worker a data segment that is large enough; size 0: none. */
+/* Gives the worker a large enough data segment; size 0: none. */
 CONC__PRIVATE int conc__worker_reserve_data(conc__worker *w, size_t size)
 {
     enum { STEP = 1 << 20 };
@@ -26253,8 +26350,7 @@ CONC__PRIVATE int conc__worker_reserve_data(conc__worker *w, size_t size)
     return conc_fail(-ENOMEM, "no room for %zu bytes of data: %s", size, strerror(-rc));
 }
 
-/* Fills in what kind of request the job is, and its sizes. Returns the size of the data to send,
- * which *from points to. */
+/* Fills in the job's request kind and sizes. Returns the size of the data to send, at *from. */
 CONC__PRIVATE size_t conc__request_describe(conc__request *r, const conc_job *j, const void **from)
 {
     const conc__payload *p = j->payload;
@@ -26281,7 +26377,7 @@ CONC__PRIVATE size_t conc__request_describe(conc__request *r, const conc_job *j,
     return j->size;
 }
 
-/* Writes the job's request and data into the channel, which has its function already. */
+/* Writes the job's request and data into the channel, which already names its function. */
 CONC__PRIVATE int conc__job_write_request(conc_job *j, conc__worker *w)
 {
     bool large = conc__job_is_large(j);
@@ -26313,7 +26409,7 @@ CONC__PRIVATE uintptr_t conc__job_function(const conc_job *j)
 
 /* ---- Results ---- */
 
-/* Ends a job that a worker had. text: its error's; "": none. */
+/* Ends a worker's job. text: its error's; "": none. */
 CONC__PRIVATE void conc__job_complete(conc__job_queue *q, conc_job *j, int result, const char *text)
 {
     conc__job_context ctx = {.locals = j->locals};
@@ -26324,7 +26420,7 @@ CONC__PRIVATE void conc__job_complete(conc__job_queue *q, conc_job *j, int resul
     conc__job_queue_notify_closer(q);
 }
 
-/* Ends a job that no worker will run any more. */
+/* Ends a job that no worker will run. */
 CONC__PRIVATE void conc__job_complete_undone(conc__job_queue *q, conc_job *j, int rc,
                                              const char *text)
 {
@@ -26337,8 +26433,8 @@ CONC__PRIVATE void conc__job_complete_undone(conc__job_queue *q, conc_job *j, in
     conc__job_complete(q, j, rc, text);
 }
 
-/* How many of a runner's elements are done, as its worker says; SIZE_MAX: an element has
- * overwritten that. */
+/* How many of a runner's elements are done, according to its worker; SIZE_MAX: an element has
+ * overwritten the count. */
 CONC__PRIVATE size_t conc__range_counted(const conc__worker *w)
 {
     uint64_t done = __atomic_load_n(&w->channel->done, __ATOMIC_ACQUIRE) - conc__none_done;
@@ -26367,7 +26463,7 @@ CONC__PRIVATE void conc__range_done(const conc__worker *w, size_t n, int *error)
     p->left -= n;
 }
 
-/* One element failed: asks the workers of the map to start no more. */
+/* One element failed: tells the map's workers to start no more. */
 CONC__PRIVATE void conc__map_stop(conc__supervisor *s, conc__map_call *m)
 {
     __atomic_store_n(&m->stop, true, __ATOMIC_RELAXED);
@@ -26447,7 +26543,7 @@ CONC__PRIVATE void conc__worker_set_idle(conc__supervisor *s, conc__worker *w)
         conc__worker_quit(w);
 }
 
-/* Gives the worker a job. Only the supervisor gives a large one; it unlocks meanwhile. */
+/* Gives the worker a job. Only the supervisor gives a large one, unlocking while it copies. */
 CONC__PRIVATE void conc__worker_give_job(conc__supervisor *s, conc__worker *w, conc_job *j)
 {
     conc__payload *p = j->payload;
@@ -26505,7 +26601,7 @@ CONC__PRIVATE conc__worker *conc__worker_find(conc__supervisor *s, conc__worker_
 }
 
 /* Gives queued jobs to idle workers. is_supervisor: the caller is the supervisor; another thread
- * wakes it for what only it does. */
+ * wakes it for its exclusive work. */
 CONC__PRIVATE void conc__supervisor_dispatch(conc__supervisor *s, bool is_supervisor)
 {
     conc__job_queue *q = s->queue;
@@ -26534,14 +26630,14 @@ CONC__PRIVATE void conc__supervisor_dispatch(conc__supervisor *s, bool is_superv
         conc__supervisor_wake(s);
 }
 
-/* Copies the text of an error, which a worker may not have terminated. */
+/* Copies an error text, which a worker may not have terminated. */
 CONC__PRIVATE void conc__reply_words(const conc__worker_channel *c, char text[96])
 {
     memcpy(text, c->text, sizeof c->text);
     text[sizeof c->text - 1] = 0;
 }
 
-/* The worker has begun a job, so starts of workers do not fail in general. */
+/* The worker has begun a job, so worker starts do not fail in general. */
 CONC__PRIVATE void conc__worker_mark_proved(conc__supervisor *s, conc__worker *w)
 {
     if (!w->proved)
@@ -26604,7 +26700,7 @@ CONC__PRIVATE void conc__worker_ready(conc__supervisor *s, conc__worker *w)
     snprintf(s->why, sizeof s->why, "init failed: %.80s", c->text_rc ? text : conc_strerror(rc));
 }
 
-/* Collects replies. Those to large jobs are left to the supervisor. */
+/* Collects replies, leaving those to large jobs to the supervisor. */
 CONC__PRIVATE void conc__supervisor_collect(conc__supervisor *s, bool is_supervisor)
 {
     for (int i = 0; i < s->queue->max_workers; i++) {
@@ -26623,8 +26719,8 @@ CONC__PRIVATE void conc__supervisor_collect(conc__supervisor *s, bool is_supervi
     conc__supervisor_dispatch(s, is_supervisor);
 }
 
-/* The worker's number cannot be another process's: only the supervisor reaps it. If the program
- * reaps all its children, the pidfd still identifies it. */
+/* No other process can have the worker's number: only the supervisor reaps it. If the program reaps
+ * all its children, the pidfd still identifies it. */
 CONC__PRIVATE void conc__worker_signal(const conc__worker *w, int number)
 {
 #ifdef SYS_pidfd_send_signal
@@ -26648,7 +26744,7 @@ CONC__PRIVATE bool conc__worker_kill(conc__worker *w)
     return true;
 }
 
-/* Cancels a job (NULL: all that run). True: the caller is to end the job. */
+/* Cancels a job (NULL: all running ones). True: the caller must end the job. */
 CONC__PRIVATE bool conc__supervisor_cancel(conc__job_queue *q, conc_job *j)
 {
     conc__supervisor *s = q->supervisor;
@@ -26678,9 +26774,9 @@ CONC__PRIVATE bool conc__supervisor_cancel(conc__job_queue *q, conc_job *j)
 
 /* ---- Starting workers ---- */
 
-/* What executes this program anew: the file that runs, even if its name means another file by now.
- * If the program was started by the dynamic loader, that is the loader, with its options and the
- * program's path as arguments. */
+/* The command that executes this program anew: the running file, even if its name now refers to
+ * another file. If the program was started by the dynamic loader, that is the loader, with its
+ * options and the program's path as arguments. */
 typedef struct conc__own_program {
     const char *argv[20];
     char path[4096];
@@ -26770,8 +26866,8 @@ CONC__PRIVATE int conc__empty_input(void)
     return ends[0];
 }
 
-/* Starts the process with all signals blocked, until it has handlers: it gets the terminal's
- * interrupt too. */
+/* Starts the process with all signals blocked until it has handlers: the terminal's interrupt
+ * reaches it too. */
 CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int input, int *pid)
 {
     conc__own_program program;
@@ -26837,7 +26933,7 @@ CONC__PRIVATE int conc__worker_send_setup(const conc__supervisor *s, const conc_
     return conc__setup_send(w->socket, &start, -1);
 }
 
-/* Waits for the process's end: its status as from waitpid, -1 if unknown. */
+/* Waits for the process to end: its status as from waitpid, -1 if unknown. */
 CONC__PRIVATE int conc__worker_reap(const conc__worker *w)
 {
     int status = -1;
@@ -26868,11 +26964,11 @@ CONC__PRIVATE int conc__worker_start_process(conc__supervisor *s, conc__worker *
     close(socket);
     if (rc < 0)
         return conc_fail(rc, "posix_spawn of /proc/self/exe: %s", strerror(-rc));
-    w->pidfd = conc__pidfd(w->pid); /* -1: the supervisor checks for its end again and again */
+    w->pidfd = conc__pidfd(w->pid); /* -1: the supervisor keeps checking whether it has ended */
     return 0;
 }
 
-/* Starts a worker. Its channel is new, because processes that the last worker's jobs forked may
+/* Starts a worker. Its channel is new, because processes forked by the previous worker's jobs may
  * still write to the old one. */
 CONC__PRIVATE int conc__worker_exec(conc__supervisor *s, conc__worker *w)
 {
@@ -26898,12 +26994,12 @@ CONC__PRIVATE int conc__worker_exec(conc__supervisor *s, conc__worker *w)
     bool has_ended = rc == -EPIPE || rc == -ECONNRESET; /* the supervisor will notice */
     if (rc == 0 || has_ended)
         return 0;
-    conc__worker_signal(w, SIGKILL); /* it must not serve without all that it needs */
+    conc__worker_signal(w, SIGKILL); /* it must not serve without everything it needs */
     conc__worker_reap(w);
     return conc_fail(rc, "sendmsg to a worker: %s", strerror(-rc));
 }
 
-/* Releases what a worker had that has ended or could not be started. */
+/* Releases the resources of a worker that has ended or could not be started. */
 CONC__PRIVATE void conc__worker_clear(conc__supervisor *s, conc__worker *w)
 {
     conc__segment *old = w->channel_memory.address ? conc__alloc(sizeof *old) : NULL;
@@ -26940,7 +27036,7 @@ CONC__PRIVATE void conc__supervisor_unmap_channels(conc__supervisor *s, bool non
     }
 }
 
-/* No worker can be started: fails the queued jobs, unless other workers can run them. */
+/* Fails the queued jobs when no worker can be started, unless other workers can run them. */
 CONC__PRIVATE void conc__supervisor_fail_queued(conc__supervisor *s, int rc, const char *why)
 {
     for (int i = 0; i < s->queue->max_workers; i++)
@@ -26960,7 +27056,7 @@ CONC__PRIVATE void conc__supervisor_start_workers(conc__supervisor *s)
             return;
         if (w->state != CONC__WORKER_NONE)
             continue;
-        w->state = CONC__WORKER_LEAVING; /* so that other threads leave it alone */
+        w->state = CONC__WORKER_LEAVING; /* so that other threads ignore it */
         pthread_mutex_unlock(&q->mutex);
         int rc = conc__worker_exec(s, w);
         conc__lock_briefly(&q->mutex);
@@ -26973,7 +27069,7 @@ CONC__PRIVATE void conc__supervisor_start_workers(conc__supervisor *s)
         conc__worker_clear(s, w);
         char why[96];
         const char *text = s->context.text_rc == rc ? s->context.text : conc_strerror(rc);
-        snprintf(why, sizeof why, "no worker can be started: %.68s", text);
+        snprintf(why, sizeof why, "cannot start a worker: %.68s", text);
         conc__supervisor_fail_queued(s, -EAGAIN, why);
         return;
     }
@@ -26991,15 +27087,15 @@ CONC__PRIVATE void conc__describe_exit(int status, char *text, size_t size)
     else if (WEXITSTATUS(status) == CONC__EXIT_MOVED)
         snprintf(text, size, "the worker cannot map shared memory at its address");
     else if (WEXITSTATUS(status) == CONC__EXIT_OTHER_BUILD)
-        snprintf(text, size, "the worker has another build of the module that has conc");
+        snprintf(text, size, "the worker has another build of the module with conc");
     else if (WEXITSTATUS(status) == CONC__EXIT_TOO_LATE)
         snprintf(text, size, "conc is in a library loaded late, or a constructor opens a pool");
     else
         snprintf(text, size, "the worker exited with status %d", WEXITSTATUS(status));
 }
 
-/* The worker of a runner died. The element that it was calling is lost, and the next worker gets
- * those behind it. If that is unknown, all are lost. */
+/* A runner's worker died. The element it was calling is lost, and the next worker gets those after
+ * it. If that is unknown, all are lost. */
 CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w, const char *text)
 {
     conc_job *j = w->job;
@@ -27028,7 +27124,7 @@ CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w,
     conc__job_complete(s->queue, j, error, error == -EOWNERDEAD ? text : "");
 }
 
-/* Is there a worker that has started, or may have? */
+/* Is there a worker that has started or may have? */
 CONC__PRIVATE bool conc__supervisor_has_workers(const conc__supervisor *s)
 {
     for (int i = 0; i < s->queue->max_workers; i++) {
@@ -27039,7 +27135,7 @@ CONC__PRIVATE bool conc__supervisor_has_workers(const conc__supervisor *s)
     return false;
 }
 
-/* Could a signal have been sent from outside, rather than by a fault of the program? */
+/* Could the signal have come from outside, rather than from a fault of the program? */
 CONC__PRIVATE bool conc__may_be_sent(int signal)
 {
     switch (signal) {
@@ -27051,8 +27147,8 @@ CONC__PRIVATE bool conc__may_be_sent(int signal)
     }
 }
 
-/* A worker has ended before it began a job. If that may be no fault of the program it counts less.
- * After too many failures no more workers are started, and if none is left the pool is broken. */
+/* A worker ended before beginning a job. If the program may not be at fault, it counts less. After
+ * too many failures no more workers are started, and if none is left the pool is broken. */
 CONC__PRIVATE void conc__supervisor_count_failure(conc__supervisor *s, int status, const char *text)
 {
     bool is_known = status != -1, is_minor = !is_known;
@@ -27067,7 +27163,7 @@ CONC__PRIVATE void conc__supervisor_count_failure(conc__supervisor *s, int statu
     if (s->failures < CONC__FAILURES || s->broken || conc__supervisor_has_workers(s))
         return;
     s->broken = -ENOTRECOVERABLE;
-    snprintf(s->why, sizeof s->why, "workers do not come up: %.70s", text);
+    snprintf(s->why, sizeof s->why, "workers fail to start: %.70s", text);
 }
 
 /* The worker's process has ended. */
@@ -27098,7 +27194,7 @@ CONC__PRIVATE void conc__worker_ended(conc__supervisor *s, conc__worker *w)
     }
     conc__worker_clear(s, w);
     if (s->failures >= CONC__FAILURES && !conc__supervisor_has_workers(s))
-        s->failures = CONC__FAILURES - 1; /* the last one has ended: one more start is tried */
+        s->failures = CONC__FAILURES - 1; /* the last one has ended: try one more start */
     conc__job_queue_notify_closer(q);
 }
 
@@ -27118,8 +27214,8 @@ CONC__PRIVATE bool conc__worker_has_ended(const conc__worker *w)
 
 /* ---- The supervisor ---- */
 
-/* Releases data segments that were not used for a while: in how many milliseconds the next is due;
- * -1: none. */
+/* Releases data segments unused for a while. Returns the milliseconds until the next is due; -1:
+ * none. */
 CONC__PRIVATE int conc__supervisor_free_unused(conc__supervisor *s)
 {
     enum { UNUSED = 1000 }; /* ms */
@@ -27149,7 +27245,7 @@ CONC__PRIVATE void conc__worker_drain_socket(conc__worker *w)
         conc__worker_close_socket(w);
 }
 
-/* Adds a descriptor to those that are polled: its index; 0: there is none. */
+/* Adds a descriptor to the polled ones: its index; 0: no descriptor. */
 CONC__PRIVATE unsigned conc__supervisor_watch(conc__supervisor *s, int fd)
 {
     if (fd < 0)
@@ -27158,7 +27254,7 @@ CONC__PRIVATE unsigned conc__supervisor_watch(conc__supervisor *s, int fd)
     return s->poll_count++;
 }
 
-/* Polls the descriptors, for so many milliseconds at most (-1: no limit). poll refuses more
+/* Polls the descriptors, for at most that many milliseconds (-1: no limit). poll refuses more
  * descriptors than RLIMIT_NOFILE allows, which may be lower now than when they were opened: then
  * all count as ready after a while. */
 CONC__PRIVATE void conc__supervisor_poll(conc__supervisor *s, int limit)
@@ -27205,7 +27301,7 @@ CONC__PRIVATE void conc__supervisor_wait(conc__supervisor *s, int limit)
     }
 }
 
-/* Ends all workers, and kills those that do not end within a second. */
+/* Stops all workers, and kills those that do not exit within a second. */
 CONC__PRIVATE void conc__supervisor_end_workers(conc__supervisor *s)
 {
     int64_t start = conc__clock();
@@ -27260,13 +27356,13 @@ CONC__PRIVATE int conc__supervisor_start(conc__supervisor *s)
     int rc = conc__quiet_thread(&s->thread, NULL, conc__supervisor_main, s);
     s->runs = rc == 0;
     if (rc)
-        return conc_fail(-EAGAIN, "the pool's thread cannot be started: %s", strerror(rc));
+        return conc_fail(-EAGAIN, "cannot start the pool's thread: %s", strerror(rc));
     return 0;
 }
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
 
-/* Polls the replies of one pool, before a loop sleeps whose tasks are waiting for them. */
+/* Polls one pool's replies before the loop of tasks waiting for them sleeps. */
 typedef struct conc__reply_poller {
     conc__idle_hook hook;
     conc__job_queue *queue;
@@ -27274,7 +27370,7 @@ typedef struct conc__reply_poller {
     int users;
 } conc__reply_poller;
 
-/* Is there a reply that any thread may collect? */
+/* Is there a reply for any thread to collect? */
 CONC__PRIVATE bool conc__reply_poller_sees(const conc__reply_poller *v)
 {
     const conc__supervisor *s = v->queue->supervisor;
@@ -27316,7 +27412,7 @@ CONC__PRIVATE void conc__reply_poller_enable(conc__idle_hook *o, bool on)
 CONC__PRIVATE conc__reply_poller *conc__reply_poller_open(conc_loop *l, conc__job_queue *q)
 {
     conc__reply_poller *v;
-    for (conc__idle_hook *o = l->idle_hooks; o; o = o->next) {
+    for (conc__idle_hook *o = l->outside.idle_hooks; o; o = o->next) {
         v = (conc__reply_poller *)(void *)o;
         if (v->queue == q) {
             v->users++;
@@ -27326,9 +27422,12 @@ CONC__PRIVATE conc__reply_poller *conc__reply_poller_open(conc_loop *l, conc__jo
     v = conc__alloc(sizeof *v);
     if (v) { /* else the supervisor collects the replies */
         *v = (conc__reply_poller){
-            {l->idle_hooks, conc__reply_poller_poll, conc__reply_poller_enable}, q, false, 1};
+            {l->outside.idle_hooks, conc__reply_poller_poll, conc__reply_poller_enable},
+            q,
+            false,
+            1};
         q->references++;
-        l->idle_hooks = &v->hook;
+        l->outside.idle_hooks = &v->hook;
     }
     return v;
 }
@@ -27337,7 +27436,7 @@ CONC__PRIVATE void conc__reply_poller_close(conc_loop *l, conc__reply_poller *v)
 {
     if (!v || --v->users)
         return;
-    conc__idle_hook **at = &l->idle_hooks;
+    conc__idle_hook **at = &l->outside.idle_hooks;
     while (*at != &v->hook)
         at = &(*at)->next;
     *at = v->hook.next;
@@ -27425,7 +27524,7 @@ CONC__PRIVATE int conc__supervisor_open(conc__supervisor *s, const conc_procs *p
     return 0;
 }
 
-/* The job queue and the supervisor of a pool of processes. NULL: *rc says why. */
+/* The job queue and supervisor of a process pool. NULL: error in *rc. */
 CONC__PRIVATE conc__job_queue *conc__procs_new(const conc_procs *p, int *rc)
 {
     *rc = -ENOMEM;
@@ -27454,8 +27553,8 @@ CONC_API int conc_procs_open(conc_procs *p)
     if (p->queue && p->queue->forks == conc__forks)
         return conc__misused(-EBUSY, __func__, "the pool is open", NULL);
     if (getauxval(AT_SECURE))
-        return conc_fail(-EPERM, "a set-user-ID program has no worker processes");
-    if (conc__last_constructor) /* else its workers would open the pool too, without end */
+        return conc_fail(-EPERM, "a set-user-ID program cannot start worker processes");
+    if (conc__last_constructor) /* else its workers would open the pool too, endlessly */
         _exit(CONC__EXIT_TOO_LATE);
     conc__job_queues_need();
     int saved = errno;
@@ -27464,7 +27563,7 @@ CONC_API int conc_procs_open(conc_procs *p)
         rc = conc__pool_publish(&p->queue, &p->users, q);
     errno = saved;
     if (rc == -ENOMEM)
-        return conc_fail(rc, "no memory for a pool of processes");
+        return conc_fail(rc, "no memory for a process pool");
     return rc;
 }
 
@@ -27478,11 +27577,11 @@ CONC__PRIVATE void conc__procs_end(conc__job_queue *q)
     conc__job_queue_release(q);
 }
 
-/* A cancel changes nothing: the workers end at once anyway. */
+/* A cancel changes nothing: the workers stop immediately anyway. */
 static const conc__wait_kind conc__waits_for_workers = {
-    .what = "closes a pool, and waits for its workers' end"};
+    .what = "closes a pool, and waits for its workers to exit"};
 
-/* Ends the workers, and waits until they have ended. */
+/* Stops the workers and waits until they have ended. */
 CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__job_queue *q)
 {
     conc__lock_briefly(&q->mutex);
@@ -27493,11 +27592,11 @@ CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__job_queue *q)
     }
     conc__supervisor_wake(q->supervisor);
     conc__waiter w = {0};
-    /* not the job queue's closer, which is woken while the workers still run */
+    /* not the job queue's closer, which wakes while the workers still run */
     conc__waiter_add(&q->supervisor->closer, &w);
-    bool holds_clock = l && l->virtual_clock;
+    bool holds_clock = l && l->clock.is_virtual;
     if (holds_clock)
-        atomic_fetch_add_explicit(&l->at_work, 1, memory_order_relaxed);
+        atomic_fetch_add_explicit(&l->outside.at_work, 1, memory_order_relaxed);
     conc__wait_outside(l, &w, &conc__waits_for_workers, q, &q->mutex, NULL);
     if (holds_clock)
         conc__clock_release(l);
@@ -27512,7 +27611,7 @@ CONC_API CONC__CALLED int conc_procs_close(conc_procs *p)
 
 CONC_API void conc__auto_conc_procs(conc_procs *p) { conc_procs_close(p); }
 
-#else /* not Linux: there are no pools of processes */
+#else /* not Linux: no process pools */
 
 typedef struct conc__reply_poller conc__reply_poller;
 typedef struct conc__supervisor conc__supervisor;
@@ -27542,7 +27641,7 @@ CONC__PRIVATE void conc__reply_poller_close(conc_loop *l, conc__reply_poller *v)
 CONC_API void *conc_shared_alloc(size_t size)
 {
     (void)size;
-    conc_fail(-ENOTSUP, "shared memory is for Linux");
+    conc_fail(-ENOTSUP, "shared memory needs Linux");
     return NULL;
 }
 CONC_API void conc_shared_free(void *p) { (void)p; }
@@ -27550,7 +27649,7 @@ CONC_API int conc_procs_open(conc_procs *p)
 {
     if (!p)
         return conc__misused(-EINVAL, __func__, "no pool", NULL);
-    return conc_fail(-ENOTSUP, "pools of processes are for Linux");
+    return conc_fail(-ENOTSUP, "process pools need Linux");
 }
 CONC_API int conc_procs_close(conc_procs *p)
 {
@@ -27644,8 +27743,8 @@ static void conc__pool_init(int argc, char **argv, char **env)
 }
 
 #ifdef __linux__
-/* A pointer, not the attribute: a compiler that optimises the whole program puts all constructors
- * into one function, and a worker would not know which of them are left. */
+/* A pointer, not the attribute: whole-program optimization puts all constructors into one function,
+ * and a worker would not know which of them are left. */
 __attribute__((section(".init_array"),
                used)) static void (*conc__pool_constructor)(int argc, char **argv,
                                                             char **env) = conc__pool_init;
