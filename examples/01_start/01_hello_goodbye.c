@@ -3,9 +3,9 @@
 
    cc 01_hello_goodbye.c -o hello
    ./hello
-   CONC_CLOCK=virtual ./hello     # the same, without the waiting
+   CONC_CLOCK=virtual ./hello     # the same, without waiting
 
-   It prints the contents of ../expected/01_start/01_hello_goodbye.txt.
+   It prints ../expected/01_start/01_hello_goodbye.txt.
    Hint: conc_sleep(1) waits for a second; conc_now() is the time in seconds, a double.
    CONC_TRY(call) returns the call's error, if any, from your function. */
 #define CONC_STATIC /* the implementation of conc is in this very file; README.md has other ways */

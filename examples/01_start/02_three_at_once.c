@@ -4,9 +4,9 @@
 
    cc 02_three_at_once.c -o three
    ./three
-   CONC_CLOCK=virtual ./three     # the same, without the waiting
+   CONC_CLOCK=virtual ./three     # the same, without waiting
 
-   It prints the contents of ../expected/01_start/02_three_at_once.txt.
+   It prints ../expected/01_start/02_three_at_once.txt.
    Hint: CONC_GATHER(CONC_CALL(f, &x), CONC_CALL(f, &y)) makes the calls concurrently and waits for
    all. */
 #define CONC_STATIC

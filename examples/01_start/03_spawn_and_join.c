@@ -4,9 +4,9 @@
 
    cc 03_spawn_and_join.c -o spawn
    ./spawn
-   CONC_CLOCK=virtual ./spawn     # the same, without the waiting
+   CONC_CLOCK=virtual ./spawn     # the same, without waiting
 
-   It prints the contents of ../expected/01_start/03_spawn_and_join.txt.
+   It prints ../expected/01_start/03_spawn_and_join.txt.
    Hint: conc_spawn_task(&group, &handle, work, &job) starts a task, conc_join waits for it. */
 #define CONC_STATIC
 #include "../../conc.h"

@@ -4,9 +4,9 @@
 
    cc 04_one_by_one_vs_together.c -o compare
    ./compare
-   CONC_CLOCK=virtual ./compare     # the same, without the waiting
+   CONC_CLOCK=virtual ./compare     # the same, without waiting
 
-   It prints the contents of ../expected/01_start/04_one_by_one_vs_together.txt.
+   It prints ../expected/01_start/04_one_by_one_vs_together.txt.
    Hint: one by one it takes the sum of the waits, together only the longest of them. */
 #define CONC_STATIC
 #include "../../conc.h"

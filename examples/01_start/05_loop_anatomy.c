@@ -4,9 +4,9 @@
 
    cc 05_loop_anatomy.c -o anatomy
    ./anatomy
-   CONC_CLOCK=virtual ./anatomy     # the same, without the waiting
+   CONC_CLOCK=virtual ./anatomy     # the same, without waiting
 
-   It prints the contents of ../expected/01_start/05_loop_anatomy.txt.
+   It prints ../expected/01_start/05_loop_anatomy.txt.
    Hint: a spawned task does not start before its spawner waits. */
 #define CONC_STATIC
 #include "../../conc.h"

@@ -6,7 +6,7 @@
    cc -DBROKEN 06_freezer.c -o frozen
    CONC_DEBUG=1 ./frozen     # with the bugs; it is told which task held the loop
 
-   It prints the contents of ../expected/01_start/06_freezer.txt.
+   It prints ../expected/01_start/06_freezer.txt.
    Hint: conc_offload(function, arg) calls the function in a thread; only the calling task waits. */
 #define CONC_STATIC
 #include "../../conc_pool.h"

@@ -3,9 +3,9 @@
 
    cc 07_status_poller.c -o poller
    ./poller     # and now type some lines, or press Ctrl+D
-   printf 'a\nb\n' | CONC_CLOCK=virtual ./poller     # without the waiting
+   printf 'a\nb\n' | CONC_CLOCK=virtual ./poller     # without waiting
 
-   It prints the contents of ../expected/01_start/07_status_poller.txt, if nothing is typed.
+   It prints ../expected/01_start/07_status_poller.txt, if nothing is typed.
    Hint: one task for the heartbeat, one for the input; conc_group_cancel(&g) ends them. */
 #define CONC_STATIC
 #include "../../conc.h"

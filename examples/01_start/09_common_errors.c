@@ -5,7 +5,7 @@
    cc 09_common_errors.c -o forgotten
    ./forgotten
 
-   It prints the contents of ../expected/01_start/09_common_errors.txt.
+   It prints ../expected/01_start/09_common_errors.txt.
    Hint: CONC_TRY(call) returns the call's error, if any, from your function. If ignoring a result
    is always a mistake, as with conc_group_wait, the compiler warns. */
 #define CONC_STATIC

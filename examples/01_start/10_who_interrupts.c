@@ -5,7 +5,7 @@
    cc 10_who_interrupts.c -o interrupts
    ./interrupts
 
-   It prints the contents of ../expected/01_start/10_who_interrupts.txt.
+   It prints ../expected/01_start/10_who_interrupts.txt.
    Hint: a spawned task runs when its spawner waits: at the latest in conc_group_wait. */
 #define CONC_STATIC
 #include "../../conc.h"

@@ -5,7 +5,7 @@
    cc 11_forgotten_tasks.c -o waiting
    ./waiting
 
-   It prints the contents of ../expected/01_start/11_forgotten_tasks.txt.
+   It prints ../expected/01_start/11_forgotten_tasks.txt.
    Hint: conc_group g = {.keep_going = true}; then an error does not cancel the other tasks. */
 #define CONC_STATIC
 #include "../../conc.h"

@@ -5,7 +5,7 @@
    cc 12_run_in_a_run_bonus.c -o nested
    ./nested
 
-   It prints the contents of ../expected/01_start/12_run_in_a_run_bonus.txt.
+   It prints ../expected/01_start/12_run_in_a_run_bonus.txt.
    Hint: in C there is no `await` to write: the call waits, as conc_sleep does. */
 #define CONC_STATIC
 #include "../../conc.h"

@@ -5,7 +5,7 @@
    cc 13_foreign_loop_bonus.c -o game
    ./game
 
-   It prints the contents of ../expected/01_start/13_foreign_loop_bonus.txt.
+   It prints ../expected/01_start/13_foreign_loop_bonus.txt.
    Hint: conc_embed_begin, conc_embed_step and conc_embed_end; a step returns 1 while more remains.
    (To wait for input between the steps: conc_embed_fd and conc_embed_timeout.) */
 #define CONC_STATIC

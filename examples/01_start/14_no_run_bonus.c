@@ -4,7 +4,7 @@
    cc 14_no_run_bonus.c -o norun
    ./norun
 
-   It prints the contents of ../expected/01_start/14_no_run_bonus.txt.
+   It prints ../expected/01_start/14_no_run_bonus.txt.
    Hint: conc_run(function, arg) is conc_main for programs that also do other things. */
 #define CONC_STATIC
 #include "../../conc.h"

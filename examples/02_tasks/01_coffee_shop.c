@@ -3,9 +3,9 @@
 
    cc 01_coffee_shop.c -o coffee_shop
    ./coffee_shop
-   CONC_CLOCK=virtual ./coffee_shop     # the same, without the waiting
+   CONC_CLOCK=virtual ./coffee_shop     # the same, without waiting
 
-   It prints the contents of ../expected/02_tasks/01_coffee_shop.txt.
+   It prints ../expected/02_tasks/01_coffee_shop.txt.
    Hint: CONC_GATHER(CONC_CALL(f, &x), CONC_CALL(g, &y)) calls f(&x) and g(&y) concurrently. */
 #define CONC_STATIC
 #include "../../conc.h"

@@ -3,7 +3,7 @@
 
    cc 02_coffee_shop_bonus.c -o coffee_shop
    ./coffee_shop
-   CONC_CLOCK=virtual CONC_RANDOM=2 ./coffee_shop     # without the waiting; 3: other times
+   CONC_CLOCK=virtual CONC_RANDOM=2 ./coffee_shop     # without waiting; 3: other times
 
    It prints other times in each run; ../expected/02_tasks/02_coffee_shop_bonus.awk checks it.
    Hint: conc_random(2, 6) is a number from 2 to 6. */

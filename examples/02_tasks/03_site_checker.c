@@ -4,7 +4,7 @@
 
    cc 03_site_checker.c -o checker
    ./checker
-   CONC_CLOCK=virtual CONC_RANDOM=2 ./checker     # without the waiting; 3: other numbers
+   CONC_CLOCK=virtual CONC_RANDOM=2 ./checker     # without waiting; 3: other numbers
 
    It prints something else in each run; ../expected/02_tasks/03_site_checker.awk checks it.
    Hint: conc_random(0, 1) < 0.8 in 80 % of the cases. CONC_MAP_ALL(f, array, results) calls f with

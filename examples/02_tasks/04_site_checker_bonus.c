@@ -3,9 +3,9 @@
 
    cc 04_site_checker_bonus.c -o checker
    ./checker
-   CONC_CLOCK=virtual ./checker     # the same, without the waiting
+   CONC_CLOCK=virtual ./checker     # the same, without waiting
 
-   It prints the contents of ../expected/02_tasks/04_site_checker_bonus.txt.
+   It prints ../expected/02_tasks/04_site_checker_bonus.txt.
    Hint: a plain loop over the attempts will do: a call that waits is a plain call. */
 #define CONC_STATIC
 #include "../../conc.h"

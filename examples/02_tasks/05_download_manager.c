@@ -3,9 +3,9 @@
 
    cc 05_download_manager.c -o downloads
    ./downloads
-   CONC_CLOCK=virtual ./downloads     # the same, without the waiting
+   CONC_CLOCK=virtual ./downloads     # the same, without waiting
 
-   It prints the contents of ../expected/02_tasks/05_download_manager.txt.
+   It prints ../expected/02_tasks/05_download_manager.txt.
    Hint: conc_map(f, files, count, sizeof *files) calls f with a pointer to each file, concurrently.
    CONC_MAP cannot tell how many files a parameter points to. */
 #define CONC_STATIC

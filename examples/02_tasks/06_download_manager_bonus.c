@@ -4,9 +4,9 @@
 
    cc 06_download_manager_bonus.c -o downloads
    ./downloads
-   CONC_CLOCK=virtual ./downloads     # the same, without the waiting
+   CONC_CLOCK=virtual ./downloads     # the same, without waiting
 
-   It prints the contents of ../expected/02_tasks/06_download_manager_bonus.txt.
+   It prints ../expected/02_tasks/06_download_manager_bonus.txt.
    Hint: conc_limiter_acquire(&bandwidth, 5) waits until 5 tokens are available, and takes them. */
 #define CONC_STATIC
 #include "../../conc_sync.h"

@@ -3,7 +3,7 @@
 
    cc 07_restaurant.c -o restaurant
    ./restaurant
-   CONC_CLOCK=virtual CONC_RANDOM=2 ./restaurant     # without the waiting; 3: other times
+   CONC_CLOCK=virtual CONC_RANDOM=2 ./restaurant     # without waiting; 3: other times
 
    It prints other times in each run; ../expected/02_tasks/07_restaurant.awk checks it.
    Hint: a gather in a gather. CONC_GATHER(CONC_CALL(f, x), CONC_CALL(g, x)) returns when both have

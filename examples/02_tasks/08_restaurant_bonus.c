@@ -3,9 +3,9 @@
 
    cc 08_restaurant_bonus.c -o restaurant
    ./restaurant
-   CONC_CLOCK=virtual ./restaurant     # the same, without the waiting
+   CONC_CLOCK=virtual ./restaurant     # the same, without waiting
 
-   It prints the contents of ../expected/02_tasks/08_restaurant_bonus.txt.
+   It prints ../expected/02_tasks/08_restaurant_bonus.txt.
    Hint: CONC_PERMIT(&stoves) { ... } waits for a permit of the semaphore, and returns it when the
    block is left. */
 #define CONC_STATIC

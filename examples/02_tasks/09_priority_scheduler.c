@@ -4,9 +4,9 @@
 
    cc 09_priority_scheduler.c -o scheduler
    ./scheduler
-   CONC_CLOCK=virtual ./scheduler     # the same, without the waiting
+   CONC_CLOCK=virtual ./scheduler     # the same, without waiting
 
-   It prints the contents of ../expected/02_tasks/09_priority_scheduler.txt.
+   It prints ../expected/02_tasks/09_priority_scheduler.txt.
    Hint: a batch is a map over its tasks, which returns when all have ended. */
 #define CONC_STATIC
 #include "../../conc.h"

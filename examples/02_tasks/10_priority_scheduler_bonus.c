@@ -3,9 +3,9 @@
 
    cc 10_priority_scheduler_bonus.c -o scheduler
    ./scheduler
-   CONC_CLOCK=virtual ./scheduler     # the same, without the waiting
+   CONC_CLOCK=virtual ./scheduler     # the same, without waiting
 
-   It prints the contents of ../expected/02_tasks/10_priority_scheduler_bonus.txt.
+   It prints ../expected/02_tasks/10_priority_scheduler_bonus.txt.
    Hint: a group per level. conc_group_wait returns when all tasks of the group have ended. */
 #define CONC_STATIC
 #include "../../conc.h"

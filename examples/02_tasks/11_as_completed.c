@@ -3,9 +3,9 @@
 
    cc 11_as_completed.c -o completed
    ./completed
-   CONC_CLOCK=virtual ./completed     # the same, without the waiting
+   CONC_CLOCK=virtual ./completed     # the same, without waiting
 
-   It prints the contents of ../expected/02_tasks/11_as_completed.txt.
+   It prints ../expected/02_tasks/11_as_completed.txt.
    Hint: conc_group_next(&g, &t) waits for the next task to finish, and returns 1; 0 when none is
    left. Inside an open group use CONC_TRY_IN(&g, ...) instead of CONC_TRY. */
 #define CONC_STATIC

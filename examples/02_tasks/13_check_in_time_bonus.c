@@ -3,9 +3,9 @@
 
    cc 13_check_in_time_bonus.c -o checker
    ./checker
-   CONC_CLOCK=virtual ./checker     # the same, without the waiting
+   CONC_CLOCK=virtual ./checker     # the same, without waiting
 
-   It prints the contents of ../expected/02_tasks/13_check_in_time_bonus.txt.
+   It prints ../expected/02_tasks/13_check_in_time_bonus.txt.
    Hint: conc_timeout(3, f, x) returns what f(x) returns, or -ETIMEDOUT after 3 seconds. */
 #define CONC_STATIC
 #include "../../conc.h"

@@ -3,9 +3,9 @@
 
    cc 14_site_monitor_bonus.c -o monitor
    ./monitor
-   CONC_CLOCK=virtual ./monitor     # the same, without the waiting
+   CONC_CLOCK=virtual ./monitor     # the same, without waiting
 
-   It prints the contents of ../expected/02_tasks/14_site_monitor_bonus.txt.
+   It prints ../expected/02_tasks/14_site_monitor_bonus.txt.
    Hint: a sleep of 5 s would add the checks' duration; conc_sleep_until does not. */
 #define CONC_STATIC
 #include "../../conc.h"

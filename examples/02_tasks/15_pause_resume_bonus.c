@@ -3,9 +3,9 @@
 
    cc 15_pause_resume_bonus.c -o downloads
    ./downloads
-   CONC_CLOCK=virtual ./downloads     # the same, without the waiting
+   CONC_CLOCK=virtual ./downloads     # the same, without waiting
 
-   It prints the contents of ../expected/02_tasks/15_pause_resume_bonus.txt.
+   It prints ../expected/02_tasks/15_pause_resume_bonus.txt.
    Hint: conc_event_wait returns immediately while the event is set. After conc_event_clear it waits
    until the event is set again. */
 #define CONC_STATIC

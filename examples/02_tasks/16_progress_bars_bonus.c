@@ -3,9 +3,9 @@
 
    cc 16_progress_bars_bonus.c -o downloads
    ./downloads
-   CONC_CLOCK=virtual ./downloads     # the same, without the waiting
+   CONC_CLOCK=virtual ./downloads     # the same, without waiting
 
-   It prints the contents of ../expected/02_tasks/16_progress_bars_bonus.txt.
+   It prints ../expected/02_tasks/16_progress_bars_bonus.txt.
    Hint: printf("%.*s", n, "########") prints n of the characters, printf("%*s", n, "") n spaces. */
 #define CONC_STATIC
 #include "../../conc.h"

@@ -4,9 +4,9 @@
 
    cc 17_download_retries_bonus.c -o downloads
    ./downloads
-   CONC_CLOCK=virtual ./downloads     # the same, without the waiting
+   CONC_CLOCK=virtual ./downloads     # the same, without waiting
 
-   It prints the contents of ../expected/02_tasks/17_download_retries_bonus.txt.
+   It prints ../expected/02_tasks/17_download_retries_bonus.txt.
    Hint: fetch returns -ECONNRESET if the connection broke, 0 if the file is complete. */
 #define CONC_STATIC
 #include "../../conc.h"

@@ -3,9 +3,9 @@
 
    cc 18_vip_orders_bonus.c -o restaurant
    ./restaurant
-   CONC_CLOCK=virtual ./restaurant     # the same, without the waiting
+   CONC_CLOCK=virtual ./restaurant     # the same, without waiting
 
-   It prints the contents of ../expected/02_tasks/18_vip_orders_bonus.txt.
+   It prints ../expected/02_tasks/18_vip_orders_bonus.txt.
    Hint: a queue with .less returns the item first that less puts before all others. */
 #define CONC_STATIC
 #include "../../conc_sync.h"

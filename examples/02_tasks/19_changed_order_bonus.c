@@ -4,9 +4,9 @@
 
    cc 19_changed_order_bonus.c -o restaurant
    ./restaurant
-   CONC_CLOCK=virtual ./restaurant     # the same, without the waiting
+   CONC_CLOCK=virtual ./restaurant     # the same, without waiting
 
-   It prints the contents of ../expected/02_tasks/19_changed_order_bonus.txt.
+   It prints ../expected/02_tasks/19_changed_order_bonus.txt.
    Hint: conc_cancel(task) returns -EALREADY if the task has ended. */
 #define CONC_STATIC
 #include "../../conc.h"

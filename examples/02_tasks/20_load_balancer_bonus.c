@@ -3,9 +3,9 @@
 
    cc 20_load_balancer_bonus.c -o restaurant
    ./restaurant
-   CONC_CLOCK=virtual ./restaurant     # the same, without the waiting
+   CONC_CLOCK=virtual ./restaurant     # the same, without waiting
 
-   It prints the contents of ../expected/02_tasks/20_load_balancer_bonus.txt.
+   It prints ../expected/02_tasks/20_load_balancer_bonus.txt.
    Hint: add each dish's seconds to its station's. */
 #define CONC_STATIC
 #include "../../conc_sync.h"

@@ -3,9 +3,9 @@
 
    cc 21_dependencies_bonus.c -o scheduler
    ./scheduler
-   CONC_CLOCK=virtual ./scheduler     # the same, without the waiting
+   CONC_CLOCK=virtual ./scheduler     # the same, without waiting
 
-   It prints the contents of ../expected/02_tasks/21_dependencies_bonus.txt.
+   It prints ../expected/02_tasks/21_dependencies_bonus.txt.
    Hint: conc_join waits until a task has ended, and any number of tasks may join the same one. */
 #define CONC_STATIC
 #include "../../conc.h"

@@ -3,9 +3,9 @@
 
    cc 22_cancelled_task_bonus.c -o scheduler
    ./scheduler
-   CONC_CLOCK=virtual ./scheduler     # the same, without the waiting
+   CONC_CLOCK=virtual ./scheduler     # the same, without waiting
 
-   It prints the contents of ../expected/02_tasks/22_cancelled_task_bonus.txt.
+   It prints ../expected/02_tasks/22_cancelled_task_bonus.txt.
    Hint: in a cancelled task conc_sleep immediately returns -ECANCELED; conc_join(task, &result)
    stores the task's result. */
 #define CONC_STATIC

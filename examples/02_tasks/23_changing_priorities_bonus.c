@@ -3,9 +3,9 @@
 
    cc 23_changing_priorities_bonus.c -o scheduler
    ./scheduler
-   CONC_CLOCK=virtual ./scheduler     # the same, without the waiting
+   CONC_CLOCK=virtual ./scheduler     # the same, without waiting
 
-   It prints the contents of ../expected/02_tasks/23_changing_priorities_bonus.txt.
+   It prints ../expected/02_tasks/23_changing_priorities_bonus.txt.
    Hint: choose when the worker is free, not before. With few tasks a linear search will do. */
 #define CONC_STATIC
 #include "../../conc.h"

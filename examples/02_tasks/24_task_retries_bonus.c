@@ -3,9 +3,9 @@
 
    cc 24_task_retries_bonus.c -o scheduler
    ./scheduler
-   CONC_CLOCK=virtual ./scheduler     # the same, without the waiting
+   CONC_CLOCK=virtual ./scheduler     # the same, without waiting
 
-   It prints the contents of ../expected/02_tasks/24_task_retries_bonus.txt.
+   It prints ../expected/02_tasks/24_task_retries_bonus.txt.
    Hint: CONC_MAP cancels the rest after an error; CONC_MAP_ALL does not, and stores all results. */
 #define CONC_STATIC
 #include "../../conc.h"

@@ -3,9 +3,9 @@
 
    cc 25_timetable_bonus.c -o scheduler
    ./scheduler
-   CONC_CLOCK=virtual ./scheduler     # the same, without the waiting
+   CONC_CLOCK=virtual ./scheduler     # the same, without waiting
 
-   It prints the contents of ../expected/02_tasks/25_timetable_bonus.txt.
+   It prints ../expected/02_tasks/25_timetable_bonus.txt.
    Hint: conc_sleep_until(t) returns when conc_now() is t, or immediately if it is later. */
 #define CONC_STATIC
 #include "../../conc.h"

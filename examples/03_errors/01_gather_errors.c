@@ -5,7 +5,7 @@
    cc 01_gather_errors.c -o errors
    ./errors
 
-   It prints the contents of ../expected/03_errors/01_gather_errors.txt.
+   It prints ../expected/03_errors/01_gather_errors.txt.
    Hint: conc_gather(calls, n), conc_gather_all(calls, n); afterwards calls[i].result is a result
    or a negative error, and calls[i].text the error's text. conc_last_error() also returns it. */
 #define CONC_STATIC

@@ -5,7 +5,7 @@
    cc 02_task_group.c -o siblings
    ./siblings
 
-   It prints the contents of ../expected/03_errors/02_task_group.txt.
+   It prints ../expected/03_errors/02_task_group.txt.
    Hint: conc_spawn(&g, function, NULL) three times, then conc_group_wait(&g). Afterwards
    g.error_count is the number of failures, and conc_last_error() the first one's text. */
 #define CONC_STATIC

@@ -5,7 +5,7 @@
    cc 03_timeout_and_cancel.c -o limits
    CONC_CLOCK=virtual ./limits
 
-   It prints the contents of ../expected/03_errors/03_timeout_and_cancel.txt.
+   It prints ../expected/03_errors/03_timeout_and_cancel.txt.
    Hint: conc_timeout(5, function, arg) calls it here and now, and returns its result or
    -ETIMEDOUT. conc_cancel(&task) only asks: join the task to see how it ended. */
 #define CONC_STATIC

@@ -5,7 +5,7 @@
    cc 04_batch_api_fetcher.c -o fetcher
    ./fetcher
 
-   It prints the contents of ../expected/03_errors/04_batch_api_fetcher.txt.
+   It prints ../expected/03_errors/04_batch_api_fetcher.txt.
    Hint: conc_gather_all(calls, n) calls calls[i].fn(calls[i].arg) for each i, concurrently. */
 #define CONC_STATIC
 #include "../../conc.h"

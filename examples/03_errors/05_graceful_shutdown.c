@@ -6,7 +6,7 @@
    ./graceful
    ./graceful 1     # press Ctrl+C; the clean-up takes 1 s
    ./graceful 3600     # the clean-up hangs: a second Ctrl+C kills
-   It prints the contents of ../expected/03_errors/05_graceful_shutdown.txt.
+   It prints ../expected/03_errors/05_graceful_shutdown.txt.
    Hint: conc_shield(10, clean_up, arg) hides the cancel from clean_up, so that it can wait. */
 #define CONC_STATIC
 #include "../../conc.h"

@@ -5,7 +5,7 @@
    cc -DBROKEN 06_unseen_error.c -o swallowed     # with the bugs
    CONC_CLOCK=virtual ./unseen
 
-   It prints the contents of ../expected/03_errors/06_unseen_error.txt.
+   It prints ../expected/03_errors/06_unseen_error.txt.
    Hint: conc_join(&task, &result) stores a task's result, conc_error_text(&task) returns its error;
    a conc_failure has .task and .text. */
 #define CONC_STATIC

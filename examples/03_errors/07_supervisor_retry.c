@@ -5,7 +5,7 @@
    cc 07_supervisor_retry.c -o supervisor
    ./supervisor
 
-   It prints the contents of ../expected/03_errors/07_supervisor_retry.txt.
+   It prints ../expected/03_errors/07_supervisor_retry.txt.
    Hint: there is no pause after the last failure. A cancel is not a failure: never retry it,
    neither fn's nor the pause's. */
 #define CONC_STATIC

@@ -5,7 +5,7 @@
    cc 08_circuit_breaker.c -o breaker
    CONC_CLOCK=virtual ./breaker     # in real time it takes two minutes
 
-   It prints the contents of ../expected/03_errors/08_circuit_breaker.txt.
+   It prints ../expected/03_errors/08_circuit_breaker.txt.
    Hint: set half open before the trial waits. A cancelled call proves nothing: after a cancelled
    trial the next call is the trial. A refused call returns -EAGAIN. */
 #define CONC_STATIC

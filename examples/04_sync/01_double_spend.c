@@ -4,9 +4,9 @@
 
    cc 01_double_spend.c -o double_spend
    ./double_spend
-   CONC_CLOCK=virtual ./double_spend     # the same, without the waiting
+   CONC_CLOCK=virtual ./double_spend     # the same, without waiting
 
-   It prints the contents of ../expected/04_sync/01_double_spend.txt.
+   It prints ../expected/04_sync/01_double_spend.txt.
    Hint: CONC_LOCKED(&lock) { ... } waits for the lock, and releases it when the block is left. */
 #define CONC_STATIC
 #include "../../conc_sync.h"

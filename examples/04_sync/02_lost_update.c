@@ -5,7 +5,7 @@
    ./lost_update
    cc -DBROKEN 02_lost_update.c -o lost_update && ./lost_update     # shows the bug
 
-   It prints the contents of ../expected/04_sync/02_lost_update.txt.
+   It prints ../expected/04_sync/02_lost_update.txt.
    Hint: where can the other task run, and what has this one read before? A static conc_lock is
    ready to use; CONC_LOCKED(&lock) { ... } holds it for a block. */
 #define CONC_STATIC

@@ -3,9 +3,9 @@
 
    cc 03_semaphore_limit.c -o semaphore
    ./semaphore
-   CONC_CLOCK=virtual ./semaphore     # the same, without the waiting
+   CONC_CLOCK=virtual ./semaphore     # the same, without waiting
 
-   It prints the contents of ../expected/04_sync/03_semaphore_limit.txt.
+   It prints ../expected/04_sync/03_semaphore_limit.txt.
    Hint: CONC_PERMIT(&downloads) { ... } waits for a permit, and returns it when the block is
    left. */
 #define CONC_STATIC

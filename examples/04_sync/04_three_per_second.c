@@ -4,9 +4,9 @@
 
    cc 04_three_per_second.c -o three
    ./three
-   CONC_CLOCK=virtual ./three     # the same, without the waiting
+   CONC_CLOCK=virtual ./three     # the same, without waiting
 
-   It prints the contents of ../expected/04_sync/04_three_per_second.txt.
+   It prints ../expected/04_sync/04_three_per_second.txt.
    Hint: conc_sleep_until(t + 1) inside the block of CONC_PERMIT keeps the permit until then. */
 #define CONC_STATIC
 #include "../../conc_sync.h"

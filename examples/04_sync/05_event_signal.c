@@ -3,9 +3,9 @@
 
    cc 05_event_signal.c -o event
    ./event
-   CONC_CLOCK=virtual ./event     # the same, without the waiting
+   CONC_CLOCK=virtual ./event     # the same, without waiting
 
-   It prints the contents of ../expected/04_sync/05_event_signal.txt.
+   It prints ../expected/04_sync/05_event_signal.txt.
    Hint: conc_event_wait, conc_event_set. The woken tasks run when the setter ends or waits, not
    before. */
 #define CONC_STATIC

@@ -4,9 +4,9 @@
 
    cc 06_coordination.c -o coordination
    ./coordination
-   CONC_CLOCK=virtual ./coordination     # the same, without the waiting
+   CONC_CLOCK=virtual ./coordination     # the same, without waiting
 
-   It prints the contents of ../expected/04_sync/06_coordination.txt.
+   It prints ../expected/04_sync/06_coordination.txt.
    Hint: conc_latch_done does not wait, conc_latch_wait and conc_barrier_wait do. */
 #define CONC_STATIC
 #include "../../conc_sync.h"

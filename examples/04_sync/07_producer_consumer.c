@@ -3,9 +3,9 @@
 
    cc 07_producer_consumer.c -o producer
    ./producer
-   CONC_CLOCK=virtual ./producer     # the same, without the waiting
+   CONC_CLOCK=virtual ./producer     # the same, without waiting
 
-   It prints the contents of ../expected/04_sync/07_producer_consumer.txt.
+   It prints ../expected/04_sync/07_producer_consumer.txt.
    Hint: conc_queue_put(q, &it) puts a copy into the queue, conc_queue_get(q, &it) waits for an item
    and copies it out. */
 #define CONC_STATIC

@@ -4,7 +4,7 @@
 
    cc 08_queue_system.c -o queue
    ./queue
-   CONC_CLOCK=virtual CONC_RANDOM=2 ./queue     # without the waiting; 3: other numbers
+   CONC_CLOCK=virtual CONC_RANDOM=2 ./queue     # without waiting; 3: other numbers
    ./queue --goal                               # 100 tasks of 5 producers
 
    It prints something else in each run; ../expected/04_sync/08_queue_system.awk checks it.

@@ -3,9 +3,9 @@
 
    cc 09_bounded_buffer.c -o buffer
    ./buffer
-   CONC_CLOCK=virtual ./buffer     # the same, without the waiting
+   CONC_CLOCK=virtual ./buffer     # the same, without waiting
 
-   It prints the contents of ../expected/04_sync/09_bounded_buffer.txt.
+   It prints ../expected/04_sync/09_bounded_buffer.txt.
    Hint: conc_cond_wait(&changed, &lock) releases the lock while it waits. Call it in a loop: when
    it returns, another task may have been faster. conc_cond_notify_all wakes all waiters. */
 #define CONC_STATIC

@@ -3,9 +3,9 @@
 
    cc 10_priority_queue.c -o queue
    ./queue
-   CONC_CLOCK=virtual ./queue     # the same, without the waiting
+   CONC_CLOCK=virtual ./queue     # the same, without waiting
 
-   It prints the contents of ../expected/04_sync/10_priority_queue.txt.
+   It prints ../expected/04_sync/10_priority_queue.txt.
    Hint: a queue with .less returns the item first that less puts before all others. */
 #define CONC_STATIC
 #include "../../conc_sync.h"

@@ -3,9 +3,9 @@
 
    cc 11_first_of_several.c -o worker
    ./worker
-   CONC_CLOCK=virtual ./worker     # the same, without the waiting
+   CONC_CLOCK=virtual ./worker     # the same, without waiting
 
-   It prints the contents of ../expected/04_sync/11_first_of_several.txt.
+   It prints ../expected/04_sync/11_first_of_several.txt.
    Hint: conc_select(cases, n) returns the index of the chosen case. CONC_CASE_GET(&jobs, &n) then
    has put the job into n. */
 #define CONC_STATIC

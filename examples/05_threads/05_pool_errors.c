@@ -4,7 +4,7 @@
    cc 05_pool_errors.c -o errors
    ./errors
 
-   It prints the contents of ../expected/05_threads/05_pool_errors.txt.
+   It prints ../expected/05_threads/05_pool_errors.txt.
    Hint: return conc_fail(-EINVAL, "Error!") is raise ValueError("Error!"). conc_job_wait itself
    then returns 0: the job's error is in its result, the text in conc_last_error(). */
 #define CONC_STATIC

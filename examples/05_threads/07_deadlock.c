@@ -5,7 +5,7 @@
    ./deadlock
    cc -DBROKEN 07_deadlock.c -o hangs && ./hangs     # with the bug; a watchdog ends it after 2 s
 
-   It prints the contents of ../expected/05_threads/07_deadlock.txt.
+   It prints ../expected/05_threads/07_deadlock.txt.
    Hint: whose lock comes first must not depend on who pays. Each account has a number. */
 #define _POSIX_C_SOURCE 200809L /* for nanosleep under -std=c11 */
 #include <pthread.h>

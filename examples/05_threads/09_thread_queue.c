@@ -3,9 +3,9 @@
 
    cc 09_thread_queue.c -o producer_consumer
    ./producer_consumer
-   CONC_CLOCK=virtual ./producer_consumer     # the same, without the waiting
+   CONC_CLOCK=virtual ./producer_consumer     # the same, without waiting
 
-   It prints the contents of ../expected/05_threads/09_thread_queue.txt.
+   It prints ../expected/05_threads/09_thread_queue.txt.
    Hint: conc_channel_send(&q, &item) puts, conc_channel_recv(&q, &item) gets; they wait for a slot
    and for an item. The items are pointers here, so NULL can be the pill. */
 #define CONC_STATIC

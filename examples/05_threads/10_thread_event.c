@@ -4,7 +4,7 @@
    cc 10_thread_event.c -o waiter_and_setter
    ./waiter_and_setter
 
-   It prints the contents of ../expected/05_threads/10_thread_event.txt.
+   It prints ../expected/05_threads/10_thread_event.txt.
    Hint: pthread_cond_wait releases the lock while it waits, and reacquires it before returning. A
    broadcast wakes only threads already waiting: so check is_set before each wait. */
 #include <pthread.h>

@@ -5,7 +5,7 @@
    cc 11_loop_per_thread.c -o loops
    ./loops
 
-   It prints the contents of ../expected/05_threads/11_loop_per_thread.txt.
+   It prints ../expected/05_threads/11_loop_per_thread.txt.
    Hint: conc_run starts a loop in the thread that calls it, here in a job of a pool; conc_serve
    runs until it is cancelled. */
 #define CONC_STATIC

@@ -5,7 +5,7 @@
    cc 13_pool_map.c -o pool_map
    CONC_CLOCK=virtual ./pool_map # or without, in real time
 
-   It prints the contents of ../expected/05_threads/13_pool_map.txt.
+   It prints ../expected/05_threads/13_pool_map.txt.
    Hint: conc_pool_map_all(pool, fn, array, count, size of an element, results) calls fn with the
    address of each element; results is an array of int of the same length. */
 #define CONC_STATIC

@@ -3,9 +3,9 @@
 
    cc 14_pool_close.c -o pool_close
    ./pool_close
-   CONC_CLOCK=virtual ./pool_close     # the same, without the waiting
+   CONC_CLOCK=virtual ./pool_close     # the same, without waiting
 
-   It prints the contents of ../expected/05_threads/14_pool_close.txt.
+   It prints ../expected/05_threads/14_pool_close.txt.
    Hint: CONC_AUTO(conc_pool, pool) = {...}; closes the pool on every exit from its block, like
    "with ThreadPoolExecutor() as pool:". */
 #define CONC_STATIC

@@ -3,9 +3,9 @@
 
    cc 15_thousand_jobs.c -o thousand
    ./thousand
-   CONC_CLOCK=virtual ./thousand     # the same, without the waiting
+   CONC_CLOCK=virtual ./thousand     # the same, without waiting
 
-   It prints the contents of ../expected/05_threads/15_thousand_jobs.txt.
+   It prints ../expected/05_threads/15_thousand_jobs.txt.
    Hint: counters shared by several threads must be atomic; each thread has its own copy of a
    _Thread_local variable. With size 0, conc_pool_map passes the same argument to each call. */
 #define CONC_STATIC

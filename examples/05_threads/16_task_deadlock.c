@@ -5,7 +5,7 @@
    cc 16_task_deadlock.c -o task_deadlock
    ./task_deadlock     # the report goes to standard error
 
-   It prints the contents of ../expected/05_threads/16_task_deadlock.txt, besides the report.
+   It prints ../expected/05_threads/16_task_deadlock.txt, besides the report.
    Hint: CONC_LOCKED(lock) { ... } holds it for a block. Between the two locks, wait, so that the
    other task takes its first one. */
 #define CONC_STATIC

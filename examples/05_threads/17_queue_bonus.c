@@ -5,7 +5,7 @@
    cc 17_queue_bonus.c -o own_queue
    ./own_queue
 
-   It prints the contents of ../expected/05_threads/17_queue_bonus.txt.
+   It prints ../expected/05_threads/17_queue_bonus.txt.
    Hint: the array is a ring: the next item is at first, the next free slot at (first + count)
    modulo PLACES. Wait in a loop: before a thread reacquires the lock, another may be faster. */
 #define _POSIX_C_SOURCE 200809L /* for nanosleep under -std=c11 */

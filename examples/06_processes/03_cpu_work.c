@@ -4,7 +4,7 @@
    cc 03_cpu_work.c -o cpu_work
    ./cpu_work
 
-   It prints the contents of ../expected/06_processes/03_cpu_work.txt, with real times instead of 0:
+   It prints ../expected/06_processes/03_cpu_work.txt, with real times instead of 0:
    on the virtual clock of the check, computing takes no time.
    Hint: conc_procs_map(&pool, fn, list, count, size) and conc_pool_map(&pool, ...). In Python the
    GIL keeps threads from computing at the same time; C has none, and threads start sooner. */

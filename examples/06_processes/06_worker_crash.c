@@ -4,7 +4,7 @@
    cc 06_worker_crash.c -o worker_crash
    ./worker_crash
 
-   It prints the contents of ../expected/06_processes/06_worker_crash.txt.
+   It prints ../expected/06_processes/06_worker_crash.txt.
    Hint: conc_procs_run(pool, fn, &x, sizeof x) runs one job, and returns its result or an error;
    conc_last_error() returns the error's text. */
 #define CONC_STATIC

@@ -3,9 +3,9 @@
 
    cc 01_blocking_call.c -o blocking
    ./blocking
-   CONC_CLOCK=virtual ./blocking     # the same, without the waiting
+   CONC_CLOCK=virtual ./blocking     # the same, without waiting
 
-   It prints the contents of ../expected/07_offload/01_blocking_call.txt.
+   It prints ../expected/07_offload/01_blocking_call.txt.
    Hint: conc_offload(fn, arg) calls fn(arg) in a thread; this task waits for it, the loop
    continues. It is await loop.run_in_executor(None, blocking_io). */
 #define CONC_STATIC

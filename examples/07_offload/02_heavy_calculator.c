@@ -5,7 +5,7 @@
    cc 02_heavy_calculator.c -o calculator
    ./calculator
 
-   It prints the contents of ../expected/07_offload/02_heavy_calculator.txt.
+   It prints ../expected/07_offload/02_heavy_calculator.txt.
    Hint: conc_procs_run(&pool, calculate, sum, sizeof(big)) sends a copy of the sum to a worker, and
    gets it back. conc_offload(calculate, sum) uses a thread of this process. */
 #define CONC_STATIC

@@ -3,9 +3,9 @@
 
    cc 03_file_reader.c -o reader
    ./reader
-   CONC_CLOCK=virtual ./reader     # the same, without the waiting
+   CONC_CLOCK=virtual ./reader     # the same, without waiting
 
-   It prints the contents of ../expected/07_offload/03_file_reader.txt.
+   It prints ../expected/07_offload/03_file_reader.txt.
    Hint: fread blocks, so it belongs in a job of the pool: conc_pool_map, a thread per file. The
    heartbeat is endless: conc_group_cancel ends it when all files are read. */
 #define CONC_STATIC

@@ -4,7 +4,7 @@
    cc 04_blocking_reader.c -o blocking_reader
    ./blocking_reader
 
-   It prints the contents of ../expected/07_offload/04_blocking_reader.txt.
+   It prints ../expected/07_offload/04_blocking_reader.txt.
    Hint: conc_offload, as in 01_blocking_call.c. In a thread a call may block. */
 #define CONC_STATIC
 #include "../../conc_pool.h"

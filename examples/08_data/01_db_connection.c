@@ -3,9 +3,9 @@
 
    cc 01_db_connection.c -o connection
    ./connection
-   CONC_CLOCK=virtual ./connection     # the same, without the waiting
+   CONC_CLOCK=virtual ./connection     # the same, without waiting
 
-   It prints the contents of ../expected/08_data/01_db_connection.txt.
+   It prints ../expected/08_data/01_db_connection.txt.
    Hint: in a cancelled task every wait returns immediately; conc_shield(5, db_disconnect, NULL)
    calls db_disconnect so that it can still wait, at most 5 s. */
 #define CONC_STATIC

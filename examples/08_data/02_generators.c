@@ -3,9 +3,9 @@
 
    cc 02_generators.c -o generators
    ./generators
-   CONC_CLOCK=virtual ./generators     # the same, without the waiting
+   CONC_CLOCK=virtual ./generators     # the same, without waiting
 
-   It prints the contents of ../expected/08_data/02_generators.txt.
+   It prints ../expected/08_data/02_generators.txt.
    Hint: conc_gen_emit(g, &i) is "yield i"; while (CONC_TRY(conc_gen_next(&g, &value)) > 0) is
    "async for value in g". */
 #define CONC_STATIC

@@ -3,7 +3,7 @@
 
    cc 03_price_ticker.c -o ticker
    ./ticker
-   CONC_RANDOM=2 CONC_CLOCK=virtual ./ticker     # other numbers, without the waiting
+   CONC_RANDOM=2 CONC_CLOCK=virtual ./ticker     # other numbers, without waiting
 
    It prints something else each time; ../expected/08_data/03_price_ticker.awk checks it.
    Hint: conc_random(-200, 100) draws a number. After conc_gen_close the generator's conc_gen_emit

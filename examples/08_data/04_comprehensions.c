@@ -5,7 +5,7 @@
    cc 04_comprehensions.c -o comprehensions
    ./comprehensions
 
-   It prints the contents of ../expected/08_data/04_comprehensions.txt.
+   It prints ../expected/08_data/04_comprehensions.txt.
    Hint: C has no comprehensions: use a loop around conc_gen_next. Open a new generator for each. A
    dictionary of letters is an array: dictionary[letter - 'a']. */
 #define CONC_STATIC

@@ -3,9 +3,9 @@
 
    cc 05_request_id.c -o request
    ./request
-   CONC_CLOCK=virtual ./request     # the same, without the waiting
+   CONC_CLOCK=virtual ./request     # the same, without waiting
 
-   It prints the contents of ../expected/08_data/05_request_id.txt.
+   It prints ../expected/08_data/05_request_id.txt.
    Hint: a conc_local is a ContextVar: conc_local_set(&request_id, "x") sets this task's value, and
    conc_local_get(&request_id) returns it. A new task starts with its parent's value. */
 #define CONC_STATIC

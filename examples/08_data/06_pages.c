@@ -3,9 +3,9 @@
 
    cc 06_pages.c -o pages
    ./pages
-   CONC_CLOCK=virtual ./pages     # the same, without the waiting
+   CONC_CLOCK=virtual ./pages     # the same, without waiting
 
-   It prints the contents of ../expected/08_data/06_pages.txt.
+   It prints ../expected/08_data/06_pages.txt.
    Hint: the generator is 02_generators.c again, with a struct as item: conc_gen_open's last
    argument is the item size. */
 #define CONC_STATIC

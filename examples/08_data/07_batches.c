@@ -3,9 +3,9 @@
 
    cc 07_batches.c -o batches
    ./batches
-   CONC_CLOCK=virtual ./batches     # the same, without the waiting
+   CONC_CLOCK=virtual ./batches     # the same, without waiting
 
-   It prints the contents of ../expected/08_data/07_batches.txt.
+   It prints ../expected/08_data/07_batches.txt.
    Hint: conc_map(process_item, first, count, sizeof *first) is gather: it calls process_item with
    each of the count items from first on, concurrently, and waits for them. */
 #define CONC_STATIC

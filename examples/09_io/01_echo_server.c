@@ -5,7 +5,7 @@
    ./echo_server
    ./echo_server 127.0.0.1:7777     # serves until Ctrl+C; in another terminal: nc 127.0.0.1 7777
 
-   It prints the contents of ../expected/09_io/01_echo_server.txt.
+   It prints ../expected/09_io/01_echo_server.txt.
    Hint: conc_serve calls handle_client for each connection, in its own task. conc_stream_read
    returns available data, and 0 at the end; conc_stream_flush is drain. */
 #define CONC_STATIC

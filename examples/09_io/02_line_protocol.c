@@ -5,7 +5,7 @@
    ./line_protocol
    ./line_protocol 127.0.0.1:7778     # serves until Ctrl+C: nc 127.0.0.1 7778, or telnet
 
-   It prints the contents of ../expected/09_io/02_line_protocol.txt.
+   It prints ../expected/09_io/02_line_protocol.txt.
    Hint: conc_stream_read_line waits for a whole line; at the end line is NULL. sscanf with "%3s
    %1[a-z] %lf" parses a command, and returns how many of the three it found. */
 #define CONC_STATIC

@@ -5,7 +5,7 @@
    ./http_client
    ./http_client localhost:8080 # asks that server, not its own little one
 
-   It prints the contents of ../expected/09_io/03_http_client.txt.
+   It prints ../expected/09_io/03_http_client.txt.
    Hint: conc_offload(get, user) calls get(user) in a thread. The JSON calls: cJSON_Parse,
    cJSON_GetObjectItem, cJSON_GetStringValue (they take NULL, and return it), cJSON_Delete. */
 #define CONC_STATIC

@@ -3,9 +3,9 @@
 
    cc 04_database.c -o database -lsqlite3
    ./database
-   CONC_CLOCK=virtual ./database     # the same, without the waiting
+   CONC_CLOCK=virtual ./database     # the same, without waiting
 
-   It prints the contents of ../expected/09_io/04_database.txt.
+   It prints ../expected/09_io/04_database.txt.
    Hint: conc_pool_run(&thread, execute_here, &s) calls execute_here(&s) in the pool's thread, and
    waits for it. */
 #define CONC_STATIC

@@ -5,7 +5,7 @@
    cc 05_glib_loop.c -o glib_loop $(pkg-config --cflags --libs glib-2.0)
    ./glib_loop
 
-   It prints the contents of ../expected/09_io/05_glib_loop.txt.
+   It prints ../expected/09_io/05_glib_loop.txt.
    Hint: conc_embed_step runs ready tasks, and returns 1 while more remains. conc_post makes the
    loop call tell(&clicked) between two tasks. */
 #define CONC_STATIC

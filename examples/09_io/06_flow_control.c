@@ -4,9 +4,9 @@
 
    cc 06_flow_control.c -o flow_control
    ./flow_control
-   CONC_CLOCK=virtual ./flow_control     # the same, without the waiting
+   CONC_CLOCK=virtual ./flow_control     # the same, without waiting
 
-   It prints the contents of ../expected/09_io/06_flow_control.txt.
+   It prints ../expected/09_io/06_flow_control.txt.
    Hint: conc_stream_write waits while there is no room, and returns how many bytes it wrote. */
 #define CONC_STATIC
 #include "../../conc.h"

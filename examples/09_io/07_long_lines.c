@@ -5,7 +5,7 @@
    ./long_lines
    ./long_lines 127.0.0.1:7779     # serves until Ctrl+C: nc 127.0.0.1 7779
 
-   It prints the contents of ../expected/09_io/07_long_lines.txt.
+   It prints ../expected/09_io/07_long_lines.txt.
    Hint: .limit of a stream is the longest line. For a longer one, conc_stream_read_line returns
    -EMSGSIZE, and nothing is lost: read and drop the 80 available bytes, then look again. */
 #define CONC_STATIC

@@ -3,9 +3,9 @@
 
    cc 08_transaction.c -o transaction -lsqlite3
    ./transaction
-   CONC_CLOCK=virtual ./transaction     # the same, without the waiting
+   CONC_CLOCK=virtual ./transaction     # the same, without waiting
 
-   It prints the contents of ../expected/09_io/08_transaction.txt.
+   It prints ../expected/09_io/08_transaction.txt.
    Hint: there is one connection, so one transaction at a time: CONC_LOCKED(&lock) { ... }. In a
    cancelled task nothing waits, not even ROLLBACK: conc_shield(5, roll_back, NULL) lets it. */
 #define CONC_STATIC

@@ -6,7 +6,7 @@
    ./profiler --trace trace.json     # keeps the trace: open it in ui.perfetto.dev
    ./profiler trace.json             # of any program, after CONC_TRACE=trace.json ./program
 
-   It prints the contents of ../expected/10_patterns/04_profiler.txt.
+   It prints ../expected/10_patterns/04_profiler.txt.
    Hint: conc_sleep_until(due) returns at due if nothing blocks the loop; check with conc_now(). */
 #define CONC_STATIC
 #include "../../conc_sync.h"

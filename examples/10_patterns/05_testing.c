@@ -5,7 +5,7 @@
    ./tests       # the output is TAP, which "prove ./tests" understands
    ./tests 5     # all tests in one order, that of seed 5
 
-   It prints the contents of ../expected/10_patterns/05_testing.txt.
+   It prints ../expected/10_patterns/05_testing.txt.
    Hint: conc_timeout(24 * 3600, t->body, NULL) gives a test a day. Four tests fail on purpose: they
    are marked TODO. conc_settle lets the other tasks run until they all wait. */
 #define CONC_STATIC
