@@ -22,6 +22,7 @@
 #include "../../conc_sync.h"
 #include "../common/analytics_state.h"
 #include "../common/graphite.h"
+#include "../common/lines.h"
 #include "../common/live_state.h"
 #include "../common/log.h"
 #include "../common/options.h"
@@ -39,6 +40,7 @@ enum {
 };
 
 typedef struct {
+    struct engine *of;
     transport_kind kind;
     char name[GRAPHITE_NAME]; /* "": this one is free */
     bool has_failed;          /* to send an event, which is reported once */
@@ -82,21 +84,8 @@ static struct {
 static traffic simulated = {
     .tcp = "127.0.0.1:2003", .udp = "127.0.0.1:2003", .websocket = "127.0.0.1:8080", .rate = 40};
 
-static log_writer lines = {.fd = STDOUT_FILENO, .shows_time = true};
-
-/* A task writes the log: a stopped terminal holds nobody up. A replay has only its output. */
-__attribute__((__format__(__printf__, 1, 2))) static void say(const char *format, ...)
-{
-    va_list args;
-    va_start(args, format);
-    if (!options.replay) {
-        log_vline(&lines, format, args);
-    } else {
-        vprintf(format, args);
-        putchar('\n');
-    }
-    va_end(args);
-}
+/* A task writes the log: a stopped terminal holds nobody up. */
+static log_writer out = {.fd = STDOUT_FILENO, .shows_time = true};
 
 /* ---- the engine: one task that all events go through ---------------------------------------- */
 
@@ -122,8 +111,7 @@ static void record(engine *e, double now, const event *v)
     char text[GRAPHITE_LINE] = "";
     if (v->line.name[0])
         graphite_write(&v->line, text);
-    if (e->record)
-        recording_write(e->record, now, v->from->name, text);
+    recording_write(e->record, now, v->from->name, text);
 }
 
 /* A window has no memory, or there are too many series or users, which the windows count. */
@@ -155,7 +143,8 @@ static int process(engine *e, event *v)
 {
     double now = unix_now(e);
     advance(e, watermark_advance(&e->mark, now));
-    record(e, now, v);
+    if (e->record)
+        record(e, now, v);
     if (v->line.name[0])
         return process_line(e, v->from, &v->line, now);
     watermark_forget(&e->mark, &v->from->mark);
@@ -197,8 +186,8 @@ static void watch(analytics_state *s, alert *a, const closed_window *w)
     if (change == ALERT_CLEARS)
         s->past[s->past_count++ % ANALYTICS_PAST] = *a;
     if (change != ALERT_NOTHING)
-        say("alert %s: %s %s is %.10g at %.3f", change == ALERT_FIRES ? "fires" : "clears", a->key,
-            a->figure, value, w->end);
+        log_line(&out, "alert %s: %s %s is %.10g at %.3f",
+                 change == ALERT_FIRES ? "fires" : "clears", a->key, a->figure, value, w->end);
 }
 
 static void close_window(const window *w, void *arg)
@@ -215,7 +204,21 @@ static void close_window(const window *w, void *arg)
 
 /* ---- sources: their lines become events ----------------------------------------------------- */
 
-static int source_begin(engine *e, transport_kind kind, const char *name, source **out)
+/* The first wrong line of a source is reported, and all of them are counted. */
+static int take_line(const char *line, size_t n, bool is_whole, void *arg)
+{
+    source *s = arg;
+    event v = {.from = s};
+    if (is_whole && graphite_read(line, n, &v.line))
+        return put(s->of, &v);
+    s->of->shown.transports[s->kind].malformed++;
+    if (!s->has_failed)
+        log_line(&out, "%s has sent a line that is no event", s->name);
+    s->has_failed = true;
+    return 0;
+}
+
+static int source_begin(engine *e, transport_kind kind, source **out)
 {
     transport *t = &e->shown.transports[kind];
     source *s = e->sources;
@@ -225,10 +228,8 @@ static int source_begin(engine *e, transport_kind kind, const char *name, source
         return conc_fail(-EMFILE, "there are too many sources");
     t->connections++;
     t->opened++;
-    *s = (source){.kind = kind};
+    *s = (source){.of = e, .kind = kind};
     snprintf(s->name, sizeof s->name, "%s/%.0f", transport_names[kind], t->opened);
-    if (name)
-        snprintf(s->name, sizeof s->name, "%s", name);
     *out = s;
     return 0;
 }
@@ -240,54 +241,9 @@ static int source_end(engine *e, source *s, int rc)
     e->shown.transports[s->kind].connections--;
     if (rc == -ECANCELED)
         return rc;
-    say("%s has ended%s%s", s->name, rc < 0 ? ": " : "", rc < 0 ? conc_last_error() : "");
+    log_line(&out, "%s has ended%s%s", s->name, rc < 0 ? ": " : "",
+             rc < 0 ? conc_last_error() : "");
     return put(e, &end);
-}
-
-/* The first wrong line of a source is reported, and all of them are counted. */
-static void refuse(engine *e, source *s)
-{
-    e->shown.transports[s->kind].malformed++;
-    if (!s->has_failed)
-        say("%s has sent a line that is no event", s->name);
-    s->has_failed = true;
-}
-
-static int take_line(engine *e, source *s, const char *line, size_t n)
-{
-    event v = {.from = s};
-    if (graphite_read(line, n, &v.line))
-        return put(e, &v);
-    refuse(e, s);
-    return 0;
-}
-
-/* The end of the last line may be missing. */
-static int take_lines(engine *e, source *s, const char *text, size_t size)
-{
-    while (size > 0) {
-        const char *end = memchr(text, '\n', size);
-        size_t n = end ? (size_t)(end - text) : size, used = n + (end != NULL);
-        if (n > 0)
-            CONC_TRY(take_line(e, s, text, n));
-        text += used;
-        size -= used;
-    }
-    return 0;
-}
-
-static int read_lines(engine *e, source *s, conc_stream *stream)
-{
-    for (;;) {
-        char *line;
-        size_t n = (size_t)CONC_TRY(conc_stream_read_until(stream, "\n", 1, &line));
-        if (n == 0)
-            return 0;
-        if (line[n - 1] == '\n')
-            CONC_TRY(take_line(e, s, line, n - 1));
-        else
-            refuse(e, s); /* half a line: its sender has gone in the middle of it */
-    }
 }
 
 static int serve_tcp(int fd, void *arg)
@@ -297,10 +253,10 @@ static int serve_tcp(int fd, void *arg)
     char peer[64] = "";
     CONC_AUTO(conc_stream, stream) = {.limit = GRAPHITE_LINE};
     CONC_TRY(conc_stream_open(&stream, fd));
-    CONC_TRY(source_begin(e, TCP, NULL, &s));
+    CONC_TRY(source_begin(e, TCP, &s));
     conc_address(fd, true, peer, sizeof peer);
-    say("%s has connected from %s", s->name, peer);
-    return source_end(e, s, read_lines(e, s, &stream));
+    log_line(&out, "%s has connected from %s", s->name, peer);
+    return source_end(e, s, lines_read(&stream, take_line, s));
 }
 
 static int serve_udp(void *arg)
@@ -311,11 +267,11 @@ static int serve_udp(void *arg)
     int fd = CONC_TRY(udp_listen(simulated.udp));
     CONC_TRY(conc_address(fd, false, t->address, sizeof t->address));
     simulated.udp = t->address;
-    CONC_TRY(source_begin(e, UDP, "udp", &s));
+    CONC_TRY(source_begin(e, UDP, &s));
     CONC_TRY(conc_started(0));
     for (char packet[65536];;) {
         size_t n = (size_t)CONC_TRY(udp_receive(fd, packet, sizeof packet, &t->dropped));
-        CONC_TRY(take_lines(e, s, packet, n));
+        CONC_TRY(lines_split(packet, n, take_line, s));
     }
 }
 
@@ -324,10 +280,10 @@ static int serve_events(engine *e, websocket *w)
     source *s;
     websocket_message m;
     int rc;
-    CONC_TRY(source_begin(e, WEBSOCKET, NULL, &s));
-    say("%s has connected", s->name);
+    CONC_TRY(source_begin(e, WEBSOCKET, &s));
+    log_line(&out, "%s has connected", s->name);
     while ((rc = websocket_receive(w, &m)) > 0) {
-        rc = take_lines(e, s, m.data, m.size);
+        rc = lines_split(m.data, m.size, take_line, s);
         if (rc < 0)
             break;
     }
@@ -350,7 +306,7 @@ static void keep_record(engine *e)
 {
     if (!e->record || fflush(e->record) == 0)
         return;
-    say("%s: %s; nothing more is recorded", options.record, strerror(errno));
+    log_line(&out, "%s: %s; nothing more is recorded", options.record, strerror(errno));
     fclose(e->record);
     e->record = NULL;
 }
@@ -431,8 +387,7 @@ static int start(engine *e, conc_group *g, conc_server *tcp, conc_server *http)
     CONC_TRY(conc_spawn(g, run_clock, e));
     CONC_TRY(conc_spawn(g, serve, tcp));
     CONC_TRY(conc_spawn(g, serve, http));
-    log_line(&lines,
-             "Listening: the page is http://%s/; events to tcp %s, udp %s or ws://%s/events",
+    log_line(&out, "Listening: the page is http://%s/; events to tcp %s, udp %s or ws://%s/events",
              t[WEBSOCKET].address, t[TCP].address, t[UDP].address, t[WEBSOCKET].address);
     return 0;
 }
@@ -451,19 +406,24 @@ static int live(engine *e)
     return conc_group_wait(&g);
 }
 
-/* ---- replay: on the virtual clock, exactly as it was ---------------------------- */
+/* ---- replay: on the virtual clock, exactly as it was ---------------------------------------- */
 
 static int find_source(engine *e, const char *name, source **out)
 {
-    for (source *s = e->sources; s < e->sources + SOURCES; s++)
-        if (strcmp(s->name, name) == 0) {
-            *out = s;
-            return 0;
-        }
-    for (int i = 0; i < TRANSPORTS; i++)
-        if (strncmp(name, transport_names[i], strcspn(name, "/")) == 0)
-            return source_begin(e, i, name, out);
-    return conc_fail(-EINVAL, "%s: no source is called %s, but tcp/1", options.replay, name);
+    source *s = e->sources;
+    int kind = 0;
+    while (s < e->sources + SOURCES && strcmp(s->name, name) != 0)
+        s++;
+    *out = s;
+    if (s < e->sources + SOURCES)
+        return 0;
+    while (kind < TRANSPORTS && strncmp(name, transport_names[kind], strcspn(name, "/")) != 0)
+        kind++;
+    if (kind == TRANSPORTS)
+        return conc_fail(-EINVAL, "%s: no source is called %s, but tcp/1", options.replay, name);
+    CONC_TRY(source_begin(e, kind, out));
+    snprintf((*out)->name, sizeof(*out)->name, "%s", name);
+    return 0;
 }
 
 static int replay_lines(engine *e, conc_gen *recorded)
@@ -476,7 +436,7 @@ static int replay_lines(engine *e, conc_gen *recorded)
         CONC_TRY(conc_sleep_until(r.time - e->epoch));
         CONC_TRY(find_source(e, r.source, &from));
         if (r.text[0])
-            CONC_TRY(take_line(e, from, r.text, strlen(r.text)));
+            CONC_TRY(take_line(r.text, strlen(r.text), true, from));
         else
             CONC_TRY(source_end(e, from, 0));
     }
@@ -497,81 +457,49 @@ static int replay(engine *e)
 
 static void prepare_goal(void)
 {
-    simulated = (traffic){.tcp = "127.0.0.1:0",
-                          .udp = "127.0.0.1:0",
-                          .websocket = "127.0.0.1:0",
-                          .kinds = "tcp",
-                          .count = simulated.count > 0 ? simulated.count : 1000000};
+    simulated.tcp = simulated.udp = simulated.websocket = "127.0.0.1:0";
+    simulated.kinds = "tcp";
+    simulated.rate = 0;
+    if (simulated.count == 0)
+        simulated.count = 1000000;
     options.lateness = 0; /* so no window is closed, and counted, twice */
 }
 
 static int show_progress(void *arg)
 {
     engine *e = arg;
-    bool on_terminal = isatty(STDOUT_FILENO);
     for (;;) {
-        CONC_TRY(conc_sleep(on_terminal ? 0.1 : 1));
-        printf(on_terminal ? "\r%.0f events " : "%.0f events\n", e->shown.transports[TCP].events);
-        fflush(stdout);
+        CONC_TRY(conc_sleep(1));
+        printf("%.0f events\n", e->shown.transports[TCP].events);
     }
-}
-
-static int flood(engine *e)
-{
-    CONC_TRY(traffic_run(&simulated));
-    while (e->shown.transports[TCP].opened == 0 || e->shown.transports[TCP].connections > 0)
-        CONC_TRY(conc_sleep(0.001));
-    return conc_queue_join(&e->queue);
-}
-
-static bool check_total(const window_operator *o, double expected)
-{
-    double late = (double)o->windows.too_late;
-    printf("%s: %.0f events counted in windows, %.0f too late; %.0f expected\n",
-           kind_names[o->kind], o->total, late, expected);
-    return o->total + late == expected;
 }
 
 static int goal(engine *e)
 {
     conc_server tcp, http;
     conc_group g = {0};
+    const transport *t = &e->shown.transports[TCP];
     double windows = options.sliding / options.slide, begin = conc_now();
     CONC_TRY_IN(&g, start(e, &g, &tcp, &http));
     CONC_TRY_IN(&g, conc_spawn(&g, show_progress, e));
-    CONC_TRY_IN(&g, flood(e));
+    CONC_TRY_IN(&g, traffic_run(&simulated));
+    while (t->opened == 0 || t->connections > 0)
+        CONC_TRY_IN(&g, conc_sleep(0.001));
+    CONC_TRY_IN(&g, conc_queue_join(&e->queue));
     double seconds = conc_now() - begin;
     conc_group_cancel(&g);
     CONC_TRY(conc_group_wait(&g));
     advance(e, INFINITY);
-    bool right = e->shown.transports[TCP].events == simulated.count;
-    right &= check_total(&e->shown.operators[TUMBLING], simulated.count);
-    right &= check_total(&e->shown.operators[SLIDING], simulated.count * windows);
-    right &= check_total(&e->shown.operators[SESSION], simulated.count);
+    conc_set_exit_status(!analytics_check_totals(&e->shown, simulated.count, windows));
     printf("%.0f events a second, each in %.0f windows; the goal is 100000\n",
            simulated.count / seconds, windows + 2);
-    conc_set_exit_status(!right);
     return 0;
 }
 
 /* ---- options, and what is said -------------------------------------------------------------- */
 
-static int read_alerts(engine *e, char *rules)
-{
-    char *rest, *rule = strtok_r(rules, ",", &rest);
-    for (int i = 0; rule; rule = strtok_r(NULL, ",", &rest), i++) {
-        if (i == ANALYTICS_ALERTS)
-            return conc_fail(-EINVAL, "--alerts: more than %d", ANALYTICS_ALERTS);
-        if (!alert_read(rule, &e->shown.alerts[i]) ||
-            figure_find(e->shown.alerts[i].figure) == FIGURES)
-            return conc_fail(-EINVAL, "--alerts: \"%s\" is not: SERIES FIGURE ABOVE BELOW", rule);
-    }
-    return 0;
-}
-
 static int engine_open(engine *e)
 {
-    char rules[1024];
     const windows of_kind[] = {
         {.size = options.tumbling, .max_keys = SERIES},
         {.size = options.sliding, .slide = options.slide, .max_keys = SERIES},
@@ -590,8 +518,7 @@ static int engine_open(engine *e)
     e->queue = (conc_queue)CONC_QUEUE(event, QUEUE);
     e->limiter.rate = options.limit;
     e->mark = (watermark){.delay = options.delay, .idle = options.idle, .ahead = options.ahead};
-    snprintf(rules, sizeof rules, "%s", options.alerts);
-    return read_alerts(e, rules);
+    return analytics_read_alerts(&e->shown, options.alerts);
 }
 
 static void engine_close(engine *e)
@@ -604,18 +531,21 @@ static void engine_close(engine *e)
     conc_queue_destroy(&e->queue);
     conc_free(e->page);
     live_state_close(&e->state);
-    log_close(&lines);
+    log_close(&out);
 }
 
 static int run(void *arg)
 {
     engine *e = arg;
-    CONC_TRY(engine_open(e));
+    int (*mode)(engine *) = live;
+    if (options.goal)
+        mode = goal;
     if (options.replay)
-        return replay(e);
-    CONC_TRY(conc_spawn(NULL, log_write, &lines));
-    int rc = options.goal ? goal(e) : live(e);
-    conc_shield(1, log_flush, &lines);
+        mode = replay;
+    CONC_TRY(engine_open(e));
+    CONC_TRY(conc_spawn(NULL, log_write, &out));
+    int rc = mode(e);
+    conc_shield(1, log_flush, &out);
     return rc;
 }
 
@@ -664,6 +594,7 @@ int main(int argc, char **argv)
         return conc_main(traffic_send, &simulated);
     if (options.replay)
         setenv("CONC_CLOCK", "virtual", 1);
+    out.shows_time = !options.replay;
     if (options.goal)
         prepare_goal();
     status = conc_main(run, &e);

@@ -4,7 +4,7 @@
  *     analytics_print_window(SLIDING, closed);             // a line on stdout
  *     analytics_print_summary(&state);
  *
- * Compile with -lcjson -lm. */
+ * Include conc.h before. Compile with -lcjson -lm. */
 #ifndef ANALYTICS_STATE_H
 #define ANALYTICS_STATE_H
 
@@ -120,6 +120,38 @@ static inline void analytics_print_summary(const analytics_state *s)
                (double)s->operators[i].closed.count, (double)w->late, (double)w->too_late,
                (double)w->refused);
     }
+}
+
+/* Reads rules, "SERIES FIGURE ABOVE BELOW, ...": 0 or -EINVAL. */
+static inline int analytics_read_alerts(analytics_state *s, const char *text)
+{
+    char rules[1024], *rest;
+    snprintf(rules, sizeof rules, "%s", text);
+    char *rule = strtok_r(rules, ",", &rest);
+    for (int i = 0; rule; rule = strtok_r(NULL, ",", &rest), i++) {
+        if (i == ANALYTICS_ALERTS)
+            return conc_fail(-EINVAL, "--alerts: more than %d", ANALYTICS_ALERTS);
+        alert *a = &s->alerts[i];
+        if (!alert_read(rule, a) || figure_find(a->figure) == FIGURES)
+            return conc_fail(-EINVAL, "--alerts: \"%s\" is not: SERIES FIGURE ABOVE BELOW", rule);
+    }
+    return 0;
+}
+
+/* Whether each of so many events is in all its windows, of which `overlap` are sliding ones, or was
+ * too late. */
+static inline bool analytics_check_totals(const analytics_state *s, double events, double overlap)
+{
+    const double expected[] = {events, events * overlap, events};
+    bool is_right = s->transports[TCP].events == events;
+    for (int i = 0; i < KINDS; i++) {
+        const window_operator *o = &s->operators[i];
+        double late = (double)o->windows.too_late;
+        printf("%s: %.0f events counted in windows, %.0f too late; %.0f expected\n", kind_names[i],
+               o->total, late, expected[i]);
+        is_right = is_right && o->total + late == expected[i];
+    }
+    return is_right;
 }
 
 #endif
