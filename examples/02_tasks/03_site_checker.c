@@ -1,6 +1,5 @@
 /* Site checker. Check five websites concurrently: google.com, github.com, stackoverflow.com,
-   python.org, asyncio-docs.com. A check takes 1 to 3 s, and finds 80 % of them online. Then print a
-   report.
+   python.org, asyncio-docs.com. A check takes 1 to 3 s, and finds 80 % online. Then report.
 
    cc 03_site_checker.c -o checker
    ./checker

@@ -1,6 +1,5 @@
 /* Queue system. Producers put tasks into a queue of capacity 10, and wait while it is full; 3
-   workers process them, each in 0.1 to 0.5 s, and 10 % fail. Measure the tasks' waiting and
-   processing times.
+   workers process them, each in 0.1 to 0.5 s, and 10 % fail. Measure wait and run times.
 
    cc 08_queue_system.c -o queue
    ./queue
