@@ -214,7 +214,7 @@ class Soak:
         print(f"{self.name}: {self.seconds} s: {clients}; wrong: {len(self.wrong)}", flush=True)
         grown = False
         for key, before in first.items():
-            more = key != "KiB of Redis" and last[key] > before * 1.1 + (200 if key == "KiB" else 0)
+            more = key != "KiB of Redis" and last[key] > before * 1.1 + {"KiB": 200, "descriptors": 4}.get(key, 0)
             grown |= more
             print(f"    {key}: {before} -> {last[key]}" + (": GROWN" if more else ""), flush=True)
         for wrong in self.wrong[:3]:
@@ -296,7 +296,10 @@ class Pipeline(Soak):
 
     def feed(self, connection):
         with contextlib.suppress(OSError), connection:
-            at = int(connection.makefile("rb").readline().split()[1])
+            asked = connection.makefile("rb").readline().split()
+            if not asked:  # the program has given up
+                return
+            at = int(asked[1])
             self.count("connections of the feed")
             while not self.ends:
                 kind = random.randrange(200)
@@ -427,6 +430,7 @@ SOAKS = [
 
 
 def main():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background shells ignore it, also for the programs
     seconds, words = float(sys.argv[1]), [word for word in sys.argv[2:] if not word.startswith("-")]
     chosen = [soak for soak in SOAKS if not words or soak.name in words]
     if "--at-once" not in sys.argv:
