@@ -3,7 +3,7 @@
 
    cc 01_hello_goodbye.c -o hello
    ./hello
-   CONC_CLOCK=virtual ./hello     # the same, without waiting
+   CONC_CLOCK=virtual ./hello     # without waiting
 
    It prints ../expected/01_start/01_hello_goodbye.txt.
    Hint: conc_sleep(1) waits for a second; conc_now() is the time in seconds, a double.

@@ -4,7 +4,7 @@
 
    cc 02_three_at_once.c -o three
    ./three
-   CONC_CLOCK=virtual ./three     # the same, without waiting
+   CONC_CLOCK=virtual ./three     # without waiting
 
    It prints ../expected/01_start/02_three_at_once.txt.
    Hint: CONC_GATHER(CONC_CALL(f, &x), CONC_CALL(f, &y)) makes the calls, waits for all. */

@@ -4,7 +4,7 @@
 
    cc 03_spawn_and_join.c -o spawn
    ./spawn
-   CONC_CLOCK=virtual ./spawn     # the same, without waiting
+   CONC_CLOCK=virtual ./spawn     # without waiting
 
    It prints ../expected/01_start/03_spawn_and_join.txt.
    Hint: conc_spawn_task(&group, &handle, work, &job) starts a task, conc_join waits for it. */

@@ -4,7 +4,7 @@
 
    cc 04_one_by_one_vs_together.c -o compare
    ./compare
-   CONC_CLOCK=virtual ./compare     # the same, without waiting
+   CONC_CLOCK=virtual ./compare     # without waiting
 
    It prints ../expected/01_start/04_one_by_one_vs_together.txt.
    Hint: one by one it takes the sum of the waits, together only the longest of them. */

@@ -4,7 +4,7 @@
 
    cc 05_loop_anatomy.c -o anatomy
    ./anatomy
-   CONC_CLOCK=virtual ./anatomy     # the same, without waiting
+   CONC_CLOCK=virtual ./anatomy     # without waiting
 
    It prints ../expected/01_start/05_loop_anatomy.txt.
    Hint: a spawned task does not start before its spawner waits. */

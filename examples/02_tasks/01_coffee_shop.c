@@ -3,7 +3,7 @@
 
    cc 01_coffee_shop.c -o coffee_shop
    ./coffee_shop
-   CONC_CLOCK=virtual ./coffee_shop     # the same, without waiting
+   CONC_CLOCK=virtual ./coffee_shop     # without waiting
 
    It prints ../expected/02_tasks/01_coffee_shop.txt.
    Hint: CONC_GATHER(CONC_CALL(f, &x), CONC_CALL(g, &y)) calls f(&x) and g(&y) concurrently. */

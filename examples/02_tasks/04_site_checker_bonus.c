@@ -3,7 +3,7 @@
 
    cc 04_site_checker_bonus.c -o checker
    ./checker
-   CONC_CLOCK=virtual ./checker     # the same, without waiting
+   CONC_CLOCK=virtual ./checker     # without waiting
 
    It prints ../expected/02_tasks/04_site_checker_bonus.txt.
    Hint: a plain loop over the attempts will do: a call that waits is a plain call. */

@@ -3,7 +3,7 @@
 
    cc 05_download_manager.c -o downloads
    ./downloads
-   CONC_CLOCK=virtual ./downloads     # the same, without waiting
+   CONC_CLOCK=virtual ./downloads     # without waiting
 
    It prints ../expected/02_tasks/05_download_manager.txt.
    Hint: conc_map(f, files, count, sizeof *files) calls f with a pointer to each file, concurrently.

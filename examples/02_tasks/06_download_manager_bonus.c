@@ -4,7 +4,7 @@
 
    cc 06_download_manager_bonus.c -o downloads
    ./downloads
-   CONC_CLOCK=virtual ./downloads     # the same, without waiting
+   CONC_CLOCK=virtual ./downloads     # without waiting
 
    It prints ../expected/02_tasks/06_download_manager_bonus.txt.
    Hint: conc_limiter_acquire(&bandwidth, 5) waits until 5 tokens are available, and takes them. */

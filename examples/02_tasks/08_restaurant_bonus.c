@@ -3,7 +3,7 @@
 
    cc 08_restaurant_bonus.c -o restaurant
    ./restaurant
-   CONC_CLOCK=virtual ./restaurant     # the same, without waiting
+   CONC_CLOCK=virtual ./restaurant     # without waiting
 
    It prints ../expected/02_tasks/08_restaurant_bonus.txt.
    Hint: CONC_PERMIT(&stoves) { ... } waits for a permit of the semaphore, and returns it when the

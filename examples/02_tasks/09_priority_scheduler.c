@@ -4,7 +4,7 @@
 
    cc 09_priority_scheduler.c -o scheduler
    ./scheduler
-   CONC_CLOCK=virtual ./scheduler     # the same, without waiting
+   CONC_CLOCK=virtual ./scheduler     # without waiting
 
    It prints ../expected/02_tasks/09_priority_scheduler.txt.
    Hint: a batch is a map over its tasks, which returns when all have ended. */

@@ -3,7 +3,7 @@
 
    cc 10_priority_scheduler_bonus.c -o scheduler
    ./scheduler
-   CONC_CLOCK=virtual ./scheduler     # the same, without waiting
+   CONC_CLOCK=virtual ./scheduler     # without waiting
 
    It prints ../expected/02_tasks/10_priority_scheduler_bonus.txt.
    Hint: a group per level. conc_group_wait returns when all tasks of the group have ended. */

@@ -3,7 +3,7 @@
 
    cc 11_as_completed.c -o completed
    ./completed
-   CONC_CLOCK=virtual ./completed     # the same, without waiting
+   CONC_CLOCK=virtual ./completed     # without waiting
 
    It prints ../expected/02_tasks/11_as_completed.txt.
    Hint: conc_group_next(&g, &t) waits for the next task to finish, and returns 1; 0 when none is

@@ -3,7 +3,7 @@
 
    cc 12_order_queue_bonus.c -o coffee_shop
    ./coffee_shop
-   CONC_CLOCK=virtual ./coffee_shop     # the same, without waiting
+   CONC_CLOCK=virtual ./coffee_shop     # without waiting
 
    It prints ../expected/02_tasks/12_order_queue_bonus.txt.
    Hint: conc_queue_get returns 0 with an order, and -EPIPE when the queue is closed and empty. */

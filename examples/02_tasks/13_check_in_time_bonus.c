@@ -3,7 +3,7 @@
 
    cc 13_check_in_time_bonus.c -o checker
    ./checker
-   CONC_CLOCK=virtual ./checker     # the same, without waiting
+   CONC_CLOCK=virtual ./checker     # without waiting
 
    It prints ../expected/02_tasks/13_check_in_time_bonus.txt.
    Hint: conc_timeout(3, f, x) returns what f(x) returns, or -ETIMEDOUT after 3 seconds. */

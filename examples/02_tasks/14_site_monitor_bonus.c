@@ -3,7 +3,7 @@
 
    cc 14_site_monitor_bonus.c -o monitor
    ./monitor
-   CONC_CLOCK=virtual ./monitor     # the same, without waiting
+   CONC_CLOCK=virtual ./monitor     # without waiting
 
    It prints ../expected/02_tasks/14_site_monitor_bonus.txt.
    Hint: a sleep of 5 s would add the checks' duration; conc_sleep_until does not. */

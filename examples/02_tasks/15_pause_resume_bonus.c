@@ -3,7 +3,7 @@
 
    cc 15_pause_resume_bonus.c -o downloads
    ./downloads
-   CONC_CLOCK=virtual ./downloads     # the same, without waiting
+   CONC_CLOCK=virtual ./downloads     # without waiting
 
    It prints ../expected/02_tasks/15_pause_resume_bonus.txt.
    Hint: conc_event_wait returns immediately while the event is set. After conc_event_clear it waits

@@ -3,7 +3,7 @@
 
    cc 16_progress_bars_bonus.c -o downloads
    ./downloads
-   CONC_CLOCK=virtual ./downloads     # the same, without waiting
+   CONC_CLOCK=virtual ./downloads     # without waiting
 
    It prints ../expected/02_tasks/16_progress_bars_bonus.txt.
    Hint: printf("%.*s", n, "########") prints n of the characters, printf("%*s", n, "") n spaces. */

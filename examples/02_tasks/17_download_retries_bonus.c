@@ -4,7 +4,7 @@
 
    cc 17_download_retries_bonus.c -o downloads
    ./downloads
-   CONC_CLOCK=virtual ./downloads     # the same, without waiting
+   CONC_CLOCK=virtual ./downloads     # without waiting
 
    It prints ../expected/02_tasks/17_download_retries_bonus.txt.
    Hint: fetch returns -ECONNRESET if the connection broke, 0 if the file is complete. */

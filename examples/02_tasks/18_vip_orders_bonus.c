@@ -3,7 +3,7 @@
 
    cc 18_vip_orders_bonus.c -o restaurant
    ./restaurant
-   CONC_CLOCK=virtual ./restaurant     # the same, without waiting
+   CONC_CLOCK=virtual ./restaurant     # without waiting
 
    It prints ../expected/02_tasks/18_vip_orders_bonus.txt.
    Hint: a queue with .less returns the item first that less puts before all others. */

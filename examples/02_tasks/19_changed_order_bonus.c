@@ -4,7 +4,7 @@
 
    cc 19_changed_order_bonus.c -o restaurant
    ./restaurant
-   CONC_CLOCK=virtual ./restaurant     # the same, without waiting
+   CONC_CLOCK=virtual ./restaurant     # without waiting
 
    It prints ../expected/02_tasks/19_changed_order_bonus.txt.
    Hint: conc_cancel(task) returns -EALREADY if the task has ended. */

@@ -3,7 +3,7 @@
 
    cc 20_load_balancer_bonus.c -o restaurant
    ./restaurant
-   CONC_CLOCK=virtual ./restaurant     # the same, without waiting
+   CONC_CLOCK=virtual ./restaurant     # without waiting
 
    It prints ../expected/02_tasks/20_load_balancer_bonus.txt.
    Hint: add each dish's seconds to its station's. */

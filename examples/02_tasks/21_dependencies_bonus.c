@@ -3,7 +3,7 @@
 
    cc 21_dependencies_bonus.c -o scheduler
    ./scheduler
-   CONC_CLOCK=virtual ./scheduler     # the same, without waiting
+   CONC_CLOCK=virtual ./scheduler     # without waiting
 
    It prints ../expected/02_tasks/21_dependencies_bonus.txt.
    Hint: conc_join waits until a task has ended, and any number of tasks may join the same one. */

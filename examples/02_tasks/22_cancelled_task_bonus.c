@@ -3,7 +3,7 @@
 
    cc 22_cancelled_task_bonus.c -o scheduler
    ./scheduler
-   CONC_CLOCK=virtual ./scheduler     # the same, without waiting
+   CONC_CLOCK=virtual ./scheduler     # without waiting
 
    It prints ../expected/02_tasks/22_cancelled_task_bonus.txt.
    Hint: in a cancelled task conc_sleep immediately returns -ECANCELED; conc_join(task, &result)

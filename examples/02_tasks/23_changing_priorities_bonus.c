@@ -3,7 +3,7 @@
 
    cc 23_changing_priorities_bonus.c -o scheduler
    ./scheduler
-   CONC_CLOCK=virtual ./scheduler     # the same, without waiting
+   CONC_CLOCK=virtual ./scheduler     # without waiting
 
    It prints ../expected/02_tasks/23_changing_priorities_bonus.txt.
    Hint: choose when the worker is free, not before. With few tasks a linear search will do. */

@@ -3,7 +3,7 @@
 
    cc 24_task_retries_bonus.c -o scheduler
    ./scheduler
-   CONC_CLOCK=virtual ./scheduler     # the same, without waiting
+   CONC_CLOCK=virtual ./scheduler     # without waiting
 
    It prints ../expected/02_tasks/24_task_retries_bonus.txt.
    Hint: CONC_MAP cancels the rest after an error; CONC_MAP_ALL does not, and stores all results. */

@@ -3,7 +3,7 @@
 
    cc 25_timetable_bonus.c -o scheduler
    ./scheduler
-   CONC_CLOCK=virtual ./scheduler     # the same, without waiting
+   CONC_CLOCK=virtual ./scheduler     # without waiting
 
    It prints ../expected/02_tasks/25_timetable_bonus.txt.
    Hint: conc_sleep_until(t) returns when conc_now() is t, or immediately if it is later. */

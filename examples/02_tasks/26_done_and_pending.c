@@ -3,7 +3,7 @@
 
    cc 26_done_and_pending.c -o pending
    ./pending
-   CONC_CLOCK=virtual ./pending     # the same, without waiting
+   CONC_CLOCK=virtual ./pending     # without waiting
 
    It prints ../expected/02_tasks/26_done_and_pending.txt.
    Hint: conc_timeout(10, f, x) limits the waits in f. The tasks are in a group outside it, so it

@@ -4,7 +4,7 @@
 
    cc 01_double_spend.c -o double_spend
    ./double_spend
-   CONC_CLOCK=virtual ./double_spend     # the same, without waiting
+   CONC_CLOCK=virtual ./double_spend     # without waiting
 
    It prints ../expected/04_sync/01_double_spend.txt.
    Hint: CONC_LOCKED(&lock) { ... } waits for the lock, and releases it when the block is left. */

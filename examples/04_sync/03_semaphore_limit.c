@@ -3,7 +3,7 @@
 
    cc 03_semaphore_limit.c -o semaphore
    ./semaphore
-   CONC_CLOCK=virtual ./semaphore     # the same, without waiting
+   CONC_CLOCK=virtual ./semaphore     # without waiting
 
    It prints ../expected/04_sync/03_semaphore_limit.txt.
    Hint: CONC_PERMIT(&downloads) { ... } waits for a permit, and returns it when the block is

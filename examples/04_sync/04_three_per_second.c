@@ -4,7 +4,7 @@
 
    cc 04_three_per_second.c -o three
    ./three
-   CONC_CLOCK=virtual ./three     # the same, without waiting
+   CONC_CLOCK=virtual ./three     # without waiting
 
    It prints ../expected/04_sync/04_three_per_second.txt.
    Hint: conc_sleep_until(t + 1) inside the block of CONC_PERMIT keeps the permit until then. */

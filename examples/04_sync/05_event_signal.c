@@ -3,7 +3,7 @@
 
    cc 05_event_signal.c -o event
    ./event
-   CONC_CLOCK=virtual ./event     # the same, without waiting
+   CONC_CLOCK=virtual ./event     # without waiting
 
    It prints ../expected/04_sync/05_event_signal.txt.
    Hint: conc_event_wait, conc_event_set. The woken tasks run when the setter ends or waits, not

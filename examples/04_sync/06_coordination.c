@@ -4,7 +4,7 @@
 
    cc 06_coordination.c -o coordination
    ./coordination
-   CONC_CLOCK=virtual ./coordination     # the same, without waiting
+   CONC_CLOCK=virtual ./coordination     # without waiting
 
    It prints ../expected/04_sync/06_coordination.txt.
    Hint: conc_latch_done does not wait, conc_latch_wait and conc_barrier_wait do. */

@@ -3,7 +3,7 @@
 
    cc 07_producer_consumer.c -o producer
    ./producer
-   CONC_CLOCK=virtual ./producer     # the same, without waiting
+   CONC_CLOCK=virtual ./producer     # without waiting
 
    It prints ../expected/04_sync/07_producer_consumer.txt.
    Hint: conc_queue_put(q, &it) puts a copy into the queue, conc_queue_get(q, &it) waits for an item

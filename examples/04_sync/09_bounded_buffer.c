@@ -3,7 +3,7 @@
 
    cc 09_bounded_buffer.c -o buffer
    ./buffer
-   CONC_CLOCK=virtual ./buffer     # the same, without waiting
+   CONC_CLOCK=virtual ./buffer     # without waiting
 
    It prints ../expected/04_sync/09_bounded_buffer.txt.
    Hint: conc_cond_wait(&changed, &lock) releases the lock while it waits. Call it in a loop: when

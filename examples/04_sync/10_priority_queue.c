@@ -3,7 +3,7 @@
 
    cc 10_priority_queue.c -o queue
    ./queue
-   CONC_CLOCK=virtual ./queue     # the same, without waiting
+   CONC_CLOCK=virtual ./queue     # without waiting
 
    It prints ../expected/04_sync/10_priority_queue.txt.
    Hint: a queue with .less returns the item first that less puts before all others. */

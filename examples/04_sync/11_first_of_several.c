@@ -3,7 +3,7 @@
 
    cc 11_first_of_several.c -o worker
    ./worker
-   CONC_CLOCK=virtual ./worker     # the same, without waiting
+   CONC_CLOCK=virtual ./worker     # without waiting
 
    It prints ../expected/04_sync/11_first_of_several.txt.
    Hint: conc_select(cases, n) returns the index of the chosen case. CONC_CASE_GET(&jobs, &n) then

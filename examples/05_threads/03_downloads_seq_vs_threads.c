@@ -3,7 +3,7 @@
 
    cc 03_downloads_seq_vs_threads.c -o downloads
    ./downloads
-   CONC_CLOCK=virtual ./downloads     # the same, without waiting
+   CONC_CLOCK=virtual ./downloads     # without waiting
 
    It prints what ../expected/05_threads/03_downloads_seq_vs_threads.awk allows.
    Hint: a pool with as many threads as downloads runs all in parallel; conc_pool_map calls download

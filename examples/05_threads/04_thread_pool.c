@@ -3,7 +3,7 @@
 
    cc 04_thread_pool.c -o pool
    ./pool
-   CONC_CLOCK=virtual ./pool     # the same, without waiting
+   CONC_CLOCK=virtual ./pool     # without waiting
 
    It prints what ../expected/05_threads/04_thread_pool.awk allows: threads print in any order.
    Hint: conc_pool_submit(&pool, &job, fn, arg) is executor.submit, and the conc_job is the future;

@@ -3,7 +3,7 @@
 
    cc 09_thread_queue.c -o producer_consumer
    ./producer_consumer
-   CONC_CLOCK=virtual ./producer_consumer     # the same, without waiting
+   CONC_CLOCK=virtual ./producer_consumer     # without waiting
 
    It prints ../expected/05_threads/09_thread_queue.txt.
    Hint: conc_channel_send(&q, &item) puts, conc_channel_recv(&q, &item) gets; they wait for a slot

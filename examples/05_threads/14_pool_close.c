@@ -3,7 +3,7 @@
 
    cc 14_pool_close.c -o pool_close
    ./pool_close
-   CONC_CLOCK=virtual ./pool_close     # the same, without waiting
+   CONC_CLOCK=virtual ./pool_close     # without waiting
 
    It prints ../expected/05_threads/14_pool_close.txt.
    Hint: CONC_AUTO(conc_pool, pool) = {...}; closes the pool on every exit from its block, like

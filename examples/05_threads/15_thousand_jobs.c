@@ -3,7 +3,7 @@
 
    cc 15_thousand_jobs.c -o thousand
    ./thousand
-   CONC_CLOCK=virtual ./thousand     # the same, without waiting
+   CONC_CLOCK=virtual ./thousand     # without waiting
 
    It prints ../expected/05_threads/15_thousand_jobs.txt.
    Hint: counters shared by several threads must be atomic; each thread has its own copy of a

@@ -3,7 +3,7 @@
 
    cc 01_blocking_call.c -o blocking
    ./blocking
-   CONC_CLOCK=virtual ./blocking     # the same, without waiting
+   CONC_CLOCK=virtual ./blocking     # without waiting
 
    It prints ../expected/07_offload/01_blocking_call.txt.
    Hint: conc_offload(fn, arg) calls fn(arg) in a thread; this task waits for it, the loop

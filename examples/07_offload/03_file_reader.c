@@ -3,7 +3,7 @@
 
    cc 03_file_reader.c -o reader
    ./reader
-   CONC_CLOCK=virtual ./reader     # the same, without waiting
+   CONC_CLOCK=virtual ./reader     # without waiting
 
    It prints ../expected/07_offload/03_file_reader.txt.
    Hint: fread blocks, so it belongs in a job of the pool: conc_pool_map, a thread per file. The

@@ -3,7 +3,7 @@
 
    cc 01_db_connection.c -o connection
    ./connection
-   CONC_CLOCK=virtual ./connection     # the same, without waiting
+   CONC_CLOCK=virtual ./connection     # without waiting
 
    It prints ../expected/08_data/01_db_connection.txt.
    Hint: in a cancelled task every wait returns immediately; conc_shield(5, db_disconnect, NULL)

@@ -3,7 +3,7 @@
 
    cc 02_generators.c -o generators
    ./generators
-   CONC_CLOCK=virtual ./generators     # the same, without waiting
+   CONC_CLOCK=virtual ./generators     # without waiting
 
    It prints ../expected/08_data/02_generators.txt.
    Hint: conc_gen_emit(g, &i) is "yield i"; while (CONC_TRY(conc_gen_next(&g, &value)) > 0) is

@@ -3,7 +3,7 @@
 
    cc 05_request_id.c -o request
    ./request
-   CONC_CLOCK=virtual ./request     # the same, without waiting
+   CONC_CLOCK=virtual ./request     # without waiting
 
    It prints ../expected/08_data/05_request_id.txt.
    Hint: a conc_local is a ContextVar: conc_local_set(&request_id, "x") sets this task's value, and

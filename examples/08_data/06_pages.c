@@ -3,7 +3,7 @@
 
    cc 06_pages.c -o pages
    ./pages
-   CONC_CLOCK=virtual ./pages     # the same, without waiting
+   CONC_CLOCK=virtual ./pages     # without waiting
 
    It prints ../expected/08_data/06_pages.txt.
    Hint: the generator is 02_generators.c again, with a struct as item: conc_gen_open's last

@@ -3,7 +3,7 @@
 
    cc 07_batches.c -o batches
    ./batches
-   CONC_CLOCK=virtual ./batches     # the same, without waiting
+   CONC_CLOCK=virtual ./batches     # without waiting
 
    It prints ../expected/08_data/07_batches.txt.
    Hint: conc_map(process_item, first, count, sizeof *first) is gather: it calls process_item with

@@ -3,7 +3,7 @@
 
    cc 04_database.c -o database -lsqlite3
    ./database
-   CONC_CLOCK=virtual ./database     # the same, without waiting
+   CONC_CLOCK=virtual ./database     # without waiting
 
    It prints ../expected/09_io/04_database.txt.
    Hint: conc_pool_run(&thread, execute_here, &s) calls execute_here(&s) in the pool's thread, and

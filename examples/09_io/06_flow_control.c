@@ -4,7 +4,7 @@
 
    cc 06_flow_control.c -o flow_control
    ./flow_control
-   CONC_CLOCK=virtual ./flow_control     # the same, without waiting
+   CONC_CLOCK=virtual ./flow_control     # without waiting
 
    It prints ../expected/09_io/06_flow_control.txt.
    Hint: conc_stream_write waits while there is no room, and returns how many bytes it wrote. */

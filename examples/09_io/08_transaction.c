@@ -3,7 +3,7 @@
 
    cc 08_transaction.c -o transaction -lsqlite3
    ./transaction
-   CONC_CLOCK=virtual ./transaction     # the same, without waiting
+   CONC_CLOCK=virtual ./transaction     # without waiting
 
    It prints ../expected/09_io/08_transaction.txt.
    Hint: there is one connection, so one transaction at a time: CONC_LOCKED(&lock) { ... }. In a
