@@ -2264,7 +2264,7 @@ typedef struct conc__extension {
     /* conc_shield in a job; false: no job runs on this thread */
     bool (*job_shield)(double grace, conc_fn *fn, void *arg, int *rc);
     int (*job_runs)(conc_loop *l); /* a run begins on this thread, perhaps inside a job */
-    /* the run's tasks wait only for channels, or no longer do: until then l->job.context counts as idle */
+    /* the run's tasks wait only for channels, or no longer do: until then l->job counts as idle */
     void (*job_idles)(conc_loop *l, bool idles);
     void (*job_goes_on)(conc_loop *l); /* under the mutex: the next post has arrived */
     int64_t (*job_late)(conc_loop *l); /* l->job.limit has passed: returns the next one */
