@@ -1727,6 +1727,27 @@ typedef struct conc__wait_kind {
     const conc_task *(*owner)(const conc__wait *wait);
 } conc__wait_kind;
 
+/* Doubly linked lists: `next` and `prev` are the items' fields that link them, NULL at the ends;
+ * `first` points to the first item, or is NULL. Under the list's mutex, if it has one. */
+#define CONC__LIST_PREPEND(first, item, next, prev) \
+    do {                                            \
+        (item)->prev = NULL;                        \
+        (item)->next = (first);                     \
+        if ((item)->next)                           \
+            (item)->next->prev = (item);            \
+        (first) = (item);                           \
+    } while (0)
+
+#define CONC__LIST_REMOVE(first, item, next, prev) \
+    do {                                           \
+        if ((item)->prev)                          \
+            (item)->prev->next = (item)->next;     \
+        else                                       \
+            (first) = (item)->next;                \
+        if ((item)->next)                          \
+            (item)->next->prev = (item)->prev;     \
+    } while (0)
+
 #define CONC__HIGHEST_BIT (UINTPTR_MAX / 2 + 1)
 
 /* A record of an object still in use. In debug mode: a lock that a task holds, or an open object
@@ -3923,10 +3944,8 @@ CONC__PRIVATE bool conc__slab_open(conc__stack_cache *c)
         CONC_FREE(slab);
         return false;
     }
-    *slab = (conc__slab){.next = c->slabs, .cache = c, .base = base};
-    if (slab->next)
-        slab->next->prev = slab;
-    c->slabs = slab;
+    *slab = (conc__slab){.cache = c, .base = base};
+    CONC__LIST_PREPEND(c->slabs, slab, next, prev);
     c->slab_count++;
     return true;
 }
@@ -3964,21 +3983,12 @@ CONC__PRIVATE void conc__slab_guard(conc__slab *slab)
 
 CONC__PRIVATE void conc__hole_open(conc__stack_cache *c, conc__slab *slab)
 {
-    slab->prev_hole = NULL;
-    slab->next_hole = c->holes;
-    if (c->holes)
-        c->holes->prev_hole = slab;
-    c->holes = slab;
+    CONC__LIST_PREPEND(c->holes, slab, next_hole, prev_hole);
 }
 
 CONC__PRIVATE void conc__hole_close(conc__stack_cache *c, const conc__slab *slab)
 {
-    if (slab->prev_hole)
-        slab->prev_hole->next_hole = slab->next_hole;
-    else
-        c->holes = slab->next_hole;
-    if (slab->next_hole)
-        slab->next_hole->prev_hole = slab->prev_hole;
+    CONC__LIST_REMOVE(c->holes, slab, next_hole, prev_hole);
 }
 
 /* Reuses a dropped stack of the slab. */
@@ -7875,21 +7885,12 @@ CONC__COLD int conc__gen_unusable(const conc_loop *l, const conc_gen *face, cons
 /* Puts a generator first in the list. */
 CONC__PRIVATE void conc__gen_link(conc_loop *l, conc__gen *g)
 {
-    g->prev = NULL;
-    g->next = l->generators.first;
-    if (g->next)
-        g->next->prev = g;
-    l->generators.first = g;
+    CONC__LIST_PREPEND(l->generators.first, g, next, prev);
 }
 
 CONC__PRIVATE void conc__gen_unlink(conc_loop *l, conc__gen *g)
 {
-    if (g->prev)
-        g->prev->next = g->next;
-    else
-        l->generators.first = g->next;
-    if (g->next)
-        g->next->prev = g->prev;
+    CONC__LIST_REMOVE(l->generators.first, g, next, prev);
 }
 
 /* Records which body uses g (NULL: a task does), because the run's end closes consumers first. */
@@ -7897,22 +7898,11 @@ CONC__PRIVATE void conc__gen_set_user(conc__gen *g, conc__gen *user)
 {
     if (g->used_by == user)
         return;
-    if (g->used_by) {
-        if (g->prev_source)
-            g->prev_source->next_source = g->next_source;
-        else
-            g->used_by->sources = g->next_source;
-        if (g->next_source)
-            g->next_source->prev_source = g->prev_source;
-    }
+    if (g->used_by)
+        CONC__LIST_REMOVE(g->used_by->sources, g, next_source, prev_source);
     g->used_by = user;
-    if (!user)
-        return;
-    g->prev_source = NULL;
-    g->next_source = user->sources;
-    if (g->next_source)
-        g->next_source->prev_source = g;
-    user->sources = g;
+    if (user)
+        CONC__LIST_PREPEND(user->sources, g, next_source, prev_source);
 }
 
 CONC_API CONC__CALLED int conc__gen_open(const char *opened, conc_gen *face, conc_gen_fn *fn,
@@ -12399,11 +12389,7 @@ CONC__PRIVATE int conc__signal_subscribe(conc_loop *l, struct conc__signal_numbe
 {
     struct conc__signal_list *list = &l->signals.received[n->number];
     int rc = conc__signal_enter(n->number, CONC__RECEIVES, &n->seen);
-    n->next = list->first;
-    n->prev = NULL;
-    if (list->first)
-        list->first->prev = n;
-    list->first = n;
+    CONC__LIST_PREPEND(list->first, n, next, prev);
     conc__signal_unblock(l, n->number);
     return rc;
 }
@@ -12413,12 +12399,7 @@ CONC__PRIVATE int conc__signal_subscribe(conc_loop *l, struct conc__signal_numbe
 CONC__PRIVATE void conc__signal_unsubscribe(conc_loop *l, const struct conc__signal_number *n)
 {
     struct conc__signal_list *list = &l->signals.received[n->number];
-    if (n->prev)
-        n->prev->next = n->next;
-    else
-        list->first = n->next;
-    if (n->next)
-        n->next->prev = n->prev;
+    CONC__LIST_REMOVE(list->first, n, next, prev);
     if (!list->first && l->signals.unblocked & conc__signal_bit(n->number)) {
         l->signals.unblocked &= ~conc__signal_bit(n->number);
         conc__signal_block(n->number);
@@ -12479,20 +12460,12 @@ CONC__PRIVATE int conc__signals_fill(conc_loop *l, const conc__signal_call *c)
 CONC__PRIVATE void conc__signals_link(conc_loop *l, conc_signals *s)
 {
     s->loop = l;
-    s->next = l->signals.open;
-    if (s->next)
-        s->next->prev = s;
-    l->signals.open = s;
+    CONC__LIST_PREPEND(l->signals.open, s, next, prev);
 }
 
 CONC__PRIVATE void conc__signals_unlink(conc_loop *l, const conc_signals *s)
 {
-    if (s->prev)
-        s->prev->next = s->next;
-    else
-        l->signals.open = s->next;
-    if (s->next)
-        s->next->prev = s->prev;
+    CONC__LIST_REMOVE(l->signals.open, s, next, prev);
 }
 
 CONC__PRIVATE void conc__open_signals(conc_loop *l, void *arg)

@@ -754,12 +754,8 @@ CONC__PRIVATE void conc__cancel_hook_add(conc__cancel_hook *s, const struct conc
     if (conc__job_context_in_process(ctx))
         conc__worker_start_cancel_listener();
     s->forks = conc__forks;
-    s->prev = NULL;
     pthread_mutex_lock(&conc__cancel_hooks.mutex);
-    s->next = conc__cancel_hooks.first;
-    if (s->next)
-        s->next->prev = s;
-    conc__cancel_hooks.first = s;
+    CONC__LIST_PREPEND(conc__cancel_hooks.first, s, next, prev);
     pthread_mutex_unlock(&conc__cancel_hooks.mutex);
     if (conc__job_context_cancelled(ctx))
         conc__run_cancel_hooks();
@@ -771,12 +767,7 @@ CONC__PRIVATE void conc__cancel_hook_remove(conc__cancel_hook *s)
     if (!s->context || s->forks != conc__forks) /* else it was in the parent's list */
         return;
     pthread_mutex_lock(&conc__cancel_hooks.mutex);
-    if (s->next)
-        s->next->prev = s->prev;
-    if (s->prev)
-        s->prev->next = s->next;
-    else
-        conc__cancel_hooks.first = s->next;
+    CONC__LIST_REMOVE(conc__cancel_hooks.first, s, next, prev);
     pthread_mutex_unlock(&conc__cancel_hooks.mutex);
 }
 
@@ -1384,10 +1375,7 @@ CONC__PRIVATE conc__job_queue *conc__job_queue_new(int most, int limit)
     pthread_cond_init(&q->ended, NULL);
     conc__semaphore_open(&q->work);
     pthread_mutex_lock(&conc__job_queues_mutex);
-    q->next = conc__job_queues;
-    if (q->next)
-        q->next->prev = q;
-    conc__job_queues = q;
+    CONC__LIST_PREPEND(conc__job_queues, q, next, prev);
     pthread_mutex_unlock(&conc__job_queues_mutex);
     return q;
 }
@@ -1407,12 +1395,7 @@ CONC__PRIVATE size_t conc__jobs_queued(void)
 /* Under conc__job_queues_mutex. */
 CONC__PRIVATE void conc__job_queue_free(conc__job_queue *q)
 {
-    if (q->next)
-        q->next->prev = q->prev;
-    if (q->prev)
-        q->prev->next = q->next;
-    else
-        conc__job_queues = q->next;
+    CONC__LIST_REMOVE(conc__job_queues, q, next, prev);
     conc__supervisor_free(q->supervisor);
     /* else one of the parent's threads may have held them during the fork */
     if (q->forks == conc__forks) {
