@@ -6,8 +6,8 @@
  *     CONC_TRY(lines_split(packet, size, take, arg));
  *
  * take gets each line without its "\n"; its error ends the call. The last line of a packet may lack
- * the end. Of a stream that is half a line, whose sender has gone: is_whole is false. A line that is
- * over the stream's limit is an error. Include conc.h before. */
+ * the end. Of a stream that is half a line, whose sender has gone: is_whole is false. A line over
+ * the stream's limit is an error. Include conc.h before. */
 #ifndef LINES_H
 #define LINES_H
 
