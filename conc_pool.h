@@ -2988,8 +2988,8 @@ CONC__PRIVATE int conc__submit(conc__job_queue **queue, unsigned *users, conc_jo
     rc = conc__job_queue_submit(q, users, l, j, call);
     if (rc)
         conc__job_undo_init(j);
-    else if (l && CONC__DEBUGS(l))
-        conc__lend_handle(l, j, CONC__A_JOB);
+    else if (l)
+        CONC__HOOK(l, handle_lent(l, j, CONC__A_JOB));
     if (rc == 0 && l && l->self)
         conc__spend_budget(l);
     return rc;

@@ -827,16 +827,14 @@ CONC__FAST void conc__lock_grant(conc_loop *l, conc_lock *k, conc_task *t, const
     k->owner = t;
     k->serial = t->serial;
     k->place = place;
-    if (CONC__UNLIKELY(CONC__DEBUGS(l)))
-        conc__holding_add(&t->held, k, "a lock", place);
+    CONC__HOOK(l, acquired(l, t, k, "a lock", place));
 }
 
 /* Takes the lock from its owner and grants it to the first waiter, if any. */
 CONC__FAST void conc__lock_hand_over(conc_loop *l, conc_lock *k)
 {
     conc__wait *w = k->waits.first;
-    if (CONC__UNLIKELY(CONC__DEBUGS(l)))
-        conc__holding_drop(&k->owner->held, k);
+    CONC__HOOK(l, released(k->owner, k));
     k->owner = NULL;
     if (w) {
         conc__lock_grant(l, k, w->task, w->item);
@@ -882,7 +880,7 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
 CONC__FAST int conc__lock_acquire_fast(conc_lock *k, const char *place)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!k || k->owner || !l || CONC__DEBUGS(l) || !conc__may_continue(l)))
+    if (CONC__UNLIKELY(!k || k->owner || !l || CONC__HOOKS(l) || !conc__may_continue(l)))
         return conc__lock_acquire_slowly(k, place);
     k->owner = l->self;
     k->serial = l->self->serial;
@@ -926,7 +924,7 @@ CONC__FAST int conc__lock_release_fast(conc_lock *k)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!k || !l || !l->self || !conc__lock_is_mine(l, k) || k->waits.first ||
-                       CONC__DEBUGS(l)))
+                       CONC__HOOKS(l)))
         return conc__lock_release_slowly(k);
     k->owner = NULL;
     return 0;
@@ -1005,10 +1003,8 @@ CONC__PRIVATE void conc__rwlock_grant(conc_loop *l, conc_rwlock *k, int how, con
         k->writer = t;
     k->serial = t->serial;
     k->place = place;
-    if (CONC__DEBUGS(l)) {
-        const char *what = how == CONC__READER ? "a rwlock to read" : "a rwlock to write";
-        conc__holding_add(&t->held, k, what, place);
-    }
+    const char *what = how == CONC__READER ? "a rwlock to read" : "a rwlock to write";
+    CONC__HOOK(l, acquired(l, t, k, what, place));
 }
 
 /* Grants the rwlock to the first waiters, as many as can share it. */
@@ -1118,8 +1114,7 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
         k->writer = NULL;
     else
         k->readers--;
-    if (CONC__DEBUGS(l))
-        conc__holding_drop(&l->self->held, k);
+    CONC__HOOK(l, released(l->self, k));
     conc__rwlock_grant_waiters(l, k);
     return 0;
 }
@@ -1274,8 +1269,7 @@ CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
     w->value = result;
     /* after a deadlock, every task must unwind, even if its lock will never be released */
     if (k->owner && !(l->cancels.doomed && conc__lock_is_lost(l, k))) {
-        if (CONC__UNLIKELY(CONC__STEPWISE(l)))
-            conc__waited(l, w->task);
+        CONC__HOOK(l, waited(l, w->task));
         w->kind = &conc__relocking;
         conc__append(&k->waits, w);
         return false;
