@@ -1169,6 +1169,7 @@ template <class type> struct conc__is_pointer<type *> {
 #endif /* CONC_H */
 
 /* ===============================================================================================
+
  *  The implementation
  *
  *  A task that waits switches straight to the next ready task. After a batch of 64 switches (fewer
@@ -1394,23 +1395,21 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 
 #define CONC__UNLIKELY(x) __builtin_expect(!!(x), 0)
 
-/* With CONC_NO_DIAGNOSTICS these are constants, so that the compiler omits the code they guard. */
+/* The loop's conc__hooks; NULL unless debug mode or a trace is on. With CONC_NO_DIAGNOSTICS these
+ * are constants, so that the compiler leaves out what they guard. */
 #ifdef CONC_NO_DIAGNOSTICS
-#define CONC__DIAGNOSES 0
+#define CONC__HOOKS(l) ((const conc__hooks *)NULL)
+#define CONC__DEBUGS(l) (false && (l)->diagnostics.debug)
 #else
-#define CONC__DIAGNOSES 1
+#define CONC__HOOKS(l) ((l)->scheduler.hooks)
+#define CONC__DEBUGS(l) ((l)->diagnostics.debug)
 #endif
-#define CONC__DEBUGS(l) (CONC__DIAGNOSES && (l)->diagnostics.debug)
-#define CONC__TRACES(l) (CONC__DIAGNOSES && (l)->diagnostics.trace)
-#define CONC__WATCHES(l) (CONC__DIAGNOSES && (l)->diagnostics.watchdog)
-#define CONC__STEPWISE(l) (CONC__DIAGNOSES && (l)->scheduler.stepwise)
-#ifdef CONC_GUARD_REPORT
-#define CONC__CATCHES_FAULTS 1
-#define CONC__REPORTS_FAULTS(l) true
-#else
-#define CONC__CATCHES_FAULTS CONC__DIAGNOSES
-#define CONC__REPORTS_FAULTS(l) CONC__DEBUGS(l)
-#endif
+/* CONC__HOOK(l, spawned(l, t)) calls the hook `spawned`, if debug mode or a trace is on. */
+#define CONC__HOOK(l, call)                 \
+    do {                                    \
+        if (CONC__UNLIKELY(CONC__HOOKS(l))) \
+            CONC__HOOKS(l)->call;           \
+    } while (0)
 /* A function that may read memory poisoned by sanitizers, such as unused parts of stacks. */
 #define CONC__UNSANITIZED __attribute__((no_sanitize("address", "thread")))
 /* Each function of the implementation starts with one of these. CONC__FAST: a short function on a
@@ -1732,6 +1731,27 @@ typedef struct conc__wait_kind {
     const conc_task *(*owner)(const conc__wait *wait);
 } conc__wait_kind;
 
+/* Doubly linked lists: `next` and `prev` are the items' fields that link them, NULL at the ends;
+ * `first` points to the first item, or is NULL. Under the list's mutex, if it has one. */
+#define CONC__LIST_PREPEND(first, item, next, prev) \
+    do {                                            \
+        (item)->prev = NULL;                        \
+        (item)->next = (first);                     \
+        if ((item)->next)                           \
+            (item)->next->prev = (item);            \
+        (first) = (item);                           \
+    } while (0)
+
+#define CONC__LIST_REMOVE(first, item, next, prev) \
+    do {                                           \
+        if ((item)->prev)                          \
+            (item)->prev->next = (item)->next;     \
+        else                                       \
+            (first) = (item)->next;                \
+        if ((item)->next)                          \
+            (item)->next->prev = (item)->prev;     \
+    } while (0)
+
 #define CONC__HIGHEST_BIT (UINTPTR_MAX / 2 + 1)
 
 /* A record of an object still in use. In debug mode: a lock that a task holds, or an open object
@@ -1999,8 +2019,9 @@ struct conc_loop {
     struct {
         conc__context context;
         conc__switch_fn *switch_stacks;
-        /* debug mode, or a trace: a pass runs one task, and every step is measured */
-        bool stepwise;
+        /* &conc__diagnostics in debug mode or while a trace is written: a pass runs one task, and
+         * every step is measured. Else NULL */
+        const struct conc__hooks *hooks;
         bool stepping; /* embedded: a call of the host is running it */
         /* initial values of ready.switches_left and ready.budget_left; lower if steps are slow */
         int batch, budget;
@@ -2269,7 +2290,7 @@ typedef struct conc__extension {
     /* conc_shield in a job; false: no job runs on this thread */
     bool (*job_shield)(double grace, conc_fn *fn, void *arg, int *rc);
     int (*job_runs)(conc_loop *l); /* a run begins on this thread, perhaps inside a job */
-    /* the run's tasks wait only for channels, or no longer do: until then l->job.context counts as idle */
+    /* the run's tasks wait only for channels, or no longer do: until then l->job counts as idle */
     void (*job_idles)(conc_loop *l, bool idles);
     void (*job_goes_on)(conc_loop *l); /* under the mutex: the next post has arrived */
     int64_t (*job_late)(conc_loop *l); /* l->job.limit has passed: returns the next one */
@@ -2296,6 +2317,54 @@ typedef struct conc__extension {
 } conc__extension;
 
 static conc__extension conc__extended;
+
+/* All that the core calls of debug mode, traces and dumps. The room >>diagnostics fills the table in;
+ * with CONC_NO_DIAGNOSTICS there is no such room, and the table stays empty. */
+typedef struct conc__hooks {
+    /* Called as conc__diagnostics.dump(...), as they serve runs without debug mode, too: */
+    void (*dump)(conc_loop *l, FILE *out);
+    void (*deadlock)(conc_loop *l, FILE *out); /* prints the tasks, and a circle of them */
+    void (*forget)(void);                      /* in a forked child */
+
+    /* Called by CONC__HOOK, in debug mode or while a trace is written. A run: */
+    int (*open)(conc_loop *l);   /* it begins */
+    void (*close)(conc_loop *l); /* it has ended, or has failed to begin */
+    void (*main_returned)(conc_loop *l, uintptr_t low, uintptr_t size); /* its frames lay there */
+    void (*close_generators)(conc_loop *l); /* those left open are about to be closed */
+    void (*sleep)(conc_loop *l);            /* it is about to wait for events */
+    void (*idled)(conc_loop *l, int64_t from, int64_t to);
+    /* calls run(arg), which calls the program's function fn on the loop, outside all tasks */
+    void (*call)(conc_loop *l, const char *role, uintptr_t fn, void (*run)(void *), void *arg);
+    /* finds the name of a function of the program. False: its module has no symbols */
+    bool (*name_function)(char name[CONC__NAME], uintptr_t fn);
+
+    /* A task, in the order of its life: */
+    void (*spawned)(conc_loop *l, conc_task *t);
+    void (*named)(conc_loop *l, const conc_task *t);
+    void (*step)(conc_loop *l, conc_task *t);   /* runs it by conc__resume, and measures that */
+    void (*waited)(conc_loop *l, conc_task *t); /* its wait becomes one of another kind */
+    void (*woken)(conc_loop *l, conc_task *t);  /* its wait is over */
+    /* it, or a scope of it; t is NULL for the background group */
+    void (*cancelled)(conc_loop *l, const conc_task *t, const char *why);
+    void (*returned)(conc_loop *l, conc_task *t); /* its function has */
+    void (*ended)(conc_loop *l, conc_task *t);    /* its stack is released next */
+
+    /* Debug mode: what must be closed before the run ends, what a task must release before it
+     * ends, and handles that must last as long as what they are handles of. */
+    void (*opened)(conc_loop *l, const void *object, const char *what, const char *place);
+    void (*closed)(conc_loop *l, const void *object);
+    void (*acquired)(conc_loop *l, conc_task *t, const void *lock, const char *what,
+                     const char *place);
+    void (*released)(conc_task *t, const void *lock);
+    void (*handle_lent)(conc_loop *l, const void *handle, const char *what);
+    void (*handle_reused)(conc_loop *l, const conc_task *handle); /* a new task gets it */
+    /* the running task's stack is about to be lost below this address */
+    void (*check_handles)(conc_loop *l, const conc_task *t, const void *below, const char *how);
+    /* a generator's body has ended; reusable: its stack has been released */
+    void (*stack_used)(conc_loop *l, conc__stack *s, conc__source user, bool reusable);
+} conc__hooks;
+
+static const conc__hooks conc__diagnostics;
 
 /* declared here, defined below */
 CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result);
@@ -2325,30 +2394,13 @@ CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *place, 
 static const char conc__overwritten[] = "memory was overwritten";
 #define CONC__HANDLE_OF "the handle of "
 #define CONC__A_JOB "a job"
-CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *what);
 CONC__COLD void conc__holding_drop(conc__holding **tree, const void *object);
 CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void *object);
-CONC__COLD void conc__step(conc_loop *l, conc_task *t);
-CONC__COLD void conc__step_last(conc_loop *l, conc_task *t);
-CONC__COLD void conc__waited(conc_loop *l, conc_task *t);
-CONC__COLD void conc__woken(conc_loop *l, conc_task *t);
-CONC__COLD void conc__spawned(conc_loop *l, conc_task *t);
-CONC__COLD void conc__renamed(conc_loop *l, const conc_task *t);
-CONC__COLD void conc__trace_mark(conc_loop *l, const conc_task *t, const char *what);
-CONC__COLD void conc__trace_task(conc_loop *l, const conc_task *t);
-CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, conc__source user);
-CONC__PRIVATE void conc__stack_clear(conc__stack *s, char *from);
-CONC__COLD void conc__trace_catch_up(conc_loop *l);
-CONC__PRIVATE void conc__was_idle(conc_loop *l, int64_t from, int64_t to);
 CONC__PRIVATE const char *conc__place_of(const char *spawned);
 CONC__PRIVATE void conc__print_name(FILE *out, const conc_task *t);
 CONC__PRIVATE const char *conc__describe(char *to, size_t size, conc__source source);
 CONC__PRIVATE conc__source conc__source_of(const conc_task *t);
-CONC__COLD void conc__call_watched(conc_loop *l, const char *role, uintptr_t fn,
-                                   void (*run)(void *), void *arg);
 CONC__COLD int conc__own_error(int rc);
-CONC__COLD bool conc__name_function(char name[CONC__NAME], uintptr_t fn);
-CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns);
 CONC__PRIVATE void conc__remote_returned(conc_task *t);
 CONC__FAST int conc__pass_error(conc_loop *l, int rc);
 CONC__FAST int conc__pass_error_since(conc_loop *l, int rc, uint32_t before);
@@ -2869,7 +2921,7 @@ CONC__PRIVATE int conc__not_standard(int fd)
 }
 
 /* Starts a thread with all signals blocked: they belong to the program's own threads. */
-CONC__PRIVATE int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attributes,
+static inline int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attributes,
                                      void *(*fn)(void *), void *arg)
 {
     sigset_t all, before;
@@ -2918,9 +2970,18 @@ CONC__PRIVATE void conc__signal_discard(int number)
 }
 #endif
 
+/* The system clock's time in ns from now, for calls that need it. */
+CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME, &t);
+    int64_t at = conc__later((int64_t)t.tv_sec * 1000000000 + t.tv_nsec, ns);
+    return (struct timespec){(time_t)(at / 1000000000), (long)(at % 1000000000)};
+}
+
 /* Writes snprintf's output: n, of size bytes. For handlers and the watchdog, which must not wait
  * for stderr's lock. */
-CONC__PRIVATE void conc__write_stderr(const char *text, int n, size_t size)
+static inline void conc__write_stderr(const char *text, int n, size_t size)
 {
     size_t length = 0;
     if (n >= 0)
@@ -2944,7 +3005,7 @@ CONC__PRIVATE void conc__no_pipe_signal(int fd)
 
 /* A write that fails with an error, not a fatal signal, if the file would exceed its size limit or
  * the pipe has no reader. */
-CONC__PRIVATE ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
+static inline ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
 {
     static const int deadly[] = {SIGXFSZ, SIGPIPE};
     sigset_t both, before, already;
@@ -3928,10 +3989,8 @@ CONC__PRIVATE bool conc__slab_open(conc__stack_cache *c)
         CONC_FREE(slab);
         return false;
     }
-    *slab = (conc__slab){.next = c->slabs, .cache = c, .base = base};
-    if (slab->next)
-        slab->next->prev = slab;
-    c->slabs = slab;
+    *slab = (conc__slab){.cache = c, .base = base};
+    CONC__LIST_PREPEND(c->slabs, slab, next, prev);
     c->slab_count++;
     return true;
 }
@@ -3969,21 +4028,12 @@ CONC__PRIVATE void conc__slab_guard(conc__slab *slab)
 
 CONC__PRIVATE void conc__hole_open(conc__stack_cache *c, conc__slab *slab)
 {
-    slab->prev_hole = NULL;
-    slab->next_hole = c->holes;
-    if (c->holes)
-        c->holes->prev_hole = slab;
-    c->holes = slab;
+    CONC__LIST_PREPEND(c->holes, slab, next_hole, prev_hole);
 }
 
 CONC__PRIVATE void conc__hole_close(conc__stack_cache *c, const conc__slab *slab)
 {
-    if (slab->prev_hole)
-        slab->prev_hole->next_hole = slab->next_hole;
-    else
-        c->holes = slab->next_hole;
-    if (slab->next_hole)
-        slab->next_hole->prev_hole = slab->prev_hole;
+    CONC__LIST_REMOVE(c->holes, slab, next_hole, prev_hole);
 }
 
 /* Reuses a dropped stack of the slab. */
@@ -4052,23 +4102,6 @@ static inline conc__stack *conc__stack_acquire(conc__stack_cache *c)
         c->old = s->next;
     conc__stack_begins(s);
     return s;
-}
-
-/* Reports that a task has used up its stack; t is NULL if the task is unknown. Allocates nothing:
- * it may run in a signal handler. */
-CONC__COLD void conc__report_overflow(const conc_task *t, const conc__stack *s)
-{
-    char name[CONC__DESCRIPTION] = "a task", text[sizeof name + 256];
-    const char *which = s->has_generator ? "its generator's stack" : "its stack";
-    size_t size = s->cache->size;
-    if (t)
-        conc__describe(name, sizeof name, conc__source_of(t));
-    int n = snprintf(
-        text, sizeof text,
-        "conc: stack overflow: %s used all %zu bytes of %s: raise conc_options.stack_size, "
-        "conc_group.stack_size, or CONC_STACK=%zu in the environment\n",
-        name, size, which, size * 2);
-    conc__write_stderr(text, n, sizeof text);
 }
 
 /* The counterpart of conc__stack_acquire. */
@@ -4726,6 +4759,12 @@ CONC__PRIVATE bool conc__may_sleep(conc_loop *l, int64_t ns, bool for_work)
     return ns != CONC__NEVER || l->shared.holds || conc__awaits_outside(l) || l->interrupt.awaited;
 }
 
+CONC__PRIVATE void conc__was_idle(conc_loop *l, int64_t from, int64_t to)
+{
+    l->counters.idled += to - from;
+    CONC__HOOK(l, idled(l, from, to));
+}
+
 /* Waits for events and posts, at most ns, and handles the events. for_work: also until the last job
  * for which the virtual clock stands still is done.
  *
@@ -4742,8 +4781,8 @@ CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns, bool for_work)
     bool sleeps = conc__may_sleep(l, ns, for_work);
     l->shared.asleep = sleeps;
     pthread_mutex_unlock(&l->shared.mutex);
-    if (CONC__UNLIKELY(CONC__TRACES(l) && sleeps))
-        conc__trace_catch_up(l);
+    if (sleeps)
+        CONC__HOOK(l, sleep(l));
     int64_t start = sleeps ? conc__time(l) : 0;
     conc__poll_wait_for(l, sleeps ? ns : 0);
     if (sleeps) {
@@ -5080,14 +5119,14 @@ CONC__PRIVATE bool conc__run_pass(conc_loop *l)
 {
     conc__tick(l);
     int turns = l->scheduler.batch;
-    if (l->random.seeded || CONC__STEPWISE(l)) /* every switch goes through the scheduler */
+    if (l->random.seeded || CONC__HOOKS(l)) /* every switch goes through the scheduler */
         turns = 0;
     l->ready.switches_left = turns;
     conc_task *t = conc__pick(l);
     if (!t)
         return false;
-    if (CONC__STEPWISE(l))
-        conc__step(l, t);
+    if (CONC__HOOKS(l))
+        CONC__HOOKS(l)->step(l, t);
     else
         conc__resume(l, t);
     l->counters.switches += 1 + (uint64_t)(turns - l->ready.switches_left);
@@ -5210,31 +5249,15 @@ CONC__PRIVATE const conc__holding *conc__find_below(const conc__holding *tree, c
     return h;
 }
 
-/* Is the object no longer in use? A job ends in another thread; one whose handle was overwritten
- * counts as ended. */
-CONC__PRIVATE bool conc__lent_is_over(const conc__holding *h)
-{
-    return strcmp(h->place, CONC__A_JOB) == 0 && !conc__extended.job_in_use(h->object);
-}
-
 /* Aborts with a report if conc still uses an object on the running task's stack below this address,
  * where memory is about to be lost. */
 CONC__COLD void conc__check_lent(conc_loop *l, const conc_task *t, const void *below,
                                  const char *how)
 {
-    char handle[CONC__DESCRIPTION];
     const conc__holding *h = conc__find_below(l->lent.receivers, t, below);
     if (h)
         conc__lost(l, t, h->place, how);
-    h = conc__find_below(l->lent.handles, t, below);
-    while (h && conc__lent_is_over(h)) {
-        conc__holding_drop(&l->lent.handles, h->object);
-        h = conc__find_below(l->lent.handles, t, below);
-    }
-    if (h) {
-        snprintf(handle, sizeof handle, CONC__HANDLE_OF "%s", h->place);
-        conc__lost(l, t, handle, how);
-    }
+    CONC__HOOK(l, check_handles(l, t, below, how));
 }
 
 /* Is the task's innermost scope below the frame of a call into conc, on the same stack? Then its
@@ -5271,8 +5294,8 @@ CONC__SWITCHES int conc__park(conc_loop *l, conc__wait *w)
 /* Makes a task ready after its wait. */
 CONC__FAST void conc__wait_over(conc_loop *l, conc_task *t)
 {
-    if (CONC__UNLIKELY(CONC__STEPWISE(l) && t->wait))
-        conc__woken(l, t);
+    if (CONC__UNLIKELY(CONC__HOOKS(l) && t->wait))
+        CONC__HOOKS(l)->woken(l, t);
     t->wait = NULL;
     conc__make_ready(l, t);
 }
@@ -5574,8 +5597,7 @@ CONC__PRIVATE void conc__task_cancel(conc_loop *l, conc_task *t)
     if (t->asked)
         return;
     t->asked = true;
-    if (CONC__UNLIKELY(CONC__TRACES(l)))
-        conc__trace_mark(l, t, "cancel");
+    CONC__HOOK(l, cancelled(l, t, "cancel"));
     conc__mark(l, t);
     conc__spread_marked(l);
 }
@@ -5586,8 +5608,7 @@ CONC__PRIVATE void conc__cancel_scope(conc_loop *l, conc_scope *s)
         return;
     conc__disarm(l, &s->timer);
     s->cancel_called = true;
-    if (CONC__UNLIKELY(CONC__TRACES(l)))
-        conc__trace_mark(l, s->task, s->expired ? "timeout" : "cancel");
+    CONC__HOOK(l, cancelled(l, s->task, s->expired ? "timeout" : "cancel"));
     conc__scope_changed(l, s);
 }
 
@@ -6120,8 +6141,7 @@ CONC_API const char *conc_strerror(int rc)
 CONC__PRIVATE void conc__call_by(conc_loop *l, conc_task *t, const char *name)
 {
     t->name = name;
-    if (CONC__UNLIKELY(CONC__STEPWISE(l)))
-        conc__renamed(l, t);
+    CONC__HOOK(l, named(l, t));
 }
 
 /* The room for the name of a task without a handle; NULL: out of memory. */
@@ -6336,8 +6356,7 @@ CONC__FAST conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *han
     conc__prepare(t->context, stack->low, top, conc__task_main);
     conc__child_add(g, t);
     conc__make_ready(l, t);
-    if (CONC__UNLIKELY(CONC__STEPWISE(l)))
-        conc__spawned(l, t);
+    CONC__HOOK(l, spawned(l, t));
     return t;
 }
 
@@ -6578,17 +6597,6 @@ CONC_API CONC__CALLED int conc__spawn_copy(const char *spawned, conc_group *g, c
     return rc;
 }
 
-/* Debug mode: aborts with a report if a live task's handle was overwritten and is now reused. */
-CONC__COLD void conc__find_overwritten(conc_loop *l, const conc_task *handle)
-{
-    const conc__holding *h = *conc__holding_find(&l->lent.handles, handle);
-    char what[CONC__DESCRIPTION];
-    if (!h || strcmp(h->place, CONC__A_JOB) == 0)
-        return;
-    snprintf(what, sizeof what, CONC__HANDLE_OF "%s", h->place);
-    conc__lost(l, l->self, what, conc__overwritten);
-}
-
 CONC_API CONC__CALLED int conc__spawn_task(const char *spawned, conc_group *g, conc_task *handle,
                                            conc_fn *fn, void *arg)
 {
@@ -6601,11 +6609,10 @@ CONC_API CONC__CALLED int conc__spawn_task(const char *spawned, conc_group *g, c
         conc__mark_defined(handle, sizeof *handle);
     if (conc__handle_in_use(handle) && !conc__handle_taken_over(handle))
         return conc__misused(-EBUSY, "conc_spawn_task", "the handle is in use", spawned);
-    if (CONC__UNLIKELY(conc__here->lent.handles))
-        conc__find_overwritten(conc__here, handle);
+    CONC__HOOK(conc__here, handle_reused(conc__here, handle));
     int rc = conc__spawn_in(g, handle, "conc_spawn_task", spawned, fn, arg, &t);
-    if (CONC__UNLIKELY(CONC__DEBUGS(conc__here)) && rc == 0)
-        conc__lend_handle(conc__here, handle, spawned);
+    if (rc == 0)
+        CONC__HOOK(conc__here, handle_lent(conc__here, handle, spawned));
     return rc;
 }
 
@@ -6706,8 +6713,8 @@ CONC__PRIVATE void conc__locals_release(conc__locals *locals)
 CONC__PRIVATE void conc__call_outside(conc_loop *l, const char *role, uintptr_t fn,
                                       void (*run)(void *), void *arg)
 {
-    if (CONC__UNLIKELY(CONC__WATCHES(l)))
-        conc__call_watched(l, role, fn, run, arg);
+    if (CONC__UNLIKELY(CONC__HOOKS(l)))
+        CONC__HOOKS(l)->call(l, role, fn, run, arg);
     else
         run(arg);
 }
@@ -6963,7 +6970,7 @@ CONC__PRIVATE void conc__unlist_finished(conc_group *g, conc_task *t)
     t->seal ^= CONC__LISTED_SEAL;
 }
 
-CONC__FAST void conc__wake_joiners(conc_loop *l, conc_task *t, bool stepwise)
+CONC__FAST void conc__wake_joiners(conc_loop *l, conc_task *t, const conc__hooks *hooks)
 {
     for (conc__wait *w = t->joiners.first, *next; w; w = next) {
         if (CONC__UNLIKELY(w->kind->won))
@@ -6973,8 +6980,8 @@ CONC__FAST void conc__wake_joiners(conc_loop *l, conc_task *t, bool stepwise)
         conc__set_error_of(w->task, t);
         w->list = NULL; /* all waits leave the list, so their links need no update */
         w->result = 0;
-        if (stepwise && w->task->wait)
-            conc__woken(l, w->task);
+        if (hooks && w->task->wait)
+            hooks->woken(l, w->task);
         w->task->wait = NULL;
         conc__make_ready(l, w->task);
         t->collected = true;
@@ -7034,13 +7041,13 @@ CONC__PRIVATE void conc__child_failed(conc_loop *l, conc_task *t)
 /* Passes the result of an ended task to its sink, its joiners and its group. */
 CONC__COLD void conc__deliver(conc_loop *l, conc_task *t)
 {
+    CONC__HOOK(l, returned(l, t));
     if (t->sink_kind)
         conc__set_sink(l, t);
-    conc__wake_joiners(l, t, CONC__STEPWISE(l));
+    conc__wake_joiners(l, t, CONC__HOOKS(l));
     if (t->result < 0)
         conc__child_failed(l, t);
-    if (CONC__STEPWISE(l))
-        conc__step_last(l, t);
+    CONC__HOOK(l, ended(l, t));
 }
 
 CONC__COLD void conc__free_strings(conc_task *t)
@@ -7119,20 +7126,6 @@ CONC__COLD void conc__holding_drop(conc__holding **tree, const void *object)
     CONC_FREE(h);
 }
 
-/* Debug mode: reports the locks that a task still held when it ended: they stay locked forever. */
-CONC__COLD void conc__report_held(conc_task *t)
-{
-    char who[CONC__DESCRIPTION];
-    int saved = errno;
-    conc__describe(who, sizeof who, conc__source_of(t));
-    while (t->held) {
-        const conc__holding *h = t->held->newest;
-        fprintf(stderr, "conc: %s ended while holding %s acquired at %s\n", who, h->what, h->place);
-        conc__holding_drop(&t->held, h->object);
-    }
-    errno = saved;
-}
-
 /* Ends a task whose function has returned rc. Afterwards the stack is free, and so is the task if
  * it has no handle. */
 static inline void conc__task_end(conc_loop *l, conc_task *t, int rc)
@@ -7142,16 +7135,14 @@ static inline void conc__task_end(conc_loop *l, conc_task *t, int rc)
         conc__lost(l, t, t->place, "it ended");
     if (CONC__UNLIKELY(l->lent.any))
         conc__check_lent(l, t, t->stack, "it ended");
-    if (CONC__UNLIKELY(t->held))
-        conc__report_held(t);
     t->result = rc;
     t->failed = rc < 0 && !(rc == -ECANCELED && t->pending);
     t->state = CONC__DONE;
     t->seal ^= CONC__ENDED_SEAL;
-    if (CONC__UNLIKELY(rc < 0 || t->sink_kind || CONC__STEPWISE(l)))
+    if (CONC__UNLIKELY(rc < 0 || t->sink_kind || CONC__HOOKS(l)))
         conc__deliver(l, t);
     else
-        conc__wake_joiners(l, t, false);
+        conc__wake_joiners(l, t, NULL);
     if (g) {
         conc__child_remove(g, t);
         if (t->has_handle && !t->collected && !g->background)
@@ -7880,21 +7871,12 @@ CONC__COLD int conc__gen_unusable(const conc_loop *l, const conc_gen *face, cons
 /* Puts a generator first in the list. */
 CONC__PRIVATE void conc__gen_link(conc_loop *l, conc__gen *g)
 {
-    g->prev = NULL;
-    g->next = l->generators.first;
-    if (g->next)
-        g->next->prev = g;
-    l->generators.first = g;
+    CONC__LIST_PREPEND(l->generators.first, g, next, prev);
 }
 
 CONC__PRIVATE void conc__gen_unlink(conc_loop *l, conc__gen *g)
 {
-    if (g->prev)
-        g->prev->next = g->next;
-    else
-        l->generators.first = g->next;
-    if (g->next)
-        g->next->prev = g->prev;
+    CONC__LIST_REMOVE(l->generators.first, g, next, prev);
 }
 
 /* Records which body uses g (NULL: a task does), because the run's end closes consumers first. */
@@ -7902,22 +7884,11 @@ CONC__PRIVATE void conc__gen_set_user(conc__gen *g, conc__gen *user)
 {
     if (g->used_by == user)
         return;
-    if (g->used_by) {
-        if (g->prev_source)
-            g->prev_source->next_source = g->next_source;
-        else
-            g->used_by->sources = g->next_source;
-        if (g->next_source)
-            g->next_source->prev_source = g->prev_source;
-    }
+    if (g->used_by)
+        CONC__LIST_REMOVE(g->used_by->sources, g, next_source, prev_source);
     g->used_by = user;
-    if (!user)
-        return;
-    g->prev_source = NULL;
-    g->next_source = user->sources;
-    if (g->next_source)
-        g->next_source->prev_source = g;
-    user->sources = g;
+    if (user)
+        CONC__LIST_PREPEND(user->sources, g, next_source, prev_source);
 }
 
 CONC_API CONC__CALLED int conc__gen_open(const char *opened, conc_gen *face, conc_gen_fn *fn,
@@ -7954,8 +7925,7 @@ CONC_API CONC__CALLED int conc__gen_open(const char *opened, conc_gen *face, con
     conc__prepare(g->inner, stack->low, top, conc__gen_main);
     face->body = g;
     face->run = l->run.number;
-    if (CONC__UNLIKELY(CONC__DEBUGS(l)))
-        conc__holding_add(&l->diagnostics.opened, g, "a generator", conc__place_of(opened));
+    CONC__HOOK(l, opened(l, g, "a generator", conc__place_of(opened)));
     return 0;
 }
 
@@ -7980,17 +7950,16 @@ CONC__PRIVATE void conc__gen_enter(conc_loop *l, conc__gen *g)
 CONC__PRIVATE void conc__gen_give_stack(conc_loop *l, conc__gen *g)
 {
     conc__stack *stack = g->stack;
-    char *used = NULL;
-    if (CONC__UNLIKELY(CONC__DEBUGS(l) && !g->stopped))
-        used = conc__usage_note(l, stack, conc__gen_source(g));
-    if (g->stopped || g->gone) {
+    bool is_kept = g->stopped || g->gone;
+    if (is_kept) {
         stack->next = l->generators.stopped;
         l->generators.stopped = stack;
-        return;
+    } else {
+        conc__stack_release(l, stack);
+        stack->has_generator = false;
     }
-    conc__stack_release(l, stack);
-    stack->has_generator = false;
-    conc__stack_clear(stack, used);
+    if (!g->stopped)
+        CONC__HOOK(l, stack_used(l, stack, conc__gen_source(g), !is_kept));
 }
 
 /* Frees a generator whose body has ended or was stopped, and returns its result. */
@@ -8002,8 +7971,7 @@ CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
     while (g->sources)
         conc__gen_set_user(g->sources, NULL);
     l->generators.count--;
-    if (CONC__UNLIKELY(CONC__DEBUGS(l)))
-        conc__holding_drop(&l->diagnostics.opened, g);
+    CONC__HOOK(l, closed(l, g));
     g->gone = !face;
     conc__gen_give_stack(l, g);
     if (face)
@@ -10451,7 +10419,7 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *con
     conc__check_lost(l, __builtin_frame_address(0));
     conc__group_open(l, &g, spawned);
     char name[CONC__NAME];
-    if (!s.name && CONC__STEPWISE(l) && conc__name_function(name, (uintptr_t)s.handler))
+    if (!s.name && CONC__HOOKS(l) && CONC__HOOKS(l)->name_function(name, (uintptr_t)s.handler))
         s.name = name;
     rc = conc__serve_all(l, &g, &s, connection);
     if (rc)
@@ -10701,8 +10669,7 @@ CONC__PRIVATE void conc__stream_begin_life(conc_loop *l, conc_stream *s, int fd,
                        .on = on,
                        .state = CONC__STREAM_OPEN,
                        .run = l->run.number};
-    if (CONC__UNLIKELY(CONC__DEBUGS(l)))
-        conc__holding_add(&l->diagnostics.opened, s, "a stream", place);
+    CONC__HOOK(l, opened(l, s, "a stream", place));
 }
 
 CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd)
@@ -11910,8 +11877,8 @@ CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
 {
     s->state = CONC__STREAM_CLOSED;
     s->dropped = conc__buffered(&s->out);
-    if (l && CONC__DEBUGS(l))
-        conc__holding_drop(&l->diagnostics.opened, s);
+    if (l)
+        CONC__HOOK(l, closed(l, s));
     while (s->writers.first)
         conc__wake(l, s->writers.first, -EPIPE);
     s->ended = NULL;
@@ -12404,11 +12371,7 @@ CONC__PRIVATE int conc__signal_subscribe(conc_loop *l, struct conc__signal_numbe
 {
     struct conc__signal_list *list = &l->signals.received[n->number];
     int rc = conc__signal_enter(n->number, CONC__RECEIVES, &n->seen);
-    n->next = list->first;
-    n->prev = NULL;
-    if (list->first)
-        list->first->prev = n;
-    list->first = n;
+    CONC__LIST_PREPEND(list->first, n, next, prev);
     conc__signal_unblock(l, n->number);
     return rc;
 }
@@ -12418,12 +12381,7 @@ CONC__PRIVATE int conc__signal_subscribe(conc_loop *l, struct conc__signal_numbe
 CONC__PRIVATE void conc__signal_unsubscribe(conc_loop *l, const struct conc__signal_number *n)
 {
     struct conc__signal_list *list = &l->signals.received[n->number];
-    if (n->prev)
-        n->prev->next = n->next;
-    else
-        list->first = n->next;
-    if (n->next)
-        n->next->prev = n->prev;
+    CONC__LIST_REMOVE(list->first, n, next, prev);
     if (!list->first && l->signals.unblocked & conc__signal_bit(n->number)) {
         l->signals.unblocked &= ~conc__signal_bit(n->number);
         conc__signal_block(n->number);
@@ -12484,20 +12442,12 @@ CONC__PRIVATE int conc__signals_fill(conc_loop *l, const conc__signal_call *c)
 CONC__PRIVATE void conc__signals_link(conc_loop *l, conc_signals *s)
 {
     s->loop = l;
-    s->next = l->signals.open;
-    if (s->next)
-        s->next->prev = s;
-    l->signals.open = s;
+    CONC__LIST_PREPEND(l->signals.open, s, next, prev);
 }
 
 CONC__PRIVATE void conc__signals_unlink(conc_loop *l, const conc_signals *s)
 {
-    if (s->prev)
-        s->prev->next = s->next;
-    else
-        l->signals.open = s->next;
-    if (s->next)
-        s->next->prev = s->prev;
+    CONC__LIST_REMOVE(l->signals.open, s, next, prev);
 }
 
 CONC__PRIVATE void conc__open_signals(conc_loop *l, void *arg)
@@ -12743,6 +12693,156 @@ CONC__PRIVATE void conc__pipe_signal_unblock(const conc_loop *l)
     if (!l->signals.pipe_was_blocked)
         pthread_sigmask(SIG_UNBLOCK, &pipe, NULL);
 }
+
+/* -- stack overflows -- */
+
+#if defined CONC_GUARD_REPORT || !defined CONC_NO_DIAGNOSTICS
+
+/* Reports that a task has used up its stack; t is NULL if the task is unknown. Allocates nothing:
+ * it may run in a signal handler. */
+CONC__COLD void conc__report_overflow(const conc_task *t, const conc__stack *s)
+{
+    char name[CONC__DESCRIPTION] = "a task", text[sizeof name + 256];
+    const char *which = s->has_generator ? "its generator's stack" : "its stack";
+    size_t size = s->cache->size;
+    if (t)
+        conc__describe(name, sizeof name, conc__source_of(t));
+    int n = snprintf(
+        text, sizeof text,
+        "conc: stack overflow: %s used all %zu bytes of %s: raise conc_options.stack_size, "
+        "conc_group.stack_size, or CONC_STACK=%zu in the environment\n",
+        name, size, which, size * 2);
+    conc__write_stderr(text, n, sizeof text);
+}
+
+/* The stack whose guard region contains an address, or NULL. */
+CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *address)
+{
+    for (const conc__stack_cache *p = l->stacks.caches; p; p = p->next)
+        for (const conc__slab *slab = p->slabs; slab; slab = slab->next) {
+            uintptr_t from = (uintptr_t)address - (uintptr_t)slab->base;
+            if (from < p->stride * (size_t)slab->carved && from % p->stride < p->guard)
+                return conc__stack_at(slab, (int)(from / p->stride));
+        }
+    return NULL;
+}
+
+static struct sigaction conc__fault_before[2]; /* their former dispositions: */
+static const int conc__fault_numbers[] = {SIGSEGV, SIGBUS};
+
+/* Has the former handler, called by this one, called back? */
+CONC__PRIVATE bool conc__fault_comes_back(const siginfo_t *info)
+{
+    static _Atomic uintptr_t last_info, last_frame;
+    uintptr_t frame = (uintptr_t)__builtin_frame_address(0),
+              before = atomic_exchange(&last_info, (uintptr_t)info);
+    return before == (uintptr_t)info && frame < atomic_exchange(&last_frame, frame);
+}
+
+/* Ends the process: the instruction faults again; a sent signal is sent again. */
+CONC__PRIVATE void conc__fault_kills(int number, bool was_sent)
+{
+    struct sigaction usual;
+    memset(&usual, 0, sizeof usual);
+    usual.sa_handler = SIG_DFL;
+    sigaction(number, &usual, NULL);
+    if (was_sent)
+        raise(number);
+}
+
+/* The handler, on its own stack. Afterwards the former disposition takes effect: by default, the
+ * process ends. */
+CONC__PRIVATE void conc__on_fault(int number, siginfo_t *info, void *context)
+{
+    const conc_loop *l = conc__here;
+    bool was_sent = info->si_code <= 0;
+    const conc__stack *s = NULL;
+    const struct sigaction *before = &conc__fault_before[number == SIGBUS];
+    if (conc__fault_comes_back(info)) {
+        conc__fault_kills(number, was_sent);
+        return;
+    }
+    if (l && !was_sent)
+        s = conc__stack_above(l, info->si_addr);
+    if (s)
+        conc__report_overflow(l->self, s);
+    else if (!was_sent && conc__extended.job_overflows)
+        conc__extended.job_overflows(info->si_addr);
+    if (before->sa_flags & SA_SIGINFO)
+        before->sa_sigaction(number, info, context);
+    else if (before->sa_handler != SIG_DFL && before->sa_handler != SIG_IGN)
+        before->sa_handler(number);
+    else if (before->sa_handler == SIG_DFL || !was_sent)
+        conc__fault_kills(number, was_sent);
+    /* no tail call: conc__fault_comes_back compares frames */
+    atomic_signal_fence(memory_order_seq_cst);
+}
+
+CONC__PRIVATE bool conc__fault_is_ours(int number)
+{
+    struct sigaction now;
+    return sigaction(number, NULL, &now) == 0 && (now.sa_flags & SA_SIGINFO) &&
+           now.sa_sigaction == conc__on_fault;
+}
+
+CONC__PRIVATE bool conc__faults_wanted(const conc_loop *l)
+{
+#ifdef CONC_GUARD_REPORT
+    (void)l;
+    return true;
+#else
+    return CONC__DEBUGS(l);
+#endif
+}
+
+/* The first run that wants it installs the handler, and the last removes it, unless the program has
+ * since installed its own. */
+CONC__PRIVATE void conc__faults_open(conc_loop *l)
+{
+    if (!conc__faults_wanted(l))
+        return;
+    if (conc__signals_reach(l)) /* the handler needs its stack: without memory there is no report */
+        return;
+    pthread_mutex_lock(&conc__signalling.mutex);
+    for (size_t i = 0; i < CONC_LEN(conc__fault_numbers) && conc__signalling.faults == 0; i++) {
+        struct sigaction ours;
+        memset(&ours, 0, sizeof ours);
+        ours.sa_sigaction = conc__on_fault;
+        ours.sa_flags = SA_SIGINFO | CONC__SA_ONSTACK | SA_NODEFER;
+        if (!conc__fault_is_ours(conc__fault_numbers[i]))
+            sigaction(conc__fault_numbers[i], &ours, &conc__fault_before[i]);
+    }
+    conc__signalling.faults++;
+    l->diagnostics.faults_taken = true;
+    pthread_mutex_unlock(&conc__signalling.mutex);
+}
+
+CONC__PRIVATE void conc__faults_restore(void)
+{
+    for (size_t i = 0; i < CONC_LEN(conc__fault_numbers); i++)
+        if (conc__fault_is_ours(conc__fault_numbers[i]))
+            sigaction(conc__fault_numbers[i], &conc__fault_before[i], NULL);
+}
+
+CONC__PRIVATE void conc__faults_close(conc_loop *l)
+{
+    if (!l->diagnostics.faults_taken)
+        return;
+    l->diagnostics.faults_taken = false;
+    pthread_mutex_lock(&conc__signalling.mutex);
+    conc__signalling.faults--;
+    if (conc__signalling.faults == 0)
+        conc__faults_restore();
+    pthread_mutex_unlock(&conc__signalling.mutex);
+}
+
+#else
+
+CONC__PRIVATE void conc__faults_open(conc_loop *l) { (void)l; }
+CONC__PRIVATE void conc__faults_close(conc_loop *l) { (void)l; }
+CONC__PRIVATE void conc__faults_restore(void) {}
+
+#endif
 
 /* ---- >>loops -------------------------------------------------------------------------------- */
 
@@ -13104,59 +13204,9 @@ CONC__PRIVATE void conc__run_posts(conc_loop *l)
         conc__put_posts_back(l, p, last);
 }
 
-/* ---- >>diagnostics -------------------------------------------------------------------------- */
+/* ---- >>reports ------------------------------------------------------------------------------ */
 
-/* -- dumps and reports -- */
-
-CONC__PRIVATE const char *conc__state_of(const conc_loop *l, const conc_task *t)
-{
-    if (t == l->self)
-        return "running";
-    if (t->wait)
-        return t->wait->kind->what;
-    if (t->state == CONC__DONE)
-        return "ended";
-    return "ready";
-}
-
-/* Indents by two columns a level. Deep levels are printed as a number, which keeps a deep tree
- * readable and its dump linear. */
-CONC__PRIVATE void conc__indent(FILE *out, int depth)
-{
-    enum { DEEPEST = 24 };
-    if (depth <= DEEPEST)
-        fprintf(out, "%*s", depth * 2, "");
-    else
-        fprintf(out, "%*s(level %d) ", DEEPEST * 2, "", depth);
-}
-
-CONC__PRIVATE void conc__print_task(FILE *out, const conc_loop *l, const conc_task *t, int depth)
-{
-    char text[CONC__DESCRIPTION];
-    conc__source source = conc__source_of(t);
-    conc__indent(out, depth);
-    fprintf(out, "%s: %s", conc__describe(text, sizeof text, (conc__source){t->name, t->name}),
-            conc__state_of(l, t));
-    if (t->wait && t->wait->kind->details)
-        t->wait->kind->details(out, t->wait);
-    if (t->wait)
-        fprintf(out, " [%.3f s]", (double)(conc__time(l) - t->since) / 1e9);
-    if (t->pending)
-        fprintf(out, ", cancelled");
-    conc__describe_spawn(text, sizeof text, source);
-    fprintf(out, "%s\n", text);
-}
-
-CONC__PRIVATE void conc__print_group(FILE *out, const conc_group *g, int depth)
-{
-    conc__indent(out, depth);
-    if (g->background)
-        fprintf(out, "background");
-    else
-        fprintf(out, "group at %s", conc__place_of(g->scope.place));
-    fprintf(out, ", %d %s", g->live, g->live == 1 ? "child" : "children");
-    fputs(g->scope.effective ? ", cancelled:\n" : ":\n", out);
-}
+/* -- the tree of tasks -- */
 
 /* The first group with children from scope s inward. */
 CONC__PRIVATE conc_group *conc__group_from(conc_scope *s)
@@ -13238,6 +13288,329 @@ static inline bool conc__lives(conc_loop *l, const conc_task *t, uint64_t serial
     bool is_there =
         conc__is_in_tree(&l->run.main, t) || conc__is_in_tree(l->run.background.children, t);
     return is_there && t->serial == serial;
+}
+
+/* -- deadlocks -- */
+
+/* The next task, after `last`, for which t waits; NULL: none. A group waits for all its children.
+ * */
+CONC__PRIVATE const conc_task *conc__blocker(const conc_task *t, const conc_task *last)
+{
+    const conc__wait *w = t->wait;
+    if (!w)
+        return NULL;
+    bool is_group = w->kind == &conc__closing;
+    if (is_group && last)
+        return last->younger;
+    if (is_group)
+        return ((const conc_group *)w->on)->children;
+    if (last || !w->kind->owner)
+        return NULL;
+    return w->kind->owner(w);
+}
+
+/* Tasks of which each waits for the next, and the last for the first. `next`, which tasks that wait
+ * do not use, leads from the last one back to the first. */
+typedef struct conc__circle {
+    conc_task *first, *last;
+} conc__circle;
+
+/* Follows from t the tasks that wait for each other, and finds the first circle. `marked` is set in
+ * each task that was seen. In a task on the path from t, `next` leads back, and `next_marked`
+ * points to the task itself. */
+CONC__PRIVATE bool conc__find_circle(conc_task *t, conc__circle *circle)
+{
+    const conc_task *last = NULL;
+    t->next = NULL;
+    t->marked = true;
+    t->next_marked = t;
+    while (t) {
+        conc_task *to = (conc_task *)(uintptr_t)conc__blocker(t, last);
+        if (to && to->marked && to->next_marked == to) {
+            *circle = (conc__circle){to, t};
+            return true;
+        }
+        if (to && !to->marked) {
+            to->next = t;
+            to->marked = true;
+            to->next_marked = to;
+            t = to;
+            last = NULL;
+        } else if (to) {
+            last = to;
+        } else {
+            last = t;
+            t->next_marked = NULL;
+            t = t->next;
+        }
+    }
+    return false;
+}
+
+/* Is there a circle of tasks? */
+CONC__PRIVATE bool conc__find_deadlock(conc_loop *l, conc__circle *circle)
+{
+    const conc_task *roots[] = {&l->run.main, l->run.background.children};
+    bool found = false;
+    for (size_t i = 0; i < CONC_LEN(roots); i++)
+        for (const conc_task *t = roots[i]; t && !found; t = conc__task_after(t))
+            found = !t->marked && conc__find_circle((conc_task *)(uintptr_t)t, circle);
+    for (size_t i = 0; i < CONC_LEN(roots); i++)
+        for (const conc_task *t = roots[i]; t; t = conc__task_after(t))
+            ((conc_task *)(uintptr_t)t)->marked = false;
+    return found;
+}
+
+/* The search for a circle visits every task. Other threads' posts may wake the loop very often
+ * while all tasks wait: then most pauses skip the search, until one is long enough. True: do not
+ * search now; `limit` is when to search again. */
+CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
+{
+    enum { TASKS = 64, EVERY = 50 * 1000 * 1000 }; /* at most this many tasks per pause; ns */
+    int64_t now = conc__clock(), left = l->diagnostics.searched + EVERY - now;
+    if (left <= 0 ||
+        ++l->diagnostics.unsearched * TASKS >= l->counters.spawned - l->counters.finished) {
+        l->diagnostics.searched = now;
+        l->diagnostics.unsearched = 0;
+        return false;
+    }
+    if (left < *limit)
+        *limit = left;
+    return true;
+}
+
+/* Every task waits. Is main_fn sleeping until a signal ends the program? Not if a shield blocks the
+ * cancel, nor if other tasks wait for each other in a circle. */
+CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit)
+{
+    const conc__wait *w = l->run.main.wait;
+    conc__circle circle;
+    if (l->clock.is_virtual || !atomic_load(&l->interrupt.numbers) || !w)
+        return false;
+    bool shielded = false;
+    for (const conc_scope *s = l->run.main.scope; s; s = s->outer)
+        shielded |= s->shielded;
+    if (shielded || w->kind != &conc__sleeping)
+        return false;
+    return conc__search_can_wait(l, limit) || !conc__find_deadlock(l, &circle);
+}
+
+CONC__COLD void conc__print_deadlock(conc_loop *l, FILE *out)
+{
+    flockfile(out); /* keep other threads' lines out */
+    fprintf(out, "conc: deadlock: every task waits, and nothing can wake any of them\n");
+    if (conc__diagnostics.deadlock)
+        conc__diagnostics.deadlock(l, out);
+    if (l->cancels.doomed)
+        fprintf(out, "conc: they were already cancelled, and do not end\n");
+    funlockfile(out);
+}
+
+/* Cancels every task, through every shield: the run ends with this error. */
+CONC__COLD void conc__doom(conc_loop *l, int rc)
+{
+    l->cancels.doomed = true;
+    if (!l->cancels.doom_rc)
+        l->cancels.doom_rc = rc;
+    conc__mark(l, &l->run.main);
+    conc__spread(l, NULL, &l->run.background.scope, true);
+    conc__spread_marked(l);
+}
+
+/* Reports that every task waits and nothing can wake any of them, and cancels everything. */
+CONC__COLD void conc__deadlock(conc_loop *l)
+{
+    int saved = errno;
+    conc__print_deadlock(l, stderr);
+    if (l->cancels.doomed)
+        abort();
+    conc__doom(l, -EDEADLK);
+    errno = saved;
+}
+
+/* -- lost objects -- */
+
+typedef struct conc__lost_call {
+    const conc_task *task;
+    const char *place, *how;
+} conc__lost_call;
+
+/* Explains why a function has returned with something open: after an error, usually by a CONC_TRY.
+ */
+CONC__PRIVATE void conc__explain_early_return(const conc_task *t, bool is_scope)
+{
+    int rc = t->last_rc;
+    if (!rc && t->pending)
+        rc = -ECANCELED;
+    if (rc < 0)
+        fprintf(stderr, "conc: its newest error: %s\n", conc__text_or(conc__error_text(t, rc), rc));
+    if (is_scope && rc < 0)
+        fprintf(stderr,
+                "conc: an early return, such as CONC_TRY's, leaves it open: inside a scope or "
+                "group use CONC_TRY_IN(&it, ...), which ends it first\n");
+    else if (is_scope)
+        fprintf(stderr, "conc: conc_group_wait, conc_group_end or conc_scope_end is missing before "
+                        "that return\n");
+}
+
+CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
+{
+    const conc__lost_call *c = arg;
+    const char *place = c->place ? c->place : "the scope or group around others";
+    bool is_spawn = strncmp(place, "the ", 4) != 0; /* a group's place is that of its first spawn */
+    const char *opened = is_spawn ? "the group of " : "";
+    bool is_handle = strncmp(place, CONC__HANDLE_OF, strlen(CONC__HANDLE_OF)) == 0;
+    char who[CONC__DESCRIPTION] = "the loop";
+    (void)l;
+    if (c->task)
+        conc__describe(who, sizeof who, conc__source_of(c->task));
+    fprintf(stderr, "conc: %s: %s, with %s%s still %s\n", who, c->how, opened, place,
+            is_handle ? "in use" : "open");
+    bool is_scope = !is_handle && strncmp(place, "the conc_", 9) != 0;
+    if (c->how == conc__overwritten && is_scope)
+        fprintf(stderr, "conc: either bytes of it were overwritten, or the function that declared "
+                        "it returned before conc_group_wait, conc_group_end or conc_scope_end\n");
+    else if (c->how == conc__overwritten && is_handle)
+        fprintf(stderr, "conc: either bytes of it were overwritten, or the function that declared "
+                        "it returned before the task's end\n");
+    else if (c->task && c->how != conc__overwritten)
+        conc__explain_early_return(c->task, is_scope);
+    abort();
+}
+
+/* Aborts because the memory of an object that the loop still points to is gone. t: the object's
+ * task, NULL: the loop; place: what it is, and where it was opened. */
+CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *place, const char *how)
+{
+    conc__lost_call c = {t, place, how};
+    conc__on_loop(l, conc__lost_on_loop, &c);
+}
+
+/* -- statistics and dumps -- */
+
+/* Each task has a stack, and so does each generator that is open or was stopped. */
+CONC__PRIVATE void conc__count_stacks(const conc_loop *l, conc_stats *s)
+{
+    size_t all = 0;
+    s->stacks = (size_t)(l->counters.spawned - l->counters.finished) + l->generators.count;
+    for (const conc__stack *stack = l->generators.stopped; stack; stack = stack->next)
+        s->stacks++;
+    for (const conc__stack_cache *p = l->stacks.caches; p; p = p->next) {
+        all += p->resident;
+        s->stack_bytes += p->stride * (size_t)p->per_slab * p->slab_count;
+    }
+    s->stacks_kept = all - s->stacks;
+}
+
+CONC_API void conc_get_stats(conc_stats *s)
+{
+    conc_loop *l = conc__here;
+    if (!s)
+        return;
+    memset(s, 0, sizeof *s);
+    if (!l)
+        return;
+    for (const conc_task *t = l->ready.first; t; t = t->next)
+        s->ready++;
+    conc__count_stacks(l, s);
+    s->tasks = (size_t)(l->counters.spawned - l->counters.finished);
+    s->timers = conc__wheel_count(&l->clock.wheel);
+    s->generators = l->generators.count;
+    s->descriptors = l->fds.watched_count;
+    for (const conc_signals *open = l->signals.open; open; open = open->next)
+        s->signals++;
+    pthread_mutex_lock(&l->shared.mutex);
+    s->holds = l->shared.holds;
+    pthread_mutex_unlock(&l->shared.mutex);
+    s->spawned = l->counters.spawned - conc__first_serial(l);
+    s->switches = l->counters.switches;
+    s->passes = l->counters.passes;
+    s->polls = l->counters.polls;
+    s->peak = (size_t)(l->counters.most - l->counters.finished);
+    if (conc__extended.jobs_queued)
+        s->jobs_queued = conc__extended.jobs_queued();
+    int64_t now = conc__time(l), ran = now - l->run.began - l->counters.idled;
+    if (CONC__HOOKS(l)) {
+        ran = l->diagnostics.ran;
+        if (l->self)
+            ran += now - l->diagnostics.step_began;
+    }
+    s->idle = (double)l->counters.idled / 1e9;
+    s->waiting = (double)l->diagnostics.waited / 1e9;
+    s->running = (double)ran / 1e9;
+}
+
+CONC_API void conc_dump(FILE *out)
+{
+    conc_loop *l = conc__here;
+    if (!out)
+        return;
+    if (!l) {
+        fprintf(out, "conc: no run on this thread\n");
+        return;
+    }
+    int saved = errno;
+    if (conc__diagnostics.dump)
+        conc__diagnostics.dump(l, out);
+    else
+        fprintf(out, "conc: no dump: the program has CONC_NO_DIAGNOSTICS\n");
+    errno = saved;
+}
+
+/* ---- >>diagnostics -------------------------------------------------------------------------- */
+
+#ifndef CONC_NO_DIAGNOSTICS
+
+/* -- dumps and reports -- */
+
+CONC__PRIVATE const char *conc__state_of(const conc_loop *l, const conc_task *t)
+{
+    if (t == l->self)
+        return "running";
+    if (t->wait)
+        return t->wait->kind->what;
+    if (t->state == CONC__DONE)
+        return "ended";
+    return "ready";
+}
+
+/* Indents by two columns a level. Deep levels are printed as a number, which keeps a deep tree
+ * readable and its dump linear. */
+CONC__PRIVATE void conc__indent(FILE *out, int depth)
+{
+    enum { DEEPEST = 24 };
+    if (depth <= DEEPEST)
+        fprintf(out, "%*s", depth * 2, "");
+    else
+        fprintf(out, "%*s(level %d) ", DEEPEST * 2, "", depth);
+}
+
+CONC__PRIVATE void conc__print_task(FILE *out, const conc_loop *l, const conc_task *t, int depth)
+{
+    char text[CONC__DESCRIPTION];
+    conc__source source = conc__source_of(t);
+    conc__indent(out, depth);
+    fprintf(out, "%s: %s", conc__describe(text, sizeof text, (conc__source){t->name, t->name}),
+            conc__state_of(l, t));
+    if (t->wait && t->wait->kind->details)
+        t->wait->kind->details(out, t->wait);
+    if (t->wait)
+        fprintf(out, " [%.3f s]", (double)(conc__time(l) - t->since) / 1e9);
+    if (t->pending)
+        fprintf(out, ", cancelled");
+    conc__describe_spawn(text, sizeof text, source);
+    fprintf(out, "%s\n", text);
+}
+
+CONC__PRIVATE void conc__print_group(FILE *out, const conc_group *g, int depth)
+{
+    conc__indent(out, depth);
+    if (g->background)
+        fprintf(out, "background");
+    else
+        fprintf(out, "group at %s", conc__place_of(g->scope.place));
+    fprintf(out, ", %d %s", g->live, g->live == 1 ? "child" : "children");
+    fputs(g->scope.effective ? ", cancelled:\n" : ":\n", out);
 }
 
 /* Prints the tree below a task, without recursion: it may be deep. */
@@ -13365,46 +13738,16 @@ CONC__PRIVATE void conc__dump_on_loop(conc_loop *l, void *arg)
     l->self = NULL;
 }
 
-CONC_API void conc_dump(FILE *out)
+CONC__COLD void conc__dump(conc_loop *l, FILE *out)
 {
-    conc_loop *l = conc__here;
-    if (!out)
-        return;
-    if (!l) {
-        fprintf(out, "conc: no run on this thread\n");
-        return;
-    }
     conc__dump_call d = {out, l->self};
-    int saved = errno;
-    if (CONC__DIAGNOSES)
-        conc__on_loop(l, conc__dump_on_loop, &d);
-    else
-        fprintf(out, "conc: no dump: the program has CONC_NO_DIAGNOSTICS\n");
-    errno = saved;
+    conc__on_loop(l, conc__dump_on_loop, &d);
 }
 
-/* The next task, after `last`, for which t waits; NULL: none. A group waits for all its children.
- * */
-CONC__PRIVATE const conc_task *conc__blocker(const conc_task *t, const conc_task *last)
+CONC__PRIVATE void conc__print_circle(FILE *out, const conc_loop *l, const conc__circle *circle)
 {
-    const conc__wait *w = t->wait;
-    if (!w)
-        return NULL;
-    bool is_group = w->kind == &conc__closing;
-    if (is_group && last)
-        return last->younger;
-    if (is_group)
-        return ((const conc_group *)w->on)->children;
-    if (last || !w->kind->owner)
-        return NULL;
-    return w->kind->owner(w);
-}
-
-CONC__PRIVATE void conc__print_cycle(FILE *out, const conc_loop *l, conc_task *last,
-                                     const conc_task *first)
-{
-    conc_task *at = last, *after = NULL; /* the path leads back: reverse it */
-    while (after != first) {
+    conc_task *at = circle->last, *after = NULL; /* the path leads back: reverse it */
+    while (after != circle->first) {
         conc_task *before = at->next;
         at->next = after;
         after = at;
@@ -13413,251 +13756,19 @@ CONC__PRIVATE void conc__print_cycle(FILE *out, const conc_loop *l, conc_task *l
     enum { MOST = 20 };
     int n = 0;
     fprintf(out, "conc: in a circle, each waits for the next, and the last for the first:\n");
-    for (const conc_task *t = first; t; t = t->next, n++)
+    for (const conc_task *t = circle->first; t; t = t->next, n++)
         if (n < MOST || !t->next)
             conc__print_task(out, l, t, 1);
         else if (n == MOST)
             fprintf(out, "  ... and so on ...\n");
 }
 
-/* Follows from t the tasks that wait for each other, and prints the first circle. `marked` is set
- * in each visited task. In a task on the path from t, `next` (unused by waiting tasks) leads back,
- * and `next_marked` points to the task itself. */
-CONC__PRIVATE bool conc__find_cycle(FILE *out, const conc_loop *l, conc_task *t)
+CONC__COLD void conc__print_tasks_of_deadlock(conc_loop *l, FILE *out)
 {
-    const conc_task *last = NULL;
-    t->next = NULL;
-    t->marked = true;
-    t->next_marked = t;
-    while (t) {
-        conc_task *to = (conc_task *)(uintptr_t)conc__blocker(t, last);
-        if (to && to->marked && to->next_marked == to) {
-            if (out)
-                conc__print_cycle(out, l, t, to);
-            return true;
-        }
-        if (to && !to->marked) {
-            to->next = t;
-            to->marked = true;
-            to->next_marked = to;
-            t = to;
-            last = NULL;
-        } else if (to) {
-            last = to;
-        } else {
-            last = t;
-            t->next_marked = NULL;
-            t = t->next;
-        }
-    }
-    return false;
-}
-
-/* Is there a circle of tasks? Prints it, unless out is NULL. */
-CONC__PRIVATE bool conc__find_deadlock(FILE *out, conc_loop *l)
-{
-    const conc_task *roots[] = {&l->run.main, l->run.background.children};
-    bool found = false;
-    for (size_t i = 0; i < CONC_LEN(roots); i++)
-        for (const conc_task *t = roots[i]; t && !found; t = conc__task_after(t))
-            found = !t->marked && conc__find_cycle(out, l, (conc_task *)(uintptr_t)t);
-    for (size_t i = 0; i < CONC_LEN(roots); i++)
-        for (const conc_task *t = roots[i]; t; t = conc__task_after(t))
-            ((conc_task *)(uintptr_t)t)->marked = false;
-    return found;
-}
-
-/* The search for a circle visits every task. Other threads' posts may wake the loop very often
- * while all tasks wait: then most pauses skip the search, until one is long enough. True: do not
- * search now; `limit` is when to search again. */
-CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
-{
-    enum { TASKS = 64, EVERY = 50 * 1000 * 1000 }; /* at most this many tasks per pause; ns */
-    int64_t now = conc__clock(), left = l->diagnostics.searched + EVERY - now;
-    if (left <= 0 ||
-        ++l->diagnostics.unsearched * TASKS >= l->counters.spawned - l->counters.finished) {
-        l->diagnostics.searched = now;
-        l->diagnostics.unsearched = 0;
-        return false;
-    }
-    if (left < *limit)
-        *limit = left;
-    return true;
-}
-
-/* Every task waits. Is main_fn sleeping until a signal ends the program? Not if a shield blocks the
- * cancel, nor if other tasks wait for each other in a circle. */
-CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit)
-{
-    const conc__wait *w = l->run.main.wait;
-    if (l->clock.is_virtual || !atomic_load(&l->interrupt.numbers) || !w)
-        return false;
-    bool shielded = false;
-    for (const conc_scope *s = l->run.main.scope; s; s = s->outer)
-        shielded |= s->shielded;
-    if (shielded || w->kind != &conc__sleeping)
-        return false;
-    return conc__search_can_wait(l, limit) || !conc__find_deadlock(NULL, l);
-}
-
-CONC__COLD void conc__print_deadlock(conc_loop *l, FILE *out)
-{
-    flockfile(out); /* keep other threads' lines out */
-    fprintf(out, "conc: deadlock: every task waits, and nothing can wake any of them\n");
-    if (CONC__DIAGNOSES) {
-        conc__print_all(l, out);
-        conc__find_deadlock(out, l);
-    }
-    if (l->cancels.doomed)
-        fprintf(out, "conc: they were already cancelled, and do not end\n");
-    funlockfile(out);
-}
-
-/* Cancels every task, through every shield: the run ends with this error. */
-CONC__COLD void conc__doom(conc_loop *l, int rc)
-{
-    l->cancels.doomed = true;
-    if (!l->cancels.doom_rc)
-        l->cancels.doom_rc = rc;
-    conc__mark(l, &l->run.main);
-    conc__spread(l, NULL, &l->run.background.scope, true);
-    conc__spread_marked(l);
-}
-
-/* Reports that every task waits and nothing can wake any of them, and cancels everything. */
-CONC__COLD void conc__deadlock(conc_loop *l)
-{
-    int saved = errno;
-    conc__print_deadlock(l, stderr);
-    if (l->cancels.doomed)
-        abort();
-    conc__doom(l, -EDEADLK);
-    errno = saved;
-}
-
-typedef struct conc__lost_call {
-    const conc_task *task;
-    const char *place, *how;
-} conc__lost_call;
-
-/* Explains why a function has returned with something open: after an error, usually by a CONC_TRY.
- */
-CONC__PRIVATE void conc__explain_early_return(const conc_task *t, bool is_scope)
-{
-    int rc = t->last_rc;
-    if (!rc && t->pending)
-        rc = -ECANCELED;
-    if (rc < 0)
-        fprintf(stderr, "conc: its newest error: %s\n", conc__text_or(conc__error_text(t, rc), rc));
-    if (is_scope && rc < 0)
-        fprintf(stderr,
-                "conc: an early return, such as CONC_TRY's, leaves it open: inside a scope or "
-                "group use CONC_TRY_IN(&it, ...), which ends it first\n");
-    else if (is_scope)
-        fprintf(stderr, "conc: conc_group_wait, conc_group_end or conc_scope_end is missing before "
-                        "that return\n");
-}
-
-CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
-{
-    const conc__lost_call *c = arg;
-    const char *place = c->place ? c->place : "the scope or group around others";
-    bool is_spawn = strncmp(place, "the ", 4) != 0; /* a group's place is that of its first spawn */
-    const char *opened = is_spawn ? "the group of " : "";
-    bool is_handle = strncmp(place, CONC__HANDLE_OF, strlen(CONC__HANDLE_OF)) == 0;
-    char who[CONC__DESCRIPTION] = "the loop";
-    (void)l;
-    if (c->task)
-        conc__describe(who, sizeof who, conc__source_of(c->task));
-    fprintf(stderr, "conc: %s: %s, with %s%s still %s\n", who, c->how, opened, place,
-            is_handle ? "in use" : "open");
-    bool is_scope = !is_handle && strncmp(place, "the conc_", 9) != 0;
-    if (c->how == conc__overwritten && is_scope)
-        fprintf(stderr, "conc: either bytes of it were overwritten, or the function that declared "
-                        "it returned before conc_group_wait, conc_group_end or conc_scope_end\n");
-    else if (c->how == conc__overwritten && is_handle)
-        fprintf(stderr, "conc: either bytes of it were overwritten, or the function that declared "
-                        "it returned before the task's end\n");
-    else if (c->task && c->how != conc__overwritten)
-        conc__explain_early_return(c->task, is_scope);
-    abort();
-}
-
-CONC__PRIVATE bool conc__is_on_own_stack(const conc_task *self, const char *at)
-{
-    return self && at >= self->stack->low && at < conc__stack_top(self->stack);
-}
-
-/* Debug: a task's or job's handle must outlive it. what: the task's name, or CONC__A_JOB. A job's
- * end in another thread is not noted: only a handle on the running task's stack is watched. */
-CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *what)
-{
-    bool is_job = strcmp(what, CONC__A_JOB) == 0;
-    if (is_job && !conc__is_on_own_stack(l->self, handle))
-        return;
-    conc__holding_drop(&l->lent.handles, handle); /* an earlier job's, which has ended */
-    conc__holding_add(&l->lent.handles, handle, "a handle", what);
-    l->lent.any = l->lent.receivers || l->lent.handles;
-}
-
-/* Aborts because the memory of an object that the loop still points to is gone. t: the object's
- * task, NULL: the loop; place: what it is, and where it was opened. */
-CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *place, const char *how)
-{
-    conc__lost_call c = {t, place, how};
-    conc__on_loop(l, conc__lost_on_loop, &c);
-}
-
-/* Each task has a stack, and so does each generator that is open or was stopped. */
-CONC__PRIVATE void conc__count_stacks(const conc_loop *l, conc_stats *s)
-{
-    size_t all = 0;
-    s->stacks = (size_t)(l->counters.spawned - l->counters.finished) + l->generators.count;
-    for (const conc__stack *stack = l->generators.stopped; stack; stack = stack->next)
-        s->stacks++;
-    for (const conc__stack_cache *p = l->stacks.caches; p; p = p->next) {
-        all += p->resident;
-        s->stack_bytes += p->stride * (size_t)p->per_slab * p->slab_count;
-    }
-    s->stacks_kept = all - s->stacks;
-}
-
-CONC_API void conc_get_stats(conc_stats *s)
-{
-    conc_loop *l = conc__here;
-    if (!s)
-        return;
-    memset(s, 0, sizeof *s);
-    if (!l)
-        return;
-    for (const conc_task *t = l->ready.first; t; t = t->next)
-        s->ready++;
-    conc__count_stacks(l, s);
-    s->tasks = (size_t)(l->counters.spawned - l->counters.finished);
-    s->timers = conc__wheel_count(&l->clock.wheel);
-    s->generators = l->generators.count;
-    s->descriptors = l->fds.watched_count;
-    for (const conc_signals *open = l->signals.open; open; open = open->next)
-        s->signals++;
-    pthread_mutex_lock(&l->shared.mutex);
-    s->holds = l->shared.holds;
-    pthread_mutex_unlock(&l->shared.mutex);
-    s->spawned = l->counters.spawned - conc__first_serial(l);
-    s->switches = l->counters.switches;
-    s->passes = l->counters.passes;
-    s->polls = l->counters.polls;
-    s->peak = (size_t)(l->counters.most - l->counters.finished);
-    if (conc__extended.jobs_queued)
-        s->jobs_queued = conc__extended.jobs_queued();
-    int64_t now = conc__time(l), ran = now - l->run.began - l->counters.idled;
-    if (CONC__STEPWISE(l)) {
-        ran = l->diagnostics.ran;
-        if (l->self)
-            ran += now - l->diagnostics.step_began;
-    }
-    s->idle = (double)l->counters.idled / 1e9;
-    s->waiting = (double)l->diagnostics.waited / 1e9;
-    s->running = (double)ran / 1e9;
+    conc__circle circle;
+    conc__print_all(l, out);
+    if (conc__find_deadlock(l, &circle))
+        conc__print_circle(out, l, &circle);
 }
 
 /* -- traces -- */
@@ -13703,7 +13814,7 @@ CONC__PRIVATE void conc__trace_write(conc_loop *l, void *arg)
 CONC__COLD void conc__trace_catch_up(conc_loop *l)
 {
     enum { EVERY = 500000000 };
-    if (l->clock.now - l->diagnostics.trace->written >= EVERY)
+    if (l->diagnostics.trace && l->clock.now - l->diagnostics.trace->written >= EVERY)
         conc__trace_write(l, l->diagnostics.trace);
 }
 
@@ -13878,11 +13989,16 @@ CONC__COLD void conc__trace_task(conc_loop *l, const conc_task *t)
     conc__trace_row(l, conc__row_of(l, t), t->name);
 }
 
-/* Marks an event of a task; NULL: of the background group, at its end. */
-CONC__COLD void conc__trace_mark(conc_loop *l, const conc_task *t, const char *what)
+CONC__COLD void conc__trace_cancel(conc_loop *l, const conc_task *t, const char *why)
 {
-    if (t)
-        conc__trace_instant(l, conc__row_of(l, t), what);
+    if (l->diagnostics.trace && t)
+        conc__trace_instant(l, conc__row_of(l, t), why);
+}
+
+CONC__COLD void conc__trace_idle(conc_loop *l, int64_t from, int64_t to)
+{
+    if (l->diagnostics.trace && to > from)
+        conc__trace_span(l, 0, "idle", from, to);
 }
 
 /* The running task, if any, causes t's next step: begins an arrow. */
@@ -13956,117 +14072,6 @@ CONC__PRIVATE void conc__trace_close(conc_loop *l)
         close(tr->fd);
     CONC_FREE(tr);
     l->diagnostics.trace = NULL;
-}
-
-/* -- stack overflows -- */
-
-/* The stack whose guard region contains an address, or NULL. */
-CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *address)
-{
-    for (const conc__stack_cache *p = l->stacks.caches; p; p = p->next)
-        for (const conc__slab *slab = p->slabs; slab; slab = slab->next) {
-            uintptr_t from = (uintptr_t)address - (uintptr_t)slab->base;
-            if (from < p->stride * (size_t)slab->carved && from % p->stride < p->guard)
-                return conc__stack_at(slab, (int)(from / p->stride));
-        }
-    return NULL;
-}
-
-static struct sigaction conc__fault_before[2]; /* their former dispositions: */
-static const int conc__fault_numbers[] = {SIGSEGV, SIGBUS};
-
-/* Has the former handler, called by this one, called back? */
-CONC__PRIVATE bool conc__fault_comes_back(const siginfo_t *info)
-{
-    static _Atomic uintptr_t last_info, last_frame;
-    uintptr_t frame = (uintptr_t)__builtin_frame_address(0),
-              before = atomic_exchange(&last_info, (uintptr_t)info);
-    return before == (uintptr_t)info && frame < atomic_exchange(&last_frame, frame);
-}
-
-/* Ends the process: the instruction faults again; a sent signal is sent again. */
-CONC__PRIVATE void conc__fault_kills(int number, bool was_sent)
-{
-    struct sigaction usual;
-    memset(&usual, 0, sizeof usual);
-    usual.sa_handler = SIG_DFL;
-    sigaction(number, &usual, NULL);
-    if (was_sent)
-        raise(number);
-}
-
-/* The handler, on its own stack. Afterwards the former disposition takes effect: by default, the
- * process ends. */
-CONC__PRIVATE void conc__on_fault(int number, siginfo_t *info, void *context)
-{
-    const conc_loop *l = conc__here;
-    bool was_sent = info->si_code <= 0;
-    const conc__stack *s = NULL;
-    const struct sigaction *before = &conc__fault_before[number == SIGBUS];
-    if (conc__fault_comes_back(info)) {
-        conc__fault_kills(number, was_sent);
-        return;
-    }
-    if (l && !was_sent)
-        s = conc__stack_above(l, info->si_addr);
-    if (s)
-        conc__report_overflow(l->self, s);
-    else if (!was_sent && conc__extended.job_overflows)
-        conc__extended.job_overflows(info->si_addr);
-    if (before->sa_flags & SA_SIGINFO)
-        before->sa_sigaction(number, info, context);
-    else if (before->sa_handler != SIG_DFL && before->sa_handler != SIG_IGN)
-        before->sa_handler(number);
-    else if (before->sa_handler == SIG_DFL || !was_sent)
-        conc__fault_kills(number, was_sent);
-    /* no tail call: conc__fault_comes_back compares frames */
-    atomic_signal_fence(memory_order_seq_cst);
-}
-
-CONC__PRIVATE bool conc__fault_is_ours(int number)
-{
-    struct sigaction now;
-    return sigaction(number, NULL, &now) == 0 && (now.sa_flags & SA_SIGINFO) &&
-           now.sa_sigaction == conc__on_fault;
-}
-
-/* The first run that wants it installs the handler, and the last removes it, unless the program has
- * since installed its own. */
-CONC__PRIVATE void conc__faults_open(conc_loop *l)
-{
-    if (conc__signals_reach(l)) /* the handler needs its stack: without memory there is no report */
-        return;
-    pthread_mutex_lock(&conc__signalling.mutex);
-    for (size_t i = 0; i < CONC_LEN(conc__fault_numbers) && conc__signalling.faults == 0; i++) {
-        struct sigaction ours;
-        memset(&ours, 0, sizeof ours);
-        ours.sa_sigaction = conc__on_fault;
-        ours.sa_flags = SA_SIGINFO | CONC__SA_ONSTACK | SA_NODEFER;
-        if (!conc__fault_is_ours(conc__fault_numbers[i]))
-            sigaction(conc__fault_numbers[i], &ours, &conc__fault_before[i]);
-    }
-    conc__signalling.faults++;
-    l->diagnostics.faults_taken = true;
-    pthread_mutex_unlock(&conc__signalling.mutex);
-}
-
-CONC__PRIVATE void conc__faults_restore(void)
-{
-    for (size_t i = 0; i < CONC_LEN(conc__fault_numbers); i++)
-        if (conc__fault_is_ours(conc__fault_numbers[i]))
-            sigaction(conc__fault_numbers[i], &conc__fault_before[i], NULL);
-}
-
-CONC__PRIVATE void conc__faults_close(conc_loop *l)
-{
-    if (!l->diagnostics.faults_taken)
-        return;
-    l->diagnostics.faults_taken = false;
-    pthread_mutex_lock(&conc__signalling.mutex);
-    conc__signalling.faults--;
-    if (conc__signalling.faults == 0)
-        conc__faults_restore();
-    pthread_mutex_unlock(&conc__signalling.mutex);
 }
 
 /* -- the use of stacks -- */
@@ -14159,6 +14164,15 @@ CONC__PRIVATE void conc__stack_clear(conc__stack *s, char *from)
     if (top - from > MANY && conc__drop_pages(first, (size_t)(last - first)))
         from = last;
     memset(from, 0, (size_t)(top - from));
+}
+
+CONC__COLD void conc__stack_used(conc_loop *l, conc__stack *s, conc__source user, bool reusable)
+{
+    char *used = NULL;
+    if (l->diagnostics.debug)
+        used = conc__usage_note(l, s, user);
+    if (reusable)
+        conc__stack_clear(s, used);
 }
 
 /* Reports at the end of the run, the largest first. */
@@ -14453,15 +14467,6 @@ typedef struct conc__watchdog {
 static pthread_mutex_t conc__report_mutex = PTHREAD_MUTEX_INITIALIZER; /* one watchdog at a time */
 /* the watchdog that asks where its thread is */
 static _Atomic(conc__watchdog *) conc__questioner;
-
-/* The system clock's time in ns from now, for calls that need it. */
-CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_REALTIME, &t);
-    int64_t at = conc__later((int64_t)t.tv_sec * 1000000000 + t.tv_nsec, ns);
-    return (struct timespec){(time_t)(at / 1000000000), (long)(at % 1000000000)};
-}
 
 /* Describes the code at an address: "function+0x12 (module+0x345)", as far as known. Under
  * conc__report_mutex. */
@@ -14797,18 +14802,11 @@ CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
 
 /* -- steps -- */
 
-CONC__PRIVATE void conc__was_idle(conc_loop *l, int64_t from, int64_t to)
-{
-    l->counters.idled += to - from;
-    if (CONC__UNLIKELY(CONC__TRACES(l) && to > from))
-        conc__trace_span(l, 0, "idle", from, to);
-}
-
 /* A task was created. */
 CONC__COLD void conc__spawned(conc_loop *l, conc_task *t)
 {
     t->arrow = 0;
-    if (!CONC__TRACES(l))
+    if (!l->diagnostics.trace)
         return;
     conc__trace_task(l, t);
     conc__trace_instant(l, conc__row_of(l, l->self), "spawn");
@@ -14822,7 +14820,7 @@ CONC__COLD void conc__waited(conc_loop *l, conc_task *t)
     int64_t now = conc__time(l);
     l->diagnostics.waited += now - t->since;
     const char *name = kind->brief ? kind->brief : kind->what;
-    if (CONC__TRACES(l))
+    if (l->diagnostics.trace)
         conc__trace_span(l, conc__row_of(l, t), name, t->since, now);
     t->since = now;
 }
@@ -14831,12 +14829,12 @@ CONC__COLD void conc__waited(conc_loop *l, conc_task *t)
 CONC__COLD void conc__woken(conc_loop *l, conc_task *t)
 {
     conc__waited(l, t);
-    if (CONC__TRACES(l))
+    if (l->diagnostics.trace)
         conc__trace_leads(l, t);
 }
 
 /* The running task has ended; its stack is released next. */
-CONC__COLD void conc__step_last(conc_loop *l, conc_task *t)
+CONC__COLD void conc__step_ends(conc_loop *l, conc_task *t)
 {
     if (CONC__UNLIKELY(l->lent.handles && t->has_handle)) {
         conc__holding_drop(&l->lent.handles, t);
@@ -14845,7 +14843,7 @@ CONC__COLD void conc__step_last(conc_loop *l, conc_task *t)
     l->diagnostics.step_over = true;
     l->diagnostics.left_stack = t->stack;
     l->diagnostics.left_used = NULL;
-    if (CONC__DEBUGS(l))
+    if (l->diagnostics.debug)
         l->diagnostics.left_used = conc__usage_note(l, t->stack, conc__source_of(t));
 }
 
@@ -14858,11 +14856,11 @@ CONC__PRIVATE void conc__step_watched(conc_loop *l, const conc_task *t)
     pthread_mutex_unlock(&d->mutex);
 }
 
-/* A task of this thread was renamed. */
-CONC__COLD void conc__renamed(conc_loop *l, const conc_task *t)
+/* A task of this thread got a name, or a new one. */
+CONC__COLD void conc__named(conc_loop *l, const conc_task *t)
 {
     conc__watchdog *d = l->diagnostics.watchdog;
-    if (CONC__TRACES(l))
+    if (l->diagnostics.trace)
         conc__trace_task(l, t);
     if (!d)
         return;
@@ -14895,6 +14893,10 @@ CONC__COLD void conc__call_watched(conc_loop *l, const char *role, uintptr_t fn,
                                    void (*run)(void *), void *arg)
 {
     conc__watchdog *d = l->diagnostics.watchdog;
+    if (!d) {
+        run(arg);
+        return;
+    }
     int64_t start = conc__time(l), began = conc__clock(), before = l->diagnostics.called;
     pthread_mutex_lock(&d->mutex);
     conc__held_by interrupted = d->step;
@@ -14915,7 +14917,7 @@ CONC__COLD void conc__call_watched(conc_loop *l, const char *role, uintptr_t fn,
 CONC__COLD void conc__step(conc_loop *l, conc_task *t)
 {
     uint64_t row = conc__row_of(l, t);
-    if (CONC__WATCHES(l))
+    if (l->diagnostics.watchdog)
         conc__step_watched(l, t);
     int64_t start = l->diagnostics.step_began = conc__time(l);
     if (t->arrow) {
@@ -14932,10 +14934,23 @@ CONC__COLD void conc__step(conc_loop *l, conc_task *t)
         conc__stack_clear(l->diagnostics.left_stack, l->diagnostics.left_used);
     else
         t->since = end;
-    if (CONC__TRACES(l))
+    if (l->diagnostics.trace)
         conc__trace_span(l, row, "running", start, end);
-    if (CONC__WATCHES(l))
+    if (l->diagnostics.watchdog)
         conc__step_ended(l, end - start - l->diagnostics.called, &(conc__held_by){0});
+}
+
+/* -- what is open -- */
+
+CONC__COLD void conc__opened(conc_loop *l, const void *object, const char *what, const char *place)
+{
+    if (l->diagnostics.debug)
+        conc__holding_add(&l->diagnostics.opened, object, what, place);
+}
+
+CONC__COLD void conc__closed(conc_loop *l, const void *object)
+{
+    conc__holding_drop(&l->diagnostics.opened, object);
 }
 
 /* Reports objects opened in the run and not closed; only: of this kind, NULL: of any. */
@@ -14952,6 +14967,117 @@ CONC__PRIVATE void conc__opened_report(conc_loop *l, const char *only)
         conc__holding_drop(&l->diagnostics.opened, h->object);
     }
 }
+
+CONC__COLD void conc__generators_left(conc_loop *l) { conc__opened_report(l, "a generator"); }
+
+CONC__COLD void conc__acquired(conc_loop *l, conc_task *t, const void *lock, const char *what,
+                               const char *place)
+{
+    if (l->diagnostics.debug)
+        conc__holding_add(&t->held, lock, what, place);
+}
+
+CONC__COLD void conc__released(conc_task *t, const void *lock)
+{
+    conc__holding_drop(&t->held, lock);
+}
+
+/* Reports the locks that a task still held when it ended: they stay locked for ever. */
+CONC__COLD void conc__report_held(conc_loop *l, conc_task *t)
+{
+    char who[CONC__DESCRIPTION];
+    (void)l;
+    int saved = errno;
+    conc__describe(who, sizeof who, conc__source_of(t));
+    while (t->held) {
+        const conc__holding *h = t->held->newest;
+        fprintf(stderr, "conc: %s ended while holding %s acquired at %s\n", who, h->what, h->place);
+        conc__holding_drop(&t->held, h->object);
+    }
+    errno = saved;
+}
+
+CONC__PRIVATE bool conc__is_on_own_stack(const conc_task *self, const char *at)
+{
+    return self && at >= self->stack->low && at < conc__stack_top(self->stack);
+}
+
+/* Debug: a task's or job's handle must outlive it. what: the task's name, or CONC__A_JOB. A job's
+ * end in another thread is not noted: only a handle on the running task's stack is watched. */
+CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *what)
+{
+    bool is_job = strcmp(what, CONC__A_JOB) == 0;
+    if (!l->diagnostics.debug)
+        return;
+    if (is_job && !conc__is_on_own_stack(l->self, handle))
+        return;
+    conc__holding_drop(&l->lent.handles, handle); /* an earlier job's, which has ended */
+    conc__holding_add(&l->lent.handles, handle, "a handle", what);
+    l->lent.any = l->lent.receivers || l->lent.handles;
+}
+
+/* Is the object no longer in use? A job ends in another thread; one whose handle was overwritten
+ * counts as ended. */
+CONC__PRIVATE bool conc__lent_is_over(const conc__holding *h)
+{
+    return strcmp(h->place, CONC__A_JOB) == 0 && !conc__extended.job_in_use(h->object);
+}
+
+/* Debug mode: aborts with a report if a live task's handle was overwritten and is now reused. */
+CONC__COLD void conc__find_overwritten(conc_loop *l, const conc_task *handle)
+{
+    const conc__holding *h = *conc__holding_find(&l->lent.handles, handle);
+    char what[CONC__DESCRIPTION];
+    if (!h || strcmp(h->place, CONC__A_JOB) == 0)
+        return;
+    snprintf(what, sizeof what, CONC__HANDLE_OF "%s", h->place);
+    conc__lost(l, l->self, what, conc__overwritten);
+}
+
+/* Aborts with a report if a handle lies on the running task's stack below this address. */
+CONC__COLD void conc__check_handles(conc_loop *l, const conc_task *t, const void *below,
+                                    const char *how)
+{
+    char handle[CONC__DESCRIPTION];
+    const conc__holding *h = conc__find_below(l->lent.handles, t, below);
+    while (h && conc__lent_is_over(h)) {
+        conc__holding_drop(&l->lent.handles, h->object);
+        h = conc__find_below(l->lent.handles, t, below);
+    }
+    if (h) {
+        snprintf(handle, sizeof handle, CONC__HANDLE_OF "%s", h->place);
+        conc__lost(l, t, handle, how);
+    }
+}
+
+/* A range of addresses. */
+typedef struct conc__range {
+    uintptr_t low, size;
+} conc__range;
+
+CONC__PRIVATE void conc__report_lost_args(conc_loop *l, void *arg)
+{
+    enum { LINES = 20 };
+    const conc__range *memory = arg;
+    char who[CONC__DESCRIPTION];
+    size_t found = 0;
+    for (const conc_task *t = l->run.background.children; t; t = conc__task_after(t))
+        if ((uintptr_t)t->arg - memory->low < memory->size && found++ < LINES)
+            fprintf(stderr,
+                    "conc: %s: its arg is a variable of main's function, which has returned\n",
+                    conc__describe(who, sizeof who, conc__source_of(t)));
+    if (found > LINES)
+        fprintf(stderr, "conc: so do the args of %zu others\n", found - LINES);
+}
+
+CONC__COLD void conc__find_lost_args(conc_loop *l, uintptr_t low, uintptr_t size)
+{
+    conc__range memory = {low, size};
+    if (l->diagnostics.debug)
+        conc__on_loop(l, conc__report_lost_args, &memory);
+}
+
+/* -- the run -- */
 
 CONC__PRIVATE void conc__dumps_open(conc_loop *l)
 {
@@ -14974,24 +15100,17 @@ CONC__PRIVATE void conc__dumps_close(conc_loop *l)
 }
 
 /* In a forked child: the watchdogs are gone, and their mutexes free. */
-CONC__PRIVATE void conc__diagnosis_forget(void)
+CONC__COLD void conc__diagnosis_forget(void)
 {
     pthread_mutex_init(&conc__report_mutex, NULL);
     atomic_store(&conc__questioner, NULL);
-    atomic_store(&conc__debug_runs, 0);
-    if (CONC__CATCHES_FAULTS)
-        conc__faults_restore();
 }
 
 /* A run begins: opens its requested diagnostics. */
-CONC__PRIVATE int conc__diagnosis_open(conc_loop *l)
+CONC__COLD int conc__diagnosis_open(conc_loop *l)
 {
-    int rc = 0;
-    if (CONC__DIAGNOSES)
-        rc = conc__trace_open(l, l->run.options.trace);
-    if (rc == 0 && CONC__REPORTS_FAULTS(l))
-        conc__faults_open(l);
-    if (rc || !CONC__DEBUGS(l))
+    int rc = conc__trace_open(l, l->run.options.trace);
+    if (rc || !l->diagnostics.debug)
         return rc;
     conc__dumps_open(l);
     rc = conc__watchdog_open(l);
@@ -15001,16 +15120,12 @@ CONC__PRIVATE int conc__diagnosis_open(conc_loop *l)
 }
 
 /* A run has ended, or has failed to begin. */
-CONC__PRIVATE void conc__diagnosis_close(conc_loop *l)
+CONC__COLD void conc__diagnosis_close(conc_loop *l)
 {
-    if (CONC__WATCHES(l)) {
+    if (l->diagnostics.watchdog) {
         atomic_fetch_sub(&conc__debug_runs, 1);
         conc__watchdog_close(l);
     }
-    if (CONC__CATCHES_FAULTS)
-        conc__faults_close(l);
-    if (!CONC__DIAGNOSES)
-        return;
     conc__dumps_close(l);
     conc__opened_report(l, NULL);
     while (l->lent.handles) /* these belong to jobs that have ended */
@@ -15018,6 +15133,36 @@ CONC__PRIVATE void conc__diagnosis_close(conc_loop *l)
     conc__usage_report(l);
     conc__trace_close(l);
 }
+
+static const conc__hooks conc__diagnostics = {.dump = conc__dump,
+                                              .deadlock = conc__print_tasks_of_deadlock,
+                                              .forget = conc__diagnosis_forget,
+                                              .open = conc__diagnosis_open,
+                                              .close = conc__diagnosis_close,
+                                              .main_returned = conc__find_lost_args,
+                                              .close_generators = conc__generators_left,
+                                              .sleep = conc__trace_catch_up,
+                                              .idled = conc__trace_idle,
+                                              .call = conc__call_watched,
+                                              .name_function = conc__name_function,
+                                              .spawned = conc__spawned,
+                                              .named = conc__named,
+                                              .step = conc__step,
+                                              .waited = conc__waited,
+                                              .woken = conc__woken,
+                                              .cancelled = conc__trace_cancel,
+                                              .returned = conc__report_held,
+                                              .ended = conc__step_ends,
+                                              .opened = conc__opened,
+                                              .closed = conc__closed,
+                                              .acquired = conc__acquired,
+                                              .released = conc__released,
+                                              .handle_lent = conc__lend_handle,
+                                              .handle_reused = conc__find_overwritten,
+                                              .check_handles = conc__check_handles,
+                                              .stack_used = conc__stack_used};
+
+#endif /* CONC_NO_DIAGNOSTICS */
 
 /* ---- >>run ---------------------------------------------------------------------------------- */
 
@@ -15126,7 +15271,7 @@ CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **
         return conc__run_misused(o, "slow_step is not a positive number");
     if (conc__env("CONC_TRACE"))
         o->trace = conc__env("CONC_TRACE");
-    if (CONC__DIAGNOSES || (!o->debug && !o->trace))
+    if (conc__diagnostics.open || (!o->debug && !o->trace))
         return 0;
     fprintf(stderr,
             "conc: conc_run: neither debug nor trace: the program has CONC_NO_DIAGNOSTICS\n");
@@ -15148,7 +15293,10 @@ CONC__PRIVATE void conc__forget_loop(void)
     conc__live_runs.first = NULL;
     conc__inherited_runs = atomic_load(&conc__runs);
     conc__signals_forget();
-    conc__diagnosis_forget();
+    conc__faults_restore();
+    atomic_store(&conc__debug_runs, 0);
+    if (conc__diagnostics.forget)
+        conc__diagnostics.forget();
 }
 
 /* Calls fn once; other threads wait until it has returned. Unlike with pthread_once, a forked
@@ -15239,7 +15387,8 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     l->clock.is_virtual = o->virtual_clock;
     l->random.seeded = o->seed != 0;
     l->diagnostics.debug = o->debug;
-    l->scheduler.stepwise = o->debug || o->trace;
+    if (o->debug || o->trace)
+        l->scheduler.hooks = &conc__diagnostics;
     l->diagnostics.on_valgrind = conc__on_valgrind();
     l->run.number = 1 + atomic_fetch_add_explicit(&conc__runs, 1, memory_order_relaxed);
     l->counters.spawned = l->counters.finished = l->counters.most = conc__first_serial(l);
@@ -15267,26 +15416,6 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     return l;
 }
 
-/* A range of addresses. */
-typedef struct conc__range {
-    uintptr_t low, size;
-} conc__range;
-
-CONC__PRIVATE void conc__report_lost_args(conc_loop *l, void *arg)
-{
-    enum { LINES = 20 };
-    const conc__range *memory = arg;
-    char who[CONC__DESCRIPTION];
-    size_t found = 0;
-    for (const conc_task *t = l->run.background.children; t; t = conc__task_after(t))
-        if ((uintptr_t)t->arg - memory->low < memory->size && found++ < LINES)
-            fprintf(stderr,
-                    "conc: %s: its arg is a variable of main's function, which has returned\n",
-                    conc__describe(who, sizeof who, conc__source_of(t)));
-    if (found > LINES)
-        fprintf(stderr, "conc: so do the args of %zu others\n", found - LINES);
-}
-
 /* main_fn has returned to `frame`: objects still in use in the frames below it are lost. A handle
  * there is not read, because it may have been overwritten. */
 CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
@@ -15304,9 +15433,7 @@ CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
     for (; t; t = t->younger)
         if ((uintptr_t)t - low < size)
             conc__lost(l, self, CONC__HANDLE_OF "a background task", how);
-    conc__range memory = {low, size};
-    if (CONC__DEBUGS(l))
-        conc__on_loop(l, conc__report_lost_args, &memory);
+    CONC__HOOK(l, main_returned(l, low, size));
 }
 
 /* Ends everything left after main_fn has returned; in its task. */
@@ -15320,7 +15447,7 @@ CONC__PRIVATE void conc__wind_up(conc_loop *l)
     conc__cancel_scope(l, &l->run.background.scope);
     if (l->run.background.live)
         conc__wait_until_empty(l, &l->run.background);
-    conc__opened_report(l, "a generator"); /* before they close: they may close others */
+    CONC__HOOK(l, close_generators(l)); /* before they close: they may close others */
     conc__close_generators(l);
     conc__report_failures(l);
 }
@@ -15362,8 +15489,7 @@ CONC__PRIVATE int conc__start_main(conc_loop *l)
     l->run.background.scope.place = "background";
     conc__prepare(l->run.main.context, stack->low, conc__stack_top(stack), conc__task_main);
     conc__make_ready(l, &l->run.main);
-    if (CONC__TRACES(l))
-        conc__trace_task(l, &l->run.main);
+    CONC__HOOK(l, named(l, &l->run.main));
     return 0;
 }
 
@@ -15443,7 +15569,9 @@ CONC__PRIVATE int conc__open_run(conc_loop **out, bool embedded, const conc_opti
     l->run.main_arg = arg;
     rc = conc__loop_open(l, backend);
     if (rc == 0)
-        rc = conc__diagnosis_open(l);
+        conc__faults_open(l);
+    if (rc == 0 && CONC__HOOKS(l))
+        rc = CONC__HOOKS(l)->open(l);
     if (rc == 0)
         rc = conc__start_main(l);
     if (rc == 0)
@@ -15451,7 +15579,8 @@ CONC__PRIVATE int conc__open_run(conc_loop **out, bool embedded, const conc_opti
     if (rc == 0 && conc__extended.job_runs)
         rc = conc__extended.job_runs(l);
     if (rc) {
-        conc__diagnosis_close(l);
+        CONC__HOOK(l, close(l));
+        conc__faults_close(l);
         conc__signals_end(l);
         conc__loop_close(l);
         return rc;
@@ -15492,7 +15621,8 @@ CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
         l->run.endings = e->next;
         e->end(l, e);
     }
-    conc__diagnosis_close(l);
+    CONC__HOOK(l, close(l));
+    conc__faults_close(l);
     conc__signals_end(l);
     conc__run_delist(l);
     conc__here = NULL;
@@ -16524,16 +16654,14 @@ CONC__FAST void conc__lock_grant(conc_loop *l, conc_lock *k, conc_task *t, const
     k->owner = t;
     k->serial = t->serial;
     k->place = place;
-    if (CONC__UNLIKELY(CONC__DEBUGS(l)))
-        conc__holding_add(&t->held, k, "a lock", place);
+    CONC__HOOK(l, acquired(l, t, k, "a lock", place));
 }
 
 /* Takes the lock from its owner and grants it to the first waiter, if any. */
 CONC__FAST void conc__lock_hand_over(conc_loop *l, conc_lock *k)
 {
     conc__wait *w = k->waits.first;
-    if (CONC__UNLIKELY(CONC__DEBUGS(l)))
-        conc__holding_drop(&k->owner->held, k);
+    CONC__HOOK(l, released(k->owner, k));
     k->owner = NULL;
     if (w) {
         conc__lock_grant(l, k, w->task, w->item);
@@ -16579,7 +16707,7 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
 CONC__FAST int conc__lock_acquire_fast(conc_lock *k, const char *place)
 {
     conc_loop *l = conc__here;
-    if (CONC__UNLIKELY(!k || k->owner || !l || CONC__DEBUGS(l) || !conc__may_continue(l)))
+    if (CONC__UNLIKELY(!k || k->owner || !l || CONC__HOOKS(l) || !conc__may_continue(l)))
         return conc__lock_acquire_slowly(k, place);
     k->owner = l->self;
     k->serial = l->self->serial;
@@ -16623,7 +16751,7 @@ CONC__FAST int conc__lock_release_fast(conc_lock *k)
 {
     conc_loop *l = conc__here;
     if (CONC__UNLIKELY(!k || !l || !l->self || !conc__lock_is_mine(l, k) || k->waits.first ||
-                       CONC__DEBUGS(l)))
+                       CONC__HOOKS(l)))
         return conc__lock_release_slowly(k);
     k->owner = NULL;
     return 0;
@@ -16702,10 +16830,8 @@ CONC__PRIVATE void conc__rwlock_grant(conc_loop *l, conc_rwlock *k, int how, con
         k->writer = t;
     k->serial = t->serial;
     k->place = place;
-    if (CONC__DEBUGS(l)) {
-        const char *what = how == CONC__READER ? "a rwlock to read" : "a rwlock to write";
-        conc__holding_add(&t->held, k, what, place);
-    }
+    const char *what = how == CONC__READER ? "a rwlock to read" : "a rwlock to write";
+    CONC__HOOK(l, acquired(l, t, k, what, place));
 }
 
 /* Grants the rwlock to the first waiters, as many as can share it. */
@@ -16815,8 +16941,7 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
         k->writer = NULL;
     else
         k->readers--;
-    if (CONC__DEBUGS(l))
-        conc__holding_drop(&l->self->held, k);
+    CONC__HOOK(l, released(l->self, k));
     conc__rwlock_grant_waiters(l, k);
     return 0;
 }
@@ -16971,8 +17096,7 @@ CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
     w->value = result;
     /* after a deadlock, every task must unwind, even if its lock will never be released */
     if (k->owner && !(l->cancels.doomed && conc__lock_is_lost(l, k))) {
-        if (CONC__UNLIKELY(CONC__STEPWISE(l)))
-            conc__waited(l, w->task);
+        CONC__HOOK(l, waited(l, w->task));
         w->kind = &conc__relocking;
         conc__append(&k->waits, w);
         return false;
@@ -18982,12 +19106,8 @@ CONC__PRIVATE void conc__cancel_hook_add(conc__cancel_hook *s, const struct conc
     if (conc__job_context_in_process(ctx))
         conc__worker_start_cancel_listener();
     s->forks = conc__forks;
-    s->prev = NULL;
     pthread_mutex_lock(&conc__cancel_hooks.mutex);
-    s->next = conc__cancel_hooks.first;
-    if (s->next)
-        s->next->prev = s;
-    conc__cancel_hooks.first = s;
+    CONC__LIST_PREPEND(conc__cancel_hooks.first, s, next, prev);
     pthread_mutex_unlock(&conc__cancel_hooks.mutex);
     if (conc__job_context_cancelled(ctx))
         conc__run_cancel_hooks();
@@ -18999,12 +19119,7 @@ CONC__PRIVATE void conc__cancel_hook_remove(conc__cancel_hook *s)
     if (!s->context || s->forks != conc__forks) /* else it was in the parent's list */
         return;
     pthread_mutex_lock(&conc__cancel_hooks.mutex);
-    if (s->next)
-        s->next->prev = s->prev;
-    if (s->prev)
-        s->prev->next = s->next;
-    else
-        conc__cancel_hooks.first = s->next;
+    CONC__LIST_REMOVE(conc__cancel_hooks.first, s, next, prev);
     pthread_mutex_unlock(&conc__cancel_hooks.mutex);
 }
 
@@ -19612,10 +19727,7 @@ CONC__PRIVATE conc__job_queue *conc__job_queue_new(int most, int limit)
     pthread_cond_init(&q->ended, NULL);
     conc__semaphore_open(&q->work);
     pthread_mutex_lock(&conc__job_queues_mutex);
-    q->next = conc__job_queues;
-    if (q->next)
-        q->next->prev = q;
-    conc__job_queues = q;
+    CONC__LIST_PREPEND(conc__job_queues, q, next, prev);
     pthread_mutex_unlock(&conc__job_queues_mutex);
     return q;
 }
@@ -19635,12 +19747,7 @@ CONC__PRIVATE size_t conc__jobs_queued(void)
 /* Under conc__job_queues_mutex. */
 CONC__PRIVATE void conc__job_queue_free(conc__job_queue *q)
 {
-    if (q->next)
-        q->next->prev = q->prev;
-    if (q->prev)
-        q->prev->next = q->next;
-    else
-        conc__job_queues = q->next;
+    CONC__LIST_REMOVE(conc__job_queues, q, next, prev);
     conc__supervisor_free(q->supervisor);
     /* else one of the parent's threads may have held them during the fork */
     if (q->forks == conc__forks) {
@@ -21233,8 +21340,8 @@ CONC__PRIVATE int conc__submit(conc__job_queue **queue, unsigned *users, conc_jo
     rc = conc__job_queue_submit(q, users, l, j, call);
     if (rc)
         conc__job_undo_init(j);
-    else if (l && CONC__DEBUGS(l))
-        conc__lend_handle(l, j, CONC__A_JOB);
+    else if (l)
+        CONC__HOOK(l, handle_lent(l, j, CONC__A_JOB));
     if (rc == 0 && l && l->self)
         conc__spend_budget(l);
     return rc;
