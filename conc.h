@@ -2313,8 +2313,8 @@ typedef struct conc__extension {
 
 static conc__extension conc__extended;
 
-/* All that the core calls of debug mode, traces and dumps. The section >>diagnostics fills the table
- * in; with CONC_NO_DIAGNOSTICS there is no such section, and the table stays empty. */
+/* All that the core calls of debug mode, traces and dumps. The section >>diagnostics fills in the
+ * table; with CONC_NO_DIAGNOSTICS there is no such section, and the table stays empty. */
 typedef struct conc__hooks {
     /* Called as conc__diagnostics.dump(...), as they serve runs without debug mode, too: */
     void (*dump)(conc_loop *l, FILE *out);
