@@ -126,7 +126,7 @@ static inline int arena_goal_run(arena_crowd *crowd, double seconds)
     char text[2000] = "", address[64] = "", match[32];
     size_t used = 0;
     const char *const argv[] = {
-        "/proc/self/exe", "--child", "--listen=127.0.0.1:0", "--house=0", "--match", match, NULL};
+        "/proc/self/exe", "--child", "--listen=127.0.0.1:0", "--house=7", "--match", match, NULL};
     CONC_AUTO(conc_child,
               server) = {.argv = argv, .input = CONC_PIPE, .output = CONC_PIPE, .grace = 5};
     snprintf(match, sizeof match, "%g", seconds);
@@ -194,7 +194,7 @@ static inline int arena__play_when_called(void *arg)
     }
 }
 
-/* So many bots are needed now, beside those that have come; those that have not are not any more. */
+/* So many bots are needed now, besides those that have come already. */
 static inline void arena_house_call(arena_house *h, int count)
 {
     for (int missing = count - h->calls.permits; missing > 0; missing--)

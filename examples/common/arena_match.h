@@ -1,7 +1,7 @@
-/* arena_match.h - a match of arena.h, as its server keeps it: what players do, and what they are told
+/* arena_match.h - a match of arena.h as its server keeps it: what players do and are told
  *
  *     arena_match m = {.id = 1, .ticks = 1200, .counts = &counts};
- *     arena_match_seat(&m, "Ada", 1000);                 // for each player; the slots are 0, 1, ...
+ *     arena_match_seat(&m, "Ada", 1000);                 // for each player; slots are 0, 1, ...
  *     arena_match_start(&m, seed);
  *     ...
  *     arena_match_act(&m, slot, &action);                // what a player does is done, or refused
@@ -118,8 +118,8 @@ static inline bool arena_match_answer(arena_match *m, int slot, const arena_repo
     return false;
 }
 
-/* The points, where -1 is who is not there any more, and what they do to the ratings; in *winner the
- * slot of who has the most. */
+/* The points, -1 for a player who has left, and what they do to the ratings; *winner is the slot of
+ * the player with the most. */
 static inline arena_result arena_match_result(const arena_match *m, int *winner)
 {
     arena_result r = {.match = m->roster.match, .count = m->roster.count};

@@ -97,8 +97,8 @@ typedef struct datagrams {
  * -EADDRINUSE: another program has this port of UDP. */
 static inline int datagrams_open(datagrams *d, int listener);
 
-/* Listens by TCP, and opens the socket on the same port: the listener, or an error. If the port is 0,
- * one that is free for both is found. */
+/* Listens by TCP, and opens the socket on the same port: the listener, or an error. If the port is
+ * 0, one that is free for both is found. */
 static inline int datagrams_listen(datagrams *d, const char *address);
 
 /* A task that serves until it is cancelled, or the socket fails; then it cancels the handlers, and

@@ -6,8 +6,8 @@
  *         a = players_add(&all);                       // who is new; NULL: all places are in use
  *     a->users++;                                      // keeps the place, until it is 0 again
  *
- * Of more than PLAYERS_MOST the one who has been away longest loses its place. An account's index is
- * a - all.accounts. Plain C with OpenSSL's random numbers (-lcrypto).
+ * Of more than PLAYERS_MOST the one who has been away longest loses its place. An account's index
+ * is a - all.accounts. Plain C with OpenSSL's random numbers (-lcrypto).
  */
 #ifndef PLAYERS_H
 #define PLAYERS_H

@@ -197,8 +197,8 @@ static inline bool snapshot_is_behind(const snapshot_view *v)
     return v->sent > v->answered + SNAPSHOT_WINDOW;
 }
 
-/* Appends the newest state, as the difference from what the client has. false: it was sent it, or is
- * behind: what it has no time for would pile up on the way to it, and it would see the past. */
+/* Appends the newest state, as the difference from what the client has. false: it was sent it, or
+ * is behind: what it has no time for would pile up on the way to it, and it would see the past. */
 static inline bool snapshot_send(const snapshot_history *h, snapshot_view *v, packet *p)
 {
     if (h->newest <= v->sent || snapshot_is_behind(v))
@@ -209,7 +209,7 @@ static inline bool snapshot_send(const snapshot_history *h, snapshot_view *v, pa
 }
 
 /* The client says that it has the state of this tick, with this hash; tick 0: it has none. Returns
- * 1; 0: it gets a whole one next, as that is not kept; -EBADMSG: so it does, as its hash is wrong. */
+ * 1; 0: that is not kept, and it gets a whole one next; -EBADMSG: the same, as the hash differs. */
 static inline int snapshot_acknowledge(const snapshot_history *h, snapshot_view *v, uint16_t tick,
                                        uint32_t hash)
 {
