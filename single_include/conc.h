@@ -2327,11 +2327,11 @@ typedef struct conc__hooks {
     void (*forget)(void);                      /* in a forked child */
 
     /* Called by CONC__HOOK, in debug mode or while a trace is written. A run: */
-    int (*open)(conc_loop *l);   /* it begins */
-    void (*close)(conc_loop *l); /* it has ended, or has failed to begin */
+    int (*run_began)(conc_loop *l);  /* it begins */
+    void (*run_ended)(conc_loop *l); /* it has ended, or has failed to begin */
     void (*main_returned)(conc_loop *l, uintptr_t low, uintptr_t size); /* its frames lay there */
     void (*close_generators)(conc_loop *l); /* those left open are about to be closed */
-    void (*sleep)(conc_loop *l);            /* it is about to wait for events */
+    void (*sleeps)(conc_loop *l);           /* it is about to wait for events */
     void (*idled)(conc_loop *l, int64_t from, int64_t to);
     /* calls run(arg), which calls the program's function fn on the loop, outside all tasks */
     void (*call)(conc_loop *l, const char *role, uintptr_t fn, void (*run)(void *), void *arg);
@@ -4782,7 +4782,7 @@ CONC__PRIVATE void conc__poll_events(conc_loop *l, int64_t ns, bool for_work)
     l->shared.asleep = sleeps;
     pthread_mutex_unlock(&l->shared.mutex);
     if (sleeps)
-        CONC__HOOK(l, sleep(l));
+        CONC__HOOK(l, sleeps(l));
     int64_t start = sleeps ? conc__time(l) : 0;
     conc__poll_wait_for(l, sleeps ? ns : 0);
     if (sleeps) {
@@ -15137,11 +15137,11 @@ CONC__COLD void conc__diagnosis_close(conc_loop *l)
 static const conc__hooks conc__diagnostics = {.dump = conc__dump,
                                               .deadlock = conc__print_tasks_of_deadlock,
                                               .forget = conc__diagnosis_forget,
-                                              .open = conc__diagnosis_open,
-                                              .close = conc__diagnosis_close,
+                                              .run_began = conc__diagnosis_open,
+                                              .run_ended = conc__diagnosis_close,
                                               .main_returned = conc__find_lost_args,
                                               .close_generators = conc__generators_left,
-                                              .sleep = conc__trace_catch_up,
+                                              .sleeps = conc__trace_catch_up,
                                               .idled = conc__trace_idle,
                                               .call = conc__call_watched,
                                               .name_function = conc__name_function,
@@ -15271,7 +15271,7 @@ CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **
         return conc__run_misused(o, "slow_step is not a positive number");
     if (conc__env("CONC_TRACE"))
         o->trace = conc__env("CONC_TRACE");
-    if (conc__diagnostics.open || (!o->debug && !o->trace))
+    if (conc__diagnostics.run_began || (!o->debug && !o->trace))
         return 0;
     fprintf(stderr,
             "conc: conc_run: neither debug nor trace: the program has CONC_NO_DIAGNOSTICS\n");
@@ -15571,7 +15571,7 @@ CONC__PRIVATE int conc__open_run(conc_loop **out, bool embedded, const conc_opti
     if (rc == 0)
         conc__faults_open(l);
     if (rc == 0 && CONC__HOOKS(l))
-        rc = CONC__HOOKS(l)->open(l);
+        rc = CONC__HOOKS(l)->run_began(l);
     if (rc == 0)
         rc = conc__start_main(l);
     if (rc == 0)
@@ -15579,7 +15579,7 @@ CONC__PRIVATE int conc__open_run(conc_loop **out, bool embedded, const conc_opti
     if (rc == 0 && conc__extended.job_runs)
         rc = conc__extended.job_runs(l);
     if (rc) {
-        CONC__HOOK(l, close(l));
+        CONC__HOOK(l, run_ended(l));
         conc__faults_close(l);
         conc__signals_end(l);
         conc__loop_close(l);
@@ -15621,7 +15621,7 @@ CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
         l->run.endings = e->next;
         e->end(l, e);
     }
-    CONC__HOOK(l, close(l));
+    CONC__HOOK(l, run_ended(l));
     conc__faults_close(l);
     conc__signals_end(l);
     conc__run_delist(l);
