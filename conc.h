@@ -144,7 +144,7 @@ CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__JOIN(a, b) CONC__JOIN2(a, b)
 #define CONC__JOIN2(a, b) a##b
 
-/* A variable with its value's type, and compile-time conditions of macros. */
+/* A variable that takes its value's type, and compile-time checks for macros. */
 #ifdef __cplusplus
 #define CONC__AUTO_VALUE auto
 #define CONC__REQUIRE static_assert
@@ -212,8 +212,8 @@ typedef struct conc_options {
     /* SIGINT or SIGTERM cancels main_fn, and the run returns -EINTR; a second one, at least 0.1 s
      * later, kills the program. Has no effect on a signal that the program handles or ignores when
      * the run begins, or that a conc_signals receives. On the real clock main_fn may sleep forever
-     * (conc_sleep(CONC_FOREVER)) to wait for the signal: that is no deadlock, unless other tasks
-     * wait for each other in a circle. */
+     * (conc_sleep(CONC_FOREVER)) to wait for the signal: this is not a deadlock, unless other tasks
+     * are waiting for each other in a cycle. */
     bool interrupt;
     /* Trace all tasks to this file, in Chrome's trace event format, for Perfetto or about:tracing:
      * a row per task, with spans for its steps and waits and arrows from its wakers, on the loop's
@@ -260,7 +260,8 @@ CONC_API double conc_random(double low, double high);
  * monotonic clock. */
 CONC_API double conc_now(void);
 
-/* Sleeps s seconds, or until conc_now() is t. Waits; if already due, yields once. NaN: -EINVAL. */
+/* Sleeps for s seconds, or until conc_now() reaches t. Waits; if already due, yields once. NaN:
+ * -EINVAL. */
 CONC_API int conc_sleep(double s);
 CONC_API int conc_sleep_until(double t);
 
@@ -340,9 +341,9 @@ CONC_API int conc_scope_end(conc_scope *s, int rc) CONC_NODISCARD;
  * nothing if the scope is not open. From any task or posted function of the loop. */
 CONC_API void conc_scope_cancel(conc_scope *s);
 
-/* Replaces the time limit by one that counts from now. Takes effect immediately, even while the
- * task waits. Errors: -EINVAL (NaN, not open, already cancelled). From any task or posted function
- * of the loop. */
+/* Replaces the time limit with one that starts now. Takes effect immediately, even while the task
+ * waits. Errors: -EINVAL (NaN, not open, already cancelled). From any task or posted function of
+ * the loop. */
 CONC_API int conc_scope_set_timeout(conc_scope *s, double s_from_now);
 
 /* While on, cancels and time limits from outside do not apply inside the scope; its own still do.
@@ -359,7 +360,7 @@ CONC_API int conc_timeout(double s, conc_fn *fn, void *arg);
 CONC_API int conc_shield(double grace, conc_fn *fn, void *arg);
 
 /* The nearest deadline in effect here, on conc_now's clock: CONC_FOREVER if none, -CONC_FOREVER
- * once cancelled. Outside a task CONC_FOREVER. */
+ * once cancelled. Outside a task, CONC_FOREVER. */
 CONC_API double conc_deadline(void);
 
 /* Would a checkpoint here return -ECANCELED? For long computations. Outside a task: false. */
@@ -548,7 +549,7 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 
 /* ---- >>tasks -------------------------------------------------------------------------------- */
 
-/* Private: the saved registers of a stack that does not run, as {stack pointer, program counter,
+/* Private: the saved registers of a stack that is not running, as {stack pointer, program counter,
  * frame pointer, base pointer}. */
 typedef void *conc__context[4];
 
@@ -626,7 +627,7 @@ CONC_API int conc_fail(int rc, const char *fmt, ...) __attribute__((__format__(_
  * Borrowed. */
 CONC_API const char *conc_error_text(const conc_task *t);
 
-/* The text of this task's newest error, returned by conc_fail or another conc call, a join, group
+/* The text of this task's latest error, returned by conc_fail or another conc call, a join, group
  * or gather; "" if none. -ECANCELED does not replace the error before it. Outside a run: the error
  * of the thread's last run, or of a refused conc_run, or of a later call; "" if none. Borrowed
  * until the next error. */
@@ -966,8 +967,8 @@ CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line);
 
 /* Writing. The buffer keeps bytes until it holds buffer_size of them, until a flush, or until a
  * read of the stream must wait. One call's bytes stay together: other tasks' writes wait for their
- * turn. Errors: the descriptor's, which drops the buffered bytes and is returned from then on, even
- * if a read has returned it; -EPIPE (closed), -EINVAL, -ENOMEM. */
+ * turn. Errors: the descriptor's (the buffered bytes are dropped, and every later call returns it,
+ * even if a read already has); -EPIPE (closed), -EINVAL, -ENOMEM. */
 
 /* Writes n bytes and returns n, or fewer if a cancel occurs after some were accepted. Waits while
  * they do not fit into the buffer. */
@@ -979,14 +980,14 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
     __attribute__((__format__(__printf__, 2, 3)));
 
 /* Waits until the system has accepted all written data, and returns 0. If a cancel or timeout
- * occurs after it has accepted some bytes, returns their number, and the rest stays buffered for
- * the next flush; if none, -ECANCELED. */
+ * occurs after some bytes have been accepted, returns how many, and the rest stays buffered for the
+ * next flush; if none, -ECANCELED. */
 CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
 
 /* Flushes, and ends the writing half, so that the peer reads end of file; reading continues to
- * work. Later writes return -EPIPE, a second call 0. A pipe's write end is closed. Waits. On an
- * error the writing half is still open: -ECANCELED (unsent bytes are kept), -ENOTSOCK (no socket,
- * pipe or transport with halves; all was flushed), an error of writing, or of shutdown(2). */
+ * work. Later writes return -EPIPE, a second call 0. A pipe's write end is closed. Waits. On error
+ * the writing half stays open: -ECANCELED (unsent bytes are kept), -ENOTSOCK (not a socket, pipe or
+ * transport with separate halves; all was flushed), a write error, or one from shutdown(2). */
 CONC_API int conc_stream_shutdown(conc_stream *s) CONC_NODISCARD;
 
 /* Flushes after any write in progress (not in a cancelled task), closes, and frees. Returns 0, the
@@ -995,8 +996,8 @@ CONC_API int conc_stream_shutdown(conc_stream *s) CONC_NODISCARD;
  * takes; then its memory may be freed. If the peer does not read, the flush waits until a cancel or
  * timeout: to drop such a peer, close in conc_timeout(0, fn, &s), or in a cancelled scope. Closing
  * it twice, or unopened, does nothing. Waits; do not repeat it after an error. Outside a run, and
- * in a posted function, it neither flushes nor waits: the stream's memory must then stay until the
- * tasks inside have returned. */
+ * in a posted function, it neither flushes nor waits: the stream's memory must then remain valid
+ * until the tasks inside have returned. */
 CONC_API int conc_stream_close(conc_stream *s);
 CONC_API void conc__auto_conc_stream(conc_stream *s);
 
@@ -1336,13 +1337,13 @@ enum {
     CONC__BATCH_MOST = 64,         /* most switches in a batch, between two scheduler passes */
     CONC__BUDGET_MOST = 256,       /* most checkpoints without a wait before one yields */
     CONC__BATCH_NS = 1000000,      /* batch ns above which its steps count as slow */
-    /* consecutive passes that ran only posted functions, after which one ignores them */
+    /* consecutive passes that ran only posted functions, after which one skips them */
     CONC__FLOOD = 64,
     /* consecutive refused checkpoints, after which a task counts as ignoring its cancel */
     CONC__SPINNER = 16,
     CONC__STUBBORN = 1000,  /* consecutive refused checkpoints, after which that is reported */
     CONC__PATIENCE = 50000, /* ns that a thread spins before it sleeps */
-    CONC__MISSES = 3,       /* consecutive vain spins, after which it seldom spins */
+    CONC__MISSES = 3,       /* consecutive unsuccessful spins, after which it seldom spins */
     /* under a seed: how many of the ready tasks the next one is drawn from */
     CONC__CHOICE = 16,
     CONC__NO_STATUS = -1, /* conc_set_exit_status was not called */
@@ -1351,7 +1352,8 @@ enum {
     CONC__DESCRIPTION = CONC__NAME + 256 /* bytes for a task's description in reports */
 };
 
-/* No process has a larger address space, so a request for more bytes is immediately -ENOMEM. */
+/* No process has a larger address space, so a request for more bytes fails immediately with
+ * -ENOMEM. */
 #define CONC__ADDRESS_SPACE (SIZE_MAX >> (sizeof(size_t) == 8 ? 16 : 0))
 
 _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
@@ -1715,7 +1717,7 @@ typedef struct conc__source {
 typedef struct conc__wait_kind {
     /* for the dump, such as "joins"; details() prints the rest */
     const char *what;
-    /* for the trace, if `what` makes no sense alone; NULL: what */
+    /* for the trace, if `what` makes no sense on its own; NULL: use `what` */
     const char *brief;
     void (*details)(FILE *out, const conc__wait *wait); /* NULL: nothing follows */
     /* called by a cancel: true: wake the task; false: keep waiting. NULL: keeps waiting */
@@ -1750,7 +1752,7 @@ typedef struct conc__wait_kind {
 #define CONC__HIGHEST_BIT (UINTPTR_MAX / 2 + 1)
 
 /* A record of an object still in use. In debug mode: a lock that a task holds, or an open object
- * that must be closed. Always: an open conc_signals. The records form a radix tree by the object's
+ * that must be closed. Always: an open conc_signals. The records form a radix tree keyed by object
  * address. */
 typedef struct conc__holding {
     struct conc__holding *below[2];      /* by the next lower bit of the object's address */
@@ -2021,7 +2023,7 @@ struct conc_loop {
         /* initial values of ready.switches_left and ready.budget_left; lower if steps are slow */
         int batch, budget;
         int flooded;       /* passes in a row that ran only posted functions */
-        int posted_rc;     /* the running posted function's newest error; 0: none */
+        int posted_rc;     /* the running posted function's latest error; 0: none */
         int64_t last_pass; /* time of the last pass, on the loop's clock */
         /* conc__on_loop: a task's call for the scheduler; NULL: none */
         void (*call)(conc_loop *l, void *arg);
@@ -2148,7 +2150,7 @@ struct conc_loop {
         int awaited;        /* tasks that wait for another thread or process */
         int channel_waits;  /* how many of these wait for a channel */
         int process_waits;  /* tasks that wait for a child program's end, or a FIFO's other end */
-        unsigned misses;    /* consecutive vain spins */
+        unsigned misses;    /* consecutive unsuccessful spins */
         bool woke;          /* the last hand-over had to wake its thread: do not spin */
         atomic_int at_work; /* virtual clock: jobs for which time stands still */
         conc__idle_hook *idle_hooks;
@@ -2289,9 +2291,9 @@ typedef struct conc__extension {
     void (*job_idles)(conc_loop *l, bool idles);
     void (*job_goes_on)(conc_loop *l); /* under the mutex: the next post has arrived */
     int64_t (*job_late)(conc_loop *l); /* l->job.limit has passed: returns the next one */
-    /* conc_fail in a job; false: no job runs on this thread */
+    /* conc_fail in a job; false: no job is running on this thread */
     bool (*job_fail)(int rc, const char *text);
-    /* the newest error text of the job on this thread, "" if none; NULL: no job runs */
+    /* the job on this thread's latest error text, "" if none; NULL: no job is running */
     const char *(*job_text)(void);
     /* looks up a host name: returns the number of addresses; release *found with conc_free */
     int (*resolve)(const char *text, struct conc__address **found);
@@ -2318,7 +2320,7 @@ static conc__extension conc__extended;
 typedef struct conc__hooks {
     /* Called as conc__diagnostics.dump(...), as they serve runs without debug mode, too: */
     void (*dump)(conc_loop *l, FILE *out);
-    void (*deadlock)(conc_loop *l, FILE *out); /* prints the tasks, and a circle of them */
+    void (*deadlock)(conc_loop *l, FILE *out); /* prints the tasks, and a cycle of them */
     void (*forget)(void);                      /* in a forked child */
 
     /* Called by CONC__HOOK, in debug mode or while a trace is written. A run: */
@@ -2800,8 +2802,8 @@ CONC__PRIVATE int conc__processors(void)
 /* On a single processor spinning is useless: no other thread can run. */
 CONC__PRIVATE bool conc__several_processors(void) { return conc__processors() > 1; }
 
-/* Is spinning before sleeping worthwhile? *misses counts consecutive vain spins; the caller resets
- * it after a success. */
+/* Is spinning before sleeping worthwhile? *misses counts consecutive unsuccessful spins; the caller
+ * resets it after a success. */
 CONC__PRIVATE bool conc__should_spin(unsigned *misses)
 {
     return conc__several_processors() && (++*misses <= CONC__MISSES || *misses % 64 == 0);
@@ -3210,8 +3212,8 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
     return count;
 }
 
-/* Is it a named pipe of macOS, whose end of file poll(2) and kqueue do not report? Pipes without a
- * name have no device there. */
+/* Is it a macOS named pipe, whose end of file poll(2) and kqueue do not report? Unnamed pipes have
+ * no device there. */
 CONC__PRIVATE bool conc__is_mute_pipe(int number)
 {
 #ifdef __APPLE__
@@ -4316,7 +4318,7 @@ CONC__PRIVATE void conc__wheel_cascade(conc__wheel *w, uint64_t start, int level
     }
 }
 
-/* Fires every timer that is due, in the order of their times and of arming, and sets the elapsed
+/* Fires every timer that is due, in order of expiry and then of arming, and advances the elapsed
  * time to now. */
 CONC__PRIVATE void conc__wheel_advance(conc_loop *l, int64_t now)
 {
@@ -4534,7 +4536,7 @@ CONC__PRIVATE void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *ar
     l->scheduler.call = fn;
     l->scheduler.call_arg = arg;
     self->error_number = *l->errno_at;
-    /* l->self stays: conc__resume continues this task right after fn */
+    /* l->self is unchanged: conc__resume continues this task right after fn */
     l->scheduler.switch_stacks(l, self->stack, self->context, &l->scheduler.stack,
                                l->scheduler.context);
     *l->errno_at = self->error_number;
@@ -4797,7 +4799,7 @@ CONC__PRIVATE bool conc__has_holds(conc_loop *l)
     return held;
 }
 
-/* Drops stacks that a burst has left. Returns the time until the next call is due. */
+/* Drops stacks left over from a burst. Returns the time until the next call is due. */
 CONC__PRIVATE int64_t conc__trim(conc_loop *l)
 {
     enum { EVERY = 200000000, SOON = 10000000 };
@@ -5144,8 +5146,8 @@ CONC__FAST bool conc__is_inherited(uint64_t serial)
     return CONC__UNLIKELY(serial >> 40 <= conc__inherited_runs);
 }
 
-/* Is this the number of another thread's run in progress, whose objects this thread must not touch?
- * 0 is no run. */
+/* Is this the number of a run in progress on another thread, whose objects this thread must not
+ * touch? 0 is not a run. */
 CONC__PRIVATE bool conc__run_is_elsewhere(const conc_loop *l, uint64_t run)
 {
     if (!run || (l && l->run.number == run))
@@ -5919,7 +5921,7 @@ CONC__PRIVATE conc__source conc__kept_source(const char *name, const char *spawn
     return (conc__source){*name ? name : spawned, spawned};
 }
 
-/* The room for a task's newest error text, followed by the name of the task that it came from.
+/* The room for a task's latest error text, followed by the name of the task that it came from.
  * NULL: out of memory; strerror must do. */
 CONC__PRIVATE char *conc__text_room(conc_task *t)
 {
@@ -5935,7 +5937,7 @@ CONC__PRIVATE char *conc__text_room(conc_task *t)
     return t->text;
 }
 
-/* Makes rc the task's newest error. text: NULL or "" if it has no text of its own. by: the task
+/* Makes rc the task's latest error. text: NULL or "" if it has no text of its own. by: the task
  * that it came from; {NULL, NULL}: this one. */
 CONC__PRIVATE void conc__set_error(conc_task *t, int rc, const char *text, conc__source by)
 {
@@ -5970,7 +5972,7 @@ CONC__PRIVATE const char *conc__error_text(const conc_task *t, int rc)
     return t->text;
 }
 
-/* Makes the error of t, an ended task, task's newest error. */
+/* Makes t's error the latest error of `task`; t has ended. */
 CONC__FAST void conc__set_error_of(conc_task *task, const conc_task *t)
 {
     if (CONC__UNLIKELY(t->result < 0))
@@ -6025,7 +6027,7 @@ CONC__COLD int conc__own_error(int rc)
     return rc;
 }
 
-/* Returns the result of a wait or try. An error becomes the task's newest; a cancel does not. */
+/* Returns the result of a wait or try. An error becomes the task's latest; a cancel does not. */
 CONC__FAST int conc__wait_result(int rc)
 {
     bool failed = rc < 0 && rc != -ECANCELED;
@@ -6034,8 +6036,8 @@ CONC__FAST int conc__wait_result(int rc)
     return rc;
 }
 
-/* Returns rc, the result of a user's function. If it is an error other than the task's newest, it
- * becomes the newest. A cancel does not, because its cause's text says more. */
+/* Returns rc, the result of a user's function. If it is an error other than the task's latest, it
+ * becomes the latest. A cancel does not, because its cause's text says more. */
 CONC__FAST int conc__pass_error(conc_loop *l, int rc)
 {
     bool is_new = rc < 0 && rc != -ECANCELED && l->self->last_rc != rc;
@@ -6045,7 +6047,7 @@ CONC__FAST int conc__pass_error(conc_loop *l, int rc)
 }
 
 /* The same, for a function that began when the task's `errors_made` was `before`. If that has not
- * changed, the newest error is older than the function, and its text is not about rc. */
+ * changed, the latest error is older than the function, and its text is not about rc. */
 CONC__FAST int conc__pass_error_since(conc_loop *l, int rc, uint32_t before)
 {
     bool silent = rc < 0 && rc != -ECANCELED && l->self->errors_made == before;
@@ -6355,7 +6357,7 @@ CONC__FAST conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *han
     return t;
 }
 
-static const conc__wait_kind conc__wants_room = {.what = "waits for room in its group's limit",
+static const conc__wait_kind conc__wants_room = {.what = "waits for room under its group's limit",
                                                  .cancel = conc__cancel_plainly};
 
 CONC__PRIVATE void conc__group_open(conc_loop *l, conc_group *g, const char *place)
@@ -6693,7 +6695,7 @@ CONC_API int conc_started(int value)
     return 0;
 }
 
-/* The recursion is at most 64 deep, usually much less: a level for each bit of a hash. */
+/* The recursion is at most 64 levels deep, usually far fewer: one level per bit of the hash. */
 CONC__PRIVATE void conc__locals_release(conc__locals *locals)
 {
     while (locals && __atomic_sub_fetch(&locals->references, 1, __ATOMIC_ACQ_REL) == 0) {
@@ -6756,7 +6758,7 @@ CONC__PRIVATE void conc__report_task(conc_loop *l, const conc_task *t)
     conc__report(l, conc__source_of(t), t->result, conc__error_text(t, t->result));
 }
 
-/* A copy of a task's newest error. */
+/* A copy of a task's latest error. */
 typedef struct conc__kept_error {
     int rc;
     uint32_t errors_made;
@@ -6764,8 +6766,8 @@ typedef struct conc__kept_error {
     char text[CONC__TEXT], name[CONC__NAME];
 } conc__kept_error;
 
-/* Saves a task's newest error before it closes something whose own error no call returns: the task
- * may be about to return the newest error. */
+/* Saves the task's latest error before closing something whose own error is discarded: the task may
+ * be about to return the saved one. */
 CONC__PRIVATE void conc__error_keep(conc__kept_error *kept, const conc_task *t)
 {
     kept->rc = t->last_rc;
@@ -7193,7 +7195,7 @@ static const conc__wait_kind conc__joining = {.what = "joins",
                                               .cancel = conc__cancel_plainly,
                                               .owner = conc__task_waited_for};
 
-/* Collects an ended task, for the running task. */
+/* Collects a finished task, on behalf of the running task. */
 CONC__PRIVATE void conc__collect(conc_loop *l, conc_task *t)
 {
     if (t->in_finished)
@@ -7354,7 +7356,7 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char 
 CONC__COLD void conc__check_lost_handles(conc_loop *l, const conc_group *g, const void *frame)
 {
     enum { CHECKED = 16 };
-    static const char how[] = "a function returned that had a task's handle";
+    static const char how[] = "a function that held a task's handle has returned";
     const conc_task *lists[] = {g->children, g->finished};
     uintptr_t low = (uintptr_t)l->self->stack->low, size = (uintptr_t)frame - low;
     for (size_t i = 0; i < CONC_LEN(lists); i++) {
@@ -7596,7 +7598,7 @@ CONC__PRIVATE int conc__run_calls(const char *spawned, conc_call *calls, size_t 
     if (!l)
         return -EPERM;
     if (!conc__is_array(calls, n, sizeof *calls))
-        return conc__misused(-EINVAL, call, "no calls, or an impossible number of them", spawned);
+        return conc__misused(-EINVAL, call, "no calls, or an invalid number of them", spawned);
     for (size_t i = 0; i < n; i++)
         if (!calls[i].fn)
             return conc__misused(-EINVAL, call, "a call without a function", spawned);
@@ -7630,8 +7632,7 @@ CONC__PRIVATE int conc__run_map(const char *spawned, conc__batch *b, const char 
         return conc__misused(-EINVAL, call, "the limit is negative", spawned);
     bool results_fit = !b->results || conc__is_array(b->results, b->count, sizeof *b->results);
     if (!conc__is_array(b->args, b->count, b->size) || !results_fit)
-        return conc__misused(-EINVAL, call, "no elements, or an impossible number of them",
-                             spawned);
+        return conc__misused(-EINVAL, call, "no elements, or an invalid number of them", spawned);
     return conc__run_batch(l, b, spawned);
 }
 
@@ -8056,7 +8057,7 @@ CONC__COLD void conc__gen_unwind(conc_loop *l, conc__gen *g)
 }
 
 /* Ends the body. *stopped: it did not end, and was stopped. The body's error, if any, becomes the
- * task's newest, with its text. */
+ * task's latest, with its text. */
 CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face, bool *stopped)
 {
     conc_task *self = l->self;
@@ -8113,7 +8114,7 @@ CONC_API CONC__CALLED int conc_gen_close(conc_gen *face)
     return rc;
 }
 
-/* Closes a generator where no call returns the error: it goes to on_error, and the task's newest
+/* Closes a generator where no call returns the error: it goes to on_error, and the task's latest
  * error stays. */
 CONC__PRIVATE void conc__gen_close_unseen(conc_loop *l, conc__gen *g, conc_gen *face)
 {
@@ -8453,7 +8454,8 @@ CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f)
     return same;
 }
 
-/* As conc__fd_confirm; also arms the descriptor for these events, if the poller watches it. */
+/* Like conc__fd_confirm, but also arms the descriptor for these events if the poller is watching
+ * it. */
 CONC__PRIVATE bool conc__fd_arm(conc_loop *l, conc__fd *f, int events)
 {
     if (f->state != CONC__FD_FOREIGN)
@@ -8727,7 +8729,7 @@ CONC_API CONC__CALLED int conc_wait_fd(int fd, int events)
     return rc;
 }
 
-/* A conc_close in another thread may have closed a file that this loop's tasks wait for. */
+/* A conc_close in another thread may have closed a file that this loop's tasks are waiting for. */
 typedef struct conc__far_close {
     conc__post post;
     int number;
@@ -8988,8 +8990,8 @@ CONC__PRIVATE const struct iovec *conc__io_first_part(const conc__io *io)
     return part;
 }
 
-/* Is an eventfd's sum too large to add this number? poll(2) only reports that 1 would fit. The
- * largest number is an error, which the write returns. */
+/* Is the eventfd's counter too large to add this number? poll(2) only reports whether 1 would fit.
+ * The largest number is an error, which the write returns. */
 CONC__PRIVATE bool conc__io_is_full_eventfd(const conc__io *io, const struct stat *st)
 {
 #ifdef __linux__
@@ -9322,7 +9324,7 @@ static inline ssize_t conc__io_run_of(const char *call, conc__io_fn *once, int e
         return -EPERM;
     bool valid = io->count >= 0 && io->count <= CONC__PARTS && (io->parts || !io->count);
     if (!valid)
-        return conc__misused(-EINVAL, call, "no parts, or an impossible number of them", NULL);
+        return conc__misused(-EINVAL, call, "no parts, or an invalid number of them", NULL);
     if (io->count == 1 && !conc__is_array(io->parts->iov_base, io->parts->iov_len, 1))
         return conc__misused(-EINVAL, call, "no buffer, or an impossible size", NULL);
     int rc = conc__checkpoint(l);
@@ -10558,7 +10560,7 @@ CONC__PRIVATE int conc__stream_state(conc_stream *s, const char *call)
     return 0;
 }
 
-/* Makes the error that a stream call returns the newest one. A system or transport error, which
+/* Makes the error that a stream call returns the latest one. A system or transport error, which
  * ends reading or writing forever, keeps its text. */
 CONC__COLD void conc__stream_failed(const conc_stream *s, int rc, bool of_reading)
 {
@@ -10777,7 +10779,7 @@ CONC__PRIVATE int conc__transport_pause(conc_loop *l, double *seconds)
 }
 
 /* Makes `once` call a transport function, in a scope that conc_stream_close cancels, and returns
- * its result; an error becomes the task's newest. The close finds the scope in *scope. */
+ * its result; an error becomes the task's latest. The close finds the scope in *scope. */
 CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported *on,
                                            conc_scope **scope,
                                            ssize_t (*once)(const conc__transported *on,
@@ -11475,7 +11477,7 @@ CONC__PRIVATE int conc__stream_begin_writing(conc_loop *l, conc_stream *s, const
     return rc;
 }
 
-/* Waits until no other task writes. */
+/* Waits until no other task is writing. */
 CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
 {
     if (s->writing) {
@@ -11492,7 +11494,7 @@ CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
 /* A read sends the buffer before it waits. Sends bytes written during such a wait now. */
 CONC__PRIVATE void conc__stream_send_for_reader(conc_loop *l, conc_stream *s)
 {
-    if (s->on) { /* without memory for a sender, the next call that writes or reads sends */
+    if (s->on) { /* if there is no memory for a sender, the next read or write sends */
         if (s->on->reading && conc__buffered(&s->out))
             conc__transport_start_sender(l, s);
         return;
@@ -11851,7 +11853,7 @@ CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s, bool ends_t
 }
 
 /* Called by the task that closed the stream, after the others have left: ends the transport. If it
- * could not wait for them, the last of them ends it. The flush's error stays the newest. */
+ * could not wait for them, the last of them ends it. The flush's error remains the latest. */
 CONC__PRIVATE int conc__stream_end_transport(conc_loop *l, conc_stream *s, int flushed)
 {
     conc__kept_error kept;
@@ -11996,9 +11998,9 @@ typedef struct conc__signal {
 static struct conc__signalling {
     pthread_mutex_t mutex;
     conc__signal numbers[CONC__SIGNALS];
-    atomic_int process; /* that installed the handlers; a forked child's handler compares it */
+    atomic_int process; /* that installed the handlers; a forked child's handler checks it */
     conc__signal_loops reached;
-    atomic_int running; /* running handlers: loops they may read must stay */
+    atomic_int running; /* number of handlers running; loops they may read must not be freed */
     int faults;         /* runs that report stack overflows */
     int questions;      /* runs whose watchdog may ask where their thread is */
 } conc__signalling = {.mutex = PTHREAD_MUTEX_INITIALIZER};
@@ -12665,7 +12667,7 @@ CONC__PRIVATE void conc__signals_forget(void)
     pthread_mutex_init(&conc__signalling.mutex, NULL);
 }
 
-/* Blocks SIGPIPE in the run's thread: a broken pipe is the call's error. */
+/* Blocks SIGPIPE in the run's thread: a broken pipe is reported as the call's error. */
 CONC__PRIVATE void conc__pipe_signal_block(conc_loop *l)
 {
     sigset_t pipe, before;
@@ -12796,7 +12798,7 @@ CONC__PRIVATE void conc__faults_open(conc_loop *l)
 {
     if (!conc__faults_wanted(l))
         return;
-    if (conc__signals_reach(l)) /* the handler needs its stack: without memory there is no report */
+    if (conc__signals_reach(l)) /* no memory for the handler's own stack: no report */
         return;
     pthread_mutex_lock(&conc__signalling.mutex);
     for (size_t i = 0; i < CONC_LEN(conc__fault_numbers) && conc__signalling.faults == 0; i++) {
@@ -13342,7 +13344,7 @@ CONC__PRIVATE bool conc__find_circle(conc_task *t, conc__circle *circle)
     return false;
 }
 
-/* Is there a circle of tasks? */
+/* Is there a cycle of tasks? */
 CONC__PRIVATE bool conc__find_deadlock(conc_loop *l, conc__circle *circle)
 {
     const conc_task *roots[] = {&l->run.main, l->run.background.children};
@@ -13356,9 +13358,9 @@ CONC__PRIVATE bool conc__find_deadlock(conc_loop *l, conc__circle *circle)
     return found;
 }
 
-/* The search for a circle visits every task. Other threads' posts may wake the loop very often
- * while all tasks wait: then most pauses skip the search, until one is long enough. True: do not
- * search now; `limit` is when to search again. */
+/* The search for a cycle visits every task. Other threads' posts may wake the loop very often while
+ * all tasks wait: then most pauses skip the search, until one is long enough. True: do not search
+ * now; `limit` is when to search again. */
 CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
 {
     enum { TASKS = 64, EVERY = 50 * 1000 * 1000 }; /* at most this many tasks per pause; ns */
@@ -13375,7 +13377,7 @@ CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
 }
 
 /* Every task waits. Is main_fn sleeping until a signal ends the program? Not if a shield blocks the
- * cancel, nor if other tasks wait for each other in a circle. */
+ * cancel, nor if other tasks are waiting for each other in a cycle. */
 CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit)
 {
     const conc__wait *w = l->run.main.wait;
@@ -13438,7 +13440,7 @@ CONC__PRIVATE void conc__explain_early_return(const conc_task *t, bool is_scope)
     if (!rc && t->pending)
         rc = -ECANCELED;
     if (rc < 0)
-        fprintf(stderr, "conc: its newest error: %s\n", conc__text_or(conc__error_text(t, rc), rc));
+        fprintf(stderr, "conc: its latest error: %s\n", conc__text_or(conc__error_text(t, rc), rc));
     if (is_scope && rc < 0)
         fprintf(stderr,
                 "conc: an early return, such as CONC_TRY's, leaves it open: inside a scope or "
@@ -13463,11 +13465,12 @@ CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
             is_handle ? "in use" : "open");
     bool is_scope = !is_handle && strncmp(place, "the conc_", 9) != 0;
     if (c->how == conc__overwritten && is_scope)
-        fprintf(stderr, "conc: either bytes of it were overwritten, or the function that declared "
-                        "it returned before conc_group_wait, conc_group_end or conc_scope_end\n");
+        fprintf(stderr,
+                "conc: either some of its bytes were overwritten, or the function that "
+                "declared it returned before conc_group_wait, conc_group_end or conc_scope_end\n");
     else if (c->how == conc__overwritten && is_handle)
-        fprintf(stderr, "conc: either bytes of it were overwritten, or the function that declared "
-                        "it returned before the task's end\n");
+        fprintf(stderr, "conc: either some of its bytes were overwritten, or the function that "
+                        "declared it returned before the task's end\n");
     else if (c->task && c->how != conc__overwritten)
         conc__explain_early_return(c->task, is_scope);
     abort();
@@ -13548,7 +13551,7 @@ CONC_API void conc_dump(FILE *out)
     if (conc__diagnostics.dump)
         conc__diagnostics.dump(l, out);
     else
-        fprintf(out, "conc: no dump: the program has CONC_NO_DIAGNOSTICS\n");
+        fprintf(out, "conc: no dump: the program was built with CONC_NO_DIAGNOSTICS\n");
     errno = saved;
 }
 
@@ -13569,7 +13572,7 @@ CONC__PRIVATE const char *conc__state_of(const conc_loop *l, const conc_task *t)
     return "ready";
 }
 
-/* Indents by two columns a level. Deep levels are printed as a number, which keeps a deep tree
+/* Indents by two columns per level. Deep levels are printed as a number, which keeps a deep tree
  * readable and its dump linear. */
 CONC__PRIVATE void conc__indent(FILE *out, int depth)
 {
@@ -13750,7 +13753,7 @@ CONC__PRIVATE void conc__print_circle(FILE *out, const conc_loop *l, const conc_
     }
     enum { MOST = 20 };
     int n = 0;
-    fprintf(out, "conc: in a circle, each waits for the next, and the last for the first:\n");
+    fprintf(out, "conc: a cycle: each waits for the next, and the last for the first:\n");
     for (const conc_task *t = circle->first; t; t = t->next, n++)
         if (n < MOST || !t->next)
             conc__print_task(out, l, t, 1);
@@ -14138,7 +14141,7 @@ CONC__PRIVATE void conc__usage_add(conc_loop *l, conc__source user, size_t size,
  * NULL: not needed. */
 CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, conc__source user)
 {
-    if (l->diagnostics.on_valgrind) /* to Valgrind, unwritten memory has no value */
+    if (l->diagnostics.on_valgrind) /* Valgrind treats unwritten memory as undefined */
         return NULL;
     char *lowest = conc__stack_lowest(s);
     conc__usage_add(l, user, s->cache->size, (size_t)(conc__stack_top(s) - lowest));
@@ -14263,7 +14266,7 @@ CONC__PRIVATE bool conc__map_find(uintptr_t address, conc__map_line *m)
     return found;
 }
 
-/* Converts an offset in a module's file into an address of the module, or -1. */
+/* Converts an offset in a module's file to an address in the loaded module; -1: none. */
 CONC__PRIVATE uint64_t conc__module_address(int fd, const ElfW(Ehdr) * header, uint64_t offset)
 {
     for (int i = 0; i < header->e_phnum; i++) {
@@ -14277,7 +14280,7 @@ CONC__PRIVATE uint64_t conc__module_address(int fd, const ElfW(Ehdr) * header, u
     return UINT64_MAX;
 }
 
-/* Is it the symbol of a function around this address? */
+/* Is it the symbol of a function containing this address? */
 CONC__PRIVATE bool conc__symbol_covers(const ElfW(Sym) * symbol, uint64_t address)
 {
     uint64_t size = symbol->st_size ? symbol->st_size : 1;
@@ -14434,7 +14437,7 @@ CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *p
 /* Debug: the current activity on the loop's thread: a task's step, or a call of one of the
  * program's functions outside all tasks, which may interrupt a task's step. */
 typedef struct conc__held_by {
-    int64_t began;         /* on the real clock; 0: nothing runs */
+    int64_t began;         /* on the real clock; 0: nothing is running */
     const conc_task *task; /* only compared; NULL: a call */
     const char *role;      /* of the called function: "the posted function" */
     uintptr_t fn;
@@ -14637,7 +14640,7 @@ CONC__PRIVATE int conc__frames_by_question(conc__watchdog *d)
     while (answered && sem_timedwait(&d->answered, &limit))
         answered = errno == EINTR;
     if (!answered && !atomic_exchange(&conc__questioner, NULL))
-        answered = sem_wait(&d->answered) == 0; /* the handler has just taken the question */
+        answered = sem_wait(&d->answered) == 0; /* the handler has just picked up the request */
     for (; answered && n < d->count; n++)
         conc__print_frame(n, (uintptr_t)d->frames[n] - (n > 0)); /* a call may end its function */
     return n;
@@ -15058,9 +15061,10 @@ CONC__PRIVATE void conc__report_lost_args(conc_loop *l, void *arg)
     size_t found = 0;
     for (const conc_task *t = l->run.background.children; t; t = conc__task_after(t))
         if ((uintptr_t)t->arg - memory->low < memory->size && found++ < LINES)
-            fprintf(stderr,
-                    "conc: %s: its arg is a variable of main's function, which has returned\n",
-                    conc__describe(who, sizeof who, conc__source_of(t)));
+            fprintf(
+                stderr,
+                "conc: %s: its arg is a local variable of main's function, which has returned\n",
+                conc__describe(who, sizeof who, conc__source_of(t)));
     if (found > LINES)
         fprintf(stderr, "conc: so do the args of %zu others\n", found - LINES);
 }
@@ -15101,7 +15105,7 @@ CONC__COLD void conc__diagnosis_forget(void)
     atomic_store(&conc__questioner, NULL);
 }
 
-/* A run begins: opens its requested diagnostics. */
+/* Called when a run begins: opens the diagnostics it requested. */
 CONC__COLD int conc__diagnosis_open(conc_loop *l)
 {
     int rc = conc__trace_open(l, l->run.options.trace);
@@ -15209,7 +15213,8 @@ CONC__PRIVATE bool conc__env_word(const char *name, const char *zero, const char
     return false;
 }
 
-/* Finds the poller that the environment names. False: no such poller here, which is reported. */
+/* Finds the poller that the environment names. False: no such poller here; this has been
+ * reported. */
 CONC__PRIVATE bool conc__env_backend(const conc__backend **out)
 {
     const char *text = conc__env("CONC_POLL"), *best = CONC__BEST_BACKEND.name;
@@ -15269,7 +15274,7 @@ CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **
     if (conc__diagnostics.run_began || (!o->debug && !o->trace))
         return 0;
     fprintf(stderr,
-            "conc: conc_run: neither debug nor trace: the program has CONC_NO_DIAGNOSTICS\n");
+            "conc: conc_run: no debug or trace: the program was built with CONC_NO_DIAGNOSTICS\n");
     return -ENOTSUP;
 }
 
@@ -15806,7 +15811,7 @@ CONC_API int conc_embed_end(conc_embed *e)
     l->run.embedded = false;
     l->scheduler.stepping = true;
     conc__was_idle(l, l->run.left, conc__time(l));
-    conc__take_signals(l); /* an interrupt since the last step is why it ends */
+    conc__take_signals(l); /* it is ending because of an interrupt since the last step */
     if (!l->run.winding_up)
         conc__task_cancel(l, &l->run.main);
     conc__schedule(l);

@@ -1063,7 +1063,7 @@ typedef struct conc__job_queue {
     int blocking; /* threads whose job waits or is in conc_block while its clock advances */
     /* threads about to look for the next job; changed without the mutex */
     int finishing;
-    unsigned misses; /* consecutive times a thread spun in vain before sleeping */
+    unsigned misses; /* consecutive times a thread spun without success before sleeping */
     /* the signal mask of the pool's opener, without conc's changes, and whether its run blocked
      * SIGPIPE */
     sigset_t mask;
@@ -1135,7 +1135,7 @@ typedef struct conc__map_call {
     bool keeps_going, stop;
     conc__cancel_layer layer;
     size_t next;    /* first element not yet taken */
-    size_t dropped; /* elements taken but not called */
+    size_t dropped; /* elements taken but not yet passed to the function */
     int error;      /* the first */
 } conc__map_call;
 
@@ -1830,7 +1830,7 @@ CONC__PRIVATE void conc__job_contexts_hold_clocks(conc__job_context *ctx, bool a
         conc__job_hold_clock(ctx->job, at_work);
 }
 
-/* Does one of the jobs that run there hold a clock? */
+/* Does any job running there hold a clock? */
 CONC__PRIVATE bool conc__job_context_has_clock(const conc__job_context *ctx)
 {
     for (; ctx; ctx = ctx->outer)
@@ -2332,7 +2332,7 @@ CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop, conc__j
     conc__job_wait_as(l, j, &w, &conc__waits_for_job);
 }
 
-/* Sets the caller's newest error from a job's outcome, and returns the job's result. */
+/* Sets the caller's latest error from a job's outcome, and returns the job's result. */
 CONC__PRIVATE int conc__job_result(conc_loop *l, const conc__job_outcome *o)
 {
     const char *text = o->has_text ? o->text : NULL;
@@ -3002,7 +3002,7 @@ CONC_API CONC__CALLED int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *f
     return conc__submit(&p->queue, &p->users, j, fn, arg, 0, NULL, __func__);
 }
 
-/* The text of a job's or thread's newest error, saved while a function runs. */
+/* The text of a job's or thread's latest error, saved while a function runs. */
 typedef struct conc__saved_text {
     conc__job_context *context; /* NULL: a plain thread */
     int rc;
@@ -3027,7 +3027,7 @@ CONC__PRIVATE void conc__saved_text_swap(conc__saved_text *saved)
 }
 
 /* Calls fn(arg) here, outside tasks. If fn fails without a text it gets a default one; if it sets
- * no error, the caller's newest error is unchanged. */
+ * no error, the caller's latest error is unchanged. */
 CONC__PRIVATE int conc__call_here(conc_fn *fn, void *arg)
 {
     conc__saved_text older = {.context = conc__job_context_here()};
@@ -3232,7 +3232,7 @@ CONC__PRIVATE int conc__pool_map(conc__job_queue **queue, unsigned *users, conc_
     if (!m->fn)
         return conc__misused(-EINVAL, call, "no function", NULL);
     if (!conc__is_array(m->args, m->count, m->size) || !results_fit)
-        return conc__misused(-EINVAL, call, "no elements, or an impossible number of them", NULL);
+        return conc__misused(-EINVAL, call, "no elements, or an invalid number of them", NULL);
     conc__job_queue *q = conc__pool_enter(queue, users, &rc);
     if (!q)
         return conc__map_refused(m, conc__pool_refused(rc, call));
@@ -3698,8 +3698,8 @@ CONC__PRIVATE void conc__shared_pools_reset(void)
     }
 }
 
-/* Under the mutex: wakes a thread for the queued jobs. If there can be none, the jobs end with the
- * error. */
+/* Under the mutex: wakes a thread for the queued jobs. If none can be started, the jobs end with
+ * the error. */
 CONC__PRIVATE void conc__job_queue_wake_or_fail(conc__job_queue *q)
 {
     int rc = conc__job_queue_wake_worker(q);
@@ -3858,7 +3858,7 @@ CONC__PRIVATE void conc__abandoned_release(conc_job *j)
     conc__abandoned_drop((conc__abandoned *)(void *)j);
 }
 
-/* Outside tasks. free_arg does not change fn's newest error. */
+/* Outside tasks. free_arg does not change fn's latest error. */
 CONC__PRIVATE int conc__call_and_free(conc_fn *fn, void *arg, void (*free_arg)(void *))
 {
     int rc = conc__call_here(fn, arg);
@@ -4730,7 +4730,7 @@ CONC__PRIVATE int conc__file_await(conc_loop *l, const conc__file_call *f, int e
     return rc;
 }
 
-/* Runs the job repeatedly until all is done. */
+/* Runs the job repeatedly until all the work is done. */
 CONC__PRIVATE int conc__file_call_run(conc__file_call *f, conc_fn *fn, int events, const char *call)
 {
     conc_loop *l = conc__of_task();
@@ -4901,7 +4901,7 @@ CONC__PRIVATE int conc__fill(int fd, const char *path, const struct stat *before
     return rc;
 }
 
-/* Makes path a file with these bytes in one step. */
+/* Atomically creates or replaces the file at path with these bytes. */
 CONC__PRIVATE int conc__replace(const char *path, const struct stat *before, conc__file_call *f)
 {
     char name[32];
@@ -5397,7 +5397,7 @@ CONC__PRIVATE bool conc__child_process_has_pipe(const conc__child_process *p, in
     return false;
 }
 
-/* Does a task wait for a running child's pipe? */
+/* Is a task waiting on a running child's pipe? */
 CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
 {
     bool found = false;
@@ -5631,7 +5631,7 @@ CONC__PRIVATE int conc__try_spawn(conc__child_start_call *s, const char *name)
 {
     struct stat st;
     bool absent = stat(name, &st) && (errno == ENOENT || errno == ENOTDIR);
-    if (absent && !s->child->dir) /* with a directory the name refers to another file */
+    if (absent && !s->child->dir) /* given a directory, the name refers to another file */
         return errno;
     return posix_spawn(&s->pid, name, &s->setup->actions, &s->setup->attributes,
                        conc__child_argv(s->child), s->env + 1);
@@ -5713,7 +5713,7 @@ CONC__PRIVATE int conc__read_fork_error(int fd, pid_t pid)
     return n == sizeof error ? -error : -EIO;
 }
 
-/* Starts the program by fork, for a C library whose posix_spawn cannot change the directory. */
+/* Starts the program with fork, for C libraries whose posix_spawn cannot change the directory. */
 CONC__PRIVATE int conc__fork_program(conc__child_start_call *s)
 {
     int ends[2], most = (int)sysconf(_SC_OPEN_MAX), rc = conc__pipe(ends);
@@ -5737,7 +5737,7 @@ CONC__PRIVATE int conc__fork_program(conc__child_start_call *s)
     return rc;
 }
 
-/* The start has failed with rc: was it because of the directory? */
+/* Starting it failed with rc: was the directory the cause? */
 CONC__PRIVATE bool conc__dir_failed(const char *dir, int rc)
 {
     struct stat st;
@@ -6396,7 +6396,7 @@ CONC__PRIVATE void conc__child_terminate_gently(conc_child *c)
     }
 }
 
-/* Ends the child and its group, and reaps it. */
+/* Terminates the child and its group, and reaps it. */
 CONC__PRIVATE int conc__child_terminate(void *arg)
 {
     conc_child *c = arg;
@@ -7446,7 +7446,7 @@ CONC__PRIVATE void conc__worker_after_fork(void)
     pthread_mutex_unlock(&w->mapping_mutex);
 }
 
-/* Replaces the memory by the copy, or unmaps it if there is none. */
+/* Replaces the memory with the copy, or unmaps it if there is none. */
 CONC__PRIVATE void conc__worker_remap_copy(void *place, void *copy, size_t size)
 {
     enum { MAY_MOVE = 1, FIXED = 2 }; /* MREMAP_MAYMOVE, MREMAP_FIXED */
@@ -7532,7 +7532,7 @@ CONC__PRIVATE bool conc__worker_await_request(conc__worker_channel *c)
     }
 }
 
-/* Receives the newest data segment, which replaces the previous one. Older, abandoned ones may
+/* Receives the latest data segment, which replaces the previous one. Older, abandoned ones may
  * still be in the socket. False: a later request may try again. */
 CONC__PRIVATE bool conc__worker_receive_segment(const conc__request *r)
 {
@@ -8298,7 +8298,8 @@ CONC__PRIVATE void conc__worker_set_idle(conc__supervisor *s, conc__worker *w)
         conc__worker_quit(w);
 }
 
-/* Gives the worker a job. Only the supervisor gives a large one, unlocking while it copies. */
+/* Gives the worker a job. Only the supervisor passes a large one, and it releases the mutex while
+ * copying. */
 CONC__PRIVATE void conc__worker_give_job(conc__supervisor *s, conc__worker *w, conc_job *j)
 {
     conc__payload *p = j->payload;

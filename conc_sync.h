@@ -1242,8 +1242,8 @@ CONC_API bool conc_event_is_set(const conc_event *e) { return e && e->set; }
 
 /* A waiter that is notified or cancelled moves to its lock's list without running in between. */
 
-/* Such a waiter ignores a cancel because it must return with the lock. It takes a lock whose owner
- * has ended only after a deadlock has cancelled everything. */
+/* Such a waiter ignores a cancel because it must return holding the lock. It takes a lock whose
+ * owner has ended only after a deadlock has cancelled everything. */
 CONC__PRIVATE bool conc__relock_cancel(conc__wait *w)
 {
     conc_loop *l = conc__here;
@@ -1417,7 +1417,7 @@ CONC_API int conc_latch_wait(conc_latch *k)
 static const conc__wait_kind conc__awaiting_future = {.what = "waits for a future",
                                                       .cancel = conc__cancel_plainly};
 
-/* Makes the future's error, if it has one, the task's newest error. */
+/* Makes the future's error, if it has one, the task's latest error. */
 CONC__PRIVATE void conc__future_set_error(conc_task *t, const conc_future *f)
 {
     if (f->rc < 0 && f->rc != -ECANCELED)
@@ -1614,9 +1614,9 @@ CONC__COLD int conc__queue_grow(conc_queue *q)
     return 0;
 }
 
-/* Does item a of the heap come before item b? No two have the same arrival number, so one call of
+/* Does item a of the heap come before item b? No two have the same arrival number, so one call to
  * less decides: the older one comes first unless the younger is less. The arguments are swapped
- * without a branch, which could not be predicted. */
+ * without a branch, which would be unpredictable. */
 CONC__FAST bool conc__heap_before(const conc_queue *q, const char *a, uint64_t a_came,
                                   const char *b, uint64_t b_came)
 {
@@ -1680,7 +1680,7 @@ CONC__PRIVATE void conc__heap_sift_up(conc_queue *q, size_t hole, const char *it
  * top (I. Wegener, Bottom-up heapsort, 1993). */
 CONC__PRIVATE void conc__heap_remove_top(conc_queue *q)
 {
-    size_t last = q->count; /* the last item is just beyond the heap now */
+    size_t last = q->count; /* the last item is now just past the end of the heap */
     size_t hole = 0, below = 1;
     while (below < last) {
         conc__heap_prefetch(q, CONC__WAYS * below + 1);
@@ -2343,7 +2343,7 @@ CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
     if (!l)
         return -EPERM;
     if (!cases || !n || n > INT_MAX)
-        return conc__misused(-EINVAL, __func__, "no cases, or an impossible number of them", NULL);
+        return conc__misused(-EINVAL, __func__, "no cases, or an invalid number of them", NULL);
     int rc = 0;
     for (size_t i = 0; i < n && rc == 0; i++)
         rc = conc__case_check(l, &cases[i]);

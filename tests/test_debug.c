@@ -671,7 +671,8 @@ static int lends_its_variable_to_many(void *arg)
 
 TEST(background_tasks_whose_arg_lies_on_the_stack_of_a_main_fn_that_returned_are_told)
 {
-    static const char lies[] = ": its arg is a variable of main's function, which has returned";
+    static const char lies[] =
+        ": its arg is a local variable of main's function, which has returned";
     if (SANITIZED)
         return; /* which may keep locals elsewhere */
     run_for_report(lends_its_variable, debugging);
@@ -859,7 +860,7 @@ static int has_dinner(void *arg)
 TEST(a_deadlock_shows_the_circle)
 {
     run_for_report(has_dinner, (conc_options){.virtual_clock = true});
-    const char *circle = strstr(report, "conc: in a circle, each waits for the next");
+    const char *circle = strstr(report, "conc: a cycle: each waits for the next");
     CHECK(circle != NULL);
     CHECK_INT(count_in(circle, "\n  philosopher "), 5);
     CHECK_INT(count_in(circle, "\n  main"), 0);
@@ -894,7 +895,7 @@ static int waits_for_a_child_that_waits_for_it(void *arg)
 TEST(a_circle_through_a_group_is_found)
 {
     run_for_report(waits_for_a_child_that_waits_for_it, (conc_options){.virtual_clock = true});
-    const char *circle = strstr(report, "conc: in a circle");
+    const char *circle = strstr(report, "conc: a cycle");
     CHECK(circle != NULL);
     CHECK_CONTAINS(circle, "  main: waits for 2 children");
     CHECK_CONTAINS(circle, "  joins_its_parent at ");

@@ -846,10 +846,10 @@ TEST(the_end_of_a_group_finds_handles_that_are_lost)
     char text[4096];
     if (getenv("CONC_DEBUG") || !locals_are_on_the_stack()) /* debug mode finds them before that */
         return;
-    check_lost(handle_then_close, "a function returned that had a task's handle");
+    check_lost(handle_then_close, "a function that held a task's handle has returned");
     int status = test_in_process(handle_after_another_then_close, text, sizeof text);
     CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
-    CHECK_CONTAINS(text, "a function returned that had a task's handle");
+    CHECK_CONTAINS(text, "a function that held a task's handle has returned");
 }
 
 __attribute__((noinline)) static int use_a_handle(void)
@@ -926,8 +926,8 @@ static void lose_by_a_cancelled_try(void) { run(try_in_a_task); }
 
 TEST(the_report_says_the_error_and_what_a_try_is_to_be_there)
 {
-    check_lost(lose_by_a_try, "its newest error: line 12: no colon");
+    check_lost(lose_by_a_try, "its latest error: line 12: no colon");
     check_lost(lose_by_a_try, "CONC_TRY_IN");
-    check_lost(lose_by_a_cancelled_try, "its newest error: cancelled");
+    check_lost(lose_by_a_cancelled_try, "its latest error: cancelled");
     check_lost(lose_by_a_cancelled_try, "CONC_TRY_IN");
 }

@@ -323,7 +323,7 @@ static const row rows[] = {
     {"sleeps for another ", "sleeps", sleeps, NULL, NEEDS_A_CANCEL},
     {"sleeps for ever", "sleeps", for_ever, NULL, ALSO_A_DEADLOCK},
     {"waits until all others wait", NULL, settles, NULL, 0},
-    {"waits for room in its group's limit", "waits for room in its group's limit", wants_room,
+    {"waits for room under its group's limit", "waits for room under its group's limit", wants_room,
      a_crowd, ALSO_A_DEADLOCK},
     {"waits for the start of for_ever at ", "waits for a start", starts, NULL, ALSO_A_DEADLOCK},
     {"joins for_ever at ", "joins", joins, a_sibling, ALSO_A_DEADLOCK},
