@@ -5291,11 +5291,17 @@ CONC__SWITCHES int conc__park(conc_loop *l, conc__wait *w)
     return w->result;
 }
 
+CONC__COLD void conc__report_woken(conc_loop *l, conc_task *t)
+{
+    if (t->wait)
+        CONC__HOOK(l, woken(l, t));
+}
+
 /* Makes a task ready after its wait. */
 CONC__FAST void conc__wait_over(conc_loop *l, conc_task *t)
 {
-    if (CONC__UNLIKELY(CONC__HOOKS(l) && t->wait))
-        CONC__HOOKS(l)->woken(l, t);
+    if (CONC__UNLIKELY(CONC__HOOKS(l)))
+        conc__report_woken(l, t);
     t->wait = NULL;
     conc__make_ready(l, t);
 }
