@@ -31,7 +31,7 @@
  *   Calling   any task may make a call, and outside a run it returns -EPERM, unless its comment
  *             says otherwise. A function passed to conc_post must not wait: there, a call that
  *             would have to wait returns -EPERM.
- *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run. If a scope around it
+ *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run. If an enclosing scope
  *             is cancelled or timed out, it returns -ECANCELED, without effect: clean up and
  *             return.
  *   Threads   a task stays on the thread of its run. Only conc_post, conc_loop_run and the two
@@ -45,11 +45,11 @@
  *   Memory    an all-zero object is valid; its options are its first fields and default to zero.
  *             `arg` is borrowed until the task has ended. conc frees only what it allocated; out of
  *             memory is -ENOMEM, never an abort.
- *   Misuse    that conc detects is -EINVAL (a bad argument, the wrong order), -EPERM (not the
- *             owner, not in a task), -EDEADLK (on oneself) or -EBUSY (in use), and changes
- *             nothing. If a function returns with its own group or scope still open, or a loop's
- *             next round reinitializes the variable, memory is already corrupt: conc reports which
- *             and where, and aborts.
+ *   Misuse    that conc detects returns -EINVAL (a bad argument, the wrong order), -EPERM (not the
+ *             owner, not in a task), -EDEADLK (on oneself) or -EBUSY (in use), and changes nothing.
+ *             If a function returns with its own group or scope still open, or a loop's next
+ *             iteration reinitializes it, memory is already corrupt: conc reports which and where,
+ *             and aborts.
  *
  * Options, all to be defined before the include that defines CONC_IMPLEMENTATION
  *   CONC_STATIC          instead of it: every function is static, a private copy for this file;
@@ -73,7 +73,8 @@
  *   CONC_GUARD_REPORT    report a stack overflow even without debug mode (with a SIGSEGV handler)
  *   CONC_NO_DIAGNOSTICS  leave out debug mode, traces, dumps and backtraces, for small programs
  *                        and quick compiles: a run with .debug or .trace, even from the
- *                        environment, is then -ENOTSUP, and a deadlock report omits the task tree
+ *                        environment, then returns -ENOTSUP, and a deadlock report omits the task
+ *                        tree
  *
  * Environment: CONC_DEBUG=1, CONC_CLOCK=virtual, CONC_SEED=7, CONC_RANDOM=7, CONC_TRACE=file,
  * CONC_POLL=poll|epoll|kqueue, CONC_STACK=bytes override a run's options, except in a set-user-ID
@@ -187,7 +188,7 @@ typedef struct conc_gen conc_gen; /* a function that emits items one by one */
 /* The body of a task: 0 or more is success, negative is an error. */
 typedef int conc_fn(void *arg);
 
-/* What on_error gets. The strings are borrowed until the hook returns. */
+/* What on_error receives. The strings are borrowed until the hook returns. */
 typedef struct conc_failure {
     const char *task;  /* the task's name */
     const char *place; /* where it was spawned: "file.c:12" */
@@ -202,7 +203,7 @@ typedef struct conc_options {
     uint64_t seed;      /* nonzero: ready tasks run in a random order that the seed reproduces */
     /* Checks for mistakes and reports them on stderr: tasks that block the loop, with a backtrace
      * while they do; leaked locks, generators and streams; background tasks whose arg is on the
-     * stack of main_fn, which has returned; ignored cancels; calls from a wrong thread; stack
+     * stack of main_fn, which has returned; ignored cancels; calls from the wrong thread; stack
      * overflow. Reports stack usage. `kill -USR2` prints the tasks. */
     bool debug;
     double slow_step; /* seconds; debug: report a task that blocks the loop longer; 0: 0.1 */
@@ -276,7 +277,7 @@ CONC_API int conc_yield(void);
  * and returns -ECANCELED once the job is asked to stop. */
 CONC_API int conc_block(double s);
 
-/* Returns when every other task waits and nothing is ready; time does not advance until then.
+/* Returns once every other task is waiting and nothing is ready; time does not advance until then.
  * Functions that keep posting each other do not delay it forever. For tests. Waits. */
 CONC_API int conc_settle(void);
 
@@ -337,7 +338,7 @@ CONC_API int conc__scope_begin(const char *place, conc_scope *s, double timeout)
  * checkpoint. */
 CONC_API int conc_scope_end(conc_scope *s, int rc) CONC_NODISCARD;
 
-/* Cancels everything inside the scope, until its end, and wakes the tasks that wait there. Does
+/* Cancels everything inside the scope, until its end, and wakes the tasks waiting there. Does
  * nothing if the scope is not open. From any task or posted function of the loop. */
 CONC_API void conc_scope_cancel(conc_scope *s);
 
@@ -399,14 +400,14 @@ CONC_API int conc__group_begin(conc_group *g, const char *place);
  * next waits. Waits only if the group's limit is reached. The error of a background task goes to
  * on_error when it ends; if it has a handle, at the run's end, unless a task has joined it.
  *     int conc_spawn(conc_group *g, conc_fn *fn, void *arg);
- * On an error fn does not run, the caller keeps arg, and a group that this call would have opened
- * is unchanged: -ECANCELED (the group is cancelled, or the caller while it waited for room),
- * -EINVAL (NULL fn, a closed group), -ENOMEM, -EPERM (another loop's group). */
+ * On error fn does not run, the caller keeps arg, and a group that this call would have opened is
+ * unchanged: -ECANCELED (the group is cancelled, or the caller while it waited for room), -EINVAL
+ * (NULL fn, a closed group), -ENOMEM, -EPERM (another loop's group). */
 #define conc_spawn(...) conc__spawn(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__spawn(const char *spawned, conc_group *g, conc_fn *fn, void *arg);
 
 /* The same, but fn gets the address of a copy of size bytes on the task's own stack, valid until fn
- * returns. It is aligned for every type of that size (up to 4096). arg is borrowed until the call
+ * returns. It is aligned for any type of that size (up to 4096). arg is borrowed until the call
  * returns, because the copy is made after any wait for room. Errors as above, and -EINVAL: size is
  * more than a quarter of the task's stack, or arg is NULL.
  *     int conc_spawn_copy(conc_group *g, conc_fn *fn, const void *arg, size_t size); */
@@ -435,7 +436,7 @@ CONC_API int conc__spawn_copy(const char *spawned, conc_group *g, conc_fn *fn, c
     })
 
 /* Like conc_spawn, with a handle: caller's storage, which need not be initialized and must not move
- * until the task was joined, was returned by conc_group_next, or its group closed. -EBUSY: the
+ * until the task is joined or returned by conc_group_next, or its group is closed. -EBUSY: the
  * handle is in use. If the function that declares the handle returns before that, conc aborts with
  * a report: in debug mode at the next wait, otherwise at the group's end. The same happens if the
  * handle is overwritten and reused: always in debug mode, otherwise if its task is the group's
@@ -474,9 +475,9 @@ CONC_API int conc_group_end(conc_group *g, int rc) CONC_NODISCARD;
  * loop. */
 CONC_API void conc_group_cancel(conc_group *g);
 
-/* Waits for the next child to end that has a handle and is not yet collected. Returns 1, with the
- * handle in *t and its error in conc_last_error, in order of completion; 0 if none is left. Errors:
- * -EINVAL, -EPERM (another run's), -ECANCELED. */
+/* Waits until another uncollected child with a handle has ended. Returns 1, with the handle in *t
+ * and its error in conc_last_error, in order of completion; 0 if none is left. Errors: -EINVAL,
+ * -EPERM (another run's), -ECANCELED. */
 CONC_API int conc_group_next(conc_group *g, conc_task **t) CONC_NODISCARD;
 
 /* One call of a gather. result is its value, text its error text ("" on success). */
@@ -600,8 +601,8 @@ struct conc_task {
 CONC_API int conc_join(conc_task *t, int *result);
 
 /* Cancels the task: from now on its checkpoints return -ECANCELED, except inside shields. Does not
- * wait. Errors: -EALREADY (it has ended), -EINVAL (no task), -EPERM (another loop's). From any task
- * or posted function of the loop. */
+ * wait. Errors: -EALREADY (it has ended), -EINVAL (not a task), -EPERM (another loop's). From any
+ * task or posted function of the loop. */
 CONC_API int conc_cancel(conc_task *t);
 
 /* Has the task ended? */
@@ -611,7 +612,8 @@ CONC_API bool conc_done(const conc_task *t);
 CONC_API conc_task *conc_self(void);
 
 /* A task's name: that set by conc_set_name (copied, at most 47 bytes), else its function and spawn
- * location. Borrowed; NULL if there is no task. Without memory, conc_set_name does nothing. */
+ * location. Borrowed; NULL if there is no task. If there is no memory, conc_set_name does
+ * nothing. */
 CONC_API const char *conc_name(const conc_task *t);
 CONC_API void conc_set_name(conc_task *t, const char *name);
 
@@ -765,12 +767,12 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  * the bytes after poll(2) has reported them.
  *
  * A descriptor may be reported ready although a call would block: a socket with messages in its
- * error queue, a full Unix datagram peer, an eventfd without room for so large a number. Then the
- * call pauses before it retries, for 1 ms at first and up to 64 ms later.
+ * error queue, a full Unix datagram peer, an eventfd whose counter has no room for the number. Then
+ * the call pauses before it retries, for 1 ms at first and up to 64 ms later.
  *
- * If a descriptor is closed with close(2), a task that waits for it gets -EBADF within a quarter of
- * a second (per 500 such descriptors). If a file of the same kind immediately reuses the number,
- * the poll(2) backend may not notice if both have the same inode, as eventfds do. */
+ * If a descriptor is closed with close(2), a task waiting for it gets -EBADF within a quarter of a
+ * second (per 500 such descriptors). If a file of the same kind immediately reuses the number, the
+ * poll(2) backend may not notice if both have the same inode, as eventfds do. */
 
 /* Waits until fd is ready for any of `events`, and returns those. End of file, an error, or a
  * peer's hang-up make it ready. With events 0, waits only for a hang-up or an error, and returns 0.
@@ -797,8 +799,8 @@ CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct so
 CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags,
                              const struct sockaddr *to, socklen_t to_size);
 
-/* Move all n bytes. They return fewer at end of file (reading), or if an error or a cancel occurs
- * after some were moved: then the next call returns that error, or the next checkpoint -ECANCELED.
+/* Move all n bytes. Return fewer at end of file (reading), or if an error or a cancel occurs after
+ * some were moved: then the next call returns that error, or the next checkpoint -ECANCELED.
  * Otherwise as above. */
 CONC_API ssize_t conc_read_full(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n);
@@ -814,10 +816,11 @@ typedef struct conc_listen_options {
 
 /* Opens a listening socket and returns its descriptor. The address may be reused immediately
  * (SO_REUSEADDR), IPv6 sockets are IPv6-only, TCP connections have TCP_NODELAY. Port 0 means any
- * free one; conc_address returns it. If no process listens on a Unix socket's file, the file is
- * replaced, under a lock file PATH.conc-lock; if another process holds that lock, the call blocks
- * the loop for at most 50 ms. If the file system has no locks, the socket's file stays, and the
- * error is flock(2)'s. Errors: -EINVAL, -EADDRINUSE and others of the system. Not a checkpoint. */
+ * free one; conc_address returns it. If no process is listening on a Unix socket's file, the file
+ * is replaced, under a lock file PATH.conc-lock; if another process holds that lock, the call
+ * blocks the loop for at most 50 ms. If the file system has no locks, the socket's file is kept,
+ * and the error is flock(2)'s. Errors: -EINVAL, -EADDRINUSE and other system errors. Not a
+ * checkpoint. */
 CONC_API int conc_listen(const char *address);
 CONC_API int conc_listen_with(const char *address, const conc_listen_options *o);
 
@@ -836,11 +839,11 @@ CONC_API int conc_dial(const char *address);
  * checkpoint. From anywhere. */
 CONC_API int conc_address(int fd, bool peer, char *buf, size_t size);
 
-/* Closes fd, which need not be conc's, and wakes all tasks that wait on it with -EBADF: those of
- * this loop immediately, those of another loop shortly after. Not a checkpoint. From anywhere;
- * outside a run it only closes. Errors: those of close(2); the descriptor is closed anyway. A
- * socket with an SO_LINGER time and unsent data blocks the loop for that time, even in non-blocking
- * mode: close it with conc_offload. */
+/* Closes fd, which need not be conc's, and wakes all tasks waiting on it with -EBADF: those of this
+ * loop immediately, those of another loop shortly after. Not a checkpoint. From anywhere; outside a
+ * run it only closes. Errors: those of close(2); the descriptor is closed anyway. A socket with an
+ * SO_LINGER time and unsent data blocks the loop for that time, even in non-blocking mode: close it
+ * with conc_offload. */
 CONC_API int conc_close(int fd);
 
 typedef struct conc_server {
@@ -898,14 +901,14 @@ typedef struct conc_stream conc_stream;
 
 /* Opens a stream on fd and owns it: conc_stream_close closes it.
  *     int conc_stream_open(conc_stream *s, int fd);
- * On an error the caller keeps fd: -EINVAL (NULL, already open), -EBUSY (closed, but a task is
- * still using it), -EBADF. Not a checkpoint. The stream allocates memory only while it holds bytes.
+ * On error the caller keeps fd: -EINVAL (NULL, already open), -EBUSY (closed, but a task is still
+ * using it), -EBADF. Not a checkpoint. The stream allocates memory only while it holds bytes.
  */
 #define conc_stream_open(...) conc__stream_open(CONC__PLACE, __VA_ARGS__)
 CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd);
 
-/* An alternative to a descriptor under a stream: TLS, a cipher, memory. The functions get the self
- * passed to conc_stream_open_on, and run in tasks, where they may wait. They return a negative
+/* An alternative to a descriptor under a stream: TLS, a cipher, memory. The functions receive the
+ * self passed to conc_stream_open_on, and run in tasks, where they may wait. They return a negative
  * errno for an error (with conc_fail's text), and -ECANCELED for a cancel, which must have had no
  * effect. After -EAGAIN the stream retries, after a pause of 1 ms at first and up to 64 ms later.
  * One read may run concurrently with one write or shutdown, in another task. */
@@ -916,9 +919,10 @@ typedef struct conc_transport {
      * After an error, -ECANCELED or -EAGAIN the next call passes the same bytes, perhaps followed
      * by more, at another address. A transport that packs bytes into records accepts them once it
      * has built the record, and next time first sends the rest of that. conc_stream_flush does not
-     * know of this rest: where it matters, write must return only when the record has been sent */
+     * know about that rest: where it matters, write must return only when the record has been
+     * sent */
     ssize_t (*write)(void *self, const void *buf, size_t n);
-    /* ends the writing half, so that the peer reads end of file. NULL: no halves */
+    /* ends the writing half, so that the peer reads end of file. NULL: no separate halves */
     int (*shutdown)(void *self);
     /* releases self, whatever it returns: 0 or an error, which conc_stream_close returns. Called
      * once, when no other call is in progress, in a task unless the stream is closed outside one;
@@ -971,7 +975,7 @@ CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line);
  * even if a read already has); -EPIPE (closed), -EINVAL, -ENOMEM. */
 
 /* Writes n bytes and returns n, or fewer if a cancel occurs after some were accepted. Waits while
- * they do not fit into the buffer. */
+ * they do not fit in the buffer. */
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n) CONC_NODISCARD;
 
 /* The same for formatted text. Returns its length, or less if a cancel or timeout occurs after some
@@ -991,7 +995,7 @@ CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
 CONC_API int conc_stream_shutdown(conc_stream *s) CONC_NODISCARD;
 
 /* Flushes after any write in progress (not in a cancelled task), closes, and frees. Returns 0, the
- * flush's error, or an earlier write error that no call has returned yet. Tasks waiting in the
+ * flush's error, or an earlier write error that no call has returned yet. Tasks waiting on the
  * stream get -EPIPE. The close returns once all of them have left the stream, however long that
  * takes; then its memory may be freed. If the peer does not read, the flush waits until a cancel or
  * timeout: to drop such a peer, close in conc_timeout(0, fn, &s), or in a cancelled scope. Closing
@@ -1014,9 +1018,9 @@ typedef struct conc_signals {
 } conc_signals;
 
 /* Starts receiving these signals. None is lost, but the kernel may merge equal ones. Each open
- * conc_signals, in any thread, gets every signal of its numbers; duplicate numbers count once.
- * Blocked signals are unblocked in this thread. On an error nothing has changed: -EINVAL (NULL, n
- * 0, already open, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and fault signals), -EBUSY (open in
+ * conc_signals, in any thread, gets every signal with its numbers; duplicate numbers count once.
+ * Blocked signals are unblocked in this thread. On error nothing has changed: -EINVAL (NULL, n 0,
+ * already open, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and fault signals), -EBUSY (open in
  * another thread's run), -ENOMEM, and system errors. Not a checkpoint. A conc_signals on a task's
  * stack must be closed before its function returns; otherwise conc aborts with a report.
  *     int conc_signals_open(conc_signals *s, const int *numbers, size_t n); */
@@ -1029,8 +1033,8 @@ CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *n
 CONC_API int conc_signals_next(conc_signals *s) CONC_NODISCARD;
 
 /* Restores the handlers and the mask from before the opening, except handlers that the program has
- * since installed. Raises again any signals that no receiver got. Closing it twice, or unopened,
- * does nothing and returns 0. Not a checkpoint. -EPERM: another run's. */
+ * since installed. Re-raises any signals that no receiver got. Closing it twice, or unopened, does
+ * nothing and returns 0. Not a checkpoint. -EPERM: another run's. */
 CONC_API int conc_signals_close(conc_signals *s);
 CONC_API void conc__auto_conc_signals(conc_signals *s);
 
@@ -1042,9 +1046,9 @@ CONC_API int conc_wait_signal(int number);
 /* The loop of this thread's run; NULL outside one. */
 CONC_API conc_loop *conc_loop_self(void);
 
-/* A hold announces posts from another thread. While the loop is held, it is no deadlock if all
- * tasks wait, and the loop stays valid, even after its run, until every hold is released. The
- * virtual clock does not stop for a hold. From any thread. Errors: -EINVAL (NULL, released too
+/* A hold announces posts from another thread. While the loop is held, it is not a deadlock if all
+ * tasks are waiting, and the loop remains valid, even after its run, until every hold is released.
+ * The virtual clock does not stop for a hold. From any thread. Errors: -EINVAL (NULL, released too
  * often), -EPERM (the loop belongs to the parent process). */
 CONC_API int conc_loop_hold(conc_loop *l);
 CONC_API int conc_loop_release(conc_loop *l);
@@ -1055,13 +1059,13 @@ CONC_API int conc_loop_release(conc_loop *l);
  * Errors: -EINVAL, -ENOMEM, -ESHUTDOWN (the run is over), -EPERM (it is the parent process's). */
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg);
 
-/* From another thread: starts fn(arg) as a background task of l, and returns its result when it has
+/* From another thread: starts fn(arg) as a background task of l, and returns its result once it has
  * ended, with its error text in conc_last_error. The caller is a plain thread or a job, which
  * blocks, or a task of another loop, which waits; arg is borrowed until the return. Cancelling that
- * task or job cancels fn; the call still returns fn's result when fn has ended. If l's run ends
+ * task or job cancels fn; the call still returns fn's result once fn has ended. If l's run ends
  * before fn, that also cancels fn. As with conc_post, the caller must ensure that the run has not
- * ended, or hold it. While a task waits in this call, its loop's virtual clock stands still; a
- * waiting job stops no clock. On an error fn does not run: -EINVAL, -EDEADLK (l is this thread's),
+ * ended, or hold it. While a task is waiting in this call, its loop's virtual clock stands still; a
+ * waiting job stops no clock. On error fn does not run: -EINVAL, -EDEADLK (l is this thread's),
  * -ESHUTDOWN (l's run is over or about to end), -ENOMEM, -ECANCELED (the calling task is
  * cancelled), -EPERM (in a posted function; or l belongs to the parent process).
  *     int conc_loop_run(conc_loop *l, conc_fn *fn, void *arg); */
@@ -1078,20 +1082,21 @@ CONC_API void conc_free(void *p);
  * For poll(2), round the timeout up, and turn CONC_FOREVER into -1:
  *     double s = conc_embed_timeout(&e);
  *     int ms = s > 1e6 ? -1 : (int)(s * 1000 + 0.999);
- * (kqueue does not report devices such as /dev/tty, nor, on macOS, named pipes: while a task waits
- * for one, the timeout is at most 20 ms.) Between the steps, conc treats the thread's other code
- * like a posted function: it may spawn, set and cancel, and calls that would wait return -EPERM. To
- * cancel the run from there, store conc_self() in main_fn, and pass that to conc_cancel. An
- * embedded run does not detect deadlocks. All calls must come from the thread of conc_embed_begin.
+ * (kqueue does not report devices such as /dev/tty, nor, on macOS, named pipes: while a task is
+ * waiting for one, the timeout is at most 20 ms.) Between the steps, conc treats the thread's other
+ * code like a posted function: it may spawn, set and cancel, and calls that would wait return
+ * -EPERM. To cancel the run from there, store conc_self() in main_fn, and pass that to conc_cancel.
+ * An embedded run does not detect deadlocks. All calls must come from the thread of
+ * conc_embed_begin.
  */
 typedef struct conc_embed {
     /* private */
     conc_loop *loop; /* NULL: not begun */
 } conc_embed;
 
-/* Begins the run; main_fn starts with the first step. o: as for conc_run_with. Errors: -EBUSY
- * (this thread has a run, or e has one in any thread), -EINVAL, -ENOMEM, and -ENOTSUP if the loop
- * waits with poll(2), which has no descriptor. On an error e is unchanged. */
+/* Begins the run; main_fn starts with the first step. o: as for conc_run_with. Errors: -EBUSY (this
+ * thread has a run, or e has one in any thread), -EINVAL, -ENOMEM, and -ENOTSUP if the loop uses
+ * poll(2), which has no descriptor. On error e is unchanged. */
 CONC_API int conc_embed_begin(conc_embed *e, const conc_options *o, conc_fn *main_fn, void *arg);
 
 /* The descriptor to poll for reading; the same for the whole run. Errors: -EINVAL (not begun),
@@ -1119,7 +1124,7 @@ typedef struct conc_stats {
     size_t ready;       /* of these, ready to run; counted one by one */
     size_t timers;      /* armed */
     size_t generators;  /* open */
-    size_t descriptors; /* that tasks wait for */
+    size_t descriptors; /* that tasks are waiting for */
     size_t signals;     /* conc_signals that are open */
     size_t holds;       /* conc_loop_hold calls not yet released */
     size_t stacks;      /* in use, including generators' */
@@ -1128,7 +1133,7 @@ typedef struct conc_stats {
     size_t jobs_queued; /* jobs that have not begun, in all pools of the program */
     size_t peak;        /* most tasks that were alive at once */
     uint64_t spawned;   /* tasks, since the run began */
-    uint64_t switches;  /* from task to task, about */
+    uint64_t switches;  /* from task to task, approximately */
     /* of the scheduler, each of which serves posts, timers and descriptors once */
     uint64_t passes;
     uint64_t polls; /* system calls that wait or poll for events */
@@ -1173,7 +1178,7 @@ template <class type> struct conc__is_pointer<type *> {
  *  the thread's own stack: it runs posted functions, reads the clock and polls the descriptors.
  *  Anything that may need a deep stack (hooks, reports) runs on that stack too.
  *
- *  run           one call of conc_run or conc_embed_begin; it has one loop, in one thread
+ *  run           one call to conc_run or conc_embed_begin; it has one loop, in one thread
  *  pass          one round of the scheduler: posts, signals, the clock, events, then a batch
  *  batch         tasks that run one after the other, with no pass in between
  *  step          a task's work from its resumption to its next switch
@@ -1184,7 +1189,7 @@ template <class type> struct conc__is_pointer<type *> {
  *  to grant      to give a waiter what it waits for, and wake it; to wake: to end a wait
  *  spinner       a cancelled task that keeps calling checkpoints
  *  doomed        every task of the run is cancelled, through all shields, after a deadlock
- *  to collect    to take the result of an ended task, so that its error is not reported
+ *  to collect    to take the result of a finished task, so that its error is not reported
  *  sink          a task's result destination besides joins, set by its spawn
  *  handle        a conc_task in the user's memory; other tasks are on their own stack
  *  place         a location in the source, "file.c:12"
@@ -1196,7 +1201,7 @@ template <class type> struct conc__is_pointer<type *> {
  *  stack cache   all stacks of one size, in slabs; a stack is in use, free or dropped
  *  poller        epoll, kqueue or poll(2); conc__fd_state lists the states of a descriptor
  *  post          a function that another thread, or the loop itself, makes the loop run
- *  hold          a promise of a post: waiting forever is then no deadlock
+ *  hold          a promise of a post: waiting forever is then not a deadlock
  *  at work       a job in another thread for which the virtual clock stands still
  *
  *  Contents: >>options >>switch >>types >>platform >>poller >>stacks >>timers >>loop
@@ -1907,7 +1912,7 @@ enum { CONC__LIVE = 1, CONC__DONE = 2 };
 /* the result's destination besides joins: none, a conc_call, an int, a conc_start, a thread */
 enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK, CONC__REMOTE_SINK };
 
-/* Changes to the seal for ended tasks, and for those in their group's list `finished`. Otherwise
+/* Changes to the seal for finished tasks, and for those in their group's list `finished`. Otherwise
  * one overwritten byte, the state, could turn a handle's remains into a live task. */
 enum { CONC__ENDED_SEAL = 0xffff, CONC__LISTED_SEAL = 0x5aa5 };
 
@@ -2019,7 +2024,7 @@ struct conc_loop {
         /* &conc__diagnostics in debug mode or while a trace is written: a pass runs one task, and
          * every step is measured. Else NULL */
         const struct conc__hooks *hooks;
-        bool stepping; /* embedded: a call of the host is running it */
+        bool stepping; /* embedded: a call from the host is running it */
         /* initial values of ready.switches_left and ready.budget_left; lower if steps are slow */
         int batch, budget;
         int flooded;       /* passes in a row that ran only posted functions */
@@ -2156,7 +2161,7 @@ struct conc_loop {
         conc__idle_hook *idle_hooks;
     } outside;
 
-    /* the job around this run */
+    /* the job that this run is in */
     struct {
         /* the job, if a virtual clock stands still for it, else NULL */
         struct conc__job_context *context;
@@ -2226,7 +2231,7 @@ struct conc_loop {
         struct conc__watchdog *watchdog; /* debug */
         struct conc__usage *usages;      /* debug: of stacks */
         conc__holding *opened;           /* debug: objects that must be closed before the end */
-        /* a just ended task's stack, and its lowest used byte; NULL: not needed */
+        /* a just finished task's stack, and its lowest used byte; NULL: not needed */
         conc__stack *left_stack;
         char *left_used;
         conc__census census;
@@ -2283,8 +2288,8 @@ typedef struct conc__outside_calls {
 typedef struct conc__extension {
     const conc__outside_calls *outside; /* NULL: conc_pool.h is not linked */
     conc__locals **(*job_locals)(void); /* of the job that runs on this thread; NULL: none */
-    int (*job_block)(int64_t ns);       /* conc_block in a job; 1: no job runs on this thread */
-    /* conc_shield in a job; false: no job runs on this thread */
+    int (*job_block)(int64_t ns); /* conc_block in a job; 1: no job is running on this thread */
+    /* conc_shield in a job; false: no job is running on this thread */
     bool (*job_shield)(double grace, conc_fn *fn, void *arg, int *rc);
     int (*job_runs)(conc_loop *l); /* a run begins on this thread, perhaps inside a job */
     /* the run's tasks wait only for channels, or no longer do: until then l->job counts as idle */
@@ -2316,7 +2321,7 @@ typedef struct conc__extension {
 static conc__extension conc__extended;
 
 /* All that the core calls of debug mode, traces and dumps. The section >>diagnostics fills in the
- * table; with CONC_NO_DIAGNOSTICS there is no such section, and the table stays empty. */
+ * table; with CONC_NO_DIAGNOSTICS there is no such section, and the table is empty. */
 typedef struct conc__hooks {
     /* Called as conc__diagnostics.dump(...), as they serve runs without debug mode, too: */
     void (*dump)(conc_loop *l, FILE *out);
@@ -2560,7 +2565,7 @@ static inline void conc__stack_begins(conc__stack *s)
     (void)s;
 }
 
-/* Called when a stack's user ends; may run on that stack, which it then leaves forever. */
+/* Called when a stack's user ends; may run on that stack, which it then leaves for good. */
 static inline void conc__stack_ends(conc_loop *l, conc__stack *s)
 {
 #if CONC__ASAN
@@ -3298,7 +3303,7 @@ CONC__PRIVATE void conc__poller_close(conc_loop *l)
 
 /* A number that identifies an open file; 0: not open. Each socket and pipe has its own inode, but
  * all eventfds, timerfds and the like share one: their number depends only on the kind, so
- * replacing one eventfd by another goes unnoticed. If a sandbox refuses fstat, all files have the
+ * replacing one eventfd with another goes unnoticed. If a sandbox refuses fstat, all files have the
  * same number. */
 CONC__PRIVATE uint64_t conc__inode_of(int number)
 {
@@ -3590,8 +3595,8 @@ CONC__PRIVATE void conc__epoll_renew(conc_loop *l)
     close(old);
 }
 
-/* Handles an event that no task waits for. Its file was closed here, or is known and may have been
- * closed. */
+/* Handles an event that no task is waiting for. Its file was closed here, or is known and may have
+ * been closed. */
 CONC__PRIVATE void conc__epoll_unwanted(conc_loop *l, conc__fd *f, bool known)
 {
     enum { CHECK = 64, RENEW = 16 };
@@ -3653,11 +3658,11 @@ static const conc__backend conc__epoll = {"epoll",         conc__epoll_open,    
  *
  *   filters            of                                 what they report
  *   CONC__CHANGES and  a file that conc opened, and one   every change, for ever (EV_CLEAR)
- *   both               where a task waits for a hang-up
+ *   both               where a task awaits a hang-up
  *   those that tasks   any other file                     one event for each arming (EV_DISPATCH),
  *   waited for                                            at once if it is ready
  *   CONC__APART        a device that kqueue refuses, and  nothing: the loop uses select(2) to wait
- *                      a named pipe of macOS              for the queue and for these */
+ *                      a macOS named pipe                 for the queue and for these */
 enum { CONC__CHANGES = 4 };
 
 /* In conc__fd.came, beside the events: end of file, or urgent data, where a read stops. */
@@ -3959,7 +3964,7 @@ CONC__PRIVATE void conc__stack_cache_lay_out(conc__stack_cache *c, bool debug)
         c->per_slab = 1;
 }
 
-/* The stack cache for this size; NULL: impossible size, or out of memory. */
+/* The stack cache for this size; NULL: invalid size, or out of memory. */
 CONC__PRIVATE conc__stack_cache *conc__stack_cache_for(conc_loop *l, size_t size)
 {
     for (conc__stack_cache *c = l->stacks.caches; c; c = c->next)
@@ -4442,7 +4447,7 @@ CONC__COLD int conc__refuse(conc_loop *l)
     return -ECANCELED;
 }
 
-/* The calling task's loop; NULL: the caller is no task. */
+/* The calling task's loop; NULL: the caller is not a task. */
 static inline conc_loop *conc__of_task(void)
 {
     conc_loop *l = conc__here;
@@ -4584,9 +4589,9 @@ CONC__PRIVATE void conc__public_name(char name[CONC__NAME], const char *call)
         *slowly = 0;
 }
 
-/* Refuses an erroneous call: returns rc, with a text that names the call. In debug mode also
- * reports it, with the location in `place` unless NULL. On a thread without a run, it does so if
- * any run of the process is in debug mode. */
+/* Refuses an invalid call: returns rc, with a text that names the call. In debug mode also reports
+ * it, with the location in `place` unless NULL. On a thread without a run, it does so if any run of
+ * the process is in debug mode. */
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place)
 {
     conc_loop *l = conc__here;
@@ -4607,7 +4612,7 @@ CONC__COLD int conc__misused(int rc, const char *call, const char *why, const ch
 }
 
 /* Runs a task until it parks or ends, or until the batch that it has begun is over, and serves its
- * calls of conc__on_loop. */
+ * calls to conc__on_loop. */
 CONC__PRIVATE void conc__resume(conc_loop *l, conc_task *t)
 {
     l->self = t;
@@ -4649,7 +4654,7 @@ CONC__PRIVATE void conc__advance(conc_loop *l, int64_t now)
     conc__wheel_advance(l, now);
 }
 
-/* Does a task wait for something outside the loop that needs no hold? */
+/* Is a task waiting for something outside the loop that needs no hold? */
 CONC__PRIVATE bool conc__awaits_outside(const conc_loop *l)
 {
     return l->fds.watched || l->signals.waits || l->outside.awaited;
@@ -4816,7 +4821,7 @@ CONC__PRIVATE int64_t conc__trim(conc_loop *l)
     return l->stacks.to_trim ? SOON : EVERY;
 }
 
-/* Is this the process's only thread? Then no other can close a descriptor while it sleeps. */
+/* Is this the process's only thread? Then no other can close a descriptor while it is sleeping. */
 CONC__PRIVATE bool conc__is_only_thread(void)
 {
 #ifdef __linux__
@@ -5475,7 +5480,7 @@ CONC_API CONC__CALLED int conc_settle(void)
  *   word           of     means                                        changed by
  *   cancel_called  scope  this scope was cancelled, or its deadline    conc__cancel_scope, once
  *                         passed (then `expired` is set too)
- *   shielded       scope  cancels from around it do not apply          conc_scope_shield
+ *   shielded       scope  cancels from outside do not apply            conc_scope_shield
  *   asked          task   conc_cancel was called on the task, or its   conc__task_cancel,
  *                         starter was cancelled; cleared for main_fn   conc__start_cancel;
  *                         when it returns                              conc__wind_up
@@ -5511,7 +5516,7 @@ CONC__PRIVATE conc_group *conc__group_of(conc_scope *s)
     return (conc_group *)(void *)((char *)s - offsetof(conc_group, scope));
 }
 
-/* Does a cancel apply around the task's outermost scope? */
+/* Does a cancel apply outside the task's outermost scope? */
 CONC__PRIVATE bool conc__cancelled_outside(const conc_loop *l, const conc_task *t)
 {
     return t->asked || (t->group && t->group->scope.effective) || l->cancels.doomed;
@@ -5842,8 +5847,8 @@ CONC__PRIVATE conc_scope *conc__scope_of_group(const conc_task *t)
     return &t->group->scope;
 }
 
-/* These two walk the scopes that apply to a task from the inside out: its own, then that of its
- * group and those around it. */
+/* These two walk the scopes that apply to a task from the inside out: its own, then its group's and
+ * those enclosing it. */
 CONC__PRIVATE conc_scope *conc__innermost(const conc_task *t)
 {
     if (t->scope)
@@ -6807,8 +6812,8 @@ CONC__PRIVATE conc__failed **conc__failure_slot(const conc__failures *all, uint6
     return &all->slots[serial & (all->slot_count - 1)];
 }
 
-/* Makes room for one more. Serial numbers count up, so they fill the slots evenly. Without memory,
- * the table is unchanged. False: there is no table. */
+/* Makes room for one more. Serial numbers count up, so they fill the slots evenly. If there is no
+ * memory, the table is unchanged. False: there is no table. */
 CONC__PRIVATE bool conc__failures_grow(conc__failures *all)
 {
     enum { LEAST = 64 };
@@ -7041,7 +7046,7 @@ CONC__PRIVATE void conc__child_failed(conc_loop *l, conc_task *t)
         g->cut_short = true;
 }
 
-/* Passes the result of an ended task to its sink, its joiners and its group. */
+/* Passes the result of a finished task to its sink, its joiners and its group. */
 CONC__COLD void conc__deliver(conc_loop *l, conc_task *t)
 {
     CONC__HOOK(l, returned(l, t));
@@ -7299,7 +7304,7 @@ CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
     }
 }
 
-/* Discards uncollected ended tasks; their handles may be reused. Their errors, apart from the
+/* Discards uncollected finished tasks; their handles may be reused. Their errors, apart from the
  * group's own, go to on_error. */
 CONC__PRIVATE void conc__drop_finished(conc_loop *l, conc_group *g)
 {
@@ -7791,7 +7796,7 @@ enum { CONC__LATE_EMITS = 1000 }; /* emits tolerated during the close, before th
 
 static conc__gen conc__exhausted; /* stands in for every conc_gen's ended body */
 
-/* The generator whose body runs on a stack; NULL: a task runs there. */
+/* The generator whose body is running on a stack; NULL: a task is. */
 CONC__PRIVATE conc__gen *conc__gen_on(conc__stack *s)
 {
     if (!s->has_generator)
@@ -7799,7 +7804,7 @@ CONC__PRIVATE conc__gen *conc__gen_on(conc__stack *s)
     return (conc__gen *)(void *)conc__stack_top(s);
 }
 
-/* Does the running task run a generator's body whose consumer opened the task's innermost scope, s?
+/* Is the running task in a generator's body whose consumer opened the task's innermost scope, s?
  */
 CONC__PRIVATE bool conc__gen_is_inside(const conc_loop *l, const conc_scope *s)
 {
@@ -7881,7 +7886,7 @@ CONC__PRIVATE void conc__gen_unlink(conc_loop *l, conc__gen *g)
     CONC__LIST_REMOVE(l->generators.first, g, next, prev);
 }
 
-/* Records which body uses g (NULL: a task does), because the run's end closes consumers first. */
+/* Records which body is using g (NULL: a task is), because the run's end closes consumers first. */
 CONC__PRIVATE void conc__gen_set_user(conc__gen *g, conc__gen *user)
 {
     if (g->used_by == user)
@@ -7902,7 +7907,7 @@ CONC_API CONC__CALLED int conc__gen_open(const char *opened, conc_gen *face, con
     if (!face || !fn)
         return conc__misused(-EINVAL, __func__, "no generator, or no function", opened);
     if (item_size > PTRDIFF_MAX)
-        return conc__misused(-EINVAL, __func__, "an impossible item size", opened);
+        return conc__misused(-EINVAL, __func__, "an invalid item size", opened);
     if (conc__gen_of(l, face) && face->body != &conc__exhausted)
         return conc__misused(-EINVAL, __func__, "the generator is open", opened);
     if (conc__gen_is_elsewhere(l, face))
@@ -8121,7 +8126,7 @@ CONC_API CONC__CALLED int conc_gen_close(conc_gen *face)
 }
 
 /* Closes a generator where no call returns the error: it goes to on_error, and the task's latest
- * error stays. */
+ * error is kept. */
 CONC__PRIVATE void conc__gen_close_unseen(conc_loop *l, conc__gen *g, conc_gen *face)
 {
     conc__source source = conc__gen_source(g);
@@ -8292,7 +8297,7 @@ CONC__PRIVATE bool conc__fd_is_certain(const conc_loop *l, const conc__fd *f)
     return f->state == CONC__FD_EDGE && conc__fd_not_closed(f) && !CONC__DEBUGS(l);
 }
 
-/* Does conc__verify check it while tasks wait for it? */
+/* Does conc__verify check it while tasks are waiting for it? */
 CONC__PRIVATE bool conc__fd_is_verified(const conc_loop *l, const conc__fd *f)
 {
     bool foreign = f->state == CONC__FD_FOREIGN || f->state == CONC__FD_REFUSED;
@@ -8847,7 +8852,7 @@ static inline ssize_t conc__io_result(conc_loop *l, ssize_t n, int saved)
     return n;
 }
 
-/* Discards the SIGPIPE, which is blocked, that a write to a broken pipe leaves pending. */
+/* Discards the SIGPIPE, which is blocked, that a write to a broken pipe left pending. */
 CONC__PRIVATE void conc__drain_pipe_signal(const conc_loop *l)
 {
     if (!l->signals.pipe_was_pending)
@@ -8880,9 +8885,9 @@ CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
 }
 
 /* -- files in blocking mode that are not sockets. Other processes may share them, so their flags
- * stay unchanged. For pipes Linux has a non-blocking call (RWF_NOWAIT). Terminals and named pipes
- * are opened a second time. For the rest, conc asks poll(2) first, and writes at most PIPE_BUF
- * bytes: that blocks the loop only if another process comes first. -- */
+ * are left unchanged. For pipes Linux has a non-blocking call (RWF_NOWAIT). Terminals and named
+ * pipes are opened a second time. For the rest, conc asks poll(2) first, and writes at most
+ * PIPE_BUF bytes: that blocks the loop only if another process comes first. -- */
 
 enum { CONC__READS = O_RDONLY, CONC__WRITES = O_WRONLY };
 
@@ -9332,7 +9337,7 @@ static inline ssize_t conc__io_run_of(const char *call, conc__io_fn *once, int e
     if (!valid)
         return conc__misused(-EINVAL, call, "no parts, or an invalid number of them", NULL);
     if (io->count == 1 && !conc__is_array(io->parts->iov_base, io->parts->iov_len, 1))
-        return conc__misused(-EINVAL, call, "no buffer, or an impossible size", NULL);
+        return conc__misused(-EINVAL, call, "no buffer, or an invalid size", NULL);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -9425,7 +9430,7 @@ CONC__PRIVATE ssize_t conc__io_full(const char *call, conc__io_fn *once, int eve
     if (!conc__in_task_of(call))
         return -EPERM;
     if (!conc__is_array(bytes, n, 1))
-        return conc__misused(-EINVAL, call, "no buffer, or an impossible size", NULL);
+        return conc__misused(-EINVAL, call, "no buffer, or an invalid size", NULL);
     do {
         size_t left = n - done;
         struct iovec part = {NULL, left < AT_ONCE ? left : AT_ONCE};
@@ -9798,8 +9803,8 @@ CONC__PRIVATE bool conc__is_socket_file(const conc__address *a, struct stat *st)
     return lstat(path, st) == 0 && S_ISSOCK(st->st_mode);
 }
 
-/* Is there a socket file that no process listens on, and which? 1, 0, or an error: insufficient
- * resources to check. */
+/* Is there a socket file that no process is listening on, and which? 1, 0, or an error:
+ * insufficient resources to check. */
 CONC__PRIVATE int conc__is_stale(const conc__address *a, struct stat *st)
 {
     if (!conc__is_socket_file(a, st))
@@ -10022,8 +10027,8 @@ CONC__PRIVATE int conc__connect_socket(conc_loop *l, int fd, const conc__address
     return -why;
 }
 
-/* If no process listens on the peer's port, and the client's own port happens to be the same, the
- * socket connects to itself: TCP's simultaneous open. */
+/* If no process is listening on the peer's port, and the client's own port happens to be the same,
+ * the socket connects to itself: TCP's simultaneous open. */
 CONC__PRIVATE bool conc__is_its_own_peer(int fd, const conc__address *a)
 {
     conc__address own = {.size = sizeof own.as}, peer = {.size = sizeof peer.as};
@@ -10379,7 +10384,7 @@ CONC__PRIVATE void conc__serve_works(conc__accepting *a)
         a->works_since = conc_now();
 }
 
-/* Accepts connections until conc_close, a cancel, or an error of the listener. */
+/* Accepts connections until conc_close, a cancel, or a listener error. */
 CONC__PRIVATE int conc__serve_all(conc_loop *l, conc_group *g, const conc_server *s,
                                   const char *connection)
 {
@@ -10525,7 +10530,7 @@ typedef struct conc__transported {
     conc_transport calls;
     void *self;
     conc_stream *stream;
-    conc_scope *reading, *sending; /* around the running call; NULL: none */
+    conc_scope *reading, *sending; /* enclosing the running call; NULL: none */
     conc__waits senders;           /* wait until sending is NULL */
     conc__waits starters;          /* the reader, until the sender has begun */
     bool has_sender, sender_began;
@@ -10534,7 +10539,7 @@ typedef struct conc__transported {
     char read_words[CONC__TEXT], write_words[CONC__TEXT];
 } conc__transported;
 
-/* Takes over a parent's stream in a forked child, where none of the parent's tasks runs. */
+/* Takes over a parent's stream in a forked child, where none of the parent's tasks is running. */
 CONC__COLD void conc__stream_take_over(conc_stream *s)
 {
     s->inside = 0;
@@ -11262,7 +11267,7 @@ CONC__PRIVATE size_t conc__stream_copy(conc_stream *s, char *to, size_t n)
 
 CONC__COLD int conc__bad_buffer(const char *call)
 {
-    return conc__misused(-EINVAL, call, "no buffer, or an impossible size", NULL);
+    return conc__misused(-EINVAL, call, "no buffer, or an invalid size", NULL);
 }
 
 CONC_API CONC__CALLED ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n)
@@ -11946,7 +11951,7 @@ CONC_API void conc__auto_conc_stream(conc_stream *s)
 enum { CONC__SIGNAL_LOOPS = 256, CONC__SIGNAL_STACK = 65536 };
 
 /* The loops that signals wake; NULL: a free slot. If all slots are taken, adds another block, which
- * stays forever, because a handler may traverse it at any time. */
+ * is never freed, because a handler may traverse it at any time. */
 typedef struct conc__signal_loops {
     _Atomic(conc_loop *) loops[CONC__SIGNAL_LOOPS];
     _Atomic(struct conc__signal_loops *) more;
@@ -12956,9 +12961,9 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
     return conc__own_error(rc);
 }
 
-/* A call of conc_loop_run, on the caller's stack. The loop's thread starts the task and stores its
+/* A call to conc_loop_run, on the caller's stack. The loop's thread starts the task and stores its
  * result; a cancel of the caller posts `stop`, once. The caller is notified when the task has ended
- * and no `stop` is posted: from then on no thread uses this. */
+ * and no `stop` is posted: from then on, no thread is using this. */
 typedef struct conc__remote {
     conc__post start, stop; /* to the loop that runs fn */
     conc__post answer;      /* to the caller's */
@@ -12970,7 +12975,7 @@ typedef struct conc__remote {
     conc__wait wait;               /* a task's */
     conc_task *task;               /* of `loop`, whose thread alone uses it */
     pthread_mutex_t mutex;         /* protects all below */
-    pthread_cond_t changed;        /* a thread waits for `answered` */
+    pthread_cond_t changed;        /* a thread is waiting for `answered` */
     enum { CONC__GOES_ON, CONC__TO_STOP, CONC__STOPPED } state;
     bool ended, answered;
     int result;
@@ -13074,7 +13079,7 @@ CONC__PRIVATE void conc__remote_answered(conc__post *p)
     conc__wake(conc__here, &r->wait, 0);
 }
 
-/* A task waits; no virtual time passes. */
+/* A task is waiting; no virtual time passes. */
 CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
 {
     r->wait =
@@ -13090,7 +13095,7 @@ CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
     caller->outside.awaited--;
 }
 
-/* A thread sleeps; a job periodically checks whether it was asked to stop. */
+/* A thread is sleeping; a job periodically checks whether it was asked to stop. */
 CONC__PRIVATE void conc__remote_wait_thread(conc__remote *r)
 {
     enum { CHECK = 20000000 }; /* ns */
@@ -13278,9 +13283,9 @@ CONC__PRIVATE bool conc__census_update(conc_loop *l)
     return true;
 }
 
-/* Is t, with this serial number, a live task of the loop? t may be NULL, or point to an ended task,
- * which is not followed. Reports ask this about the owner of each awaited lock; without memory each
- * question walks through all tasks. Inline, as only other modules call it. */
+/* Is t, with this serial number, a live task of the loop? t may be NULL, or point to a finished
+ * task, which is not followed. Reports ask this about the owner of each awaited lock; if there is
+ * no memory, each query walks through all tasks. Inline, as only other modules call it. */
 static inline bool conc__lives(conc_loop *l, const conc_task *t, uint64_t serial)
 {
     const conc__census *c = &l->diagnostics.census;
@@ -13382,8 +13387,8 @@ CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
     return true;
 }
 
-/* Every task waits. Is main_fn sleeping until a signal ends the program? Not if a shield blocks the
- * cancel, nor if other tasks are waiting for each other in a cycle. */
+/* Every task is waiting. Is main_fn sleeping until a signal ends the program? Not if a shield
+ * blocks the cancel, nor if other tasks are waiting for each other in a cycle. */
 CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit)
 {
     const conc__wait *w = l->run.main.wait;
@@ -13420,7 +13425,7 @@ CONC__COLD void conc__doom(conc_loop *l, int rc)
     conc__spread_marked(l);
 }
 
-/* Reports that every task waits and nothing can wake any of them, and cancels everything. */
+/* Reports that every task is waiting and nothing can wake any of them, and cancels everything. */
 CONC__COLD void conc__deadlock(conc_loop *l)
 {
     int saved = errno;
@@ -13956,7 +13961,7 @@ CONC__FAST void conc__trace_span(conc_loop *l, uint64_t row, const char *name, i
     conc__trace_put(l->diagnostics.trace, conc__put(conc__put_row(l, at, row), "}"));
 }
 
-/* Writes one end of an arrow, phase "s" or "f", which binds to the span around it. */
+/* Writes one end of an arrow, phase "s" or "f", which binds to the enclosing span. */
 CONC__PRIVATE void conc__trace_arrow(conc_loop *l, uint64_t row, const char *phase, int64_t when,
                                      uint64_t number)
 {
@@ -14080,7 +14085,7 @@ CONC__PRIVATE void conc__trace_close(conc_loop *l)
 
 /* -- the use of stacks -- */
 
-/* Debug: stack usage of the tasks spawned at one line. */
+/* Debug: stack usage of the tasks spawned at the same line. */
 typedef struct conc__usage {
     struct conc__usage *next;
     const char *spawned;
@@ -14295,7 +14300,7 @@ CONC__PRIVATE bool conc__symbol_covers(const ElfW(Sym) * symbol, uint64_t addres
     return address >= symbol->st_value && address - symbol->st_value < size;
 }
 
-/* Searches one table of symbols for the function around s->address. */
+/* Searches one symbol table for the function containing s->address. */
 CONC__PRIVATE bool conc__symbol_in(int fd, const ElfW(Shdr) * table, const ElfW(Shdr) * names,
                                    conc__symbol *s)
 {
@@ -14440,7 +14445,7 @@ CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *p
 
 /* -- the watchdog -- */
 
-/* Debug: the current activity on the loop's thread: a task's step, or a call of one of the
+/* Debug: the current activity on the loop's thread: a task's step, or a call to one of the
  * program's functions outside all tasks, which may interrupt a task's step. */
 typedef struct conc__held_by {
     int64_t began;         /* on the real clock; 0: nothing is running */
@@ -14986,7 +14991,7 @@ CONC__COLD void conc__released(conc_task *t, const void *lock)
     conc__holding_drop(&t->held, lock);
 }
 
-/* Reports the locks that a task still held when it ended: they stay locked for ever. */
+/* Reports the locks that a task still held when it ended: they stay locked forever. */
 CONC__COLD void conc__report_held(conc_loop *l, conc_task *t)
 {
     char who[CONC__DESCRIPTION];
@@ -15237,7 +15242,7 @@ CONC__PRIVATE bool conc__env_backend(const conc__backend **out)
     return false;
 }
 
-/* Reports an erroneous call that opens a run: there is no loop yet for conc__misused. */
+/* Reports an invalid call that opens a run: there is no loop yet for conc__misused. */
 CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *why)
 {
     if (o->debug)
@@ -15548,7 +15553,7 @@ CONC__PRIVATE void conc__keep_words_of_run(int rc, const char *text)
         return;
     }
     conc__copy(conc__thread_text, sizeof conc__thread_text, text); /* text may be that already */
-    conc_fail(rc, "%s", text); /* if this thread runs a job, it is the job's error */
+    conc_fail(rc, "%s", text); /* if this thread is running a job, it is the job's error */
 }
 
 /* Opens a run, and makes it this thread's current one. */
