@@ -31,7 +31,7 @@
  *             other. A job is not a task: in it, calls that need a task return -EPERM, and
  *             conc_self() is NULL. It may call conc_run and everything in this module.
  *             conc_local_get returns the submitting task's values, conc_fail's text reaches the
- *             caller that waits for the job, and conc_block blocks the job's thread.
+ *             caller waiting for the job, and conc_block blocks the job's thread.
  *   Callers   may be tasks, which wait while the loop keeps running, or jobs and threads without a
  *             run, which block. In a posted function a call that would wait returns -EPERM.
  *   Cancel    A queued job is removed from the queue. A running job is waited for even if its
@@ -40,14 +40,14 @@
  *             channels, children, conc_block and room in a queue return -ECANCELED; a wait for
  *             another job passes the request on to it and continues; and the main_fn of a conc_run
  *             inside the job is cancelled. conc_shield hides the request from cleanup code. A job
- *             that runs in a process is killed.
+ *             running in a process is killed.
  *   Clock     Virtual time stands still while jobs run, including the jobs that a job submits.
- *             conc_block in a job is a timer. A job that waits in a call of this module does not
- *             count as running, nor does one in a conc_run whose tasks wait only for channels.
- *             While a task waits for a running child program to end, for one of its pipes, or for
- *             the other end of a FIFO, the clock skips d seconds only after d real ones: a time
- *             limit on a program that hangs still expires, and a program that does not hang takes
- *             no virtual time.
+ *             conc_block in a job is a timer. A job waiting in a call to this module does not count
+ *             as running, nor does one in a conc_run whose tasks wait only for channels. While a
+ *             task is waiting for a running child program to end, for one of its pipes, or for the
+ *             other end of a FIFO, the clock skips d seconds only after d real ones: a time limit
+ *             on a program that hangs still expires, and a program that does not hang takes no
+ *             virtual time.
  *   Forks     In a forked child inherited pools are dead: calls return -EPERM, and closing a pool
  *             only frees its memory. The parent's child programs are equally out of reach, and keep
  *             running. A channel keeps its items but none of the parent's waiters.
@@ -81,7 +81,7 @@ typedef struct conc_pool {
 } conc_pool;
 
 /* A submitted function. The caller owns the storage, which need not be initialized, and must not
- * move until the job has ended or was withdrawn. All fields are private. */
+ * move until the job has ended or been withdrawn. All fields are private. */
 typedef struct conc_job {
     conc_fn *fn;
     void *arg;
@@ -113,14 +113,14 @@ CONC_API int conc_pool_close(conc_pool *p);
 CONC_API void conc__auto_conc_pool(conc_pool *p);
 
 /* Runs fn(arg) on a pool thread and returns its result. In a job of the same pool, calls it
- * directly. Waits. Errors, if fn was not called: -ECANCELED, -EINVAL (NULL, not open), -EPIPE
+ * directly. Waits. Errors, with fn not called: -ECANCELED, -EINVAL (NULL, not open), -EPIPE
  * (closed), -EAGAIN (no thread can be started), -ENOMEM, -EPERM. */
 CONC_API int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg) CONC_NODISCARD;
 
-/* Queues fn(arg) for a thread of the pool and returns 0. Jobs start in the order of submission.
- * Waits only for room under a queue_limit; in a job of the same pool, and in a run inside such a
- * job, it never waits, and the queue may exceed its limit. Errors, if the job was not submitted: as
- * above, and -EBUSY (j is queued or running). */
+/* Queues fn(arg) for a thread of the pool and returns 0. Jobs start in submission order. Waits only
+ * for room under a queue_limit; in a job of the same pool, and in a run inside such a job, it never
+ * waits, and the queue may exceed its limit. Errors, if the job was not submitted: as above, and
+ * -EBUSY (j is queued or running). */
 CONC_API int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *fn, void *arg) CONC_NODISCARD;
 
 /* Calls fn with the address of each of count elements of size bytes, in array order, one per thread
@@ -136,7 +136,7 @@ CONC_API int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count,
 CONC_API int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size,
                                int *results);
 
-/* Waits until the job has ended or was withdrawn: 0, its result in *result (NULL: not wanted), and
+/* Waits until the job has ended or been withdrawn: 0, its result in *result (NULL: not wanted), and
  * its error text in conc_last_error. Any number of callers may wait. A cancel does not cut the wait
  * short: it withdraws a queued job (result -ECANCELED), asks a running one to stop, or kills it if
  * it runs in a process, unless another caller that is not cancelled also waits. A pool thread runs
@@ -152,7 +152,7 @@ CONC_API int conc_job_cancel(conc_job *j);
 /* Has the job ended, or was it withdrawn? From anywhere. */
 CONC_API bool conc_job_done(const conc_job *j);
 
-/* In a job: was it asked to stop, unhidden by a conc_shield? Elsewhere false. */
+/* In a job: was it asked to stop, with no conc_shield hiding that? Elsewhere, false. */
 CONC_API bool conc_job_cancelled(void);
 
 /* ---- >>offload ------------------------------------------------------------------------------ */
@@ -209,7 +209,7 @@ CONC_API int conc_procs_close(conc_procs *p);
 CONC_API void conc__auto_conc_procs(conc_procs *p);
 
 /* Runs fn in a worker, on a copy of the size bytes at arg, and returns its result. The copy is
- * aligned like max_align_t and is copied back after fn returned. Any size. Waits for a free worker
+ * aligned like max_align_t and is copied back after fn returns. Any size. Waits for a free worker
  * too, so a time limit around the call covers both waits; to limit the job alone, run at most as
  * many jobs at a time as there are workers, as with conc_map_limit. Errors, with arg unchanged:
  * -EOWNERDEAD (the worker died in fn; conc_last_error says how), -ECANCELED (a worker in fn is
@@ -374,14 +374,14 @@ CONC_API int conc_child_wait(conc_child *c, int *status);
  * -EINVAL, -EPERM. Never signals another process that has reused the number. */
 CONC_API int conc_child_kill(conc_child *c, int signal);
 
-/* Closes the pipes and ends a child that still runs: by SIGKILL, or with .grace by SIGTERM (and
- * SIGCONT, in case it is stopped) and SIGKILL that many seconds later; its output can be read until
- * then. With .group this applies to the whole group, and the grace lasts until its last process has
- * ended. Waits until the child has ended, even if cancelled. Returns 0. In a posted function, where
- * it blocks the loop, there is no grace. If another caller is closing the child, waits for that;
- * other callers' waits return the child's status, and do not touch *c once it is closed. Closing it
- * twice, or one that was never started, does nothing; in a forked process it leaves the parent's
- * child running. -EBUSY: another thread is starting it. */
+/* Closes the pipes and terminates a child still running: with SIGKILL, or, if .grace is set, with
+ * SIGTERM (and SIGCONT, in case it is stopped) and SIGKILL that many seconds later; its output can
+ * be read until then. With .group this applies to the whole group, and the grace lasts until its
+ * last process has ended. Waits until the child has ended, even if cancelled. Returns 0. In a
+ * posted function, where it blocks the loop, there is no grace. If another caller is closing the
+ * child, waits until that is done; other callers' waits return the child's status, and do not touch
+ * *c once it is closed. Closing it twice, or one that was never started, does nothing; in a forked
+ * process it leaves the parent's child running. -EBUSY: another thread is starting it. */
 CONC_API int conc_child_close(conc_child *c);
 
 /* The input and output of conc_child_communicate. Zero the fields that you do not set. */
@@ -397,7 +397,7 @@ typedef struct conc_child_io {
 
 /* Writes the input and reads all output concurrently, through those of the three that are pipes,
  * until all output is read and the child has ended: 0, and its status as for conc_child_wait.
- * Unread input is no error. Waits. After -ECANCELED *io holds the output so far, and io->in the
+ * Unread input is not an error. Waits. After -ECANCELED *io holds the output so far, and io->in the
  * unwritten input: the child keeps running, and another call continues. Errors: -EMSGSIZE (more
  * than the limit; the child is closed), -ECHILD (all was read, but the status is lost), -EINVAL
  * (NULL, not started, input without a pipe), -ENOMEM, -EPERM, and other system errors.
@@ -456,18 +456,17 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *                (>>workers draws the messages). Unrelated to conc_channel
  *  program       the process that opened the pool, not its workers
  *  payload       what a job for a worker carries: bytes in and out, or elements of a map
- *  map           one call of conc_pool_map or a variant; runners are the jobs that work on it
+ *  map           one call to conc_pool_map or a variant; runners are the jobs that work on it
  *  segment       memory that several processes map
- *  waiter        a task or thread that waits for another thread: a task's loop keeps running, a
- *                thread sleeps on its thread event
- *  job context   what a worker thread runs: a job, and around it the job that waits for it
+ *  waiter        a task or thread waiting for another thread: a task's loop keeps running, a thread
+ *                sleeps on its thread event
+ *  job context   what a worker thread runs: a job, inside the job that is waiting for it
  *  cancel hook   called when a waiting job is asked to stop
- *  cancel layer  a map or a shield around a part of a job, which adds or hides such a request
+ *  cancel layer  a map or a shield enclosing part of a job, which adds or hides such a request
  *  clock         a loop whose clock is virtual. The loop's at_work counts the jobs that hold it,
  *                which keeps time from advancing; conc_loop_hold does something else
  *  shared pools  the pools of threads that conc_offload, files, names and children use
- *  abandoned     a job whose task no longer waits for it; its thread is lost to the pool until it
- *                ends
+ *  abandoned     a job that its task no longer awaits; its thread is lost to the pool until it ends
  *  under the mutex: with the job queue's mutex locked
  *
  *  Order of locks: a thread that holds one of these may take those on the lines below, but no other
@@ -521,12 +520,12 @@ typedef struct conc__job_outcome {
     char text[96];
 } conc__job_outcome;
 
-/* A task or thread that waits for another thread. It is in a list; the thread that wakes it removes
- * it under the list's mutex. */
+/* A task or thread waiting for another thread. It is in a list; the thread that wakes it removes it
+ * under the list's mutex. */
 typedef struct conc__waiter {
     struct conc__waiter *next, *prev; /* a ring */
     struct conc__waiter **list;
-    conc_loop *loop; /* the waiting task's; NULL: a thread waits */
+    conc_loop *loop; /* the waiting task's; NULL: a thread is waiting */
     conc__wait *wait;
     conc__post post;
     conc__thread_event *event;     /* a thread's */
@@ -709,7 +708,7 @@ CONC__PRIVATE void conc__job_queue_spin_for(struct conc__job_queue *q, const boo
  * waiting jobs that it concerns. */
 typedef struct conc__cancel_hook {
     struct conc__cancel_hook *next, *prev;
-    const struct conc__job_context *context; /* NULL: no job waits, and the hook is in no list */
+    const struct conc__job_context *context; /* NULL: no job is waiting; in no list */
     void (*run)(struct conc__cancel_hook *self);
     bool called;
     unsigned forks;
@@ -786,7 +785,7 @@ CONC__PRIVATE void conc__thread_event_wait_in_job(conc__thread_event *e,
         conc__run_cancel_hooks();
 }
 
-/* A thread that waits to be woken. */
+/* A thread waiting to be woken. */
 typedef struct conc__thread_wait {
     conc__cancel_hook hook;
     conc__wait *wait;
@@ -967,7 +966,7 @@ enum {
     CONC__JOB_HAS_TEXT = 16,        /* `text` belongs to its result */
     CONC__JOB_OWNED = 32,           /* it frees itself */
     CONC__JOB_ABANDONED = 64,       /* its task no longer waits for it */
-    CONC__JOB_BLOCKED = 128,        /* waits or is in conc_block while its clock advances */
+    CONC__JOB_BLOCKED = 128,        /* is waiting or in conc_block while its clock advances */
     CONC__JOB_HOLDS_CLOCK = 256,    /* it keeps its clock from advancing */
     CONC__JOB_BITS = 0x1ff
 };
@@ -976,7 +975,7 @@ enum {
 #define CONC__NO_SLOT UINT_MAX       /* neither in the ring nor in a batch */
 #define CONC__POOL_CLOSED (1u << 31) /* bit of a pool's `users` */
 
-/* A map or a shield around a part of a job. A map, of which the part is an element, stops the part
+/* A map or a shield enclosing part of a job. A map, of which the part is an element, stops the part
  * when its own job or element is asked to stop; a shield hides requests from outside. */
 typedef struct conc__cancel_layer {
     const struct conc__cancel_layer *outer;
@@ -1037,7 +1036,7 @@ typedef struct conc__job_queue {
     conc__waiter *closer, *other_closers;
     bool closing, stopping, cancel_all, on_valgrind;
     bool closed;        /* ended: the pool belongs to its owner again */
-    bool stalled;       /* every thread waits or is in conc_block: queued jobs hold no clocks */
+    bool stalled;       /* every thread is waiting or in conc_block: queued jobs hold no clocks */
     bool start_refused; /* the last thread start failed */
     unsigned forks;
     int references;                      /* held by the pool, its threads, and active callers */
@@ -1051,16 +1050,16 @@ typedef struct conc__job_queue {
     int thread_slots;  /* size of threads[] */
     int max_workers;   /* most threads, or workers */
     int abandoned;     /* threads lost to abandoned jobs */
-    int nested;        /* threads that wait in a run inside a job */
-    int waiting;       /* threads whose job waits for another */
+    int nested;        /* threads waiting in a run inside a job */
+    int waiting;       /* threads whose job is waiting for another */
     int started;       /* all threads; in a process pool: workers with a job */
     int starting;      /* threads that have not yet locked the mutex */
     int idle;          /* idle threads, spinning or asleep */
-    int sleeping;      /* threads that wait for `work` */
+    int sleeping;      /* threads waiting for `work` */
     int wakes_pending; /* how many of these must wake, and have not yet */
     int posts_due;     /* for how many of those `work` is not posted yet */
     int spinning;
-    int blocking; /* threads whose job waits or is in conc_block while its clock advances */
+    int blocking; /* threads whose job is waiting or in conc_block while its clock advances */
     /* threads about to look for the next job; changed without the mutex */
     int finishing;
     unsigned misses; /* consecutive times a thread spun without success before sleeping */
@@ -1169,7 +1168,7 @@ CONC__PRIVATE bool conc__layers_cancelled(const conc__cancel_layer *layer, const
             continue;
         if (job && conc__job_cancel_requested(job))
             return true;
-        job = layer->sender; /* the other layers are around the sender */
+        job = layer->sender; /* the other layers enclose the sender */
     }
     return job && conc__job_cancel_requested(job);
 }
@@ -1200,7 +1199,7 @@ CONC__PRIVATE bool conc__job_context_cancelled(const conc__job_context *ctx)
     return __atomic_load_n(ctx->cancel_flag, __ATOMIC_RELAXED) != 0;
 }
 
-/* The earliest end of the shields around the code on this thread; CONC__NEVER: none. */
+/* The earliest end of the shields enclosing the code on this thread; CONC__NEVER: none. */
 CONC__PRIVATE int64_t conc__shield_deadline(const conc__job_context *ctx)
 {
     int64_t limit = CONC__NEVER;
@@ -1213,7 +1212,7 @@ CONC__PRIVATE int64_t conc__shield_deadline(const conc__job_context *ctx)
     return limit;
 }
 
-/* Gives up the elements that a runner has taken but not called. */
+/* Gives up the elements that a runner has taken but not begun. */
 CONC__PRIVATE void conc__range_drop(conc__payload *p, int rc)
 {
     if (!p || !p->map)
@@ -1351,7 +1350,7 @@ CONC__PRIVATE void conc__job_queues_need(void)
     conc__once(&once, conc__job_queues_init);
 }
 
-/* The job that runs on this thread; NULL: none. */
+/* The job running on this thread; NULL: none. */
 CONC__PRIVATE conc__job_context *conc__job_context_here(void)
 {
     conc__job_queues_need();
@@ -1661,7 +1660,7 @@ CONC__PRIVATE bool conc__job_context_is_own(const conc__job_context *ctx)
     return ctx->thread && ctx->thread->queue->forks == conc__forks;
 }
 
-/* The clock of the job that runs there; NULL: none. */
+/* The clock of the job running there; NULL: none. */
 CONC__PRIVATE conc_loop *conc__job_context_clock(const conc__job_context *ctx)
 {
     return conc__job_context_is_own(ctx) ? ctx->job->clock : NULL;
@@ -1823,7 +1822,7 @@ CONC__PRIVATE void conc__job_run(conc__job_queue *q, conc__job_context *ctx, con
     conc__job_end(q, j, rc, ctx, false);
 }
 
-/* The jobs of a thread that waits, or is in conc_block, do not hold their clocks. */
+/* The jobs of a thread that is waiting or in conc_block do not hold their clocks. */
 CONC__PRIVATE void conc__job_contexts_hold_clocks(conc__job_context *ctx, bool at_work)
 {
     for (; ctx && conc__job_context_is_own(ctx); ctx = ctx->outer)
@@ -1839,7 +1838,7 @@ CONC__PRIVATE bool conc__job_context_has_clock(const conc__job_context *ctx)
     return false;
 }
 
-/* A job that runs inside another that waits for it. */
+/* A job running inside another that is waiting for it. */
 typedef struct conc__nested_job {
     conc__cancel_hook hook;
     conc__waiter waiter;
@@ -1926,8 +1925,8 @@ CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
     return rc;
 }
 
-/* Under the mutex: while every thread waits, is in conc_block, or has an abandoned job, queued jobs
- * do not hold their clocks. */
+/* Under the mutex: while every thread is waiting, in conc_block, or has an abandoned job, queued
+ * jobs do not hold their clocks. */
 CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
 {
     /* threads that could run queued jobs, or count in q->blocking */
@@ -1977,7 +1976,7 @@ CONC__PRIVATE void conc__job_queue_share_batches(conc__job_queue *q)
         conc__job_queue_return_batches(q);
 }
 
-/* Under the mutex: a thread of the job queue (own; NULL: the caller is none) is about to wait
+/* Under the mutex: a thread of the job queue (own; NULL: the caller is not one) is about to wait
  * (change 1), or has waited (-1). An error: no thread is left to do what it waits for. */
 CONC__PRIVATE int conc__job_queue_count_waiting(conc__job_queue *q, const conc__job_context *own,
                                                 const conc_loop *l, int change)
@@ -2518,7 +2517,7 @@ CONC__PRIVATE void conc__job_queue_release(conc__job_queue *q)
     }
 }
 
-/* Spins in a thread that waits for a process pool's job; gives up its reference. */
+/* Spins in a thread waiting for a process pool's job; gives up its reference. */
 CONC__PRIVATE void conc__job_queue_spin_for(conc__job_queue *q, const bool *over)
 {
     conc__supervisor_spin_for(q, over);
@@ -3298,7 +3297,7 @@ CONC__PRIVATE const char *conc__job_error_text(void)
     return ctx->text;
 }
 
-/* Under the mutex: the job waits or is in conc_block, or no longer. An abandoned one does not
+/* Under the mutex: the job is waiting or in conc_block, or no longer. An abandoned one does not
  * count, since its thread does not. */
 CONC__PRIVATE void conc__job_set_blocked(conc__job_queue *q, conc_job *j, bool blocks)
 {
@@ -3317,7 +3316,7 @@ CONC__PRIVATE void conc__job_set_blocked(conc__job_queue *q, conc_job *j, bool b
     conc__job_queue_update_stalled(q);
 }
 
-/* The thread waits, or is in conc_block, while the clock advances; or no longer. */
+/* The thread is waiting or in conc_block while the clock advances; or no longer. */
 CONC__PRIVATE void conc__worker_thread_idles(conc__job_context *ctx, bool idles)
 {
     conc__job_queue *q = ctx->thread->queue;
@@ -3432,7 +3431,7 @@ CONC__PRIVATE bool conc__job_timer_open(conc__job_timer *t)
     return conc__post_to(t->loop, &t->arms) == 0;
 }
 
-/* Waits until the loop no longer uses the timer. */
+/* Waits until the loop is no longer using the timer. */
 CONC__PRIVATE void conc__job_timer_close(conc__job_timer *t, bool was_opened)
 {
     if (was_opened)
@@ -3489,15 +3488,15 @@ CONC__PRIVATE int conc__block_in_real_time(conc__job_context *ctx, int64_t ns)
     return cut ? -ECANCELED : 0;
 }
 
-/* A job waits for a task of the loop that submitted it, or no longer. Its clock advances during
- * that, as in conc_block. On that loop's thread. */
+/* A job is waiting for a task of the loop that submitted it, or no longer. Its clock advances
+ * during that, as in conc_block. On that loop's thread. */
 CONC__PRIVATE void conc__job_waits(conc__job_context *ctx, const conc_loop *l, bool waits)
 {
     if (ctx->thread && ctx->job->clock == l)
         conc__worker_thread_blocks(ctx, waits);
 }
 
-/* conc_block in a job; 1: no job runs here. */
+/* conc_block in a job; 1: no job is running here. */
 CONC__PRIVATE int conc__job_block(int64_t ns)
 {
     conc__job_context *ctx = conc__job_context_here();
@@ -3510,7 +3509,7 @@ CONC__PRIVATE int conc__job_block(int64_t ns)
     return conc__block_in_real_time(ctx, ns);
 }
 
-/* Calls fn(arg) in a shield, in the job that runs there. */
+/* Calls fn(arg) in a shield, in the job running there. */
 CONC__PRIVATE int conc__job_run_shielded(conc__job_context *ctx, double grace, conc_fn *fn,
                                          void *arg)
 {
@@ -3539,7 +3538,7 @@ CONC__PRIVATE int conc__job_run_shielded(conc__job_context *ctx, double grace, c
     return rc;
 }
 
-/* conc_shield in a job. False: no job runs here. */
+/* conc_shield in a job. False: no job is running here. */
 CONC__PRIVATE bool conc__job_shield(double grace, conc_fn *fn, void *arg, int *rc)
 {
     conc__job_context *ctx = conc__job_context_here();
@@ -3577,7 +3576,7 @@ CONC__PRIVATE void conc__run_inside_cancel_posted(conc__cancel_hook *s)
     conc__post_to(r->loop, &r->post); /* refused if the run ends */
 }
 
-/* A shield has ended on the real clock; there may be others around or inside it. */
+/* A shield has ended on the real clock; there may be others outside or inside it. */
 CONC__PRIVATE void conc__run_inside_late(conc__timer *t)
 {
     conc__run_inside *r =
@@ -3596,8 +3595,8 @@ CONC__PRIVATE int64_t conc__job_late(conc_loop *l)
     return conc__shield_deadline(conc__job_context_here());
 }
 
-/* The loop's tasks wait only for channels, or no longer; as in conc__wait_in_thread. A thread that
- * waits for jobs of its pool does not count, because another has replaced it. */
+/* The loop's tasks are waiting only for channels, or no longer; as in conc__wait_in_thread. A
+ * thread waiting for jobs of its pool does not count, because another has replaced it. */
 CONC__PRIVATE void conc__job_idles(conc_loop *l, bool idles)
 {
     bool counts = !l->job.context->thread->nested;
@@ -3852,7 +3851,7 @@ CONC__PRIVATE void conc__abandoned_drop(conc__abandoned *a)
         conc_free(a);
 }
 
-/* The job has ended or was withdrawn. */
+/* The job has ended or been withdrawn. */
 CONC__PRIVATE void conc__abandoned_release(conc_job *j)
 {
     conc__abandoned_drop((conc__abandoned *)(void *)j);
@@ -4032,8 +4031,8 @@ CONC__PRIVATE void conc__channel_free(conc__channel *inner)
 }
 
 /* The first call in a forked child on a channel that the parent used: its waiters are the parent's,
- * and its mutex may be locked forever. Its items stay; one being copied by a parent's thread during
- * the fork may be incomplete. */
+ * and its mutex may be locked forever. Its items are kept; one being copied by a parent's thread
+ * during the fork may be incomplete. */
 CONC__COLD void conc__channel_take_over(conc__channel *inner)
 {
     /* other threads of the child may call this at the same time */
@@ -4356,7 +4355,7 @@ CONC_API void conc__auto_conc_channel(conc_channel *c) { conc_channel_destroy(c)
 typedef struct conc__outside_wait {
     conc__outside it; /* the first */
     conc__waiter waiter;
-    bool ended;             /* the select no longer waits for it */
+    bool ended;             /* the select is no longer waiting for it */
     conc__channel *inner;   /* a channel's */
     conc__job_context *own; /* as in conc__job_wait_as */
     conc__job_outcome outcome;
@@ -4603,7 +4602,7 @@ typedef struct conc__file_call {
     bool may_wait; /* a task's, which waits where a thread would block: see below */
     bool special;  /* a read of a non-regular file, which may have no end */
     bool progress; /* bytes were transferred since the last wait */
-    int fd;        /* kept while the call waits; -1: none */
+    int fd;        /* kept while the call is waiting; -1: none */
 } conc__file_call;
 
 /* A FIFO without its other end, a terminal and the like could block a thread forever. So a task's
@@ -4959,7 +4958,7 @@ CONC__PRIVATE int conc__write_special(conc__file_call *f, bool is_fifo)
 
 enum { CONC__PATH_ROOM = 4096 };
 
-/* Replaces a link's path by its target's. target: room for a path. */
+/* Replaces a link's path with its target's. target: room for a path. */
 CONC__PRIVATE int conc__follow_link(char *path, char *target)
 {
     ssize_t n = readlink(path, target, CONC__PATH_ROOM - 1);
@@ -5306,7 +5305,7 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
             sigaddset(mask, number);
 }
 
-/* -- child processes that the virtual clock waits for -- */
+/* -- child processes that the virtual clock is waiting for -- */
 
 /* A child process, from its start to its close. It outlives the conc_child while calls use it,
  * because a closed conc_child may be reused or gone. */
@@ -7170,7 +7169,7 @@ typedef struct conc__request {
 typedef struct conc__worker_channel {
     unsigned turn;   /* a futex */
     unsigned cancel; /* a futex: a new nonzero value asks the worker to stop */
-    unsigned asleep; /* the worker sleeps on `turn` */
+    unsigned asleep; /* the worker is sleeping on `turn` */
     unsigned unseen; /* CONC__UNSEEN: the worker has not begun the request */
     /* REQUEST_MAP: conc__none_done plus the number of elements that have returned; their results
      * are behind the data */
@@ -7282,7 +7281,7 @@ CONC__PRIVATE size_t conc__aligned(size_t n)
 
 /* In a worker process: its own state. */
 static struct conc__worker_process {
-    int pid, program; /* 0: this is no worker */
+    int pid, program; /* 0: not a worker */
     bool *own;        /* false in processes that a job forked; NULL: use getpid */
     bool listens;     /* a thread listens for stop requests to waiting jobs */
     int socket;
@@ -7328,8 +7327,8 @@ CONC__PRIVATE bool conc__small_thread(void *(*fn)(void *), void *arg)
     return rc == 0;
 }
 
-/* Returns when the thread runs: while starting it may hold an allocator lock, and a process that a
- * job forks just then would find it locked forever. */
+/* Returns once the thread is running: while starting it may hold an allocator lock, and a process
+ * that a job forks just then would find it locked forever. */
 CONC__PRIVATE void conc__program_watch_start(int program)
 {
     conc__program_watch w = {conc__pidfd(program), 0};
@@ -7628,7 +7627,7 @@ CONC__PRIVATE int64_t conc__worker_call(conc__worker_channel *c)
     }
 }
 
-/* Handles the request and replies. A process that a job forked is no worker, even if it returns
+/* Handles the request and replies. A process that a job forked is not a worker, even if it returns
  * from the job. */
 CONC__PRIVATE void conc__worker_do_request(void)
 {
@@ -8256,7 +8255,7 @@ CONC__PRIVATE bool conc__runner_goes_on(conc__supervisor *s, conc__worker *w, in
     return p->left > 0;
 }
 
-/* Reads the result of a job that is no runner. */
+/* Reads the result of a job that is not a runner. */
 CONC__PRIVATE int conc__job_read_result(const conc__worker *w, int64_t result)
 {
     const conc_job *j = w->job;
@@ -8772,14 +8771,14 @@ CONC__PRIVATE void conc__worker_clear(conc__supervisor *s, conc__worker *w)
         *old = w->channel_memory;
         old->next = s->unused;
         s->unused = old;
-    } /* else it stays mapped, because a thread may poll it */
+    } /* else it stays mapped, because a thread may be polling it */
     w->channel_memory = (conc__segment){.fd = -1};
     w->job = NULL;
     w->cancelled = false;
     w->state = CONC__WORKER_NONE;
 }
 
-/* Unmaps the channels of ended workers, if no thread polls. */
+/* Unmaps ended workers' channels, if no thread is polling. */
 CONC__PRIVATE void conc__supervisor_unmap_channels(conc__supervisor *s, bool none_polls)
 {
     conc__segment *old;
@@ -9088,7 +9087,7 @@ CONC__PRIVATE void *conc__supervisor_main(void *arg)
         conc__supervisor_dispatch(s, true);
         conc__supervisor_start_workers(s);
         conc__supervisor_unmap_channels(s, false);
-        conc__supervisor_collect(s, true); /* a reply may have come while no thread polled */
+        conc__supervisor_collect(s, true); /* a reply may have come while no thread was polling */
         if (!s->ending)
             conc__supervisor_wait(s, conc__supervisor_free_unused(s));
     }

@@ -1,7 +1,7 @@
 /* conc_sync.h - v0.1.0 - locks, semaphores, events, queues and select for the tasks of conc.h -
  * MIT licence
  *
- * Synchronization, as asyncio and trio know it: lock, rwlock, semaphore, event, condition, barrier,
+ * Synchronization, as in asyncio and trio: lock, rwlock, semaphore, event, condition, barrier,
  * latch, future, queue, limiter, and a select over them. They serve the tasks of one loop; between
  * threads, use conc_channel of conc_pool.h.
  *
@@ -24,8 +24,8 @@
  *     }
  *
  * Include it instead of conc.h, which it includes itself. CONC_IMPLEMENTATION and CONC_STATIC
- * work as they do there: the file that defines CONC_IMPLEMENTATION must include this header too,
- * or the linker finds none of its functions.
+ * work as they do there: the file that defines CONC_IMPLEMENTATION must include this header too, or
+ * the linker will not find its functions.
  *
  * Conventions, in addition to conc.h's
  *   Objects   An object is ready when it is all zero or initialized by its macro (CONC_SEM,
@@ -38,9 +38,9 @@
  *             cancel or a timeout occurs before it runs; it sees the cancel at its next checkpoint.
  *   Calling   Calls that may wait, and all calls on locks and rwlocks, are for tasks. The other
  *             calls (set, notify, close, a semaphore's release, try_) also work in posted
- *             functions, and outside a run if no task waits. Otherwise, or if a task of another
- *             loop waits, the result is -EPERM. A try_ call that would have to wait returns
- *             -EAGAIN.
+ *             functions, and outside a run if no task is waiting. Otherwise, or if a task of
+ *             another loop is waiting, the result is -EPERM. A try_ call that would have to wait
+ *             returns -EAGAIN.
  *   Errors    A NULL argument is -EINVAL; a function that returns nothing ignores it.
  *
  * Contents: >>lock >>rwlock >>semaphore >>event >>condition >>barrier >>latch >>future >>queue
@@ -107,8 +107,8 @@ CONC_API void conc__lock_leave(conc__entered *g);
 
 /* ---- >>rwlock ------------------------------------------------------------------------------- */
 
-/* Held by one writer or by any number of readers. A task that arrives while others wait queues
- * behind them, so neither readers nor writers starve. */
+/* Held by one writer or by any number of readers. A task that arrives while others are waiting
+ * queues behind them, so neither readers nor writers starve. */
 typedef struct conc_rwlock {
     /* private */
     conc_task *writer;
@@ -355,8 +355,8 @@ CONC_API int conc_queue_try_get(conc_queue *q, void *item) CONC_NODISCARD;
 /* The number of items in the queue. */
 CONC_API size_t conc_queue_len(const conc_queue *q);
 
-/* Marks one item that was taken as done, even after the queue was destroyed. -EOVERFLOW: all items
- * put are already done. Not a checkpoint. */
+/* Marks one item taken as done, even after the queue was destroyed. -EOVERFLOW: all items put are
+ * already done. Not a checkpoint. */
 CONC_API int conc_queue_task_done(conc_queue *q);
 
 /* Waits until every item put is done. Errors: -ECANCELED, -EPIPE (destroyed during the wait). */
@@ -482,8 +482,8 @@ typedef struct conc_limiter {
  * burst negative, n not positive or more than the burst), -ECANCELED. */
 CONC_API int conc_limiter_acquire(conc_limiter *l, int n) CONC_NODISCARD;
 
-/* The same without waiting: -EAGAIN if there are not enough tokens, or another task waits. -EPERM
- * outside a run, where there is no clock. */
+/* The same without waiting: -EAGAIN if there are not enough tokens, or another task is waiting.
+ * -EPERM outside a run, where there is no clock. */
 CONC_API int conc_limiter_try_acquire(conc_limiter *l, int n) CONC_NODISCARD;
 
 #ifdef __cplusplus
@@ -627,14 +627,13 @@ constexpr conc_case conc__make_job(struct conc_job *job)
 #endif /* CONC_SYNC_H */
 
 /* ==============================================================================================
- *  The implementation: >>sharing, then >>lock to >>limiter. The glossary of conc.h's applies here
- *  too.
+ *  The implementation: >>sharing, then >>lock to >>limiter. conc.h's glossary applies here too.
  *
  *  waiter          a task in the list of an object
  *  fast path       a call that need not wait, in a function that calls no other; the slow path
  *                  does all checks, and may park
  *  used elsewhere  tasks of another loop wait in the object's list: this thread must not touch it
- *  case, choice    one conc_case, and the conc_select that waits for several
+ *  case, choice    one conc_case, and the conc_select waiting for several
  *  outside         a case on a channel or a job, which conc_pool.h handles
  *  to withdraw     to end the wait of a case that was not chosen
  *  room            the slots for which a queue has memory
@@ -983,7 +982,7 @@ CONC__PRIVATE void conc__rwlock_disown_parent(conc_rwlock *k)
     k->readers = 0;
 }
 
-/* Does a task of another run hold it? That run may be over. */
+/* Is it held by a task of another run? That run may be over. */
 CONC__PRIVATE bool conc__rwlock_is_foreign(const conc_loop *l, const conc_rwlock *k)
 {
     return (k->writer || k->readers) && !conc__is_of_run(l, k->serial);
@@ -1650,7 +1649,7 @@ CONC__FAST size_t conc__heap_child(const conc_queue *q, size_t below, size_t end
 }
 
 /* Prefetches what the next step down reads, whichever child it takes: large heaps mostly wait for
- * memory. A prefetch may go beyond the end. */
+ * memory. A prefetch may go past the end. */
 CONC__FAST void conc__heap_prefetch(const conc_queue *q, size_t below)
 {
     const char *items = (const char *)((uintptr_t)q->items + below * q->item_size);
@@ -1897,7 +1896,7 @@ CONC_API int conc_queue_join(conc_queue *q)
     return conc__wait_unless(__func__, !q->unfinished, q, &q->joiners, &conc__finishing);
 }
 
-/* Closes the queue. False: tasks of another loop wait, so this thread must not. */
+/* Closes the queue. False: tasks of another loop are waiting, so this thread must not. */
 CONC__PRIVATE bool conc__queue_shut(conc_loop *l, conc_queue *q, const char *call)
 {
     if (q->closed)
@@ -1954,7 +1953,7 @@ typedef struct conc__choice {
     conc__wait wait;
     conc__wait drain; /* the task parks on it until in_flight is 0 */
     int in_flight;    /* withdrawn cases whose post has not run yet */
-    bool has_outside; /* a case waits or has waited in conc_pool.h */
+    bool has_outside; /* a case is or was waiting in conc_pool.h */
     conc_case *cases;
     size_t n;    /* cases that wait */
     int chosen;  /* the chosen case; -1: none yet */
@@ -2470,7 +2469,7 @@ CONC__PRIVATE bool conc__limiter_is_ours(const conc_loop *l, conc_limiter *k)
     return true;
 }
 
-/* Takes n tokens if they are available and no other task waits. */
+/* Takes n tokens if they are available and no other task is waiting. */
 CONC__PRIVATE bool conc__limiter_try_take(conc_loop *l, conc_limiter *k, int n)
 {
     int64_t now = conc__time(l);
