@@ -468,7 +468,7 @@ static int is_often_half_done(void *arg)
 {
     bool *half = arg;
     while (!settling_ends) {
-        CONC_TRY(conc_sleep(1e-5 * (double)(1 + half - half_done)));
+        CONC_TRY(conc_sleep(1e-3 * (double)(1 + half - half_done)));
         *half = true;
         CONC_TRY(conc_yield());
         *half = false;
@@ -483,7 +483,8 @@ static int settles_among_them(void *arg)
     settling_ends = false;
     for (bool *half = half_done; half < half_done + 64; half++)
         CHECK_INT(conc_spawn(&g, is_often_half_done, half), 0);
-    for (int i = 0; i < 3000; i++) {
+    double end = conc_now() + 0.1;
+    while (conc_now() < end) {
         CHECK_INT(conc_settle(), 0);
         for (int k = 0; k < 64; k++)
             CHECK(!half_done[k]);
