@@ -1935,11 +1935,11 @@ CONC__PRIVATE bool conc__is_task(const conc_task *t)
 }
 
 /* Beside CONC_READABLE and CONC_WRITABLE: the peer hung up, or an error occurred. Wakes every task
- * that waits for the descriptor. */
+ * waiting for the descriptor. */
 enum { CONC__HANG_UP = 4 };
 
-/* The lists of tasks that wait for a descriptor: one for each set of events, where 0 is a hang-up
- * alone, and one for tasks that pause because the descriptor is ready but returns EAGAIN. */
+/* The lists of tasks waiting for a descriptor: one for each set of events, where 0 is a hang-up
+ * alone, and one for tasks pausing because the descriptor is ready but returns EAGAIN. */
 enum { CONC__PAUSING = 4, CONC__FD_LISTS };
 
 /* The loop's knowledge of a descriptor: its number, and the file it refers to.
@@ -1957,7 +1957,7 @@ enum { CONC__PAUSING = 4, CONC__FD_LISTS };
  *   OWN      conc opened it: a non-blocking socket that     a task waits: to EDGE
  *            conc_close closes; no task has waited yet
  *   EDGE     as OWN, and the poller reports every change,   as FOREIGN
- *            for ever
+ *            forever
  *
  * conc_close changes every state to UNKNOWN. `id` changes whenever the number refers to another
  * file or none (conc__fd_gone), so number and id together identify the file: a task that has
@@ -1974,7 +1974,7 @@ typedef enum conc__fd_state {
 
 typedef struct conc__fd {
     conc__waits waits[CONC__FD_LISTS];
-    struct conc__fd *next, *prev; /* among those a task waits for */
+    struct conc__fd *next, *prev; /* among those a task is waiting for */
     uint64_t inode;               /* with poll(2), or REFUSED: identifies the file */
     uint32_t id;
     unsigned closings; /* conc__closings_of's value when the file was last known for certain */
@@ -2005,8 +2005,8 @@ typedef void conc__switch_fn(conc_loop *l, conc__stack *from, void **from_contex
 /* The state of a run, in parts. Other threads use only `shared`, job.idles and the atomic
  * fields. */
 struct conc_loop {
-    /* What a switch touches comes first. Fields written together must not be adjacent: the
-     * compiler would merge the writes into one vector store, which would delay the next read. */
+    /* What a switch touches comes first. Fields written together must not be adjacent: the compiler
+     * would merge the writes into one vector store, which would delay the next read. */
     conc_task *self; /* NULL while the scheduler runs */
     int *errno_at;   /* the address of errno on this thread */
 
@@ -2027,7 +2027,7 @@ struct conc_loop {
         bool stepping; /* embedded: a call from the host is running it */
         /* initial values of ready.switches_left and ready.budget_left; lower if steps are slow */
         int batch, budget;
-        int flooded;       /* passes in a row that ran only posted functions */
+        int flooded;       /* consecutive passes that ran only posted functions */
         int posted_rc;     /* the running posted function's latest error; 0: none */
         int64_t last_pass; /* time of the last pass, on the loop's clock */
         /* conc__on_loop: a task's call for the scheduler; NULL: none */
@@ -2135,7 +2135,7 @@ struct conc_loop {
     struct {
         conc__fd **blocks; /* of CONC__FDS, by number */
         size_t block_count;
-        conc__fd *watched, *last_watched; /* those that a task waits for */
+        conc__fd *watched, *last_watched; /* those that a task is waiting for */
         size_t watched_count, verify_count, unverified;
         /* since the last conc__verify, code ran that may have closed a descriptor */
         bool stirred;
@@ -3460,7 +3460,7 @@ CONC__COLD bool conc__epoll_is_refused(const conc_loop *l, int rc)
 }
 
 /* Changes the loop to poll(2) if a sandbox, set up during the run, refuses epoll. False: the loop
- * is embedded, so its host waits for the epoll descriptor. */
+ * is embedded, so its host is waiting for the epoll descriptor. */
 CONC__COLD bool conc__epoll_give_up(conc_loop *l)
 {
     int numbers = (int)l->fds.block_count * CONC__FDS;
@@ -3657,7 +3657,7 @@ static const conc__backend conc__epoll = {"epoll",         conc__epoll_open,    
  * file has other descriptors. So as long as a filter exists, the number refers to the same file.
  *
  *   filters            of                                 what they report
- *   CONC__CHANGES and  a file that conc opened, and one   every change, for ever (EV_CLEAR)
+ *   CONC__CHANGES and  a file that conc opened, and one   every change, forever (EV_CLEAR)
  *   both               where a task awaits a hang-up
  *   those that tasks   any other file                     one event for each arming (EV_DISPATCH),
  *   waited for                                            at once if it is ready
@@ -3772,8 +3772,8 @@ CONC__PRIVATE bool conc__kqueue_add_more(conc_loop *l, conc__fd *f, int events)
     return true;
 }
 
-/* For a task that waits for a hang-up alone. With one event per arming, the loop would wake
- * repeatedly while there is something to read. */
+/* For a task waiting only for a hang-up. With one event per arming, the loop would wake repeatedly
+ * while there is something to read. */
 CONC__PRIVATE bool conc__kqueue_arm_for_hang_up(conc_loop *l, conc__fd *f)
 {
     int has = f->filters & (CONC_READABLE | CONC_WRITABLE);
@@ -4903,8 +4903,8 @@ CONC__PRIVATE void conc__poll_sometimes(conc_loop *l)
     }
 }
 
-/* Have functions been posted? Returns false once after CONC__FLOOD passes in a row that ran nothing
- * else, so that timers and descriptors are served too. */
+/* Have functions been posted? Returns false once after CONC__FLOOD consecutive passes that ran
+ * nothing else, so that timers and descriptors are served too. */
 CONC__PRIVATE bool conc__has_posts(conc_loop *l)
 {
     bool posted = atomic_load_explicit(&l->shared.posted, memory_order_relaxed) != NULL;
@@ -4918,11 +4918,11 @@ CONC__PRIVATE bool conc__has_posts(conc_loop *l)
     return false;
 }
 
-/* A child program takes real time, which does not pass on the virtual clock. So while a task waits
- * for a running child to end, or on one of its pipes, the virtual clock jumps over d seconds only
- * after d real seconds. That count restarts when the clock has moved, a timer was armed or a
- * program was started, because a limit on one program does not apply to the next. Returns how long
- * the clock must still stand. */
+/* A child program takes real time, which does not pass on the virtual clock. So while a task is
+ * waiting for a running child to end, or on one of its pipes, the virtual clock jumps over d
+ * seconds only after d real seconds. That count restarts when the clock has moved, a timer was
+ * armed or a program was started, because a limit on one program does not apply to the next.
+ * Returns how long the clock must still stand. */
 CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
 {
     unsigned starts = 0;
@@ -5352,7 +5352,7 @@ CONC__PRIVATE void conc__sleep_details(FILE *out, const conc__wait *w)
     if (conc__armed(&s->timer))
         fprintf(out, " for another %.9g s", (double)(s->timer.at - conc__here->clock.now) / 1e9);
     else
-        fprintf(out, " for ever");
+        fprintf(out, " forever");
 }
 
 static const conc__wait_kind conc__sleeping = {
@@ -6126,7 +6126,7 @@ CONC_API const char *conc_strerror(int rc)
     switch (rc) {
     case -ECANCELED: return "cancelled";
     case -ETIMEDOUT: return "timed out";
-    case -EDEADLK: return "deadlock: it would wait for ever";
+    case -EDEADLK: return "deadlock: it would wait forever";
     case -EBUSY: return "already in use";
     case -EPERM:
         return "not allowed here: not in a task, or not the owner (or a call that sets errno "

@@ -148,7 +148,7 @@ def of_group(wait):
 def of_sleep(wait):
     timer = wait.cast(gdb.lookup_type("conc__sleeper").pointer())["timer"]
     if not timer["next"]:
-        return "for ever"
+        return "forever"
     return f"for another {int(timer['at'] - wait['task']['loop']['clock']['now']) / 1e9:.9g} s"
 
 

@@ -99,23 +99,23 @@ cat >tree <<'TREE'
 thread 1 (LWP N), 14 tasks:
     1  main: running
          group at parked.c, 8 children:
-    2      sleeps at parked.c: sleeps for ever
+    2      sleeps at parked.c: sleeps forever
     3      sleeps_an_hour at parked.c: sleeps for another 3600 s
     4      joins at parked.c: joins sleeps at parked.c
-    5      locks at parked.c: sleeps for ever
+    5      locks at parked.c: sleeps forever
     6      nests at parked.c: waits for 2 children of the group at parked.c
              group at parked.c, 1 child:
     7          gets at parked.c: waits to get from a queue <jobs>
              group at parked.c, 2 children:
     8          locks at parked.c: waits for a lock that locks at parked.c acquired at parked.c
-    9          the diver: sleeps for ever (spawned at parked.c)
-   10      consumes at parked.c: sleeps for ever
+    9          the diver: sleeps forever (spawned at parked.c)
+   10      consumes at parked.c: sleeps forever
    11      is_stubborn at parked.c: waits for 1 child of the group at parked.c, cancelled
              group at parked.c, 1 child, cancelled:
-   12          shields at parked.c: sleeps for ever
+   12          shields at parked.c: sleeps forever
    13      never_starts at parked.c: ready
        background, 1 child:
-   14    sleeps at parked.c: sleeps for ever
+   14    sleeps at parked.c: sleeps forever
 thread 2 (LWP N), 3 tasks:
    15  main: waits for 2 children of the group at parked.c
          group at parked.c, 2 children:

@@ -749,7 +749,7 @@ TEST(a_signal_prints_the_tasks)
     run_for_report(is_asked, debugging);
     CHECK_CONTAINS(report, "conc: 2 tasks, time ");
     CHECK_CONTAINS(report, "sleeps_for_ever at ");
-    CHECK_CONTAINS(report, ": sleeps for ever [");
+    CHECK_CONTAINS(report, ": sleeps forever [");
     CHECK_INT(sigaction(SIGUSR2, NULL, &now), 0);
     CHECK(now.sa_handler == SIG_DFL);
 }

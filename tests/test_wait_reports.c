@@ -321,7 +321,7 @@ typedef struct row {
 
 static const row rows[] = {
     {"sleeps for another ", "sleeps", sleeps, NULL, NEEDS_A_CANCEL},
-    {"sleeps for ever", "sleeps", for_ever, NULL, ALSO_A_DEADLOCK},
+    {"sleeps forever", "sleeps", for_ever, NULL, ALSO_A_DEADLOCK},
     {"waits until all others wait", NULL, settles, NULL, 0},
     {"waits for room under its group's limit", "waits for room under its group's limit", wants_room,
      a_crowd, ALSO_A_DEADLOCK},
