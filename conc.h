@@ -5203,9 +5203,9 @@ CONC__PRIVATE void conc__unlink(conc__wait *w)
     w->list = NULL;
 }
 
-/* Does this subtree have an object inside an address range? None of its objects is beyond the
- * range's other end, so only this end matters. inner: 1 if the range is above this end, 0 if below.
- * bit: the bit of the address that selects the child of h. */
+/* Does this subtree have an object inside an address range? None of its objects is past the range's
+ * other end, so only this end matters. inner: 1 if the range is above this end, 0 if below. bit:
+ * the bit of the address that selects the child of h. */
 CONC__PRIVATE bool conc__holds_inside(const conc__holding *h, uintptr_t bit, uintptr_t end,
                                       int inner)
 {
@@ -5497,7 +5497,7 @@ CONC_API CONC__CALLED int conc_settle(void)
  *   pending    `effective` of the task's innermost scope; without a scope, `around`
  *
  * So cancel_called implies effective; asked implies pending unless a shielded scope is in between;
- * neither holds the other way round. When a scope has ended, its `effective` means nothing.
+ * neither holds in reverse. When a scope has ended, its `effective` means nothing.
  *
  * A checkpoint tests only `pending`. A change spreads inward through its task's scopes. At a group
  * it marks the children, which a list holds until their turn, so depth costs no stack. */
@@ -5641,8 +5641,8 @@ static inline void conc__set_limit(conc_loop *l, conc_scope *s, double seconds)
 }
 
 /* Opens a scope inside those that the running task has open. The outer one may have been
- * overwritten: a variable declared with an initializer in a loop is reinitialized in each round,
- * even if the previous round left it open. */
+ * overwritten: a variable declared with an initializer in a loop is reinitialized in each
+ * iteration, even if the previous one left it open. */
 static inline void conc__scope_open(conc_loop *l, conc_scope *s, const char *place)
 {
     conc_task *self = l->self;
@@ -5996,8 +5996,8 @@ CONC__PRIVATE const char *conc__text_or(const char *words, int rc)
     return *words ? words : conc_strerror(rc);
 }
 
-/* conc_fail outside of tasks: in a job, on a plain thread, in a posted function, or between the
- * steps of an embedded run. */
+/* conc_fail outside tasks: in a job, on a plain thread, in a posted function, or between the steps
+ * of an embedded run. */
 CONC__PRIVATE void conc__fail_outside(int rc, const char *text)
 {
     bool may_be_job = !conc__here && conc__extended.job_fail;
@@ -7082,7 +7082,7 @@ CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void 
     return at;
 }
 
-/* Records an object in a tree. Without memory, only its report will be missing. */
+/* Records an object in a tree. If there is no memory, only its report is missing. */
 CONC__COLD void conc__holding_add(conc__holding **tree, const void *object, const char *what,
                                   const char *place)
 {
@@ -7720,7 +7720,7 @@ CONC__PRIVATE conc__locals *conc__locals_with(const conc__locals *old, const con
     return top;
 }
 
-/* The root of the locals of the running task, or of this thread's job; NULL: neither exists. */
+/* The root of the running task's locals, or of this thread's job's; NULL: neither exists. */
 CONC__PRIVATE conc__locals **conc__locals_here(void)
 {
     conc_loop *l = conc__here;
@@ -7794,7 +7794,7 @@ typedef struct conc__gen {
 
 enum { CONC__LATE_EMITS = 1000 }; /* emits tolerated during the close, before the body is stopped */
 
-static conc__gen conc__exhausted; /* stands in for every conc_gen's ended body */
+static conc__gen conc__exhausted; /* stands in for every conc_gen's finished body */
 
 /* The generator whose body is running on a stack; NULL: a task is. */
 CONC__PRIVATE conc__gen *conc__gen_on(conc__stack *s)
@@ -7952,7 +7952,7 @@ CONC__PRIVATE void conc__gen_enter(conc_loop *l, conc__gen *g)
     g->consumer = NULL;
 }
 
-/* Releases an ended body's stack. Keeps that of a stopped body, whose variables may still be
+/* Releases a finished body's stack. Keeps that of a stopped body, whose variables may still be
  * referenced, and one to which a conc_gen may still point. */
 CONC__PRIVATE void conc__gen_give_stack(conc_loop *l, conc__gen *g)
 {
@@ -8191,7 +8191,7 @@ CONC__PRIVATE bool conc__fds_grow(conc_loop *l, size_t blocks)
     return true;
 }
 
-/* The table's entry, created if necessary. NULL: no memory. The number is that of an open
+/* The table's entry, created if necessary. NULL: out of memory. The number is that of an open
  * descriptor. */
 CONC__PRIVATE conc__fd *conc__fd_of(conc_loop *l, int number)
 {
@@ -8272,7 +8272,7 @@ CONC__PRIVATE atomic_uint *conc__closings_of(int number)
     return &conc__shared_fd_of(number)->closings;
 }
 
-/* Publishes that the loop's poller is about to watch a file of conc's, or no longer does. */
+/* Publishes that the loop's poller is about to watch a file of conc's, or to stop. */
 CONC__PRIVATE void conc__fd_publish_edge(const conc_loop *l, const conc__fd *f, bool has)
 {
     unsigned run = (unsigned)l->run.number;
@@ -8402,7 +8402,7 @@ CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
     f->read_error = f->write_error = 0;
 }
 
-/* As conc__fd_gone, for a file not closed by a conc_close of this loop. If conc had opened it,
+/* Like conc__fd_gone, for a file not closed by a conc_close of this loop. If conc had opened it,
  * debug mode reports that. */
 CONC__COLD void conc__fd_lost(conc_loop *l, conc__fd *f)
 {
@@ -8428,9 +8428,9 @@ CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
     return number;
 }
 
-/* As conc__fd_confirm, for a file opened by conc that the poller does not watch. If the number
- * shares its counter, another number may have been closed: the loop then just forgets its
- * knowledge of the file, and relearns it. */
+/* Like conc__fd_confirm, for a file opened by conc that the poller is not watching. If the number
+ * shares its counter, another number may have been closed: the loop then just forgets its knowledge
+ * of the file, and relearns it. */
 CONC__PRIVATE bool conc__fd_own_confirm(conc_loop *l, conc__fd *f)
 {
     if (conc__fd_not_closed(f))
@@ -8600,7 +8600,7 @@ CONC__PRIVATE CONC__CALLED int conc__fd_park(conc_loop *l, int number, int event
     return conc__fd_got(l, f, id, &w);
 }
 
-/* Lets these events, too, wake the task that waits by w. */
+/* Lets these events, too, wake the task waiting by w. */
 CONC__PRIVATE void conc__fd_widen(conc_loop *l, conc__wait *w, int events)
 {
     conc__fd *f = (conc__fd *)(uintptr_t)w->on;
@@ -8610,7 +8610,7 @@ CONC__PRIVATE void conc__fd_widen(conc_loop *l, conc__wait *w, int events)
     conc__fd_arm(l, f, events);
 }
 
-/* Wakes the task that waits by w for a descriptor, as if that were ready. */
+/* Wakes the task waiting by w for a descriptor, as if that were ready. */
 CONC__PRIVATE void conc__fd_wake_one(conc_loop *l, conc__wait *w)
 {
     conc__fd *f = (conc__fd *)(uintptr_t)w->on;
@@ -8759,8 +8759,8 @@ CONC__PRIVATE void conc__closed_elsewhere(conc__post *p)
         conc__fd_gone(l, f);
 }
 
-/* Notifies the run that had the number, unless it has ended or is l's. Without memory, its tasks
- * keep waiting. */
+/* Notifies the run that had the number, unless it has ended or is l's. If there is no memory, its
+ * tasks keep waiting. */
 CONC__COLD void conc__notify_close(const conc_loop *l, unsigned run, int number)
 {
     if (!run || (l && run == (unsigned)l->run.number))
@@ -10520,10 +10520,10 @@ enum { CONC__STREAM_FRESH, CONC__STREAM_OPEN, CONC__STREAM_CLOSED };
  *
  * At most one read runs, called by the stream's reader, and one write or shutdown, which sends from
  * the beginning of the buffer: called by the task whose turn to write it is, or by the sender.
- * While a write runs, the buffer does not move, and other tasks append to it.
+ * While a write is in progress, the buffer does not move, and other tasks append to it.
  *
- * The sender is a background task. It starts if bytes were written and a task reads or is about to:
- * so both peers can send much and then read, which one task could not do for them. If writing
+ * The sender is a background task. It starts if bytes were written and a task is reading or about
+ * to: so both peers can send much and then read, which one task could not do for them. If writing
  * fails, and no call has returned the error yet, the sender cancels a waiting read, which then
  * returns the error. */
 typedef struct conc__transported {
@@ -11041,8 +11041,8 @@ CONC__PRIVATE ssize_t conc__transport_pull(conc_loop *l, conc_stream *s, char *t
     return got;
 }
 
-/* Called in its turn to write, for bytes that do not fit into the buffer: fills and sends the
- * buffer, or sends the bytes if it is empty. Returns how many were sent or buffered, or an error.
+/* Called in its turn to write, for bytes that do not fit in the buffer: fills and sends the buffer,
+ * or sends the bytes if it is empty. Returns how many were sent or buffered, or an error.
  */
 CONC__PRIVATE ssize_t conc__transport_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
@@ -12035,7 +12035,7 @@ CONC__PRIVATE bool conc__signal_is_default(int number)
     return !(now.sa_flags & SA_SIGINFO) && now.sa_handler == SIG_DFL;
 }
 
-/* Raises again a signal that conc's handler received without a user. */
+/* Re-raises a signal that conc's handler received without a user. */
 CONC__PRIVATE void conc__signal_again(int number)
 {
     if (kill(getpid(), number))
@@ -12299,7 +12299,7 @@ CONC__PRIVATE void conc__interrupt_main(conc_loop *l, int number)
     }
 }
 
-/* Wakes the tasks that wait for this number, if it arrived since the last time. */
+/* Wakes the tasks waiting for this number, if it arrived since the last time. */
 CONC__PRIVATE void conc__signal_hand_out(conc_loop *l, int number)
 {
     struct conc__signal_list *list = &l->signals.received[number];
@@ -13317,13 +13317,13 @@ CONC__PRIVATE const conc_task *conc__blocker(const conc_task *t, const conc_task
     return w->kind->owner(w);
 }
 
-/* Tasks of which each waits for the next, and the last for the first. `next`, which tasks that wait
- * do not use, leads from the last one back to the first. */
+/* Tasks each waiting for the next, and the last for the first. `next`, which tasks that wait do not
+ * use, leads from the last one back to the first. */
 typedef struct conc__circle {
     conc_task *first, *last;
 } conc__circle;
 
-/* Follows from t the tasks that wait for each other, and finds the first circle. `marked` is set in
+/* Follows from t the tasks waiting for each other, and finds the first cycle. `marked` is set in
  * each task that was seen. In a task on the path from t, `next` leads back, and `next_marked`
  * points to the task itself. */
 CONC__PRIVATE bool conc__find_circle(conc_task *t, conc__circle *circle)
@@ -13894,7 +13894,7 @@ CONC__PRIVATE int conc__utf8(const unsigned char *p)
     return length;
 }
 
-/* Writes a name as a JSON string, shortened to fit into an event. */
+/* Writes a name as a JSON string, shortened to fit in an event. */
 CONC__PRIVATE char *conc__put_name(char *to, const char *name)
 {
     static const char hex[] = "0123456789abcdef";
@@ -14474,7 +14474,7 @@ typedef struct conc__watchdog {
 } conc__watchdog;
 
 static pthread_mutex_t conc__report_mutex = PTHREAD_MUTEX_INITIALIZER; /* one watchdog at a time */
-/* the watchdog that asks where its thread is */
+/* the watchdog that is asking where its thread is */
 static _Atomic(conc__watchdog *) conc__questioner;
 
 /* Describes the code at an address: "function+0x12 (module+0x345)", as far as known. Under
@@ -14599,7 +14599,7 @@ CONC__COLD void conc__store_frames(conc__watchdog *d, const void *context)
     memcpy(d->frames, all + first, (size_t)d->count * sizeof all[0]);
 }
 
-/* The signal handler; runs in the thread that the watchdog asks. */
+/* The signal handler; runs in the thread that the watchdog is asking. */
 CONC__PRIVATE void conc__on_question(int number, siginfo_t *info, void *context)
 {
     int saved = errno;
