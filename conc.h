@@ -5357,8 +5357,8 @@ CONC__PRIVATE void conc__sleep_details(FILE *out, const conc__wait *w)
 
 static const conc__wait_kind conc__sleeping = {
     .what = "sleeps", .details = conc__sleep_details, .cancel = conc__sleep_cancel};
-static const conc__wait_kind conc__settling = {.what = "waits until all others wait (conc_settle)",
-                                               .cancel = conc__cancel_plainly};
+static const conc__wait_kind conc__settling = {
+    .what = "waits until all others are waiting (conc_settle)", .cancel = conc__cancel_plainly};
 
 /* Sleeps until this time on the loop's clock; CONC__NEVER: forever. */
 CONC__FAST int conc__sleep_to(conc_loop *l, int64_t at)
@@ -11843,7 +11843,7 @@ CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
 }
 
 static const conc__wait_kind conc__vacating = {
-    .what = "waits until no task uses the stream that it closed"};
+    .what = "waits until no task is using the stream that it closed"};
 
 /* Waits until other tasks' calls have ended and, if another task ends the transport, until that is
  * done; the stream may then be gone. A cancel does not cut the wait short: the close has woken all

@@ -1120,7 +1120,7 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
 
 /* ---- >>semaphore ---------------------------------------------------------------------------- */
 
-static const conc__wait_kind conc__permitting = {.what = "waits for a permit of a semaphore",
+static const conc__wait_kind conc__permitting = {.what = "waits for a semaphore permit",
                                                  .cancel = conc__cancel_plainly};
 
 static const char conc__bad_sem[] = "no semaphore, or permits not from 0 to the maximum";

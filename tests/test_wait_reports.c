@@ -322,7 +322,7 @@ typedef struct row {
 static const row rows[] = {
     {"sleeps for another ", "sleeps", sleeps, NULL, NEEDS_A_CANCEL},
     {"sleeps forever", "sleeps", for_ever, NULL, ALSO_A_DEADLOCK},
-    {"waits until all others wait", NULL, settles, NULL, 0},
+    {"waits until all others are waiting", NULL, settles, NULL, 0},
     {"waits for room under its group's limit", "waits for room under its group's limit", wants_room,
      a_crowd, ALSO_A_DEADLOCK},
     {"waits for the start of for_ever at ", "waits for a start", starts, NULL, ALSO_A_DEADLOCK},
@@ -350,7 +350,7 @@ static const row rows[] = {
      ALSO_A_DEADLOCK},
     {"by a task that has ended", "waits for a rwlock", writes, an_ended_task_had_the_same_storage,
      ALSO_A_DEADLOCK},
-    {"waits for a permit of a semaphore", "waits for a permit of a semaphore", wants_a_permit, NULL,
+    {"waits for a semaphore permit", "waits for a semaphore permit", wants_a_permit, NULL,
      ALSO_A_DEADLOCK},
     {"waits for an event", "waits for an event", waits_for_the_event, NULL, ALSO_A_DEADLOCK},
     {"waits for a condition", "waits for a condition", waits_for_the_condition, NULL,
