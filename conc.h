@@ -2235,7 +2235,7 @@ struct conc_loop {
         conc__stack *left_stack;
         char *left_used;
         conc__census census;
-        /* while interrupt.awaited: when the loop last searched for circles of owners, and how
+        /* while interrupt.awaited: when the loop last searched for cycles of owners, and how
          * often it has paused since then */
         int64_t searched;
         uint64_t unsearched;
