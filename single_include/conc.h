@@ -36,7 +36,7 @@
  *   Calling   any task may make a call, and outside a run it returns -EPERM, unless its comment
  *             says otherwise. A function passed to conc_post must not wait: there, a call that
  *             would have to wait returns -EPERM.
- *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run. If a scope around it
+ *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run. If an enclosing scope
  *             is cancelled or timed out, it returns -ECANCELED, without effect: clean up and
  *             return.
  *   Threads   a task stays on the thread of its run. Only conc_post, conc_loop_run and the two
@@ -50,11 +50,11 @@
  *   Memory    an all-zero object is valid; its options are its first fields and default to zero.
  *             `arg` is borrowed until the task has ended. conc frees only what it allocated; out of
  *             memory is -ENOMEM, never an abort.
- *   Misuse    that conc detects is -EINVAL (a bad argument, the wrong order), -EPERM (not the
- *             owner, not in a task), -EDEADLK (on oneself) or -EBUSY (in use), and changes
- *             nothing. If a function returns with its own group or scope still open, or a loop's
- *             next round reinitializes the variable, memory is already corrupt: conc reports which
- *             and where, and aborts.
+ *   Misuse    that conc detects returns -EINVAL (a bad argument, the wrong order), -EPERM (not the
+ *             owner, not in a task), -EDEADLK (on oneself) or -EBUSY (in use), and changes nothing.
+ *             If a function returns with its own group or scope still open, or a loop's next
+ *             iteration reinitializes it, memory is already corrupt: conc reports which and where,
+ *             and aborts.
  *
  * Options, all to be defined before the include that defines CONC_IMPLEMENTATION
  *   CONC_STATIC          instead of it: every function is static, a private copy for this file;
@@ -78,7 +78,8 @@
  *   CONC_GUARD_REPORT    report a stack overflow even without debug mode (with a SIGSEGV handler)
  *   CONC_NO_DIAGNOSTICS  leave out debug mode, traces, dumps and backtraces, for small programs
  *                        and quick compiles: a run with .debug or .trace, even from the
- *                        environment, is then -ENOTSUP, and a deadlock report omits the task tree
+ *                        environment, then returns -ENOTSUP, and a deadlock report omits the task
+ *                        tree
  *
  * Environment: CONC_DEBUG=1, CONC_CLOCK=virtual, CONC_SEED=7, CONC_RANDOM=7, CONC_TRACE=file,
  * CONC_POLL=poll|epoll|kqueue, CONC_STACK=bytes override a run's options, except in a set-user-ID
@@ -149,7 +150,7 @@ CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__JOIN(a, b) CONC__JOIN2(a, b)
 #define CONC__JOIN2(a, b) a##b
 
-/* A variable with its value's type, and compile-time conditions of macros. */
+/* A variable that takes its value's type, and compile-time checks for macros. */
 #ifdef __cplusplus
 #define CONC__AUTO_VALUE auto
 #define CONC__REQUIRE static_assert
@@ -192,7 +193,7 @@ typedef struct conc_gen conc_gen; /* a function that emits items one by one */
 /* The body of a task: 0 or more is success, negative is an error. */
 typedef int conc_fn(void *arg);
 
-/* What on_error gets. The strings are borrowed until the hook returns. */
+/* What on_error receives. The strings are borrowed until the hook returns. */
 typedef struct conc_failure {
     const char *task;  /* the task's name */
     const char *place; /* where it was spawned: "file.c:12" */
@@ -207,7 +208,7 @@ typedef struct conc_options {
     uint64_t seed;      /* nonzero: ready tasks run in a random order that the seed reproduces */
     /* Checks for mistakes and reports them on stderr: tasks that block the loop, with a backtrace
      * while they do; leaked locks, generators and streams; background tasks whose arg is on the
-     * stack of main_fn, which has returned; ignored cancels; calls from a wrong thread; stack
+     * stack of main_fn, which has returned; ignored cancels; calls from the wrong thread; stack
      * overflow. Reports stack usage. `kill -USR2` prints the tasks. */
     bool debug;
     double slow_step; /* seconds; debug: report a task that blocks the loop longer; 0: 0.1 */
@@ -217,8 +218,8 @@ typedef struct conc_options {
     /* SIGINT or SIGTERM cancels main_fn, and the run returns -EINTR; a second one, at least 0.1 s
      * later, kills the program. Has no effect on a signal that the program handles or ignores when
      * the run begins, or that a conc_signals receives. On the real clock main_fn may sleep forever
-     * (conc_sleep(CONC_FOREVER)) to wait for the signal: that is no deadlock, unless other tasks
-     * wait for each other in a circle. */
+     * (conc_sleep(CONC_FOREVER)) to wait for the signal: this is not a deadlock, unless other tasks
+     * are waiting for each other in a cycle. */
     bool interrupt;
     /* Trace all tasks to this file, in Chrome's trace event format, for Perfetto or about:tracing:
      * a row per task, with spans for its steps and waits and arrows from its wakers, on the loop's
@@ -265,7 +266,8 @@ CONC_API double conc_random(double low, double high);
  * monotonic clock. */
 CONC_API double conc_now(void);
 
-/* Sleeps s seconds, or until conc_now() is t. Waits; if already due, yields once. NaN: -EINVAL. */
+/* Sleeps for s seconds, or until conc_now() reaches t. Waits; if already due, yields once. NaN:
+ * -EINVAL. */
 CONC_API int conc_sleep(double s);
 CONC_API int conc_sleep_until(double t);
 
@@ -280,7 +282,7 @@ CONC_API int conc_yield(void);
  * and returns -ECANCELED once the job is asked to stop. */
 CONC_API int conc_block(double s);
 
-/* Returns when every other task waits and nothing is ready; time does not advance until then.
+/* Returns once every other task is waiting and nothing is ready; time does not advance until then.
  * Functions that keep posting each other do not delay it forever. For tests. Waits. */
 CONC_API int conc_settle(void);
 
@@ -341,13 +343,13 @@ CONC_API int conc__scope_begin(const char *place, conc_scope *s, double timeout)
  * checkpoint. */
 CONC_API int conc_scope_end(conc_scope *s, int rc) CONC_NODISCARD;
 
-/* Cancels everything inside the scope, until its end, and wakes the tasks that wait there. Does
+/* Cancels everything inside the scope, until its end, and wakes the tasks waiting there. Does
  * nothing if the scope is not open. From any task or posted function of the loop. */
 CONC_API void conc_scope_cancel(conc_scope *s);
 
-/* Replaces the time limit by one that counts from now. Takes effect immediately, even while the
- * task waits. Errors: -EINVAL (NaN, not open, already cancelled). From any task or posted function
- * of the loop. */
+/* Replaces the time limit with one that starts now. Takes effect immediately, even while the task
+ * waits. Errors: -EINVAL (NaN, not open, already cancelled). From any task or posted function of
+ * the loop. */
 CONC_API int conc_scope_set_timeout(conc_scope *s, double s_from_now);
 
 /* While on, cancels and time limits from outside do not apply inside the scope; its own still do.
@@ -364,7 +366,7 @@ CONC_API int conc_timeout(double s, conc_fn *fn, void *arg);
 CONC_API int conc_shield(double grace, conc_fn *fn, void *arg);
 
 /* The nearest deadline in effect here, on conc_now's clock: CONC_FOREVER if none, -CONC_FOREVER
- * once cancelled. Outside a task CONC_FOREVER. */
+ * once cancelled. Outside a task, CONC_FOREVER. */
 CONC_API double conc_deadline(void);
 
 /* Would a checkpoint here return -ECANCELED? For long computations. Outside a task: false. */
@@ -403,14 +405,14 @@ CONC_API int conc__group_begin(conc_group *g, const char *place);
  * next waits. Waits only if the group's limit is reached. The error of a background task goes to
  * on_error when it ends; if it has a handle, at the run's end, unless a task has joined it.
  *     int conc_spawn(conc_group *g, conc_fn *fn, void *arg);
- * On an error fn does not run, the caller keeps arg, and a group that this call would have opened
- * is unchanged: -ECANCELED (the group is cancelled, or the caller while it waited for room),
- * -EINVAL (NULL fn, a closed group), -ENOMEM, -EPERM (another loop's group). */
+ * On error fn does not run, the caller keeps arg, and a group that this call would have opened is
+ * unchanged: -ECANCELED (the group is cancelled, or the caller while it waited for room), -EINVAL
+ * (NULL fn, a closed group), -ENOMEM, -EPERM (another loop's group). */
 #define conc_spawn(...) conc__spawn(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__spawn(const char *spawned, conc_group *g, conc_fn *fn, void *arg);
 
 /* The same, but fn gets the address of a copy of size bytes on the task's own stack, valid until fn
- * returns. It is aligned for every type of that size (up to 4096). arg is borrowed until the call
+ * returns. It is aligned for any type of that size (up to 4096). arg is borrowed until the call
  * returns, because the copy is made after any wait for room. Errors as above, and -EINVAL: size is
  * more than a quarter of the task's stack, or arg is NULL.
  *     int conc_spawn_copy(conc_group *g, conc_fn *fn, const void *arg, size_t size); */
@@ -439,7 +441,7 @@ CONC_API int conc__spawn_copy(const char *spawned, conc_group *g, conc_fn *fn, c
     })
 
 /* Like conc_spawn, with a handle: caller's storage, which need not be initialized and must not move
- * until the task was joined, was returned by conc_group_next, or its group closed. -EBUSY: the
+ * until the task is joined or returned by conc_group_next, or its group is closed. -EBUSY: the
  * handle is in use. If the function that declares the handle returns before that, conc aborts with
  * a report: in debug mode at the next wait, otherwise at the group's end. The same happens if the
  * handle is overwritten and reused: always in debug mode, otherwise if its task is the group's
@@ -478,9 +480,9 @@ CONC_API int conc_group_end(conc_group *g, int rc) CONC_NODISCARD;
  * loop. */
 CONC_API void conc_group_cancel(conc_group *g);
 
-/* Waits for the next child to end that has a handle and is not yet collected. Returns 1, with the
- * handle in *t and its error in conc_last_error, in order of completion; 0 if none is left. Errors:
- * -EINVAL, -EPERM (another run's), -ECANCELED. */
+/* Waits until another uncollected child with a handle has ended. Returns 1, with the handle in *t
+ * and its error in conc_last_error, in order of completion; 0 if none is left. Errors: -EINVAL,
+ * -EPERM (another run's), -ECANCELED. */
 CONC_API int conc_group_next(conc_group *g, conc_task **t) CONC_NODISCARD;
 
 /* One call of a gather. result is its value, text its error text ("" on success). */
@@ -553,7 +555,7 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 
 /* ---- >>tasks -------------------------------------------------------------------------------- */
 
-/* Private: the saved registers of a stack that does not run, as {stack pointer, program counter,
+/* Private: the saved registers of a stack that is not running, as {stack pointer, program counter,
  * frame pointer, base pointer}. */
 typedef void *conc__context[4];
 
@@ -604,8 +606,8 @@ struct conc_task {
 CONC_API int conc_join(conc_task *t, int *result);
 
 /* Cancels the task: from now on its checkpoints return -ECANCELED, except inside shields. Does not
- * wait. Errors: -EALREADY (it has ended), -EINVAL (no task), -EPERM (another loop's). From any task
- * or posted function of the loop. */
+ * wait. Errors: -EALREADY (it has ended), -EINVAL (not a task), -EPERM (another loop's). From any
+ * task or posted function of the loop. */
 CONC_API int conc_cancel(conc_task *t);
 
 /* Has the task ended? */
@@ -615,7 +617,8 @@ CONC_API bool conc_done(const conc_task *t);
 CONC_API conc_task *conc_self(void);
 
 /* A task's name: that set by conc_set_name (copied, at most 47 bytes), else its function and spawn
- * location. Borrowed; NULL if there is no task. Without memory, conc_set_name does nothing. */
+ * location. Borrowed; NULL if there is no task. If there is no memory, conc_set_name does
+ * nothing. */
 CONC_API const char *conc_name(const conc_task *t);
 CONC_API void conc_set_name(conc_task *t, const char *name);
 
@@ -631,7 +634,7 @@ CONC_API int conc_fail(int rc, const char *fmt, ...) __attribute__((__format__(_
  * Borrowed. */
 CONC_API const char *conc_error_text(const conc_task *t);
 
-/* The text of this task's newest error, returned by conc_fail or another conc call, a join, group
+/* The text of this task's latest error, returned by conc_fail or another conc call, a join, group
  * or gather; "" if none. -ECANCELED does not replace the error before it. Outside a run: the error
  * of the thread's last run, or of a refused conc_run, or of a later call; "" if none. Borrowed
  * until the next error. */
@@ -769,12 +772,12 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  * the bytes after poll(2) has reported them.
  *
  * A descriptor may be reported ready although a call would block: a socket with messages in its
- * error queue, a full Unix datagram peer, an eventfd without room for so large a number. Then the
- * call pauses before it retries, for 1 ms at first and up to 64 ms later.
+ * error queue, a full Unix datagram peer, an eventfd whose counter has no room for the number. Then
+ * the call pauses before it retries, for 1 ms at first and up to 64 ms later.
  *
- * If a descriptor is closed with close(2), a task that waits for it gets -EBADF within a quarter of
- * a second (per 500 such descriptors). If a file of the same kind immediately reuses the number,
- * the poll(2) backend may not notice if both have the same inode, as eventfds do. */
+ * If a descriptor is closed with close(2), a task waiting for it gets -EBADF within a quarter of a
+ * second (per 500 such descriptors). If a file of the same kind immediately reuses the number, the
+ * poll(2) backend may not notice if both have the same inode, as eventfds do. */
 
 /* Waits until fd is ready for any of `events`, and returns those. End of file, an error, or a
  * peer's hang-up make it ready. With events 0, waits only for a hang-up or an error, and returns 0.
@@ -801,8 +804,8 @@ CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct so
 CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags,
                              const struct sockaddr *to, socklen_t to_size);
 
-/* Move all n bytes. They return fewer at end of file (reading), or if an error or a cancel occurs
- * after some were moved: then the next call returns that error, or the next checkpoint -ECANCELED.
+/* Move all n bytes. Return fewer at end of file (reading), or if an error or a cancel occurs after
+ * some were moved: then the next call returns that error, or the next checkpoint -ECANCELED.
  * Otherwise as above. */
 CONC_API ssize_t conc_read_full(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n);
@@ -818,10 +821,11 @@ typedef struct conc_listen_options {
 
 /* Opens a listening socket and returns its descriptor. The address may be reused immediately
  * (SO_REUSEADDR), IPv6 sockets are IPv6-only, TCP connections have TCP_NODELAY. Port 0 means any
- * free one; conc_address returns it. If no process listens on a Unix socket's file, the file is
- * replaced, under a lock file PATH.conc-lock; if another process holds that lock, the call blocks
- * the loop for at most 50 ms. If the file system has no locks, the socket's file stays, and the
- * error is flock(2)'s. Errors: -EINVAL, -EADDRINUSE and others of the system. Not a checkpoint. */
+ * free one; conc_address returns it. If no process is listening on a Unix socket's file, the file
+ * is replaced, under a lock file PATH.conc-lock; if another process holds that lock, the call
+ * blocks the loop for at most 50 ms. If the file system has no locks, the socket's file is kept,
+ * and the error is flock(2)'s. Errors: -EINVAL, -EADDRINUSE and other system errors. Not a
+ * checkpoint. */
 CONC_API int conc_listen(const char *address);
 CONC_API int conc_listen_with(const char *address, const conc_listen_options *o);
 
@@ -840,11 +844,11 @@ CONC_API int conc_dial(const char *address);
  * checkpoint. From anywhere. */
 CONC_API int conc_address(int fd, bool peer, char *buf, size_t size);
 
-/* Closes fd, which need not be conc's, and wakes all tasks that wait on it with -EBADF: those of
- * this loop immediately, those of another loop shortly after. Not a checkpoint. From anywhere;
- * outside a run it only closes. Errors: those of close(2); the descriptor is closed anyway. A
- * socket with an SO_LINGER time and unsent data blocks the loop for that time, even in non-blocking
- * mode: close it with conc_offload. */
+/* Closes fd, which need not be conc's, and wakes all tasks waiting on it with -EBADF: those of this
+ * loop immediately, those of another loop shortly after. Not a checkpoint. From anywhere; outside a
+ * run it only closes. Errors: those of close(2); the descriptor is closed anyway. A socket with an
+ * SO_LINGER time and unsent data blocks the loop for that time, even in non-blocking mode: close it
+ * with conc_offload. */
 CONC_API int conc_close(int fd);
 
 typedef struct conc_server {
@@ -902,14 +906,14 @@ typedef struct conc_stream conc_stream;
 
 /* Opens a stream on fd and owns it: conc_stream_close closes it.
  *     int conc_stream_open(conc_stream *s, int fd);
- * On an error the caller keeps fd: -EINVAL (NULL, already open), -EBUSY (closed, but a task is
- * still using it), -EBADF. Not a checkpoint. The stream allocates memory only while it holds bytes.
+ * On error the caller keeps fd: -EINVAL (NULL, already open), -EBUSY (closed, but a task is still
+ * using it), -EBADF. Not a checkpoint. The stream allocates memory only while it holds bytes.
  */
 #define conc_stream_open(...) conc__stream_open(CONC__PLACE, __VA_ARGS__)
 CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd);
 
-/* An alternative to a descriptor under a stream: TLS, a cipher, memory. The functions get the self
- * passed to conc_stream_open_on, and run in tasks, where they may wait. They return a negative
+/* An alternative to a descriptor under a stream: TLS, a cipher, memory. The functions receive the
+ * self passed to conc_stream_open_on, and run in tasks, where they may wait. They return a negative
  * errno for an error (with conc_fail's text), and -ECANCELED for a cancel, which must have had no
  * effect. After -EAGAIN the stream retries, after a pause of 1 ms at first and up to 64 ms later.
  * One read may run concurrently with one write or shutdown, in another task. */
@@ -920,9 +924,10 @@ typedef struct conc_transport {
      * After an error, -ECANCELED or -EAGAIN the next call passes the same bytes, perhaps followed
      * by more, at another address. A transport that packs bytes into records accepts them once it
      * has built the record, and next time first sends the rest of that. conc_stream_flush does not
-     * know of this rest: where it matters, write must return only when the record has been sent */
+     * know about that rest: where it matters, write must return only when the record has been
+     * sent */
     ssize_t (*write)(void *self, const void *buf, size_t n);
-    /* ends the writing half, so that the peer reads end of file. NULL: no halves */
+    /* ends the writing half, so that the peer reads end of file. NULL: no separate halves */
     int (*shutdown)(void *self);
     /* releases self, whatever it returns: 0 or an error, which conc_stream_close returns. Called
      * once, when no other call is in progress, in a task unless the stream is closed outside one;
@@ -971,11 +976,11 @@ CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line);
 
 /* Writing. The buffer keeps bytes until it holds buffer_size of them, until a flush, or until a
  * read of the stream must wait. One call's bytes stay together: other tasks' writes wait for their
- * turn. Errors: the descriptor's, which drops the buffered bytes and is returned from then on, even
- * if a read has returned it; -EPIPE (closed), -EINVAL, -ENOMEM. */
+ * turn. Errors: the descriptor's (the buffered bytes are dropped, and every later call returns it,
+ * even if a read already has); -EPIPE (closed), -EINVAL, -ENOMEM. */
 
 /* Writes n bytes and returns n, or fewer if a cancel occurs after some were accepted. Waits while
- * they do not fit into the buffer. */
+ * they do not fit in the buffer. */
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n) CONC_NODISCARD;
 
 /* The same for formatted text. Returns its length, or less if a cancel or timeout occurs after some
@@ -984,24 +989,24 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
     __attribute__((__format__(__printf__, 2, 3)));
 
 /* Waits until the system has accepted all written data, and returns 0. If a cancel or timeout
- * occurs after it has accepted some bytes, returns their number, and the rest stays buffered for
- * the next flush; if none, -ECANCELED. */
+ * occurs after some bytes have been accepted, returns how many, and the rest stays buffered for the
+ * next flush; if none, -ECANCELED. */
 CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
 
 /* Flushes, and ends the writing half, so that the peer reads end of file; reading continues to
- * work. Later writes return -EPIPE, a second call 0. A pipe's write end is closed. Waits. On an
- * error the writing half is still open: -ECANCELED (unsent bytes are kept), -ENOTSOCK (no socket,
- * pipe or transport with halves; all was flushed), an error of writing, or of shutdown(2). */
+ * work. Later writes return -EPIPE, a second call 0. A pipe's write end is closed. Waits. On error
+ * the writing half stays open: -ECANCELED (unsent bytes are kept), -ENOTSOCK (not a socket, pipe or
+ * transport with separate halves; all was flushed), a write error, or one from shutdown(2). */
 CONC_API int conc_stream_shutdown(conc_stream *s) CONC_NODISCARD;
 
 /* Flushes after any write in progress (not in a cancelled task), closes, and frees. Returns 0, the
- * flush's error, or an earlier write error that no call has returned yet. Tasks waiting in the
+ * flush's error, or an earlier write error that no call has returned yet. Tasks waiting on the
  * stream get -EPIPE. The close returns once all of them have left the stream, however long that
  * takes; then its memory may be freed. If the peer does not read, the flush waits until a cancel or
  * timeout: to drop such a peer, close in conc_timeout(0, fn, &s), or in a cancelled scope. Closing
  * it twice, or unopened, does nothing. Waits; do not repeat it after an error. Outside a run, and
- * in a posted function, it neither flushes nor waits: the stream's memory must then stay until the
- * tasks inside have returned. */
+ * in a posted function, it neither flushes nor waits: the stream's memory must then remain valid
+ * until the tasks inside have returned. */
 CONC_API int conc_stream_close(conc_stream *s);
 CONC_API void conc__auto_conc_stream(conc_stream *s);
 
@@ -1018,9 +1023,9 @@ typedef struct conc_signals {
 } conc_signals;
 
 /* Starts receiving these signals. None is lost, but the kernel may merge equal ones. Each open
- * conc_signals, in any thread, gets every signal of its numbers; duplicate numbers count once.
- * Blocked signals are unblocked in this thread. On an error nothing has changed: -EINVAL (NULL, n
- * 0, already open, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and fault signals), -EBUSY (open in
+ * conc_signals, in any thread, gets every signal with its numbers; duplicate numbers count once.
+ * Blocked signals are unblocked in this thread. On error nothing has changed: -EINVAL (NULL, n 0,
+ * already open, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and fault signals), -EBUSY (open in
  * another thread's run), -ENOMEM, and system errors. Not a checkpoint. A conc_signals on a task's
  * stack must be closed before its function returns; otherwise conc aborts with a report.
  *     int conc_signals_open(conc_signals *s, const int *numbers, size_t n); */
@@ -1033,8 +1038,8 @@ CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *n
 CONC_API int conc_signals_next(conc_signals *s) CONC_NODISCARD;
 
 /* Restores the handlers and the mask from before the opening, except handlers that the program has
- * since installed. Raises again any signals that no receiver got. Closing it twice, or unopened,
- * does nothing and returns 0. Not a checkpoint. -EPERM: another run's. */
+ * since installed. Re-raises any signals that no receiver got. Closing it twice, or unopened, does
+ * nothing and returns 0. Not a checkpoint. -EPERM: another run's. */
 CONC_API int conc_signals_close(conc_signals *s);
 CONC_API void conc__auto_conc_signals(conc_signals *s);
 
@@ -1046,9 +1051,9 @@ CONC_API int conc_wait_signal(int number);
 /* The loop of this thread's run; NULL outside one. */
 CONC_API conc_loop *conc_loop_self(void);
 
-/* A hold announces posts from another thread. While the loop is held, it is no deadlock if all
- * tasks wait, and the loop stays valid, even after its run, until every hold is released. The
- * virtual clock does not stop for a hold. From any thread. Errors: -EINVAL (NULL, released too
+/* A hold announces posts from another thread. While the loop is held, it is not a deadlock if all
+ * tasks are waiting, and the loop remains valid, even after its run, until every hold is released.
+ * The virtual clock does not stop for a hold. From any thread. Errors: -EINVAL (NULL, released too
  * often), -EPERM (the loop belongs to the parent process). */
 CONC_API int conc_loop_hold(conc_loop *l);
 CONC_API int conc_loop_release(conc_loop *l);
@@ -1059,13 +1064,13 @@ CONC_API int conc_loop_release(conc_loop *l);
  * Errors: -EINVAL, -ENOMEM, -ESHUTDOWN (the run is over), -EPERM (it is the parent process's). */
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg);
 
-/* From another thread: starts fn(arg) as a background task of l, and returns its result when it has
+/* From another thread: starts fn(arg) as a background task of l, and returns its result once it has
  * ended, with its error text in conc_last_error. The caller is a plain thread or a job, which
  * blocks, or a task of another loop, which waits; arg is borrowed until the return. Cancelling that
- * task or job cancels fn; the call still returns fn's result when fn has ended. If l's run ends
+ * task or job cancels fn; the call still returns fn's result once fn has ended. If l's run ends
  * before fn, that also cancels fn. As with conc_post, the caller must ensure that the run has not
- * ended, or hold it. While a task waits in this call, its loop's virtual clock stands still; a
- * waiting job stops no clock. On an error fn does not run: -EINVAL, -EDEADLK (l is this thread's),
+ * ended, or hold it. While a task is waiting in this call, its loop's virtual clock stands still; a
+ * waiting job stops no clock. On error fn does not run: -EINVAL, -EDEADLK (l is this thread's),
  * -ESHUTDOWN (l's run is over or about to end), -ENOMEM, -ECANCELED (the calling task is
  * cancelled), -EPERM (in a posted function; or l belongs to the parent process).
  *     int conc_loop_run(conc_loop *l, conc_fn *fn, void *arg); */
@@ -1082,20 +1087,21 @@ CONC_API void conc_free(void *p);
  * For poll(2), round the timeout up, and turn CONC_FOREVER into -1:
  *     double s = conc_embed_timeout(&e);
  *     int ms = s > 1e6 ? -1 : (int)(s * 1000 + 0.999);
- * (kqueue does not report devices such as /dev/tty, nor, on macOS, named pipes: while a task waits
- * for one, the timeout is at most 20 ms.) Between the steps, conc treats the thread's other code
- * like a posted function: it may spawn, set and cancel, and calls that would wait return -EPERM. To
- * cancel the run from there, store conc_self() in main_fn, and pass that to conc_cancel. An
- * embedded run does not detect deadlocks. All calls must come from the thread of conc_embed_begin.
+ * (kqueue does not report devices such as /dev/tty, nor, on macOS, named pipes: while a task is
+ * waiting for one, the timeout is at most 20 ms.) Between the steps, conc treats the thread's other
+ * code like a posted function: it may spawn, set and cancel, and calls that would wait return
+ * -EPERM. To cancel the run from there, store conc_self() in main_fn, and pass that to conc_cancel.
+ * An embedded run does not detect deadlocks. All calls must come from the thread of
+ * conc_embed_begin.
  */
 typedef struct conc_embed {
     /* private */
     conc_loop *loop; /* NULL: not begun */
 } conc_embed;
 
-/* Begins the run; main_fn starts with the first step. o: as for conc_run_with. Errors: -EBUSY
- * (this thread has a run, or e has one in any thread), -EINVAL, -ENOMEM, and -ENOTSUP if the loop
- * waits with poll(2), which has no descriptor. On an error e is unchanged. */
+/* Begins the run; main_fn starts with the first step. o: as for conc_run_with. Errors: -EBUSY (this
+ * thread has a run, or e has one in any thread), -EINVAL, -ENOMEM, and -ENOTSUP if the loop uses
+ * poll(2), which has no descriptor. On error e is unchanged. */
 CONC_API int conc_embed_begin(conc_embed *e, const conc_options *o, conc_fn *main_fn, void *arg);
 
 /* The descriptor to poll for reading; the same for the whole run. Errors: -EINVAL (not begun),
@@ -1123,7 +1129,7 @@ typedef struct conc_stats {
     size_t ready;       /* of these, ready to run; counted one by one */
     size_t timers;      /* armed */
     size_t generators;  /* open */
-    size_t descriptors; /* that tasks wait for */
+    size_t descriptors; /* that tasks are waiting for */
     size_t signals;     /* conc_signals that are open */
     size_t holds;       /* conc_loop_hold calls not yet released */
     size_t stacks;      /* in use, including generators' */
@@ -1132,7 +1138,7 @@ typedef struct conc_stats {
     size_t jobs_queued; /* jobs that have not begun, in all pools of the program */
     size_t peak;        /* most tasks that were alive at once */
     uint64_t spawned;   /* tasks, since the run began */
-    uint64_t switches;  /* from task to task, about */
+    uint64_t switches;  /* from task to task, approximately */
     /* of the scheduler, each of which serves posts, timers and descriptors once */
     uint64_t passes;
     uint64_t polls; /* system calls that wait or poll for events */
@@ -1177,7 +1183,7 @@ template <class type> struct conc__is_pointer<type *> {
  *  the thread's own stack: it runs posted functions, reads the clock and polls the descriptors.
  *  Anything that may need a deep stack (hooks, reports) runs on that stack too.
  *
- *  run           one call of conc_run or conc_embed_begin; it has one loop, in one thread
+ *  run           one call to conc_run or conc_embed_begin; it has one loop, in one thread
  *  pass          one round of the scheduler: posts, signals, the clock, events, then a batch
  *  batch         tasks that run one after the other, with no pass in between
  *  step          a task's work from its resumption to its next switch
@@ -1188,7 +1194,7 @@ template <class type> struct conc__is_pointer<type *> {
  *  to grant      to give a waiter what it waits for, and wake it; to wake: to end a wait
  *  spinner       a cancelled task that keeps calling checkpoints
  *  doomed        every task of the run is cancelled, through all shields, after a deadlock
- *  to collect    to take the result of an ended task, so that its error is not reported
+ *  to collect    to take the result of a finished task, so that its error is not reported
  *  sink          a task's result destination besides joins, set by its spawn
  *  handle        a conc_task in the user's memory; other tasks are on their own stack
  *  place         a location in the source, "file.c:12"
@@ -1200,7 +1206,7 @@ template <class type> struct conc__is_pointer<type *> {
  *  stack cache   all stacks of one size, in slabs; a stack is in use, free or dropped
  *  poller        epoll, kqueue or poll(2); conc__fd_state lists the states of a descriptor
  *  post          a function that another thread, or the loop itself, makes the loop run
- *  hold          a promise of a post: waiting forever is then no deadlock
+ *  hold          a promise of a post: waiting forever is then not a deadlock
  *  at work       a job in another thread for which the virtual clock stands still
  *
  *  Contents: >>options >>switch >>types >>platform >>poller >>stacks >>timers >>loop
@@ -1341,13 +1347,13 @@ enum {
     CONC__BATCH_MOST = 64,         /* most switches in a batch, between two scheduler passes */
     CONC__BUDGET_MOST = 256,       /* most checkpoints without a wait before one yields */
     CONC__BATCH_NS = 1000000,      /* batch ns above which its steps count as slow */
-    /* consecutive passes that ran only posted functions, after which one ignores them */
+    /* consecutive passes that ran only posted functions, after which one skips them */
     CONC__FLOOD = 64,
     /* consecutive refused checkpoints, after which a task counts as ignoring its cancel */
     CONC__SPINNER = 16,
     CONC__STUBBORN = 1000,  /* consecutive refused checkpoints, after which that is reported */
     CONC__PATIENCE = 50000, /* ns that a thread spins before it sleeps */
-    CONC__MISSES = 3,       /* consecutive vain spins, after which it seldom spins */
+    CONC__MISSES = 3,       /* consecutive unsuccessful spins, after which it seldom spins */
     /* under a seed: how many of the ready tasks the next one is drawn from */
     CONC__CHOICE = 16,
     CONC__NO_STATUS = -1, /* conc_set_exit_status was not called */
@@ -1356,7 +1362,8 @@ enum {
     CONC__DESCRIPTION = CONC__NAME + 256 /* bytes for a task's description in reports */
 };
 
-/* No process has a larger address space, so a request for more bytes is immediately -ENOMEM. */
+/* No process has a larger address space, so a request for more bytes fails immediately with
+ * -ENOMEM. */
 #define CONC__ADDRESS_SPACE (SIZE_MAX >> (sizeof(size_t) == 8 ? 16 : 0))
 
 _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
@@ -1720,7 +1727,7 @@ typedef struct conc__source {
 typedef struct conc__wait_kind {
     /* for the dump, such as "joins"; details() prints the rest */
     const char *what;
-    /* for the trace, if `what` makes no sense alone; NULL: what */
+    /* for the trace, if `what` makes no sense on its own; NULL: use `what` */
     const char *brief;
     void (*details)(FILE *out, const conc__wait *wait); /* NULL: nothing follows */
     /* called by a cancel: true: wake the task; false: keep waiting. NULL: keeps waiting */
@@ -1755,7 +1762,7 @@ typedef struct conc__wait_kind {
 #define CONC__HIGHEST_BIT (UINTPTR_MAX / 2 + 1)
 
 /* A record of an object still in use. In debug mode: a lock that a task holds, or an open object
- * that must be closed. Always: an open conc_signals. The records form a radix tree by the object's
+ * that must be closed. Always: an open conc_signals. The records form a radix tree keyed by object
  * address. */
 typedef struct conc__holding {
     struct conc__holding *below[2];      /* by the next lower bit of the object's address */
@@ -1910,7 +1917,7 @@ enum { CONC__LIVE = 1, CONC__DONE = 2 };
 /* the result's destination besides joins: none, a conc_call, an int, a conc_start, a thread */
 enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK, CONC__REMOTE_SINK };
 
-/* Changes to the seal for ended tasks, and for those in their group's list `finished`. Otherwise
+/* Changes to the seal for finished tasks, and for those in their group's list `finished`. Otherwise
  * one overwritten byte, the state, could turn a handle's remains into a live task. */
 enum { CONC__ENDED_SEAL = 0xffff, CONC__LISTED_SEAL = 0x5aa5 };
 
@@ -1933,11 +1940,11 @@ CONC__PRIVATE bool conc__is_task(const conc_task *t)
 }
 
 /* Beside CONC_READABLE and CONC_WRITABLE: the peer hung up, or an error occurred. Wakes every task
- * that waits for the descriptor. */
+ * waiting for the descriptor. */
 enum { CONC__HANG_UP = 4 };
 
-/* The lists of tasks that wait for a descriptor: one for each set of events, where 0 is a hang-up
- * alone, and one for tasks that pause because the descriptor is ready but returns EAGAIN. */
+/* The lists of tasks waiting for a descriptor: one for each set of events, where 0 is a hang-up
+ * alone, and one for tasks pausing because the descriptor is ready but returns EAGAIN. */
 enum { CONC__PAUSING = 4, CONC__FD_LISTS };
 
 /* The loop's knowledge of a descriptor: its number, and the file it refers to.
@@ -1955,7 +1962,7 @@ enum { CONC__PAUSING = 4, CONC__FD_LISTS };
  *   OWN      conc opened it: a non-blocking socket that     a task waits: to EDGE
  *            conc_close closes; no task has waited yet
  *   EDGE     as OWN, and the poller reports every change,   as FOREIGN
- *            for ever
+ *            forever
  *
  * conc_close changes every state to UNKNOWN. `id` changes whenever the number refers to another
  * file or none (conc__fd_gone), so number and id together identify the file: a task that has
@@ -1972,7 +1979,7 @@ typedef enum conc__fd_state {
 
 typedef struct conc__fd {
     conc__waits waits[CONC__FD_LISTS];
-    struct conc__fd *next, *prev; /* among those a task waits for */
+    struct conc__fd *next, *prev; /* among those a task is waiting for */
     uint64_t inode;               /* with poll(2), or REFUSED: identifies the file */
     uint32_t id;
     unsigned closings; /* conc__closings_of's value when the file was last known for certain */
@@ -2003,8 +2010,8 @@ typedef void conc__switch_fn(conc_loop *l, conc__stack *from, void **from_contex
 /* The state of a run, in parts. Other threads use only `shared`, job.idles and the atomic
  * fields. */
 struct conc_loop {
-    /* What a switch touches comes first. Fields written together must not be adjacent: the
-     * compiler would merge the writes into one vector store, which would delay the next read. */
+    /* What a switch touches comes first. Fields written together must not be adjacent: the compiler
+     * would merge the writes into one vector store, which would delay the next read. */
     conc_task *self; /* NULL while the scheduler runs */
     int *errno_at;   /* the address of errno on this thread */
 
@@ -2022,11 +2029,11 @@ struct conc_loop {
         /* &conc__diagnostics in debug mode or while a trace is written: a pass runs one task, and
          * every step is measured. Else NULL */
         const struct conc__hooks *hooks;
-        bool stepping; /* embedded: a call of the host is running it */
+        bool stepping; /* embedded: a call from the host is running it */
         /* initial values of ready.switches_left and ready.budget_left; lower if steps are slow */
         int batch, budget;
-        int flooded;       /* passes in a row that ran only posted functions */
-        int posted_rc;     /* the running posted function's newest error; 0: none */
+        int flooded;       /* consecutive passes that ran only posted functions */
+        int posted_rc;     /* the running posted function's latest error; 0: none */
         int64_t last_pass; /* time of the last pass, on the loop's clock */
         /* conc__on_loop: a task's call for the scheduler; NULL: none */
         void (*call)(conc_loop *l, void *arg);
@@ -2133,7 +2140,7 @@ struct conc_loop {
     struct {
         conc__fd **blocks; /* of CONC__FDS, by number */
         size_t block_count;
-        conc__fd *watched, *last_watched; /* those that a task waits for */
+        conc__fd *watched, *last_watched; /* those that a task is waiting for */
         size_t watched_count, verify_count, unverified;
         /* since the last conc__verify, code ran that may have closed a descriptor */
         bool stirred;
@@ -2153,13 +2160,13 @@ struct conc_loop {
         int awaited;        /* tasks that wait for another thread or process */
         int channel_waits;  /* how many of these wait for a channel */
         int process_waits;  /* tasks that wait for a child program's end, or a FIFO's other end */
-        unsigned misses;    /* consecutive vain spins */
+        unsigned misses;    /* consecutive unsuccessful spins */
         bool woke;          /* the last hand-over had to wake its thread: do not spin */
         atomic_int at_work; /* virtual clock: jobs for which time stands still */
         conc__idle_hook *idle_hooks;
     } outside;
 
-    /* the job around this run */
+    /* the job that this run is in */
     struct {
         /* the job, if a virtual clock stands still for it, else NULL */
         struct conc__job_context *context;
@@ -2229,11 +2236,11 @@ struct conc_loop {
         struct conc__watchdog *watchdog; /* debug */
         struct conc__usage *usages;      /* debug: of stacks */
         conc__holding *opened;           /* debug: objects that must be closed before the end */
-        /* a just ended task's stack, and its lowest used byte; NULL: not needed */
+        /* a just finished task's stack, and its lowest used byte; NULL: not needed */
         conc__stack *left_stack;
         char *left_used;
         conc__census census;
-        /* while interrupt.awaited: when the loop last searched for circles of owners, and how
+        /* while interrupt.awaited: when the loop last searched for cycles of owners, and how
          * often it has paused since then */
         int64_t searched;
         uint64_t unsearched;
@@ -2286,17 +2293,17 @@ typedef struct conc__outside_calls {
 typedef struct conc__extension {
     const conc__outside_calls *outside; /* NULL: conc_pool.h is not linked */
     conc__locals **(*job_locals)(void); /* of the job that runs on this thread; NULL: none */
-    int (*job_block)(int64_t ns);       /* conc_block in a job; 1: no job runs on this thread */
-    /* conc_shield in a job; false: no job runs on this thread */
+    int (*job_block)(int64_t ns); /* conc_block in a job; 1: no job is running on this thread */
+    /* conc_shield in a job; false: no job is running on this thread */
     bool (*job_shield)(double grace, conc_fn *fn, void *arg, int *rc);
     int (*job_runs)(conc_loop *l); /* a run begins on this thread, perhaps inside a job */
     /* the run's tasks wait only for channels, or no longer do: until then l->job counts as idle */
     void (*job_idles)(conc_loop *l, bool idles);
     void (*job_goes_on)(conc_loop *l); /* under the mutex: the next post has arrived */
     int64_t (*job_late)(conc_loop *l); /* l->job.limit has passed: returns the next one */
-    /* conc_fail in a job; false: no job runs on this thread */
+    /* conc_fail in a job; false: no job is running on this thread */
     bool (*job_fail)(int rc, const char *text);
-    /* the newest error text of the job on this thread, "" if none; NULL: no job runs */
+    /* the job on this thread's latest error text, "" if none; NULL: no job is running */
     const char *(*job_text)(void);
     /* looks up a host name: returns the number of addresses; release *found with conc_free */
     int (*resolve)(const char *text, struct conc__address **found);
@@ -2319,11 +2326,11 @@ typedef struct conc__extension {
 static conc__extension conc__extended;
 
 /* All that the core calls of debug mode, traces and dumps. The section >>diagnostics fills in the
- * table; with CONC_NO_DIAGNOSTICS there is no such section, and the table stays empty. */
+ * table; with CONC_NO_DIAGNOSTICS there is no such section, and the table is empty. */
 typedef struct conc__hooks {
     /* Called as conc__diagnostics.dump(...), as they serve runs without debug mode, too: */
     void (*dump)(conc_loop *l, FILE *out);
-    void (*deadlock)(conc_loop *l, FILE *out); /* prints the tasks, and a circle of them */
+    void (*deadlock)(conc_loop *l, FILE *out); /* prints the tasks, and a cycle of them */
     void (*forget)(void);                      /* in a forked child */
 
     /* Called by CONC__HOOK, in debug mode or while a trace is written. A run: */
@@ -2563,7 +2570,7 @@ static inline void conc__stack_begins(conc__stack *s)
     (void)s;
 }
 
-/* Called when a stack's user ends; may run on that stack, which it then leaves forever. */
+/* Called when a stack's user ends; may run on that stack, which it then leaves for good. */
 static inline void conc__stack_ends(conc_loop *l, conc__stack *s)
 {
 #if CONC__ASAN
@@ -2805,8 +2812,8 @@ CONC__PRIVATE int conc__processors(void)
 /* On a single processor spinning is useless: no other thread can run. */
 CONC__PRIVATE bool conc__several_processors(void) { return conc__processors() > 1; }
 
-/* Is spinning before sleeping worthwhile? *misses counts consecutive vain spins; the caller resets
- * it after a success. */
+/* Is spinning before sleeping worthwhile? *misses counts consecutive unsuccessful spins; the caller
+ * resets it after a success. */
 CONC__PRIVATE bool conc__should_spin(unsigned *misses)
 {
     return conc__several_processors() && (++*misses <= CONC__MISSES || *misses % 64 == 0);
@@ -3215,8 +3222,8 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
     return count;
 }
 
-/* Is it a named pipe of macOS, whose end of file poll(2) and kqueue do not report? Pipes without a
- * name have no device there. */
+/* Is it a macOS named pipe, whose end of file poll(2) and kqueue do not report? Unnamed pipes have
+ * no device there. */
 CONC__PRIVATE bool conc__is_mute_pipe(int number)
 {
 #ifdef __APPLE__
@@ -3301,7 +3308,7 @@ CONC__PRIVATE void conc__poller_close(conc_loop *l)
 
 /* A number that identifies an open file; 0: not open. Each socket and pipe has its own inode, but
  * all eventfds, timerfds and the like share one: their number depends only on the kind, so
- * replacing one eventfd by another goes unnoticed. If a sandbox refuses fstat, all files have the
+ * replacing one eventfd with another goes unnoticed. If a sandbox refuses fstat, all files have the
  * same number. */
 CONC__PRIVATE uint64_t conc__inode_of(int number)
 {
@@ -3458,7 +3465,7 @@ CONC__COLD bool conc__epoll_is_refused(const conc_loop *l, int rc)
 }
 
 /* Changes the loop to poll(2) if a sandbox, set up during the run, refuses epoll. False: the loop
- * is embedded, so its host waits for the epoll descriptor. */
+ * is embedded, so its host is waiting for the epoll descriptor. */
 CONC__COLD bool conc__epoll_give_up(conc_loop *l)
 {
     int numbers = (int)l->fds.block_count * CONC__FDS;
@@ -3593,8 +3600,8 @@ CONC__PRIVATE void conc__epoll_renew(conc_loop *l)
     close(old);
 }
 
-/* Handles an event that no task waits for. Its file was closed here, or is known and may have been
- * closed. */
+/* Handles an event that no task is waiting for. Its file was closed here, or is known and may have
+ * been closed. */
 CONC__PRIVATE void conc__epoll_unwanted(conc_loop *l, conc__fd *f, bool known)
 {
     enum { CHECK = 64, RENEW = 16 };
@@ -3655,12 +3662,12 @@ static const conc__backend conc__epoll = {"epoll",         conc__epoll_open,    
  * file has other descriptors. So as long as a filter exists, the number refers to the same file.
  *
  *   filters            of                                 what they report
- *   CONC__CHANGES and  a file that conc opened, and one   every change, for ever (EV_CLEAR)
- *   both               where a task waits for a hang-up
+ *   CONC__CHANGES and  a file that conc opened, and one   every change, forever (EV_CLEAR)
+ *   both               where a task awaits a hang-up
  *   those that tasks   any other file                     one event for each arming (EV_DISPATCH),
  *   waited for                                            at once if it is ready
  *   CONC__APART        a device that kqueue refuses, and  nothing: the loop uses select(2) to wait
- *                      a named pipe of macOS              for the queue and for these */
+ *                      a macOS named pipe                 for the queue and for these */
 enum { CONC__CHANGES = 4 };
 
 /* In conc__fd.came, beside the events: end of file, or urgent data, where a read stops. */
@@ -3770,8 +3777,8 @@ CONC__PRIVATE bool conc__kqueue_add_more(conc_loop *l, conc__fd *f, int events)
     return true;
 }
 
-/* For a task that waits for a hang-up alone. With one event per arming, the loop would wake
- * repeatedly while there is something to read. */
+/* For a task waiting only for a hang-up. With one event per arming, the loop would wake repeatedly
+ * while there is something to read. */
 CONC__PRIVATE bool conc__kqueue_arm_for_hang_up(conc_loop *l, conc__fd *f)
 {
     int has = f->filters & (CONC_READABLE | CONC_WRITABLE);
@@ -3962,7 +3969,7 @@ CONC__PRIVATE void conc__stack_cache_lay_out(conc__stack_cache *c, bool debug)
         c->per_slab = 1;
 }
 
-/* The stack cache for this size; NULL: impossible size, or out of memory. */
+/* The stack cache for this size; NULL: invalid size, or out of memory. */
 CONC__PRIVATE conc__stack_cache *conc__stack_cache_for(conc_loop *l, size_t size)
 {
     for (conc__stack_cache *c = l->stacks.caches; c; c = c->next)
@@ -4321,7 +4328,7 @@ CONC__PRIVATE void conc__wheel_cascade(conc__wheel *w, uint64_t start, int level
     }
 }
 
-/* Fires every timer that is due, in the order of their times and of arming, and sets the elapsed
+/* Fires every timer that is due, in order of expiry and then of arming, and advances the elapsed
  * time to now. */
 CONC__PRIVATE void conc__wheel_advance(conc_loop *l, int64_t now)
 {
@@ -4445,7 +4452,7 @@ CONC__COLD int conc__refuse(conc_loop *l)
     return -ECANCELED;
 }
 
-/* The calling task's loop; NULL: the caller is no task. */
+/* The calling task's loop; NULL: the caller is not a task. */
 static inline conc_loop *conc__of_task(void)
 {
     conc_loop *l = conc__here;
@@ -4539,7 +4546,7 @@ CONC__PRIVATE void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *ar
     l->scheduler.call = fn;
     l->scheduler.call_arg = arg;
     self->error_number = *l->errno_at;
-    /* l->self stays: conc__resume continues this task right after fn */
+    /* l->self is unchanged: conc__resume continues this task right after fn */
     l->scheduler.switch_stacks(l, self->stack, self->context, &l->scheduler.stack,
                                l->scheduler.context);
     *l->errno_at = self->error_number;
@@ -4587,9 +4594,9 @@ CONC__PRIVATE void conc__public_name(char name[CONC__NAME], const char *call)
         *slowly = 0;
 }
 
-/* Refuses an erroneous call: returns rc, with a text that names the call. In debug mode also
- * reports it, with the location in `place` unless NULL. On a thread without a run, it does so if
- * any run of the process is in debug mode. */
+/* Refuses an invalid call: returns rc, with a text that names the call. In debug mode also reports
+ * it, with the location in `place` unless NULL. On a thread without a run, it does so if any run of
+ * the process is in debug mode. */
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place)
 {
     conc_loop *l = conc__here;
@@ -4610,7 +4617,7 @@ CONC__COLD int conc__misused(int rc, const char *call, const char *why, const ch
 }
 
 /* Runs a task until it parks or ends, or until the batch that it has begun is over, and serves its
- * calls of conc__on_loop. */
+ * calls to conc__on_loop. */
 CONC__PRIVATE void conc__resume(conc_loop *l, conc_task *t)
 {
     l->self = t;
@@ -4652,7 +4659,7 @@ CONC__PRIVATE void conc__advance(conc_loop *l, int64_t now)
     conc__wheel_advance(l, now);
 }
 
-/* Does a task wait for something outside the loop that needs no hold? */
+/* Is a task waiting for something outside the loop that needs no hold? */
 CONC__PRIVATE bool conc__awaits_outside(const conc_loop *l)
 {
     return l->fds.watched || l->signals.waits || l->outside.awaited;
@@ -4802,7 +4809,7 @@ CONC__PRIVATE bool conc__has_holds(conc_loop *l)
     return held;
 }
 
-/* Drops stacks that a burst has left. Returns the time until the next call is due. */
+/* Drops stacks left over from a burst. Returns the time until the next call is due. */
 CONC__PRIVATE int64_t conc__trim(conc_loop *l)
 {
     enum { EVERY = 200000000, SOON = 10000000 };
@@ -4819,7 +4826,7 @@ CONC__PRIVATE int64_t conc__trim(conc_loop *l)
     return l->stacks.to_trim ? SOON : EVERY;
 }
 
-/* Is this the process's only thread? Then no other can close a descriptor while it sleeps. */
+/* Is this the process's only thread? Then no other can close a descriptor while it is sleeping. */
 CONC__PRIVATE bool conc__is_only_thread(void)
 {
 #ifdef __linux__
@@ -4901,8 +4908,8 @@ CONC__PRIVATE void conc__poll_sometimes(conc_loop *l)
     }
 }
 
-/* Have functions been posted? Returns false once after CONC__FLOOD passes in a row that ran nothing
- * else, so that timers and descriptors are served too. */
+/* Have functions been posted? Returns false once after CONC__FLOOD consecutive passes that ran
+ * nothing else, so that timers and descriptors are served too. */
 CONC__PRIVATE bool conc__has_posts(conc_loop *l)
 {
     bool posted = atomic_load_explicit(&l->shared.posted, memory_order_relaxed) != NULL;
@@ -4916,11 +4923,11 @@ CONC__PRIVATE bool conc__has_posts(conc_loop *l)
     return false;
 }
 
-/* A child program takes real time, which does not pass on the virtual clock. So while a task waits
- * for a running child to end, or on one of its pipes, the virtual clock jumps over d seconds only
- * after d real seconds. That count restarts when the clock has moved, a timer was armed or a
- * program was started, because a limit on one program does not apply to the next. Returns how long
- * the clock must still stand. */
+/* A child program takes real time, which does not pass on the virtual clock. So while a task is
+ * waiting for a running child to end, or on one of its pipes, the virtual clock jumps over d
+ * seconds only after d real seconds. That count restarts when the clock has moved, a timer was
+ * armed or a program was started, because a limit on one program does not apply to the next.
+ * Returns how long the clock must still stand. */
 CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
 {
     unsigned starts = 0;
@@ -5149,8 +5156,8 @@ CONC__FAST bool conc__is_inherited(uint64_t serial)
     return CONC__UNLIKELY(serial >> 40 <= conc__inherited_runs);
 }
 
-/* Is this the number of another thread's run in progress, whose objects this thread must not touch?
- * 0 is no run. */
+/* Is this the number of a run in progress on another thread, whose objects this thread must not
+ * touch? 0 is not a run. */
 CONC__PRIVATE bool conc__run_is_elsewhere(const conc_loop *l, uint64_t run)
 {
     if (!run || (l && l->run.number == run))
@@ -5201,9 +5208,9 @@ CONC__PRIVATE void conc__unlink(conc__wait *w)
     w->list = NULL;
 }
 
-/* Does this subtree have an object inside an address range? None of its objects is beyond the
- * range's other end, so only this end matters. inner: 1 if the range is above this end, 0 if below.
- * bit: the bit of the address that selects the child of h. */
+/* Does this subtree have an object inside an address range? None of its objects is past the range's
+ * other end, so only this end matters. inner: 1 if the range is above this end, 0 if below. bit:
+ * the bit of the address that selects the child of h. */
 CONC__PRIVATE bool conc__holds_inside(const conc__holding *h, uintptr_t bit, uintptr_t end,
                                       int inner)
 {
@@ -5350,13 +5357,13 @@ CONC__PRIVATE void conc__sleep_details(FILE *out, const conc__wait *w)
     if (conc__armed(&s->timer))
         fprintf(out, " for another %.9g s", (double)(s->timer.at - conc__here->clock.now) / 1e9);
     else
-        fprintf(out, " for ever");
+        fprintf(out, " forever");
 }
 
 static const conc__wait_kind conc__sleeping = {
     .what = "sleeps", .details = conc__sleep_details, .cancel = conc__sleep_cancel};
-static const conc__wait_kind conc__settling = {.what = "waits until all others wait (conc_settle)",
-                                               .cancel = conc__cancel_plainly};
+static const conc__wait_kind conc__settling = {
+    .what = "waits until all others are waiting (conc_settle)", .cancel = conc__cancel_plainly};
 
 /* Sleeps until this time on the loop's clock; CONC__NEVER: forever. */
 CONC__FAST int conc__sleep_to(conc_loop *l, int64_t at)
@@ -5478,7 +5485,7 @@ CONC_API CONC__CALLED int conc_settle(void)
  *   word           of     means                                        changed by
  *   cancel_called  scope  this scope was cancelled, or its deadline    conc__cancel_scope, once
  *                         passed (then `expired` is set too)
- *   shielded       scope  cancels from around it do not apply          conc_scope_shield
+ *   shielded       scope  cancels from outside do not apply            conc_scope_shield
  *   asked          task   conc_cancel was called on the task, or its   conc__task_cancel,
  *                         starter was cancelled; cleared for main_fn   conc__start_cancel;
  *                         when it returns                              conc__wind_up
@@ -5495,7 +5502,7 @@ CONC_API CONC__CALLED int conc_settle(void)
  *   pending    `effective` of the task's innermost scope; without a scope, `around`
  *
  * So cancel_called implies effective; asked implies pending unless a shielded scope is in between;
- * neither holds the other way round. When a scope has ended, its `effective` means nothing.
+ * neither holds in reverse. When a scope has ended, its `effective` means nothing.
  *
  * A checkpoint tests only `pending`. A change spreads inward through its task's scopes. At a group
  * it marks the children, which a list holds until their turn, so depth costs no stack. */
@@ -5514,7 +5521,7 @@ CONC__PRIVATE conc_group *conc__group_of(conc_scope *s)
     return (conc_group *)(void *)((char *)s - offsetof(conc_group, scope));
 }
 
-/* Does a cancel apply around the task's outermost scope? */
+/* Does a cancel apply outside the task's outermost scope? */
 CONC__PRIVATE bool conc__cancelled_outside(const conc_loop *l, const conc_task *t)
 {
     return t->asked || (t->group && t->group->scope.effective) || l->cancels.doomed;
@@ -5639,8 +5646,8 @@ static inline void conc__set_limit(conc_loop *l, conc_scope *s, double seconds)
 }
 
 /* Opens a scope inside those that the running task has open. The outer one may have been
- * overwritten: a variable declared with an initializer in a loop is reinitialized in each round,
- * even if the previous round left it open. */
+ * overwritten: a variable declared with an initializer in a loop is reinitialized in each
+ * iteration, even if the previous one left it open. */
 static inline void conc__scope_open(conc_loop *l, conc_scope *s, const char *place)
 {
     conc_task *self = l->self;
@@ -5845,8 +5852,8 @@ CONC__PRIVATE conc_scope *conc__scope_of_group(const conc_task *t)
     return &t->group->scope;
 }
 
-/* These two walk the scopes that apply to a task from the inside out: its own, then that of its
- * group and those around it. */
+/* These two walk the scopes that apply to a task from the inside out: its own, then its group's and
+ * those enclosing it. */
 CONC__PRIVATE conc_scope *conc__innermost(const conc_task *t)
 {
     if (t->scope)
@@ -5930,7 +5937,7 @@ CONC__PRIVATE conc__source conc__kept_source(const char *name, const char *spawn
     return (conc__source){*name ? name : spawned, spawned};
 }
 
-/* The room for a task's newest error text, followed by the name of the task that it came from.
+/* The room for a task's latest error text, followed by the name of the task that it came from.
  * NULL: out of memory; strerror must do. */
 CONC__PRIVATE char *conc__text_room(conc_task *t)
 {
@@ -5946,7 +5953,7 @@ CONC__PRIVATE char *conc__text_room(conc_task *t)
     return t->text;
 }
 
-/* Makes rc the task's newest error. text: NULL or "" if it has no text of its own. by: the task
+/* Makes rc the task's latest error. text: NULL or "" if it has no text of its own. by: the task
  * that it came from; {NULL, NULL}: this one. */
 CONC__PRIVATE void conc__set_error(conc_task *t, int rc, const char *text, conc__source by)
 {
@@ -5981,7 +5988,7 @@ CONC__PRIVATE const char *conc__error_text(const conc_task *t, int rc)
     return t->text;
 }
 
-/* Makes the error of t, an ended task, task's newest error. */
+/* Makes t's error the latest error of `task`; t has ended. */
 CONC__FAST void conc__set_error_of(conc_task *task, const conc_task *t)
 {
     if (CONC__UNLIKELY(t->result < 0))
@@ -5994,8 +6001,8 @@ CONC__PRIVATE const char *conc__text_or(const char *words, int rc)
     return *words ? words : conc_strerror(rc);
 }
 
-/* conc_fail outside of tasks: in a job, on a plain thread, in a posted function, or between the
- * steps of an embedded run. */
+/* conc_fail outside tasks: in a job, on a plain thread, in a posted function, or between the steps
+ * of an embedded run. */
 CONC__PRIVATE void conc__fail_outside(int rc, const char *text)
 {
     bool may_be_job = !conc__here && conc__extended.job_fail;
@@ -6036,7 +6043,7 @@ CONC__COLD int conc__own_error(int rc)
     return rc;
 }
 
-/* Returns the result of a wait or try. An error becomes the task's newest; a cancel does not. */
+/* Returns the result of a wait or try. An error becomes the task's latest; a cancel does not. */
 CONC__FAST int conc__wait_result(int rc)
 {
     bool failed = rc < 0 && rc != -ECANCELED;
@@ -6045,8 +6052,8 @@ CONC__FAST int conc__wait_result(int rc)
     return rc;
 }
 
-/* Returns rc, the result of a user's function. If it is an error other than the task's newest, it
- * becomes the newest. A cancel does not, because its cause's text says more. */
+/* Returns rc, the result of a user's function. If it is an error other than the task's latest, it
+ * becomes the latest. A cancel does not, because its cause's text says more. */
 CONC__FAST int conc__pass_error(conc_loop *l, int rc)
 {
     bool is_new = rc < 0 && rc != -ECANCELED && l->self->last_rc != rc;
@@ -6056,7 +6063,7 @@ CONC__FAST int conc__pass_error(conc_loop *l, int rc)
 }
 
 /* The same, for a function that began when the task's `errors_made` was `before`. If that has not
- * changed, the newest error is older than the function, and its text is not about rc. */
+ * changed, the latest error is older than the function, and its text is not about rc. */
 CONC__FAST int conc__pass_error_since(conc_loop *l, int rc, uint32_t before)
 {
     bool silent = rc < 0 && rc != -ECANCELED && l->self->errors_made == before;
@@ -6124,7 +6131,7 @@ CONC_API const char *conc_strerror(int rc)
     switch (rc) {
     case -ECANCELED: return "cancelled";
     case -ETIMEDOUT: return "timed out";
-    case -EDEADLK: return "deadlock: it would wait for ever";
+    case -EDEADLK: return "deadlock: it would wait forever";
     case -EBUSY: return "already in use";
     case -EPERM:
         return "not allowed here: not in a task, or not the owner (or a call that sets errno "
@@ -6366,7 +6373,7 @@ CONC__FAST conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *han
     return t;
 }
 
-static const conc__wait_kind conc__wants_room = {.what = "waits for room in its group's limit",
+static const conc__wait_kind conc__wants_room = {.what = "waits for room under its group's limit",
                                                  .cancel = conc__cancel_plainly};
 
 CONC__PRIVATE void conc__group_open(conc_loop *l, conc_group *g, const char *place)
@@ -6704,7 +6711,7 @@ CONC_API int conc_started(int value)
     return 0;
 }
 
-/* The recursion is at most 64 deep, usually much less: a level for each bit of a hash. */
+/* The recursion is at most 64 levels deep, usually far fewer: one level per bit of the hash. */
 CONC__PRIVATE void conc__locals_release(conc__locals *locals)
 {
     while (locals && __atomic_sub_fetch(&locals->references, 1, __ATOMIC_ACQ_REL) == 0) {
@@ -6767,7 +6774,7 @@ CONC__PRIVATE void conc__report_task(conc_loop *l, const conc_task *t)
     conc__report(l, conc__source_of(t), t->result, conc__error_text(t, t->result));
 }
 
-/* A copy of a task's newest error. */
+/* A copy of a task's latest error. */
 typedef struct conc__kept_error {
     int rc;
     uint32_t errors_made;
@@ -6775,8 +6782,8 @@ typedef struct conc__kept_error {
     char text[CONC__TEXT], name[CONC__NAME];
 } conc__kept_error;
 
-/* Saves a task's newest error before it closes something whose own error no call returns: the task
- * may be about to return the newest error. */
+/* Saves the task's latest error before closing something whose own error is discarded: the task may
+ * be about to return the saved one. */
 CONC__PRIVATE void conc__error_keep(conc__kept_error *kept, const conc_task *t)
 {
     kept->rc = t->last_rc;
@@ -6810,8 +6817,8 @@ CONC__PRIVATE conc__failed **conc__failure_slot(const conc__failures *all, uint6
     return &all->slots[serial & (all->slot_count - 1)];
 }
 
-/* Makes room for one more. Serial numbers count up, so they fill the slots evenly. Without memory,
- * the table is unchanged. False: there is no table. */
+/* Makes room for one more. Serial numbers count up, so they fill the slots evenly. If there is no
+ * memory, the table is unchanged. False: there is no table. */
 CONC__PRIVATE bool conc__failures_grow(conc__failures *all)
 {
     enum { LEAST = 64 };
@@ -7044,7 +7051,7 @@ CONC__PRIVATE void conc__child_failed(conc_loop *l, conc_task *t)
         g->cut_short = true;
 }
 
-/* Passes the result of an ended task to its sink, its joiners and its group. */
+/* Passes the result of a finished task to its sink, its joiners and its group. */
 CONC__COLD void conc__deliver(conc_loop *l, conc_task *t)
 {
     CONC__HOOK(l, returned(l, t));
@@ -7080,7 +7087,7 @@ CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void 
     return at;
 }
 
-/* Records an object in a tree. Without memory, only its report will be missing. */
+/* Records an object in a tree. If there is no memory, only its report is missing. */
 CONC__COLD void conc__holding_add(conc__holding **tree, const void *object, const char *what,
                                   const char *place)
 {
@@ -7204,7 +7211,7 @@ static const conc__wait_kind conc__joining = {.what = "joins",
                                               .cancel = conc__cancel_plainly,
                                               .owner = conc__task_waited_for};
 
-/* Collects an ended task, for the running task. */
+/* Collects a finished task, on behalf of the running task. */
 CONC__PRIVATE void conc__collect(conc_loop *l, conc_task *t)
 {
     if (t->in_finished)
@@ -7302,7 +7309,7 @@ CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
     }
 }
 
-/* Discards uncollected ended tasks; their handles may be reused. Their errors, apart from the
+/* Discards uncollected finished tasks; their handles may be reused. Their errors, apart from the
  * group's own, go to on_error. */
 CONC__PRIVATE void conc__drop_finished(conc_loop *l, conc_group *g)
 {
@@ -7365,7 +7372,7 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char 
 CONC__COLD void conc__check_lost_handles(conc_loop *l, const conc_group *g, const void *frame)
 {
     enum { CHECKED = 16 };
-    static const char how[] = "a function returned that had a task's handle";
+    static const char how[] = "a function that held a task's handle has returned";
     const conc_task *lists[] = {g->children, g->finished};
     uintptr_t low = (uintptr_t)l->self->stack->low, size = (uintptr_t)frame - low;
     for (size_t i = 0; i < CONC_LEN(lists); i++) {
@@ -7607,7 +7614,7 @@ CONC__PRIVATE int conc__run_calls(const char *spawned, conc_call *calls, size_t 
     if (!l)
         return -EPERM;
     if (!conc__is_array(calls, n, sizeof *calls))
-        return conc__misused(-EINVAL, call, "no calls, or an impossible number of them", spawned);
+        return conc__misused(-EINVAL, call, "no calls, or an invalid number of them", spawned);
     for (size_t i = 0; i < n; i++)
         if (!calls[i].fn)
             return conc__misused(-EINVAL, call, "a call without a function", spawned);
@@ -7641,8 +7648,7 @@ CONC__PRIVATE int conc__run_map(const char *spawned, conc__batch *b, const char 
         return conc__misused(-EINVAL, call, "the limit is negative", spawned);
     bool results_fit = !b->results || conc__is_array(b->results, b->count, sizeof *b->results);
     if (!conc__is_array(b->args, b->count, b->size) || !results_fit)
-        return conc__misused(-EINVAL, call, "no elements, or an impossible number of them",
-                             spawned);
+        return conc__misused(-EINVAL, call, "no elements, or an invalid number of them", spawned);
     return conc__run_batch(l, b, spawned);
 }
 
@@ -7719,7 +7725,7 @@ CONC__PRIVATE conc__locals *conc__locals_with(const conc__locals *old, const con
     return top;
 }
 
-/* The root of the locals of the running task, or of this thread's job; NULL: neither exists. */
+/* The root of the running task's locals, or of this thread's job's; NULL: neither exists. */
 CONC__PRIVATE conc__locals **conc__locals_here(void)
 {
     conc_loop *l = conc__here;
@@ -7793,9 +7799,9 @@ typedef struct conc__gen {
 
 enum { CONC__LATE_EMITS = 1000 }; /* emits tolerated during the close, before the body is stopped */
 
-static conc__gen conc__exhausted; /* stands in for every conc_gen's ended body */
+static conc__gen conc__exhausted; /* stands in for every conc_gen's finished body */
 
-/* The generator whose body runs on a stack; NULL: a task runs there. */
+/* The generator whose body is running on a stack; NULL: a task is. */
 CONC__PRIVATE conc__gen *conc__gen_on(conc__stack *s)
 {
     if (!s->has_generator)
@@ -7803,7 +7809,7 @@ CONC__PRIVATE conc__gen *conc__gen_on(conc__stack *s)
     return (conc__gen *)(void *)conc__stack_top(s);
 }
 
-/* Does the running task run a generator's body whose consumer opened the task's innermost scope, s?
+/* Is the running task in a generator's body whose consumer opened the task's innermost scope, s?
  */
 CONC__PRIVATE bool conc__gen_is_inside(const conc_loop *l, const conc_scope *s)
 {
@@ -7885,7 +7891,7 @@ CONC__PRIVATE void conc__gen_unlink(conc_loop *l, conc__gen *g)
     CONC__LIST_REMOVE(l->generators.first, g, next, prev);
 }
 
-/* Records which body uses g (NULL: a task does), because the run's end closes consumers first. */
+/* Records which body is using g (NULL: a task is), because the run's end closes consumers first. */
 CONC__PRIVATE void conc__gen_set_user(conc__gen *g, conc__gen *user)
 {
     if (g->used_by == user)
@@ -7906,7 +7912,7 @@ CONC_API CONC__CALLED int conc__gen_open(const char *opened, conc_gen *face, con
     if (!face || !fn)
         return conc__misused(-EINVAL, __func__, "no generator, or no function", opened);
     if (item_size > PTRDIFF_MAX)
-        return conc__misused(-EINVAL, __func__, "an impossible item size", opened);
+        return conc__misused(-EINVAL, __func__, "an invalid item size", opened);
     if (conc__gen_of(l, face) && face->body != &conc__exhausted)
         return conc__misused(-EINVAL, __func__, "the generator is open", opened);
     if (conc__gen_is_elsewhere(l, face))
@@ -7951,7 +7957,7 @@ CONC__PRIVATE void conc__gen_enter(conc_loop *l, conc__gen *g)
     g->consumer = NULL;
 }
 
-/* Releases an ended body's stack. Keeps that of a stopped body, whose variables may still be
+/* Releases a finished body's stack. Keeps that of a stopped body, whose variables may still be
  * referenced, and one to which a conc_gen may still point. */
 CONC__PRIVATE void conc__gen_give_stack(conc_loop *l, conc__gen *g)
 {
@@ -8067,7 +8073,7 @@ CONC__COLD void conc__gen_unwind(conc_loop *l, conc__gen *g)
 }
 
 /* Ends the body. *stopped: it did not end, and was stopped. The body's error, if any, becomes the
- * task's newest, with its text. */
+ * task's latest, with its text. */
 CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face, bool *stopped)
 {
     conc_task *self = l->self;
@@ -8124,8 +8130,8 @@ CONC_API CONC__CALLED int conc_gen_close(conc_gen *face)
     return rc;
 }
 
-/* Closes a generator where no call returns the error: it goes to on_error, and the task's newest
- * error stays. */
+/* Closes a generator where no call returns the error: it goes to on_error, and the task's latest
+ * error is kept. */
 CONC__PRIVATE void conc__gen_close_unseen(conc_loop *l, conc__gen *g, conc_gen *face)
 {
     conc__source source = conc__gen_source(g);
@@ -8190,7 +8196,7 @@ CONC__PRIVATE bool conc__fds_grow(conc_loop *l, size_t blocks)
     return true;
 }
 
-/* The table's entry, created if necessary. NULL: no memory. The number is that of an open
+/* The table's entry, created if necessary. NULL: out of memory. The number is that of an open
  * descriptor. */
 CONC__PRIVATE conc__fd *conc__fd_of(conc_loop *l, int number)
 {
@@ -8271,7 +8277,7 @@ CONC__PRIVATE atomic_uint *conc__closings_of(int number)
     return &conc__shared_fd_of(number)->closings;
 }
 
-/* Publishes that the loop's poller is about to watch a file of conc's, or no longer does. */
+/* Publishes that the loop's poller is about to watch a file of conc's, or to stop. */
 CONC__PRIVATE void conc__fd_publish_edge(const conc_loop *l, const conc__fd *f, bool has)
 {
     unsigned run = (unsigned)l->run.number;
@@ -8296,7 +8302,7 @@ CONC__PRIVATE bool conc__fd_is_certain(const conc_loop *l, const conc__fd *f)
     return f->state == CONC__FD_EDGE && conc__fd_not_closed(f) && !CONC__DEBUGS(l);
 }
 
-/* Does conc__verify check it while tasks wait for it? */
+/* Does conc__verify check it while tasks are waiting for it? */
 CONC__PRIVATE bool conc__fd_is_verified(const conc_loop *l, const conc__fd *f)
 {
     bool foreign = f->state == CONC__FD_FOREIGN || f->state == CONC__FD_REFUSED;
@@ -8401,7 +8407,7 @@ CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
     f->read_error = f->write_error = 0;
 }
 
-/* As conc__fd_gone, for a file not closed by a conc_close of this loop. If conc had opened it,
+/* Like conc__fd_gone, for a file not closed by a conc_close of this loop. If conc had opened it,
  * debug mode reports that. */
 CONC__COLD void conc__fd_lost(conc_loop *l, conc__fd *f)
 {
@@ -8427,9 +8433,9 @@ CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
     return number;
 }
 
-/* As conc__fd_confirm, for a file opened by conc that the poller does not watch. If the number
- * shares its counter, another number may have been closed: the loop then just forgets its
- * knowledge of the file, and relearns it. */
+/* Like conc__fd_confirm, for a file opened by conc that the poller is not watching. If the number
+ * shares its counter, another number may have been closed: the loop then just forgets its knowledge
+ * of the file, and relearns it. */
 CONC__PRIVATE bool conc__fd_own_confirm(conc_loop *l, conc__fd *f)
 {
     if (conc__fd_not_closed(f))
@@ -8464,7 +8470,8 @@ CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f)
     return same;
 }
 
-/* As conc__fd_confirm; also arms the descriptor for these events, if the poller watches it. */
+/* Like conc__fd_confirm, but also arms the descriptor for these events if the poller is watching
+ * it. */
 CONC__PRIVATE bool conc__fd_arm(conc_loop *l, conc__fd *f, int events)
 {
     if (f->state != CONC__FD_FOREIGN)
@@ -8598,7 +8605,7 @@ CONC__PRIVATE CONC__CALLED int conc__fd_park(conc_loop *l, int number, int event
     return conc__fd_got(l, f, id, &w);
 }
 
-/* Lets these events, too, wake the task that waits by w. */
+/* Lets these events, too, wake the task waiting by w. */
 CONC__PRIVATE void conc__fd_widen(conc_loop *l, conc__wait *w, int events)
 {
     conc__fd *f = (conc__fd *)(uintptr_t)w->on;
@@ -8608,7 +8615,7 @@ CONC__PRIVATE void conc__fd_widen(conc_loop *l, conc__wait *w, int events)
     conc__fd_arm(l, f, events);
 }
 
-/* Wakes the task that waits by w for a descriptor, as if that were ready. */
+/* Wakes the task waiting by w for a descriptor, as if that were ready. */
 CONC__PRIVATE void conc__fd_wake_one(conc_loop *l, conc__wait *w)
 {
     conc__fd *f = (conc__fd *)(uintptr_t)w->on;
@@ -8738,7 +8745,7 @@ CONC_API CONC__CALLED int conc_wait_fd(int fd, int events)
     return rc;
 }
 
-/* A conc_close in another thread may have closed a file that this loop's tasks wait for. */
+/* A conc_close in another thread may have closed a file that this loop's tasks are waiting for. */
 typedef struct conc__far_close {
     conc__post post;
     int number;
@@ -8757,8 +8764,8 @@ CONC__PRIVATE void conc__closed_elsewhere(conc__post *p)
         conc__fd_gone(l, f);
 }
 
-/* Notifies the run that had the number, unless it has ended or is l's. Without memory, its tasks
- * keep waiting. */
+/* Notifies the run that had the number, unless it has ended or is l's. If there is no memory, its
+ * tasks keep waiting. */
 CONC__COLD void conc__notify_close(const conc_loop *l, unsigned run, int number)
 {
     if (!run || (l && run == (unsigned)l->run.number))
@@ -8850,7 +8857,7 @@ static inline ssize_t conc__io_result(conc_loop *l, ssize_t n, int saved)
     return n;
 }
 
-/* Discards the SIGPIPE, which is blocked, that a write to a broken pipe leaves pending. */
+/* Discards the SIGPIPE, which is blocked, that a write to a broken pipe left pending. */
 CONC__PRIVATE void conc__drain_pipe_signal(const conc_loop *l)
 {
     if (!l->signals.pipe_was_pending)
@@ -8883,9 +8890,9 @@ CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
 }
 
 /* -- files in blocking mode that are not sockets. Other processes may share them, so their flags
- * stay unchanged. For pipes Linux has a non-blocking call (RWF_NOWAIT). Terminals and named pipes
- * are opened a second time. For the rest, conc asks poll(2) first, and writes at most PIPE_BUF
- * bytes: that blocks the loop only if another process comes first. -- */
+ * are left unchanged. For pipes Linux has a non-blocking call (RWF_NOWAIT). Terminals and named
+ * pipes are opened a second time. For the rest, conc asks poll(2) first, and writes at most
+ * PIPE_BUF bytes: that blocks the loop only if another process comes first. -- */
 
 enum { CONC__READS = O_RDONLY, CONC__WRITES = O_WRONLY };
 
@@ -8999,8 +9006,8 @@ CONC__PRIVATE const struct iovec *conc__io_first_part(const conc__io *io)
     return part;
 }
 
-/* Is an eventfd's sum too large to add this number? poll(2) only reports that 1 would fit. The
- * largest number is an error, which the write returns. */
+/* Is the eventfd's counter too large to add this number? poll(2) only reports whether 1 would fit.
+ * The largest number is an error, which the write returns. */
 CONC__PRIVATE bool conc__io_is_full_eventfd(const conc__io *io, const struct stat *st)
 {
 #ifdef __linux__
@@ -9333,9 +9340,9 @@ static inline ssize_t conc__io_run_of(const char *call, conc__io_fn *once, int e
         return -EPERM;
     bool valid = io->count >= 0 && io->count <= CONC__PARTS && (io->parts || !io->count);
     if (!valid)
-        return conc__misused(-EINVAL, call, "no parts, or an impossible number of them", NULL);
+        return conc__misused(-EINVAL, call, "no parts, or an invalid number of them", NULL);
     if (io->count == 1 && !conc__is_array(io->parts->iov_base, io->parts->iov_len, 1))
-        return conc__misused(-EINVAL, call, "no buffer, or an impossible size", NULL);
+        return conc__misused(-EINVAL, call, "no buffer, or an invalid size", NULL);
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
@@ -9428,7 +9435,7 @@ CONC__PRIVATE ssize_t conc__io_full(const char *call, conc__io_fn *once, int eve
     if (!conc__in_task_of(call))
         return -EPERM;
     if (!conc__is_array(bytes, n, 1))
-        return conc__misused(-EINVAL, call, "no buffer, or an impossible size", NULL);
+        return conc__misused(-EINVAL, call, "no buffer, or an invalid size", NULL);
     do {
         size_t left = n - done;
         struct iovec part = {NULL, left < AT_ONCE ? left : AT_ONCE};
@@ -9801,8 +9808,8 @@ CONC__PRIVATE bool conc__is_socket_file(const conc__address *a, struct stat *st)
     return lstat(path, st) == 0 && S_ISSOCK(st->st_mode);
 }
 
-/* Is there a socket file that no process listens on, and which? 1, 0, or an error: insufficient
- * resources to check. */
+/* Is there a socket file that no process is listening on, and which? 1, 0, or an error:
+ * insufficient resources to check. */
 CONC__PRIVATE int conc__is_stale(const conc__address *a, struct stat *st)
 {
     if (!conc__is_socket_file(a, st))
@@ -10025,8 +10032,8 @@ CONC__PRIVATE int conc__connect_socket(conc_loop *l, int fd, const conc__address
     return -why;
 }
 
-/* If no process listens on the peer's port, and the client's own port happens to be the same, the
- * socket connects to itself: TCP's simultaneous open. */
+/* If no process is listening on the peer's port, and the client's own port happens to be the same,
+ * the socket connects to itself: TCP's simultaneous open. */
 CONC__PRIVATE bool conc__is_its_own_peer(int fd, const conc__address *a)
 {
     conc__address own = {.size = sizeof own.as}, peer = {.size = sizeof peer.as};
@@ -10382,7 +10389,7 @@ CONC__PRIVATE void conc__serve_works(conc__accepting *a)
         a->works_since = conc_now();
 }
 
-/* Accepts connections until conc_close, a cancel, or an error of the listener. */
+/* Accepts connections until conc_close, a cancel, or a listener error. */
 CONC__PRIVATE int conc__serve_all(conc_loop *l, conc_group *g, const conc_server *s,
                                   const char *connection)
 {
@@ -10518,17 +10525,17 @@ enum { CONC__STREAM_FRESH, CONC__STREAM_OPEN, CONC__STREAM_CLOSED };
  *
  * At most one read runs, called by the stream's reader, and one write or shutdown, which sends from
  * the beginning of the buffer: called by the task whose turn to write it is, or by the sender.
- * While a write runs, the buffer does not move, and other tasks append to it.
+ * While a write is in progress, the buffer does not move, and other tasks append to it.
  *
- * The sender is a background task. It starts if bytes were written and a task reads or is about to:
- * so both peers can send much and then read, which one task could not do for them. If writing
+ * The sender is a background task. It starts if bytes were written and a task is reading or about
+ * to: so both peers can send much and then read, which one task could not do for them. If writing
  * fails, and no call has returned the error yet, the sender cancels a waiting read, which then
  * returns the error. */
 typedef struct conc__transported {
     conc_transport calls;
     void *self;
     conc_stream *stream;
-    conc_scope *reading, *sending; /* around the running call; NULL: none */
+    conc_scope *reading, *sending; /* enclosing the running call; NULL: none */
     conc__waits senders;           /* wait until sending is NULL */
     conc__waits starters;          /* the reader, until the sender has begun */
     bool has_sender, sender_began;
@@ -10537,7 +10544,7 @@ typedef struct conc__transported {
     char read_words[CONC__TEXT], write_words[CONC__TEXT];
 } conc__transported;
 
-/* Takes over a parent's stream in a forked child, where none of the parent's tasks runs. */
+/* Takes over a parent's stream in a forked child, where none of the parent's tasks is running. */
 CONC__COLD void conc__stream_take_over(conc_stream *s)
 {
     s->inside = 0;
@@ -10569,7 +10576,7 @@ CONC__PRIVATE int conc__stream_state(conc_stream *s, const char *call)
     return 0;
 }
 
-/* Makes the error that a stream call returns the newest one. A system or transport error, which
+/* Makes the error that a stream call returns the latest one. A system or transport error, which
  * ends reading or writing forever, keeps its text. */
 CONC__COLD void conc__stream_failed(const conc_stream *s, int rc, bool of_reading)
 {
@@ -10788,7 +10795,7 @@ CONC__PRIVATE int conc__transport_pause(conc_loop *l, double *seconds)
 }
 
 /* Makes `once` call a transport function, in a scope that conc_stream_close cancels, and returns
- * its result; an error becomes the task's newest. The close finds the scope in *scope. */
+ * its result; an error becomes the task's latest. The close finds the scope in *scope. */
 CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported *on,
                                            conc_scope **scope,
                                            ssize_t (*once)(const conc__transported *on,
@@ -11039,8 +11046,8 @@ CONC__PRIVATE ssize_t conc__transport_pull(conc_loop *l, conc_stream *s, char *t
     return got;
 }
 
-/* Called in its turn to write, for bytes that do not fit into the buffer: fills and sends the
- * buffer, or sends the bytes if it is empty. Returns how many were sent or buffered, or an error.
+/* Called in its turn to write, for bytes that do not fit in the buffer: fills and sends the buffer,
+ * or sends the bytes if it is empty. Returns how many were sent or buffered, or an error.
  */
 CONC__PRIVATE ssize_t conc__transport_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
@@ -11265,7 +11272,7 @@ CONC__PRIVATE size_t conc__stream_copy(conc_stream *s, char *to, size_t n)
 
 CONC__COLD int conc__bad_buffer(const char *call)
 {
-    return conc__misused(-EINVAL, call, "no buffer, or an impossible size", NULL);
+    return conc__misused(-EINVAL, call, "no buffer, or an invalid size", NULL);
 }
 
 CONC_API CONC__CALLED ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n)
@@ -11486,7 +11493,7 @@ CONC__PRIVATE int conc__stream_begin_writing(conc_loop *l, conc_stream *s, const
     return rc;
 }
 
-/* Waits until no other task writes. */
+/* Waits until no other task is writing. */
 CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
 {
     if (s->writing) {
@@ -11503,7 +11510,7 @@ CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
 /* A read sends the buffer before it waits. Sends bytes written during such a wait now. */
 CONC__PRIVATE void conc__stream_send_for_reader(conc_loop *l, conc_stream *s)
 {
-    if (s->on) { /* without memory for a sender, the next call that writes or reads sends */
+    if (s->on) { /* if there is no memory for a sender, the next read or write sends */
         if (s->on->reading && conc__buffered(&s->out))
             conc__transport_start_sender(l, s);
         return;
@@ -11841,7 +11848,7 @@ CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
 }
 
 static const conc__wait_kind conc__vacating = {
-    .what = "waits until no task uses the stream that it closed"};
+    .what = "waits until no task is using the stream that it closed"};
 
 /* Waits until other tasks' calls have ended and, if another task ends the transport, until that is
  * done; the stream may then be gone. A cancel does not cut the wait short: the close has woken all
@@ -11862,7 +11869,7 @@ CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s, bool ends_t
 }
 
 /* Called by the task that closed the stream, after the others have left: ends the transport. If it
- * could not wait for them, the last of them ends it. The flush's error stays the newest. */
+ * could not wait for them, the last of them ends it. The flush's error remains the latest. */
 CONC__PRIVATE int conc__stream_end_transport(conc_loop *l, conc_stream *s, int flushed)
 {
     conc__kept_error kept;
@@ -11949,7 +11956,7 @@ CONC_API void conc__auto_conc_stream(conc_stream *s)
 enum { CONC__SIGNAL_LOOPS = 256, CONC__SIGNAL_STACK = 65536 };
 
 /* The loops that signals wake; NULL: a free slot. If all slots are taken, adds another block, which
- * stays forever, because a handler may traverse it at any time. */
+ * is never freed, because a handler may traverse it at any time. */
 typedef struct conc__signal_loops {
     _Atomic(conc_loop *) loops[CONC__SIGNAL_LOOPS];
     _Atomic(struct conc__signal_loops *) more;
@@ -12007,9 +12014,9 @@ typedef struct conc__signal {
 static struct conc__signalling {
     pthread_mutex_t mutex;
     conc__signal numbers[CONC__SIGNALS];
-    atomic_int process; /* that installed the handlers; a forked child's handler compares it */
+    atomic_int process; /* that installed the handlers; a forked child's handler checks it */
     conc__signal_loops reached;
-    atomic_int running; /* running handlers: loops they may read must stay */
+    atomic_int running; /* number of handlers running; loops they may read must not be freed */
     int faults;         /* runs that report stack overflows */
     int questions;      /* runs whose watchdog may ask where their thread is */
 } conc__signalling = {.mutex = PTHREAD_MUTEX_INITIALIZER};
@@ -12033,7 +12040,7 @@ CONC__PRIVATE bool conc__signal_is_default(int number)
     return !(now.sa_flags & SA_SIGINFO) && now.sa_handler == SIG_DFL;
 }
 
-/* Raises again a signal that conc's handler received without a user. */
+/* Re-raises a signal that conc's handler received without a user. */
 CONC__PRIVATE void conc__signal_again(int number)
 {
     if (kill(getpid(), number))
@@ -12297,7 +12304,7 @@ CONC__PRIVATE void conc__interrupt_main(conc_loop *l, int number)
     }
 }
 
-/* Wakes the tasks that wait for this number, if it arrived since the last time. */
+/* Wakes the tasks waiting for this number, if it arrived since the last time. */
 CONC__PRIVATE void conc__signal_hand_out(conc_loop *l, int number)
 {
     struct conc__signal_list *list = &l->signals.received[number];
@@ -12676,7 +12683,7 @@ CONC__PRIVATE void conc__signals_forget(void)
     pthread_mutex_init(&conc__signalling.mutex, NULL);
 }
 
-/* Blocks SIGPIPE in the run's thread: a broken pipe is the call's error. */
+/* Blocks SIGPIPE in the run's thread: a broken pipe is reported as the call's error. */
 CONC__PRIVATE void conc__pipe_signal_block(conc_loop *l)
 {
     sigset_t pipe, before;
@@ -12807,7 +12814,7 @@ CONC__PRIVATE void conc__faults_open(conc_loop *l)
 {
     if (!conc__faults_wanted(l))
         return;
-    if (conc__signals_reach(l)) /* the handler needs its stack: without memory there is no report */
+    if (conc__signals_reach(l)) /* no memory for the handler's own stack: no report */
         return;
     pthread_mutex_lock(&conc__signalling.mutex);
     for (size_t i = 0; i < CONC_LEN(conc__fault_numbers) && conc__signalling.faults == 0; i++) {
@@ -12959,9 +12966,9 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
     return conc__own_error(rc);
 }
 
-/* A call of conc_loop_run, on the caller's stack. The loop's thread starts the task and stores its
+/* A call to conc_loop_run, on the caller's stack. The loop's thread starts the task and stores its
  * result; a cancel of the caller posts `stop`, once. The caller is notified when the task has ended
- * and no `stop` is posted: from then on no thread uses this. */
+ * and no `stop` is posted: from then on, no thread is using this. */
 typedef struct conc__remote {
     conc__post start, stop; /* to the loop that runs fn */
     conc__post answer;      /* to the caller's */
@@ -12973,7 +12980,7 @@ typedef struct conc__remote {
     conc__wait wait;               /* a task's */
     conc_task *task;               /* of `loop`, whose thread alone uses it */
     pthread_mutex_t mutex;         /* protects all below */
-    pthread_cond_t changed;        /* a thread waits for `answered` */
+    pthread_cond_t changed;        /* a thread is waiting for `answered` */
     enum { CONC__GOES_ON, CONC__TO_STOP, CONC__STOPPED } state;
     bool ended, answered;
     int result;
@@ -13077,7 +13084,7 @@ CONC__PRIVATE void conc__remote_answered(conc__post *p)
     conc__wake(conc__here, &r->wait, 0);
 }
 
-/* A task waits; no virtual time passes. */
+/* A task is waiting; no virtual time passes. */
 CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
 {
     r->wait =
@@ -13093,7 +13100,7 @@ CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
     caller->outside.awaited--;
 }
 
-/* A thread sleeps; a job periodically checks whether it was asked to stop. */
+/* A thread is sleeping; a job periodically checks whether it was asked to stop. */
 CONC__PRIVATE void conc__remote_wait_thread(conc__remote *r)
 {
     enum { CHECK = 20000000 }; /* ns */
@@ -13281,9 +13288,9 @@ CONC__PRIVATE bool conc__census_update(conc_loop *l)
     return true;
 }
 
-/* Is t, with this serial number, a live task of the loop? t may be NULL, or point to an ended task,
- * which is not followed. Reports ask this about the owner of each awaited lock; without memory each
- * question walks through all tasks. Inline, as only other modules call it. */
+/* Is t, with this serial number, a live task of the loop? t may be NULL, or point to a finished
+ * task, which is not followed. Reports ask this about the owner of each awaited lock; if there is
+ * no memory, each query walks through all tasks. Inline, as only other modules call it. */
 static inline bool conc__lives(conc_loop *l, const conc_task *t, uint64_t serial)
 {
     const conc__census *c = &l->diagnostics.census;
@@ -13315,13 +13322,13 @@ CONC__PRIVATE const conc_task *conc__blocker(const conc_task *t, const conc_task
     return w->kind->owner(w);
 }
 
-/* Tasks of which each waits for the next, and the last for the first. `next`, which tasks that wait
- * do not use, leads from the last one back to the first. */
+/* Tasks each waiting for the next, and the last for the first. `next`, which tasks that wait do not
+ * use, leads from the last one back to the first. */
 typedef struct conc__circle {
     conc_task *first, *last;
 } conc__circle;
 
-/* Follows from t the tasks that wait for each other, and finds the first circle. `marked` is set in
+/* Follows from t the tasks waiting for each other, and finds the first cycle. `marked` is set in
  * each task that was seen. In a task on the path from t, `next` leads back, and `next_marked`
  * points to the task itself. */
 CONC__PRIVATE bool conc__find_circle(conc_task *t, conc__circle *circle)
@@ -13353,7 +13360,7 @@ CONC__PRIVATE bool conc__find_circle(conc_task *t, conc__circle *circle)
     return false;
 }
 
-/* Is there a circle of tasks? */
+/* Is there a cycle of tasks? */
 CONC__PRIVATE bool conc__find_deadlock(conc_loop *l, conc__circle *circle)
 {
     const conc_task *roots[] = {&l->run.main, l->run.background.children};
@@ -13367,9 +13374,9 @@ CONC__PRIVATE bool conc__find_deadlock(conc_loop *l, conc__circle *circle)
     return found;
 }
 
-/* The search for a circle visits every task. Other threads' posts may wake the loop very often
- * while all tasks wait: then most pauses skip the search, until one is long enough. True: do not
- * search now; `limit` is when to search again. */
+/* The search for a cycle visits every task. Other threads' posts may wake the loop very often while
+ * all tasks wait: then most pauses skip the search, until one is long enough. True: do not search
+ * now; `limit` is when to search again. */
 CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
 {
     enum { TASKS = 64, EVERY = 50 * 1000 * 1000 }; /* at most this many tasks per pause; ns */
@@ -13385,8 +13392,8 @@ CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
     return true;
 }
 
-/* Every task waits. Is main_fn sleeping until a signal ends the program? Not if a shield blocks the
- * cancel, nor if other tasks wait for each other in a circle. */
+/* Every task is waiting. Is main_fn sleeping until a signal ends the program? Not if a shield
+ * blocks the cancel, nor if other tasks are waiting for each other in a cycle. */
 CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit)
 {
     const conc__wait *w = l->run.main.wait;
@@ -13423,7 +13430,7 @@ CONC__COLD void conc__doom(conc_loop *l, int rc)
     conc__spread_marked(l);
 }
 
-/* Reports that every task waits and nothing can wake any of them, and cancels everything. */
+/* Reports that every task is waiting and nothing can wake any of them, and cancels everything. */
 CONC__COLD void conc__deadlock(conc_loop *l)
 {
     int saved = errno;
@@ -13449,7 +13456,7 @@ CONC__PRIVATE void conc__explain_early_return(const conc_task *t, bool is_scope)
     if (!rc && t->pending)
         rc = -ECANCELED;
     if (rc < 0)
-        fprintf(stderr, "conc: its newest error: %s\n", conc__text_or(conc__error_text(t, rc), rc));
+        fprintf(stderr, "conc: its latest error: %s\n", conc__text_or(conc__error_text(t, rc), rc));
     if (is_scope && rc < 0)
         fprintf(stderr,
                 "conc: an early return, such as CONC_TRY's, leaves it open: inside a scope or "
@@ -13474,11 +13481,12 @@ CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
             is_handle ? "in use" : "open");
     bool is_scope = !is_handle && strncmp(place, "the conc_", 9) != 0;
     if (c->how == conc__overwritten && is_scope)
-        fprintf(stderr, "conc: either bytes of it were overwritten, or the function that declared "
-                        "it returned before conc_group_wait, conc_group_end or conc_scope_end\n");
+        fprintf(stderr,
+                "conc: either some of its bytes were overwritten, or the function that "
+                "declared it returned before conc_group_wait, conc_group_end or conc_scope_end\n");
     else if (c->how == conc__overwritten && is_handle)
-        fprintf(stderr, "conc: either bytes of it were overwritten, or the function that declared "
-                        "it returned before the task's end\n");
+        fprintf(stderr, "conc: either some of its bytes were overwritten, or the function that "
+                        "declared it returned before the task's end\n");
     else if (c->task && c->how != conc__overwritten)
         conc__explain_early_return(c->task, is_scope);
     abort();
@@ -13559,7 +13567,7 @@ CONC_API void conc_dump(FILE *out)
     if (conc__diagnostics.dump)
         conc__diagnostics.dump(l, out);
     else
-        fprintf(out, "conc: no dump: the program has CONC_NO_DIAGNOSTICS\n");
+        fprintf(out, "conc: no dump: the program was built with CONC_NO_DIAGNOSTICS\n");
     errno = saved;
 }
 
@@ -13580,7 +13588,7 @@ CONC__PRIVATE const char *conc__state_of(const conc_loop *l, const conc_task *t)
     return "ready";
 }
 
-/* Indents by two columns a level. Deep levels are printed as a number, which keeps a deep tree
+/* Indents by two columns per level. Deep levels are printed as a number, which keeps a deep tree
  * readable and its dump linear. */
 CONC__PRIVATE void conc__indent(FILE *out, int depth)
 {
@@ -13761,7 +13769,7 @@ CONC__PRIVATE void conc__print_circle(FILE *out, const conc_loop *l, const conc_
     }
     enum { MOST = 20 };
     int n = 0;
-    fprintf(out, "conc: in a circle, each waits for the next, and the last for the first:\n");
+    fprintf(out, "conc: a cycle: each waits for the next, and the last for the first:\n");
     for (const conc_task *t = circle->first; t; t = t->next, n++)
         if (n < MOST || !t->next)
             conc__print_task(out, l, t, 1);
@@ -13891,7 +13899,7 @@ CONC__PRIVATE int conc__utf8(const unsigned char *p)
     return length;
 }
 
-/* Writes a name as a JSON string, shortened to fit into an event. */
+/* Writes a name as a JSON string, shortened to fit in an event. */
 CONC__PRIVATE char *conc__put_name(char *to, const char *name)
 {
     static const char hex[] = "0123456789abcdef";
@@ -13958,7 +13966,7 @@ CONC__FAST void conc__trace_span(conc_loop *l, uint64_t row, const char *name, i
     conc__trace_put(l->diagnostics.trace, conc__put(conc__put_row(l, at, row), "}"));
 }
 
-/* Writes one end of an arrow, phase "s" or "f", which binds to the span around it. */
+/* Writes one end of an arrow, phase "s" or "f", which binds to the enclosing span. */
 CONC__PRIVATE void conc__trace_arrow(conc_loop *l, uint64_t row, const char *phase, int64_t when,
                                      uint64_t number)
 {
@@ -14082,7 +14090,7 @@ CONC__PRIVATE void conc__trace_close(conc_loop *l)
 
 /* -- the use of stacks -- */
 
-/* Debug: stack usage of the tasks spawned at one line. */
+/* Debug: stack usage of the tasks spawned at the same line. */
 typedef struct conc__usage {
     struct conc__usage *next;
     const char *spawned;
@@ -14149,7 +14157,7 @@ CONC__PRIVATE void conc__usage_add(conc_loop *l, conc__source user, size_t size,
  * NULL: not needed. */
 CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, conc__source user)
 {
-    if (l->diagnostics.on_valgrind) /* to Valgrind, unwritten memory has no value */
+    if (l->diagnostics.on_valgrind) /* Valgrind treats unwritten memory as undefined */
         return NULL;
     char *lowest = conc__stack_lowest(s);
     conc__usage_add(l, user, s->cache->size, (size_t)(conc__stack_top(s) - lowest));
@@ -14274,7 +14282,7 @@ CONC__PRIVATE bool conc__map_find(uintptr_t address, conc__map_line *m)
     return found;
 }
 
-/* Converts an offset in a module's file into an address of the module, or -1. */
+/* Converts an offset in a module's file to an address in the loaded module; -1: none. */
 CONC__PRIVATE uint64_t conc__module_address(int fd, const ElfW(Ehdr) * header, uint64_t offset)
 {
     for (int i = 0; i < header->e_phnum; i++) {
@@ -14288,7 +14296,7 @@ CONC__PRIVATE uint64_t conc__module_address(int fd, const ElfW(Ehdr) * header, u
     return UINT64_MAX;
 }
 
-/* Is it the symbol of a function around this address? */
+/* Is it the symbol of a function containing this address? */
 CONC__PRIVATE bool conc__symbol_covers(const ElfW(Sym) * symbol, uint64_t address)
 {
     uint64_t size = symbol->st_size ? symbol->st_size : 1;
@@ -14297,7 +14305,7 @@ CONC__PRIVATE bool conc__symbol_covers(const ElfW(Sym) * symbol, uint64_t addres
     return address >= symbol->st_value && address - symbol->st_value < size;
 }
 
-/* Searches one table of symbols for the function around s->address. */
+/* Searches one symbol table for the function containing s->address. */
 CONC__PRIVATE bool conc__symbol_in(int fd, const ElfW(Shdr) * table, const ElfW(Shdr) * names,
                                    conc__symbol *s)
 {
@@ -14442,10 +14450,10 @@ CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *p
 
 /* -- the watchdog -- */
 
-/* Debug: the current activity on the loop's thread: a task's step, or a call of one of the
+/* Debug: the current activity on the loop's thread: a task's step, or a call to one of the
  * program's functions outside all tasks, which may interrupt a task's step. */
 typedef struct conc__held_by {
-    int64_t began;         /* on the real clock; 0: nothing runs */
+    int64_t began;         /* on the real clock; 0: nothing is running */
     const conc_task *task; /* only compared; NULL: a call */
     const char *role;      /* of the called function: "the posted function" */
     uintptr_t fn;
@@ -14471,7 +14479,7 @@ typedef struct conc__watchdog {
 } conc__watchdog;
 
 static pthread_mutex_t conc__report_mutex = PTHREAD_MUTEX_INITIALIZER; /* one watchdog at a time */
-/* the watchdog that asks where its thread is */
+/* the watchdog that is asking where its thread is */
 static _Atomic(conc__watchdog *) conc__questioner;
 
 /* Describes the code at an address: "function+0x12 (module+0x345)", as far as known. Under
@@ -14596,7 +14604,7 @@ CONC__COLD void conc__store_frames(conc__watchdog *d, const void *context)
     memcpy(d->frames, all + first, (size_t)d->count * sizeof all[0]);
 }
 
-/* The signal handler; runs in the thread that the watchdog asks. */
+/* The signal handler; runs in the thread that the watchdog is asking. */
 CONC__PRIVATE void conc__on_question(int number, siginfo_t *info, void *context)
 {
     int saved = errno;
@@ -14648,7 +14656,7 @@ CONC__PRIVATE int conc__frames_by_question(conc__watchdog *d)
     while (answered && sem_timedwait(&d->answered, &limit))
         answered = errno == EINTR;
     if (!answered && !atomic_exchange(&conc__questioner, NULL))
-        answered = sem_wait(&d->answered) == 0; /* the handler has just taken the question */
+        answered = sem_wait(&d->answered) == 0; /* the handler has just picked up the request */
     for (; answered && n < d->count; n++)
         conc__print_frame(n, (uintptr_t)d->frames[n] - (n > 0)); /* a call may end its function */
     return n;
@@ -14988,7 +14996,7 @@ CONC__COLD void conc__released(conc_task *t, const void *lock)
     conc__holding_drop(&t->held, lock);
 }
 
-/* Reports the locks that a task still held when it ended: they stay locked for ever. */
+/* Reports the locks that a task still held when it ended: they stay locked forever. */
 CONC__COLD void conc__report_held(conc_loop *l, conc_task *t)
 {
     char who[CONC__DESCRIPTION];
@@ -15069,9 +15077,10 @@ CONC__PRIVATE void conc__report_lost_args(conc_loop *l, void *arg)
     size_t found = 0;
     for (const conc_task *t = l->run.background.children; t; t = conc__task_after(t))
         if ((uintptr_t)t->arg - memory->low < memory->size && found++ < LINES)
-            fprintf(stderr,
-                    "conc: %s: its arg is a variable of main's function, which has returned\n",
-                    conc__describe(who, sizeof who, conc__source_of(t)));
+            fprintf(
+                stderr,
+                "conc: %s: its arg is a local variable of main's function, which has returned\n",
+                conc__describe(who, sizeof who, conc__source_of(t)));
     if (found > LINES)
         fprintf(stderr, "conc: so do the args of %zu others\n", found - LINES);
 }
@@ -15112,7 +15121,7 @@ CONC__COLD void conc__diagnosis_forget(void)
     atomic_store(&conc__questioner, NULL);
 }
 
-/* A run begins: opens its requested diagnostics. */
+/* Called when a run begins: opens the diagnostics it requested. */
 CONC__COLD int conc__diagnosis_open(conc_loop *l)
 {
     int rc = conc__trace_open(l, l->run.options.trace);
@@ -15220,7 +15229,8 @@ CONC__PRIVATE bool conc__env_word(const char *name, const char *zero, const char
     return false;
 }
 
-/* Finds the poller that the environment names. False: no such poller here, which is reported. */
+/* Finds the poller that the environment names. False: no such poller here; this has been
+ * reported. */
 CONC__PRIVATE bool conc__env_backend(const conc__backend **out)
 {
     const char *text = conc__env("CONC_POLL"), *best = CONC__BEST_BACKEND.name;
@@ -15237,7 +15247,7 @@ CONC__PRIVATE bool conc__env_backend(const conc__backend **out)
     return false;
 }
 
-/* Reports an erroneous call that opens a run: there is no loop yet for conc__misused. */
+/* Reports an invalid call that opens a run: there is no loop yet for conc__misused. */
 CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *why)
 {
     if (o->debug)
@@ -15280,7 +15290,7 @@ CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **
     if (conc__diagnostics.run_began || (!o->debug && !o->trace))
         return 0;
     fprintf(stderr,
-            "conc: conc_run: neither debug nor trace: the program has CONC_NO_DIAGNOSTICS\n");
+            "conc: conc_run: no debug or trace: the program was built with CONC_NO_DIAGNOSTICS\n");
     return -ENOTSUP;
 }
 
@@ -15548,7 +15558,7 @@ CONC__PRIVATE void conc__keep_words_of_run(int rc, const char *text)
         return;
     }
     conc__copy(conc__thread_text, sizeof conc__thread_text, text); /* text may be that already */
-    conc_fail(rc, "%s", text); /* if this thread runs a job, it is the job's error */
+    conc_fail(rc, "%s", text); /* if this thread is running a job, it is the job's error */
 }
 
 /* Opens a run, and makes it this thread's current one. */
@@ -15817,7 +15827,7 @@ CONC_API int conc_embed_end(conc_embed *e)
     l->run.embedded = false;
     l->scheduler.stepping = true;
     conc__was_idle(l, l->run.left, conc__time(l));
-    conc__take_signals(l); /* an interrupt since the last step is why it ends */
+    conc__take_signals(l); /* it is ending because of an interrupt since the last step */
     if (!l->run.winding_up)
         conc__task_cancel(l, &l->run.main);
     conc__schedule(l);
@@ -15834,7 +15844,7 @@ CONC_API int conc_embed_end(conc_embed *e)
 /* conc_sync.h - v0.1.0 - locks, semaphores, events, queues and select for the tasks of conc.h -
  * MIT licence
  *
- * Synchronization, as asyncio and trio know it: lock, rwlock, semaphore, event, condition, barrier,
+ * Synchronization, as in asyncio and trio: lock, rwlock, semaphore, event, condition, barrier,
  * latch, future, queue, limiter, and a select over them. They serve the tasks of one loop; between
  * threads, use conc_channel of conc_pool.h.
  *
@@ -15857,8 +15867,8 @@ CONC_API int conc_embed_end(conc_embed *e)
  *     }
  *
  * Include it instead of conc.h, which it includes itself. CONC_IMPLEMENTATION and CONC_STATIC
- * work as they do there: the file that defines CONC_IMPLEMENTATION must include this header too,
- * or the linker finds none of its functions.
+ * work as they do there: the file that defines CONC_IMPLEMENTATION must include this header too, or
+ * the linker will not find its functions.
  *
  * Conventions, in addition to conc.h's
  *   Objects   An object is ready when it is all zero or initialized by its macro (CONC_SEM,
@@ -15871,9 +15881,9 @@ CONC_API int conc_embed_end(conc_embed *e)
  *             cancel or a timeout occurs before it runs; it sees the cancel at its next checkpoint.
  *   Calling   Calls that may wait, and all calls on locks and rwlocks, are for tasks. The other
  *             calls (set, notify, close, a semaphore's release, try_) also work in posted
- *             functions, and outside a run if no task waits. Otherwise, or if a task of another
- *             loop waits, the result is -EPERM. A try_ call that would have to wait returns
- *             -EAGAIN.
+ *             functions, and outside a run if no task is waiting. Otherwise, or if a task of
+ *             another loop is waiting, the result is -EPERM. A try_ call that would have to wait
+ *             returns -EAGAIN.
  *   Errors    A NULL argument is -EINVAL; a function that returns nothing ignores it.
  *
  * Contents: >>lock >>rwlock >>semaphore >>event >>condition >>barrier >>latch >>future >>queue
@@ -15940,8 +15950,8 @@ CONC_API void conc__lock_leave(conc__entered *g);
 
 /* ---- >>rwlock ------------------------------------------------------------------------------- */
 
-/* Held by one writer or by any number of readers. A task that arrives while others wait queues
- * behind them, so neither readers nor writers starve. */
+/* Held by one writer or by any number of readers. A task that arrives while others are waiting
+ * queues behind them, so neither readers nor writers starve. */
 typedef struct conc_rwlock {
     /* private */
     conc_task *writer;
@@ -16188,8 +16198,8 @@ CONC_API int conc_queue_try_get(conc_queue *q, void *item) CONC_NODISCARD;
 /* The number of items in the queue. */
 CONC_API size_t conc_queue_len(const conc_queue *q);
 
-/* Marks one item that was taken as done, even after the queue was destroyed. -EOVERFLOW: all items
- * put are already done. Not a checkpoint. */
+/* Marks one item taken as done, even after the queue was destroyed. -EOVERFLOW: all items put are
+ * already done. Not a checkpoint. */
 CONC_API int conc_queue_task_done(conc_queue *q);
 
 /* Waits until every item put is done. Errors: -ECANCELED, -EPIPE (destroyed during the wait). */
@@ -16315,8 +16325,8 @@ typedef struct conc_limiter {
  * burst negative, n not positive or more than the burst), -ECANCELED. */
 CONC_API int conc_limiter_acquire(conc_limiter *l, int n) CONC_NODISCARD;
 
-/* The same without waiting: -EAGAIN if there are not enough tokens, or another task waits. -EPERM
- * outside a run, where there is no clock. */
+/* The same without waiting: -EAGAIN if there are not enough tokens, or another task is waiting.
+ * -EPERM outside a run, where there is no clock. */
 CONC_API int conc_limiter_try_acquire(conc_limiter *l, int n) CONC_NODISCARD;
 
 #ifdef __cplusplus
@@ -16460,14 +16470,13 @@ constexpr conc_case conc__make_job(struct conc_job *job)
 #endif /* CONC_SYNC_H */
 
 /* ==============================================================================================
- *  The implementation: >>sharing, then >>lock to >>limiter. The glossary of conc.h's applies here
- *  too.
+ *  The implementation: >>sharing, then >>lock to >>limiter. conc.h's glossary applies here too.
  *
  *  waiter          a task in the list of an object
  *  fast path       a call that need not wait, in a function that calls no other; the slow path
  *                  does all checks, and may park
  *  used elsewhere  tasks of another loop wait in the object's list: this thread must not touch it
- *  case, choice    one conc_case, and the conc_select that waits for several
+ *  case, choice    one conc_case, and the conc_select waiting for several
  *  outside         a case on a channel or a job, which conc_pool.h handles
  *  to withdraw     to end the wait of a case that was not chosen
  *  room            the slots for which a queue has memory
@@ -16816,7 +16825,7 @@ CONC__PRIVATE void conc__rwlock_disown_parent(conc_rwlock *k)
     k->readers = 0;
 }
 
-/* Does a task of another run hold it? That run may be over. */
+/* Is it held by a task of another run? That run may be over. */
 CONC__PRIVATE bool conc__rwlock_is_foreign(const conc_loop *l, const conc_rwlock *k)
 {
     return (k->writer || k->readers) && !conc__is_of_run(l, k->serial);
@@ -16954,7 +16963,7 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
 
 /* ---- >>semaphore ---------------------------------------------------------------------------- */
 
-static const conc__wait_kind conc__permitting = {.what = "waits for a permit of a semaphore",
+static const conc__wait_kind conc__permitting = {.what = "waits for a semaphore permit",
                                                  .cancel = conc__cancel_plainly};
 
 static const char conc__bad_sem[] = "no semaphore, or permits not from 0 to the maximum";
@@ -17075,8 +17084,8 @@ CONC_API bool conc_event_is_set(const conc_event *e) { return e && e->set; }
 
 /* A waiter that is notified or cancelled moves to its lock's list without running in between. */
 
-/* Such a waiter ignores a cancel because it must return with the lock. It takes a lock whose owner
- * has ended only after a deadlock has cancelled everything. */
+/* Such a waiter ignores a cancel because it must return holding the lock. It takes a lock whose
+ * owner has ended only after a deadlock has cancelled everything. */
 CONC__PRIVATE bool conc__relock_cancel(conc__wait *w)
 {
     conc_loop *l = conc__here;
@@ -17250,7 +17259,7 @@ CONC_API int conc_latch_wait(conc_latch *k)
 static const conc__wait_kind conc__awaiting_future = {.what = "waits for a future",
                                                       .cancel = conc__cancel_plainly};
 
-/* Makes the future's error, if it has one, the task's newest error. */
+/* Makes the future's error, if it has one, the task's latest error. */
 CONC__PRIVATE void conc__future_set_error(conc_task *t, const conc_future *f)
 {
     if (f->rc < 0 && f->rc != -ECANCELED)
@@ -17447,9 +17456,9 @@ CONC__COLD int conc__queue_grow(conc_queue *q)
     return 0;
 }
 
-/* Does item a of the heap come before item b? No two have the same arrival number, so one call of
+/* Does item a of the heap come before item b? No two have the same arrival number, so one call to
  * less decides: the older one comes first unless the younger is less. The arguments are swapped
- * without a branch, which could not be predicted. */
+ * without a branch, which would be unpredictable. */
 CONC__FAST bool conc__heap_before(const conc_queue *q, const char *a, uint64_t a_came,
                                   const char *b, uint64_t b_came)
 {
@@ -17483,7 +17492,7 @@ CONC__FAST size_t conc__heap_child(const conc_queue *q, size_t below, size_t end
 }
 
 /* Prefetches what the next step down reads, whichever child it takes: large heaps mostly wait for
- * memory. A prefetch may go beyond the end. */
+ * memory. A prefetch may go past the end. */
 CONC__FAST void conc__heap_prefetch(const conc_queue *q, size_t below)
 {
     const char *items = (const char *)((uintptr_t)q->items + below * q->item_size);
@@ -17513,7 +17522,7 @@ CONC__PRIVATE void conc__heap_sift_up(conc_queue *q, size_t hole, const char *it
  * top (I. Wegener, Bottom-up heapsort, 1993). */
 CONC__PRIVATE void conc__heap_remove_top(conc_queue *q)
 {
-    size_t last = q->count; /* the last item is just beyond the heap now */
+    size_t last = q->count; /* the last item is now just past the end of the heap */
     size_t hole = 0, below = 1;
     while (below < last) {
         conc__heap_prefetch(q, CONC__WAYS * below + 1);
@@ -17730,7 +17739,7 @@ CONC_API int conc_queue_join(conc_queue *q)
     return conc__wait_unless(__func__, !q->unfinished, q, &q->joiners, &conc__finishing);
 }
 
-/* Closes the queue. False: tasks of another loop wait, so this thread must not. */
+/* Closes the queue. False: tasks of another loop are waiting, so this thread must not. */
 CONC__PRIVATE bool conc__queue_shut(conc_loop *l, conc_queue *q, const char *call)
 {
     if (q->closed)
@@ -17787,7 +17796,7 @@ typedef struct conc__choice {
     conc__wait wait;
     conc__wait drain; /* the task parks on it until in_flight is 0 */
     int in_flight;    /* withdrawn cases whose post has not run yet */
-    bool has_outside; /* a case waits or has waited in conc_pool.h */
+    bool has_outside; /* a case is or was waiting in conc_pool.h */
     conc_case *cases;
     size_t n;    /* cases that wait */
     int chosen;  /* the chosen case; -1: none yet */
@@ -18176,7 +18185,7 @@ CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
     if (!l)
         return -EPERM;
     if (!cases || !n || n > INT_MAX)
-        return conc__misused(-EINVAL, __func__, "no cases, or an impossible number of them", NULL);
+        return conc__misused(-EINVAL, __func__, "no cases, or an invalid number of them", NULL);
     int rc = 0;
     for (size_t i = 0; i < n && rc == 0; i++)
         rc = conc__case_check(l, &cases[i]);
@@ -18303,7 +18312,7 @@ CONC__PRIVATE bool conc__limiter_is_ours(const conc_loop *l, conc_limiter *k)
     return true;
 }
 
-/* Takes n tokens if they are available and no other task waits. */
+/* Takes n tokens if they are available and no other task is waiting. */
 CONC__PRIVATE bool conc__limiter_try_take(conc_loop *l, conc_limiter *k, int n)
 {
     int64_t now = conc__time(l);
@@ -18389,7 +18398,7 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
  *             other. A job is not a task: in it, calls that need a task return -EPERM, and
  *             conc_self() is NULL. It may call conc_run and everything in this module.
  *             conc_local_get returns the submitting task's values, conc_fail's text reaches the
- *             caller that waits for the job, and conc_block blocks the job's thread.
+ *             caller waiting for the job, and conc_block blocks the job's thread.
  *   Callers   may be tasks, which wait while the loop keeps running, or jobs and threads without a
  *             run, which block. In a posted function a call that would wait returns -EPERM.
  *   Cancel    A queued job is removed from the queue. A running job is waited for even if its
@@ -18398,14 +18407,14 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
  *             channels, children, conc_block and room in a queue return -ECANCELED; a wait for
  *             another job passes the request on to it and continues; and the main_fn of a conc_run
  *             inside the job is cancelled. conc_shield hides the request from cleanup code. A job
- *             that runs in a process is killed.
+ *             running in a process is killed.
  *   Clock     Virtual time stands still while jobs run, including the jobs that a job submits.
- *             conc_block in a job is a timer. A job that waits in a call of this module does not
- *             count as running, nor does one in a conc_run whose tasks wait only for channels.
- *             While a task waits for a running child program to end, for one of its pipes, or for
- *             the other end of a FIFO, the clock skips d seconds only after d real ones: a time
- *             limit on a program that hangs still expires, and a program that does not hang takes
- *             no virtual time.
+ *             conc_block in a job is a timer. A job waiting in a call to this module does not count
+ *             as running, nor does one in a conc_run whose tasks wait only for channels. While a
+ *             task is waiting for a running child program to end, for one of its pipes, or for the
+ *             other end of a FIFO, the clock skips d seconds only after d real ones: a time limit
+ *             on a program that hangs still expires, and a program that does not hang takes no
+ *             virtual time.
  *   Forks     In a forked child inherited pools are dead: calls return -EPERM, and closing a pool
  *             only frees its memory. The parent's child programs are equally out of reach, and keep
  *             running. A channel keeps its items but none of the parent's waiters.
@@ -18439,7 +18448,7 @@ typedef struct conc_pool {
 } conc_pool;
 
 /* A submitted function. The caller owns the storage, which need not be initialized, and must not
- * move until the job has ended or was withdrawn. All fields are private. */
+ * move until the job has ended or been withdrawn. All fields are private. */
 typedef struct conc_job {
     conc_fn *fn;
     void *arg;
@@ -18471,14 +18480,14 @@ CONC_API int conc_pool_close(conc_pool *p);
 CONC_API void conc__auto_conc_pool(conc_pool *p);
 
 /* Runs fn(arg) on a pool thread and returns its result. In a job of the same pool, calls it
- * directly. Waits. Errors, if fn was not called: -ECANCELED, -EINVAL (NULL, not open), -EPIPE
+ * directly. Waits. Errors, with fn not called: -ECANCELED, -EINVAL (NULL, not open), -EPIPE
  * (closed), -EAGAIN (no thread can be started), -ENOMEM, -EPERM. */
 CONC_API int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg) CONC_NODISCARD;
 
-/* Queues fn(arg) for a thread of the pool and returns 0. Jobs start in the order of submission.
- * Waits only for room under a queue_limit; in a job of the same pool, and in a run inside such a
- * job, it never waits, and the queue may exceed its limit. Errors, if the job was not submitted: as
- * above, and -EBUSY (j is queued or running). */
+/* Queues fn(arg) for a thread of the pool and returns 0. Jobs start in submission order. Waits only
+ * for room under a queue_limit; in a job of the same pool, and in a run inside such a job, it never
+ * waits, and the queue may exceed its limit. Errors, if the job was not submitted: as above, and
+ * -EBUSY (j is queued or running). */
 CONC_API int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *fn, void *arg) CONC_NODISCARD;
 
 /* Calls fn with the address of each of count elements of size bytes, in array order, one per thread
@@ -18494,7 +18503,7 @@ CONC_API int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count,
 CONC_API int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size,
                                int *results);
 
-/* Waits until the job has ended or was withdrawn: 0, its result in *result (NULL: not wanted), and
+/* Waits until the job has ended or been withdrawn: 0, its result in *result (NULL: not wanted), and
  * its error text in conc_last_error. Any number of callers may wait. A cancel does not cut the wait
  * short: it withdraws a queued job (result -ECANCELED), asks a running one to stop, or kills it if
  * it runs in a process, unless another caller that is not cancelled also waits. A pool thread runs
@@ -18510,7 +18519,7 @@ CONC_API int conc_job_cancel(conc_job *j);
 /* Has the job ended, or was it withdrawn? From anywhere. */
 CONC_API bool conc_job_done(const conc_job *j);
 
-/* In a job: was it asked to stop, unhidden by a conc_shield? Elsewhere false. */
+/* In a job: was it asked to stop, with no conc_shield hiding that? Elsewhere, false. */
 CONC_API bool conc_job_cancelled(void);
 
 /* ---- >>offload ------------------------------------------------------------------------------ */
@@ -18567,7 +18576,7 @@ CONC_API int conc_procs_close(conc_procs *p);
 CONC_API void conc__auto_conc_procs(conc_procs *p);
 
 /* Runs fn in a worker, on a copy of the size bytes at arg, and returns its result. The copy is
- * aligned like max_align_t and is copied back after fn returned. Any size. Waits for a free worker
+ * aligned like max_align_t and is copied back after fn returns. Any size. Waits for a free worker
  * too, so a time limit around the call covers both waits; to limit the job alone, run at most as
  * many jobs at a time as there are workers, as with conc_map_limit. Errors, with arg unchanged:
  * -EOWNERDEAD (the worker died in fn; conc_last_error says how), -ECANCELED (a worker in fn is
@@ -18732,14 +18741,14 @@ CONC_API int conc_child_wait(conc_child *c, int *status);
  * -EINVAL, -EPERM. Never signals another process that has reused the number. */
 CONC_API int conc_child_kill(conc_child *c, int signal);
 
-/* Closes the pipes and ends a child that still runs: by SIGKILL, or with .grace by SIGTERM (and
- * SIGCONT, in case it is stopped) and SIGKILL that many seconds later; its output can be read until
- * then. With .group this applies to the whole group, and the grace lasts until its last process has
- * ended. Waits until the child has ended, even if cancelled. Returns 0. In a posted function, where
- * it blocks the loop, there is no grace. If another caller is closing the child, waits for that;
- * other callers' waits return the child's status, and do not touch *c once it is closed. Closing it
- * twice, or one that was never started, does nothing; in a forked process it leaves the parent's
- * child running. -EBUSY: another thread is starting it. */
+/* Closes the pipes and terminates a child still running: with SIGKILL, or, if .grace is set, with
+ * SIGTERM (and SIGCONT, in case it is stopped) and SIGKILL that many seconds later; its output can
+ * be read until then. With .group this applies to the whole group, and the grace lasts until its
+ * last process has ended. Waits until the child has ended, even if cancelled. Returns 0. In a
+ * posted function, where it blocks the loop, there is no grace. If another caller is closing the
+ * child, waits until that is done; other callers' waits return the child's status, and do not touch
+ * *c once it is closed. Closing it twice, or one that was never started, does nothing; in a forked
+ * process it leaves the parent's child running. -EBUSY: another thread is starting it. */
 CONC_API int conc_child_close(conc_child *c);
 
 /* The input and output of conc_child_communicate. Zero the fields that you do not set. */
@@ -18755,7 +18764,7 @@ typedef struct conc_child_io {
 
 /* Writes the input and reads all output concurrently, through those of the three that are pipes,
  * until all output is read and the child has ended: 0, and its status as for conc_child_wait.
- * Unread input is no error. Waits. After -ECANCELED *io holds the output so far, and io->in the
+ * Unread input is not an error. Waits. After -ECANCELED *io holds the output so far, and io->in the
  * unwritten input: the child keeps running, and another call continues. Errors: -EMSGSIZE (more
  * than the limit; the child is closed), -ECHILD (all was read, but the status is lost), -EINVAL
  * (NULL, not started, input without a pipe), -ENOMEM, -EPERM, and other system errors.
@@ -18814,18 +18823,17 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *                (>>workers draws the messages). Unrelated to conc_channel
  *  program       the process that opened the pool, not its workers
  *  payload       what a job for a worker carries: bytes in and out, or elements of a map
- *  map           one call of conc_pool_map or a variant; runners are the jobs that work on it
+ *  map           one call to conc_pool_map or a variant; runners are the jobs that work on it
  *  segment       memory that several processes map
- *  waiter        a task or thread that waits for another thread: a task's loop keeps running, a
- *                thread sleeps on its thread event
- *  job context   what a worker thread runs: a job, and around it the job that waits for it
+ *  waiter        a task or thread waiting for another thread: a task's loop keeps running, a thread
+ *                sleeps on its thread event
+ *  job context   what a worker thread runs: a job, inside the job that is waiting for it
  *  cancel hook   called when a waiting job is asked to stop
- *  cancel layer  a map or a shield around a part of a job, which adds or hides such a request
+ *  cancel layer  a map or a shield enclosing part of a job, which adds or hides such a request
  *  clock         a loop whose clock is virtual. The loop's at_work counts the jobs that hold it,
  *                which keeps time from advancing; conc_loop_hold does something else
  *  shared pools  the pools of threads that conc_offload, files, names and children use
- *  abandoned     a job whose task no longer waits for it; its thread is lost to the pool until it
- *                ends
+ *  abandoned     a job that its task no longer awaits; its thread is lost to the pool until it ends
  *  under the mutex: with the job queue's mutex locked
  *
  *  Order of locks: a thread that holds one of these may take those on the lines below, but no other
@@ -18879,12 +18887,12 @@ typedef struct conc__job_outcome {
     char text[96];
 } conc__job_outcome;
 
-/* A task or thread that waits for another thread. It is in a list; the thread that wakes it removes
- * it under the list's mutex. */
+/* A task or thread waiting for another thread. It is in a list; the thread that wakes it removes it
+ * under the list's mutex. */
 typedef struct conc__waiter {
     struct conc__waiter *next, *prev; /* a ring */
     struct conc__waiter **list;
-    conc_loop *loop; /* the waiting task's; NULL: a thread waits */
+    conc_loop *loop; /* the waiting task's; NULL: a thread is waiting */
     conc__wait *wait;
     conc__post post;
     conc__thread_event *event;     /* a thread's */
@@ -19067,7 +19075,7 @@ CONC__PRIVATE void conc__job_queue_spin_for(struct conc__job_queue *q, const boo
  * waiting jobs that it concerns. */
 typedef struct conc__cancel_hook {
     struct conc__cancel_hook *next, *prev;
-    const struct conc__job_context *context; /* NULL: no job waits, and the hook is in no list */
+    const struct conc__job_context *context; /* NULL: no job is waiting; in no list */
     void (*run)(struct conc__cancel_hook *self);
     bool called;
     unsigned forks;
@@ -19144,7 +19152,7 @@ CONC__PRIVATE void conc__thread_event_wait_in_job(conc__thread_event *e,
         conc__run_cancel_hooks();
 }
 
-/* A thread that waits to be woken. */
+/* A thread waiting to be woken. */
 typedef struct conc__thread_wait {
     conc__cancel_hook hook;
     conc__wait *wait;
@@ -19325,7 +19333,7 @@ enum {
     CONC__JOB_HAS_TEXT = 16,        /* `text` belongs to its result */
     CONC__JOB_OWNED = 32,           /* it frees itself */
     CONC__JOB_ABANDONED = 64,       /* its task no longer waits for it */
-    CONC__JOB_BLOCKED = 128,        /* waits or is in conc_block while its clock advances */
+    CONC__JOB_BLOCKED = 128,        /* is waiting or in conc_block while its clock advances */
     CONC__JOB_HOLDS_CLOCK = 256,    /* it keeps its clock from advancing */
     CONC__JOB_BITS = 0x1ff
 };
@@ -19334,7 +19342,7 @@ enum {
 #define CONC__NO_SLOT UINT_MAX       /* neither in the ring nor in a batch */
 #define CONC__POOL_CLOSED (1u << 31) /* bit of a pool's `users` */
 
-/* A map or a shield around a part of a job. A map, of which the part is an element, stops the part
+/* A map or a shield enclosing part of a job. A map, of which the part is an element, stops the part
  * when its own job or element is asked to stop; a shield hides requests from outside. */
 typedef struct conc__cancel_layer {
     const struct conc__cancel_layer *outer;
@@ -19395,7 +19403,7 @@ typedef struct conc__job_queue {
     conc__waiter *closer, *other_closers;
     bool closing, stopping, cancel_all, on_valgrind;
     bool closed;        /* ended: the pool belongs to its owner again */
-    bool stalled;       /* every thread waits or is in conc_block: queued jobs hold no clocks */
+    bool stalled;       /* every thread is waiting or in conc_block: queued jobs hold no clocks */
     bool start_refused; /* the last thread start failed */
     unsigned forks;
     int references;                      /* held by the pool, its threads, and active callers */
@@ -19409,19 +19417,19 @@ typedef struct conc__job_queue {
     int thread_slots;  /* size of threads[] */
     int max_workers;   /* most threads, or workers */
     int abandoned;     /* threads lost to abandoned jobs */
-    int nested;        /* threads that wait in a run inside a job */
-    int waiting;       /* threads whose job waits for another */
+    int nested;        /* threads waiting in a run inside a job */
+    int waiting;       /* threads whose job is waiting for another */
     int started;       /* all threads; in a process pool: workers with a job */
     int starting;      /* threads that have not yet locked the mutex */
     int idle;          /* idle threads, spinning or asleep */
-    int sleeping;      /* threads that wait for `work` */
+    int sleeping;      /* threads waiting for `work` */
     int wakes_pending; /* how many of these must wake, and have not yet */
     int posts_due;     /* for how many of those `work` is not posted yet */
     int spinning;
-    int blocking; /* threads whose job waits or is in conc_block while its clock advances */
+    int blocking; /* threads whose job is waiting or in conc_block while its clock advances */
     /* threads about to look for the next job; changed without the mutex */
     int finishing;
-    unsigned misses; /* consecutive times a thread spun in vain before sleeping */
+    unsigned misses; /* consecutive times a thread spun without success before sleeping */
     /* the signal mask of the pool's opener, without conc's changes, and whether its run blocked
      * SIGPIPE */
     sigset_t mask;
@@ -19493,7 +19501,7 @@ typedef struct conc__map_call {
     bool keeps_going, stop;
     conc__cancel_layer layer;
     size_t next;    /* first element not yet taken */
-    size_t dropped; /* elements taken but not called */
+    size_t dropped; /* elements taken but not yet passed to the function */
     int error;      /* the first */
 } conc__map_call;
 
@@ -19527,7 +19535,7 @@ CONC__PRIVATE bool conc__layers_cancelled(const conc__cancel_layer *layer, const
             continue;
         if (job && conc__job_cancel_requested(job))
             return true;
-        job = layer->sender; /* the other layers are around the sender */
+        job = layer->sender; /* the other layers enclose the sender */
     }
     return job && conc__job_cancel_requested(job);
 }
@@ -19558,7 +19566,7 @@ CONC__PRIVATE bool conc__job_context_cancelled(const conc__job_context *ctx)
     return __atomic_load_n(ctx->cancel_flag, __ATOMIC_RELAXED) != 0;
 }
 
-/* The earliest end of the shields around the code on this thread; CONC__NEVER: none. */
+/* The earliest end of the shields enclosing the code on this thread; CONC__NEVER: none. */
 CONC__PRIVATE int64_t conc__shield_deadline(const conc__job_context *ctx)
 {
     int64_t limit = CONC__NEVER;
@@ -19571,7 +19579,7 @@ CONC__PRIVATE int64_t conc__shield_deadline(const conc__job_context *ctx)
     return limit;
 }
 
-/* Gives up the elements that a runner has taken but not called. */
+/* Gives up the elements that a runner has taken but not begun. */
 CONC__PRIVATE void conc__range_drop(conc__payload *p, int rc)
 {
     if (!p || !p->map)
@@ -19709,7 +19717,7 @@ CONC__PRIVATE void conc__job_queues_need(void)
     conc__once(&once, conc__job_queues_init);
 }
 
-/* The job that runs on this thread; NULL: none. */
+/* The job running on this thread; NULL: none. */
 CONC__PRIVATE conc__job_context *conc__job_context_here(void)
 {
     conc__job_queues_need();
@@ -20019,7 +20027,7 @@ CONC__PRIVATE bool conc__job_context_is_own(const conc__job_context *ctx)
     return ctx->thread && ctx->thread->queue->forks == conc__forks;
 }
 
-/* The clock of the job that runs there; NULL: none. */
+/* The clock of the job running there; NULL: none. */
 CONC__PRIVATE conc_loop *conc__job_context_clock(const conc__job_context *ctx)
 {
     return conc__job_context_is_own(ctx) ? ctx->job->clock : NULL;
@@ -20181,14 +20189,14 @@ CONC__PRIVATE void conc__job_run(conc__job_queue *q, conc__job_context *ctx, con
     conc__job_end(q, j, rc, ctx, false);
 }
 
-/* The jobs of a thread that waits, or is in conc_block, do not hold their clocks. */
+/* The jobs of a thread that is waiting or in conc_block do not hold their clocks. */
 CONC__PRIVATE void conc__job_contexts_hold_clocks(conc__job_context *ctx, bool at_work)
 {
     for (; ctx && conc__job_context_is_own(ctx); ctx = ctx->outer)
         conc__job_hold_clock(ctx->job, at_work);
 }
 
-/* Does one of the jobs that run there hold a clock? */
+/* Does any job running there hold a clock? */
 CONC__PRIVATE bool conc__job_context_has_clock(const conc__job_context *ctx)
 {
     for (; ctx; ctx = ctx->outer)
@@ -20197,7 +20205,7 @@ CONC__PRIVATE bool conc__job_context_has_clock(const conc__job_context *ctx)
     return false;
 }
 
-/* A job that runs inside another that waits for it. */
+/* A job running inside another that is waiting for it. */
 typedef struct conc__nested_job {
     conc__cancel_hook hook;
     conc__waiter waiter;
@@ -20284,8 +20292,8 @@ CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
     return rc;
 }
 
-/* Under the mutex: while every thread waits, is in conc_block, or has an abandoned job, queued jobs
- * do not hold their clocks. */
+/* Under the mutex: while every thread is waiting, in conc_block, or has an abandoned job, queued
+ * jobs do not hold their clocks. */
 CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
 {
     /* threads that could run queued jobs, or count in q->blocking */
@@ -20335,7 +20343,7 @@ CONC__PRIVATE void conc__job_queue_share_batches(conc__job_queue *q)
         conc__job_queue_return_batches(q);
 }
 
-/* Under the mutex: a thread of the job queue (own; NULL: the caller is none) is about to wait
+/* Under the mutex: a thread of the job queue (own; NULL: the caller is not one) is about to wait
  * (change 1), or has waited (-1). An error: no thread is left to do what it waits for. */
 CONC__PRIVATE int conc__job_queue_count_waiting(conc__job_queue *q, const conc__job_context *own,
                                                 const conc_loop *l, int change)
@@ -20690,7 +20698,7 @@ CONC__PRIVATE void conc__job_wait(conc_loop *l, conc_job *j, bool *stop, conc__j
     conc__job_wait_as(l, j, &w, &conc__waits_for_job);
 }
 
-/* Sets the caller's newest error from a job's outcome, and returns the job's result. */
+/* Sets the caller's latest error from a job's outcome, and returns the job's result. */
 CONC__PRIVATE int conc__job_result(conc_loop *l, const conc__job_outcome *o)
 {
     const char *text = o->has_text ? o->text : NULL;
@@ -20876,7 +20884,7 @@ CONC__PRIVATE void conc__job_queue_release(conc__job_queue *q)
     }
 }
 
-/* Spins in a thread that waits for a process pool's job; gives up its reference. */
+/* Spins in a thread waiting for a process pool's job; gives up its reference. */
 CONC__PRIVATE void conc__job_queue_spin_for(conc__job_queue *q, const bool *over)
 {
     conc__supervisor_spin_for(q, over);
@@ -21360,7 +21368,7 @@ CONC_API CONC__CALLED int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *f
     return conc__submit(&p->queue, &p->users, j, fn, arg, 0, NULL, __func__);
 }
 
-/* The text of a job's or thread's newest error, saved while a function runs. */
+/* The text of a job's or thread's latest error, saved while a function runs. */
 typedef struct conc__saved_text {
     conc__job_context *context; /* NULL: a plain thread */
     int rc;
@@ -21385,7 +21393,7 @@ CONC__PRIVATE void conc__saved_text_swap(conc__saved_text *saved)
 }
 
 /* Calls fn(arg) here, outside tasks. If fn fails without a text it gets a default one; if it sets
- * no error, the caller's newest error is unchanged. */
+ * no error, the caller's latest error is unchanged. */
 CONC__PRIVATE int conc__call_here(conc_fn *fn, void *arg)
 {
     conc__saved_text older = {.context = conc__job_context_here()};
@@ -21590,7 +21598,7 @@ CONC__PRIVATE int conc__pool_map(conc__job_queue **queue, unsigned *users, conc_
     if (!m->fn)
         return conc__misused(-EINVAL, call, "no function", NULL);
     if (!conc__is_array(m->args, m->count, m->size) || !results_fit)
-        return conc__misused(-EINVAL, call, "no elements, or an impossible number of them", NULL);
+        return conc__misused(-EINVAL, call, "no elements, or an invalid number of them", NULL);
     conc__job_queue *q = conc__pool_enter(queue, users, &rc);
     if (!q)
         return conc__map_refused(m, conc__pool_refused(rc, call));
@@ -21656,7 +21664,7 @@ CONC__PRIVATE const char *conc__job_error_text(void)
     return ctx->text;
 }
 
-/* Under the mutex: the job waits or is in conc_block, or no longer. An abandoned one does not
+/* Under the mutex: the job is waiting or in conc_block, or no longer. An abandoned one does not
  * count, since its thread does not. */
 CONC__PRIVATE void conc__job_set_blocked(conc__job_queue *q, conc_job *j, bool blocks)
 {
@@ -21675,7 +21683,7 @@ CONC__PRIVATE void conc__job_set_blocked(conc__job_queue *q, conc_job *j, bool b
     conc__job_queue_update_stalled(q);
 }
 
-/* The thread waits, or is in conc_block, while the clock advances; or no longer. */
+/* The thread is waiting or in conc_block while the clock advances; or no longer. */
 CONC__PRIVATE void conc__worker_thread_idles(conc__job_context *ctx, bool idles)
 {
     conc__job_queue *q = ctx->thread->queue;
@@ -21790,7 +21798,7 @@ CONC__PRIVATE bool conc__job_timer_open(conc__job_timer *t)
     return conc__post_to(t->loop, &t->arms) == 0;
 }
 
-/* Waits until the loop no longer uses the timer. */
+/* Waits until the loop is no longer using the timer. */
 CONC__PRIVATE void conc__job_timer_close(conc__job_timer *t, bool was_opened)
 {
     if (was_opened)
@@ -21847,15 +21855,15 @@ CONC__PRIVATE int conc__block_in_real_time(conc__job_context *ctx, int64_t ns)
     return cut ? -ECANCELED : 0;
 }
 
-/* A job waits for a task of the loop that submitted it, or no longer. Its clock advances during
- * that, as in conc_block. On that loop's thread. */
+/* A job is waiting for a task of the loop that submitted it, or no longer. Its clock advances
+ * during that, as in conc_block. On that loop's thread. */
 CONC__PRIVATE void conc__job_waits(conc__job_context *ctx, const conc_loop *l, bool waits)
 {
     if (ctx->thread && ctx->job->clock == l)
         conc__worker_thread_blocks(ctx, waits);
 }
 
-/* conc_block in a job; 1: no job runs here. */
+/* conc_block in a job; 1: no job is running here. */
 CONC__PRIVATE int conc__job_block(int64_t ns)
 {
     conc__job_context *ctx = conc__job_context_here();
@@ -21868,7 +21876,7 @@ CONC__PRIVATE int conc__job_block(int64_t ns)
     return conc__block_in_real_time(ctx, ns);
 }
 
-/* Calls fn(arg) in a shield, in the job that runs there. */
+/* Calls fn(arg) in a shield, in the job running there. */
 CONC__PRIVATE int conc__job_run_shielded(conc__job_context *ctx, double grace, conc_fn *fn,
                                          void *arg)
 {
@@ -21897,7 +21905,7 @@ CONC__PRIVATE int conc__job_run_shielded(conc__job_context *ctx, double grace, c
     return rc;
 }
 
-/* conc_shield in a job. False: no job runs here. */
+/* conc_shield in a job. False: no job is running here. */
 CONC__PRIVATE bool conc__job_shield(double grace, conc_fn *fn, void *arg, int *rc)
 {
     conc__job_context *ctx = conc__job_context_here();
@@ -21935,7 +21943,7 @@ CONC__PRIVATE void conc__run_inside_cancel_posted(conc__cancel_hook *s)
     conc__post_to(r->loop, &r->post); /* refused if the run ends */
 }
 
-/* A shield has ended on the real clock; there may be others around or inside it. */
+/* A shield has ended on the real clock; there may be others outside or inside it. */
 CONC__PRIVATE void conc__run_inside_late(conc__timer *t)
 {
     conc__run_inside *r =
@@ -21954,8 +21962,8 @@ CONC__PRIVATE int64_t conc__job_late(conc_loop *l)
     return conc__shield_deadline(conc__job_context_here());
 }
 
-/* The loop's tasks wait only for channels, or no longer; as in conc__wait_in_thread. A thread that
- * waits for jobs of its pool does not count, because another has replaced it. */
+/* The loop's tasks are waiting only for channels, or no longer; as in conc__wait_in_thread. A
+ * thread waiting for jobs of its pool does not count, because another has replaced it. */
 CONC__PRIVATE void conc__job_idles(conc_loop *l, bool idles)
 {
     bool counts = !l->job.context->thread->nested;
@@ -22056,8 +22064,8 @@ CONC__PRIVATE void conc__shared_pools_reset(void)
     }
 }
 
-/* Under the mutex: wakes a thread for the queued jobs. If there can be none, the jobs end with the
- * error. */
+/* Under the mutex: wakes a thread for the queued jobs. If none can be started, the jobs end with
+ * the error. */
 CONC__PRIVATE void conc__job_queue_wake_or_fail(conc__job_queue *q)
 {
     int rc = conc__job_queue_wake_worker(q);
@@ -22210,13 +22218,13 @@ CONC__PRIVATE void conc__abandoned_drop(conc__abandoned *a)
         conc_free(a);
 }
 
-/* The job has ended or was withdrawn. */
+/* The job has ended or been withdrawn. */
 CONC__PRIVATE void conc__abandoned_release(conc_job *j)
 {
     conc__abandoned_drop((conc__abandoned *)(void *)j);
 }
 
-/* Outside tasks. free_arg does not change fn's newest error. */
+/* Outside tasks. free_arg does not change fn's latest error. */
 CONC__PRIVATE int conc__call_and_free(conc_fn *fn, void *arg, void (*free_arg)(void *))
 {
     int rc = conc__call_here(fn, arg);
@@ -22390,8 +22398,8 @@ CONC__PRIVATE void conc__channel_free(conc__channel *inner)
 }
 
 /* The first call in a forked child on a channel that the parent used: its waiters are the parent's,
- * and its mutex may be locked forever. Its items stay; one being copied by a parent's thread during
- * the fork may be incomplete. */
+ * and its mutex may be locked forever. Its items are kept; one being copied by a parent's thread
+ * during the fork may be incomplete. */
 CONC__COLD void conc__channel_take_over(conc__channel *inner)
 {
     /* other threads of the child may call this at the same time */
@@ -22714,7 +22722,7 @@ CONC_API void conc__auto_conc_channel(conc_channel *c) { conc_channel_destroy(c)
 typedef struct conc__outside_wait {
     conc__outside it; /* the first */
     conc__waiter waiter;
-    bool ended;             /* the select no longer waits for it */
+    bool ended;             /* the select is no longer waiting for it */
     conc__channel *inner;   /* a channel's */
     conc__job_context *own; /* as in conc__job_wait_as */
     conc__job_outcome outcome;
@@ -22961,7 +22969,7 @@ typedef struct conc__file_call {
     bool may_wait; /* a task's, which waits where a thread would block: see below */
     bool special;  /* a read of a non-regular file, which may have no end */
     bool progress; /* bytes were transferred since the last wait */
-    int fd;        /* kept while the call waits; -1: none */
+    int fd;        /* kept while the call is waiting; -1: none */
 } conc__file_call;
 
 /* A FIFO without its other end, a terminal and the like could block a thread forever. So a task's
@@ -23088,7 +23096,7 @@ CONC__PRIVATE int conc__file_await(conc_loop *l, const conc__file_call *f, int e
     return rc;
 }
 
-/* Runs the job repeatedly until all is done. */
+/* Runs the job repeatedly until all the work is done. */
 CONC__PRIVATE int conc__file_call_run(conc__file_call *f, conc_fn *fn, int events, const char *call)
 {
     conc_loop *l = conc__of_task();
@@ -23259,7 +23267,7 @@ CONC__PRIVATE int conc__fill(int fd, const char *path, const struct stat *before
     return rc;
 }
 
-/* Makes path a file with these bytes in one step. */
+/* Atomically creates or replaces the file at path with these bytes. */
 CONC__PRIVATE int conc__replace(const char *path, const struct stat *before, conc__file_call *f)
 {
     char name[32];
@@ -23317,7 +23325,7 @@ CONC__PRIVATE int conc__write_special(conc__file_call *f, bool is_fifo)
 
 enum { CONC__PATH_ROOM = 4096 };
 
-/* Replaces a link's path by its target's. target: room for a path. */
+/* Replaces a link's path with its target's. target: room for a path. */
 CONC__PRIVATE int conc__follow_link(char *path, char *target)
 {
     ssize_t n = readlink(path, target, CONC__PATH_ROOM - 1);
@@ -23664,7 +23672,7 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
             sigaddset(mask, number);
 }
 
-/* -- child processes that the virtual clock waits for -- */
+/* -- child processes that the virtual clock is waiting for -- */
 
 /* A child process, from its start to its close. It outlives the conc_child while calls use it,
  * because a closed conc_child may be reused or gone. */
@@ -23755,7 +23763,7 @@ CONC__PRIVATE bool conc__child_process_has_pipe(const conc__child_process *p, in
     return false;
 }
 
-/* Does a task wait for a running child's pipe? */
+/* Is a task waiting on a running child's pipe? */
 CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
 {
     bool found = false;
@@ -23989,7 +23997,7 @@ CONC__PRIVATE int conc__try_spawn(conc__child_start_call *s, const char *name)
 {
     struct stat st;
     bool absent = stat(name, &st) && (errno == ENOENT || errno == ENOTDIR);
-    if (absent && !s->child->dir) /* with a directory the name refers to another file */
+    if (absent && !s->child->dir) /* given a directory, the name refers to another file */
         return errno;
     return posix_spawn(&s->pid, name, &s->setup->actions, &s->setup->attributes,
                        conc__child_argv(s->child), s->env + 1);
@@ -24071,7 +24079,7 @@ CONC__PRIVATE int conc__read_fork_error(int fd, pid_t pid)
     return n == sizeof error ? -error : -EIO;
 }
 
-/* Starts the program by fork, for a C library whose posix_spawn cannot change the directory. */
+/* Starts the program with fork, for C libraries whose posix_spawn cannot change the directory. */
 CONC__PRIVATE int conc__fork_program(conc__child_start_call *s)
 {
     int ends[2], most = (int)sysconf(_SC_OPEN_MAX), rc = conc__pipe(ends);
@@ -24095,7 +24103,7 @@ CONC__PRIVATE int conc__fork_program(conc__child_start_call *s)
     return rc;
 }
 
-/* The start has failed with rc: was it because of the directory? */
+/* Starting it failed with rc: was the directory the cause? */
 CONC__PRIVATE bool conc__dir_failed(const char *dir, int rc)
 {
     struct stat st;
@@ -24754,7 +24762,7 @@ CONC__PRIVATE void conc__child_terminate_gently(conc_child *c)
     }
 }
 
-/* Ends the child and its group, and reaps it. */
+/* Terminates the child and its group, and reaps it. */
 CONC__PRIVATE int conc__child_terminate(void *arg)
 {
     conc_child *c = arg;
@@ -25528,7 +25536,7 @@ typedef struct conc__request {
 typedef struct conc__worker_channel {
     unsigned turn;   /* a futex */
     unsigned cancel; /* a futex: a new nonzero value asks the worker to stop */
-    unsigned asleep; /* the worker sleeps on `turn` */
+    unsigned asleep; /* the worker is sleeping on `turn` */
     unsigned unseen; /* CONC__UNSEEN: the worker has not begun the request */
     /* REQUEST_MAP: conc__none_done plus the number of elements that have returned; their results
      * are behind the data */
@@ -25640,7 +25648,7 @@ CONC__PRIVATE size_t conc__aligned(size_t n)
 
 /* In a worker process: its own state. */
 static struct conc__worker_process {
-    int pid, program; /* 0: this is no worker */
+    int pid, program; /* 0: not a worker */
     bool *own;        /* false in processes that a job forked; NULL: use getpid */
     bool listens;     /* a thread listens for stop requests to waiting jobs */
     int socket;
@@ -25686,8 +25694,8 @@ CONC__PRIVATE bool conc__small_thread(void *(*fn)(void *), void *arg)
     return rc == 0;
 }
 
-/* Returns when the thread runs: while starting it may hold an allocator lock, and a process that a
- * job forks just then would find it locked forever. */
+/* Returns once the thread is running: while starting it may hold an allocator lock, and a process
+ * that a job forks just then would find it locked forever. */
 CONC__PRIVATE void conc__program_watch_start(int program)
 {
     conc__program_watch w = {conc__pidfd(program), 0};
@@ -25804,7 +25812,7 @@ CONC__PRIVATE void conc__worker_after_fork(void)
     pthread_mutex_unlock(&w->mapping_mutex);
 }
 
-/* Replaces the memory by the copy, or unmaps it if there is none. */
+/* Replaces the memory with the copy, or unmaps it if there is none. */
 CONC__PRIVATE void conc__worker_remap_copy(void *place, void *copy, size_t size)
 {
     enum { MAY_MOVE = 1, FIXED = 2 }; /* MREMAP_MAYMOVE, MREMAP_FIXED */
@@ -25890,7 +25898,7 @@ CONC__PRIVATE bool conc__worker_await_request(conc__worker_channel *c)
     }
 }
 
-/* Receives the newest data segment, which replaces the previous one. Older, abandoned ones may
+/* Receives the latest data segment, which replaces the previous one. Older, abandoned ones may
  * still be in the socket. False: a later request may try again. */
 CONC__PRIVATE bool conc__worker_receive_segment(const conc__request *r)
 {
@@ -25986,7 +25994,7 @@ CONC__PRIVATE int64_t conc__worker_call(conc__worker_channel *c)
     }
 }
 
-/* Handles the request and replies. A process that a job forked is no worker, even if it returns
+/* Handles the request and replies. A process that a job forked is not a worker, even if it returns
  * from the job. */
 CONC__PRIVATE void conc__worker_do_request(void)
 {
@@ -26614,7 +26622,7 @@ CONC__PRIVATE bool conc__runner_goes_on(conc__supervisor *s, conc__worker *w, in
     return p->left > 0;
 }
 
-/* Reads the result of a job that is no runner. */
+/* Reads the result of a job that is not a runner. */
 CONC__PRIVATE int conc__job_read_result(const conc__worker *w, int64_t result)
 {
     const conc_job *j = w->job;
@@ -26656,7 +26664,8 @@ CONC__PRIVATE void conc__worker_set_idle(conc__supervisor *s, conc__worker *w)
         conc__worker_quit(w);
 }
 
-/* Gives the worker a job. Only the supervisor gives a large one, unlocking while it copies. */
+/* Gives the worker a job. Only the supervisor passes a large one, and it releases the mutex while
+ * copying. */
 CONC__PRIVATE void conc__worker_give_job(conc__supervisor *s, conc__worker *w, conc_job *j)
 {
     conc__payload *p = j->payload;
@@ -27129,14 +27138,14 @@ CONC__PRIVATE void conc__worker_clear(conc__supervisor *s, conc__worker *w)
         *old = w->channel_memory;
         old->next = s->unused;
         s->unused = old;
-    } /* else it stays mapped, because a thread may poll it */
+    } /* else it stays mapped, because a thread may be polling it */
     w->channel_memory = (conc__segment){.fd = -1};
     w->job = NULL;
     w->cancelled = false;
     w->state = CONC__WORKER_NONE;
 }
 
-/* Unmaps the channels of ended workers, if no thread polls. */
+/* Unmaps ended workers' channels, if no thread is polling. */
 CONC__PRIVATE void conc__supervisor_unmap_channels(conc__supervisor *s, bool none_polls)
 {
     conc__segment *old;
@@ -27445,7 +27454,7 @@ CONC__PRIVATE void *conc__supervisor_main(void *arg)
         conc__supervisor_dispatch(s, true);
         conc__supervisor_start_workers(s);
         conc__supervisor_unmap_channels(s, false);
-        conc__supervisor_collect(s, true); /* a reply may have come while no thread polled */
+        conc__supervisor_collect(s, true); /* a reply may have come while no thread was polling */
         if (!s->ending)
             conc__supervisor_wait(s, conc__supervisor_free_unused(s));
     }
