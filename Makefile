@@ -1,7 +1,7 @@
 # conc is a header: nothing here needs to be built to use it.
 #
 #     make test            installs what the tests need (on Debian), then runs all of them
-#     make quick           the tests once, with gcc: some minutes
+#     make quick           each test file once, with gcc, in about a minute
 #     make amalgamate      writes single_include/conc.h anew
 #     make format          formats all C files; make check-format only says what it would change
 #     make bench           the benchmarks

@@ -2,7 +2,7 @@
 """Builds and runs every test in every configuration, and says at the end how many of these passed and failed.
 
     tests/run.py                     everything; what `make test` does
-    tests/run.py --quick             each tests/test_*.c once, with gcc
+    tests/run.py --quick             each tests/test_*.c once, with gcc, not optimised
     tests/run.py tsan group          only what has all these words in its name
     tests/run.py test_locks.c::NAME  only that test of the file, in every configuration that uses Check
     tests/run.py --list [word ...]   the names alone
@@ -242,6 +242,8 @@ class Builds:
         command = [*shlex.split(config.compiler), "-g", "-pthread", f"-I{config.layout}", source, "-o", result]
         if "/adapters/" in source:
             command += ["-Iexamples/common"]
+        if "--quick" in sys.argv:
+            command += ["-O0"]
         if source == IMPLEMENTATION:
             commands.run([*command, "-c"])
             return result
