@@ -214,7 +214,7 @@ class Soak:
         print(f"{self.name}: {self.seconds} s: {clients}; wrong: {len(self.wrong)}", flush=True)
         grown = False
         for key, before in first.items():
-            more = key != "KiB of Redis" and last[key] > before * 1.1 + {"KiB": 200, "descriptors": 4, "threads": 1}.get(key, 0)
+            more = key != "KiB of Redis" and last[key] > before * 1.1 + (200 if key == "KiB" else 0)
             grown |= more
             print(f"    {key}: {before} -> {last[key]}" + (": GROWN" if more else ""), flush=True)
         for wrong in self.wrong[:3]:

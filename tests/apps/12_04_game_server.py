@@ -308,11 +308,12 @@ def test_a_player_who_returns_within_ten_seconds_goes_on():
 
 @at_once
 def test_goal():
-    for players in (200, 100) if apps.SANITIZE else (1000, 500, 250):
+    players = 200 if apps.SANITIZE else 1000
+    for _ in range(3):
         done = apps.run(program(), "--goal", "--players", players, "--match", 4, status=None)
         late = re.search(r"late by ([\d.]+) ms \(p50\)", done.stdout)
-        if done.returncode == 0 or not late or float(late[1]) < 50:  # else half of the ticks were late by one: others
-            break                                                  # want the processors, and fewer players have to do
+        if done.returncode == 0 or not late or float(late[1]) < 50:
+            break  # else half of the ticks were late by a whole one, as other programs want the processors
     apps.check(done.returncode == 0, done.stdout, done.stderr)
     apps.check(f"\n{players} players have played a match to its end" in done.stdout, done.stdout)
     actions, acknowledged = map(int, re.search(r"(\d+) actions, (\d+) acknowledged", done.stdout).groups())
@@ -360,14 +361,21 @@ def test_a_client_that_has_lost_states_gets_a_whole_one_and_that_is_right():
         with served("--match", 100) as server, Client(server.port, how) as client:
             client.join()
             client.until(START)
-            client.play(10)
-            apps.check(client.bases[False] > 0, client.bases)
-            before = client.tick
-            client.bases.clear()
-            while client.tick < before + 5:  # it says that it has the newest, and gets the difference from that
-                if client.next() == STATE:
-                    client.act()
-            apps.check(client.bases[False] > 0, client.bases)
+            for _ in range(3):  # on a busy machine the client may lag behind the states that are kept
+                client.bases.clear()
+                client.play(10)
+                if client.bases[False] > 5:
+                    break
+            apps.check(client.bases[False] > 5, client.bases)
+            for _ in range(3):
+                before = client.tick
+                client.bases.clear()
+                while client.tick < before + 5:  # it says that it has the newest, and gets the difference from that
+                    if client.next() == STATE:
+                        client.act()
+                if client.bases[True] == 0:
+                    break
+            apps.check(client.bases[True] == 0 and client.bases[False] > 0, client.bases)
             client.act(tick=0)
             while client.bases[True] == 0:  # it says that it has none
                 if client.next() == STATE:
