@@ -25,6 +25,7 @@
 #include "../common/http.h"
 #include "../common/log.h"
 #include "../common/options.h"
+#include "../common/page.h"
 #include "../common/tls.h"
 #include "../common/websocket.h"
 #include <cjson/cJSON.h>
@@ -85,7 +86,7 @@ typedef struct {
     user *users;
     int room_count, client_count;
     long said, dropped;
-    char *page;
+    void *page;
     size_t page_size;
     log_writer log;
 } hub;
@@ -490,30 +491,21 @@ static int chat(http_connection *http, hub *h)
 
 /* ---- HTTP ----------------------------------------------------------------------------------- */
 
-/* A page of another site must not speak in its reader's name: the browser says where it is from. */
-static bool is_from_here(const http_connection *http)
-{
-    const char *origin = http_header(http, "Origin"), *host = http_header(http, "Host");
-    const char *from = origin ? strstr(origin, "://") : NULL;
-    return !origin || (from && host && strcasecmp(from + 3, host) == 0);
-}
-
 static int send_page(http_connection *http, const hub *h)
 {
     if (!h->page)
         return http_printf(http, 404, "The server has no page; --page FILE says where it is.\n");
-    CONC_TRY(http_set_header(http, "Content-Type", "text/html; charset=utf-8"));
     CONC_TRY(http_set_header(http, "Content-Security-Policy",
                              "default-src 'none'; style-src 'unsafe-inline'; "
                              "script-src 'unsafe-inline'; connect-src 'self'; img-src data:"));
-    return http_respond(http, 200, h->page, h->page_size);
+    return page_send(http, h->page, h->page_size);
 }
 
 static int answer(http_connection *http, void *arg)
 {
     hub *h = arg;
     bool is_chat = strcmp(http->path, "/chat") == 0;
-    if (is_chat && !is_from_here(http))
+    if (is_chat && page_is_foreign(http))
         return http_printf(http, 403, "This page is of another site.\n");
     if (is_chat)
         return chat(http, h);
@@ -550,19 +542,14 @@ static int serve_client(int fd, void *arg)
 
 /* ---- the server: until SIGINT or SIGTERM ---------------------------------------------------- */
 
+/* Without --page the server also runs if there is no page. */
 static int read_page(hub *h)
 {
-    char path[512] = __FILE__;
-    void *data = NULL;
-    char *slash = strrchr(path, '/');
-    size_t n = slash ? (size_t)(slash + 1 - path) : 0;
-    snprintf(path + n, sizeof path - n, "07_chat_server.html");
-    if (options.page)
-        return conc_file_read(options.page, (void **)&h->page, &h->page_size);
-    if (conc_file_read(path, &data, &h->page_size) &&
-        conc_file_read("07_chat_server.html", &data, &h->page_size) && !options.quiet)
-        fprintf(stderr, "chat: no page: %s; --page FILE says where it is\n", conc_last_error());
-    h->page = data;
+    int rc = page_read(options.page, __FILE__, &h->page, &h->page_size);
+    if (rc == 0 || options.page || rc == -ECANCELED)
+        return rc;
+    if (!options.quiet)
+        fprintf(stderr, "chat: %s\n", conc_last_error());
     return 0;
 }
 
