@@ -3388,8 +3388,7 @@ CONC__PRIVATE void conc__job_timer_arm(conc__post *p)
         conc__thread_event_set(&t->over);
         return;
     }
-    t->ending = (conc__ending){l->run.endings, conc__job_timer_run_ended};
-    l->run.endings = &t->ending;
+    conc__at_end(l, &t->ending, conc__job_timer_run_ended);
     t->armed = true;
     conc__arm(l, &t->timer, conc__later(l->clock.now, t->ns), conc__job_timer_fired);
     if (t->blocks)
@@ -3641,8 +3640,7 @@ CONC__PRIVATE int conc__job_runs(conc_loop *l)
     if (!r)
         return -ENOMEM;
     *r = (conc__run_inside){.loop = l, .post = {NULL, conc__run_inside_cancel}};
-    r->ending = (conc__ending){l->run.endings, conc__run_inside_ends};
-    l->run.endings = &r->ending;
+    conc__at_end(l, &r->ending, conc__run_inside_ends);
     l->job.context = NULL;
     if (conc__job_context_has_clock(ctx))
         l->job.context = ctx;
@@ -3769,8 +3767,7 @@ CONC__PRIVATE int conc__shared_pools_use(conc_loop *l)
     conc__ending *e = conc__alloc(sizeof *e);
     if (!e)
         return conc__own_error(-ENOMEM);
-    *e = (conc__ending){l->run.endings, conc__shared_pools_end};
-    l->run.endings = e;
+    conc__at_end(l, e, conc__shared_pools_end);
     pthread_mutex_lock(&conc__shared_pools.mutex);
     conc__shared_pools.runs++;
     pthread_mutex_unlock(&conc__shared_pools.mutex);

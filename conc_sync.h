@@ -795,7 +795,7 @@ CONC__PRIVATE const conc_task *conc__lock_owner(const conc__wait *w)
 }
 
 static const conc__wait_kind conc__locking = {.what = "waits for a lock",
-                                              .details = conc__lock_details,
+                                              .details = CONC__DETAILS(conc__lock_details),
                                               .cancel = conc__cancel_plainly,
                                               .owner = conc__lock_owner};
 
@@ -1033,7 +1033,7 @@ CONC__PRIVATE const conc_task *conc__rwlock_owner(const conc__wait *w)
 }
 
 static const conc__wait_kind conc__rwlocking = {.what = "waits for a rwlock",
-                                                .details = conc__rwlock_details,
+                                                .details = CONC__DETAILS(conc__rwlock_details),
                                                 .cancel = conc__rwlock_cancel,
                                                 .owner = conc__rwlock_owner};
 
@@ -1255,7 +1255,7 @@ CONC__PRIVATE bool conc__relock_cancel(conc__wait *w)
 }
 
 static const conc__wait_kind conc__relocking = {.what = "waits to reacquire a lock",
-                                                .details = conc__lock_details,
+                                                .details = CONC__DETAILS(conc__lock_details),
                                                 .cancel = conc__relock_cancel,
                                                 .owner = conc__lock_owner};
 
@@ -1343,8 +1343,9 @@ CONC__PRIVATE bool conc__barrier_cancel(conc__wait *w)
     return true;
 }
 
-static const conc__wait_kind conc__gathering = {
-    .what = "waits at a barrier", .details = conc__barrier_details, .cancel = conc__barrier_cancel};
+static const conc__wait_kind conc__gathering = {.what = "waits at a barrier",
+                                                .details = CONC__DETAILS(conc__barrier_details),
+                                                .cancel = conc__barrier_cancel};
 
 CONC_API CONC__CALLED int conc_barrier_wait(conc_barrier *b)
 {
@@ -1378,8 +1379,9 @@ CONC__PRIVATE void conc__latch_details(FILE *out, const conc__wait *w)
     fprintf(out, " with a count of %d", ((const conc_latch *)w->on)->count);
 }
 
-static const conc__wait_kind conc__awaiting_latch = {
-    .what = "waits for a latch", .details = conc__latch_details, .cancel = conc__cancel_plainly};
+static const conc__wait_kind conc__awaiting_latch = {.what = "waits for a latch",
+                                                     .details = CONC__DETAILS(conc__latch_details),
+                                                     .cancel = conc__cancel_plainly};
 
 CONC__PRIVATE int conc__latch_add(conc_latch *k, int n, const char *call)
 {
@@ -1497,10 +1499,10 @@ CONC__PRIVATE void conc__queue_details(FILE *out, const conc__wait *w)
 }
 
 static const conc__wait_kind conc__getting = {.what = "waits to get from a queue",
-                                              .details = conc__queue_details,
+                                              .details = CONC__DETAILS(conc__queue_details),
                                               .cancel = conc__cancel_plainly};
 static const conc__wait_kind conc__putting = {.what = "waits to put into a queue",
-                                              .details = conc__queue_details,
+                                              .details = CONC__DETAILS(conc__queue_details),
                                               .cancel = conc__cancel_plainly};
 
 CONC__PRIVATE void conc__queue_join_details(FILE *out, const conc__wait *w)
@@ -1509,7 +1511,7 @@ CONC__PRIVATE void conc__queue_join_details(FILE *out, const conc__wait *w)
 }
 
 static const conc__wait_kind conc__finishing = {.what = "waits for a queue's items to be done",
-                                                .details = conc__queue_join_details,
+                                                .details = CONC__DETAILS(conc__queue_join_details),
                                                 .cancel = conc__cancel_plainly};
 
 CONC__FAST char *conc__item_at(const conc_queue *q, size_t i)
@@ -2043,7 +2045,7 @@ CONC__PRIVATE void conc__choice_timeout(conc__timer *t)
 
 static const conc__wait_kind conc__selecting = {.what = "waits for the first of",
                                                 .brief = "waits for the first of several",
-                                                .details = conc__choice_details,
+                                                .details = CONC__DETAILS(conc__choice_details),
                                                 .cancel = conc__choice_cancel};
 static const conc__wait_kind conc__candidate = {.what = "", .won = conc__choice_won};
 
@@ -2457,7 +2459,7 @@ CONC__PRIVATE void conc__limiter_details(FILE *out, const conc__wait *w)
 }
 
 static const conc__wait_kind conc__limited = {.what = "waits for a limiter",
-                                              .details = conc__limiter_details,
+                                              .details = CONC__DETAILS(conc__limiter_details),
                                               .cancel = conc__limiter_cancel};
 
 CONC__PRIVATE bool conc__limiter_is_ours(const conc_loop *l, conc_limiter *k)

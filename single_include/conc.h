@@ -1419,10 +1419,13 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
     } while (0)
 /* A function that may read memory poisoned by sanitizers, such as unused parts of stacks. */
 #define CONC__UNSANITIZED __attribute__((no_sanitize("address", "thread")))
-/* Each function of the implementation starts with one of these. CONC__FAST: a short function on a
- * hot path, which must be inlined. CONC__COLD: one that seldom runs. CONC__CALLED: one that must
+/* Each function of the implementation starts with one of these. CONC__TINY: one that takes no more
+ * code than a call to it, so that inlining it saves compile time even without optimization.
+ * CONC__FAST: a short function on a hot path, which must be inlined. CONC__COLD: one that seldom
+ * runs. CONC__CALLED: one that must
  * not be inlined, because conc__check_lost relies on its frame being below its caller's; that also
  * silences GCC's warnings about variables that the function sets only if it returns 0. */
+#define CONC__TINY static inline __attribute__((always_inline))
 #ifdef __OPTIMIZE__
 #define CONC__PRIVATE static
 #define CONC__FAST static inline __attribute__((always_inline))
@@ -1526,7 +1529,7 @@ CONC__PRIVATE void conc__jump(void **from, void **to)
  * of each "{a|b}", assembles them too. */
 #define CONC__IN_ATT_SYNTAX(code) "{|.att_syntax prefix\n\t}" code "{|.intel_syntax noprefix\n\t}"
 
-static inline __attribute__((always_inline)) void conc__jump(void **from, void **to)
+CONC__TINY void conc__jump(void **from, void **to)
 {
     __asm__ volatile(CONC__IN_ATT_SYNTAX("leaq 1f(%%rip), %%rax\n\t"
                                          "movq %%rsp, (%%rdi)\n\t"
@@ -1575,7 +1578,7 @@ CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*en
 #endif
 #define CONC__BOTTOM() CONC__CFI("x30")
 
-static inline __attribute__((always_inline)) void conc__jump(void **from, void **to)
+CONC__TINY void conc__jump(void **from, void **to)
 {
     register void **out __asm__("x0") = from;
     register void **in __asm__("x1") = to;
@@ -1621,7 +1624,7 @@ CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*en
 #define CONC__MORE_CLOBBERS
 #endif
 
-static inline __attribute__((always_inline)) void conc__jump(void **from, void **to)
+CONC__TINY void conc__jump(void **from, void **to)
 {
     register void **out __asm__("a0") = from;
     register void **in __asm__("a1") = to;
@@ -1658,7 +1661,7 @@ CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*en
 
 /* Is Intel's shadow stack on? It permits only calls and returns: these switches would kill the
  * program. */
-CONC__PRIVATE bool conc__shadow_stack(void)
+CONC__TINY bool conc__shadow_stack(void)
 {
 #if defined __x86_64__ && !CONC__UCONTEXT
     unsigned long pointer = 0;
@@ -1675,29 +1678,26 @@ typedef struct conc__fpu {
     uint32_t sse;
     uint16_t x87;
 } conc__fpu;
-static inline void conc__fpu_save(conc__fpu *f)
+CONC__TINY void conc__fpu_save(conc__fpu *f)
 {
     __asm__ volatile("stmxcsr %0\n\tfnstcw %1" : "=m"(f->sse), "=m"(f->x87));
 }
-static inline void conc__fpu_load(const conc__fpu *f)
+CONC__TINY void conc__fpu_load(const conc__fpu *f)
 {
     __asm__ volatile("ldmxcsr %0\n\tfldcw %1" : : "m"(f->sse), "m"(f->x87));
 }
 #elif defined CONC_SAVE_FPU && defined __aarch64__
 typedef uint64_t conc__fpu;
-static inline void conc__fpu_save(conc__fpu *f) { __asm__ volatile("mrs %0, fpcr" : "=r"(*f)); }
-static inline void conc__fpu_load(const conc__fpu *f)
-{
-    __asm__ volatile("msr fpcr, %0" : : "r"(*f));
-}
+CONC__TINY void conc__fpu_save(conc__fpu *f) { __asm__ volatile("mrs %0, fpcr" : "=r"(*f)); }
+CONC__TINY void conc__fpu_load(const conc__fpu *f) { __asm__ volatile("msr fpcr, %0" : : "r"(*f)); }
 #elif defined CONC_SAVE_FPU && defined __riscv_flen
 typedef uint64_t conc__fpu;
-static inline void conc__fpu_save(conc__fpu *f) { __asm__ volatile("frrm %0" : "=r"(*f)); }
-static inline void conc__fpu_load(const conc__fpu *f) { __asm__ volatile("fsrm %0" : : "r"(*f)); }
+CONC__TINY void conc__fpu_save(conc__fpu *f) { __asm__ volatile("frrm %0" : "=r"(*f)); }
+CONC__TINY void conc__fpu_load(const conc__fpu *f) { __asm__ volatile("fsrm %0" : : "r"(*f)); }
 #else /* not asked for */
 typedef char conc__fpu;
-static inline void conc__fpu_save(conc__fpu *f) { (void)f; }
-static inline void conc__fpu_load(const conc__fpu *f) { (void)f; }
+CONC__TINY void conc__fpu_save(conc__fpu *f) { (void)f; }
+CONC__TINY void conc__fpu_load(const conc__fpu *f) { (void)f; }
 #endif
 
 /* ---- >>types -------------------------------------------------------------------------------- */
@@ -1737,6 +1737,13 @@ typedef struct conc__wait_kind {
     /* the only task that could end the wait. NULL: none */
     const conc_task *(*owner)(const conc__wait *wait);
 } conc__wait_kind;
+
+/* The `details` of a wait kind. CONC_NO_DIAGNOSTICS prints no tasks: the compiler drops fn. */
+#ifdef CONC_NO_DIAGNOSTICS
+#define CONC__DETAILS(fn) (0 ? (fn) : NULL)
+#else
+#define CONC__DETAILS(fn) (fn)
+#endif
 
 /* Doubly linked lists: `next` and `prev` are the items' fields that link them, NULL at the ends;
  * `first` points to the first item, or is NULL. Under the list's mutex, if it has one. */
@@ -1854,7 +1861,7 @@ typedef struct conc__idle_hook {
     void (*enable)(struct conc__idle_hook *self, bool on);
 } conc__idle_hook;
 
-/* A function registered by another module, called at a run's end, after the last task. */
+/* A function called at a run's end, after the last task: see conc__at_end. */
 typedef struct conc__ending {
     struct conc__ending *next;
     void (*end)(conc_loop *l, struct conc__ending *self);
@@ -1914,14 +1921,16 @@ typedef struct conc__locals {
  *
  * The seal, a hash of the task's address, distinguishes a task from uninitialized storage. */
 enum { CONC__LIVE = 1, CONC__DONE = 2 };
-/* the result's destination besides joins: none, a conc_call, an int, a conc_start, a thread */
-enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK, CONC__REMOTE_SINK };
+/* the result's destination besides joins: none, a conc_call, an int, a conc_start, or a struct that
+ * begins with a pointer to a conc__returned_fn */
+enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK, CONC__FUNCTION_SINK };
+typedef void conc__returned_fn(conc_task *t);
 
 /* Changes to the seal for finished tasks, and for those in their group's list `finished`. Otherwise
  * one overwritten byte, the state, could turn a handle's remains into a live task. */
 enum { CONC__ENDED_SEAL = 0xffff, CONC__LISTED_SEAL = 0x5aa5 };
 
-CONC__PRIVATE uint16_t conc__seal(const conc_task *t)
+CONC__TINY uint16_t conc__seal(const conc_task *t)
 {
     return (uint16_t)((uintptr_t)t >> 4 ^ 0xc0de);
 }
@@ -2084,6 +2093,7 @@ struct conc_loop {
     struct {
         struct conc__gen *first;
         size_t count;
+        void (*close_all)(conc_loop *l); /* NULL: none was opened */
         conc__stack *stopped; /* stacks of those that were stopped, or at the run's end */
     } generators;
 
@@ -2184,7 +2194,9 @@ struct conc_loop {
 
     /* the signals that the run receives */
     struct {
-        conc_signals *open; /* the open receivers */
+        conc_signals *open;             /* the open receivers */
+        conc__ending ending;            /* closes them; all zero: none was opened */
+        void (*hand_out)(conc_loop *l); /* passes arrived signals to them; NULL: likewise */
         /* by signal number: the open receivers, and the count up to which the loop has delivered
          * it */
         struct conc__signal_list {
@@ -2392,8 +2404,8 @@ CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f);
 CONC__PRIVATE conc__fd *conc__fd_find(const conc_loop *l, int number);
 CONC__PRIVATE int conc__fd_wanted(const conc__fd *f);
 CONC__PRIVATE bool conc__fd_has_waits(const conc__fd *f);
-CONC__PRIVATE bool conc__fd_is_own(const conc__fd *f);
-CONC__PRIVATE bool conc__fd_is_polled(const conc__fd *f);
+CONC__TINY bool conc__fd_is_own(const conc__fd *f);
+CONC__TINY bool conc__fd_is_polled(const conc__fd *f);
 CONC__PRIVATE int conc__fd_ready(int number, int events);
 static inline void conc__take_signals(conc_loop *l);
 CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f);
@@ -2406,9 +2418,8 @@ CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void 
 CONC__PRIVATE const char *conc__place_of(const char *spawned);
 CONC__PRIVATE void conc__print_name(FILE *out, const conc_task *t);
 CONC__PRIVATE const char *conc__describe(char *to, size_t size, conc__source source);
-CONC__PRIVATE conc__source conc__source_of(const conc_task *t);
+CONC__TINY conc__source conc__source_of(const conc_task *t);
 CONC__COLD int conc__own_error(int rc);
-CONC__PRIVATE void conc__remote_returned(conc_task *t);
 CONC__FAST int conc__pass_error(conc_loop *l, int rc);
 CONC__FAST int conc__pass_error_since(conc_loop *l, int rc, uint32_t before);
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place);
@@ -2501,7 +2512,7 @@ CONC__PRIVATE void conc__stack_leave(conc_loop *l, conc__stack *s)
 #endif
 
 /* Called before the loop sleeps. */
-static inline void conc__delayed_signals(conc_loop *l)
+CONC__TINY void conc__delayed_signals(conc_loop *l)
 {
 #if CONC__TSAN
     sigset_t before;
@@ -2518,8 +2529,7 @@ static inline void conc__delayed_signals(conc_loop *l)
 
 /* Called right before a jump from one stack to another. from is NULL if the stack will never be
  * resumed. */
-static inline __attribute__((always_inline)) void conc__leaving(conc_loop *l, conc__stack *from,
-                                                                conc__stack *to)
+CONC__TINY void conc__leaving(conc_loop *l, conc__stack *from, conc__stack *to)
 {
 #if CONC__ASAN
     __sanitizer_start_switch_fiber(from ? &from->asan_frames : NULL, to->asan_low, to->asan_size);
@@ -2535,7 +2545,7 @@ static inline __attribute__((always_inline)) void conc__leaving(conc_loop *l, co
 }
 
 /* Called right after a jump to this stack. */
-static inline __attribute__((always_inline)) void conc__arrived(conc_loop *l, conc__stack *here)
+CONC__TINY void conc__arrived(conc_loop *l, conc__stack *here)
 {
 #if CONC__ASAN
     const void *low;
@@ -2556,7 +2566,7 @@ static inline __attribute__((always_inline)) void conc__arrived(conc_loop *l, co
 }
 
 /* Called before a stack changes its user. */
-static inline void conc__stack_begins(conc__stack *s)
+CONC__TINY void conc__stack_begins(conc__stack *s)
 {
 #if CONC__ASAN
     s->asan_low = s->low;
@@ -2571,7 +2581,7 @@ static inline void conc__stack_begins(conc__stack *s)
 }
 
 /* Called when a stack's user ends; may run on that stack, which it then leaves for good. */
-static inline void conc__stack_ends(conc_loop *l, conc__stack *s)
+CONC__TINY void conc__stack_ends(conc_loop *l, conc__stack *s)
 {
 #if CONC__ASAN
     __asan_unpoison_memory_region(s->low, (size_t)((char *)s - s->low));
@@ -2630,18 +2640,15 @@ CONC__PRIVATE void conc__mark_defined(const void *handle, size_t size)
     conc__valgrind(CONC__VALGRIND_DEFINED, (uintptr_t)handle, size);
 }
 
-CONC__PRIVATE bool conc__on_valgrind(void)
-{
-    return conc__valgrind(CONC__VALGRIND_RUNS, 0, 0) != 0;
-}
+CONC__TINY bool conc__on_valgrind(void) { return conc__valgrind(CONC__VALGRIND_RUNS, 0, 0) != 0; }
 
-CONC__PRIVATE void conc__stack_register(conc__stack *s)
+CONC__TINY void conc__stack_register(conc__stack *s)
 {
     s->valgrind_id =
         (uint32_t)conc__valgrind(CONC__VALGRIND_STACK, (uintptr_t)s->low, (uintptr_t)s);
 }
 
-CONC__PRIVATE void conc__stack_unregister(const conc__stack *s)
+CONC__TINY void conc__stack_unregister(const conc__stack *s)
 {
     conc__valgrind(CONC__VALGRIND_NO_STACK, s->valgrind_id, 0);
 }
@@ -2716,16 +2723,16 @@ static inline int64_t conc__ns(double s)
 }
 
 /* now + ns; saturates below CONC__NEVER. */
-static inline int64_t conc__later(int64_t now, int64_t ns)
+CONC__TINY int64_t conc__later(int64_t now, int64_t ns)
 {
     if (ns >= CONC__NEVER - 1 - now)
         return CONC__NEVER - 1;
     return now + ns;
 }
 
-static inline int64_t conc__sooner(int64_t a, int64_t b) { return a < b ? a : b; }
+CONC__TINY int64_t conc__sooner(int64_t a, int64_t b) { return a < b ? a : b; }
 
-static inline int conc__lesser(int a, int b) { return a < b ? a : b; }
+CONC__TINY int conc__lesser(int a, int b) { return a < b ? a : b; }
 
 /* splitmix64, Sebastiano Vigna, public domain algorithm */
 CONC__PRIVATE uint64_t conc__random_bits(uint64_t *state)
@@ -2752,7 +2759,7 @@ CONC__PRIVATE const char *conc__env(const char *name)
 }
 #else
 /* May this process have rights that the caller that set its environment lacks? */
-CONC__PRIVATE bool conc__is_privileged(void)
+CONC__TINY bool conc__is_privileged(void)
 {
 #if defined __linux__
     return getauxval(AT_SECURE) != 0;
@@ -2810,7 +2817,7 @@ CONC__PRIVATE int conc__processors(void)
 }
 
 /* On a single processor spinning is useless: no other thread can run. */
-CONC__PRIVATE bool conc__several_processors(void) { return conc__processors() > 1; }
+CONC__TINY bool conc__several_processors(void) { return conc__processors() > 1; }
 
 /* Is spinning before sleeping worthwhile? *misses counts consecutive unsuccessful spins; the caller
  * resets it after a success. */
@@ -2820,7 +2827,7 @@ CONC__PRIVATE bool conc__should_spin(unsigned *misses)
 }
 
 /* For the body of a spin loop. */
-static inline void conc__relax(void)
+CONC__TINY void conc__relax(void)
 {
 #if defined __x86_64__ || defined __i386__
     __builtin_ia32_pause();
@@ -3034,7 +3041,7 @@ static inline ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
 }
 
 /* Makes a new descriptor close-on-exec and non-blocking if its opening call cannot. */
-CONC__PRIVATE void conc__set_modes(int fd)
+CONC__TINY void conc__set_modes(int fd)
 {
     fcntl(fd, F_SETFD, FD_CLOEXEC);
     fcntl(fd, F_SETFL, O_NONBLOCK);
@@ -3065,7 +3072,7 @@ CONC__PRIVATE int conc__ends_not_standard(int ends[2])
 }
 
 /* Converts a system call's 0 or -1 to 0 or a negative errno. */
-CONC__FAST int conc__failure(int rc) { return rc ? -errno : 0; }
+CONC__TINY int conc__failure(int rc) { return rc ? -errno : 0; }
 
 /* Makes a pipe without pipe2; some C libraries implement pipe by pipe2 too. */
 CONC__PRIVATE int conc__pipe_otherwise(int ends[2])
@@ -3178,43 +3185,55 @@ static inline int conc__milliseconds(int64_t ns)
 #define CONC__NS_WAITS 0
 #endif
 
+/* The sets of select(2), of any size. */
+enum { CONC__SET_BITS = 8 * sizeof(long) };
+
+CONC__PRIVATE void conc__set_add(unsigned long *set, int fd)
+{
+    set[fd / CONC__SET_BITS] |= 1ul << (fd % CONC__SET_BITS);
+}
+
+CONC__PRIVATE bool conc__set_has(const unsigned long *set, int fd)
+{
+    return set[fd / CONC__SET_BITS] >> (fd % CONC__SET_BITS) & 1;
+}
+
 /* poll(2) using select(2), which RLIMIT_NOFILE does not limit. Cannot wait for a hang-up alone. */
 CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
 {
-    enum { BITS = 8 * sizeof(long) };
     const int64_t longest = (int64_t)86400 * 1000000000; /* a day: macOS refuses some years */
     int top = -1, closed = 0, count = 0;
-    for (size_t i = 0; i < n; i++) {
-        bool is_open = conc__is_open(polls[i].fd);
-        polls[i].revents = is_open ? 0 : POLLNVAL;
+    struct pollfd *end = polls + n;
+    for (struct pollfd *p = polls; p < end; p++) {
+        bool is_open = conc__is_open(p->fd);
+        p->revents = is_open ? 0 : POLLNVAL;
         closed += !is_open;
-        if (is_open && polls[i].fd > top)
-            top = polls[i].fd;
+        if (is_open && p->fd > top)
+            top = p->fd;
     }
-    size_t words = (size_t)(top + 1) / BITS + 1, size = words * sizeof(long);
+    size_t words = (size_t)(top + 1) / CONC__SET_BITS + 1, size = words * sizeof(long);
     unsigned long *reads = CONC_MALLOC(2 * size), *writes = reads + words;
     if (!reads)
         return -1;
     memset(reads, 0, 2 * size);
-    for (size_t i = 0; i < n; i++) {
-        unsigned long bit = 1ul << (polls[i].fd % BITS);
-        if (!polls[i].revents && polls[i].events & POLLIN)
-            reads[polls[i].fd / BITS] |= bit;
-        if (!polls[i].revents && polls[i].events & POLLOUT)
-            writes[polls[i].fd / BITS] |= bit;
+    for (struct pollfd *p = polls; p < end; p++) {
+        if (!p->revents && p->events & POLLIN)
+            conc__set_add(reads, p->fd);
+        if (!p->revents && p->events & POLLOUT)
+            conc__set_add(writes, p->fd);
     }
     int64_t pause = conc__sooner(ns, closed ? 0 : longest);
     struct timespec limit = {(time_t)(pause / 1000000000), (long)(pause % 1000000000)};
     bool is_limited = ns != CONC__NEVER || closed;
     int rc = pselect(top + 1, (fd_set *)(void *)reads, (fd_set *)(void *)writes, NULL,
                      is_limited ? &limit : NULL, NULL);
-    for (size_t i = 0; i < n && rc >= 0; i++) {
-        unsigned long bit = 1ul << (polls[i].fd % BITS);
-        if (!polls[i].revents && reads[polls[i].fd / BITS] & bit)
-            polls[i].revents |= POLLIN;
-        if (!(polls[i].revents & POLLNVAL) && writes[polls[i].fd / BITS] & bit)
-            polls[i].revents |= POLLOUT;
-        count += polls[i].revents != 0;
+    for (struct pollfd *p = polls; p < end && rc >= 0; p++) {
+        bool is_open = !p->revents;
+        if (is_open && conc__set_has(reads, p->fd))
+            p->revents |= POLLIN;
+        if (is_open && conc__set_has(writes, p->fd))
+            p->revents |= POLLOUT;
+        count += p->revents != 0;
     }
     CONC_FREE(reads);
     if (rc < 0)
@@ -3269,7 +3288,7 @@ CONC__PRIVATE int conc__poll_call(struct pollfd *polls, size_t n, int64_t ns)
     return rc;
 }
 
-CONC__PRIVATE short conc__poll_wanted(int events)
+CONC__TINY short conc__poll_wanted(int events)
 {
     short wanted = 0;
     if (events & CONC_READABLE)
@@ -3939,9 +3958,9 @@ enum {
     CONC__STAGGER = 64 * 47
 };
 
-CONC__PRIVATE size_t conc__round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
+CONC__TINY size_t conc__round_up(size_t n, size_t unit) { return (n + unit - 1) / unit * unit; }
 
-CONC__PRIVATE bool conc__stack_fits(size_t size)
+CONC__TINY bool conc__stack_fits(size_t size)
 {
     return size >= CONC__LEAST_STACK && size <= SIZE_MAX / 128;
 }
@@ -4093,7 +4112,7 @@ CONC__COLD conc__stack *conc__stack_carve(conc__stack_cache *c)
 
 /* Frames are below this address, and the stack's user, a task or generator, above it. It is the
  * same for all users, so Valgrind's knowledge of a stack applies to its next user. */
-static inline char *conc__stack_top(conc__stack *s) { return (char *)s - CONC__CORE; }
+CONC__TINY char *conc__stack_top(conc__stack *s) { return (char *)s - CONC__CORE; }
 
 /* Returns an unused stack; NULL: out of memory. */
 static inline conc__stack *conc__stack_acquire(conc__stack_cache *c)
@@ -4229,7 +4248,7 @@ CONC__PRIVATE void conc__stacks_close(conc_loop *l)
  * value of that digit. So the lowest occupied level expires first, a timer moves down at most ten
  * times, and timers with the same time are always in the same slot, in the order of arming. */
 
-CONC__PRIVATE bool conc__armed(const conc__timer *t) { return t->next != NULL; }
+CONC__TINY bool conc__armed(const conc__timer *t) { return t->next != NULL; }
 
 /* The level and slot of a timer stay the same while the elapsed time moves, until it reaches the
  * slot: then the timer moves down, or fires. */
@@ -4238,7 +4257,7 @@ static inline int conc__wheel_level(const conc__wheel *w, const conc__timer *t)
     return (63 - __builtin_clzll(((uint64_t)t->at ^ w->elapsed) | 1)) / 6;
 }
 
-static inline int conc__wheel_slot(const conc__timer *t, int level)
+CONC__TINY int conc__wheel_slot(const conc__timer *t, int level)
 {
     return (int)((uint64_t)t->at >> (level * 6)) & (CONC__SLOTS - 1);
 }
@@ -4276,7 +4295,7 @@ static inline void conc__wheel_remove(conc__wheel *w, conc__timer *t)
     t->next = NULL;
 }
 
-static inline size_t conc__wheel_count(const conc__wheel *w) { return w->armed - w->disarmed; }
+CONC__TINY size_t conc__wheel_count(const conc__wheel *w) { return w->armed - w->disarmed; }
 
 static inline void conc__arm(conc_loop *l, conc__timer *t, int64_t at, void (*fire)(conc__timer *))
 {
@@ -4724,7 +4743,7 @@ CONC__PRIVATE void conc__poll_now(conc_loop *l)
 
 /* Are there jobs for which the virtual clock stands still? A job posts its result before it stops
  * counting: a caller that finds no such job, and then no post, may advance the clock. */
-static inline bool conc__at_work(conc_loop *l)
+CONC__TINY bool conc__at_work(conc_loop *l)
 {
     return atomic_load_explicit(&l->outside.at_work, memory_order_acquire) > 0;
 }
@@ -4766,7 +4785,7 @@ CONC__PRIVATE bool conc__may_sleep(conc_loop *l, int64_t ns, bool for_work)
     return ns != CONC__NEVER || l->shared.holds || conc__awaits_outside(l) || l->interrupt.awaited;
 }
 
-CONC__PRIVATE void conc__was_idle(conc_loop *l, int64_t from, int64_t to)
+CONC__TINY void conc__was_idle(conc_loop *l, int64_t from, int64_t to)
 {
     l->counters.idled += to - from;
     CONC__HOOK(l, idled(l, from, to));
@@ -5141,6 +5160,14 @@ CONC__PRIVATE bool conc__run_pass(conc_loop *l)
     return true;
 }
 
+/* Makes the run's end call end(l, e), after the last task. */
+CONC__PRIVATE void conc__at_end(conc_loop *l, conc__ending *e,
+                                void (*end)(conc_loop *l, conc__ending *self))
+{
+    *e = (conc__ending){l->run.endings, end};
+    l->run.endings = e;
+}
+
 CONC__PRIVATE void conc__schedule(conc_loop *l)
 {
     while (!l->run.over)
@@ -5305,7 +5332,7 @@ CONC__COLD void conc__report_woken(conc_loop *l, conc_task *t)
 }
 
 /* Makes a task ready after its wait. */
-CONC__FAST void conc__wait_over(conc_loop *l, conc_task *t)
+CONC__TINY void conc__wait_over(conc_loop *l, conc_task *t)
 {
     if (CONC__UNLIKELY(CONC__HOOKS(l)))
         conc__report_woken(l, t);
@@ -5335,12 +5362,12 @@ typedef struct conc__sleeper {
     conc__timer timer;
 } conc__sleeper;
 
-CONC__PRIVATE conc__sleeper *conc__sleeper_of(conc__timer *t)
+CONC__TINY conc__sleeper *conc__sleeper_of(conc__timer *t)
 {
     return (conc__sleeper *)(void *)((char *)t - offsetof(conc__sleeper, timer));
 }
 
-CONC__PRIVATE void conc__sleep_over(conc__timer *t)
+CONC__TINY void conc__sleep_over(conc__timer *t)
 {
     conc__wake(conc__here, &conc__sleeper_of(t)->wait, 0);
 }
@@ -5361,7 +5388,7 @@ CONC__PRIVATE void conc__sleep_details(FILE *out, const conc__wait *w)
 }
 
 static const conc__wait_kind conc__sleeping = {
-    .what = "sleeps", .details = conc__sleep_details, .cancel = conc__sleep_cancel};
+    .what = "sleeps", .details = CONC__DETAILS(conc__sleep_details), .cancel = conc__sleep_cancel};
 static const conc__wait_kind conc__settling = {
     .what = "waits until all others are waiting (conc_settle)", .cancel = conc__cancel_plainly};
 
@@ -5516,7 +5543,7 @@ CONC__FAST bool conc__scope_is_inherited(const conc_scope *s)
            conc__is_inherited(s->task->serial);
 }
 
-CONC__PRIVATE conc_group *conc__group_of(conc_scope *s)
+CONC__TINY conc_group *conc__group_of(conc_scope *s)
 {
     return (conc_group *)(void *)((char *)s - offsetof(conc_group, scope));
 }
@@ -5921,7 +5948,7 @@ CONC__PRIVATE void conc__copy(char *to, size_t size, const char *from)
     to[n] = 0;
 }
 
-CONC__PRIVATE conc__source conc__source_of(const conc_task *t)
+CONC__TINY conc__source conc__source_of(const conc_task *t)
 {
     return (conc__source){t->name, t->spawned};
 }
@@ -5932,7 +5959,7 @@ CONC__PRIVATE void conc__keep_name(char to[CONC__NAME], conc__source source)
     conc__copy(to, CONC__NAME, source.name == source.spawned ? "" : source.name);
 }
 
-CONC__PRIVATE conc__source conc__kept_source(const char *name, const char *spawned)
+CONC__TINY conc__source conc__kept_source(const char *name, const char *spawned)
 {
     return (conc__source){*name ? name : spawned, spawned};
 }
@@ -6151,7 +6178,7 @@ CONC_API const char *conc_strerror(int rc)
 }
 
 /* Renames a task that has not ended. The name is borrowed until it ends. */
-CONC__PRIVATE void conc__call_by(conc_loop *l, conc_task *t, const char *name)
+CONC__TINY void conc__call_by(conc_loop *l, conc_task *t, const char *name)
 {
     t->name = name;
     CONC__HOOK(l, named(l, t));
@@ -6257,7 +6284,7 @@ CONC__PRIVATE void conc__print_name(FILE *out, const conc_task *t)
 CONC__PRIVATE void conc__task_main(void);
 
 /* The serial number of a run's first task. */
-CONC__FAST uint64_t conc__first_serial(const conc_loop *l) { return l->run.number << 40; }
+CONC__TINY uint64_t conc__first_serial(const conc_loop *l) { return l->run.number << 40; }
 
 /* Does this serial number belong to a task of this run? */
 CONC__FAST bool conc__is_of_run(const conc_loop *l, uint64_t serial)
@@ -6655,7 +6682,7 @@ CONC__PRIVATE const conc_task *conc__task_waited_for(const conc__wait *w) { retu
 
 static const conc__wait_kind conc__starting = {.what = "waits for the start of",
                                                .brief = "waits for a start",
-                                               .details = conc__waited_task_details,
+                                               .details = CONC__DETAILS(conc__waited_task_details),
                                                .cancel = conc__start_cancel,
                                                .owner = conc__task_waited_for};
 
@@ -7032,9 +7059,9 @@ CONC__PRIVATE void conc__set_sink(conc_loop *l, conc_task *t)
     case CONC__RESULT_SINK: *(int *)t->sink = t->result; break;
     case CONC__CALL_SINK: conc__fill_call(t->sink, t); break;
     case CONC__START_SINK: conc__start_failed(l, t->sink, t); break;
-    case CONC__REMOTE_SINK:
+    case CONC__FUNCTION_SINK:
         t->collected = true;
-        conc__remote_returned(t);
+        (*(conc__returned_fn **)t->sink)(t);
         return;
     default: return;
     }
@@ -7207,7 +7234,7 @@ CONC__PRIVATE void conc__task_main(void)
 }
 
 static const conc__wait_kind conc__joining = {.what = "joins",
-                                              .details = conc__waited_task_details,
+                                              .details = CONC__DETAILS(conc__waited_task_details),
                                               .cancel = conc__cancel_plainly,
                                               .owner = conc__task_waited_for};
 
@@ -7284,15 +7311,16 @@ CONC__PRIVATE void conc__children_details(FILE *out, const conc__wait *w)
     fprintf(out, " %d %s of the group at %s", g->live, children, conc__place_of(g->scope.place));
 }
 
-static const conc__wait_kind conc__closing = {
-    .what = "waits for", .brief = "waits for its children", .details = conc__children_details};
+static const conc__wait_kind conc__closing = {.what = "waits for",
+                                              .brief = "waits for its children",
+                                              .details = CONC__DETAILS(conc__children_details)};
 static const conc__wait_kind conc__choosing = {.what = "waits for the next to finish of",
                                                .brief = "waits for its next child",
-                                               .details = conc__children_details,
+                                               .details = CONC__DETAILS(conc__children_details),
                                                .cancel = conc__cancel_plainly};
 
 /* The task that the group's error came from. */
-CONC__PRIVATE conc__source conc__group_source(const conc_group *g)
+CONC__TINY conc__source conc__group_source(const conc_group *g)
 {
     return conc__kept_source(g->error_name, g->error_by);
 }
@@ -7903,6 +7931,8 @@ CONC__PRIVATE void conc__gen_set_user(conc__gen *g, conc__gen *user)
         CONC__LIST_PREPEND(user->sources, g, next_source, prev_source);
 }
 
+CONC__PRIVATE void conc__close_generators(conc_loop *l);
+
 CONC_API CONC__CALLED int conc__gen_open(const char *opened, conc_gen *face, conc_gen_fn *fn,
                                          void *arg, size_t item_size)
 {
@@ -7933,6 +7963,7 @@ CONC_API CONC__CALLED int conc__gen_open(const char *opened, conc_gen *face, con
                      .opened = opened};
     conc__gen_link(l, g);
     l->generators.count++;
+    l->generators.close_all = conc__close_generators;
     stack->has_generator = true;
     conc__prepare(g->inner, stack->low, top, conc__gen_main);
     face->body = g;
@@ -8240,13 +8271,13 @@ CONC__PRIVATE int conc__fd_note(conc_loop *l, int number)
     return 0;
 }
 
-CONC__PRIVATE bool conc__fd_is_own(const conc__fd *f)
+CONC__TINY bool conc__fd_is_own(const conc__fd *f)
 {
     return f->state == CONC__FD_OWN || f->state == CONC__FD_EDGE;
 }
 
 /* Does the poller have it? */
-CONC__PRIVATE bool conc__fd_is_polled(const conc__fd *f)
+CONC__TINY bool conc__fd_is_polled(const conc__fd *f)
 {
     return f->state == CONC__FD_FOREIGN || f->state == CONC__FD_EDGE;
 }
@@ -8272,7 +8303,7 @@ CONC__PRIVATE conc__shared_fd *conc__shared_fd_of(int number)
     return &conc__shared_fds[CONC__COUNTED + number % CONC__SHARED];
 }
 
-CONC__PRIVATE atomic_uint *conc__closings_of(int number)
+CONC__TINY atomic_uint *conc__closings_of(int number)
 {
     return &conc__shared_fd_of(number)->closings;
 }
@@ -8309,7 +8340,7 @@ CONC__PRIVATE bool conc__fd_is_verified(const conc_loop *l, const conc__fd *f)
     return foreign || (f->state == CONC__FD_EDGE && CONC__DEBUGS(l));
 }
 
-CONC__PRIVATE bool conc__fd_is_listed(const conc_loop *l, const conc__fd *f)
+CONC__TINY bool conc__fd_is_listed(const conc_loop *l, const conc__fd *f)
 {
     return f->prev || l->fds.watched == f;
 }
@@ -8571,7 +8602,7 @@ CONC__PRIVATE void conc__fd_details(FILE *out, const conc__wait *w)
 
 static const conc__wait_kind conc__watching = {.what = "waits for",
                                                .brief = "waits for a descriptor",
-                                               .details = conc__fd_details,
+                                               .details = CONC__DETAILS(conc__fd_details),
                                                .cancel = conc__fd_cancel};
 
 /* After f woke a task: the events that occurred, or -EBADF if the number now refers to another
@@ -8665,7 +8696,7 @@ CONC__PRIVATE bool conc__pause_cancel(conc__wait *w)
 
 static const conc__wait_kind conc__pausing = {.what = "pauses, and waits for",
                                               .brief = "pauses before it tries a descriptor again",
-                                              .details = conc__fd_details,
+                                              .details = CONC__DETAILS(conc__fd_details),
                                               .cancel = conc__pause_cancel,
                                               .won = conc__pause_won};
 
@@ -10779,7 +10810,7 @@ CONC__PRIVATE void conc__stream_details(FILE *out, const conc__wait *w)
 
 static const conc__wait_kind conc__queueing = {.what = "waits for its turn to write to",
                                                .brief = "waits for its turn to write",
-                                               .details = conc__stream_details,
+                                               .details = CONC__DETAILS(conc__stream_details),
                                                .cancel = conc__cancel_plainly};
 
 /* ---- a transport ---- */
@@ -12000,7 +12031,7 @@ struct conc__signal_number {
     struct conc__signal_number *next, *prev; /* in the loop's list for this number */
 };
 
-CONC__PRIVATE uint64_t conc__signal_bit(int number) { return (uint64_t)1 << (number - 1); }
+CONC__TINY uint64_t conc__signal_bit(int number) { return (uint64_t)1 << (number - 1); }
 
 /* A number of the process. */
 typedef struct conc__signal {
@@ -12077,7 +12108,7 @@ CONC__PRIVATE void conc__signal_kills(int number)
     raise(number);
 }
 
-CONC__PRIVATE unsigned conc__interrupt_bit(int number) { return number == SIGINT ? 1 : 2; }
+CONC__TINY unsigned conc__interrupt_bit(int number) { return number == SIGINT ? 1 : 2; }
 
 /* Interrupts a run. True: it was already interrupted, and has not ended. One Ctrl+C may arrive
  * twice, from the terminal and from a parent, so signals within 0.1 s count as one. */
@@ -12326,6 +12357,12 @@ CONC__PRIVATE void conc__signal_hand_out(conc_loop *l, int number)
     }
 }
 
+CONC__PRIVATE void conc__signals_hand_out(conc_loop *l)
+{
+    for (int number = 1; number < CONC__SIGNALS && l->signals.open; number++)
+        conc__signal_hand_out(l, number);
+}
+
 /* Called by the scheduler: handles arrived signals. */
 CONC__COLD void conc__take_signals_now(conc_loop *l)
 {
@@ -12335,8 +12372,8 @@ CONC__COLD void conc__take_signals_now(conc_loop *l)
         conc__interrupt_main(l, interrupt);
     if (atomic_exchange(&l->signals.dump_asked, false) && l->diagnostics.dumps_taken)
         conc_dump(stderr);
-    for (int number = 1; number < CONC__SIGNALS && l->signals.open; number++)
-        conc__signal_hand_out(l, number);
+    if (l->signals.open)
+        l->signals.hand_out(l);
 }
 
 static inline void conc__take_signals(conc_loop *l)
@@ -12463,6 +12500,8 @@ CONC__PRIVATE void conc__signals_unlink(conc_loop *l, const conc_signals *s)
     CONC__LIST_REMOVE(l->signals.open, s, next, prev);
 }
 
+CONC__PRIVATE void conc__signals_close_all(conc_loop *l, conc__ending *e);
+
 CONC__PRIVATE void conc__open_signals(conc_loop *l, void *arg)
 {
     conc__signal_call *c = arg;
@@ -12481,6 +12520,9 @@ CONC__PRIVATE void conc__open_signals(conc_loop *l, void *arg)
         pthread_mutex_unlock(&conc__signalling.mutex);
     }
     if (c->rc == 0) {
+        l->signals.hand_out = conc__signals_hand_out;
+        if (!l->signals.ending.end)
+            conc__at_end(l, &l->signals.ending, conc__signals_close_all);
         conc__signals_link(l, s);
     } else if (filled) {
         CONC_FREE(s->numbers);
@@ -12589,6 +12631,13 @@ CONC_API int conc_signals_close(conc_signals *s)
 
 CONC_API void conc__auto_conc_signals(conc_signals *s) { conc_signals_close(s); }
 
+CONC__PRIVATE void conc__signals_close_all(conc_loop *l, conc__ending *e)
+{
+    (void)e;
+    while (l->signals.open)
+        conc_signals_close(l->signals.open);
+}
+
 CONC_API int conc_wait_signal(int number)
 {
     conc_signals s = {0};
@@ -12646,8 +12695,6 @@ CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
 /* The run ends. */
 CONC__PRIVATE void conc__signals_end(conc_loop *l)
 {
-    while (l->signals.open)
-        conc_signals_close(l->signals.open);
     pthread_mutex_lock(&conc__signalling.mutex);
     conc__interrupts_leave(l);
     pthread_mutex_unlock(&conc__signalling.mutex);
@@ -12810,7 +12857,7 @@ CONC__PRIVATE bool conc__faults_wanted(const conc_loop *l)
 
 /* The first run that wants it installs the handler, and the last removes it, unless the program has
  * since installed its own. */
-CONC__PRIVATE void conc__faults_open(conc_loop *l)
+CONC__TINY void conc__faults_open(conc_loop *l)
 {
     if (!conc__faults_wanted(l))
         return;
@@ -12830,14 +12877,14 @@ CONC__PRIVATE void conc__faults_open(conc_loop *l)
     pthread_mutex_unlock(&conc__signalling.mutex);
 }
 
-CONC__PRIVATE void conc__faults_restore(void)
+CONC__TINY void conc__faults_restore(void)
 {
     for (size_t i = 0; i < CONC_LEN(conc__fault_numbers); i++)
         if (conc__fault_is_ours(conc__fault_numbers[i]))
             sigaction(conc__fault_numbers[i], &conc__fault_before[i], NULL);
 }
 
-CONC__PRIVATE void conc__faults_close(conc_loop *l)
+CONC__TINY void conc__faults_close(conc_loop *l)
 {
     if (!l->diagnostics.faults_taken)
         return;
@@ -12851,9 +12898,9 @@ CONC__PRIVATE void conc__faults_close(conc_loop *l)
 
 #else
 
-CONC__PRIVATE void conc__faults_open(conc_loop *l) { (void)l; }
-CONC__PRIVATE void conc__faults_close(conc_loop *l) { (void)l; }
-CONC__PRIVATE void conc__faults_restore(void) {}
+CONC__TINY void conc__faults_open(conc_loop *l) { (void)l; }
+CONC__TINY void conc__faults_close(conc_loop *l) { (void)l; }
+CONC__TINY void conc__faults_restore(void) {}
 
 #endif
 
@@ -12861,7 +12908,7 @@ CONC__PRIVATE void conc__faults_restore(void) {}
 
 CONC_API conc_loop *conc_loop_self(void) { return conc__here; }
 
-CONC__PRIVATE void conc__loop_free(conc_loop *l)
+CONC__TINY void conc__loop_free(conc_loop *l)
 {
     pthread_mutex_destroy(&l->shared.mutex);
     CONC_FREE(l);
@@ -12970,8 +13017,9 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
  * result; a cancel of the caller posts `stop`, once. The caller is notified when the task has ended
  * and no `stop` is posted: from then on, no thread is using this. */
 typedef struct conc__remote {
-    conc__post start, stop; /* to the loop that runs fn */
-    conc__post answer;      /* to the caller's */
+    conc__returned_fn *returned; /* the task's sink: CONC__FUNCTION_SINK */
+    conc__post start, stop;      /* to the loop that runs fn */
+    conc__post answer;           /* to the caller's */
     conc_fn *fn;
     void *arg;
     const char *spawned;
@@ -13032,7 +13080,7 @@ CONC__PRIVATE void conc__remote_starts(conc__post *p)
         return;
     }
     t->sink = r;
-    t->sink_kind = CONC__REMOTE_SINK;
+    t->sink_kind = CONC__FUNCTION_SINK;
     r->task = t;
     if (r->job)
         conc__extended.job_waits(r->job, l, true);
@@ -13075,7 +13123,7 @@ CONC__PRIVATE void conc__remote_details(FILE *out, const conc__wait *w)
 
 static const conc__wait_kind conc__runs_elsewhere = {.what = "waits for a task of another loop:",
                                                      .brief = "waits for another loop",
-                                                     .details = conc__remote_details,
+                                                     .details = CONC__DETAILS(conc__remote_details),
                                                      .cancel = conc__remote_cancel};
 
 CONC__PRIVATE void conc__remote_answered(conc__post *p)
@@ -13149,7 +13197,8 @@ CONC_API CONC__CALLED int conc__loop_run(const char *spawned, conc_loop *l, conc
     int rc = conc__remote_may_run(l, fn, spawned);
     if (rc)
         return rc;
-    conc__remote r = {.start = {NULL, conc__remote_starts},
+    conc__remote r = {.returned = conc__remote_returned,
+                      .start = {NULL, conc__remote_starts},
                       .stop = {NULL, conc__remote_stops},
                       .answer = {NULL, conc__remote_answered},
                       .fn = fn,
@@ -15464,7 +15513,8 @@ CONC__PRIVATE void conc__wind_up(conc_loop *l)
     if (l->run.background.live)
         conc__wait_until_empty(l, &l->run.background);
     CONC__HOOK(l, close_generators(l)); /* before they close: they may close others */
-    conc__close_generators(l);
+    if (l->generators.close_all)
+        l->generators.close_all(l);
     conc__report_failures(l);
 }
 
@@ -16638,7 +16688,7 @@ CONC__PRIVATE const conc_task *conc__lock_owner(const conc__wait *w)
 }
 
 static const conc__wait_kind conc__locking = {.what = "waits for a lock",
-                                              .details = conc__lock_details,
+                                              .details = CONC__DETAILS(conc__lock_details),
                                               .cancel = conc__cancel_plainly,
                                               .owner = conc__lock_owner};
 
@@ -16876,7 +16926,7 @@ CONC__PRIVATE const conc_task *conc__rwlock_owner(const conc__wait *w)
 }
 
 static const conc__wait_kind conc__rwlocking = {.what = "waits for a rwlock",
-                                                .details = conc__rwlock_details,
+                                                .details = CONC__DETAILS(conc__rwlock_details),
                                                 .cancel = conc__rwlock_cancel,
                                                 .owner = conc__rwlock_owner};
 
@@ -17098,7 +17148,7 @@ CONC__PRIVATE bool conc__relock_cancel(conc__wait *w)
 }
 
 static const conc__wait_kind conc__relocking = {.what = "waits to reacquire a lock",
-                                                .details = conc__lock_details,
+                                                .details = CONC__DETAILS(conc__lock_details),
                                                 .cancel = conc__relock_cancel,
                                                 .owner = conc__lock_owner};
 
@@ -17186,8 +17236,9 @@ CONC__PRIVATE bool conc__barrier_cancel(conc__wait *w)
     return true;
 }
 
-static const conc__wait_kind conc__gathering = {
-    .what = "waits at a barrier", .details = conc__barrier_details, .cancel = conc__barrier_cancel};
+static const conc__wait_kind conc__gathering = {.what = "waits at a barrier",
+                                                .details = CONC__DETAILS(conc__barrier_details),
+                                                .cancel = conc__barrier_cancel};
 
 CONC_API CONC__CALLED int conc_barrier_wait(conc_barrier *b)
 {
@@ -17221,8 +17272,9 @@ CONC__PRIVATE void conc__latch_details(FILE *out, const conc__wait *w)
     fprintf(out, " with a count of %d", ((const conc_latch *)w->on)->count);
 }
 
-static const conc__wait_kind conc__awaiting_latch = {
-    .what = "waits for a latch", .details = conc__latch_details, .cancel = conc__cancel_plainly};
+static const conc__wait_kind conc__awaiting_latch = {.what = "waits for a latch",
+                                                     .details = CONC__DETAILS(conc__latch_details),
+                                                     .cancel = conc__cancel_plainly};
 
 CONC__PRIVATE int conc__latch_add(conc_latch *k, int n, const char *call)
 {
@@ -17340,10 +17392,10 @@ CONC__PRIVATE void conc__queue_details(FILE *out, const conc__wait *w)
 }
 
 static const conc__wait_kind conc__getting = {.what = "waits to get from a queue",
-                                              .details = conc__queue_details,
+                                              .details = CONC__DETAILS(conc__queue_details),
                                               .cancel = conc__cancel_plainly};
 static const conc__wait_kind conc__putting = {.what = "waits to put into a queue",
-                                              .details = conc__queue_details,
+                                              .details = CONC__DETAILS(conc__queue_details),
                                               .cancel = conc__cancel_plainly};
 
 CONC__PRIVATE void conc__queue_join_details(FILE *out, const conc__wait *w)
@@ -17352,7 +17404,7 @@ CONC__PRIVATE void conc__queue_join_details(FILE *out, const conc__wait *w)
 }
 
 static const conc__wait_kind conc__finishing = {.what = "waits for a queue's items to be done",
-                                                .details = conc__queue_join_details,
+                                                .details = CONC__DETAILS(conc__queue_join_details),
                                                 .cancel = conc__cancel_plainly};
 
 CONC__FAST char *conc__item_at(const conc_queue *q, size_t i)
@@ -17886,7 +17938,7 @@ CONC__PRIVATE void conc__choice_timeout(conc__timer *t)
 
 static const conc__wait_kind conc__selecting = {.what = "waits for the first of",
                                                 .brief = "waits for the first of several",
-                                                .details = conc__choice_details,
+                                                .details = CONC__DETAILS(conc__choice_details),
                                                 .cancel = conc__choice_cancel};
 static const conc__wait_kind conc__candidate = {.what = "", .won = conc__choice_won};
 
@@ -18300,7 +18352,7 @@ CONC__PRIVATE void conc__limiter_details(FILE *out, const conc__wait *w)
 }
 
 static const conc__wait_kind conc__limited = {.what = "waits for a limiter",
-                                              .details = conc__limiter_details,
+                                              .details = CONC__DETAILS(conc__limiter_details),
                                               .cancel = conc__limiter_cancel};
 
 CONC__PRIVATE bool conc__limiter_is_ours(const conc_loop *l, conc_limiter *k)
@@ -21755,8 +21807,7 @@ CONC__PRIVATE void conc__job_timer_arm(conc__post *p)
         conc__thread_event_set(&t->over);
         return;
     }
-    t->ending = (conc__ending){l->run.endings, conc__job_timer_run_ended};
-    l->run.endings = &t->ending;
+    conc__at_end(l, &t->ending, conc__job_timer_run_ended);
     t->armed = true;
     conc__arm(l, &t->timer, conc__later(l->clock.now, t->ns), conc__job_timer_fired);
     if (t->blocks)
@@ -22008,8 +22059,7 @@ CONC__PRIVATE int conc__job_runs(conc_loop *l)
     if (!r)
         return -ENOMEM;
     *r = (conc__run_inside){.loop = l, .post = {NULL, conc__run_inside_cancel}};
-    r->ending = (conc__ending){l->run.endings, conc__run_inside_ends};
-    l->run.endings = &r->ending;
+    conc__at_end(l, &r->ending, conc__run_inside_ends);
     l->job.context = NULL;
     if (conc__job_context_has_clock(ctx))
         l->job.context = ctx;
@@ -22136,8 +22186,7 @@ CONC__PRIVATE int conc__shared_pools_use(conc_loop *l)
     conc__ending *e = conc__alloc(sizeof *e);
     if (!e)
         return conc__own_error(-ENOMEM);
-    *e = (conc__ending){l->run.endings, conc__shared_pools_end};
-    l->run.endings = e;
+    conc__at_end(l, e, conc__shared_pools_end);
     pthread_mutex_lock(&conc__shared_pools.mutex);
     conc__shared_pools.runs++;
     pthread_mutex_unlock(&conc__shared_pools.mutex);
