@@ -3960,7 +3960,7 @@ CONC__TINY bool conc__stack_fits(size_t size)
     return size >= CONC__LEAST_STACK && size <= SIZE_MAX / 128;
 }
 
-/* Sets the sizes that follow from p->size. */
+/* Computes the guard size, stride and stacks per slab from c->size. */
 CONC__PRIVATE void conc__stack_cache_lay_out(conc__stack_cache *c, bool debug)
 {
     const size_t slab = (size_t)16 * 1024 * 1024;
@@ -3976,14 +3976,15 @@ CONC__PRIVATE void conc__stack_cache_lay_out(conc__stack_cache *c, bool debug)
     if ((pages + c->guard / page) % 2 == 0)
         c->guard += page;
     c->stride = pages * page + c->guard;
-    c->per_slab = 64; /* a bit each in conc__slab.dropped */
+    c->per_slab = 64; /* conc__slab.dropped has one bit for each */
     if (slab / c->stride < 64)
         c->per_slab = (int)(slab / c->stride);
     if (c->per_slab < 1)
         c->per_slab = 1;
 }
 
-/* The stack cache for this size; NULL: invalid size, or out of memory. */
+/* Returns the stack cache for this size, created if needed. NULL: invalid size, or out of
+ * memory. */
 CONC__PRIVATE conc__stack_cache *conc__stack_cache_for(conc_loop *l, size_t size)
 {
     for (conc__stack_cache *c = l->stacks.caches; c; c = c->next)
@@ -4033,7 +4034,7 @@ CONC__PRIVATE void conc__slab_close(conc__slab *slab)
     CONC_FREE(slab);
 }
 
-/* Makes the guard regions of the next stacks. Each call doubles the number of guarded stacks. */
+/* Protects the guard regions of further stacks. Each call doubles the number of guarded stacks. */
 CONC__PRIVATE void conc__slab_guard(conc__slab *slab)
 {
     static atomic_int reported;
@@ -4057,7 +4058,7 @@ CONC__PRIVATE void conc__hole_close(conc__stack_cache *c, const conc__slab *slab
     CONC__LIST_REMOVE(c->holes, slab, next_hole, prev_hole);
 }
 
-/* Reuses a dropped stack of the slab. */
+/* Takes a dropped stack of the slab for reuse, and returns its index. */
 CONC__PRIVATE int conc__hole_fill(conc__stack_cache *c, conc__slab *slab)
 {
     int i = __builtin_ctzll(slab->dropped);
@@ -4067,7 +4068,7 @@ CONC__PRIVATE int conc__hole_fill(conc__stack_cache *c, conc__slab *slab)
     return i;
 }
 
-/* Takes the next unused stack, and makes its guard region if needed. */
+/* Carves the slab's next stack, with a guard region, and returns its index. */
 CONC__PRIVATE int conc__slab_carve(conc__slab *slab)
 {
     if (slab->carved == slab->guarded)
@@ -4105,8 +4106,9 @@ CONC__COLD conc__stack *conc__stack_carve(conc__stack_cache *c)
     return s;
 }
 
-/* Frames are below this address, and the stack's user, a task or generator, above it. It is the
- * same for all users, so Valgrind's knowledge of a stack applies to its next user. */
+/* Returns the address that separates the frames, below it, from the stack's user, a task or
+ * generator, above it. It is the same for every user, so what Valgrind knows about the stack stays
+ * valid. */
 CONC__TINY char *conc__stack_top(conc__stack *s) { return (char *)s - CONC__CORE; }
 
 /* Returns an unused stack; NULL: out of memory. */
@@ -4125,7 +4127,7 @@ static inline conc__stack *conc__stack_acquire(conc__stack_cache *c)
     return s;
 }
 
-/* The counterpart of conc__stack_acquire. */
+/* Returns a stack to its cache. */
 static inline void conc__stack_release(conc_loop *l, conc__stack *s)
 {
     conc__stack_cache *c = s->cache;
@@ -4134,14 +4136,14 @@ static inline void conc__stack_release(conc_loop *l, conc__stack *s)
     c->free = s;
 }
 
-/* How many stacks of a slab still have their pages? */
+/* Returns how many stacks of the slab still have their pages. */
 CONC__PRIVATE int conc__slab_resident(const conc__slab *slab)
 {
     return slab->carved - __builtin_popcountll(slab->dropped);
 }
 
-/* Drops a stack that is in no list: returns its pages to the system. Unmaps the slab if it was the
- * last one. */
+/* Drops a stack that is in no list: returns its pages to the system. Then unmaps the slab if all
+ * its stacks are dropped and the cache has a newer slab. */
 CONC__PRIVATE void conc__stack_drop(conc__stack *s)
 {
     conc__slab *slab = s->slab;
@@ -4168,12 +4170,12 @@ enum {
     CONC__DROPS = 256 /* most stacks that one trim drops */
 };
 
-/* Drops stacks left over from a burst of tasks. Stacks are reused newest first: those deeper in
- * `free` than any used since the last trim are no longer needed. */
+/* Drops stacks left over from a burst of tasks. Stacks are reused newest first, so a stack deeper
+ * in `free` than any used since the last trim is not needed. */
 CONC__PRIVATE void conc__stack_cache_trim(conc__stack_cache *c)
 {
     conc__stack **at = &c->free;
-    bool is_old = false; /* `at` has reached p->old */
+    bool is_old = false; /* `at` has reached c->old */
     bool goes_on = c->cold != NULL;
     size_t kept = 0;
     for (; *at && !goes_on; at = &(*at)->next, kept++) {
@@ -4201,7 +4203,7 @@ CONC__PRIVATE bool conc__stack_cache_grew(const conc__stack_cache *c)
     return c->cold || (c->resident > CONC__KEPT && c->free && !unchanged);
 }
 
-/* True: more must be dropped soon. */
+/* Trims all caches. True: more stacks must be dropped soon. */
 CONC__PRIVATE bool conc__stacks_trim(conc_loop *l)
 {
     bool soon = false;
@@ -4238,14 +4240,14 @@ CONC__PRIVATE void conc__stacks_close(conc_loop *l)
 /* ---- >>timers ------------------------------------------------------------------------------- */
 
 /* A hierarchical timing wheel (Varghese and Lauck, "Hashed and Hierarchical Timing Wheels", 1987)
- * over all 64 bits of a nanosecond clock, with a digit of six bits for each level. The level of a
+ * over all 64 bits of a nanosecond clock, with one level for each digit of six bits. The level of a
  * timer is the highest digit in which its time and the elapsed time differ, and its slot is the
  * value of that digit. So the lowest occupied level expires first, a timer moves down at most ten
  * times, and timers with the same time are always in the same slot, in the order of arming. */
 
 CONC__TINY bool conc__armed(const conc__timer *t) { return t->next != NULL; }
 
-/* The level and slot of a timer stay the same while the elapsed time moves, until it reaches the
+/* Returns a timer's level. The level and the slot change only when the elapsed time reaches the
  * slot: then the timer moves down, or fires. */
 static inline int conc__wheel_level(const conc__wheel *w, const conc__timer *t)
 {
@@ -4317,7 +4319,7 @@ CONC__FAST bool conc__wheel_first(const conc__wheel *w, uint64_t *start, int *le
     if (i == CONC__LEVELS)
         return false;
     *level = i;
-    /* all slots in use follow the elapsed time's own digit, so the lowest bit is the first */
+    /* no occupied slot is before the elapsed time's own digit: the lowest bit is the first */
     *slot = __builtin_ctzll(w->occupied[i]);
     int shift = i * 6;
     *start = (uint64_t)*slot << shift;
@@ -4326,7 +4328,7 @@ CONC__FAST bool conc__wheel_first(const conc__wheel *w, uint64_t *start, int *le
     return true;
 }
 
-/* Moves the timers of a slot to the levels below, when the slot begins. */
+/* Moves the elapsed time to the start of a slot, and the slot's timers to lower levels. */
 CONC__PRIVATE void conc__wheel_cascade(conc__wheel *w, uint64_t start, int level, int slot)
 {
     conc__timer *t = w->slots[level][slot], *last = t->prev;
@@ -4363,8 +4365,8 @@ CONC__PRIVATE void conc__wheel_advance(conc_loop *l, int64_t now)
         w->elapsed = (uint64_t)now;
 }
 
-/* The time of the first timer, or an earlier one if many timers share its slot; CONC__NEVER: no
- * timer is armed. */
+/* Returns the time of the first timer, or an earlier time if many timers share its slot.
+ * CONC__NEVER: no timer is armed. */
 CONC__PRIVATE int64_t conc__wheel_next(const conc__wheel *w)
 {
     uint64_t start;
@@ -4395,7 +4397,8 @@ static inline void conc__make_ready(conc_loop *l, conc_task *t)
     l->ready.last = t;
 }
 
-/* Parks the running task until it is resumed. It must be ready, or in the list of its waker. */
+/* Suspends the running task until it is resumed. The caller has made it ready, or has put it where
+ * a waker finds it. */
 CONC__SWITCHES void conc__leave(conc_loop *l)
 {
     conc_task *self = l->self, *next = l->ready.first;
@@ -4416,13 +4419,13 @@ CONC__SWITCHES void conc__leave(conc_loop *l)
 /* Makes the next switch go to the scheduler. */
 CONC__PRIVATE void conc__end_batch(conc_loop *l)
 {
-    l->counters.switches -=
-        (uint64_t)l->ready.switches_left; /* the pass will count the unused ones too */
+    /* the pass will also count the unused switches */
+    l->counters.switches -= (uint64_t)l->ready.switches_left;
     l->ready.switches_left = 0;
 }
 
-/* Called when the running task has read the clock. A long step ends the batch, and the budget of
- * non-waiting checkpoints. */
+/* Called when the running task has read the clock. If the last pass was too long ago, ends the
+ * batch and the budget. */
 static inline void conc__time_passed(conc_loop *l, int64_t now)
 {
     if (CONC__UNLIKELY(now - l->scheduler.last_pass > CONC__BATCH_NS)) {
@@ -4442,9 +4445,9 @@ CONC__PRIVATE void conc__yield_to_ready(conc_loop *l)
 
 CONC__COLD void conc__report_stubborn(conc_loop *l);
 
-/* Refuses a cancelled task's checkpoint: returns -ECANCELED, after the other ready tasks have run.
- * A task that has ignored many of these is a spinner: it continues only when nothing else is ready,
- * or occasionally, and does not hold the virtual clock. */
+/* Refuses a cancelled task's checkpoint: returns -ECANCELED after the other ready tasks have run. A
+ * task that has ignored many cancels is a spinner: it continues only occasionally, or if no other
+ * task is ready, and does not stop the virtual clock. */
 CONC__COLD int conc__refuse(conc_loop *l)
 {
     conc_task *self = l->self;
@@ -4466,7 +4469,7 @@ CONC__COLD int conc__refuse(conc_loop *l)
     return -ECANCELED;
 }
 
-/* The calling task's loop; NULL: the caller is not a task. */
+/* Returns the calling task's loop. NULL: the caller is not a task. */
 static inline conc_loop *conc__of_task(void)
 {
     conc_loop *l = conc__here;
@@ -4479,7 +4482,8 @@ CONC__COLD conc_loop *conc__not_in_task(const char *call)
     return NULL;
 }
 
-/* The same for a call that only tasks may make; otherwise debug mode reports it. */
+/* The same, for a call that only tasks may make. If the caller is not a task, sets the error text,
+ * and debug mode reports the misuse. */
 #define conc__in_task() conc__in_task_of(__func__)
 static inline conc_loop *conc__in_task_of(const char *call)
 {
@@ -4489,8 +4493,8 @@ static inline conc_loop *conc__in_task_of(const char *call)
     return l;
 }
 
-/* Called at the start of a checkpoint, once its arguments are known to be valid: 0, or -ECANCELED
- * if a cancel is pending. */
+/* Called at the start of a checkpoint, once its arguments are known to be valid. Returns 0, or
+ * -ECANCELED if a cancel is pending. */
 static inline int conc__checkpoint(conc_loop *l)
 {
     if (CONC__UNLIKELY(l->self->pending))
@@ -4498,8 +4502,7 @@ static inline int conc__checkpoint(conc_loop *l)
     return 0;
 }
 
-/* Called at the end of a checkpoint that need not wait. After many consecutive ones the task lets
- * other tasks run. */
+/* Called at the end of a checkpoint that need not wait. Yields if many in a row have not waited. */
 static inline void conc__spend_budget(conc_loop *l)
 {
     if (CONC__UNLIKELY(--l->ready.budget_left <= 0)) {
@@ -4522,8 +4525,8 @@ CONC__COLD int conc__yield_slowly(void)
     return 0;
 }
 
-/* Inlined where this file calls it: each task would return from another task's call, which the
- * processor would mispredict. */
+/* Inlined where this file calls it: otherwise each task would return through another task's call,
+ * and the processor would mispredict the return. */
 CONC__SWITCHES int conc__yield(void)
 {
     conc_loop *l = conc__here;
@@ -4548,8 +4551,7 @@ CONC__SWITCHES int conc__yield(void)
 CONC_API int conc_yield(void) { return conc__yield(); }
 #define conc_yield() conc__yield()
 
-/* Runs fn on the thread's own stack while the calling task, and every other, waits. The scheduler
- * is on that stack already. */
+/* Runs fn on the thread's own stack, where the scheduler already is. No task runs meanwhile. */
 CONC__PRIVATE void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *arg), void *arg)
 {
     conc_task *self = l->self;
@@ -4586,8 +4588,7 @@ CONC__PRIVATE void conc__report_misuse(conc_loop *l, void *arg)
         fprintf(stderr, "conc: %s: %s: %s\n", who, m->call, m->why);
 }
 
-/* Reports a task that ignores its cancel, even without debug mode: it runs forever, as fast as it
- * can. */
+/* Reports a task that ignores its cancel, even without debug mode, because it may spin forever. */
 CONC__COLD void conc__report_stubborn(conc_loop *l)
 {
     conc__misuse m = {l->self, "it was cancelled",
@@ -4595,7 +4596,8 @@ CONC__COLD void conc__report_stubborn(conc_loop *l)
     conc__on_loop(l, conc__report_misuse, &m);
 }
 
-/* The public name of a call: conc_x for conc__x, which a macro calls, and for conc__x_slowly. */
+/* Stores the public name of a call: conc_x for conc__x, which a macro calls, and for
+ * conc__x_slowly. */
 CONC__PRIVATE void conc__public_name(char name[CONC__NAME], const char *call)
 {
     if (strncmp(call, "conc__", 6)) {
@@ -4608,9 +4610,9 @@ CONC__PRIVATE void conc__public_name(char name[CONC__NAME], const char *call)
         *slowly = 0;
 }
 
-/* Refuses an invalid call: returns rc, with a text that names the call. In debug mode also reports
- * it, with the location in `place` unless NULL. On a thread without a run, it does so if any run of
- * the process is in debug mode. */
+/* Refuses an invalid call: sets an error text that names the call, and returns rc. Debug mode also
+ * reports the call, with the location `place` unless that is NULL. On a thread without a run, this
+ * applies if any run of the process is in debug mode. */
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place)
 {
     conc_loop *l = conc__here;
@@ -4630,8 +4632,8 @@ CONC__COLD int conc__misused(int rc, const char *call, const char *why, const ch
     return conc_fail(rc, "%s: %s", name, why);
 }
 
-/* Runs a task until it parks or ends, or until the batch that it has begun is over, and serves its
- * calls to conc__on_loop. */
+/* Runs a task, and those that it switches to, until one of them switches to the scheduler. Also
+ * serves their calls to conc__on_loop. */
 CONC__PRIVATE void conc__resume(conc_loop *l, conc_task *t)
 {
     l->self = t;
@@ -4648,7 +4650,8 @@ CONC__PRIVATE void conc__resume(conc_loop *l, conc_task *t)
     } while (true);
 }
 
-/* Takes the next task to run: the one ready longest, or under a seed one of those. */
+/* Removes a task from the ready queue and returns it: the first, or under a seed a random one of
+ * the first CONC__CHOICE. NULL: no task is ready. */
 CONC__PRIVATE conc_task *conc__pick(conc_loop *l)
 {
     conc_task **at = &l->ready.first;
@@ -4673,14 +4676,15 @@ CONC__PRIVATE void conc__advance(conc_loop *l, int64_t now)
     conc__wheel_advance(l, now);
 }
 
-/* Is a task waiting for something outside the loop that needs no hold? */
+/* Is a task waiting for a descriptor, a signal, or another thread or process? Waiting forever is
+ * then no deadlock, even without a hold. */
 CONC__PRIVATE bool conc__awaits_outside(const conc_loop *l)
 {
     return l->fds.watched || l->signals.waits || l->outside.awaited;
 }
 
 /* Does the loop's wake-up descriptor still refer to the loop's own file? The program may have
- * closed it and opened another file under its number. */
+ * closed it and opened another file with the same number. */
 CONC__PRIVATE bool conc__wake_is_ours(const conc_loop *l)
 {
     bool ours = conc__is_open(l->poller.wake_out);
@@ -4693,8 +4697,8 @@ CONC__PRIVATE bool conc__wake_is_ours(const conc_loop *l)
     return ours;
 }
 
-/* Handles a failed wait for descriptors, for example after the program closed the loop's: cancels
- * every task, and the run ends with this error. */
+/* Handles a failed wait for descriptors: cancels every task, and the run ends with this error. The
+ * program may have closed the loop's descriptor. */
 CONC__COLD void conc__poller_failed(conc_loop *l, int rc)
 {
     bool closed = rc == -EBADF || rc == -EINVAL;
@@ -4710,7 +4714,7 @@ CONC__COLD void conc__poller_failed(conc_loop *l, int rc)
         l->poller.wake_in = l->poller.wake_out = -1;
     pthread_mutex_unlock(&l->shared.mutex);
     if (closed)
-        l->poller.fd = -1; /* it is closed, or another file */
+        l->poller.fd = -1; /* it is closed, or refers to another file */
     conc__doom(l, rc);
 }
 
@@ -4736,8 +4740,8 @@ CONC__PRIVATE void conc__poll_now(conc_loop *l)
     conc__poll_wait_for(l, 0);
 }
 
-/* Are there jobs for which the virtual clock stands still? A job posts its result before it stops
- * counting: a caller that finds no such job, and then no post, may advance the clock. */
+/* Are there jobs for which the virtual clock stands still? A job posts its result before it leaves
+ * this count, so a caller that finds no such job, and then no post, may advance the clock. */
 CONC__TINY bool conc__at_work(conc_loop *l)
 {
     return atomic_load_explicit(&l->outside.at_work, memory_order_acquire) > 0;
@@ -4763,7 +4767,7 @@ CONC__PRIVATE bool conc__spin(conc_loop *l, int64_t ns, bool for_work)
     for (conc__idle_hook *o = l->outside.idle_hooks; o; o = o->next)
         o->enable(o, false);
     for (conc__idle_hook *o = l->outside.idle_hooks; o; o = o->next)
-        found |= o->poll(o); /* nothing has notified the loop of later events */
+        found |= o->poll(o); /* an event while it was enabled has not woken the loop */
     if (found)
         l->outside.misses = 0;
     return found;
@@ -4786,8 +4790,8 @@ CONC__TINY void conc__was_idle(conc_loop *l, int64_t from, int64_t to)
     CONC__HOOK(l, idled(l, from, to));
 }
 
-/* Waits for events and posts, at most ns, and handles the events. for_work: also until the last job
- * for which the virtual clock stands still is done.
+/* Waits for events and posts, at most ns, and handles the events. for_work: also returns when the
+ * last job for which the virtual clock stands still is done.
  *
  * No post is missed: `posted` and `asleep` change under the mutex. conc__may_sleep sees an earlier
  * post; a later one finds `asleep` set and writes to the wake-up descriptor, which stays readable
@@ -4840,7 +4844,7 @@ CONC__PRIVATE int64_t conc__trim(conc_loop *l)
     return l->stacks.to_trim ? SOON : EVERY;
 }
 
-/* Is this the process's only thread? Then no other can close a descriptor while it is sleeping. */
+/* Is this the process's only thread? Then no other can close a descriptor while it sleeps. */
 CONC__PRIVATE bool conc__is_only_thread(void)
 {
 #ifdef __linux__
@@ -4853,8 +4857,8 @@ CONC__PRIVATE bool conc__is_only_thread(void)
 
 enum { CONC__VERIFY_EVERY = 250000000 };
 
-/* The poller does not tell waiting tasks that close(2) closed a descriptor that conc has not
- * opened. So these descriptors are checked, a few at a time: once when the loop becomes quiet, and
+/* If close(2) closes a descriptor that conc did not open, the poller does not notify the waiting
+ * tasks. So the loop checks these descriptors, a few at a time: once when it becomes quiet, and
  * repeatedly if another thread, or an embedded loop's host, may close them. True: some must be
  * checked now. */
 CONC__PRIVATE bool conc__verify_due(conc_loop *l)
@@ -4896,7 +4900,8 @@ CONC__PRIVATE int64_t conc__verify(conc_loop *l)
     return CONC__VERIFY_EVERY;
 }
 
-/* Virtual clock: checks as many descriptors as conc__verify would until then. */
+/* Virtual clock: checks as many descriptors as conc__verify would while the clock moves to
+ * `then`. */
 CONC__PRIVATE void conc__verify_until(conc_loop *l, int64_t then)
 {
     if (then - l->fds.verified_until < CONC__VERIFY_EVERY)
@@ -4910,7 +4915,7 @@ CONC__PRIVATE void conc__verify_until(conc_loop *l, int64_t then)
     l->fds.verified_until = l->clock.now;
 }
 
-/* Polls the descriptors occasionally while there are always ready tasks or posts. */
+/* Polls the descriptors occasionally while ready tasks or posts keep the loop from sleeping. */
 CONC__PRIVATE void conc__poll_sometimes(conc_loop *l)
 {
     enum { EVERY = 50000, PASSES = 16 };
@@ -4939,9 +4944,9 @@ CONC__PRIVATE bool conc__has_posts(conc_loop *l)
 
 /* A child program takes real time, which does not pass on the virtual clock. So while a task is
  * waiting for a running child to end, or on one of its pipes, the virtual clock jumps over d
- * seconds only after d real seconds. That count restarts when the clock has moved, a timer was
- * armed or a program was started, because a limit on one program does not apply to the next.
- * Returns how long the clock must still stand. */
+ * seconds only after d real seconds. This count restarts when the clock has moved, a timer was
+ * armed or a program was started, because a time limit on one program does not apply to the next.
+ * Returns how much longer the clock must stand still. */
 CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
 {
     unsigned starts = 0;
@@ -4964,7 +4969,8 @@ CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
 
 enum { CONC__MOMENT = 1000000, CONC__APART_EVERY = 20000000 };
 
-/* Waits while the virtual clock must stand still before jumping to next. True: it had to. */
+/* If the virtual clock must stand still before it jumps to `next`, waits for events and returns
+ * true. An embedded loop leaves the wait to its host. */
 CONC__PRIVATE bool conc__stood_still(conc_loop *l, int64_t next)
 {
     int64_t left = conc__stand_still(l, next);
@@ -4980,9 +4986,8 @@ CONC__PRIVATE bool conc__stood_still(conc_loop *l, int64_t next)
     return true;
 }
 
-/* Moves the virtual clock to the next deadline. A task that retries something that depends on
- * another process or thread would spin without progress: they get some real time before each retry.
- */
+/* Moves the virtual clock to the next deadline. A task may be retrying something that depends on
+ * another process or thread: before each retry, they get some real time to make progress. */
 CONC__PRIVATE void conc__jump_clock(conc_loop *l, int64_t next)
 {
     int64_t before = l->clock.now;
@@ -5003,8 +5008,8 @@ CONC__PRIVATE void conc__jump_clock(conc_loop *l, int64_t next)
     conc__was_idle(l, before, l->clock.now);
 }
 
-/* Sleeps until the next deadline, an event or a post, at most for the limit. If none of these can
- * occur, that is a deadlock. */
+/* Sleeps until the next deadline, an event or a post, but not beyond the limit. Handles a deadlock
+ * if none of these can occur. */
 CONC__PRIVATE void conc__sleep_or_deadlock(conc_loop *l, int64_t next, int64_t limit)
 {
     if (l->spinners.first || l->run.embedded || l->ready.first) {
@@ -5029,7 +5034,8 @@ CONC__PRIVATE void conc__sleep_or_deadlock(conc_loop *l, int64_t next, int64_t l
     l->interrupt.awaited = false;
 }
 
-/* Virtual clock: the real time until the end of the shield in which a job began this run. */
+/* Virtual clock: returns the real time until the end of the shield in which a job began this
+ * run. */
 CONC__COLD int64_t conc__until_job_limit(conc_loop *l)
 {
     int64_t now = conc__clock();
@@ -5040,8 +5046,8 @@ CONC__COLD int64_t conc__until_job_limit(conc_loop *l)
     return l->job.limit - now;
 }
 
-/* Called when no task is ready: waits for something from the clock or from outside. False: it has
- * ended a conc_settle, whose task continues before anything else can make a task ready. */
+/* Called when no task is ready: waits for the clock, events or posts. False: it has woken a task
+ * from conc_settle, which must continue before anything else can make a task ready. */
 CONC__PRIVATE bool conc__idle(conc_loop *l)
 {
     int64_t next = conc__wheel_next(&l->clock.wheel);
@@ -5078,8 +5084,8 @@ CONC__PRIVATE bool conc__idle(conc_loop *l)
     return true;
 }
 
-/* Reads the clock and fires the timers that are due. The virtual clock moves in
- * conc__jump_clock. */
+/* Reads the clock and fires the timers that are due. A virtual clock moves in conc__jump_clock
+ * instead. */
 CONC__PRIVATE void conc__read_clock(conc_loop *l)
 {
     if (!l->clock.is_virtual)
@@ -5099,7 +5105,7 @@ CONC__PRIVATE void conc__adapt_batch(conc_loop *l)
     } else if (took < CONC__BATCH_NS / 4) {
         bool awaits = conc__wheel_count(&l->clock.wheel) || conc__awaits_outside(l);
         int most = CONC__BATCH_MOST;
-        if (!awaits) /* a pass has nothing to do: make passes rarer: clocks cost time */
+        if (!awaits) /* a pass would find nothing, and it costs a clock read */
             most *= 4;
         l->scheduler.batch = conc__lesser(l->scheduler.batch * 2, most);
         l->scheduler.budget = conc__lesser(l->scheduler.budget * 2, CONC__BUDGET_MOST);
@@ -5135,7 +5141,7 @@ CONC__PRIVATE void conc__tick(conc_loop *l)
     l->scheduler.last_pass = l->clock.now;
 }
 
-/* One pass of the scheduler, which then runs a batch of ready tasks. False: none is ready. */
+/* Makes a pass of the scheduler, then runs a batch of ready tasks. False: none was ready. */
 CONC__PRIVATE bool conc__run_pass(conc_loop *l)
 {
     conc__tick(l);
@@ -5171,15 +5177,15 @@ CONC__PRIVATE void conc__schedule(conc_loop *l)
 
 /* ---- >>waits -------------------------------------------------------------------------------- */
 
-/* In a forked child: is this the serial number of a task of the parent process? 0, which no task
- * has, counts as one, because the first run has number 1. */
+/* Is this, in a forked child, the serial number of a task of the parent process? True also for 0,
+ * which no task has, because the first run has number 1. */
 CONC__FAST bool conc__is_inherited(uint64_t serial)
 {
     return CONC__UNLIKELY(serial >> 40 <= conc__inherited_runs);
 }
 
 /* Is this the number of a run in progress on another thread, whose objects this thread must not
- * touch? 0 is not a run. */
+ * touch? No run has the number 0. */
 CONC__PRIVATE bool conc__run_is_elsewhere(const conc_loop *l, uint64_t run)
 {
     if (!run || (l && l->run.number == run))
@@ -5230,9 +5236,9 @@ CONC__PRIVATE void conc__unlink(conc__wait *w)
     w->list = NULL;
 }
 
-/* Does this subtree have an object inside an address range? None of its objects is past the range's
- * other end, so only this end matters. inner: 1 if the range is above this end, 0 if below. bit:
- * the bit of the address that selects the child of h. */
+/* Does this subtree have an object inside an address range? All its objects are on the inner side
+ * of the range's other end, so only `end` matters. inner: 1 if the range is above `end`, 0 if
+ * below. bit: the address bit that selects a child of h. */
 CONC__PRIVATE bool conc__holds_inside(const conc__holding *h, uintptr_t bit, uintptr_t end,
                                       int inner)
 {
@@ -5242,14 +5248,14 @@ CONC__PRIVATE bool conc__holds_inside(const conc__holding *h, uintptr_t bit, uin
         bool is_inside = inner ? object >= end : object <= end;
         if (is_inside)
             return true;
-        if (side != inner && h->below[inner]) /* all of these are inside */
+        if (side != inner && h->below[inner]) /* all objects of that child are inside */
             return true;
         h = h->below[side];
     }
     return false;
 }
 
-/* Does a tree have an object in this range of addresses, both ends included? */
+/* Does a tree have an object at an address from `first` to `last`? */
 CONC__PRIVATE bool conc__holds_between(const conc__holding *h, uintptr_t first, uintptr_t last)
 {
     uintptr_t bit = CONC__HIGHEST_BIT;
@@ -5265,7 +5271,7 @@ CONC__PRIVATE bool conc__holds_between(const conc__holding *h, uintptr_t first, 
     return false;
 }
 
-/* Finds a record of an object on the running task's stack, below an address, or NULL. */
+/* Finds the newest record of an object on the running task's stack below an address. NULL: none. */
 CONC__PRIVATE const conc__holding *conc__find_below(const conc__holding *tree, const conc_task *t,
                                                     const void *below)
 {
@@ -5289,8 +5295,8 @@ CONC__COLD void conc__check_lent(conc_loop *l, const conc_task *t, const void *b
     CONC__HOOK(l, check_handles(l, t, below, how));
 }
 
-/* Is the task's innermost scope below the frame of a call into conc, on the same stack? Then its
- * function has returned. */
+/* Is the task's innermost scope below the frame of a call into conc, on the same stack? Then the
+ * function that opened it has returned. */
 static inline bool conc__scope_is_lost(const conc_task *t, const void *frame)
 {
     uintptr_t low = (uintptr_t)t->stack->low;
@@ -5311,7 +5317,7 @@ static inline void conc__check_lost(conc_loop *l, const void *frame)
         conc__check_lost_now(l, frame);
 }
 
-/* Parks the running task until w is woken; returns its result. */
+/* Parks the running task until w is woken, and returns the wait's result. */
 CONC__SWITCHES int conc__park(conc_loop *l, conc__wait *w)
 {
     l->self->wait = w;
@@ -5345,7 +5351,7 @@ CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result)
     conc__wait_over(l, w->task);
 }
 
-/* For waits that a cancel simply ends. */
+/* For waits that a cancel ends without further work. */
 CONC__PRIVATE bool conc__cancel_plainly(conc__wait *w)
 {
     (void)w;
@@ -5504,7 +5510,7 @@ CONC_API CONC__CALLED int conc_settle(void)
 
 /* The state of cancels. Only the loop's thread reads and changes it.
  *
- *   word           of     means                                        changed by
+ *   field          of     means                                        changed by
  *   cancel_called  scope  this scope was cancelled, or its deadline    conc__cancel_scope, once
  *                         passed (then `expired` is set too)
  *   shielded       scope  cancels from outside do not apply            conc_scope_shield
@@ -5518,16 +5524,16 @@ CONC_API CONC__CALLED int conc_settle(void)
  *
  * The last two follow from the others:
  *
- *   around     the outer scope's `effective`; of a task's outermost scope, and of a task without
- *              one: asked || effective of the scope of the task's group || doomed
+ *   around     the outer scope's `effective`; for a task's outermost scope, and for a task without
+ *              a scope: asked || effective of the scope of the task's group || doomed
  *   effective  cancel_called || (around && !shielded) || doomed
  *   pending    `effective` of the task's innermost scope; without a scope, `around`
  *
- * So cancel_called implies effective; asked implies pending unless a shielded scope is in between;
- * neither holds in reverse. When a scope has ended, its `effective` means nothing.
+ * So cancel_called implies effective, and asked implies pending unless a shielded scope is in
+ * between. Neither converse holds. The `effective` of an ended scope is meaningless.
  *
  * A checkpoint tests only `pending`. A change spreads inward through its task's scopes. At a group
- * it marks the children, which a list holds until their turn, so depth costs no stack. */
+ * it adds the children to a list of tasks to update, so deep nesting needs no deep recursion. */
 
 enum { CONC__FRESH, CONC__OPEN, CONC__CLOSED };
 
@@ -5556,7 +5562,7 @@ CONC__PRIVATE bool conc__cancelled_around(const conc_loop *l, const conc_scope *
     return s->task && conc__cancelled_outside(l, s->task);
 }
 
-/* Appends a task to the list of those whose `pending` may change. */
+/* Appends a task to the list of tasks whose `pending` may change. */
 CONC__PRIVATE void conc__mark(conc_loop *l, conc_task *t)
 {
     if (t->marked)
@@ -5573,8 +5579,8 @@ CONC__PRIVATE void conc__mark(conc_loop *l, conc_task *t)
 CONC__PRIVATE void conc__set_pending(conc_loop *l, conc_task *t, bool pending)
 {
     conc__wait *w = t->wait;
-    bool doomed =
-        pending && l->cancels.doomed; /* this ends even waits that ignored an earlier cancel */
+    /* doom ends even waits that ignored an earlier cancel */
+    bool doomed = pending && l->cancels.doomed;
     if (t->pending == pending && !doomed)
         return;
     t->pending = pending;
@@ -5589,8 +5595,8 @@ CONC__PRIVATE void conc__spread(conc_loop *l, conc_task *t, conc_scope *s, bool 
 {
     for (; s; s = s->inner) {
         bool effective = s->cancel_called || (around && !s->shielded) || l->cancels.doomed;
-        if (effective == s->effective &&
-            !l->cancels.doomed) /* doom ends waits that ignored a cancel */
+        /* doom must reach even waits that ignored an earlier cancel */
+        if (effective == s->effective && !l->cancels.doomed)
             return;
         s->effective = around = effective;
         /* refuse tasks waiting to spawn into this group */
@@ -5654,8 +5660,8 @@ CONC__PRIVATE void conc__scope_expired(conc__timer *timer)
     conc__cancel_scope(conc__here, s);
 }
 
-/* Sets the deadline of a scope, in seconds from now. The scope must be open and not cancelled, and
- * its timer not armed. */
+/* Sets a scope's deadline, in seconds from now. The scope must be open and not cancelled, and its
+ * timer not armed. */
 static inline void conc__set_limit(conc_loop *l, conc_scope *s, double seconds)
 {
     int64_t ns = conc__ns(seconds);
@@ -5667,9 +5673,9 @@ static inline void conc__set_limit(conc_loop *l, conc_scope *s, double seconds)
         conc__scope_expired(&s->timer);
 }
 
-/* Opens a scope inside those that the running task has open. The outer one may have been
- * overwritten: a variable declared with an initializer in a loop is reinitialized in each
- * iteration, even if the previous one left it open. */
+/* Opens a scope inside the running task's innermost one. Aborts if that was overwritten: a variable
+ * declared with an initializer in a loop is reinitialized in each iteration, even if it is an open
+ * scope. */
 static inline void conc__scope_open(conc_loop *l, conc_scope *s, const char *place)
 {
     conc_task *self = l->self;
@@ -5704,8 +5710,8 @@ static inline void conc__scope_close(conc_loop *l, conc_scope *s)
         conc__set_pending(l, self, conc__cancelled_around(l, s));
 }
 
-/* Handles a used scope: resets one that the parent process's task had open; any other is an error.
- */
+/* Handles the rare cases of conc_scope_begin: resets a scope that a task of the parent process left
+ * open, and reports invalid arguments. */
 CONC__COLD int conc__scope_renew(conc_scope *s, double timeout, const char *place)
 {
     static const char call[] = "conc_scope_begin";
@@ -5735,7 +5741,7 @@ CONC_API CONC__CALLED int conc__scope_begin(const char *place, conc_scope *s, do
     return 0;
 }
 
-/* 0: the running task may end the scope. */
+/* May the running task end the scope? Returns 0 if so, else an error. */
 CONC__COLD int conc__scope_may_end(conc_loop *l, const conc_scope *s)
 {
     static const char call[] = "conc_scope_end";
@@ -5744,13 +5750,13 @@ CONC__COLD int conc__scope_may_end(conc_loop *l, const conc_scope *s)
     if (s->task != l->self)
         return conc__misused(-EPERM, call, "the scope belongs to another task", s->place);
     if (l->self->scope != s)
-        return conc__misused(-EINVAL, call, "not the innermost, which is", l->self->place);
+        return conc__misused(-EINVAL, call, "something inside it is still open", l->self->place);
     if (conc__gen_is_inside(l, s))
         return conc__gen_may_not_end(s, call);
     return 0;
 }
 
-/* conc_scope_end with an error. */
+/* Completes conc_scope_end for a body that failed with rc. */
 CONC__COLD int conc__scope_end_failed(conc_loop *l, conc_scope *s, int rc)
 {
     bool mine =
@@ -5782,7 +5788,7 @@ CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
     return rc;
 }
 
-/* The loop of an open scope if this thread may change it, or NULL. */
+/* Returns the loop of a scope. NULL: the scope is not open, or this thread must not change it. */
 CONC__PRIVATE conc_loop *conc__loop_of(const conc_scope *s, const char *call)
 {
     conc_loop *l = conc__here;
@@ -5866,7 +5872,7 @@ CONC_API int conc_shield(double grace, conc_fn *fn, void *arg)
     return conc__call_in_scope(grace, true, fn, arg, "the scope of conc_shield");
 }
 
-/* The scope of a task's group, or NULL. */
+/* Returns the scope of a task's group, or NULL. */
 CONC__PRIVATE conc_scope *conc__scope_of_group(const conc_task *t)
 {
     if (!t || !t->group)
@@ -5874,8 +5880,8 @@ CONC__PRIVATE conc_scope *conc__scope_of_group(const conc_task *t)
     return &t->group->scope;
 }
 
-/* These two walk the scopes that apply to a task from the inside out: its own, then its group's and
- * those enclosing it. */
+/* These two walk the scopes that apply to a task from the inside out: its own, then its group's
+ * scope and the scopes around that. */
 CONC__PRIVATE conc_scope *conc__innermost(const conc_task *t)
 {
     if (t->scope)
@@ -5920,7 +5926,7 @@ CONC_API bool conc_cancelled(void)
 static pthread_mutex_t conc__places = PTHREAD_MUTEX_INITIALIZER; /* guards writes of conc__at */
 
 /* For compilers without __FILE_NAME__: writes a text and a location, without its directories, into
- * the caller's room, whose first byte is set last. */
+ * the caller's buffer. The buffer's first byte is set last, when the text is complete. */
 CONC_API const char *conc__at(char *room, const char *text, const char *place)
 {
     if (__atomic_load_n(room, __ATOMIC_ACQUIRE))
@@ -5959,9 +5965,9 @@ CONC__TINY conc__source conc__kept_source(const char *name, const char *spawned)
     return (conc__source){*name ? name : spawned, spawned};
 }
 
-/* The room for a task's latest error text, followed by the name of the task that it came from.
- * NULL: out of memory; strerror must do. */
-CONC__PRIVATE char *conc__text_room(conc_task *t)
+/* Returns the buffer for a task's latest error text, followed by the name of the task where it
+ * originated. NULL: out of memory; the error then keeps only strerror's text. */
+CONC__PRIVATE char *conc__text_buffer(conc_task *t)
 {
     if (!t->text) {
         _Static_assert(sizeof t->text_copy == CONC__TEXT + CONC__NAME, "a text and a name");
@@ -5975,25 +5981,26 @@ CONC__PRIVATE char *conc__text_room(conc_task *t)
     return t->text;
 }
 
-/* Makes rc the task's latest error. text: NULL or "" if it has no text of its own. by: the task
- * that it came from; {NULL, NULL}: this one. */
+/* Makes rc the task's latest error. text: the error's own; NULL or "": none. by: the task where it
+ * originated; {NULL, NULL}: this one. */
 CONC__PRIVATE void conc__set_error(conc_task *t, int rc, const char *text, conc__source by)
 {
     bool in_words = text && *text;
     if (rc == -ECANCELED && !in_words && t->last_rc)
-        return; /* keep the text of the error behind the cancel */
+        return; /* keep the text of the error that caused the cancel */
     t->errors_made++;
     t->last_rc = rc;
     t->error_from = by.spawned;
     if (t->text)
         t->text[0] = t->text[CONC__TEXT] = 0;
-    if ((in_words || by.name != by.spawned) && conc__text_room(t)) {
+    if ((in_words || by.name != by.spawned) && conc__text_buffer(t)) {
         conc__copy(t->text, CONC__TEXT, in_words ? text : "");
         conc__keep_name(t->text + CONC__TEXT, by);
     }
 }
 
-/* The task in which error rc, returned by t, originated. Borrowed from t. */
+/* Returns the task in which error rc, returned by t, originated. The strings are borrowed from
+ * t. */
 CONC__PRIVATE conc__source conc__origin(const conc_task *t, int rc)
 {
     if (t->last_rc != rc || !t->error_from)
@@ -6002,7 +6009,7 @@ CONC__PRIVATE conc__source conc__origin(const conc_task *t, int rc)
     return conc__kept_source(name, t->error_from);
 }
 
-/* The text of error rc, returned by t; "": none. */
+/* Returns the text of error rc, returned by t; "" if it has none. */
 CONC__PRIVATE const char *conc__error_text(const conc_task *t, int rc)
 {
     if (t->last_rc != rc || !t->text)
@@ -6010,7 +6017,7 @@ CONC__PRIVATE const char *conc__error_text(const conc_task *t, int rc)
     return t->text;
 }
 
-/* Makes t's error the latest error of `task`; t has ended. */
+/* If t, which has ended, returned an error, makes that the latest error of `task`. */
 CONC__FAST void conc__set_error_of(conc_task *task, const conc_task *t)
 {
     if (CONC__UNLIKELY(t->result < 0))
@@ -6023,8 +6030,8 @@ CONC__PRIVATE const char *conc__text_or(const char *words, int rc)
     return *words ? words : conc_strerror(rc);
 }
 
-/* conc_fail outside tasks: in a job, on a plain thread, in a posted function, or between the steps
- * of an embedded run. */
+/* Does conc_fail's work outside tasks: in a job, on a plain thread, in a posted function, or
+ * between the steps of an embedded run. */
 CONC__PRIVATE void conc__fail_outside(int rc, const char *text)
 {
     bool may_be_job = !conc__here && conc__extended.job_fail;
@@ -6054,8 +6061,8 @@ CONC_API int conc_fail(int rc, const char *fmt, ...)
     return rc;
 }
 
-/* Returns rc, an error of conc itself. Its text is conc_strerror's, not that of an earlier system
- * error with the same number. */
+/* Makes rc, an error of conc itself, the latest error, and returns it. Its text is conc_strerror's,
+ * not that of an earlier error with the same number. */
 CONC__COLD int conc__own_error(int rc)
 {
     conc_loop *l = conc__of_task();
@@ -6065,7 +6072,7 @@ CONC__COLD int conc__own_error(int rc)
     return rc;
 }
 
-/* Returns the result of a wait or try. An error becomes the task's latest; a cancel does not. */
+/* Returns rc, the result of a call. An error becomes the task's latest; a cancel does not. */
 CONC__FAST int conc__wait_result(int rc)
 {
     bool failed = rc < 0 && rc != -ECANCELED;
@@ -6075,7 +6082,7 @@ CONC__FAST int conc__wait_result(int rc)
 }
 
 /* Returns rc, the result of a user's function. If it is an error other than the task's latest, it
- * becomes the latest. A cancel does not, because its cause's text says more. */
+ * becomes the latest. A cancel does not: the text of the error that caused it says more. */
 CONC__FAST int conc__pass_error(conc_loop *l, int rc)
 {
     bool is_new = rc < 0 && rc != -ECANCELED && l->self->last_rc != rc;
@@ -6085,7 +6092,7 @@ CONC__FAST int conc__pass_error(conc_loop *l, int rc)
 }
 
 /* The same, for a function that began when the task's `errors_made` was `before`. If that has not
- * changed, the latest error is older than the function, and its text is not about rc. */
+ * changed, the function set no error, and the latest error's text does not describe rc. */
 CONC__FAST int conc__pass_error_since(conc_loop *l, int rc, uint32_t before)
 {
     bool silent = rc < 0 && rc != -ECANCELED && l->self->errors_made == before;
@@ -6094,7 +6101,8 @@ CONC__FAST int conc__pass_error_since(conc_loop *l, int rc, uint32_t before)
     return conc__pass_error(l, rc);
 }
 
-/* strerror's constant texts only: others are in a buffer that the next call overwrites. */
+/* Returns only strerror's constant texts, because the others are in a buffer that its next call
+ * overwrites. */
 CONC__PRIVATE const char *conc__system_text(int rc)
 {
     if (rc <= -4096)
@@ -6105,8 +6113,8 @@ CONC__PRIVATE const char *conc__system_text(int rc)
     return text;
 }
 
-/* Returns rc, the result of a system call. Records the error with the system's text, which may
- * differ from conc_strerror's, and the name of the call's object (NULL: none). */
+/* Returns rc, the result of a system call. Records an error with the system's text, which may
+ * differ from conc_strerror's, and with `about`, the name of the call's object (NULL: none). */
 CONC__PRIVATE int conc__system_failed(int rc, const char *about)
 {
     if (rc >= 0 || rc == -ECANCELED)
@@ -6172,21 +6180,21 @@ CONC_API const char *conc_strerror(int rc)
     return conc__system_text(rc);
 }
 
-/* Renames a task that has not ended. The name is borrowed until it ends. */
+/* Renames a task that has not ended. The name is borrowed until the task ends. */
 CONC__TINY void conc__call_by(conc_loop *l, conc_task *t, const char *name)
 {
     t->name = name;
     CONC__HOOK(l, named(l, t));
 }
 
-/* The room for the name of a task without a handle; NULL: out of memory. */
-CONC__PRIVATE char *conc__name_room(conc_task *t)
+/* Returns the buffer for the name of a task without a handle. NULL: out of memory. */
+CONC__PRIVATE char *conc__name_buffer(conc_task *t)
 {
     if (t->name_allocated)
         return (char *)(uintptr_t)t->name;
-    char *room = conc__alloc(CONC__NAME);
-    t->name_allocated = room != NULL;
-    return room;
+    char *buffer = conc__alloc(CONC__NAME);
+    t->name_allocated = buffer != NULL;
+    return buffer;
 }
 
 CONC_API const char *conc_name(const conc_task *t) { return conc__is_task(t) ? t->name : NULL; }
@@ -6199,13 +6207,13 @@ CONC_API void conc_set_name(conc_task *t, const char *name)
         conc__misused(0, "conc_set_name", "the task belongs to another run", NULL);
         return;
     }
-    char *room = t->name_copy;
+    char *buffer = t->name_copy;
     if (!t->has_handle)
-        room = conc__name_room(t);
-    if (!room)
+        buffer = conc__name_buffer(t);
+    if (!buffer)
         return;
-    conc__copy(room, CONC__NAME, name);
-    conc__call_by(t->loop, t, room);
+    conc__copy(buffer, CONC__NAME, name);
+    conc__call_by(t->loop, t, buffer);
 }
 
 CONC_API void conc_free(void *p)
@@ -6217,7 +6225,7 @@ CONC_API void conc_free(void *p)
 
 CONC_API const char *conc_version(void) { return CONC_VERSION; }
 
-/* "file.c:12" of "fn at file.c:12" */
+/* Returns the location "file.c:12" in "fn at file.c:12". */
 CONC__PRIVATE const char *conc__place_of(const char *spawned)
 {
     const char *place = spawned, *at;
@@ -6226,7 +6234,8 @@ CONC__PRIVATE const char *conc__place_of(const char *spawned)
     return place;
 }
 
-/* What follows a task's name in reports: "" if the name is its function and location. */
+/* Writes what follows a task's name in reports: the location of its spawn, or "" if the name
+ * already contains that. */
 CONC__PRIVATE void conc__describe_spawn(char *to, size_t size, conc__source source)
 {
     const char *place = conc__place_of(source.spawned);
@@ -6263,8 +6272,8 @@ CONC__PRIVATE const char *conc__describe(char *to, size_t size, conc__source sou
     return to;
 }
 
-/* Prints a task's description in another's line. In a report with a line per task, it omits the
- * spawn location, which is in the task's own line. */
+/* Prints a task's description in a line about another task. If the report has a line for each task,
+ * omits the location of the spawn, which is in the task's own line. */
 CONC__PRIVATE void conc__print_name(FILE *out, const conc_task *t)
 {
     char text[CONC__DESCRIPTION];
@@ -6278,7 +6287,7 @@ CONC__PRIVATE void conc__print_name(FILE *out, const conc_task *t)
 
 CONC__PRIVATE void conc__task_main(void);
 
-/* The serial number of a run's first task. */
+/* Returns the serial number of a run's first task. */
 CONC__TINY uint64_t conc__first_serial(const conc_loop *l) { return l->run.number << 40; }
 
 /* Does this serial number belong to a task of this run? */
@@ -6315,7 +6324,7 @@ CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, con
     t->arg = arg;
     t->name = t->spawned = spawned;
     t->name_allocated = false;
-    if (CONC__UNLIKELY(t->locals)) /* atomic: jobs share it with other threads */
+    if (CONC__UNLIKELY(t->locals)) /* atomic: jobs in other threads share it */
         __atomic_fetch_add(&t->locals->references, 1, __ATOMIC_RELAXED);
     t->serial = l->counters.spawned++;
     if (CONC__UNLIKELY(l->counters.spawned > l->counters.most))
@@ -6328,7 +6337,7 @@ static inline void conc__child_add(conc_group *g, conc_task *t)
     t->group = g;
     t->younger = NULL;
     if (first) {
-        conc_task *last = first->older; /* `older` of the first child is the last one */
+        conc_task *last = first->older; /* the first child's `older` is the last child */
         t->older = last;
         last->younger = t;
         first->older = t;
@@ -6341,8 +6350,9 @@ static inline void conc__child_add(conc_group *g, conc_task *t)
         g->live_handles++;
 }
 
-/* Is this a group's first or last child? A live task's handle may have been overwritten, for
- * example by a block that initializes it; this usually detects that. */
+/* Is this handle the group's first or last child? A spawn asks this about its handle, to detect
+ * most handles that were overwritten while their task lived, for example by a block that
+ * initializes them. */
 static inline bool conc__is_at_an_end(const conc_group *g, const conc_task *t)
 {
     const conc_task *first = g->children;
@@ -6372,8 +6382,8 @@ CONC__PRIVATE conc__stack_cache *conc__stack_cache_of(conc_loop *l, const conc_g
     return l->stacks.usual;
 }
 
-/* Makes a task of an open group, ready to run, in the handle, or on its own stack if the handle is
- * NULL. NULL: out of memory. */
+/* Creates a ready task of an open group, in the handle, or on its own stack if the handle is NULL.
+ * Returns NULL if out of memory. */
 CONC__FAST conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *handle, conc_fn *fn,
                                      void *arg, const char *spawned)
 {
@@ -6412,20 +6422,20 @@ CONC__PRIVATE void conc__group_open(conc_loop *l, conc_group *g, const char *pla
     g->text[0] = 0;
 }
 
-/* Resets a group to what it was before it was opened. */
+/* Resets a group to its state before it was opened. */
 CONC__PRIVATE void conc__group_renew(conc_group *g)
 {
     *g = (conc_group){.limit = g->limit, .keep_going = g->keep_going, .stack_size = g->stack_size};
 }
 
-/* Undoes the opening of a group by a refused spawn. */
+/* Undoes the opening of a group by a spawn that failed. */
 CONC__COLD void conc__group_unopen(conc_loop *l, conc_group *g)
 {
     conc__scope_close(l, &g->scope);
     conc__group_renew(g);
 }
 
-/* Why this group cannot be opened; NULL: it can. */
+/* Returns why this group cannot be opened; NULL: it can be. */
 CONC__PRIVATE const char *conc__group_is_wrong(const conc_group *g)
 {
     if (!g)
@@ -6454,8 +6464,8 @@ CONC_API CONC__CALLED int conc__group_begin(conc_group *g, const char *place)
     return 0;
 }
 
-/* Waits in a full group until a child ends and hands over its slot, which then counts in g->live,
- * so that no other spawn can take it. */
+/* Waits in a full group until a child ends. The child's slot still counts in g->live until the
+ * waiter continues, so that no other spawn can take it. */
 CONC__PRIVATE int conc__wait_for_room(conc_loop *l, conc_group *g)
 {
     int rc = conc__checkpoint(l);
@@ -6465,7 +6475,7 @@ CONC__PRIVATE int conc__wait_for_room(conc_loop *l, conc_group *g)
     conc__append(&g->room, &w);
     rc = conc__park(l, &w);
     if (rc == 0)
-        g->live--; /* the new task now takes the slot */
+        g->live--; /* the new task is about to take the slot */
     return rc;
 }
 
@@ -6514,7 +6524,7 @@ CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *call, 
     return 0;
 }
 
-/* Does this storage hold a task that has not ended, or is in its group's list `finished`? The
+/* Does this storage hold a task that has not ended, or that is in its group's list `finished`? The
  * storage may be uninitialized, so this reads only the seal and the state. */
 CONC__FAST bool conc__handle_in_use(const conc_task *t)
 {
@@ -6524,8 +6534,8 @@ CONC__FAST bool conc__handle_in_use(const conc_task *t)
     return CONC__UNLIKELY(lives || listed);
 }
 
-/* In a forked child, a handle in use may be reused if its task belongs to the parent. Resets that
- * task's open scopes, which would otherwise seem to be the new task's. */
+/* In a forked child: may a handle in use be reused, because its task belongs to the parent process?
+ * If so, resets that task's open scopes, which would otherwise seem to belong to the new task. */
 CONC__COLD bool conc__handle_taken_over(const conc_task *t)
 {
     if (!conc__is_inherited(t->serial))
@@ -6585,8 +6595,9 @@ CONC_API CONC__CALLED int conc__spawn(const char *spawned, conc_group *g, conc_f
     return conc__spawn_in(g, NULL, "conc_spawn", spawned, fn, arg, &t);
 }
 
-/* The address of a task's copy of its argument, at the top of its stack; the frames begin below it.
- * The lowest set bit of the size gives its alignment: the size of a type is a multiple of that. */
+/* Returns the address for a task's copy of its argument, at the top of its stack, above the frames.
+ * A type's size is a multiple of its alignment, so the size's lowest set bit is a sufficient
+ * alignment. */
 CONC__PRIVATE char *conc__copy_at(conc__stack *s, size_t size)
 {
     enum { LEAST = 64, MOST = 4096 }; /* vectors and cache lines; a page */
@@ -6598,13 +6609,13 @@ CONC__PRIVATE char *conc__copy_at(conc__stack *s, size_t size)
     return (char *)(top - top % fit);
 }
 
-/* Copies the argument of a task that has not run yet. */
+/* Copies the argument of a task that has not run yet to the task's stack. */
 CONC__PRIVATE void conc__copy_argument(conc_task *t, const void *arg, size_t size)
 {
     enum { ENTRY = 256 }; /* conc__prepare's data below the top, and a red zone */
     char *copy = conc__copy_at(t->stack, size);
-    if (CONC__UNLIKELY(
-            t->loop->diagnostics.on_valgrind)) /* an earlier task's frames may have been here */
+    /* an earlier task's frames may have been here */
+    if (CONC__UNLIKELY(t->loop->diagnostics.on_valgrind))
         conc__valgrind(CONC__VALGRIND_UNDEFINED, (uintptr_t)copy - ENTRY, size + ENTRY);
     if (size)
         memcpy(copy, arg, size);
@@ -6664,7 +6675,7 @@ CONC__PRIVATE bool conc__start_cancel(conc__wait *w)
     s->given_up = true;
     s->child->asked = true;
     conc__mark(conc__here, s->child);
-    return false; /* conc_start returns only when the child has ended */
+    return false; /* conc_start keeps waiting until the child has ended */
 }
 
 CONC__PRIVATE void conc__waited_task_details(FILE *out, const conc__wait *w)
@@ -6707,7 +6718,7 @@ CONC_API CONC__CALLED int conc__start(const char *spawned, conc_group *g, conc_f
     s.wait.on = s.child;
     s.child->sink = &s;
     s.child->sink_kind = CONC__START_SINK;
-    if (CONC__UNLIKELY(l->self->pending)) { /* it was cancelled after it was granted room */
+    if (CONC__UNLIKELY(l->self->pending)) { /* cancelled after room was granted */
         conc__start_cancel(&s.wait);
         conc__spread_marked(l);
     }
@@ -6725,7 +6736,9 @@ CONC_API int conc_started(int value)
     conc__starter *s = l->self->sink;
     if (l->self->sink_kind != CONC__START_SINK || value < 0)
         return conc__misused(-EINVAL, "conc_started",
-                             "not started by conc_start, already reported, or negative", NULL);
+                             "the task was not started by conc_start, has already reported its "
+                             "start, or reports a negative value",
+                             NULL);
     if (s->given_up)
         return -ECANCELED;
     l->self->sink_kind = CONC__NO_SINK;
@@ -6733,7 +6746,8 @@ CONC_API int conc_started(int value)
     return 0;
 }
 
-/* The recursion is at most 64 levels deep, usually far fewer: one level per bit of the hash. */
+/* Releases a reference to a tree of locals. The recursion is at most 64 levels deep, one for each
+ * bit of the hash, and usually much less. */
 CONC__PRIVATE void conc__locals_release(conc__locals *locals)
 {
     while (locals && __atomic_sub_fetch(&locals->references, 1, __ATOMIC_ACQ_REL) == 0) {
@@ -6781,7 +6795,7 @@ CONC__PRIVATE void conc__report_on_loop(conc_loop *l, void *arg)
     errno = saved;
 }
 
-/* Reports an uncollected error: to on_error, or on stderr. */
+/* Reports an uncollected error: calls on_error, or else writes to stderr. */
 CONC__PRIVATE void conc__report(conc_loop *l, conc__source source, int rc, const char *words)
 {
     conc__reported r = {
@@ -6839,8 +6853,8 @@ CONC__PRIVATE conc__failed **conc__failure_slot(const conc__failures *all, uint6
     return &all->slots[serial & (all->slot_count - 1)];
 }
 
-/* Makes room for one more. Serial numbers count up, so they fill the slots evenly. If there is no
- * memory, the table is unchanged. False: there is no table. */
+/* Doubles a full hash table. Serial numbers are consecutive, so they fill the slots evenly. If out
+ * of memory, the table is unchanged. False: there is no table. */
 CONC__PRIVATE bool conc__failures_grow(conc__failures *all)
 {
     enum { LEAST = 64 };
@@ -6862,8 +6876,8 @@ CONC__PRIVATE bool conc__failures_grow(conc__failures *all)
     return true;
 }
 
-/* Remembers the error of a background task with a handle, for the end of the run to report, unless
- * a join comes first. */
+/* Keeps the error of a background task with a handle until a join collects it or the end of the run
+ * reports it. */
 CONC__PRIVATE void conc__failure_add(conc_loop *l, const conc_task *t)
 {
     conc__failures *all = &l->run.failures;
@@ -6909,7 +6923,7 @@ CONC__PRIVATE void conc__failure_remove(conc__failures *all, conc__failed *f)
     CONC_FREE(f);
 }
 
-/* Forgets a task's error, collected by a join. */
+/* Discards the kept error of a task that a join has collected. */
 CONC__PRIVATE void conc__failure_forget(conc_loop *l, const conc_task *t)
 {
     conc__failures *all = &l->run.failures;
@@ -6920,7 +6934,7 @@ CONC__PRIVATE void conc__failure_forget(conc_loop *l, const conc_task *t)
         conc__failure_remove(all, f);
 }
 
-/* At the end of the run: reports the errors that no join has collected. */
+/* Reports, at the end of the run, the errors that no join has collected. */
 CONC__PRIVATE void conc__report_failures(conc_loop *l)
 {
     conc__failures *all = &l->run.failures;
@@ -6933,8 +6947,9 @@ CONC__PRIVATE void conc__report_failures(conc_loop *l)
     *all = (conc__failures){0};
 }
 
-/* Counts an error of a group, and cancels the group unless it keeps going. True: it was the first,
- * and is now the group's error. A later one goes to whatever collects its task, or to on_error. */
+/* Counts an error of the group's body or of a child. The first one becomes the group's error,
+ * cancels the group unless it keeps going, and returns true. A later one, or any in the background
+ * group, is reported unless the task's result has been or may still be collected. */
 CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_task *t, int rc)
 {
     if (g->error_count++ == 0 && !g->background) {
@@ -6951,12 +6966,13 @@ CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_ta
         return false;
     if (g->background && t->has_handle)
         conc__failure_add(l, t);
-    else if (!t->has_handle || t->state != CONC__DONE) /* otherwise it may still be collected */
+    else if (!t->has_handle || t->state != CONC__DONE) /* otherwise it may yet be collected */
         conc__report(l, conc__source_of(t), rc, conc__error_text(t, rc));
     return false;
 }
 
-/* Called when the group has a free slot: wakes the tasks waiting for one. */
+/* Called when g->live has decreased: passes the free slot on, and wakes the tasks that wait for a
+ * child if none is left. */
 CONC__PRIVATE void conc__child_gone(conc_loop *l, conc_group *g)
 {
     conc__grant_room(l, g);
@@ -6966,7 +6982,8 @@ CONC__PRIVATE void conc__child_gone(conc_loop *l, conc_group *g)
         conc__wake(l, g->empty.first, 0);
 }
 
-typedef struct conc__chooser { /* a conc_group_next in progress */
+/* A conc_group_next in progress, on the caller's stack. */
+typedef struct conc__chooser {
     conc__wait wait;
     conc_task *task;
 } conc__chooser;
@@ -7033,8 +7050,8 @@ CONC__PRIVATE void conc__fill_call(conc_call *call, const conc_task *t)
     }
 }
 
-/* Ends a conc_start whose task has ended without conc_started. The error is the starter's, not the
- * group's. */
+/* Ends a conc_start whose task has ended without conc_started. The error goes to the starter, not
+ * to the group. */
 CONC__PRIVATE void conc__start_failed(conc_loop *l, conc__starter *s, conc_task *t)
 {
     int rc = -EINVAL;
@@ -7047,7 +7064,7 @@ CONC__PRIVATE void conc__start_failed(conc_loop *l, conc__starter *s, conc_task 
     t->failed = false;
 }
 
-/* Passes the result to the task's sink. */
+/* Passes the task's result to its sink. */
 CONC__PRIVATE void conc__set_sink(conc_loop *l, conc_task *t)
 {
     switch (t->sink_kind) {
@@ -7092,7 +7109,7 @@ CONC__COLD void conc__free_strings(conc_task *t)
     CONC_FREE(t->text);
 }
 
-/* Each step is invertible, so no two addresses have the same hash. */
+/* Hashes an address. Each step is invertible, so no two addresses have the same hash. */
 CONC__PRIVATE uint64_t conc__address_hash(const void *address)
 {
     uint64_t x = (uint64_t)(uintptr_t)address * 0x9e3779b97f4a7c15u;
@@ -7100,7 +7117,7 @@ CONC__PRIVATE uint64_t conc__address_hash(const void *address)
     return x ^ x >> 32;
 }
 
-/* The tree's link to an object's newest record, or where it would be. */
+/* Returns the tree's link to an object's newest record, or the link where it would be inserted. */
 CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void *object)
 {
     uintptr_t bit = CONC__HIGHEST_BIT, address = (uintptr_t)object;
@@ -7109,7 +7126,8 @@ CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void 
     return at;
 }
 
-/* Records an object in a tree. If there is no memory, only its report is missing. */
+/* Records an object in a tree. If out of memory, does nothing: then only reports about the object
+ * are missing. */
 CONC__COLD void conc__holding_add(conc__holding **tree, const void *object, const char *what,
                                   const char *place)
 {
@@ -7128,7 +7146,8 @@ CONC__COLD void conc__holding_add(conc__holding **tree, const void *object, cons
     (*tree)->newest = h;
 }
 
-/* Removes a record from its tree; an older one of the object, or a leaf below it, replaces it. */
+/* Removes a record from its tree. An older record of the same object replaces it, or else a leaf
+ * below it. */
 CONC__PRIVATE void conc__holding_remove(conc__holding **at)
 {
     conc__holding *h = *at, *other = h->same;
@@ -7195,8 +7214,8 @@ static inline void conc__task_end(conc_loop *l, conc_task *t, int rc)
     l->counters.most++;
 }
 
-/* The first function on a task's stack. After conc__task_end the stack is free; nothing reuses it
- * before the jump. */
+/* Runs a task: the first function on its stack. conc__task_end frees the stack, but nothing reuses
+ * it before the jump. */
 CONC__PRIVATE void conc__task_main(void)
 {
     CONC__BOTTOM();
@@ -7233,7 +7252,7 @@ static const conc__wait_kind conc__joining = {.what = "joins",
                                               .cancel = conc__cancel_plainly,
                                               .owner = conc__task_waited_for};
 
-/* Collects a finished task, on behalf of the running task. */
+/* Collects a finished task. Its error becomes the running task's latest. */
 CONC__PRIVATE void conc__collect(conc_loop *l, conc_task *t)
 {
     if (t->in_finished)
@@ -7314,13 +7333,13 @@ static const conc__wait_kind conc__choosing = {.what = "waits for the next to fi
                                                .details = CONC__DETAILS(conc__children_details),
                                                .cancel = conc__cancel_plainly};
 
-/* The task that the group's error came from. */
+/* Returns the task in which the group's error originated. */
 CONC__TINY conc__source conc__group_source(const conc_group *g)
 {
     return conc__kept_source(g->error_name, g->error_by);
 }
 
-/* Waits until no child is left; yields at least once. */
+/* Waits until no child is alive. If there is no finished child either, yields once. */
 CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
 {
     if (!g->live && !g->finished)
@@ -7332,8 +7351,8 @@ CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
     }
 }
 
-/* Discards uncollected finished tasks; their handles may be reused. Their errors, apart from the
- * group's own, go to on_error. */
+/* Removes the uncollected tasks from the list `finished`, so that their handles may be reused.
+ * Reports their errors, apart from the group's own. */
 CONC__PRIVATE void conc__drop_finished(conc_loop *l, conc_group *g)
 {
     while (g->finished) {
@@ -7344,14 +7363,14 @@ CONC__PRIVATE void conc__drop_finished(conc_loop *l, conc_group *g)
     }
 }
 
-/* Waits for the children of an open group and ends its scope. rc is the body's result; returns the
- * group's. */
+/* Waits for the children of an open group and ends its scope. rc is the body's result. Returns the
+ * group's result. */
 CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc)
 {
     do {
         conc__wait_until_empty(l, g);
         conc__drop_finished(l, g);
-    } while (g->live); /* on_error may have spawned */
+    } while (g->live); /* on_error may have spawned children */
     bool outside = conc__cancelled_around(l, &g->scope);
     conc__scope_close(l, &g->scope);
     if (g->error) {
@@ -7390,8 +7409,8 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char 
 }
 
 /* Aborts with a report if a handle of the group is below a call's frame, on the same stack: the
- * function that declared it has returned. Reads nothing there before, because it may be
- * overwritten, and checks only the first few of each list, so that a large group costs no more. */
+ * function that declared it has returned. Compares a handle's address before reading it, as it may
+ * be overwritten. Checks only the first few of each list, to bound the cost for large groups. */
 CONC__COLD void conc__check_lost_handles(conc_loop *l, const conc_group *g, const void *frame)
 {
     enum { CHECKED = 16 };
@@ -7516,7 +7535,7 @@ typedef struct conc__batch {
     int *results;
     size_t count;
     int limit;             /* most concurrent tasks; 0: no limit */
-    bool keep_going, seen; /* the caller can read every result, so no error is reported */
+    bool keep_going, seen; /* seen: the caller can read every result, so none is reported */
 } conc__batch;
 
 CONC__PRIVATE conc_task *conc__call_spawn(conc_loop *l, conc_group *g, conc_call *call, bool seen,
@@ -7549,7 +7568,8 @@ CONC__PRIVATE conc_task *conc__batch_spawn(conc_loop *l, conc_group *g, const co
     return t;
 }
 
-/* Undoes the spawns since `last` was the last ready task (NULL: none was). None has run. */
+/* Undoes the spawns of all children; none of them has run. last: the last ready task before the
+ * first spawn; NULL: none was ready. */
 CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
 {
     if (last)
@@ -7568,8 +7588,8 @@ CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
     }
 }
 
-/* Spawns the elements from `next` on, as earlier ones end. Returns 0 or the error that ends the
- * group. */
+/* Spawns the elements from `next` on as earlier ones end. Returns 0, or the error that stopped
+ * it. */
 CONC__PRIVATE int conc__batch_go_on(conc_loop *l, conc_group *g, const conc__batch *b, size_t next,
                                     const char *spawned)
 {
@@ -7714,8 +7734,8 @@ CONC__PRIVATE void conc__locals_share(conc__locals *locals)
         __atomic_fetch_add(&locals->references, 1, __ATOMIC_RELAXED);
 }
 
-/* Copies the nodes on the path from `old` to the key, and sets the value in the copy. The copy
- * shares all other nodes. NULL: out of memory. */
+/* Returns a copy of the nodes on the path from `old` to the key, with the value set in the last.
+ * The copy shares all other nodes. NULL: out of memory. */
 CONC__PRIVATE conc__locals *conc__locals_with(const conc__locals *old, const conc_local *key,
                                               const void *value, uint64_t hash)
 {
@@ -7748,7 +7768,8 @@ CONC__PRIVATE conc__locals *conc__locals_with(const conc__locals *old, const con
     return top;
 }
 
-/* The root of the running task's locals, or of this thread's job's; NULL: neither exists. */
+/* Returns the root of the running task's locals, or of this thread's job's. NULL: neither
+ * exists. */
 CONC__PRIVATE conc__locals **conc__locals_here(void)
 {
     conc_loop *l = conc__here;
