@@ -5065,7 +5065,7 @@ CONC_API int conc_file_append(const char *path, const void *data, size_t size)
 
 /* ---- >>names -------------------------------------------------------------------------------- */
 
-enum { CONC__FOUND = 256 }; /* most addresses of a name */
+enum { CONC__FOUND = 256 }; /* the most addresses of a name that are used */
 
 /* A name lookup. It may outlive the caller's wait. */
 typedef struct conc__name_lookup {
@@ -5100,7 +5100,7 @@ CONC__PRIVATE int conc__name_lookup_run(void *arg)
     return 0;
 }
 
-/* Tells the caller why there is no address. */
+/* Fails with an error that says why there is no address. */
 CONC__PRIVATE int conc__name_lookup_failed(const conc__name_lookup *q)
 {
     switch (q->code) {
@@ -5115,10 +5115,10 @@ CONC__PRIVATE int conc__name_lookup_failed(const conc__name_lookup *q)
     }
 }
 
-/* Makes an empty text visible in an error. */
+/* Makes an empty string visible in an error text. */
 CONC__PRIVATE const char *conc__visible(const char *text) { return *text ? text : "\"\""; }
 
-/* Is it a number up to 65535, or the name of a service? */
+/* Is `port` a number up to 65535, or could it be the name of a service? */
 CONC__PRIVATE bool conc__is_port(const char *port)
 {
     in_port_t number;
@@ -5141,7 +5141,7 @@ CONC__PRIVATE conc__name_lookup *conc__name_lookup_new(const char *host, const c
     return q;
 }
 
-/* conc_resolve, for `call`. */
+/* Does the work of conc_resolve. A misuse is reported as one of `call`. */
 CONC__PRIVATE CONC__CALLED int conc__resolve(const char *host, const char *port,
                                              struct sockaddr_storage *out, size_t max,
                                              const char *call)
@@ -5176,7 +5176,8 @@ CONC_API CONC__CALLED int conc_resolve(const char *host, const char *port,
     return conc__resolve(host, port, out, max, __func__);
 }
 
-/* For conc_listen, and for conc_dial in a task: resolves "name:port", whose form was checked. */
+/* Resolves "name:port" for conc_listen, and for conc_dial in a task. The caller has checked the
+ * form of the text, and frees *found. */
 CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **found)
 {
     char host[256];
@@ -5207,14 +5208,14 @@ CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **fo
  *
  *   NONE       never started, or closed
  *   STARTS     conc_child_start is running: becomes RUNS, ENDED or LOST, or NONE if it fails
- *   RUNS       not reaped yet, so its number is its own; becomes ENDED or LOST when a call looks
- *              and finds that it has ended
- *   ENDED      `status` says how; with .group it is not reaped until it is closed (unless
- *              `reaped`), so that its number stays the group's
- *   LOST       it has ended, and other code took its status
- *   INHERITED  a process that forked this one started it
+ *   RUNS       not reaped yet, so no other process can have its process id; becomes ENDED or LOST
+ *              when a call finds that the child has ended
+ *   ENDED      `status` says how. With .group it is reaped only when it is closed (unless `reaped`
+ *              is set), so that its process id still names the group
+ *   LOST       ended, but other code took its status
+ *   INHERITED  started by a process that has since forked this one
  *
- * conc_child_close leads from any of these but STARTS to NONE. */
+ * conc_child_close changes any state but STARTS to NONE. */
 typedef enum conc__child_state {
     CONC__CHILD_NONE,
     CONC__CHILD_STARTS,
@@ -5224,7 +5225,7 @@ typedef enum conc__child_state {
     CONC__CHILD_INHERITED
 } conc__child_state;
 
-/* The environment. macOS hides the variable from libraries. */
+/* Returns the address of `environ`, which macOS hides from shared libraries. */
 #ifdef __APPLE__
 CONC__PRIVATE char ***conc__environ(void) { return _NSGetEnviron(); }
 #else
@@ -5233,7 +5234,8 @@ CONC__PRIVATE char ***conc__environ(void) { return &environ; }
 #endif
 
 /* Copies an environment into one block, because the program may change its own while a child is
- * starting. The first entry is room for that many bytes. NULL: out of memory. */
+ * starting. Entry 0 points to `room` unused bytes; the environment begins at entry 1. Returns NULL
+ * if memory is short. */
 CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
 {
     size_t n = 0, bytes = room;
@@ -5254,8 +5256,8 @@ CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
     return env;
 }
 
-/* The C library hides these from programs that do not request GNU extensions. macOS has the first
- * one since 10.15. */
+/* The C library declares these functions only if a program requests GNU extensions. macOS has had
+ * the first one since 10.15. */
 #ifdef __APPLE__
 #define CONC__CHDIR_SYMBOL "_posix_spawn_file_actions_addchdir_np"
 #else
@@ -5270,27 +5272,27 @@ CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
 #if defined __GLIBC__ && defined __GLIBC_PREREQ
 #if __GLIBC_PREREQ(2, 29)
 #undef CONC__CHDIR_THERE
-#define CONC__CHDIR_THERE /* static programs must link it */
+#define CONC__CHDIR_THERE /* not weak, so that static programs link it */
 #endif
 #if __GLIBC_PREREQ(2, 34)
 #undef CONC__CLOSE_FROM_THERE
 #define CONC__CLOSE_FROM_THERE
 #endif
 #endif
-#ifdef CONC__NO_SPAWN_CHDIR /* for tests: a C library that lacks it */
+#ifdef CONC__NO_SPAWN_CHDIR /* tests simulate a C library that lacks it */
 static int (*const conc__spawn_chdir)(posix_spawn_file_actions_t *a, const char *dir) = NULL;
 #else
 extern int conc__spawn_chdir(posix_spawn_file_actions_t *a,
                              const char *dir) __asm__(CONC__CHDIR_SYMBOL) CONC__CHDIR_THERE;
 #endif
 
-/* The program's mask before conc changed it. */
+/* Stores in *mask the calling thread's signal mask as it was before conc changed it. */
 CONC__PRIVATE void conc__original_mask(sigset_t *mask)
 {
     conc_loop *l = conc__here;
     conc__job_context *ctx = conc__job_context_here();
     pthread_sigmask(SIG_SETMASK, NULL, mask);
-    /* in a job: the mask of its pool's opener, even if the job has changed its own */
+    /* a job gets the mask of the thread that opened its pool, even if it has changed its own */
     if (ctx && ctx->thread) {
         *mask = ctx->thread->queue->mask;
         return;
@@ -5302,23 +5304,23 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
             sigaddset(mask, number);
 }
 
-/* -- child processes that the virtual clock is waiting for -- */
+/* -- child processes that a virtual clock waits for -- */
 
-/* A child process, from its start to its close. It outlives the conc_child while calls use it,
- * because a closed conc_child may be reused or gone. */
+/* A child process, from its start to its close. Waiting calls keep it longer, because a closed
+ * conc_child may be reused or gone. */
 typedef struct conc__child_process {
     struct conc__child_process *next;
     unsigned forks;
     bool group;           /* counts as running while any of its group runs */
-    unsigned users;       /* held by the conc_child, and by waiting calls */
+    unsigned users;       /* references: the conc_child's, and one for each waiting call */
     bool closing, closed; /* a call is closing it; one has closed it */
     bool lost;            /* once closed: its status is unknown */
     int status;           /* once it is closed */
-    pid_t pid;            /* 0: by now the number belongs to another process */
+    pid_t pid;            /* 0: another child has the process id now */
     char name[64];
     dev_t devices[3];
     ino_t inodes[3];   /* of its pipes; 0: not a pipe */
-    bool inherited[3]; /* this program has the same pipe end too */
+    bool inherited[3]; /* this program holds the same end of the pipe */
 } conc__child_process;
 
 /* All child processes. Under conc__children_mutex. */
@@ -5337,8 +5339,8 @@ CONC__PRIVATE void conc__child_process_add(conc__child_process *p, pid_t pid)
     conc__child_start_count++;
 }
 
-/* Notes the pipe, if any, that becomes the child's descriptor i. fd: its end; -1: the child
- * inherits this program's own descriptor. */
+/* Records the pipe, if any, that becomes the child's descriptor i. `fd` is the child's end, or -1
+ * if the child inherits this program's descriptor i. */
 CONC__PRIVATE void conc__child_process_note_pipe(conc__child_process *p, int i, int fd)
 {
     struct stat st;
@@ -5377,8 +5379,9 @@ CONC__PRIVATE bool conc__child_process_runs(const conc__child_process *p)
     return !info.si_pid || (p->group && conc__group_lives(p->pid) == 1);
 }
 
-/* Can a wait for this descriptor be a wait for the child? Unless this program has the other end of
- * the pipe, other processes supply an inherited input and read an inherited output. */
+/* Could the child end a wait for `fd`, because it has the same pipe? If it inherited the pipe, only
+ * if `fd` is the opposite end: other processes feed an inherited input and read an inherited
+ * output. */
 CONC__PRIVATE bool conc__child_process_has_pipe(const conc__child_process *p, int fd,
                                                 const struct stat *st)
 {
@@ -5393,7 +5396,7 @@ CONC__PRIVATE bool conc__child_process_has_pipe(const conc__child_process *p, in
     return false;
 }
 
-/* Is a task waiting on a running child's pipe? */
+/* Is a task waiting on a running child's pipe? Stores the number of starts so far in *starts. */
 CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
 {
     bool found = false;
@@ -5415,14 +5418,14 @@ CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
 
 /* -- the start -- */
 
-/* A conc_child_start call. For each of the three descriptors: the child's end, and this program's.
- */
+/* A conc_child_start call. Of each pipe, the far end is the child's and the near end this
+ * program's. */
 typedef struct conc__child_start_call {
     conc_child *child;
     conc__child_process *process;
     char **env; /* this program's PATH, then the child's environment */
     int far_ends[3], near_ends[3];
-    bool was_nonblocking[3]; /* a formerly non-blocking socket */
+    bool was_nonblocking[3]; /* a socket that conc made blocking */
     sigset_t mask;
     struct conc__spawn_setup *setup;
     pid_t pid;
@@ -5451,8 +5454,8 @@ CONC__PRIVATE int conc__child_open_end(conc__child_start_call *s, int number, in
             *far_end = ends[number != 0];
             s->near_ends[number] = ends[number == 0];
         }
-        /* a copy, because another dup2 may overwrite a standard descriptor */
     } else if (wanted > 0) {
+        /* a copy, because another dup2 may overwrite a standard descriptor */
         *far_end = fcntl(wanted, F_DUPFD_CLOEXEC, 3);
         rc = conc__or_errno(*far_end);
     } else if (wanted < 0) {
@@ -5465,15 +5468,15 @@ CONC__PRIVATE int conc__child_open_end(conc__child_start_call *s, int number, in
     return rc;
 }
 
-/* The child's descriptor `number`. */
+/* Returns this program's descriptor that becomes the child's descriptor `number`. */
 CONC__PRIVATE int conc__child_far_end(const conc__child_start_call *s, int number)
 {
     return s->far_ends[number] >= 0 ? s->far_ends[number] : number;
 }
 
-/* Sets a socket to blocking mode, which ordinary programs expect and which both processes share.
- * conc itself uses MSG_DONTWAIT whatever the mode, except for a listener: accept(2) has no such
- * flag. */
+/* Sets a socket to blocking mode, which ordinary programs expect. The mode is then the same in this
+ * program, but conc passes MSG_DONTWAIT anyway. A listener is left alone, because accept(2) has no
+ * such flag. */
 CONC__PRIVATE void conc__child_socket_set_blocking(conc__child_start_call *s, int number)
 {
     int fd = conc__child_far_end(s, number), listens = 0;
@@ -5486,7 +5489,7 @@ CONC__PRIVATE void conc__child_socket_set_blocking(conc__child_start_call *s, in
     s->was_nonblocking[number] = fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) == 0;
 }
 
-/* The start has failed. */
+/* Undoes conc__child_socket_set_blocking after a failed start. */
 CONC__PRIVATE void conc__child_socket_restore(const conc__child_start_call *s, int number)
 {
     int fd = conc__child_far_end(s, number);
@@ -5503,7 +5506,7 @@ typedef struct conc__spawn_setup {
     posix_spawnattr_t attributes;
 } conc__spawn_setup;
 
-/* Keeps the program from inheriting descriptors >= `from`. */
+/* Keeps the new program from inheriting descriptors >= `from`. */
 #ifdef __APPLE__
 CONC__PRIVATE int conc__close_others(conc__spawn_setup *s, int from)
 {
@@ -5557,7 +5560,7 @@ CONC__PRIVATE void conc__spawn_setup_close(conc__spawn_setup *s)
     posix_spawn_file_actions_destroy(&s->actions);
 }
 
-/* This program's PATH, and the environment for the child. */
+/* Returns an allocated array: this program's PATH, then the child's environment. */
 CONC__PRIVATE char **conc__child_env(const conc_child *c)
 {
     const char *search = getenv("PATH");
@@ -5571,16 +5574,16 @@ CONC__PRIVATE char **conc__child_env(const conc_child *c)
     return env;
 }
 
-/* argv, with the type that the exec functions take. */
+/* Returns argv with the type that the exec functions take. */
 CONC__PRIVATE char *const *conc__child_argv(const conc_child *c)
 {
     return (char *const *)(uintptr_t)c->argv;
 }
 
-/* Tries to execute or spawn the file with this name: 0, or a positive error number. */
+/* Tries to execute or spawn the file `name`. Returns 0, or a positive error number. */
 typedef int conc__program_attempt(conc__child_start_call *s, const char *name);
 
-/* After this error, may the program be in another directory? */
+/* After this error, could the program still be in another directory? */
 CONC__PRIVATE bool conc__search_goes_on(int error)
 {
     switch (error) {
@@ -5594,9 +5597,9 @@ CONC__PRIVATE bool conc__search_goes_on(int error)
     }
 }
 
-/* Tries the program in the directories of this program's PATH. execvp will not do: it uses env's
- * PATH, and runs unknown files with a shell. 0, or the last error; EACCES takes precedence over the
- * others. Async-signal-safe. */
+/* Tries the program in each directory of this program's PATH. execvp would search the child's PATH,
+ * and run files of unknown format with a shell. Returns 0, or the last error; EACCES takes
+ * precedence over the others. Async-signal-safe. */
 CONC__PRIVATE int conc__search_program(conc__child_start_call *s, conc__program_attempt *attempt)
 {
     char path[4096];
@@ -5627,7 +5630,7 @@ CONC__PRIVATE int conc__try_spawn(conc__child_start_call *s, const char *name)
 {
     struct stat st;
     bool absent = stat(name, &st) && (errno == ENOENT || errno == ENOTDIR);
-    if (absent && !s->child->dir) /* given a directory, the name refers to another file */
+    if (absent && !s->child->dir) /* with .dir, the name may refer to another file */
         return errno;
     return posix_spawn(&s->pid, name, &s->setup->actions, &s->setup->attributes,
                        conc__child_argv(s->child), s->env + 1);
@@ -5662,7 +5665,7 @@ CONC__PRIVATE int conc__try_execute(conc__child_start_call *s, const char *name)
     return errno;
 }
 
-/* In the forked process: executes the program, or returns the error. Async-signal-safe. */
+/* Executes the program in the forked process, or returns an error number. Async-signal-safe. */
 CONC__PRIVATE int conc__become_program(conc__child_start_call *s, int most)
 {
     const conc_child *c = s->child;
@@ -5682,8 +5685,8 @@ CONC__PRIVATE int conc__become_program(conc__child_start_call *s, int most)
     return conc__search_program(s, conc__try_execute);
 }
 
-/* In the forked process, which shares files with this one: none of the program's handlers may run.
- */
+/* Resets the signal handlers in the forked process. It shares open files with this one, so the
+ * program's handlers must not run there. */
 CONC__PRIVATE void conc__reset_handlers(void)
 {
     for (int number = 1; number < CONC__SIGNALS; number++) {
@@ -5694,7 +5697,8 @@ CONC__PRIVATE void conc__reset_handlers(void)
     }
 }
 
-/* Reads the error of the forked process from the pipe: 0 if it executed the program. */
+/* Reads the forked process's error from the pipe and, if there is one, reaps the process. Returns 0
+ * if it has executed the program. */
 CONC__PRIVATE int conc__read_fork_error(int fd, pid_t pid)
 {
     int error = 0;
@@ -5733,7 +5737,7 @@ CONC__PRIVATE int conc__fork_program(conc__child_start_call *s)
     return rc;
 }
 
-/* Starting it failed with rc: was the directory the cause? */
+/* Did the start fail with rc because of the directory? */
 CONC__PRIVATE bool conc__dir_failed(const char *dir, int rc)
 {
     struct stat st;
@@ -5749,7 +5753,8 @@ CONC__PRIVATE bool conc__dir_failed(const char *dir, int rc)
     }
 }
 
-/* The start has failed with rc: names what is missing, unless it is the program itself. */
+/* After a start has failed with rc: names in `about` what is missing, unless it is the program
+ * itself. */
 CONC__PRIVATE void conc__child_describe_failure(conc__child_start_call *s, int rc)
 {
     const conc_child *c = s->child;
@@ -5764,7 +5769,7 @@ CONC__PRIVATE void conc__child_describe_failure(conc__child_start_call *s, int r
 CONC__PRIVATE int conc__pidfd(pid_t pid)
 {
 #if defined __linux__ && defined SYS_pidfd_open
-    return conc__not_standard((int)syscall(SYS_pidfd_open, pid, 0)); /* close-on-exec by itself */
+    return conc__not_standard((int)syscall(SYS_pidfd_open, pid, 0)); /* always close-on-exec */
 #else
     (void)pid;
     return -1;
@@ -5802,7 +5807,8 @@ CONC__PRIVATE int conc__child_start_job(void *arg)
     return rc;
 }
 
-/* Under conc__children_mutex. A start in progress in the parent never ends in a forked process. */
+/* Returns the child's state, under conc__children_mutex. If the parent of a forked process was
+ * starting the child, the state becomes NONE: that start never ends here. */
 CONC__PRIVATE conc__child_state conc__child_state_of(conc_child *c)
 {
     if (CONC__UNLIKELY(c->state && c->forks != conc__forks)) {
@@ -5821,7 +5827,7 @@ CONC__PRIVATE conc__child_state conc__child_state_now(conc_child *c)
     return state;
 }
 
-/* May the call wait for the child, or signal it? 0, or the error. */
+/* Returns 0 if `call` can wait for the child or signal it, or else an error. */
 CONC__PRIVATE int conc__child_usable(conc_child *c, const char *call)
 {
     conc__child_state state = CONC__CHILD_NONE;
@@ -5834,7 +5840,8 @@ CONC__PRIVATE int conc__child_usable(conc_child *c, const char *call)
     return 0;
 }
 
-/* False: it was started, or another call is starting it. */
+/* Changes NONE to STARTS. Returns false if the child has been started, or if another call is
+ * starting it. */
 CONC__PRIVATE bool conc__child_claim(conc_child *c)
 {
     conc__job_queues_need(); /* so that forks are counted */
@@ -5855,7 +5862,7 @@ CONC__PRIVATE void conc__child_set_state(conc_child *c, conc__child_state state)
     pthread_mutex_unlock(&conc__children_mutex);
 }
 
-/* -- processes by their numbers, where there is no pidfd -- */
+/* -- process ids, where there is no pidfd -- */
 
 #ifdef __linux__
 
@@ -5863,10 +5870,11 @@ CONC__PRIVATE void conc__child_set_state(conc_child *c, conc__child_state state)
 typedef struct conc__proc_stat {
     char state;
     int group;
-    unsigned long long start_time; /* when it was started */
+    unsigned long long start_time; /* in clock ticks since the system was booted */
 } conc__proc_stat;
 
-/* False: the process does not exist, or /proc is not readable. */
+/* Reads /proc/`number`/stat. Returns false if there is no such process, or if /proc is not
+ * readable. */
 CONC__PRIVATE bool conc__proc_stat_read(const char *number, conc__proc_stat *p)
 {
     char path[64], text[1024];
@@ -5894,7 +5902,7 @@ CONC__PRIVATE unsigned long long conc__process_start_time(pid_t pid)
     return conc__proc_stat_read(number, &p) ? p.start_time : 0;
 }
 
-/* Is a process of this group alive? -1: unknown. */
+/* Returns whether a process of this group is alive, or -1 if that is unknown. */
 CONC__PRIVATE int conc__group_lives(pid_t group)
 {
     int saved = errno, lives = 0;
@@ -5924,7 +5932,8 @@ CONC__PRIVATE unsigned long long conc__process_start_time(pid_t pid)
     return 0; /* unknown */
 }
 
-/* Is a process of this group alive? -1: unknown. On macOS kill skips unreaped processes. */
+/* Returns whether a process of this group is alive, or -1 if that is unknown. macOS's kill skips
+ * processes that have ended but are not reaped. */
 CONC__PRIVATE int conc__group_lives(pid_t group)
 {
 #ifdef __APPLE__
@@ -5939,8 +5948,9 @@ CONC__PRIVATE int conc__group_lives(pid_t group)
 
 #endif
 
-/* Is the number probably still the child's? Other code, or the kernel if SIGCHLD is ignored, may
- * have reaped the child. Processes that start within a hundredth of a second look the same. */
+/* Does the process id probably still belong to the child? Other code may have reaped the child, or
+ * the kernel if SIGCHLD is ignored. Two processes that started in the same hundredth of a second
+ * cannot be told apart. */
 CONC__PRIVATE bool conc__child_has_number(const conc_child *c)
 {
     if (c->process->pid != c->pid)
@@ -5950,7 +5960,7 @@ CONC__PRIVATE bool conc__child_has_number(const conc_child *c)
 
 /* -- its end -- */
 
-/* The signal that ended an unreaped child. */
+/* Returns the signal that ended an unreaped child. */
 #ifdef __APPLE__
 extern int conc__process_facts(int pid, int kind, uint64_t of_the_dead, void *facts,
                                int size) __asm__("_proc_pidinfo");
@@ -5968,7 +5978,7 @@ CONC__PRIVATE int conc__deadly_signal(const siginfo_t *info)
 CONC__PRIVATE int conc__deadly_signal(const siginfo_t *info) { return info->si_status & 0x7f; }
 #endif
 
-/* waitid(2)'s result in the form of waitpid(2). */
+/* Converts the result of waitid(2) to a status as from waitpid(2). */
 CONC__PRIVATE int conc__wait_status(const siginfo_t *info)
 {
     if (info->si_code == CLD_EXITED)
@@ -5979,14 +5989,15 @@ CONC__PRIVATE int conc__wait_status(const siginfo_t *info)
     return status;
 }
 
-/* Is a child reaped by waitpid(2)? macOS's waitid(2) does not return the whole status. */
+/* Are children reaped by waitpid(2)? macOS needs it, because its waitid(2) does not return the
+ * whole status. */
 #ifdef __APPLE__
 enum { CONC__PLAIN_REAPING = 1 };
 #else
 enum { CONC__PLAIN_REAPING = 0 };
 #endif
 
-/* Without waitid the child is always reaped. */
+/* Like conc__child_poll, but always reaps a child that has ended. */
 CONC__PRIVATE int conc__child_poll_waitpid(conc_child *c)
 {
     int status;
@@ -6000,8 +6011,8 @@ CONC__PRIVATE int conc__child_poll_waitpid(conc_child *c)
     return 1;
 }
 
-/* Has the child ended? 1: yes, and reaped if requested; 0: running; -1: no such child.
- */
+/* Returns 1 if the child has ended, 0 if it is running, -1 if there is no such child. A child that
+ * has ended is reaped if `reap` is set, or if waitid(2) is refused. */
 CONC__PRIVATE int conc__child_poll(conc_child *c, bool reap)
 {
     enum { BY_PIDFD = 3 }; /* P_PIDFD, Linux 5.4 */
@@ -6033,8 +6044,8 @@ CONC__PRIVATE int conc__child_poll(conc_child *c, bool reap)
     return 1;
 }
 
-/* Under conc__children_mutex: checks whether the child has ended. A group leader is not reaped yet.
- */
+/* Checks whether the child has ended, and returns its state. Does not reap a group leader yet.
+ * Under conc__children_mutex. */
 CONC__PRIVATE conc__child_state conc__child_update(conc_child *c)
 {
     conc__child_state state = conc__child_state_of(c);
@@ -6057,9 +6068,9 @@ CONC__PRIVATE bool conc__child_ended(conc_child *c)
     return ended;
 }
 
-/* The child was started, and may have ended by now; if SIGCHLD is ignored its number may even
- * belong to another process. A process forked by another thread sees all changes of *c or none.
- */
+/* Fills in *c for a child that was started. The child may have ended by now; if SIGCHLD is ignored,
+ * its process id may even belong to another process. The mutex ensures that a process forked by
+ * another thread sees all changes of *c or none. */
 CONC__PRIVATE void conc__child_started(conc_child *c, const conc__child_start_call *s)
 {
     int saved = errno, pidfd = conc__pidfd(s->pid);
@@ -6121,7 +6132,7 @@ CONC_API int conc_child_start(conc_child *c)
     return 0;
 }
 
-/* Describes the child in an error text: its program and process id. */
+/* Describes the child for an error text: its program and process id. */
 CONC__PRIVATE void conc__child_about(conc_child *c, char *to, size_t size)
 {
     *to = 0;
@@ -6135,15 +6146,15 @@ CONC__PRIVATE void conc__child_about(conc_child *c, char *to, size_t size)
 typedef struct conc__child_wait {
     conc_child *child; /* not used once the process is closed */
     conc__child_process *process;
-    int64_t until;    /* a thread's limit, on the real clock */
+    int64_t until;    /* a thread's deadline, on the real clock */
     bool whole_group; /* wait for all of its group */
     bool stubborn;    /* continue although the job was asked to stop */
     bool for_close;   /* wait until another call has closed it */
     double pause;
 } conc__child_wait;
 
-/* Has the child ended, or been closed? While it runs, *fd is the descriptor that becomes readable
- * when it ends. */
+/* Has the child ended, or been closed? If not, *fd becomes its pidfd, which is readable once it
+ * ends, or -1. */
 CONC__PRIVATE bool conc__child_is_gone(const conc__child_wait *w, int *fd)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -6177,7 +6188,7 @@ CONC__PRIVATE void conc__child_pause_longer(conc__child_wait *w)
         w->pause = w->pause > 0 ? w->pause * 2 : 0.0005;
 }
 
-/* False: poll refuses the descriptor. */
+/* Waits at most ns for the child's descriptor. Returns false if poll(2) refuses the descriptor. */
 CONC__PRIVATE bool conc__child_poll_fd(int fd, int64_t ns)
 {
     struct pollfd p = {fd, POLLIN, 0};
@@ -6186,8 +6197,8 @@ CONC__PRIVATE bool conc__child_poll_fd(int fd, int64_t ns)
     return !refused && !(p.revents & POLLNVAL);
 }
 
-/* In a thread; fd: the child's, -1: none. A job checks from time to time whether it was asked to
- * end. */
+/* Pauses a thread until `fd` is readable, or for a while if it is -1. A job also wakes now and then
+ * to check whether it was asked to stop. */
 CONC__PRIVATE int conc__child_pause_thread(conc__child_wait *w, int fd)
 {
     enum { CHECK = 20000000, LONGEST = 1000000000 };
@@ -6210,7 +6221,7 @@ CONC__PRIVATE int conc__child_pause_thread(conc__child_wait *w, int fd)
     return asks && conc_job_cancelled() ? -ECANCELED : 0;
 }
 
-/* Waits for a child event, or for a while if it has no descriptor. */
+/* Waits until the child's descriptor is readable, or for a while if it has none. */
 CONC__PRIVATE int conc__child_pause(const conc_loop *l, conc__child_wait *w)
 {
     int fd, rc, none;
@@ -6230,7 +6241,7 @@ CONC__PRIVATE int conc__child_pause(const conc_loop *l, conc__child_wait *w)
     return rc;
 }
 
-/* Waits until it has ended: 0, or an error. */
+/* Waits until conc__child_wait_over. Returns 0, or an error. */
 CONC__PRIVATE int conc__child_await(conc__child_wait *w)
 {
     conc_loop *l = conc__of_task();
@@ -6249,8 +6260,8 @@ CONC__PRIVATE int conc__child_await(conc__child_wait *w)
     return rc;
 }
 
-/* Begins a wait that conc__child_wait_close ends, unless its process is NULL because another thread
- * has just closed the child. */
+/* Begins a wait, which conc__child_wait_close ends. If another thread has just closed the child,
+ * the process is NULL and no wait begins. */
 CONC__PRIVATE conc__child_wait conc__child_wait_open(conc_child *c)
 {
     conc__child_wait w = {.child = c, .until = CONC__NEVER};
@@ -6262,7 +6273,7 @@ CONC__PRIVATE conc__child_wait conc__child_wait_open(conc_child *c)
     return w;
 }
 
-/* Ends a wait: 0, or -ECHILD; *status: that of a child that has ended. */
+/* Ends a wait and stores the child's status in *status. Returns 0, or -ECHILD if it is lost. */
 CONC__PRIVATE int conc__child_wait_close(conc__child_wait *w, int *status)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -6309,13 +6320,13 @@ CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
 
 /* -- signals -- */
 
-/* Under conc__children_mutex, for an unreaped child. */
+/* Signals a child that is not reaped yet, or its group. Under conc__children_mutex. */
 CONC__PRIVATE int conc__child_send(const conc_child *c, int signal)
 {
     if (c->group) {
         if (kill(-(pid_t)c->pid, signal) == 0)
             return 0;
-        if (!conc__refused(errno)) /* else the leader at least */
+        if (!conc__refused(errno)) /* if it is refused, signal at least the leader */
             return -errno;
     }
 #if defined __linux__ && defined SYS_pidfd_send_signal
@@ -6331,8 +6342,8 @@ CONC__PRIVATE int conc__child_send(const conc_child *c, int signal)
     return conc__or_errno(kill(c->pid, signal));
 }
 
-/* -EALREADY: the child has ended and, with .group, was reaped, so that its group cannot be reached.
- */
+/* Signals the child or its group. Returns -EALREADY if the child has ended and, with .group, was
+ * reaped: its group can then no longer be reached. */
 CONC__PRIVATE int conc__child_signal(conc_child *c, int signal)
 {
     int saved = errno, rc = -EALREADY;
@@ -6372,7 +6383,7 @@ CONC_API int conc_child_kill(conc_child *c, int signal)
 
 /* -- closing -- */
 
-/* Sends SIGTERM and waits up to the grace period. A stopped child must continue first. */
+/* Sends SIGTERM and waits up to the grace period. SIGCONT lets a stopped child handle SIGTERM. */
 CONC__PRIVATE void conc__child_terminate_gently(conc_child *c)
 {
     conc_loop *l = conc__of_task();
@@ -6398,7 +6409,7 @@ CONC__PRIVATE int conc__child_terminate(void *arg)
     conc_child *c = arg;
     conc__child_wait w = {
         .child = c, .process = c->process, .until = CONC__NEVER, .stubborn = true};
-    bool in_post = conc__here && !conc__here->self; /* blocking the loop */
+    bool in_post = conc__here && !conc__here->self; /* a wait would block the loop */
     if (c->grace > 0 && !in_post)
         conc__child_terminate_gently(c);
     conc__child_signal(c, SIGKILL);
@@ -6436,7 +6447,7 @@ CONC__PRIVATE int conc__child_await_close(void *arg)
 CONC__PRIVATE void conc__child_join_close(conc_child *c, const conc_loop *l)
 {
     conc__child_wait w = conc__child_wait_open(c);
-    bool in_post = conc__here && !l; /* the other call may be made by a task of this loop */
+    bool in_post = conc__here && !l; /* the closing call may be that of a task of this loop */
     int status;
     w.stubborn = w.for_close = true;
     if (!w.process)
@@ -6448,7 +6459,7 @@ CONC__PRIVATE void conc__child_join_close(conc_child *c, const conc_loop *l)
     conc__child_wait_close(&w, &status);
 }
 
-/* The child was closed: only waiting calls still use its process. */
+/* Ends the close. Waiting calls may still use the process, which keeps the status for them. */
 CONC__PRIVATE void conc__child_reset(conc_child *c)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -6465,7 +6476,8 @@ CONC__PRIVATE void conc__child_reset(conc_child *c)
     pthread_mutex_unlock(&conc__children_mutex);
 }
 
-/* Is this the call that closes the child? False: another does. */
+/* Stores the child's state. Returns true if this call must close the child, false if another does,
+ * or if there is nothing to close. */
 CONC__PRIVATE bool conc__child_claim_close(conc_child *c, conc__child_state *state)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -6513,16 +6525,16 @@ CONC_API void conc__auto_conc_child(conc_child *c) { conc_child_close(c); }
 
 /* -- communicating -- */
 
-/* One conc_child_communicate. */
+/* A conc_child_communicate call. */
 typedef struct conc__communication {
     conc_child *child;
     conc_child_io *io;
     int *status;
-    size_t fed; /* of io->in */
+    size_t fed; /* bytes of io->in that were written */
     bool full;  /* there was more output than io->limit */
 } conc__communication;
 
-/* Writes all input, which the child need not read, and closes the pipe. */
+/* Writes the input and closes the pipe. The child need not read all of it. */
 CONC__PRIVATE int conc__communicate_write(void *arg)
 {
     conc__communication *t = arg;
@@ -6540,8 +6552,8 @@ CONC__PRIVATE int conc__communicate_write(void *arg)
     return 0;
 }
 
-/* Makes room for more bytes and a NUL: how many; 0: out of memory. With a limit there is one extra
- * byte, to detect that it is exceeded. */
+/* Makes room for more output and a NUL. Returns the number of bytes that fit, or 0 if memory is
+ * short. With a limit one extra byte fits, so that more output than that is detected. */
 CONC__PRIVATE size_t conc__communicate_reserve(const conc__communication *t, char **data,
                                                size_t size, size_t *room)
 {
@@ -6560,7 +6572,7 @@ CONC__PRIVATE size_t conc__communicate_reserve(const conc__communication *t, cha
     return more - size - 1;
 }
 
-/* Reads to the end of the pipe. */
+/* Reads a pipe to its end, or fails if there is more than io->limit. */
 CONC__PRIVATE int conc__communicate_read(conc__communication *t, int fd, char **data, size_t *size)
 {
     size_t room = *data ? *size + 1 : 0, limit = t->io->limit;
@@ -6596,8 +6608,8 @@ CONC__PRIVATE int conc__communicate_read_error(void *arg)
     return conc__communicate_read(t, t->child->error, &t->io->error, &t->io->error_size);
 }
 
-/* Reads until the child has ended and its pipes are empty. A lost status does not stop it: *lost is
- * then -ECHILD. */
+/* Reads both outputs to their ends, and waits until the child has ended. If its status is lost,
+ * *lost becomes -ECHILD, and the reading goes on. */
 CONC__PRIVATE int conc__communicate_read_all(conc__communication *t, int *lost)
 {
     conc_group g = {0};
@@ -6618,7 +6630,8 @@ CONC__PRIVATE int conc__communicate_read_all(conc__communication *t, int *lost)
     return rc;
 }
 
-/* In a task. Once everything is read and the child has ended, the remaining input is dropped. */
+/* Does the work of conc_child_communicate, in a task. Once all output is read and the child has
+ * ended, the remaining input is dropped. */
 CONC__PRIVATE int conc__communicate(void *arg)
 {
     conc__communication *t = arg;
@@ -6639,7 +6652,8 @@ CONC__PRIVATE int conc__communicate(void *arg)
     return lost;
 }
 
-/* Leaves what a cancelled call has not written for the next one. */
+/* Leaves input that a failed call has not written to the next call. Closes a child whose output
+ * exceeds the limit. */
 CONC__PRIVATE int conc__communicate_finish(conc__communication *t, int rc)
 {
     conc_child_io *io = t->io;
@@ -6691,7 +6705,7 @@ CONC_API CONC__CALLED int conc_child_communicate(conc_child *c, conc_child_io *i
 /* Memory with a descriptor, so that other processes can map it. Its size is sealed: no process can
  * shrink it while another uses it. */
 typedef struct conc__segment {
-    /* list of those that conc_shared_alloc returned, or that must be unmapped */
+    /* links the segments that conc_shared_alloc returned, or those to be unmapped */
     struct conc__segment *next;
     void *address;
     size_t size;
@@ -6701,7 +6715,7 @@ typedef struct conc__segment {
 static pthread_mutex_t conc__segments_mutex = PTHREAD_MUTEX_INITIALIZER;
 static conc__segment *conc__segments;
 
-/* Maps size bytes of a segment, at this address if it is not NULL. */
+/* Maps size bytes of a segment, at `address` unless that is NULL. Returns NULL if it fails. */
 CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, int protection, int more)
 {
     enum { NOREPLACE = 0x100000 }; /* MAP_FIXED_NOREPLACE */
@@ -6717,8 +6731,8 @@ CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, int pr
     return NULL;
 }
 
-/* An address most likely free in this program's other processes too: far from the kernel's usual
- * mappings. */
+/* Returns an address that is most likely free in this program's other processes too, because it is
+ * far from the kernel's usual mappings, or NULL if there is none. */
 CONC__PRIVATE void *conc__far_address(void)
 {
 #ifdef __LP64__
@@ -6739,7 +6753,7 @@ CONC__PRIVATE void *conc__far_address(void)
 #endif
 }
 
-/* Reports a failed system call, from errno. The text names the call, because a sandbox may have
+/* Fails with errno after a system call. The error text names the call, because a sandbox may have
  * refused it. */
 CONC__COLD int conc__call_failed(const char *call)
 {
@@ -6757,8 +6771,8 @@ CONC__PRIVATE void conc__segment_close(conc__segment *s)
     s->fd = -1;
 }
 
-/* The descriptor of that many bytes of new memory. It does not grow beyond RLIMIT_FSIZE, where the
- * kernel would send SIGXFSZ. */
+/* Returns the descriptor of size bytes of new memory. Fails if they exceed RLIMIT_FSIZE, for which
+ * the kernel would send SIGXFSZ. */
 CONC__PRIVATE int conc__segment_fd(size_t size)
 {
     enum { CLOEXEC = 1, SEALABLE = 2, ADD_SEALS = 1033, SEAL = 1, SHRINK = 2, GROW = 4 };
@@ -6778,7 +6792,8 @@ CONC__PRIVATE int conc__segment_fd(size_t size)
     return fd;
 }
 
-/* far_away: at an address that is most likely free in other processes. */
+/* Creates and maps a segment, with far_away at an address that is most likely free in other
+ * processes. */
 CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size, bool far_away)
 {
     *s = (conc__segment){.fd = conc__segment_fd(size), .size = size};
@@ -6822,7 +6837,7 @@ CONC_API void *conc_shared_alloc(size_t size)
     errno = saved;
     if (!s)
         return NULL;
-    conc__job_queues_need(); /* for forks */
+    conc__job_queues_need(); /* registers the fork handlers */
     pthread_mutex_lock(&conc__segments_mutex);
     s->next = conc__segments;
     conc__segments = s;
@@ -6852,9 +6867,8 @@ CONC__PRIVATE void conc__segments_unlock(void) { pthread_mutex_unlock(&conc__seg
 
 /* ---- >>functions ---------------------------------------------------------------------------- */
 
-/* Names a function for another process of the same program, where addresses differ. The identity
- * keeps a process with another build of the module from calling whatever is at that offset there.
- */
+/* Names a function for another process of the same program, in which addresses differ. The identity
+ * keeps a process with another build of the module from calling whatever it has at that offset. */
 typedef struct conc__function_id {
     uint64_t offset;   /* in its module */
     uint64_t identity; /* the module's; 0: unknown */
@@ -6874,7 +6888,7 @@ typedef struct conc__module_info { /* struct dl_phdr_info, which the system's he
     const char *name;
     const conc__module_part *parts;
     uint16_t count;
-    /* how many modules so far, if the struct is large enough */
+    /* numbers of modules so far; present only if the struct is large enough */
     unsigned long long loads, unloads;
 } conc__module_info;
 
@@ -6884,7 +6898,7 @@ extern void *conc__load_module(const char *path, int flags) __asm__("dlopen") __
 
 typedef struct conc__module_search {
     int seen;
-    uintptr_t address; /* to be found; 0: the path is */
+    uintptr_t address; /* the address to find; 0: find `path` */
     const char *path;
     bool found;
     uintptr_t base;
@@ -6941,7 +6955,7 @@ CONC__PRIVATE void conc__find_mapped_file(uintptr_t address, conc__mapped_file *
         fclose(maps);
 }
 
-/* The hash of the build-id in these notes; 0: none. */
+/* Returns a hash of the build-id in these notes, or 0 if they contain none. */
 CONC__PRIVATE uint64_t conc__build_id(const char *notes, size_t size, size_t align)
 {
     enum { BUILD_ID = 3 }; /* NT_GNU_BUILD_ID */
@@ -6961,8 +6975,8 @@ CONC__PRIVATE uint64_t conc__build_id(const char *notes, size_t size, size_t ali
     return 0;
 }
 
-/* Distinguishes builds of a module: a hash of its build-id, or else of its file. 0: unknown, for
- * lack of a free descriptor or /proc. */
+/* Returns a number that tells builds of a module apart: a hash of its build-id, or else of its
+ * file's device and inode. Returns 0 if it is unknown, for lack of a free descriptor or /proc. */
 CONC__PRIVATE uint64_t conc__module_identity(const conc__module_info *m)
 {
     conc__mapped_file file;
@@ -6984,7 +6998,7 @@ CONC__PRIVATE uint64_t conc__module_identity(const conc__module_info *m)
     return 0;
 }
 
-/* The program's identity. It is cached, because /proc may become invisible later. */
+/* Returns the program's identity, cached because /proc may become inaccessible later. */
 CONC__PRIVATE uint64_t conc__program_identity(const conc__module_info *m)
 {
     static uint64_t kept;
@@ -7015,7 +7029,7 @@ CONC__PRIVATE int conc__module_look(conc__module_info *m, size_t size, void *arg
         s->found = conc__module_has(m, s->address);
     else
         s->found = strcmp(path, s->path) == 0 && (*path || program);
-    bool is_relative = *path && *path != '/'; /* the directory has changed since it was loaded */
+    bool is_relative = *path && *path != '/'; /* to the working directory at that time */
     if (s->found && s->address && is_relative) {
         conc__find_mapped_file(s->address, &file);
         if (file.path)
@@ -7034,7 +7048,7 @@ CONC__PRIVATE int conc__module_look(conc__module_info *m, size_t size, void *arg
     return s->found;
 }
 
-/* Names a function. False: it is in no module. */
+/* Stores the name of a function. Returns false if it is in no module. */
 CONC__PRIVATE bool conc__function_id_of(uintptr_t fn, conc__function_id *out)
 {
     conc__module_search s = {.address = fn, .name = out->module};
@@ -7046,13 +7060,13 @@ CONC__PRIVATE bool conc__function_id_of(uintptr_t fn, conc__function_id *out)
     return s.found;
 }
 
-/* The address of the function; 0: its module cannot be loaded, or is another build; conc_last_error
- * says which. */
+/* Returns the address of the function, or 0 if its module cannot be loaded or is another build;
+ * conc_last_error says which. */
 CONC__PRIVATE uintptr_t conc__function_address(const conc__function_id *f)
 {
     enum { NOW = 2 }; /* RTLD_NOW */
     static conc__module_search last;
-    static char module[sizeof f->module] = "?"; /* of the last one */
+    static char module[sizeof f->module] = "?"; /* the path in `last` */
     if (strcmp(module, f->module) != 0) {
         conc__module_search s = {.path = f->module};
         conc__each_module(conc__module_look, &s);
@@ -7077,8 +7091,8 @@ CONC__PRIVATE uintptr_t conc__function_address(const conc__function_id *f)
     return 0;
 }
 
-/* How many modules were loaded and unloaded so far. While these do not change, function names stay
- * valid. */
+/* How many modules were loaded and unloaded so far. While the counts do not change, names of
+ * functions stay valid. */
 typedef struct conc__module_counts {
     unsigned long long loads, unloads;
 } conc__module_counts;
@@ -7095,8 +7109,9 @@ CONC__PRIVATE int conc__module_count(conc__module_info *m, size_t size, void *ar
  * A pool of processes
  *
  *   The supervisor, a thread of the program, starts the workers, watches them, and replaces those
- *   that die. A worker is this program executed anew; it handles one request after another. It has
- *   a channel, which is memory that it shares with the program, and a socket:
+ *   that die. A worker is a process that executes the same program but serves requests, one at a
+ *   time, instead of calling main. It has a channel, which is memory that it shares with the
+ *   program, and a socket:
  *
  *     program                                   worker
  *     ------------------------------------      ---------------------------------------------
@@ -7115,13 +7130,13 @@ CONC__PRIVATE int conc__module_count(conc__module_info *m, size_t size, void *ar
  *     map: channel: cancel, futex wake    -->  starts no more elements, calls cancel hooks
  *
  *   The loops of waiting tasks, and waiting threads, poll the channels briefly before they sleep.
- *   While both sides are awake nothing goes through the kernel. Only the supervisor copies data
- *   larger than SMALL.
+ *   While both sides are awake no system call is needed. Only the supervisor copies data larger
+ *   than SMALL.
  *
- *   The program trusts only its own numbers. From a worker it uses only the result and the error
- *   text, how many elements of a map are done (at most as many as it sent), and the bytes in the
- *   areas that it gave out. Workers can only read the status page, which says whether threads of
- *   the program poll.
+ *   The program does not trust what workers write. It uses only the result and the error text, how
+ *   many elements of a map are done (at most as many as it sent), and the bytes in the areas that
+ *   it gave out. Workers can only read the status page, which says whether threads of the program
+ *   poll.
  */
 
 enum {
@@ -7137,8 +7152,8 @@ enum {
     CONC__EXIT_OTHER_BUILD = 121, /* it has another build of the module that contains conc */
     CONC__EXIT_TOO_LATE = 122,    /* it reached main, or a constructor that opens a pool */
 
-    /* whose turn it is; that side passes the turn on. A faulty job is unlikely to write these
-     * values, or the mark of an unseen request, there */
+    /* whose turn it is: only that side changes `turn`. A faulty job is unlikely to write one of
+     * these values there by accident, or to write the mark of an unseen request */
     CONC__TURN_PROGRAM = 0x3a91c6d5,
     CONC__TURN_WORKER = 0x4be27f18,
     CONC__TURN_QUIT = 0x6d05b3e9,
@@ -7156,10 +7171,10 @@ typedef struct conc__request {
     int kind;
     bool keeps_going;
     bool in_segment; /* otherwise the data is in the channel */
-    /* sizes in bytes, the output behind the input; REQUEST_MAP: of an element, and how many */
+    /* sizes in bytes; the output follows the input. REQUEST_MAP: an element's size, and how many */
     uint64_t in, out;
     uint64_t segment_size;    /* size of the segment for larger data; 0: none */
-    uint64_t segment_version; /* a new segment arrives through the socket */
+    uint64_t segment_version; /* if it changes, a new segment arrives through the socket */
     conc__function_id function;
 } conc__request;
 
@@ -7168,8 +7183,8 @@ typedef struct conc__worker_channel {
     unsigned cancel; /* a futex: a new nonzero value asks the worker to stop */
     unsigned asleep; /* the worker is sleeping on `turn` */
     unsigned unseen; /* CONC__UNSEEN: the worker has not begun the request */
-    /* REQUEST_MAP: conc__none_done plus the number of elements that have returned; their results
-     * are behind the data */
+    /* REQUEST_MAP: conc__none_done plus the number of elements done; their results follow the
+     * data */
     uint64_t done;
     int64_t result;
     int text_rc; /* the result that `text` belongs to; 0: none */
@@ -7177,7 +7192,7 @@ typedef struct conc__worker_channel {
     conc__request request;
 } conc__worker_channel;
 
-/* Where a channel's `done` starts: not at a small number, which a faulty job might write there. */
+/* A channel's `done` starts at this value, because a faulty job might write small numbers there. */
 static const uint64_t conc__none_done = 0x5b1d93e7c4a60000u;
 
 _Static_assert(sizeof(conc__worker_channel) <= CONC__CHANNEL_DATA, "a channel's head has to fit");
@@ -7188,13 +7203,14 @@ typedef struct conc__status_page {
     unsigned pollers;
 } conc__status_page;
 
-/* A message through a worker's socket: its startup data, each with a descriptor, and later its data
- * segment. */
+/* A message to a worker through its socket: at startup a piece of memory to map, and finally START;
+ * later a data segment. All but START pass a descriptor. */
 typedef struct conc__setup_message {
     enum { CONC__SETUP_CHANNEL, CONC__SETUP_STATUS, CONC__SETUP_SHARED, CONC__SETUP_START } what;
-    int program; /* START, without a descriptor: the program's process number */
+    /* START: the program's process id, the limit of a worker's memory, the signal mask of jobs */
+    int program;
     uint64_t memory_limit;
-    sigset_t mask; /* and the mask for jobs */
+    sigset_t mask;
     void *address;
     size_t size;
     uint64_t version; /* a data segment's */
@@ -7233,7 +7249,8 @@ CONC__PRIVATE int conc__setup_send(int socket, const conc__setup_message *h, int
     return 0;
 }
 
-/* 1, 0 at the end, or an error. *fd: -1 if none came. */
+/* Receives a message. Returns 1, 0 at the end, or an error. *fd becomes -1 if no descriptor was
+ * passed. */
 CONC__PRIVATE int conc__setup_receive(int socket, conc__setup_message *h, int *fd)
 {
     union {
@@ -7255,7 +7272,7 @@ CONC__PRIVATE int conc__setup_receive(int socket, conc__setup_message *h, int *f
     *fd = -1;
     if (rc == 1 && m.msg_controllen >= CMSG_LEN(sizeof(int)))
         memcpy(fd, CMSG_DATA(&control.head), sizeof *fd);
-    *fd = conc__not_standard(*fd); /* else a job's output would go to it */
+    *fd = conc__not_standard(*fd); /* or else a job's output might be written to it */
     return rc;
 }
 
@@ -7276,11 +7293,11 @@ CONC__PRIVATE size_t conc__aligned(size_t n)
     return (n + CONC__DATA_ALIGNMENT - 1) / CONC__DATA_ALIGNMENT * CONC__DATA_ALIGNMENT;
 }
 
-/* In a worker process: its own state. */
+/* The state of this process if it is a worker. */
 static struct conc__worker_process {
     int pid, program; /* 0: not a worker */
     bool *own;        /* false in processes that a job forked; NULL: use getpid */
-    bool listens;     /* a thread listens for stop requests to waiting jobs */
+    bool listens;     /* a thread passes stop requests to waiting jobs */
     int socket;
     ino_t socket_file;
     conc__worker_channel *channel;
@@ -7311,7 +7328,7 @@ CONC__PRIVATE void *conc__program_watch_main(void *arg)
     return NULL;
 }
 
-/* A detached thread with a small stack. False: it cannot be started. */
+/* Starts a detached thread with a small stack. Returns false if that fails. */
 CONC__PRIVATE bool conc__small_thread(void *(*fn)(void *), void *arg)
 {
     pthread_attr_t small;
@@ -7324,8 +7341,8 @@ CONC__PRIVATE bool conc__small_thread(void *(*fn)(void *), void *arg)
     return rc == 0;
 }
 
-/* Returns once the thread is running: while starting it may hold an allocator lock, and a process
- * that a job forks just then would find it locked forever. */
+/* Starts the thread, and returns once it is running. While it starts it may hold an allocator lock,
+ * which would stay locked forever in a process that a job forks at that moment. */
 CONC__PRIVATE void conc__program_watch_start(int program)
 {
     conc__program_watch w = {conc__pidfd(program), 0};
@@ -7377,8 +7394,8 @@ CONC__PRIVATE bool conc__worker_is_original(void)
     return getpid() == w->pid;
 }
 
-/* A job of a worker begins to wait. Only elements of a map are asked to stop; the first one that
- * waits starts the thread. */
+/* Called when a job of a worker begins to wait. Only elements of a map can be asked to stop; the
+ * first one that waits starts the thread. */
 CONC__PRIVATE void conc__worker_start_cancel_listener(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7392,7 +7409,8 @@ CONC__PRIVATE void conc__worker_start_cancel_listener(void)
     __atomic_store_n(&w->listens, started, __ATOMIC_RELAXED);
 }
 
-/* The request's number of data bytes, capped: a faulty job may have overwritten it. */
+/* Returns the request's number of data bytes, but at most `most`, because a faulty job may have
+ * overwritten it. */
 CONC__PRIVATE size_t conc__request_bytes(const conc__request *r, size_t most)
 {
     uint64_t bytes = r->in;
@@ -7403,7 +7421,8 @@ CONC__PRIVATE size_t conc__request_bytes(const conc__request *r, size_t most)
     return bytes < most ? bytes : most;
 }
 
-/* A copy of the first `used` bytes of size bytes of memory; NULL: out of memory. */
+/* Returns a private copy of size bytes, of which only the first `used` are copied, or NULL if
+ * memory is short. */
 CONC__PRIVATE void *conc__private_copy(const void *from, size_t size, size_t used)
 {
     void *copy = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | CONC__MAP_ANONYMOUS, -1, 0);
@@ -7412,8 +7431,8 @@ CONC__PRIVATE void *conc__private_copy(const void *from, size_t size, size_t use
     return memcpy(copy, from, used);
 }
 
-/* A job forks. The new process may still run when the memory shared with the program serves other
- * jobs: it gets a copy, as of all its memory. */
+/* Called before a job forks. The new process may still run when the memory shared with the program
+ * serves other jobs, so it gets a copy, as it does of all other memory. */
 CONC__PRIVATE void conc__worker_before_fork(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7442,7 +7461,7 @@ CONC__PRIVATE void conc__worker_after_fork(void)
     pthread_mutex_unlock(&w->mapping_mutex);
 }
 
-/* Replaces the memory with the copy, or unmaps it if there is none. */
+/* Replaces the memory with the copy, or unmaps it if there is no copy. */
 CONC__PRIVATE void conc__worker_remap_copy(void *place, void *copy, size_t size)
 {
     enum { MAY_MOVE = 1, FIXED = 2 }; /* MREMAP_MAYMOVE, MREMAP_FIXED */
@@ -7453,7 +7472,7 @@ CONC__PRIVATE void conc__worker_remap_copy(void *place, void *copy, size_t size)
         munmap(place, size);
 }
 
-/* In a process that a job forked. It must not outlive the program either. */
+/* Called in a process that a job forked. It must not outlive the program either. */
 CONC__PRIVATE void conc__worker_in_forked_child(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7467,9 +7486,9 @@ CONC__PRIVATE void conc__worker_in_forked_child(void)
         conc__program_watch_start(w->program);
 }
 
-/* The worker ends with the program: the kernel kills it when its parent, the supervisor thread,
- * ends, even if a job has executed another program; and so does a thread, even if a job has changed
- * its user. */
+/* Makes the worker end with the program. The kernel kills it when its parent, the supervisor
+ * thread, ends, even if a job has executed another program. A thread of the worker also watches
+ * the program, in case a job has changed the user. */
 CONC__PRIVATE void conc__worker_tie_to_program(int program)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -7487,8 +7506,8 @@ CONC__PRIVATE bool conc__worker_has_socket(void)
     return fstat(w->socket, &st) == 0 && st.st_ino == w->socket_file;
 }
 
-/* Wakes the program unless it polls. If a job has closed the socket, the end of this process wakes
- * the program, which then still takes the reply. */
+/* Wakes the program unless it polls. If a job has closed the socket, this process exits, which
+ * wakes the program too; the reply is not lost. */
 CONC__PRIVATE void conc__worker_notify_program(void)
 {
     const struct conc__worker_process *w = &conc__worker_process;
@@ -7509,7 +7528,7 @@ CONC__PRIVATE void conc__worker_spin(const conc__worker_channel *c)
     }
 }
 
-/* Waits for a request. False: the worker must exit. */
+/* Waits for a request. Returns false if the worker must exit. */
 CONC__PRIVATE bool conc__worker_await_request(conc__worker_channel *c)
 {
     int64_t start = conc__clock();
@@ -7528,8 +7547,8 @@ CONC__PRIVATE bool conc__worker_await_request(conc__worker_channel *c)
     }
 }
 
-/* Receives the latest data segment, which replaces the previous one. Older, abandoned ones may
- * still be in the socket. False: a later request may try again. */
+/* Receives the request's data segment, which replaces the previous one. Skips older segments that
+ * are still in the socket. Returns false if it fails; a later request may try again. */
 CONC__PRIVATE bool conc__worker_receive_segment(const conc__request *r)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7543,7 +7562,7 @@ CONC__PRIVATE bool conc__worker_receive_segment(const conc__request *r)
     w->segment_size = r->segment_size;
     while (r->segment_size && h.version != r->segment_version) {
         if (!conc__worker_has_socket())
-            _exit(1); /* a new worker has one */
+            _exit(1); /* the worker that replaces this one has a socket */
         if (w->segment_fd > 0)
             close(w->segment_fd);
         if (conc__setup_receive(w->socket, &h, &w->segment_fd) != 1)
@@ -7566,7 +7585,7 @@ CONC__PRIVATE void conc__worker_map_segment(const conc__request *r)
     w->segment_fd = 0;
 }
 
-/* The request's data; NULL: its segment cannot be mapped. */
+/* Returns the request's data, or NULL if its segment cannot be mapped. */
 CONC__PRIVATE char *conc__worker_data(const conc__request *r)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7586,7 +7605,7 @@ CONC__PRIVATE char *conc__worker_data(const conc__request *r)
 
 CONC__PRIVATE int64_t conc__worker_do_map(conc__worker_channel *c, conc_fn *fn, char *data)
 {
-    /* before the calls, which may overwrite the request */
+    /* read before the calls, which may overwrite the request */
     const uint64_t size = c->request.in, count = c->request.out;
     const bool keeps_going = c->request.keeps_going;
     int *results = (int *)(void *)(data + conc__aligned(size * count));
@@ -7624,8 +7643,8 @@ CONC__PRIVATE int64_t conc__worker_call(conc__worker_channel *c)
     }
 }
 
-/* Handles the request and replies. A process that a job forked is not a worker, even if it returns
- * from the job. */
+/* Handles the request and replies. A process that a job forked exits here if it returns from the
+ * job. */
 CONC__PRIVATE void conc__worker_do_request(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7646,8 +7665,9 @@ CONC__PRIVATE void conc__worker_do_request(void)
     conc__worker_notify_program();
 }
 
-/* The program decides whether it ends on SIGINT and SIGTERM, which a terminal or a service manager
- * sends to all its processes. A job that sends itself SIGTERM ends its worker. */
+/* A terminal or a service manager sends SIGINT and SIGTERM to all processes, but only the program
+ * decides whether to end, so a worker ignores them. A job that sends itself SIGTERM does end its
+ * worker. */
 CONC__PRIVATE void conc__worker_signalled(int number, siginfo_t *info, void *context)
 {
     (void)context;
@@ -7658,7 +7678,7 @@ CONC__PRIVATE void conc__worker_signalled(int number, siginfo_t *info, void *con
     raise(SIGTERM);
 }
 
-/* These are handlers, because ignored signals would be inherited by programs that a job starts. */
+/* Installs handlers instead of SIG_IGN, which programs that a job starts would inherit. */
 CONC__PRIVATE void conc__worker_set_signals(const sigset_t *mask)
 {
     struct sigaction action;
@@ -7717,9 +7737,9 @@ CONC__PRIVATE void conc__worker_receive_setup(const conc__setup_message *h, int 
     close(fd);
 }
 
-/* The process of the supervisor, according to the worker's socket; -1: unknown. Processes that a
- * worker's constructors start or fork have its environment and socket too, but a different parent.
- */
+/* Returns the supervisor's process id, according to the worker's socket, or -1 if it is unknown.
+ * Only the worker has that process as its parent: processes that its constructors start or fork
+ * inherit its environment and socket, but have a different parent. */
 CONC__PRIVATE int conc__supervisor_process(void)
 {
     enum { PEERCRED = 17 }; /* SO_PEERCRED, which POSIX does not have */
@@ -7734,7 +7754,7 @@ CONC__PRIVATE int conc__supervisor_process(void)
     return peer.pid;
 }
 
-/* This program was started as a worker: main is never called. */
+/* Runs this process as a worker. Never returns, so main is not called. */
 CONC__COLD void conc__worker_main(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7755,8 +7775,8 @@ CONC__COLD void conc__worker_main(void)
     _exit(1);
 }
 
-/* Marks a process as a worker: names the function that it begins with. A program may contain
- * several copies of this file. */
+/* Writes the environment entry that marks a process as a worker. It names conc__worker_main,
+ * because a program may contain several copies of this file. */
 CONC__PRIVATE bool conc__worker_mark(char *text, size_t size)
 {
     conc__function_id f;
@@ -7779,7 +7799,7 @@ typedef struct conc__constructors {
     conc__constructor **first, **end;
 } conc__constructors;
 
-/* The program is the first module. */
+/* Finds the constructors of the first module, which is the program. */
 CONC__PRIVATE int conc__constructors_look(conc__module_info *m, size_t size, void *arg)
 {
     conc__constructors *c = arg;
@@ -7803,7 +7823,7 @@ CONC__PRIVATE int conc__constructors_look(conc__module_info *m, size_t size, voi
     return 1;
 }
 
-/* The program's last constructor, in a worker that has not begun. */
+/* The program's last constructor, in a worker that does not serve yet. */
 static conc__constructor *conc__last_constructor;
 
 CONC__PRIVATE void conc__construct_and_serve(int argc, char **argv, char **env)
@@ -7813,8 +7833,8 @@ CONC__PRIVATE void conc__construct_and_serve(int argc, char **argv, char **env)
     conc__worker_main();
 }
 
-/* Makes the worker begin after all constructors have run, so that jobs see their effects: replaces
- * the program's last one. own: the running one. */
+/* Makes the worker serve after all constructors have run, so that jobs see their effects, by
+ * replacing the program's last one. `own` is the constructor that is running. */
 CONC__PRIVATE void conc__worker_start_after_constructors(conc__constructor *own)
 {
     conc__constructors c = {conc__static_constructors, conc__static_constructors_end};
@@ -7829,8 +7849,8 @@ CONC__PRIVATE void conc__worker_start_after_constructors(conc__constructor *own)
     c.end[-1] = conc__construct_and_serve;
 }
 
-/* The identity in a mark, and how much of the mark to compare: if builds are distinguishable, not
- * the module's path, which may have changed. */
+/* Stores the identity in a mark, and returns how many of its bytes to compare. If the identity is
+ * known, they exclude the module's path, which may have changed. */
 CONC__PRIVATE size_t conc__mark_part(const char *mark, uint64_t *identity)
 {
     const char *dot = strchr(mark, '.');
@@ -7848,8 +7868,9 @@ CONC__PRIVATE int conc__module_is(conc__module_info *m, size_t size, void *arg)
     return conc__module_identity(m) == *identity;
 }
 
-/* In the constructor `own`: is this process a worker of the copy of conc in this module? If the
- * mark names an absent module, the program must not run in the worker's place. */
+/* Called by the constructor `own`. If this process is a worker of this copy of conc, makes it
+ * serve. If the mark names a module that is absent, exits, because the program must not run in the
+ * worker's place. */
 CONC__PRIVATE void conc__worker_check(conc__constructor *own)
 {
     static char mark[4200];
@@ -7877,9 +7898,9 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
  *   COPYING   data is copied to it or from it: large data by the supervisor, without the mutex;
  *             small data by any thread under the mutex, so that no other thread sees this state
  *   BUSY      has a request; `awaited` while any thread may collect its reply
- *   LEAVING   was killed or told to quit; or its process is being made
+ *   LEAVING   was killed or told to quit, or its process is being created
  *
- *   Any thread that holds the mutex makes these changes:
+ *   Any thread may make these changes:
  *
  *   STARTING  -> IDLE      init has returned
  *   IDLE      -> BUSY      it gets a small job
@@ -7912,14 +7933,14 @@ typedef struct conc__worker {
     conc__worker_channel *channel; /* pollers load it without the mutex */
     bool awaited;                  /* any thread may collect its reply; read without the mutex */
     bool cancelled;                /* its job was cancelled while its data was being copied */
-    bool proved;                   /* it has begun a job once */
+    bool proved;                   /* it has begun at least one job */
     int pid, pidfd, socket;
     unsigned poll_process, poll_socket; /* their index in the supervisor's polls; 0: none */
     conc__segment channel_memory, data;
     uint64_t data_version; /* changes with the segment */
     conc_job *job;
-    int jobs;         /* how many jobs it got */
-    unsigned cancels; /* how often it was asked to stop a map; never 0 after the first */
+    int jobs;         /* how many jobs it was given */
+    unsigned cancels; /* how often it was asked to stop a map; wraps around to 1 */
     int64_t idle_since;
 } conc__worker;
 
@@ -7938,14 +7959,14 @@ typedef struct conc__supervisor {
     bool wake_pending, runs, ending;
     pthread_t thread;
     conc__job_context context; /* the thread's own, for its error texts */
-    sigset_t mask;             /* of the pool's opener, for jobs */
+    sigset_t mask;             /* of the thread that opened the pool; for jobs */
     char **environment;        /* a copy made when the pool was opened, with the worker's mark */
     conc__function_id init;    /* offset 0: none */
     size_t memory_limit;
     int max_jobs;
     int starting;
     int failures; /* weight of consecutive workers that ended before beginning a job */
-    int broken;   /* the error that stops worker starts; 0: none */
+    int broken;   /* the error of all further jobs, because workers cannot start; 0: none */
     char why[96];
     conc__waiter *closer;  /* waits for the supervisor to exit */
     conc__segment *unused; /* channels of ended workers, which a thread may still be polling */
@@ -7956,8 +7977,8 @@ typedef struct conc__supervisor {
 } conc__supervisor;
 
 enum {
-    /* worker starts stop once `failures` reaches this: 3 failures of the program, or more if some
-     * may have external causes */
+    /* no worker is started once `failures` reaches this: after 3 failures of the program, or more
+     * if some may have external causes */
     CONC__FAILURES = 30,
     CONC__FAILURE = 10,
     CONC__MINOR_FAILURE = 1,
@@ -7991,7 +8012,7 @@ CONC__PRIVATE int conc__request_function(conc__supervisor *s, conc__worker *w, u
         named->fn = named->function.identity ? fn : 0; /* an unknown identity may be known later */
         named->counts = counts;
     }
-    /* every time, because a faulty job may have overwritten it */
+    /* copied every time, because a faulty job may have overwritten it */
     memcpy(to, &named->function,
            offsetof(conc__function_id, module) + strlen(named->function.module) + 1);
     return 0;
@@ -8016,8 +8037,8 @@ CONC__PRIVATE bool conc__worker_has_replied(const conc__worker_channel *c)
     return __atomic_load_n(&c->turn, __ATOMIC_SEQ_CST) == CONC__TURN_PROGRAM;
 }
 
-/* Takes the next elements for a runner: many at first, one at a time near the end. If the map must
- * stop, drops elements taken but not sent instead. */
+/* Takes the next elements of a map for a runner: many at first, one at a time near the end. If the
+ * map must stop, takes none, and drops those that were taken but not sent. */
 CONC__PRIVATE void conc__range_take(const conc__supervisor *s, const conc_job *j)
 {
     conc__payload *p = j->payload;
@@ -8041,13 +8062,13 @@ CONC__PRIVATE void conc__range_take(const conc__supervisor *s, const conc_job *j
     m->next += n;
 }
 
-/* The offset of a map's element results, which follow its data. */
+/* Returns the offset of the elements' results, which follow their data. */
 CONC__PRIVATE size_t conc__range_results(const conc__payload *p)
 {
     return conc__aligned(p->left * p->map->size);
 }
 
-/* The number of data bytes that the job's request needs; SIZE_MAX: too many. */
+/* Returns how many data bytes the job's request needs, or SIZE_MAX if there are too many. */
 CONC__PRIVATE size_t conc__job_bytes(const conc_job *j)
 {
     const conc__payload *p = j->payload;
@@ -8065,13 +8086,13 @@ CONC__PRIVATE bool conc__job_is_large(const conc_job *j)
     return conc__job_bytes(j) > CONC__SMALL;
 }
 
-/* Where the program finds the job's data. */
+/* Returns where the program reads and writes the job's data. */
 CONC__PRIVATE char *conc__job_data(const conc__worker *w, const conc_job *j)
 {
     return conc__job_is_large(j) ? w->data.address : (char *)w->channel + CONC__CHANNEL_DATA;
 }
 
-/* Gives the worker a large enough data segment; size 0: none. */
+/* Gives the worker a data segment of at least `size` bytes, or takes it away if size is 0. */
 CONC__PRIVATE int conc__worker_reserve_data(conc__worker *w, size_t size)
 {
     enum { STEP = 1 << 20 };
@@ -8101,7 +8122,8 @@ CONC__PRIVATE int conc__worker_reserve_data(conc__worker *w, size_t size)
     return conc_fail(-ENOMEM, "no room for %zu bytes of data: %s", size, strerror(-rc));
 }
 
-/* Fills in the job's request kind and sizes. Returns the size of the data to send, at *from. */
+/* Fills in the kind and the sizes of the job's request. Returns how many bytes to send; *from
+ * points to them. */
 CONC__PRIVATE size_t conc__request_describe(conc__request *r, const conc_job *j, const void **from)
 {
     const conc__payload *p = j->payload;
@@ -8128,7 +8150,7 @@ CONC__PRIVATE size_t conc__request_describe(conc__request *r, const conc_job *j,
     return j->size;
 }
 
-/* Writes the job's request and data into the channel, which already names its function. */
+/* Writes the job's request and data, apart from the name of its function. */
 CONC__PRIVATE int conc__job_write_request(conc_job *j, conc__worker *w)
 {
     bool large = conc__job_is_large(j);
@@ -8160,7 +8182,7 @@ CONC__PRIVATE uintptr_t conc__job_function(const conc_job *j)
 
 /* ---- Results ---- */
 
-/* Ends a worker's job. text: its error's; "": none. */
+/* Ends a worker's job. `text` is its error text, or "" if it has none. */
 CONC__PRIVATE void conc__job_complete(conc__job_queue *q, conc_job *j, int result, const char *text)
 {
     conc__job_context ctx = {.locals = j->locals};
@@ -8184,7 +8206,7 @@ CONC__PRIVATE void conc__job_complete_undone(conc__job_queue *q, conc_job *j, in
     conc__job_complete(q, j, rc, text);
 }
 
-/* How many of a runner's elements are done, according to its worker; SIZE_MAX: an element has
+/* Returns how many of the runner's elements its worker has done, or SIZE_MAX if an element has
  * overwritten the count. */
 CONC__PRIVATE size_t conc__range_counted(const conc__worker *w)
 {
@@ -8192,8 +8214,8 @@ CONC__PRIVATE size_t conc__range_counted(const conc__worker *w)
     return done <= w->job->payload->left ? (size_t)done : SIZE_MAX;
 }
 
-/* The first n of a runner's elements have returned: copies their bytes and results, and notes the
- * first error. */
+/* Copies the bytes and results of the runner's first n elements, which have returned. If one of
+ * them is the first of the map to fail, sets the map's error and *error. */
 CONC__PRIVATE void conc__range_done(const conc__worker *w, size_t n, int *error)
 {
     conc__payload *p = w->job->payload;
@@ -8214,7 +8236,7 @@ CONC__PRIVATE void conc__range_done(const conc__worker *w, size_t n, int *error)
     p->left -= n;
 }
 
-/* One element failed: tells the map's workers to start no more. */
+/* Tells the map's workers to start no more elements, because one has failed. */
 CONC__PRIVATE void conc__map_stop(conc__supervisor *s, conc__map_call *m)
 {
     __atomic_store_n(&m->stop, true, __ATOMIC_RELAXED);
@@ -8231,7 +8253,7 @@ CONC__PRIVATE void conc__map_stop(conc__supervisor *s, conc__map_call *m)
     }
 }
 
-/* A runner's request was answered. True: it has taken more elements. */
+/* Handles the reply to a runner's request. Returns true if the runner has taken more elements. */
 CONC__PRIVATE bool conc__runner_goes_on(conc__supervisor *s, conc__worker *w, int result,
                                         int *error)
 {
@@ -8252,7 +8274,7 @@ CONC__PRIVATE bool conc__runner_goes_on(conc__supervisor *s, conc__worker *w, in
     return p->left > 0;
 }
 
-/* Reads the result of a job that is not a runner. */
+/* Copies the data, and returns the result, of a job that is not a runner. */
 CONC__PRIVATE int conc__job_read_result(const conc__worker *w, int64_t result)
 {
     const conc_job *j = w->job;
@@ -8282,7 +8304,7 @@ CONC__PRIVATE void conc__worker_quit(conc__worker *w)
     conc__futex_wake(&w->channel->turn);
 }
 
-/* The worker has done its job. */
+/* Takes the job from the worker, which becomes idle, or quits if it has done max_jobs jobs. */
 CONC__PRIVATE void conc__worker_set_idle(conc__supervisor *s, conc__worker *w)
 {
     w->job = NULL;
@@ -8331,8 +8353,7 @@ CONC__PRIVATE void conc__worker_give_job(conc__supervisor *s, conc__worker *w, c
     conc__job_complete_undone(s->queue, j, rc ? rc : -ECANCELED, text);
 }
 
-/* The idle worker that was busy last: its data is still in the caches, and it may not have fallen
- * asleep. */
+/* Returns the idle worker that was busy last: its data is still cached, and it may be awake. */
 CONC__PRIVATE conc__worker *conc__worker_find_idle(conc__supervisor *s)
 {
     conc__worker *best = NULL;
@@ -8352,8 +8373,8 @@ CONC__PRIVATE conc__worker *conc__worker_find(conc__supervisor *s, conc__worker_
     return NULL;
 }
 
-/* Gives queued jobs to idle workers. is_supervisor: the caller is the supervisor; another thread
- * wakes it for its exclusive work. */
+/* Gives queued jobs to idle workers. If the caller is another thread, it wakes the supervisor for
+ * what only the supervisor may do. */
 CONC__PRIVATE void conc__supervisor_dispatch(conc__supervisor *s, bool is_supervisor)
 {
     conc__job_queue *q = s->queue;
@@ -8389,7 +8410,7 @@ CONC__PRIVATE void conc__reply_words(const conc__worker_channel *c, char text[96
     text[sizeof c->text - 1] = 0;
 }
 
-/* The worker has begun a job, so worker starts do not fail in general. */
+/* Records that the worker has begun a job: workers can start, so earlier failures do not count. */
 CONC__PRIVATE void conc__worker_mark_proved(conc__supervisor *s, conc__worker *w)
 {
     if (!w->proved)
@@ -8397,7 +8418,7 @@ CONC__PRIVATE void conc__worker_mark_proved(conc__supervisor *s, conc__worker *w
     w->proved = true;
 }
 
-/* The worker has replied: copies the result. */
+/* Handles a worker's reply: copies the result, and ends the job or continues the runner. */
 CONC__PRIVATE void conc__worker_replied(conc__supervisor *s, conc__worker *w)
 {
     conc_job *j = w->job;
@@ -8436,7 +8457,7 @@ CONC__PRIVATE void conc__worker_replied(conc__supervisor *s, conc__worker *w)
     conc__job_complete(s->queue, j, result, text);
 }
 
-/* A worker's init has returned. */
+/* Handles the reply of a worker whose init has returned. */
 CONC__PRIVATE void conc__worker_ready(conc__supervisor *s, conc__worker *w)
 {
     const conc__worker_channel *c = w->channel;
@@ -8452,7 +8473,7 @@ CONC__PRIVATE void conc__worker_ready(conc__supervisor *s, conc__worker *w)
     snprintf(s->why, sizeof s->why, "init failed: %.80s", c->text_rc ? text : conc_strerror(rc));
 }
 
-/* Collects replies, leaving those to large jobs to the supervisor. */
+/* Collects the workers' replies; other threads leave those to large jobs to the supervisor. */
 CONC__PRIVATE void conc__supervisor_collect(conc__supervisor *s, bool is_supervisor)
 {
     for (int i = 0; i < s->queue->max_workers; i++) {
@@ -8471,8 +8492,8 @@ CONC__PRIVATE void conc__supervisor_collect(conc__supervisor *s, bool is_supervi
     conc__supervisor_dispatch(s, is_supervisor);
 }
 
-/* No other process can have the worker's number: only the supervisor reaps it. If the program reaps
- * all its children, the pidfd still identifies it. */
+/* Signals the worker. No other process can have its process id, because only the supervisor reaps
+ * it. Even if the program reaps all its children, the pidfd identifies it. */
 CONC__PRIVATE void conc__worker_signal(const conc__worker *w, int number)
 {
 #ifdef SYS_pidfd_send_signal
@@ -8483,7 +8504,7 @@ CONC__PRIVATE void conc__worker_signal(const conc__worker *w, int number)
     kill(w->pid, number);
 }
 
-/* Kills the worker. True: the caller must end its job. */
+/* Kills the worker if it is busy. Returns true if the caller must end its job. */
 CONC__PRIVATE bool conc__worker_kill(conc__worker *w)
 {
     if (w->state == CONC__WORKER_COPYING)
@@ -8496,7 +8517,7 @@ CONC__PRIVATE bool conc__worker_kill(conc__worker *w)
     return true;
 }
 
-/* Cancels a job (NULL: all running ones). True: the caller must end the job. */
+/* Cancels a job, or all running jobs if j is NULL. Returns true if the caller must end j. */
 CONC__PRIVATE bool conc__supervisor_cancel(conc__job_queue *q, conc_job *j)
 {
     conc__supervisor *s = q->supervisor;
@@ -8526,9 +8547,9 @@ CONC__PRIVATE bool conc__supervisor_cancel(conc__job_queue *q, conc_job *j)
 
 /* ---- Starting workers ---- */
 
-/* The command that executes this program anew: the running file, even if its name now refers to
- * another file. If the program was started by the dynamic loader, that is the loader, with its
- * options and the program's path as arguments. */
+/* The command that executes this program again: the running file, even if its path now names
+ * another file. If the program was started as an argument of the dynamic loader, the command is the
+ * loader with its options and the program's path. */
 typedef struct conc__own_program {
     const char *argv[20];
     char path[4096];
@@ -8545,15 +8566,15 @@ CONC__PRIVATE int conc__first_module(conc__module_info *m, size_t size, void *ar
     return 1;
 }
 
-/* Is this a path of the file? */
+/* Does the path lead to this file? */
 CONC__PRIVATE bool conc__is_file(const char *path, const struct stat *file)
 {
     struct stat st;
     return stat(path, &st) == 0 && st.st_dev == file->st_dev && st.st_ino == file->st_ino;
 }
 
-/* Copies the loader's options, which precede this program in the command: how many arguments. 0 if
- * the program has overwritten its command. */
+/* Copies the loader's options, which precede the program's path in its command. Returns how many
+ * there are, or 0 if the program has overwritten the command. */
 CONC__PRIVATE int conc__loader_options(conc__own_program *p, const struct stat *program, int room)
 {
     int fd = conc__open_file("/proc/self/cmdline", O_RDONLY);
@@ -8574,7 +8595,8 @@ CONC__PRIVATE int conc__loader_options(conc__own_program *p, const struct stat *
     return 0;
 }
 
-/* Was the program started by the dynamic loader, as in `ld.so ./program`? *mapped: its own file. */
+/* Was the program started by the dynamic loader, as in `ld.so ./program`? If so, *mapped becomes
+ * the program's file. */
 CONC__PRIVATE bool conc__is_run_by_loader(const conc__own_program *p, struct stat *mapped)
 {
     struct stat executed;
@@ -8588,7 +8610,7 @@ CONC__PRIVATE bool conc__is_run_by_loader(const conc__own_program *p, struct sta
 
 CONC__PRIVATE void conc__own_program_find(conc__own_program *p)
 {
-    enum { OTHERS = 4 }; /* the loader, the program, the name, and the end */
+    enum { OTHERS = 4 }; /* the loader, the program, the worker's name, and NULL */
     struct stat mapped;
     uintptr_t address = 0;
     ssize_t n = readlink("/proc/self/exe", p->path, sizeof p->path - 1);
@@ -8605,7 +8627,7 @@ CONC__PRIVATE void conc__own_program_find(conc__own_program *p)
     p->argv[i] = NULL;
 }
 
-/* A worker's standard input: /dev/null, or an empty pipe if a changed root has none. */
+/* Opens a worker's standard input: /dev/null, or an empty pipe if there is none after a chroot. */
 CONC__PRIVATE int conc__empty_input(void)
 {
     int ends[2], fd = conc__open_file("/dev/null", O_RDONLY);
@@ -8618,8 +8640,8 @@ CONC__PRIVATE int conc__empty_input(void)
     return ends[0];
 }
 
-/* Starts the process with all signals blocked until it has handlers: the terminal's interrupt
- * reaches it too. */
+/* Starts the process with all signals blocked. It unblocks them when it has handlers, because a
+ * terminal's interrupt reaches it too. */
 CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int input, int *pid)
 {
     conc__own_program program;
@@ -8646,7 +8668,7 @@ CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int 
     return -rc;
 }
 
-/* A copy of the environment, with a worker's mark in front. */
+/* Returns a copy of the environment that begins with a worker's mark, or NULL if that fails. */
 CONC__PRIVATE char **conc__worker_environment(void)
 {
     static const size_t room = 4200; /* for the mark */
@@ -8685,7 +8707,7 @@ CONC__PRIVATE int conc__worker_send_setup(const conc__supervisor *s, const conc_
     return conc__setup_send(w->socket, &start, -1);
 }
 
-/* Waits for the process to end: its status as from waitpid, -1 if unknown. */
+/* Waits for the process to end. Returns its status as from waitpid(2), or -1 if it is unknown. */
 CONC__PRIVATE int conc__worker_reap(const conc__worker *w)
 {
     int status = -1;
@@ -8694,8 +8716,8 @@ CONC__PRIVATE int conc__worker_reap(const conc__worker *w)
     return status;
 }
 
-/* Closes the socket for the worker too, even if a process that the program has forked has a copy of
- * this end. */
+/* Closes the program's end of the socket. The shutdown closes it for the worker even if a process
+ * that the program has forked holds a copy. */
 CONC__PRIVATE void conc__worker_close_socket(conc__worker *w)
 {
     if (w->socket >= 0) {
@@ -8705,7 +8727,7 @@ CONC__PRIVATE void conc__worker_close_socket(conc__worker *w)
     w->socket = -1;
 }
 
-/* Starts the process with this end of its socket. */
+/* Starts the worker's process with this end of its socket, and closes the end here. */
 CONC__PRIVATE int conc__worker_start_process(conc__supervisor *s, conc__worker *w, int socket)
 {
     int input = conc__empty_input(), rc = input;
@@ -8775,7 +8797,7 @@ CONC__PRIVATE void conc__worker_clear(conc__supervisor *s, conc__worker *w)
     w->state = CONC__WORKER_NONE;
 }
 
-/* Unmaps ended workers' channels, if no thread is polling. */
+/* Unmaps the channels of workers that have ended, unless a thread may be polling them. */
 CONC__PRIVATE void conc__supervisor_unmap_channels(conc__supervisor *s, bool none_polls)
 {
     conc__segment *old;
@@ -8846,8 +8868,8 @@ CONC__PRIVATE void conc__describe_exit(int status, char *text, size_t size)
         snprintf(text, size, "the worker exited with status %d", WEXITSTATUS(status));
 }
 
-/* A runner's worker died. The element it was calling is lost, and the next worker gets those after
- * it. If that is unknown, all are lost. */
+/* Handles the death of a runner's worker. The element that was running is lost, and another worker
+ * gets those after it. If it is unknown which one was running, all are lost. */
 CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w, const char *text)
 {
     conc_job *j = w->job;
@@ -8876,7 +8898,7 @@ CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w,
     conc__job_complete(s->queue, j, error, error == -EOWNERDEAD ? text : "");
 }
 
-/* Is there a worker that has started or may have? */
+/* Is there a worker that is starting or has started? */
 CONC__PRIVATE bool conc__supervisor_has_workers(const conc__supervisor *s)
 {
     for (int i = 0; i < s->queue->max_workers; i++) {
@@ -8899,8 +8921,9 @@ CONC__PRIVATE bool conc__may_be_sent(int signal)
     }
 }
 
-/* A worker ended before beginning a job. If the program may not be at fault, it counts less. After
- * too many failures no more workers are started, and if none is left the pool is broken. */
+/* Counts a worker that ended before it began a job, with less weight if the program may not be at
+ * fault. After too many failures no more workers are started, and if none is left the pool is
+ * broken. */
 CONC__PRIVATE void conc__supervisor_count_failure(conc__supervisor *s, int status, const char *text)
 {
     bool is_known = status != -1, is_minor = !is_known;
@@ -8918,7 +8941,7 @@ CONC__PRIVATE void conc__supervisor_count_failure(conc__supervisor *s, int statu
     snprintf(s->why, sizeof s->why, "workers fail to start: %.70s", text);
 }
 
-/* The worker's process has ended. */
+/* Handles the end of a worker's process, whose job is queued again or fails. */
 CONC__PRIVATE void conc__worker_ended(conc__supervisor *s, conc__worker *w)
 {
     char text[96];
@@ -8946,11 +8969,10 @@ CONC__PRIVATE void conc__worker_ended(conc__supervisor *s, conc__worker *w)
     }
     conc__worker_clear(s, w);
     if (s->failures >= CONC__FAILURES && !conc__supervisor_has_workers(s))
-        s->failures = CONC__FAILURES - 1; /* the last one has ended: try one more start */
+        s->failures = CONC__FAILURES - 1; /* no worker is left: try one more start */
     conc__job_queue_notify_closer(q);
 }
 
-/* Has the process ended? */
 CONC__PRIVATE bool conc__worker_has_ended(const conc__worker *w)
 {
     siginfo_t info;
@@ -8961,13 +8983,13 @@ CONC__PRIVATE bool conc__worker_has_ended(const conc__worker *w)
         return errno == ECHILD;
     if (w->pidfd >= 0)
         return conc__fd_ready(w->pidfd, CONC_READABLE) > 0;
-    return waitpid(w->pid, NULL, WNOHANG) != 0; /* then its status is lost */
+    return waitpid(w->pid, NULL, WNOHANG) != 0; /* if it has, its status is lost */
 }
 
 /* ---- The supervisor ---- */
 
-/* Releases data segments unused for a while. Returns the milliseconds until the next is due; -1:
- * none. */
+/* Releases the data segments of workers idle for a second. Returns the milliseconds until the next
+ * may be due, or -1 if there is none. */
 CONC__PRIVATE int conc__supervisor_free_unused(conc__supervisor *s)
 {
     enum { UNUSED = 1000 }; /* ms */
@@ -8985,7 +9007,7 @@ CONC__PRIVATE int conc__supervisor_free_unused(conc__supervisor *s)
     return next;
 }
 
-/* Reads a worker's wake-ups, which have no content. The worker may have closed its end. */
+/* Discards the wake-ups in a worker's socket, and closes it if the worker has closed its end. */
 CONC__PRIVATE void conc__worker_drain_socket(conc__worker *w)
 {
     char some[8];
@@ -8997,7 +9019,7 @@ CONC__PRIVATE void conc__worker_drain_socket(conc__worker *w)
         conc__worker_close_socket(w);
 }
 
-/* Adds a descriptor to the polled ones: its index; 0: no descriptor. */
+/* Adds a descriptor to the polled ones. Returns its index, or 0 if fd is negative. */
 CONC__PRIVATE unsigned conc__supervisor_watch(conc__supervisor *s, int fd)
 {
     if (fd < 0)
@@ -9006,9 +9028,9 @@ CONC__PRIVATE unsigned conc__supervisor_watch(conc__supervisor *s, int fd)
     return s->poll_count++;
 }
 
-/* Polls the descriptors, for at most that many milliseconds (-1: no limit). poll refuses more
- * descriptors than RLIMIT_NOFILE allows, which may be lower now than when they were opened: then
- * all count as ready after a while. */
+/* Polls the descriptors for at most `limit` milliseconds (-1: no limit). poll(2) refuses more
+ * descriptors than RLIMIT_NOFILE, which may have been lowered since they were opened; they then all
+ * count as ready after a short sleep. */
 CONC__PRIVATE void conc__supervisor_poll(conc__supervisor *s, int limit)
 {
     if (poll(s->polls, s->poll_count, limit) >= 0 || errno == EINTR)
@@ -9024,7 +9046,7 @@ CONC__PRIVATE void conc__supervisor_wait(conc__supervisor *s, int limit)
     conc__job_queue *q = s->queue;
     uint64_t count;
     s->poll_count = 0;
-    conc__supervisor_watch(s, s->wake_fd); /* the first */
+    conc__supervisor_watch(s, s->wake_fd); /* index 0 */
     for (int i = 0; i < q->max_workers; i++) {
         conc__worker *w = &s->workers[i];
         w->poll_process = conc__supervisor_watch(s, w->pidfd);
@@ -9044,7 +9066,7 @@ CONC__PRIVATE void conc__supervisor_wait(conc__supervisor *s, int limit)
         if (w->poll_socket && s->polls[w->poll_socket].revents)
             conc__worker_drain_socket(w);
     }
-    conc__supervisor_collect(s, true); /* before its end: a worker may have replied and then died */
+    conc__supervisor_collect(s, true); /* first, because a worker may have replied and then died */
     for (int i = 0; i < q->max_workers; i++) {
         conc__worker *w = &s->workers[i];
         bool asks = w->pid && (w->pidfd < 0 || s->polls[w->poll_process].revents);
@@ -9100,7 +9122,7 @@ CONC__PRIVATE void conc__supervisor_notify(conc__job_queue *q)
     conc__supervisor_dispatch(q->supervisor, false);
 }
 
-/* Under the mutex: starts the supervisor's thread, for the first job. */
+/* Starts the supervisor's thread for the first job. Under the mutex. */
 CONC__PRIVATE int conc__supervisor_start(conc__supervisor *s)
 {
     if (s->runs)
@@ -9114,7 +9136,7 @@ CONC__PRIVATE int conc__supervisor_start(conc__supervisor *s)
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
 
-/* Polls one pool's replies before the loop of tasks waiting for them sleeps. */
+/* Polls a pool for replies before a loop sleeps whose tasks wait for them. */
 typedef struct conc__reply_poller {
     conc__idle_hook hook;
     conc__job_queue *queue;
@@ -9122,7 +9144,7 @@ typedef struct conc__reply_poller {
     int users;
 } conc__reply_poller;
 
-/* Is there a reply for any thread to collect? */
+/* Is there a reply that any thread may collect? */
 CONC__PRIVATE bool conc__reply_poller_sees(const conc__reply_poller *v)
 {
     const conc__supervisor *s = v->queue->supervisor;
@@ -9197,7 +9219,7 @@ CONC__PRIVATE void conc__reply_poller_close(conc_loop *l, conc__reply_poller *v)
     conc_free(v);
 }
 
-/* A waiting thread collects replies itself for a short while. */
+/* Lets a waiting thread collect replies itself for a short while. */
 CONC__PRIVATE void conc__supervisor_spin_for(conc__job_queue *q, const bool *over)
 {
     conc__reply_poller v = {.queue = q};
@@ -9276,7 +9298,8 @@ CONC__PRIVATE int conc__supervisor_open(conc__supervisor *s, const conc_procs *p
     return 0;
 }
 
-/* The job queue and supervisor of a process pool. NULL: error in *rc. */
+/* Creates the job queue and the supervisor of a process pool. Returns NULL, and the error in *rc,
+ * if that fails. */
 CONC__PRIVATE conc__job_queue *conc__procs_new(const conc_procs *p, int *rc)
 {
     *rc = -ENOMEM;
@@ -9319,7 +9342,7 @@ CONC_API int conc_procs_open(conc_procs *p)
     return rc;
 }
 
-/* All jobs and workers have ended. */
+/* Called when all jobs and workers have ended. */
 CONC__PRIVATE void conc__procs_end(conc__job_queue *q)
 {
     conc__supervisor *s = q->supervisor;
@@ -9329,7 +9352,7 @@ CONC__PRIVATE void conc__procs_end(conc__job_queue *q)
     conc__job_queue_release(q);
 }
 
-/* A cancel changes nothing: the workers stop immediately anyway. */
+/* A cancel does not end this wait, because the workers are stopping anyway. */
 static const conc__wait_kind conc__waits_for_workers = {
     .what = "closes a pool, and waits for its workers to exit"};
 
@@ -9344,7 +9367,7 @@ CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__job_queue *q)
     }
     conc__supervisor_wake(q->supervisor);
     conc__waiter w = {0};
-    /* not the job queue's closer, which wakes while the workers still run */
+    /* not the job queue's closer, which is woken while the workers still run */
     conc__waiter_add(&q->supervisor->closer, &w);
     bool holds_clock = l && l->clock.is_virtual;
     if (holds_clock)
@@ -9428,7 +9451,7 @@ CONC_API CONC__CALLED int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn 
     return conc__submit(&p->queue, &p->users, j, fn, arg, size, NULL, __func__);
 }
 
-/* The function of a conc_procs_call's job, which is never called. */
+/* A placeholder for the function of a conc_procs_call's job; it is never called. */
 CONC__PRIVATE int conc__call_job(void *arg)
 {
     (void)arg;
@@ -9495,8 +9518,8 @@ static void conc__pool_init(int argc, char **argv, char **env)
 }
 
 #ifdef __linux__
-/* A pointer, not the attribute: whole-program optimization puts all constructors into one function,
- * and a worker would not know which of them are left. */
+/* A pointer instead of the constructor attribute: whole-program optimization would merge all
+ * constructors into one function, and a worker could not tell which of them have yet to run. */
 __attribute__((section(".init_array"),
                used)) static void (*conc__pool_constructor)(int argc, char **argv,
                                                             char **env) = conc__pool_init;
