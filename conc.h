@@ -4676,8 +4676,8 @@ CONC__PRIVATE void conc__advance(conc_loop *l, int64_t now)
     conc__wheel_advance(l, now);
 }
 
-/* Is a task waiting for a descriptor, a signal, or another thread or process? Waiting forever is
- * then no deadlock, even without a hold. */
+/* Is a task waiting for a descriptor, a signal, or another thread or process? Then waiting forever
+ * is not a deadlock, even without a hold. */
 CONC__PRIVATE bool conc__awaits_outside(const conc_loop *l)
 {
     return l->fds.watched || l->signals.waits || l->outside.awaited;
@@ -4827,7 +4827,8 @@ CONC__PRIVATE bool conc__has_holds(conc_loop *l)
     return held;
 }
 
-/* Drops stacks left over from a burst. Returns the time until the next call is due. */
+/* If it is time, drops stacks left over from a burst. Returns the time until the next call is
+ * due. */
 CONC__PRIVATE int64_t conc__trim(conc_loop *l)
 {
     enum { EVERY = 200000000, SOON = 10000000 };
@@ -5198,7 +5199,7 @@ CONC__PRIVATE bool conc__run_is_elsewhere(const conc_loop *l, uint64_t run)
     return other != NULL;
 }
 
-/* Does this arbitrary pointer point to the loop of a run in progress? */
+/* Is this arbitrary pointer the loop of a run in progress? */
 CONC__PRIVATE bool conc__is_live(const conc_loop *l)
 {
     pthread_mutex_lock(&conc__live_runs.mutex);
@@ -5351,7 +5352,7 @@ CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result)
     conc__wait_over(l, w->task);
 }
 
-/* For waits that a cancel ends without further work. */
+/* The .cancel of a wait that a cancel ends without further work. */
 CONC__PRIVATE bool conc__cancel_plainly(conc__wait *w)
 {
     (void)w;
@@ -5437,7 +5438,7 @@ CONC_API CONC__CALLED int conc_sleep(double s)
     return conc__sleep_to(l, at);
 }
 
-/* Sleeps before retrying something that depends on another process or thread. */
+/* Sleeps before the caller retries something that depends on another process or thread. */
 CONC__PRIVATE int conc__sleep_to_retry(conc_loop *l, double s)
 {
     int rc = conc_sleep(s);
@@ -5454,7 +5455,7 @@ CONC_API CONC__CALLED int conc_sleep_until(double t)
         return conc__misused(-EINVAL, __func__, "the time is not a number", NULL);
     conc__check_lost(l, __builtin_frame_address(0));
     int64_t at = t >= CONC_FOREVER ? CONC__NEVER : conc__ns(t);
-    /* rounding could make conc_now() return less than t after the sleep: sleep long enough */
+    /* compensate for rounding: after the sleep, conc_now() must not return less than t */
     for (int64_t more = 1; (double)at / 1e9 < t && at < CONC__NEVER - 8192; more *= 2)
         at += more;
     if (at <= conc__time(l))
@@ -5522,7 +5523,7 @@ CONC_API CONC__CALLED int conc_settle(void)
  *                                                                      conc__spread
  *   pending        task   a cancel applies where the task is now       conc__set_pending
  *
- * The last two follow from the others:
+ * The last two are computed from the others:
  *
  *   around     the outer scope's `effective`; for a task's outermost scope, and for a task without
  *              a scope: asked || effective of the scope of the task's group || doomed
@@ -5562,7 +5563,7 @@ CONC__PRIVATE bool conc__cancelled_around(const conc_loop *l, const conc_scope *
     return s->task && conc__cancelled_outside(l, s->task);
 }
 
-/* Appends a task to the list of tasks whose `pending` may change. */
+/* Appends a task to the list of tasks whose `pending` conc__spread_marked will update. */
 CONC__PRIVATE void conc__mark(conc_loop *l, conc_task *t)
 {
     if (t->marked)
@@ -5589,7 +5590,7 @@ CONC__PRIVATE void conc__set_pending(conc_loop *l, conc_task *t, bool pending)
         conc__wake(l, w, -ECANCELED);
 }
 
-/* Updates task t's scope s and all scopes inside it, then the task. `around`: does a cancel apply
+/* Updates scope s of task t and all scopes inside it, then the task. `around`: does a cancel apply
  * around s, or around the task if s is NULL? */
 CONC__PRIVATE void conc__spread(conc_loop *l, conc_task *t, conc_scope *s, bool around)
 {
@@ -6758,7 +6759,8 @@ CONC__PRIVATE void conc__locals_release(conc__locals *locals)
     }
 }
 
-/* Calls run(arg), which calls the program's function fn, outside all tasks. */
+/* Calls run(arg), which calls the program's function fn, outside all tasks. role: what fn is, for
+ * reports. */
 CONC__PRIVATE void conc__call_outside(conc_loop *l, const char *role, uintptr_t fn,
                                       void (*run)(void *), void *arg)
 {
@@ -7339,7 +7341,7 @@ CONC__TINY conc__source conc__group_source(const conc_group *g)
     return conc__kept_source(g->error_name, g->error_by);
 }
 
-/* Waits until no child is alive. If there is no finished child either, yields once. */
+/* Waits until no child is alive. A group without live or finished children yields first. */
 CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
 {
     if (!g->live && !g->finished)
@@ -7598,7 +7600,7 @@ CONC__PRIVATE int conc__batch_go_on(conc_loop *l, conc_group *g, const conc__bat
         if (g->live >= g->limit)
             rc = conc__wait_for_room(l, g);
         if (rc == 0 && g->scope.effective)
-            rc = -ECANCELED; /* it was cancelled after room was granted */
+            rc = -ECANCELED; /* cancelled after room was granted */
         if (rc)
             return rc;
         if (!conc__batch_spawn(l, g, b, i, spawned)) {
