@@ -26,51 +26,51 @@
  * include the header and call its functions.
  *
  * Conventions
- *   Results   0 or a count is success, a negative errno is failure. errno itself is left alone;
+ *   Results   0 or a count is success, a negative errno is failure. errno itself does not change;
  *             each task has its own.
- *   Calling   any task may make a call, and outside a run it returns -EPERM, unless its comment
- *             says otherwise. A function passed to conc_post must not wait: there, a call that
- *             would have to wait returns -EPERM.
+ *   Calling   Unless its comment says otherwise, any task may call a function, and outside a run
+ *             the call returns -EPERM. A function passed to conc_post must not wait: a call in it
+ *             that would have to wait returns -EPERM.
  *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run. If an enclosing scope
- *             is cancelled or timed out, it returns -ECANCELED, without effect: clean up and
- *             return.
- *   Threads   a task stays on the thread of its run. Only conc_post, conc_loop_run and the two
- *             hold calls may come from other threads.
- *   Forks     in a forked child the parent's runs are dead: calls in their tasks return -EPERM. The
- *             child's own runs may use the same handles, groups, locks, queues and streams, which
- *             ignore whatever the parent's tasks hold or wait for. A stream keeps its buffered
- *             bytes, as stdio's files do.
- *   Time      is in seconds, as a double, internally rounded up to whole nanoseconds; nothing ever
- *             wakes early.
- *   Memory    an all-zero object is valid; its options are its first fields and default to zero.
- *             `arg` is borrowed until the task has ended. conc frees only what it allocated; out of
- *             memory is -ENOMEM, never an abort.
- *   Misuse    that conc detects returns -EINVAL (a bad argument, the wrong order), -EPERM (not the
- *             owner, not in a task), -EDEADLK (on oneself) or -EBUSY (in use), and changes nothing.
- *             If a function returns with its own group or scope still open, or a loop's next
- *             iteration reinitializes it, memory is already corrupt: conc reports which and where,
- *             and aborts.
+ *             has been cancelled or has timed out, the call has no effect and returns -ECANCELED:
+ *             clean up and return.
+ *   Threads   A task always runs on the thread of its run. Only conc_post, conc_loop_run,
+ *             conc_loop_hold and conc_loop_release may be called from other threads.
+ *   Forks     In a forked child, calls in tasks of the parent's runs return -EPERM. The child's own
+ *             runs may use the same handles, groups, locks, queues and streams, which ignore
+ *             whatever the parent's tasks hold or wait for. A stream keeps its buffered bytes, as a
+ *             stdio FILE does.
+ *   Time      Times are doubles in seconds, rounded up internally to whole nanoseconds. No wait
+ *             ends early.
+ *   Memory    An all-zero object is valid; its options are its first fields and default to zero.
+ *             `arg` is borrowed until the task has ended. conc frees only what it allocated. If
+ *             memory runs out, calls return -ENOMEM; conc never aborts because of it.
+ *   Misuse    A call that conc finds to be wrong changes nothing and returns -EINVAL (a bad
+ *             argument, the wrong order), -EPERM (not the owner, not in a task), -EDEADLK (on
+ *             oneself) or -EBUSY (in use). If a function returns with its own group or scope still
+ *             open, or the next iteration of a `for` or `while` reinitializes it, memory is
+ *             already corrupt: conc reports which one it is and where it was opened, and aborts.
  *
- * Options, all to be defined before the include that defines CONC_IMPLEMENTATION
- *   CONC_STATIC          instead of it: every function is static, a private copy for this file;
- *                        copies cannot share objects
- *   CONC_API             precedes every function; by default hidden visibility
+ * Options: define them before including the header with CONC_IMPLEMENTATION
+ *   CONC_STATIC          replaces CONC_IMPLEMENTATION: this file gets a private copy, in which all
+ *                        functions are static; copies cannot share objects
+ *   CONC_API             precedes every function's declaration; by default hidden visibility
  *   CONC_STACK_SIZE      bytes of a task's stack (256 KiB of address space, committed as touched;
  *                        64 KiB on 32 bits)
  *   CONC_GUARD_SIZE      bytes of address space below each stack that fault when touched, in whole
  *                        pages (64 KiB, 16 KiB on 32 bits; in debug mode at least 1 MiB, 64 KiB on
- *                        32 bits). A frame that reaches past them is caught under the compiler's
- *                        -fstack-clash-protection, whatever its size
+ *                        32 bits). With the compiler's -fstack-clash-protection, no frame is large
+ *                        enough to reach past them unnoticed
  *   CONC_MALLOC(n), CONC_REALLOC(p, n), CONC_FREE(p)    all three or none (malloc, realloc, free)
  *   CONC_TLS             attribute of the one thread-local pointer, such as
  *                        __attribute__((tls_model("initial-exec")))
  *   CONC_NO_ENV          do not read the environment variables below
  *   CONC_NO_EPOLL        wait with poll(2) instead of epoll (Linux) or kqueue (macOS)
- *   CONC_USE_UCONTEXT    switch stacks with ucontext, as on processors for which conc has no switch
- *                        of its own
+ *   CONC_USE_UCONTEXT    switch stacks with ucontext, as conc does on processors for which it
+ *                        has no switching code of its own
  *   CONC_SAVE_FPU        each task keeps its own floating-point control state (rounding,
  *                        exception masks)
- *   CONC_GUARD_REPORT    report a stack overflow even without debug mode (with a SIGSEGV handler)
+ *   CONC_GUARD_REPORT    report stack overflows even without debug mode (by a SIGSEGV handler)
  *   CONC_NO_DIAGNOSTICS  leave out debug mode, traces, dumps and backtraces, for small programs
  *                        and quick compiles: a run with .debug or .trace, even from the
  *                        environment, then returns -ENOTSUP, and a deadlock report omits the task
@@ -121,8 +121,8 @@ extern "C" {
 
 #define CONC_NODISCARD __attribute__((__warn_unused_result__))
 
-/* "file.c:12", or " at file.c:12" after a function's name: the location where a task, group or
- * scope began */
+/* The location where a task, group or scope began, as "file.c:12", appended to the literal
+ * `text`. */
 #define CONC__STRING(x) #x
 #define CONC__LINE(x) CONC__STRING(x)
 #ifdef __FILE_NAME__ /* GCC 12, Clang 9: the file without its directories */
@@ -137,7 +137,8 @@ extern "C" {
 CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__PLACE CONC__AT("")
 /* The default name of a task: the function's name and the location. The function is the first,
- * second or third argument; the calling macro adds zeros for arguments that may be missing. */
+ * second or third argument; the calling macro appends zeros, so that every macro here gets enough
+ * arguments. */
 #define CONC__NAMED(fn) CONC__AT(#fn " at ")
 #define CONC__NAMED_FIRST(fn, ...) CONC__NAMED(fn)
 #define CONC__NAMED_SECOND(a, fn, ...) CONC__NAMED(fn)
@@ -159,9 +160,10 @@ CONC_API const char *conc__at(char *room, const char *text, const char *place);
 enum { CONC__A_POINTER = 5 /* the result of __builtin_classify_type for one */ };
 #endif
 
-/* Were a macro's optional last arguments given? They are passed as a string. */
+/* Tests whether a macro's optional last arguments, passed as a string, were given. */
 #define CONC__GIVEN(text) (sizeof(text) > 1)
-/* Expands to the call if so. It is outside the block, so that compound literals in it survive. */
+/* Expands to the call if the arguments were given. The call stands outside the inner block, so that
+ * compound literals in it outlive that block. */
 #define CONC__IF_GIVEN(text, otherwise, call) \
     (__extension__({ CONC__REQUIRE(CONC__GIVEN(text), otherwise); }), call)
 
@@ -172,16 +174,17 @@ enum { CONC__A_POINTER = 5 /* the result of __builtin_classify_type for one */ }
 #define CONC_VERSION_PATCH 0
 #define CONC_VERSION "0.1.0"
 
-/* The linked implementation's version; CONC_VERSION is the header's. Callable from anywhere. */
+/* Returns the version of the linked implementation; CONC_VERSION is the header's. Callable from
+ * anywhere. */
 CONC_API const char *conc_version(void);
 
 /* ---- >>run ---------------------------------------------------------------------------------- */
 
-/* the event loop of one run; there is at most one in a thread */
+/* the event loop of one run; a thread has at most one */
 typedef struct conc_loop conc_loop;
 typedef struct conc_task conc_task;   /* a running function with its own stack */
 typedef struct conc_group conc_group; /* a set of tasks awaited together */
-/* a stretch of code that can be cancelled or time out */
+/* code between a begin and an end, which can be cancelled or time out */
 typedef struct conc_scope conc_scope;
 typedef struct conc_gen conc_gen; /* a function that emits items one by one */
 
@@ -197,7 +200,8 @@ typedef struct conc_failure {
 } conc_failure;
 
 typedef struct conc_options {
-    /* bytes per task, at least 16384; 0: CONC_STACK_SIZE, main_fn's minimum */
+    /* bytes per task, at least 16384; 0: CONC_STACK_SIZE. main_fn's task gets at least
+     * CONC_STACK_SIZE */
     size_t stack_size;
     bool virtual_clock; /* time starts at 0; when nothing can run it jumps to the next deadline */
     uint64_t seed;      /* nonzero: ready tasks run in a random order that the seed reproduces */
@@ -206,15 +210,16 @@ typedef struct conc_options {
      * stack of main_fn, which has returned; ignored cancels; calls from the wrong thread; stack
      * overflow. Reports stack usage. `kill -USR2` prints the tasks. */
     bool debug;
-    double slow_step; /* seconds; debug: report a task that blocks the loop longer; 0: 0.1 */
-    /* Seeds conc_random: the same seed yields the same numbers. 0: .seed if set, else 1 on the
-     * virtual clock, else a number from the clock */
+    /* in debug mode, report a task that blocks the loop for more seconds; 0: 0.1 */
+    double slow_step;
+    /* Seeds conc_random: the same seed yields the same numbers. 0: uses .seed if that is set, else
+     * 1 on the virtual clock, else a number from the clock */
     uint64_t random;
     /* SIGINT or SIGTERM cancels main_fn, and the run returns -EINTR; a second one, at least 0.1 s
      * later, kills the program. Has no effect on a signal that the program handles or ignores when
-     * the run begins, or that a conc_signals receives. On the real clock main_fn may sleep forever
-     * (conc_sleep(CONC_FOREVER)) to wait for the signal: this is not a deadlock, unless other tasks
-     * are waiting for each other in a cycle. */
+     * the run begins, or that a conc_signals receives. On the real clock, main_fn may wait for the
+     * signal by sleeping forever (conc_sleep(CONC_FOREVER)): this is not a deadlock, unless other
+     * tasks are waiting for each other in a cycle. */
     bool interrupt;
     /* Trace all tasks to this file, in Chrome's trace event format, for Perfetto or about:tracing:
      * a row per task, with spans for its steps and waits and arrows from its wakers, on the loop's
@@ -228,57 +233,58 @@ typedef struct conc_options {
     void *user; /* passed to on_error */
 } conc_options;
 
-/* Runs main_fn(arg) as the first task of a new loop on this thread, until it and every other task
- * have ended. Returns its result. Errors: -EBUSY (inside a run), -EINVAL (NULL function or invalid
- * options), -ENOMEM, -ENOTSUP (the processor's shadow stack is on), a failed system call's, and
- * -EDEADLK (every task waited forever). Finally, the run cancels background tasks, waits for them,
- * and closes open generators. Callable from any thread. */
+/* Runs main_fn(arg) as the first task of a new loop on this thread, and returns its result. After
+ * main_fn has returned, cancels the background tasks, waits until every task has ended, and closes
+ * open generators. Errors: -EBUSY (inside a run), -EINVAL (NULL function or invalid options),
+ * -ENOMEM, -ENOTSUP (the processor's shadow stack is on), those of a failed system call, and
+ * -EDEADLK (every task waited forever). Callable from any thread. */
 CONC_API int conc_run(conc_fn *main_fn, void *arg);
 CONC_API int conc_run_with(const conc_options *options, conc_fn *main_fn, void *arg);
 
-/* For `return conc_main(app, NULL);` in main(): conc_run with .interrupt. Returns an exit status: 0
- * if main_fn returned no error, even if a signal cancelled it; 1 after an error, which it prints to
- * stderr with its task, location and text; 128 + n if signal n interrupted the run and main_fn
- * returned -ECANCELED. conc_set_exit_status replaces the first two.
+/* Calls conc_run with .interrupt, for `return conc_main(app, NULL);` in main(). Returns an exit
+ * status: 0 if main_fn returned no error, even if a signal cancelled it; 1 after an error, which it
+ * prints to stderr with its task, location and text; 128 + n if signal n interrupted the run and
+ * main_fn returned -ECANCELED. conc_set_exit_status replaces the first two.
  *     int conc_main(conc_fn *main_fn, void *arg); */
 #define conc_main(...) conc__main(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg);
 
-/* Makes conc_main return this status instead of 0 or 1; it still prints any error. From any task or
- * posted function of conc_main's run; the last call counts. Under conc_run it has no effect. A
- * status outside 0 to 255 is ignored. */
+/* Makes conc_main return this status instead of 0 or 1; conc_main still prints any error. Callable
+ * from any task or posted function of conc_main's run; the last call counts. Has no effect under
+ * conc_run, or if status is outside 0 to 255. */
 CONC_API void conc_set_exit_status(int status);
 
-/* A random number, low <= x < high (low if high <= low). The numbers are the same in every run
- * under .random or a seed, and on the virtual clock. Not for secrets. Outside a run: low. */
+/* Returns a random number x, low <= x < high (low if high <= low). The numbers are the same in
+ * every run with .random, with a seed, or on the virtual clock. Not for secrets. Outside a run,
+ * returns low. */
 CONC_API double conc_random(double low, double high);
 
 /* ---- >>time --------------------------------------------------------------------------------- */
 
 #define CONC_FOREVER 1e300 /* as a timeout: none; as a deadline: never */
 
-/* Seconds on the loop's clock: monotonic with an arbitrary start, or virtual. Outside a run, the
- * monotonic clock. */
+/* Returns the time in seconds on the loop's clock, which is monotonic with an arbitrary start, or
+ * virtual. Outside a run, returns the monotonic clock's time. */
 CONC_API double conc_now(void);
 
-/* Sleeps for s seconds, or until conc_now() reaches t. Waits; if already due, yields once. NaN:
- * -EINVAL. */
+/* Sleeps for s seconds, or until conc_now() reaches t. Waits; if that time has already come, yields
+ * once. Errors: -EINVAL (NaN). */
 CONC_API int conc_sleep(double s);
 CONC_API int conc_sleep_until(double t);
 
 /* Lets every ready task run once (under a seed, some of them). Waits. Other calls that need not
- * wait return without letting others run, about 256 times in a row. Call this in a long
- * computation, and in a loop of such calls that depends on other tasks. */
+ * wait let other tasks run only about once in 256 calls. So call conc_yield in a long computation,
+ * and in a loop of such calls that depends on other tasks. */
 CONC_API int conc_yield(void);
 
 /* Blocks the whole loop for s seconds, as a long computation or a blocking call would: for
- * demonstrations and tests. The virtual clock advances by s. Time limits that pass take effect
- * afterwards. NaN: -EINVAL. Not a checkpoint. In a job of conc_pool.h it blocks the job's thread,
- * and returns -ECANCELED once the job is asked to stop. */
+ * demonstrations and tests. The virtual clock advances by s. Time limits that expire meanwhile take
+ * effect afterwards. Not a checkpoint. In a job of conc_pool.h, blocks the job's thread, and
+ * returns -ECANCELED once the job is asked to stop. Errors: -EINVAL (NaN). */
 CONC_API int conc_block(double s);
 
-/* Returns once every other task is waiting and nothing is ready; time does not advance until then.
- * Functions that keep posting each other do not delay it forever. For tests. Waits. */
+/* Waits until every other task is waiting and nothing is ready; time does not advance until then.
+ * Functions that keep posting each other do not delay the return forever. For tests. */
 CONC_API int conc_settle(void);
 
 /* ---- >>scopes ------------------------------------------------------------------------------- */
@@ -286,17 +292,17 @@ CONC_API int conc_settle(void);
 struct conc__wait_kind;
 struct conc__waits;
 
-/* A task's wait. Whatever ends the wait also removes it from its list. */
+/* A task's wait. Whatever ends the wait also removes this object from its list. */
 typedef struct conc__wait {
     struct conc__wait *next, *prev;
     struct conc__waits *list; /* NULL: in no list */
     conc_task *task;
     const struct conc__wait_kind *kind;
     const void *on; /* what it waits for */
-    /* for the kind's use: an item's source or destination, the call's location, ... */
+    /* for the kind's use, such as an item's source or destination, or the call's location */
     void *item;
-    int result; /* of the call that waits */
-    int value;  /* for the kind's use: the awaited events, then those that occurred, ... */
+    int result; /* the result of the call that waits */
+    int value;  /* for the kind's use, such as the awaited events, and later those that occurred */
 } conc__wait;
 
 typedef struct conc__waits {
@@ -323,48 +329,49 @@ struct conc_scope {
     const char *place;
 };
 
-/* Opens a scope for the calling task, inside those it has open. After timeout seconds
- * (CONC_FOREVER: never; 0 or less: immediately) every checkpoint inside returns -ECANCELED until
- * the scope ends.
+/* Opens a scope for the calling task, inside the scopes that it already has open. After timeout
+ * seconds (CONC_FOREVER: never; 0 or less: immediately) every checkpoint inside returns -ECANCELED
+ * until the scope ends.
  *     int conc_scope_begin(conc_scope *s, double timeout);
  * Errors: -EINVAL (NULL, NaN, used before). Not a checkpoint. */
 #define conc_scope_begin(...) conc__scope_begin(CONC__AT("the scope opened at "), __VA_ARGS__)
 CONC_API int conc__scope_begin(const char *place, conc_scope *s, double timeout);
 
-/* Ends the task's innermost scope. rc is the result of the block; the scope's is the same, unless
- * rc is an -ECANCELED that this scope caused: that becomes -ETIMEDOUT after its time limit, and 0
- * after conc_scope_cancel. If an outer scope is cancelled too, -ECANCELED passes through. Errors,
+/* Ends the task's innermost scope. rc is the result of the block. Returns rc, unless it is an
+ * -ECANCELED that this scope caused: then -ETIMEDOUT after its time limit, or 0 after
+ * conc_scope_cancel. If an outer scope is cancelled too, -ECANCELED passes through. Errors,
  * changing nothing: -EINVAL (not open, not the innermost), -EPERM (another task's). Not a
  * checkpoint. */
 CONC_API int conc_scope_end(conc_scope *s, int rc) CONC_NODISCARD;
 
 /* Cancels everything inside the scope, until its end, and wakes the tasks waiting there. Does
- * nothing if the scope is not open. From any task or posted function of the loop. */
+ * nothing if the scope is not open. Callable from any task or posted function of the loop. */
 CONC_API void conc_scope_cancel(conc_scope *s);
 
 /* Replaces the time limit with one that starts now. Takes effect immediately, even while the task
- * waits. Errors: -EINVAL (NaN, not open, already cancelled). From any task or posted function of
- * the loop. */
+ * waits. Errors: -EINVAL (NaN, not open, already cancelled). Callable from any task or posted
+ * function of the loop. */
 CONC_API int conc_scope_set_timeout(conc_scope *s, double s_from_now);
 
-/* While on, cancels and time limits from outside do not apply inside the scope; its own still do.
- * Takes effect immediately, even while the task waits. From any task or posted function of the
- * loop. */
+/* Turns the scope's shield on or off. While it is on, cancels and time limits from outside do not
+ * apply inside the scope; the scope's own still do. Takes effect immediately, even while the task
+ * waits. Callable from any task or posted function of the loop. */
 CONC_API void conc_scope_shield(conc_scope *s, bool on);
 
-/* Calls fn(arg) with a limit of s seconds (asyncio.wait_for). Returns its result, or -ETIMEDOUT if
- * it ended with -ECANCELED after the limit. Waits as fn does. -EINVAL: NULL fn, NaN. */
+/* Calls fn(arg) with a limit of s seconds (asyncio.wait_for). Returns fn's result, or -ETIMEDOUT if
+ * fn returned -ECANCELED because of the limit. Waits as fn does. Errors: -EINVAL (NULL fn, NaN). */
 CONC_API int conc_timeout(double s, conc_fn *fn, void *arg);
 
-/* Calls fn(arg) with a limit of grace seconds, hiding cancels from outside: for cleanup. Results as
- * above. Works in a job of conc_pool.h, too. */
+/* Calls fn(arg) with a limit of grace seconds, hiding cancels from outside: for cleanup. Returns
+ * the same as conc_timeout. Also works in a job of conc_pool.h. */
 CONC_API int conc_shield(double grace, conc_fn *fn, void *arg);
 
-/* The nearest deadline in effect here, on conc_now's clock: CONC_FOREVER if none, -CONC_FOREVER
- * once cancelled. Outside a task, CONC_FOREVER. */
+/* Returns the nearest deadline in effect here, on conc_now's clock: CONC_FOREVER if there is none,
+ * -CONC_FOREVER once cancelled. Outside a task, returns CONC_FOREVER. */
 CONC_API double conc_deadline(void);
 
-/* Would a checkpoint here return -ECANCELED? For long computations. Outside a task: false. */
+/* Returns whether a checkpoint here would return -ECANCELED. For long computations. Outside a task,
+ * returns false. */
 CONC_API bool conc_cancelled(void);
 
 /* ---- >>groups ------------------------------------------------------------------------------- */
@@ -389,16 +396,17 @@ struct conc_group {
     char text[128], error_name[48];
 };
 
-/* Opens the group here, as a scope of the calling task, its owner. Otherwise the first spawn does.
+/* Opens the group here, as a scope of the calling task, which owns it. Without this call, the first
+ * spawn opens it.
  *     int conc_group_begin(conc_group *g);
  * Errors: -EINVAL (NULL, used before, negative limit). Not a checkpoint. */
 #define conc_group_begin(...) conc__group_begin((__VA_ARGS__), CONC__AT("the group opened at "))
 CONC_API int conc__group_begin(conc_group *g, const char *place);
 
-/* Starts fn(arg) as a task of the group; g NULL: of the run's background group, which the run
- * cancels at its end. Returns 0 immediately, which guarantees that fn will run, once the caller
- * next waits. Waits only if the group's limit is reached. The error of a background task goes to
- * on_error when it ends; if it has a handle, at the run's end, unless a task has joined it.
+/* Starts fn(arg) as a task of the group, or, if g is NULL, of the run's background group, which the
+ * run cancels at its end. Returns 0 immediately: fn is then certain to run, once the caller waits.
+ * Waits only if the group's limit is reached. A background task's error goes to on_error when the
+ * task ends; if the task has a handle, only at the run's end, unless a task has joined it.
  *     int conc_spawn(conc_group *g, conc_fn *fn, void *arg);
  * On error fn does not run, the caller keeps arg, and a group that this call would have opened is
  * unchanged: -ECANCELED (the group is cancelled, or the caller while it waited for room), -EINVAL
@@ -406,18 +414,18 @@ CONC_API int conc__group_begin(conc_group *g, const char *place);
 #define conc_spawn(...) conc__spawn(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__spawn(const char *spawned, conc_group *g, conc_fn *fn, void *arg);
 
-/* The same, but fn gets the address of a copy of size bytes on the task's own stack, valid until fn
- * returns. It is aligned for any type of that size (up to 4096). arg is borrowed until the call
- * returns, because the copy is made after any wait for room. Errors as above, and -EINVAL: size is
- * more than a quarter of the task's stack, or arg is NULL.
+/* Like conc_spawn, but fn gets the address of a copy of arg's size bytes. The copy is on the task's
+ * own stack, is aligned for any type of that size (up to 4096), and is valid until fn returns. arg
+ * is borrowed until the call returns, because the copy is made after any wait for room. Further
+ * errors: -EINVAL (size is more than a quarter of the task's stack, or arg is NULL).
  *     int conc_spawn_copy(conc_group *g, conc_fn *fn, const void *arg, size_t size); */
 #define conc_spawn_copy(...) conc__spawn_copy(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__spawn_copy(const char *spawned, conc_group *g, conc_fn *fn, const void *arg,
                               size_t size);
 
-/* conc_spawn_copy of a value: CONC_SPAWN(&g, fetch, (job){url, 3}); CONC_SPAWN(&g, count, i); A
- * pointer, a string or another array does not compile, because only its address would be copied. A
- * struct's pointees are not copied. */
+/* Calls conc_spawn_copy with a value: CONC_SPAWN(&g, fetch, (job){url, 3}); CONC_SPAWN(&g, count,
+ * i); A pointer, a string or another array does not compile, because only its address would be
+ * copied. What a struct's pointers point to is not copied. */
 #define CONC_SPAWN(g, fn, ...)                                              \
     CONC__SPAWN(g, fn, (__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__), \
                 CONC__GIVEN(#__VA_ARGS__))
@@ -435,21 +443,21 @@ CONC_API int conc__spawn_copy(const char *spawned, conc_group *g, conc_fn *fn, c
         conc__spawn_copy(CONC__NAMED(fn), (g), (fn), &value, sizeof value);                 \
     })
 
-/* Like conc_spawn, with a handle: caller's storage, which need not be initialized and must not move
- * until the task is joined or returned by conc_group_next, or its group is closed. -EBUSY: the
- * handle is in use. If the function that declares the handle returns before that, conc aborts with
- * a report: in debug mode at the next wait, otherwise at the group's end. The same happens if the
- * handle is overwritten and reused: always in debug mode, otherwise if its task is the group's
- * first or last child.
+/* Like conc_spawn, with a handle: storage of the caller that need not be initialized, and must not
+ * move until the task is joined or returned by conc_group_next, or its group is closed. Further
+ * errors: -EBUSY (the handle is in use). If the function that declares the handle returns before
+ * then, conc aborts with a report: in debug mode at the next wait, otherwise at the group's end.
+ * The same happens if the handle is overwritten and reused: always in debug mode, otherwise if its
+ * task is the group's first or last child.
  *     int conc_spawn_task(conc_group *g, conc_task *t, conc_fn *fn, void *arg); */
 #define conc_spawn_task(...) conc__spawn_task(CONC__NAMED_THIRD(__VA_ARGS__, 0, 0, 0), __VA_ARGS__)
 CONC_API int conc__spawn_task(const char *spawned, conc_group *g, conc_task *t, conc_fn *fn,
                               void *arg);
 
 /* Starts fn as conc_spawn does, waits until it has called conc_started(value), and returns value.
- * If fn ends without that, returns its error (-EINVAL if none) and leaves the group as before:
- * unused if this call opened it and nothing else is in it. Cancelling the caller cancels fn; the
- * call then returns -ECANCELED once fn has ended. Waits.
+ * If fn ends without that call, returns fn's error (-EINVAL if none) and leaves the group as
+ * before: unused if this call opened it and nothing else is in it. Cancelling the caller cancels
+ * fn; the call then returns -ECANCELED once fn has ended. Waits.
  *     int conc_start(conc_group *g, conc_fn *fn, void *arg); */
 #define conc_start(...) conc__start(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__start(const char *spawned, conc_group *g, conc_fn *fn, void *arg);
@@ -461,67 +469,69 @@ CONC_API int conc_started(int value);
 
 /* Waits for every child, including any spawned during the wait, and closes the group. Returns the
  * first error; else -ECANCELED if an outer scope is cancelled and a member was interrupted; else 0.
- * A group that was never opened: 0. Errors, changing nothing: -EINVAL (already closed, or a scope
- * opened later is still open), -EPERM (not the owner). Waits; a cancel does not cut it short, but
- * reaches the children. */
+ * For a group that was never opened, returns 0. Errors, changing nothing: -EINVAL (already closed,
+ * or a scope opened later is still open), -EPERM (not the owner). Waits; a cancel does not cut the
+ * wait short, but reaches the children. */
 CONC_API int conc_group_wait(conc_group *g) CONC_NODISCARD;
 
-/* The same with the body's result. If rc is an error, it cancels the children first and is the
- * group's first error, unless a child failed earlier. Returns rc if nothing failed. */
+/* Like conc_group_wait, with the body's result. If rc is an error, the call cancels the children
+ * first, and rc is the group's first error, unless a child failed earlier. Returns rc if nothing
+ * failed. */
 CONC_API int conc_group_end(conc_group *g, int rc) CONC_NODISCARD;
 
-/* Cancels the children and the owner's body, until the group is closed; the group's own wait then
- * returns 0. Does nothing if the group is not open. From any task or posted function of the
- * loop. */
+/* Cancels the children and the owner's body, until the group is closed; the call that waits for the
+ * group then returns 0. Does nothing if the group is not open. Callable from any task or posted
+ * function of the loop. */
 CONC_API void conc_group_cancel(conc_group *g);
 
-/* Waits until another uncollected child with a handle has ended. Returns 1, with the handle in *t
- * and its error in conc_last_error, in order of completion; 0 if none is left. Errors: -EINVAL,
- * -EPERM (another run's), -ECANCELED. */
+/* Waits until another uncollected child with a handle has ended, and collects it, in order of
+ * completion. Returns 1, with the handle in *t and the child's error in conc_last_error; 0 if none
+ * is left. Errors: -EINVAL, -EPERM (another run's), -ECANCELED. */
 CONC_API int conc_group_next(conc_group *g, conc_task **t) CONC_NODISCARD;
 
-/* One call of a gather. result is its value, text its error text ("" on success). */
+/* One call of a gather, which stores fn's result in `result`, and its error's text in `text` ("" on
+ * success). */
 typedef struct conc_call {
     conc_fn *fn;
     void *arg;
     int result;
     char text[96];
-    /* of its task, borrowed until the gather returns; NULL: the gather and its location. CONC_CALL
-     * sets it to the function's name */
+    /* its task's name, borrowed until the gather returns; NULL: the gather and its location.
+     * CONC_CALL sets it to the function's name */
     const char *name;
 } conc_call;
 
 /* Runs all calls concurrently, each as a task, and returns when all have ended. The first error
- * cancels the others and is returned; 0 if none failed. Each call holds its result. n 0 returns 0
- * immediately. Errors before anything has run: -EINVAL, -ENOMEM. Waits.
+ * cancels the others and is returned; 0 if none failed. Each call then holds its own result. If n
+ * is 0, returns 0 immediately. Errors before anything has run: -EINVAL, -ENOMEM. Waits.
  *     int conc_gather(conc_call *calls, size_t n); */
 #define conc_gather(...) conc__gather(CONC__AT("conc_gather at "), __VA_ARGS__)
 CONC_API int conc__gather(const char *spawned, conc_call *calls, size_t n);
-/* the caller cannot read the calls afterwards */
+/* for CONC_GATHER, whose caller cannot read the calls afterwards */
 CONC_API int conc__gather_unseen(const char *spawned, conc_call *calls, size_t n);
 
-/* The same, but errors cancel nothing (return_exceptions=True). Returns 0, or -ECANCELED if the
- * caller was cancelled.
+/* Like conc_gather, but an error cancels nothing (return_exceptions=True). Returns 0, or -ECANCELED
+ * if the caller was cancelled.
  *     int conc_gather_all(conc_call *calls, size_t n); */
 #define conc_gather_all(...) conc__gather_all(CONC__AT("conc_gather_all at "), __VA_ARGS__)
 CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n);
 
-/* Calls fn with the address of each of count elements of size bytes, concurrently; otherwise like
- * conc_gather. size 0: every call gets args itself.
+/* Calls fn concurrently with the address of each of count elements of size bytes; otherwise like
+ * conc_gather. If size is 0, every call gets args itself.
  *     int conc_map(conc_fn *fn, void *args, size_t count, size_t size); */
 #define conc_map(...) conc__map(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size);
 
-/* conc_map with at most limit concurrent tasks (0: no limit). Elements start in order, as earlier
- * ones end; after an error, or a cancel of the caller, no more start. Further errors: -EINVAL (a
- * negative limit), and -ENOMEM even after some have started.
+/* Like conc_map, with at most limit concurrent tasks (0: no limit). Calls start in order, as
+ * earlier ones end; after an error, or a cancel of the caller, no more start. Further errors:
+ * -EINVAL (a negative limit), and -ENOMEM even after some calls have started.
  *     int conc_map_limit(int limit, conc_fn *fn, void *args, size_t count, size_t size); */
 #define conc_map_limit(...) conc__map_limit(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__map_limit(const char *spawned, int limit, conc_fn *fn, void *args, size_t count,
                              size_t size);
 
-/* conc_map in which errors cancel nothing, as in conc_gather_all. results (NULL: not wanted) has
- * count elements, borrowed until the call returns.
+/* Like conc_map, but an error cancels nothing, as in conc_gather_all. results (NULL: not wanted)
+ * has count elements, borrowed until the call returns.
  *     int conc_map_all(conc_fn *fn, void *args, size_t count, size_t size, int *results); */
 #define conc_map_all(...) conc__map_all(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size,
@@ -554,8 +564,8 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
  * frame pointer, base pointer}. */
 typedef void *conc__context[4];
 
-/* All private. A task without a handle is at the top of its own stack, and has no fields from
- * name_copy on. */
+/* All fields are private. A task without a handle is at the top of its own stack, and lacks the
+ * fields from name_copy on. */
 struct conc_task {
     conc_task *next; /* the ready queue */
     conc__context context;
@@ -566,22 +576,22 @@ struct conc_task {
     uint8_t state, sink_kind;
     uint16_t cancels_in_a_row;
     bool has_handle, in_finished, collected;
-    bool failed; /* with an error, which its group, if it has one, has not recorded */
+    bool failed; /* it ended with an error that its group, if it has one, has not recorded */
     uint16_t seal;
     bool name_allocated;  /* without a handle: conc_set_name allocated `name` */
     uint32_t errors_made; /* incremented by conc__set_error; never initialized */
     conc__wait *wait;
     conc_scope *scope;
-    const char *place; /* the scope's, for the report when the scope is lost */
+    const char *place; /* the innermost scope's, for the report if that scope is lost */
     char *text;
     conc__waits joiners;
     const char *error_from;
     struct conc__holding *held;
     int result, last_rc;
     uint64_t serial; /* unique among the tasks of the process */
-    /* when it began to wait, on the loop's clock; exact only in debug mode or under a trace */
+    /* when its wait began, on the loop's clock; exact only in debug mode or under a trace */
     int64_t since;
-    uint64_t arrow; /* trace: the one that leads to its next step; 0: none */
+    uint64_t arrow; /* trace: the arrow that leads to its next step; 0: none */
     void *sink;
     struct conc__locals *locals;
     conc_fn *fn;
@@ -594,57 +604,58 @@ struct conc_task {
     char text_copy[128 + 48];
 };
 
-/* Waits until the task has ended; its result is in *result (NULL: not wanted), its error text in
- * conc_last_error. Any number of tasks may join it; joining never cancels it. Errors: -ECANCELED
- * (the caller was cancelled; the task continues), -EDEADLK (oneself), -EPERM (another run's task,
- * ended or not), -EINVAL. */
+/* Waits until the task has ended, and stores its result in *result (NULL: not wanted) and its error
+ * text in conc_last_error. Returns 0. Any number of tasks may join it; joining never cancels it.
+ * Errors: -ECANCELED (the caller was cancelled; the task continues), -EDEADLK (oneself), -EPERM
+ * (another run's task, ended or not), -EINVAL. */
 CONC_API int conc_join(conc_task *t, int *result);
 
 /* Cancels the task: from now on its checkpoints return -ECANCELED, except inside shields. Does not
- * wait. Errors: -EALREADY (it has ended), -EINVAL (not a task), -EPERM (another loop's). From any
- * task or posted function of the loop. */
+ * wait. Errors: -EALREADY (it has ended), -EINVAL (not a task), -EPERM (another loop's). Callable
+ * from any task or posted function of the loop. */
 CONC_API int conc_cancel(conc_task *t);
 
-/* Has the task ended? */
+/* Returns whether the task has ended. */
 CONC_API bool conc_done(const conc_task *t);
 
-/* The running task, valid until it ends; NULL in a posted function and outside a run. */
+/* Returns the running task, valid until it ends; NULL in a posted function and outside a run. */
 CONC_API conc_task *conc_self(void);
 
-/* A task's name: that set by conc_set_name (copied, at most 47 bytes), else its function and spawn
- * location. Borrowed; NULL if there is no task. If there is no memory, conc_set_name does
- * nothing. */
+/* conc_name returns a task's name: the one set by conc_set_name (copied, at most 47 bytes), else
+ * its function and spawn location. Borrowed; NULL if there is no task. conc_set_name does nothing
+ * if memory runs out. */
 CONC_API const char *conc_name(const conc_task *t);
 CONC_API void conc_set_name(conc_task *t, const char *name);
 
 /* ---- >>errors ------------------------------------------------------------------------------- */
 
-/* Returns rc, and gives it a text (at most 127 bytes). If the task returns rc, the text reaches
- * join, group, gather and on_error; if it (or a posted function) sets a future to rc, the future's
- * waiters. Outside tasks and jobs, the text is for this thread's conc_last_error.
+/* Returns rc, and records a text for it (at most 127 bytes). If the task returns rc, the text
+ * reaches join, group, gather and on_error. If the task, or a posted function, sets a future to rc,
+ * the text reaches the future's waiters. Outside tasks and jobs, the text is for this thread's
+ * conc_last_error.
  *     return conc_fail(-EPROTO, "line %d: no colon", line); */
 CONC_API int conc_fail(int rc, const char *fmt, ...) __attribute__((__format__(__printf__, 2, 3)));
 
-/* The error text of a task that has ended: conc_fail's, else conc_strerror's; "" on success.
- * Borrowed. */
+/* Returns the error text of a task that has ended: conc_fail's, else conc_strerror's; "" on
+ * success. Borrowed. */
 CONC_API const char *conc_error_text(const conc_task *t);
 
-/* The text of this task's latest error, returned by conc_fail or another conc call, a join, group
- * or gather; "" if none. -ECANCELED does not replace the error before it. Outside a run: the error
- * of the thread's last run, or of a refused conc_run, or of a later call; "" if none. Borrowed
- * until the next error. */
+/* Returns the text of this task's latest error, from conc_fail or any other conc call, including
+ * joins, groups and gathers; "" if none. -ECANCELED does not replace the error before it. Outside a
+ * run, returns the text of the thread's last run, of a refused conc_run, or of a later call; "" if
+ * none. Borrowed until the next error. */
 CONC_API const char *conc_last_error(void);
 
-/* The text of any negative errno; for some, its meaning in conc instead of the system's text.
- * Static. From anywhere. */
+/* Returns the text of any negative errno; for some of them, the meaning in conc instead of the
+ * system's text. Static. Callable from anywhere. */
 CONC_API const char *conc_strerror(int rc);
 
-/* The value of expr, if it is not negative. A negative one is returned, as an int, from the calling
- * function, which must return int or ssize_t: as bool or size_t, an error would look like success.
- * Not for calls that return -1 and set errno, such as open(2): -1 is -EPERM. A compound literal
- * inside expr lives only until the macro ends: do not pass it to a task that outlives the macro.
- * Not inside an open scope or group: there, CONC_TRY_IN(&s, expr) ends the scope with the error,
- * and returns the scope's result. */
+/* CONC_TRY(expr) is the value of expr, if that is not negative. A negative value is returned, as an
+ * int, from the calling function, which must return int or ssize_t: as bool or size_t, an error
+ * would look like success. Not for calls that return -1 and set errno, such as open(2), because -1
+ * is -EPERM. A compound literal inside expr lives only until the macro ends: do not pass it to a
+ * task that outlives the macro. Not inside an open scope or group: there, use CONC_TRY_IN(&s,
+ * expr), which ends the scope with the error and returns the scope's result. */
 #define CONC_TRY(...) CONC__TRY((__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__))
 #define CONC__TRY(expr, value)         \
     __extension__({                    \
@@ -670,9 +681,10 @@ CONC_API const char *conc_strerror(int rc);
 #endif
 
 /* CONC_AUTO(conc_group, g) = {.limit = 5}; closes the object on every exit from the block; the last
- * declared closes first. For conc_group (cancels the children and waits for them; their errors go
- * to on_error), conc_gen, conc_stream, conc_signals and types of the other headers. Closing an
- * unopened or closed object does nothing. Not for conc_scope, whose end changes the result. */
+ * one declared is closed first. For conc_group (cancels the children and waits for them; their
+ * errors go to on_error), conc_gen, conc_stream, conc_signals and types of the other headers.
+ * Closing an unopened or closed object does nothing. Not for conc_scope, whose end changes the
+ * result. */
 #define CONC_AUTO(type, name) __attribute__((__cleanup__(conc__auto_##type), __unused__)) type name
 CONC_API void conc__auto_conc_group(conc_group *g);
 CONC_API void conc__auto_conc_gen(conc_gen *g);
@@ -690,7 +702,7 @@ CONC_API void conc__auto_conc_gen(conc_gen *g);
     {                                                                        \
         conc__close_quietly(conc__close_##type, object);                     \
     }                                                                        \
-    __extension__ /* of what follows, so that a lone semicolon causes no warning */
+    __extension__ /* so that a semicolon after the macro causes no warning */
 CONC_API void conc__close_quietly(void (*close)(void *), void *object);
 
 /* ---- >>locals ------------------------------------------------------------------------------- */
@@ -701,16 +713,16 @@ typedef struct conc_local {
     const char *name; /* shown in dumps; may be NULL */
 } conc_local;
 
-/* Sets this task's value (borrowed). A task starts with its parent's values at the spawn; later
- * sets in either do not affect the other. Errors: -EINVAL (NULL key), -ENOMEM. */
+/* Sets this task's value for the key (borrowed). A task starts with its parent's values at the
+ * spawn; later changes in one do not affect the other. Errors: -EINVAL (NULL key), -ENOMEM. */
 CONC_API int conc_local_set(conc_local *key, const void *value);
 
-/* This task's value; NULL if none was set. */
+/* Returns this task's value for the key; NULL if none was set. */
 CONC_API void *conc_local_get(conc_local *key);
 
 /* ---- >>generators --------------------------------------------------------------------------- */
 
-/* The body: emits items, and returns 0 at the end or a negative error. */
+/* The body of a generator: emits items, and returns 0 at the end or a negative error. */
 typedef int conc_gen_fn(conc_gen *g, void *arg);
 
 struct conc_gen {
@@ -719,8 +731,8 @@ struct conc_gen {
     uint64_t run;
 };
 
-/* Opens a generator: fn(g, arg) runs in the consumer's task, on its own stack, starting with the
- * first conc_gen_next.
+/* Opens a generator: fn(g, arg) runs in the consumer's task, on its own stack, from the first
+ * conc_gen_next on.
  *     int conc_gen_open(conc_gen *g, conc_gen_fn *fn, void *arg, size_t item_size);
  * Errors: -EINVAL (NULL, open already), -EBUSY (open in another thread's run), -ENOMEM. Close it
  * with conc_gen_close. */
@@ -728,22 +740,25 @@ struct conc_gen {
 CONC_API int conc__gen_open(const char *opened, conc_gen *g, conc_gen_fn *fn, void *arg,
                             size_t item_size);
 
-/* In the body: passes a copy of item_size bytes to the consumer, and returns 0 when it wants the
- * next item. -ECANCELED: the consumer is closing the generator: clean up and return; every later
- * emit immediately returns the same. -EINVAL: not in this generator's body, or a scope or group of
- * the body is open. The body cannot end a scope or group that its consumer has open: -EINVAL. */
+/* Called in the body: passes a copy of item_size bytes to the consumer, and returns 0 when the
+ * consumer wants the next item. Errors: -ECANCELED (the consumer is closing the generator: clean up
+ * and return; every later emit immediately returns the same), -EINVAL (not in this generator's
+ * body, or a scope or group of the body is open). A body that tries to end a scope or group of its
+ * consumer also gets -EINVAL. */
 CONC_API int conc_gen_emit(conc_gen *g, const void *item);
 
-/* In the consumer: returns 1 and the next item, 0 at the end and after it, or the body's error.
- * Cancelling the consumer reaches the body's waits. -EBUSY: another task, or the body itself, is in
- * the generator; -EPERM: it belongs to another run; -EINVAL: not open. Waits as the body does. */
+/* Called in the consumer: returns 1 and stores the next item in *item, or returns 0 at the end and
+ * after it, or the body's error. Cancelling the consumer reaches the body's waits. Errors: -EBUSY
+ * (another task, or the body itself, is in the generator), -EPERM (it belongs to another run),
+ * -EINVAL (not open). Waits as the body does. */
 CONC_API int conc_gen_next(conc_gen *g, void *item);
 
 /* Ends the body, whose emit returns -ECANCELED, waits for its cleanup, and frees the stack. Returns
- * 0 or the cleanup's error. The body's own waits still work during cleanup. A body that emits 1000
- * more times instead of returning is stopped: conc closes everything it opened, cancels its groups'
+ * 0 or the cleanup's error. The body's own waits still work during cleanup. If the body emits 1000
+ * more times instead of returning, conc stops it: closes everything it opened, cancels its groups'
  * children and waits for them, reports that to on_error, returns -EINVAL, and keeps the stack until
- * the run ends. Closing it twice, unopened, or after the run: 0. -EBUSY and -EPERM as above. */
+ * the run ends. Closing a generator twice, unopened, or after the run returns 0. Errors: -EBUSY and
+ * -EPERM as above. */
 CONC_API int conc_gen_close(conc_gen *g);
 
 /* ---- >>descriptors -------------------------------------------------------------------------- */
@@ -754,17 +769,17 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  * close-on-exec, and must be closed with conc_close. All calls here also take any other descriptor.
  * Each makes its system call first, and waits only if that would block. Several tasks may wait on
  * one descriptor; all continue when it is ready. No call raises SIGPIPE, which a run blocks in its
- * thread; a broken pipe is -EPIPE. A program that a task starts with system(), popen() or
- * posix_spawn() inherits the blocked signal; a conc_child of conc_pool.h does not.
+ * thread; writing to a broken pipe returns -EPIPE. A program that a task starts with system(),
+ * popen() or posix_spawn() inherits the blocked signal; a conc_child of conc_pool.h does not.
  *
  * A descriptor in blocking mode keeps that mode, except a listener (conc_accept), and does not
  * block the loop. For sockets and pipes, Linux has non-blocking calls. Terminals and named pipes
  * are opened a second time for each call. All others are polled with poll(2) first, and at most
  * PIPE_BUF bytes are written at a time. If a device takes a vector's parts one by one, as an
- * eventfd does, only the first part is moved. Two things can still block the loop: the disk, with
- * regular files and directories (conc_pool.h reads and writes files off the loop); and a descriptor
- * of another kind (inotify; pipes on other systems) shared by several processes, if another takes
- * the bytes after poll(2) has reported them.
+ * eventfd does, only the first part is transferred. Two things can still block the loop: the disk,
+ * with regular files and directories (conc_pool.h reads and writes files off the loop); and a
+ * descriptor of another kind (inotify; pipes on other systems) that several processes share, if
+ * another process takes the bytes after poll(2) has reported them.
  *
  * A descriptor may be reported ready although a call would block: a socket with messages in its
  * error queue, a full Unix datagram peer, an eventfd whose counter has no room for the number. Then
@@ -774,20 +789,20 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  * second (per 500 such descriptors). If a file of the same kind immediately reuses the number, the
  * poll(2) backend may not notice if both have the same inode, as eventfds do. */
 
-/* Waits until fd is ready for any of `events`, and returns those. End of file, an error, or a
- * peer's hang-up make it ready. With events 0, waits only for a hang-up or an error, and returns 0.
- * A regular file is always ready, and never hangs up. Errors: -EBADF (not open, or closed during
- * the wait), -EINVAL (other events), or the system's.
+/* Waits until fd is ready for any of `events`, and returns those for which it is ready. End of
+ * file, an error, or a peer's hang-up make it ready. With events 0, waits only for a hang-up or an
+ * error, and returns 0. A regular file is always ready, and never hangs up. Errors: -EBADF (not
+ * open, or closed during the wait), -EINVAL (other events), or the system's.
  *
- * It reports what poll(2) reports. If a descriptor is reported ready although a call would block, a
+ * Reports what poll(2) reports. If a descriptor is reported ready although a call would block, a
  * loop of conc_wait_fd and recv(2) spins, because conc does not see the EAGAIN; conc_recv and the
  * like pause. */
 CONC_API int conc_wait_fd(int fd, int events);
 
-/* The POSIX calls, waiting instead of blocking or failing with EAGAIN. Each returns a count, 0 at
- * end of file, or a negative errno (-EBADF also if fd is closed during the wait). A cancel loses
- * nothing: -ECANCELED means that no byte was moved. With MSG_DONTWAIT in flags, they return -EAGAIN
- * instead of waiting; instead of MSG_WAITALL, use conc_read_full. */
+/* These are the POSIX calls, except that they wait instead of blocking or failing with EAGAIN. Each
+ * returns a count, 0 at end of file, or a negative errno (-EBADF also if fd is closed during the
+ * wait). A cancel loses nothing: -ECANCELED means that no byte was transferred. With MSG_DONTWAIT
+ * in flags, they return -EAGAIN instead of waiting; instead of MSG_WAITALL, use conc_read_full. */
 CONC_API ssize_t conc_read(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write(int fd, const void *buf, size_t n);
 CONC_API ssize_t conc_readv(int fd, const struct iovec *parts, int count);
@@ -799,9 +814,9 @@ CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct so
 CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags,
                              const struct sockaddr *to, socklen_t to_size);
 
-/* Move all n bytes. Return fewer at end of file (reading), or if an error or a cancel occurs after
- * some were moved: then the next call returns that error, or the next checkpoint -ECANCELED.
- * Otherwise as above. */
+/* Transfer all n bytes. Return fewer at end of file (reading), or if an error or a cancel occurs
+ * after some were transferred: then the next call returns that error, or the next checkpoint
+ * -ECANCELED. Otherwise as above. */
 CONC_API ssize_t conc_read_full(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n);
 
@@ -836,20 +851,21 @@ CONC_API int conc_dial(const char *address);
 
 /* Writes a socket's own address, or its peer's, to buf, in the notation above. Errors: -ENOSPC
  * (size is too small; 120 bytes are always enough), -ENOTCONN, -ENOTSOCK, -EINVAL (NULL). Not a
- * checkpoint. From anywhere. */
+ * checkpoint. Callable from anywhere. */
 CONC_API int conc_address(int fd, bool peer, char *buf, size_t size);
 
 /* Closes fd, which need not be conc's, and wakes all tasks waiting on it with -EBADF: those of this
- * loop immediately, those of another loop shortly after. Not a checkpoint. From anywhere; outside a
- * run it only closes. Errors: those of close(2); the descriptor is closed anyway. A socket with an
- * SO_LINGER time and unsent data blocks the loop for that time, even in non-blocking mode: close it
- * with conc_offload. */
+ * loop immediately, those of another loop shortly after. Not a checkpoint. Callable from anywhere;
+ * outside a run it only closes. Errors: those of close(2); the descriptor is closed anyway. A
+ * socket with an SO_LINGER time and unsent data blocks the loop for that time, even in non-blocking
+ * mode: close it with conc_offload. */
 CONC_API int conc_close(int fd);
 
 typedef struct conc_server {
     int fd; /* as conc_listen returned it */
     /* serves one connection. conc_serve closes fd afterwards. The handler may close it earlier with
-     * conc_close, but not with close(2): a new file that reuses the number would be closed */
+     * conc_close, but not with close(2), because conc_serve would then close a new file that reuses
+     * the number */
     int (*handler)(int fd, void *arg);
     void *arg;
     /* most concurrent connections; 0: no limit. Beyond it, new ones wait in the backlog */
@@ -861,10 +877,10 @@ typedef struct conc_server {
 
 /* Accepts connections and starts a task for each. A cancel cancels the handlers and waits for them;
  * after conc_close(s->fd) it waits for the handlers and returns 0. A handler's error goes to
- * on_error, and serving continues, as it does after an accept(2) error that concerns a single
- * connection. If descriptors or memory run out, it retries ten times a second; that goes to
- * on_error once, and again only after accepting has worked for a second. *s is read once. The
- * caller closes s->fd. Errors: -EINVAL, those of accept(2).
+ * on_error, and serving continues. It also continues after an accept(2) error that concerns a
+ * single connection. If descriptors or memory run out, it retries ten times a second, and reports
+ * that to on_error once, and again only after accepting has worked for a second. *s is read once.
+ * The caller closes s->fd. Errors: -EINVAL, those of accept(2).
  *     int conc_serve(const conc_server *s); */
 #define conc_serve(...) conc__serve((__VA_ARGS__), CONC__AT(CONC__CONNECTION_OF "conc_serve at "))
 #define CONC__CONNECTION_OF "a connection of "
@@ -874,59 +890,59 @@ CONC_API int conc__serve(const conc_server *s, const char *connection);
 
 typedef struct conc__buffer {
     char *data;
-    size_t start, end, size; /* its bytes are those from start to end */
+    size_t start, end, size; /* its bytes are those from start up to, not including, end */
 } conc__buffer;
 
-/* Independent buffered reading and writing on any descriptor or on your own transport. Set the
- * first two fields before conc_stream_open. */
+/* A stream reads and writes, each with its own buffer, on any descriptor or on your own transport.
+ * Set the first two fields before conc_stream_open. */
 struct conc_stream {
     size_t limit;       /* longest record in bytes, without its delimiter; 0: 65,536 */
     size_t buffer_size; /* bytes read at a time, and buffered before a write waits; 0: 16,384 */
     /* private */
     int fd, state, read_error, write_error;
     conc__buffer in, out;
-    char *ended; /* the byte that a NUL has replaced; `covered` holds its value */
+    char *ended; /* where a NUL has replaced a byte; `covered` holds that byte */
     char covered;
     bool at_end, writing;
     bool unreturned; /* no call has yet returned the error that ended writing */
     bool dropped;    /* the close dropped bytes */
     bool shut;       /* conc_stream_shutdown ended the writing half */
     conc_task *reader;
-    int inside; /* unreturned calls that may wait */
+    int inside; /* calls in progress that may wait */
     conc__waits writers, closers;
-    uint64_t run;                 /* that opened it, or first used it in a forked child */
+    uint64_t run;                 /* the run that opened it, or first used it in a forked child */
     struct conc__transported *on; /* NULL: a descriptor */
 };
 typedef struct conc_stream conc_stream;
 
-/* Opens a stream on fd and owns it: conc_stream_close closes it.
+/* Opens a stream on fd, which then belongs to the stream: conc_stream_close closes it.
  *     int conc_stream_open(conc_stream *s, int fd);
  * On error the caller keeps fd: -EINVAL (NULL, already open), -EBUSY (closed, but a task is still
- * using it), -EBADF. Not a checkpoint. The stream allocates memory only while it holds bytes.
- */
+ * using it), -EBADF. Not a checkpoint. The stream allocates memory only while it holds bytes. */
 #define conc_stream_open(...) conc__stream_open(CONC__PLACE, __VA_ARGS__)
 CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd);
 
 /* An alternative to a descriptor under a stream: TLS, a cipher, memory. The functions receive the
  * self passed to conc_stream_open_on, and run in tasks, where they may wait. They return a negative
- * errno for an error (with conc_fail's text), and -ECANCELED for a cancel, which must have had no
- * effect. After -EAGAIN the stream retries, after a pause of 1 ms at first and up to 64 ms later.
- * One read may run concurrently with one write or shutdown, in another task. */
+ * errno for an error (with conc_fail's text), and -ECANCELED for a cancel, after which no byte may
+ * have been transferred. If one returns -EAGAIN, the stream calls it again after a pause of 1 ms at
+ * first and up to 64 ms later. One read may run concurrently with one write or shutdown, in another
+ * task. */
 typedef struct conc_transport {
-    /* as conc_read: waits for bytes, and returns their number, at most n; 0 at the end */
+    /* like conc_read: waits for bytes, and returns their number, at most n; 0 at the end */
     ssize_t (*read)(void *self, void *buf, size_t n);
-    /* as conc_write: waits until some of the n bytes are accepted, and returns how many; never 0.
+    /* like conc_write: waits until some of the n bytes are accepted, and returns how many; never 0.
      * After an error, -ECANCELED or -EAGAIN the next call passes the same bytes, perhaps followed
      * by more, at another address. A transport that packs bytes into records accepts them once it
-     * has built the record, and next time first sends the rest of that. conc_stream_flush does not
-     * know about that rest: where it matters, write must return only when the record has been
-     * sent */
+     * has built the record, and sends what is left of it first in the next call. conc_stream_flush
+     * does not know what is left: where that matters, write must return only when the record has
+     * been sent */
     ssize_t (*write)(void *self, const void *buf, size_t n);
     /* ends the writing half, so that the peer reads end of file. NULL: no separate halves */
     int (*shutdown)(void *self);
-    /* releases self, whatever it returns: 0 or an error, which conc_stream_close returns. Called
-     * once, when no other call is in progress, in a task unless the stream is closed outside one;
-     * in a cancelled task it cannot wait. NULL: nothing to release */
+    /* releases self. Returns 0, or an error that conc_stream_close returns; self counts as released
+     * either way. Called once, when no other call is in progress, in a task unless the stream is
+     * closed outside one; in a cancelled task it cannot wait. NULL: nothing to release */
     int (*close)(void *self);
 } conc_transport;
 
@@ -950,10 +966,10 @@ CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_
  * writing, -EBUSY (another task is reading), -EPIPE (closed, perhaps during the wait), -EINVAL
  * (never opened), -ENOMEM. */
 
-/* Reads available bytes, at most n; 0 at end of file, and immediately if n is 0. */
+/* Reads available bytes, at most n. Returns 0 at end of file, and immediately if n is 0. */
 CONC_API ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n);
 
-/* Reads n bytes; fewer at end of file, or if a cancel or an error occurs after some were read. */
+/* Reads n bytes, or fewer at end of file or if a cancel or an error occurs after some were read. */
 CONC_API ssize_t conc_stream_read_full(conc_stream *s, void *buf, size_t n);
 
 /* Reads up to and including a delimiter of n bytes. Returns the length; *data points to the bytes,
@@ -963,7 +979,8 @@ CONC_API ssize_t conc_stream_read_full(conc_stream *s, void *buf, size_t n);
 CONC_API ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter, size_t n,
                                         char **data);
 
-/* The same for lines, which end with "\n" or "\r\n"; the result omits that:
+/* Like conc_stream_read_until for lines, which end with "\n" or "\r\n"; the result omits that
+ * ending:
  *     char *line;
  *     while (CONC_TRY(conc_stream_read_line(&s, &line)) >= 0 && line) ...
  * Both an empty line and the end have length 0, but at the end line is NULL. */
@@ -978,8 +995,8 @@ CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line);
  * they do not fit in the buffer. */
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n) CONC_NODISCARD;
 
-/* The same for formatted text. Returns its length, or less if a cancel or timeout occurs after some
- * bytes were accepted, as with conc_stream_write. */
+/* Like conc_stream_write, for formatted text. Returns its length, or less if a cancel or timeout
+ * occurs after some bytes were accepted. */
 CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
     __attribute__((__format__(__printf__, 2, 3)));
 
@@ -1007,7 +1024,7 @@ CONC_API void conc__auto_conc_stream(conc_stream *s);
 
 /* ---- >>signals ------------------------------------------------------------------------------ */
 
-/* Receives signals in a task. Private. */
+/* Receives signals in a task. All fields are private. */
 typedef struct conc_signals {
     conc_loop *loop; /* NULL: not open */
     uint64_t run;
@@ -1017,69 +1034,72 @@ typedef struct conc_signals {
     conc__waits waits;
 } conc_signals;
 
-/* Starts receiving these signals. None is lost, but the kernel may merge equal ones. Each open
- * conc_signals, in any thread, gets every signal with its numbers; duplicate numbers count once.
- * Blocked signals are unblocked in this thread. On error nothing has changed: -EINVAL (NULL, n 0,
- * already open, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and fault signals), -EBUSY (open in
- * another thread's run), -ENOMEM, and system errors. Not a checkpoint. A conc_signals on a task's
- * stack must be closed before its function returns; otherwise conc aborts with a report.
+/* Starts receiving these signals. None is lost, but the kernel may merge several with the same
+ * number. Every open conc_signals, in any thread, gets each signal whose number it was opened with;
+ * duplicate numbers count once. Blocked signals are unblocked in this thread. On error nothing has
+ * changed: -EINVAL (NULL, n 0, already open, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and fault
+ * signals), -EBUSY (open in another thread's run), -ENOMEM, and system errors. Not a checkpoint. A
+ * conc_signals on a task's stack must be closed before its function returns; otherwise conc aborts
+ * with a report.
  *     int conc_signals_open(conc_signals *s, const int *numbers, size_t n); */
 #define conc_signals_open(...) \
     conc__signals_open(CONC__AT("the conc_signals opened at "), __VA_ARGS__)
 CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *numbers, size_t n);
 
-/* Waits for the next signal and returns its number. If several have arrived, the numbers take
- * turns. -EPIPE: not open, or closed during the wait. */
+/* Waits for the next signal and returns its number. If several signals have arrived, their numbers
+ * take turns. Errors: -EPIPE (not open, or closed during the wait). */
 CONC_API int conc_signals_next(conc_signals *s) CONC_NODISCARD;
 
 /* Restores the handlers and the mask from before the opening, except handlers that the program has
- * since installed. Re-raises any signals that no receiver got. Closing it twice, or unopened, does
- * nothing and returns 0. Not a checkpoint. -EPERM: another run's. */
+ * installed since. Re-raises any signals that no receiver got. Closing it twice, or unopened, does
+ * nothing and returns 0. Not a checkpoint. Errors: -EPERM (another run's). */
 CONC_API int conc_signals_close(conc_signals *s);
 CONC_API void conc__auto_conc_signals(conc_signals *s);
 
-/* Waits for one signal arriving from now on, and returns its number. Errors as above. */
+/* Waits for one signal that arrives from now on, and returns its number. Errors: those of
+ * conc_signals_open and conc_signals_next. */
 CONC_API int conc_wait_signal(int number);
 
 /* ---- >>loops -------------------------------------------------------------------------------- */
 
-/* The loop of this thread's run; NULL outside one. */
+/* Returns the loop of this thread's run; NULL outside one. */
 CONC_API conc_loop *conc_loop_self(void);
 
 /* A hold announces posts from another thread. While the loop is held, it is not a deadlock if all
  * tasks are waiting, and the loop remains valid, even after its run, until every hold is released.
- * The virtual clock does not stop for a hold. From any thread. Errors: -EINVAL (NULL, released too
- * often), -EPERM (the loop belongs to the parent process). */
+ * The virtual clock does not stop for a hold. Callable from any thread. Errors: -EINVAL (NULL,
+ * released too often), -EPERM (the loop belongs to the parent process). */
 CONC_API int conc_loop_hold(conc_loop *l);
 CONC_API int conc_loop_release(conc_loop *l);
 
 /* Makes l call fn(arg) between two tasks, in posting order. However many posts there are, l serves
- * timers, descriptors and signals in between. From any thread, but not from a signal handler. A
- * post that returned 0 will run. Without a hold, the caller must ensure that the run has not ended.
- * Errors: -EINVAL, -ENOMEM, -ESHUTDOWN (the run is over), -EPERM (it is the parent process's). */
+ * timers, descriptors and signals in between. If the call returns 0, fn will run. Without a hold,
+ * the caller must ensure that the run has not ended. Callable from any thread, but not from a
+ * signal handler. Errors: -EINVAL, -ENOMEM, -ESHUTDOWN (the run is over), -EPERM (l belongs to the
+ * parent process). */
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg);
 
-/* From another thread: starts fn(arg) as a background task of l, and returns its result once it has
- * ended, with its error text in conc_last_error. The caller is a plain thread or a job, which
- * blocks, or a task of another loop, which waits; arg is borrowed until the return. Cancelling that
- * task or job cancels fn; the call still returns fn's result once fn has ended. If l's run ends
- * before fn, that also cancels fn. As with conc_post, the caller must ensure that the run has not
- * ended, or hold it. While a task is waiting in this call, its loop's virtual clock stands still; a
- * waiting job stops no clock. On error fn does not run: -EINVAL, -EDEADLK (l is this thread's),
- * -ESHUTDOWN (l's run is over or about to end), -ENOMEM, -ECANCELED (the calling task is
- * cancelled), -EPERM (in a posted function; or l belongs to the parent process).
+/* Called from another thread: starts fn(arg) as a background task of l, and returns its result once
+ * it has ended, with its error text in conc_last_error. The caller is a plain thread or a job,
+ * which blocks, or a task of another loop, which waits; arg is borrowed until the return.
+ * Cancelling that task or job cancels fn; the call still returns fn's result once fn has ended. If
+ * l's run ends before fn, that also cancels fn. As with conc_post, the caller must ensure that the
+ * run has not ended, or hold l. While a task is waiting in this call, its loop's virtual clock
+ * stands still; a waiting job stops no clock. On error fn does not run: -EINVAL, -EDEADLK (l is
+ * this thread's), -ESHUTDOWN (l's run is over or about to end), -ENOMEM, -ECANCELED (the calling
+ * task is cancelled), -EPERM (in a posted function; or l belongs to the parent process).
  *     int conc_loop_run(conc_loop *l, conc_fn *fn, void *arg); */
 #define conc_loop_run(...) conc__loop_run(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__loop_run(const char *spawned, conc_loop *l, conc_fn *fn, void *arg);
 
-/* Frees memory that conc allocated for the caller. NULL does nothing. From anywhere. */
+/* Frees memory that conc allocated for the caller. NULL does nothing. Callable from anywhere. */
 CONC_API void conc_free(void *p);
 
 /* ---- >>embedding ---------------------------------------------------------------------------- */
 
-/* A run inside a program with its own loop, the host. The host waits until conc_embed_fd is
- * readable, at most conc_embed_timeout seconds, and calls conc_embed_step, until that returns 0.
- * For poll(2), round the timeout up, and turn CONC_FOREVER into -1:
+/* Embeds a run in a program with its own loop, the host. Repeatedly, until conc_embed_step returns
+ * 0, the host waits until conc_embed_fd is readable, at most conc_embed_timeout seconds, and calls
+ * conc_embed_step. For poll(2), round the timeout up, and turn CONC_FOREVER into -1:
  *     double s = conc_embed_timeout(&e);
  *     int ms = s > 1e6 ? -1 : (int)(s * 1000 + 0.999);
  * (kqueue does not report devices such as /dev/tty, nor, on macOS, named pipes: while a task is
@@ -1087,8 +1107,7 @@ CONC_API void conc_free(void *p);
  * code like a posted function: it may spawn, set and cancel, and calls that would wait return
  * -EPERM. To cancel the run from there, store conc_self() in main_fn, and pass that to conc_cancel.
  * An embedded run does not detect deadlocks. All calls must come from the thread of
- * conc_embed_begin.
- */
+ * conc_embed_begin. */
 typedef struct conc_embed {
     /* private */
     conc_loop *loop; /* NULL: not begun */
@@ -1099,13 +1118,13 @@ typedef struct conc_embed {
  * poll(2), which has no descriptor. On error e is unchanged. */
 CONC_API int conc_embed_begin(conc_embed *e, const conc_options *o, conc_fn *main_fn, void *arg);
 
-/* The descriptor to poll for reading; the same for the whole run. Errors: -EINVAL (not begun),
- * -EPERM (another thread, or a forked child). */
+/* Returns the descriptor to poll for reading; the same one for the whole run. Errors: -EINVAL (not
+ * begun), -EPERM (another thread, or a forked child). */
 CONC_API int conc_embed_fd(conc_embed *e);
 
-/* The longest time to wait, in seconds: 0 if work is ready; CONC_FOREVER if only the descriptor
- * matters, as while the virtual clock stands still for a job. Call it before each wait. Not begun:
- * CONC_FOREVER. In another thread: -EPERM, which is negative. */
+/* Returns the longest time to wait, in seconds: 0 if work is ready; CONC_FOREVER if only the
+ * descriptor matters, as while the virtual clock stands still for a job. Call it before each wait.
+ * If the run is not begun, returns CONC_FOREVER; in another thread, -EPERM, which is negative. */
 CONC_API double conc_embed_timeout(conc_embed *e);
 
 /* Runs whatever is ready, without waiting. Returns 1, or 0 once the run is over. Errors: -EINVAL
@@ -1118,10 +1137,10 @@ CONC_API int conc_embed_end(conc_embed *e);
 
 /* ---- >>reports ------------------------------------------------------------------------------ */
 
-/* Counts of this thread's run; all zero outside one. */
+/* Counts of this thread's run; outside a run, all are zero. */
 typedef struct conc_stats {
     size_t tasks;       /* alive, main_fn and the caller included */
-    size_t ready;       /* of these, ready to run; counted one by one */
+    size_t ready;       /* of these, ready to run; conc_get_stats counts them one by one */
     size_t timers;      /* armed */
     size_t generators;  /* open */
     size_t descriptors; /* that tasks are waiting for */
@@ -1133,12 +1152,12 @@ typedef struct conc_stats {
     size_t jobs_queued; /* jobs that have not begun, in all pools of the program */
     size_t peak;        /* most tasks that were alive at once */
     uint64_t spawned;   /* tasks, since the run began */
-    uint64_t switches;  /* from task to task, approximately */
-    /* of the scheduler, each of which serves posts, timers and descriptors once */
+    uint64_t switches;  /* between tasks, approximately */
+    /* rounds of the scheduler, each of which serves posts, timers and descriptors once */
     uint64_t passes;
     uint64_t polls; /* system calls that wait or poll for events */
     /* seconds since the run began, on its clock */
-    /* in task steps; without .debug or .trace: all but idle, including the scheduler */
+    /* in task steps; without .debug or .trace, all time except idle, including the scheduler's */
     double running;
     /* in all completed waits of tasks; only with .debug or .trace */
     double waiting;
@@ -1155,7 +1174,8 @@ CONC_API void conc_dump(FILE *out);
 
 #ifdef __cplusplus
 }
-extern "C++" { /* also where the header is included inside of extern "C" */
+/* the header may be included inside an extern "C" block, which templates do not allow */
+extern "C++" {
 static inline int conc__end(conc_group *g, int rc) { return conc_group_end(g, rc); }
 static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc); }
 template <class type> struct conc__is_pointer {
@@ -1176,7 +1196,7 @@ template <class type> struct conc__is_pointer<type *> {
  *  A task that waits switches straight to the next ready task. After a batch of 64 switches (fewer
  *  if steps are slow), or if no task is ready, it switches to the scheduler instead, which runs on
  *  the thread's own stack: it runs posted functions, reads the clock and polls the descriptors.
- *  Anything that may need a deep stack (hooks, reports) runs on that stack too.
+ *  Hooks, reports and anything else that may need a deep stack also run on that stack.
  *
  *  run           one call to conc_run or conc_embed_begin; it has one loop, in one thread
  *  pass          one round of the scheduler: posts, signals, the clock, events, then a batch
@@ -1190,19 +1210,19 @@ template <class type> struct conc__is_pointer<type *> {
  *  spinner       a cancelled task that keeps calling checkpoints
  *  doomed        every task of the run is cancelled, through all shields, after a deadlock
  *  to collect    to take the result of a finished task, so that its error is not reported
- *  sink          a task's result destination besides joins, set by its spawn
- *  handle        a conc_task in the user's memory; other tasks are on their own stack
+ *  sink          where a task's result goes besides joins; set by its spawn
+ *  handle        a conc_task in the user's memory; without one, it is on the task's own stack
  *  place         a location in the source, "file.c:12"
  *  source        the subject of an error or a report: a task's name and its spawn's place
  *  record        a conc__holding: an object that is held or open, found by its address
- *  lent          a user's object on a stack that conc still uses
+ *  lent          a user's object on a stack, while conc still uses the object
  *  lost          memory in use whose function has returned; conc reports it and aborts
- *  inherited     of the parent process, in a forked child
+ *  inherited     in a forked child: belonging to the parent process
  *  stack cache   all stacks of one size, in slabs; a stack is in use, free or dropped
  *  poller        epoll, kqueue or poll(2); conc__fd_state lists the states of a descriptor
  *  post          a function that another thread, or the loop itself, makes the loop run
  *  hold          a promise of a post: waiting forever is then not a deadlock
- *  at work       a job in another thread for which the virtual clock stands still
+ *  at work       a job in another thread, for which the virtual clock stands still
  *
  *  Contents: >>options >>switch >>types >>platform >>poller >>stacks >>timers >>loop
  *  >>waits >>scopes >>errors >>tasks >>groups >>locals >>generators >>descriptors >>net >>streams
@@ -1213,7 +1233,7 @@ template <class type> struct conc__is_pointer<type *> {
 #define CONC__IMPLEMENTED
 
 #ifdef __cplusplus
-#error "conc.h: the implementation is C: put CONC_IMPLEMENTATION into a .c file; C++ may declare"
+#error "conc.h: define CONC_IMPLEMENTATION in a C file: C++ can only include the header"
 #endif
 
 /* ---- >>options ------------------------------------------------------------------------------ */
@@ -1414,11 +1434,10 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
     } while (0)
 /* A function that may read memory poisoned by sanitizers, such as unused parts of stacks. */
 #define CONC__UNSANITIZED __attribute__((no_sanitize("address", "thread")))
-/* Each function of the implementation starts with one of these. CONC__TINY: one that takes no more
- * code than a call to it, so that inlining it saves compile time even without optimization.
- * CONC__FAST: a short function on a hot path, which must be inlined. CONC__COLD: one that seldom
- * runs. CONC__CALLED: one that must
- * not be inlined, because conc__check_lost relies on its frame being below its caller's; that also
+/* Each function of the implementation starts with one of these. CONC__TINY: its body is no larger
+ * than a call, so inlining it saves compile time even without optimization. CONC__FAST: it is short
+ * and on a hot path, and must be inlined. CONC__COLD: it seldom runs. CONC__CALLED: it must not be
+ * inlined, because conc__check_lost relies on its frame being below its caller's; this also
  * silences GCC's warnings about variables that the function sets only if it returns 0. */
 #define CONC__TINY static inline __attribute__((always_inline))
 #ifdef __OPTIMIZE__
