@@ -24,43 +24,43 @@
  *     }
  *     int main(void) { return conc_main(app, NULL); }
  *
- * To compile: cc server.c -lhttp_parser (Debian: libhttp-parser-dev). http-parser's strict mode
- * depends on how the library was built, and Debian's lacks it. So each line is checked here before
- * the parser sees it.
+ * Compile with: cc server.c -lhttp_parser (Debian: libhttp-parser-dev). Debian builds http-parser
+ * without its strict mode, so this file checks each line before the parser sees it.
  *
- * Requests. http_next waits for the next request of the connection, with keep-alive and pipelining,
- *   and finishes the one before. `http` then holds the request; its strings and the body are valid
- *   until the next http_next or http_close. The body is read by http_body into memory, or by
- *   http_read in pieces; what is not read is skipped. Expect: 100-continue is answered on the first
+ * Requests. http_next finishes the current request and waits for the next one on the connection,
+ *   with keep-alive and pipelining. `http` then holds the request; its strings and the body are
+ *   valid until the next http_next or http_close. http_body reads the body into memory, http_read
+ *   reads it in pieces; an unread rest is skipped. Expect: 100-continue is answered on the first
  *   read of the body.
- * Responses. http_respond and http_printf send a whole one. http_begin, http_write and http_end
- *   send one in pieces: with a length, else chunked, or until the end of the connection for
- *   HTTP/1.0. Call http_set_header before. Responses to HEAD, and those with status 204 or 304, are
- *   sent without a body.
- * Refusals. A malformed, too large or too slow request is answered here, with 400, 408, 413, 414,
- *   417, 431, 501 or 505, and the connection ends: `refused` is that status and `error` gives the
- *   reason. http_next then returns 0, as at the client's end; http_body and http_read return an
- *   error. Anything that two servers may read differently is refused with 400: Content-Length twice
- *   or with Transfer-Encoding, bad chunk sizes, folded lines, lines that end without CRLF, a space
+ * Responses. http_respond and http_printf send a whole response. http_begin, http_write and
+ *   http_end send it in pieces: with a Content-Length, else chunked, or, for HTTP/1.0, ended by
+ *   closing the connection. Call http_set_header before them. Responses to HEAD, and those with
+ *   status 204 or 304, are sent without a body.
+ * Refusals. A malformed, too large or too slow request is answered with 400, 408, 413, 414, 417,
+ *   431, 501 or 505, and the connection ends: `refused` holds the status and `error` the reason.
+ *   http_next then returns 0, as if the client had left; http_body and http_read return an error.
+ *   Anything that two servers may parse differently is refused with 400: Content-Length twice or
+ *   with Transfer-Encoding, bad chunk sizes, folded lines, lines that end without CRLF, a space
  *   before a colon, control characters, no Host or two.
  * Errors. All calls return 0 or a count, or a negative errno, with a text in conc_last_error;
  *   connection failures stay in `error`. -EINVAL: a wrong argument, or a call out of order (a
- *   response before a request, two responses): nothing has changed. -EPIPE: the connection is
- *   already broken. -EBUSY: another task is in such a call. -ENOMEM. -EPERM: not in a task. And the
- *   stream's errors.
+ *   response before a request, two responses), which changes nothing. -EPIPE: the connection is
+ *   already broken. -EBUSY: another task is in such a call. -EPERM: not in a task. -ENOMEM and the
+ *   stream's errors are possible, too.
  * Waiting. http_next, http_serve, http_body, http_read, http_respond, http_printf, http_begin,
  *   http_write, http_flush, http_end, http_upgrade and http_close wait. After a cancel in
- *   http_next, http_body or http_read nothing is lost, and the call may be repeated. A cancel in a
- *   response cuts it short, unless none of its bytes was accepted yet: then it had no effect; or
- *   all were: then http_next and http_flush send them. After a response that was cut short a
- *   connection sends no more responses. -ETIMEDOUT comes from the limits below, or from the
+ *   http_next, http_body or http_read nothing is lost, and the call may be repeated. A cancelled
+ *   response is cut short, with two exceptions: if none of its bytes was accepted yet, the call had
+ *   no effect; if all were, http_next and http_flush send them. After a response that was cut short
+ *   the connection sends no more responses. -ETIMEDOUT comes from the limits below, or from the
  *   system's own TCP limit.
  * Tasks. One task may read a body while another sends the response; other concurrent calls are
  *   -EBUSY. conc_server's .limit limits the connections.
- * Stopping. Without .answer_timeout cancelling conc_serve cuts all connections. With it, http_serve
- *   shields each answer: a cancel immediately ends idle connections, and conc_serve returns when
- *   the running answers have been sent, or have timed out. To accept no more connections, but leave
- *   idle ones open for a while, close the listener first: see "Stopping a server" in conc's README.
+ * Stopping. Without .answer_timeout, cancelling conc_serve cuts all connections. With it,
+ *   http_serve shields each answer: a cancel ends idle connections at once, and conc_serve returns
+ *   when the running answers have been sent or have timed out. To accept no more connections but
+ *   leave idle ones open for a while, close the listener first: see "Stopping a server" in conc's
+ *   README.
  *
  * Not covered: HTTP/2, CONNECT tunnels, compression, content codings, trailers (checked and
  * dropped), a Date header (use http_date).
@@ -90,14 +90,14 @@ typedef struct http_field {
     const char *name, *value;
 } http_field;
 
-/* Text that grows; a NUL stands behind it. */
+/* A growing text, followed by a NUL. */
 typedef struct http__text {
     char *data;
     size_t n, room;
 } http__text;
 
 typedef struct http_connection {
-    /* Options, to be set before the first call. 0: the default. CONC_FOREVER: no limit of time */
+    /* Options, to be set before the first call. 0: the default. CONC_FOREVER: no time limit */
     conc_stream *stream;     /* open, on anything; borrowed until http_close, which closes it */
     size_t max_request_line; /* bytes, else 414; 8192, at most 65,535 */
     size_t max_head;         /* bytes of request line and headers, else 431; 16,384, at most 80 KiB.
@@ -106,32 +106,33 @@ typedef struct http_connection {
     size_t max_body;         /* bytes for http_body, else 413; 1 MiB. http_read has no limit */
     double idle_timeout;     /* seconds until a request begins, else the connection ends; 60 */
     double head_timeout;     /* seconds from its first byte to the end of its head, else 408; 10 */
-    double stall_timeout;    /* seconds in which no byte of a body comes, or of a response goes,
-                                else -ETIMEDOUT, to the client 408; 60 */
-    double answer_timeout;   /* http_serve: seconds for an answer in all, which cancels from outside
-                                do not reach; 0: no limit, and cancels reach it */
+    double stall_timeout;    /* seconds without a byte of the body received or of the response sent,
+                                else -ETIMEDOUT, and the client gets 408; 60 */
+    double answer_timeout;   /* http_serve: seconds for a whole answer, which is shielded from
+                                cancels; 0: no limit, no shield */
 
     /* The request, until the next one. Strings are never NULL, unless it says so */
     const char *method;  /* "GET" */
-    const char *target;  /* as it was sent: "/a%20b?c=d"; also "*" or "http://host/a" */
+    const char *target;  /* as sent: "/a%20b?c=d"; also "*" or "http://host/a" */
     const char *path;    /* of the target, still encoded; "/" if it has none */
     const char *query;   /* of the target, still encoded, without '?'; "" if it has none */
     const char *host;    /* the target's, else the Host header; "" if there is none */
     const char *upgrade; /* the protocol to change to, if the client asks for one; else NULL */
     int minor;           /* of HTTP/1.x: 0 or 1 */
-    int64_t length;      /* bytes of its body; -1: unknown, it comes in chunks */
-    http_field *headers; /* all of them, in their order */
+    int64_t length;      /* bytes of its body; -1: unknown, the body is chunked */
+    http_field *headers; /* all of them, in order of arrival */
     size_t header_count;
 
     /* The response to it, for logs */
     int status;    /* 0: it has not begun */
-    uint64_t sent; /* bytes of its body that were handed over */
-    bool ended;    /* all of it was */
+    uint64_t sent; /* bytes of its body accepted so far */
+    bool ended;    /* it is complete */
 
     /* The connection */
-    bool keep_alive; /* more requests may follow; false before the response: it is the last */
+    bool keep_alive; /* more requests may follow; set it to false before the response to make it the
+                        last */
     int refused;     /* the status with which a request was refused; 0: none was */
-    char error[160]; /* why it was refused, broke or failed, in words; "": it did not */
+    char error[160]; /* why it was refused, broke or failed; "": it did not */
 
     /* private */
     http_parser parser;
@@ -140,103 +141,107 @@ typedef struct http_connection {
     char *strings;              /* of the request */
     size_t strings_used, lines; /* lines: of the head so far */
     double head_deadline;
-    uint64_t left;       /* bytes of the body, or of its chunk, that are to be read */
+    uint64_t left;       /* unread bytes of the body, or of its chunk */
     size_t trailer_size; /* bytes of trailers so far */
-    uint64_t to_write;   /* bytes of the response's body, if it has a length */
+    uint64_t to_write;   /* bytes of the response's body still to be written, if it has a length */
     bool expects, blank, chunked, bodyless, typed, sized, handed_over;
 } http_connection;
 
-/* Finishes the request before, and waits for the next: 1, and *h holds it; 0: there will be none.
- * -EINVAL: the request before was not answered; its client got 500. */
+/* Finishes the current request and waits for the next one. Returns 1, with the request in *h, or 0
+ * if there will be none. -EINVAL: the current request was not answered; its client got 500. */
 static inline int http_next(http_connection *h);
 
-/* The value of the first header of this name, in any case; NULL: there is none. */
+/* Returns the value of the first header of this name, in any case, or NULL. */
 static inline const char *http_header(const http_connection *h, const char *name);
 
-/* Reads the whole body, or what http_read has left of it: its length, and in *data where it is,
- * with a NUL behind it. A second call returns the same. Errors: -EMSGSIZE (over max_body, the
- * client got 413), and those of http_read. */
+/* Reads the whole body, or what http_read has left of it. Returns its length and sets *data to it;
+ * a NUL follows. A second call returns the same. Errors: -EMSGSIZE (over max_body, the client got
+ * 413), and those of http_read. */
 static inline ssize_t http_body(http_connection *h, char **data);
 
-/* Reads available bytes of the body, at most n; 0: the end. Errors: -EPROTO (malformed, the client
- * got 400), -ECONNRESET (the client left), -ETIMEDOUT (the client got 408). */
+/* Reads available bytes of the body, at most n, and returns how many; 0: the end. Errors: -EPROTO
+ * (malformed, the client got 400), -ECONNRESET (the client left), -ETIMEDOUT (the client got
+ * 408). */
 static inline ssize_t http_read(http_connection *h, void *buf, size_t n);
 
-/* Decodes n bytes of a path, such as one of its segments, with a NUL behind it: the length. Errors:
- * -EINVAL (a broken escape, an encoded NUL), -ENOSPC. */
+/* Decodes n bytes of a path, such as one of its segments, and adds a NUL. Returns the length.
+ * Errors: -EINVAL (a broken escape, an encoded NUL), -ENOSPC. */
 static inline ssize_t http_decode(const char *text, size_t n, char *out, size_t size);
 
-/* The path, decoded, with a NUL behind it: its length. Errors: -EINVAL (a broken escape, an encoded
+/* Decodes the path and adds a NUL. Returns the length. Errors: -EINVAL (a broken escape, an encoded
  * NUL, a segment ".."), -ENOSPC. */
 static inline ssize_t http_decode_path(http_connection *h, char *out, size_t size);
 
-/* The value of a name in a query, or in the body of a form (application/x-www-form-urlencoded),
- * decoded, with a NUL behind it: its length; of the first one if there are several. form is
- * http.query or a string of yours. Errors, in conc_last_error: -ENOENT (no such name), -EINVAL (a
- * broken escape, an encoded NUL), -ENOSPC. */
+/* Decodes the first value of a name in a query, or in the body of a form
+ * (application/x-www-form-urlencoded), and adds a NUL. Returns the length. form is http.query or a
+ * string of the caller's. Errors, in conc_last_error: -ENOENT (no such name), -EINVAL (a broken
+ * escape, an encoded NUL), -ENOSPC. */
 static inline ssize_t http_value(const char *form, const char *name, char *out, size_t size);
 
 /* ---- a response ----------------------------------------------------------------------------- */
 
-/* Adds a header to the response that comes next; copies both. -EINVAL: the name is no token, the
- * value has control characters (such as line ends), the header is one that this file sends
- * (Content-Length, Transfer-Encoding, Connection), or there is no request to be answered. */
+/* Adds a header to the next response; copies both strings. -EINVAL: the name is no token, the value
+ * has control characters (such as line ends), http_begin sends this header itself (Content-Length,
+ * Transfer-Encoding, Connection), or there is no request to answer. */
 static inline int http_set_header(http_connection *h, const char *name, const char *value);
 
-/* Sends a whole response: 0 when all of it has been handed to the system. status is 200 to 599. */
+/* Sends a whole response. Returns 0 when the system has accepted all of it. status is 200 to
+ * 599. */
 static inline int http_respond(http_connection *h, int status, const void *body, size_t size);
 
-/* The same for text; its Content-Type is text/plain in UTF-8 unless one was set. */
+/* Sends text as a whole response. Its Content-Type is text/plain in UTF-8 unless one was set. */
 static inline int http_printf(http_connection *h, int status, const char *fmt, ...)
     __attribute__((__format__(__printf__, 3, 4)));
 
-/* Begins a response whose body is written in pieces, of length bytes, or of any number if length is
- * negative. */
+/* Begins a response whose body is written in pieces: length bytes in all, or any number if length
+ * is negative. */
 static inline int http_begin(http_connection *h, int status, int64_t length);
 
-/* Writes n bytes of the body: 0. They are kept until the stream's buffer is full, http_flush or
- * http_end; it waits while the client is slow. -EMSGSIZE: more than length; nothing was written. */
+/* Writes n bytes of the body. They are buffered until the stream's buffer is full, or until
+ * http_flush or http_end. Waits while the client is slow. -EMSGSIZE: more than length; nothing was
+ * written. */
 static inline int http_write(http_connection *h, const void *data, size_t n);
 
-/* Sends buffered data: 0. For long-lasting bodies, such as events. */
+/* Sends buffered data. For long-lived bodies, such as event streams. */
 static inline int http_flush(http_connection *h);
 
-/* Ends the response, and sends buffered data: 0. -EINVAL: bytes of length are missing; the response
- * is cut short. http_next does this too. */
+/* Ends the response and sends buffered data. -EINVAL: the body is shorter than length; the response
+ * is cut short. http_next does this, too. */
 static inline int http_end(http_connection *h);
 
-/* Answers a request whose .upgrade is not NULL with 101 and the headers that were set: from now on
- * the caller owns the stream, reads and writes the new protocol on it, and closes it. The client's
- * bytes behind the request are still in it. http_next returns 0. After an error, close the stream
- * as well: a second close does nothing. -EINVAL: no upgrade was asked for, or the body was not
+/* Answers a request whose .upgrade is not NULL with 101 and the headers that were set. From then on
+ * the caller owns the stream, speaks the new protocol on it, and closes it. Bytes that the client
+ * sent after the request are still in it, and http_next returns 0. After an error, close the stream
+ * as well: a second close does nothing. -EINVAL: no upgrade was requested, or the body was not
  * read. */
 static inline int http_upgrade(http_connection *h, const char *protocol);
 
-/* A time as HTTP writes it, in any locale: "Sun, 06 Nov 1994 08:49:37 GMT". Returns out. */
+/* Formats a time for HTTP, in any locale: "Sun, 06 Nov 1994 08:49:37 GMT". Returns out. */
 enum { HTTP_DATE = 30 };
 static inline char *http_date(time_t t, char out[HTTP_DATE]);
 
 /* ---- serving -------------------------------------------------------------------------------- */
 
-/* Calls answer(h, arg) for each request until there are no more: 0, also if the connection broke or
- * a request was refused (.error, .refused); or answer's own error, whose client gets 500, or 503
- * for -ETIMEDOUT, if no byte of its response has been sent. */
+/* Calls answer(h, arg) for each request until there are no more. Returns 0, also if the connection
+ * broke or a request was refused (.error, .refused), or answer's own error. In that case the client
+ * gets 500, or 503 for -ETIMEDOUT, unless part of its response was already sent. */
 static inline int http_serve(http_connection *h, int (*answer)(http_connection *h, void *arg),
                              void *arg);
 
-/* Sends what is kept, waits a second at most until the client has read that if it may still be
- * sending, closes the stream, and frees. In a cancelled task it closes at once. Twice, or on an
- * all-zero object, it does nothing. Returns 0 or the error of the stream's close; it is closed all
- * the same. -EBUSY: another task is inside a call; nothing was done. */
+/* Sends buffered data, closes the stream and frees everything. If the client may still be sending,
+ * it first waits at most a second for the client to read the response and leave. In a cancelled
+ * task it closes at once. Closing twice, or closing an all-zero object, does nothing. Returns 0 or
+ * the error of the stream's close; the stream is closed all the same. -EBUSY: another task is
+ * inside a call; nothing was done. */
 static inline int http_close(http_connection *h);
 CONC_AUTO_TYPE(http_connection, http_close);
 
 /* ---- implementation: state and errors ------------------------------------------------------- */
 
-/* What is going on. Each call is allowed in some of these only. */
+/* The state of a connection. Each call is allowed in some of them only. */
 enum http__state {
-    HTTP__WAITING,   /* for a request, or in the middle of its head; http_next -> ASKED, OVER */
-    HTTP__ASKED,     /* no byte of the response was taken; http_begin -> ANSWERING */
+    HTTP__WAITING,   /* for a request, or for the rest of its head; http_next -> ASKED, OVER */
+    HTTP__ASKED,     /* no byte of the response was accepted yet; http_begin -> ANSWERING */
     HTTP__ANSWERING, /* http_end -> ANSWERED */
     HTTP__ANSWERED,  /* http_next -> WAITING, OVER */
     HTTP__OVER,      /* no more requests: the client left or was refused, or has the last answer */
@@ -275,7 +280,8 @@ http__fail(http_connection *h, int rc, const char *fmt, ...)
     return conc_fail(rc, "%s", h->error);
 }
 
-/* The stream failed: its error, or that of a limit here. A cancel is passed on as it is. */
+/* The stream failed, or a time limit expired. Marks the connection as broken and returns the error.
+ * Passes a cancel on as it is. */
 static inline int http__failed(http_connection *h, int rc, const char *doing)
 {
     if (rc == -ECANCELED || rc == -ENOMEM)
@@ -306,8 +312,8 @@ static inline void http__set_defaults(http_connection *h)
     h->stall_timeout = h->stall_timeout > 0 ? h->stall_timeout : 60;
 }
 
-/* A public call begins, if it is allowed in the states from first to last: 0, and
- * http__leave(h, bits) is due. */
+/* Begins a public call that is allowed in the states from first to last. Returns 0, and the caller
+ * must call http__leave(h, bits), or an error. */
 static inline int http__enter(http_connection *h, int bits, int first, int last, const char *call)
 {
     if (!h || !h->stream)
@@ -369,7 +375,7 @@ static inline int http__vprint(http__text *t, const char *fmt, va_list args)
     return 0;
 }
 
-/* Appends formatted text: 0, or an error, and nothing has changed. */
+/* Appends formatted text. An error changes nothing. */
 __attribute__((__format__(__printf__, 2, 3))) static inline int http__print(http__text *t,
                                                                             const char *fmt, ...)
 {
@@ -386,7 +392,7 @@ static inline void http__free(http__text *t)
     *t = (http__text){NULL, 0, 0};
 }
 
-/* The first n bytes hold control characters, other than tabs. */
+/* Do the first n bytes hold control characters other than tabs? */
 static inline bool http__has_controls(const char *text, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
@@ -400,7 +406,7 @@ static inline bool http__has_controls(const char *text, size_t n)
 
 /* ---- implementation: sending ---------------------------------------------------------------- */
 
-/* Writes n bytes, or sends what is kept if data is NULL, as long as the client makes progress. */
+/* Writes n bytes, or flushes the stream if data is NULL, as long as the client makes progress. */
 static inline int http__send(http_connection *h, const char *data, size_t n)
 {
     size_t done = 0;
@@ -424,7 +430,7 @@ static inline int http__send(http_connection *h, const char *data, size_t n)
 
 static inline int http__flush(http_connection *h) { return http__send(h, NULL, 0); }
 
-/* Is so little of the body unread that the next request is worth reading it? */
+/* Is the unread rest of the body short enough to skip it for the sake of the next request? */
 static inline bool http__may_skip(const http_connection *h)
 {
     if (h->part == HTTP__COMPLETE)
@@ -432,8 +438,8 @@ static inline bool http__may_skip(const http_connection *h)
     return !h->expects && h->left <= HTTP__SKIPPED;
 }
 
-/* The status line, the headers that were set, and those that say where the body ends and whether
- * the connection does. */
+/* Appends the status line, the headers that were set, and those that tell where the body ends and
+ * whether the connection stays open. */
 static inline int http__print_head(http_connection *h, http__text *head, int status, int64_t length)
 {
     const char *reason = http_status_str((enum http_status)status), *connection = "";
@@ -441,7 +447,7 @@ static inline int http__print_head(http_connection *h, http__text *head, int sta
         connection = "Connection: close\r\n";
     else if (h->minor == 0)
         connection = "Connection: keep-alive\r\n";
-    if (*reason == '<') /* it knows none */
+    if (*reason == '<') /* "<unknown>" */
         reason = "";
     CONC_TRY(http__print(head, "HTTP/1.1 %d %s\r\n", status, reason));
     CONC_TRY(http__append(head, h->out.data, h->out.n));
@@ -477,7 +483,7 @@ static inline int http__begin(http_connection *h, int status, int64_t length)
     return 0;
 }
 
-/* So much of the body has been written. */
+/* Counts n bytes of the body as written. */
 static inline void http__count(http_connection *h, size_t n)
 {
     h->sent += n;
@@ -536,7 +542,7 @@ static inline int http__respond(http_connection *h, int status, const void *body
     return http__end(h);
 }
 
-/* Ends the connection with an error of the client's, and tells the client if that still can be. */
+/* Ends the connection because of a client error, and tells the client if that is still possible. */
 static inline int http__refuse(http_connection *h, int status, int rc, const char *why)
 {
     char words[160];
@@ -559,7 +565,7 @@ static inline int http__refuse(http_connection *h, int status, int rc, const cha
 
 /* ---- implementation: reading a head --------------------------------------------------------- */
 
-/* Reads a line behind what h->head has: its length; 0: the client left. */
+/* Reads a line and appends it to h->head. Returns its length; 0: the client left. */
 static inline ssize_t http__read_line(http_connection *h, double seconds)
 {
     conc_scope limit = {0};
@@ -575,7 +581,7 @@ static inline ssize_t http__read_line(http_connection *h, double seconds)
     return rc ? rc : n;
 }
 
-/* What is wrong with a line, of any kind; NULL: nothing. */
+/* Returns what is wrong with a line of any kind, or NULL. */
 static inline const char *http__line_fault(const char *line, size_t n)
 {
     bool has_end = n >= 2 && line[n - 2] == '\r' && line[n - 1] == '\n';
@@ -586,7 +592,7 @@ static inline const char *http__line_fault(const char *line, size_t n)
     return NULL;
 }
 
-/* The line is METHOD SP target SP HTTP/x.y; what each of them is, the parser judges. */
+/* Checks for METHOD SP target SP HTTP/x.y. The parser checks each of the parts. */
 static inline const char *http__request_line_fault(const char *line)
 {
     const char *target = line + strspn(line, http__token) + 1;
@@ -608,8 +614,8 @@ static inline const char *http__header_fault(const char *line)
     return name && line[name] == ':' ? NULL : "a header has no name, or a bad one";
 }
 
-/* Judges the newest line of the head: 1: it was the last; 0: more follow; or the request is
- * refused. */
+/* Checks the newest line of the head. Returns 1 if it was the last, 0 if more follow; otherwise it
+ * refuses the request and returns an error. */
 static inline int http__check_head(http_connection *h, const char *line, size_t n)
 {
     bool first = h->lines == 0;
@@ -630,11 +636,12 @@ static inline int http__check_head(http_connection *h, const char *line, size_t 
     return 0;
 }
 
-/* Reads the head to its end: 1; or an error. What is read stays for the next call. */
+/* Reads the head to its end. Returns 1 or an error. After a cancel the next call continues with
+ * what was read. */
 static inline int http__read_head(http_connection *h)
 {
     for (;;) {
-        size_t start = h->lines ? h->head.n : 0; /* before the first line is its first byte */
+        size_t start = h->lines ? h->head.n : 0; /* http__await has read the first byte */
         ssize_t n = http__read_line(h, h->head_deadline - conc_now());
         if (n == 0)
             return http__refuse(h, 400, -ECONNRESET, "the client left in the middle of the head");
@@ -646,7 +653,7 @@ static inline int http__read_head(http_connection *h)
             return http__failed(h, (int)n, "reading a request");
         bool empty = h->lines == 0 && strcmp(h->head.data, "\r\n") == 0;
         if (empty && !h->blank) {
-            h->blank = true; /* some clients send it behind the request before */
+            h->blank = true; /* some clients send it after the body of a request */
             h->head.n = 0;
             continue;
         }
@@ -656,7 +663,7 @@ static inline int http__read_head(http_connection *h)
     }
 }
 
-/* Waits for the first byte of a request: 1; 0: none comes. */
+/* Waits for the first byte of a request. Returns 1, or 0 if none arrives. */
 static inline int http__await(http_connection *h)
 {
     char first;
@@ -676,7 +683,8 @@ static inline int http__await(http_connection *h)
 
 /* ---- implementation: parsing a head --------------------------------------------------------- */
 
-/* A copy that lives as long as the request. There is room for three of each byte. */
+/* Makes a copy that lives as long as the request. h->strings has room to copy each byte three
+ * times. */
 static inline const char *http__keep(http_connection *h, const char *text, size_t n)
 {
     char *copy = h->strings + h->strings_used;
@@ -744,7 +752,7 @@ static inline int http__on_end(http_parser *p)
     return 0;
 }
 
-/* Has the parser judge n bytes: 0; or refuses the request. */
+/* Passes n bytes to the parser. Returns 0, or refuses the request. */
 static inline int http__feed(http_connection *h, const char *data, size_t n)
 {
     static const http_parser_settings calls = {
@@ -768,7 +776,7 @@ static inline int http__feed(http_connection *h, const char *data, size_t n)
     return http__refuse(h, status, -EPROTO, http_errno_description(error));
 }
 
-/* Splits the target. */
+/* Splits the target into path, query and host. */
 static inline int http__split_target(http_connection *h)
 {
     struct http_parser_url u;
@@ -790,7 +798,7 @@ static inline int http__split_target(http_connection *h)
     return 0;
 }
 
-/* What the parser lets pass and the HTTP standard does not, or what this file does not have. */
+/* Refuses what the parser accepts but HTTP forbids or this file does not support. */
 static inline int http__judge(http_connection *h)
 {
     int hosts = 0, codings = 0;
@@ -816,7 +824,7 @@ static inline int http__judge(http_connection *h)
     return 0;
 }
 
-/* The head is there: 1; or refuses the request. */
+/* Parses a complete head. Returns 1, or refuses the request. */
 static inline int http__parse_head(http_connection *h)
 {
     http_field *fields = realloc(h->headers, (h->lines + 1) * sizeof *fields);
@@ -844,7 +852,7 @@ static inline int http__parse_head(http_connection *h)
 
 /* ---- implementation: reading a body --------------------------------------------------------- */
 
-/* What is wrong with the newest line, which is not data of the body; NULL: nothing. */
+/* Returns what is wrong with the newest line between chunks or of the trailers, or NULL. */
 static inline const char *http__frame_fault(http_connection *h, const char *line, size_t n)
 {
     const char *fault = http__line_fault(line, n);
@@ -865,7 +873,7 @@ static inline const char *http__frame_fault(http_connection *h, const char *line
     return n == 2 ? NULL : http__header_fault(line);
 }
 
-/* A read of the body returned no byte: its error. */
+/* A read of the body returned 0 or an error: refuses the request, or fails. */
 static inline int http__body_ended(http_connection *h, int rc)
 {
     if (rc == 0 || rc == -ECONNRESET)
@@ -877,7 +885,7 @@ static inline int http__body_ended(http_connection *h, int rc)
     return http__failed(h, rc, "reading a body");
 }
 
-/* Reads a line that is not data of the body. */
+/* Reads a line between chunks or of the trailers. */
 static inline int http__read_frame(http_connection *h)
 {
     h->head.n = 0;
@@ -905,7 +913,7 @@ static inline ssize_t http__read_data(http_connection *h, char *buf, size_t n)
     return got;
 }
 
-/* Tells a client that waits for it to send the body. */
+/* Sends 100 Continue to a client that waits for it before it sends the body. */
 static inline int http__invite(http_connection *h)
 {
     static const char words[] = "HTTP/1.1 100 Continue\r\n\r\n";
@@ -925,7 +933,7 @@ static inline ssize_t http__read(http_connection *h, char *buf, size_t n)
     return h->part == HTTP__COMPLETE ? 0 : http__read_data(h, buf, n);
 }
 
-/* Reads the unread rest of the body: 1; 0: too much. */
+/* Reads the unread rest of the body. Returns 1, or 0 if it is too long. */
 static inline int http__skip(http_connection *h)
 {
     char waste[4096];
@@ -955,7 +963,7 @@ static inline ssize_t http__body(http_connection *h, char **data)
 
 /* ---- implementation: decoding --------------------------------------------------------------- */
 
-/* The next character of encoded text, and *at then stands behind it; -1: a broken escape, or a
+/* Returns the next character of encoded text and advances *at past it; -1: a broken escape, or a
  * NUL. */
 static inline int http__decode_char(const char **at, const char *end, bool form)
 {
@@ -991,7 +999,7 @@ static inline ssize_t http__decode(const char *text, size_t n, bool form, char *
     return (ssize_t)length;
 }
 
-/* Does the encoded name of a form say the same as this one? */
+/* Does an encoded name of a form, decoded, equal this one? */
 static inline bool http__is_name(const char *text, size_t n, const char *name)
 {
     const char *end = text + n;
@@ -1053,7 +1061,7 @@ static inline char *http_date(time_t t, char out[HTTP_DATE])
 
 /* ---- implementation: from request to request ------------------------------------------------ */
 
-/* Anything -> WAITING, and nothing of a request is there. */
+/* Any state -> WAITING. Frees what belongs to the request. */
 static inline void http__forget_request(http_connection *h)
 {
     http__free(&h->head);
@@ -1075,7 +1083,8 @@ static inline void http__forget_request(http_connection *h)
     h->state = HTTP__WAITING;
 }
 
-/* Ends what the request before has left: 1: another may follow; 0: none. */
+/* Completes the current request and its response. Returns 1 if another request may follow, else
+ * 0. */
 static inline int http__finish(http_connection *h)
 {
     if (h->state == HTTP__ASKED) {
@@ -1130,7 +1139,7 @@ static inline int http__answer(void *arg)
     return rc;
 }
 
-/* Tells the client of a failed answer, if still possible. */
+/* Tells the client that its answer failed, if that is still possible. */
 static inline int http__apologise(http_connection *h, int rc)
 {
     char words[128];
@@ -1151,8 +1160,8 @@ static inline int http__apologise(http_connection *h, int rc)
 
 /* ---- implementation: closing ---------------------------------------------------------------- */
 
-/* Ends the writing half and waits for the client's end: a close while bytes come in would reset the
- * connection, and the client might lose the last response. */
+/* Shuts down the sending side and waits until the client closes: a close while bytes arrive would
+ * reset the connection, and the client might lose the last response. */
 static inline int http__linger(void *arg)
 {
     http_connection *h = arg;
@@ -1235,7 +1244,7 @@ static inline int http_set_header(http_connection *h, const char *name, const ch
     return http__print(&h->out, "%s: %s\r\n", name, value);
 }
 
-/* http_begin and the calls that include it begin. */
+/* Begins http_begin, or a call that includes it. */
 static inline int http__enter_response(http_connection *h, int status, const char *call)
 {
     CONC_TRY(http__enter(h, HTTP__WRITES, HTTP__ASKED, HTTP__ASKED, call));

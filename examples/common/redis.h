@@ -21,34 +21,32 @@
  *               the run reads. Any number of tasks of one loop may share the client: their commands
  *               share the connection, and each gets its own reply, in order. So a command that
  *               changes the connection (SELECT, AUTH, WATCH, MULTI alone) affects all of them, and
- *               one that blocks (BLPOP, XREAD BLOCK) delays all of them: use a separate client for
- *               those, with .blocking.
+ *               one that blocks (BLPOP, XREAD BLOCK) delays all of them: use a separate client,
+ *               with .blocking, for such commands.
  * Waiting       redis_command, redis_pipeline_run, redis_subscribe and the like, and
- *               redis_next_message wait: scopes, time limits and cancels apply. Without one, and
- *               without .timeout, they wait for a hanging server as long as it hangs.
- * Cancels       A command cancelled before its first byte was sent never reaches the server. Later,
- *               it is unknown whether it runs; its reply is dropped, the client and other tasks
- *               continue. A .blocking client closes its connection, so that the server forgets the
- *               command: an element popped just then is lost.
- * Lost          A command whose reply is missing when the connection is lost is -ECONNRESET: it may
- *               have run or not. A command of which nothing was sent is resent. The next command
+ *               redis_next_message wait: scopes, time limits and cancels apply. Without any of
+ *               them, and without .timeout, they wait for a hanging server as long as it hangs.
+ * Cancels A command cancelled before its first byte was sent never reaches the server. Later, it
+ *               may or may not run; its reply is dropped, and the client and other tasks continue.
+ *               A .blocking client closes its connection, so that the server forgets the command:
+ *               an element popped at that moment is lost.
+ * Lost If the connection is lost before the reply, a command returns -ECONNRESET: it may or may not
+ *               have run. If none of its bytes was sent, it is sent again. The next command
  *               reconnects, with AUTH and SELECT, and waits between attempts: .attempts, .delay and
- *               .max_delay. Tasks that wait for one connection share its failure.
+ *               .max_delay. Tasks that wait for the same connection share its failure.
  * Errors        -EIO           the server replied with an error
- *               -EACCES        the same, for NOAUTH, WRONGPASS and NOPERM, and for AUTH
- *               -ECONNRESET    see above; -ECONNREFUSED and others of conc_dial
- *               -EPROTO        the server sent a malformed or unsolicited reply
- *               -EMSGSIZE      a reply is longer than .reply_limit
- *               -ETIMEDOUT     of .connect_timeout or .timeout, beside the scopes' own
- *               -EPIPE         the client was closed meanwhile
- *               -EBUSY         a second task uses a .blocking client or a subscription
- *               -EINVAL, -EPERM (not in a task, or in another run's), -ENOMEM, -ECANCELED
- *               After -EPROTO, -EMSGSIZE and -ETIMEDOUT the connection is closed, and the other
- *               commands on it are -ECONNRESET. The error's text is in conc_last_error(), separate
- *               for each task; a failed command's reply is also in *reply.
+ *               -EACCES the error was NOAUTH, WRONGPASS or NOPERM, or a reply to AUTH -ECONNRESET
+ *               see above; -ECONNREFUSED and others of conc_dial -EPROTO the server sent a
+ *               malformed or unsolicited reply -EMSGSIZE a reply is longer than .reply_limit
+ *               -ETIMEDOUT .connect_timeout or .timeout expired, or a scope -EPIPE the client was
+ *               closed during the call -EBUSY a second task uses a .blocking client or a
+ *               subscription -EINVAL, -EPERM (not in a task, or in another run's), -ENOMEM,
+ *               -ECANCELED -EPROTO, -EMSGSIZE and -ETIMEDOUT close the connection, and its other
+ *               commands return -ECONNRESET. The error's text is in conc_last_error(), separate for
+ *               each task; a failed command's reply is also in *reply.
  * Not covered   TLS, RESP3, clusters, and replies nested deeper than hiredis reads (7 arrays in
- *               0.14). A client is useless in a forked child. Tasks that continue after main_fn has
- *               returned can no longer connect. */
+ *               0.14). A client cannot be used in a forked child. Tasks that continue after main_fn
+ *               has returned cannot connect. */
 #ifndef REDIS_H
 #define REDIS_H
 
@@ -82,11 +80,11 @@ typedef struct redis_client {
     double delay;           /* before the second attempt, then doubled, less up to half; 0: 0.1 */
     double max_delay;       /* the longest delay; 0: 2 */
     double connect_timeout; /* of each attempt, AUTH and SELECT included; 0: 5 */
-    /* How long the server may send nothing while commands wait for it; then the connection is
-     * closed. A subscription sends a PING after so long, and waits once more. 0: no limit, and
-     * none for a .blocking client */
+    /* Closes the connection if the server sends nothing for so long while commands wait. A
+     * subscription sends a PING first, and waits as long again. 0: no limit; a .blocking client has
+     * none */
     double timeout;
-    size_t reply_limit; /* bytes of a reply, as they are sent; 0: 64 MiB */
+    size_t reply_limit; /* bytes of a reply, as sent by the server; 0: 64 MiB */
     bool blocking;      /* one command at a time, which may block; a cancel disconnects */
     /* private */
     bool closing, listens;
@@ -100,87 +98,87 @@ typedef struct redis_client {
     char words[128];
 } redis_client;
 
-/* Sends a command, and waits for its reply: 0. The format is hiredis's: words between spaces, where
- * %s is a string and %b bytes and a size_t, both of any content, and %d, %lld, %f and their kin
- * are numbers. *reply has to be NULL or an earlier reply, which is freed; reply NULL: it is not
- * wanted. SUBSCRIBE and its kin, MONITOR, SYNC, PSYNC and CLIENT REPLY, whose replies are not one
- * for one, are -EINVAL. */
+/* Sends a command and waits for its reply. The format is hiredis's: words separated by spaces; %s
+ * takes a string, %b bytes and a size_t, both with any content, and %d, %lld, %f and so on take
+ * numbers. *reply must be NULL or an earlier reply, which is freed; pass NULL if you do not need
+ * the reply. -EINVAL: the command is not answered by exactly one reply (SUBSCRIBE and the like,
+ * MONITOR, SYNC, PSYNC, CLIENT REPLY). */
 static inline int redis_command(redis_client *c, redis_reply *reply, const char *format, ...);
 
-/* The same for argc words of any content. sizes NULL: they are strings. */
+/* The same for argc words with any content. sizes NULL: the words are strings. */
 static inline int redis_command_argv(redis_client *c, redis_reply *reply, int argc,
                                      const char **argv, const size_t *sizes);
 
-/* Disconnects and frees what the client has: 0. Calls of other tasks return -EPIPE, and the close
- * returns when they have left the client; a cancel does not cut that short. Closing it twice, or
- * unused, is harmless; a closed client may be reused. From a task, or outside a run. */
+/* Disconnects and frees what the client owns. Calls of other tasks return -EPIPE, and redis_close
+ * waits for them; a cancel does not cut that short. Closing a client twice, or an unused one, is
+ * harmless; a closed client may be reused. May be called in a task or outside a run. */
 static inline int redis_close(redis_client *c);
 
-/* Several commands sent together, with no other task's commands in between. For a transaction the
- * first is MULTI and the last EXEC, whose reply holds the results; an invalid command makes EXEC an
- * error, and nothing is done. */
+/* Several commands sent together, with no other task's commands in between. For a transaction,
+ * begin with MULTI and end with EXEC, whose reply holds the results; if a command is invalid, EXEC
+ * fails and none of them runs. */
 typedef struct redis_pipeline {
-    redis_reply *replies; /* after a run: `count` of them, which belong to the pipeline */
-    int count;            /* of the commands */
+    redis_reply *replies; /* after a run: `count` of them, owned by the pipeline */
+    int count;            /* number of commands */
     /* private */
     char *bytes;
     size_t size, room;
     int reply_count;
 } redis_pipeline;
 
-/* Adds a command, which redis_pipeline_run sends: 0. After -EINVAL or -ENOMEM the pipeline is as
- * before. Does not wait; from anywhere. */
+/* Adds a command for redis_pipeline_run to send. -EINVAL and -ENOMEM leave the pipeline unchanged.
+ * Does not wait; may be called anywhere. */
 static inline int redis_pipeline_add(redis_pipeline *p, const char *format, ...);
 static inline int redis_pipeline_add_argv(redis_pipeline *p, int argc, const char **argv,
                                           const size_t *sizes);
 
-/* Sends the commands and waits for all replies: 0, or -EIO or -EACCES for the first of them that is
- * an error, and all replies are there. After another error missing replies are NULL. May be
- * repeated, which sends the commands again and frees the earlier replies. */
+/* Sends the commands and waits for all replies. If some of them are errors, returns -EIO or -EACCES
+ * for the first one. After any other error missing replies are NULL. A second run sends the
+ * commands again and frees the earlier replies. */
 static inline int redis_pipeline_run(redis_client *c, redis_pipeline *p);
 
-/* Frees the commands and replies: 0. The pipeline may be used again. */
+/* Frees the commands and replies. The pipeline may be used again. */
 static inline int redis_pipeline_close(redis_pipeline *p);
 
-/* Channels that are listened to, on a connection of its own: redis_subscription s = {.from = &c};
- * One task at a time may use it, the others get -EBUSY. It is closed before the run ends. */
+/* Subscribed channels, on a separate connection: redis_subscription s = {.from = &c}; One task at a
+ * time may use it, others get -EBUSY. Close it before the run ends. */
 typedef struct redis_subscription {
-    const redis_client *from; /* whose options to connect with; copied at the first subscribe */
+    const redis_client *from; /* its options are copied at the first subscribe */
     /* private */
     redis_client own;
     bool missed, pinged;
     struct redis__topic *topics;
     size_t topic_count;
-    redis_reply current; /* the message that is borrowed */
-    conc_queue waiting;  /* messages that came while a call waited for something else */
+    redis_reply current; /* the message that the caller has borrowed */
+    conc_queue waiting;  /* messages that arrived while a call waited for something else */
 } redis_subscription;
 
-/* A message. Borrowed until the next redis_next_message, or until the close. */
+/* A message, valid until the next redis_next_message or the close. */
 typedef struct redis_message {
     const char *channel;
-    const char *pattern; /* that the channel matches; NULL: the channel itself is subscribed to */
+    const char *pattern; /* that matched the channel; NULL: subscribed to the channel itself */
     const char *data;    /* ends with a NUL, which is not counted */
     size_t size;
 } redis_message;
 
-/* Subscribes to a channel, or to all whose names match a pattern ("news.*"): 0 when the server has
- * confirmed it. If that fails or is cancelled, the others stay subscribed to; unless the server
- * refused it, the connection is closed, which the next call renews. */
+/* Subscribes to a channel, or to all channels that match a pattern ("news.*"). Returns 0 when the
+ * server has confirmed it. A failure or a cancel leaves other subscriptions in place, but closes
+ * the connection, unless the server refused; the next call reconnects. */
 static inline int redis_subscribe(redis_subscription *s, const char *channel);
 static inline int redis_subscribe_pattern(redis_subscription *s, const char *pattern);
 
-/* Ends that, whatever is returned: 0 when the server has confirmed it. Messages that came before
- * are still handed out. -ENOENT: not subscribed to. */
+/* Unsubscribes, even if an error is returned. Returns 0 when the server has confirmed it. Messages
+ * that arrived before are still delivered. -ENOENT: not subscribed. */
 static inline int redis_unsubscribe(redis_subscription *s, const char *channel);
 static inline int redis_unsubscribe_pattern(redis_subscription *s, const char *pattern);
 
-/* Waits for the next message: 0. -ECONNRESET: the connection was lost, and all subscriptions are
- * renewed; messages of the time between are missing, and the next call goes on. If the connection
- * cannot be renewed, that error is returned (-ENOTCONN if the new one was lost at once), and the
- * next call tries again. A cancel loses no message. -EINVAL: nothing is subscribed to. */
+/* Waits for the next message. -ECONNRESET: the connection was lost and all subscriptions were
+ * renewed; messages sent in between are missing, and the next call continues. If reconnecting
+ * fails, that error is returned (-ENOTCONN if the new connection was lost at once), and the next
+ * call tries again. A cancel loses no message. -EINVAL: there is no subscription. */
 static inline int redis_next_message(redis_subscription *s, redis_message *m);
 
-/* As redis_close. */
+/* Like redis_close. */
 static inline int redis_subscription_close(redis_subscription *s);
 
 CONC_AUTO_TYPE(redis_reply, redis_reply_free);
@@ -190,10 +188,10 @@ CONC_AUTO_TYPE(redis_subscription, redis_subscription_close);
 
 /* ---- replies ---- */
 
-/* One or more commands that were sent together, in a link's list until all replies came. */
+/* One or more commands sent together. It is in a link's list until all replies have arrived. */
 typedef struct redis__request {
     struct redis__request *next, *prev;
-    redisReply **replies; /* `count` places; NULL: its task has gone, the replies are dropped */
+    redisReply **replies; /* `count` slots; NULL: its task gave up, the replies are dropped */
     int count, got;
     bool done;
     int rc;
@@ -209,13 +207,14 @@ typedef size_t redis__count;
 #endif
 
 /* A connection. It lives until the client, its two tasks, and all tasks that wait for a reply have
- * released it. `error` is not 0 from the moment it is lost: fd is closed then, no request in it. */
+ * released it. Once it is lost, `error` is not 0, fd is closed, and the list of requests is
+ * empty. */
 typedef struct redis__link {
     int fd, refs, error;
     bool answered;
     conc_loop *loop;
     redis__request *first, *last;
-    redis__request *unsent; /* the first of those that are not sent as a whole */
+    redis__request *unsent; /* the first one that is not completely sent */
     conc_event wanted;      /* there is something to send, or the link is lost */
     conc_scope *patience;   /* the receiver's: it expires after `timeout` */
     double timeout;
@@ -243,8 +242,8 @@ static inline double redis__or(double option, double otherwise)
     return option > 0 ? option : otherwise;
 }
 
-/* hiredis allocates an array when it has read no more than its length. Each element takes 3 bytes
- * or more, so too many of them are seen at once. */
+/* hiredis allocates an array as soon as it has read its length. Each element takes at least 3
+ * bytes, so an array that must exceed the limit is refused before it is allocated. */
 static inline void *redis__create_array(const redisReadTask *task, redis__count n)
 {
     redis__link *l = task->privdata;
@@ -266,7 +265,7 @@ static inline int redis__reader_open(redis__link *l)
     return 0;
 }
 
-/* Takes a reply from what was read: 1, 0 (it is not complete), or an error. */
+/* Parses a reply from what was read. Returns 1, 0 if it is incomplete, or an error. */
 static inline int redis__parse(redis__link *l, redisReply **reply)
 {
     void *found = NULL;
@@ -286,14 +285,14 @@ static inline int redis__parse(redis__link *l, redisReply **reply)
     return 1;
 }
 
-/* The receiver waits so long for more bytes. */
+/* Sets how long the receiver waits for more bytes. */
 static inline void redis__set_patience(redis__link *l)
 {
     if (l->patience && l->timeout > 0)
         conc_scope_set_timeout(l->patience, l->first ? l->timeout : CONC_FOREVER);
 }
 
-/* Waits for a reply: 0, and it belongs to the caller. A cancel loses nothing. */
+/* Waits for a reply, which the caller then owns. A cancel loses nothing. */
 static inline int redis__read_reply(redis__link *l, redisReply **reply)
 {
     int rc;
@@ -311,7 +310,7 @@ static inline int redis__read_reply(redis__link *l, redisReply **reply)
     return rc < 0 ? rc : 0;
 }
 
-/* 0, or what an error reply to that command means. */
+/* Returns 0, or the error that an error reply to this command stands for. */
 static inline int redis__check(const redisReply *reply, const char *command, int length)
 {
     static const char *const access[] = {"NOAUTH", "WRONGPASS", "NOPERM"};
@@ -334,7 +333,7 @@ static inline void redis__release(redis__link *l)
     free(l);
 }
 
-/* The request has left the list: its task continues. */
+/* Wakes the task of a request that has left the list, or frees the request if the task gave up. */
 static inline void redis__end(redis__request *r, int rc)
 {
     if (!r->replies) {
@@ -346,8 +345,8 @@ static inline void redis__end(redis__request *r, int rc)
     conc_event_set(&r->ended);
 }
 
-/* The connection is lost, or no longer wanted. The first of its requests gets the error, as do all
- * if it is -EPIPE; those of which nothing was sent get -EAGAIN. */
+/* Closes a connection that was lost or is no longer wanted. The first request gets the error, the
+ * others -ECONNRESET, and requests of which nothing was sent -EAGAIN; but -EPIPE goes to all. */
 static inline void redis__lose(redis__link *l, int rc, const char *words)
 {
     redis__request *r = l->first;
@@ -375,14 +374,16 @@ static inline void redis__unlink(redis__link *l, redis__request *r)
         l->unsent = r->next;
 }
 
-/* May the next reply be one to this request? Not its last one before all commands are sent. */
+/* May the next reply belong to this request? Its last reply may not arrive before all of it is
+ * sent. */
 static inline bool redis__is_due(const redis__request *r)
 {
     bool is_last = r->got + 1 == r->count;
     return r->sent == r->size || (r->sent && !is_last);
 }
 
-/* Gives a reply to the first request. A server that refuses the connection sends one to nothing. */
+/* Gives a reply to the first request. A server that refuses the connection sends an unrequested
+ * reply. */
 static inline int redis__deliver(redis__link *l, redisReply *reply)
 {
     redis__request *r = l->first;
@@ -429,7 +430,7 @@ static inline int redis__receiver(void *arg)
     return 0;
 }
 
-/* Copies the next bytes to send to l->out: how many. */
+/* Copies the next bytes to send into l->out. Returns how many. */
 static inline size_t redis__fill(redis__link *l)
 {
     size_t n = 0;
@@ -445,7 +446,8 @@ static inline size_t redis__fill(redis__link *l)
     return n;
 }
 
-/* After an error of its own it leaves it to the receiver to read what the server said last. */
+/* After a write error it only shuts the socket down, so the receiver can still read the server's
+ * last words. */
 static inline int redis__sender(void *arg)
 {
     redis__link *l = arg;
@@ -467,7 +469,7 @@ static inline int redis__sender(void *arg)
 
 /* ---- connecting ---- */
 
-/* A command of the link's only user, who waits for its reply. */
+/* Sends a command while nobody else uses the link. The caller then waits for the reply. */
 static inline int redis__send(redis__link *l, char *bytes, int size)
 {
     if (size < 0)
@@ -525,7 +527,7 @@ static inline const char *redis__address(const redis_client *c)
     return c->address ? c->address : "127.0.0.1:6379";
 }
 
-/* One attempt. */
+/* Makes one attempt to connect. */
 static inline int redis__open(redis_client *c)
 {
     int fd = CONC_TRY(conc_dial(redis__address(c)));
@@ -556,7 +558,7 @@ static inline int redis__open(redis_client *c)
     return rc;
 }
 
-/* Waits as long as the last failures demand. */
+/* Waits before the next attempt, longer after each failure. */
 static inline int redis__back_off(redis_client *c)
 {
     double most = redis__or(c->max_delay, 2), wait = c->again_at - conc_now();
@@ -569,7 +571,7 @@ static inline int redis__back_off(redis_client *c)
     return 0;
 }
 
-/* Another attempt may help. */
+/* Might another attempt succeed? */
 static inline bool redis__is_passing(int rc)
 {
     switch (rc) {
@@ -600,7 +602,7 @@ static inline int redis__attempt(redis_client *c)
 
 static inline bool redis__is_linked(const redis_client *c) { return c->link && !c->link->error; }
 
-/* Closes the connection, and forgets it. */
+/* Closes and releases the connection. */
 static inline void redis__disconnect(redis_client *c, int rc, const char *words)
 {
     if (!c->link)
@@ -612,7 +614,7 @@ static inline void redis__disconnect(redis_client *c, int rc, const char *words)
     c->link = NULL;
 }
 
-/* Connects, under the lock: redis_close cancels the scope. */
+/* Connects. The caller holds the lock; redis_close cancels the scope. */
 static inline int redis__connect_here(redis_client *c)
 {
     conc_scope s = {0};
@@ -629,7 +631,7 @@ static inline int redis__connect_here(redis_client *c)
     return rc;
 }
 
-/* Waits for a connection: 0. All waiters get a failure. */
+/* Connects unless connected. All tasks that wait for the same attempt share its failure. */
 static inline int redis__connect(redis_client *c)
 {
     unsigned failures = c->failures;
@@ -653,7 +655,7 @@ static inline int redis__leave(redis_client *c, int rc)
     return rc;
 }
 
-/* A call begins: 0, and it ends with redis__leave. */
+/* Begins a call, which redis__leave ends. */
 static inline int redis__enter(redis_client *c)
 {
     bool negative = c->database < 0 || c->attempts < 0 || c->delay < 0 || c->max_delay < 0 ||
@@ -672,7 +674,7 @@ static inline int redis__enter(redis_client *c)
     return 0;
 }
 
-/* The task of a request gives up. */
+/* Detaches a request from its task, which gives up. */
 static inline void redis__give_up(const redis_client *c, redis__link *l, redis__request *r)
 {
     r->replies = NULL;
@@ -698,7 +700,7 @@ static inline void redis__append(redis__link *l, redis__request *r)
     conc_event_set(&l->wanted);
 }
 
-/* Sends commands and waits for their replies, on the connection that there is. */
+/* Sends commands on the current connection and waits for their replies. */
 static inline int redis__ask(redis_client *c, const redis__request *what, const char *bytes)
 {
     redis__link *l = c->link;
@@ -712,7 +714,7 @@ static inline int redis__ask(redis_client *c, const redis__request *what, const 
     l->refs++;
     redis__append(l, r);
     int rc = conc_event_wait(&r->ended);
-    if (r->done) { /* also if a cancel came at the same time */
+    if (r->done) { /* even if a cancel arrived at the same time */
         rc = r->rc;
         free(r);
     } else {
@@ -738,7 +740,7 @@ static inline int redis__call(redis_client *c, redisReply **replies, int count, 
     return redis__leave(c, rc);
 }
 
-/* The name of a command that hiredis formatted, "*2\r\n$3\r\nGET\r\n...": NULL if there is none. */
+/* Returns the name of a command that hiredis formatted, "*2\r\n$3\r\nGET\r\n...", or NULL. */
 static inline const char *redis__name(const char *bytes, int *length)
 {
     const char *name = strstr(bytes, "\r\n$");
@@ -748,7 +750,7 @@ static inline const char *redis__name(const char *bytes, int *length)
     return name ? name + 1 : NULL;
 }
 
-/* 0, or why what hiredis formatted cannot be sent. */
+/* Checks whether a command that hiredis formatted may be sent. */
 static inline int redis__check_command(const char *bytes, long long size)
 {
     static const char *const refused[] = {
@@ -772,7 +774,7 @@ static inline int redis__check_command(const char *bytes, long long size)
     return 0;
 }
 
-/* Sends what hiredis formatted, which is released. */
+/* Sends a command that hiredis formatted, and frees it. */
 static inline int redis__command(redis_client *c, redis_reply *reply, char *bytes, long long size)
 {
     redis_reply got = NULL;
@@ -861,7 +863,7 @@ static inline int redis__reserve(redis_pipeline *p, size_t size)
     return 0;
 }
 
-/* Adds what hiredis formatted, which is released. */
+/* Adds a command that hiredis formatted, and frees it. */
 static inline int redis__add(redis_pipeline *p, char *bytes, long long size)
 {
     int rc = redis__check_command(bytes, size);
@@ -934,7 +936,7 @@ typedef struct redis__topic {
     char *name;
 } redis__topic;
 
-/* Is it an array that begins with this word, and has `count` elements? */
+/* Is the reply an array of `count` elements that begins with this word? */
 static inline bool redis__is(const redisReply *r, const char *word, size_t count)
 {
     bool is_list = r->type == REDIS_REPLY_ARRAY && r->elements == count;
@@ -952,7 +954,7 @@ static inline bool redis__is_message(const redisReply *r)
     return true;
 }
 
-/* Waits for what the server says next. After `timeout` it asks whether the server is there. */
+/* Waits for the server's next reply. Sends a PING after `timeout`, and fails after another. */
 static inline int redis__hear(redis_subscription *s, redisReply **reply)
 {
     for (;;) {
@@ -972,7 +974,7 @@ static inline int redis__hear(redis_subscription *s, redisReply **reply)
     }
 }
 
-/* The connection is no longer usable: the next call renews it. */
+/* Closes an unusable connection; the next call reconnects. */
 static inline int redis__give_up_link(const redis_subscription *s, int rc)
 {
     redis__lose(s->own.link, -ECONNRESET, "");
@@ -1000,7 +1002,7 @@ static inline int redis__confirm(redis_subscription *s, const char *verb, const 
     }
 }
 
-/* The same; an error that is none of the server's closes the connection. */
+/* The same, but an error that is not the server's closes the connection. */
 static inline int redis__tell(redis_subscription *s, bool subscribes, redis__topic topic)
 {
     static const char *const verbs[2][2] = {{"UNSUBSCRIBE", "SUBSCRIBE"},
@@ -1010,7 +1012,7 @@ static inline int redis__tell(redis_subscription *s, bool subscribes, redis__top
     return rc < 0 && !refused ? redis__give_up_link(s, rc) : rc;
 }
 
-/* Connects, and subscribes to all anew. */
+/* Reconnects if necessary, and subscribes to everything again. */
 static inline int redis__renew(redis_subscription *s)
 {
     if (redis__is_linked(&s->own))
@@ -1077,7 +1079,7 @@ static inline int redis__unsubscribe(redis_subscription *s, redis__topic topic)
     return redis__is_linked(&s->own) ? redis__tell(s, false, topic) : 0;
 }
 
-/* A call begins, and ends with redis__leave. */
+/* Begins a call, which redis__leave ends. */
 static inline int redis__enter_subscription(redis_subscription *s, const void *argument)
 {
     if (!s || !s->from || !argument)
@@ -1127,7 +1129,7 @@ static inline int redis_unsubscribe_pattern(redis_subscription *s, const char *p
     return redis__change(s, pattern, true, redis__unsubscribe);
 }
 
-/* The next message: 0, and it belongs to the caller. */
+/* Waits for the next message, which the caller then owns. */
 static inline int redis__next(redis_subscription *s, redisReply **message)
 {
     for (;;) {
@@ -1136,7 +1138,7 @@ static inline int redis__next(redis_subscription *s, redisReply **message)
         if (!s->topic_count)
             return conc_fail(-EINVAL, "redis: nothing is subscribed to");
         int rc = redis__renew(s);
-        if (rc == -ECONNRESET) /* which would mean that it is renewed */
+        if (rc == -ECONNRESET) /* -ECONNRESET would mean that it was renewed */
             return conc_fail(-ENOTCONN, "%s", conc_last_error());
         CONC_TRY(rc);
         if (s->missed) {

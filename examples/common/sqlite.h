@@ -1,7 +1,7 @@
-/* sqlite.h - SQLite databases for conc, whose blocking calls do not block the loop.
+/* sqlite.h - SQLite databases for conc tasks, without blocking the loop.
  *
  * Every database call runs in a thread, with conc_offload, while its task waits. A cancel or a time
- * limit interrupts the statement. Transactions roll back by themselves.
+ * limit interrupts the statement. Failed transactions roll back by themselves.
  *
  *     static int app(void *arg)
  *     {
@@ -21,17 +21,17 @@
  * Include conc_pool.h and conc_sync.h (or the single conc.h) first. Compile with -lsqlite3
  * (Debian: libsqlite3-dev); SQLite 3.20 or later, built with threads, which is the default.
  *
- *   Tasks     A connection does one thing at a time. Any number of tasks of one run may use it:
- *             they take turns, first come, first served. Parallel work needs separate connections.
+ *   Tasks Any number of tasks of one run may use a connection: they take turns, first come, first
+ *             served. Parallel work needs separate connections.
  *   Waiting   Every call waits, except sqlite_next on rows in memory, sqlite_rows_close on fully
  *             read rows, and the calls that make a value. -ECANCELED means that the call had no
  *             effect, except for a text of several statements outside a transaction: those before
  *             the interrupted one took effect.
  *   Cancel    The thread checks every 1000 steps of SQLite's machine whether its task is cancelled.
  *             So the interrupt cannot hit a later statement, as sqlite3_interrupt from the loop
- *             could, and the thread never outlives the call. A completed statement counts, even if
- *             the cancel preceded its result. SQLite does not check within a step: count(*) of a
- *             whole table, CREATE INDEX's sort, disk work at a commit. A hanging disk (a network
+ *             could, and the thread never outlives the call. If the statement completed, its result
+ *             is returned in spite of the cancel. SQLite does not check within a step: count(*) of
+ *             a whole table, CREATE INDEX's sort, disk work at a commit. A hanging disk (a network
  *             file system) delays the task until it recovers. A cancelled INSERT, UPDATE or DELETE
  *             rolls back the whole transaction, if any: that is SQLite's rule.
  *   Busy      If another connection or process has locked the database, the task sleeps and
@@ -39,19 +39,15 @@
  *   Errors    Negative errno; the connection's .error describes the newest one, with the database,
  *             SQLite's message, and the statement (except for -ECANCELED), as does conc_last_error.
  *             .code is SQLite's own code.
- *                 -EBUSY            locked by others, until .busy_timeout has passed
- *                 -EEXIST           a UNIQUE or PRIMARY KEY has this value
- *                 -EDOM             another constraint: NOT NULL, CHECK, FOREIGN KEY; wrong type
- *                 -EINVAL           an error in the SQL, too few or many values, bad arguments
- *                 -EBADMSG          not a database, or a damaged one
- *                 -ENOSPC           the disk is full
- *                 -EROFS            read-only
- *                 -ENOENT, -EACCES, -EISDIR...   the file cannot be opened
- *                 -EMSGSIZE         the rows need more memory than .limit, or a value is too long
- *                 -ENOTRECOVERABLE  the transaction around this was rolled back after an error
- *                 -EBADF            the connection is not open
- *                 -EPERM            not in a task; rows of another task; after a fork
- *                 -EIO, -ENOMEM, -EAGAIN (no thread) and those of the system
+ *                 -EBUSY others held the lock until .busy_timeout had passed -EEXIST this value of
+ *                 a UNIQUE or PRIMARY KEY exists already -EDOM another constraint: NOT NULL, CHECK,
+ *                 FOREIGN KEY; wrong type -EINVAL an error in the SQL, too few or many values, bad
+ *                 arguments -EBADMSG not a database, or a damaged one -ENOSPC the disk is full
+ *                 -EROFS read-only -ENOENT, -EACCES, -EISDIR... the file cannot be opened -EMSGSIZE
+ *                 the rows need more memory than .limit, or a value is too long -ENOTRECOVERABLE
+ *                 the enclosing transaction was rolled back after an error -EBADF the connection is
+ *                 not open -EPERM not in a task; rows of another task; after a fork -EIO, -ENOMEM,
+ *                 -EAGAIN (no thread) and those of the system
  *   Forks     A forked child opens its own connections.
  *   Not here  Backup, incremental blobs, your own SQL functions: sqlite_call. One large transaction
  *             is much faster than many small ones, in SQLite and here. */
@@ -69,13 +65,13 @@
 
 /* ---- values --------------------------------------------------------------------------------- */
 
-/* A value of SQL: a parameter, or a column of a row. */
+/* An SQL value: a parameter, or a column of a row. */
 typedef struct sqlite_value {
     int type;        /* SQLITE_INTEGER, SQLITE_FLOAT, SQLITE_TEXT, SQLITE_BLOB or SQLITE_NULL */
     size_t size;     /* bytes of text or blob */
-    int64_t integer; /* numbers have both, an INTEGER and a FLOAT; others 0 */
+    int64_t integer; /* both are set for INTEGER and FLOAT; otherwise 0 */
     double real;
-    const char *text; /* TEXT and BLOB, with a NUL behind; others "" */
+    const char *text; /* TEXT and BLOB, followed by a NUL; otherwise "" */
 } sqlite_value;
 
 /* Parameters. Text and bytes are borrowed until the call with the parameter returns. A NULL text is
@@ -108,127 +104,131 @@ static inline sqlite_value sqlite_blob(const void *bytes, size_t size)
 
 enum { SQLITE__CACHE = 16 }; /* prepared statements that a connection keeps */
 
-/* A connection. The first fields are yours to set before sqlite_open. */
+/* A connection. Set the first fields before sqlite_open. */
 typedef struct sqlite_db {
     bool read_only;          /* nothing is written; the file must exist */
-    bool must_exist;         /* else a missing file is made */
+    bool must_exist;         /* else a missing file is created */
     bool wal;                /* write-ahead log: readers and a writer do not block each other */
     bool foreign_keys;       /* enforced */
     const char *synchronous; /* "OFF", "NORMAL", "FULL" or "EXTRA"; NULL: SQLite's default */
     double busy_timeout;     /* seconds to wait for locks of others; 0: 5 s; negative: none */
     /* to read */
     char error[320]; /* the newest error of a call on this connection, in words; "" before */
-    int code;        /* SQLite's extended result code of it; 0: the error was not SQLite's */
+    int code;        /* its extended result code of SQLite; 0: the error was not SQLite's */
     int64_t last_id; /* the rowid of the last INSERT: read it before the task waits again */
     sqlite3 *handle; /* for sqlite_call; NULL: not open */
     /* private */
-    conc_lock lock;        /* belongs to the task whose turn it is, */
-    int holds;             /* which has it for so many calls, transactions and open rows */
-    int level;             /* of nested transactions */
-    pid_t pid;             /* of the process that opened it */
-    unsigned opens;        /* how often it was opened */
-    char name[100];        /* the path, for errors */
-    sqlite3_stmt *running; /* the statement that a thread steps just now */
-    sqlite3_stmt *cache[SQLITE__CACHE]; /* statements at rest, the newest first, then NULL */
+    conc_lock lock;                     /* held by the task whose turn it is, */
+    int holds;                          /* for so many calls, transactions and open rows */
+    int level;                          /* of nested transactions */
+    pid_t pid;                          /* of the process that opened it */
+    unsigned opens;                     /* how often it was opened */
+    char name[100];                     /* the path, for errors */
+    sqlite3_stmt *running;              /* the statement that a thread is stepping */
+    sqlite3_stmt *cache[SQLITE__CACHE]; /* idle statements, most recently used first, then NULL */
 } sqlite_db;
 
-/* Opens the database, or makes it, and reads its first page: 0. ":memory:" is a database of this
- * connection's own. After an error it is closed. Waits. Further errors: -EBUSY (open already),
- * -EINVAL (options), -ENOTSUP (no .wal on this file system, or an SQLite without threads). */
+/* Opens or creates the database and reads its first page. ":memory:" is a private database of this
+ * connection. After an error it is closed. Waits. Further errors: -EBUSY (already open), -EINVAL
+ * (options), -ENOTSUP (no .wal on this file system, or an SQLite without threads). */
 static inline int sqlite_open(sqlite_db *db, const char *path);
 
-/* Closes it after earlier callers had their turn; later ones get -EBADF. Waits, and a cancel does
- * not cut that short. Rows that the task has open get -EBADF. Closing twice, or what was never
- * opened, does nothing. Also outside a run, once no task uses it any more. -EBUSY: in a transaction
- * of this connection. */
+/* Closes the connection when earlier callers have had their turn; later ones get -EBADF, as do rows
+ * that the task has open. Waits, and a cancel does not cut that short. Closing it twice, or
+ * unopened, does nothing. May be called outside a run when no task uses it. -EBUSY: the task is in
+ * a transaction of this connection. */
 static inline int sqlite_close(sqlite_db *db);
 CONC_AUTO_TYPE(sqlite_db, sqlite_close);
 
-/* Is the connection good for further use? 0, or an error: -ESTALE says that the file was removed or
- * renamed. Reads one page. Waits. */
+/* Checks whether the connection still works. -ESTALE: the file was removed or renamed. Reads one
+ * page. Waits. */
 static inline int sqlite_ping(sqlite_db *db);
 
 /* ---- statements ----------------------------------------------------------------------------- */
 
-/* Runs one or more statements, and drops their rows: how many rows were changed. The values are for
- * each ? in their order. Waits.
+/* Runs one or more statements, drops their rows, and returns how many rows were changed. The values
+ * replace the ?s in order. Waits.
  *     int sqlite_exec(sqlite_db *db, const char *sql, sqlite_value...); */
 #define sqlite_exec(db, ...) \
     sqlite__exec((db), sqlite__first(__VA_ARGS__, 0), sqlite__values(__VA_ARGS__))
 
-/* The rows of a statement. All zero but for what you set. They belong to the task of the query. */
+/* The rows of a statement. Initialise it to zero except for the options. It belongs to the task
+ * that queries. */
 typedef struct sqlite_rows {
     int batch;    /* rows fetched at a time, for large results; 0: all */
-    size_t limit; /* bytes of memory for the rows, or for those of a batch; 0: 64 MiB */
+    size_t limit; /* bytes of memory for all rows, or for those of a batch; 0: 64 MiB */
     /* to read */
     const sqlite_value *row;  /* the current row: valid until the next sqlite_next */
-    int columns;              /* how many values a row has */
-    size_t count;             /* rows that are in memory now: all[0] to all[count - 1] */
+    int columns;              /* values in a row */
+    size_t count;             /* rows in memory: all[0] to all[count - 1] */
     const sqlite_value **all; /* all[0][2]: the third value of the first row */
     /* private */
     sqlite_db *db;
     sqlite3_stmt *statement; /* NULL: SQLite has no more rows */
-    unsigned opens;          /* that of the connection */
+    unsigned opens;          /* the connection's at the query */
     struct sqlite__block *blocks;
     size_t next, room, bytes;
 } sqlite_rows;
 
-/* Runs a statement and fetches its rows: 0. What an earlier query left in *rows is released. Waits.
- * With .batch, and if the statement only reads, it fetches the first rows only; then the connection
- * is the task's own until the last row was fetched or sqlite_rows_close. The task may go on using
- * it; if it writes, all of that is best within one sqlite_transaction: else -EBUSY comes at once if
- * others have written meanwhile. More rows than .limit: -EMSGSIZE, and a statement that writes is
- * undone, with its transaction if there is one.
+/* Runs a statement and fetches its rows. Frees what an earlier query left in *rows. Waits. With
+ * .batch, if the statement only reads, it fetches the first batch only; the task then holds the
+ * connection until the last row is fetched or until sqlite_rows_close. The task may use the
+ * connection meanwhile. If it writes, put the query and the writes in one sqlite_transaction:
+ * otherwise they fail with -EBUSY at once if others have written since the query began. If the rows
+ * exceed .limit, returns -EMSGSIZE, and undoes a statement that writes, along with its transaction
+ * if any.
  *     int sqlite_query(sqlite_db *db, sqlite_rows *rows, const char *sql, sqlite_value...); */
 #define sqlite_query(db, rows, ...) \
     sqlite__query((db), (rows), sqlite__first(__VA_ARGS__, 0), sqlite__values(__VA_ARGS__))
 
-/* The next row, in rows->row: 1; 0: no more. Waits if a batch must be fetched. An error, -ECANCELED
- * too, closes the rows. -EINVAL: no query; -EPERM: another task's batches. */
+/* Sets rows->row to the next row and returns 1, or 0 if there are no more. Waits if a batch must be
+ * fetched. An error, even -ECANCELED, closes the rows. -EINVAL: no query; -EPERM: another task's
+ * query. */
 static inline int sqlite_next(sqlite_rows *rows);
 
-/* Ends the query and releases the rows; options stay. A cancel does not cut it short. Twice, or
- * without a query, it does nothing. -EPERM: another task's query, which continues. */
+/* Ends the query and frees the rows; options stay. A cancel does not cut it short. Closing twice,
+ * or without a query, does nothing. -EPERM: another task's query, which continues. */
 static inline int sqlite_rows_close(sqlite_rows *rows);
 CONC_AUTO_TYPE(sqlite_rows, sqlite_rows_close);
 
-/* The first number of the first row, in *number: 0. -ENOENT: there is no row. Waits.
- *     int sqlite_number(sqlite_db *db, int64_t *number, const char *sql, sqlite_value...); */
+/* Stores the first number of the first row in *number. -ENOENT: there is no row. Waits. int
+ *     sqlite_number(sqlite_db *db, int64_t *number, const char *sql, sqlite_value...); */
 #define sqlite_number(db, number, ...) \
     sqlite__number((db), (number), sqlite__first(__VA_ARGS__, 0), sqlite__values(__VA_ARGS__))
 
 /* ---- transactions --------------------------------------------------------------------------- */
 
-/* fn(arg), in this task, in a transaction: its result. BEGIN IMMEDIATE (BEGIN, with .read_only)
- * comes before it, and COMMIT after it. If fn or COMMIT fails, or the task is cancelled before
- * COMMIT is done, all is rolled back. The connection is the task's own meanwhile, even while fn
- * waits for something else; a task that fn spawns and waits for must not use it. Inside another
+/* Runs fn(arg), in this task, between BEGIN IMMEDIATE (BEGIN, with .read_only) and COMMIT, and
+ * returns its result. If fn or COMMIT fails, or the task is cancelled before COMMIT is done,
+ * everything is rolled back. The task holds the connection meanwhile, even while fn waits for
+ * something else, so a task that fn spawns and waits for must not use it. Inside another
  * transaction of the same task it is a savepoint: if fn fails, what fn did is undone, and the outer
- * one can go on. BEGIN by hand is undone, and -EINVAL. Waits. */
+ * transaction can continue. A BEGIN by hand is undone and returns -EINVAL. Waits. */
 static inline int sqlite_transaction(sqlite_db *db, conc_fn *fn, void *arg);
 
-/* fn(handle, arg) in a thread, for what has no function here. fn returns an SQLite code or a
- * negative errno, and leaves no statement open. A cancel interrupts its statements; between them it
- * may poll conc_job_cancelled(). Waits. */
+/* Runs fn(handle, arg) in a thread, for anything that has no function here. fn returns an SQLite
+ * code or a negative errno, and must leave no statement open. A cancel interrupts its statements;
+ * between them it may poll conc_job_cancelled(). Waits. */
 typedef int sqlite_fn(sqlite3 *handle, void *arg);
 static inline int sqlite_call(sqlite_db *db, sqlite_fn *fn, void *arg);
 
 /* ==== implementation ============================================================================
  *
- * The task that holds db->lock has the connection. It either runs on the loop, or waits while one
- * thread runs its job; so neither *db nor SQLite needs another lock. A job that runs is always
- * waited for (conc_offload), so everything it works on may lie on the task's stack.
+ * The task that holds db->lock owns the connection. It either runs on the loop, or waits while one
+ * thread runs its job, so neither *db nor SQLite needs another lock. conc_offload always waits for
+ * a running job, so everything the job uses may be on the task's stack.
  *
- * Outside sqlite_transaction SQLite is never in a transaction: sqlite__settle. */
+ * Outside sqlite_transaction SQLite is never in a transaction: sqlite__settle ensures that. */
 
-/* The first macro argument, and the others with an end. The end is a struct: a number or a string
- * among the values, which would fill a field of a value, does not compile. */
+/* The first macro argument, and the others with a terminator. The terminator is a struct, so a
+ * plain number or string among the values does not compile, instead of filling a field of a
+ * value. */
 #define sqlite__first(first, ...) first
 #define sqlite__rest(first, ...) __VA_ARGS__
 #define sqlite__values(...) ((const sqlite_value[]){sqlite__rest(__VA_ARGS__, ((sqlite_value){0}))})
 
 #ifndef SQLITE__STEPS
-#define SQLITE__STEPS 1000 /* of SQLite's machine between two looks for a cancel */
+#define SQLITE__STEPS 1000 /* of SQLite's machine between two checks for a cancel */
 #endif
 
 /* Memory for rows. */
@@ -238,15 +238,15 @@ typedef struct sqlite__block {
     sqlite_value space[];
 } sqlite__block;
 
-/* A piece of work for a thread, and what came of it. */
+/* A job for a thread, and its result. */
 typedef struct sqlite__call {
     sqlite_db *db;
-    const char *sql;            /* the statements that are left */
+    const char *sql;            /* the statements still to run */
     const sqlite_value *values; /* and their values */
     sqlite_rows *rows;          /* where rows go; NULL: they are dropped */
     sqlite_fn *fn;
     void *arg;
-    bool once; /* not again when the database is locked */
+    bool once; /* do not retry if the database is locked */
     int changes;
     int code; /* SQLite's, of the error */
     char message[160];
@@ -292,7 +292,7 @@ static inline int sqlite__errno(sqlite3 *handle, int code)
     return -EIO;
 }
 
-/* In the thread: keeps what SQLite says of its error until the task can say it. */
+/* In the thread: keeps SQLite's error message for the task. */
 static inline int sqlite__failed(sqlite__call *c, int code)
 {
     c->code = code;
@@ -307,7 +307,7 @@ static inline int sqlite__refuse(sqlite__call *c, int rc, const char *words)
     return rc;
 }
 
-/* In the task: the error in words. */
+/* In the task: sets db->error and the task's last error. */
 static inline int sqlite__say(sqlite__call *c, int rc)
 {
     sqlite_db *db = c->db;
@@ -322,7 +322,7 @@ static inline int sqlite__say(sqlite__call *c, int rc)
     return conc_fail(rc, "%s", db->error);
 }
 
-/* In the task: an error that no thread has met. */
+/* In the task: reports an error that did not occur in a thread. */
 static inline int sqlite__fail(sqlite_db *db, int rc, const char *words)
 {
     sqlite__call c = {.db = db};
@@ -344,7 +344,7 @@ static inline void sqlite__let_go(sqlite_db *db)
         conc_lock_release(&db->lock);
 }
 
-/* Waits for the task's turn. */
+/* Waits for the task's turn. sqlite__let_go ends it. */
 static inline int sqlite__hold(sqlite_db *db)
 {
     if (!db)
@@ -362,7 +362,7 @@ static inline int sqlite__hold(sqlite_db *db)
     return rc;
 }
 
-/* Has the job done in a thread, and again while others have the database locked. */
+/* Runs the job in a thread, and retries while others hold the database's lock. */
 static inline int sqlite__run(sqlite__call *c, conc_fn *job)
 {
     double limit = c->db->busy_timeout == 0 ? 5 : c->db->busy_timeout;
@@ -377,13 +377,13 @@ static inline int sqlite__run(sqlite__call *c, conc_fn *job)
         bool locked = (c->code & 0xff) == SQLITE_BUSY && c->code != SQLITE_BUSY_SNAPSHOT;
         if (rc >= 0 || !locked || c->once || left <= 0)
             return rc < 0 ? sqlite__say(c, rc) : rc;
-        double nap = pause * conc_random(0.5, 1); /* several that wait do not keep step */
+        double nap = pause * conc_random(0.5, 1); /* random, so that waiters do not retry in step */
         CONC_TRY(conc_sleep(nap < left ? nap : left));
         pause = pause < 0.03 ? 2 * pause : pause;
     }
 }
 
-/* What must be done in any case. */
+/* A function that must run in any case. */
 typedef struct sqlite__duty {
     void (*fn)(void *arg);
     void *arg;
@@ -400,7 +400,7 @@ static inline int sqlite__do_duty(void *duty)
 
 static inline int sqlite__offload_duty(void *duty) { return conc_offload(sqlite__do_duty, duty); }
 
-/* fn(arg) in a thread, in a cancelled task too; here if there is no thread. */
+/* Runs fn(arg) in a thread, even if the task is cancelled, or on the loop if there is no thread. */
 static inline void sqlite__must(void (*fn)(void *arg), void *arg)
 {
     sqlite__duty d = {.fn = fn, .arg = arg};
@@ -412,11 +412,11 @@ static inline void sqlite__must(void (*fn)(void *arg), void *arg)
 static inline void sqlite__roll_back(void *call)
 {
     sqlite__call *c = call;
-    if (!sqlite3_get_autocommit(c->db->handle)) /* else SQLite has done it, after an error */
+    if (!sqlite3_get_autocommit(c->db->handle)) /* else SQLite has rolled back, after an error */
         sqlite3_exec(c->db->handle, c->sql, NULL, NULL, NULL);
 }
 
-/* sqlite__run within the transaction, if there is one. */
+/* sqlite__run, unless SQLite has already ended the task's transaction. */
 static inline int sqlite__run_inside(sqlite__call *c, conc_fn *job)
 {
     if (c->db->level == 0 || !sqlite3_get_autocommit(c->db->handle))
@@ -426,7 +426,7 @@ static inline int sqlite__run_inside(sqlite__call *c, conc_fn *job)
     return sqlite__fail(c->db, -ENOTRECOVERABLE, "the transaction is over");
 }
 
-/* The same for statements of the program: they leave no transaction behind. */
+/* The same for the program's own statements, which must leave no transaction open. */
 static inline int sqlite__settle(sqlite__call *c, conc_fn *job)
 {
     int rc = sqlite__run_inside(c, job);
@@ -450,7 +450,7 @@ static inline void sqlite__drop_rows(sqlite_rows *r)
     r->count = r->next = r->bytes = 0;
 }
 
-/* size bytes in the newest block, or in a new one. */
+/* Allocates size bytes in the newest block, or in a new one. */
 static inline void *sqlite__room(sqlite_rows *r, size_t size)
 {
     sqlite__block *b = r->blocks;
@@ -468,7 +468,7 @@ static inline void *sqlite__room(sqlite_rows *r, size_t size)
     return (char *)b->space + b->used - size;
 }
 
-/* A place in all[]. */
+/* Makes room for a row in all[]. */
 static inline int sqlite__place(sqlite_rows *r)
 {
     if (r->count < r->room)
@@ -482,7 +482,7 @@ static inline int sqlite__place(sqlite_rows *r)
     return 0;
 }
 
-/* Value i of the statement's row; its text goes to *bytes, which moves on. */
+/* Returns column i of the statement's row. Copies its text to *bytes and advances *bytes. */
 static inline sqlite_value sqlite__column(sqlite3_stmt *s, int i, char **bytes)
 {
     sqlite_value v = {.type = sqlite3_column_type(s, i), .text = ""};
@@ -501,13 +501,13 @@ static inline sqlite_value sqlite__column(sqlite3_stmt *s, int i, char **bytes)
     return v;
 }
 
-/* Bytes that the statement's row takes; 0: no memory. */
+/* Returns the bytes that the statement's row takes, or 0 if memory ran out. */
 static inline size_t sqlite__row_size(sqlite3_stmt *s, int columns)
 {
     size_t size = (size_t)columns * sizeof(sqlite_value);
     for (int i = 0; i < columns; i++) {
         int type = sqlite3_column_type(s, i);
-        if (type == SQLITE_TEXT && !sqlite3_column_text(s, i)) /* makes it UTF-8 */
+        if (type == SQLITE_TEXT && !sqlite3_column_text(s, i)) /* converts it to UTF-8 */
             return 0;
         if (type == SQLITE_TEXT || type == SQLITE_BLOB)
             size += (size_t)sqlite3_column_bytes(s, i) + 1;
@@ -517,7 +517,7 @@ static inline size_t sqlite__row_size(sqlite3_stmt *s, int columns)
 
 static inline size_t sqlite__limit(const sqlite_rows *r) { return r->limit ? r->limit : 64 << 20; }
 
-/* Copies the statement's row. */
+/* Copies the statement's row into c->rows. */
 static inline int sqlite__keep_row(sqlite__call *c, sqlite3_stmt *s, bool batched)
 {
     sqlite_rows *r = c->rows;
@@ -538,7 +538,7 @@ static inline int sqlite__keep_row(sqlite__call *c, sqlite3_stmt *s, bool batche
 
 /* ---- statements, in a thread */
 
-/* A statement at rest with this text, or a new one; NULL: an error, or no SQL is left. */
+/* Returns an idle statement with this text, or a new one. NULL: an error, or no SQL is left. */
 static inline sqlite3_stmt *sqlite__prepare(sqlite__call *c, const char **tail, int *code)
 {
     sqlite3_stmt *s = NULL, **cache = c->db->cache;
@@ -559,12 +559,12 @@ static inline void sqlite__put_back(sqlite_db *db, sqlite3_stmt *s)
 {
     sqlite3_reset(s);
     sqlite3_clear_bindings(s);
-    sqlite3_finalize(db->cache[SQLITE__CACHE - 1]); /* the one that was not used for longest */
+    sqlite3_finalize(db->cache[SQLITE__CACHE - 1]); /* the least recently used */
     memmove(db->cache + 1, db->cache, (SQLITE__CACHE - 1) * sizeof *db->cache);
     db->cache[0] = s;
 }
 
-/* A batch outlives the call that the value was given to, so it needs a copy. */
+/* A batched statement outlives the call, so SQLite must copy the value. */
 static inline int sqlite__bind_one(sqlite3_stmt *s, int i, const sqlite_value *v, bool batched)
 {
     sqlite3_destructor_type keep = batched ? SQLITE_TRANSIENT : SQLITE_STATIC;
@@ -577,7 +577,7 @@ static inline int sqlite__bind_one(sqlite3_stmt *s, int i, const sqlite_value *v
     }
 }
 
-/* Gives the statement its values; what is left is for those after it. */
+/* Binds the statement's values; the remaining ones are for the statements after it. */
 static inline int sqlite__bind(sqlite__call *c, sqlite3_stmt *s, bool last, bool batched)
 {
     int n = sqlite3_bind_parameter_count(s), have = 0;
@@ -593,7 +593,7 @@ static inline int sqlite__bind(sqlite__call *c, sqlite3_stmt *s, bool last, bool
     return 0;
 }
 
-/* Steps to the statement's end: 0; or until a batch is full: 1. */
+/* Steps the statement. Returns 0 at its end, 1 when a batch is full. */
 static inline int sqlite__step(sqlite__call *c, sqlite3_stmt *s, bool batched)
 {
     sqlite_rows *r = c->rows;
@@ -605,7 +605,8 @@ static inline int sqlite__step(sqlite__call *c, sqlite3_stmt *s, bool batched)
         full = r && batched && (r->count >= (size_t)r->batch || r->bytes >= sqlite__limit(r));
     }
     if (rc < 0 && !sqlite3_stmt_readonly(s)) {
-        sqlite3_interrupt(c->db->handle); /* this step ends it, and undoes what it has written */
+        sqlite3_interrupt(c->db->handle); /* the next step fails, and undoes what the statement has
+                                             written */
         sqlite3_step(s);
     }
     c->db->running = NULL;
@@ -614,7 +615,7 @@ static inline int sqlite__step(sqlite__call *c, sqlite3_stmt *s, bool batched)
     return code == SQLITE_DONE ? 0 : sqlite__failed(c, code);
 }
 
-/* The first statement that is left. */
+/* Runs the next statement. */
 static inline int sqlite__run_one(sqlite__call *c)
 {
     const char *tail = c->sql;
@@ -653,15 +654,15 @@ static inline int sqlite__run_all(void *call)
     sqlite__call *c = call;
     int rc;
     if (c->rows)
-        sqlite__drop_rows(c->rows); /* those of an attempt before */
+        sqlite__drop_rows(c->rows); /* of the previous attempt */
     do
         rc = sqlite__run_one(c);
     while (rc == 0 && *c->sql);
     return rc;
 }
 
-/* SQLite asks this in the thread. It also asks after the last step: then the statement is no longer
- * busy, has had its effect, and must not be called interrupted. */
+/* SQLite calls this in the thread, also after the last step: then the statement is no longer busy,
+ * has had its effect, and must not be interrupted. */
 static inline int sqlite__asks(void *arg)
 {
     sqlite_db *db = arg;
@@ -680,7 +681,7 @@ static inline int sqlite__statement(sqlite_db *db, sqlite_rows *r, const char *s
     if (c.changes)
         db->last_id = sqlite3_last_insert_rowid(db->handle);
     if (rc < 0 || !r || !r->statement)
-        sqlite__let_go(db); /* else the open rows keep it */
+        sqlite__let_go(db); /* else the open rows hold it */
     return rc < 0 ? rc : c.changes;
 }
 
@@ -718,7 +719,7 @@ static inline int sqlite__next_batch(void *call)
     return rc;
 }
 
-/* Has the connection not been closed since the query? */
+/* Is the connection still the one that was queried? */
 static inline bool sqlite__is_open(const sqlite_rows *rows)
 {
     return rows->db->handle && rows->db->opens == rows->opens;
@@ -865,7 +866,7 @@ static inline int sqlite__open_here(void *call)
 {
     sqlite__call *c = call;
     sqlite_db *db = c->db;
-    errno = 0; /* SQLite does not set it for each file that cannot be opened */
+    errno = 0; /* SQLite does not set errno for every failure to open */
     int flags = db->must_exist ? 0 : SQLITE_OPEN_CREATE;
     flags = db->read_only ? SQLITE_OPEN_READONLY : SQLITE_OPEN_READWRITE | flags;
     int code = sqlite3_open_v2(c->arg, &db->handle, flags | SQLITE_OPEN_NOMUTEX, NULL);
@@ -905,7 +906,7 @@ static inline int sqlite__check_options(sqlite_db *db)
     return 0;
 }
 
-/* Sets the options of an open connection. Reads the file, so garbage is noticed here. */
+/* Sets the options of an open connection. Reads the file, so that garbage is noticed here. */
 static inline int sqlite__configure(sqlite_db *db)
 {
     char sql[160];
@@ -963,7 +964,7 @@ static inline int sqlite_close(sqlite_db *db)
 {
     if (!db)
         return 0;
-    if (db->pid != getpid() && db->handle) { /* the files are the parent's: leave all as it is */
+    if (db->pid != getpid() && db->handle) { /* the files are the parent's: leave them alone */
         db->handle = NULL;
         memset(db->cache, 0, sizeof db->cache);
         return -EPERM;
@@ -974,7 +975,7 @@ static inline int sqlite_close(sqlite_db *db)
         return conc_shield(CONC_FOREVER, sqlite__close_in_turn, db);
     if (db->handle)
         sqlite__close_here(db);
-    db->lock = (conc_lock){0}; /* of a task that has ended without closing its rows */
+    db->lock = (conc_lock){0}; /* its owner may have ended without closing its rows */
     db->holds = db->level = 0;
     return 0;
 }
