@@ -12023,8 +12023,8 @@ CONC_API void conc__auto_conc_stream(conc_stream *s)
 
 enum { CONC__SIGNAL_LOOPS = 256, CONC__SIGNAL_STACK = 65536 };
 
-/* The loops that signals wake; NULL: a free slot. If all slots are taken, adds another block, which
- * is never freed, because a handler may traverse it at any time. */
+/* The loops that signals wake; NULL marks a free slot. When all slots are taken, another block is
+ * added. Blocks are never freed, because a handler may be reading them at any time. */
 typedef struct conc__signal_loops {
     _Atomic(conc_loop *) loops[CONC__SIGNAL_LOOPS];
     _Atomic(struct conc__signal_loops *) more;
@@ -12033,24 +12033,24 @@ typedef struct conc__signal_loops {
 /* For each signal number, one atomic word directs the handler. It holds the flags below and above
  * them a count of the received signals.
  *
- *   state         flags               disposition    a signal
- *   free          none                the program's  restores the former disposition, and is raised
- *                                                    again
- *   interrupting  INTERRUPTS          conc's         interrupts the runs that want it, or kills
- *   dumping       DUMPS               conc's         makes runs in debug mode print their tasks
- *   received      RECEIVES, and any   conc's         is counted, and wakes the loops
- *   restoring     RESTORING           changes        sets AGAIN, and is raised again afterwards
+ *   state         flags             disposition    what the handler does with a signal
+ *   free          none              the program's  restores that, and re-raises the signal
+ *   interrupting  INTERRUPTS        conc's         interrupts the runs that it may interrupt, or
+ *                                                  kills the process
+ *   dumping       DUMPS             conc's         makes runs in debug mode print their tasks
+ *   received      RECEIVES and any  conc's         counts it, and wakes the loops
+ *   restoring     RESTORING         changing       sets AGAIN, so that it is re-raised afterwards
  *
- *   from          to                  by
- *   not restoring a flag more         conc__signal_enter, under the mutex; it then sets the handler
- *   any           a flag less         conc__signal_leave, under the mutex, for the last user
- *   free          restoring, free     conc__signal_restore: conc__signal_leave calls it after the
- *                                     last flag, and the handler if it finds the number free
+ *   from           change           made by
+ *   not restoring  a flag is set    conc__signal_enter, under the mutex; it then sets the handler
+ *   any            one is cleared   conc__signal_leave, under the mutex, for the role's last user
+ *   free           restoring, free  conc__signal_restore, called by conc__signal_leave once no flag
+ *                                   is left, and by the handler if it finds the number free
  *
  * The handler finds a number free if the last user left after the kernel had called the handler, or
- * if a library has saved conc's handler and reinstalls it. It reads the word once: so a signal is
- * received, or interrupts, or has its former effect. The handler changes a disposition only to kill
- * the process, or while restoring, for which conc__signal_enter waits. */
+ * if a library saved conc's handler and reinstalled it. The handler chooses by one atomic read of
+ * the word, so a signal never has two of these effects. It changes a disposition only to kill the
+ * process, in a forked child, or while restoring, which conc__signal_enter waits for. */
 enum { CONC__RECEIVES, CONC__INTERRUPTS, CONC__DUMPS, CONC__ROLES };
 
 #define CONC__ROLE(role) (1ul << (role))
@@ -12060,33 +12060,33 @@ enum { CONC__RECEIVES, CONC__INTERRUPTS, CONC__DUMPS, CONC__ROLES };
 #define CONC__CAME_ONE (1ul << 5)
 #define CONC__CAME(word) ((word) & ~(CONC__CAME_ONE - 1))
 
-/* A number of a conc_signals. */
+/* A signal number that an open conc_signals receives. */
 struct conc__signal_number {
     int number;
-    unsigned long seen; /* the count up to which signals were returned, or preceded the open */
+    unsigned long seen; /* the number's count at the open, plus one for each signal returned */
     conc_signals *receiver;
-    struct conc__signal_number *next, *prev; /* in the loop's list for this number */
+    struct conc__signal_number *next, *prev; /* of the loop's receivers of this number */
 };
 
 CONC__TINY uint64_t conc__signal_bit(int number) { return (uint64_t)1 << (number - 1); }
 
-/* A number of the process. */
+/* What the process does with one signal number. All but `word` is written under the mutex. */
 typedef struct conc__signal {
     _Atomic unsigned long word;
-    int users[CONC__ROLES];  /* open conc_signals, or runs; this and the rest: under the mutex */
-    unsigned long handed;    /* the count up to which a receiver has returned the signals */
+    int users[CONC__ROLES];  /* by role: open conc_signals, or runs */
+    unsigned long handed;    /* the highest `seen`: no receiver has returned later signals */
     struct sigaction before; /* the disposition before conc's handler */
 } conc__signal;
 
-/* All loops share this, because signals belong to the process. */
+/* Shared by all loops, because signals belong to the process. */
 static struct conc__signalling {
     pthread_mutex_t mutex;
     conc__signal numbers[CONC__SIGNALS];
-    atomic_int process; /* that installed the handlers; a forked child's handler checks it */
+    atomic_int process; /* the one that installed the handlers; in a forked child it differs */
     conc__signal_loops reached;
-    atomic_int running; /* number of handlers running; loops they may read must not be freed */
+    atomic_int running; /* handlers that are running; a loop that they may read must not be freed */
     int faults;         /* runs that report stack overflows */
-    int questions;      /* runs whose watchdog may ask where their thread is */
+    int questions;      /* runs whose watchdog may signal their thread for its frames */
 } conc__signalling = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 static const int conc__interrupting[] = {SIGINT, SIGTERM};
@@ -12099,7 +12099,7 @@ CONC__PRIVATE bool conc__signal_is_ours(int number, struct sigaction *now)
            now->sa_handler == conc__on_signal;
 }
 
-/* Does the number have the default disposition? */
+/* Returns whether the program has left the number's disposition at its default. */
 CONC__PRIVATE bool conc__signal_is_default(int number)
 {
     struct sigaction now = {.sa_handler = SIG_DFL};
@@ -12108,15 +12108,15 @@ CONC__PRIVATE bool conc__signal_is_default(int number)
     return !(now.sa_flags & SA_SIGINFO) && now.sa_handler == SIG_DFL;
 }
 
-/* Re-raises a signal that conc's handler received without a user. */
+/* Re-raises a signal that conc's handler caught but passed to nothing. */
 CONC__PRIVATE void conc__signal_again(int number)
 {
     if (kill(getpid(), number))
         raise(number); /* a sandbox may refuse kill */
 }
 
-/* If the number is free, restores its disposition from before conc's, unless the program has since
- * changed it. Also runs in the handler: only atomics and system calls. */
+/* If the number is free, restores its disposition from before conc's handler, unless the program
+ * has since changed it. Also runs in the handler, so it uses only atomics and system calls. */
 CONC__PRIVATE void conc__signal_restore(int number)
 {
     conc__signal *n = &conc__signalling.numbers[number];
@@ -12131,7 +12131,8 @@ CONC__PRIVATE void conc__signal_restore(int number)
         conc__signal_again(number);
 }
 
-/* Triggers the default action immediately; the kernel blocks the signal in its handler. */
+/* Performs the signal's default action at once. Unblocks the signal first, because the kernel
+ * blocks it while its handler runs. */
 CONC__PRIVATE void conc__signal_kills(int number)
 {
     struct sigaction usual;
@@ -12147,8 +12148,9 @@ CONC__PRIVATE void conc__signal_kills(int number)
 
 CONC__TINY unsigned conc__interrupt_bit(int number) { return number == SIGINT ? 1 : 2; }
 
-/* Interrupts a run. True: it was already interrupted, and has not ended. One Ctrl+C may arrive
- * twice, from the terminal and from a parent, so signals within 0.1 s count as one. */
+/* Interrupts a run. Returns whether the signal kills the process instead, because the run was
+ * already interrupted and has not ended. One Ctrl+C may arrive twice, from the terminal and from a
+ * parent, so signals within 0.1 s count as one. */
 CONC__PRIVATE bool conc__interrupt(conc_loop *l, int number)
 {
     enum { ONE = 100000000 };
@@ -12161,7 +12163,7 @@ CONC__PRIVATE bool conc__interrupt(conc_loop *l, int number)
     return false;
 }
 
-/* True: the signal kills. */
+/* Passes a signal to a loop and wakes it. Returns whether the signal kills the process. */
 CONC__PRIVATE bool conc__signal_reaches_loop(conc_loop *l, int number, unsigned long role)
 {
     bool kills = role == CONC__INTERRUPTS && conc__interrupt(l, number);
@@ -12172,7 +12174,7 @@ CONC__PRIVATE bool conc__signal_reaches_loop(conc_loop *l, int number, unsigned 
     return kills;
 }
 
-/* Notifies all loops. role: of the number; CONC__ROLES: none. True: the signal kills. */
+/* Passes a signal to all loops. Returns whether it kills the process. */
 CONC__PRIVATE bool conc__signal_reaches(int number, unsigned long role)
 {
     bool kills = false;
@@ -12188,7 +12190,8 @@ CONC__PRIVATE bool conc__signal_reaches(int number, unsigned long role)
     return kills;
 }
 
-/* Counts a signal, or notes it for later. Returns the previous word. */
+/* Counts a signal if it has receivers, or sets AGAIN while its disposition is being restored.
+ * Returns the previous word. */
 CONC__PRIVATE unsigned long conc__signal_comes(conc__signal *n)
 {
     unsigned long was = atomic_load(&n->word), next;
@@ -12202,12 +12205,14 @@ CONC__PRIVATE unsigned long conc__signal_comes(conc__signal *n)
     return was;
 }
 
-/* The handler. It runs in any thread, at any time: only atomics and system calls. */
+/* Handles every signal that conc uses. May run in any thread at any time, so it uses only atomics
+ * and system calls. */
 CONC__PRIVATE void conc__on_signal(int number)
 {
     conc__signal *n = &conc__signalling.numbers[number];
     int saved = errno;
-    if (atomic_load(&conc__signalling.process) != getpid()) { /* a child, before fork's hook */
+    /* in a forked child, before its fork hook has run */
+    if (atomic_load(&conc__signalling.process) != getpid()) {
         sigaction(number, &n->before, NULL);
         conc__signal_again(number);
         errno = saved;
@@ -12228,7 +12233,7 @@ CONC__PRIVATE void conc__on_signal(int number)
     errno = saved;
 }
 
-/* Adds a flag, and removes those of `without`. Returns the previous word. */
+/* Sets a role's flag, and clears the flags in `without`. Returns the previous word. */
 CONC__PRIVATE unsigned long conc__signal_flag(conc__signal *n, int role, unsigned long without)
 {
     unsigned long was = atomic_load(&n->word);
@@ -12243,7 +12248,8 @@ CONC__PRIVATE unsigned long conc__signal_flag(conc__signal *n, int role, unsigne
     }
 }
 
-/* Adds a user of the number. Under the mutex. */
+/* Adds a user of the number, even on error, and installs the handler. Sets *came to the count of
+ * signals so far. The caller holds the mutex. */
 CONC__PRIVATE int conc__signal_enter(int number, int role, unsigned long *came)
 {
     conc__signal *n = &conc__signalling.numbers[number];
@@ -12251,8 +12257,8 @@ CONC__PRIVATE int conc__signal_enter(int number, int role, unsigned long *came)
     unsigned long without = 0;
     if (!conc__signal_is_ours(number, &now)) {
         n->before = now;
-        if (role ==
-            CONC__RECEIVES) /* the program has since installed a handler: it does not interrupt */
+        /* the program may have replaced conc's handler: then the signal no longer interrupts */
+        if (role == CONC__RECEIVES)
             without = CONC__ALL_ROLES;
     }
     memset(&ours, 0, sizeof ours);
@@ -12269,7 +12275,8 @@ CONC__PRIVATE int conc__signal_enter(int number, int role, unsigned long *came)
     return 0;
 }
 
-/* Removes a user. Under the mutex. */
+/* Removes a user of the number. The role's last user restores the former disposition if the number
+ * is then free. The caller holds the mutex. */
 CONC__PRIVATE void conc__signal_leave(int number, int role)
 {
     conc__signal *n = &conc__signalling.numbers[number];
@@ -12278,10 +12285,10 @@ CONC__PRIVATE void conc__signal_leave(int number, int role)
     unsigned long was = atomic_fetch_and(&n->word, ~CONC__ROLE(role));
     conc__signal_restore(number);
     if (role == CONC__RECEIVES && CONC__CAME(was) != n->handed)
-        conc__signal_again(number); /* no receiver has returned it, or will */
+        conc__signal_again(number); /* no receiver has returned it, and none is left */
 }
 
-/* Takes a free slot for the loop. NULL: no memory for more. */
+/* Takes a free slot for the loop, and returns it. NULL: out of memory. */
 CONC__PRIVATE _Atomic(conc_loop *) *conc__signal_slot_take(conc_loop *l)
 {
     conc__signal_loops *all = &conc__signalling.reached, *more, *none;
@@ -12340,7 +12347,8 @@ CONC__PRIVATE void conc__signals_unreach(conc_loop *l)
     l->signals.slot = NULL;
 }
 
-/* A signal that a conc_signals has not returned yet, or 0. */
+/* Returns the number of a signal that s has not returned yet, and counts that signal as returned;
+ * 0: none. */
 CONC__PRIVATE int conc__signals_find(conc_signals *s)
 {
     for (size_t i = 0; i < s->count; i++) {
@@ -12360,19 +12368,20 @@ CONC__PRIVATE int conc__signals_find(conc_signals *s)
     return 0;
 }
 
+/* Cancels main_fn because of a signal. If main_fn was already cancelled, it ends because of that
+ * cancel, not of the signal; if it has already returned, the signal is late. */
 CONC__PRIVATE void conc__interrupt_main(conc_loop *l, int number)
 {
     if (l->run.winding_up) {
         l->interrupt.by = number;
         l->interrupt.late = true;
-    } else if (!l->run.main
-                    .asked) { /* if asked, it was already cancelled, and ends because of that */
+    } else if (!l->run.main.asked) {
         l->interrupt.by = number;
         conc__task_cancel(l, &l->run.main);
     }
 }
 
-/* Wakes the tasks waiting for this number, if it arrived since the last time. */
+/* Wakes tasks waiting for this number, if it has arrived since the last call. */
 CONC__PRIVATE void conc__signal_hand_out(conc_loop *l, int number)
 {
     struct conc__signal_list *list = &l->signals.received[number];
@@ -12419,7 +12428,7 @@ static inline void conc__take_signals(conc_loop *l)
         conc__take_signals_now(l);
 }
 
-/* 0, -EINVAL, or the error with which the system refuses the number. */
+/* Returns 0 if a task can receive the number, -EINVAL if it cannot, or the system's error. */
 CONC__PRIVATE int conc__signal_may_be_received(int number)
 {
     static const int never[] = {SIGKILL, SIGSTOP, SIGPIPE, SIGSEGV, SIGBUS, SIGFPE, SIGILL};
@@ -12442,7 +12451,7 @@ CONC__PRIVATE void conc__signal_block(int number)
     pthread_sigmask(SIG_BLOCK, &set, NULL);
 }
 
-/* Unblocks a signal in this thread, and notes if it was blocked. */
+/* Unblocks a signal in this thread, and records whether it was blocked. */
 CONC__PRIVATE void conc__signal_unblock(conc_loop *l, int number)
 {
     sigset_t set, before;
@@ -12463,8 +12472,8 @@ CONC__PRIVATE int conc__signal_subscribe(conc_loop *l, struct conc__signal_numbe
     return rc;
 }
 
-/* After the loop's last receiver of a number, blocks it again if it was blocked before the first.
- * */
+/* Unsubscribes a receiver from one number. If it is the loop's last one, blocks the signal again if
+ * it was blocked before the first. */
 CONC__PRIVATE void conc__signal_unsubscribe(conc_loop *l, const struct conc__signal_number *n)
 {
     struct conc__signal_list *list = &l->signals.received[n->number];
@@ -12476,7 +12485,7 @@ CONC__PRIVATE void conc__signal_unsubscribe(conc_loop *l, const struct conc__sig
     conc__signal_leave(n->number, CONC__RECEIVES);
 }
 
-/* *taken: how many numbers were subscribed, including one that fails. */
+/* Subscribes to numbers until one fails. Sets *taken to how many, including the one that failed. */
 CONC__PRIVATE int conc__signals_subscribe(conc_loop *l, const conc_signals *s, size_t *taken)
 {
     int rc = 0;
@@ -12485,7 +12494,7 @@ CONC__PRIVATE int conc__signals_subscribe(conc_loop *l, const conc_signals *s, s
     return rc;
 }
 
-/* The first n numbers, the last one first. */
+/* Unsubscribes from the first n numbers, in reverse order. */
 CONC__PRIVATE void conc__signals_unsubscribe(conc_loop *l, const conc_signals *s, size_t n)
 {
     while (n--)
@@ -12501,7 +12510,7 @@ typedef struct conc__signal_call {
 
 static const char conc__bad_number[] = "a number that no task can receive";
 
-/* Gives the receiver each number once, in the order of the list. */
+/* Initializes the receiver with each number once, in the caller's order. */
 CONC__PRIVATE int conc__signals_fill(conc_loop *l, const conc__signal_call *c)
 {
     conc_signals *s = c->s;
@@ -12581,7 +12590,7 @@ CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *n
     if (s->loop && conc__run_is_elsewhere(l, s->run))
         return conc__misused(-EBUSY, "conc_signals_open", "it is open in another thread's run",
                              NULL);
-    if (*conc__holding_find(&l->lent.receivers, s)) /* it was set to zero while it was open */
+    if (*conc__holding_find(&l->lent.receivers, s)) /* s was set to zero while it was open */
         conc__lost(l, l->self, (*conc__holding_find(&l->lent.receivers, s))->place,
                    conc__overwritten);
     conc__on_loop(l, conc__open_signals, &c);
@@ -12693,7 +12702,7 @@ CONC_API int conc_wait_signal(int number)
     return rc;
 }
 
-/* Under the mutex. */
+/* Ends the run's use of the interrupting signals. The caller holds the mutex. */
 CONC__PRIVATE void conc__interrupts_leave(const conc_loop *l)
 {
     for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++) {
@@ -12703,7 +12712,8 @@ CONC__PRIVATE void conc__interrupts_leave(const conc_loop *l)
     }
 }
 
-/* The run begins: lets signals that have no other effect interrupt it. */
+/* Called when a run begins: lets SIGINT and SIGTERM interrupt it unless the program handles or
+ * ignores them. */
 CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
 {
     unsigned long came;
@@ -12729,7 +12739,7 @@ CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
     return rc;
 }
 
-/* The run ends. */
+/* Called when a run ends: from now on, no signal reaches it. */
 CONC__PRIVATE void conc__signals_end(conc_loop *l)
 {
     pthread_mutex_lock(&conc__signalling.mutex);
@@ -12743,7 +12753,8 @@ CONC__PRIVATE void conc__signals_end(conc_loop *l)
     }
 }
 
-/* In a forked child: its loops are dead, and its signals regain their former dispositions. */
+/* Called in a forked child: forgets the parent's loops, and restores the dispositions from before
+ * conc's handlers. */
 CONC__PRIVATE void conc__signals_forget(void)
 {
     struct sigaction now;
@@ -12767,7 +12778,7 @@ CONC__PRIVATE void conc__signals_forget(void)
     pthread_mutex_init(&conc__signalling.mutex, NULL);
 }
 
-/* Blocks SIGPIPE in the run's thread: a broken pipe is reported as the call's error. */
+/* Blocks SIGPIPE in the run's thread, because conc returns an error for a broken pipe. */
 CONC__PRIVATE void conc__pipe_signal_block(conc_loop *l)
 {
     sigset_t pipe, before;
@@ -12780,7 +12791,7 @@ CONC__PRIVATE void conc__pipe_signal_block(conc_loop *l)
                                   sigismember(&before, SIGPIPE) == 1;
 }
 
-/* Discards a SIGPIPE left pending by the program's own write, then unblocks it. */
+/* Discards a SIGPIPE that the program's own writes left pending, then unblocks it. */
 CONC__PRIVATE void conc__pipe_signal_unblock(const conc_loop *l)
 {
     sigset_t pipe;
@@ -12795,8 +12806,8 @@ CONC__PRIVATE void conc__pipe_signal_unblock(const conc_loop *l)
 
 #if defined CONC_GUARD_REPORT || !defined CONC_NO_DIAGNOSTICS
 
-/* Reports that a task has used up its stack; t is NULL if the task is unknown. Allocates nothing:
- * it may run in a signal handler. */
+/* Reports that a task has used up its stack; t is NULL if the task is unknown. Allocates nothing,
+ * because it may run in a signal handler. */
 CONC__COLD void conc__report_overflow(const conc_task *t, const conc__stack *s)
 {
     char name[CONC__DESCRIPTION] = "a task", text[sizeof name + 256];
@@ -12812,7 +12823,7 @@ CONC__COLD void conc__report_overflow(const conc_task *t, const conc__stack *s)
     conc__write_stderr(text, n, sizeof text);
 }
 
-/* The stack whose guard region contains an address, or NULL. */
+/* Returns the stack whose guard region contains an address, or NULL. */
 CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *address)
 {
     for (const conc__stack_cache *p = l->stacks.caches; p; p = p->next)
@@ -12824,10 +12835,11 @@ CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *add
     return NULL;
 }
 
-static struct sigaction conc__fault_before[2]; /* their former dispositions: */
+/* The fault signals, and their dispositions before conc's handler. */
+static struct sigaction conc__fault_before[2];
 static const int conc__fault_numbers[] = {SIGSEGV, SIGBUS};
 
-/* Has the former handler, called by this one, called back? */
+/* Returns whether the former handler, which conc's handler calls, has called that again. */
 CONC__PRIVATE bool conc__fault_comes_back(const siginfo_t *info)
 {
     static _Atomic uintptr_t last_info, last_frame;
@@ -12836,7 +12848,8 @@ CONC__PRIVATE bool conc__fault_comes_back(const siginfo_t *info)
     return before == (uintptr_t)info && frame < atomic_exchange(&last_frame, frame);
 }
 
-/* Ends the process: the instruction faults again; a sent signal is sent again. */
+/* Restores the default action, which ends the process: a faulting instruction faults again when it
+ * is repeated, and a signal that was sent is raised again. */
 CONC__PRIVATE void conc__fault_kills(int number, bool was_sent)
 {
     struct sigaction usual;
@@ -12847,8 +12860,8 @@ CONC__PRIVATE void conc__fault_kills(int number, bool was_sent)
         raise(number);
 }
 
-/* The handler, on its own stack. Afterwards the former disposition takes effect: by default, the
- * process ends. */
+/* Handles a fault, on the alternate stack: reports a stack overflow, and then does what the former
+ * disposition says. By default, the process ends. */
 CONC__PRIVATE void conc__on_fault(int number, siginfo_t *info, void *context)
 {
     const conc_loop *l = conc__here;
@@ -12871,7 +12884,7 @@ CONC__PRIVATE void conc__on_fault(int number, siginfo_t *info, void *context)
         before->sa_handler(number);
     else if (before->sa_handler == SIG_DFL || !was_sent)
         conc__fault_kills(number, was_sent);
-    /* no tail call: conc__fault_comes_back compares frames */
+    /* prevents a tail call, because conc__fault_comes_back compares frames */
     atomic_signal_fence(memory_order_seq_cst);
 }
 
@@ -12892,8 +12905,8 @@ CONC__PRIVATE bool conc__faults_wanted(const conc_loop *l)
 #endif
 }
 
-/* The first run that wants it installs the handler, and the last removes it, unless the program has
- * since installed its own. */
+/* Installs the fault handler for the first run that wants it. The last such run removes it, unless
+ * the program has since installed its own. */
 CONC__TINY void conc__faults_open(conc_loop *l)
 {
     if (!conc__faults_wanted(l))
@@ -12951,8 +12964,9 @@ CONC__TINY void conc__loop_free(conc_loop *l)
     CONC_FREE(l);
 }
 
-/* 0, or the error of a call on another thread's loop. In a forked child the mutex of a parent's
- * loop may be held by a thread that does not exist here. */
+/* Returns 0, or the error of a call with a loop that may belong to another thread. A forked child
+ * must not use a parent's loop, because its mutex may be held by a thread that does not exist in
+ * the child. */
 CONC__PRIVATE int conc__loop_check(const conc_loop *l, const char *call)
 {
     if (!l)
@@ -12984,7 +12998,7 @@ CONC_API int conc_loop_release(conc_loop *l)
         return conc__misused(-EINVAL, __func__, "the loop is not held", NULL);
     }
     bool last = --l->shared.holds == 0 && l->shared.over_for_good;
-    /* without a hold the loop's wait may be a deadlock */
+    /* without holds, the loop's wait may be a deadlock: wake it to check */
     if (!l->shared.holds && l->shared.asleep && !l->shared.closed)
         conc__wake_up(l);
     pthread_mutex_unlock(&l->shared.mutex);
@@ -12993,7 +13007,8 @@ CONC_API int conc_loop_release(conc_loop *l)
     return 0;
 }
 
-/* Makes l run the post, which must live until then. From any thread. */
+/* Makes l run the post, which must stay valid until then. Any thread may call this. -ESHUTDOWN: the
+ * run is over. */
 CONC__PRIVATE int conc__post_to(conc_loop *l, conc__post *p)
 {
     p->next = NULL;
@@ -13009,8 +13024,8 @@ CONC__PRIVATE int conc__post_to(conc_loop *l, conc__post *p)
     l->shared.last_posted = p;
     if (CONC__UNLIKELY(l->job.idles))
         conc__extended.job_goes_on(l);
-    if (l->shared
-            .asleep) { /* see conc__poll_events; under the mutex the descriptor is still open */
+    /* see conc__poll_events; the mutex keeps the wake-up descriptor open */
+    if (l->shared.asleep) {
         l->shared.asleep = false;
         conc__wake_up(l);
     }
@@ -13050,26 +13065,26 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
     return conc__own_error(rc);
 }
 
-/* A call to conc_loop_run, on the caller's stack. The loop's thread starts the task and stores its
- * result; a cancel of the caller posts `stop`, once. The caller is notified when the task has ended
- * and no `stop` is posted: from then on, no thread is using this. */
+/* A call to conc_loop_run, on the caller's stack. The thread of `loop` starts the task and stores
+ * its result. If the caller is cancelled, `stop` is posted, once. The caller is notified once the
+ * task has ended and no `stop` is pending; from then on no other thread uses this. */
 typedef struct conc__remote {
     conc__returned_fn *returned; /* the task's sink: CONC__FUNCTION_SINK */
-    conc__post start, stop;      /* to the loop that runs fn */
-    conc__post answer;           /* to the caller's */
+    conc__post start, stop;      /* to `loop` */
+    conc__post answer;           /* to `caller` */
     conc_fn *fn;
     void *arg;
     const char *spawned;
-    conc_loop *loop, *caller;      /* caller NULL: a thread or a job */
-    struct conc__job_context *job; /* NULL: no job */
-    conc__wait wait;               /* a task's */
-    conc_task *task;               /* of `loop`, whose thread alone uses it */
-    pthread_mutex_t mutex;         /* protects all below */
-    pthread_cond_t changed;        /* a thread is waiting for `answered` */
+    conc_loop *loop, *caller;      /* `caller` is NULL for a plain thread or a job */
+    struct conc__job_context *job; /* the calling job; NULL: none */
+    conc__wait wait;               /* of the calling task */
+    conc_task *task;               /* runs fn; used only by the thread of `loop` */
+    pthread_mutex_t mutex;         /* protects the rest */
+    pthread_cond_t changed;        /* signalled when `answered` is set */
     enum { CONC__GOES_ON, CONC__TO_STOP, CONC__STOPPED } state;
     bool ended, answered;
     int result;
-    char text[CONC__TEXT]; /* an error's text; "": it has none of its own */
+    char text[CONC__TEXT]; /* the error's text; "": the standard one */
 } conc__remote;
 
 CONC__PRIVATE void conc__remote_answer(conc__remote *r)
@@ -13077,7 +13092,7 @@ CONC__PRIVATE void conc__remote_answer(conc__remote *r)
     if (r->job && r->task)
         conc__extended.job_waits(r->job, r->loop, false);
     if (r->caller) {
-        conc__post_to(r->caller, &r->answer); /* its run outlasts its tasks */
+        conc__post_to(r->caller, &r->answer); /* cannot fail: the caller's run outlasts its tasks */
         return;
     }
     pthread_mutex_lock(&r->mutex);
@@ -13136,7 +13151,8 @@ CONC__PRIVATE void conc__remote_stops(conc__post *p)
         conc__task_cancel(conc__here, r->task);
 }
 
-/* The caller is cancelled. Under the mutex; the other run does not end before `ended`. */
+/* Asks the other loop to cancel fn, because the caller is cancelled. The caller holds r->mutex. The
+ * other run cannot end before `ended` is set. */
 CONC__PRIVATE void conc__remote_stop(conc__remote *r)
 {
     if (r->state == CONC__GOES_ON && !r->ended && conc__post_to(r->loop, &r->stop) == 0)
@@ -13169,12 +13185,12 @@ CONC__PRIVATE void conc__remote_answered(conc__post *p)
     conc__wake(conc__here, &r->wait, 0);
 }
 
-/* A task is waiting; no virtual time passes. */
+/* Makes the calling task wait. Meanwhile, its loop's virtual clock stands still. */
 CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
 {
     r->wait =
         (conc__wait){.task = caller->self, .kind = &conc__runs_elsewhere, .on = r->loop, .item = r};
-    int holds = caller->clock.is_virtual; /* on the real clock timers continue */
+    int holds = caller->clock.is_virtual; /* a real clock cannot be held */
     caller->outside.awaited++;
     atomic_fetch_add_explicit(&caller->outside.at_work, holds, memory_order_relaxed);
     if (conc__post_to(r->loop, &r->start))
@@ -13185,7 +13201,7 @@ CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
     caller->outside.awaited--;
 }
 
-/* A thread is sleeping; a job periodically checks whether it was asked to stop. */
+/* Makes the calling thread sleep. In a job, it checks at intervals whether the job is cancelled. */
 CONC__PRIVATE void conc__remote_wait_thread(conc__remote *r)
 {
     enum { CHECK = 20000000 }; /* ns */
@@ -13207,7 +13223,7 @@ CONC__PRIVATE void conc__remote_wait_thread(conc__remote *r)
     pthread_mutex_unlock(&r->mutex);
 }
 
-/* 0, or the error of a conc_loop_run here. */
+/* Returns 0, or the error of calling conc_loop_run on this thread. */
 CONC__PRIVATE int conc__remote_may_run(const conc_loop *l, conc_fn *fn, const char *spawned)
 {
     static const char call[] = "conc_loop_run";
@@ -13274,7 +13290,7 @@ CONC__PRIVATE conc__post *conc__take_posts(conc_loop *l, conc__post **last)
     return first;
 }
 
-/* Puts them before the posts that have arrived since. */
+/* Puts posts back, before those that have arrived since. */
 CONC__PRIVATE void conc__put_posts_back(conc_loop *l, conc__post *first, conc__post *last)
 {
     pthread_mutex_lock(&l->shared.mutex);
@@ -13285,8 +13301,8 @@ CONC__PRIVATE void conc__put_posts_back(conc_loop *l, conc__post *first, conc__p
     pthread_mutex_unlock(&l->shared.mutex);
 }
 
-/* Called by the scheduler: runs at most as many posts as it switches tasks in a pass, so that
- * timers and descriptors do not wait. Posts that arrive in the meantime wait for the next pass. */
+/* Called by the scheduler: runs posts, but no more than a batch of them, so that timers and
+ * descriptors do not wait. Posts that arrive meanwhile wait for the next pass. */
 CONC__PRIVATE void conc__run_posts(conc_loop *l)
 {
     if (!atomic_load_explicit(&l->shared.posted, memory_order_relaxed))
@@ -13307,7 +13323,7 @@ CONC__PRIVATE void conc__run_posts(conc_loop *l)
 
 /* -- the tree of tasks -- */
 
-/* The first group with children from scope s inward. */
+/* Returns the first group with children among s and the scopes inside it; NULL: none. */
 CONC__PRIVATE conc_group *conc__group_from(conc_scope *s)
 {
     while (s && !(s->is_group && conc__group_of(s)->children))
@@ -13325,8 +13341,8 @@ CONC__PRIVATE conc_group *conc__first_group(const conc_task *t)
     return conc__group_from(s);
 }
 
-/* The task after t in the tree below a task or a group: children come before younger siblings.
- * NULL: t was the last. */
+/* Returns the task after t in the tree below a task or a group: children come before younger
+ * siblings. NULL: t is the last. */
 CONC__PRIVATE const conc_task *conc__task_after(const conc_task *t)
 {
     const conc_group *g = conc__first_group(t);
@@ -13354,7 +13370,7 @@ CONC__PRIVATE int conc__serial_order(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Updates the census. False: no memory. */
+/* Makes the census list all live tasks. False: no memory. */
 CONC__PRIVATE bool conc__census_update(conc_loop *l)
 {
     conc__census *c = &l->diagnostics.census;
@@ -13374,9 +13390,10 @@ CONC__PRIVATE bool conc__census_update(conc_loop *l)
     return true;
 }
 
-/* Is t, with this serial number, a live task of the loop? t may be NULL, or point to a finished
- * task, which is not followed. Reports ask this about the owner of each awaited lock; if there is
- * no memory, each query walks through all tasks. Inline, as only other modules call it. */
+/* Returns whether t, with this serial number, is a live task of the loop. t may be NULL or
+ * dangling. Reports call this for the owner of each awaited lock, so it searches the census or, if
+ * there is no memory for one, walks through all tasks. Inline because only other modules call
+ * it. */
 static inline bool conc__lives(conc_loop *l, const conc_task *t, uint64_t serial)
 {
     const conc__census *c = &l->diagnostics.census;
@@ -13391,8 +13408,8 @@ static inline bool conc__lives(conc_loop *l, const conc_task *t, uint64_t serial
 
 /* -- deadlocks -- */
 
-/* The next task, after `last`, for which t waits; NULL: none. A group waits for all its children.
- * */
+/* Returns the next task, after `last`, that t waits for; NULL: none. A task that waits for a group
+ * waits for each of its children. */
 CONC__PRIVATE const conc_task *conc__blocker(const conc_task *t, const conc_task *last)
 {
     const conc__wait *w = t->wait;
@@ -13408,15 +13425,15 @@ CONC__PRIVATE const conc_task *conc__blocker(const conc_task *t, const conc_task
     return w->kind->owner(w);
 }
 
-/* Tasks each waiting for the next, and the last for the first. `next`, which tasks that wait do not
- * use, leads from the last one back to the first. */
+/* A cycle of tasks: each waits for the next one, and the last for the first. `next`, which waiting
+ * tasks do not use otherwise, leads from the last one back to the first. */
 typedef struct conc__circle {
     conc_task *first, *last;
 } conc__circle;
 
-/* Follows from t the tasks waiting for each other, and finds the first cycle. `marked` is set in
- * each task that was seen. In a task on the path from t, `next` leads back, and `next_marked`
- * points to the task itself. */
+/* Searches the tasks that t waits for, directly or indirectly, for a cycle. False: there is none.
+ * `marked` is set in each task that was visited. In a task on the path from t, `next` points to the
+ * task before it, and `next_marked` to the task itself. */
 CONC__PRIVATE bool conc__find_circle(conc_task *t, conc__circle *circle)
 {
     const conc_task *last = NULL;
@@ -13446,7 +13463,7 @@ CONC__PRIVATE bool conc__find_circle(conc_task *t, conc__circle *circle)
     return false;
 }
 
-/* Is there a cycle of tasks? */
+/* Finds a cycle of tasks that wait for each other. False: there is none. */
 CONC__PRIVATE bool conc__find_deadlock(conc_loop *l, conc__circle *circle)
 {
     const conc_task *roots[] = {&l->run.main, l->run.background.children};
@@ -13460,12 +13477,12 @@ CONC__PRIVATE bool conc__find_deadlock(conc_loop *l, conc__circle *circle)
     return found;
 }
 
-/* The search for a cycle visits every task. Other threads' posts may wake the loop very often while
- * all tasks wait: then most pauses skip the search, until one is long enough. True: do not search
- * now; `limit` is when to search again. */
+/* Returns whether the loop may pause without searching for a cycle now, and limits the pause to the
+ * time until the next search. A search visits every task, while other threads' posts may end pauses
+ * very often, so one is due only every 50 ms, or earlier after one pause for each TASKS tasks. */
 CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
 {
-    enum { TASKS = 64, EVERY = 50 * 1000 * 1000 }; /* at most this many tasks per pause; ns */
+    enum { TASKS = 64, EVERY = 50 * 1000 * 1000 }; /* ns */
     int64_t now = conc__clock(), left = l->diagnostics.searched + EVERY - now;
     if (left <= 0 ||
         ++l->diagnostics.unsearched * TASKS >= l->counters.spawned - l->counters.finished) {
@@ -13478,8 +13495,9 @@ CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
     return true;
 }
 
-/* Every task is waiting. Is main_fn sleeping until a signal ends the program? Not if a shield
- * blocks the cancel, nor if other tasks are waiting for each other in a cycle. */
+/* Called when every task is waiting. Returns whether main_fn is meant to sleep until a signal
+ * interrupts it: false if a shield blocks the cancel, or if other tasks wait for each other in a
+ * cycle. */
 CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit)
 {
     const conc__wait *w = l->run.main.wait;
@@ -13505,7 +13523,7 @@ CONC__COLD void conc__print_deadlock(conc_loop *l, FILE *out)
     funlockfile(out);
 }
 
-/* Cancels every task, through every shield: the run ends with this error. */
+/* Cancels every task, through every shield. The run ends with the error of the first call. */
 CONC__COLD void conc__doom(conc_loop *l, int rc)
 {
     l->cancels.doomed = true;
@@ -13516,7 +13534,8 @@ CONC__COLD void conc__doom(conc_loop *l, int rc)
     conc__spread_marked(l);
 }
 
-/* Reports that every task is waiting and nothing can wake any of them, and cancels everything. */
+/* Reports that every task is waiting and nothing can wake any of them, and cancels them all. Aborts
+ * if that was done before. */
 CONC__COLD void conc__deadlock(conc_loop *l)
 {
     int saved = errno;
@@ -13534,8 +13553,8 @@ typedef struct conc__lost_call {
     const char *place, *how;
 } conc__lost_call;
 
-/* Explains why a function has returned with something open: after an error, usually by a CONC_TRY.
- */
+/* Explains why a function returned with something open: usually CONC_TRY returned from it after an
+ * error. */
 CONC__PRIVATE void conc__explain_early_return(const conc_task *t, bool is_scope)
 {
     int rc = t->last_rc;
@@ -13555,7 +13574,7 @@ CONC__PRIVATE void conc__explain_early_return(const conc_task *t, bool is_scope)
 CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
 {
     const conc__lost_call *c = arg;
-    const char *place = c->place ? c->place : "the scope or group around others";
+    const char *place = c->place ? c->place : "the enclosing scope or group";
     bool is_spawn = strncmp(place, "the ", 4) != 0; /* a group's place is that of its first spawn */
     const char *opened = is_spawn ? "the group of " : "";
     bool is_handle = strncmp(place, CONC__HANDLE_OF, strlen(CONC__HANDLE_OF)) == 0;
@@ -13578,8 +13597,8 @@ CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
     abort();
 }
 
-/* Aborts because the memory of an object that the loop still points to is gone. t: the object's
- * task, NULL: the loop; place: what it is, and where it was opened. */
+/* Aborts with a report: the memory of an object that conc still uses is lost. t: the object's task;
+ * NULL: the loop. place: what the object is, and where it was opened. how: how it was lost. */
 CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *place, const char *how)
 {
     conc__lost_call c = {t, place, how};
@@ -13588,7 +13607,7 @@ CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *place, 
 
 /* -- statistics and dumps -- */
 
-/* Each task has a stack, and so does each generator that is open or was stopped. */
+/* Counts the stacks: one for each task, and one for each generator that is open or was stopped. */
 CONC__PRIVATE void conc__count_stacks(const conc_loop *l, conc_stats *s)
 {
     size_t all = 0;
@@ -13674,8 +13693,8 @@ CONC__PRIVATE const char *conc__state_of(const conc_loop *l, const conc_task *t)
     return "ready";
 }
 
-/* Indents by two columns per level. Deep levels are printed as a number, which keeps a deep tree
- * readable and its dump linear. */
+/* Indents by two columns per level. Deep levels are printed as a number, so that a deep tree stays
+ * readable and its dump does not grow with the square of its depth. */
 CONC__PRIVATE void conc__indent(FILE *out, int depth)
 {
     enum { DEEPEST = 24 };
@@ -13713,7 +13732,8 @@ CONC__PRIVATE void conc__print_group(FILE *out, const conc_group *g, int depth)
     fputs(g->scope.effective ? ", cancelled:\n" : ":\n", out);
 }
 
-/* Prints the tree below a task, without recursion: it may be deep. */
+/* Prints a group, the groups inside it, and all tasks below them. Not recursive, because the tree
+ * may be deep. */
 CONC__PRIVATE void conc__print_tree(FILE *out, const conc_loop *l, const conc_group *g, int depth)
 {
     int top = depth;
@@ -13727,7 +13747,7 @@ CONC__PRIVATE void conc__print_tree(FILE *out, const conc_loop *l, const conc_gr
                 depth += 2;
                 break;
             }
-            /* up: to the owner's next group, or to the owner's next sibling */
+            /* up: to the owner's next group, or else to the owner's next sibling */
             while (!t->younger) {
                 const conc_group *up = t->group;
                 g = NULL;
@@ -13754,7 +13774,7 @@ typedef struct conc__crowd {
 
 enum { CONC__CROWDS = 256, CONC__CROWDED = 2000 };
 
-/* Counts a task. False: it is of a new kind, one too many. */
+/* Counts a task in its crowd. False: it needs a new crowd, and there is no room for one. */
 CONC__PRIVATE bool conc__crowd_add(const conc_loop *l, conc__crowd *crowds, size_t *n,
                                    const conc_task *t)
 {
@@ -13778,7 +13798,8 @@ CONC__PRIVATE int conc__crowd_order(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-/* Summarizes very many tasks: a line per place and state, with the longest waiting task. */
+/* Prints a summary of very many tasks: one line for each place and state, with the task that has
+ * waited longest. */
 CONC__PRIVATE void conc__print_crowds(conc_loop *l, FILE *out)
 {
     conc__crowd *crowds = conc__alloc(CONC__CROWDS * sizeof *crowds);
@@ -13825,7 +13846,7 @@ typedef struct conc__dump_call {
 CONC__PRIVATE void conc__dump_on_loop(conc_loop *l, void *arg)
 {
     conc__dump_call *d = arg;
-    l->self = d->self; /* it shows as running */
+    l->self = d->self; /* the dump shows it as running */
     size_t tasks = (size_t)(l->counters.spawned - l->counters.finished),
            timers = conc__wheel_count(&l->clock.wheel);
     const char *task_word = tasks == 1 ? "task" : "tasks";
@@ -13846,7 +13867,7 @@ CONC__COLD void conc__dump(conc_loop *l, FILE *out)
 
 CONC__PRIVATE void conc__print_circle(FILE *out, const conc_loop *l, const conc__circle *circle)
 {
-    conc_task *at = circle->last, *after = NULL; /* the path leads back: reverse it */
+    conc_task *at = circle->last, *after = NULL; /* `next` leads back: reverse the path */
     while (after != circle->first) {
         conc_task *before = at->next;
         at->next = after;
@@ -13873,9 +13894,9 @@ CONC__COLD void conc__print_tasks_of_deadlock(conc_loop *l, FILE *out)
 
 /* -- traces -- */
 
-/* The format is the array of Chromium's "Trace Event Format", one event per line. The event buffer
- * is written when full, and occasionally before the loop sleeps: a killed program leaves a file
- * without the closing bracket, which viewers accept. */
+/* A trace is a JSON array in Chromium's "Trace Event Format", with one event per line. The buffer
+ * is written when it is full, and at times before the loop sleeps. If the program is killed, the
+ * closing bracket is missing, which viewers accept. */
 
 enum { CONC__TRACE_BUFFER = 262144, CONC__TRACE_EVENT = 512, CONC__TRACE_PATHS = 99 };
 
@@ -13910,7 +13931,8 @@ CONC__PRIVATE void conc__trace_write(conc_loop *l, void *arg)
     errno = saved;
 }
 
-/* Before the loop sleeps: occasionally writes the buffer, in case the program is killed. */
+/* Called before the loop sleeps: if the last write is long ago, writes the buffer, in case the
+ * program is killed. */
 CONC__COLD void conc__trace_catch_up(conc_loop *l)
 {
     enum { EVERY = 500000000 };
@@ -13920,13 +13942,13 @@ CONC__COLD void conc__trace_catch_up(conc_loop *l)
 
 CONC__FAST char *conc__put(char *to, const char *text)
 {
-    size_t n = strlen(text); /* a constant to the compiler */
+    size_t n = strlen(text); /* a constant for a literal, because this is inlined */
     memcpy(to, text, n);
     return to + n;
 }
 
-/* Writes two digits at a time, from the last one backwards; at least this many digits, zero-padded.
- */
+/* Writes a number with at least `least` digits, padded with zeros. Writes pairs of digits,
+ * backwards from the last one. Returns the end. */
 CONC__PRIVATE char *conc__put_number(char *to, uint64_t n, int least)
 {
     static const char pairs[] = "000102030405060708091011121314151617181920212223242526272829303132"
@@ -13948,7 +13970,7 @@ CONC__PRIVATE char *conc__put_number(char *to, uint64_t n, int least)
     return end;
 }
 
-/* Nanoseconds, as microseconds with three decimals. */
+/* Writes nanoseconds as microseconds with three decimals. Returns the end. */
 CONC__PRIVATE char *conc__put_time(char *to, int64_t ns)
 {
     uint64_t n = ns > 0 ? (uint64_t)ns : 0;
@@ -13957,7 +13979,7 @@ CONC__PRIVATE char *conc__put_time(char *to, int64_t ns)
     return conc__put_number(to + 1, n % 1000, 3);
 }
 
-/* The length of a UTF-8 character by its first byte; 0: invalid. */
+/* Returns the length of a UTF-8 character from its first byte; 0: invalid. */
 CONC__PRIVATE int conc__utf8_length(unsigned char first)
 {
     if (first < 0x80)
@@ -13971,7 +13993,7 @@ CONC__PRIVATE int conc__utf8_length(unsigned char first)
     return 4;
 }
 
-/* The length of the UTF-8 character at this position; 0: none. */
+/* Returns the length of the UTF-8 character at p; 0: none. */
 CONC__PRIVATE int conc__utf8(const unsigned char *p)
 {
     int length = conc__utf8_length(p[0]);
@@ -13985,7 +14007,7 @@ CONC__PRIVATE int conc__utf8(const unsigned char *p)
     return length;
 }
 
-/* Writes a name as a JSON string, shortened to fit in an event. */
+/* Writes a name as the text of a JSON string, shortened to fit in an event. Returns the end. */
 CONC__PRIVATE char *conc__put_name(char *to, const char *name)
 {
     static const char hex[] = "0123456789abcdef";
@@ -14009,8 +14031,8 @@ CONC__PRIVATE char *conc__put_name(char *to, const char *name)
     return to;
 }
 
-/* Begins an event. Returns where to write the rest; pass its end to conc__trace_put. NULL: the
- * trace has ended. */
+/* Begins an event, and returns where the caller must write the rest; the caller then passes the
+ * event's end to conc__trace_put. NULL: the trace has ended. */
 CONC__FAST char *conc__trace_room(conc_loop *l, const char *name)
 {
     conc__trace *tr = l->diagnostics.trace;
@@ -14026,7 +14048,7 @@ CONC__PRIVATE void conc__trace_put(conc__trace *tr, char *end)
     tr->used = (size_t)(end - tr->buffer);
 }
 
-/* The row of a task. Rows are numbered from 1, in the order of the spawns; row 0 is the loop's. */
+/* Returns a task's row. Rows count from 1 in the order of the spawns; row 0 is the loop's. */
 CONC__PRIVATE uint64_t conc__row_of(const conc_loop *l, const conc_task *t)
 {
     if (!t)
@@ -14036,7 +14058,7 @@ CONC__PRIVATE uint64_t conc__row_of(const conc_loop *l, const conc_task *t)
 
 CONC__PRIVATE char *conc__put_row(const conc_loop *l, char *to, uint64_t row)
 {
-    /* a constant size, larger than the row, is quicker to copy */
+    /* copies more than the row, because a constant size is quicker to copy */
     memcpy(to, l->diagnostics.trace->row, sizeof l->diagnostics.trace->row);
     return conc__put_number(to + l->diagnostics.trace->row_size, row, 1);
 }
@@ -14052,7 +14074,7 @@ CONC__FAST void conc__trace_span(conc_loop *l, uint64_t row, const char *name, i
     conc__trace_put(l->diagnostics.trace, conc__put(conc__put_row(l, at, row), "}"));
 }
 
-/* Writes one end of an arrow, phase "s" or "f", which binds to the enclosing span. */
+/* Writes the start of an arrow (phase "s") or its end ("f"), which binds to the enclosing span. */
 CONC__PRIVATE void conc__trace_arrow(conc_loop *l, uint64_t row, const char *phase, int64_t when,
                                      uint64_t number)
 {
@@ -14101,7 +14123,8 @@ CONC__COLD void conc__trace_idle(conc_loop *l, int64_t from, int64_t to)
         conc__trace_span(l, 0, "idle", from, to);
 }
 
-/* The running task, if any, causes t's next step: begins an arrow. */
+/* Begins an arrow from the running task, if any, to t's next step, which the running task has
+ * caused. */
 CONC__PRIVATE void conc__trace_leads(conc_loop *l, conc_task *t)
 {
     if (!l->self)
@@ -14110,7 +14133,8 @@ CONC__PRIVATE void conc__trace_leads(conc_loop *l, conc_task *t)
     conc__trace_arrow(l, conc__row_of(l, l->self), "s", conc__time(l), t->arrow);
 }
 
-/* Opens a file of this name or, if another run writes to it, with the next free number. */
+/* Opens the file `path` or, if another run writes to it, the first free one of path.2, path.3 and
+ * so on. Returns the descriptor or an error. */
 CONC__PRIVATE int conc__trace_file(const char *path)
 {
     char name[PATH_MAX];
@@ -14155,7 +14179,7 @@ CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
     l->diagnostics.trace = tr;
     tr->used = 0;
     conc__trace_row(l, 0, "loop");
-    tr->buffer[0] = '['; /* replaces the comma */
+    tr->buffer[0] = '['; /* overwrites the comma */
     return 0;
 }
 
@@ -14176,7 +14200,8 @@ CONC__PRIVATE void conc__trace_close(conc_loop *l)
 
 /* -- the use of stacks -- */
 
-/* Debug: stack usage of the tasks spawned at the same line. */
+/* Debug mode: the stack usage of all tasks that were spawned at the same line with stacks of the
+ * same size. */
 typedef struct conc__usage {
     struct conc__usage *next;
     const char *spawned;
@@ -14184,8 +14209,8 @@ typedef struct conc__usage {
     char name[CONC__NAME]; /* of the task that used most */
 } conc__usage;
 
-/* The lowest page of a stack ever touched. Searches from its top down, until a gibibyte is
- * untouched: a stack may be very large. */
+/* Returns the lowest page of a stack that was ever touched. Searches downwards, and ends after an
+ * untouched gibibyte, because a stack may be very large. */
 CONC__PRIVATE char *conc__first_resident(conc__stack *s)
 {
     enum { GAP = 1 << 30 };
@@ -14198,7 +14223,7 @@ CONC__PRIVATE char *conc__first_resident(conc__stack *s)
         if (n > sizeof pages)
             n = sizeof pages;
         at -= n * page;
-        if (mincore(at, n * page, (void *)pages)) /* fails: all of it may have been touched */
+        if (mincore(at, n * page, (void *)pages)) /* unknown: assume that all of it was */
             return top - s->low < GAP ? s->low : top - GAP;
         while (i < n && !(pages[i] & 1))
             i++;
@@ -14208,8 +14233,8 @@ CONC__PRIVATE char *conc__first_resident(conc__stack *s)
     return lowest;
 }
 
-/* The lowest word of a stack that was ever written; untouched memory reads as zero. Sanitizers may
- * still have frames poisoned, so they do not check this function. */
+/* Returns the lowest word of a stack that was ever written: the first that is not zero, because
+ * untouched memory reads as zero. Not sanitized, because frames may still be poisoned. */
 CONC__UNSANITIZED CONC__PRIVATE char *conc__stack_lowest(conc__stack *s)
 {
     const uint64_t *at = (const uint64_t *)(void *)conc__first_resident(s),
@@ -14219,7 +14244,8 @@ CONC__UNSANITIZED CONC__PRIVATE char *conc__stack_lowest(conc__stack *s)
     return (char *)(uintptr_t)at;
 }
 
-/* Counts used bytes of a stack for its user. Without memory only the report is lost. */
+/* Records how many bytes of a stack were used. Without memory for that, only the report is
+ * incomplete. */
 CONC__PRIVATE void conc__usage_add(conc_loop *l, conc__source user, size_t size, size_t used)
 {
     conc__usage *u = l->diagnostics.usages;
@@ -14239,8 +14265,8 @@ CONC__PRIVATE void conc__usage_add(conc_loop *l, conc__source user, size_t size,
     }
 }
 
-/* Before a stack is released: returns the address from which it must be cleared for its next user;
- * NULL: not needed. */
+/* Called before a stack is released: records its usage. Returns the address from which the stack
+ * must be cleared for its next user; NULL: it need not be. */
 CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, conc__source user)
 {
     if (l->diagnostics.on_valgrind) /* Valgrind treats unwritten memory as undefined */
@@ -14250,8 +14276,8 @@ CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, conc__source use
     return lowest;
 }
 
-/* Clears a stack after its last user. If there are many pages, some may never have been touched,
- * and writing to them would allocate memory: they are returned to the system instead. */
+/* Clears a stack from this address up. If these are many pages, some may never have been touched,
+ * and writing to them would allocate memory, so they are returned to the system instead. */
 CONC__PRIVATE void conc__stack_clear(conc__stack *s, char *from)
 {
     enum { MANY = 1024 * 1024 }; /* bytes */
@@ -14275,7 +14301,7 @@ CONC__COLD void conc__stack_used(conc_loop *l, conc__stack *s, conc__source user
         conc__stack_clear(s, used);
 }
 
-/* Reports at the end of the run, the largest first. */
+/* Reports the stack usage at the end of the run, the largest first, and frees the records. */
 CONC__PRIVATE void conc__usage_report(conc_loop *l)
 {
     enum { LINES = 20 };
@@ -14297,19 +14323,19 @@ CONC__PRIVATE void conc__usage_report(conc_loop *l)
 
 /* -- backtraces -- */
 
-/* Finds where another thread is executing, and the names of the functions on its stack. Reading
- * must not crash, whatever state the thread is in: it reads memory through the kernel, which
- * returns an error if there is none, reads files piece by piece, and allocates nothing. Only on
- * Linux; elsewhere reports have no frames. */
+/* These functions find where another thread is executing, and the names of the functions on its
+ * stack. They must not crash, whatever that thread is doing. So they read its memory through the
+ * kernel, which returns an error for an invalid address, read files piece by piece, and allocate
+ * nothing. Only on Linux; elsewhere reports have no frames. */
 
 enum { CONC__FRAMES = 32 };
 
 #ifdef __linux__
 
-/* A function of one of the program's modules. */
+/* The function that contains an address, and its module: the program or a library. */
 typedef struct conc__symbol {
     char module[PATH_MAX], name[128];
-    uint64_t offset, address; /* offsets into the function and the module */
+    uint64_t offset, address; /* the address, within the function and the module */
 } conc__symbol;
 
 CONC__PRIVATE bool conc__read_at(int fd, void *to, size_t n, uint64_t at)
@@ -14317,14 +14343,14 @@ CONC__PRIVATE bool conc__read_at(int fd, void *to, size_t n, uint64_t at)
     return pread(fd, to, n, (off_t)at) == (ssize_t)n;
 }
 
-/* One line of /proc/self/maps, read piece by piece. */
+/* A mapping, from a line of /proc/self/maps. */
 typedef struct conc__map_line {
     uintptr_t low, high;
     uint64_t offset;
     char rights[5], path[PATH_MAX];
 } conc__map_line;
 
-/* Reads a line of /proc/self/maps. True: its mapping contains the address. */
+/* Parses a line of /proc/self/maps. True: its mapping, *m, contains the address. */
 CONC__PRIVATE bool conc__map_parse(const char *line, uintptr_t address, conc__map_line *m)
 {
     unsigned long low, high;
@@ -14340,7 +14366,7 @@ CONC__PRIVATE bool conc__map_parse(const char *line, uintptr_t address, conc__ma
     return true;
 }
 
-/* Finds the mapping that contains an address. */
+/* Finds the mapping that contains an address. False: there is none. */
 CONC__PRIVATE bool conc__map_find(uintptr_t address, conc__map_line *m)
 {
     char text[PATH_MAX + 128];
@@ -14368,7 +14394,7 @@ CONC__PRIVATE bool conc__map_find(uintptr_t address, conc__map_line *m)
     return found;
 }
 
-/* Converts an offset in a module's file to an address in the loaded module; -1: none. */
+/* Converts an offset in a module's file to an address as its symbols use it; UINT64_MAX: none. */
 CONC__PRIVATE uint64_t conc__module_address(int fd, const ElfW(Ehdr) * header, uint64_t offset)
 {
     for (int i = 0; i < header->e_phnum; i++) {
@@ -14382,7 +14408,7 @@ CONC__PRIVATE uint64_t conc__module_address(int fd, const ElfW(Ehdr) * header, u
     return UINT64_MAX;
 }
 
-/* Is it the symbol of a function containing this address? */
+/* Returns whether this is the symbol of a function that contains the address. */
 CONC__PRIVATE bool conc__symbol_covers(const ElfW(Sym) * symbol, uint64_t address)
 {
     uint64_t size = symbol->st_size ? symbol->st_size : 1;
@@ -14456,10 +14482,10 @@ CONC__PRIVATE void conc__symbol_name(conc__symbol *s, const char *file, uint64_t
     close(fd);
 }
 
-/* Finds the module and function of an address. False: no code. */
+/* Finds the module and function of an address. False: there is no code. */
 CONC__PRIVATE bool conc__symbol_at(uintptr_t address, conc__symbol *s)
 {
-    static conc__map_line m; /* only watchdogs call this, one at a time */
+    static conc__map_line m; /* static, to keep the stack small; under conc__report_mutex */
     s->name[0] = s->module[0] = 0;
     s->address = address;
     if (!conc__map_find(address, &m) || m.rights[2] != 'x')
@@ -14471,8 +14497,8 @@ CONC__PRIVATE bool conc__symbol_at(uintptr_t address, conc__symbol *s)
     return true;
 }
 
-/* Does a call instruction end at this address? Perhaps, on a processor whose instructions are
- * unknown here. */
+/* Returns whether a call instruction ends at this address. On processors whose instructions are
+ * unknown here, it may also return true for other addresses. */
 CONC__PRIVATE bool conc__follows_call(int memory, uintptr_t address)
 {
 #if defined __x86_64__
@@ -14494,7 +14520,7 @@ CONC__PRIVATE bool conc__follows_call(int memory, uintptr_t address)
 #endif
 }
 
-/* Reads a file of this name in the thread's /proc directory; "": unreadable. */
+/* Reads a file from the thread's directory in /proc; *text is "" if that fails. */
 CONC__PRIVATE void conc__thread_file(long thread, const char *name, char *text, size_t size)
 {
     char path[64];
@@ -14508,8 +14534,8 @@ CONC__PRIVATE void conc__thread_file(long thread, const char *name, char *text, 
     text[n > 0 ? n : 0] = 0;
 }
 
-/* Is the thread in a system call? A signal would cut its sleep short: find its frames on its stack
- * instead. */
+/* Returns whether the thread is in a system call, and its stack pointer and program counter. A
+ * signal would cut such a call short, so the thread's frames are then searched for on its stack. */
 CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *pc)
 {
     char text[256];
@@ -14536,27 +14562,27 @@ CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *p
 
 /* -- the watchdog -- */
 
-/* Debug: the current activity on the loop's thread: a task's step, or a call to one of the
- * program's functions outside all tasks, which may interrupt a task's step. */
+/* Debug mode: what the loop's thread is running: a task's step, or a call of one of the program's
+ * functions outside all tasks. A call may interrupt a step. */
 typedef struct conc__held_by {
     int64_t began;         /* on the real clock; 0: nothing is running */
-    const conc_task *task; /* only compared; NULL: a call */
-    const char *role;      /* of the called function: "the posted function" */
+    const conc_task *task; /* may have ended, so only compared; NULL: a call */
+    const char *role;      /* of the called function, as in "the posted function" */
     uintptr_t fn;
     bool reported;
 } conc__held_by;
 
-/* Debug: a thread that checks, several times within a step's permitted time, whether the same step
- * is still running. */
+/* Debug mode: a thread that watches for a step that takes too long. It checks several times within
+ * the time that a step may take. */
 typedef struct conc__watchdog {
     pthread_t id, of;
     long of_number;
     pthread_mutex_t mutex; /* protects the rest, except `frames` */
     pthread_cond_t changed;
     bool ends, asks;
-    int64_t most; /* ns that a step may take */
+    int64_t most; /* how long a step may take, in ns */
     conc__held_by step;
-    char name[CONC__DESCRIPTION]; /* of the step's task, which may end in it */
+    char name[CONC__DESCRIPTION]; /* a copy, because the step's task may end in it */
 #ifdef CONC__BACKTRACE
     sem_t answered; /* valid while `asks` is set */
     int count;
@@ -14564,12 +14590,12 @@ typedef struct conc__watchdog {
 #endif
 } conc__watchdog;
 
-static pthread_mutex_t conc__report_mutex = PTHREAD_MUTEX_INITIALIZER; /* one watchdog at a time */
-/* the watchdog that is asking where its thread is */
+static pthread_mutex_t conc__report_mutex = PTHREAD_MUTEX_INITIALIZER; /* one report at a time */
+/* the watchdog that has signalled its thread for the frames */
 static _Atomic(conc__watchdog *) conc__questioner;
 
-/* Describes the code at an address: "function+0x12 (module+0x345)", as far as known. Under
- * conc__report_mutex. */
+/* Describes the code at an address, as far as it is known: "function+0x12 (module+0x345)". The
+ * caller holds conc__report_mutex. */
 CONC__PRIVATE void conc__name_code(char *text, size_t size, uintptr_t address)
 {
     unsigned long long number = address;
@@ -14604,7 +14630,7 @@ CONC__COLD bool conc__name_function(char name[CONC__NAME], uintptr_t fn)
     return true;
 }
 
-/* Describes what blocks the loop. Under conc__report_mutex. */
+/* Describes what blocks the loop. The caller holds conc__report_mutex. */
 CONC__PRIVATE void conc__name_step(char *text, size_t size, const conc__held_by *step,
                                    const char *task)
 {
@@ -14614,7 +14640,7 @@ CONC__PRIVATE void conc__name_step(char *text, size_t size, const conc__held_by 
         return;
     }
     conc__name_code(code, sizeof code, step->fn);
-    char *offset = strstr(code, "+0x0 ("); /* the address is that of the function named before it */
+    char *offset = strstr(code, "+0x0 ("); /* it is the function's own address: the name suffices */
     if (offset)
         *offset = 0;
     size_t role = strlen(step->role);
@@ -14632,8 +14658,8 @@ CONC__PRIVATE void conc__print_frame(int number, uintptr_t address)
                        sizeof text);
 }
 
-/* Prints the frames of a thread in a system call: words on its stack that look like return
- * addresses. */
+/* Prints the frames of a thread in a system call: the words on its stack that look like return
+ * addresses. Returns their number. */
 CONC__PRIVATE int conc__frames_on_stack(uintptr_t sp, uintptr_t pc)
 {
     enum { WORDS = 4096 };
@@ -14673,10 +14699,10 @@ CONC__PRIVATE uintptr_t conc__interrupted_at(const void *context)
 #endif
 }
 
-/* Stores the frames of this thread, in a signal handler. */
+/* Stores this thread's frames for the watchdog. Called in a signal handler. */
 CONC__COLD void conc__store_frames(conc__watchdog *d, const void *context)
 {
-    enum { OF_HANDLER = 3, MORE = 8 }; /* frames: this, its caller's, and the kernel's */
+    enum { OF_HANDLER = 3, MORE = 8 }; /* the frames of this, its caller and the kernel */
     void *all[CONC__FRAMES + MORE];
     uintptr_t at = conc__interrupted_at(context);
     int n = backtrace(all, CONC__FRAMES + MORE), first = 1;
@@ -14690,7 +14716,7 @@ CONC__COLD void conc__store_frames(conc__watchdog *d, const void *context)
     memcpy(d->frames, all + first, (size_t)d->count * sizeof all[0]);
 }
 
-/* The signal handler; runs in the thread that the watchdog is asking. */
+/* Handles SIGURG, in the thread that a watchdog has signalled: stores its frames. */
 CONC__PRIVATE void conc__on_question(int number, siginfo_t *info, void *context)
 {
     int saved = errno;
@@ -14710,8 +14736,8 @@ CONC__PRIVATE bool conc__is_question(const struct sigaction *a)
     return (a->sa_flags & SA_SIGINFO) && a->sa_sigaction == conc__on_question;
 }
 
-/* May the signal be sent? Not to a sleeping thread: that would cut its sleep short; nor if the
- * program uses or blocks the signal. */
+/* Returns whether the watchdog may signal its thread: not while that sleeps, because the signal
+ * would cut the sleep short, nor if the program uses or blocks the signal. */
 CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
 {
     struct sigaction now;
@@ -14719,7 +14745,7 @@ CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
     unsigned long long blocked;
     if (!d->asks || sigaction(SIGURG, NULL, &now) || !conc__is_question(&now))
         return false;
-    if (conc__on_valgrind()) /* it stops all threads but one, so no other seems to run */
+    if (conc__on_valgrind()) /* it runs one thread at a time: the other never seems to run */
         return true;
     conc__thread_file(d->of_number, "status", text, sizeof text);
     const char *running = strstr(text, "\nState:\tR");
@@ -14731,8 +14757,8 @@ CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
     return !(blocked >> (SIGURG - 1) & 1);
 }
 
-/* Signals the thread to get its frames, and prints them. An interrupted system call is restarted.
- */
+/* Signals the thread to get its frames, and prints them. Returns their number. If this interrupts a
+ * system call, the call is restarted. */
 CONC__PRIVATE int conc__frames_by_question(conc__watchdog *d)
 {
     int n = 0;
@@ -14743,13 +14769,14 @@ CONC__PRIVATE int conc__frames_by_question(conc__watchdog *d)
         answered = errno == EINTR;
     if (!answered && !atomic_exchange(&conc__questioner, NULL))
         answered = sem_wait(&d->answered) == 0; /* the handler has just picked up the request */
+    /* minus 1: a return address may be the next function's, if this one ends with the call */
     for (; answered && n < d->count; n++)
-        conc__print_frame(n, (uintptr_t)d->frames[n] - (n > 0)); /* a call may end its function */
+        conc__print_frame(n, (uintptr_t)d->frames[n] - (n > 0));
     return n;
 }
 #endif
 
-/* Reports a step that takes too long. Under the mutex, so that the step cannot end. */
+/* Reports a step that takes too long. The caller holds d->mutex, so the step cannot end. */
 CONC__PRIVATE void conc__watchdog_report(conc__watchdog *d)
 {
     char name[CONC__DESCRIPTION], text[sizeof name + 128];
@@ -14808,8 +14835,8 @@ CONC__PRIVATE bool conc__has_handler(const struct sigaction *a)
 }
 #endif
 
-/* Installs the handler for questions, unless the program handles that signal, or there is no stack
- * for a handler. */
+/* Installs the handler of SIGURG. Returns false if the program handles that signal, or if there is
+ * no alternate stack. */
 CONC__PRIVATE bool conc__questions_open(const conc_loop *l, conc__watchdog *d)
 {
 #ifdef CONC__BACKTRACE
@@ -14850,7 +14877,7 @@ CONC__PRIVATE void conc__questions_close(conc__watchdog *d)
     bool last = --conc__signalling.questions == 0;
     if (last && sigaction(SIGURG, NULL, &now) == 0 && conc__is_question(&now))
         sigaction(SIGURG, &conc__question_before, NULL);
-    if (last && conc__is_question(covered)) /* a conc_signals that is still open restores this */
+    if (last && conc__is_question(covered)) /* an open conc_signals will restore this */
         *covered = conc__question_before;
     pthread_mutex_unlock(&conc__signalling.mutex);
     sem_destroy(&d->answered);
@@ -14866,7 +14893,7 @@ CONC__PRIVATE void conc__watchdog_close(conc_loop *l)
     d->ends = true;
     pthread_cond_signal(&d->changed);
     pthread_mutex_unlock(&d->mutex);
-    if (!pthread_equal(d->id, d->of)) /* equal: it could not be started */
+    if (!pthread_equal(d->id, d->of)) /* equal: it was not started */
         pthread_join(d->id, NULL);
     if (d->asks)
         conc__questions_close(d);
@@ -14902,7 +14929,7 @@ CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
 
 /* -- steps -- */
 
-/* A task was created. */
+/* Called when a task was created. */
 CONC__COLD void conc__spawned(conc_loop *l, conc_task *t)
 {
     t->arrow = 0;
@@ -14913,7 +14940,8 @@ CONC__COLD void conc__spawned(conc_loop *l, conc_task *t)
     conc__trace_leads(l, t);
 }
 
-/* A task's wait has lasted until now, and becomes one of another kind, or ends. */
+/* Called when a task's wait ends or becomes another kind of wait: adds the time since the last
+ * change, and traces it. */
 CONC__COLD void conc__waited(conc_loop *l, conc_task *t)
 {
     const conc__wait_kind *kind = t->wait->kind;
@@ -14925,7 +14953,7 @@ CONC__COLD void conc__waited(conc_loop *l, conc_task *t)
     t->since = now;
 }
 
-/* A task's wait is over. */
+/* Called when a task's wait is over. */
 CONC__COLD void conc__woken(conc_loop *l, conc_task *t)
 {
     conc__waited(l, t);
@@ -14933,7 +14961,7 @@ CONC__COLD void conc__woken(conc_loop *l, conc_task *t)
         conc__trace_leads(l, t);
 }
 
-/* The running task has ended; its stack is released next. */
+/* Called when the running task has ended, before its stack is released. */
 CONC__COLD void conc__step_ends(conc_loop *l, conc_task *t)
 {
     if (CONC__UNLIKELY(l->lent.handles && t->has_handle)) {
@@ -14956,7 +14984,7 @@ CONC__PRIVATE void conc__step_watched(conc_loop *l, const conc_task *t)
     pthread_mutex_unlock(&d->mutex);
 }
 
-/* A task of this thread got a name, or a new one. */
+/* Called when a task of this loop is named or renamed. */
 CONC__COLD void conc__named(conc_loop *l, const conc_task *t)
 {
     conc__watchdog *d = l->diagnostics.watchdog;
@@ -14970,7 +14998,8 @@ CONC__COLD void conc__named(conc_loop *l, const conc_task *t)
     pthread_mutex_unlock(&d->mutex);
 }
 
-/* Ends a step, which took this many ns; the interrupted work continues. */
+/* Ends a step, which took this many ns, and reports it if that is too long. Then `interrupted` is
+ * the current step again. */
 CONC__PRIVATE void conc__step_ended(conc_loop *l, int64_t took, const conc__held_by *interrupted)
 {
     char name[CONC__DESCRIPTION];
@@ -14988,7 +15017,7 @@ CONC__PRIVATE void conc__step_ended(conc_loop *l, int64_t took, const conc__held
 }
 
 /* Calls run(arg), which calls the program's function fn on the loop, outside all tasks. In debug
- * mode it is a separate step, whose time does not count for the interrupted task. */
+ * mode this call is a step of its own, whose time does not count for the interrupted task. */
 CONC__COLD void conc__call_watched(conc_loop *l, const char *role, uintptr_t fn,
                                    void (*run)(void *), void *arg)
 {
@@ -15053,7 +15082,8 @@ CONC__COLD void conc__closed(conc_loop *l, const void *object)
     conc__holding_drop(&l->diagnostics.opened, object);
 }
 
-/* Reports objects opened in the run and not closed; only: of this kind, NULL: of any. */
+/* Reports and forgets objects that were opened in the run and not closed. only: their kind; NULL:
+ * any. */
 CONC__PRIVATE void conc__opened_report(conc_loop *l, const char *only)
 {
     if (!l->diagnostics.opened)
@@ -15082,7 +15112,7 @@ CONC__COLD void conc__released(conc_task *t, const void *lock)
     conc__holding_drop(&t->held, lock);
 }
 
-/* Reports the locks that a task still held when it ended: they stay locked forever. */
+/* Reports the locks that a task still held when it ended, and that now stay locked forever. */
 CONC__COLD void conc__report_held(conc_loop *l, conc_task *t)
 {
     char who[CONC__DESCRIPTION];
@@ -15102,8 +15132,9 @@ CONC__PRIVATE bool conc__is_on_own_stack(const conc_task *self, const char *at)
     return self && at >= self->stack->low && at < conc__stack_top(self->stack);
 }
 
-/* Debug: a task's or job's handle must outlive it. what: the task's name, or CONC__A_JOB. A job's
- * end in another thread is not noted: only a handle on the running task's stack is watched. */
+/* Debug mode: records a handle, which must outlive its task or job. what: the task's name, or
+ * CONC__A_JOB. A job's handle is recorded only if it is on the running task's stack, because jobs
+ * end in other threads, which do not drop the record. */
 CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *what)
 {
     bool is_job = strcmp(what, CONC__A_JOB) == 0;
@@ -15111,19 +15142,20 @@ CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *
         return;
     if (is_job && !conc__is_on_own_stack(l->self, handle))
         return;
-    conc__holding_drop(&l->lent.handles, handle); /* an earlier job's, which has ended */
+    conc__holding_drop(&l->lent.handles, handle); /* that of an earlier job, which has ended */
     conc__holding_add(&l->lent.handles, handle, "a handle", what);
     l->lent.any = l->lent.receivers || l->lent.handles;
 }
 
-/* Is the object no longer in use? A job ends in another thread; one whose handle was overwritten
- * counts as ended. */
+/* Returns whether the object is out of use although its record exists: only a job can be, because
+ * it ends in another thread. A job whose handle was overwritten counts as ended. */
 CONC__PRIVATE bool conc__lent_is_over(const conc__holding *h)
 {
     return strcmp(h->place, CONC__A_JOB) == 0 && !conc__extended.job_in_use(h->object);
 }
 
-/* Debug mode: aborts with a report if a live task's handle was overwritten and is now reused. */
+/* Called when a handle is reused for a new task: aborts with a report if its former task is still
+ * alive, because then the handle was overwritten. */
 CONC__COLD void conc__find_overwritten(conc_loop *l, const conc_task *handle)
 {
     const conc__holding *h = *conc__holding_find(&l->lent.handles, handle);
@@ -15134,7 +15166,7 @@ CONC__COLD void conc__find_overwritten(conc_loop *l, const conc_task *handle)
     conc__lost(l, l->self, what, conc__overwritten);
 }
 
-/* Aborts with a report if a handle lies on the running task's stack below this address. */
+/* Aborts with a report if a handle on the running task's stack below this address is in use. */
 CONC__COLD void conc__check_handles(conc_loop *l, const conc_task *t, const void *below,
                                     const char *how)
 {
@@ -15168,7 +15200,7 @@ CONC__PRIVATE void conc__report_lost_args(conc_loop *l, void *arg)
                 "conc: %s: its arg is a local variable of main's function, which has returned\n",
                 conc__describe(who, sizeof who, conc__source_of(t)));
     if (found > LINES)
-        fprintf(stderr, "conc: so do the args of %zu others\n", found - LINES);
+        fprintf(stderr, "conc: so are the args of %zu others\n", found - LINES);
 }
 
 CONC__COLD void conc__find_lost_args(conc_loop *l, uintptr_t low, uintptr_t size)
@@ -15200,14 +15232,14 @@ CONC__PRIVATE void conc__dumps_close(conc_loop *l)
     pthread_mutex_unlock(&conc__signalling.mutex);
 }
 
-/* In a forked child: the watchdogs are gone, and their mutexes free. */
+/* Called in a forked child, which has no watchdogs: resets the mutex that one may have held. */
 CONC__COLD void conc__diagnosis_forget(void)
 {
     pthread_mutex_init(&conc__report_mutex, NULL);
     atomic_store(&conc__questioner, NULL);
 }
 
-/* Called when a run begins: opens the diagnostics it requested. */
+/* Called when a run begins: starts the diagnostics that it requested. */
 CONC__COLD int conc__diagnosis_open(conc_loop *l)
 {
     int rc = conc__trace_open(l, l->run.options.trace);
@@ -15220,7 +15252,7 @@ CONC__COLD int conc__diagnosis_open(conc_loop *l)
     return rc;
 }
 
-/* A run has ended, or has failed to begin. */
+/* Called when a run has ended or failed to begin: stops its diagnostics and prints the reports. */
 CONC__COLD void conc__diagnosis_close(conc_loop *l)
 {
     if (l->diagnostics.watchdog) {
@@ -15274,14 +15306,15 @@ CONC_API double conc_random(double low, double high)
         return low;
     double share = (double)(conc__random_bits(&l->random.draws) >> 11) / 9007199254740992.0;
     double x = low + (high - low) * share;
-    if (high / 2 - low / 2 > DBL_MAX / 2) /* their distance is not a finite number */
+    if (high / 2 - low / 2 > DBL_MAX / 2) /* high - low may overflow */
         x = low * (1 - share) + high * share;
     if (x < high)
         return x;
     return low;
 }
 
-/* Reads a number from the environment. False: it is invalid, which is reported. */
+/* Reads a number from the environment into *out, if it is set. Reports an invalid number and
+ * returns false. */
 CONC__PRIVATE bool conc__env_number(const char *name, uint64_t least, uint64_t *out)
 {
     const char *text = conc__env(name);
@@ -15301,8 +15334,8 @@ CONC__PRIVATE bool conc__env_number(const char *name, uint64_t least, uint64_t *
     return good;
 }
 
-/* Reads one of two words from the environment: *out becomes 0 or 1. False: it is neither, which is
- * reported. */
+/* Reads one of two words from the environment, and sets *out to 0 or 1. Reports any other word and
+ * returns false. */
 CONC__PRIVATE bool conc__env_word(const char *name, const char *zero, const char *one, int *out)
 {
     const char *text = conc__env(name);
@@ -15315,8 +15348,7 @@ CONC__PRIVATE bool conc__env_word(const char *name, const char *zero, const char
     return false;
 }
 
-/* Finds the poller that the environment names. False: no such poller here; this has been
- * reported. */
+/* Finds the poller that CONC_POLL names. If there is none, reports it and returns false. */
 CONC__PRIVATE bool conc__env_backend(const conc__backend **out)
 {
     const char *text = conc__env("CONC_POLL"), *best = CONC__BEST_BACKEND.name;
@@ -15333,7 +15365,8 @@ CONC__PRIVATE bool conc__env_backend(const conc__backend **out)
     return false;
 }
 
-/* Reports an invalid call that opens a run: there is no loop yet for conc__misused. */
+/* Reports an invalid call that opens a run, in debug mode. conc__misused could not, because there
+ * is no loop yet. */
 CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *why)
 {
     if (o->debug)
@@ -15341,7 +15374,7 @@ CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *why)
     return -EINVAL;
 }
 
-/* Applies the environment. False: it is invalid, which is reported. */
+/* Applies the environment. Reports an invalid value and returns false. */
 CONC__PRIVATE bool conc__options_from_env(conc_options *o)
 {
     uint64_t seed = o->seed, stack = o->stack_size;
@@ -15380,7 +15413,7 @@ CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **
     return -ENOTSUP;
 }
 
-/* In a forked child: the inherited loops are dead. */
+/* Called in a forked child: forgets all runs, because only the parent continues them. */
 CONC__PRIVATE void conc__forget_loop(void)
 {
     conc_loop *l = conc__here;
@@ -15401,8 +15434,9 @@ CONC__PRIVATE void conc__forget_loop(void)
         conc__diagnostics.forget();
 }
 
-/* Calls fn once; other threads wait until it has returned. Unlike with pthread_once, a forked
- * process does not wait for a thread that only its parent has: it also calls fn. */
+/* Calls fn once; other threads wait until it has returned. If the process forks meanwhile, the
+ * child calls fn too, because the thread that called it exists only in the parent; with
+ * pthread_once the child would wait forever. */
 CONC__PRIVATE void conc__once(atomic_int *once, void (*fn)(void))
 {
     enum { DONE = -1 }; /* 0: not begun; else the process that calls it */
@@ -15420,8 +15454,8 @@ CONC__PRIVATE void conc__once(atomic_int *once, void (*fn)(void))
 
 CONC__PRIVATE void conc__watch_forks(void) { pthread_atfork(NULL, NULL, conc__forget_loop); }
 
-/* If the system refuses the poller, uses poll(2), which has no descriptor for a host to wait for.
- */
+/* Opens the poller. If the system refuses it, uses poll(2) instead. An embedded run then fails,
+ * because poll(2) has no descriptor that the host could wait for. */
 CONC__PRIVATE int conc__poller_open(conc_loop *l, const conc__backend *backend)
 {
     l->poller.backend = backend;
@@ -15464,8 +15498,9 @@ CONC__PRIVATE void conc__loop_close(conc_loop *l)
         conc__loop_free(l);
 }
 
-/* The initial state of conc_random. The address l and the clock differ from run to run. Seeds count
- * from 1, so a run on the virtual clock has seed 1's. */
+/* Returns the initial state of conc_random. With neither a seed nor the virtual clock, it differs
+ * from run to run, as the clock and the address l do. Seeds count from 1, so a run on the virtual
+ * clock has the state of seed 1. */
 CONC__PRIVATE uint64_t conc__first_draw(const conc_options *o, const conc_loop *l)
 {
     if (o->random)
@@ -15500,7 +15535,7 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     l->scheduler.budget = CONC__BUDGET_MOST;
     if (!o->virtual_clock) {
         l->clock.now = conc__clock();
-        l->scheduler.batch = 1; /* how slow steps are is not known yet */
+        l->scheduler.batch = 1; /* the duration of steps is not known yet */
         l->scheduler.budget /= CONC__BATCH_MOST;
     }
     l->ready.budget_left = l->scheduler.budget;
@@ -15518,8 +15553,8 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     return l;
 }
 
-/* main_fn has returned to `frame`: objects still in use in the frames below it are lost. A handle
- * there is not read, because it may have been overwritten. */
+/* Called when main_fn has returned to `frame`: aborts with a report if an object in the frames
+ * below is still in use. Handles there are not read, because they may have been overwritten. */
 CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
 {
     static const char how[] = "its function returned";
@@ -15538,18 +15573,18 @@ CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
     CONC__HOOK(l, main_returned(l, low, size));
 }
 
-/* Ends everything left after main_fn has returned; in its task. */
+/* Ends everything that is left after main_fn has returned. Called in its task. */
 CONC__PRIVATE void conc__wind_up(conc_loop *l)
 {
     conc_task *self = l->self;
     l->run.winding_up = true;
-    self->asked = false; /* its cancel is over: the calls below wait */
+    self->asked = false; /* forget its cancel, so that the calls below wait */
     conc__mark(l, self);
     conc__spread_marked(l);
     conc__cancel_scope(l, &l->run.background.scope);
     if (l->run.background.live)
         conc__wait_until_empty(l, &l->run.background);
-    CONC__HOOK(l, close_generators(l)); /* before they close: they may close others */
+    CONC__HOOK(l, close_generators(l)); /* reports them first: closing one may close others */
     if (l->generators.close_all)
         l->generators.close_all(l);
     conc__report_failures(l);
@@ -15636,16 +15671,17 @@ CONC_API void conc_set_exit_status(int status)
         l->run.exit_status = status;
 }
 
-/* No run is open on this thread any longer: rc is the last one's result, or why it failed to begin.
- */
+/* Called when a run has ended or failed to begin: makes its error text the thread's own. rc: the
+ * run's result, or why it failed to begin. */
 CONC__PRIVATE void conc__keep_words_of_run(int rc, const char *text)
 {
     if (rc >= 0) {
         *conc__thread_text = 0;
         return;
     }
-    conc__copy(conc__thread_text, sizeof conc__thread_text, text); /* text may be that already */
-    conc_fail(rc, "%s", text); /* if this thread is running a job, it is the job's error */
+    /* text may be conc__thread_text itself */
+    conc__copy(conc__thread_text, sizeof conc__thread_text, text);
+    conc_fail(rc, "%s", text); /* in a job, this is also the job's error */
 }
 
 /* Opens a run, and makes it this thread's current one. */
@@ -15700,14 +15736,14 @@ CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options
     const char *call = embedded ? "conc_embed_begin" : "conc_run";
     if (conc__here)
         return conc__misused(-EBUSY, call, "a run is open on this thread", NULL);
-    *conc__thread_text = 0; /* a call that fails may write there */
+    *conc__thread_text = 0; /* a call that fails may set it */
     int rc = conc__open_run(out, embedded, options, spawned, main_fn, arg);
     if (rc)
         conc__keep_words_of_run(rc, conc__text_or(conc__thread_text, rc));
     return rc;
 }
 
-/* The text of the run's error. */
+/* Returns the text of the run's error. */
 CONC__PRIVATE const char *conc__run_text(const conc_loop *l, int rc)
 {
     if (*l->cancels.doom_text)
@@ -15715,7 +15751,7 @@ CONC__PRIVATE const char *conc__run_text(const conc_loop *l, int rc)
     return conc__text_or(conc__error_text(&l->run.main, rc), rc);
 }
 
-/* Ends a run. Returns its result. */
+/* Ends a run. Returns its result, and sets *outcome. */
 CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
 {
     conc__last_posts(l);
@@ -15805,7 +15841,7 @@ CONC_API int conc_embed_begin(conc_embed *e, const conc_options *options, conc_f
     return rc;
 }
 
-/* 0, or an error: e has no run, or one of another thread. */
+/* Returns 0, -EINVAL if e has no run, or -EPERM if that is another thread's. */
 CONC__PRIVATE int conc__embed_check(const conc_embed *e)
 {
     if (!e || !e->loop)
@@ -15815,7 +15851,7 @@ CONC__PRIVATE int conc__embed_check(const conc_embed *e)
     return 0;
 }
 
-/* 0, or the error of a call that makes a step or ends the run. */
+/* Returns 0 if the caller may make a step or end the run, or the call's error. */
 CONC__PRIVATE int conc__embed_usable(const conc_embed *e, const char *call)
 {
     int rc = conc__embed_check(e);
@@ -15836,7 +15872,7 @@ CONC_API int conc_embed_fd(conc_embed *e)
     return e->loop->poller.fd;
 }
 
-/* Is there work to do now? */
+/* Returns whether a step would find work to do. */
 CONC__PRIVATE bool conc__embed_is_due(conc_loop *l, bool at_work)
 {
     bool ready = l->run.over || l->ready.first || l->spinners.first || l->scheduler.settlers.first;
@@ -15858,8 +15894,8 @@ CONC_API double conc_embed_timeout(conc_embed *e)
     int64_t next = CONC__NEVER, now = conc__clock(), verify = l->fds.verified + CONC__VERIFY_EVERY;
     if (!l->clock.is_virtual)
         next = conc__wheel_next(&l->clock.wheel);
-    /* the host may close a descriptor; while l->clock.retried is set, the virtual clock is about
-     * to jump, and conc__jump_clock verifies the descriptors */
+    /* the host may have closed a descriptor. While l->clock.retried is set, there is no need to
+     * verify, because conc__jump_clock, which is next, does so */
     if (l->fds.verify_count && !l->clock.retried && verify < next)
         next = verify;
     if (l->clock.retried && now + CONC__MOMENT < next)
@@ -15914,7 +15950,7 @@ CONC_API int conc_embed_end(conc_embed *e)
     l->run.embedded = false;
     l->scheduler.stepping = true;
     conc__was_idle(l, l->run.left, conc__time(l));
-    conc__take_signals(l); /* it is ending because of an interrupt since the last step */
+    conc__take_signals(l); /* an interrupt since the last step is the reason for the end */
     if (!l->run.winding_up)
         conc__task_cancel(l, &l->run.main);
     conc__schedule(l);

@@ -680,7 +680,7 @@ TEST(background_tasks_whose_arg_lies_on_the_stack_of_a_main_fn_that_returned_are
     CHECK_CONTAINS(report, "conc: ends_with_its_group at ");
     run_for_report(lends_its_variable_to_many, debugging);
     CHECK_INT(count_in(report, lies), 20);
-    CHECK_CONTAINS(report, "conc: so do the args of 30 others\n");
+    CHECK_CONTAINS(report, "conc: so are the args of 30 others\n");
     run_for_report(lends_its_variable, (conc_options){.virtual_clock = true});
     CHECK_STR(report, "");
 }
