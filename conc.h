@@ -7839,34 +7839,34 @@ CONC_API void *conc_local_get(conc_local *key)
 
 /* ---- >>generators --------------------------------------------------------------------------- */
 
-/* A generator's body runs in the consuming task, on its own stack: its waits, cancellation, locals
- * and errno are the consumer's. This struct is at the top of that stack, so the body survives if
- * the user's conc_gen is gone. */
+/* A generator's body runs in its consumer's task, on a stack of its own. Its waits, cancels, locals
+ * and errno are those of that task. This struct is at the top of the body's stack, so it stays
+ * valid even if the user's conc_gen is gone. */
 typedef struct conc__gen {
     conc_gen face; /* the conc_gen passed to the body */
     struct conc__gen *next, *prev;
-    conc__stack *stack, *outside; /* its own; the consumer's, while inside */
-    conc__context inner, outer;   /* their contexts */
+    conc__stack *stack, *outside; /* the body's; the consumer's, while the body runs */
+    conc__context inner, outer;   /* the body's and the consumer's contexts */
     conc_gen_fn *fn;
     void *arg;
     const void *emitted; /* the item that the consumer copies; NULL: none */
     size_t item_size;
-    conc_task *consumer; /* the task that is inside; NULL: none */
-    conc_scope *scope;   /* its innermost scope on entry */
-    /* the generator whose body last called conc_gen_next; NULL: a task did, or it ended */
+    conc_task *consumer; /* the task that is running the body; NULL: none */
+    conc_scope *scope;   /* the consumer's innermost scope when it entered the body */
+    /* the generator whose body last entered this one; NULL: a task did, or that one is freed */
     struct conc__gen *used_by;
-    struct conc__gen *sources, *next_source, *prev_source; /* those with this used_by */
+    struct conc__gen *sources, *next_source, *prev_source; /* the generators that this one uses */
     const char *opened;                                    /* "fn at file.c:12" */
     int rc, late_emits;
     bool started, ended, closing, stopped;
-    bool gone; /* the run's end has closed it, and a conc_gen may still point here */
+    bool gone; /* closed at the run's end; a conc_gen may still point here */
 } conc__gen;
 
-enum { CONC__LATE_EMITS = 1000 }; /* emits tolerated during the close, before the body is stopped */
+enum { CONC__LATE_EMITS = 1000 }; /* emits tolerated during a close before the body is stopped */
 
-static conc__gen conc__exhausted; /* stands in for every conc_gen's finished body */
+static conc__gen conc__exhausted; /* every conc_gen whose body has finished points here */
 
-/* The generator whose body is running on a stack; NULL: a task is. */
+/* Returns the generator whose body runs on this stack, or NULL if a task does. */
 CONC__PRIVATE conc__gen *conc__gen_on(conc__stack *s)
 {
     if (!s->has_generator)
@@ -7874,8 +7874,8 @@ CONC__PRIVATE conc__gen *conc__gen_on(conc__stack *s)
     return (conc__gen *)(void *)conc__stack_top(s);
 }
 
-/* Is the running task in a generator's body whose consumer opened the task's innermost scope, s?
- */
+/* Returns true if a generator's body is running and s is its consumer's innermost scope, which the
+ * body must not close. */
 CONC__PRIVATE bool conc__gen_is_inside(const conc_loop *l, const conc_scope *s)
 {
     return l->self->stack->has_generator && conc__gen_on(l->self->stack)->scope == s;
@@ -7892,7 +7892,7 @@ CONC__PRIVATE conc__source conc__gen_source(const conc__gen *g)
     return (conc__source){g->opened, g->opened};
 }
 
-/* After the body has returned: aborts with a report if it left something open on its stack. */
+/* Called after the body has returned. Reports and aborts if it left something open on its stack. */
 CONC__PRIVATE void conc__gen_find_lost(conc_loop *l, const conc__gen *g)
 {
     char how[CONC__NAME + CONC__TEXT];
@@ -7918,15 +7918,15 @@ CONC__PRIVATE void conc__gen_main(void)
     __builtin_unreachable();
 }
 
-/* Is it open in another thread's run? */
+/* Is the generator open in another thread's run? */
 CONC__PRIVATE bool conc__gen_is_elsewhere(const conc_loop *l, const conc_gen *face)
 {
     bool open = face->body && face->body != &conc__exhausted;
     return open && conc__run_is_elsewhere(l, face->run);
 }
 
-/* The open generator, or conc__exhausted. NULL: not open, closed by the run's end, or of an ended
- * run. */
+/* Returns the open generator, or conc__exhausted. Returns NULL if it was never opened, is closed,
+ * belongs to another run, or was closed at the run's end. */
 CONC__PRIVATE conc__gen *conc__gen_of(const conc_loop *l, const conc_gen *face)
 {
     if (!face || face->run != l->run.number || !face->body)
@@ -7936,7 +7936,8 @@ CONC__PRIVATE conc__gen *conc__gen_of(const conc_loop *l, const conc_gen *face)
     return face->body;
 }
 
-/* The error for a generator that conc__gen_of does not find. */
+/* Returns the error for a conc_gen that is not open in this run, or whose body is not the
+ * caller. */
 CONC__COLD int conc__gen_unusable(const conc_loop *l, const conc_gen *face, const char *call)
 {
     if (face && conc__gen_is_elsewhere(l, face))
@@ -7945,7 +7946,6 @@ CONC__COLD int conc__gen_unusable(const conc_loop *l, const conc_gen *face, cons
                          NULL);
 }
 
-/* Puts a generator first in the list. */
 CONC__PRIVATE void conc__gen_link(conc_loop *l, conc__gen *g)
 {
     CONC__LIST_PREPEND(l->generators.first, g, next, prev);
@@ -7956,7 +7956,8 @@ CONC__PRIVATE void conc__gen_unlink(conc_loop *l, conc__gen *g)
     CONC__LIST_REMOVE(l->generators.first, g, next, prev);
 }
 
-/* Records which body is using g (NULL: a task is), because the run's end closes consumers first. */
+/* Records whose body entered g last (NULL: a task did), because the run's end must close consumers
+ * first. */
 CONC__PRIVATE void conc__gen_set_user(conc__gen *g, conc__gen *user)
 {
     if (g->used_by == user)
@@ -7989,7 +7990,7 @@ CONC_API CONC__CALLED int conc__gen_open(const char *opened, conc_gen *face, con
     if (!stack)
         return conc__own_error(-ENOMEM);
     _Static_assert(sizeof(conc__gen) <= CONC__CORE,
-                   "a generator lies where a task without a handle would");
+                   "a generator must fit where a stack holds its task");
     char *top = conc__stack_top(stack);
     conc__gen *g = (conc__gen *)(void *)top;
     *g = (conc__gen){.face = {g, l->run.number},
@@ -8025,8 +8026,8 @@ CONC__PRIVATE void conc__gen_enter(conc_loop *l, conc__gen *g)
     g->consumer = NULL;
 }
 
-/* Releases a finished body's stack. Keeps that of a stopped body, whose variables may still be
- * referenced, and one to which a conc_gen may still point. */
+/* Releases the stack of a finished body. Keeps it until the run ends if the body was stopped,
+ * because its variables may still be referenced, or if a conc_gen may still point to it. */
 CONC__PRIVATE void conc__gen_give_stack(conc_loop *l, conc__gen *g)
 {
     conc__stack *stack = g->stack;
@@ -8042,7 +8043,8 @@ CONC__PRIVATE void conc__gen_give_stack(conc_loop *l, conc__gen *g)
         CONC__HOOK(l, stack_used(l, stack, conc__gen_source(g), !is_kept));
 }
 
-/* Frees a generator whose body has ended or was stopped, and returns its result. */
+/* Frees a generator whose body has ended, was stopped or never started, and returns the body's
+ * result. */
 CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
 {
     int rc = g->rc;
@@ -8059,7 +8061,7 @@ CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
     return rc;
 }
 
-/* An emit by a body that is being closed, or that has an open scope or group. */
+/* Handles an emit by a body that is being closed or has a scope or group open. */
 CONC__COLD int conc__gen_emit_badly(conc_loop *l, conc__gen *g, const void *frame)
 {
     conc__check_lost(l, frame);
@@ -8100,7 +8102,7 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    conc__spend_budget(l); /* other tasks may run, and close the generator: look it up afterwards */
+    conc__spend_budget(l); /* other tasks may run and close the generator: look it up afterwards */
     conc__gen *g = conc__gen_of(l, face);
     if (!g)
         return conc__gen_unusable(l, face, "conc_gen_next");
@@ -8126,10 +8128,10 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
     return 1;
 }
 
-/* Closes everything that a stopped body has open. */
+/* Closes all scopes and groups that a stopped body has left open. */
 CONC__COLD void conc__gen_unwind(conc_loop *l, conc__gen *g)
 {
-    g->consumer = l->self; /* this may wait, and other tasks must not enter the body */
+    g->consumer = l->self; /* closing may wait, and other tasks must not enter the body */
     while (l->self->scope != g->scope) {
         conc_scope *s = l->self->scope;
         if (s->is_group)
@@ -8140,8 +8142,8 @@ CONC__COLD void conc__gen_unwind(conc_loop *l, conc__gen *g)
     g->consumer = NULL;
 }
 
-/* Ends the body. *stopped: it did not end, and was stopped. The body's error, if any, becomes the
- * task's latest, with its text. */
+/* Ends the body and frees the generator. Sets *stopped if the body did not return and had to be
+ * stopped. Returns 0 or the body's error, which becomes the task's latest, with its text. */
 CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face, bool *stopped)
 {
     conc_task *self = l->self;
@@ -8198,8 +8200,8 @@ CONC_API CONC__CALLED int conc_gen_close(conc_gen *face)
     return rc;
 }
 
-/* Closes a generator where no call returns the error: it goes to on_error, and the task's latest
- * error is kept. */
+/* Closes a generator where no call can return its error. The error goes to on_error, and the task's
+ * latest error does not change. */
 CONC__PRIVATE void conc__gen_close_unseen(conc_loop *l, conc__gen *g, conc_gen *face)
 {
     conc__source source = conc__gen_source(g);
@@ -8223,8 +8225,8 @@ CONC_API void conc__auto_conc_gen(conc_gen *face)
     face->body = NULL;
 }
 
-/* At the end of a run: closes all generators, each consumer before what it consumes. The walk to
- * the consumers moves each to the front of the list, so it passes none twice. */
+/* Closes all generators at the end of a run, each before those that it uses. The walk along used_by
+ * moves every generator it visits to the front of the list, so it visits none twice. */
 CONC__PRIVATE void conc__close_generators(conc_loop *l)
 {
     while (l->generators.first) {
@@ -8264,8 +8266,8 @@ CONC__PRIVATE bool conc__fds_grow(conc_loop *l, size_t blocks)
     return true;
 }
 
-/* The table's entry, created if necessary. NULL: out of memory. The number is that of an open
- * descriptor. */
+/* Returns the table's entry for the number of an open descriptor, creating it if necessary. Returns
+ * NULL if memory runs out. */
 CONC__PRIVATE conc__fd *conc__fd_of(conc_loop *l, int number)
 {
     size_t block = (size_t)number / CONC__FDS;
@@ -8290,14 +8292,16 @@ CONC__PRIVATE void conc__fds_free(conc_loop *l)
     CONC_FREE(l->fds.blocks);
 }
 
-/* An id that, after conc__fd_note, changes when the number refers to another file. */
+/* Returns an id that changes when the number refers to another file, if conc__fd_note was called
+ * for the number before. */
 CONC__PRIVATE uint32_t conc__fd_id(const conc_loop *l, int number)
 {
     const conc__fd *f = conc__fd_find(l, number);
     return f ? f->id : 0;
 }
 
-/* Makes an open descriptor's id change when it is closed. -ENOMEM. */
+/* Creates an open descriptor's entry, so that its id changes when it is closed. Returns 0 or
+ * -ENOMEM. */
 CONC__PRIVATE int conc__fd_note(conc_loop *l, int number)
 {
     int saved = errno;
@@ -8313,22 +8317,21 @@ CONC__TINY bool conc__fd_is_own(const conc__fd *f)
     return f->state == CONC__FD_OWN || f->state == CONC__FD_EDGE;
 }
 
-/* Does the poller have it? */
+/* Is the descriptor registered with the poller? */
 CONC__TINY bool conc__fd_is_polled(const conc__fd *f)
 {
     return f->state == CONC__FD_FOREIGN || f->state == CONC__FD_EDGE;
 }
 
-/* Information about a descriptor's number shared by all threads. A descriptor that conc opened may
- * be handed to another thread and closed there; its number may then refer to another file in this
- * thread. */
+/* What all threads share about a descriptor's number. A descriptor that conc opened in one thread
+ * may be closed in another; the number may then refer to another file in the first thread. */
 typedef struct conc__shared_fd {
-    atomic_uint closings; /* how often conc_close was called for it */
-    atomic_uint run;      /* low bits of the run with it in state EDGE; 0: none */
+    atomic_uint closings; /* how often conc_close was called for the number */
+    atomic_uint run;      /* low bits of the number of the run that has it in state EDGE; 0: none */
 } conc__shared_fd;
 
-/* Numbers below the first have their own entries; larger ones share the others by their remainders.
- */
+/* A number below CONC__COUNTED has its own entry. Larger numbers share CONC__SHARED entries, by
+ * their remainders. */
 enum { CONC__COUNTED = 65536, CONC__SHARED = 1024 };
 
 static conc__shared_fd conc__shared_fds[CONC__COUNTED + CONC__SHARED];
@@ -8345,7 +8348,8 @@ CONC__TINY atomic_uint *conc__closings_of(int number)
     return &conc__shared_fd_of(number)->closings;
 }
 
-/* Publishes that the loop's poller is about to watch a file of conc's, or to stop. */
+/* Publishes whether this loop's poller has the number, so that another thread's conc_close notifies
+ * the loop. */
 CONC__PRIVATE void conc__fd_publish_edge(const conc_loop *l, const conc__fd *f, bool has)
 {
     unsigned run = (unsigned)l->run.number;
@@ -8356,21 +8360,21 @@ CONC__PRIVATE void conc__fd_publish_edge(const conc_loop *l, const conc__fd *f, 
         atomic_compare_exchange_strong(at, &run, 0);
 }
 
-/* True: no thread has called conc_close for the number since the loop last checked it. True is
- * certain; false is certain only if the number has a counter of its own. */
+/* Returns true if no thread has called conc_close for the number since the loop last checked it.
+ * False may be wrong if other numbers share the counter. */
 CONC__PRIVATE bool conc__fd_not_closed(const conc__fd *f)
 {
     return f->closings == atomic_load_explicit(conc__closings_of(f->number), memory_order_relaxed);
 }
 
 /* Is it certain, without asking the kernel, that the poller reports this descriptor's events? Debug
- * mode asks the kernel anyway, to report a close by other means. */
+ * mode asks the kernel anyway, to report files that were not closed with conc_close. */
 CONC__PRIVATE bool conc__fd_is_certain(const conc_loop *l, const conc__fd *f)
 {
     return f->state == CONC__FD_EDGE && conc__fd_not_closed(f) && !CONC__DEBUGS(l);
 }
 
-/* Does conc__verify check it while tasks are waiting for it? */
+/* Does conc__verify check the descriptor while tasks are waiting for it? */
 CONC__PRIVATE bool conc__fd_is_verified(const conc_loop *l, const conc__fd *f)
 {
     bool foreign = f->state == CONC__FD_FOREIGN || f->state == CONC__FD_REFUSED;
@@ -8415,7 +8419,7 @@ CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f)
     conc__fd_list(l, f);
 }
 
-/* The events that its waiters want. */
+/* Returns the events, apart from hang-ups, that tasks are waiting for. */
 CONC__PRIVATE int conc__fd_wanted(const conc__fd *f)
 {
     enum { BOTH = CONC_READABLE | CONC_WRITABLE };
@@ -8429,13 +8433,14 @@ CONC__PRIVATE int conc__fd_wanted(const conc__fd *f)
     return wanted;
 }
 
-/* Is a task waiting for any event of it? */
+/* Is a task waiting for an event or a hang-up of the descriptor? */
 CONC__PRIVATE bool conc__fd_has_waits(const conc__fd *f)
 {
     return conc__fd_wanted(f) || f->waits[0].first;
 }
 
-/* Ends a wait: the last one takes f out of the list of watched descriptors. */
+/* Called when a wait for f has ended. Takes f out of the list of watched descriptors if no task
+ * waits for it any more. */
 CONC__PRIVATE void conc__fd_left(conc_loop *l, conc__fd *f)
 {
     bool waits = conc__fd_has_waits(f) || f->waits[CONC__PAUSING].first;
@@ -8451,7 +8456,7 @@ CONC__PRIVATE void conc__fd_append(conc_loop *l, conc__fd *f, conc__wait *w, int
     conc__append(&f->waits[list], w);
 }
 
-/* Wakes all tasks of one of the lists. */
+/* Wakes all tasks in one of f's lists, with those of their events that are ready. */
 CONC__PRIVATE void conc__fd_wake(conc_loop *l, conc__fd *f, int list, int ready, int result)
 {
     conc__waits *waits = &f->waits[list];
@@ -8461,7 +8466,7 @@ CONC__PRIVATE void conc__fd_wake(conc_loop *l, conc__fd *f, int list, int ready,
     }
 }
 
-/* Notes that the number now refers to another file, or to none. */
+/* Forgets a file that the number no longer refers to. Its waiters get -EBADF. */
 CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
 {
     f->id++;
@@ -8475,8 +8480,8 @@ CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
     f->read_error = f->write_error = 0;
 }
 
-/* Like conc__fd_gone, for a file not closed by a conc_close of this loop. If conc had opened it,
- * debug mode reports that. */
+/* Like conc__fd_gone, for a file that was not closed by a conc_close of this loop. Debug mode
+ * reports it if conc opened the file and no other thread's conc_close closed it. */
 CONC__COLD void conc__fd_lost(conc_loop *l, conc__fd *f)
 {
     char what[64];
@@ -8486,7 +8491,8 @@ CONC__COLD void conc__fd_lost(conc_loop *l, conc__fd *f)
     conc__fd_gone(l, f);
 }
 
-/* Registers a socket opened by conc. On -ENOMEM it closes the socket. */
+/* Registers a socket that conc opened, and returns its number. If memory runs out, closes the
+ * socket and returns -ENOMEM. */
 CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
 {
     conc__fd *f = conc__fd_of(l, number);
@@ -8501,9 +8507,9 @@ CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
     return number;
 }
 
-/* Like conc__fd_confirm, for a file opened by conc that the poller is not watching. If the number
- * shares its counter, another number may have been closed: the loop then just forgets its knowledge
- * of the file, and relearns it. */
+/* Like conc__fd_confirm, for a file that conc opened and the poller does not have. If the number
+ * shares its counter, the conc_close may have been for another number. Then the loop treats the
+ * file as one that it knows nothing of. */
 CONC__PRIVATE bool conc__fd_own_confirm(conc_loop *l, conc__fd *f)
 {
     if (conc__fd_not_closed(f))
@@ -8538,8 +8544,7 @@ CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f)
     return same;
 }
 
-/* Like conc__fd_confirm, but also arms the descriptor for these events if the poller is watching
- * it. */
+/* Like conc__fd_confirm, but also arms a descriptor that conc did not open for these events. */
 CONC__PRIVATE bool conc__fd_arm(conc_loop *l, conc__fd *f, int events)
 {
     if (f->state != CONC__FD_FOREIGN)
@@ -8552,8 +8557,8 @@ CONC__PRIVATE bool conc__fd_arm(conc_loop *l, conc__fd *f, int events)
     return same;
 }
 
-/* The kernel reports that f is ready. special: end of file, urgent data or an error may be part of
- * it. */
+/* Called when the kernel reports that f is ready. special: the report may include an end of file,
+ * urgent data or an error. */
 CONC__PRIVATE void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool special)
 {
     f->special |= special;
@@ -8574,8 +8579,8 @@ CONC__PRIVATE int conc__fd_add(conc_loop *l, conc__fd *f, int events)
     if (f->state == CONC__FD_OWN)
         conc__fd_own_confirm(l, f);
     if (f->state == CONC__FD_OWN)
-        conc__fd_publish_edge(l, f,
-                              true); /* first, so that another thread's close notifies this loop */
+        /* publish it first, so that another thread's conc_close notifies this loop */
+        conc__fd_publish_edge(l, f, true);
     int rc = l->poller.backend->add(l, f, events);
     if (rc < 0 || (rc == 1 && events))
         return rc;
@@ -8587,12 +8592,12 @@ CONC__PRIVATE int conc__fd_add(conc_loop *l, conc__fd *f, int events)
     } else {
         f->state = CONC__FD_FOREIGN;
     }
-    if (conc__fd_is_listed(l, f)) /* a task pauses */
+    if (conc__fd_is_listed(l, f)) /* a task is pausing */
         l->fds.verify_count += conc__fd_is_verified(l, f);
     return 0;
 }
 
-/* conc__fd_watch for all but the usual case. */
+/* The slow path of conc__fd_watch. */
 CONC__PRIVATE int conc__fd_watch_slowly(conc_loop *l, int number, int events, conc__fd **out)
 {
     conc__fd *f = *out;
@@ -8610,8 +8615,8 @@ CONC__PRIVATE int conc__fd_watch_slowly(conc_loop *l, int number, int events, co
     return conc__fd_add(l, f, events);
 }
 
-/* Makes the poller report the events. 0: the caller may add a wait to *out's lists; 1: the file is
- * always ready for these events; or an error. */
+/* Makes the poller report the events. Returns 0 if the caller may add a wait to *out's lists, 1 if
+ * the file is always ready for these events, or an error. */
 CONC__PRIVATE int conc__fd_watch(conc_loop *l, int number, int events, conc__fd **out)
 {
     conc__fd *f = *out = conc__fd_find(l, number);
@@ -8642,8 +8647,8 @@ static const conc__wait_kind conc__watching = {.what = "waits for",
                                                .details = CONC__DETAILS(conc__fd_details),
                                                .cancel = conc__fd_cancel};
 
-/* After f woke a task: the events that occurred, or -EBADF if the number now refers to another
- * file. */
+/* Called when a wait for f has ended. Returns the events that occurred, or -EBADF if the number now
+ * refers to another file. */
 CONC__PRIVATE int conc__fd_got(conc_loop *l, conc__fd *f, uint32_t id, const conc__wait *w)
 {
     if (f->id != id || !conc__fd_confirm(l, f))
@@ -8673,7 +8678,7 @@ CONC__PRIVATE CONC__CALLED int conc__fd_park(conc_loop *l, int number, int event
     return conc__fd_got(l, f, id, &w);
 }
 
-/* Lets these events, too, wake the task waiting by w. */
+/* Lets these additional events end the wait w. */
 CONC__PRIVATE void conc__fd_widen(conc_loop *l, conc__wait *w, int events)
 {
     conc__fd *f = (conc__fd *)(uintptr_t)w->on;
@@ -8683,7 +8688,7 @@ CONC__PRIVATE void conc__fd_widen(conc_loop *l, conc__wait *w, int events)
     conc__fd_arm(l, f, events);
 }
 
-/* Wakes the task waiting by w for a descriptor, as if that were ready. */
+/* Ends the wait w for a descriptor as if the descriptor were ready. */
 CONC__PRIVATE void conc__fd_wake_one(conc_loop *l, conc__wait *w)
 {
     conc__fd *f = (conc__fd *)(uintptr_t)w->on;
@@ -8691,8 +8696,8 @@ CONC__PRIVATE void conc__fd_wake_one(conc_loop *l, conc__wait *w)
     conc__fd_left(l, f);
 }
 
-/* The events among these (none: CONC__HANG_UP) for which a descriptor is ready; 0: none; or an
- * error. */
+/* Polls a descriptor once, without waiting. Returns those of the events for which it is ready, 0 if
+ * none, or an error. If `events` is 0, checks for a hang-up. */
 CONC__PRIVATE int conc__fd_ready(int number, int events)
 {
     struct pollfd p = {number, conc__poll_wanted(events), 0};
@@ -8737,7 +8742,7 @@ static const conc__wait_kind conc__pausing = {.what = "pauses, and waits for",
                                               .cancel = conc__pause_cancel,
                                               .won = conc__pause_won};
 
-/* Sleeps for ns; if the descriptor is closed, ends early with -EBADF. */
+/* Sleeps for ns nanoseconds. Ends early, with -EBADF, if the descriptor is closed. */
 CONC__PRIVATE int conc__fd_pause(conc_loop *l, conc__fd *f, int events, int64_t ns)
 {
     int rc = conc__checkpoint(l);
@@ -8753,16 +8758,19 @@ CONC__PRIVATE int conc__fd_pause(conc_loop *l, conc__fd *f, int events, int64_t 
     return conc__fd_got(l, f, id, &p.wait);
 }
 
-/* A call's observations of its descriptor, kept between tries. */
+/* What a call remembers about its descriptor from one try to the next. */
 typedef struct conc__retry {
     int ready;     /* the events of the last wake-up */
-    int64_t pause; /* before the last try, in nanoseconds */
+    int64_t pause; /* how long the call paused before its last try, in nanoseconds */
 } conc__retry;
 
-/* Waits before a call retries; *p is all zero before the first try. Returns the events, or an
- * error. A descriptor may only seem ready: it has an error queue, or the peer's buffer is full, or
- * it is a file that is always ready. Further waits would end immediately, over and over. So a call
- * that was woken and would still block, while poll(2) still reports the event, pauses. */
+/* Waits before a call retries; *p is all zero before the first wait. Returns the events, or an
+ * error.
+ *
+ * A descriptor may be reported ready although the call would block: it has messages in its error
+ * queue, its peer's buffer is full, or it is always ready. Every further wait would end
+ * immediately. So if the call would still block after a wake-up, and poll(2) still reports the
+ * event, the call pauses. */
 CONC__PRIVATE int conc__fd_await(conc_loop *l, int number, int events, conc__retry *p)
 {
     enum { LEAST = 1000000, MOST = 64000000 };
@@ -8772,8 +8780,10 @@ CONC__PRIVATE int conc__fd_await(conc_loop *l, int number, int events, conc__ret
         seeming = conc__fd_ready(number, woken_for);
     if (seeming < 0)
         return seeming;
-    if (seeming & CONC_READABLE) /* another reader took the reported data, and more arrived; a */
-        f->drained = false;      /* pause takes no events, so the next try must ask the kernel */
+    /* Another reader took the reported data, and more has arrived. Events do not end a pause, so
+     * the next try must ask the kernel. */
+    if (seeming & CONC_READABLE)
+        f->drained = false;
     if (seeming) {
         p->pause = p->pause ? p->pause * 2 : LEAST;
         if (p->pause > MOST)
@@ -8813,7 +8823,8 @@ CONC_API CONC__CALLED int conc_wait_fd(int fd, int events)
     return rc;
 }
 
-/* A conc_close in another thread may have closed a file that this loop's tasks are waiting for. */
+/* Posted to a loop when a conc_close in another thread may have closed a file that the loop's tasks
+ * are waiting for. */
 typedef struct conc__far_close {
     conc__post post;
     int number;
@@ -8826,14 +8837,14 @@ CONC__PRIVATE void conc__closed_elsewhere(conc__post *p)
     CONC_FREE(p);
     if (!f || f->state != CONC__FD_EDGE)
         return;
-    /* if certain, do not ask the kernel: the number may already belong to the other thread */
+    /* if the close is certain, do not ask the kernel: a new file may have reused the number */
     bool certain = f->number < CONC__COUNTED && !conc__fd_not_closed(f);
     if (certain || !l->poller.backend->confirm(l, f))
         conc__fd_gone(l, f);
 }
 
-/* Notifies the run that had the number, unless it has ended or is l's. If there is no memory, its
- * tasks keep waiting. */
+/* Notifies the run whose poller has the number, unless that run has ended or is l's own. If memory
+ * runs out, the run's tasks keep waiting. */
 CONC__COLD void conc__notify_close(const conc_loop *l, unsigned run, int number)
 {
     if (!run || (l && run == (unsigned)l->run.number))
@@ -8859,9 +8870,9 @@ CONC_API int conc_close(int fd)
     if (fd < 0)
         return conc__own_error(-EBADF);
     conc__fd *f = l ? conc__fd_find(l, fd) : NULL;
+    /* if another process shares the file, its events would continue after the close */
     if (f && conc__fd_is_polled(f))
-        l->poller.backend->remove(l,
-                                  f); /* another process may share it: its events would continue */
+        l->poller.backend->remove(l, f);
     if (f)
         conc__fd_gone(l, f);
     atomic_fetch_add(conc__closings_of(fd), 1);
@@ -8873,7 +8884,8 @@ CONC_API int conc_close(int fd)
     unsigned after = atomic_load(run);
     if (CONC__UNLIKELY(before))
         conc__notify_close(l, before, fd);
-    if (CONC__UNLIKELY(after != before)) /* it has begun to wait since, or has the next file */
+    /* a run has registered this file or the number's next file since */
+    if (CONC__UNLIKELY(after != before))
         conc__notify_close(l, after, fd);
     errno = saved;
     return conc__system_failed(rc, NULL);
@@ -8881,18 +8893,18 @@ CONC_API int conc_close(int fd)
 
 /* -- reading and writing -- */
 
-/* Bytes to receive or send, as many as one system call moves. */
+/* The arguments of one call that receives or sends as many bytes as one system call moves. */
 typedef struct conc__io {
     int fd;
     int flags; /* of a socket call: MSG_... */
-    bool any;  /* as read(2) and write(2): any file, not only a socket */
+    bool any;  /* any file is allowed, as with read(2) and write(2), not only a socket */
     int count; /* of the parts */
     const struct iovec *parts;
     struct sockaddr *address; /* NULL: none */
     socklen_t *address_size;
 } conc__io;
 
-/* One try to receive or send: a count, or an error; -EAGAIN if it would block. */
+/* Tries once to receive or send. Returns a count, or an error: -EAGAIN if the call would block. */
 typedef ssize_t conc__io_fn(conc_loop *l, const conc__io *io);
 
 #ifdef IOV_MAX
@@ -8913,7 +8925,7 @@ CONC__PRIVATE bool conc__io_is_empty(const conc__io *io)
     return true;
 }
 
-/* Turns a system call's -1 and errno into an error. */
+/* Turns a system call's -1 and errno into an error, and restores errno. */
 static inline ssize_t conc__io_result(conc_loop *l, ssize_t n, int saved)
 {
     if (CONC__UNLIKELY(n < 0)) {
@@ -8925,14 +8937,16 @@ static inline ssize_t conc__io_result(conc_loop *l, ssize_t n, int saved)
     return n;
 }
 
-/* Discards the SIGPIPE, which is blocked, that a write to a broken pipe left pending. */
+/* Discards the SIGPIPE that a write to a broken pipe left pending: the run blocks that signal.
+ * Keeps it if one was pending when the run began. */
 CONC__PRIVATE void conc__drain_pipe_signal(const conc_loop *l)
 {
     if (!l->signals.pipe_was_pending)
         conc__signal_discard(SIGPIPE);
 }
 
-/* The error that ended an earlier call after it had moved some bytes; returned once. */
+/* Returns, once, the error that ended an earlier call after it had moved some bytes. Returns 0 if
+ * the number refers to another file now. */
 CONC__COLD ssize_t conc__io_kept_error(conc_loop *l, conc__fd *f, int *error)
 {
     int rc = 0;
@@ -8943,8 +8957,8 @@ CONC__COLD ssize_t conc__io_kept_error(conc_loop *l, conc__fd *f, int *error)
     return rc;
 }
 
-/* Keeps an error for the next call, except for a file that the poller refuses, which then fails
- * again, and a cancel, which is the task's own. */
+/* Keeps an error for the next call. Does not keep a cancel, which is the task's own, or the error
+ * of a file that the loop cannot watch, whose next call fails again anyway. */
 CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
 {
     conc__fd *f;
@@ -8957,14 +8971,15 @@ CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
     f->failed = true;
 }
 
-/* -- files in blocking mode that are not sockets. Other processes may share them, so their flags
- * are left unchanged. For pipes Linux has a non-blocking call (RWF_NOWAIT). Terminals and named
- * pipes are opened a second time. For the rest, conc asks poll(2) first, and writes at most
- * PIPE_BUF bytes: that blocks the loop only if another process comes first. -- */
+/* -- files in blocking mode that are not sockets. Other processes may share them, so conc leaves
+ * their flags unchanged. For pipes, Linux has a non-blocking call (RWF_NOWAIT). Terminals and named
+ * pipes are opened a second time. All others are polled with poll(2) first, and at most PIPE_BUF
+ * bytes are written at a time. That blocks the loop only if another process takes the bytes or the
+ * room first. -- */
 
 enum { CONC__READS = O_RDONLY, CONC__WRITES = O_WRONLY };
 
-/* Does the process, or the system, lack a resource? */
+/* Does the error mean that the process or the system lacks a resource? */
 CONC__PRIVATE bool conc__is_lack(int rc)
 {
     switch (rc) {
@@ -8980,7 +8995,7 @@ CONC__PRIVATE bool conc__is_lack(int rc)
     }
 }
 
-/* preadv2 or pwritev2 at the file's own position. */
+/* Calls preadv2 or pwritev2 at the file's current position. */
 CONC__PRIVATE ssize_t conc__io_flagged(int fd, const struct iovec *parts, int count, int access,
                                        int flags)
 {
@@ -8998,10 +9013,10 @@ CONC__PRIVATE ssize_t conc__io_flagged(int fd, const struct iovec *parts, int co
 #endif
 }
 
-enum { CONC__NO_WAIT = 8, CONC__SYNC = 2 }; /* RWF_NOWAIT; RWF_DSYNC, which only concerns disks */
+enum { CONC__NO_WAIT = 8, CONC__SYNC = 2 }; /* RWF_NOWAIT; RWF_DSYNC, which only affects disks */
 
-/* Does the system know CONC__NO_WAIT? Linux before 4.13 answers an unknown flag with EINVAL, which
- * is also its answer to a call that can never succeed. */
+/* Does the system support CONC__NO_WAIT? Linux before 4.13 fails with EINVAL for an unknown flag,
+ * and for a call that can never succeed. */
 CONC__COLD bool conc__knows_no_wait(void)
 {
     enum { YES = 1, NO };
@@ -9020,7 +9035,8 @@ CONC__COLD bool conc__knows_no_wait(void)
     return answer == YES;
 }
 
-/* One non-blocking try. False: unsupported by this file or system. */
+/* Tries once without blocking, and stores the result in *n. Returns false if the file or the system
+ * does not support that. */
 CONC__PRIVATE bool conc__io_no_wait(const conc__io *io, int access, ssize_t *n)
 {
     *n = conc__io_flagged(io->fd, io->parts, io->count, access, CONC__NO_WAIT);
@@ -9032,12 +9048,12 @@ CONC__PRIVATE bool conc__io_no_wait(const conc__io *io, int access, ssize_t *n)
     return *n >= 0 || (!wrong_file && !conc__refused(error));
 }
 
-/* Is it the master of a pseudo-terminal? */
+/* Is fd the master of a pseudo-terminal? */
 CONC__PRIVATE bool conc__is_terminal_master(int fd)
 {
 #if defined TIOCGPTN
     unsigned number;
-    return syscall(SYS_ioctl, fd, TIOCGPTN, &number) == 0; /* the type of ioctl's number varies */
+    return syscall(SYS_ioctl, fd, TIOCGPTN, &number) == 0; /* C libraries differ in ioctl's type */
 #elif defined TIOCPTYGNAME
     char name[128];
     return ioctl(fd, TIOCPTYGNAME, name) == 0;
@@ -9047,8 +9063,8 @@ CONC__PRIVATE bool conc__is_terminal_master(int fd)
 #endif
 }
 
-/* Opens the same named pipe or terminal in non-blocking mode. -1: impossible, e.g. for a
- * pseudo-terminal's master. */
+/* Opens fd's named pipe or terminal a second time, in non-blocking mode. Returns -1 if that is
+ * impossible, as for a pseudo-terminal's master. */
 CONC__PRIVATE int conc__io_reopen(int fd, int access, const struct stat *st)
 {
     char path[64];
@@ -9074,8 +9090,9 @@ CONC__PRIVATE const struct iovec *conc__io_first_part(const conc__io *io)
     return part;
 }
 
-/* Is the eventfd's counter too large to add this number? poll(2) only reports whether 1 would fit.
- * The largest number is an error, which the write returns. */
+/* Is this a write to an eventfd whose counter has no room for the number? poll(2) only reports
+ * whether there is room for 1. For the largest number, which is invalid, the write returns an
+ * error. */
 CONC__PRIVATE bool conc__io_is_full_eventfd(const conc__io *io, const struct stat *st)
 {
 #ifdef __linux__
@@ -9088,7 +9105,7 @@ CONC__PRIVATE bool conc__io_is_full_eventfd(const conc__io *io, const struct sta
     memcpy(&more, part->iov_base, sizeof more);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
-        return conc__is_lack(-errno) && more > 1; /* perhaps: the caller tries again */
+        return conc__is_lack(-errno) && more > 1; /* unknown: let the caller retry */
     ssize_t n = read(fd, text, sizeof text - 1);
     close(fd);
     text[n > 0 ? n : 0] = 0;
@@ -9108,9 +9125,9 @@ CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io, int fd, int access)
     return writev(fd, io->parts, io->count);
 }
 
-/* Moves the first `count` parts of a file that poll(2) reports as ready. A device may move each
- * part separately, and the second may block. Linux refuses flags for such a file: then moves only
- * the first part. */
+/* Moves the first `count` parts of a file that poll(2) reports as ready. A device may move the
+ * parts one by one, and block at the second. Linux refuses any flag for such a device; then only
+ * the first part is moved. */
 CONC__PRIVATE ssize_t conc__io_parts(const conc__io *io, int count, int access)
 {
     const struct iovec *part = conc__io_first_part(io);
@@ -9125,7 +9142,7 @@ CONC__PRIVATE ssize_t conc__io_parts(const conc__io *io, int count, int access)
     return write(io->fd, part->iov_base, part->iov_len);
 }
 
-/* Writes no more than fits without blocking once poll(2) has reported room: as many whole parts as
+/* Writes at most `most` bytes, for which poll(2) has reported room: as many whole parts as
  * possible, or a piece of the first. */
 CONC__PRIVATE ssize_t conc__io_write_some(const conc__io *io, size_t most)
 {
@@ -9138,7 +9155,8 @@ CONC__PRIVATE ssize_t conc__io_write_some(const conc__io *io, size_t most)
     return write(io->fd, conc__io_first_part(io)->iov_base, most);
 }
 
-/* Reads no more than a terminal has: in raw mode it may wait until it has all requested bytes. */
+/* Reads only the bytes that a terminal already has, because in raw mode it may wait until all
+ * requested bytes have arrived. */
 CONC__PRIVATE ssize_t conc__io_read_some(const conc__io *io)
 {
     const struct iovec *part = conc__io_first_part(io);
@@ -9151,7 +9169,7 @@ CONC__PRIVATE ssize_t conc__io_read_some(const conc__io *io)
     return read(io->fd, part->iov_base, n);
 }
 
-/* Moves bytes of a file for which RWF_NOWAIT does not work. */
+/* Reads or writes a file that does not support RWF_NOWAIT. */
 CONC__PRIVATE ssize_t conc__io_polled(const conc__io *io, int access, const struct stat *st)
 {
     bool writes = access == CONC__WRITES;
@@ -9187,7 +9205,7 @@ CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io, int access)
     if (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) || S_ISDIR(st.st_mode))
         return conc__io_plain(io, io->fd, access);
     bool tried = conc__io_no_wait(io, access, &n);
-    bool perhaps_on_disk = !known && n < 0 && errno == EAGAIN; /* then ask poll(2), too */
+    bool perhaps_on_disk = !known && n < 0 && errno == EAGAIN; /* if so, ask poll(2) too */
     if (tried && !perhaps_on_disk)
         return n;
     return conc__io_polled(io, access, &st);
@@ -9195,7 +9213,7 @@ CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io, int access)
 
 /* -- one try -- */
 
-/* A file that is not a socket. */
+/* Tries once to read or write a file that is not a socket. */
 CONC__PRIVATE ssize_t conc__io_file(const conc__io *io, int access)
 {
     int flags = fcntl(io->fd, F_GETFL);
@@ -9204,7 +9222,7 @@ CONC__PRIVATE ssize_t conc__io_file(const conc__io *io, int access)
     if (flags < 0)
         return -1;
     if ((flags & O_ACCMODE) != access && (flags & O_ACCMODE) != O_RDWR) {
-        errno = EBADF; /* waiting for it would never end */
+        errno = EBADF; /* a wait would never end */
         return -1;
     }
     if (flags & O_NONBLOCK || conc__io_is_empty(io))
@@ -9212,7 +9230,7 @@ CONC__PRIVATE ssize_t conc__io_file(const conc__io *io, int access)
     return conc__io_blocking(io, access);
 }
 
-/* For sendmsg and recvmsg. */
+/* Returns the header for sendmsg and recvmsg. */
 static inline struct msghdr conc__io_message(const conc__io *io)
 {
     struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)io->parts};
@@ -9240,8 +9258,8 @@ static inline ssize_t conc__io_send_call(const conc__io *io)
 }
 
 #ifdef __APPLE__
-/* Sends on a stream socket in blocking mode, which blocks despite MSG_DONTWAIT: no more than
- * poll(2) reports room for. */
+/* Sends on a stream socket in blocking mode, at most as many bytes as poll(2) reports room for:
+ * such a socket blocks despite MSG_DONTWAIT. */
 CONC__COLD ssize_t conc__io_send_some(const conc__io *io)
 {
     int least = 1, ready = conc__fd_ready(io->fd, CONC_WRITABLE);
@@ -9275,7 +9293,7 @@ CONC__PRIVATE ssize_t conc__io_send(const conc__io *io)
 static inline ssize_t conc__io_send(const conc__io *io) { return conc__io_send_call(io); }
 #endif
 
-/* Receives from any file. */
+/* The slow path of conc__receive, for any file. */
 CONC__PRIVATE ssize_t conc__receive_slowly(conc_loop *l, const conc__io *io)
 {
     conc__fd *f = conc__fd_find(l, io->fd);
@@ -9284,7 +9302,7 @@ CONC__PRIVATE ssize_t conc__receive_slowly(conc_loop *l, const conc__io *io)
         if (rc)
             return rc;
     }
-    bool nothing = io->any && conc__io_is_empty(io); /* a socket call would take a datagram */
+    bool nothing = io->any && conc__io_is_empty(io); /* a socket call would consume a datagram */
     int saved = errno;
     ssize_t n;
     do {
@@ -9304,9 +9322,9 @@ CONC__PRIVATE ssize_t conc__receive_slowly(conc_loop *l, const conc__io *io)
     return n;
 }
 
-/* Receives bytes without waiting. A TCP connection that returned fewer than requested has no more,
- * as epoll(7) says, and the next arrive with an event: that saves a server one system call per
- * request. */
+/* Receives bytes without waiting. A TCP connection that returned fewer bytes than requested has no
+ * more until the poller reports an event (epoll(7) says so). Until then, conc makes no system call
+ * for it, which saves a server one per request. */
 static inline ssize_t conc__receive(conc_loop *l, const conc__io *io)
 {
     conc__fd *f = conc__fd_find(l, io->fd);
@@ -9330,7 +9348,7 @@ static inline ssize_t conc__receive(conc_loop *l, const conc__io *io)
     return n;
 }
 
-/* Sends to any file. */
+/* The slow path of conc__send, for any file. */
 CONC__PRIVATE ssize_t conc__send_slowly(conc_loop *l, const conc__io *io)
 {
     conc__fd *f = conc__fd_find(l, io->fd);
@@ -9358,7 +9376,7 @@ CONC__PRIVATE ssize_t conc__send_slowly(conc_loop *l, const conc__io *io)
     return n;
 }
 
-/* Sends bytes, without waiting. */
+/* Sends bytes without waiting. */
 static inline ssize_t conc__send(conc_loop *l, const conc__io *io)
 {
     conc__fd *f = conc__fd_find(l, io->fd);
@@ -9375,7 +9393,7 @@ static inline ssize_t conc__send(conc_loop *l, const conc__io *io)
     return n;
 }
 
-/* The same for writev(2): unlike write(2), it sends no empty message. */
+/* Like conc__send, for writev(2), which sends no empty message, unlike write(2). */
 CONC__PRIVATE ssize_t conc__send_parts(conc_loop *l, const conc__io *io)
 {
     if (!conc__io_is_empty(io))
@@ -9493,12 +9511,12 @@ CONC_API ssize_t conc_send(int fd, const void *buf, size_t n, int flags)
     return conc__io_run(conc__send, CONC_WRITABLE, &io);
 }
 
-/* Repeats the call until n bytes have moved, end of file, or an error. If bytes have moved, returns
- * their count, and the next call returns the error. */
+/* Repeats the call until n bytes have moved, or until end of file or an error. If some bytes have
+ * moved, returns their count, and the next call returns the error. */
 CONC__PRIVATE ssize_t conc__io_full(const char *call, conc__io_fn *once, int events, int fd,
                                     char *bytes, size_t n)
 {
-    enum { AT_ONCE = 1024 * 1024 }; /* more would block the loop for too long */
+    enum { AT_ONCE = 1024 * 1024 }; /* a larger piece would block the loop for too long */
     size_t done = 0;
     if (!conc__in_task_of(call))
         return -EPERM;
@@ -9547,7 +9565,7 @@ CONC__PRIVATE int conc__accept_call(int fd)
     return got;
 }
 
-/* Does it listen? If not, waiting would never end. */
+/* Is fd a listening socket? If not, sets errno: a wait for connections would never end. */
 CONC__PRIVATE bool conc__listens(int fd)
 {
     int listens = 0;
@@ -9558,9 +9576,9 @@ CONC__PRIVATE bool conc__listens(int fd)
     return listens;
 }
 
-/* Sets a listener in blocking mode to non-blocking: another process that shares it may accept the
- * connection first. 0, or -1 and errno. If a sandbox refuses that: EAGAIN if no connection is
- * pending. */
+/* Makes a listener in blocking mode non-blocking, because another process that shares it may accept
+ * the connection first. Returns 0, or -1 and errno. If a sandbox refuses the change, fails with
+ * EAGAIN unless a connection is pending. */
 CONC__PRIVATE int conc__unblock_listener(int fd, int flags)
 {
     bool refused = flags < 0;
@@ -9578,7 +9596,8 @@ CONC__PRIVATE int conc__unblock_listener(int fd, int flags)
     return -1;
 }
 
-/* The program may have made a listener opened by conc blocking. */
+/* Tries once to accept a connection. The program may have set even a listener of conc's to blocking
+ * mode. */
 CONC__PRIVATE int conc__accept_once(int fd, bool own)
 {
     int flags = fcntl(fd, F_GETFL);
@@ -9592,7 +9611,7 @@ CONC__PRIVATE int conc__accept_once(int fd, bool own)
     return conc__accept_call(fd);
 }
 
-/* Accepts, without waiting. */
+/* Accepts a connection without waiting, and registers it. */
 CONC__PRIVATE ssize_t conc__accept(conc_loop *l, const conc__io *io)
 {
     conc__fd *f = conc__fd_find(l, io->fd);
@@ -9607,7 +9626,7 @@ CONC__PRIVATE ssize_t conc__accept(conc_loop *l, const conc__io *io)
         conc__fd_gone(l, f);
         return conc__accept(l, io);
     }
-    *l->errno_at = saved; /* accept4 may have been refused before accept worked */
+    *l->errno_at = saved; /* accept4 may have failed before accept succeeded */
     if (n < 0)
         return n;
     return conc__fd_adopt(l, (int)n, f && f->tcp);
@@ -9629,12 +9648,12 @@ typedef struct conc__address {
         struct sockaddr_in v4;
         struct sockaddr_in6 v6;
         struct sockaddr_un local;
-        char bytes[sizeof(struct sockaddr_un) + 1]; /* a path of any length ends in a NUL */
+        char bytes[sizeof(struct sockaddr_un) + 1]; /* the longest path ends in a NUL, too */
     } as;
     socklen_t size;
 } conc__address;
 
-enum { CONC__ADDRESSES = 2 }; /* for one text, without looking up a name: localhost has two */
+enum { CONC__ADDRESSES = 2 }; /* most for one text without a name lookup: localhost has two */
 
 CONC__PRIVATE bool conc__parse_port(const char *text, in_port_t *port)
 {
@@ -9652,7 +9671,7 @@ CONC__PRIVATE int conc__parse_local(const char *path, conc__address *out)
     size_t room = sizeof a->sun_path, n = strnlen(path, room + 1);
     bool abstract = path[0] == '@';
 #ifdef __linux__
-    size_t longest = room; /* an abstract name has no NUL, and a path that fills it needs none */
+    size_t longest = room; /* neither an abstract name nor a path that fills it needs a NUL */
 #else
     size_t longest = room - 1;
     if (abstract)
@@ -9680,13 +9699,13 @@ CONC__PRIVATE int conc__set_v4(const char *host, in_port_t port, conc__address *
     return 1;
 }
 
-/* The number of a zone, from its name or number; 0: no such zone. */
+/* Returns the number of a zone, given by name or number; 0 if there is no such zone. */
 CONC__PRIVATE uint32_t conc__parse_zone(const char *zone)
 {
     uint64_t n = 0;
     size_t length = strlen(zone), i = 0;
     uint32_t named = 0;
-    if (length < IF_NAMESIZE) /* if_nametoindex may cut a longer one */
+    if (length < IF_NAMESIZE) /* if_nametoindex may truncate a longer name */
         named = if_nametoindex(zone);
     if (named)
         return named;
@@ -9697,7 +9716,7 @@ CONC__PRIVATE uint32_t conc__parse_zone(const char *zone)
     return (uint32_t)n;
 }
 
-/* Removes the zone from host. */
+/* Parses an IPv6 address, and cuts the zone off `host`. */
 CONC__PRIVATE int conc__set_v6(char *host, in_port_t port, conc__address *out)
 {
     char *zone = strchr(host, '%');
@@ -9715,7 +9734,7 @@ CONC__PRIVATE int conc__set_v6(char *host, in_port_t port, conc__address *out)
     return 1;
 }
 
-/* A host name has letters in its last label; without any it is a malformed address. */
+/* Is this a host name? If its last label has only digits, it is a malformed address instead. */
 CONC__PRIVATE bool conc__is_host_name(const char *host)
 {
     static const char valid[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_";
@@ -9732,8 +9751,8 @@ CONC__PRIVATE bool conc__is_host_name(const char *host)
     return strspn(last, ".0123456789") != strlen(last);
 }
 
-/* Parses an address text into at most CONC__ADDRESSES socket addresses. Returns their count, or
- * -EINVAL (malformed), or -EADDRNOTAVAIL (a host name). */
+/* Parses an address text into at most CONC__ADDRESSES socket addresses. Returns their count,
+ * -EINVAL if the text is malformed, or -EADDRNOTAVAIL if it has a host name to look up. */
 CONC__PRIVATE int conc__parse_address(const char *text, conc__address *out)
 {
     char host[256];
@@ -9790,22 +9809,22 @@ CONC__PRIVATE int conc__set_option(int fd, int level, int option)
 
 /* ---- the file of a Unix socket ----
  *
- * A socket file outlives its process, and the next process to listen there must remove it. Two
- * processes that do so simultaneously must not remove each other's. So a process that begins to
- * listen on a path holds a lock on a file beside it from before bind(2) until after listen(2):
- * between these two, the socket file looks as if no process listened on it. The system releases the
- * lock of a process that dies, and the next process reuses the lock file. */
+ * A socket file outlives its process, and the next process that listens there must remove it. Two
+ * processes that do so at the same time must not remove each other's new file. So each holds a lock
+ * on a second file beside the path from before bind(2) until after listen(2), because between the
+ * two calls a new socket file looks like one that no process listens on. If a process dies, the
+ * system releases its lock, and the next process reuses the lock file. */
 
 typedef struct conc__path_lock {
     char name[sizeof(struct sockaddr_un) + 16];
-    int fd;      /* -1: it is not locked */
-    int refused; /* why not: the system's error. 0: the lock file cannot be created */
+    int fd;      /* -1: the path is not locked */
+    int refused; /* why it is not: flock(2)'s error; 0: the lock file cannot be created */
 } conc__path_lock;
 
-enum { CONC__LOCK_TRIES = 50 }; /* a millisecond each */
+enum { CONC__LOCK_TRIES = 50 }; /* a millisecond apart */
 
-/* Does the name still refer to the locked file? If it was removed before it was locked, the lock
- * protects nothing. */
+/* Does the name still refer to the locked file? If the file was removed before the lock was
+ * acquired, the lock protects nothing. */
 CONC__PRIVATE bool conc__locks_its_name(const conc__path_lock *k)
 {
     struct stat here, there;
@@ -9814,9 +9833,9 @@ CONC__PRIVATE bool conc__locks_its_name(const conc__path_lock *k)
     return here.st_dev == there.st_dev && here.st_ino == there.st_ino;
 }
 
-/* Tries to lock the path. 1: locked; 0: another process holds the lock; or the error of a file
- * system or sandbox without locks: then other processes cannot use the file either, and it is
- * removed. */
+/* Tries once to lock the path. Returns 1 if it is locked, 0 if another process holds the lock, or
+ * an error if the file system or a sandbox permits no locks. In the last case no process can use
+ * the lock file, and it is removed. */
 CONC__PRIVATE int conc__lock_once(const conc__path_lock *k)
 {
     int rc = 0;
@@ -9833,8 +9852,9 @@ CONC__PRIVATE int conc__lock_once(const conc__path_lock *k)
     return 0;
 }
 
-/* 0; or an error: -EADDRINUSE if another process is about to listen there. If the directory permits
- * no file, or the system no lock, the path is not locked. */
+/* Locks the path if the directory permits a lock file and the system permits locks. Returns 0
+ * whether or not it is locked; -EADDRINUSE if another process is about to listen there; or another
+ * error. */
 CONC__PRIVATE int conc__lock_path(const conc__address *a, conc__path_lock *k)
 {
     int locked = 0;
@@ -9869,15 +9889,15 @@ CONC__PRIVATE void conc__unlock_path(const conc__path_lock *k)
     close(k->fd);
 }
 
-/* Is there a socket file, and if so, which? */
+/* Is there a socket file at the path? If so, *st describes it. */
 CONC__PRIVATE bool conc__is_socket_file(const conc__address *a, struct stat *st)
 {
     const char *path = a->as.bytes + offsetof(struct sockaddr_un, sun_path);
     return lstat(path, st) == 0 && S_ISSOCK(st->st_mode);
 }
 
-/* Is there a socket file that no process is listening on, and which? 1, 0, or an error:
- * insufficient resources to check. */
+/* Returns 1 if there is a socket file that no process is listening on, and describes it in *st; 0
+ * if there is none; or an error if the resources for the check are lacking. */
 CONC__PRIVATE int conc__is_stale(const conc__address *a, struct stat *st)
 {
     if (!conc__is_socket_file(a, st))
@@ -9894,7 +9914,8 @@ CONC__PRIVATE int conc__is_stale(const conc__address *a, struct stat *st)
     return rc == -ECONNREFUSED;
 }
 
-/* Removes this socket file, and no other. */
+/* Removes the socket file that *st describes, unless another has replaced it since. Returns true if
+ * it was removed. */
 CONC__PRIVATE bool conc__unlink_stale(const conc__address *a, const struct stat *st)
 {
     struct stat now;
@@ -9912,7 +9933,7 @@ CONC__PRIVATE int conc__bind(int fd, const conc__address *a)
     return 0;
 }
 
-/* The same for a path: replaces a stale socket file, if the path is locked. */
+/* Like conc__bind, for a path. Replaces a stale socket file if the path is locked. */
 CONC__PRIVATE int conc__bind_path(int fd, const conc__address *a, const conc__path_lock *k)
 {
     struct stat st;
@@ -9949,8 +9970,8 @@ CONC__PRIVATE int conc__listen_on_port(int fd, const conc__address *a, int backl
     return rc;
 }
 
-/* Sets a port's options. Returns the system's error for the required ones; the others are a
- * convenience. */
+/* Sets the options of a socket for a port. Returns 0 or the error of a required option; the others
+ * are a convenience. */
 CONC__PRIVATE int conc__set_up_port(int fd, int family, const conc_listen_options *o)
 {
     int rc = 0;
@@ -9991,12 +10012,12 @@ CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_opti
 /* The addresses that an address text refers to. */
 typedef struct conc__addresses {
     conc__address own[CONC__ADDRESSES];
-    conc__address *all; /* own; or allocated by a host name lookup */
+    conc__address *all; /* points to own, or to memory from a host name lookup */
     int count;
 } conc__addresses;
 
-/* Resolves an address text: the count of its addresses, or an error with a text. Waits for host
- * names. */
+/* Resolves an address text. Returns the number of addresses, or an error with a text. Waits while
+ * it looks up a host name. */
 CONC__PRIVATE int conc__addresses_of(const char *text, conc__addresses *found)
 {
     found->all = found->own;
@@ -10077,7 +10098,7 @@ CONC__PRIVATE int conc__connect_call(int fd, const conc__address *a)
     return 0;
 }
 
-/* Connects this socket: 0 or an error. */
+/* Connects the socket to the address, and waits until it is connected. Returns 0 or an error. */
 CONC__PRIVATE int conc__connect_socket(conc_loop *l, int fd, const conc__address *a)
 {
     int rc = conc__connect_call(fd, a), why = 0;
@@ -10100,8 +10121,8 @@ CONC__PRIVATE int conc__connect_socket(conc_loop *l, int fd, const conc__address
     return -why;
 }
 
-/* If no process is listening on the peer's port, and the client's own port happens to be the same,
- * the socket connects to itself: TCP's simultaneous open. */
+/* Is the socket connected to itself? That happens, as TCP's simultaneous open, if no process is
+ * listening on the peer's port and the system gives the client the same port. */
 CONC__PRIVATE bool conc__is_its_own_peer(int fd, const conc__address *a)
 {
     conc__address own = {.size = sizeof own.as}, peer = {.size = sizeof peer.as};
@@ -10116,16 +10137,16 @@ CONC__PRIVATE bool conc__is_its_own_peer(int fd, const conc__address *a)
     return own.as.v4.sin_addr.s_addr == peer.as.v4.sin_addr.s_addr;
 }
 
-/* Makes close reset the connection, which leaves no port in TIME_WAIT. */
+/* Makes a close reset the connection, so that it leaves no port in TIME_WAIT. */
 CONC__PRIVATE void conc__reset_connection(int fd)
 {
     struct linger at_once = {1, 0};
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
 }
 
-enum { CONC__CONNECTS = 3 }; /* tries that may connect to the socket itself */
+enum { CONC__CONNECTS = 3 }; /* tries before a socket that connects to itself is given up */
 
-/* Connects to one address: the descriptor, or an error with nothing left open. */
+/* Connects to one address. Returns the descriptor, or an error with nothing left open. */
 CONC__PRIVATE int conc__connect(conc_loop *l, const conc__address *a)
 {
     for (int i = 0; i < CONC__CONNECTS; i++) {
@@ -10137,7 +10158,7 @@ CONC__PRIVATE int conc__connect(conc_loop *l, const conc__address *a)
             return fd;
         if (rc == 0)
             conc__reset_connection(fd);
-        if (rc != -EBADF) /* another task has not closed it */
+        if (rc != -EBADF) /* otherwise another task has closed it */
             conc_close(fd);
         if (rc)
             return rc;
@@ -10155,10 +10176,10 @@ typedef struct conc__race {
     conc_group group;
     const conc__address *addresses;
     int begun;              /* attempts started so far */
-    int failures;           /* after which no further attempt has started yet */
+    int failures;           /* failed attempts that no further attempt has replaced yet */
     int error;              /* of the first address */
     int fd;                 /* -1: none has connected yet */
-    conc__sleeper *waiting; /* the task that starts the attempts, between two of them */
+    conc__sleeper *waiting; /* the starting task's wait between two attempts; NULL: none */
 } conc__race;
 
 static const int64_t conc__attempt_delay = 250000000;
@@ -10184,7 +10205,7 @@ CONC__PRIVATE int conc__attempt(void *arg)
     conc_loop *l = conc__here;
     int saved = errno, which = r->begun++, fd = conc__connect(l, &r->addresses[which]);
     if (fd >= 0 && r->fd >= 0) {
-        conc_close(fd); /* two have connected in the same turn of the loop */
+        conc_close(fd); /* another attempt has connected, too */
     } else if (fd >= 0) {
         r->fd = fd;
         conc_group_cancel(&r->group);
@@ -10201,7 +10222,7 @@ CONC__PRIVATE int conc__attempt(void *arg)
     return 0;
 }
 
-/* Waits until the next attempt is due: 0 or -ECANCELED. */
+/* Waits until the next attempt is due. Returns 0 or -ECANCELED. */
 CONC__PRIVATE int conc__race_pause(conc_loop *l, conc__race *r)
 {
     conc__sleeper s = {.wait = {.task = l->self, .kind = &conc__sleeping}};
@@ -10340,7 +10361,8 @@ CONC_API CONC__CALLED int conc_address(int fd, bool peer, char *buf, size_t size
 
 /* -- serving -- */
 
-/* Serves one connection. Its descriptor is in `sink`, which is unused without conc_start. */
+/* Serves one connection. The task's field `sink` holds the descriptor: a task spawned without a
+ * sink has no other use for it. */
 CONC__PRIVATE int conc__serve_one(void *arg)
 {
     const conc_server *s = arg;
@@ -10381,18 +10403,18 @@ CONC__PRIVATE int conc__serve_spawn(conc_loop *l, conc_group *g, const conc_serv
     return 0;
 }
 
-/* The history of accepting. */
+/* conc_serve's record of failures to accept connections. */
 typedef struct conc__accepting {
     int failures; /* consecutive failed connections */
     bool reported;
     double works_since; /* time of the first connection after the last report; 0: none yet */
 } conc__accepting;
 
-/* After this many consecutive failures it pauses; after this many it reports that accepting fails.
- */
+/* conc_serve pauses after CONC__REFUSALS consecutive failures, and reports them after
+ * CONC__REFUSALS_REPORTED. */
 enum { CONC__REFUSALS = 16, CONC__REFUSALS_REPORTED = 1000 };
 
-/* Does this accept(2) error concern the connection, which is gone, and not the listener? */
+/* Does this accept(2) error concern only one connection, which is gone, and not the listener? */
 CONC__PRIVATE bool conc__is_of_one_connection(int rc)
 {
     switch (rc) {
@@ -10418,7 +10440,7 @@ CONC__PRIVATE bool conc__is_of_one_connection(int rc)
     }
 }
 
-/* Reports an error, unless accepting has not worked for a second since the last report. */
+/* Reports an error. Later errors are reported only after accepting has worked for a second. */
 CONC__PRIVATE void conc__serve_report(conc_loop *l, int rc, conc__accepting *a, const char *spawned)
 {
     char text[CONC__TEXT];
@@ -10433,8 +10455,9 @@ CONC__PRIVATE void conc__serve_report(conc_loop *l, int rc, conc__accepting *a, 
     a->works_since = 0;
 }
 
-/* Handles an accept error. 0: accept again, because the error concerned one connection, or, after a
- * pause, because the process lacked a resource; else the error that ends the serving. */
+/* Handles a failure to accept a connection. Returns 0 to accept again: immediately or soon if the
+ * error concerned one connection, or after a pause if a resource was lacking. Otherwise returns the
+ * error, which ends serving. */
 CONC__PRIVATE int conc__serve_again(conc_loop *l, int rc, conc__accepting *a, const char *spawned)
 {
     if (conc__is_lack(rc)) {
@@ -10469,7 +10492,7 @@ CONC__PRIVATE int conc__serve_all(conc_loop *l, conc_group *g, const conc_server
         if (s->limit && g->live >= s->limit)
             rc = conc__wait_for_room(l, g);
         if (rc || conc__fd_id(l, s->fd) != id)
-            return rc; /* conc_close has ended the serving */
+            return rc; /* 0: conc_close has ended the serving */
         int fd = conc_accept(s->fd);
         if (fd == -EBADF && conc__fd_id(l, s->fd) != id)
             return 0;
@@ -10521,8 +10544,7 @@ enum {
     CONC__PIECE = 64 * 1024
 };
 
-/* Buffers have an extra byte for a NUL. Streams share buffers of the usual size, one after the
- * other. */
+/* Changes a buffer's size. One byte more is allocated, for a NUL. */
 CONC__PRIVATE int conc__buffer_resize(conc__buffer *b, size_t size)
 {
     int saved = errno;
@@ -10537,7 +10559,7 @@ CONC__PRIVATE int conc__buffer_resize(conc__buffer *b, size_t size)
     return 0;
 }
 
-/* Enlarges a buffer to size. */
+/* Enlarges a buffer to `size`. Reuses a free buffer of the usual size if the loop has one. */
 CONC__PRIVATE int conc__buffer_grow(conc_loop *l, conc__buffer *b, size_t size)
 {
     conc__spare *spare = l->spares.first;
@@ -10588,27 +10610,27 @@ CONC__PRIVATE void conc__buffer_pack(conc__buffer *b)
 
 enum { CONC__STREAM_FRESH, CONC__STREAM_OPEN, CONC__STREAM_CLOSED };
 
-/* The part of a stream that runs on a transport. It lives from the open until all tasks have left
- * the closed stream and close was called.
+/* The state of a stream on a transport. It lives until the stream is closed, all tasks have left
+ * it, and the transport's close has returned.
  *
- * At most one read runs, called by the stream's reader, and one write or shutdown, which sends from
- * the beginning of the buffer: called by the task whose turn to write it is, or by the sender.
- * While a write is in progress, the buffer does not move, and other tasks append to it.
+ * At most one read is in progress, called by the stream's reader; and at most one write or
+ * shutdown, called by the task whose turn to write it is, or by the sender. A write sends from the
+ * beginning of the buffer. The buffer does not move meanwhile, but other tasks may append to it.
  *
- * The sender is a background task. It starts if bytes were written and a task is reading or about
- * to: so both peers can send much and then read, which one task could not do for them. If writing
- * fails, and no call has returned the error yet, the sender cancels a waiting read, which then
- * returns the error. */
+ * The sender is a background task that sends the buffer while another task reads. It starts if the
+ * buffer holds bytes and a task is reading or about to. Without it, two peers that each send much
+ * before they read would block each other. If writing fails, and no call has returned the error
+ * yet, the sender cancels a waiting read, which then returns the error. */
 typedef struct conc__transported {
     conc_transport calls;
     void *self;
     conc_stream *stream;
-    conc_scope *reading, *sending; /* enclosing the running call; NULL: none */
-    conc__waits senders;           /* wait until sending is NULL */
-    conc__waits starters;          /* the reader, until the sender has begun */
+    conc_scope *reading, *sending; /* around the call in progress; NULL: none */
+    conc__waits senders;           /* tasks that wait until `sending` is NULL */
+    conc__waits starters;          /* the reader, while it waits for the sender to begin */
     bool has_sender, sender_began;
-    bool interrupted; /* the sender cancelled the running read */
-    bool abandoned;   /* closed where no call can wait: the last task to leave calls close */
+    bool interrupted; /* the sender cancelled the read in progress */
+    bool abandoned;   /* the close could not wait: the last task to leave calls `close` */
     char read_words[CONC__TEXT], write_words[CONC__TEXT];
 } conc__transported;
 
@@ -10644,8 +10666,8 @@ CONC__PRIVATE int conc__stream_state(conc_stream *s, const char *call)
     return 0;
 }
 
-/* Makes the error that a stream call returns the latest one. A system or transport error, which
- * ends reading or writing forever, keeps its text. */
+/* Records the error that a stream call returns as the task's latest. A system or transport error,
+ * which ends reading or writing forever, keeps its text. */
 CONC__COLD void conc__stream_failed(const conc_stream *s, int rc, bool of_reading)
 {
     bool ended = of_reading || rc == s->write_error;
@@ -10662,8 +10684,9 @@ CONC__COLD void conc__stream_failed(const conc_stream *s, int rc, bool of_readin
 
 CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s);
 
-/* The last task leaves a closed stream: wakes the closing tasks. 1: they have nothing left to do.
- * On a transport the first of them ends it. */
+/* Called when the last task leaves a closed stream. Wakes the tasks in conc_stream_close: with 1 if
+ * they have nothing left to do, with 0 if the one that closed the stream must end its transport. If
+ * that task did not wait, ends the transport instead. */
 CONC__COLD void conc__stream_left(conc_loop *l, conc_stream *s)
 {
     if (s->on && s->on->abandoned) {
@@ -10679,8 +10702,8 @@ CONC__COLD void conc__stream_left(conc_loop *l, conc_stream *s)
     }
 }
 
-/* Ends a call that may wait. If the stream was closed during it, the caller must not use it again.
- */
+/* Ends a call that may wait. If the stream was closed during the call, the caller must not use it
+ * again. */
 static inline void conc__stream_exit(conc_loop *l, conc_stream *s)
 {
     s->inside--;
@@ -10688,7 +10711,8 @@ static inline void conc__stream_exit(conc_loop *l, conc_stream *s)
         conc__stream_left(l, s);
 }
 
-/* The same for a call that returns `result`, which is not a read error. */
+/* Ends a call that may wait, and returns `result`. If that is an error, which must not be a read's,
+ * records it. */
 CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t result)
 {
     if (CONC__UNLIKELY(result < 0))
@@ -10697,7 +10721,8 @@ CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t r
     return result;
 }
 
-/* Begins a call that may wait. 0: a conc_stream_close waits until it ends; or an error. */
+/* Begins a call that may wait: a conc_stream_close then waits until it ends. Returns 0 or an
+ * error. */
 CONC__PRIVATE int conc__stream_enter(conc_loop *l, conc_stream *s, const char *call)
 {
     if (!l)
@@ -10712,7 +10737,8 @@ CONC__PRIVATE int conc__stream_enter(conc_loop *l, conc_stream *s, const char *c
     return rc;
 }
 
-/* Between two pieces of a call that does not wait: 0, -EPIPE (closed in between) or -ECANCELED. */
+/* Called between two pieces of a long call that has not waited, to let other tasks run. Returns 0,
+ * -EPIPE if one of them has closed the stream, or -ECANCELED. */
 CONC__PRIVATE int conc__stream_pass(conc_loop *l, const conc_stream *s)
 {
     conc__spend_budget(l);
@@ -10723,7 +10749,7 @@ CONC__PRIVATE int conc__stream_pass(conc_loop *l, const conc_stream *s)
 
 CONC__PRIVATE size_t conc__piece(size_t n) { return n < CONC__PIECE ? n : CONC__PIECE; }
 
-/* 0, or the error of opening the stream. */
+/* Returns 0 if the stream may be opened, or an error. */
 CONC__PRIVATE int conc__stream_may_open(const conc_loop *l, conc_stream *s, const char *call)
 {
     if (!l)
@@ -10736,14 +10762,14 @@ CONC__PRIVATE int conc__stream_may_open(const conc_loop *l, conc_stream *s, cons
     return 0;
 }
 
-/* on NULL: it runs on the descriptor. */
+/* Initializes an open stream on the transport, or on the descriptor if `on` is NULL. */
 CONC__PRIVATE void conc__stream_begin_life(conc_loop *l, conc_stream *s, int fd,
                                            conc__transported *on, const char *place)
 {
     size_t limit = s->limit ? s->limit : CONC__RECORD_LIMIT;
     size_t buffer_size = s->buffer_size ? s->buffer_size : CONC__BUFFER;
     if (limit > PTRDIFF_MAX / 4)
-        limit = PTRDIFF_MAX / 4; /* sums cannot overflow */
+        limit = PTRDIFF_MAX / 4; /* so that sums cannot overflow */
     *s = (conc_stream){.limit = limit,
                        .buffer_size = buffer_size,
                        .fd = fd,
@@ -10785,7 +10811,7 @@ CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_
     return 0;
 }
 
-/* Makes room for more bytes in a buffer that may grow up to most. */
+/* Makes room for more bytes in the read buffer, which may grow up to `most`. */
 CONC__PRIVATE int conc__stream_room(conc_loop *l, conc_stream *s, size_t most)
 {
     conc__buffer *b = &s->in;
@@ -10801,7 +10827,7 @@ CONC__PRIVATE int conc__stream_room(conc_loop *l, conc_stream *s, size_t most)
     return conc__buffer_grow(l, b, most);
 }
 
-/* Appends to the buffer as many bytes as fit. Returns their count, or -ENOMEM. */
+/* Appends as many of the bytes as fit to the write buffer. Returns their count, or -ENOMEM. */
 CONC__PRIVATE ssize_t conc__stream_keep(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     conc__buffer *b = &s->out;
@@ -10819,7 +10845,7 @@ CONC__PRIVATE ssize_t conc__stream_keep(conc_loop *l, conc_stream *s, const char
     return (ssize_t)count;
 }
 
-/* Notes that writing has failed permanently, because some bytes are lost. */
+/* Records that writing has failed forever, drops the write buffer, and returns rc. */
 CONC__PRIVATE int conc__stream_broke(conc_loop *l, conc_stream *s, int rc)
 {
     s->write_error = rc;
@@ -10828,7 +10854,8 @@ CONC__PRIVATE int conc__stream_broke(conc_loop *l, conc_stream *s, int rc)
     return rc;
 }
 
-/* The caller is about to see rc. */
+/* Called when a stream call is about to return rc. If that is the write error, records that a call
+ * has returned it. */
 CONC__PRIVATE int conc__stream_returns(conc_stream *s, int rc)
 {
     if (rc == s->write_error)
@@ -10862,8 +10889,8 @@ CONC__PRIVATE int conc__transport_pause(conc_loop *l, double *seconds)
     return rc;
 }
 
-/* Makes `once` call a transport function, in a scope that conc_stream_close cancels, and returns
- * its result; an error becomes the task's latest. The close finds the scope in *scope. */
+/* Makes `once` call a transport function, and returns its result; an error becomes the task's
+ * latest. The call runs in a scope, stored in *scope, that conc_stream_close can cancel. */
 CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported *on,
                                            conc_scope **scope,
                                            ssize_t (*once)(const conc__transported *on,
@@ -10887,7 +10914,7 @@ CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported
         conc__pass_error_since(l, (int)result, before);
     else if ((size_t)result > part->iov_len)
         result = conc__misused(-EINVAL, "a transport's function", "it returned too many", NULL);
-    int wrong = conc_scope_end(&s, 0); /* it left its own scope or group open */
+    int wrong = conc_scope_end(&s, 0); /* an error if the function left a scope or group open */
     if (wrong)
         result = wrong;
     errno = saved;
@@ -10917,7 +10944,7 @@ CONC__PRIVATE ssize_t conc__transport_shut_once(const conc__transported *on,
     return rc < 0 ? rc : 0;
 }
 
-/* Waits until no call is sending. 0: the caller may send; or an error. */
+/* Waits until no call is sending. Returns 0 if the caller may send, or an error. */
 CONC__PRIVATE int conc__transport_may_send(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -10933,7 +10960,7 @@ CONC__PRIVATE int conc__transport_may_send(conc_loop *l, conc_stream *s)
     return s->write_error;
 }
 
-/* Writes while no other call is sending. Returns how many bytes the transport accepted, or an
+/* Passes bytes to the transport; no other call may be sending. Returns how many it accepted, or an
  * error. */
 CONC__PRIVATE ssize_t conc__transport_write(conc_loop *l, conc_stream *s, const char *bytes,
                                             size_t n)
@@ -10953,8 +10980,8 @@ CONC__PRIVATE ssize_t conc__transport_write(conc_loop *l, conc_stream *s, const 
     return conc__stream_broke(l, s, (int)sent);
 }
 
-/* Sends a piece of the buffer, waiting if necessary: 1 (more left), 0 (the buffer is empty), or an
- * error. */
+/* Sends a piece of the buffer, waiting if necessary. Returns 1 if more is left, 0 if the buffer is
+ * empty, or an error. */
 CONC__PRIVATE int conc__transport_push_piece(conc_loop *l, conc_stream *s)
 {
     conc__buffer *b = &s->out;
@@ -10974,8 +11001,8 @@ CONC__PRIVATE int conc__transport_push_piece(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-/* After a write failure, in the sender or earlier: makes a waiting read return the error. A read
- * that is about to begin tries first, because bytes may be available. */
+/* Makes a waiting read return a write error that no call has returned yet. A read that is about to
+ * begin tries first, because bytes may be available. */
 CONC__PRIVATE void conc__transport_break_read(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -11009,7 +11036,7 @@ CONC__PRIVATE int conc__transport_sender(void *arg)
     return 0;
 }
 
-/* Starts the sender if it is needed: 0, or the error of the spawn, which is not recorded. */
+/* Starts the sender if it is needed. Returns 0 or the error of the spawn, which is not recorded. */
 CONC__PRIVATE int conc__transport_start_sender(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -11033,8 +11060,9 @@ static const conc__wait_kind conc__starting_sender = {
 
 CONC__PRIVATE int conc__stream_flush_in_turn(conc_loop *l, conc_stream *s);
 
-/* Before a read waits: starts the sender, so that write is called before read. If the sender cannot
- * be started, the reader sends. 0: the read may begin. */
+/* Called before a read waits. Starts the sender, and waits until it runs, so that the transport's
+ * write is called before its read. If the sender cannot be started, the reader sends the buffer.
+ * Returns 0 if the read may begin, or an error. */
 CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -11057,9 +11085,10 @@ CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
     return rc;
 }
 
-/* The transport's read was cancelled without taking bytes: by its task's scopes, or by the sender,
- * to return the write error. If another task's call has since returned that error, the read
- * continues (-EAGAIN). */
+/* Returns the result of a read whose transport call was cancelled before it took any bytes. If the
+ * task itself is cancelled, that is -ECANCELED. Otherwise the sender cancelled the call: the result
+ * is the write error; or -EAGAIN, to read again, if another task's call has returned that error
+ * meanwhile. */
 CONC__PRIVATE int conc__transport_cancelled(const conc_loop *l, const conc_stream *s)
 {
     if (!s->on->interrupted || l->self->pending)
@@ -11069,7 +11098,8 @@ CONC__PRIVATE int conc__transport_cancelled(const conc_loop *l, const conc_strea
     return -EAGAIN;
 }
 
-/* Reads bytes from the transport: how many, 0 at end of file, or an error; -EAGAIN: call again. */
+/* Reads bytes from the transport. Returns their count, 0 at end of file, or an error: -EAGAIN if
+ * the caller must try again. */
 CONC__PRIVATE ssize_t conc__transport_take(conc_loop *l, conc_stream *s, const struct iovec *part)
 {
     conc__transported *on = s->on;
@@ -11086,7 +11116,8 @@ CONC__PRIVATE ssize_t conc__transport_take(conc_loop *l, conc_stream *s, const s
     return got;
 }
 
-/* conc__stream_pull on a transport, once; -EAGAIN: call again. */
+/* Tries once to do what conc__stream_pull does, on a transport. Returns -EAGAIN if the caller must
+ * try again. */
 CONC__PRIVATE ssize_t conc__transport_try_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
 {
     int rc = conc__transport_send_first(l, s);
@@ -11114,9 +11145,9 @@ CONC__PRIVATE ssize_t conc__transport_pull(conc_loop *l, conc_stream *s, char *t
     return got;
 }
 
-/* Called in its turn to write, for bytes that do not fit in the buffer: fills and sends the buffer,
- * or sends the bytes if it is empty. Returns how many were sent or buffered, or an error.
- */
+/* Called in the task's turn to write, with bytes that do not fit in the buffer. Fills the buffer,
+ * sends from a full one, or sends the bytes themselves if it is empty. Returns how many of the
+ * bytes were sent or buffered, or an error. */
 CONC__PRIVATE ssize_t conc__transport_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     size_t kept = conc__buffered(&s->out);
@@ -11132,7 +11163,7 @@ CONC__PRIVATE ssize_t conc__transport_put(conc_loop *l, conc_stream *s, const ch
     return conc__transport_write(l, s, bytes, conc__piece(n));
 }
 
-/* Called in its turn to write, after a flush: ends the transport's writing half. */
+/* Ends the transport's writing half. Called in the task's turn to write, after a flush. */
 CONC__PRIVATE int conc__transport_shut(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -11146,7 +11177,7 @@ CONC__PRIVATE int conc__transport_shut(conc_loop *l, conc_stream *s)
     return rc;
 }
 
-/* Cancels the running calls. */
+/* Cancels the transport calls in progress. */
 CONC__PRIVATE void conc__transport_interrupt(conc_loop *l, conc__transported *on)
 {
     if (l && on->reading)
@@ -11155,8 +11186,8 @@ CONC__PRIVATE void conc__transport_interrupt(conc_loop *l, conc__transported *on
         conc__cancel_scope(l, on->sending);
 }
 
-/* All tasks have left the closed stream: frees its memory and calls close, whose result it returns.
- * */
+/* Called when all tasks have left the closed stream. Frees its memory, and calls the transport's
+ * close, whose result it returns. */
 CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -11182,8 +11213,8 @@ CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s)
 
 /* ---- sending ---- */
 
-/* Sends a piece of the buffer, on a descriptor without waiting: 1 (more left), 0 (the buffer is
- * empty), -EAGAIN, or the error that ends writing. */
+/* Sends a piece of the buffer; on a descriptor, without waiting. Returns 1 if more is left, 0 if
+ * the buffer is empty, -EAGAIN, or the error that ends writing. */
 CONC__PRIVATE int conc__stream_push_piece(conc_loop *l, conc_stream *s)
 {
     conc__buffer *b = &s->out;
@@ -11206,8 +11237,7 @@ CONC__PRIVATE int conc__stream_push_piece(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-/* Sends as much of the buffer as possible without waiting, within another call that soon lets other
- * tasks run. */
+/* Sends as much of the buffer as possible without waiting. Its callers soon let other tasks run. */
 CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_push_piece(l, s);
@@ -11216,8 +11246,8 @@ CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
     return rc;
 }
 
-/* Sends the buffer, which the peer may need before replying, and waits for bytes. If sending fails,
- * returns without waiting. */
+/* Waits for bytes. Sends the buffer first, because the peer may need it before it replies. If
+ * sending fails, returns without waiting. */
 CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s, conc__retry *p)
 {
     int events = CONC_READABLE;
@@ -11235,7 +11265,8 @@ CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s, conc__retry *
     return rc;
 }
 
-/* conc__stream_pull on a descriptor, without waiting: -EAGAIN if it would block. */
+/* Does what conc__stream_pull does, on a descriptor and without waiting. Returns -EAGAIN if it
+ * would block. */
 CONC__PRIVATE ssize_t conc__stream_receive(conc_loop *l, conc_stream *s, char *to, size_t n)
 {
     struct iovec part = {to, n};
@@ -11256,9 +11287,9 @@ CONC__PRIVATE ssize_t conc__stream_receive(conc_loop *l, conc_stream *s, char *t
     return got;
 }
 
-/* Waits for bytes and reads them: at most n into `to`; or if that is NULL, into the buffer, which
- * may grow up to n. Returns the count, 0 at end of file, or an error; if it would block, also a
- * write error that no call has returned yet. */
+/* Waits for bytes and reads them: at most n into `to`, or, if `to` is NULL, into the buffer, which
+ * may grow up to n. Returns their count, 0 at end of file, or an error. Instead of waiting, returns
+ * a write error that no call has returned yet. */
 CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
 {
     conc__retry retry = {0, 0};
@@ -11270,8 +11301,10 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
         conc__fd *f = conc__fd_find(l, s->fd);
         bool broken = s->unreturned;
         if (f && broken)
-            f->drained = false;  /* bytes without a reported event come first, too */
-        if (!f || !f->drained) { /* if drained, taking a buffer would be useless */
+            /* ask the kernel: bytes may have arrived without an event, and come before the error */
+            f->drained = false;
+        /* if drained, do not even acquire a buffer */
+        if (!f || !f->drained) {
             ssize_t got = conc__stream_receive(l, s, to, n);
             if (got != -EAGAIN)
                 return got;
@@ -11284,7 +11317,7 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
     }
 }
 
-/* Begins `call`, which reads: 0, or its error. */
+/* Begins `call`, which reads. Returns 0 or the call's error. */
 CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s, const char *call)
 {
     if (!l)
@@ -11296,7 +11329,8 @@ CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s, const char *c
         rc = conc__stream_enter(l, s, call);
     if (rc)
         return rc;
-    conc__spend_budget(l); /* first: returned data is valid only until another read */
+    /* yield now, not later: another task's read would make the returned data invalid */
+    conc__spend_budget(l);
     if (s->state != CONC__STREAM_OPEN)
         rc = -EPIPE;
     else if (s->reader)
@@ -11310,7 +11344,8 @@ CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s, const char *c
     return 0;
 }
 
-/* The error that a read returns: its own, or a write error that no call has returned yet. */
+/* Records the error that a read returns: its own, or a write error that no call has returned
+ * yet. */
 CONC__COLD void conc__stream_read_failed(conc_stream *s, int rc)
 {
     bool of_reading = s->read_error && rc == s->read_error;
@@ -11328,7 +11363,7 @@ CONC__PRIVATE ssize_t conc__stream_done(conc_loop *l, conc_stream *s, ssize_t re
     return result;
 }
 
-/* Takes at most n bytes from the buffer. Returns their count. */
+/* Moves at most n bytes from the read buffer to `to`. Returns their count. */
 CONC__PRIVATE size_t conc__stream_copy(conc_stream *s, char *to, size_t n)
 {
     size_t there = conc__buffered(&s->in), count = n < there ? n : there;
@@ -11391,12 +11426,12 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_full(conc_stream *s, void *buf, s
 typedef struct conc__record {
     const char *delimiter;
     size_t size;    /* of the delimiter */
-    size_t slack;   /* most bytes in a record's end */
+    size_t slack;   /* most bytes in a record's terminator */
     bool line;      /* a line, returned without its terminator */
     size_t scanned; /* bytes at the start of the buffer in which no delimiter begins */
 } conc__record;
 
-/* Finds the delimiter in the buffer: its offset from the start, or SIZE_MAX. */
+/* Finds the delimiter in the buffer. Returns its offset from the start, or SIZE_MAX. */
 CONC__PRIVATE size_t conc__record_find(const conc__buffer *b, conc__record *r)
 {
     const char *first = b->data + b->start, *at = first + r->scanned;
@@ -11416,11 +11451,12 @@ CONC__PRIVATE size_t conc__record_find(const conc__buffer *b, conc__record *r)
     return SIZE_MAX;
 }
 
-/* Returns the first `length` bytes, and removes the first `total` from the buffer. */
+/* Removes the first `total` bytes from the buffer. *data points to the first `length` of them, with
+ * a NUL after them. Returns length. */
 static inline ssize_t conc__record_take(conc_stream *s, size_t length, size_t total, char **data)
 {
     char *first = s->in.data + s->in.start;
-    if (length == total) { /* else the NUL replaces the end of the record */
+    if (length == total) { /* otherwise the NUL replaces a byte of the terminator */
         s->ended = first + length;
         s->covered = *s->ended;
     }
@@ -11430,7 +11466,7 @@ static inline ssize_t conc__record_take(conc_stream *s, size_t length, size_t to
     return (ssize_t)length;
 }
 
-/* The last record, ended by end of file instead of a delimiter. */
+/* Takes the last record, which ends at end of file without a delimiter. */
 CONC__PRIVATE ssize_t conc__record_rest(conc_stream *s, size_t n, char **data)
 {
     if (!n)
@@ -11440,7 +11476,7 @@ CONC__PRIVATE ssize_t conc__record_rest(conc_stream *s, size_t n, char **data)
     return conc__record_take(s, n, n, data);
 }
 
-/* The record whose delimiter begins at `at`. */
+/* Takes the record whose delimiter begins at `at`. */
 CONC__PRIVATE ssize_t conc__record_found(conc_stream *s, const conc__record *r, size_t at,
                                          char **data)
 {
@@ -11503,7 +11539,8 @@ static inline bool conc__stream_is_idle(const conc_loop *l, const conc_stream *s
            l->ready.budget_left > 1;
 }
 
-/* The next line if already buffered, as with clients that do not wait for each reply; else -1. */
+/* Takes the next line if it is already buffered, as with clients that do not wait for each reply.
+ * Otherwise returns -1. */
 static inline ssize_t conc__stream_next_line(conc_loop *l, conc_stream *s, char **line)
 {
     if (!conc__stream_is_idle(l, s) || s->in.start == s->in.end)
@@ -11522,7 +11559,7 @@ static inline ssize_t conc__stream_next_line(conc_loop *l, conc_stream *s, char 
     return conc__record_take(s, length - cr, length + 1, line);
 }
 
-/* A separate function: inlined, it would make the fast path save registers. */
+/* The slow path of conc_stream_read_line. Inlined, it would make the fast path save registers. */
 CONC__PRIVATE CONC__CALLED ssize_t conc__stream_line(conc_stream *s, char **line)
 {
     conc__record r = {.delimiter = "\n", .size = 1, .slack = 2, .line = true};
@@ -11544,7 +11581,7 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_line(conc_stream *s, char **line)
     return length;
 }
 
-/* The error of a call that writes; 0: it may write. */
+/* Returns 0 if a call may write, or the call's error. */
 CONC__PRIVATE int conc__stream_writable(const conc_stream *s)
 {
     if (s->state != CONC__STREAM_OPEN || s->shut)
@@ -11552,7 +11589,7 @@ CONC__PRIVATE int conc__stream_writable(const conc_stream *s)
     return s->write_error;
 }
 
-/* Begins a call that writes: 0, or its error. */
+/* Begins a call that writes. Returns 0 or the call's error. */
 CONC__PRIVATE int conc__stream_begin_writing(conc_loop *l, conc_stream *s, const char *call)
 {
     int rc = conc__stream_enter(l, s, call);
@@ -11561,7 +11598,7 @@ CONC__PRIVATE int conc__stream_begin_writing(conc_loop *l, conc_stream *s, const
     return rc;
 }
 
-/* Waits until no other task is writing. */
+/* Waits for the calling task's turn to write. Returns 0 or an error. */
 CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
 {
     if (s->writing) {
@@ -11575,7 +11612,8 @@ CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-/* A read sends the buffer before it waits. Sends bytes written during such a wait now. */
+/* Sends bytes that were written while another task's read waits. (The read sent the buffer before
+ * it began to wait.) */
 CONC__PRIVATE void conc__stream_send_for_reader(conc_loop *l, conc_stream *s)
 {
     if (s->on) { /* if there is no memory for a sender, the next read or write sends */
@@ -11607,8 +11645,8 @@ CONC__PRIVATE void conc__stream_turn_over(conc_loop *l, conc_stream *s)
     conc__stream_send_for_reader(l, s);
 }
 
-/* Sends the buffer and these bytes after it, on a descriptor without waiting. Returns how many of
- * the bytes were sent, or an error. */
+/* Sends the buffer and then the given bytes; on a descriptor, without waiting. Returns how many of
+ * the given bytes were accepted, or an error. */
 CONC__PRIVATE ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     conc__buffer *b = &s->out;
@@ -11633,8 +11671,8 @@ CONC__PRIVATE ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char
     return sent - (ssize_t)kept;
 }
 
-/* Sends or buffers some of the bytes, without waiting on a descriptor. *blocks: the descriptor
- * currently accepts no more. */
+/* Sends or buffers some of the bytes; on a descriptor, without waiting. Returns how many, or an
+ * error. Sets *blocks if the descriptor accepts no more at present. */
 CONC__PRIVATE ssize_t conc__stream_put_some(conc_loop *l, conc_stream *s, const char *bytes,
                                             size_t n, bool *blocks)
 {
@@ -11648,7 +11686,7 @@ CONC__PRIVATE ssize_t conc__stream_put_some(conc_loop *l, conc_stream *s, const 
     return conc__stream_keep(l, s, bytes, n);
 }
 
-/* Called in its turn to write: sends or buffers all n bytes. */
+/* Sends or buffers all n bytes. Called in the task's turn to write. */
 CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     conc__retry retry = {0, 0};
@@ -11657,7 +11695,7 @@ CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char 
     while (rc >= 0) {
         bool blocks;
         ssize_t took = conc__stream_put_some(l, s, bytes + done, n - done, &blocks);
-        bool counts = took == -ENOMEM || took == -ECANCELED; /* keep what was already taken */
+        bool counts = took == -ENOMEM || took == -ECANCELED; /* then return what was taken before */
         if (counts && done)
             return (ssize_t)done;
         if (took < 0)
@@ -11725,7 +11763,7 @@ CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n)
     return (ssize_t)n;
 }
 
-/* Formats into new memory. Returns the length, -EINVAL or -ENOMEM. */
+/* Formats into new memory, *text. Returns the length, -EINVAL or -ENOMEM. */
 CONC__PRIVATE int conc__format(char **text, const char *fmt, va_list args)
 {
     va_list again;
@@ -11767,7 +11805,8 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
     return conc__stream_leave(l, s, n);
 }
 
-/* Called in its turn to write: waits until the buffer is sent. */
+/* Waits until the buffer is sent. Called in the task's turn to write. If a cancel occurs after some
+ * bytes were sent, returns their count. */
 CONC__PRIVATE int conc__stream_flush_all(conc_loop *l, conc_stream *s)
 {
     conc__retry retry = {0, 0};
@@ -11790,7 +11829,7 @@ CONC__PRIVATE int conc__stream_flush_all(conc_loop *l, conc_stream *s)
     }
 }
 
-/* Waits for its turn to write, and until the buffer is sent. */
+/* Waits for the task's turn to write, and then until the buffer is sent. */
 CONC__PRIVATE int conc__stream_flush_in_turn(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_turn(l, s);
@@ -11822,7 +11861,7 @@ CONC_API int conc_stream_flush(conc_stream *s)
     return (int)conc__stream_leave(l, s, rc);
 }
 
-/* Is it a pipe's write end? */
+/* Is fd a pipe's write end? */
 CONC__PRIVATE bool conc__is_write_end(int fd)
 {
     struct stat st;
@@ -11831,7 +11870,7 @@ CONC__PRIVATE bool conc__is_write_end(int fd)
     return (fcntl(fd, F_GETFL) & O_ACCMODE) == O_WRONLY;
 }
 
-/* Ends the writing half of a descriptor: 0, or an error. */
+/* Ends the writing half of the stream's descriptor. Returns 0 or an error. */
 CONC__PRIVATE int conc__stream_end_half_of(conc_stream *s)
 {
     int saved = errno, rc = 0;
@@ -11850,7 +11889,7 @@ CONC__PRIVATE int conc__stream_end_half_of(conc_stream *s)
     return conc__system_failed(rc, "shutdown");
 }
 
-/* Called in its turn to write, after a flush: ends the writing half. */
+/* Ends the stream's writing half. Called in the task's turn to write, after a flush. */
 CONC__PRIVATE int conc__stream_end_half(conc_loop *l, conc_stream *s)
 {
     int rc = 0;
@@ -11865,7 +11904,7 @@ CONC__PRIVATE int conc__stream_end_half(conc_loop *l, conc_stream *s)
     return rc;
 }
 
-/* Flushes and ends the writing half, and records its error texts. */
+/* Flushes and ends the writing half. Records an error with its text. */
 CONC__PRIVATE int conc__stream_end_writing(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_turn(l, s);
@@ -11873,7 +11912,7 @@ CONC__PRIVATE int conc__stream_end_writing(conc_loop *l, conc_stream *s)
         return rc;
     if (rc)
         return conc__own_error(rc);
-    if (!s->shut) { /* no other task has done it since */
+    if (!s->shut) { /* no other task has ended it meanwhile */
         rc = conc__stream_writable(s);
         if (rc == 0)
             rc = conc__stream_flush_all(l, s);
@@ -11902,8 +11941,8 @@ CONC_API int conc_stream_shutdown(conc_stream *s)
     return rc;
 }
 
-/* Flushes before a close. No other task runs in between: its written bytes would be lost. Also 0 if
- * another task has closed the stream and dropped nothing. */
+/* Flushes before a close. No other task runs between the two, because its written bytes would be
+ * lost. Also returns 0 if another task has closed the stream meanwhile and dropped nothing. */
 CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_enter(l, s, "conc_stream_close");
@@ -11919,8 +11958,8 @@ static const conc__wait_kind conc__vacating = {
     .what = "waits until no task is using the stream that it closed"};
 
 /* Waits until other tasks' calls have ended and, if another task ends the transport, until that is
- * done; the stream may then be gone. A cancel does not cut the wait short: the close has woken all
- * of them. Only a task can wait. */
+ * done; then the stream's memory may be gone. A cancel does not end the wait, because the close has
+ * already woken those calls. Outside a task, does not wait. */
 CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s, bool ends_transport)
 {
     bool other_ends = s->on && !ends_transport;
@@ -11936,8 +11975,9 @@ CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s, bool ends_t
     }
 }
 
-/* Called by the task that closed the stream, after the others have left: ends the transport. If it
- * could not wait for them, the last of them ends it. The flush's error remains the latest. */
+/* Ends the transport. Called by the task that closed the stream, after the others have left. If it
+ * could not wait for them, the last of them ends the transport instead. The flush's error remains
+ * the latest. */
 CONC__PRIVATE int conc__stream_end_transport(conc_loop *l, conc_stream *s, int flushed)
 {
     conc__kept_error kept;
@@ -11953,7 +11993,7 @@ CONC__PRIVATE int conc__stream_end_transport(conc_loop *l, conc_stream *s, int f
     return rc;
 }
 
-/* Closes the stream. On a descriptor, frees its memory and returns conc_close's result. */
+/* Closes the stream. On a descriptor, also frees its memory and returns conc_close's result. */
 CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
 {
     s->state = CONC__STREAM_CLOSED;
@@ -11987,7 +12027,7 @@ CONC_API int conc_stream_close(conc_stream *s)
     bool kept = open && (conc__buffered(&s->out) || s->writing);
     if (kept && l && l->self && !l->self->pending)
         rc = conc__stream_flush_last(l, s);
-    bool shuts = s->state == CONC__STREAM_OPEN; /* no other task has closed it since */
+    bool shuts = s->state == CONC__STREAM_OPEN; /* no other task has closed it meanwhile */
     if (shuts) {
         closed = conc__stream_shut(l, s);
         if (rc == 0 && s->unreturned) {
