@@ -1,20 +1,19 @@
-/* conc_test.h - what every test file includes: the implementation, Check, and a few words to
- * write tests with.
+/* conc_test.h - what every test file includes: the implementation, Check, and macros to write
+ * tests with.
  *
  *     TEST(a_join_returns_the_result) { CHECK_INT(conc_run(f, NULL), 42); }
- *         is called outside any run
+ *         runs outside any run
  *     TASK_TEST(a_sleep_takes_its_time) { conc_sleep(2); CHECK_TIME(2); }
- *         is main_fn of a run on the virtual clock
+ *         is the main_fn of a run on the virtual clock
  *     ORDERED_TEST(..), ORDERED_TASK_TEST(..)
- *         the same, left out under CONC_SEED, for what depends on FIFO order
+ *         the same for tests that depend on FIFO order: omitted under CONC_SEED
  *     VARIANT_TEST(..)
- *         a test once more in another way, left out under CONC_SEED and where TEST_ONCE is set
+ *         repeats a test in another way: omitted under CONC_SEED and if TEST_ONCE is set
  *
- * #define TEST_SYNC before the include brings conc_sync.h, too, and TEST_POOL conc_pool.h. Tests
- * register themselves; this header has main(). Each runs in a process and with a time limit of
- * its own. Built with CONC_TEST_PLAIN it needs no Check, for machines that have none: same
- * tests, same processes, same limits. Built with CONC_TEST_LINKED it leaves the implementation
- * to another file.
+ * #define TEST_SYNC before the include also includes conc_sync.h, and TEST_POOL conc_pool.h. Tests
+ * register themselves; this header has main(). Each runs in its own process, with its own time
+ * limit. With CONC_TEST_PLAIN the tests do not need Check, for machines that lack it; tests,
+ * processes and limits are the same. With CONC_TEST_LINKED another file has the implementation.
  */
 #ifndef CONC_TEST_H
 #define CONC_TEST_H
@@ -22,8 +21,7 @@
 #if !defined CONC_STATIC && !defined CONC_TEST_LINKED
 #define CONC_IMPLEMENTATION
 #endif
-#if defined TEST_SYNC && \
-    __has_include("conc_sync.h") /* else conc.h is the single file, which has it */
+#if defined TEST_SYNC && __has_include("conc_sync.h") /* else conc.h is the single file, with it */
 #include "conc_sync.h"
 #endif
 #if defined TEST_POOL && __has_include("conc_pool.h")
@@ -40,8 +38,8 @@
 #include <time.h>
 #include <unistd.h>
 
-/* The best way to wait for descriptors that this build has, as CONC_POLL names it; poll(2) alone
- * has no descriptor that another loop could wait for. */
+/* The best way of waiting for descriptors in this build, by its CONC_POLL name; poll(2) alone has
+ * no descriptor that another loop could wait for. */
 #if defined CONC_NO_EPOLL
 #define TEST_POLLER "poll"
 #define TEST_ONLY_POLL 1
@@ -55,7 +53,7 @@
 
 #ifndef TEST_SECONDS
 #define TEST_SECONDS \
-    20 /* the limit of one test; multiplied by CK_TIMEOUT_MULTIPLIER in the environment */
+    20 /* the time limit of a test; multiplied by CK_TIMEOUT_MULTIPLIER from the environment */
 #endif
 
 #if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
@@ -110,7 +108,7 @@ static inline void test_add(test_case *t, bool left_out)
 #define TASK_TEST(name) TEST_TASK_(name, false)
 #define ORDERED_TASK_TEST(name) TEST_TASK_(name, test_seeded())
 
-/* This file as conc's places name it, without directories. */
+/* This file's name in conc's locations: without directories. */
 #define TEST_FILE (strrchr("/" __FILE__, '/') + 1)
 
 #define CHECK(condition) \
@@ -120,11 +118,11 @@ static inline void test_add(test_case *t, bool left_out)
 #define CHECK_STR(actual, expected) \
     test_check_str(__FILE__, __LINE__, #actual, (actual), (expected))
 #define CHECK_CONTAINS(text, part) test_check_contains(__FILE__, __LINE__, #text, (text), (part))
-/* conc_now() is exactly t seconds on the virtual clock (compared in whole nanoseconds) */
+/* Checks that conc_now() is exactly t seconds on the virtual clock, in whole nanoseconds. */
 #define CHECK_TIME(t)                                                                           \
     test_check_int(__FILE__, __LINE__, "conc_now() in ns", (long long)(conc_now() * 1e9 + 0.5), \
                    (long long)((t)*1e9 + 0.5))
-/* fn() ends its process by this signal, with this text on stderr */
+/* Checks that this signal ends fn()'s process, with this text on stderr. */
 #define CHECK_DIES(fn, signal_number, text) \
     test_check_dies(__FILE__, __LINE__, (fn), (signal_number), (text))
 
@@ -170,7 +168,8 @@ static inline void test_check_contains(const char *file, int line, const char *w
         test_fail(file, line, "%s lacks \"%s\":\n%s", what, part, text ? text : "(NULL)");
 }
 
-/* Runs fn in a process of its own; its stderr, cut at size, in text. Returns its wait status. */
+/* Runs fn in its own process and stores its stderr in text, cut to size. Returns the wait
+ * status. */
 static inline int test_in_process(void (*fn)(void), char *text, size_t size)
 {
     int ends[2], status = -1;
@@ -226,7 +225,7 @@ static inline void test_in_task(void (*body)(void))
     CHECK(conc_loop_self() == NULL);
 }
 
-/* How many descriptors the process has open: the same before and after a run. */
+/* Returns the number of open descriptors, which must be the same before and after a run. */
 static inline int test_count_fds(void)
 {
     int n = 0;
@@ -306,8 +305,8 @@ static inline bool test_on_valgrind(void)
     return preloaded && strstr(preloaded, "vgpreload");
 }
 
-/* Valgrind does not grow the main thread's stack for the frame of a signal whose handler has
- * SA_ONSTACK, where there is no alternate stack; so it grows before. */
+/* Grows the main thread's stack: without an alternate stack, Valgrind does not grow it for the
+ * signal frame of a handler with SA_ONSTACK. */
 __attribute__((noinline)) static void test_grow_stack(void)
 {
     volatile char room[64 * 1024];
@@ -315,8 +314,8 @@ __attribute__((noinline)) static void test_grow_stack(void)
         room[sizeof room - 1 - i] = 0;
 }
 
-/* A test starts with what a shell gives, however this was started: in the background, under
- * nohup, from cron, with closed descriptors. */
+/* Gives each test the state that a shell would, even if the program was started in the background,
+ * by nohup or cron, or with closed descriptors. */
 static void test_settle_in(void)
 {
     static const int numbers[] = {SIGHUP,  SIGINT,  SIGQUIT, SIGPIPE, SIGALRM, SIGTERM,

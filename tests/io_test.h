@@ -1,15 +1,13 @@
-/* io_test.h - what the tests of descriptors share: runs with each way of waiting, pairs of
- * connected descriptors of every kind, and tasks that use them.
+/* io_test.h - shared by the descriptor tests: runs with each way of waiting, pairs of connected
+ * descriptors of every kind, and tasks that use them.
  *
- *     IO_TEST(a_write_wakes_a_reader) { ... }    -- main_fn of a run on the virtual clock
+ *     IO_TEST(a_write_wakes_a_reader) { ... }    -- the main_fn of a run on the virtual clock
  *     REAL_IO_TEST(..)                           the same on the real clock
- *     SLOW_IO_TEST(..)                           the same, left out under CONC_SEED: it takes
- *                                                its time
+ *     SLOW_IO_TEST(..)                           the same, but slow: omitted under CONC_SEED
  *
- * Each of them runs three times (under CONC_SEED once): with the loop's own choice, with poll(2)
- * and with the best way by its name. After each run the open descriptors, the signal mask and the
- * pending signals have to be what they were, and on_error must have been called as often as the
- * test said in io_failures.expected.
+ * Each runs three times (once under CONC_SEED): with the loop's default poller, with poll(2), and
+ * with the best poller by name. Each run must leave open descriptors, signal mask and pending
+ * signals unchanged, and must have called on_error io_failures.expected times.
  */
 #ifndef IO_TEST_H
 #define IO_TEST_H
@@ -108,13 +106,13 @@ static inline uint64_t io_polls(void)
     return s.polls;
 }
 
-/* ---- pairs of descriptors: what is written to end[1] is read from end[0], and with sockets the
- * other way too ---- */
+/* ---- pairs of descriptors: bytes written to end[1] are read from end[0]; sockets work both ways
+ * ---- */
 
 typedef enum io_kind {
-    IO_PIPE,        /* blocking, as pipe(2) makes it */
+    IO_PIPE,        /* blocking, as pipe(2) creates it */
     IO_FREE_PIPE,   /* non-blocking */
-    IO_SOCKET,      /* a Unix stream socket, blocking, as socketpair(2) makes it */
+    IO_SOCKET,      /* a blocking Unix stream socket, as socketpair(2) creates it */
     IO_FREE_SOCKET, /* non-blocking */
     IO_CONC,        /* a TCP connection that conc opened */
     IO_KINDS
@@ -129,8 +127,7 @@ static inline void io_set_blocking(int fd, bool blocking)
     CHECK_INT(fcntl(fd, F_SETFL, blocking ? flags & ~O_NONBLOCK : flags | O_NONBLOCK), 0);
 }
 
-/* The connection of a new listening socket with itself: the side that dialled and the side that
- * accepted. */
+/* Connects a new listening socket to itself: the dialling end and the accepted end. */
 static inline void io_connect(const char *address, int *dialled, int *accepted)
 {
     char where[128];
@@ -161,14 +158,14 @@ static inline void io_close(int end[2])
     CHECK_INT(conc_close(end[1]), 0);
 }
 
-/* ---- plain system calls, on bytes that are there or not ---- */
+/* ---- plain system calls, with or without available bytes ---- */
 
 static inline void io_send(int fd, const char *text)
 {
     CHECK_INT(write(fd, text, strlen(text)), strlen(text));
 }
 
-/* Writes until no more goes in: how much that was. The mode is as before. */
+/* Writes until fd is full, and returns the number of bytes. The blocking mode is restored. */
 static inline size_t io_fill(int fd)
 {
     static const char block[4096];
@@ -185,7 +182,7 @@ static inline size_t io_fill(int fd)
     return sum;
 }
 
-/* Reads all that is there: how much that was. The mode is as before. */
+/* Reads all available bytes, and returns their number. The blocking mode is restored. */
 static inline size_t io_drain(int fd)
 {
     static char block[4096];
@@ -205,7 +202,7 @@ static inline size_t io_available(int fd)
     return (size_t)n;
 }
 
-/* Waits for exactly this text. */
+/* Reads until exactly this text has arrived. */
 static inline void io_expect(int fd, const char *text)
 {
     char buf[64] = "";
@@ -245,8 +242,7 @@ static inline int io_reads(void *arg)
     return 0;
 }
 
-/* Bytes of a pattern in which no two pages are equal: a transfer of `n` of them, `step` at a
- * time. */
+/* Transfers `n` bytes, `step` at a time, of a pattern in which no two pages are equal. */
 typedef struct io_bulk {
     int fd;
     size_t n, step, moved;

@@ -1,16 +1,16 @@
-/* pool_test.h - what the tests of conc_pool.h share: tests that leave nothing behind, and jobs
- * that are held at gates.
+/* pool_test.h - shared by the tests of conc_pool.h: tests that check for leaks, and jobs that wait
+ * at gates.
  *
- * Included instead of conc_test.h. What #define before the include brings more:
+ * Include it instead of conc_test.h, after defining
  *
- *     TEST_THREADS      for jobs in threads: memory and threads can be refused, and none is left
- *                       after a test. The file defines CONC_MALLOC, CONC_REALLOC and CONC_FREE
- *                       itself: by such an option it is known that it needs an implementation of
- *                       its own.
+ *     TEST_THREADS      for jobs in threads: allocations and thread starts can be made to fail,
+ *                       and no thread may remain after a test. The file itself must define
+ *                       CONC_MALLOC, CONC_REALLOC and CONC_FREE, so that it gets its own
+ *                       implementation.
  *     TEST_PROCESSES    for jobs in processes: gates in shared memory
  *
- * Before the first CLEAN_TEST there has to be call_clean(call, body), which has body called, by
- * call, and looks whether all is as it was. TEST_THREADS brings one.
+ * A file must define call_clean(call, body) before its first CLEAN_TEST: it calls body through
+ * call and checks that nothing was leaked. TEST_THREADS provides one.
  */
 #ifndef POOL_TEST_H
 #define POOL_TEST_H
@@ -22,8 +22,8 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
-/* Memory and threads that cannot be had: the n-th allocation fails (or all from there on), and
- * no thread starts. */
+/* Failing allocations and threads: the n-th allocation fails (or all from the n-th on), and no
+ * thread starts. */
 static atomic_long allocations, live_allocations, failing_allocation; /* 0: none */
 static atomic_bool failing_for_ever, no_threads;
 
@@ -84,7 +84,7 @@ static inline int count_threads(void)
     return n;
 }
 
-/* A thread that has ended, or was joined, is still counted for a moment. */
+/* Waits, because a thread is still counted for a moment after its end or join. */
 static inline void check_threads(int n)
 {
     for (int i = 0; i < 20000 && count_threads() != n; i++)
@@ -120,7 +120,7 @@ static inline int run_virtual(conc_fn *fn, void *arg)
     return conc_run_with(&options, fn, arg);
 }
 
-/* Another thread, that calls fn(arg), in a run of its own or without one. */
+/* Another thread, which calls fn(arg) in its own run, or without a run. */
 typedef struct side {
     conc_fn *fn;
     void *arg;
@@ -160,7 +160,7 @@ static inline int result_of(conc_job *j)
     return result;
 }
 
-/* ---- a directory of the test's own ---- */
+/* ---- the test's own directory ---- */
 
 static char directory[64];
 
@@ -170,7 +170,7 @@ static inline void make_directory(void)
     CHECK(mkdtemp(directory) != NULL);
 }
 
-/* Paths in it; of the last eight calls. */
+/* Returns a path in it, valid for eight calls. */
 static inline const char *path_of(const char *name)
 {
     static char paths[8][PATH_MAX];
@@ -202,7 +202,7 @@ static inline void make_file(const char *path, const void *data, size_t size, mo
 
 /* ---- child programs ---- */
 
-/* Is this process there, and no zombie? */
+/* Does this process exist, and is it not a zombie? */
 static inline bool process_lives(int pid)
 {
     char path[64], text[512] = "";
@@ -225,8 +225,8 @@ static inline void check_process_ends(int pid)
     CHECK(!process_lives(pid));
 }
 
-/* Starts the child with the number of a process that has ended and was reaped. False: that cannot
- * be done here, and it is closed. */
+/* Starts the child with this process number, whose process has been reaped. Returns false, with the
+ * child closed, if the system does not allow it. */
 static inline bool start_with_number(conc_child *c, int pid)
 {
     conc_child fresh = *c;
@@ -246,15 +246,15 @@ static inline bool start_with_number(conc_child *c, int pid)
     return false;
 }
 
-/* Where SIGCHLD is ignored a child's number is free when it has ended: whoever gets it then is
- * neither waited for nor signalled. */
+/* If SIGCHLD is ignored, a child's number is free as soon as it ends: a process that reuses it must
+ * be neither waited for nor signalled. */
 static inline void check_reused_number(bool group)
 {
     static const char *const ends[] = {"true", NULL}, *const stays[] = {"cat", NULL};
     conc_child a = {.argv = ends, .group = group};
     conc_child b = {.argv = stays, .input = CONC_PIPE, .group = group};
     CHECK_INT(conc_child_start(&a), 0);
-    for (int i = 0; i < 400 && kill(a.pid, 0) == 0; i++) /* or a third one has it */
+    for (int i = 0; i < 400 && kill(a.pid, 0) == 0; i++) /* or a third process reuses the number */
         nap();
     if (start_with_number(&b, a.pid)) {
         CHECK_INT(conc_child_wait(&a, NULL), -ECHILD);
@@ -276,8 +276,8 @@ static inline void *tell_id(void *id)
     return NULL;
 }
 
-/* How many threads there are when none of conc's is there. A first thread has come and gone
- * before: sanitizers start one of their own with it. */
+/* Returns how many threads there are without conc's, after one thread has come and gone, because
+ * sanitizers start their own with the first. */
 static inline int base_threads(void)
 {
     long id = 0;
@@ -291,7 +291,7 @@ static inline int base_threads(void)
     return count_threads();
 }
 
-static int base; /* threads */
+static int base; /* the number of threads */
 
 static inline void call_clean(void (*call)(void (*)(void)), void (*body)(void))
 {
@@ -303,7 +303,7 @@ static inline void call_clean(void (*call)(void (*)(void)), void (*body)(void))
     CHECK_INT(live_allocations, 0);
 }
 
-/* Nothing is left of a job in the loop either, and time goes on. */
+/* No job is left in the loop, and time moves on. */
 static inline void check_loop(void)
 {
     conc_stats s;
@@ -316,7 +316,7 @@ static inline void check_loop(void)
     CHECK_TIME(now + 1);
 }
 
-/* A number that only grows. Threads wait until it is reached: then it is a gate. */
+/* A growing count that threads can wait for, as a gate. */
 typedef struct counter {
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -365,7 +365,7 @@ static inline int counts(void *arg)
 #ifdef TEST_PROCESSES
 /* ---- jobs in processes ---- */
 
-/* Else ThreadSanitizer has every worker sleep for a second before it ends. */
+/* otherwise ThreadSanitizer makes each worker sleep for a second before it exits */
 const char *__tsan_default_options(void);
 const char *__tsan_default_options(void) { return "atexit_sleep_ms=0"; }
 
@@ -377,7 +377,7 @@ static inline void in_real_task(void (*body)(void))
 }
 
 #define PROCS_TEST(name) CLEAN_TEST(name, test_in_task) /* in a task, on the virtual clock */
-#define REAL_TEST(name) CLEAN_TEST(name, in_real_task)  /* in a task, on the real one */
+#define REAL_TEST(name) CLEAN_TEST(name, in_real_task)  /* in a task, on the real clock */
 
 static inline pid_t parent_of(pid_t pid)
 {
@@ -400,14 +400,13 @@ static inline bool has_ended(pid_t pid)
     return false;
 }
 
-/* Where jobs wait for the test, or for each other. In shared memory, which is there before any
- * pool. */
+/* Where jobs wait for the test or for each other. Shared memory, allocated before any pool. */
 typedef struct gate {
     atomic_int entered, opened;
 } gate;
 
 enum { GATES = 64 };
-static gate *gates; /* the call_clean of a file allocates them */
+static gate *gates; /* allocated by the file's call_clean */
 static int gates_used;
 
 static inline gate *new_gate(void)
@@ -424,11 +423,11 @@ static inline bool reaches(const atomic_int *n, int least)
     return true;
 }
 
-/* Where a job runs; it waits until as many others as `meet` says are at its gate, and until that
- * is opened if it has to stay. */
+/* Where a job runs. It waits until `meet` jobs are at its gate, and if it stays, until the gate
+ * opens. */
 typedef struct visit {
     pid_t pid;
-    gate *gate; /* NULL: it comes and goes */
+    gate *gate; /* NULL: the job does not wait */
     int meet;
     bool stays;
     int rc;

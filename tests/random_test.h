@@ -1,11 +1,13 @@
-/* random_test.h - what the files with random programs share: numbers from a seed, reports that
- * name the program, a log, and the loop over the seeds.
+/* random_test.h - shared by the tests with random programs: numbers from a seed, reports that name
+ * the program, a log, and the loop over seeds.
  *
- * A number, its seed, determines a program. Each program runs twice and must log the same steps
- * both times, unless it says that it differs. A failure names the seed; by hand:
+ * A seed determines a program. Each program runs twice and must log the same steps both times,
+ * unless it declares that it differs. A failure names the seed. To repeat by hand:
  *
- *     RANDOM_PROGRAMS=100000 RANDOM_FIRST=1 ./test_random_x      many programs, from this seed on
- *     RANDOM_PROGRAMS=1 RANDOM_FIRST=4711 RANDOM_LOG=1 ./test_random_x      one, with its log
+ *     RANDOM_PROGRAMS=100000 RANDOM_FIRST=1 ./test_random_x      many programs, starting with this
+ *     seed
+ *     RANDOM_PROGRAMS=1 RANDOM_FIRST=4711 RANDOM_LOG=1 ./test_random_x      one program, with its
+ *     log
  *
  * CK_RUN_CASE=name picks one test of the file.
  */
@@ -21,11 +23,11 @@
 
 #define NEVER INT64_MAX
 
-/* The program that runs now. */
+/* The current program. */
 static struct random_program {
     uint64_t seed, log;
     bool verbose;
-    bool differs; /* a thread or the network takes part: its steps need not repeat */
+    bool differs; /* uses threads or the network: its steps need not repeat */
 } random_program;
 
 /* ---- reports that name the program ---- */
@@ -72,7 +74,7 @@ static inline void random_log(int64_t now, int who, const char *what, int which,
                 value);
 }
 
-/* ---- numbers; each task of a program draws from a source of its own ---- */
+/* ---- random numbers: each task of a program has its own source ---- */
 
 static inline uint64_t random_draw(uint64_t *source)
 {
@@ -100,7 +102,7 @@ static inline int64_t random_now(void) { return (int64_t)(conc_now() * 1e9 + 0.5
 
 /* ---- running programs ---- */
 
-/* In which order ready tasks run. */
+/* The order in which ready tasks run. */
 typedef enum random_order { RANDOM_FIFO, RANDOM_SHUFFLED, RANDOM_MIXED } random_order;
 
 /* Runs the program with this seed; `order` is for conc_options.seed. */
@@ -130,8 +132,8 @@ static inline void random_prepare(void)
         alarm((TEST_SECONDS - 5) * (unsigned)(factor ? atoi(factor) : 1));
 }
 
-/* Runs `count` programs (or RANDOM_PROGRAMS) twice each: how many programs that were. It runs
- * fewer under Valgrind, which is slow, and under CONC_SEED, other ones for each of its values. */
+/* Runs `count` programs (or RANDOM_PROGRAMS) twice each, and returns their number: fewer under
+ * Valgrind, which is slow, and under CONC_SEED, where each value selects others. */
 static inline uint64_t random_repeat(uint64_t count, random_order how, random_fn *run)
 {
     uint64_t first = random_environment("RANDOM_FIRST", 1);
@@ -155,12 +157,12 @@ static inline uint64_t random_repeat(uint64_t count, random_order how, random_fn
     return count;
 }
 
-/* Each of ten programs under so many orders of ready tasks. */
+/* Runs ten programs, each with this many orders of ready tasks. */
 static inline void random_repeat_orders(uint64_t orders, random_fn *run)
 {
     uint64_t first = random_environment("RANDOM_FIRST", 1);
     random_prepare();
-    if (test_seeded()) /* CONC_SEED is the order */
+    if (test_seeded()) /* CONC_SEED determines the order */
         orders = 1;
     for (uint64_t seed = first; seed < first + 10; seed++)
         for (uint64_t order = 0; order < orders; order++)

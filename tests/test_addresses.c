@@ -1,8 +1,8 @@
-/* conc_listen, conc_listen_with, conc_dial and conc_address: addresses of every family, those
- * that are none, and what is left behind when listening or connecting fails.
+/* conc_listen, conc_listen_with, conc_dial and conc_address: addresses of every family, malformed
+ * addresses, and leaks when listening or connecting fails.
  *
- * Seeds: 10 (hardly anything there depends on the order of tasks)
- * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
+ * Seeds: 10 (hardly anything depends on the order of tasks)
+ * Not under: save-fpu, aarch64-bti (both change only stack switching)
  */
 #define _GNU_SOURCE 1 /* getifaddrs, struct tcp_info */
 #include "io_test.h"
@@ -29,7 +29,7 @@ static bool has_ipv6(void)
     return can_bind(AF_INET6, &a, sizeof a);
 }
 
-/* A directory of the test's own, and paths in it. */
+/* The test's own directory, and paths in it. */
 static char directory[64];
 
 static void make_directory(void)
@@ -68,7 +68,7 @@ static bool exists(const char *name)
     return lstat(path_of(name), &st) == 0;
 }
 
-/* conc_address as a value; of the last four calls. */
+/* Returns conc_address's text, valid for four calls. */
 static const char *address_of(int fd, bool peer)
 {
     static char texts[4][128];
@@ -94,7 +94,7 @@ static int dials(const char *address)
     return fd;
 }
 
-/* "127.0.0.1:8080" with the host "127.0.0.1": 8080; fails when that is not what stands there. */
+/* Parses "127.0.0.1:8080" into the port 8080; fails if the host is a different one. */
 static int port_of(const char *address, const char *host)
 {
     char *end = NULL;
@@ -127,9 +127,9 @@ static void check_conc_s_own(int fd)
     CHECK(fcntl(fd, F_GETFD) & FD_CLOEXEC);
 }
 
-/* ---- there and back ---- */
+/* ---- round trips ---- */
 
-/* Listens at `address`, connects, and says hello both ways; `host` is what the address becomes,
+/* Listens at `address`, connects, and sends hello both ways; `host` is the resulting address
  * without its port. */
 static void talk(const char *address, const char *host)
 {
@@ -206,8 +206,8 @@ IO_TEST(ipv6_is_for_ipv6_only)
     CHECK_INT(conc_close(l6), 0);
 }
 
-/* An address of the kind that needs a zone, "fe80::1%eth0", with the brackets; false where there
- * is none. */
+/* Finds an address that needs a zone, "fe80::1%eth0", and adds brackets; returns false if there is
+ * none. */
 static bool find_link_local(char *host, size_t size)
 {
     struct ifaddrs *all = NULL;
@@ -245,7 +245,7 @@ IO_TEST(a_link_local_address_has_its_zone)
 
 /* ---- Unix sockets ---- */
 
-/* The same as `talk` for addresses without a port; a client has no name. */
+/* The same as `talk` for addresses without a port; the client's socket has no name. */
 static void talk_unix(const char *address)
 {
     int l = listens(address), dialled = dials(address), accepted = conc_accept(l);
@@ -268,7 +268,7 @@ IO_TEST(a_unix_socket_has_a_path)
 {
     make_directory();
     talk_unix(unix_of("socket"));
-    talk_unix(unix_of("socket")); /* the file of the last one is still there */
+    talk_unix(unix_of("socket")); /* the last socket's file still exists */
     remove_directory("socket");
 }
 
@@ -286,7 +286,7 @@ IO_TEST(the_path_of_a_unix_socket_may_have_107_bytes_and_colons)
 
 #ifdef __linux__
 
-/* The kernel takes a path that leaves no room for its NUL, and abstract names have none. */
+/* The kernel accepts a path without room for its NUL, and abstract names have none. */
 IO_TEST(a_path_or_an_abstract_name_may_fill_all_the_room_there_is)
 {
     char name[130], file[112];
@@ -357,7 +357,7 @@ IO_TEST(a_socket_file_that_nobody_listens_on_is_replaced)
     remove_directory("stale");
 }
 
-/* Connects until somebody is greeted: a listen that was refused may have knocked at the door. */
+/* Connects until a peer greets: a refused listen may have connected before. */
 static void check_alive(int l, const char *address)
 {
     int fd = dials(address);
@@ -441,7 +441,7 @@ IO_TEST(a_socket_of_another_type_is_not_replaced_while_it_is_open)
     remove_directory("datagrams");
 }
 
-/* ---- what is no address ---- */
+/* ---- malformed addresses ---- */
 
 static const char *const malformed[] = {
     "",
@@ -529,7 +529,7 @@ IO_TEST(a_malformed_address_is_refused)
     CHECK_INT(conc_dial(NULL), -EINVAL);
 }
 
-/* Whether these are names or numbers gone wrong may be seen either way. */
+/* It must not matter whether a name or a number is malformed. */
 static const char *const doubtful[] = {
     "256.0.0.1:80",  "1.2.3:80", "127.0.0.1.:80", "0x7f.1:80",       "a b:80", "127.0.0.1 :80",
     "local host:80", "-:80",     ".:80",          "example..com:80", "*:80",   "ex[ample:80"};
@@ -571,7 +571,7 @@ IO_TEST(another_host_name_is_not_known)
     }
 }
 
-/* ---- asking ---- */
+/* ---- querying addresses ---- */
 
 IO_TEST(an_address_needs_its_room_and_not_a_byte_more)
 {
@@ -658,7 +658,7 @@ IO_TEST(a_port_in_use_is_refused_and_nothing_stays_open)
     int l = listens("127.0.0.1:0");
     for (int i = 0; i < 3; i++)
         CHECK_INT(conc_listen(address_of(l, false)), -EADDRINUSE);
-    CHECK_INT(conc_listen("192.0.2.1:0"), -EADDRNOTAVAIL); /* not this machine's */
+    CHECK_INT(conc_listen("192.0.2.1:0"), -EADDRNOTAVAIL); /* an address of another machine */
     CHECK_INT(conc_close(l), 0);
 }
 
@@ -669,7 +669,8 @@ IO_TEST(an_address_may_be_used_again_at_once)
     snprintf(where, sizeof where, "%s", address_of(l, false));
     for (int i = 0; i < 3; i++) {
         int fd = dials(where), accepted = conc_accept(l);
-        CHECK_INT(conc_close(accepted), 0); /* who closes first leaves the address in TIME_WAIT */
+        /* the side that closes first leaves the address in TIME_WAIT */
+        CHECK_INT(conc_close(accepted), 0);
         CHECK_INT(conc_read(fd, (char[1]){0}, 1), 0);
         CHECK_INT(conc_close(fd), 0);
         CHECK_INT(conc_close(l), 0);
@@ -704,8 +705,8 @@ IO_TEST(with_reuse_port_several_sockets_share_the_port)
 
 #ifdef __linux__
 
-/* Of a socket that listens the kernel tells the backlog where it tells a connection's lost
- * packets. */
+/* For a listening socket the kernel reports the backlog in the field that counts a connection's
+ * lost packets. */
 static void check_backlog(const char *address, const conc_listen_options *o, unsigned expected)
 {
     struct tcp_info info;
@@ -758,7 +759,8 @@ IO_TEST(a_refused_connection_leaves_nothing_open)
     CHECK_INT(test_count_fds(), fds - 1);
 }
 
-/* A port where a connection hangs in the middle of the handshake: the backlog of one is full. */
+/* Returns a port where a connection hangs in the middle of the handshake, because the backlog of
+ * one is full. */
 typedef struct full_port {
     int l, clients[8], count;
     char where[128];
@@ -807,7 +809,7 @@ IO_TEST(localhost_is_dialled_at_its_second_address_when_the_first_does_not_answe
     full_port p;
     open_full_port(&p);
     int port = port_of(p.where, "127.0.0.1"), l = conc_listen(with_port("[::1]", port));
-    if (l >= 0) { /* IPv6 is there, and the port free */
+    if (l >= 0) { /* IPv6 works, and the port is free */
         int fds = test_count_fds(), fd = dials(with_port("localhost", port));
         CHECK_TIME(0.25);
         CHECK_STR(address_of(fd, true), with_port("[::1]", port));
@@ -818,7 +820,7 @@ IO_TEST(localhost_is_dialled_at_its_second_address_when_the_first_does_not_answe
     close_full_port(&p);
 }
 
-/* ---- errors in words ---- */
+/* ---- error texts ---- */
 
 static void check_words(int rc, int expected, const char *about, const char *words)
 {
@@ -872,7 +874,7 @@ IO_TEST(a_connection_that_hangs_can_be_cancelled_and_leaves_nothing_open)
     close_full_port(&p);
 }
 
-/* ST-12: {dial; some turns; cancel}. It came to a connection, or to nothing. */
+/* ST-12: {dial; some turns; cancel} ends in a connection or in nothing. */
 static void race_dial(const char *where, int turns)
 {
     conc_group g = {0};
@@ -922,8 +924,8 @@ IO_TEST(in_a_cancelled_scope_nobody_is_dialled)
     CHECK_INT(conc_close(l), 0);
 }
 
-/* The backlog of a Unix socket is full: connect(2) fails with EAGAIN, and no poll tells when it
- * will not. */
+/* With a full backlog connect(2) on a Unix socket fails with EAGAIN, and poll cannot tell when
+ * there is room. */
 REAL_IO_TEST(a_dial_waits_for_room_in_the_backlog_of_a_unix_socket)
 {
     make_directory();

@@ -1,5 +1,5 @@
-/* Background tasks: nobody waits for them but the end of the run, which reports the errors that
- * nobody else took. */
+/* Background tasks: only the end of the run waits for them, and it reports errors that no call has
+ * collected. */
 #include "conc_test.h"
 
 typedef struct report {
@@ -24,7 +24,7 @@ static void remember(const conc_failure *f, void *user)
 }
 
 static reports seen;
-static bool hooked;      /* errors go there */
+static bool hooked;      /* receives the errors */
 static conc_task handle; /* main_fn's variables are gone when the last of its tasks end */
 
 static int run_reported(conc_fn *fn, void *arg)
@@ -355,7 +355,7 @@ TEST(a_run_reports_no_errors_of_the_run_before)
     CHECK_INT(seen.count, 0);
 }
 
-/* ---- one among others ---- */
+/* ---- background tasks among others ---- */
 
 static double slept_until;
 
@@ -372,7 +372,7 @@ static int lets_one_of_two_fail(void *arg)
     CHECK_INT(conc_spawn(NULL, sleeps_ten, &zero), 0);
     CHECK_INT(conc_spawn(NULL, returns, arg), 0);
     CHECK_INT(conc_sleep(1), 0);
-    CHECK_INT(conc_spawn(NULL, sleeps_ten, &zero), 0); /* still taken */
+    CHECK_INT(conc_spawn(NULL, sleeps_ten, &zero), 0); /* still in use */
     return conc_sleep(20);
 }
 
@@ -390,7 +390,7 @@ static int spawns_in_a_cancelled_scope(void *arg)
     CHECK_INT(conc_scope_begin(&s, 2), 0);
     CHECK_INT(conc_spawn(NULL, sleeps_ten, arg), 0);
     CHECK_INT(conc_sleep(5), -ECANCELED);
-    /* no checkpoint, and the limit is not theirs */
+    /* this is no checkpoint, and the limit is not theirs */
     CHECK_INT(conc_spawn(NULL, sleeps_ten, arg), 0);
     CHECK_INT(conc_scope_end(&s, -ECANCELED), -ETIMEDOUT);
     return conc_sleep(20);

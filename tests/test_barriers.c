@@ -1,5 +1,5 @@
-/* test_barriers.c - conc_barrier: parties that go on together, each with an index of its own,
- * round after round.
+/* test_barriers.c - conc_barrier: parties that continue together, each with its own index, round
+ * after round.
  *
  * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
  * switch and wait is tested elsewhere)
@@ -10,12 +10,12 @@
 #include <limits.h>
 #include <pthread.h>
 
-enum { UNDECIDED = 1000 }; /* what no call returns */
+enum { UNDECIDED = 1000 }; /* no call returns this */
 
 typedef struct party {
     conc_barrier *barrier;
     conc_task task;
-    int rc, next; /* of the wait, and of the checkpoint after it */
+    int rc, next; /* results of the wait, and of the checkpoint after it */
     double at;
 } party;
 
@@ -28,7 +28,7 @@ static int waits(void *arg)
     return 0;
 }
 
-/* Has them come to the barrier, in this order. */
+/* Makes tasks arrive at the barrier, in this order. */
 static void arrive(conc_group *g, conc_barrier *b, party *parties, int n)
 {
     for (int i = 0; i < n; i++) {
@@ -40,7 +40,7 @@ static void arrive(conc_group *g, conc_barrier *b, party *parties, int n)
 
 static int wait_here(void *barrier) { return conc_barrier_wait(barrier); }
 
-/* These have the indices 0 to n - 1 once each, the last of them n - 1. */
+/* Checks that these have the indices 0 to n - 1 once each, and the last one n - 1. */
 static void check_indices(const party *parties, int n)
 {
     bool seen[64] = {false};
@@ -124,8 +124,8 @@ enum { PARTIES = 4, ROUNDS = 50 };
 
 typedef struct runner {
     conc_barrier *barrier;
-    int *arrivals; /* of each round */
-    int *indices;  /* of each round, a bit each */
+    int *arrivals; /* arrivals in each round */
+    int *indices;  /* indices of each round, a bit each */
 } runner;
 
 static int runs_rounds(void *arg)
@@ -134,7 +134,7 @@ static int runs_rounds(void *arg)
     for (int i = 0; i < ROUNDS; i++) {
         r->arrivals[i]++;
         int index = CONC_TRY(conc_barrier_wait(r->barrier));
-        CHECK_INT(r->arrivals[i], PARTIES); /* nobody is ahead of those who still have to come */
+        CHECK_INT(r->arrivals[i], PARTIES); /* none is ahead of a party that has still to arrive */
         r->indices[i] |= 1 << index;
     }
     return 0;
@@ -179,7 +179,7 @@ TASK_TEST(a_party_cancelled_while_it_waits_leaves_as_if_it_had_not_come)
         int n = 0;
         arrive(&g, &b, p, 3);
         CHECK_INT(conc_cancel(&p[victim].task), 0);
-        arrive(&g, &b, &p[3], 1); /* in its place */
+        arrive(&g, &b, &p[3], 1); /* replaces it */
         check_undecided(&p[3], 1);
         arrive(&g, &b, &p[4], 1);
         CHECK_INT(conc_group_wait(&g), 0);
@@ -258,7 +258,7 @@ TASK_TEST(a_cancelled_task_does_not_arrive)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-/* Comes again and again, with little patience. */
+/* Arrives again and again, with short time limits. */
 typedef struct visitor {
     conc_barrier *barrier;
     int *passed; /* by index */
@@ -292,7 +292,7 @@ TASK_TEST(however_many_leave_each_round_that_was_full_gave_each_index_once)
 
     party p[6];
     conc_group g = {0};
-    arrive(&g, &b, p, 6); /* nobody was left behind in it */
+    arrive(&g, &b, p, 6); /* no party was left waiting */
     check_undecided(p, 6);
     CHECK_INT(conc_barrier_wait(&b), 6);
     CHECK_INT(conc_group_wait(&g), 0);

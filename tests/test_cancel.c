@@ -1,4 +1,5 @@
-/* test_cancel.c - conc_cancel and conc_group_cancel: whom they reach, when, and what comes out. */
+/* test_cancel.c - conc_cancel and conc_group_cancel: which tasks they reach, when, and what is
+ * returned. */
 #include "conc_test.h"
 
 static int sleep_for_ever(void *arg)
@@ -24,7 +25,7 @@ static int yield_for_ever(void *arg)
         CONC_TRY(conc_yield());
 }
 
-/* What a task that is cancelled saw: its wait, the next one, and the time. */
+/* What a cancelled task observed: the results of two waits, and the time. */
 typedef struct witness {
     bool ran;
     int first, second, result;
@@ -624,7 +625,7 @@ TASK_TEST(a_background_task_is_cancelled_like_any_other)
     CHECK_INT(conc_yield(), 0);
 }
 
-/* ---- a task that goes on ---- */
+/* ---- a task that continues after its cancel ---- */
 
 static int ignores_its_cancel(void *calls)
 {

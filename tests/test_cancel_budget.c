@@ -1,10 +1,10 @@
-/* test_cancel_budget.c - tasks that ignore their cancel, or never need to wait, hold up nobody
- * but themselves. */
+/* test_cancel_budget.c - tasks that ignore their cancel, or never need to wait, do not hold up
+ * other tasks. */
 #include "conc_test.h"
 
-static conc_task ended; /* a task that ended: to join it needs no wait */
+static conc_task ended; /* an ended task: joining it needs no wait */
 static bool stop;
-static long turns; /* of a task that ignores its cancel */
+static long turns; /* calls of a task that ignores its cancel */
 
 static int return_it(void *value) { return *(int *)value; }
 
@@ -38,7 +38,7 @@ static int yield_once(void *arg)
     return conc_yield();
 }
 
-/* Cancels itself, then makes the call, a checkpoint, until stop, whatever it returns. */
+/* Cancels itself, then repeats the call, a checkpoint, until stop, and ignores the result. */
 static int ignore_cancel(void *call)
 {
     conc_fn *fn = *(conc_fn **)call;
@@ -198,8 +198,8 @@ static int stop_now(void *arg)
     return 0;
 }
 
-/* Makes calls that need not wait, at most a million, until another task, which is ready all the
- * time, ran. */
+/* Makes calls that need not wait, at most a million, until another task, which is always ready, has
+ * run. */
 static void check_another_task_runs_beside(conc_fn *call, void *arg)
 {
     long n = 0;

@@ -1,7 +1,7 @@
-/* test_channels.c - conc_channel: items go from any task, thread or job to any other, each
- * exactly once and in order, whoever is cancelled, times out or closes the channel meanwhile.
+/* test_channels.c - conc_channel: items go from any task, thread or job to any other, each exactly
+ * once and in order, even if clients are cancelled, time out or close the channel meanwhile.
  *
- * Seeds: 2 (most of what happens there is between threads)
+ * Seeds: 2 (most of it happens between threads)
  * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, riscv64, poll, gcc-asan, single, clang,
  * static, valgrind (how tasks switch and wait is tested elsewhere)
  */
@@ -15,10 +15,9 @@
 #include <stdatomic.h>
 #include <sys/syscall.h>
 
-enum { UNDECIDED = 1000, UNTOUCHED = -77 }; /* what no call returns, and no item is */
+enum { UNDECIDED = 1000, UNTOUCHED = -77 }; /* neither a result of any call nor an item */
 
-/* One who sends or receives: a task of this loop, a thread, a job, or the only task of another
- * loop. */
+/* A sender or receiver: a task of this loop, a thread, a job, or the only task of another loop. */
 typedef enum kind { TASK, THREAD, JOB, LOOP, KINDS } kind;
 
 typedef struct client {
@@ -28,9 +27,9 @@ typedef struct client {
     pthread_t thread;
     conc_job job;
     conc_fn *fn;
-    atomic_int tid; /* of who is about to call; 0: not yet */
-    atomic_int rc;  /* of the call */
-    int next;       /* of the checkpoint after it */
+    atomic_int tid; /* thread id of a client about to call; 0: not yet */
+    atomic_int rc;  /* result of the call */
+    int next;       /* result of the checkpoint after it */
 } client;
 
 static int finish(client *c, int rc)
@@ -70,8 +69,8 @@ static void *in_loop(void *arg)
     return NULL;
 }
 
-/* Valgrind's threads sleep while another one runs, wherever they are: what asks for sleepers
- * learns nothing there. */
+/* Under Valgrind all threads but the running one sleep, wherever they are, so looking for sleeping
+ * threads proves nothing. */
 static bool sleepers_are_seen(void)
 {
     const char *preloaded = getenv("LD_PRELOAD");
@@ -92,7 +91,7 @@ static bool sleeps(int tid)
     return name_end[2] == 'S';
 }
 
-/* Returns when the client's thread sleeps: nothing but the channel can hold it. */
+/* Returns when the client's thread sleeps: only the channel can make it wait. */
 static void wait_asleep(client *c)
 {
     while (!c->tid || !sleeps(c->tid))
@@ -104,7 +103,7 @@ static void start_client(client *c, conc_fn *fn, conc_channel *channel, int item
     *c = (client){.channel = channel, .item = item, .fn = fn, .rc = UNDECIDED, .next = UNDECIDED};
 }
 
-/* A task that has got as far as it can: that settles who came first. */
+/* Starts a task and lets it run until it waits: that fixes the order of arrival. */
 static void arrive(conc_group *g, conc_fn *fn, conc_channel *channel, client *c, int item)
 {
     start_client(c, fn, channel, item);
@@ -143,7 +142,7 @@ static void check_waits(const client *c, int n)
         CHECK_INT(c[i].rc, UNDECIDED);
 }
 
-/* Each has rc, and items that count up from the first one's. */
+/* Checks that each has rc, and items that count up from the first one's. */
 static void check_clients(const client *c, int n, int rc, int first_item)
 {
     for (int i = 0; i < n; i++) {
@@ -201,7 +200,7 @@ static conc_stats stats(void)
     return s;
 }
 
-/* ---- order and room ---- */
+/* ---- order and capacity ---- */
 
 TASK_TEST(items_come_out_in_the_order_in_which_they_went_in)
 {
@@ -317,7 +316,7 @@ TASK_TEST(a_channel_that_is_too_large_takes_nothing_and_can_be_closed_and_made_s
     conc_channel c = {.item_size = (size_t)1 << (sizeof(size_t) * 8 - 8), .capacity = 16};
     char item = 'a';
     if (SANITIZED)
-        return; /* sanitizers end a program that asks for so much */
+        return; /* sanitizers abort a program that requests so much */
     check_all_four(&c, &item, &item, -ENOMEM);
     conc_channel_close(&c);
     check_all_four(&c, &item, &item, -EPIPE);
@@ -370,7 +369,7 @@ TASK_TEST(receivers_are_served_in_the_order_of_asking)
     check_waits(r, N);
     for (int i = 0; i < N; i++) {
         CHECK_INT(send_int(&c, i), 0);
-        check_empty(&c); /* the item is the receiver's already */
+        check_empty(&c); /* the item already belongs to the receiver */
         CHECK_INT(conc_settle(), 0);
         check_clients(r, i + 1, 0, 0);
         check_waits(r + i + 1, N - i - 1);
@@ -410,7 +409,7 @@ TASK_TEST(senders_are_served_in_the_order_of_asking)
     check_waits(s, N);
     for (int i = 0; i < N; i++) {
         check_try_next(&c, i);
-        CHECK_INT(try_send(&c, -1), -EAGAIN); /* the room is the sender's already */
+        CHECK_INT(try_send(&c, -1), -EAGAIN); /* the slot already belongs to the sender */
         CHECK_INT(conc_settle(), 0);
         check_clients(s, i + 1, 0, CAPACITY);
         check_waits(s + i + 1, N - i - 1);
@@ -616,10 +615,10 @@ TASK_TEST(a_channel_of_a_block_is_gone_with_it)
 {
     conc_channel *where = NULL;
     for (int i = 0; i < 100; i++)
-        CHECK_INT(leaves_early(&where), 7); /* a leak is the sanitizers' to see */
+        CHECK_INT(leaves_early(&where), 7); /* sanitizers would find a leak */
 }
 
-/* ---- cancels: what was granted before one stays granted, and what was not never happened ---- */
+/* ---- cancels: a grant before a cancel stands, and a cancelled call has no effect ---- */
 
 TASK_TEST(a_cancel_before_the_call_lets_nothing_through_but_try)
 {
@@ -723,7 +722,7 @@ TASK_TEST(an_item_of_a_sender_that_was_cancelled_is_never_seen)
 typedef struct limited {
     conc_channel channel;
     bool sends;
-    double limit, other_at; /* when the time is up, and when the other side comes */
+    double limit, other_at; /* when the limit passes, and when the other side calls */
     client c;
 } limited;
 
@@ -743,7 +742,7 @@ static int other_side(void *arg)
     return 0;
 }
 
-/* Runs both; the limit is armed first or last. True when the waiting one was served. */
+/* Runs both; the limit is armed first or last. Returns whether the waiting one was served. */
 static bool meet(limited *l, bool limit_first)
 {
     conc_group g = {0};
@@ -756,7 +755,7 @@ static bool meet(limited *l, bool limit_first)
     return l->c.rc == 0;
 }
 
-/* conc_block passes the limit, and lets no task run. */
+/* conc_block passes the limit without letting another task run */
 static void pass_the_limit(bool sends, bool limit_first)
 {
     limited l = {.channel = CONC_CHANNEL(int, 1), .sends = sends, .limit = 1};
@@ -938,7 +937,7 @@ TEST(outside_a_run_a_thread_uses_a_channel_as_well)
     conc_channel_destroy(&c);
 }
 
-/* Clients of all kinds, twice each, come one after another. */
+/* Clients of all kinds, two of each, call one after another. */
 enum { CROWD = 2 * KINDS };
 
 static void crowd_arrives(conc_group *g, conc_pool *pool, client *c, conc_fn *fn,
@@ -1116,7 +1115,7 @@ TEST(a_run_inside_a_loop_of_another_kind_is_woken_by_an_item)
     conc_channel_destroy(&c);
 }
 
-/* Two that pass a ball; each is a loop of its own, or a plain thread. */
+/* Two clients that pass a ball; each is a separate loop or a plain thread. */
 typedef struct player {
     conc_channel *from, *to;
     int rounds, wrong;
@@ -1213,7 +1212,7 @@ TASK_TEST(a_job_answers_through_channels_with_and_without_a_loop_of_its_own)
 
 enum { FIRST_USERS = 12 };
 
-static conc_channel at_first_use = CONC_CHANNEL(int, 2); /* static, as most are */
+static conc_channel at_first_use = CONC_CHANNEL(int, 2); /* static, as most channels are */
 
 typedef struct first_user {
     pthread_barrier_t *barrier;
@@ -1265,7 +1264,7 @@ TEST(a_static_channel_may_be_used_first_by_many_threads_at_once)
     pthread_barrier_destroy(&barrier);
 }
 
-/* ---- many loops and threads, with cancels and time limits on the way ---- */
+/* ---- many loops and threads, with cancels and time limits ---- */
 
 enum {
     LOOPS = 4,
@@ -1278,7 +1277,7 @@ typedef struct numbered {
 
 typedef struct stress {
     conc_channel channel;
-    int each, receivers; /* items of a sender; 1: only one receives */
+    int each, receivers; /* items per sender; 1: only one receives */
     atomic_int senders_left, wrong, cut_short, received;
     atomic_uchar *seen;
 } stress;
@@ -1288,7 +1287,7 @@ typedef struct worker {
     int number;
     bool plain; /* a thread without a run */
     uint64_t random;
-    conc_scope *scope; /* that a cancel may hit */
+    conc_scope *scope; /* a call that a cancel may hit */
     int last[SENDERS];
 } worker;
 
@@ -1298,8 +1297,7 @@ static unsigned random_below(worker *w, unsigned n)
     return (unsigned)(w->random >> 33) % n;
 }
 
-/* One call in a scope of its own, which may be cancelled or time out: what the call
- * returned. */
+/* Makes one call in its own scope, which may be cancelled or time out, and returns its result. */
 static int call_in_scope(worker *w, numbered *item, bool send)
 {
     conc_scope s = {0};
@@ -1313,7 +1311,7 @@ static int call_in_scope(worker *w, numbered *item, bool send)
     int rc =
         send ? conc_channel_send(&w->s->channel, item) : conc_channel_recv(&w->s->channel, item);
     w->scope = NULL;
-    if (conc_scope_end(&s, rc) == -ECANCELED) /* nobody outside is cancelled */
+    if (conc_scope_end(&s, rc) == -ECANCELED) /* nothing outside is cancelled */
         return -EINVAL;
     w->s->cut_short += rc == -ECANCELED;
     return rc;
@@ -1451,7 +1449,7 @@ static void stress_a_channel(size_t capacity, int each, int receivers)
     conc_channel_destroy(&s.channel);
 }
 
-/* Elsewhere than on the real machine fewer are enough: it is slow there. */
+/* Outside a real machine fewer are enough, because it is slow there. */
 static int items(int n) { return getenv("TEST_ONCE") || test_seeded() ? n / 10 : n; }
 
 TEST(of_a_hundred_thousand_items_between_four_loops_and_two_threads_each_comes_once_and_in_order)
@@ -1532,7 +1530,7 @@ TEST(what_was_sent_before_a_close_from_elsewhere_is_received_and_nothing_else)
     }
 }
 
-/* ---- a loop in each thread, with a share of one port ---- */
+/* ---- a loop in each thread, sharing one port ---- */
 
 enum { SERVERS = 4, CONNECTIONS = 200 };
 
@@ -1612,7 +1610,7 @@ static int asks_all(void *arg)
     }
     for (int i = 0; i < SERVERS; i++)
         CHECK_INT(conc_channel_recv(&ready, &(int){0}), 0);
-    CHECK_INT(conc_close(fd), 0); /* it has kept the port; nobody has connected yet */
+    CHECK_INT(conc_close(fd), 0); /* it has kept the port; no client has connected yet */
     for (int i = 0; i < CONNECTIONS / 20; i++)
         CHECK_INT(conc_map(asks, address, 20, 0), 0);
     conc_channel_close(&stop);
@@ -1638,9 +1636,9 @@ TEST(loops_in_several_threads_serve_one_port_and_report_through_channels)
     conc_channel_destroy(&stop);
 }
 
-/* ---- jobs that are asked to end ---- */
+/* ---- jobs that are asked to stop ---- */
 
-/* Waits, and then tries again with what the channel has. */
+/* Waits, and then tries what the channel still has. */
 typedef struct asked {
     conc_channel *channel;
     bool sends;
@@ -1676,7 +1674,7 @@ static int moves_until_asked(void *arg)
     return 0;
 }
 
-/* The other side acts when the job's wait has ended. */
+/* The other side acts after the job's wait has ended. */
 static void end_a_job_that_waits(bool sends)
 {
     conc_channel c = CONC_CHANNEL(int, 2);
@@ -1692,7 +1690,7 @@ static void end_a_job_that_waits(bool sends)
         sched_yield();
     CHECK_INT(conc_job_cancel(&j), 0);
     CHECK_INT(conc_yield(), 0);
-    /* what comes now is for the shield and the try: a job that was asked to end is refused */
+    /* these items are for the shield and the try: a job that was asked to stop is refused */
     for (int i = 1; i <= 2; i++)
         CHECK_INT(sends ? conc_channel_recv(&c, &item) : conc_channel_send(&c, &i), 0);
     CHECK_INT(conc_job_wait(&j, NULL), 0);

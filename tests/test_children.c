@@ -1,10 +1,10 @@
-/* test_children.c - conc_child: other programs, what they inherit, how they end, and that
- * neither they nor descriptors stay behind.
+/* test_children.c - conc_child: child programs: what they inherit, how they end, and that neither
+ * processes nor descriptors are leaked.
  *
  * Seeds: 3 (it starts programs)
  * Not under: ucontext, no-epoll, save-fpu, poll, aarch64, aarch64-bti, riscv64, valgrind,
  * gcc-asan, single, clang, static (how tasks switch and wait is tested elsewhere; emulators and
- * Valgrind make of vfork(2) a fork(2), and so of every start a success)
+ * Valgrind turn vfork(2) into fork(2), so that every start succeeds)
  */
 #define _GNU_SOURCE 1 /* pipe2 */
 #include "pool_test.h"
@@ -27,7 +27,7 @@ enum { UNDECIDED = 100000 };
     (const char *const[]) { __VA_ARGS__, (const char *)0 }
 #define SH(script) ARGV("/bin/sh", "-c", (script))
 
-/* A run, or none, after which there are no children and as many descriptors as before. */
+/* Calls body, in a run or without one, and checks that no child and no descriptor is leaked. */
 static void with_children(void (*body)(void), bool in_task)
 {
     signal(SIGPIPE, SIG_DFL);
@@ -83,7 +83,7 @@ static void end_input(conc_child *c)
     c->input = -1;
 }
 
-/* All up to the end of the file, as a text. */
+/* Reads to the end of the file, as a string. */
 static const char *read_all(int fd, char *buf, size_t size)
 {
     ssize_t n = conc_read_full(fd, buf, size - 1);
@@ -92,7 +92,7 @@ static const char *read_all(int fd, char *buf, size_t size)
     return buf;
 }
 
-/* What the script prints; it ends well. */
+/* Returns the script's output; the script must succeed. */
 static const char *output_of(const char *const *argv)
 {
     static char text[16384];
@@ -108,7 +108,7 @@ static void make_text(const char *name, const char *text, mode_t mode)
     make_file(path_of(name), text, strlen(text), mode);
 }
 
-/* Reads what is there of a pipe whose other ends are closed. */
+/* Reads the available bytes of a pipe whose other ends are closed. */
 static void check_pipe_has(int fd, const char *expected)
 {
     char text[256];
@@ -132,7 +132,7 @@ static int feeds(void *arg)
     return 0;
 }
 
-/* A byte more than there should be is asked for. */
+/* Asks for one byte more than there should be. */
 static int drains(void *arg)
 {
     transfer *t = arg;
@@ -269,7 +269,7 @@ CHILD_TEST(given_descriptors_stay_open)
     CHECK_INT(close(out[0]), 0);
 }
 
-/* While it lasts, the program's 0, 1 and 2 are other descriptors, or closed. */
+/* Meanwhile, the program's descriptors 0, 1 and 2 are other files, or closed. */
 typedef struct standard {
     int saved[3];
 } standard;
@@ -300,8 +300,8 @@ static void restore_standard(const standard *s)
     }
 }
 
-/* Starts a script that says "out" and "err" while 1 and 2 of this program are pipes: what came
- * through these. */
+/* Starts a script that prints "out" and "err" while this program's 1 and 2 are pipes, and returns
+ * what the pipes received. */
 static void check_what_goes_where(int output, int error, const char *first, const char *second)
 {
     int one[2], two[2];
@@ -398,7 +398,7 @@ CHILD_TEST(pipes_work_while_this_programs_own_descriptors_are_closed)
 CHILD_TEST(what_is_no_descriptor_is_an_error_and_nothing_starts)
 {
     static const int wrong[] = {-1, -4, -1000, 250, 100000};
-    /* what the module itself keeps open is open now */
+    /* opens the descriptors that the module itself keeps */
     CHECK_STR(output_of(ARGV("echo", "first")), "first\n");
     for (size_t i = 0; i < CONC_LEN(wrong); i++)
         for (int which = 0; which < 3; which++) {
@@ -412,7 +412,7 @@ CHILD_TEST(what_is_no_descriptor_is_an_error_and_nothing_starts)
         }
 }
 
-/* ---- what it inherits ---- */
+/* ---- inheritance ---- */
 
 CHILD_TEST(a_program_inherits_no_descriptor_but_three)
 {
@@ -420,7 +420,7 @@ CHILD_TEST(a_program_inherits_no_descriptor_but_three)
     CHECK_INT(pipe(ends), 0);
     CHECK_INT(dup2(ends[0], 100), 100);
     CHECK_INT(dup2(ends[1], 255), 255);
-    /* the last one is its own, for the listing */
+    /* the last one is the listing's own */
     CHECK_STR(output_of(ARGV("ls", "/proc/self/fd")), "0\n1\n2\n3\n");
     CHECK_INT(close(100), 0);
     CHECK_INT(close(255), 0);
@@ -481,7 +481,7 @@ CHILD_TEST(arguments_come_as_they_are)
               "[][a b][$HOME][\"'\\][*]");
 }
 
-/* A set of signals out of /proc/self/status; without those that are the C library's own. */
+/* Parses a signal set from /proc/self/status, without the C library's own signals. */
 static unsigned long long status_signals(const char *status, const char *name)
 {
     const char *at = strstr(status, name);
@@ -500,7 +500,7 @@ static void remember_own_status(void)
     CHECK_INT(close(fd), 0);
 }
 
-/* Does what cat prints of its own status say the same of signals as this program before the run? */
+/* Does cat's own status show the same signals as this program's status before the run? */
 static int compare_status(void *arg)
 {
     char text[8192] = "";
@@ -546,7 +546,7 @@ THREAD_CHILD_TEST(signals_are_blocked_and_ignored_as_in_this_program_before_its_
 
 CHILD_TEST(from_jobs_signals_are_blocked_and_ignored_as_in_this_program_before_its_run)
 {
-    /* the run blocks SIGPIPE in its thread, and a pool may block more in its own */
+    /* the run blocks SIGPIPE in its thread, and a pool may block more signals in its threads */
     sigset_t old, pipe_signal;
     sigemptyset(&pipe_signal);
     sigaddset(&pipe_signal, SIGPIPE);
@@ -568,7 +568,7 @@ CHILD_TEST(a_broken_pipe_is_deadly_in_a_program_as_it_is_outside)
     CHECK_INT(conc_child_close(&c), 0);
 }
 
-/* ---- how it ends ---- */
+/* ---- the end of a program ---- */
 
 CHILD_TEST(exit_codes_are_told)
 {
@@ -620,7 +620,7 @@ CHILD_TEST(a_signal_that_does_not_kill_is_received)
     CHECK_INT(conc_child_close(&c), 0);
 }
 
-/* Returns when it has ended, without learning how. */
+/* Returns when the child has ended, without taking its status. */
 static void wait_until_dead(int pid)
 {
     siginfo_t info;
@@ -853,9 +853,9 @@ CHILD_TEST(who_reads_from_a_program_goes_on_when_it_is_closed)
     CHECK(r.rc == -EBADF || r.rc == 0);
 }
 
-/* ---- errors of the start ---- */
+/* ---- errors at the start ---- */
 
-/* It does not start, and the fields are as they were: it can be tried again. */
+/* It does not start, and its fields are unchanged: it can be tried again. */
 static void check_start_fails(conc_child *c, int expected)
 {
     int fds = test_count_fds(), rc = conc_child_start(c);
@@ -881,7 +881,7 @@ static void check_start_fails(conc_child *c, int expected)
 CHILD_TEST(a_program_or_a_directory_that_is_not_there_is_not_started)
 {
     make_directory();
-    /* no directory that may not be searched */
+    /* no directory in it that must not be searched */
     CHECK_INT(setenv("PATH", "/usr/local/bin:/usr/bin:/bin", 1), 0);
     make_text("file", "", 0644);
     CHECK_STR(output_of(ARGV("echo", "first")), "first\n");
@@ -1006,7 +1006,7 @@ static int closes_and_starts_another(void *arg)
     return 0;
 }
 
-/* The closer that is first may be the one that starts another program, or not. */
+/* The first to close may be the one that starts another program, or not. */
 CHILD_TEST(calls_that_wait_for_a_child_mind_no_other_that_takes_its_place)
 {
     for (int i = 0; i < 3; i++) {
@@ -1032,7 +1032,7 @@ static int closes_and_frees(void *arg)
     return 0;
 }
 
-/* Its close takes a while, in which another call comes. */
+/* Its close takes a while, during which another call is made. */
 static void start_one_that_ends_slowly(conc_child *c)
 {
     char byte;
@@ -1067,7 +1067,7 @@ CHILD_TEST(a_child_may_be_freed_when_one_call_has_closed_it)
 
 static void does_nothing(int number) { (void)number; }
 
-/* Of three waits at least one is not disturbed by what else the machine does. */
+/* Of three waits, the rest of the machine leaves at least one undisturbed. */
 THREAD_CHILD_TEST(a_signal_makes_no_wait_in_a_thread_longer)
 {
     struct sigaction a = {.sa_handler = does_nothing}, before;
@@ -1230,7 +1230,7 @@ CHILD_TEST(without_descriptors_nothing_starts_and_nothing_stays_open)
     CHECK_INT(setrlimit(RLIMIT_NOFILE, &old), 0);
 }
 
-/* ---- many, and from elsewhere ---- */
+/* ---- many children, from tasks and elsewhere ---- */
 
 typedef struct numbered {
     int number;
@@ -1263,7 +1263,7 @@ CHILD_TEST(fifty_programs_at_once_each_end_in_their_own_way)
         CHECK_INT(n[i].rc, i);
 }
 
-/* A whole life without a task: plain calls for the pipes, which may be non-blocking. */
+/* A child's whole life without a task: plain calls on the pipes, which may be non-blocking. */
 static int lives_and_dies(void *arg)
 {
     char text[64] = "";
@@ -1295,7 +1295,7 @@ static int lives_and_dies(void *arg)
 
 static int lives_in_a_run(void *arg) { return conc_run(lives_and_dies, arg); }
 
-/* The same with one that has to be killed. */
+/* The same with a child that must be killed. */
 static int is_killed(void *arg)
 {
     int status = 0;
@@ -1356,7 +1356,7 @@ static void *starts_often_in_a_thread(void *arg)
 
 THREAD_CHILD_TEST(threads_that_start_programs_at_once_do_not_hold_each_others_pipes)
 {
-    /* one that inherited the other end of another's input would keep it from ever ending */
+    /* a child that inherited the other end of another's input would keep that one running forever */
     enum { N = 6 };
     crowd_member m[N];
     for (int i = 0; i < N; i++) {
@@ -1387,7 +1387,7 @@ CHILD_TEST(a_forked_process_starts_programs_in_a_run_of_its_own)
     check_exits(&c, 0);
 }
 
-/* What was freed is as if others had it. */
+/* Fills the freed memory, as if it had been reused. */
 static void overwrite_freed_memory(void)
 {
     static char *blocks[1024];
@@ -1469,7 +1469,7 @@ static void check_disposition(void (*expected)(int))
     CHECK(now.sa_handler == expected);
 }
 
-/* Nobody can tell its status, but nothing hangs. */
+/* Its status is lost, but nothing hangs. */
 static void live_without_status(void)
 {
     for (int i = 0; i < 2; i++) {
@@ -1575,7 +1575,7 @@ CHILD_TEST(a_quick_program_takes_no_virtual_time)
     }
 }
 
-/* A limit of 0.05 seconds comes: after so much real time, and exactly so much of the loop's. */
+/* A limit of 0.05 seconds passes after that much real time, and exactly that much of the loop's. */
 static void check_limit_comes(conc_fn *fn, void *arg)
 {
     double real = test_real_seconds(), now = conc_now();
@@ -1615,7 +1615,7 @@ CHILD_TEST(a_limit_on_a_program_that_hangs_comes_when_it_would)
     CHECK_INT(conc_stream_close(&s), 0);
 }
 
-/* The program's output and errors come through a pipe of this program's own. */
+/* The program's output and errors come through this program's own pipe. */
 CHILD_TEST(a_pipe_that_a_program_was_given_holds_the_clock_too)
 {
     for (int hangs = 0; hangs < 2; hangs++) {
@@ -1685,7 +1685,7 @@ CHILD_TEST(a_limit_on_a_program_that_says_something_again_and_again_comes)
     check_limit_comes(reads_until_the_end, &c.output);
 }
 
-/* Real time passes in which the program has nothing to do. */
+/* Real time passes while the program is idle. */
 static int says_a_line_late(void *arg)
 {
     conc_child *c = arg;
@@ -1775,7 +1775,7 @@ TEST(the_host_of_an_embedded_loop_waits_as_long)
 
 #endif
 
-/* ---- groups ---- */
+/* ---- process groups ---- */
 
 /* The number that the script prints first. */
 static int number_from(conc_child *c)
@@ -1829,7 +1829,7 @@ CHILD_TEST(without_a_group_others_are_left_alone)
 
 #define ASKED(handler) SH("trap '" handler "' TERM; echo $$; while :; do sleep 0.01; done")
 
-/* Closes it when it is ready: how it ended. */
+/* Closes the child once it is ready, and returns how it ended. */
 static int close_with_grace(conc_child *c)
 {
     waiter w = {.child = c};
@@ -1852,7 +1852,7 @@ CHILD_TEST(a_close_with_grace_asks_first)
         int status = close_with_grace(&c);
         CHECK(WIFEXITED(status));
         CHECK_INT(WEXITSTATUS(status), 3);
-        CHECK(conc_now() < 1); /* of the group a process may be left for a moment */
+        CHECK(conc_now() < 1); /* a process of the group may remain for a moment */
     }
 }
 
@@ -2118,11 +2118,11 @@ static int communicates(void *arg)
     return conc_child_communicate(&t->child, &t->io, &t->status);
 }
 
-/* What conc_child_communicate's comment advises. */
+/* What the comment of conc_child_communicate advises. */
 static int communicates_with_a_limit(talk *t, bool ignores_it)
 {
     int rc;
-    do { /* until it has said something */
+    do { /* until it has printed something */
         rc = conc_timeout(0.05, communicates, t);
         CHECK_INT(rc, -ETIMEDOUT);
     } while (!t->io.out_size);
@@ -2249,7 +2249,7 @@ CHILD_TEST(communicating_that_makes_no_sense_is_refused)
     CHECK(posted_ran);
 }
 
-/* ---- words ---- */
+/* ---- error texts ---- */
 
 static void check_words(conc_child c, int rc, const char *words)
 {
@@ -2278,7 +2278,7 @@ CHILD_TEST(an_error_names_what_is_missing)
     CHECK_INT(rmdir(directory), 0);
 }
 
-/* What the caller has given need not be there once the program was started. */
+/* The caller's strings need not outlive the start of the program. */
 CHILD_TEST(an_error_names_the_program_and_its_number)
 {
     const char *argv[] = {"sh", "-c", "echo x; exec sleep 1000", NULL};
@@ -2376,7 +2376,7 @@ static void start_what_is_being_started(void)
     CHECK_INT(conc_run(starts_and_waits, &starting), 0);
 }
 
-/* A start may be so quick that it never waits: it is tried until one does. */
+/* A start may be too quick to wait, so this repeats until one waits. */
 CHILD_TEST(a_program_that_the_parent_is_starting_can_be_started_in_a_forked_process)
 {
     static char text[4096];
@@ -2392,12 +2392,12 @@ CHILD_TEST(a_program_that_the_parent_is_starting_can_be_started_in_a_forked_proc
     }
 }
 
-/* Not with sanitizers: in a process that is forked while another thread allocates, these versions
- * find the locks of their own allocator held. */
+/* Not with sanitizers: if another thread allocates during the fork, the child of these versions
+ * finds their allocator's locks held. */
 #ifndef ON_SANITIZER
 static atomic_bool enough;
 
-/* Takes the locks that guard the state of all children, again and again. */
+/* Acquires and releases the locks that guard all children's state, again and again. */
 static int asks_for_ever(void *arg)
 {
     conc_child c = {.argv = ARGV("sleep", "1000")};
@@ -2431,7 +2431,7 @@ THREAD_CHILD_TEST(a_fork_finds_no_lock_held)
     CHECK_INT(side_end(&s), 0);
 }
 
-/* A process that is forked while another thread of its parent uses conc for the first time. */
+/* Forks while another thread uses conc for the first time. */
 static int is_first(void *arg)
 {
     (void)arg;
@@ -2484,7 +2484,7 @@ static int reads_a_byte(void *fd)
     return (int)conc_read(*(int *)fd, &c, 1);
 }
 
-/* The child reads a line and answers, as programs do that know nothing of O_NONBLOCK. */
+/* The child reads a line and answers, like programs that do not know O_NONBLOCK. */
 static void talk_through(int given, int far)
 {
     static const char *const argv[] = {"sh", "-c", "read x && echo you said $x && echo >&2 done",
@@ -2494,7 +2494,7 @@ static void talk_through(int given, int far)
     int status = -1;
     CHECK(!blocks(given));
     CHECK_INT(conc_child_start(&c), 0);
-    CHECK(blocks(given)); /* so a child that reads before there is anything to read waits */
+    CHECK(blocks(given)); /* so a child that reads before there is input waits */
     CHECK_INT(conc_write(far, "hello\n", 6), 6);
     CHECK_INT(conc_read_full(far, text, 20), 20);
     CHECK_STR(text, "you said hello\ndone\n");
@@ -2502,7 +2502,7 @@ static void talk_through(int given, int far)
     CHECK_INT(status, 0);
     CHECK_INT(conc_child_close(&c), 0);
     CHECK(blocks(given));
-    /* conc goes on without holding the loop */
+    /* conc continues without blocking the loop */
     CHECK_INT(conc_timeout(0.01, reads_a_byte, &given), -ETIMEDOUT);
     CHECK_INT(conc_write(given, "x", 1), 1);
     CHECK_INT(conc_read(far, text, sizeof text), 1);
@@ -2538,7 +2538,7 @@ static int gives_what_stays(void *arg)
     conc_child c = {.argv = argv, .input = l};
     (void)arg;
     CHECK_INT(conc_child_start(&c), 0);
-    CHECK(!blocks(l)); /* accept(2) would hold the loop */
+    CHECK(!blocks(l)); /* accept(2) would block the loop */
     CHECK_INT(conc_child_close(&c), 0);
     CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair), 0);
     c = (conc_child){.argv = none, .input = pair[0], .output = pair[0]};

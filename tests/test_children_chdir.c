@@ -1,5 +1,5 @@
 /* test_children_chdir.c - conc_child.dir with a C library whose posix_spawn cannot change the
- * directory: the same results, words and descriptors by fork(2).
+ * directory: fork(2) must give the same results, error texts and descriptors.
  *
  * Seeds: 2 (it starts programs)
  * Not under: ucontext, no-epoll, save-fpu, poll, aarch64, aarch64-bti, riscv64, valgrind,

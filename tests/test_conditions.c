@@ -1,5 +1,5 @@
-/* test_conditions.c - conc_cond: who is notified, in which order, and that a wait has its lock
- * again on every return.
+/* test_conditions.c - conc_cond: which waiters are notified, in which order, and that every wait
+ * returns with its lock.
  *
  * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
  * switch and wait is tested elsewhere)
@@ -15,15 +15,15 @@ enum { WAITING = 1, END = 1000 }; /* no call returns WAITING */
 static conc_lock lock;
 static conc_cond cond, other_cond;
 
-/* A task that waits for a condition once, and keeps the lock a little. */
+/* A task that waits for a condition once, and holds the lock a little longer. */
 typedef struct waiter {
     const char *name;
     conc_cond *cond;
-    double timeout; /* of its wait; 0: none */
+    double timeout; /* time limit of its wait; 0: none */
     double keeps;   /* seconds */
-    int waited;     /* what its wait returned */
-    int next;       /* what its next checkpoint returned */
-    double at;      /* when it went on */
+    int waited;     /* result of its wait */
+    int next;       /* result of its next checkpoint */
+    double at;      /* when it continued */
     conc_task task;
 } waiter;
 
@@ -62,7 +62,8 @@ static int waits(void *arg)
     return 0;
 }
 
-/* Spawns the waiters one by one, each as far as it gets: that settles who came first. */
+/* Spawns the waiters one by one and lets each run until it waits: that fixes the order of
+ * arrival. */
 static void arrive(conc_group *g, waiter *waiters, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
@@ -92,7 +93,7 @@ static void notify_locked(conc_cond *c, int n)
     CHECK_INT(conc_settle(), 0);
 }
 
-/* Who is left is notified; then the lock is free. */
+/* Notifies the remaining waiters; then the lock is free. */
 static void finish(conc_group *g)
 {
     conc_cond_notify_all(&cond);
@@ -126,7 +127,7 @@ TASK_TEST(a_wait_hands_the_lock_to_the_first_who_waits_for_it)
         CHECK_INT(conc_spawn_task(&g, &waiters[i].task, waits, &waiters[i]), 0);
         CHECK_INT(conc_settle(), 0);
     }
-    /* both get the lock, and wait too */
+    /* both acquire the lock, and wait too */
     CHECK_INT(conc_timeout(1, waits_once, &(waiter){0}), -ETIMEDOUT);
     CHECK_TIME(1);
     CHECK(mine());
@@ -161,7 +162,7 @@ TASK_TEST(a_condition_is_tested_in_a_loop)
     arrive(&g, &w, 1);
     notify_locked(&cond, 1);
     CHECK_INT(w.waited, 0);
-    take(); /* the condition is as good as new */
+    take(); /* the condition is like new */
     CHECK_INT(conc_timeout(1, waits_once, &w), -ETIMEDOUT);
     give();
     finish(&g);
@@ -360,7 +361,7 @@ TASK_TEST(a_thousand_who_are_notified_take_the_lock_in_turn_and_do_not_crowd_bef
     CHECK_INT(conc_group_wait(&g), 0);
     conc_get_stats(&after);
     CHECK_INT(went, 1000);
-    /* one to be notified, one to have the lock */
+    /* once to be notified, once to acquire the lock */
     CHECK(after.switches - before.switches <= 3 * 1000);
 }
 
@@ -414,8 +415,8 @@ TASK_TEST(in_a_cancelled_scope_a_wait_keeps_its_lock_all_the_time)
     CHECK_STR(noted, "after");
 }
 
-/* Three wait; some are cancelled in this order, before or after n are notified. Who waited with
- * success is noted. */
+/* Three wait; some are cancelled in this order, before or after n are notified. Notes the waiters
+ * that succeeded. */
 static void check_cancels(const char *cancelled, int n, bool cancel_first, const char *expected)
 {
     char woken[8] = "";
@@ -481,7 +482,7 @@ TASK_TEST(a_wait_out_of_time_has_its_lock_again)
     conc_group g = {0};
     ARRIVE(&g, waiters);
     CHECK_INT(conc_sleep(3), 0);
-    notify_locked(&cond, 1); /* for b, as a is gone */
+    notify_locked(&cond, 1); /* for b, because a is gone */
     CHECK_INT(waiters[0].waited, -ETIMEDOUT);
     CHECK(waiters[0].at == 2);
     CHECK_INT(waiters[1].waited, 0);

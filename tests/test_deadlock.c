@@ -1,5 +1,4 @@
-/* test_deadlock.c - when every task waits for ever: the report, -EDEADLK, and how everything
- * unwinds. */
+/* test_deadlock.c - every task waits forever: the report, -EDEADLK, and how everything unwinds. */
 #include "conc_test.h"
 
 static char report[65536];
@@ -15,7 +14,7 @@ static void run_into_deadlock(conc_fn *fn, void *arg)
     CHECK_INT(conc_run_with(&o, fn, arg), -EDEADLK);
 }
 
-/* Runs fn in a process of its own, where it shall succeed; its stderr in report. */
+/* Runs fn in its own process, where it must succeed; stores its stderr in report. */
 static void check_process(void (*fn)(void))
 {
     int status = test_in_process(fn, report, sizeof report);
@@ -23,7 +22,7 @@ static void check_process(void (*fn)(void))
         test_fail(__FILE__, __LINE__, "status 0x%x, stderr:\n%s", (unsigned)status, report);
 }
 
-/* Quiet: the report of a deadlock is not what the test is about. */
+/* Quiet: the test is not about the deadlock's report. */
 static void check_deadlock(conc_fn *fn)
 {
     int err = dup(2), null = open("/dev/null", O_WRONLY);
@@ -366,7 +365,7 @@ TEST(after_a_deadlock_the_next_run_is_as_good_as_new)
     }
 }
 
-/* ---- what is none */
+/* ---- what is no deadlock */
 
 static int cancel_both(void *arg)
 {

@@ -1,6 +1,6 @@
-/* test_debug.c - debug mode: slow steps, and where they are while they last; what is left
- * behind; cancels that are ignored; calls from a wrong thread; what stacks were used; SIGUSR2;
- * circles of a deadlock; the statistics of a run.
+/* test_debug.c - debug mode: debug mode: slow steps, and their backtraces; leaks; ignored
+ * cancels; calls from the wrong thread; stack usage; SIGUSR2; deadlock cycles; a run's
+ * statistics.
  *
  * Not under: no-epoll, save-fpu, aarch64-bti, poll, gcc-asan (which change nothing here)
  * Seeds: 5 (real time, and processes) */
@@ -23,7 +23,7 @@ static conc_options options;
 
 static void run_body(void) { CHECK(conc_run_with(&options, body, NULL) > -1000); }
 
-/* Runs fn as main_fn in a process of its own; its stderr in report. */
+/* Runs fn as main_fn in its own process; stores its stderr in report. */
 static void run_for_report(conc_fn *fn, conc_options o)
 {
     body = fn;
@@ -98,7 +98,7 @@ static int fails_in_the_end(void *arg)
     return -EIO;
 }
 
-/* Its own step is quick: only what the loop calls in the middle of it is slow. */
+/* Its own step is quick: only the function that the loop calls during it is slow. */
 static int has_slow_functions_called(void *arg)
 {
     static double slow = 0.3, fast = 0.05;
@@ -149,8 +149,8 @@ TEST(without_debug_mode_nothing_is_said)
     CHECK_STR(report, "");
 }
 
-/* ---- the watchdog: stderr goes into a pipe, and the step lasts until the watchdog's words can
- * be read there ---- */
+/* ---- the watchdog: stderr is a pipe, and the step lasts until the watchdog's report can be read
+ * from it ---- */
 
 static char heard[65536];
 static size_t heard_size;
@@ -229,7 +229,7 @@ static int spawns_blocking(void *arg)
     return spawns_the_holder((void *)(uintptr_t)blocks);
 }
 
-/* In this process: the report is what was heard. */
+/* In this process: the report is what was read. */
 static void run_watched(conc_fn *fn)
 {
     conc_options o = {.debug = true, .slow_step = 0.02};
@@ -293,11 +293,11 @@ TEST(a_sleep_of_the_system_is_not_cut_short_by_the_question_where_it_is)
 {
     conc_options o = {.debug = true, .slow_step = 0.02};
     if (!PLAIN &&
-        !test_on_valgrind()) /* where nothing is known of system calls, and a signal asks */
+        !test_on_valgrind()) /* where system calls cannot be inspected, and a signal asks */
         CHECK_INT(conc_run_with(&o, naps, NULL), 0);
 }
 
-/* ---- what is left behind ---- */
+/* ---- leaks ---- */
 
 static int emits_one(conc_gen *g, void *arg)
 {
@@ -352,7 +352,7 @@ TEST(a_generator_that_came_to_its_end_is_not_left_open)
     CHECK_INT(count_in(report, "left open"), 0);
 }
 
-/* ---- cancels that are ignored ---- */
+/* ---- ignored cancels ---- */
 
 static int ignores_its_cancel(void *arg)
 {
@@ -386,7 +386,7 @@ TEST(a_cancel_that_is_ignored_a_thousand_times_is_told_once)
     CHECK_INT(count_in(report, "it was cancelled"), 0);
 }
 
-/* ---- a wrong thread ---- */
+/* ---- the wrong thread ---- */
 
 static conc_event bell;
 
@@ -500,7 +500,7 @@ TEST(every_call_from_another_thread_is_told)
     CHECK_INT(count_in(report, "a thread without a run"), 4);
 }
 
-/* ---- descriptors of conc that are closed by other means ---- */
+/* ---- conc's descriptors, closed by other means ---- */
 
 static int reads_a_byte(void *fd)
 {
@@ -537,7 +537,7 @@ static int closes_under_a_reader(void *arg)
     return conc_close(line.listener);
 }
 
-/* The number becomes another file's: the loop's knowledge of the old one must not count. */
+/* Another file reuses the number: what the loop knows of the old one must not matter. */
 static int has_the_number_used_again(void *arg)
 {
     line_of_two line;
@@ -557,7 +557,8 @@ static int has_the_number_used_again(void *arg)
     return 0;
 }
 
-/* On the real clock: a close that no call sees is found when the loop has been quiet a while. */
+/* On the real clock: the loop finds a close that no call noticed when it has been quiet for a
+ * while. */
 TEST(a_descriptor_of_conc_that_is_closed_behind_its_back_is_told)
 {
     conc_options o = {.debug = true, .slow_step = 10};
@@ -599,7 +600,7 @@ static int uses_stacks(void *arg)
     conc_group g = {0};
     for (int i = 0; i < 3; i++) {
         CHECK_INT(conc_spawn(&g, takes_much, arg), 0);
-        CHECK_INT(conc_yield(), 0); /* the next has the same stack */
+        CHECK_INT(conc_yield(), 0); /* the next task has the same stack */
         CHECK_INT(conc_spawn(&g, takes_little, arg), 0);
         CHECK_INT(conc_yield(), 0);
     }
@@ -624,7 +625,7 @@ static size_t used_by(const char *name)
 TEST(at_the_end_it_is_said_what_was_used_of_the_stacks_the_largest_first)
 {
     if (SANITIZED || test_on_valgrind())
-        return; /* there are other frames, and none is looked at under Valgrind */
+        return; /* frames differ, and under Valgrind none is inspected */
     run_for_report(uses_stacks, debugging);
     CHECK(used_by("takes_much") >= 60000);
     CHECK(used_by("takes_much") < 70000);
@@ -633,7 +634,7 @@ TEST(at_the_end_it_is_said_what_was_used_of_the_stacks_the_largest_first)
     CHECK_CONTAINS(report, "(3 of them)");
 }
 
-/* ---- memory that lasts not long enough, or that was never touched ---- */
+/* ---- memory that does not last long enough, or was never touched ---- */
 
 static int sleeps_a_second(void *arg)
 {
@@ -832,7 +833,7 @@ static int crowds(void *arg)
 
 TASK_TEST(a_dump_of_very_many_tasks_counts_those_in_the_same_state) { CHECK_INT(crowds(NULL), 0); }
 
-/* ---- circles ---- */
+/* ---- deadlock cycles ---- */
 
 static conc_lock forks[5];
 
@@ -868,7 +869,7 @@ TEST(a_deadlock_shows_the_circle)
     const char *p = strstr(circle, "\n  philosopher ");
     snprintf(first, sizeof first, "%.13s", p + 3);
     for (const char *next; (next = strstr(p + 1, "\n  philosopher ")); p = next) {
-        char wanted[64]; /* the next holds what this one waits for */
+        char wanted[64]; /* the next one holds what this one waits for */
         snprintf(wanted, sizeof wanted, "that %.13s acquired", next + 3);
         const char *holder = strstr(p, wanted);
         CHECK(holder && holder < next);
