@@ -1356,7 +1356,7 @@ static void *starts_often_in_a_thread(void *arg)
 
 THREAD_CHILD_TEST(threads_that_start_programs_at_once_do_not_hold_each_others_pipes)
 {
-    /* a child that inherited the other end of another's input would keep that one running forever */
+    /* if a child inherited the other end of another's input, that one would never end */
     enum { N = 6 };
     crowd_member m[N];
     for (int i = 0; i < N; i++) {

@@ -1,8 +1,8 @@
-/* Descriptors of every kind: waiting for them, reading and writing without holding the loop,
- * closing them under those who wait, and cancelling without losing a byte.
+/* Descriptors of every kind: waiting, reading and writing without blocking the loop, closing while
+ * tasks wait, and cancelling without losing a byte.
  *
  * Seeds: 5 (some take real time)
- * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
+ * Not under: save-fpu, aarch64-bti (both change only stack switching)
  */
 #define _GNU_SOURCE 1 /* posix_openpt */
 #include "io_test.h"
@@ -24,8 +24,8 @@
 
 enum { BOTH = CONC_READABLE | CONC_WRITABLE };
 
-/* Every call that waits for a descriptor, as a function of the descriptor alone, which returns 1
- * when it succeeded. */
+/* Each call that waits for a descriptor, as a function of the descriptor alone, which returns 1 on
+ * success. */
 static char op_room[16];
 
 static ssize_t op_wait(int fd, int event)
@@ -100,8 +100,8 @@ static int does_op_to_its_result(void *arg)
     return (int)t->op->call(t->fd);
 }
 
-/* Starts every call on one end of a pair of sockets, where nothing can be read and nothing
- * written: all wait. */
+/* Starts each call on one end of a pair of sockets that is neither readable nor writable: all
+ * wait. */
 static void start_ops(conc_group *g, op_task *tasks, int fd)
 {
     io_fill(fd);
@@ -122,7 +122,7 @@ static void check_ops(const op_task *tasks, ssize_t expected)
         CHECK_OP(tasks[i].op, tasks[i].rc, expected);
 }
 
-/* ---- waiting for what is ready ---- */
+/* ---- waiting for readiness ---- */
 
 IO_TEST(a_wait_returns_those_of_its_events_that_are_ready)
 {
@@ -186,7 +186,7 @@ IO_TEST(what_is_ready_stays_so_until_it_was_used)
             CHECK_INT(conc_wait_fd(end[0], CONC_READABLE), CONC_READABLE);
         CHECK_INT(conc_read(end[0], buf, 2), 2);
         CHECK_INT(conc_wait_fd(end[0], CONC_READABLE), CONC_READABLE);
-        CHECK_INT(read(end[0], buf, 2), 2); /* as a library does that knows nothing of conc */
+        CHECK_INT(read(end[0], buf, 2), 2); /* as a library does that does not know conc */
         CHECK_INT(conc_wait_fd(end[0], CONC_READABLE), CONC_READABLE);
         CHECK_INT(conc_read(end[0], buf, 8), 1);
         io_close(end);
@@ -279,7 +279,7 @@ IO_TEST(all_that_wait_for_one_descriptor_go_on_when_it_is_ready)
     }
 }
 
-/* Readers of one byte each, who get what comes in pieces or at once. */
+/* Readers of one byte each; the bytes arrive one by one or all at once. */
 static void crowd_reads(io_kind kind, int pieces)
 {
     int end[2], seen[CROWD] = {0};
@@ -328,7 +328,7 @@ IO_TEST(of_two_readers_one_gets_the_byte_and_the_other_waits_on)
         CHECK_INT(conc_spawn(&g, io_reads, &r[1]), 0);
         CHECK_INT(conc_settle(), 0);
         io_send(end[1], "1");
-        while (!r[0].done && !r[1].done) /* who has come too late must not hold the loop */
+        while (!r[0].done && !r[1].done) /* a reader that comes too late must not block the loop */
             CHECK_INT(conc_yield(), 0);
         CHECK_INT(conc_settle(), 0);
         CHECK_INT(r[0].done + r[1].done, 1);
@@ -358,9 +358,9 @@ IO_TEST(two_numbers_of_one_pipe_are_two_descriptors)
     io_close(p);
 }
 
-/* ---- the end of file, hang-ups and errors ---- */
+/* ---- end of file, hang-ups and errors ---- */
 
-/* Takes all, and then there is more at once. */
+/* Reads all bytes, and then finds more at once. */
 static int reads_and_has_more_sent(void *arg)
 {
     const int *s = arg;
@@ -396,7 +396,8 @@ static void body_of_bytes_between_readers(void)
     }
 }
 
-/* Both readers wake for the same event, and the second one's bytes come before any other event. */
+/* Both readers wake for the same event, and the second one's bytes arrive before any other
+ * event. */
 ORDERED_TEST(bytes_that_come_between_two_woken_readers_go_to_the_second)
 {
     io_run_each(body_of_bytes_between_readers);
@@ -430,7 +431,7 @@ IO_TEST(the_end_of_file_wakes_a_reader_and_can_be_read_again_and_again)
 
 IO_TEST(bytes_and_the_end_of_file_that_came_together_are_both_read)
 {
-    /* a read that got less than it asked for is no sign that nothing more is there */
+    /* a read that returned less than requested does not mean that there is nothing more */
     for (io_kind kind = 0; kind < IO_KINDS; kind++) {
         int end[2];
         conc_group g = {0};
@@ -448,7 +449,8 @@ IO_TEST(bytes_and_the_end_of_file_that_came_together_are_both_read)
     }
 }
 
-/* Waits for each event on fd, where neither is there, closes the peer, and looks that both woke. */
+/* Waits for each event on fd while neither is ready, closes the peer, and checks that both waits
+ * ended. */
 static void hang_up(int fd, int peer, int events)
 {
     conc_group g = {0};
@@ -471,12 +473,12 @@ IO_TEST(a_hang_up_and_an_error_wake_both_directions)
     for (io_kind kind = 0; kind < IO_SOCKET; kind++) {
         int p[2];
         io_open(kind, p);
-        hang_up(p[0], p[1], BOTH); /* reading from a pipe: POLLHUP */
+        hang_up(p[0], p[1], BOTH); /* when reading from a pipe: POLLHUP */
         io_open(kind, p);
         hang_up(p[1], p[0], CONC_READABLE);
         io_open(kind, p);
         io_fill(p[1]);
-        hang_up(p[1], p[0], BOTH); /* writing into one: POLLERR */
+        hang_up(p[1], p[0], BOTH); /* when writing to a pipe: POLLERR */
     }
     int s[2];
     io_open(IO_SOCKET, s);
@@ -601,7 +603,7 @@ IO_TEST(a_directory_is_an_error_and_no_wait)
 {
     int fd = open(".", O_RDONLY | O_DIRECTORY);
     CHECK(fd >= 0);
-    CHECK_INT(conc_wait_fd(fd, CONC_READABLE), CONC_READABLE); /* as poll(2) has it */
+    CHECK_INT(conc_wait_fd(fd, CONC_READABLE), CONC_READABLE); /* as poll(2) does */
     CHECK_INT(conc_read(fd, op_room, 1), -EISDIR);
     CHECK_INT(conc_write(fd, "x", 1), -EBADF);
     CHECK_INT(conc_close(fd), 0);
@@ -698,7 +700,7 @@ IO_TEST(a_descriptor_keeps_its_flags_before_while_and_after_it_is_used)
     }
 }
 
-/* Writers of `n` bytes each into end[1], and a reader of all of it. */
+/* Writers of `n` bytes each to end[1], and a reader of all the bytes. */
 static void write_much(io_kind kind, int (*writes)(void *arg), int writers, size_t n)
 {
     int end[2];
@@ -758,7 +760,8 @@ static int accepts(void *fd)
     return rc < 0 ? rc : conc_close(rc);
 }
 
-/* Another process that has the listener takes the connection, and leaves it in blocking mode. */
+/* Another process that shares the listener accepts the connection, and leaves it in blocking
+ * mode. */
 static int takes_the_connection(void *fd)
 {
     int l = *(int *)fd;
@@ -826,7 +829,7 @@ IO_TEST(a_descriptor_may_change_its_mode_between_two_calls)
     }
 }
 
-/* The two ends of a terminal without line editing; false where there are none. */
+/* Opens both ends of a terminal without line editing; returns false if there are none. */
 static bool open_terminal(int end[2])
 {
     struct termios t;
@@ -863,7 +866,7 @@ REAL_IO_TEST(a_terminal_keeps_its_flags_and_does_not_hold_the_loop)
     io_close(end);
 }
 
-/* As a program's standard output is, when its reader is slow. */
+/* Like a program's standard output with a slow reader. */
 REAL_IO_TEST(writing_much_into_a_terminal_that_nobody_reads_does_not_hold_the_loop)
 {
     int end[2];
@@ -1111,7 +1114,7 @@ IO_TEST(a_number_that_was_conc_s_own_serves_any_descriptor_next)
         io_open(kind, end);
         if (kind == 0)
             CHECK_INT(conc_close(s[0]), 0);
-        /* from the second one on it closes the one before, plainly */
+        /* each dup2 after the first plainly closes the previous descriptor */
         CHECK_INT(dup2(end[0], s[0]), s[0]);
         CHECK_INT(close(end[0]), 0);
         int flags = fcntl(s[0], F_GETFL);
@@ -1129,7 +1132,7 @@ IO_TEST(a_number_that_was_conc_s_own_serves_any_descriptor_next)
     CHECK_INT(conc_close(s[1]), 0);
 }
 
-/* Closes what others wait for, as code does that knows nothing of conc. */
+/* Closes descriptors that others wait for, like code that does not know conc. */
 SLOW_IO_TEST(a_plain_close_wakes_those_who_wait)
 {
     int s[2], p[2];
@@ -1159,7 +1162,7 @@ static void close_in_handler(int number)
     close(closed_by_handler);
 }
 
-/* The loop sleeps, and there is no other thread that could have closed it. */
+/* The loop sleeps, and no other thread could have closed it. */
 SLOW_IO_TEST(a_plain_close_in_a_handler_of_a_signal_wakes_those_who_wait)
 {
     int p[2];
@@ -1174,7 +1177,7 @@ SLOW_IO_TEST(a_plain_close_in_a_handler_of_a_signal_wakes_those_who_wait)
     CHECK_INT(close(p[1]), 0);
 }
 
-/* The clock moves on all the time, and does not jump over the close. */
+/* The clock always moves on, but does not jump over the close. */
 static void check_plain_close(double step)
 {
     int p[2];
@@ -1287,7 +1290,7 @@ REAL_IO_TEST(what_happens_to_the_former_owner_of_a_number_does_not_end_a_wait_of
         conc_task task;
         io_open(kind, end);
         io_open(kind, next);
-        int copy = dup(end[0]); /* so that the former one still exists, and still has events */
+        int copy = dup(end[0]); /* so that the previous file still exists, and still has events */
         io_waiter old = {.fd = end[0], .events = CONC_READABLE}, young = old;
         CHECK_INT(conc_spawn_task(&g, &task, io_waits, &old), 0);
         CHECK_INT(conc_settle(), 0);
@@ -1309,7 +1312,7 @@ REAL_IO_TEST(what_happens_to_the_former_owner_of_a_number_does_not_end_a_wait_of
     }
 }
 
-/* ---- closed from elsewhere, when the loop sleeps ---- */
+/* ---- closed by another thread while the loop sleeps ---- */
 
 static void pause_for(double seconds)
 {
@@ -1324,7 +1327,7 @@ typedef struct closer {
 
 static void closes_plainly(void *fd) { CHECK_INT(close(*(int *)fd), 0); }
 
-/* Late enough for the loop to have looked at everything and to rest. */
+/* Late enough for the loop to have checked everything and gone to sleep. */
 static void *posts_a_close(void *arg)
 {
     closer *c = arg;
@@ -1375,8 +1378,7 @@ static void *closes_in_a_thread(void *fd)
     return NULL;
 }
 
-/* A connection may be handed over to another thread, which closes it there as it has to be
- * closed. */
+/* A connection may be handed over to another thread, which closes it properly there. */
 SLOW_IO_TEST(a_number_whose_last_connection_was_closed_in_another_thread_serves_again)
 {
     for (io_kind kind = 0; kind < IO_CONC; kind++) {
@@ -1421,11 +1423,11 @@ static void *closes_in_a_loop(void *fd)
 
 static void *closes_while_the_loop_sleeps(void *fd)
 {
-    poll(NULL, 0, 50); /* were it earlier, the wait would end sooner */
+    poll(NULL, 0, 50); /* if it came earlier, the wait would end sooner */
     return closes_in_a_thread(fd);
 }
 
-/* Two tasks wait for a connection of conc's, which is closed there. */
+/* Two tasks wait for one of conc's connections, which is closed there. */
 static void wait_for_a_close(void *(*closes)(void *), bool joins)
 {
     int s[2];
@@ -1462,8 +1464,8 @@ SLOW_IO_TEST(a_conc_close_in_another_thread_wakes_a_loop_that_sleeps)
 
 static int serves_it(void *server) { return conc_serve((conc_server *)server); }
 
-/* Loops of several threads, whose connections any of them closes, so that numbers are soon used
- * again by another one. */
+/* Loops in several threads, each of whose connections any thread may close, so that another soon
+ * reuses the number. */
 enum { CLOSERS = 3, CONNECTIONS = 100 };
 
 static struct closers {
@@ -1480,7 +1482,7 @@ static void offer_to_close(int fd)
     pthread_mutex_unlock(&closers.mutex);
 }
 
-/* False: every connection was made and is closed. */
+/* Returns false once every connection was made and has been closed. */
 static bool close_one(bool is_done)
 {
     pthread_mutex_lock(&closers.mutex);
@@ -1562,7 +1564,7 @@ SLOW_IO_TEST(connections_that_any_thread_closes_wake_those_who_wait_and_are_not_
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-/* Closes numbers that are not open, and that have remainders in common with fd. */
+/* Closes numbers that are not open but equal fd modulo powers of two. */
 static void *closes_strays(void *fd)
 {
     for (int shift = 8; shift < 24; shift++)
@@ -1619,14 +1621,14 @@ IO_TEST(a_close_of_another_number_in_another_thread_ends_no_serving_and_leaks_no
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-/* The same for numbers above those that are counted one by one, where there may be such. */
+/* The same for numbers beyond those that are counted one by one, if the system allows them. */
 #ifdef __linux__
 static void serve_high_numbers(void)
 {
     enum { FIRST = 65536 };
     struct rlimit limit = {FIRST + 300, FIRST + 300};
     if (setrlimit(RLIMIT_NOFILE, &limit))
-        return; /* it is not allowed */
+        return; /* the system does not allow it */
     int fd = -1, null = open("/dev/null", O_RDONLY);
     while ((fd = fcntl(null, F_DUPFD, 0)) < FIRST - 1)
         CHECK(fd >= 0);
@@ -1655,8 +1657,8 @@ TEST(a_close_of_another_number_in_another_thread_ends_no_serving_of_high_numbers
 }
 #endif
 
-/* The connection is handed over to another thread, which closes it; its number is another file's
- * when the handler returns. */
+/* The connection is handed over to another thread, which closes it; when the handler returns,
+ * another file has its number. */
 static int hands_over(int fd, void *arg)
 {
     pthread_t thread;
@@ -1690,8 +1692,8 @@ IO_TEST(a_number_that_was_closed_in_another_thread_is_not_closed_after_the_handl
 
 /* ---- closed within a batch ---- */
 
-/* Two readers whose bytes come in one batch; who runs first closes the other's descriptor and
- * opens a new one there. */
+/* Two readers whose bytes arrive in one batch; the first to run closes the other's descriptor and
+ * opens a new one with its number. */
 typedef struct batch_reader {
     io_reader r;
     struct batch_reader *other;
@@ -1759,7 +1761,7 @@ SLOW_IO_TEST(a_descriptor_plainly_replaced_by_a_task_of_the_same_batch_is_not_mi
 
 /* ---- no spinning ---- */
 
-/* The loop sleeps a while: it may look after its descriptors now and then, and not all the time. */
+/* The loop sleeps for a while: it may check its descriptors now and then, but not all the time. */
 static void check_rest(void)
 {
     uint64_t before = io_polls();
@@ -1917,7 +1919,7 @@ IO_TEST(of_many_who_wait_for_one_descriptor_some_may_be_cancelled)
     }
 }
 
-/* {the byte arrives; some turns pass; cancel}: the reader has it, or it is still there. */
+/* {the byte arrives; some turns pass; cancel}: the reader has the byte, or it can still be read. */
 static void race_reader(io_kind kind, const op *o, int turns)
 {
     int end[2];
@@ -1941,7 +1943,7 @@ static void race_reader(io_kind kind, const op *o, int turns)
     io_close(end);
 }
 
-/* {room is made; some turns pass; cancel}: the byte went out, or it did not. */
+/* {a slot is freed; some turns pass; cancel}: the byte was sent, or it was not. */
 static void race_writer(io_kind kind, const op *o, int turns)
 {
     int end[2];
@@ -2058,7 +2060,7 @@ TEST(what_conc_opened_in_one_run_serves_the_next_and_is_closed_after_it)
     }
 }
 
-/* ---- the whole of it ---- */
+/* ---- full transfers ---- */
 
 typedef struct whole {
     int fd;
@@ -2212,7 +2214,7 @@ static void reset(int fd)
     CHECK_INT(conc_close(fd), 0);
 }
 
-/* A connection whose one end is the test's own: conc does not know it, or it opened it. */
+/* A connection with one of the test's own ends, which conc does not know, or which it opened. */
 static void open_near_end(bool foreign, int end[2])
 {
     io_open(IO_CONC, end);
@@ -2354,7 +2356,7 @@ REAL_IO_TEST(urgent_data_does_not_make_a_reader_hang_or_the_loop_spin)
         io_send(s[1], "ab");
         CHECK_INT(send(s[1], "!", 1, MSG_OOB), 1);
         io_send(s[1], "cd");
-        /* the first read ends at the mark, with more to read and nothing new to come */
+        /* the first read ends at the urgent mark, with more to read but no new event */
         io_expect(fd, "abcd");
         if (foreign)
             CHECK_INT(conc_close(fd), 0);
@@ -2539,14 +2541,15 @@ static int receives_all(void *arg)
     return 0;
 }
 
-/* The sender is not connected: the system calls it writable though the receiver's queue is full. */
+/* The sender is not connected: the system calls it writable although the receiver's queue is
+ * full. */
 REAL_IO_TEST(a_datagram_to_an_address_waits_for_room_too)
 {
     struct sockaddr_un where = {.sun_family = AF_UNIX};
     socklen_t size = sizeof where;
     conc_group g = {0};
     int to = socket(AF_UNIX, SOCK_DGRAM, 0), from = socket(AF_UNIX, SOCK_DGRAM, 0);
-    /* a name of the system's choice: Linux */
+    /* the system chooses a name: Linux */
     if (bind(to, (struct sockaddr *)&where, sizeof where.sun_family))
         where.sun_family = AF_UNSPEC;
     if (where.sun_family == AF_UNIX) {
@@ -2786,7 +2789,7 @@ static void posts_itself_until(void *arg)
         CHECK_INT(conc_post(conc_loop_self(), posts_itself_until, arg), 0);
 }
 
-/* LP-05: the reader goes on, and so does this task, though others are ready all the time. */
+/* LP-05: the reader continues, and so does this task, although others are always ready. */
 static void check_not_starved(bool *stop, conc_group *g)
 {
     int p[2];
@@ -2941,7 +2944,7 @@ static void *sends_later(void *arg)
     return NULL;
 }
 
-/* A loop in which nobody has a time limit waits in the system until bytes come. */
+/* A loop without any time limit waits in the system until bytes arrive. */
 static void read_what_a_thread_sends(io_kind kind, int signals)
 {
     int end[2];
@@ -2976,7 +2979,7 @@ typedef struct far_side {
     int fd;
 } far_side;
 
-/* Sends back what comes, the end of file too. */
+/* Echoes its input, including the end of file. */
 static int echoes(void *arg)
 {
     far_side *f = arg;
@@ -3018,7 +3021,7 @@ REAL_IO_TEST(two_loops_in_two_threads_talk_over_a_pair_of_sockets)
     }
 }
 
-/* ---- many, and small ---- */
+/* ---- many descriptors, and small buffers ---- */
 
 enum { PAIRS = 1000 };
 
@@ -3084,7 +3087,7 @@ static int cancels_at_its_turn(void *scope)
     return 0;
 }
 
-/* Nothing has to wait, and no page of the gigabyte is touched. */
+/* No call has to wait, and no page of the gigabyte is touched. */
 IO_TEST(a_full_write_that_never_waits_lets_others_have_their_turns)
 {
     size_t much = (size_t)1 << 30;
@@ -3097,7 +3100,7 @@ IO_TEST(a_full_write_that_never_waits_lets_others_have_their_turns)
     CHECK_INT(conc_scope_begin(&s, CONC_FOREVER), 0);
     CHECK_INT(conc_spawn(&g, cancels_at_its_turn, &s), 0);
     ssize_t done = conc_write_full(fd, memory, much);
-    /* A seed may choose this task at every turn of one call, but not of so many. */
+    /* a seed may choose this task at every turn of one call, but not of this many */
     for (int calls = test_seeded() ? 64 : 1; done == (ssize_t)much && calls > 1; calls--)
         done = conc_write_full(fd, memory, much);
     CHECK(done > 0 || (test_seeded() && done == -ECANCELED));

@@ -19,7 +19,7 @@ static void dump(void)
     free(text);
 }
 
-/* The column of the first mention of a name; it must be there. */
+/* Returns the column of the first occurrence of a name, which must exist. */
 static long column_of(const char *name)
 {
     const char *at = strstr(dumped, name);

@@ -1,8 +1,8 @@
-/* test_embed.c - conc_embed_*: a run inside a program that has a loop of its own, here one that
- * waits in poll(2).
+/* test_embed.c - conc_embed_*: a run inside a program that has its own loop, here one that waits
+ * in poll(2).
  *
  * Seeds: 5 (real time)
- * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
+ * Not under: save-fpu, aarch64-bti (both change only stack switching)
  */
 #define TEST_POOL
 #include "conc_test.h"
@@ -17,7 +17,7 @@
 #include <sys/eventfd.h>
 #endif
 
-/* Left out where a loop has no descriptor; where it can have one, it has. */
+/* Skipped where a loop has no descriptor; where it can have one, it must. */
 #define EMBED_TEST(name)                                           \
     static void name(void);                                        \
     static void embed_##name(void)                                 \
@@ -63,7 +63,7 @@ static bool is_readable(int fd, int milliseconds)
     return n > 0;
 }
 
-/* Waits as long as conc says, and no shorter: poll(2) knows whole milliseconds. */
+/* Waits as long as conc says, and no shorter: poll(2) counts whole milliseconds. */
 static int turn(host *h)
 {
     double timeout = conc_embed_timeout(&h->e);
@@ -284,7 +284,7 @@ EMBED_TEST(the_descriptor_becomes_readable_when_a_task_can_go_on)
     int fd = conc_embed_fd(&h.e);
     CHECK(fd >= 0);
     step_until_idle(&h);
-    CHECK(conc_embed_timeout(&h.e) > 0); /* it looks now and then whether ends[0] was closed */
+    CHECK(conc_embed_timeout(&h.e) > 0); /* it checks now and then whether ends[0] was closed */
     CHECK_INT(conc_embed_fd(&h.e), fd);
     CHECK(!is_readable(fd, 20));
     CHECK_INT(write(ends[1], "x", 1), 1);
@@ -294,7 +294,7 @@ EMBED_TEST(the_descriptor_becomes_readable_when_a_task_can_go_on)
     close(ends[1]);
 }
 
-/* The host sleeps as long as conc allows, and nothing runs that could tell the loop. */
+/* The host sleeps as long as conc allows, and nothing runs that could notify the loop. */
 EMBED_TEST(a_descriptor_that_the_host_closes_wakes_its_task)
 {
     host h;
@@ -312,8 +312,8 @@ EMBED_TEST(a_descriptor_that_the_host_closes_wakes_its_task)
 
 static void *closes_in_a_while(void *fd)
 {
-    poll(NULL, 0, 400); /* the host waits by then; were it earlier, it would wait less often */
-    syscall(SYS_close, *(int *)fd); /* ThreadSanitizer would call it a race, which it is */
+    poll(NULL, 0, 400); /* the host waits by then; if this came earlier, it would wait less often */
+    syscall(SYS_close, *(int *)fd); /* ThreadSanitizer would report a race, which it is */
     return NULL;
 }
 
@@ -353,7 +353,7 @@ static int adds_ten(void *fd)
     return (int)conc_write(*(int *)fd, &ten, sizeof ten);
 }
 
-/* It waits about a millisecond each time, though the virtual clock jumps. */
+/* It waits about a millisecond each time, although the virtual clock jumps. */
 EMBED_TEST(a_host_takes_few_steps_while_a_task_tries_again_on_the_virtual_clock)
 {
     host h;
@@ -392,7 +392,7 @@ EMBED_TEST(before_each_try_on_the_virtual_clock_a_host_waits)
 }
 #endif
 
-static int passed_on; /* a copy, as another process would have it */
+static int passed_on; /* a copy, as another process would have */
 static bool is_passed_on;
 
 static int passes_a_connection_on(void *arg)
@@ -439,7 +439,7 @@ static int reads_from_a_named_pipe(void *arg)
     return (int)conc_read(*(int *)arg, &c, 1);
 }
 
-/* The host may not see it, and then waits no longer than it can be late. */
+/* The host may miss the event; then it waits no longer than the event may be late. */
 EMBED_TEST(a_named_pipe_is_read_in_a_hosts_loop)
 {
     char name[64];
@@ -977,7 +977,7 @@ EMBED_TEST(an_end_waits_for_a_job_that_holds_the_virtual_clock)
 
 static int reads_while_a_job_runs(void *arg)
 {
-    int *fds = arg; /* the job's, the task's */
+    int *fds = arg; /* the job's and the task's */
     conc_group g = {0};
     CONC_TRY(conc_spawn(&g, offloads_with_a_limit, &fds[0]));
     int rc = reads(&fds[1]);
@@ -1179,7 +1179,7 @@ EMBED_TEST(a_posted_function_cannot_step_or_end_its_own_loop)
     CHECK_STR(noted, "refused");
 }
 
-/* fn gets the host, whose run goes on. */
+/* Passes the host, whose run continues, to fn. */
 static void while_another_thread_calls(void *(*fn)(void *))
 {
     host h;
@@ -1260,7 +1260,7 @@ EMBED_TEST(in_a_forked_child_the_parents_run_is_refused_and_another_one_begins)
     CHECK_INT(finish(&h), 5);
 }
 
-static conc_loop *parents_loop; /* so that it is not taken for lost in the child */
+static conc_loop *parents_loop; /* so that it is not reported as lost in the child */
 
 /* The inherited run stays in the child's object. */
 static void begin_over_the_parents(void)
@@ -1333,7 +1333,7 @@ EMBED_TEST(hosts_in_two_threads_do_not_meet)
     CHECK_INT(results[0] + results[1], 2);
 }
 
-/* Two loops that talk to each other: one in a host, one in a run of its own. */
+/* Two loops that talk to each other: one in a host, one in its own run. */
 static void *run_the_other(void *ends)
 {
     CHECK_INT(conc_run(echoes, ends), 0);

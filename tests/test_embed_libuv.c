@@ -1,8 +1,8 @@
-/* test_embed_libuv.c - conc_embed_* inside a libuv loop. Needs -luv; without <uv.h> it says that
- * it is left out.
+/* test_embed_libuv.c - conc_embed_* inside a libuv loop. Needs -luv; without <uv.h> it reports
+ * that it is skipped.
  *
- * Not under: aarch64, aarch64-bti, riscv64 (the cross compilers find libuv's header, and there
- * is no library for them)
+ * Not under: aarch64, aarch64-bti, riscv64 (the cross compilers find libuv's header but have no
+ * library)
  *
  * Seeds: 5 (real time)
  */
@@ -39,13 +39,13 @@ TEST(without_libuv_or_with_poll_alone_everything_here_is_left_out)
     }                            \
     static void uv_##name(void)
 
-/* ---- conc in libuv: all that it takes ---- */
+/* ---- conc in libuv: all that is needed ---- */
 
 typedef struct host {
     uv_loop_t loop;
     uv_poll_t ready;      /* conc's descriptor is readable */
     uv_timer_t due;       /* conc's time to wait is over */
-    uv_prepare_t prepare; /* before libuv waits: how long may it? */
+    uv_prepare_t prepare; /* before libuv waits: how long may it wait? */
     conc_embed e;
     int steps, left; /* handles that are not closed yet */
 } host;
@@ -77,7 +77,8 @@ static void on_ready(uv_poll_t *handle, int status, int events)
 
 static void on_due(uv_timer_t *handle) { step_host(handle->data); }
 
-/* Whatever libuv's callbacks did to conc's tasks, the time to wait is asked for after it. */
+/* This runs after libuv's callbacks, so the time to wait includes whatever they did to conc's
+ * tasks. */
 static void on_prepare(uv_prepare_t *handle)
 {
     host *h = handle->data;
@@ -185,14 +186,14 @@ UV_TEST(the_virtual_clock_jumps_in_a_libuv_loop)
 UV_TEST(a_hundred_libuv_loops_follow_each_other_and_leave_nothing_open)
 {
     double seconds = 0.0001;
-    CHECK_INT(host_run(returns, &(int){1}), 1); /* libuv opens some descriptors for good */
+    CHECK_INT(host_run(returns, &(int){1}), 1); /* libuv keeps some descriptors open */
     int fds = test_count_fds();
     for (int i = 0; i < 100; i++)
         CHECK_INT(host_run(sleeps, &seconds), 5);
     CHECK_INT(test_count_fds(), fds);
 }
 
-/* ---- libuv's own handles beside it ---- */
+/* ---- libuv's own handles beside conc's ---- */
 
 typedef struct ticker {
     uv_timer_t timer;
@@ -299,7 +300,7 @@ UV_TEST(a_task_reads_what_a_libuv_callback_wrote)
     close(ends[1]);
 }
 
-/* A task that has libuv's thread pool do something, and waits for it. */
+/* Has libuv's thread pool run a function, and waits for it. */
 typedef struct job {
     uv_work_t work;
     uv_loop_t *loop;

@@ -1,8 +1,8 @@
-/* test_errno.c - every call of the three headers leaves errno alone, whether it works or not: in
+/* test_errno.c - every call of the three headers preserves errno, whether it succeeds or fails: in
  * a task, in a posted function, in a job, and on a thread without a run.
  *
- * Each call is made with errno at a value that no system call sets. Other tasks, posted functions
- * and jobs change theirs meanwhile.
+ * Before each call, errno is set to a value that no system call sets. Other tasks, posted
+ * functions and jobs change theirs meanwhile.
  *
  * Not under: save-fpu, aarch64, aarch64-bti, riscv64, valgrind, single, clang, static, gcc-asan
  * (how tasks switch is tested elsewhere; emulators and Valgrind start no processes)
@@ -30,16 +30,16 @@ static void check_kept(int line, const char *call, long long actual, long long e
         test_fail(__FILE__, line, "%s is %lld, not %lld", call, actual, expected);
 }
 
-/* The call leaves errno as it was, and returns what is expected, or anything, or nothing. */
+/* The call preserves errno, and returns the expected result, or any result, or none. */
 #define GIVES(expected, call) \
     check_kept(__LINE__, #call, (errno = OWN, (long long)(call)), (expected))
 #define KEEPS(call) GIVES(ANY, call)
 #define DOES(call) (errno = OWN, (void)(call), check_kept(__LINE__, #call, 0, 0))
-/* The same, with a result of 0 or more that goes to `to`. */
+/* The same, with a result of 0 or more that is stored in `to`. */
 #define OPENS(to, call) \
     (errno = OWN, (to) = (call), check_kept(__LINE__, #call, (to), (to)), CHECK((to) >= 0))
 
-/* ---- what others do meanwhile ---- */
+/* ---- what other tasks do meanwhile ---- */
 
 static int spoils(void *arg)
 {
@@ -87,7 +87,7 @@ static void posted(void *arg)
 
 static void frees(void *arg) { ++*(int *)arg; }
 
-/* A task beside, in g, whose errno changes with each of its turns. */
+/* Another task in g, whose errno changes with each of its turns. */
 static void begin_spoiling(conc_group *g) { CHECK_INT(conc_spawn(g, spoils, NULL), 0); }
 
 static void end_spoiling(conc_group *g)
@@ -98,7 +98,7 @@ static void end_spoiling(conc_group *g)
 
 static int zero = 0, seven = 7, minus = -EIO;
 
-/* ---- calls that are wrong wherever they are made ---- */
+/* ---- calls that are invalid everywhere ---- */
 
 static bool less(const void *a, const void *b) { return *(const int *)a < *(const int *)b; }
 
@@ -332,7 +332,7 @@ static void all_of_pool_are_wrong(void)
     KEEPS(conc_child_close(&child));
 }
 
-/* What works everywhere, too. */
+/* Calls that succeed everywhere. */
 static void all_that_needs_no_run_works(void)
 {
     conc_latch latch = {0};
@@ -395,7 +395,7 @@ static void all_are_tried(void)
     all_of_sync_are_wrong();
     all_of_pool_are_wrong();
     all_that_needs_no_run_works();
-    /* once more where no call gets a descriptor */
+    /* again, where no call gets a descriptor */
     CHECK_INT(getrlimit(RLIMIT_NOFILE, &many), 0);
     few.rlim_max = many.rlim_max;
     CHECK_INT(setrlimit(RLIMIT_NOFILE, &few), 0);
@@ -451,7 +451,7 @@ IO_TEST(calls_of_jobs_leave_errno_alone)
 
 TEST(calls_on_a_thread_without_a_run_leave_errno_alone) { all_are_tried(); }
 
-/* What is written to standard error fails. */
+/* Writing to standard error fails. */
 static void fill_standard_error(void)
 {
     int full = open("/dev/full", O_WRONLY);
@@ -480,7 +480,7 @@ TEST(reports_of_debug_mode_that_cannot_be_written_leave_errno_alone)
     GIVES(0, conc_run_with(&options, tries_all_here_and_in_a_thread, NULL));
 }
 
-/* ---- what works in a task, from top to bottom ---- */
+/* ---- calls that succeed in a task, from top to bottom ---- */
 
 IO_TEST(time_and_scopes_leave_errno_alone)
 {
@@ -566,7 +566,7 @@ IO_TEST(batches_and_errors_leave_errno_alone)
     KEEPS(strcmp(conc_last_error(), ""));
     GIVES(0, conc_local_set(&key, &seven));
     GIVES(1, conc_local_get(&key) == &seven);
-    /* nobody collects its error */
+    /* no task collects its error */
     GIVES(0, conc_spawn(NULL, returns, &minus));
     io_failures.expected = 1;
     GIVES(0, conc_settle());
@@ -901,7 +901,7 @@ typedef struct shop {
     conc_limiter limiter;
 } shop;
 
-/* What the other task waits for, a second later each. */
+/* Does what the other task waits for, one call a second. */
 static int works(void *arg)
 {
     shop *s = arg;
@@ -982,7 +982,7 @@ IO_TEST(waits_of_conc_sync_leave_errno_alone)
     conc_group g = {0};
     CHECK_INT(conc_latch_add(&s.latch, 1), 0);
     CHECK_INT(conc_spawn(&g, works, &s), 0);
-    CHECK_INT(conc_settle(), 0); /* it has what this task is going to wait for */
+    CHECK_INT(conc_settle(), 0); /* it holds what this task will wait for */
     all_waits_of_sync(&s);
     CHECK_INT(conc_group_wait(&g), 0);
     GIVES(0, enters(&s));

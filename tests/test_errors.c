@@ -1,8 +1,8 @@
-/* test_errors.c - errors in words, from conc_fail to conc_strerror; on_error; CONC_TRY and
+/* test_errors.c - error texts, from conc_fail to conc_strerror; on_error; CONC_TRY and
  * CONC_AUTO. */
 #include "conc_test.h"
 
-/* What on_error was told, in the order of being told. */
+/* What on_error received, in order. */
 typedef struct told {
     char task[512], place[512], text[256];
     int rc;
@@ -43,7 +43,7 @@ static int sleep_for_ever(void *arg)
     return conc_sleep(CONC_FOREVER);
 }
 
-/* Waits for a second, then fails; or ends in an error of its own when it is cancelled. */
+/* Waits for a second, then fails; or, if cancelled, ends with a different error. */
 static int fail_after_one(void *arg)
 {
     if (conc_sleep(1) < 0)
@@ -51,7 +51,7 @@ static int fail_after_one(void *arg)
     return conc_fail(-EPROTO, "%s", (char *)arg);
 }
 
-/* ---- words */
+/* ---- error texts */
 
 TASK_TEST(conc_fail_returns_its_code_and_gives_it_words)
 {
@@ -654,7 +654,7 @@ TEST(a_program_chooses_what_conc_main_returns)
     check_status((ending){0, -1000, -EIO, false}, 0, true);
     check_status((ending){5, 256, 0, false}, 5, false); /* no such status */
     check_status((ending){5, -1, 0, false}, 5, false);
-    conc_set_exit_status(7); /* of no run */
+    conc_set_exit_status(7); /* not one of the run's */
     check_status((ending){-1000, -1000, 0, false}, 0, false);
     check_status((ending){-1000, -1000, -EIO, false}, 1, true);
 }
@@ -814,7 +814,7 @@ static int use_own_types(void *arg)
         CHECK_STR(inner.name, "i");
     }
     CONC_AUTO(closes, last) = {"2"};
-    CHECK_INT(close_it(&last), -EPIPE); /* closing twice is harmless, as it says */
+    CHECK_INT(close_it(&last), -EPIPE); /* closing twice is harmless, as documented */
     if (arg)
         return conc_fail(-EIO, "disk on fire");
     CONC_AUTO(number, n) = 5;

@@ -1,5 +1,5 @@
-/* test_events.c - conc_event: set wakes all who wait at that moment, and afterwards nobody needs
- * the event.
+/* test_events.c - conc_event: set wakes all tasks that wait at that moment, and afterwards none
+ * needs the event.
  *
  * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
  * switch and wait is tested elsewhere)
@@ -14,7 +14,7 @@ enum { UNDECIDED = 1000 }; /* what no call returns */
 typedef struct waiter {
     conc_event *event;
     conc_task task;
-    int rc, next; /* of the wait, and of the checkpoint after it */
+    int rc, next; /* results of the wait, and of the checkpoint after it */
     double at;
 } waiter;
 
@@ -27,7 +27,7 @@ static int waits(void *arg)
     return 0;
 }
 
-/* Has them wait, in this order. */
+/* Makes them wait, in this order. */
 static void arrive(conc_group *g, conc_event *e, waiter *waiters, int n)
 {
     for (int i = 0; i < n; i++) {
@@ -230,7 +230,7 @@ TASK_TEST(a_set_and_a_time_limit_are_decided_by_which_came_first)
     CHECK_INT(in_time.rc, 0);
 }
 
-/* ---- who was woken may free it ---- */
+/* ---- a task that was woken may free the event ---- */
 
 typedef struct owners {
     conc_event *event;
@@ -366,7 +366,7 @@ TEST(an_event_serves_before_between_and_after_runs)
     CHECK_INT(conc_event_wait(&e), -EPERM);
     for (int i = 0; i < 3; i++) {
         conc_event_set(&e);
-        CHECK_INT(conc_event_wait(&e), -EPERM); /* no task, though it would not have to wait */
+        CHECK_INT(conc_event_wait(&e), -EPERM); /* not a task, although it would not have to wait */
         CHECK_INT(conc_run(waits_and_clears, &e), 0);
         CHECK(!conc_event_is_set(&e));
     }
@@ -414,7 +414,7 @@ static void wait_for_nobody(void)
 {
     conc_event e = {0};
     CHECK_INT(conc_run(waits_for_ever, &e), -EDEADLK);
-    conc_event_set(&e); /* nobody waits any more */
+    conc_event_set(&e); /* no task waits any more */
     CHECK_INT(conc_run(waits_and_clears, &e), 0);
 }
 

@@ -1,8 +1,7 @@
-/* test_faults.c - memory that cannot be had: the n-th allocation or mapping fails, for n = 1, 2,
- * 3, ... until a program that uses a little of everything runs through without a failure. Each
- * time the program gets 0 or -ENOMEM from every call, what was started runs, what was refused
- * does not, no wait hangs, and at the end every allocation, mapping and descriptor is given
- * back.
+/* test_faults.c - out of memory: the n-th allocation or mapping fails, for n = 1, 2, 3, ... until
+ * a program that uses a little of everything completes without a failure. Each time every call
+ * returns 0 or -ENOMEM, started functions run, refused ones do not, no wait hangs, and at the end
+ * every allocation, mapping and descriptor has been released.
  *
  * Seeds: 30 (hundreds of programs each)
  */
@@ -14,7 +13,7 @@
 
 #define MAYBE_UNUSED __attribute__((unused))
 
-/* One kind of call that can fail. */
+/* A kind of call that can fail. */
 typedef struct fault {
     long calls;    /* since the last reset */
     long at;       /* the call that fails; 0: none */
@@ -23,7 +22,7 @@ typedef struct fault {
 } fault;
 
 static fault malloc_fault, mmap_fault, protect_fault, advise_fault;
-static bool no_guards;        /* neither mprotect nor madvise makes a guard */
+static bool no_guards;        /* neither mprotect nor madvise makes a guard region */
 static long live_allocations; /* malloc'ed and not freed */
 static long mapped_bytes;
 
@@ -111,9 +110,9 @@ MAYBE_UNUSED static int faulty_madvise(void *at, size_t size, int advice)
 
 /* ---- the program */
 
-static double pace; /* seconds of one sleep */
+static double pace; /* length of one sleep, in seconds */
 static bool main_ran, complete;
-/* bodies that must have run, by the calls that returned 0, and those that did */
+/* bodies that must have run, because their calls returned 0, and bodies that did */
 static int due, ran;
 static int posts_due, posts_ran, hook_calls;
 static conc_gen abandoned;
@@ -126,7 +125,7 @@ static bool anything_injected(void)
            0;
 }
 
-/* Did the call do what it should? It may say -ENOMEM instead, but only after a fault. */
+/* Did the call return what it should? It may return -ENOMEM instead, but only after a fault. */
 static bool worked(int rc, int expected)
 {
     if (rc == -ENOMEM) {
@@ -397,7 +396,8 @@ static void step_posts(void)
 {
     for (int i = 0; i < 5; i++)
         posts_due += worked(conc_post(conc_loop_self(), count_post, NULL), 0);
-    for (int i = 0; i < 100 && posts_ran < posts_due; i++) /* a slow loop runs few at a time */
+    /* a slow loop runs only a few at a time */
+    for (int i = 0; i < 100 && posts_ran < posts_due; i++)
         CHECK_INT(conc_sleep(pace), 0);
     CHECK_INT(posts_ran, posts_due);
     posts_due += worked(conc_post(conc_loop_self(), count_post, NULL), 0);
@@ -484,7 +484,7 @@ static void count_error(const conc_failure *f, void *user)
     hook_calls++;
 }
 
-/* ---- runs of it */
+/* ---- runs of the program */
 
 static void reset(void)
 {
@@ -495,7 +495,7 @@ static void reset(void)
     abandoned_cleaned = 1;
 }
 
-/* Runs the program; returns whether it ran through without an -ENOMEM. */
+/* Runs the program; returns whether it completed without an -ENOMEM. */
 static bool run_program(bool real)
 {
     int fds = test_count_fds();
@@ -604,7 +604,7 @@ TEST(when_the_system_has_no_more_guards_spawning_goes_on_and_says_so_once)
         test_fail(__FILE__, __LINE__, "status 0x%x, stderr:\n%s", (unsigned)status, text);
 }
 
-/* ---- one call at a time: what a failure leaves as it was */
+/* ---- one call at a time: what a failure leaves unchanged */
 
 static int spawn_and_count(void *arg)
 {

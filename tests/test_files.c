@@ -1,5 +1,5 @@
-/* test_files.c - conc_file_read, conc_file_write and conc_file_append: whole files of every
- * kind, errors that leave everything as it was, and a loop that goes on meanwhile.
+/* test_files.c - conc_file_read, conc_file_write and conc_file_append: whole files of every kind,
+ * errors that leave everything unchanged, and a loop that continues meanwhile.
  *
  * Seeds: 2 (jobs are threads)
  * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, riscv64, poll, gcc-asan, single, clang,
@@ -18,7 +18,7 @@
 
 enum { UNDECIDED = 1000, MEGABYTES_10 = 10 * 1024 * 1024 };
 
-/* ---- a directory of the test's own, in which nothing must be left ---- */
+/* ---- the test's own directory, in which no file may be left ---- */
 
 static void remove_names(const char *path)
 {
@@ -37,7 +37,7 @@ static void remove_names(const char *path)
     closedir(d);
 }
 
-/* Runs body, in a task or not, with the directory. Descriptors are as before. */
+/* Runs body with the directory, in a task or not. Descriptors must not leak. */
 static void in_directory(void (*body)(void), bool in_task, bool virtual_clock)
 {
     test_task t = {body};
@@ -70,7 +70,7 @@ static void make_text(const char *name, const char *text)
     make_file(path_of(name), text, strlen(text), 0644);
 }
 
-/* What the file holds, by read(2). */
+/* The file's contents, read with read(2). */
 static char *contents(const char *path, size_t *size)
 {
     size_t room = 4096, n = 0;
@@ -129,7 +129,7 @@ static char *pattern(size_t size)
     return data;
 }
 
-/* Goes on as somebody for whom permissions count: true unless that cannot be done here. */
+/* Continues as a user for whom permissions matter; returns false if that is impossible here. */
 static bool without_privileges(void)
 {
     enum { NOBODY = 65534 };
@@ -137,7 +137,7 @@ static bool without_privileges(void)
         return true;
     return chown(directory, NOBODY, NOBODY) == 0 && setresgid(NOBODY, NOBODY, NOBODY) == 0 &&
            setresuid(NOBODY, NOBODY, NOBODY) == 0 &&
-           prctl(PR_SET_DUMPABLE, 1) == 0; /* LeakSanitizer has to look into the process */
+           prctl(PR_SET_DUMPABLE, 1) == 0; /* LeakSanitizer must be able to inspect the process */
 }
 
 /* ---- the calls ---- */
@@ -176,7 +176,7 @@ static void check_read_fails(const char *path, int rc)
     CHECK(data == NULL);
 }
 
-/* Neither of the two that write can do it, and both leave the directory as it is. */
+/* Both calls that write must fail, and must leave the directory unchanged. */
 static void check_write_fails(const char *path, int rc)
 {
     int names = count_names(directory);
@@ -398,7 +398,7 @@ FILE_TEST(without_permission_nothing_is_read_or_written)
     make_text("d/old", "old");
     CHECK_INT(chmod(path_of("d"), 0500), 0);
     check_write_fails(path_of("d/new"), -EACCES);
-    CHECK_INT(write_text(path_of("d/old"), "new"), 0); /* it cannot be replaced, but written */
+    CHECK_INT(write_text(path_of("d/old"), "new"), 0); /* it can be written, but not replaced */
     check_text("d/old", "new");
     CHECK_INT(count_names(path_of("d")), 1);
     CHECK_INT(chmod(path_of("d"), 0700), 0);
@@ -426,7 +426,7 @@ FILE_TEST(without_a_descriptor_nothing_is_read_or_written)
     struct rlimit old, limit;
     int fds[256], n = 0;
     make_text("a", "old");
-    check_reads_text(path_of("a"), "old"); /* so that what the module itself needs is there */
+    check_reads_text(path_of("a"), "old"); /* opens what the module itself needs */
     CHECK_INT(getrlimit(RLIMIT_NOFILE, &old), 0);
     limit = (struct rlimit){64, old.rlim_max};
     CHECK_INT(setrlimit(RLIMIT_NOFILE, &limit), 0);
@@ -482,7 +482,7 @@ FILE_TEST(a_file_keeps_its_permissions)
     }
 }
 
-/* Looks at every file there is in the directory: is there one that others may open? */
+/* Does the directory contain a file that other users may open? */
 typedef struct spy {
     atomic_bool done;
     int looks, seen;
@@ -586,7 +586,7 @@ FILE_TEST(a_link_to_itself_is_an_error)
     CHECK(is_link(path_of("loop")));
 }
 
-/* ---- what is no regular file ---- */
+/* ---- other than regular files ---- */
 
 FILE_TEST(the_null_device_stays_what_it_is)
 {
@@ -628,11 +628,11 @@ FILE_TEST(files_of_proc_are_read_whole_though_their_size_is_said_to_be_nothing)
 /* One call, as a task. */
 typedef struct call {
     const char *path;
-    const char *text; /* to be written; NULL: it is read */
+    const char *text; /* to be written; NULL: the file is read */
     bool append;
     void *data;
     size_t size;
-    int rc, next; /* of the call, and of the checkpoint after it */
+    int rc, next; /* results of the call, and of the checkpoint after it */
     conc_task task;
 } call;
 
@@ -649,7 +649,7 @@ static int calls(void *arg)
     return 0;
 }
 
-/* Opens the other end of a FIFO as soon as a job has opened the one: the loop turns meanwhile. */
+/* Opens the other end of a FIFO as soon as a job has opened the first: the loop runs meanwhile. */
 static int open_writer(const char *path)
 {
     for (int fd;;) {
@@ -670,7 +670,7 @@ FILE_TEST(the_loop_goes_on_while_a_read_is_held)
     turn(1000);
     CHECK_INT(write(fd, "abc", 3), 3);
     turn(1000);
-    CHECK_INT(c.rc, UNDECIDED); /* the end of the file is not there yet */
+    CHECK_INT(c.rc, UNDECIDED); /* the end of the file has not come yet */
     CHECK_INT(write(fd, "def", 3), 3);
     CHECK_INT(close(fd), 0);
     CHECK_INT(conc_group_wait(&g), 0);
@@ -751,7 +751,7 @@ FILE_TEST(a_file_that_is_being_written_is_not_the_standard_output)
         CHECK_INT(mkfifo(writer.path, 0600), 0);
         int fd = open(writer.path, O_RDWR | O_NONBLOCK | O_CLOEXEC), kept = close_output();
         CHECK_INT(conc_spawn(&g, calls, &writer), 0);
-        /* not all fits in: the file stays open */
+        /* not everything fits: the file stays open */
         CHECK_INT(conc_wait_fd(fd, CONC_READABLE), CONC_READABLE);
         CHECK(is_closed(1));
         CHECK_INT(conc_read_full(fd, got, sizeof text - 1), sizeof text - 1);
@@ -763,7 +763,7 @@ FILE_TEST(a_file_that_is_being_written_is_not_the_standard_output)
     }
 }
 
-/* Has one of the directory's files something in it already? */
+/* Does one of the directory's files have contents already? */
 static bool something_is_written(DIR *d)
 {
     struct stat st;
@@ -798,7 +798,7 @@ FILE_TEST(a_new_file_that_is_being_written_is_not_the_standard_output)
     free(text);
 }
 
-/* A reader of a FIFO that takes some bytes and leaves. */
+/* A reader of a FIFO that reads some bytes and leaves. */
 typedef struct leaver {
     const char *path;
     pthread_t thread;
@@ -865,12 +865,12 @@ static bool is_a_version(const char *data, size_t size)
     return false;
 }
 
-/* Others that look meanwhile: a task through conc, and a thread with plain calls. */
+/* Other readers meanwhile: a task through conc, and a thread with plain calls. */
 typedef struct looker {
     const char *path;
     atomic_bool *done;
     int looks, broken;
-    bool may_miss; /* it need not be there */
+    bool may_miss; /* it may not exist */
 } looker;
 
 static int looks(void *arg)
@@ -970,7 +970,7 @@ typedef struct recorder {
     int number;
 } recorder;
 
-/* A record is a letter many times, and a line end. */
+/* A record is a letter repeated many times, and a newline. */
 static int appends_records(void *arg)
 {
     recorder *r = arg;
@@ -1022,7 +1022,7 @@ FILE_TEST(records_that_eight_jobs_append_stay_whole)
     check_records(r[0].path);
 }
 
-/* ---- from elsewhere ---- */
+/* ---- outside tasks ---- */
 
 static int round_trip(void *arg)
 {
@@ -1071,8 +1071,8 @@ FILE_TEST(jobs_call_directly_or_in_a_run_of_their_own)
     CHECK_INT(count_names(directory), 1);
 }
 
-/* Emulators (of a build without Check) end where a forked process starts threads, and Valgrind
- * misses those of its parent. */
+/* Emulators (of a build without Check) crash when a forked process starts threads, and Valgrind
+ * misses the parent's threads. */
 static bool forked_processes_are_real(void)
 {
     const char *preloaded = getenv("LD_PRELOAD");
@@ -1084,7 +1084,7 @@ static bool forked_processes_are_real(void)
     return !emulated && (!preloaded || !strstr(preloaded, "vgpreload"));
 }
 
-/* A process that was forked has none of the threads: it starts anew. */
+/* A forked process has none of the threads, and starts its own. */
 static char forked_path[PATH_MAX];
 
 static void round_trip_of_a_forked_process(void)
@@ -1192,12 +1192,12 @@ FILE_TEST(what_has_begun_is_waited_for_and_not_undone)
     free(text);
 }
 
-/* An open file whose lease (fcntl(2)) holds every task that opens it; -1: this file system has
- * none. */
+/* Opens a file whose lease (fcntl(2)) makes every task that opens it wait; -1: this file system has
+ * no leases. */
 static int lease_of(const char *name)
 {
     make_text(name, "old");
-    signal(SIGIO, SIG_IGN); /* it comes when somebody opens the file */
+    signal(SIGIO, SIG_IGN); /* it comes when a process opens the file */
     int fd = open(path_of(name), O_RDWR | O_CLOEXEC);
     CHECK(fd >= 0);
     if (fcntl(fd, F_SETLEASE, F_WRLCK) == 0)
@@ -1213,7 +1213,7 @@ static void end_lease(int fd)
     CHECK_INT(close(fd), 0);
 }
 
-/* Until a call is held. */
+/* Until a call waits at the file. */
 static void wait_for_opener(int fd)
 {
     while (fcntl(fd, F_GETLEASE) == F_WRLCK)
@@ -1234,7 +1234,7 @@ static int calls_with_a_limit(void *arg)
     return 0;
 }
 
-/* Reads and adds to a file that is held, while a cancel comes or a limit passes. */
+/* Reads and appends to a file that makes them wait, while a cancel comes or a limit passes. */
 static void check_held_call(bool appends, bool limited)
 {
     call c = {.path = path_of("held"), .text = appends ? "new" : NULL, .append = appends};
@@ -1264,7 +1264,7 @@ REAL_FILE_TEST(a_call_that_is_held_is_waited_for_when_a_cancel_comes_or_a_limit_
         check_held_call(how & 1, how & 2);
 }
 
-/* Reads are held on all threads for files. */
+/* Reads are waiting on all threads for files. */
 REAL_FILE_TEST(a_call_behind_others_that_are_held_does_nothing_when_it_is_cancelled)
 {
     enum { MANY = 32 };
@@ -1318,7 +1318,7 @@ FILE_TEST(a_cancel_ends_a_wait_for_the_other_end_of_a_pipe)
         int fd = -1;
         CHECK_INT(mkfifo(c.path, 0600), 0);
         CHECK_INT(conc_spawn_task(&g, &c.task, calls, &c), 0);
-        if (how == 1) { /* there is a writer, who says nothing more */
+        if (how == 1) { /* there is a writer, which writes nothing more */
             fd = open_writer(c.path);
             CHECK_INT(write(fd, "abc", 3), 3);
         }
@@ -1343,7 +1343,7 @@ static int reads_pipe(void *path)
 static int writes_pipe(void *path) { return write_text(path, "text"); }
 static int appends_to_pipe(void *path) { return append_text(path, "text"); }
 
-/* On the virtual clock, too, the other end has real time to come. */
+/* On the virtual clock, too, the other end has real time to open it. */
 static void check_limits_come(void)
 {
     conc_fn *const fns[] = {reads_pipe, writes_pipe, appends_to_pipe};
@@ -1361,7 +1361,7 @@ static void check_limits_come(void)
 
 static int writes_pipe_for_a_while(void *path) { return conc_timeout(0.2, writes_pipe, path); }
 
-/* The clock stands still for real time, which the host sleeps through. */
+/* The clock stands still for real time, while the host sleeps. */
 THREAD_FILE_TEST(a_host_does_not_spin_while_a_pipe_has_no_other_end)
 {
     conc_options options = {.virtual_clock = true};
@@ -1434,7 +1434,8 @@ static const char *terminal;
 
 static void use_terminal_of_nobody(void)
 {
-    CHECK(setsid() > 0); /* it has no terminal, and the next that it opens may become its own */
+    /* it has no terminal, and the next one that it opens may become its controlling terminal */
+    CHECK(setsid() > 0);
     CHECK_INT(write_text(terminal, "text"), 0);
     check_reads(terminal, "line\n", 5);
     CHECK_INT(open("/dev/tty", O_RDWR | O_CLOEXEC), -1);
@@ -1456,7 +1457,7 @@ THREAD_FILE_TEST(a_terminal_that_is_read_does_not_become_this_programs)
     CHECK_INT(close(control), 0);
 }
 
-/* ---- what cannot be replaced ---- */
+/* ---- files that cannot be replaced ---- */
 
 FILE_TEST(files_of_proc_are_written)
 {
@@ -1529,8 +1530,8 @@ FILE_TEST(a_file_keeps_its_access_control_list)
     CHECK_INT(mode_of(path_of("a")), 0660);
 }
 
-/* More than there can be threads: the last ones do not start before the gate, a FIFO without a
- * writer, opens. */
+/* More calls than there can be threads: the last ones do not start before the gate, a FIFO without
+ * a writer, opens. */
 enum { CROWD = 48 };
 
 static int count_decided(const call *c)
@@ -1558,7 +1559,7 @@ FILE_TEST(of_a_crowd_that_is_cancelled_each_did_all_or_nothing)
         writers[i] = (call){.path = names[i], .text = "new", .append = i % 2, .rc = UNDECIDED};
         CHECK_INT(conc_spawn_task(&g, &readers[i].task, calls, &readers[i]), 0);
     }
-    int fd = open_writer(fifo); /* one at least has begun */
+    int fd = open_writer(fifo); /* at least one has begun */
     for (int i = 0; i < CROWD; i++)
         CHECK_INT(conc_spawn_task(&g, &writers[i].task, calls, &writers[i]), 0);
     turn(2);
@@ -1569,7 +1570,7 @@ FILE_TEST(of_a_crowd_that_is_cancelled_each_did_all_or_nothing)
     while (count_decided(writers) < CROWD || count_decided(readers) == 0)
         turn(1);
     CHECK_INT(close(fd), 0);
-    /* who opened it after that close waits for another one */
+    /* a job that opened it after that close waits for another one */
     while (count_decided(readers) < CROWD) {
         if ((fd = open(fifo, O_WRONLY | O_NONBLOCK | O_CLOEXEC)) >= 0)
             CHECK_INT(close(fd), 0);

@@ -1,7 +1,7 @@
-/* test_forks.c - a forked child has no tasks but those of its own runs: what the parent's tasks
- * held, waited for or had open is free, empty or fresh in a run of the child's own, and the parent
- * goes on as if nothing had been. */
-/* the default; an option gives this file an implementation of its own, whose insides it sees */
+/* test_forks.c - a forked child has only the tasks of its own runs: objects that the parent's
+ * tasks held, waited for or had open are free, empty or fresh in the child's runs, and the
+ * parent continues as if nothing had happened. */
+/* the default; such an option gives this file its own implementation, whose internals it sees */
 #define CONC_STACK_SIZE (256 * 1024)
 #define TEST_SYNC
 #define TEST_POOL
@@ -149,7 +149,7 @@ static void free_all(void)
     CHECK_INT(conc_gen_close(&gen), 0);
 }
 
-/* In the child: the same once more, and each waiter gets what it waits for. */
+/* In the child: the same again, and each waiter gets what it waits for. */
 static int uses_all(void *arg)
 {
     int item = 0, result = 0;
@@ -230,7 +230,8 @@ static int tries_all(void *arg)
     CHECK_INT(conc_limiter_try_acquire(&limiter, 1), 0);
     CHECK_INT(conc_queue_try_put(&empty, &item), 0);
     CHECK_INT(conc_queue_try_get(&full, &item), 0);
-    CHECK_INT(conc_queue_try_get(&full, &item), -EAGAIN); /* no putter of the parent's comes in */
+    /* no waiting putter of the parent's adds its item */
+    CHECK_INT(conc_queue_try_get(&full, &item), -EAGAIN);
     CHECK_INT(conc_spawn_task(NULL, &ended, returns_three, NULL), 0);
     CHECK_INT(conc_group_next(&group, &(conc_task *){NULL}), 0);
     CHECK_INT(conc_group_wait(&group), 0);
@@ -284,7 +285,7 @@ static int uses_channels(void *arg)
     conc_group g = {0};
     (void)arg;
     CHECK_INT(conc_channel_try_recv(&no_items, &item), -EAGAIN);
-    CHECK_INT(conc_channel_try_send(&no_items, &item), 0); /* no receiver of the parent gets it */
+    CHECK_INT(conc_channel_try_send(&no_items, &item), 0); /* no receiver of the parent's gets it */
     CHECK_INT(conc_channel_recv(&no_items, &item), 0);
     CHECK_INT(item, 3);
     CHECK_INT(conc_channel_recv(&no_room, &item), 0);
@@ -350,7 +351,7 @@ static int reads_stream(void *arg)
     return (int)conc_stream_read(arg, &byte, 1);
 }
 
-/* More than a socket takes. */
+/* More than a socket's buffer holds. */
 static int fills_stream(void *arg)
 {
     static char bytes[1 << 20];
@@ -360,7 +361,7 @@ static int fills_stream(void *arg)
 static int flushes_stream(void *arg) { return conc_stream_flush(arg); }
 static int closes_stream(void *arg) { return conc_stream_close(arg); }
 
-/* main_fn has a run, and a limit, of its own. */
+/* main_fn has its own run and limit. */
 static void run_in_a_child(conc_fn *main_fn, void *arg)
 {
     int status;
@@ -416,7 +417,7 @@ static int drains(void *arg)
     return (int)n;
 }
 
-/* Its own bytes follow what lay in the buffer. */
+/* Its own bytes follow those in the buffer. */
 static int writes_and_closes(void *arg)
 {
     int *ends = arg;
@@ -505,7 +506,7 @@ static void is_not_called(void *arg)
     abort();
 }
 
-/* As if another thread had been writing a place down when the process forked. */
+/* As if another thread had been recording a location when the process forked. */
 TASK_TEST(a_place_is_written_in_a_forked_child)
 {
     int status;
@@ -522,7 +523,7 @@ TASK_TEST(a_place_is_written_in_a_forked_child)
     CHECK_INT(status, 0);
 }
 
-/* Another thread may hold the loop's mutex when the process forks: nothing waits for it. */
+/* Another thread may hold the loop's mutex when the process forks: no call waits for it. */
 TASK_TEST(a_loop_of_the_parent_is_refused_in_a_forked_child)
 {
     int status;

@@ -1,4 +1,4 @@
-/* test_futures.c - conc_future: a result that is set once and read by whoever wants it.
+/* test_futures.c - conc_future: a result that is set once and read by any number of tasks.
  *
  * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
  * switch and wait is tested elsewhere)
@@ -15,7 +15,7 @@ static int a_value, nothing_yet;
 typedef struct waiter {
     conc_future *future;
     conc_task task;
-    int rc, next; /* of the wait, and of the checkpoint after it */
+    int rc, next; /* results of the wait, and of the checkpoint after it */
     void *value;
     double at;
 } waiter;
@@ -95,7 +95,7 @@ TASK_TEST(an_error_is_a_result_like_any_other)
         CHECK_INT(conc_group_wait(&g), 0);
         CHECK_INT(w.rc, codes[i]);
         CHECK(w.value == NULL);
-        CHECK_INT(w.next, 0); /* nobody cancelled the waiter */
+        CHECK_INT(w.next, 0); /* no call cancelled the waiter */
     }
 }
 
@@ -233,7 +233,7 @@ TASK_TEST(another_thread_may_not_set_what_somebody_waits_for)
     CHECK_INT(w.rc, 7);
 }
 
-/* ---- words ---- */
+/* ---- error texts ---- */
 
 static int fails_and_sets(void *future)
 {
@@ -268,5 +268,5 @@ TASK_TEST(the_words_of_an_error_come_with_a_future_that_a_posted_function_sets)
     CHECK_INT(conc_post(conc_loop_self(), fails_and_sets_in_a_post, &f), 0);
     CHECK_INT(conc_post(conc_loop_self(), sets_in_a_post, &next), 0);
     check_words(&f, "line 12: no colon");
-    check_words(&next, conc_strerror(-EPROTO)); /* they were about the other one */
+    check_words(&next, conc_strerror(-EPROTO)); /* they concerned the other one */
 }

@@ -1,4 +1,5 @@
-/* Gathering and mapping: all at once, every result in its place, and nothing left running. */
+/* Gather and map: all calls run at once, each result is stored in its place, and no call is left
+ * running. */
 #include "conc_test.h"
 
 #include <limits.h>
@@ -115,7 +116,7 @@ TASK_TEST(the_first_error_cancels_the_rest_and_is_returned)
     for (size_t i = 0; i < CONC_LEN(w); i++)
         calls[i] = (conc_call)CONC_CALL(works, &w[i]);
     CHECK_INT(conc_gather(calls, CONC_LEN(calls)), -EIO);
-    CHECK_TIME(3); /* clean-up included */
+    CHECK_TIME(3); /* including clean-up */
     CHECK(w[0].ended == 1 && w[1].ended == 3 && w[3].ended == 2);
     CHECK_INT(calls[0].result, -ECANCELED);
     CHECK_INT(calls[1].result, -ECANCELED);
@@ -292,7 +293,7 @@ TASK_TEST(a_map_of_all_puts_every_result_in_its_place)
     CHECK_TIME(6);
 }
 
-/* ---- how it is written ---- */
+/* ---- ways to write it ---- */
 
 typedef struct pair {
     int a, b;
@@ -413,7 +414,7 @@ static int gathers(void *arg)
     return g->rc;
 }
 
-/* Runs it in a task of its own, and cancels that after a second. */
+/* Runs it in its own task, and cancels that after a second. */
 static void cancel_after_a_second(gatherer *who)
 {
     conc_task t;
@@ -451,7 +452,7 @@ TASK_TEST(an_error_outranks_the_cancel_of_the_caller)
         .how = gather_first};
     cancel_after_a_second(&g);
     CHECK_INT(g.rc, -EIO);
-    CHECK_INT(g.after, -ECANCELED); /* still to be seen */
+    CHECK_INT(g.after, -ECANCELED); /* not yet seen */
     CHECK_INT(g.calls[1].result, -EIO);
 }
 
@@ -482,7 +483,7 @@ TASK_TEST(a_gather_out_of_time_returns_when_its_calls_have_cleaned_up)
     CHECK_INT(conc_sleep(1), 0);
 }
 
-/* ---- at most so many at once ---- */
+/* ---- limited concurrency ---- */
 
 static int at_once, most_at_once, begun;
 
@@ -504,7 +505,7 @@ TASK_TEST(a_map_with_a_limit_begins_the_next_when_one_has_ended)
     double seconds[] = {3, 1, 1, 2, 1};
     start_counting();
     CHECK_INT(CONC_MAP_LIMIT(2, is_counted, seconds), 0);
-    CHECK_TIME(4); /* 3 and 1; then 1, 2, 1 beside and after them */
+    CHECK_TIME(4); /* 3 and 1; then 1, 2 and 1, beside and after them */
     CHECK_INT(most_at_once, 2);
     CHECK_INT(begun, 5);
     start_counting();

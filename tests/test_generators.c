@@ -1,5 +1,5 @@
-/* test_generators.c - conc_gen: items one by one from a function that can wait, and how it is
- * closed. */
+/* test_generators.c - conc_gen: items one by one from a function that can wait, and its
+ * closing. */
 #include "conc_test.h"
 
 #include <pthread.h>
@@ -14,8 +14,8 @@ static int count_to(conc_gen *g, void *n)
     return 0;
 }
 
-/* Emits 1, 2, ... a second apart, and cleans up when that ends; arg: what the clean-up returns,
- * or NULL. */
+/* Emits 1, 2, ... a second apart, and cleans up afterwards; arg: what the clean-up returns, or
+ * NULL. */
 static int tick(conc_gen *g, void *arg)
 {
     int rc = 0;
@@ -258,7 +258,7 @@ static void keep_failure(const conc_failure *f, void *user)
     snprintf(t->text, sizeof t->text, "%s", f->text);
 }
 
-/* A run that tells what on_error is told. */
+/* A run that records what on_error receives. */
 static told run_telling(conc_fn *fn, int expected)
 {
     told t = {0};
@@ -320,7 +320,7 @@ static int close_what_never_ends(void *arg)
     CHECK_INT(conc_gen_close(&g), 0);
     conc_get_stats(&after);
     CHECK_INT(after.generators, before.generators - 1);
-    CHECK_INT(after.stacks, before.stacks); /* it is kept */
+    CHECK_INT(after.stacks, before.stacks); /* the stack is kept */
     CHECK_INT(conc_gen_open(&g, count_to, &three_times, sizeof item), 0);
     CHECK_INT(conc_gen_open(&next, count_to, &three_times, sizeof item), 0);
     for (int i = 1; i <= 3; i++)
@@ -387,7 +387,7 @@ TEST(what_a_stopped_body_had_open_does_no_harm)
     CHECK_INT(run_telling(raise_after_the_stop, 0).count, 1);
 }
 
-/* ---- the words of a clean-up that fails */
+/* ---- error texts of a clean-up that fails */
 
 static int fail_in_words(conc_gen *g, void *arg)
 {
@@ -522,7 +522,7 @@ static int emit_for_ever(conc_gen *g, void *arg)
 
 static int close_it(void *gen) { return conc_gen_close(gen); }
 
-/* A next lets others run now and then, also when the body never waits. */
+/* A next lets others run now and then, even if the body never waits. */
 TASK_TEST(a_generator_may_be_closed_by_another_task_while_a_next_yields)
 {
     int item = 0, rc;
@@ -884,8 +884,7 @@ TEST(a_generator_outlives_its_task_and_may_wait_when_the_run_closes_it)
     CHECK_INT(cleaned, 1);
 }
 
-/* Closed after the generator that a body uses when it cleans up, which the body did not consume
- * before. */
+/* Closed after the generator that its body uses when it cleans up, and did not consume before. */
 static conc_gen used_late[4];
 
 static int uses_what_is_closed(conc_gen *g, void *arg)
@@ -1051,7 +1050,7 @@ static int end_what_is_around(const ending *e)
     return conc_group_end(e->group, -EIO);
 }
 
-/* Ends what its consumer has open, then a scope of its own, and emits. */
+/* Ends what its consumer has open, then its own scope, and emits. */
 static int end_the_consumers(conc_gen *g, void *arg)
 {
     const ending *e = arg;
@@ -1070,7 +1069,7 @@ static int end_the_consumers(conc_gen *g, void *arg)
     return conc_gen_emit(g, &one);
 }
 
-/* Has another generator, which it consumes, try the same in a scope of its own. */
+/* Makes another generator, which it consumes, try the same in its own scope. */
 static int end_them_from_within(conc_gen *g, void *arg)
 {
     int item = 0;
@@ -1156,10 +1155,10 @@ static int clean_up_for_a_second(void *arg)
     CHECK_INT(conc_sleep(CONC_FOREVER), -ECANCELED);
     CHECK_INT(conc_shield(5, sleep_a_second, arg), 0);
     late_children++;
-    return -EIO; /* on_error is told */
+    return -EIO; /* on_error receives it */
 }
 
-/* Emits for ever while it is closed, inside scopes and groups of its own, and without an item. */
+/* While it is closed, emits forever, inside its own scopes and groups, and without an item. */
 static int never_end_in_a_scope(conc_gen *g, void *arg)
 {
     int one = 1;

@@ -1,11 +1,11 @@
-/* test_grant_wins.c - what was handed to a waiter is its own, whatever comes between the
- * hand-over and its waking up.
+/* test_grant_wins.c - a grant belongs to its waiter, whatever happens between the grant and the
+ * waiter's next step.
  *
- * One table over all primitives: a row sets up a thing to wait for, waits, grants, and says what
- * is left. Each row is run with each way to cut a wait short (a cancel of the task, of a scope,
- * the end of a shield, a time limit), in both orders of {grant; cancel} with no wait between,
- * alone and with a second waiter behind the first, who must not be stranded. 0 means the whole
- * effect and -ECANCELED none, and after a grant the cancel is seen at the next checkpoint.
+ * One table covers all primitives: a row sets up an object, waits for it, grants, and checks what
+ * is left. Each row runs with each way to cut a wait short (a cancel of the task or of a scope,
+ * the end of a shield, a time limit), in both orders of {grant; cancel} with no wait in between,
+ * alone and with a second waiter behind the first, which must not be stranded. 0 means the whole
+ * effect, -ECANCELED means none, and after a grant the next checkpoint reports the cancel.
  *
  * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
  * switch and wait is tested elsewhere)
@@ -17,10 +17,10 @@ typedef struct waiter waiter;
 
 /* How far one grant reaches. */
 typedef enum reach {
-    ONE,          /* the first who waits */
-    ALL,          /* all who wait */
-    ALL_BY_TURNS, /* all, and the next has it when the one before has given it back */
-    ALL_OR_NONE   /* all, but nobody when one is missing */
+    ONE,          /* the first waiter */
+    ALL,          /* all waiters */
+    ALL_BY_TURNS, /* all waiters, each when the one before has released it */
+    ALL_OR_NONE   /* all waiters, but none if one is missing */
 } reach;
 
 typedef struct row {
@@ -28,14 +28,15 @@ typedef struct row {
     void (*set_up)(void);
     int (*wait)(waiter *w);
     void (*grant)(void);
-    void (*check)(const waiter *got); /* what is left; got has the grant, NULL: nobody */
-    int (*wait_behind)(waiter *w);    /* the second waiter's, when it does something else */
+    /* checks what is left; got has the grant, NULL: no waiter has */
+    void (*check)(const waiter *got);
+    int (*wait_behind)(waiter *w); /* the second waiter's, if it differs */
     void (*give_back)(waiter *w);
     void (*before)(void), (*after)(void); /* around the race */
     void (*end)(const waiter *first, const waiter *second);
     reach reach;
     bool always_holds; /* there is something to give back after a refusal too */
-    bool hands_on;     /* giving it back is a grant for the next */
+    bool hands_on;     /* giving it back is a grant to the next waiter */
     int rc;            /* of a wait that was granted */
     conc_queue queue;
 } row;
@@ -78,8 +79,8 @@ static struct world {
     const plan *plan;
 } w0;
 
-/* The token of the limiter and the moment of a timer come at 2 s; the waiter's time limit is
- * before or behind that. */
+/* The limiter's token and the timer's expiry come at 2 s; the waiter's time limit is just before or
+ * after that. */
 enum { EARLY = 1, MOMENT = 2, LATE = 3 };
 
 /* ---- reports that name the row */
@@ -140,7 +141,7 @@ static void sem_check(const waiter *got) { EXPECT_INT(w0.sem.permits, got ? 0 : 
 static void sem_end(const waiter *first, const waiter *second)
 {
     (void)first, (void)second;
-    EXPECT_INT(w0.sem.permits, 1); /* the one that main gave */
+    EXPECT_INT(w0.sem.permits, 1); /* the one that main released */
     EXPECT_INT(conc_sem_release(&w0.sem), -EOVERFLOW);
 }
 
@@ -197,7 +198,7 @@ static void barrier_complete(void)
     EXPECT_INT(conc_scope_end(&s, index),
                w0.plan->grant_first ? w0.barrier.parties - 1 : -ETIMEDOUT);
 }
-/* In place of the one that was cancelled others complete the barrier: nobody has broken it. */
+/* Other parties replace the cancelled one and complete the barrier, which is not broken. */
 static void barrier_after(void)
 {
     if (w0.plan->grant_first)
@@ -249,7 +250,8 @@ static void future_check(const waiter *got)
 
 /* ---- queue */
 
-enum { FIRST_ITEM = 100 }; /* what main puts: 100, 101, ...; waiters put ten times their number */
+/* the items that main puts: 100, 101, ...; waiters put ten times their number */
+enum { FIRST_ITEM = 100 };
 
 static bool less_int(const void *a, const void *b) { return *(const int *)a < *(const int *)b; }
 
@@ -296,7 +298,7 @@ static void queue_end_get(const waiter *first, const waiter *second)
     }
     EXPECT_INT(conc_queue_join(&w0.queue), 0);
 }
-/* {put; put; cancel}: the second item goes to the second waiter, or stays */
+/* {put; put; cancel}: the second item goes to the second waiter, or stays in the queue. */
 static void queue_check_two(const waiter *got)
 {
     int others = w0.plan->two ? 1 : 0;
@@ -329,7 +331,7 @@ static void queue_check_closed_full(const waiter *got)
     int item = 0;
     queue_check_closed(got);
     EXPECT_INT(conc_queue_try_get(&w0.queue, &item), 0);
-    EXPECT_INT(item, FIRST_ITEM); /* a putter's item did not get in */
+    EXPECT_INT(item, FIRST_ITEM); /* a putter's item was not added */
     EXPECT_INT(conc_queue_try_get(&w0.queue, &item), -EPIPE);
 }
 static void queue_take_one(void)
@@ -370,7 +372,7 @@ static void limiter_check(const waiter *got)
     EXPECT_INT(conc_limiter_try_acquire(&w0.limiter, 1), got ? -EAGAIN : 0);
 }
 
-/* ---- select: the case in question stands between two that never happen */
+/* ---- select: the tested case is between two that never happen */
 
 static int select_one(conc_case wanted)
 {
@@ -654,8 +656,8 @@ static int takes_a_permit(void *arg)
     return 0;
 }
 
-/* Of `count` waiters those whose bit is set in `cut` are cancelled, with `permits` releases
- * before and as many after. */
+/* Of `count` waiters, cancels those whose bit is set in `cut`, with `permits` releases before and
+ * as many after. */
 static void cancel_some(unsigned cut, int count, int before, int after)
 {
     taker takers[4];

@@ -1,12 +1,12 @@
-/* Errors in groups: the first is the group's, the rest is counted and reported, and no cancel
- * from outside is swallowed. */
+/* Errors in groups: the first one is the group's, the others are counted and reported, and no
+ * cancel from outside is swallowed. */
 #include "conc_test.h"
 
 typedef struct child {
-    double seconds; /* to sleep */
-    double cleanup; /* to spend, shielded, when the sleep was cut short */
+    double seconds; /* seconds to sleep */
+    double cleanup; /* seconds of shielded clean-up if the sleep was cut short */
     int rc;         /* to return after the sleep */
-    int cut_rc;     /* to return when it was cut short; 0: -ECANCELED */
+    int cut_rc;     /* to return if it was cut short; 0: -ECANCELED */
     int slept;
     double cut, ended;
 } child;
@@ -45,7 +45,7 @@ static void remember(const conc_failure *f, void *user)
     snprintf(r->text, sizeof r->text, "%s", f->text);
 }
 
-/* Runs fn, and tells in reported what went to on_error. */
+/* Runs fn, and records in `reported` what on_error receives. */
 static int run_reported(conc_fn *fn)
 {
     conc_options options = {.virtual_clock = true, .on_error = remember, .user = &reported};
@@ -450,7 +450,7 @@ static int hosts_a_group(void *arg)
     return h->group;
 }
 
-/* Runs the host in a task of its own, and cancels that at 1 s. Returns its result. */
+/* Runs the host in its own task, cancels that at 1 s, and returns its result. */
 static int cancelled_at_1(host *h)
 {
     int result = 1;
@@ -476,7 +476,7 @@ TASK_TEST(a_cancel_of_the_waiting_owner_reaches_the_children_and_is_passed_on)
         CHECK_INT(c[i].slept, -ECANCELED);
         CHECK(c[i].cut == 1 && c[i].ended == 1 + i);
     }
-    CHECK(h.ended == 5); /* not before the last has ended */
+    CHECK(h.ended == 5); /* only after the last has ended */
     CHECK_INT(h.error_count, 0);
     CHECK_INT(h.after, -ECANCELED);
 }

@@ -238,7 +238,7 @@ TASK_TEST(a_failed_child_comes_when_the_group_keeps_going)
     CHECK_INT(result_of(next), -EIO);
     CHECK_INT(conc_sleep(1), 0);
     CHECK_INT(conc_cancel(&t[2]), 0);
-    CHECK_INT(conc_group_next(&g, &next), 1); /* a cancelled one comes as well */
+    CHECK_INT(conc_group_next(&g, &next), 1); /* a cancelled one is returned too */
     CHECK(next == &t[2]);
     CHECK_INT(result_of(next), -ECANCELED);
     CHECK_TIME(2);
@@ -261,7 +261,7 @@ TASK_TEST(a_failed_child_cancels_who_asks_for_the_next)
     CHECK_INT(result_of(&t[1]), -ECANCELED);
 }
 
-/* ---- several who ask ---- */
+/* ---- several callers ---- */
 
 typedef struct consumer {
     conc_group *group;
@@ -298,7 +298,7 @@ TASK_TEST(every_child_comes_to_one_of_those_who_ask)
     int got = 0;
     for (int i = 0; i < 3; i++) {
         got += consumers[i].got;
-        CHECK_INT(consumers[i].last, 0); /* nobody waits for ever */
+        CHECK_INT(consumers[i].last, 0); /* no caller waits forever */
         CHECK(consumers[i].ended == 3);
     }
     CHECK_INT(got, 1010);
@@ -369,7 +369,7 @@ TASK_TEST(a_child_that_was_spawned_meanwhile_comes_too)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-/* ---- a race: a child ends and its owner is cancelled, in one instant ---- */
+/* ---- a race: a child ends and its owner is cancelled at the same moment ---- */
 
 typedef struct owner {
     child child;

@@ -1,4 +1,4 @@
-/* Groups: waiting for children, opening and closing, limits, and cancelling on purpose. */
+/* Groups: waiting for children, opening and closing, limits, and cancelling deliberately. */
 #include "conc_test.h"
 
 #if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
@@ -59,7 +59,7 @@ TASK_TEST(a_group_waits_for_all_its_children)
     conc_group g = {0};
     CHECK_INT(conc_spawn_task(&g, &first, works, &one), 0);
     CHECK_INT(conc_spawn_task(&g, &second, works, &two), 0);
-    CHECK_INT(conc_group_wait(&g), 0); /* success is success, whatever its value */
+    CHECK_INT(conc_group_wait(&g), 0); /* any success will do, whatever its value */
     CHECK_TIME(2);
     CHECK(one.ended == 1 && two.ended == 2);
     CHECK_INT(g.error, 0);
@@ -516,7 +516,7 @@ TASK_TEST(a_group_may_ask_for_larger_stacks)
     CHECK_INT(used, 4);
 }
 
-/* ---- left at the end of a block ---- */
+/* ---- left open at the end of a block ---- */
 
 static int leaves_early(child *c)
 {
@@ -564,7 +564,7 @@ TASK_TEST(groups_left_together_close_the_last_declared_first)
     CHECK_TIME(1);
 }
 
-/* ---- a first spawn that is refused ---- */
+/* ---- a refused first spawn ---- */
 
 static const conc_group fresh_options = {.limit = 2, .keep_going = true, .stack_size = 65536};
 

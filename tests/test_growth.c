@@ -1,11 +1,11 @@
-/* Growth: ten times as many tasks take about ten times as much work, and not a hundred times. The
- * work is counted in basic blocks of conc's own code, so nothing else on the machine matters.
+/* Growth: ten times as many tasks take about ten times as much work, not a hundred times. The work
+ * is counted in basic blocks of conc's own code, so nothing else on the machine matters.
  *
  * Needs -fsanitize-coverage=trace-pc
  * Not under: seeds, poll, valgrind, asan, gcc-asan, tsan, ucontext, no-epoll, save-fpu, static,
  * single, aarch64, aarch64-bti, riscv64 (the same is counted in all of them)
  */
-#define CONC_STACK_SIZE (32 * 1024) /* and an implementation of its own, which counts */
+#define CONC_STACK_SIZE (32 * 1024) /* and its own implementation, which counts */
 #define TEST_SYNC
 #define TEST_POOL
 #include "conc_test.h"
@@ -18,9 +18,9 @@
 #include <sys/socket.h>
 #endif
 
-static _Thread_local long blocks; /* of the thread that runs the loop */
+static _Thread_local long blocks; /* the loop's thread */
 
-/* The compiler puts a call of this in front of every basic block. */
+/* The compiler inserts a call of this at the start of each basic block. */
 void __sanitizer_cov_trace_pc(void);
 #ifdef __clang__
 __attribute__((no_sanitize("coverage")))
@@ -33,8 +33,8 @@ void __sanitizer_cov_trace_pc(void)
 }
 
 enum { MOST = 10000 };
-static int result; /* of each run */
-static int many;   /* how many of each to make; at most MOST */
+static int result; /* blocks of each run */
+static int many;   /* how many objects of each kind to create; at most MOST */
 static bool debug;
 
 static void ignore_failure(const conc_failure *f, void *user)
@@ -63,7 +63,7 @@ static void check_grows_evenly(conc_fn *fn, int n)
 #define GROWTH_TEST(name, fn, n) \
     TEST(name) { check_grows_evenly((fn), (n)); }
 
-/* ---- cancels and statistics that are asked for again and again ---- */
+/* ---- cancels and statistics requested again and again ---- */
 
 static int opens_many_scopes(void *arg)
 {
@@ -128,7 +128,7 @@ static int returns_soon(void *arg)
     return 0;
 }
 
-/* In debug mode, which looks at what was used of them. */
+/* In debug mode, which measures the usage of the stacks. */
 TEST(a_stack_of_any_size_is_measured_with_the_same_work)
 {
     long counted[2];
@@ -263,7 +263,7 @@ static int sets_locals_between_spawns(void *arg)
     (void)arg;
     for (int i = 0; i < many; i++) {
         CONC_TRY(conc_local_set(&keys[i], &many));
-        CONC_TRY(conc_spawn(NULL, returns_zero, NULL)); /* shares them */
+        CONC_TRY(conc_spawn(NULL, returns_zero, NULL)); /* shares the locals */
     }
     CONC_TRY(conc_settle());
     return gets_them_all(&many);
@@ -516,7 +516,7 @@ static int waits_to_send(void *arg)
     return rc < 0 ? rc : 0;
 }
 
-/* Events for one writer leave the many readers alone, and each cancel takes one wait back. */
+/* An event for one writer leaves the many readers alone, and each cancel removes only one wait. */
 static int others_come_and_go(void *arg)
 {
     static char block[8192];
@@ -551,7 +551,7 @@ GROWTH_TEST(selects_of_one_descriptor, many_select_one_descriptor, 1000)
 GROWTH_TEST(waits_beside_others_for_one_descriptor, others_come_and_go, 1000)
 #endif
 
-/* ---- an idle loop after a burst of tasks, of which every 64th lives on ---- */
+/* ---- an idle loop after a burst of tasks, of which one in 64 stays ---- */
 
 static int sleeps_on(void *lives)
 {
@@ -573,7 +573,7 @@ static int idles_after_a_burst(void *arg)
 
 GROWTH_TEST(an_idle_loop_after_a_burst, idles_after_a_burst, 1000)
 
-/* ---- reports of many tasks, and the search for circles ---- */
+/* ---- reports of many tasks, and the search for cycles ---- */
 
 static conc_fn *reported; /* of each task */
 static conc_task sleeper;
@@ -596,7 +596,7 @@ static int joins_the_next(void *arg)
     return conc_join(i + 1 < many ? &tasks[i + 1] : &sleeper, NULL);
 }
 
-/* A chain of tasks, each of which waits for its group, and the last for ever. */
+/* A chain of tasks, each of which waits for its group, and the last one forever. */
 static int has_the_next_in_a_group(void *arg)
 {
     conc_task *t = arg;
@@ -645,7 +645,8 @@ TEST(reports_of_deadlocks)
     for (size_t i = 0; i < CONC_LEN(kinds_reported); i++) {
         reported = kinds_reported[i];
         check_grows_evenly(has_a_deadlock_reported, 150);
-        check_grows_evenly(has_a_deadlock_reported, 1000); /* of so many only kinds are listed */
+        /* with so many, the report lists only kinds */
+        check_grows_evenly(has_a_deadlock_reported, 1000);
     }
 }
 
@@ -658,7 +659,7 @@ TEST(dumps)
     }
 }
 
-/* ---- a loop that others wake often while main_fn waits for the signal that ends it ---- */
+/* ---- a loop that is often woken while main_fn waits for the signal that ends it ---- */
 
 static conc_loop *woken;
 static void does_nothing(void *arg) { (void)arg; }
@@ -678,7 +679,7 @@ static void wait_until_asleep(void)
     }
 }
 
-/* As often as there are tasks, and each time when the loop sleeps. */
+/* As often as there are tasks, each time while the loop sleeps. */
 static void *wakes_the_loop(void *arg)
 {
     for (int i = 0; i < many; i++) {
@@ -714,7 +715,7 @@ static long count_blocks_until_interrupt(int n)
 
 TEST(searches_for_circles_in_a_loop_that_is_woken_often)
 {
-    signal(SIGTERM, SIG_DFL); /* as the test runner has a handler */
+    signal(SIGTERM, SIG_DFL); /* because the test runner has a handler */
     reported = joins_the_next;
     long few = count_blocks_until_interrupt(500), more = count_blocks_until_interrupt(5000);
     if (more > 20 * few)
@@ -767,7 +768,7 @@ TEST(a_circle_of_tasks_is_found_though_the_loop_was_woken_just_before)
     CHECK_INT(conc_run_with(&options, waits_beside_a_circle, NULL), -EDEADLK);
 }
 
-/* ---- very many receivers of signals ---- */
+/* ---- very many signal receivers ---- */
 
 static conc_signals receivers[MOST];
 
@@ -821,7 +822,7 @@ static int closes_receivers_from_the_last(void *arg)
     return arg != NULL;
 }
 
-/* The run's end closes them. */
+/* The end of the run closes them. */
 static int leaves_receivers_open(void *arg)
 {
     memset(receivers, 0, sizeof receivers);
@@ -895,7 +896,7 @@ TEST(receivers_of_signals_that_were_blocked)
     check_grows_evenly(cancels_waits_for_signals, 1000);
 }
 
-/* ---- what debug mode remembers, given back in the order in which it was acquired ---- */
+/* ---- what debug mode records, released in the order of acquisition ---- */
 
 static int releases_locks(void *arg)
 {
@@ -934,7 +935,7 @@ static int returns_at_once(void *arg)
     return 0;
 }
 
-/* Each conc_block has the clock go on, and then stand still again, for all that is queued. */
+/* Each conc_block makes the clock move, and then stand still again, for all queued jobs. */
 static int blocks_again_and_again(void *arg)
 {
     (void)arg;
@@ -960,7 +961,7 @@ static int blocks_before_a_queue(void *arg)
     return conc_pool_close(&pool);
 }
 
-/* Threads are looked for a while before they are waited for: that is work, too. */
+/* Threads spin for a while before they sleep: that is work, too. */
 TEST(a_job_that_blocks_before_many_in_a_queue)
 {
     count_blocks(blocks_before_a_queue, MOST / 100);

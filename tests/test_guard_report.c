@@ -1,4 +1,4 @@
-/* test_guard_report.c - CONC_GUARD_REPORT: a stack overflow is reported without debug mode, too.
+/* test_guard_report.c - CONC_GUARD_REPORT: reports a stack overflow even without debug mode.
  *
  * Not under: asan, gcc-asan, tsan, valgrind (they report it in their own way), no-epoll,
  * save-fpu, poll (which change nothing here) Seeds: 2 (each test starts processes) */

@@ -1,9 +1,9 @@
-/* test_interrupt.c - SIGINT and SIGTERM under .interrupt: what they do to a run and its result,
- * and to conc_main's. Each program runs in a process of its own, which a second signal, or a
- * mistake, would kill.
+/* test_interrupt.c - SIGINT and SIGTERM under .interrupt: what they do to a run, its result, and
+ * conc_main's. Each program runs in its own process, because a second signal, or a mistake, would
+ * kill it.
  *
  * Seeds: 3 (each starts processes and waits for them)
- * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
+ * Not under: save-fpu, aarch64-bti (both change only stack switching)
  */
 #include "conc_test.h"
 
@@ -14,8 +14,8 @@
 
 static conc_fn *program;            /* main_fn */
 static int wanted;                  /* its run's result */
-static int number;                  /* the signal the test is about */
-static void (*handler_before)(int); /* what is installed for it before the run */
+static int number;                  /* the tested signal */
+static void (*handler_before)(int); /* the action installed for it before the run */
 static bool virtual_clock;
 static char output[16384]; /* what the program wrote to stderr */
 
@@ -33,8 +33,7 @@ static void install(int n, void (*handler)(int))
     CHECK_INT(sigaction(n, &action, NULL), 0);
 }
 
-/* A program that nobody has told anything about signals (Check has handlers of its own), and
- * that ends one day. */
+/* Restores default signal actions, because Check has its own handlers, and sets an alarm. */
 static void forget_handlers(void)
 {
     sigset_t none;
@@ -69,7 +68,7 @@ static bool same_set(const sigset_t *a, const sigset_t *b)
 
 static bool same_action(const struct sigaction *a, const struct sigaction *b)
 {
-    /* those that a program can set; libc adds one of its own whenever it installs something */
+    /* flags that a program can set; libc adds its own to each action */
     int flags = SA_NOCLDSTOP | SA_NOCLDWAIT | SA_SIGINFO | SA_ONSTACK | SA_RESTART | SA_NODEFER |
                 (int)SA_RESETHAND;
     return (a->sa_flags & flags) == (b->sa_flags & flags) && a->sa_handler == b->sa_handler &&
@@ -110,8 +109,8 @@ static void check_process(void (*fn)(void))
     CHECK(!strstr(output, "conc:") || getenv("CONC_DEBUG"));
 }
 
-/* Runs fn as main_fn, once for each of the two signals. Both are treated alike, and put back;
- * nothing is printed. */
+/* Runs fn as main_fn, once for each of the two signals. Both must be treated alike and restored,
+ * and nothing may be printed. */
 static void check_result(conc_fn *fn, int result)
 {
     program = fn;
@@ -122,8 +121,7 @@ static void check_result(conc_fn *fn, int result)
     }
 }
 
-/* The same for a program that is killed by a signal: the one of the test, or the other of the
- * two. */
+/* The same for a program that is killed by a signal: the tested one, or the other of the two. */
 static void check_killed(conc_fn *fn, bool by_the_other)
 {
     program = fn;
@@ -133,7 +131,7 @@ static void check_killed(conc_fn *fn, bool by_the_other)
     }
 }
 
-/* ---- what the programs are made of ---- */
+/* ---- parts of the programs ---- */
 
 static void raise_it(void) { CHECK_INT(raise(number), 0); }
 
@@ -145,7 +143,7 @@ static void pause_for(double s)
     nanosleep(&t, NULL);
 }
 
-/* Within so long after the first, a second signal counts as the first. */
+/* Within this time after the first, a second signal counts as the first. */
 static void let_the_first_pass(void) { pause_for(0.1); }
 
 static void let_it_come_after(double s)
@@ -159,8 +157,8 @@ static void let_it_come_after(double s)
     }
 }
 
-/* Another process sends it soon: by then the loop does what the test wants, most likely; the
- * result is the same. */
+/* Another process sends it soon. Most likely the loop is then where the test wants it; the result
+ * is the same either way. */
 static void let_it_come_soon(void) { let_it_come_after(0.03); }
 
 static void let_the_second_come(void) { let_it_come_after(0.1); }
@@ -179,7 +177,7 @@ static int sleep_shortly(void *arg)
     return 0;
 }
 
-/* ---- where it finds main ---- */
+/* ---- where the signal finds main ---- */
 
 static int raise_and_sleep(void *arg)
 {
@@ -210,7 +208,7 @@ TEST(a_signal_that_came_is_seen_before_a_deadlock)
     check_result(raise_and_sleep_for_ever, -EINTR);
 }
 
-/* ---- a main that waits for nothing but the signal ---- */
+/* ---- a main that only waits for the signal ---- */
 
 static int sleep_for_ever(void *arg)
 {
@@ -301,7 +299,7 @@ TEST(a_sleep_for_ever_that_no_signal_could_end_is_a_deadlock)
     check_deadlock(sleep_for_ever);
 }
 
-/* ---- where else it finds main ---- */
+/* ---- where else the signal finds main ---- */
 
 static int raise_in_a_task(void *arg)
 {
@@ -362,7 +360,7 @@ static int spin_until_it_comes(void *arg)
     (void)arg;
     let_it_come_soon();
     while ((rc = conc_yield()) == 0)
-        /* ThreadSanitizer lets signals in where libc is called, and only there */
+        /* ThreadSanitizer delivers signals only in calls to libc */
         CHECK(test_real_seconds() > 0);
     return rc;
 }
@@ -538,7 +536,7 @@ static int raise_and_return(void *arg)
 
 TEST(a_signal_that_main_had_no_time_to_see_is_not_lost) { check_result(raise_and_return, -EINTR); }
 
-/* ---- whose result it is ---- */
+/* ---- which result the run returns ---- */
 
 static int catch_and_return_5(void *arg)
 {
@@ -652,7 +650,7 @@ static int raise_and_hang(void *arg)
     (void)arg;
     raise_it();
     let_the_second_come();
-    while (test_real_seconds() > 0) /* for ever, without a call of conc's */
+    while (test_real_seconds() > 0) /* forever, without a call to conc */
         continue;
     return 0;
 }
@@ -662,7 +660,7 @@ TEST(a_second_signal_kills_a_program_that_hangs_since_the_first)
     check_killed(raise_and_hang, false);
 }
 
-/* ---- what is left alone ---- */
+/* ---- what stays unchanged ---- */
 
 static int raise_and_go_on(void *arg)
 {
@@ -791,7 +789,7 @@ TEST(after_an_interrupted_run_the_signals_kill_again)
 
 static _Atomic int inside;
 
-/* Two runs overlap, and the first to begin is the first to end, or the last. */
+/* Two runs overlap, and the first to begin is the first or the last to end. */
 static int overlap(void *arg)
 {
     int turn = *(int *)arg;
@@ -835,7 +833,7 @@ static void run_in_two_threads(void)
 
 TEST(runs_in_two_threads_put_everything_back) { check_process(run_in_two_threads); }
 
-/* ---- with receivers ---- */
+/* ---- with signal receivers ---- */
 
 static void open_it(conc_signals *s) { CHECK_INT(conc_signals_open(s, &number, 1), 0); }
 
@@ -962,7 +960,7 @@ static int status_of_conc_main(conc_fn *fn)
 
 static void check_nothing_said(void)
 {
-    CHECK(!output[0] || strstr(output, "makecontext")); /* a sanitizer's remark on ucontext */
+    CHECK(!output[0] || strstr(output, "makecontext")); /* a sanitizer's note about ucontext */
 }
 
 TEST(conc_main_returns_128_and_the_number_and_says_nothing)

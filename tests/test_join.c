@@ -1,4 +1,4 @@
-/* Joining: everybody gets the result, nobody disturbs the task. */
+/* Joining: every joiner gets the result, and none disturbs the task. */
 #include "conc_test.h"
 
 #include <pthread.h>
@@ -213,7 +213,7 @@ TASK_TEST(the_cancel_of_a_joined_task_is_its_result_and_no_cancel_of_the_joiner)
     CHECK_TIME(1);
 }
 
-/* ---- races: two things in one breath ---- */
+/* ---- races: two events with no wait between ---- */
 
 static int cancels_and_ends(void *arg)
 {
@@ -288,7 +288,7 @@ ORDERED_TASK_TEST(a_result_that_was_there_before_the_cancel_is_kept)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-/* ---- more ---- */
+/* ---- other joins ---- */
 
 TASK_TEST(ten_thousand_joins_out_of_time_leave_nothing_behind)
 {
@@ -343,7 +343,7 @@ TASK_TEST(the_words_of_an_error_come_with_the_join)
     CHECK_STR(conc_error_text(&silent), conc_strerror(-EIO));
     CHECK_STR(conc_error_text(&fine), "");
     CHECK_INT(conc_group_wait(&g), -EIO);
-    CHECK_STR(conc_error_text(&t), "line 12: no colon"); /* still */
+    CHECK_STR(conc_error_text(&t), "line 12: no colon"); /* it is still there */
 }
 
 static int shares_itself(void *arg)
@@ -390,7 +390,7 @@ TASK_TEST(a_child_may_join_its_siblings_and_other_groups_children)
     CHECK(stranger.at == 2);
 }
 
-/* ---- another run's handles ---- */
+/* ---- handles of another run ---- */
 
 typedef struct two_runs {
     conc_task tasks[2];

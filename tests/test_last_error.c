@@ -1,5 +1,5 @@
-/* test_last_error.c - a call that fails makes the newest error of its caller, whatever that was
- * before; a call that was wrong is reported in debug mode, under its public name, and no other.
+/* test_last_error.c - a failing call sets the latest error of its caller, whatever it was
+ * before; debug mode reports invalid calls, under their public names, and no others.
  *
  * Not under: no-epoll, save-fpu, aarch64-bti, poll (which change nothing here)
  * Seeds: 5 (processes) */
@@ -17,8 +17,8 @@ static char report[1 << 20];
 
 #define STALE "an older error"
 
-/* The call fails with this error, in words of its own, also after an older error with the same
- * number. text goes to stderr before the call's reports. */
+/* The call fails with this error and its own text, even after an older error with the same number.
+ * `text` goes to stderr before the call's reports. */
 #define TRIES(call, expected, text)                                \
     do {                                                           \
         const int before[] = {-EXDEV, (expected)};                 \
@@ -30,9 +30,9 @@ static char report[1 << 20];
                 test_fail(TEST_FILE, __LINE__, "stale: %s", text); \
         }                                                          \
     } while (0)
-/* the call is wrong: debug mode says so */
+/* the call is invalid: debug mode reports it */
 #define MISUSE(call, expected) TRIES(call, expected, "<wrong>" #call)
-/* the call is right, and fails: debug mode says nothing */
+/* the call is valid, but fails: debug mode reports nothing */
 #define FAILS(call, expected) TRIES(call, expected, "<right>" #call)
 
 static int nothing(void *arg) { return arg ? 1 : 0; }
@@ -535,7 +535,7 @@ static void misuse_channels(void)
     conc_channel_destroy(&channel);
 }
 
-/* The same in a job, to whose words nobody adds. */
+/* The same for a job: its error text replaces the stale one. */
 static int fails_in_a_job(void *other)
 {
     conc_job j;
@@ -570,7 +570,7 @@ static int hides_an_error(void *arg)
     return 0;
 }
 
-/* The first of them makes an error that it does not return. */
+/* The first of them sets an error that it does not return. */
 static int fails_second(void *arg) { return *(int *)arg ? -EIO : hides_an_error(NULL); }
 
 static int fails_in_new_words(void *arg)
@@ -579,7 +579,7 @@ static int fails_in_new_words(void *arg)
     return conc_fail(-EIO, "new words");
 }
 
-/* In a job, and on a plain thread: a function that is called here, not in a job of its own. */
+/* In a job, and on a plain thread: a function that runs here, not in its own job. */
 static void check_functions_called_here(void)
 {
     FAILS(conc_offload(fails_silently, NULL), -EIO);
@@ -679,7 +679,7 @@ static int reports_of(const char *call, size_t length, const char *text)
     return n;
 }
 
-/* Runs fn in debug mode. Each <wrong> call is reported, twice, as it was made twice. */
+/* Runs fn in debug mode. Each <wrong> call is reported twice, because it was made twice. */
 static void check_reports(conc_fn *fn)
 {
     body = fn;
@@ -705,7 +705,7 @@ TEST(a_wrong_call_of_conc_sync_is_the_newest_error_and_reported) { check_reports
 
 TEST(a_wrong_call_of_conc_pool_is_the_newest_error_and_reported) { check_reports(misuses_pools); }
 
-/* ---- where words come from ---- */
+/* ---- where error texts come from ---- */
 
 static int waits_for_it(void *future)
 {
@@ -777,7 +777,7 @@ TEST(each_thread_has_the_words_of_its_own_errors)
     CHECK_INT(pthread_create(&t, NULL, fail_on_a_thread, NULL), 0);
     CHECK_INT(pthread_join(t, NULL), 0);
     CHECK_STR(conc_last_error(), "disk on fire");
-    CHECK_INT(conc_run(nothing, NULL), 0); /* a run forgets it */
+    CHECK_INT(conc_run(nothing, NULL), 0); /* a run clears it */
     CHECK_STR(conc_last_error(), "");
 }
 
@@ -850,7 +850,7 @@ TASK_TEST(a_cancelled_start_leaves_the_words_of_the_error_before_it)
     CHECK_INT(conc_scope_end(&s, 0), 0);
 }
 
-/* ---- what is closed by CONC_AUTO after `return conc_fail(...)` */
+/* ---- objects that CONC_AUTO closes after `return conc_fail(...)` */
 
 static char unseen[256];
 
@@ -917,7 +917,7 @@ TASK_TEST(what_closes_by_itself_does_not_make_older_words_new)
     CHECK_STR(conc_last_error(), conc_strerror(-EIO));
 }
 
-/* ---- what a call was about ---- */
+/* ---- the subject of an error text ---- */
 
 static void check_names(int rc, const char *what)
 {

@@ -1,4 +1,4 @@
-/* test_latches.c - conc_latch: waiting for a count to come down to zero.
+/* test_latches.c - conc_latch: waiting for a count to reach zero.
  *
  * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
  * switch and wait is tested elsewhere)
@@ -14,7 +14,7 @@ enum { UNDECIDED = 1000 }; /* what no call returns */
 typedef struct waiter {
     conc_latch *latch;
     conc_task task;
-    int rc, next; /* of the wait, and of the checkpoint after it */
+    int rc, next; /* results of the wait, and of the checkpoint after it */
     double at;
 } waiter;
 
@@ -142,7 +142,7 @@ TASK_TEST(more_work_right_after_the_last_was_done_takes_nothing_back)
     arrive(&g, &l, w, 3);
     CHECK_INT(conc_latch_done(&l), 0);
     CHECK_INT(conc_latch_add(&l, 1), 0);
-    /* who comes later waits for the new work */
+    /* a later task waits for the new work */
     CHECK_INT(conc_timeout(1, wait_here, &l), -ETIMEDOUT);
     for (int i = 0; i < 3; i++) {
         CHECK_INT(w[i].rc, 0);
