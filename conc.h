@@ -4002,7 +4002,7 @@ CONC__PRIVATE void conc__stack_cache_lay_out(conc__stack_cache *c, bool debug)
         c->per_slab = 1;
 }
 
-/* Returns the stack cache for this size, created if needed. NULL: invalid size, or out of
+/* Returns the stack cache for this size, creating it if needed. NULL: invalid size, or out of
  * memory. */
 CONC__PRIVATE conc__stack_cache *conc__stack_cache_for(conc_loop *l, size_t size)
 {
@@ -4053,7 +4053,7 @@ CONC__PRIVATE void conc__slab_close(conc__slab *slab)
     CONC_FREE(slab);
 }
 
-/* Protects the guard regions of further stacks. Each call doubles the number of guarded stacks. */
+/* Creates guard regions for more stacks. Each call doubles the number of guarded stacks. */
 CONC__PRIVATE void conc__slab_guard(conc__slab *slab)
 {
     static atomic_int reported;
@@ -4125,9 +4125,8 @@ CONC__COLD conc__stack *conc__stack_carve(conc__stack_cache *c)
     return s;
 }
 
-/* Returns the address that separates the frames, below it, from the stack's user, a task or
- * generator, above it. It is the same for every user, so what Valgrind knows about the stack stays
- * valid. */
+/* Returns the upper end of the frames, above which the stack's user, a task or generator, is
+ * stored. It is the same for every user, so what Valgrind knows about the stack stays valid. */
 CONC__TINY char *conc__stack_top(conc__stack *s) { return (char *)s - CONC__CORE; }
 
 /* Returns an unused stack; NULL: out of memory. */
@@ -4186,7 +4185,7 @@ CONC__PRIVATE void conc__stack_drop(conc__stack *s)
 
 enum {
     CONC__KEPT = 16,  /* free stacks that are never dropped */
-    CONC__DROPS = 256 /* most stacks that one trim drops */
+    CONC__DROPS = 256 /* the most stacks that one trim drops */
 };
 
 /* Drops stacks left over from a burst of tasks. Stacks are reused newest first, so a stack deeper
@@ -4338,7 +4337,7 @@ CONC__FAST bool conc__wheel_first(const conc__wheel *w, uint64_t *start, int *le
     if (i == CONC__LEVELS)
         return false;
     *level = i;
-    /* no occupied slot is before the elapsed time's own digit: the lowest bit is the first */
+    /* the slots before the elapsed time's own digit are empty, so the lowest bit is the first */
     *slot = __builtin_ctzll(w->occupied[i]);
     int shift = i * 6;
     *start = (uint64_t)*slot << shift;
@@ -4417,7 +4416,7 @@ static inline void conc__make_ready(conc_loop *l, conc_task *t)
 }
 
 /* Suspends the running task until it is resumed. The caller has made it ready, or has put it where
- * a waker finds it. */
+ * a waker will find it. */
 CONC__SWITCHES void conc__leave(conc_loop *l)
 {
     conc_task *self = l->self, *next = l->ready.first;
@@ -4501,8 +4500,8 @@ CONC__COLD conc_loop *conc__not_in_task(const char *call)
     return NULL;
 }
 
-/* The same, for a call that only tasks may make. If the caller is not a task, sets the error text,
- * and debug mode reports the misuse. */
+/* Like conc__of_task, for a call that only tasks may make: otherwise sets the error text, and debug
+ * mode reports the misuse. */
 #define conc__in_task() conc__in_task_of(__func__)
 static inline conc_loop *conc__in_task_of(const char *call)
 {
@@ -4669,8 +4668,8 @@ CONC__PRIVATE void conc__resume(conc_loop *l, conc_task *t)
     } while (true);
 }
 
-/* Removes a task from the ready queue and returns it: the first, or under a seed a random one of
- * the first CONC__CHOICE. NULL: no task is ready. */
+/* Removes a task from the ready queue and returns it: the first or, if the run has a seed, a random
+ * one of the first CONC__CHOICE. NULL: no task is ready. */
 CONC__PRIVATE conc_task *conc__pick(conc_loop *l)
 {
     conc_task **at = &l->ready.first;
@@ -4716,8 +4715,8 @@ CONC__PRIVATE bool conc__wake_is_ours(const conc_loop *l)
     return ours;
 }
 
-/* Handles a failed wait for descriptors: cancels every task, and the run ends with this error. The
- * program may have closed the loop's descriptor. */
+/* Handles a failed wait for descriptors: cancels every task, and makes the run end with this error.
+ * The program may have closed the loop's descriptor. */
 CONC__COLD void conc__poller_failed(conc_loop *l, int rc)
 {
     bool closed = rc == -EBADF || rc == -EINVAL;
@@ -4786,13 +4785,13 @@ CONC__PRIVATE bool conc__spin(conc_loop *l, int64_t ns, bool for_work)
     for (conc__idle_hook *o = l->outside.idle_hooks; o; o = o->next)
         o->enable(o, false);
     for (conc__idle_hook *o = l->outside.idle_hooks; o; o = o->next)
-        found |= o->poll(o); /* an event while it was enabled has not woken the loop */
+        found |= o->poll(o); /* events while it was enabled have not woken the loop */
     if (found)
         l->outside.misses = 0;
     return found;
 }
 
-/* May the loop sleep for ns? Not if work has already arrived, nor if nothing could wake it. The
+/* May the loop sleep for ns? Not if work has already arrived, or if nothing could wake it. The
  * caller holds the mutex. */
 CONC__PRIVATE bool conc__may_sleep(conc_loop *l, int64_t ns, bool for_work)
 {
@@ -4846,7 +4845,7 @@ CONC__PRIVATE bool conc__has_holds(conc_loop *l)
     return held;
 }
 
-/* If it is time, drops stacks left over from a burst. Returns the time until the next call is
+/* Drops stacks left over from a burst, if a trim is due. Returns the time until the next call is
  * due. */
 CONC__PRIVATE int64_t conc__trim(conc_loop *l)
 {
@@ -4907,7 +4906,7 @@ CONC__PRIVATE void conc__verify_some(conc_loop *l)
     }
 }
 
-/* Checks some descriptors if it is time. Returns the time until the next call is due. */
+/* Checks some descriptors, if a check is due. Returns the time until the next call is due. */
 CONC__PRIVATE int64_t conc__verify(conc_loop *l)
 {
     if (!conc__verify_due(l))
@@ -5007,7 +5006,7 @@ CONC__PRIVATE bool conc__stood_still(conc_loop *l, int64_t next)
 }
 
 /* Moves the virtual clock to the next deadline. A task may be retrying something that depends on
- * another process or thread: before each retry, they get some real time to make progress. */
+ * another process or thread, which gets some real time to make progress before each retry. */
 CONC__PRIVATE void conc__jump_clock(conc_loop *l, int64_t next)
 {
     int64_t before = l->clock.now;
@@ -5181,7 +5180,7 @@ CONC__PRIVATE bool conc__run_pass(conc_loop *l)
     return true;
 }
 
-/* Makes the run's end call end(l, e), after the last task. */
+/* Registers end(l, e) to be called at the run's end, after the last task. */
 CONC__PRIVATE void conc__at_end(conc_loop *l, conc__ending *e,
                                 void (*end)(conc_loop *l, conc__ending *self))
 {
@@ -5197,8 +5196,8 @@ CONC__PRIVATE void conc__schedule(conc_loop *l)
 
 /* ---- >>waits -------------------------------------------------------------------------------- */
 
-/* Is this, in a forked child, the serial number of a task of the parent process? True also for 0,
- * which no task has, because the first run has number 1. */
+/* In a forked child: is this the serial number of a task of the parent process? Also true for 0:
+ * the first run has number 1, so no task has this serial number. */
 CONC__FAST bool conc__is_inherited(uint64_t serial)
 {
     return CONC__UNLIKELY(serial >> 40 <= conc__inherited_runs);
@@ -5694,8 +5693,8 @@ static inline void conc__set_limit(conc_loop *l, conc_scope *s, double seconds)
 }
 
 /* Opens a scope inside the running task's innermost one. Aborts if that was overwritten: a variable
- * declared with an initializer in a loop is reinitialized in each iteration, even if it is an open
- * scope. */
+ * declared with an initializer in a loop is reinitialized in each iteration, even if it holds an
+ * open scope. */
 static inline void conc__scope_open(conc_loop *l, conc_scope *s, const char *place)
 {
     conc_task *self = l->self;
@@ -5900,8 +5899,8 @@ CONC__PRIVATE conc_scope *conc__scope_of_group(const conc_task *t)
     return &t->group->scope;
 }
 
-/* These two walk the scopes that apply to a task from the inside out: its own, then its group's
- * scope and the scopes around that. */
+/* The next two functions walk the scopes that apply to a task from the inside out: its own, then
+ * its group's scope and the scopes around that. */
 CONC__PRIVATE conc_scope *conc__innermost(const conc_task *t)
 {
     if (t->scope)
@@ -6370,8 +6369,8 @@ static inline void conc__child_add(conc_group *g, conc_task *t)
         g->live_handles++;
 }
 
-/* Is this handle the group's first or last child? A spawn asks this about its handle, to detect
- * most handles that were overwritten while their task lived, for example by a block that
+/* Is this handle the group's first or last child? A spawn checks its handle with this, to detect
+ * most handles that were overwritten while their task was alive, for example by a block that
  * initializes them. */
 static inline bool conc__is_at_an_end(const conc_group *g, const conc_task *t)
 {
@@ -6402,8 +6401,8 @@ CONC__PRIVATE conc__stack_cache *conc__stack_cache_of(conc_loop *l, const conc_g
     return l->stacks.usual;
 }
 
-/* Creates a ready task of an open group, in the handle, or on its own stack if the handle is NULL.
- * Returns NULL if out of memory. */
+/* Creates a ready task in an open group. The task is stored in the handle or, if that is NULL, on
+ * its own stack. Returns NULL if out of memory. */
 CONC__FAST conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *handle, conc_fn *fn,
                                      void *arg, const char *spawned)
 {
@@ -6448,7 +6447,7 @@ CONC__PRIVATE void conc__group_renew(conc_group *g)
     *g = (conc_group){.limit = g->limit, .keep_going = g->keep_going, .stack_size = g->stack_size};
 }
 
-/* Undoes the opening of a group by a spawn that failed. */
+/* Undoes the opening of a group whose first spawn or start failed. */
 CONC__COLD void conc__group_unopen(conc_loop *l, conc_group *g)
 {
     conc__scope_close(l, &g->scope);
@@ -6629,7 +6628,7 @@ CONC__PRIVATE char *conc__copy_at(conc__stack *s, size_t size)
     return (char *)(top - top % fit);
 }
 
-/* Copies the argument of a task that has not run yet to the task's stack. */
+/* Copies a task's argument to the task's stack, before the task runs. */
 CONC__PRIVATE void conc__copy_argument(conc_task *t, const void *arg, size_t size)
 {
     enum { ENTRY = 256 }; /* conc__prepare's data below the top, and a red zone */
@@ -7147,8 +7146,8 @@ CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void 
     return at;
 }
 
-/* Records an object in a tree. If out of memory, does nothing: then only reports about the object
- * are missing. */
+/* Records an object in a tree. If out of memory, does nothing, and reports will not mention the
+ * object. */
 CONC__COLD void conc__holding_add(conc__holding **tree, const void *object, const char *what,
                                   const char *place)
 {
@@ -7360,7 +7359,7 @@ CONC__TINY conc__source conc__group_source(const conc_group *g)
     return conc__kept_source(g->error_name, g->error_by);
 }
 
-/* Waits until no child is alive. A group without live or finished children yields first. */
+/* Waits until no child is alive. Yields first if there are no live or finished children. */
 CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
 {
     if (!g->live && !g->finished)
@@ -7430,8 +7429,9 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char 
 }
 
 /* Aborts with a report if a handle of the group is below a call's frame, on the same stack: the
- * function that declared it has returned. Compares a handle's address before reading it, as it may
- * be overwritten. Checks only the first few of each list, to bound the cost for large groups. */
+ * function that declared it has returned. Compares a handle's address before reading it, because it
+ * may be overwritten. Checks only the first few of each list, to bound the cost for large
+ * groups. */
 CONC__COLD void conc__check_lost_handles(conc_loop *l, const conc_group *g, const void *frame)
 {
     enum { CHECKED = 16 };
@@ -7589,7 +7589,7 @@ CONC__PRIVATE conc_task *conc__batch_spawn(conc_loop *l, conc_group *g, const co
     return t;
 }
 
-/* Undoes the spawns of all children; none of them has run. last: the last ready task before the
+/* Removes all children of the group, none of which has run. last: the last ready task before the
  * first spawn; NULL: none was ready. */
 CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
 {
