@@ -1,8 +1,8 @@
 /* conc_pool.h - v0.1.0 - threads, processes, channels, files, names and child programs for
  * conc.h - MIT licence
  *
- * What asyncio.to_thread, ThreadPoolExecutor, ProcessPoolExecutor and create_subprocess_exec are
- * to a Python program: the loop keeps running while something else blocks or computes.
+ * The counterparts of asyncio.to_thread, ThreadPoolExecutor, ProcessPoolExecutor and
+ * create_subprocess_exec: the loop keeps running while other threads or processes block or compute.
  *
  *     static int load(void *path)    // runs on a thread of the pool, and may block
  *     {
@@ -20,40 +20,38 @@
  *         return conc_procs_run(&procs, crunch, &words, sizeof words); // a crash is -EOWNERDEAD
  *     }
  *
- * Include it where you would include conc.h, which it includes itself. CONC_IMPLEMENTATION and
- * CONC_STATIC work as in conc.h: the file that defines CONC_IMPLEMENTATION must include this
- * header too, or the linker will not find its functions. A program that uses process pools must
- * have this module in the executable or in a library it is linked with, not in one that is loaded
- * later.
+ * Include this header instead of conc.h, which it includes itself. CONC_IMPLEMENTATION and
+ * CONC_STATIC work as in conc.h. The file that defines CONC_IMPLEMENTATION must include this
+ * header too, or the linker will not find its functions. If a program uses process pools, this
+ * module must be in the executable or in a library it is linked with, not in one loaded later.
  *
  * Conventions, in addition to conc.h's
  *   Jobs      are plain functions that run outside the loop, in parallel with it and with each
- *             other. A job is not a task: in it, calls that need a task return -EPERM, and
- *             conc_self() is NULL. It may call conc_run and everything in this module.
+ *             other. A job is not a task: calls that need a task return -EPERM, and conc_self()
+ *             returns NULL. A job may call conc_run and everything in this module. In a job,
  *             conc_local_get returns the submitting task's values, conc_fail's text reaches the
  *             caller waiting for the job, and conc_block blocks the job's thread.
  *   Callers   may be tasks, which wait while the loop keeps running, or jobs and threads without a
- *             run, which block. In a posted function a call that would wait returns -EPERM.
+ *             run, which block. In a posted function, a call that would wait returns -EPERM.
  *   Cancel    A queued job is removed from the queue. A running job is waited for even if its
  *             caller is cancelled, because its argument may be on the caller's stack; it is asked
- *             to stop. From then on conc_job_cancelled() is true in the job; its waits for
- *             channels, children, conc_block and room in a queue return -ECANCELED; a wait for
- *             another job passes the request on to it and continues; and the main_fn of a conc_run
- *             inside the job is cancelled. conc_shield hides the request from cleanup code. A job
- *             running in a process is killed.
- *   Clock     Virtual time stands still while jobs run, including the jobs that a job submits.
- *             conc_block in a job is a timer. A job waiting in a call to this module does not count
- *             as running, nor does one in a conc_run whose tasks wait only for channels. While a
- *             task is waiting for a running child program to end, for one of its pipes, or for the
- *             other end of a FIFO, the clock skips d seconds only after d real ones: a time limit
- *             on a program that hangs still expires, and a program that does not hang takes no
- *             virtual time.
- *   Forks     In a forked child inherited pools are dead: calls return -EPERM, and closing a pool
- *             only frees its memory. The parent's child programs are equally out of reach, and keep
+ *             to stop. From then on, conc_job_cancelled() is true in the job. Its waits for
+ *             channels, children, conc_block and room in a queue return -ECANCELED. A wait for
+ *             another job passes the request on to that job and continues. The main_fn of a
+ *             conc_run inside the job is cancelled. conc_shield hides the request from cleanup
+ *             code. A job running in a process is killed.
+ *   Clock     Virtual time stands still while jobs run, including jobs submitted by jobs. In a job,
+ *             conc_block acts as a timer. A job waiting in a call to this module does not count as
+ *             running, nor does one in a conc_run whose tasks wait only for channels. While a task
+ *             is waiting for a running child program to end, for one of its pipes, or for the
+ *             other end of a FIFO, the clock skips d seconds only after d real seconds: a time
+ *             limit on a hung program still expires, but other programs take no virtual time.
+ *   Forks     In a forked child, inherited pools are dead: calls return -EPERM, and closing a pool
+ *             only frees its memory. The child cannot reach the parent's child programs, which keep
  *             running. A channel keeps its items but none of the parent's waiters.
  *
- * Environment: CONC__WORKER marks a worker process that this program started. Do not set it by
- * hand.
+ * Environment: CONC__WORKER marks a worker process that this program started. Do not set it
+ * yourself.
  *
  * Contents: >>pool >>offload >>procs >>channel >>shared >>files >>names >>child, then the
  * implementation, which lists its sections at its start, and the licence. */
@@ -70,9 +68,10 @@ extern "C" {
 
 /* A thread pool. Set the first three fields before conc_pool_open. */
 typedef struct conc_pool {
-    /* at most; 0: one per processor. A thread starts when it is first needed */
+    /* maximum number; 0: one per processor. Each thread starts when it is first needed */
     int threads;
-    /* most queued jobs; a submit beyond it waits, except in the pool's own jobs; 0: no limit */
+    /* maximum number of queued jobs; 0: no limit. A submit beyond it waits, except in the pool's
+     * own jobs */
     int queue_limit;
     const char *name; /* the threads' name in debuggers, up to 15 bytes; NULL: "conc" */
     /* private */
@@ -80,8 +79,8 @@ typedef struct conc_pool {
     unsigned users;
 } conc_pool;
 
-/* A submitted function. The caller owns the storage, which need not be initialized, and must not
- * move until the job has ended or been withdrawn. All fields are private. */
+/* A submitted function. The caller owns the storage. It need not be initialized, and must not move
+ * until the job has ended or been withdrawn. All fields are private. */
 typedef struct conc_job {
     conc_fn *fn;
     void *arg;
@@ -98,78 +97,78 @@ typedef struct conc_job {
 } conc_job;
 
 /* Opens the pool; no thread starts yet. Jobs run under the caller's current signal mask, except
- * that fault signals (SIGSEGV...) are unblocked. Programs that jobs start get the mask that the
- * caller had outside its run. A job must leave its thread as it found it: if it does not restore a
- * changed mask, the next job runs under that mask. Errors: -EINVAL (NULL, negative fields), -EBUSY
- * (open), -ENOMEM. From anywhere. */
+ * that fault signals (SIGSEGV...) are unblocked. Child programs started by jobs get the mask that
+ * the caller had outside its run. A job must leave its thread as it found it: if it does not
+ * restore a changed mask, the next job runs under that mask. Errors: -EINVAL (NULL, negative
+ * fields), -EBUSY (open), -ENOMEM. From anywhere. */
 CONC_API int conc_pool_open(conc_pool *p);
 
-/* Refuses new jobs, except from the pool's own jobs, waits for all jobs, and stops the threads: 0.
- * If the calling task is cancelled, queued jobs are withdrawn and running ones are asked to stop;
- * the call still waits for those. If several callers close the pool, all of them wait. Closing a
- * pool twice, or one that was never opened, does nothing. -EDEADLK: in a job of this pool; -EPERM:
- * in a posted function. */
+/* Refuses new jobs except those from the pool's own jobs, waits until all jobs have ended, stops
+ * the threads, and returns 0. If the calling task is cancelled, queued jobs are withdrawn and
+ * running ones are asked to stop; the call still waits for the latter. If several callers close the
+ * pool, all of them wait. Closing a pool twice, or one that was never opened, does nothing. Errors:
+ * -EDEADLK (in a job of this pool), -EPERM (in a posted function). */
 CONC_API int conc_pool_close(conc_pool *p);
 CONC_API void conc__auto_conc_pool(conc_pool *p);
 
 /* Runs fn(arg) on a pool thread and returns its result. In a job of the same pool, calls it
- * directly. Waits. Errors, with fn not called: -ECANCELED, -EINVAL (NULL, not open), -EPIPE
+ * directly. Waits. Errors if fn cannot be called: -ECANCELED, -EINVAL (NULL, not open), -EPIPE
  * (closed), -EAGAIN (no thread can be started), -ENOMEM, -EPERM. */
 CONC_API int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg) CONC_NODISCARD;
 
 /* Queues fn(arg) for a thread of the pool and returns 0. Jobs start in submission order. Waits only
- * for room under a queue_limit; in a job of the same pool, and in a run inside such a job, it never
- * waits, and the queue may exceed its limit. Errors, if the job was not submitted: as above, and
+ * for room under a queue_limit; in a job of the same pool, or in a run inside such a job, it never
+ * waits, and the queue may exceed its limit. Errors if the job cannot be submitted: as above, and
  * -EBUSY (j is queued or running). */
 CONC_API int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *fn, void *arg) CONC_NODISCARD;
 
 /* Calls fn with the address of each of count elements of size bytes, in array order, one per thread
- * at a time; size 0: every call gets args itself. Returns when all calls have ended. After the
- * first error no more calls start, running ones are asked to stop, and the error is returned.
+ * at a time. If size is 0, every call gets args itself. Returns when all calls have ended. After
+ * the first error no more calls start, running ones are asked to stop, and the error is returned.
  * Waits. Errors as for conc_pool_run. */
 CONC_API int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count,
                            size_t size) CONC_NODISCARD;
 
-/* The same, but calls fn for all elements whatever the calls return: 0, or an error of its own
- * (-ECANCELED, -EPIPE...), which also becomes the result of each element that was not called.
- * results (NULL: not wanted) holds count results. */
+/* The same, but calls fn for all elements whatever the calls return. Returns 0, or an error of its
+ * own (-ECANCELED, -EPIPE...), which is then also the result of each element for which fn was not
+ * called. results (NULL: not wanted) receives count results. */
 CONC_API int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size,
                                int *results);
 
-/* Waits until the job has ended or been withdrawn: 0, its result in *result (NULL: not wanted), and
- * its error text in conc_last_error. Any number of callers may wait. A cancel does not cut the wait
- * short: it withdraws a queued job (result -ECANCELED), asks a running one to stop, or kills it if
- * it runs in a process, unless another caller that is not cancelled also waits. A pool thread runs
- * the job itself if it is still queued. -EINVAL: never submitted; -EPERM: submitted in a process
- * that this one was forked from. */
+/* Waits until the job has ended or been withdrawn. Returns 0, with the job's result in *result
+ * (NULL: not wanted) and its error text in conc_last_error. Any number of callers may wait. A
+ * cancel does not cut the wait short: it withdraws a queued job (result -ECANCELED), asks a running
+ * one to stop, or kills it if it runs in a process, unless another caller that is not cancelled
+ * also waits. In a thread of the job's pool, runs the job itself if it is still queued. Errors:
+ * -EINVAL (never submitted), -EPERM (submitted in a process from which this one was forked). */
 CONC_API int conc_job_wait(conc_job *j, int *result) CONC_NODISCARD;
 
-/* Withdraws the job if it is queued, asks it to stop if it is running, kills it if it runs in a
- * process: 0. -EALREADY: it had ended; -EINVAL: never submitted. From anywhere. Not a checkpoint.
- */
+/* Withdraws the job if it is queued, asks it to stop if it is running, or kills it if it runs in a
+ * process. Returns 0, -EALREADY (it had ended) or -EINVAL (never submitted). From anywhere. Not a
+ * checkpoint. */
 CONC_API int conc_job_cancel(conc_job *j);
 
 /* Has the job ended, or was it withdrawn? From anywhere. */
 CONC_API bool conc_job_done(const conc_job *j);
 
-/* In a job: was it asked to stop, with no conc_shield hiding that? Elsewhere, false. */
+/* In a job: was it asked to stop, with no conc_shield hiding the request? Elsewhere, false. */
 CONC_API bool conc_job_cancelled(void);
 
 /* ---- >>offload ------------------------------------------------------------------------------ */
 
 /* conc_pool_run on a pool that all runs share (asyncio.to_thread). The pool exists from its first
- * use until the last run ends, and has as many threads as there are processors plus four, at
- * most 32. Files, names and child program starts have their own threads and do not wait for these
- * jobs. In jobs and threads without a run, calls fn(arg) directly. */
+ * use until the last run ends, and has as many threads as there are processors plus four, at most
+ * 32. Reading files, resolving names and starting child programs use other threads, and do not wait
+ * for these jobs. In jobs and threads without a run, calls fn(arg) directly. */
 CONC_API int conc_offload(conc_fn *fn, void *arg);
 
-/* The same for a function that may hang: a cancel immediately returns -ECANCELED, the job continues
- * alone, and its result is lost. The job owns arg: free_arg(arg) (NULL: not wanted) is called once,
- * after the job, or immediately if fn was not called, whatever the call returns. Such jobs have
- * their own pool, as large as conc_offload's. An abandoned job occupies its thread until it ends,
- * in later runs too; if all threads hang, the call waits until one is free or its task is
- * cancelled. Neither the end of the run nor of the program waits for an abandoned job, and a
- * library that contains conc is not unloaded before the job ends. */
+/* The same for a function that may hang: if cancelled, it immediately returns -ECANCELED, the job
+ * continues alone, and its result is lost. The job owns arg: whatever the call returns,
+ * free_arg(arg) (NULL: not wanted) is called once, after the job, or immediately if fn is not
+ * called. Such jobs have their own pool, as large as conc_offload's. An abandoned job occupies its
+ * thread until it ends, in later runs too; if all threads hang, the call waits until one is free or
+ * its task is cancelled. Neither the end of the run nor of the program waits for an abandoned job,
+ * and a library that contains conc is not unloaded before the job ends. */
 CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *));
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
@@ -177,17 +176,18 @@ CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void 
 /* A process pool, for code that may crash or must be killed. Linux. Set the first four fields
  * before conc_procs_open.
  *
- * Each worker executes this program anew. After all constructors have run it serves jobs instead of
- * calling main. So a worker sees globals as at program start, inherits only standard output and
- * error, and has the opener's environment and signal mask. It lacks anything that main parsed from
- * the arguments or stored in globals: a job gets its input from its bytes or from init. Functions
- * are sent as module, build and offset: the worker loads a library that the program loaded later;
- * if its file has been replaced, the job fails with -ENOEXEC. Standard output is flushed after each
- * job. SIGINT and SIGTERM, which a terminal or a service manager sends to all processes, do not
- * stop workers: the program decides. Workers end with the program, and so do processes that their
- * jobs fork, which hold copies of the jobs' data. */
+ * Each worker executes this program anew, but once all constructors have run it serves jobs instead
+ * of calling main. So a worker sees globals as at program start, inherits only standard output and
+ * error, and has the opener's environment and signal mask. It lacks whatever main parsed from the
+ * arguments or stored in globals: a job gets its input from its bytes or from init. Functions are
+ * sent as module, build and offset. If the program loaded the module later, the worker loads it
+ * too; if the module's file has been replaced, the job fails with -ENOEXEC. Standard output is
+ * flushed after each job. SIGINT and SIGTERM, which a terminal or a service manager sends to all
+ * processes, do not stop workers; stopping them is up to the program. When the program ends, so do
+ * its workers, and the processes forked by their jobs, which hold copies of the jobs' data. */
 typedef struct conc_procs {
-    /* at most (4096); 0: one per processor. A worker starts when it is first needed */
+    /* maximum number (up to 4096); 0: one per processor. Each worker starts when it is first
+     * needed */
     int workers;
     size_t memory_limit; /* data bytes per worker (RLIMIT_DATA); 0: no limit */
     int max_jobs;        /* replace a worker after this many jobs; 0: never */
@@ -203,39 +203,41 @@ typedef struct conc_procs {
  * program). */
 CONC_API int conc_procs_open(conc_procs *p);
 
-/* Like conc_pool_close, but kills running jobs if the calling task is cancelled. All workers have
- * ended when it returns. */
+/* Like conc_pool_close, but if the calling task is cancelled, running jobs are killed. All workers
+ * have ended when it returns. */
 CONC_API int conc_procs_close(conc_procs *p);
 CONC_API void conc__auto_conc_procs(conc_procs *p);
 
 /* Runs fn in a worker, on a copy of the size bytes at arg, and returns its result. The copy is
- * aligned like max_align_t and is copied back after fn returns. Any size. Waits for a free worker
- * too, so a time limit around the call covers both waits; to limit the job alone, run at most as
- * many jobs at a time as there are workers, as with conc_map_limit. Errors, with arg unchanged:
- * -EOWNERDEAD (the worker died in fn; conc_last_error says how), -ECANCELED (a worker in fn is
- * killed), -EAGAIN (no worker can be started now), -ENOTRECOVERABLE (workers fail to start, or init
- * failed; conc_last_error says why; only closing and reopening the pool helps), -EINVAL, -EPIPE
- * (closed), -ENOMEM, -EPERM. A worker's death fails only its own job; a job that finds no idle
- * worker gets a new one. */
+ * aligned like max_align_t, and is copied back after fn returns. size may be any number. A time
+ * limit around the call includes the wait for a free worker; to limit the job alone, run at most as
+ * many jobs at a time as there are workers, as with conc_map_limit. Waits. Errors, which leave the
+ * bytes at arg unchanged: -EOWNERDEAD (the worker died in fn; conc_last_error says how), -ECANCELED
+ * (a worker in fn is killed), -EAGAIN (no worker can be started now), -ENOTRECOVERABLE (workers
+ * fail to start, or init failed; conc_last_error says why; only closing and reopening the pool
+ * helps), -EINVAL, -EPIPE (closed), -ENOMEM, -EPERM. A worker's death fails only its own job; a job
+ * that finds no idle worker gets a new one. */
 CONC_API int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size) CONC_NODISCARD;
 
-/* The same without waiting for the job, which owns the bytes at arg until it has ended. */
+/* The same, but does not wait for the job. The bytes at arg belong to the job until it has
+ * ended. */
 CONC_API int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *arg,
                                size_t size) CONC_NODISCARD;
 
 /* Like conc_pool_map and conc_pool_map_all, with each element run as by conc_procs_run. A worker
- * gets several elements at a time, as an array; an element that kills its worker fails alone. With
- * size 0 each call gets NULL. */
+ * gets several elements at a time, as an array, but an element that kills its worker fails alone.
+ * If size is 0, each call gets NULL. */
 CONC_API int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count,
                             size_t size) CONC_NODISCARD;
 CONC_API int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size,
                                 int *results);
 
-/* Bytes in, bytes out: returns the number of bytes written to out, or a negative error. */
+/* A function that reads in and writes out. Returns the number of bytes written, or a negative
+ * error. */
 typedef ssize_t conc_procs_fn(const void *in, size_t in_size, void *out, size_t out_size);
 
-/* Runs fn in a worker, on a copy of in: returns fn's result, with that many bytes in out.
- * -EMSGSIZE: fn returned more than out_size. Otherwise like conc_procs_run. */
+/* Runs fn in a worker, on a copy of in, and returns fn's result, with that many bytes in out, or
+ * -EMSGSIZE if fn returned more than out_size. Otherwise like conc_procs_run. */
 CONC_API ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, const void *in, size_t in_size,
                                  void *out, size_t out_size) CONC_NODISCARD;
 
@@ -258,16 +260,16 @@ typedef struct conc_channel {
         .item_size = sizeof(type), .capacity = __VA_ARGS__ \
     }
 
-/* Sends a copy of the item. Waits while the channel is full. Errors, with nothing sent: -EPIPE
- * (closed), -EINVAL (NULL, capacity 0, sizes that overflow), -ENOMEM (the first call allocates the
- * memory), -ECANCELED, -EPERM (in a posted function). */
+/* Sends a copy of the item. Waits while the channel is full. Errors, when nothing has been sent:
+ * -EPIPE (closed), -EINVAL (NULL, capacity 0, sizes that overflow), -ENOMEM (the first call
+ * allocates the memory), -ECANCELED, -EPERM (in a posted function). */
 CONC_API int conc_channel_send(conc_channel *c, const void *item) CONC_NODISCARD;
 
 /* Receives the next item into *item. Waits while the channel is empty. -EPIPE: closed and empty.
  * Other errors as above. */
 CONC_API int conc_channel_recv(conc_channel *c, void *item) CONC_NODISCARD;
 
-/* The same from anywhere, but return -EAGAIN instead of waiting. Not checkpoints. */
+/* The same, but they return -EAGAIN instead of waiting. From anywhere. Not checkpoints. */
 CONC_API int conc_channel_try_send(conc_channel *c, const void *item) CONC_NODISCARD;
 CONC_API int conc_channel_try_recv(conc_channel *c, void *item) CONC_NODISCARD;
 
@@ -275,38 +277,39 @@ CONC_API int conc_channel_try_recv(conc_channel *c, void *item) CONC_NODISCARD;
  * twice does nothing. From anywhere. */
 CONC_API void conc_channel_close(conc_channel *c);
 
-/* Closes the channel, drops its items and frees its memory; no other call may be using it. It may
- * then be reused. From anywhere. */
+/* Closes the channel, drops its items and frees its memory. No other call may be using the channel.
+ * It may be reused afterwards. From anywhere. */
 CONC_API void conc_channel_destroy(conc_channel *c);
 CONC_API void conc__auto_conc_channel(conc_channel *c);
 
 /* ---- >>shared ------------------------------------------------------------------------------- */
 
-/* Allocates zeroed memory that process pools opened later see at the same address: all processes
- * share its contents. Release it with conc_shared_free in the process that allocated it. NULL: size
- * 0, out of memory, or not Linux. From anywhere. Synchronize with something that works between
- * processes: C11 atomics, or PTHREAD_PROCESS_SHARED. */
+/* Allocates zeroed memory that this process shares with the workers of process pools opened later,
+ * at the same address in all of them. Release it with conc_shared_free in the process that
+ * allocated it. Returns NULL if size is 0, if memory has run out, or if the system is not Linux.
+ * From anywhere. Synchronize access by means that work between processes, such as C11 atomics or
+ * PTHREAD_PROCESS_SHARED mutexes. */
 CONC_API void *conc_shared_alloc(size_t size);
 CONC_API void conc_shared_free(void *p);
 
 /* ---- >>files -------------------------------------------------------------------------------- */
 
 /* Files are read and written off the loop. Errors are the system's; exceeding the file size limit
- * (ulimit -f) is -EFBIG, without a SIGXFSZ. Work that has begun on a regular file is waited for,
- * and -ECANCELED means that nothing was done. On a FIFO, a terminal or another file that can make a
- * task wait for another process, or has no end (/dev/zero), a cancel ends the call, perhaps after
- * some bytes; in a thread without a run it blocks. */
+ * (ulimit -f) returns -EFBIG and raises no SIGXFSZ. Once begun, work on a regular file is not cut
+ * short, so -ECANCELED means that nothing was done. For a FIFO, a terminal or another file that can
+ * make a task wait for another process, or that has no end (/dev/zero), a cancel ends the call,
+ * perhaps after some bytes; in a thread without a run, the call blocks. */
 
-/* Reads the whole file: its size in *size (NULL: not wanted), its bytes and a terminating NUL in
- * *data, to be released with conc_free. After an error *data is NULL. Waits. */
+/* Reads the whole file. Stores its size in *size (NULL: not wanted), and in *data its bytes and a
+ * terminating NUL, to be released with conc_free. After an error, *data is NULL. Waits. */
 CONC_API int conc_file_read(const char *path, void **data, size_t *size) CONC_NODISCARD;
 
 /* Replaces the file with these bytes, whole or not at all: writes a new file with the permissions
  * of the old one, syncs it to disk, and renames it to path. If the old file cannot be replaced (a
  * mount point, a file in /proc, a directory that this program may not change) it is overwritten in
- * place, and an error may leave it partly written. If the group cannot be kept, the new file grants
- * its group only the permissions that others had before. Anything but a regular file (a terminal, a
- * pipe, /dev/null) is simply written to. Waits. */
+ * place, and an error may leave it partly written. If the new file cannot get the old one's group,
+ * its group gets only the permissions that others had before. Anything but a regular file (a
+ * terminal, a pipe, /dev/null) is simply written to. Waits. */
 CONC_API int conc_file_write(const char *path, const void *data, size_t size) CONC_NODISCARD;
 
 /* Appends the bytes to the file, creating it if necessary. After an error some bytes may have been
@@ -315,11 +318,11 @@ CONC_API int conc_file_append(const char *path, const void *data, size_t size) C
 
 /* ---- >>names -------------------------------------------------------------------------------- */
 
-/* Looks up a host name (or a numeric address) and a port, off the loop: returns the number of TCP
- * addresses, of which up to max are in out. Waits; a cancel takes effect immediately. Errors:
+/* Looks up a host name (or a numeric address) and a port, off the loop. Returns the number of TCP
+ * addresses, and stores up to max of them in out. Waits; a cancel takes effect immediately. Errors:
  * -EADDRNOTAVAIL (no such name, or no reachable name server: conc_last_error says which), -EINVAL
- * (NULL, no such port), -ENOMEM, -ECANCELED. With this module conc_dial and conc_listen accept
- * names too and wait for the lookup; conc_dial tries all addresses of a name. */
+ * (NULL, no such port), -ENOMEM, -ECANCELED. With this module, conc_dial and conc_listen also
+ * accept names, and wait for the lookup; conc_dial tries all addresses of a name. */
 CONC_API int conc_resolve(const char *host, const char *port, struct sockaddr_storage *out,
                           size_t max);
 
@@ -330,29 +333,30 @@ enum {
     CONC_NULL = -3  /* /dev/null */
 };
 
-/* Another program. Set the fields before `pid` before conc_child_start; argv, env and dir need not
+/* A child program. Set the fields above `pid` before conc_child_start; argv, env and dir need not
  * outlive that call. */
 typedef struct conc_child {
-    /* the program, searched in PATH unless it contains a slash, its arguments, NULL */
+    /* the program, searched for in PATH unless it contains a slash; its arguments; NULL */
     const char *const *argv;
     const char *const *env; /* "name=value"..., NULL; NULL: this program's */
     const char *dir;        /* working directory; NULL: this program's */
     /* each is 0 (inherit this program's), CONC_PIPE, CONC_NULL, or a descriptor, which the caller
-     * keeps. conc_child_start sets it to this program's end of the pipe, for conc_read and
-     * conc_write, else to -1. conc_child_close closes that end; to end the child's input earlier,
-     * conc_close it and set it to -1. A socket, unless listening, is set to blocking mode, which
-     * programs expect, also for this program, where conc's calls work the same */
+     * keeps. conc_child_start replaces CONC_PIPE with this program's end of the pipe, for conc_read
+     * and conc_write, and anything else with -1. conc_child_close closes that end; to end the
+     * child's input earlier, conc_close it and set the field to -1. A socket, unless listening, is
+     * set to the blocking mode that programs expect. This program then has it in blocking mode too,
+     * but conc's calls work the same */
     int input, output, error;
-    /* make the child lead its own process group, which all processes it starts join:
+    /* make the child lead its own process group, which all processes it starts join.
      * conc_child_kill and conc_child_close reach the whole group, even after the child itself has
-     * ended, until it is closed. A terminal's Ctrl+C no longer reaches the child */
+     * ended, until it is closed. A terminal's Ctrl+C does not reach the child */
     bool group;
-    /* seconds that conc_child_close allows between SIGTERM and SIGKILL; 0: immediate SIGKILL */
+    /* seconds that conc_child_close waits between SIGTERM and SIGKILL; 0: immediate SIGKILL */
     double grace;
     int pid; /* set by conc_child_start */
     /* private */
     int pidfd, status, state;
-    unsigned forks; /* conc__forks when it was started */
+    unsigned forks; /* conc__forks when the child was started */
     bool reaped;
     unsigned long long start_time;
     struct conc__child_process *process;
@@ -364,14 +368,14 @@ typedef struct conc_child {
  * SIGCHLD handler is needed or disturbed. */
 CONC_API int conc_child_start(conc_child *c);
 
-/* Waits until the child has ended: 0, and its status as from waitpid(2) in *status (NULL: not
- * wanted): WIFEXITED, WEXITSTATUS, WTERMSIG. A cancel leaves it running. -EINVAL: not started;
- * -ECHILD: it has ended, but this program ignores SIGCHLD or has reaped it by other means; -EPERM:
- * this is a forked process, and its parent started the child. */
+/* Waits until the child has ended. Returns 0, with its status as from waitpid(2) in *status (NULL:
+ * not wanted), for WIFEXITED, WEXITSTATUS and WTERMSIG. A cancel leaves the child running. Errors:
+ * -EINVAL (not started), -ECHILD (it has ended, but this program ignores SIGCHLD or has reaped it
+ * by other means), -EPERM (this is a forked process, and its parent started the child). */
 CONC_API int conc_child_wait(conc_child *c, int *status);
 
-/* Sends a signal to the child, or with .group to its whole group: 0, -EALREADY (it has ended),
- * -EINVAL, -EPERM. Never signals another process that has reused the number. */
+/* Sends a signal to the child, or with .group to its whole group. Returns 0, -EALREADY (it has
+ * ended), -EINVAL or -EPERM. Never signals another process that has reused the number. */
 CONC_API int conc_child_kill(conc_child *c, int signal);
 
 /* Closes the pipes and terminates a child still running: with SIGKILL, or, if .grace is set, with
@@ -379,16 +383,17 @@ CONC_API int conc_child_kill(conc_child *c, int signal);
  * be read until then. With .group this applies to the whole group, and the grace lasts until its
  * last process has ended. Waits until the child has ended, even if cancelled. Returns 0. In a
  * posted function, where it blocks the loop, there is no grace. If another caller is closing the
- * child, waits until that is done; other callers' waits return the child's status, and do not touch
- * *c once it is closed. Closing it twice, or one that was never started, does nothing; in a forked
- * process it leaves the parent's child running. -EBUSY: another thread is starting it. */
+ * child, waits until it is closed. Callers that wait in conc_child_wait get the child's status, and
+ * do not touch *c once it is closed. Closing a child twice, or one that was never started, does
+ * nothing; in a forked process, it leaves the parent's child running. Error: -EBUSY (another thread
+ * is starting it). */
 CONC_API int conc_child_close(conc_child *c);
 
 /* The input and output of conc_child_communicate. Zero the fields that you do not set. */
 typedef struct conc_child_io {
-    const void *in; /* the child's input, */
+    const void *in; /* the child's input */
     size_t in_size; /* its size; 0: empty input */
-    size_t limit;   /* most bytes of out, and of err; 0: no limit */
+    size_t limit;   /* maximum size of out, and of error; 0: no limit */
     /* bytes from the output and error pipes, NUL-terminated, to be released with conc_free whatever
      * the call returned; NULL without a pipe */
     char *out, *error;
@@ -396,14 +401,16 @@ typedef struct conc_child_io {
 } conc_child_io;
 
 /* Writes the input and reads all output concurrently, through those of the three that are pipes,
- * until all output is read and the child has ended: 0, and its status as for conc_child_wait.
- * Unread input is not an error. Waits. After -ECANCELED *io holds the output so far, and io->in the
- * unwritten input: the child keeps running, and another call continues. Errors: -EMSGSIZE (more
- * than the limit; the child is closed), -ECHILD (all was read, but the status is lost), -EINVAL
- * (NULL, not started, input without a pipe), -ENOMEM, -EPERM, and other system errors.
+ * until all output is read and the child has ended. Returns 0, with its status as for
+ * conc_child_wait. It is not an error if the child does not read its input. Waits. After -ECANCELED
+ * the child keeps running, *io holds the output so far, and io->in the unwritten input; another
+ * call continues. Errors: -EMSGSIZE (more than the limit; the child is closed), -ECHILD (all was
+ * read, but the status is lost), -EINVAL (NULL, not started, input without a pipe), -ENOMEM,
+ * -EPERM, and other system errors.
+ *
  * conc_child_close discards the child's status and final output. To get both from a child that has
- * timed out, signal it and continue (talk calls conc_child_communicate; with .group the signals
- * also reach other processes that hold its pipes):
+ * timed out, signal it and continue. Here talk calls conc_child_communicate; with .group, the
+ * signals also reach other processes that hold the child's pipes:
  *
  *     int rc = conc_timeout(5, talk, &t);
  *     if (rc == -ETIMEDOUT) {
@@ -420,7 +427,7 @@ CONC_API void conc__auto_conc_child(conc_child *c);
 #ifdef __cplusplus
 }
 
-extern "C++" { /* the macro as a function call for C++, like conc_sync.h's */
+extern "C++" { /* for C++ the macro is a function call, as in conc_sync.h */
 struct conc__channel_options {
     size_t item_size = 0, capacity = 0;
 };
@@ -452,25 +459,26 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *  worker        a process that runs the jobs of a conc_procs; its states are in >>supervisor
  *  supervisor    the thread of a conc_procs that starts and watches the workers. It replaces a
  *                dead worker when jobs are queued and no worker is idle
- *  channel       memory that the supervisor shares with one worker: one request or reply at a time
- *                (>>workers draws the messages). Unrelated to conc_channel
+ *  channel       memory that the supervisor shares with one worker; it holds one request or reply
+ *                at a time (>>workers draws the messages). Unrelated to conc_channel
  *  program       the process that opened the pool, not its workers
  *  payload       what a job for a worker carries: bytes in and out, or elements of a map
  *  map           one call to conc_pool_map or a variant; runners are the jobs that work on it
  *  segment       memory that several processes map
  *  waiter        a task or thread waiting for another thread: a task's loop keeps running, a thread
  *                sleeps on its thread event
- *  job context   what a worker thread runs: a job, inside the job that is waiting for it
- *  cancel hook   called when a waiting job is asked to stop
- *  cancel layer  a map or a shield enclosing part of a job, which adds or hides such a request
- *  clock         a loop whose clock is virtual. The loop's at_work counts the jobs that hold it,
- *                which keeps time from advancing; conc_loop_hold does something else
- *  shared pools  the pools of threads that conc_offload, files, names and children use
- *  abandoned     a job that its task no longer awaits; its thread is lost to the pool until it ends
+ *  job context   a job running on a thread, perhaps inside another job, which waits for it
+ *  cancel hook   a function called when a waiting job is asked to stop
+ *  cancel layer  a map or a shield around part of a job, which adds or hides such requests
+ *  clock         a loop whose clock is virtual. Its at_work counts the jobs that hold the clock and
+ *                so keep it from advancing; conc_loop_hold does something else
+ *  shared pools  the thread pools that conc_offload, files, names and children use
+ *  abandoned     a job that its task no longer awaits; its thread is lost to the pool until the job
+ *                ends
  *  under the mutex: with the job queue's mutex locked
  *
- *  Order of locks: a thread that holds one of these may take those on the lines below, but no other
- *  on the same line.
+ *  Order of locks: a thread that holds one of these may lock those on the lines below it, but no
+ *  other on the same line.
  *
  *    conc__cancel_hooks.mutex
  *    conc__shared_pools.mutex
@@ -480,9 +488,9 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *    conc__live_runs.mutex (conc.h)
  *    a loop's mutex (of a run inside a job before that of its job's clock); a thread event's mutex
  *
- *  mapping_mutex, in a worker process, is held while mapping the segment, and during a fork. While
- *  it holds the mutex of a conc__semaphore (macOS), or any other mutex of conc.h, a thread takes no
- *  further lock.
+ *  mapping_mutex, in a worker process, is held while mapping the segment, and during a fork. A
+ *  thread that holds the mutex of a conc__semaphore (macOS), or another mutex of conc.h, locks
+ *  nothing else.
  *
  *  Contents: >>waiting >>queue >>jobs >>threads >>pool >>map >>in_jobs >>offload >>channel >>select
  *  >>files >>names >>child >>shared >>functions >>workers >>supervisor >>procs >>init
@@ -520,41 +528,42 @@ typedef struct conc__job_outcome {
     char text[96];
 } conc__job_outcome;
 
-/* A task or thread waiting for another thread. It is in a list; the thread that wakes it removes it
- * under the list's mutex. */
+/* A task or thread waiting for another thread. It is in a list, from which the thread that wakes it
+ * removes it, under the list's mutex. */
 typedef struct conc__waiter {
     struct conc__waiter *next, *prev; /* a ring */
     struct conc__waiter **list;
-    conc_loop *loop; /* the waiting task's; NULL: a thread is waiting */
+    conc_loop *loop; /* of the waiting task; NULL: a thread is waiting */
     conc__wait *wait;
     conc__post post;
     conc__thread_event *event;     /* a thread's */
-    void *item;                    /* the job that is waited for or submitted; a channel's item */
-    conc__job_outcome *outcome;    /* receives the outcome of the job that is waited for */
+    void *item;                    /* the job awaited or submitted; a channel's item */
+    conc__job_outcome *outcome;    /* receives the awaited job's outcome */
     bool *stop;                    /* set when the waiting task is cancelled; NULL: none */
-    struct conc__job_queue *queue; /* that runs the awaited job */
-    /* a thread's: a process pool whose replies it may collect; holds a reference */
+    struct conc__job_queue *queue; /* the awaited job's */
+    /* the process pool whose replies a waiting thread may collect; holds a reference */
     struct conc__job_queue *polls_queue;
-    struct conc__job_context *context; /* a job's: its clocks advance during the wait */
+    struct conc__job_context *context; /* of a waiting job: its clocks advance */
     int result;
     bool gives_up;   /* it was cancelled, and wants its job to stop */
-    bool is_counted; /* a worker thread's: its job queue already counts it as waiting */
-    bool woken;      /* woken: the list and its owner may be gone */
-    /* a case of conc_select: it is only notified, and sends or receives if no other case came
-     * first. kept: an item or room is reserved for it until then */
+    bool is_counted; /* a worker thread that its job queue already counts as waiting */
+    bool woken;      /* set when it is woken: the list and its owner may then be gone */
+    /* selects: a case of conc_select, which is only notified; it sends or receives if no other case
+     * came first. kept: until then an item, or room for one, is reserved for it */
     bool selects, kept;
 } conc__waiter;
 
-/* Protects the list of job queues; a job queue is freed under it. A thread that knows only a job or
- * a waiter locks this before following the pointer to the job queue, which may have been freed. */
+/* Protects the list of job queues. Job queues are freed under it, so a thread that has only a job
+ * or a waiter must lock it before following the pointer to the job queue. */
 static pthread_mutex_t conc__job_queues_mutex = PTHREAD_MUTEX_INITIALIZER;
 static unsigned conc__forks; /* number of forks between the first process and this one */
 static struct conc__job_queue *conc__job_queues;
 
-/* Protects the state of all child programs: each is reaped once, and never signalled afterwards. */
+/* Protects the state of all child programs, so that each is reaped once and never signalled after
+ * that. */
 static pthread_mutex_t conc__children_mutex = PTHREAD_MUTEX_INITIALIZER;
 
-/* Locks a mutex that is never held longer than falling asleep takes: spins first. */
+/* Locks a mutex that is held only briefly: spins before it sleeps. */
 CONC__PRIVATE void conc__lock_briefly(pthread_mutex_t *mutex)
 {
     if (pthread_mutex_trylock(mutex) == 0)
@@ -610,7 +619,7 @@ CONC__PRIVATE void conc__thread_event_set(conc__thread_event *e)
     pthread_mutex_unlock(&e->mutex);
 }
 
-/* Waits until the event is set, or until then. False: it is not set. */
+/* Waits until the event is set, or until the time `until`. Returns whether it is set. */
 CONC__PRIVATE bool conc__thread_event_wait(conc__thread_event *e, int64_t until)
 {
     pthread_mutex_lock(&e->mutex);
@@ -658,16 +667,17 @@ CONC__PRIVATE void conc__waiter_posted(conc__post *p)
     conc__wake(conc__here, w->wait, w->result);
 }
 
-/* Under the list's mutex: sets the waiter's result. The caller then calls conc__waiter_notify. */
+/* Under the list's mutex: sets the waiter's result. The caller must then call
+ * conc__waiter_notify. */
 CONC__PRIVATE void conc__waiter_set_result(conc__waiter *w, int result)
 {
-    /* now, not when the waiter runs: the clock could advance before that */
+    /* now, because the clocks could advance before the waiter runs */
     conc__job_contexts_hold_clocks(w->context, true);
     w->result = result;
     __atomic_store_n(&w->woken, true, __ATOMIC_RELEASE);
 }
 
-/* The same, and removes it from the list. */
+/* The same, but also removes the waiter from the list. */
 CONC__PRIVATE void conc__waiter_complete(conc__waiter *w, int result)
 {
     conc__waiter_remove(w);
@@ -678,7 +688,7 @@ CONC__PRIVATE void conc__waiter_notify(conc__waiter *w)
 {
     if (w->loop) /* the post cannot be refused: the run outlives its tasks */
         conc__post_to(w->loop, &w->post);
-    else if (w->event) /* else the waiter's thread runs the job itself */
+    else if (w->event) /* NULL: the waiter's own thread runs the job */
         conc__thread_event_set(w->event);
 }
 
@@ -688,7 +698,7 @@ CONC__PRIVATE void conc__waiter_wake(conc__waiter *w, int result)
     conc__waiter_notify(w);
 }
 
-/* Spins briefly until *over is set, before the thread sleeps. */
+/* Spins until *over is set, or for a short time, because sleeping costs more. */
 CONC__PRIVATE void conc__spin_for(const bool *over)
 {
     if (!conc__several_processors())
@@ -703,12 +713,12 @@ CONC__PRIVATE void conc__spin_for(const bool *over)
 
 CONC__PRIVATE void conc__job_queue_spin_for(struct conc__job_queue *q, const bool *over);
 
-/* Called when a waiting job is asked to stop. All hooks of the process are in one list: a request
- * sets flags in the job, its job queue or its map, and then conc__run_cancel_hooks finds the
+/* A function to call when a waiting job is asked to stop. All hooks of the process are in one list.
+ * A request sets a flag in the job, its job queue or its map; conc__run_cancel_hooks then finds the
  * waiting jobs that it concerns. */
 typedef struct conc__cancel_hook {
     struct conc__cancel_hook *next, *prev;
-    const struct conc__job_context *context; /* NULL: no job is waiting; in no list */
+    const struct conc__job_context *context; /* NULL: no job waits; in no list */
     void (*run)(struct conc__cancel_hook *self);
     bool called;
     unsigned forks;
@@ -760,10 +770,10 @@ CONC__PRIVATE void conc__cancel_hook_add(conc__cancel_hook *s, const struct conc
         conc__run_cancel_hooks();
 }
 
-/* The wait is over: the hook is no longer called. */
+/* Removes the hook of a job that has stopped waiting. */
 CONC__PRIVATE void conc__cancel_hook_remove(conc__cancel_hook *s)
 {
-    if (!s->context || s->forks != conc__forks) /* else it was in the parent's list */
+    if (!s->context || s->forks != conc__forks) /* a fork emptied the child's list */
         return;
     pthread_mutex_lock(&conc__cancel_hooks.mutex);
     CONC__LIST_REMOVE(conc__cancel_hooks.first, s, next, prev);
@@ -776,8 +786,8 @@ CONC__PRIVATE void conc__cancel_hooks_reset(void)
     conc__cancel_hooks.first = NULL;
 }
 
-/* Waits for the event in a job (NULL: none). When the limit of one of the job's shields passes, a
- * stop request that it hid takes effect. */
+/* Waits for the event in a job (NULL: none). When the time limit of a shield passes, a stop request
+ * that it hid takes effect. */
 CONC__PRIVATE void conc__thread_event_wait_in_job(conc__thread_event *e,
                                                   const struct conc__job_context *ctx)
 {
@@ -799,11 +809,11 @@ CONC__PRIVATE void conc__thread_wait_cancel(conc__cancel_hook *s)
         conc__thread_event_set(w->event);
 }
 
-/* The waiting job stops holding its clocks. Its cancel hook is registered first, so that the clock
- * cannot advance between a stop request and its effect. */
+/* Makes the waiting job release its clocks. The job's cancel hook must already be registered, or a
+ * clock could advance between a stop request and its effect. */
 CONC__PRIVATE void conc__waiter_release_clocks(conc__waiter *w, pthread_mutex_t *mutex)
 {
-    pthread_mutex_lock(&conc__job_queues_mutex); /* `mutex` exists as long as it waits */
+    pthread_mutex_lock(&conc__job_queues_mutex); /* if w still waits, keeps `mutex` alive */
     if (!__atomic_load_n(&w->woken, __ATOMIC_ACQUIRE)) {
         conc__lock_briefly(mutex);
         if (!w->woken)
@@ -838,14 +848,14 @@ CONC__PRIVATE int conc__wait_in_thread(conc__wait *wait, pthread_mutex_t *mutex)
     return w->result;
 }
 
-/* In a posted function, refuses a call that may wait. */
+/* Refuses a call that may wait and was made in a posted function. */
 CONC__COLD int conc__caller_refused(const char *call)
 {
     return conc__misused(-EPERM, call, "only a task may call it", NULL);
 }
 
-/* Starts `call`, which may wait: 0 and the caller's loop (NULL: a thread or a job), or -EPERM (a
- * posted function). */
+/* Checks that `call` may wait here. Returns 0 and the caller's loop (NULL: a thread or a job), or
+ * -EPERM in a posted function. */
 static inline int conc__caller(conc_loop **l, const char *call)
 {
     *l = conc__here;
@@ -854,9 +864,8 @@ static inline int conc__caller(conc_loop **l, const char *call)
     return 0;
 }
 
-/* Waits until another thread wakes the caller, and returns the result it sets. The waiter is
- * already in its list; this unlocks the mutex, and `outer` (NULL: none), so that others can wake
- * it. */
+/* Waits until another thread wakes the caller, and returns the result that this thread sets. The
+ * waiter is already in its list. Unlocks the list's mutex, and `outer` (NULL: none). */
 CONC__PRIVATE CONC__CALLED int conc__wait_outside(conc_loop *l, conc__waiter *w,
                                                   const conc__wait_kind *kind, const void *on,
                                                   pthread_mutex_t *mutex, pthread_mutex_t *outer)
@@ -907,7 +916,7 @@ CONC__PRIVATE void conc__semaphore_close(conc__semaphore *s)
     pthread_mutex_destroy(&s->mutex);
 }
 
-/* Signals under the mutex: the thread that it wakes may close the semaphore. */
+/* Signals under the mutex, because the woken thread may close the semaphore. */
 CONC__PRIVATE void conc__semaphore_post(conc__semaphore *s)
 {
     pthread_mutex_lock(&s->mutex);
@@ -940,23 +949,24 @@ CONC__PRIVATE void conc__semaphore_wait(conc__semaphore *s)
 
 /* ---- >>queue -------------------------------------------------------------------------------- */
 
-/* The states of a job, and who changes them. Its result belongs to the caller once it is DONE.
+/* The states of a job, and what changes them. Once a job is DONE, its memory is the caller's again.
  *
- *   NEW       not submitted: any content; conc__job_init makes it PENDING
- *   PENDING   sealed, not LIVE: the submit waits for room under the limit. The thread that makes
+ *   NEW       not submitted; the memory may hold anything. conc__job_init makes it PENDING
+ *   PENDING   sealed, not LIVE: the submit may wait for room under the limit. The thread that makes
  *             room makes it QUEUED; a cancel or a close makes it NEW again
  *   QUEUED    LIVE, and `slot` is its index in the ring. A worker thread takes it; the supervisor
  *             or a waiter sends it to a worker; a cancel makes it DONE
- *   TAKEN     `slot` is IN_BATCH, and it is in the thread's batch[]. That thread or one that steals
- *             it runs it; a cancel makes it DONE; a thread that will wait makes it QUEUED again
+ *   TAKEN     `slot` is IN_BATCH, and the job is in a thread's batch[]. That thread, or one that
+ *             steals the job, runs it; a cancel makes it DONE; if the thread is about to wait, it
+ *             makes it QUEUED again
  *   RUNNING   in no batch, or a worker holds its request. It becomes DONE when its function returns
  *             or its worker ends, but QUEUED again if the worker had not begun it. A cancel sets
  *             CANCEL_REQUESTED, or kills the worker and makes it DONE
  *   ABANDONED RUNNING, and its task has given it up: it frees itself when DONE
- *   DONE      `result` is set, and every waiter holds its outcome; the seal is broken
+ *   DONE      `result` is set, every waiter has a copy of the outcome, and the seal is broken
  */
 enum {
-    CONC__BATCH = 16, /* most jobs that a thread takes from the queue at a time */
+    CONC__BATCH = 16, /* maximum number of jobs that a thread takes from the queue at a time */
 
     /* bits of a job's state, below its seal */
     CONC__JOB_LIVE = 1, /* accepted; before that no thread can wait for it */
@@ -971,28 +981,29 @@ enum {
     CONC__JOB_BITS = 0x1ff
 };
 
-#define CONC__IN_BATCH (1u << 31)    /* of a job's slot: it is thread * CONC__BATCH + index */
-#define CONC__NO_SLOT UINT_MAX       /* neither in the ring nor in a batch */
+#define CONC__IN_BATCH \
+    (1u << 31)                 /* bit of a job's slot; the rest is thread * CONC__BATCH + index */
+#define CONC__NO_SLOT UINT_MAX /* neither in the ring nor in a batch */
 #define CONC__POOL_CLOSED (1u << 31) /* bit of a pool's `users` */
 
-/* A map or a shield enclosing part of a job. A map, of which the part is an element, stops the part
- * when its own job or element is asked to stop; a shield hides requests from outside. */
+/* A map or a shield around part of a job. Inside a map, the code is asked to stop when the map
+ * stops, or when the job that called the map is asked to; a shield hides requests from outside. */
 typedef struct conc__cancel_layer {
     const struct conc__cancel_layer *outer;
-    const bool *cancelled; /* everything inside must stop */
+    const bool *cancelled; /* set: everything inside must stop */
     bool shields;
     int64_t until;          /* a shield's end on the real clock; CONC__NEVER: none */
     const conc_job *sender; /* the job that called a map; NULL: none */
 } conc__cancel_layer;
 
-/* What runs on a thread: a job, perhaps inside another one. */
+/* A job running on a thread, perhaps inside another one. */
 typedef struct conc__job_context {
     struct conc__job_context *outer;
     conc_job *job;
     struct conc__worker_thread *thread; /* NULL: in a worker process */
     conc__locals *locals;
     const conc__cancel_layer *layer; /* innermost; NULL: none */
-    /* a worker's stop request; NULL: this is a thread */
+    /* in a worker process, its stop request; NULL: in a thread */
     const unsigned *cancel_flag;
     int text_rc;
     char text[96];
@@ -1007,11 +1018,11 @@ typedef struct conc__worker_thread {
     bool detached;
     int batch_count; /* slots of batch[] in use */
     int finishing;   /* 1: counted in the job queue's `finishing` */
-    /* the clock of the job that just ended on it; held until the thread has looked for the next
-     * job, so that closing the pool, which waits for that, takes no time; NULL: none */
+    /* the clock of the job that just ended; held until the thread has looked for its next job, so
+     * that closing the pool, which waits for that, takes no virtual time. NULL: none */
     conc_loop *clock;
     bool holds_clock;
-    void *pin; /* detached: keeps this code loaded; NULL: not needed */
+    void *pin; /* if detached, keeps this code loaded; NULL: not needed */
     void *signal_stack;
     const char *stack_low, *stack_high;
     _Atomic(conc_job *) batch[CONC__BATCH];
@@ -1035,7 +1046,7 @@ typedef struct conc__job_queue {
     conc__waiter *submitters;     /* waiting submits, with their jobs */
     conc__waiter *closer, *other_closers;
     bool closing, stopping, cancel_all, on_valgrind;
-    bool closed;        /* ended: the pool belongs to its owner again */
+    bool closed;        /* it has ended, and the pool belongs to its owner again */
     bool stalled;       /* every thread is waiting or in conc_block: queued jobs hold no clocks */
     bool start_refused; /* the last thread start failed */
     unsigned forks;
@@ -1043,8 +1054,8 @@ typedef struct conc__job_queue {
     struct conc__supervisor *supervisor; /* NULL: a thread pool */
     conc_pool *shared; /* the shared pool it belongs to; NULL: a pool of the program */
 
-    /* threads sleep on it; its value is wakes_pending - posts_due, because posts follow the
-     * unlocking of the mutex */
+    /* idle threads sleep on it. Its value is wakes_pending - posts_due, because it is posted only
+     * after the mutex is unlocked */
     conc__semaphore work;
     conc__worker_thread **threads;
     int thread_slots;  /* size of threads[] */
@@ -1056,15 +1067,15 @@ typedef struct conc__job_queue {
     int starting;      /* threads that have not yet locked the mutex */
     int idle;          /* idle threads, spinning or asleep */
     int sleeping;      /* threads waiting for `work` */
-    int wakes_pending; /* how many of these must wake, and have not yet */
-    int posts_due;     /* for how many of those `work` is not posted yet */
+    int wakes_pending; /* how many of these must wake but have not yet */
+    int posts_due;     /* for how many of those `work` has not been posted */
     int spinning;
     int blocking; /* threads whose job is waiting or in conc_block while its clock advances */
     /* threads about to look for the next job; changed without the mutex */
     int finishing;
     unsigned misses; /* consecutive times a thread spun without success before sleeping */
-    /* the signal mask of the pool's opener, without conc's changes, and whether its run blocked
-     * SIGPIPE */
+    /* the signal mask of the pool's opener, without conc's changes, and whether SIGPIPE was
+     * blocked */
     sigset_t mask;
     bool blocks_pipe;
     /* the last thread to exit: the next one to exit joins it */
@@ -1076,8 +1087,8 @@ typedef struct conc__job_queue {
 
 static pthread_key_t conc__job_context_key; /* the conc__job_context of a thread */
 static bool conc__job_context_key_made;
-/* Keeps this code loaded for a detached thread. The system closes it after the thread has exited,
- * because the code cannot unload itself. */
+/* A detached thread's pin, which keeps this code loaded. The key's destructor, dlclose, releases it
+ * when the thread exits, because the code cannot unload itself. */
 static pthread_key_t conc__pins;
 static bool conc__pins_there;
 
@@ -1101,7 +1112,8 @@ CONC__PRIVATE void conc__pins_begin(void)
     conc__pins_there = can_pin && pthread_key_create(&conc__pins, unpin) == 0;
 }
 
-/* Keeps the library that contains this code from being unloaded; NULL: the program contains it. */
+/* Keeps the library that contains this code loaded until conc__unpin. NULL: not possible, or not
+ * needed because the program contains the code. */
 CONC__PRIVATE void *conc__pin(void)
 {
     enum { NOW = 2, ONLY_IF_LOADED = 4 }; /* RTLD_NOW, RTLD_NOLOAD */
@@ -1145,7 +1157,7 @@ typedef struct conc__payload {
     void *out;
     size_t in_size, out_size;
     ssize_t returned;
-    conc__map_call *map; /* a runner's; the elements it has taken: */
+    conc__map_call *map; /* a runner's; it has taken `left` elements, from `first` on */
     size_t first, left;
 } conc__payload;
 
@@ -1156,7 +1168,7 @@ CONC__PRIVATE bool conc__job_cancel_requested(const conc_job *j)
            __atomic_load_n(&j->queue->cancel_all, __ATOMIC_RELAXED);
 }
 
-/* Was the code inside these layers, in the job (NULL: none), asked to stop? */
+/* Was the code inside these layers of the job (NULL: none) asked to stop? */
 CONC__PRIVATE bool conc__layers_cancelled(const conc__cancel_layer *layer, const conc_job *job)
 {
     for (; layer; layer = layer->outer) {
@@ -1173,7 +1185,7 @@ CONC__PRIVATE bool conc__layers_cancelled(const conc__cancel_layer *layer, const
     return job && conc__job_cancel_requested(job);
 }
 
-#ifdef __linux__ /* only process pools ask */
+#ifdef __linux__ /* only process pools use it */
 CONC__PRIVATE bool conc__map_cancelled(const conc__map_call *m)
 {
     return __atomic_load_n(&m->stop, __ATOMIC_RELAXED) ||
@@ -1186,7 +1198,7 @@ CONC__PRIVATE bool conc__job_context_in_process(const conc__job_context *ctx)
     return ctx->cancel_flag;
 }
 
-/* Was the code that runs there asked to stop? Any thread may ask while that code waits. */
+/* Was the code running in ctx asked to stop? Any thread may call this while the code waits. */
 CONC__PRIVATE bool conc__job_context_cancelled(const conc__job_context *ctx)
 {
     if (!ctx->cancel_flag)
@@ -1199,7 +1211,7 @@ CONC__PRIVATE bool conc__job_context_cancelled(const conc__job_context *ctx)
     return __atomic_load_n(ctx->cancel_flag, __ATOMIC_RELAXED) != 0;
 }
 
-/* The earliest end of the shields enclosing the code on this thread; CONC__NEVER: none. */
+/* The time when the next of the shields around the code in ctx ends; CONC__NEVER: none will. */
 CONC__PRIVATE int64_t conc__shield_deadline(const conc__job_context *ctx)
 {
     int64_t limit = CONC__NEVER;
@@ -1212,7 +1224,7 @@ CONC__PRIVATE int64_t conc__shield_deadline(const conc__job_context *ctx)
     return limit;
 }
 
-/* Gives up the elements that a runner has taken but not begun. */
+/* Gives up the elements that a runner has taken but not begun; rc becomes their result. */
 CONC__PRIVATE void conc__range_drop(conc__payload *p, int rc)
 {
     if (!p || !p->map)
@@ -1245,8 +1257,8 @@ CONC__PRIVATE uintptr_t conc__job_seal(const conc_job *j)
     return ((uintptr_t)(hash ^ hash >> 29) & ~(uintptr_t)CONC__JOB_BITS) | (CONC__JOB_BITS + 1);
 }
 
-/* The value after the job has ended. It differs in all bits, so that overwriting a byte of a dead
- * job on a stack cannot make it look alive. */
+/* The value after the job has ended. It differs from the seal in all bits, so overwriting one byte
+ * of a dead job on a stack cannot make it look alive. */
 CONC__PRIVATE uintptr_t conc__job_broken_seal(const conc_job *j)
 {
     return ~conc__job_seal(j) & ~(uintptr_t)CONC__JOB_BITS;
@@ -1290,11 +1302,12 @@ CONC__PRIVATE void conc__shared_pools_reset(void);
 CONC__PRIVATE void conc__segments_lock(void);
 CONC__PRIVATE void conc__segments_unlock(void);
 
-/* How often the fork handlers below have run for one fork: they are registered twice if a process
- * was forked while its parent was registering them. */
+/* How many times the fork handlers below have run for the current fork. They are registered twice
+ * if a process was forked while its parent was registering them. */
 static CONC_TLS _Thread_local int conc__fork_handler_depth;
 
-/* Locks these during a fork, lest the child inherit them locked by a thread that it lacks. */
+/* Holds these mutexes during a fork. Otherwise another thread could hold one, and the child would
+ * inherit it locked forever. */
 CONC__PRIVATE void conc__pools_before_fork(void)
 {
     if (conc__fork_handler_depth++)
@@ -1323,7 +1336,7 @@ CONC__PRIVATE void conc__pools_in_forked_child(void)
     conc__pools_after_fork();
 }
 
-/* A job has called pthread_exit. */
+/* Called when a job has called pthread_exit. */
 CONC__COLD void conc__job_exited_thread(void *value)
 {
     const conc__job_context *ctx = value;
@@ -1396,7 +1409,7 @@ CONC__PRIVATE void conc__job_queue_free(conc__job_queue *q)
 {
     CONC__LIST_REMOVE(conc__job_queues, q, next, prev);
     conc__supervisor_free(q->supervisor);
-    /* else one of the parent's threads may have held them during the fork */
+    /* in a forked child, one of the parent's threads may hold them */
     if (q->forks == conc__forks) {
         conc__semaphore_close(&q->work);
         pthread_cond_destroy(&q->ended);
@@ -1445,7 +1458,7 @@ CONC__PRIVATE bool conc__job_ring_reserve(conc__job_queue *q, bool on_clock)
         return false;
     if (q->tail - q->head < q->ring_size)
         return true;
-    if (q->queued < q->ring_size / 2) { /* with fewer gaps it would soon be full */
+    if (q->queued < q->ring_size / 2) { /* with fewer gaps the ring would soon be full again */
         conc__job_ring_compact(q);
         return true;
     }
@@ -1467,7 +1480,8 @@ CONC__PRIVATE bool conc__job_ring_reserve(conc__job_queue *q, bool on_clock)
     return true;
 }
 
-/* Removes one holder of the clock: after the last one it advances. */
+/* Removes one holder of the clock. After the last one, wakes the loop, so that the clock
+ * advances. */
 CONC__PRIVATE void conc__clock_release(conc_loop *clock)
 {
     if (atomic_fetch_sub_explicit(&clock->outside.at_work, 1, memory_order_release) != 1)
@@ -1503,7 +1517,7 @@ static inline void conc__job_hold_clock(conc_job *j, bool holds)
         conc__job_hold_clock_now(j, holds);
 }
 
-/* The clock's slot, or else a free one. */
+/* Returns the clock's slot, or else a free one. */
 CONC__PRIVATE conc__queue_clock *conc__queue_clock_find(conc__job_queue *q, const conc_loop *clock)
 {
     conc__queue_clock *unused = NULL;
@@ -1517,7 +1531,7 @@ CONC__PRIVATE conc__queue_clock *conc__queue_clock_find(conc__job_queue *q, cons
     return unused;
 }
 
-/* The job enters the ring, which holds the clock in its place. */
+/* When a job enters the ring: the ring holds the clock in the job's place. */
 CONC__COLD void conc__queue_clock_add(conc__job_queue *q, conc_job *j)
 {
     conc__queue_clock *k = conc__queue_clock_find(q, j->clock);
@@ -1530,7 +1544,7 @@ CONC__COLD void conc__queue_clock_add(conc__job_queue *q, conc_job *j)
     conc__job_hold_clock(j, false);
 }
 
-/* The job leaves the ring, and holds its clock itself. */
+/* When a job leaves the ring: the job holds its clock itself. */
 CONC__COLD void conc__queue_clock_remove(conc__job_queue *q, conc_job *j)
 {
     conc__queue_clock *k = conc__queue_clock_find(q, j->clock);
@@ -1551,7 +1565,7 @@ CONC__PRIVATE void conc__job_ring_put(conc__job_queue *q, conc_job *j, size_t at
         conc__queue_clock_add(q, j);
 }
 
-/* The job has left the ring. */
+/* Updates the counts after a job has left the ring. */
 static inline void conc__job_ring_removed(conc__job_queue *q, conc_job *j)
 {
     __atomic_store_n(&q->queued, q->queued - 1, __ATOMIC_RELAXED);
@@ -1570,7 +1584,7 @@ CONC__PRIVATE void conc__job_ring_push_front(conc__job_queue *q, conc_job *j)
     conc__job_ring_put(q, j, --q->head);
 }
 
-/* The job enters the ring for the first time: from here on others can wait for it. */
+/* Puts a new job into the ring. From now on, other threads can wait for it. */
 CONC__PRIVATE void conc__job_queue_accept(conc__job_queue *q, conc_job *j)
 {
     __atomic_store_n(&j->state, j->state | CONC__JOB_LIVE, __ATOMIC_RELEASE);
@@ -1609,7 +1623,7 @@ CONC__PRIVATE conc_job *conc__job_ring_pop(conc__job_queue *q)
     return j;
 }
 
-/* Under the mutex: is nothing queued or running? A thread that is starting will find nothing. */
+/* Under the mutex: is nothing queued or running? A thread that is starting will find no job. */
 CONC__PRIVATE bool conc__job_queue_is_idle(const conc__job_queue *q)
 {
     return !q->queued && q->idle + q->starting == q->started;
@@ -1622,7 +1636,7 @@ CONC__PRIVATE void conc__job_queue_notify_closer(conc__job_queue *q)
         conc__waiter_wake(q->closer, 0);
 }
 
-/* Under the mutex: withdraws the job if no thread has begun it. */
+/* Under the mutex: withdraws the job if no thread has begun it. Returns whether it did. */
 CONC__PRIVATE bool conc__job_take_back(conc__job_queue *q, conc_job *j)
 {
     if (j->slot == CONC__NO_SLOT)
@@ -1660,13 +1674,13 @@ CONC__PRIVATE bool conc__job_context_is_own(const conc__job_context *ctx)
     return ctx->thread && ctx->thread->queue->forks == conc__forks;
 }
 
-/* The clock of the job running there; NULL: none. */
+/* The clock of the job in ctx; NULL: none. */
 CONC__PRIVATE conc_loop *conc__job_context_clock(const conc__job_context *ctx)
 {
     return conc__job_context_is_own(ctx) ? ctx->job->clock : NULL;
 }
 
-/* The clock that the caller's jobs hold; NULL: none. */
+/* The clock for jobs that the caller submits; NULL: none. */
 CONC__PRIVATE conc_loop *conc__clock_here(void)
 {
     conc_loop *l = conc__here;
@@ -1696,7 +1710,7 @@ CONC__PRIVATE void conc__job_init(conc_job *j, conc_fn *fn, void *arg, conc__pay
     __atomic_store_n(&j->state, conc__job_seal(j) | flags, __ATOMIC_RELAXED);
 }
 
-/* The job was not accepted. */
+/* Undoes conc__job_init if the job was not accepted. */
 CONC__PRIVATE void conc__job_undo_init(conc_job *j)
 {
     conc__locals_release(j->locals);
@@ -1705,7 +1719,7 @@ CONC__PRIVATE void conc__job_undo_init(conc_job *j)
     __atomic_store_n(&j->state, 0, __ATOMIC_RELAXED);
 }
 
-/* The job has ended. */
+/* Copies the outcome of a job that has ended. */
 CONC__PRIVATE void conc__job_outcome_read(conc__job_outcome *a, const conc_job *j, uintptr_t state)
 {
     a->result = j->result;
@@ -1735,13 +1749,13 @@ CONC__PRIVATE void conc__waiters_notify(conc__waiter *first)
         return;
     conc__waiter *w = first;
     do {
-        conc__waiter *next = w->next; /* the waiter is gone once it is notified */
+        conc__waiter *next = w->next; /* a notified waiter may be gone */
         conc__waiter_notify(w);
         w = next;
     } while (w != first);
 }
 
-/* A job with this clock, perhaps holding it, has ended. */
+/* Drops the clock of a job that has ended. at_work: the job was holding it. */
 CONC__PRIVATE void conc__clock_drop(conc_loop *clock, bool at_work)
 {
     if (at_work)
@@ -1749,7 +1763,8 @@ CONC__PRIVATE void conc__clock_drop(conc_loop *clock, bool at_work)
     conc_loop_release(clock);
 }
 
-/* Under the mutex: the thread has looked for the next job. Drops the clock of the last one. */
+/* Under the mutex: drops the clock of the thread's last job, once it has looked for the next
+ * one. */
 CONC__PRIVATE void conc__worker_thread_drop_clock(conc__worker_thread *t)
 {
     conc_loop *clock = t->clock;
@@ -1758,7 +1773,8 @@ CONC__PRIVATE void conc__worker_thread_drop_clock(conc__worker_thread *t)
         conc__clock_drop(clock, t->holds_clock);
 }
 
-/* The job has ended, and its waiters were notified. ctx: where it ran; NULL: withdrawn. */
+/* Drops the clock of a job that has ended, after its waiters were notified, or leaves that to the
+ * thread. ctx: where the job ran; NULL: it was withdrawn. */
 CONC__COLD void conc__job_drop_clock(const conc__job_context *ctx, conc_loop *clock, bool at_work)
 {
     if (!ctx || !ctx->thread || !ctx->thread->finishing) {
@@ -1769,7 +1785,7 @@ CONC__COLD void conc__job_drop_clock(const conc__job_context *ctx, conc_loop *cl
     ctx->thread->holds_clock = at_work;
 }
 
-/* Ends a job that ran in ctx; NULL: withdrawn. locked: the caller holds the mutex. */
+/* Ends a job that ran in ctx (NULL: it was withdrawn). locked: the caller holds the mutex. */
 CONC__PRIVATE void conc__job_end(conc__job_queue *q, conc_job *j, int result,
                                  const conc__job_context *ctx, bool locked)
 {
@@ -1810,7 +1826,7 @@ CONC__PRIVATE void conc__job_context_enter(conc__job_context *ctx, conc_job *j)
     ctx->text_rc = 0;
 }
 
-/* last: the last job of the thread's batch; the thread checks the queue next. */
+/* Runs a job. last: it is the last of the thread's batch, and the thread checks the queue next. */
 CONC__PRIVATE void conc__job_run(conc__job_queue *q, conc__job_context *ctx, conc_job *j, bool last)
 {
     conc__job_context_enter(ctx, j);
@@ -1822,14 +1838,15 @@ CONC__PRIVATE void conc__job_run(conc__job_queue *q, conc__job_context *ctx, con
     conc__job_end(q, j, rc, ctx, false);
 }
 
-/* The jobs of a thread that is waiting or in conc_block do not hold their clocks. */
+/* Makes the jobs running on a thread hold their clocks, or release them while the thread is waiting
+ * or in conc_block. */
 CONC__PRIVATE void conc__job_contexts_hold_clocks(conc__job_context *ctx, bool at_work)
 {
     for (; ctx && conc__job_context_is_own(ctx); ctx = ctx->outer)
         conc__job_hold_clock(ctx->job, at_work);
 }
 
-/* Does any job running there hold a clock? */
+/* Does any job running on that thread have a clock? */
 CONC__PRIVATE bool conc__job_context_has_clock(const conc__job_context *ctx)
 {
     for (; ctx; ctx = ctx->outer)
@@ -1851,7 +1868,7 @@ CONC__PRIVATE void conc__nested_job_cancel(conc__cancel_hook *s)
     conc__waiter_give_up(&((conc__nested_job *)(void *)s)->waiter);
 }
 
-/* Runs the job inside another job of the same thread. nested->waiter is in the job's list. */
+/* Runs the job inside another job of the same thread. inside->waiter is in the job's list. */
 CONC__PRIVATE void conc__job_run_nested(conc__job_queue *q, conc__job_context *outer, conc_job *j,
                                         conc__nested_job *inside)
 {
@@ -1865,8 +1882,8 @@ CONC__PRIVATE void conc__job_run_nested(conc__job_queue *q, conc__job_context *o
     pthread_setspecific(conc__job_context_key, outer);
 }
 
-/* The job context of the caller, if on a thread of this job queue: in a job, or in a run inside
- * one. */
+/* Returns the caller's job context if the caller is in a job of this job queue, or in a run inside
+ * one; otherwise NULL. */
 CONC__PRIVATE conc__job_context *conc__job_context_in(const conc__job_queue *q)
 {
     conc__job_context *ctx = conc__job_context_here();
@@ -1875,10 +1892,10 @@ CONC__PRIVATE conc__job_context *conc__job_context_in(const conc__job_queue *q)
     return ctx->thread->queue == q ? ctx : NULL;
 }
 
-/* Under the mutex: how many threads there may be. A thread that waits in a run inside a job does
- * not count: its wait may depend on this job queue alone. While there are such threads, a thread
- * that waits for another job does not count either: that job may belong to one of them. A thread
- * with an abandoned job counts. */
+/* Under the mutex: the maximum number of threads. A thread that waits in a run inside a job does
+ * not count, because its wait may depend on this job queue alone. While there are such threads, a
+ * thread that waits for another job does not count either, because one of them may have that job. A
+ * thread with an abandoned job counts. */
 CONC__PRIVATE int conc__job_queue_max_threads(const conc__job_queue *q)
 {
     int most = q->max_workers + q->nested;
@@ -1887,15 +1904,15 @@ CONC__PRIVATE int conc__job_queue_max_threads(const conc__job_queue *q)
     return most;
 }
 
-/* Notes for the loop's polling whether the thread to which a task just sent something was asleep.
- * If it was awake, an answer may arrive immediately. */
+/* Records whether a task had to wake the thread to which it has just handed work. If the thread was
+ * awake, an answer may arrive immediately, and the loop spins before it sleeps. */
 CONC__PRIVATE void conc__has_woken(bool woke)
 {
     if (conc__here)
         conc__here->outside.woke = woke;
 }
 
-/* Under the mutex: ensures that a thread takes the queued jobs. An error: none can. */
+/* Under the mutex: makes sure that a thread takes the queued jobs. Returns an error if none can. */
 CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
 {
     if (q->supervisor) {
@@ -1907,7 +1924,7 @@ CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
         return 0;
     int finishing = __atomic_load_n(&q->finishing, __ATOMIC_RELAXED);
     if (q->wakes_pending + q->starting + q->spinning + finishing > 0)
-        return 0; /* that thread wakes the next one if there is more */
+        return 0; /* that thread wakes another one if jobs are left */
     conc__has_woken(true);
     if (q->sleeping > q->wakes_pending) {
         q->wakes_pending++;
@@ -1925,8 +1942,8 @@ CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
     return rc;
 }
 
-/* Under the mutex: while every thread is waiting, in conc_block, or has an abandoned job, queued
- * jobs do not hold their clocks. */
+/* Under the mutex: updates `stalled`. While every thread is waiting, is in conc_block, or has an
+ * abandoned job, queued jobs do not hold their clocks. */
 CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
 {
     /* threads that could run queued jobs, or count in q->blocking */
@@ -1949,11 +1966,12 @@ CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
     }
 }
 
-/* Under the mutex: puts back the jobs of the thread's batch that it has not begun, because it will
+/* Under the mutex: puts back the jobs in the thread's batch that it has not begun, because it will
  * be busy for a while. */
 CONC__PRIVATE void conc__worker_thread_return_batch(conc__job_queue *q, conc__worker_thread *t)
 {
-    bool on_clock = q->clock_slots > 0; /* the jobs may have ended, leaving no clock to look at */
+    /* the jobs may have ended: do not look at their clocks */
+    bool on_clock = q->clock_slots > 0;
     for (int i = t->batch_count - 1; i >= 0 && conc__job_ring_reserve(q, on_clock); i--) {
         conc_job *j = atomic_exchange_explicit(&t->batch[i], NULL, memory_order_acquire);
         if (j)
@@ -1968,16 +1986,17 @@ CONC__PRIVATE void conc__job_queue_return_batches(conc__job_queue *q)
             conc__worker_thread_return_batch(q, q->threads[i]);
 }
 
-/* Under the mutex, when more threads may run than before: gives them the jobs that others have not
- * begun. */
+/* Under the mutex: if more threads may start, queues for them the jobs that others have taken but
+ * not begun. */
 CONC__PRIVATE void conc__job_queue_share_batches(conc__job_queue *q)
 {
     if (q->started < conc__job_queue_max_threads(q))
         conc__job_queue_return_batches(q);
 }
 
-/* Under the mutex: a thread of the job queue (own; NULL: the caller is not one) is about to wait
- * (change 1), or has waited (-1). An error: no thread is left to do what it waits for. */
+/* Under the mutex: counts a thread of this job queue (own; NULL: the caller is not one) that is
+ * about to wait (change 1) or has waited (-1). Returns an error if no thread is left to run queued
+ * jobs. */
 CONC__PRIVATE int conc__job_queue_count_waiting(conc__job_queue *q, const conc__job_context *own,
                                                 const conc_loop *l, int change)
 {
@@ -2013,7 +2032,7 @@ CONC__PRIVATE void conc__job_queue_uncount_waiting(conc__job_queue *q, const con
 }
 
 /* Unlocks before waking threads, which would otherwise block on the mutex. The caller ensures that
- * the job queue outlives this. */
+ * the job queue is not freed meanwhile. */
 CONC__PRIVATE void conc__job_queue_unlock(conc__job_queue *q)
 {
     int calls = q->posts_due;
@@ -2023,7 +2042,7 @@ CONC__PRIVATE void conc__job_queue_unlock(conc__job_queue *q)
         conc__semaphore_post(&q->work);
 }
 
-/* Under the mutex: 0, or an error, which conc_last_error describes. */
+/* Under the mutex: queues the job. Returns 0, or an error, which conc_last_error describes. */
 CONC__PRIVATE int conc__job_queue_add(conc__job_queue *q, conc_job *j)
 {
     if (!conc__job_ring_reserve(q, j->clock))
@@ -2071,7 +2090,8 @@ CONC__PRIVATE bool conc__submit_cancel(conc__wait *wait)
 static const conc__wait_kind conc__waits_for_room = {.what = "waits for room in a pool's queue",
                                                      .cancel = conc__submit_cancel};
 
-/* Enters a pool: its job queue is not freed before conc__pool_leave. NULL: see *rc. */
+/* Enters a pool, whose job queue is then not freed before conc__pool_leave. Returns the job queue,
+ * or NULL with an error in *rc. */
 CONC__PRIVATE conc__job_queue *conc__pool_enter(conc__job_queue **queue, unsigned *users, int *rc)
 {
     unsigned before = __atomic_fetch_add(users, 1, __ATOMIC_ACQUIRE);
@@ -2094,9 +2114,9 @@ CONC__PRIVATE void conc__pool_leave(unsigned *users)
     __atomic_fetch_sub(users, 1, __ATOMIC_RELEASE);
 }
 
-/* Submits an initialised job and leaves the pool. An error: the job was refused. A job of this job
- * queue, or a run inside it, never waits here, since other jobs may wait for it: the queue may
- * exceed its limit instead. */
+/* Submits an initialized job and leaves the pool. Returns an error if the job was refused. A job of
+ * this job queue, or a run inside one, never waits here, because other jobs may be waiting for it;
+ * the queue may exceed its limit instead. */
 CONC__PRIVATE int conc__job_queue_submit(conc__job_queue *q, unsigned *users, conc_loop *l,
                                          conc_job *j, const char *call)
 {
@@ -2148,7 +2168,7 @@ CONC__PRIVATE void conc__job_request_cancel(conc__job_queue *q, conc_job *j)
             return;
 }
 
-/* Was the job submitted in a process from which this one was forked, before it ended? It never ends
+/* Was this process forked after the job was submitted and before it ended? Then it never ends
  * here. */
 CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
 {
@@ -2158,12 +2178,13 @@ CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
     pthread_mutex_lock(&conc__job_queues_mutex);
     for (const conc__job_queue *q = conc__job_queues; q && !own; q = q->next)
         own = q == j->queue && q->forks == conc__forks;
-    bool ended = conc__job_state(j) & CONC__JOB_DONE; /* its pool may have been freed */
+    bool ended = conc__job_state(j) & CONC__JOB_DONE; /* if so, its pool may have been freed */
     pthread_mutex_unlock(&conc__job_queues_mutex);
     return !own && !ended;
 }
 
-/* Under the mutex. Waiters that have given up are behind the others. */
+/* Under the mutex: adds a waiter to the job's list. Waiters that have given up follow the
+ * others. */
 CONC__PRIVATE void conc__job_add_waiter(conc_job *j, conc__waiter *w)
 {
     bool goes_ahead = !w->gives_up && j->waiters && j->waiters->prev->gives_up;
@@ -2178,7 +2199,7 @@ CONC__PRIVATE bool conc__job_is_wanted(const conc_job *j)
     return j->waiters && !j->waiters->gives_up;
 }
 
-/* alone: only if no waiter wants the result. */
+/* Cancels the job; alone: only if no waiter wants its result. */
 CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
 {
     int rc = -EALREADY;
@@ -2238,7 +2259,7 @@ CONC__PRIVATE void conc__waiter_give_up(conc__waiter *w)
     pthread_mutex_unlock(&conc__job_queues_mutex);
 }
 
-/* The wait continues until the job ends. */
+/* Passes the request on to the job; the wait continues until the job ends. */
 CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
@@ -2271,8 +2292,8 @@ CONC__PRIVATE bool conc__job_run_if_queued(conc__job_context *ctx, conc_job *j,
     return mine;
 }
 
-/* Waits in the job's list with a wait of this kind: the wait's result, 0 if the job has ended; then
- * the waiter holds the outcome. */
+/* Waits for the job with a wait of this kind. Returns the wait's result; if it is 0, the job has
+ * ended, and its outcome is in *w->outcome. */
 CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
                                      const conc__wait_kind *kind)
 {
@@ -2281,7 +2302,7 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
         conc__job_queue *q = j->queue;
         conc__lock_briefly(&q->mutex);
         if (!(__atomic_fetch_or(&j->state, CONC__JOB_WAITED, __ATOMIC_ACQ_REL) & CONC__JOB_DONE)) {
-            conc__job_context *own = conc__job_context_in(q); /* if so, q outlives the wait */
+            conc__job_context *own = conc__job_context_in(q); /* not NULL: q outlives the wait */
             int rc = conc__job_queue_count_waiting(q, own, l, 1);
             if (rc && conc__job_take_back(q, j)) {
                 conc__job_end(q, j, rc, NULL, true);
@@ -2344,7 +2365,7 @@ CONC__PRIVATE int conc__job_result(conc_loop *l, const conc__job_outcome *o)
     return conc__wait_result(o->result);
 }
 
-/* May the caller wait for the job, which has not ended? 0, or the error. */
+/* Returns 0 if the caller may wait for the job, which has not ended, or an error. */
 CONC__PRIVATE int conc__job_may_wait(const conc_loop *l, const conc_job *j, const char *call)
 {
     if (l && !l->self)
@@ -2389,9 +2410,9 @@ CONC__PRIVATE void conc__worker_thread_assign(conc__worker_thread *t, unsigned s
     atomic_store_explicit(&t->batch[slot], j, memory_order_release);
 }
 
-/* How many jobs a thread takes at a time: more than one if there are many and all threads are busy.
- * A thread that becomes free steals them before it sleeps; a sleeping or unstarted one would not.
- */
+/* How many jobs a thread takes at a time: several only if many are queued and all threads are busy.
+ * A thread that becomes free steals some of them before it sleeps; a sleeping or unstarted one
+ * would not. */
 CONC__PRIVATE size_t conc__job_queue_batch_size(const conc__job_queue *q)
 {
     bool others_come = q->sleeping > q->wakes_pending || q->spinning;
@@ -2403,7 +2424,7 @@ CONC__PRIVATE size_t conc__job_queue_batch_size(const conc__job_queue *q)
     return n < CONC__BATCH ? n : CONC__BATCH;
 }
 
-/* Takes jobs out of the queue. */
+/* Moves jobs from the queue into the thread's batch. False: none is queued. */
 CONC__PRIVATE bool conc__worker_thread_take_batch(conc__job_queue *q, conc__worker_thread *t)
 {
     size_t n = conc__job_queue_batch_size(q);
@@ -2413,7 +2434,7 @@ CONC__PRIVATE bool conc__worker_thread_take_batch(conc__job_queue *q, conc__work
         if (!j)
             break;
         conc__worker_thread_assign(t, i++, j);
-        /* it may block the thread while the clock advances: leave the others in the queue */
+        /* it may block the thread while the clock advances: leave the rest in the queue */
         if (j->clock)
             break;
     }
@@ -2423,7 +2444,7 @@ CONC__PRIVATE bool conc__worker_thread_take_batch(conc__job_queue *q, conc__work
     return i > 0;
 }
 
-/* Takes a job from another thread's batch that it has not begun. */
+/* Takes a job that another thread has in its batch but has not begun. */
 CONC__PRIVATE bool conc__worker_thread_steal(conc__job_queue *q, conc__worker_thread *t)
 {
     for (int n = 0; n < q->thread_slots; n++) {
@@ -2479,8 +2500,8 @@ CONC__PRIVATE bool conc__worker_thread_fill_batch(conc__job_queue *q, conc__work
     return conc__worker_thread_take_batch(q, t) || conc__worker_thread_steal(q, t);
 }
 
-/* Under the mutex: waits for something to do. False: the thread must exit, because the job queue
- * ends or there are too many threads. */
+/* Under the mutex: waits for jobs. Returns false if the thread must exit, because the job queue is
+ * ending or there are too many threads. */
 CONC__PRIVATE bool conc__worker_thread_next(conc__job_queue *q, conc__worker_thread *t)
 {
     while (q->started <= conc__job_queue_max_threads(q) && !conc__worker_thread_fill_batch(q, t)) {
@@ -2505,7 +2526,7 @@ CONC__PRIVATE bool conc__worker_thread_next(conc__job_queue *q, conc__worker_thr
     return t->batch_count > 0;
 }
 
-/* Under the mutex, which it unlocks: gives up a reference. */
+/* Under the mutex, which it unlocks: drops a reference. Frees the job queue with the last one. */
 CONC__PRIVATE void conc__job_queue_release(conc__job_queue *q)
 {
     bool last = --q->references == 0;
@@ -2517,7 +2538,7 @@ CONC__PRIVATE void conc__job_queue_release(conc__job_queue *q)
     }
 }
 
-/* Spins in a thread waiting for a process pool's job; gives up its reference. */
+/* Spins in a thread waiting for a process pool's job, and then drops the waiter's reference. */
 CONC__PRIVATE void conc__job_queue_spin_for(conc__job_queue *q, const bool *over)
 {
     conc__supervisor_spin_for(q, over);
@@ -2526,7 +2547,7 @@ CONC__PRIVATE void conc__job_queue_spin_for(conc__job_queue *q, const bool *over
 }
 
 /* Jobs run under the signal mask of the pool's opener, except that fault signals are always
- * unblocked. They are handled on a separate stack, since the job's may be used up. */
+ * unblocked. Those are handled on a separate stack, because the job's may be used up. */
 CONC__PRIVATE void conc__worker_thread_set_signals(conc__worker_thread *t)
 {
     static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
@@ -2559,7 +2580,7 @@ CONC__PRIVATE void conc__worker_thread_clear_signals(conc__worker_thread *t)
 /* Sets the address range where a fault counts as a stack overflow. */
 CONC__PRIVATE void conc__worker_thread_find_stack(conc__worker_thread *t)
 {
-    enum { BELOW = 65536 }; /* how far a single stack frame may reach */
+    enum { BELOW = 65536 }; /* how far below the stack one frame may reach */
     pthread_attr_t usual;
     size_t size = 0;
     if (pthread_attr_init(&usual))
@@ -2572,8 +2593,8 @@ CONC__PRIVATE void conc__worker_thread_find_stack(conc__worker_thread *t)
         t->stack_low -= BELOW;
 }
 
-/* In a handler, when the process is about to end: reports it if the running job has used up its
- * thread's stack. */
+/* Called in a signal handler when the process is about to end. If the running job has used up its
+ * thread's stack, reports that. */
 CONC__COLD void conc__job_overflows(const char *address)
 {
     const conc__job_context *ctx = NULL;
@@ -2596,7 +2617,8 @@ CONC__PRIVATE void conc__shared_pools_lock(const conc_pool *shared);
 CONC__PRIVATE void conc__shared_pools_unlock(const conc_pool *shared);
 CONC__PRIVATE void conc__shared_pool_count_detached(const conc_pool *shared, int threads);
 
-/* Under the mutex, which it unlocks: the thread exits. */
+/* Under the mutex, which it unlocks: removes the exiting thread from the job queue, and joins the
+ * thread that exited before it. */
 CONC__PRIVATE void conc__worker_thread_end(conc__job_queue *q, conc__worker_thread *t)
 {
     pthread_t before = q->last_ended;
@@ -2664,7 +2686,7 @@ CONC__PRIVATE void *conc__worker_thread_main(void *arg)
     return NULL;
 }
 
-/* Under the mutex: the index of a free slot in threads[]; negative: out of memory. */
+/* Under the mutex: returns the index of a free slot in threads[], or -ENOMEM. */
 CONC__PRIVATE int conc__worker_thread_find_slot(conc__job_queue *q)
 {
     int n = 0, slots = q->thread_slots ? q->thread_slots * 2 : 4;
@@ -2729,7 +2751,7 @@ CONC__PRIVATE void conc__worker_thread_detach(conc__job_queue *q, int slot)
     conc__lock_briefly(&q->mutex);
 }
 
-/* Stops the threads when only abandoned jobs are left. Those jobs' threads are detached. */
+/* Stops the threads when only abandoned jobs are left, and detaches the threads of those jobs. */
 CONC__PRIVATE void conc__worker_threads_end(conc__job_queue *q)
 {
     conc__lock_briefly(&q->mutex);
@@ -2837,13 +2859,13 @@ CONC__PRIVATE bool conc__close_cancel(conc__wait *wait)
 static const conc__wait_kind conc__waits_for_close = {
     .what = "closes a pool, and waits for its jobs", .cancel = conc__close_cancel};
 
-/* Refuses new jobs, and withdraws the queued ones if the caller is cancelled. True: the caller is
- * the first to close the job queue, and must end it. */
+/* Under the mutex: makes the job queue refuse new jobs, and cancels all jobs if the caller is
+ * cancelled. True: the caller is the first to close the job queue, and must end it. */
 CONC__PRIVATE bool conc__job_queue_close(conc_loop *l, conc__job_queue *q)
 {
     bool first = !q->closing;
     q->closing = true;
-    /* none of these is a job of this job queue: such jobs do not wait for room */
+    /* none of these submits is from a job of this job queue: such jobs do not wait for room */
     while (q->submitters)
         conc__waiter_wake(q->submitters, -EPIPE);
     if (l && l->self->pending) {
@@ -2855,7 +2877,8 @@ CONC__PRIVATE bool conc__job_queue_close(conc_loop *l, conc__job_queue *q)
     return first;
 }
 
-/* Under the mutex, which it unlocks: waits for all jobs, or for the first closer to be done. */
+/* Under the mutex, which it unlocks: the first closer waits until all jobs have ended, the others
+ * wait until the first one is done. */
 CONC__PRIVATE void conc__job_queue_await_end(conc_loop *l, conc__job_queue *q, bool first)
 {
     conc__waiter w = {0};
@@ -2873,7 +2896,7 @@ CONC__PRIVATE void conc__job_queue_await_end(conc_loop *l, conc__job_queue *q, b
     conc__wait_outside(l, &w, &conc__waits_for_close, q, &q->mutex, NULL);
 }
 
-/* All jobs have ended: ends the job queue. */
+/* Ends the job queue after all its jobs have ended. */
 CONC__PRIVATE void conc__job_queue_end(conc__job_queue *q, conc__job_queue **queue, unsigned *users,
                                        void (*end)(conc__job_queue *q))
 {
@@ -2893,9 +2916,9 @@ CONC__PRIVATE void conc__job_queue_end(conc__job_queue *q, conc__job_queue **que
     errno = saved;
 }
 
-/* The job queue to be closed, locked, with a reference for the caller: once the first close has
- * returned its caller may free the pool, so the other closers no longer touch it. NULL: there is
- * none, or an error in *rc. */
+/* Returns the job queue to be closed, locked, with a reference for the caller: once the first close
+ * has returned, its caller may free the pool, so the other closers must not touch the pool again.
+ * NULL: there is no job queue, or an error in *rc. */
 CONC__PRIVATE conc__job_queue *conc__pool_acquire(conc__job_queue **queue, unsigned *users, int *rc)
 {
     *rc = 0;
@@ -2951,7 +2974,7 @@ CONC_API CONC__CALLED int conc_pool_close(conc_pool *p)
 
 CONC_API void conc__auto_conc_pool(conc_pool *p) { conc_pool_close(p); }
 
-/* The pool could not be entered, for this reason. */
+/* Returns rc, the reason why the pool could not be entered, as the caller's latest error. */
 CONC__COLD int conc__pool_refused(int rc, const char *call)
 {
     if (rc == -EINVAL)
@@ -2959,7 +2982,7 @@ CONC__COLD int conc__pool_refused(int rc, const char *call)
     return conc__own_error(rc);
 }
 
-/* conc_pool_submit or conc_procs_submit, for `call`. */
+/* Implements conc_pool_submit and conc_procs_submit. call: the public function's name. */
 CONC__PRIVATE int conc__submit(conc__job_queue **queue, unsigned *users, conc_job *j, conc_fn *fn,
                                void *arg, size_t size, conc__payload *payload, const char *call)
 {
@@ -2976,7 +2999,7 @@ CONC__PRIVATE int conc__submit(conc__job_queue **queue, unsigned *users, conc_jo
         rc = conc__misused(-EBUSY, call, "the job is in use", NULL);
     bool cancelled = l && l->self && l->self->pending;
     if (rc || cancelled) {
-        /* before the task switches: a close of the pool on this thread waits for it */
+        /* before the task switches, or closing the pool on this thread would hang */
         conc__pool_leave(users);
         if (rc)
             return rc;
@@ -3025,8 +3048,8 @@ CONC__PRIVATE void conc__saved_text_swap(conc__saved_text *saved)
     memcpy(saved->text, text, size);
 }
 
-/* Calls fn(arg) here, outside tasks. If fn fails without a text it gets a default one; if it sets
- * no error, the caller's latest error is unchanged. */
+/* Calls fn(arg) here; the caller is not a task. If fn fails without an error text, the default text
+ * is set; if fn sets no error, the caller's latest error is unchanged. */
 CONC__PRIVATE int conc__call_here(conc_fn *fn, void *arg)
 {
     conc__saved_text older = {.context = conc__job_context_here()};
@@ -3046,7 +3069,7 @@ CONC__PRIVATE int conc__call_here(conc_fn *fn, void *arg)
     return rc;
 }
 
-/* Runs a job and waits for it. In a job of the same pool it calls the function directly. */
+/* Runs a job and waits for it. In a job of the same pool, calls the function directly. */
 CONC__PRIVATE int conc__pool_run(conc__job_queue **queue, unsigned *users, conc_fn *fn, void *arg,
                                  size_t size, conc__payload *payload, const char *call)
 {
@@ -3099,7 +3122,7 @@ CONC__PRIVATE int conc__map_runner(void *arg)
     const conc__cancel_layer *around = ctx->layer;
     conc__locals *base = ctx->locals;
     conc__saved_text older = {.context = ctx};
-    int first_error = 0; /* the map's first error, if it was this runner's */
+    int first_error = 0; /* the map's first error, if it was returned here */
     conc__saved_text_swap(&older);
     ctx->layer = &m->layer;
     while (!first_error && !conc_job_cancelled()) {
@@ -3124,7 +3147,7 @@ CONC__PRIVATE int conc__map_runner(void *arg)
     return first_error;
 }
 
-/* The map's result after all runners have ended; rc: why elements were not called. */
+/* Returns the map's result after all runners have ended. rc: why some elements were not called. */
 CONC__PRIVATE int conc__map_result(conc__map_call *m, int rc)
 {
     size_t taken = m->next < m->count ? m->next : m->count;
@@ -3151,8 +3174,7 @@ typedef struct conc__runner {
     conc__payload payload;
 } conc__runner;
 
-/* Submits up to n runners: how many were accepted; *rc: the error of the others.
- */
+/* Submits up to n runners. Returns how many were accepted; *rc: why the next one was refused. */
 CONC__PRIVATE int conc__map_start(conc__job_queue **queue, unsigned *users, conc__map_call *m,
                                   bool processes, conc__runner *runners, int n, int *rc)
 {
@@ -3175,8 +3197,8 @@ CONC__PRIVATE int conc__map_start(conc__job_queue **queue, unsigned *users, conc
     return started;
 }
 
-/* Waits for the runners: the error of one of them, or rc. The text comes from the runner with the
- * first error. */
+/* Waits for the runners. Returns the error of one of them, whose text becomes the caller's, or
+ * rc. */
 CONC__PRIVATE int conc__map_wait(conc_loop *l, conc__map_call *m, conc__runner *runners, int n,
                                  int rc)
 {
@@ -3201,7 +3223,8 @@ CONC__PRIVATE void conc__map_init_layer(conc__map_call *m, const conc_loop *l)
     }
 }
 
-/* Runs a checked map. own: the caller is a job of the same pool, and a runner itself. */
+/* Runs a map whose arguments are valid. own: the caller is a job of the same pool, and is also a
+ * runner. */
 CONC__PRIVATE int conc__map_run(conc_loop *l, conc__job_queue **queue, unsigned *users,
                                 conc__map_call *m, int most, bool processes, bool own)
 {
@@ -3269,7 +3292,7 @@ CONC_API CONC__CALLED int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *arg
 
 /* ---- >>in_jobs ------------------------------------------------------------------------------ *
  *
- * What conc.h's calls do in a job. */
+ * What the calls of conc.h do in a job. */
 
 CONC__PRIVATE conc__locals **conc__job_locals(void)
 {
@@ -3297,8 +3320,8 @@ CONC__PRIVATE const char *conc__job_error_text(void)
     return ctx->text;
 }
 
-/* Under the mutex: the job is waiting or in conc_block, or no longer. An abandoned one does not
- * count, since its thread does not. */
+/* Under the mutex: records that the job starts, or stops, waiting or blocking in conc_block. An
+ * abandoned job does not count, because its thread does not. */
 CONC__PRIVATE void conc__job_set_blocked(conc__job_queue *q, conc_job *j, bool blocks)
 {
     uintptr_t state = conc__job_state(j);
@@ -3316,7 +3339,8 @@ CONC__PRIVATE void conc__job_set_blocked(conc__job_queue *q, conc_job *j, bool b
     conc__job_queue_update_stalled(q);
 }
 
-/* The thread is waiting or in conc_block while the clock advances; or no longer. */
+/* Records that the thread starts, or stops, waiting or blocking in conc_block while the clock
+ * advances. */
 CONC__PRIVATE void conc__worker_thread_idles(conc__job_context *ctx, bool idles)
 {
     conc__job_queue *q = ctx->thread->queue;
@@ -3331,8 +3355,9 @@ CONC__PRIVATE void conc__worker_thread_blocks(conc__job_context *ctx, bool block
     conc__job_contexts_hold_clocks(ctx, !blocks);
 }
 
-/* A timer on a job's clock: of a conc_block, which blocks the thread until then, or of a shield,
- * which ends then. The loop owns it from the post of `arms` until `disarms` has run. */
+/* A timer on a job's clock. Until it fires, a conc_block blocks the thread, or a shield hides
+ * requests. The loop owns it from the post of `arms` until `over` is set and `disarms`, if posted,
+ * has run. */
 typedef struct conc__job_timer {
     conc__cancel_hook hook;
     conc__post arms, disarms;
@@ -3343,11 +3368,11 @@ typedef struct conc__job_timer {
     conc_loop *loop;
     int64_t ns;
     bool blocks, armed, was_over, is_cut;
-    bool fired;  /* of a shield: over */
+    bool fired;  /* the time has passed: a shield is then over */
     bool leaves; /* `disarms` was posted */
 } conc__job_timer;
 
-/* In the loop: the timer is no longer armed. */
+/* In the loop: ends the use of a timer that has fired or been disarmed. */
 CONC__PRIVATE void conc__job_timer_finish(conc__job_timer *t)
 {
     conc__ending **at = &t->loop->run.endings;
@@ -3384,7 +3409,7 @@ CONC__PRIVATE void conc__job_timer_arm(conc__post *p)
 {
     conc__job_timer *t = (conc__job_timer *)(void *)((char *)p - offsetof(conc__job_timer, arms));
     conc_loop *l = t->loop;
-    if (t->is_cut) { /* before it began */
+    if (t->is_cut) { /* before it was armed */
         conc__thread_event_set(&t->over);
         return;
     }
@@ -3407,7 +3432,7 @@ CONC__PRIVATE void conc__job_timer_disarm(conc__post *p)
     conc__thread_event_set(&t->disarmed);
 }
 
-/* Makes the loop disarm the timer, which ends it. */
+/* Asks the loop to disarm the timer, which ends it early. */
 CONC__PRIVATE void conc__job_timer_post_disarm(conc__cancel_hook *s)
 {
     conc__job_timer *t = (conc__job_timer *)(void *)s;
@@ -3424,7 +3449,7 @@ CONC__PRIVATE void conc__job_timer_make(conc__job_timer *t, conc__job_context *c
     conc__thread_event_init(&t->disarmed);
 }
 
-/* False: the loop's run has ended. */
+/* Asks the loop to arm the timer. False: the loop's run has ended. */
 CONC__PRIVATE bool conc__job_timer_open(conc__job_timer *t)
 {
     return conc__post_to(t->loop, &t->arms) == 0;
@@ -3445,8 +3470,8 @@ CONC__PRIVATE int conc__block_on_clock(conc__job_context *ctx, int64_t ns)
 {
     conc__job_timer t;
     conc__job_timer_make(&t, ctx, ns, true);
-    /* before arming it: the clock may advance from then on, even while a request is in flight to
-     * the loop */
+    /* before the timer is armed: from then on the clock may advance, even while a stop request is
+     * on its way to the loop */
     conc__cancel_hook_add(&t.hook, ctx, conc__job_timer_post_disarm);
     bool opened = conc__job_timer_open(&t);
     if (opened)
@@ -3475,7 +3500,7 @@ CONC__PRIVATE int conc__block_in_real_time(conc__job_context *ctx, int64_t ns)
     int64_t end = conc__later(conc__clock(), ns);
     conc__thread_event_init(&d.cut);
     conc__cancel_hook_add(&d.hook, ctx, conc__real_block_cancel);
-    for (;;) { /* until no shield's limit passes before the end */
+    for (;;) { /* repeats while a shield's limit passes before the end */
         int64_t limit = conc__shield_deadline(ctx);
         if (limit >= end || conc__thread_event_wait(&d.cut, limit))
             break;
@@ -3487,15 +3512,15 @@ CONC__PRIVATE int conc__block_in_real_time(conc__job_context *ctx, int64_t ns)
     return cut ? -ECANCELED : 0;
 }
 
-/* A job is waiting for a task of the loop that submitted it, or no longer. Its clock advances
- * during that, as in conc_block. On that loop's thread. */
+/* Called on the loop's thread when a job starts, or stops, waiting for a task of the loop that
+ * submitted it. Meanwhile its clock advances, as in conc_block. */
 CONC__PRIVATE void conc__job_waits(conc__job_context *ctx, const conc_loop *l, bool waits)
 {
     if (ctx->thread && ctx->job->clock == l)
         conc__worker_thread_blocks(ctx, waits);
 }
 
-/* conc_block in a job; 1: no job is running here. */
+/* conc_block in a job. Returns 1 if no job is running here. */
 CONC__PRIVATE int conc__job_block(int64_t ns)
 {
     conc__job_context *ctx = conc__job_context_here();
@@ -3508,7 +3533,7 @@ CONC__PRIVATE int conc__job_block(int64_t ns)
     return conc__block_in_real_time(ctx, ns);
 }
 
-/* Calls fn(arg) in a shield, in the job running there. */
+/* Calls fn(arg) inside a shield, in the job of ctx. */
 CONC__PRIVATE int conc__job_run_shielded(conc__job_context *ctx, double grace, conc_fn *fn,
                                          void *arg)
 {
@@ -3572,10 +3597,11 @@ CONC__PRIVATE void conc__run_inside_cancel(conc__post *p)
 CONC__PRIVATE void conc__run_inside_cancel_posted(conc__cancel_hook *s)
 {
     conc__run_inside *r = (conc__run_inside *)(void *)s;
-    conc__post_to(r->loop, &r->post); /* refused if the run ends */
+    conc__post_to(r->loop, &r->post); /* refused if the run is ending */
 }
 
-/* A shield has ended on the real clock; there may be others outside or inside it. */
+/* Called when a shield around the run has ended on the real clock. Arms the timer for the next one,
+ * and passes on the requests that the shield hid. */
 CONC__PRIVATE void conc__run_inside_late(conc__timer *t)
 {
     conc__run_inside *r =
@@ -3586,7 +3612,7 @@ CONC__PRIVATE void conc__run_inside_late(conc__timer *t)
     conc__run_cancel_hooks();
 }
 
-/* The same on the virtual clock. */
+/* The same on the virtual clock. Returns when the next shield ends. */
 CONC__PRIVATE int64_t conc__job_late(conc_loop *l)
 {
     (void)l;
@@ -3594,8 +3620,9 @@ CONC__PRIVATE int64_t conc__job_late(conc_loop *l)
     return conc__shield_deadline(conc__job_context_here());
 }
 
-/* The loop's tasks are waiting only for channels, or no longer; as in conc__wait_in_thread. A
- * thread waiting for jobs of its pool does not count, because another has replaced it. */
+/* Called when the loop's tasks start, or stop, waiting only for channels: the job that contains the
+ * run then releases, or holds, its clocks, as in conc__wait_in_thread. A thread waiting for jobs of
+ * its own pool does not count, because another has replaced it. */
 CONC__PRIVATE void conc__job_idles(conc_loop *l, bool idles)
 {
     bool counts = !l->job.context->thread->nested;
@@ -3630,11 +3657,11 @@ CONC__PRIVATE void conc__run_inside_ends(conc_loop *l, conc__ending *e)
     conc_free(r);
 }
 
-/* A run begins, perhaps inside a job. */
+/* Called when a run begins, perhaps inside a job. */
 CONC__PRIVATE int conc__job_runs(conc_loop *l)
 {
     conc__job_context *ctx = conc__job_context_here();
-    if (!ctx || l->run.embedded) /* the host cancels its own loop */
+    if (!ctx || l->run.embedded) /* the host cancels an embedded loop itself */
         return 0;
     conc__run_inside *r = conc__alloc(sizeof *r);
     if (!r)
@@ -3659,8 +3686,9 @@ CONC__PRIVATE int conc__job_runs(conc_loop *l)
 
 /* ---- >>offload ------------------------------------------------------------------------------ */
 
-/* The pools that all runs share. Each kind of job has its own: the program's jobs may wait for a
- * file, or for a child that will write it, and must not keep these from starting. */
+/* The pools that all runs share. Each kind of job has its own pool, because offloaded jobs may wait
+ * for a file, or for a child program that writes it, and must not occupy the threads that these
+ * need. */
 enum {
     CONC__OFFLOADED,
     CONC__ABANDONED,
@@ -3670,16 +3698,17 @@ enum {
     CONC__SHARED_POOLS
 };
 
-/* The first run that uses a pool opens it; the last run that used any closes all. The mutex
- * protects everything but the pools themselves. */
+/* The first run that uses a pool opens it; when the last run that used any of them ends, it closes
+ * them all. The mutex protects everything except the job queues. */
 static struct {
     pthread_mutex_t mutex;
     int runs;
     conc_pool pools[CONC__SHARED_POOLS];
-    /* threads of ended job queues that still run abandoned jobs: the pool's job queue counts them
-     * as its own, abandoned */
+    /* how many threads of ended job queues still run abandoned jobs; the pool's present job queue
+     * counts them as its own */
     int detached[CONC__SHARED_POOLS];
-    /* the parent's, kept allocated: its threads may have been changing it during the fork */
+    /* in a forked child, the parent's job queues, which cannot be freed: the parent's threads may
+     * have been changing them during the fork */
     conc__job_queue *inherited[CONC__SHARED_POOLS];
 } conc__shared_pools = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
@@ -3720,8 +3749,8 @@ CONC__PRIVATE void conc__shared_pools_unlock(const conc_pool *shared)
         pthread_mutex_unlock(&conc__shared_pools.mutex);
 }
 
-/* Under the shared pools' mutex: threads of ended job queues were detached, or (-1) one has ended.
- */
+/* Under the shared pools' mutex: counts threads of ended job queues that were detached, or (-1) one
+ * that has exited. */
 CONC__PRIVATE void conc__job_queue_count_abandoned(conc__job_queue *q, int threads)
 {
     conc__lock_briefly(&q->mutex);
@@ -3758,7 +3787,7 @@ CONC__PRIVATE void conc__shared_pools_end(conc_loop *l, conc__ending *e)
             conc__worker_threads_end(queues[i]);
 }
 
-/* The run uses the shared pools from here on. */
+/* Makes the run a user of the shared pools until it ends. */
 CONC__PRIVATE int conc__shared_pools_use(conc_loop *l)
 {
     for (const conc__ending *e = l->run.endings; e; e = e->next)
@@ -3781,7 +3810,7 @@ CONC__PRIVATE int conc__shared_pool_open(conc_pool *p, int which)
                                         "conc children"};
     int n = conc__processors() + 4;
     p->threads = n < 32 ? n : 32;
-    if (which == CONC__NAMES) /* a server that does not answer blocks a thread for half a minute */
+    if (which == CONC__NAMES) /* a silent name server blocks a thread for half a minute */
         p->threads = 64;
     p->name = names[which];
     int rc = conc_pool_open(p);
@@ -3792,7 +3821,7 @@ CONC__PRIVATE int conc__shared_pool_open(conc_pool *p, int which)
     return 0;
 }
 
-/* The shared pool for such jobs, for a task of l. NULL: error in *rc. */
+/* Returns the shared pool for this kind of job, for a task of l, or NULL with an error in *rc. */
 CONC__PRIVATE conc_pool *conc__shared_pool(conc_loop *l, int which, int *rc)
 {
     conc_pool *p = &conc__shared_pools.pools[which];
@@ -3810,7 +3839,7 @@ CONC__PRIVATE conc_pool *conc__shared_pool(conc_loop *l, int which, int *rc)
     return p;
 }
 
-/* conc_offload in this shared pool, for `call`. */
+/* Implements conc_offload, in this shared pool. call: the public function's name. */
 CONC__PRIVATE CONC__CALLED int conc__offload(int which, conc_fn *fn, void *arg, const char *call)
 {
     conc_loop *l;
@@ -3848,13 +3877,14 @@ CONC__PRIVATE void conc__abandoned_drop(conc__abandoned *a)
         conc_free(a);
 }
 
-/* The job has ended or been withdrawn. */
+/* Called when the job has ended or been withdrawn. */
 CONC__PRIVATE void conc__abandoned_release(conc_job *j)
 {
     conc__abandoned_drop((conc__abandoned *)(void *)j);
 }
 
-/* Outside tasks. free_arg does not change fn's latest error. */
+/* Calls fn(arg), then free_arg(arg), which leaves fn's error text unchanged; the caller is not a
+ * task. */
 CONC__PRIVATE int conc__call_and_free(conc_fn *fn, void *arg, void (*free_arg)(void *))
 {
     int rc = conc__call_here(fn, arg);
@@ -3886,7 +3916,7 @@ CONC__PRIVATE void conc__job_abandon(conc__job_queue *q, conc_job *j)
     conc__job_queue_wake_or_fail(q);
 }
 
-/* The task gives up: a queued job ends, a running one is abandoned. */
+/* Ends the wait of a cancelled task: withdraws the job if it is queued, or else abandons it. */
 CONC__PRIVATE bool conc__abandon_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
@@ -3965,7 +3995,7 @@ CONC__PRIVATE int conc__offload_abandon(conc_loop *l, int which, conc_fn *fn, vo
     return rc;
 }
 
-/* conc_offload_abandon in this shared pool, for `call`. */
+/* Implements conc_offload_abandon, in this shared pool. call: the public function's name. */
 CONC__PRIVATE CONC__CALLED int conc__offload_for(int which, conc_fn *fn, void *arg,
                                                  void (*free_arg)(void *), const char *call)
 {
@@ -3991,23 +4021,24 @@ CONC_API CONC__CALLED int conc_offload_abandon(conc_fn *fn, void *arg, void (*fr
 
 /* ---- >>channel ------------------------------------------------------------------------------ */
 
-/* A receiver waits only while every item, and a sender only while all room, is reserved for
- * notified cases of conc_select. */
+/* The internals of a channel. Items and room may be reserved for notified cases of conc_select. A
+ * receiver waits only if there is no unreserved item, a sender only if there is no unreserved
+ * room. */
 typedef struct conc__channel {
     pthread_mutex_t mutex;
     conc__waiter *senders, *receivers;
     conc__waiter *told;            /* cases for which an item or room is reserved */
-    size_t kept_items, kept_rooms; /* how many */
+    size_t kept_items, kept_rooms; /* how many are reserved */
     size_t head, count;
     bool closed;
     unsigned forks; /* conc__forks when this was created */
     _Alignas(max_align_t) char items[];
 } conc__channel;
 
-/* The internals of a channel that was closed while there was no memory for any. */
+/* The internals of a channel that was closed when there was no memory for its own. */
 static conc__channel conc__shut_channel = {.mutex = PTHREAD_MUTEX_INITIALIZER, .closed = true};
 
-/* size: of all items. NULL: out of memory. */
+/* Creates the internals of a channel. size: bytes of all items. NULL: out of memory. */
 CONC__PRIVATE conc__channel *conc__channel_make(size_t size)
 {
     conc__channel *made = conc__alloc(sizeof *made + size);
@@ -4027,9 +4058,9 @@ CONC__PRIVATE void conc__channel_free(conc__channel *inner)
     conc_free(inner);
 }
 
-/* The first call in a forked child on a channel that the parent used: its waiters are the parent's,
- * and its mutex may be locked forever. Its items are kept; one being copied by a parent's thread
- * during the fork may be incomplete. */
+/* Resets a channel that was used before this process was forked: its waiters are the parent's, and
+ * its mutex may be locked forever. Its items are kept; an item that a thread of the parent was
+ * copying during the fork may be incomplete. */
 CONC__COLD void conc__channel_take_over(conc__channel *inner)
 {
     /* other threads of the child may call this at the same time */
@@ -4043,7 +4074,7 @@ CONC__COLD void conc__channel_take_over(conc__channel *inner)
     pthread_mutex_unlock(&conc__job_queues_mutex);
 }
 
-/* Is the channel's size possible? */
+/* Are the channel's item size and capacity valid? */
 CONC__PRIVATE bool conc__channel_fits(const conc_channel *c)
 {
     size_t size;
@@ -4051,7 +4082,7 @@ CONC__PRIVATE bool conc__channel_fits(const conc_channel *c)
            size <= SIZE_MAX / 2;
 }
 
-/* The internals of a channel, created by the first call. NULL: out of memory. */
+/* Returns the internals of a channel, which the first call creates. NULL: out of memory. */
 CONC__PRIVATE conc__channel *conc__channel_inner(conc_channel *c)
 {
     conc__channel *inner = __atomic_load_n(&c->inner, __ATOMIC_ACQUIRE);
@@ -4068,7 +4099,7 @@ CONC__PRIVATE conc__channel *conc__channel_inner(conc_channel *c)
     return inner;
 }
 
-/* The internals of a channel, locked. NULL: error in *rc. */
+/* Returns the internals of a channel, locked, or NULL with an error in *rc. */
 CONC__PRIVATE conc__channel *conc__channel_lock(conc_channel *c, int *rc)
 {
     *rc = -EINVAL;
@@ -4140,7 +4171,7 @@ CONC__PRIVATE conc__waiter **conc__channel_waiters(conc__channel *inner, bool se
     return senders ? &inner->senders : &inner->receivers;
 }
 
-/* How many rooms or items are reserved. */
+/* The number of reserved rooms or items. */
 CONC__PRIVATE size_t *conc__channel_kept(conc__channel *inner, bool rooms)
 {
     return rooms ? &inner->kept_rooms : &inner->kept_items;
@@ -4156,7 +4187,7 @@ CONC__PRIVATE bool conc__channel_has_room(const conc_channel *c, const conc__cha
     return inner->count + inner->kept_rooms < c->capacity;
 }
 
-/* Notifies a case of conc_select, and reserves the item or room for it. */
+/* Notifies a case of conc_select, and reserves an item or room for it. */
 CONC__PRIVATE void conc__channel_keep(conc__channel *inner, conc__waiter *w, size_t *kept)
 {
     ++*kept;
@@ -4166,7 +4197,7 @@ CONC__PRIVATE void conc__channel_keep(conc__channel *inner, conc__waiter *w, siz
     conc__waiter_notify(w);
 }
 
-/* Hands an unreserved item or room to the waiters. */
+/* Hands unreserved items and room to the waiters. */
 CONC__PRIVATE void conc__channel_match(const conc_channel *c, conc__channel *inner)
 {
     for (;;) {
@@ -4192,7 +4223,7 @@ CONC__PRIVATE void conc__channel_match(const conc_channel *c, conc__channel *inn
         conc__waiter_wake(inner->receivers, -EPIPE);
 }
 
-/* 0, -EPIPE, or -EAGAIN: full. */
+/* Returns 0, -EPIPE (closed) or -EAGAIN (full, or all room is reserved). */
 CONC__PRIVATE int conc__channel_put(const conc_channel *c, conc__channel *inner, const void *item)
 {
     conc__waiter *w = inner->receivers;
@@ -4211,7 +4242,7 @@ CONC__PRIVATE int conc__channel_put(const conc_channel *c, conc__channel *inner,
     return 0;
 }
 
-/* 0, -EPIPE, or -EAGAIN: empty, or its items are reserved for others. */
+/* Returns 0, -EPIPE (closed and empty) or -EAGAIN (empty, or all items are reserved). */
 CONC__PRIVATE int conc__channel_take(const conc_channel *c, conc__channel *inner, void *item)
 {
     if (!conc__channel_has_item(inner)) {
@@ -4232,7 +4263,7 @@ CONC__FAST int conc__channel_try(const conc_channel *c, conc__channel *inner, vo
     return conc__channel_take(c, inner, item);
 }
 
-/* With the channel locked: waits until the item was sent or received; unlocks it. */
+/* With the channel locked, which it unlocks: waits until the item has been sent or received. */
 CONC__FAST int conc__channel_wait(conc_loop *l, conc__channel *inner, void *item, bool sends)
 {
     const conc__wait_kind *kind = sends ? &conc__channel_sends : &conc__channel_receives;
@@ -4246,7 +4277,7 @@ CONC__FAST int conc__channel_wait(conc_loop *l, conc__channel *inner, void *item
     return conc__wait_result(rc);
 }
 
-/* A complete send or receive. waits: it may wait. */
+/* Sends or receives an item. waits: the call may wait. */
 CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, bool waits,
                                       const char *call)
 {
@@ -4314,11 +4345,12 @@ CONC_API void conc_channel_close(conc_channel *c)
     inner->closed = true;
     while (inner->senders)
         conc__waiter_wake(inner->senders, -EPIPE);
-    conc__channel_match(c, inner); /* receivers may wait although there are items: all reserved */
+    /* receivers continue to wait if there are items, all of them reserved */
+    conc__channel_match(c, inner);
     pthread_mutex_unlock(&inner->mutex);
 }
 
-/* Drops everything, including reserved items and room. */
+/* Ends all waits and reservations, with -EPIPE. */
 CONC__PRIVATE void conc__channel_drop(conc__channel *inner)
 {
     conc__waiter *w;
@@ -4350,10 +4382,10 @@ CONC_API void conc__auto_conc_channel(conc_channel *c) { conc_channel_destroy(c)
 /* A waiting case of conc_select. It is in the list of the channel or job until another thread
  * notifies it (removes it and posts it to the loop), or the case ends. */
 typedef struct conc__outside_wait {
-    conc__outside it; /* the first */
+    conc__outside it; /* must be first */
     conc__waiter waiter;
     bool ended;             /* the select is no longer waiting for it */
-    conc__channel *inner;   /* a channel's */
+    conc__channel *inner;   /* of a channel case */
     conc__job_context *own; /* as in conc__job_wait_as */
     conc__job_outcome outcome;
 } conc__outside_wait;
@@ -4384,13 +4416,13 @@ CONC__PRIVATE int conc__outside_check(const conc__outside *o)
     return conc__wait_result(rc);
 }
 
-/* With the channel locked. */
+/* Tries to send or receive, with the channel locked. */
 CONC__PRIVATE int conc__outside_move(const conc__outside *o, conc__channel *inner)
 {
     return conc__channel_try(o->object, inner, o->item, o->kind == CONC__CASE_SENDS);
 }
 
-/* The case was performed. text: its error's, or NULL. */
+/* Records the result of a case that was performed. text: the error's, or NULL. */
 CONC__PRIVATE void conc__outside_happened(conc__outside *o, int result, const char *text)
 {
     o->result = result;
@@ -4444,7 +4476,8 @@ CONC__PRIVATE int conc__outside_begin_channel(conc__outside_wait *w)
     return 1;
 }
 
-/* With conc__job_queues_mutex and the job queue's mutex locked. The job has not ended. */
+/* Adds the case to the waiters of the job, which has not ended. conc__job_queues_mutex and the job
+ * queue's mutex are locked. */
 CONC__PRIVATE int conc__outside_line_up(conc_loop *l, conc__outside_wait *w, conc_job *j)
 {
     w->waiter.queue = j->queue;
@@ -4486,7 +4519,8 @@ CONC__PRIVATE void conc__outside_unkeep(conc__outside_wait *w)
     --*conc__channel_kept(w->inner, w->it.kind == CONC__CASE_SENDS);
 }
 
-/* In the loop: another thread has notified the case. */
+/* In the loop: performs a case that another thread has notified. If the select no longer waits for
+ * it, only frees it. */
 CONC__PRIVATE void conc__outside_arrives(conc__post *p)
 {
     conc__waiter *waiter = (conc__waiter *)(void *)((char *)p - offsetof(conc__waiter, post));
@@ -4538,8 +4572,8 @@ CONC__PRIVATE int conc__outside_begin(conc_loop *l, conc__outside *o, conc__outs
     return conc__wait_result(rc);
 }
 
-/* Leaves the channel's list; what was reserved for the case goes to others. True: it was notified.
- */
+/* Removes the case from the channel's list, and hands what was reserved for it to others. Returns
+ * whether it had been notified. */
 CONC__PRIVATE bool conc__outside_leave_channel(conc__outside_wait *w)
 {
     conc__waiter *waiter = &w->waiter;
@@ -4596,15 +4630,15 @@ typedef struct conc__file_call {
     const char *path;
     char *data;
     size_t size, room, written;
-    bool may_wait; /* a task's, which waits where a thread would block: see below */
+    bool may_wait; /* by a task, which waits where a thread would block: see below */
     bool special;  /* a read of a non-regular file, which may have no end */
     bool progress; /* bytes were transferred since the last wait */
-    int fd;        /* kept while the call is waiting; -1: none */
+    int fd;        /* kept open while the call is waiting; -1: none */
 } conc__file_call;
 
 /* A FIFO without its other end, a terminal and the like could block a thread forever. So a task's
- * call opens them non-blocking, and where the job would block it returns one of these: the task
- * waits, cancellably, and then reruns the job. */
+ * call opens them in non-blocking mode, and where the job would block, it returns one of these. The
+ * task then waits, which a cancel can end, and reruns the job. */
 enum {
     CONC__FILE_WAITS = 1, /* until the descriptor is ready */
     CONC__FILE_ALONE,     /* until a reader opens the FIFO */
@@ -4619,7 +4653,7 @@ CONC__PRIVATE int conc__open_file(const char *path, int flags)
     do
         fd = open(path, flags | O_CLOEXEC | O_NOCTTY, 0666);
     while (fd < 0 && errno == EINTR);
-    /* else the program's output might go to the file */
+    /* as descriptor 1 or 2, the file might get the program's output */
     return conc__or_errno(conc__not_standard(fd));
 }
 
@@ -4642,7 +4676,7 @@ CONC__PRIVATE int conc__open_for(conc__file_call *f, int flags)
     return fd;
 }
 
-/* Ends the job's work on the file, or keeps it open if the task must wait for it. */
+/* Closes the file after the job's work on it, or keeps it open if the task must wait for it. */
 CONC__PRIVATE int conc__suspend_file(conc__file_call *f, int fd, int rc)
 {
     if (f->may_wait && rc == -EAGAIN) {
@@ -4666,7 +4700,7 @@ CONC__PRIVATE bool conc__file_reserve(conc__file_call *f)
     return true;
 }
 
-/* Reads to the end of the file; the size from fstat may be wrong. */
+/* Reads to the end of the file, because the size from fstat may be wrong. */
 CONC__PRIVATE int conc__read_all(int fd, conc__file_call *f)
 {
     for (ssize_t n = 1; n;) {
@@ -4788,7 +4822,7 @@ CONC__PRIVATE int conc__write_to(const char *path, int flags, conc__file_call *f
     return conc__close_file(fd, conc__write_all(fd, f));
 }
 
-/* Opens the directory of path; *name: the file in it. */
+/* Opens the directory that contains the file at path; *name: the file's name in it. */
 CONC__PRIVATE int conc__open_directory(const char *path, const char **name)
 {
     const char *slash = strrchr(path, '/');
@@ -4808,7 +4842,7 @@ CONC__PRIVATE int conc__open_directory(const char *path, const char **name)
     return conc__open_file(directory, flags);
 }
 
-/* Creates a file under a new name: its descriptor and name. */
+/* Creates a file under a new name, which it stores in `name`. Returns the descriptor. */
 CONC__PRIVATE int conc__open_new(int directory, mode_t mode, char *name, size_t size)
 {
     int fd = -1;
@@ -4828,8 +4862,8 @@ CONC__PRIVATE int conc__open_new(int directory, mode_t mode, char *name, size_t 
     return rc;
 }
 
-/* Syncs a file to its disk. On macOS fsync leaves the bytes in the disk's cache, and not every file
- * system supports the other call. */
+/* Syncs a file to its disk. On macOS, fsync leaves the bytes in the disk's cache, but not every
+ * file system supports F_FULLFSYNC. */
 CONC__PRIVATE int conc__sync_file(int fd)
 {
 #ifdef __APPLE__
@@ -4839,9 +4873,9 @@ CONC__PRIVATE int conc__sync_file(int fd)
     return conc__or_errno(fsync(fd));
 }
 
-/* The mode of a replacement file, which may not be able to keep the owner or group of the original.
- * It grants no new access: the new group gets what others had, and others lose what the old group
- * was denied, because its members are now among them. */
+/* Returns the mode for a replacement file, which may have another owner or group than the original.
+ * It grants no new access: a new group gets what others had, and others lose what the old group was
+ * denied, because its members are now among them. */
 CONC__PRIVATE mode_t conc__mode_after(const struct stat *before, const struct stat *now,
                                       bool list_lost)
 {
@@ -4853,8 +4887,8 @@ CONC__PRIVATE mode_t conc__mode_after(const struct stat *before, const struct st
     return (mode_t)mode;
 }
 
-/* Copies the access control list of the file at path. False: it has one that cannot be kept; the
- * group's permissions are then the most that any entry grants. */
+/* Copies the access control list of the file at path. False: it has one that cannot be copied. In
+ * its mode, the group's permissions are then the most that any entry of the list grants. */
 CONC__PRIVATE bool conc__keep_list(int fd, const char *path)
 {
 #if defined __linux__ && defined SYS_getxattr && defined SYS_fsetxattr
@@ -4871,7 +4905,7 @@ CONC__PRIVATE bool conc__keep_list(int fd, const char *path)
 #endif
 }
 
-/* Gives the new file the owner, group and mode of the one at path, as far as permitted. */
+/* Gives the new file the owner, group and mode of the file at path, as far as permitted. */
 CONC__PRIVATE int conc__copy_access(int fd, const char *path, const struct stat *before)
 {
     struct stat now;
@@ -4885,7 +4919,7 @@ CONC__PRIVATE int conc__copy_access(int fd, const char *path, const struct stat 
     return conc__or_errno(fchmod(fd, conc__mode_after(before, &now, true)));
 }
 
-/* Fills the new file; before: the one at path that it will replace, NULL: none. */
+/* Writes and syncs the new file. before: the file at path that it will replace; NULL: none. */
 CONC__PRIVATE int conc__fill(int fd, const char *path, const struct stat *before,
                              conc__file_call *f)
 {
@@ -4917,8 +4951,8 @@ CONC__PRIVATE int conc__replace(const char *path, const struct stat *before, con
     return rc;
 }
 
-/* Can the file not be replaced but perhaps written: is it in /proc, a mount point, or in a
- * directory that is not ours? */
+/* May the file be writable although replacing it failed with rc? It may be in /proc, be a mount
+ * point, or be in a directory that this program may not change. */
 CONC__PRIVATE bool conc__cannot_replace(int rc)
 {
     static const int errors[] = {EACCES, EPERM, EROFS, EBUSY, EXDEV, ENOENT, ENOTSUP, ENOSYS};
@@ -4928,7 +4962,6 @@ CONC__PRIVATE bool conc__cannot_replace(int rc)
     return false;
 }
 
-/* Overwrites the file. */
 CONC__PRIVATE int conc__write_in_place(const char *path, conc__file_call *f)
 {
     f->written = 0;
@@ -4936,7 +4969,7 @@ CONC__PRIVATE int conc__write_in_place(const char *path, conc__file_call *f)
     if (fd < 0)
         return rc;
     rc = conc__write_all(fd, f);
-    if (rc == 0 && fsync(fd) && errno != EINVAL && errno != EROFS) /* /proc cannot do this */
+    if (rc == 0 && fsync(fd) && errno != EINVAL && errno != EROFS) /* files in /proc cannot */
         rc = -errno;
     return conc__close_file(fd, rc);
 }
@@ -4955,7 +4988,7 @@ CONC__PRIVATE int conc__write_special(conc__file_call *f, bool is_fifo)
 
 enum { CONC__PATH_ROOM = 4096 };
 
-/* Replaces a link's path with its target's. target: room for a path. */
+/* Replaces a link's path with its target's. target: a buffer of CONC__PATH_ROOM bytes. */
 CONC__PRIVATE int conc__follow_link(char *path, char *target)
 {
     ssize_t n = readlink(path, target, CONC__PATH_ROOM - 1);
@@ -4971,8 +5004,8 @@ CONC__PRIVATE int conc__follow_link(char *path, char *target)
     return 0;
 }
 
-/* Follows a link whose target does not exist: the target's path, for conc_free. NULL: error in *rc.
- */
+/* Follows a link whose target does not exist. Returns the target's path, to be released with
+ * conc_free, or NULL with an error in *rc. */
 CONC__PRIVATE char *conc__follow(const char *path, int *rc)
 {
     enum { LINKS = 40 };
@@ -4993,7 +5026,7 @@ CONC__PRIVATE char *conc__follow(const char *path, int *rc)
     return NULL;
 }
 
-/* A link stays a link: its target is replaced or created. */
+/* Replaces or creates the file. A symbolic link is kept: this replaces or creates its target. */
 CONC__PRIVATE int conc__write_file(conc__file_call *f)
 {
     struct stat before;
@@ -5048,7 +5081,7 @@ CONC__PRIVATE int conc__file_change(conc_fn *fn, const char *path, const void *d
     conc__file_call f = {.path = path, .data = (char *)(uintptr_t)data, .size = size};
     if (!path || (!data && size))
         return conc__own_error(-EINVAL);
-    if (!*path) /* else the error would be about the directory */
+    if (!*path) /* otherwise the error would name the directory */
         return conc__system_failed(-ENOENT, path);
     return conc__system_failed(conc__file_call_run(&f, fn, CONC_WRITABLE, call), path);
 }
