@@ -4695,7 +4695,7 @@ CONC__PRIVATE void conc__advance(conc_loop *l, int64_t now)
 }
 
 /* Is a task waiting for a descriptor, a signal, or another thread or process? Then waiting forever
- * is not a deadlock, even without a hold. */
+ * is not a deadlock. */
 CONC__PRIVATE bool conc__awaits_outside(const conc_loop *l)
 {
     return l->fds.watched || l->signals.waits || l->outside.awaited;
@@ -5581,7 +5581,7 @@ CONC__PRIVATE bool conc__cancelled_around(const conc_loop *l, const conc_scope *
     return s->task && conc__cancelled_outside(l, s->task);
 }
 
-/* Appends a task to the list of tasks whose `pending` conc__spread_marked will update. */
+/* Appends a task to the list of tasks that conc__spread_marked will update. */
 CONC__PRIVATE void conc__mark(conc_loop *l, conc_task *t)
 {
     if (t->marked)
@@ -5945,7 +5945,7 @@ CONC_API bool conc_cancelled(void)
 static pthread_mutex_t conc__places = PTHREAD_MUTEX_INITIALIZER; /* guards writes of conc__at */
 
 /* For compilers without __FILE_NAME__: writes a text and a location, without its directories, into
- * the caller's buffer. The buffer's first byte is set last, when the text is complete. */
+ * the caller's buffer. The first byte, set last, marks it as complete. */
 CONC_API const char *conc__at(char *room, const char *text, const char *place)
 {
     if (__atomic_load_n(room, __ATOMIC_ACQUIRE))
@@ -5985,7 +5985,7 @@ CONC__TINY conc__source conc__kept_source(const char *name, const char *spawned)
 }
 
 /* Returns the buffer for a task's latest error text, followed by the name of the task where it
- * originated. NULL: out of memory; the error then keeps only strerror's text. */
+ * originated. NULL: out of memory. */
 CONC__PRIVATE char *conc__text_buffer(conc_task *t)
 {
     if (!t->text) {
@@ -6120,8 +6120,7 @@ CONC__FAST int conc__pass_error_since(conc_loop *l, int rc, uint32_t before)
     return conc__pass_error(l, rc);
 }
 
-/* Returns only strerror's constant texts, because the others are in a buffer that its next call
- * overwrites. */
+/* Returns only strerror's constant texts: its next call overwrites any other. */
 CONC__PRIVATE const char *conc__system_text(int rc)
 {
     if (rc <= -4096)
@@ -6766,7 +6765,7 @@ CONC_API int conc_started(int value)
 }
 
 /* Releases a reference to a tree of locals. The recursion is at most 64 levels deep, one for each
- * bit of the hash, and usually much less. */
+ * bit of the hash. */
 CONC__PRIVATE void conc__locals_release(conc__locals *locals)
 {
     while (locals && __atomic_sub_fetch(&locals->references, 1, __ATOMIC_ACQ_REL) == 0) {
@@ -6967,9 +6966,9 @@ CONC__PRIVATE void conc__report_failures(conc_loop *l)
     *all = (conc__failures){0};
 }
 
-/* Counts an error of the group's body or of a child. The first one becomes the group's error,
- * cancels the group unless it keeps going, and returns true. A later one, or any in the background
- * group, is reported unless the task's result has been or may still be collected. */
+/* Counts an error of the group's body or of a child. True: it was the first, and is now the group's
+ * error; it cancels the group unless that keeps going. Any other error is reported unless a join, a
+ * sink or conc_group_next has collected it or still may. */
 CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_task *t, int rc)
 {
     if (g->error_count++ == 0 && !g->background) {
@@ -7590,7 +7589,7 @@ CONC__PRIVATE conc_task *conc__batch_spawn(conc_loop *l, conc_group *g, const co
 }
 
 /* Removes all children of the group, none of which has run. last: the last ready task before the
- * first spawn; NULL: none was ready. */
+ * first spawn; NULL: none. */
 CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
 {
     if (last)
