@@ -38,13 +38,13 @@
  *   the connection of this request (in HTTP/2: its stream), and the server may or may not have
  *   acted on it. Other requests of the client continue, and the client stays usable. A response
  *   that is complete when the cancel arrives is returned.
- *   It uses no thread or task of its own: one of the tasks in fetch() waits for all the client's
- *   sockets, and hands that on when it leaves. curl runs on its stack, so a fetching task needs a
- *   stack of at least 64 KiB; conc's default is 256 KiB.
- *   curl's threads look up host names. After a cancel such a thread lasts until its lookup ends. A
- *   client's first https: request reads the authorities' certificates. This blocks the loop: 3 ms
- *   for a file of one, 40 ms for Debian's 140.
- *   On the virtual clock a time limit passes as soon as every task waits, also for the network:
+ *   There is no background thread or task: one of the tasks in fetch() waits for all sockets of the
+ *   client, and another takes over when it leaves. curl runs on the stack of that task, so each
+ *   task that fetches needs at least 64 KiB; conc's default is 256 KiB.
+ *   curl looks up host names in threads. After a cancel such a thread runs until its lookup ends. A
+ *   client's first https: request reads the authorities' certificates, which blocks the loop: 3 ms
+ *   for a file with one, 40 ms for Debian's 140.
+ *   On the virtual clock a time limit expires as soon as every task waits, even for the network:
  *   run such tests on the real clock, or with .timeout = CONC_FOREVER.
  *
  * Errors are a negative errno, with texts in response.error and conc_last_error, which name the URL
@@ -52,13 +52,13 @@
  *   -EPROTONOSUPPORT neither http: nor https:, or the response is not HTTP
  *   -EADDRNOTAVAIL   no such host
  *   -ECONNREFUSED    and others of connect(2)
- *   -ECONNRESET      the connection broke, or curl gave it up, before the answer was complete
+ *   -ECONNRESET      the connection broke, or curl gave up on it, before the response was complete
  *   -EPROTO          the response violates HTTP, TLS or its compression
- *   -EACCES          the server's certificate is refused
+ *   -EACCES          the server's certificate was refused
  *   -ELOOP           too many redirects
  *   -EMSGSIZE        the response is larger than options.limit
- *   -ETIMEDOUT       options.timeout passed, or a time limit that you set for curl, or the
- *                    system's own for a connection
+ *   -ETIMEDOUT       options.timeout expired, or a time limit that you set for curl, or the
+ *                    system's own for connecting
  *   -EPIPE           the client was closed during the call
  *   -EPERM           not in a task, or another thread's loop has requests of the client in progress
  *   -ENOMEM, -EMFILE, and -EIO for anything else: an error of a curl option that you set
@@ -96,66 +96,66 @@
 /* Connections, and settings common to all requests. Set the options before the first fetch; they
  * are borrowed until the close. */
 typedef struct fetch_client {
-    int per_host;        /* most connections to one host; 0: 32 */
+    int per_host;        /* connections to one host; 0: 32 */
     int connections;     /* in all, idle ones included; 0: 256 */
     const char *ca_file; /* certificates of authorities to trust, PEM; NULL: the system's */
-    bool insecure;       /* certificates are not verified: anybody may pose as the server */
-    /* is called for each request, after all else was set: curl_easy_setopt(curl, ...). It leaves
-     * the callbacks, the CURLOPT_PRIVATE and the CURLOPT_ERRORBUFFER alone, and does not wait */
+    bool insecure;       /* does not verify certificates: anybody may pose as the server */
+    /* called for each request after all other options are set; it calls curl_easy_setopt(curl,
+     * ...). It must not wait, nor change the callbacks, CURLOPT_PRIVATE or CURLOPT_ERRORBUFFER */
     void (*configure)(CURL *curl, void *arg);
     void *arg;
     /* private */
     struct fetch__core *core; /* NULL: closed, or never used */
 } fetch_client;
 
-/* One request. All is borrowed until fetch returns. */
+/* The options of one request. Everything is borrowed until fetch returns. */
 typedef struct fetch_options {
     const char *method;         /* NULL: GET, or POST if there is a body */
-    const char *const *headers; /* "Name: value" each, NULL behind the last; NULL: none */
-    const void *body;           /* NULL: none. Its type is for the headers to say */
+    const char *const *headers; /* "Name: value" each, terminated by NULL; NULL: none */
+    const void *body;           /* NULL: none. Set its Content-Type in the headers */
     size_t body_size;           /* bytes; 0: body is a string */
-    double timeout;             /* seconds for all of it; 0: 300; CONC_FOREVER: none */
-    size_t limit;               /* bytes of the answer's body, decompressed; 0: 64 MiB */
-    /* Redirects to follow at most; 0: 10; negative: none. Those of GET, HEAD and POST are followed:
-     * a POST becomes a GET, as in a browser, but for 307 and 308. With another method the redirect
-     * is the answer. curl does not pass Authorization and Cookie to another host */
+    double timeout;             /* seconds for the whole request; 0: 300; CONC_FOREVER: none */
+    size_t limit;               /* bytes of the response's body, decompressed; 0: 64 MiB */
+    /* Most redirects to follow; 0: 10; negative: none. Redirects of GET, HEAD and POST are
+     * followed; a POST becomes a GET, as in a browser, except for 307 and 308. With other methods
+     * the redirect is the response. curl does not send Authorization and Cookie to another host */
     int redirects;
-    /* Gets the body in pieces of 1 byte or more, as the server sent them, not decompressed;
-     * response->body stays empty, and only a limit that is set counts. It runs in the task that
-     * fetches, and may wait: 128 KiB are buffered meanwhile, then the server is held up. Before
-     * the first piece response->status is set and the headers are there. Negative: fetch ends with
-     * this error */
+    /* Gets the body in pieces of at least 1 byte, as the server sent it, not decompressed;
+     * response->body stays empty, and there is no default limit. It runs in the task that fetches,
+     * and may wait: 128 KiB are buffered meanwhile, then the server must wait. When it is called,
+     * response->status is set and fetch_header works. A negative result ends fetch with that
+     * error */
     int (*piece)(const void *bytes, size_t size, void *arg);
     void *arg;
 } fetch_options;
 
-/* An answer. All zero before the first use; it may be used again, also for another client. */
+/* A response. All zero before the first use; it may be reused, even with another client. */
 typedef struct fetch_response {
     int status;      /* 200; 0: there was none */
-    char *body;      /* with a NUL behind it; after an error NULL */
-    size_t size;     /* bytes of it */
-    char error[340]; /* what went wrong, in words, with the URL; "" if nothing did */
-    CURL *curl;      /* for curl_easy_getinfo and curl_easy_header; after an error NULL */
+    char *body;      /* followed by a NUL; NULL after an error */
+    size_t size;     /* bytes of the body */
+    char error[340]; /* what went wrong, with the URL; "" if nothing did */
+    CURL *curl;      /* for curl_easy_getinfo and curl_easy_header; NULL after an error */
 } fetch_response;
 
-/* Requests url and waits for the whole answer: 0. What r held is released first. Opens the client
- * if it is not. Waits. Errors: see above. */
+/* Requests url and waits for the whole response. Frees what r held, and opens the client if
+ * necessary. Errors: see above. */
 static inline int fetch(fetch_client *c, const char *url, const fetch_options *o,
                         fetch_response *r);
 
-/* The value of a header of the answer, or NULL; upper and lower case are the same. Of several with
- * this name it is the first: curl_easy_header(r->curl, ...) has the others, too. Borrowed until the
- * next call with r. Not a checkpoint. */
+/* Returns the value of the first header of the response with this name, in any case, or NULL.
+ * curl_easy_header(r->curl, ...) finds the others, too. Borrowed until the next call with r. Not a
+ * checkpoint. */
 static inline const char *fetch_header(const fetch_response *r, const char *name);
 
-/* Releases what r holds; its status and error stay. Twice, or without an answer, it does nothing.
- * Not a checkpoint. From anywhere. */
+/* Frees what r holds; its status and error stay. Harmless if repeated, or without a response. Not a
+ * checkpoint. May be called anywhere. */
 static inline void fetch_response_free(fetch_response *r);
 
-/* Closes all connections and releases all: 0. Requests in progress in other tasks end with -EPIPE.
+/* Closes all connections and frees everything. Requests in progress in other tasks end with -EPIPE.
  * Closing it twice, or unused, does nothing; the next fetch reopens the client. Not a checkpoint.
- * Also outside a run. -EPERM, and nothing is closed: another thread's loop has requests in
- * progress.
+ * May be called outside a run. -EPERM: another thread's loop has requests in progress; nothing is
+ * closed.
  */
 static inline int fetch_close(fetch_client *c);
 
@@ -164,52 +164,52 @@ CONC_AUTO_TYPE(fetch_response, fetch_response_free);
 
 /* ---- private: the core of a client ----
  *
- * curl tells which sockets and which time it waits for; they are in an epoll of the client's own,
- * the time as a timerfd. One task, which has the turn, waits until that epoll is readable, and lets
- * curl work on what is ready. The turn is an item of a queue: the tasks that wait for it are its
- * getters, so a task that leaves hands it to the next, in order, whatever made it leave. */
+ * curl reports which sockets and which time it waits for. They are in an epoll of the client, the
+ * time as a timerfd. The task that has the turn waits until this epoll is readable, and lets curl
+ * handle what is ready. The turn is an item of a queue, and the tasks that wait for it are its
+ * getters. So a task that leaves, for whatever reason, hands the turn to the next in order. */
 
 enum {
-    FETCH__BATCH = 8,            /* sockets that curl works on between two turns of other tasks */
-    FETCH__PIECE = 64 * 1024,    /* bytes that are kept for options.piece before curl pauses */
+    FETCH__BATCH = 8,            /* sockets that curl handles before other tasks run */
+    FETCH__PIECE = 64 * 1024,    /* bytes buffered for options.piece before curl pauses */
     FETCH__LIMIT = 64 << 20,     /* bytes: options.limit */
     FETCH__TIMEOUT = 300,        /* seconds: options.timeout */
-    FETCH__FIRST_ROOM = 4 * 1024 /* bytes; it is doubled */
+    FETCH__FIRST_ROOM = 4 * 1024 /* bytes; doubled as needed */
 };
 
 typedef struct fetch__core {
     CURLM *multi;
     int epoll, timer;
-    long timeout;        /* ms: what curl asked for last; -1: nothing */
-    bool timer_is_stale; /* it is not set to that yet: that is done when a task waits for it */
-    bool waiting;        /* the task that has the turn waits */
+    long timeout;        /* ms, requested by curl last; -1: none */
+    bool timer_is_stale; /* not yet set to `timeout`: fetch__set_timer does that before a wait */
+    bool waiting;        /* the task that has the turn is waiting */
     conc_queue turns;    /* one item: the turn, while no task has it */
-    conc_loop *loop;     /* that of the transfers */
+    conc_loop *loop;     /* the loop of the transfers */
     struct fetch__transfer *first;
-    int users; /* the client and the transfers; the last one frees */
+    int users; /* the client and the transfers; the last one frees the core */
     bool closed;
 } fetch__core;
 
-/* A call of fetch; it lives on the stack of its task. */
+/* A call of fetch, on the stack of its task. */
 typedef struct fetch__transfer {
-    struct fetch__transfer *next, **link; /* what points to this one */
+    struct fetch__transfer *next, **link; /* link: the pointer to this one */
     fetch__core *core;
     const fetch_options *options;
     fetch_response *response;
     CURL *curl;
     struct curl_slist *headers;
-    conc_event changed; /* it is done, or there is a piece */
+    conc_event changed; /* set when it is done, or there is a piece */
     bool done, paused, piece_failed;
-    int rc;         /* once it is done, or after an error of the body */
+    int rc;         /* the result, valid when done or after an error of the body */
     CURLcode setup; /* the first error of curl_easy_setopt */
     char *data;
     size_t size, room; /* of data */
     size_t received, limit;
-    char reason[CURL_ERROR_SIZE]; /* why rc is not 0, in words; "": conc_strerror's */
+    char reason[CURL_ERROR_SIZE]; /* why rc is not 0; "": use conc_strerror */
     char curl_error[CURL_ERROR_SIZE];
 } fetch__transfer;
 
-/* Returns rc; the words are for the caller of fetch. */
+/* Stores the reason for the caller of fetch. Returns rc. */
 __attribute__((__format__(__printf__, 3, 4))) static inline int
 fetch__fail(fetch__transfer *t, int rc, const char *fmt, ...)
 {
@@ -220,7 +220,7 @@ fetch__fail(fetch__transfer *t, int rc, const char *fmt, ...)
     return rc;
 }
 
-/* The first end of a transfer counts. */
+/* Ends a transfer. Only the first call for it counts. */
 static inline void fetch__finish(fetch__transfer *t, int rc, const char *words)
 {
     if (t->done)
@@ -245,7 +245,7 @@ static inline void fetch__release(fetch__core *core)
     free(core);
 }
 
-/* curl waits for other events of a socket now. */
+/* curl now waits for these events of a socket. */
 static inline int fetch__on_socket(CURL *curl, curl_socket_t fd, int what, void *core_arg,
                                    void *unused)
 {
@@ -265,7 +265,7 @@ static inline int fetch__on_socket(CURL *curl, curl_socket_t fd, int what, void 
     return epoll_ctl(core->epoll, EPOLL_CTL_ADD, fd, &event);
 }
 
-/* curl wants to be called after so many milliseconds; -1: not. */
+/* curl wants to be called after so many milliseconds; -1: never. */
 static inline int fetch__on_timer(CURLM *multi, long ms, void *core_arg)
 {
     fetch__core *core = core_arg;
@@ -288,7 +288,7 @@ static inline void fetch__set_timer(fetch__core *core)
     timerfd_settime(core->timer, 0, &when, NULL);
 }
 
-/* As curl does it, but child programs do not inherit the socket. */
+/* Opens a socket as curl does, but child programs do not inherit it. */
 static inline curl_socket_t fetch__on_open(void *unused, curlsocktype type, struct curl_sockaddr *a)
 {
     (void)unused, (void)type;
@@ -303,7 +303,7 @@ static inline int fetch__setup_multi(fetch__core *core, const fetch_client *c)
     if (!core->multi)
         return -ENOMEM;
     if (epoll_ctl(core->epoll, EPOLL_CTL_ADD, core->timer, &event) < 0)
-        return -EMFILE; /* as one of the two could not be opened */
+        return -EMFILE; /* one of the two could not be opened */
     curl_multi_setopt(core->multi, CURLMOPT_SOCKETFUNCTION, fetch__on_socket);
     curl_multi_setopt(core->multi, CURLMOPT_SOCKETDATA, core);
     curl_multi_setopt(core->multi, CURLMOPT_TIMERFUNCTION, fetch__on_timer);
@@ -314,7 +314,7 @@ static inline int fetch__setup_multi(fetch__core *core, const fetch_client *c)
     return conc_queue_try_put(&core->turns, "");
 }
 
-/* The client and its calls let go of it one by one. */
+/* Closes the core. The client and its calls release it one by one. */
 static inline void fetch__close_core(fetch__core *core)
 {
     core->closed = true;
@@ -323,7 +323,7 @@ static inline void fetch__close_core(fetch__core *core)
     fetch__finish_all(core, -EPIPE, "the client was closed");
     curl_multi_cleanup(core->multi);
     conc_close(core->timer);
-    conc_close(core->epoll); /* which wakes the task that has the turn */
+    conc_close(core->epoll); /* wakes the task that has the turn */
     fetch__release(core);
 }
 
@@ -375,7 +375,7 @@ static inline int fetch_close(fetch_client *c)
 static inline int fetch__make_room(fetch__transfer *t, size_t n)
 {
     size_t room = t->room ? t->room : FETCH__FIRST_ROOM;
-    while (room - t->size <= n) /* a NUL is behind it */
+    while (room - t->size <= n) /* a NUL must fit, too */
         room *= 2;
     char *data = room == t->room ? t->data : realloc(t->data, room);
     if (!data)
@@ -385,14 +385,14 @@ static inline int fetch__make_room(fetch__transfer *t, size_t n)
     return 0;
 }
 
-/* curl has n bytes of the body: returns n, or something else, which ends the transfer. */
+/* curl has received n bytes of the body. Returns n, or another number, which ends the transfer. */
 static inline size_t fetch__on_body(char *bytes, size_t one, size_t n, void *transfer)
 {
     fetch__transfer *t = transfer;
     (void)one;
     if (t->options->piece && t->size >= FETCH__PIECE) {
         t->paused = true;
-        return CURL_WRITEFUNC_PAUSE; /* curl brings these bytes again */
+        return CURL_WRITEFUNC_PAUSE; /* curl passes these bytes again later */
     }
     if (n > t->limit - t->received) {
         t->rc = fetch__fail(t, -EMSGSIZE, "the answer is larger than %zu bytes", t->limit);
@@ -411,7 +411,7 @@ static inline size_t fetch__on_body(char *bytes, size_t one, size_t n, void *tra
 
 /* ---- private: a request ---- */
 
-/* curl's errors as those of conc. */
+/* Converts curl's errors to conc's. */
 static inline int fetch__errno(CURL *curl, CURLcode code)
 {
     long system = 0;
@@ -442,7 +442,7 @@ static inline int fetch__errno(CURL *curl, CURLcode code)
     }
 }
 
-/* Lets curl work on a socket, or on what its time has come for, and sees which transfers ended. */
+/* Lets curl handle a socket or an expired timeout, and finishes the transfers that have ended. */
 static inline void fetch__act(fetch__core *core, curl_socket_t fd, int events)
 {
     int running, left;
@@ -461,7 +461,7 @@ static inline void fetch__act(fetch__core *core, curl_socket_t fd, int events)
         fetch__set_timer(core);
 }
 
-/* Lets curl work on a few of the sockets that are ready. */
+/* Lets curl handle a few of the ready sockets. */
 static inline void fetch__act_on_ready(fetch__core *core)
 {
     struct epoll_event ready[FETCH__BATCH];
@@ -476,16 +476,16 @@ static inline void fetch__act_on_ready(fetch__core *core)
         if (ready[i].data.fd != core->timer)
             fetch__act(core, ready[i].data.fd, events);
         else if (read(core->timer, &expirations, sizeof expirations) > 0)
-            fetch__act(core, CURL_SOCKET_TIMEOUT, 0); /* else it has since been set anew */
+            fetch__act(core, CURL_SOCKET_TIMEOUT, 0); /* else it was set again meanwhile */
     }
 }
 
-/* Waits until curl has something to do, does a little of it, and lets other tasks run. */
+/* Waits until curl has something to do, lets it do a little, and yields to other tasks. */
 static inline int fetch__drive(fetch__core *core)
 {
     int rc = 0;
     if (core->timer_is_stale && core->timeout == 0) {
-        core->timer_is_stale = false; /* now, without the detour by the timer */
+        core->timer_is_stale = false; /* due now: no need for the timer */
         fetch__act(core, CURL_SOCKET_TIMEOUT, 0);
     } else {
         fetch__set_timer(core);
@@ -498,7 +498,7 @@ static inline int fetch__drive(fetch__core *core)
     return rc < 0 ? rc : conc_yield();
 }
 
-/* Gives what has come to options.piece; curl goes on meanwhile. */
+/* Passes the buffered bytes to options.piece; curl continues meanwhile. */
 static inline int fetch__hand_over(fetch__transfer *t)
 {
     char *bytes = t->data;
@@ -508,7 +508,7 @@ static inline int fetch__hand_over(fetch__transfer *t)
     t->size = t->room = 0;
     if (t->paused && !t->done) {
         t->paused = false;
-        curl_easy_pause(t->curl, CURLPAUSE_CONT); /* an error of it ends the transfer */
+        curl_easy_pause(t->curl, CURLPAUSE_CONT); /* an error ends the transfer */
         fetch__act(t->core, CURL_SOCKET_TIMEOUT, 0);
     }
     curl_easy_getinfo(t->curl, CURLINFO_RESPONSE_CODE, &status);
@@ -521,7 +521,7 @@ static inline int fetch__hand_over(fetch__transfer *t)
     return rc < 0 ? rc : 0;
 }
 
-/* Waits until the transfer has changed, and meanwhile drives curl if no other task does. */
+/* Waits until the transfer has changed, and drives curl meanwhile if no other task does. */
 static inline int fetch__wait(fetch__transfer *t)
 {
     conc_queue *turns = &t->core->turns;
@@ -531,14 +531,14 @@ static inline int fetch__wait(fetch__transfer *t)
     if (rc == 1) {
         while (rc >= 0 && !conc_event_is_set(&t->changed))
             rc = fetch__drive(t->core);
-        int returned = conc_queue_try_put(turns, &turn); /* there is room for it */
+        int returned = conc_queue_try_put(turns, &turn); /* there is room: the queue is empty */
         rc = rc < 0 ? rc : returned;
     }
     conc_event_clear(&t->changed);
-    return t->done ? 0 : rc; /* the answer is there, even if a cancel came with it */
+    return t->done ? 0 : rc; /* the response is complete, even if a cancel arrived with it */
 }
 
-/* From its first step to its end, with its pieces. */
+/* Runs a transfer from start to end, and passes its pieces on. */
 static inline int fetch__perform(fetch__transfer *t)
 {
     int rc = 0;
@@ -554,14 +554,14 @@ static inline int fetch__perform(fetch__transfer *t)
 
 /* ---- private: the options of a request ---- */
 
-/* The first error of curl_easy_setopt stays. */
+/* Sets an option; setup keeps the first error. */
 #define FETCH__SET(t, option, value)                                     \
     do {                                                                 \
         if ((t)->setup == CURLE_OK)                                      \
             (t)->setup = curl_easy_setopt((t)->curl, (option), (value)); \
     } while (0)
 
-/* Headers of the request: those of the options, and curl's own manners that nobody expects. */
+/* Adds a header to the request. */
 static inline int fetch__add_header(fetch__transfer *t, const char *line)
 {
     if (!strchr(line, ':') || strpbrk(line, "\r\n"))
@@ -582,14 +582,14 @@ static inline int fetch__set_headers(fetch__transfer *t, bool sends)
         CONC_TRY(fetch__add_header(t, *line));
     }
     if (sends && !typed)
-        CONC_TRY(fetch__add_header(t, "Content-Type:")); /* none, not that of an HTML form */
+        CONC_TRY(fetch__add_header(t, "Content-Type:")); /* none, instead of an HTML form's */
     if (sends)
-        CONC_TRY(fetch__add_header(t, "Expect:")); /* no wait of a second for 100 Continue */
+        CONC_TRY(fetch__add_header(t, "Expect:")); /* else curl waits a second for 100 Continue */
     FETCH__SET(t, CURLOPT_HTTPHEADER, t->headers);
     return 0;
 }
 
-/* The method, the body and the headers. */
+/* Sets the method, the body and the headers. */
 static inline int fetch__set_request(fetch__transfer *t)
 {
     const fetch_options *o = t->options;
@@ -627,7 +627,7 @@ static inline void fetch__set_tls(fetch__transfer *t, const fetch_client *c)
     }
     if (c->ca_file)
         FETCH__SET(t, CURLOPT_CAINFO, c->ca_file);
-    /* curl keeps what it read from the file, but not if it looks in a folder, too */
+    /* curl caches the certificates of a file, but not if it searches a folder, too */
     if (c->ca_file || curl_version_info(CURLVERSION_NOW)->cainfo)
         FETCH__SET(t, CURLOPT_CAPATH, NULL);
 }
@@ -643,10 +643,10 @@ static inline int fetch__set_options(fetch__transfer *t, const fetch_client *c, 
     FETCH__SET(t, CURLOPT_NOSIGNAL, 1L);
     FETCH__SET(t, CURLOPT_CONNECTTIMEOUT_MS, 0x7fffffffL); /* options.timeout is the limit */
     if (!t->options->piece)
-        FETCH__SET(t, CURLOPT_ACCEPT_ENCODING, ""); /* all that curl can decompress */
+        FETCH__SET(t, CURLOPT_ACCEPT_ENCODING, ""); /* all encodings that curl knows */
     FETCH__SET(t, CURLOPT_PROTOCOLS_STR, "http,https");
     FETCH__SET(t, CURLOPT_REDIR_PROTOCOLS_STR, "http,https");
-    FETCH__SET(t, CURLOPT_QUICK_EXIT, 1L); /* a cancel does not wait for the look-up of a name */
+    FETCH__SET(t, CURLOPT_QUICK_EXIT, 1L); /* a cancel does not wait for a name lookup */
     fetch__set_tls(t, c);
     CONC_TRY(fetch__set_request(t));
     if (t->setup != CURLE_OK)
@@ -684,7 +684,7 @@ static inline void fetch__leave(fetch__transfer *t)
         return;
     if (!t->core->closed) {
         curl_multi_remove_handle(t->core->multi, t->curl);
-        fetch__act(t->core, CURL_SOCKET_TIMEOUT, 0); /* the next may have its connection */
+        fetch__act(t->core, CURL_SOCKET_TIMEOUT, 0); /* the next request may get its connection */
     }
     *t->link = t->next;
     if (t->next)
@@ -692,14 +692,14 @@ static inline void fetch__leave(fetch__transfer *t)
     fetch__release(t->core);
 }
 
-/* Gives the answer to the response, or drops it. */
+/* Moves the result into the response, or drops it after an error. */
 static inline int fetch__deliver(fetch__transfer *t, int rc)
 {
     fetch_response *r = t->response;
     long status = 0;
     if (t->curl) {
         curl_easy_getinfo(t->curl, CURLINFO_RESPONSE_CODE, &status);
-        curl_easy_setopt(t->curl, CURLOPT_ERRORBUFFER, NULL); /* they end with this call */
+        curl_easy_setopt(t->curl, CURLOPT_ERRORBUFFER, NULL); /* both end with this call */
         curl_easy_setopt(t->curl, CURLOPT_HTTPHEADER, NULL);
     }
     curl_slist_free_all(t->headers);
@@ -720,7 +720,7 @@ static inline int fetch__deliver(fetch__transfer *t, int rc)
 static inline int fetch__call(fetch__transfer *t, fetch_client *c, const char *url)
 {
     if (conc_cancelled())
-        return -ECANCELED; /* nothing has begun */
+        return -ECANCELED; /* nothing was sent */
     int rc = fetch__open(t, c);
     if (rc == 0)
         rc = fetch__begin(t, c, url);
@@ -753,7 +753,7 @@ static inline int fetch(fetch_client *c, const char *url, const fetch_options *o
         fetch__fail(&t, rc, "no complete answer within %g s", seconds);
     snprintf(r->error, sizeof r->error, "%.80s: %s", url,
              t.reason[0] ? t.reason : conc_strerror(rc));
-    bool told = t.piece_failed || rc == -ECANCELED; /* by options.piece, in words of its own */
+    bool told = t.piece_failed || rc == -ECANCELED; /* options.piece has set its own error text */
     return told ? rc : conc_fail(rc, "%s", r->error);
 }
 

@@ -244,7 +244,7 @@ enum http__state {
     HTTP__ASKED,     /* no byte of the response was accepted yet; http_begin -> ANSWERING */
     HTTP__ANSWERING, /* http_end -> ANSWERED */
     HTTP__ANSWERED,  /* http_next -> WAITING, OVER */
-    HTTP__OVER,      /* no more requests: the client left or was refused, or has the last answer */
+    HTTP__OVER,      /* no more requests: the client left, was refused, or got its last response */
     HTTP__BROKEN     /* a response was cut short, or the stream failed */
 };
 
@@ -253,7 +253,7 @@ enum http__part {
     HTTP__HEAD,
     HTTP__DATA,       /* `left` bytes of the body */
     HTTP__CHUNK_SIZE, /* the line before a chunk's data */
-    HTTP__CHUNK_END,  /* the line end behind it */
+    HTTP__CHUNK_END,  /* the line end after it */
     HTTP__TRAILERS,
     HTTP__COMPLETE
 };
@@ -262,8 +262,8 @@ enum http__part {
 enum { HTTP__READS = 1, HTTP__WRITES = 2 };
 
 enum {
-    HTTP__CHUNK_LINE = 256, /* bytes of a chunk's first line at most, with its extensions */
-    HTTP__SKIPPED = 65536,  /* bytes of a body that are skipped for the sake of the next request */
+    HTTP__CHUNK_LINE = 256, /* most bytes of a chunk's first line, with its extensions */
+    HTTP__SKIPPED = 65536,  /* most bytes of a body to skip for the sake of the next request */
     HTTP__LINGER = 1        /* seconds for the client to read the last response */
 };
 

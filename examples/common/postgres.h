@@ -1,4 +1,4 @@
-/* postgres.h - PostgreSQL for conc: libpq's calls, waiting instead of blocking the loop.
+/* postgres.h - PostgreSQL for conc tasks: libpq without blocking the loop.
  *
  *     #define CONC_STATIC
  *     #include "conc_pool.h"
@@ -21,27 +21,27 @@
  * Conventions
  *   Results    0 or a count, or a negative errno. The newest error's text is in db.error and
  *              conc_last_error, the server's SQLSTATE in db.sqlstate.
- *   Tasks      a connection is for one task at a time: another gets -EBUSY, and so does every task
- *              until a stream's rows are all read. During a transaction the connection belongs to
- *              the task that began it.
- *   Values     parameters and values are text, as psql shows them; NULL is SQL's NULL. Parameters
- *              are never part of the SQL: '; DROP TABLE is just a strange name.
- *   Off-loop   threads do libpq's blocking work, with conc_offload_abandon: everything to connect
- *              (names, certificates, password and service files, hashes), and cancel requests.
- *   Limits     a cancel, or a scope's limit, reaches every call marked as waiting. The statement is
- *              then sent completely, cancelled on the server, and the rest of its reply is read,
- *              which may take .cancel_limit, hidden from further cancels:
- *              -ECANCELED  the statement has had no effect, and the connection can be used
- *              0 or more   it ended before the cancel arrived, and counts
- *              -ECANCELED and the connection is closed, the effect unknown: the server did not
- *                          reply in that time. The next call is -ENOTCONN
- *   Lost       a connection that the server or the network ended is -ECONNRESET once, then
- *              -ENOTCONN. It is then closed, and is not reconnected automatically, because its
- *              transaction and settings are gone: postgres_open reopens it.
+ *   Tasks      one task at a time may use a connection, others get -EBUSY; until all rows of a
+ *              stream are read, every other statement gets -EBUSY. During a transaction the
+ *              connection belongs to the task that began it.
+ *   Values     parameters and values are text, as in psql; NULL is SQL's NULL. Parameters are never
+ *              part of the SQL: '; DROP TABLE is just a strange name.
+ *   Off-loop   threads do libpq's blocking work, with conc_offload_abandon: connecting (names,
+ *              certificates, password and service files, hashes) and cancel requests.
+ *   Limits     a cancel or a scope's time limit ends every call that waits. The call then sends the
+ *              rest of the statement, cancels it on the server, and reads the rest of its reply,
+ *              for at most .cancel_limit, shielded from further cancels:
+ *              -ECANCELED  the statement had no effect, the connection is usable
+ *              0 or more   the statement completed before the cancel arrived
+ *              -ECANCELED with the connection closed: the server did not reply in time, and the
+ *                          effect is unknown. The next call returns -ENOTCONN
+ *   Lost       if the server or the network ends the connection, one call returns -ECONNRESET, the
+ *              next ones -ENOTCONN. It is not reconnected automatically, because its transaction
+ *              and settings are gone: postgres_open reopens it.
  *
- * Server errors, by SQLSTATE or its first characters; the first match applies
- *     23505 23P01 42P07 42710 42P06 42P04 42701   -EEXIST        such a row, table, ... is there
- *     40001 40P01 53300 55P03                     -EAGAIN        try (the transaction) again
+ * Server errors, by SQLSTATE or its first characters; the first match applies:
+ *     23505 23P01 42P07 42710 42P06 42P04 42701   -EEXIST        the row, table, ... exists
+ *     40001 40P01 53300 55P03                     -EAGAIN        retry the (whole) transaction
  *     42P01 42703 42883 42704 3D000 3F000         -ENOENT        no such table, column, ...
  *     28 42501                                    -EACCES        password, privileges
  *     22003                                       -ERANGE        a number is too large
@@ -50,7 +50,7 @@
  *     0A -ENOTSUP, 53100 -ENOSPC, 53200 -ENOMEM
  *     57014                                       -EINTR         statement_timeout, or cancelled
  *                                                                by someone else
- *     57P                                         -ECONNREFUSED  the server starts or stops
+ *     57P                                         -ECONNREFUSED  the server is starting or stopping
  *     all that end the session                    -ECONNRESET
  *     others                                      -EIO
  *
@@ -58,10 +58,10 @@
  *     COPY FROM STDIN and TO STDOUT: -ENOTSUP, and the connection is closed. Binary values,
  *     pipelines, several statements in one call (-EINVAL).
  *     connect_timeout, which only libpq's blocking calls support: use conc_timeout. A cancel
- *     request to a server that never replies occupies a thread, at most three per file that
- *     includes this; a connection that needs a fourth is closed without one. A TLS proxy that sends
- *     records of more than 8 KB may stall libpq's non-blocking reads, which do not report that part
- *     of one is left; PostgreSQL itself sends none.
+ *     request to a server that never replies occupies a thread. At most three such requests run per
+ *     file that includes this; a connection that needs a fourth is closed without one. A TLS proxy
+ *     that sends records of more than 8 KB may stall libpq's non-blocking reads, which do not
+ *     report the unread part of a record; PostgreSQL itself sends none.
  */
 #ifndef POSTGRES_H
 #define POSTGRES_H
@@ -75,15 +75,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A connection. It stays where it is while it is open. */
+/* A connection. Do not move it while it is open. */
 typedef struct postgres_db {
     /* libpq's connection string or URL: "host=db.example dbname=shop user=me", or
      * "postgres://me@db.example/shop"; NULL: the environment (PGHOST, ...). Borrowed until
-     * postgres_open returned */
+     * postgres_open returns */
     const char *conninfo;
     size_t result_limit; /* bytes of memory for the rows of a postgres_query; 0: no limit */
-    double cancel_limit; /* seconds that ending a cancelled statement may take; 0: 5 */
-    void (*on_notice)(const char *text, void *user); /* of the server; NULL: they are dropped */
+    double cancel_limit; /* seconds to end a cancelled statement; 0: 5 */
+    void (*on_notice)(const char *text, void *user); /* gets the server's notices; NULL: they are
+                                                        dropped */
     void *user;
     /* to be read */
     char error[256];  /* the newest error in words, "" before the first */
@@ -91,16 +92,16 @@ typedef struct postgres_db {
     PGconn *conn;     /* for libpq's own functions that do not wait; NULL: not connected */
     /* private */
     bool inside, lost;
-    uint64_t streams, stream; /* how many there were; the number of the open one, 0: none */
-    unsigned parts;           /* of answers */
+    uint64_t streams, stream; /* number of streams so far; number of the open one, 0: none */
+    unsigned parts;           /* of replies, fetched so far */
     conc_task *owner;         /* of the transaction */
     char statement[64];
 } postgres_db;
 
-/* Rows, and the one that is shown: the first, then that which postgres_next moved to. */
+/* Rows, and a current row: at first the first one; postgres_next moves to the next. */
 typedef struct postgres_result {
-    int64_t count;  /* rows, or rows that the statement changed; of a stream: rows so far */
-    PGresult *data; /* for libpq's own functions, borrowed; a stream has its newest row alone */
+    int64_t count;  /* rows, or rows that the statement changed; in a stream: rows so far */
+    PGresult *data; /* for libpq's own functions, borrowed; in a stream the newest row only */
     /* private */
     postgres_db *db; /* while its statement runs */
     PGresult *failure;
@@ -111,80 +112,82 @@ typedef struct postgres_result {
 
 typedef int postgres_fn(postgres_db *db, void *arg);
 
-/* Connects. Waits, without its own limit; a cancel leaves nothing open. Errors: -EINVAL
- * (the connection string, or open already), -ECONNREFUSED (nobody there, no such host, no
- * PostgreSQL, and all else without a SQLSTATE), -EACCES (no password was given), the table above,
- * -EBUSY, -ENOMEM. */
+/* Connects. Waits, without a limit of its own; a cancel leaves nothing open. Errors: -EINVAL (the
+ * connection string, or already open), -ECONNREFUSED (no listener, no such host, no PostgreSQL, and
+ * all else without a SQLSTATE), -EACCES (no password was given), the table above, -EBUSY,
+ * -ENOMEM. */
 static inline int postgres_open(postgres_db *db);
 
-/* Closes the connection, which may be used again after another open. An open stream is ended on
- * the server first, which waits as a cancel does (.cancel_limit); a transaction is rolled back.
- * 0, also if it was never opened. -EBUSY: another task is inside a call; nothing is closed. */
+/* Closes the connection, which may be reopened. First cancels an open stream on the server, which
+ * waits at most .cancel_limit; the server rolls a transaction back. Returns 0, even if it was never
+ * opened. -EBUSY: another task is inside a call; nothing is closed. */
 static inline int postgres_close(postgres_db *db);
 
 /* postgres_query(&db, &r, "SELECT ... WHERE name = $1 AND price > $2", name, POSTGRES_INT(3));
- * Executes one statement with its parameters, reads its whole answer, and returns the number of
- * rows, or of rows that it changed. r (NULL: not wanted) is zero, or was used before: its old rows
- * are released, and may be parameters. It is released with postgres_result_close. Waits. Errors:
+ * Executes one statement with its parameters, reads its whole reply, and returns the number of
+ * rows, or of rows that it changed. r is zero or holds an earlier result, which is freed, and whose
+ * values may be parameters; NULL drops the rows. Free it with postgres_result_close. Waits. Errors:
  * the table above, -EMSGSIZE (more than .result_limit: the statement is cancelled; a single row is
  * always read whole), -ECONNRESET, -ENOTCONN, -EBUSY, -EINVAL (no SQL). */
 #define postgres_query(db, result, ...)                           \
     postgres__query((db), (result), POSTGRES__WORDS(__VA_ARGS__), \
                     sizeof POSTGRES__WORDS(__VA_ARGS__) / sizeof(const char *))
 
-/* The same for large results: sends the statement, and postgres_next brings one row after the
- * other, and the server's error if it fails. Until the last one, or postgres_result_close, the
- * connection is in use. Waits while the statement does not fit into the network's buffers. */
+/* The same for large results: only sends the statement. postgres_next then reads one row after the
+ * other, or returns the server's error. The connection is in use until the last row is read or
+ * until postgres_result_close. Waits while the statement does not fit into the network's
+ * buffers. */
 #define postgres_stream(db, result, ...)                           \
     postgres__stream((db), (result), POSTGRES__WORDS(__VA_ARGS__), \
                      sizeof POSTGRES__WORDS(__VA_ARGS__) / sizeof(const char *))
 
-/* A number as a parameter; it lives as long as the block around the call. */
+/* Makes a parameter of a number; its text lives as long as the block around the call. */
 #define POSTGRES_INT(n) postgres__int((char[24]){0}, (n))
 
-/* Shows the next row: 1; 0 after the last one. Of a stream it waits, and a cancel loses nothing:
- * the stream goes on. Errors end the stream: the table above, -ECONNRESET; -ENOTCONN: the
- * connection was closed meanwhile. */
+/* Moves to the next row and returns 1, or 0 after the last one. In a stream it waits; a cancel
+ * loses nothing, and the stream continues. Errors end the stream: the table above, -ECONNRESET;
+ * -ENOTCONN: the connection was closed meanwhile. */
 static inline int postgres_next(postgres_result *r);
 
-/* Releases the rows. A stream is ended on the server, which waits as a cancel does: 0, or
- * -ECONNRESET if the connection had to be closed for that. -EBUSY: another task is inside a
- * call of this stream; nothing happens. */
+/* Frees the rows. Cancels an open stream on the server, which waits at most .cancel_limit.
+ * -ECONNRESET: that failed, and the connection was closed. -EBUSY: another task is inside a call of
+ * this stream; nothing happens. */
 static inline int postgres_result_close(postgres_result *r);
 
-/* A value of the row that is shown, borrowed from the result. NULL: SQL's NULL, no row, no such
+/* Returns a value of the current row, borrowed from the result. NULL: SQL's NULL, no row, no such
  * column. */
 static inline const char *postgres_text(const postgres_result *r, int column);
 
-/* The same as a number. Errors: -ENODATA (NULL, no row, no such column), -EINVAL (no whole
- * number), -ERANGE. */
+/* Stores it in *value as a number. Errors: -ENODATA (NULL, no row, no such column), -EINVAL (not an
+ * integer), -ERANGE. */
 static inline int postgres_integer(const postgres_result *r, int column, int64_t *value);
 
-/* The number of the column with that name, or -ENOENT. */
+/* Returns the number of the column with this name, or -ENOENT. */
 static inline int postgres_column(const postgres_result *r, const char *name);
 
-/* fn(db, arg) between BEGIN and COMMIT. If it fails or is cancelled, there is a ROLLBACK, hidden
- * from cancels (.cancel_limit), and its error is returned; if that fails, the connection is
- * closed. Waits. A cancel during COMMIT: 0 or more, and it was committed; -ECANCELED and still
- * connected: it was not; -ECONNRESET, or no longer connected: nobody knows. Errors: those of fn
- * and of postgres_query; -EINVAL (in a transaction already); -EIO: a statement failed, and fn
- * returned success all the same. After -EAGAIN the whole may be tried again. */
+/* Runs fn(db, arg) between BEGIN and COMMIT. If it fails or is cancelled, it is rolled back,
+ * shielded from cancels for .cancel_limit, and its error is returned; if the ROLLBACK fails, the
+ * connection is closed. Waits. A cancel during COMMIT: 0 or more: it was committed; -ECANCELED and
+ * still connected: it was not; -ECONNRESET, or not connected: unknown. Errors: those of fn and of
+ * postgres_query; -EINVAL (already in a transaction); -EIO: a statement failed, but fn returned
+ * success. After -EAGAIN the whole transaction may be retried. */
 static inline int postgres_transaction(postgres_db *db, postgres_fn *fn, void *arg);
 
-/* Waits for the next notification on a channel that was asked for with "LISTEN channel":
- * (*n)->relname and (*n)->extra, to be released with PQfreemem. A cancel loses none. */
+/* Waits for the next notification on a channel after "LISTEN channel": (*n)->relname and
+ * (*n)->extra; free *n with PQfreemem. A cancel loses none. */
 static inline int postgres_notification(postgres_db *db, PGnotify **n);
 
-/* May another task have it now: connected, nobody inside, no stream, no transaction? After any
- * error it tells whether the connection can go on, and it sees that the server has ended it. Costs
- * two system calls and does not wait. */
+/* Can another task use the connection now: connected, no call in progress, no stream, no
+ * transaction? After any error it tells whether the connection is still usable; it also detects
+ * that the server has ended it. Costs two system calls and does not wait. */
 static inline bool postgres_usable(postgres_db *db);
 
-/* Asks the server, which has to answer. Waits; errors as postgres_query. */
+/* Checks that the server replies. Waits; errors as postgres_query. */
 static inline int postgres_ping(postgres_db *db);
 
-/* As new for the next user: ends a stream, rolls back a transaction, and drops settings, prepared
- * statements, temporary tables, locks (DISCARD ALL). Waits; errors as postgres_query. */
+/* Makes the connection as good as new for the next user: ends a stream, rolls back a transaction,
+ * and drops settings, prepared statements, temporary tables and locks (DISCARD ALL). Waits; errors
+ * as postgres_query. */
 static inline int postgres_reset(postgres_db *db);
 
 CONC_AUTO_TYPE(postgres_db, postgres_close);
@@ -223,7 +226,7 @@ static inline int postgres__errno(const char *sqlstate)
     return -EIO;
 }
 
-/* Copies libpq's words as one line, without the place in the server's source. */
+/* Copies libpq's message as one line, without the location in the server's source. */
 static inline void postgres__words(char *to, size_t size, const char *from)
 {
     const char *location = strstr(from, "LOCATION:");
@@ -240,7 +243,7 @@ static inline void postgres__words(char *to, size_t size, const char *from)
     to[n] = 0;
 }
 
-/* Keeps an error for the reader, and returns rc. */
+/* Stores an error in db and as the task's last error. Returns rc. */
 static inline int postgres__fail(postgres_db *db, int rc, const char *sqlstate, const char *text)
 {
     char words[sizeof db->error];
@@ -254,8 +257,8 @@ static inline int postgres__fail(postgres_db *db, int rc, const char *sqlstate, 
     return conc_fail(rc, "%s", db->error);
 }
 
-/* Closes the connection, which is no longer usable. The words that the server sent last say more
- * than libpq's. */
+/* Closes an unusable connection. If the server has sent a fatal error, its text is kept, because it
+ * says more than libpq's. */
 static inline int postgres__lose(postgres_db *db, const char *text)
 {
     if (!db->lost)
@@ -279,8 +282,8 @@ static inline const char *postgres__field(const PGresult *error, int field)
     return text ? text : "";
 }
 
-/* After an error of this severity the server ends the session. libpq's own errors, which have no
- * SQLSTATE, mean that it no longer understands the server. */
+/* Does the error end the session? libpq's own errors, which have no SQLSTATE, mean that it cannot
+ * parse the server's data any more. */
 static inline bool postgres__is_fatal(const PGresult *error)
 {
     const char *severity = postgres__field(error, PG_DIAG_SEVERITY_NONLOCALIZED);
@@ -305,7 +308,7 @@ static inline void postgres__notice(void *arg, const PGresult *notice)
     postgres_db *db = arg;
     bool fatal = *postgres__field(notice, PG_DIAG_SQLSTATE) && postgres__is_fatal(notice);
     const char *text = postgres__field(notice, PG_DIAG_MESSAGE_PRIMARY);
-    if (fatal) { /* why the connection ends, which libpq will see next */
+    if (fatal) { /* the reason for the end that libpq will notice next */
         postgres__fail(db, -ECONNRESET, postgres__field(notice, PG_DIAG_SQLSTATE), text);
         db->lost = true;
     } else if (db->on_notice) {
@@ -315,7 +318,8 @@ static inline void postgres__notice(void *arg, const PGresult *notice)
 
 /* ---- opening and closing -------------------------------------------------------------------- */
 
-/* A connection on its way. The task and each job hold it, as a cancel leaves the job alone. */
+/* A connection being opened. The task and each job hold a reference, because a cancel abandons the
+ * job. */
 typedef struct postgres__opening {
     int holders;
     char *conninfo;
@@ -340,11 +344,11 @@ static inline int postgres__poll_here(void *arg) /* it blocks */
     o->conn = PQconnectStart(o->conninfo);
     if (!o->conn)
         return -ENOMEM;
-    PQsetErrorVerbosity(o->conn, PQERRORS_VERBOSE); /* else no SQLSTATE is in its words */
+    PQsetErrorVerbosity(o->conn, PQERRORS_VERBOSE); /* else its messages lack the SQLSTATE */
     return PQstatus(o->conn) == CONNECTION_BAD ? PGRES_POLLING_FAILED : PGRES_POLLING_WRITING;
 }
 
-/* libpq says why it could not connect in words alone: "FATAL:  3D000: database ...". */
+/* libpq reports why it could not connect only as text: "FATAL: 3D000: database ...". */
 static inline int postgres__refused(postgres_db *db, PGconn *conn)
 {
     const char *words = PQerrorMessage(conn), *colon = strstr(words, ":  ");
@@ -420,7 +424,7 @@ static inline int postgres_open(postgres_db *db)
 
 /* ---- waiting -------------------------------------------------------------------------------- */
 
-/* Is another task inside a call, or has it a transaction open? */
+/* Is another task inside a call, or does it have a transaction open? */
 static inline bool postgres__is_others(const postgres_db *db)
 {
     return db->inside || (db->owner && db->owner != conc_self());
@@ -446,15 +450,15 @@ static inline int postgres__enter(postgres_db *db, uint64_t stream)
     return 0;
 }
 
-/* Waits until something came from the server, and takes it in. */
+/* Waits for data from the server and reads it. */
 static inline int postgres__read(postgres_db *db)
 {
     CONC_TRY(conc_wait_fd(PQsocket(db->conn), CONC_READABLE));
     return PQconsumeInput(db->conn) ? 0 : postgres__broken(db);
 }
 
-/* Sends all that libpq still holds. The server may have to be read from meanwhile: it does not
- * read while its own answer is stuck. */
+/* Sends what libpq has buffered. Reads meanwhile, because the server does not read while its own
+ * reply is stuck. */
 static inline int postgres__flush(postgres_db *db)
 {
     int left;
@@ -466,8 +470,8 @@ static inline int postgres__flush(postgres_db *db)
     return left ? postgres__broken(db) : 0;
 }
 
-/* The next part of the answer, NULL after the last. Parts that lie ready need no wait: then the
- * other tasks get their turn from time to time. */
+/* Gets the next part of the reply, NULL after the last. Parts that have already arrived need no
+ * wait, so it yields to other tasks from time to time. */
 static inline int postgres__fetch(postgres_db *db, PGresult **part)
 {
     if (++db->parts % 64 == 0)
@@ -481,7 +485,7 @@ static inline int postgres__fetch(postgres_db *db, PGresult **part)
 
 /* ---- one statement -------------------------------------------------------------------------- */
 
-/* The answer is not taken: the statement fails with rc, and is ended if it is not yet. */
+/* Refuses the reply: the statement fails with rc, and is cancelled if it still runs. */
 static inline int postgres__refuse(postgres_result *r, int rc, const char *text)
 {
     r->refused = rc;
@@ -489,7 +493,7 @@ static inline int postgres__refuse(postgres_result *r, int rc, const char *text)
     return r->stopping ? 0 : rc;
 }
 
-/* Adds a row to those before. */
+/* Appends a row to the result. */
 static inline int postgres__append(postgres_result *r, PGresult *one)
 {
     if (r->refused)
@@ -509,8 +513,8 @@ static inline int postgres__append(postgres_result *r, PGresult *one)
     return 0;
 }
 
-/* The connection is closed: libpq cannot leave COPY FROM STDIN for sure if the statement is
- * cancelled at that moment, and a later statement would get a wrong answer. */
+/* Closes the connection: libpq cannot reliably leave COPY FROM STDIN if the statement is cancelled
+ * at that moment, and a later statement would get a wrong reply. */
 static inline int postgres__refuse_copy(postgres_db *db)
 {
     postgres__lose(db, "COPY FROM STDIN and TO STDOUT are not supported here");
@@ -524,7 +528,8 @@ static inline void postgres__show(postgres_result *r, PGresult *part)
     r->row = 0;
 }
 
-/* Takes a part of the answer: 1 if it is a row for the reader of a stream. */
+/* Handles a part of the reply, which it owns. Returns 1 if it is a row for the reader of a
+ * stream. */
 static inline int postgres__take(postgres_result *r, PGresult *part)
 {
     int rc = 0;
@@ -541,7 +546,7 @@ static inline int postgres__take(postgres_result *r, PGresult *part)
     case PGRES_COMMAND_OK:
     case PGRES_EMPTY_QUERY:
         if (r->data && !r->streams)
-            break; /* the rows came before */
+            break; /* the rows were appended before */
         postgres__show(r, part);
         return 0;
     case PGRES_COPY_IN:
@@ -559,7 +564,7 @@ static inline int postgres__take(postgres_result *r, PGresult *part)
     return rc;
 }
 
-/* The next row for the reader of a stream: 1; 0: the answer was read to its end. */
+/* Reads the next row for the reader of a stream. Returns 1, or 0 at the end of the reply. */
 static inline int postgres__next_row(postgres_result *r)
 {
     for (;;) {
@@ -572,7 +577,7 @@ static inline int postgres__next_row(postgres_result *r)
     }
 }
 
-/* Reads the whole reply; continues one that was cut short before. */
+/* Reads the whole reply, or the rest of one that was interrupted. */
 static inline int postgres__collect(void *r)
 {
     int rc;
@@ -581,7 +586,7 @@ static inline int postgres__collect(void *r)
     return rc;
 }
 
-/* How many cancel requests may be under way: each one keeps a thread until the server answered. */
+/* Limits the cancel requests in progress: each occupies a thread until the server replies. */
 static inline conc_channel *postgres__requests(void)
 {
     static conc_channel requests = {.capacity = 3}; /* it only counts */
@@ -598,11 +603,11 @@ static inline void postgres__request_drop(void *cancel)
 {
     PQfreeCancel(cancel);
     int counted = conc_channel_try_recv(postgres__requests(), NULL);
-    (void)counted; /* this one was */
+    (void)counted; /* this request was counted */
 }
 
-/* Asks the server to cancel the running statement. It has done so on return: no later statement
- * can be hit. */
+/* Asks the server to cancel the running statement. On return the server has handled the request, so
+ * it cannot hit a later statement. */
 static inline int postgres__request_cancel(postgres_db *db)
 {
     CONC_TRY(conc_channel_send(postgres__requests(), NULL));
@@ -610,7 +615,7 @@ static inline int postgres__request_cancel(postgres_db *db)
     return conc_offload_abandon(postgres__request_here, cancel, postgres__request_drop);
 }
 
-/* Cancels the statement and reads the rest of its answer. A request that comes before the server
+/* Cancels the statement and reads the rest of its reply. A request that arrives before the server
  * has begun the statement has no effect, so it is repeated. */
 static inline int postgres__stop(void *arg)
 {
@@ -624,7 +629,7 @@ static inline int postgres__stop(void *arg)
     return rc;
 }
 
-/* Is an answer not read to its end? */
+/* Is a reply not read to its end? */
 static inline bool postgres__is_active(const postgres_db *db)
 {
     return PQtransactionStatus(db->conn) == PQTRANS_ACTIVE;
@@ -635,7 +640,8 @@ static inline double postgres__cancel_limit(const postgres_db *db)
     return db->cancel_limit > 0 ? db->cancel_limit : 5;
 }
 
-/* Ends a statement early. Returns why, or 0 if it was over before its cancel came. */
+/* Ends a statement early. Returns `why`, or 0 if the statement had completed before the cancel
+ * arrived. */
 static inline int postgres__abort(postgres_result *r, int why)
 {
     postgres_db *db = r->db;
@@ -653,7 +659,7 @@ static inline int postgres__abort(postgres_result *r, int why)
     return why;
 }
 
-/* Ends a call that read its answer, with rc: 0, or what cut it short. */
+/* Ends a call that has read its reply. rc is 0 or the error that cut it short. */
 static inline int postgres__finish(postgres_result *r, int rc)
 {
     postgres_db *db = r->db;
@@ -684,8 +690,8 @@ static inline int postgres__send(postgres_db *db, const char *const *words, size
                   : postgres__fail(db, -EINVAL, "", PQerrorMessage(db->conn));
 }
 
-/* Begins a statement: the connection is this task's if it returns 0. The rows that r has are
- * released after it was sent, as its parameters may be among them. */
+/* Begins a statement. If it returns 0, the task is inside a call. Frees the old rows of r after
+ * sending, because the parameters may be among them. */
 static inline int postgres__start(postgres_db *db, postgres_result *r, bool streams,
                                   const char *const *words, size_t n)
 {
@@ -765,7 +771,7 @@ static inline int postgres_next(postgres_result *r)
     return postgres__finish(r, rc);
 }
 
-/* Ends the stream that is open, if one is, without its result: that may be gone. */
+/* Ends the open stream, if any, without using its postgres_result, which may be gone. */
 static inline int postgres__end_stream(postgres_db *db)
 {
     postgres_result rest = {.db = db, .streams = true};
@@ -905,9 +911,9 @@ static inline bool postgres_usable(postgres_db *db)
     if (!db || !db->conn || db->inside || db->stream || db->owner)
         return false;
     db->statement[0] = 0;
-    /* twice: the server's last words, then the end */
+    /* twice: the server's last message, then the end */
     bool alive = PQconsumeInput(db->conn) && PQconsumeInput(db->conn);
-    (void)PQisBusy(db->conn); /* it looks at what came: notices */
+    (void)PQisBusy(db->conn); /* handles notices that arrived */
     if (!alive || db->lost)
         postgres__broken(db);
     return PQtransactionStatus(db->conn) == PQTRANS_IDLE;

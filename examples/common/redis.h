@@ -26,22 +26,24 @@
  * Waiting       redis_command, redis_pipeline_run, redis_subscribe and the like, and
  *               redis_next_message wait: scopes, time limits and cancels apply. Without any of
  *               them, and without .timeout, they wait for a hanging server as long as it hangs.
- * Cancels A command cancelled before its first byte was sent never reaches the server. Later, it
- *               may or may not run; its reply is dropped, and the client and other tasks continue.
- *               A .blocking client closes its connection, so that the server forgets the command:
- *               an element popped at that moment is lost.
- * Lost If the connection is lost before the reply, a command returns -ECONNRESET: it may or may not
- *               have run. If none of its bytes was sent, it is sent again. The next command
- *               reconnects, with AUTH and SELECT, and waits between attempts: .attempts, .delay and
- *               .max_delay. Tasks that wait for the same connection share its failure.
+ * Cancels       A command cancelled before its first byte was sent never reaches the server. Later,
+ *               it may or may not run; its reply is dropped, and the client and other tasks
+ *               continue. A .blocking client closes its connection, so that the server forgets the
+ *               command: an element popped at that moment is lost.
+ * Lost          If the connection is lost before the reply, a command returns -ECONNRESET: it may
+ *               or may not have run. If none of its bytes was sent, it is sent again. The next
+ *               command reconnects, with AUTH and SELECT, and waits between attempts: .attempts,
+ *               .delay and .max_delay. Tasks that wait for the same connection share its failure.
  * Errors        -EIO           the server replied with an error
- *               -EACCES the error was NOAUTH, WRONGPASS or NOPERM, or a reply to AUTH -ECONNRESET
- *               see above; -ECONNREFUSED and others of conc_dial -EPROTO the server sent a
- *               malformed or unsolicited reply -EMSGSIZE a reply is longer than .reply_limit
- *               -ETIMEDOUT .connect_timeout or .timeout expired, or a scope -EPIPE the client was
- *               closed during the call -EBUSY a second task uses a .blocking client or a
- *               subscription -EINVAL, -EPERM (not in a task, or in another run's), -ENOMEM,
- *               -ECANCELED -EPROTO, -EMSGSIZE and -ETIMEDOUT close the connection, and its other
+ *               -EACCES        the error was NOAUTH, WRONGPASS or NOPERM, or a reply to AUTH
+ *               -ECONNRESET    see above; -ECONNREFUSED and others of conc_dial
+ *               -EPROTO        the server sent a malformed or unsolicited reply
+ *               -EMSGSIZE      a reply is longer than .reply_limit
+ *               -ETIMEDOUT     .connect_timeout or .timeout expired, or a scope
+ *               -EPIPE         the client was closed during the call
+ *               -EBUSY         a second task uses a .blocking client or a subscription
+ *               -EINVAL, -EPERM (not in a task, or in another run's), -ENOMEM, -ECANCELED
+ *               After -EPROTO, -EMSGSIZE and -ETIMEDOUT the connection is closed, and its other
  *               commands return -ECONNRESET. The error's text is in conc_last_error(), separate for
  *               each task; a failed command's reply is also in *reply.
  * Not covered   TLS, RESP3, clusters, and replies nested deeper than hiredis reads (7 arrays in

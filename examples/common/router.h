@@ -19,26 +19,26 @@
  *         return router_answer(&r);
  *     }
  *
- * Routes. The first in the array whose method and pattern match is used. A pattern is a path whose
- *   segments are words or parameters: {name} is any nonempty text, {name:int} a 64-bit integer, and
- *   {name:path}, at the end, the rest with its slashes, or nothing. Segments are decoded one by
- *   one, so an encoded slash separates nothing. A GET route also serves HEAD. If only the method
- *   does not match, the response is 405 with Allow, and for OPTIONS 204 with Allow; if nothing
- *   matches, 404.
- * Middleware. Each is called in order, and calls router_next for the inner part: the next one,
- *   finally the route's handler. So its code before that runs on the way in, its code after that on
- *   the way out, in reverse order. One that does not call router_next must respond itself. The
- *   router's own surround everything, including 404; the route's surround its handler. router_next
- *   returns the handler's error; by then the client has a response.
- * Dependencies. A route's are opened before its handler, in order; one may need another:
- *   router_need opens it if necessary. All are closed in reverse order when the response has ended,
- *   even if the handler failed, was cancelled or its client left. Closing is hidden from cancels,
- *   and limited to .close_limit seconds each.
- * Errors. A handler or middleware returns a negative errno: if no byte of a response was sent, the
- *   client gets 500, or 503 for -ETIMEDOUT, without the text, which is for a log (conc_last_error);
- *   if the response has begun, it is cut short, and the connection ends.
+ * Routes. The first route in the array whose method and pattern match is used. A pattern is a path
+ *   whose segments are words or parameters: {name} is any nonempty text, {name:int} a 64-bit
+ *   integer, and {name:path}, at the end, the rest with its slashes, or nothing. Segments are
+ *   decoded one by one, so an encoded slash is no separator. A GET route also serves HEAD. If only
+ *   the method does not match, the response is 405 with Allow, or 204 with Allow for OPTIONS; if
+ *   nothing matches, it is 404.
+ * Middleware. The functions are called in order. Each calls router_next, which calls the next one
+ *   and finally the route's handler. So code before router_next runs on the way in, and code after
+ *   it on the way out, in reverse order. A function that does not call router_next must respond
+ *   itself. The router's middleware surrounds everything, including 404; the route's surrounds its
+ *   handler. router_next returns the handler's error; by then the client has a response.
+ * Dependencies. A route's dependencies are opened in order before its handler is called; one may
+ *   need another, which router_need opens if necessary. All are closed in reverse order after the
+ *   response, even if the handler failed, was cancelled or its client left. Closing is shielded
+ *   from cancels, for at most .close_limit seconds each.
+ * Errors. If a handler or middleware returns a negative errno before any byte of a response was
+ *   sent, the client gets 500, or 503 for -ETIMEDOUT. It does not get the error's text, which is
+ *   for a log (conc_last_error). A response that has begun is cut short, and the connection ends.
  *
- * Everything runs in the task that calls router_answer, which waits as the handler does. */
+ * Everything runs in the task that calls router_answer. */
 #ifndef ROUTER_H
 #define ROUTER_H
 
@@ -51,15 +51,15 @@
 /* ---- what you call -------------------------------------------------------------------------- */
 
 enum {
-    ROUTER_MOST = 6,      /* middlewares, and dependencies of a route */
-    ROUTER_SEGMENTS = 16, /* of a path, without those of {name:path} */
-    ROUTER_TEXT = 1024    /* bytes of a path, decoded; else 414 */
+    ROUTER_MOST = 6,      /* most middlewares, and most dependencies of a route */
+    ROUTER_SEGMENTS = 16, /* most segments of a path, without those of {name:path} */
+    ROUTER_TEXT = 1024    /* most bytes of a decoded path, else 414 */
 };
 
 typedef struct router_request router_request;
 
-/* A handler or a middleware: 0 or more, or a negative errno. ROUTER(f) is f with its name; ROUTE is
- * a router_route: ROUTE("GET", "/users", list_users, .needs = {&a_session}). */
+/* A handler or a middleware. Returns 0 or more, or a negative errno. ROUTER(f) is f with its name;
+ * ROUTE makes a router_route: ROUTE("GET", "/users", list_users, .needs = {&a_session}). */
 typedef int router_fn(router_request *r);
 typedef struct router_step {
     const char *name;
@@ -72,13 +72,14 @@ typedef struct router_step {
     {.method = method_, .pattern = pattern_, .handler = ROUTER(f), __VA_ARGS__}
 /* clang-format on */
 
-/* What handlers get as opened for their request: a session, a transaction, a permit. */
+/* Something that is opened for a request and passed to its handler: a session, a transaction, a
+ * permit. */
 typedef struct router_dependency {
     const char *name;
-    /* Opens it: 0 or more, and *value is what router_value returns. An error is the handler's. */
+    /* Opens it and sets *value, which router_value returns. An error counts as the handler's. */
     int (*open)(router_request *r, void **value);
-    /* Closes what was opened. rc is the handler's result: if negative, undo its work. An error is
-     * the request's, unless the handler failed before; the client has its answer already. */
+    /* Closes it. rc is the handler's result: if it is negative, undo the handler's work. An error
+     * becomes the request's, unless the handler has failed; the client already has its response. */
     int (*close)(router_request *r, void *value, int rc);
 } router_dependency;
 
@@ -86,7 +87,7 @@ typedef struct router_route {
     const char *method, *pattern;
     router_step handler;
     router_step middleware[ROUTER_MOST];         /* the first is the outermost */
-    const router_dependency *needs[ROUTER_MOST]; /* to be open before the handler is called */
+    const router_dependency *needs[ROUTER_MOST]; /* opened before the handler is called */
 } router_route;
 
 typedef struct router {
@@ -94,32 +95,32 @@ typedef struct router {
     size_t route_count;
     router_step middleware[ROUTER_MOST]; /* around every request; the first is the outermost */
     double close_limit;                  /* seconds to close a dependency; 0: 5 */
-    /* answers with an error of the router's: 400, 404, 405, 414, 500 or 503. NULL: as text */
+    /* responds with an error: 400, 404, 405, 414, 500 or 503. NULL: as text */
     int (*answer_error)(router_request *r, int status, const char *reason);
-    /* called with each event: "in" or "out" of a middleware or handler, "open" or "close" of a
-     * dependency, and its name. NULL: not called */
+    /* called for each event: "in" or "out" of a middleware or handler, "open" or "close" of a
+     * dependency, with its name. NULL: not called */
     void (*trace)(router_request *r, const char *event, const char *name);
 } router;
 
 typedef struct router__parameter {
-    const char *name; /* in the pattern: the next n bytes */
+    const char *name; /* in the pattern, n bytes */
     size_t n;
     const char *text;
     int64_t number; /* of {name:int} */
 } router__parameter;
 
 struct router_request {
-    /* To be set before router_answer, the rest being zero */
+    /* To be set before router_answer; the rest is zero */
     const router *router;
     http_connection *http;
     int fd;    /* the connection's socket, for router_watch_client; -1: none */
     void *app; /* yours */
 
     /* For handlers and middleware */
-    const router_route *route; /* NULL: none fits */
+    const router_route *route; /* NULL: none matches */
 
     /* private */
-    int refusal; /* the status if there is no route */
+    int refusal; /* the status to respond with if there is no route */
     const router_step *steps[2 * ROUTER_MOST];
     size_t step, step_count;
     int result, open_count; /* result: the handler's */
@@ -130,38 +131,40 @@ struct router_request {
     router__parameter parameters[ROUTER_SEGMENTS];
     size_t parameter_count, segment_count, text_used;
     const char *segments[ROUTER_SEGMENTS + 1]; /* decoded, in text */
-    const char *raw[ROUTER_SEGMENTS + 1];      /* where they begin in the path */
+    const char *raw[ROUTER_SEGMENTS + 1];      /* where each begins in the path */
     const char *rest;                          /* of {name:path}, else NULL */
     char text[ROUTER_TEXT];
 };
 
-/* Answers one request. 0: the connection may go on with http_next. Negative: it must end; the
- * response was cut short, or the task cancelled. Waits. */
+/* Answers one request. Returns 0 if the connection may continue with http_next. After an error it
+ * must end: the response was cut short, or the task cancelled. Waits as the handler does. */
 static inline int router_answer(router_request *r);
 
-/* In a middleware: what lies inside, once. Returns the handler's result. -EINVAL: called before. */
+/* Called by a middleware, once: runs what it surrounds. Returns the handler's result. -EINVAL:
+ * called twice. */
 static inline int router_next(router_request *r);
 
-/* The value of a parameter of the route: its text, decoded, or NULL; its number, or 0. */
+/* Return the value of a parameter of the route: its decoded text, or NULL; its number, or 0. */
 static inline const char *router_text(const router_request *r, const char *name);
 static inline int64_t router_int(const router_request *r, const char *name);
 
-/* Opens the dependency if it is not open in this request: 0 or more, and its value in *value (which
- * may be NULL). -ENOSPC: there are too many. */
+/* Opens the dependency if it is not open in this request, and stores its value in *value unless
+ * value is NULL. -ENOSPC: there are too many. */
 static inline int router_need(router_request *r, const router_dependency *d, void **value);
 
-/* The value of one that is open; else NULL. */
+/* Returns the value of an open dependency, else NULL. */
 static inline void *router_value(const router_request *r, const router_dependency *d);
 
-/* Answers in the way of the router's errors: with .answer_error. */
+/* Responds with an error, like the router itself: with .answer_error if it is set. */
 static inline int router_refuse(router_request *r, int status, const char *reason);
 
-/* A middleware for handlers that wait for long: when the client leaves, what lies inside is
- * cancelled, and the result is -ECONNRESET. As Go's net/http does, it takes a client that has shut
- * down its writing half for gone. Needs .fd. */
+/* A middleware for handlers that wait for long: when the client leaves, it cancels what it
+ * surrounds and returns -ECONNRESET. Like Go's net/http, it regards a client that has shut down its
+ * sending side as gone. Needs .fd. */
 static inline int router_watch_client(router_request *r);
 
-/* Are all patterns well-formed? 0, or -EINVAL with words. For the start of a program. */
+/* Checks that all patterns are well-formed, at the start of a program. -EINVAL: one is not; see
+ * conc_last_error. */
 static inline int router_check(const router *t);
 
 /* ---- parameters ----------------------------------------------------------------------------- */
@@ -192,7 +195,8 @@ static inline int64_t router_int(const router_request *r, const char *name)
 
 enum router__kind { ROUTER__WORD, ROUTER__TEXT, ROUTER__INT, ROUTER__PATH, ROUTER__BAD };
 
-/* What a segment of a pattern is, of n bytes; of a parameter its name's length in *name. */
+/* Returns the kind of a pattern's segment of n bytes. Sets *name to the length of a parameter's
+ * name. */
 static inline enum router__kind router__kind_of(const char *segment, size_t n, size_t *name)
 {
     if (n == 0 || *segment != '{')
@@ -230,8 +234,8 @@ static inline int router_check(const router *t)
     return 0;
 }
 
-/* Decodes n bytes of the path behind the text so far: the text. NULL: it cannot be, and .refusal is
- * the status for that. */
+/* Decodes n bytes of the path and appends them to r->text. Returns the text, or NULL with the
+ * status in .refusal. */
 static inline const char *router__decode(router_request *r, const char *raw, size_t n)
 {
     char *out = r->text + r->text_used;
@@ -244,8 +248,8 @@ static inline const char *router__decode(router_request *r, const char *raw, siz
     return out;
 }
 
-/* Splits the path into decoded segments, at most ROUTER_SEGMENTS and one that stands for all
- * others. */
+/* Splits the path into decoded segments, at most ROUTER_SEGMENTS + 1: one more than any route has,
+ * other than {name:path}. */
 static inline bool router__split(router_request *r)
 {
     for (const char *at = r->http->path; *at == '/' && r->segment_count <= ROUTER_SEGMENTS;) {
@@ -259,7 +263,7 @@ static inline bool router__split(router_request *r)
     return true;
 }
 
-/* A number of 64 bits, and nothing else. */
+/* Parses a 64-bit number, and nothing else. */
 static inline bool router__read_int(const char *text, int64_t *number)
 {
     const char *digits = text + (*text == '-');
@@ -272,7 +276,7 @@ static inline bool router__read_int(const char *text, int64_t *number)
     return is_number && fits;
 }
 
-/* Does segment i of the path fit the n bytes of the pattern? A parameter is added. */
+/* Does segment i of the path match the n bytes of the pattern? Adds a parameter. */
 static inline bool router__fits(router_request *r, size_t i, const char *segment, size_t n)
 {
     size_t name = 0;
@@ -288,7 +292,7 @@ static inline bool router__fits(router_request *r, size_t i, const char *segment
     return kind == ROUTER__PATH || *p->text;
 }
 
-/* Does the pattern fit? The parameters are filled in. */
+/* Does the pattern match the path? Sets the parameters. */
 static inline bool router__matches(router_request *r, const char *pattern)
 {
     size_t i = 0;
@@ -326,7 +330,7 @@ static inline void router__find_route(router_request *r)
     if (!r->route)
         return;
     r->refusal = 0;
-    if (!r->rest) /* else its text is the first of its segments only */
+    if (!r->rest) /* {name:path}: until here its text is only the first segment */
         return;
     router__parameter *last = &r->parameters[r->parameter_count - 1];
     last->text = router__decode(r, r->rest, strlen(r->rest));
@@ -343,7 +347,7 @@ static inline int router_refuse(router_request *r, int status, const char *reaso
     return http_printf(r->http, status, "%s\n", reason);
 }
 
-/* Adds a method to a list, once. */
+/* Adds a method to a list unless it is there. */
 static inline void router__add_method(char *list, size_t size, const char *method)
 {
     size_t n = strlen(method), used = strlen(list);
@@ -356,7 +360,7 @@ static inline void router__add_method(char *list, size_t size, const char *metho
         snprintf(list + used, size - used, "%s%s", used ? ", " : "", method);
 }
 
-/* 405, or 204 for OPTIONS, with the methods that the path has. */
+/* Responds with 405, or 204 for OPTIONS, and the methods that the path has. */
 static inline int router__answer_allowed(router_request *r)
 {
     char allow[256] = "";
@@ -389,8 +393,8 @@ static inline int router__answer_unrouted(router_request *r)
     return router_refuse(r, 404, "there is nothing at this path");
 }
 
-/* The handler failed with rc. If no byte of a response was sent, its client is told, in no detail.
- * Keeps the words of the error. */
+/* The handler failed with rc. Tells the client, without details, if no byte of a response was sent.
+ * Keeps the text of the last error. */
 static inline void router__apologise(router_request *r, int rc)
 {
     char words[128];
@@ -433,7 +437,7 @@ static inline int router_need(router_request *r, const router_dependency *d, voi
     int i = router__index(r, d);
     if (i < 0) {
         router__trace(r, "open", d->name);
-        CONC_TRY(d->open(r, &opened)); /* may open others, which are then before it */
+        CONC_TRY(d->open(r, &opened)); /* may open others, which then precede it */
         i = r->open_count;
         bool has_room = i < ROUTER_MOST;
         if (!has_room) {
@@ -449,7 +453,7 @@ static inline int router_need(router_request *r, const router_dependency *d, voi
     return 0;
 }
 
-/* Closes the one that was opened last. */
+/* Closes the dependency that was opened last. */
 static inline int router__close_last(void *arg)
 {
     router_request *r = arg;
@@ -458,7 +462,7 @@ static inline int router__close_last(void *arg)
     return d->close ? d->close(r, r->open[r->open_count].value, r->result) : 0;
 }
 
-/* Closes all: the handler's result, or the first error of a close. */
+/* Closes all dependencies. Returns the handler's error, or else the first error of a close. */
 static inline int router__close_all(router_request *r)
 {
     char words[128] = "";
@@ -494,7 +498,8 @@ static inline int router__call_handler(router_request *r)
     return is_unfinished ? http_end(r->http) : 0;
 }
 
-/* The innermost part: the handler with its dependencies, or the answer that there is none. */
+/* Runs the innermost part: the handler with its dependencies, or the response that there is
+ * none. */
 static inline int router__answer(router_request *r)
 {
     if (!r->route)
@@ -548,8 +553,8 @@ static inline int router_answer(router_request *r)
 
 /* ---- a client that leaves ------------------------------------------------------------------- */
 
-/* Waits until the client ends its side. Bytes of a next request may lie before that: then it looks
- * again and again. */
+/* Waits until the client has shut down its side. Polls while unread bytes of a next request make
+ * the socket readable. */
 static inline int router__await_hang_up(void *arg)
 {
     enum { HANG_UP = 0x2000 /* POLLRDHUP, which <poll.h> hides without _GNU_SOURCE */ };
@@ -570,7 +575,7 @@ static inline int router_watch_client(router_request *r)
     if (r->fd < 0)
         return router_next(r);
     CONC_TRY_IN(&g, conc_spawn(&g, router__await_hang_up, r));
-    int rc = router_next(r); /* the watcher's error cancels it */
+    int rc = router_next(r); /* cancelled if the watcher fails */
     conc_group_cancel(&g);
     int watched = conc_group_wait(&g);
     return rc == -ECANCELED && watched < 0 ? watched : rc;

@@ -21,8 +21,8 @@
  * Include conc_pool.h and conc_sync.h (or the single conc.h) first. Compile with -lsqlite3
  * (Debian: libsqlite3-dev); SQLite 3.20 or later, built with threads, which is the default.
  *
- *   Tasks Any number of tasks of one run may use a connection: they take turns, first come, first
- *             served. Parallel work needs separate connections.
+ *   Tasks     Any number of tasks of one run may use a connection: they take turns, first come,
+ *             first served. Parallel work needs separate connections.
  *   Waiting   Every call waits, except sqlite_next on rows in memory, sqlite_rows_close on fully
  *             read rows, and the calls that make a value. -ECANCELED means that the call had no
  *             effect, except for a text of several statements outside a transaction: those before
@@ -39,15 +39,19 @@
  *   Errors    Negative errno; the connection's .error describes the newest one, with the database,
  *             SQLite's message, and the statement (except for -ECANCELED), as does conc_last_error.
  *             .code is SQLite's own code.
- *                 -EBUSY others held the lock until .busy_timeout had passed -EEXIST this value of
- *                 a UNIQUE or PRIMARY KEY exists already -EDOM another constraint: NOT NULL, CHECK,
- *                 FOREIGN KEY; wrong type -EINVAL an error in the SQL, too few or many values, bad
- *                 arguments -EBADMSG not a database, or a damaged one -ENOSPC the disk is full
- *                 -EROFS read-only -ENOENT, -EACCES, -EISDIR... the file cannot be opened -EMSGSIZE
- *                 the rows need more memory than .limit, or a value is too long -ENOTRECOVERABLE
- *                 the enclosing transaction was rolled back after an error -EBADF the connection is
- *                 not open -EPERM not in a task; rows of another task; after a fork -EIO, -ENOMEM,
- *                 -EAGAIN (no thread) and those of the system
+ *                 -EBUSY            others held the lock until .busy_timeout had passed
+ *                 -EEXIST           this value of a UNIQUE or PRIMARY KEY exists already
+ *                 -EDOM             another constraint: NOT NULL, CHECK, FOREIGN KEY; wrong type
+ *                 -EINVAL           an error in the SQL, too few or many values, bad arguments
+ *                 -EBADMSG          not a database, or a damaged one
+ *                 -ENOSPC           the disk is full
+ *                 -EROFS            read-only
+ *                 -ENOENT, -EACCES, -EISDIR...   the file cannot be opened
+ *                 -EMSGSIZE         the rows need more memory than .limit, or a value is too long
+ *                 -ENOTRECOVERABLE  the enclosing transaction was rolled back after an error
+ *                 -EBADF            the connection is not open
+ *                 -EPERM            not in a task; rows of another task; after a fork
+ *                 -EIO, -ENOMEM, -EAGAIN (no thread) and those of the system
  *   Forks     A forked child opens its own connections.
  *   Not here  Backup, incremental blobs, your own SQL functions: sqlite_call. One large transaction
  *             is much faster than many small ones, in SQLite and here. */
@@ -191,8 +195,8 @@ static inline int sqlite_next(sqlite_rows *rows);
 static inline int sqlite_rows_close(sqlite_rows *rows);
 CONC_AUTO_TYPE(sqlite_rows, sqlite_rows_close);
 
-/* Stores the first number of the first row in *number. -ENOENT: there is no row. Waits. int
- *     sqlite_number(sqlite_db *db, int64_t *number, const char *sql, sqlite_value...); */
+/* Stores the first number of the first row in *number. -ENOENT: there is no row. Waits.
+ *     int sqlite_number(sqlite_db *db, int64_t *number, const char *sql, sqlite_value...); */
 #define sqlite_number(db, number, ...) \
     sqlite__number((db), (number), sqlite__first(__VA_ARGS__, 0), sqlite__values(__VA_ARGS__))
 

@@ -1,7 +1,7 @@
 /* tls.h - TLS for conc: an encrypted conc_stream, with OpenSSL 3
  *
- * A tls_connection has a conc_stream inside: whatever runs on a stream (lines, HTTP, WebSocket)
- * runs over TLS. A client always checks the server's certificate and name.
+ * A tls_connection contains a conc_stream, so everything that runs on a stream (lines, HTTP,
+ * WebSocket) runs over TLS. A client always checks the server's certificate and name.
  *
  *     #define CONC_IMPLEMENTATION
  *     #include "conc_sync.h"
@@ -24,7 +24,7 @@
  *         return conc_main(ask, &context);
  *     }
  *
- * The handler of a conc_server, whose context tls_context_open_server has opened:
+ * A handler of a conc_server, with a context opened by tls_context_open_server:
  *
  *     static int serve_one(int fd, void *context)
  *     {
@@ -33,33 +33,33 @@
  *         return (int)conc_stream_printf(&t.stream, "hello\n");
  *     }
  *
- * STARTTLS: tls_upgrade continues with an open stream.
+ * For STARTTLS, tls_upgrade encrypts a stream that is already open.
  *
  * Compile with -lssl -lcrypto (Debian: libssl-dev; Fedora: openssl-devel; Alpine: openssl-dev).
  * Names such as example.org are looked up if the program also includes conc_pool.h.
  *
  * Results   0, or a negative errno. The text, which names the peer and OpenSSL's reason, is in
  *           .error of the context or connection, and in conc_last_error, truncated to 127 bytes.
- *             -EACCES       the peer's certificate is not accepted: "localhost: certificate has
+ *             -EACCES       the peer's certificate was refused: "localhost: certificate has
  *                           expired", "hostname mismatch", "self-signed certificate", ...
  *             -EPROTO       any other TLS error: no TLS at all, an altered record, an alert
  *             -ECONNRESET   the connection ended without TLS's close_notify: an attacker, or a
  *                           careless peer, may have cut off the rest
  *             -ETIMEDOUT    the handshake took longer than .handshake_timeout
- *             -EPIPE        a write after the connection has failed; .error says how
+ *             -EPIPE        a write after the connection has failed; .error says why
  *             -EINVAL, -EBUSY, -ENOMEM, and what conc_dial and the stream calls return
- * Waiting   tls_connect, tls_accept, tls_upgrade, tls_close, and conc's stream calls: each can be
- *           cancelled and limited. tls_context_open_* read files and block: call them before the
- *           run, or through conc_offload. A handshake blocks the loop for a millisecond or less,
- *           five with a 4096-bit RSA key.
+ * Waiting   tls_connect, tls_accept, tls_upgrade, tls_close, and conc's stream calls: cancels and
+ *           time limits apply. tls_context_open_* read files and block: call them before the run,
+ *           or through conc_offload. A handshake blocks the loop for at most 1 ms, or 5 ms with a
+ *           4096-bit RSA key.
  * Cancel    in a handshake: nothing stays open (a stream passed to tls_upgrade becomes unusable).
- *           In a read: nothing is lost. In a write or flush: the connection stays usable; the rest
- *           of the record being sent, at most 16 KiB, goes out first in the next write, read,
- *           shutdown or close; a flush alone does not wait for it. A connection closed in a
- *           cancelled task sends no close_notify: its peer sees that it was cut short.
+ *           In a read: nothing is lost. In a write or flush: the connection stays usable; the next
+ *           write, read, shutdown or close first sends the rest of the current record, at most 16
+ *           KiB; a flush alone does not wait for it. A connection closed in a cancelled task sends
+ *           no close_notify, so that its peer can tell that it was cut short.
  * Tasks     one task may read while others write. A context serves any number of connections, even
  *           of several threads' loops, and must stay open until their handshakes are over.
- * Stacks    a task that makes a handshake needs 32 KiB.
+ * Stacks    a task needs 32 KiB for a handshake.
  *
  * TLS 1.2 and later, with OpenSSL's choice of ciphers. Renegotiation is refused; session tickets
  * and key updates are handled. Not covered: keys with a password, certificates chosen by the
@@ -83,18 +83,18 @@
 
 /* ---- what you call ---- */
 
-/* What many connections share. Set the options, then open it; do not move it while it is open.
- * Files are in PEM format. */
+/* The settings that connections share. Set the options, then open it; do not move it while it is
+ * open. Files are in PEM format. */
 typedef struct tls_context {
-    /* certificates that are trusted to sign the peer's. A client's: NULL: the system's; to accept
-     * one self-signed certificate, name its file. A server's: NULL: clients need no certificate */
+    /* certificates trusted to sign the peer's. In a client NULL means the system's; to accept one
+     * self-signed certificate, name its file. In a server NULL means that clients need none */
     const char *ca_file;
-    /* this side's certificate, and behind it those that lead to the trusted one. A server needs
-     * one; a client may */
+    /* this side's certificate, followed by those that lead to the trusted one. Required in a
+     * server, optional in a client */
     const char *certificate_file;
     const char *key_file; /* its private key, without a password; NULL: in certificate_file */
     const char *alpn;     /* protocols in order of preference: "h2,http/1.1"; NULL: none */
-    /* a server with a ca_file: clients may have no certificate; connection.subject tells */
+    /* in a server with a ca_file: clients may lack a certificate; see connection.subject */
     bool client_may_be_anonymous;
     double handshake_timeout; /* seconds; 0: 60; CONC_FOREVER: no limit */
     char error[256];          /* why the open failed */
@@ -105,61 +105,62 @@ typedef struct tls_context {
     unsigned protocols_size;
 } tls_context;
 
-/* Reads the files and opens the context for clients, or for servers: 0. It blocks. From anywhere.
- * Errors: -ENOENT and others of the system's (a file), -EPROTO (what is in it), -EINVAL (open
- * already, a server without a certificate, alpn), -ENOMEM. */
+/* Reads the files and opens the context for clients or servers. Blocks. May be called anywhere.
+ * Errors: -ENOENT and other system errors (a file), -EPROTO (its content), -EINVAL (already open, a
+ * server without a certificate, alpn), -ENOMEM. */
 static inline int tls_context_open_client(tls_context *c);
 static inline int tls_context_open_server(tls_context *c);
 
-/* Closes it. Open connections continue. From anywhere; twice, or unopened, is fine. */
+/* Closes it. Open connections continue. May be called anywhere, twice, or on an unopened
+ * context. */
 static inline void tls_context_close(tls_context *c);
 
 enum { TLS_NAME_SIZE = 32 };
 
-/* One connection. The stream's options, limit and buffer_size, are yours to set before. It stays
- * where it is until it is closed. */
+/* One connection. You may set the stream's options limit and buffer_size before it is opened. Do
+ * not move it until it is closed. */
 typedef struct tls_connection {
-    conc_stream stream; /* for reading and writing, as soon as the connection is open */
+    conc_stream stream; /* for reading and writing while the connection is open */
     /* read only: */
-    char alpn[TLS_NAME_SIZE]; /* the protocol that both sides agreed on; "": none */
-    char subject[256];        /* of the peer's certificate: "/CN=alice"; "": it has none */
+    char alpn[TLS_NAME_SIZE]; /* the negotiated protocol; "": none */
+    char subject[256];        /* of the peer's certificate: "/CN=alice"; "": no certificate */
     char peer[260];           /* the server's name, or the client's address */
-    char error[400];          /* the newest error, in words */
-    SSL *ssl;                 /* for questions to OpenSSL, such as SSL_get_version(t.ssl) */
+    char error[400];          /* the newest error */
+    SSL *ssl;                 /* for OpenSSL's functions, such as SSL_get_version(t.ssl) */
     /* private */
     BIO *in, *out;      /* received, not yet decrypted; encrypted, not yet sent */
-    conc_stream *plain; /* where that comes from and goes to */
-    conc_stream own;    /* the same, unless the caller gave one */
+    conc_stream *plain; /* the stream for encrypted bytes */
+    conc_stream own;    /* *plain, unless the caller passed one */
     int fd;             /* of own, else -1 */
     conc_lock sending;
-    char chunk[4096]; /* bytes taken from out, of which those from start to end are not in plain */
+    char chunk[4096]; /* bytes read from out; those from start to end are not yet in plain */
     int start, end;
     double handshake_timeout;
-    bool is_open, feeding; /* feeding: a task waits for encrypted bytes */
-    bool cut;              /* a write was cancelled, and the rest of its record is not sent */
-    bool broken;           /* nothing more can be written */
+    bool is_open, feeding; /* feeding: a task is waiting for encrypted bytes */
+    bool cut;              /* a write was cancelled, and the rest of its record is unsent */
+    bool broken;           /* writing is impossible */
 } tls_connection;
 
-/* Connects to "host:port" and makes the handshake, in which the server has to prove that it is
- * `host`: 0. Waits. In TLS 1.3 a server that does not like the client's certificate says so later:
- * the first read returns that. */
+/* Connects to "host:port" and makes the handshake, in which the server must prove that it is
+ * `host`. Waits. In TLS 1.3 a server reports only later that it refuses the client's certificate:
+ * the first read returns the error. */
 static inline int tls_connect(tls_connection *t, const tls_context *c, const char *address);
 
-/* Makes a server's handshake on fd, and owns it: whatever is returned, the connection closes it.
+/* Makes a server's handshake on fd. The connection owns fd and closes it, even after an error.
  * Waits. */
 static inline int tls_accept(tls_connection *t, const tls_context *c, int fd);
 
-/* Makes the handshake on a stream that is open, as of STARTTLS, a proxy, or another TLS; host is
- * the name that the server has to prove, and NULL if this is the server. The stream stays yours:
- * use it no more, and close it after the connection. What it has read ahead counts as encrypted, so
- * that nobody can slip plain text in. Waits. */
+/* Makes the handshake on an open stream, for STARTTLS, a proxy, or TLS inside TLS. host is the name
+ * that the server must prove; pass NULL if this side is the server. The caller still owns the
+ * stream: do not use it any more, and close it after the connection. Bytes that it has read ahead
+ * are treated as encrypted, so that nobody can inject plain text. Waits. */
 static inline int tls_upgrade(tls_connection *t, const tls_context *c, conc_stream *plain,
                               const char *host);
 
-/* Flushes, sends close_notify and closes; conc_stream_close(&t->stream) does the same. It does not
- * wait for the peer's close_notify: if it matters that the peer has read everything,
- * conc_stream_shutdown(&t->stream), and read until the end, before. Otherwise what it says is what
- * conc_stream_close says. -EBUSY: the handshake is under way in another task. */
+/* Flushes, sends close_notify and closes; conc_stream_close(&t->stream) does the same. Does not
+ * wait for the peer's close_notify: if the peer must have read everything, call
+ * conc_stream_shutdown(&t->stream) and read until the end first. Returns what conc_stream_close
+ * returns. -EBUSY: another task is making the handshake. */
 static inline int tls_close(tls_connection *t);
 
 CONC_AUTO_TYPE(tls_context, tls_context_close);
@@ -167,8 +168,8 @@ CONC_AUTO_TYPE(tls_connection, tls_close);
 
 /* ---- errors ---- */
 
-/* Puts the reason in words: returns its errno. OpenSSL's queue of errors is the thread's: this
- * comes before anything that waits. */
+/* Describes OpenSSL's oldest error in *words and returns its errno. OpenSSL's error queue belongs
+ * to the thread, so call this before anything that waits. */
 static inline int tls__reason(const SSL *ssl, const char **words)
 {
     unsigned long first = ERR_peek_error();
@@ -192,14 +193,14 @@ static inline int tls__reason(const SSL *ssl, const char **words)
     return rc;
 }
 
-/* rc, with words in c->error. */
+/* Sets c->error and returns rc. */
 static inline int tls__context_fail(tls_context *c, int rc, const char *what, const char *words)
 {
     snprintf(c->error, sizeof c->error, "%s: %s", what, words);
     return conc_fail(rc, "%s", c->error);
 }
 
-/* rc, with words in t->error; a cancel is no error. */
+/* Sets t->error and returns rc. A cancel leaves it unchanged. */
 static inline int tls__fail(tls_connection *t, int rc, const char *words)
 {
     if (rc == -ECANCELED)
@@ -208,7 +209,7 @@ static inline int tls__fail(tls_connection *t, int rc, const char *words)
     return conc_fail(rc, "%s", t->error);
 }
 
-/* A call of OpenSSL's on the connection failed for good. */
+/* An OpenSSL call failed for good: marks the connection as broken. */
 static inline int tls__broke(tls_connection *t)
 {
     const char *words;
@@ -219,7 +220,7 @@ static inline int tls__broke(tls_connection *t)
 
 /* ---- contexts ---- */
 
-/* OpenSSL would ask for it at the terminal. */
+/* Notes that a key has a password, for which OpenSSL would otherwise ask at the terminal. */
 static inline int tls__no_password(char *buf, int size, int writing, void *asked)
 {
     (void)buf, (void)size, (void)writing;
@@ -227,7 +228,7 @@ static inline int tls__no_password(char *buf, int size, int writing, void *asked
     return -1;
 }
 
-/* "h2,http/1.1" becomes "\2h2\10http/1.1": 0 or -EINVAL. */
+/* Converts "h2,http/1.1" to "\2h2\10http/1.1". Returns 0 or -EINVAL. */
 static inline int tls__pack_protocols(tls_context *c)
 {
     const char *name = c->alpn;
@@ -245,7 +246,7 @@ static inline int tls__pack_protocols(tls_context *c)
     return 0;
 }
 
-/* A server's choice among the protocols that a client offers. */
+/* Chooses among the protocols that a client offers. */
 static inline int tls__choose_protocol(SSL *ssl, const unsigned char **chosen, unsigned char *size,
                                        const unsigned char *offered, unsigned offered_size,
                                        void *context)
@@ -271,8 +272,8 @@ static inline int tls__use_protocols(tls_context *c)
     return 0;
 }
 
-/* Trusts the system's certificates. OpenSSL's own default is a folder that it would read in the
- * middle of handshakes; so this looks for the same certificates in one file first. */
+/* Trusts the system's certificates. OpenSSL's own default is a folder that it would read during
+ * handshakes, so this first looks for the same certificates in one file. */
 static inline int tls__trust_system(SSL_CTX *s)
 {
     static const char *const bundles[] = {
@@ -289,7 +290,7 @@ static inline int tls__trust_system(SSL_CTX *s)
     return SSL_CTX_set_default_verify_paths(s);
 }
 
-/* Whose certificates are trusted, and whether the peer needs one. */
+/* Sets which certificates are trusted, and whether the peer needs one. */
 static inline int tls__use_trust(tls_context *c)
 {
     SSL_CTX *s = c->ssl_context;
@@ -300,7 +301,7 @@ static inline int tls__use_trust(tls_context *c)
     int ok = what ? SSL_CTX_load_verify_file(s, what) : tls__trust_system(s);
     if (ok && c->server) {
         STACK_OF(X509_NAME) *names = SSL_load_client_CA_file(what);
-        SSL_CTX_set_client_CA_list(s, names); /* tells clients whose certificates will do */
+        SSL_CTX_set_client_CA_list(s, names); /* tells clients which authorities are accepted */
         ok = names != NULL;
     }
     if (!ok) {
@@ -313,7 +314,7 @@ static inline int tls__use_trust(tls_context *c)
     return 0;
 }
 
-/* This side's own certificate and key. */
+/* Loads this side's certificate and key. */
 static inline int tls__use_certificate(tls_context *c)
 {
     SSL_CTX *s = c->ssl_context;
@@ -375,22 +376,22 @@ static inline void tls_context_close(tls_context *c)
 {
     if (!c)
         return;
-    SSL_CTX_free(c->ssl_context); /* connections have references of their own */
+    SSL_CTX_free(c->ssl_context); /* open connections hold references */
     c->ssl_context = NULL;
 }
 
 /* ---- a connection's bytes ----
  *
- * OpenSSL works on two buffers in memory, and never waits. Encrypted bytes move between those and
- * the plain stream:
+ * OpenSSL works on two memory buffers, and never waits. Encrypted bytes move between them and the
+ * plain stream:
  *
  *     stream.write -> SSL_write -> out -> chunk -> plain
  *     stream.read  <- SSL_read  <- in  <---------- plain
  *
- * No task waits inside OpenSSL, so two tasks are never in it at once. Reading makes bytes for out,
- * too: alerts. The task that moves bytes out of `out` holds the lock `sending`. */
+ * No task waits inside OpenSSL, so two tasks are never in it at once. Reading may put bytes into
+ * `out`, too: alerts. The task that moves bytes out of `out` holds the lock `sending`. */
 
-/* Moves what is encrypted to the plain stream: 0 or an error, after which the next call goes on. */
+/* Moves encrypted bytes to the plain stream. After an error the next call continues. */
 static inline int tls__hand_over(tls_connection *t)
 {
     for (;;) {
@@ -409,14 +410,14 @@ static inline int tls__hand_over(tls_connection *t)
     }
 }
 
-/* The same, and waits until the system has all of it. */
+/* The same, and waits until the system has accepted all of it. */
 static inline int tls__send(tls_connection *t)
 {
     int rc = tls__hand_over(t);
     if (rc == 0)
         rc = conc_stream_flush(t->plain);
     if (rc > 0)
-        rc = -ECANCELED; /* when a part was sent */
+        rc = -ECANCELED; /* cancelled after a part was sent */
     if (rc == 0)
         t->cut = false;
     if (rc == 0 || rc == -ECANCELED)
@@ -425,9 +426,9 @@ static inline int tls__send(tls_connection *t)
     return tls__fail(t, rc, conc_last_error());
 }
 
-/* A reader hands over the alerts that reading has made, unless a writer is at work, which takes
- * them along: the reader must not wait until the peer has read all that. The plain stream sends
- * them in its next read. An error comes again there. */
+/* Called by a reader: moves the alerts that reading has produced to the plain stream, which sends
+ * them in its next read. If a writer is active, it sends them instead, so that the reader need not
+ * wait until the peer has read everything. An error is ignored: the next read meets it again. */
 static inline void tls__answer(tls_connection *t)
 {
     if (!BIO_pending(t->out) || conc_lock_try_acquire(&t->sending))
@@ -436,7 +437,7 @@ static inline void tls__answer(tls_connection *t)
     conc_lock_release(&t->sending);
 }
 
-/* Waits for encrypted bytes: 0 or an error; -EAGAIN: another task does so already. */
+/* Waits for encrypted bytes. -EAGAIN: another task is waiting for them already. */
 static inline int tls__feed(tls_connection *t)
 {
     char bytes[4096];
@@ -453,8 +454,8 @@ static inline int tls__feed(tls_connection *t)
     return tls__fail(t, -ECONNRESET, "the connection ended without close_notify");
 }
 
-/* Makes the handshake: 0 or an error. Of the peer that hung up it reads the last words, which say
- * more than the error of sending. */
+/* Makes the handshake. If the peer has hung up, still reads its last alert, which says more than
+ * the send error. */
 static inline int tls__handshake(tls_connection *t)
 {
     for (;;) {
@@ -462,7 +463,7 @@ static inline int tls__handshake(tls_connection *t)
         int done = SSL_do_handshake(t->ssl), rc = 0;
         if (done != 1 && SSL_get_error(t->ssl, done) != SSL_ERROR_WANT_READ)
             rc = tls__broke(t);
-        int sent = tls__send(t); /* of an error the alert */
+        int sent = tls__send(t); /* after an error: the alert */
         bool hung_up = sent == -EPIPE || sent == -ECONNRESET;
         if (rc == 0 && !hung_up)
             rc = sent;
@@ -472,8 +473,8 @@ static inline int tls__handshake(tls_connection *t)
     }
 }
 
-/* After a handshake: if a message such as a session ticket has come in part, OpenSSL wants the
- * rest of it before it writes or shuts down. */
+/* Prepares for a write or shutdown after the handshake. If a message such as a session ticket has
+ * arrived in part, OpenSSL needs the rest first. */
 static inline int tls__ready_to_write(tls_connection *t)
 {
     if (t->broken)
@@ -503,8 +504,8 @@ static inline ssize_t tls__read(void *self, void *buf, size_t n)
     }
 }
 
-/* One record. It fits into the plain stream's buffer, which is empty: handing it over does not
- * wait, and what a cancelled call has not sent goes out while the next read waits. */
+/* Writes one record. It fits into the plain stream's buffer, which is empty, so moving it there
+ * does not wait, and the next read sends what a cancelled call has not. */
 static inline ssize_t tls__write_in_turn(tls_connection *t, const void *buf, size_t n)
 {
     const size_t most = 16000;
@@ -517,7 +518,7 @@ static inline ssize_t tls__write_in_turn(tls_connection *t, const void *buf, siz
     t->cut = rc == -ECANCELED;
     if (rc && !t->cut)
         return rc;
-    return (ssize_t)took; /* of a cancelled call, too: the record is made */
+    return (ssize_t)took; /* even if cancelled: the record is complete */
 }
 
 static inline ssize_t tls__write(void *self, const void *buf, size_t n)
@@ -529,7 +530,7 @@ static inline ssize_t tls__write(void *self, const void *buf, size_t n)
     return took;
 }
 
-/* Sends close_notify, which is made once. */
+/* Sends close_notify, once. */
 static inline int tls__shut_in_turn(tls_connection *t)
 {
     CONC_TRY(tls__ready_to_write(t));
@@ -549,8 +550,8 @@ static inline int tls__shutdown(void *self)
     return rc;
 }
 
-/* Frees everything. If unread bytes, such as a session ticket, were left in the socket, the system
- * would reset the connection, and lose what is on its way to the peer. */
+/* Frees everything. First reads what the socket has received, such as a session ticket: with unread
+ * bytes the system would reset the connection, and data in transit to the peer would be lost. */
 static inline int tls__release(void *self)
 {
     tls_connection *t = self;
@@ -567,8 +568,9 @@ static inline int tls__release(void *self)
     return rc;
 }
 
-/* No other call is under way, so this needs no turn. It never waits for the peer's bytes. After an
- * error, or when cancelled, it sends no close_notify: that was no proper end. */
+/* Closes the connection. No other call is running, so it needs no lock. It never waits for the
+ * peer's bytes. After an error or a cancel it sends no close_notify, because that was no proper
+ * end. */
 static inline int tls__close(void *self)
 {
     tls_connection *t = self;
@@ -578,27 +580,27 @@ static inline int tls__close(void *self)
     int closed = tls__release(t);
     rc = rc ? rc : closed;
     bool peer_left = rc == -EPIPE || rc == -ECONNRESET;
-    return peer_left && !cut ? 0 : rc; /* it does not miss close_notify, or an alert */
+    return peer_left && !cut ? 0 : rc; /* a peer that left misses nothing */
 }
 
 /* ---- opening ---- */
 
-/* The name that the server's certificate has to have. An empty one, and one with a dot before it,
- * would match more than one server. */
+/* Sets the name that the server's certificate must have. An empty name, or one that begins with a
+ * dot, would match more than one server. */
 static inline int tls__expect(tls_connection *t, const char *host)
 {
     X509_VERIFY_PARAM *checks = SSL_get0_param(t->ssl);
     if (!host || !*host || *host == '.')
         return tls__fail(t, -EINVAL, "a client needs the server's name, tls_connect host:port");
     X509_VERIFY_PARAM_set_hostflags(checks, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS);
-    if (X509_VERIFY_PARAM_set1_ip_asc(checks, host)) /* 0: it is no number */
+    if (X509_VERIFY_PARAM_set1_ip_asc(checks, host)) /* 0: not an IP address */
         return 0;
     if (!SSL_set1_host(t->ssl, host) || !SSL_set_tlsext_host_name(t->ssl, host))
         return tls__fail(t, -EINVAL, "not a server's name, or out of memory");
     return 0;
 }
 
-/* Checks the arguments, and makes what OpenSSL needs: 0, or an error. */
+/* Checks the arguments and creates OpenSSL's objects. */
 static inline int tls__prepare(tls_connection *t, const tls_context *c, const char *host)
 {
     if (!t)
@@ -622,7 +624,7 @@ static inline int tls__prepare(tls_connection *t, const tls_context *c, const ch
         tls__release(t);
         return tls__fail(t, -ENOMEM, "out of memory");
     }
-    SSL_set_bio(t->ssl, t->in, t->out); /* which owns them */
+    SSL_set_bio(t->ssl, t->in, t->out); /* takes ownership of both */
     if (c->server) {
         SSL_set_accept_state(t->ssl);
         return 0;
@@ -646,7 +648,7 @@ static inline void tls__remember_peer(tls_connection *t)
         X509_NAME_oneline(X509_get_subject_name(certificate), t->subject, sizeof t->subject);
 }
 
-/* Opens the connection on the plain stream; after an error nothing is left of it. */
+/* Opens the connection on the plain stream. After an error it is released. */
 static inline int tls__open_on(tls_connection *t, conc_stream *plain)
 {
     static const conc_transport transport = {tls__read, tls__write, tls__shutdown, tls__close};
@@ -667,7 +669,7 @@ static inline int tls__open_on(tls_connection *t, conc_stream *plain)
     return rc;
 }
 
-/* Opens it on fd, which is closed after an error. */
+/* Opens the connection on fd, and closes fd after an error. */
 static inline int tls__open_fd(tls_connection *t, int fd)
 {
     int rc = conc_stream_open(&t->own, fd);
@@ -680,7 +682,8 @@ static inline int tls__open_fd(tls_connection *t, int fd)
     return tls__fail(t, rc, conc_strerror(rc));
 }
 
-/* "localhost:443" and "[::1]:443" without port and brackets; "" if there is no name in it. */
+/* Copies the host of "localhost:443" or "[::1]:443" without port and brackets; "" if there is
+ * none. */
 static inline void tls__host_of(const char *address, char *host, size_t size)
 {
     const char *colon = address ? strrchr(address, ':') : NULL;
@@ -705,7 +708,7 @@ static inline int tls_connect(tls_connection *t, const tls_context *c, const cha
     int fd = conc_dial(address);
     if (fd >= 0)
         return tls__open_fd(t, fd);
-    snprintf(t->error, sizeof t->error, "%s", conc_last_error()); /* which names the address */
+    snprintf(t->error, sizeof t->error, "%s", conc_last_error()); /* which contains the address */
     tls__release(t);
     return fd;
 }

@@ -16,7 +16,8 @@
  *         return 0;
  *     }
  *
- * is an answer for http_serve, see http.h. A client opens a stream, on a socket or tls.h:
+ * is an answer function for http_serve, see http.h. A client opens a stream, on a socket or with
+ * tls.h:
  *
  *     CONC_AUTO(websocket, w) = {.stream = &stream};
  *     CONC_TRY(websocket_connect(&w, "/echo", "localhost:8080"));
@@ -24,31 +25,33 @@
  *     CONC_TRY(websocket_receive(&w, &m));
  *     CONC_TRY(websocket_end(&w, 1000, "goodbye"));
  *
- * To compile: -lwslay -lcrypto -lhttp_parser (Debian: libwslay-dev libssl-dev libhttp-parser-dev).
+ * Compile with -lwslay -lcrypto -lhttp_parser (Debian: libwslay-dev libssl-dev libhttp-parser-dev).
  *
  * Frames   wslay joins fragments, masks, answers pings and closes, and checks what RFC 6455
- *          demands. It closes violations with 1002 (the protocol), 1007 (text that is not UTF-8) or
- *          1009 (a message over max_message).
+ *          requires. Violations are closed with 1002 (the protocol), 1007 (text that is not UTF-8)
+ *          or 1009 (a message over max_message).
  * Closing  websocket_end closes properly. After the peer's close websocket_receive returns 0, and
- *          close_code and close_reason say how: 1005 is a close without a code, 1006 an end without
- *          a close. websocket_close alone just ends the connection, which the peer sees as 1006.
+ *          close_code and close_reason hold its code and reason: 1005 is a close without a code,
+ *          1006 an end without a close. websocket_close alone just ends the connection, which the
+ *          peer sees as 1006.
  * Silence  websocket_receive sends a ping when no byte has arrived for ping_interval, and gives up
- *          after the same time again. So one task should always be in websocket_receive, even if
- *          only sending matters: it also answers the peer's pings and closes.
- * Tasks    one task receives while any number send; messages are sent whole, in call order. A
- *          second websocket_receive is -EBUSY.
- * Errors   0 or a count, or a negative errno, with a text in .error and conc_last_error.
+ *          after another ping_interval. It also answers the peer's pings and closes, so one task
+ *          should always be in websocket_receive, even if the program only sends.
+ * Tasks    one task may receive while any number send; messages are sent whole, in call order. A
+ *          second websocket_receive returns -EBUSY.
+ * Errors   all calls return 0 or a count, or a negative errno, with a text in .error and
+ *          conc_last_error.
  *            -EPROTO       the peer broke the protocol, or refused the handshake
  *            -EMSGSIZE     its message was over max_message
- *            -ETIMEDOUT    it was silent, or did not reply to a close
+ *            -ETIMEDOUT    it was silent, or did not answer a close
  *            -EPIPE        the connection is closed
  *            -ENOBUFS      more than max_unsent is waiting to be sent; this message was not sent
  *            -EINVAL, -EBUSY, -ENOMEM, -EPERM, and those of the stream
- * Waiting  all calls here wait. After a cancel in websocket_receive nothing is lost. In
- *          websocket_send: -ECANCELED means that none of the message was sent; if some was, the
- *          call returns 0, and the next call that sends or receives sends the rest first. After a
- *          cancel in websocket_accept or websocket_connect the websocket is closed; in
- *          websocket_end, the close frame may have been sent.
+ * Waiting  all calls here wait. A cancel in websocket_receive loses nothing. In websocket_send,
+ *          -ECANCELED means that nothing of the message was sent; if part of it was, the call
+ *          returns 0, and the next call that sends or receives sends the rest first. A cancel in
+ *          websocket_accept or websocket_connect closes the websocket; in websocket_end, the close
+ *          frame may have been sent.
  * Memory   about 10 KiB per connection, plus messages in transit.
  *
  * Not covered: extensions (compression), subprotocols, messages passed in parts, websockets over
@@ -74,80 +77,83 @@
 enum { WEBSOCKET_TEXT = 1, WEBSOCKET_BINARY = 2 };
 
 typedef struct websocket {
-    /* Options, to be set before it is opened. 0: the default. CONC_FOREVER: no limit of time */
-    conc_stream *stream;  /* of a client: open; websocket_close closes it. A server's is http's */
-    size_t max_message;   /* bytes of a message that is received, else closed with 1009; 1 MiB */
-    size_t max_unsent;    /* bytes of messages that wait in websocket_send, of all tasks; 1 MiB */
-    double ping_interval; /* seconds without a byte until a ping, and then until it is given up; 30
+    /* Options, to be set before it is opened. 0: the default. CONC_FOREVER: no time limit */
+    conc_stream *stream;  /* a client's, open; websocket_close closes it. A server takes http's */
+    size_t max_message;   /* bytes of a received message, else closed with 1009; 1 MiB */
+    size_t max_unsent;    /* bytes that wait in websocket_send, for all tasks; 1 MiB */
+    double ping_interval; /* seconds of silence before a ping, and then before giving up; 30
                            */
     double close_timeout; /* seconds for the last frames in each direction; 5 */
 
     /* Read only */
-    int close_code;         /* how it was closed: the peer's code, or what it was told; 0: open */
-    char close_reason[124]; /* the peer's words; "" */
-    char error[160];        /* the newest error of the connection, in words; "": none */
+    int close_code;         /* the peer's close code, or the one sent to it; 0: open */
+    char close_reason[124]; /* the peer's reason, or "" */
+    char error[160];        /* the newest error of the connection; "": none */
 
     /* private */
     wslay_event_context_ptr wslay;
-    int state, failure; /* failure: what calls return in the state FAILED */
+    int state, failure; /* failure: what calls return in state FAILED */
     conc_lock sending;  /* the owner writes to the stream */
     conc_event over;    /* no longer OPEN */
     conc_event left;    /* inside is 0 */
-    http__text frames;  /* to be sent: whole frames */
-    http__text going;   /* those that the owner of `sending` writes; `gone` bytes are written */
-    http__text text;    /* the message that comes in, or was returned */
+    http__text frames;  /* whole frames to send */
+    http__text going;   /* frames that the owner of `sending` is writing; `gone` bytes are
+                           written */
+    http__text text;    /* the message being received, or the one that was returned */
     size_t gone, unsent;
-    unsigned char head[2]; /* of the frame that comes in: its first bytes, of which there are */
-    int head_size;         /* so many */
-    uint64_t frame_left;   /* bytes behind them */
+    unsigned char head[2]; /* of the frame being received: its first bytes, of which */
+    int head_size;         /* so many have arrived */
+    uint64_t frame_left;   /* bytes still missing after them */
     ssize_t came;          /* what the newest read of the stream returned */
     int inside;            /* calls that have not returned */
-    int broken;            /* wslay can receive no more: its error */
-    bool refused;          /* what comes in, by a callback here */
-    bool reading;          /* a call receives */
-    bool control;          /* the frame that comes in is a ping, pong or close */
-    bool silent;           /* the newest read waited for ping_interval in vain */
-    bool pinged;           /* and no byte has come since */
+    int broken;            /* the error after which wslay cannot receive */
+    bool refused;          /* a callback here has refused the received data */
+    bool reading;          /* a call is receiving */
+    bool control;          /* the frame being received is a ping, pong or close */
+    bool silent;           /* the newest read got nothing for ping_interval */
+    bool pinged;           /* a ping was sent, and no byte has arrived since */
     int type;      /* of the message in text, if it is complete and not returned yet; else 0 */
-    bool returned; /* text is a message that the caller has */
+    bool returned; /* `text` is a message that the caller has borrowed */
     bool no_memory, is_client;
 } websocket;
 
-/* A message. data has a NUL behind it, and is valid until the next receive or close. */
+/* A message. data is followed by a NUL, and valid until the next receive or close. */
 typedef struct websocket_message {
     int type; /* WEBSOCKET_TEXT, which is UTF-8, or WEBSOCKET_BINARY */
     const char *data;
     size_t size;
 } websocket_message;
 
-/* In an answer of http.h whose request asks for a websocket: accepts it, and takes the stream over.
- * Or refuses it: the client gets 400 or 426, and the result is -EPROTO. After any error there is
- * nothing more to answer, and http_serve knows what to do. */
+/* Accepts a request for a websocket, in an answer function of http.h, and takes over its stream. If
+ * it refuses the request, the client gets 400 or 426, and the result is -EPROTO. After an error the
+ * answer function just returns. */
 static inline int websocket_accept(websocket *w, http_connection *http);
 
-/* Opens a client on w->stream: asks for target ("/chat?room=1") of host ("localhost:8080"), and
- * waits for the answer. -EPROTO: the server refused, or is none; .error has its status line. */
+/* Opens a client on w->stream: requests target ("/chat?room=1") of host ("localhost:8080") and
+ * waits for the response. -EPROTO: the server refused, and .error has its status line, or it does
+ * not speak WebSocket. */
 static inline int websocket_connect(websocket *w, const char *target, const char *host);
 
-/* Waits for a message: 1, and *m is it; 0: the connection is closed, or has ended. */
+/* Waits for a message. Returns 1 with the message in *m, or 0 if the connection was closed or has
+ * ended. */
 static inline int websocket_receive(websocket *w, websocket_message *m);
 
-/* Sends a message of that type: 0 when the system has taken all of it. */
+/* Sends a message of this type. Returns 0 when the system has accepted all of it. */
 static inline int websocket_send(websocket *w, int type, const void *data, size_t size);
 
 /* Sends formatted text as a message. */
 static inline int websocket_printf(websocket *w, const char *format, ...)
     __attribute__((__format__(__printf__, 2, 3)));
 
-/* Sends a close with this code, 1000 in general, and a reason of at most 123 bytes, or NULL; then
- * waits until the peer has closed, too, and drops the messages that come before. A client then
- * waits for the server to end the connection. -ETIMEDOUT: there was no answer within close_timeout.
- * On a websocket that is closed already it does nothing. Call websocket_close in any case. */
+/* Sends a close with this code, usually 1000, and a reason of at most 123 bytes, or NULL. Then
+ * waits until the peer has closed, too, dropping messages until then. A client then waits for the
+ * server to end the connection. -ETIMEDOUT: there was no answer within close_timeout. On a closed
+ * websocket it does nothing. Call websocket_close in any case. */
 static inline int websocket_end(websocket *w, int code, const char *reason);
 
-/* Closes the stream, makes the calls of other tasks return -EPIPE, waits until they have, and
- * frees. Twice, or if it was never opened, it does nothing. Returns the error of the stream's
- * close; it is closed all the same. */
+/* Closes the stream, makes the calls of other tasks return -EPIPE, waits until they have returned,
+ * and frees everything. Closing twice, or an unopened websocket, does nothing. Returns the error of
+ * the stream's close; the stream is closed all the same. */
 static inline int websocket_close(websocket *w);
 CONC_AUTO_TYPE(websocket, websocket_close);
 
@@ -190,7 +196,7 @@ websocket__fail(websocket *w, int rc, const char *format, ...)
     return conc_fail(rc, "%s", w->error);
 }
 
-/* The stream failed, or the task was cancelled, which changes nothing. */
+/* The stream failed: marks the websocket as failed. A cancel changes nothing. */
 static inline int websocket__failed(websocket *w, int rc, const char *doing)
 {
     if (rc == -ECANCELED)
@@ -198,7 +204,7 @@ static inline int websocket__failed(websocket *w, int rc, const char *doing)
     return websocket__fail(w, rc, "%s: %s", doing, conc_last_error());
 }
 
-/* A public call begins: 0, and websocket__leave is due. */
+/* Begins a public call, which websocket__leave ends if this returns 0. */
 static inline int websocket__enter(websocket *w, const char *call)
 {
     if (!w || w->state == WEBSOCKET__NEW)
@@ -219,9 +225,9 @@ static inline int websocket__leave(websocket *w, int rc)
 
 /* ---- implementation: what wslay calls ------------------------------------------------------- */
 
-/* How many bytes wslay may have. It parses all it has, and would answer a close before the message
- * in front of it has been returned. So it gets one frame at a time, whose length is in its first
- * bytes (RFC 6455, 5.2); that of a long frame is known from websocket__on_frame. */
+/* Returns how many bytes wslay may read. It parses all it has, and would answer a close before the
+ * message in front of it was returned. So it gets one frame at a time, whose length is in its first
+ * bytes (RFC 6455, 5.2); websocket__on_frame sets the length of a long frame. */
 static inline size_t websocket__wanted(const websocket *w, size_t room)
 {
     uint64_t wanted = w->head_size < 2 ? (uint64_t)(2 - w->head_size) : w->frame_left;
@@ -239,7 +245,7 @@ static inline void websocket__count(websocket *w, const uint8_t *bytes, size_t n
         int length = w->head[1] & LENGTH;
         w->frame_left = w->head[1] & MASKED ? 4 : 0;
         if (length == TWO_MORE)
-            w->frame_left += 2 + 1; /* with the first byte of its data */
+            w->frame_left += 2 + 1; /* and the first byte of its data */
         else if (length == EIGHT_MORE)
             w->frame_left += 8 + 1;
         else
@@ -249,7 +255,8 @@ static inline void websocket__count(websocket *w, const uint8_t *bytes, size_t n
         w->head_size = 0;
 }
 
-/* Waits for bytes of the peer: how many. wslay 1.1.1 misjudges a close that comes in parts. */
+/* Waits for bytes from the peer and returns how many. wslay 1.1.1 mishandles a close that arrives
+ * in parts, so control frames are read whole. */
 static inline ssize_t websocket__wait(websocket *w, uint8_t *buf, size_t size)
 {
     conc_scope limit = {0};
@@ -266,8 +273,9 @@ static inline ssize_t websocket__wait(websocket *w, uint8_t *buf, size_t size)
     return rc < 0 ? rc : n;
 }
 
-/* That there are no bytes is the same to wslay whatever the reason, so that it can go on after a
- * cancel; the reason stays in `came`. A message or a pong comes before more bytes. */
+/* Reads bytes for wslay. Whatever the reason for none, wslay is told WOULDBLOCK, so that it can
+ * continue after a cancel; `came` keeps the reason. Reads nothing while a message is to be returned
+ * or a pong to be sent. */
 static inline ssize_t websocket__read(wslay_event_context_ptr wslay, uint8_t *buf, size_t size,
                                       int flags, void *arg)
 {
@@ -305,8 +313,8 @@ static inline int websocket__mask(wslay_event_context_ptr wslay, uint8_t *buf, s
     return RAND_bytes(buf, (int)size) == 1 ? 0 : -1;
 }
 
-/* What wslay itself would let pass: a message that is too long as a whole, and a close with half a
- * code. */
+/* Refuses what wslay itself would accept: a message that is too long in all, and a close with half
+ * a code. */
 static inline void websocket__on_frame(wslay_event_context_ptr wslay,
                                        const struct wslay_event_on_frame_recv_start_arg *frame,
                                        void *arg)
@@ -352,7 +360,7 @@ static inline void websocket__on_message(wslay_event_context_ptr wslay,
     bool of_data = message->opcode == WSLAY_TEXT_FRAME || message->opcode == WSLAY_BINARY_FRAME;
     if (!of_data || !wslay_event_get_read_enabled(wslay))
         return;
-    if (http__append(&w->text, "", 0)) { /* for the NUL of an empty message */
+    if (http__append(&w->text, "", 0)) { /* the NUL of an empty message */
         w->no_memory = true;
         wslay_event_shutdown_read(wslay);
         return;
@@ -360,8 +368,8 @@ static inline void websocket__on_message(wslay_event_context_ptr wslay,
     w->type = message->opcode;
 }
 
-/* A fresh context of wslay. Whole messages are kept here, not by wslay, which would allocate memory
- * for each fragment, however small. */
+/* Makes a new wslay context. Messages are collected here, because wslay would allocate memory for
+ * each fragment, however small. */
 static inline int websocket__init(websocket *w)
 {
     static const struct wslay_event_callbacks callbacks = {
@@ -385,7 +393,7 @@ static inline int websocket__init(websocket *w)
 
 /* ---- implementation: sending ---------------------------------------------------------------- */
 
-/* Writes `going`, or if that is empty, the frames. The caller owns `sending`. */
+/* Writes `going`, or, if it is empty, `frames`. The caller owns `sending`. */
 static inline int websocket__write_going(websocket *w)
 {
     if (!w->going.n) {
@@ -401,7 +409,7 @@ static inline int websocket__write_going(websocket *w)
     return conc_stream_flush(w->stream);
 }
 
-/* Writes and flushes all there is, and what comes in the meantime. The caller owns `sending`. After
+/* Writes and flushes all frames, including those added meanwhile. The caller owns `sending`. After
  * a cancel the rest stays for the next call. */
 static inline int websocket__write(websocket *w)
 {
@@ -414,7 +422,7 @@ static inline int websocket__write(websocket *w)
     return rc < 0 ? websocket__failed(w, rc, "sending") : 0;
 }
 
-/* Makes frames of what was queued in wslay. */
+/* Encodes what is queued in wslay into `frames`. */
 static inline int websocket__encode(websocket *w)
 {
     if (wslay_event_send(w->wslay) == 0)
@@ -422,7 +430,8 @@ static inline int websocket__encode(websocket *w)
     return websocket__fail(w, -ENOMEM, "out of memory");
 }
 
-/* Sends pongs, pings and closes. If a task is sending, it takes them along; `wait` waits for it. */
+/* Sends pongs, pings and closes. If another task is sending, that task sends them, too; `wait`
+ * waits for it. */
 static inline int websocket__send_frames(websocket *w, bool wait)
 {
     CONC_TRY(websocket__encode(w));
@@ -456,7 +465,7 @@ static inline int websocket__send(websocket *w, int type, const void *data, size
     if (rc != -ECANCELED)
         return rc;
     if (w->gone || !w->going.n)
-        return 0; /* some of it is on its way, and the rest has to follow */
+        return 0; /* part of it was sent, and the rest has to follow */
     http__free(&w->going);
     return rc;
 }
@@ -494,15 +503,15 @@ static inline int websocket_printf(websocket *w, const char *format, ...)
 
 /* ---- implementation: receiving -------------------------------------------------------------- */
 
-/* Ends the writing half, and reads until the peer has ended its own: a close while bytes come in
- * would reset the connection, and the peer might not see the last frame. */
+/* Shuts down the sending side, and reads until the peer has done so, too: a close while bytes
+ * arrive would reset the connection, and the peer might lose the last frame. */
 static inline int websocket__linger(void *arg)
 {
     websocket *w = arg;
     char waste[4096];
     CONC_TRY(websocket__send_frames(w, true));
     if (w->is_client && w->state == WEBSOCKET__CLOSED)
-        CONC_TRY(conc_stream_flush(w->stream)); /* the server is the first to end it */
+        CONC_TRY(conc_stream_flush(w->stream)); /* the server ends the connection first */
     else
         CONC_TRY(conc_stream_shutdown(w->stream));
     while (CONC_TRY(conc_stream_read(w->stream, waste, sizeof waste)) > 0)
@@ -512,12 +521,13 @@ static inline int websocket__linger(void *arg)
 
 static inline int websocket__send_last(void *arg) { return websocket__send_frames(arg, true); }
 
-/* wslay has queued a close, as the peer broke the rules: sends it, and ends the connection. */
+/* Sends the close that wslay has queued because the peer broke the rules, and ends the
+ * connection. */
 static inline int websocket__refuse(websocket *w)
 {
     if (w->no_memory || w->broken == WSLAY_ERR_NOMEM)
         return websocket__fail(w, -ENOMEM, "out of memory");
-    if (w->broken) { /* a frame is malformed: its close has no code, a fresh context's has */
+    if (w->broken) { /* a malformed frame: wslay's close lacks a code, so use a new context */
         if (websocket__init(w))
             return websocket__fail(w, -ENOMEM, "out of memory");
         wslay_event_queue_close(w->wslay, WSLAY_CODE_PROTOCOL_ERROR, NULL, 0);
@@ -536,7 +546,7 @@ static inline int websocket__refuse(websocket *w)
     return websocket__fail(w, rc, "%s: closed with %d", why, code);
 }
 
-/* The peer has closed: answers. */
+/* Answers the peer's close. */
 static inline int websocket__answer_close(websocket *w)
 {
     int code = wslay_event_get_status_code_received(w->wslay);
@@ -546,7 +556,7 @@ static inline int websocket__answer_close(websocket *w)
     return 0;
 }
 
-/* No byte came for ping_interval: a ping, or the end. */
+/* Handles ping_interval without a byte: sends a ping, or gives up. */
 static inline int websocket__silent(websocket *w)
 {
     struct wslay_event_msg ping = {WSLAY_PING, NULL, 0};
@@ -558,7 +568,7 @@ static inline int websocket__silent(websocket *w)
     return 0;
 }
 
-/* Waits until there is a message, a close, or another reason to look again. */
+/* Waits for a message, a close, or another reason to check again. */
 static inline int websocket__advance(websocket *w)
 {
     w->came = -EAGAIN;
@@ -579,8 +589,8 @@ static inline int websocket__advance(websocket *w)
 
 static inline int websocket__send_now(void *arg) { return websocket__send_frames(arg, false); }
 
-/* Sends what there is, and does not wait for a peer who does not read any longer than for one who
- * does not write. */
+/* Sends pending frames. Waits for a peer that does not read only as long as for one that does not
+ * write. */
 static inline int websocket__send_soon(websocket *w)
 {
     bool must_send = w->going.n || w->frames.n || wslay_event_want_write(w->wslay);
@@ -689,7 +699,7 @@ static inline int websocket_close(websocket *w)
         return 0;
     if (w->state == WEBSOCKET__OPEN)
         websocket__fail(w, -EPIPE, "the websocket was closed here");
-    double limit = w->failure == -ETIMEDOUT ? 0 : w->close_timeout; /* 0: it does not read */
+    double limit = w->failure == -ETIMEDOUT ? 0 : w->close_timeout; /* 0: the peer does not read */
     int rc = conc_self() ? conc_timeout(limit, websocket__close_stream, w->stream)
                          : conc_stream_close(w->stream);
     conc_scope shield = {0};
@@ -705,7 +715,8 @@ static inline int websocket_close(websocket *w)
 
 enum { WEBSOCKET__KEY = 16, WEBSOCKET__TEXT_SIZE = 32 };
 
-/* What proves that a server understood the client's key, of 24 characters: 28 characters. */
+/* Computes the proof, of 28 characters, that a server has understood the client's key of 24
+ * characters. */
 static inline void websocket__proof(const char *key, char proof[WEBSOCKET__TEXT_SIZE])
 {
     char words[64];
@@ -715,7 +726,7 @@ static inline void websocket__proof(const char *key, char proof[WEBSOCKET__TEXT_
     EVP_EncodeBlock((unsigned char *)proof, digest, sizeof digest);
 }
 
-/* Is it the base64 of 16 bytes? */
+/* Is the key the base64 of 16 bytes? */
 static inline bool websocket__is_key(const char *key)
 {
     unsigned char bytes[WEBSOCKET__KEY + 2];
@@ -774,7 +785,7 @@ static inline int websocket_accept(websocket *w, http_connection *http)
     return rc;
 }
 
-/* The headers of a server's answer that count. */
+/* The relevant headers of a server's response. */
 typedef struct websocket__answer {
     const char *field;
     size_t size;
@@ -806,7 +817,7 @@ static inline int websocket__on_value(http_parser *parser, const char *text, siz
         a->has_proof = size == strlen(a->proof) && memcmp(text, a->proof, size) == 0;
     if (websocket__is(a->field, a->size, "Sec-WebSocket-Extensions") ||
         websocket__is(a->field, a->size, "Sec-WebSocket-Protocol"))
-        a->has_more = true; /* than was asked for */
+        a->has_more = true; /* than was requested */
     return 0;
 }
 
