@@ -7924,8 +7924,8 @@ CONC__PRIVATE bool conc__gen_is_elsewhere(const conc_loop *l, const conc_gen *fa
     return open && conc__run_is_elsewhere(l, face->run);
 }
 
-/* Returns the open generator, or conc__exhausted. Returns NULL if it was never opened, is closed,
- * belongs to another run, or was closed at the run's end. */
+/* Returns the generator that face has open, or conc__exhausted if its body has finished. Returns
+ * NULL if face is not open in this run, or the run's end has closed it. */
 CONC__PRIVATE conc__gen *conc__gen_of(const conc_loop *l, const conc_gen *face)
 {
     if (!face || face->run != l->run.number || !face->body)
@@ -7989,7 +7989,7 @@ CONC_API CONC__CALLED int conc__gen_open(const char *opened, conc_gen *face, con
     if (!stack)
         return conc__own_error(-ENOMEM);
     _Static_assert(sizeof(conc__gen) <= CONC__CORE,
-                   "a generator must fit where a stack holds its task");
+                   "a generator must fit in the space for a task at the top of a stack");
     char *top = conc__stack_top(stack);
     conc__gen *g = (conc__gen *)(void *)top;
     *g = (conc__gen){.face = {g, l->run.number},
@@ -8291,8 +8291,8 @@ CONC__PRIVATE void conc__fds_free(conc_loop *l)
     CONC_FREE(l->fds.blocks);
 }
 
-/* Returns an id that changes when the number refers to another file, if conc__fd_note was called
- * for the number before. */
+/* Returns an id that changes once the number refers to another file, if conc__fd_note was called
+ * for it. */
 CONC__PRIVATE uint32_t conc__fd_id(const conc_loop *l, int number)
 {
     const conc__fd *f = conc__fd_find(l, number);
@@ -8455,7 +8455,8 @@ CONC__PRIVATE void conc__fd_append(conc_loop *l, conc__fd *f, conc__wait *w, int
     conc__append(&f->waits[list], w);
 }
 
-/* Wakes all tasks in one of f's lists, with those of their events that are ready. */
+/* Wakes all tasks in one of f's lists, and leaves in each wait's value those of its events that are
+ * ready. */
 CONC__PRIVATE void conc__fd_wake(conc_loop *l, conc__fd *f, int list, int ready, int result)
 {
     conc__waits *waits = &f->waits[list];
@@ -8507,8 +8508,8 @@ CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
 }
 
 /* Like conc__fd_confirm, for a file that conc opened and the poller does not have. If the number
- * shares its counter, the conc_close may have been for another number. Then the loop treats the
- * file as one that it knows nothing of. */
+ * shares its counter, another number may have been closed. Then the loop only forgets what it knows
+ * about the file. */
 CONC__PRIVATE bool conc__fd_own_confirm(conc_loop *l, conc__fd *f)
 {
     if (conc__fd_not_closed(f))
@@ -8543,7 +8544,7 @@ CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f)
     return same;
 }
 
-/* Like conc__fd_confirm, but also arms a descriptor that conc did not open for these events. */
+/* Like conc__fd_confirm. If f is FOREIGN, also arms the poller for these events. */
 CONC__PRIVATE bool conc__fd_arm(conc_loop *l, conc__fd *f, int events)
 {
     if (f->state != CONC__FD_FOREIGN)
@@ -8677,7 +8678,7 @@ CONC__PRIVATE CONC__CALLED int conc__fd_park(conc_loop *l, int number, int event
     return conc__fd_got(l, f, id, &w);
 }
 
-/* Lets these additional events end the wait w. */
+/* Makes these events end the wait w, too. */
 CONC__PRIVATE void conc__fd_widen(conc_loop *l, conc__wait *w, int events)
 {
     conc__fd *f = (conc__fd *)(uintptr_t)w->on;
@@ -8696,7 +8697,7 @@ CONC__PRIVATE void conc__fd_wake_one(conc_loop *l, conc__wait *w)
 }
 
 /* Polls a descriptor once, without waiting. Returns those of the events for which it is ready, 0 if
- * none, or an error. If `events` is 0, checks for a hang-up. */
+ * none, or an error. If `events` is 0, polls for CONC__HANG_UP. */
 CONC__PRIVATE int conc__fd_ready(int number, int events)
 {
     struct pollfd p = {number, conc__poll_wanted(events), 0};
@@ -8779,8 +8780,8 @@ CONC__PRIVATE int conc__fd_await(conc_loop *l, int number, int events, conc__ret
         seeming = conc__fd_ready(number, woken_for);
     if (seeming < 0)
         return seeming;
-    /* Another reader took the reported data, and more has arrived. Events do not end a pause, so
-     * the next try must ask the kernel. */
+    /* Another reader has taken the reported data, and more has arrived since. Events do not end a
+     * pause, so the next try must ask the kernel. */
     if (seeming & CONC_READABLE)
         f->drained = false;
     if (seeming) {
@@ -8883,7 +8884,7 @@ CONC_API int conc_close(int fd)
     unsigned after = atomic_load(run);
     if (CONC__UNLIKELY(before))
         conc__notify_close(l, before, fd);
-    /* a run has registered this file or the number's next file since */
+    /* a run has since registered this file, or a new one with the same number */
     if (CONC__UNLIKELY(after != before))
         conc__notify_close(l, after, fd);
     errno = saved;
@@ -8892,7 +8893,7 @@ CONC_API int conc_close(int fd)
 
 /* -- reading and writing -- */
 
-/* The arguments of one call that receives or sends as many bytes as one system call moves. */
+/* The arguments of a call that receives or sends with one system call. */
 typedef struct conc__io {
     int fd;
     int flags; /* of a socket call: MSG_... */
@@ -8956,8 +8957,8 @@ CONC__COLD ssize_t conc__io_kept_error(conc_loop *l, conc__fd *f, int *error)
     return rc;
 }
 
-/* Keeps an error for the next call. Does not keep a cancel, which is the task's own, or the error
- * of a file that the loop cannot watch, whose next call fails again anyway. */
+/* Keeps an error for the next call; but not a cancel, which is the task's own, nor the error of a
+ * file that the loop cannot watch, whose next call fails again anyway. */
 CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
 {
     conc__fd *f;
@@ -9014,7 +9015,7 @@ CONC__PRIVATE ssize_t conc__io_flagged(int fd, const struct iovec *parts, int co
 
 enum { CONC__NO_WAIT = 8, CONC__SYNC = 2 }; /* RWF_NOWAIT; RWF_DSYNC, which only affects disks */
 
-/* Does the system support CONC__NO_WAIT? Linux before 4.13 fails with EINVAL for an unknown flag,
+/* Does the system support CONC__NO_WAIT? Linux before 4.13 reports EINVAL both for an unknown flag
  * and for a call that can never succeed. */
 CONC__COLD bool conc__knows_no_wait(void)
 {
@@ -9392,7 +9393,7 @@ static inline ssize_t conc__send(conc_loop *l, const conc__io *io)
     return n;
 }
 
-/* Like conc__send, for writev(2), which sends no empty message, unlike write(2). */
+/* Like conc__send, but sends no empty message: writev(2) sends none, unlike write(2). */
 CONC__PRIVATE ssize_t conc__send_parts(conc_loop *l, const conc__io *io)
 {
     if (!conc__io_is_empty(io))
@@ -9564,7 +9565,8 @@ CONC__PRIVATE int conc__accept_call(int fd)
     return got;
 }
 
-/* Is fd a listening socket? If not, sets errno: a wait for connections would never end. */
+/* Checks that fd is a listening socket, and sets errno if not: a wait for connections would never
+ * end. */
 CONC__PRIVATE bool conc__listens(int fd)
 {
     int listens = 0;
@@ -9595,8 +9597,8 @@ CONC__PRIVATE int conc__unblock_listener(int fd, int flags)
     return -1;
 }
 
-/* Tries once to accept a connection. The program may have set even a listener of conc's to blocking
- * mode. */
+/* Tries once to accept a connection. Even a listener that conc opened may be in blocking mode, if
+ * the program has changed that. */
 CONC__PRIVATE int conc__accept_once(int fd, bool own)
 {
     int flags = fcntl(fd, F_GETFL);
@@ -9647,7 +9649,7 @@ typedef struct conc__address {
         struct sockaddr_in v4;
         struct sockaddr_in6 v6;
         struct sockaddr_un local;
-        char bytes[sizeof(struct sockaddr_un) + 1]; /* the longest path ends in a NUL, too */
+        char bytes[sizeof(struct sockaddr_un) + 1]; /* even the longest path ends in a NUL */
     } as;
     socklen_t size;
 } conc__address;
@@ -9828,7 +9830,7 @@ CONC__PRIVATE bool conc__locks_its_name(const conc__path_lock *k)
 {
     struct stat here, there;
     if (fstat(k->fd, &here) || lstat(k->name, &there))
-        return conc__refused(errno); /* a sandbox refused */
+        return conc__refused(errno); /* a sandbox refused: assume so */
     return here.st_dev == there.st_dev && here.st_ino == there.st_ino;
 }
 
@@ -10143,7 +10145,7 @@ CONC__PRIVATE void conc__reset_connection(int fd)
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
 }
 
-enum { CONC__CONNECTS = 3 }; /* tries before a socket that connects to itself is given up */
+enum { CONC__CONNECTS = 3 }; /* tries to get a socket that does not connect to itself */
 
 /* Connects to one address. Returns the descriptor, or an error with nothing left open. */
 CONC__PRIVATE int conc__connect(conc_loop *l, const conc__address *a)
@@ -10183,7 +10185,8 @@ typedef struct conc__race {
 
 static const int64_t conc__attempt_delay = 250000000;
 
-/* Reorders the addresses so that their families alternate, beginning with the first one's. */
+/* Reorders the addresses so that their families alternate, beginning with that of the first
+ * address. */
 CONC__PRIVATE void conc__interleave(conc__address *a, int count)
 {
     for (int i = 1; i < count; i++) {
@@ -10454,9 +10457,9 @@ CONC__PRIVATE void conc__serve_report(conc_loop *l, int rc, conc__accepting *a, 
     a->works_since = 0;
 }
 
-/* Handles a failure to accept a connection. Returns 0 to accept again: immediately or soon if the
- * error concerned one connection, or after a pause if a resource was lacking. Otherwise returns the
- * error, which ends serving. */
+/* Handles a failure to accept a connection. Returns 0, perhaps after a pause, if the error
+ * concerned only one connection or a resource was lacking. Otherwise returns the error, which ends
+ * serving. */
 CONC__PRIVATE int conc__serve_again(conc_loop *l, int rc, conc__accepting *a, const char *spawned)
 {
     if (conc__is_lack(rc)) {
@@ -10609,11 +10612,11 @@ CONC__PRIVATE void conc__buffer_pack(conc__buffer *b)
 
 enum { CONC__STREAM_FRESH, CONC__STREAM_OPEN, CONC__STREAM_CLOSED };
 
-/* The state of a stream on a transport. It lives until the stream is closed, all tasks have left
+/* The state of a stream on a transport. It exists until the stream is closed, all tasks have left
  * it, and the transport's close has returned.
  *
  * At most one read is in progress, called by the stream's reader; and at most one write or
- * shutdown, called by the task whose turn to write it is, or by the sender. A write sends from the
+ * shutdown, called by the task whose turn it is to write, or by the sender. A write sends from the
  * beginning of the buffer. The buffer does not move meanwhile, but other tasks may append to it.
  *
  * The sender is a background task that sends the buffer while another task reads. It starts if the
@@ -10665,8 +10668,8 @@ CONC__PRIVATE int conc__stream_state(conc_stream *s, const char *call)
     return 0;
 }
 
-/* Records the error that a stream call returns as the task's latest. A system or transport error,
- * which ends reading or writing forever, keeps its text. */
+/* Makes rc, which a stream call is about to return, the task's latest error. A system or transport
+ * error, which ends reading or writing forever, keeps its text. */
 CONC__COLD void conc__stream_failed(const conc_stream *s, int rc, bool of_reading)
 {
     bool ended = of_reading || rc == s->write_error;
@@ -10683,9 +10686,9 @@ CONC__COLD void conc__stream_failed(const conc_stream *s, int rc, bool of_readin
 
 CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s);
 
-/* Called when the last task leaves a closed stream. Wakes the tasks in conc_stream_close: with 1 if
- * they have nothing left to do, with 0 if the one that closed the stream must end its transport. If
- * that task did not wait, ends the transport instead. */
+/* Called when the last task leaves a closed stream. Wakes the tasks that wait in conc_stream_close.
+ * Their waits return 1 if nothing is left to do, or 0 if the task that closed the stream must end
+ * its transport. If that task does not wait, ends the transport itself. */
 CONC__COLD void conc__stream_left(conc_loop *l, conc_stream *s)
 {
     if (s->on && s->on->abandoned) {
@@ -10888,8 +10891,9 @@ CONC__PRIVATE int conc__transport_pause(conc_loop *l, double *seconds)
     return rc;
 }
 
-/* Makes `once` call a transport function, and returns its result; an error becomes the task's
- * latest. The call runs in a scope, stored in *scope, that conc_stream_close can cancel. */
+/* Makes `once` call a transport function, again after -EAGAIN, and returns its result; an error
+ * becomes the task's latest. The call runs in a scope, stored in *scope, that conc_stream_close can
+ * cancel. */
 CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported *on,
                                            conc_scope **scope,
                                            ssize_t (*once)(const conc__transported *on,
@@ -10912,7 +10916,7 @@ CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported
     if (result < 0)
         conc__pass_error_since(l, (int)result, before);
     else if ((size_t)result > part->iov_len)
-        result = conc__misused(-EINVAL, "a transport's function", "it returned too many", NULL);
+        result = conc__misused(-EINVAL, "a transport's function", "it returned more than n", NULL);
     int wrong = conc_scope_end(&s, 0); /* an error if the function left a scope or group open */
     if (wrong)
         result = wrong;
@@ -11611,8 +11615,8 @@ CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-/* Sends bytes that were written while another task's read waits. (The read sent the buffer before
- * it began to wait.) */
+/* If a read is waiting, sends what was written since its wait began. (The read itself sent the
+ * buffer before.) */
 CONC__PRIVATE void conc__stream_send_for_reader(conc_loop *l, conc_stream *s)
 {
     if (s->on) { /* if there is no memory for a sender, the next read or write sends */
@@ -11884,7 +11888,7 @@ CONC__PRIVATE int conc__stream_end_half_of(conc_stream *s)
         return rc;
     }
     if (rc == -ENOTSOCK)
-        return conc_fail(rc, "the stream's descriptor %d has no halves", s->fd);
+        return conc_fail(rc, "the stream's descriptor %d has no separate writing half", s->fd);
     return conc__system_failed(rc, "shutdown");
 }
 
@@ -11897,7 +11901,7 @@ CONC__PRIVATE int conc__stream_end_half(conc_loop *l, conc_stream *s)
     else if (s->on->calls.shutdown)
         rc = conc__transport_shut(l, s);
     else
-        rc = conc_fail(-ENOTSOCK, "the stream's transport has no halves");
+        rc = conc_fail(-ENOTSOCK, "the stream's transport has no separate writing half");
     if (rc == 0)
         s->shut = true;
     return rc;
@@ -11911,7 +11915,7 @@ CONC__PRIVATE int conc__stream_end_writing(conc_loop *l, conc_stream *s)
         return rc;
     if (rc)
         return conc__own_error(rc);
-    if (!s->shut) { /* no other task has ended it meanwhile */
+    if (!s->shut) { /* no other task has ended writing meanwhile */
         rc = conc__stream_writable(s);
         if (rc == 0)
             rc = conc__stream_flush_all(l, s);
@@ -11940,8 +11944,9 @@ CONC_API int conc_stream_shutdown(conc_stream *s)
     return rc;
 }
 
-/* Flushes before a close. No other task runs between the two, because its written bytes would be
- * lost. Also returns 0 if another task has closed the stream meanwhile and dropped nothing. */
+/* Flushes before a close. No other task may run between the flush and the close, because what it
+ * wrote would be lost. Also returns 0 if another task has closed the stream meanwhile and dropped
+ * nothing. */
 CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_enter(l, s, "conc_stream_close");

@@ -2125,7 +2125,7 @@ PLAIN_IO_TEST(what_has_no_writing_half_stays_open)
     CHECK_INT(conc_stream_open(&device, open("/dev/null", O_WRONLY)), 0);
     write_text(&device, "x");
     CHECK_INT(conc_stream_shutdown(&device), -ENOTSOCK);
-    CHECK_CONTAINS(conc_last_error(), "no halves");
+    CHECK_CONTAINS(conc_last_error(), "no separate writing half");
     write_text(&device, "x");
     CHECK_INT(conc_stream_close(&device), 0);
 }

@@ -211,7 +211,7 @@ TASK_TEST(a_transport_without_shutdown_and_close_has_no_halves_and_releases_noth
     CHECK_INT(conc_stream_open_on(&s, &(conc_transport){wire_read, wire_write, NULL, NULL}, &w), 0);
     CHECK_INT(conc_stream_write(&s, "x", 1), 1);
     CHECK_INT(conc_stream_shutdown(&s), -ENOTSOCK);
-    CHECK_CONTAINS(conc_last_error(), "no halves");
+    CHECK_CONTAINS(conc_last_error(), "no separate writing half");
     CHECK_INT(b.n, 1);
     CHECK_INT(conc_stream_write(&s, "y", 1), 1);
     CHECK_INT(conc_stream_close(&s), 0);
