@@ -12126,7 +12126,7 @@ typedef struct conc__signal {
 static struct conc__signalling {
     pthread_mutex_t mutex;
     conc__signal numbers[CONC__SIGNALS];
-    atomic_int process; /* the one that installed the handlers; in a forked child it differs */
+    atomic_int process; /* the id of the one that installed the handlers; a forked child differs */
     conc__signal_loops reached;
     atomic_int running; /* handlers that are running; a loop that they may read must not be freed */
     int faults;         /* runs that report stack overflows */
@@ -12152,7 +12152,7 @@ CONC__PRIVATE bool conc__signal_is_default(int number)
     return !(now.sa_flags & SA_SIGINFO) && now.sa_handler == SIG_DFL;
 }
 
-/* Re-raises a signal that conc's handler caught but passed to nothing. */
+/* Re-raises a signal that conc's handler caught but conc has no use for. */
 CONC__PRIVATE void conc__signal_again(int number)
 {
     if (kill(getpid(), number))
@@ -12529,7 +12529,8 @@ CONC__PRIVATE void conc__signal_unsubscribe(conc_loop *l, const struct conc__sig
     conc__signal_leave(n->number, CONC__RECEIVES);
 }
 
-/* Subscribes to numbers until one fails. Sets *taken to how many, including the one that failed. */
+/* Subscribes to numbers until one fails. Sets *taken to their count, including the one that
+ * failed. */
 CONC__PRIVATE int conc__signals_subscribe(conc_loop *l, const conc_signals *s, size_t *taken)
 {
     int rc = 0;
@@ -12883,7 +12884,7 @@ CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *add
 static struct sigaction conc__fault_before[2];
 static const int conc__fault_numbers[] = {SIGSEGV, SIGBUS};
 
-/* Returns whether the former handler, which conc's handler calls, has called that again. */
+/* Returns whether conc's handler was called by the former handler, which it calls. */
 CONC__PRIVATE bool conc__fault_comes_back(const siginfo_t *info)
 {
     static _Atomic uintptr_t last_info, last_frame;
@@ -12904,8 +12905,8 @@ CONC__PRIVATE void conc__fault_kills(int number, bool was_sent)
         raise(number);
 }
 
-/* Handles a fault, on the alternate stack: reports a stack overflow, and then does what the former
- * disposition says. By default, the process ends. */
+/* Handles a fault, on the alternate stack: reports a stack overflow, and then applies the former
+ * disposition. By default, the process ends. */
 CONC__PRIVATE void conc__on_fault(int number, siginfo_t *info, void *context)
 {
     const conc_loop *l = conc__here;
@@ -13008,9 +13009,9 @@ CONC__TINY void conc__loop_free(conc_loop *l)
     CONC_FREE(l);
 }
 
-/* Returns 0, or the error of a call with a loop that may belong to another thread. A forked child
- * must not use a parent's loop, because its mutex may be held by a thread that does not exist in
- * the child. */
+/* Returns 0 if the call may use this loop, which may be another thread's, or an error. A forked
+ * child must not use a parent's loop, because its mutex may be held by a thread that does not exist
+ * in the child. */
 CONC__PRIVATE int conc__loop_check(const conc_loop *l, const char *call)
 {
     if (!l)
@@ -13234,7 +13235,7 @@ CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
 {
     r->wait =
         (conc__wait){.task = caller->self, .kind = &conc__runs_elsewhere, .on = r->loop, .item = r};
-    int holds = caller->clock.is_virtual; /* a real clock cannot be held */
+    int holds = caller->clock.is_virtual; /* a real clock cannot stand still */
     caller->outside.awaited++;
     atomic_fetch_add_explicit(&caller->outside.at_work, holds, memory_order_relaxed);
     if (conc__post_to(r->loop, &r->start))
@@ -13334,7 +13335,7 @@ CONC__PRIVATE conc__post *conc__take_posts(conc_loop *l, conc__post **last)
     return first;
 }
 
-/* Puts posts back, before those that have arrived since. */
+/* Puts posts back in front of those that have arrived since. */
 CONC__PRIVATE void conc__put_posts_back(conc_loop *l, conc__post *first, conc__post *last)
 {
     pthread_mutex_lock(&l->shared.mutex);
@@ -13471,14 +13472,14 @@ CONC__PRIVATE const conc_task *conc__blocker(const conc_task *t, const conc_task
 
 /* A cycle of tasks: each waits for the next one, and the last for the first. `next`, which waiting
  * tasks do not use otherwise, leads from the last one back to the first. */
-typedef struct conc__circle {
+typedef struct conc__cycle {
     conc_task *first, *last;
-} conc__circle;
+} conc__cycle;
 
-/* Searches the tasks that t waits for, directly or indirectly, for a cycle. False: there is none.
- * `marked` is set in each task that was visited. In a task on the path from t, `next` points to the
- * task before it, and `next_marked` to the task itself. */
-CONC__PRIVATE bool conc__find_circle(conc_task *t, conc__circle *circle)
+/* Searches for a cycle among the tasks that t waits for, directly or indirectly. False: there is
+ * none. `marked` is set in each task that was visited. In a task on the path from t, `next` points
+ * to the task before it, and `next_marked` to the task itself. */
+CONC__PRIVATE bool conc__find_cycle(conc_task *t, conc__cycle *cycle)
 {
     const conc_task *last = NULL;
     t->next = NULL;
@@ -13487,7 +13488,7 @@ CONC__PRIVATE bool conc__find_circle(conc_task *t, conc__circle *circle)
     while (t) {
         conc_task *to = (conc_task *)(uintptr_t)conc__blocker(t, last);
         if (to && to->marked && to->next_marked == to) {
-            *circle = (conc__circle){to, t};
+            *cycle = (conc__cycle){to, t};
             return true;
         }
         if (to && !to->marked) {
@@ -13508,13 +13509,13 @@ CONC__PRIVATE bool conc__find_circle(conc_task *t, conc__circle *circle)
 }
 
 /* Finds a cycle of tasks that wait for each other. False: there is none. */
-CONC__PRIVATE bool conc__find_deadlock(conc_loop *l, conc__circle *circle)
+CONC__PRIVATE bool conc__find_deadlock(conc_loop *l, conc__cycle *cycle)
 {
     const conc_task *roots[] = {&l->run.main, l->run.background.children};
     bool found = false;
     for (size_t i = 0; i < CONC_LEN(roots); i++)
         for (const conc_task *t = roots[i]; t && !found; t = conc__task_after(t))
-            found = !t->marked && conc__find_circle((conc_task *)(uintptr_t)t, circle);
+            found = !t->marked && conc__find_cycle((conc_task *)(uintptr_t)t, cycle);
     for (size_t i = 0; i < CONC_LEN(roots); i++)
         for (const conc_task *t = roots[i]; t; t = conc__task_after(t))
             ((conc_task *)(uintptr_t)t)->marked = false;
@@ -13522,8 +13523,9 @@ CONC__PRIVATE bool conc__find_deadlock(conc_loop *l, conc__circle *circle)
 }
 
 /* Returns whether the loop may pause without searching for a cycle now, and limits the pause to the
- * time until the next search. A search visits every task, while other threads' posts may end pauses
- * very often, so one is due only every 50 ms, or earlier after one pause for each TASKS tasks. */
+ * time until the next search. Because a search visits every task, and other threads' posts may end
+ * pauses very often, one is due only every 50 ms, or earlier after one pause for each TASKS
+ * tasks. */
 CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
 {
     enum { TASKS = 64, EVERY = 50 * 1000 * 1000 }; /* ns */
@@ -13545,7 +13547,7 @@ CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
 CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit)
 {
     const conc__wait *w = l->run.main.wait;
-    conc__circle circle;
+    conc__cycle cycle;
     if (l->clock.is_virtual || !atomic_load(&l->interrupt.numbers) || !w)
         return false;
     bool shielded = false;
@@ -13553,7 +13555,7 @@ CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit)
         shielded |= s->shielded;
     if (shielded || w->kind != &conc__sleeping)
         return false;
-    return conc__search_can_wait(l, limit) || !conc__find_deadlock(l, &circle);
+    return conc__search_can_wait(l, limit) || !conc__find_deadlock(l, &cycle);
 }
 
 CONC__COLD void conc__print_deadlock(conc_loop *l, FILE *out)
@@ -13567,7 +13569,7 @@ CONC__COLD void conc__print_deadlock(conc_loop *l, FILE *out)
     funlockfile(out);
 }
 
-/* Cancels every task, through every shield. The run ends with the error of the first call. */
+/* Cancels every task, through every shield. The run ends with the rc of the first such call. */
 CONC__COLD void conc__doom(conc_loop *l, int rc)
 {
     l->cancels.doomed = true;
@@ -13597,8 +13599,7 @@ typedef struct conc__lost_call {
     const char *place, *how;
 } conc__lost_call;
 
-/* Explains why a function returned with something open: usually CONC_TRY returned from it after an
- * error. */
+/* Explains why a function returned with something open: usually because CONC_TRY found an error. */
 CONC__PRIVATE void conc__explain_early_return(const conc_task *t, bool is_scope)
 {
     int rc = t->last_rc;
@@ -13641,8 +13642,9 @@ CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
     abort();
 }
 
-/* Aborts with a report: the memory of an object that conc still uses is lost. t: the object's task;
- * NULL: the loop. place: what the object is, and where it was opened. how: how it was lost. */
+/* Reports that the memory of an object is lost while conc still uses it, and aborts. t: the
+ * object's task; NULL: the loop. place: what the object is, and where it was opened. how: how it
+ * was lost. */
 CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *place, const char *how)
 {
     conc__lost_call c = {t, place, how};
@@ -13737,8 +13739,8 @@ CONC__PRIVATE const char *conc__state_of(const conc_loop *l, const conc_task *t)
     return "ready";
 }
 
-/* Indents by two columns per level. Deep levels are printed as a number, so that a deep tree stays
- * readable and its dump does not grow with the square of its depth. */
+/* Indents by two columns per level. Very deep levels are printed as a number: the tree stays
+ * readable, and the dump's size linear. */
 CONC__PRIVATE void conc__indent(FILE *out, int depth)
 {
     enum { DEEPEST = 24 };
@@ -13791,7 +13793,7 @@ CONC__PRIVATE void conc__print_tree(FILE *out, const conc_loop *l, const conc_gr
                 depth += 2;
                 break;
             }
-            /* up: to the owner's next group, or else to the owner's next sibling */
+            /* up: to the owner's next group, or to the owner's next sibling */
             while (!t->younger) {
                 const conc_group *up = t->group;
                 g = NULL;
@@ -13842,8 +13844,8 @@ CONC__PRIVATE int conc__crowd_order(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-/* Prints a summary of very many tasks: one line for each place and state, with the task that has
- * waited longest. */
+/* Prints a summary of very many tasks: how many are in each state, by place of spawn, and which of
+ * them has waited longest. */
 CONC__PRIVATE void conc__print_crowds(conc_loop *l, FILE *out)
 {
     conc__crowd *crowds = conc__alloc(CONC__CROWDS * sizeof *crowds);
@@ -13909,10 +13911,10 @@ CONC__COLD void conc__dump(conc_loop *l, FILE *out)
     conc__on_loop(l, conc__dump_on_loop, &d);
 }
 
-CONC__PRIVATE void conc__print_circle(FILE *out, const conc_loop *l, const conc__circle *circle)
+CONC__PRIVATE void conc__print_cycle(FILE *out, const conc_loop *l, const conc__cycle *cycle)
 {
-    conc_task *at = circle->last, *after = NULL; /* `next` leads back: reverse the path */
-    while (after != circle->first) {
+    conc_task *at = cycle->last, *after = NULL; /* `next` leads back: reverse the path */
+    while (after != cycle->first) {
         conc_task *before = at->next;
         at->next = after;
         after = at;
@@ -13921,7 +13923,7 @@ CONC__PRIVATE void conc__print_circle(FILE *out, const conc_loop *l, const conc_
     enum { MOST = 20 };
     int n = 0;
     fprintf(out, "conc: a cycle: each waits for the next, and the last for the first:\n");
-    for (const conc_task *t = circle->first; t; t = t->next, n++)
+    for (const conc_task *t = cycle->first; t; t = t->next, n++)
         if (n < MOST || !t->next)
             conc__print_task(out, l, t, 1);
         else if (n == MOST)
@@ -13930,17 +13932,17 @@ CONC__PRIVATE void conc__print_circle(FILE *out, const conc_loop *l, const conc_
 
 CONC__COLD void conc__print_tasks_of_deadlock(conc_loop *l, FILE *out)
 {
-    conc__circle circle;
+    conc__cycle cycle;
     conc__print_all(l, out);
-    if (conc__find_deadlock(l, &circle))
-        conc__print_circle(out, l, &circle);
+    if (conc__find_deadlock(l, &cycle))
+        conc__print_cycle(out, l, &cycle);
 }
 
 /* -- traces -- */
 
 /* A trace is a JSON array in Chromium's "Trace Event Format", with one event per line. The buffer
- * is written when it is full, and at times before the loop sleeps. If the program is killed, the
- * closing bracket is missing, which viewers accept. */
+ * is written when it is full, and occasionally before the loop sleeps. If the program is killed,
+ * the closing bracket is missing, which viewers accept. */
 
 enum { CONC__TRACE_BUFFER = 262144, CONC__TRACE_EVENT = 512, CONC__TRACE_PATHS = 99 };
 
@@ -13975,8 +13977,8 @@ CONC__PRIVATE void conc__trace_write(conc_loop *l, void *arg)
     errno = saved;
 }
 
-/* Called before the loop sleeps: if the last write is long ago, writes the buffer, in case the
- * program is killed. */
+/* Called before the loop sleeps: writes the buffer if that is overdue, in case the program is
+ * killed. */
 CONC__COLD void conc__trace_catch_up(conc_loop *l)
 {
     enum { EVERY = 500000000 };
@@ -13991,8 +13993,8 @@ CONC__FAST char *conc__put(char *to, const char *text)
     return to + n;
 }
 
-/* Writes a number with at least `least` digits, padded with zeros. Writes pairs of digits,
- * backwards from the last one. Returns the end. */
+/* Writes a number with at least `least` digits, zero-padded, in pairs of digits from the last one
+ * backwards. Returns the end. */
 CONC__PRIVATE char *conc__put_number(char *to, uint64_t n, int least)
 {
     static const char pairs[] = "000102030405060708091011121314151617181920212223242526272829303132"
@@ -14075,8 +14077,8 @@ CONC__PRIVATE char *conc__put_name(char *to, const char *name)
     return to;
 }
 
-/* Begins an event, and returns where the caller must write the rest; the caller then passes the
- * event's end to conc__trace_put. NULL: the trace has ended. */
+/* Begins an event, and returns where the caller writes the rest of it before it calls
+ * conc__trace_put. NULL: the trace has ended. */
 CONC__FAST char *conc__trace_room(conc_loop *l, const char *name)
 {
     conc__trace *tr = l->diagnostics.trace;
@@ -14167,7 +14169,7 @@ CONC__COLD void conc__trace_idle(conc_loop *l, int64_t from, int64_t to)
         conc__trace_span(l, 0, "idle", from, to);
 }
 
-/* Begins an arrow from the running task, if any, to t's next step, which the running task has
+/* Begins an arrow from the running task, if any, to t's next step, which the running task
  * caused. */
 CONC__PRIVATE void conc__trace_leads(conc_loop *l, conc_task *t)
 {
@@ -14267,7 +14269,7 @@ CONC__PRIVATE char *conc__first_resident(conc__stack *s)
         if (n > sizeof pages)
             n = sizeof pages;
         at -= n * page;
-        if (mincore(at, n * page, (void *)pages)) /* unknown: assume that all of it was */
+        if (mincore(at, n * page, (void *)pages)) /* on failure, assume that all of it was */
             return top - s->low < GAP ? s->low : top - GAP;
         while (i < n && !(pages[i] & 1))
             i++;
@@ -14288,8 +14290,7 @@ CONC__UNSANITIZED CONC__PRIVATE char *conc__stack_lowest(conc__stack *s)
     return (char *)(uintptr_t)at;
 }
 
-/* Records how many bytes of a stack were used. Without memory for that, only the report is
- * incomplete. */
+/* Records how many bytes of a stack were used. If out of memory, only the report lacks them. */
 CONC__PRIVATE void conc__usage_add(conc_loop *l, conc__source user, size_t size, size_t used)
 {
     conc__usage *u = l->diagnostics.usages;
@@ -14320,8 +14321,8 @@ CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, conc__source use
     return lowest;
 }
 
-/* Clears a stack from this address up. If these are many pages, some may never have been touched,
- * and writing to them would allocate memory, so they are returned to the system instead. */
+/* Clears a stack from this address up. In a large range, many pages may never have been touched,
+ * and writing to them would allocate memory, so such a range is returned to the system instead. */
 CONC__PRIVATE void conc__stack_clear(conc__stack *s, char *from)
 {
     enum { MANY = 1024 * 1024 }; /* bytes */
@@ -14368,7 +14369,7 @@ CONC__PRIVATE void conc__usage_report(conc_loop *l)
 /* -- backtraces -- */
 
 /* These functions find where another thread is executing, and the names of the functions on its
- * stack. They must not crash, whatever that thread is doing. So they read its memory through the
+ * stack. They must not crash, whatever state that thread is in, so they read memory through the
  * kernel, which returns an error for an invalid address, read files piece by piece, and allocate
  * nothing. Only on Linux; elsewhere reports have no frames. */
 
@@ -14379,7 +14380,7 @@ enum { CONC__FRAMES = 32 };
 /* The function that contains an address, and its module: the program or a library. */
 typedef struct conc__symbol {
     char module[PATH_MAX], name[128];
-    uint64_t offset, address; /* the address, within the function and the module */
+    uint64_t offset, address; /* the address, relative to the function and to the module */
 } conc__symbol;
 
 CONC__PRIVATE bool conc__read_at(int fd, void *to, size_t n, uint64_t at)
@@ -14564,7 +14565,7 @@ CONC__PRIVATE bool conc__follows_call(int memory, uintptr_t address)
 #endif
 }
 
-/* Reads a file from the thread's directory in /proc; *text is "" if that fails. */
+/* Reads a file from the thread's directory in /proc; `text` is "" if that fails. */
 CONC__PRIVATE void conc__thread_file(long thread, const char *name, char *text, size_t size)
 {
     char path[64];
@@ -14611,7 +14612,7 @@ CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *p
 typedef struct conc__held_by {
     int64_t began;         /* on the real clock; 0: nothing is running */
     const conc_task *task; /* may have ended, so only compared; NULL: a call */
-    const char *role;      /* of the called function, as in "the posted function" */
+    const char *role;      /* what the program uses fn for: "the posted function" */
     uintptr_t fn;
     bool reported;
 } conc__held_by;
@@ -14684,7 +14685,7 @@ CONC__PRIVATE void conc__name_step(char *text, size_t size, const conc__held_by 
         return;
     }
     conc__name_code(code, sizeof code, step->fn);
-    char *offset = strstr(code, "+0x0 ("); /* it is the function's own address: the name suffices */
+    char *offset = strstr(code, "+0x0 ("); /* a function's own address: its name suffices */
     if (offset)
         *offset = 0;
     size_t role = strlen(step->role);
@@ -14760,7 +14761,7 @@ CONC__COLD void conc__store_frames(conc__watchdog *d, const void *context)
     memcpy(d->frames, all + first, (size_t)d->count * sizeof all[0]);
 }
 
-/* Handles SIGURG, in the thread that a watchdog has signalled: stores its frames. */
+/* Handles SIGURG: stores this thread's frames if a watchdog has asked for them. */
 CONC__PRIVATE void conc__on_question(int number, siginfo_t *info, void *context)
 {
     int saved = errno;
@@ -14780,7 +14781,7 @@ CONC__PRIVATE bool conc__is_question(const struct sigaction *a)
     return (a->sa_flags & SA_SIGINFO) && a->sa_sigaction == conc__on_question;
 }
 
-/* Returns whether the watchdog may signal its thread: not while that sleeps, because the signal
+/* Returns whether the watchdog may signal its thread: not if the thread sleeps, because the signal
  * would cut the sleep short, nor if the program uses or blocks the signal. */
 CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
 {
@@ -14789,7 +14790,7 @@ CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
     unsigned long long blocked;
     if (!d->asks || sigaction(SIGURG, NULL, &now) || !conc__is_question(&now))
         return false;
-    if (conc__on_valgrind()) /* it runs one thread at a time: the other never seems to run */
+    if (conc__on_valgrind()) /* it runs one thread at a time, so the other never seems to run */
         return true;
     conc__thread_file(d->of_number, "status", text, sizeof text);
     const char *running = strstr(text, "\nState:\tR");
@@ -14973,7 +14974,7 @@ CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
 
 /* -- steps -- */
 
-/* Called when a task was created. */
+/* Called when a task has been created. */
 CONC__COLD void conc__spawned(conc_loop *l, conc_task *t)
 {
     t->arrow = 0;
@@ -15191,7 +15192,7 @@ CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *
     l->lent.any = l->lent.receivers || l->lent.handles;
 }
 
-/* Returns whether the object is out of use although its record exists: only a job can be, because
+/* Returns whether the object is out of use although its record exists. Only a job can be, because
  * it ends in another thread. A job whose handle was overwritten counts as ended. */
 CONC__PRIVATE bool conc__lent_is_over(const conc__holding *h)
 {
@@ -15717,7 +15718,7 @@ CONC_API void conc_set_exit_status(int status)
 
 /* Called when a run has ended or failed to begin: makes its error text the thread's own. rc: the
  * run's result, or why it failed to begin. */
-CONC__PRIVATE void conc__keep_words_of_run(int rc, const char *text)
+CONC__PRIVATE void conc__keep_run_text(int rc, const char *text)
 {
     if (rc >= 0) {
         *conc__thread_text = 0;
@@ -15783,7 +15784,7 @@ CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options
     *conc__thread_text = 0; /* a call that fails may set it */
     int rc = conc__open_run(out, embedded, options, spawned, main_fn, arg);
     if (rc)
-        conc__keep_words_of_run(rc, conc__text_or(conc__thread_text, rc));
+        conc__keep_run_text(rc, conc__text_or(conc__thread_text, rc));
     return rc;
 }
 
@@ -15823,7 +15824,7 @@ CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
         conc__copy(outcome->text, sizeof outcome->text, conc__run_text(l, rc));
     }
     conc__loop_close(l);
-    conc__keep_words_of_run(rc, outcome->text);
+    conc__keep_run_text(rc, outcome->text);
     return rc;
 }
 
@@ -15885,7 +15886,7 @@ CONC_API int conc_embed_begin(conc_embed *e, const conc_options *options, conc_f
     return rc;
 }
 
-/* Returns 0, -EINVAL if e has no run, or -EPERM if that is another thread's. */
+/* Returns 0, -EINVAL if e has no run, or -EPERM if its run is another thread's. */
 CONC__PRIVATE int conc__embed_check(const conc_embed *e)
 {
     if (!e || !e->loop)
@@ -15938,8 +15939,8 @@ CONC_API double conc_embed_timeout(conc_embed *e)
     int64_t next = CONC__NEVER, now = conc__clock(), verify = l->fds.verified + CONC__VERIFY_EVERY;
     if (!l->clock.is_virtual)
         next = conc__wheel_next(&l->clock.wheel);
-    /* the host may have closed a descriptor. While l->clock.retried is set, there is no need to
-     * verify, because conc__jump_clock, which is next, does so */
+    /* the host may have closed a descriptor. While l->clock.retried is set, the virtual clock is
+     * about to jump, and conc__jump_clock verifies the descriptors */
     if (l->fds.verify_count && !l->clock.retried && verify < next)
         next = verify;
     if (l->clock.retried && now + CONC__MOMENT < next)
@@ -15957,7 +15958,7 @@ CONC_API double conc_embed_timeout(conc_embed *e)
 
 CONC_API int conc_embed_step(conc_embed *e)
 {
-    enum { PASSES = 16 }; /* at most, before the host continues */
+    enum { PASSES = 16 }; /* at most; then the host continues */
     int rc = conc__embed_usable(e, "conc_embed_step"), saved = errno;
     if (rc)
         return rc;
@@ -15994,7 +15995,7 @@ CONC_API int conc_embed_end(conc_embed *e)
     l->run.embedded = false;
     l->scheduler.stepping = true;
     conc__was_idle(l, l->run.left, conc__time(l));
-    conc__take_signals(l); /* an interrupt since the last step is the reason for the end */
+    conc__take_signals(l); /* an interrupt since the last step counts as the reason for the end */
     if (!l->run.winding_up)
         conc__task_cancel(l, &l->run.main);
     conc__schedule(l);

@@ -858,15 +858,15 @@ static int has_dinner(void *arg)
     return CONC_MAP(dines, seats);
 }
 
-TEST(a_deadlock_shows_the_circle)
+TEST(a_deadlock_shows_the_cycle)
 {
     run_for_report(has_dinner, (conc_options){.virtual_clock = true});
-    const char *circle = strstr(report, "conc: a cycle: each waits for the next");
-    CHECK(circle != NULL);
-    CHECK_INT(count_in(circle, "\n  philosopher "), 5);
-    CHECK_INT(count_in(circle, "\n  main"), 0);
+    const char *cycle = strstr(report, "conc: a cycle: each waits for the next");
+    CHECK(cycle != NULL);
+    CHECK_INT(count_in(cycle, "\n  philosopher "), 5);
+    CHECK_INT(count_in(cycle, "\n  main"), 0);
     char first[32] = "", last[32] = "";
-    const char *p = strstr(circle, "\n  philosopher ");
+    const char *p = strstr(cycle, "\n  philosopher ");
     snprintf(first, sizeof first, "%.13s", p + 3);
     for (const char *next; (next = strstr(p + 1, "\n  philosopher ")); p = next) {
         char wanted[64]; /* the next one holds what this one waits for */
@@ -893,21 +893,21 @@ static int waits_for_a_child_that_waits_for_it(void *arg)
     return conc_group_wait(&g);
 }
 
-TEST(a_circle_through_a_group_is_found)
+TEST(a_cycle_through_a_group_is_found)
 {
     run_for_report(waits_for_a_child_that_waits_for_it, (conc_options){.virtual_clock = true});
-    const char *circle = strstr(report, "conc: a cycle");
-    CHECK(circle != NULL);
-    CHECK_CONTAINS(circle, "  main: waits for 2 children");
-    CHECK_CONTAINS(circle, "  joins_its_parent at ");
-    CHECK_INT(count_in(circle, "\n  sleeps_for_ever"), 0);
+    const char *cycle = strstr(report, "conc: a cycle");
+    CHECK(cycle != NULL);
+    CHECK_CONTAINS(cycle, "  main: waits for 2 children");
+    CHECK_CONTAINS(cycle, "  joins_its_parent at ");
+    CHECK_INT(count_in(cycle, "\n  sleeps_for_ever"), 0);
 }
 
-TEST(a_deadlock_without_a_circle_shows_none)
+TEST(a_deadlock_without_a_cycle_shows_none)
 {
     run_for_report(sleeps_for_ever, (conc_options){.virtual_clock = true});
     CHECK_CONTAINS(report, "conc: deadlock");
-    CHECK_INT(count_in(report, "circle"), 0);
+    CHECK_INT(count_in(report, "cycle"), 0);
 }
 
 /* ---- statistics ---- */
