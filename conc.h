@@ -423,9 +423,11 @@ CONC_API int conc__spawn(const char *spawned, conc_group *g, conc_fn *fn, void *
 CONC_API int conc__spawn_copy(const char *spawned, conc_group *g, conc_fn *fn, const void *arg,
                               size_t size);
 
-/* Calls conc_spawn_copy with a value: CONC_SPAWN(&g, fetch, (job){url, 3}); CONC_SPAWN(&g, count,
- * i); A pointer, a string or another array does not compile, because only its address would be
- * copied. What a struct's pointers point to is not copied. */
+/* Calls conc_spawn_copy with a value:
+ *     CONC_SPAWN(&g, fetch, (job){url, 3});
+ *     CONC_SPAWN(&g, count, i);
+ * A pointer, a string or another array does not compile, because only its address would be copied.
+ * What a struct's pointers point to is not copied. */
 #define CONC_SPAWN(g, fn, ...)                                              \
     CONC__SPAWN(g, fn, (__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__), \
                 CONC__GIVEN(#__VA_ARGS__))
@@ -1305,7 +1307,8 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 #define CONC__SS_DISABLE SS_DISABLE
 #endif
 
-/* The watchdog prints another thread's backtrace; /proc shows whether it can be interrupted. */
+/* The watchdog prints another thread's backtrace; /proc shows whether that thread can be
+ * interrupted. */
 #if defined __linux__ && defined __has_include
 #if __has_include(<execinfo.h>)
 #include <execinfo.h>
@@ -1360,16 +1363,18 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 enum {
     CONC__LEAST_STACK = 16 * 1024, /* bytes */
     CONC__BATCH_MOST = 64,         /* most switches in a batch, between two scheduler passes */
-    CONC__BUDGET_MOST = 256,       /* most checkpoints without a wait before one yields */
-    CONC__BATCH_NS = 1000000,      /* batch ns above which its steps count as slow */
-    /* consecutive passes that ran only posted functions, after which one skips them */
+    /* most checkpoints in a row without a wait; the next one yields */
+    CONC__BUDGET_MOST = 256,
+    CONC__BATCH_NS = 1000000, /* a batch that takes more ns has slow steps */
+    /* after so many consecutive passes that ran only posted functions, a pass runs none */
     CONC__FLOOD = 64,
-    /* consecutive refused checkpoints, after which a task counts as ignoring its cancel */
+    /* after so many consecutive refused checkpoints, a task counts as ignoring its cancel */
     CONC__SPINNER = 16,
-    CONC__STUBBORN = 1000,  /* consecutive refused checkpoints, after which that is reported */
+    CONC__STUBBORN = 1000,  /* after so many, debug mode reports it */
     CONC__PATIENCE = 50000, /* ns that a thread spins before it sleeps */
-    CONC__MISSES = 3,       /* consecutive unsuccessful spins, after which it seldom spins */
-    /* under a seed: how many of the ready tasks the next one is drawn from */
+    /* after so many consecutive unsuccessful spins, a thread seldom spins */
+    CONC__MISSES = 3,
+    /* under a seed, the next task is drawn from at most so many ready tasks */
     CONC__CHOICE = 16,
     CONC__NO_STATUS = -1, /* conc_set_exit_status was not called */
     CONC__NAME = 48,      /* bytes for a task's name and an error's text */
@@ -1417,8 +1422,8 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 
 #define CONC__UNLIKELY(x) __builtin_expect(!!(x), 0)
 
-/* The loop's conc__hooks; NULL unless debug mode or a trace is on. With CONC_NO_DIAGNOSTICS these
- * are constants, so that the compiler leaves out what they guard. */
+/* The loop's conc__hooks; NULL unless debug mode or a trace is on. With CONC_NO_DIAGNOSTICS both
+ * macros are constants, so that the compiler drops the code that depends on them. */
 #ifdef CONC_NO_DIAGNOSTICS
 #define CONC__HOOKS(l) ((const conc__hooks *)NULL)
 #define CONC__DEBUGS(l) (false && (l)->diagnostics.debug)
@@ -1446,7 +1451,7 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 #define CONC__COLD static __attribute__((cold, noinline))
 #define CONC__CALLED __attribute__((noinline))
 #else
-#define CONC__PRIVATE static inline /* as CONC_API: an unused function is not compiled */
+#define CONC__PRIVATE static inline /* like CONC_API: GCC omits it if it is unused */
 #define CONC__FAST static inline
 #define CONC__COLD static inline __attribute__((cold))
 #define CONC__CALLED
@@ -1539,8 +1544,8 @@ CONC__PRIVATE void conc__jump(void **from, void **to)
 #define CONC__MORE_CLOBBERS
 #endif
 #define CONC__BOTTOM() CONC__CFI("rip")
-/* Wraps lines of AT&T syntax, each with its \n, so that -masm=intel, which selects the second part
- * of each "{a|b}", assembles them too. */
+/* Wraps lines of AT&T syntax, each with its \n, so that they also assemble with -masm=intel, which
+ * selects the second part of each "{a|b}". */
 #define CONC__IN_ATT_SYNTAX(code) "{|.att_syntax prefix\n\t}" code "{|.intel_syntax noprefix\n\t}"
 
 CONC__TINY void conc__jump(void **from, void **to)
@@ -1588,7 +1593,7 @@ CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*en
 #if defined __linux__ && !defined __ANDROID__
 #define CONC__X18 "x18",
 #else
-#define CONC__X18 /* the system's own */
+#define CONC__X18 /* the system uses it */
 #endif
 #define CONC__BOTTOM() CONC__CFI("x30")
 
@@ -1673,8 +1678,8 @@ CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*en
 #endif
 #endif
 
-/* Is Intel's shadow stack on? It permits only calls and returns: these switches would kill the
- * program. */
+/* Returns whether Intel's shadow stack is on. It permits only calls and returns, so conc__jump
+ * would kill the program. */
 CONC__TINY bool conc__shadow_stack(void)
 {
 #if defined __x86_64__ && !CONC__UCONTEXT
@@ -1708,7 +1713,7 @@ CONC__TINY void conc__fpu_load(const conc__fpu *f) { __asm__ volatile("msr fpcr,
 typedef uint64_t conc__fpu;
 CONC__TINY void conc__fpu_save(conc__fpu *f) { __asm__ volatile("frrm %0" : "=r"(*f)); }
 CONC__TINY void conc__fpu_load(const conc__fpu *f) { __asm__ volatile("fsrm %0" : : "r"(*f)); }
-#else /* not asked for */
+#else /* not requested, or unknown for this processor */
 typedef char conc__fpu;
 CONC__TINY void conc__fpu_save(conc__fpu *f) { (void)f; }
 CONC__TINY void conc__fpu_load(const conc__fpu *f) { (void)f; }
@@ -1729,38 +1734,40 @@ typedef struct conc__source {
  *   2. In the call that waits: conc__in_task, the argument checks, then conc__checkpoint.
  *   3. Put a conc__wait with .task, .kind and .on on the stack, and conc__append it to a list.
  *   4. conc__park(l, &w) returns the wake-up's result.
- *   5. A grant performs the waiter's whole effect and then calls conc__wake, which takes the
- *      wait out of its list. A cancel arrives by conc__set_pending, which calls .cancel and, if
+ *   5. A grant performs the waiter's whole effect and then calls conc__wake, which removes the
+ *      wait from its list. A cancel arrives by conc__set_pending, which calls .cancel and, if
  *      that returns true, wakes the task. So .cancel never calls conc__wake itself.
  *
  * Public calls also call conc__check_lost before they wait and conc__spend_budget if they need not
  * wait. For objects that other runs may reach, conc_sync.h has conc__may_wait in place of
  * conc__checkpoint, conc__wait_in for steps 3 and 4, and conc__ours for calls that do not wait. If
- * all waiters wait for the same condition, its conc__wait_unless and conc__wake_all do everything:
- * conc_latch is the shortest example. The grants of conc_sem go to single waiters. */
+ * all waiters wait for the same condition, conc__wait_unless and conc__wake_all of conc_sync.h do
+ * everything: conc_latch is the shortest example. For grants to single waiters, see conc_sem. */
 typedef struct conc__wait_kind {
     /* for the dump, such as "joins"; details() prints the rest */
     const char *what;
     /* for the trace, if `what` makes no sense on its own; NULL: use `what` */
     const char *brief;
     void (*details)(FILE *out, const conc__wait *wait); /* NULL: nothing follows */
-    /* called by a cancel: true: wake the task; false: keep waiting. NULL: keeps waiting */
+    /* called by a cancel. Returns whether to wake the task. NULL: keep waiting */
     bool (*cancel)(conc__wait *wait);
-    /* this wait, one of several of its task, is woken: withdraws the others. NULL: the only one */
+    /* called when this wait, one of several of its task, is woken: withdraws the others. NULL: it
+     * is the only one */
     void (*won)(conc__wait *wait);
-    /* the only task that could end the wait. NULL: none */
+    /* returns the only task that could end the wait. NULL: there is none */
     const conc_task *(*owner)(const conc__wait *wait);
 } conc__wait_kind;
 
-/* The `details` of a wait kind. CONC_NO_DIAGNOSTICS prints no tasks: the compiler drops fn. */
+/* The `details` of a wait kind. With CONC_NO_DIAGNOSTICS, no tasks are printed, and the compiler
+ * drops fn. */
 #ifdef CONC_NO_DIAGNOSTICS
 #define CONC__DETAILS(fn) (0 ? (fn) : NULL)
 #else
 #define CONC__DETAILS(fn) (fn)
 #endif
 
-/* Doubly linked lists: `next` and `prev` are the items' fields that link them, NULL at the ends;
- * `first` points to the first item, or is NULL. Under the list's mutex, if it has one. */
+/* Doubly linked lists: `next` and `prev` are the fields that link the items, NULL at the ends;
+ * `first` points to the first item, or is NULL. If the list has a mutex, the caller holds it. */
 #define CONC__LIST_PREPEND(first, item, next, prev) \
     do {                                            \
         (item)->prev = NULL;                        \
@@ -1782,12 +1789,13 @@ typedef struct conc__wait_kind {
 
 #define CONC__HIGHEST_BIT (UINTPTR_MAX / 2 + 1)
 
-/* A record of an object still in use. In debug mode: a lock that a task holds, or an open object
- * that must be closed. Always: an open conc_signals. The records form a radix tree keyed by object
- * address. */
+/* A record of an object still in use: in debug mode, a lock that a task holds, or an open object
+ * that must be closed; in any mode, an open conc_signals. The records form a radix tree keyed by
+ * the object's address. */
 typedef struct conc__holding {
-    struct conc__holding *below[2];      /* by the next lower bit of the object's address */
-    struct conc__holding *same;          /* an older record of the object: a rwlock read twice */
+    struct conc__holding *below[2]; /* by the next lower bit of the object's address */
+    /* an older record of the object, such as a rwlock that is read-locked twice */
+    struct conc__holding *same;
     struct conc__holding *older, *newer; /* among all */
     struct conc__holding *newest;        /* among all; valid in the tree's root */
     const void *object;
@@ -1796,7 +1804,7 @@ typedef struct conc__holding {
 
 /* The top of every stack. */
 typedef struct conc__stack {
-    struct conc__stack *next; /* free: the previously freed one */
+    struct conc__stack *next; /* if free: the stack that was freed before it */
     struct conc__stack_cache *cache;
     struct conc__slab *slab;
     char *low;          /* the lowest byte that may be used */
@@ -1813,9 +1821,9 @@ typedef struct conc__stack {
     uint32_t valgrind_id;
 } conc__stack;
 
-/* Stacks are carved from slabs, each a single mapping. A stack is in use; or free, with its pages
- * still in memory; or dropped: its pages went back to the system, and its next use carves it again.
- */
+/* Stacks are carved from slabs, each a single mapping. A stack is in use; free, with its pages
+ * still in memory; or dropped, with its pages returned to the system. The next use of a dropped
+ * stack carves it again. */
 typedef struct conc__slab {
     struct conc__slab *next, *prev;
     struct conc__slab *next_hole, *prev_hole; /* among the slabs with dropped stacks */
@@ -1835,7 +1843,8 @@ typedef struct conc__stack_cache {
     size_t slab_count;
     conc__slab *holes;
     conc__stack *free;
-    conc__stack *old;  /* it and all after it in `free` were free at the last trim; NULL: none */
+    /* this stack and all after it in `free` were free at the last trim; NULL: none */
+    conc__stack *old;
     conc__stack *cold; /* removed from `free`, to be dropped */
     size_t resident;   /* stacks in use or free */
     bool trimmed;      /* the last trim left nothing to drop */
@@ -1850,13 +1859,13 @@ typedef struct conc__wheel {
     size_t armed, disarmed; /* call counts; their difference is the number of timers */
 } conc__wheel;
 
-/* When the virtual clock was stopped for a child program: see conc__stand_still. */
+/* Why and since when the virtual clock stands still for a child program: see conc__stand_still. */
 typedef struct conc__standstill {
-    int64_t began;   /* real time; 0: it is running */
+    int64_t began;   /* when it stopped, in real time; 0: it is running */
     int64_t until;   /* embedded: the host must wait until this real time; 0: no need */
-    int64_t now;     /* when it began: the loop's clock, */
-    size_t armed;    /* timers armed, */
-    unsigned starts; /* and programs started */
+    int64_t now;     /* the loop's clock at that time */
+    size_t armed;    /* how many timers had been armed */
+    unsigned starts; /* how many programs had been started */
 } conc__standstill;
 
 enum { CONC__SIGNALS = 65 }; /* one more than the highest signal number */
@@ -1881,7 +1890,7 @@ typedef struct conc__ending {
     void (*end)(conc_loop *l, struct conc__ending *self);
 } conc__ending;
 
-/* The tasks alive when this many had been spawned and this many had ended. */
+/* The tasks that were alive when `spawned` tasks had been spawned and `finished` had ended. */
 typedef struct conc__census {
     uint64_t *serials; /* in order */
     size_t count;
@@ -1906,8 +1915,8 @@ typedef struct conc__failures {
 } conc__failures;
 
 /* A node of a task's locals, which form a search tree by the bits of each key's hash. A task shares
- * with its parent the nodes that neither has changed since the spawn. A shared node has two or more
- * references, or is below one that does; it is immutable. */
+ * with its parent the nodes that neither has changed since the spawn. A node is shared, and then
+ * immutable, if it or a node above it has two or more references. */
 typedef struct conc__locals {
     int references;
     const conc_local *key;
@@ -1935,13 +1944,14 @@ typedef struct conc__locals {
  *
  * The seal, a hash of the task's address, distinguishes a task from uninitialized storage. */
 enum { CONC__LIVE = 1, CONC__DONE = 2 };
-/* the result's destination besides joins: none, a conc_call, an int, a conc_start, or a struct that
- * begins with a pointer to a conc__returned_fn */
+/* where a task's result goes besides joins: nowhere, to a conc_call, an int, a conc_start, or a
+ * struct that begins with a pointer to a conc__returned_fn */
 enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK, CONC__FUNCTION_SINK };
 typedef void conc__returned_fn(conc_task *t);
 
-/* Changes to the seal for finished tasks, and for those in their group's list `finished`. Otherwise
- * one overwritten byte, the state, could turn a handle's remains into a live task. */
+/* These change the seal of a task that has ended, and of one in its group's list `finished`.
+ * Without them, overwriting one byte, the state, could make an ended task's handle look like a live
+ * task. */
 enum { CONC__ENDED_SEAL = 0xffff, CONC__LISTED_SEAL = 0x5aa5 };
 
 CONC__TINY uint16_t conc__seal(const conc_task *t)
@@ -1962,12 +1972,13 @@ CONC__PRIVATE bool conc__is_task(const conc_task *t)
     }
 }
 
-/* Beside CONC_READABLE and CONC_WRITABLE: the peer hung up, or an error occurred. Wakes every task
- * waiting for the descriptor. */
+/* An event besides CONC_READABLE and CONC_WRITABLE: the peer hung up, or an error occurred. It
+ * wakes every task waiting for the descriptor. */
 enum { CONC__HANG_UP = 4 };
 
-/* The lists of tasks waiting for a descriptor: one for each set of events, where 0 is a hang-up
- * alone, and one for tasks pausing because the descriptor is ready but returns EAGAIN. */
+/* The lists of tasks waiting for a descriptor: one for each set of events, where the empty set, 0,
+ * waits for a hang-up alone, and one for tasks pausing because the descriptor was reported ready
+ * but returned EAGAIN. */
 enum { CONC__PAUSING = 4, CONC__FD_LISTS };
 
 /* The loop's knowledge of a descriptor: its number, and the file it refers to.
@@ -2003,22 +2014,22 @@ typedef enum conc__fd_state {
 typedef struct conc__fd {
     conc__waits waits[CONC__FD_LISTS];
     struct conc__fd *next, *prev; /* among those a task is waiting for */
-    uint64_t inode;               /* with poll(2), or REFUSED: identifies the file */
+    uint64_t inode;               /* with poll(2), or if REFUSED: identifies the file */
     uint32_t id;
     unsigned closings; /* conc__closings_of's value when the file was last known for certain */
     int number;
-    int read_error, write_error; /* the next call returns it; 0: none */
+    int read_error, write_error; /* an error that the next call returns; 0: none */
     conc__fd_state state;
-    bool tcp;     /* a short read has taken everything */
+    bool tcp;     /* a TCP connection: a short read has taken everything */
     bool drained; /* the last read found nothing more, and no event has occurred since */
     bool failed;  /* read_error or write_error is set */
-    /* end of file or urgent data arrived: after a short read there may be more */
+    /* end of file or urgent data has arrived, so a short read may leave more to read */
     bool special;
     unsigned char filters; /* kqueue(2): its filters, see conc__kqueue_control */
     unsigned char came;    /* kqueue(2): the events of the current batch */
 } conc__fd;
 
-enum { CONC__FDS = 64 }; /* descriptors in each block of the table */
+enum { CONC__FDS = 64 }; /* descriptors in each block of fds.blocks */
 
 /* A free buffer of the usual size. */
 typedef struct conc__spare {
@@ -2030,7 +2041,7 @@ struct conc__backend;
 typedef void conc__switch_fn(conc_loop *l, conc__stack *from, void **from_context, conc__stack *to,
                              void **to_context);
 
-/* The state of a run, in parts. Other threads use only `shared`, job.idles and the atomic
+/* The state of a run, in parts. Other threads access only `shared`, job.idles and the atomic
  * fields. */
 struct conc_loop {
     /* What a switch touches comes first. Fields written together must not be adjacent: the compiler
@@ -2038,7 +2049,7 @@ struct conc_loop {
     conc_task *self; /* NULL while the scheduler runs */
     int *errno_at;   /* the address of errno on this thread */
 
-    /* the tasks that are ready, and for how long they may run */
+    /* the ready tasks, and how long they may run */
     struct {
         conc_task *first;
         int switches_left, budget_left; /* until the next pass; until a checkpoint yields */
@@ -2049,16 +2060,16 @@ struct conc_loop {
     struct {
         conc__context context;
         conc__switch_fn *switch_stacks;
-        /* &conc__diagnostics in debug mode or while a trace is written: a pass runs one task, and
-         * every step is measured. Else NULL */
+        /* &conc__diagnostics in debug mode or while a trace is written, else NULL. If set, a pass
+         * runs one task, and every step is timed */
         const struct conc__hooks *hooks;
-        bool stepping; /* embedded: a call from the host is running it */
+        bool stepping; /* embedded: a call from the host is running the scheduler */
         /* initial values of ready.switches_left and ready.budget_left; lower if steps are slow */
         int batch, budget;
         int flooded;       /* consecutive passes that ran only posted functions */
         int posted_rc;     /* the running posted function's latest error; 0: none */
         int64_t last_pass; /* time of the last pass, on the loop's clock */
-        /* conc__on_loop: a task's call for the scheduler; NULL: none */
+        /* conc__on_loop: what the running task asked the scheduler to call; NULL: nothing */
         void (*call)(conc_loop *l, void *arg);
         void *call_arg;
         conc__stack stack;
@@ -2078,21 +2089,22 @@ struct conc_loop {
         uint64_t next_round;
     } spinners;
 
-    /* cancels on their way to tasks, and the doom that cancels all of them */
+    /* cancels that have not reached their tasks yet, and the doom, which cancels every task */
     struct {
         conc_task *marked, *last_marked; /* tasks that a cancel may have reached */
-        bool refreshing;                 /* a call is taking them out of this list */
+        bool refreshing;                 /* conc__spread_marked is emptying this list */
         bool doomed;                     /* every task is cancelled: the run has failed */
-        int doom_rc;                     /* with this error; 0: none */
+        int doom_rc;                     /* the error with which it has failed; 0: none */
         char doom_text[CONC__TEXT];
     } cancels;
 
     /* counters of the run */
     struct {
-        uint64_t spawned, finished; /* both counted from conc__first_serial */
-        uint64_t most;              /* most - finished is the most tasks ever alive */
+        uint64_t spawned, finished; /* both start at conc__first_serial */
+        /* most - finished is the largest number of tasks alive at once */
+        uint64_t most;
         uint64_t switches, passes, polls;
-        int64_t idled; /* how long it has slept, on its clock */
+        int64_t idled; /* how long the loop has slept, on its clock */
     } counters;
 
     /* the stacks of tasks */
@@ -2100,7 +2112,7 @@ struct conc_loop {
         conc__stack_cache *usual;  /* of the default size */
         conc__stack_cache *caches; /* of all sizes */
         int64_t trimmed;           /* when the caches were last trimmed */
-        bool to_trim;              /* that left stacks which the next trim may drop */
+        bool to_trim;              /* the last trim left stacks that the next may drop */
     } stacks;
 
     /* the open generators */
@@ -2108,19 +2120,19 @@ struct conc_loop {
         struct conc__gen *first;
         size_t count;
         void (*close_all)(conc_loop *l); /* NULL: none was opened */
-        conc__stack *stopped; /* stacks of those that were stopped, or at the run's end */
+        conc__stack *stopped;            /* stacks to keep until the run ends */
     } generators;
 
     /* the two random generators */
     struct {
         bool seeded;           /* the scheduler picks ready tasks at random */
-        uint64_t picks, draws; /* their states: the scheduler's picks, and conc_random */
+        uint64_t picks, draws; /* the states: for the scheduler's picks, and for conc_random */
     } random;
 
     /* the run itself: its options, its main task, its end */
     struct {
         conc_options options;
-        uint64_t number; /* of this run in the process */
+        uint64_t number; /* the run's number in the process */
         conc_loop *next; /* in conc__live_runs */
         conc_task main;
         conc_fn *main_fn;
@@ -2131,9 +2143,9 @@ struct conc_loop {
         int exit_status; /* set by conc_set_exit_status; CONC__NO_STATUS: not set */
         bool embedded;
         bool winding_up; /* main_fn has returned */
-        bool over;       /* so has everything else; the main task ends */
+        bool over;       /* everything else has ended, too; the main task is about to end */
         int64_t began;   /* on its clock */
-        int64_t left;    /* embedded: when control last went back to the host */
+        int64_t left;    /* embedded: when conc last returned to the host */
         conc__ending *endings;
     } run;
 
@@ -2141,7 +2153,8 @@ struct conc_loop {
     struct {
         int64_t now;
         bool is_virtual;
-        bool retried; /* virtual: conc__jump_clock must give others real time first */
+        /* virtual: a task retries something, so conc__jump_clock must first let real time pass */
+        bool retried;
         conc__standstill standstill;
         conc__wheel wheel;
     } clock;
@@ -2151,10 +2164,11 @@ struct conc_loop {
         const struct conc__backend *backend;
         int fd;                   /* of epoll or kqueue; -1: none */
         int wake_out, wake_in;    /* a pipe, or both are the same eventfd; -1: none */
-        int64_t polled;           /* when it last polled */
+        int64_t polled;           /* when the loop last polled */
         struct pollfd *polls_for; /* poll(2) */
         size_t polls_room;
-        /* epoll: counts of events that no task waited for, and of events of files closed here */
+        /* epoll: how many events no task was waiting for, and how many came from files already
+         * closed here */
         unsigned unheard, orphans;
         bool apart; /* kqueue: tasks may be waiting for descriptors outside the queue */
         bool blind; /* the loop can no longer wait for descriptors */
@@ -2181,38 +2195,40 @@ struct conc_loop {
 
     /* waits for other threads and processes */
     struct {
-        int awaited;        /* tasks that wait for another thread or process */
-        int channel_waits;  /* how many of these wait for a channel */
-        int process_waits;  /* tasks that wait for a child program's end, or a FIFO's other end */
-        unsigned misses;    /* consecutive unsuccessful spins */
-        bool woke;          /* the last hand-over had to wake its thread: do not spin */
+        int awaited;       /* tasks that wait for another thread or process */
+        int channel_waits; /* how many of these are waiting for a channel */
+        int process_waits; /* tasks that wait for a child program's end, or a FIFO's other end */
+        unsigned misses;   /* consecutive unsuccessful spins */
+        /* the thread to which a task last sent something was asleep: do not spin */
+        bool woke;
         atomic_int at_work; /* virtual clock: jobs for which time stands still */
         conc__idle_hook *idle_hooks;
     } outside;
 
-    /* the job that this run is in */
+    /* the job in which this run was started */
     struct {
         /* the job, if a virtual clock stands still for it, else NULL */
         struct conc__job_context *context;
-        bool idles; /* under the mutex: that clock runs until the next post */
-        /* virtual clock: when the job's shield ends, on the real clock; CONC__NEVER: no limit */
+        bool idles; /* under the mutex: that clock may run until the next post */
+        /* virtual clock: when the job's shield expires, on the real clock; CONC__NEVER: no limit */
         int64_t limit;
     } job;
 
     /* objects on stacks that must not be lost while something uses them */
     struct {
         bool any;                 /* one of these two is not empty */
-        conc__holding *receivers; /* signals.open, as a tree by address */
-        conc__holding *handles;   /* debug: of tasks and jobs that may still run */
+        conc__holding *receivers; /* the list signals.open, as a tree by address */
+        conc__holding *handles;   /* debug: handles of tasks and jobs that may still be running */
     } lent;
 
     /* the signals that the run receives */
     struct {
-        conc_signals *open;             /* the open receivers */
-        conc__ending ending;            /* closes them; all zero: none was opened */
-        void (*hand_out)(conc_loop *l); /* passes arrived signals to them; NULL: likewise */
-        /* by signal number: the open receivers, and the count up to which the loop has delivered
-         * it */
+        conc_signals *open;  /* the open receivers */
+        conc__ending ending; /* closes the receivers; all zero: none was opened */
+        /* passes signals that have arrived to the receivers; NULL: none was opened */
+        void (*hand_out)(conc_loop *l);
+        /* by signal number: the open receivers, and the arrival count up to which they have been
+         * served */
         struct conc__signal_list {
             struct conc__signal_number *first;
             unsigned long handed;
@@ -2220,20 +2236,23 @@ struct conc_loop {
         uint64_t unblocked; /* a bit for each signal blocked before a receiver opened */
         int waits;          /* tasks that wait for a signal */
         bool pipe_was_blocked, pipe_was_pending; /* SIGPIPE, when the run began */
-        void *stack;                /* the alternate stack of handlers; NULL: it is not conc's */
+        /* conc's alternate stack for handlers; NULL: the thread already had one, or memory ran
+         * out */
+        void *stack;
         _Atomic(conc_loop *) *slot; /* where the handler finds this loop, or NULL */
-        /* the handler writes these: a signal came; one that asks for a dump came */
+        /* written by the handler: a signal arrived; one that asks for a dump arrived */
         atomic_bool came, dump_asked;
     } signals;
 
     /* interrupts: signals that cancel main_fn. The handler reads `numbers` and writes `pending` and
      * `first_at` */
     struct {
-        atomic_uint numbers;       /* a conc__interrupt_bit for each that interrupts this run */
+        /* a conc__interrupt_bit for each signal that interrupts this run */
+        atomic_uint numbers;
         atomic_int pending;        /* the signal that must cancel main_fn; 0: none */
-        _Atomic(int64_t) first_at; /* when the first came, on the real clock; 0: none came */
+        _Atomic(int64_t) first_at; /* when the first arrived, on the real clock; 0: none arrived */
         int by;                    /* the signal that interrupted this run; 0: none */
-        bool late;                 /* it came after main_fn had returned */
+        bool late;                 /* that signal arrived after main_fn had returned */
         /* main_fn sleeps forever on purpose: only a signal or post wakes it */
         bool awaited;
     } interrupt;
@@ -2243,7 +2262,7 @@ struct conc_loop {
         pthread_mutex_t mutex;
         _Atomic(conc__post *) posted;
         conc__post *last_posted;
-        size_t holds; /* of conc_loop_hold: how many were not released yet */
+        size_t holds; /* conc_loop_hold calls not yet released */
         /* closed: posts are refused; over_for_good: the last release frees the loop */
         bool asleep, closed, over_for_good;
     } shared;
@@ -2254,20 +2273,22 @@ struct conc_loop {
         /* debug: conc's handlers for SIGUSR2 and for SIGSEGV are installed for this run */
         bool dumps_taken, faults_taken;
         bool lists_tasks; /* the current report has a line for each task */
-        bool step_over;   /* stepwise: the task that was resumed has ended */
-        /* stepwise: when the running step began; the sum of all steps; the sum of all past waits */
+        bool step_over;   /* stepwise: the resumed task has ended */
+        /* stepwise: when the running step began; the total time of all steps; of all completed
+         * waits */
         int64_t step_began, ran, waited;
-        int64_t called;                  /* debug: the running step's time in the user's hooks */
+        /* debug: how much of the running step's time user hooks took */
+        int64_t called;
         struct conc__trace *trace;       /* NULL: none is written */
         struct conc__watchdog *watchdog; /* debug */
-        struct conc__usage *usages;      /* debug: of stacks */
+        struct conc__usage *usages;      /* debug: the stacks' usage */
         conc__holding *opened;           /* debug: objects that must be closed before the end */
-        /* a just finished task's stack, and its lowest used byte; NULL: not needed */
+        /* the stack of a task that has just ended, and its lowest used byte; NULL: not needed */
         conc__stack *left_stack;
         char *left_used;
         conc__census census;
-        /* while interrupt.awaited: when the loop last searched for cycles of owners, and how
-         * often it has paused since then */
+        /* while interrupt.awaited: when the loop last searched for cycles of tasks waiting for each
+         * other, and how often it has paused since then */
         int64_t searched;
         uint64_t unsearched;
     } diagnostics;
@@ -2279,8 +2300,8 @@ static CONC_TLS _Thread_local conc_loop *conc__here;
 static CONC_TLS _Thread_local char conc__thread_text[CONC__TEXT];
 
 static atomic_uint_least64_t conc__runs; /* runs so far in this process and its ancestors */
-/* In a forked child: the runs up to this number were the parent's. Their tasks never continue here,
- * so their remains in locks, lists, groups and handles are ignored. 0: no fork. */
+/* In a forked child, the runs up to this number were the parent's. Their tasks never continue here,
+ * so whatever they left in locks, lists, groups and handles is ignored. 0: no fork. */
 static uint64_t conc__inherited_runs;
 
 /* The runs in progress of all threads of this process. */
@@ -2297,100 +2318,110 @@ typedef struct conc__outside {
     enum { CONC__CASE_RECEIVES, CONC__CASE_SENDS, CONC__CASE_ENDS } kind;
     void *object;    /* a conc_channel or a conc_job */
     void *item;      /* where to store or read the item */
-    conc_task *task; /* receives an error's text */
-    int result;      /* valid once the case was performed */
-    void *owner;     /* guards `notified` */
-    /* Called on the loop after another thread has notified it. True: the case was performed; false:
-     * an earlier end() had returned true. */
+    conc_task *task; /* the task that receives an error's text */
+    int result;      /* valid once the case has been performed */
+    void *owner;     /* the conc_case, for `notified` */
+    /* Called on the loop after another thread has notified it. happened: the case has been
+     * performed; otherwise an earlier end() has returned true. */
     void (*notified)(struct conc__outside *o, bool happened);
 } conc__outside;
 
 typedef struct conc__outside_calls {
-    int (*check)(const conc__outside *o); /* 0: it is valid */
-    bool (*attempt)(conc__outside *o);    /* true: it happened */
-    /* 1: performed; 0: a copy, *begun, waits until the case is performed or end is called; or an
-     * error */
+    int (*check)(const conc__outside *o); /* returns 0 if the case is valid */
+    bool (*attempt)(conc__outside *o);    /* returns true if the case was performed */
+    /* returns 1 (performed), 0 (a copy, *begun, waits until the case is performed or end is
+     * called), or an error */
     int (*begin)(conc_loop *l, conc__outside *o, conc__outside **begun);
-    /* true: another thread has already notified the loop, and `notified` will still be called */
+    /* returns true if another thread has already notified the loop; `notified` will then still be
+     * called */
     bool (*end)(conc__outside *o);
 } conc__outside_calls;
 
-/* The functions of conc_pool.h that this module calls. All are NULL if the program lacks it. */
+/* The functions of conc_pool.h that this header calls. All are NULL if the program does not include
+ * conc_pool.h. */
 typedef struct conc__extension {
-    const conc__outside_calls *outside; /* NULL: conc_pool.h is not linked */
+    const conc__outside_calls *outside; /* for conc_select */
     conc__locals **(*job_locals)(void); /* of the job that runs on this thread; NULL: none */
-    int (*job_block)(int64_t ns); /* conc_block in a job; 1: no job is running on this thread */
-    /* conc_shield in a job; false: no job is running on this thread */
+    /* conc_block in a job; returns 1 if no job is running on this thread */
+    int (*job_block)(int64_t ns);
+    /* conc_shield in a job; returns false if no job is running on this thread */
     bool (*job_shield)(double grace, conc_fn *fn, void *arg, int *rc);
     int (*job_runs)(conc_loop *l); /* a run begins on this thread, perhaps inside a job */
-    /* the run's tasks wait only for channels, or no longer do: until then l->job counts as idle */
+    /* called with true when the run's tasks wait only for channels, so that l's job counts as idle,
+     * and with false when that wait is over */
     void (*job_idles)(conc_loop *l, bool idles);
-    void (*job_goes_on)(conc_loop *l); /* under the mutex: the next post has arrived */
-    int64_t (*job_late)(conc_loop *l); /* l->job.limit has passed: returns the next one */
-    /* conc_fail in a job; false: no job is running on this thread */
+    void (*job_goes_on)(conc_loop *l); /* called under the mutex when the next post has arrived */
+    /* called when l->job.limit has passed; returns the next limit */
+    int64_t (*job_late)(conc_loop *l);
+    /* conc_fail in a job; returns false if no job is running on this thread */
     bool (*job_fail)(int rc, const char *text);
-    /* the job on this thread's latest error text, "" if none; NULL: no job is running */
+    /* the latest error text of the job that runs on this thread, "" if none; NULL: no job is
+     * running */
     const char *(*job_text)(void);
     /* looks up a host name: returns the number of addresses; release *found with conc_free */
     int (*resolve)(const char *text, struct conc__address **found);
     /* in all pools of the program */
     size_t (*jobs_queued)(void);
-    /* is this a conc_job in use? The memory may have been overwritten */
+    /* whether this is a conc_job in use; the memory may have been overwritten */
     bool (*job_in_use)(const void *job);
-    /* is any task waiting on a pipe of a running child program? *starts: how many were started */
+    /* whether any task is waiting on a pipe of a running child program; sets *starts to the number
+     * of programs started so far */
     bool (*pipe_awaited)(const conc_loop *l, unsigned *starts);
     /* the job that runs on this thread; NULL: none */
     struct conc__job_context *(*job_here)(void);
-    /* this job starts or stops waiting for a task of l. During the wait the virtual clock that it
-     * stops may advance, if that is l's */
+    /* called when a job starts or stops waiting for a task of l. If the virtual clock that the job
+     * stops is l's, it may advance during the wait */
     void (*job_waits)(struct conc__job_context *job, const conc_loop *l, bool waits);
     bool (*job_cancelled)(void);
-    /* in a fault handler: reports it if the running job has used up its stack */
+    /* called in a fault handler: reports a stack overflow of the running job, if that is the
+     * cause */
     void (*job_overflows)(const char *address);
 } conc__extension;
 
 static conc__extension conc__extended;
 
-/* All that the core calls of debug mode, traces and dumps. The section >>diagnostics fills in the
- * table; with CONC_NO_DIAGNOSTICS there is no such section, and the table is empty. */
+/* Everything in debug mode, traces and dumps that the core calls. The section >>diagnostics fills
+ * in the table; with CONC_NO_DIAGNOSTICS there is no such section, and the table is empty. */
 typedef struct conc__hooks {
-    /* Called as conc__diagnostics.dump(...), as they serve runs without debug mode, too: */
+    /* Called as conc__diagnostics.dump(...), because they also serve runs without debug mode: */
     void (*dump)(conc_loop *l, FILE *out);
-    void (*deadlock)(conc_loop *l, FILE *out); /* prints the tasks, and a cycle of them */
-    void (*forget)(void);                      /* in a forked child */
+    /* prints the tasks, and a cycle of tasks waiting for each other */
+    void (*deadlock)(conc_loop *l, FILE *out);
+    void (*forget)(void); /* in a forked child */
 
-    /* Called by CONC__HOOK, in debug mode or while a trace is written. A run: */
+    /* Called by CONC__HOOK, in debug mode or while a trace is written. For a run: */
     int (*run_began)(conc_loop *l);  /* it begins */
     void (*run_ended)(conc_loop *l); /* it has ended, or has failed to begin */
-    void (*main_returned)(conc_loop *l, uintptr_t low, uintptr_t size); /* its frames lay there */
-    void (*close_generators)(conc_loop *l); /* those left open are about to be closed */
+    /* main_fn's frames were there */
+    void (*main_returned)(conc_loop *l, uintptr_t low, uintptr_t size);
+    void (*close_generators)(conc_loop *l); /* open ones are about to be closed */
     void (*sleeps)(conc_loop *l);           /* it is about to wait for events */
     void (*idled)(conc_loop *l, int64_t from, int64_t to);
     /* calls run(arg), which calls the program's function fn on the loop, outside all tasks */
     void (*call)(conc_loop *l, const char *role, uintptr_t fn, void (*run)(void *), void *arg);
-    /* finds the name of a function of the program. False: its module has no symbols */
+    /* finds the name of a function of the program. Returns false if its module has no symbols */
     bool (*name_function)(char name[CONC__NAME], uintptr_t fn);
 
-    /* A task, in the order of its life: */
+    /* For a task, in the order of its life: */
     void (*spawned)(conc_loop *l, conc_task *t);
     void (*named)(conc_loop *l, const conc_task *t);
-    void (*step)(conc_loop *l, conc_task *t);   /* runs it by conc__resume, and measures that */
-    void (*waited)(conc_loop *l, conc_task *t); /* its wait becomes one of another kind */
+    void (*step)(conc_loop *l, conc_task *t);   /* runs it by conc__resume, and times the step */
+    void (*waited)(conc_loop *l, conc_task *t); /* its wait changes to another kind */
     void (*woken)(conc_loop *l, conc_task *t);  /* its wait is over */
-    /* it, or a scope of it; t is NULL for the background group */
+    /* the task, or one of its scopes; t is NULL for the background group */
     void (*cancelled)(conc_loop *l, const conc_task *t, const char *why);
-    void (*returned)(conc_loop *l, conc_task *t); /* its function has */
+    void (*returned)(conc_loop *l, conc_task *t); /* its function has returned */
     void (*ended)(conc_loop *l, conc_task *t);    /* its stack is released next */
 
-    /* Debug mode: what must be closed before the run ends, what a task must release before it
-     * ends, and handles that must last as long as what they are handles of. */
+    /* For debug mode: objects that must be closed before the run ends, locks that a task must
+     * release before it ends, and handles that must outlive their tasks and jobs. */
     void (*opened)(conc_loop *l, const void *object, const char *what, const char *place);
     void (*closed)(conc_loop *l, const void *object);
     void (*acquired)(conc_loop *l, conc_task *t, const void *lock, const char *what,
                      const char *place);
     void (*released)(conc_task *t, const void *lock);
     void (*handle_lent)(conc_loop *l, const void *handle, const char *what);
-    void (*handle_reused)(conc_loop *l, const conc_task *handle); /* a new task gets it */
+    void (*handle_reused)(conc_loop *l, const conc_task *handle); /* a new task uses the handle */
     /* the running task's stack is about to be lost below this address */
     void (*check_handles)(conc_loop *l, const conc_task *t, const void *below, const char *how);
     /* a generator's body has ended; reusable: its stack has been released */
@@ -2460,11 +2491,11 @@ void __tsan_switch_to_fiber(void *fiber, unsigned flags);
 #endif
 
 #if CONC__TSAN
-/* TSan delays a signal until the fiber that runs then calls one of its functions; if that fiber
- * waits or ends first, for good. So each fiber that has run calls one before the loop sleeps and
- * before the fiber is destroyed. TSan's work on a fiber counts as the fiber's own time, and TSan
- * also loses a signal that arrives in a fiber's first call that may block; so signals are blocked
- * then, and a fiber begins with such a call. */
+/* TSan delays a signal until the running fiber calls one of TSan's functions; if that fiber waits
+ * or ends first, the signal is lost. So each fiber that has run calls one before the loop sleeps
+ * and before the fiber is destroyed. TSan counts its own work on a fiber, such as creating it, as
+ * the fiber's running, and also loses a signal that arrives in a fiber's first call that may block.
+ * So signals are blocked during both, and a fiber begins with such a call. */
 CONC__PRIVATE void conc__fiber_take_signals(void *fiber)
 {
     void *here = __tsan_get_current_fiber();
@@ -2484,7 +2515,7 @@ CONC__PRIVATE void conc__block_signals(sigset_t *before)
     pthread_sigmask(SIG_SETMASK, &all, before);
 }
 
-/* A new fiber, or the thread's own. */
+/* Returns a new fiber, or the thread's own. */
 CONC__PRIVATE void *conc__fiber_begin(bool is_new)
 {
     sigset_t before;
@@ -2579,7 +2610,7 @@ CONC__TINY void conc__arrived(conc_loop *l, conc__stack *here)
     (void)here;
 }
 
-/* Called before a stack changes its user. */
+/* Called before a stack gets a new user. */
 CONC__TINY void conc__stack_begins(conc__stack *s)
 {
 #if CONC__ASAN
@@ -2594,7 +2625,8 @@ CONC__TINY void conc__stack_begins(conc__stack *s)
     (void)s;
 }
 
-/* Called when a stack's user ends; may run on that stack, which it then leaves for good. */
+/* Called when a stack's user ends. May run on that stack, which then never runs again for this
+ * user. */
 CONC__TINY void conc__stack_ends(conc_loop *l, conc__stack *s)
 {
 #if CONC__ASAN
@@ -2611,8 +2643,8 @@ CONC__TINY void conc__stack_ends(conc_loop *l, conc__stack *s)
     (void)s;
 }
 
-/* Makes a client request as documented in valgrind.h, without that header: instructions that are
- * no-ops, except that Valgrind treats them as a call. Returns 0 without Valgrind. */
+/* Makes a client request as documented in valgrind.h, without that header, by instructions that do
+ * nothing unless Valgrind recognizes them. Returns 0 without Valgrind. */
 CONC__COLD uintptr_t conc__valgrind(uintptr_t request, uintptr_t a, uintptr_t b)
 {
     volatile uintptr_t call[6] = {request, a, b, 0, 0, 0};
@@ -2641,7 +2673,7 @@ enum {
     CONC__VALGRIND_RUNS = 0x1001,
     CONC__VALGRIND_STACK = 0x1501,
     CONC__VALGRIND_NO_STACK = 0x1502,
-    CONC__VALGRIND_UNDEFINED = 0x4d430001, /* Memcheck's: may be written */
+    CONC__VALGRIND_UNDEFINED = 0x4d430001, /* Memcheck: the memory may be written */
     CONC__VALGRIND_DEFINED = 0x4d430002    /* may also be read */
 };
 
@@ -2667,8 +2699,8 @@ CONC__TINY void conc__stack_unregister(const conc__stack *s)
     conc__valgrind(CONC__VALGRIND_NO_STACK, s->valgrind_id, 0);
 }
 
-/* The code that switches is inlined for speed, but not under sanitizers, which may need their own
- * registers. */
+/* Functions that switch stacks are inlined for speed, except under sanitizers, which may need
+ * registers of their own. */
 #if CONC__ASAN || CONC__TSAN || CONC__UCONTEXT || !defined __OPTIMIZE__
 #define CONC__SWITCHES static __attribute__((noinline))
 #else
@@ -2676,8 +2708,9 @@ CONC__TINY void conc__stack_unregister(const conc__stack *s)
 #endif
 
 /* All but the fast paths call this through the loop's switch_stacks. GCC infers which static
- * variables a function can change, and ignores what an asm statement might do: a waiting task could
- * miss others' changes. A call through a pointer may change them all. */
+ * variables a function can change, and ignores what an asm statement might do, so a task might not
+ * see what other tasks changed while it waited. A call through a pointer may change any
+ * variable. */
 CONC__SWITCHES void conc__switch(conc_loop *l, conc__stack *from, void **from_context,
                                  conc__stack *to, void **to_context)
 {
@@ -2720,8 +2753,8 @@ CONC__PRIVATE void conc__thread_sleep(int64_t ns)
     errno = saved;
 }
 
-/* Seconds to nanoseconds, rounded up, except that a rounding error above a whole number is dropped.
- * Saturates. */
+/* Converts seconds to nanoseconds, rounding up, except that a rounding error just above a whole
+ * number is dropped. Saturates. */
 static inline int64_t conc__ns(double s)
 {
     double ns = s * 1e9;
@@ -2736,7 +2769,7 @@ static inline int64_t conc__ns(double s)
     return (int64_t)ns;
 }
 
-/* now + ns; saturates below CONC__NEVER. */
+/* Returns now + ns. Saturates below CONC__NEVER. */
 CONC__TINY int64_t conc__later(int64_t now, int64_t ns)
 {
     if (ns >= CONC__NEVER - 1 - now)
@@ -2748,7 +2781,7 @@ CONC__TINY int64_t conc__sooner(int64_t a, int64_t b) { return a < b ? a : b; }
 
 CONC__TINY int conc__lesser(int a, int b) { return a < b ? a : b; }
 
-/* splitmix64, Sebastiano Vigna, public domain algorithm */
+/* splitmix64 by Sebastiano Vigna, in the public domain */
 CONC__PRIVATE uint64_t conc__random_bits(uint64_t *state)
 {
     uint64_t z = (*state += 0x9e3779b97f4a7c15u);
@@ -2772,7 +2805,8 @@ CONC__PRIVATE const char *conc__env(const char *name)
     return NULL;
 }
 #else
-/* May this process have rights that the caller that set its environment lacks? */
+/* Returns whether this process may have privileges that the process that set its environment
+ * lacks. */
 CONC__TINY bool conc__is_privileged(void)
 {
 #if defined __linux__
@@ -2795,19 +2829,20 @@ CONC__PRIVATE const char *conc__env(const char *name)
 }
 #endif
 
-/* Does the system lack a call, or a sandbox refuse it? Then conc uses another way. */
+/* Returns whether this error means that the system lacks a call, or that a sandbox refuses it, so
+ * that conc must do without the call. */
 CONC__PRIVATE bool conc__refused(int error)
 {
     return error == ENOSYS || error == EPERM || error == EACCES;
 }
 
-/* Is the descriptor open? Any error but EBADF comes from a sandbox, and answers nothing. */
+/* Returns whether the descriptor is open. If a sandbox refuses the question, assumes that it is. */
 CONC__PRIVATE bool conc__is_open(int number)
 {
     return fcntl(number, F_GETFD) >= 0 || errno != EBADF;
 }
 
-/* The number of processors that this process may use. */
+/* Returns the number of processors that this process may use. */
 CONC__PRIVATE int conc__processors(void)
 {
     static atomic_int known;
@@ -2830,11 +2865,11 @@ CONC__PRIVATE int conc__processors(void)
     return n;
 }
 
-/* On a single processor spinning is useless: no other thread can run. */
+/* On a single processor, spinning is useless because no other thread can run meanwhile. */
 CONC__TINY bool conc__several_processors(void) { return conc__processors() > 1; }
 
-/* Is spinning before sleeping worthwhile? *misses counts consecutive unsuccessful spins; the caller
- * resets it after a success. */
+/* Returns whether to spin before sleeping. *misses counts consecutive unsuccessful spins; the
+ * caller resets it after a successful one. */
 CONC__PRIVATE bool conc__should_spin(unsigned *misses)
 {
     return conc__several_processors() && (++*misses <= CONC__MISSES || *misses % 64 == 0);
@@ -2846,7 +2881,8 @@ CONC__TINY void conc__relax(void)
 #if defined __x86_64__ || defined __i386__
     __builtin_ia32_pause();
 #elif defined __aarch64__
-    __asm__ volatile("isb"); /* as long as a pause; yield does nothing on most */
+    /* takes as long as x86's pause; on most processors `yield` does nothing */
+    __asm__ volatile("isb");
 #else
     atomic_signal_fence(memory_order_seq_cst);
 #endif
@@ -2870,7 +2906,7 @@ CONC__PRIVATE void *conc__map_pages(size_t size)
     if (p == MAP_FAILED)
         return NULL;
 #ifdef CONC__MADV_NOHUGEPAGE
-    /* else the first byte of a stack could use two megabytes */
+    /* otherwise the first byte of a stack could occupy two megabytes */
     madvise(p, size, CONC__MADV_NOHUGEPAGE);
 #endif
 #if CONC__ASAN
@@ -2879,8 +2915,8 @@ CONC__PRIVATE void *conc__map_pages(size_t size)
     return p;
 }
 
-/* Returns mapped pages' memory to the system; they read as zero afterwards. Only Linux's madvise
- * guarantees that; elsewhere the pages are mapped anew. */
+/* Returns the memory of mapped pages to the system; the pages then read as zero. Only Linux's
+ * madvise guarantees that, so elsewhere the pages are mapped anew. */
 CONC__PRIVATE bool conc__drop_pages(void *p, size_t size)
 {
 #ifdef __linux__
@@ -2900,8 +2936,8 @@ CONC__PRIVATE void conc__unmap_pages(void *p, size_t size)
 }
 
 #ifdef __linux__
-/* Does a new guard region really fault? An emulator may have ignored the call as mere advice. The
- * first call checks. */
+/* Returns whether a new guard region really faults: an emulator may ignore the call as mere advice.
+ * Only the first call checks. */
 CONC__PRIVATE bool conc__guard_holds(const char *region)
 {
     enum { HOLDS = 1, IGNORED };
@@ -2917,8 +2953,8 @@ CONC__PRIVATE bool conc__guard_holds(const char *region)
 }
 #endif
 
-/* Makes n regions of size bytes, stride apart, fault when touched. False: the system's limit is
- * reached. */
+/* Makes n regions of size bytes, stride apart, fault when touched. Returns false if the system's
+ * limit is reached. */
 CONC__PRIVATE bool conc__guard(char *first, size_t size, size_t stride, int n)
 {
     enum { INSTALL = 102 }; /* MADV_GUARD_INSTALL, Linux 6.13: needs no mapping of its own */
@@ -2936,8 +2972,8 @@ CONC__PRIVATE bool conc__guard(char *first, size_t size, size_t stride, int n)
     return done == n;
 }
 
-/* A program may have been started with standard input or output closed. The loop must not use these
- * numbers, so it moves such a descriptor. */
+/* Moves a new descriptor out of the range 0 to 2: if the program was started with standard input or
+ * output closed, the loop must not take their numbers. */
 CONC__PRIVATE int conc__not_standard(int fd)
 {
     if (fd < 0 || fd > 2)
@@ -2948,7 +2984,7 @@ CONC__PRIVATE int conc__not_standard(int fd)
     return other;
 }
 
-/* Starts a thread with all signals blocked: they belong to the program's own threads. */
+/* Starts a thread with all signals blocked, because they belong to the program's own threads. */
 static inline int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attributes,
                                      void *(*fn)(void *), void *arg)
 {
@@ -2973,7 +3009,7 @@ CONC__PRIVATE void conc__signal_discard(int number)
     errno = saved;
 }
 #else
-/* Discards a pending signal, even another thread's, by briefly ignoring it. */
+/* Discards a pending signal, even one pending in another thread, by briefly ignoring it. */
 CONC__PRIVATE void conc__signal_drop(int number)
 {
     struct sigaction before, ignored;
@@ -2983,8 +3019,8 @@ CONC__PRIVATE void conc__signal_drop(int number)
         sigaction(number, &before, NULL);
 }
 
-/* Discards a blocked signal if it is pending. Does not wait: another thread may have taken a
- * process-directed one. */
+/* Discards a blocked signal if it is pending. Does not wait, because another thread may have taken
+ * a signal sent to the process. */
 CONC__PRIVATE void conc__signal_discard(int number)
 {
     int saved = errno;
@@ -2998,7 +3034,7 @@ CONC__PRIVATE void conc__signal_discard(int number)
 }
 #endif
 
-/* The system clock's time in ns from now, for calls that need it. */
+/* Returns the system clock's time ns from now, for calls that take such a limit. */
 CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns)
 {
     struct timespec t;
@@ -3007,8 +3043,8 @@ CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns)
     return (struct timespec){(time_t)(at / 1000000000), (long)(at % 1000000000)};
 }
 
-/* Writes snprintf's output: n, of size bytes. For handlers and the watchdog, which must not wait
- * for stderr's lock. */
+/* Writes a buffer of size bytes to stderr, into which snprintf, returning n, has written text. For
+ * signal handlers and the watchdog, which must not wait for stderr's lock. */
 static inline void conc__write_stderr(const char *text, int n, size_t size)
 {
     size_t length = 0;
@@ -3018,8 +3054,8 @@ static inline void conc__write_stderr(const char *text, int n, size_t size)
     (void)rc;
 }
 
-/* Keeps later writes to a broken pipe or socket from raising SIGPIPE. Needed on macOS, which has no
- * per-call flag, and sends the signal to the process although this thread blocks it. */
+/* Keeps later writes to a broken pipe or socket from raising SIGPIPE. Only macOS needs this: it has
+ * no per-call flag, and sends the signal to the process even if this thread blocks it. */
 CONC__PRIVATE void conc__no_pipe_signal(int fd)
 {
 #ifdef __APPLE__
@@ -3031,8 +3067,8 @@ CONC__PRIVATE void conc__no_pipe_signal(int fd)
 #endif
 }
 
-/* A write that fails with an error, not a fatal signal, if the file would exceed its size limit or
- * the pipe has no reader. */
+/* Calls write(2) so that it fails with an error, not a fatal signal, if the file would exceed its
+ * size limit or the pipe has no reader. */
 static inline ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
 {
     static const int deadly[] = {SIGXFSZ, SIGPIPE};
@@ -3054,14 +3090,14 @@ static inline ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
     return written;
 }
 
-/* Makes a new descriptor close-on-exec and non-blocking if its opening call cannot. */
+/* Makes a new descriptor close-on-exec and non-blocking, where the call that opened it cannot. */
 CONC__TINY void conc__set_modes(int fd)
 {
     fcntl(fd, F_SETFD, FD_CLOEXEC);
     fcntl(fd, F_SETFL, O_NONBLOCK);
 }
 
-/* The most bytes that one call may request: macOS refuses more than INT_MAX. */
+/* Limits the bytes requested in one call, because macOS refuses more than INT_MAX. */
 CONC__FAST size_t conc__at_once(size_t n)
 {
 #ifdef __APPLE__
@@ -3071,7 +3107,7 @@ CONC__FAST size_t conc__at_once(size_t n)
 #endif
 }
 
-/* On failure both are closed. */
+/* Moves both descriptors out of the range 0 to 2. On failure, closes both. */
 CONC__PRIVATE int conc__ends_not_standard(int ends[2])
 {
     for (int i = 0; i < 2; i++) {
@@ -3088,7 +3124,8 @@ CONC__PRIVATE int conc__ends_not_standard(int ends[2])
 /* Converts a system call's 0 or -1 to 0 or a negative errno. */
 CONC__TINY int conc__failure(int rc) { return rc ? -errno : 0; }
 
-/* Makes a pipe without pipe2; some C libraries implement pipe by pipe2 too. */
+/* Makes a pipe without pipe2. On Linux, calls the kernel directly, because some C libraries
+ * implement pipe by pipe2. */
 CONC__PRIVATE int conc__pipe_otherwise(int ends[2])
 {
 #if defined __linux__ && defined SYS_pipe
@@ -3105,7 +3142,7 @@ CONC__PRIVATE int conc__pipe_otherwise(int ends[2])
     return 0;
 }
 
-/* Both ends are close-on-exec. */
+/* Makes a pipe; both ends are close-on-exec. */
 CONC__PRIVATE int conc__pipe(int ends[2])
 {
 #if defined __linux__ && defined SYS_pipe2
@@ -3120,8 +3157,8 @@ CONC__PRIVATE int conc__pipe(int ends[2])
     return conc__ends_not_standard(ends);
 }
 
-/* Opens the descriptor that wakes a sleeping loop: an eventfd, or a pipe if the system has none or
- * refuses it. */
+/* Opens the descriptor that wakes a sleeping loop: an eventfd, or a pipe if the system lacks or
+ * refuses eventfds. */
 CONC__PRIVATE int conc__wake_open(conc_loop *l)
 {
     int ends[2];
@@ -3152,7 +3189,7 @@ CONC__PRIVATE void conc__wake_close(conc_loop *l)
 CONC__PRIVATE void conc__wake_up(conc_loop *l)
 {
     uint64_t one = 1;
-    ssize_t n = write(l->poller.wake_in, &one, sizeof one); /* a full pipe wakes, too */
+    ssize_t n = write(l->poller.wake_in, &one, sizeof one); /* a full pipe wakes the loop, too */
     (void)n;
 }
 
@@ -3160,7 +3197,7 @@ CONC__PRIVATE void conc__wake_drain(conc_loop *l)
 {
     uint64_t count[64];
     while (read(l->poller.wake_out, count, sizeof count) == (ssize_t)sizeof count)
-        continue; /* it is a pipe, and may hold more */
+        continue; /* a pipe may hold more */
 }
 
 /* ---- >>poller ------------------------------------------------------------------------------- */
@@ -3170,19 +3207,20 @@ CONC__PRIVATE void conc__wake_drain(conc_loop *l)
 typedef struct conc__backend {
     const char *name;
     int (*open)(conc_loop *l);
-    /* adds f. 0; 1: refused, because always ready; or an error */
+    /* adds f. Returns 0, 1 (refused, because f is always ready), or an error */
     int (*add)(conc_loop *l, conc__fd *f, int events);
-    /* makes f, a FOREIGN one, report these events once. False: closed, or another file */
+    /* makes f, which is FOREIGN, report these events once. Returns false if the number is closed or
+     * refers to another file */
     bool (*arm)(conc_loop *l, conc__fd *f, int events);
-    /* does the number still refer to the added file? */
+    /* returns whether the number still refers to the added file */
     bool (*confirm)(conc_loop *l, const conc__fd *f);
     /* removes f before conc closes it: other processes may have the file open too */
     void (*remove)(conc_loop *l, const conc__fd *f);
-    /* waits for events: at most ns; 0: only polls; CONC__NEVER: no limit. Returns 0 or an error */
+    /* waits for events, at most ns; 0: only polls; CONC__NEVER: no limit. Returns 0 or an error */
     int (*wait)(conc_loop *l, int64_t ns);
 } conc__backend;
 
-/* A limit as poll(2) takes it. */
+/* Converts a limit to poll(2)'s milliseconds, rounded up. */
 static inline int conc__milliseconds(int64_t ns)
 {
     if (ns == CONC__NEVER)
@@ -3192,7 +3230,8 @@ static inline int conc__milliseconds(int64_t ns)
     return (int)((ns + 999999) / 1000000);
 }
 
-/* System calls that take a timespec: on 32 bits the kernel's may differ from the C library's. */
+/* Whether to make system calls that take a timespec: on 32 bits the kernel's may differ from the C
+ * library's. */
 #if defined __linux__ && defined __LP64__
 #define CONC__NS_WAITS 1
 #else
@@ -3212,10 +3251,11 @@ CONC__PRIVATE bool conc__set_has(const unsigned long *set, int fd)
     return set[fd / CONC__SET_BITS] >> (fd % CONC__SET_BITS) & 1;
 }
 
-/* poll(2) using select(2), which RLIMIT_NOFILE does not limit. Cannot wait for a hang-up alone. */
+/* Does what poll(2) does by select(2), which RLIMIT_NOFILE does not limit. Cannot wait for a
+ * hang-up alone. */
 CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
 {
-    const int64_t longest = (int64_t)86400 * 1000000000; /* a day: macOS refuses some years */
+    const int64_t longest = (int64_t)86400 * 1000000000; /* a day; macOS refuses several years */
     int top = -1, closed = 0, count = 0;
     struct pollfd *end = polls + n;
     for (struct pollfd *p = polls; p < end; p++) {
@@ -3255,8 +3295,8 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
     return count;
 }
 
-/* Is it a macOS named pipe, whose end of file poll(2) and kqueue do not report? Unnamed pipes have
- * no device there. */
+/* Returns whether this is a macOS named pipe, whose end of file poll(2) and kqueue do not report.
+ * On macOS, unnamed pipes have no device. */
 CONC__PRIVATE bool conc__is_mute_pipe(int number)
 {
 #ifdef __APPLE__
@@ -3268,8 +3308,9 @@ CONC__PRIVATE bool conc__is_mute_pipe(int number)
 #endif
 }
 
-/* Has poll(2) called an open descriptor invalid, or perhaps missed that one is ready? On macOS this
- * happens with devices, such as terminals, and named pipes. select(2) can wait for them. */
+/* Returns whether poll(2) has called an open descriptor invalid, or may have missed that one is
+ * ready. On macOS this happens with devices, such as terminals, and with named pipes. select(2) can
+ * wait for them. */
 CONC__PRIVATE bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
 {
 #ifdef __APPLE__
@@ -3284,7 +3325,7 @@ CONC__PRIVATE bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
 #endif
 }
 
-/* poll(2) with a limit in nanoseconds. */
+/* Calls poll(2) with a limit in nanoseconds, or an equivalent. */
 CONC__PRIVATE int conc__poll_call(struct pollfd *polls, size_t n, int64_t ns)
 {
     int rc = -1;
@@ -3295,7 +3336,7 @@ CONC__PRIVATE int conc__poll_call(struct pollfd *polls, size_t n, int64_t ns)
 #endif
     if (rc < 0 && conc__refused(errno))
         rc = poll(polls, (nfds_t)n, conc__milliseconds(ns));
-    /* EINVAL: more descriptors than RLIMIT_NOFILE, which may have been lowered */
+    /* EINVAL: there are more descriptors than RLIMIT_NOFILE allows, which may have been lowered */
     bool refused = rc < 0 && (errno == EINVAL || conc__refused(errno));
     if (refused || (rc >= 0 && conc__poll_is_blind(polls, n)))
         rc = conc__select(polls, n, ns);
@@ -3339,10 +3380,10 @@ CONC__PRIVATE void conc__poller_close(conc_loop *l)
     CONC_FREE(l->poller.polls_for);
 }
 
-/* A number that identifies an open file; 0: not open. Each socket and pipe has its own inode, but
- * all eventfds, timerfds and the like share one: their number depends only on the kind, so
- * replacing one eventfd with another goes unnoticed. If a sandbox refuses fstat, all files have the
- * same number. */
+/* Returns a number that identifies an open file; 0: not open. Each socket and pipe has its own
+ * inode, but all eventfds share one, as do all timerfds and the like. Their number depends only on
+ * the kind, so replacing one eventfd with another goes unnoticed. If a sandbox refuses fstat, all
+ * files have the same number. */
 CONC__PRIVATE uint64_t conc__inode_of(int number)
 {
     struct stat st;
@@ -3362,7 +3403,7 @@ CONC__PRIVATE uint64_t conc__inode_of(int number)
     return inode + 1;
 }
 
-/* In conc__fd.filters, always alone: the loop waits for the descriptor with select(2). */
+/* In conc__fd.filters, never with other bits: the loop waits for the descriptor with select(2). */
 enum { CONC__APART = 8 };
 
 CONC__PRIVATE int conc__poll_add(conc_loop *l, conc__fd *f, int events)
@@ -3394,7 +3435,7 @@ CONC__PRIVATE void conc__poll_remove(conc_loop *l, const conc__fd *f)
     (void)f;
 }
 
-/* Makes room for n descriptors. Returns fewer if out of memory; the rest must wait. */
+/* Makes room for n descriptors, and returns n, or fewer if memory runs out; the rest must wait. */
 CONC__PRIVATE size_t conc__poll_room(conc_loop *l, size_t n)
 {
     if (n > l->poller.polls_room) {
@@ -3419,8 +3460,8 @@ CONC__PRIVATE void conc__poll_event(conc_loop *l, const struct pollfd *p)
         conc__fd_event(l, f, conc__poll_got(p), p->revents & (POLLHUP | POLLERR));
 }
 
-/* The result of a failed wait: 0 if a signal interrupted it. Its handler may have closed
- * descriptors, so awaited ones must be verified. */
+/* Returns the result of a failed wait: 0 if a signal interrupted it. The signal's handler may have
+ * closed descriptors, so awaited ones must be verified. */
 CONC__PRIVATE int conc__wait_failed(conc_loop *l)
 {
     if (errno != EINTR)
@@ -3488,7 +3529,8 @@ CONC__PRIVATE int conc__epoll_open(conc_loop *l)
     return 0;
 }
 
-/* After a refused call: does the system refuse epoll, not just this file? */
+/* Called after a refused call. Returns whether the system refuses epoll itself, not just this
+ * file. */
 CONC__COLD bool conc__epoll_is_refused(const conc_loop *l, int rc)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = CONC__WAKE_KEY};
@@ -3497,8 +3539,8 @@ CONC__COLD bool conc__epoll_is_refused(const conc_loop *l, int rc)
            conc__refused(errno);
 }
 
-/* Changes the loop to poll(2) if a sandbox, set up during the run, refuses epoll. False: the loop
- * is embedded, so its host is waiting for the epoll descriptor. */
+/* Switches the loop to poll(2), because a sandbox set up during the run refuses epoll. Returns
+ * false if the loop is embedded: its host is waiting for the epoll descriptor. */
 CONC__COLD bool conc__epoll_give_up(conc_loop *l)
 {
     int numbers = (int)l->fds.block_count * CONC__FDS;
@@ -3513,8 +3555,8 @@ CONC__COLD bool conc__epoll_give_up(conc_loop *l)
     return true;
 }
 
-/* A descriptor opened by conc reports every change, forever. Any other reports one event, because
- * close(2) may close it without conc's knowledge. */
+/* Makes a descriptor that conc opened report every change, forever. Any other reports one event,
+ * because close(2) may close it without conc's knowledge. */
 CONC__PRIVATE int conc__epoll_control(const conc_loop *l, const conc__fd *f, int what, int events)
 {
     struct epoll_event e = {.data.u64 = (uint64_t)f->id << 32 | (uint32_t)f->number};
@@ -3553,8 +3595,8 @@ CONC__PRIVATE bool conc__epoll_arm(conc_loop *l, conc__fd *f, int events)
     return rc == 0;
 }
 
-/* Adds a number that another thread may be closing. Either kernel answer is then right; TSan would
- * report a race. */
+/* Adds a number that another thread may be closing. The kernel may then answer either way, and both
+ * are right, but TSan would report a race. */
 CONC__PRIVATE int conc__epoll_try_add(const conc_loop *l, int number, struct epoll_event *event)
 {
 #if CONC__TSAN
@@ -3564,8 +3606,8 @@ CONC__PRIVATE int conc__epoll_try_add(const conc_loop *l, int number, struct epo
 #endif
 }
 
-/* epoll identifies an entry by the file and the number. Adding it again fails and changes nothing,
- * while modifying it would arm it for errors. */
+/* epoll identifies an entry by the file and the number. Adding an existing entry again fails and
+ * changes nothing, whereas modifying it would arm it for errors. */
 CONC__PRIVATE bool conc__epoll_confirm(conc_loop *l, const conc__fd *f)
 {
     struct epoll_event nothing = {.events = EPOLLONESHOT};
@@ -3592,7 +3634,7 @@ CONC__PRIVATE int conc__epoll_pause(conc_loop *l, struct epoll_event *events, in
 {
 #if CONC__NS_WAITS && defined SYS_epoll_pwait2
     static atomic_bool refused;
-    bool is_known = !CONC__TSAN && !l->diagnostics.on_valgrind; /* not to these two */
+    bool is_known = !CONC__TSAN && !l->diagnostics.on_valgrind; /* these two do not know it */
     bool exact = ns > 0 && ns != CONC__NEVER && is_known;
     if (exact && !atomic_load_explicit(&refused, memory_order_relaxed)) {
         struct timespec limit = {ns / 1000000000, ns % 1000000000};
@@ -3608,9 +3650,9 @@ CONC__PRIVATE int conc__epoll_pause(conc_loop *l, struct epoll_event *events, in
     return epoll_wait(l->poller.fd, events, max, conc__milliseconds(ns));
 }
 
-/* Replaces the epoll instance with a new one. A file closed here with close(2) but still open in
- * another process would stay in the old one forever: only its number could remove it. An embedded
- * loop keeps its instance, because the host knows its descriptor. */
+/* Replaces the epoll instance with a new one. The old one would forever keep a file that was closed
+ * here with close(2) but is still open in another process, because only the file's number could
+ * remove it. An embedded loop keeps its instance, because the host knows the descriptor. */
 CONC__PRIVATE void conc__epoll_renew(conc_loop *l)
 {
     if (l->run.embedded)
@@ -3633,8 +3675,8 @@ CONC__PRIVATE void conc__epoll_renew(conc_loop *l)
     close(old);
 }
 
-/* Handles an event that no task is waiting for. Its file was closed here, or is known and may have
- * been closed. */
+/* Handles an event that no task is waiting for. known: the loop still knows the file, which may
+ * have been closed; otherwise the file was closed here. */
 CONC__PRIVATE void conc__epoll_unwanted(conc_loop *l, conc__fd *f, bool known)
 {
     enum { CHECK = 64, RENEW = 16 };
@@ -3673,7 +3715,7 @@ CONC__PRIVATE int conc__epoll_wait(conc_loop *l, int64_t ns)
         return conc__poll_wait(l, ns);
     if (n < 0)
         return conc__wait_failed(l);
-    /* an event may make the loop abandon epoll: poll(2) then finds the other events */
+    /* an event may make the loop switch to poll(2), which then finds the other events */
     for (int i = 0; i < n && l->poller.backend != &conc__poll; i++) {
         if (events[i].data.u64 == CONC__WAKE_KEY)
             conc__wake_drain(l);
@@ -3690,8 +3732,8 @@ static const conc__backend conc__epoll = {"epoll",         conc__epoll_open,    
 
 #elif defined CONC__KQUEUE
 
-/* A descriptor can have a filter for reading and one for writing in the queue (conc__fd.filters has
- * the events of those that it has). The kernel removes both when the number is closed, even if the
+/* A descriptor can have two filters in the queue, for reading and for writing; conc__fd.filters has
+ * the events of those that it has. The kernel removes both when the number is closed, even if the
  * file has other descriptors. So as long as a filter exists, the number refers to the same file.
  *
  *   filters            of                                 what they report
@@ -3703,7 +3745,7 @@ static const conc__backend conc__epoll = {"epoll",         conc__epoll_open,    
  *                      a macOS named pipe                 for the queue and for these */
 enum { CONC__CHANGES = 4 };
 
-/* In conc__fd.came, beside the events: end of file, or urgent data, where a read stops. */
+/* In conc__fd.came, besides the events: end of file, or urgent data, where a read stops. */
 enum { CONC__SPECIAL = 4 };
 
 CONC__PRIVATE int conc__kqueue_open(conc_loop *l)
@@ -3723,8 +3765,8 @@ CONC__PRIVATE int conc__kqueue_open(conc_loop *l)
     return rc;
 }
 
-/* Applies flags to f's filters of these events. It takes no event from the queue, and the changes
- * are made even if a signal interrupts the call. */
+/* Applies flags to f's filters for these events. The call takes no event from the queue, and makes
+ * the changes even if a signal interrupts it. */
 CONC__PRIVATE int conc__kqueue_control(const conc_loop *l, const conc__fd *f, int events, int flags)
 {
     struct kevent changes[2];
@@ -3743,7 +3785,7 @@ CONC__PRIVATE int conc__kqueue_control(const conc_loop *l, const conc__fd *f, in
 }
 
 /* Adds both filters, to report every change. macOS may refuse the write filter for a pipe whose
- * reader is gone; the other filter reports that. */
+ * reader is gone; the read filter reports that. */
 CONC__PRIVATE int conc__kqueue_add_changes(const conc_loop *l, conc__fd *f)
 {
     enum { BOTH = CONC_READABLE | CONC_WRITABLE, FLAGS = EV_ADD | EV_ENABLE | EV_CLEAR };
@@ -3796,9 +3838,9 @@ CONC__PRIVATE bool conc__kqueue_confirm(conc_loop *l, const conc__fd *f)
     return conc__kqueue_control(l, f, event, 0) == 0;
 }
 
-/* Adds filters to f's, which show whether the number has always referred to the same file. If
- * kqueue refuses a descriptor, such as a pipe whose reader is gone, select(2) reports it as ready.
- */
+/* Adds filters to f. Its existing ones show whether the number has referred to the same file all
+ * along. If kqueue refuses the descriptor, such as a pipe whose reader is gone, select(2) reports
+ * it as ready. */
 CONC__PRIVATE bool conc__kqueue_add_more(conc_loop *l, conc__fd *f, int events)
 {
     int rc = conc__kqueue_control(l, f, events, EV_ADD | EV_ENABLE | EV_DISPATCH);
@@ -3810,8 +3852,8 @@ CONC__PRIVATE bool conc__kqueue_add_more(conc_loop *l, conc__fd *f, int events)
     return true;
 }
 
-/* For a task waiting only for a hang-up. With one event per arming, the loop would wake repeatedly
- * while there is something to read. */
+/* Arms f for a task waiting only for a hang-up. With one event per arming, the loop would wake
+ * repeatedly while there is something to read. */
 CONC__PRIVATE bool conc__kqueue_arm_for_hang_up(conc_loop *l, conc__fd *f)
 {
     int has = f->filters & (CONC_READABLE | CONC_WRITABLE);
@@ -3844,7 +3886,7 @@ CONC__PRIVATE void conc__kqueue_remove(conc_loop *l, const conc__fd *f)
 }
 
 /* Waits at most *ns for the queue and for the descriptors outside it, and handles the latter's
- * events. *ns becomes 0 after a wait, so that the caller only polls the queue. */
+ * events. After a wait, sets *ns to 0, so that the caller only polls the queue. */
 CONC__COLD int conc__kqueue_wait_apart(conc_loop *l, int64_t *ns)
 {
     enum { NAP = 10000000 };
@@ -3885,8 +3927,8 @@ CONC__PRIVATE int conc__kqueue_pause(const conc_loop *l, struct kevent *events, 
     return n;
 }
 
-/* May the event also mean end of file or urgent data? Any event may, on a system without a flag for
- * urgent data. */
+/* Returns whether the event may also mean end of file or urgent data. On a system without a flag
+ * for urgent data, any event may. */
 CONC__PRIVATE bool conc__kqueue_is_special(const struct kevent *e)
 {
 #ifdef EV_OOBAND
@@ -3897,7 +3939,8 @@ CONC__PRIVATE bool conc__kqueue_is_special(const struct kevent *e)
 #endif
 }
 
-/* An event's file; NULL: the loop's wake-up descriptor, or a file that the loop has forgotten. */
+/* Returns an event's file; NULL: the loop's wake-up descriptor, or a file that the loop has
+ * forgotten. */
 CONC__PRIVATE conc__fd *conc__kqueue_file(const conc_loop *l, const struct kevent *e)
 {
     conc__fd *f = conc__fd_find(l, (int)e->ident);
@@ -3918,7 +3961,8 @@ CONC__PRIVATE void conc__kqueue_note(conc_loop *l, const struct kevent *e)
     }
 }
 
-/* Reports all events that occurred for an event's file. Asks poll(2) whether it has hung up. */
+/* Reports all events that occurred for this event's file, and asks poll(2) whether it has hung
+ * up. */
 CONC__PRIVATE void conc__kqueue_event(conc_loop *l, const struct kevent *e)
 {
     conc__fd *f = conc__kqueue_file(l, e);
