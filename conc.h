@@ -9878,9 +9878,9 @@ CONC__PRIVATE bool conc__locks_its_name(const conc__path_lock *k)
     return here.st_dev == there.st_dev && here.st_ino == there.st_ino;
 }
 
-/* Tries once to lock the path. Returns 1 if it is locked, 0 if another process holds the lock, or
- * an error if the file system or a sandbox permits no locks. In the last case no process can use
- * the lock file, and it is removed. */
+/* Tries once to lock the path. Returns 1 if it is locked, 0 to try again because another process
+ * holds the lock, or an error if the file system or a sandbox permits no locks. In the last case no
+ * process can use the lock file, and it is removed. */
 CONC__PRIVATE int conc__lock_once(const conc__path_lock *k)
 {
     int rc = 0;
@@ -10419,7 +10419,7 @@ CONC__PRIVATE int conc__serve_one(void *arg)
     uint32_t id = f->id;
     int rc = s->handler(fd, s->arg);
     if (conc__here != l)
-        return rc; /* a forked child */
+        return rc; /* this is a forked child */
     if (f->id == id && conc__fd_confirm(l, f))
         conc_close(fd); /* the handler has not closed it */
     if (rc >= 0)
