@@ -8622,8 +8622,8 @@ CONC__PRIVATE int conc__fd_add(conc_loop *l, conc__fd *f, int events)
 {
     if (f->state == CONC__FD_OWN)
         conc__fd_own_confirm(l, f);
+    /* publish it first, so that another thread's conc_close notifies this loop */
     if (f->state == CONC__FD_OWN)
-        /* publish it first, so that another thread's conc_close notifies this loop */
         conc__fd_publish_edge(l, f, true);
     int rc = l->poller.backend->add(l, f, events);
     if (rc < 0 || (rc == 1 && events))
