@@ -5180,7 +5180,7 @@ CONC__PRIVATE CONC__CALLED int conc__resolve(const char *host, const char *port,
                                              const char *call)
 {
     if (!host || !port || (max && !out))
-        return conc__misused(-EINVAL, call, "no host, no port, or nowhere to put them", NULL);
+        return conc__misused(-EINVAL, call, "no host, no port, or no room for the addresses", NULL);
     if (!conc__is_port(port))
         return conc_fail(-EINVAL, "%.40s: no such port", conc__visible(port));
     if (!*host || strlen(host) >= sizeof((conc__name_lookup *)0)->host)
@@ -5867,7 +5867,7 @@ CONC__PRIVATE int conc__child_usable(conc_child *c, const char *call)
     if (c)
         state = conc__child_state_now(c);
     if (state == CONC__CHILD_NONE || state == CONC__CHILD_STARTS)
-        return conc__misused(-EINVAL, call, "no child was started there", NULL);
+        return conc__misused(-EINVAL, call, "the child was not started", NULL);
     if (state == CONC__CHILD_INHERITED)
         return conc_fail(-EPERM, "the child belongs to the process that forked this one");
     return 0;
@@ -6139,7 +6139,7 @@ CONC_API int conc_child_start(conc_child *c)
     if (!c || !c->argv || !c->argv[0])
         return conc__misused(-EINVAL, __func__, "no child, or no program", NULL);
     if (!(c->grace >= 0))
-        return conc__misused(-EINVAL, __func__, "no such grace", NULL);
+        return conc__misused(-EINVAL, __func__, "grace is negative", NULL);
     conc__child_process *process = conc__alloc(sizeof *process);
     if (!process)
         return conc__own_error(-ENOMEM);
@@ -7228,7 +7228,8 @@ typedef struct conc__worker_channel {
 /* A channel's `done` starts at this value, because a faulty job might write small numbers there. */
 static const uint64_t conc__none_done = 0x5b1d93e7c4a60000u;
 
-_Static_assert(sizeof(conc__worker_channel) <= CONC__CHANNEL_DATA, "a channel's head has to fit");
+_Static_assert(sizeof(conc__worker_channel) <= CONC__CHANNEL_DATA,
+               "a channel's head must fit before its data");
 
 /* A page shared with all workers of a pool, read-only for them. */
 typedef struct conc__status_page {

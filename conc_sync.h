@@ -31,17 +31,18 @@
  *   Objects   An object is ready when it is all zero or initialized by its macro (CONC_SEM,
  *             CONC_BARRIER, CONC_QUEUE), even before and after a run. Only a queue allocates
  *             memory; the other objects need no destroy call.
- *   Order     First come, first served. A release immediately hands over to the first waiter. No
+ *   Order     First come, first served. A release hands the object to the first waiter at once. No
  *             other task can overtake it, not even with a try_ call, and a task that releases and
  *             reacquires queues behind the waiters.
- *   Grants    0 means the full effect, -ECANCELED none. A waiter keeps what it was handed even if a
- *             cancel or a timeout occurs before it runs; it sees the cancel at its next checkpoint.
+ *   Grants    A result of 0 means that the call had its full effect, -ECANCELED that it had none. A
+ *             waiter keeps what it was handed even if a cancel or a timeout occurs before it runs;
+ *             it sees the cancel at its next checkpoint.
  *   Calling   Calls that may wait, and all calls on locks and rwlocks, are for tasks. The other
  *             calls (set, notify, close, a semaphore's release, try_) also work in posted
- *             functions, and outside a run if no task is waiting. Otherwise, or if a task of
- *             another loop is waiting, the result is -EPERM. A try_ call that would have to wait
- *             returns -EAGAIN.
- *   Errors    A NULL argument is -EINVAL; a function that returns nothing ignores it.
+ *             functions, and outside a run if no task is waiting. A call anywhere else, or one
+ *             while a task of another loop is waiting, returns -EPERM. A try_ call that would have
+ *             to wait returns -EAGAIN.
+ *   Errors    A NULL argument results in -EINVAL; a function that returns nothing ignores it.
  *
  * Contents: >>lock >>rwlock >>semaphore >>event >>condition >>barrier >>latch >>future >>queue
  * >>select >>limiter, then the implementation of each under the same name, and the licence. */
@@ -71,22 +72,24 @@ typedef struct conc_lock {
 #define conc_lock_acquire(...) conc__lock_acquire((__VA_ARGS__), CONC__PLACE)
 CONC_API int conc__lock_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
 
-/* The same without waiting: -EAGAIN if another task holds the lock, -EDEADLK if the caller does.
+/* Acquires the lock without waiting. Returns -EAGAIN if another task holds it, -EDEADLK if the
+ * caller does.
  *     int conc_lock_try_acquire(conc_lock *l); */
 #define conc_lock_try_acquire(...) conc__lock_try_acquire((__VA_ARGS__), CONC__PLACE)
 CONC_API int conc__lock_try_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
 
-/* Hands the lock to its first waiter, or frees it. Not a checkpoint. -EPERM: the caller does not
- * hold the lock. */
+/* Releases the lock, or hands it to its first waiter. Not a checkpoint. Errors: -EPERM (the caller
+ * does not hold the lock). */
 CONC_API int conc_lock_release(conc_lock *l);
 
-/* The task that holds the lock, or NULL. If the owner may have ended without a release, compare the
- * pointer but do not dereference it. */
+/* Returns the task that holds the lock, or NULL. If that task may have ended without a release,
+ * compare the pointer but do not dereference it. */
 CONC_API conc_task *conc_lock_owner(const conc_lock *l);
 
 /* CONC_LOCKED(&l) { ... }: the block runs with the lock held, and every way out of it (its end,
- * break, continue, return, goto, CONC_TRY) releases it. If the acquire fails, the calling function
- * returns its error; inside a scope or group that would leave it open, so acquire by hand there. */
+ * break, continue, return, goto, CONC_TRY) releases it. If the lock cannot be acquired, the calling
+ * function returns the error. That would leave open a scope or group that the function has begun,
+ * so use conc_lock_acquire inside one. */
 #define CONC_LOCKED(...) \
     CONC__GUARDED(conc__lock_enter((__VA_ARGS__), CONC__PLACE), conc__lock_leave, __COUNTER__)
 #define CONC__GUARDED(enter, leave, n) CONC__GUARDED2(enter, leave, CONC__JOIN(conc__guard, n))
@@ -118,18 +121,18 @@ typedef struct conc_rwlock {
     const char *place; /* where it was last acquired */
 } conc_rwlock;
 
-/* Waits.
+/* Acquires the rwlock for reading or for writing. Waits.
  *     int conc_rwlock_acquire_read(conc_rwlock *l), conc_rwlock_acquire_write(conc_rwlock *l);
  * Errors: -EDEADLK (the caller already holds it for writing), -EPERM (a task of another run,
- * perhaps an ended one, holds it), -ECANCELED. A reader must release it before acquiring it again:
- * otherwise it deadlocks with itself, or with a writer that has queued in between. */
+ * perhaps an ended one, holds it), -ECANCELED. A reader must release the rwlock before it acquires
+ * it again, or it may deadlock with itself or with a writer that has queued in between. */
 #define conc_rwlock_acquire_read(...) conc__rwlock_acquire((__VA_ARGS__), CONC__READER, CONC__PLACE)
 #define conc_rwlock_acquire_write(...) \
     conc__rwlock_acquire((__VA_ARGS__), CONC__WRITER, CONC__PLACE)
 enum { CONC__READER, CONC__WRITER };
 CONC_API int conc__rwlock_acquire(conc_rwlock *l, int how, const char *place) CONC_NODISCARD;
 
-/* The same without waiting: -EAGAIN if it would have to wait.
+/* Acquires the rwlock without waiting. Returns -EAGAIN if it would have to wait.
  *     int conc_rwlock_try_acquire_read(conc_rwlock *l),
  *     conc_rwlock_try_acquire_write(conc_rwlock *l); */
 #define conc_rwlock_try_acquire_read(...) \
@@ -138,16 +141,16 @@ CONC_API int conc__rwlock_acquire(conc_rwlock *l, int how, const char *place) CO
     conc__rwlock_try_acquire((__VA_ARGS__), CONC__WRITER, CONC__PLACE)
 CONC_API int conc__rwlock_try_acquire(conc_rwlock *l, int how, const char *place) CONC_NODISCARD;
 
-/* Releases either kind; for the task that acquired it. Not a checkpoint. -EPERM: another task holds
- * it for writing, or no task holds it. The rwlock only counts its readers, so a release by a
- * non-reader goes unnoticed. */
+/* Releases what the calling task acquired, for reading or for writing. Not a checkpoint. Errors:
+ * -EPERM (another task holds it for writing, or no task holds it). The rwlock only counts its
+ * readers, so a release by a task that is not a reader goes unnoticed. */
 CONC_API int conc_rwlock_release(conc_rwlock *l);
 
 /* ---- >>semaphore ---------------------------------------------------------------------------- */
 
 typedef struct conc_sem {
-    int permits; /* free ones */
-    int max;     /* a release beyond it is -EOVERFLOW; 0: no maximum */
+    int permits; /* how many are free */
+    int max;     /* a release beyond it returns -EOVERFLOW; 0: no maximum */
     /* private */
     conc__waits waits;
 } conc_sem;
@@ -163,11 +166,11 @@ typedef struct conc_sem {
 CONC_API int conc_sem_acquire(conc_sem *s) CONC_NODISCARD;
 CONC_API int conc_sem_try_acquire(conc_sem *s) CONC_NODISCARD;
 
-/* Returns a permit, which goes to the first waiter if there is one. -EOVERFLOW: the permits would
- * exceed max, or INT_MAX. Not a checkpoint. */
+/* Gives a permit back, to the first waiter if there is one. Not a checkpoint. Errors: -EOVERFLOW
+ * (the permits would exceed max, or INT_MAX). */
 CONC_API int conc_sem_release(conc_sem *s);
 
-/* CONC_PERMIT(&sem) { ... }: the block runs holding a permit, as CONC_LOCKED holds a lock. */
+/* CONC_PERMIT(&sem) { ... }: like CONC_LOCKED, but the block runs with a permit held. */
 #define CONC_PERMIT(...) CONC__GUARDED(conc__sem_enter(__VA_ARGS__), conc__sem_leave, __COUNTER__)
 CONC_API conc__entered conc__sem_enter(conc_sem *s);
 CONC_API void conc__sem_leave(conc__entered *g);
@@ -183,12 +186,12 @@ typedef struct conc_event {
 /* Waits until the event is set. Errors: -ECANCELED. */
 CONC_API int conc_event_wait(conc_event *e) CONC_NODISCARD;
 
-/* Wakes all waiters, even if a clear follows immediately; until then later waits return
- * immediately. Neither the call nor the waiters use the event afterwards, so a woken task may free
- * it. Not a checkpoint. */
+/* Sets the event. Wakes all waiters, even if conc_event_clear follows immediately; waits that begin
+ * before such a clear return immediately. Neither this call nor the waiters use the event
+ * afterwards, so a woken task may free it. Not a checkpoint. */
 CONC_API void conc_event_set(conc_event *e);
 
-/* Makes conc_event_wait wait from now on. Not a checkpoint. */
+/* Clears the event, so that conc_event_wait waits from now on. Not a checkpoint. */
 CONC_API void conc_event_clear(conc_event *e);
 
 CONC_API bool conc_event_is_set(const conc_event *e);
@@ -206,7 +209,7 @@ typedef struct conc_cond {
  * -ECANCELED (the wait used up no notify). */
 CONC_API int conc_cond_wait(conc_cond *c, conc_lock *l) CONC_NODISCARD;
 
-/* Notifies the first n waiters, or all. Each continues once it holds its lock again; the caller
+/* Notifies the first n waiters, or all. Each continues once it holds its lock again. The caller
  * need not hold a lock. A notify without waiters has no effect. Not a checkpoint. */
 CONC_API void conc_cond_notify(conc_cond *c, int n);
 CONC_API void conc_cond_notify_all(conc_cond *c);
@@ -227,8 +230,8 @@ typedef struct conc_barrier {
     }
 
 /* Waits until `parties` tasks have arrived; then all of them continue, and the barrier starts over.
- * Returns the caller's index, in order of arrival: each of 0 to parties - 1 once. A task cancelled
- * while waiting no longer counts as arrived. Errors: -EINVAL (parties not positive), -ECANCELED. */
+ * Returns the caller's index in the order of arrival, from 0 to parties - 1. A task cancelled while
+ * it waits no longer counts as arrived. Errors: -EINVAL (parties not positive), -ECANCELED. */
 CONC_API int conc_barrier_wait(conc_barrier *b) CONC_NODISCARD;
 
 /* ---- >>latch -------------------------------------------------------------------------------- */
@@ -240,8 +243,9 @@ typedef struct conc_latch {
     conc__waits waits;
 } conc_latch;
 
-/* Adds n, which may be negative; a count of 0 wakes all waiters. conc_latch_done adds -1. Not
- * checkpoints. -EOVERFLOW, and no change: the count would leave the range 0 to INT_MAX. */
+/* Adds n, which may be negative, to the count; conc_latch_done adds -1. A count of 0 wakes all
+ * waiters. Not checkpoints. Errors: -EOVERFLOW (the count would leave the range 0 to INT_MAX, and
+ * is unchanged). */
 CONC_API int conc_latch_add(conc_latch *l, int n);
 CONC_API int conc_latch_done(conc_latch *l);
 
@@ -260,14 +264,14 @@ typedef struct conc_future {
     conc__waits waits;
 } conc_future;
 
-/* Sets the result, rc and a value (borrowed), and wakes all waiters. If the calling task or posted
- * function made the error rc with conc_fail, the waiters get its text too. A second call returns
- * -EALREADY. The call and the waiters do not use the future afterwards, so a woken task may free
- * it. Not a checkpoint. */
+/* Sets the result, which is rc and a borrowed value, and wakes all waiters. If the calling task or
+ * posted function made the error rc with conc_fail, the waiters get its text too. A second call
+ * returns -EALREADY. Neither this call nor the waiters use the future afterwards, so a woken task
+ * may free it. Not a checkpoint. */
 CONC_API int conc_future_set(conc_future *f, int rc, void *value);
 
-/* Waits for the result: returns its rc, and stores its value in *value unless value is NULL. If the
- * caller is cancelled while waiting: -ECANCELED, and *value is unchanged. */
+/* Waits for the result. Returns its rc, and stores its value in *value unless value is NULL. If the
+ * caller is cancelled while it waits, returns -ECANCELED and leaves *value unchanged. */
 CONC_API int conc_future_wait(conc_future *f, void **value) CONC_NODISCARD;
 
 CONC_API bool conc_future_is_set(const conc_future *f);
@@ -277,27 +281,29 @@ CONC_API bool conc_future_is_set(const conc_future *f);
 enum {
     CONC_QUEUE_FIFO,
     CONC_QUEUE_LIFO,
-    /* smallest item first, equal items in insertion order; needs less */
+    /* smallest item first, equal items in the order of their puts; needs `less` */
     CONC_QUEUE_PRIORITY
 };
 
 typedef struct conc_queue {
-    size_t item_size; /* bytes; 0: items are only counted */
-    size_t capacity;  /* items; a put beyond it waits; 0: no limit */
+    /* in bytes; 0: items are only counted. Items may need at most the alignment of max_align_t */
+    size_t item_size;
+    size_t capacity; /* in items; a put into a full queue waits; 0: no limit */
     int kind;
-    /* does a come before b? Setting it implies CONC_QUEUE_PRIORITY. It must not wait. Item
-     * alignment is at most alignof(max_align_t) */
+    /* does a come before b? Setting it implies CONC_QUEUE_PRIORITY. It must not wait */
     bool (*less)(const void *a, const void *b);
     /* private */
     bool closed, checked;
     char *items;      /* FIFO: a ring; LIFO: a stack; priority: a binary heap */
     uint64_t *orders; /* priority: the arrival number of each item */
     size_t room, head, count;
-    size_t limit; /* below it a put only stores; 0 if closed, not FIFO, or with large items */
+    /* while count is below it, a put only stores its item; 0 if the queue is closed or not FIFO, or
+     * if item_size is not 4 or 8 */
+    size_t limit;
     uint64_t arrivals;
     conc__waits getters, putters, joiners;
-    /* not beside count: the compiler would merge both writes into one vector store, which would
-     * delay the next read of either */
+    /* kept apart from count, or the compiler would merge both writes into one vector store, which
+     * delays the next read of either */
     size_t unfinished;
 } conc_queue;
 
@@ -308,19 +314,19 @@ typedef struct conc_queue {
     }
 
 /* Hands a copy of the item to the first waiting getter, or appends it. item is borrowed until the
- * call returns. Waits only while the queue is full: consumers run when the producer waits or calls
+ * call returns. Waits only while the queue is full; consumers run when the producer waits or calls
  * conc_yield. Errors: -EPIPE (closed), -ENOMEM (the queue is unchanged), -EINVAL (a priority queue
  * without less, or less with another kind), -ECANCELED.
- * conc_queue_try_put never waits: -EAGAIN if the queue is full. The consumer need not be slow: it
- * may simply not have run since the producer started. */
+ * conc_queue_try_put never waits; it returns -EAGAIN if the queue is full. That does not mean that
+ * the consumer is slow: it may simply not have run since the producer started. */
 CONC_API int conc_queue_put(conc_queue *q, const void *item) CONC_NODISCARD;
 CONC_API int conc_queue_try_put(conc_queue *q, const void *item) CONC_NODISCARD;
 
-/* conc_queue_put for a value: CONC_PUT(&jobs, n + 1), CONC_PUT(&jobs, (job){url, 3}), and for a
- * queue of pointers CONC_PUT(&names, name), where conc_queue_put takes &name. The value must be
- * item_size bytes large. Otherwise the result is -EINVAL, or a compile-time error if the compiler
- * knows both sizes (it optimizes, and sees the queue's initializer). An array or a string decays to
- * a pointer to its first element. */
+/* Puts a value, as conc_queue_put does: CONC_PUT(&jobs, n + 1), CONC_PUT(&jobs, (job){url, 3}), and
+ * for a queue of pointers CONC_PUT(&names, name), where conc_queue_put takes &name. The value must
+ * have item_size bytes. Otherwise the result is -EINVAL, or a compile-time error if the compiler
+ * knows both sizes, which it does if it optimizes and sees the queue's initializer. An array or a
+ * string decays to a pointer to its first element. */
 #define CONC_PUT(q, ...)                                              \
     CONC__PUT(q, (__VA_ARGS__), CONC__JOIN(conc__queue, __COUNTER__), \
               CONC__JOIN(conc__item, __COUNTER__), CONC__GIVEN(#__VA_ARGS__))
@@ -348,21 +354,22 @@ void conc__item_has_another_size(void)
 CONC_API int conc__queue_put_sized(conc_queue *q, const void *item, size_t size) CONC_NODISCARD;
 
 /* Moves the next item to *item. Waits while there is none. Errors: -EPIPE (closed and empty),
- * -EINVAL as above, -ECANCELED. */
+ * -EINVAL (as for conc_queue_put), -ECANCELED. */
 CONC_API int conc_queue_get(conc_queue *q, void *item) CONC_NODISCARD;
 CONC_API int conc_queue_try_get(conc_queue *q, void *item) CONC_NODISCARD;
 
-/* The number of items in the queue. */
+/* Returns the number of items in the queue. */
 CONC_API size_t conc_queue_len(const conc_queue *q);
 
-/* Marks one item taken as done, even after the queue was destroyed. -EOVERFLOW: all items put are
- * already done. Not a checkpoint. */
+/* Marks an item that was taken as done, which is possible even after the queue was destroyed. Not a
+ * checkpoint. Errors: -EOVERFLOW (all items that were put are already done). */
 CONC_API int conc_queue_task_done(conc_queue *q);
 
-/* Waits until every item put is done. Errors: -ECANCELED, -EPIPE (destroyed during the wait). */
+/* Waits until all items that were put are done. Errors: -ECANCELED, -EPIPE (the queue was destroyed
+ * during the wait). */
 CONC_API int conc_queue_join(conc_queue *q) CONC_NODISCARD;
 
-/* Closes the queue to puts: all waiting puts and gets return -EPIPE. Items left in the queue can
+/* Closes the queue to puts. All waiting puts and gets return -EPIPE. Items left in the queue can
  * still be taken. A second close does nothing. Not a checkpoint. */
 CONC_API void conc_queue_close(conc_queue *q);
 
@@ -388,8 +395,8 @@ typedef struct conc_case {
     struct conc_job *job;
     void *to;
     const void *from;
-    /* in the chosen case: what its call would have returned. For JOIN (which collects the task, as
-     * conc_join does) and JOB, what the task or job returned */
+    /* of the chosen case: what its call would have returned. For JOIN (which collects the task, as
+     * conc_join does) and JOB, it is what the task or job returned */
     int result;
     /* private */
     struct conc__choice *choice;
@@ -434,7 +441,7 @@ enum {
         .what = CONC__AFTER, .seconds = (__VA_ARGS__) \
     }
 
-/* Need conc_pool.h. They queue with the callers of conc_channel_recv, conc_channel_send and
+/* These need conc_pool.h. They queue with the callers of conc_channel_recv, conc_channel_send and
  * conc_job_wait, but cancelling the select does not cancel the job. */
 #define CONC_CASE_RECV(c, ...)                                  \
     {                                                           \
@@ -450,7 +457,7 @@ enum {
     }
 
 /* Waits until one of the cases is ready, performs only that one, and returns its index. Its result
- * field holds what its call would have returned: a closed queue is ready with -EPIPE. If several
+ * field holds what its call would have returned. A closed queue is ready, with -EPIPE. If several
  * are ready at the call, the first in the array is chosen. The array and what it points to are
  * borrowed until the call returns; the array may be reused.
  *     conc_case c[] = {CONC_CASE_GET(&jobs, &job), CONC_CASE_EVENT(&stop), CONC_CASE_AFTER(1.5)};
@@ -464,16 +471,16 @@ CONC_API int conc_select(conc_case *cases, size_t n) CONC_NODISCARD;
 /* ---- >>limiter ------------------------------------------------------------------------------ */
 
 /* A token bucket: it holds at most `burst` tokens, starts full, and gains `rate` tokens every `per`
- * seconds, evenly. So in any time t at most burst + t * rate / per tokens are taken: with rate 3
- * and burst 1, one every third of a second. */
+ * seconds, evenly. So in any t seconds at most burst + t * rate / per tokens are taken. With rate 3
+ * and burst 1, that is one every third of a second. */
 typedef struct conc_limiter {
     double rate, per, burst; /* per 0: 1 s; burst 0: 1 */
     /* private */
-    uint64_t run;       /* run whose clock was last read; 0: none */
+    uint64_t run;       /* the run whose clock was last read; 0: none */
     bool virtual_clock; /* did that run have a virtual clock? */
-    int64_t seen;       /* that clock reading, in ns */
+    int64_t seen;       /* the time that was last read, in ns */
     int64_t start;      /* when the bucket was last full */
-    double taken;       /* tokens since then */
+    double taken;       /* tokens taken since then */
     conc__waits waits;
     conc__timer timer; /* fires when the first waiter's tokens are available */
 } conc_limiter;
@@ -482,16 +489,16 @@ typedef struct conc_limiter {
  * burst negative, n not positive or more than the burst), -ECANCELED. */
 CONC_API int conc_limiter_acquire(conc_limiter *l, int n) CONC_NODISCARD;
 
-/* The same without waiting: -EAGAIN if there are not enough tokens, or another task is waiting.
- * -EPERM outside a run, where there is no clock. */
+/* Takes n tokens without waiting. Returns -EAGAIN if there are not enough, or if another task is
+ * waiting; -EPERM outside a run, where there is no clock. */
 CONC_API int conc_limiter_try_acquire(conc_limiter *l, int n) CONC_NODISCARD;
 
 #ifdef __cplusplus
 }
 
-/* The macros as function calls: C++17 has no designated initializers, and GCC warns about fields
- * that an initializer omits. They take the same arguments and yield the same values, for static
- * objects too. */
+/* For C++, the macros call functions: C++17 has no designated initializers, and GCC warns about
+ * fields that an initializer omits. They take the same arguments and yield the same values, for
+ * static objects too. */
 extern "C++" {
 
 struct conc__sem_options {
@@ -629,9 +636,9 @@ constexpr conc_case conc__make_job(struct conc_job *job)
 /* ==============================================================================================
  *  The implementation: >>sharing, then >>lock to >>limiter. conc.h's glossary applies here too.
  *
- *  waiter          a task in the list of an object
- *  fast path       a call that need not wait, in a function that calls no other; the slow path
- *                  does all checks, and may park
+ *  waiter          a task that waits in an object's list
+ *  fast path       code for a call that need not wait, in a function that calls no other; the slow
+ *                  path makes all checks, and may park the task
  *  used elsewhere  tasks of another loop wait in the object's list: this thread must not touch it
  *  case, choice    one conc_case, and the conc_select waiting for several
  *  outside         a case on a channel or a job, which conc_pool.h handles
@@ -648,16 +655,16 @@ constexpr conc_case conc__make_job(struct conc_job *job)
 static const conc__wait_kind conc__candidate;
 CONC__PRIVATE const conc__wait *conc__parked_on(const conc__wait *candidate);
 
-/* In a forked child: does the wait belong to one of the parent's tasks? Its handle may have been
- * reused for a new task that waits for something else. */
+/* In a forked child: does the wait belong to one of the parent's tasks? The task's handle may have
+ * been reused for a new task, which waits for something else. */
 CONC__COLD bool conc__wait_is_inherited(const conc__wait *w)
 {
     const conc__wait *parked = w->kind == &conc__candidate ? conc__parked_on(w) : w;
     return conc__is_inherited(w->task->serial) || w->task->wait != parked;
 }
 
-/* True if the list is empty or its waiters are tasks of l. In a forked child this also empties a
- * list of the parent's tasks; it holds no others, since no task joins a list before this check. */
+/* Returns true if the list is empty or its waiters are tasks of l. In a forked child, first empties
+ * a list of the parent's tasks; it holds no others, because a task checks this before it joins. */
 CONC__FAST bool conc__ours(const conc_loop *l, conc__waits *waits)
 {
     conc__wait *first = waits->first;
@@ -675,7 +682,7 @@ CONC__COLD int conc__used_elsewhere(const char *call)
     return conc__misused(-EPERM, call, "a task of another loop waits there", NULL);
 }
 
-/* The checks at the start of `call`, which may wait: 0, -EPERM or -ECANCELED. */
+/* Makes the checks at the start of `call`, which may wait. Returns 0, -EPERM or -ECANCELED. */
 CONC__FAST int conc__may_wait(conc_loop *l, conc__waits *waits, const char *call)
 {
     if (CONC__UNLIKELY(!conc__ours(l, waits)))
@@ -683,7 +690,7 @@ CONC__FAST int conc__may_wait(conc_loop *l, conc__waits *waits, const char *call
     return conc__checkpoint(l);
 }
 
-/* True if the running task may continue without yielding; that uses up one of its quick
+/* Returns true if the running task may continue without yielding, and uses up one of its quick
  * checkpoints. The fast paths below call no other function; their slow paths are separate
  * functions, because code that parks a task saves every register first. */
 CONC__FAST bool conc__may_continue(conc_loop *l)
@@ -720,7 +727,7 @@ CONC__FAST void conc__wake_first(conc_loop *l, conc__waits *list, int result)
     conc__wait_over(l, w->task);
 }
 
-/* The body of `call`, which waits in `object`'s list unless is_true. */
+/* Does the work of `call`, which waits in the list of `object` unless is_true. */
 CONC__PRIVATE CONC__CALLED int conc__wait_unless(const char *call, bool is_true, const void *object,
                                                  conc__waits *list, const conc__wait_kind *kind)
 {
@@ -738,7 +745,7 @@ CONC__PRIVATE CONC__CALLED int conc__wait_unless(const char *call, bool is_true,
     return 0;
 }
 
-/* The body of `call` if its object is NULL. */
+/* Does the work of `call` if its object is NULL. */
 CONC__COLD int conc__no_object(const char *call)
 {
     if (!conc__in_task_of(call))
@@ -755,7 +762,7 @@ CONC__PRIVATE void conc__wake_all(conc_loop *l, conc__waits *list, int result)
     }
 }
 
-/* The recorded owner of a lock, or NULL if that task has ended. */
+/* Returns the recorded owner of a lock, or NULL if that task has ended. */
 CONC__PRIVATE const conc_task *conc__living_owner(const conc_task *owner, uint64_t serial)
 {
     if (!conc__lives(conc__here, owner, serial))
@@ -787,7 +794,7 @@ CONC__PRIVATE void conc__lock_details(FILE *out, const conc__wait *w)
     conc__print_owner(out, k->owner, k->serial, k->place);
 }
 
-/* The next task in a deadlock report; NULL: it has ended. */
+/* Returns the task that a deadlock report names next, or NULL if it has ended. */
 CONC__PRIVATE const conc_task *conc__lock_owner(const conc__wait *w)
 {
     const conc_lock *k = w->on;
@@ -810,7 +817,7 @@ CONC__PRIVATE bool conc__lock_is_lost(conc_loop *l, const conc_lock *k)
     return !conc__lives(l, k->owner, k->serial);
 }
 
-/* The error of a try_ call on a lock or rwlock that is not free. */
+/* Returns the error of a try_ call on a lock or rwlock that is not free. */
 CONC__COLD int conc__held_by_other(const conc_loop *l, const conc_task *owner, uint64_t serial,
                                    const char *call, const char *place)
 {
@@ -837,7 +844,7 @@ CONC__FAST void conc__lock_hand_over(conc_loop *l, conc_lock *k)
     k->owner = NULL;
     if (w) {
         conc__lock_grant(l, k, w->task, w->item);
-        /* value: 0, or the result that a conc_cond_wait returns once it holds the lock again */
+        /* 0, or what conc_cond_wait returns once it holds the lock again */
         conc__wake_first(l, &k->waits, w->value);
     }
 }
@@ -875,7 +882,8 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
     return 0;
 }
 
-/* In this file the public calls are macros for these: a call would double their cost. */
+/* In this file the public names are macros for the _fast functions, which are inlined: a call would
+ * double their cost. */
 CONC__FAST int conc__lock_acquire_fast(conc_lock *k, const char *place)
 {
     conc_loop *l = conc__here;
@@ -982,7 +990,7 @@ CONC__PRIVATE void conc__rwlock_disown_parent(conc_rwlock *k)
     k->readers = 0;
 }
 
-/* Is it held by a task of another run? That run may be over. */
+/* Is the rwlock held by a task of another run? That run may have ended. */
 CONC__PRIVATE bool conc__rwlock_is_foreign(const conc_loop *l, const conc_rwlock *k)
 {
     return (k->writer || k->readers) && !conc__is_of_run(l, k->serial);
@@ -1025,7 +1033,8 @@ CONC__PRIVATE bool conc__rwlock_cancel(conc__wait *w)
     return true;
 }
 
-/* The next task in a deadlock report: only a writer: there may be many readers. */
+/* Returns the task that a deadlock report names next. It can only be a writer, because readers are
+ * not recorded. */
 CONC__PRIVATE const conc_task *conc__rwlock_owner(const conc__wait *w)
 {
     const conc_rwlock *k = w->on;
@@ -1089,7 +1098,7 @@ CONC_API int conc__rwlock_try_acquire(conc_rwlock *k, int how, const char *place
     return 0;
 }
 
-/* May the running task release it? The readers are not recorded, so any task may be one. */
+/* May the running task release the rwlock? Readers are not recorded, so any task may be one. */
 CONC__PRIVATE bool conc__rwlock_may_release(const conc_loop *l, conc_rwlock *k)
 {
     if (k->writer && !conc__rwlock_is_mine(l, k))
@@ -1123,11 +1132,11 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
 static const conc__wait_kind conc__permitting = {.what = "waits for a semaphore permit",
                                                  .cancel = conc__cancel_plainly};
 
-static const char conc__bad_sem[] = "no semaphore, or permits not from 0 to the maximum";
+static const char conc__bad_sem[] = "no semaphore, or its permits are not from 0 to its maximum";
 
 CONC__FAST bool conc__sem_is_valid(const conc_sem *s)
 {
-    /* this refuses a negative max too: no number of permits is below it */
+    /* a negative max is refused too, because permits cannot be below it */
     return s && s->permits >= 0 && (s->max == 0 || s->permits <= s->max);
 }
 
@@ -1241,8 +1250,8 @@ CONC_API bool conc_event_is_set(const conc_event *e) { return e && e->set; }
 
 /* A waiter that is notified or cancelled moves to its lock's list without running in between. */
 
-/* Such a waiter ignores a cancel because it must return holding the lock. It takes a lock whose
- * owner has ended only after a deadlock has cancelled everything. */
+/* Such a waiter ignores a cancel, because it must hold the lock when it returns. After a deadlock
+ * has cancelled everything, it takes over a lock whose owner has ended. */
 CONC__PRIVATE bool conc__relock_cancel(conc__wait *w)
 {
     conc_loop *l = conc__here;
@@ -1259,8 +1268,8 @@ static const conc__wait_kind conc__relocking = {.what = "waits to reacquire a lo
                                                 .cancel = conc__relock_cancel,
                                                 .owner = conc__lock_owner};
 
-/* Moves a waiter of a condition to its lock; its conc_cond_wait will return `result`. True: the
- * lock was free, and the waiter holds it now. */
+/* Moves a waiter of a condition to its lock; its conc_cond_wait will return `result`. Returns true
+ * if the lock was free, so that the waiter holds it now. */
 CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
 {
     conc_lock *k = (conc_lock *)(uintptr_t)w->on;
@@ -1425,7 +1434,8 @@ CONC__PRIVATE void conc__future_set_error(conc_task *t, const conc_future *f)
         conc__set_error(t, f->rc, f->text, (conc__source){NULL, NULL});
 }
 
-/* The text that the running task, or posted function, gave its error rc; "": none. */
+/* Returns the text that the running task or posted function gave its error rc, or "" if there is
+ * none. */
 CONC__PRIVATE const char *conc__text_here(const conc_loop *l, int rc)
 {
     if (!l || rc >= 0)
@@ -1519,7 +1529,7 @@ CONC__FAST char *conc__item_at(const conc_queue *q, size_t i)
     return q->items + i * q->item_size;
 }
 
-/* A queue of empty items is used with NULL; GCC sees that NULL, but not that the size is 0. */
+/* If item_size is 0, the items may be NULL; GCC sees the NULL, but not that the size is 0. */
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wnonnull"
 CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
@@ -1533,7 +1543,7 @@ CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
 }
 #pragma GCC diagnostic pop
 
-/* For queues with a `limit`, whose items are 4 or 8 bytes: copies them inline. */
+/* Copies an item inline, for queues with a `limit`, whose items are 4 or 8 bytes. */
 CONC__FAST void conc__item_load(const conc_queue *q, void *item, size_t i)
 {
     if (q->item_size == 4)
@@ -1556,7 +1566,7 @@ CONC__COLD int conc__queue_check(conc_queue *q, const char *call)
     if (q->kind < CONC_QUEUE_FIFO || q->kind > CONC_QUEUE_PRIORITY)
         return conc__misused(-EINVAL, call, "the queue has an unknown kind", NULL);
     if ((q->kind == CONC_QUEUE_PRIORITY && !q->less) || (q->kind == CONC_QUEUE_LIFO && q->less))
-        return conc__misused(-EINVAL, call, "the queue's kind and its less do not fit", NULL);
+        return conc__misused(-EINVAL, call, "the queue's kind does not match its less", NULL);
     q->checked = true;
     return 0;
 }
@@ -1581,7 +1591,7 @@ CONC__COLD void conc__queue_set_limit(conc_queue *q)
         q->limit = q->capacity;
 }
 
-/* Doubles the room and moves the first item to its start. Returns 0 or -ENOMEM. */
+/* Doubles the room and moves the first item to the start of the ring. Returns 0 or -ENOMEM. */
 CONC__COLD int conc__queue_grow(conc_queue *q)
 {
     enum { LEAST = 8 };
@@ -1627,10 +1637,11 @@ CONC__FAST bool conc__heap_before(const conc_queue *q, const char *a, uint64_t a
            older;
 }
 
-/* children of each slot: half the levels of a binary heap, and siblings share a cache line */
+/* children of each slot: the heap has half the levels of a binary one, and siblings share a cache
+ * line */
 enum { CONC__WAYS = 4 };
 
-/* Which of the children, which start at slot `below`, comes first? */
+/* Returns the slot of the child that comes first. The children start at slot `below`. */
 CONC__FAST size_t conc__heap_child(const conc_queue *q, size_t below, size_t end)
 {
     const char *item = conc__item_at(q, below);
@@ -1650,8 +1661,8 @@ CONC__FAST size_t conc__heap_child(const conc_queue *q, size_t below, size_t end
                                                item + first * size, came[first]);
 }
 
-/* Prefetches what the next step down reads, whichever child it takes: large heaps mostly wait for
- * memory. A prefetch may go past the end. */
+/* Prefetches what the next step down reads, whichever child it takes, because large heaps mostly
+ * wait for memory. A prefetch past the end does no harm. */
 CONC__FAST void conc__heap_prefetch(const conc_queue *q, size_t below)
 {
     const char *items = (const char *)((uintptr_t)q->items + below * q->item_size);
@@ -1676,8 +1687,8 @@ CONC__PRIVATE void conc__heap_sift_up(conc_queue *q, size_t hole, const char *it
     q->orders[hole] = came;
 }
 
-/* Closes the hole at the top. The hole moves down to the bottom, and the last item goes there and
- * moves up, usually not far: that takes fewer comparisons than moving the last item down from the
+/* Closes the hole at the top. Moves it down to the bottom, puts the last item there, and moves the
+ * item up, usually not far. This takes fewer comparisons than moving the last item down from the
  * top (I. Wegener, Bottom-up heapsort, 1993). */
 CONC__PRIVATE void conc__heap_remove_top(conc_queue *q)
 {
@@ -1723,7 +1734,7 @@ CONC__FAST void conc__queue_take(conc_queue *q, void *item)
     }
 }
 
-/* Puts an item without waiting: 0; -EAGAIN if the queue is full; or an error. */
+/* Puts an item without waiting. Returns 0, -EAGAIN if the queue is full, or an error. */
 CONC__FAST int conc__queue_push(conc_loop *l, conc_queue *q, const void *item)
 {
     conc__wait *getter = q->getters.first;
@@ -1743,7 +1754,7 @@ CONC__FAST int conc__queue_push(conc_loop *l, conc_queue *q, const void *item)
     return 0;
 }
 
-/* Gets an item without waiting: 0; -EAGAIN if the queue is empty; or an error. */
+/* Gets an item without waiting. Returns 0, -EAGAIN if the queue is empty, or an error. */
 CONC__FAST int conc__queue_pull(conc_loop *l, conc_queue *q, void *item)
 {
     conc__wait *putter = q->putters.first;
@@ -1898,7 +1909,8 @@ CONC_API int conc_queue_join(conc_queue *q)
     return conc__wait_unless(__func__, !q->unfinished, q, &q->joiners, &conc__finishing);
 }
 
-/* Closes the queue. False: tasks of another loop are waiting, so this thread must not. */
+/* Closes the queue. Returns false if tasks of another loop are waiting: this thread must not wake
+ * them. */
 CONC__PRIVATE bool conc__queue_shut(conc_loop *l, conc_queue *q, const char *call)
 {
     if (q->closed)
@@ -1944,13 +1956,13 @@ CONC_API void conc__auto_conc_queue(conc_queue *q) { conc_queue_destroy(q); }
 
 /* ---- >>select ------------------------------------------------------------------------------- */
 
-/* The state of one conc_select. Each case has a wait of its own, or a timer, or an entry in
+/* The state of a conc_select. Each case has a wait of its own, shares `timer`, or has an entry in
  * conc_pool.h; the task itself is parked on `wait`, which is in no list. Waking one case withdraws
  * all others before anything else can run (conc__choice_won), so only one is ever performed.
  *
- * The cases of conc_pool.h are notified by other threads, through a post to the loop. A case may be
- * withdrawn while its post is in flight; conc_select does not return before the post has run
- * (`drain`), because it refers to the caller's array. */
+ * Other threads notify the cases of conc_pool.h by a post to the loop. If such a case is withdrawn
+ * while its post is in flight, conc_select waits on `drain` until the post has run, because the
+ * post refers to the caller's array. */
 typedef struct conc__choice {
     conc__wait wait;
     conc__wait drain; /* the task parks on it until in_flight is 0 */
@@ -1960,7 +1972,7 @@ typedef struct conc__choice {
     size_t n;    /* cases that wait */
     int chosen;  /* the chosen case; -1: none yet */
     int64_t due; /* the earliest deadline of a CONC_CASE_AFTER; CONC__NEVER: none */
-    int timed;   /* its case */
+    int timed;   /* the case with this deadline */
     conc__timer timer;
 } conc__choice;
 
@@ -2004,7 +2016,7 @@ CONC__PRIVATE void conc__case_end_outside(conc__choice *s, conc_case *c)
     c->outside = NULL;
 }
 
-/* Withdraws all cases but one; NULL: all. */
+/* Withdraws all cases, except for `but` unless that is NULL. */
 CONC__PRIVATE void conc__choice_withdraw(conc__choice *s, const conc_case *but)
 {
     conc__disarm(conc__here, &s->timer);
@@ -2049,7 +2061,7 @@ static const conc__wait_kind conc__selecting = {.what = "waits for the first of"
                                                 .cancel = conc__choice_cancel};
 static const conc__wait_kind conc__candidate = {.what = "", .won = conc__choice_won};
 
-/* The wait on which the task of a case is parked. */
+/* Returns the wait on which a candidate's task is parked. */
 CONC__PRIVATE const conc__wait *conc__parked_on(const conc__wait *candidate)
 {
     const char *at = (const char *)candidate - offsetof(conc_case, wait);
@@ -2132,7 +2144,7 @@ CONC__PRIVATE int conc__case_check(const conc_loop *l, const conc_case *c)
             return conc__misused(-EINVAL, "conc_select", "a time that is not a number", NULL);
         return 0;
     }
-    return conc__misused(-EINVAL, "conc_select", "a case of no kind", NULL);
+    return conc__misused(-EINVAL, "conc_select", "a case of an unknown kind", NULL);
 }
 
 CONC__PRIVATE int conc__case_try_fd(const conc_case *c)
@@ -2145,7 +2157,7 @@ CONC__PRIVATE int conc__case_try_fd(const conc_case *c)
     return ready;
 }
 
-/* Performs the case without waiting. -EAGAIN: it would have to wait. */
+/* Performs the case without waiting. Returns -EAGAIN if it would have to wait. */
 CONC__PRIVATE int conc__case_try(conc_loop *l, conc_case *c)
 {
     conc__outside o;
@@ -2170,8 +2182,8 @@ CONC__PRIVATE int conc__case_try(conc_loop *l, conc_case *c)
     return happened ? 0 : -EAGAIN;
 }
 
-/* Runs on the loop after another thread has notified the case: it was performed, or was withdrawn
- * while the post was in flight. */
+/* Runs on the loop after another thread has notified the case. `happened` is false if the case was
+ * withdrawn while the post was in flight. */
 CONC__PRIVATE void conc__case_notified(conc__outside *o, bool happened)
 {
     conc_case *c = o->owner;
@@ -2201,7 +2213,7 @@ CONC__PRIVATE int conc__case_wait_outside(conc_loop *l, conc__choice *s, conc_ca
     return rc;
 }
 
-/* Makes the case wait for its descriptor; results as for conc__case_wait. */
+/* Makes the case wait for its descriptor. Returns what conc__case_wait does. */
 CONC__PRIVATE int conc__case_wait_fd(conc_loop *l, conc_case *c, int *result)
 {
     conc__fd *f;
@@ -2227,7 +2239,7 @@ CONC__PRIVATE void conc__case_wait_time(conc_loop *l, conc__choice *s, const con
     }
 }
 
-/* Makes the case wait: 0; 1: it was performed, with *result; or an error. */
+/* Makes the case wait. Returns 0, 1 if it was performed already, with *result, or an error. */
 CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c, int *result)
 {
     c->choice = s;
@@ -2253,7 +2265,7 @@ CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c, i
     return 0;
 }
 
-/* The result of the case that was chosen, after a wait. */
+/* Returns the result of the case that was chosen after a wait. */
 CONC__PRIVATE int conc__case_result(conc_loop *l, const conc_case *c)
 {
     if (c->what == CONC__FD && c->wait.result == 0)
@@ -2292,8 +2304,8 @@ CONC__PRIVATE void conc__choice_drain(conc_loop *l, conc__choice *s)
         l->outside.awaited--;
 }
 
-/* Waits for the first of the cases. 0: case s->n was performed immediately, with *result; 1:
- * s->chosen was chosen; or an error. */
+/* Waits for the first of the cases. Returns 0 if case s->n was performed immediately, with *result,
+ * 1 if s->chosen was chosen, or an error. */
 CONC__PRIVATE int conc__choose(conc_loop *l, conc__choice *s, size_t n, int *result)
 {
     for (; s->n < n && s->chosen < 0; s->n++) {
@@ -2305,7 +2317,7 @@ CONC__PRIVATE int conc__choose(conc_loop *l, conc__choice *s, size_t n, int *res
             return 0;
         }
     }
-    if (s->chosen >= 0) { /* a descriptor check found it closed, and woke an earlier case */
+    if (s->chosen >= 0) { /* a descriptor turned out to be closed, which woke an earlier case */
         conc__choice_withdraw(s, NULL);
         conc__leave(l);
         return 1;
@@ -2358,9 +2370,9 @@ CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
 
 /* ---- >>limiter ------------------------------------------------------------------------------ */
 
-/* The bucket does not count its tokens: the time it was last full and the tokens taken since
- * determine when the next ones are available. Multiplying each time instead of adding up keeps
- * every grant exact to the nanosecond. */
+/* The bucket does not count its tokens: the time when it was last full and the tokens taken since
+ * then determine when the next ones are available. Each grant's time comes from one multiplication,
+ * not from a sum of rounded steps, and so is exact to the nanosecond. */
 
 CONC__PRIVATE double conc__limiter_burst(const conc_limiter *k)
 {
@@ -2376,8 +2388,8 @@ CONC__PRIVATE bool conc__limiter_is_valid(const conc_limiter *k, int n)
     return k->rate > 0 && k->per >= 0 && k->burst >= 0 && n <= conc__limiter_burst(k);
 }
 
-/* The nanoseconds in which the tokens accrue, less 0.001: the product of two doubles may be that
- * much too large. */
+/* Returns the nanoseconds in which the tokens accrue, less 0.001, because the product of two
+ * doubles may be that much too large. */
 CONC__PRIVATE double conc__limiter_ns(const conc_limiter *k, double tokens)
 {
     double per = conc__limiter_per(k);
@@ -2389,7 +2401,7 @@ CONC__PRIVATE double conc__limiter_ns(const conc_limiter *k, double tokens)
     return tokens > 0 ? tokens * each - 1e-3 : 0;
 }
 
-/* The time at which n more tokens are available. */
+/* Returns the time at which n more tokens are available. */
 CONC__PRIVATE int64_t conc__limiter_due(const conc_limiter *k, int n)
 {
     double ns = conc__limiter_ns(k, k->taken + n - conc__limiter_burst(k));
@@ -2404,8 +2416,8 @@ CONC__PRIVATE int64_t conc__limiter_due(const conc_limiter *k, int n)
     return conc__later(k->start, whole);
 }
 
-/* Brings the bucket up to date. It never holds more than the burst. If the clock is another run's,
- * no time counts as passed since the last update. */
+/* Brings the bucket up to date. It never holds more than the burst. In a new run, if its clock or
+ * the previous run's is virtual, no time counts as passed since the last update. */
 CONC__PRIVATE void conc__limiter_fill(conc_loop *l, conc_limiter *k, int64_t now)
 {
     if (k->run != l->run.number && (k->virtual_clock || l->clock.is_virtual))
@@ -2482,7 +2494,7 @@ CONC__PRIVATE bool conc__limiter_try_take(conc_loop *l, conc_limiter *k, int n)
     return true;
 }
 
-static const char conc__bad_limiter[] = "no limiter, without a rate, or n not from 1 to the burst";
+static const char conc__bad_limiter[] = "no limiter, no rate, or n is not from 1 to the burst";
 
 CONC_API int conc_limiter_try_acquire(conc_limiter *k, int n)
 {
