@@ -28,9 +28,9 @@
  * Conventions
  *   Results   0 or a count is success, a negative errno is failure. errno itself does not change;
  *             each task has its own.
- *   Calling   Unless its comment says otherwise, any task may call a function, and outside a run
- *             the call returns -EPERM. A function passed to conc_post must not wait: a call in it
- *             that would have to wait returns -EPERM.
+ *   Calling   Any task may make any call, and outside a run every call returns -EPERM, except as
+ *             the comments of the functions say. A function passed to conc_post must not wait: a
+ *             call in it that would have to wait returns -EPERM.
  *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run. If an enclosing scope
  *             has been cancelled or has timed out, the call has no effect and returns -ECANCELED:
  *             clean up and return.
@@ -62,7 +62,7 @@
  *                        32 bits). With the compiler's -fstack-clash-protection, no frame is large
  *                        enough to reach past them unnoticed
  *   CONC_MALLOC(n), CONC_REALLOC(p, n), CONC_FREE(p)    all three or none (malloc, realloc, free)
- *   CONC_TLS             attribute of the one thread-local pointer, such as
+ *   CONC_TLS             attribute of the thread-local variables, such as
  *                        __attribute__((tls_model("initial-exec")))
  *   CONC_NO_ENV          do not read the environment variables below
  *   CONC_NO_EPOLL        wait with poll(2) instead of epoll (Linux) or kqueue (macOS)
@@ -221,7 +221,7 @@ typedef struct conc_options {
      * signal by sleeping forever (conc_sleep(CONC_FOREVER)): this is not a deadlock, unless other
      * tasks are waiting for each other in a cycle. */
     bool interrupt;
-    /* Trace all tasks to this file, in Chrome's trace event format, for Perfetto or about:tracing:
+    /* Traces all tasks to this file, in Chrome's trace event format, for Perfetto or about:tracing:
      * a row per task, with spans for its steps and waits and arrows from its wakers, on the loop's
      * clock. NAME.2, NAME.3, ... if another run is writing NAME. If the file cannot be opened, the
      * run fails. If writing fails (a full disk), conc reports it and continues untraced. NULL: no
@@ -541,8 +541,9 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 
 #define CONC_LEN(...) (sizeof(__VA_ARGS__) / sizeof((__VA_ARGS__)[0]))
 
-/* conc_call calls[] = {CONC_CALL(f, &x), CONC_CALL(g, &y)}; or, if only the overall result matters,
- * CONC_GATHER(CONC_CALL(...), ...) (C only: C++ has no array that lives for one expression). */
+/* CONC_CALL initializes a conc_call: conc_call calls[] = {CONC_CALL(f, &x), CONC_CALL(g, &y)}; If
+ * only the overall result matters, use CONC_GATHER(CONC_CALL(...), ...) (C only, because C++ has no
+ * array that lives for one expression). */
 /* clang-format off */
 #define CONC_CALL(fn, ...) {(fn), (__VA_ARGS__), 0, {0}, #fn}
 /* clang-format on */
@@ -709,8 +710,8 @@ CONC_API void conc__close_quietly(void (*close)(void *), void *object);
 
 /* ---- >>locals ------------------------------------------------------------------------------- */
 
-/* A per-task value that children inherit: static conc_local request_id = {"request id"}; its
- * address is the key. */
+/* The key of a per-task value that children inherit. conc identifies it by its address:
+ *     static conc_local request_id = {"request id"}; */
 typedef struct conc_local {
     const char *name; /* shown in dumps; may be NULL */
 } conc_local;
@@ -822,9 +823,10 @@ CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags,
 CONC_API ssize_t conc_read_full(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n);
 
-/* Addresses: "127.0.0.1:8080", "[::1]:80", "[fe80::1%eth0]:80", "localhost:0" (127.0.0.1, or
- * else ::1), "unix:/run/x", and on Linux "unix:@x" for the abstract name x. Malformed: -EINVAL.
- * Other host names are looked up if the program includes conc_pool.h, otherwise -EADDRNOTAVAIL. */
+/* Addresses: "127.0.0.1:8080", "[::1]:80", "[fe80::1%eth0]:80", "localhost:0" (127.0.0.1, or else
+ * ::1), "unix:/run/x", and on Linux "unix:@x" for the abstract name x. For a malformed address,
+ * calls return -EINVAL. Other host names are looked up if the program includes conc_pool.h;
+ * otherwise calls return -EADDRNOTAVAIL. */
 
 typedef struct conc_listen_options {
     int backlog;     /* most connections waiting for an accept; 0: the system's maximum */
@@ -856,11 +858,11 @@ CONC_API int conc_dial(const char *address);
  * checkpoint. Callable from anywhere. */
 CONC_API int conc_address(int fd, bool peer, char *buf, size_t size);
 
-/* Closes fd, which need not be conc's, and wakes all tasks waiting on it with -EBADF: those of this
- * loop immediately, those of another loop shortly after. Not a checkpoint. Callable from anywhere;
- * outside a run it only closes. Errors: those of close(2); the descriptor is closed anyway. A
- * socket with an SO_LINGER time and unsent data blocks the loop for that time, even in non-blocking
- * mode: close it with conc_offload. */
+/* Closes fd, which conc need not have opened, and wakes all tasks waiting on it with -EBADF: those
+ * of this loop immediately, those of another loop shortly after. Not a checkpoint. Callable from
+ * anywhere; outside a run it only closes. Errors: those of close(2); the descriptor is closed
+ * anyway. A socket with an SO_LINGER time and unsent data blocks the loop for that time, even in
+ * non-blocking mode: close it with conc_offload. */
 CONC_API int conc_close(int fd);
 
 typedef struct conc_server {
@@ -878,11 +880,11 @@ typedef struct conc_server {
 } conc_server;
 
 /* Accepts connections and starts a task for each. A cancel cancels the handlers and waits for them;
- * after conc_close(s->fd) it waits for the handlers and returns 0. A handler's error goes to
+ * after conc_close(s->fd) the call waits for the handlers and returns 0. A handler's error goes to
  * on_error, and serving continues. It also continues after an accept(2) error that concerns a
- * single connection. If descriptors or memory run out, it retries ten times a second, and reports
- * that to on_error once, and again only after accepting has worked for a second. *s is read once.
- * The caller closes s->fd. Errors: -EINVAL, those of accept(2).
+ * single connection. If descriptors or memory run out, conc_serve retries ten times a second, and
+ * reports this to on_error once, and again only after accepting has worked for a second. *s is read
+ * once. The caller closes s->fd. Errors: -EINVAL, those of accept(2).
  *     int conc_serve(const conc_server *s); */
 #define conc_serve(...) conc__serve((__VA_ARGS__), CONC__AT(CONC__CONNECTION_OF "conc_serve at "))
 #define CONC__CONNECTION_OF "a connection of "
@@ -895,8 +897,8 @@ typedef struct conc__buffer {
     size_t start, end, size; /* its bytes are those from start up to, not including, end */
 } conc__buffer;
 
-/* A stream reads and writes, each with its own buffer, on any descriptor or on your own transport.
- * Set the first two fields before conc_stream_open. */
+/* A buffered stream on any descriptor or on your own transport. Reading and writing are
+ * independent. Set the first two fields before conc_stream_open. */
 struct conc_stream {
     size_t limit;       /* longest record in bytes, without its delimiter; 0: 65,536 */
     size_t buffer_size; /* bytes read at a time, and buffered before a write waits; 0: 16,384 */
@@ -925,9 +927,9 @@ typedef struct conc_stream conc_stream;
 CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd);
 
 /* An alternative to a descriptor under a stream: TLS, a cipher, memory. The functions receive the
- * self passed to conc_stream_open_on, and run in tasks, where they may wait. They return a negative
- * errno for an error (with conc_fail's text), and -ECANCELED for a cancel, after which no byte may
- * have been transferred. If one returns -EAGAIN, the stream calls it again after a pause of 1 ms at
+ * self passed to conc_stream_open_on, and run in tasks, where they may wait. For an error they
+ * return a negative errno (with conc_fail's text); for a cancel -ECANCELED, and then the call must
+ * have had no effect. If one returns -EAGAIN, the stream calls it again after a pause of 1 ms at
  * first and up to 64 ms later. One read may run concurrently with one write or shutdown, in another
  * task. */
 typedef struct conc_transport {
@@ -975,9 +977,9 @@ CONC_API ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n);
 CONC_API ssize_t conc_stream_read_full(conc_stream *s, void *buf, size_t n);
 
 /* Reads up to and including a delimiter of n bytes. Returns the length; *data points to the bytes,
- * with a NUL after them, until the next call that reads or closes. At end of file it returns the
- * remaining bytes, without a delimiter; then 0, and *data is NULL. -EMSGSIZE: no delimiter within
- * `limit` bytes; nothing is lost: conc_stream_read can read them. */
+ * with a NUL after them, until the next call that reads or closes. At end of file, returns the
+ * remaining bytes, without a delimiter; then 0, and *data is NULL. Further errors: -EMSGSIZE (no
+ * delimiter within `limit` bytes; nothing is lost, because conc_stream_read can read them). */
 CONC_API ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter, size_t n,
                                         char **data);
 
@@ -990,21 +992,21 @@ CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line);
 
 /* Writing. The buffer keeps bytes until it holds buffer_size of them, until a flush, or until a
  * read of the stream must wait. One call's bytes stay together: other tasks' writes wait for their
- * turn. Errors: the descriptor's (the buffered bytes are dropped, and every later call returns it,
- * even if a read already has); -EPIPE (closed), -EINVAL, -ENOMEM. */
+ * turn. Errors: the descriptor's (the buffered bytes are dropped, and every later call returns the
+ * same error, even if a read already has), -EPIPE (closed), -EINVAL, -ENOMEM. */
 
 /* Writes n bytes and returns n, or fewer if a cancel occurs after some were accepted. Waits while
  * they do not fit in the buffer. */
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n) CONC_NODISCARD;
 
-/* Like conc_stream_write, for formatted text. Returns its length, or less if a cancel or timeout
- * occurs after some bytes were accepted. */
+/* Like conc_stream_write, for formatted text. Returns the text's length, or less if a cancel or
+ * timeout occurs after some bytes were accepted. */
 CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
     __attribute__((__format__(__printf__, 2, 3)));
 
 /* Waits until the system has accepted all written data, and returns 0. If a cancel or timeout
- * occurs after some bytes have been accepted, returns how many, and the rest stays buffered for the
- * next flush; if none, -ECANCELED. */
+ * occurs first, returns how many bytes have been accepted, or -ECANCELED if none; the rest stays
+ * buffered for the next flush. */
 CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
 
 /* Flushes, and ends the writing half, so that the peer reads end of file; reading continues to
@@ -1013,14 +1015,14 @@ CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
  * transport with separate halves; all was flushed), a write error, or one from shutdown(2). */
 CONC_API int conc_stream_shutdown(conc_stream *s) CONC_NODISCARD;
 
-/* Flushes after any write in progress (not in a cancelled task), closes, and frees. Returns 0, the
- * flush's error, or an earlier write error that no call has returned yet. Tasks waiting on the
- * stream get -EPIPE. The close returns once all of them have left the stream, however long that
- * takes; then its memory may be freed. If the peer does not read, the flush waits until a cancel or
- * timeout: to drop such a peer, close in conc_timeout(0, fn, &s), or in a cancelled scope. Closing
- * it twice, or unopened, does nothing. Waits; do not repeat it after an error. Outside a run, and
- * in a posted function, it neither flushes nor waits: the stream's memory must then remain valid
- * until the tasks inside have returned. */
+/* Flushes after any write in progress (in a cancelled task, does not flush), closes, and frees the
+ * buffers. Returns 0, the flush's error, or an earlier write error that no call has returned yet.
+ * Tasks waiting on the stream get -EPIPE. The close returns once all of them have left the stream,
+ * however long that takes; then the caller may free the conc_stream. If the peer does not read, the
+ * flush waits until a cancel or timeout: to drop such a peer, close the stream in conc_timeout(0,
+ * fn, &s), or in a cancelled scope. Closing it twice, or unopened, does nothing. Waits; do not
+ * repeat it after an error. Outside a run, and in a posted function, it neither flushes nor waits:
+ * the conc_stream must then remain valid until the tasks inside have returned. */
 CONC_API int conc_stream_close(conc_stream *s);
 CONC_API void conc__auto_conc_stream(conc_stream *s);
 
@@ -1168,10 +1170,10 @@ typedef struct conc_stats {
 
 CONC_API void conc_get_stats(conc_stats *s);
 
-/* Prints the tree of groups and tasks: what each task waits for, which task owns that, for how many
- * seconds [in brackets], and where it was spawned. Beyond 2000 tasks, it instead prints how many
- * are in each state at each location, largest number first. In debug mode `kill -USR2` prints it to
- * stderr, unless the program itself receives that signal. */
+/* Prints the tree of groups and tasks: what each task waits for, which task owns that, how many
+ * seconds it has waited [in brackets], and where it was spawned. Beyond 2000 tasks, it instead
+ * prints how many are in each state at each location, largest number first. In debug mode `kill
+ * -USR2` prints it to stderr, unless the program itself receives that signal. */
 CONC_API void conc_dump(FILE *out);
 
 #ifdef __cplusplus
@@ -1370,7 +1372,7 @@ enum {
     CONC__FLOOD = 64,
     /* after so many consecutive refused checkpoints, a task counts as ignoring its cancel */
     CONC__SPINNER = 16,
-    CONC__STUBBORN = 1000,  /* after so many, debug mode reports it */
+    CONC__STUBBORN = 1000,  /* after so many, it is reported in debug mode */
     CONC__PATIENCE = 50000, /* ns that a thread spins before it sleeps */
     /* after so many consecutive unsuccessful spins, a thread seldom spins */
     CONC__MISSES = 3,
@@ -3634,7 +3636,8 @@ CONC__PRIVATE int conc__epoll_pause(conc_loop *l, struct epoll_event *events, in
 {
 #if CONC__NS_WAITS && defined SYS_epoll_pwait2
     static atomic_bool refused;
-    bool is_known = !CONC__TSAN && !l->diagnostics.on_valgrind; /* these two do not know it */
+    /* TSan and Valgrind do not know the call */
+    bool is_known = !CONC__TSAN && !l->diagnostics.on_valgrind;
     bool exact = ns > 0 && ns != CONC__NEVER && is_known;
     if (exact && !atomic_load_explicit(&refused, memory_order_relaxed)) {
         struct timespec limit = {ns / 1000000000, ns % 1000000000};
