@@ -70,7 +70,7 @@ extern "C" {
 typedef struct conc_pool {
     /* maximum number; 0: one per processor. Each thread starts when it is first needed */
     int threads;
-    /* maximum number of queued jobs; 0: no limit. A submit beyond it waits, except in the pool's
+    /* maximum number of queued jobs; 0: no limit. A submit beyond that waits, except in the pool's
      * own jobs */
     int queue_limit;
     const char *name; /* the threads' name in debuggers, up to 15 bytes; NULL: "conc" */
@@ -111,7 +111,7 @@ CONC_API int conc_pool_open(conc_pool *p);
 CONC_API int conc_pool_close(conc_pool *p);
 CONC_API void conc__auto_conc_pool(conc_pool *p);
 
-/* Runs fn(arg) on a pool thread and returns its result. In a job of the same pool, calls it
+/* Runs fn(arg) on a pool thread and returns its result. In a job of the same pool, calls fn
  * directly. Waits. Errors if fn cannot be called: -ECANCELED, -EINVAL (NULL, not open), -EPIPE
  * (closed), -EAGAIN (no thread can be started), -ENOMEM, -EPERM. */
 CONC_API int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg) CONC_NODISCARD;
@@ -156,10 +156,10 @@ CONC_API bool conc_job_cancelled(void);
 
 /* ---- >>offload ------------------------------------------------------------------------------ */
 
-/* conc_pool_run on a pool that all runs share (asyncio.to_thread). The pool exists from its first
- * use until the last run ends, and has as many threads as there are processors plus four, at most
- * 32. Reading files, resolving names and starting child programs use other threads, and do not wait
- * for these jobs. In jobs and threads without a run, calls fn(arg) directly. */
+/* Like conc_pool_run, but on a pool that all runs share (asyncio.to_thread). The pool exists from
+ * its first use until the last run ends, and has as many threads as there are processors plus four,
+ * at most 32. Reading files, resolving names and starting child programs use other threads, and do
+ * not wait for these jobs. In jobs and threads without a run, calls fn(arg) directly. */
 CONC_API int conc_offload(conc_fn *fn, void *arg);
 
 /* The same for a function that may hang: if cancelled, it immediately returns -ECANCELED, the job
@@ -209,14 +209,14 @@ CONC_API int conc_procs_close(conc_procs *p);
 CONC_API void conc__auto_conc_procs(conc_procs *p);
 
 /* Runs fn in a worker, on a copy of the size bytes at arg, and returns its result. The copy is
- * aligned like max_align_t, and is copied back after fn returns. size may be any number. A time
- * limit around the call includes the wait for a free worker; to limit the job alone, run at most as
- * many jobs at a time as there are workers, as with conc_map_limit. Waits. Errors, which leave the
- * bytes at arg unchanged: -EOWNERDEAD (the worker died in fn; conc_last_error says how), -ECANCELED
- * (a worker in fn is killed), -EAGAIN (no worker can be started now), -ENOTRECOVERABLE (workers
- * fail to start, or init failed; conc_last_error says why; only closing and reopening the pool
- * helps), -EINVAL, -EPIPE (closed), -ENOMEM, -EPERM. A worker's death fails only its own job; a job
- * that finds no idle worker gets a new one. */
+ * aligned like max_align_t, and is copied back after fn returns. size is not limited. A time limit
+ * around the call includes the wait for a free worker; to limit the job alone, run at most as many
+ * jobs at a time as there are workers, as with conc_map_limit. Waits. Errors, which leave the bytes
+ * at arg unchanged: -EOWNERDEAD (the worker died in fn; conc_last_error says how), -ECANCELED (a
+ * worker in fn is killed), -EAGAIN (no worker can be started now), -ENOTRECOVERABLE (workers fail
+ * to start, or init failed; conc_last_error says why; only closing and reopening the pool helps),
+ * -EINVAL, -EPIPE (closed), -ENOMEM, -EPERM. A worker's death fails only its own job; a job that
+ * finds no idle worker gets a new one. */
 CONC_API int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size) CONC_NODISCARD;
 
 /* The same, but does not wait for the job. The bytes at arg belong to the job until it has
@@ -260,9 +260,9 @@ typedef struct conc_channel {
         .item_size = sizeof(type), .capacity = __VA_ARGS__ \
     }
 
-/* Sends a copy of the item. Waits while the channel is full. Errors, when nothing has been sent:
- * -EPIPE (closed), -EINVAL (NULL, capacity 0, sizes that overflow), -ENOMEM (the first call
- * allocates the memory), -ECANCELED, -EPERM (in a posted function). */
+/* Sends a copy of the item. Waits while the channel is full. Errors (nothing was sent): -EPIPE
+ * (closed), -EINVAL (NULL, capacity 0, sizes that overflow), -ENOMEM (the first call allocates the
+ * memory), -ECANCELED, -EPERM (in a posted function). */
 CONC_API int conc_channel_send(conc_channel *c, const void *item) CONC_NODISCARD;
 
 /* Receives the next item into *item. Waits while the channel is empty. -EPIPE: closed and empty.
@@ -403,10 +403,11 @@ typedef struct conc_child_io {
 /* Writes the input and reads all output concurrently, through those of the three that are pipes,
  * until all output is read and the child has ended. Returns 0, with its status as for
  * conc_child_wait. It is not an error if the child does not read its input. Waits. After -ECANCELED
- * the child keeps running, *io holds the output so far, and io->in the unwritten input; another
- * call continues. Errors: -EMSGSIZE (more than the limit; the child is closed), -ECHILD (all was
- * read, but the status is lost), -EINVAL (NULL, not started, input without a pipe), -ENOMEM,
- * -EPERM, and other system errors.
+ * the child keeps running, *io holds the output so far, and io->in the unwritten input; call again
+ * to continue. Errors: -EMSGSIZE (more than the limit; the child is closed), -ECHILD (all was read,
+ * but the status is lost), -EINVAL (NULL, not started, input without a pipe), -ENOMEM, -EPERM, and
+ * other system errors.
+
  *
  * conc_child_close discards the child's status and final output. To get both from a child that has
  * timed out, signal it and continue. Here talk calls conc_child_communicate; with .group, the
@@ -541,9 +542,9 @@ typedef struct conc__waiter {
     conc__job_outcome *outcome;    /* receives the awaited job's outcome */
     bool *stop;                    /* set when the waiting task is cancelled; NULL: none */
     struct conc__job_queue *queue; /* the awaited job's */
-    /* the process pool whose replies a waiting thread may collect; holds a reference */
+    /* the process pool whose replies a waiting thread may collect; holds a reference. NULL: none */
     struct conc__job_queue *polls_queue;
-    struct conc__job_context *context; /* of a waiting job: its clocks advance */
+    struct conc__job_context *context; /* of the waiting job, if any: its clocks advance */
     int result;
     bool gives_up;   /* it was cancelled, and wants its job to stop */
     bool is_counted; /* a worker thread that its job queue already counts as waiting */
@@ -698,7 +699,7 @@ CONC__PRIVATE void conc__waiter_wake(conc__waiter *w, int result)
     conc__waiter_notify(w);
 }
 
-/* Spins until *over is set, or for a short time, because sleeping costs more. */
+/* Spins briefly until *over is set, because sleeping and being woken takes longer. */
 CONC__PRIVATE void conc__spin_for(const bool *over)
 {
     if (!conc__several_processors())
@@ -751,8 +752,8 @@ CONC__PRIVATE void conc__run_cancel_hooks(void)
     pthread_mutex_unlock(&conc__cancel_hooks.mutex);
 }
 
-/* Registers the hook of a job that is about to wait (NULL: no job). If the job was already asked to
- * stop, calls it immediately. */
+/* Registers the hook of a job (ctx; NULL: none) that is about to wait. If the job was already asked
+ * to stop, calls the hook immediately. */
 CONC__PRIVATE void conc__cancel_hook_add(conc__cancel_hook *s, const struct conc__job_context *ctx,
                                          void (*ask)(conc__cancel_hook *self))
 {
@@ -773,7 +774,7 @@ CONC__PRIVATE void conc__cancel_hook_add(conc__cancel_hook *s, const struct conc
 /* Removes the hook of a job that has stopped waiting. */
 CONC__PRIVATE void conc__cancel_hook_remove(conc__cancel_hook *s)
 {
-    if (!s->context || s->forks != conc__forks) /* a fork emptied the child's list */
+    if (!s->context || s->forks != conc__forks) /* a fork has emptied the list */
         return;
     pthread_mutex_lock(&conc__cancel_hooks.mutex);
     CONC__LIST_REMOVE(conc__cancel_hooks.first, s, next, prev);
@@ -786,8 +787,8 @@ CONC__PRIVATE void conc__cancel_hooks_reset(void)
     conc__cancel_hooks.first = NULL;
 }
 
-/* Waits for the event in a job (NULL: none). When the time limit of a shield passes, a stop request
- * that it hid takes effect. */
+/* Waits for the event, in the job of ctx (NULL: none). When the time limit of a shield passes, a
+ * stop request that it hid takes effect. */
 CONC__PRIVATE void conc__thread_event_wait_in_job(conc__thread_event *e,
                                                   const struct conc__job_context *ctx)
 {
@@ -864,8 +865,9 @@ static inline int conc__caller(conc_loop **l, const char *call)
     return 0;
 }
 
-/* Waits until another thread wakes the caller, and returns the result that this thread sets. The
- * waiter is already in its list. Unlocks the list's mutex, and `outer` (NULL: none). */
+/* Waits until another thread wakes the caller, and returns the result set by that thread. The
+ * waiter is already in its list. The list's mutex and `outer` (NULL: none) are locked; this unlocks
+ * them. */
 CONC__PRIVATE CONC__CALLED int conc__wait_outside(conc_loop *l, conc__waiter *w,
                                                   const conc__wait_kind *kind, const void *on,
                                                   pthread_mutex_t *mutex, pthread_mutex_t *outer)
@@ -894,7 +896,7 @@ CONC__PRIVATE CONC__CALLED int conc__wait_outside(conc_loop *l, conc__waiter *w,
     return rc;
 }
 
-/* -- semaphores: on macOS, sem_init always fails -- */
+/* -- semaphores, because sem_init always fails on macOS -- */
 
 #ifdef __APPLE__
 typedef struct conc__semaphore {
@@ -976,18 +978,19 @@ enum {
     CONC__JOB_HAS_TEXT = 16,        /* `text` belongs to its result */
     CONC__JOB_OWNED = 32,           /* it frees itself */
     CONC__JOB_ABANDONED = 64,       /* its task no longer waits for it */
-    CONC__JOB_BLOCKED = 128,        /* is waiting or in conc_block while its clock advances */
-    CONC__JOB_HOLDS_CLOCK = 256,    /* it keeps its clock from advancing */
+    CONC__JOB_BLOCKED = 128,        /* it is waiting or in conc_block while its clock advances */
+
+    CONC__JOB_HOLDS_CLOCK = 256, /* it keeps its clock from advancing */
     CONC__JOB_BITS = 0x1ff
 };
 
-#define CONC__IN_BATCH \
-    (1u << 31)                 /* bit of a job's slot; the rest is thread * CONC__BATCH + index */
-#define CONC__NO_SLOT UINT_MAX /* neither in the ring nor in a batch */
+#define CONC__IN_BATCH (1u << 31)    /* bit of a slot; the rest is thread * CONC__BATCH + index */
+#define CONC__NO_SLOT UINT_MAX       /* neither in the ring nor in a batch */
 #define CONC__POOL_CLOSED (1u << 31) /* bit of a pool's `users` */
 
 /* A map or a shield around part of a job. Inside a map, the code is asked to stop when the map
- * stops, or when the job that called the map is asked to; a shield hides requests from outside. */
+ * stops, or when the job that called the map is asked to stop; a shield hides requests from
+ * outside. */
 typedef struct conc__cancel_layer {
     const struct conc__cancel_layer *outer;
     const bool *cancelled; /* set: everything inside must stop */
@@ -1014,7 +1017,7 @@ typedef struct conc__worker_thread {
     pthread_t id;
     int number;
     int nested; /* number of waits in runs inside its jobs */
-    /* its job was abandoned, and its job queue ended without it */
+    /* its job was abandoned, and the job queue has ended without it */
     bool detached;
     int batch_count; /* slots of batch[] in use */
     int finishing;   /* 1: counted in the job queue's `finishing` */
@@ -1039,7 +1042,7 @@ typedef struct conc__job_queue {
     pthread_mutex_t mutex;
     conc_job **ring; /* a power of two slots; NULL where a job was withdrawn */
     size_t ring_size, head, tail;
-    size_t queued; /* jobs in the ring; written under the mutex, read without */
+    size_t queued; /* jobs in the ring; written under the mutex, also read without it */
     size_t limit;
     conc__queue_clock *clocks;
     int clock_slots, clocks_used; /* slots of clocks[] */
@@ -1059,7 +1062,7 @@ typedef struct conc__job_queue {
     conc__semaphore work;
     conc__worker_thread **threads;
     int thread_slots;  /* size of threads[] */
-    int max_workers;   /* most threads, or workers */
+    int max_workers;   /* maximum number of threads, or of workers */
     int abandoned;     /* threads lost to abandoned jobs */
     int nested;        /* threads waiting in a run inside a job */
     int waiting;       /* threads whose job is waiting for another */
@@ -1136,8 +1139,8 @@ CONC__PRIVATE void *conc__pin(void) { return NULL; }
 CONC__PRIVATE void conc__unpin(void *pin) { (void)pin; }
 #endif
 
-/* A map: each of several jobs, the runners, takes the next free element of an array and calls a
- * function with it, until none is left. */
+/* A map. Several jobs, the runners, each take the next element of an array and call a function with
+ * it, until none is left. */
 typedef struct conc__map_call {
     conc_fn *fn;
     char *args;
@@ -1146,7 +1149,7 @@ typedef struct conc__map_call {
     bool keeps_going, stop;
     conc__cancel_layer layer;
     size_t next;    /* first element not yet taken */
-    size_t dropped; /* elements taken but not yet passed to the function */
+    size_t dropped; /* elements taken but never passed to the function */
     int error;      /* the first */
 } conc__map_call;
 
@@ -1269,7 +1272,7 @@ CONC__PRIVATE uintptr_t conc__job_state(const conc_job *j)
     return __atomic_load_n(&j->state, __ATOMIC_ACQUIRE);
 }
 
-/* Is it being submitted, queued or running? */
+/* Is the job being submitted, queued or running? */
 CONC__PRIVATE bool conc__job_in_use(const conc_job *j)
 {
     return (conc__job_state(j) & ~(uintptr_t)CONC__JOB_BITS) == conc__job_seal(j);
@@ -1285,7 +1288,7 @@ CONC__UNSANITIZED CONC__PRIVATE bool conc__job_handle_in_use(const void *job)
     return (state & ~(uintptr_t)CONC__JOB_BITS) == conc__job_seal(j);
 }
 
-/* Was it ever submitted? */
+/* Was a job ever submitted with this handle? */
 static inline bool conc__is_job(const conc_job *j)
 {
     if (!j)
@@ -1336,7 +1339,7 @@ CONC__PRIVATE void conc__pools_in_forked_child(void)
     conc__pools_after_fork();
 }
 
-/* Called when a job has called pthread_exit. */
+/* The key's destructor, which runs if a job calls pthread_exit. */
 CONC__COLD void conc__job_exited_thread(void *value)
 {
     const conc__job_context *ctx = value;
@@ -1409,7 +1412,7 @@ CONC__PRIVATE void conc__job_queue_free(conc__job_queue *q)
 {
     CONC__LIST_REMOVE(conc__job_queues, q, next, prev);
     conc__supervisor_free(q->supervisor);
-    /* in a forked child, one of the parent's threads may hold them */
+    /* an inherited mutex may be held by one of the parent's threads */
     if (q->forks == conc__forks) {
         conc__semaphore_close(&q->work);
         pthread_cond_destroy(&q->ended);
@@ -1531,7 +1534,7 @@ CONC__PRIVATE conc__queue_clock *conc__queue_clock_find(conc__job_queue *q, cons
     return unused;
 }
 
-/* When a job enters the ring: the ring holds the clock in the job's place. */
+/* Called when a job enters the ring, which then holds the clock in the job's place. */
 CONC__COLD void conc__queue_clock_add(conc__job_queue *q, conc_job *j)
 {
     conc__queue_clock *k = conc__queue_clock_find(q, j->clock);
@@ -1544,7 +1547,7 @@ CONC__COLD void conc__queue_clock_add(conc__job_queue *q, conc_job *j)
     conc__job_hold_clock(j, false);
 }
 
-/* When a job leaves the ring: the job holds its clock itself. */
+/* Called when a job leaves the ring: the job then holds its clock itself. */
 CONC__COLD void conc__queue_clock_remove(conc__job_queue *q, conc_job *j)
 {
     conc__queue_clock *k = conc__queue_clock_find(q, j->clock);
@@ -1773,8 +1776,9 @@ CONC__PRIVATE void conc__worker_thread_drop_clock(conc__worker_thread *t)
         conc__clock_drop(clock, t->holds_clock);
 }
 
-/* Drops the clock of a job that has ended, after its waiters were notified, or leaves that to the
- * thread. ctx: where the job ran; NULL: it was withdrawn. */
+/* Drops the clock of a job that has ended, after its waiters were notified, or leaves that to its
+ * thread, if it is about to look for the next job. ctx: where the job ran; NULL: it was
+ * withdrawn. */
 CONC__COLD void conc__job_drop_clock(const conc__job_context *ctx, conc_loop *clock, bool at_work)
 {
     if (!ctx || !ctx->thread || !ctx->thread->finishing) {
@@ -2168,7 +2172,7 @@ CONC__PRIVATE void conc__job_request_cancel(conc__job_queue *q, conc_job *j)
             return;
 }
 
-/* Was this process forked after the job was submitted and before it ended? Then it never ends
+/* Was this process forked after the job was submitted and before it ended? Then the job never ends
  * here. */
 CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
 {
@@ -2547,7 +2551,7 @@ CONC__PRIVATE void conc__job_queue_spin_for(conc__job_queue *q, const bool *over
 }
 
 /* Jobs run under the signal mask of the pool's opener, except that fault signals are always
- * unblocked. Those are handled on a separate stack, because the job's may be used up. */
+ * unblocked. Faults are handled on a separate stack, because the job's may be used up. */
 CONC__PRIVATE void conc__worker_thread_set_signals(conc__worker_thread *t)
 {
     static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
@@ -2703,7 +2707,7 @@ CONC__PRIVATE int conc__worker_thread_find_slot(conc__job_queue *q)
     return n;
 }
 
-/* Under the mutex. */
+/* Under the mutex: starts a thread. */
 CONC__PRIVATE int conc__worker_thread_start(conc__job_queue *q)
 {
     int n = conc__worker_thread_find_slot(q);
@@ -2974,7 +2978,8 @@ CONC_API CONC__CALLED int conc_pool_close(conc_pool *p)
 
 CONC_API void conc__auto_conc_pool(conc_pool *p) { conc_pool_close(p); }
 
-/* Returns rc, the reason why the pool could not be entered, as the caller's latest error. */
+/* Makes rc, the reason why the pool could not be entered, the caller's latest error, and returns
+ * it. */
 CONC__COLD int conc__pool_refused(int rc, const char *call)
 {
     if (rc == -EINVAL)
@@ -3174,7 +3179,7 @@ typedef struct conc__runner {
     conc__payload payload;
 } conc__runner;
 
-/* Submits up to n runners. Returns how many were accepted; *rc: why the next one was refused. */
+/* Submits up to n runners. Returns how many were accepted; *rc: why the next was refused, or 0. */
 CONC__PRIVATE int conc__map_start(conc__job_queue **queue, unsigned *users, conc__map_call *m,
                                   bool processes, conc__runner *runners, int n, int *rc)
 {
@@ -3197,8 +3202,8 @@ CONC__PRIVATE int conc__map_start(conc__job_queue **queue, unsigned *users, conc
     return started;
 }
 
-/* Waits for the runners. Returns the error of one of them, whose text becomes the caller's, or
- * rc. */
+/* Waits for the runners. If one failed, returns its error and makes its text the caller's;
+ * otherwise returns rc. */
 CONC__PRIVATE int conc__map_wait(conc_loop *l, conc__map_call *m, conc__runner *runners, int n,
                                  int rc)
 {
@@ -3320,8 +3325,8 @@ CONC__PRIVATE const char *conc__job_error_text(void)
     return ctx->text;
 }
 
-/* Under the mutex: records that the job starts, or stops, waiting or blocking in conc_block. An
- * abandoned job does not count, because its thread does not. */
+/* Under the mutex: sets whether the job is waiting or in conc_block. An abandoned job does not
+ * count, because its thread does not. */
 CONC__PRIVATE void conc__job_set_blocked(conc__job_queue *q, conc_job *j, bool blocks)
 {
     uintptr_t state = conc__job_state(j);
@@ -3339,8 +3344,7 @@ CONC__PRIVATE void conc__job_set_blocked(conc__job_queue *q, conc_job *j, bool b
     conc__job_queue_update_stalled(q);
 }
 
-/* Records that the thread starts, or stops, waiting or blocking in conc_block while the clock
- * advances. */
+/* Sets whether the thread is waiting or in conc_block while the clock advances. */
 CONC__PRIVATE void conc__worker_thread_idles(conc__job_context *ctx, bool idles)
 {
     conc__job_queue *q = ctx->thread->queue;
@@ -3512,8 +3516,8 @@ CONC__PRIVATE int conc__block_in_real_time(conc__job_context *ctx, int64_t ns)
     return cut ? -ECANCELED : 0;
 }
 
-/* Called on the loop's thread when a job starts, or stops, waiting for a task of the loop that
- * submitted it. Meanwhile its clock advances, as in conc_block. */
+/* Called on the thread of the loop that submitted a job: sets whether the job is waiting for a task
+ * of that loop. If so, its clock advances, as in conc_block. */
 CONC__PRIVATE void conc__job_waits(conc__job_context *ctx, const conc_loop *l, bool waits)
 {
     if (ctx->thread && ctx->job->clock == l)
@@ -3620,9 +3624,9 @@ CONC__PRIVATE int64_t conc__job_late(conc_loop *l)
     return conc__shield_deadline(conc__job_context_here());
 }
 
-/* Called when the loop's tasks start, or stop, waiting only for channels: the job that contains the
- * run then releases, or holds, its clocks, as in conc__wait_in_thread. A thread waiting for jobs of
- * its own pool does not count, because another has replaced it. */
+/* Sets whether the tasks of a run inside a job wait only for channels. If so, the job releases its
+ * clocks, as in conc__wait_in_thread. A thread waiting for jobs of its own pool does not count,
+ * because another has replaced it. */
 CONC__PRIVATE void conc__job_idles(conc_loop *l, bool idles)
 {
     bool counts = !l->job.context->thread->nested;
@@ -3687,8 +3691,8 @@ CONC__PRIVATE int conc__job_runs(conc_loop *l)
 /* ---- >>offload ------------------------------------------------------------------------------ */
 
 /* The pools that all runs share. Each kind of job has its own pool, because offloaded jobs may wait
- * for a file, or for a child program that writes it, and must not occupy the threads that these
- * need. */
+ * for a file, or for a child program that writes it, and must not occupy all the threads that could
+ * do that. */
 enum {
     CONC__OFFLOADED,
     CONC__ABANDONED,
@@ -3749,8 +3753,8 @@ CONC__PRIVATE void conc__shared_pools_unlock(const conc_pool *shared)
         pthread_mutex_unlock(&conc__shared_pools.mutex);
 }
 
-/* Under the shared pools' mutex: counts threads of ended job queues that were detached, or (-1) one
- * that has exited. */
+/* Under the shared pools' mutex: adds threads detached from ended job queues to this job queue's
+ * counts, or (-1) removes one that has exited. */
 CONC__PRIVATE void conc__job_queue_count_abandoned(conc__job_queue *q, int threads)
 {
     conc__lock_briefly(&q->mutex);
@@ -3877,7 +3881,7 @@ CONC__PRIVATE void conc__abandoned_drop(conc__abandoned *a)
         conc_free(a);
 }
 
-/* Called when the job has ended or been withdrawn. */
+/* Drops the job's own reference after it has ended or been withdrawn. */
 CONC__PRIVATE void conc__abandoned_release(conc_job *j)
 {
     conc__abandoned_drop((conc__abandoned *)(void *)j);
@@ -4141,7 +4145,7 @@ CONC__PRIVATE char *conc__channel_at(const conc_channel *c, conc__channel *inner
     return inner->items + (i < from_head ? inner->head + i : i - from_head) * c->item_size;
 }
 
-/* As conc__item_copy. */
+/* The warning is ignored as at conc__item_copy. */
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wnonnull"
 CONC__PRIVATE void conc__channel_copy(const conc_channel *c, void *to, const void *from)
@@ -4380,7 +4384,7 @@ CONC_API void conc__auto_conc_channel(conc_channel *c) { conc_channel_destroy(c)
 /* ---- >>select ------------------------------------------------------------------------------- */
 
 /* A waiting case of conc_select. It is in the list of the channel or job until another thread
- * notifies it (removes it and posts it to the loop), or the case ends. */
+ * notifies it (removes it and posts it to the loop), or until the case ends. */
 typedef struct conc__outside_wait {
     conc__outside it; /* must be first */
     conc__waiter waiter;
@@ -4630,7 +4634,7 @@ typedef struct conc__file_call {
     const char *path;
     char *data;
     size_t size, room, written;
-    bool may_wait; /* by a task, which waits where a thread would block: see below */
+    bool may_wait; /* the caller is a task, which waits where a thread would block: see below */
     bool special;  /* a read of a non-regular file, which may have no end */
     bool progress; /* bytes were transferred since the last wait */
     int fd;        /* kept open while the call is waiting; -1: none */
@@ -4931,7 +4935,7 @@ CONC__PRIVATE int conc__fill(int fd, const char *path, const struct stat *before
     return rc;
 }
 
-/* Atomically creates or replaces the file at path with these bytes. */
+/* Atomically creates or replaces the file at path. before: the old file; NULL: none. */
 CONC__PRIVATE int conc__replace(const char *path, const struct stat *before, conc__file_call *f)
 {
     char name[32];
@@ -4951,8 +4955,8 @@ CONC__PRIVATE int conc__replace(const char *path, const struct stat *before, con
     return rc;
 }
 
-/* May the file be writable although replacing it failed with rc? It may be in /proc, be a mount
- * point, or be in a directory that this program may not change. */
+/* May writing in place succeed, although replacing the file failed with rc? The file may be in
+ * /proc, a mount point, or in a directory that this program may not change. */
 CONC__PRIVATE bool conc__cannot_replace(int rc)
 {
     static const int errors[] = {EACCES, EPERM, EROFS, EBUSY, EXDEV, ENOENT, ENOTSUP, ENOSYS};
@@ -4969,7 +4973,9 @@ CONC__PRIVATE int conc__write_in_place(const char *path, conc__file_call *f)
     if (fd < 0)
         return rc;
     rc = conc__write_all(fd, f);
-    if (rc == 0 && fsync(fd) && errno != EINVAL && errno != EROFS) /* files in /proc cannot */
+    /* files in /proc cannot be synced */
+    if (rc == 0 && fsync(fd) && errno != EINVAL && errno != EROFS)
+
         rc = -errno;
     return conc__close_file(fd, rc);
 }
