@@ -13612,7 +13612,7 @@ CONC__COLD void conc__print_deadlock(conc_loop *l, FILE *out)
     if (conc__diagnostics.deadlock)
         conc__diagnostics.deadlock(l, out);
     if (l->cancels.doomed)
-        fprintf(out, "conc: they were already cancelled, and do not end\n");
+        fprintf(out, "conc: all tasks were already cancelled, but have not ended\n");
     funlockfile(out);
 }
 
@@ -13906,7 +13906,7 @@ CONC__PRIVATE void conc__print_crowds(conc_loop *l, FILE *out)
     for (size_t i = 0; i < n; i++) {
         fprintf(out, "  %zu x %s: %s", crowds[i].count, crowds[i].spawned, crowds[i].state);
         if (crowds[i].first->wait) {
-            fprintf(out, "; the first:\n");
+            fprintf(out, "; the longest waiting:\n");
             conc__print_task(out, l, crowds[i].first, 2);
         } else {
             fputc('\n', out);
@@ -15948,10 +15948,10 @@ CONC__PRIVATE int conc__embed_usable(const conc_embed *e, const char *call)
 {
     int rc = conc__embed_check(e);
     if (rc == -EINVAL)
-        return conc__misused(rc, call, "no run is open there", NULL);
+        return conc__misused(rc, call, "this conc_embed has no run", NULL);
     bool is_inside = rc == 0 && (e->loop->self || e->loop->scheduler.stepping);
     if (rc == -EPERM || is_inside)
-        return conc__misused(-EPERM, call, "not between two steps, on the run's thread", NULL);
+        return conc__misused(-EPERM, call, "call it between two steps, on the run's thread", NULL);
     return rc;
 }
 
@@ -15959,8 +15959,7 @@ CONC_API int conc_embed_fd(conc_embed *e)
 {
     int rc = conc__embed_check(e);
     if (rc)
-        return conc__misused(rc, __func__,
-                             "no run is open there, or it belongs to the parent process", NULL);
+        return conc__misused(rc, __func__, "this conc_embed has no run on this thread", NULL);
     return e->loop->poller.fd;
 }
 
