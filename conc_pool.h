@@ -400,8 +400,8 @@ typedef struct conc_child_io {
     size_t out_size, error_size; /* without the NUL */
 } conc_child_io;
 
-/* Writes the input and reads all output concurrently, through those of the three that are pipes,
- * until all output is read and the child has ended. Returns 0, with its status as for
+/* Writes the input and reads all output concurrently, through whichever of the child's descriptors
+ * are pipes, until all output is read and the child has ended. Returns 0, with the status as for
  * conc_child_wait. It is not an error if the child does not read its input. Waits. After -ECANCELED
  * the child keeps running, *io holds the output so far, and io->in the unwritten input; call again
  * to continue. Errors: -EMSGSIZE (more than the limit; the child is closed), -ECHILD (all was read,
@@ -537,7 +537,7 @@ typedef struct conc__waiter {
     conc_loop *loop; /* of the waiting task; NULL: a thread is waiting */
     conc__wait *wait;
     conc__post post;
-    conc__thread_event *event;     /* a thread's */
+    conc__thread_event *event;     /* of a waiting thread */
     void *item;                    /* the job awaited or submitted; a channel's item */
     conc__job_outcome *outcome;    /* receives the awaited job's outcome */
     bool *stop;                    /* set when the waiting task is cancelled; NULL: none */
