@@ -12173,7 +12173,7 @@ typedef struct conc__signal {
 static struct conc__signalling {
     pthread_mutex_t mutex;
     conc__signal numbers[CONC__SIGNALS];
-    atomic_int process; /* the id of the one that installed the handlers; a forked child differs */
+    atomic_int process; /* id of the process that installed the handlers, to detect a fork */
     conc__signal_loops reached;
     atomic_int running; /* handlers that are running; a loop that they may read must not be freed */
     int faults;         /* runs that report stack overflows */
@@ -14316,7 +14316,7 @@ CONC__PRIVATE char *conc__first_resident(conc__stack *s)
         if (n > sizeof pages)
             n = sizeof pages;
         at -= n * page;
-        if (mincore(at, n * page, (void *)pages)) /* on failure, assume that all of it was */
+        if (mincore(at, n * page, (void *)pages)) /* assume that all was touched */
             return top - s->low < GAP ? s->low : top - GAP;
         while (i < n && !(pages[i] & 1))
             i++;
@@ -14509,7 +14509,7 @@ CONC__PRIVATE bool conc__symbol_covers(const ElfW(Sym) * symbol, uint64_t addres
     return address >= symbol->st_value && address - symbol->st_value < size;
 }
 
-/* Searches one symbol table for the function containing s->address. */
+/* Searches one symbol table for the function that contains s->address. */
 CONC__PRIVATE bool conc__symbol_in(int fd, const ElfW(Shdr) * table, const ElfW(Shdr) * names,
                                    conc__symbol *s)
 {
@@ -14556,7 +14556,7 @@ CONC__PRIVATE void conc__symbol_search(int fd, const ElfW(Ehdr) * header, conc__
     }
 }
 
-/* Finds the name of the function at an offset of the module's file. */
+/* Finds the name of the function at an offset in a module's file. */
 CONC__PRIVATE void conc__symbol_name(conc__symbol *s, const char *file, uint64_t offset)
 {
     ElfW(Ehdr) header;
@@ -14683,7 +14683,7 @@ typedef struct conc__watchdog {
 } conc__watchdog;
 
 static pthread_mutex_t conc__report_mutex = PTHREAD_MUTEX_INITIALIZER; /* one report at a time */
-/* the watchdog that has signalled its thread for the frames */
+/* the watchdog that waits for the frames of its thread */
 static _Atomic(conc__watchdog *) conc__questioner;
 
 /* Describes the code at an address, as far as it is known: "function+0x12 (module+0x345)". The
@@ -14705,7 +14705,7 @@ CONC__PRIVATE void conc__name_code(char *text, size_t size, uintptr_t address)
     snprintf(text, size, "0x%llx", number);
 }
 
-/* Finds the name of a function of the program. False: its module has no symbols. */
+/* Finds the name of a function of the program. False: its module has no symbol for it. */
 CONC__COLD bool conc__name_function(char name[CONC__NAME], uintptr_t fn)
 {
     char code[PATH_MAX + 256];
@@ -14775,7 +14775,7 @@ CONC__PRIVATE int conc__frames_on_stack(uintptr_t sp, uintptr_t pc)
 #endif
 
 #ifdef CONC__BACKTRACE
-/* The address at which a signal interrupted the thread; 0: unknown on this system. */
+/* Returns the address at which a signal interrupted the thread; 0: unknown on this system. */
 CONC__PRIVATE uintptr_t conc__interrupted_at(const void *context)
 {
 #if defined __linux__ && defined __x86_64__
@@ -14794,7 +14794,7 @@ CONC__PRIVATE uintptr_t conc__interrupted_at(const void *context)
 /* Stores this thread's frames for the watchdog. Called in a signal handler. */
 CONC__COLD void conc__store_frames(conc__watchdog *d, const void *context)
 {
-    enum { OF_HANDLER = 3, MORE = 8 }; /* the frames of this, its caller and the kernel */
+    enum { OF_HANDLER = 3, MORE = 8 }; /* the frames of this function, its caller and the kernel */
     void *all[CONC__FRAMES + MORE];
     uintptr_t at = conc__interrupted_at(context);
     int n = backtrace(all, CONC__FRAMES + MORE), first = 1;
@@ -15032,8 +15032,8 @@ CONC__COLD void conc__spawned(conc_loop *l, conc_task *t)
     conc__trace_leads(l, t);
 }
 
-/* Called when a task's wait ends or becomes another kind of wait: adds the time since the last
- * change, and traces it. */
+/* Called when a task's wait ends or becomes another kind of wait: counts and traces the time since
+ * the last such change. */
 CONC__COLD void conc__waited(conc_loop *l, conc_task *t)
 {
     const conc__wait_kind *kind = t->wait->kind;
@@ -15590,9 +15590,9 @@ CONC__PRIVATE void conc__loop_close(conc_loop *l)
         conc__loop_free(l);
 }
 
-/* Returns the initial state of conc_random. With neither a seed nor the virtual clock, it differs
- * from run to run, as the clock and the address l do. Seeds count from 1, so a run on the virtual
- * clock has the state of seed 1. */
+/* Returns the initial state of conc_random: from options.random or the seed, which both count from
+ * 1; on the virtual clock, that of seed 1; otherwise from the clock and the address l, which differ
+ * from run to run. */
 CONC__PRIVATE uint64_t conc__first_draw(const conc_options *o, const conc_loop *l)
 {
     if (o->random)
@@ -15694,7 +15694,7 @@ CONC__PRIVATE int conc__main_task(void *arg)
     return rc;
 }
 
-/* How a run ended, for conc_main. */
+/* How a run ended, for conc_main to report. */
 typedef struct conc__outcome {
     char by[CONC__DESCRIPTION], text[CONC__TEXT];
     int signal;      /* that interrupted it; 0: none */
@@ -15879,7 +15879,7 @@ CONC__PRIVATE int conc__run(const conc_options *options, const char *spawned, co
                             void *arg, conc__outcome *outcome)
 {
     int saved = errno;
-    conc_loop *l = NULL; /* silences a wrong warning of GCC */
+    conc_loop *l = NULL; /* silences a false warning of GCC */
     int rc = conc__begin(&l, false, options, spawned, main_fn, arg);
     if (rc == 0) {
         conc__schedule(l);
