@@ -1372,15 +1372,15 @@ enum {
     CONC__FLOOD = 64,
     /* after so many consecutive refused checkpoints, a task counts as ignoring its cancel */
     CONC__SPINNER = 16,
-    CONC__STUBBORN = 1000,  /* after so many, it is reported in debug mode */
+    CONC__STUBBORN = 1000,  /* after so many, debug mode reports the task */
     CONC__PATIENCE = 50000, /* ns that a thread spins before it sleeps */
     /* after so many consecutive unsuccessful spins, a thread seldom spins */
     CONC__MISSES = 3,
     /* under a seed, the next task is drawn from at most so many ready tasks */
     CONC__CHOICE = 16,
-    CONC__NO_STATUS = -1, /* conc_set_exit_status was not called */
-    CONC__NAME = 48,      /* bytes for a task's name and an error's text */
-    CONC__TEXT = 128,
+    CONC__NO_STATUS = -1,                /* conc_set_exit_status was not called */
+    CONC__NAME = 48,                     /* bytes for a task's name */
+    CONC__TEXT = 128,                    /* bytes for an error's text */
     CONC__DESCRIPTION = CONC__NAME + 256 /* bytes for a task's description in reports */
 };
 
@@ -1439,7 +1439,7 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
         if (CONC__UNLIKELY(CONC__HOOKS(l))) \
             CONC__HOOKS(l)->call;           \
     } while (0)
-/* A function that may read memory poisoned by sanitizers, such as unused parts of stacks. */
+/* Marks a function that may read memory poisoned by sanitizers, such as unused parts of stacks. */
 #define CONC__UNSANITIZED __attribute__((no_sanitize("address", "thread")))
 /* Each function of the implementation starts with one of these. CONC__TINY: its body is no larger
  * than a call, so inlining it saves compile time even without optimization. CONC__FAST: it is short
@@ -1861,7 +1861,7 @@ typedef struct conc__wheel {
     size_t armed, disarmed; /* call counts; their difference is the number of timers */
 } conc__wheel;
 
-/* Why and since when the virtual clock stands still for a child program: see conc__stand_still. */
+/* A standstill of the virtual clock for a child program: see conc__stand_still. */
 typedef struct conc__standstill {
     int64_t began;   /* when it stopped, in real time; 0: it is running */
     int64_t until;   /* embedded: the host must wait until this real time; 0: no need */
@@ -1983,7 +1983,7 @@ enum { CONC__HANG_UP = 4 };
  * but returned EAGAIN. */
 enum { CONC__PAUSING = 4, CONC__FD_LISTS };
 
-/* The loop's knowledge of a descriptor: its number, and the file it refers to.
+/* What the loop knows of a descriptor: its number, and the file that the number refers to.
  *
  *   state    what holds                                     changes
  *   UNKNOWN  the loop knows nothing of the file, and the    a task waits: to FOREIGN, or to
@@ -1992,13 +1992,14 @@ enum { CONC__PAUSING = 4, CONC__FD_LISTS };
  *   FOREIGN  conc did not open it, and close(2) may close   conc__fd_confirm (a new wait, an event
  *            it without conc's knowledge; the poller has    or the rounds of conc__verify) finds
  *            it, and reports one event for each arming      another file, or none: to UNKNOWN
- *   REFUSED  as FOREIGN, but the poller refuses it, as it   fstat(2) finds the same: to
- *            is always ready; tasks may wait only for a     UNKNOWN
- *            hang-up, which only a close ends
+ *   REFUSED  as FOREIGN, but the poller refuses it,         fstat(2) finds another file, or none:
+ *            because it is always ready; tasks may wait     to UNKNOWN
+ *            only for a hang-up, and only a close ends
+ *            such a wait
  *   OWN      conc opened it: a non-blocking socket that     a task waits: to EDGE
  *            conc_close closes; no task has waited yet
- *   EDGE     as OWN, and the poller reports every change,   as FOREIGN
- *            forever
+ *   EDGE     as OWN, but a task has waited, and the poller  as FOREIGN
+ *            reports every change, forever
  *
  * conc_close changes every state to UNKNOWN. `id` changes whenever the number refers to another
  * file or none (conc__fd_gone), so number and id together identify the file: a task that has
@@ -2054,7 +2055,8 @@ struct conc_loop {
     /* the ready tasks, and how long they may run */
     struct {
         conc_task *first;
-        int switches_left, budget_left; /* until the next pass; until a checkpoint yields */
+        /* switches left until the next pass; checkpoints left until one yields */
+        int switches_left, budget_left;
         conc_task *last;
     } ready;
 
@@ -2080,14 +2082,16 @@ struct conc_loop {
         conc__waits settlers;  /* tasks in conc_settle */
 #if CONC__TSAN
         void *dead_fiber;
-        conc__stack *switched_from; /* may have signals, see conc__fiber_take_signals */
+        /* the stacks whose fibers may have signals, see conc__fiber_take_signals */
+        conc__stack *switched_from;
 #endif
     } scheduler;
 
     /* tasks that ignore their cancel; they run in rounds */
     struct {
         conc_task *first, *last;
-        /* the pass in which they run although others are ready; each spinner postpones it */
+        /* the pass in which they run even if other tasks are ready; each new spinner postpones
+         * it */
         uint64_t next_round;
     } spinners;
 
@@ -2146,7 +2150,7 @@ struct conc_loop {
         bool embedded;
         bool winding_up; /* main_fn has returned */
         bool over;       /* everything else has ended, too; the main task is about to end */
-        int64_t began;   /* on its clock */
+        int64_t began;   /* when the run began, on its clock */
         int64_t left;    /* embedded: when conc last returned to the host */
         conc__ending *endings;
     } run;
@@ -2343,12 +2347,14 @@ typedef struct conc__outside_calls {
  * conc_pool.h. */
 typedef struct conc__extension {
     const conc__outside_calls *outside; /* for conc_select */
-    conc__locals **(*job_locals)(void); /* of the job that runs on this thread; NULL: none */
+    /* the locals of the job that runs on this thread; NULL: none */
+    conc__locals **(*job_locals)(void);
     /* conc_block in a job; returns 1 if no job is running on this thread */
     int (*job_block)(int64_t ns);
     /* conc_shield in a job; returns false if no job is running on this thread */
     bool (*job_shield)(double grace, conc_fn *fn, void *arg, int *rc);
-    int (*job_runs)(conc_loop *l); /* a run begins on this thread, perhaps inside a job */
+    /* called when a run begins on this thread, perhaps inside a job */
+    int (*job_runs)(conc_loop *l);
     /* called with true when the run's tasks wait only for channels, so that l's job counts as idle,
      * and with false when that wait is over */
     void (*job_idles)(conc_loop *l, bool idles);
@@ -2362,12 +2368,12 @@ typedef struct conc__extension {
     const char *(*job_text)(void);
     /* looks up a host name: returns the number of addresses; release *found with conc_free */
     int (*resolve)(const char *text, struct conc__address **found);
-    /* in all pools of the program */
+    /* returns the number of jobs that have not begun, in all pools of the program */
     size_t (*jobs_queued)(void);
-    /* whether this is a conc_job in use; the memory may have been overwritten */
+    /* returns whether this is a conc_job in use; the memory may have been overwritten */
     bool (*job_in_use)(const void *job);
-    /* whether any task is waiting on a pipe of a running child program; sets *starts to the number
-     * of programs started so far */
+    /* returns whether any task is waiting on a pipe of a running child program; sets *starts to the
+     * number of programs started so far */
     bool (*pipe_awaited)(const conc_loop *l, unsigned *starts);
     /* the job that runs on this thread; NULL: none */
     struct conc__job_context *(*job_here)(void);
@@ -2394,10 +2400,10 @@ typedef struct conc__hooks {
     /* Called by CONC__HOOK, in debug mode or while a trace is written. For a run: */
     int (*run_began)(conc_loop *l);  /* it begins */
     void (*run_ended)(conc_loop *l); /* it has ended, or has failed to begin */
-    /* main_fn's frames were there */
+    /* main_fn's frames were in these size bytes from low on */
     void (*main_returned)(conc_loop *l, uintptr_t low, uintptr_t size);
-    void (*close_generators)(conc_loop *l); /* open ones are about to be closed */
-    void (*sleeps)(conc_loop *l);           /* it is about to wait for events */
+    void (*close_generators)(conc_loop *l); /* open generators are about to be closed */
+    void (*sleeps)(conc_loop *l);           /* the loop is about to wait for events */
     void (*idled)(conc_loop *l, int64_t from, int64_t to);
     /* calls run(arg), which calls the program's function fn on the loop, outside all tasks */
     void (*call)(conc_loop *l, const char *role, uintptr_t fn, void (*run)(void *), void *arg);
