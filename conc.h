@@ -162,7 +162,7 @@ enum { CONC__A_POINTER = 5 /* the result of __builtin_classify_type for one */ }
 
 /* Tests whether a macro's optional last arguments, passed as a string, were given. */
 #define CONC__GIVEN(text) (sizeof(text) > 1)
-/* Expands to the call if the arguments were given. The call stands outside the inner block, so that
+/* Expands to the call if the arguments were given. The call is outside the inner block, so that
  * compound literals in it outlive that block. */
 #define CONC__IF_GIVEN(text, otherwise, call) \
     (__extension__({ CONC__REQUIRE(CONC__GIVEN(text), otherwise); }), call)
@@ -1272,7 +1272,7 @@ template <class type> struct conc__is_pointer<type *> {
  * beyond it follow. */
 #if !defined MAP_ANONYMOUS && (!defined _POSIX_C_SOURCE || _POSIX_C_SOURCE < 200809L)
 #error \
-    "conc.h: a system header came first and hides POSIX: include conc.h first, or -D_DEFAULT_SOURCE"
+    "conc.h: an earlier system header hides POSIX: include conc.h first, or use -D_DEFAULT_SOURCE"
 #endif
 #if defined __linux__ && !defined __USE_MISC
 long syscall(long number, ...);
@@ -1285,7 +1285,7 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 #if !(defined __linux__ && (defined __x86_64__ || defined __i386__ || defined __arm__ || \
                             defined __aarch64__ || defined __riscv))
 #error \
-    "conc.h: a system header first, and _POSIX_C_SOURCE: include conc.h first, or -D_DEFAULT_SOURCE"
+    "conc.h: an earlier system header hides mmap flags: include conc.h first, or -D_DEFAULT_SOURCE"
 #endif
 #define CONC__MAP_ANONYMOUS 0x20
 #define CONC__MAP_STACK (0x20000 | 0x4000) /* MAP_STACK and MAP_NORESERVE */
@@ -2047,8 +2047,8 @@ typedef void conc__switch_fn(conc_loop *l, conc__stack *from, void **from_contex
 /* The state of a run, in parts. Other threads access only `shared`, job.idles and the atomic
  * fields. */
 struct conc_loop {
-    /* What a switch touches comes first. Fields written together must not be adjacent: the compiler
-     * would merge the writes into one vector store, which would delay the next read. */
+    /* The fields that a switch uses are first. Fields written together must not be adjacent: the
+     * compiler would merge the writes into one vector store, which would delay the next read. */
     conc_task *self; /* NULL while the scheduler runs */
     int *errno_at;   /* the address of errno on this thread */
 
@@ -3042,7 +3042,7 @@ CONC__PRIVATE void conc__signal_discard(int number)
 }
 #endif
 
-/* Returns the system clock's time ns from now, for calls that take such a limit. */
+/* Returns the system clock's time ns from now, for calls that take an absolute time. */
 CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns)
 {
     struct timespec t;
@@ -3222,7 +3222,7 @@ typedef struct conc__backend {
     bool (*arm)(conc_loop *l, conc__fd *f, int events);
     /* returns whether the number still refers to the added file */
     bool (*confirm)(conc_loop *l, const conc__fd *f);
-    /* removes f before conc closes it: other processes may have the file open too */
+    /* removes f before conc closes it, because other processes may have the file open, too */
     void (*remove)(conc_loop *l, const conc__fd *f);
     /* waits for events, at most ns; 0: only polls; CONC__NEVER: no limit. Returns 0 or an error */
     int (*wait)(conc_loop *l, int64_t ns);
@@ -3238,8 +3238,8 @@ static inline int conc__milliseconds(int64_t ns)
     return (int)((ns + 999999) / 1000000);
 }
 
-/* Whether to make system calls that take a timespec: on 32 bits the kernel's may differ from the C
- * library's. */
+/* Whether conc makes system calls that take a timespec. On 32 bits the kernel's timespec may differ
+ * from the C library's. */
 #if defined __linux__ && defined __LP64__
 #define CONC__NS_WAITS 1
 #else
@@ -3259,8 +3259,8 @@ CONC__PRIVATE bool conc__set_has(const unsigned long *set, int fd)
     return set[fd / CONC__SET_BITS] >> (fd % CONC__SET_BITS) & 1;
 }
 
-/* Does what poll(2) does by select(2), which RLIMIT_NOFILE does not limit. Cannot wait for a
- * hang-up alone. */
+/* Emulates poll(2) with select(2), which RLIMIT_NOFILE does not limit. Cannot wait for a hang-up
+ * alone. */
 CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
 {
     const int64_t longest = (int64_t)86400 * 1000000000; /* a day; macOS refuses several years */
@@ -3741,9 +3741,9 @@ static const conc__backend conc__epoll = {"epoll",         conc__epoll_open,    
 
 #elif defined CONC__KQUEUE
 
-/* A descriptor can have two filters in the queue, for reading and for writing; conc__fd.filters has
- * the events of those that it has. The kernel removes both when the number is closed, even if the
- * file has other descriptors. So as long as a filter exists, the number refers to the same file.
+/* A descriptor can have two filters in the queue, for reading and for writing; conc__fd.filters
+ * holds their events. The kernel removes both when the number is closed, even if the file has other
+ * descriptors. So as long as a filter exists, the number refers to the same file.
  *
  *   filters            of                                 what they report
  *   CONC__CHANGES and  a file that conc opened, and one   every change, forever (EV_CLEAR)
