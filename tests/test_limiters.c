@@ -1,5 +1,5 @@
-/* test_limiters.c - conc_limiter: who gets its tokens when, to the nanosecond of the virtual
- * clock.
+/* test_limiters.c - conc_limiter: which task gets tokens, and when, to the nanosecond of the
+ * virtual clock.
  *
  * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
  * switch and wait is tested elsewhere)
@@ -20,7 +20,7 @@ typedef struct taker {
     conc_limiter *limiter;
     int n;
     conc_task task;
-    int rc, next; /* of the acquire, and of the checkpoint after it */
+    int rc, next; /* results of the acquire, and of the checkpoint after it */
     int64_t at;   /* ns */
 } taker;
 
@@ -35,7 +35,7 @@ static int takes(void *arg)
     return 0;
 }
 
-/* Has one who wants n tokens come. */
+/* Starts a task that asks for n tokens. */
 static void arrive(conc_group *g, conc_limiter *l, taker *t, int n)
 {
     *t = (taker){.limiter = l, .n = n, .rc = UNDECIDED, .next = UNDECIDED};
@@ -49,8 +49,8 @@ static void arrive_for_one(conc_group *g, conc_limiter *l, taker *takers, int co
         arrive(g, l, &takers[i], 1);
 }
 
-/* When the i-th token after a full bucket of one is there, first moment that is not before i *
- * per / rate seconds. */
+/* When the i-th token after a full bucket of one arrives: the first nanosecond not before i * per /
+ * rate seconds. */
 static int64_t due(int64_t i, int64_t rate, int64_t per)
 {
     return (i * per * SECOND + rate - 1) / rate;
@@ -72,7 +72,8 @@ TASK_TEST(one_task_gets_a_token_each_time_it_is_due)
             CHECK_INT(conc_limiter_acquire(&l, 1), 0);
             CHECK_INT(now_ns() - begin, due(i, cases[c].rate, cases[c].per));
         }
-        CHECK_INT(conc_sleep_until(ceil(conc_now())), 0); /* where a double has whole nanoseconds */
+        /* where a double still resolves nanoseconds */
+        CHECK_INT(conc_sleep_until(ceil(conc_now())), 0);
     }
 }
 
@@ -202,7 +203,7 @@ TASK_TEST(a_loop_that_never_has_to_wait_lets_others_run)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-/* ---- several who wait ---- */
+/* ---- several waiters ---- */
 
 TASK_TEST(those_who_wait_are_served_in_the_order_they_came)
 {
@@ -218,8 +219,9 @@ TASK_TEST(those_who_wait_are_served_in_the_order_they_came)
     }
 }
 
-/* 20 wait at a limiter of 3 a second; at these times those with these numbers are cancelled. The
- * others get the tokens as they come, as if those who left had never been there. */
+/* 20 tasks wait at a limiter of 3 a second; at these times the tasks with these numbers are
+ * cancelled. The others get the tokens as they arrive, as if the cancelled ones had never
+ * waited. */
 typedef struct leaver {
     double at;
     int who;
@@ -279,7 +281,7 @@ TASK_TEST(all_but_any_one_may_leave_in_any_order)
         leaver leavers[18];
         int who[19];
         for (int i = 0; i < 19; i++)
-            who[i] = i + 1; /* 0 has its token before anybody can leave */
+            who[i] = i + 1; /* task 0 has its token before any can leave */
         for (int i = 0; i < 18; i++) {
             int at = i + (int)conc_random(0, 19 - i), other = who[at];
             who[at] = who[i];
@@ -468,7 +470,7 @@ TASK_TEST(ten_thousand_wait_and_each_grant_wakes_one)
     have_many_wait(&g, &l, t);
     conc_get_stats(&before);
     CHECK_INT(before.tasks, MANY + 1);
-    CHECK(before.timers <= 1); /* the head's */
+    CHECK(before.timers <= 1); /* the first waiter's */
     CHECK_INT(conc_group_wait(&g), 0);
     CHECK_TIME(10);
     conc_get_stats(&after);
@@ -494,13 +496,13 @@ TASK_TEST(ten_thousand_may_leave_from_either_end)
         if (i < MANY / 2 - 1)
             CHECK_INT(conc_cancel(&t[MANY - 1 - i].task), 0);
     }
-    CHECK_INT(conc_group_wait(&g), 0); /* of all, one is left */
+    CHECK_INT(conc_group_wait(&g), 0); /* only one of them is left */
     CHECK_TIME(1);
     CHECK_INT(t[MANY / 2].rc, 0);
     CHECK_INT(t[MANY / 2].at, SECOND);
 }
 
-/* ---- any program: what the bucket promises ---- */
+/* ---- any program: what the bucket guarantees ---- */
 
 enum { CUSTOMERS = 8, VISITS = 60 };
 
@@ -588,7 +590,7 @@ TEST(in_a_second_run_whose_clock_starts_at_zero_again_nobody_waits_for_the_first
     conc_options o = {.virtual_clock = true};
     for (int run = 0; run < 3; run++) {
         CHECK_INT(conc_run_with(&o, takes_four, &l), 0);
-        CHECK(takes_since[0] <= due(1, 3, 1)); /* one token's time at most */
+        CHECK(takes_since[0] <= due(1, 3, 1)); /* the time of one token at most */
         for (int i = 1; i < 4; i++)
             CHECK(llabs(takes_since[i] - takes_since[0] - due(i, 3, 1)) <= 1);
     }
@@ -684,7 +686,7 @@ TASK_TEST(numbers_of_tokens_that_can_never_be_had_are_refused_at_once)
         CHECK_INT(conc_limiter_try_acquire(cases[i].limiter, cases[i].n), -EINVAL);
     }
     CHECK_TIME(0);
-    CHECK_INT(conc_limiter_try_acquire(&plain, 1), 0); /* nothing was taken */
+    CHECK_INT(conc_limiter_try_acquire(&plain, 1), 0); /* no token was taken */
     CHECK_INT(conc_limiter_try_acquire(&wide, 2), 0);
 }
 

@@ -1,6 +1,5 @@
-/* test_literals.c - what looks like a function and is a macro takes a compound literal, whose
- * commas would be those between arguments: as its last argument, and as any other where C has a
- * way.
+/* test_literals.c - function-like macros accept compound literals, whose commas would separate
+ * arguments: as the last argument, and as any other where C allows it.
  *
  * Not under: ucontext, no-epoll, save-fpu, poll, seeds (the preprocessor's work is the same) */
 #define TEST_SYNC
@@ -19,8 +18,8 @@ static int sum(void *arg)
 
 static int sum_in_a_task(void *arg) { return conc_started(0) == 0 ? sum(arg) : -EIO; }
 
-/* Literals that a task uses live as long as the block that waits for it. In all arguments but the
- * last they stand in parentheses if they have commas. */
+/* A task's literals live as long as the block that waits for it. Those with commas need
+ * parentheses, except in the last argument. */
 TASK_TEST(spawns_take_compound_literals)
 {
     conc_group *g;

@@ -5,7 +5,7 @@
 static conc_local colour = {"colour"}, size = {NULL}, never_set = {"never set"};
 static int red, green, blue;
 
-/* What a task finds, and what it sets then. */
+/* What a task finds, and what it then sets. */
 typedef struct looker {
     const void *set;
     double wait;

@@ -1,5 +1,5 @@
-/* test_locks.c - conc_lock and CONC_LOCKED: one owner at a time, in the order of asking,
- * whatever is cancelled meanwhile, and what is reported of a lock that stays held.
+/* test_locks.c - conc_lock and CONC_LOCKED: one owner at a time, in FIFO order, whatever is
+ * cancelled meanwhile, and reports of a lock that stays held.
  *
  * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
  * switch and wait is tested elsewhere)
@@ -11,16 +11,16 @@
 
 enum { WAITING = 1 }; /* no call returns it */
 
-/* A task that takes the lock, keeps it, and releases it. */
+/* A task that acquires the lock, holds it, and releases it. */
 typedef struct user {
     conc_lock *lock;
     const char *name;
     double keeps;   /* seconds */
-    double timeout; /* of its acquire; 0: none */
-    int rounds;     /* 0: one */
-    int acquired;   /* what its last acquire returned */
-    int next;       /* what its next checkpoint returned */
-    double at;      /* when it went on */
+    double timeout; /* time limit of its acquire; 0: none */
+    int rounds;     /* how many times; 0: once */
+    int acquired;   /* result of its last acquire */
+    int next;       /* result of its next checkpoint */
+    double at;      /* when it continued */
     conc_task task;
 } user;
 
@@ -54,7 +54,7 @@ static int uses(void *arg)
     return 0;
 }
 
-/* Spawns the users one by one, each as far as it gets: that settles who asked first. */
+/* Spawns the users one by one and lets each run until it waits: that fixes their order. */
 static void arrive(conc_group *g, user *users, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
@@ -80,7 +80,7 @@ static uint64_t switches(void)
     return s.switches;
 }
 
-/* ---- taking and releasing ---- */
+/* ---- acquiring and releasing ---- */
 
 TASK_TEST(a_lock_of_zeros_is_free_is_taken_and_is_free_again)
 {
@@ -268,7 +268,7 @@ TASK_TEST(a_release_hands_the_lock_over_at_once)
     arrive(&g, &b, 1);
     CHECK_INT(conc_lock_release(&l), 0);
     CHECK(conc_lock_owner(&l) == &b.task);
-    CHECK_INT(b.acquired, WAITING); /* it did not run yet, and has it */
+    CHECK_INT(b.acquired, WAITING); /* it has not run yet, but owns the lock */
     CHECK_INT(conc_lock_try_acquire(&l), -EAGAIN);
     CHECK_INT(conc_lock_release(&l), -EPERM);
     CHECK_INT(conc_lock_acquire(&l), 0); /* behind b */
@@ -337,7 +337,7 @@ TASK_TEST(a_cancelled_waiter_is_passed_over)
     check_free(&l);
 }
 
-/* Cancels some of five waiters in this order; then the lock goes to the others in theirs. */
+/* Cancels some of five waiters in this order; the others then get the lock in theirs. */
 static void check_cancels(const char *cancelled, const char *expected)
 {
     conc_lock l = {0};
@@ -417,7 +417,7 @@ TASK_TEST(in_a_cancelled_scope_not_even_a_free_lock_is_taken)
     conc_scope_cancel(&s);
     CHECK_INT(conc_lock_acquire(&l), -ECANCELED);
     CHECK(conc_lock_owner(&l) == NULL);
-    CHECK_INT(conc_lock_try_acquire(&l), 0); /* no checkpoint, and nor is the release */
+    CHECK_INT(conc_lock_try_acquire(&l), 0); /* no checkpoint, and neither is the release */
     CHECK_INT(conc_lock_release(&l), 0);
     CHECK_INT(conc_scope_begin(&shield, CONC_FOREVER), 0);
     conc_scope_shield(&shield, true);
@@ -548,7 +548,7 @@ static int leaves_by_continue(void)
     CONC_LOCKED(&locked) {
         note("inside");
         if (held(&locked))
-            continue; /* once is all: it is the same as break */
+            continue; /* the block runs once, so this is the same as break */
         note("beyond");
     }
     CHECK(!held(&locked));
@@ -668,7 +668,7 @@ TASK_TEST(a_locked_block_that_does_not_get_its_lock_returns_the_error)
     CHECK_INT(conc_scope_end(&s, -ECANCELED), 0);
     CHECK_INT(conc_lock_acquire(&locked), 0);
     CHECK_INT(leaves_by_return(), -EDEADLK);
-    CHECK(held(&locked)); /* as before: the block had not taken it */
+    CHECK(held(&locked)); /* unchanged: the block had not acquired it */
     CHECK_INT(conc_lock_release(&locked), 0);
     CHECK_STR(noted, "");
     check_free(&locked);
@@ -710,7 +710,7 @@ TASK_TEST(a_cancel_inside_a_locked_block_releases_the_lock)
     check_free(&locked);
 }
 
-/* ---- outside of tasks, and in other loops ---- */
+/* ---- outside tasks, and in other loops ---- */
 
 static void check_refused(void *arg)
 {
@@ -809,20 +809,20 @@ static void run_reported(void)
     CHECK_INT(conc_run_with(&o, reported.fn, NULL), reported.rc);
 }
 
-/* Runs fn, which shall return rc, in a process of its own; its stderr in report. */
+/* Runs fn, which must return rc, in its own process; stores its stderr in report. */
 static void run_for_report(conc_fn *fn, bool debug, int rc)
 {
     reported.fn = fn, reported.debug = debug, reported.rc = rc;
     int status = test_in_process(run_reported, report, sizeof report);
     if (status)
         test_fail(__FILE__, __LINE__, "status 0x%x, stderr:\n%s", (unsigned)status, report);
-    /* the last that debug mode says is not about locks */
+    /* debug mode's last report is not about locks */
     char *stacks = strstr(report, "conc: stacks: ");
     if (stacks)
         *stacks = 0;
 }
 
-/* The report has a line with both words and the place in this file. */
+/* Checks that the report has a line with both words and the location in this file. */
 static void check_line(const char *who, const char *what, int place)
 {
     char at[256];
@@ -839,7 +839,7 @@ static void check_line(const char *who, const char *what, int place)
 }
 
 static conc_lock forks[2];
-static int grabs[2]; /* what the second acquire of each philosopher returned */
+static int grabs[2]; /* results of each philosopher's second acquire */
 
 enum { LINE_OF_THE_FIRST_FORK = __LINE__ + 6 };
 

@@ -11,7 +11,7 @@
 
 /* ---- from a plain thread ---- */
 
-/* What a thread is to run on a loop that it has a hold on, and what came of it. */
+/* A function that a thread runs on a loop that it holds, and the result. */
 typedef struct caller {
     conc_loop *loop;
     conc_fn *fn;
@@ -191,7 +191,7 @@ TEST(of_calls_that_race_with_the_end_of_the_run_each_ran_or_did_not)
     }
 }
 
-/* ---- from where it cannot be ---- */
+/* ---- refused callers ---- */
 
 static void call_posted(void *arg)
 {
@@ -210,7 +210,7 @@ TASK_TEST(a_loop_does_not_wait_for_itself)
 
 /* ---- from a task of another loop ---- */
 
-/* A run on a thread of its own, which lasts until it is told to end. */
+/* A run on its own thread, which lasts until it is told to end. */
 typedef struct neighbour {
     pthread_t thread;
     bool virtual_clock;
@@ -358,7 +358,7 @@ TEST(on_the_real_clock_the_timers_of_the_callers_loop_go_on)
     close_neighbour(&n);
 }
 
-/* A cancel that comes when the task may just have ended, or not have begun. */
+/* A cancel that comes just as the task may have ended, or may not have begun. */
 TASK_TEST(a_cancel_meets_the_end_of_the_task_in_any_order)
 {
     neighbour n;

@@ -1,14 +1,14 @@
-/* test_lost_scope.c - a scope or group that its function left open is lost memory: conc says
- * which, and aborts. */
+/* test_lost_scope.c - a scope or group that is still open when its function returns is lost
+ * memory: conc reports which one, and aborts. */
 #include "conc_test.h"
 
 static conc_scope kept;
 static conc_group kept_group;
 
-/* Tells where: the line of the begin, on stderr, just before it is made. */
+/* Prints the line of the begin on stderr, just before it. */
 static void opening(int line) { fprintf(stderr, "opened on line %d\n", line); }
 
-/* AddressSanitizer may keep locals in a heap of its own, where nothing is lost when a function
+/* AddressSanitizer may keep locals in its own heap, where no object is lost when a function
  * returns. */
 __attribute__((noinline)) static bool locals_are_on_the_stack(void)
 {
@@ -52,8 +52,8 @@ static int sleep_for_ever(void *arg)
     return conc_sleep(CONC_FOREVER);
 }
 
-/* The functions that lose something do so well below their caller, so that the next call does
- * not overwrite it. */
+/* The functions that lose an object do so far below their caller, so that the next call does not
+ * overwrite it. */
 __attribute__((noinline)) static int below(int (*fn)(void))
 {
     volatile char room[16384];
@@ -173,7 +173,7 @@ static int start_and_sleep(void *arg)
     return sleep_for_ever(arg);
 }
 
-/* The calls that wait in a way of their own; the others share their waits with these. */
+/* The calls that wait in their own way; the others share their waits with these. */
 enum { JOIN, NEXT_CHILD, START, SETTLE, OPEN, NEXT, CLOSE, READ, SIGNAL, CALLS };
 
 static int call_after_a_loss(void *arg)
@@ -267,7 +267,7 @@ TEST(a_scope_left_open_in_the_block_of_an_automatic_group_is_found)
     check_lost(automatic_group_around_a_scope, "CONC_AUTO");
 }
 
-/* ---- a task that ends with something open, be it in memory that lasts */
+/* ---- a task that ends with something open, even in memory that lasts */
 
 static int end_with_scope(void *arg)
 {
@@ -355,7 +355,7 @@ static void body_ends_with_scope(void) { run(use_body_with_scope); }
 
 TEST(a_generator_that_ends_with_a_scope_open_is_told) { check_lost(body_ends_with_scope, "scope"); }
 
-/* ---- what is set anew while it is open, as a variable with an initializer is in a loop */
+/* ---- an object that is initialized again while open, as in a loop */
 
 static int set_a_scope_anew(void *arg)
 {
@@ -420,7 +420,7 @@ TEST(what_is_open_and_set_anew_is_found_when_the_next_one_opens)
     check_lost(signals_set_anew, "memory was overwritten, with the conc_signals opened at");
 }
 
-/* In a group of several: debug mode finds each, else those that are its first or last. */
+/* In a group of several: debug mode finds each of them, otherwise conc finds the first and last. */
 static int set_a_handle_anew(conc_group *g, size_t which)
 {
     static conc_task handles[3];
@@ -468,7 +468,7 @@ TEST(a_handle_that_is_set_anew_while_its_task_lives_is_found_by_the_next_spawn)
     check_lost(another_set_anew, "or the function that declared it returned before the task's end");
 }
 
-/* ---- what is not lost */
+/* ---- objects that are not lost */
 
 __attribute__((noinline)) static int open_and_close(void)
 {
@@ -522,7 +522,7 @@ TASK_TEST(objects_in_the_heap_may_stay_open_when_a_function_returns)
     free(g);
 }
 
-/* ---- signals, which the loop receives into them */
+/* ---- signals, which the loop would store in lost memory */
 
 __attribute__((noinline)) static int lose_signals(void)
 {
@@ -552,7 +552,7 @@ static int child_with_signals(void *arg)
     return spawn_and_wait(end_with_signals);
 }
 
-/* Around those that are lost lie many that are not, in other stacks and on the heap. */
+/* Around the lost objects lie many others, on other stacks and on the heap. */
 static int receives_until_cancelled(void *arg)
 {
     conc_signals s = {0};
@@ -815,7 +815,7 @@ TEST(the_end_of_main_finds_handles_of_background_tasks)
     }
 }
 
-/* The group was opened by this, so that its line is the one that is told. */
+/* Opens the group, so that its line is the one in the report. */
 static int lose_handle_and_close(void *arg)
 {
     conc_group g = {0};
@@ -891,7 +891,7 @@ TEST(handles_of_tasks_that_were_joined_or_that_lie_above_are_not_lost)
     CHECK_INT(conc_run_with(&o, keep_all_handles, NULL), 0);
 }
 
-/* ---- what led there ---- */
+/* ---- the backtrace ---- */
 
 static int fail_in_words(void) { return conc_fail(-EPROTO, "line 12: no colon"); }
 

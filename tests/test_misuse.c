@@ -1,4 +1,4 @@
-/* test_misuse.c - what can be told apart from sense is refused with a code, and changes nothing. */
+/* test_misuse.c - detectable misuse is refused with an error code, and changes nothing. */
 #include "conc_test.h"
 
 #include <math.h>
@@ -6,7 +6,7 @@
 
 #define NOT_A_NUMBER ((double)NAN)
 
-static int runs; /* of must_not_run, which must not */
+static int runs; /* calls of must_not_run, which must stay 0 */
 
 static int must_not_run(void *arg)
 {
@@ -149,7 +149,7 @@ TASK_TEST(groups_and_scopes_nest_and_a_wait_in_the_wrong_order_is_refused)
     CHECK(conc_now() == start);
 }
 
-/* Another task's objects, tried by a child. */
+/* Another task's objects, used by a child. */
 typedef struct other {
     conc_scope *scope;
     conc_group *group;
@@ -416,7 +416,7 @@ TEST(outside_a_run_questions_have_their_plain_answers)
     CHECK(before <= now + 1e-6 && now <= after + 1e-6);
 }
 
-/* Two loops: what belongs to the one is refused by the other. */
+/* Two loops: each refuses the other's objects. */
 static conc_group foreign_group;
 static conc_task foreign_task;
 

@@ -1,13 +1,13 @@
-/* test_names.c - conc_resolve, and conc_dial and conc_listen by name: what is found, in words
- * what is not, and a loop that goes on while somebody looks it up. Most names are known to this
- * file alone, which stands in for getaddrinfo(3); those of the system are asked for, too, and
- * those of a file of hosts where nss_wrapper is installed.
+/* test_names.c - conc_resolve, and conc_dial and conc_listen by name: names that resolve, error
+ * texts for those that do not, and a loop that continues during a lookup. Most names are known
+ * only to this file, which replaces getaddrinfo(3); some tests use the system's names, and those
+ * of a hosts file if nss_wrapper is installed.
  *
  * Seeds: 2 (jobs are threads)
  * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, riscv64, poll, gcc-asan, single, clang,
  * static, valgrind (how tasks switch and wait is tested elsewhere)
  */
-#define _GNU_SOURCE 1 /* EAI_ADDRFAMILY and its kin */
+#define _GNU_SOURCE 1 /* EAI_ADDRFAMILY and others */
 #include <netdb.h>
 
 static int look_up(const char *host, const char *port, const struct addrinfo *hints,
@@ -15,7 +15,7 @@ static int look_up(const char *host, const char *port, const struct addrinfo *hi
 
 #define getaddrinfo look_up
 #define CONC_STACK_SIZE \
-    (256 * 1024) /* the default; an option gives this file an implementation of its own */
+    (256 * 1024) /* the default; such an option gives this file its own implementation */
 #include "pool_test.h"
 
 #include "io_test.h"
@@ -33,7 +33,7 @@ typedef struct known {
     const char *host;
     const char *addresses[5];
     int error;        /* instead of the addresses */
-    int error_number; /* errno, where that says more */
+    int error_number; /* errno, if it says more */
     bool held;        /* waits at the gate first */
 } known;
 
@@ -92,7 +92,7 @@ static int find_addresses(const known *k, const char *port, const struct addrinf
     return 0;
 }
 
-/* getaddrinfo(3), as the implementation in this file sees it. */
+/* getaddrinfo(3), for the implementation in this file. */
 static int look_up(const char *host, const char *port, const struct addrinfo *hints,
                    struct addrinfo **found)
 {
@@ -126,7 +126,7 @@ typedef struct answer {
     int rc;
 } answer;
 
-/* In numbers, as "127.0.0.1 80"; of the last four calls. */
+/* Returns a numeric address such as "127.0.0.1 80", valid for four calls. */
 static const char *text_of(const struct sockaddr_storage *a)
 {
     static char texts[4][128];
@@ -163,7 +163,7 @@ static void check_one(const char *host, const char *port, const char *expected)
     CHECK_STR(text_of(&a.out[0]), expected);
 }
 
-/* "host:port"; of the last four calls. */
+/* Returns "host:port", valid for four calls. */
 static const char *at(const char *host, int port)
 {
     static char texts[4][128];
@@ -179,7 +179,7 @@ static void wait_for_gate(int n)
         turn(1);
 }
 
-/* ---- addresses in numbers, and names of the system ---- */
+/* ---- numeric addresses, and names of the system ---- */
 
 TASK_TEST(addresses_in_numbers_are_what_they_say)
 {
@@ -238,7 +238,7 @@ TASK_TEST(this_machines_own_name_has_the_addresses_that_the_system_says)
 
 TASK_TEST(a_name_that_does_not_exist_is_told_in_words)
 {
-    setenv("RES_OPTIONS", "timeout:1 attempts:1", 1); /* where nobody answers */
+    setenv("RES_OPTIONS", "timeout:1 attempts:1", 1); /* where no server replies */
     answer a = ask("no-such-host.invalid", "80");
     CHECK_INT(a.rc, -EADDRNOTAVAIL);
     CHECK_CONTAINS(conc_last_error(), "no-such-host.invalid");
@@ -346,7 +346,7 @@ TASK_TEST(an_answer_without_an_address_is_no_address)
     }
 }
 
-/* ---- the loop goes on ---- */
+/* ---- the loop continues ---- */
 
 TASK_TEST(the_loop_goes_on_while_somebody_looks_up)
 {
@@ -416,7 +416,7 @@ TEST(a_cancel_returns_at_once_and_neither_it_nor_the_end_of_the_run_waits_for_th
     conc_options virtual = {.virtual_clock = true};
     CHECK_INT(conc_run_with(&virtual, asks_and_is_cancelled, &a), 0);
     CHECK_INT(past_the_gate, 0);
-    memset(&a, 0x55, sizeof a); /* what comes late must not get here */
+    memset(&a, 0x55, sizeof a); /* a late answer must not arrive here */
     answer untouched = a;
     open_gate(1);
     while (past_the_gate == 0)
@@ -461,7 +461,7 @@ TEST(a_limit_does_not_wait_for_the_answer)
     open_gate(1);
 }
 
-/* ---- from elsewhere ---- */
+/* ---- outside tasks ---- */
 
 static int asks_elsewhere(void *arg)
 {
@@ -511,7 +511,7 @@ static void ask_in_a_post(void *arg)
     CHECK_INT(conc_dial("two.test:80"), -EPERM);
     CHECK_INT(conc_listen("one.test:0"), -EPERM);
     CHECK_INT(lookups, 0);
-    int fd = conc_listen("127.0.0.1:0"); /* which needs nobody's answer */
+    int fd = conc_listen("127.0.0.1:0"); /* this needs no lookup */
     CHECK(fd >= 0);
     CHECK_INT(conc_close(fd), 0);
     posted_ran = true;
@@ -533,7 +533,8 @@ static int port_of(int fd)
     return atoi(strrchr(address, ':') + 1);
 }
 
-/* Something goes through from fd to who is accepted at listener, and back; closes all three. */
+/* Sends data both ways between fd and the connection accepted at listener, then closes all
+ * three. */
 static void check_connected(int listener, int fd)
 {
     char text[8] = "";
@@ -584,7 +585,7 @@ TASK_TEST(localhost_is_dialled_as_before)
     check_connected(listener, conc_dial(at("localhost", port_of(listener))));
 }
 
-/* Somebody listens at this address alone, and each of these names is dialled. */
+/* Listens at this address only, and dials each of these names. */
 static void check_all_addresses_are_tried(const char *address, const char *const *hosts, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
@@ -605,7 +606,7 @@ TASK_TEST(all_addresses_of_a_name_are_dialled_until_one_answers)
 {
     static const char *const at_second[] = {"two.test", "turned.test", "mixed.test"};
     static const char *const at_first[] = {"two.test", "turned.test"};
-    CHECK_INT(ask("one.test", "80").rc, 1); /* what the module itself keeps open is open now */
+    CHECK_INT(ask("one.test", "80").rc, 1); /* opens what the module itself keeps open */
     check_all_addresses_are_tried("127.0.0.2", at_second, CONC_LEN(at_second));
     check_all_addresses_are_tried("127.0.0.1", at_first, CONC_LEN(at_first));
 }
@@ -692,7 +693,7 @@ TASK_TEST(a_cancel_of_who_dials_or_listens_by_name_returns_at_once)
 
 /* ---- several addresses at once ---- */
 
-/* Ports where a connection hangs in the middle of the handshake: the backlog is full. */
+/* Ports where a connection hangs in the middle of the handshake, because the backlog is full. */
 typedef struct hole {
     int l, clients[4];
 } hole;
@@ -722,8 +723,8 @@ static void close_hole(const hole *h)
     CHECK_INT(close(h->l), 0);
 }
 
-/* Dials a name with a listener at its last address, and holes at some of the others: how long it
- * took, in 1/100 s. */
+/* Dials a name whose last address has a listener and some of whose others never reply. Returns the
+ * time taken, in 1/100 s. */
 static int time_race(const char *name, const char *last, const char *const *holes, size_t n)
 {
     hole h[4];
@@ -819,7 +820,7 @@ TASK_TEST(the_error_is_that_of_the_first_address)
     CHECK_INT(conc_timeout(10, dials_and_closes, "race.test:0"), -ECONNREFUSED);
 }
 
-/* ---- names of a file of hosts, in this program executed anew with nss_wrapper before the C
+/* ---- names from a hosts file, in this program executed anew with nss_wrapper loaded before the C
  * library ---- */
 
 enum { SKIPPED = 77 };
@@ -852,7 +853,7 @@ static void body_with_hosts(void)
     check_connected(listener, conc_dial(at("one.example", port_of(listener))));
 }
 
-/* Before main, in the program that was executed anew. */
+/* Runs before main, in the program that was executed anew. */
 __attribute__((constructor)) static void run_with_hosts(void)
 {
     if (!getenv("TEST_NAMES_WITH_HOSTS"))
@@ -877,7 +878,7 @@ static void execute_anew(void)
     setenv("NSS_WRAPPER_HOSTS", hosts_path, 1);
     setenv("RES_OPTIONS", "timeout:1 attempts:1", 1);
     setenv("TEST_NAMES_WITH_HOSTS", "1", 1);
-    /* under Valgrind its own is behind that */
+    /* under Valgrind, /proc/self/exe itself would execute Valgrind */
     ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
     if (n > 0)
         execl(program, "test_names", (char *)NULL);
@@ -890,7 +891,7 @@ TEST(names_of_a_file_of_hosts_are_found_dialled_and_listened_at)
                                 "127.0.0.4 one.example\n::1 six.example\n";
     static char text[8192];
     if (SANITIZED)
-        return; /* nss_wrapper loads a C library of its own, which sanitizers forbid */
+        return; /* nss_wrapper loads its own C library, which sanitizers forbid */
     snprintf(hosts_path, sizeof hosts_path, "%s/conc_XXXXXX", P_tmpdir);
     int fd = mkstemp(hosts_path);
     CHECK(fd >= 0);

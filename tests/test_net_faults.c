@@ -1,9 +1,9 @@
-/* test_net_faults.c - system calls of the network that fail, or that something else happens
- * between: accept's errors, a socket that connects to itself, and several processes that listen
- * on one path.
+/* test_net_faults.c - network system calls that fail, or that other events interleave with:
+ * accept's errors, a socket that connects to itself, and several processes that listen on one
+ * path.
  *
- * Seeds: 3 (hardly anything there depends on the order of tasks)
- * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
+ * Seeds: 3 (hardly anything depends on the order of tasks)
+ * Not under: save-fpu, aarch64-bti (both change only stack switching)
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -19,14 +19,14 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* What the next calls do instead of what they should, or before. */
+/* What the next calls do instead of their work, or before it. */
 static struct {
     int accept_error; /* the next accepts fail with this, */
     long accept_times;
-    int self_connects; /* so many sockets are bound to the address that they connect to */
+    int self_connects; /* this many sockets are bound to the address that they connect to */
     int connect_error; /* the next connect fails with this */
     int flock_error;   /* every flock fails with this */
-    int option_level, option, option_error; /* such a setsockopt fails with this */
+    int option_level, option, option_error; /* setsockopt of this option fails with this */
     void (*before_bind)(void);
     void (*before_listen)(void);
     void (*before_unlink)(void);
@@ -50,7 +50,7 @@ static long faulty_accept(long number, int fd, void *address, void *size, int fl
     return syscall(number, fd, address, size, flags);
 }
 
-/* What is called where accept4(2) is forbidden. */
+/* Replaces the call where accept4(2) is forbidden. */
 static int plain_accept(int fd, struct sockaddr *address, socklen_t *size)
 {
     if (faults.accept_times > 0) {
@@ -118,7 +118,7 @@ static long faulty_syscall(long number, long a, long b, long c, long d, long e, 
     return syscall(number, a, b, c, d, e, f);
 }
 
-/* With as many arguments as a system call can have. */
+/* Passes as many arguments as a system call can have. */
 #define syscall(...) SYSCALL_(__VA_ARGS__, 0, 0, 0, 0, 0, 0, 0)
 #define SYSCALL_(number, a, b, c, d, e, f, ...) \
     faulty_syscall((number), (long)(a), (long)(b), (long)(c), (long)(d), (long)(e), (long)(f))
@@ -130,7 +130,7 @@ static long faulty_syscall(long number, long a, long b, long c, long d, long e, 
 #define listen late_listen
 #define unlink late_unlink
 #define CONC_STACK_SIZE \
-    (256 * 1024) /* the default; an option gives this file an implementation of its own */
+    (256 * 1024) /* the default; such an option gives this file its own implementation */
 
 #define TEST_SYNC
 #include "io_test.h"
@@ -262,7 +262,7 @@ IO_TEST(an_error_of_the_listener_ends_the_serving)
 
 static const int lacks[] = {EMFILE, ENFILE, ENOBUFS, ENOMEM};
 
-/* At the edge: again and again one connection is accepted, and the next is not. */
+/* At the limit: connections are alternately accepted and refused. */
 IO_TEST(a_lack_at_the_edge_is_reported_once_until_accepting_has_worked_for_a_second)
 {
     for (size_t i = 0; i < CONC_LEN(lacks); i++) {
@@ -290,7 +290,7 @@ IO_TEST(a_lack_at_the_edge_is_reported_once_until_accepting_has_worked_for_a_sec
     }
 }
 
-/* A lack that lasts while nobody comes is still the same one. */
+/* If a shortage lasts while no client connects, it is still the same one. */
 IO_TEST(a_lack_is_not_reported_again_before_a_connection_was_accepted)
 {
     serving v;
@@ -356,7 +356,7 @@ static void make_path(void)
     snprintf(address, sizeof address, "unix:%s", path);
 }
 
-/* Nothing but the socket was left behind. */
+/* Only the socket was left behind. */
 static void remove_path(void)
 {
     CHECK_INT(unlink(path), 0);
@@ -381,7 +381,7 @@ static int listens_here(void *arg)
 
 static int other_result;
 
-/* Another process listens on the path, and ends: what it got. */
+/* Another process listens on the path and ends; returns its result. */
 static void listen_in_another_process(void)
 {
     int status = -1;
@@ -492,7 +492,7 @@ static bool is_there(const char *suffix)
     return lstat(name, &st) == 0;
 }
 
-/* Each of the descriptors that it takes is missing once. */
+/* Each descriptor that it needs is missing once. */
 IO_TEST(a_socket_file_that_nobody_listens_on_is_no_address_in_use_where_descriptors_are_short)
 {
     struct rlimit before, now;
@@ -510,7 +510,7 @@ IO_TEST(a_socket_file_that_nobody_listens_on_is_no_address_in_use_where_descript
         CHECK_INT(setrlimit(RLIMIT_NOFILE, &before), 0);
         short_of += rc == -EMFILE;
         CHECK(is_there(""));
-        if (!test_on_valgrind()) /* which makes a file, and then refuses its descriptor */
+        if (!test_on_valgrind()) /* which creates a file, and then denies its descriptor */
             CHECK(!is_there(".conc-lock"));
     }
     CHECK(rc >= 0);
@@ -525,7 +525,7 @@ IO_TEST(a_lock_that_the_system_refuses_is_not_taken_for_one)
     for (size_t i = 0; i < CONC_LEN(errors); i++) {
         make_path();
         faults.flock_error = errors[i];
-        int l = conc_listen(address); /* there is nothing to replace */
+        int l = conc_listen(address); /* there is no file to replace */
         CHECK(l >= 0);
         CHECK(!is_there(".conc-lock"));
         CHECK_INT(conc_listen(address), -EADDRINUSE);
@@ -569,7 +569,8 @@ static int closes_the_listener(int fd, void *arg)
     return 0;
 }
 
-/* conc knows nothing of the number, and never waits for it, as all connections are there. */
+/* conc does not know the number, and never waits for it, because all connections are already
+ * there. */
 IO_TEST(a_foreign_listener_that_its_handler_closes_ends_the_serving_well)
 {
     for (int limit = 0; limit < 2; limit++) {
@@ -623,7 +624,7 @@ typedef struct field {
     atomic_int arrived, won[ROUNDS], in_use[ROUNDS];
 } field;
 
-/* All of them at once. */
+/* All at once. */
 static void line_up(field *f, int n)
 {
     atomic_fetch_add(&f->arrived, 1);
@@ -667,7 +668,7 @@ TEST(of_many_processes_that_listen_on_one_path_at_once_one_does)
     CHECK_INT(munmap(f, sizeof *f), 0);
 }
 
-/* ---- errors that mean something else in conc keep the system's words ---- */
+/* ---- errors that mean something else in conc keep the system's error text ---- */
 
 static const int renamed[] = {EPERM,   EBUSY,   EPIPE,    ETIMEDOUT, EALREADY,
                               EDEADLK, ENOTSUP, EMSGSIZE, ESHUTDOWN, EOWNERDEAD};
@@ -682,7 +683,7 @@ IO_TEST(a_dial_that_the_system_refuses_is_told_in_its_words)
     }
 }
 
-/* An accept that the system refuses with this error, which conc has other words for. */
+/* An accept that the system refuses with this error, for which conc has a different text. */
 static void fail_in_the_systems_words(int l, int error)
 {
     faults.accept_error = error;
@@ -692,13 +693,13 @@ static void fail_in_the_systems_words(int l, int error)
     CHECK_STR(conc_last_error(), strerror(error));
 }
 
-/* The words of an error that conc makes: those of its number, or the name of the call and why. */
+/* Is this one of conc's own error texts: the number's, or the call's name and the reason? */
 static bool are_concs_words(const char *words, int rc)
 {
     return strcmp(words, conc_strerror(rc)) == 0 || strncmp(words, "conc_", 5) == 0;
 }
 
-/* The same error again, and conc made it. */
+/* The same error again, this time from conc. */
 #define FAILS_IN_CONCS_WORDS(error, call)                    \
     do {                                                     \
         fail_in_the_systems_words(l, (error));               \
@@ -784,7 +785,7 @@ IO_TEST(an_accept_that_the_system_refuses_is_told_in_its_words)
     CHECK(l >= 0);
     for (size_t i = 0; i < CONC_LEN(renamed); i++) {
         faults.accept_error = renamed[i];
-        faults.accept_times = 2; /* accept(2) is tried where accept4(2) is forbidden */
+        faults.accept_times = 2; /* accept(2) is called where accept4(2) is forbidden */
         CHECK_INT(conc_accept(l), -renamed[i]);
         faults.accept_times = 0;
         CHECK_STR(conc_last_error(), strerror(renamed[i]));

@@ -1,12 +1,12 @@
-/* test_offload.c - conc_offload and conc_offload_abandon: the pool that all runs share, from the
- * first use to the end of the last run, and jobs that nobody waits for any more.
+/* test_offload.c - conc_offload and conc_offload_abandon: the pool that all runs share, from its
+ * first use to the end of the last run, and abandoned jobs.
  *
  * Seeds: 2 (jobs are threads)
  * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, single, clang,
  * static, gcc-asan, valgrind (how tasks switch and wait is tested elsewhere; threads make these
- * rows long)
+ * configurations slow)
  */
-/* Options, with which this file has an implementation of its own: memory can be refused to it. */
+/* These options give this file its own implementation, whose allocations can fail. */
 #define CONC_MALLOC(n) test_realloc(NULL, (n))
 #define CONC_REALLOC(p, n) test_realloc((p), (n))
 #define CONC_FREE(p) test_free(p)
@@ -26,7 +26,7 @@ static void call_and_look(void)
     conc_stats s;
     body_in_task();
     conc_get_stats(&s);
-    /* the thread of a job that ended lets go of the loop soon after */
+    /* the thread of an ended job releases the loop soon after */
     for (int i = 0; i < 20000 && s.holds; i++) {
         nap();
         conc_get_stats(&s);
@@ -42,7 +42,7 @@ static void call_in_task(void (*body)(void))
 
 #define OFFLOAD_TEST(name) CLEAN_TEST(name, call_in_task) /* in a task, on the virtual clock */
 
-/* How many threads the shared pool has: four more than there are processors, at most 32. */
+/* Returns how many threads the shared pool has: four more than there are processors, at most 32. */
 static int shared_threads(void)
 {
     long n = sysconf(_SC_NPROCESSORS_ONLN) + 4;
@@ -51,12 +51,12 @@ static int shared_threads(void)
 
 /* ---- jobs ---- */
 
-/* A job that stays at a gate, and what becomes of it as an argument that is to be freed. */
+/* A job that waits at a gate, and whose argument is to be freed. */
 typedef struct held {
     int rc;
     const char *words;
     counter entered, gate, freed;
-    atomic_bool asked, freed_too_soon; /* asked: to end, when the gate opened */
+    atomic_bool asked, freed_too_soon; /* asked: it was asked to stop when the gate opened */
     atomic_int runs, ends;
     pthread_t thread, freed_on;
 } held;
@@ -88,7 +88,7 @@ static void frees(void *arg)
 
 static void let_go(held *h) { count_up(&h->gate); }
 
-/* It was freed once, after it ran so many times. */
+/* It was freed once, after it ran this many times. */
 static void check_freed(held *h, int runs)
 {
     count_wait(&h->freed, 1);
@@ -163,8 +163,8 @@ static void cancel(caller *c)
 
 static void end(conc_group *g) { CHECK_INT(conc_group_wait(g), 0); }
 
-/* Starts as many held jobs as the shared pool has threads; so the next one has to wait in the
- * queue. */
+/* Starts as many waiting jobs as the shared pool has threads, so that the next one has to wait in
+ * the queue. */
 typedef struct crowd {
     held hold;
     conc_group group;
@@ -346,7 +346,7 @@ THREAD_TEST(a_run_that_offloads_nothing_has_no_threads)
     CHECK_INT(count_threads(), base);
 }
 
-/* Two runs at a time: the one whose end is not the last leaves the pool to the other. */
+/* Two runs at a time: the one that ends first leaves the pool to the other. */
 static counter inner_used = COUNTER, outer_used = COUNTER;
 
 static int uses_and_leaves(void *arg)
@@ -379,7 +379,7 @@ THREAD_TEST(the_shared_pool_lasts_until_the_last_run_ends)
     CHECK_INT(calls, 12);
 }
 
-/* A run that does not offload itself is still a run. */
+/* A run that does not offload is still a run. */
 static int lets_others_offload(void *arg)
 {
     (void)arg;
@@ -552,7 +552,7 @@ static void offload_no_function(void)
 OFFLOAD_TEST(without_a_function_nothing_is_called) { offload_no_function(); }
 THREAD_TEST(without_a_function_nothing_is_called_in_a_thread_either) { offload_no_function(); }
 
-/* ---- the loop goes on ---- */
+/* ---- the loop continues ---- */
 
 OFFLOAD_TEST(the_loop_goes_on_and_virtual_time_stands_while_a_job_runs)
 {
@@ -603,7 +603,7 @@ typedef struct call_back {
 static int replies(void *arg)
 {
     call_back *b = arg;
-    int rc = conc_offload(counts, NULL); /* from the loop to another thread again */
+    int rc = conc_offload(counts, NULL); /* from the loop back to another thread */
     b->called_on = pthread_self();
     count_up(&b->replied);
     return rc < 0 ? rc : 0;
@@ -865,7 +865,7 @@ OFFLOAD_TEST(a_time_limit_abandons_a_job_that_blocks)
     CHECK_TIME(12);
 }
 
-/* A job that nobody waits for and that blocks longer than the run lasts. */
+/* An abandoned job that blocks longer than the run lasts. */
 typedef struct sleeper {
     double seconds;
     counter freed;
@@ -889,7 +889,7 @@ THREAD_TEST(a_virtual_block_of_an_abandoned_job_does_not_outlast_its_run)
     count_wait(&s.freed, 1);
 }
 
-/* The run ends while a job of a pool of the program's blocks, which it began before the run had
+/* The run ends while a job of one of the program's pools blocks, which began before the run had
  * used the shared pool. */
 static int leaves_a_job_that_blocks(void *arg)
 {
@@ -931,7 +931,7 @@ THREAD_TEST(the_run_ends_while_an_abandoned_job_hangs_and_another_run_works)
 {
     static held h = HELD(7);
     caller c = ABANDONS(&h);
-    c.fn = holds_and_blocks; /* on a clock that is gone */
+    c.fn = holds_and_blocks; /* on a clock that no longer exists */
     CHECK_INT(run_virtual(abandons_one, &c), 1);
     check_threads(base + 1);
     CHECK_INT(count_now(&h.freed), 0);
@@ -961,7 +961,7 @@ static int gives_up(void *arg)
     return 0;
 }
 
-/* It waits until the job that lies before it ends, which another run has abandoned. */
+/* Waits until the job before it ends, which another run has abandoned. */
 typedef struct successor {
     caller own;
     held *before;
@@ -1036,8 +1036,8 @@ TEST(the_program_ends_while_an_abandoned_job_hangs)
     CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 7);
 }
 
-/* Jobs that hang on all threads for such jobs; their tasks, and those of jobs behind them,
- * are in one group. */
+/* Jobs that occupy all threads of their kind; their tasks, and those of the jobs behind them, are
+ * in one group. */
 typedef struct hanging {
     held hold[32];
     caller callers[32];
@@ -1147,7 +1147,7 @@ OFFLOAD_TEST(what_is_queued_behind_abandoned_jobs_is_refused_when_there_can_be_n
     CHECK_INT(conc_offload_abandon(counts, NULL, NULL), 1);
 }
 
-/* ---- what has threads of its own ---- */
+/* ---- calls that have their own threads ---- */
 
 static int reads_a_file(void *arg)
 {
@@ -1183,7 +1183,7 @@ static int starts_a_child(void *arg)
     return 1 + conc_child_close(&c);
 }
 
-/* Jobs of this kind hang on all threads for them: what is of another kind goes on. */
+/* Jobs of this kind occupy all its threads: jobs of other kinds continue. */
 static void hang_kind(int kind)
 {
     static conc_fn *const use[] = {[CONC__OFFLOADED] = offloads_count,
@@ -1238,7 +1238,7 @@ OFFLOAD_TEST(files_names_and_children_do_not_wait_for_jobs_that_were_abandoned)
 static pthread_key_t end_key;
 static atomic_int begun_threads, ended_threads;
 
-/* Of a thread, when its start function has returned. */
+/* Counts a thread whose start function has returned. */
 static void ends_after_a_while(void *arg)
 {
     (void)arg;
@@ -1284,7 +1284,7 @@ static void check_threads_have_ended(conc_fn *fn, int runs)
     CHECK_INT(pthread_key_delete(end_key), 0);
 }
 
-/* The run ends while its only thread has not gone to sleep yet. */
+/* The run ends before its only thread has gone to sleep. */
 THREAD_TEST(at_the_runs_end_a_thread_that_was_busy_until_now_has_ended)
 {
     check_threads_have_ended(offloads_mark, 200);
@@ -1303,7 +1303,7 @@ THREAD_TEST(when_a_pool_is_closed_its_threads_have_ended)
     check_threads_have_ended(uses_a_pool, 20);
 }
 
-/* ---- a library that is unloaded ---- */
+/* ---- an unloaded library ---- */
 
 #ifdef __GLIBC__ /* elsewhere a library is never unloaded */
 
@@ -1326,7 +1326,7 @@ static const char plugin[] =
     "}\n"
     "int plugin_main(void *arg) { return conc_run(app, arg); }\n";
 
-/* False: there is no compiler. */
+/* Returns false if there is no compiler. */
 static bool make_plugin(void)
 {
     char command[5 * PATH_MAX], here[PATH_MAX];
@@ -1385,7 +1385,7 @@ THREAD_TEST(a_library_stays_loaded_until_the_job_that_it_has_abandoned_has_ended
 
 #endif
 
-/* Time for virtual time to go on, wrongly. */
+/* Gives virtual time the chance to move, wrongly. */
 static int works(void *arg)
 {
     (void)arg;
@@ -1434,8 +1434,8 @@ OFFLOAD_TEST(virtual_time_stands_for_a_job_while_as_many_abandoned_ones_block_as
     check_time_stands_while_a_job_works();
 }
 
-/* Cancelled while all threads of the shared pool are busy: it never ran, or it had a thread of
- * its own. */
+/* Cancelled while all threads of the shared pool are busy: it never ran, or it had its own
+ * thread. */
 OFFLOAD_TEST(a_job_that_is_abandoned_before_it_began_never_runs)
 {
     static crowd c;
@@ -1448,7 +1448,7 @@ OFFLOAD_TEST(a_job_that_is_abandoned_before_it_began_never_runs)
     CHECK_INT(queued.rc, -ECANCELED);
     end(&g);
     int runs = h.runs;
-    CHECK(runs == 1 || count_now(&h.freed) == 1); /* if it had not begun, at once */
+    CHECK(runs == 1 || count_now(&h.freed) == 1); /* if it had not begun, immediately */
     let_go(&h);
     empty_shared_pool(&c);
     check_freed(&h, runs);
@@ -1466,7 +1466,7 @@ static void end_and_cancel(bool cancel_first)
     if (cancel_first)
         CHECK_INT(conc_cancel(&c.task), 0);
     let_go(&h);
-    count_wait(&h.freed, 1); /* the loop has not heard of it */
+    count_wait(&h.freed, 1); /* the loop does not know it yet */
     if (!cancel_first)
         CHECK_INT(conc_cancel(&c.task), 0);
     end(&g);
@@ -1478,7 +1478,7 @@ static void end_and_cancel(bool cancel_first)
 OFFLOAD_TEST(a_job_ends_just_before_it_would_be_abandoned) { end_and_cancel(false); }
 OFFLOAD_TEST(a_job_ends_just_after_it_was_abandoned) { end_and_cancel(true); }
 
-/* Freed memory, so that the sanitizers see who touches it too late. */
+/* Frees memory, so that the sanitizers detect late accesses. */
 typedef struct owned {
     int value;
     char text[32];
@@ -1563,7 +1563,7 @@ THREAD_TEST(an_embedded_run_is_woken_by_the_end_of_a_job)
     embed_offload();
 }
 
-/* ---- threads and memory that cannot be had, and forks ---- */
+/* ---- failing threads and allocations, and forks ---- */
 
 static int abandons_without_threads(void *arg)
 {
@@ -1598,7 +1598,7 @@ OFFLOAD_TEST(without_threads_an_offload_says_so)
     CHECK_INT(conc_offload_abandon(counts, NULL, NULL), 2);
 }
 
-static int due; /* calls that were promised by what returned no error */
+static int due; /* calls promised by functions that returned no error */
 
 static int offloads_a_little(void *arg)
 {

@@ -1,5 +1,5 @@
-/* test_other_loops.c - what tasks of one loop wait for or hold is out of reach of the tasks of
- * another loop, and of threads without one: every call is -EPERM or does nothing. */
+/* test_other_loops.c - tasks of one loop cannot use objects of another, and neither can threads
+ * without a loop: every call returns -EPERM or does nothing. */
 #define TEST_SYNC
 #include "conc_test.h"
 
@@ -134,7 +134,7 @@ static void try_what_need_not_wait(bool in_a_loop)
     }
 }
 
-/* Calls that would wait where they need not, too. */
+/* Calls that would wait, including where they need not. */
 static void try_what_waits(void)
 {
     int item = 9;
@@ -252,7 +252,7 @@ static void give_everything(void)
     CHECK_INT(conc_gen_close(&gen), 0);
 }
 
-/* Another thread tries everything while tasks of this loop wait; then all of them go on. */
+/* Another thread tries every call while tasks of this loop wait; then all of them continue. */
 static int stay_out_of_reach(void *(*of)(void *))
 {
     conc_group all = {0};

@@ -1,5 +1,5 @@
-/* test_overflow.c - a stack overflow is reported with the task, its place, its size and what to
- * raise; what the program does about SIGSEGV comes afterwards.
+/* test_overflow.c - the report of a stack overflow names the task, its location, its stack size
+ * and the option to raise; the program's own SIGSEGV action follows.
  *
  * Not under: asan, gcc-asan, tsan, valgrind (they report it in their own way), no-epoll,
  * save-fpu, poll (which change nothing here) Seeds: 2 (each test starts processes) */
@@ -191,7 +191,7 @@ static void run_fork(void) { run_debugging(forks_a_child_that_overflows); }
 TEST(a_forked_child_has_its_own_report_and_dies)
 {
 #ifdef CONC_TEST_PLAIN
-    /* QEMU itself fails when a child starts a thread that was forked off a program with threads */
+    /* QEMU itself fails if a child that was forked from a program with threads starts a thread */
     return;
 #endif
     size = 65536;
@@ -293,10 +293,10 @@ TEST(after_the_run_everything_is_as_before)
 
 /* ---- local arrays that are larger than the stack */
 
-/* Touches the far end alone, as a read into the array does first. */
+/* Touches only the far end, as reading into the array does first. */
 static int touch(char *room)
 {
-    char *volatile whole = room; /* so that no compiler makes the array smaller */
+    char *volatile whole = room; /* so that no compiler shrinks the array */
     *whole = 1;
     return *whole;
 }

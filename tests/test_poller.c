@@ -1,8 +1,8 @@
-/* What a loop waits with: system calls that a sandbox refuses, waits that fail, descriptors that
- * are ready in name only, and files that live on elsewhere after they were closed here.
+/* How a loop waits: system calls that a sandbox refuses, waits that fail, descriptors that only
+ * seem ready, and files that stay open elsewhere after they were closed here.
  *
  * Seeds: 5 (some take real time)
- * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
+ * Not under: save-fpu, aarch64-bti (both change only stack switching)
  */
 #define _GNU_SOURCE 1 /* posix_openpt */
 #include "io_test.h"
@@ -24,14 +24,14 @@
 #include <sys/timerfd.h>
 #endif
 
-/* Emulators have neither filters of system calls nor time stamps of sockets. */
+/* Emulators have neither system call filters nor socket time stamps. */
 #ifdef CONC_TEST_PLAIN
 enum { EMULATED = true };
 #else
 enum { EMULATED = false };
 #endif
 
-/* fn() in a process of its own ends well; text: what it wrote to stderr. */
+/* fn() must succeed in its own process, which writes `text` to stderr. */
 static char text[16384];
 
 static void check_ends_well(void (*fn)(void))
@@ -41,13 +41,13 @@ static void check_ends_well(void (*fn)(void))
         test_fail(__FILE__, __LINE__, "status 0x%x, stderr:\n%s", (unsigned)status, text);
 }
 
-/* ---- system calls that are refused ---- */
+/* ---- refused system calls ---- */
 
 #if defined __linux__ && defined SYS_epoll_pwait2 && defined SYS_preadv2
 
 static int refused_with;
 
-/* From here on the newer ones of the system calls that a loop waits and moves bytes with fail. */
+/* From here on the newer system calls that a loop uses for waiting and moving bytes fail. */
 static bool refuse_newer_calls(void)
 {
     static const long calls[] = {SYS_epoll_pwait2, SYS_preadv2, SYS_pwritev2, SYS_accept4};
@@ -118,7 +118,7 @@ TEST(system_calls_that_a_sandbox_refuses_have_a_way_round)
 
 static bool reopen;
 
-/* As a library does that wants to start afresh: among them are the loop's. */
+/* Like a library that wants to start afresh: closes the loop's descriptors too. */
 static void close_everything(void)
 {
     for (int fd = 3; fd < 256; fd++)
@@ -181,7 +181,7 @@ TEST(a_run_whose_descriptors_were_closed_ends_with_the_error_in_words)
     CHECK_CONTAINS(text, "Bad file descriptor");
 }
 
-/* ---- fewer descriptors allowed than are open ---- */
+/* ---- a descriptor limit below the number that is open ---- */
 
 static int reads_under_a_limit(void *limit)
 {
@@ -240,7 +240,7 @@ TEST(fewer_descriptors_allowed_than_are_open_neither_hang_nor_spin)
         check_ends_well(runs_under_a_limit);
 }
 
-/* ---- ready in name only ---- */
+/* ---- descriptors that only seem ready ---- */
 
 typedef struct mover {
     ssize_t (*call)(int fd);
@@ -257,7 +257,7 @@ static int moves(void *arg)
     return 0;
 }
 
-/* For ten seconds the call has to wait, and the loop looks about six times in each. */
+/* The call has to wait for ten seconds, in each of which the loop tries about six times. */
 static void check_patience(ssize_t (*call)(int fd), int fd, void (*release)(int fd))
 {
     conc_group g = {0};
@@ -334,7 +334,7 @@ IO_TEST(the_largest_number_is_refused_by_an_eventfd_at_once)
     }
 }
 
-/* -- a device may take each part of a vector as a call of its own, of which the second waits -- */
+/* -- a device may treat each part of a vector as a separate call, the second of which waits -- */
 
 IO_TEST(of_two_numbers_that_do_not_both_fit_into_an_eventfd_the_first_is_written)
 {
@@ -366,7 +366,7 @@ IO_TEST(a_part_that_one_event_of_inotify_fills_does_not_make_the_next_part_wait)
     CHECK_INT(conc_close(fd), 0);
 }
 
-/* Does the system have calls that do not wait, and tell apart what it says of them? */
+/* Does the system have calls that do not wait, and does it report their results distinctly? */
 static bool has_calls_that_do_not_wait(void)
 {
     enum { NO_WAIT = 8 }; /* RWF_NOWAIT */
@@ -382,7 +382,7 @@ static bool has_calls_that_do_not_wait(void)
     return has;
 }
 
-/* A named pipe in blocking mode takes both at once, also where it cannot be opened anew. */
+/* A named pipe in blocking mode takes both at once, even where it cannot be reopened. */
 IO_TEST(a_named_pipe_takes_several_parts_at_once_where_no_descriptor_is_left)
 {
     struct iovec parts[] = {{(char[]){"ab"}, 2}, {(char[]){"cd"}, 2}};
@@ -408,7 +408,7 @@ IO_TEST(a_named_pipe_takes_several_parts_at_once_where_no_descriptor_is_left)
     CHECK_INT(conc_close(fd), 0);
 }
 
-/* -- what can never succeed is an error on a descriptor in blocking mode, too, and no wait -- */
+/* -- an impossible call is an error, not a wait, on a descriptor in blocking mode too -- */
 
 IO_TEST(what_a_device_never_takes_is_refused_at_once)
 {
@@ -435,7 +435,7 @@ static int bound_udp(struct sockaddr_in *address)
     return fd;
 }
 
-/* A UDP socket with an error in its queue, which poll(2) reports for ever. */
+/* A UDP socket with an error in its queue, which poll(2) reports forever. */
 static struct sockaddr_in udp_address, udp_peer;
 
 static int open_udp(bool stamped)
@@ -541,7 +541,7 @@ IO_TEST(a_pause_ends_when_its_descriptor_is_closed_or_its_task_cancelled)
     }
 }
 
-/* Another thread is what the task waits for: the loop leaves it the processor. */
+/* The task waits for another thread: the loop leaves the processor to it. */
 static void *empties_in_a_while(void *fd)
 {
     poll(NULL, 0, 300);
@@ -558,7 +558,7 @@ static void *accepts_in_a_while(void *fd)
     return NULL;
 }
 
-/* The loop looks about twice in each millisecond of real time, though the virtual clock jumps. */
+/* The loop tries about twice in each millisecond of real time, although the virtual clock jumps. */
 static ssize_t poll_in_measure(ssize_t (*call)(int fd), void *(*release)(void *fd), int fd)
 {
     pthread_t thread;
@@ -599,7 +599,8 @@ IO_TEST(a_pause_on_the_virtual_clock_leaves_others_the_processor)
     CHECK_INT(conc_close(l), 0);
 }
 
-/* /proc/self/autogroup has no poll(2), and takes one write in 100 ms from an ordinary user. */
+/* /proc/self/autogroup does not support poll(2), and accepts one write in 100 ms from an ordinary
+ * user. */
 static int autogroup;
 
 static int beats(void *count)
@@ -615,7 +616,7 @@ static int writes_to_autogroup(void *arg)
     static int beaten; /* the background task outlives this function */
     (void)arg;
     CHECK_INT(conc_spawn(NULL, beats, &beaten), 0);
-    /* a slow machine does two without a wait */
+    /* a slow machine makes two without a wait */
     for (int i = 0; i < 2 || (i < 20 && beaten <= 10); i++)
         CHECK_INT(conc_write(autogroup, "0", 1), 1);
     CHECK(beaten > 10);
@@ -689,7 +690,8 @@ IO_TEST(a_terminal_in_raw_mode_is_read_without_waiting_for_more)
     struct termios t;
     CHECK_INT(tcgetattr(fd, &t), 0);
     cfmakeraw(&t);
-    t.c_cc[VMIN] = 5; /* a plain read would wait for five bytes, or two seconds after the first */
+    /* a plain read would wait for five bytes, or for two seconds after the first */
+    t.c_cc[VMIN] = 5;
     t.c_cc[VTIME] = 20;
     CHECK_INT(tcsetattr(fd, TCSANOW, &t), 0);
     io_send(master, "x");
@@ -729,7 +731,8 @@ IO_TEST(a_wait_for_no_event_ends_when_the_peer_hangs_up)
         CHECK_INT(conc_settle(), 0);
         CHECK(!w.done);
         if (kind == IO_CONC)
-            CHECK_INT(shutdown(end[0], SHUT_WR), 0); /* TCP hangs up when both sides have ended */
+            /* TCP hangs up when both directions have ended */
+            CHECK_INT(shutdown(end[0], SHUT_WR), 0);
         CHECK_INT(conc_close(end[1]), 0);
         CHECK_INT(conc_group_wait(&g), 0);
         CHECK_INT(w.rc, 0);
@@ -739,7 +742,7 @@ IO_TEST(a_wait_for_no_event_ends_when_the_peer_hangs_up)
     }
 }
 
-/* What is there to be read, and that one can write, is no news for it, again and again. */
+/* Readable bytes and room to write are no news for the wait, again and again. */
 static void wait_beside_unread_bytes(bool reads_too)
 {
     int end[2];
@@ -770,7 +773,7 @@ SLOW_IO_TEST(a_wait_for_no_event_does_not_spin_beside_unread_bytes)
     wait_beside_unread_bytes(true);
 }
 
-/* ---- files that a poller may not take ---- */
+/* ---- files that a poller may refuse ---- */
 
 typedef struct named_pipe {
     int reader, writer;
@@ -841,7 +844,7 @@ IO_TEST(a_full_named_pipe_wakes_its_writer_and_its_number_may_be_used_again)
     int end[2];
     io_open(IO_SOCKET, end);
     CHECK_INT(dup2(end[0], p.reader), p.reader);
-    io_send(end[1], "x"); /* that is another file's */
+    io_send(end[1], "x"); /* that is the other file's */
     CHECK_INT(conc_group_wait(&h), 0);
     CHECK_INT(reader.rc, -EBADF);
     CHECK_INT(conc_wait_fd(p.reader, CONC_READABLE), CONC_READABLE);
@@ -850,11 +853,11 @@ IO_TEST(a_full_named_pipe_wakes_its_writer_and_its_number_may_be_used_again)
     io_close(end);
 }
 
-/* ---- closed where conc cannot see it ---- */
+/* ---- files closed where conc cannot see it ---- */
 
 static void *writes_in_a_while(void *fd)
 {
-    poll(NULL, 0, 50); /* the loop sleeps by then; were it earlier, it would not sleep */
+    poll(NULL, 0, 50); /* the loop sleeps by then; if this came earlier, it would not sleep */
     io_send(*(int *)fd, "x");
     return NULL;
 }
@@ -864,7 +867,7 @@ SLOW_IO_TEST(a_loop_sleeps_although_its_next_deadline_is_years_away)
 {
     int end[2];
     pthread_t thread;
-    io_open(IO_CONC, end); /* which the loop does not look at now and then */
+    io_open(IO_CONC, end); /* which the loop does not check now and then */
     io_reader r = {.fd = end[0]};
     CHECK_INT(pthread_create(&thread, NULL, writes_in_a_while, &end[1]), 0);
     CHECK_INT(conc_timeout(5e9, io_reads, &r), 0);
@@ -875,9 +878,9 @@ SLOW_IO_TEST(a_loop_sleeps_although_its_next_deadline_is_years_away)
 
 static void *closes_in_a_while(void *fd)
 {
-    /* the loop sleeps by then; were it earlier, the wait would end sooner */
+    /* the loop sleeps by then; if this came earlier, the wait would end sooner */
     poll(NULL, 0, 600);
-    syscall(SYS_close, *(int *)fd); /* ThreadSanitizer would call it a race, which it is */
+    syscall(SYS_close, *(int *)fd); /* ThreadSanitizer would report a race, which it is */
     return NULL;
 }
 
@@ -897,7 +900,7 @@ SLOW_IO_TEST(a_descriptor_that_another_thread_closes_wakes_the_task_of_a_sleepin
     }
 }
 
-/* Something happens to the file 20,000 times: in another process, as it were. */
+/* The file changes 20,000 times, as if by another process. */
 enum { HAPPENINGS = 20000 };
 
 typedef struct elsewhere {
@@ -953,7 +956,7 @@ SLOW_IO_TEST(a_connection_that_was_passed_on_and_closed_here_does_not_wake_the_l
 }
 
 #ifdef __linux__
-/* The number of a timerfd, which eventfds share their inode with, is used again. */
+/* Reuses the number of a timerfd, which shares its inode with eventfds. */
 SLOW_IO_TEST(a_number_that_another_kind_of_file_has_by_now_wakes_its_former_waiter)
 {
     conc_group g = {0};

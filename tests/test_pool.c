@@ -1,15 +1,15 @@
 /* test_pool.c - conc_pool and conc_job: threads that run plain functions for tasks, for other
  * jobs and for plain threads.
  *
- * Jobs are held at gates, so that every interleaving that matters is forced; and after each test
- * there are as many threads and descriptors as before it.
+ * Jobs wait at gates, so that every interleaving that matters is forced; each test must leave as
+ * many threads and descriptors as before.
  *
  * Seeds: 2 (jobs are threads)
  * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, single, clang,
  * static, gcc-asan, valgrind (how tasks switch and wait is tested elsewhere; threads make these
- * rows long)
+ * configurations slow)
  */
-/* Options, with which this file has an implementation of its own: memory can be refused to it. */
+/* These options give this file its own implementation, whose allocations can fail. */
 #define CONC_MALLOC(n) test_realloc(NULL, (n))
 #define CONC_REALLOC(p, n) test_realloc((p), (n))
 #define CONC_FREE(p) test_free(p)
@@ -21,8 +21,8 @@
 
 /* ---- threads, counters and gates ---- */
 
-/* Does the counter get there within some seconds? For what should happen, and would hang the
- * test otherwise. */
+/* Does the counter get there within some seconds? For events that should happen, where the test
+ * would otherwise hang. */
 static bool count_reaches(counter *c, int n)
 {
     struct timespec until;
@@ -54,11 +54,11 @@ static void call_in_task(void (*body)(void))
 
 /* ---- jobs ---- */
 
-/* A job that stays at a gate. */
+/* A job that waits at a gate. */
 typedef struct held {
     int rc;
     counter entered, gate;
-    atomic_bool asked; /* to end, when the gate opened */
+    atomic_bool asked; /* it was asked to stop when the gate opened */
     conc_job job;
 } held;
 
@@ -85,14 +85,14 @@ static void occupy(conc_pool *p, held *h)
 
 static void let_go(held *h) { count_up(&h->gate); }
 
-/* Waits as no loop can: on this thread, without letting it go on. */
+/* Waits on this thread without letting the loop run. */
 static void spin_until_done(const conc_job *j)
 {
     while (!conc_job_done(j))
         sched_yield();
 }
 
-/* The numbers that jobs wrote down, in order. */
+/* The numbers that jobs recorded, in order. */
 static struct {
     pthread_mutex_t lock;
     int n, numbers[1000];
@@ -121,16 +121,16 @@ __attribute__((constructor)) static void fill_numbers(void)
         numbers[i] = i;
 }
 
-/* Somebody who makes one call: a task, a thread or a job. */
+/* A caller of one function: a task, a thread or a job. */
 typedef struct caller {
     conc_fn *how;
     conc_pool *pool;
     conc_job *job;
     conc_fn *fn;
     void *arg;
-    double limit; /* seconds; 0: none */
+    double limit; /* time limit, in seconds; 0: none */
     int rc, result;
-    int next; /* what its next checkpoint returned */
+    int next; /* result of its next checkpoint */
     double at;
     char text[128];
     counter begun;
@@ -173,14 +173,14 @@ static int calls_once(void *arg)
     return 0;
 }
 
-/* Starts it as a task, which gets as far as it can. */
+/* Starts it as a task, and lets it run until it waits. */
 static void start(conc_group *g, caller *c)
 {
     CHECK_INT(conc_spawn_task(g, &c->task, calls_once, c), 0);
     CHECK_INT(conc_settle(), 0);
 }
 
-/* Cancels it, and lets it get as far as it can. */
+/* Cancels it, and lets it run until it waits. */
 static void cancel(caller *c)
 {
     CHECK_INT(conc_cancel(&c->task), 0);
@@ -200,7 +200,7 @@ static void close_pool(conc_pool *p) { CHECK_INT(conc_pool_close(p), 0); }
 
 /* ---- results ---- */
 
-/* What is true where a job runs. */
+/* Facts about where a job runs. */
 typedef struct place {
     pthread_t thread;
     bool no_task, no_loop, not_cancelled, not_asked, no_deadline;
@@ -361,14 +361,14 @@ POOL_TEST(the_result_of_a_job_stays_there_for_whoever_asks)
     for (int i = 0; i < 3; i++)
         CHECK_INT(result_of(&j), 5);
     close_pool(&pool);
-    CHECK_INT(result_of(&j), 5); /* also when the pool is no more */
+    CHECK_INT(result_of(&j), 5); /* even when the pool is gone */
     CHECK_INT(conc_job_cancel(&j), -EALREADY);
     memset(&pool, 0x55, sizeof pool);
     CHECK_INT(conc_job_wait(&j, &result), 0);
     CHECK_INT(result, 5);
 }
 
-/* Two who wait for one job in memory of its own, and what the first does with it then. */
+/* Two waiters for one job in its own memory, and what the first one then does with it. */
 typedef struct shared_job {
     conc_pool *pool;
     conc_job *job;
@@ -487,7 +487,7 @@ POOL_TEST(the_storage_of_a_job_may_hold_anything_before_the_submit)
         CHECK_INT(result_of(&j), (int)i);
     }
     occupy(&pool, &h);
-    j = h.job; /* bytes of a job that runs are not that job */
+    j = h.job; /* a running job's bytes in another place are not that job */
     CHECK_INT(conc_pool_submit(&pool, &j, returns, &(int){3}), 0);
     CHECK_INT(result_of(&j), 3);
     let_go(&h);
@@ -532,7 +532,7 @@ POOL_TEST(what_is_left_of_a_job_that_has_ended_may_be_overwritten_in_part)
 
 /* ---- threads ---- */
 
-/* Jobs that count how many of them there are at once, and on which threads. */
+/* Jobs that count how many of them run at once, and on which threads. */
 static struct {
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -548,7 +548,7 @@ static void crowd_note_thread(void)
     crowd.thread[crowd.threads++] = pthread_self();
 }
 
-/* The first of them wait until there are as many as arg says. */
+/* The first ones wait until there are as many as arg says. */
 static int joins_the_crowd(void *arg)
 {
     pthread_mutex_lock(&crowd.lock);
@@ -710,7 +710,7 @@ POOL_TEST(a_submit_above_the_limit_waits_for_a_place)
     let_go(&h[0]);
     CHECK_INT(conc_join(&c.task, NULL), 0);
     CHECK_INT(c.rc, 0);
-    count_wait(&h[1].entered, 1); /* it made the place */
+    count_wait(&h[1].entered, 1); /* it freed the slot */
     CHECK_INT(count_now(&h[2].entered), 0);
     let_go(&h[1]);
     let_go(&h[2]);
@@ -793,7 +793,7 @@ POOL_TEST(a_cancelled_submit_has_submitted_nothing_and_strands_nobody)
     check_written(2);
 }
 
-/* Its storage holds anything until then. */
+/* Until then its storage may hold anything. */
 POOL_TEST(a_job_whose_submit_waits_for_a_place_is_none_yet)
 {
     held h = HELD(0);
@@ -838,7 +838,7 @@ POOL_TEST(a_submit_whose_time_is_over_does_not_wait_for_a_place)
     CHECK_INT(result_of(&jobs[1]), 2);
 }
 
-/* Several tasks, and threads in a run and without one, that submit more than there is room for. */
+/* Several tasks, and threads in a run and without one, that submit more than the queue holds. */
 typedef struct flood {
     conc_pool *pool;
     conc_job jobs[30];
@@ -907,7 +907,7 @@ POOL_TEST(a_job_of_the_pool_submits_above_the_limit_without_waiting)
     CHECK_INT(count_threads(), base + 1);
 }
 
-/* A job that submits others while it holds a mutex, which each of them takes. */
+/* A job that submits others while it holds a mutex, which each of them locks. */
 typedef struct guarded {
     conc_pool *pool;
     pthread_mutex_t lock;
@@ -918,7 +918,7 @@ typedef struct guarded {
 static int submits_under_a_lock(void *arg)
 {
     guarded *g = arg;
-    if (pthread_mutex_trylock(&g->lock) != 0) /* one thread: another job is inside this one */
+    if (pthread_mutex_trylock(&g->lock) != 0) /* one thread: another job runs inside this one */
         return -EDEADLK;
     for (int i = 0; i < 3 && g->submitted < (int)CONC_LEN(g->jobs); i++) {
         conc_job *j = &g->jobs[g->submitted++];
@@ -990,7 +990,7 @@ POOL_TEST(a_submit_from_outside_waits_until_the_queue_is_below_its_limit_again)
     CHECK(result_of(&last) >= (int)CONC_LEN(f.jobs));
 }
 
-/* A tree of jobs, each of which submits three others, and leaves them to themselves. */
+/* A tree of jobs, each of which submits three others, and does not wait for them. */
 typedef struct tree {
     conc_pool *pool;
     int depth;
@@ -1157,7 +1157,7 @@ POOL_TEST(a_pool_is_closed_when_its_block_is_left)
     (void)never_opened;
 }
 
-/* Fifty queued jobs, all but the first of which have to wait until it is let go. */
+/* Fifty queued jobs, all but the first of which have to wait until it is released. */
 static conc_job fifty[50];
 
 static void queue_fifty(conc_pool *p, held *h)
@@ -1221,7 +1221,7 @@ POOL_TEST(two_tasks_may_close_a_pool_at_the_same_time)
     CHECK_INT(conc_pool_run(&pool, counts, NULL), -EPIPE);
 }
 
-/* In result: had the job ended? */
+/* Stores in result whether the job had ended. */
 static int closes_and_looks(void *arg)
 {
     caller *c = arg;
@@ -1256,7 +1256,7 @@ POOL_TEST(a_task_and_threads_that_close_a_pool_at_the_same_time_all_wait)
     }
 }
 
-/* A thread of the pool that takes its time to end: the first close is still at work. */
+/* A pool thread that takes long to end: the first close is still in progress. */
 static pthread_key_t slow_key;
 
 static void ends_slowly(void *arg)
@@ -1313,7 +1313,7 @@ static int closes_and_frees(void *arg)
     return 0;
 }
 
-/* The first that comes back from a close frees the pool: the other is not to look at it. */
+/* The first to return from a close frees the pool: the other must not access it. */
 POOL_TEST(a_pool_may_be_freed_when_one_of_two_closes_has_returned)
 {
     for (int i = 0; i < 50; i++) {
@@ -1328,10 +1328,10 @@ POOL_TEST(a_pool_may_be_freed_when_one_of_two_closes_has_returned)
         side owner = {.fn = closes_and_frees, .arg = &pool};
         start(&g, &second);
         side_start(&owner);
-        /* until both are inside: closes are under this mutex */
+        /* until both are inside: closes lock this mutex */
         for (bool inside = false; !inside; sched_yield()) {
             pthread_mutex_lock(&pool->queue->mutex);
-            inside = pool->queue->references >= 4; /* the pool's, the thread's, and theirs */
+            inside = pool->queue->references >= 4; /* the pool's, the thread's, and their own */
             pthread_mutex_unlock(&pool->queue->mutex);
         }
         let_go(&h);
@@ -1382,7 +1382,7 @@ POOL_TEST(a_pool_is_closed_in_the_same_turn_in_which_cancelled_tasks_use_it)
     CHECK_INT(conc_settle(), 0);
     conc_group_cancel(&g);
     end(&g);
-    for (int i = 0; i < 2; i++) /* in which order they run is not promised */
+    for (int i = 0; i < 2; i++) /* in which order they run is not guaranteed */
         CHECK(c[i].rc == -ECANCELED || c[i].rc == -EPIPE);
     CHECK_INT(c[2].rc, 0);
     CHECK_INT(calls, 0);
@@ -1523,7 +1523,8 @@ POOL_TEST(the_pools_own_jobs_may_submit_while_it_closes)
     }
 }
 
-/* A job, or a run inside it, submits three jobs to its pool with one thread and one place. */
+/* A job, or a run inside it, submits three jobs to its own pool with one thread and one queue
+ * slot. */
 typedef struct own_jobs {
     conc_pool pool;
     held hold;
@@ -1572,7 +1573,7 @@ POOL_TEST(a_cancelled_close_takes_back_what_the_pools_own_jobs_submitted_above_t
     close_with_own_jobs_above_the_limit(submits_three_in_a_run, true);
 }
 
-/* Someone who submits until the pool is closed; every job that was accepted has to run. */
+/* Submits until the pool is closed; every accepted job has to run. */
 typedef struct submitter {
     conc_pool *pool;
     counter *accepted;
@@ -1798,7 +1799,7 @@ POOL_TEST(jobs_that_wait_for_running_ones_do_not_make_more_threads)
     let_go(&first);
     count_wait(&f.hold.entered, 1);
     count_wait(&others.entered, 1);
-    for (int i = 0; i < 20; i++) { /* time for others to come, wrongly */
+    for (int i = 0; i < 20; i++) { /* gives the others the chance to arrive, wrongly */
         nap();
         CHECK_INT(count_now(&others.entered), 1);
         CHECK(count_threads() <= base + 2);
@@ -1840,7 +1841,7 @@ POOL_TEST(a_job_may_have_a_run_of_its_own)
     CHECK_TIME(0);
 }
 
-/* Everything again, but in a task of a run in a job of the pool. */
+/* The same, but in a task of a run in a job of the pool. */
 static int works_in_a_loop(void *arg)
 {
     conc_options options = {.virtual_clock = true};
@@ -2053,8 +2054,8 @@ static int receives_for_ever(void *arg)
     return conc_channel_recv(&empty, &item);
 }
 
-/* Three wait for each of two jobs, of which one is queued. The last is cancelled already, or has
- * not come yet, when the others are cancelled. */
+/* Three wait for each of two jobs, of which one is queued. When the others are cancelled, the last
+ * one is cancelled already, or has not arrived yet. */
 static void cancel_all_waiters(bool last_comes_first)
 {
     counter begun = COUNTER;
@@ -2222,11 +2223,11 @@ POOL_TEST(a_job_can_be_cancelled_in_each_of_its_states)
     CHECK_INT(result_of(&queued[2]), 2);
     CHECK_INT(calls, 2);
     CHECK_INT(conc_pool_submit(&pool, &queued[1], counts, NULL), 0);
-    CHECK_INT(result_of(&queued[1]), 3); /* the cancel was of the one before */
+    CHECK_INT(result_of(&queued[1]), 3); /* the cancel was meant for the previous one */
 }
 
-/* {a job waits in a run: there is a second thread}; {that takes several jobs, and is held in the
- * first}; {the run ends, and its job runs the second of those}; {the thread ends}. */
+/* {a job waits in a run: there is a second thread}; {that thread takes several jobs, and waits in
+ * the first}; {the run ends, and its job runs the second of them}; {the thread ends}. */
 static struct {
     conc_pool pool;
     held first, second;
@@ -2243,7 +2244,7 @@ static int submits_twelve(void *arg)
     return 0;
 }
 
-/* A task holds up the loop when the other one waits: until then there may be the second thread. */
+/* A task blocks the loop while the other one waits: until then the second thread may exist. */
 static int holds_the_loop(void *arg)
 {
     conc__job_queue *c = claimed.pool.queue;
@@ -2343,7 +2344,7 @@ POOL_TEST(outside_a_job_nothing_was_asked_to_end)
     CHECK_INT(conc_settle(), 0);
 }
 
-/* Cancels itself, looks, and looks again with another job around. */
+/* Cancels itself, checks, and checks again with another job around. */
 typedef struct inner_cancel {
     conc_pool *pool;
     conc_job outer, inner;
@@ -2386,10 +2387,10 @@ POOL_TEST(each_job_on_a_thread_is_asked_for_itself)
     CHECK_INT(conc_pool_submit(&pool, &c.outer, has_an_inner_job, &c), 0);
     CHECK_INT(result_of(&c.outer), 4);
     CHECK(!c.inner_before && c.inner_after && !c.outer_after);
-    (void)c.called; /* a call inside a cancelled job is told of it, or refused */
+    (void)c.called; /* a call inside a cancelled job sees the cancel, or is refused */
 }
 
-/* ---- races: two things in one breath, in both orders ---- */
+/* ---- races: two events with no wait between, in both orders ---- */
 
 POOL_TEST(a_cancel_in_the_moment_after_the_jobs_end_leaves_the_result)
 {
@@ -2400,7 +2401,7 @@ POOL_TEST(a_cancel_in_the_moment_after_the_jobs_end_leaves_the_result)
     caller c = {by_wait, .job = &h.job, .begun = COUNTER};
     start(&g, &c);
     let_go(&h);
-    spin_until_done(&h.job); /* the loop has not heard of it */
+    spin_until_done(&h.job); /* the loop does not know it yet */
     CHECK_INT(c.rc, WAITING);
     cancel(&c);
     end(&g);
@@ -2517,7 +2518,7 @@ POOL_TEST(a_job_that_is_taken_back_just_after_its_waiter_was_cancelled)
     take_back_and_cancel(true);
 }
 
-/* {a place becomes free; the one who waits for it is cancelled}, or the other way round. */
+/* {a slot becomes free; the task that waits for it is cancelled}, or the other way round. */
 static void free_place_and_cancel(bool cancel_first)
 {
     held h = HELD(7), next = HELD(8);
@@ -2534,7 +2535,7 @@ static void free_place_and_cancel(bool cancel_first)
     if (cancel_first)
         CHECK_INT(conc_cancel(&c.task), 0);
     let_go(&h);
-    count_wait(&next.entered, 1); /* it made the place */
+    count_wait(&next.entered, 1); /* it freed the slot */
     if (!cancel_first)
         CHECK_INT(conc_cancel(&c.task), 0);
     let_go(&next);
@@ -2570,7 +2571,7 @@ POOL_TEST(an_end_and_a_cancel_of_the_job_meet_in_any_way)
     }
 }
 
-/* ---- several who wait for one job ---- */
+/* ---- several waiters for one job ---- */
 
 static int waits_with_two_tasks(void *arg)
 {
@@ -2651,7 +2652,7 @@ POOL_TEST(waits_that_begin_while_the_jobs_end_never_hang)
     }
 }
 
-/* What a job was given can be freed as soon as it has ended. */
+/* A job's argument can be freed as soon as the job has ended. */
 POOL_TEST(an_argument_is_the_callers_again_when_the_job_is_done)
 {
     WITH_POOL(pool, 2);
@@ -2676,8 +2677,8 @@ POOL_TEST(an_argument_is_the_callers_again_when_the_job_is_done)
 
 static int blocks(void *arg) { return conc_block(*(double *)arg); }
 
-/* The one thread of a pool waits, and the clock goes on, as a job that is queued behind it does
- * nothing either; once it goes on, both hold the clock. */
+/* The only thread of a pool waits. The clock moves on, because a job that is queued behind it does
+ * nothing either; once it continues, both hold the clock. */
 static void queue_behind_a_wait(conc_pool *pool, conc_fn *waits, void *arg, int (*ends)(void *))
 {
     conc_job j;
@@ -2710,7 +2711,7 @@ static int sends_item(void *channel) { return conc_channel_send(channel, &(int){
 
 static int waits_for_held(void *h) { return result_of(&((held *)h)->job); }
 
-/* The held job has no clock: its end is not waited for otherwise. */
+/* The job at the gate has no clock: otherwise conc does not wait for its end. */
 static int lets_go(void *arg)
 {
     held *h = arg;
@@ -2730,7 +2731,7 @@ static int empties_pool(void *arg)
 {
     caller *c = arg;
     lets_go(c->arg);
-    spin_until_done(c->job - 1); /* it was in the queue: its place is given away */
+    spin_until_done(c->job - 1); /* it was in the queue: its slot is handed over */
     return 0;
 }
 
@@ -2743,7 +2744,7 @@ POOL_TEST(a_job_queued_behind_one_that_receives_does_not_hold_the_clock)
     conc_channel_destroy(&channel);
 }
 
-/* Jobs that a thread has sent hold no clock. */
+/* Jobs that a thread has submitted do not hold the clock. */
 static int occupies(void *arg)
 {
     static int zero;
@@ -2807,7 +2808,7 @@ static void check_blocks(int threads, double takes, int expected_ticks)
 POOL_TEST(three_jobs_that_block_for_a_second_take_one_on_three_threads) { check_blocks(3, 1, 2); }
 POOL_TEST(three_jobs_that_block_for_a_second_take_three_on_one_thread) { check_blocks(1, 3, 7); }
 
-/* {block; block} of two jobs, and tasks that sleep: who is first is settled by the time alone. */
+/* {block; block} of two jobs, and tasks that sleep: time alone determines their order. */
 typedef struct blocker {
     double seconds[3];
     conc_pool *pool;
@@ -2870,7 +2871,7 @@ POOL_TEST(the_jobs_of_a_job_block_on_its_clock)
     CHECK_TIME(16);
 }
 
-/* Time for virtual time to go on, wrongly. */
+/* Gives virtual time the chance to move, wrongly. */
 static int works_a_while(void *arg)
 {
     (void)arg;
@@ -2894,7 +2895,7 @@ POOL_TEST(virtual_time_stands_while_a_job_runs_that_a_job_has_left)
     CHECK(conc_job_done(&left_job));
 }
 
-/* In a run inside a job, on the only thread: its place is taken by another one, which blocks. */
+/* In a run inside a job, on the only thread: another thread replaces it, and blocks. */
 static int runs_a_block(void *pool)
 {
     double seconds = 1000;
@@ -2971,7 +2972,7 @@ POOL_TEST(virtual_time_stands_while_a_job_runs_and_the_loop_goes_on)
     CHECK(told == 1);
 }
 
-/* A held job's task, and a task that counts on a real clock until it opens the gate. */
+/* The task of a job at a gate, and a task that counts on a real clock until it opens the gate. */
 static int ticks_and_opens(void *arg)
 {
     for (int i = 0; i < 5; i++)
@@ -3103,7 +3104,7 @@ static int runs_a_job_in_a_pool_of_its_own(void *arg)
     return 0;
 }
 
-/* The pool's threads may still be on their way from the job, or to it. */
+/* The pool's threads may still be between jobs. */
 POOL_TEST(a_close_takes_no_virtual_time)
 {
     CHECK_INT(conc_timeout(3600, runs_a_job_in_a_pool_of_its_own, NULL), 0);
@@ -3157,7 +3158,7 @@ THREAD_TEST(a_pool_belongs_to_no_run_and_no_thread)
     CHECK_INT(conc_pool_run(&lasting_pool, counts, NULL), -EPIPE);
 }
 
-/* Jobs that ended do not keep the loop from seeing that nothing will ever happen. */
+/* Jobs that have ended do not hide a deadlock from the loop. */
 static int waits_for_nothing(void *arg)
 {
     conc_job j;
@@ -3421,7 +3422,7 @@ POOL_TEST(a_map_of_all_goes_on_after_errors_and_tells_each)
         CHECK_INT(results[i], i == 3 ? -EPROTO : i > 5 ? -EIO : i);
 }
 
-/* A map whose first elements are held, in a task that can be cancelled. */
+/* A map whose first elements wait at a gate, in a task that can be cancelled. */
 typedef struct held_map {
     conc_pool *pool;
     held hold;
@@ -3499,7 +3500,7 @@ static int waits_to_be_asked(void *entered)
     return 0;
 }
 
-/* The first maps when the second has a thread; that fails when the elements of the map have
+/* The first one maps once the second has a thread; the second fails once the map's elements have
  * begun. */
 typedef struct map_in_map {
     counter *entered, *second;
@@ -3596,7 +3597,7 @@ POOL_TEST(calls_without_a_function_or_a_job_are_refused)
     CHECK_INT(count_threads(), base);
 }
 
-/* What a posted function may do with a pool, whose thread is held, and what it may not. */
+/* What a posted function may do with a pool, whose thread is busy, and what it may not. */
 typedef struct posted {
     conc_pool *pool, fresh;
     conc_job *queued, sent, above;
@@ -3711,7 +3712,7 @@ static int receives_from_nobody(void *arg)
     return conc_channel_recv(empty, &item);
 }
 
-/* In the child of a job: its pool is the parent's, and so is its virtual clock. */
+/* In the child of a job: its pool and its virtual clock are the parent's. */
 static void use_inherited_job(void)
 {
     double second = 0.001;
@@ -3742,7 +3743,7 @@ static void *holds_the_clock(void *clock)
     return NULL;
 }
 
-/* While another thread has the clock's mutex. */
+/* While another thread holds the clock's mutex. */
 static int forks_beside_its_clock(void *clock)
 {
     static char text[16384];
@@ -3801,7 +3802,7 @@ static void use_without_threads(void)
     CHECK_INT(calls, 0);
     CHECK_INT(conc_job_wait(&jobs[0], NULL), -EINVAL);
     occupy(&pool, &h);
-    no_threads = true; /* one is there, and has to do */
+    no_threads = true; /* a thread exists, and is busy */
     for (int i = 0; i < 3; i++)
         CHECK_INT(conc_pool_submit(&pool, &jobs[i], counts, NULL), 0);
     let_go(&h);
@@ -3814,9 +3815,9 @@ static void use_without_threads(void)
 THREAD_TEST(without_threads_a_pool_says_so_and_with_one_it_does_its_work) { use_without_threads(); }
 POOL_TEST(in_a_task_too_a_pool_without_threads_says_so) { use_without_threads(); }
 
-/* ---- memory that cannot be had ---- */
+/* ---- out of memory ---- */
 
-static int due; /* calls that were promised by what returned no error */
+static int due; /* calls promised by functions that returned no error */
 
 static bool refused(int rc)
 {
@@ -3837,8 +3838,8 @@ static void submit_some(conc_pool *p)
         CHECK_INT(conc_job_wait(&jobs[i], NULL), sent[i] ? 0 : -EINVAL);
 }
 
-/* A little of everything; each call returns what it should or -ENOMEM, and then has called
- * nothing. */
+/* A little of everything; each call returns what it should, or -ENOMEM without having called a
+ * function. */
 static void use_everything(void)
 {
     int results[5];
@@ -3892,7 +3893,7 @@ THREAD_TEST(from_any_allocation_for_a_plain_thread_on_all_may_fail)
 THREAD_TEST(every_allocation_for_a_task_may_fail) { fail_allocations(true, false); }
 THREAD_TEST(from_any_allocation_for_a_task_on_all_may_fail) { fail_allocations(true, true); }
 
-/* ---- handles of jobs in functions that have returned */
+/* ---- job handles in functions that have returned */
 
 static conc_pool lender;
 static atomic_bool begun;
@@ -3907,7 +3908,7 @@ static int never_end(void *arg)
 
 static int end_now(void *arg) { return (void)arg, 3; }
 
-/* The thread has read the handle: it may be overwritten. */
+/* The thread has read the handle, so it may be overwritten. */
 static int submit_and_see_it_begin(conc_job *j)
 {
     CHECK_INT(conc_pool_submit(&lender, j, never_end, NULL), 0);
@@ -3916,9 +3917,10 @@ static int submit_and_see_it_begin(conc_job *j)
     return 0;
 }
 
-static volatile size_t somewhere; /* unknown to the compiler, which else shrinks the room */
+/* unknown to the compiler, which would otherwise shrink the room */
+static volatile size_t somewhere;
 
-/* In these two the room keeps the next call from overwriting the handle. */
+/* In these two, the room keeps the next call from overwriting the handle. */
 __attribute__((noinline)) static int leave_a_running_job(void)
 {
     conc_job j;
@@ -4017,17 +4019,17 @@ TEST(debug_mode_lets_handles_of_jobs_go_that_have_ended)
     run_the_leaver();
 }
 
-/* ---- what a job waits for when it is asked to end ---- */
+/* ---- what a job waits for when it is asked to stop ---- */
 
 static conc_channel empty_channel = CONC_CHANNEL(int, 1), full_channel = CONC_CHANNEL(int, 1);
 static conc_pool *other_pool;
 
-/* A job that makes a call which waits, and then the same call again. */
+/* A job that makes a call that waits, and then the same call again. */
 typedef struct waiting {
     conc_fn *call;
     counter begun;
     int rc, again;
-    bool asked; /* to end, in between */
+    bool asked; /* whether it was asked to stop, in between */
 } waiting;
 
 static int waits_twice(void *arg)
@@ -4077,7 +4079,7 @@ static int runs_a_sleep(void *arg) { return conc_run(sleeps_for_ever, arg); }
 static int maps_a_sleep(void *arg) { return conc_map(sleeps_for_ever, arg, 3, 0); }
 static int runs_tasks(void *arg) { return conc_run(maps_a_sleep, arg); }
 
-/* The other pool has one thread, which is held, and one place, which is taken. */
+/* The other pool has one thread, which is busy, and one queue slot, which is full. */
 static void with_full_channel_and_pool(void (*body)(conc_fn *call))
 {
     static conc_fn *const calls_that_wait[] = {receives,      sends,        blocks_for_ever,
@@ -4194,7 +4196,7 @@ POOL_TEST(a_cancelled_close_ends_what_jobs_wait_for)
     with_full_channel_and_pool(cancel_a_close_with_a_job_that_waits);
 }
 
-/* Two elements of a map: one waits, the other fails when it does. */
+/* Two elements of a map: one waits, and the other fails while it does. */
 static waiting of_a_map;
 
 static int waits_or_fails(void *arg)
@@ -4242,12 +4244,13 @@ POOL_TEST(a_cancelled_job_that_maps_ends_what_the_elements_wait_for)
     conc_channel_destroy(&empty_channel);
 }
 
-/* What a job waits for in another pool, or in its own, is asked to end; it waits for that. */
+/* A job that waits for a job in another pool, or in its own, passes the request to stop on, and
+ * waits. */
 typedef struct passing {
     conc_fn *how;
     conc_pool *to;
-    waiting inner; /* not called twice where it is no job of its own */
-    held *before;  /* that is to be let go when the job waits; NULL: nothing */
+    waiting inner; /* not called twice where it is not a separate job */
+    held *before;  /* released when the job waits; NULL: none */
     conc_job job;
     int result;
 } passing;
@@ -4277,7 +4280,7 @@ static int passes_by_close(void *arg)
 {
     passing *p = arg;
     CONC_TRY(conc_pool_submit(p->to, &p->job, waits_twice, &p->inner));
-    count_wait(&p->inner.begun, 1); /* else it would be taken back */
+    count_wait(&p->inner.begun, 1); /* otherwise it would be taken back */
     CHECK_INT(conc_pool_close(p->to), 0);
     return -ECANCELED;
 }
@@ -4395,7 +4398,7 @@ POOL_TEST(a_time_limit_comes_while_a_run_in_a_job_waits_for_a_channel)
     conc_job waits;
     CHECK_INT(conc_pool_submit(&pool, &waits, runs_a_receive, NULL), 0);
     CHECK_INT(conc_pool_submit(&pool, &behind, counts, NULL), 0);
-    CHECK_INT(conc_sleep(2), 0); /* what is behind it does not hold the clock, either */
+    CHECK_INT(conc_sleep(2), 0); /* the job behind it does not hold the clock, either */
     CHECK_INT(conc_channel_send(&empty_channel, &(int){9}), 0);
     CHECK_INT(result_of(&waits), 0);
     CHECK_INT(result_of(&behind), 1);
@@ -4403,7 +4406,7 @@ POOL_TEST(a_time_limit_comes_while_a_run_in_a_job_waits_for_a_channel)
     conc_channel_destroy(&empty_channel);
 }
 
-/* It waits until it is asked to end, and cleans up then. */
+/* Waits until it is asked to stop, and then cleans up. */
 static int cleans_up(void *arg)
 {
     double second = 1, hour = 3600;
@@ -4437,7 +4440,7 @@ POOL_TEST(a_job_cleans_up_in_a_shield)
     conc_channel_destroy(&empty_channel);
 }
 
-/* On the real clock, too: the limits pass though the job waits. */
+/* On the real clock, too: the limits pass although the job waits. */
 static int cleans_up_quickly(void *arg)
 {
     double hour = 3600;
@@ -4588,10 +4591,10 @@ TEST(a_job_that_overflows_its_threads_stack_is_told_with_its_pool)
 
 /* ---- random programs ---- */
 
-/* A few actors (tasks, threads in a run, threads without one) that use two pools at random, and
- * cancel each other. Each job knows what it has to return, and how often it was called. Jobs go
- * from pool 0 to pool 1 and never back, so that threads do not wait for each other in a circle;
- * on a pool of its own a job helps itself. */
+/* A few actors (tasks, threads in a run, threads without one) use two pools at random, and cancel
+ * each other. Each job knows its expected result, and how often it was called. Jobs go from pool 0
+ * to pool 1 and never back, so that threads do not wait for each other in a cycle; a job that waits
+ * for its own pool helps itself. */
 enum { TASKS = 4, THREADS = 2, DEPTH = 3, STEPS = 25 };
 
 static struct {
@@ -4600,8 +4603,8 @@ static struct {
     conc_scope *scope[TASKS]; /* that the others may cancel */
 } world;
 
-/* Where somebody is: its random numbers, the first pool that it may use, and how deep its jobs
- * may nest. */
+/* An actor's state: its random numbers, the first pool that it may use, and how deep its jobs may
+ * nest. */
 typedef struct actor {
     uint64_t state;
     int first_pool, depth, index;
@@ -4625,7 +4628,7 @@ static unsigned below(actor *a, unsigned n)
 
 static void expect(bool right) { atomic_fetch_add(&world.wrong, !right); }
 
-/* The result is right when it ran once, or else it was taken back and never ran. */
+/* The result is correct if the job ran once, or if it was taken back and never ran. */
 static void judge(work *w, int result)
 {
     int called = atomic_load(&w->called);
@@ -4703,7 +4706,7 @@ static void step(actor *a)
     case 2: map_some(a); break;
     case 3:
         rc = conc_run_with(&options, steps_in_a_run, a);
-        /* a job that is asked to end has its run cancelled */
+        /* the run of a job that is asked to stop is cancelled */
         expect(conc_loop_self() ? rc == -EBUSY : rc == 0 || rc == -ECANCELED);
         break;
     default: sched_yield(); break;

@@ -1,8 +1,8 @@
-/* test_pool_faults.c - what the system refuses to pools, channels, files, names and child
- * programs: the n-th call of each kind fails, for n = 1, 2, 3, ... until a small program runs
- * through without a failure; and then all from the n-th on. Each time every job has its result
- * or an error, what was refused was not called, arguments are as before after an error, no wait
- * hangs, the same pool works when the fault is gone, and nothing stays behind.
+/* test_pool_faults.c - failing system calls in pools, channels, files, names and child programs:
+ * the n-th call of each kind fails, for n = 1, 2, 3, ... until a small program completes without a
+ * failure; then all calls from the n-th on fail. Each time every job has its result or an error,
+ * refused functions were not called, arguments are unchanged after an error, no wait hangs, the
+ * same pool works once the fault is gone, and nothing is leaked.
  *
  * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, single, clang,
  * static, gcc-asan, valgrind (how tasks switch and wait is tested elsewhere; it starts many
@@ -55,7 +55,7 @@ typedef enum kind {
     SENDING,
     RECEIVING,
     SPAWN,
-    ACTIONS, /* what is prepared for a spawn */
+    ACTIONS, /* preparations of a spawn */
     PIDFD,
     PIPE,
     OPEN,
@@ -271,9 +271,9 @@ MAYBE_UNUSED static int faulty_getaddrinfo(const char *host, const char *port,
 
 enum { N = 20, DONE = 7, LARGE = MEGABYTE };
 
-/* ---- what a run has to show ---- */
+/* ---- results of a run ---- */
 
-static bool main_ran, whole; /* whole: nothing was refused */
+static bool main_ran, whole; /* whole: no call was refused */
 
 static long injected(void)
 {
@@ -283,7 +283,7 @@ static long injected(void)
     return n;
 }
 
-/* The faults are gone. */
+/* Ends the faults. */
 static void heal(void)
 {
     for (int k = 0; k < KINDS; k++)
@@ -298,7 +298,7 @@ static bool is_refusal(long rc)
     return known && injected();
 }
 
-/* Did the call do what it should? It may be refused instead, but only after a fault. */
+/* Did the call return what it should? It may be refused instead, but only after a fault. */
 #define WORKED(rc, expected) worked(__LINE__, #rc, (rc), (expected))
 static bool worked(int line, const char *what, long rc, long expected)
 {
@@ -311,7 +311,7 @@ static bool worked(int line, const char *what, long rc, long expected)
     return false;
 }
 
-/* An error of the call is the newest in words. */
+/* The call's error has the latest error text. */
 #define TOLD(call) told(__LINE__, #call, (conc_fail(-EXDEV, "an older error"), (call)))
 static long told(int line, const char *what, long rc)
 {
@@ -321,7 +321,7 @@ static long told(int line, const char *what, long rc)
     return rc;
 }
 
-/* The same for a call that has to work when the faults are gone. */
+/* The same for a call that has to succeed once the faults have ended. */
 #define WORKS_WHEN_HEALED(call, expected)      \
     do {                                       \
         if (!WORKED(call, expected)) {         \
@@ -336,7 +336,7 @@ typedef struct before {
 
 static void *does_nothing(void *arg) { return arg; }
 
-/* A sanitizer may start a thread of its own with the first one that the program starts. */
+/* A sanitizer may start its own thread with the program's first one. */
 static before look_around(void)
 {
     static bool looked;
@@ -344,7 +344,7 @@ static before look_around(void)
     if (!looked && count_threads() > 1) {
         CHECK_INT(pthread_create(&first, NULL, does_nothing, NULL), 0);
         CHECK_INT(pthread_join(first, NULL), 0);
-        /* it is counted for a moment after its end */
+        /* it is still counted for a moment after its end */
         nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
     }
     looked = true;
@@ -357,7 +357,7 @@ static bool all_is_back(const before *b)
            count_threads() == b->threads;
 }
 
-/* A thread is counted for a moment after its end, and a job that was abandoned goes on for a
+/* A thread is still counted for a moment after its end, and an abandoned job continues for a
  * while. */
 static void check_nothing_is_left(const before *b)
 {
@@ -392,7 +392,7 @@ static void fail_from(kind k, long at, bool for_ever)
     atomic_store(&faults[k].at, at);
 }
 
-/* Calls the program, in a run or by a thread without one; true if nothing was refused. */
+/* Calls the program, in a run or by a thread without one; returns whether no call was refused. */
 static bool call_program(conc_fn *program, bool in_run)
 {
     conc_options o = {.virtual_clock = true};
@@ -439,11 +439,11 @@ static void check_kinds(conc_fn *program, bool in_run, const kind *kinds, size_t
 
 /* ---- jobs ---- */
 
-static atomic_int *calls_seen; /* of jobs in processes; in shared memory */
+static atomic_int *calls_seen; /* counts of jobs in processes; in shared memory */
 
 typedef struct work {
     int number, calls;
-    atomic_int *seen; /* NULL: it is a thread's */
+    atomic_int *seen; /* NULL: the job is a thread's */
 } work;
 
 static int doubles(void *arg)
@@ -462,14 +462,14 @@ static void fill(work *w)
         w[i] = (work){i + 1, 0, calls_seen};
 }
 
-/* Was it called this many times? What is not called is as it was. */
+/* Was it called this many times? Without a call it is unchanged. */
 static void check_work(const work *w, int i, int calls)
 {
     CHECK_INT(w->calls, calls);
     CHECK_INT(w->number, calls ? 2 * (i + 1) : i + 1);
 }
 
-/* ---- pools of threads ---- */
+/* ---- thread pools ---- */
 
 static void submit_many(conc_pool *p)
 {
@@ -520,7 +520,7 @@ static void map_many(conc_pool *p)
     }
 }
 
-/* With the faults gone nothing may be refused: what WORKED lets pass then. */
+/* Once the faults have ended, no call may be refused, although WORKED would let it pass. */
 static void check_healthy(conc_pool *p)
 {
     bool was_whole = whole;
@@ -600,7 +600,7 @@ static int abandons(void *arg)
     return rc;
 }
 
-/* A job that is left alone: its argument is freed when it ends, or at once if it was refused. */
+/* An abandoned job: its argument is freed when it ends, or immediately if it was refused. */
 static void abandon_one(void)
 {
     conc_group g = {.keep_going = true};
@@ -663,7 +663,7 @@ TEST(offloaded_jobs_are_refused_what_they_need_and_free_their_arguments_once)
 
 static conc_pool lone = {.threads = 1};
 
-/* On the only thread of its pool, which is to be had for nobody while this waits. */
+/* On the only thread of its pool, which is unavailable while this waits. */
 static int runs_in_run(void *arg) { return conc_pool_run(&lone, doubles, arg); }
 
 static int has_run_inside(void *arg) { return conc_run(runs_in_run, arg); }
@@ -690,7 +690,7 @@ TEST(a_run_inside_a_job_that_waits_for_its_own_pool_gets_a_thread_or_an_error)
 
 static int offloads(void *arg) { return conc_offload_abandon(doubles, arg, NULL); }
 
-/* Every thread that there is hangs in a job that was left alone. */
+/* Abandoned jobs occupy every thread. */
 static int offload_behind_hanging_job(void *arg)
 {
     conc_group g = {0};
@@ -750,7 +750,7 @@ TEST(without_room_for_what_belongs_to_a_thread_there_are_no_pools)
     check_nothing_is_left(&b);
 }
 
-/* ---- what the system refuses itself ---- */
+/* ---- failures of the system itself ---- */
 
 /* As another user, who may have one thread. */
 static int use_with_one_thread(void *arg)
@@ -777,7 +777,7 @@ TEST(a_user_who_may_have_no_more_threads_gets_errors_until_there_may_be_some)
 {
     before b = look_around();
     if (geteuid() != 0 || setreuid(65432, 65432) != 0)
-        return; /* limits do not hold for root, and others have processes already */
+        return; /* limits do not apply to root, and others have processes already */
     CHECK_INT(conc_run(use_with_one_thread, NULL), 0);
     check_nothing_is_left(&b);
 }
@@ -812,7 +812,7 @@ static int use_with_few_descriptors(void *arg)
     none = (struct rlimit){(rlim_t)next, limit.rlim_max};
     CHECK_INT(setrlimit(RLIMIT_NOFILE, &none), 0);
     use_without_descriptors(&p, &c);
-    for (int i = 1; i < 8; i++) { /* somewhat later each time */
+    for (int i = 1; i < 8; i++) { /* slightly later each time */
         none.rlim_cur = (rlim_t)(next + i);
         CHECK_INT(setrlimit(RLIMIT_NOFILE, &none), 0);
         if (conc_procs_open(&p) == 0) {
@@ -850,8 +850,8 @@ TEST(without_descriptors_there_are_errors_until_there_are_some)
 
 static conc_channel channel = CONC_CHANNEL(int, 2);
 
-/* The first use of the channel may be refused; then it is new still. Their results are 0, or the
- * line that was wrong. */
+/* The first use of the channel may be refused; the channel is then still new. Returns 0, or the
+ * line of a wrong result. */
 static int again(int rc)
 {
     if (!is_refusal(rc))
@@ -907,7 +907,7 @@ static int use_channel(void *arg)
     CHECK_INT(item, 1);
     conc_channel_destroy(&channel);
 
-    conc_channel_close(&channel); /* without memory for it, too */
+    conc_channel_close(&channel); /* also without memory for it */
     CHECK_INT(conc_channel_send(&channel, &item), -EPIPE);
     CHECK_INT(conc_channel_try_recv(&channel, &item), -EPIPE);
     conc_channel_close(&channel);
@@ -922,7 +922,7 @@ static int use_channel(void *arg)
 
 TEST(a_channel_without_memory_is_as_new_and_its_first_users_can_try_again)
 {
-    for (int i = 0; i < 20; i++) /* who is first differs */
+    for (int i = 0; i < 20; i++) /* the order varies */
         CHECK_KINDS(use_channel, false, MEMORY);
 }
 
@@ -1096,7 +1096,7 @@ static void check_reads(int fd, const char *expected)
     WORKS_WHEN_HEALED(conc_read(fd, text, 1), 0);
 }
 
-/* In a run through conc, outside of one by the system. */
+/* In a run through conc, outside of one through the system. */
 static void talk_to(conc_child *c)
 {
     int status = 0;
@@ -1176,16 +1176,16 @@ TEST(shared_memory_that_cannot_be_had_is_null)
     CHECK_KINDS(use_shared, false, MEMORY, MAPPING, SIZING, MEMFD);
 }
 
-/* ---- pools of processes ---- */
+/* ---- process pools ---- */
 
-/* A job is done, and then once, or it is not, and then its bytes are as before. */
+/* A job was done exactly once, or was not done, and its bytes are unchanged. */
 static void check_far_work(const work *w, int i, bool done)
 {
     check_work(w, i, done);
     CHECK_INT(atomic_exchange(calls_seen, 0), done);
 }
 
-static bool broken; /* no worker came up, several times: this pool stays so */
+static bool broken; /* no worker started, several times: this pool stays unusable */
 
 static bool far_worked(int line, long rc, long expected)
 {
@@ -1294,7 +1294,7 @@ static void use_far_pool(void)
     map_far(&p);
     send_much(&p);
     heal();
-    work probe = {1, 0, calls_seen}; /* workers that were on their way may still fail */
+    work probe = {1, 0, calls_seen}; /* workers that were starting may still fail */
     check_far_work(&probe, 0, FAR_WORKED(conc_procs_run(&p, doubles, &probe, sizeof probe), 2));
     if (broken) {
         CHECK_INT(conc_procs_run(&p, doubles, NULL, 0), -ENOTRECOVERABLE);

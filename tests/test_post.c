@@ -1,6 +1,6 @@
-/* test_post.c - conc_post, conc_loop_hold and conc_loop_release: calls into a loop from
- * elsewhere. Tests that have to do with the loop's way of waiting run three times: with its own
- * choice, with poll(2) and with the best by its name.
+/* test_post.c - conc_post, conc_loop_hold and conc_loop_release: calls into a loop from elsewhere.
+ * Tests that depend on how the loop waits run three times: with its default poller, with poll(2)
+ * and with the best one by name.
  *
  * Seeds: 20 (other threads take real time)
  */
@@ -47,7 +47,7 @@ static void note_it(void *word) { note(word); }
 
 static void cancel_scope(void *scope) { conc_scope_cancel(scope); }
 
-/* What a thread is to do: wait, post fn(arg), and release its hold on the loop. */
+/* A thread's orders: wait, post fn(arg), and release its hold on the loop. */
 typedef struct poster {
     conc_loop *loop;
     double wait;
@@ -179,7 +179,7 @@ POST_TEST(a_hold_keeps_a_loop_that_waits_for_a_post_from_being_a_deadlock)
 
 enum { THREADS = 8, POSTS = 10000 };
 
-/* Posts from many threads: each has a number and counts. */
+/* Posts from many threads, each with a number and a count. */
 typedef struct flood {
     conc_loop *loop;
     int sent, got;
@@ -237,7 +237,7 @@ POST_TEST(of_eighty_thousand_posts_from_eight_threads_none_is_lost_and_each_thre
 
 POST_TEST(a_flood_of_posts_is_taken_while_the_loop_is_held)
 {
-    /* nobody reads meanwhile: a poster must not wait for the loop */
+    /* no task reads meanwhile: a poster must not wait for the loop */
     pthread_t t[THREADS];
     flood f[THREADS];
     conc_scope s = {0};
@@ -369,7 +369,7 @@ POST_TEST(a_thread_cancels_a_task_through_a_post_and_it_cleans_up_on_its_own_thr
     join_thread(t);
 }
 
-/* Everything that waits, tried in a posted function; g is open and has a child, gen has items. */
+/* Every call that waits, made in a posted function; g is open and has a child, gen has items. */
 static conc_group post_group;
 static conc_task post_child;
 static conc_gen post_gen;
@@ -591,8 +591,8 @@ TEST(a_loop_that_still_waits_for_ever_when_the_last_hold_is_released_is_deadlock
     CHECK(text[0] != 0);
 }
 
-/* A release and the loop's way to sleep, each after some turns of nothing, so that they meet
- * everywhere. */
+/* A release and the loop's sleep, each after a few idle iterations, so that they meet at every
+ * point. */
 typedef struct meeting {
     pthread_t thread;
     conc_loop *loop;

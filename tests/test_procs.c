@@ -1,13 +1,12 @@
-/* test_procs.c - conc_procs and its jobs: what goes to a worker and comes back, which processes
- * there are, what they see of the program, and what a cancel does to them. What crashes is in
- * test_procs_faults.c.
+/* test_procs.c - conc_procs and its jobs: data to and from workers, which processes exist, what
+ * they see of the program, and what a cancel does to them. Crashes are in test_procs_faults.c.
  *
- * Jobs report by their bytes, their results and shared memory, and are held at gates in it.
- * After each test there are no children, and as many threads and descriptors as before it.
+ * Jobs report through their bytes, their results and shared memory, and wait at gates in it. Each
+ * test must leave no children, and as many threads and descriptors as before.
  *
  * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, seeds, valgrind,
- * gcc-asan, single, clang, static (they start processes, which emulators cannot, and older ones
- * of valgrind cannot wait for)
+ * gcc-asan, single, clang, static (they start processes, which emulators cannot, and which older
+ * versions of Valgrind cannot wait for)
  */
 #define _GNU_SOURCE 1 /* RTLD_NEXT */
 #define TEST_PROCESSES
@@ -41,7 +40,8 @@ static void call_clean(void (*call)(void (*)(void)), void (*body)(void))
     conc_shared_free(gates);
     check_no_children();
     CHECK_INT(test_count_fds(), fds);
-    /* else it may have one more, as sanitizers start one of their own with the program's first */
+    /* otherwise there may be one more, because sanitizers start their own thread with the program's
+     * first */
     if (!SANITIZED)
         check_threads(threads);
 }
@@ -58,9 +58,9 @@ static int finds_nothing(void *arg) { return arg ? -EINVAL : 7; }
 
 static int adds_one(void *arg) { return ++*(int *)arg; }
 
-/* A job at a gate of its own. */
+/* A job at its own gate. */
 typedef struct held {
-    visit v; /* the job's until it has ended */
+    visit v; /* belongs to the job until it has ended */
     gate *gate;
     conc_job job;
 } held;
@@ -84,7 +84,7 @@ static void end_held(held *h, int rc)
 
 static void check_healthy(conc_procs *p) { CHECK_INT(run_numbered(p, returns, 4711), 4711); }
 
-/* Somebody who makes one call. */
+/* A caller of one function. */
 typedef struct caller {
     conc_fn *how;
     conc_procs *pool;
@@ -92,10 +92,10 @@ typedef struct caller {
     conc_fn *fn;
     void *arg;
     size_t size, count;
-    double limit; /* seconds; 0: none */
+    double limit; /* time limit, in seconds; 0: none */
     int *results;
     int rc, result;
-    int next; /* what its next checkpoint returned */
+    int next; /* result of its next checkpoint */
     char text[128];
     conc_task task;
 } caller;
@@ -160,7 +160,7 @@ static void cancel_and_join(caller *c)
 
 /* ---- results ---- */
 
-/* What is true where a job runs. */
+/* Facts about where a job runs. */
 typedef struct place {
     pid_t pid;
     bool no_task, no_loop, not_cancelled, not_asked, no_deadline;
@@ -209,7 +209,7 @@ static ssize_t turns_round(const void *in, size_t in_size, void *out, size_t out
     return (ssize_t)in_size;
 }
 
-/* A little of everything: 0, or the line where something was wrong. */
+/* A little of everything: returns 0, or the line of a mistake. */
 static int uses_all_calls(void *arg)
 {
     conc_procs *pool = arg;
@@ -283,7 +283,7 @@ PROCS_TEST(three_hundred_tasks_use_a_pool_at_the_same_time)
     }
 }
 
-/* Bytes of a pattern, and in their front how many there are, if they fit. */
+/* Bytes of a pattern, preceded by their number, if it fits. */
 static unsigned char byte_at(size_t i) { return (unsigned char)(i ^ i >> 8 ^ i >> 16); }
 
 static void fill(unsigned char *data, size_t n)
@@ -305,7 +305,7 @@ typedef struct bulk {
     unsigned char data[];
 } bulk;
 
-/* Checks all of the bytes and inverts them. */
+/* Checks all bytes and inverts them. */
 static int inverts(void *arg)
 {
     bulk *b = arg;
@@ -426,7 +426,7 @@ PROCS_TEST(errno_is_left_alone)
     CHECK_INT(errno, 4711);
 }
 
-/* ---- words ---- */
+/* ---- error texts ---- */
 
 typedef struct failure {
     int rc, rc_of_words;
@@ -576,7 +576,7 @@ THREAD_TEST(data_that_no_memory_can_hold_is_an_error)
     }
     for (size_t i = 0; i < CONC_LEN(sizes) && !SANITIZED; i++) {
         ssize_t rc = conc_procs_call(&pool, turns_round, &byte, 1, &byte, sizes[i]);
-        /* it need not be so large until so much is written */
+        /* the file need not be that large until so much is written */
         CHECK(rc == -ENOMEM || rc == -EINVAL || rc == 1);
     }
     check_healthy(&pool);
@@ -700,7 +700,7 @@ PROCS_TEST(large_elements_are_mapped_too)
     free(all);
 }
 
-/* An element of a map: counts itself at the gate, and fails or not. */
+/* An element of a map: counts itself at the gate, and fails or succeeds. */
 static int enters(void *arg)
 {
     visit *v = arg;
@@ -763,7 +763,7 @@ PROCS_TEST(elements_that_wait_for_a_busy_worker_are_not_begun_after_an_error)
     free(v);
 }
 
-/* An element that waits in one of several ways, or fails when others do that. */
+/* An element that waits in one of several ways, or fails while others wait. */
 typedef struct waiting_element {
     gate *gate;
     enum { FAILS, BLOCKS, RECEIVES, RUNS, SHIELDS } way;
@@ -826,7 +826,7 @@ PROCS_TEST(a_map_of_all_goes_on_after_errors)
     free(v);
 }
 
-/* Some of many maps and calls that share the workers. */
+/* One of many maps and calls that share the workers. */
 typedef struct mapper {
     conc_procs *pool;
     int index, wrong;
@@ -904,7 +904,7 @@ PROCS_TEST(a_call_takes_bytes_and_gives_bytes)
     char out[10] = "unchanged";
     OPEN(pool, 1);
     CHECK_INT(conc_procs_call(&pool, turns_round, "hello", 5, out, sizeof out), 5);
-    CHECK_STR(out, "ollehnged"); /* no more than it said */
+    CHECK_STR(out, "ollehnged"); /* no more than it returned */
     CHECK_INT(conc_procs_call(&pool, turns_round, "a", 1, out, 1), 1);
     CHECK_STR(out, "allehnged");
     CHECK_INT(conc_procs_call(&pool, turns_round, NULL, 0, NULL, 0), 0);
@@ -984,8 +984,8 @@ static int count_different(const visit *v, size_t n)
     return different;
 }
 
-/* `count` jobs, the first of which wait until `workers` of them run: they are in so many
- * processes, of which none is this one. */
+/* Runs `count` jobs, the first of which wait until `workers` of them run. Returns whether they ran
+ * in that many processes, none of them this one. */
 static void check_crowd(conc_procs *p, int workers, size_t count)
 {
     conc_job *jobs = calloc(count, sizeof *jobs);
@@ -1071,7 +1071,7 @@ THREAD_TEST(a_pool_that_was_not_used_closes_and_so_does_one_whose_worker_only_be
     }
 }
 
-/* A line of the log that jobs keep together. */
+/* A line of the log that jobs write together. */
 typedef struct entry {
     gate *gate;
     int *log, number;
@@ -1277,7 +1277,7 @@ THREAD_TEST(in_a_forked_child_an_inherited_pool_is_dead)
     end_held(&h, 3);
 }
 
-/* A child of the program that keeps what it inherited until it is killed. */
+/* A child of the program that keeps its inherited descriptors open until it is killed. */
 static void forked_child_main(void)
 {
     for (;;)
@@ -1285,9 +1285,9 @@ static void forked_child_main(void)
 }
 
 static atomic_int forks_at_start;  /* when a program is started next: -1; then the child */
-static atomic_int signal_at_start; /* it gets this as soon as it is started; 0: none */
+static atomic_int signal_at_start; /* a signal that it receives on starting; 0: none */
 
-/* All that conc starts is started by this. */
+/* conc starts all its processes through this function. */
 int posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions,
                 const posix_spawnattr_t *how, char *const *argv, char *const *env)
 {
@@ -1322,7 +1322,7 @@ THREAD_TEST(a_worker_starts_though_the_program_forks_at_that_moment)
     end_forked_child(atomic_load(&forks_at_start));
 }
 
-/* As a terminal's or a service manager's, which come to all processes. */
+/* Like those of a terminal or a service manager, which all processes receive. */
 THREAD_TEST(workers_that_start_leave_signals_to_the_program)
 {
     static const int numbers[] = {SIGINT, SIGTERM};
@@ -1385,7 +1385,7 @@ static void *changes_environment(void *arg)
     return NULL;
 }
 
-/* It is copied when the pool is opened. */
+/* The environment is copied when the pool is opened. */
 THREAD_TEST(workers_have_the_environment_of_the_opener_whatever_becomes_of_it)
 {
     char name[] = "PROCS_TEST_VALUE";
@@ -1531,7 +1531,7 @@ static int init_fails_silently(void) { return -EACCES; }
 static int init_crashes(void) { return kill(getpid(), SIGKILL); }
 static int init_leaves(void) { _exit(9); }
 
-/* Jobs that are queued, and those that come later, are told of it, and nothing hangs. */
+/* Queued jobs, and later ones, return the error, and nothing hangs. */
 static void check_broken(int (*init)(void), const char *words)
 {
     enum { N = 20 };
@@ -1568,7 +1568,7 @@ PROCS_TEST(a_worker_that_dies_in_init_breaks_the_pool)
     check_broken(init_leaves, "");
 }
 
-/* The gate travels in the environment, as init has no argument. */
+/* The gate is passed in the environment, because init has no argument. */
 static int init_fails_at_gate(void)
 {
     void *p = NULL;
@@ -1580,7 +1580,7 @@ static int init_fails_at_gate(void)
     return conc_fail(-EACCES, "no licence");
 }
 
-/* The first worker comes up, and no other one. */
+/* The first worker starts, and no other does. */
 static int init_works_once(void)
 {
     void *p = NULL;
@@ -1623,7 +1623,7 @@ PROCS_TEST(a_pool_breaks_when_its_last_worker_dies_and_others_do_not_come_up)
     close_pool(&pool);
 }
 
-/* What is left then cannot tell the program that it has replied. */
+/* Afterwards the worker cannot tell the program that it has replied. */
 static int init_closes_its_socket(void)
 {
     struct stat st;
@@ -1640,7 +1640,7 @@ PROCS_TEST(workers_that_end_after_init_and_before_a_job_break_the_pool)
     conc_procs pool = {.workers = 2, .init = init_closes_its_socket};
     CHECK_INT(conc_procs_open(&pool), 0);
     CHECK_INT(conc_procs_submit(&pool, &job, adds_one, &n, sizeof n), 0);
-    while (!conc_job_done(&job)) /* no call of conc's looks at the workers meanwhile */
+    while (!conc_job_done(&job)) /* no call into conc watches the workers meanwhile */
         nap();
     CHECK_INT(result_of(&job), -ENOTRECOVERABLE);
     CHECK_CONTAINS(conc_last_error(), "status 1");
@@ -1674,8 +1674,8 @@ PROCS_TEST(jobs_that_are_queued_when_the_pool_breaks_are_told)
     close_pool(&pool);
 }
 
-/* Makes a library of this text in a new directory, or in the one there is. False: there is no
- * compiler. */
+/* Compiles this text to a library in a new directory, or in the existing one. Returns false if
+ * there is no compiler. */
 static bool make_library(const char *name, const char *text)
 {
     char command[600];
@@ -1750,7 +1750,7 @@ PROCS_TEST(a_library_that_was_replaced_is_an_error_of_its_jobs)
         CHECK_INT(run_numbered(&pool, fn, 7), 70);
         CHECK_INT(unlink(path_of("one.so")), 0);
         if (make_library("one.so", "int before(void) { return 1; }\n" LIBRARY(1000))) {
-            CHECK_INT(run_numbered(&pool, fn, 7), 71); /* the worker has what the program has */
+            CHECK_INT(run_numbered(&pool, fn, 7), 71); /* the worker has the program's library */
             CHECK_INT(kill(worker_of(&pool), SIGKILL), 0);
             CHECK_INT(run_numbered(&pool, fn, 7), -ENOEXEC);
             CHECK_CONTAINS(conc_last_error(), "another build");
@@ -1800,7 +1800,7 @@ PROCS_TEST(the_error_of_a_function_in_no_module_names_it)
 
 typedef struct descriptors {
     dev_t devices[3];
-    ino_t numbers[3]; /* of files that the parent has open */
+    ino_t numbers[3]; /* files that the parent has open */
     int open, kept_over_exec, of_the_parent;
 } descriptors;
 
@@ -1866,7 +1866,7 @@ static int looks_at_standard(void *arg)
     return 0;
 }
 
-/* Puts another descriptor into this place; restore() puts the old one back. */
+/* Replaces this descriptor with another one; restore() undoes that. */
 static int replace(int fd, int by)
 {
     int kept = fcntl(fd, F_DUPFD_CLOEXEC, 200);
@@ -1892,12 +1892,12 @@ static void check_standard(void)
     CHECK_INT(conc_procs_open(&pool), 0);
     CHECK_INT(conc_procs_run(&pool, looks_at_standard, &there, sizeof there), 0);
     close_pool(&pool);
-    CHECK_INT(read(0, &own, 1), 1); /* it is still there */
+    CHECK_INT(read(0, &own, 1), 1); /* it still exists */
     close(ends[1]);
     looks_at_standard(&here);
     restore(0, kept);
     close(ends[0]);
-    CHECK_INT(there.got, 0); /* at the end of the file from the beginning */
+    CHECK_INT(there.got, 0); /* at the former end of the file */
     CHECK(there.numbers[0] && there.numbers[0] != here.numbers[0]);
     for (int fd = 1; fd < 3; fd++)
         CHECK(here.devices[fd] == there.devices[fd] && here.numbers[fd] == there.numbers[fd]);
@@ -1945,7 +1945,7 @@ static int adds_one_and_prints(void *arg)
     return adds_one(arg);
 }
 
-/* Standard descriptors are closed, and jobs print: 6. */
+/* Standard descriptors are closed, and jobs print. Returns 6. */
 static int run_without_standard(void)
 {
     int kept[3], rc, n = 0;
@@ -1989,12 +1989,12 @@ PROCS_TEST(jobs_have_a_whole_stack)
 }
 
 typedef struct dispositions {
-    /* the first signal that is blocked, or whose disposition is not the default; those that
-     * the program decides about have handlers */
+    /* the first signal that is blocked, or whose action is not the default; those left to the
+     * program have handlers */
     int blocked, other;
 } dispositions;
 
-/* Is it one that sanitizers catch? */
+/* Do sanitizers catch this signal? */
 static bool is_fault(int number)
 {
     return number == SIGSEGV || number == SIGBUS || number == SIGFPE || number == SIGILL ||
@@ -2032,13 +2032,13 @@ static void check_signals(void)
     CONC_AUTO(conc_procs, pool) = {.workers = 1};
     CHECK_INT(conc_procs_open(&pool), 0);
     CHECK_INT(conc_procs_run(&pool, looks_at_signals, &d, sizeof d), 0);
-    CHECK_INT(d.blocked, 0); /* what the run blocks is not */
+    CHECK_INT(d.blocked, 0); /* not the signals that the run blocks */
     CHECK_INT(d.other, 0);
 }
 
 PROCS_TEST(signals_do_in_workers_what_they_do_by_default) { check_signals(); }
 
-/* A handler that no system call is begun again after. */
+/* A handler after which no system call is restarted. */
 static void disturb(long microseconds)
 {
     struct sigaction action = {.sa_flags = 0};
@@ -2129,7 +2129,7 @@ PROCS_TEST(workers_have_no_more_memory_than_the_limit)
 
 /* ---- output ---- */
 
-/* What fn, in another process, writes to standard output. */
+/* Returns what fn, in another process, writes to standard output. */
 static int output_of(void (*fn)(void), char *text, size_t size)
 {
     int out[2], status;
@@ -2179,7 +2179,7 @@ static void prints_in_jobs(void)
     printf("after.");
 }
 
-/* Each worker's and the program's own words are there once, and in order. */
+/* The output of each worker and of the program appears once, and in order. */
 static void check_printing(void)
 {
     char text[1000], own[1000] = "", jobs[1000] = "";
@@ -2229,7 +2229,7 @@ static int floods(void *arg)
     return *(int *)arg;
 }
 
-/* Reads, until the job has ended, what it writes. */
+/* Reads what the job writes until it ends. */
 static size_t drain_until_done(int fd, conc_job *j)
 {
     static char bytes[65536];
@@ -2261,7 +2261,7 @@ PROCS_TEST(a_worker_that_floods_standard_error_holds_nobody_up)
     CHECK_INT(rc, 0);
     for (int i = 0; i < 20; i++)
         CHECK_INT(others[i], i);
-    CHECK(!done); /* nobody had read yet */
+    CHECK(!done); /* no task had read yet */
     CHECK_INT(result_of(&j), 7);
     CHECK_INT(sum, MEGABYTE);
     close_pool(&pool);
@@ -2384,7 +2384,7 @@ static int transfers(void *arg)
     return conc_procs_run(t->pool, inverts, t->data, t->size);
 }
 
-/* At every moment of a large transfer: the bytes are as before or as after, and nobody's but the
+/* At every moment of a large transfer: the bytes are unchanged or the result, and only the
  * caller's. */
 REAL_TEST(large_jobs_are_cancelled_at_any_time)
 {
@@ -2508,7 +2508,7 @@ PROCS_TEST(the_only_one_who_waits_for_a_job_has_it_killed_when_cancelled)
     end(&g);
 }
 
-/* A map whose first element stays for ever: the rest is behind it, or in another worker. */
+/* A map whose first element stays forever: the others are behind it, or in another worker. */
 static void check_map_cancel(conc_fn *how, int workers)
 {
     enum { N = 50 };
@@ -2694,7 +2694,7 @@ PROCS_TEST(a_close_that_is_cancelled_while_the_workers_end_does_not_hold_the_loo
     conc_procs pool = {.workers = 1};
     CHECK_INT(conc_procs_open(&pool), 0);
     pid_t worker = worker_of(&pool);
-    /* it ends when it is continued, or killed a second later */
+    /* it ends when it is continued, or when it is killed a second later */
     CHECK_INT(kill(worker, SIGSTOP), 0);
     caller c = {by_close, .pool = &pool};
     start(&g, &c);
@@ -2708,7 +2708,7 @@ PROCS_TEST(a_close_that_is_cancelled_while_the_workers_end_does_not_hold_the_loo
     check_no_children();
 }
 
-/* Uses a pool that is opened and closed meanwhile; 0, or what it should not have got. */
+/* Uses a pool that is opened and closed meanwhile; returns 0, or an unexpected result. */
 typedef struct guest {
     conc_procs *pool;
     atomic_bool *leaves;
@@ -2801,8 +2801,8 @@ PROCS_TEST(the_result_of_a_job_is_there_when_the_pool_is_no_more)
 
 /* ---- without descriptors ---- */
 
-/* Every number of descriptors that may still be opened: an open or a run that fails, none that
- * hangs, nothing lost. */
+/* For every number of descriptors that may still be opened: an open or a run that fails, but none
+ * that hangs, and no leak. */
 THREAD_TEST(a_lack_of_descriptors_is_an_error)
 {
     struct rlimit limit, low;
@@ -2824,7 +2824,7 @@ THREAD_TEST(a_lack_of_descriptors_is_an_error)
     CHECK(worked > 0);
 }
 
-/* poll refuses more places than there may be descriptors. */
+/* poll refuses more entries than there may be descriptors. */
 THREAD_TEST(a_pool_may_have_more_workers_than_there_may_be_descriptors)
 {
     enum { N = 40 };
@@ -2840,10 +2840,10 @@ THREAD_TEST(a_pool_may_have_more_workers_than_there_may_be_descriptors)
     CHECK_INT(conc_procs_map_all(&pool, adds_one, many, N, sizeof(int), results), 0);
     for (int i = 0; i < N; i++)
         CHECK_INT(results[i], i + 1);
-    low.rlim_cur = 3; /* below what is open already */
+    low.rlim_cur = 3; /* below the number that is open already */
     CHECK_INT(setrlimit(RLIMIT_NOFILE, &low), 0);
     for (int i = 0; i < 4; i++) {
-        int rc = conc_procs_run(&pool, adds_one, &n, sizeof n); /* by the workers that are left */
+        int rc = conc_procs_run(&pool, adds_one, &n, sizeof n); /* by the remaining workers */
         CHECK(rc == n || rc == -EAGAIN);
     }
     CHECK_INT(setrlimit(RLIMIT_NOFILE, &limit), 0);
@@ -2853,7 +2853,7 @@ THREAD_TEST(a_pool_may_have_more_workers_than_there_may_be_descriptors)
     check_no_children();
 }
 
-/* The worker is there already. */
+/* The worker exists already. */
 PROCS_TEST(the_error_of_large_data_says_why_it_has_no_room)
 {
     enum { LARGE = 2 * MEGABYTE };

@@ -1,12 +1,12 @@
 /* test_procs_faults.c - process pools whose workers crash, are killed, stopped or orphaned, and
- * programs that reap what is not theirs: one job is lost at most, and nothing hangs or stays
- * behind.
+ * programs that reap other code's children: at most one job is lost, and nothing hangs or is
+ * leaked.
  *
- * PROCS_FAULT_JOBS=100000 in the environment makes the test with the killer a long one.
+ * PROCS_FAULT_JOBS=100000 in the environment makes the test with the killer long.
  *
  * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, seeds, valgrind,
- * gcc-asan, single, clang, static (they start processes, which emulators cannot, and older ones
- * of valgrind cannot wait for)
+ * gcc-asan, single, clang, static (they start processes, which emulators cannot, and which older
+ * versions of Valgrind cannot wait for)
  */
 #define TEST_PROCESSES
 #include "pool_test.h"
@@ -17,7 +17,7 @@
 
 enum { VICTIMS = 32 };
 
-/* In shared memory, which is there before any pool. */
+/* Shared memory, allocated before any pool. */
 static struct shared {
     gate gates[GATES];
     atomic_int victims[VICTIMS]; /* workers that ran a job */
@@ -64,7 +64,7 @@ static void find_two(conc_procs *p, pid_t pid[2])
 enum { BY_SIGNAL, BY_FAULT, BY_ABORT, BY_EXIT, BY_LATE_EXIT, BY_THREAD_EXIT, BY_OVERFLOW };
 
 typedef struct death {
-    int how, number; /* of the signal, or the exit status */
+    int how, number; /* the signal, or the exit status */
     int touched;
 } death;
 
@@ -75,12 +75,12 @@ static int recurses(volatile char *above)
     return here[0] ? 1 : recurses(here) + here[1];
 }
 
-/* Its own ways, which sanitizers do not catch. */
+/* Ways to die that sanitizers do not catch. */
 static int dies(void *arg)
 {
     death *d = arg;
     volatile int *nowhere;
-    d->touched = 1; /* nobody sees that */
+    d->touched = 1; /* no other process sees that */
     signal(SIGSEGV, SIG_DFL);
     switch (d->how) {
     case BY_SIGNAL: kill(getpid(), d->number); break;
@@ -260,8 +260,8 @@ static void *explodes(void *arg)
     return NULL;
 }
 
-/* Leaves a thread behind that kills the process a little later, while the result is on its way
- * or the next job. */
+/* Leaves a thread behind that kills the process a little later, during its result or the next
+ * job. */
 static int primes(void *arg)
 {
     static long delay;
@@ -313,7 +313,7 @@ PROCS_TEST(a_worker_that_dies_while_large_data_is_on_its_way_is_an_error_or_noth
     free(b);
 }
 
-/* ---- other ways to be lost ---- */
+/* ---- other ways to lose a worker ---- */
 
 static int closes_descriptors(void *arg)
 {
@@ -363,7 +363,7 @@ PROCS_TEST(a_job_that_becomes_a_program_that_ends_is_lost)
     check_healthy(&pool);
 }
 
-/* A process that has all that its parent has, and stays until the gate is opened. */
+/* A process that inherits everything from its parent, and stays until the gate is opened. */
 static void stay_behind(gate *g)
 {
     atomic_fetch_add(&g->entered, 1);
@@ -441,7 +441,7 @@ static int becomes_a_daemon(void *arg)
 static int doubles_slowly(void *arg)
 {
     identity *i = arg;
-    atomic_store(&i->gate->opened, 1); /* the daemon comes back from its job now */
+    atomic_store(&i->gate->opened, 1); /* the daemon now returns from its job */
     for (int n = 0; n < 50 && kill(atomic_load(&i->gate->entered), 0) == 0; n++)
         nap();
     i->value *= 2;
@@ -480,7 +480,7 @@ PROCS_TEST(a_child_of_a_job_that_comes_back_from_it_ends)
     check_healthy(&pool);
 }
 
-/* An element of a map that forks in one of several ways, and whose child comes back from it. */
+/* An element of a map that forks in one of several ways, and whose child returns from it. */
 typedef struct forking_element {
     gate *gate;
     int number, way;
@@ -519,7 +519,7 @@ PROCS_TEST(a_child_of_an_element_that_comes_back_from_it_does_no_other_element)
     check_healthy(&pool);
 }
 
-/* Jobs of one worker, with data that is copied into its channel or that has memory of its own. */
+/* Jobs of one worker, with data that is copied into its channel, or that has its own memory. */
 typedef struct leaver {
     gate *gate;
     size_t size; /* of all */
@@ -539,7 +539,7 @@ static void fill(leaver *l, unsigned char value)
     memset(l->data, value, l->size - offsetof(leaver, data));
 }
 
-/* The child goes on with the data that it was forked with when the next job has begun. */
+/* When the next job has begun, the child continues with the data with which it was forked. */
 static int leaves_a_writer(void *arg)
 {
     leaver *l = arg;
@@ -588,9 +588,9 @@ PROCS_TEST(a_process_that_a_job_forked_has_its_own_copy_of_the_data)
     check_forked_data(3 * MEGABYTE);
 }
 
-/* ---- jobs that write anywhere ---- */
+/* ---- jobs that overwrite memory ---- */
 
-/* Overwrites all memory that the process shares with another one and may write to. */
+/* Overwrites all memory that the process shares with another and may write to. */
 static void overwrite_what_is_shared(unsigned char with)
 {
     static char line[5000];
@@ -632,7 +632,7 @@ static int run_overwriting(void *arg)
     return conc_procs_run(o->pool, o->fn, bytes, sizeof bytes);
 }
 
-/* Whatever such a job's own result is, the program and other jobs go on. */
+/* Whatever such a job returns, the program and other jobs continue. */
 REAL_TEST(a_job_that_overwrites_all_shared_memory_costs_at_most_its_own_result)
 {
     OPEN(pool, .workers = 2);
@@ -651,7 +651,7 @@ REAL_TEST(a_job_that_overwrites_all_shared_memory_costs_at_most_its_own_result)
     }
 }
 
-/* Also where its worker has done no job before, and the next one has done none either. */
+/* The same if its worker has done no job before, and if the next one has done none either. */
 REAL_TEST(a_job_that_overwrites_all_shared_memory_and_dies_is_lost)
 {
     for (int with = 0; with < 256; with++) {
@@ -665,7 +665,7 @@ REAL_TEST(a_job_that_overwrites_all_shared_memory_and_dies_is_lost)
     }
 }
 
-/* The first element of several that a worker gets at once. */
+/* The first of several elements that a worker gets at once. */
 static int overwrites_or_returns(void *arg)
 {
     const unsigned char *with = arg;
@@ -713,7 +713,7 @@ THREAD_TEST(a_job_that_overwrites_all_shared_memory_has_ended_when_it_returns)
     CHECK_INT(conc_procs_submit(&pool, &first, overwrites_and_stays, &bytes, sizeof bytes), 0);
     CHECK(reaches(&at->entered, 1));
     CHECK_INT(conc_procs_submit(&pool, &second, returns, &number, sizeof number), 0);
-    for (int i = 0; i < 50; i++) /* the thread of the pool looks at what came meanwhile */
+    for (int i = 0; i < 50; i++) /* the pool's thread meanwhile processes what arrived */
         nap();
     CHECK(!conc_job_done(&first) && !conc_job_done(&second));
     atomic_store(&at->opened, 1);
@@ -821,7 +821,7 @@ static bool is_worker(pid_t pid)
     return parent > 0 && (parent == getpid() || parent_of(parent) == getpid());
 }
 
-/* Workers that have stopped themselves would keep their jobs for ever. */
+/* Stopped workers would keep their jobs forever. */
 static void kill_stopped(void)
 {
     char line[512], state = 0;
@@ -840,7 +840,7 @@ static void kill_stopped(void)
     closedir(processes);
 }
 
-/* Kills workers that ran a job, at any time. */
+/* Kills workers that have run a job, at any time. */
 static void *kills_at_random(void *arg)
 {
     unsigned random = 12345;
@@ -862,7 +862,7 @@ static void *kills_at_random(void *arg)
 typedef struct victim {
     struct shared *shared;
     int number, rc;
-    bool alone; /* no other job's data lies beside it */
+    bool alone; /* no other job's data is next to it */
     size_t n;   /* bytes that are used */
     unsigned char data[40000];
 } victim;
@@ -875,7 +875,7 @@ static void close_everything(void)
         close(fd);
 }
 
-/* What the job does to its process, a few of 1024. */
+/* What the job does to its process, in a few cases of 1024. */
 static unsigned mischief_of(const victim *v)
 {
     unsigned kind = (unsigned)v->number * 2654435761u >> 22;
@@ -889,7 +889,7 @@ static void do_mischief(unsigned kind)
     case CHILD:
         if (fork() == 0)
             for (;;)
-                pause(); /* it ends with the program, or its worker's channel is nothing to it */
+                pause(); /* it ends with the program, or does not use its worker's channel */
         break;
     case CLOSE: close_everything(); break;
     case STOP: kill(getpid(), SIGSTOP); break; /* the killer finds it */
@@ -980,7 +980,7 @@ PROCS_TEST(while_workers_are_killed_and_leave_at_random_every_job_is_done_or_los
     check_killer();
 }
 
-/* ---- programs that reap what is not theirs ---- */
+/* ---- programs that reap other code's children ---- */
 
 static void *reaps(void *stop)
 {
@@ -990,7 +990,7 @@ static void *reaps(void *stop)
     return NULL;
 }
 
-/* Jobs, some of which die, while nobody can tell what of. */
+/* Jobs, some of which die while nobody can tell why. */
 static void check_unreaped(conc_procs *p)
 {
     for (int i = 0; i < 60; i++) {
@@ -1055,7 +1055,7 @@ REAL_TEST(a_handler_that_reaps_all_children_does_not_hang_a_pool)
 
 /* ---- parents that die ---- */
 
-/* Shared by the test with the process that it kills, which has pools of its own. */
+/* Shared by the test and the process that it kills, which has its own pools. */
 static struct middle {
     bool leaves_child;
     atomic_int ready, may_end, left;
@@ -1074,7 +1074,7 @@ static void leave_child(void)
     _exit(0);
 }
 
-/* A child, and one that is in a session of its own and whose parent has ended. */
+/* A child, and a process in its own session whose parent has ended. */
 static int leaves_two(void *arg)
 {
     pid_t child = fork(), other = child > 0 ? fork() : 0;
@@ -1086,7 +1086,7 @@ static int leaves_two(void *arg)
         pause();
 }
 
-/* One worker is idle, and one in a job that hangs; jobs have left processes behind. */
+/* One worker is idle, and one runs a job that hangs; jobs have left processes behind. */
 static void be_killed(void)
 {
     conc_job j;
@@ -1107,7 +1107,7 @@ static void be_killed(void)
     pause();
 }
 
-/* Reaps what it can; all of the children but this one have ended within the time. */
+/* Reaps what it can; all children but this one have ended within the time limit. */
 static bool all_end(pid_t but, double seconds)
 {
     double until = test_real_seconds() + seconds;
@@ -1177,14 +1177,14 @@ THREAD_TEST(workers_end_when_the_program_ends_without_a_close)
 
 /* ---- everything at once ---- */
 
-/* Somebody who does this and that with a pool, at random: a task, or a thread without a run. */
+/* Uses a pool at random: a task, or a thread without a run. */
 typedef struct actor {
     conc_procs *pool;
     gate *gate; /* never opened */
     unsigned random;
     int rounds;
     bool in_task;
-    int wrong; /* the line where something was; 0: nothing */
+    int wrong; /* the line of a mistake; 0: none */
     int rc, way;
 } actor;
 
@@ -1238,7 +1238,7 @@ static int act_die(void *arg)
     return rc == -EOWNERDEAD ? 1 : rc;
 }
 
-/* Of all elements each is done, died, or was not begun. */
+/* Of all elements each was done, died, or was not begun. */
 static int act_map(void *arg)
 {
     enum { N = 60 };
@@ -1308,7 +1308,7 @@ static void *acts_in_thread(void *arg)
     return NULL;
 }
 
-/* Two runs, each with tasks, and threads without. */
+/* Two runs, each with tasks, and threads without a run. */
 static void run_random_program(gate *never, unsigned seed)
 {
     actor a[2 * TASKS + THREADS];
