@@ -904,7 +904,7 @@ PROCS_TEST(a_call_takes_bytes_and_gives_bytes)
     char out[10] = "unchanged";
     OPEN(pool, 1);
     CHECK_INT(conc_procs_call(&pool, turns_round, "hello", 5, out, sizeof out), 5);
-    CHECK_STR(out, "ollehnged"); /* no more than it returned */
+    CHECK_STR(out, "ollehnged"); /* the other bytes are unchanged */
     CHECK_INT(conc_procs_call(&pool, turns_round, "a", 1, out, 1), 1);
     CHECK_STR(out, "allehnged");
     CHECK_INT(conc_procs_call(&pool, turns_round, NULL, 0, NULL, 0), 0);

@@ -1,6 +1,5 @@
-/* test_queue_faults.c - queues that cannot have the memory they want: the put returns -ENOMEM,
- * and the queue is as it was. The implementation here allocates through functions that refuse on
- * demand.
+/* test_queue_faults.c - queues that run out of memory: the put returns -ENOMEM, and the queue is
+ * unchanged. This implementation allocates through functions that fail on demand.
  *
  * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
  * switch and wait is tested elsewhere)
@@ -12,9 +11,9 @@
 
 #define MAYBE_UNUSED __attribute__((unused))
 
-static long countdown; /* allocations that still succeed, when refusing */
+static long countdown; /* allocations that still succeed while refusing */
 static bool refusing;
-static size_t largest = SIZE_MAX;      /* more bytes at once are refused */
+static size_t largest = SIZE_MAX;      /* larger allocations are refused */
 static long refused, live_allocations; /* live: malloc'ed and not freed */
 
 static bool refuses(size_t n)
@@ -71,8 +70,8 @@ static void refuse_after(long n)
     refused = 0;
 }
 
-/* What is put counts up, so FIFO and priority give the first of what lies in it and LIFO the
- * last. */
+/* Items count up, so FIFO and priority queues return the first one in the queue, and LIFO queues
+ * the last. */
 static void check_all_come_out(conc_queue *q, int first, int last)
 {
     for (int i = first; i <= last; i++) {
@@ -82,11 +81,11 @@ static void check_all_come_out(conc_queue *q, int first, int last)
         CHECK_INT(conc_queue_task_done(q), 0);
     }
     CHECK_INT(conc_queue_len(q), 0);
-    CHECK_INT(conc_queue_task_done(q), -EOVERFLOW); /* what was refused does not count */
+    CHECK_INT(conc_queue_task_done(q), -EOVERFLOW); /* refused items do not count */
 }
 
-/* Puts 200 items, after `shift` others went through, so that the first one lies elsewhere; nth
- * allocations succeed on the way, then two puts are refused, then all is well. Returns whether
+/* Puts 200 items after `shift` others have passed through, so that the first one has another index;
+ * n allocations succeed on the way, then two puts are refused, then all succeed. Returns whether
  * there was a refusal. */
 static bool check_growth(int kind, long nth, int shift)
 {

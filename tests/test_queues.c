@@ -1,5 +1,6 @@
-/* test_queues.c - conc_queue: which item goes to whom, and that none is lost, doubled or out of
- * its order, whoever is cancelled or closes it. Running out of memory is in test_queue_faults.c.
+/* test_queues.c - conc_queue: which task gets which item; none is lost, duplicated or out of
+ * order, even if tasks are cancelled or close the queue. Running out of memory is in
+ * test_queue_faults.c.
  *
  * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
  * switch and wait is tested elsewhere)
@@ -11,16 +12,16 @@
 #include <limits.h>
 #include <pthread.h>
 
-enum { UNDECIDED = 1000, UNTOUCHED = -77 }; /* what no call returns, and no item is */
+enum { UNDECIDED = 1000, UNTOUCHED = -77 }; /* neither a result of any call nor an item */
 
 static bool int_less(const void *a, const void *b) { return *(const int *)a < *(const int *)b; }
 
-/* One who puts, gets or joins. */
+/* A task that puts, gets or joins. */
 typedef struct client {
     conc_queue *queue;
     int item;
     conc_task task;
-    int rc, next; /* of the call, and of the checkpoint after it */
+    int rc, next; /* results of the call, and of the checkpoint after it */
     double at;
 } client;
 
@@ -63,7 +64,7 @@ static void check_waits(const client *c, int n)
         CHECK_INT(c[i].rc, UNDECIDED);
 }
 
-/* Each has rc, and items that count up from the first one's. */
+/* Checks that each has rc, and items that count up from the first one's. */
 static void check_clients(const client *c, int n, int rc, int first_item)
 {
     for (int i = 0; i < n; i++) {
@@ -164,8 +165,8 @@ TASK_TEST(a_hundred_thousand_items_come_out_sorted_and_equal_ones_in_the_order_o
     check_empty(&q);
 }
 
-/* Puts and gets at random beside an array in the order of the puts, in which the next item is
- * looked for. */
+/* Random puts and gets, compared with an array in the order of the puts, which is searched for the
+ * next item. */
 static void check_beside_a_model(conc_queue *q, bool priority)
 {
     static job model[512];
@@ -206,7 +207,7 @@ TASK_TEST(a_queue_may_grow_wherever_its_first_item_lies)
 {
     for (int shift = 0; shift < 70; shift++) {
         CONC_AUTO(conc_queue, q) = CONC_QUEUE(int, 0);
-        /* some always lie in it, so that the place moves on */
+        /* some items always stay, so that the first index moves */
         for (int lying = 0; lying < 4; lying++) {
             int in = 0, out = 0;
             for (; in < lying; in++)
@@ -237,7 +238,7 @@ TASK_TEST(without_a_capacity_there_is_no_limit)
 
 /* ---- items ---- */
 
-/* Each byte of an item says which item it is and which byte. */
+/* Each byte of an item tells which item it is and which byte. */
 static unsigned char byte_of(size_t item, size_t i)
 {
     return (unsigned char)(item * 31 + i * 7 + (i >> 8));
@@ -253,7 +254,7 @@ static void check_bytes(const unsigned char *bytes, size_t size, size_t item)
 {
     for (size_t i = 0; i < size; i++)
         CHECK_INT(bytes[i], byte_of(item, i));
-    CHECK_INT(bytes[size], 0xee); /* not one more than there are */
+    CHECK_INT(bytes[size], 0xee); /* no more than there are */
 }
 
 typedef struct parcel {
@@ -276,7 +277,7 @@ static int receives(void *arg)
     return 0;
 }
 
-/* Through the queue, to one who waits, and from one who waits. */
+/* Through the queue, to a task that waits, and from a task that waits. */
 static void check_items_of(conc_queue *q, unsigned char *in, unsigned char *out)
 {
     size_t n = 5, size = q->item_size;
@@ -304,7 +305,7 @@ static void check_items_of(conc_queue *q, unsigned char *in, unsigned char *out)
     CHECK_INT(conc_settle(), 0);
     fill(in, size, 99);
     CHECK_INT(conc_queue_put(q, in), 0);
-    memset(in, 0, size); /* the put has its copy */
+    memset(in, 0, size); /* the put has its own copy */
     CHECK_INT(conc_group_wait(&g), 0);
     check_bytes(out, size, 99);
     CHECK_INT(late.rc + early.rc, 0);
@@ -325,7 +326,7 @@ TASK_TEST(items_of_any_size_arrive_whole)
         conc_queue queues[] = {
             {.item_size = sizes[i], .capacity = 5},
             {.item_size = sizes[i], .capacity = 5, .kind = CONC_QUEUE_LIFO},
-            /* all equal: as they came */
+            /* all equal: FIFO order */
             {.item_size = sizes[i], .capacity = 5, .less = never_less},
         };
         CHECK(in && out);
@@ -412,7 +413,7 @@ TASK_TEST(a_put_into_a_full_queue_waits_for_a_get)
     check_waits(&c, 1);
     CHECK_INT(conc_queue_len(&q), 2);
     check_next(&q, 1);
-    CHECK_INT(conc_queue_len(&q), 2); /* its item is in already */
+    CHECK_INT(conc_queue_len(&q), 2); /* its item is in the queue already */
     CHECK_INT(conc_group_wait(&g), 0);
     CHECK_INT(c.rc, 0);
     CHECK(c.at == 2);
@@ -446,7 +447,7 @@ TASK_TEST(an_item_belongs_to_the_getter_that_waits_for_it)
     put(&q, 1);
     CHECK_INT(conc_queue_len(&q), 0);
     check_try_get_fails(&q, -EAGAIN);
-    CHECK_INT(try_put(&q, 2), 0); /* there is room: the first one does not lie in it */
+    CHECK_INT(try_put(&q, 2), 0); /* there is room: the first item is not in the queue */
     CHECK_INT(conc_group_wait(&g), 0);
     check_clients(&c, 1, 0, 1);
     check_next(&q, 2);
@@ -595,7 +596,7 @@ TASK_TEST(a_cancelled_getter_takes_nothing_and_the_next_is_served)
         CHECK_INT(conc_cancel(&c[victim].task), 0);
         put(&q, 1);
         put(&q, 2);
-        put(&q, 3); /* for nobody */
+        put(&q, 3); /* for no task */
         CHECK_INT(conc_group_wait(&g), 0);
         check_clients(&c[victim], 1, -ECANCELED, UNTOUCHED);
         for (int i = 0; i < 3; i++)
@@ -634,7 +635,7 @@ TASK_TEST(a_cancelled_putter_puts_nothing_and_the_next_comes_in)
         arrive(&g, puts_one, &q, &c[i], 2 + i);
     CHECK_INT(conc_cancel(&c[0].task), 0);
     check_next(&q, 1);
-    CHECK_INT(conc_cancel(&c[1].task), 0); /* too late: its item is in */
+    CHECK_INT(conc_cancel(&c[1].task), 0); /* too late: its item is in the queue */
     CHECK_INT(conc_settle(), 0);
     CHECK_INT(c[0].rc, -ECANCELED);
     CHECK_INT(c[1].rc, 0);
@@ -683,7 +684,7 @@ TASK_TEST(whose_time_runs_out_leaves_the_queue_as_it_was)
     check_empty(&q);
     CHECK_INT(conc_timeout(1, join_here, &q), -ETIMEDOUT);
     CHECK_INT(conc_queue_task_done(&q), 0);
-    /* the put that did not happen does not count */
+    /* the put that was cancelled does not count */
     CHECK_INT(conc_queue_task_done(&q), -EOVERFLOW);
     CHECK_TIME(3);
     conc_queue_destroy(&q);
@@ -726,7 +727,7 @@ TASK_TEST(a_join_waits_until_as_many_were_done_as_were_put)
     conc_queue q = CONC_QUEUE(int, 0);
     client c[3];
     conc_group g = {0};
-    CHECK_INT(conc_queue_join(&q), 0); /* nothing was put yet */
+    CHECK_INT(conc_queue_join(&q), 0); /* no item was put yet */
     put(&q, 1);
     CHECK_INT(try_put(&q, 2), 0);
     for (int i = 0; i < 3; i++)
@@ -741,7 +742,7 @@ TASK_TEST(a_join_waits_until_as_many_were_done_as_were_put)
     CHECK_INT(conc_cancel(&c[0].task), 0);
     check_next(&q, 3);
     CHECK_INT(conc_queue_task_done(&q), 0);
-    put(&q, 4); /* takes nothing back */
+    put(&q, 4); /* the queue stays unchanged */
     CHECK_INT(conc_cancel(&c[1].task), 0);
     CHECK_INT(conc_group_wait(&g), 0);
     CHECK_INT(c[0].rc, -ECANCELED);
@@ -759,13 +760,13 @@ TASK_TEST(more_done_than_put_is_refused)
     conc_group g = {0};
     CHECK_INT(conc_queue_task_done(&q), -EOVERFLOW);
     arrive(&g, gets_one, &q, &getter, UNTOUCHED);
-    put(&q, 1); /* handed over, it counts as well */
+    put(&q, 1); /* an item that was handed over counts as well */
     CHECK_INT(conc_queue_task_done(&q), 0);
     CHECK_INT(conc_queue_task_done(&q), -EOVERFLOW);
     put(&q, 2);
     arrive(&g, puts_one, &q, &putter, 3);
     CHECK_INT(conc_queue_task_done(&q), 0);
-    CHECK_INT(conc_queue_task_done(&q), -EOVERFLOW); /* one that waits has not put */
+    CHECK_INT(conc_queue_task_done(&q), -EOVERFLOW); /* a putter that waits has not put its item */
     check_next(&q, 2);
     CHECK_INT(conc_queue_task_done(&q), 0); /* now it has */
     CHECK_INT(conc_queue_task_done(&q), -EOVERFLOW);
@@ -854,7 +855,7 @@ TASK_TEST(what_lies_in_a_closed_queue_can_still_be_taken)
         check_waits(&joiner, 1);
         CHECK_INT(conc_queue_len(q), 2);
         check_next(q, q->kind == CONC_QUEUE_LIFO ? 2 : 1);
-        CHECK_INT(try_put(q, 9), -EPIPE); /* though there is room */
+        CHECK_INT(try_put(q, 9), -EPIPE); /* although there is room */
         check_next(q, q->kind == CONC_QUEUE_LIFO ? 1 : 2);
         check_closed_and_empty(q);
         CHECK_INT(conc_queue_task_done(q), 0);
@@ -994,7 +995,7 @@ enum { PRODUCERS = 4, CONSUMERS = 4, ITEMS = 150 };
 typedef struct market {
     conc_queue queue;
     int producers_left, put, got;
-    int last[PRODUCERS]; /* number of the newest item that came out, by its producer */
+    int last[PRODUCERS]; /* number of the latest item that came out, by its producer */
     bool out[PRODUCERS][ITEMS];
     bool in[PRODUCERS][ITEMS];
 } market;
@@ -1004,7 +1005,7 @@ typedef struct trader {
     int who;
 } trader;
 
-/* What an impatient call returned: 0, -ETIMEDOUT, -EPIPE. */
+/* Filters an expected result of a call with a time limit: 0, -ETIMEDOUT or -EPIPE. */
 static int puts_in_a_hurry(market *m, job *j)
 {
     conc_scope s = {0};
@@ -1275,7 +1276,7 @@ static void get_from_nobody(void)
     conc_queue q = CONC_QUEUE(int, 0);
     int item = UNTOUCHED;
     CHECK_INT(conc_run(gets_for_ever, &q), -EDEADLK);
-    CHECK_INT(try_put(&q, 1), 0); /* nobody waits any more */
+    CHECK_INT(try_put(&q, 1), 0); /* no task waits any more */
     CHECK_INT(conc_queue_try_get(&q, &item), 0);
     CHECK_INT(item, 1);
     conc_queue_destroy(&q);
@@ -1343,7 +1344,7 @@ TASK_TEST(no_item_is_refused)
     conc_queue_destroy(&q);
 }
 
-/* ---- a queue that is destroyed while its items are worked on ---- */
+/* ---- a queue that is destroyed while its items are being processed ---- */
 
 static int works_on_one(void *arg)
 {
@@ -1370,15 +1371,15 @@ TASK_TEST(items_in_flight_stay_in_the_count_of_a_destroyed_queue)
     CHECK_INT(conc_queue_len(&q), 0);
     CHECK_INT(conc_settle(), 0);
     CHECK(conc_done(&joiner));
-    CHECK_INT(conc_queue_join(&q), 0); /* the two in flight */
+    CHECK_INT(conc_queue_join(&q), 0); /* with the two in flight */
     CHECK_TIME(2);
     conc_queue_destroy(&q);
     CHECK_INT(conc_queue_task_done(&q), -EOVERFLOW);
     CHECK_INT(conc_group_wait(&g), -EPIPE);
-    CHECK_INT(g.error_count, 1); /* the joiner that waited at that moment */
+    CHECK_INT(g.error_count, 1); /* from the joiner that waited at that moment */
 }
 
-/* ---- puts of values ---- */
+/* ---- puts of plain values ---- */
 
 typedef struct order {
     const char *what;
@@ -1426,7 +1427,7 @@ TASK_TEST(a_pointer_is_put_into_a_queue_of_pointers)
 TASK_TEST(a_value_of_another_size_is_refused_with_both_sizes)
 {
     conc_queue q = CONC_QUEUE(int, 10);
-    conc_queue *volatile hidden = &q; /* else it would not compile */
+    conc_queue *volatile hidden = &q; /* otherwise this would not compile */
     CHECK_INT(CONC_PUT(hidden, (char)1), -EINVAL);
     CHECK_STR(conc_last_error(), "an item of 1 bytes for a queue of items of 4");
     CHECK_INT(conc_queue_len(&q), 0);

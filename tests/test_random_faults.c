@@ -1,13 +1,13 @@
-/* test_random_faults.c - the random programs of test_random_programs.c with an allocator that fails
- * now and then, and mappings of stacks that do.
+/* test_random_faults.c - the random programs of test_random_programs.c with an allocator and stack
+ * mappings that fail now and then.
  *
- * A call that says -ENOMEM has had no effect, which the model checks as it goes on: a spawn that is
- * refused leaves its group as it was, and a fresh one fresh; a place under a limit goes to the
- * next; of a gather no child runs; a local keeps its value. No call says so unless something was
- * refused, and at the end all memory is given back.
+ * A call that returns -ENOMEM must have no effect, which the model checks: a refused spawn leaves
+ * its group unchanged, and a fresh one fresh; a slot under a limit goes to the next waiter; no
+ * child of a gather runs; a local keeps its value. A call may return it only if an allocation
+ * failed, and at the end all memory must be freed.
  *
- * Not under: ucontext, save-fpu, aarch64, aarch64-bti, riscv64, seeds (the programs have seeds of
- * their own; emulators have little memory for large stacks)
+ * Not under: ucontext, save-fpu, aarch64, aarch64-bti, riscv64, seeds (the programs have their own
+ * seeds; emulators have little memory for large stacks)
  */
 #include <errno.h>
 #include <stdbool.h>

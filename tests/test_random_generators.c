@@ -1,19 +1,19 @@
-/* test_random_generators.c - random programs with generators, beside a model that says what each
- * call returns.
+/* test_random_generators.c - random programs with generators, compared with a model that predicts
+ * what each call returns.
  *
- * A few tasks and the bodies of the generators themselves open, consume and close the same
- * generators, so that bodies consume each other, in trees, chains and circles. Bodies sleep, fail,
- * emit where they may not, and clean up with waits, scopes and failures. Some ignore their
- * closing: they emit again and again, which returns at once, or for ever, until they are stopped.
- * Some generators are left open until the run ends. The model knows
- *   - which generator is inside whose call: any other next or close is -EBUSY;
- *   - what the body did, and so what its consumer gets;
- *   - that a closed body runs to its end, or is stopped after 1000 emits, which on_error hears of;
- *   - in which order the run's end closes: a consumer before what it consumes.
+ * A few tasks and the generators' bodies open, consume and close the same generators, so that
+ * bodies consume each other, in trees, chains and cycles. Bodies sleep, fail, emit where they may
+ * not, and clean up with waits, scopes and failures. Some ignore being closed: they emit several
+ * more times, each of which returns immediately, or forever, until they are stopped. Some
+ * generators are left open until the run ends. The model knows
+ *   - in whose call each generator is: any other next or close returns -EBUSY;
+ *   - what the body did, and therefore what its consumer gets;
+ *   - that a closed body runs to its end, or is stopped after 1000 emits, which on_error receives;
+ *   - in which order the run's end closes them: a consumer before the generator that it consumes.
  * random_test.h tells how to repeat one by hand.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, seeds (the programs have seeds of
- * their own)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, seeds (the programs have their own
+ * seeds)
  */
 #include "random_test.h"
 
@@ -40,12 +40,12 @@ typedef struct gen {
     actor actor;
     state state;
     int life;         /* how often it was opened */
-    int items, again; /* how many it emits; how many more when it is being closed */
+    int items, again; /* how many items it emits, and how many more while it is being closed */
     int emitted, item, ignored;
     bool closing, by_the_run, told; /* told: its emit has returned -ECANCELED */
     bool fails, ended, emitting;    /* emitting: it is in an emit that does not switch */
     int rc;
-    struct gen *user; /* the body that consumed last */
+    struct gen *user; /* the last body that consumed it */
     int user_life;
 } gen;
 
@@ -132,7 +132,7 @@ static int step_open(actor *a, gen *g)
     return 0;
 }
 
-/* The body has run, in a call of its consumer that wanted an item. */
+/* Records that the body has run, in a call of its consumer that wanted an item. */
 static void check_next(gen *g, int rc, int item)
 {
     if (g->state == SUSPENDED) {
@@ -149,10 +149,10 @@ static void check_next(gen *g, int rc, int item)
 
 static bool is_stopped(const gen *g) { return g->closing && g->told && !g->ended; }
 
-/* After the run's end has begun, generators may have been closed before. */
+/* Once the run's end has begun, other generators may already have been closed. */
 static bool is_gone(gen *g, int rc)
 {
-    if (g->by_the_run && g->emitting) /* else this would not run now: it was stopped */
+    if (g->by_the_run && g->emitting) /* otherwise this would not run now: it was stopped */
         g->state = CLOSED_BY_THE_RUN;
     bool may_be_gone = g->state == CLOSED_BY_THE_RUN || (m.ending && g->state == FRESH);
     bool says_so = rc == -EINVAL || rc == 0 || (rc == -EBUSY && is_stopped(g));
@@ -209,7 +209,7 @@ static void count_stopped(const gen *g)
     total.stopped++;
 }
 
-/* The result of a close, after a body was asked to clean up. */
+/* Returns the expected result of a close, after a body was asked to clean up. */
 static void check_clean_up(const gen *g, int rc)
 {
     if (is_stopped(g)) {
@@ -270,7 +270,7 @@ static int step_stats(void)
     return 0;
 }
 
-/* Opens one, takes some, and closes it by leaving its block, or not at all. */
+/* Opens one, takes some items, and closes it by leaving its block, or not at all. */
 static int step_use(actor *a, gen *g)
 {
     int rc = 0, wanted = pick(a, 6);
@@ -304,7 +304,7 @@ static int step(actor *a)
 
 /* ---- bodies ---- */
 
-/* A generator that was left open is closed by the run's end: its consumer was before. */
+/* The run's end closes a generator that was left open, after its consumer. */
 static void check_order_of_closing(const gen *g)
 {
     const gen *at = g;
@@ -326,7 +326,7 @@ static int emit_in_closing(gen *g, conc_gen *face)
     EXPECT_INT(conc_gen_emit(face, &g->item), -ECANCELED);
     g->emitting = false;
     EXPECT(g->ignored <= MOST_EMITS);
-    EXPECT_INT(m.steps, steps); /* nothing else has run */
+    EXPECT_INT(m.steps, steps); /* no other task or body has run */
     EXPECT_INT(random_now(), now);
     total.ignored++;
     return -ECANCELED;

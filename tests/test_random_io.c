@@ -1,26 +1,26 @@
-/* test_random_io.c - random programs over pipes and sockets, beside a model that knows every byte.
+/* test_random_io.c - random programs over pipes and sockets, compared with a model that knows
+ * every byte.
  *
  * A few tasks read, write and wait at the ends of a few pipes and socket pairs, directly or
- * through streams, in each of the ways that conc has, under time limits and cancels; they select
- * among several ends, a queue and a time; they close
- * ends with conc_close and with close(2) under the eyes of others, open new ones that get the same
- * numbers, and end one half of a connection. Buffers are small, so that writers wait too. The
- * model knows
- *   - which bytes each direction carries: each byte names its writer and counts on, so a byte that
- *     is lost, doubled or reordered by a cancel shows;
- *   - how many bytes lie between the ends, as the kernel counts them;
+ * through streams, with every kind of call, under time limits and cancels; they select among
+ * several ends, a queue and a time; they close ends with conc_close and with close(2) while others
+ * wait, open new ones that get the same numbers, and shut down one half of a connection. Buffers
+ * are small, so that writers wait too. The model knows
+ *   - which bytes each direction carries: each byte holds its writer and a sequence number, which
+ *     reveal bytes that a cancel loses, duplicates or reorders;
+ *   - how many bytes are between the ends, as the kernel counts them;
  *   - which results are possible: -ECANCELED only for a task that is cancelled, -EBADF only after
- *     a close, the end of file only behind the last byte, nothing of a new file for a task that
- *     waited at an old one;
- *   - that nobody hangs: when everything waits, poll(2) says of each descriptor that it is not
- *     ready for what its waiters want;
- *   - that a select does one thing: no item of the queue is lost or doubled.
- * Some programs use TCP on the loopback device too. The network has a pace of its own, so their
- * steps need not repeat, and what a connection carries may lie in the kernel for a moment.
- * random_test.h tells how to repeat one by hand.
+ *     a close, the end of file only after the last byte, nothing from a new file for a task that
+ *     waited for an old one;
+ *   - that no task hangs: when all tasks wait, poll(2) reports that no descriptor is ready for its
+ *     waiters;
+ *   - that a select does one thing: no item of the queue is lost or duplicated.
+ * Some programs use TCP on the loopback device too. The network has its own pace, so their steps
+ * need not repeat, and bytes may stay in the kernel for a moment. random_test.h tells how to
+ * repeat one by hand.
  *
- * Not under: ucontext, save-fpu, aarch64-bti, poll, seeds (the programs have seeds and ways of
- * waiting of their own)
+ * Not under: ucontext, save-fpu, aarch64-bti, poll, seeds (the programs have their own seeds and
+ * ways of waiting)
  */
 #define TEST_SYNC
 #include "random_test.h"
@@ -34,7 +34,7 @@
 #define EIGHTH INT64_C(125000000) /* ns */
 
 enum { TASKS = 7, PAIRS = 4, STEPS_OF_A_TASK = 24, LARGEST = 12000, SEQUENCE = 32, ROUNDS = 6 };
-enum { SET_PIPE_SIZE = 1031 }; /* F_SETPIPE_SZ, which _GNU_SOURCE would show */
+enum { SET_PIPE_SIZE = 1031 }; /* F_SETPIPE_SZ, which needs _GNU_SOURCE */
 
 enum { CASES = 4, CAPACITY = 3, MAX_ITEMS = 1024 };
 
@@ -54,16 +54,16 @@ typedef enum kind {
 typedef struct direction { /* what one end writes and the other reads */
     long in, out;
     int sent[TASKS], seen[TASKS]; /* bytes of each writer, modulo SEQUENCE */
-    bool shut;                    /* the writer has ended it */
+    bool shut;                    /* the writer has shut it down */
     bool lossy;                   /* bytes may be missing at its end */
-    int partly;                   /* calls that have moved some bytes, perhaps, and go on */
+    int partly;                   /* calls in progress that may have moved some bytes */
     int reads_at_once;            /* calls that read and wait; -1: one that must be alone */
 } direction;
 
 typedef struct end {
     int fd;
     bool open, reads, writes;
-    bool reset; /* the peer was closed with bytes unread: the next call may say so */
+    bool reset; /* the peer was closed with unread bytes: the next call may return that */
     bool has_stream, stream_closing;
     conc_stream stream;
 } end;
@@ -95,7 +95,7 @@ typedef struct task {
     long calls;
     int watched;
     watch watches[CASES];
-    bool gets, puts; /* a select that waits at the queue */
+    bool gets, puts; /* for a select that waits at the queue */
     unsigned char bytes[LARGEST];
 } task;
 
@@ -104,7 +104,7 @@ static struct model {
     task tasks[TASKS];
     long steps;
     bool ending;
-    bool closes_behind; /* close(2) may take a descriptor away from those that wait for it */
+    bool closes_behind; /* close(2) may close a descriptor behind its waiters */
     conc_queue queue;
     int items, puts, gets;
     bool received[MAX_ITEMS];
@@ -170,7 +170,7 @@ static bool is_tcp(const pair *l) { return l->kind >= TCP; }
 
 static void set_free(int fd) { CHECK_INT(fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK), 0); }
 
-/* Two sockets that conc has opened. To connect by TCP takes a moment. */
+/* Two sockets that conc has opened. Connecting by TCP takes a moment. */
 static void connect_by_conc(int fds[2], bool by_tcp)
 {
     static int count;
@@ -281,7 +281,7 @@ static bool has_waiters(const pair *l, int side)
     return is_watched(l, side, CONC_READABLE | CONC_WRITABLE);
 }
 
-/* The end is about to be closed: what that means to the other one. */
+/* The end is about to be closed: updates the other end. */
 static void note_close(pair *l, int side)
 {
     end *e = &l->ends[side], *peer = &l->ends[1 - side];
@@ -298,8 +298,8 @@ static void note_close(pair *l, int side)
 static bool is_same(const watch *w) { return w->pair->life == w->life; }
 static bool is_open(const watch *w) { return is_same(w) && w->pair->ends[w->side].open; }
 
-/* Bytes that are sent to a TCP connection whose other end is closed are answered by a reset, which
- * takes away what is still on the way back. */
+/* Bytes sent to a TCP connection whose other end is closed are answered by a reset, which discards
+ * bytes still on the way back. */
 static void add_watch(task *t, pair *l, int side, int events)
 {
     const end *peer = &l->ends[1 - side];
@@ -324,7 +324,7 @@ static void check_cancelled(const task *t)
     total.cut_short++;
 }
 
-/* The errors that the call at w may return at this moment. */
+/* The errors that the call at w may return now. */
 static void check_error(const task *t, const watch *w, ssize_t rc)
 {
     pair *l = w->pair;
@@ -343,7 +343,7 @@ static void check_error(const task *t, const watch *w, ssize_t rc)
     }
 }
 
-/* Where the call was made. */
+/* What the call knew when it was made. */
 static const watch *end_call(task *t)
 {
     t->watched = 0;
@@ -386,7 +386,7 @@ static size_t pick_size(task *t)
     return (size_t)(one_in(t, 3) ? 1 + pick(t, LARGEST - 1) : 1 + pick(t, 60));
 }
 
-/* May a call read here now? One that makes several system calls is alone, so that the order of
+/* May a call read here now? One that makes several system calls must be alone, so that the order of
  * the bytes is known. */
 static bool begin_reading(direction *d, bool alone)
 {
@@ -403,7 +403,7 @@ static void end_reading(direction *d, bool alone)
     d->partly -= alone;
 }
 
-/* After a call that got fewer bytes than it wanted. */
+/* After a call that moved fewer bytes than requested. */
 static void check_short(const watch *w, const direction *d)
 {
     const pair *l = w->pair;
@@ -525,7 +525,7 @@ static int step_wait(task *t, pair *l, int side)
 typedef struct choice {
     conc_case cases[CASES];
     const watch *watches[CASES]; /* NULL: no descriptor */
-    int n, get, put, after;      /* where these stand; -1: nowhere */
+    int n, get, put, after;      /* indices of these cases; -1: none */
     int got, value;
     int64_t due;
 } choice;
@@ -784,12 +784,12 @@ static int step_close_stream(task *t, pair *l, int side)
     int rc = conc_stream_close(&e->stream);
     (void)end_call(t);
     EXPECT(rc <= 0);
-    EXPECT(!has_waiters(l, side)); /* no task is inside any more */
+    EXPECT(!has_waiters(l, side)); /* no task is inside it any more */
     l->from[side].lossy |= rc < 0;
     e->open = false;
     e->has_stream = false;
     l->from[side].shut = true;
-    l->ends[1 - side].reset |= is_socket(l); /* bytes that came meanwhile */
+    l->ends[1 - side].reset |= is_socket(l); /* bytes that arrived meanwhile */
     log_step(t, "close a stream", (int)(l - m.pairs), rc);
     return rc == -ECANCELED ? rc : 0;
 }
@@ -827,7 +827,7 @@ static int step_close(task *t, pair *l, int side)
     bool waited_for = close_end(t, l, side), again = one_in(t, 2);
     if (again && peer->open && !peer->has_stream)
         waited_for |= close_end(t, l, 1 - side);
-    if (!peer->open && again) { /* the numbers are used again at once */
+    if (!peer->open && again) { /* the numbers are reused immediately */
         total.reused += waited_for;
         open_pair(t, l);
     }
@@ -838,7 +838,7 @@ static int step_shut(task *t, pair *l, int side)
 {
     if (!is_socket(l) || l->from[side].shut)
         return 0;
-    (void)shutdown(l->ends[side].fd, SHUT_WR); /* the peer may have gone */
+    (void)shutdown(l->ends[side].fd, SHUT_WR); /* the peer may be gone */
     l->from[side].shut = true;
     log_step(t, "shut", (int)(l - m.pairs), side);
     return 0;
@@ -922,16 +922,16 @@ static int run_task(void *arg)
     return 0;
 }
 
-/* Long enough for whatever pauses a task makes that found nothing. */
+/* Longer than any pause of a task that found nothing to do. */
 static void pass_pauses(void)
 {
     EXPECT_INT(conc_sleep(random_seconds(3 * EIGHTH + 1)), 0);
     EXPECT_INT(conc_settle(), 0);
 }
 
-/* The kernel says that the end is not ready for what is waited for there. A connection may become
- * ready between conc's look and this one, and tasks that go on then act elsewhere: then the waiter
- * goes on when it is given time. */
+/* The kernel reports that the end is not ready for its waiters. A connection may become ready
+ * between conc's poll and this one, and tasks that continue then act elsewhere: then the waiter
+ * continues when it is given time. */
 static void check_not_ready(const task *t, int i)
 {
     const watch *w = &t->watches[i];
@@ -971,7 +971,7 @@ static void check_queue(void)
     }
 }
 
-/* Everything waits: for what is not there. */
+/* All tasks wait: nothing that they wait for may be ready. */
 static void check_settled(void)
 {
     for (const task *t = m.tasks; t < m.tasks + TASKS; t++)
@@ -996,7 +996,7 @@ static void settle(void)
     check_settled();
 }
 
-/* No stream is flushed: nobody would read it. */
+/* No stream is flushed: no task would read it. */
 static void close_all(task *main)
 {
     conc_scope no_time = {0};
@@ -1013,8 +1013,8 @@ static void close_all(task *main)
     EXPECT_INT(conc_scope_end(&no_time, 0), 0);
 }
 
-/* Where descriptors are closed behind those that wait for them, the close alone has to end their
- * waits, after some real time. */
+/* If descriptors are closed behind their waiters, the close alone has to end the waits, after some
+ * real time. */
 static void end_tasks(conc_group *g)
 {
     if (!m.closes_behind)

@@ -1,20 +1,20 @@
 /* test_random_posts.c - random programs into which other threads post.
  *
- * Threads post functions in bursts, alone or in floods, and wait in between until the loop has run
- * them, so that it sleeps often when the next one comes. The functions put items, wake tasks, give
- * permits, cancel scopes, spawn, and post again. Tasks wait for all that, under time limits or
- * none, on the virtual or the real clock, in a run of its own or embedded. Some threads go on until
- * the loop refuses, after main_fn's end. Checked are
+ * Threads post functions alone, in bursts or in floods, and wait in between until the loop has run
+ * them, so that it often sleeps when the next one arrives. The functions put items, wake tasks,
+ * release permits, cancel scopes, spawn, and post again. Tasks wait for all of these, with or
+ * without time limits, on the virtual or the real clock, in a plain or an embedded run. Some
+ * threads continue until the loop refuses, after main_fn's end. The tests check
  *   - that each accepted post runs, once, in the loop's thread, in the order of its thread, and
  *     soon; none runs after the run;
- *   - that nothing which a post does is lost: items, permits, wake-ups, spawned tasks;
- *   - that a descriptor has its turn after a bounded number of posts;
- *   - that a loop which is held is no deadlock, and is one's own to release after its run.
+ *   - that no effect of a post is lost: items, permits, wake-ups, spawned tasks;
+ *   - that a descriptor is served after a bounded number of posts;
+ *   - that a held loop does not report a deadlock, and can be released after its run.
  * Threads differ from run to run, so steps need not repeat; a seed still determines what each
  * thread does. random_test.h tells how to repeat one by hand.
  *
- * Not under: ucontext, save-fpu, aarch64-bti, poll, seeds (the programs have seeds and ways of
- * waiting of their own)
+ * Not under: ucontext, save-fpu, aarch64-bti, poll, seeds (the programs have their own seeds and
+ * ways of waiting)
  */
 #define TEST_SYNC
 #include "random_test.h"
@@ -34,8 +34,8 @@ enum {
     MOST_SPINS = 1000,
     MAX_ITEMS = POSTERS * MOST_POSTS,
     CASES = 3,
-    BOUND = 2500, /* posts that may run before a descriptor that is ready */
-    PATIENCE = 10 /* seconds, for a post to run */
+    BOUND = 2500, /* posts that may run before a ready descriptor */
+    PATIENCE = 10 /* seconds within which a post must run */
 };
 
 typedef enum kind { COUNT, ITEM, PULSE, PERMIT, CANCEL, SPAWN, AGAIN, KINDS } kind;
@@ -44,7 +44,7 @@ typedef struct poster poster;
 
 typedef struct post {
     poster *by;
-    int number; /* of its thread's posts */
+    int number; /* its number among its thread's posts */
     kind kind;
     int which;
 } post;
@@ -66,21 +66,21 @@ typedef struct task {
     conc_scope scope;
     bool open, told, ended;
     bool gets, takes, listens; /* what it waits for */
-    int pulses;                /* how many there were when it began to listen */
+    int pulses;                /* how many there were when it began to wait */
 } task;
 
 static struct model {
     uint64_t random;
     bool real_clock, embedded, probes, straggles;
-    bool shuffled; /* then a ready task may go on late */
-    bool quiet;    /* one post at a time, and nothing else wakes the loop */
+    bool shuffled; /* then a ready task may continue late */
+    bool quiet;    /* one post at a time, and no other event wakes the loop */
     conc_loop *loop;
     pthread_t thread;
     poster posters[POSTERS];
     int poster_count;
     task tasks[TASKS];
     conc_group group;
-    conc_latch working; /* threads that have not said that they are done */
+    conc_latch working; /* threads that have not reported that they are done */
     conc_queue queue;
     conc_event event;
     conc_sem permits;
@@ -89,9 +89,8 @@ static struct model {
     atomic_long ran;
     atomic_bool ending, over;
     int pipe[2];
-    atomic_long
-        probe; /* 1 more than how many posts had run when its byte was in the pipe; 0: none */
-    atomic_int probed; /* bytes that were read */
+    atomic_long probe; /* 1 + the number of posts run when its byte was written; 0: no byte */
+    atomic_int probed; /* bytes read */
 } m;
 
 static struct {
@@ -193,7 +192,7 @@ static bool make_post(poster *p, kind kind)
     return rc == 0;
 }
 
-/* Until the loop has done what it must: else that is lost. */
+/* Waits until the loop has done its work, which is otherwise lost. */
 static void wait_until(const atomic_int *count, int wanted, const char *what)
 {
     const char *factor = getenv("CK_TIMEOUT_MULTIPLIER");
@@ -210,7 +209,7 @@ static void wait_for_own_posts(const poster *p)
     wait_until(&p->ran, p->accepted, "a post does not run");
 }
 
-/* A byte, and how many posts the reader may be late. */
+/* Writes a byte, and records how many posts the reader may be late. */
 static void probe(void)
 {
     int before = m.probed;
@@ -242,7 +241,7 @@ static void pause_between_bursts(poster *p)
         probe();
 }
 
-/* The next post comes at any moment while the loop falls asleep. */
+/* The next post arrives at any moment while the loop falls asleep. */
 static void post_one_by_one(poster *p)
 {
     for (int i = 0; i < 1500; i++) {
@@ -357,7 +356,7 @@ static int wait_for_something(task *t, double limit)
     }
 }
 
-/* Time costs nothing on the virtual clock, so that after a while only posts end the waits. */
+/* Time costs nothing on the virtual clock, so after a while only posts end the waits. */
 static double pick_limit(task *t, int step)
 {
     enum { MOST_LIMITS = 40 };
@@ -422,7 +421,7 @@ static void start_thread(int i)
     EXPECT_INT(pthread_create(&p->id, NULL, run_poster, p), 0);
 }
 
-/* Everything waits: for what is not there. */
+/* All tasks wait: nothing that they wait for may be there. */
 static void check_settled(void)
 {
     EXPECT_INT(conc_settle(), 0);

@@ -1,24 +1,24 @@
-/* test_random_programs.c - random programs beside a model that says what every call must return,
- * and when.
+/* test_random_programs.c - random programs, compared with a model that predicts what every call
+ * returns, and when.
  *
- * A program is a tree of tasks that sleep, yield, hold the loop, open scopes and groups, spawn,
- * start, gather, join, cancel each other, move limits and shields, and use generators and
- * locals; a number, its seed, determines it. The model is no scheduler: it follows the program
- * step by step, so it holds under any order of ready tasks. After each call it knows
+ * A program is a tree of tasks that sleep, yield, block the loop, open scopes and groups, spawn,
+ * start, gather, join, cancel each other, move limits and shields, and use generators and locals;
+ * its seed determines it. The model is no scheduler: it follows the program step by step, so it
+ * holds under any order of ready tasks. After each call it knows
  *   - whether the caller is cancelled, and its deadline: conc_cancelled and conc_deadline must
- *   say the same;
- *   - of each wait, whether it was granted or cancelled first;
+ *   agree;
+ *   - for each wait, whether it was granted or cancelled first;
  *   - when time may move: only when no task is ready, and then to the next timer;
  *   - what a scope's or group's end returns, and which errors are counted.
- * Where the order of two things is left open (an error that cancels a waiter in the same moment
- * that grants its wait) both are right. No task makes more than three checkpoints in a row that
- * are cut short: beyond that it ignores its cancel.
- * random_test.h tells how to repeat one by hand.
+ * Where the order of two events is open (an error that cancels a waiter at the moment that grants
+ * its wait), both results are correct. No task makes more than three checkpoints in a row that are
+ * cut short: conc treats more as ignoring the cancel. random_test.h tells how to repeat one by
+ * hand.
  */
 #include "random_test.h"
 
 #define EIGHTH \
-    INT64_C(125000000) /* ns; all times are multiples of it, which a double holds exactly */
+    INT64_C(125000000) /* ns; all times are multiples of it, which a double represents exactly */
 
 enum {
     MAX_TASKS = 48,
@@ -34,7 +34,7 @@ typedef struct group group;
 
 typedef struct scope {
     conc_scope real;
-    bool open, named; /* named: others may reach it */
+    bool open, named; /* named: other tasks may access it */
     bool cancelled, expired, shielded;
     int64_t at; /* its time limit, NEVER when not armed */
     uint64_t armed;
@@ -44,20 +44,20 @@ typedef struct scope {
 
 struct group {
     conc_group real;
-    scope scope; /* its real one is inside the group's */
+    scope scope; /* the real one is inside the group's */
     task *owner;
     int limit, live, error, errors;
     bool keep_going, by_next, opened, closing, closed, cut_short, gathers;
     bool cancelled_around; /* was the owner cancelled when the last child ended? */
     task *finished[MAX_TASKS];
     int finished_count, taken;
-    task *room[MAX_TASKS]; /* those that wait for a place under the limit, the first first */
+    task *room[MAX_TASKS]; /* tasks that wait for a slot under the limit, in order */
     int room_count;
-    int starved; /* waits for room that will find no memory */
+    int starved; /* waits for a slot that will run out of memory */
 };
 
 typedef enum kind { NO_WAIT, SLEEP, YIELD, JOIN, ROOM, NEXT, CLOSE, START } kind;
-/* COMING: its conc_start waits for room, or was granted it and has not gone on yet */
+/* COMING: its conc_start waits for a slot, or has one and has not continued yet */
 typedef enum state { UNUSED, COMING, SPAWNED, RUNNING, ENDED } state;
 
 struct task {
@@ -77,7 +77,7 @@ struct task {
     int64_t at;
     uint64_t armed;
     task *target; /* of a join or start */
-    group *wants; /* room in it */
+    group *wants; /* the group in which it wants a slot */
     /* conc_start */
     task *starter;
     bool says, said, given_up;
@@ -100,7 +100,7 @@ static struct model {
 /* How often the allocator failed, in test_random_faults.c. */
 static struct random_faults {
     bool on;
-    uint64_t random; /* 0: it never does */
+    uint64_t random; /* 0: never */
     long refused;
 } random_faults;
 
@@ -117,7 +117,7 @@ static void log_step(const task *t, const char *what, long long value)
     random_log(m.now, t->index, what, 0, value);
 }
 
-/* Has the call said that there is no memory? Only if something was refused since `before`. */
+/* Did the call return -ENOMEM? Only if an allocation failed since `before`. */
 static bool lacks_memory(int rc, long before)
 {
     if (rc != -ENOMEM)
@@ -197,7 +197,7 @@ static void leave_room_line(const task *t)
     g->room_count = kept;
 }
 
-/* Ends the wait of a task that is cancelled. True: that has cancelled another one. */
+/* Ends the wait of a cancelled task. Returns true if that cancelled another one. */
 static bool cut_wait_short(task *t)
 {
     bool refused = t->wait == ROOM && group_cancelled(t->wants);
@@ -282,8 +282,8 @@ static void fire_until(int64_t now)
     }
 }
 
-/* Called whenever a task goes on. Time may have moved, but only while nobody was ready, and from
- * timer to timer. */
+/* Called whenever a task continues. Time may have moved, but only while no task was ready, and only
+ * from timer to timer. */
 static void follow_time(void)
 {
     scope *s;
@@ -319,7 +319,7 @@ static void open_scope(task *t, scope *s, int64_t limit)
     set_limit(s, limit);
 }
 
-/* What the end of the scope makes of rc. */
+/* What the end of the scope turns rc into. */
 static int close_scope(task *t, scope *s, int rc)
 {
     bool outside = !s->shielded && cancelled_from(t, s->outer);
@@ -333,7 +333,7 @@ static int close_scope(task *t, scope *s, int rc)
     return s->expired ? -ETIMEDOUT : 0;
 }
 
-/* After each call: the two sides agree on the caller. */
+/* After each call: checks that model and conc agree on the caller. */
 static void check_task(const task *t)
 {
     EXPECT(conc_self() != NULL);
@@ -381,7 +381,7 @@ static void check_cut_short(task *t, int rc)
     total.cut_short++;
 }
 
-/* ---- steps; each returns 0 or more, or the error to go on with */
+/* ---- steps; each returns 0 or more, or the error to continue with */
 
 static int run_block(task *t, int depth);
 static int run_task(void *arg);
@@ -406,7 +406,7 @@ static int step_sleep(task *t)
     } else if (ns > 0) {
         EXPECT_INT(rc, end_wait(t));
     } else {
-        /* a yield that is cancelled meanwhile may say so */
+        /* a yield that is cancelled meanwhile may return that */
         t->outcome = rc == -ECANCELED && cancelled(t) ? rc : 0;
         EXPECT_INT(rc, end_wait(t));
     }
@@ -449,8 +449,8 @@ static int64_t pick_limit(task *t)
     return i < 10 ? eighths[i] * EIGHTH : NEVER;
 }
 
-/* An error that a construct returned: swallowed or passed on. A cancel that is still in force
- * always goes on. */
+/* An error that a construct returned: swallowed or passed on. A cancel that is still in force is
+ * always passed on. */
 static int handle(task *t, int rc)
 {
     if (rc == -ECANCELED)
@@ -491,7 +491,7 @@ static int step_scope(task *t, int depth)
     return handle(t, got);
 }
 
-/* conc_timeout and conc_shield have a scope of their own. */
+/* conc_timeout and conc_shield have their own scope. */
 typedef struct inside {
     task *t;
     scope *s;
@@ -565,7 +565,7 @@ static void count_failure(group *g, int rc, const task *of)
     }
 }
 
-/* Free places go to the first that wait for one, and count as taken from then on. */
+/* Free slots go to the first waiters, and count as used from then on. */
 static void hand_over_room(group *g)
 {
     while (g->room_count && g->live < g->limit) {
@@ -576,7 +576,7 @@ static void hand_over_room(group *g)
     }
 }
 
-/* A child has ended, or a place that was handed over is not used. */
+/* A child has ended, or a slot that was handed over is not used. */
 static void leave_place(group *g)
 {
     g->live--;
@@ -588,8 +588,8 @@ static void leave_place(group *g)
         decide(g->owner, 0);
 }
 
-/* The end of a child, in its group. A waiter that the child's error cancels in that moment may
- * see either. */
+/* The end of a child, in its group. A waiter that the child's error cancels at that moment may see
+ * either result. */
 static void leave_group(task *t, bool start_failed)
 {
     group *g = t->group;
@@ -641,15 +641,15 @@ static int end_task(task *t, int rc)
         decide(t->starter, rc < 0 ? rc : -EINVAL);
     if (t->group)
         leave_group(t, start_failed);
-    else if (rc < 0 && random_faults.on) /* no memory to remember it: reported at once, perhaps */
+    else if (rc < 0 && random_faults.on) /* no memory to record it: perhaps reported immediately */
         m.hook_most++;
     for (int i = 0; i < joiner_count; i++)
         joiners[i]->either = cancelled(joiners[i]) && rc < 0;
     return rc;
 }
 
-/* The conc_start of this task was granted room and has gone on, to wait for conc_started. If it
- * was cancelled in between, that reaches the child. */
+/* This task's conc_start was granted a slot and has continued, to wait for conc_started. If it was
+ * cancelled in between, the cancel reaches the child. */
 static void arrive(task *t)
 {
     task *starter = t->starter;
@@ -712,7 +712,7 @@ static void wait_for_room(task *t, group *g)
     g->room[g->room_count++] = t;
 }
 
-/* After the wait for room of a conc_spawn, which returned rc. */
+/* After a conc_spawn's wait for a slot, which returned rc. */
 static void check_room(task *t, group *g, int rc)
 {
     int outcome = end_wait(t);
@@ -728,8 +728,8 @@ static void check_room(task *t, group *g, int rc)
         leave_place(g);
 }
 
-/* A child that leaves its place leaves its stack too, so that a stack of a size that the system
- * does not have is needed where memory shall run out just then. */
+/* A child that leaves its slot leaves its stack too, so running out of memory there needs a stack
+ * of a size that is not in the cache. */
 static void starve(group *g, int by)
 {
     g->starved += by;
@@ -790,8 +790,8 @@ static int check_start_without_memory(task *t, group *g)
     return -ENOMEM;
 }
 
-/* A conc_start returned without having started its child: it was cut short while it waited for
- * room, or just after it was granted. */
+/* A conc_start returned without having started its child: it was cut short while it waited for a
+ * slot, or just after it was granted one. */
 static int check_start_without_child(task *t, group *g, int rc)
 {
     follow_time();
@@ -914,8 +914,8 @@ static group *new_group(void)
     return m.group_count < MAX_GROUPS ? &m.groups[m.group_count++] : NULL;
 }
 
-/* A fresh group's first spawn that is refused leaves it fresh: it need not be closed, and may be
- * used as if nothing had been. */
+/* A refused first spawn leaves a fresh group fresh: it need not be closed, and may be used as if
+ * nothing had happened. */
 static void refuse_first_spawn(task *t, conc_group *g)
 {
     bool cut = cancelled(t), starts = one_in(t, 4);
@@ -955,7 +955,7 @@ static int step_group(task *t, int depth)
     g->by_next = one_in(t, 4);
     if (one_in(t, 8))
         refuse_first_spawn(t, &g->real);
-    bool begun = one_in(t, 2) || cancelled(t); /* else the first spawn opens it */
+    bool begun = one_in(t, 2) || cancelled(t); /* otherwise the first spawn opens it */
     if (begun)
         EXPECT_INT(conc_group_begin(&g->real), 0);
     open_group(t, g);
@@ -964,7 +964,7 @@ static int step_group(task *t, int depth)
     for (int i = 0; i < children && rc >= 0 && t->cut_short < MAX_CUT_SHORT; i++) {
         bool starts = !g->by_next && (begun || i) && one_in(t, 4);
         rc = starts ? step_start(t, g) : step_spawn(t, g);
-        if (rc == -ENOMEM && !begun && i == 0) /* the group is as fresh as it was */
+        if (rc == -ENOMEM && !begun && i == 0) /* the group is still fresh */
             EXPECT_INT(conc_group_begin(&g->real), 0);
         if (rc >= 0 && one_in(t, 3))
             rc = run_block(t, depth + 2);
@@ -1078,7 +1078,7 @@ static int step_join_with(task *t, task *target)
     return rc;
 }
 
-/* A task joins younger ones only, so that nobody waits in a circle. */
+/* A task joins only younger ones, so that no tasks wait in a cycle. */
 static int step_join(task *t)
 {
     task *target = pick_handle(t);
@@ -1100,8 +1100,8 @@ static int step_cancel_task(task *t)
     return 0;
 }
 
-/* Does a conc_start that was cancelled still wait for its child, or could a cancel come between
- * its two waits? Whether a new shield saves the child is left open. */
+/* Does a cancelled conc_start still wait for its child, or could a cancel come between its two
+ * waits? The model does not decide whether a new shield saves the child. */
 static bool start_is_given_up(void)
 {
     for (int i = 0; i < m.task_count; i++) {
@@ -1138,8 +1138,8 @@ static int step_meddle_with_scope(task *t)
     return 0;
 }
 
-/* Spawns or starts in a group that need not be the task's own. A time limit ends the wait for
- * room where only the task itself, or one that waits for it, could make some. */
+/* Spawns or starts in a group that need not be the task's own. A time limit ends the wait for a
+ * slot if only the task itself, or one that waits for it, could free one. */
 static int step_elsewhere(task *t, group *g)
 {
     scope *s = new_scope();
@@ -1159,7 +1159,7 @@ static int step_elsewhere(task *t, group *g)
 static int step_meddle_with_group(task *t)
 {
     group *g = m.group_count ? &m.groups[pick(t, m.group_count)] : NULL;
-    for (int i = 0; i < m.group_count && g->closed; i++) /* better one that is open */
+    for (int i = 0; i < m.group_count && g->closed; i++) /* preferably one that is open */
         g = &m.groups[i];
     if (!g || !g->opened || g->gathers)
         return 0;
@@ -1251,8 +1251,7 @@ static int run_body(conc_gen *g, void *arg)
     return b->rc = rc;
 }
 
-/* the call is a checkpoint itself: a cancel that is pending cuts it short before the body goes
- * on */
+/* the call is a checkpoint itself: a pending cancel cuts it short before the body continues */
 static int next_cut_short(task *t, conc_gen *g, int *item)
 {
     begin_wait(t, YIELD);
@@ -1394,7 +1393,7 @@ static void run_program(uint64_t seed, uint64_t order)
 {
     conc_options o = {.virtual_clock = true, .seed = order, .on_error = count_error, .user = &m};
 #ifdef RANDOM_FAULTS
-    o.stack_size = (size_t)5 << 20; /* few in a mapping */
+    o.stack_size = (size_t)5 << 20; /* few of them fit into a mapping */
     random_faults.random = random_source(seed) | 1;
 #endif
     memset(&m, 0, sizeof m);
@@ -1417,7 +1416,8 @@ static void run_program(uint64_t seed, uint64_t order)
 
 static void run_programs_of(random_fn *run, random_order how)
 {
-    if (random_repeat(300, how, run) >= 200) { /* the programs do what they are for */
+    /* checks that the programs do what they are meant to */
+    if (random_repeat(300, how, run) >= 200) {
         CHECK(total.steps / total.programs > 30);
         CHECK(total.cut_short > 1000 && total.timed_out > 50 && total.granted_late > 0);
         CHECK(total.joins > 100 && total.spawns > 1000 && total.items > 100 &&
@@ -1435,7 +1435,7 @@ static void run_programs_of(random_fn *run, random_order how)
                 total.refused, total.without_memory);
 }
 
-#ifndef RANDOM_FAULTS /* test_random_faults.c has tests of its own */
+#ifndef RANDOM_FAULTS /* test_random_faults.c has its own tests */
 TEST(random_programs_agree_with_the_model_and_repeat_themselves)
 {
     run_programs_of(run_program, RANDOM_FIFO);

@@ -1,21 +1,21 @@
-/* test_random_signals.c - random programs that receive signals and post to their own loop, beside
- * a model of what must have come.
+/* test_random_signals.c - random programs that receive signals and post to their own loop,
+ * compared with a model of what must have arrived.
  *
- * Tasks open and close conc_signals, several for one number too, wait for the next signal under
- * time limits and cancels, and raise signals at any moment: while nobody waits, between a grant
- * and its task, just before a close, from posted functions. The model knows
- *   - that each open conc_signals is told of a signal at least once, and not more often than it
- *     was raised: none lost, none invented, though equal ones may be merged;
- *   - that a signal which nobody was handed goes to the handler that was there before, and so does
- *     one that is raised when no conc_signals has its number;
- *   - that a close wakes the waiters with -EPIPE, and that handlers and mask are at the end what
- *     they were.
- * In the programs with floods, posted functions post themselves and each other, by thousands; what
- * a descriptor, a timer, a signal or a cancel makes ready must go on after a bounded number of
- * them. random_test.h tells how to repeat a program by hand.
+ * Tasks open and close conc_signals, sometimes several for one number, wait for the next signal
+ * under time limits and cancels, and raise signals at any moment: while no task waits, between a
+ * grant and its task's next step, just before a close, from posted functions. The model knows
+ *   - that each open conc_signals receives a signal at least once, and no more often than it was
+ *     raised, because equal ones may be merged;
+ *   - that a signal which no task received goes to the previous handler, and so does one that is
+ *     raised while no conc_signals has its number;
+ *   - that a close wakes the waiters with -EPIPE, and that handlers and mask are restored at the
+ *     end.
+ * In the programs with floods, posted functions post themselves and each other, by thousands; a
+ * task that a descriptor, a timer, a signal or a cancel makes ready must continue after a bounded
+ * number of them. random_test.h tells how to repeat a program by hand.
  *
- * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, seeds (the programs have seeds of
- * their own)
+ * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, seeds (the programs have their own
+ * seeds)
  */
 #include "random_test.h"
 
@@ -31,9 +31,9 @@ typedef struct receiver {
     conc_signals real;
     bool open, has[NUMBERS];
     int life;
-    int least[NUMBERS], most[NUMBERS]; /* signals that it is still to hand out */
+    int least[NUMBERS], most[NUMBERS]; /* signals that it has still to return */
     int handed[NUMBERS];
-    bool alone[NUMBERS]; /* no other one has had the number meanwhile */
+    bool alone[NUMBERS]; /* no other conc_signals has had the number meanwhile */
 } receiver;
 
 typedef struct task {
@@ -47,11 +47,11 @@ typedef struct task {
 static struct model {
     receiver receivers[RECEIVERS];
     task tasks[TASKS];
-    /* signals of closed receivers that were handed to a waiter which has not gone on: how many
-     * there have to be, and at most */
+    /* signals of closed receivers that were handed to a waiter which has not continued: the least
+     * and the greatest possible number */
     int owed[NUMBERS], owed_at_most[NUMBERS];
-    /* since a number was received by nobody: how often it was raised, and how many of these one
-     * receiver has handed out; the rest may be passed on */
+    /* since no task received this number: how often it was raised, and how many of these one
+     * receiver has returned; the others may be passed on */
     int raised[NUMBERS], handed[NUMBERS];
     long steps;
 } m;
@@ -60,7 +60,7 @@ static struct {
     long programs, raised, handed_out, waited, passed_on, cut_short, closed;
 } total;
 
-static volatile sig_atomic_t handled[NUMBERS]; /* by the handler that was there before */
+static volatile sig_atomic_t handled[NUMBERS]; /* by the previous handler */
 
 static int pick(task *t, int n) { return random_pick(&t->random, n); }
 static bool one_in(task *t, int n) { return pick(t, n) == 0; }
@@ -218,7 +218,7 @@ static int step_next(task *t, receiver *r)
         EXPECT(!r->open || r->life != life);
     } else if (r->open && r->life == life) {
         hand_out(r, rc);
-    } else { /* what was granted before the close is its own */
+    } else { /* a signal granted before the close belongs to the task */
         int i = index_of(rc);
         m.owed[i] -= m.owed[i] > 0;
         EXPECT(m.owed_at_most[i]-- > 0);
@@ -361,13 +361,13 @@ typedef enum source { BY_PIPE, BY_TIMER, BY_SIGNAL, BY_CANCEL, BY_SPAWN, SOURCES
 
 typedef struct waiter {
     source source;
-    long since; /* how many posts had run when what it waits for came; -1: not yet */
+    long since; /* how many posts had run when its event came; -1: not yet */
     conc_task task;
     conc_signals signals;
 } waiter;
 
 typedef struct chain {
-    int index, next; /* which it posts: itself, or another one */
+    int index, next; /* the function that it posts: itself, or another one */
     long order;
 } chain;
 
@@ -431,7 +431,7 @@ static int run_waiter(void *arg)
     return 0;
 }
 
-/* Something happens that a task waits for. */
+/* Triggers the event that a task waits for. */
 static void make_event(waiter *w)
 {
     bool once = w->source == BY_CANCEL || w->source == BY_SPAWN;

@@ -1,22 +1,21 @@
-/* test_random_sync.c - random programs over all primitives of conc_sync.h, beside a model that
- * says what each call does.
+/* test_random_sync.c - random programs over all primitives of conc_sync.h, compared with a model
+ * that predicts what each call does.
  *
  * A program is a few tasks that acquire, release, wait, set, notify, put, get, close, select and
- * limit, with time limits, shields and cancels, and a main task that meddles and looks whenever
- * all others wait. A number, its seed, determines it. The model knows who waits in which line.
- * It hears of each call just before it is made and decides each wait in the moment of the grant,
- * the cancel or the time limit, whichever comes first; so it holds under any order of ready
- * tasks:
+ * limit, with time limits, shields and cancels, and a main task that interferes and checks
+ * whenever all others wait. Its seed determines it. The model knows which tasks wait in which
+ * queue of waiters. It learns of each call just before it is made, and decides each wait at the
+ * moment of the grant, the cancel or the time limit, whichever comes first; so it holds under any
+ * order of ready tasks:
  *   - all or nothing: a call returns what was decided, and has had its effect or none;
- *   - conservation: permits held and free, items put, got and lying, owners and readers add up;
+ *   - conservation: permits held and free, items put, got and queued, owners and readers add up;
  *   - the order of waiters, and that no try_ call overtakes them;
- *   - no lost wake-up: when everything waits nobody waits for what is there, and nobody was
- *   granted what he waits for;
- *   - at the end no task, timer, stack or line of waiters is left.
+ *   - no lost wake-up: when all tasks wait, none waits for something available or already granted;
+ *   - no leaks: at the end no task, timer, stack or waiter is left.
  * random_test.h tells how to repeat one by hand.
  *
  * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, seeds, riscv64, gcc-asan (the
- * programs have seeds of their own)
+ * programs have their own seeds)
  */
 #define TEST_SYNC
 #include "random_test.h"
@@ -37,7 +36,7 @@ enum {
     MAX_TIMES = 2048
 };
 
-/* the lines in which tasks wait */
+/* the queues in which tasks wait */
 enum {
     LOCK,
     RWLOCK = LOCK + LOCKS,
@@ -65,24 +64,24 @@ typedef struct task {
     int result;
     /* its wait */
     bool waits, decided, relocking;
-    /* line: -1 when there are several, or none */
+    /* line: -1 if there are several, or none */
     int called, line, lock, amount, outcome, chosen, item, relocked;
     int puts[CASES];
-    int64_t due; /* of a sleep or the nearest AFTER */
+    int64_t due; /* of a sleep or the earliest AFTER */
     int due_case;
     /* its cancels */
     conc_scope scope;
     bool asked, open, cancelled, expired, shielded;
     int64_t limit;
     int cut_short;
-    /* what it has, as the results of its calls say */
+    /* what it holds, according to its calls' results */
     bool locks[LOCKS], writes;
     int reads, permits[SEMS], got[QUEUES], put[QUEUES];
 } task;
 
 typedef struct entry {
     task *t;
-    int index; /* of the case */
+    int index; /* the index of the case */
 } entry;
 
 typedef struct line {
@@ -101,18 +100,19 @@ typedef struct queue {
     item items[MAX_ITEMS];
 } queue;
 
-/* Its time is in parts of a nanosecond, of which a quarter of a token takes a whole number. */
+/* Its time is in fractions of a nanosecond, of which a quarter of a token takes an integral
+ * number. */
 typedef struct limiter {
     conc_limiter real;
-    int64_t parts;   /* a nanosecond has so many */
-    int64_t quarter; /* and a quarter of a token takes so many */
+    int64_t parts;   /* fractions in a nanosecond */
+    int64_t quarter; /* fractions that a quarter of a token takes */
     int64_t full_at; /* when the bucket is full again */
-    int quarters;    /* it holds so many */
+    int quarters;    /* its capacity */
 } limiter;
 
 static struct model {
     int64_t now;
-    int64_t times[MAX_TIMES]; /* of all timers ever: no two are the same */
+    int64_t times[MAX_TIMES]; /* of all timers so far: no two are the same */
     int time_count, steps, items;
     bool closing;
     task tasks[TASKS];
@@ -124,7 +124,7 @@ static struct model {
     int latch, future_rc[FUTURES];
     queue queues[QUEUES];
     limiter limiters[LIMITERS];
-    /* the real ones */
+    /* the real objects */
     conc_lock real_locks[LOCKS];
     conc_rwlock real_rwlock;
     conc_sem real_sems[SEMS];
@@ -149,7 +149,7 @@ static uint64_t draw(task *t) { return random_draw(&t->random); }
 static int pick(task *t, int n) { return random_pick(&t->random, n); }
 static bool one_in(task *t, int n) { return pick(t, n) == 0; }
 
-/* A time from now, in ns, at which no other timer ends: then the order in which they end is
+/* A time from now, in ns, at which no other timer ends, so that the order of their ends is
  * known. */
 static int64_t pick_time(task *t)
 {
@@ -164,7 +164,7 @@ static int64_t pick_time(task *t)
     return time;
 }
 
-/* ---- the model: lines and waits */
+/* ---- the model: queues of waiters */
 
 static bool cancelled(const task *t) { return t->cancelled || (t->asked && !t->shielded); }
 
@@ -237,7 +237,7 @@ static void serve_rwlock(void)
     }
 }
 
-/* When n tokens are there, in ns: the bucket was or will be full at full_at. */
+/* When n tokens will be available, in ns: the bucket was or will be full at full_at. */
 static int64_t limiter_due(const limiter *k, int n)
 {
     int64_t at = k->full_at - (k->quarters - 4 * n) * k->quarter;
@@ -266,7 +266,7 @@ static void notify(int i, int n)
         relock(e->t, 0);
 }
 
-/* A cancel is in force for the task: its wait ends, if it is one that can. */
+/* A cancel is in force for the task: ends its wait, if it can be cancelled. */
 static void cut_wait_short(task *t)
 {
     if (!cancelled(t) || !t->waits || t->decided || t->relocking)
@@ -280,7 +280,7 @@ static void cut_wait_short(task *t)
     decide(t, -1, -ECANCELED, 0);
     if (line == RWLOCK)
         serve_rwlock();
-    /* else the clock has not come to the first one's token yet */
+    /* otherwise the clock has not reached the first one's token yet */
     if (line >= LIMITER && line < JOIN && was_first)
         serve_limiter(line - LIMITER);
 }
@@ -349,7 +349,7 @@ static void model_close(int i)
 
 /* ---- the model: time */
 
-/* The next time at which something is due; whose: a task's, or NULL: of this limiter. */
+/* The next time at which something is due; whose: a task's, or NULL: this limiter's. */
 static int64_t next_timer(task **whose, int *limiter)
 {
     int64_t next = NEVER;
@@ -372,7 +372,7 @@ static int64_t next_timer(task **whose, int *limiter)
     return next;
 }
 
-/* Time has moved: what was due meanwhile has happened, in its order. */
+/* Time has moved: performs what was due meanwhile, in order. */
 static void follow_time(void)
 {
     task *t;
@@ -395,7 +395,7 @@ static void follow_time(void)
     }
 }
 
-/* ---- does the real world look as the model says? */
+/* ---- comparing the real objects with the model */
 
 static void check_world(void)
 {
@@ -437,7 +437,7 @@ static void check_nobody_waits_for_what_is_there(void)
     }
 }
 
-/* All but main wait: who was granted or cancelled has gone on, and what the tasks have adds up
+/* All but main wait: granted or cancelled tasks have continued, and what the tasks hold adds up
  * with what is left. */
 static void check_settled(void)
 {
@@ -464,15 +464,15 @@ static void check_settled(void)
     check_world();
 }
 
-/* ---- calls that may wait: the model's, the real one, and what must have come of it */
+/* ---- calls that may wait: in the model, the real one, and the required result */
 
 typedef struct call {
-    int line;   /* LOCK to JOIN, SLEEP or SELECT: what is called */
-    int which;  /* of these objects */
+    int line;   /* LOCK to JOIN, SLEEP or SELECT: the call */
+    int which;  /* indices of the objects */
     int amount; /* to write, tokens, the lock of a condition */
     int value;  /* to put */
     int64_t time;
-    /* of a select: what stands in the cases, and where items come to lie */
+    /* of a select: the objects of the cases, and where received items are stored */
     conc_case cases[CASES];
     int lines[CASES], n, got[CASES];
     int64_t times[CASES];
@@ -533,7 +533,7 @@ static void model_queue(task *t, const call *c)
         decide(t, 0, rc, item);
 }
 
-/* decided at once when there is what it wants, else the task stands in its line */
+/* decided immediately if the call can succeed, otherwise the task joins the queue */
 static void take_or_wait(task *t, const call *c, bool there, int outcome)
 {
     if (there)
@@ -626,7 +626,7 @@ static void check_item(const task *t, const call *c, int line, int got)
     EXPECT_INT(got, brings && t->outcome == 0 ? t->item : -1);
 }
 
-/* What the call has brought belongs to the task, as its result says. */
+/* Gives the task what the call has acquired, according to its result. */
 static void own(task *t, const call *c, int line, int rc)
 {
     int i = c->which;
@@ -768,7 +768,7 @@ static int lock_of(const task *t)
     return -1;
 }
 
-/* Asks for what it has already: a mistake that is told, and changes nothing. */
+/* Asks for what it already has: a reported mistake that changes nothing. */
 static bool asks_twice(const task *t, const call *c)
 {
     if (c->line == LOCK && t->locks[c->which])
@@ -883,7 +883,7 @@ static void step_in_scope(task *t)
         expected = t->expired ? -ETIMEDOUT : 0;
     EXPECT_INT(conc_cancelled(), cancelled(t));
     int ended = conc_scope_end(&t->scope, rc);
-    if (!(t->asked && t->shielded && rc == -ECANCELED)) /* then two causes are right */
+    if (!(t->asked && t->shielded && rc == -ECANCELED)) /* then two causes are correct */
         EXPECT_INT(ended, expected);
     EXPECT_INT(t->scope.expired, t->expired);
     EXPECT_INT(t->scope.cancel_called, t->cancelled);
@@ -893,7 +893,7 @@ static void step_in_scope(task *t)
     log_step(t, "scope", t->expired, ended);
 }
 
-/* ---- steps that do not wait; those of this group from anywhere, posted functions included */
+/* ---- steps that do not wait: these may be called anywhere, including posted functions */
 
 static int signal_event(task *t, int i)
 {
@@ -996,7 +996,7 @@ static int destroy_queue(int i)
     queue *q = &m.queues[i];
     model_close(i);
     q->dropped += q->count;
-    q->unfinished -= q->count; /* those that were taken are still to be done with */
+    q->unfinished -= q->count; /* items already taken still need a task_done */
     q->count = 0;
     serve_all(FINISH + i, -EPIPE);
     conc_queue_destroy(&q->real);
@@ -1053,7 +1053,7 @@ static int release_lock(task *t, int i)
 
 static int release_rwlock(task *t)
 {
-    if (!t->writes && !t->reads && m.readers) /* it would be taken for one of the readers */
+    if (!t->writes && !t->reads && m.readers) /* it would count as one of the readers */
         return 0;
     int rc = t->writes || t->reads ? 0 : -EPERM;
     if (t->writes)
@@ -1153,7 +1153,7 @@ static void give_back_everything(task *t)
         (void)release_rwlock(t);
     for (int i = 0; i < SEMS; i++)
         while (t->permits[i])
-            if (give_permit(t, i) < 0) /* main has filled it up meanwhile: this one is lost */
+            if (give_permit(t, i) < 0) /* main has filled it meanwhile: this one is lost */
                 t->permits[i]--, m.released[i]--;
 }
 
@@ -1192,9 +1192,9 @@ static void settle(void)
 static void meddle_and_look(task *main)
 {
     settle();
-    for (int i = pick(main, 5); i >= 0; i--) /* several things in one moment */
+    for (int i = pick(main, 5); i >= 0; i--) /* several events in one moment */
         one_in(main, 3) ? act(main) : meddle(main);
-    if (one_in(main, 3)) /* and limits that pass in it, before anybody runs */
+    if (one_in(main, 3)) /* and limits that pass in it, before any task runs */
         (void)block(main);
     if (one_in(main, 3))
         EXPECT_INT(conc_post(conc_loop_self(), meddle_when_posted, main), 0);
@@ -1258,7 +1258,7 @@ static bool before_in_groups(const void *a, const void *b)
     return *(const int *)a % GROUPS_OF_PRIORITY < *(const int *)b % GROUPS_OF_PRIORITY;
 }
 
-/* Mostly its tokens come at fractions of a nanosecond. */
+/* Usually its tokens come at fractions of a nanosecond. */
 static void set_up_limiter(task *main, limiter *k)
 {
     int rate = 1 + pick(main, 12);

@@ -1,5 +1,4 @@
-/* test_reports.c - every report calls a task by its name of that moment, and says where it was
- * spawned.
+/* test_reports.c - every report contains the task's current name, and where it was spawned.
  *
  * Not under: no-epoll, save-fpu, aarch64-bti, poll (which change nothing here)
  * Seeds: 5 (processes) */
@@ -27,7 +26,7 @@ static int fails_renamed(void *arg)
     return conc_fail(-EIO, "no more tea");
 }
 
-/* ---- errors that nobody collected ---- */
+/* ---- errors that no call collected ---- */
 
 static struct {
     char task[64], place[256], text[160];
@@ -180,7 +179,7 @@ static conc_options options;
 
 static void run_body(void) { (void)conc_run_with(&options, body, NULL); }
 
-/* Runs fn as main_fn in a process of its own; its stderr in report. */
+/* Runs fn as main_fn in its own process; stores its stderr in report. */
 static int run_for_report(conc_fn *fn, conc_options o)
 {
     body = fn;
@@ -308,7 +307,7 @@ TEST(a_lost_scope_is_told_with_the_name_of_the_moment)
     expect("conc: ", "careless", LINE_OF_leaves_a_scope, ": it ended, with the scope opened at ");
 }
 
-/* ---- names that are hard to print ---- */
+/* ---- awkward names ---- */
 
 static int has_a_wild_name(void *arg)
 {
@@ -329,7 +328,7 @@ TEST(no_control_character_of_a_name_reaches_the_terminal)
         CHECK(*p == '\n' || (unsigned char)*p >= ' ');
 }
 
-/* an expression of 400 characters and more */
+/* an expression of more than 400 characters */
 #define TWICE(x) (x + x)
 #define ZERO TWICE(TWICE(TWICE(TWICE(TWICE(TWICE(TWICE(0)))))))
 static conc_fn *const wild[] = {has_a_wild_name};
@@ -390,7 +389,7 @@ static ssize_t copies(const void *in, size_t in_size, void *out, size_t out_size
     return (ssize_t)out_size;
 }
 
-/* Calls it, and says between which marks its reports are to be found. */
+/* Calls it, between marks that delimit its reports. */
 #define CALL(call)                        \
     do {                                  \
         fprintf(stderr, "<%s>\n", #call); \
@@ -538,7 +537,7 @@ TEST(each_mistake_is_told_once_with_the_public_name)
     }
 }
 
-/* ---- the rest of the mistakes name the public function, too ---- */
+/* ---- other mistakes also name the public function ---- */
 
 static conc_job running, queued, refused;
 static int calls_refused;

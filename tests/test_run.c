@@ -1,5 +1,4 @@
-/* A run seen from outside: its result, its options and environment, what it leaves behind, and
- * what calls say outside it. */
+/* A run seen from outside: its result, options and environment, leaks, and calls outside it. */
 #include "conc_test.h"
 
 #include <limits.h>
@@ -7,7 +6,7 @@
 #include <pthread.h>
 #include <sched.h>
 
-static int calls; /* of returns() */
+static int calls; /* calls of returns() */
 
 static int returns(void *arg)
 {
@@ -555,7 +554,7 @@ TEST(conc_main_turns_the_result_into_an_exit_status)
 {
     char output[8192];
     CHECK_INT(status_of_conc_main(succeeds, output, sizeof output), 0);
-    CHECK(!output[0] || strstr(output, "makecontext")); /* a sanitizer's remark on ucontext */
+    CHECK(!output[0] || strstr(output, "makecontext")); /* a sanitizer's note about ucontext */
     CHECK_INT(status_of_conc_main(breaks_the_kettle, output, sizeof output), 1);
     CHECK_CONTAINS(output, "the kettle number 17 is broken");
     CHECK_INT(status_of_conc_main(fails_without_words, output, sizeof output), 1);
@@ -663,7 +662,7 @@ TEST(the_version_of_the_header_is_that_of_the_implementation)
     CHECK_STR(conc_version(), version);
 }
 
-/* ---- where there is no task ---- */
+/* ---- outside tasks ---- */
 
 static int emits_nothing(conc_gen *g, void *arg)
 {
@@ -671,7 +670,7 @@ static int emits_nothing(conc_gen *g, void *arg)
     return returns(arg);
 }
 
-/* What no argument could make valid here may say either. */
+/* No argument could make this call valid here, so it may return either error. */
 static bool refused(int rc) { return rc == -EPERM || rc == -EINVAL; }
 
 TEST(outside_a_run_what_needs_a_task_is_refused)
@@ -716,7 +715,7 @@ TEST(outside_a_run_what_needs_a_task_is_refused)
     CHECK(refused(conc_gen_next(&gen, &zero)));
     CHECK_INT(calls, 0);
 
-    CHECK_INT(run_virtual(returns, &(int){3}), 3); /* and nothing of it is remembered */
+    CHECK_INT(run_virtual(returns, &(int){3}), 3); /* and nothing of it is kept */
 }
 
 TEST(outside_a_run_questions_have_harmless_answers)

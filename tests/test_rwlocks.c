@@ -1,5 +1,5 @@
-/* test_rwlocks.c - conc_rwlock: readers together, writers alone, neither starved, and what a
- * cancel of a waiter sets free.
+/* test_rwlocks.c - conc_rwlock: readers together, writers alone, neither starved, and which
+ * waiters a cancelled waiter unblocks.
  *
  * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
  * switch and wait is tested elsewhere)
@@ -11,16 +11,16 @@
 
 enum { WAITING = 1 }; /* no call returns it */
 
-/* A task that takes the lock one way or the other, keeps it, and releases it. */
+/* A task that acquires the lock for reading or writing, holds it, and releases it. */
 typedef struct user {
     const char *name; /* "r1" reads, "w1" writes */
     double keeps;     /* seconds */
-    double timeout;   /* of its acquire; 0: none */
+    double timeout;   /* time limit of its acquire; 0: none */
     double starts;    /* seconds after its spawn */
-    int rounds;       /* 0: one */
-    int acquired;     /* what its last acquire returned */
-    int next;         /* what its next checkpoint returned */
-    double at;        /* when it went on */
+    int rounds;       /* how many times; 0: once */
+    int acquired;     /* result of its last acquire */
+    int next;         /* result of its next checkpoint */
+    double at;        /* when it continued */
     conc_task task;
 } user;
 
@@ -43,7 +43,7 @@ static int try(bool write)
     return write ? conc_rwlock_try_acquire_write(&lock) : conc_rwlock_try_acquire_read(&lock);
 }
 
-/* A try that succeeds is undone: for "could it be had now?" */
+/* Undoes a try that succeeds: it only asks whether the lock is available now. */
 static int could_have(bool write)
 {
     int rc = try(write);
@@ -94,7 +94,7 @@ static int uses(void *arg)
     return 0;
 }
 
-/* Spawns the users one by one, each as far as it gets: that settles who asked first. */
+/* Spawns the users one by one and lets each run until it waits: that fixes their order. */
 static void arrive(conc_group *g, user *users, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
@@ -105,7 +105,7 @@ static void arrive(conc_group *g, user *users, size_t n)
 
 #define ARRIVE(g, users) arrive((g), (users), CONC_LEN(users))
 
-/* "r1@0 r2@0 w1@1": the users that got the lock and when, in the order of the array */
+/* "r1@0 r2@0 w1@1": which users acquired the lock, and when, in the order of the array */
 static void check_times(const user *users, size_t n, const char *expected)
 {
     char text[512] = "";
@@ -118,7 +118,7 @@ static void check_times(const user *users, size_t n, const char *expected)
 
 #define CHECK_TIMES(users, expected) check_times((users), CONC_LEN(users), (expected))
 
-/* All arrive in this order while the lock is free; then they got it at these times. */
+/* All arrive in this order while the lock is free, and must acquire it at these times. */
 static void check_all(user *users, size_t n, const char *expected)
 {
     conc_group g = {0};
@@ -189,7 +189,7 @@ TASK_TEST(a_task_may_read_twice_and_releases_twice)
     check_free();
 }
 
-/* ---- nobody starves ---- */
+/* ---- no starvation ---- */
 
 TASK_TEST(readers_stand_behind_a_waiting_writer)
 {
@@ -245,14 +245,14 @@ TASK_TEST(nobody_overtakes_those_who_wait_by_trying)
     user users[] = {USER("w1", 1), USER("r1", 1)};
     conc_group g = {0};
     CHECK_INT(take(false), 0);
-    CHECK_INT(try(false), 0); /* nobody waits */
+    CHECK_INT(try(false), 0); /* no user waits */
     CHECK_INT(conc_rwlock_release(&lock), 0);
     CHECK_INT(try(true), -EAGAIN);
     ARRIVE(&g, users);
     CHECK_INT(try(false), -EAGAIN); /* w1 waits */
     CHECK_INT(try(true), -EAGAIN);
     CHECK_INT(conc_rwlock_release(&lock), 0);
-    CHECK_INT(users[0].acquired, WAITING); /* it did not run yet, and has it */
+    CHECK_INT(users[0].acquired, WAITING); /* it has not run yet, but owns the lock */
     CHECK_INT(try(false), -EAGAIN);
     CHECK_INT(try(true), -EAGAIN);
     CHECK_INT(conc_rwlock_release(&lock), -EPERM);
@@ -269,7 +269,7 @@ TASK_TEST(a_writers_release_hands_the_lock_to_the_readers_at_once)
     ARRIVE(&g, users);
     CHECK_INT(conc_rwlock_release(&lock), 0);
     CHECK_INT(try(true), -EAGAIN);
-    CHECK_INT(try(false), 0); /* nobody waits any more */
+    CHECK_INT(try(false), 0); /* no user waits any more */
     CHECK_INT(conc_rwlock_release(&lock), 0);
     CHECK_INT(conc_group_wait(&g), 0);
     CHECK_TIMES(users, "r1@0 r2@0");
@@ -286,9 +286,9 @@ TASK_TEST(readers_go_in_at_once_when_the_writer_before_them_is_cancelled)
     ARRIVE(&g, users);
     CHECK_INT(conc_sleep(2), 0);
     CHECK_INT(conc_cancel(&users[1].task), 0);
-    CHECK_INT(users[1].acquired + users[2].acquired, 2 * WAITING); /* nobody ran yet */
+    CHECK_INT(users[1].acquired + users[2].acquired, 2 * WAITING); /* no other task has run yet */
     CHECK_INT(conc_settle(), 0);
-    CHECK_INT(readers, 3); /* r1, r2, r3; r4 stands behind w2 */
+    CHECK_INT(readers, 3); /* r1, r2, r3; r4 is behind w2 */
     CHECK_INT(try(false), -EAGAIN);
     CHECK_INT(conc_group_wait(&g), 0);
     CHECK_INT(users[1].acquired, -ECANCELED);
@@ -336,7 +336,7 @@ TASK_TEST(a_cancelled_reader_between_two_writers_changes_nothing_for_them)
     check_free();
 }
 
-/* Two users wait for the caller to release, and the first of them is cancelled before or after
+/* Two users wait for the caller to release the lock, and the first is cancelled before or after
  * that. */
 static void check_race(bool mine_writes, const char *first, const char *second, bool cancel_first,
                        const char *granted)
@@ -403,7 +403,7 @@ TASK_TEST(in_a_cancelled_scope_not_even_a_free_lock_is_taken)
         conc_scope_cancel(&s);
         CHECK_INT(take(write), -ECANCELED);
         CHECK_INT(conc_rwlock_release(&lock), -EPERM);
-        CHECK_INT(try(write), 0); /* no checkpoint, and nor is the release */
+        CHECK_INT(try(write), 0); /* no checkpoint, and neither is the release */
         CHECK_INT(conc_rwlock_release(&lock), 0);
         CHECK_INT(conc_scope_end(&s, -ECANCELED), 0);
     }
@@ -613,7 +613,7 @@ static void run_reported(void)
     CHECK_INT(conc_run_with(&o, reported.fn, NULL), reported.rc);
 }
 
-/* Runs fn, which shall return rc, in a process of its own; its stderr in report. */
+/* Runs fn, which must return rc, in its own process; stores its stderr in report. */
 static void run_for_report(conc_fn *fn, bool debug, int rc)
 {
     reported.fn = fn, reported.debug = debug, reported.rc = rc;

@@ -1,5 +1,5 @@
 /* test_sandbox.c - system calls that a sandbox or an old kernel refuses: each part of a program
- * either works in another way, or fails with an error in words that name the call; nothing spins,
+ * either works in another way, or fails with an error text that names the call; nothing spins,
  * hangs or crashes.
  *
  * Seeds: 2 (each starts processes and waits for them)
@@ -59,7 +59,7 @@ static int send_a_byte(void *fd)
 
 static int pipe_ends[2];
 
-/* While a timer is armed and while none is; on a blocking pipe, which conc did not make. */
+/* While a timer is armed and while none is; on a blocking pipe, which conc did not create. */
 static int pipes(void *arg)
 {
     int *ends = pipe_ends;
@@ -171,7 +171,7 @@ static void handle(int number)
     handled++;
 }
 
-/* It goes to the handler of before. */
+/* It goes to the previous handler. */
 static int a_signal_nobody_takes(void *arg)
 {
     conc_signals s = {0};
@@ -211,7 +211,7 @@ static int posts(void *arg)
     CHECK_INT(conc_loop_hold(here), 0);
     int saved = errno;
     CHECK_INT(pthread_create(&t, NULL, post, &event), 0);
-    errno = saved; /* the C library tries a signal call of its own */
+    errno = saved; /* the C library tries its own signal call */
     CHECK_INT(conc_event_wait(&event), 0);
     CHECK_INT(pthread_join(t, NULL), 0);
     return conc_loop_release(here);
@@ -342,7 +342,7 @@ static struct {
     const char *name;
     long call;
     int error;
-    const char *fails; /* the parts that may fail, and then name it; NULL: none */
+    const char *fails; /* the parts that may fail, and must then name the call; NULL: none */
 } refused;
 
 /* how_many, NULL: all of them. */
@@ -387,7 +387,7 @@ static void run_refused(void)
 {
     set_up();
     if (!refuse(refused.call, refused.error))
-        return; /* no filters here: in a sandbox that refuses these, or an emulator */
+        return; /* no filters here: in a sandbox that refuses these calls, or an emulator */
     int rc = conc_run(run_the_parts, NULL);
     if (rc)
         test_fail(__FILE__, __LINE__, "conc_run: %d", rc);
@@ -415,14 +415,14 @@ static void check_refused(const char *name, long call, const char *fails)
     check_each(name, call, fails, run_refused);
 }
 
-/* SYS_name, where the system's headers have it. */
+/* SYS_name, if the system's headers have it. */
 #define REFUSED(name, fails) \
     TEST(refused_##name) { check_refused(#name, SYS_##name, fails); }
 
 REFUSED(epoll_create1, NULL)
 REFUSED(epoll_ctl, NULL)
 #ifdef SYS_epoll_wait
-REFUSED(epoll_wait, NULL) /* one of the two is what epoll_wait(3) calls */
+REFUSED(epoll_wait, NULL) /* epoll_wait(3) calls one of the two */
 #endif
 REFUSED(epoll_pwait, NULL)
 REFUSED(eventfd2, "processes")
@@ -480,8 +480,8 @@ REFUSED(faccessat2, NULL)
 REFUSED(futex_waitv, NULL)
 #endif
 
-/* -- calls that the C library and every program need, for which there is a way round where it is a
- * matter of descriptors -- */
+/* -- calls that the C library and every program need, with an alternative where descriptors are
+ * concerned -- */
 
 static void run_the_first_parts(void)
 {
@@ -543,7 +543,7 @@ TEST(refused_poll_with_poll)
     check_each("ppoll", SYS_ppoll, NULL, run_without_poll);
 }
 
-/* -- a run that signals are to interrupt, and where they cannot -- */
+/* -- a run that signals interrupt, and one where they cannot -- */
 
 static int nothing(void *arg)
 {
@@ -592,7 +592,7 @@ TEST(without_file_descriptors_of_processes_a_reused_number_is_not_signalled)
 }
 
 #ifdef SYS_pidfd_open
-/* A job, to whose child it seems that the program has ended just now. */
+/* A job whose child is told that the program has just ended. */
 static int forks_when_the_program_ends(void *arg)
 {
     int status = 0, left = 5000;
@@ -620,7 +620,7 @@ static int run_job(void *arg)
 
 TEST(a_process_that_a_job_forks_when_the_program_ends_ends_with_it)
 {
-    if (refuse(0x7fffffff, EPERM)) /* else the system has no filters */
+    if (refuse(0x7fffffff, EPERM)) /* otherwise the system has no filters */
         CHECK_INT(conc_run(run_job, NULL), SIGKILL);
 }
 #endif

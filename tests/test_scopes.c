@@ -1,4 +1,4 @@
-/* test_scopes.c - conc_scope: begin, end, cancel, and what the end makes of -ECANCELED. */
+/* test_scopes.c - conc_scope: begin, end, cancel, and what the end turns -ECANCELED into. */
 #include "conc_test.h"
 
 static conc_scope shared;

@@ -1,11 +1,12 @@
-/* test_seeds.c - random order of ready tasks that a seed repeats, and the virtual clock, which
- * repeats everything. Each test says its own seeds, so the one in the environment is put aside.
+/* test_seeds.c - a random order of ready tasks that a seed reproduces, and the virtual clock,
+ * which reproduces everything. Each test sets its own seeds, so CONC_SEED is removed from the
+ * environment.
  */
 #include "conc_test.h"
 
 enum { TASKS = 12, TURNS = 4 };
 
-/* What happened, as letters: who ran. */
+/* The order of events, as letters. */
 typedef struct record {
     char order[4096];
     size_t length;

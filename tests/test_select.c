@@ -1,6 +1,6 @@
-/* test_select.c - conc_select: over any mix of queues, events, tasks, descriptors and time
- * exactly one case happens, also when several become ready in one moment and the caller is
- * cancelled in that moment too; the others leave nothing.
+/* test_select.c - conc_select: of any mix of queues, events, tasks, descriptors and time, exactly
+ * one case happens, even if several become ready at the moment when the caller is cancelled; the
+ * others have no effect.
  *
  * Not under: ucontext, save-fpu, aarch64-bti, riscv64, gcc-asan (how tasks switch and wait is
  * tested elsewhere)
@@ -64,7 +64,7 @@ static conc_case case_of(scene *s, int kind)
     }
 }
 
-/* All kinds, the one at `first` in front. */
+/* Cases of all kinds, with the one at `first` in front. */
 static void fill_cases(scene *s, int first)
 {
     s->n = KINDS;
@@ -87,14 +87,14 @@ static void make_ready(scene *s, int kind)
 
 static int result_of(int kind) { return kind == JOIN ? RESULT : kind == FD ? CONC_READABLE : 0; }
 
-/* The queue that was empty: has the item been put, has the select taken it? */
+/* The empty queue: was the item put, and did the select take it? */
 static void check_get(scene *s, bool put, bool taken)
 {
     CHECK_INT(s->to, taken ? ITEM : 0);
     CHECK_INT(conc_queue_len(&s->empty), put && !taken);
 }
 
-/* The queue that was full: has its item been taken, has the select put its own? */
+/* The full queue: was its item taken, and did the select put its own? */
 static void check_put(scene *s, bool room, bool done)
 {
     int item = 0;
@@ -186,7 +186,7 @@ IO_TEST(a_ready_case_behind_others_that_are_not_happens_at_once)
     }
 }
 
-/* ---- several things and a cancel in one moment ---- */
+/* ---- several events and a cancel in one moment ---- */
 
 typedef struct cause {
     int kind;
@@ -208,8 +208,8 @@ static const cause causes[] = {
     {FD, fd_is_closed, -EBADF},
 };
 
-/* What happens in one moment: the causes that are not NULL, with a cancel before one of them (3:
- * none), and at last the end of the task that does it, for which the select waits too. */
+/* The events of one moment: the causes that are not NULL, with a cancel before one of them (3: no
+ * cancel), and finally the end of the task that causes them, for which the select waits too. */
 typedef struct moment {
     scene *s;
     const cause *causes[2];
@@ -259,7 +259,7 @@ static void run_moment(const cause *one, const cause *two, int cancel_before)
     CHECK_INT(after.timers, before.timers);
     CHECK_INT(after.descriptors, before.descriptors);
     if ((one && one->kind == FD) || (two && two->kind == FD))
-        s.ends[0] = dup(s.ends[1]); /* for the scene to close */
+        s.ends[0] = dup(s.ends[1]); /* until the scene closes */
     close_scene(&s);
 }
 
@@ -278,7 +278,7 @@ static int ends_and_cancels_in_between(void *arg)
 {
     scene *s = arg;
     conc_event_set(&s->go);
-    /* the target ends, and the selector has its turn behind this task */
+    /* the target ends, and the selector runs after this task */
     CHECK_INT(conc_yield(), 0);
     CHECK(conc_done(&s->target) && !s->over);
     return conc_cancel(&s->selector);
@@ -304,7 +304,7 @@ IO_TEST(bytes_that_nobody_waits_for_any_more_stay_in_the_pipe)
     open_scene(&s);
     fill_cases(&s, 0);
     start_selector(&s);
-    io_send(s.ends[1], "x"); /* that is seen when the loop looks */
+    io_send(s.ends[1], "x"); /* the loop notices that when it polls */
     CHECK_INT(conc_cancel(&s.selector), 0);
     CHECK_INT(conc_settle(), 0);
     CHECK_INT(s.chosen, -ECANCELED);
@@ -342,7 +342,7 @@ TASK_TEST(a_select_that_runs_out_of_time_is_told_by_the_scope)
     close_scene(&s);
 }
 
-/* ---- what the losing cases leave ---- */
+/* ---- what the losing cases leave behind ---- */
 
 typedef struct getter {
     conc_queue *queue;
@@ -395,7 +395,7 @@ TASK_TEST(after_a_select_the_queues_that_lost_serve_those_who_come_later)
     CHECK_INT(conc_spawn(&s.group, gets_one, &later), 0);
     CHECK_INT(conc_settle(), 0);
     make_ready(&s, EVENT);
-    make_ready(&s, GET); /* in the same moment: it is the next one's */
+    make_ready(&s, GET); /* in the same moment: it is the next select's */
     CHECK_INT(conc_settle(), 0);
     CHECK_INT(s.chosen, EVENT);
     CHECK_INT(later.rc, 0);
@@ -421,8 +421,8 @@ static void count_failure(const conc_failure *f, void *user)
     failures_told++;
 }
 
-/* A background task fails; a select over its end and an event that is set; arg: the end stands
- * first. */
+/* A background task fails, and a select waits for its end and an event that is set; arg: the end
+ * comes first. */
 static int selects_over_a_failed_task(void *arg)
 {
     conc_task t;
@@ -565,7 +565,7 @@ TASK_TEST(a_closed_queue_is_ready)
     conc_queue_close(&q);
     CHECK_INT(conc_select(put, 2), 1);
     CHECK_INT(put[1].result, -EPIPE);
-    CHECK_INT(conc_select(get, 2), 1); /* what lies in it comes first */
+    CHECK_INT(conc_select(get, 2), 1); /* a queued item goes first */
     CHECK_INT(get[1].result, 0);
     CHECK_INT(to, ITEM);
     to = 0;
@@ -728,7 +728,7 @@ TASK_TEST(a_time_that_is_due_lets_what_stands_before_it_happen)
     conc_event e = {0};
     conc_case c[] = {CONC_CASE_EVENT(&e), CONC_CASE_AFTER(0)},
               past[] = {CONC_CASE_EVENT(&e), CONC_CASE_AFTER(-1e300)};
-    CHECK_INT(conc_select(c, 2), 1); /* a look, without waiting */
+    CHECK_INT(conc_select(c, 2), 1); /* a check, without waiting */
     CHECK_INT(conc_select(past, 2), 1);
     conc_event_set(&e);
     CHECK_INT(conc_select(c, 2), 0);
@@ -736,7 +736,7 @@ TASK_TEST(a_time_that_is_due_lets_what_stands_before_it_happen)
     CHECK_TIME(0);
 }
 
-/* ---- two cases on the same thing ---- */
+/* ---- two cases on one object ---- */
 
 IO_TEST(two_cases_on_the_same_thing_are_one_too_many_and_the_first_happens)
 {
@@ -833,7 +833,7 @@ IO_TEST(each_kind_of_descriptor_can_be_selected_for_either_direction)
         conc_case read = CONC_CASE_FD(end[0], CONC_READABLE),
                   write = CONC_CASE_FD(end[1], CONC_WRITABLE);
         conc_case both[] = {read, write}, quiet[] = {read, CONC_CASE_AFTER(1)};
-        CHECK_INT(conc_select(both, 2), 1); /* there is room, and nothing to read */
+        CHECK_INT(conc_select(both, 2), 1); /* there is room to write, but nothing to read */
         CHECK_INT(both[1].result, CONC_WRITABLE);
         CHECK_INT(conc_select(quiet, 2), 1);
         io_send(end[1], "x");
@@ -854,7 +854,7 @@ IO_TEST(two_cases_on_one_socket_tell_which_direction_is_ready)
             int end[2];
             conc_group g = {0};
             io_open(IO_FREE_SOCKET, end);
-            CHECK(io_fill(end[0]) > 0); /* neither to read from nor to write to */
+            CHECK(io_fill(end[0]) > 0); /* neither readable nor writable */
             watch w = {{CONC_CASE_FD(end[0], readable_first ? CONC_READABLE : CONC_WRITABLE),
                         CONC_CASE_FD(end[0], readable_first ? CONC_WRITABLE : CONC_READABLE),
                         CONC_CASE_FD(end[0], CONC_READABLE)},
@@ -948,7 +948,7 @@ IO_TEST(a_descriptor_that_is_closed_meanwhile_is_the_result)
             CHECK_INT(conc_spawn(&g, watches, &w), 0);
             CHECK_INT(conc_settle(), 0);
             CHECK_INT(conc_close(end[0]), 0);
-            if (reuse) /* another descriptor has the number before the task runs */
+            if (reuse) /* another file has the number before the task runs */
                 CHECK_INT(dup2(end[1], end[0]), end[0]);
             CHECK_INT(conc_group_wait(&g), 0);
             CHECK_INT(w.chosen, 1);
@@ -1068,7 +1068,7 @@ TASK_TEST(a_thousand_cases_are_no_trouble)
     CHECK_TIME(7);
     conc_get_stats(&stats);
     CHECK_INT(stats.timers, 0);
-    for (int i = 0; i < MANY; i++) { /* nobody stands in any of the lines */
+    for (int i = 0; i < MANY; i++) { /* no task waits in any of the queues */
         CHECK_INT(conc_queue_try_put(&queues[i], &i), 0);
         CHECK_INT(conc_queue_len(&queues[i]), 1);
         conc_queue_destroy(&queues[i]);

@@ -1,7 +1,7 @@
-/* test_select_pool.c - conc_select with channels and jobs, which other threads tell of: one case
- * happens and no other, and no item is lost or doubled, whatever comes at the same time.
+/* test_select_pool.c - conc_select with channels and jobs, which other threads make ready: exactly
+ * one case happens, and no item is lost or duplicated, whatever happens at the same time.
  *
- * Seeds: 2 (most of what happens there is between threads)
+ * Seeds: 2 (most of it happens between threads)
  * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, riscv64, poll, gcc-asan, single, clang,
  * static, valgrind (how tasks switch and wait is tested elsewhere)
  */
@@ -14,7 +14,7 @@
 
 enum { UNDECIDED = 1000, UNTOUCHED = -77 };
 
-/* A task that selects: from a channel or an event. */
+/* A task that selects between a channel and an event. */
 typedef struct client {
     conc_channel *channel;
     conc_event *event;
@@ -239,14 +239,14 @@ static int selects_jobs(void *arg)
     CHECK_INT(conc_pool_submit(&pool, &job, waits_and_fails, NULL), 0);
     conc_case c[] = {CONC_CASE_JOB(&job), CONC_CASE_AFTER(0.01)};
     CHECK_INT(conc_select(c, 2), 1);
-    CHECK(!conc_job_done(&job)); /* and goes on */
+    CHECK(!conc_job_done(&job)); /* and continues */
     c[1] = (conc_case)CONC_CASE_AFTER(CONC_FOREVER);
     CHECK_INT(conc_channel_send(&go, &x), 0);
     CHECK_INT(conc_select(c, 2), 0);
     CHECK_INT(c[0].result, -EPROTO);
     CHECK_STR(conc_last_error(), "job 3 failed");
     conc_fail(-EIO, "something else");
-    CHECK_INT(conc_select(c, 2), 0); /* again, at once */
+    CHECK_INT(conc_select(c, 2), 0); /* again, immediately */
     CHECK_INT(c[0].result, -EPROTO);
     CHECK_STR(conc_last_error(), "job 3 failed");
     CHECK_INT(conc_pool_submit(&pool, &job, waits_and_fails, NULL), 0);
@@ -283,7 +283,7 @@ static void *sends_many(void *arg)
     return NULL;
 }
 
-/* Items, short limits and the end of a job come in any order. */
+/* Items, short limits and the end of a job arrive in any order. */
 static int selects_many(void *arg)
 {
     int item;

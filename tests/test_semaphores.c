@@ -1,5 +1,5 @@
-/* test_semaphores.c - conc_sem and CONC_PERMIT: permits go to those who wait in the order of
- * asking, none is lost or made, and what ten thousand waiters cost.
+/* test_semaphores.c - conc_sem and CONC_PERMIT: permits go to waiters in FIFO order, none is lost
+ * or created, and what ten thousand waiters cost.
  *
  * Not under: ucontext, no-epoll, save-fpu, aarch64-bti, poll, riscv64, gcc-asan (how tasks
  * switch and wait is tested elsewhere)
@@ -13,16 +13,16 @@
 
 enum { WAITING = 1, MANY = 10000 }; /* no call returns WAITING */
 
-/* A task that takes a permit, keeps it, and gives it back. */
+/* A task that acquires a permit, holds it, and releases it. */
 typedef struct user {
     conc_sem *sem;
     const char *name;
-    double keeps;   /* seconds; negative: for ever, without giving it back */
-    double timeout; /* of its acquire; 0: none */
-    int rounds;     /* 0: one */
-    int acquired;   /* what its last acquire returned */
-    int next;       /* what its next checkpoint returned */
-    double at;      /* when it went on */
+    double keeps;   /* seconds; negative: forever, without releasing it */
+    double timeout; /* time limit of its acquire; 0: none */
+    int rounds;     /* how many times; 0: once */
+    int acquired;   /* result of its last acquire */
+    int next;       /* result of its next checkpoint */
+    double at;      /* when it continued */
     conc_task task;
 } user;
 
@@ -54,7 +54,7 @@ static int uses(void *arg)
     return 0;
 }
 
-/* Spawns the users one by one, each as far as it gets: that settles who asked first. */
+/* Spawns the users one by one and lets each run until it waits: that fixes their order. */
 static void arrive(conc_group *g, user *users, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
@@ -71,7 +71,7 @@ static void release(conc_sem *s, int n)
         CHECK_INT(conc_sem_release(s), 0);
 }
 
-/* So many permits are free, by the field and by taking them. */
+/* Checks the number of free permits, by the field and by acquiring them. */
 static void check_permits(conc_sem *s, int n)
 {
     CHECK_INT(s->permits, n);
@@ -273,7 +273,7 @@ TASK_TEST(a_permit_belongs_to_the_waiter_as_soon_as_it_is_released)
     ARRIVE(&g, users);
     release(&s, 1);
     CHECK_INT(s.permits, 0);
-    CHECK_INT(users[0].acquired, WAITING); /* it did not run yet, and has it */
+    CHECK_INT(users[0].acquired, WAITING); /* it has not run yet, but owns the permit */
     CHECK_INT(conc_sem_try_acquire(&s), -EAGAIN);
     release(&s, 2);
     CHECK_INT(s.permits, 1); /* one for b, and one that is free */
@@ -310,8 +310,8 @@ TASK_TEST(three_permits_serve_the_waiter_the_one_who_gave_them_and_a_third)
 
 /* ---- cancels and time limits ---- */
 
-/* Of four waiters some are cancelled in this order, then n permits released; who got one is
- * noted. */
+/* Of four waiters some are cancelled in this order, then n permits are released. Notes the waiters
+ * that acquired one. */
 static void check_cancels(const char *cancelled, int n, const char *granted)
 {
     conc_sem s = {0};
@@ -468,7 +468,7 @@ TASK_TEST(a_thousand_users_with_time_limits_and_cancels_lose_no_permit)
     check_permits(&c.sem, 5);
 }
 
-/* ---- ten thousand ---- */
+/* ---- ten thousand waiters ---- */
 
 static conc_sem scarce;
 static conc_task waiting[MANY];
@@ -502,7 +502,7 @@ TASK_TEST(a_grant_wakes_one_of_ten_thousand_waiters)
         CHECK_INT(conc_settle(), 0);
         CHECK_INT(granted, i + 1);
     }
-    CHECK(stats().switches - before <= 4 * 100); /* there and back, and some for the settling */
+    CHECK(stats().switches - before <= 4 * 100); /* there and back, and some to settle */
     before = stats().switches;
     release(&scarce, MANY - 100);
     CHECK_INT(conc_group_wait(&g), 0);
@@ -557,7 +557,7 @@ TASK_TEST(ten_thousand_waiters_are_cancelled_in_any_order_in_less_time_than_they
         test_fail(__FILE__, __LINE__, "the spawns took %.3f s, the cancels %.3f s", spawned - start,
                   taken);
     release(&scarce, 1);
-    check_permits(&scarce, 1); /* nobody waits any more, though nobody has run yet */
+    check_permits(&scarce, 1); /* no task waits any more, although none has run yet */
     CHECK_INT(conc_group_wait(&g), 0);
     CHECK_INT(cancelled, MANY);
     check_permits(&scarce, 1);
@@ -700,7 +700,7 @@ TASK_TEST(blocks_wait_for_permits_and_give_them_back_when_they_are_cancelled)
     check_permits(&sem, 2);
 }
 
-/* ---- outside of tasks, and in other loops ---- */
+/* ---- outside tasks, and in other loops ---- */
 
 static void counts_without_waiting(void *arg)
 {

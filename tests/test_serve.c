@@ -2,7 +2,7 @@
  * errors, and its end.
  *
  * Seeds: 5 (some take real time)
- * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
+ * Not under: save-fpu, aarch64-bti (both change only stack switching)
  */
 #include "io_test.h"
 
@@ -27,7 +27,7 @@ static int accepts(void *arg)
     return 0;
 }
 
-/* The ways a listening socket comes about. */
+/* The kinds of listening sockets. */
 typedef enum door_kind { DOOR_CONC, DOOR_FOREIGN, DOOR_BLOCKING, DOOR_KINDS } door_kind;
 
 typedef struct door {
@@ -53,7 +53,7 @@ static void open_door(door *d, door_kind kind)
     CHECK_INT(conc_address(d->l, false, d->where, sizeof d->where), 0);
 }
 
-/* A client that conc knows nothing of; it has connected when this returns. */
+/* A client that conc does not know; it has connected when this returns. */
 static int knock(const door *d)
 {
     int fd = socket(AF_INET, SOCK_STREAM, 0);
@@ -62,7 +62,7 @@ static int knock(const door *d)
     return fd;
 }
 
-/* Nobody waits to be accepted. */
+/* No connection waits to be accepted. */
 static void check_empty(const door *d)
 {
     int flags = fcntl(d->l, F_GETFL);
@@ -175,7 +175,7 @@ IO_TEST(all_who_accept_get_a_connection_when_all_come_at_once)
     }
 }
 
-/* ST-12: {a connection arrives; some turns pass; cancel}, or first the cancel. */
+/* ST-12: {a connection arrives; some turns pass; cancel}, or the cancel first. */
 static void race_accept(door_kind kind, int turns)
 {
     door d;
@@ -333,7 +333,7 @@ static void stop_by_cancel(serving *v)
     CHECK_INT(conc_close(v->door.l), 0); /* it is still open, and still the caller's */
 }
 
-/* What handlers leave for the tests to see. */
+/* What handlers record for the tests. */
 static struct {
     int inside, most, ended, cancelled;
 } seen;
@@ -352,7 +352,7 @@ static int leave(int rc)
     return rc;
 }
 
-/* Sends back each byte, until the end of file. */
+/* Echoes each byte, until the end of file. */
 static int echo(int fd, void *arg)
 {
     char c;
@@ -400,7 +400,7 @@ static int says_hello(void *where)
     return conc_close(fd);
 }
 
-/* As many as there may be descriptors for: each takes two. */
+/* As many as there may be descriptors for: each needs two. */
 IO_TEST(two_hundred_clients_at_once_are_all_served)
 {
     serving v;
@@ -444,7 +444,7 @@ static int returns_what_it_is_told(int fd, void *arg)
                       : conc_fail(-EPROTO, "told to fail by '%c'", c);
 }
 
-/* Sends a word to the server and waits until it closed the connection. */
+/* Sends a word to the server, and waits until it has closed the connection. */
 static void tell(const serving *v, const char *word)
 {
     int fd = knock(&v->door);
@@ -482,7 +482,7 @@ IO_TEST(a_handler_s_error_goes_to_on_error_once_and_serving_goes_on)
     CHECK_INT(conc_settle(), 0);
     CHECK_INT(io_failures.count, 2);
     CHECK_STR(io_failures.text, "told to fail by 'y'");
-    tell(&v, "c"); /* nobody has cancelled it: it failed */
+    tell(&v, "c"); /* it was not cancelled: it failed */
     CHECK_INT(conc_settle(), 0);
     CHECK_INT(io_failures.rc, -ECANCELED);
     CHECK(!v.done);
@@ -522,7 +522,7 @@ IO_TEST(at_most_limit_connections_are_served_at_once)
         seen = (__typeof__(seen)){0};
         start_serving(&v, DOOR_CONC, stays_a_second, NULL, limit);
         for (int i = 0; i < 6; i++)
-            clients[i] = knock(&v.door); /* those over the limit wait in the backlog */
+            clients[i] = knock(&v.door); /* connections over the limit wait in the backlog */
         for (int i = 0; i < 6; i++) {
             CHECK_INT(conc_read(clients[i], room, 1), 0);
             CHECK_INT(conc_close(clients[i]), 0);
@@ -683,7 +683,7 @@ static int closes_its_connection_itself(int fd, void *arg)
     return conc_sleep(1);
 }
 
-/* As a handler does that opens a conc_stream, which owns its descriptor. */
+/* Like a handler that opens a conc_stream, which owns its descriptor. */
 IO_TEST(a_handler_that_closed_its_connection_itself_loses_no_other_descriptor)
 {
     serving v;
@@ -695,7 +695,7 @@ IO_TEST(a_handler_that_closed_its_connection_itself_loses_no_other_descriptor)
     while (!own.closed)
         CHECK_INT(conc_yield(), 0);
     CHECK_INT(fcntl(own.fd, F_GETFD), -1);
-    CHECK_INT(dup2(p[0], own.fd), own.fd); /* the number is somebody else's now */
+    CHECK_INT(dup2(p[0], own.fd), own.fd); /* another file has the number now */
     CHECK_INT(conc_sleep(2), 0);
     CHECK(fcntl(own.fd, F_GETFD) >= 0);
     stop_by_close(&v);
@@ -770,7 +770,7 @@ TEST(outside_a_run_nothing_is_served)
 
 static rlim_t limit_before;
 
-/* From here on the process can open no more. */
+/* From here on the process can open no more descriptors. */
 static void use_up_descriptors(void)
 {
     struct rlimit limit;
@@ -792,8 +792,8 @@ static void give_descriptors_back(void)
     CHECK_INT(setrlimit(RLIMIT_NOFILE, &limit), 0);
 }
 
-/* Under valgrind the system takes the connection before the lack of a descriptor is seen: it is
- * lost. */
+/* Under Valgrind the system accepts the connection before it finds that descriptors are lacking:
+ * the connection is lost. */
 static bool loses_connections(void)
 {
     door d;
@@ -840,7 +840,7 @@ IO_TEST(without_descriptors_a_server_says_so_once_backs_off_and_recovers)
         uint64_t polls = io_polls();
         double start = conc_now();
         CHECK_INT(conc_sleep(2.05), 0);
-        CHECK(io_polls() - polls < 100); /* it is about 20 attempts */
+        CHECK(io_polls() - polls < 100); /* about 20 attempts */
         CHECK_INT(io_failures.count, 1);
         CHECK_INT(seen.inside, 0);
         give_descriptors_back();
@@ -867,7 +867,7 @@ IO_TEST(a_server_that_backs_off_ends_when_it_is_cancelled_or_closed)
     }
 }
 
-/* {conc_close; another listener takes the number}, and a client comes to that one. */
+/* {conc_close; another listener gets the number}, and a client connects to that one. */
 static void replace_listener(serving *v)
 {
     door next;
@@ -939,7 +939,7 @@ IO_TEST(two_servers_share_one_listener)
     CHECK_INT(w.rc, 0);
 }
 
-/* Each loop serves in a thread of its own, until a client says "q" to it. */
+/* Each loop serves in its own thread, until a client sends "q" to it. */
 typedef struct branch {
     pthread_t thread;
     int l, served, rc;

@@ -1,9 +1,9 @@
-/* test_shared.c - conc_shared_alloc: memory that workers of process pools see where the program
- * sees it.
+/* test_shared.c - conc_shared_alloc: memory that workers of process pools see at the program's
+ * addresses.
  *
  * Not under: ucontext, no-epoll, save-fpu, aarch64, aarch64-bti, riscv64, poll, seeds, valgrind,
- * gcc-asan, single, clang, static (they start processes, which emulators cannot, and older ones
- * of valgrind cannot wait for)
+ * gcc-asan, single, clang, static (they start processes, which emulators cannot, and which older
+ * versions of Valgrind cannot wait for)
  */
 #define TEST_PROCESSES
 #include "pool_test.h"
@@ -24,8 +24,7 @@ static int count_lines(const char *path, const char *word)
 
 static int count_shared_mappings(void) { return count_lines("/proc/self/maps", "rw-s"); }
 
-/* After the test there are no children, and as many descriptors and shared mappings as before
- * it. */
+/* The test must leave no children, and as many descriptors and shared mappings as before. */
 static void call_clean(void (*call)(void (*)(void)), void (*body)(void))
 {
     int fds = test_count_fds(), mappings = count_shared_mappings();
@@ -59,7 +58,7 @@ static bool is_filled(const unsigned char *p, size_t size, int with)
 
 /* ---- jobs ---- */
 
-/* A stretch of memory, and what it is to hold. */
+/* A range of memory, and its expected contents. */
 typedef struct stretch {
     unsigned char *at;
     size_t size;
@@ -212,7 +211,7 @@ SHARED_TEST(what_one_process_writes_the_others_read)
     OPEN(pool, .workers = 2);
     CHECK_INT(overwrite(&pool, p, 100000, 0, 1), 5);
     CHECK(is_filled(p, 100000, 1));
-    memset(p, 2, 100000); /* after the open, and after the worker has begun */
+    memset(p, 2, 100000); /* after the open, and after the worker has started */
     CHECK_INT(overwrite(&pool, p, 100000, 2, 3), 5);
     CHECK(is_filled(p, 100000, 3));
     OPEN(later, .workers = 1);
@@ -256,7 +255,7 @@ SHARED_TEST(a_pool_goes_on_when_a_block_that_it_does_not_use_is_freed)
     conc_shared_free(freed);
     CHECK_INT(overwrite(&pool, kept, 100, 1, 2), 5);
     CHECK_INT(conc_procs_run(&pool, kills_itself, NULL, 0), -EOWNERDEAD);
-    /* a new worker, which does not find it any more */
+    /* a new worker, which no longer finds it */
     CHECK_INT(overwrite(&pool, kept, 100, 2, 3), 5);
     conc_shared_free(kept);
 }
@@ -301,7 +300,7 @@ SHARED_TEST(shared_memory_does_not_count_in_a_workers_memory_limit)
     conc_shared_free(p);
 }
 
-/* A worker's own memory, and the program's, in a pool of the worker's. */
+/* A worker's own memory, and the program's, in a pool that the worker opens. */
 static int opens_a_pool(void *arg)
 {
     stretch *s = arg;
@@ -332,9 +331,9 @@ SHARED_TEST(a_worker_shares_memory_with_workers_of_its_own)
 enum { WORKERS = 4, ROUNDS = 5000 };
 
 typedef struct counters {
-    atomic_int here, counted; /* here: those who have begun */
+    atomic_int here, counted; /* here: how many have begun */
     pthread_mutex_t mutex;
-    int guarded, low, high; /* both sides of a number that has to change as one */
+    int guarded, low, high; /* both halves of a number that has to change atomically */
     bool torn;
 } counters;
 

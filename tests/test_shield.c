@@ -1,5 +1,5 @@
-/* test_shield.c - shields: what is hidden, what is not, switching them while a task waits, grace
- * and clean-up. */
+/* test_shield.c - shields: what they hide and what they do not, changing them while a task waits,
+ * grace and clean-up. */
 #include "conc_test.h"
 
 #include <math.h>
@@ -20,7 +20,7 @@ static int set_flag(void *flag)
     return 0;
 }
 
-/* A task that waits in inner, which lies in outer; others cancel and shield. */
+/* A task that waits in inner, which is nested in outer; others cancel and shield. */
 typedef struct waiter {
     conc_scope outer, inner;
     bool shielded;
@@ -368,7 +368,7 @@ TASK_TEST(a_shield_of_a_scope_that_was_left_does_nothing)
 
 TASK_TEST(a_wait_behind_a_shield_is_reached_through_no_other_shield)
 {
-    /* outer, shield a, shield b: taking b away is not enough */
+    /* outer, shield a, shield b: removing b is not enough */
     conc_scope outer = {0}, a = {0}, b = {0};
     CHECK_INT(conc_scope_begin(&outer, CONC_FOREVER), 0);
     CHECK_INT(conc_scope_begin(&a, CONC_FOREVER), 0);

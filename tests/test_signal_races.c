@@ -1,13 +1,12 @@
-/* test_signal_races.c - a signal at every step of opening and closing a conc_signals, of a run
- * and of a fork: it is received, or interrupts, or does what it did before; never two of these,
- * and never none.
+/* test_signal_races.c - a signal at every step of opening and closing a conc_signals, of a run and
+ * of a fork: it is received, or interrupts, or has its previous effect; exactly one of these.
  *
- * Calls that the implementation makes between two steps go through functions of this file, which
- * raise the signal there; so does the clock.
+ * The implementation's calls between two steps go through functions of this file, which raise the
+ * signal there; so does the clock.
  *
- * Seeds: 10 (what it does hardly depends on the order of tasks)
+ * Seeds: 10 (it hardly depends on the order of tasks)
  * Not under: aarch64, aarch64-bti, riscv64, valgrind (emulators crash in a storm of signals while
- * threads begin and end, and Valgrind takes a handler's stack for no memory)
+ * threads start and end, and Valgrind does not know a handler's stack)
  */
 #include <pthread.h>
 #include <sched.h>
@@ -18,11 +17,11 @@
 #include <time.h>
 #include <unistd.h>
 
-static _Thread_local int seam_signal;               /* to raise at a point; 0: none */
-static _Thread_local int seam_points;               /* that were passed */
-static _Thread_local int seam_at;                   /* which one it is raised at */
-static _Thread_local void (*seam_in_handler)(void); /* called once, when a handler begins */
-static int64_t seam_time;                           /* the clock, if it is not 0 */
+static _Thread_local int seam_signal;               /* the signal to raise at a point; 0: none */
+static _Thread_local int seam_points;               /* points passed so far */
+static _Thread_local int seam_at;                   /* the point at which it is raised */
+static _Thread_local void (*seam_in_handler)(void); /* called once, when a handler starts */
+static int64_t seam_time;                           /* the clock's value, if it is not 0 */
 
 static void seam_point(void)
 {
@@ -109,7 +108,7 @@ static int seam_clock(clockid_t id, struct timespec *t)
 #undef getpid
 #undef clock_gettime
 
-/* ---- what the tests are made of ---- */
+/* ---- parts of the tests ---- */
 
 static _Atomic int handled;
 
@@ -125,7 +124,7 @@ static void install(int number, void (*handler)(int))
     CHECK_INT(sigaction(number, &action, NULL), 0);
 }
 
-/* Check has handlers of its own, and the mask may be inherited. */
+/* Check has its own handlers, and the mask may be inherited. */
 static void forget_everything(void)
 {
     int numbers[] = {SIGINT, SIGTERM, SIGCHLD, SIGWINCH, SIGURG, SIGUSR1, SIGUSR2};
@@ -135,7 +134,7 @@ static void forget_everything(void)
         install(numbers[i], SIG_DFL);
     CHECK_INT(pthread_sigmask(SIG_SETMASK, &none, NULL), 0);
     unsetenv("CONC_CLOCK");
-    unsetenv("CONC_DEBUG"); /* which takes signals for itself */
+    unsetenv("CONC_DEBUG"); /* which reserves signals for itself */
 }
 
 static void (*handler_of(int number))(int)
@@ -152,7 +151,7 @@ static void raise_at(int point, int number)
     seam_signal = number;
 }
 
-/* True: the point was reached. */
+/* Returns true if the point was reached. */
 static bool raised(void)
 {
     bool reached = seam_points > seam_at;
@@ -162,7 +161,7 @@ static bool raised(void)
 
 static int next_of(void *s) { return conc_signals_next(s); }
 
-/* How many signals it still hands out. On the virtual clock, where that takes no time. */
+/* Returns how many signals it still has. Call it on the virtual clock, where that takes no time. */
 static int take_all(conc_signals *s)
 {
     int n = 0;
@@ -183,7 +182,7 @@ static int run_interruptible(conc_fn *fn, void *arg)
     return conc_run_with(&o, fn, arg);
 }
 
-/* ---- where a signal is none of the run's business ---- */
+/* ---- where the run does not handle the signal ---- */
 
 static const int harmless[] = {SIGCHLD, SIGWINCH, SIGURG};
 
@@ -223,7 +222,7 @@ static void open_it(conc_signals *s)
 
 static void close_it(conc_signals *s) { CHECK_INT(conc_signals_close(s), 0); }
 
-/* Each has one signal at this point, if there is one, and returns whether there was. */
+/* Each raises one signal at this point, if the point exists, and returns whether it did. */
 typedef bool step(int point);
 
 static int at_each_point(void *arg)
@@ -345,7 +344,8 @@ static int close_while_a_handler_begins(void *arg)
 
 TEST(a_signal_that_was_delivered_before_the_close_and_is_handled_after_it_is_not_lost)
 {
-    if (SANITIZED) /* which object to a close in a handler; here it is between two statements */
+    /* sanitizers object to a close in a handler; here it happens between two statements */
+    if (SANITIZED)
         return;
     forget_everything();
     install(SIGTERM, count_it);
@@ -390,7 +390,7 @@ static int receive_and_be_interrupted(void *arg)
     a->came = raised();
     int rc = conc_yield();
     CHECK_INT(conc_cancelled(), rc != 0);
-    if (rc == 0) { /* it is still the receiver's, whatever comes next */
+    if (rc == 0) { /* it still belongs to the receiver, whatever happens next */
         CHECK_INT(raise(SIGTERM), 0);
         CHECK_INT(conc_yield(), 0);
         a->received = take_all(&s) - 1;
@@ -448,7 +448,7 @@ static int return_0(void *arg)
 
 static int point_of_the_end;
 
-/* main_fn has returned; until the run has, a signal interrupts it, or does what it did before. */
+/* main_fn has returned; until the run does, a signal interrupts it, or has its previous effect. */
 static int raise_while_it_ends(void *arg)
 {
     (void)arg;
@@ -645,7 +645,7 @@ static int fork_while_it_is_received(void *arg)
     return 0;
 }
 
-/* This file's hook for forks is older than conc's, so that in the child it comes first. */
+/* This file's fork hook was registered before conc's, so it runs first in the child. */
 TEST(a_signal_in_a_child_before_fork_has_returned_does_what_it_did_before)
 {
     forget_everything();

@@ -1,8 +1,8 @@
 /* test_signals.c - conc_signals_* and conc_wait_signal: signals that tasks receive, and how
- * everything is put back.
+ * everything is restored.
  *
  * Seeds: 5 (real signals take real time)
- * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
+ * Not under: save-fpu, aarch64-bti (both change only stack switching)
  */
 #include "conc_test.h"
 
@@ -33,7 +33,7 @@
 
 enum { LAST_SIGNAL = 64, SMALLEST_STACK = 16384, STORM = SANITIZED ? 1000 : 10000 };
 
-/* ---- what the tests are made of ---- */
+/* ---- parts of the tests ---- */
 
 static _Atomic int handled[LAST_SIGNAL + 1];
 
@@ -67,7 +67,7 @@ static void change_mask(int how, int number)
     CHECK_INT(pthread_sigmask(how, &set, NULL), 0);
 }
 
-/* What the process does about each signal, and this thread's mask. */
+/* The action of each signal, and this thread's mask. */
 typedef struct dispositions {
     struct sigaction of[LAST_SIGNAL + 1];
     sigset_t mask;
@@ -77,7 +77,7 @@ static void look_around(dispositions *d)
 {
     memset(d, 0, sizeof *d);
     for (int n = 1; n <= LAST_SIGNAL; n++)
-        sigaction(n, NULL, &d->of[n]); /* fails for those that libc keeps to itself */
+        sigaction(n, NULL, &d->of[n]); /* fails for those that libc reserves */
     CHECK_INT(pthread_sigmask(SIG_BLOCK, NULL, &d->mask), 0);
 }
 
@@ -91,7 +91,7 @@ static bool same_set(const sigset_t *a, const sigset_t *b)
 
 static bool same_action(const struct sigaction *a, const struct sigaction *b)
 {
-    /* those that a program can set; libc adds one of its own whenever it installs something */
+    /* flags that a program can set; libc adds its own to each action */
     int flags = SA_NOCLDSTOP | SA_NOCLDWAIT | SA_SIGINFO | SA_ONSTACK | SA_RESTART | SA_NODEFER |
                 (int)SA_RESETHAND;
     if ((a->sa_flags & flags) != (b->sa_flags & flags))
@@ -128,7 +128,8 @@ static void close_it(conc_signals *s) { CHECK_INT(conc_signals_close(s), 0); }
 
 static int next_of(void *s) { return conc_signals_next(s); }
 
-/* The next signal, or -ETIMEDOUT when none came. On the virtual clock, where that takes no time. */
+/* The next signal, or -ETIMEDOUT if none arrived. Call it on the virtual clock, where that takes no
+ * time. */
 static int next_if_any(conc_signals *s) { return conc_timeout(1, next_of, s); }
 
 static void pause_for(double s)
@@ -137,7 +138,7 @@ static void pause_for(double s)
     nanosleep(&t, NULL);
 }
 
-/* A child process that runs fn(arg), and is to end with status 0. */
+/* A child process that runs fn(arg), and must exit with status 0. */
 static pid_t start_process(void (*fn)(int), int arg)
 {
     fflush(NULL);
@@ -174,7 +175,7 @@ static void check_process(void (*fn)(void))
 
 static void kill_parent(int number) { CHECK_INT(kill(getppid(), number), 0); }
 
-/* Not before the parent's loop sleeps, most likely; what comes out does not depend on it. */
+/* Most likely not before the parent's loop sleeps; the result does not depend on it. */
 static void kill_parent_soon(int number)
 {
     pause_for(0.03);
@@ -227,7 +228,7 @@ static void start_receiver(conc_group *g, receiver *r, conc_signals *from)
     CHECK_INT(conc_spawn_task(g, &r->task, receive_one, r), 0);
 }
 
-/* Main_fn of a run on the real clock, of one with each way of waiting, and of one on the virtual
+/* main_fn of a run on the real clock, of one with each way of waiting, and of one on the virtual
  * clock. */
 static void run_body(void (*body)(void), const char *poll, const char *clock)
 {
@@ -251,8 +252,8 @@ static void run_body(void (*body)(void), const char *poll, const char *clock)
     TEST(name##_on_the_virtual_clock) { run_body(body_of_##name, NULL, "virtual"); }      \
     static void body_of_##name(void)
 
-/* ThreadSanitizer keeps a signal until the task that it came upon calls into libc, and forgets
- * it when there is none. */
+/* ThreadSanitizer holds a signal until the interrupted task calls into libc, and loses it if the
+ * task never does. */
 #define STORM_TEST(name)                                                          \
     static void body_of_##name(void);                                             \
     static void test_run_##name(void) { run_body(body_of_##name, NULL, "real"); } \
@@ -403,7 +404,7 @@ TASK_TEST(real_time_signals_which_the_kernel_does_not_merge_all_arrive)
     conc_signals s = {0};
     open_for(&s, SIGRTMIN);
     in_process(queue_a_hundred, SIGRTMIN);
-    /* which keeps one of each, until it is delivered */
+    /* which keeps one of each kind, until it is delivered */
     for (int i = 0; i < (THREAD_SANITIZER ? 1 : 100); i++)
         CHECK_INT(next_if_any(&s), SIGRTMIN);
     CHECK(THREAD_SANITIZER || next_if_any(&s) == -ETIMEDOUT);
@@ -806,8 +807,8 @@ static void count_with_info(int number, siginfo_t *info, void *context)
     count_it(number);
 }
 
-/* Four kinds of what may be there before: an elaborate handler, a plain one, ignored, default;
- * two of them blocked. */
+/* Four kinds of previous actions: an elaborate handler, a plain one, ignored, default; two of them
+ * blocked. */
 static void install_four_kinds(int numbers[4])
 {
     struct sigaction elaborate = {.sa_sigaction = count_with_info,
@@ -1189,7 +1190,7 @@ TASK_TEST(another_run_cannot_close_or_open_a_receiver)
     close_it(&s);
 }
 
-/* ---- cancels and time limits: none loses a signal ---- */
+/* ---- cancels and time limits: neither loses a signal ---- */
 
 TASK_TEST(a_cancel_and_a_signal_in_either_order_lose_nothing)
 {
@@ -1394,7 +1395,7 @@ TASK_TEST(a_wait_for_one_signal_that_is_cancelled_just_after_it_came_returns_it_
     CHECK_INT(handled[SIGUSR1], w.got == SIGUSR1 ? 0 : 1);
 }
 
-/* ---- what signals do to the loop ---- */
+/* ---- signals and the loop ---- */
 
 static int close_and_sleep_for_ever(void *arg)
 {
@@ -1427,7 +1428,7 @@ REAL_TEST(a_signal_does_not_make_the_loop_spin)
     open_for_both(&s);
     CHECK_INT(raise(SIGUSR1), 0);
     CHECK_INT(conc_signals_next(&s), SIGUSR1);
-    CHECK_INT(raise(SIGUSR2), 0); /* which nobody takes for now */
+    CHECK_INT(raise(SIGUSR2), 0); /* which no task receives for now */
     uint64_t before = polls();
     CHECK_INT(conc_sleep(0.1), 0);
     CHECK(polls() - before < 50);
@@ -1461,7 +1462,7 @@ typedef struct storm {
 static void *send_storm(void *arg)
 {
     storm *s = arg;
-    double start = test_real_seconds(); /* a machine that is busy otherwise gets fewer of them */
+    double start = test_real_seconds(); /* a busy machine delivers fewer */
     for (int i = 0; i != s->count && !s->enough && test_real_seconds() - start < 3; i++) {
         CHECK_INT(pthread_kill(s->to, s->number), 0);
         if (s->gap > 0)
@@ -1519,9 +1520,9 @@ REAL_TEST(waits_are_not_shortened_by_signals)
     close(ends[1]);
 }
 
-/* Thousands of signals, then one of another number that says that these were all. They come from
- * another process: a thread that sends them confuses Valgrind, which takes all threads to be on one
- * stack, and forgets to note a frame on a task's when threads take turns within it. */
+/* Thousands of signals, then one with another number that marks the end. Another process sends
+ * them, because a thread would confuse Valgrind, which assumes all threads to be on one stack, and
+ * forgets to note a frame on a task's stack when threads take turns within it. */
 static bool storm_is_over;
 
 static pid_t send_the_storm(void)
@@ -1529,7 +1530,7 @@ static pid_t send_the_storm(void)
     pid_t receiver = getpid(), sender = fork();
     if (sender != 0)
         return sender;
-    double start = test_real_seconds(); /* a machine that is busy otherwise gets fewer of them */
+    double start = test_real_seconds(); /* a busy machine delivers fewer */
     for (int i = 0; i < STORM && test_real_seconds() - start < 3; i++) {
         kill(receiver, SIGUSR1);
         if (i % 16 == 0)
@@ -1565,7 +1566,7 @@ static int do_nothing(void *arg)
     return 0;
 }
 
-/* Takes and gives back memory, switches, and starts tasks, while the storm lasts. */
+/* Allocates and frees memory, switches, and starts tasks, while the storm lasts. */
 static int keep_busy(void *arg)
 {
     unsigned char mark = (unsigned char)(uintptr_t)arg;
@@ -1735,7 +1736,7 @@ TEST(loops_that_open_and_close_under_a_storm_put_everything_back)
 
 /* ---- a broken pipe ---- */
 
-/* A write that conc does not know of, as a library makes it. */
+/* A write that conc does not know, like a library's. */
 static void write_to_a_broken_pipe(void)
 {
     int ends[2];
@@ -1778,7 +1779,7 @@ TEST(where_sigpipe_was_blocked_what_the_run_left_is_taken_away_and_nothing_else)
     check_pipe_signal(true, false);
     write_to_a_broken_pipe();
     CHECK_INT(conc_run(break_a_pipe, NULL), 5);
-    check_pipe_signal(true, true); /* the program's own of before */
+    check_pipe_signal(true, true); /* the program's own previous handler */
     CHECK_INT(handled[SIGPIPE], 0);
     change_mask(SIG_UNBLOCK, SIGPIPE);
     CHECK_INT(handled[SIGPIPE], 1);

@@ -1,7 +1,7 @@
-/* test_spawn_copy.c - conc_spawn_copy and CONC_SPAWN: each task has a copy of its argument on its
- * own stack.
+/* test_spawn_copy.c - conc_spawn_copy and CONC_SPAWN: each task has its own copy of its argument
+ * on its stack.
  *
- * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
+ * Not under: save-fpu, aarch64-bti (both change only stack switching)
  */
 #include "conc_test.h"
 
@@ -90,7 +90,7 @@ static void fill_pattern(void)
         pattern[i] = (unsigned char)(i * 7 + i / 256);
 }
 
-/* Uses much of what the copy leaves of a small stack. */
+/* Uses most of what the copy leaves of a small stack. */
 static int use_the_stack(int deep)
 {
     volatile char room[512];
@@ -105,7 +105,7 @@ static int check_copy(void *arg)
     CHECK(memcmp(arg, pattern, size) == 0);
     CHECK_INT(use_the_stack(4), 0);
     CHECK(memcmp(arg, pattern, size) == 0);
-    memset(arg, 0x55, size); /* it is the task's */
+    memset(arg, 0x55, size); /* it belongs to the task */
     checked++;
     return 0;
 }
@@ -226,7 +226,7 @@ TASK_TEST(the_tasks_name_is_its_function_and_the_place)
     CHECK_CONTAINS(conc_last_error(), strerror(EPROTO));
 }
 
-/* One after the other, and many at once, with and without copies: the stacks are used again. */
+/* One after the other, and many at once, with and without copies: the stacks are reused. */
 TASK_TEST(stacks_with_copies_are_used_again_for_any_task)
 {
     fill_pattern();

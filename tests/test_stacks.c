@@ -1,7 +1,7 @@
-/* test_stacks.c - stacks of tasks and generators: sizes, overflow, many of them, giving back and
+/* test_stacks.c - stacks of tasks and generators: sizes, overflow, large numbers, freeing and
  * reuse.
  *
- * Seeds: 10 (hardly anything there depends on the order of tasks)
+ * Seeds: 10 (hardly anything depends on the order of tasks)
  */
 #include "conc_test.h"
 
@@ -20,7 +20,7 @@
 #define SANITIZED false
 #endif
 
-/* Sanitizers know 8,000 threads and fibers at most. */
+/* Sanitizers support at most 8,000 threads and fibers. */
 enum { SMALLEST = 16384, ROUNDS = SANITIZED ? 5000 : 100000, DEFAULT_SIZE = 256 * 1024 };
 
 static conc_stats stats(void)
@@ -290,7 +290,7 @@ TEST(an_overflow_of_a_stack_dies_and_corrupts_nothing)
 {
     size_t sizes[] = {16384, 65536, DEFAULT_SIZE, 1 << 20};
     if (SANITIZED)
-        return; /* they say it in their own way */
+        return; /* they report it in their own way */
     for (size_t i = 0; i < CONC_LEN(sizes); i++) {
         overflow_size = sizes[i];
         CHECK_DIES(run_overflow, SIGSEGV, "");
@@ -307,7 +307,7 @@ TEST(an_overflow_of_the_stacks_of_main_and_of_a_generator_dies_too)
 
 /* ---- many */
 
-/* Twenty thousand, or fewer where that takes long or is done again and again. */
+/* Twenty thousand, or fewer if that takes long or is repeated often. */
 static int many(void) { return SANITIZED || test_seeded() ? 2000 : 20000; }
 
 TASK_TEST(twenty_thousand_tasks_sleep_at_once)

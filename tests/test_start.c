@@ -1,12 +1,12 @@
-/* conc_start: the caller goes on when the child says that it is ready. */
+/* conc_start: the caller continues when the child reports that it is ready. */
 #include "conc_test.h"
 
 typedef struct service {
-    double before;  /* seconds until it says that it is ready */
+    double before;  /* seconds until it reports that it is ready */
     double after;   /* and seconds after that */
-    double cleanup; /* shielded, when it was cancelled before */
-    int value;      /* to say; negative: ends with it instead */
-    int rc;         /* in the end */
+    double cleanup; /* seconds of shielded clean-up, if it was cancelled before */
+    int value;      /* the value that it reports; negative: it ends with it instead */
+    int rc;         /* its final result */
     int slept, said, slept_after;
     double ended;
 } service;
@@ -495,7 +495,7 @@ static int starts_when_there_is_room(void *arg)
 static int cancels_the_starter(void *arg)
 {
     full_group *f = arg;
-    CONC_TRY(conc_join(&f->child_before, NULL)); /* the starter was given the room: it is ready */
+    CONC_TRY(conc_join(&f->child_before, NULL)); /* the starter was given the slot: it is ready */
     return conc_cancel(&f->starter);
 }
 

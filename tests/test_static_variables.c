@@ -1,9 +1,9 @@
-/* test_static_variables.c - what another task writes is seen after every kind of wait, also
- * where the compiler sees that no function on the way to the switch writes it: a static variable
- * whose address nobody takes may not stay in a register. */
+/* test_static_variables.c - a task sees what another task wrote after every kind of wait, even
+ * if the compiler knows that no function on the way to the switch writes it: a static variable
+ * whose address is never taken must not stay in a register. */
 #include "conc_test.h"
 
-static int written; /* only ever touched by name */
+static int written; /* only accessed by name */
 
 static int write_it(void *arg)
 {
@@ -38,7 +38,7 @@ static void write_on_error(const conc_failure *f, void *user)
     written++;
 }
 
-/* written is 0 before the statement and 1 after it; the compiler may not know */
+/* written is 0 before the statement and 1 after it; the compiler must not know */
 #define CHECK_WRITTEN(statement) \
     do {                         \
         written = 0;             \
@@ -130,7 +130,7 @@ TASK_TEST(a_posted_function_s_writes_are_seen)
 
 static int write_and_emit(conc_gen *gen, void *arg)
 {
-    int mine = written; /* 0 */
+    int mine = written; /* it is 0 */
     write_it(arg);
     CONC_TRY(conc_gen_emit(gen, NULL));
     return mine == 0 && written == 7 ? 0 : -EIO;

@@ -1,14 +1,14 @@
-/* test_streams.c - conc_stream_*: buffers, both ways, over any descriptor. On the virtual clock
- * a sleep ends only when no descriptor is ready any more, which is how these tests wait until
- * everybody did what he can. What has to do with the way of waiting runs several times: with the
- * loop's own choice, with poll(2), with the best by its name, and on a socket in blocking mode.
- * Every such test looks whether all memory and all descriptors were given back.
+/* test_streams.c - conc_stream_*: buffers, both ways, over any descriptor. On the virtual clock a
+ * sleep ends only when no descriptor is ready any more, which is how these tests wait until every
+ * task has done what it can. Tests that depend on the way of waiting run several times: with the
+ * loop's default poller, with poll(2), with the best one by name, and on a socket in blocking
+ * mode. Each of them checks for leaked memory and descriptors.
  *
  *     RANDOM_PROGRAMS=10000 RANDOM_FIRST=1 ./test_streams      many random programs, from this
  *     seed on
  *
  * Seeds: 15 (they are many)
- * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
+ * Not under: save-fpu, aarch64-bti (both change only stack switching)
  */
 #include <errno.h>
 #include <stdbool.h>
@@ -17,7 +17,7 @@
 
 #define MAYBE_UNUSED __attribute__((unused))
 
-/* ---- memory that is counted, and can fail ---- */
+/* ---- memory that is counted, and can run out ---- */
 
 static struct {
     long calls; /* since the last reset */
@@ -74,7 +74,7 @@ MAYBE_UNUSED static void counting_free(void *p)
 
 /* ---- descriptors ---- */
 
-/* TRANSPORT: the stream runs on functions of the test's, which use a socket. */
+/* TRANSPORT: the stream runs on the test's own functions, which use a socket. */
 typedef enum kind { SOCKETS, BLOCKING_SOCKETS, TCP, TRANSPORT, KINDS } kind;
 
 static kind usual_kind = SOCKETS;
@@ -111,8 +111,7 @@ static void connect_two(kind k, int ends[2])
     set_blocking(ends[1], false);
 }
 
-/* A stream, and the other end of its descriptor, which the test speaks to with bare system
- * calls. */
+/* A stream, and the other end of its descriptor, which the test uses with plain system calls. */
 typedef struct pair {
     conc_stream s;
     int peer;
@@ -122,7 +121,7 @@ typedef struct pair {
 
 typedef struct wire {
     int fd;
-    int reads, writes; /* calls that are under way */
+    int reads, writes; /* calls in progress */
 } wire;
 
 static ssize_t wire_read(void *self, void *buf, size_t n)
@@ -203,7 +202,7 @@ static void say_bytes(int fd, const void *bytes, size_t n) { CHECK_INT(write(fd,
 
 static void say(int fd, const char *text) { say_bytes(fd, text, strlen(text)); }
 
-/* What the other end of fd sent, and is there now. */
+/* What the other end of fd sent, and is available now. */
 static size_t hear(int fd, char *buf, size_t size)
 {
     size_t heard = 0;
@@ -230,7 +229,7 @@ static void check_bytes_at(int line, const char *actual, const char *expected, s
 
 #define CHECK_BYTES(actual, expected, n) check_bytes_at(__LINE__, (actual), (expected), (n))
 
-/* Bytes that differ wherever some were lost, doubled or moved; no line ends among them. */
+/* Bytes that reveal where some were lost, duplicated or moved; they contain no newline. */
 static char pattern[4 << 20];
 
 __attribute__((constructor)) static void make_pattern(void)
@@ -282,7 +281,7 @@ static void run_io(void (*body)(void), const char *way, kind k)
     CHECK_INT(live_allocations, 0);
 }
 
-/* Under seeds the first is enough: there are many of them. */
+/* Under seeds the first one is enough: there are many of them. */
 #define IO_TEST(name)                                                                             \
     static void body_of_##name(void);                                                             \
     TEST(name) { run_io(body_of_##name, NULL, SOCKETS); }                                         \
@@ -292,14 +291,14 @@ static void run_io(void (*body)(void), const char *way, kind k)
     TEST(name##_on_a_transport) { run_io(body_of_##name, NULL, TRANSPORT); }                      \
     static void body_of_##name(void)
 
-/* For what does not depend on the way of waiting. */
+/* For tests that do not depend on the way of waiting. */
 #define PLAIN_IO_TEST(name)                               \
     static void body_of_##name(void);                     \
     TEST(name) { run_io(body_of_##name, NULL, SOCKETS); } \
     static void body_of_##name(void)
 
-/* Until all others did what they can: on the virtual clock no descriptor is ready when a second
- * has passed. */
+/* Waits until all others did what they can: on the virtual clock no descriptor is ready when a
+ * second has passed. */
 static void let_them_run(void) { CHECK_INT(conc_sleep(1), 0); }
 
 static void begin_cancelled(conc_scope *c)
@@ -320,7 +319,7 @@ typedef struct io {
     conc_stream *s;
     void *buf; /* to read into, or to write from */
     size_t n;
-    char *data; /* what read_until and read_line hand out */
+    char *data; /* what read_until and read_line return */
     ssize_t rc;
     bool done;
     conc_task task;
@@ -357,7 +356,7 @@ static void begin_io(conc_group *g, io *c)
 
 static void wait_for(conc_group *g) { CHECK_INT(conc_group_wait(g), 0); }
 
-/* Reads all that comes from fd until its end, as another program would. */
+/* Reads everything from fd until its end, as another program would. */
 static char heard[sizeof pattern];
 
 typedef struct listener {
@@ -381,9 +380,8 @@ static void begin_listening(conc_group *g, listener *l, int fd)
     CHECK_INT(conc_spawn_task(g, &l->task, listen_to_the_end, l), 0);
 }
 
-/* Waits for the writers, if any, and closes the stream while its peer takes everything: what
- * came is in heard. Returns how much. The group of the listener was opened before that of the
- * writers. */
+/* Waits for the writers, if any, and closes the stream while its peer reads everything into heard.
+ * Returns how much. The listener's group was opened before that of the writers. */
 static size_t finish_and_hear(pair *p, conc_group *listening, conc_group *writing)
 {
     static listener l;
@@ -597,7 +595,7 @@ IO_TEST(a_peer_that_only_stopped_writing_still_hears)
 
 /* ---- lines and records ---- */
 
-/* Says text in two pieces, with time to take the first one in, then hangs up. */
+/* Sends text in two pieces, with time to receive the first one, then hangs up. */
 typedef struct feed {
     int fd;
     const char *text;
@@ -742,8 +740,8 @@ static size_t append(char *text, size_t n, const char *more, size_t length)
     return n + length;
 }
 
-/* Records that begin like the delimiter: after each of its beginnings stands something else, or
- * all of it. */
+/* Records that begin like the delimiter: after each prefix of it comes something else, or all of
+ * it. */
 static void check_delimiter(const char *delimiter, size_t d)
 {
     static const size_t sizes[] = {1, 3, 4096};
@@ -1142,11 +1140,11 @@ PLAIN_IO_TEST(with_the_largest_limit_a_record_may_be_as_long_as_it_likes)
 
 /* ---- cancelled reads ---- */
 
-/* One read of any kind: what it yields is put behind what came before. */
+/* One read of any kind, which appends its result to the earlier ones. */
 typedef struct taker {
     conc_stream *s;
     call call;
-    double limit; /* seconds; of all its reads together */
+    double limit; /* time limit of all its reads together, in seconds */
     char got[256];
     size_t n;
     int rc; /* of the scope of all its reads */
@@ -1185,8 +1183,8 @@ typedef enum order { CANCEL_FIRST, DATA_FIRST, CANCEL_ALONE, ORDERS } order;
 static const char lines_to_take[] = "first line\nsecond\n\nfour\n";
 enum { TO_TAKE = sizeof lines_to_take - 1 };
 
-/* The reader is cancelled after `before` bytes, when it waits for more or in the moment in which
- * more come. */
+/* Cancels the reader after `before` bytes, while it waits for more or at the moment when more
+ * arrive. */
 static void check_cancelled_taker(call c, size_t before, order o)
 {
     pair p = {.s = {.buffer_size = 8}};
@@ -1228,7 +1226,7 @@ IO_TEST(a_cancelled_read_until_loses_no_byte) { check_cancelled_takers(READ_UNTI
 
 IO_TEST(a_cancelled_read_line_loses_no_byte) { check_cancelled_takers(READ_LINE); }
 
-/* The rest comes in the same moment as the time limit, or never before it. */
+/* The rest arrives at the same moment as the time limit, or never before it. */
 static void check_late_taker(call c, size_t before, bool same_moment)
 {
     pair p = {.s = {.buffer_size = 8}};
@@ -1323,7 +1321,7 @@ IO_TEST(after_a_short_read_full_the_cancel_is_seen_at_the_next_checkpoint)
     say(p.peer, "123");
     CHECK_INT(conc_spawn_task(&g, &reader.task, read_full_twice, &reader), 0);
     let_them_run();
-    say(p.peer, "45"); /* in the moment of the cancel: there for this call or for the next one */
+    say(p.peer, "45"); /* at the moment of the cancel: for this call or for the next one */
     CHECK_INT(conc_cancel(&reader.task), 0);
     wait_for(&g);
     CHECK(reader.rc == 3 || reader.rc == 5);
@@ -1347,7 +1345,7 @@ IO_TEST(an_error_that_comes_after_the_cancel_of_a_read_does_no_harm)
     begin_io(&g, &reader);
     let_them_run();
     CHECK_INT(conc_cancel(&reader.task), 0);
-    hang_up(&p); /* with bytes it did not read: a reset */
+    hang_up(&p); /* with unread bytes: a reset */
     wait_for(&g);
     CHECK_INT(reader.rc, -ECANCELED);
     CHECK(conc_stream_read(&p.s, buf, 4) <= 0);
@@ -1371,7 +1369,7 @@ IO_TEST(a_second_task_that_reads_is_busy_and_does_not_disturb_the_first)
             CHECK_INT(conc_stream_read_full(&p.s, other, 4), -EBUSY);
             CHECK_INT(conc_stream_read_until(&p.s, "a", 1, &data), -EBUSY);
             CHECK_INT(conc_stream_read_line(&p.s, &data), -EBUSY);
-            /* also while it is there and the reader did not run yet */
+            /* even while it is there and the reader has not run yet */
             say(p.peer, round == 0 ? "ab\n" : "cd\n");
         }
         wait_for(&g);
@@ -1419,7 +1417,8 @@ IO_TEST(while_one_task_waits_to_write_another_can_read)
 
 enum { SHARED = 3000 };
 
-/* Takes lines by turns with another task; a line is this task's from the return of its call on. */
+/* Takes lines alternately with another task; a line belongs to this task from its call's return
+ * on. */
 static int read_shared_lines(void *arg)
 {
     static bool seen[SHARED];
@@ -1570,7 +1569,7 @@ IO_TEST(a_writer_waits_while_the_peer_does_not_read_and_goes_on_when_it_does)
         let_them_run();
         size_t before = n;
         n += hear(p.peer, heard + n, sizeof heard - n);
-        CHECK(n > before); /* it went on */
+        CHECK(n > before); /* it continued */
     }
     wait_for(&g);
     CHECK(rounds > 1); /* it had waited */
@@ -1736,7 +1735,7 @@ static int arrived[WRITERS], arrivals;
 static int write_block(void *arg)
 {
     block_writer *w = arg;
-    /* from here on it is in the queue: nothing waits in between */
+    /* from here on it is in the queue: no wait comes in between */
     arrived[arrivals++] = (int)(w - writers);
     return io_task(&w->io);
 }
@@ -1751,8 +1750,8 @@ static void begin_blocks(conc_group *g, conc_stream *s)
     }
 }
 
-/* What was heard: of each writer as many bytes as its write returned, together, in the order of
- * their coming. */
+/* Checks what was heard: from each writer as many bytes as its write returned, contiguous, in the
+ * writers' order. */
 static void check_blocks(size_t n)
 {
     size_t at = 0;
@@ -1790,7 +1789,7 @@ IO_TEST(what_several_tasks_write_at_once_stays_together_in_the_order_of_their_co
     close_pair(&p);
 }
 
-/* Cancels the which-th writer to have come, while the first of them fills the socket. */
+/* Cancels the which-th writer in the queue, while the first of them fills the socket. */
 static void check_cancelled_writer(int which, bool twice)
 {
     pair p = {.s = {.buffer_size = 4 * KB}};
@@ -1919,7 +1918,7 @@ IO_TEST(a_cancelled_flush_says_how_much_it_handed_over_and_the_next_one_goes_on)
     wait_for(&g);
     CHECK(flusher.rc > 0 && (size_t)flusher.rc < 2 * MB);
     conc_group again = {0};
-    begin_io(&again, &flusher); /* the socket is full: now nothing is handed over */
+    begin_io(&again, &flusher); /* the socket is full: no more is handed over */
     size_t first = (size_t)flusher.rc;
     let_them_run();
     CHECK_INT(conc_cancel(&flusher.task), 0);
@@ -1987,7 +1986,7 @@ IO_TEST(a_flush_covers_what_others_wrote_before_it)
     close_pair(&p);
 }
 
-/* ---- the end of writing ---- */
+/* ---- shutdown ---- */
 
 IO_TEST(a_shutdown_sends_what_was_written_and_then_the_end_and_reading_goes_on)
 {
@@ -2100,7 +2099,7 @@ PLAIN_IO_TEST(the_writing_end_of_a_pipe_is_closed_by_a_shutdown)
     CHECK_INT(conc_stream_shutdown(&s), 0);
     CHECK_INT(read(ends[0], &byte, 1), 1);
     CHECK_INT(read(ends[0], &byte, 1), 0);
-    int taken = dup(ends[0]); /* the number */
+    int taken = dup(ends[0]); /* the number is free */
     CHECK_INT(taken, ends[1]);
     CHECK_INT(conc_stream_shutdown(&s), 0);
     CHECK_INT(conc_stream_write(&s, "x", 1), -EPIPE);
@@ -2147,7 +2146,7 @@ PLAIN_IO_TEST(a_shutdown_after_an_error_of_writing_returns_that)
 
 static bool is_lost_connection(ssize_t rc) { return rc == -EPIPE || rc == -ECONNRESET; }
 
-/* {write; flush} until that fails, as a loop that knows nothing of its peer would. */
+/* Repeats {write; flush} until that fails, like a loop that ignores its peer. */
 static ssize_t write_until_it_fails(conc_stream *s, bool flush)
 {
     for (int round = 0; round < 100000; round++) {
@@ -2160,7 +2159,7 @@ static ssize_t write_until_it_fails(conc_stream *s, bool flush)
     return 0;
 }
 
-/* Closes a stream whose error was told already: it may be told once more. */
+/* Closes a stream whose error was returned already; the close may return it once more. */
 static void close_after(conc_stream *s, ssize_t error)
 {
     int rc = conc_stream_close(s);
@@ -2234,7 +2233,7 @@ IO_TEST(when_the_peer_hangs_up_every_waiting_flush_gets_the_error)
     close_after(&p.s, flushers[0].rc);
 }
 
-/* Closes the peer's end such that the stream's end sees a reset. */
+/* Closes the peer's end so that the stream's end sees a reset. */
 static void reset(pair *p)
 {
     struct linger at_once = {1, 0};
@@ -2258,7 +2257,7 @@ static void check_reading_after_a_reset(kind k, bool writes_first)
     CHECK_INT(conc_stream_read_full(&p.s, buf, 8), 8);
     CHECK_BYTES(buf, "and more", 8);
     ssize_t rc = conc_stream_read(&p.s, buf, 8);
-    CHECK(rc == -ECONNRESET || (rc == 0 && writes_first)); /* the system tells of it once */
+    CHECK(rc == -ECONNRESET || (rc == 0 && writes_first)); /* the system reports it once */
     CHECK(conc_stream_close(&p.s) <= 0);
 }
 
@@ -2331,7 +2330,7 @@ static void open_unheard_pair(pair *p)
     CHECK_INT(shutdown(p->peer, SHUT_RD), 0);
 }
 
-/* The read that told the error of writing was the only one; writes have it for good. */
+/* Only one read returned the error of writing; writes return it from now on. */
 static void check_error_was_told(pair *p)
 {
     conc_group g = {0};
@@ -2451,7 +2450,7 @@ IO_TEST(a_read_that_sends_for_long_returns_the_error_when_the_peer_stops_listeni
     begin_io(&g, &reader);
     let_them_run();
     CHECK(!reader.done);
-    CHECK(hear(p.peer, heard, 2 * MB) > 0); /* else the system does not wake the sender */
+    CHECK(hear(p.peer, heard, 2 * MB) > 0); /* otherwise the system does not wake the sender */
     CHECK_INT(shutdown(p.peer, SHUT_RD), 0);
     wait_for(&g);
     CHECK_INT(reader.rc, -EPIPE);
@@ -2470,7 +2469,7 @@ IO_TEST(a_cancelled_read_does_not_tell_the_error_of_sending)
     write_text(&p.s, "nobody listens\n");
     CHECK_INT(conc_cancel(&reader.task), 0);
     wait_for(&g);
-    if (reader.rc == -ECANCELED) { /* else the error came first */
+    if (reader.rc == -ECANCELED) { /* otherwise the error came first */
         begin_cancelled(&c);
         CHECK_INT(do_io(&reader), -ECANCELED);
         end_cancelled(&c);
@@ -2490,7 +2489,7 @@ PLAIN_IO_TEST(close_tells_the_error_that_a_read_met_when_it_sent)
     let_them_run();
     write_text(&p.s, "nobody will get this\n");
     say(p.peer, "but I speak\n");
-    wait_for(&g); /* it was woken for the error, and found bytes */
+    wait_for(&g); /* it was woken for the error, but found bytes */
     CHECK_STR(reader.data, "but I speak");
     CHECK_INT(conc_stream_close(&p.s), -EPIPE);
     hang_up(&p);
@@ -2611,7 +2610,7 @@ IO_TEST(a_read_that_need_not_wait_sends_nothing)
     close_pair(&p);
 }
 
-/* Takes all of a long question, and only then answers. */
+/* Reads all of a long question, and only then replies. */
 static int answer_when_all_was_heard(void *arg)
 {
     pair *p = arg;
@@ -2670,7 +2669,8 @@ IO_TEST(a_cancelled_read_that_was_sending_loses_and_doubles_nothing)
     CHECK_BYTES(heard, pattern, 2 * MB);
 }
 
-/* Writes until neither the socket nor the stream's buffer takes any more: how much that was. */
+/* Writes until neither the socket nor the stream's buffer accepts more, and returns the number of
+ * bytes. */
 static size_t fill(pair *p)
 {
     conc_scope limit = {0};
@@ -2683,7 +2683,7 @@ static size_t fill(pair *p)
     return 2 * MB + (size_t)sent;
 }
 
-/* While somebody else sends, a read need not; when he is cancelled, it has to. */
+/* While another task sends, a read need not; if that task is cancelled, the read has to. */
 static void check_read_beside(call c)
 {
     pair p = {.s = {.buffer_size = 2 * MB}};
@@ -2719,7 +2719,7 @@ IO_TEST(a_read_goes_on_to_send_when_a_flush_beside_it_is_cancelled) { check_read
 
 IO_TEST(a_read_goes_on_to_send_when_a_write_beside_it_is_cancelled) { check_read_beside(WRITE); }
 
-/* Writes a lot, which is kept, and reads as much. */
+/* Writes many bytes, which are buffered, and reads as many. */
 static int write_and_read_pattern(void *arg)
 {
     both_ways *b = arg;
@@ -2916,7 +2916,7 @@ IO_TEST(closing_twice_or_what_was_never_opened_does_nothing)
     open_pair(&p);
     int fd = descriptor_of(&p.s), other;
     CHECK_INT(conc_stream_close(&p.s), 0);
-    other = dup(p.peer); /* takes the number */
+    other = dup(p.peer); /* reuses the number */
     CHECK_INT(other, fd);
     CHECK_INT(conc_stream_close(&p.s), 0);
     CHECK(fcntl(other, F_GETFD) >= 0);
@@ -3012,7 +3012,7 @@ IO_TEST(a_close_in_a_cancelled_task_wakes_who_waits_to_read_or_to_write)
     hang_up(&p);
 }
 
-/* {the first is cancelled and leaves the turn to the second; close} before the second runs. */
+/* {the first is cancelled and passes the turn to the second; close} before the second runs. */
 ORDERED_TASK_TEST(a_writer_whose_turn_comes_in_the_moment_of_a_close_is_EPIPE)
 {
     pair p = {.s = {.buffer_size = 4 * KB}};
@@ -3031,7 +3031,7 @@ ORDERED_TASK_TEST(a_writer_whose_turn_comes_in_the_moment_of_a_close_is_EPIPE)
     begin_cancelled(&cancelled);
     CHECK_INT(conc_stream_close(&p.s), 0);
     end_cancelled(&cancelled);
-    int other = dup(p.peer); /* takes the number: nobody may write there */
+    int other = dup(p.peer); /* reuses the number: no task may write there */
     CHECK_INT(other, number);
     wait_for(&g);
     CHECK_INT(second.rc, -EPIPE);
@@ -3099,7 +3099,7 @@ static int writes_three_bytes(void *arg)
     return (int)conc_stream_write(arg, "end", 3) == -EPIPE ? 0 : 3;
 }
 
-/* The flush of a close may be the call after which other tasks get their turn. */
+/* The flush of a close may be the call that makes other tasks run. */
 IO_TEST(nothing_is_written_between_the_flush_of_a_close_and_its_end)
 {
     enum { TURN = 600 };
@@ -3334,7 +3334,7 @@ PLAIN_IO_TEST(a_descriptor_that_is_not_open_is_EBADF)
     CHECK_INT(conc_stream_open(&p.s, 1 << 30), -EBADF);
     CHECK_INT(conc_stream_close(&p.s), 0);
     CHECK_INT(close(ends[1]), 0);
-    open_pair(&p); /* it is as good as new */
+    open_pair(&p); /* it is like new */
     say(p.peer, "fine\n");
     check_line(&p.s, "fine");
     close_pair(&p);
@@ -3494,7 +3494,7 @@ IO_TEST(a_regular_file_is_written_and_read)
 }
 
 #ifdef __linux__
-/* The terminal end of a pseudo terminal, and in *other the end that types; -1 where there is
+/* Returns the terminal end of a pseudo terminal, and in *other the controlling end; -1 if there is
  * none. */
 static int open_terminal(int *other)
 {
@@ -3687,7 +3687,7 @@ PLAIN_IO_TEST(a_stream_in_which_a_read_waits_and_nothing_is_kept_holds_no_memory
         close_pair(&p[i]);
 }
 
-/* Calls again after an -ENOMEM that was injected: nothing may have happened before. */
+/* Repeats the call after an injected -ENOMEM, which must have had no effect. */
 #define AGAIN(expr)                        \
     __extension__({                        \
         long long rc_ = (long long)(expr); \
@@ -3701,7 +3701,7 @@ PLAIN_IO_TEST(a_stream_in_which_a_read_waits_and_nothing_is_kept_holds_no_memory
 
 static bool main_ran;
 
-/* A block that was taken in part before memory ran out is gone on with. */
+/* Continues a block that was written in part before memory ran out. */
 static void write_all(conc_stream *s, size_t n)
 {
     for (size_t done = 0; done < n;) {
@@ -3862,8 +3862,8 @@ static void expect_int(int line_number, const char *what, long long actual, long
                   actual, expected);
 }
 
-/* What goes one way: the text is given, `written` bytes of it were taken, at least `sent` are
- * with the system, and `got` were read. */
+/* One direction: of the given text, `written` bytes were accepted, at least `sent` are in the
+ * system, and `got` were read. */
 enum { TEXT = 1 << 20, TEXTS = TEXT + (1 << 18) };
 
 typedef struct way {
@@ -3874,8 +3874,7 @@ typedef struct way {
 
 static char texts[2][TEXTS];
 
-/* Few letters, so that there are many false beginnings of delimiters; with stretches that have
- * none. */
+/* Few letters, so that there are many false starts of delimiters; with stretches that have none. */
 static void make_text(char *text)
 {
     for (size_t i = 0; i < TEXTS;) {
@@ -3898,8 +3897,8 @@ static void check_read(way *w, const char *data, size_t n)
     r.reads++;
 }
 
-/* Runs c under a time limit, 0: one that is over. Its result is in c->rc; returns whether the
- * limit passed. */
+/* Runs c under a time limit, 0: one that has passed. Stores the result in c->rc; returns whether
+ * the limit passed. */
 static bool run_limited(io *c, const line *delimiter, double seconds)
 {
     conc_scope limit = {0};
@@ -3920,7 +3919,7 @@ static bool run_limited(io *c, const line *delimiter, double seconds)
 
 static double random_limit(void) { return one_in(12) ? 0 : 1; }
 
-/* So few bytes are on their way that the system has room for them. */
+/* So few bytes are in transit that the system has room for them. */
 static bool has_room(const way *w, size_t n) { return w->written - w->got + n <= 4096; }
 
 static void random_write(way *w)
@@ -3979,8 +3978,8 @@ static void random_read(way *w, way *other)
     note_sent(other, late, seconds);
 }
 
-/* The record that begins at got: its length with and without the delimiter, which may lie behind
- * all that was sent. */
+/* The record that begins at got: its length with and without the delimiter, which may be beyond
+ * everything that was sent. */
 static size_t next_record(const way *w, const line *delimiter, bool is_line, size_t *body)
 {
     size_t n = record_length(w->text + w->got, TEXT - w->got, delimiter->text, delimiter->n);
@@ -4059,13 +4058,13 @@ static void begin_program(uint64_t seed)
     r.random = seed * UINT64_C(0x2545f4914f6cdd1d);
 }
 
-/* Each program begins at another place of the texts. */
+/* Each program begins elsewhere in the texts. */
 static way make_way(conc_stream *from, conc_stream *to, int which)
 {
     return (way){.from = from, .to = to, .text = texts[which] + random_number(TEXTS - TEXT)};
 }
 
-/* One task does this and that on both streams; the model knows exactly what has to come of it. */
+/* One task makes various calls on both streams; the model knows the exact results. */
 static void run_one_task_program(int operations)
 {
     conc_stream s[2] = {{0}, {0}};
@@ -4093,12 +4092,12 @@ static void run_one_task_program(int operations)
     EXPECT_INT(conc_stream_close(&s[1]), 0);
 }
 
-/* Four tasks, a reader and a writer at each end, that are cancelled now and then. */
+/* Four tasks, a reader and a writer at each end, which are cancelled now and then. */
 enum { EACH_WAY = 200000 };
 
 typedef struct worker {
     way *way;
-    conc_scope *scope; /* of what it does now */
+    conc_scope *scope; /* of the current call */
     bool done;
 } worker;
 
@@ -4273,7 +4272,7 @@ static int goes_inside(void *arg)
     return 0;
 }
 
-/* A stream of its own in memory of its own, whose peer reads nothing. */
+/* A stream in its own memory, whose peer reads nothing. */
 static conc_stream *open_on_heap(int ends[2])
 {
     conc_stream *s = calloc(1, sizeof *s);
@@ -4286,12 +4285,12 @@ static conc_stream *open_on_heap(int ends[2])
 static void close_and_free(conc_stream *s)
 {
     (void)conc_stream_close(s);
-    memset(s, 0x55, sizeof *s); /* where no sanitizer looks */
+    memset(s, 0x55, sizeof *s); /* where no sanitizer checks */
     free(s);
 }
 
-/* One reader, and two writers, the second of which waits for its turn; begun turns of the loop
- * before the close. */
+/* One reader and two writers, the second of which waits for its turn; they begin `begun` turns of
+ * the loop before the close. */
 static void close_around(inside_call read, inside_call write, int turns, bool cancelled)
 {
     int ends[2];
@@ -4311,7 +4310,7 @@ static void close_around(inside_call read, inside_call write, int turns, bool ca
     CHECK(conc_stream_close(s) <= 0);
     bool inside = false;
     for (int i = 0; i < 3; i++)
-        inside |= !in[i].done && turns < 0; /* else it may not have begun */
+        inside |= !in[i].done && turns < 0; /* otherwise it may not have begun */
     CHECK(!inside);
     CHECK_INT(conc_scope_end(&c, 0), 0);
     if (turns < 0) {
@@ -4416,7 +4415,7 @@ IO_TEST(a_posted_function_closes_without_waiting_and_the_stream_is_not_opened_un
     CHECK_INT(conc_post(conc_loop_self(), closes_posted, s), 0);
     for (int i = 0; i < 10 && !in.done; i++) {
         int fd = dup(more[1]), rc = conc_stream_open(s, fd);
-        CHECK(rc == -EINVAL || rc == -EBUSY); /* it is open, or left by none yet */
+        CHECK(rc == -EINVAL || rc == -EBUSY); /* it is open, or no task has left it yet */
         CHECK_INT(close(fd), 0);
         CHECK_INT(conc_yield(), 0);
     }
@@ -4427,7 +4426,7 @@ IO_TEST(a_posted_function_closes_without_waiting_and_the_stream_is_not_opened_un
     CHECK_INT(close(more[1]), 0);
 }
 
-/* ---- calls that never have to wait; under a seed chance decides how often the others run ---- */
+/* ---- calls that never have to wait; under a seed it is random how often the others run ---- */
 
 static int counts_its_turns(void *arg)
 {

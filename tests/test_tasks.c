@@ -1,5 +1,4 @@
-/* Tasks: when they start, what they are called, how their handles live, and that each has a
- * world of its own. */
+/* Tasks: when they start, their names, their handles, and what each task has to itself. */
 #include "conc_test.h"
 
 #if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
@@ -447,7 +446,7 @@ TASK_TEST(tasks_spawn_tasks_that_spawn_tasks)
     CHECK_TIME(1);
 }
 
-/* ---- a world of one's own ---- */
+/* ---- separate state ---- */
 
 static int keeps_its_errno(void *arg)
 {

@@ -1,5 +1,5 @@
-/* Sleeping, yielding, blocking and settling: exactly on the virtual clock, never early on the
- * real one. */
+/* Sleeping, yielding, blocking and settling: exact on the virtual clock, never early on the real
+ * one. */
 #include "conc_test.h"
 
 #include <math.h>
@@ -221,7 +221,7 @@ ORDERED_TASK_TEST(timers_with_one_deadline_fire_in_the_order_of_arming)
         late_sleeper sleepers[ARMED];
         CHECK_INT(conc_sleep_until(base), 0);
         woken_count = 0;
-        for (int i = 0; i < ARMED; i++) /* spawned in another order than they arm */
+        for (int i = 0; i < ARMED; i++) /* spawned in a different order from that of their timers */
             sleepers[i] = (late_sleeper){base + i * 7 % ARMED, base + deadlines[d], i * 7 % ARMED};
         CHECK_INT(CONC_MAP(sleeps_late, sleepers), 0);
         for (int i = 0; i < ARMED; i++)
@@ -259,7 +259,7 @@ TASK_TEST(timers_from_a_nanosecond_to_centuries_are_exact)
     CHECK_INT(CONC_MAP(wakes_once, timers), 0);
     CHECK_INT(fired_count, TIMERS);
     for (int i = 0; i < TIMERS; i++) {
-        double d = fired[i]->deadline, fuzz = d * 1e-15; /* what a double can tell apart */
+        double d = fired[i]->deadline, fuzz = d * 1e-15; /* what a double can distinguish */
         CHECK(fired[i]->woke >= d - fuzz);
         CHECK(fired[i]->woke <= d + 1.0001e-9 + fuzz);
         CHECK(i == 0 || fired[i - 1]->woke <= fired[i]->woke);
@@ -302,7 +302,7 @@ TASK_TEST(a_timer_is_gone_when_its_sleep_was_cut_short)
     CHECK_INT(stats.timers, 5);
     conc_group_cancel(&g);
     conc_get_stats(&stats);
-    CHECK_INT(stats.timers, 0); /* at once, before any of them ran */
+    CHECK_INT(stats.timers, 0); /* immediately, before any of them ran */
     CHECK_INT(conc_group_wait(&g), 0);
     CHECK_TIME(0);
 }

@@ -16,7 +16,7 @@ static int return_it(void *value) { return *(int *)value; }
 
 static void check_deadline(double t) { CHECK_INT(conc_deadline() * 1e9 + 0.5, t * 1e9 + 0.5); }
 
-/* A task that waits in a scope, for others to move its limit. */
+/* A task that waits in a scope, whose limit others move. */
 typedef struct waiter {
     conc_scope scope;
     double timeout, sleep;

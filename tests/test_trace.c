@@ -26,7 +26,7 @@ static int event_count;
 static char row_names[MOST_ROWS][300];
 static char path[256];
 
-/* A value of JSON; where it ends, or NULL. */
+/* Skips a JSON value; returns where it ends, or NULL. */
 static const char *skip_json(const char *p)
 {
     p += strspn(p, " \t\r\n");
@@ -128,7 +128,7 @@ static void read_event(const char *line)
     events[event_count++] = e;
 }
 
-/* Reads a whole trace; all of it is JSON. */
+/* Reads a whole trace; all of it must be JSON. */
 static void read_trace(const char *name)
 {
     size_t size;
@@ -192,7 +192,7 @@ static const event *running_around(const event *e)
     return NULL;
 }
 
-/* Spans of a row do not overlap; each arrow has two ends, in order, in two steps. */
+/* Spans of a row must not overlap; each arrow must have two ends, in order, in two steps. */
 static void check_order(void)
 {
     static event sorted[MOST_EVENTS];
@@ -225,7 +225,7 @@ static void check_order(void)
                       sorted[i].row, sorted[i].name, sorted[i].at, sorted[i - 1].name);
 }
 
-/* ---- writing one ---- */
+/* ---- writing a trace ---- */
 
 static void make_path(void)
 {
@@ -288,7 +288,7 @@ TEST(the_sums_of_the_spans_are_the_runs_statistics)
     CHECK_INT(at_the_end.peak, 4);
 }
 
-/* On the real clock main_fn's last step goes on after it has read the statistics. */
+/* On the real clock main_fn's last step continues after it has read the statistics. */
 TEST(the_sums_agree_on_the_real_clock_too)
 {
     static double seconds[] = {0.002, 0.001, 0.003};

@@ -1,8 +1,8 @@
-/* test_transports.c - conc_stream_open_on: a stream on functions of the program's own. The tests
- * of test_streams.c run on a transport too; here is what only a transport can do: be slow in each
- * of its functions, fail in words, break its rules.
+/* test_transports.c - conc_stream_open_on: a stream on the program's own functions. The tests of
+ * test_streams.c run on a transport too; these tests cover what only a transport can do: be slow
+ * in each of its functions, fail with its own error texts, break its rules.
  *
- * Not under: save-fpu, aarch64-bti (both change how stacks are switched, and nothing else)
+ * Not under: save-fpu, aarch64-bti (both change only stack switching)
  */
 #define TEST_SYNC
 #include "conc_test.h"
@@ -14,7 +14,7 @@
 
 enum { ROOM = 64, BIG = 200000 };
 
-/* Bytes on their way in one direction. */
+/* Bytes in transit in one direction. */
 typedef struct lane {
     char bytes[ROOM];
     size_t n;
@@ -22,12 +22,12 @@ typedef struct lane {
     conc_event changed;
 } lane;
 
-/* One of two connected ends, which are freed by their close. */
+/* One of two connected ends, each freed by its close. */
 typedef struct wire {
     lane *in, *out;
     int reading, writing, closes, *closed;
     int read_rc, write_rc, shutdown_rc, close_rc; /* errors to return */
-    int delays;                                   /* how often it returns -EAGAIN first */
+    int delays;                                   /* how often it first returns -EAGAIN */
     conc_event *hold_close;                       /* close waits for it */
 } wire;
 
@@ -267,7 +267,7 @@ TASK_TEST(what_is_written_while_another_task_reads_goes_out_and_more_of_it_finds
     CHECK_INT(conc_stream_write(&s, "hello", 5), 5);
     CHECK_INT(conc_settle(), 0);
     CHECK_INT(b.n, 5);
-    for (int i = 0; i < 100; i++) /* more than the wire takes, and less than the buffer */
+    for (int i = 0; i < 100; i++) /* more than the wire holds, and less than the buffer */
         CHECK_INT(conc_stream_write(&s, "0123456789", 10), 10);
     CHECK_TIME(0);
     CHECK(!reader.done);
@@ -372,7 +372,7 @@ TASK_TEST(of_two_that_close_both_return_after_the_transports_close)
     conc_event_set(&go);
     CHECK_INT(conc_group_wait(&g), 0);
     CHECK_INT(closed, 1);
-    CHECK_INT(first.rc + second.rc, -EIO); /* the other has closed nothing */
+    CHECK_INT(first.rc + second.rc, -EIO); /* the other end has closed nothing */
     CHECK_INT(reader.rc, -EPIPE);
     open_wire(&s, &a, &b);
     CHECK_INT(conc_stream_close(&s), 0);
@@ -394,7 +394,7 @@ TASK_TEST(after_a_close_in_a_posted_function_the_last_task_to_leave_calls_close)
     CHECK_INT(conc_group_wait(&g), 0);
     CHECK_INT(reader.rc, -EPIPE);
     CHECK_INT(closed, 1);
-    open_wire(&s, &a, &b)->closed = &closed; /* nobody is inside */
+    open_wire(&s, &a, &b)->closed = &closed; /* no task is inside */
     CHECK_INT(conc_post(conc_loop_self(), close_posted, &s), 0);
     CHECK_INT(conc_sleep(1), 0);
     CHECK_INT(closed, 2);
@@ -435,7 +435,7 @@ TASK_TEST(the_words_of_a_transports_errors_come_with_each_call_that_returns_them
     }
     w->read_rc = 0;
     CHECK_INT(conc_stream_read(&s, &byte, 1), -EPROTO);
-    for (int i = 0; i < 2; i++) { /* the read sent it, in a task of the stream's */
+    for (int i = 0; i < 2; i++) { /* the read sent it, in one of the stream's tasks */
         conc_fail(-EIO, "something else");
         CHECK_INT(conc_stream_write(&s, "x", 1), -ECONNRESET);
         CHECK_STR(conc_last_error(), "the wire is full of water");
@@ -457,7 +457,7 @@ TASK_TEST(a_close_returns_an_error_of_writing_that_no_call_has_told)
     CHECK_STR(conc_last_error(), "the wire is full of water");
 }
 
-/* The error of writing was told: the next read waits, and writes still have the error. */
+/* The error of writing was returned: the next read waits, and writes still return the error. */
 static void check_error_was_told(conc_stream *s, lane *in)
 {
     conc_group g = {0};
@@ -650,7 +650,7 @@ TASK_TEST(an_impossible_count_of_a_transport_is_an_error)
     CHECK_INT(conc_stream_close(&s), 0);
 }
 
-/* ---- the writing half ---- */
+/* ---- shutdown ---- */
 
 TASK_TEST(a_shutdown_flushes_and_ends_the_transports_writing_half_once)
 {

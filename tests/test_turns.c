@@ -1,5 +1,5 @@
-/* test_turns.c - how many steps, or posted functions, run before the loop looks at timers,
- * descriptors, posts and signals: few when they are slow, and never all of a flood.
+/* test_turns.c - how many steps, or posted functions, run before the loop checks timers,
+ * descriptors, posts and signals: few if they are slow, and never all of a flood.
  *
  * Seeds: 20 (slow steps take real time) */
 #include "conc_test.h"
@@ -11,8 +11,8 @@
 
 typedef struct flood {
     conc_loop *loop;
-    void (*other)(void *); /* a post posts this one next */
-    int left, after;       /* posts to come; how many ran since what is waited for was there */
+    void (*other)(void *); /* a post posts this function next */
+    int left, after;       /* posts to come; how many ran since the awaited event */
     int ends[2];
     bool there, over;
 } flood;
@@ -192,7 +192,7 @@ TEST(posts_of_another_thread_keep_no_descriptor_waiting)
     pthread_join(t, NULL);
 }
 
-/* Order, across the parts of a list. */
+/* The order, across the parts of a list. */
 static int last_seen;
 
 static void in_order(void *number)
@@ -253,9 +253,9 @@ TEST(a_hook_that_posts_keeps_no_descriptor_waiting)
 /* ---- slow steps */
 
 static double step_time;
-static bool by_clock, stop;     /* steps hold the loop by conc_block; they end */
-static int steps, begun, limit; /* counted; when it was there; then a step makes it be there */
-static double deadline;         /* of the timer; 0: none */
+static bool by_clock, stop;     /* steps block the loop with conc_block; they end */
+static int steps, begun, limit; /* steps so far; at the event; the step that causes it */
+static double deadline;         /* the timer's; 0: none */
 
 static void hold(double s)
 {
@@ -330,7 +330,7 @@ static int wait_beside_all_kinds(void *arg)
         limit = 10 + 7 * i;
         (void)wait_beside_slow_steps(wait_for_a_byte);
         if (test_seeded())
-            break; /* the order of tasks is random then, not when the loop looks around */
+            break; /* the order of tasks is random then, but not when the loop polls */
         (void)wait_beside_slow_steps(wait_for_a_signal);
     }
     (void)arg;
@@ -387,7 +387,7 @@ ORDERED_TEST(a_post_waits_for_few_slow_steps)
     }
 }
 
-/* A host is given its turn after a slow step. */
+/* A host gets its turn after a slow step. */
 ORDERED_TEST(a_host_waits_for_few_slow_steps)
 {
     conc_embed e = {0};
@@ -454,7 +454,7 @@ ORDERED_TEST(a_timer_waits_for_few_slow_checkpoints_that_need_not_wait)
     CHECK_INT(conc_run_with(&o, wait_beside_slow_items, NULL), 0);
 }
 
-/* Quick steps are many between two looks, however the run began. */
+/* Many quick steps run between two polls, however the run began. */
 static int yield_often(void *arg)
 {
     conc_stats before, after;

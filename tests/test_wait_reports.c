@@ -1,8 +1,8 @@
-/* test_wait_reports.c - every kind of wait, with every kind of owner, in a dump, in the report of
- * a deadlock, and in a trace.
+/* test_wait_reports.c - every kind of wait, with every kind of owner, in a dump, in a deadlock
+ * report, and in a trace.
  *
  * Not under: no-epoll, save-fpu, aarch64-bti, poll (which change nothing here)
- * Seeds: 0 (the order of the tasks is part of what is told) */
+ * Seeds: 0 (the order of the tasks is part of the output) */
 #define TEST_SYNC
 #define TEST_POOL
 #include "conc_test.h"
@@ -224,7 +224,7 @@ static int closes_the_pool(void *arg)
 static void frees_nothing(void *arg) { (void)arg; }
 static int abandons(void *arg) { return conc_offload_abandon(is_held, arg, frees_nothing); }
 
-/* ---- what is there before, and what ends the wait ---- */
+/* ---- before and after the wait ---- */
 
 static int main_has_the_lock(void) { return conc_lock_acquire(&lock); }
 static int main_writes(void) { return conc_rwlock_acquire_write(&rwlock); }
@@ -246,7 +246,7 @@ static int an_ended_task_has_all(void)
     CHECK(t != NULL);
     CHECK_INT(conc_spawn_task(&g, t, takes_all_and_ends, NULL), 0);
     int rc = conc_group_wait(&g);
-    free(t); /* so that ASan tells of a look at it */
+    free(t); /* so that ASan detects an access */
     return rc;
 }
 
@@ -315,7 +315,7 @@ enum { ALSO_A_DEADLOCK = 1, NEEDS_A_CANCEL = 2, NEEDS_A_GATE = 4 };
 typedef struct row {
     const char *words, *span; /* in a dump, and as a span of a trace */
     conc_fn *waits;
-    int (*before)(void); /* in main_fn; NULL: nothing */
+    int (*before)(void); /* runs in main_fn; NULL: nothing */
     int how;
 } row;
 
@@ -403,7 +403,8 @@ static int waits_a_moment(void *arg)
     return conc_lock_release(&lock);
 }
 
-/* A report that finds an owner alive, so that what it remembers could mislead the next one. */
+/* Produces a report in which an owner is alive, so that whatever conc remembers of it could mislead
+ * the next report. */
 static void look_at_a_living_owner(void)
 {
     conc_group g = {0};
@@ -528,7 +529,7 @@ static void *runs_in_a_thread(void *held)
     return NULL;
 }
 
-/* The condition's wait gives the lock away, to another run, and wants it back. */
+/* The condition's wait releases the lock, to another run, and acquires it again. */
 static int wants_it_back_from_another_run(void *held)
 {
     pthread_t thread;
