@@ -5350,7 +5350,7 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
 typedef struct conc__child_process {
     struct conc__child_process *next;
     unsigned forks;
-    bool group;           /* counts as running while any of its group runs */
+    bool group;           /* counts as running while any process of its group runs */
     unsigned users;       /* references: the conc_child's, and one for each waiting call */
     bool closing, closed; /* a call is closing it; one has closed it */
     bool lost;            /* once closed: its status is unknown */
@@ -5418,9 +5418,9 @@ CONC__PRIVATE bool conc__child_process_runs(const conc__child_process *p)
     return !info.si_pid || (p->group && conc__group_lives(p->pid) == 1);
 }
 
-/* Could the child end a wait for `fd`, because it has the same pipe? If it inherited the pipe, only
- * if `fd` is the opposite end: other processes feed an inherited input and read an inherited
- * output. */
+/* Does the child have the pipe of `fd`, so that it could end a wait for it? A pipe that the child
+ * inherited counts only if `fd` is the opposite end, because other processes feed an inherited
+ * input and read an inherited output. */
 CONC__PRIVATE bool conc__child_process_has_pipe(const conc__child_process *p, int fd,
                                                 const struct stat *st)
 {
@@ -5513,9 +5513,9 @@ CONC__PRIVATE int conc__child_far_end(const conc__child_start_call *s, int numbe
     return s->far_ends[number] >= 0 ? s->far_ends[number] : number;
 }
 
-/* Sets a socket to blocking mode, which ordinary programs expect. The mode is then the same in this
- * program, but conc passes MSG_DONTWAIT anyway. A listener is left alone, because accept(2) has no
- * such flag. */
+/* Sets a socket to blocking mode, which ordinary programs expect. Both processes share the mode,
+ * but conc passes MSG_DONTWAIT anyway. A listener is left alone, because accept(2) has no such
+ * flag. */
 CONC__PRIVATE void conc__child_socket_set_blocking(conc__child_start_call *s, int number)
 {
     int fd = conc__child_far_end(s, number), listens = 0;
@@ -5846,8 +5846,8 @@ CONC__PRIVATE int conc__child_start_job(void *arg)
     return rc;
 }
 
-/* Returns the child's state, under conc__children_mutex. If the parent of a forked process was
- * starting the child, the state becomes NONE: that start never ends here. */
+/* Returns the child's state, under conc__children_mutex. A start that was in progress in the parent
+ * never ends in a forked process, so the state becomes NONE there. */
 CONC__PRIVATE conc__child_state conc__child_state_of(conc_child *c)
 {
     if (CONC__UNLIKELY(c->state && c->forks != conc__forks)) {
@@ -5997,7 +5997,7 @@ CONC__PRIVATE bool conc__child_has_number(const conc_child *c)
     return !c->start_time || conc__process_start_time(c->pid) == c->start_time;
 }
 
-/* -- its end -- */
+/* -- the end -- */
 
 /* Returns the signal that ended an unreaped child. */
 #ifdef __APPLE__
@@ -6036,7 +6036,7 @@ enum { CONC__PLAIN_REAPING = 1 };
 enum { CONC__PLAIN_REAPING = 0 };
 #endif
 
-/* Like conc__child_poll, but always reaps a child that has ended. */
+/* conc__child_poll with waitpid(2), which always reaps a child that has ended. */
 CONC__PRIVATE int conc__child_poll_waitpid(conc_child *c)
 {
     int status;
@@ -6236,8 +6236,8 @@ CONC__PRIVATE bool conc__child_poll_fd(int fd, int64_t ns)
     return !refused && !(p.revents & POLLNVAL);
 }
 
-/* Pauses a thread until `fd` is readable, or for a while if it is -1. A job also wakes now and then
- * to check whether it was asked to stop. */
+/* Pauses a thread for a while, or until `fd` (-1: none) is readable. A job pauses only briefly, so
+ * that it soon notices when it is asked to stop. */
 CONC__PRIVATE int conc__child_pause_thread(conc__child_wait *w, int fd)
 {
     enum { CHECK = 20000000, LONGEST = 1000000000 };
@@ -6260,7 +6260,7 @@ CONC__PRIVATE int conc__child_pause_thread(conc__child_wait *w, int fd)
     return asks && conc_job_cancelled() ? -ECANCELED : 0;
 }
 
-/* Waits until the child's descriptor is readable, or for a while if it has none. */
+/* Waits until the child may have ended, or for a while if it has no descriptor. */
 CONC__PRIVATE int conc__child_pause(const conc_loop *l, conc__child_wait *w)
 {
     int fd, rc, none;
@@ -6442,7 +6442,7 @@ CONC__PRIVATE void conc__child_terminate_gently(conc_child *c)
     }
 }
 
-/* Terminates the child and its group, and reaps it. */
+/* Terminates the child and its group, and reaps the child. */
 CONC__PRIVATE int conc__child_terminate(void *arg)
 {
     conc_child *c = arg;
@@ -6498,7 +6498,7 @@ CONC__PRIVATE void conc__child_join_close(conc_child *c, const conc_loop *l)
     conc__child_wait_close(&w, &status);
 }
 
-/* Ends the close. Waiting calls may still use the process, which keeps the status for them. */
+/* Completes the close. Waiting calls still use the process, which keeps the status for them. */
 CONC__PRIVATE void conc__child_reset(conc_child *c)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -6547,7 +6547,8 @@ CONC_API int conc_child_close(conc_child *c)
         return 0;
     }
     conc__close_end(&c->input);
-    if (!(c->grace > 0)) /* with a grace period: a broken pipe could kill it during cleanup */
+    /* they stay open during a grace period, in which a broken pipe could kill the child */
+    if (!(c->grace > 0))
         conc__close_outputs(c);
     if (state != CONC__CHILD_INHERITED && l)
         conc_shield(CONC_FOREVER, conc__child_terminate, c);
@@ -6592,7 +6593,7 @@ CONC__PRIVATE int conc__communicate_write(void *arg)
 }
 
 /* Makes room for more output and a NUL. Returns the number of bytes that fit, or 0 if memory is
- * short. With a limit one extra byte fits, so that more output than that is detected. */
+ * short. With a limit, one extra byte fits, which reveals output beyond the limit. */
 CONC__PRIVATE size_t conc__communicate_reserve(const conc__communication *t, char **data,
                                                size_t size, size_t *room)
 {
@@ -6691,8 +6692,8 @@ CONC__PRIVATE int conc__communicate(void *arg)
     return lost;
 }
 
-/* Leaves input that a failed call has not written to the next call. Closes a child whose output
- * exceeds the limit. */
+/* After a failed call, leaves the unwritten input in *io, for another call. Closes a child whose
+ * output exceeds the limit. */
 CONC__PRIVATE int conc__communicate_finish(conc__communication *t, int rc)
 {
     conc_child_io *io = t->io;
@@ -6810,8 +6811,8 @@ CONC__PRIVATE void conc__segment_close(conc__segment *s)
     s->fd = -1;
 }
 
-/* Returns the descriptor of size bytes of new memory. Fails if they exceed RLIMIT_FSIZE, for which
- * the kernel would send SIGXFSZ. */
+/* Returns the descriptor of size bytes of new memory. Fails if they exceed RLIMIT_FSIZE, because
+ * the kernel would then send SIGXFSZ. */
 CONC__PRIVATE int conc__segment_fd(size_t size)
 {
     enum { CLOEXEC = 1, SEALABLE = 2, ADD_SEALS = 1033, SEAL = 1, SHRINK = 2, GROW = 4 };
@@ -6826,13 +6827,13 @@ CONC__PRIVATE int conc__segment_fd(size_t size)
         close(fd);
         return rc;
     }
-    /* if the kernel has no file seals, workers are trusted */
+    /* if the kernel has no file seals, workers are trusted not to shrink it */
     fcntl(fd, ADD_SEALS, SEAL | SHRINK | GROW);
     return fd;
 }
 
-/* Creates and maps a segment, with far_away at an address that is most likely free in other
- * processes. */
+/* Creates and maps a segment. With far_away, its address is most likely free in other processes.
+ */
 CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size, bool far_away)
 {
     *s = (conc__segment){.fd = conc__segment_fd(size), .size = size};
@@ -7068,7 +7069,7 @@ CONC__PRIVATE int conc__module_look(conc__module_info *m, size_t size, void *arg
         s->found = conc__module_has(m, s->address);
     else
         s->found = strcmp(path, s->path) == 0 && (*path || program);
-    bool is_relative = *path && *path != '/'; /* to the working directory at that time */
+    bool is_relative = *path && *path != '/'; /* to the directory from which it was loaded */
     if (s->found && s->address && is_relative) {
         conc__find_mapped_file(s->address, &file);
         if (file.path)
@@ -7192,7 +7193,7 @@ enum {
     CONC__EXIT_TOO_LATE = 122,    /* it reached main, or a constructor that opens a pool */
 
     /* whose turn it is: only that side changes `turn`. A faulty job is unlikely to write one of
-     * these values there by accident, or to write the mark of an unseen request */
+     * these values to `turn` or `unseen` by accident */
     CONC__TURN_PROGRAM = 0x3a91c6d5,
     CONC__TURN_WORKER = 0x4be27f18,
     CONC__TURN_QUIT = 0x6d05b3e9,
@@ -7210,7 +7211,8 @@ typedef struct conc__request {
     int kind;
     bool keeps_going;
     bool in_segment; /* otherwise the data is in the channel */
-    /* sizes in bytes; the output follows the input. REQUEST_MAP: an element's size, and how many */
+    /* sizes in bytes; the output follows the input. REQUEST_MAP: the size of an element, and the
+     * number of elements */
     uint64_t in, out;
     uint64_t segment_size;    /* size of the segment for larger data; 0: none */
     uint64_t segment_version; /* if it changes, a new segment arrives through the socket */
@@ -7312,7 +7314,7 @@ CONC__PRIVATE int conc__setup_receive(int socket, conc__setup_message *h, int *f
     *fd = -1;
     if (rc == 1 && m.msg_controllen >= CMSG_LEN(sizeof(int)))
         memcpy(fd, CMSG_DATA(&control.head), sizeof *fd);
-    *fd = conc__not_standard(*fd); /* or else a job's output might be written to it */
+    *fd = conc__not_standard(*fd); /* a job's output must not go to it */
     return rc;
 }
 
@@ -7381,8 +7383,8 @@ CONC__PRIVATE bool conc__small_thread(void *(*fn)(void *), void *arg)
     return rc == 0;
 }
 
-/* Starts the thread, and returns once it is running. While it starts it may hold an allocator lock,
- * which would stay locked forever in a process that a job forks at that moment. */
+/* Starts the thread, and returns once it is running. A thread that is starting may hold an
+ * allocator lock, which would stay locked forever in a process that a job forks at that moment. */
 CONC__PRIVATE void conc__program_watch_start(int program)
 {
     conc__program_watch w = {conc__pidfd(program), 0};
@@ -7801,7 +7803,7 @@ CONC__COLD void conc__worker_main(void)
     conc__setup_message h;
     int fd, program = conc__supervisor_process();
     if (program >= 0 && program != getppid())
-        _exit(0); /* a constructor has forked, and the worker is the other process */
+        _exit(0); /* not the worker: one of its constructors has forked or started this process */
     w->socket = CONC__WORKER_SOCKET;
     fcntl(w->socket, F_SETFD, FD_CLOEXEC);
     while (conc__setup_receive(w->socket, &h, &fd) == 1) {
@@ -8680,8 +8682,8 @@ CONC__PRIVATE int conc__empty_input(void)
     return ends[0];
 }
 
-/* Starts the process with all signals blocked. It unblocks them when it has handlers, because a
- * terminal's interrupt reaches it too. */
+/* Starts the process with all signals blocked. The worker unblocks them once it has handlers,
+ * because a terminal's interrupt reaches it too. */
 CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int input, int *pid)
 {
     conc__own_program program;
@@ -8830,7 +8832,7 @@ CONC__PRIVATE void conc__worker_clear(conc__supervisor *s, conc__worker *w)
         *old = w->channel_memory;
         old->next = s->unused;
         s->unused = old;
-    } /* else it stays mapped, because a thread may be polling it */
+    } /* if memory is short it stays mapped, because a thread may be polling it */
     w->channel_memory = (conc__segment){.fd = -1};
     w->job = NULL;
     w->cancelled = false;
@@ -8922,7 +8924,7 @@ CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w,
     if (left) {
         p->left = lost;
         conc__range_drop(p, -EOWNERDEAD);
-        m->dropped -= lost; /* these were called */
+        m->dropped -= lost; /* the lost ones were called */
         p->left = left - lost;
         if (!m->keeps_going && !m->error)
             m->error = error = -EOWNERDEAD;
@@ -9176,7 +9178,7 @@ CONC__PRIVATE int conc__supervisor_start(conc__supervisor *s)
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
 
-/* Polls a pool for replies before a loop sleeps whose tasks wait for them. */
+/* Polls a pool for replies before a loop whose tasks wait for them goes to sleep. */
 typedef struct conc__reply_poller {
     conc__idle_hook hook;
     conc__job_queue *queue;
@@ -9369,7 +9371,7 @@ CONC_API int conc_procs_open(conc_procs *p)
         return conc__misused(-EBUSY, __func__, "the pool is open", NULL);
     if (getauxval(AT_SECURE))
         return conc_fail(-EPERM, "a set-user-ID program cannot start worker processes");
-    if (conc__last_constructor) /* else its workers would open the pool too, endlessly */
+    if (conc__last_constructor) /* its workers would open the pool too, and so on without end */
         _exit(CONC__EXIT_TOO_LATE);
     conc__job_queues_need();
     int saved = errno;

@@ -31,7 +31,7 @@
  *   Objects   An object is ready when it is all zero or initialized by its macro (CONC_SEM,
  *             CONC_BARRIER, CONC_QUEUE), even before and after a run. Only a queue allocates
  *             memory; the other objects need no destroy call.
- *   Order     First come, first served. A release hands the object to the first waiter at once. No
+ *   Order     First come, first served. A release hands over to the first waiter immediately. No
  *             other task can overtake it, not even with a try_ call, and a task that releases and
  *             reacquires queues behind the waiters.
  *   Grants    A result of 0 means that the call had its full effect, -ECANCELED that it had none. A
@@ -294,7 +294,7 @@ typedef struct conc_queue {
     bool (*less)(const void *a, const void *b);
     /* private */
     bool closed, checked;
-    char *items;      /* FIFO: a ring; LIFO: a stack; priority: a binary heap */
+    char *items;      /* FIFO: a ring; LIFO: a stack; priority: a heap */
     uint64_t *orders; /* priority: the arrival number of each item */
     size_t room, head, count;
     /* while count is below it, a put only stores its item; 0 if the queue is closed or not FIFO, or
@@ -361,7 +361,7 @@ CONC_API int conc_queue_try_get(conc_queue *q, void *item) CONC_NODISCARD;
 /* Returns the number of items in the queue. */
 CONC_API size_t conc_queue_len(const conc_queue *q);
 
-/* Marks an item that was taken as done, which is possible even after the queue was destroyed. Not a
+/* Marks as done one of the items that were taken, even after the queue was destroyed. Not a
  * checkpoint. Errors: -EOVERFLOW (all items that were put are already done). */
 CONC_API int conc_queue_task_done(conc_queue *q);
 
@@ -773,7 +773,7 @@ CONC__PRIVATE const conc_task *conc__living_owner(const conc_task *owner, uint64
 CONC__PRIVATE void conc__print_owner(FILE *out, const conc_task *owner, uint64_t serial,
                                      const char *place)
 {
-    if (!owner) { /* granted to a woken task that has not run yet */
+    if (!owner) { /* the program has overwritten the lock: a waiter implies an owner */
         fprintf(out, " that is free");
     } else if (conc__living_owner(owner, serial)) {
         fputs(" that ", out);
@@ -2213,7 +2213,7 @@ CONC__PRIVATE int conc__case_wait_outside(conc_loop *l, conc__choice *s, conc_ca
     return rc;
 }
 
-/* Makes the case wait for its descriptor. Returns what conc__case_wait does. */
+/* Makes the case wait for its descriptor, with the same results as conc__case_wait. */
 CONC__PRIVATE int conc__case_wait_fd(conc_loop *l, conc_case *c, int *result)
 {
     conc__fd *f;
@@ -2371,8 +2371,8 @@ CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
 /* ---- >>limiter ------------------------------------------------------------------------------ */
 
 /* The bucket does not count its tokens: the time when it was last full and the tokens taken since
- * then determine when the next ones are available. Each grant's time comes from one multiplication,
- * not from a sum of rounded steps, and so is exact to the nanosecond. */
+ * then determine when the next ones are available. Because each grant's time is one product, not a
+ * sum of rounded steps, it is exact to the nanosecond. */
 
 CONC__PRIVATE double conc__limiter_burst(const conc_limiter *k)
 {
