@@ -34,8 +34,8 @@
  *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run. If an enclosing scope
  *             has been cancelled or has timed out, the call has no effect and returns -ECANCELED:
  *             clean up and return.
- *   Threads   A task always runs on the thread of its run. Only conc_post, conc_loop_run,
- *             conc_loop_hold and conc_loop_release may be called from other threads.
+ *   Threads   A task always runs on the thread of its run. Other threads may use a loop only through
+ *             conc_post, conc_loop_run, conc_loop_hold and conc_loop_release.
  *   Forks     In a forked child, calls in tasks of the parent's runs return -EPERM. The child's own
  *             runs may use the same handles, groups, locks, queues and streams, which ignore
  *             whatever the parent's tasks hold or wait for. A stream keeps its buffered bytes, as a
@@ -2633,8 +2633,8 @@ CONC__TINY void conc__stack_begins(conc__stack *s)
     (void)s;
 }
 
-/* Called when a stack's user ends. May run on that stack, which then never runs again for this
- * user. */
+/* Called when a stack's user ends. May run on that stack, just before the user leaves it for
+ * good. */
 CONC__TINY void conc__stack_ends(conc_loop *l, conc__stack *s)
 {
 #if CONC__ASAN
@@ -2992,7 +2992,7 @@ CONC__PRIVATE int conc__not_standard(int fd)
     return other;
 }
 
-/* Starts a thread with all signals blocked, because they belong to the program's own threads. */
+/* Starts a thread with all signals blocked: signals are for the program's own threads. */
 static inline int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attributes,
                                      void *(*fn)(void *), void *arg)
 {
