@@ -34,7 +34,7 @@
  *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run. If an enclosing scope
  *             has been cancelled or has timed out, the call has no effect and returns -ECANCELED:
  *             clean up and return.
- *   Threads   A task always runs on the thread of its run. Other threads may use a loop only through
+ *   Threads   A task always runs on the thread of its run. Other threads may use a loop only by
  *             conc_post, conc_loop_run, conc_loop_hold and conc_loop_release.
  *   Forks     In a forked child, calls in tasks of the parent's runs return -EPERM. The child's own
  *             runs may use the same handles, groups, locks, queues and streams, which ignore
