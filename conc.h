@@ -2806,36 +2806,7 @@ CONC__PRIVATE void *conc__alloc(size_t size)
     return p;
 }
 
-#ifdef CONC_NO_ENV
-CONC__PRIVATE const char *conc__env(const char *name)
-{
-    (void)name;
-    return NULL;
-}
-#else
-/* Returns whether this process may have privileges that the process that set its environment
- * lacks. */
-CONC__TINY bool conc__is_privileged(void)
-{
-#if defined __linux__
-    return getauxval(AT_SECURE) != 0;
-#elif defined __APPLE__
-    return issetugid() != 0;
-#else
-    return getuid() != geteuid() || getgid() != getegid();
-#endif
-}
-
-CONC__PRIVATE const char *conc__env(const char *name)
-{
-    if (conc__is_privileged())
-        return NULL;
-    const char *value = getenv(name);
-    if (!value || !*value)
-        return NULL;
-    return value;
-}
-#endif
+/* -- what differs between systems: Linux's functions, and below others' of the same names -- */
 
 /* Returns whether this error means that the system lacks a call, or that a sandbox refuses it, so
  * that conc must do without the call. */
@@ -2850,6 +2821,434 @@ CONC__PRIVATE bool conc__is_open(int number)
     return fcntl(number, F_GETFD) >= 0 || errno != EBADF;
 }
 
+/* Moves a new descriptor out of the range 0 to 2: if the program was started with standard input or
+ * output closed, the loop must not take their numbers. */
+CONC__PRIVATE int conc__not_standard(int fd)
+{
+    if (fd < 0 || fd > 2)
+        return fd;
+    int other = fcntl(fd, F_DUPFD_CLOEXEC, 3), saved = errno;
+    close(fd);
+    errno = saved;
+    return other;
+}
+
+/* Makes a new descriptor close-on-exec and non-blocking, where the call that opened it cannot. */
+CONC__TINY void conc__set_modes(int fd)
+{
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+}
+
+/* Whether to make system calls that take a timespec: on 32 bits the kernel's may differ from the C
+ * library's. */
+#if defined __linux__ && defined __LP64__
+#define CONC__NS_WAITS 1
+#else
+#define CONC__NS_WAITS 0
+#endif
+
+#ifdef __linux__
+
+enum { CONC__LINUX_NAMES = 1 }; /* local sockets: abstract names, and paths that need no NUL */
+
+/* Returns whether this process may have privileges that the process that set its environment
+ * lacks. */
+CONC__TINY bool conc__is_privileged(void) { return getauxval(AT_SECURE) != 0; }
+
+/* Returns the number of processors that this process may use, or 0 if it is unknown. */
+CONC__PRIVATE int conc__allowed_processors(void)
+{
+    unsigned long mask[128];
+    int n = 0;
+    long size = syscall(SYS_sched_getaffinity, 0, sizeof mask, mask);
+    for (long i = 0; i < size / (long)sizeof mask[0]; i++)
+        n += __builtin_popcountl(mask[i]);
+    return n;
+}
+
+/* The calling thread's number in /proc; 0: none. */
+CONC__TINY long conc__thread_number(void) { return syscall(SYS_gettid); }
+
+/* Is this the process's only thread? Then no other can close a descriptor while it sleeps. */
+CONC__PRIVATE bool conc__is_only_thread(void)
+{
+    struct stat threads;
+    return stat("/proc/self/task", &threads) == 0 && threads.st_nlink == 3;
+}
+
+/* Prevents huge pages: with them, the first byte of a stack could occupy two megabytes. */
+CONC__TINY void conc__no_huge_pages(void *p, size_t size)
+{
+    madvise(p, size, CONC__MADV_NOHUGEPAGE);
+}
+
+/* Returns the memory of mapped pages to the system; the pages then read as zero. */
+CONC__TINY bool conc__drop_pages(void *p, size_t size)
+{
+    return madvise(p, size, CONC__MADV_DONTNEED) == 0;
+}
+
+/* Returns whether a new guard region really faults: an emulator may ignore the call as mere advice.
+ * Only the first call checks. */
+CONC__PRIVATE bool conc__guard_holds(const char *region)
+{
+    enum { HOLDS = 1, IGNORED };
+    static atomic_int known;
+    int answer = atomic_load_explicit(&known, memory_order_relaxed);
+    if (!answer) {
+        answer = IGNORED;
+        if (conc__on_valgrind() || (access(region, F_OK) < 0 && errno == EFAULT))
+            answer = HOLDS;
+        atomic_store_explicit(&known, answer, memory_order_relaxed);
+    }
+    return answer == HOLDS;
+}
+
+/* Makes regions fault as conc__guard does, but without a mapping for each. Returns for how many it
+ * succeeded. */
+CONC__PRIVATE int conc__guard_cheaply(char *first, size_t size, size_t stride, int n)
+{
+    enum { INSTALL = 102 }; /* MADV_GUARD_INSTALL, Linux 6.13 */
+    int done = 0;
+    while (done < n && madvise(first + (size_t)done * stride, size, INSTALL) == 0)
+        done++;
+    if (done && !conc__guard_holds(first))
+        return 0;
+    return done;
+}
+
+/* Keeps later writes to a broken pipe or socket from raising SIGPIPE. Not needed: sends have
+ * MSG_NOSIGNAL, and conc__drain_pipe_signal follows writes. */
+CONC__TINY void conc__no_pipe_signal(int fd) { (void)fd; }
+
+/* Limits the bytes requested in one call to what the system accepts. */
+CONC__TINY size_t conc__at_once(size_t n) { return n; }
+
+/* Makes a pipe without pipe2; the kernel is called directly, because some C libraries implement
+ * pipe by pipe2. Returns 0 or -1. */
+CONC__PRIVATE int conc__plain_pipe(int ends[2])
+{
+#ifdef SYS_pipe
+    return (int)syscall(SYS_pipe, ends);
+#else
+    return socketpair(AF_UNIX, SOCK_STREAM, 0, ends);
+#endif
+}
+
+/* Makes a pipe whose ends are close-on-exec. Returns 0 or -1. */
+CONC__TINY int conc__pipe2(int ends[2]) { return (int)syscall(SYS_pipe2, ends, O_CLOEXEC); }
+
+CONC__TINY int conc__eventfd(void) { return eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); }
+
+/* Reads the count of an eventfd. 0: *count has it; -ENOENT: fd is not an eventfd; or an error. */
+CONC__PRIVATE int conc__eventfd_count(int fd, uint64_t *count)
+{
+    char path[40], text[256];
+    snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
+    int info = open(path, O_RDONLY | O_CLOEXEC);
+    if (info < 0)
+        return -errno;
+    ssize_t n = read(info, text, sizeof text - 1);
+    close(info);
+    text[n > 0 ? n : 0] = 0;
+    const char *at = strstr(text, "eventfd-count:");
+    if (!at)
+        return -ENOENT;
+    *count = strtoull(at + 14, NULL, 16);
+    return 0;
+}
+
+/* The path by which this process can open the descriptor's file again. False: it has none. */
+CONC__PRIVATE bool conc__path_of(int fd, char *path, size_t size)
+{
+    snprintf(path, size, "/proc/self/fd/%d", fd);
+    return true;
+}
+
+/* Describes the file, such as "anon_inode:[eventfd]", without a NUL. Returns the length; -1:
+ * unknown. */
+CONC__PRIVATE ssize_t conc__file_behind(int fd, char *text, size_t size)
+{
+    char path[32];
+    conc__path_of(fd, path, sizeof path);
+    return readlink(path, text, size);
+}
+
+/* Is fd the master of a pseudo-terminal? */
+CONC__PRIVATE bool conc__is_terminal_master(int fd)
+{
+    unsigned number;
+    return syscall(SYS_ioctl, fd, TIOCGPTN, &number) == 0; /* C libraries differ in ioctl's type */
+}
+
+/* Calls poll(2) with a limit in nanoseconds. */
+CONC__PRIVATE int conc__ppoll(struct pollfd *polls, size_t n, int64_t ns)
+{
+#if CONC__NS_WAITS
+    struct timespec limit = {ns / 1000000000, ns % 1000000000};
+    return (int)syscall(SYS_ppoll, polls, n, ns == CONC__NEVER ? NULL : &limit, NULL, (size_t)8);
+#else
+    (void)polls, (void)n, (void)ns;
+    errno = ENOSYS;
+    return -1;
+#endif
+}
+
+/* Returns whether poll(2) has called an open descriptor invalid, or may have missed that one is
+ * ready. */
+CONC__TINY bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
+{
+    (void)polls, (void)n;
+    return false;
+}
+
+/* Returns whether fd is a named pipe whose end of file poll(2) and kqueue(2) do not report. */
+CONC__TINY bool conc__is_mute_pipe(int fd)
+{
+    (void)fd;
+    return false;
+}
+
+/* Calls preadv2 or pwritev2 at the file's current position. */
+CONC__PRIVATE ssize_t conc__io_flagged(int fd, const struct iovec *parts, int count, bool reads,
+                                       int flags)
+{
+#ifdef SYS_preadv2
+    long call = reads ? SYS_preadv2 : SYS_pwritev2;
+    return syscall(call, fd, parts, (long)count, -1L, -1L, flags);
+#else
+    (void)fd, (void)parts, (void)count, (void)reads, (void)flags;
+    errno = ENOSYS;
+    return -1;
+#endif
+}
+
+/* Opens a non-blocking TCP or local socket. */
+CONC__PRIVATE int conc__socket(int family)
+{
+    return socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+}
+
+/* Accepts a connection as a non-blocking socket. */
+CONC__PRIVATE int conc__accept4(int fd)
+{
+    return (int)syscall(SYS_accept4, fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+}
+
+#else
+
+enum { CONC__LINUX_NAMES = 0 };
+
+CONC__TINY bool conc__is_privileged(void)
+{
+#ifdef __APPLE__
+    return issetugid() != 0;
+#else
+    return getuid() != geteuid() || getgid() != getegid();
+#endif
+}
+
+CONC__TINY int conc__allowed_processors(void) { return 0; }
+CONC__TINY long conc__thread_number(void) { return 0; }
+CONC__TINY bool conc__is_only_thread(void) { return false; }
+CONC__TINY void conc__no_huge_pages(void *p, size_t size) { (void)p, (void)size; }
+
+/* madvise guarantees no zeros here, so the pages are mapped anew. */
+CONC__PRIVATE bool conc__drop_pages(void *p, size_t size)
+{
+    int flags = MAP_PRIVATE | MAP_FIXED | CONC__MAP_ANONYMOUS | CONC__MAP_STACK;
+    return mmap(p, size, PROT_READ | PROT_WRITE, flags, -1, 0) != MAP_FAILED;
+}
+
+CONC__TINY int conc__guard_cheaply(char *first, size_t size, size_t stride, int n)
+{
+    (void)first, (void)size, (void)stride, (void)n;
+    return 0;
+}
+
+CONC__TINY int conc__plain_pipe(int ends[2]) { return pipe(ends); }
+
+CONC__TINY int conc__pipe2(int ends[2])
+{
+    (void)ends;
+    errno = ENOSYS;
+    return -1;
+}
+
+CONC__TINY int conc__eventfd(void) { return -1; }
+
+CONC__TINY int conc__eventfd_count(int fd, uint64_t *count)
+{
+    (void)fd, (void)count;
+    return -ENOSYS;
+}
+
+/* Only terminals have one. */
+CONC__PRIVATE bool conc__path_of(int fd, char *path, size_t size)
+{
+    return isatty(fd) && ttyname_r(fd, path, size) == 0;
+}
+
+CONC__TINY ssize_t conc__file_behind(int fd, char *text, size_t size)
+{
+    (void)fd, (void)text, (void)size;
+    return -1;
+}
+
+CONC__PRIVATE bool conc__is_terminal_master(int fd)
+{
+#ifdef TIOCPTYGNAME
+    char name[128];
+    return ioctl(fd, TIOCPTYGNAME, name) == 0;
+#else
+    (void)fd;
+    return false;
+#endif
+}
+
+CONC__TINY int conc__ppoll(struct pollfd *polls, size_t n, int64_t ns)
+{
+    (void)polls, (void)n, (void)ns;
+    errno = ENOSYS;
+    return -1;
+}
+
+CONC__TINY ssize_t conc__io_flagged(int fd, const struct iovec *parts, int count, bool reads,
+                                    int flags)
+{
+    (void)fd, (void)parts, (void)count, (void)reads, (void)flags;
+    errno = ENOSYS;
+    return -1;
+}
+
+CONC__TINY int conc__accept4(int fd)
+{
+    (void)fd;
+    errno = ENOSYS;
+    return -1;
+}
+
+#ifdef __APPLE__
+
+/* macOS has no flag for single calls, and sends the signal to the process although this thread
+ * blocks it. */
+CONC__PRIVATE void conc__no_pipe_signal(int fd)
+{
+    int saved = errno;
+    fcntl(fd, F_SETNOSIGPIPE, 1);
+    errno = saved;
+}
+
+/* macOS refuses more than INT_MAX. */
+CONC__TINY size_t conc__at_once(size_t n) { return n < INT_MAX ? n : INT_MAX; }
+
+/* On macOS, unnamed pipes have no device. */
+CONC__PRIVATE bool conc__is_mute_pipe(int fd)
+{
+    struct stat st;
+    return fstat(fd, &st) == 0 && S_ISFIFO(st.st_mode) && st.st_dev != 0;
+}
+
+/* On macOS this happens with devices, such as terminals, and with named pipes. select(2) can wait
+ * for them. */
+CONC__PRIVATE bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (polls[i].revents & POLLNVAL && conc__is_open(polls[i].fd))
+            return true;
+    return n == 1 && !polls->revents && conc__is_mute_pipe(polls->fd);
+}
+
+#else
+
+CONC__TINY void conc__no_pipe_signal(int fd) { (void)fd; }
+CONC__TINY size_t conc__at_once(size_t n) { return n; }
+
+CONC__TINY bool conc__is_mute_pipe(int fd)
+{
+    (void)fd;
+    return false;
+}
+
+CONC__TINY bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
+{
+    (void)polls, (void)n;
+    return false;
+}
+
+#endif
+
+CONC__PRIVATE int conc__socket(int family)
+{
+    int fd = socket(family, SOCK_STREAM, 0);
+    if (fd >= 0) {
+        conc__set_modes(fd);
+        conc__no_pipe_signal(fd); /* accepted connections inherit it */
+    }
+    return fd;
+}
+
+#endif
+
+#ifdef __APPLE__
+/* Discards a blocked signal if it is pending in this thread. */
+CONC__PRIVATE void conc__signal_discard(int number)
+{
+    int saved = errno;
+    sigset_t set, pending;
+    sigemptyset(&set);
+    sigaddset(&set, number);
+    if (sigpending(&pending) == 0 && sigismember(&pending, number))
+        sigwait(&set, &number);
+    errno = saved;
+}
+#else
+/* Discards a pending signal, even one pending in another thread, by briefly ignoring it. */
+CONC__PRIVATE void conc__signal_drop(int number)
+{
+    struct sigaction before, ignored;
+    memset(&ignored, 0, sizeof ignored);
+    ignored.sa_handler = SIG_IGN;
+    if (sigaction(number, &ignored, &before) == 0)
+        sigaction(number, &before, NULL);
+}
+
+/* Discards a blocked signal if it is pending. Does not wait, because another thread may have taken
+ * a signal sent to the process. */
+CONC__PRIVATE void conc__signal_discard(int number)
+{
+    int saved = errno;
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, number);
+    struct timespec now = {0, 0};
+    if (sigtimedwait(&set, NULL, &now) < 0 && conc__refused(errno))
+        conc__signal_drop(number);
+    errno = saved;
+}
+#endif
+
+/* -- the same on all systems -- */
+
+#ifdef CONC_NO_ENV
+CONC__PRIVATE const char *conc__env(const char *name)
+{
+    (void)name;
+    return NULL;
+}
+#else
+CONC__PRIVATE const char *conc__env(const char *name)
+{
+    if (conc__is_privileged())
+        return NULL;
+    const char *value = getenv(name);
+    if (!value || !*value)
+        return NULL;
+    return value;
+}
+#endif
+
 /* Returns the number of processors that this process may use. */
 CONC__PRIVATE int conc__processors(void)
 {
@@ -2858,12 +3257,7 @@ CONC__PRIVATE int conc__processors(void)
     if (n)
         return n;
     int saved = errno;
-#ifdef __linux__
-    unsigned long mask[128];
-    long size = syscall(SYS_sched_getaffinity, 0, sizeof mask, mask);
-    for (long i = 0; i < size / (long)sizeof mask[0]; i++)
-        n += __builtin_popcountl(mask[i]);
-#endif
+    n = conc__allowed_processors();
     if (n <= 0)
         n = (int)sysconf(_SC_NPROCESSORS_ONLN);
     if (n <= 0)
@@ -2913,26 +3307,11 @@ CONC__PRIVATE void *conc__map_pages(size_t size)
     void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (p == MAP_FAILED)
         return NULL;
-#ifdef CONC__MADV_NOHUGEPAGE
-    /* otherwise the first byte of a stack could occupy two megabytes */
-    madvise(p, size, CONC__MADV_NOHUGEPAGE);
-#endif
+    conc__no_huge_pages(p, size);
 #if CONC__ASAN
     __lsan_register_root_region(p, size);
 #endif
     return p;
-}
-
-/* Returns the memory of mapped pages to the system; the pages then read as zero. Only Linux's
- * madvise guarantees that, so elsewhere the pages are mapped anew. */
-CONC__PRIVATE bool conc__drop_pages(void *p, size_t size)
-{
-#ifdef __linux__
-    return madvise(p, size, CONC__MADV_DONTNEED) == 0;
-#else
-    int flags = MAP_PRIVATE | MAP_FIXED | CONC__MAP_ANONYMOUS | CONC__MAP_STACK;
-    return mmap(p, size, PROT_READ | PROT_WRITE, flags, -1, 0) != MAP_FAILED;
-#endif
 }
 
 CONC__PRIVATE void conc__unmap_pages(void *p, size_t size)
@@ -2943,53 +3322,14 @@ CONC__PRIVATE void conc__unmap_pages(void *p, size_t size)
     munmap(p, size);
 }
 
-#ifdef __linux__
-/* Returns whether a new guard region really faults: an emulator may ignore the call as mere advice.
- * Only the first call checks. */
-CONC__PRIVATE bool conc__guard_holds(const char *region)
-{
-    enum { HOLDS = 1, IGNORED };
-    static atomic_int known;
-    int answer = atomic_load_explicit(&known, memory_order_relaxed);
-    if (!answer) {
-        answer = IGNORED;
-        if (conc__on_valgrind() || (access(region, F_OK) < 0 && errno == EFAULT))
-            answer = HOLDS;
-        atomic_store_explicit(&known, answer, memory_order_relaxed);
-    }
-    return answer == HOLDS;
-}
-#endif
-
 /* Makes n regions of size bytes, stride apart, fault when touched. Returns false if the system's
  * limit is reached. */
 CONC__PRIVATE bool conc__guard(char *first, size_t size, size_t stride, int n)
 {
-    enum { INSTALL = 102 }; /* MADV_GUARD_INSTALL, Linux 6.13: needs no mapping of its own */
-    int done = 0;
-#ifdef __linux__
-    while (done < n && madvise(first + (size_t)done * stride, size, INSTALL) == 0)
-        done++;
-    if (done && !conc__guard_holds(first))
-        done = 0;
-#else
-    (void)INSTALL;
-#endif
+    int done = conc__guard_cheaply(first, size, stride, n);
     while (done < n && mprotect(first + (size_t)done * stride, size, PROT_NONE) == 0)
         done++;
     return done == n;
-}
-
-/* Moves a new descriptor out of the range 0 to 2: if the program was started with standard input or
- * output closed, the loop must not take their numbers. */
-CONC__PRIVATE int conc__not_standard(int fd)
-{
-    if (fd < 0 || fd > 2)
-        return fd;
-    int other = fcntl(fd, F_DUPFD_CLOEXEC, 3), saved = errno;
-    close(fd);
-    errno = saved;
-    return other;
 }
 
 /* Starts a thread with all signals blocked: signals are for the program's own threads. */
@@ -3003,44 +3343,6 @@ static inline int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attrib
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return rc;
 }
-
-#ifdef __APPLE__
-/* Discards a blocked signal if it is pending in this thread. */
-CONC__PRIVATE void conc__signal_discard(int number)
-{
-    int saved = errno;
-    sigset_t set, pending;
-    sigemptyset(&set);
-    sigaddset(&set, number);
-    if (sigpending(&pending) == 0 && sigismember(&pending, number))
-        sigwait(&set, &number);
-    errno = saved;
-}
-#else
-/* Discards a pending signal, even one pending in another thread, by briefly ignoring it. */
-CONC__PRIVATE void conc__signal_drop(int number)
-{
-    struct sigaction before, ignored;
-    memset(&ignored, 0, sizeof ignored);
-    ignored.sa_handler = SIG_IGN;
-    if (sigaction(number, &ignored, &before) == 0)
-        sigaction(number, &before, NULL);
-}
-
-/* Discards a blocked signal if it is pending. Does not wait, because another thread may have taken
- * a signal sent to the process. */
-CONC__PRIVATE void conc__signal_discard(int number)
-{
-    int saved = errno;
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, number);
-    struct timespec now = {0, 0};
-    if (sigtimedwait(&set, NULL, &now) < 0 && conc__refused(errno))
-        conc__signal_drop(number);
-    errno = saved;
-}
-#endif
 
 /* Returns the system clock's time ns from now, for calls that take an absolute time. */
 CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns)
@@ -3060,19 +3362,6 @@ static inline void conc__write_stderr(const char *text, int n, size_t size)
         length = (size_t)n < size ? (size_t)n : size - 1;
     ssize_t rc = write(2, text, length);
     (void)rc;
-}
-
-/* Keeps later writes to a broken pipe or socket from raising SIGPIPE. Only macOS needs this: it has
- * no per-call flag, and sends the signal to the process even if this thread blocks it. */
-CONC__PRIVATE void conc__no_pipe_signal(int fd)
-{
-#ifdef __APPLE__
-    int saved = errno;
-    fcntl(fd, F_SETNOSIGPIPE, 1);
-    errno = saved;
-#else
-    (void)fd; /* elsewhere: MSG_NOSIGNAL for sockets, conc__drain_pipe_signal for files */
-#endif
 }
 
 /* Calls write(2) so that it fails with an error, not a fatal signal, if the file would exceed its
@@ -3098,23 +3387,6 @@ static inline ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
     return written;
 }
 
-/* Makes a new descriptor close-on-exec and non-blocking, where the call that opened it cannot. */
-CONC__TINY void conc__set_modes(int fd)
-{
-    fcntl(fd, F_SETFD, FD_CLOEXEC);
-    fcntl(fd, F_SETFL, O_NONBLOCK);
-}
-
-/* Limits the bytes requested in one call, because macOS refuses more than INT_MAX. */
-CONC__FAST size_t conc__at_once(size_t n)
-{
-#ifdef __APPLE__
-    return n < INT_MAX ? n : INT_MAX;
-#else
-    return n;
-#endif
-}
-
 /* Moves both descriptors out of the range 0 to 2. On failure, closes both. */
 CONC__PRIVATE int conc__ends_not_standard(int ends[2])
 {
@@ -3132,18 +3404,9 @@ CONC__PRIVATE int conc__ends_not_standard(int ends[2])
 /* Converts a system call's 0 or -1 to 0 or a negative errno. */
 CONC__TINY int conc__failure(int rc) { return rc ? -errno : 0; }
 
-/* Makes a pipe without pipe2. On Linux, calls the kernel directly, because some C libraries
- * implement pipe by pipe2. */
 CONC__PRIVATE int conc__pipe_otherwise(int ends[2])
 {
-#if defined __linux__ && defined SYS_pipe
-    bool made = syscall(SYS_pipe, ends) == 0;
-#elif defined __linux__
-    bool made = socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0;
-#else
-    bool made = pipe(ends) == 0;
-#endif
-    if (!made)
+    if (conc__plain_pipe(ends))
         return -errno;
     fcntl(ends[0], F_SETFD, FD_CLOEXEC);
     fcntl(ends[1], F_SETFD, FD_CLOEXEC);
@@ -3153,13 +3416,9 @@ CONC__PRIVATE int conc__pipe_otherwise(int ends[2])
 /* Makes a pipe; both ends are close-on-exec. */
 CONC__PRIVATE int conc__pipe(int ends[2])
 {
-#if defined __linux__ && defined SYS_pipe2
-    int rc = conc__failure((int)syscall(SYS_pipe2, ends, O_CLOEXEC));
+    int rc = conc__failure(conc__pipe2(ends));
     if (conc__refused(-rc))
         rc = conc__pipe_otherwise(ends);
-#else
-    int rc = conc__pipe_otherwise(ends);
-#endif
     if (rc)
         return rc;
     return conc__ends_not_standard(ends);
@@ -3170,12 +3429,9 @@ CONC__PRIVATE int conc__pipe(int ends[2])
 CONC__PRIVATE int conc__wake_open(conc_loop *l)
 {
     int ends[2];
-#ifdef __linux__
-    l->poller.wake_out = l->poller.wake_in =
-        conc__not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    l->poller.wake_out = l->poller.wake_in = conc__not_standard(conc__eventfd());
     if (l->poller.wake_out >= 0)
         return 0;
-#endif
     int rc = conc__pipe(ends);
     if (rc)
         return rc;
@@ -3238,14 +3494,6 @@ static inline int conc__milliseconds(int64_t ns)
     return (int)((ns + 999999) / 1000000);
 }
 
-/* Whether conc makes system calls that take a timespec. On 32 bits the kernel's timespec may differ
- * from the C library's. */
-#if defined __linux__ && defined __LP64__
-#define CONC__NS_WAITS 1
-#else
-#define CONC__NS_WAITS 0
-#endif
-
 /* The sets of select(2), of any size. */
 enum { CONC__SET_BITS = 8 * sizeof(long) };
 
@@ -3303,45 +3551,10 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
     return count;
 }
 
-/* Returns whether this is a macOS named pipe, whose end of file poll(2) and kqueue do not report.
- * On macOS, unnamed pipes have no device. */
-CONC__PRIVATE bool conc__is_mute_pipe(int number)
-{
-#ifdef __APPLE__
-    struct stat st;
-    return fstat(number, &st) == 0 && S_ISFIFO(st.st_mode) && st.st_dev != 0;
-#else
-    (void)number;
-    return false;
-#endif
-}
-
-/* Returns whether poll(2) has called an open descriptor invalid, or may have missed that one is
- * ready. On macOS this happens with devices, such as terminals, and with named pipes. select(2) can
- * wait for them. */
-CONC__PRIVATE bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
-{
-#ifdef __APPLE__
-    for (size_t i = 0; i < n; i++)
-        if (polls[i].revents & POLLNVAL && conc__is_open(polls[i].fd))
-            return true;
-    return n == 1 && !polls->revents && conc__is_mute_pipe(polls->fd);
-#else
-    (void)polls;
-    (void)n;
-    return false;
-#endif
-}
-
 /* Calls poll(2) with a limit in nanoseconds, or an equivalent. */
 CONC__PRIVATE int conc__poll_call(struct pollfd *polls, size_t n, int64_t ns)
 {
-    int rc = -1;
-    errno = ENOSYS;
-#if CONC__NS_WAITS
-    struct timespec limit = {ns / 1000000000, ns % 1000000000};
-    rc = (int)syscall(SYS_ppoll, polls, n, ns == CONC__NEVER ? NULL : &limit, NULL, (size_t)8);
-#endif
+    int rc = conc__ppoll(polls, n, ns);
     if (rc < 0 && conc__refused(errno))
         rc = poll(polls, (nfds_t)n, conc__milliseconds(ns));
     /* EINVAL: there are more descriptors than RLIMIT_NOFILE allows, which may have been lowered */
@@ -3398,16 +3611,12 @@ CONC__PRIVATE uint64_t conc__inode_of(int number)
     if (fstat(number, &st))
         return errno != EBADF;
     uint64_t inode = (uint64_t)st.st_dev << 40 ^ (uint64_t)st.st_ino;
-#ifdef __linux__
-    char path[32], kind[64];
+    char kind[64];
     ssize_t n = -1;
-    if (!(st.st_mode & S_IFMT)) {
-        snprintf(path, sizeof path, "/proc/self/fd/%d", number);
-        n = readlink(path, kind, sizeof kind);
-    }
+    if (!(st.st_mode & S_IFMT))
+        n = conc__file_behind(number, kind, sizeof kind);
     for (ssize_t i = 0; i < n; i++)
         inode = inode * 31 + (unsigned char)kind[i];
-#endif
     return inode + 1;
 }
 
@@ -4758,14 +4967,10 @@ CONC__PRIVATE bool conc__awaits_outside(const conc_loop *l)
  * closed it and opened another file with the same number. */
 CONC__PRIVATE bool conc__wake_is_ours(const conc_loop *l)
 {
-    bool ours = conc__is_open(l->poller.wake_out);
-#ifdef __linux__
-    char path[32], kind[32] = "";
-    snprintf(path, sizeof path, "/proc/self/fd/%d", l->poller.wake_out);
-    ssize_t n = readlink(path, kind, sizeof kind - 1);
-    ours = ours && (n < 0 || strcmp(kind, "anon_inode:[eventfd]") == 0);
-#endif
-    return ours;
+    char kind[32] = "";
+    ssize_t n = conc__file_behind(l->poller.wake_out, kind, sizeof kind - 1);
+    bool may_be_ours = n < 0 || strcmp(kind, "anon_inode:[eventfd]") == 0;
+    return may_be_ours && conc__is_open(l->poller.wake_out);
 }
 
 /* Handles a failed wait for descriptors: cancels every task, and makes the run end with this error.
@@ -4914,17 +5119,6 @@ CONC__PRIVATE int64_t conc__trim(conc_loop *l)
             return CONC__NEVER;
     }
     return l->stacks.to_trim ? SOON : EVERY;
-}
-
-/* Is this the process's only thread? Then no other can close a descriptor while it sleeps. */
-CONC__PRIVATE bool conc__is_only_thread(void)
-{
-#ifdef __linux__
-    struct stat threads;
-    return stat("/proc/self/task", &threads) == 0 && threads.st_nlink == 3;
-#else
-    return false;
-#endif
 }
 
 enum { CONC__VERIFY_EVERY = 250000000 };
@@ -9048,24 +9242,6 @@ CONC__PRIVATE bool conc__is_lack(int rc)
     }
 }
 
-/* Calls preadv2 or pwritev2 at the file's current position. */
-CONC__PRIVATE ssize_t conc__io_flagged(int fd, const struct iovec *parts, int count, int access,
-                                       int flags)
-{
-#if defined __linux__ && defined SYS_preadv2
-    long call = access == CONC__READS ? SYS_preadv2 : SYS_pwritev2;
-    return syscall(call, fd, parts, (long)count, -1L, -1L, flags);
-#else
-    (void)fd;
-    (void)parts;
-    (void)count;
-    (void)access;
-    (void)flags;
-    errno = ENOSYS;
-    return -1;
-#endif
-}
-
 enum { CONC__NO_WAIT = 8, CONC__SYNC = 2 }; /* RWF_NOWAIT; RWF_DSYNC, which only affects disks */
 
 /* Does the system support CONC__NO_WAIT? Linux before 4.13 reports EINVAL both for an unknown flag
@@ -9079,7 +9255,7 @@ CONC__COLD bool conc__knows_no_wait(void)
     int answer = atomic_load_explicit(&known, memory_order_relaxed), ends[2];
     if (answer || conc__pipe(ends))
         return answer == YES;
-    conc__io_flagged(ends[0], &part, 1, CONC__READS, CONC__NO_WAIT);
+    conc__io_flagged(ends[0], &part, 1, true, CONC__NO_WAIT);
     bool knows = errno == EAGAIN || errno == EOPNOTSUPP;
     answer = knows ? YES : NO;
     close(ends[0]);
@@ -9092,28 +9268,13 @@ CONC__COLD bool conc__knows_no_wait(void)
  * does not support that. */
 CONC__PRIVATE bool conc__io_no_wait(const conc__io *io, int access, ssize_t *n)
 {
-    *n = conc__io_flagged(io->fd, io->parts, io->count, access, CONC__NO_WAIT);
+    *n = conc__io_flagged(io->fd, io->parts, io->count, access == CONC__READS, CONC__NO_WAIT);
     int error = errno;
     bool wrong_file = error == EOPNOTSUPP || error == ESPIPE;
     if (*n < 0 && error == EINVAL)
         wrong_file = !conc__knows_no_wait();
     errno = error;
     return *n >= 0 || (!wrong_file && !conc__refused(error));
-}
-
-/* Is fd the master of a pseudo-terminal? */
-CONC__PRIVATE bool conc__is_terminal_master(int fd)
-{
-#if defined TIOCGPTN
-    unsigned number;
-    return syscall(SYS_ioctl, fd, TIOCGPTN, &number) == 0; /* C libraries differ in ioctl's type */
-#elif defined TIOCPTYGNAME
-    char name[128];
-    return ioctl(fd, TIOCPTYGNAME, name) == 0;
-#else
-    (void)fd;
-    return false;
-#endif
 }
 
 /* Opens fd's named pipe or terminal a second time, in non-blocking mode. Returns -1 if that is
@@ -9126,12 +9287,8 @@ CONC__PRIVATE int conc__io_reopen(int fd, int access, const struct stat *st)
         return -1;
     if (terminal && conc__is_terminal_master(fd))
         return -1;
-#ifdef __linux__
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-#else
-    if (!terminal || ttyname_r(fd, path, sizeof path))
+    if (!conc__path_of(fd, path, sizeof path))
         return -1;
-#endif
     return open(path, access | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
 }
 
@@ -9148,27 +9305,15 @@ CONC__PRIVATE const struct iovec *conc__io_first_part(const conc__io *io)
  * error. */
 CONC__PRIVATE bool conc__io_is_full_eventfd(const conc__io *io, const struct stat *st)
 {
-#ifdef __linux__
-    char path[40], text[256], *at;
-    uint64_t more;
+    uint64_t more, count = 0;
     const struct iovec *part = conc__io_first_part(io);
     if (st->st_mode & S_IFMT || part->iov_len < sizeof more)
         return false;
-    snprintf(path, sizeof path, "/proc/self/fdinfo/%d", io->fd);
     memcpy(&more, part->iov_base, sizeof more);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return conc__is_lack(-errno) && more > 1; /* unknown: let the caller retry */
-    ssize_t n = read(fd, text, sizeof text - 1);
-    close(fd);
-    text[n > 0 ? n : 0] = 0;
-    at = strstr(text, "eventfd-count:");
-    return at && more != UINT64_MAX && more > UINT64_MAX - 1 - strtoull(at + 14, NULL, 16);
-#else
-    (void)io;
-    (void)st;
-    return false;
-#endif
+    int rc = conc__eventfd_count(io->fd, &count);
+    if (conc__is_lack(rc))
+        return more > 1; /* unknown: let the caller retry */
+    return rc == 0 && more != UINT64_MAX && more > UINT64_MAX - 1 - count;
 }
 
 CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io, int fd, int access)
@@ -9603,13 +9748,9 @@ CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n)
 
 CONC__PRIVATE int conc__accept_call(int fd)
 {
-#ifdef __linux__
-    int got = (int)syscall(SYS_accept4, fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    int got = conc__accept4(fd);
     if (got >= 0 || !conc__refused(errno))
         return got;
-#else
-    int got;
-#endif
     got = accept(fd, NULL, NULL);
     if (got >= 0) {
         conc__set_modes(got);
@@ -9724,13 +9865,11 @@ CONC__PRIVATE int conc__parse_local(const char *path, conc__address *out)
     struct sockaddr_un *a = &out->as.local;
     size_t room = sizeof a->sun_path, n = strnlen(path, room + 1);
     bool abstract = path[0] == '@';
-#ifdef __linux__
-    size_t longest = room; /* neither an abstract name nor a path that fills it needs a NUL */
-#else
     size_t longest = room - 1;
-    if (abstract)
+    if (CONC__LINUX_NAMES)
+        longest = room; /* neither an abstract name nor a path that fills it needs a NUL */
+    if (abstract && !CONC__LINUX_NAMES)
         return -EINVAL;
-#endif
     if (n < 1 + (size_t)abstract || n > longest)
         return -EINVAL;
     a->sun_family = AF_UNIX;
@@ -9838,20 +9977,6 @@ CONC__PRIVATE int conc__parse_address(const char *text, conc__address *out)
 }
 
 /* -- listening -- */
-
-CONC__PRIVATE int conc__socket(int family)
-{
-#ifdef SOCK_NONBLOCK
-    return socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-#else
-    int fd = socket(family, SOCK_STREAM, 0);
-    if (fd >= 0) {
-        conc__set_modes(fd);
-        conc__no_pipe_signal(fd); /* accepted connections inherit it */
-    }
-    return fd;
-#endif
-}
 
 CONC__PRIVATE int conc__set_option(int fd, int level, int option)
 {
@@ -15010,9 +15135,7 @@ CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
     pthread_mutex_init(&d->mutex, NULL);
     pthread_cond_init(&d->changed, NULL);
     d->of = pthread_self();
-#ifdef __linux__
-    d->of_number = syscall(SYS_gettid);
-#endif
+    d->of_number = conc__thread_number();
     d->most = conc__ns(l->run.options.slow_step);
     d->asks = conc__questions_open(l, d);
     int rc = conc__quiet_thread(&d->id, NULL, conc__watchdog_main, d);

@@ -31,51 +31,51 @@
  * include the header and call its functions.
  *
  * Conventions
- *   Results   0 or a count is success, a negative errno is failure. errno itself is left alone;
+ *   Results   0 or a count is success, a negative errno is failure. errno itself does not change;
  *             each task has its own.
- *   Calling   any task may make a call, and outside a run it returns -EPERM, unless its comment
- *             says otherwise. A function passed to conc_post must not wait: there, a call that
- *             would have to wait returns -EPERM.
+ *   Calling   Any task may make any call, and outside a run every call returns -EPERM, except as
+ *             the comments of the functions say. A function passed to conc_post must not wait: a
+ *             call in it that would have to wait returns -EPERM.
  *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run. If an enclosing scope
- *             is cancelled or timed out, it returns -ECANCELED, without effect: clean up and
- *             return.
- *   Threads   a task stays on the thread of its run. Only conc_post, conc_loop_run and the two
- *             hold calls may come from other threads.
- *   Forks     in a forked child the parent's runs are dead: calls in their tasks return -EPERM. The
- *             child's own runs may use the same handles, groups, locks, queues and streams, which
- *             ignore whatever the parent's tasks hold or wait for. A stream keeps its buffered
- *             bytes, as stdio's files do.
- *   Time      is in seconds, as a double, internally rounded up to whole nanoseconds; nothing ever
- *             wakes early.
- *   Memory    an all-zero object is valid; its options are its first fields and default to zero.
- *             `arg` is borrowed until the task has ended. conc frees only what it allocated; out of
- *             memory is -ENOMEM, never an abort.
- *   Misuse    that conc detects returns -EINVAL (a bad argument, the wrong order), -EPERM (not the
- *             owner, not in a task), -EDEADLK (on oneself) or -EBUSY (in use), and changes nothing.
- *             If a function returns with its own group or scope still open, or a loop's next
- *             iteration reinitializes it, memory is already corrupt: conc reports which and where,
- *             and aborts.
+ *             has been cancelled or has timed out, the call has no effect and returns -ECANCELED:
+ *             clean up and return.
+ *   Threads   A task always runs on the thread of its run. Other threads may use a loop only by
+ *             conc_post, conc_loop_run, conc_loop_hold and conc_loop_release.
+ *   Forks     In a forked child, calls in tasks of the parent's runs return -EPERM. The child's own
+ *             runs may use the same handles, groups, locks, queues and streams, which ignore
+ *             whatever the parent's tasks hold or wait for. A stream keeps its buffered bytes, as a
+ *             stdio FILE does.
+ *   Time      Times are doubles in seconds, rounded up internally to whole nanoseconds. No wait
+ *             ends early.
+ *   Memory    An all-zero object is valid; its options are its first fields and default to zero.
+ *             `arg` is borrowed until the task has ended. conc frees only what it allocated. If
+ *             memory runs out, calls return -ENOMEM; conc never aborts because of it.
+ *   Misuse    A call that conc finds to be wrong changes nothing and returns -EINVAL (a bad
+ *             argument, the wrong order), -EPERM (not the owner, not in a task), -EDEADLK (on
+ *             oneself) or -EBUSY (in use). If a function returns with its own group or scope still
+ *             open, or the next iteration of a `for` or `while` reinitializes it, memory is
+ *             already corrupt: conc reports which one it is and where it was opened, and aborts.
  *
- * Options, all to be defined before the include that defines CONC_IMPLEMENTATION
- *   CONC_STATIC          instead of it: every function is static, a private copy for this file;
- *                        copies cannot share objects
- *   CONC_API             precedes every function; by default hidden visibility
+ * Options: define them before including the header with CONC_IMPLEMENTATION
+ *   CONC_STATIC          replaces CONC_IMPLEMENTATION: this file gets a private copy, in which all
+ *                        functions are static; copies cannot share objects
+ *   CONC_API             precedes every function's declaration; by default hidden visibility
  *   CONC_STACK_SIZE      bytes of a task's stack (256 KiB of address space, committed as touched;
  *                        64 KiB on 32 bits)
  *   CONC_GUARD_SIZE      bytes of address space below each stack that fault when touched, in whole
  *                        pages (64 KiB, 16 KiB on 32 bits; in debug mode at least 1 MiB, 64 KiB on
- *                        32 bits). A frame that reaches past them is caught under the compiler's
- *                        -fstack-clash-protection, whatever its size
+ *                        32 bits). With the compiler's -fstack-clash-protection, no frame is large
+ *                        enough to reach past them unnoticed
  *   CONC_MALLOC(n), CONC_REALLOC(p, n), CONC_FREE(p)    all three or none (malloc, realloc, free)
- *   CONC_TLS             attribute of the one thread-local pointer, such as
+ *   CONC_TLS             attribute of the thread-local variables, such as
  *                        __attribute__((tls_model("initial-exec")))
  *   CONC_NO_ENV          do not read the environment variables below
  *   CONC_NO_EPOLL        wait with poll(2) instead of epoll (Linux) or kqueue (macOS)
- *   CONC_USE_UCONTEXT    switch stacks with ucontext, as on processors for which conc has no switch
- *                        of its own
+ *   CONC_USE_UCONTEXT    switch stacks with ucontext, as conc does on processors for which it
+ *                        has no switching code of its own
  *   CONC_SAVE_FPU        each task keeps its own floating-point control state (rounding,
  *                        exception masks)
- *   CONC_GUARD_REPORT    report a stack overflow even without debug mode (with a SIGSEGV handler)
+ *   CONC_GUARD_REPORT    report stack overflows even without debug mode (by a SIGSEGV handler)
  *   CONC_NO_DIAGNOSTICS  leave out debug mode, traces, dumps and backtraces, for small programs
  *                        and quick compiles: a run with .debug or .trace, even from the
  *                        environment, then returns -ENOTSUP, and a deadlock report omits the task
@@ -126,8 +126,8 @@ extern "C" {
 
 #define CONC_NODISCARD __attribute__((__warn_unused_result__))
 
-/* "file.c:12", or " at file.c:12" after a function's name: the location where a task, group or
- * scope began */
+/* The location where a task, group or scope began, as "file.c:12", appended to the literal
+ * `text`. */
 #define CONC__STRING(x) #x
 #define CONC__LINE(x) CONC__STRING(x)
 #ifdef __FILE_NAME__ /* GCC 12, Clang 9: the file without its directories */
@@ -142,7 +142,8 @@ extern "C" {
 CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__PLACE CONC__AT("")
 /* The default name of a task: the function's name and the location. The function is the first,
- * second or third argument; the calling macro adds zeros for arguments that may be missing. */
+ * second or third argument; the calling macro appends zeros, so that every macro here gets enough
+ * arguments. */
 #define CONC__NAMED(fn) CONC__AT(#fn " at ")
 #define CONC__NAMED_FIRST(fn, ...) CONC__NAMED(fn)
 #define CONC__NAMED_SECOND(a, fn, ...) CONC__NAMED(fn)
@@ -164,9 +165,10 @@ CONC_API const char *conc__at(char *room, const char *text, const char *place);
 enum { CONC__A_POINTER = 5 /* the result of __builtin_classify_type for one */ };
 #endif
 
-/* Were a macro's optional last arguments given? They are passed as a string. */
+/* Tests whether a macro's optional last arguments, passed as a string, were given. */
 #define CONC__GIVEN(text) (sizeof(text) > 1)
-/* Expands to the call if so. It is outside the block, so that compound literals in it survive. */
+/* Expands to the call if the arguments were given. The call is outside the inner block, so that
+ * compound literals in it outlive that block. */
 #define CONC__IF_GIVEN(text, otherwise, call) \
     (__extension__({ CONC__REQUIRE(CONC__GIVEN(text), otherwise); }), call)
 
@@ -177,16 +179,17 @@ enum { CONC__A_POINTER = 5 /* the result of __builtin_classify_type for one */ }
 #define CONC_VERSION_PATCH 0
 #define CONC_VERSION "0.1.0"
 
-/* The linked implementation's version; CONC_VERSION is the header's. Callable from anywhere. */
+/* Returns the version of the linked implementation; CONC_VERSION is the header's. Callable from
+ * anywhere. */
 CONC_API const char *conc_version(void);
 
 /* ---- >>run ---------------------------------------------------------------------------------- */
 
-/* the event loop of one run; there is at most one in a thread */
+/* the event loop of one run; a thread has at most one */
 typedef struct conc_loop conc_loop;
 typedef struct conc_task conc_task;   /* a running function with its own stack */
 typedef struct conc_group conc_group; /* a set of tasks awaited together */
-/* a stretch of code that can be cancelled or time out */
+/* code between a begin and an end, which can be cancelled or time out */
 typedef struct conc_scope conc_scope;
 typedef struct conc_gen conc_gen; /* a function that emits items one by one */
 
@@ -202,7 +205,8 @@ typedef struct conc_failure {
 } conc_failure;
 
 typedef struct conc_options {
-    /* bytes per task, at least 16384; 0: CONC_STACK_SIZE, main_fn's minimum */
+    /* bytes per task, at least 16384; 0: CONC_STACK_SIZE. main_fn's task gets at least
+     * CONC_STACK_SIZE */
     size_t stack_size;
     bool virtual_clock; /* time starts at 0; when nothing can run it jumps to the next deadline */
     uint64_t seed;      /* nonzero: ready tasks run in a random order that the seed reproduces */
@@ -211,17 +215,18 @@ typedef struct conc_options {
      * stack of main_fn, which has returned; ignored cancels; calls from the wrong thread; stack
      * overflow. Reports stack usage. `kill -USR2` prints the tasks. */
     bool debug;
-    double slow_step; /* seconds; debug: report a task that blocks the loop longer; 0: 0.1 */
-    /* Seeds conc_random: the same seed yields the same numbers. 0: .seed if set, else 1 on the
-     * virtual clock, else a number from the clock */
+    /* in debug mode, report a task that blocks the loop for more seconds; 0: 0.1 */
+    double slow_step;
+    /* Seeds conc_random: the same seed yields the same numbers. 0: uses .seed if that is set, else
+     * 1 on the virtual clock, else a number from the clock */
     uint64_t random;
     /* SIGINT or SIGTERM cancels main_fn, and the run returns -EINTR; a second one, at least 0.1 s
      * later, kills the program. Has no effect on a signal that the program handles or ignores when
-     * the run begins, or that a conc_signals receives. On the real clock main_fn may sleep forever
-     * (conc_sleep(CONC_FOREVER)) to wait for the signal: this is not a deadlock, unless other tasks
-     * are waiting for each other in a cycle. */
+     * the run begins, or that a conc_signals receives. On the real clock, main_fn may wait for the
+     * signal by sleeping forever (conc_sleep(CONC_FOREVER)): this is not a deadlock, unless other
+     * tasks are waiting for each other in a cycle. */
     bool interrupt;
-    /* Trace all tasks to this file, in Chrome's trace event format, for Perfetto or about:tracing:
+    /* Traces all tasks to this file, in Chrome's trace event format, for Perfetto or about:tracing:
      * a row per task, with spans for its steps and waits and arrows from its wakers, on the loop's
      * clock. NAME.2, NAME.3, ... if another run is writing NAME. If the file cannot be opened, the
      * run fails. If writing fails (a full disk), conc reports it and continues untraced. NULL: no
@@ -233,57 +238,58 @@ typedef struct conc_options {
     void *user; /* passed to on_error */
 } conc_options;
 
-/* Runs main_fn(arg) as the first task of a new loop on this thread, until it and every other task
- * have ended. Returns its result. Errors: -EBUSY (inside a run), -EINVAL (NULL function or invalid
- * options), -ENOMEM, -ENOTSUP (the processor's shadow stack is on), a failed system call's, and
- * -EDEADLK (every task waited forever). Finally, the run cancels background tasks, waits for them,
- * and closes open generators. Callable from any thread. */
+/* Runs main_fn(arg) as the first task of a new loop on this thread, and returns its result. After
+ * main_fn has returned, cancels the background tasks, waits until every task has ended, and closes
+ * open generators. Errors: -EBUSY (inside a run), -EINVAL (NULL function or invalid options),
+ * -ENOMEM, -ENOTSUP (the processor's shadow stack is on), those of a failed system call, and
+ * -EDEADLK (every task waited forever). Callable from any thread. */
 CONC_API int conc_run(conc_fn *main_fn, void *arg);
 CONC_API int conc_run_with(const conc_options *options, conc_fn *main_fn, void *arg);
 
-/* For `return conc_main(app, NULL);` in main(): conc_run with .interrupt. Returns an exit status: 0
- * if main_fn returned no error, even if a signal cancelled it; 1 after an error, which it prints to
- * stderr with its task, location and text; 128 + n if signal n interrupted the run and main_fn
- * returned -ECANCELED. conc_set_exit_status replaces the first two.
+/* Calls conc_run with .interrupt, for `return conc_main(app, NULL);` in main(). Returns an exit
+ * status: 0 if main_fn returned no error, even if a signal cancelled it; 1 after an error, which it
+ * prints to stderr with its task, location and text; 128 + n if signal n interrupted the run and
+ * main_fn returned -ECANCELED. conc_set_exit_status replaces the first two.
  *     int conc_main(conc_fn *main_fn, void *arg); */
 #define conc_main(...) conc__main(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg);
 
-/* Makes conc_main return this status instead of 0 or 1; it still prints any error. From any task or
- * posted function of conc_main's run; the last call counts. Under conc_run it has no effect. A
- * status outside 0 to 255 is ignored. */
+/* Makes conc_main return this status instead of 0 or 1; conc_main still prints any error. Callable
+ * from any task or posted function of conc_main's run; the last call counts. Has no effect under
+ * conc_run, or if status is outside 0 to 255. */
 CONC_API void conc_set_exit_status(int status);
 
-/* A random number, low <= x < high (low if high <= low). The numbers are the same in every run
- * under .random or a seed, and on the virtual clock. Not for secrets. Outside a run: low. */
+/* Returns a random number x, low <= x < high (low if high <= low). The numbers are the same in
+ * every run with .random, with a seed, or on the virtual clock. Not for secrets. Outside a run,
+ * returns low. */
 CONC_API double conc_random(double low, double high);
 
 /* ---- >>time --------------------------------------------------------------------------------- */
 
 #define CONC_FOREVER 1e300 /* as a timeout: none; as a deadline: never */
 
-/* Seconds on the loop's clock: monotonic with an arbitrary start, or virtual. Outside a run, the
- * monotonic clock. */
+/* Returns the time in seconds on the loop's clock, which is monotonic with an arbitrary start, or
+ * virtual. Outside a run, returns the monotonic clock's time. */
 CONC_API double conc_now(void);
 
-/* Sleeps for s seconds, or until conc_now() reaches t. Waits; if already due, yields once. NaN:
- * -EINVAL. */
+/* Sleeps for s seconds, or until conc_now() reaches t. Waits; if that time has already come, yields
+ * once. Errors: -EINVAL (NaN). */
 CONC_API int conc_sleep(double s);
 CONC_API int conc_sleep_until(double t);
 
 /* Lets every ready task run once (under a seed, some of them). Waits. Other calls that need not
- * wait return without letting others run, about 256 times in a row. Call this in a long
- * computation, and in a loop of such calls that depends on other tasks. */
+ * wait let other tasks run only about once in 256 calls. So call conc_yield in a long computation,
+ * and in a loop of such calls that depends on other tasks. */
 CONC_API int conc_yield(void);
 
 /* Blocks the whole loop for s seconds, as a long computation or a blocking call would: for
- * demonstrations and tests. The virtual clock advances by s. Time limits that pass take effect
- * afterwards. NaN: -EINVAL. Not a checkpoint. In a job of conc_pool.h it blocks the job's thread,
- * and returns -ECANCELED once the job is asked to stop. */
+ * demonstrations and tests. The virtual clock advances by s. Time limits that expire meanwhile take
+ * effect afterwards. Not a checkpoint. In a job of conc_pool.h, blocks the job's thread, and
+ * returns -ECANCELED once the job is asked to stop. Errors: -EINVAL (NaN). */
 CONC_API int conc_block(double s);
 
-/* Returns once every other task is waiting and nothing is ready; time does not advance until then.
- * Functions that keep posting each other do not delay it forever. For tests. Waits. */
+/* Waits until every other task is waiting and nothing is ready; time does not advance until then.
+ * Functions that keep posting each other do not delay the return forever. For tests. */
 CONC_API int conc_settle(void);
 
 /* ---- >>scopes ------------------------------------------------------------------------------- */
@@ -291,17 +297,17 @@ CONC_API int conc_settle(void);
 struct conc__wait_kind;
 struct conc__waits;
 
-/* A task's wait. Whatever ends the wait also removes it from its list. */
+/* A task's wait. Whatever ends the wait also removes this object from its list. */
 typedef struct conc__wait {
     struct conc__wait *next, *prev;
     struct conc__waits *list; /* NULL: in no list */
     conc_task *task;
     const struct conc__wait_kind *kind;
     const void *on; /* what it waits for */
-    /* for the kind's use: an item's source or destination, the call's location, ... */
+    /* for the kind's use, such as an item's source or destination, or the call's location */
     void *item;
-    int result; /* of the call that waits */
-    int value;  /* for the kind's use: the awaited events, then those that occurred, ... */
+    int result; /* the result of the call that waits */
+    int value;  /* for the kind's use, such as the awaited events, and later those that occurred */
 } conc__wait;
 
 typedef struct conc__waits {
@@ -328,48 +334,49 @@ struct conc_scope {
     const char *place;
 };
 
-/* Opens a scope for the calling task, inside those it has open. After timeout seconds
- * (CONC_FOREVER: never; 0 or less: immediately) every checkpoint inside returns -ECANCELED until
- * the scope ends.
+/* Opens a scope for the calling task, inside the scopes that it already has open. After timeout
+ * seconds (CONC_FOREVER: never; 0 or less: immediately) every checkpoint inside returns -ECANCELED
+ * until the scope ends.
  *     int conc_scope_begin(conc_scope *s, double timeout);
  * Errors: -EINVAL (NULL, NaN, used before). Not a checkpoint. */
 #define conc_scope_begin(...) conc__scope_begin(CONC__AT("the scope opened at "), __VA_ARGS__)
 CONC_API int conc__scope_begin(const char *place, conc_scope *s, double timeout);
 
-/* Ends the task's innermost scope. rc is the result of the block; the scope's is the same, unless
- * rc is an -ECANCELED that this scope caused: that becomes -ETIMEDOUT after its time limit, and 0
- * after conc_scope_cancel. If an outer scope is cancelled too, -ECANCELED passes through. Errors,
+/* Ends the task's innermost scope. rc is the result of the block. Returns rc, unless it is an
+ * -ECANCELED that this scope caused: then -ETIMEDOUT after its time limit, or 0 after
+ * conc_scope_cancel. If an outer scope is cancelled too, -ECANCELED passes through. Errors,
  * changing nothing: -EINVAL (not open, not the innermost), -EPERM (another task's). Not a
  * checkpoint. */
 CONC_API int conc_scope_end(conc_scope *s, int rc) CONC_NODISCARD;
 
 /* Cancels everything inside the scope, until its end, and wakes the tasks waiting there. Does
- * nothing if the scope is not open. From any task or posted function of the loop. */
+ * nothing if the scope is not open. Callable from any task or posted function of the loop. */
 CONC_API void conc_scope_cancel(conc_scope *s);
 
 /* Replaces the time limit with one that starts now. Takes effect immediately, even while the task
- * waits. Errors: -EINVAL (NaN, not open, already cancelled). From any task or posted function of
- * the loop. */
+ * waits. Errors: -EINVAL (NaN, not open, already cancelled). Callable from any task or posted
+ * function of the loop. */
 CONC_API int conc_scope_set_timeout(conc_scope *s, double s_from_now);
 
-/* While on, cancels and time limits from outside do not apply inside the scope; its own still do.
- * Takes effect immediately, even while the task waits. From any task or posted function of the
- * loop. */
+/* Turns the scope's shield on or off. While it is on, cancels and time limits from outside do not
+ * apply inside the scope; the scope's own still do. Takes effect immediately, even while the task
+ * waits. Callable from any task or posted function of the loop. */
 CONC_API void conc_scope_shield(conc_scope *s, bool on);
 
-/* Calls fn(arg) with a limit of s seconds (asyncio.wait_for). Returns its result, or -ETIMEDOUT if
- * it ended with -ECANCELED after the limit. Waits as fn does. -EINVAL: NULL fn, NaN. */
+/* Calls fn(arg) with a limit of s seconds (asyncio.wait_for). Returns fn's result, or -ETIMEDOUT if
+ * fn returned -ECANCELED because of the limit. Waits as fn does. Errors: -EINVAL (NULL fn, NaN). */
 CONC_API int conc_timeout(double s, conc_fn *fn, void *arg);
 
-/* Calls fn(arg) with a limit of grace seconds, hiding cancels from outside: for cleanup. Results as
- * above. Works in a job of conc_pool.h, too. */
+/* Calls fn(arg) with a limit of grace seconds, hiding cancels from outside: for cleanup. Returns
+ * the same as conc_timeout. Also works in a job of conc_pool.h. */
 CONC_API int conc_shield(double grace, conc_fn *fn, void *arg);
 
-/* The nearest deadline in effect here, on conc_now's clock: CONC_FOREVER if none, -CONC_FOREVER
- * once cancelled. Outside a task, CONC_FOREVER. */
+/* Returns the nearest deadline in effect here, on conc_now's clock: CONC_FOREVER if there is none,
+ * -CONC_FOREVER once cancelled. Outside a task, returns CONC_FOREVER. */
 CONC_API double conc_deadline(void);
 
-/* Would a checkpoint here return -ECANCELED? For long computations. Outside a task: false. */
+/* Returns whether a checkpoint here would return -ECANCELED. For long computations. Outside a task,
+ * returns false. */
 CONC_API bool conc_cancelled(void);
 
 /* ---- >>groups ------------------------------------------------------------------------------- */
@@ -394,16 +401,17 @@ struct conc_group {
     char text[128], error_name[48];
 };
 
-/* Opens the group here, as a scope of the calling task, its owner. Otherwise the first spawn does.
+/* Opens the group here, as a scope of the calling task, which owns it. Without this call, the first
+ * spawn opens it.
  *     int conc_group_begin(conc_group *g);
  * Errors: -EINVAL (NULL, used before, negative limit). Not a checkpoint. */
 #define conc_group_begin(...) conc__group_begin((__VA_ARGS__), CONC__AT("the group opened at "))
 CONC_API int conc__group_begin(conc_group *g, const char *place);
 
-/* Starts fn(arg) as a task of the group; g NULL: of the run's background group, which the run
- * cancels at its end. Returns 0 immediately, which guarantees that fn will run, once the caller
- * next waits. Waits only if the group's limit is reached. The error of a background task goes to
- * on_error when it ends; if it has a handle, at the run's end, unless a task has joined it.
+/* Starts fn(arg) as a task of the group, or, if g is NULL, of the run's background group, which the
+ * run cancels at its end. Returns 0 immediately: fn is then certain to run, once the caller waits.
+ * Waits only if the group's limit is reached. A background task's error goes to on_error when the
+ * task ends; if the task has a handle, only at the run's end, unless a task has joined it.
  *     int conc_spawn(conc_group *g, conc_fn *fn, void *arg);
  * On error fn does not run, the caller keeps arg, and a group that this call would have opened is
  * unchanged: -ECANCELED (the group is cancelled, or the caller while it waited for room), -EINVAL
@@ -411,18 +419,20 @@ CONC_API int conc__group_begin(conc_group *g, const char *place);
 #define conc_spawn(...) conc__spawn(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__spawn(const char *spawned, conc_group *g, conc_fn *fn, void *arg);
 
-/* The same, but fn gets the address of a copy of size bytes on the task's own stack, valid until fn
- * returns. It is aligned for any type of that size (up to 4096). arg is borrowed until the call
- * returns, because the copy is made after any wait for room. Errors as above, and -EINVAL: size is
- * more than a quarter of the task's stack, or arg is NULL.
+/* Like conc_spawn, but fn gets the address of a copy of arg's size bytes. The copy is on the task's
+ * own stack, is aligned for any type of that size (up to 4096), and is valid until fn returns. arg
+ * is borrowed until the call returns, because the copy is made after any wait for room. Further
+ * errors: -EINVAL (size is more than a quarter of the task's stack, or arg is NULL).
  *     int conc_spawn_copy(conc_group *g, conc_fn *fn, const void *arg, size_t size); */
 #define conc_spawn_copy(...) conc__spawn_copy(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__spawn_copy(const char *spawned, conc_group *g, conc_fn *fn, const void *arg,
                               size_t size);
 
-/* conc_spawn_copy of a value: CONC_SPAWN(&g, fetch, (job){url, 3}); CONC_SPAWN(&g, count, i); A
- * pointer, a string or another array does not compile, because only its address would be copied. A
- * struct's pointees are not copied. */
+/* Calls conc_spawn_copy with a value:
+ *     CONC_SPAWN(&g, fetch, (job){url, 3});
+ *     CONC_SPAWN(&g, count, i);
+ * A pointer, a string or another array does not compile, because only its address would be copied.
+ * What a struct's pointers point to is not copied. */
 #define CONC_SPAWN(g, fn, ...)                                              \
     CONC__SPAWN(g, fn, (__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__), \
                 CONC__GIVEN(#__VA_ARGS__))
@@ -440,21 +450,21 @@ CONC_API int conc__spawn_copy(const char *spawned, conc_group *g, conc_fn *fn, c
         conc__spawn_copy(CONC__NAMED(fn), (g), (fn), &value, sizeof value);                 \
     })
 
-/* Like conc_spawn, with a handle: caller's storage, which need not be initialized and must not move
- * until the task is joined or returned by conc_group_next, or its group is closed. -EBUSY: the
- * handle is in use. If the function that declares the handle returns before that, conc aborts with
- * a report: in debug mode at the next wait, otherwise at the group's end. The same happens if the
- * handle is overwritten and reused: always in debug mode, otherwise if its task is the group's
- * first or last child.
+/* Like conc_spawn, with a handle: storage of the caller that need not be initialized, and must not
+ * move until the task is joined or returned by conc_group_next, or its group is closed. Further
+ * errors: -EBUSY (the handle is in use). If the function that declares the handle returns before
+ * then, conc aborts with a report: in debug mode at the next wait, otherwise at the group's end.
+ * The same happens if the handle is overwritten and reused: always in debug mode, otherwise if its
+ * task is the group's first or last child.
  *     int conc_spawn_task(conc_group *g, conc_task *t, conc_fn *fn, void *arg); */
 #define conc_spawn_task(...) conc__spawn_task(CONC__NAMED_THIRD(__VA_ARGS__, 0, 0, 0), __VA_ARGS__)
 CONC_API int conc__spawn_task(const char *spawned, conc_group *g, conc_task *t, conc_fn *fn,
                               void *arg);
 
 /* Starts fn as conc_spawn does, waits until it has called conc_started(value), and returns value.
- * If fn ends without that, returns its error (-EINVAL if none) and leaves the group as before:
- * unused if this call opened it and nothing else is in it. Cancelling the caller cancels fn; the
- * call then returns -ECANCELED once fn has ended. Waits.
+ * If fn ends without that call, returns fn's error (-EINVAL if none) and leaves the group as
+ * before: unused if this call opened it and nothing else is in it. Cancelling the caller cancels
+ * fn; the call then returns -ECANCELED once fn has ended. Waits.
  *     int conc_start(conc_group *g, conc_fn *fn, void *arg); */
 #define conc_start(...) conc__start(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__start(const char *spawned, conc_group *g, conc_fn *fn, void *arg);
@@ -466,67 +476,69 @@ CONC_API int conc_started(int value);
 
 /* Waits for every child, including any spawned during the wait, and closes the group. Returns the
  * first error; else -ECANCELED if an outer scope is cancelled and a member was interrupted; else 0.
- * A group that was never opened: 0. Errors, changing nothing: -EINVAL (already closed, or a scope
- * opened later is still open), -EPERM (not the owner). Waits; a cancel does not cut it short, but
- * reaches the children. */
+ * For a group that was never opened, returns 0. Errors, changing nothing: -EINVAL (already closed,
+ * or a scope opened later is still open), -EPERM (not the owner). Waits; a cancel does not cut the
+ * wait short, but reaches the children. */
 CONC_API int conc_group_wait(conc_group *g) CONC_NODISCARD;
 
-/* The same with the body's result. If rc is an error, it cancels the children first and is the
- * group's first error, unless a child failed earlier. Returns rc if nothing failed. */
+/* Like conc_group_wait, with the body's result. If rc is an error, the call cancels the children
+ * first, and rc is the group's first error, unless a child failed earlier. Returns rc if nothing
+ * failed. */
 CONC_API int conc_group_end(conc_group *g, int rc) CONC_NODISCARD;
 
-/* Cancels the children and the owner's body, until the group is closed; the group's own wait then
- * returns 0. Does nothing if the group is not open. From any task or posted function of the
- * loop. */
+/* Cancels the children and the owner's body, until the group is closed; the call that waits for the
+ * group then returns 0. Does nothing if the group is not open. Callable from any task or posted
+ * function of the loop. */
 CONC_API void conc_group_cancel(conc_group *g);
 
-/* Waits until another uncollected child with a handle has ended. Returns 1, with the handle in *t
- * and its error in conc_last_error, in order of completion; 0 if none is left. Errors: -EINVAL,
- * -EPERM (another run's), -ECANCELED. */
+/* Waits until another uncollected child with a handle has ended, and collects it, in order of
+ * completion. Returns 1, with the handle in *t and the child's error in conc_last_error; 0 if none
+ * is left. Errors: -EINVAL, -EPERM (another run's), -ECANCELED. */
 CONC_API int conc_group_next(conc_group *g, conc_task **t) CONC_NODISCARD;
 
-/* One call of a gather. result is its value, text its error text ("" on success). */
+/* One call of a gather, which stores fn's result in `result`, and its error's text in `text` ("" on
+ * success). */
 typedef struct conc_call {
     conc_fn *fn;
     void *arg;
     int result;
     char text[96];
-    /* of its task, borrowed until the gather returns; NULL: the gather and its location. CONC_CALL
-     * sets it to the function's name */
+    /* its task's name, borrowed until the gather returns; NULL: the gather and its location.
+     * CONC_CALL sets it to the function's name */
     const char *name;
 } conc_call;
 
 /* Runs all calls concurrently, each as a task, and returns when all have ended. The first error
- * cancels the others and is returned; 0 if none failed. Each call holds its result. n 0 returns 0
- * immediately. Errors before anything has run: -EINVAL, -ENOMEM. Waits.
+ * cancels the others and is returned; 0 if none failed. Each call then holds its own result. If n
+ * is 0, returns 0 immediately. Errors before anything has run: -EINVAL, -ENOMEM. Waits.
  *     int conc_gather(conc_call *calls, size_t n); */
 #define conc_gather(...) conc__gather(CONC__AT("conc_gather at "), __VA_ARGS__)
 CONC_API int conc__gather(const char *spawned, conc_call *calls, size_t n);
-/* the caller cannot read the calls afterwards */
+/* for CONC_GATHER, whose caller cannot read the calls afterwards */
 CONC_API int conc__gather_unseen(const char *spawned, conc_call *calls, size_t n);
 
-/* The same, but errors cancel nothing (return_exceptions=True). Returns 0, or -ECANCELED if the
- * caller was cancelled.
+/* Like conc_gather, but an error cancels nothing (return_exceptions=True). Returns 0, or -ECANCELED
+ * if the caller was cancelled.
  *     int conc_gather_all(conc_call *calls, size_t n); */
 #define conc_gather_all(...) conc__gather_all(CONC__AT("conc_gather_all at "), __VA_ARGS__)
 CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n);
 
-/* Calls fn with the address of each of count elements of size bytes, concurrently; otherwise like
- * conc_gather. size 0: every call gets args itself.
+/* Calls fn concurrently with the address of each of count elements of size bytes; otherwise like
+ * conc_gather. If size is 0, every call gets args itself.
  *     int conc_map(conc_fn *fn, void *args, size_t count, size_t size); */
 #define conc_map(...) conc__map(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size);
 
-/* conc_map with at most limit concurrent tasks (0: no limit). Elements start in order, as earlier
- * ones end; after an error, or a cancel of the caller, no more start. Further errors: -EINVAL (a
- * negative limit), and -ENOMEM even after some have started.
+/* Like conc_map, with at most limit concurrent tasks (0: no limit). Calls start in order, as
+ * earlier ones end; after an error, or a cancel of the caller, no more start. Further errors:
+ * -EINVAL (a negative limit), and -ENOMEM even after some calls have started.
  *     int conc_map_limit(int limit, conc_fn *fn, void *args, size_t count, size_t size); */
 #define conc_map_limit(...) conc__map_limit(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__map_limit(const char *spawned, int limit, conc_fn *fn, void *args, size_t count,
                              size_t size);
 
-/* conc_map in which errors cancel nothing, as in conc_gather_all. results (NULL: not wanted) has
- * count elements, borrowed until the call returns.
+/* Like conc_map, but an error cancels nothing, as in conc_gather_all. results (NULL: not wanted)
+ * has count elements, borrowed until the call returns.
  *     int conc_map_all(conc_fn *fn, void *args, size_t count, size_t size, int *results); */
 #define conc_map_all(...) conc__map_all(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size,
@@ -534,8 +546,9 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 
 #define CONC_LEN(...) (sizeof(__VA_ARGS__) / sizeof((__VA_ARGS__)[0]))
 
-/* conc_call calls[] = {CONC_CALL(f, &x), CONC_CALL(g, &y)}; or, if only the overall result matters,
- * CONC_GATHER(CONC_CALL(...), ...) (C only: C++ has no array that lives for one expression). */
+/* CONC_CALL initializes a conc_call: conc_call calls[] = {CONC_CALL(f, &x), CONC_CALL(g, &y)}; If
+ * only the overall result matters, use CONC_GATHER(CONC_CALL(...), ...) (C only, because C++ has no
+ * array that lives for one expression). */
 /* clang-format off */
 #define CONC_CALL(fn, ...) {(fn), (__VA_ARGS__), 0, {0}, #fn}
 /* clang-format on */
@@ -559,8 +572,8 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
  * frame pointer, base pointer}. */
 typedef void *conc__context[4];
 
-/* All private. A task without a handle is at the top of its own stack, and has no fields from
- * name_copy on. */
+/* All fields are private. A task without a handle is at the top of its own stack, and lacks the
+ * fields from name_copy on. */
 struct conc_task {
     conc_task *next; /* the ready queue */
     conc__context context;
@@ -571,22 +584,22 @@ struct conc_task {
     uint8_t state, sink_kind;
     uint16_t cancels_in_a_row;
     bool has_handle, in_finished, collected;
-    bool failed; /* with an error, which its group, if it has one, has not recorded */
+    bool failed; /* it ended with an error that its group, if it has one, has not recorded */
     uint16_t seal;
     bool name_allocated;  /* without a handle: conc_set_name allocated `name` */
     uint32_t errors_made; /* incremented by conc__set_error; never initialized */
     conc__wait *wait;
     conc_scope *scope;
-    const char *place; /* the scope's, for the report when the scope is lost */
+    const char *place; /* the innermost scope's, for the report if that scope is lost */
     char *text;
     conc__waits joiners;
     const char *error_from;
     struct conc__holding *held;
     int result, last_rc;
     uint64_t serial; /* unique among the tasks of the process */
-    /* when it began to wait, on the loop's clock; exact only in debug mode or under a trace */
+    /* when its wait began, on the loop's clock; exact only in debug mode or under a trace */
     int64_t since;
-    uint64_t arrow; /* trace: the one that leads to its next step; 0: none */
+    uint64_t arrow; /* trace: the arrow that leads to its next step; 0: none */
     void *sink;
     struct conc__locals *locals;
     conc_fn *fn;
@@ -599,57 +612,58 @@ struct conc_task {
     char text_copy[128 + 48];
 };
 
-/* Waits until the task has ended; its result is in *result (NULL: not wanted), its error text in
- * conc_last_error. Any number of tasks may join it; joining never cancels it. Errors: -ECANCELED
- * (the caller was cancelled; the task continues), -EDEADLK (oneself), -EPERM (another run's task,
- * ended or not), -EINVAL. */
+/* Waits until the task has ended, and stores its result in *result (NULL: not wanted) and its error
+ * text in conc_last_error. Returns 0. Any number of tasks may join it; joining never cancels it.
+ * Errors: -ECANCELED (the caller was cancelled; the task continues), -EDEADLK (oneself), -EPERM
+ * (another run's task, ended or not), -EINVAL. */
 CONC_API int conc_join(conc_task *t, int *result);
 
 /* Cancels the task: from now on its checkpoints return -ECANCELED, except inside shields. Does not
- * wait. Errors: -EALREADY (it has ended), -EINVAL (not a task), -EPERM (another loop's). From any
- * task or posted function of the loop. */
+ * wait. Errors: -EALREADY (it has ended), -EINVAL (not a task), -EPERM (another loop's). Callable
+ * from any task or posted function of the loop. */
 CONC_API int conc_cancel(conc_task *t);
 
-/* Has the task ended? */
+/* Returns whether the task has ended. */
 CONC_API bool conc_done(const conc_task *t);
 
-/* The running task, valid until it ends; NULL in a posted function and outside a run. */
+/* Returns the running task, valid until it ends; NULL in a posted function and outside a run. */
 CONC_API conc_task *conc_self(void);
 
-/* A task's name: that set by conc_set_name (copied, at most 47 bytes), else its function and spawn
- * location. Borrowed; NULL if there is no task. If there is no memory, conc_set_name does
- * nothing. */
+/* conc_name returns a task's name: the one set by conc_set_name (copied, at most 47 bytes), else
+ * its function and spawn location. Borrowed; NULL if there is no task. conc_set_name does nothing
+ * if memory runs out. */
 CONC_API const char *conc_name(const conc_task *t);
 CONC_API void conc_set_name(conc_task *t, const char *name);
 
 /* ---- >>errors ------------------------------------------------------------------------------- */
 
-/* Returns rc, and gives it a text (at most 127 bytes). If the task returns rc, the text reaches
- * join, group, gather and on_error; if it (or a posted function) sets a future to rc, the future's
- * waiters. Outside tasks and jobs, the text is for this thread's conc_last_error.
+/* Returns rc, and records a text for it (at most 127 bytes). If the task returns rc, the text
+ * reaches join, group, gather and on_error. If the task, or a posted function, sets a future to rc,
+ * the text reaches the future's waiters. Outside tasks and jobs, the text is for this thread's
+ * conc_last_error.
  *     return conc_fail(-EPROTO, "line %d: no colon", line); */
 CONC_API int conc_fail(int rc, const char *fmt, ...) __attribute__((__format__(__printf__, 2, 3)));
 
-/* The error text of a task that has ended: conc_fail's, else conc_strerror's; "" on success.
- * Borrowed. */
+/* Returns the error text of a task that has ended: conc_fail's, else conc_strerror's; "" on
+ * success. Borrowed. */
 CONC_API const char *conc_error_text(const conc_task *t);
 
-/* The text of this task's latest error, returned by conc_fail or another conc call, a join, group
- * or gather; "" if none. -ECANCELED does not replace the error before it. Outside a run: the error
- * of the thread's last run, or of a refused conc_run, or of a later call; "" if none. Borrowed
- * until the next error. */
+/* Returns the text of this task's latest error, from conc_fail or any other conc call, including
+ * joins, groups and gathers; "" if none. -ECANCELED does not replace the error before it. Outside a
+ * run, returns the text of the thread's last run, of a refused conc_run, or of a later call; "" if
+ * none. Borrowed until the next error. */
 CONC_API const char *conc_last_error(void);
 
-/* The text of any negative errno; for some, its meaning in conc instead of the system's text.
- * Static. From anywhere. */
+/* Returns the text of any negative errno; for some of them, the meaning in conc instead of the
+ * system's text. Static. Callable from anywhere. */
 CONC_API const char *conc_strerror(int rc);
 
-/* The value of expr, if it is not negative. A negative one is returned, as an int, from the calling
- * function, which must return int or ssize_t: as bool or size_t, an error would look like success.
- * Not for calls that return -1 and set errno, such as open(2): -1 is -EPERM. A compound literal
- * inside expr lives only until the macro ends: do not pass it to a task that outlives the macro.
- * Not inside an open scope or group: there, CONC_TRY_IN(&s, expr) ends the scope with the error,
- * and returns the scope's result. */
+/* CONC_TRY(expr) is the value of expr, if that is not negative. A negative value is returned, as an
+ * int, from the calling function, which must return int or ssize_t: as bool or size_t, an error
+ * would look like success. Not for calls that return -1 and set errno, such as open(2), because -1
+ * is -EPERM. A compound literal inside expr lives only until the macro ends: do not pass it to a
+ * task that outlives the macro. Not inside an open scope or group: there, use CONC_TRY_IN(&s,
+ * expr), which ends the scope with the error and returns the scope's result. */
 #define CONC_TRY(...) CONC__TRY((__VA_ARGS__), CONC__JOIN(conc__value, __COUNTER__))
 #define CONC__TRY(expr, value)         \
     __extension__({                    \
@@ -675,9 +689,10 @@ CONC_API const char *conc_strerror(int rc);
 #endif
 
 /* CONC_AUTO(conc_group, g) = {.limit = 5}; closes the object on every exit from the block; the last
- * declared closes first. For conc_group (cancels the children and waits for them; their errors go
- * to on_error), conc_gen, conc_stream, conc_signals and types of the other headers. Closing an
- * unopened or closed object does nothing. Not for conc_scope, whose end changes the result. */
+ * one declared is closed first. For conc_group (cancels the children and waits for them; their
+ * errors go to on_error), conc_gen, conc_stream, conc_signals and types of the other headers.
+ * Closing an unopened or closed object does nothing. Not for conc_scope, whose end changes the
+ * result. */
 #define CONC_AUTO(type, name) __attribute__((__cleanup__(conc__auto_##type), __unused__)) type name
 CONC_API void conc__auto_conc_group(conc_group *g);
 CONC_API void conc__auto_conc_gen(conc_gen *g);
@@ -695,27 +710,27 @@ CONC_API void conc__auto_conc_gen(conc_gen *g);
     {                                                                        \
         conc__close_quietly(conc__close_##type, object);                     \
     }                                                                        \
-    __extension__ /* of what follows, so that a lone semicolon causes no warning */
+    __extension__ /* so that a semicolon after the macro causes no warning */
 CONC_API void conc__close_quietly(void (*close)(void *), void *object);
 
 /* ---- >>locals ------------------------------------------------------------------------------- */
 
-/* A per-task value that children inherit: static conc_local request_id = {"request id"}; its
- * address is the key. */
+/* The key of a per-task value that children inherit. conc identifies it by its address:
+ *     static conc_local request_id = {"request id"}; */
 typedef struct conc_local {
     const char *name; /* shown in dumps; may be NULL */
 } conc_local;
 
-/* Sets this task's value (borrowed). A task starts with its parent's values at the spawn; later
- * sets in either do not affect the other. Errors: -EINVAL (NULL key), -ENOMEM. */
+/* Sets this task's value for the key (borrowed). A task starts with its parent's values at the
+ * spawn; later changes in one do not affect the other. Errors: -EINVAL (NULL key), -ENOMEM. */
 CONC_API int conc_local_set(conc_local *key, const void *value);
 
-/* This task's value; NULL if none was set. */
+/* Returns this task's value for the key; NULL if none was set. */
 CONC_API void *conc_local_get(conc_local *key);
 
 /* ---- >>generators --------------------------------------------------------------------------- */
 
-/* The body: emits items, and returns 0 at the end or a negative error. */
+/* The body of a generator: emits items, and returns 0 at the end or a negative error. */
 typedef int conc_gen_fn(conc_gen *g, void *arg);
 
 struct conc_gen {
@@ -724,8 +739,8 @@ struct conc_gen {
     uint64_t run;
 };
 
-/* Opens a generator: fn(g, arg) runs in the consumer's task, on its own stack, starting with the
- * first conc_gen_next.
+/* Opens a generator: fn(g, arg) runs in the consumer's task, on its own stack, from the first
+ * conc_gen_next on.
  *     int conc_gen_open(conc_gen *g, conc_gen_fn *fn, void *arg, size_t item_size);
  * Errors: -EINVAL (NULL, open already), -EBUSY (open in another thread's run), -ENOMEM. Close it
  * with conc_gen_close. */
@@ -733,22 +748,25 @@ struct conc_gen {
 CONC_API int conc__gen_open(const char *opened, conc_gen *g, conc_gen_fn *fn, void *arg,
                             size_t item_size);
 
-/* In the body: passes a copy of item_size bytes to the consumer, and returns 0 when it wants the
- * next item. -ECANCELED: the consumer is closing the generator: clean up and return; every later
- * emit immediately returns the same. -EINVAL: not in this generator's body, or a scope or group of
- * the body is open. The body cannot end a scope or group that its consumer has open: -EINVAL. */
+/* Called in the body: passes a copy of item_size bytes to the consumer, and returns 0 when the
+ * consumer wants the next item. Errors: -ECANCELED (the consumer is closing the generator: clean up
+ * and return; every later emit immediately returns the same), -EINVAL (not in this generator's
+ * body, or a scope or group of the body is open). A body that tries to end a scope or group of its
+ * consumer also gets -EINVAL. */
 CONC_API int conc_gen_emit(conc_gen *g, const void *item);
 
-/* In the consumer: returns 1 and the next item, 0 at the end and after it, or the body's error.
- * Cancelling the consumer reaches the body's waits. -EBUSY: another task, or the body itself, is in
- * the generator; -EPERM: it belongs to another run; -EINVAL: not open. Waits as the body does. */
+/* Called in the consumer: returns 1 and stores the next item in *item, or returns 0 at the end and
+ * after it, or the body's error. Cancelling the consumer reaches the body's waits. Errors: -EBUSY
+ * (another task, or the body itself, is in the generator), -EPERM (it belongs to another run),
+ * -EINVAL (not open). Waits as the body does. */
 CONC_API int conc_gen_next(conc_gen *g, void *item);
 
 /* Ends the body, whose emit returns -ECANCELED, waits for its cleanup, and frees the stack. Returns
- * 0 or the cleanup's error. The body's own waits still work during cleanup. A body that emits 1000
- * more times instead of returning is stopped: conc closes everything it opened, cancels its groups'
+ * 0 or the cleanup's error. The body's own waits still work during cleanup. If the body emits 1000
+ * more times instead of returning, conc stops it: closes everything it opened, cancels its groups'
  * children and waits for them, reports that to on_error, returns -EINVAL, and keeps the stack until
- * the run ends. Closing it twice, unopened, or after the run: 0. -EBUSY and -EPERM as above. */
+ * the run ends. Closing a generator twice, unopened, or after the run returns 0. Errors: -EBUSY and
+ * -EPERM as above. */
 CONC_API int conc_gen_close(conc_gen *g);
 
 /* ---- >>descriptors -------------------------------------------------------------------------- */
@@ -759,17 +777,17 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  * close-on-exec, and must be closed with conc_close. All calls here also take any other descriptor.
  * Each makes its system call first, and waits only if that would block. Several tasks may wait on
  * one descriptor; all continue when it is ready. No call raises SIGPIPE, which a run blocks in its
- * thread; a broken pipe is -EPIPE. A program that a task starts with system(), popen() or
- * posix_spawn() inherits the blocked signal; a conc_child of conc_pool.h does not.
+ * thread; writing to a broken pipe returns -EPIPE. A program that a task starts with system(),
+ * popen() or posix_spawn() inherits the blocked signal; a conc_child of conc_pool.h does not.
  *
  * A descriptor in blocking mode keeps that mode, except a listener (conc_accept), and does not
  * block the loop. For sockets and pipes, Linux has non-blocking calls. Terminals and named pipes
  * are opened a second time for each call. All others are polled with poll(2) first, and at most
  * PIPE_BUF bytes are written at a time. If a device takes a vector's parts one by one, as an
- * eventfd does, only the first part is moved. Two things can still block the loop: the disk, with
- * regular files and directories (conc_pool.h reads and writes files off the loop); and a descriptor
- * of another kind (inotify; pipes on other systems) shared by several processes, if another takes
- * the bytes after poll(2) has reported them.
+ * eventfd does, only the first part is transferred. Two things can still block the loop: the disk,
+ * with regular files and directories (conc_pool.h reads and writes files off the loop); and a
+ * descriptor of another kind (inotify; pipes on other systems) that several processes share, if
+ * another process takes the bytes after poll(2) has reported them.
  *
  * A descriptor may be reported ready although a call would block: a socket with messages in its
  * error queue, a full Unix datagram peer, an eventfd whose counter has no room for the number. Then
@@ -779,20 +797,20 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  * second (per 500 such descriptors). If a file of the same kind immediately reuses the number, the
  * poll(2) backend may not notice if both have the same inode, as eventfds do. */
 
-/* Waits until fd is ready for any of `events`, and returns those. End of file, an error, or a
- * peer's hang-up make it ready. With events 0, waits only for a hang-up or an error, and returns 0.
- * A regular file is always ready, and never hangs up. Errors: -EBADF (not open, or closed during
- * the wait), -EINVAL (other events), or the system's.
+/* Waits until fd is ready for any of `events`, and returns those for which it is ready. End of
+ * file, an error, or a peer's hang-up make it ready. With events 0, waits only for a hang-up or an
+ * error, and returns 0. A regular file is always ready, and never hangs up. Errors: -EBADF (not
+ * open, or closed during the wait), -EINVAL (other events), or the system's.
  *
- * It reports what poll(2) reports. If a descriptor is reported ready although a call would block, a
+ * Reports what poll(2) reports. If a descriptor is reported ready although a call would block, a
  * loop of conc_wait_fd and recv(2) spins, because conc does not see the EAGAIN; conc_recv and the
  * like pause. */
 CONC_API int conc_wait_fd(int fd, int events);
 
-/* The POSIX calls, waiting instead of blocking or failing with EAGAIN. Each returns a count, 0 at
- * end of file, or a negative errno (-EBADF also if fd is closed during the wait). A cancel loses
- * nothing: -ECANCELED means that no byte was moved. With MSG_DONTWAIT in flags, they return -EAGAIN
- * instead of waiting; instead of MSG_WAITALL, use conc_read_full. */
+/* These are the POSIX calls, except that they wait instead of blocking or failing with EAGAIN. Each
+ * returns a count, 0 at end of file, or a negative errno (-EBADF also if fd is closed during the
+ * wait). A cancel loses nothing: -ECANCELED means that no byte was transferred. With MSG_DONTWAIT
+ * in flags, they return -EAGAIN instead of waiting; instead of MSG_WAITALL, use conc_read_full. */
 CONC_API ssize_t conc_read(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write(int fd, const void *buf, size_t n);
 CONC_API ssize_t conc_readv(int fd, const struct iovec *parts, int count);
@@ -804,15 +822,16 @@ CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct so
 CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags,
                              const struct sockaddr *to, socklen_t to_size);
 
-/* Move all n bytes. Return fewer at end of file (reading), or if an error or a cancel occurs after
- * some were moved: then the next call returns that error, or the next checkpoint -ECANCELED.
- * Otherwise as above. */
+/* Transfer all n bytes. Return fewer at end of file (reading), or if an error or a cancel occurs
+ * after some were transferred: then the next call returns that error, or the next checkpoint
+ * -ECANCELED. Otherwise as above. */
 CONC_API ssize_t conc_read_full(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n);
 
-/* Addresses: "127.0.0.1:8080", "[::1]:80", "[fe80::1%eth0]:80", "localhost:0" (127.0.0.1, or
- * else ::1), "unix:/run/x", and on Linux "unix:@x" for the abstract name x. Malformed: -EINVAL.
- * Other host names are looked up if the program includes conc_pool.h, otherwise -EADDRNOTAVAIL. */
+/* Addresses: "127.0.0.1:8080", "[::1]:80", "[fe80::1%eth0]:80", "localhost:0" (127.0.0.1, or else
+ * ::1), "unix:/run/x", and on Linux "unix:@x" for the abstract name x. For a malformed address,
+ * calls return -EINVAL. Other host names are looked up if the program includes conc_pool.h;
+ * otherwise calls return -EADDRNOTAVAIL. */
 
 typedef struct conc_listen_options {
     int backlog;     /* most connections waiting for an accept; 0: the system's maximum */
@@ -841,20 +860,21 @@ CONC_API int conc_dial(const char *address);
 
 /* Writes a socket's own address, or its peer's, to buf, in the notation above. Errors: -ENOSPC
  * (size is too small; 120 bytes are always enough), -ENOTCONN, -ENOTSOCK, -EINVAL (NULL). Not a
- * checkpoint. From anywhere. */
+ * checkpoint. Callable from anywhere. */
 CONC_API int conc_address(int fd, bool peer, char *buf, size_t size);
 
-/* Closes fd, which need not be conc's, and wakes all tasks waiting on it with -EBADF: those of this
- * loop immediately, those of another loop shortly after. Not a checkpoint. From anywhere; outside a
- * run it only closes. Errors: those of close(2); the descriptor is closed anyway. A socket with an
- * SO_LINGER time and unsent data blocks the loop for that time, even in non-blocking mode: close it
- * with conc_offload. */
+/* Closes fd, which conc need not have opened, and wakes all tasks waiting on it with -EBADF: those
+ * of this loop immediately, those of another loop shortly after. Not a checkpoint. Callable from
+ * anywhere; outside a run it only closes. Errors: those of close(2); the descriptor is closed
+ * anyway. A socket with an SO_LINGER time and unsent data blocks the loop for that time, even in
+ * non-blocking mode: close it with conc_offload. */
 CONC_API int conc_close(int fd);
 
 typedef struct conc_server {
     int fd; /* as conc_listen returned it */
     /* serves one connection. conc_serve closes fd afterwards. The handler may close it earlier with
-     * conc_close, but not with close(2): a new file that reuses the number would be closed */
+     * conc_close, but not with close(2), because conc_serve would then close a new file that reuses
+     * the number */
     int (*handler)(int fd, void *arg);
     void *arg;
     /* most concurrent connections; 0: no limit. Beyond it, new ones wait in the backlog */
@@ -865,11 +885,11 @@ typedef struct conc_server {
 } conc_server;
 
 /* Accepts connections and starts a task for each. A cancel cancels the handlers and waits for them;
- * after conc_close(s->fd) it waits for the handlers and returns 0. A handler's error goes to
- * on_error, and serving continues, as it does after an accept(2) error that concerns a single
- * connection. If descriptors or memory run out, it retries ten times a second; that goes to
- * on_error once, and again only after accepting has worked for a second. *s is read once. The
- * caller closes s->fd. Errors: -EINVAL, those of accept(2).
+ * after conc_close(s->fd) the call waits for the handlers and returns 0. A handler's error goes to
+ * on_error, and serving continues. It also continues after an accept(2) error that concerns a
+ * single connection. If descriptors or memory run out, conc_serve retries ten times a second, and
+ * reports this to on_error once, and again only after accepting has worked for a second. *s is read
+ * once. The caller closes s->fd. Errors: -EINVAL, those of accept(2).
  *     int conc_serve(const conc_server *s); */
 #define conc_serve(...) conc__serve((__VA_ARGS__), CONC__AT(CONC__CONNECTION_OF "conc_serve at "))
 #define CONC__CONNECTION_OF "a connection of "
@@ -879,59 +899,59 @@ CONC_API int conc__serve(const conc_server *s, const char *connection);
 
 typedef struct conc__buffer {
     char *data;
-    size_t start, end, size; /* its bytes are those from start to end */
+    size_t start, end, size; /* its bytes are those from start up to, not including, end */
 } conc__buffer;
 
-/* Independent buffered reading and writing on any descriptor or on your own transport. Set the
- * first two fields before conc_stream_open. */
+/* A buffered stream on any descriptor or on your own transport. Reading and writing are
+ * independent. Set the first two fields before conc_stream_open. */
 struct conc_stream {
     size_t limit;       /* longest record in bytes, without its delimiter; 0: 65,536 */
     size_t buffer_size; /* bytes read at a time, and buffered before a write waits; 0: 16,384 */
     /* private */
     int fd, state, read_error, write_error;
     conc__buffer in, out;
-    char *ended; /* the byte that a NUL has replaced; `covered` holds its value */
+    char *ended; /* where a NUL has replaced a byte; `covered` holds that byte */
     char covered;
     bool at_end, writing;
     bool unreturned; /* no call has yet returned the error that ended writing */
     bool dropped;    /* the close dropped bytes */
     bool shut;       /* conc_stream_shutdown ended the writing half */
     conc_task *reader;
-    int inside; /* unreturned calls that may wait */
+    int inside; /* calls in progress that may wait */
     conc__waits writers, closers;
-    uint64_t run;                 /* that opened it, or first used it in a forked child */
+    uint64_t run;                 /* the run that opened it, or first used it in a forked child */
     struct conc__transported *on; /* NULL: a descriptor */
 };
 typedef struct conc_stream conc_stream;
 
-/* Opens a stream on fd and owns it: conc_stream_close closes it.
+/* Opens a stream on fd, which then belongs to the stream: conc_stream_close closes it.
  *     int conc_stream_open(conc_stream *s, int fd);
  * On error the caller keeps fd: -EINVAL (NULL, already open), -EBUSY (closed, but a task is still
- * using it), -EBADF. Not a checkpoint. The stream allocates memory only while it holds bytes.
- */
+ * using it), -EBADF. Not a checkpoint. The stream allocates memory only while it holds bytes. */
 #define conc_stream_open(...) conc__stream_open(CONC__PLACE, __VA_ARGS__)
 CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd);
 
 /* An alternative to a descriptor under a stream: TLS, a cipher, memory. The functions receive the
- * self passed to conc_stream_open_on, and run in tasks, where they may wait. They return a negative
- * errno for an error (with conc_fail's text), and -ECANCELED for a cancel, which must have had no
- * effect. After -EAGAIN the stream retries, after a pause of 1 ms at first and up to 64 ms later.
- * One read may run concurrently with one write or shutdown, in another task. */
+ * self passed to conc_stream_open_on, and run in tasks, where they may wait. For an error they
+ * return a negative errno (with conc_fail's text); for a cancel -ECANCELED, and then the call must
+ * have had no effect. If one returns -EAGAIN, the stream calls it again after a pause of 1 ms at
+ * first and up to 64 ms later. One read may run concurrently with one write or shutdown, in another
+ * task. */
 typedef struct conc_transport {
-    /* as conc_read: waits for bytes, and returns their number, at most n; 0 at the end */
+    /* like conc_read: waits for bytes, and returns their number, at most n; 0 at the end */
     ssize_t (*read)(void *self, void *buf, size_t n);
-    /* as conc_write: waits until some of the n bytes are accepted, and returns how many; never 0.
+    /* like conc_write: waits until some of the n bytes are accepted, and returns how many; never 0.
      * After an error, -ECANCELED or -EAGAIN the next call passes the same bytes, perhaps followed
      * by more, at another address. A transport that packs bytes into records accepts them once it
-     * has built the record, and next time first sends the rest of that. conc_stream_flush does not
-     * know about that rest: where it matters, write must return only when the record has been
-     * sent */
+     * has built the record, and sends what is left of it first in the next call. conc_stream_flush
+     * does not know what is left: where that matters, write must return only when the record has
+     * been sent */
     ssize_t (*write)(void *self, const void *buf, size_t n);
     /* ends the writing half, so that the peer reads end of file. NULL: no separate halves */
     int (*shutdown)(void *self);
-    /* releases self, whatever it returns: 0 or an error, which conc_stream_close returns. Called
-     * once, when no other call is in progress, in a task unless the stream is closed outside one;
-     * in a cancelled task it cannot wait. NULL: nothing to release */
+    /* releases self. Returns 0, or an error that conc_stream_close returns; self counts as released
+     * either way. Called once, when no other call is in progress, in a task unless the stream is
+     * closed outside one; in a cancelled task it cannot wait. NULL: nothing to release */
     int (*close)(void *self);
 } conc_transport;
 
@@ -955,20 +975,21 @@ CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_
  * writing, -EBUSY (another task is reading), -EPIPE (closed, perhaps during the wait), -EINVAL
  * (never opened), -ENOMEM. */
 
-/* Reads available bytes, at most n; 0 at end of file, and immediately if n is 0. */
+/* Reads available bytes, at most n. Returns 0 at end of file, and immediately if n is 0. */
 CONC_API ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n);
 
-/* Reads n bytes; fewer at end of file, or if a cancel or an error occurs after some were read. */
+/* Reads n bytes, or fewer at end of file or if a cancel or an error occurs after some were read. */
 CONC_API ssize_t conc_stream_read_full(conc_stream *s, void *buf, size_t n);
 
 /* Reads up to and including a delimiter of n bytes. Returns the length; *data points to the bytes,
- * with a NUL after them, until the next call that reads or closes. At end of file it returns the
- * remaining bytes, without a delimiter; then 0, and *data is NULL. -EMSGSIZE: no delimiter within
- * `limit` bytes; nothing is lost: conc_stream_read can read them. */
+ * with a NUL after them, until the next call that reads or closes. At end of file, returns the
+ * remaining bytes, without a delimiter; then 0, and *data is NULL. Further errors: -EMSGSIZE (no
+ * delimiter within `limit` bytes; nothing is lost, because conc_stream_read can read them). */
 CONC_API ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter, size_t n,
                                         char **data);
 
-/* The same for lines, which end with "\n" or "\r\n"; the result omits that:
+/* Like conc_stream_read_until for lines, which end with "\n" or "\r\n"; the result omits that
+ * ending:
  *     char *line;
  *     while (CONC_TRY(conc_stream_read_line(&s, &line)) >= 0 && line) ...
  * Both an empty line and the end have length 0, but at the end line is NULL. */
@@ -976,21 +997,21 @@ CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line);
 
 /* Writing. The buffer keeps bytes until it holds buffer_size of them, until a flush, or until a
  * read of the stream must wait. One call's bytes stay together: other tasks' writes wait for their
- * turn. Errors: the descriptor's (the buffered bytes are dropped, and every later call returns it,
- * even if a read already has); -EPIPE (closed), -EINVAL, -ENOMEM. */
+ * turn. Errors: the descriptor's (the buffered bytes are dropped, and every later call returns the
+ * same error, even if a read already has), -EPIPE (closed), -EINVAL, -ENOMEM. */
 
 /* Writes n bytes and returns n, or fewer if a cancel occurs after some were accepted. Waits while
  * they do not fit in the buffer. */
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n) CONC_NODISCARD;
 
-/* The same for formatted text. Returns its length, or less if a cancel or timeout occurs after some
- * bytes were accepted, as with conc_stream_write. */
+/* Like conc_stream_write, for formatted text. Returns the text's length, or less if a cancel or
+ * timeout occurs after some bytes were accepted. */
 CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
     __attribute__((__format__(__printf__, 2, 3)));
 
 /* Waits until the system has accepted all written data, and returns 0. If a cancel or timeout
- * occurs after some bytes have been accepted, returns how many, and the rest stays buffered for the
- * next flush; if none, -ECANCELED. */
+ * occurs first, returns how many bytes have been accepted, or -ECANCELED if none; the rest stays
+ * buffered for the next flush. */
 CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
 
 /* Flushes, and ends the writing half, so that the peer reads end of file; reading continues to
@@ -999,20 +1020,20 @@ CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
  * transport with separate halves; all was flushed), a write error, or one from shutdown(2). */
 CONC_API int conc_stream_shutdown(conc_stream *s) CONC_NODISCARD;
 
-/* Flushes after any write in progress (not in a cancelled task), closes, and frees. Returns 0, the
- * flush's error, or an earlier write error that no call has returned yet. Tasks waiting on the
- * stream get -EPIPE. The close returns once all of them have left the stream, however long that
- * takes; then its memory may be freed. If the peer does not read, the flush waits until a cancel or
- * timeout: to drop such a peer, close in conc_timeout(0, fn, &s), or in a cancelled scope. Closing
- * it twice, or unopened, does nothing. Waits; do not repeat it after an error. Outside a run, and
- * in a posted function, it neither flushes nor waits: the stream's memory must then remain valid
- * until the tasks inside have returned. */
+/* Flushes after any write in progress (in a cancelled task, does not flush), closes, and frees the
+ * buffers. Returns 0, the flush's error, or an earlier write error that no call has returned yet.
+ * Tasks waiting on the stream get -EPIPE. The close returns once all of them have left the stream,
+ * however long that takes; then the caller may free the conc_stream. If the peer does not read, the
+ * flush waits until a cancel or timeout: to drop such a peer, close the stream in conc_timeout(0,
+ * fn, &s), or in a cancelled scope. Closing it twice, or unopened, does nothing. Waits; do not
+ * repeat it after an error. Outside a run, and in a posted function, it neither flushes nor waits:
+ * the conc_stream must then remain valid until the tasks inside have returned. */
 CONC_API int conc_stream_close(conc_stream *s);
 CONC_API void conc__auto_conc_stream(conc_stream *s);
 
 /* ---- >>signals ------------------------------------------------------------------------------ */
 
-/* Receives signals in a task. Private. */
+/* Receives signals in a task. All fields are private. */
 typedef struct conc_signals {
     conc_loop *loop; /* NULL: not open */
     uint64_t run;
@@ -1022,69 +1043,72 @@ typedef struct conc_signals {
     conc__waits waits;
 } conc_signals;
 
-/* Starts receiving these signals. None is lost, but the kernel may merge equal ones. Each open
- * conc_signals, in any thread, gets every signal with its numbers; duplicate numbers count once.
- * Blocked signals are unblocked in this thread. On error nothing has changed: -EINVAL (NULL, n 0,
- * already open, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and fault signals), -EBUSY (open in
- * another thread's run), -ENOMEM, and system errors. Not a checkpoint. A conc_signals on a task's
- * stack must be closed before its function returns; otherwise conc aborts with a report.
+/* Starts receiving these signals. None is lost, but the kernel may merge several with the same
+ * number. Every open conc_signals, in any thread, gets each signal whose number it was opened with;
+ * duplicate numbers count once. Blocked signals are unblocked in this thread. On error nothing has
+ * changed: -EINVAL (NULL, n 0, already open, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and fault
+ * signals), -EBUSY (open in another thread's run), -ENOMEM, and system errors. Not a checkpoint. A
+ * conc_signals on a task's stack must be closed before its function returns; otherwise conc aborts
+ * with a report.
  *     int conc_signals_open(conc_signals *s, const int *numbers, size_t n); */
 #define conc_signals_open(...) \
     conc__signals_open(CONC__AT("the conc_signals opened at "), __VA_ARGS__)
 CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *numbers, size_t n);
 
-/* Waits for the next signal and returns its number. If several have arrived, the numbers take
- * turns. -EPIPE: not open, or closed during the wait. */
+/* Waits for the next signal and returns its number. If several signals have arrived, their numbers
+ * take turns. Errors: -EPIPE (not open, or closed during the wait). */
 CONC_API int conc_signals_next(conc_signals *s) CONC_NODISCARD;
 
 /* Restores the handlers and the mask from before the opening, except handlers that the program has
- * since installed. Re-raises any signals that no receiver got. Closing it twice, or unopened, does
- * nothing and returns 0. Not a checkpoint. -EPERM: another run's. */
+ * installed since. Re-raises any signals that no receiver got. Closing it twice, or unopened, does
+ * nothing and returns 0. Not a checkpoint. Errors: -EPERM (another run's). */
 CONC_API int conc_signals_close(conc_signals *s);
 CONC_API void conc__auto_conc_signals(conc_signals *s);
 
-/* Waits for one signal arriving from now on, and returns its number. Errors as above. */
+/* Waits for one signal that arrives from now on, and returns its number. Errors: those of
+ * conc_signals_open and conc_signals_next. */
 CONC_API int conc_wait_signal(int number);
 
 /* ---- >>loops -------------------------------------------------------------------------------- */
 
-/* The loop of this thread's run; NULL outside one. */
+/* Returns the loop of this thread's run; NULL outside one. */
 CONC_API conc_loop *conc_loop_self(void);
 
 /* A hold announces posts from another thread. While the loop is held, it is not a deadlock if all
  * tasks are waiting, and the loop remains valid, even after its run, until every hold is released.
- * The virtual clock does not stop for a hold. From any thread. Errors: -EINVAL (NULL, released too
- * often), -EPERM (the loop belongs to the parent process). */
+ * The virtual clock does not stop for a hold. Callable from any thread. Errors: -EINVAL (NULL,
+ * released too often), -EPERM (the loop belongs to the parent process). */
 CONC_API int conc_loop_hold(conc_loop *l);
 CONC_API int conc_loop_release(conc_loop *l);
 
 /* Makes l call fn(arg) between two tasks, in posting order. However many posts there are, l serves
- * timers, descriptors and signals in between. From any thread, but not from a signal handler. A
- * post that returned 0 will run. Without a hold, the caller must ensure that the run has not ended.
- * Errors: -EINVAL, -ENOMEM, -ESHUTDOWN (the run is over), -EPERM (it is the parent process's). */
+ * timers, descriptors and signals in between. If the call returns 0, fn will run. Without a hold,
+ * the caller must ensure that the run has not ended. Callable from any thread, but not from a
+ * signal handler. Errors: -EINVAL, -ENOMEM, -ESHUTDOWN (the run is over), -EPERM (l belongs to the
+ * parent process). */
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg);
 
-/* From another thread: starts fn(arg) as a background task of l, and returns its result once it has
- * ended, with its error text in conc_last_error. The caller is a plain thread or a job, which
- * blocks, or a task of another loop, which waits; arg is borrowed until the return. Cancelling that
- * task or job cancels fn; the call still returns fn's result once fn has ended. If l's run ends
- * before fn, that also cancels fn. As with conc_post, the caller must ensure that the run has not
- * ended, or hold it. While a task is waiting in this call, its loop's virtual clock stands still; a
- * waiting job stops no clock. On error fn does not run: -EINVAL, -EDEADLK (l is this thread's),
- * -ESHUTDOWN (l's run is over or about to end), -ENOMEM, -ECANCELED (the calling task is
- * cancelled), -EPERM (in a posted function; or l belongs to the parent process).
+/* Called from another thread: starts fn(arg) as a background task of l, and returns its result once
+ * it has ended, with its error text in conc_last_error. The caller is a plain thread or a job,
+ * which blocks, or a task of another loop, which waits; arg is borrowed until the return.
+ * Cancelling that task or job cancels fn; the call still returns fn's result once fn has ended. If
+ * l's run ends before fn, that also cancels fn. As with conc_post, the caller must ensure that the
+ * run has not ended, or hold l. While a task is waiting in this call, its loop's virtual clock
+ * stands still; a waiting job stops no clock. On error fn does not run: -EINVAL, -EDEADLK (l is
+ * this thread's), -ESHUTDOWN (l's run is over or about to end), -ENOMEM, -ECANCELED (the calling
+ * task is cancelled), -EPERM (in a posted function; or l belongs to the parent process).
  *     int conc_loop_run(conc_loop *l, conc_fn *fn, void *arg); */
 #define conc_loop_run(...) conc__loop_run(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__loop_run(const char *spawned, conc_loop *l, conc_fn *fn, void *arg);
 
-/* Frees memory that conc allocated for the caller. NULL does nothing. From anywhere. */
+/* Frees memory that conc allocated for the caller. NULL does nothing. Callable from anywhere. */
 CONC_API void conc_free(void *p);
 
 /* ---- >>embedding ---------------------------------------------------------------------------- */
 
-/* A run inside a program with its own loop, the host. The host waits until conc_embed_fd is
- * readable, at most conc_embed_timeout seconds, and calls conc_embed_step, until that returns 0.
- * For poll(2), round the timeout up, and turn CONC_FOREVER into -1:
+/* Embeds a run in a program with its own loop, the host. Repeatedly, until conc_embed_step returns
+ * 0, the host waits until conc_embed_fd is readable, at most conc_embed_timeout seconds, and calls
+ * conc_embed_step. For poll(2), round the timeout up, and turn CONC_FOREVER into -1:
  *     double s = conc_embed_timeout(&e);
  *     int ms = s > 1e6 ? -1 : (int)(s * 1000 + 0.999);
  * (kqueue does not report devices such as /dev/tty, nor, on macOS, named pipes: while a task is
@@ -1092,8 +1116,7 @@ CONC_API void conc_free(void *p);
  * code like a posted function: it may spawn, set and cancel, and calls that would wait return
  * -EPERM. To cancel the run from there, store conc_self() in main_fn, and pass that to conc_cancel.
  * An embedded run does not detect deadlocks. All calls must come from the thread of
- * conc_embed_begin.
- */
+ * conc_embed_begin. */
 typedef struct conc_embed {
     /* private */
     conc_loop *loop; /* NULL: not begun */
@@ -1104,13 +1127,13 @@ typedef struct conc_embed {
  * poll(2), which has no descriptor. On error e is unchanged. */
 CONC_API int conc_embed_begin(conc_embed *e, const conc_options *o, conc_fn *main_fn, void *arg);
 
-/* The descriptor to poll for reading; the same for the whole run. Errors: -EINVAL (not begun),
- * -EPERM (another thread, or a forked child). */
+/* Returns the descriptor to poll for reading; the same one for the whole run. Errors: -EINVAL (not
+ * begun), -EPERM (another thread, or a forked child). */
 CONC_API int conc_embed_fd(conc_embed *e);
 
-/* The longest time to wait, in seconds: 0 if work is ready; CONC_FOREVER if only the descriptor
- * matters, as while the virtual clock stands still for a job. Call it before each wait. Not begun:
- * CONC_FOREVER. In another thread: -EPERM, which is negative. */
+/* Returns the longest time to wait, in seconds: 0 if work is ready; CONC_FOREVER if only the
+ * descriptor matters, as while the virtual clock stands still for a job. Call it before each wait.
+ * If the run is not begun, returns CONC_FOREVER; in another thread, -EPERM, which is negative. */
 CONC_API double conc_embed_timeout(conc_embed *e);
 
 /* Runs whatever is ready, without waiting. Returns 1, or 0 once the run is over. Errors: -EINVAL
@@ -1123,10 +1146,10 @@ CONC_API int conc_embed_end(conc_embed *e);
 
 /* ---- >>reports ------------------------------------------------------------------------------ */
 
-/* Counts of this thread's run; all zero outside one. */
+/* Counts of this thread's run; outside a run, all are zero. */
 typedef struct conc_stats {
     size_t tasks;       /* alive, main_fn and the caller included */
-    size_t ready;       /* of these, ready to run; counted one by one */
+    size_t ready;       /* of these, ready to run; conc_get_stats counts them one by one */
     size_t timers;      /* armed */
     size_t generators;  /* open */
     size_t descriptors; /* that tasks are waiting for */
@@ -1138,12 +1161,12 @@ typedef struct conc_stats {
     size_t jobs_queued; /* jobs that have not begun, in all pools of the program */
     size_t peak;        /* most tasks that were alive at once */
     uint64_t spawned;   /* tasks, since the run began */
-    uint64_t switches;  /* from task to task, approximately */
-    /* of the scheduler, each of which serves posts, timers and descriptors once */
+    uint64_t switches;  /* between tasks, approximately */
+    /* rounds of the scheduler, each of which serves posts, timers and descriptors once */
     uint64_t passes;
     uint64_t polls; /* system calls that wait or poll for events */
     /* seconds since the run began, on its clock */
-    /* in task steps; without .debug or .trace: all but idle, including the scheduler */
+    /* in task steps; without .debug or .trace, all time except idle, including the scheduler's */
     double running;
     /* in all completed waits of tasks; only with .debug or .trace */
     double waiting;
@@ -1152,15 +1175,16 @@ typedef struct conc_stats {
 
 CONC_API void conc_get_stats(conc_stats *s);
 
-/* Prints the tree of groups and tasks: what each task waits for, which task owns that, for how many
- * seconds [in brackets], and where it was spawned. Beyond 2000 tasks, it instead prints how many
- * are in each state at each location, largest number first. In debug mode `kill -USR2` prints it to
- * stderr, unless the program itself receives that signal. */
+/* Prints the tree of groups and tasks: what each task waits for, which task owns that, how many
+ * seconds it has waited [in brackets], and where it was spawned. Beyond 2000 tasks, it instead
+ * prints how many are in each state at each location, largest number first. In debug mode `kill
+ * -USR2` prints it to stderr, unless the program itself receives that signal. */
 CONC_API void conc_dump(FILE *out);
 
 #ifdef __cplusplus
 }
-extern "C++" { /* also where the header is included inside of extern "C" */
+/* the header may be included inside an extern "C" block, which templates do not allow */
+extern "C++" {
 static inline int conc__end(conc_group *g, int rc) { return conc_group_end(g, rc); }
 static inline int conc__end(conc_scope *s, int rc) { return conc_scope_end(s, rc); }
 template <class type> struct conc__is_pointer {
@@ -1181,7 +1205,7 @@ template <class type> struct conc__is_pointer<type *> {
  *  A task that waits switches straight to the next ready task. After a batch of 64 switches (fewer
  *  if steps are slow), or if no task is ready, it switches to the scheduler instead, which runs on
  *  the thread's own stack: it runs posted functions, reads the clock and polls the descriptors.
- *  Anything that may need a deep stack (hooks, reports) runs on that stack too.
+ *  Hooks, reports and anything else that may need a deep stack also run on that stack.
  *
  *  run           one call to conc_run or conc_embed_begin; it has one loop, in one thread
  *  pass          one round of the scheduler: posts, signals, the clock, events, then a batch
@@ -1195,19 +1219,19 @@ template <class type> struct conc__is_pointer<type *> {
  *  spinner       a cancelled task that keeps calling checkpoints
  *  doomed        every task of the run is cancelled, through all shields, after a deadlock
  *  to collect    to take the result of a finished task, so that its error is not reported
- *  sink          a task's result destination besides joins, set by its spawn
- *  handle        a conc_task in the user's memory; other tasks are on their own stack
+ *  sink          where a task's result goes besides joins; set by its spawn
+ *  handle        a conc_task in the user's memory; without one, it is on the task's own stack
  *  place         a location in the source, "file.c:12"
  *  source        the subject of an error or a report: a task's name and its spawn's place
  *  record        a conc__holding: an object that is held or open, found by its address
- *  lent          a user's object on a stack that conc still uses
+ *  lent          a user's object on a stack, while conc still uses the object
  *  lost          memory in use whose function has returned; conc reports it and aborts
- *  inherited     of the parent process, in a forked child
+ *  inherited     in a forked child: belonging to the parent process
  *  stack cache   all stacks of one size, in slabs; a stack is in use, free or dropped
  *  poller        epoll, kqueue or poll(2); conc__fd_state lists the states of a descriptor
  *  post          a function that another thread, or the loop itself, makes the loop run
  *  hold          a promise of a post: waiting forever is then not a deadlock
- *  at work       a job in another thread for which the virtual clock stands still
+ *  at work       a job in another thread, for which the virtual clock stands still
  *
  *  Contents: >>options >>switch >>types >>platform >>poller >>stacks >>timers >>loop
  *  >>waits >>scopes >>errors >>tasks >>groups >>locals >>generators >>descriptors >>net >>streams
@@ -1218,7 +1242,7 @@ template <class type> struct conc__is_pointer<type *> {
 #define CONC__IMPLEMENTED
 
 #ifdef __cplusplus
-#error "conc.h: the implementation is C: put CONC_IMPLEMENTATION into a .c file; C++ may declare"
+#error "conc.h: define CONC_IMPLEMENTATION in a C file: C++ can only include the header"
 #endif
 
 /* ---- >>options ------------------------------------------------------------------------------ */
@@ -1253,7 +1277,7 @@ template <class type> struct conc__is_pointer<type *> {
  * beyond it follow. */
 #if !defined MAP_ANONYMOUS && (!defined _POSIX_C_SOURCE || _POSIX_C_SOURCE < 200809L)
 #error \
-    "conc.h: a system header came first and hides POSIX: include conc.h first, or -D_DEFAULT_SOURCE"
+    "conc.h: an earlier system header hides POSIX: include conc.h first, or use -D_DEFAULT_SOURCE"
 #endif
 #if defined __linux__ && !defined __USE_MISC
 long syscall(long number, ...);
@@ -1266,7 +1290,7 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 #if !(defined __linux__ && (defined __x86_64__ || defined __i386__ || defined __arm__ || \
                             defined __aarch64__ || defined __riscv))
 #error \
-    "conc.h: a system header first, and _POSIX_C_SOURCE: include conc.h first, or -D_DEFAULT_SOURCE"
+    "conc.h: an earlier system header hides mmap flags: include conc.h first, or -D_DEFAULT_SOURCE"
 #endif
 #define CONC__MAP_ANONYMOUS 0x20
 #define CONC__MAP_STACK (0x20000 | 0x4000) /* MAP_STACK and MAP_NORESERVE */
@@ -1290,7 +1314,8 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 #define CONC__SS_DISABLE SS_DISABLE
 #endif
 
-/* The watchdog prints another thread's backtrace; /proc shows whether it can be interrupted. */
+/* The watchdog prints another thread's backtrace; /proc shows whether that thread can be
+ * interrupted. */
 #if defined __linux__ && defined __has_include
 #if __has_include(<execinfo.h>)
 #include <execinfo.h>
@@ -1345,20 +1370,22 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 enum {
     CONC__LEAST_STACK = 16 * 1024, /* bytes */
     CONC__BATCH_MOST = 64,         /* most switches in a batch, between two scheduler passes */
-    CONC__BUDGET_MOST = 256,       /* most checkpoints without a wait before one yields */
-    CONC__BATCH_NS = 1000000,      /* batch ns above which its steps count as slow */
-    /* consecutive passes that ran only posted functions, after which one skips them */
+    /* most checkpoints in a row without a wait; the next one yields */
+    CONC__BUDGET_MOST = 256,
+    CONC__BATCH_NS = 1000000, /* a batch that takes more ns has slow steps */
+    /* after so many consecutive passes that ran only posted functions, a pass runs none */
     CONC__FLOOD = 64,
-    /* consecutive refused checkpoints, after which a task counts as ignoring its cancel */
+    /* after so many consecutive refused checkpoints, a task counts as ignoring its cancel */
     CONC__SPINNER = 16,
-    CONC__STUBBORN = 1000,  /* consecutive refused checkpoints, after which that is reported */
+    CONC__STUBBORN = 1000,  /* after so many, debug mode reports the task */
     CONC__PATIENCE = 50000, /* ns that a thread spins before it sleeps */
-    CONC__MISSES = 3,       /* consecutive unsuccessful spins, after which it seldom spins */
-    /* under a seed: how many of the ready tasks the next one is drawn from */
+    /* after so many consecutive unsuccessful spins, a thread seldom spins */
+    CONC__MISSES = 3,
+    /* under a seed, the next task is drawn from at most so many ready tasks */
     CONC__CHOICE = 16,
-    CONC__NO_STATUS = -1, /* conc_set_exit_status was not called */
-    CONC__NAME = 48,      /* bytes for a task's name and an error's text */
-    CONC__TEXT = 128,
+    CONC__NO_STATUS = -1,                /* conc_set_exit_status was not called */
+    CONC__NAME = 48,                     /* bytes for a task's name */
+    CONC__TEXT = 128,                    /* bytes for an error's text */
     CONC__DESCRIPTION = CONC__NAME + 256 /* bytes for a task's description in reports */
 };
 
@@ -1402,8 +1429,8 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 
 #define CONC__UNLIKELY(x) __builtin_expect(!!(x), 0)
 
-/* The loop's conc__hooks; NULL unless debug mode or a trace is on. With CONC_NO_DIAGNOSTICS these
- * are constants, so that the compiler leaves out what they guard. */
+/* The loop's conc__hooks; NULL unless debug mode or a trace is on. With CONC_NO_DIAGNOSTICS both
+ * macros are constants, so that the compiler drops the code that depends on them. */
 #ifdef CONC_NO_DIAGNOSTICS
 #define CONC__HOOKS(l) ((const conc__hooks *)NULL)
 #define CONC__DEBUGS(l) (false && (l)->diagnostics.debug)
@@ -1417,13 +1444,12 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
         if (CONC__UNLIKELY(CONC__HOOKS(l))) \
             CONC__HOOKS(l)->call;           \
     } while (0)
-/* A function that may read memory poisoned by sanitizers, such as unused parts of stacks. */
+/* Marks a function that may read memory poisoned by sanitizers, such as unused parts of stacks. */
 #define CONC__UNSANITIZED __attribute__((no_sanitize("address", "thread")))
-/* Each function of the implementation starts with one of these. CONC__TINY: one that takes no more
- * code than a call to it, so that inlining it saves compile time even without optimization.
- * CONC__FAST: a short function on a hot path, which must be inlined. CONC__COLD: one that seldom
- * runs. CONC__CALLED: one that must
- * not be inlined, because conc__check_lost relies on its frame being below its caller's; that also
+/* Each function of the implementation starts with one of these. CONC__TINY: its body is no larger
+ * than a call, so inlining it saves compile time even without optimization. CONC__FAST: it is short
+ * and on a hot path, and must be inlined. CONC__COLD: it seldom runs. CONC__CALLED: it must not be
+ * inlined, because conc__check_lost relies on its frame being below its caller's; this also
  * silences GCC's warnings about variables that the function sets only if it returns 0. */
 #define CONC__TINY static inline __attribute__((always_inline))
 #ifdef __OPTIMIZE__
@@ -1432,7 +1458,7 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 #define CONC__COLD static __attribute__((cold, noinline))
 #define CONC__CALLED __attribute__((noinline))
 #else
-#define CONC__PRIVATE static inline /* as CONC_API: an unused function is not compiled */
+#define CONC__PRIVATE static inline /* like CONC_API: GCC omits it if it is unused */
 #define CONC__FAST static inline
 #define CONC__COLD static inline __attribute__((cold))
 #define CONC__CALLED
@@ -1525,8 +1551,8 @@ CONC__PRIVATE void conc__jump(void **from, void **to)
 #define CONC__MORE_CLOBBERS
 #endif
 #define CONC__BOTTOM() CONC__CFI("rip")
-/* Wraps lines of AT&T syntax, each with its \n, so that -masm=intel, which selects the second part
- * of each "{a|b}", assembles them too. */
+/* Wraps lines of AT&T syntax, each with its \n, so that they also assemble with -masm=intel, which
+ * selects the second part of each "{a|b}". */
 #define CONC__IN_ATT_SYNTAX(code) "{|.att_syntax prefix\n\t}" code "{|.intel_syntax noprefix\n\t}"
 
 CONC__TINY void conc__jump(void **from, void **to)
@@ -1574,7 +1600,7 @@ CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*en
 #if defined __linux__ && !defined __ANDROID__
 #define CONC__X18 "x18",
 #else
-#define CONC__X18 /* the system's own */
+#define CONC__X18 /* the system uses it */
 #endif
 #define CONC__BOTTOM() CONC__CFI("x30")
 
@@ -1659,8 +1685,8 @@ CONC__PRIVATE void conc__prepare(void **context, char *low, char *top, void (*en
 #endif
 #endif
 
-/* Is Intel's shadow stack on? It permits only calls and returns: these switches would kill the
- * program. */
+/* Returns whether Intel's shadow stack is on. It permits only calls and returns, so conc__jump
+ * would kill the program. */
 CONC__TINY bool conc__shadow_stack(void)
 {
 #if defined __x86_64__ && !CONC__UCONTEXT
@@ -1694,7 +1720,7 @@ CONC__TINY void conc__fpu_load(const conc__fpu *f) { __asm__ volatile("msr fpcr,
 typedef uint64_t conc__fpu;
 CONC__TINY void conc__fpu_save(conc__fpu *f) { __asm__ volatile("frrm %0" : "=r"(*f)); }
 CONC__TINY void conc__fpu_load(const conc__fpu *f) { __asm__ volatile("fsrm %0" : : "r"(*f)); }
-#else /* not asked for */
+#else /* not requested, or unknown for this processor */
 typedef char conc__fpu;
 CONC__TINY void conc__fpu_save(conc__fpu *f) { (void)f; }
 CONC__TINY void conc__fpu_load(const conc__fpu *f) { (void)f; }
@@ -1715,38 +1741,40 @@ typedef struct conc__source {
  *   2. In the call that waits: conc__in_task, the argument checks, then conc__checkpoint.
  *   3. Put a conc__wait with .task, .kind and .on on the stack, and conc__append it to a list.
  *   4. conc__park(l, &w) returns the wake-up's result.
- *   5. A grant performs the waiter's whole effect and then calls conc__wake, which takes the
- *      wait out of its list. A cancel arrives by conc__set_pending, which calls .cancel and, if
+ *   5. A grant performs the waiter's whole effect and then calls conc__wake, which removes the
+ *      wait from its list. A cancel arrives by conc__set_pending, which calls .cancel and, if
  *      that returns true, wakes the task. So .cancel never calls conc__wake itself.
  *
  * Public calls also call conc__check_lost before they wait and conc__spend_budget if they need not
  * wait. For objects that other runs may reach, conc_sync.h has conc__may_wait in place of
  * conc__checkpoint, conc__wait_in for steps 3 and 4, and conc__ours for calls that do not wait. If
- * all waiters wait for the same condition, its conc__wait_unless and conc__wake_all do everything:
- * conc_latch is the shortest example. The grants of conc_sem go to single waiters. */
+ * all waiters wait for the same condition, conc__wait_unless and conc__wake_all of conc_sync.h do
+ * everything: conc_latch is the shortest example. For grants to single waiters, see conc_sem. */
 typedef struct conc__wait_kind {
     /* for the dump, such as "joins"; details() prints the rest */
     const char *what;
     /* for the trace, if `what` makes no sense on its own; NULL: use `what` */
     const char *brief;
     void (*details)(FILE *out, const conc__wait *wait); /* NULL: nothing follows */
-    /* called by a cancel: true: wake the task; false: keep waiting. NULL: keeps waiting */
+    /* called by a cancel. Returns whether to wake the task. NULL: keep waiting */
     bool (*cancel)(conc__wait *wait);
-    /* this wait, one of several of its task, is woken: withdraws the others. NULL: the only one */
+    /* called when this wait, one of several of its task, is woken: withdraws the others. NULL: it
+     * is the only one */
     void (*won)(conc__wait *wait);
-    /* the only task that could end the wait. NULL: none */
+    /* returns the only task that could end the wait. NULL: there is none */
     const conc_task *(*owner)(const conc__wait *wait);
 } conc__wait_kind;
 
-/* The `details` of a wait kind. CONC_NO_DIAGNOSTICS prints no tasks: the compiler drops fn. */
+/* The `details` of a wait kind. With CONC_NO_DIAGNOSTICS, no tasks are printed, and the compiler
+ * drops fn. */
 #ifdef CONC_NO_DIAGNOSTICS
 #define CONC__DETAILS(fn) (0 ? (fn) : NULL)
 #else
 #define CONC__DETAILS(fn) (fn)
 #endif
 
-/* Doubly linked lists: `next` and `prev` are the items' fields that link them, NULL at the ends;
- * `first` points to the first item, or is NULL. Under the list's mutex, if it has one. */
+/* Doubly linked lists: `next` and `prev` are the fields that link the items, NULL at the ends;
+ * `first` points to the first item, or is NULL. If the list has a mutex, the caller holds it. */
 #define CONC__LIST_PREPEND(first, item, next, prev) \
     do {                                            \
         (item)->prev = NULL;                        \
@@ -1768,12 +1796,13 @@ typedef struct conc__wait_kind {
 
 #define CONC__HIGHEST_BIT (UINTPTR_MAX / 2 + 1)
 
-/* A record of an object still in use. In debug mode: a lock that a task holds, or an open object
- * that must be closed. Always: an open conc_signals. The records form a radix tree keyed by object
- * address. */
+/* A record of an object still in use: in debug mode, a lock that a task holds, or an open object
+ * that must be closed; in any mode, an open conc_signals. The records form a radix tree keyed by
+ * the object's address. */
 typedef struct conc__holding {
-    struct conc__holding *below[2];      /* by the next lower bit of the object's address */
-    struct conc__holding *same;          /* an older record of the object: a rwlock read twice */
+    struct conc__holding *below[2]; /* by the next lower bit of the object's address */
+    /* an older record of the object, such as a rwlock that is read-locked twice */
+    struct conc__holding *same;
     struct conc__holding *older, *newer; /* among all */
     struct conc__holding *newest;        /* among all; valid in the tree's root */
     const void *object;
@@ -1782,7 +1811,7 @@ typedef struct conc__holding {
 
 /* The top of every stack. */
 typedef struct conc__stack {
-    struct conc__stack *next; /* free: the previously freed one */
+    struct conc__stack *next; /* if free: the stack that was freed before it */
     struct conc__stack_cache *cache;
     struct conc__slab *slab;
     char *low;          /* the lowest byte that may be used */
@@ -1799,9 +1828,9 @@ typedef struct conc__stack {
     uint32_t valgrind_id;
 } conc__stack;
 
-/* Stacks are carved from slabs, each a single mapping. A stack is in use; or free, with its pages
- * still in memory; or dropped: its pages went back to the system, and its next use carves it again.
- */
+/* Stacks are carved from slabs, each a single mapping. A stack is in use; free, with its pages
+ * still in memory; or dropped, with its pages returned to the system. The next use of a dropped
+ * stack carves it again. */
 typedef struct conc__slab {
     struct conc__slab *next, *prev;
     struct conc__slab *next_hole, *prev_hole; /* among the slabs with dropped stacks */
@@ -1821,7 +1850,8 @@ typedef struct conc__stack_cache {
     size_t slab_count;
     conc__slab *holes;
     conc__stack *free;
-    conc__stack *old;  /* it and all after it in `free` were free at the last trim; NULL: none */
+    /* this stack and all after it in `free` were free at the last trim; NULL: none */
+    conc__stack *old;
     conc__stack *cold; /* removed from `free`, to be dropped */
     size_t resident;   /* stacks in use or free */
     bool trimmed;      /* the last trim left nothing to drop */
@@ -1836,13 +1866,13 @@ typedef struct conc__wheel {
     size_t armed, disarmed; /* call counts; their difference is the number of timers */
 } conc__wheel;
 
-/* When the virtual clock was stopped for a child program: see conc__stand_still. */
+/* A standstill of the virtual clock for a child program: see conc__stand_still. */
 typedef struct conc__standstill {
-    int64_t began;   /* real time; 0: it is running */
+    int64_t began;   /* when it stopped, in real time; 0: it is running */
     int64_t until;   /* embedded: the host must wait until this real time; 0: no need */
-    int64_t now;     /* when it began: the loop's clock, */
-    size_t armed;    /* timers armed, */
-    unsigned starts; /* and programs started */
+    int64_t now;     /* the loop's clock at that time */
+    size_t armed;    /* how many timers had been armed */
+    unsigned starts; /* how many programs had been started */
 } conc__standstill;
 
 enum { CONC__SIGNALS = 65 }; /* one more than the highest signal number */
@@ -1867,7 +1897,7 @@ typedef struct conc__ending {
     void (*end)(conc_loop *l, struct conc__ending *self);
 } conc__ending;
 
-/* The tasks alive when this many had been spawned and this many had ended. */
+/* The tasks that were alive when `spawned` tasks had been spawned and `finished` had ended. */
 typedef struct conc__census {
     uint64_t *serials; /* in order */
     size_t count;
@@ -1892,8 +1922,8 @@ typedef struct conc__failures {
 } conc__failures;
 
 /* A node of a task's locals, which form a search tree by the bits of each key's hash. A task shares
- * with its parent the nodes that neither has changed since the spawn. A shared node has two or more
- * references, or is below one that does; it is immutable. */
+ * with its parent the nodes that neither has changed since the spawn. A node is shared, and then
+ * immutable, if it or a node above it has two or more references. */
 typedef struct conc__locals {
     int references;
     const conc_local *key;
@@ -1921,13 +1951,14 @@ typedef struct conc__locals {
  *
  * The seal, a hash of the task's address, distinguishes a task from uninitialized storage. */
 enum { CONC__LIVE = 1, CONC__DONE = 2 };
-/* the result's destination besides joins: none, a conc_call, an int, a conc_start, or a struct that
- * begins with a pointer to a conc__returned_fn */
+/* where a task's result goes besides joins: nowhere, to a conc_call, an int, a conc_start, or a
+ * struct that begins with a pointer to a conc__returned_fn */
 enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK, CONC__FUNCTION_SINK };
 typedef void conc__returned_fn(conc_task *t);
 
-/* Changes to the seal for finished tasks, and for those in their group's list `finished`. Otherwise
- * one overwritten byte, the state, could turn a handle's remains into a live task. */
+/* These change the seal of a task that has ended, and of one in its group's list `finished`.
+ * Without them, overwriting one byte, the state, could make an ended task's handle look like a live
+ * task. */
 enum { CONC__ENDED_SEAL = 0xffff, CONC__LISTED_SEAL = 0x5aa5 };
 
 CONC__TINY uint16_t conc__seal(const conc_task *t)
@@ -1948,15 +1979,16 @@ CONC__PRIVATE bool conc__is_task(const conc_task *t)
     }
 }
 
-/* Beside CONC_READABLE and CONC_WRITABLE: the peer hung up, or an error occurred. Wakes every task
- * waiting for the descriptor. */
+/* An event besides CONC_READABLE and CONC_WRITABLE: the peer hung up, or an error occurred. It
+ * wakes every task waiting for the descriptor. */
 enum { CONC__HANG_UP = 4 };
 
-/* The lists of tasks waiting for a descriptor: one for each set of events, where 0 is a hang-up
- * alone, and one for tasks pausing because the descriptor is ready but returns EAGAIN. */
+/* The lists of tasks waiting for a descriptor: one for each set of events, where the empty set, 0,
+ * waits for a hang-up alone, and one for tasks pausing because the descriptor was reported ready
+ * but returned EAGAIN. */
 enum { CONC__PAUSING = 4, CONC__FD_LISTS };
 
-/* The loop's knowledge of a descriptor: its number, and the file it refers to.
+/* What the loop knows of a descriptor: its number, and the file that the number refers to.
  *
  *   state    what holds                                     changes
  *   UNKNOWN  the loop knows nothing of the file, and the    a task waits: to FOREIGN, or to
@@ -1965,13 +1997,14 @@ enum { CONC__PAUSING = 4, CONC__FD_LISTS };
  *   FOREIGN  conc did not open it, and close(2) may close   conc__fd_confirm (a new wait, an event
  *            it without conc's knowledge; the poller has    or the rounds of conc__verify) finds
  *            it, and reports one event for each arming      another file, or none: to UNKNOWN
- *   REFUSED  as FOREIGN, but the poller refuses it, as it   fstat(2) finds the same: to
- *            is always ready; tasks may wait only for a     UNKNOWN
- *            hang-up, which only a close ends
+ *   REFUSED  as FOREIGN, but the poller refuses it,         fstat(2) finds another file, or none:
+ *            because it is always ready; tasks may wait     to UNKNOWN
+ *            only for a hang-up, and only a close ends
+ *            such a wait
  *   OWN      conc opened it: a non-blocking socket that     a task waits: to EDGE
  *            conc_close closes; no task has waited yet
- *   EDGE     as OWN, and the poller reports every change,   as FOREIGN
- *            forever
+ *   EDGE     as OWN, but a task has waited, and the poller  as FOREIGN
+ *            reports every change, forever
  *
  * conc_close changes every state to UNKNOWN. `id` changes whenever the number refers to another
  * file or none (conc__fd_gone), so number and id together identify the file: a task that has
@@ -1989,22 +2022,22 @@ typedef enum conc__fd_state {
 typedef struct conc__fd {
     conc__waits waits[CONC__FD_LISTS];
     struct conc__fd *next, *prev; /* among those a task is waiting for */
-    uint64_t inode;               /* with poll(2), or REFUSED: identifies the file */
+    uint64_t inode;               /* with poll(2), or if REFUSED: identifies the file */
     uint32_t id;
     unsigned closings; /* conc__closings_of's value when the file was last known for certain */
     int number;
-    int read_error, write_error; /* the next call returns it; 0: none */
+    int read_error, write_error; /* an error that the next call returns; 0: none */
     conc__fd_state state;
-    bool tcp;     /* a short read has taken everything */
+    bool tcp;     /* a TCP connection: a short read has taken everything */
     bool drained; /* the last read found nothing more, and no event has occurred since */
     bool failed;  /* read_error or write_error is set */
-    /* end of file or urgent data arrived: after a short read there may be more */
+    /* end of file or urgent data has arrived, so a short read may leave more to read */
     bool special;
     unsigned char filters; /* kqueue(2): its filters, see conc__kqueue_control */
     unsigned char came;    /* kqueue(2): the events of the current batch */
 } conc__fd;
 
-enum { CONC__FDS = 64 }; /* descriptors in each block of the table */
+enum { CONC__FDS = 64 }; /* descriptors in each block of fds.blocks */
 
 /* A free buffer of the usual size. */
 typedef struct conc__spare {
@@ -2016,18 +2049,19 @@ struct conc__backend;
 typedef void conc__switch_fn(conc_loop *l, conc__stack *from, void **from_context, conc__stack *to,
                              void **to_context);
 
-/* The state of a run, in parts. Other threads use only `shared`, job.idles and the atomic
+/* The state of a run, in parts. Other threads access only `shared`, job.idles and the atomic
  * fields. */
 struct conc_loop {
-    /* What a switch touches comes first. Fields written together must not be adjacent: the compiler
-     * would merge the writes into one vector store, which would delay the next read. */
+    /* The fields that a switch uses are first. Fields written together must not be adjacent: the
+     * compiler would merge the writes into one vector store, which would delay the next read. */
     conc_task *self; /* NULL while the scheduler runs */
     int *errno_at;   /* the address of errno on this thread */
 
-    /* the tasks that are ready, and for how long they may run */
+    /* the ready tasks, and how long they may run */
     struct {
         conc_task *first;
-        int switches_left, budget_left; /* until the next pass; until a checkpoint yields */
+        /* switches left until the next pass; checkpoints left until one yields */
+        int switches_left, budget_left;
         conc_task *last;
     } ready;
 
@@ -2035,16 +2069,16 @@ struct conc_loop {
     struct {
         conc__context context;
         conc__switch_fn *switch_stacks;
-        /* &conc__diagnostics in debug mode or while a trace is written: a pass runs one task, and
-         * every step is measured. Else NULL */
+        /* &conc__diagnostics in debug mode or while a trace is written, else NULL. If set, a pass
+         * runs one task, and every step is timed */
         const struct conc__hooks *hooks;
-        bool stepping; /* embedded: a call from the host is running it */
+        bool stepping; /* embedded: a call from the host is running the scheduler */
         /* initial values of ready.switches_left and ready.budget_left; lower if steps are slow */
         int batch, budget;
         int flooded;       /* consecutive passes that ran only posted functions */
         int posted_rc;     /* the running posted function's latest error; 0: none */
         int64_t last_pass; /* time of the last pass, on the loop's clock */
-        /* conc__on_loop: a task's call for the scheduler; NULL: none */
+        /* conc__on_loop: what the running task asked the scheduler to call; NULL: nothing */
         void (*call)(conc_loop *l, void *arg);
         void *call_arg;
         conc__stack stack;
@@ -2053,32 +2087,35 @@ struct conc_loop {
         conc__waits settlers;  /* tasks in conc_settle */
 #if CONC__TSAN
         void *dead_fiber;
-        conc__stack *switched_from; /* may have signals, see conc__fiber_take_signals */
+        /* the stacks whose fibers may have signals, see conc__fiber_take_signals */
+        conc__stack *switched_from;
 #endif
     } scheduler;
 
     /* tasks that ignore their cancel; they run in rounds */
     struct {
         conc_task *first, *last;
-        /* the pass in which they run although others are ready; each spinner postpones it */
+        /* the pass in which they run even if other tasks are ready; each new spinner postpones
+         * it */
         uint64_t next_round;
     } spinners;
 
-    /* cancels on their way to tasks, and the doom that cancels all of them */
+    /* cancels that have not reached their tasks yet, and the doom, which cancels every task */
     struct {
         conc_task *marked, *last_marked; /* tasks that a cancel may have reached */
-        bool refreshing;                 /* a call is taking them out of this list */
+        bool refreshing;                 /* conc__spread_marked is emptying this list */
         bool doomed;                     /* every task is cancelled: the run has failed */
-        int doom_rc;                     /* with this error; 0: none */
+        int doom_rc;                     /* the error with which it has failed; 0: none */
         char doom_text[CONC__TEXT];
     } cancels;
 
     /* counters of the run */
     struct {
-        uint64_t spawned, finished; /* both counted from conc__first_serial */
-        uint64_t most;              /* most - finished is the most tasks ever alive */
+        uint64_t spawned, finished; /* both start at conc__first_serial */
+        /* most - finished is the largest number of tasks alive at once */
+        uint64_t most;
         uint64_t switches, passes, polls;
-        int64_t idled; /* how long it has slept, on its clock */
+        int64_t idled; /* how long the loop has slept, on its clock */
     } counters;
 
     /* the stacks of tasks */
@@ -2086,7 +2123,7 @@ struct conc_loop {
         conc__stack_cache *usual;  /* of the default size */
         conc__stack_cache *caches; /* of all sizes */
         int64_t trimmed;           /* when the caches were last trimmed */
-        bool to_trim;              /* that left stacks which the next trim may drop */
+        bool to_trim;              /* the last trim left stacks that the next may drop */
     } stacks;
 
     /* the open generators */
@@ -2094,19 +2131,19 @@ struct conc_loop {
         struct conc__gen *first;
         size_t count;
         void (*close_all)(conc_loop *l); /* NULL: none was opened */
-        conc__stack *stopped; /* stacks of those that were stopped, or at the run's end */
+        conc__stack *stopped;            /* stacks to keep until the run ends */
     } generators;
 
     /* the two random generators */
     struct {
         bool seeded;           /* the scheduler picks ready tasks at random */
-        uint64_t picks, draws; /* their states: the scheduler's picks, and conc_random */
+        uint64_t picks, draws; /* the states: for the scheduler's picks, and for conc_random */
     } random;
 
     /* the run itself: its options, its main task, its end */
     struct {
         conc_options options;
-        uint64_t number; /* of this run in the process */
+        uint64_t number; /* the run's number in the process */
         conc_loop *next; /* in conc__live_runs */
         conc_task main;
         conc_fn *main_fn;
@@ -2117,9 +2154,9 @@ struct conc_loop {
         int exit_status; /* set by conc_set_exit_status; CONC__NO_STATUS: not set */
         bool embedded;
         bool winding_up; /* main_fn has returned */
-        bool over;       /* so has everything else; the main task ends */
-        int64_t began;   /* on its clock */
-        int64_t left;    /* embedded: when control last went back to the host */
+        bool over;       /* everything else has ended, too; the main task is about to end */
+        int64_t began;   /* when the run began, on its clock */
+        int64_t left;    /* embedded: when conc last returned to the host */
         conc__ending *endings;
     } run;
 
@@ -2127,7 +2164,8 @@ struct conc_loop {
     struct {
         int64_t now;
         bool is_virtual;
-        bool retried; /* virtual: conc__jump_clock must give others real time first */
+        /* virtual: a task retries something, so conc__jump_clock must first let real time pass */
+        bool retried;
         conc__standstill standstill;
         conc__wheel wheel;
     } clock;
@@ -2137,10 +2175,11 @@ struct conc_loop {
         const struct conc__backend *backend;
         int fd;                   /* of epoll or kqueue; -1: none */
         int wake_out, wake_in;    /* a pipe, or both are the same eventfd; -1: none */
-        int64_t polled;           /* when it last polled */
+        int64_t polled;           /* when the loop last polled */
         struct pollfd *polls_for; /* poll(2) */
         size_t polls_room;
-        /* epoll: counts of events that no task waited for, and of events of files closed here */
+        /* epoll: how many events no task was waiting for, and how many came from files already
+         * closed here */
         unsigned unheard, orphans;
         bool apart; /* kqueue: tasks may be waiting for descriptors outside the queue */
         bool blind; /* the loop can no longer wait for descriptors */
@@ -2167,38 +2206,40 @@ struct conc_loop {
 
     /* waits for other threads and processes */
     struct {
-        int awaited;        /* tasks that wait for another thread or process */
-        int channel_waits;  /* how many of these wait for a channel */
-        int process_waits;  /* tasks that wait for a child program's end, or a FIFO's other end */
-        unsigned misses;    /* consecutive unsuccessful spins */
-        bool woke;          /* the last hand-over had to wake its thread: do not spin */
+        int awaited;       /* tasks that wait for another thread or process */
+        int channel_waits; /* how many of these are waiting for a channel */
+        int process_waits; /* tasks that wait for a child program's end, or a FIFO's other end */
+        unsigned misses;   /* consecutive unsuccessful spins */
+        /* the thread to which a task last sent something was asleep: do not spin */
+        bool woke;
         atomic_int at_work; /* virtual clock: jobs for which time stands still */
         conc__idle_hook *idle_hooks;
     } outside;
 
-    /* the job that this run is in */
+    /* the job in which this run was started */
     struct {
         /* the job, if a virtual clock stands still for it, else NULL */
         struct conc__job_context *context;
-        bool idles; /* under the mutex: that clock runs until the next post */
-        /* virtual clock: when the job's shield ends, on the real clock; CONC__NEVER: no limit */
+        bool idles; /* under the mutex: that clock may run until the next post */
+        /* virtual clock: when the job's shield expires, on the real clock; CONC__NEVER: no limit */
         int64_t limit;
     } job;
 
     /* objects on stacks that must not be lost while something uses them */
     struct {
         bool any;                 /* one of these two is not empty */
-        conc__holding *receivers; /* signals.open, as a tree by address */
-        conc__holding *handles;   /* debug: of tasks and jobs that may still run */
+        conc__holding *receivers; /* the list signals.open, as a tree by address */
+        conc__holding *handles;   /* debug: handles of tasks and jobs that may still be running */
     } lent;
 
     /* the signals that the run receives */
     struct {
-        conc_signals *open;             /* the open receivers */
-        conc__ending ending;            /* closes them; all zero: none was opened */
-        void (*hand_out)(conc_loop *l); /* passes arrived signals to them; NULL: likewise */
-        /* by signal number: the open receivers, and the count up to which the loop has delivered
-         * it */
+        conc_signals *open;  /* the open receivers */
+        conc__ending ending; /* closes the receivers; all zero: none was opened */
+        /* passes signals that have arrived to the receivers; NULL: none was opened */
+        void (*hand_out)(conc_loop *l);
+        /* by signal number: the open receivers, and the arrival count up to which they have been
+         * served */
         struct conc__signal_list {
             struct conc__signal_number *first;
             unsigned long handed;
@@ -2206,20 +2247,23 @@ struct conc_loop {
         uint64_t unblocked; /* a bit for each signal blocked before a receiver opened */
         int waits;          /* tasks that wait for a signal */
         bool pipe_was_blocked, pipe_was_pending; /* SIGPIPE, when the run began */
-        void *stack;                /* the alternate stack of handlers; NULL: it is not conc's */
+        /* conc's alternate stack for handlers; NULL: the thread already had one, or memory ran
+         * out */
+        void *stack;
         _Atomic(conc_loop *) *slot; /* where the handler finds this loop, or NULL */
-        /* the handler writes these: a signal came; one that asks for a dump came */
+        /* written by the handler: a signal arrived; one that asks for a dump arrived */
         atomic_bool came, dump_asked;
     } signals;
 
     /* interrupts: signals that cancel main_fn. The handler reads `numbers` and writes `pending` and
      * `first_at` */
     struct {
-        atomic_uint numbers;       /* a conc__interrupt_bit for each that interrupts this run */
+        /* a conc__interrupt_bit for each signal that interrupts this run */
+        atomic_uint numbers;
         atomic_int pending;        /* the signal that must cancel main_fn; 0: none */
-        _Atomic(int64_t) first_at; /* when the first came, on the real clock; 0: none came */
+        _Atomic(int64_t) first_at; /* when the first arrived, on the real clock; 0: none arrived */
         int by;                    /* the signal that interrupted this run; 0: none */
-        bool late;                 /* it came after main_fn had returned */
+        bool late;                 /* that signal arrived after main_fn had returned */
         /* main_fn sleeps forever on purpose: only a signal or post wakes it */
         bool awaited;
     } interrupt;
@@ -2229,7 +2273,7 @@ struct conc_loop {
         pthread_mutex_t mutex;
         _Atomic(conc__post *) posted;
         conc__post *last_posted;
-        size_t holds; /* of conc_loop_hold: how many were not released yet */
+        size_t holds; /* conc_loop_hold calls not yet released */
         /* closed: posts are refused; over_for_good: the last release frees the loop */
         bool asleep, closed, over_for_good;
     } shared;
@@ -2240,20 +2284,22 @@ struct conc_loop {
         /* debug: conc's handlers for SIGUSR2 and for SIGSEGV are installed for this run */
         bool dumps_taken, faults_taken;
         bool lists_tasks; /* the current report has a line for each task */
-        bool step_over;   /* stepwise: the task that was resumed has ended */
-        /* stepwise: when the running step began; the sum of all steps; the sum of all past waits */
+        bool step_over;   /* stepwise: the resumed task has ended */
+        /* stepwise: when the running step began; the total time of all steps; of all completed
+         * waits */
         int64_t step_began, ran, waited;
-        int64_t called;                  /* debug: the running step's time in the user's hooks */
+        /* debug: how much of the running step's time user hooks took */
+        int64_t called;
         struct conc__trace *trace;       /* NULL: none is written */
         struct conc__watchdog *watchdog; /* debug */
-        struct conc__usage *usages;      /* debug: of stacks */
+        struct conc__usage *usages;      /* debug: the stacks' usage */
         conc__holding *opened;           /* debug: objects that must be closed before the end */
-        /* a just finished task's stack, and its lowest used byte; NULL: not needed */
+        /* the stack of a task that has just ended, and its lowest used byte; NULL: not needed */
         conc__stack *left_stack;
         char *left_used;
         conc__census census;
-        /* while interrupt.awaited: when the loop last searched for cycles of owners, and how
-         * often it has paused since then */
+        /* while interrupt.awaited: when the loop last searched for cycles of tasks waiting for each
+         * other, and how often it has paused since then */
         int64_t searched;
         uint64_t unsearched;
     } diagnostics;
@@ -2265,8 +2311,8 @@ static CONC_TLS _Thread_local conc_loop *conc__here;
 static CONC_TLS _Thread_local char conc__thread_text[CONC__TEXT];
 
 static atomic_uint_least64_t conc__runs; /* runs so far in this process and its ancestors */
-/* In a forked child: the runs up to this number were the parent's. Their tasks never continue here,
- * so their remains in locks, lists, groups and handles are ignored. 0: no fork. */
+/* In a forked child, the runs up to this number were the parent's. Their tasks never continue here,
+ * so whatever they left in locks, lists, groups and handles is ignored. 0: no fork. */
 static uint64_t conc__inherited_runs;
 
 /* The runs in progress of all threads of this process. */
@@ -2283,100 +2329,112 @@ typedef struct conc__outside {
     enum { CONC__CASE_RECEIVES, CONC__CASE_SENDS, CONC__CASE_ENDS } kind;
     void *object;    /* a conc_channel or a conc_job */
     void *item;      /* where to store or read the item */
-    conc_task *task; /* receives an error's text */
-    int result;      /* valid once the case was performed */
-    void *owner;     /* guards `notified` */
-    /* Called on the loop after another thread has notified it. True: the case was performed; false:
-     * an earlier end() had returned true. */
+    conc_task *task; /* the task that receives an error's text */
+    int result;      /* valid once the case has been performed */
+    void *owner;     /* the conc_case, for `notified` */
+    /* Called on the loop after another thread has notified it. happened: the case has been
+     * performed; otherwise an earlier end() has returned true. */
     void (*notified)(struct conc__outside *o, bool happened);
 } conc__outside;
 
 typedef struct conc__outside_calls {
-    int (*check)(const conc__outside *o); /* 0: it is valid */
-    bool (*attempt)(conc__outside *o);    /* true: it happened */
-    /* 1: performed; 0: a copy, *begun, waits until the case is performed or end is called; or an
-     * error */
+    int (*check)(const conc__outside *o); /* returns 0 if the case is valid */
+    bool (*attempt)(conc__outside *o);    /* returns true if the case was performed */
+    /* returns 1 (performed), 0 (a copy, *begun, waits until the case is performed or end is
+     * called), or an error */
     int (*begin)(conc_loop *l, conc__outside *o, conc__outside **begun);
-    /* true: another thread has already notified the loop, and `notified` will still be called */
+    /* returns true if another thread has already notified the loop; `notified` will then still be
+     * called */
     bool (*end)(conc__outside *o);
 } conc__outside_calls;
 
-/* The functions of conc_pool.h that this module calls. All are NULL if the program lacks it. */
+/* The functions of conc_pool.h that this header calls. All are NULL if the program does not include
+ * conc_pool.h. */
 typedef struct conc__extension {
-    const conc__outside_calls *outside; /* NULL: conc_pool.h is not linked */
-    conc__locals **(*job_locals)(void); /* of the job that runs on this thread; NULL: none */
-    int (*job_block)(int64_t ns); /* conc_block in a job; 1: no job is running on this thread */
-    /* conc_shield in a job; false: no job is running on this thread */
+    const conc__outside_calls *outside; /* for conc_select */
+    /* the locals of the job that runs on this thread; NULL: none */
+    conc__locals **(*job_locals)(void);
+    /* conc_block in a job; returns 1 if no job is running on this thread */
+    int (*job_block)(int64_t ns);
+    /* conc_shield in a job; returns false if no job is running on this thread */
     bool (*job_shield)(double grace, conc_fn *fn, void *arg, int *rc);
-    int (*job_runs)(conc_loop *l); /* a run begins on this thread, perhaps inside a job */
-    /* the run's tasks wait only for channels, or no longer do: until then l->job counts as idle */
+    /* called when a run begins on this thread, perhaps inside a job */
+    int (*job_runs)(conc_loop *l);
+    /* called with true when the run's tasks wait only for channels, so that l's job counts as idle,
+     * and with false when that wait is over */
     void (*job_idles)(conc_loop *l, bool idles);
-    void (*job_goes_on)(conc_loop *l); /* under the mutex: the next post has arrived */
-    int64_t (*job_late)(conc_loop *l); /* l->job.limit has passed: returns the next one */
-    /* conc_fail in a job; false: no job is running on this thread */
+    void (*job_goes_on)(conc_loop *l); /* called under the mutex when the next post has arrived */
+    /* called when l->job.limit has passed; returns the next limit */
+    int64_t (*job_late)(conc_loop *l);
+    /* conc_fail in a job; returns false if no job is running on this thread */
     bool (*job_fail)(int rc, const char *text);
-    /* the job on this thread's latest error text, "" if none; NULL: no job is running */
+    /* the latest error text of the job that runs on this thread, "" if none; NULL: no job is
+     * running */
     const char *(*job_text)(void);
     /* looks up a host name: returns the number of addresses; release *found with conc_free */
     int (*resolve)(const char *text, struct conc__address **found);
-    /* in all pools of the program */
+    /* returns the number of jobs that have not begun, in all pools of the program */
     size_t (*jobs_queued)(void);
-    /* is this a conc_job in use? The memory may have been overwritten */
+    /* returns whether this is a conc_job in use; the memory may have been overwritten */
     bool (*job_in_use)(const void *job);
-    /* is any task waiting on a pipe of a running child program? *starts: how many were started */
+    /* returns whether any task is waiting on a pipe of a running child program; sets *starts to the
+     * number of programs started so far */
     bool (*pipe_awaited)(const conc_loop *l, unsigned *starts);
     /* the job that runs on this thread; NULL: none */
     struct conc__job_context *(*job_here)(void);
-    /* this job starts or stops waiting for a task of l. During the wait the virtual clock that it
-     * stops may advance, if that is l's */
+    /* called when a job starts or stops waiting for a task of l. If the virtual clock that the job
+     * stops is l's, it may advance during the wait */
     void (*job_waits)(struct conc__job_context *job, const conc_loop *l, bool waits);
     bool (*job_cancelled)(void);
-    /* in a fault handler: reports it if the running job has used up its stack */
+    /* called in a fault handler: reports a stack overflow of the running job, if that is the
+     * cause */
     void (*job_overflows)(const char *address);
 } conc__extension;
 
 static conc__extension conc__extended;
 
-/* All that the core calls of debug mode, traces and dumps. The section >>diagnostics fills in the
- * table; with CONC_NO_DIAGNOSTICS there is no such section, and the table is empty. */
+/* Everything in debug mode, traces and dumps that the core calls. The section >>diagnostics fills
+ * in the table; with CONC_NO_DIAGNOSTICS there is no such section, and the table is empty. */
 typedef struct conc__hooks {
-    /* Called as conc__diagnostics.dump(...), as they serve runs without debug mode, too: */
+    /* Called as conc__diagnostics.dump(...), because they also serve runs without debug mode: */
     void (*dump)(conc_loop *l, FILE *out);
-    void (*deadlock)(conc_loop *l, FILE *out); /* prints the tasks, and a cycle of them */
-    void (*forget)(void);                      /* in a forked child */
+    /* prints the tasks, and a cycle of tasks waiting for each other */
+    void (*deadlock)(conc_loop *l, FILE *out);
+    void (*forget)(void); /* in a forked child */
 
-    /* Called by CONC__HOOK, in debug mode or while a trace is written. A run: */
+    /* Called by CONC__HOOK, in debug mode or while a trace is written. For a run: */
     int (*run_began)(conc_loop *l);  /* it begins */
     void (*run_ended)(conc_loop *l); /* it has ended, or has failed to begin */
-    void (*main_returned)(conc_loop *l, uintptr_t low, uintptr_t size); /* its frames lay there */
-    void (*close_generators)(conc_loop *l); /* those left open are about to be closed */
-    void (*sleeps)(conc_loop *l);           /* it is about to wait for events */
+    /* main_fn's frames were in these size bytes from low on */
+    void (*main_returned)(conc_loop *l, uintptr_t low, uintptr_t size);
+    void (*close_generators)(conc_loop *l); /* open generators are about to be closed */
+    void (*sleeps)(conc_loop *l);           /* the loop is about to wait for events */
     void (*idled)(conc_loop *l, int64_t from, int64_t to);
     /* calls run(arg), which calls the program's function fn on the loop, outside all tasks */
     void (*call)(conc_loop *l, const char *role, uintptr_t fn, void (*run)(void *), void *arg);
-    /* finds the name of a function of the program. False: its module has no symbols */
+    /* finds the name of a function of the program. Returns false if its module has no symbols */
     bool (*name_function)(char name[CONC__NAME], uintptr_t fn);
 
-    /* A task, in the order of its life: */
+    /* For a task, in the order of its life: */
     void (*spawned)(conc_loop *l, conc_task *t);
     void (*named)(conc_loop *l, const conc_task *t);
-    void (*step)(conc_loop *l, conc_task *t);   /* runs it by conc__resume, and measures that */
-    void (*waited)(conc_loop *l, conc_task *t); /* its wait becomes one of another kind */
+    void (*step)(conc_loop *l, conc_task *t);   /* runs it by conc__resume, and times the step */
+    void (*waited)(conc_loop *l, conc_task *t); /* its wait changes to another kind */
     void (*woken)(conc_loop *l, conc_task *t);  /* its wait is over */
-    /* it, or a scope of it; t is NULL for the background group */
+    /* the task, or one of its scopes; t is NULL for the background group */
     void (*cancelled)(conc_loop *l, const conc_task *t, const char *why);
-    void (*returned)(conc_loop *l, conc_task *t); /* its function has */
+    void (*returned)(conc_loop *l, conc_task *t); /* its function has returned */
     void (*ended)(conc_loop *l, conc_task *t);    /* its stack is released next */
 
-    /* Debug mode: what must be closed before the run ends, what a task must release before it
-     * ends, and handles that must last as long as what they are handles of. */
+    /* For debug mode: objects that must be closed before the run ends, locks that a task must
+     * release before it ends, and handles that must outlive their tasks and jobs. */
     void (*opened)(conc_loop *l, const void *object, const char *what, const char *place);
     void (*closed)(conc_loop *l, const void *object);
     void (*acquired)(conc_loop *l, conc_task *t, const void *lock, const char *what,
                      const char *place);
     void (*released)(conc_task *t, const void *lock);
     void (*handle_lent)(conc_loop *l, const void *handle, const char *what);
-    void (*handle_reused)(conc_loop *l, const conc_task *handle); /* a new task gets it */
+    void (*handle_reused)(conc_loop *l, const conc_task *handle); /* a new task uses the handle */
     /* the running task's stack is about to be lost below this address */
     void (*check_handles)(conc_loop *l, const conc_task *t, const void *below, const char *how);
     /* a generator's body has ended; reusable: its stack has been released */
@@ -2446,11 +2504,11 @@ void __tsan_switch_to_fiber(void *fiber, unsigned flags);
 #endif
 
 #if CONC__TSAN
-/* TSan delays a signal until the fiber that runs then calls one of its functions; if that fiber
- * waits or ends first, for good. So each fiber that has run calls one before the loop sleeps and
- * before the fiber is destroyed. TSan's work on a fiber counts as the fiber's own time, and TSan
- * also loses a signal that arrives in a fiber's first call that may block; so signals are blocked
- * then, and a fiber begins with such a call. */
+/* TSan delays a signal until the running fiber calls one of TSan's functions; if that fiber waits
+ * or ends first, the signal is lost. So each fiber that has run calls one before the loop sleeps
+ * and before the fiber is destroyed. TSan counts its own work on a fiber, such as creating it, as
+ * the fiber's running, and also loses a signal that arrives in a fiber's first call that may block.
+ * So signals are blocked during both, and a fiber begins with such a call. */
 CONC__PRIVATE void conc__fiber_take_signals(void *fiber)
 {
     void *here = __tsan_get_current_fiber();
@@ -2470,7 +2528,7 @@ CONC__PRIVATE void conc__block_signals(sigset_t *before)
     pthread_sigmask(SIG_SETMASK, &all, before);
 }
 
-/* A new fiber, or the thread's own. */
+/* Returns a new fiber, or the thread's own. */
 CONC__PRIVATE void *conc__fiber_begin(bool is_new)
 {
     sigset_t before;
@@ -2565,7 +2623,7 @@ CONC__TINY void conc__arrived(conc_loop *l, conc__stack *here)
     (void)here;
 }
 
-/* Called before a stack changes its user. */
+/* Called before a stack gets a new user. */
 CONC__TINY void conc__stack_begins(conc__stack *s)
 {
 #if CONC__ASAN
@@ -2580,7 +2638,8 @@ CONC__TINY void conc__stack_begins(conc__stack *s)
     (void)s;
 }
 
-/* Called when a stack's user ends; may run on that stack, which it then leaves for good. */
+/* Called when a stack's user ends. May run on that stack, just before the user leaves it for
+ * good. */
 CONC__TINY void conc__stack_ends(conc_loop *l, conc__stack *s)
 {
 #if CONC__ASAN
@@ -2597,8 +2656,8 @@ CONC__TINY void conc__stack_ends(conc_loop *l, conc__stack *s)
     (void)s;
 }
 
-/* Makes a client request as documented in valgrind.h, without that header: instructions that are
- * no-ops, except that Valgrind treats them as a call. Returns 0 without Valgrind. */
+/* Makes a client request as documented in valgrind.h, without that header, by instructions that do
+ * nothing unless Valgrind recognizes them. Returns 0 without Valgrind. */
 CONC__COLD uintptr_t conc__valgrind(uintptr_t request, uintptr_t a, uintptr_t b)
 {
     volatile uintptr_t call[6] = {request, a, b, 0, 0, 0};
@@ -2627,7 +2686,7 @@ enum {
     CONC__VALGRIND_RUNS = 0x1001,
     CONC__VALGRIND_STACK = 0x1501,
     CONC__VALGRIND_NO_STACK = 0x1502,
-    CONC__VALGRIND_UNDEFINED = 0x4d430001, /* Memcheck's: may be written */
+    CONC__VALGRIND_UNDEFINED = 0x4d430001, /* Memcheck: the memory may be written */
     CONC__VALGRIND_DEFINED = 0x4d430002    /* may also be read */
 };
 
@@ -2653,8 +2712,8 @@ CONC__TINY void conc__stack_unregister(const conc__stack *s)
     conc__valgrind(CONC__VALGRIND_NO_STACK, s->valgrind_id, 0);
 }
 
-/* The code that switches is inlined for speed, but not under sanitizers, which may need their own
- * registers. */
+/* Functions that switch stacks are inlined for speed, except under sanitizers, which may need
+ * registers of their own. */
 #if CONC__ASAN || CONC__TSAN || CONC__UCONTEXT || !defined __OPTIMIZE__
 #define CONC__SWITCHES static __attribute__((noinline))
 #else
@@ -2662,8 +2721,9 @@ CONC__TINY void conc__stack_unregister(const conc__stack *s)
 #endif
 
 /* All but the fast paths call this through the loop's switch_stacks. GCC infers which static
- * variables a function can change, and ignores what an asm statement might do: a waiting task could
- * miss others' changes. A call through a pointer may change them all. */
+ * variables a function can change, and ignores what an asm statement might do, so a task might not
+ * see what other tasks changed while it waited. A call through a pointer may change any
+ * variable. */
 CONC__SWITCHES void conc__switch(conc_loop *l, conc__stack *from, void **from_context,
                                  conc__stack *to, void **to_context)
 {
@@ -2706,8 +2766,8 @@ CONC__PRIVATE void conc__thread_sleep(int64_t ns)
     errno = saved;
 }
 
-/* Seconds to nanoseconds, rounded up, except that a rounding error above a whole number is dropped.
- * Saturates. */
+/* Converts seconds to nanoseconds, rounding up, except that a rounding error just above a whole
+ * number is dropped. Saturates. */
 static inline int64_t conc__ns(double s)
 {
     double ns = s * 1e9;
@@ -2722,7 +2782,7 @@ static inline int64_t conc__ns(double s)
     return (int64_t)ns;
 }
 
-/* now + ns; saturates below CONC__NEVER. */
+/* Returns now + ns. Saturates below CONC__NEVER. */
 CONC__TINY int64_t conc__later(int64_t now, int64_t ns)
 {
     if (ns >= CONC__NEVER - 1 - now)
@@ -2734,7 +2794,7 @@ CONC__TINY int64_t conc__sooner(int64_t a, int64_t b) { return a < b ? a : b; }
 
 CONC__TINY int conc__lesser(int a, int b) { return a < b ? a : b; }
 
-/* splitmix64, Sebastiano Vigna, public domain algorithm */
+/* splitmix64 by Sebastiano Vigna, in the public domain */
 CONC__PRIVATE uint64_t conc__random_bits(uint64_t *state)
 {
     uint64_t z = (*state += 0x9e3779b97f4a7c15u);
@@ -2751,6 +2811,431 @@ CONC__PRIVATE void *conc__alloc(size_t size)
     return p;
 }
 
+/* -- what differs between systems: Linux's functions, and below others' of the same names -- */
+
+/* Returns whether this error means that the system lacks a call, or that a sandbox refuses it, so
+ * that conc must do without the call. */
+CONC__PRIVATE bool conc__refused(int error)
+{
+    return error == ENOSYS || error == EPERM || error == EACCES;
+}
+
+/* Returns whether the descriptor is open. If a sandbox refuses the question, assumes that it is. */
+CONC__PRIVATE bool conc__is_open(int number)
+{
+    return fcntl(number, F_GETFD) >= 0 || errno != EBADF;
+}
+
+/* Moves a new descriptor out of the range 0 to 2: if the program was started with standard input or
+ * output closed, the loop must not take their numbers. */
+CONC__PRIVATE int conc__not_standard(int fd)
+{
+    if (fd < 0 || fd > 2)
+        return fd;
+    int other = fcntl(fd, F_DUPFD_CLOEXEC, 3), saved = errno;
+    close(fd);
+    errno = saved;
+    return other;
+}
+
+/* Makes a new descriptor close-on-exec and non-blocking, where the call that opened it cannot. */
+CONC__TINY void conc__set_modes(int fd)
+{
+    fcntl(fd, F_SETFD, FD_CLOEXEC);
+    fcntl(fd, F_SETFL, O_NONBLOCK);
+}
+
+/* Whether to make system calls that take a timespec: on 32 bits the kernel's may differ from the C
+ * library's. */
+#if defined __linux__ && defined __LP64__
+#define CONC__NS_WAITS 1
+#else
+#define CONC__NS_WAITS 0
+#endif
+
+#ifdef __linux__
+
+enum { CONC__LINUX_NAMES = 1 }; /* local sockets: abstract names, and paths that need no NUL */
+
+/* Returns whether this process may have privileges that the process that set its environment
+ * lacks. */
+CONC__TINY bool conc__is_privileged(void) { return getauxval(AT_SECURE) != 0; }
+
+/* Returns the number of processors that this process may use, or 0 if it is unknown. */
+CONC__PRIVATE int conc__allowed_processors(void)
+{
+    unsigned long mask[128];
+    int n = 0;
+    long size = syscall(SYS_sched_getaffinity, 0, sizeof mask, mask);
+    for (long i = 0; i < size / (long)sizeof mask[0]; i++)
+        n += __builtin_popcountl(mask[i]);
+    return n;
+}
+
+/* The calling thread's number in /proc; 0: none. */
+CONC__TINY long conc__thread_number(void) { return syscall(SYS_gettid); }
+
+/* Is this the process's only thread? Then no other can close a descriptor while it sleeps. */
+CONC__PRIVATE bool conc__is_only_thread(void)
+{
+    struct stat threads;
+    return stat("/proc/self/task", &threads) == 0 && threads.st_nlink == 3;
+}
+
+/* Prevents huge pages: with them, the first byte of a stack could occupy two megabytes. */
+CONC__TINY void conc__no_huge_pages(void *p, size_t size)
+{
+    madvise(p, size, CONC__MADV_NOHUGEPAGE);
+}
+
+/* Returns the memory of mapped pages to the system; the pages then read as zero. */
+CONC__TINY bool conc__drop_pages(void *p, size_t size)
+{
+    return madvise(p, size, CONC__MADV_DONTNEED) == 0;
+}
+
+/* Returns whether a new guard region really faults: an emulator may ignore the call as mere advice.
+ * Only the first call checks. */
+CONC__PRIVATE bool conc__guard_holds(const char *region)
+{
+    enum { HOLDS = 1, IGNORED };
+    static atomic_int known;
+    int answer = atomic_load_explicit(&known, memory_order_relaxed);
+    if (!answer) {
+        answer = IGNORED;
+        if (conc__on_valgrind() || (access(region, F_OK) < 0 && errno == EFAULT))
+            answer = HOLDS;
+        atomic_store_explicit(&known, answer, memory_order_relaxed);
+    }
+    return answer == HOLDS;
+}
+
+/* Makes regions fault as conc__guard does, but without a mapping for each. Returns for how many it
+ * succeeded. */
+CONC__PRIVATE int conc__guard_cheaply(char *first, size_t size, size_t stride, int n)
+{
+    enum { INSTALL = 102 }; /* MADV_GUARD_INSTALL, Linux 6.13 */
+    int done = 0;
+    while (done < n && madvise(first + (size_t)done * stride, size, INSTALL) == 0)
+        done++;
+    if (done && !conc__guard_holds(first))
+        return 0;
+    return done;
+}
+
+/* Keeps later writes to a broken pipe or socket from raising SIGPIPE. Not needed: sends have
+ * MSG_NOSIGNAL, and conc__drain_pipe_signal follows writes. */
+CONC__TINY void conc__no_pipe_signal(int fd) { (void)fd; }
+
+/* Limits the bytes requested in one call to what the system accepts. */
+CONC__TINY size_t conc__at_once(size_t n) { return n; }
+
+/* Makes a pipe without pipe2; the kernel is called directly, because some C libraries implement
+ * pipe by pipe2. Returns 0 or -1. */
+CONC__PRIVATE int conc__plain_pipe(int ends[2])
+{
+#ifdef SYS_pipe
+    return (int)syscall(SYS_pipe, ends);
+#else
+    return socketpair(AF_UNIX, SOCK_STREAM, 0, ends);
+#endif
+}
+
+/* Makes a pipe whose ends are close-on-exec. Returns 0 or -1. */
+CONC__TINY int conc__pipe2(int ends[2]) { return (int)syscall(SYS_pipe2, ends, O_CLOEXEC); }
+
+CONC__TINY int conc__eventfd(void) { return eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); }
+
+/* Reads the count of an eventfd. 0: *count has it; -ENOENT: fd is not an eventfd; or an error. */
+CONC__PRIVATE int conc__eventfd_count(int fd, uint64_t *count)
+{
+    char path[40], text[256];
+    snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
+    int info = open(path, O_RDONLY | O_CLOEXEC);
+    if (info < 0)
+        return -errno;
+    ssize_t n = read(info, text, sizeof text - 1);
+    close(info);
+    text[n > 0 ? n : 0] = 0;
+    const char *at = strstr(text, "eventfd-count:");
+    if (!at)
+        return -ENOENT;
+    *count = strtoull(at + 14, NULL, 16);
+    return 0;
+}
+
+/* The path by which this process can open the descriptor's file again. False: it has none. */
+CONC__PRIVATE bool conc__path_of(int fd, char *path, size_t size)
+{
+    snprintf(path, size, "/proc/self/fd/%d", fd);
+    return true;
+}
+
+/* Describes the file, such as "anon_inode:[eventfd]", without a NUL. Returns the length; -1:
+ * unknown. */
+CONC__PRIVATE ssize_t conc__file_behind(int fd, char *text, size_t size)
+{
+    char path[32];
+    conc__path_of(fd, path, sizeof path);
+    return readlink(path, text, size);
+}
+
+/* Is fd the master of a pseudo-terminal? */
+CONC__PRIVATE bool conc__is_terminal_master(int fd)
+{
+    unsigned number;
+    return syscall(SYS_ioctl, fd, TIOCGPTN, &number) == 0; /* C libraries differ in ioctl's type */
+}
+
+/* Calls poll(2) with a limit in nanoseconds. */
+CONC__PRIVATE int conc__ppoll(struct pollfd *polls, size_t n, int64_t ns)
+{
+#if CONC__NS_WAITS
+    struct timespec limit = {ns / 1000000000, ns % 1000000000};
+    return (int)syscall(SYS_ppoll, polls, n, ns == CONC__NEVER ? NULL : &limit, NULL, (size_t)8);
+#else
+    (void)polls, (void)n, (void)ns;
+    errno = ENOSYS;
+    return -1;
+#endif
+}
+
+/* Returns whether poll(2) has called an open descriptor invalid, or may have missed that one is
+ * ready. */
+CONC__TINY bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
+{
+    (void)polls, (void)n;
+    return false;
+}
+
+/* Returns whether fd is a named pipe whose end of file poll(2) and kqueue(2) do not report. */
+CONC__TINY bool conc__is_mute_pipe(int fd)
+{
+    (void)fd;
+    return false;
+}
+
+/* Calls preadv2 or pwritev2 at the file's current position. */
+CONC__PRIVATE ssize_t conc__io_flagged(int fd, const struct iovec *parts, int count, bool reads,
+                                       int flags)
+{
+#ifdef SYS_preadv2
+    long call = reads ? SYS_preadv2 : SYS_pwritev2;
+    return syscall(call, fd, parts, (long)count, -1L, -1L, flags);
+#else
+    (void)fd, (void)parts, (void)count, (void)reads, (void)flags;
+    errno = ENOSYS;
+    return -1;
+#endif
+}
+
+/* Opens a non-blocking TCP or local socket. */
+CONC__PRIVATE int conc__socket(int family)
+{
+    return socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+}
+
+/* Accepts a connection as a non-blocking socket. */
+CONC__PRIVATE int conc__accept4(int fd)
+{
+    return (int)syscall(SYS_accept4, fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+}
+
+#else
+
+enum { CONC__LINUX_NAMES = 0 };
+
+CONC__TINY bool conc__is_privileged(void)
+{
+#ifdef __APPLE__
+    return issetugid() != 0;
+#else
+    return getuid() != geteuid() || getgid() != getegid();
+#endif
+}
+
+CONC__TINY int conc__allowed_processors(void) { return 0; }
+CONC__TINY long conc__thread_number(void) { return 0; }
+CONC__TINY bool conc__is_only_thread(void) { return false; }
+CONC__TINY void conc__no_huge_pages(void *p, size_t size) { (void)p, (void)size; }
+
+/* madvise guarantees no zeros here, so the pages are mapped anew. */
+CONC__PRIVATE bool conc__drop_pages(void *p, size_t size)
+{
+    int flags = MAP_PRIVATE | MAP_FIXED | CONC__MAP_ANONYMOUS | CONC__MAP_STACK;
+    return mmap(p, size, PROT_READ | PROT_WRITE, flags, -1, 0) != MAP_FAILED;
+}
+
+CONC__TINY int conc__guard_cheaply(char *first, size_t size, size_t stride, int n)
+{
+    (void)first, (void)size, (void)stride, (void)n;
+    return 0;
+}
+
+CONC__TINY int conc__plain_pipe(int ends[2]) { return pipe(ends); }
+
+CONC__TINY int conc__pipe2(int ends[2])
+{
+    (void)ends;
+    errno = ENOSYS;
+    return -1;
+}
+
+CONC__TINY int conc__eventfd(void) { return -1; }
+
+CONC__TINY int conc__eventfd_count(int fd, uint64_t *count)
+{
+    (void)fd, (void)count;
+    return -ENOSYS;
+}
+
+/* Only terminals have one. */
+CONC__PRIVATE bool conc__path_of(int fd, char *path, size_t size)
+{
+    return isatty(fd) && ttyname_r(fd, path, size) == 0;
+}
+
+CONC__TINY ssize_t conc__file_behind(int fd, char *text, size_t size)
+{
+    (void)fd, (void)text, (void)size;
+    return -1;
+}
+
+CONC__PRIVATE bool conc__is_terminal_master(int fd)
+{
+#ifdef TIOCPTYGNAME
+    char name[128];
+    return ioctl(fd, TIOCPTYGNAME, name) == 0;
+#else
+    (void)fd;
+    return false;
+#endif
+}
+
+CONC__TINY int conc__ppoll(struct pollfd *polls, size_t n, int64_t ns)
+{
+    (void)polls, (void)n, (void)ns;
+    errno = ENOSYS;
+    return -1;
+}
+
+CONC__TINY ssize_t conc__io_flagged(int fd, const struct iovec *parts, int count, bool reads,
+                                    int flags)
+{
+    (void)fd, (void)parts, (void)count, (void)reads, (void)flags;
+    errno = ENOSYS;
+    return -1;
+}
+
+CONC__TINY int conc__accept4(int fd)
+{
+    (void)fd;
+    errno = ENOSYS;
+    return -1;
+}
+
+#ifdef __APPLE__
+
+/* macOS has no flag for single calls, and sends the signal to the process although this thread
+ * blocks it. */
+CONC__PRIVATE void conc__no_pipe_signal(int fd)
+{
+    int saved = errno;
+    fcntl(fd, F_SETNOSIGPIPE, 1);
+    errno = saved;
+}
+
+/* macOS refuses more than INT_MAX. */
+CONC__TINY size_t conc__at_once(size_t n) { return n < INT_MAX ? n : INT_MAX; }
+
+/* On macOS, unnamed pipes have no device. */
+CONC__PRIVATE bool conc__is_mute_pipe(int fd)
+{
+    struct stat st;
+    return fstat(fd, &st) == 0 && S_ISFIFO(st.st_mode) && st.st_dev != 0;
+}
+
+/* On macOS this happens with devices, such as terminals, and with named pipes. select(2) can wait
+ * for them. */
+CONC__PRIVATE bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (polls[i].revents & POLLNVAL && conc__is_open(polls[i].fd))
+            return true;
+    return n == 1 && !polls->revents && conc__is_mute_pipe(polls->fd);
+}
+
+#else
+
+CONC__TINY void conc__no_pipe_signal(int fd) { (void)fd; }
+CONC__TINY size_t conc__at_once(size_t n) { return n; }
+
+CONC__TINY bool conc__is_mute_pipe(int fd)
+{
+    (void)fd;
+    return false;
+}
+
+CONC__TINY bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
+{
+    (void)polls, (void)n;
+    return false;
+}
+
+#endif
+
+CONC__PRIVATE int conc__socket(int family)
+{
+    int fd = socket(family, SOCK_STREAM, 0);
+    if (fd >= 0) {
+        conc__set_modes(fd);
+        conc__no_pipe_signal(fd); /* accepted connections inherit it */
+    }
+    return fd;
+}
+
+#endif
+
+#ifdef __APPLE__
+/* Discards a blocked signal if it is pending in this thread. */
+CONC__PRIVATE void conc__signal_discard(int number)
+{
+    int saved = errno;
+    sigset_t set, pending;
+    sigemptyset(&set);
+    sigaddset(&set, number);
+    if (sigpending(&pending) == 0 && sigismember(&pending, number))
+        sigwait(&set, &number);
+    errno = saved;
+}
+#else
+/* Discards a pending signal, even one pending in another thread, by briefly ignoring it. */
+CONC__PRIVATE void conc__signal_drop(int number)
+{
+    struct sigaction before, ignored;
+    memset(&ignored, 0, sizeof ignored);
+    ignored.sa_handler = SIG_IGN;
+    if (sigaction(number, &ignored, &before) == 0)
+        sigaction(number, &before, NULL);
+}
+
+/* Discards a blocked signal if it is pending. Does not wait, because another thread may have taken
+ * a signal sent to the process. */
+CONC__PRIVATE void conc__signal_discard(int number)
+{
+    int saved = errno;
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, number);
+    struct timespec now = {0, 0};
+    if (sigtimedwait(&set, NULL, &now) < 0 && conc__refused(errno))
+        conc__signal_drop(number);
+    errno = saved;
+}
+#endif
+
+/* -- the same on all systems -- */
+
 #ifdef CONC_NO_ENV
 CONC__PRIVATE const char *conc__env(const char *name)
 {
@@ -2758,18 +3243,6 @@ CONC__PRIVATE const char *conc__env(const char *name)
     return NULL;
 }
 #else
-/* May this process have rights that the caller that set its environment lacks? */
-CONC__TINY bool conc__is_privileged(void)
-{
-#if defined __linux__
-    return getauxval(AT_SECURE) != 0;
-#elif defined __APPLE__
-    return issetugid() != 0;
-#else
-    return getuid() != geteuid() || getgid() != getegid();
-#endif
-}
-
 CONC__PRIVATE const char *conc__env(const char *name)
 {
     if (conc__is_privileged())
@@ -2781,19 +3254,7 @@ CONC__PRIVATE const char *conc__env(const char *name)
 }
 #endif
 
-/* Does the system lack a call, or a sandbox refuse it? Then conc uses another way. */
-CONC__PRIVATE bool conc__refused(int error)
-{
-    return error == ENOSYS || error == EPERM || error == EACCES;
-}
-
-/* Is the descriptor open? Any error but EBADF comes from a sandbox, and answers nothing. */
-CONC__PRIVATE bool conc__is_open(int number)
-{
-    return fcntl(number, F_GETFD) >= 0 || errno != EBADF;
-}
-
-/* The number of processors that this process may use. */
+/* Returns the number of processors that this process may use. */
 CONC__PRIVATE int conc__processors(void)
 {
     static atomic_int known;
@@ -2801,12 +3262,7 @@ CONC__PRIVATE int conc__processors(void)
     if (n)
         return n;
     int saved = errno;
-#ifdef __linux__
-    unsigned long mask[128];
-    long size = syscall(SYS_sched_getaffinity, 0, sizeof mask, mask);
-    for (long i = 0; i < size / (long)sizeof mask[0]; i++)
-        n += __builtin_popcountl(mask[i]);
-#endif
+    n = conc__allowed_processors();
     if (n <= 0)
         n = (int)sysconf(_SC_NPROCESSORS_ONLN);
     if (n <= 0)
@@ -2816,11 +3272,11 @@ CONC__PRIVATE int conc__processors(void)
     return n;
 }
 
-/* On a single processor spinning is useless: no other thread can run. */
+/* On a single processor, spinning is useless because no other thread can run meanwhile. */
 CONC__TINY bool conc__several_processors(void) { return conc__processors() > 1; }
 
-/* Is spinning before sleeping worthwhile? *misses counts consecutive unsuccessful spins; the caller
- * resets it after a success. */
+/* Returns whether to spin before sleeping. *misses counts consecutive unsuccessful spins; the
+ * caller resets it after a successful one. */
 CONC__PRIVATE bool conc__should_spin(unsigned *misses)
 {
     return conc__several_processors() && (++*misses <= CONC__MISSES || *misses % 64 == 0);
@@ -2832,7 +3288,8 @@ CONC__TINY void conc__relax(void)
 #if defined __x86_64__ || defined __i386__
     __builtin_ia32_pause();
 #elif defined __aarch64__
-    __asm__ volatile("isb"); /* as long as a pause; yield does nothing on most */
+    /* takes as long as x86's pause; on most processors `yield` does nothing */
+    __asm__ volatile("isb");
 #else
     atomic_signal_fence(memory_order_seq_cst);
 #endif
@@ -2855,26 +3312,11 @@ CONC__PRIVATE void *conc__map_pages(size_t size)
     void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (p == MAP_FAILED)
         return NULL;
-#ifdef CONC__MADV_NOHUGEPAGE
-    /* else the first byte of a stack could use two megabytes */
-    madvise(p, size, CONC__MADV_NOHUGEPAGE);
-#endif
+    conc__no_huge_pages(p, size);
 #if CONC__ASAN
     __lsan_register_root_region(p, size);
 #endif
     return p;
-}
-
-/* Returns mapped pages' memory to the system; they read as zero afterwards. Only Linux's madvise
- * guarantees that; elsewhere the pages are mapped anew. */
-CONC__PRIVATE bool conc__drop_pages(void *p, size_t size)
-{
-#ifdef __linux__
-    return madvise(p, size, CONC__MADV_DONTNEED) == 0;
-#else
-    int flags = MAP_PRIVATE | MAP_FIXED | CONC__MAP_ANONYMOUS | CONC__MAP_STACK;
-    return mmap(p, size, PROT_READ | PROT_WRITE, flags, -1, 0) != MAP_FAILED;
-#endif
 }
 
 CONC__PRIVATE void conc__unmap_pages(void *p, size_t size)
@@ -2885,56 +3327,17 @@ CONC__PRIVATE void conc__unmap_pages(void *p, size_t size)
     munmap(p, size);
 }
 
-#ifdef __linux__
-/* Does a new guard region really fault? An emulator may have ignored the call as mere advice. The
- * first call checks. */
-CONC__PRIVATE bool conc__guard_holds(const char *region)
-{
-    enum { HOLDS = 1, IGNORED };
-    static atomic_int known;
-    int answer = atomic_load_explicit(&known, memory_order_relaxed);
-    if (!answer) {
-        answer = IGNORED;
-        if (conc__on_valgrind() || (access(region, F_OK) < 0 && errno == EFAULT))
-            answer = HOLDS;
-        atomic_store_explicit(&known, answer, memory_order_relaxed);
-    }
-    return answer == HOLDS;
-}
-#endif
-
-/* Makes n regions of size bytes, stride apart, fault when touched. False: the system's limit is
- * reached. */
+/* Makes n regions of size bytes, stride apart, fault when touched. Returns false if the system's
+ * limit is reached. */
 CONC__PRIVATE bool conc__guard(char *first, size_t size, size_t stride, int n)
 {
-    enum { INSTALL = 102 }; /* MADV_GUARD_INSTALL, Linux 6.13: needs no mapping of its own */
-    int done = 0;
-#ifdef __linux__
-    while (done < n && madvise(first + (size_t)done * stride, size, INSTALL) == 0)
-        done++;
-    if (done && !conc__guard_holds(first))
-        done = 0;
-#else
-    (void)INSTALL;
-#endif
+    int done = conc__guard_cheaply(first, size, stride, n);
     while (done < n && mprotect(first + (size_t)done * stride, size, PROT_NONE) == 0)
         done++;
     return done == n;
 }
 
-/* A program may have been started with standard input or output closed. The loop must not use these
- * numbers, so it moves such a descriptor. */
-CONC__PRIVATE int conc__not_standard(int fd)
-{
-    if (fd < 0 || fd > 2)
-        return fd;
-    int other = fcntl(fd, F_DUPFD_CLOEXEC, 3), saved = errno;
-    close(fd);
-    errno = saved;
-    return other;
-}
-
-/* Starts a thread with all signals blocked: they belong to the program's own threads. */
+/* Starts a thread with all signals blocked: signals are for the program's own threads. */
 static inline int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attributes,
                                      void *(*fn)(void *), void *arg)
 {
@@ -2946,45 +3349,7 @@ static inline int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attrib
     return rc;
 }
 
-#ifdef __APPLE__
-/* Discards a blocked signal if it is pending in this thread. */
-CONC__PRIVATE void conc__signal_discard(int number)
-{
-    int saved = errno;
-    sigset_t set, pending;
-    sigemptyset(&set);
-    sigaddset(&set, number);
-    if (sigpending(&pending) == 0 && sigismember(&pending, number))
-        sigwait(&set, &number);
-    errno = saved;
-}
-#else
-/* Discards a pending signal, even another thread's, by briefly ignoring it. */
-CONC__PRIVATE void conc__signal_drop(int number)
-{
-    struct sigaction before, ignored;
-    memset(&ignored, 0, sizeof ignored);
-    ignored.sa_handler = SIG_IGN;
-    if (sigaction(number, &ignored, &before) == 0)
-        sigaction(number, &before, NULL);
-}
-
-/* Discards a blocked signal if it is pending. Does not wait: another thread may have taken a
- * process-directed one. */
-CONC__PRIVATE void conc__signal_discard(int number)
-{
-    int saved = errno;
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, number);
-    struct timespec now = {0, 0};
-    if (sigtimedwait(&set, NULL, &now) < 0 && conc__refused(errno))
-        conc__signal_drop(number);
-    errno = saved;
-}
-#endif
-
-/* The system clock's time in ns from now, for calls that need it. */
+/* Returns the system clock's time ns from now, for calls that take an absolute time. */
 CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns)
 {
     struct timespec t;
@@ -2993,8 +3358,8 @@ CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns)
     return (struct timespec){(time_t)(at / 1000000000), (long)(at % 1000000000)};
 }
 
-/* Writes snprintf's output: n, of size bytes. For handlers and the watchdog, which must not wait
- * for stderr's lock. */
+/* Writes a buffer of size bytes to stderr, into which snprintf, returning n, has written text. For
+ * signal handlers and the watchdog, which must not wait for stderr's lock. */
 static inline void conc__write_stderr(const char *text, int n, size_t size)
 {
     size_t length = 0;
@@ -3004,21 +3369,8 @@ static inline void conc__write_stderr(const char *text, int n, size_t size)
     (void)rc;
 }
 
-/* Keeps later writes to a broken pipe or socket from raising SIGPIPE. Needed on macOS, which has no
- * per-call flag, and sends the signal to the process although this thread blocks it. */
-CONC__PRIVATE void conc__no_pipe_signal(int fd)
-{
-#ifdef __APPLE__
-    int saved = errno;
-    fcntl(fd, F_SETNOSIGPIPE, 1);
-    errno = saved;
-#else
-    (void)fd; /* elsewhere: MSG_NOSIGNAL for sockets, conc__drain_pipe_signal for files */
-#endif
-}
-
-/* A write that fails with an error, not a fatal signal, if the file would exceed its size limit or
- * the pipe has no reader. */
+/* Calls write(2) so that it fails with an error, not a fatal signal, if the file would exceed its
+ * size limit or the pipe has no reader. */
 static inline ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
 {
     static const int deadly[] = {SIGXFSZ, SIGPIPE};
@@ -3040,24 +3392,7 @@ static inline ssize_t conc__write_unharmed(int fd, const char *data, size_t n)
     return written;
 }
 
-/* Makes a new descriptor close-on-exec and non-blocking if its opening call cannot. */
-CONC__TINY void conc__set_modes(int fd)
-{
-    fcntl(fd, F_SETFD, FD_CLOEXEC);
-    fcntl(fd, F_SETFL, O_NONBLOCK);
-}
-
-/* The most bytes that one call may request: macOS refuses more than INT_MAX. */
-CONC__FAST size_t conc__at_once(size_t n)
-{
-#ifdef __APPLE__
-    return n < INT_MAX ? n : INT_MAX;
-#else
-    return n;
-#endif
-}
-
-/* On failure both are closed. */
+/* Moves both descriptors out of the range 0 to 2. On failure, closes both. */
 CONC__PRIVATE int conc__ends_not_standard(int ends[2])
 {
     for (int i = 0; i < 2; i++) {
@@ -3074,49 +3409,34 @@ CONC__PRIVATE int conc__ends_not_standard(int ends[2])
 /* Converts a system call's 0 or -1 to 0 or a negative errno. */
 CONC__TINY int conc__failure(int rc) { return rc ? -errno : 0; }
 
-/* Makes a pipe without pipe2; some C libraries implement pipe by pipe2 too. */
 CONC__PRIVATE int conc__pipe_otherwise(int ends[2])
 {
-#if defined __linux__ && defined SYS_pipe
-    bool made = syscall(SYS_pipe, ends) == 0;
-#elif defined __linux__
-    bool made = socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0;
-#else
-    bool made = pipe(ends) == 0;
-#endif
-    if (!made)
+    if (conc__plain_pipe(ends))
         return -errno;
     fcntl(ends[0], F_SETFD, FD_CLOEXEC);
     fcntl(ends[1], F_SETFD, FD_CLOEXEC);
     return 0;
 }
 
-/* Both ends are close-on-exec. */
+/* Makes a pipe; both ends are close-on-exec. */
 CONC__PRIVATE int conc__pipe(int ends[2])
 {
-#if defined __linux__ && defined SYS_pipe2
-    int rc = conc__failure((int)syscall(SYS_pipe2, ends, O_CLOEXEC));
+    int rc = conc__failure(conc__pipe2(ends));
     if (conc__refused(-rc))
         rc = conc__pipe_otherwise(ends);
-#else
-    int rc = conc__pipe_otherwise(ends);
-#endif
     if (rc)
         return rc;
     return conc__ends_not_standard(ends);
 }
 
-/* Opens the descriptor that wakes a sleeping loop: an eventfd, or a pipe if the system has none or
- * refuses it. */
+/* Opens the descriptor that wakes a sleeping loop: an eventfd, or a pipe if the system lacks or
+ * refuses eventfds. */
 CONC__PRIVATE int conc__wake_open(conc_loop *l)
 {
     int ends[2];
-#ifdef __linux__
-    l->poller.wake_out = l->poller.wake_in =
-        conc__not_standard(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    l->poller.wake_out = l->poller.wake_in = conc__not_standard(conc__eventfd());
     if (l->poller.wake_out >= 0)
         return 0;
-#endif
     int rc = conc__pipe(ends);
     if (rc)
         return rc;
@@ -3138,7 +3458,7 @@ CONC__PRIVATE void conc__wake_close(conc_loop *l)
 CONC__PRIVATE void conc__wake_up(conc_loop *l)
 {
     uint64_t one = 1;
-    ssize_t n = write(l->poller.wake_in, &one, sizeof one); /* a full pipe wakes, too */
+    ssize_t n = write(l->poller.wake_in, &one, sizeof one); /* a full pipe wakes the loop, too */
     (void)n;
 }
 
@@ -3146,7 +3466,7 @@ CONC__PRIVATE void conc__wake_drain(conc_loop *l)
 {
     uint64_t count[64];
     while (read(l->poller.wake_out, count, sizeof count) == (ssize_t)sizeof count)
-        continue; /* it is a pipe, and may hold more */
+        continue; /* a pipe may hold more */
 }
 
 /* ---- >>poller ------------------------------------------------------------------------------- */
@@ -3156,19 +3476,20 @@ CONC__PRIVATE void conc__wake_drain(conc_loop *l)
 typedef struct conc__backend {
     const char *name;
     int (*open)(conc_loop *l);
-    /* adds f. 0; 1: refused, because always ready; or an error */
+    /* adds f. Returns 0, 1 (refused, because f is always ready), or an error */
     int (*add)(conc_loop *l, conc__fd *f, int events);
-    /* makes f, a FOREIGN one, report these events once. False: closed, or another file */
+    /* makes f, which is FOREIGN, report these events once. Returns false if the number is closed or
+     * refers to another file */
     bool (*arm)(conc_loop *l, conc__fd *f, int events);
-    /* does the number still refer to the added file? */
+    /* returns whether the number still refers to the added file */
     bool (*confirm)(conc_loop *l, const conc__fd *f);
-    /* removes f before conc closes it: other processes may have the file open too */
+    /* removes f before conc closes it, because other processes may have the file open, too */
     void (*remove)(conc_loop *l, const conc__fd *f);
-    /* waits for events: at most ns; 0: only polls; CONC__NEVER: no limit. Returns 0 or an error */
+    /* waits for events, at most ns; 0: only polls; CONC__NEVER: no limit. Returns 0 or an error */
     int (*wait)(conc_loop *l, int64_t ns);
 } conc__backend;
 
-/* A limit as poll(2) takes it. */
+/* Converts a limit to poll(2)'s milliseconds, rounded up. */
 static inline int conc__milliseconds(int64_t ns)
 {
     if (ns == CONC__NEVER)
@@ -3177,13 +3498,6 @@ static inline int conc__milliseconds(int64_t ns)
         return INT32_MAX;
     return (int)((ns + 999999) / 1000000);
 }
-
-/* System calls that take a timespec: on 32 bits the kernel's may differ from the C library's. */
-#if defined __linux__ && defined __LP64__
-#define CONC__NS_WAITS 1
-#else
-#define CONC__NS_WAITS 0
-#endif
 
 /* The sets of select(2), of any size. */
 enum { CONC__SET_BITS = 8 * sizeof(long) };
@@ -3198,10 +3512,11 @@ CONC__PRIVATE bool conc__set_has(const unsigned long *set, int fd)
     return set[fd / CONC__SET_BITS] >> (fd % CONC__SET_BITS) & 1;
 }
 
-/* poll(2) using select(2), which RLIMIT_NOFILE does not limit. Cannot wait for a hang-up alone. */
+/* Emulates poll(2) with select(2), which RLIMIT_NOFILE does not limit. Cannot wait for a hang-up
+ * alone. */
 CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
 {
-    const int64_t longest = (int64_t)86400 * 1000000000; /* a day: macOS refuses some years */
+    const int64_t longest = (int64_t)86400 * 1000000000; /* a day; macOS refuses several years */
     int top = -1, closed = 0, count = 0;
     struct pollfd *end = polls + n;
     for (struct pollfd *p = polls; p < end; p++) {
@@ -3241,47 +3556,13 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
     return count;
 }
 
-/* Is it a macOS named pipe, whose end of file poll(2) and kqueue do not report? Unnamed pipes have
- * no device there. */
-CONC__PRIVATE bool conc__is_mute_pipe(int number)
-{
-#ifdef __APPLE__
-    struct stat st;
-    return fstat(number, &st) == 0 && S_ISFIFO(st.st_mode) && st.st_dev != 0;
-#else
-    (void)number;
-    return false;
-#endif
-}
-
-/* Has poll(2) called an open descriptor invalid, or perhaps missed that one is ready? On macOS this
- * happens with devices, such as terminals, and named pipes. select(2) can wait for them. */
-CONC__PRIVATE bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
-{
-#ifdef __APPLE__
-    for (size_t i = 0; i < n; i++)
-        if (polls[i].revents & POLLNVAL && conc__is_open(polls[i].fd))
-            return true;
-    return n == 1 && !polls->revents && conc__is_mute_pipe(polls->fd);
-#else
-    (void)polls;
-    (void)n;
-    return false;
-#endif
-}
-
-/* poll(2) with a limit in nanoseconds. */
+/* Calls poll(2) with a limit in nanoseconds, or an equivalent. */
 CONC__PRIVATE int conc__poll_call(struct pollfd *polls, size_t n, int64_t ns)
 {
-    int rc = -1;
-    errno = ENOSYS;
-#if CONC__NS_WAITS
-    struct timespec limit = {ns / 1000000000, ns % 1000000000};
-    rc = (int)syscall(SYS_ppoll, polls, n, ns == CONC__NEVER ? NULL : &limit, NULL, (size_t)8);
-#endif
+    int rc = conc__ppoll(polls, n, ns);
     if (rc < 0 && conc__refused(errno))
         rc = poll(polls, (nfds_t)n, conc__milliseconds(ns));
-    /* EINVAL: more descriptors than RLIMIT_NOFILE, which may have been lowered */
+    /* EINVAL: there are more descriptors than RLIMIT_NOFILE allows, which may have been lowered */
     bool refused = rc < 0 && (errno == EINVAL || conc__refused(errno));
     if (refused || (rc >= 0 && conc__poll_is_blind(polls, n)))
         rc = conc__select(polls, n, ns);
@@ -3325,30 +3606,26 @@ CONC__PRIVATE void conc__poller_close(conc_loop *l)
     CONC_FREE(l->poller.polls_for);
 }
 
-/* A number that identifies an open file; 0: not open. Each socket and pipe has its own inode, but
- * all eventfds, timerfds and the like share one: their number depends only on the kind, so
- * replacing one eventfd with another goes unnoticed. If a sandbox refuses fstat, all files have the
- * same number. */
+/* Returns a number that identifies an open file; 0: not open. Each socket and pipe has its own
+ * inode, but all eventfds share one, as do all timerfds and the like. Their number depends only on
+ * the kind, so replacing one eventfd with another goes unnoticed. If a sandbox refuses fstat, all
+ * files have the same number. */
 CONC__PRIVATE uint64_t conc__inode_of(int number)
 {
     struct stat st;
     if (fstat(number, &st))
         return errno != EBADF;
     uint64_t inode = (uint64_t)st.st_dev << 40 ^ (uint64_t)st.st_ino;
-#ifdef __linux__
-    char path[32], kind[64];
+    char kind[64];
     ssize_t n = -1;
-    if (!(st.st_mode & S_IFMT)) {
-        snprintf(path, sizeof path, "/proc/self/fd/%d", number);
-        n = readlink(path, kind, sizeof kind);
-    }
+    if (!(st.st_mode & S_IFMT))
+        n = conc__file_behind(number, kind, sizeof kind);
     for (ssize_t i = 0; i < n; i++)
         inode = inode * 31 + (unsigned char)kind[i];
-#endif
     return inode + 1;
 }
 
-/* In conc__fd.filters, always alone: the loop waits for the descriptor with select(2). */
+/* In conc__fd.filters, never with other bits: the loop waits for the descriptor with select(2). */
 enum { CONC__APART = 8 };
 
 CONC__PRIVATE int conc__poll_add(conc_loop *l, conc__fd *f, int events)
@@ -3380,7 +3657,7 @@ CONC__PRIVATE void conc__poll_remove(conc_loop *l, const conc__fd *f)
     (void)f;
 }
 
-/* Makes room for n descriptors. Returns fewer if out of memory; the rest must wait. */
+/* Makes room for n descriptors, and returns n, or fewer if memory runs out; the rest must wait. */
 CONC__PRIVATE size_t conc__poll_room(conc_loop *l, size_t n)
 {
     if (n > l->poller.polls_room) {
@@ -3405,8 +3682,8 @@ CONC__PRIVATE void conc__poll_event(conc_loop *l, const struct pollfd *p)
         conc__fd_event(l, f, conc__poll_got(p), p->revents & (POLLHUP | POLLERR));
 }
 
-/* The result of a failed wait: 0 if a signal interrupted it. Its handler may have closed
- * descriptors, so awaited ones must be verified. */
+/* Returns the result of a failed wait: 0 if a signal interrupted it. The signal's handler may have
+ * closed descriptors, so awaited ones must be verified. */
 CONC__PRIVATE int conc__wait_failed(conc_loop *l)
 {
     if (errno != EINTR)
@@ -3474,7 +3751,8 @@ CONC__PRIVATE int conc__epoll_open(conc_loop *l)
     return 0;
 }
 
-/* After a refused call: does the system refuse epoll, not just this file? */
+/* Called after a refused call. Returns whether the system refuses epoll itself, not just this
+ * file. */
 CONC__COLD bool conc__epoll_is_refused(const conc_loop *l, int rc)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = CONC__WAKE_KEY};
@@ -3483,8 +3761,8 @@ CONC__COLD bool conc__epoll_is_refused(const conc_loop *l, int rc)
            conc__refused(errno);
 }
 
-/* Changes the loop to poll(2) if a sandbox, set up during the run, refuses epoll. False: the loop
- * is embedded, so its host is waiting for the epoll descriptor. */
+/* Switches the loop to poll(2), because a sandbox set up during the run refuses epoll. Returns
+ * false if the loop is embedded: its host is waiting for the epoll descriptor. */
 CONC__COLD bool conc__epoll_give_up(conc_loop *l)
 {
     int numbers = (int)l->fds.block_count * CONC__FDS;
@@ -3499,8 +3777,8 @@ CONC__COLD bool conc__epoll_give_up(conc_loop *l)
     return true;
 }
 
-/* A descriptor opened by conc reports every change, forever. Any other reports one event, because
- * close(2) may close it without conc's knowledge. */
+/* Makes a descriptor that conc opened report every change, forever. Any other reports one event,
+ * because close(2) may close it without conc's knowledge. */
 CONC__PRIVATE int conc__epoll_control(const conc_loop *l, const conc__fd *f, int what, int events)
 {
     struct epoll_event e = {.data.u64 = (uint64_t)f->id << 32 | (uint32_t)f->number};
@@ -3539,8 +3817,8 @@ CONC__PRIVATE bool conc__epoll_arm(conc_loop *l, conc__fd *f, int events)
     return rc == 0;
 }
 
-/* Adds a number that another thread may be closing. Either kernel answer is then right; TSan would
- * report a race. */
+/* Adds a number that another thread may be closing. The kernel may then answer either way, and both
+ * are right, but TSan would report a race. */
 CONC__PRIVATE int conc__epoll_try_add(const conc_loop *l, int number, struct epoll_event *event)
 {
 #if CONC__TSAN
@@ -3550,8 +3828,8 @@ CONC__PRIVATE int conc__epoll_try_add(const conc_loop *l, int number, struct epo
 #endif
 }
 
-/* epoll identifies an entry by the file and the number. Adding it again fails and changes nothing,
- * while modifying it would arm it for errors. */
+/* epoll identifies an entry by the file and the number. Adding an existing entry again fails and
+ * changes nothing, whereas modifying it would arm it for errors. */
 CONC__PRIVATE bool conc__epoll_confirm(conc_loop *l, const conc__fd *f)
 {
     struct epoll_event nothing = {.events = EPOLLONESHOT};
@@ -3578,7 +3856,8 @@ CONC__PRIVATE int conc__epoll_pause(conc_loop *l, struct epoll_event *events, in
 {
 #if CONC__NS_WAITS && defined SYS_epoll_pwait2
     static atomic_bool refused;
-    bool is_known = !CONC__TSAN && !l->diagnostics.on_valgrind; /* not to these two */
+    /* TSan and Valgrind do not know the call */
+    bool is_known = !CONC__TSAN && !l->diagnostics.on_valgrind;
     bool exact = ns > 0 && ns != CONC__NEVER && is_known;
     if (exact && !atomic_load_explicit(&refused, memory_order_relaxed)) {
         struct timespec limit = {ns / 1000000000, ns % 1000000000};
@@ -3594,9 +3873,9 @@ CONC__PRIVATE int conc__epoll_pause(conc_loop *l, struct epoll_event *events, in
     return epoll_wait(l->poller.fd, events, max, conc__milliseconds(ns));
 }
 
-/* Replaces the epoll instance with a new one. A file closed here with close(2) but still open in
- * another process would stay in the old one forever: only its number could remove it. An embedded
- * loop keeps its instance, because the host knows its descriptor. */
+/* Replaces the epoll instance with a new one. The old one would forever keep a file that was closed
+ * here with close(2) but is still open in another process, because only the file's number could
+ * remove it. An embedded loop keeps its instance, because the host knows the descriptor. */
 CONC__PRIVATE void conc__epoll_renew(conc_loop *l)
 {
     if (l->run.embedded)
@@ -3619,8 +3898,8 @@ CONC__PRIVATE void conc__epoll_renew(conc_loop *l)
     close(old);
 }
 
-/* Handles an event that no task is waiting for. Its file was closed here, or is known and may have
- * been closed. */
+/* Handles an event that no task is waiting for. known: the loop still knows the file, which may
+ * have been closed; otherwise the file was closed here. */
 CONC__PRIVATE void conc__epoll_unwanted(conc_loop *l, conc__fd *f, bool known)
 {
     enum { CHECK = 64, RENEW = 16 };
@@ -3659,7 +3938,7 @@ CONC__PRIVATE int conc__epoll_wait(conc_loop *l, int64_t ns)
         return conc__poll_wait(l, ns);
     if (n < 0)
         return conc__wait_failed(l);
-    /* an event may make the loop abandon epoll: poll(2) then finds the other events */
+    /* an event may make the loop switch to poll(2), which then finds the other events */
     for (int i = 0; i < n && l->poller.backend != &conc__poll; i++) {
         if (events[i].data.u64 == CONC__WAKE_KEY)
             conc__wake_drain(l);
@@ -3676,9 +3955,9 @@ static const conc__backend conc__epoll = {"epoll",         conc__epoll_open,    
 
 #elif defined CONC__KQUEUE
 
-/* A descriptor can have a filter for reading and one for writing in the queue (conc__fd.filters has
- * the events of those that it has). The kernel removes both when the number is closed, even if the
- * file has other descriptors. So as long as a filter exists, the number refers to the same file.
+/* A descriptor can have two filters in the queue, for reading and for writing; conc__fd.filters
+ * holds their events. The kernel removes both when the number is closed, even if the file has other
+ * descriptors. So as long as a filter exists, the number refers to the same file.
  *
  *   filters            of                                 what they report
  *   CONC__CHANGES and  a file that conc opened, and one   every change, forever (EV_CLEAR)
@@ -3689,7 +3968,7 @@ static const conc__backend conc__epoll = {"epoll",         conc__epoll_open,    
  *                      a macOS named pipe                 for the queue and for these */
 enum { CONC__CHANGES = 4 };
 
-/* In conc__fd.came, beside the events: end of file, or urgent data, where a read stops. */
+/* In conc__fd.came, besides the events: end of file, or urgent data, where a read stops. */
 enum { CONC__SPECIAL = 4 };
 
 CONC__PRIVATE int conc__kqueue_open(conc_loop *l)
@@ -3709,8 +3988,8 @@ CONC__PRIVATE int conc__kqueue_open(conc_loop *l)
     return rc;
 }
 
-/* Applies flags to f's filters of these events. It takes no event from the queue, and the changes
- * are made even if a signal interrupts the call. */
+/* Applies flags to f's filters for these events. The call takes no event from the queue, and makes
+ * the changes even if a signal interrupts it. */
 CONC__PRIVATE int conc__kqueue_control(const conc_loop *l, const conc__fd *f, int events, int flags)
 {
     struct kevent changes[2];
@@ -3729,7 +4008,7 @@ CONC__PRIVATE int conc__kqueue_control(const conc_loop *l, const conc__fd *f, in
 }
 
 /* Adds both filters, to report every change. macOS may refuse the write filter for a pipe whose
- * reader is gone; the other filter reports that. */
+ * reader is gone; the read filter reports that. */
 CONC__PRIVATE int conc__kqueue_add_changes(const conc_loop *l, conc__fd *f)
 {
     enum { BOTH = CONC_READABLE | CONC_WRITABLE, FLAGS = EV_ADD | EV_ENABLE | EV_CLEAR };
@@ -3782,9 +4061,9 @@ CONC__PRIVATE bool conc__kqueue_confirm(conc_loop *l, const conc__fd *f)
     return conc__kqueue_control(l, f, event, 0) == 0;
 }
 
-/* Adds filters to f's, which show whether the number has always referred to the same file. If
- * kqueue refuses a descriptor, such as a pipe whose reader is gone, select(2) reports it as ready.
- */
+/* Adds filters to f. Its existing ones show whether the number has referred to the same file all
+ * along. If kqueue refuses the descriptor, such as a pipe whose reader is gone, select(2) reports
+ * it as ready. */
 CONC__PRIVATE bool conc__kqueue_add_more(conc_loop *l, conc__fd *f, int events)
 {
     int rc = conc__kqueue_control(l, f, events, EV_ADD | EV_ENABLE | EV_DISPATCH);
@@ -3796,8 +4075,8 @@ CONC__PRIVATE bool conc__kqueue_add_more(conc_loop *l, conc__fd *f, int events)
     return true;
 }
 
-/* For a task waiting only for a hang-up. With one event per arming, the loop would wake repeatedly
- * while there is something to read. */
+/* Arms f for a task waiting only for a hang-up. With one event per arming, the loop would wake
+ * repeatedly while there is something to read. */
 CONC__PRIVATE bool conc__kqueue_arm_for_hang_up(conc_loop *l, conc__fd *f)
 {
     int has = f->filters & (CONC_READABLE | CONC_WRITABLE);
@@ -3830,7 +4109,7 @@ CONC__PRIVATE void conc__kqueue_remove(conc_loop *l, const conc__fd *f)
 }
 
 /* Waits at most *ns for the queue and for the descriptors outside it, and handles the latter's
- * events. *ns becomes 0 after a wait, so that the caller only polls the queue. */
+ * events. After a wait, sets *ns to 0, so that the caller only polls the queue. */
 CONC__COLD int conc__kqueue_wait_apart(conc_loop *l, int64_t *ns)
 {
     enum { NAP = 10000000 };
@@ -3871,8 +4150,8 @@ CONC__PRIVATE int conc__kqueue_pause(const conc_loop *l, struct kevent *events, 
     return n;
 }
 
-/* May the event also mean end of file or urgent data? Any event may, on a system without a flag for
- * urgent data. */
+/* Returns whether the event may also mean end of file or urgent data. On a system without a flag
+ * for urgent data, any event may. */
 CONC__PRIVATE bool conc__kqueue_is_special(const struct kevent *e)
 {
 #ifdef EV_OOBAND
@@ -3883,7 +4162,8 @@ CONC__PRIVATE bool conc__kqueue_is_special(const struct kevent *e)
 #endif
 }
 
-/* An event's file; NULL: the loop's wake-up descriptor, or a file that the loop has forgotten. */
+/* Returns an event's file; NULL: the loop's wake-up descriptor, or a file that the loop has
+ * forgotten. */
 CONC__PRIVATE conc__fd *conc__kqueue_file(const conc_loop *l, const struct kevent *e)
 {
     conc__fd *f = conc__fd_find(l, (int)e->ident);
@@ -3904,7 +4184,8 @@ CONC__PRIVATE void conc__kqueue_note(conc_loop *l, const struct kevent *e)
     }
 }
 
-/* Reports all events that occurred for an event's file. Asks poll(2) whether it has hung up. */
+/* Reports all events that occurred for this event's file, and asks poll(2) whether it has hung
+ * up. */
 CONC__PRIVATE void conc__kqueue_event(conc_loop *l, const struct kevent *e)
 {
     conc__fd *f = conc__kqueue_file(l, e);
@@ -3965,7 +4246,7 @@ CONC__TINY bool conc__stack_fits(size_t size)
     return size >= CONC__LEAST_STACK && size <= SIZE_MAX / 128;
 }
 
-/* Sets the sizes that follow from p->size. */
+/* Computes the guard size, stride and stacks per slab from c->size. */
 CONC__PRIVATE void conc__stack_cache_lay_out(conc__stack_cache *c, bool debug)
 {
     const size_t slab = (size_t)16 * 1024 * 1024;
@@ -3981,14 +4262,15 @@ CONC__PRIVATE void conc__stack_cache_lay_out(conc__stack_cache *c, bool debug)
     if ((pages + c->guard / page) % 2 == 0)
         c->guard += page;
     c->stride = pages * page + c->guard;
-    c->per_slab = 64; /* a bit each in conc__slab.dropped */
+    c->per_slab = 64; /* conc__slab.dropped has one bit for each */
     if (slab / c->stride < 64)
         c->per_slab = (int)(slab / c->stride);
     if (c->per_slab < 1)
         c->per_slab = 1;
 }
 
-/* The stack cache for this size; NULL: invalid size, or out of memory. */
+/* Returns the stack cache for this size, creating it if needed. NULL: invalid size, or out of
+ * memory. */
 CONC__PRIVATE conc__stack_cache *conc__stack_cache_for(conc_loop *l, size_t size)
 {
     for (conc__stack_cache *c = l->stacks.caches; c; c = c->next)
@@ -4038,7 +4320,7 @@ CONC__PRIVATE void conc__slab_close(conc__slab *slab)
     CONC_FREE(slab);
 }
 
-/* Makes the guard regions of the next stacks. Each call doubles the number of guarded stacks. */
+/* Creates guard regions for more stacks. Each call doubles the number of guarded stacks. */
 CONC__PRIVATE void conc__slab_guard(conc__slab *slab)
 {
     static atomic_int reported;
@@ -4062,7 +4344,7 @@ CONC__PRIVATE void conc__hole_close(conc__stack_cache *c, const conc__slab *slab
     CONC__LIST_REMOVE(c->holes, slab, next_hole, prev_hole);
 }
 
-/* Reuses a dropped stack of the slab. */
+/* Takes a dropped stack of the slab for reuse, and returns its index. */
 CONC__PRIVATE int conc__hole_fill(conc__stack_cache *c, conc__slab *slab)
 {
     int i = __builtin_ctzll(slab->dropped);
@@ -4072,7 +4354,7 @@ CONC__PRIVATE int conc__hole_fill(conc__stack_cache *c, conc__slab *slab)
     return i;
 }
 
-/* Takes the next unused stack, and makes its guard region if needed. */
+/* Carves the slab's next stack, with a guard region, and returns its index. */
 CONC__PRIVATE int conc__slab_carve(conc__slab *slab)
 {
     if (slab->carved == slab->guarded)
@@ -4110,8 +4392,8 @@ CONC__COLD conc__stack *conc__stack_carve(conc__stack_cache *c)
     return s;
 }
 
-/* Frames are below this address, and the stack's user, a task or generator, above it. It is the
- * same for all users, so Valgrind's knowledge of a stack applies to its next user. */
+/* Returns the upper end of the frames, above which the stack's user, a task or generator, is
+ * stored. It is the same for every user, so what Valgrind knows about the stack stays valid. */
 CONC__TINY char *conc__stack_top(conc__stack *s) { return (char *)s - CONC__CORE; }
 
 /* Returns an unused stack; NULL: out of memory. */
@@ -4130,7 +4412,7 @@ static inline conc__stack *conc__stack_acquire(conc__stack_cache *c)
     return s;
 }
 
-/* The counterpart of conc__stack_acquire. */
+/* Returns a stack to its cache. */
 static inline void conc__stack_release(conc_loop *l, conc__stack *s)
 {
     conc__stack_cache *c = s->cache;
@@ -4139,14 +4421,14 @@ static inline void conc__stack_release(conc_loop *l, conc__stack *s)
     c->free = s;
 }
 
-/* How many stacks of a slab still have their pages? */
+/* Returns how many stacks of the slab still have their pages. */
 CONC__PRIVATE int conc__slab_resident(const conc__slab *slab)
 {
     return slab->carved - __builtin_popcountll(slab->dropped);
 }
 
-/* Drops a stack that is in no list: returns its pages to the system. Unmaps the slab if it was the
- * last one. */
+/* Drops a stack that is in no list: returns its pages to the system. Then unmaps the slab if all
+ * its stacks are dropped and the cache has a newer slab. */
 CONC__PRIVATE void conc__stack_drop(conc__stack *s)
 {
     conc__slab *slab = s->slab;
@@ -4170,15 +4452,15 @@ CONC__PRIVATE void conc__stack_drop(conc__stack *s)
 
 enum {
     CONC__KEPT = 16,  /* free stacks that are never dropped */
-    CONC__DROPS = 256 /* most stacks that one trim drops */
+    CONC__DROPS = 256 /* the most stacks that one trim drops */
 };
 
-/* Drops stacks left over from a burst of tasks. Stacks are reused newest first: those deeper in
- * `free` than any used since the last trim are no longer needed. */
+/* Drops stacks left over from a burst of tasks. Stacks are reused newest first, so a stack deeper
+ * in `free` than any used since the last trim is not needed. */
 CONC__PRIVATE void conc__stack_cache_trim(conc__stack_cache *c)
 {
     conc__stack **at = &c->free;
-    bool is_old = false; /* `at` has reached p->old */
+    bool is_old = false; /* `at` has reached c->old */
     bool goes_on = c->cold != NULL;
     size_t kept = 0;
     for (; *at && !goes_on; at = &(*at)->next, kept++) {
@@ -4206,7 +4488,7 @@ CONC__PRIVATE bool conc__stack_cache_grew(const conc__stack_cache *c)
     return c->cold || (c->resident > CONC__KEPT && c->free && !unchanged);
 }
 
-/* True: more must be dropped soon. */
+/* Trims all caches. True: more stacks must be dropped soon. */
 CONC__PRIVATE bool conc__stacks_trim(conc_loop *l)
 {
     bool soon = false;
@@ -4243,14 +4525,14 @@ CONC__PRIVATE void conc__stacks_close(conc_loop *l)
 /* ---- >>timers ------------------------------------------------------------------------------- */
 
 /* A hierarchical timing wheel (Varghese and Lauck, "Hashed and Hierarchical Timing Wheels", 1987)
- * over all 64 bits of a nanosecond clock, with a digit of six bits for each level. The level of a
+ * over all 64 bits of a nanosecond clock, with one level for each digit of six bits. The level of a
  * timer is the highest digit in which its time and the elapsed time differ, and its slot is the
  * value of that digit. So the lowest occupied level expires first, a timer moves down at most ten
  * times, and timers with the same time are always in the same slot, in the order of arming. */
 
 CONC__TINY bool conc__armed(const conc__timer *t) { return t->next != NULL; }
 
-/* The level and slot of a timer stay the same while the elapsed time moves, until it reaches the
+/* Returns a timer's level. The level and the slot change only when the elapsed time reaches the
  * slot: then the timer moves down, or fires. */
 static inline int conc__wheel_level(const conc__wheel *w, const conc__timer *t)
 {
@@ -4322,7 +4604,7 @@ CONC__FAST bool conc__wheel_first(const conc__wheel *w, uint64_t *start, int *le
     if (i == CONC__LEVELS)
         return false;
     *level = i;
-    /* all slots in use follow the elapsed time's own digit, so the lowest bit is the first */
+    /* the slots before the elapsed time's own digit are empty, so the lowest bit is the first */
     *slot = __builtin_ctzll(w->occupied[i]);
     int shift = i * 6;
     *start = (uint64_t)*slot << shift;
@@ -4331,7 +4613,7 @@ CONC__FAST bool conc__wheel_first(const conc__wheel *w, uint64_t *start, int *le
     return true;
 }
 
-/* Moves the timers of a slot to the levels below, when the slot begins. */
+/* Moves the elapsed time to the start of a slot, and the slot's timers to lower levels. */
 CONC__PRIVATE void conc__wheel_cascade(conc__wheel *w, uint64_t start, int level, int slot)
 {
     conc__timer *t = w->slots[level][slot], *last = t->prev;
@@ -4368,8 +4650,8 @@ CONC__PRIVATE void conc__wheel_advance(conc_loop *l, int64_t now)
         w->elapsed = (uint64_t)now;
 }
 
-/* The time of the first timer, or an earlier one if many timers share its slot; CONC__NEVER: no
- * timer is armed. */
+/* Returns the time of the first timer, or an earlier time if many timers share its slot.
+ * CONC__NEVER: no timer is armed. */
 CONC__PRIVATE int64_t conc__wheel_next(const conc__wheel *w)
 {
     uint64_t start;
@@ -4400,7 +4682,8 @@ static inline void conc__make_ready(conc_loop *l, conc_task *t)
     l->ready.last = t;
 }
 
-/* Parks the running task until it is resumed. It must be ready, or in the list of its waker. */
+/* Suspends the running task until it is resumed. The caller has made it ready, or has put it where
+ * a waker will find it. */
 CONC__SWITCHES void conc__leave(conc_loop *l)
 {
     conc_task *self = l->self, *next = l->ready.first;
@@ -4421,13 +4704,13 @@ CONC__SWITCHES void conc__leave(conc_loop *l)
 /* Makes the next switch go to the scheduler. */
 CONC__PRIVATE void conc__end_batch(conc_loop *l)
 {
-    l->counters.switches -=
-        (uint64_t)l->ready.switches_left; /* the pass will count the unused ones too */
+    /* the pass will also count the unused switches */
+    l->counters.switches -= (uint64_t)l->ready.switches_left;
     l->ready.switches_left = 0;
 }
 
-/* Called when the running task has read the clock. A long step ends the batch, and the budget of
- * non-waiting checkpoints. */
+/* Called when the running task has read the clock. If the last pass was too long ago, ends the
+ * batch and the budget. */
 static inline void conc__time_passed(conc_loop *l, int64_t now)
 {
     if (CONC__UNLIKELY(now - l->scheduler.last_pass > CONC__BATCH_NS)) {
@@ -4447,9 +4730,9 @@ CONC__PRIVATE void conc__yield_to_ready(conc_loop *l)
 
 CONC__COLD void conc__report_stubborn(conc_loop *l);
 
-/* Refuses a cancelled task's checkpoint: returns -ECANCELED, after the other ready tasks have run.
- * A task that has ignored many of these is a spinner: it continues only when nothing else is ready,
- * or occasionally, and does not hold the virtual clock. */
+/* Refuses a cancelled task's checkpoint: returns -ECANCELED after the other ready tasks have run. A
+ * task that has ignored many cancels is a spinner: it continues only occasionally, or if no other
+ * task is ready, and does not stop the virtual clock. */
 CONC__COLD int conc__refuse(conc_loop *l)
 {
     conc_task *self = l->self;
@@ -4471,7 +4754,7 @@ CONC__COLD int conc__refuse(conc_loop *l)
     return -ECANCELED;
 }
 
-/* The calling task's loop; NULL: the caller is not a task. */
+/* Returns the calling task's loop. NULL: the caller is not a task. */
 static inline conc_loop *conc__of_task(void)
 {
     conc_loop *l = conc__here;
@@ -4484,7 +4767,8 @@ CONC__COLD conc_loop *conc__not_in_task(const char *call)
     return NULL;
 }
 
-/* The same for a call that only tasks may make; otherwise debug mode reports it. */
+/* Like conc__of_task, for a call that only tasks may make: otherwise sets the error text, and debug
+ * mode reports the misuse. */
 #define conc__in_task() conc__in_task_of(__func__)
 static inline conc_loop *conc__in_task_of(const char *call)
 {
@@ -4494,8 +4778,8 @@ static inline conc_loop *conc__in_task_of(const char *call)
     return l;
 }
 
-/* Called at the start of a checkpoint, once its arguments are known to be valid: 0, or -ECANCELED
- * if a cancel is pending. */
+/* Called at the start of a checkpoint, once its arguments are known to be valid. Returns 0, or
+ * -ECANCELED if a cancel is pending. */
 static inline int conc__checkpoint(conc_loop *l)
 {
     if (CONC__UNLIKELY(l->self->pending))
@@ -4503,8 +4787,7 @@ static inline int conc__checkpoint(conc_loop *l)
     return 0;
 }
 
-/* Called at the end of a checkpoint that need not wait. After many consecutive ones the task lets
- * other tasks run. */
+/* Called at the end of a checkpoint that need not wait. Yields if many in a row have not waited. */
 static inline void conc__spend_budget(conc_loop *l)
 {
     if (CONC__UNLIKELY(--l->ready.budget_left <= 0)) {
@@ -4527,8 +4810,8 @@ CONC__COLD int conc__yield_slowly(void)
     return 0;
 }
 
-/* Inlined where this file calls it: each task would return from another task's call, which the
- * processor would mispredict. */
+/* Inlined where this file calls it: otherwise each task would return through another task's call,
+ * and the processor would mispredict the return. */
 CONC__SWITCHES int conc__yield(void)
 {
     conc_loop *l = conc__here;
@@ -4553,8 +4836,7 @@ CONC__SWITCHES int conc__yield(void)
 CONC_API int conc_yield(void) { return conc__yield(); }
 #define conc_yield() conc__yield()
 
-/* Runs fn on the thread's own stack while the calling task, and every other, waits. The scheduler
- * is on that stack already. */
+/* Runs fn on the thread's own stack, where the scheduler already is. No task runs meanwhile. */
 CONC__PRIVATE void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *arg), void *arg)
 {
     conc_task *self = l->self;
@@ -4591,8 +4873,7 @@ CONC__PRIVATE void conc__report_misuse(conc_loop *l, void *arg)
         fprintf(stderr, "conc: %s: %s: %s\n", who, m->call, m->why);
 }
 
-/* Reports a task that ignores its cancel, even without debug mode: it runs forever, as fast as it
- * can. */
+/* Reports a task that ignores its cancel, even without debug mode, because it may spin forever. */
 CONC__COLD void conc__report_stubborn(conc_loop *l)
 {
     conc__misuse m = {l->self, "it was cancelled",
@@ -4600,7 +4881,8 @@ CONC__COLD void conc__report_stubborn(conc_loop *l)
     conc__on_loop(l, conc__report_misuse, &m);
 }
 
-/* The public name of a call: conc_x for conc__x, which a macro calls, and for conc__x_slowly. */
+/* Stores the public name of a call: conc_x for conc__x, which a macro calls, and for
+ * conc__x_slowly. */
 CONC__PRIVATE void conc__public_name(char name[CONC__NAME], const char *call)
 {
     if (strncmp(call, "conc__", 6)) {
@@ -4613,9 +4895,9 @@ CONC__PRIVATE void conc__public_name(char name[CONC__NAME], const char *call)
         *slowly = 0;
 }
 
-/* Refuses an invalid call: returns rc, with a text that names the call. In debug mode also reports
- * it, with the location in `place` unless NULL. On a thread without a run, it does so if any run of
- * the process is in debug mode. */
+/* Refuses an invalid call: sets an error text that names the call, and returns rc. Debug mode also
+ * reports the call, with the location `place` unless that is NULL. On a thread without a run, this
+ * applies if any run of the process is in debug mode. */
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place)
 {
     conc_loop *l = conc__here;
@@ -4635,8 +4917,8 @@ CONC__COLD int conc__misused(int rc, const char *call, const char *why, const ch
     return conc_fail(rc, "%s: %s", name, why);
 }
 
-/* Runs a task until it parks or ends, or until the batch that it has begun is over, and serves its
- * calls to conc__on_loop. */
+/* Runs a task, and those that it switches to, until one of them switches to the scheduler. Also
+ * serves their calls to conc__on_loop. */
 CONC__PRIVATE void conc__resume(conc_loop *l, conc_task *t)
 {
     l->self = t;
@@ -4653,7 +4935,8 @@ CONC__PRIVATE void conc__resume(conc_loop *l, conc_task *t)
     } while (true);
 }
 
-/* Takes the next task to run: the one ready longest, or under a seed one of those. */
+/* Removes a task from the ready queue and returns it: the first or, if the run has a seed, a random
+ * one of the first CONC__CHOICE. NULL: no task is ready. */
 CONC__PRIVATE conc_task *conc__pick(conc_loop *l)
 {
     conc_task **at = &l->ready.first;
@@ -4678,28 +4961,25 @@ CONC__PRIVATE void conc__advance(conc_loop *l, int64_t now)
     conc__wheel_advance(l, now);
 }
 
-/* Is a task waiting for something outside the loop that needs no hold? */
+/* Is a task waiting for a descriptor, a signal, or another thread or process? Then waiting forever
+ * is not a deadlock. */
 CONC__PRIVATE bool conc__awaits_outside(const conc_loop *l)
 {
     return l->fds.watched || l->signals.waits || l->outside.awaited;
 }
 
 /* Does the loop's wake-up descriptor still refer to the loop's own file? The program may have
- * closed it and opened another file under its number. */
+ * closed it and opened another file with the same number. */
 CONC__PRIVATE bool conc__wake_is_ours(const conc_loop *l)
 {
-    bool ours = conc__is_open(l->poller.wake_out);
-#ifdef __linux__
-    char path[32], kind[32] = "";
-    snprintf(path, sizeof path, "/proc/self/fd/%d", l->poller.wake_out);
-    ssize_t n = readlink(path, kind, sizeof kind - 1);
-    ours = ours && (n < 0 || strcmp(kind, "anon_inode:[eventfd]") == 0);
-#endif
-    return ours;
+    char kind[32] = "";
+    ssize_t n = conc__file_behind(l->poller.wake_out, kind, sizeof kind - 1);
+    bool may_be_ours = n < 0 || strcmp(kind, "anon_inode:[eventfd]") == 0;
+    return may_be_ours && conc__is_open(l->poller.wake_out);
 }
 
-/* Handles a failed wait for descriptors, for example after the program closed the loop's: cancels
- * every task, and the run ends with this error. */
+/* Handles a failed wait for descriptors: cancels every task, and makes the run end with this error.
+ * The program may have closed the loop's descriptor. */
 CONC__COLD void conc__poller_failed(conc_loop *l, int rc)
 {
     bool closed = rc == -EBADF || rc == -EINVAL;
@@ -4715,7 +4995,7 @@ CONC__COLD void conc__poller_failed(conc_loop *l, int rc)
         l->poller.wake_in = l->poller.wake_out = -1;
     pthread_mutex_unlock(&l->shared.mutex);
     if (closed)
-        l->poller.fd = -1; /* it is closed, or another file */
+        l->poller.fd = -1; /* it is closed, or refers to another file */
     conc__doom(l, rc);
 }
 
@@ -4741,8 +5021,8 @@ CONC__PRIVATE void conc__poll_now(conc_loop *l)
     conc__poll_wait_for(l, 0);
 }
 
-/* Are there jobs for which the virtual clock stands still? A job posts its result before it stops
- * counting: a caller that finds no such job, and then no post, may advance the clock. */
+/* Are there jobs for which the virtual clock stands still? A job posts its result before it leaves
+ * this count, so a caller that finds no such job, and then no post, may advance the clock. */
 CONC__TINY bool conc__at_work(conc_loop *l)
 {
     return atomic_load_explicit(&l->outside.at_work, memory_order_acquire) > 0;
@@ -4768,13 +5048,13 @@ CONC__PRIVATE bool conc__spin(conc_loop *l, int64_t ns, bool for_work)
     for (conc__idle_hook *o = l->outside.idle_hooks; o; o = o->next)
         o->enable(o, false);
     for (conc__idle_hook *o = l->outside.idle_hooks; o; o = o->next)
-        found |= o->poll(o); /* nothing has notified the loop of later events */
+        found |= o->poll(o); /* events while it was enabled have not woken the loop */
     if (found)
         l->outside.misses = 0;
     return found;
 }
 
-/* May the loop sleep for ns? Not if work has already arrived, nor if nothing could wake it. The
+/* May the loop sleep for ns? Not if work has already arrived, or if nothing could wake it. The
  * caller holds the mutex. */
 CONC__PRIVATE bool conc__may_sleep(conc_loop *l, int64_t ns, bool for_work)
 {
@@ -4791,8 +5071,8 @@ CONC__TINY void conc__was_idle(conc_loop *l, int64_t from, int64_t to)
     CONC__HOOK(l, idled(l, from, to));
 }
 
-/* Waits for events and posts, at most ns, and handles the events. for_work: also until the last job
- * for which the virtual clock stands still is done.
+/* Waits for events and posts, at most ns, and handles the events. for_work: also returns when the
+ * last job for which the virtual clock stands still is done.
  *
  * No post is missed: `posted` and `asleep` change under the mutex. conc__may_sleep sees an earlier
  * post; a later one finds `asleep` set and writes to the wake-up descriptor, which stays readable
@@ -4828,7 +5108,8 @@ CONC__PRIVATE bool conc__has_holds(conc_loop *l)
     return held;
 }
 
-/* Drops stacks left over from a burst. Returns the time until the next call is due. */
+/* Drops stacks left over from a burst, if a trim is due. Returns the time until the next call is
+ * due. */
 CONC__PRIVATE int64_t conc__trim(conc_loop *l)
 {
     enum { EVERY = 200000000, SOON = 10000000 };
@@ -4845,21 +5126,10 @@ CONC__PRIVATE int64_t conc__trim(conc_loop *l)
     return l->stacks.to_trim ? SOON : EVERY;
 }
 
-/* Is this the process's only thread? Then no other can close a descriptor while it is sleeping. */
-CONC__PRIVATE bool conc__is_only_thread(void)
-{
-#ifdef __linux__
-    struct stat threads;
-    return stat("/proc/self/task", &threads) == 0 && threads.st_nlink == 3;
-#else
-    return false;
-#endif
-}
-
 enum { CONC__VERIFY_EVERY = 250000000 };
 
-/* The poller does not tell waiting tasks that close(2) closed a descriptor that conc has not
- * opened. So these descriptors are checked, a few at a time: once when the loop becomes quiet, and
+/* If close(2) closes a descriptor that conc did not open, the poller does not notify the waiting
+ * tasks. So the loop checks these descriptors, a few at a time: once when it becomes quiet, and
  * repeatedly if another thread, or an embedded loop's host, may close them. True: some must be
  * checked now. */
 CONC__PRIVATE bool conc__verify_due(conc_loop *l)
@@ -4888,7 +5158,7 @@ CONC__PRIVATE void conc__verify_some(conc_loop *l)
     }
 }
 
-/* Checks some descriptors if it is time. Returns the time until the next call is due. */
+/* Checks some descriptors, if a check is due. Returns the time until the next call is due. */
 CONC__PRIVATE int64_t conc__verify(conc_loop *l)
 {
     if (!conc__verify_due(l))
@@ -4901,7 +5171,8 @@ CONC__PRIVATE int64_t conc__verify(conc_loop *l)
     return CONC__VERIFY_EVERY;
 }
 
-/* Virtual clock: checks as many descriptors as conc__verify would until then. */
+/* Virtual clock: checks as many descriptors as conc__verify would while the clock moves to
+ * `then`. */
 CONC__PRIVATE void conc__verify_until(conc_loop *l, int64_t then)
 {
     if (then - l->fds.verified_until < CONC__VERIFY_EVERY)
@@ -4915,7 +5186,7 @@ CONC__PRIVATE void conc__verify_until(conc_loop *l, int64_t then)
     l->fds.verified_until = l->clock.now;
 }
 
-/* Polls the descriptors occasionally while there are always ready tasks or posts. */
+/* Polls the descriptors occasionally while ready tasks or posts keep the loop from sleeping. */
 CONC__PRIVATE void conc__poll_sometimes(conc_loop *l)
 {
     enum { EVERY = 50000, PASSES = 16 };
@@ -4944,9 +5215,9 @@ CONC__PRIVATE bool conc__has_posts(conc_loop *l)
 
 /* A child program takes real time, which does not pass on the virtual clock. So while a task is
  * waiting for a running child to end, or on one of its pipes, the virtual clock jumps over d
- * seconds only after d real seconds. That count restarts when the clock has moved, a timer was
- * armed or a program was started, because a limit on one program does not apply to the next.
- * Returns how long the clock must still stand. */
+ * seconds only after d real seconds. This count restarts when the clock has moved, a timer was
+ * armed or a program was started, because a time limit on one program does not apply to the next.
+ * Returns how much longer the clock must stand still. */
 CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
 {
     unsigned starts = 0;
@@ -4969,7 +5240,8 @@ CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
 
 enum { CONC__MOMENT = 1000000, CONC__APART_EVERY = 20000000 };
 
-/* Waits while the virtual clock must stand still before jumping to next. True: it had to. */
+/* If the virtual clock must stand still before it jumps to `next`, waits for events and returns
+ * true. An embedded loop leaves the wait to its host. */
 CONC__PRIVATE bool conc__stood_still(conc_loop *l, int64_t next)
 {
     int64_t left = conc__stand_still(l, next);
@@ -4985,9 +5257,8 @@ CONC__PRIVATE bool conc__stood_still(conc_loop *l, int64_t next)
     return true;
 }
 
-/* Moves the virtual clock to the next deadline. A task that retries something that depends on
- * another process or thread would spin without progress: they get some real time before each retry.
- */
+/* Moves the virtual clock to the next deadline. A task may be retrying something that depends on
+ * another process or thread, which gets some real time to make progress before each retry. */
 CONC__PRIVATE void conc__jump_clock(conc_loop *l, int64_t next)
 {
     int64_t before = l->clock.now;
@@ -5008,8 +5279,8 @@ CONC__PRIVATE void conc__jump_clock(conc_loop *l, int64_t next)
     conc__was_idle(l, before, l->clock.now);
 }
 
-/* Sleeps until the next deadline, an event or a post, at most for the limit. If none of these can
- * occur, that is a deadlock. */
+/* Sleeps until the next deadline, an event or a post, but not beyond the limit. Handles a deadlock
+ * if none of these can occur. */
 CONC__PRIVATE void conc__sleep_or_deadlock(conc_loop *l, int64_t next, int64_t limit)
 {
     if (l->spinners.first || l->run.embedded || l->ready.first) {
@@ -5034,7 +5305,8 @@ CONC__PRIVATE void conc__sleep_or_deadlock(conc_loop *l, int64_t next, int64_t l
     l->interrupt.awaited = false;
 }
 
-/* Virtual clock: the real time until the end of the shield in which a job began this run. */
+/* Virtual clock: returns the real time until the end of the shield in which a job began this
+ * run. */
 CONC__COLD int64_t conc__until_job_limit(conc_loop *l)
 {
     int64_t now = conc__clock();
@@ -5045,8 +5317,8 @@ CONC__COLD int64_t conc__until_job_limit(conc_loop *l)
     return l->job.limit - now;
 }
 
-/* Called when no task is ready: waits for something from the clock or from outside. False: it has
- * ended a conc_settle, whose task continues before anything else can make a task ready. */
+/* Called when no task is ready: waits for the clock, events or posts. False: it has woken a task
+ * from conc_settle, which must continue before anything else can make a task ready. */
 CONC__PRIVATE bool conc__idle(conc_loop *l)
 {
     int64_t next = conc__wheel_next(&l->clock.wheel);
@@ -5083,8 +5355,8 @@ CONC__PRIVATE bool conc__idle(conc_loop *l)
     return true;
 }
 
-/* Reads the clock and fires the timers that are due. The virtual clock moves in
- * conc__jump_clock. */
+/* Reads the clock and fires the timers that are due. A virtual clock moves in conc__jump_clock
+ * instead. */
 CONC__PRIVATE void conc__read_clock(conc_loop *l)
 {
     if (!l->clock.is_virtual)
@@ -5104,7 +5376,7 @@ CONC__PRIVATE void conc__adapt_batch(conc_loop *l)
     } else if (took < CONC__BATCH_NS / 4) {
         bool awaits = conc__wheel_count(&l->clock.wheel) || conc__awaits_outside(l);
         int most = CONC__BATCH_MOST;
-        if (!awaits) /* a pass has nothing to do: make passes rarer: clocks cost time */
+        if (!awaits) /* a pass would find nothing, and it costs a clock read */
             most *= 4;
         l->scheduler.batch = conc__lesser(l->scheduler.batch * 2, most);
         l->scheduler.budget = conc__lesser(l->scheduler.budget * 2, CONC__BUDGET_MOST);
@@ -5140,7 +5412,7 @@ CONC__PRIVATE void conc__tick(conc_loop *l)
     l->scheduler.last_pass = l->clock.now;
 }
 
-/* One pass of the scheduler, which then runs a batch of ready tasks. False: none is ready. */
+/* Makes a pass of the scheduler, then runs a batch of ready tasks. False: none was ready. */
 CONC__PRIVATE bool conc__run_pass(conc_loop *l)
 {
     conc__tick(l);
@@ -5160,7 +5432,7 @@ CONC__PRIVATE bool conc__run_pass(conc_loop *l)
     return true;
 }
 
-/* Makes the run's end call end(l, e), after the last task. */
+/* Registers end(l, e) to be called at the run's end, after the last task. */
 CONC__PRIVATE void conc__at_end(conc_loop *l, conc__ending *e,
                                 void (*end)(conc_loop *l, conc__ending *self))
 {
@@ -5176,15 +5448,15 @@ CONC__PRIVATE void conc__schedule(conc_loop *l)
 
 /* ---- >>waits -------------------------------------------------------------------------------- */
 
-/* In a forked child: is this the serial number of a task of the parent process? 0, which no task
- * has, counts as one, because the first run has number 1. */
+/* In a forked child: is this the serial number of a task of the parent process? Also true for 0:
+ * the first run has number 1, so no task has this serial number. */
 CONC__FAST bool conc__is_inherited(uint64_t serial)
 {
     return CONC__UNLIKELY(serial >> 40 <= conc__inherited_runs);
 }
 
 /* Is this the number of a run in progress on another thread, whose objects this thread must not
- * touch? 0 is not a run. */
+ * touch? No run has the number 0. */
 CONC__PRIVATE bool conc__run_is_elsewhere(const conc_loop *l, uint64_t run)
 {
     if (!run || (l && l->run.number == run))
@@ -5197,7 +5469,7 @@ CONC__PRIVATE bool conc__run_is_elsewhere(const conc_loop *l, uint64_t run)
     return other != NULL;
 }
 
-/* Does this arbitrary pointer point to the loop of a run in progress? */
+/* Is this arbitrary pointer the loop of a run in progress? */
 CONC__PRIVATE bool conc__is_live(const conc_loop *l)
 {
     pthread_mutex_lock(&conc__live_runs.mutex);
@@ -5235,9 +5507,9 @@ CONC__PRIVATE void conc__unlink(conc__wait *w)
     w->list = NULL;
 }
 
-/* Does this subtree have an object inside an address range? None of its objects is past the range's
- * other end, so only this end matters. inner: 1 if the range is above this end, 0 if below. bit:
- * the bit of the address that selects the child of h. */
+/* Does this subtree have an object inside an address range? All its objects are on the inner side
+ * of the range's other end, so only `end` matters. inner: 1 if the range is above `end`, 0 if
+ * below. bit: the address bit that selects a child of h. */
 CONC__PRIVATE bool conc__holds_inside(const conc__holding *h, uintptr_t bit, uintptr_t end,
                                       int inner)
 {
@@ -5247,14 +5519,14 @@ CONC__PRIVATE bool conc__holds_inside(const conc__holding *h, uintptr_t bit, uin
         bool is_inside = inner ? object >= end : object <= end;
         if (is_inside)
             return true;
-        if (side != inner && h->below[inner]) /* all of these are inside */
+        if (side != inner && h->below[inner]) /* all objects of that child are inside */
             return true;
         h = h->below[side];
     }
     return false;
 }
 
-/* Does a tree have an object in this range of addresses, both ends included? */
+/* Does a tree have an object at an address from `first` to `last`? */
 CONC__PRIVATE bool conc__holds_between(const conc__holding *h, uintptr_t first, uintptr_t last)
 {
     uintptr_t bit = CONC__HIGHEST_BIT;
@@ -5270,7 +5542,7 @@ CONC__PRIVATE bool conc__holds_between(const conc__holding *h, uintptr_t first, 
     return false;
 }
 
-/* Finds a record of an object on the running task's stack, below an address, or NULL. */
+/* Finds the newest record of an object on the running task's stack below an address. NULL: none. */
 CONC__PRIVATE const conc__holding *conc__find_below(const conc__holding *tree, const conc_task *t,
                                                     const void *below)
 {
@@ -5294,8 +5566,8 @@ CONC__COLD void conc__check_lent(conc_loop *l, const conc_task *t, const void *b
     CONC__HOOK(l, check_handles(l, t, below, how));
 }
 
-/* Is the task's innermost scope below the frame of a call into conc, on the same stack? Then its
- * function has returned. */
+/* Is the task's innermost scope below the frame of a call into conc, on the same stack? Then the
+ * function that opened it has returned. */
 static inline bool conc__scope_is_lost(const conc_task *t, const void *frame)
 {
     uintptr_t low = (uintptr_t)t->stack->low;
@@ -5316,7 +5588,7 @@ static inline void conc__check_lost(conc_loop *l, const void *frame)
         conc__check_lost_now(l, frame);
 }
 
-/* Parks the running task until w is woken; returns its result. */
+/* Parks the running task until w is woken, and returns the wait's result. */
 CONC__SWITCHES int conc__park(conc_loop *l, conc__wait *w)
 {
     l->self->wait = w;
@@ -5350,7 +5622,7 @@ CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result)
     conc__wait_over(l, w->task);
 }
 
-/* For waits that a cancel simply ends. */
+/* The .cancel of a wait that a cancel ends without further work. */
 CONC__PRIVATE bool conc__cancel_plainly(conc__wait *w)
 {
     (void)w;
@@ -5436,7 +5708,7 @@ CONC_API CONC__CALLED int conc_sleep(double s)
     return conc__sleep_to(l, at);
 }
 
-/* Sleeps before retrying something that depends on another process or thread. */
+/* Sleeps before the caller retries something that depends on another process or thread. */
 CONC__PRIVATE int conc__sleep_to_retry(conc_loop *l, double s)
 {
     int rc = conc_sleep(s);
@@ -5453,7 +5725,7 @@ CONC_API CONC__CALLED int conc_sleep_until(double t)
         return conc__misused(-EINVAL, __func__, "the time is not a number", NULL);
     conc__check_lost(l, __builtin_frame_address(0));
     int64_t at = t >= CONC_FOREVER ? CONC__NEVER : conc__ns(t);
-    /* rounding could make conc_now() return less than t after the sleep: sleep long enough */
+    /* compensate for rounding: after the sleep, conc_now() must not return less than t */
     for (int64_t more = 1; (double)at / 1e9 < t && at < CONC__NEVER - 8192; more *= 2)
         at += more;
     if (at <= conc__time(l))
@@ -5509,7 +5781,7 @@ CONC_API CONC__CALLED int conc_settle(void)
 
 /* The state of cancels. Only the loop's thread reads and changes it.
  *
- *   word           of     means                                        changed by
+ *   field          of     means                                        changed by
  *   cancel_called  scope  this scope was cancelled, or its deadline    conc__cancel_scope, once
  *                         passed (then `expired` is set too)
  *   shielded       scope  cancels from outside do not apply            conc_scope_shield
@@ -5521,18 +5793,18 @@ CONC_API CONC__CALLED int conc_settle(void)
  *                                                                      conc__spread
  *   pending        task   a cancel applies where the task is now       conc__set_pending
  *
- * The last two follow from the others:
+ * The last two are computed from the others:
  *
- *   around     the outer scope's `effective`; of a task's outermost scope, and of a task without
- *              one: asked || effective of the scope of the task's group || doomed
+ *   around     the outer scope's `effective`; for a task's outermost scope, and for a task without
+ *              a scope: asked || effective of the scope of the task's group || doomed
  *   effective  cancel_called || (around && !shielded) || doomed
  *   pending    `effective` of the task's innermost scope; without a scope, `around`
  *
- * So cancel_called implies effective; asked implies pending unless a shielded scope is in between;
- * neither holds in reverse. When a scope has ended, its `effective` means nothing.
+ * So cancel_called implies effective, and asked implies pending unless a shielded scope is in
+ * between. Neither converse holds. The `effective` of an ended scope is meaningless.
  *
  * A checkpoint tests only `pending`. A change spreads inward through its task's scopes. At a group
- * it marks the children, which a list holds until their turn, so depth costs no stack. */
+ * it adds the children to a list of tasks to update, so deep nesting needs no deep recursion. */
 
 enum { CONC__FRESH, CONC__OPEN, CONC__CLOSED };
 
@@ -5561,7 +5833,7 @@ CONC__PRIVATE bool conc__cancelled_around(const conc_loop *l, const conc_scope *
     return s->task && conc__cancelled_outside(l, s->task);
 }
 
-/* Appends a task to the list of those whose `pending` may change. */
+/* Appends a task to the list of tasks that conc__spread_marked will update. */
 CONC__PRIVATE void conc__mark(conc_loop *l, conc_task *t)
 {
     if (t->marked)
@@ -5578,8 +5850,8 @@ CONC__PRIVATE void conc__mark(conc_loop *l, conc_task *t)
 CONC__PRIVATE void conc__set_pending(conc_loop *l, conc_task *t, bool pending)
 {
     conc__wait *w = t->wait;
-    bool doomed =
-        pending && l->cancels.doomed; /* this ends even waits that ignored an earlier cancel */
+    /* doom ends even waits that ignored an earlier cancel */
+    bool doomed = pending && l->cancels.doomed;
     if (t->pending == pending && !doomed)
         return;
     t->pending = pending;
@@ -5588,14 +5860,14 @@ CONC__PRIVATE void conc__set_pending(conc_loop *l, conc_task *t, bool pending)
         conc__wake(l, w, -ECANCELED);
 }
 
-/* Updates task t's scope s and all scopes inside it, then the task. `around`: does a cancel apply
+/* Updates scope s of task t and all scopes inside it, then the task. `around`: does a cancel apply
  * around s, or around the task if s is NULL? */
 CONC__PRIVATE void conc__spread(conc_loop *l, conc_task *t, conc_scope *s, bool around)
 {
     for (; s; s = s->inner) {
         bool effective = s->cancel_called || (around && !s->shielded) || l->cancels.doomed;
-        if (effective == s->effective &&
-            !l->cancels.doomed) /* doom ends waits that ignored a cancel */
+        /* doom must reach even waits that ignored an earlier cancel */
+        if (effective == s->effective && !l->cancels.doomed)
             return;
         s->effective = around = effective;
         /* refuse tasks waiting to spawn into this group */
@@ -5659,8 +5931,8 @@ CONC__PRIVATE void conc__scope_expired(conc__timer *timer)
     conc__cancel_scope(conc__here, s);
 }
 
-/* Sets the deadline of a scope, in seconds from now. The scope must be open and not cancelled, and
- * its timer not armed. */
+/* Sets a scope's deadline, in seconds from now. The scope must be open and not cancelled, and its
+ * timer not armed. */
 static inline void conc__set_limit(conc_loop *l, conc_scope *s, double seconds)
 {
     int64_t ns = conc__ns(seconds);
@@ -5672,9 +5944,9 @@ static inline void conc__set_limit(conc_loop *l, conc_scope *s, double seconds)
         conc__scope_expired(&s->timer);
 }
 
-/* Opens a scope inside those that the running task has open. The outer one may have been
- * overwritten: a variable declared with an initializer in a loop is reinitialized in each
- * iteration, even if the previous one left it open. */
+/* Opens a scope inside the running task's innermost one. Aborts if that was overwritten: a variable
+ * declared with an initializer in a loop is reinitialized in each iteration, even if it holds an
+ * open scope. */
 static inline void conc__scope_open(conc_loop *l, conc_scope *s, const char *place)
 {
     conc_task *self = l->self;
@@ -5709,8 +5981,8 @@ static inline void conc__scope_close(conc_loop *l, conc_scope *s)
         conc__set_pending(l, self, conc__cancelled_around(l, s));
 }
 
-/* Handles a used scope: resets one that the parent process's task had open; any other is an error.
- */
+/* Handles the rare cases of conc_scope_begin: resets a scope that a task of the parent process left
+ * open, and reports invalid arguments. */
 CONC__COLD int conc__scope_renew(conc_scope *s, double timeout, const char *place)
 {
     static const char call[] = "conc_scope_begin";
@@ -5740,7 +6012,7 @@ CONC_API CONC__CALLED int conc__scope_begin(const char *place, conc_scope *s, do
     return 0;
 }
 
-/* 0: the running task may end the scope. */
+/* May the running task end the scope? Returns 0 if so, else an error. */
 CONC__COLD int conc__scope_may_end(conc_loop *l, const conc_scope *s)
 {
     static const char call[] = "conc_scope_end";
@@ -5749,13 +6021,13 @@ CONC__COLD int conc__scope_may_end(conc_loop *l, const conc_scope *s)
     if (s->task != l->self)
         return conc__misused(-EPERM, call, "the scope belongs to another task", s->place);
     if (l->self->scope != s)
-        return conc__misused(-EINVAL, call, "not the innermost, which is", l->self->place);
+        return conc__misused(-EINVAL, call, "something inside it is still open", l->self->place);
     if (conc__gen_is_inside(l, s))
         return conc__gen_may_not_end(s, call);
     return 0;
 }
 
-/* conc_scope_end with an error. */
+/* Completes conc_scope_end for a body that failed with rc. */
 CONC__COLD int conc__scope_end_failed(conc_loop *l, conc_scope *s, int rc)
 {
     bool mine =
@@ -5787,7 +6059,7 @@ CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
     return rc;
 }
 
-/* The loop of an open scope if this thread may change it, or NULL. */
+/* Returns the loop of a scope. NULL: the scope is not open, or this thread must not change it. */
 CONC__PRIVATE conc_loop *conc__loop_of(const conc_scope *s, const char *call)
 {
     conc_loop *l = conc__here;
@@ -5871,7 +6143,7 @@ CONC_API int conc_shield(double grace, conc_fn *fn, void *arg)
     return conc__call_in_scope(grace, true, fn, arg, "the scope of conc_shield");
 }
 
-/* The scope of a task's group, or NULL. */
+/* Returns the scope of a task's group, or NULL. */
 CONC__PRIVATE conc_scope *conc__scope_of_group(const conc_task *t)
 {
     if (!t || !t->group)
@@ -5879,8 +6151,8 @@ CONC__PRIVATE conc_scope *conc__scope_of_group(const conc_task *t)
     return &t->group->scope;
 }
 
-/* These two walk the scopes that apply to a task from the inside out: its own, then its group's and
- * those enclosing it. */
+/* The next two functions walk the scopes that apply to a task from the inside out: its own, then
+ * its group's scope and the scopes around that. */
 CONC__PRIVATE conc_scope *conc__innermost(const conc_task *t)
 {
     if (t->scope)
@@ -5925,7 +6197,7 @@ CONC_API bool conc_cancelled(void)
 static pthread_mutex_t conc__places = PTHREAD_MUTEX_INITIALIZER; /* guards writes of conc__at */
 
 /* For compilers without __FILE_NAME__: writes a text and a location, without its directories, into
- * the caller's room, whose first byte is set last. */
+ * the caller's buffer. The first byte, set last, marks it as complete. */
 CONC_API const char *conc__at(char *room, const char *text, const char *place)
 {
     if (__atomic_load_n(room, __ATOMIC_ACQUIRE))
@@ -5964,9 +6236,9 @@ CONC__TINY conc__source conc__kept_source(const char *name, const char *spawned)
     return (conc__source){*name ? name : spawned, spawned};
 }
 
-/* The room for a task's latest error text, followed by the name of the task that it came from.
- * NULL: out of memory; strerror must do. */
-CONC__PRIVATE char *conc__text_room(conc_task *t)
+/* Returns the buffer for a task's latest error text, followed by the name of the task where it
+ * originated. NULL: out of memory. */
+CONC__PRIVATE char *conc__text_buffer(conc_task *t)
 {
     if (!t->text) {
         _Static_assert(sizeof t->text_copy == CONC__TEXT + CONC__NAME, "a text and a name");
@@ -5980,25 +6252,26 @@ CONC__PRIVATE char *conc__text_room(conc_task *t)
     return t->text;
 }
 
-/* Makes rc the task's latest error. text: NULL or "" if it has no text of its own. by: the task
- * that it came from; {NULL, NULL}: this one. */
+/* Makes rc the task's latest error. text: the error's own; NULL or "": none. by: the task where it
+ * originated; {NULL, NULL}: this one. */
 CONC__PRIVATE void conc__set_error(conc_task *t, int rc, const char *text, conc__source by)
 {
     bool in_words = text && *text;
     if (rc == -ECANCELED && !in_words && t->last_rc)
-        return; /* keep the text of the error behind the cancel */
+        return; /* keep the text of the error that caused the cancel */
     t->errors_made++;
     t->last_rc = rc;
     t->error_from = by.spawned;
     if (t->text)
         t->text[0] = t->text[CONC__TEXT] = 0;
-    if ((in_words || by.name != by.spawned) && conc__text_room(t)) {
+    if ((in_words || by.name != by.spawned) && conc__text_buffer(t)) {
         conc__copy(t->text, CONC__TEXT, in_words ? text : "");
         conc__keep_name(t->text + CONC__TEXT, by);
     }
 }
 
-/* The task in which error rc, returned by t, originated. Borrowed from t. */
+/* Returns the task in which error rc, returned by t, originated. The strings are borrowed from
+ * t. */
 CONC__PRIVATE conc__source conc__origin(const conc_task *t, int rc)
 {
     if (t->last_rc != rc || !t->error_from)
@@ -6007,7 +6280,7 @@ CONC__PRIVATE conc__source conc__origin(const conc_task *t, int rc)
     return conc__kept_source(name, t->error_from);
 }
 
-/* The text of error rc, returned by t; "": none. */
+/* Returns the text of error rc, returned by t; "" if it has none. */
 CONC__PRIVATE const char *conc__error_text(const conc_task *t, int rc)
 {
     if (t->last_rc != rc || !t->text)
@@ -6015,7 +6288,7 @@ CONC__PRIVATE const char *conc__error_text(const conc_task *t, int rc)
     return t->text;
 }
 
-/* Makes t's error the latest error of `task`; t has ended. */
+/* If t, which has ended, returned an error, makes that the latest error of `task`. */
 CONC__FAST void conc__set_error_of(conc_task *task, const conc_task *t)
 {
     if (CONC__UNLIKELY(t->result < 0))
@@ -6028,8 +6301,8 @@ CONC__PRIVATE const char *conc__text_or(const char *words, int rc)
     return *words ? words : conc_strerror(rc);
 }
 
-/* conc_fail outside tasks: in a job, on a plain thread, in a posted function, or between the steps
- * of an embedded run. */
+/* Does conc_fail's work outside tasks: in a job, on a plain thread, in a posted function, or
+ * between the steps of an embedded run. */
 CONC__PRIVATE void conc__fail_outside(int rc, const char *text)
 {
     bool may_be_job = !conc__here && conc__extended.job_fail;
@@ -6059,8 +6332,8 @@ CONC_API int conc_fail(int rc, const char *fmt, ...)
     return rc;
 }
 
-/* Returns rc, an error of conc itself. Its text is conc_strerror's, not that of an earlier system
- * error with the same number. */
+/* Makes rc, an error of conc itself, the latest error, and returns it. Its text is conc_strerror's,
+ * not that of an earlier error with the same number. */
 CONC__COLD int conc__own_error(int rc)
 {
     conc_loop *l = conc__of_task();
@@ -6070,7 +6343,7 @@ CONC__COLD int conc__own_error(int rc)
     return rc;
 }
 
-/* Returns the result of a wait or try. An error becomes the task's latest; a cancel does not. */
+/* Returns rc, the result of a call. An error becomes the task's latest; a cancel does not. */
 CONC__FAST int conc__wait_result(int rc)
 {
     bool failed = rc < 0 && rc != -ECANCELED;
@@ -6080,7 +6353,7 @@ CONC__FAST int conc__wait_result(int rc)
 }
 
 /* Returns rc, the result of a user's function. If it is an error other than the task's latest, it
- * becomes the latest. A cancel does not, because its cause's text says more. */
+ * becomes the latest. A cancel does not: the text of the error that caused it says more. */
 CONC__FAST int conc__pass_error(conc_loop *l, int rc)
 {
     bool is_new = rc < 0 && rc != -ECANCELED && l->self->last_rc != rc;
@@ -6090,7 +6363,7 @@ CONC__FAST int conc__pass_error(conc_loop *l, int rc)
 }
 
 /* The same, for a function that began when the task's `errors_made` was `before`. If that has not
- * changed, the latest error is older than the function, and its text is not about rc. */
+ * changed, the function set no error, and the latest error's text does not describe rc. */
 CONC__FAST int conc__pass_error_since(conc_loop *l, int rc, uint32_t before)
 {
     bool silent = rc < 0 && rc != -ECANCELED && l->self->errors_made == before;
@@ -6099,7 +6372,7 @@ CONC__FAST int conc__pass_error_since(conc_loop *l, int rc, uint32_t before)
     return conc__pass_error(l, rc);
 }
 
-/* strerror's constant texts only: others are in a buffer that the next call overwrites. */
+/* Returns only strerror's constant texts: its next call overwrites any other. */
 CONC__PRIVATE const char *conc__system_text(int rc)
 {
     if (rc <= -4096)
@@ -6110,8 +6383,8 @@ CONC__PRIVATE const char *conc__system_text(int rc)
     return text;
 }
 
-/* Returns rc, the result of a system call. Records the error with the system's text, which may
- * differ from conc_strerror's, and the name of the call's object (NULL: none). */
+/* Returns rc, the result of a system call. Records an error with the system's text, which may
+ * differ from conc_strerror's, and with `about`, the name of the call's object (NULL: none). */
 CONC__PRIVATE int conc__system_failed(int rc, const char *about)
 {
     if (rc >= 0 || rc == -ECANCELED)
@@ -6177,21 +6450,21 @@ CONC_API const char *conc_strerror(int rc)
     return conc__system_text(rc);
 }
 
-/* Renames a task that has not ended. The name is borrowed until it ends. */
+/* Renames a task that has not ended. The name is borrowed until the task ends. */
 CONC__TINY void conc__call_by(conc_loop *l, conc_task *t, const char *name)
 {
     t->name = name;
     CONC__HOOK(l, named(l, t));
 }
 
-/* The room for the name of a task without a handle; NULL: out of memory. */
-CONC__PRIVATE char *conc__name_room(conc_task *t)
+/* Returns the buffer for the name of a task without a handle. NULL: out of memory. */
+CONC__PRIVATE char *conc__name_buffer(conc_task *t)
 {
     if (t->name_allocated)
         return (char *)(uintptr_t)t->name;
-    char *room = conc__alloc(CONC__NAME);
-    t->name_allocated = room != NULL;
-    return room;
+    char *buffer = conc__alloc(CONC__NAME);
+    t->name_allocated = buffer != NULL;
+    return buffer;
 }
 
 CONC_API const char *conc_name(const conc_task *t) { return conc__is_task(t) ? t->name : NULL; }
@@ -6204,13 +6477,13 @@ CONC_API void conc_set_name(conc_task *t, const char *name)
         conc__misused(0, "conc_set_name", "the task belongs to another run", NULL);
         return;
     }
-    char *room = t->name_copy;
+    char *buffer = t->name_copy;
     if (!t->has_handle)
-        room = conc__name_room(t);
-    if (!room)
+        buffer = conc__name_buffer(t);
+    if (!buffer)
         return;
-    conc__copy(room, CONC__NAME, name);
-    conc__call_by(t->loop, t, room);
+    conc__copy(buffer, CONC__NAME, name);
+    conc__call_by(t->loop, t, buffer);
 }
 
 CONC_API void conc_free(void *p)
@@ -6222,7 +6495,7 @@ CONC_API void conc_free(void *p)
 
 CONC_API const char *conc_version(void) { return CONC_VERSION; }
 
-/* "file.c:12" of "fn at file.c:12" */
+/* Returns the location "file.c:12" in "fn at file.c:12". */
 CONC__PRIVATE const char *conc__place_of(const char *spawned)
 {
     const char *place = spawned, *at;
@@ -6231,7 +6504,8 @@ CONC__PRIVATE const char *conc__place_of(const char *spawned)
     return place;
 }
 
-/* What follows a task's name in reports: "" if the name is its function and location. */
+/* Writes what follows a task's name in reports: the location of its spawn, or "" if the name
+ * already contains that. */
 CONC__PRIVATE void conc__describe_spawn(char *to, size_t size, conc__source source)
 {
     const char *place = conc__place_of(source.spawned);
@@ -6268,8 +6542,8 @@ CONC__PRIVATE const char *conc__describe(char *to, size_t size, conc__source sou
     return to;
 }
 
-/* Prints a task's description in another's line. In a report with a line per task, it omits the
- * spawn location, which is in the task's own line. */
+/* Prints a task's description in a line about another task. If the report has a line for each task,
+ * omits the location of the spawn, which is in the task's own line. */
 CONC__PRIVATE void conc__print_name(FILE *out, const conc_task *t)
 {
     char text[CONC__DESCRIPTION];
@@ -6283,7 +6557,7 @@ CONC__PRIVATE void conc__print_name(FILE *out, const conc_task *t)
 
 CONC__PRIVATE void conc__task_main(void);
 
-/* The serial number of a run's first task. */
+/* Returns the serial number of a run's first task. */
 CONC__TINY uint64_t conc__first_serial(const conc_loop *l) { return l->run.number << 40; }
 
 /* Does this serial number belong to a task of this run? */
@@ -6320,7 +6594,7 @@ CONC__FAST void conc__task_init(conc_loop *l, conc_task *t, bool has_handle, con
     t->arg = arg;
     t->name = t->spawned = spawned;
     t->name_allocated = false;
-    if (CONC__UNLIKELY(t->locals)) /* atomic: jobs share it with other threads */
+    if (CONC__UNLIKELY(t->locals)) /* atomic: jobs in other threads share it */
         __atomic_fetch_add(&t->locals->references, 1, __ATOMIC_RELAXED);
     t->serial = l->counters.spawned++;
     if (CONC__UNLIKELY(l->counters.spawned > l->counters.most))
@@ -6333,7 +6607,7 @@ static inline void conc__child_add(conc_group *g, conc_task *t)
     t->group = g;
     t->younger = NULL;
     if (first) {
-        conc_task *last = first->older; /* `older` of the first child is the last one */
+        conc_task *last = first->older; /* the first child's `older` is the last child */
         t->older = last;
         last->younger = t;
         first->older = t;
@@ -6346,8 +6620,9 @@ static inline void conc__child_add(conc_group *g, conc_task *t)
         g->live_handles++;
 }
 
-/* Is this a group's first or last child? A live task's handle may have been overwritten, for
- * example by a block that initializes it; this usually detects that. */
+/* Is this handle the group's first or last child? A spawn checks its handle with this, to detect
+ * most handles that were overwritten while their task was alive, for example by a block that
+ * initializes them. */
 static inline bool conc__is_at_an_end(const conc_group *g, const conc_task *t)
 {
     const conc_task *first = g->children;
@@ -6377,8 +6652,8 @@ CONC__PRIVATE conc__stack_cache *conc__stack_cache_of(conc_loop *l, const conc_g
     return l->stacks.usual;
 }
 
-/* Makes a task of an open group, ready to run, in the handle, or on its own stack if the handle is
- * NULL. NULL: out of memory. */
+/* Creates a ready task in an open group. The task is stored in the handle or, if that is NULL, on
+ * its own stack. Returns NULL if out of memory. */
 CONC__FAST conc_task *conc__task_new(conc_loop *l, conc_group *g, conc_task *handle, conc_fn *fn,
                                      void *arg, const char *spawned)
 {
@@ -6417,20 +6692,20 @@ CONC__PRIVATE void conc__group_open(conc_loop *l, conc_group *g, const char *pla
     g->text[0] = 0;
 }
 
-/* Resets a group to what it was before it was opened. */
+/* Resets a group to its state before it was opened. */
 CONC__PRIVATE void conc__group_renew(conc_group *g)
 {
     *g = (conc_group){.limit = g->limit, .keep_going = g->keep_going, .stack_size = g->stack_size};
 }
 
-/* Undoes the opening of a group by a refused spawn. */
+/* Undoes the opening of a group whose first spawn or start failed. */
 CONC__COLD void conc__group_unopen(conc_loop *l, conc_group *g)
 {
     conc__scope_close(l, &g->scope);
     conc__group_renew(g);
 }
 
-/* Why this group cannot be opened; NULL: it can. */
+/* Returns why this group cannot be opened; NULL: it can be. */
 CONC__PRIVATE const char *conc__group_is_wrong(const conc_group *g)
 {
     if (!g)
@@ -6459,8 +6734,8 @@ CONC_API CONC__CALLED int conc__group_begin(conc_group *g, const char *place)
     return 0;
 }
 
-/* Waits in a full group until a child ends and hands over its slot, which then counts in g->live,
- * so that no other spawn can take it. */
+/* Waits in a full group until a child ends. The child's slot still counts in g->live until the
+ * waiter continues, so that no other spawn can take it. */
 CONC__PRIVATE int conc__wait_for_room(conc_loop *l, conc_group *g)
 {
     int rc = conc__checkpoint(l);
@@ -6470,7 +6745,7 @@ CONC__PRIVATE int conc__wait_for_room(conc_loop *l, conc_group *g)
     conc__append(&g->room, &w);
     rc = conc__park(l, &w);
     if (rc == 0)
-        g->live--; /* the new task now takes the slot */
+        g->live--; /* the new task is about to take the slot */
     return rc;
 }
 
@@ -6519,7 +6794,7 @@ CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *call, 
     return 0;
 }
 
-/* Does this storage hold a task that has not ended, or is in its group's list `finished`? The
+/* Does this storage hold a task that has not ended, or that is in its group's list `finished`? The
  * storage may be uninitialized, so this reads only the seal and the state. */
 CONC__FAST bool conc__handle_in_use(const conc_task *t)
 {
@@ -6529,8 +6804,8 @@ CONC__FAST bool conc__handle_in_use(const conc_task *t)
     return CONC__UNLIKELY(lives || listed);
 }
 
-/* In a forked child, a handle in use may be reused if its task belongs to the parent. Resets that
- * task's open scopes, which would otherwise seem to be the new task's. */
+/* In a forked child: may a handle in use be reused, because its task belongs to the parent process?
+ * If so, resets that task's open scopes, which would otherwise seem to belong to the new task. */
 CONC__COLD bool conc__handle_taken_over(const conc_task *t)
 {
     if (!conc__is_inherited(t->serial))
@@ -6590,8 +6865,9 @@ CONC_API CONC__CALLED int conc__spawn(const char *spawned, conc_group *g, conc_f
     return conc__spawn_in(g, NULL, "conc_spawn", spawned, fn, arg, &t);
 }
 
-/* The address of a task's copy of its argument, at the top of its stack; the frames begin below it.
- * The lowest set bit of the size gives its alignment: the size of a type is a multiple of that. */
+/* Returns the address for a task's copy of its argument, at the top of its stack, above the frames.
+ * A type's size is a multiple of its alignment, so the size's lowest set bit is a sufficient
+ * alignment. */
 CONC__PRIVATE char *conc__copy_at(conc__stack *s, size_t size)
 {
     enum { LEAST = 64, MOST = 4096 }; /* vectors and cache lines; a page */
@@ -6603,13 +6879,13 @@ CONC__PRIVATE char *conc__copy_at(conc__stack *s, size_t size)
     return (char *)(top - top % fit);
 }
 
-/* Copies the argument of a task that has not run yet. */
+/* Copies a task's argument to the task's stack, before the task runs. */
 CONC__PRIVATE void conc__copy_argument(conc_task *t, const void *arg, size_t size)
 {
     enum { ENTRY = 256 }; /* conc__prepare's data below the top, and a red zone */
     char *copy = conc__copy_at(t->stack, size);
-    if (CONC__UNLIKELY(
-            t->loop->diagnostics.on_valgrind)) /* an earlier task's frames may have been here */
+    /* an earlier task's frames may have been here */
+    if (CONC__UNLIKELY(t->loop->diagnostics.on_valgrind))
         conc__valgrind(CONC__VALGRIND_UNDEFINED, (uintptr_t)copy - ENTRY, size + ENTRY);
     if (size)
         memcpy(copy, arg, size);
@@ -6669,7 +6945,7 @@ CONC__PRIVATE bool conc__start_cancel(conc__wait *w)
     s->given_up = true;
     s->child->asked = true;
     conc__mark(conc__here, s->child);
-    return false; /* conc_start returns only when the child has ended */
+    return false; /* conc_start keeps waiting until the child has ended */
 }
 
 CONC__PRIVATE void conc__waited_task_details(FILE *out, const conc__wait *w)
@@ -6712,7 +6988,7 @@ CONC_API CONC__CALLED int conc__start(const char *spawned, conc_group *g, conc_f
     s.wait.on = s.child;
     s.child->sink = &s;
     s.child->sink_kind = CONC__START_SINK;
-    if (CONC__UNLIKELY(l->self->pending)) { /* it was cancelled after it was granted room */
+    if (CONC__UNLIKELY(l->self->pending)) { /* cancelled after room was granted */
         conc__start_cancel(&s.wait);
         conc__spread_marked(l);
     }
@@ -6730,7 +7006,9 @@ CONC_API int conc_started(int value)
     conc__starter *s = l->self->sink;
     if (l->self->sink_kind != CONC__START_SINK || value < 0)
         return conc__misused(-EINVAL, "conc_started",
-                             "not started by conc_start, already reported, or negative", NULL);
+                             "the task was not started by conc_start, has already reported its "
+                             "start, or reports a negative value",
+                             NULL);
     if (s->given_up)
         return -ECANCELED;
     l->self->sink_kind = CONC__NO_SINK;
@@ -6738,7 +7016,8 @@ CONC_API int conc_started(int value)
     return 0;
 }
 
-/* The recursion is at most 64 levels deep, usually far fewer: one level per bit of the hash. */
+/* Releases a reference to a tree of locals. The recursion is at most 64 levels deep, one for each
+ * bit of the hash. */
 CONC__PRIVATE void conc__locals_release(conc__locals *locals)
 {
     while (locals && __atomic_sub_fetch(&locals->references, 1, __ATOMIC_ACQ_REL) == 0) {
@@ -6749,7 +7028,8 @@ CONC__PRIVATE void conc__locals_release(conc__locals *locals)
     }
 }
 
-/* Calls run(arg), which calls the program's function fn, outside all tasks. */
+/* Calls run(arg), which calls the program's function fn, outside all tasks. role: what fn is, for
+ * reports. */
 CONC__PRIVATE void conc__call_outside(conc_loop *l, const char *role, uintptr_t fn,
                                       void (*run)(void *), void *arg)
 {
@@ -6786,7 +7066,7 @@ CONC__PRIVATE void conc__report_on_loop(conc_loop *l, void *arg)
     errno = saved;
 }
 
-/* Reports an uncollected error: to on_error, or on stderr. */
+/* Reports an uncollected error: calls on_error, or else writes to stderr. */
 CONC__PRIVATE void conc__report(conc_loop *l, conc__source source, int rc, const char *words)
 {
     conc__reported r = {
@@ -6844,8 +7124,8 @@ CONC__PRIVATE conc__failed **conc__failure_slot(const conc__failures *all, uint6
     return &all->slots[serial & (all->slot_count - 1)];
 }
 
-/* Makes room for one more. Serial numbers count up, so they fill the slots evenly. If there is no
- * memory, the table is unchanged. False: there is no table. */
+/* Doubles a full hash table. Serial numbers are consecutive, so they fill the slots evenly. If out
+ * of memory, the table is unchanged. False: there is no table. */
 CONC__PRIVATE bool conc__failures_grow(conc__failures *all)
 {
     enum { LEAST = 64 };
@@ -6867,8 +7147,8 @@ CONC__PRIVATE bool conc__failures_grow(conc__failures *all)
     return true;
 }
 
-/* Remembers the error of a background task with a handle, for the end of the run to report, unless
- * a join comes first. */
+/* Keeps the error of a background task with a handle until a join collects it or the end of the run
+ * reports it. */
 CONC__PRIVATE void conc__failure_add(conc_loop *l, const conc_task *t)
 {
     conc__failures *all = &l->run.failures;
@@ -6914,7 +7194,7 @@ CONC__PRIVATE void conc__failure_remove(conc__failures *all, conc__failed *f)
     CONC_FREE(f);
 }
 
-/* Forgets a task's error, collected by a join. */
+/* Discards the kept error of a task that a join has collected. */
 CONC__PRIVATE void conc__failure_forget(conc_loop *l, const conc_task *t)
 {
     conc__failures *all = &l->run.failures;
@@ -6925,7 +7205,7 @@ CONC__PRIVATE void conc__failure_forget(conc_loop *l, const conc_task *t)
         conc__failure_remove(all, f);
 }
 
-/* At the end of the run: reports the errors that no join has collected. */
+/* Reports, at the end of the run, the errors that no join has collected. */
 CONC__PRIVATE void conc__report_failures(conc_loop *l)
 {
     conc__failures *all = &l->run.failures;
@@ -6938,8 +7218,9 @@ CONC__PRIVATE void conc__report_failures(conc_loop *l)
     *all = (conc__failures){0};
 }
 
-/* Counts an error of a group, and cancels the group unless it keeps going. True: it was the first,
- * and is now the group's error. A later one goes to whatever collects its task, or to on_error. */
+/* Counts an error of the group's body or of a child. True: it was the first, and is now the group's
+ * error; it cancels the group unless that keeps going. Any other error is reported unless a join, a
+ * sink or conc_group_next has collected it or still may. */
 CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_task *t, int rc)
 {
     if (g->error_count++ == 0 && !g->background) {
@@ -6956,12 +7237,13 @@ CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_ta
         return false;
     if (g->background && t->has_handle)
         conc__failure_add(l, t);
-    else if (!t->has_handle || t->state != CONC__DONE) /* otherwise it may still be collected */
+    else if (!t->has_handle || t->state != CONC__DONE) /* otherwise it may yet be collected */
         conc__report(l, conc__source_of(t), rc, conc__error_text(t, rc));
     return false;
 }
 
-/* Called when the group has a free slot: wakes the tasks waiting for one. */
+/* Called when g->live has decreased: passes the free slot on, and wakes the tasks that wait for a
+ * child if none is left. */
 CONC__PRIVATE void conc__child_gone(conc_loop *l, conc_group *g)
 {
     conc__grant_room(l, g);
@@ -6971,7 +7253,8 @@ CONC__PRIVATE void conc__child_gone(conc_loop *l, conc_group *g)
         conc__wake(l, g->empty.first, 0);
 }
 
-typedef struct conc__chooser { /* a conc_group_next in progress */
+/* A conc_group_next in progress, on the caller's stack. */
+typedef struct conc__chooser {
     conc__wait wait;
     conc_task *task;
 } conc__chooser;
@@ -7038,8 +7321,8 @@ CONC__PRIVATE void conc__fill_call(conc_call *call, const conc_task *t)
     }
 }
 
-/* Ends a conc_start whose task has ended without conc_started. The error is the starter's, not the
- * group's. */
+/* Ends a conc_start whose task has ended without conc_started. The error goes to the starter, not
+ * to the group. */
 CONC__PRIVATE void conc__start_failed(conc_loop *l, conc__starter *s, conc_task *t)
 {
     int rc = -EINVAL;
@@ -7052,7 +7335,7 @@ CONC__PRIVATE void conc__start_failed(conc_loop *l, conc__starter *s, conc_task 
     t->failed = false;
 }
 
-/* Passes the result to the task's sink. */
+/* Passes the task's result to its sink. */
 CONC__PRIVATE void conc__set_sink(conc_loop *l, conc_task *t)
 {
     switch (t->sink_kind) {
@@ -7097,7 +7380,7 @@ CONC__COLD void conc__free_strings(conc_task *t)
     CONC_FREE(t->text);
 }
 
-/* Each step is invertible, so no two addresses have the same hash. */
+/* Hashes an address. Each step is invertible, so no two addresses have the same hash. */
 CONC__PRIVATE uint64_t conc__address_hash(const void *address)
 {
     uint64_t x = (uint64_t)(uintptr_t)address * 0x9e3779b97f4a7c15u;
@@ -7105,7 +7388,7 @@ CONC__PRIVATE uint64_t conc__address_hash(const void *address)
     return x ^ x >> 32;
 }
 
-/* The tree's link to an object's newest record, or where it would be. */
+/* Returns the tree's link to an object's newest record, or the link where it would be inserted. */
 CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void *object)
 {
     uintptr_t bit = CONC__HIGHEST_BIT, address = (uintptr_t)object;
@@ -7114,7 +7397,8 @@ CONC__PRIVATE conc__holding **conc__holding_find(conc__holding **at, const void 
     return at;
 }
 
-/* Records an object in a tree. If there is no memory, only its report is missing. */
+/* Records an object in a tree. If out of memory, does nothing, and reports will not mention the
+ * object. */
 CONC__COLD void conc__holding_add(conc__holding **tree, const void *object, const char *what,
                                   const char *place)
 {
@@ -7133,7 +7417,8 @@ CONC__COLD void conc__holding_add(conc__holding **tree, const void *object, cons
     (*tree)->newest = h;
 }
 
-/* Removes a record from its tree; an older one of the object, or a leaf below it, replaces it. */
+/* Removes a record from its tree. An older record of the same object replaces it, or else a leaf
+ * below it. */
 CONC__PRIVATE void conc__holding_remove(conc__holding **at)
 {
     conc__holding *h = *at, *other = h->same;
@@ -7200,8 +7485,8 @@ static inline void conc__task_end(conc_loop *l, conc_task *t, int rc)
     l->counters.most++;
 }
 
-/* The first function on a task's stack. After conc__task_end the stack is free; nothing reuses it
- * before the jump. */
+/* Runs a task: the first function on its stack. conc__task_end frees the stack, but nothing reuses
+ * it before the jump. */
 CONC__PRIVATE void conc__task_main(void)
 {
     CONC__BOTTOM();
@@ -7238,7 +7523,7 @@ static const conc__wait_kind conc__joining = {.what = "joins",
                                               .cancel = conc__cancel_plainly,
                                               .owner = conc__task_waited_for};
 
-/* Collects a finished task, on behalf of the running task. */
+/* Collects a finished task. Its error becomes the running task's latest. */
 CONC__PRIVATE void conc__collect(conc_loop *l, conc_task *t)
 {
     if (t->in_finished)
@@ -7319,13 +7604,13 @@ static const conc__wait_kind conc__choosing = {.what = "waits for the next to fi
                                                .details = CONC__DETAILS(conc__children_details),
                                                .cancel = conc__cancel_plainly};
 
-/* The task that the group's error came from. */
+/* Returns the task in which the group's error originated. */
 CONC__TINY conc__source conc__group_source(const conc_group *g)
 {
     return conc__kept_source(g->error_name, g->error_by);
 }
 
-/* Waits until no child is left; yields at least once. */
+/* Waits until no child is alive. Yields first if there are no live or finished children. */
 CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
 {
     if (!g->live && !g->finished)
@@ -7337,8 +7622,8 @@ CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
     }
 }
 
-/* Discards uncollected finished tasks; their handles may be reused. Their errors, apart from the
- * group's own, go to on_error. */
+/* Removes the uncollected tasks from the list `finished`, so that their handles may be reused.
+ * Reports their errors, apart from the group's own. */
 CONC__PRIVATE void conc__drop_finished(conc_loop *l, conc_group *g)
 {
     while (g->finished) {
@@ -7349,14 +7634,14 @@ CONC__PRIVATE void conc__drop_finished(conc_loop *l, conc_group *g)
     }
 }
 
-/* Waits for the children of an open group and ends its scope. rc is the body's result; returns the
- * group's. */
+/* Waits for the children of an open group and ends its scope. rc is the body's result. Returns the
+ * group's result. */
 CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc)
 {
     do {
         conc__wait_until_empty(l, g);
         conc__drop_finished(l, g);
-    } while (g->live); /* on_error may have spawned */
+    } while (g->live); /* on_error may have spawned children */
     bool outside = conc__cancelled_around(l, &g->scope);
     conc__scope_close(l, &g->scope);
     if (g->error) {
@@ -7395,8 +7680,9 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char 
 }
 
 /* Aborts with a report if a handle of the group is below a call's frame, on the same stack: the
- * function that declared it has returned. Reads nothing there before, because it may be
- * overwritten, and checks only the first few of each list, so that a large group costs no more. */
+ * function that declared it has returned. Compares a handle's address before reading it, because it
+ * may be overwritten. Checks only the first few of each list, to bound the cost for large
+ * groups. */
 CONC__COLD void conc__check_lost_handles(conc_loop *l, const conc_group *g, const void *frame)
 {
     enum { CHECKED = 16 };
@@ -7521,7 +7807,7 @@ typedef struct conc__batch {
     int *results;
     size_t count;
     int limit;             /* most concurrent tasks; 0: no limit */
-    bool keep_going, seen; /* the caller can read every result, so no error is reported */
+    bool keep_going, seen; /* seen: the caller can read every result, so none is reported */
 } conc__batch;
 
 CONC__PRIVATE conc_task *conc__call_spawn(conc_loop *l, conc_group *g, conc_call *call, bool seen,
@@ -7554,7 +7840,8 @@ CONC__PRIVATE conc_task *conc__batch_spawn(conc_loop *l, conc_group *g, const co
     return t;
 }
 
-/* Undoes the spawns since `last` was the last ready task (NULL: none was). None has run. */
+/* Removes all children of the group, none of which has run. last: the last ready task before the
+ * first spawn; NULL: none. */
 CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
 {
     if (last)
@@ -7573,8 +7860,8 @@ CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
     }
 }
 
-/* Spawns the elements from `next` on, as earlier ones end. Returns 0 or the error that ends the
- * group. */
+/* Spawns the elements from `next` on as earlier ones end. Returns 0, or the error that stopped
+ * it. */
 CONC__PRIVATE int conc__batch_go_on(conc_loop *l, conc_group *g, const conc__batch *b, size_t next,
                                     const char *spawned)
 {
@@ -7583,7 +7870,7 @@ CONC__PRIVATE int conc__batch_go_on(conc_loop *l, conc_group *g, const conc__bat
         if (g->live >= g->limit)
             rc = conc__wait_for_room(l, g);
         if (rc == 0 && g->scope.effective)
-            rc = -ECANCELED; /* it was cancelled after room was granted */
+            rc = -ECANCELED; /* cancelled after room was granted */
         if (rc)
             return rc;
         if (!conc__batch_spawn(l, g, b, i, spawned)) {
@@ -7719,8 +8006,8 @@ CONC__PRIVATE void conc__locals_share(conc__locals *locals)
         __atomic_fetch_add(&locals->references, 1, __ATOMIC_RELAXED);
 }
 
-/* Copies the nodes on the path from `old` to the key, and sets the value in the copy. The copy
- * shares all other nodes. NULL: out of memory. */
+/* Returns a copy of the nodes on the path from `old` to the key, with the value set in the last.
+ * The copy shares all other nodes. NULL: out of memory. */
 CONC__PRIVATE conc__locals *conc__locals_with(const conc__locals *old, const conc_local *key,
                                               const void *value, uint64_t hash)
 {
@@ -7753,7 +8040,8 @@ CONC__PRIVATE conc__locals *conc__locals_with(const conc__locals *old, const con
     return top;
 }
 
-/* The root of the running task's locals, or of this thread's job's; NULL: neither exists. */
+/* Returns the root of the running task's locals, or of this thread's job's. NULL: neither
+ * exists. */
 CONC__PRIVATE conc__locals **conc__locals_here(void)
 {
     conc_loop *l = conc__here;
@@ -7802,34 +8090,34 @@ CONC_API void *conc_local_get(conc_local *key)
 
 /* ---- >>generators --------------------------------------------------------------------------- */
 
-/* A generator's body runs in the consuming task, on its own stack: its waits, cancellation, locals
- * and errno are the consumer's. This struct is at the top of that stack, so the body survives if
- * the user's conc_gen is gone. */
+/* A generator's body runs in its consumer's task, on a stack of its own. Its waits, cancels, locals
+ * and errno are those of that task. This struct is at the top of the body's stack, so it stays
+ * valid even if the user's conc_gen is gone. */
 typedef struct conc__gen {
     conc_gen face; /* the conc_gen passed to the body */
     struct conc__gen *next, *prev;
-    conc__stack *stack, *outside; /* its own; the consumer's, while inside */
-    conc__context inner, outer;   /* their contexts */
+    conc__stack *stack, *outside; /* the body's; the consumer's, while the body runs */
+    conc__context inner, outer;   /* the body's and the consumer's contexts */
     conc_gen_fn *fn;
     void *arg;
     const void *emitted; /* the item that the consumer copies; NULL: none */
     size_t item_size;
-    conc_task *consumer; /* the task that is inside; NULL: none */
-    conc_scope *scope;   /* its innermost scope on entry */
-    /* the generator whose body last called conc_gen_next; NULL: a task did, or it ended */
+    conc_task *consumer; /* the task that is running the body; NULL: none */
+    conc_scope *scope;   /* the consumer's innermost scope when it entered the body */
+    /* the generator whose body last entered this one; NULL: a task did, or that one is freed */
     struct conc__gen *used_by;
-    struct conc__gen *sources, *next_source, *prev_source; /* those with this used_by */
+    struct conc__gen *sources, *next_source, *prev_source; /* the generators that this one uses */
     const char *opened;                                    /* "fn at file.c:12" */
     int rc, late_emits;
     bool started, ended, closing, stopped;
-    bool gone; /* the run's end has closed it, and a conc_gen may still point here */
+    bool gone; /* closed at the run's end; a conc_gen may still point here */
 } conc__gen;
 
-enum { CONC__LATE_EMITS = 1000 }; /* emits tolerated during the close, before the body is stopped */
+enum { CONC__LATE_EMITS = 1000 }; /* emits tolerated during a close before the body is stopped */
 
-static conc__gen conc__exhausted; /* stands in for every conc_gen's finished body */
+static conc__gen conc__exhausted; /* every conc_gen whose body has finished points here */
 
-/* The generator whose body is running on a stack; NULL: a task is. */
+/* Returns the generator whose body runs on this stack, or NULL if a task does. */
 CONC__PRIVATE conc__gen *conc__gen_on(conc__stack *s)
 {
     if (!s->has_generator)
@@ -7837,8 +8125,8 @@ CONC__PRIVATE conc__gen *conc__gen_on(conc__stack *s)
     return (conc__gen *)(void *)conc__stack_top(s);
 }
 
-/* Is the running task in a generator's body whose consumer opened the task's innermost scope, s?
- */
+/* Returns true if a generator's body is running and s is its consumer's innermost scope, which the
+ * body must not close. */
 CONC__PRIVATE bool conc__gen_is_inside(const conc_loop *l, const conc_scope *s)
 {
     return l->self->stack->has_generator && conc__gen_on(l->self->stack)->scope == s;
@@ -7855,7 +8143,7 @@ CONC__PRIVATE conc__source conc__gen_source(const conc__gen *g)
     return (conc__source){g->opened, g->opened};
 }
 
-/* After the body has returned: aborts with a report if it left something open on its stack. */
+/* Called after the body has returned. Reports and aborts if it left something open on its stack. */
 CONC__PRIVATE void conc__gen_find_lost(conc_loop *l, const conc__gen *g)
 {
     char how[CONC__NAME + CONC__TEXT];
@@ -7881,15 +8169,15 @@ CONC__PRIVATE void conc__gen_main(void)
     __builtin_unreachable();
 }
 
-/* Is it open in another thread's run? */
+/* Is the generator open in another thread's run? */
 CONC__PRIVATE bool conc__gen_is_elsewhere(const conc_loop *l, const conc_gen *face)
 {
     bool open = face->body && face->body != &conc__exhausted;
     return open && conc__run_is_elsewhere(l, face->run);
 }
 
-/* The open generator, or conc__exhausted. NULL: not open, closed by the run's end, or of an ended
- * run. */
+/* Returns the generator that face has open, or conc__exhausted if its body has finished. Returns
+ * NULL if face is not open in this run, or the run's end has closed it. */
 CONC__PRIVATE conc__gen *conc__gen_of(const conc_loop *l, const conc_gen *face)
 {
     if (!face || face->run != l->run.number || !face->body)
@@ -7899,7 +8187,8 @@ CONC__PRIVATE conc__gen *conc__gen_of(const conc_loop *l, const conc_gen *face)
     return face->body;
 }
 
-/* The error for a generator that conc__gen_of does not find. */
+/* Returns the error for a conc_gen that is not open in this run, or whose body is not the
+ * caller. */
 CONC__COLD int conc__gen_unusable(const conc_loop *l, const conc_gen *face, const char *call)
 {
     if (face && conc__gen_is_elsewhere(l, face))
@@ -7908,7 +8197,6 @@ CONC__COLD int conc__gen_unusable(const conc_loop *l, const conc_gen *face, cons
                          NULL);
 }
 
-/* Puts a generator first in the list. */
 CONC__PRIVATE void conc__gen_link(conc_loop *l, conc__gen *g)
 {
     CONC__LIST_PREPEND(l->generators.first, g, next, prev);
@@ -7919,7 +8207,8 @@ CONC__PRIVATE void conc__gen_unlink(conc_loop *l, conc__gen *g)
     CONC__LIST_REMOVE(l->generators.first, g, next, prev);
 }
 
-/* Records which body is using g (NULL: a task is), because the run's end closes consumers first. */
+/* Records whose body entered g last (NULL: a task did), because the run's end must close consumers
+ * first. */
 CONC__PRIVATE void conc__gen_set_user(conc__gen *g, conc__gen *user)
 {
     if (g->used_by == user)
@@ -7952,7 +8241,7 @@ CONC_API CONC__CALLED int conc__gen_open(const char *opened, conc_gen *face, con
     if (!stack)
         return conc__own_error(-ENOMEM);
     _Static_assert(sizeof(conc__gen) <= CONC__CORE,
-                   "a generator lies where a task without a handle would");
+                   "a generator must fit in the space for a task at the top of a stack");
     char *top = conc__stack_top(stack);
     conc__gen *g = (conc__gen *)(void *)top;
     *g = (conc__gen){.face = {g, l->run.number},
@@ -7988,8 +8277,8 @@ CONC__PRIVATE void conc__gen_enter(conc_loop *l, conc__gen *g)
     g->consumer = NULL;
 }
 
-/* Releases a finished body's stack. Keeps that of a stopped body, whose variables may still be
- * referenced, and one to which a conc_gen may still point. */
+/* Releases the stack of a finished body. Keeps it until the run ends if the body was stopped,
+ * because its variables may still be referenced, or if a conc_gen may still point to it. */
 CONC__PRIVATE void conc__gen_give_stack(conc_loop *l, conc__gen *g)
 {
     conc__stack *stack = g->stack;
@@ -8005,7 +8294,8 @@ CONC__PRIVATE void conc__gen_give_stack(conc_loop *l, conc__gen *g)
         CONC__HOOK(l, stack_used(l, stack, conc__gen_source(g), !is_kept));
 }
 
-/* Frees a generator whose body has ended or was stopped, and returns its result. */
+/* Frees a generator whose body has ended, was stopped or never started, and returns the body's
+ * result. */
 CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
 {
     int rc = g->rc;
@@ -8022,7 +8312,7 @@ CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
     return rc;
 }
 
-/* An emit by a body that is being closed, or that has an open scope or group. */
+/* Handles an emit by a body that is being closed or has a scope or group open. */
 CONC__COLD int conc__gen_emit_badly(conc_loop *l, conc__gen *g, const void *frame)
 {
     conc__check_lost(l, frame);
@@ -8063,7 +8353,7 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
     int rc = conc__checkpoint(l);
     if (rc)
         return rc;
-    conc__spend_budget(l); /* other tasks may run, and close the generator: look it up afterwards */
+    conc__spend_budget(l); /* other tasks may run and close the generator: look it up afterwards */
     conc__gen *g = conc__gen_of(l, face);
     if (!g)
         return conc__gen_unusable(l, face, "conc_gen_next");
@@ -8089,10 +8379,10 @@ CONC_API CONC__CALLED int conc_gen_next(conc_gen *face, void *item)
     return 1;
 }
 
-/* Closes everything that a stopped body has open. */
+/* Closes all scopes and groups that a stopped body has left open. */
 CONC__COLD void conc__gen_unwind(conc_loop *l, conc__gen *g)
 {
-    g->consumer = l->self; /* this may wait, and other tasks must not enter the body */
+    g->consumer = l->self; /* closing may wait, and other tasks must not enter the body */
     while (l->self->scope != g->scope) {
         conc_scope *s = l->self->scope;
         if (s->is_group)
@@ -8103,8 +8393,8 @@ CONC__COLD void conc__gen_unwind(conc_loop *l, conc__gen *g)
     g->consumer = NULL;
 }
 
-/* Ends the body. *stopped: it did not end, and was stopped. The body's error, if any, becomes the
- * task's latest, with its text. */
+/* Ends the body and frees the generator. Sets *stopped if the body did not return and had to be
+ * stopped. Returns 0 or the body's error, which becomes the task's latest, with its text. */
 CONC__PRIVATE int conc__gen_finish(conc_loop *l, conc__gen *g, conc_gen *face, bool *stopped)
 {
     conc_task *self = l->self;
@@ -8161,8 +8451,8 @@ CONC_API CONC__CALLED int conc_gen_close(conc_gen *face)
     return rc;
 }
 
-/* Closes a generator where no call returns the error: it goes to on_error, and the task's latest
- * error is kept. */
+/* Closes a generator where no call can return its error. The error goes to on_error, and the task's
+ * latest error does not change. */
 CONC__PRIVATE void conc__gen_close_unseen(conc_loop *l, conc__gen *g, conc_gen *face)
 {
     conc__source source = conc__gen_source(g);
@@ -8186,8 +8476,8 @@ CONC_API void conc__auto_conc_gen(conc_gen *face)
     face->body = NULL;
 }
 
-/* At the end of a run: closes all generators, each consumer before what it consumes. The walk to
- * the consumers moves each to the front of the list, so it passes none twice. */
+/* Closes all generators at the end of a run, each before those that it uses. The walk along used_by
+ * moves every generator it visits to the front of the list, so it visits none twice. */
 CONC__PRIVATE void conc__close_generators(conc_loop *l)
 {
     while (l->generators.first) {
@@ -8227,8 +8517,8 @@ CONC__PRIVATE bool conc__fds_grow(conc_loop *l, size_t blocks)
     return true;
 }
 
-/* The table's entry, created if necessary. NULL: out of memory. The number is that of an open
- * descriptor. */
+/* Returns the table's entry for the number of an open descriptor, creating it if necessary. Returns
+ * NULL if memory runs out. */
 CONC__PRIVATE conc__fd *conc__fd_of(conc_loop *l, int number)
 {
     size_t block = (size_t)number / CONC__FDS;
@@ -8253,14 +8543,16 @@ CONC__PRIVATE void conc__fds_free(conc_loop *l)
     CONC_FREE(l->fds.blocks);
 }
 
-/* An id that, after conc__fd_note, changes when the number refers to another file. */
+/* Returns an id that changes once the number refers to another file, if conc__fd_note was called
+ * for it. */
 CONC__PRIVATE uint32_t conc__fd_id(const conc_loop *l, int number)
 {
     const conc__fd *f = conc__fd_find(l, number);
     return f ? f->id : 0;
 }
 
-/* Makes an open descriptor's id change when it is closed. -ENOMEM. */
+/* Creates an open descriptor's entry, so that its id changes when it is closed. Returns 0 or
+ * -ENOMEM. */
 CONC__PRIVATE int conc__fd_note(conc_loop *l, int number)
 {
     int saved = errno;
@@ -8276,22 +8568,21 @@ CONC__TINY bool conc__fd_is_own(const conc__fd *f)
     return f->state == CONC__FD_OWN || f->state == CONC__FD_EDGE;
 }
 
-/* Does the poller have it? */
+/* Is the descriptor registered with the poller? */
 CONC__TINY bool conc__fd_is_polled(const conc__fd *f)
 {
     return f->state == CONC__FD_FOREIGN || f->state == CONC__FD_EDGE;
 }
 
-/* Information about a descriptor's number shared by all threads. A descriptor that conc opened may
- * be handed to another thread and closed there; its number may then refer to another file in this
- * thread. */
+/* What all threads share about a descriptor's number. A descriptor that conc opened in one thread
+ * may be closed in another; the number may then refer to another file in the first thread. */
 typedef struct conc__shared_fd {
-    atomic_uint closings; /* how often conc_close was called for it */
-    atomic_uint run;      /* low bits of the run with it in state EDGE; 0: none */
+    atomic_uint closings; /* how often conc_close was called for the number */
+    atomic_uint run;      /* low bits of the number of the run that has it in state EDGE; 0: none */
 } conc__shared_fd;
 
-/* Numbers below the first have their own entries; larger ones share the others by their remainders.
- */
+/* A number below CONC__COUNTED has its own entry. Larger numbers share CONC__SHARED entries, by
+ * their remainders. */
 enum { CONC__COUNTED = 65536, CONC__SHARED = 1024 };
 
 static conc__shared_fd conc__shared_fds[CONC__COUNTED + CONC__SHARED];
@@ -8308,7 +8599,8 @@ CONC__TINY atomic_uint *conc__closings_of(int number)
     return &conc__shared_fd_of(number)->closings;
 }
 
-/* Publishes that the loop's poller is about to watch a file of conc's, or to stop. */
+/* Publishes whether this loop's poller has the number, so that another thread's conc_close notifies
+ * the loop. */
 CONC__PRIVATE void conc__fd_publish_edge(const conc_loop *l, const conc__fd *f, bool has)
 {
     unsigned run = (unsigned)l->run.number;
@@ -8319,21 +8611,21 @@ CONC__PRIVATE void conc__fd_publish_edge(const conc_loop *l, const conc__fd *f, 
         atomic_compare_exchange_strong(at, &run, 0);
 }
 
-/* True: no thread has called conc_close for the number since the loop last checked it. True is
- * certain; false is certain only if the number has a counter of its own. */
+/* Returns true if no thread has called conc_close for the number since the loop last checked it.
+ * False may be wrong if other numbers share the counter. */
 CONC__PRIVATE bool conc__fd_not_closed(const conc__fd *f)
 {
     return f->closings == atomic_load_explicit(conc__closings_of(f->number), memory_order_relaxed);
 }
 
 /* Is it certain, without asking the kernel, that the poller reports this descriptor's events? Debug
- * mode asks the kernel anyway, to report a close by other means. */
+ * mode asks the kernel anyway, to report files that were not closed with conc_close. */
 CONC__PRIVATE bool conc__fd_is_certain(const conc_loop *l, const conc__fd *f)
 {
     return f->state == CONC__FD_EDGE && conc__fd_not_closed(f) && !CONC__DEBUGS(l);
 }
 
-/* Does conc__verify check it while tasks are waiting for it? */
+/* Does conc__verify check the descriptor while tasks are waiting for it? */
 CONC__PRIVATE bool conc__fd_is_verified(const conc_loop *l, const conc__fd *f)
 {
     bool foreign = f->state == CONC__FD_FOREIGN || f->state == CONC__FD_REFUSED;
@@ -8378,7 +8670,7 @@ CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f)
     conc__fd_list(l, f);
 }
 
-/* The events that its waiters want. */
+/* Returns the events, apart from hang-ups, that tasks are waiting for. */
 CONC__PRIVATE int conc__fd_wanted(const conc__fd *f)
 {
     enum { BOTH = CONC_READABLE | CONC_WRITABLE };
@@ -8392,13 +8684,14 @@ CONC__PRIVATE int conc__fd_wanted(const conc__fd *f)
     return wanted;
 }
 
-/* Is a task waiting for any event of it? */
+/* Is a task waiting for an event or a hang-up of the descriptor? */
 CONC__PRIVATE bool conc__fd_has_waits(const conc__fd *f)
 {
     return conc__fd_wanted(f) || f->waits[0].first;
 }
 
-/* Ends a wait: the last one takes f out of the list of watched descriptors. */
+/* Called when a wait for f has ended. Takes f out of the list of watched descriptors if no task
+ * waits for it any more. */
 CONC__PRIVATE void conc__fd_left(conc_loop *l, conc__fd *f)
 {
     bool waits = conc__fd_has_waits(f) || f->waits[CONC__PAUSING].first;
@@ -8414,7 +8707,8 @@ CONC__PRIVATE void conc__fd_append(conc_loop *l, conc__fd *f, conc__wait *w, int
     conc__append(&f->waits[list], w);
 }
 
-/* Wakes all tasks of one of the lists. */
+/* Wakes all tasks in one of f's lists, and leaves in each wait's value those of its events that are
+ * ready. */
 CONC__PRIVATE void conc__fd_wake(conc_loop *l, conc__fd *f, int list, int ready, int result)
 {
     conc__waits *waits = &f->waits[list];
@@ -8424,7 +8718,7 @@ CONC__PRIVATE void conc__fd_wake(conc_loop *l, conc__fd *f, int list, int ready,
     }
 }
 
-/* Notes that the number now refers to another file, or to none. */
+/* Forgets a file that the number no longer refers to. Its waiters get -EBADF. */
 CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
 {
     f->id++;
@@ -8438,8 +8732,8 @@ CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
     f->read_error = f->write_error = 0;
 }
 
-/* Like conc__fd_gone, for a file not closed by a conc_close of this loop. If conc had opened it,
- * debug mode reports that. */
+/* Like conc__fd_gone, for a file that was not closed by a conc_close of this loop. Debug mode
+ * reports it if conc opened the file and no other thread's conc_close closed it. */
 CONC__COLD void conc__fd_lost(conc_loop *l, conc__fd *f)
 {
     char what[64];
@@ -8449,7 +8743,8 @@ CONC__COLD void conc__fd_lost(conc_loop *l, conc__fd *f)
     conc__fd_gone(l, f);
 }
 
-/* Registers a socket opened by conc. On -ENOMEM it closes the socket. */
+/* Registers a socket that conc opened, and returns its number. If memory runs out, closes the
+ * socket and returns -ENOMEM. */
 CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
 {
     conc__fd *f = conc__fd_of(l, number);
@@ -8464,9 +8759,9 @@ CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
     return number;
 }
 
-/* Like conc__fd_confirm, for a file opened by conc that the poller is not watching. If the number
- * shares its counter, another number may have been closed: the loop then just forgets its knowledge
- * of the file, and relearns it. */
+/* Like conc__fd_confirm, for a file that conc opened and the poller does not have. If the number
+ * shares its counter, another number may have been closed. Then the loop only forgets what it knows
+ * about the file. */
 CONC__PRIVATE bool conc__fd_own_confirm(conc_loop *l, conc__fd *f)
 {
     if (conc__fd_not_closed(f))
@@ -8501,8 +8796,7 @@ CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f)
     return same;
 }
 
-/* Like conc__fd_confirm, but also arms the descriptor for these events if the poller is watching
- * it. */
+/* Like conc__fd_confirm. If f is FOREIGN, also arms the poller for these events. */
 CONC__PRIVATE bool conc__fd_arm(conc_loop *l, conc__fd *f, int events)
 {
     if (f->state != CONC__FD_FOREIGN)
@@ -8515,8 +8809,8 @@ CONC__PRIVATE bool conc__fd_arm(conc_loop *l, conc__fd *f, int events)
     return same;
 }
 
-/* The kernel reports that f is ready. special: end of file, urgent data or an error may be part of
- * it. */
+/* Called when the kernel reports that f is ready. special: the report may include an end of file,
+ * urgent data or an error. */
 CONC__PRIVATE void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool special)
 {
     f->special |= special;
@@ -8536,9 +8830,9 @@ CONC__PRIVATE int conc__fd_add(conc_loop *l, conc__fd *f, int events)
 {
     if (f->state == CONC__FD_OWN)
         conc__fd_own_confirm(l, f);
+    /* publish it first, so that another thread's conc_close notifies this loop */
     if (f->state == CONC__FD_OWN)
-        conc__fd_publish_edge(l, f,
-                              true); /* first, so that another thread's close notifies this loop */
+        conc__fd_publish_edge(l, f, true);
     int rc = l->poller.backend->add(l, f, events);
     if (rc < 0 || (rc == 1 && events))
         return rc;
@@ -8550,12 +8844,12 @@ CONC__PRIVATE int conc__fd_add(conc_loop *l, conc__fd *f, int events)
     } else {
         f->state = CONC__FD_FOREIGN;
     }
-    if (conc__fd_is_listed(l, f)) /* a task pauses */
+    if (conc__fd_is_listed(l, f)) /* a task is pausing */
         l->fds.verify_count += conc__fd_is_verified(l, f);
     return 0;
 }
 
-/* conc__fd_watch for all but the usual case. */
+/* The slow path of conc__fd_watch. */
 CONC__PRIVATE int conc__fd_watch_slowly(conc_loop *l, int number, int events, conc__fd **out)
 {
     conc__fd *f = *out;
@@ -8573,8 +8867,8 @@ CONC__PRIVATE int conc__fd_watch_slowly(conc_loop *l, int number, int events, co
     return conc__fd_add(l, f, events);
 }
 
-/* Makes the poller report the events. 0: the caller may add a wait to *out's lists; 1: the file is
- * always ready for these events; or an error. */
+/* Makes the poller report the events. Returns 0 if the caller may add a wait to *out's lists, 1 if
+ * the file is always ready for these events, or an error. */
 CONC__PRIVATE int conc__fd_watch(conc_loop *l, int number, int events, conc__fd **out)
 {
     conc__fd *f = *out = conc__fd_find(l, number);
@@ -8605,8 +8899,8 @@ static const conc__wait_kind conc__watching = {.what = "waits for",
                                                .details = CONC__DETAILS(conc__fd_details),
                                                .cancel = conc__fd_cancel};
 
-/* After f woke a task: the events that occurred, or -EBADF if the number now refers to another
- * file. */
+/* Called when a wait for f has ended. Returns the events that occurred, or -EBADF if the number now
+ * refers to another file. */
 CONC__PRIVATE int conc__fd_got(conc_loop *l, conc__fd *f, uint32_t id, const conc__wait *w)
 {
     if (f->id != id || !conc__fd_confirm(l, f))
@@ -8636,7 +8930,7 @@ CONC__PRIVATE CONC__CALLED int conc__fd_park(conc_loop *l, int number, int event
     return conc__fd_got(l, f, id, &w);
 }
 
-/* Lets these events, too, wake the task waiting by w. */
+/* Makes these events end the wait w, too. */
 CONC__PRIVATE void conc__fd_widen(conc_loop *l, conc__wait *w, int events)
 {
     conc__fd *f = (conc__fd *)(uintptr_t)w->on;
@@ -8646,7 +8940,7 @@ CONC__PRIVATE void conc__fd_widen(conc_loop *l, conc__wait *w, int events)
     conc__fd_arm(l, f, events);
 }
 
-/* Wakes the task waiting by w for a descriptor, as if that were ready. */
+/* Ends the wait w for a descriptor as if the descriptor were ready. */
 CONC__PRIVATE void conc__fd_wake_one(conc_loop *l, conc__wait *w)
 {
     conc__fd *f = (conc__fd *)(uintptr_t)w->on;
@@ -8654,8 +8948,8 @@ CONC__PRIVATE void conc__fd_wake_one(conc_loop *l, conc__wait *w)
     conc__fd_left(l, f);
 }
 
-/* The events among these (none: CONC__HANG_UP) for which a descriptor is ready; 0: none; or an
- * error. */
+/* Polls a descriptor once, without waiting. Returns those of the events for which it is ready, 0 if
+ * none, or an error. If `events` is 0, polls for CONC__HANG_UP. */
 CONC__PRIVATE int conc__fd_ready(int number, int events)
 {
     struct pollfd p = {number, conc__poll_wanted(events), 0};
@@ -8700,7 +8994,7 @@ static const conc__wait_kind conc__pausing = {.what = "pauses, and waits for",
                                               .cancel = conc__pause_cancel,
                                               .won = conc__pause_won};
 
-/* Sleeps for ns; if the descriptor is closed, ends early with -EBADF. */
+/* Sleeps for ns nanoseconds. Ends early, with -EBADF, if the descriptor is closed. */
 CONC__PRIVATE int conc__fd_pause(conc_loop *l, conc__fd *f, int events, int64_t ns)
 {
     int rc = conc__checkpoint(l);
@@ -8716,16 +9010,19 @@ CONC__PRIVATE int conc__fd_pause(conc_loop *l, conc__fd *f, int events, int64_t 
     return conc__fd_got(l, f, id, &p.wait);
 }
 
-/* A call's observations of its descriptor, kept between tries. */
+/* What a call remembers about its descriptor from one try to the next. */
 typedef struct conc__retry {
     int ready;     /* the events of the last wake-up */
-    int64_t pause; /* before the last try, in nanoseconds */
+    int64_t pause; /* how long the call paused before its last try, in nanoseconds */
 } conc__retry;
 
-/* Waits before a call retries; *p is all zero before the first try. Returns the events, or an
- * error. A descriptor may only seem ready: it has an error queue, or the peer's buffer is full, or
- * it is a file that is always ready. Further waits would end immediately, over and over. So a call
- * that was woken and would still block, while poll(2) still reports the event, pauses. */
+/* Waits before a call retries; *p is all zero before the first wait. Returns the events, or an
+ * error.
+ *
+ * A descriptor may be reported ready although the call would block: it has messages in its error
+ * queue, its peer's buffer is full, or it is always ready. Every further wait would end
+ * immediately. So if the call would still block after a wake-up, and poll(2) still reports the
+ * event, the call pauses. */
 CONC__PRIVATE int conc__fd_await(conc_loop *l, int number, int events, conc__retry *p)
 {
     enum { LEAST = 1000000, MOST = 64000000 };
@@ -8735,8 +9032,10 @@ CONC__PRIVATE int conc__fd_await(conc_loop *l, int number, int events, conc__ret
         seeming = conc__fd_ready(number, woken_for);
     if (seeming < 0)
         return seeming;
-    if (seeming & CONC_READABLE) /* another reader took the reported data, and more arrived; a */
-        f->drained = false;      /* pause takes no events, so the next try must ask the kernel */
+    /* Another reader has taken the reported data, and more has arrived since. Events do not end a
+     * pause, so the next try must ask the kernel. */
+    if (seeming & CONC_READABLE)
+        f->drained = false;
     if (seeming) {
         p->pause = p->pause ? p->pause * 2 : LEAST;
         if (p->pause > MOST)
@@ -8776,7 +9075,8 @@ CONC_API CONC__CALLED int conc_wait_fd(int fd, int events)
     return rc;
 }
 
-/* A conc_close in another thread may have closed a file that this loop's tasks are waiting for. */
+/* Posted to a loop when a conc_close in another thread may have closed a file that the loop's tasks
+ * are waiting for. */
 typedef struct conc__far_close {
     conc__post post;
     int number;
@@ -8789,14 +9089,14 @@ CONC__PRIVATE void conc__closed_elsewhere(conc__post *p)
     CONC_FREE(p);
     if (!f || f->state != CONC__FD_EDGE)
         return;
-    /* if certain, do not ask the kernel: the number may already belong to the other thread */
+    /* if the close is certain, do not ask the kernel: a new file may have reused the number */
     bool certain = f->number < CONC__COUNTED && !conc__fd_not_closed(f);
     if (certain || !l->poller.backend->confirm(l, f))
         conc__fd_gone(l, f);
 }
 
-/* Notifies the run that had the number, unless it has ended or is l's. If there is no memory, its
- * tasks keep waiting. */
+/* Notifies the run whose poller has the number, unless that run has ended or is l's own. If memory
+ * runs out, the run's tasks keep waiting. */
 CONC__COLD void conc__notify_close(const conc_loop *l, unsigned run, int number)
 {
     if (!run || (l && run == (unsigned)l->run.number))
@@ -8822,9 +9122,9 @@ CONC_API int conc_close(int fd)
     if (fd < 0)
         return conc__own_error(-EBADF);
     conc__fd *f = l ? conc__fd_find(l, fd) : NULL;
+    /* if another process shares the file, its events would continue after the close */
     if (f && conc__fd_is_polled(f))
-        l->poller.backend->remove(l,
-                                  f); /* another process may share it: its events would continue */
+        l->poller.backend->remove(l, f);
     if (f)
         conc__fd_gone(l, f);
     atomic_fetch_add(conc__closings_of(fd), 1);
@@ -8836,7 +9136,8 @@ CONC_API int conc_close(int fd)
     unsigned after = atomic_load(run);
     if (CONC__UNLIKELY(before))
         conc__notify_close(l, before, fd);
-    if (CONC__UNLIKELY(after != before)) /* it has begun to wait since, or has the next file */
+    /* a run has since registered this file, or a new one with the same number */
+    if (CONC__UNLIKELY(after != before))
         conc__notify_close(l, after, fd);
     errno = saved;
     return conc__system_failed(rc, NULL);
@@ -8844,18 +9145,18 @@ CONC_API int conc_close(int fd)
 
 /* -- reading and writing -- */
 
-/* Bytes to receive or send, as many as one system call moves. */
+/* The arguments of a call that receives or sends with one system call. */
 typedef struct conc__io {
     int fd;
     int flags; /* of a socket call: MSG_... */
-    bool any;  /* as read(2) and write(2): any file, not only a socket */
+    bool any;  /* any file is allowed, as with read(2) and write(2), not only a socket */
     int count; /* of the parts */
     const struct iovec *parts;
     struct sockaddr *address; /* NULL: none */
     socklen_t *address_size;
 } conc__io;
 
-/* One try to receive or send: a count, or an error; -EAGAIN if it would block. */
+/* Tries once to receive or send. Returns a count, or an error: -EAGAIN if the call would block. */
 typedef ssize_t conc__io_fn(conc_loop *l, const conc__io *io);
 
 #ifdef IOV_MAX
@@ -8876,7 +9177,7 @@ CONC__PRIVATE bool conc__io_is_empty(const conc__io *io)
     return true;
 }
 
-/* Turns a system call's -1 and errno into an error. */
+/* Turns a system call's -1 and errno into an error, and restores errno. */
 static inline ssize_t conc__io_result(conc_loop *l, ssize_t n, int saved)
 {
     if (CONC__UNLIKELY(n < 0)) {
@@ -8888,14 +9189,16 @@ static inline ssize_t conc__io_result(conc_loop *l, ssize_t n, int saved)
     return n;
 }
 
-/* Discards the SIGPIPE, which is blocked, that a write to a broken pipe left pending. */
+/* Discards the SIGPIPE that a write to a broken pipe left pending: the run blocks that signal.
+ * Keeps it if one was pending when the run began. */
 CONC__PRIVATE void conc__drain_pipe_signal(const conc_loop *l)
 {
     if (!l->signals.pipe_was_pending)
         conc__signal_discard(SIGPIPE);
 }
 
-/* The error that ended an earlier call after it had moved some bytes; returned once. */
+/* Returns, once, the error that ended an earlier call after it had moved some bytes. Returns 0 if
+ * the number refers to another file now. */
 CONC__COLD ssize_t conc__io_kept_error(conc_loop *l, conc__fd *f, int *error)
 {
     int rc = 0;
@@ -8906,8 +9209,8 @@ CONC__COLD ssize_t conc__io_kept_error(conc_loop *l, conc__fd *f, int *error)
     return rc;
 }
 
-/* Keeps an error for the next call, except for a file that the poller refuses, which then fails
- * again, and a cancel, which is the task's own. */
+/* Keeps an error for the next call; but not a cancel, which is the task's own, nor the error of a
+ * file that the loop cannot watch, whose next call fails again anyway. */
 CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
 {
     conc__fd *f;
@@ -8920,14 +9223,15 @@ CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
     f->failed = true;
 }
 
-/* -- files in blocking mode that are not sockets. Other processes may share them, so their flags
- * are left unchanged. For pipes Linux has a non-blocking call (RWF_NOWAIT). Terminals and named
- * pipes are opened a second time. For the rest, conc asks poll(2) first, and writes at most
- * PIPE_BUF bytes: that blocks the loop only if another process comes first. -- */
+/* -- files in blocking mode that are not sockets. Other processes may share them, so conc leaves
+ * their flags unchanged. For pipes, Linux has a non-blocking call (RWF_NOWAIT). Terminals and named
+ * pipes are opened a second time. All others are polled with poll(2) first, and at most PIPE_BUF
+ * bytes are written at a time. That blocks the loop only if another process takes the bytes or the
+ * room first. -- */
 
 enum { CONC__READS = O_RDONLY, CONC__WRITES = O_WRONLY };
 
-/* Does the process, or the system, lack a resource? */
+/* Does the error mean that the process or the system lacks a resource? */
 CONC__PRIVATE bool conc__is_lack(int rc)
 {
     switch (rc) {
@@ -8943,28 +9247,10 @@ CONC__PRIVATE bool conc__is_lack(int rc)
     }
 }
 
-/* preadv2 or pwritev2 at the file's own position. */
-CONC__PRIVATE ssize_t conc__io_flagged(int fd, const struct iovec *parts, int count, int access,
-                                       int flags)
-{
-#if defined __linux__ && defined SYS_preadv2
-    long call = access == CONC__READS ? SYS_preadv2 : SYS_pwritev2;
-    return syscall(call, fd, parts, (long)count, -1L, -1L, flags);
-#else
-    (void)fd;
-    (void)parts;
-    (void)count;
-    (void)access;
-    (void)flags;
-    errno = ENOSYS;
-    return -1;
-#endif
-}
+enum { CONC__NO_WAIT = 8, CONC__SYNC = 2 }; /* RWF_NOWAIT; RWF_DSYNC, which only affects disks */
 
-enum { CONC__NO_WAIT = 8, CONC__SYNC = 2 }; /* RWF_NOWAIT; RWF_DSYNC, which only concerns disks */
-
-/* Does the system know CONC__NO_WAIT? Linux before 4.13 answers an unknown flag with EINVAL, which
- * is also its answer to a call that can never succeed. */
+/* Does the system support CONC__NO_WAIT? Linux before 4.13 reports EINVAL both for an unknown flag
+ * and for a call that can never succeed. */
 CONC__COLD bool conc__knows_no_wait(void)
 {
     enum { YES = 1, NO };
@@ -8974,7 +9260,7 @@ CONC__COLD bool conc__knows_no_wait(void)
     int answer = atomic_load_explicit(&known, memory_order_relaxed), ends[2];
     if (answer || conc__pipe(ends))
         return answer == YES;
-    conc__io_flagged(ends[0], &part, 1, CONC__READS, CONC__NO_WAIT);
+    conc__io_flagged(ends[0], &part, 1, true, CONC__NO_WAIT);
     bool knows = errno == EAGAIN || errno == EOPNOTSUPP;
     answer = knows ? YES : NO;
     close(ends[0]);
@@ -8983,10 +9269,11 @@ CONC__COLD bool conc__knows_no_wait(void)
     return answer == YES;
 }
 
-/* One non-blocking try. False: unsupported by this file or system. */
+/* Tries once without blocking, and stores the result in *n. Returns false if the file or the system
+ * does not support that. */
 CONC__PRIVATE bool conc__io_no_wait(const conc__io *io, int access, ssize_t *n)
 {
-    *n = conc__io_flagged(io->fd, io->parts, io->count, access, CONC__NO_WAIT);
+    *n = conc__io_flagged(io->fd, io->parts, io->count, access == CONC__READS, CONC__NO_WAIT);
     int error = errno;
     bool wrong_file = error == EOPNOTSUPP || error == ESPIPE;
     if (*n < 0 && error == EINVAL)
@@ -8995,23 +9282,8 @@ CONC__PRIVATE bool conc__io_no_wait(const conc__io *io, int access, ssize_t *n)
     return *n >= 0 || (!wrong_file && !conc__refused(error));
 }
 
-/* Is it the master of a pseudo-terminal? */
-CONC__PRIVATE bool conc__is_terminal_master(int fd)
-{
-#if defined TIOCGPTN
-    unsigned number;
-    return syscall(SYS_ioctl, fd, TIOCGPTN, &number) == 0; /* the type of ioctl's number varies */
-#elif defined TIOCPTYGNAME
-    char name[128];
-    return ioctl(fd, TIOCPTYGNAME, name) == 0;
-#else
-    (void)fd;
-    return false;
-#endif
-}
-
-/* Opens the same named pipe or terminal in non-blocking mode. -1: impossible, e.g. for a
- * pseudo-terminal's master. */
+/* Opens fd's named pipe or terminal a second time, in non-blocking mode. Returns -1 if that is
+ * impossible, as for a pseudo-terminal's master. */
 CONC__PRIVATE int conc__io_reopen(int fd, int access, const struct stat *st)
 {
     char path[64];
@@ -9020,12 +9292,8 @@ CONC__PRIVATE int conc__io_reopen(int fd, int access, const struct stat *st)
         return -1;
     if (terminal && conc__is_terminal_master(fd))
         return -1;
-#ifdef __linux__
-    snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-#else
-    if (!terminal || ttyname_r(fd, path, sizeof path))
+    if (!conc__path_of(fd, path, sizeof path))
         return -1;
-#endif
     return open(path, access | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
 }
 
@@ -9037,31 +9305,20 @@ CONC__PRIVATE const struct iovec *conc__io_first_part(const conc__io *io)
     return part;
 }
 
-/* Is the eventfd's counter too large to add this number? poll(2) only reports whether 1 would fit.
- * The largest number is an error, which the write returns. */
+/* Is this a write to an eventfd whose counter has no room for the number? poll(2) only reports
+ * whether there is room for 1. For the largest number, which is invalid, the write returns an
+ * error. */
 CONC__PRIVATE bool conc__io_is_full_eventfd(const conc__io *io, const struct stat *st)
 {
-#ifdef __linux__
-    char path[40], text[256], *at;
-    uint64_t more;
+    uint64_t more, count = 0;
     const struct iovec *part = conc__io_first_part(io);
     if (st->st_mode & S_IFMT || part->iov_len < sizeof more)
         return false;
-    snprintf(path, sizeof path, "/proc/self/fdinfo/%d", io->fd);
     memcpy(&more, part->iov_base, sizeof more);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return conc__is_lack(-errno) && more > 1; /* perhaps: the caller tries again */
-    ssize_t n = read(fd, text, sizeof text - 1);
-    close(fd);
-    text[n > 0 ? n : 0] = 0;
-    at = strstr(text, "eventfd-count:");
-    return at && more != UINT64_MAX && more > UINT64_MAX - 1 - strtoull(at + 14, NULL, 16);
-#else
-    (void)io;
-    (void)st;
-    return false;
-#endif
+    int rc = conc__eventfd_count(io->fd, &count);
+    if (conc__is_lack(rc))
+        return more > 1; /* unknown: let the caller retry */
+    return rc == 0 && more != UINT64_MAX && more > UINT64_MAX - 1 - count;
 }
 
 CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io, int fd, int access)
@@ -9071,9 +9328,9 @@ CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io, int fd, int access)
     return writev(fd, io->parts, io->count);
 }
 
-/* Moves the first `count` parts of a file that poll(2) reports as ready. A device may move each
- * part separately, and the second may block. Linux refuses flags for such a file: then moves only
- * the first part. */
+/* Moves the first `count` parts of a file that poll(2) reports as ready. A device may move the
+ * parts one by one, and block at the second. Linux refuses any flag for such a device; then only
+ * the first part is moved. */
 CONC__PRIVATE ssize_t conc__io_parts(const conc__io *io, int count, int access)
 {
     const struct iovec *part = conc__io_first_part(io);
@@ -9088,7 +9345,7 @@ CONC__PRIVATE ssize_t conc__io_parts(const conc__io *io, int count, int access)
     return write(io->fd, part->iov_base, part->iov_len);
 }
 
-/* Writes no more than fits without blocking once poll(2) has reported room: as many whole parts as
+/* Writes at most `most` bytes, for which poll(2) has reported room: as many whole parts as
  * possible, or a piece of the first. */
 CONC__PRIVATE ssize_t conc__io_write_some(const conc__io *io, size_t most)
 {
@@ -9101,7 +9358,8 @@ CONC__PRIVATE ssize_t conc__io_write_some(const conc__io *io, size_t most)
     return write(io->fd, conc__io_first_part(io)->iov_base, most);
 }
 
-/* Reads no more than a terminal has: in raw mode it may wait until it has all requested bytes. */
+/* Reads only the bytes that a terminal already has, because in raw mode it may wait until all
+ * requested bytes have arrived. */
 CONC__PRIVATE ssize_t conc__io_read_some(const conc__io *io)
 {
     const struct iovec *part = conc__io_first_part(io);
@@ -9114,7 +9372,7 @@ CONC__PRIVATE ssize_t conc__io_read_some(const conc__io *io)
     return read(io->fd, part->iov_base, n);
 }
 
-/* Moves bytes of a file for which RWF_NOWAIT does not work. */
+/* Reads or writes a file that does not support RWF_NOWAIT. */
 CONC__PRIVATE ssize_t conc__io_polled(const conc__io *io, int access, const struct stat *st)
 {
     bool writes = access == CONC__WRITES;
@@ -9150,7 +9408,7 @@ CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io, int access)
     if (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) || S_ISDIR(st.st_mode))
         return conc__io_plain(io, io->fd, access);
     bool tried = conc__io_no_wait(io, access, &n);
-    bool perhaps_on_disk = !known && n < 0 && errno == EAGAIN; /* then ask poll(2), too */
+    bool perhaps_on_disk = !known && n < 0 && errno == EAGAIN; /* if so, ask poll(2) too */
     if (tried && !perhaps_on_disk)
         return n;
     return conc__io_polled(io, access, &st);
@@ -9158,7 +9416,7 @@ CONC__PRIVATE ssize_t conc__io_blocking(const conc__io *io, int access)
 
 /* -- one try -- */
 
-/* A file that is not a socket. */
+/* Tries once to read or write a file that is not a socket. */
 CONC__PRIVATE ssize_t conc__io_file(const conc__io *io, int access)
 {
     int flags = fcntl(io->fd, F_GETFL);
@@ -9167,7 +9425,7 @@ CONC__PRIVATE ssize_t conc__io_file(const conc__io *io, int access)
     if (flags < 0)
         return -1;
     if ((flags & O_ACCMODE) != access && (flags & O_ACCMODE) != O_RDWR) {
-        errno = EBADF; /* waiting for it would never end */
+        errno = EBADF; /* a wait would never end */
         return -1;
     }
     if (flags & O_NONBLOCK || conc__io_is_empty(io))
@@ -9175,7 +9433,7 @@ CONC__PRIVATE ssize_t conc__io_file(const conc__io *io, int access)
     return conc__io_blocking(io, access);
 }
 
-/* For sendmsg and recvmsg. */
+/* Returns the header for sendmsg and recvmsg. */
 static inline struct msghdr conc__io_message(const conc__io *io)
 {
     struct msghdr message = {.msg_iov = (struct iovec *)(uintptr_t)io->parts};
@@ -9203,8 +9461,8 @@ static inline ssize_t conc__io_send_call(const conc__io *io)
 }
 
 #ifdef __APPLE__
-/* Sends on a stream socket in blocking mode, which blocks despite MSG_DONTWAIT: no more than
- * poll(2) reports room for. */
+/* Sends on a stream socket in blocking mode, at most as many bytes as poll(2) reports room for:
+ * such a socket blocks despite MSG_DONTWAIT. */
 CONC__COLD ssize_t conc__io_send_some(const conc__io *io)
 {
     int least = 1, ready = conc__fd_ready(io->fd, CONC_WRITABLE);
@@ -9238,7 +9496,7 @@ CONC__PRIVATE ssize_t conc__io_send(const conc__io *io)
 static inline ssize_t conc__io_send(const conc__io *io) { return conc__io_send_call(io); }
 #endif
 
-/* Receives from any file. */
+/* The slow path of conc__receive, for any file. */
 CONC__PRIVATE ssize_t conc__receive_slowly(conc_loop *l, const conc__io *io)
 {
     conc__fd *f = conc__fd_find(l, io->fd);
@@ -9247,7 +9505,7 @@ CONC__PRIVATE ssize_t conc__receive_slowly(conc_loop *l, const conc__io *io)
         if (rc)
             return rc;
     }
-    bool nothing = io->any && conc__io_is_empty(io); /* a socket call would take a datagram */
+    bool nothing = io->any && conc__io_is_empty(io); /* a socket call would consume a datagram */
     int saved = errno;
     ssize_t n;
     do {
@@ -9267,9 +9525,9 @@ CONC__PRIVATE ssize_t conc__receive_slowly(conc_loop *l, const conc__io *io)
     return n;
 }
 
-/* Receives bytes without waiting. A TCP connection that returned fewer than requested has no more,
- * as epoll(7) says, and the next arrive with an event: that saves a server one system call per
- * request. */
+/* Receives bytes without waiting. A TCP connection that returned fewer bytes than requested has no
+ * more until the poller reports an event (epoll(7) says so). Until then, conc makes no system call
+ * for it, which saves a server one per request. */
 static inline ssize_t conc__receive(conc_loop *l, const conc__io *io)
 {
     conc__fd *f = conc__fd_find(l, io->fd);
@@ -9293,7 +9551,7 @@ static inline ssize_t conc__receive(conc_loop *l, const conc__io *io)
     return n;
 }
 
-/* Sends to any file. */
+/* The slow path of conc__send, for any file. */
 CONC__PRIVATE ssize_t conc__send_slowly(conc_loop *l, const conc__io *io)
 {
     conc__fd *f = conc__fd_find(l, io->fd);
@@ -9321,7 +9579,7 @@ CONC__PRIVATE ssize_t conc__send_slowly(conc_loop *l, const conc__io *io)
     return n;
 }
 
-/* Sends bytes, without waiting. */
+/* Sends bytes without waiting. */
 static inline ssize_t conc__send(conc_loop *l, const conc__io *io)
 {
     conc__fd *f = conc__fd_find(l, io->fd);
@@ -9338,7 +9596,7 @@ static inline ssize_t conc__send(conc_loop *l, const conc__io *io)
     return n;
 }
 
-/* The same for writev(2): unlike write(2), it sends no empty message. */
+/* Like conc__send, but sends no empty message: writev(2) sends none, unlike write(2). */
 CONC__PRIVATE ssize_t conc__send_parts(conc_loop *l, const conc__io *io)
 {
     if (!conc__io_is_empty(io))
@@ -9456,12 +9714,12 @@ CONC_API ssize_t conc_send(int fd, const void *buf, size_t n, int flags)
     return conc__io_run(conc__send, CONC_WRITABLE, &io);
 }
 
-/* Repeats the call until n bytes have moved, end of file, or an error. If bytes have moved, returns
- * their count, and the next call returns the error. */
+/* Repeats the call until n bytes have moved, or until end of file or an error. If some bytes have
+ * moved, returns their count, and the next call returns the error. */
 CONC__PRIVATE ssize_t conc__io_full(const char *call, conc__io_fn *once, int events, int fd,
                                     char *bytes, size_t n)
 {
-    enum { AT_ONCE = 1024 * 1024 }; /* more would block the loop for too long */
+    enum { AT_ONCE = 1024 * 1024 }; /* a larger piece would block the loop for too long */
     size_t done = 0;
     if (!conc__in_task_of(call))
         return -EPERM;
@@ -9495,13 +9753,9 @@ CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n)
 
 CONC__PRIVATE int conc__accept_call(int fd)
 {
-#ifdef __linux__
-    int got = (int)syscall(SYS_accept4, fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    int got = conc__accept4(fd);
     if (got >= 0 || !conc__refused(errno))
         return got;
-#else
-    int got;
-#endif
     got = accept(fd, NULL, NULL);
     if (got >= 0) {
         conc__set_modes(got);
@@ -9510,7 +9764,8 @@ CONC__PRIVATE int conc__accept_call(int fd)
     return got;
 }
 
-/* Does it listen? If not, waiting would never end. */
+/* Checks that fd is a listening socket, and sets errno if not: a wait for connections would never
+ * end. */
 CONC__PRIVATE bool conc__listens(int fd)
 {
     int listens = 0;
@@ -9521,9 +9776,9 @@ CONC__PRIVATE bool conc__listens(int fd)
     return listens;
 }
 
-/* Sets a listener in blocking mode to non-blocking: another process that shares it may accept the
- * connection first. 0, or -1 and errno. If a sandbox refuses that: EAGAIN if no connection is
- * pending. */
+/* Makes a listener in blocking mode non-blocking, because another process that shares it may accept
+ * the connection first. Returns 0, or -1 and errno. If a sandbox refuses the change, fails with
+ * EAGAIN unless a connection is pending. */
 CONC__PRIVATE int conc__unblock_listener(int fd, int flags)
 {
     bool refused = flags < 0;
@@ -9541,7 +9796,8 @@ CONC__PRIVATE int conc__unblock_listener(int fd, int flags)
     return -1;
 }
 
-/* The program may have made a listener opened by conc blocking. */
+/* Tries once to accept a connection. Even a listener that conc opened may be in blocking mode, if
+ * the program has changed that. */
 CONC__PRIVATE int conc__accept_once(int fd, bool own)
 {
     int flags = fcntl(fd, F_GETFL);
@@ -9555,7 +9811,7 @@ CONC__PRIVATE int conc__accept_once(int fd, bool own)
     return conc__accept_call(fd);
 }
 
-/* Accepts, without waiting. */
+/* Accepts a connection without waiting, and registers it. */
 CONC__PRIVATE ssize_t conc__accept(conc_loop *l, const conc__io *io)
 {
     conc__fd *f = conc__fd_find(l, io->fd);
@@ -9570,7 +9826,7 @@ CONC__PRIVATE ssize_t conc__accept(conc_loop *l, const conc__io *io)
         conc__fd_gone(l, f);
         return conc__accept(l, io);
     }
-    *l->errno_at = saved; /* accept4 may have been refused before accept worked */
+    *l->errno_at = saved; /* accept4 may have failed before accept succeeded */
     if (n < 0)
         return n;
     return conc__fd_adopt(l, (int)n, f && f->tcp);
@@ -9592,12 +9848,12 @@ typedef struct conc__address {
         struct sockaddr_in v4;
         struct sockaddr_in6 v6;
         struct sockaddr_un local;
-        char bytes[sizeof(struct sockaddr_un) + 1]; /* a path of any length ends in a NUL */
+        char bytes[sizeof(struct sockaddr_un) + 1]; /* even the longest path ends in a NUL */
     } as;
     socklen_t size;
 } conc__address;
 
-enum { CONC__ADDRESSES = 2 }; /* for one text, without looking up a name: localhost has two */
+enum { CONC__ADDRESSES = 2 }; /* most for one text without a name lookup: localhost has two */
 
 CONC__PRIVATE bool conc__parse_port(const char *text, in_port_t *port)
 {
@@ -9614,13 +9870,11 @@ CONC__PRIVATE int conc__parse_local(const char *path, conc__address *out)
     struct sockaddr_un *a = &out->as.local;
     size_t room = sizeof a->sun_path, n = strnlen(path, room + 1);
     bool abstract = path[0] == '@';
-#ifdef __linux__
-    size_t longest = room; /* an abstract name has no NUL, and a path that fills it needs none */
-#else
     size_t longest = room - 1;
-    if (abstract)
+    if (CONC__LINUX_NAMES)
+        longest = room; /* neither an abstract name nor a path that fills it needs a NUL */
+    if (abstract && !CONC__LINUX_NAMES)
         return -EINVAL;
-#endif
     if (n < 1 + (size_t)abstract || n > longest)
         return -EINVAL;
     a->sun_family = AF_UNIX;
@@ -9643,13 +9897,13 @@ CONC__PRIVATE int conc__set_v4(const char *host, in_port_t port, conc__address *
     return 1;
 }
 
-/* The number of a zone, from its name or number; 0: no such zone. */
+/* Returns the number of a zone, given by name or number; 0 if there is no such zone. */
 CONC__PRIVATE uint32_t conc__parse_zone(const char *zone)
 {
     uint64_t n = 0;
     size_t length = strlen(zone), i = 0;
     uint32_t named = 0;
-    if (length < IF_NAMESIZE) /* if_nametoindex may cut a longer one */
+    if (length < IF_NAMESIZE) /* if_nametoindex may truncate a longer name */
         named = if_nametoindex(zone);
     if (named)
         return named;
@@ -9660,7 +9914,7 @@ CONC__PRIVATE uint32_t conc__parse_zone(const char *zone)
     return (uint32_t)n;
 }
 
-/* Removes the zone from host. */
+/* Parses an IPv6 address, and cuts the zone off `host`. */
 CONC__PRIVATE int conc__set_v6(char *host, in_port_t port, conc__address *out)
 {
     char *zone = strchr(host, '%');
@@ -9678,7 +9932,7 @@ CONC__PRIVATE int conc__set_v6(char *host, in_port_t port, conc__address *out)
     return 1;
 }
 
-/* A host name has letters in its last label; without any it is a malformed address. */
+/* Is this a host name? If its last label has only digits, it is a malformed address instead. */
 CONC__PRIVATE bool conc__is_host_name(const char *host)
 {
     static const char valid[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_";
@@ -9695,8 +9949,8 @@ CONC__PRIVATE bool conc__is_host_name(const char *host)
     return strspn(last, ".0123456789") != strlen(last);
 }
 
-/* Parses an address text into at most CONC__ADDRESSES socket addresses. Returns their count, or
- * -EINVAL (malformed), or -EADDRNOTAVAIL (a host name). */
+/* Parses an address text into at most CONC__ADDRESSES socket addresses. Returns their count,
+ * -EINVAL if the text is malformed, or -EADDRNOTAVAIL if it has a host name to look up. */
 CONC__PRIVATE int conc__parse_address(const char *text, conc__address *out)
 {
     char host[256];
@@ -9729,20 +9983,6 @@ CONC__PRIVATE int conc__parse_address(const char *text, conc__address *out)
 
 /* -- listening -- */
 
-CONC__PRIVATE int conc__socket(int family)
-{
-#ifdef SOCK_NONBLOCK
-    return socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-#else
-    int fd = socket(family, SOCK_STREAM, 0);
-    if (fd >= 0) {
-        conc__set_modes(fd);
-        conc__no_pipe_signal(fd); /* accepted connections inherit it */
-    }
-    return fd;
-#endif
-}
-
 CONC__PRIVATE int conc__set_option(int fd, int level, int option)
 {
     int on = 1;
@@ -9753,33 +9993,33 @@ CONC__PRIVATE int conc__set_option(int fd, int level, int option)
 
 /* ---- the file of a Unix socket ----
  *
- * A socket file outlives its process, and the next process to listen there must remove it. Two
- * processes that do so simultaneously must not remove each other's. So a process that begins to
- * listen on a path holds a lock on a file beside it from before bind(2) until after listen(2):
- * between these two, the socket file looks as if no process listened on it. The system releases the
- * lock of a process that dies, and the next process reuses the lock file. */
+ * A socket file outlives its process, and the next process that listens there must remove it. Two
+ * processes that do so at the same time must not remove each other's new file. So each holds a lock
+ * on a second file beside the path from before bind(2) until after listen(2), because between the
+ * two calls a new socket file looks like one that no process listens on. If a process dies, the
+ * system releases its lock, and the next process reuses the lock file. */
 
 typedef struct conc__path_lock {
     char name[sizeof(struct sockaddr_un) + 16];
-    int fd;      /* -1: it is not locked */
-    int refused; /* why not: the system's error. 0: the lock file cannot be created */
+    int fd;      /* -1: the path is not locked */
+    int refused; /* why it is not: flock(2)'s error; 0: the lock file cannot be created */
 } conc__path_lock;
 
-enum { CONC__LOCK_TRIES = 50 }; /* a millisecond each */
+enum { CONC__LOCK_TRIES = 50 }; /* a millisecond apart */
 
-/* Does the name still refer to the locked file? If it was removed before it was locked, the lock
- * protects nothing. */
+/* Does the name still refer to the locked file? If the file was removed before the lock was
+ * acquired, the lock protects nothing. */
 CONC__PRIVATE bool conc__locks_its_name(const conc__path_lock *k)
 {
     struct stat here, there;
     if (fstat(k->fd, &here) || lstat(k->name, &there))
-        return conc__refused(errno); /* a sandbox refused */
+        return conc__refused(errno); /* a sandbox refused: assume so */
     return here.st_dev == there.st_dev && here.st_ino == there.st_ino;
 }
 
-/* Tries to lock the path. 1: locked; 0: another process holds the lock; or the error of a file
- * system or sandbox without locks: then other processes cannot use the file either, and it is
- * removed. */
+/* Tries once to lock the path. Returns 1 if it is locked, 0 to try again because another process
+ * holds the lock, or an error if the file system or a sandbox permits no locks. In the last case no
+ * process can use the lock file, and it is removed. */
 CONC__PRIVATE int conc__lock_once(const conc__path_lock *k)
 {
     int rc = 0;
@@ -9796,8 +10036,9 @@ CONC__PRIVATE int conc__lock_once(const conc__path_lock *k)
     return 0;
 }
 
-/* 0; or an error: -EADDRINUSE if another process is about to listen there. If the directory permits
- * no file, or the system no lock, the path is not locked. */
+/* Locks the path if the directory permits a lock file and the system permits locks. Returns 0
+ * whether or not it is locked; -EADDRINUSE if another process is about to listen there; or another
+ * error. */
 CONC__PRIVATE int conc__lock_path(const conc__address *a, conc__path_lock *k)
 {
     int locked = 0;
@@ -9832,15 +10073,15 @@ CONC__PRIVATE void conc__unlock_path(const conc__path_lock *k)
     close(k->fd);
 }
 
-/* Is there a socket file, and if so, which? */
+/* Is there a socket file at the path? If so, *st describes it. */
 CONC__PRIVATE bool conc__is_socket_file(const conc__address *a, struct stat *st)
 {
     const char *path = a->as.bytes + offsetof(struct sockaddr_un, sun_path);
     return lstat(path, st) == 0 && S_ISSOCK(st->st_mode);
 }
 
-/* Is there a socket file that no process is listening on, and which? 1, 0, or an error:
- * insufficient resources to check. */
+/* Returns 1 if there is a socket file that no process is listening on, and describes it in *st; 0
+ * if there is none; or an error if the resources for the check are lacking. */
 CONC__PRIVATE int conc__is_stale(const conc__address *a, struct stat *st)
 {
     if (!conc__is_socket_file(a, st))
@@ -9857,7 +10098,8 @@ CONC__PRIVATE int conc__is_stale(const conc__address *a, struct stat *st)
     return rc == -ECONNREFUSED;
 }
 
-/* Removes this socket file, and no other. */
+/* Removes the socket file that *st describes, unless another has replaced it since. Returns true if
+ * it was removed. */
 CONC__PRIVATE bool conc__unlink_stale(const conc__address *a, const struct stat *st)
 {
     struct stat now;
@@ -9875,7 +10117,7 @@ CONC__PRIVATE int conc__bind(int fd, const conc__address *a)
     return 0;
 }
 
-/* The same for a path: replaces a stale socket file, if the path is locked. */
+/* Like conc__bind, for a path. Replaces a stale socket file if the path is locked. */
 CONC__PRIVATE int conc__bind_path(int fd, const conc__address *a, const conc__path_lock *k)
 {
     struct stat st;
@@ -9912,8 +10154,8 @@ CONC__PRIVATE int conc__listen_on_port(int fd, const conc__address *a, int backl
     return rc;
 }
 
-/* Sets a port's options. Returns the system's error for the required ones; the others are a
- * convenience. */
+/* Sets the options of a socket for a port. Returns 0 or the error of a required option; the others
+ * are a convenience. */
 CONC__PRIVATE int conc__set_up_port(int fd, int family, const conc_listen_options *o)
 {
     int rc = 0;
@@ -9954,12 +10196,12 @@ CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_opti
 /* The addresses that an address text refers to. */
 typedef struct conc__addresses {
     conc__address own[CONC__ADDRESSES];
-    conc__address *all; /* own; or allocated by a host name lookup */
+    conc__address *all; /* points to own, or to memory from a host name lookup */
     int count;
 } conc__addresses;
 
-/* Resolves an address text: the count of its addresses, or an error with a text. Waits for host
- * names. */
+/* Resolves an address text. Returns the number of addresses, or an error with a text. Waits while
+ * it looks up a host name. */
 CONC__PRIVATE int conc__addresses_of(const char *text, conc__addresses *found)
 {
     found->all = found->own;
@@ -10040,7 +10282,7 @@ CONC__PRIVATE int conc__connect_call(int fd, const conc__address *a)
     return 0;
 }
 
-/* Connects this socket: 0 or an error. */
+/* Connects the socket to the address, and waits until it is connected. Returns 0 or an error. */
 CONC__PRIVATE int conc__connect_socket(conc_loop *l, int fd, const conc__address *a)
 {
     int rc = conc__connect_call(fd, a), why = 0;
@@ -10063,8 +10305,8 @@ CONC__PRIVATE int conc__connect_socket(conc_loop *l, int fd, const conc__address
     return -why;
 }
 
-/* If no process is listening on the peer's port, and the client's own port happens to be the same,
- * the socket connects to itself: TCP's simultaneous open. */
+/* Is the socket connected to itself? That happens, as TCP's simultaneous open, if no process is
+ * listening on the peer's port and the system gives the client the same port. */
 CONC__PRIVATE bool conc__is_its_own_peer(int fd, const conc__address *a)
 {
     conc__address own = {.size = sizeof own.as}, peer = {.size = sizeof peer.as};
@@ -10079,16 +10321,16 @@ CONC__PRIVATE bool conc__is_its_own_peer(int fd, const conc__address *a)
     return own.as.v4.sin_addr.s_addr == peer.as.v4.sin_addr.s_addr;
 }
 
-/* Makes close reset the connection, which leaves no port in TIME_WAIT. */
+/* Makes a close reset the connection, so that it leaves no port in TIME_WAIT. */
 CONC__PRIVATE void conc__reset_connection(int fd)
 {
     struct linger at_once = {1, 0};
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
 }
 
-enum { CONC__CONNECTS = 3 }; /* tries that may connect to the socket itself */
+enum { CONC__CONNECTS = 3 }; /* tries to get a socket that does not connect to itself */
 
-/* Connects to one address: the descriptor, or an error with nothing left open. */
+/* Connects to one address. Returns the descriptor, or an error with nothing left open. */
 CONC__PRIVATE int conc__connect(conc_loop *l, const conc__address *a)
 {
     for (int i = 0; i < CONC__CONNECTS; i++) {
@@ -10100,7 +10342,7 @@ CONC__PRIVATE int conc__connect(conc_loop *l, const conc__address *a)
             return fd;
         if (rc == 0)
             conc__reset_connection(fd);
-        if (rc != -EBADF) /* another task has not closed it */
+        if (rc != -EBADF) /* otherwise another task has closed it */
             conc_close(fd);
         if (rc)
             return rc;
@@ -10118,15 +10360,16 @@ typedef struct conc__race {
     conc_group group;
     const conc__address *addresses;
     int begun;              /* attempts started so far */
-    int failures;           /* after which no further attempt has started yet */
+    int failures;           /* failed attempts that no further attempt has replaced yet */
     int error;              /* of the first address */
     int fd;                 /* -1: none has connected yet */
-    conc__sleeper *waiting; /* the task that starts the attempts, between two of them */
+    conc__sleeper *waiting; /* the starting task's wait between two attempts; NULL: none */
 } conc__race;
 
 static const int64_t conc__attempt_delay = 250000000;
 
-/* Reorders the addresses so that their families alternate, beginning with the first one's. */
+/* Reorders the addresses so that their families alternate, beginning with that of the first
+ * address. */
 CONC__PRIVATE void conc__interleave(conc__address *a, int count)
 {
     for (int i = 1; i < count; i++) {
@@ -10147,7 +10390,7 @@ CONC__PRIVATE int conc__attempt(void *arg)
     conc_loop *l = conc__here;
     int saved = errno, which = r->begun++, fd = conc__connect(l, &r->addresses[which]);
     if (fd >= 0 && r->fd >= 0) {
-        conc_close(fd); /* two have connected in the same turn of the loop */
+        conc_close(fd); /* another attempt has connected, too */
     } else if (fd >= 0) {
         r->fd = fd;
         conc_group_cancel(&r->group);
@@ -10164,7 +10407,7 @@ CONC__PRIVATE int conc__attempt(void *arg)
     return 0;
 }
 
-/* Waits until the next attempt is due: 0 or -ECANCELED. */
+/* Waits until the next attempt is due. Returns 0 or -ECANCELED. */
 CONC__PRIVATE int conc__race_pause(conc_loop *l, conc__race *r)
 {
     conc__sleeper s = {.wait = {.task = l->self, .kind = &conc__sleeping}};
@@ -10303,7 +10546,8 @@ CONC_API CONC__CALLED int conc_address(int fd, bool peer, char *buf, size_t size
 
 /* -- serving -- */
 
-/* Serves one connection. Its descriptor is in `sink`, which is unused without conc_start. */
+/* Serves one connection. The task's field `sink` holds the descriptor: a task spawned without a
+ * sink has no other use for it. */
 CONC__PRIVATE int conc__serve_one(void *arg)
 {
     const conc_server *s = arg;
@@ -10314,7 +10558,7 @@ CONC__PRIVATE int conc__serve_one(void *arg)
     uint32_t id = f->id;
     int rc = s->handler(fd, s->arg);
     if (conc__here != l)
-        return rc; /* a forked child */
+        return rc; /* this is a forked child */
     if (f->id == id && conc__fd_confirm(l, f))
         conc_close(fd); /* the handler has not closed it */
     if (rc >= 0)
@@ -10344,18 +10588,18 @@ CONC__PRIVATE int conc__serve_spawn(conc_loop *l, conc_group *g, const conc_serv
     return 0;
 }
 
-/* The history of accepting. */
+/* conc_serve's record of failures to accept connections. */
 typedef struct conc__accepting {
     int failures; /* consecutive failed connections */
     bool reported;
     double works_since; /* time of the first connection after the last report; 0: none yet */
 } conc__accepting;
 
-/* After this many consecutive failures it pauses; after this many it reports that accepting fails.
- */
+/* conc_serve pauses after CONC__REFUSALS consecutive failures, and reports them after
+ * CONC__REFUSALS_REPORTED. */
 enum { CONC__REFUSALS = 16, CONC__REFUSALS_REPORTED = 1000 };
 
-/* Does this accept(2) error concern the connection, which is gone, and not the listener? */
+/* Does this accept(2) error concern only one connection, which is gone, and not the listener? */
 CONC__PRIVATE bool conc__is_of_one_connection(int rc)
 {
     switch (rc) {
@@ -10381,7 +10625,7 @@ CONC__PRIVATE bool conc__is_of_one_connection(int rc)
     }
 }
 
-/* Reports an error, unless accepting has not worked for a second since the last report. */
+/* Reports an error. Later errors are reported only after accepting has worked for a second. */
 CONC__PRIVATE void conc__serve_report(conc_loop *l, int rc, conc__accepting *a, const char *spawned)
 {
     char text[CONC__TEXT];
@@ -10396,8 +10640,9 @@ CONC__PRIVATE void conc__serve_report(conc_loop *l, int rc, conc__accepting *a, 
     a->works_since = 0;
 }
 
-/* Handles an accept error. 0: accept again, because the error concerned one connection, or, after a
- * pause, because the process lacked a resource; else the error that ends the serving. */
+/* Handles a failure to accept a connection. Returns 0, perhaps after a pause, if the error
+ * concerned only one connection or a resource was lacking. Otherwise returns the error, which ends
+ * serving. */
 CONC__PRIVATE int conc__serve_again(conc_loop *l, int rc, conc__accepting *a, const char *spawned)
 {
     if (conc__is_lack(rc)) {
@@ -10432,7 +10677,7 @@ CONC__PRIVATE int conc__serve_all(conc_loop *l, conc_group *g, const conc_server
         if (s->limit && g->live >= s->limit)
             rc = conc__wait_for_room(l, g);
         if (rc || conc__fd_id(l, s->fd) != id)
-            return rc; /* conc_close has ended the serving */
+            return rc; /* 0: conc_close has ended the serving */
         int fd = conc_accept(s->fd);
         if (fd == -EBADF && conc__fd_id(l, s->fd) != id)
             return 0;
@@ -10484,8 +10729,7 @@ enum {
     CONC__PIECE = 64 * 1024
 };
 
-/* Buffers have an extra byte for a NUL. Streams share buffers of the usual size, one after the
- * other. */
+/* Changes a buffer's size. One byte more is allocated, for a NUL. */
 CONC__PRIVATE int conc__buffer_resize(conc__buffer *b, size_t size)
 {
     int saved = errno;
@@ -10500,7 +10744,7 @@ CONC__PRIVATE int conc__buffer_resize(conc__buffer *b, size_t size)
     return 0;
 }
 
-/* Enlarges a buffer to size. */
+/* Enlarges a buffer to `size`. Reuses a free buffer of the usual size if the loop has one. */
 CONC__PRIVATE int conc__buffer_grow(conc_loop *l, conc__buffer *b, size_t size)
 {
     conc__spare *spare = l->spares.first;
@@ -10551,27 +10795,27 @@ CONC__PRIVATE void conc__buffer_pack(conc__buffer *b)
 
 enum { CONC__STREAM_FRESH, CONC__STREAM_OPEN, CONC__STREAM_CLOSED };
 
-/* The part of a stream that runs on a transport. It lives from the open until all tasks have left
- * the closed stream and close was called.
+/* The state of a stream on a transport. It exists until the stream is closed, all tasks have left
+ * it, and the transport's close has returned.
  *
- * At most one read runs, called by the stream's reader, and one write or shutdown, which sends from
- * the beginning of the buffer: called by the task whose turn to write it is, or by the sender.
- * While a write is in progress, the buffer does not move, and other tasks append to it.
+ * At most one read is in progress, called by the stream's reader; and at most one write or
+ * shutdown, called by the task whose turn it is to write, or by the sender. A write sends from the
+ * beginning of the buffer. The buffer does not move meanwhile, but other tasks may append to it.
  *
- * The sender is a background task. It starts if bytes were written and a task is reading or about
- * to: so both peers can send much and then read, which one task could not do for them. If writing
- * fails, and no call has returned the error yet, the sender cancels a waiting read, which then
- * returns the error. */
+ * The sender is a background task that sends the buffer while another task reads. It starts if the
+ * buffer holds bytes and a task is reading or about to. Without it, two peers that each send much
+ * before they read would block each other. If writing fails, and no call has returned the error
+ * yet, the sender cancels a waiting read, which then returns the error. */
 typedef struct conc__transported {
     conc_transport calls;
     void *self;
     conc_stream *stream;
-    conc_scope *reading, *sending; /* enclosing the running call; NULL: none */
-    conc__waits senders;           /* wait until sending is NULL */
-    conc__waits starters;          /* the reader, until the sender has begun */
+    conc_scope *reading, *sending; /* around the call in progress; NULL: none */
+    conc__waits senders;           /* tasks that wait until `sending` is NULL */
+    conc__waits starters;          /* the reader, while it waits for the sender to begin */
     bool has_sender, sender_began;
-    bool interrupted; /* the sender cancelled the running read */
-    bool abandoned;   /* closed where no call can wait: the last task to leave calls close */
+    bool interrupted; /* the sender cancelled the read in progress */
+    bool abandoned;   /* the close could not wait: the last task to leave calls `close` */
     char read_words[CONC__TEXT], write_words[CONC__TEXT];
 } conc__transported;
 
@@ -10607,8 +10851,8 @@ CONC__PRIVATE int conc__stream_state(conc_stream *s, const char *call)
     return 0;
 }
 
-/* Makes the error that a stream call returns the latest one. A system or transport error, which
- * ends reading or writing forever, keeps its text. */
+/* Makes rc, which a stream call is about to return, the task's latest error. A system or transport
+ * error, which ends reading or writing forever, keeps its text. */
 CONC__COLD void conc__stream_failed(const conc_stream *s, int rc, bool of_reading)
 {
     bool ended = of_reading || rc == s->write_error;
@@ -10625,8 +10869,9 @@ CONC__COLD void conc__stream_failed(const conc_stream *s, int rc, bool of_readin
 
 CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s);
 
-/* The last task leaves a closed stream: wakes the closing tasks. 1: they have nothing left to do.
- * On a transport the first of them ends it. */
+/* Called when the last task leaves a closed stream. Wakes the tasks that wait in conc_stream_close.
+ * Their waits return 1 if nothing is left to do, or 0 if the task that closed the stream must end
+ * its transport. If that task does not wait, ends the transport itself. */
 CONC__COLD void conc__stream_left(conc_loop *l, conc_stream *s)
 {
     if (s->on && s->on->abandoned) {
@@ -10642,8 +10887,8 @@ CONC__COLD void conc__stream_left(conc_loop *l, conc_stream *s)
     }
 }
 
-/* Ends a call that may wait. If the stream was closed during it, the caller must not use it again.
- */
+/* Ends a call that may wait. If the stream was closed during the call, the caller must not use it
+ * again. */
 static inline void conc__stream_exit(conc_loop *l, conc_stream *s)
 {
     s->inside--;
@@ -10651,7 +10896,8 @@ static inline void conc__stream_exit(conc_loop *l, conc_stream *s)
         conc__stream_left(l, s);
 }
 
-/* The same for a call that returns `result`, which is not a read error. */
+/* Ends a call that may wait, and returns `result`. If that is an error, which must not be a read's,
+ * records it. */
 CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t result)
 {
     if (CONC__UNLIKELY(result < 0))
@@ -10660,7 +10906,8 @@ CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t r
     return result;
 }
 
-/* Begins a call that may wait. 0: a conc_stream_close waits until it ends; or an error. */
+/* Begins a call that may wait: a conc_stream_close then waits until it ends. Returns 0 or an
+ * error. */
 CONC__PRIVATE int conc__stream_enter(conc_loop *l, conc_stream *s, const char *call)
 {
     if (!l)
@@ -10675,7 +10922,8 @@ CONC__PRIVATE int conc__stream_enter(conc_loop *l, conc_stream *s, const char *c
     return rc;
 }
 
-/* Between two pieces of a call that does not wait: 0, -EPIPE (closed in between) or -ECANCELED. */
+/* Called between two pieces of a long call that has not waited, to let other tasks run. Returns 0,
+ * -EPIPE if one of them has closed the stream, or -ECANCELED. */
 CONC__PRIVATE int conc__stream_pass(conc_loop *l, const conc_stream *s)
 {
     conc__spend_budget(l);
@@ -10686,7 +10934,7 @@ CONC__PRIVATE int conc__stream_pass(conc_loop *l, const conc_stream *s)
 
 CONC__PRIVATE size_t conc__piece(size_t n) { return n < CONC__PIECE ? n : CONC__PIECE; }
 
-/* 0, or the error of opening the stream. */
+/* Returns 0 if the stream may be opened, or an error. */
 CONC__PRIVATE int conc__stream_may_open(const conc_loop *l, conc_stream *s, const char *call)
 {
     if (!l)
@@ -10699,14 +10947,14 @@ CONC__PRIVATE int conc__stream_may_open(const conc_loop *l, conc_stream *s, cons
     return 0;
 }
 
-/* on NULL: it runs on the descriptor. */
+/* Initializes an open stream on the transport, or on the descriptor if `on` is NULL. */
 CONC__PRIVATE void conc__stream_begin_life(conc_loop *l, conc_stream *s, int fd,
                                            conc__transported *on, const char *place)
 {
     size_t limit = s->limit ? s->limit : CONC__RECORD_LIMIT;
     size_t buffer_size = s->buffer_size ? s->buffer_size : CONC__BUFFER;
     if (limit > PTRDIFF_MAX / 4)
-        limit = PTRDIFF_MAX / 4; /* sums cannot overflow */
+        limit = PTRDIFF_MAX / 4; /* so that sums cannot overflow */
     *s = (conc_stream){.limit = limit,
                        .buffer_size = buffer_size,
                        .fd = fd,
@@ -10748,7 +10996,7 @@ CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_
     return 0;
 }
 
-/* Makes room for more bytes in a buffer that may grow up to most. */
+/* Makes room for more bytes in the read buffer, which may grow up to `most`. */
 CONC__PRIVATE int conc__stream_room(conc_loop *l, conc_stream *s, size_t most)
 {
     conc__buffer *b = &s->in;
@@ -10764,7 +11012,7 @@ CONC__PRIVATE int conc__stream_room(conc_loop *l, conc_stream *s, size_t most)
     return conc__buffer_grow(l, b, most);
 }
 
-/* Appends to the buffer as many bytes as fit. Returns their count, or -ENOMEM. */
+/* Appends as many of the bytes as fit to the write buffer. Returns their count, or -ENOMEM. */
 CONC__PRIVATE ssize_t conc__stream_keep(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     conc__buffer *b = &s->out;
@@ -10782,7 +11030,7 @@ CONC__PRIVATE ssize_t conc__stream_keep(conc_loop *l, conc_stream *s, const char
     return (ssize_t)count;
 }
 
-/* Notes that writing has failed permanently, because some bytes are lost. */
+/* Records that writing has failed forever, drops the write buffer, and returns rc. */
 CONC__PRIVATE int conc__stream_broke(conc_loop *l, conc_stream *s, int rc)
 {
     s->write_error = rc;
@@ -10791,7 +11039,8 @@ CONC__PRIVATE int conc__stream_broke(conc_loop *l, conc_stream *s, int rc)
     return rc;
 }
 
-/* The caller is about to see rc. */
+/* Called when a stream call is about to return rc. If that is the write error, records that a call
+ * has returned it. */
 CONC__PRIVATE int conc__stream_returns(conc_stream *s, int rc)
 {
     if (rc == s->write_error)
@@ -10825,8 +11074,9 @@ CONC__PRIVATE int conc__transport_pause(conc_loop *l, double *seconds)
     return rc;
 }
 
-/* Makes `once` call a transport function, in a scope that conc_stream_close cancels, and returns
- * its result; an error becomes the task's latest. The close finds the scope in *scope. */
+/* Makes `once` call a transport function, again after -EAGAIN, and returns its result; an error
+ * becomes the task's latest. The call runs in a scope, stored in *scope, that conc_stream_close can
+ * cancel. */
 CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported *on,
                                            conc_scope **scope,
                                            ssize_t (*once)(const conc__transported *on,
@@ -10849,8 +11099,8 @@ CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported
     if (result < 0)
         conc__pass_error_since(l, (int)result, before);
     else if ((size_t)result > part->iov_len)
-        result = conc__misused(-EINVAL, "a transport's function", "it returned too many", NULL);
-    int wrong = conc_scope_end(&s, 0); /* it left its own scope or group open */
+        result = conc__misused(-EINVAL, "a transport's function", "it returned more than n", NULL);
+    int wrong = conc_scope_end(&s, 0); /* an error if the function left a scope or group open */
     if (wrong)
         result = wrong;
     errno = saved;
@@ -10880,7 +11130,7 @@ CONC__PRIVATE ssize_t conc__transport_shut_once(const conc__transported *on,
     return rc < 0 ? rc : 0;
 }
 
-/* Waits until no call is sending. 0: the caller may send; or an error. */
+/* Waits until no call is sending. Returns 0 if the caller may send, or an error. */
 CONC__PRIVATE int conc__transport_may_send(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -10896,7 +11146,7 @@ CONC__PRIVATE int conc__transport_may_send(conc_loop *l, conc_stream *s)
     return s->write_error;
 }
 
-/* Writes while no other call is sending. Returns how many bytes the transport accepted, or an
+/* Passes bytes to the transport; no other call may be sending. Returns how many it accepted, or an
  * error. */
 CONC__PRIVATE ssize_t conc__transport_write(conc_loop *l, conc_stream *s, const char *bytes,
                                             size_t n)
@@ -10916,8 +11166,8 @@ CONC__PRIVATE ssize_t conc__transport_write(conc_loop *l, conc_stream *s, const 
     return conc__stream_broke(l, s, (int)sent);
 }
 
-/* Sends a piece of the buffer, waiting if necessary: 1 (more left), 0 (the buffer is empty), or an
- * error. */
+/* Sends a piece of the buffer, waiting if necessary. Returns 1 if more is left, 0 if the buffer is
+ * empty, or an error. */
 CONC__PRIVATE int conc__transport_push_piece(conc_loop *l, conc_stream *s)
 {
     conc__buffer *b = &s->out;
@@ -10937,8 +11187,8 @@ CONC__PRIVATE int conc__transport_push_piece(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-/* After a write failure, in the sender or earlier: makes a waiting read return the error. A read
- * that is about to begin tries first, because bytes may be available. */
+/* Makes a waiting read return a write error that no call has returned yet. A read that is about to
+ * begin tries first, because bytes may be available. */
 CONC__PRIVATE void conc__transport_break_read(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -10972,7 +11222,7 @@ CONC__PRIVATE int conc__transport_sender(void *arg)
     return 0;
 }
 
-/* Starts the sender if it is needed: 0, or the error of the spawn, which is not recorded. */
+/* Starts the sender if it is needed. Returns 0 or the error of the spawn, which is not recorded. */
 CONC__PRIVATE int conc__transport_start_sender(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -10996,8 +11246,9 @@ static const conc__wait_kind conc__starting_sender = {
 
 CONC__PRIVATE int conc__stream_flush_in_turn(conc_loop *l, conc_stream *s);
 
-/* Before a read waits: starts the sender, so that write is called before read. If the sender cannot
- * be started, the reader sends. 0: the read may begin. */
+/* Called before a read waits. Starts the sender, and waits until it runs, so that the transport's
+ * write is called before its read. If the sender cannot be started, the reader sends the buffer.
+ * Returns 0 if the read may begin, or an error. */
 CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -11020,9 +11271,10 @@ CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
     return rc;
 }
 
-/* The transport's read was cancelled without taking bytes: by its task's scopes, or by the sender,
- * to return the write error. If another task's call has since returned that error, the read
- * continues (-EAGAIN). */
+/* Returns the result of a read whose transport call was cancelled before it took any bytes. If the
+ * task itself is cancelled, that is -ECANCELED. Otherwise the sender cancelled the call: the result
+ * is the write error; or -EAGAIN, to read again, if another task's call has returned that error
+ * meanwhile. */
 CONC__PRIVATE int conc__transport_cancelled(const conc_loop *l, const conc_stream *s)
 {
     if (!s->on->interrupted || l->self->pending)
@@ -11032,7 +11284,8 @@ CONC__PRIVATE int conc__transport_cancelled(const conc_loop *l, const conc_strea
     return -EAGAIN;
 }
 
-/* Reads bytes from the transport: how many, 0 at end of file, or an error; -EAGAIN: call again. */
+/* Reads bytes from the transport. Returns their count, 0 at end of file, or an error: -EAGAIN if
+ * the caller must try again. */
 CONC__PRIVATE ssize_t conc__transport_take(conc_loop *l, conc_stream *s, const struct iovec *part)
 {
     conc__transported *on = s->on;
@@ -11049,7 +11302,8 @@ CONC__PRIVATE ssize_t conc__transport_take(conc_loop *l, conc_stream *s, const s
     return got;
 }
 
-/* conc__stream_pull on a transport, once; -EAGAIN: call again. */
+/* Tries once to do what conc__stream_pull does, on a transport. Returns -EAGAIN if the caller must
+ * try again. */
 CONC__PRIVATE ssize_t conc__transport_try_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
 {
     int rc = conc__transport_send_first(l, s);
@@ -11077,9 +11331,9 @@ CONC__PRIVATE ssize_t conc__transport_pull(conc_loop *l, conc_stream *s, char *t
     return got;
 }
 
-/* Called in its turn to write, for bytes that do not fit in the buffer: fills and sends the buffer,
- * or sends the bytes if it is empty. Returns how many were sent or buffered, or an error.
- */
+/* Called in the task's turn to write, with bytes that do not fit in the buffer. Fills the buffer,
+ * sends from a full one, or sends the bytes themselves if it is empty. Returns how many of the
+ * bytes were sent or buffered, or an error. */
 CONC__PRIVATE ssize_t conc__transport_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     size_t kept = conc__buffered(&s->out);
@@ -11095,7 +11349,7 @@ CONC__PRIVATE ssize_t conc__transport_put(conc_loop *l, conc_stream *s, const ch
     return conc__transport_write(l, s, bytes, conc__piece(n));
 }
 
-/* Called in its turn to write, after a flush: ends the transport's writing half. */
+/* Ends the transport's writing half. Called in the task's turn to write, after a flush. */
 CONC__PRIVATE int conc__transport_shut(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -11109,7 +11363,7 @@ CONC__PRIVATE int conc__transport_shut(conc_loop *l, conc_stream *s)
     return rc;
 }
 
-/* Cancels the running calls. */
+/* Cancels the transport calls in progress. */
 CONC__PRIVATE void conc__transport_interrupt(conc_loop *l, conc__transported *on)
 {
     if (l && on->reading)
@@ -11118,8 +11372,8 @@ CONC__PRIVATE void conc__transport_interrupt(conc_loop *l, conc__transported *on
         conc__cancel_scope(l, on->sending);
 }
 
-/* All tasks have left the closed stream: frees its memory and calls close, whose result it returns.
- * */
+/* Called when all tasks have left the closed stream. Frees its memory, and calls the transport's
+ * close, whose result it returns. */
 CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -11145,8 +11399,8 @@ CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s)
 
 /* ---- sending ---- */
 
-/* Sends a piece of the buffer, on a descriptor without waiting: 1 (more left), 0 (the buffer is
- * empty), -EAGAIN, or the error that ends writing. */
+/* Sends a piece of the buffer; on a descriptor, without waiting. Returns 1 if more is left, 0 if
+ * the buffer is empty, -EAGAIN, or the error that ends writing. */
 CONC__PRIVATE int conc__stream_push_piece(conc_loop *l, conc_stream *s)
 {
     conc__buffer *b = &s->out;
@@ -11169,8 +11423,7 @@ CONC__PRIVATE int conc__stream_push_piece(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-/* Sends as much of the buffer as possible without waiting, within another call that soon lets other
- * tasks run. */
+/* Sends as much of the buffer as possible without waiting. Its callers soon let other tasks run. */
 CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_push_piece(l, s);
@@ -11179,8 +11432,8 @@ CONC__PRIVATE int conc__stream_push(conc_loop *l, conc_stream *s)
     return rc;
 }
 
-/* Sends the buffer, which the peer may need before replying, and waits for bytes. If sending fails,
- * returns without waiting. */
+/* Waits for bytes. Sends the buffer first, because the peer may need it before it replies. If
+ * sending fails, returns without waiting. */
 CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s, conc__retry *p)
 {
     int events = CONC_READABLE;
@@ -11198,7 +11451,8 @@ CONC__PRIVATE int conc__stream_await(conc_loop *l, conc_stream *s, conc__retry *
     return rc;
 }
 
-/* conc__stream_pull on a descriptor, without waiting: -EAGAIN if it would block. */
+/* Does what conc__stream_pull does, on a descriptor and without waiting. Returns -EAGAIN if it
+ * would block. */
 CONC__PRIVATE ssize_t conc__stream_receive(conc_loop *l, conc_stream *s, char *to, size_t n)
 {
     struct iovec part = {to, n};
@@ -11219,9 +11473,9 @@ CONC__PRIVATE ssize_t conc__stream_receive(conc_loop *l, conc_stream *s, char *t
     return got;
 }
 
-/* Waits for bytes and reads them: at most n into `to`; or if that is NULL, into the buffer, which
- * may grow up to n. Returns the count, 0 at end of file, or an error; if it would block, also a
- * write error that no call has returned yet. */
+/* Waits for bytes and reads them: at most n into `to`, or, if `to` is NULL, into the buffer, which
+ * may grow up to n. Returns their count, 0 at end of file, or an error. Instead of waiting, returns
+ * a write error that no call has returned yet. */
 CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, size_t n)
 {
     conc__retry retry = {0, 0};
@@ -11233,8 +11487,10 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
         conc__fd *f = conc__fd_find(l, s->fd);
         bool broken = s->unreturned;
         if (f && broken)
-            f->drained = false;  /* bytes without a reported event come first, too */
-        if (!f || !f->drained) { /* if drained, taking a buffer would be useless */
+            /* ask the kernel: bytes may have arrived without an event, and come before the error */
+            f->drained = false;
+        /* if drained, do not even acquire a buffer */
+        if (!f || !f->drained) {
             ssize_t got = conc__stream_receive(l, s, to, n);
             if (got != -EAGAIN)
                 return got;
@@ -11247,7 +11503,7 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
     }
 }
 
-/* Begins `call`, which reads: 0, or its error. */
+/* Begins `call`, which reads. Returns 0 or the call's error. */
 CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s, const char *call)
 {
     if (!l)
@@ -11259,7 +11515,8 @@ CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s, const char *c
         rc = conc__stream_enter(l, s, call);
     if (rc)
         return rc;
-    conc__spend_budget(l); /* first: returned data is valid only until another read */
+    /* yield now, not later: another task's read would make the returned data invalid */
+    conc__spend_budget(l);
     if (s->state != CONC__STREAM_OPEN)
         rc = -EPIPE;
     else if (s->reader)
@@ -11273,7 +11530,8 @@ CONC__PRIVATE int conc__stream_begin(conc_loop *l, conc_stream *s, const char *c
     return 0;
 }
 
-/* The error that a read returns: its own, or a write error that no call has returned yet. */
+/* Records the error that a read returns: its own, or a write error that no call has returned
+ * yet. */
 CONC__COLD void conc__stream_read_failed(conc_stream *s, int rc)
 {
     bool of_reading = s->read_error && rc == s->read_error;
@@ -11291,7 +11549,7 @@ CONC__PRIVATE ssize_t conc__stream_done(conc_loop *l, conc_stream *s, ssize_t re
     return result;
 }
 
-/* Takes at most n bytes from the buffer. Returns their count. */
+/* Moves at most n bytes from the read buffer to `to`. Returns their count. */
 CONC__PRIVATE size_t conc__stream_copy(conc_stream *s, char *to, size_t n)
 {
     size_t there = conc__buffered(&s->in), count = n < there ? n : there;
@@ -11354,12 +11612,12 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_full(conc_stream *s, void *buf, s
 typedef struct conc__record {
     const char *delimiter;
     size_t size;    /* of the delimiter */
-    size_t slack;   /* most bytes in a record's end */
+    size_t slack;   /* most bytes in a record's terminator */
     bool line;      /* a line, returned without its terminator */
     size_t scanned; /* bytes at the start of the buffer in which no delimiter begins */
 } conc__record;
 
-/* Finds the delimiter in the buffer: its offset from the start, or SIZE_MAX. */
+/* Finds the delimiter in the buffer. Returns its offset from the start, or SIZE_MAX. */
 CONC__PRIVATE size_t conc__record_find(const conc__buffer *b, conc__record *r)
 {
     const char *first = b->data + b->start, *at = first + r->scanned;
@@ -11379,11 +11637,12 @@ CONC__PRIVATE size_t conc__record_find(const conc__buffer *b, conc__record *r)
     return SIZE_MAX;
 }
 
-/* Returns the first `length` bytes, and removes the first `total` from the buffer. */
+/* Removes the first `total` bytes from the buffer. *data points to the first `length` of them, with
+ * a NUL after them. Returns length. */
 static inline ssize_t conc__record_take(conc_stream *s, size_t length, size_t total, char **data)
 {
     char *first = s->in.data + s->in.start;
-    if (length == total) { /* else the NUL replaces the end of the record */
+    if (length == total) { /* otherwise the NUL replaces a byte of the terminator */
         s->ended = first + length;
         s->covered = *s->ended;
     }
@@ -11393,7 +11652,7 @@ static inline ssize_t conc__record_take(conc_stream *s, size_t length, size_t to
     return (ssize_t)length;
 }
 
-/* The last record, ended by end of file instead of a delimiter. */
+/* Takes the last record, which ends at end of file without a delimiter. */
 CONC__PRIVATE ssize_t conc__record_rest(conc_stream *s, size_t n, char **data)
 {
     if (!n)
@@ -11403,7 +11662,7 @@ CONC__PRIVATE ssize_t conc__record_rest(conc_stream *s, size_t n, char **data)
     return conc__record_take(s, n, n, data);
 }
 
-/* The record whose delimiter begins at `at`. */
+/* Takes the record whose delimiter begins at `at`. */
 CONC__PRIVATE ssize_t conc__record_found(conc_stream *s, const conc__record *r, size_t at,
                                          char **data)
 {
@@ -11466,7 +11725,8 @@ static inline bool conc__stream_is_idle(const conc_loop *l, const conc_stream *s
            l->ready.budget_left > 1;
 }
 
-/* The next line if already buffered, as with clients that do not wait for each reply; else -1. */
+/* Takes the next line if it is already buffered, as with clients that do not wait for each reply.
+ * Otherwise returns -1. */
 static inline ssize_t conc__stream_next_line(conc_loop *l, conc_stream *s, char **line)
 {
     if (!conc__stream_is_idle(l, s) || s->in.start == s->in.end)
@@ -11485,7 +11745,7 @@ static inline ssize_t conc__stream_next_line(conc_loop *l, conc_stream *s, char 
     return conc__record_take(s, length - cr, length + 1, line);
 }
 
-/* A separate function: inlined, it would make the fast path save registers. */
+/* The slow path of conc_stream_read_line. Inlined, it would make the fast path save registers. */
 CONC__PRIVATE CONC__CALLED ssize_t conc__stream_line(conc_stream *s, char **line)
 {
     conc__record r = {.delimiter = "\n", .size = 1, .slack = 2, .line = true};
@@ -11507,7 +11767,7 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_line(conc_stream *s, char **line)
     return length;
 }
 
-/* The error of a call that writes; 0: it may write. */
+/* Returns 0 if a call may write, or the call's error. */
 CONC__PRIVATE int conc__stream_writable(const conc_stream *s)
 {
     if (s->state != CONC__STREAM_OPEN || s->shut)
@@ -11515,7 +11775,7 @@ CONC__PRIVATE int conc__stream_writable(const conc_stream *s)
     return s->write_error;
 }
 
-/* Begins a call that writes: 0, or its error. */
+/* Begins a call that writes. Returns 0 or the call's error. */
 CONC__PRIVATE int conc__stream_begin_writing(conc_loop *l, conc_stream *s, const char *call)
 {
     int rc = conc__stream_enter(l, s, call);
@@ -11524,7 +11784,7 @@ CONC__PRIVATE int conc__stream_begin_writing(conc_loop *l, conc_stream *s, const
     return rc;
 }
 
-/* Waits until no other task is writing. */
+/* Waits for the calling task's turn to write. Returns 0 or an error. */
 CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
 {
     if (s->writing) {
@@ -11538,7 +11798,8 @@ CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-/* A read sends the buffer before it waits. Sends bytes written during such a wait now. */
+/* If a read is waiting, sends what was written since its wait began. (The read itself sent the
+ * buffer before.) */
 CONC__PRIVATE void conc__stream_send_for_reader(conc_loop *l, conc_stream *s)
 {
     if (s->on) { /* if there is no memory for a sender, the next read or write sends */
@@ -11570,8 +11831,8 @@ CONC__PRIVATE void conc__stream_turn_over(conc_loop *l, conc_stream *s)
     conc__stream_send_for_reader(l, s);
 }
 
-/* Sends the buffer and these bytes after it, on a descriptor without waiting. Returns how many of
- * the bytes were sent, or an error. */
+/* Sends the buffer and then the given bytes; on a descriptor, without waiting. Returns how many of
+ * the given bytes were accepted, or an error. */
 CONC__PRIVATE ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     conc__buffer *b = &s->out;
@@ -11596,8 +11857,8 @@ CONC__PRIVATE ssize_t conc__stream_send(conc_loop *l, conc_stream *s, const char
     return sent - (ssize_t)kept;
 }
 
-/* Sends or buffers some of the bytes, without waiting on a descriptor. *blocks: the descriptor
- * currently accepts no more. */
+/* Sends or buffers some of the bytes; on a descriptor, without waiting. Returns how many, or an
+ * error. Sets *blocks if the descriptor accepts no more at present. */
 CONC__PRIVATE ssize_t conc__stream_put_some(conc_loop *l, conc_stream *s, const char *bytes,
                                             size_t n, bool *blocks)
 {
@@ -11611,7 +11872,7 @@ CONC__PRIVATE ssize_t conc__stream_put_some(conc_loop *l, conc_stream *s, const 
     return conc__stream_keep(l, s, bytes, n);
 }
 
-/* Called in its turn to write: sends or buffers all n bytes. */
+/* Sends or buffers all n bytes. Called in the task's turn to write. */
 CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     conc__retry retry = {0, 0};
@@ -11620,7 +11881,7 @@ CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char 
     while (rc >= 0) {
         bool blocks;
         ssize_t took = conc__stream_put_some(l, s, bytes + done, n - done, &blocks);
-        bool counts = took == -ENOMEM || took == -ECANCELED; /* keep what was already taken */
+        bool counts = took == -ENOMEM || took == -ECANCELED; /* then return what was taken before */
         if (counts && done)
             return (ssize_t)done;
         if (took < 0)
@@ -11688,7 +11949,7 @@ CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n)
     return (ssize_t)n;
 }
 
-/* Formats into new memory. Returns the length, -EINVAL or -ENOMEM. */
+/* Formats into new memory, *text. Returns the length, -EINVAL or -ENOMEM. */
 CONC__PRIVATE int conc__format(char **text, const char *fmt, va_list args)
 {
     va_list again;
@@ -11730,7 +11991,8 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
     return conc__stream_leave(l, s, n);
 }
 
-/* Called in its turn to write: waits until the buffer is sent. */
+/* Waits until the buffer is sent. Called in the task's turn to write. If a cancel occurs after some
+ * bytes were sent, returns their count. */
 CONC__PRIVATE int conc__stream_flush_all(conc_loop *l, conc_stream *s)
 {
     conc__retry retry = {0, 0};
@@ -11753,7 +12015,7 @@ CONC__PRIVATE int conc__stream_flush_all(conc_loop *l, conc_stream *s)
     }
 }
 
-/* Waits for its turn to write, and until the buffer is sent. */
+/* Waits for the task's turn to write, and then until the buffer is sent. */
 CONC__PRIVATE int conc__stream_flush_in_turn(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_turn(l, s);
@@ -11785,7 +12047,7 @@ CONC_API int conc_stream_flush(conc_stream *s)
     return (int)conc__stream_leave(l, s, rc);
 }
 
-/* Is it a pipe's write end? */
+/* Is fd a pipe's write end? */
 CONC__PRIVATE bool conc__is_write_end(int fd)
 {
     struct stat st;
@@ -11794,7 +12056,7 @@ CONC__PRIVATE bool conc__is_write_end(int fd)
     return (fcntl(fd, F_GETFL) & O_ACCMODE) == O_WRONLY;
 }
 
-/* Ends the writing half of a descriptor: 0, or an error. */
+/* Ends the writing half of the stream's descriptor. Returns 0 or an error. */
 CONC__PRIVATE int conc__stream_end_half_of(conc_stream *s)
 {
     int saved = errno, rc = 0;
@@ -11809,11 +12071,11 @@ CONC__PRIVATE int conc__stream_end_half_of(conc_stream *s)
         return rc;
     }
     if (rc == -ENOTSOCK)
-        return conc_fail(rc, "the stream's descriptor %d has no halves", s->fd);
+        return conc_fail(rc, "the stream's descriptor %d has no separate writing half", s->fd);
     return conc__system_failed(rc, "shutdown");
 }
 
-/* Called in its turn to write, after a flush: ends the writing half. */
+/* Ends the stream's writing half. Called in the task's turn to write, after a flush. */
 CONC__PRIVATE int conc__stream_end_half(conc_loop *l, conc_stream *s)
 {
     int rc = 0;
@@ -11822,13 +12084,13 @@ CONC__PRIVATE int conc__stream_end_half(conc_loop *l, conc_stream *s)
     else if (s->on->calls.shutdown)
         rc = conc__transport_shut(l, s);
     else
-        rc = conc_fail(-ENOTSOCK, "the stream's transport has no halves");
+        rc = conc_fail(-ENOTSOCK, "the stream's transport has no separate writing half");
     if (rc == 0)
         s->shut = true;
     return rc;
 }
 
-/* Flushes and ends the writing half, and records its error texts. */
+/* Flushes and ends the writing half. Records an error with its text. */
 CONC__PRIVATE int conc__stream_end_writing(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_turn(l, s);
@@ -11836,7 +12098,7 @@ CONC__PRIVATE int conc__stream_end_writing(conc_loop *l, conc_stream *s)
         return rc;
     if (rc)
         return conc__own_error(rc);
-    if (!s->shut) { /* no other task has done it since */
+    if (!s->shut) { /* no other task has ended writing meanwhile */
         rc = conc__stream_writable(s);
         if (rc == 0)
             rc = conc__stream_flush_all(l, s);
@@ -11865,8 +12127,9 @@ CONC_API int conc_stream_shutdown(conc_stream *s)
     return rc;
 }
 
-/* Flushes before a close. No other task runs in between: its written bytes would be lost. Also 0 if
- * another task has closed the stream and dropped nothing. */
+/* Flushes before a close. No other task may run between the flush and the close, because what it
+ * wrote would be lost. Also returns 0 if another task has closed the stream meanwhile and dropped
+ * nothing. */
 CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_enter(l, s, "conc_stream_close");
@@ -11882,8 +12145,8 @@ static const conc__wait_kind conc__vacating = {
     .what = "waits until no task is using the stream that it closed"};
 
 /* Waits until other tasks' calls have ended and, if another task ends the transport, until that is
- * done; the stream may then be gone. A cancel does not cut the wait short: the close has woken all
- * of them. Only a task can wait. */
+ * done; then the stream's memory may be gone. A cancel does not end the wait, because the close has
+ * already woken those calls. Outside a task, does not wait. */
 CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s, bool ends_transport)
 {
     bool other_ends = s->on && !ends_transport;
@@ -11899,8 +12162,9 @@ CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s, bool ends_t
     }
 }
 
-/* Called by the task that closed the stream, after the others have left: ends the transport. If it
- * could not wait for them, the last of them ends it. The flush's error remains the latest. */
+/* Ends the transport. Called by the task that closed the stream, after the others have left. If it
+ * could not wait for them, the last of them ends the transport instead. The flush's error remains
+ * the latest. */
 CONC__PRIVATE int conc__stream_end_transport(conc_loop *l, conc_stream *s, int flushed)
 {
     conc__kept_error kept;
@@ -11916,7 +12180,7 @@ CONC__PRIVATE int conc__stream_end_transport(conc_loop *l, conc_stream *s, int f
     return rc;
 }
 
-/* Closes the stream. On a descriptor, frees its memory and returns conc_close's result. */
+/* Closes the stream. On a descriptor, also frees its memory and returns conc_close's result. */
 CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
 {
     s->state = CONC__STREAM_CLOSED;
@@ -11950,7 +12214,7 @@ CONC_API int conc_stream_close(conc_stream *s)
     bool kept = open && (conc__buffered(&s->out) || s->writing);
     if (kept && l && l->self && !l->self->pending)
         rc = conc__stream_flush_last(l, s);
-    bool shuts = s->state == CONC__STREAM_OPEN; /* no other task has closed it since */
+    bool shuts = s->state == CONC__STREAM_OPEN; /* no other task has closed it meanwhile */
     if (shuts) {
         closed = conc__stream_shut(l, s);
         if (rc == 0 && s->unreturned) {
@@ -11986,8 +12250,8 @@ CONC_API void conc__auto_conc_stream(conc_stream *s)
 
 enum { CONC__SIGNAL_LOOPS = 256, CONC__SIGNAL_STACK = 65536 };
 
-/* The loops that signals wake; NULL: a free slot. If all slots are taken, adds another block, which
- * is never freed, because a handler may traverse it at any time. */
+/* The loops that signals wake; NULL marks a free slot. When all slots are taken, another block is
+ * added. Blocks are never freed, because a handler may be reading them at any time. */
 typedef struct conc__signal_loops {
     _Atomic(conc_loop *) loops[CONC__SIGNAL_LOOPS];
     _Atomic(struct conc__signal_loops *) more;
@@ -11996,24 +12260,24 @@ typedef struct conc__signal_loops {
 /* For each signal number, one atomic word directs the handler. It holds the flags below and above
  * them a count of the received signals.
  *
- *   state         flags               disposition    a signal
- *   free          none                the program's  restores the former disposition, and is raised
- *                                                    again
- *   interrupting  INTERRUPTS          conc's         interrupts the runs that want it, or kills
- *   dumping       DUMPS               conc's         makes runs in debug mode print their tasks
- *   received      RECEIVES, and any   conc's         is counted, and wakes the loops
- *   restoring     RESTORING           changes        sets AGAIN, and is raised again afterwards
+ *   state         flags             disposition    what the handler does with a signal
+ *   free          none              the program's  restores that, and re-raises the signal
+ *   interrupting  INTERRUPTS        conc's         interrupts the runs that it may interrupt, or
+ *                                                  kills the process
+ *   dumping       DUMPS             conc's         makes runs in debug mode print their tasks
+ *   received      RECEIVES and any  conc's         counts it, and wakes the loops
+ *   restoring     RESTORING         changing       sets AGAIN, so that it is re-raised afterwards
  *
- *   from          to                  by
- *   not restoring a flag more         conc__signal_enter, under the mutex; it then sets the handler
- *   any           a flag less         conc__signal_leave, under the mutex, for the last user
- *   free          restoring, free     conc__signal_restore: conc__signal_leave calls it after the
- *                                     last flag, and the handler if it finds the number free
+ *   from           change           made by
+ *   not restoring  a flag is set    conc__signal_enter, under the mutex; it then sets the handler
+ *   any            one is cleared   conc__signal_leave, under the mutex, for the role's last user
+ *   free           restoring, free  conc__signal_restore, called by conc__signal_leave once no flag
+ *                                   is left, and by the handler if it finds the number free
  *
  * The handler finds a number free if the last user left after the kernel had called the handler, or
- * if a library has saved conc's handler and reinstalls it. It reads the word once: so a signal is
- * received, or interrupts, or has its former effect. The handler changes a disposition only to kill
- * the process, or while restoring, for which conc__signal_enter waits. */
+ * if a library saved conc's handler and reinstalled it. The handler chooses by one atomic read of
+ * the word, so a signal never has two of these effects. It changes a disposition only to kill the
+ * process, in a forked child, or while restoring, which conc__signal_enter waits for. */
 enum { CONC__RECEIVES, CONC__INTERRUPTS, CONC__DUMPS, CONC__ROLES };
 
 #define CONC__ROLE(role) (1ul << (role))
@@ -12023,33 +12287,33 @@ enum { CONC__RECEIVES, CONC__INTERRUPTS, CONC__DUMPS, CONC__ROLES };
 #define CONC__CAME_ONE (1ul << 5)
 #define CONC__CAME(word) ((word) & ~(CONC__CAME_ONE - 1))
 
-/* A number of a conc_signals. */
+/* A signal number that an open conc_signals receives. */
 struct conc__signal_number {
     int number;
-    unsigned long seen; /* the count up to which signals were returned, or preceded the open */
+    unsigned long seen; /* the number's count at the open, plus one for each signal returned */
     conc_signals *receiver;
-    struct conc__signal_number *next, *prev; /* in the loop's list for this number */
+    struct conc__signal_number *next, *prev; /* of the loop's receivers of this number */
 };
 
 CONC__TINY uint64_t conc__signal_bit(int number) { return (uint64_t)1 << (number - 1); }
 
-/* A number of the process. */
+/* What the process does with one signal number. All but `word` is written under the mutex. */
 typedef struct conc__signal {
     _Atomic unsigned long word;
-    int users[CONC__ROLES];  /* open conc_signals, or runs; this and the rest: under the mutex */
-    unsigned long handed;    /* the count up to which a receiver has returned the signals */
+    int users[CONC__ROLES];  /* by role: open conc_signals, or runs */
+    unsigned long handed;    /* the highest `seen`: no receiver has returned later signals */
     struct sigaction before; /* the disposition before conc's handler */
 } conc__signal;
 
-/* All loops share this, because signals belong to the process. */
+/* Shared by all loops, because signals belong to the process. */
 static struct conc__signalling {
     pthread_mutex_t mutex;
     conc__signal numbers[CONC__SIGNALS];
-    atomic_int process; /* that installed the handlers; a forked child's handler checks it */
+    atomic_int process; /* id of the process that installed the handlers, to detect a fork */
     conc__signal_loops reached;
-    atomic_int running; /* number of handlers running; loops they may read must not be freed */
+    atomic_int running; /* handlers that are running; a loop that they may read must not be freed */
     int faults;         /* runs that report stack overflows */
-    int questions;      /* runs whose watchdog may ask where their thread is */
+    int questions;      /* runs whose watchdog may signal their thread for its frames */
 } conc__signalling = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 static const int conc__interrupting[] = {SIGINT, SIGTERM};
@@ -12062,7 +12326,7 @@ CONC__PRIVATE bool conc__signal_is_ours(int number, struct sigaction *now)
            now->sa_handler == conc__on_signal;
 }
 
-/* Does the number have the default disposition? */
+/* Returns whether the program has left the number's disposition at its default. */
 CONC__PRIVATE bool conc__signal_is_default(int number)
 {
     struct sigaction now = {.sa_handler = SIG_DFL};
@@ -12071,15 +12335,15 @@ CONC__PRIVATE bool conc__signal_is_default(int number)
     return !(now.sa_flags & SA_SIGINFO) && now.sa_handler == SIG_DFL;
 }
 
-/* Re-raises a signal that conc's handler received without a user. */
+/* Re-raises a signal that conc's handler caught but conc has no use for. */
 CONC__PRIVATE void conc__signal_again(int number)
 {
     if (kill(getpid(), number))
         raise(number); /* a sandbox may refuse kill */
 }
 
-/* If the number is free, restores its disposition from before conc's, unless the program has since
- * changed it. Also runs in the handler: only atomics and system calls. */
+/* If the number is free, restores its disposition from before conc's handler, unless the program
+ * has since changed it. Also runs in the handler, so it uses only atomics and system calls. */
 CONC__PRIVATE void conc__signal_restore(int number)
 {
     conc__signal *n = &conc__signalling.numbers[number];
@@ -12094,7 +12358,8 @@ CONC__PRIVATE void conc__signal_restore(int number)
         conc__signal_again(number);
 }
 
-/* Triggers the default action immediately; the kernel blocks the signal in its handler. */
+/* Performs the signal's default action at once. Unblocks the signal first, because the kernel
+ * blocks it while its handler runs. */
 CONC__PRIVATE void conc__signal_kills(int number)
 {
     struct sigaction usual;
@@ -12110,8 +12375,9 @@ CONC__PRIVATE void conc__signal_kills(int number)
 
 CONC__TINY unsigned conc__interrupt_bit(int number) { return number == SIGINT ? 1 : 2; }
 
-/* Interrupts a run. True: it was already interrupted, and has not ended. One Ctrl+C may arrive
- * twice, from the terminal and from a parent, so signals within 0.1 s count as one. */
+/* Interrupts a run. Returns whether the signal kills the process instead, because the run was
+ * already interrupted and has not ended. One Ctrl+C may arrive twice, from the terminal and from a
+ * parent, so signals within 0.1 s count as one. */
 CONC__PRIVATE bool conc__interrupt(conc_loop *l, int number)
 {
     enum { ONE = 100000000 };
@@ -12124,7 +12390,7 @@ CONC__PRIVATE bool conc__interrupt(conc_loop *l, int number)
     return false;
 }
 
-/* True: the signal kills. */
+/* Passes a signal to a loop and wakes it. Returns whether the signal kills the process. */
 CONC__PRIVATE bool conc__signal_reaches_loop(conc_loop *l, int number, unsigned long role)
 {
     bool kills = role == CONC__INTERRUPTS && conc__interrupt(l, number);
@@ -12135,7 +12401,7 @@ CONC__PRIVATE bool conc__signal_reaches_loop(conc_loop *l, int number, unsigned 
     return kills;
 }
 
-/* Notifies all loops. role: of the number; CONC__ROLES: none. True: the signal kills. */
+/* Passes a signal to all loops. Returns whether it kills the process. */
 CONC__PRIVATE bool conc__signal_reaches(int number, unsigned long role)
 {
     bool kills = false;
@@ -12151,7 +12417,8 @@ CONC__PRIVATE bool conc__signal_reaches(int number, unsigned long role)
     return kills;
 }
 
-/* Counts a signal, or notes it for later. Returns the previous word. */
+/* Counts a signal if it has receivers, or sets AGAIN while its disposition is being restored.
+ * Returns the previous word. */
 CONC__PRIVATE unsigned long conc__signal_comes(conc__signal *n)
 {
     unsigned long was = atomic_load(&n->word), next;
@@ -12165,12 +12432,14 @@ CONC__PRIVATE unsigned long conc__signal_comes(conc__signal *n)
     return was;
 }
 
-/* The handler. It runs in any thread, at any time: only atomics and system calls. */
+/* Handles every signal that conc uses. May run in any thread at any time, so it uses only atomics
+ * and system calls. */
 CONC__PRIVATE void conc__on_signal(int number)
 {
     conc__signal *n = &conc__signalling.numbers[number];
     int saved = errno;
-    if (atomic_load(&conc__signalling.process) != getpid()) { /* a child, before fork's hook */
+    /* in a forked child, before its fork hook has run */
+    if (atomic_load(&conc__signalling.process) != getpid()) {
         sigaction(number, &n->before, NULL);
         conc__signal_again(number);
         errno = saved;
@@ -12191,7 +12460,7 @@ CONC__PRIVATE void conc__on_signal(int number)
     errno = saved;
 }
 
-/* Adds a flag, and removes those of `without`. Returns the previous word. */
+/* Sets a role's flag, and clears the flags in `without`. Returns the previous word. */
 CONC__PRIVATE unsigned long conc__signal_flag(conc__signal *n, int role, unsigned long without)
 {
     unsigned long was = atomic_load(&n->word);
@@ -12206,7 +12475,8 @@ CONC__PRIVATE unsigned long conc__signal_flag(conc__signal *n, int role, unsigne
     }
 }
 
-/* Adds a user of the number. Under the mutex. */
+/* Adds a user of the number, even on error, and installs the handler. Sets *came to the count of
+ * signals so far. The caller holds the mutex. */
 CONC__PRIVATE int conc__signal_enter(int number, int role, unsigned long *came)
 {
     conc__signal *n = &conc__signalling.numbers[number];
@@ -12214,8 +12484,8 @@ CONC__PRIVATE int conc__signal_enter(int number, int role, unsigned long *came)
     unsigned long without = 0;
     if (!conc__signal_is_ours(number, &now)) {
         n->before = now;
-        if (role ==
-            CONC__RECEIVES) /* the program has since installed a handler: it does not interrupt */
+        /* the program may have replaced conc's handler: then the signal no longer interrupts */
+        if (role == CONC__RECEIVES)
             without = CONC__ALL_ROLES;
     }
     memset(&ours, 0, sizeof ours);
@@ -12232,7 +12502,8 @@ CONC__PRIVATE int conc__signal_enter(int number, int role, unsigned long *came)
     return 0;
 }
 
-/* Removes a user. Under the mutex. */
+/* Removes a user of the number. The role's last user restores the former disposition if the number
+ * is then free. The caller holds the mutex. */
 CONC__PRIVATE void conc__signal_leave(int number, int role)
 {
     conc__signal *n = &conc__signalling.numbers[number];
@@ -12241,10 +12512,10 @@ CONC__PRIVATE void conc__signal_leave(int number, int role)
     unsigned long was = atomic_fetch_and(&n->word, ~CONC__ROLE(role));
     conc__signal_restore(number);
     if (role == CONC__RECEIVES && CONC__CAME(was) != n->handed)
-        conc__signal_again(number); /* no receiver has returned it, or will */
+        conc__signal_again(number); /* no receiver has returned it, and none is left */
 }
 
-/* Takes a free slot for the loop. NULL: no memory for more. */
+/* Takes a free slot for the loop, and returns it. NULL: out of memory. */
 CONC__PRIVATE _Atomic(conc_loop *) *conc__signal_slot_take(conc_loop *l)
 {
     conc__signal_loops *all = &conc__signalling.reached, *more, *none;
@@ -12303,7 +12574,8 @@ CONC__PRIVATE void conc__signals_unreach(conc_loop *l)
     l->signals.slot = NULL;
 }
 
-/* A signal that a conc_signals has not returned yet, or 0. */
+/* Returns the number of a signal that s has not returned yet, and counts that signal as returned;
+ * 0: none. */
 CONC__PRIVATE int conc__signals_find(conc_signals *s)
 {
     for (size_t i = 0; i < s->count; i++) {
@@ -12323,19 +12595,20 @@ CONC__PRIVATE int conc__signals_find(conc_signals *s)
     return 0;
 }
 
+/* Cancels main_fn because of a signal. If main_fn was already cancelled, it ends because of that
+ * cancel, not of the signal; if it has already returned, the signal is late. */
 CONC__PRIVATE void conc__interrupt_main(conc_loop *l, int number)
 {
     if (l->run.winding_up) {
         l->interrupt.by = number;
         l->interrupt.late = true;
-    } else if (!l->run.main
-                    .asked) { /* if asked, it was already cancelled, and ends because of that */
+    } else if (!l->run.main.asked) {
         l->interrupt.by = number;
         conc__task_cancel(l, &l->run.main);
     }
 }
 
-/* Wakes the tasks waiting for this number, if it arrived since the last time. */
+/* Wakes tasks waiting for this number, if it has arrived since the last call. */
 CONC__PRIVATE void conc__signal_hand_out(conc_loop *l, int number)
 {
     struct conc__signal_list *list = &l->signals.received[number];
@@ -12382,7 +12655,7 @@ static inline void conc__take_signals(conc_loop *l)
         conc__take_signals_now(l);
 }
 
-/* 0, -EINVAL, or the error with which the system refuses the number. */
+/* Returns 0 if a task can receive the number, -EINVAL if it cannot, or the system's error. */
 CONC__PRIVATE int conc__signal_may_be_received(int number)
 {
     static const int never[] = {SIGKILL, SIGSTOP, SIGPIPE, SIGSEGV, SIGBUS, SIGFPE, SIGILL};
@@ -12405,7 +12678,7 @@ CONC__PRIVATE void conc__signal_block(int number)
     pthread_sigmask(SIG_BLOCK, &set, NULL);
 }
 
-/* Unblocks a signal in this thread, and notes if it was blocked. */
+/* Unblocks a signal in this thread, and records whether it was blocked. */
 CONC__PRIVATE void conc__signal_unblock(conc_loop *l, int number)
 {
     sigset_t set, before;
@@ -12426,8 +12699,8 @@ CONC__PRIVATE int conc__signal_subscribe(conc_loop *l, struct conc__signal_numbe
     return rc;
 }
 
-/* After the loop's last receiver of a number, blocks it again if it was blocked before the first.
- * */
+/* Unsubscribes a receiver from one number. If it is the loop's last one, blocks the signal again if
+ * it was blocked before the first. */
 CONC__PRIVATE void conc__signal_unsubscribe(conc_loop *l, const struct conc__signal_number *n)
 {
     struct conc__signal_list *list = &l->signals.received[n->number];
@@ -12439,7 +12712,8 @@ CONC__PRIVATE void conc__signal_unsubscribe(conc_loop *l, const struct conc__sig
     conc__signal_leave(n->number, CONC__RECEIVES);
 }
 
-/* *taken: how many numbers were subscribed, including one that fails. */
+/* Subscribes to numbers until one fails. Sets *taken to their count, including the one that
+ * failed. */
 CONC__PRIVATE int conc__signals_subscribe(conc_loop *l, const conc_signals *s, size_t *taken)
 {
     int rc = 0;
@@ -12448,7 +12722,7 @@ CONC__PRIVATE int conc__signals_subscribe(conc_loop *l, const conc_signals *s, s
     return rc;
 }
 
-/* The first n numbers, the last one first. */
+/* Unsubscribes from the first n numbers, in reverse order. */
 CONC__PRIVATE void conc__signals_unsubscribe(conc_loop *l, const conc_signals *s, size_t n)
 {
     while (n--)
@@ -12464,7 +12738,7 @@ typedef struct conc__signal_call {
 
 static const char conc__bad_number[] = "a number that no task can receive";
 
-/* Gives the receiver each number once, in the order of the list. */
+/* Initializes the receiver with each number once, in the caller's order. */
 CONC__PRIVATE int conc__signals_fill(conc_loop *l, const conc__signal_call *c)
 {
     conc_signals *s = c->s;
@@ -12544,7 +12818,7 @@ CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *n
     if (s->loop && conc__run_is_elsewhere(l, s->run))
         return conc__misused(-EBUSY, "conc_signals_open", "it is open in another thread's run",
                              NULL);
-    if (*conc__holding_find(&l->lent.receivers, s)) /* it was set to zero while it was open */
+    if (*conc__holding_find(&l->lent.receivers, s)) /* s was set to zero while it was open */
         conc__lost(l, l->self, (*conc__holding_find(&l->lent.receivers, s))->place,
                    conc__overwritten);
     conc__on_loop(l, conc__open_signals, &c);
@@ -12656,7 +12930,7 @@ CONC_API int conc_wait_signal(int number)
     return rc;
 }
 
-/* Under the mutex. */
+/* Ends the run's use of the interrupting signals. The caller holds the mutex. */
 CONC__PRIVATE void conc__interrupts_leave(const conc_loop *l)
 {
     for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++) {
@@ -12666,7 +12940,8 @@ CONC__PRIVATE void conc__interrupts_leave(const conc_loop *l)
     }
 }
 
-/* The run begins: lets signals that have no other effect interrupt it. */
+/* Called when a run begins: lets SIGINT and SIGTERM interrupt it unless the program handles or
+ * ignores them. */
 CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
 {
     unsigned long came;
@@ -12692,7 +12967,7 @@ CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
     return rc;
 }
 
-/* The run ends. */
+/* Called when a run ends: from now on, no signal reaches it. */
 CONC__PRIVATE void conc__signals_end(conc_loop *l)
 {
     pthread_mutex_lock(&conc__signalling.mutex);
@@ -12706,7 +12981,8 @@ CONC__PRIVATE void conc__signals_end(conc_loop *l)
     }
 }
 
-/* In a forked child: its loops are dead, and its signals regain their former dispositions. */
+/* Called in a forked child: forgets the parent's loops, and restores the dispositions from before
+ * conc's handlers. */
 CONC__PRIVATE void conc__signals_forget(void)
 {
     struct sigaction now;
@@ -12730,7 +13006,7 @@ CONC__PRIVATE void conc__signals_forget(void)
     pthread_mutex_init(&conc__signalling.mutex, NULL);
 }
 
-/* Blocks SIGPIPE in the run's thread: a broken pipe is reported as the call's error. */
+/* Blocks SIGPIPE in the run's thread, because conc returns an error for a broken pipe. */
 CONC__PRIVATE void conc__pipe_signal_block(conc_loop *l)
 {
     sigset_t pipe, before;
@@ -12743,7 +13019,7 @@ CONC__PRIVATE void conc__pipe_signal_block(conc_loop *l)
                                   sigismember(&before, SIGPIPE) == 1;
 }
 
-/* Discards a SIGPIPE left pending by the program's own write, then unblocks it. */
+/* Discards a SIGPIPE that the program's own writes left pending, then unblocks it. */
 CONC__PRIVATE void conc__pipe_signal_unblock(const conc_loop *l)
 {
     sigset_t pipe;
@@ -12758,8 +13034,8 @@ CONC__PRIVATE void conc__pipe_signal_unblock(const conc_loop *l)
 
 #if defined CONC_GUARD_REPORT || !defined CONC_NO_DIAGNOSTICS
 
-/* Reports that a task has used up its stack; t is NULL if the task is unknown. Allocates nothing:
- * it may run in a signal handler. */
+/* Reports that a task has used up its stack; t is NULL if the task is unknown. Allocates nothing,
+ * because it may run in a signal handler. */
 CONC__COLD void conc__report_overflow(const conc_task *t, const conc__stack *s)
 {
     char name[CONC__DESCRIPTION] = "a task", text[sizeof name + 256];
@@ -12775,7 +13051,7 @@ CONC__COLD void conc__report_overflow(const conc_task *t, const conc__stack *s)
     conc__write_stderr(text, n, sizeof text);
 }
 
-/* The stack whose guard region contains an address, or NULL. */
+/* Returns the stack whose guard region contains an address, or NULL. */
 CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *address)
 {
     for (const conc__stack_cache *p = l->stacks.caches; p; p = p->next)
@@ -12787,10 +13063,11 @@ CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *add
     return NULL;
 }
 
-static struct sigaction conc__fault_before[2]; /* their former dispositions: */
+/* The fault signals, and their dispositions before conc's handler. */
+static struct sigaction conc__fault_before[2];
 static const int conc__fault_numbers[] = {SIGSEGV, SIGBUS};
 
-/* Has the former handler, called by this one, called back? */
+/* Returns whether conc's handler was called by the former handler, which it calls. */
 CONC__PRIVATE bool conc__fault_comes_back(const siginfo_t *info)
 {
     static _Atomic uintptr_t last_info, last_frame;
@@ -12799,7 +13076,8 @@ CONC__PRIVATE bool conc__fault_comes_back(const siginfo_t *info)
     return before == (uintptr_t)info && frame < atomic_exchange(&last_frame, frame);
 }
 
-/* Ends the process: the instruction faults again; a sent signal is sent again. */
+/* Restores the default action, which ends the process: a faulting instruction faults again when it
+ * is repeated, and a signal that was sent is raised again. */
 CONC__PRIVATE void conc__fault_kills(int number, bool was_sent)
 {
     struct sigaction usual;
@@ -12810,8 +13088,8 @@ CONC__PRIVATE void conc__fault_kills(int number, bool was_sent)
         raise(number);
 }
 
-/* The handler, on its own stack. Afterwards the former disposition takes effect: by default, the
- * process ends. */
+/* Handles a fault, on the alternate stack: reports a stack overflow, and then applies the former
+ * disposition. By default, the process ends. */
 CONC__PRIVATE void conc__on_fault(int number, siginfo_t *info, void *context)
 {
     const conc_loop *l = conc__here;
@@ -12834,7 +13112,7 @@ CONC__PRIVATE void conc__on_fault(int number, siginfo_t *info, void *context)
         before->sa_handler(number);
     else if (before->sa_handler == SIG_DFL || !was_sent)
         conc__fault_kills(number, was_sent);
-    /* no tail call: conc__fault_comes_back compares frames */
+    /* prevents a tail call, because conc__fault_comes_back compares frames */
     atomic_signal_fence(memory_order_seq_cst);
 }
 
@@ -12855,8 +13133,8 @@ CONC__PRIVATE bool conc__faults_wanted(const conc_loop *l)
 #endif
 }
 
-/* The first run that wants it installs the handler, and the last removes it, unless the program has
- * since installed its own. */
+/* Installs the fault handler for the first run that wants it. The last such run removes it, unless
+ * the program has since installed its own. */
 CONC__TINY void conc__faults_open(conc_loop *l)
 {
     if (!conc__faults_wanted(l))
@@ -12914,8 +13192,9 @@ CONC__TINY void conc__loop_free(conc_loop *l)
     CONC_FREE(l);
 }
 
-/* 0, or the error of a call on another thread's loop. In a forked child the mutex of a parent's
- * loop may be held by a thread that does not exist here. */
+/* Returns 0 if the call may use this loop, which may be another thread's, or an error. A forked
+ * child must not use a parent's loop, because its mutex may be held by a thread that does not exist
+ * in the child. */
 CONC__PRIVATE int conc__loop_check(const conc_loop *l, const char *call)
 {
     if (!l)
@@ -12947,7 +13226,7 @@ CONC_API int conc_loop_release(conc_loop *l)
         return conc__misused(-EINVAL, __func__, "the loop is not held", NULL);
     }
     bool last = --l->shared.holds == 0 && l->shared.over_for_good;
-    /* without a hold the loop's wait may be a deadlock */
+    /* without holds, the loop's wait may be a deadlock: wake it to check */
     if (!l->shared.holds && l->shared.asleep && !l->shared.closed)
         conc__wake_up(l);
     pthread_mutex_unlock(&l->shared.mutex);
@@ -12956,7 +13235,8 @@ CONC_API int conc_loop_release(conc_loop *l)
     return 0;
 }
 
-/* Makes l run the post, which must live until then. From any thread. */
+/* Makes l run the post, which must stay valid until then. Any thread may call this. -ESHUTDOWN: the
+ * run is over. */
 CONC__PRIVATE int conc__post_to(conc_loop *l, conc__post *p)
 {
     p->next = NULL;
@@ -12972,8 +13252,8 @@ CONC__PRIVATE int conc__post_to(conc_loop *l, conc__post *p)
     l->shared.last_posted = p;
     if (CONC__UNLIKELY(l->job.idles))
         conc__extended.job_goes_on(l);
-    if (l->shared
-            .asleep) { /* see conc__poll_events; under the mutex the descriptor is still open */
+    /* see conc__poll_events; the mutex keeps the wake-up descriptor open */
+    if (l->shared.asleep) {
         l->shared.asleep = false;
         conc__wake_up(l);
     }
@@ -13013,26 +13293,26 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
     return conc__own_error(rc);
 }
 
-/* A call to conc_loop_run, on the caller's stack. The loop's thread starts the task and stores its
- * result; a cancel of the caller posts `stop`, once. The caller is notified when the task has ended
- * and no `stop` is posted: from then on, no thread is using this. */
+/* A call to conc_loop_run, on the caller's stack. The thread of `loop` starts the task and stores
+ * its result. If the caller is cancelled, `stop` is posted, once. The caller is notified once the
+ * task has ended and no `stop` is pending; from then on no other thread uses this. */
 typedef struct conc__remote {
     conc__returned_fn *returned; /* the task's sink: CONC__FUNCTION_SINK */
-    conc__post start, stop;      /* to the loop that runs fn */
-    conc__post answer;           /* to the caller's */
+    conc__post start, stop;      /* to `loop` */
+    conc__post answer;           /* to `caller` */
     conc_fn *fn;
     void *arg;
     const char *spawned;
-    conc_loop *loop, *caller;      /* caller NULL: a thread or a job */
-    struct conc__job_context *job; /* NULL: no job */
-    conc__wait wait;               /* a task's */
-    conc_task *task;               /* of `loop`, whose thread alone uses it */
-    pthread_mutex_t mutex;         /* protects all below */
-    pthread_cond_t changed;        /* a thread is waiting for `answered` */
+    conc_loop *loop, *caller;      /* `caller` is NULL for a plain thread or a job */
+    struct conc__job_context *job; /* the calling job; NULL: none */
+    conc__wait wait;               /* of the calling task */
+    conc_task *task;               /* runs fn; used only by the thread of `loop` */
+    pthread_mutex_t mutex;         /* protects the rest */
+    pthread_cond_t changed;        /* signalled when `answered` is set */
     enum { CONC__GOES_ON, CONC__TO_STOP, CONC__STOPPED } state;
     bool ended, answered;
     int result;
-    char text[CONC__TEXT]; /* an error's text; "": it has none of its own */
+    char text[CONC__TEXT]; /* the error's text; "": the standard one */
 } conc__remote;
 
 CONC__PRIVATE void conc__remote_answer(conc__remote *r)
@@ -13040,7 +13320,7 @@ CONC__PRIVATE void conc__remote_answer(conc__remote *r)
     if (r->job && r->task)
         conc__extended.job_waits(r->job, r->loop, false);
     if (r->caller) {
-        conc__post_to(r->caller, &r->answer); /* its run outlasts its tasks */
+        conc__post_to(r->caller, &r->answer); /* cannot fail: the caller's run outlasts its tasks */
         return;
     }
     pthread_mutex_lock(&r->mutex);
@@ -13099,7 +13379,8 @@ CONC__PRIVATE void conc__remote_stops(conc__post *p)
         conc__task_cancel(conc__here, r->task);
 }
 
-/* The caller is cancelled. Under the mutex; the other run does not end before `ended`. */
+/* Asks the other loop to cancel fn, because the caller is cancelled. The caller holds r->mutex. The
+ * other run cannot end before `ended` is set. */
 CONC__PRIVATE void conc__remote_stop(conc__remote *r)
 {
     if (r->state == CONC__GOES_ON && !r->ended && conc__post_to(r->loop, &r->stop) == 0)
@@ -13132,12 +13413,12 @@ CONC__PRIVATE void conc__remote_answered(conc__post *p)
     conc__wake(conc__here, &r->wait, 0);
 }
 
-/* A task is waiting; no virtual time passes. */
+/* Makes the calling task wait. Meanwhile, its loop's virtual clock stands still. */
 CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
 {
     r->wait =
         (conc__wait){.task = caller->self, .kind = &conc__runs_elsewhere, .on = r->loop, .item = r};
-    int holds = caller->clock.is_virtual; /* on the real clock timers continue */
+    int holds = caller->clock.is_virtual; /* a real clock cannot stand still */
     caller->outside.awaited++;
     atomic_fetch_add_explicit(&caller->outside.at_work, holds, memory_order_relaxed);
     if (conc__post_to(r->loop, &r->start))
@@ -13148,7 +13429,7 @@ CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
     caller->outside.awaited--;
 }
 
-/* A thread is sleeping; a job periodically checks whether it was asked to stop. */
+/* Makes the calling thread sleep. In a job, it checks at intervals whether the job is cancelled. */
 CONC__PRIVATE void conc__remote_wait_thread(conc__remote *r)
 {
     enum { CHECK = 20000000 }; /* ns */
@@ -13170,7 +13451,7 @@ CONC__PRIVATE void conc__remote_wait_thread(conc__remote *r)
     pthread_mutex_unlock(&r->mutex);
 }
 
-/* 0, or the error of a conc_loop_run here. */
+/* Returns 0, or the error of calling conc_loop_run on this thread. */
 CONC__PRIVATE int conc__remote_may_run(const conc_loop *l, conc_fn *fn, const char *spawned)
 {
     static const char call[] = "conc_loop_run";
@@ -13237,7 +13518,7 @@ CONC__PRIVATE conc__post *conc__take_posts(conc_loop *l, conc__post **last)
     return first;
 }
 
-/* Puts them before the posts that have arrived since. */
+/* Puts posts back in front of those that have arrived since. */
 CONC__PRIVATE void conc__put_posts_back(conc_loop *l, conc__post *first, conc__post *last)
 {
     pthread_mutex_lock(&l->shared.mutex);
@@ -13248,8 +13529,8 @@ CONC__PRIVATE void conc__put_posts_back(conc_loop *l, conc__post *first, conc__p
     pthread_mutex_unlock(&l->shared.mutex);
 }
 
-/* Called by the scheduler: runs at most as many posts as it switches tasks in a pass, so that
- * timers and descriptors do not wait. Posts that arrive in the meantime wait for the next pass. */
+/* Called by the scheduler: runs posts, but no more than a batch of them, so that timers and
+ * descriptors do not wait. Posts that arrive meanwhile wait for the next pass. */
 CONC__PRIVATE void conc__run_posts(conc_loop *l)
 {
     if (!atomic_load_explicit(&l->shared.posted, memory_order_relaxed))
@@ -13270,7 +13551,7 @@ CONC__PRIVATE void conc__run_posts(conc_loop *l)
 
 /* -- the tree of tasks -- */
 
-/* The first group with children from scope s inward. */
+/* Returns the first group with children among s and the scopes inside it; NULL: none. */
 CONC__PRIVATE conc_group *conc__group_from(conc_scope *s)
 {
     while (s && !(s->is_group && conc__group_of(s)->children))
@@ -13288,8 +13569,8 @@ CONC__PRIVATE conc_group *conc__first_group(const conc_task *t)
     return conc__group_from(s);
 }
 
-/* The task after t in the tree below a task or a group: children come before younger siblings.
- * NULL: t was the last. */
+/* Returns the task after t in the tree below a task or a group: children come before younger
+ * siblings. NULL: t is the last. */
 CONC__PRIVATE const conc_task *conc__task_after(const conc_task *t)
 {
     const conc_group *g = conc__first_group(t);
@@ -13317,7 +13598,7 @@ CONC__PRIVATE int conc__serial_order(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Updates the census. False: no memory. */
+/* Makes the census list all live tasks. False: no memory. */
 CONC__PRIVATE bool conc__census_update(conc_loop *l)
 {
     conc__census *c = &l->diagnostics.census;
@@ -13337,9 +13618,10 @@ CONC__PRIVATE bool conc__census_update(conc_loop *l)
     return true;
 }
 
-/* Is t, with this serial number, a live task of the loop? t may be NULL, or point to a finished
- * task, which is not followed. Reports ask this about the owner of each awaited lock; if there is
- * no memory, each query walks through all tasks. Inline, as only other modules call it. */
+/* Returns whether t, with this serial number, is a live task of the loop. t may be NULL or
+ * dangling. Reports call this for the owner of each awaited lock, so it searches the census or, if
+ * there is no memory for one, walks through all tasks. Inline because only other modules call
+ * it. */
 static inline bool conc__lives(conc_loop *l, const conc_task *t, uint64_t serial)
 {
     const conc__census *c = &l->diagnostics.census;
@@ -13354,8 +13636,8 @@ static inline bool conc__lives(conc_loop *l, const conc_task *t, uint64_t serial
 
 /* -- deadlocks -- */
 
-/* The next task, after `last`, for which t waits; NULL: none. A group waits for all its children.
- * */
+/* Returns the next task, after `last`, that t waits for; NULL: none. A task that waits for a group
+ * waits for each of its children. */
 CONC__PRIVATE const conc_task *conc__blocker(const conc_task *t, const conc_task *last)
 {
     const conc__wait *w = t->wait;
@@ -13371,16 +13653,16 @@ CONC__PRIVATE const conc_task *conc__blocker(const conc_task *t, const conc_task
     return w->kind->owner(w);
 }
 
-/* Tasks each waiting for the next, and the last for the first. `next`, which tasks that wait do not
- * use, leads from the last one back to the first. */
-typedef struct conc__circle {
+/* A cycle of tasks: each waits for the next one, and the last for the first. `next`, which waiting
+ * tasks do not use otherwise, leads from the last one back to the first. */
+typedef struct conc__cycle {
     conc_task *first, *last;
-} conc__circle;
+} conc__cycle;
 
-/* Follows from t the tasks waiting for each other, and finds the first cycle. `marked` is set in
- * each task that was seen. In a task on the path from t, `next` leads back, and `next_marked`
- * points to the task itself. */
-CONC__PRIVATE bool conc__find_circle(conc_task *t, conc__circle *circle)
+/* Searches for a cycle among the tasks that t waits for, directly or indirectly. False: there is
+ * none. `marked` is set in each task that was visited. In a task on the path from t, `next` points
+ * to the task before it, and `next_marked` to the task itself. */
+CONC__PRIVATE bool conc__find_cycle(conc_task *t, conc__cycle *cycle)
 {
     const conc_task *last = NULL;
     t->next = NULL;
@@ -13389,7 +13671,7 @@ CONC__PRIVATE bool conc__find_circle(conc_task *t, conc__circle *circle)
     while (t) {
         conc_task *to = (conc_task *)(uintptr_t)conc__blocker(t, last);
         if (to && to->marked && to->next_marked == to) {
-            *circle = (conc__circle){to, t};
+            *cycle = (conc__cycle){to, t};
             return true;
         }
         if (to && !to->marked) {
@@ -13409,26 +13691,27 @@ CONC__PRIVATE bool conc__find_circle(conc_task *t, conc__circle *circle)
     return false;
 }
 
-/* Is there a cycle of tasks? */
-CONC__PRIVATE bool conc__find_deadlock(conc_loop *l, conc__circle *circle)
+/* Finds a cycle of tasks that wait for each other. False: there is none. */
+CONC__PRIVATE bool conc__find_deadlock(conc_loop *l, conc__cycle *cycle)
 {
     const conc_task *roots[] = {&l->run.main, l->run.background.children};
     bool found = false;
     for (size_t i = 0; i < CONC_LEN(roots); i++)
         for (const conc_task *t = roots[i]; t && !found; t = conc__task_after(t))
-            found = !t->marked && conc__find_circle((conc_task *)(uintptr_t)t, circle);
+            found = !t->marked && conc__find_cycle((conc_task *)(uintptr_t)t, cycle);
     for (size_t i = 0; i < CONC_LEN(roots); i++)
         for (const conc_task *t = roots[i]; t; t = conc__task_after(t))
             ((conc_task *)(uintptr_t)t)->marked = false;
     return found;
 }
 
-/* The search for a cycle visits every task. Other threads' posts may wake the loop very often while
- * all tasks wait: then most pauses skip the search, until one is long enough. True: do not search
- * now; `limit` is when to search again. */
+/* Returns whether the loop may pause without searching for a cycle now, and limits the pause to the
+ * time until the next search. Because a search visits every task, and other threads' posts may end
+ * pauses very often, one is due only every 50 ms, or earlier after one pause for each TASKS
+ * tasks. */
 CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
 {
-    enum { TASKS = 64, EVERY = 50 * 1000 * 1000 }; /* at most this many tasks per pause; ns */
+    enum { TASKS = 64, EVERY = 50 * 1000 * 1000 }; /* ns */
     int64_t now = conc__clock(), left = l->diagnostics.searched + EVERY - now;
     if (left <= 0 ||
         ++l->diagnostics.unsearched * TASKS >= l->counters.spawned - l->counters.finished) {
@@ -13441,12 +13724,13 @@ CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
     return true;
 }
 
-/* Every task is waiting. Is main_fn sleeping until a signal ends the program? Not if a shield
- * blocks the cancel, nor if other tasks are waiting for each other in a cycle. */
+/* Called when every task is waiting. Returns whether main_fn is meant to sleep until a signal
+ * interrupts it: false if a shield blocks the cancel, or if other tasks wait for each other in a
+ * cycle. */
 CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit)
 {
     const conc__wait *w = l->run.main.wait;
-    conc__circle circle;
+    conc__cycle cycle;
     if (l->clock.is_virtual || !atomic_load(&l->interrupt.numbers) || !w)
         return false;
     bool shielded = false;
@@ -13454,7 +13738,7 @@ CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit)
         shielded |= s->shielded;
     if (shielded || w->kind != &conc__sleeping)
         return false;
-    return conc__search_can_wait(l, limit) || !conc__find_deadlock(l, &circle);
+    return conc__search_can_wait(l, limit) || !conc__find_deadlock(l, &cycle);
 }
 
 CONC__COLD void conc__print_deadlock(conc_loop *l, FILE *out)
@@ -13464,11 +13748,11 @@ CONC__COLD void conc__print_deadlock(conc_loop *l, FILE *out)
     if (conc__diagnostics.deadlock)
         conc__diagnostics.deadlock(l, out);
     if (l->cancels.doomed)
-        fprintf(out, "conc: they were already cancelled, and do not end\n");
+        fprintf(out, "conc: all tasks were already cancelled, but have not ended\n");
     funlockfile(out);
 }
 
-/* Cancels every task, through every shield: the run ends with this error. */
+/* Cancels every task, through every shield. The run ends with the rc of the first such call. */
 CONC__COLD void conc__doom(conc_loop *l, int rc)
 {
     l->cancels.doomed = true;
@@ -13479,7 +13763,8 @@ CONC__COLD void conc__doom(conc_loop *l, int rc)
     conc__spread_marked(l);
 }
 
-/* Reports that every task is waiting and nothing can wake any of them, and cancels everything. */
+/* Reports that every task is waiting and nothing can wake any of them, and cancels them all. Aborts
+ * if that was done before. */
 CONC__COLD void conc__deadlock(conc_loop *l)
 {
     int saved = errno;
@@ -13497,8 +13782,7 @@ typedef struct conc__lost_call {
     const char *place, *how;
 } conc__lost_call;
 
-/* Explains why a function has returned with something open: after an error, usually by a CONC_TRY.
- */
+/* Explains why a function returned with something open: usually because CONC_TRY found an error. */
 CONC__PRIVATE void conc__explain_early_return(const conc_task *t, bool is_scope)
 {
     int rc = t->last_rc;
@@ -13518,7 +13802,7 @@ CONC__PRIVATE void conc__explain_early_return(const conc_task *t, bool is_scope)
 CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
 {
     const conc__lost_call *c = arg;
-    const char *place = c->place ? c->place : "the scope or group around others";
+    const char *place = c->place ? c->place : "the enclosing scope or group";
     bool is_spawn = strncmp(place, "the ", 4) != 0; /* a group's place is that of its first spawn */
     const char *opened = is_spawn ? "the group of " : "";
     bool is_handle = strncmp(place, CONC__HANDLE_OF, strlen(CONC__HANDLE_OF)) == 0;
@@ -13541,8 +13825,9 @@ CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
     abort();
 }
 
-/* Aborts because the memory of an object that the loop still points to is gone. t: the object's
- * task, NULL: the loop; place: what it is, and where it was opened. */
+/* Reports that the memory of an object is lost while conc still uses it, and aborts. t: the
+ * object's task; NULL: the loop. place: what the object is, and where it was opened. how: how it
+ * was lost. */
 CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *place, const char *how)
 {
     conc__lost_call c = {t, place, how};
@@ -13551,7 +13836,7 @@ CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *place, 
 
 /* -- statistics and dumps -- */
 
-/* Each task has a stack, and so does each generator that is open or was stopped. */
+/* Counts the stacks: one for each task, and one for each generator that is open or was stopped. */
 CONC__PRIVATE void conc__count_stacks(const conc_loop *l, conc_stats *s)
 {
     size_t all = 0;
@@ -13637,8 +13922,8 @@ CONC__PRIVATE const char *conc__state_of(const conc_loop *l, const conc_task *t)
     return "ready";
 }
 
-/* Indents by two columns per level. Deep levels are printed as a number, which keeps a deep tree
- * readable and its dump linear. */
+/* Indents by two columns per level. Very deep levels are printed as a number: the tree stays
+ * readable, and the dump's size linear. */
 CONC__PRIVATE void conc__indent(FILE *out, int depth)
 {
     enum { DEEPEST = 24 };
@@ -13676,7 +13961,8 @@ CONC__PRIVATE void conc__print_group(FILE *out, const conc_group *g, int depth)
     fputs(g->scope.effective ? ", cancelled:\n" : ":\n", out);
 }
 
-/* Prints the tree below a task, without recursion: it may be deep. */
+/* Prints a group, the groups inside it, and all tasks below them. Not recursive, because the tree
+ * may be deep. */
 CONC__PRIVATE void conc__print_tree(FILE *out, const conc_loop *l, const conc_group *g, int depth)
 {
     int top = depth;
@@ -13717,7 +14003,7 @@ typedef struct conc__crowd {
 
 enum { CONC__CROWDS = 256, CONC__CROWDED = 2000 };
 
-/* Counts a task. False: it is of a new kind, one too many. */
+/* Counts a task in its crowd. False: it needs a new crowd, and there is no room for one. */
 CONC__PRIVATE bool conc__crowd_add(const conc_loop *l, conc__crowd *crowds, size_t *n,
                                    const conc_task *t)
 {
@@ -13741,7 +14027,8 @@ CONC__PRIVATE int conc__crowd_order(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-/* Summarizes very many tasks: a line per place and state, with the longest waiting task. */
+/* Prints a summary of very many tasks: how many are in each state, by place of spawn, and which of
+ * them has waited longest. */
 CONC__PRIVATE void conc__print_crowds(conc_loop *l, FILE *out)
 {
     conc__crowd *crowds = conc__alloc(CONC__CROWDS * sizeof *crowds);
@@ -13755,7 +14042,7 @@ CONC__PRIVATE void conc__print_crowds(conc_loop *l, FILE *out)
     for (size_t i = 0; i < n; i++) {
         fprintf(out, "  %zu x %s: %s", crowds[i].count, crowds[i].spawned, crowds[i].state);
         if (crowds[i].first->wait) {
-            fprintf(out, "; the first:\n");
+            fprintf(out, "; the longest waiting:\n");
             conc__print_task(out, l, crowds[i].first, 2);
         } else {
             fputc('\n', out);
@@ -13788,7 +14075,7 @@ typedef struct conc__dump_call {
 CONC__PRIVATE void conc__dump_on_loop(conc_loop *l, void *arg)
 {
     conc__dump_call *d = arg;
-    l->self = d->self; /* it shows as running */
+    l->self = d->self; /* the dump shows it as running */
     size_t tasks = (size_t)(l->counters.spawned - l->counters.finished),
            timers = conc__wheel_count(&l->clock.wheel);
     const char *task_word = tasks == 1 ? "task" : "tasks";
@@ -13807,10 +14094,10 @@ CONC__COLD void conc__dump(conc_loop *l, FILE *out)
     conc__on_loop(l, conc__dump_on_loop, &d);
 }
 
-CONC__PRIVATE void conc__print_circle(FILE *out, const conc_loop *l, const conc__circle *circle)
+CONC__PRIVATE void conc__print_cycle(FILE *out, const conc_loop *l, const conc__cycle *cycle)
 {
-    conc_task *at = circle->last, *after = NULL; /* the path leads back: reverse it */
-    while (after != circle->first) {
+    conc_task *at = cycle->last, *after = NULL; /* `next` leads back: reverse the path */
+    while (after != cycle->first) {
         conc_task *before = at->next;
         at->next = after;
         after = at;
@@ -13819,7 +14106,7 @@ CONC__PRIVATE void conc__print_circle(FILE *out, const conc_loop *l, const conc_
     enum { MOST = 20 };
     int n = 0;
     fprintf(out, "conc: a cycle: each waits for the next, and the last for the first:\n");
-    for (const conc_task *t = circle->first; t; t = t->next, n++)
+    for (const conc_task *t = cycle->first; t; t = t->next, n++)
         if (n < MOST || !t->next)
             conc__print_task(out, l, t, 1);
         else if (n == MOST)
@@ -13828,17 +14115,17 @@ CONC__PRIVATE void conc__print_circle(FILE *out, const conc_loop *l, const conc_
 
 CONC__COLD void conc__print_tasks_of_deadlock(conc_loop *l, FILE *out)
 {
-    conc__circle circle;
+    conc__cycle cycle;
     conc__print_all(l, out);
-    if (conc__find_deadlock(l, &circle))
-        conc__print_circle(out, l, &circle);
+    if (conc__find_deadlock(l, &cycle))
+        conc__print_cycle(out, l, &cycle);
 }
 
 /* -- traces -- */
 
-/* The format is the array of Chromium's "Trace Event Format", one event per line. The event buffer
- * is written when full, and occasionally before the loop sleeps: a killed program leaves a file
- * without the closing bracket, which viewers accept. */
+/* A trace is a JSON array in Chromium's "Trace Event Format", with one event per line. The buffer
+ * is written when it is full, and occasionally before the loop sleeps. If the program is killed,
+ * the closing bracket is missing, which viewers accept. */
 
 enum { CONC__TRACE_BUFFER = 262144, CONC__TRACE_EVENT = 512, CONC__TRACE_PATHS = 99 };
 
@@ -13873,7 +14160,8 @@ CONC__PRIVATE void conc__trace_write(conc_loop *l, void *arg)
     errno = saved;
 }
 
-/* Before the loop sleeps: occasionally writes the buffer, in case the program is killed. */
+/* Called before the loop sleeps: writes the buffer if that is overdue, in case the program is
+ * killed. */
 CONC__COLD void conc__trace_catch_up(conc_loop *l)
 {
     enum { EVERY = 500000000 };
@@ -13883,13 +14171,13 @@ CONC__COLD void conc__trace_catch_up(conc_loop *l)
 
 CONC__FAST char *conc__put(char *to, const char *text)
 {
-    size_t n = strlen(text); /* a constant to the compiler */
+    size_t n = strlen(text); /* a constant for a literal, because this is inlined */
     memcpy(to, text, n);
     return to + n;
 }
 
-/* Writes two digits at a time, from the last one backwards; at least this many digits, zero-padded.
- */
+/* Writes a number with at least `least` digits, zero-padded, in pairs of digits from the last one
+ * backwards. Returns the end. */
 CONC__PRIVATE char *conc__put_number(char *to, uint64_t n, int least)
 {
     static const char pairs[] = "000102030405060708091011121314151617181920212223242526272829303132"
@@ -13911,7 +14199,7 @@ CONC__PRIVATE char *conc__put_number(char *to, uint64_t n, int least)
     return end;
 }
 
-/* Nanoseconds, as microseconds with three decimals. */
+/* Writes nanoseconds as microseconds with three decimals. Returns the end. */
 CONC__PRIVATE char *conc__put_time(char *to, int64_t ns)
 {
     uint64_t n = ns > 0 ? (uint64_t)ns : 0;
@@ -13920,7 +14208,7 @@ CONC__PRIVATE char *conc__put_time(char *to, int64_t ns)
     return conc__put_number(to + 1, n % 1000, 3);
 }
 
-/* The length of a UTF-8 character by its first byte; 0: invalid. */
+/* Returns the length of a UTF-8 character from its first byte; 0: invalid. */
 CONC__PRIVATE int conc__utf8_length(unsigned char first)
 {
     if (first < 0x80)
@@ -13934,7 +14222,7 @@ CONC__PRIVATE int conc__utf8_length(unsigned char first)
     return 4;
 }
 
-/* The length of the UTF-8 character at this position; 0: none. */
+/* Returns the length of the UTF-8 character at p; 0: none. */
 CONC__PRIVATE int conc__utf8(const unsigned char *p)
 {
     int length = conc__utf8_length(p[0]);
@@ -13948,7 +14236,7 @@ CONC__PRIVATE int conc__utf8(const unsigned char *p)
     return length;
 }
 
-/* Writes a name as a JSON string, shortened to fit in an event. */
+/* Writes a name as the text of a JSON string, shortened to fit in an event. Returns the end. */
 CONC__PRIVATE char *conc__put_name(char *to, const char *name)
 {
     static const char hex[] = "0123456789abcdef";
@@ -13972,8 +14260,8 @@ CONC__PRIVATE char *conc__put_name(char *to, const char *name)
     return to;
 }
 
-/* Begins an event. Returns where to write the rest; pass its end to conc__trace_put. NULL: the
- * trace has ended. */
+/* Begins an event, and returns where the caller writes the rest of it before it calls
+ * conc__trace_put. NULL: the trace has ended. */
 CONC__FAST char *conc__trace_room(conc_loop *l, const char *name)
 {
     conc__trace *tr = l->diagnostics.trace;
@@ -13989,7 +14277,7 @@ CONC__PRIVATE void conc__trace_put(conc__trace *tr, char *end)
     tr->used = (size_t)(end - tr->buffer);
 }
 
-/* The row of a task. Rows are numbered from 1, in the order of the spawns; row 0 is the loop's. */
+/* Returns a task's row. Rows count from 1 in the order of the spawns; row 0 is the loop's. */
 CONC__PRIVATE uint64_t conc__row_of(const conc_loop *l, const conc_task *t)
 {
     if (!t)
@@ -13999,7 +14287,7 @@ CONC__PRIVATE uint64_t conc__row_of(const conc_loop *l, const conc_task *t)
 
 CONC__PRIVATE char *conc__put_row(const conc_loop *l, char *to, uint64_t row)
 {
-    /* a constant size, larger than the row, is quicker to copy */
+    /* copies more than the row, because a constant size is quicker to copy */
     memcpy(to, l->diagnostics.trace->row, sizeof l->diagnostics.trace->row);
     return conc__put_number(to + l->diagnostics.trace->row_size, row, 1);
 }
@@ -14015,7 +14303,7 @@ CONC__FAST void conc__trace_span(conc_loop *l, uint64_t row, const char *name, i
     conc__trace_put(l->diagnostics.trace, conc__put(conc__put_row(l, at, row), "}"));
 }
 
-/* Writes one end of an arrow, phase "s" or "f", which binds to the enclosing span. */
+/* Writes the start of an arrow (phase "s") or its end ("f"), which binds to the enclosing span. */
 CONC__PRIVATE void conc__trace_arrow(conc_loop *l, uint64_t row, const char *phase, int64_t when,
                                      uint64_t number)
 {
@@ -14064,7 +14352,8 @@ CONC__COLD void conc__trace_idle(conc_loop *l, int64_t from, int64_t to)
         conc__trace_span(l, 0, "idle", from, to);
 }
 
-/* The running task, if any, causes t's next step: begins an arrow. */
+/* Begins an arrow from the running task, if any, to t's next step, which the running task
+ * caused. */
 CONC__PRIVATE void conc__trace_leads(conc_loop *l, conc_task *t)
 {
     if (!l->self)
@@ -14073,7 +14362,8 @@ CONC__PRIVATE void conc__trace_leads(conc_loop *l, conc_task *t)
     conc__trace_arrow(l, conc__row_of(l, l->self), "s", conc__time(l), t->arrow);
 }
 
-/* Opens a file of this name or, if another run writes to it, with the next free number. */
+/* Opens the file `path` or, if another run writes to it, the first free one of path.2, path.3 and
+ * so on. Returns the descriptor or an error. */
 CONC__PRIVATE int conc__trace_file(const char *path)
 {
     char name[PATH_MAX];
@@ -14118,7 +14408,7 @@ CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
     l->diagnostics.trace = tr;
     tr->used = 0;
     conc__trace_row(l, 0, "loop");
-    tr->buffer[0] = '['; /* replaces the comma */
+    tr->buffer[0] = '['; /* overwrites the comma */
     return 0;
 }
 
@@ -14139,7 +14429,8 @@ CONC__PRIVATE void conc__trace_close(conc_loop *l)
 
 /* -- the use of stacks -- */
 
-/* Debug: stack usage of the tasks spawned at the same line. */
+/* Debug mode: the stack usage of all tasks that were spawned at the same line with stacks of the
+ * same size. */
 typedef struct conc__usage {
     struct conc__usage *next;
     const char *spawned;
@@ -14147,8 +14438,8 @@ typedef struct conc__usage {
     char name[CONC__NAME]; /* of the task that used most */
 } conc__usage;
 
-/* The lowest page of a stack ever touched. Searches from its top down, until a gibibyte is
- * untouched: a stack may be very large. */
+/* Returns the lowest page of a stack that was ever touched. Searches downwards, and ends after an
+ * untouched gibibyte, because a stack may be very large. */
 CONC__PRIVATE char *conc__first_resident(conc__stack *s)
 {
     enum { GAP = 1 << 30 };
@@ -14161,7 +14452,7 @@ CONC__PRIVATE char *conc__first_resident(conc__stack *s)
         if (n > sizeof pages)
             n = sizeof pages;
         at -= n * page;
-        if (mincore(at, n * page, (void *)pages)) /* fails: all of it may have been touched */
+        if (mincore(at, n * page, (void *)pages)) /* assume that all was touched */
             return top - s->low < GAP ? s->low : top - GAP;
         while (i < n && !(pages[i] & 1))
             i++;
@@ -14171,8 +14462,8 @@ CONC__PRIVATE char *conc__first_resident(conc__stack *s)
     return lowest;
 }
 
-/* The lowest word of a stack that was ever written; untouched memory reads as zero. Sanitizers may
- * still have frames poisoned, so they do not check this function. */
+/* Returns the lowest word of a stack that was ever written: the first that is not zero, because
+ * untouched memory reads as zero. Not sanitized, because frames may still be poisoned. */
 CONC__UNSANITIZED CONC__PRIVATE char *conc__stack_lowest(conc__stack *s)
 {
     const uint64_t *at = (const uint64_t *)(void *)conc__first_resident(s),
@@ -14182,7 +14473,7 @@ CONC__UNSANITIZED CONC__PRIVATE char *conc__stack_lowest(conc__stack *s)
     return (char *)(uintptr_t)at;
 }
 
-/* Counts used bytes of a stack for its user. Without memory only the report is lost. */
+/* Records how many bytes of a stack were used. If out of memory, only the report lacks them. */
 CONC__PRIVATE void conc__usage_add(conc_loop *l, conc__source user, size_t size, size_t used)
 {
     conc__usage *u = l->diagnostics.usages;
@@ -14202,8 +14493,8 @@ CONC__PRIVATE void conc__usage_add(conc_loop *l, conc__source user, size_t size,
     }
 }
 
-/* Before a stack is released: returns the address from which it must be cleared for its next user;
- * NULL: not needed. */
+/* Called before a stack is released: records its usage. Returns the address from which the stack
+ * must be cleared for its next user; NULL: it need not be. */
 CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, conc__source user)
 {
     if (l->diagnostics.on_valgrind) /* Valgrind treats unwritten memory as undefined */
@@ -14213,8 +14504,8 @@ CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, conc__source use
     return lowest;
 }
 
-/* Clears a stack after its last user. If there are many pages, some may never have been touched,
- * and writing to them would allocate memory: they are returned to the system instead. */
+/* Clears a stack from this address up. In a large range, many pages may never have been touched,
+ * and writing to them would allocate memory, so such a range is returned to the system instead. */
 CONC__PRIVATE void conc__stack_clear(conc__stack *s, char *from)
 {
     enum { MANY = 1024 * 1024 }; /* bytes */
@@ -14238,7 +14529,7 @@ CONC__COLD void conc__stack_used(conc_loop *l, conc__stack *s, conc__source user
         conc__stack_clear(s, used);
 }
 
-/* Reports at the end of the run, the largest first. */
+/* Reports the stack usage at the end of the run, the largest first, and frees the records. */
 CONC__PRIVATE void conc__usage_report(conc_loop *l)
 {
     enum { LINES = 20 };
@@ -14260,19 +14551,19 @@ CONC__PRIVATE void conc__usage_report(conc_loop *l)
 
 /* -- backtraces -- */
 
-/* Finds where another thread is executing, and the names of the functions on its stack. Reading
- * must not crash, whatever state the thread is in: it reads memory through the kernel, which
- * returns an error if there is none, reads files piece by piece, and allocates nothing. Only on
- * Linux; elsewhere reports have no frames. */
+/* These functions find where another thread is executing, and the names of the functions on its
+ * stack. They must not crash, whatever state that thread is in, so they read memory through the
+ * kernel, which returns an error for an invalid address, read files piece by piece, and allocate
+ * nothing. Only on Linux; elsewhere reports have no frames. */
 
 enum { CONC__FRAMES = 32 };
 
 #ifdef __linux__
 
-/* A function of one of the program's modules. */
+/* The function that contains an address, and its module: the program or a library. */
 typedef struct conc__symbol {
     char module[PATH_MAX], name[128];
-    uint64_t offset, address; /* offsets into the function and the module */
+    uint64_t offset, address; /* the address, relative to the function and to the module */
 } conc__symbol;
 
 CONC__PRIVATE bool conc__read_at(int fd, void *to, size_t n, uint64_t at)
@@ -14280,14 +14571,14 @@ CONC__PRIVATE bool conc__read_at(int fd, void *to, size_t n, uint64_t at)
     return pread(fd, to, n, (off_t)at) == (ssize_t)n;
 }
 
-/* One line of /proc/self/maps, read piece by piece. */
+/* A mapping, from a line of /proc/self/maps. */
 typedef struct conc__map_line {
     uintptr_t low, high;
     uint64_t offset;
     char rights[5], path[PATH_MAX];
 } conc__map_line;
 
-/* Reads a line of /proc/self/maps. True: its mapping contains the address. */
+/* Parses a line of /proc/self/maps. True: its mapping, *m, contains the address. */
 CONC__PRIVATE bool conc__map_parse(const char *line, uintptr_t address, conc__map_line *m)
 {
     unsigned long low, high;
@@ -14303,7 +14594,7 @@ CONC__PRIVATE bool conc__map_parse(const char *line, uintptr_t address, conc__ma
     return true;
 }
 
-/* Finds the mapping that contains an address. */
+/* Finds the mapping that contains an address. False: there is none. */
 CONC__PRIVATE bool conc__map_find(uintptr_t address, conc__map_line *m)
 {
     char text[PATH_MAX + 128];
@@ -14331,7 +14622,7 @@ CONC__PRIVATE bool conc__map_find(uintptr_t address, conc__map_line *m)
     return found;
 }
 
-/* Converts an offset in a module's file to an address in the loaded module; -1: none. */
+/* Converts an offset in a module's file to an address as its symbols use it; UINT64_MAX: none. */
 CONC__PRIVATE uint64_t conc__module_address(int fd, const ElfW(Ehdr) * header, uint64_t offset)
 {
     for (int i = 0; i < header->e_phnum; i++) {
@@ -14345,7 +14636,7 @@ CONC__PRIVATE uint64_t conc__module_address(int fd, const ElfW(Ehdr) * header, u
     return UINT64_MAX;
 }
 
-/* Is it the symbol of a function containing this address? */
+/* Returns whether this is the symbol of a function that contains the address. */
 CONC__PRIVATE bool conc__symbol_covers(const ElfW(Sym) * symbol, uint64_t address)
 {
     uint64_t size = symbol->st_size ? symbol->st_size : 1;
@@ -14354,7 +14645,7 @@ CONC__PRIVATE bool conc__symbol_covers(const ElfW(Sym) * symbol, uint64_t addres
     return address >= symbol->st_value && address - symbol->st_value < size;
 }
 
-/* Searches one symbol table for the function containing s->address. */
+/* Searches one symbol table for the function that contains s->address. */
 CONC__PRIVATE bool conc__symbol_in(int fd, const ElfW(Shdr) * table, const ElfW(Shdr) * names,
                                    conc__symbol *s)
 {
@@ -14401,7 +14692,7 @@ CONC__PRIVATE void conc__symbol_search(int fd, const ElfW(Ehdr) * header, conc__
     }
 }
 
-/* Finds the name of the function at an offset of the module's file. */
+/* Finds the name of the function at an offset in a module's file. */
 CONC__PRIVATE void conc__symbol_name(conc__symbol *s, const char *file, uint64_t offset)
 {
     ElfW(Ehdr) header;
@@ -14419,10 +14710,10 @@ CONC__PRIVATE void conc__symbol_name(conc__symbol *s, const char *file, uint64_t
     close(fd);
 }
 
-/* Finds the module and function of an address. False: no code. */
+/* Finds the module and function of an address. False: there is no code. */
 CONC__PRIVATE bool conc__symbol_at(uintptr_t address, conc__symbol *s)
 {
-    static conc__map_line m; /* only watchdogs call this, one at a time */
+    static conc__map_line m; /* static, to keep the stack small; under conc__report_mutex */
     s->name[0] = s->module[0] = 0;
     s->address = address;
     if (!conc__map_find(address, &m) || m.rights[2] != 'x')
@@ -14434,8 +14725,8 @@ CONC__PRIVATE bool conc__symbol_at(uintptr_t address, conc__symbol *s)
     return true;
 }
 
-/* Does a call instruction end at this address? Perhaps, on a processor whose instructions are
- * unknown here. */
+/* Returns whether a call instruction ends at this address. On processors whose instructions are
+ * unknown here, it may also return true for other addresses. */
 CONC__PRIVATE bool conc__follows_call(int memory, uintptr_t address)
 {
 #if defined __x86_64__
@@ -14457,7 +14748,7 @@ CONC__PRIVATE bool conc__follows_call(int memory, uintptr_t address)
 #endif
 }
 
-/* Reads a file of this name in the thread's /proc directory; "": unreadable. */
+/* Reads a file from the thread's directory in /proc; `text` is "" if that fails. */
 CONC__PRIVATE void conc__thread_file(long thread, const char *name, char *text, size_t size)
 {
     char path[64];
@@ -14471,8 +14762,8 @@ CONC__PRIVATE void conc__thread_file(long thread, const char *name, char *text, 
     text[n > 0 ? n : 0] = 0;
 }
 
-/* Is the thread in a system call? A signal would cut its sleep short: find its frames on its stack
- * instead. */
+/* Returns whether the thread is in a system call, and its stack pointer and program counter. A
+ * signal would cut such a call short, so the thread's frames are then searched for on its stack. */
 CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *pc)
 {
     char text[256];
@@ -14499,27 +14790,27 @@ CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *p
 
 /* -- the watchdog -- */
 
-/* Debug: the current activity on the loop's thread: a task's step, or a call to one of the
- * program's functions outside all tasks, which may interrupt a task's step. */
+/* Debug mode: what the loop's thread is running: a task's step, or a call of one of the program's
+ * functions outside all tasks. A call may interrupt a step. */
 typedef struct conc__held_by {
     int64_t began;         /* on the real clock; 0: nothing is running */
-    const conc_task *task; /* only compared; NULL: a call */
-    const char *role;      /* of the called function: "the posted function" */
+    const conc_task *task; /* may have ended, so only compared; NULL: a call */
+    const char *role;      /* what the program uses fn for: "the posted function" */
     uintptr_t fn;
     bool reported;
 } conc__held_by;
 
-/* Debug: a thread that checks, several times within a step's permitted time, whether the same step
- * is still running. */
+/* Debug mode: a thread that watches for a step that takes too long. It checks several times within
+ * the time that a step may take. */
 typedef struct conc__watchdog {
     pthread_t id, of;
     long of_number;
     pthread_mutex_t mutex; /* protects the rest, except `frames` */
     pthread_cond_t changed;
     bool ends, asks;
-    int64_t most; /* ns that a step may take */
+    int64_t most; /* how long a step may take, in ns */
     conc__held_by step;
-    char name[CONC__DESCRIPTION]; /* of the step's task, which may end in it */
+    char name[CONC__DESCRIPTION]; /* a copy, because the step's task may end in it */
 #ifdef CONC__BACKTRACE
     sem_t answered; /* valid while `asks` is set */
     int count;
@@ -14527,12 +14818,12 @@ typedef struct conc__watchdog {
 #endif
 } conc__watchdog;
 
-static pthread_mutex_t conc__report_mutex = PTHREAD_MUTEX_INITIALIZER; /* one watchdog at a time */
-/* the watchdog that is asking where its thread is */
+static pthread_mutex_t conc__report_mutex = PTHREAD_MUTEX_INITIALIZER; /* one report at a time */
+/* the watchdog that waits for the frames of its thread */
 static _Atomic(conc__watchdog *) conc__questioner;
 
-/* Describes the code at an address: "function+0x12 (module+0x345)", as far as known. Under
- * conc__report_mutex. */
+/* Describes the code at an address, as far as it is known: "function+0x12 (module+0x345)". The
+ * caller holds conc__report_mutex. */
 CONC__PRIVATE void conc__name_code(char *text, size_t size, uintptr_t address)
 {
     unsigned long long number = address;
@@ -14550,7 +14841,7 @@ CONC__PRIVATE void conc__name_code(char *text, size_t size, uintptr_t address)
     snprintf(text, size, "0x%llx", number);
 }
 
-/* Finds the name of a function of the program. False: its module has no symbols. */
+/* Finds the name of a function of the program. False: its module has no symbol for it. */
 CONC__COLD bool conc__name_function(char name[CONC__NAME], uintptr_t fn)
 {
     char code[PATH_MAX + 256];
@@ -14567,7 +14858,7 @@ CONC__COLD bool conc__name_function(char name[CONC__NAME], uintptr_t fn)
     return true;
 }
 
-/* Describes what blocks the loop. Under conc__report_mutex. */
+/* Describes what blocks the loop. The caller holds conc__report_mutex. */
 CONC__PRIVATE void conc__name_step(char *text, size_t size, const conc__held_by *step,
                                    const char *task)
 {
@@ -14577,7 +14868,7 @@ CONC__PRIVATE void conc__name_step(char *text, size_t size, const conc__held_by 
         return;
     }
     conc__name_code(code, sizeof code, step->fn);
-    char *offset = strstr(code, "+0x0 ("); /* the address is that of the function named before it */
+    char *offset = strstr(code, "+0x0 ("); /* a function's own address: its name suffices */
     if (offset)
         *offset = 0;
     size_t role = strlen(step->role);
@@ -14595,8 +14886,8 @@ CONC__PRIVATE void conc__print_frame(int number, uintptr_t address)
                        sizeof text);
 }
 
-/* Prints the frames of a thread in a system call: words on its stack that look like return
- * addresses. */
+/* Prints the frames of a thread in a system call: the words on its stack that look like return
+ * addresses. Returns their number. */
 CONC__PRIVATE int conc__frames_on_stack(uintptr_t sp, uintptr_t pc)
 {
     enum { WORDS = 4096 };
@@ -14620,7 +14911,7 @@ CONC__PRIVATE int conc__frames_on_stack(uintptr_t sp, uintptr_t pc)
 #endif
 
 #ifdef CONC__BACKTRACE
-/* The address at which a signal interrupted the thread; 0: unknown on this system. */
+/* Returns the address at which a signal interrupted the thread; 0: unknown on this system. */
 CONC__PRIVATE uintptr_t conc__interrupted_at(const void *context)
 {
 #if defined __linux__ && defined __x86_64__
@@ -14636,10 +14927,10 @@ CONC__PRIVATE uintptr_t conc__interrupted_at(const void *context)
 #endif
 }
 
-/* Stores the frames of this thread, in a signal handler. */
+/* Stores this thread's frames for the watchdog. Called in a signal handler. */
 CONC__COLD void conc__store_frames(conc__watchdog *d, const void *context)
 {
-    enum { OF_HANDLER = 3, MORE = 8 }; /* frames: this, its caller's, and the kernel's */
+    enum { OF_HANDLER = 3, MORE = 8 }; /* the frames of this function, its caller and the kernel */
     void *all[CONC__FRAMES + MORE];
     uintptr_t at = conc__interrupted_at(context);
     int n = backtrace(all, CONC__FRAMES + MORE), first = 1;
@@ -14653,7 +14944,7 @@ CONC__COLD void conc__store_frames(conc__watchdog *d, const void *context)
     memcpy(d->frames, all + first, (size_t)d->count * sizeof all[0]);
 }
 
-/* The signal handler; runs in the thread that the watchdog is asking. */
+/* Handles SIGURG: stores this thread's frames if a watchdog has asked for them. */
 CONC__PRIVATE void conc__on_question(int number, siginfo_t *info, void *context)
 {
     int saved = errno;
@@ -14673,8 +14964,8 @@ CONC__PRIVATE bool conc__is_question(const struct sigaction *a)
     return (a->sa_flags & SA_SIGINFO) && a->sa_sigaction == conc__on_question;
 }
 
-/* May the signal be sent? Not to a sleeping thread: that would cut its sleep short; nor if the
- * program uses or blocks the signal. */
+/* Returns whether the watchdog may signal its thread: not if the thread sleeps, because the signal
+ * would cut the sleep short, nor if the program uses or blocks the signal. */
 CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
 {
     struct sigaction now;
@@ -14682,7 +14973,7 @@ CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
     unsigned long long blocked;
     if (!d->asks || sigaction(SIGURG, NULL, &now) || !conc__is_question(&now))
         return false;
-    if (conc__on_valgrind()) /* it stops all threads but one, so no other seems to run */
+    if (conc__on_valgrind()) /* it runs one thread at a time, so the other never seems to run */
         return true;
     conc__thread_file(d->of_number, "status", text, sizeof text);
     const char *running = strstr(text, "\nState:\tR");
@@ -14694,8 +14985,8 @@ CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
     return !(blocked >> (SIGURG - 1) & 1);
 }
 
-/* Signals the thread to get its frames, and prints them. An interrupted system call is restarted.
- */
+/* Signals the thread to get its frames, and prints them. Returns their number. If this interrupts a
+ * system call, the call is restarted. */
 CONC__PRIVATE int conc__frames_by_question(conc__watchdog *d)
 {
     int n = 0;
@@ -14706,13 +14997,14 @@ CONC__PRIVATE int conc__frames_by_question(conc__watchdog *d)
         answered = errno == EINTR;
     if (!answered && !atomic_exchange(&conc__questioner, NULL))
         answered = sem_wait(&d->answered) == 0; /* the handler has just picked up the request */
+    /* minus 1: a return address may be the next function's, if this one ends with the call */
     for (; answered && n < d->count; n++)
-        conc__print_frame(n, (uintptr_t)d->frames[n] - (n > 0)); /* a call may end its function */
+        conc__print_frame(n, (uintptr_t)d->frames[n] - (n > 0));
     return n;
 }
 #endif
 
-/* Reports a step that takes too long. Under the mutex, so that the step cannot end. */
+/* Reports a step that takes too long. The caller holds d->mutex, so the step cannot end. */
 CONC__PRIVATE void conc__watchdog_report(conc__watchdog *d)
 {
     char name[CONC__DESCRIPTION], text[sizeof name + 128];
@@ -14771,8 +15063,8 @@ CONC__PRIVATE bool conc__has_handler(const struct sigaction *a)
 }
 #endif
 
-/* Installs the handler for questions, unless the program handles that signal, or there is no stack
- * for a handler. */
+/* Installs the handler of SIGURG. Returns false if the program handles that signal, or if there is
+ * no alternate stack. */
 CONC__PRIVATE bool conc__questions_open(const conc_loop *l, conc__watchdog *d)
 {
 #ifdef CONC__BACKTRACE
@@ -14813,7 +15105,7 @@ CONC__PRIVATE void conc__questions_close(conc__watchdog *d)
     bool last = --conc__signalling.questions == 0;
     if (last && sigaction(SIGURG, NULL, &now) == 0 && conc__is_question(&now))
         sigaction(SIGURG, &conc__question_before, NULL);
-    if (last && conc__is_question(covered)) /* a conc_signals that is still open restores this */
+    if (last && conc__is_question(covered)) /* an open conc_signals will restore this */
         *covered = conc__question_before;
     pthread_mutex_unlock(&conc__signalling.mutex);
     sem_destroy(&d->answered);
@@ -14829,7 +15121,7 @@ CONC__PRIVATE void conc__watchdog_close(conc_loop *l)
     d->ends = true;
     pthread_cond_signal(&d->changed);
     pthread_mutex_unlock(&d->mutex);
-    if (!pthread_equal(d->id, d->of)) /* equal: it could not be started */
+    if (!pthread_equal(d->id, d->of)) /* equal: it was not started */
         pthread_join(d->id, NULL);
     if (d->asks)
         conc__questions_close(d);
@@ -14848,9 +15140,7 @@ CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
     pthread_mutex_init(&d->mutex, NULL);
     pthread_cond_init(&d->changed, NULL);
     d->of = pthread_self();
-#ifdef __linux__
-    d->of_number = syscall(SYS_gettid);
-#endif
+    d->of_number = conc__thread_number();
     d->most = conc__ns(l->run.options.slow_step);
     d->asks = conc__questions_open(l, d);
     int rc = conc__quiet_thread(&d->id, NULL, conc__watchdog_main, d);
@@ -14865,7 +15155,7 @@ CONC__PRIVATE int conc__watchdog_open(conc_loop *l)
 
 /* -- steps -- */
 
-/* A task was created. */
+/* Called when a task has been created. */
 CONC__COLD void conc__spawned(conc_loop *l, conc_task *t)
 {
     t->arrow = 0;
@@ -14876,7 +15166,8 @@ CONC__COLD void conc__spawned(conc_loop *l, conc_task *t)
     conc__trace_leads(l, t);
 }
 
-/* A task's wait has lasted until now, and becomes one of another kind, or ends. */
+/* Called when a task's wait ends or becomes another kind of wait: counts and traces the time since
+ * the last such change. */
 CONC__COLD void conc__waited(conc_loop *l, conc_task *t)
 {
     const conc__wait_kind *kind = t->wait->kind;
@@ -14888,7 +15179,7 @@ CONC__COLD void conc__waited(conc_loop *l, conc_task *t)
     t->since = now;
 }
 
-/* A task's wait is over. */
+/* Called when a task's wait is over. */
 CONC__COLD void conc__woken(conc_loop *l, conc_task *t)
 {
     conc__waited(l, t);
@@ -14896,7 +15187,7 @@ CONC__COLD void conc__woken(conc_loop *l, conc_task *t)
         conc__trace_leads(l, t);
 }
 
-/* The running task has ended; its stack is released next. */
+/* Called when the running task has ended, before its stack is released. */
 CONC__COLD void conc__step_ends(conc_loop *l, conc_task *t)
 {
     if (CONC__UNLIKELY(l->lent.handles && t->has_handle)) {
@@ -14919,7 +15210,7 @@ CONC__PRIVATE void conc__step_watched(conc_loop *l, const conc_task *t)
     pthread_mutex_unlock(&d->mutex);
 }
 
-/* A task of this thread got a name, or a new one. */
+/* Called when a task of this loop is named or renamed. */
 CONC__COLD void conc__named(conc_loop *l, const conc_task *t)
 {
     conc__watchdog *d = l->diagnostics.watchdog;
@@ -14933,7 +15224,8 @@ CONC__COLD void conc__named(conc_loop *l, const conc_task *t)
     pthread_mutex_unlock(&d->mutex);
 }
 
-/* Ends a step, which took this many ns; the interrupted work continues. */
+/* Ends a step, which took this many ns, and reports it if that is too long. Then `interrupted` is
+ * the current step again. */
 CONC__PRIVATE void conc__step_ended(conc_loop *l, int64_t took, const conc__held_by *interrupted)
 {
     char name[CONC__DESCRIPTION];
@@ -14951,7 +15243,7 @@ CONC__PRIVATE void conc__step_ended(conc_loop *l, int64_t took, const conc__held
 }
 
 /* Calls run(arg), which calls the program's function fn on the loop, outside all tasks. In debug
- * mode it is a separate step, whose time does not count for the interrupted task. */
+ * mode this call is a step of its own, whose time does not count for the interrupted task. */
 CONC__COLD void conc__call_watched(conc_loop *l, const char *role, uintptr_t fn,
                                    void (*run)(void *), void *arg)
 {
@@ -15016,7 +15308,8 @@ CONC__COLD void conc__closed(conc_loop *l, const void *object)
     conc__holding_drop(&l->diagnostics.opened, object);
 }
 
-/* Reports objects opened in the run and not closed; only: of this kind, NULL: of any. */
+/* Reports and forgets objects that were opened in the run and not closed. only: their kind; NULL:
+ * any. */
 CONC__PRIVATE void conc__opened_report(conc_loop *l, const char *only)
 {
     if (!l->diagnostics.opened)
@@ -15045,7 +15338,7 @@ CONC__COLD void conc__released(conc_task *t, const void *lock)
     conc__holding_drop(&t->held, lock);
 }
 
-/* Reports the locks that a task still held when it ended: they stay locked forever. */
+/* Reports the locks that a task still held when it ended, and that now stay locked forever. */
 CONC__COLD void conc__report_held(conc_loop *l, conc_task *t)
 {
     char who[CONC__DESCRIPTION];
@@ -15065,8 +15358,9 @@ CONC__PRIVATE bool conc__is_on_own_stack(const conc_task *self, const char *at)
     return self && at >= self->stack->low && at < conc__stack_top(self->stack);
 }
 
-/* Debug: a task's or job's handle must outlive it. what: the task's name, or CONC__A_JOB. A job's
- * end in another thread is not noted: only a handle on the running task's stack is watched. */
+/* Debug mode: records a handle, which must outlive its task or job. what: the task's name, or
+ * CONC__A_JOB. A job's handle is recorded only if it is on the running task's stack, because jobs
+ * end in other threads, which do not drop the record. */
 CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *what)
 {
     bool is_job = strcmp(what, CONC__A_JOB) == 0;
@@ -15074,19 +15368,20 @@ CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *
         return;
     if (is_job && !conc__is_on_own_stack(l->self, handle))
         return;
-    conc__holding_drop(&l->lent.handles, handle); /* an earlier job's, which has ended */
+    conc__holding_drop(&l->lent.handles, handle); /* that of an earlier job, which has ended */
     conc__holding_add(&l->lent.handles, handle, "a handle", what);
     l->lent.any = l->lent.receivers || l->lent.handles;
 }
 
-/* Is the object no longer in use? A job ends in another thread; one whose handle was overwritten
- * counts as ended. */
+/* Returns whether the object is out of use although its record exists. Only a job can be, because
+ * it ends in another thread. A job whose handle was overwritten counts as ended. */
 CONC__PRIVATE bool conc__lent_is_over(const conc__holding *h)
 {
     return strcmp(h->place, CONC__A_JOB) == 0 && !conc__extended.job_in_use(h->object);
 }
 
-/* Debug mode: aborts with a report if a live task's handle was overwritten and is now reused. */
+/* Called when a handle is reused for a new task: aborts with a report if its former task is still
+ * alive, because then the handle was overwritten. */
 CONC__COLD void conc__find_overwritten(conc_loop *l, const conc_task *handle)
 {
     const conc__holding *h = *conc__holding_find(&l->lent.handles, handle);
@@ -15097,7 +15392,7 @@ CONC__COLD void conc__find_overwritten(conc_loop *l, const conc_task *handle)
     conc__lost(l, l->self, what, conc__overwritten);
 }
 
-/* Aborts with a report if a handle lies on the running task's stack below this address. */
+/* Aborts with a report if a handle on the running task's stack below this address is in use. */
 CONC__COLD void conc__check_handles(conc_loop *l, const conc_task *t, const void *below,
                                     const char *how)
 {
@@ -15131,7 +15426,7 @@ CONC__PRIVATE void conc__report_lost_args(conc_loop *l, void *arg)
                 "conc: %s: its arg is a local variable of main's function, which has returned\n",
                 conc__describe(who, sizeof who, conc__source_of(t)));
     if (found > LINES)
-        fprintf(stderr, "conc: so do the args of %zu others\n", found - LINES);
+        fprintf(stderr, "conc: so are the args of %zu others\n", found - LINES);
 }
 
 CONC__COLD void conc__find_lost_args(conc_loop *l, uintptr_t low, uintptr_t size)
@@ -15163,14 +15458,14 @@ CONC__PRIVATE void conc__dumps_close(conc_loop *l)
     pthread_mutex_unlock(&conc__signalling.mutex);
 }
 
-/* In a forked child: the watchdogs are gone, and their mutexes free. */
+/* Called in a forked child, which has no watchdogs: resets the mutex that one may have held. */
 CONC__COLD void conc__diagnosis_forget(void)
 {
     pthread_mutex_init(&conc__report_mutex, NULL);
     atomic_store(&conc__questioner, NULL);
 }
 
-/* Called when a run begins: opens the diagnostics it requested. */
+/* Called when a run begins: starts the diagnostics that it requested. */
 CONC__COLD int conc__diagnosis_open(conc_loop *l)
 {
     int rc = conc__trace_open(l, l->run.options.trace);
@@ -15183,7 +15478,7 @@ CONC__COLD int conc__diagnosis_open(conc_loop *l)
     return rc;
 }
 
-/* A run has ended, or has failed to begin. */
+/* Called when a run has ended or failed to begin: stops its diagnostics and prints the reports. */
 CONC__COLD void conc__diagnosis_close(conc_loop *l)
 {
     if (l->diagnostics.watchdog) {
@@ -15237,14 +15532,15 @@ CONC_API double conc_random(double low, double high)
         return low;
     double share = (double)(conc__random_bits(&l->random.draws) >> 11) / 9007199254740992.0;
     double x = low + (high - low) * share;
-    if (high / 2 - low / 2 > DBL_MAX / 2) /* their distance is not a finite number */
+    if (high / 2 - low / 2 > DBL_MAX / 2) /* high - low may overflow */
         x = low * (1 - share) + high * share;
     if (x < high)
         return x;
     return low;
 }
 
-/* Reads a number from the environment. False: it is invalid, which is reported. */
+/* Reads a number from the environment into *out, if it is set. Reports an invalid number and
+ * returns false. */
 CONC__PRIVATE bool conc__env_number(const char *name, uint64_t least, uint64_t *out)
 {
     const char *text = conc__env(name);
@@ -15264,8 +15560,8 @@ CONC__PRIVATE bool conc__env_number(const char *name, uint64_t least, uint64_t *
     return good;
 }
 
-/* Reads one of two words from the environment: *out becomes 0 or 1. False: it is neither, which is
- * reported. */
+/* Reads one of two words from the environment, and sets *out to 0 or 1. Reports any other word and
+ * returns false. */
 CONC__PRIVATE bool conc__env_word(const char *name, const char *zero, const char *one, int *out)
 {
     const char *text = conc__env(name);
@@ -15278,8 +15574,7 @@ CONC__PRIVATE bool conc__env_word(const char *name, const char *zero, const char
     return false;
 }
 
-/* Finds the poller that the environment names. False: no such poller here; this has been
- * reported. */
+/* Finds the poller that CONC_POLL names. If there is none, reports it and returns false. */
 CONC__PRIVATE bool conc__env_backend(const conc__backend **out)
 {
     const char *text = conc__env("CONC_POLL"), *best = CONC__BEST_BACKEND.name;
@@ -15296,7 +15591,8 @@ CONC__PRIVATE bool conc__env_backend(const conc__backend **out)
     return false;
 }
 
-/* Reports an invalid call that opens a run: there is no loop yet for conc__misused. */
+/* Reports an invalid call that opens a run, in debug mode. conc__misused could not, because there
+ * is no loop yet. */
 CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *why)
 {
     if (o->debug)
@@ -15304,7 +15600,7 @@ CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *why)
     return -EINVAL;
 }
 
-/* Applies the environment. False: it is invalid, which is reported. */
+/* Applies the environment. Reports an invalid value and returns false. */
 CONC__PRIVATE bool conc__options_from_env(conc_options *o)
 {
     uint64_t seed = o->seed, stack = o->stack_size;
@@ -15343,7 +15639,7 @@ CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **
     return -ENOTSUP;
 }
 
-/* In a forked child: the inherited loops are dead. */
+/* Called in a forked child: forgets all runs, because only the parent continues them. */
 CONC__PRIVATE void conc__forget_loop(void)
 {
     conc_loop *l = conc__here;
@@ -15364,8 +15660,9 @@ CONC__PRIVATE void conc__forget_loop(void)
         conc__diagnostics.forget();
 }
 
-/* Calls fn once; other threads wait until it has returned. Unlike with pthread_once, a forked
- * process does not wait for a thread that only its parent has: it also calls fn. */
+/* Calls fn once; other threads wait until it has returned. If the process forks meanwhile, the
+ * child calls fn too, because the thread that called it exists only in the parent; with
+ * pthread_once the child would wait forever. */
 CONC__PRIVATE void conc__once(atomic_int *once, void (*fn)(void))
 {
     enum { DONE = -1 }; /* 0: not begun; else the process that calls it */
@@ -15383,8 +15680,8 @@ CONC__PRIVATE void conc__once(atomic_int *once, void (*fn)(void))
 
 CONC__PRIVATE void conc__watch_forks(void) { pthread_atfork(NULL, NULL, conc__forget_loop); }
 
-/* If the system refuses the poller, uses poll(2), which has no descriptor for a host to wait for.
- */
+/* Opens the poller. If the system refuses it, uses poll(2) instead. An embedded run then fails,
+ * because poll(2) has no descriptor that the host could wait for. */
 CONC__PRIVATE int conc__poller_open(conc_loop *l, const conc__backend *backend)
 {
     l->poller.backend = backend;
@@ -15427,8 +15724,9 @@ CONC__PRIVATE void conc__loop_close(conc_loop *l)
         conc__loop_free(l);
 }
 
-/* The initial state of conc_random. The address l and the clock differ from run to run. Seeds count
- * from 1, so a run on the virtual clock has seed 1's. */
+/* Returns the initial state of conc_random: from options.random or the seed, which both count from
+ * 1; on the virtual clock, that of seed 1; otherwise from the clock and the address l, which differ
+ * from run to run. */
 CONC__PRIVATE uint64_t conc__first_draw(const conc_options *o, const conc_loop *l)
 {
     if (o->random)
@@ -15463,7 +15761,7 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     l->scheduler.budget = CONC__BUDGET_MOST;
     if (!o->virtual_clock) {
         l->clock.now = conc__clock();
-        l->scheduler.batch = 1; /* how slow steps are is not known yet */
+        l->scheduler.batch = 1; /* the duration of steps is not known yet */
         l->scheduler.budget /= CONC__BATCH_MOST;
     }
     l->ready.budget_left = l->scheduler.budget;
@@ -15481,8 +15779,8 @@ CONC__PRIVATE conc_loop *conc__loop_new(const conc_options *o)
     return l;
 }
 
-/* main_fn has returned to `frame`: objects still in use in the frames below it are lost. A handle
- * there is not read, because it may have been overwritten. */
+/* Called when main_fn has returned to `frame`: aborts with a report if an object in the frames
+ * below is still in use. Handles there are not read, because they may have been overwritten. */
 CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
 {
     static const char how[] = "its function returned";
@@ -15501,18 +15799,18 @@ CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
     CONC__HOOK(l, main_returned(l, low, size));
 }
 
-/* Ends everything left after main_fn has returned; in its task. */
+/* Ends everything that is left after main_fn has returned. Called in its task. */
 CONC__PRIVATE void conc__wind_up(conc_loop *l)
 {
     conc_task *self = l->self;
     l->run.winding_up = true;
-    self->asked = false; /* its cancel is over: the calls below wait */
+    self->asked = false; /* forget its cancel, so that the calls below wait */
     conc__mark(l, self);
     conc__spread_marked(l);
     conc__cancel_scope(l, &l->run.background.scope);
     if (l->run.background.live)
         conc__wait_until_empty(l, &l->run.background);
-    CONC__HOOK(l, close_generators(l)); /* before they close: they may close others */
+    CONC__HOOK(l, close_generators(l)); /* reports them first: closing one may close others */
     if (l->generators.close_all)
         l->generators.close_all(l);
     conc__report_failures(l);
@@ -15530,7 +15828,7 @@ CONC__PRIVATE int conc__main_task(void *arg)
     return rc;
 }
 
-/* How a run ended, for conc_main. */
+/* How a run ended, for conc_main to report. */
 typedef struct conc__outcome {
     char by[CONC__DESCRIPTION], text[CONC__TEXT];
     int signal;      /* that interrupted it; 0: none */
@@ -15599,16 +15897,17 @@ CONC_API void conc_set_exit_status(int status)
         l->run.exit_status = status;
 }
 
-/* No run is open on this thread any longer: rc is the last one's result, or why it failed to begin.
- */
-CONC__PRIVATE void conc__keep_words_of_run(int rc, const char *text)
+/* Called when a run has ended or failed to begin: makes its error text the thread's own. rc: the
+ * run's result, or why it failed to begin. */
+CONC__PRIVATE void conc__keep_run_text(int rc, const char *text)
 {
     if (rc >= 0) {
         *conc__thread_text = 0;
         return;
     }
-    conc__copy(conc__thread_text, sizeof conc__thread_text, text); /* text may be that already */
-    conc_fail(rc, "%s", text); /* if this thread is running a job, it is the job's error */
+    /* text may be conc__thread_text itself */
+    conc__copy(conc__thread_text, sizeof conc__thread_text, text);
+    conc_fail(rc, "%s", text); /* in a job, this is also the job's error */
 }
 
 /* Opens a run, and makes it this thread's current one. */
@@ -15663,14 +15962,14 @@ CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options
     const char *call = embedded ? "conc_embed_begin" : "conc_run";
     if (conc__here)
         return conc__misused(-EBUSY, call, "a run is open on this thread", NULL);
-    *conc__thread_text = 0; /* a call that fails may write there */
+    *conc__thread_text = 0; /* a call that fails may set it */
     int rc = conc__open_run(out, embedded, options, spawned, main_fn, arg);
     if (rc)
-        conc__keep_words_of_run(rc, conc__text_or(conc__thread_text, rc));
+        conc__keep_run_text(rc, conc__text_or(conc__thread_text, rc));
     return rc;
 }
 
-/* The text of the run's error. */
+/* Returns the text of the run's error. */
 CONC__PRIVATE const char *conc__run_text(const conc_loop *l, int rc)
 {
     if (*l->cancels.doom_text)
@@ -15678,7 +15977,7 @@ CONC__PRIVATE const char *conc__run_text(const conc_loop *l, int rc)
     return conc__text_or(conc__error_text(&l->run.main, rc), rc);
 }
 
-/* Ends a run. Returns its result. */
+/* Ends a run. Returns its result, and sets *outcome. */
 CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
 {
     conc__last_posts(l);
@@ -15706,7 +16005,7 @@ CONC__PRIVATE int conc__end_run(conc_loop *l, conc__outcome *outcome)
         conc__copy(outcome->text, sizeof outcome->text, conc__run_text(l, rc));
     }
     conc__loop_close(l);
-    conc__keep_words_of_run(rc, outcome->text);
+    conc__keep_run_text(rc, outcome->text);
     return rc;
 }
 
@@ -15714,7 +16013,7 @@ CONC__PRIVATE int conc__run(const conc_options *options, const char *spawned, co
                             void *arg, conc__outcome *outcome)
 {
     int saved = errno;
-    conc_loop *l = NULL; /* silences a wrong warning of GCC */
+    conc_loop *l = NULL; /* silences a false warning of GCC */
     int rc = conc__begin(&l, false, options, spawned, main_fn, arg);
     if (rc == 0) {
         conc__schedule(l);
@@ -15768,7 +16067,7 @@ CONC_API int conc_embed_begin(conc_embed *e, const conc_options *options, conc_f
     return rc;
 }
 
-/* 0, or an error: e has no run, or one of another thread. */
+/* Returns 0, -EINVAL if e has no run, or -EPERM if its run is another thread's. */
 CONC__PRIVATE int conc__embed_check(const conc_embed *e)
 {
     if (!e || !e->loop)
@@ -15778,15 +16077,15 @@ CONC__PRIVATE int conc__embed_check(const conc_embed *e)
     return 0;
 }
 
-/* 0, or the error of a call that makes a step or ends the run. */
+/* Returns 0 if the caller may make a step or end the run, or the call's error. */
 CONC__PRIVATE int conc__embed_usable(const conc_embed *e, const char *call)
 {
     int rc = conc__embed_check(e);
     if (rc == -EINVAL)
-        return conc__misused(rc, call, "no run is open there", NULL);
+        return conc__misused(rc, call, "this conc_embed has no run", NULL);
     bool is_inside = rc == 0 && (e->loop->self || e->loop->scheduler.stepping);
     if (rc == -EPERM || is_inside)
-        return conc__misused(-EPERM, call, "not between two steps, on the run's thread", NULL);
+        return conc__misused(-EPERM, call, "call it between two steps, on the run's thread", NULL);
     return rc;
 }
 
@@ -15794,12 +16093,11 @@ CONC_API int conc_embed_fd(conc_embed *e)
 {
     int rc = conc__embed_check(e);
     if (rc)
-        return conc__misused(rc, __func__,
-                             "no run is open there, or it belongs to the parent process", NULL);
+        return conc__misused(rc, __func__, "this conc_embed has no run on this thread", NULL);
     return e->loop->poller.fd;
 }
 
-/* Is there work to do now? */
+/* Returns whether a step would find work to do. */
 CONC__PRIVATE bool conc__embed_is_due(conc_loop *l, bool at_work)
 {
     bool ready = l->run.over || l->ready.first || l->spinners.first || l->scheduler.settlers.first;
@@ -15821,8 +16119,8 @@ CONC_API double conc_embed_timeout(conc_embed *e)
     int64_t next = CONC__NEVER, now = conc__clock(), verify = l->fds.verified + CONC__VERIFY_EVERY;
     if (!l->clock.is_virtual)
         next = conc__wheel_next(&l->clock.wheel);
-    /* the host may close a descriptor; while l->clock.retried is set, the virtual clock is about
-     * to jump, and conc__jump_clock verifies the descriptors */
+    /* the host may have closed a descriptor. While l->clock.retried is set, the virtual clock is
+     * about to jump, and conc__jump_clock verifies the descriptors */
     if (l->fds.verify_count && !l->clock.retried && verify < next)
         next = verify;
     if (l->clock.retried && now + CONC__MOMENT < next)
@@ -15840,7 +16138,7 @@ CONC_API double conc_embed_timeout(conc_embed *e)
 
 CONC_API int conc_embed_step(conc_embed *e)
 {
-    enum { PASSES = 16 }; /* at most, before the host continues */
+    enum { PASSES = 16 }; /* at most; then the host continues */
     int rc = conc__embed_usable(e, "conc_embed_step"), saved = errno;
     if (rc)
         return rc;
@@ -15877,7 +16175,7 @@ CONC_API int conc_embed_end(conc_embed *e)
     l->run.embedded = false;
     l->scheduler.stepping = true;
     conc__was_idle(l, l->run.left, conc__time(l));
-    conc__take_signals(l); /* it is ending because of an interrupt since the last step */
+    conc__take_signals(l); /* an interrupt since the last step counts as the reason for the end */
     if (!l->run.winding_up)
         conc__task_cancel(l, &l->run.main);
     conc__schedule(l);
@@ -15924,17 +16222,18 @@ CONC_API int conc_embed_end(conc_embed *e)
  *   Objects   An object is ready when it is all zero or initialized by its macro (CONC_SEM,
  *             CONC_BARRIER, CONC_QUEUE), even before and after a run. Only a queue allocates
  *             memory; the other objects need no destroy call.
- *   Order     First come, first served. A release immediately hands over to the first waiter. No
+ *   Order     First come, first served. A release hands over to the first waiter immediately. No
  *             other task can overtake it, not even with a try_ call, and a task that releases and
  *             reacquires queues behind the waiters.
- *   Grants    0 means the full effect, -ECANCELED none. A waiter keeps what it was handed even if a
- *             cancel or a timeout occurs before it runs; it sees the cancel at its next checkpoint.
+ *   Grants    A result of 0 means that the call had its full effect, -ECANCELED that it had none. A
+ *             waiter keeps what it was handed even if a cancel or a timeout occurs before it runs;
+ *             it sees the cancel at its next checkpoint.
  *   Calling   Calls that may wait, and all calls on locks and rwlocks, are for tasks. The other
  *             calls (set, notify, close, a semaphore's release, try_) also work in posted
- *             functions, and outside a run if no task is waiting. Otherwise, or if a task of
- *             another loop is waiting, the result is -EPERM. A try_ call that would have to wait
- *             returns -EAGAIN.
- *   Errors    A NULL argument is -EINVAL; a function that returns nothing ignores it.
+ *             functions, and outside a run if no task is waiting. A call anywhere else, or one
+ *             while a task of another loop is waiting, returns -EPERM. A try_ call that would have
+ *             to wait returns -EAGAIN.
+ *   Errors    A NULL argument results in -EINVAL; a function that returns nothing ignores it.
  *
  * Contents: >>lock >>rwlock >>semaphore >>event >>condition >>barrier >>latch >>future >>queue
  * >>select >>limiter, then the implementation of each under the same name, and the licence. */
@@ -15964,22 +16263,24 @@ typedef struct conc_lock {
 #define conc_lock_acquire(...) conc__lock_acquire((__VA_ARGS__), CONC__PLACE)
 CONC_API int conc__lock_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
 
-/* The same without waiting: -EAGAIN if another task holds the lock, -EDEADLK if the caller does.
+/* Acquires the lock without waiting. Returns -EAGAIN if another task holds it, -EDEADLK if the
+ * caller does.
  *     int conc_lock_try_acquire(conc_lock *l); */
 #define conc_lock_try_acquire(...) conc__lock_try_acquire((__VA_ARGS__), CONC__PLACE)
 CONC_API int conc__lock_try_acquire(conc_lock *l, const char *place) CONC_NODISCARD;
 
-/* Hands the lock to its first waiter, or frees it. Not a checkpoint. -EPERM: the caller does not
- * hold the lock. */
+/* Releases the lock, or hands it to its first waiter. Not a checkpoint. Errors: -EPERM (the caller
+ * does not hold the lock). */
 CONC_API int conc_lock_release(conc_lock *l);
 
-/* The task that holds the lock, or NULL. If the owner may have ended without a release, compare the
- * pointer but do not dereference it. */
+/* Returns the task that holds the lock, or NULL. If that task may have ended without a release,
+ * compare the pointer but do not dereference it. */
 CONC_API conc_task *conc_lock_owner(const conc_lock *l);
 
 /* CONC_LOCKED(&l) { ... }: the block runs with the lock held, and every way out of it (its end,
- * break, continue, return, goto, CONC_TRY) releases it. If the acquire fails, the calling function
- * returns its error; inside a scope or group that would leave it open, so acquire by hand there. */
+ * break, continue, return, goto, CONC_TRY) releases it. If the lock cannot be acquired, the calling
+ * function returns the error. That would leave open a scope or group that the function has begun,
+ * so use conc_lock_acquire inside one. */
 #define CONC_LOCKED(...) \
     CONC__GUARDED(conc__lock_enter((__VA_ARGS__), CONC__PLACE), conc__lock_leave, __COUNTER__)
 #define CONC__GUARDED(enter, leave, n) CONC__GUARDED2(enter, leave, CONC__JOIN(conc__guard, n))
@@ -16011,18 +16312,18 @@ typedef struct conc_rwlock {
     const char *place; /* where it was last acquired */
 } conc_rwlock;
 
-/* Waits.
+/* Acquires the rwlock for reading or for writing. Waits.
  *     int conc_rwlock_acquire_read(conc_rwlock *l), conc_rwlock_acquire_write(conc_rwlock *l);
  * Errors: -EDEADLK (the caller already holds it for writing), -EPERM (a task of another run,
- * perhaps an ended one, holds it), -ECANCELED. A reader must release it before acquiring it again:
- * otherwise it deadlocks with itself, or with a writer that has queued in between. */
+ * perhaps an ended one, holds it), -ECANCELED. A reader must release the rwlock before it acquires
+ * it again, or it may deadlock with itself or with a writer that has queued in between. */
 #define conc_rwlock_acquire_read(...) conc__rwlock_acquire((__VA_ARGS__), CONC__READER, CONC__PLACE)
 #define conc_rwlock_acquire_write(...) \
     conc__rwlock_acquire((__VA_ARGS__), CONC__WRITER, CONC__PLACE)
 enum { CONC__READER, CONC__WRITER };
 CONC_API int conc__rwlock_acquire(conc_rwlock *l, int how, const char *place) CONC_NODISCARD;
 
-/* The same without waiting: -EAGAIN if it would have to wait.
+/* Acquires the rwlock without waiting. Returns -EAGAIN if it would have to wait.
  *     int conc_rwlock_try_acquire_read(conc_rwlock *l),
  *     conc_rwlock_try_acquire_write(conc_rwlock *l); */
 #define conc_rwlock_try_acquire_read(...) \
@@ -16031,16 +16332,16 @@ CONC_API int conc__rwlock_acquire(conc_rwlock *l, int how, const char *place) CO
     conc__rwlock_try_acquire((__VA_ARGS__), CONC__WRITER, CONC__PLACE)
 CONC_API int conc__rwlock_try_acquire(conc_rwlock *l, int how, const char *place) CONC_NODISCARD;
 
-/* Releases either kind; for the task that acquired it. Not a checkpoint. -EPERM: another task holds
- * it for writing, or no task holds it. The rwlock only counts its readers, so a release by a
- * non-reader goes unnoticed. */
+/* Releases what the calling task acquired, for reading or for writing. Not a checkpoint. Errors:
+ * -EPERM (another task holds it for writing, or no task holds it). The rwlock only counts its
+ * readers, so a release by a task that is not a reader goes unnoticed. */
 CONC_API int conc_rwlock_release(conc_rwlock *l);
 
 /* ---- >>semaphore ---------------------------------------------------------------------------- */
 
 typedef struct conc_sem {
-    int permits; /* free ones */
-    int max;     /* a release beyond it is -EOVERFLOW; 0: no maximum */
+    int permits; /* how many are free */
+    int max;     /* a release beyond it returns -EOVERFLOW; 0: no maximum */
     /* private */
     conc__waits waits;
 } conc_sem;
@@ -16056,11 +16357,11 @@ typedef struct conc_sem {
 CONC_API int conc_sem_acquire(conc_sem *s) CONC_NODISCARD;
 CONC_API int conc_sem_try_acquire(conc_sem *s) CONC_NODISCARD;
 
-/* Returns a permit, which goes to the first waiter if there is one. -EOVERFLOW: the permits would
- * exceed max, or INT_MAX. Not a checkpoint. */
+/* Gives a permit back, to the first waiter if there is one. Not a checkpoint. Errors: -EOVERFLOW
+ * (the permits would exceed max, or INT_MAX). */
 CONC_API int conc_sem_release(conc_sem *s);
 
-/* CONC_PERMIT(&sem) { ... }: the block runs holding a permit, as CONC_LOCKED holds a lock. */
+/* CONC_PERMIT(&sem) { ... }: like CONC_LOCKED, but the block runs with a permit held. */
 #define CONC_PERMIT(...) CONC__GUARDED(conc__sem_enter(__VA_ARGS__), conc__sem_leave, __COUNTER__)
 CONC_API conc__entered conc__sem_enter(conc_sem *s);
 CONC_API void conc__sem_leave(conc__entered *g);
@@ -16076,12 +16377,12 @@ typedef struct conc_event {
 /* Waits until the event is set. Errors: -ECANCELED. */
 CONC_API int conc_event_wait(conc_event *e) CONC_NODISCARD;
 
-/* Wakes all waiters, even if a clear follows immediately; until then later waits return
- * immediately. Neither the call nor the waiters use the event afterwards, so a woken task may free
- * it. Not a checkpoint. */
+/* Sets the event. Wakes all waiters, even if conc_event_clear follows immediately; waits that begin
+ * before such a clear return immediately. Neither this call nor the waiters use the event
+ * afterwards, so a woken task may free it. Not a checkpoint. */
 CONC_API void conc_event_set(conc_event *e);
 
-/* Makes conc_event_wait wait from now on. Not a checkpoint. */
+/* Clears the event, so that conc_event_wait waits from now on. Not a checkpoint. */
 CONC_API void conc_event_clear(conc_event *e);
 
 CONC_API bool conc_event_is_set(const conc_event *e);
@@ -16099,7 +16400,7 @@ typedef struct conc_cond {
  * -ECANCELED (the wait used up no notify). */
 CONC_API int conc_cond_wait(conc_cond *c, conc_lock *l) CONC_NODISCARD;
 
-/* Notifies the first n waiters, or all. Each continues once it holds its lock again; the caller
+/* Notifies the first n waiters, or all. Each continues once it holds its lock again. The caller
  * need not hold a lock. A notify without waiters has no effect. Not a checkpoint. */
 CONC_API void conc_cond_notify(conc_cond *c, int n);
 CONC_API void conc_cond_notify_all(conc_cond *c);
@@ -16120,8 +16421,8 @@ typedef struct conc_barrier {
     }
 
 /* Waits until `parties` tasks have arrived; then all of them continue, and the barrier starts over.
- * Returns the caller's index, in order of arrival: each of 0 to parties - 1 once. A task cancelled
- * while waiting no longer counts as arrived. Errors: -EINVAL (parties not positive), -ECANCELED. */
+ * Returns the caller's index in the order of arrival, from 0 to parties - 1. A task cancelled while
+ * it waits no longer counts as arrived. Errors: -EINVAL (parties not positive), -ECANCELED. */
 CONC_API int conc_barrier_wait(conc_barrier *b) CONC_NODISCARD;
 
 /* ---- >>latch -------------------------------------------------------------------------------- */
@@ -16133,8 +16434,9 @@ typedef struct conc_latch {
     conc__waits waits;
 } conc_latch;
 
-/* Adds n, which may be negative; a count of 0 wakes all waiters. conc_latch_done adds -1. Not
- * checkpoints. -EOVERFLOW, and no change: the count would leave the range 0 to INT_MAX. */
+/* Adds n, which may be negative, to the count; conc_latch_done adds -1. A count of 0 wakes all
+ * waiters. Not checkpoints. Errors: -EOVERFLOW (the count would leave the range 0 to INT_MAX, and
+ * is unchanged). */
 CONC_API int conc_latch_add(conc_latch *l, int n);
 CONC_API int conc_latch_done(conc_latch *l);
 
@@ -16153,14 +16455,14 @@ typedef struct conc_future {
     conc__waits waits;
 } conc_future;
 
-/* Sets the result, rc and a value (borrowed), and wakes all waiters. If the calling task or posted
- * function made the error rc with conc_fail, the waiters get its text too. A second call returns
- * -EALREADY. The call and the waiters do not use the future afterwards, so a woken task may free
- * it. Not a checkpoint. */
+/* Sets the result, which is rc and a borrowed value, and wakes all waiters. If the calling task or
+ * posted function made the error rc with conc_fail, the waiters get its text too. A second call
+ * returns -EALREADY. Neither this call nor the waiters use the future afterwards, so a woken task
+ * may free it. Not a checkpoint. */
 CONC_API int conc_future_set(conc_future *f, int rc, void *value);
 
-/* Waits for the result: returns its rc, and stores its value in *value unless value is NULL. If the
- * caller is cancelled while waiting: -ECANCELED, and *value is unchanged. */
+/* Waits for the result. Returns its rc, and stores its value in *value unless value is NULL. If the
+ * caller is cancelled while it waits, returns -ECANCELED and leaves *value unchanged. */
 CONC_API int conc_future_wait(conc_future *f, void **value) CONC_NODISCARD;
 
 CONC_API bool conc_future_is_set(const conc_future *f);
@@ -16170,27 +16472,29 @@ CONC_API bool conc_future_is_set(const conc_future *f);
 enum {
     CONC_QUEUE_FIFO,
     CONC_QUEUE_LIFO,
-    /* smallest item first, equal items in insertion order; needs less */
+    /* smallest item first, equal items in the order of their puts; needs `less` */
     CONC_QUEUE_PRIORITY
 };
 
 typedef struct conc_queue {
-    size_t item_size; /* bytes; 0: items are only counted */
-    size_t capacity;  /* items; a put beyond it waits; 0: no limit */
+    /* in bytes; 0: items are only counted. Items may need at most the alignment of max_align_t */
+    size_t item_size;
+    size_t capacity; /* in items; a put into a full queue waits; 0: no limit */
     int kind;
-    /* does a come before b? Setting it implies CONC_QUEUE_PRIORITY. It must not wait. Item
-     * alignment is at most alignof(max_align_t) */
+    /* does a come before b? Setting it implies CONC_QUEUE_PRIORITY. It must not wait */
     bool (*less)(const void *a, const void *b);
     /* private */
     bool closed, checked;
-    char *items;      /* FIFO: a ring; LIFO: a stack; priority: a binary heap */
+    char *items;      /* FIFO: a ring; LIFO: a stack; priority: a heap */
     uint64_t *orders; /* priority: the arrival number of each item */
     size_t room, head, count;
-    size_t limit; /* below it a put only stores; 0 if closed, not FIFO, or with large items */
+    /* while count is below it, a put only stores its item; 0 if the queue is closed or not FIFO, or
+     * if item_size is not 4 or 8 */
+    size_t limit;
     uint64_t arrivals;
     conc__waits getters, putters, joiners;
-    /* not beside count: the compiler would merge both writes into one vector store, which would
-     * delay the next read of either */
+    /* kept apart from count, or the compiler would merge both writes into one vector store, which
+     * delays the next read of either */
     size_t unfinished;
 } conc_queue;
 
@@ -16201,19 +16505,19 @@ typedef struct conc_queue {
     }
 
 /* Hands a copy of the item to the first waiting getter, or appends it. item is borrowed until the
- * call returns. Waits only while the queue is full: consumers run when the producer waits or calls
+ * call returns. Waits only while the queue is full; consumers run when the producer waits or calls
  * conc_yield. Errors: -EPIPE (closed), -ENOMEM (the queue is unchanged), -EINVAL (a priority queue
  * without less, or less with another kind), -ECANCELED.
- * conc_queue_try_put never waits: -EAGAIN if the queue is full. The consumer need not be slow: it
- * may simply not have run since the producer started. */
+ * conc_queue_try_put never waits; it returns -EAGAIN if the queue is full. That does not mean that
+ * the consumer is slow: it may simply not have run since the producer started. */
 CONC_API int conc_queue_put(conc_queue *q, const void *item) CONC_NODISCARD;
 CONC_API int conc_queue_try_put(conc_queue *q, const void *item) CONC_NODISCARD;
 
-/* conc_queue_put for a value: CONC_PUT(&jobs, n + 1), CONC_PUT(&jobs, (job){url, 3}), and for a
- * queue of pointers CONC_PUT(&names, name), where conc_queue_put takes &name. The value must be
- * item_size bytes large. Otherwise the result is -EINVAL, or a compile-time error if the compiler
- * knows both sizes (it optimizes, and sees the queue's initializer). An array or a string decays to
- * a pointer to its first element. */
+/* Puts a value, as conc_queue_put does: CONC_PUT(&jobs, n + 1), CONC_PUT(&jobs, (job){url, 3}), and
+ * for a queue of pointers CONC_PUT(&names, name), where conc_queue_put takes &name. The value must
+ * have item_size bytes. Otherwise the result is -EINVAL, or a compile-time error if the compiler
+ * knows both sizes, which it does if it optimizes and sees the queue's initializer. An array or a
+ * string decays to a pointer to its first element. */
 #define CONC_PUT(q, ...)                                              \
     CONC__PUT(q, (__VA_ARGS__), CONC__JOIN(conc__queue, __COUNTER__), \
               CONC__JOIN(conc__item, __COUNTER__), CONC__GIVEN(#__VA_ARGS__))
@@ -16241,21 +16545,22 @@ void conc__item_has_another_size(void)
 CONC_API int conc__queue_put_sized(conc_queue *q, const void *item, size_t size) CONC_NODISCARD;
 
 /* Moves the next item to *item. Waits while there is none. Errors: -EPIPE (closed and empty),
- * -EINVAL as above, -ECANCELED. */
+ * -EINVAL (as for conc_queue_put), -ECANCELED. */
 CONC_API int conc_queue_get(conc_queue *q, void *item) CONC_NODISCARD;
 CONC_API int conc_queue_try_get(conc_queue *q, void *item) CONC_NODISCARD;
 
-/* The number of items in the queue. */
+/* Returns the number of items in the queue. */
 CONC_API size_t conc_queue_len(const conc_queue *q);
 
-/* Marks one item taken as done, even after the queue was destroyed. -EOVERFLOW: all items put are
- * already done. Not a checkpoint. */
+/* Marks as done one of the items that were taken, even after the queue was destroyed. Not a
+ * checkpoint. Errors: -EOVERFLOW (all items that were put are already done). */
 CONC_API int conc_queue_task_done(conc_queue *q);
 
-/* Waits until every item put is done. Errors: -ECANCELED, -EPIPE (destroyed during the wait). */
+/* Waits until all items that were put are done. Errors: -ECANCELED, -EPIPE (the queue was destroyed
+ * during the wait). */
 CONC_API int conc_queue_join(conc_queue *q) CONC_NODISCARD;
 
-/* Closes the queue to puts: all waiting puts and gets return -EPIPE. Items left in the queue can
+/* Closes the queue to puts. All waiting puts and gets return -EPIPE. Items left in the queue can
  * still be taken. A second close does nothing. Not a checkpoint. */
 CONC_API void conc_queue_close(conc_queue *q);
 
@@ -16281,8 +16586,8 @@ typedef struct conc_case {
     struct conc_job *job;
     void *to;
     const void *from;
-    /* in the chosen case: what its call would have returned. For JOIN (which collects the task, as
-     * conc_join does) and JOB, what the task or job returned */
+    /* of the chosen case: what its call would have returned. For JOIN (which collects the task, as
+     * conc_join does) and JOB, it is what the task or job returned */
     int result;
     /* private */
     struct conc__choice *choice;
@@ -16327,7 +16632,7 @@ enum {
         .what = CONC__AFTER, .seconds = (__VA_ARGS__) \
     }
 
-/* Need conc_pool.h. They queue with the callers of conc_channel_recv, conc_channel_send and
+/* These need conc_pool.h. They queue with the callers of conc_channel_recv, conc_channel_send and
  * conc_job_wait, but cancelling the select does not cancel the job. */
 #define CONC_CASE_RECV(c, ...)                                  \
     {                                                           \
@@ -16343,7 +16648,7 @@ enum {
     }
 
 /* Waits until one of the cases is ready, performs only that one, and returns its index. Its result
- * field holds what its call would have returned: a closed queue is ready with -EPIPE. If several
+ * field holds what its call would have returned. A closed queue is ready, with -EPIPE. If several
  * are ready at the call, the first in the array is chosen. The array and what it points to are
  * borrowed until the call returns; the array may be reused.
  *     conc_case c[] = {CONC_CASE_GET(&jobs, &job), CONC_CASE_EVENT(&stop), CONC_CASE_AFTER(1.5)};
@@ -16357,16 +16662,16 @@ CONC_API int conc_select(conc_case *cases, size_t n) CONC_NODISCARD;
 /* ---- >>limiter ------------------------------------------------------------------------------ */
 
 /* A token bucket: it holds at most `burst` tokens, starts full, and gains `rate` tokens every `per`
- * seconds, evenly. So in any time t at most burst + t * rate / per tokens are taken: with rate 3
- * and burst 1, one every third of a second. */
+ * seconds, evenly. So in any t seconds at most burst + t * rate / per tokens are taken. With rate 3
+ * and burst 1, that is one every third of a second. */
 typedef struct conc_limiter {
     double rate, per, burst; /* per 0: 1 s; burst 0: 1 */
     /* private */
-    uint64_t run;       /* run whose clock was last read; 0: none */
+    uint64_t run;       /* the run whose clock was last read; 0: none */
     bool virtual_clock; /* did that run have a virtual clock? */
-    int64_t seen;       /* that clock reading, in ns */
+    int64_t seen;       /* the time that was last read, in ns */
     int64_t start;      /* when the bucket was last full */
-    double taken;       /* tokens since then */
+    double taken;       /* tokens taken since then */
     conc__waits waits;
     conc__timer timer; /* fires when the first waiter's tokens are available */
 } conc_limiter;
@@ -16375,16 +16680,16 @@ typedef struct conc_limiter {
  * burst negative, n not positive or more than the burst), -ECANCELED. */
 CONC_API int conc_limiter_acquire(conc_limiter *l, int n) CONC_NODISCARD;
 
-/* The same without waiting: -EAGAIN if there are not enough tokens, or another task is waiting.
- * -EPERM outside a run, where there is no clock. */
+/* Takes n tokens without waiting. Returns -EAGAIN if there are not enough, or if another task is
+ * waiting; -EPERM outside a run, where there is no clock. */
 CONC_API int conc_limiter_try_acquire(conc_limiter *l, int n) CONC_NODISCARD;
 
 #ifdef __cplusplus
 }
 
-/* The macros as function calls: C++17 has no designated initializers, and GCC warns about fields
- * that an initializer omits. They take the same arguments and yield the same values, for static
- * objects too. */
+/* For C++, the macros call functions: C++17 has no designated initializers, and GCC warns about
+ * fields that an initializer omits. They take the same arguments and yield the same values, for
+ * static objects too. */
 extern "C++" {
 
 struct conc__sem_options {
@@ -16522,9 +16827,9 @@ constexpr conc_case conc__make_job(struct conc_job *job)
 /* ==============================================================================================
  *  The implementation: >>sharing, then >>lock to >>limiter. conc.h's glossary applies here too.
  *
- *  waiter          a task in the list of an object
- *  fast path       a call that need not wait, in a function that calls no other; the slow path
- *                  does all checks, and may park
+ *  waiter          a task that waits in an object's list
+ *  fast path       code for a call that need not wait, in a function that calls no other; the slow
+ *                  path makes all checks, and may park the task
  *  used elsewhere  tasks of another loop wait in the object's list: this thread must not touch it
  *  case, choice    one conc_case, and the conc_select waiting for several
  *  outside         a case on a channel or a job, which conc_pool.h handles
@@ -16541,16 +16846,16 @@ constexpr conc_case conc__make_job(struct conc_job *job)
 static const conc__wait_kind conc__candidate;
 CONC__PRIVATE const conc__wait *conc__parked_on(const conc__wait *candidate);
 
-/* In a forked child: does the wait belong to one of the parent's tasks? Its handle may have been
- * reused for a new task that waits for something else. */
+/* In a forked child: does the wait belong to one of the parent's tasks? The task's handle may have
+ * been reused for a new task, which waits for something else. */
 CONC__COLD bool conc__wait_is_inherited(const conc__wait *w)
 {
     const conc__wait *parked = w->kind == &conc__candidate ? conc__parked_on(w) : w;
     return conc__is_inherited(w->task->serial) || w->task->wait != parked;
 }
 
-/* True if the list is empty or its waiters are tasks of l. In a forked child this also empties a
- * list of the parent's tasks; it holds no others, since no task joins a list before this check. */
+/* Returns true if the list is empty or its waiters are tasks of l. In a forked child, first empties
+ * a list of the parent's tasks; it holds no others, because a task checks this before it joins. */
 CONC__FAST bool conc__ours(const conc_loop *l, conc__waits *waits)
 {
     conc__wait *first = waits->first;
@@ -16568,7 +16873,7 @@ CONC__COLD int conc__used_elsewhere(const char *call)
     return conc__misused(-EPERM, call, "a task of another loop waits there", NULL);
 }
 
-/* The checks at the start of `call`, which may wait: 0, -EPERM or -ECANCELED. */
+/* Makes the checks at the start of `call`, which may wait. Returns 0, -EPERM or -ECANCELED. */
 CONC__FAST int conc__may_wait(conc_loop *l, conc__waits *waits, const char *call)
 {
     if (CONC__UNLIKELY(!conc__ours(l, waits)))
@@ -16576,7 +16881,7 @@ CONC__FAST int conc__may_wait(conc_loop *l, conc__waits *waits, const char *call
     return conc__checkpoint(l);
 }
 
-/* True if the running task may continue without yielding; that uses up one of its quick
+/* Returns true if the running task may continue without yielding, and uses up one of its quick
  * checkpoints. The fast paths below call no other function; their slow paths are separate
  * functions, because code that parks a task saves every register first. */
 CONC__FAST bool conc__may_continue(conc_loop *l)
@@ -16613,7 +16918,7 @@ CONC__FAST void conc__wake_first(conc_loop *l, conc__waits *list, int result)
     conc__wait_over(l, w->task);
 }
 
-/* The body of `call`, which waits in `object`'s list unless is_true. */
+/* Does the work of `call`, which waits in the list of `object` unless is_true. */
 CONC__PRIVATE CONC__CALLED int conc__wait_unless(const char *call, bool is_true, const void *object,
                                                  conc__waits *list, const conc__wait_kind *kind)
 {
@@ -16631,7 +16936,7 @@ CONC__PRIVATE CONC__CALLED int conc__wait_unless(const char *call, bool is_true,
     return 0;
 }
 
-/* The body of `call` if its object is NULL. */
+/* Does the work of `call` if its object is NULL. */
 CONC__COLD int conc__no_object(const char *call)
 {
     if (!conc__in_task_of(call))
@@ -16648,7 +16953,7 @@ CONC__PRIVATE void conc__wake_all(conc_loop *l, conc__waits *list, int result)
     }
 }
 
-/* The recorded owner of a lock, or NULL if that task has ended. */
+/* Returns the recorded owner of a lock, or NULL if that task has ended. */
 CONC__PRIVATE const conc_task *conc__living_owner(const conc_task *owner, uint64_t serial)
 {
     if (!conc__lives(conc__here, owner, serial))
@@ -16659,7 +16964,7 @@ CONC__PRIVATE const conc_task *conc__living_owner(const conc_task *owner, uint64
 CONC__PRIVATE void conc__print_owner(FILE *out, const conc_task *owner, uint64_t serial,
                                      const char *place)
 {
-    if (!owner) { /* granted to a woken task that has not run yet */
+    if (!owner) { /* the program has overwritten the lock: a waiter implies an owner */
         fprintf(out, " that is free");
     } else if (conc__living_owner(owner, serial)) {
         fputs(" that ", out);
@@ -16680,7 +16985,7 @@ CONC__PRIVATE void conc__lock_details(FILE *out, const conc__wait *w)
     conc__print_owner(out, k->owner, k->serial, k->place);
 }
 
-/* The next task in a deadlock report; NULL: it has ended. */
+/* Returns the task that a deadlock report names next, or NULL if it has ended. */
 CONC__PRIVATE const conc_task *conc__lock_owner(const conc__wait *w)
 {
     const conc_lock *k = w->on;
@@ -16703,7 +17008,7 @@ CONC__PRIVATE bool conc__lock_is_lost(conc_loop *l, const conc_lock *k)
     return !conc__lives(l, k->owner, k->serial);
 }
 
-/* The error of a try_ call on a lock or rwlock that is not free. */
+/* Returns the error of a try_ call on a lock or rwlock that is not free. */
 CONC__COLD int conc__held_by_other(const conc_loop *l, const conc_task *owner, uint64_t serial,
                                    const char *call, const char *place)
 {
@@ -16730,7 +17035,7 @@ CONC__FAST void conc__lock_hand_over(conc_loop *l, conc_lock *k)
     k->owner = NULL;
     if (w) {
         conc__lock_grant(l, k, w->task, w->item);
-        /* value: 0, or the result that a conc_cond_wait returns once it holds the lock again */
+        /* 0, or what conc_cond_wait returns once it holds the lock again */
         conc__wake_first(l, &k->waits, w->value);
     }
 }
@@ -16768,7 +17073,8 @@ CONC__PRIVATE CONC__CALLED int conc__lock_acquire_slowly(conc_lock *k, const cha
     return 0;
 }
 
-/* In this file the public calls are macros for these: a call would double their cost. */
+/* In this file the public names are macros for the _fast functions, which are inlined: a call would
+ * double their cost. */
 CONC__FAST int conc__lock_acquire_fast(conc_lock *k, const char *place)
 {
     conc_loop *l = conc__here;
@@ -16875,7 +17181,7 @@ CONC__PRIVATE void conc__rwlock_disown_parent(conc_rwlock *k)
     k->readers = 0;
 }
 
-/* Is it held by a task of another run? That run may be over. */
+/* Is the rwlock held by a task of another run? That run may have ended. */
 CONC__PRIVATE bool conc__rwlock_is_foreign(const conc_loop *l, const conc_rwlock *k)
 {
     return (k->writer || k->readers) && !conc__is_of_run(l, k->serial);
@@ -16918,7 +17224,8 @@ CONC__PRIVATE bool conc__rwlock_cancel(conc__wait *w)
     return true;
 }
 
-/* The next task in a deadlock report: only a writer: there may be many readers. */
+/* Returns the task that a deadlock report names next. It can only be a writer, because readers are
+ * not recorded. */
 CONC__PRIVATE const conc_task *conc__rwlock_owner(const conc__wait *w)
 {
     const conc_rwlock *k = w->on;
@@ -16982,7 +17289,7 @@ CONC_API int conc__rwlock_try_acquire(conc_rwlock *k, int how, const char *place
     return 0;
 }
 
-/* May the running task release it? The readers are not recorded, so any task may be one. */
+/* May the running task release the rwlock? Readers are not recorded, so any task may be one. */
 CONC__PRIVATE bool conc__rwlock_may_release(const conc_loop *l, conc_rwlock *k)
 {
     if (k->writer && !conc__rwlock_is_mine(l, k))
@@ -17016,11 +17323,11 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
 static const conc__wait_kind conc__permitting = {.what = "waits for a semaphore permit",
                                                  .cancel = conc__cancel_plainly};
 
-static const char conc__bad_sem[] = "no semaphore, or permits not from 0 to the maximum";
+static const char conc__bad_sem[] = "no semaphore, or its permits are not from 0 to its maximum";
 
 CONC__FAST bool conc__sem_is_valid(const conc_sem *s)
 {
-    /* this refuses a negative max too: no number of permits is below it */
+    /* a negative max is refused too, because permits cannot be below it */
     return s && s->permits >= 0 && (s->max == 0 || s->permits <= s->max);
 }
 
@@ -17134,8 +17441,8 @@ CONC_API bool conc_event_is_set(const conc_event *e) { return e && e->set; }
 
 /* A waiter that is notified or cancelled moves to its lock's list without running in between. */
 
-/* Such a waiter ignores a cancel because it must return holding the lock. It takes a lock whose
- * owner has ended only after a deadlock has cancelled everything. */
+/* Such a waiter ignores a cancel, because it must hold the lock when it returns. After a deadlock
+ * has cancelled everything, it takes over a lock whose owner has ended. */
 CONC__PRIVATE bool conc__relock_cancel(conc__wait *w)
 {
     conc_loop *l = conc__here;
@@ -17152,8 +17459,8 @@ static const conc__wait_kind conc__relocking = {.what = "waits to reacquire a lo
                                                 .cancel = conc__relock_cancel,
                                                 .owner = conc__lock_owner};
 
-/* Moves a waiter of a condition to its lock; its conc_cond_wait will return `result`. True: the
- * lock was free, and the waiter holds it now. */
+/* Moves a waiter of a condition to its lock; its conc_cond_wait will return `result`. Returns true
+ * if the lock was free, so that the waiter holds it now. */
 CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
 {
     conc_lock *k = (conc_lock *)(uintptr_t)w->on;
@@ -17318,7 +17625,8 @@ CONC__PRIVATE void conc__future_set_error(conc_task *t, const conc_future *f)
         conc__set_error(t, f->rc, f->text, (conc__source){NULL, NULL});
 }
 
-/* The text that the running task, or posted function, gave its error rc; "": none. */
+/* Returns the text that the running task or posted function gave its error rc, or "" if there is
+ * none. */
 CONC__PRIVATE const char *conc__text_here(const conc_loop *l, int rc)
 {
     if (!l || rc >= 0)
@@ -17412,7 +17720,7 @@ CONC__FAST char *conc__item_at(const conc_queue *q, size_t i)
     return q->items + i * q->item_size;
 }
 
-/* A queue of empty items is used with NULL; GCC sees that NULL, but not that the size is 0. */
+/* If item_size is 0, the items may be NULL; GCC sees the NULL, but not that the size is 0. */
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wnonnull"
 CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
@@ -17426,7 +17734,7 @@ CONC__FAST void conc__item_copy(const conc_queue *q, void *to, const void *from)
 }
 #pragma GCC diagnostic pop
 
-/* For queues with a `limit`, whose items are 4 or 8 bytes: copies them inline. */
+/* Copies an item inline, for queues with a `limit`, whose items are 4 or 8 bytes. */
 CONC__FAST void conc__item_load(const conc_queue *q, void *item, size_t i)
 {
     if (q->item_size == 4)
@@ -17449,7 +17757,7 @@ CONC__COLD int conc__queue_check(conc_queue *q, const char *call)
     if (q->kind < CONC_QUEUE_FIFO || q->kind > CONC_QUEUE_PRIORITY)
         return conc__misused(-EINVAL, call, "the queue has an unknown kind", NULL);
     if ((q->kind == CONC_QUEUE_PRIORITY && !q->less) || (q->kind == CONC_QUEUE_LIFO && q->less))
-        return conc__misused(-EINVAL, call, "the queue's kind and its less do not fit", NULL);
+        return conc__misused(-EINVAL, call, "the queue's kind does not match its less", NULL);
     q->checked = true;
     return 0;
 }
@@ -17474,7 +17782,7 @@ CONC__COLD void conc__queue_set_limit(conc_queue *q)
         q->limit = q->capacity;
 }
 
-/* Doubles the room and moves the first item to its start. Returns 0 or -ENOMEM. */
+/* Doubles the room and moves the first item to the start of the ring. Returns 0 or -ENOMEM. */
 CONC__COLD int conc__queue_grow(conc_queue *q)
 {
     enum { LEAST = 8 };
@@ -17520,10 +17828,11 @@ CONC__FAST bool conc__heap_before(const conc_queue *q, const char *a, uint64_t a
            older;
 }
 
-/* children of each slot: half the levels of a binary heap, and siblings share a cache line */
+/* children of each slot: the heap has half the levels of a binary one, and siblings share a cache
+ * line */
 enum { CONC__WAYS = 4 };
 
-/* Which of the children, which start at slot `below`, comes first? */
+/* Returns the slot of the child that comes first. The children start at slot `below`. */
 CONC__FAST size_t conc__heap_child(const conc_queue *q, size_t below, size_t end)
 {
     const char *item = conc__item_at(q, below);
@@ -17543,8 +17852,8 @@ CONC__FAST size_t conc__heap_child(const conc_queue *q, size_t below, size_t end
                                                item + first * size, came[first]);
 }
 
-/* Prefetches what the next step down reads, whichever child it takes: large heaps mostly wait for
- * memory. A prefetch may go past the end. */
+/* Prefetches what the next step down reads, whichever child it takes, because large heaps mostly
+ * wait for memory. A prefetch past the end does no harm. */
 CONC__FAST void conc__heap_prefetch(const conc_queue *q, size_t below)
 {
     const char *items = (const char *)((uintptr_t)q->items + below * q->item_size);
@@ -17569,8 +17878,8 @@ CONC__PRIVATE void conc__heap_sift_up(conc_queue *q, size_t hole, const char *it
     q->orders[hole] = came;
 }
 
-/* Closes the hole at the top. The hole moves down to the bottom, and the last item goes there and
- * moves up, usually not far: that takes fewer comparisons than moving the last item down from the
+/* Closes the hole at the top. Moves it down to the bottom, puts the last item there, and moves the
+ * item up, usually not far. This takes fewer comparisons than moving the last item down from the
  * top (I. Wegener, Bottom-up heapsort, 1993). */
 CONC__PRIVATE void conc__heap_remove_top(conc_queue *q)
 {
@@ -17616,7 +17925,7 @@ CONC__FAST void conc__queue_take(conc_queue *q, void *item)
     }
 }
 
-/* Puts an item without waiting: 0; -EAGAIN if the queue is full; or an error. */
+/* Puts an item without waiting. Returns 0, -EAGAIN if the queue is full, or an error. */
 CONC__FAST int conc__queue_push(conc_loop *l, conc_queue *q, const void *item)
 {
     conc__wait *getter = q->getters.first;
@@ -17636,7 +17945,7 @@ CONC__FAST int conc__queue_push(conc_loop *l, conc_queue *q, const void *item)
     return 0;
 }
 
-/* Gets an item without waiting: 0; -EAGAIN if the queue is empty; or an error. */
+/* Gets an item without waiting. Returns 0, -EAGAIN if the queue is empty, or an error. */
 CONC__FAST int conc__queue_pull(conc_loop *l, conc_queue *q, void *item)
 {
     conc__wait *putter = q->putters.first;
@@ -17791,7 +18100,8 @@ CONC_API int conc_queue_join(conc_queue *q)
     return conc__wait_unless(__func__, !q->unfinished, q, &q->joiners, &conc__finishing);
 }
 
-/* Closes the queue. False: tasks of another loop are waiting, so this thread must not. */
+/* Closes the queue. Returns false if tasks of another loop are waiting: this thread must not wake
+ * them. */
 CONC__PRIVATE bool conc__queue_shut(conc_loop *l, conc_queue *q, const char *call)
 {
     if (q->closed)
@@ -17837,13 +18147,13 @@ CONC_API void conc__auto_conc_queue(conc_queue *q) { conc_queue_destroy(q); }
 
 /* ---- >>select ------------------------------------------------------------------------------- */
 
-/* The state of one conc_select. Each case has a wait of its own, or a timer, or an entry in
+/* The state of a conc_select. Each case has a wait of its own, shares `timer`, or has an entry in
  * conc_pool.h; the task itself is parked on `wait`, which is in no list. Waking one case withdraws
  * all others before anything else can run (conc__choice_won), so only one is ever performed.
  *
- * The cases of conc_pool.h are notified by other threads, through a post to the loop. A case may be
- * withdrawn while its post is in flight; conc_select does not return before the post has run
- * (`drain`), because it refers to the caller's array. */
+ * Other threads notify the cases of conc_pool.h by a post to the loop. If such a case is withdrawn
+ * while its post is in flight, conc_select waits on `drain` until the post has run, because the
+ * post refers to the caller's array. */
 typedef struct conc__choice {
     conc__wait wait;
     conc__wait drain; /* the task parks on it until in_flight is 0 */
@@ -17853,7 +18163,7 @@ typedef struct conc__choice {
     size_t n;    /* cases that wait */
     int chosen;  /* the chosen case; -1: none yet */
     int64_t due; /* the earliest deadline of a CONC_CASE_AFTER; CONC__NEVER: none */
-    int timed;   /* its case */
+    int timed;   /* the case with this deadline */
     conc__timer timer;
 } conc__choice;
 
@@ -17897,7 +18207,7 @@ CONC__PRIVATE void conc__case_end_outside(conc__choice *s, conc_case *c)
     c->outside = NULL;
 }
 
-/* Withdraws all cases but one; NULL: all. */
+/* Withdraws all cases, except for `but` unless that is NULL. */
 CONC__PRIVATE void conc__choice_withdraw(conc__choice *s, const conc_case *but)
 {
     conc__disarm(conc__here, &s->timer);
@@ -17942,7 +18252,7 @@ static const conc__wait_kind conc__selecting = {.what = "waits for the first of"
                                                 .cancel = conc__choice_cancel};
 static const conc__wait_kind conc__candidate = {.what = "", .won = conc__choice_won};
 
-/* The wait on which the task of a case is parked. */
+/* Returns the wait on which a candidate's task is parked. */
 CONC__PRIVATE const conc__wait *conc__parked_on(const conc__wait *candidate)
 {
     const char *at = (const char *)candidate - offsetof(conc_case, wait);
@@ -18025,7 +18335,7 @@ CONC__PRIVATE int conc__case_check(const conc_loop *l, const conc_case *c)
             return conc__misused(-EINVAL, "conc_select", "a time that is not a number", NULL);
         return 0;
     }
-    return conc__misused(-EINVAL, "conc_select", "a case of no kind", NULL);
+    return conc__misused(-EINVAL, "conc_select", "a case of an unknown kind", NULL);
 }
 
 CONC__PRIVATE int conc__case_try_fd(const conc_case *c)
@@ -18038,7 +18348,7 @@ CONC__PRIVATE int conc__case_try_fd(const conc_case *c)
     return ready;
 }
 
-/* Performs the case without waiting. -EAGAIN: it would have to wait. */
+/* Performs the case without waiting. Returns -EAGAIN if it would have to wait. */
 CONC__PRIVATE int conc__case_try(conc_loop *l, conc_case *c)
 {
     conc__outside o;
@@ -18063,8 +18373,8 @@ CONC__PRIVATE int conc__case_try(conc_loop *l, conc_case *c)
     return happened ? 0 : -EAGAIN;
 }
 
-/* Runs on the loop after another thread has notified the case: it was performed, or was withdrawn
- * while the post was in flight. */
+/* Runs on the loop after another thread has notified the case. `happened` is false if the case was
+ * withdrawn while the post was in flight. */
 CONC__PRIVATE void conc__case_notified(conc__outside *o, bool happened)
 {
     conc_case *c = o->owner;
@@ -18094,7 +18404,7 @@ CONC__PRIVATE int conc__case_wait_outside(conc_loop *l, conc__choice *s, conc_ca
     return rc;
 }
 
-/* Makes the case wait for its descriptor; results as for conc__case_wait. */
+/* Makes the case wait for its descriptor, with the same results as conc__case_wait. */
 CONC__PRIVATE int conc__case_wait_fd(conc_loop *l, conc_case *c, int *result)
 {
     conc__fd *f;
@@ -18120,7 +18430,7 @@ CONC__PRIVATE void conc__case_wait_time(conc_loop *l, conc__choice *s, const con
     }
 }
 
-/* Makes the case wait: 0; 1: it was performed, with *result; or an error. */
+/* Makes the case wait. Returns 0, 1 if it was performed already, with *result, or an error. */
 CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c, int *result)
 {
     c->choice = s;
@@ -18146,7 +18456,7 @@ CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c, i
     return 0;
 }
 
-/* The result of the case that was chosen, after a wait. */
+/* Returns the result of the case that was chosen after a wait. */
 CONC__PRIVATE int conc__case_result(conc_loop *l, const conc_case *c)
 {
     if (c->what == CONC__FD && c->wait.result == 0)
@@ -18185,8 +18495,8 @@ CONC__PRIVATE void conc__choice_drain(conc_loop *l, conc__choice *s)
         l->outside.awaited--;
 }
 
-/* Waits for the first of the cases. 0: case s->n was performed immediately, with *result; 1:
- * s->chosen was chosen; or an error. */
+/* Waits for the first of the cases. Returns 0 if case s->n was performed immediately, with *result,
+ * 1 if s->chosen was chosen, or an error. */
 CONC__PRIVATE int conc__choose(conc_loop *l, conc__choice *s, size_t n, int *result)
 {
     for (; s->n < n && s->chosen < 0; s->n++) {
@@ -18198,7 +18508,7 @@ CONC__PRIVATE int conc__choose(conc_loop *l, conc__choice *s, size_t n, int *res
             return 0;
         }
     }
-    if (s->chosen >= 0) { /* a descriptor check found it closed, and woke an earlier case */
+    if (s->chosen >= 0) { /* a descriptor turned out to be closed, which woke an earlier case */
         conc__choice_withdraw(s, NULL);
         conc__leave(l);
         return 1;
@@ -18251,9 +18561,9 @@ CONC_API CONC__CALLED int conc_select(conc_case *cases, size_t n)
 
 /* ---- >>limiter ------------------------------------------------------------------------------ */
 
-/* The bucket does not count its tokens: the time it was last full and the tokens taken since
- * determine when the next ones are available. Multiplying each time instead of adding up keeps
- * every grant exact to the nanosecond. */
+/* The bucket does not count its tokens: the time when it was last full and the tokens taken since
+ * then determine when the next ones are available. Because each grant's time is one product, not a
+ * sum of rounded steps, it is exact to the nanosecond. */
 
 CONC__PRIVATE double conc__limiter_burst(const conc_limiter *k)
 {
@@ -18269,8 +18579,8 @@ CONC__PRIVATE bool conc__limiter_is_valid(const conc_limiter *k, int n)
     return k->rate > 0 && k->per >= 0 && k->burst >= 0 && n <= conc__limiter_burst(k);
 }
 
-/* The nanoseconds in which the tokens accrue, less 0.001: the product of two doubles may be that
- * much too large. */
+/* Returns the nanoseconds in which the tokens accrue, less 0.001, because the product of two
+ * doubles may be that much too large. */
 CONC__PRIVATE double conc__limiter_ns(const conc_limiter *k, double tokens)
 {
     double per = conc__limiter_per(k);
@@ -18282,7 +18592,7 @@ CONC__PRIVATE double conc__limiter_ns(const conc_limiter *k, double tokens)
     return tokens > 0 ? tokens * each - 1e-3 : 0;
 }
 
-/* The time at which n more tokens are available. */
+/* Returns the time at which n more tokens are available. */
 CONC__PRIVATE int64_t conc__limiter_due(const conc_limiter *k, int n)
 {
     double ns = conc__limiter_ns(k, k->taken + n - conc__limiter_burst(k));
@@ -18297,8 +18607,8 @@ CONC__PRIVATE int64_t conc__limiter_due(const conc_limiter *k, int n)
     return conc__later(k->start, whole);
 }
 
-/* Brings the bucket up to date. It never holds more than the burst. If the clock is another run's,
- * no time counts as passed since the last update. */
+/* Brings the bucket up to date. It never holds more than the burst. In a new run, if its clock or
+ * the previous run's is virtual, no time counts as passed since the last update. */
 CONC__PRIVATE void conc__limiter_fill(conc_loop *l, conc_limiter *k, int64_t now)
 {
     if (k->run != l->run.number && (k->virtual_clock || l->clock.is_virtual))
@@ -18375,7 +18685,7 @@ CONC__PRIVATE bool conc__limiter_try_take(conc_loop *l, conc_limiter *k, int n)
     return true;
 }
 
-static const char conc__bad_limiter[] = "no limiter, without a rate, or n not from 1 to the burst";
+static const char conc__bad_limiter[] = "no limiter, no rate, or n is not from 1 to the burst";
 
 CONC_API int conc_limiter_try_acquire(conc_limiter *k, int n)
 {
@@ -18420,8 +18730,8 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
 /* conc_pool.h - v0.1.0 - threads, processes, channels, files, names and child programs for
  * conc.h - MIT licence
  *
- * What asyncio.to_thread, ThreadPoolExecutor, ProcessPoolExecutor and create_subprocess_exec are
- * to a Python program: the loop keeps running while something else blocks or computes.
+ * The counterparts of asyncio.to_thread, ThreadPoolExecutor, ProcessPoolExecutor and
+ * create_subprocess_exec: the loop keeps running while other threads or processes block or compute.
  *
  *     static int load(void *path)    // runs on a thread of the pool, and may block
  *     {
@@ -18439,40 +18749,38 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
  *         return conc_procs_run(&procs, crunch, &words, sizeof words); // a crash is -EOWNERDEAD
  *     }
  *
- * Include it where you would include conc.h, which it includes itself. CONC_IMPLEMENTATION and
- * CONC_STATIC work as in conc.h: the file that defines CONC_IMPLEMENTATION must include this
- * header too, or the linker will not find its functions. A program that uses process pools must
- * have this module in the executable or in a library it is linked with, not in one that is loaded
- * later.
+ * Include this header instead of conc.h, which it includes itself. CONC_IMPLEMENTATION and
+ * CONC_STATIC work as in conc.h. The file that defines CONC_IMPLEMENTATION must include this
+ * header too, or the linker will not find its functions. If a program uses process pools, this
+ * module must be in the executable or in a library it is linked with, not in one loaded later.
  *
  * Conventions, in addition to conc.h's
  *   Jobs      are plain functions that run outside the loop, in parallel with it and with each
- *             other. A job is not a task: in it, calls that need a task return -EPERM, and
- *             conc_self() is NULL. It may call conc_run and everything in this module.
+ *             other. A job is not a task: calls that need a task return -EPERM, and conc_self()
+ *             returns NULL. A job may call conc_run and everything in this module. In a job,
  *             conc_local_get returns the submitting task's values, conc_fail's text reaches the
  *             caller waiting for the job, and conc_block blocks the job's thread.
  *   Callers   may be tasks, which wait while the loop keeps running, or jobs and threads without a
- *             run, which block. In a posted function a call that would wait returns -EPERM.
+ *             run, which block. In a posted function, a call that would wait returns -EPERM.
  *   Cancel    A queued job is removed from the queue. A running job is waited for even if its
  *             caller is cancelled, because its argument may be on the caller's stack; it is asked
- *             to stop. From then on conc_job_cancelled() is true in the job; its waits for
- *             channels, children, conc_block and room in a queue return -ECANCELED; a wait for
- *             another job passes the request on to it and continues; and the main_fn of a conc_run
- *             inside the job is cancelled. conc_shield hides the request from cleanup code. A job
- *             running in a process is killed.
- *   Clock     Virtual time stands still while jobs run, including the jobs that a job submits.
- *             conc_block in a job is a timer. A job waiting in a call to this module does not count
- *             as running, nor does one in a conc_run whose tasks wait only for channels. While a
- *             task is waiting for a running child program to end, for one of its pipes, or for the
- *             other end of a FIFO, the clock skips d seconds only after d real ones: a time limit
- *             on a program that hangs still expires, and a program that does not hang takes no
- *             virtual time.
- *   Forks     In a forked child inherited pools are dead: calls return -EPERM, and closing a pool
- *             only frees its memory. The parent's child programs are equally out of reach, and keep
+ *             to stop. From then on, conc_job_cancelled() is true in the job. Its waits for
+ *             channels, children, conc_block and room in a queue return -ECANCELED. A wait for
+ *             another job passes the request on to that job and continues. The main_fn of a
+ *             conc_run inside the job is cancelled. conc_shield hides the request from cleanup
+ *             code. A job running in a process is killed.
+ *   Clock     Virtual time stands still while jobs run, including jobs submitted by jobs. In a job,
+ *             conc_block acts as a timer. A job waiting in a call to this module does not count as
+ *             running, nor does one in a conc_run whose tasks wait only for channels. While a task
+ *             is waiting for a running child program to end, for one of its pipes, or for the
+ *             other end of a FIFO, the clock skips d seconds only after d real seconds: a time
+ *             limit on a hung program still expires, but other programs take no virtual time.
+ *   Forks     In a forked child, inherited pools are dead: calls return -EPERM, and closing a pool
+ *             only frees its memory. The child cannot reach the parent's child programs, which keep
  *             running. A channel keeps its items but none of the parent's waiters.
  *
- * Environment: CONC__WORKER marks a worker process that this program started. Do not set it by
- * hand.
+ * Environment: CONC__WORKER marks a worker process that this program started. Do not set it
+ * yourself.
  *
  * Contents: >>pool >>offload >>procs >>channel >>shared >>files >>names >>child, then the
  * implementation, which lists its sections at its start, and the licence. */
@@ -18489,9 +18797,10 @@ extern "C" {
 
 /* A thread pool. Set the first three fields before conc_pool_open. */
 typedef struct conc_pool {
-    /* at most; 0: one per processor. A thread starts when it is first needed */
+    /* maximum number; 0: one per processor. Each thread starts when it is first needed */
     int threads;
-    /* most queued jobs; a submit beyond it waits, except in the pool's own jobs; 0: no limit */
+    /* maximum number of queued jobs; 0: no limit. A submit beyond that waits, except in the pool's
+     * own jobs */
     int queue_limit;
     const char *name; /* the threads' name in debuggers, up to 15 bytes; NULL: "conc" */
     /* private */
@@ -18499,8 +18808,8 @@ typedef struct conc_pool {
     unsigned users;
 } conc_pool;
 
-/* A submitted function. The caller owns the storage, which need not be initialized, and must not
- * move until the job has ended or been withdrawn. All fields are private. */
+/* A submitted function. The caller owns the storage. It need not be initialized, and must not move
+ * until the job has ended or been withdrawn. All fields are private. */
 typedef struct conc_job {
     conc_fn *fn;
     void *arg;
@@ -18517,78 +18826,78 @@ typedef struct conc_job {
 } conc_job;
 
 /* Opens the pool; no thread starts yet. Jobs run under the caller's current signal mask, except
- * that fault signals (SIGSEGV...) are unblocked. Programs that jobs start get the mask that the
- * caller had outside its run. A job must leave its thread as it found it: if it does not restore a
- * changed mask, the next job runs under that mask. Errors: -EINVAL (NULL, negative fields), -EBUSY
- * (open), -ENOMEM. From anywhere. */
+ * that fault signals (SIGSEGV...) are unblocked. Child programs started by jobs get the mask that
+ * the caller had outside its run. A job must leave its thread as it found it: if it does not
+ * restore a changed mask, the next job runs under that mask. Errors: -EINVAL (NULL, negative
+ * fields), -EBUSY (open), -ENOMEM. From anywhere. */
 CONC_API int conc_pool_open(conc_pool *p);
 
-/* Refuses new jobs, except from the pool's own jobs, waits for all jobs, and stops the threads: 0.
- * If the calling task is cancelled, queued jobs are withdrawn and running ones are asked to stop;
- * the call still waits for those. If several callers close the pool, all of them wait. Closing a
- * pool twice, or one that was never opened, does nothing. -EDEADLK: in a job of this pool; -EPERM:
- * in a posted function. */
+/* Refuses new jobs except those from the pool's own jobs, waits until all jobs have ended, stops
+ * the threads, and returns 0. If the calling task is cancelled, queued jobs are withdrawn and
+ * running ones are asked to stop; the call still waits for the latter. If several callers close the
+ * pool, all of them wait. Closing a pool twice, or one that was never opened, does nothing. Errors:
+ * -EDEADLK (in a job of this pool), -EPERM (in a posted function). */
 CONC_API int conc_pool_close(conc_pool *p);
 CONC_API void conc__auto_conc_pool(conc_pool *p);
 
-/* Runs fn(arg) on a pool thread and returns its result. In a job of the same pool, calls it
- * directly. Waits. Errors, with fn not called: -ECANCELED, -EINVAL (NULL, not open), -EPIPE
+/* Runs fn(arg) on a pool thread and returns its result. In a job of the same pool, calls fn
+ * directly. Waits. Errors if fn cannot be called: -ECANCELED, -EINVAL (NULL, not open), -EPIPE
  * (closed), -EAGAIN (no thread can be started), -ENOMEM, -EPERM. */
 CONC_API int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg) CONC_NODISCARD;
 
 /* Queues fn(arg) for a thread of the pool and returns 0. Jobs start in submission order. Waits only
- * for room under a queue_limit; in a job of the same pool, and in a run inside such a job, it never
- * waits, and the queue may exceed its limit. Errors, if the job was not submitted: as above, and
+ * for room under a queue_limit; in a job of the same pool, or in a run inside such a job, it never
+ * waits, and the queue may exceed its limit. Errors if the job cannot be submitted: as above, and
  * -EBUSY (j is queued or running). */
 CONC_API int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *fn, void *arg) CONC_NODISCARD;
 
 /* Calls fn with the address of each of count elements of size bytes, in array order, one per thread
- * at a time; size 0: every call gets args itself. Returns when all calls have ended. After the
- * first error no more calls start, running ones are asked to stop, and the error is returned.
+ * at a time. If size is 0, every call gets args itself. Returns when all calls have ended. After
+ * the first error no more calls start, running ones are asked to stop, and the error is returned.
  * Waits. Errors as for conc_pool_run. */
 CONC_API int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count,
                            size_t size) CONC_NODISCARD;
 
-/* The same, but calls fn for all elements whatever the calls return: 0, or an error of its own
- * (-ECANCELED, -EPIPE...), which also becomes the result of each element that was not called.
- * results (NULL: not wanted) holds count results. */
+/* The same, but calls fn for all elements whatever the calls return. Returns 0, or an error of its
+ * own (-ECANCELED, -EPIPE...), which is then also the result of each element for which fn was not
+ * called. results (NULL: not wanted) receives count results. */
 CONC_API int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size,
                                int *results);
 
-/* Waits until the job has ended or been withdrawn: 0, its result in *result (NULL: not wanted), and
- * its error text in conc_last_error. Any number of callers may wait. A cancel does not cut the wait
- * short: it withdraws a queued job (result -ECANCELED), asks a running one to stop, or kills it if
- * it runs in a process, unless another caller that is not cancelled also waits. A pool thread runs
- * the job itself if it is still queued. -EINVAL: never submitted; -EPERM: submitted in a process
- * that this one was forked from. */
+/* Waits until the job has ended or been withdrawn. Returns 0, with the job's result in *result
+ * (NULL: not wanted) and its error text in conc_last_error. Any number of callers may wait. A
+ * cancel does not cut the wait short: it withdraws a queued job (result -ECANCELED), asks a running
+ * one to stop, or kills it if it runs in a process, unless another caller that is not cancelled
+ * also waits. In a thread of the job's pool, runs the job itself if it is still queued. Errors:
+ * -EINVAL (never submitted), -EPERM (submitted in a process from which this one was forked). */
 CONC_API int conc_job_wait(conc_job *j, int *result) CONC_NODISCARD;
 
-/* Withdraws the job if it is queued, asks it to stop if it is running, kills it if it runs in a
- * process: 0. -EALREADY: it had ended; -EINVAL: never submitted. From anywhere. Not a checkpoint.
- */
+/* Withdraws the job if it is queued, asks it to stop if it is running, or kills it if it runs in a
+ * process. Returns 0, -EALREADY (it had ended) or -EINVAL (never submitted). From anywhere. Not a
+ * checkpoint. */
 CONC_API int conc_job_cancel(conc_job *j);
 
 /* Has the job ended, or was it withdrawn? From anywhere. */
 CONC_API bool conc_job_done(const conc_job *j);
 
-/* In a job: was it asked to stop, with no conc_shield hiding that? Elsewhere, false. */
+/* In a job: was it asked to stop, with no conc_shield hiding the request? Elsewhere, false. */
 CONC_API bool conc_job_cancelled(void);
 
 /* ---- >>offload ------------------------------------------------------------------------------ */
 
-/* conc_pool_run on a pool that all runs share (asyncio.to_thread). The pool exists from its first
- * use until the last run ends, and has as many threads as there are processors plus four, at
- * most 32. Files, names and child program starts have their own threads and do not wait for these
- * jobs. In jobs and threads without a run, calls fn(arg) directly. */
+/* Like conc_pool_run, but on a pool that all runs share (asyncio.to_thread). The pool exists from
+ * its first use until the last run ends, and has as many threads as there are processors plus four,
+ * at most 32. Reading files, resolving names and starting child programs use other threads, and do
+ * not wait for these jobs. In jobs and threads without a run, calls fn(arg) directly. */
 CONC_API int conc_offload(conc_fn *fn, void *arg);
 
-/* The same for a function that may hang: a cancel immediately returns -ECANCELED, the job continues
- * alone, and its result is lost. The job owns arg: free_arg(arg) (NULL: not wanted) is called once,
- * after the job, or immediately if fn was not called, whatever the call returns. Such jobs have
- * their own pool, as large as conc_offload's. An abandoned job occupies its thread until it ends,
- * in later runs too; if all threads hang, the call waits until one is free or its task is
- * cancelled. Neither the end of the run nor of the program waits for an abandoned job, and a
- * library that contains conc is not unloaded before the job ends. */
+/* The same for a function that may hang: if cancelled, it immediately returns -ECANCELED, the job
+ * continues alone, and its result is lost. The job owns arg: whatever the call returns,
+ * free_arg(arg) (NULL: not wanted) is called once, after the job, or immediately if fn is not
+ * called. Such jobs have their own pool, as large as conc_offload's. An abandoned job occupies its
+ * thread until it ends, in later runs too; if all threads hang, the call waits until one is free or
+ * its task is cancelled. Neither the end of the run nor of the program waits for an abandoned job,
+ * and a library that contains conc is not unloaded before the job ends. */
 CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *));
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
@@ -18596,17 +18905,18 @@ CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void 
 /* A process pool, for code that may crash or must be killed. Linux. Set the first four fields
  * before conc_procs_open.
  *
- * Each worker executes this program anew. After all constructors have run it serves jobs instead of
- * calling main. So a worker sees globals as at program start, inherits only standard output and
- * error, and has the opener's environment and signal mask. It lacks anything that main parsed from
- * the arguments or stored in globals: a job gets its input from its bytes or from init. Functions
- * are sent as module, build and offset: the worker loads a library that the program loaded later;
- * if its file has been replaced, the job fails with -ENOEXEC. Standard output is flushed after each
- * job. SIGINT and SIGTERM, which a terminal or a service manager sends to all processes, do not
- * stop workers: the program decides. Workers end with the program, and so do processes that their
- * jobs fork, which hold copies of the jobs' data. */
+ * Each worker executes this program anew, but once all constructors have run it serves jobs instead
+ * of calling main. So a worker sees globals as at program start, inherits only standard output and
+ * error, and has the opener's environment and signal mask. It lacks whatever main parsed from the
+ * arguments or stored in globals: a job gets its input from its bytes or from init. Functions are
+ * sent as module, build and offset. If the program loaded the module later, the worker loads it
+ * too; if the module's file has been replaced, the job fails with -ENOEXEC. Standard output is
+ * flushed after each job. SIGINT and SIGTERM, which a terminal or a service manager sends to all
+ * processes, do not stop workers; stopping them is up to the program. When the program ends, so do
+ * its workers, and the processes forked by their jobs, which hold copies of the jobs' data. */
 typedef struct conc_procs {
-    /* at most (4096); 0: one per processor. A worker starts when it is first needed */
+    /* maximum number (up to 4096); 0: one per processor. Each worker starts when it is first
+     * needed */
     int workers;
     size_t memory_limit; /* data bytes per worker (RLIMIT_DATA); 0: no limit */
     int max_jobs;        /* replace a worker after this many jobs; 0: never */
@@ -18622,39 +18932,41 @@ typedef struct conc_procs {
  * program). */
 CONC_API int conc_procs_open(conc_procs *p);
 
-/* Like conc_pool_close, but kills running jobs if the calling task is cancelled. All workers have
- * ended when it returns. */
+/* Like conc_pool_close, but if the calling task is cancelled, running jobs are killed. All workers
+ * have ended when it returns. */
 CONC_API int conc_procs_close(conc_procs *p);
 CONC_API void conc__auto_conc_procs(conc_procs *p);
 
 /* Runs fn in a worker, on a copy of the size bytes at arg, and returns its result. The copy is
- * aligned like max_align_t and is copied back after fn returns. Any size. Waits for a free worker
- * too, so a time limit around the call covers both waits; to limit the job alone, run at most as
- * many jobs at a time as there are workers, as with conc_map_limit. Errors, with arg unchanged:
- * -EOWNERDEAD (the worker died in fn; conc_last_error says how), -ECANCELED (a worker in fn is
- * killed), -EAGAIN (no worker can be started now), -ENOTRECOVERABLE (workers fail to start, or init
- * failed; conc_last_error says why; only closing and reopening the pool helps), -EINVAL, -EPIPE
- * (closed), -ENOMEM, -EPERM. A worker's death fails only its own job; a job that finds no idle
- * worker gets a new one. */
+ * aligned like max_align_t, and is copied back after fn returns. size is not limited. A time limit
+ * around the call includes the wait for a free worker; to limit the job alone, run at most as many
+ * jobs at a time as there are workers, as with conc_map_limit. Waits. Errors, which leave the bytes
+ * at arg unchanged: -EOWNERDEAD (the worker died in fn; conc_last_error says how), -ECANCELED (a
+ * worker in fn is killed), -EAGAIN (no worker can be started now), -ENOTRECOVERABLE (workers fail
+ * to start, or init failed; conc_last_error says why; only closing and reopening the pool helps),
+ * -EINVAL, -EPIPE (closed), -ENOMEM, -EPERM. A worker's death fails only its own job; a job that
+ * finds no idle worker gets a new one. */
 CONC_API int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size) CONC_NODISCARD;
 
-/* The same without waiting for the job, which owns the bytes at arg until it has ended. */
+/* The same, but does not wait for the job. The bytes at arg belong to the job until it has
+ * ended. */
 CONC_API int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *arg,
                                size_t size) CONC_NODISCARD;
 
 /* Like conc_pool_map and conc_pool_map_all, with each element run as by conc_procs_run. A worker
- * gets several elements at a time, as an array; an element that kills its worker fails alone. With
- * size 0 each call gets NULL. */
+ * gets several elements at a time, as an array, but an element that kills its worker fails alone.
+ * If size is 0, each call gets NULL. */
 CONC_API int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count,
                             size_t size) CONC_NODISCARD;
 CONC_API int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size,
                                 int *results);
 
-/* Bytes in, bytes out: returns the number of bytes written to out, or a negative error. */
+/* A function that reads in and writes out. Returns the number of bytes written, or a negative
+ * error. */
 typedef ssize_t conc_procs_fn(const void *in, size_t in_size, void *out, size_t out_size);
 
-/* Runs fn in a worker, on a copy of in: returns fn's result, with that many bytes in out.
- * -EMSGSIZE: fn returned more than out_size. Otherwise like conc_procs_run. */
+/* Runs fn in a worker, on a copy of in, and returns fn's result, with that many bytes in out, or
+ * -EMSGSIZE if fn returned more than out_size. Otherwise like conc_procs_run. */
 CONC_API ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, const void *in, size_t in_size,
                                  void *out, size_t out_size) CONC_NODISCARD;
 
@@ -18677,7 +18989,7 @@ typedef struct conc_channel {
         .item_size = sizeof(type), .capacity = __VA_ARGS__ \
     }
 
-/* Sends a copy of the item. Waits while the channel is full. Errors, with nothing sent: -EPIPE
+/* Sends a copy of the item. Waits while the channel is full. Errors (nothing was sent): -EPIPE
  * (closed), -EINVAL (NULL, capacity 0, sizes that overflow), -ENOMEM (the first call allocates the
  * memory), -ECANCELED, -EPERM (in a posted function). */
 CONC_API int conc_channel_send(conc_channel *c, const void *item) CONC_NODISCARD;
@@ -18686,7 +18998,7 @@ CONC_API int conc_channel_send(conc_channel *c, const void *item) CONC_NODISCARD
  * Other errors as above. */
 CONC_API int conc_channel_recv(conc_channel *c, void *item) CONC_NODISCARD;
 
-/* The same from anywhere, but return -EAGAIN instead of waiting. Not checkpoints. */
+/* The same, but they return -EAGAIN instead of waiting. From anywhere. Not checkpoints. */
 CONC_API int conc_channel_try_send(conc_channel *c, const void *item) CONC_NODISCARD;
 CONC_API int conc_channel_try_recv(conc_channel *c, void *item) CONC_NODISCARD;
 
@@ -18694,38 +19006,39 @@ CONC_API int conc_channel_try_recv(conc_channel *c, void *item) CONC_NODISCARD;
  * twice does nothing. From anywhere. */
 CONC_API void conc_channel_close(conc_channel *c);
 
-/* Closes the channel, drops its items and frees its memory; no other call may be using it. It may
- * then be reused. From anywhere. */
+/* Closes the channel, drops its items and frees its memory. No other call may be using the channel.
+ * It may be reused afterwards. From anywhere. */
 CONC_API void conc_channel_destroy(conc_channel *c);
 CONC_API void conc__auto_conc_channel(conc_channel *c);
 
 /* ---- >>shared ------------------------------------------------------------------------------- */
 
-/* Allocates zeroed memory that process pools opened later see at the same address: all processes
- * share its contents. Release it with conc_shared_free in the process that allocated it. NULL: size
- * 0, out of memory, or not Linux. From anywhere. Synchronize with something that works between
- * processes: C11 atomics, or PTHREAD_PROCESS_SHARED. */
+/* Allocates zeroed memory that this process shares with the workers of process pools opened later,
+ * at the same address in all of them. Release it with conc_shared_free in the process that
+ * allocated it. Returns NULL if size is 0, if memory has run out, or if the system is not Linux.
+ * From anywhere. Synchronize access by means that work between processes, such as C11 atomics or
+ * PTHREAD_PROCESS_SHARED mutexes. */
 CONC_API void *conc_shared_alloc(size_t size);
 CONC_API void conc_shared_free(void *p);
 
 /* ---- >>files -------------------------------------------------------------------------------- */
 
 /* Files are read and written off the loop. Errors are the system's; exceeding the file size limit
- * (ulimit -f) is -EFBIG, without a SIGXFSZ. Work that has begun on a regular file is waited for,
- * and -ECANCELED means that nothing was done. On a FIFO, a terminal or another file that can make a
- * task wait for another process, or has no end (/dev/zero), a cancel ends the call, perhaps after
- * some bytes; in a thread without a run it blocks. */
+ * (ulimit -f) returns -EFBIG and raises no SIGXFSZ. Once begun, work on a regular file is not cut
+ * short, so -ECANCELED means that nothing was done. For a FIFO, a terminal or another file that can
+ * make a task wait for another process, or that has no end (/dev/zero), a cancel ends the call,
+ * perhaps after some bytes; in a thread without a run, the call blocks. */
 
-/* Reads the whole file: its size in *size (NULL: not wanted), its bytes and a terminating NUL in
- * *data, to be released with conc_free. After an error *data is NULL. Waits. */
+/* Reads the whole file. Stores its size in *size (NULL: not wanted), and in *data its bytes and a
+ * terminating NUL, to be released with conc_free. After an error, *data is NULL. Waits. */
 CONC_API int conc_file_read(const char *path, void **data, size_t *size) CONC_NODISCARD;
 
 /* Replaces the file with these bytes, whole or not at all: writes a new file with the permissions
  * of the old one, syncs it to disk, and renames it to path. If the old file cannot be replaced (a
  * mount point, a file in /proc, a directory that this program may not change) it is overwritten in
- * place, and an error may leave it partly written. If the group cannot be kept, the new file grants
- * its group only the permissions that others had before. Anything but a regular file (a terminal, a
- * pipe, /dev/null) is simply written to. Waits. */
+ * place, and an error may leave it partly written. If the new file cannot get the old one's group,
+ * its group gets only the permissions that others had before. Anything but a regular file (a
+ * terminal, a pipe, /dev/null) is simply written to. Waits. */
 CONC_API int conc_file_write(const char *path, const void *data, size_t size) CONC_NODISCARD;
 
 /* Appends the bytes to the file, creating it if necessary. After an error some bytes may have been
@@ -18734,11 +19047,11 @@ CONC_API int conc_file_append(const char *path, const void *data, size_t size) C
 
 /* ---- >>names -------------------------------------------------------------------------------- */
 
-/* Looks up a host name (or a numeric address) and a port, off the loop: returns the number of TCP
- * addresses, of which up to max are in out. Waits; a cancel takes effect immediately. Errors:
+/* Looks up a host name (or a numeric address) and a port, off the loop. Returns the number of TCP
+ * addresses, and stores up to max of them in out. Waits; a cancel takes effect immediately. Errors:
  * -EADDRNOTAVAIL (no such name, or no reachable name server: conc_last_error says which), -EINVAL
- * (NULL, no such port), -ENOMEM, -ECANCELED. With this module conc_dial and conc_listen accept
- * names too and wait for the lookup; conc_dial tries all addresses of a name. */
+ * (NULL, no such port), -ENOMEM, -ECANCELED. With this module, conc_dial and conc_listen also
+ * accept names, and wait for the lookup; conc_dial tries all addresses of a name. */
 CONC_API int conc_resolve(const char *host, const char *port, struct sockaddr_storage *out,
                           size_t max);
 
@@ -18749,29 +19062,30 @@ enum {
     CONC_NULL = -3  /* /dev/null */
 };
 
-/* Another program. Set the fields before `pid` before conc_child_start; argv, env and dir need not
+/* A child program. Set the fields above `pid` before conc_child_start; argv, env and dir need not
  * outlive that call. */
 typedef struct conc_child {
-    /* the program, searched in PATH unless it contains a slash, its arguments, NULL */
+    /* the program, searched for in PATH unless it contains a slash; its arguments; NULL */
     const char *const *argv;
     const char *const *env; /* "name=value"..., NULL; NULL: this program's */
     const char *dir;        /* working directory; NULL: this program's */
     /* each is 0 (inherit this program's), CONC_PIPE, CONC_NULL, or a descriptor, which the caller
-     * keeps. conc_child_start sets it to this program's end of the pipe, for conc_read and
-     * conc_write, else to -1. conc_child_close closes that end; to end the child's input earlier,
-     * conc_close it and set it to -1. A socket, unless listening, is set to blocking mode, which
-     * programs expect, also for this program, where conc's calls work the same */
+     * keeps. conc_child_start replaces CONC_PIPE with this program's end of the pipe, for conc_read
+     * and conc_write, and anything else with -1. conc_child_close closes that end; to end the
+     * child's input earlier, conc_close it and set the field to -1. A socket, unless listening, is
+     * set to the blocking mode that programs expect. This program then has it in blocking mode too,
+     * but conc's calls work the same */
     int input, output, error;
-    /* make the child lead its own process group, which all processes it starts join:
+    /* make the child lead its own process group, which all processes it starts join.
      * conc_child_kill and conc_child_close reach the whole group, even after the child itself has
-     * ended, until it is closed. A terminal's Ctrl+C no longer reaches the child */
+     * ended, until it is closed. A terminal's Ctrl+C does not reach the child */
     bool group;
-    /* seconds that conc_child_close allows between SIGTERM and SIGKILL; 0: immediate SIGKILL */
+    /* seconds that conc_child_close waits between SIGTERM and SIGKILL; 0: immediate SIGKILL */
     double grace;
     int pid; /* set by conc_child_start */
     /* private */
     int pidfd, status, state;
-    unsigned forks; /* conc__forks when it was started */
+    unsigned forks; /* conc__forks when the child was started */
     bool reaped;
     unsigned long long start_time;
     struct conc__child_process *process;
@@ -18783,14 +19097,14 @@ typedef struct conc_child {
  * SIGCHLD handler is needed or disturbed. */
 CONC_API int conc_child_start(conc_child *c);
 
-/* Waits until the child has ended: 0, and its status as from waitpid(2) in *status (NULL: not
- * wanted): WIFEXITED, WEXITSTATUS, WTERMSIG. A cancel leaves it running. -EINVAL: not started;
- * -ECHILD: it has ended, but this program ignores SIGCHLD or has reaped it by other means; -EPERM:
- * this is a forked process, and its parent started the child. */
+/* Waits until the child has ended. Returns 0, with its status as from waitpid(2) in *status (NULL:
+ * not wanted), for WIFEXITED, WEXITSTATUS and WTERMSIG. A cancel leaves the child running. Errors:
+ * -EINVAL (not started), -ECHILD (it has ended, but this program ignores SIGCHLD or has reaped it
+ * by other means), -EPERM (this is a forked process, and its parent started the child). */
 CONC_API int conc_child_wait(conc_child *c, int *status);
 
-/* Sends a signal to the child, or with .group to its whole group: 0, -EALREADY (it has ended),
- * -EINVAL, -EPERM. Never signals another process that has reused the number. */
+/* Sends a signal to the child, or with .group to its whole group. Returns 0, -EALREADY (it has
+ * ended), -EINVAL or -EPERM. Never signals another process that has reused the number. */
 CONC_API int conc_child_kill(conc_child *c, int signal);
 
 /* Closes the pipes and terminates a child still running: with SIGKILL, or, if .grace is set, with
@@ -18798,31 +19112,35 @@ CONC_API int conc_child_kill(conc_child *c, int signal);
  * be read until then. With .group this applies to the whole group, and the grace lasts until its
  * last process has ended. Waits until the child has ended, even if cancelled. Returns 0. In a
  * posted function, where it blocks the loop, there is no grace. If another caller is closing the
- * child, waits until that is done; other callers' waits return the child's status, and do not touch
- * *c once it is closed. Closing it twice, or one that was never started, does nothing; in a forked
- * process it leaves the parent's child running. -EBUSY: another thread is starting it. */
+ * child, waits until it is closed. Callers that wait in conc_child_wait get the child's status, and
+ * do not touch *c once it is closed. Closing a child twice, or one that was never started, does
+ * nothing; in a forked process, it leaves the parent's child running. Error: -EBUSY (another thread
+ * is starting it). */
 CONC_API int conc_child_close(conc_child *c);
 
 /* The input and output of conc_child_communicate. Zero the fields that you do not set. */
 typedef struct conc_child_io {
-    const void *in; /* the child's input, */
+    const void *in; /* the child's input */
     size_t in_size; /* its size; 0: empty input */
-    size_t limit;   /* most bytes of out, and of err; 0: no limit */
+    size_t limit;   /* maximum size of out, and of error; 0: no limit */
     /* bytes from the output and error pipes, NUL-terminated, to be released with conc_free whatever
      * the call returned; NULL without a pipe */
     char *out, *error;
     size_t out_size, error_size; /* without the NUL */
 } conc_child_io;
 
-/* Writes the input and reads all output concurrently, through those of the three that are pipes,
- * until all output is read and the child has ended: 0, and its status as for conc_child_wait.
- * Unread input is not an error. Waits. After -ECANCELED *io holds the output so far, and io->in the
- * unwritten input: the child keeps running, and another call continues. Errors: -EMSGSIZE (more
- * than the limit; the child is closed), -ECHILD (all was read, but the status is lost), -EINVAL
- * (NULL, not started, input without a pipe), -ENOMEM, -EPERM, and other system errors.
+/* Writes the input and reads all output concurrently, through whichever of the child's descriptors
+ * are pipes, until all output is read and the child has ended. Returns 0, with the status as for
+ * conc_child_wait. It is not an error if the child does not read its input. Waits. After -ECANCELED
+ * the child keeps running, *io holds the output so far, and io->in the unwritten input; call again
+ * to continue. Errors: -EMSGSIZE (more than the limit; the child is closed), -ECHILD (all was read,
+ * but the status is lost), -EINVAL (NULL, not started, input without a pipe), -ENOMEM, -EPERM, and
+ * other system errors.
+
+ *
  * conc_child_close discards the child's status and final output. To get both from a child that has
- * timed out, signal it and continue (talk calls conc_child_communicate; with .group the signals
- * also reach other processes that hold its pipes):
+ * timed out, signal it and continue. Here talk calls conc_child_communicate; with .group, the
+ * signals also reach other processes that hold the child's pipes:
  *
  *     int rc = conc_timeout(5, talk, &t);
  *     if (rc == -ETIMEDOUT) {
@@ -18839,7 +19157,7 @@ CONC_API void conc__auto_conc_child(conc_child *c);
 #ifdef __cplusplus
 }
 
-extern "C++" { /* the macro as a function call for C++, like conc_sync.h's */
+extern "C++" { /* for C++ the macro is a function call, as in conc_sync.h */
 struct conc__channel_options {
     size_t item_size = 0, capacity = 0;
 };
@@ -18871,25 +19189,26 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *  worker        a process that runs the jobs of a conc_procs; its states are in >>supervisor
  *  supervisor    the thread of a conc_procs that starts and watches the workers. It replaces a
  *                dead worker when jobs are queued and no worker is idle
- *  channel       memory that the supervisor shares with one worker: one request or reply at a time
- *                (>>workers draws the messages). Unrelated to conc_channel
+ *  channel       memory that the supervisor shares with one worker; it holds one request or reply
+ *                at a time (>>workers draws the messages). Unrelated to conc_channel
  *  program       the process that opened the pool, not its workers
  *  payload       what a job for a worker carries: bytes in and out, or elements of a map
  *  map           one call to conc_pool_map or a variant; runners are the jobs that work on it
  *  segment       memory that several processes map
  *  waiter        a task or thread waiting for another thread: a task's loop keeps running, a thread
  *                sleeps on its thread event
- *  job context   what a worker thread runs: a job, inside the job that is waiting for it
- *  cancel hook   called when a waiting job is asked to stop
- *  cancel layer  a map or a shield enclosing part of a job, which adds or hides such a request
- *  clock         a loop whose clock is virtual. The loop's at_work counts the jobs that hold it,
- *                which keeps time from advancing; conc_loop_hold does something else
- *  shared pools  the pools of threads that conc_offload, files, names and children use
- *  abandoned     a job that its task no longer awaits; its thread is lost to the pool until it ends
+ *  job context   a job running on a thread, perhaps inside another job, which waits for it
+ *  cancel hook   a function called when a waiting job is asked to stop
+ *  cancel layer  a map or a shield around part of a job, which adds or hides such requests
+ *  clock         a loop whose clock is virtual. Its at_work counts the jobs that hold the clock and
+ *                so keep it from advancing; conc_loop_hold does something else
+ *  shared pools  the thread pools that conc_offload, files, names and children use
+ *  abandoned     a job that its task no longer awaits; its thread is lost to the pool until the job
+ *                ends
  *  under the mutex: with the job queue's mutex locked
  *
- *  Order of locks: a thread that holds one of these may take those on the lines below, but no other
- *  on the same line.
+ *  Order of locks: a thread that holds one of these may lock those on the lines below it, but no
+ *  other on the same line.
  *
  *    conc__cancel_hooks.mutex
  *    conc__shared_pools.mutex
@@ -18899,9 +19218,9 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *    conc__live_runs.mutex (conc.h)
  *    a loop's mutex (of a run inside a job before that of its job's clock); a thread event's mutex
  *
- *  mapping_mutex, in a worker process, is held while mapping the segment, and during a fork. While
- *  it holds the mutex of a conc__semaphore (macOS), or any other mutex of conc.h, a thread takes no
- *  further lock.
+ *  mapping_mutex, in a worker process, is held while mapping the segment, and during a fork. A
+ *  thread that holds the mutex of a conc__semaphore (macOS), or another mutex of conc.h, locks
+ *  nothing else.
  *
  *  Contents: >>waiting >>queue >>jobs >>threads >>pool >>map >>in_jobs >>offload >>channel >>select
  *  >>files >>names >>child >>shared >>functions >>workers >>supervisor >>procs >>init
@@ -18939,41 +19258,42 @@ typedef struct conc__job_outcome {
     char text[96];
 } conc__job_outcome;
 
-/* A task or thread waiting for another thread. It is in a list; the thread that wakes it removes it
- * under the list's mutex. */
+/* A task or thread waiting for another thread. It is in a list, from which the thread that wakes it
+ * removes it, under the list's mutex. */
 typedef struct conc__waiter {
     struct conc__waiter *next, *prev; /* a ring */
     struct conc__waiter **list;
-    conc_loop *loop; /* the waiting task's; NULL: a thread is waiting */
+    conc_loop *loop; /* of the waiting task; NULL: a thread is waiting */
     conc__wait *wait;
     conc__post post;
-    conc__thread_event *event;     /* a thread's */
-    void *item;                    /* the job that is waited for or submitted; a channel's item */
-    conc__job_outcome *outcome;    /* receives the outcome of the job that is waited for */
+    conc__thread_event *event;     /* of a waiting thread */
+    void *item;                    /* the job awaited or submitted; a channel's item */
+    conc__job_outcome *outcome;    /* receives the awaited job's outcome */
     bool *stop;                    /* set when the waiting task is cancelled; NULL: none */
-    struct conc__job_queue *queue; /* that runs the awaited job */
-    /* a thread's: a process pool whose replies it may collect; holds a reference */
+    struct conc__job_queue *queue; /* the awaited job's */
+    /* the process pool whose replies a waiting thread may collect; holds a reference. NULL: none */
     struct conc__job_queue *polls_queue;
-    struct conc__job_context *context; /* a job's: its clocks advance during the wait */
+    struct conc__job_context *context; /* of the waiting job, if any: its clocks advance */
     int result;
     bool gives_up;   /* it was cancelled, and wants its job to stop */
-    bool is_counted; /* a worker thread's: its job queue already counts it as waiting */
-    bool woken;      /* woken: the list and its owner may be gone */
-    /* a case of conc_select: it is only notified, and sends or receives if no other case came
-     * first. kept: an item or room is reserved for it until then */
+    bool is_counted; /* a worker thread that its job queue already counts as waiting */
+    bool woken;      /* set when it is woken: the list and its owner may then be gone */
+    /* selects: a case of conc_select, which is only notified; it sends or receives if no other case
+     * came first. kept: until then an item, or room for one, is reserved for it */
     bool selects, kept;
 } conc__waiter;
 
-/* Protects the list of job queues; a job queue is freed under it. A thread that knows only a job or
- * a waiter locks this before following the pointer to the job queue, which may have been freed. */
+/* Protects the list of job queues. Job queues are freed under it, so a thread that has only a job
+ * or a waiter must lock it before following the pointer to the job queue. */
 static pthread_mutex_t conc__job_queues_mutex = PTHREAD_MUTEX_INITIALIZER;
 static unsigned conc__forks; /* number of forks between the first process and this one */
 static struct conc__job_queue *conc__job_queues;
 
-/* Protects the state of all child programs: each is reaped once, and never signalled afterwards. */
+/* Protects the state of all child programs, so that each is reaped once and never signalled after
+ * that. */
 static pthread_mutex_t conc__children_mutex = PTHREAD_MUTEX_INITIALIZER;
 
-/* Locks a mutex that is never held longer than falling asleep takes: spins first. */
+/* Locks a mutex that is held only briefly: spins before it sleeps. */
 CONC__PRIVATE void conc__lock_briefly(pthread_mutex_t *mutex)
 {
     if (pthread_mutex_trylock(mutex) == 0)
@@ -19029,7 +19349,7 @@ CONC__PRIVATE void conc__thread_event_set(conc__thread_event *e)
     pthread_mutex_unlock(&e->mutex);
 }
 
-/* Waits until the event is set, or until then. False: it is not set. */
+/* Waits until the event is set, or until the time `until`. Returns whether it is set. */
 CONC__PRIVATE bool conc__thread_event_wait(conc__thread_event *e, int64_t until)
 {
     pthread_mutex_lock(&e->mutex);
@@ -19077,16 +19397,17 @@ CONC__PRIVATE void conc__waiter_posted(conc__post *p)
     conc__wake(conc__here, w->wait, w->result);
 }
 
-/* Under the list's mutex: sets the waiter's result. The caller then calls conc__waiter_notify. */
+/* Under the list's mutex: sets the waiter's result. The caller must then call
+ * conc__waiter_notify. */
 CONC__PRIVATE void conc__waiter_set_result(conc__waiter *w, int result)
 {
-    /* now, not when the waiter runs: the clock could advance before that */
+    /* now, because the clocks could advance before the waiter runs */
     conc__job_contexts_hold_clocks(w->context, true);
     w->result = result;
     __atomic_store_n(&w->woken, true, __ATOMIC_RELEASE);
 }
 
-/* The same, and removes it from the list. */
+/* The same, but also removes the waiter from the list. */
 CONC__PRIVATE void conc__waiter_complete(conc__waiter *w, int result)
 {
     conc__waiter_remove(w);
@@ -19097,7 +19418,7 @@ CONC__PRIVATE void conc__waiter_notify(conc__waiter *w)
 {
     if (w->loop) /* the post cannot be refused: the run outlives its tasks */
         conc__post_to(w->loop, &w->post);
-    else if (w->event) /* else the waiter's thread runs the job itself */
+    else if (w->event) /* NULL: the waiter's own thread runs the job */
         conc__thread_event_set(w->event);
 }
 
@@ -19107,7 +19428,7 @@ CONC__PRIVATE void conc__waiter_wake(conc__waiter *w, int result)
     conc__waiter_notify(w);
 }
 
-/* Spins briefly until *over is set, before the thread sleeps. */
+/* Spins briefly until *over is set, because sleeping and being woken takes longer. */
 CONC__PRIVATE void conc__spin_for(const bool *over)
 {
     if (!conc__several_processors())
@@ -19122,12 +19443,12 @@ CONC__PRIVATE void conc__spin_for(const bool *over)
 
 CONC__PRIVATE void conc__job_queue_spin_for(struct conc__job_queue *q, const bool *over);
 
-/* Called when a waiting job is asked to stop. All hooks of the process are in one list: a request
- * sets flags in the job, its job queue or its map, and then conc__run_cancel_hooks finds the
+/* A function to call when a waiting job is asked to stop. All hooks of the process are in one list.
+ * A request sets a flag in the job, its job queue or its map; conc__run_cancel_hooks then finds the
  * waiting jobs that it concerns. */
 typedef struct conc__cancel_hook {
     struct conc__cancel_hook *next, *prev;
-    const struct conc__job_context *context; /* NULL: no job is waiting; in no list */
+    const struct conc__job_context *context; /* NULL: no job waits; in no list */
     void (*run)(struct conc__cancel_hook *self);
     bool called;
     unsigned forks;
@@ -19160,8 +19481,8 @@ CONC__PRIVATE void conc__run_cancel_hooks(void)
     pthread_mutex_unlock(&conc__cancel_hooks.mutex);
 }
 
-/* Registers the hook of a job that is about to wait (NULL: no job). If the job was already asked to
- * stop, calls it immediately. */
+/* Registers the hook of a job (ctx; NULL: none) that is about to wait. If the job was already asked
+ * to stop, calls the hook immediately. */
 CONC__PRIVATE void conc__cancel_hook_add(conc__cancel_hook *s, const struct conc__job_context *ctx,
                                          void (*ask)(conc__cancel_hook *self))
 {
@@ -19179,10 +19500,10 @@ CONC__PRIVATE void conc__cancel_hook_add(conc__cancel_hook *s, const struct conc
         conc__run_cancel_hooks();
 }
 
-/* The wait is over: the hook is no longer called. */
+/* Removes the hook of a job that has stopped waiting. */
 CONC__PRIVATE void conc__cancel_hook_remove(conc__cancel_hook *s)
 {
-    if (!s->context || s->forks != conc__forks) /* else it was in the parent's list */
+    if (!s->context || s->forks != conc__forks) /* a fork has emptied the list */
         return;
     pthread_mutex_lock(&conc__cancel_hooks.mutex);
     CONC__LIST_REMOVE(conc__cancel_hooks.first, s, next, prev);
@@ -19195,7 +19516,7 @@ CONC__PRIVATE void conc__cancel_hooks_reset(void)
     conc__cancel_hooks.first = NULL;
 }
 
-/* Waits for the event in a job (NULL: none). When the limit of one of the job's shields passes, a
+/* Waits for the event, in the job of ctx (NULL: none). When the time limit of a shield passes, a
  * stop request that it hid takes effect. */
 CONC__PRIVATE void conc__thread_event_wait_in_job(conc__thread_event *e,
                                                   const struct conc__job_context *ctx)
@@ -19218,11 +19539,11 @@ CONC__PRIVATE void conc__thread_wait_cancel(conc__cancel_hook *s)
         conc__thread_event_set(w->event);
 }
 
-/* The waiting job stops holding its clocks. Its cancel hook is registered first, so that the clock
- * cannot advance between a stop request and its effect. */
+/* Makes the waiting job release its clocks. The job's cancel hook must already be registered, or a
+ * clock could advance between a stop request and its effect. */
 CONC__PRIVATE void conc__waiter_release_clocks(conc__waiter *w, pthread_mutex_t *mutex)
 {
-    pthread_mutex_lock(&conc__job_queues_mutex); /* `mutex` exists as long as it waits */
+    pthread_mutex_lock(&conc__job_queues_mutex); /* if w still waits, keeps `mutex` alive */
     if (!__atomic_load_n(&w->woken, __ATOMIC_ACQUIRE)) {
         conc__lock_briefly(mutex);
         if (!w->woken)
@@ -19257,14 +19578,14 @@ CONC__PRIVATE int conc__wait_in_thread(conc__wait *wait, pthread_mutex_t *mutex)
     return w->result;
 }
 
-/* In a posted function, refuses a call that may wait. */
+/* Refuses a call that may wait and was made in a posted function. */
 CONC__COLD int conc__caller_refused(const char *call)
 {
     return conc__misused(-EPERM, call, "only a task may call it", NULL);
 }
 
-/* Starts `call`, which may wait: 0 and the caller's loop (NULL: a thread or a job), or -EPERM (a
- * posted function). */
+/* Checks that `call` may wait here. Returns 0 and the caller's loop (NULL: a thread or a job), or
+ * -EPERM in a posted function. */
 static inline int conc__caller(conc_loop **l, const char *call)
 {
     *l = conc__here;
@@ -19273,9 +19594,9 @@ static inline int conc__caller(conc_loop **l, const char *call)
     return 0;
 }
 
-/* Waits until another thread wakes the caller, and returns the result it sets. The waiter is
- * already in its list; this unlocks the mutex, and `outer` (NULL: none), so that others can wake
- * it. */
+/* Waits until another thread wakes the caller, and returns the result set by that thread. The
+ * waiter is already in its list. The list's mutex and `outer` (NULL: none) are locked; this unlocks
+ * them. */
 CONC__PRIVATE CONC__CALLED int conc__wait_outside(conc_loop *l, conc__waiter *w,
                                                   const conc__wait_kind *kind, const void *on,
                                                   pthread_mutex_t *mutex, pthread_mutex_t *outer)
@@ -19304,7 +19625,7 @@ CONC__PRIVATE CONC__CALLED int conc__wait_outside(conc_loop *l, conc__waiter *w,
     return rc;
 }
 
-/* -- semaphores: on macOS, sem_init always fails -- */
+/* -- semaphores, because sem_init always fails on macOS -- */
 
 #ifdef __APPLE__
 typedef struct conc__semaphore {
@@ -19326,7 +19647,7 @@ CONC__PRIVATE void conc__semaphore_close(conc__semaphore *s)
     pthread_mutex_destroy(&s->mutex);
 }
 
-/* Signals under the mutex: the thread that it wakes may close the semaphore. */
+/* Signals under the mutex, because the woken thread may close the semaphore. */
 CONC__PRIVATE void conc__semaphore_post(conc__semaphore *s)
 {
     pthread_mutex_lock(&s->mutex);
@@ -19359,23 +19680,24 @@ CONC__PRIVATE void conc__semaphore_wait(conc__semaphore *s)
 
 /* ---- >>queue -------------------------------------------------------------------------------- */
 
-/* The states of a job, and who changes them. Its result belongs to the caller once it is DONE.
+/* The states of a job, and what changes them. Once a job is DONE, its memory is the caller's again.
  *
- *   NEW       not submitted: any content; conc__job_init makes it PENDING
- *   PENDING   sealed, not LIVE: the submit waits for room under the limit. The thread that makes
+ *   NEW       not submitted; the memory may hold anything. conc__job_init makes it PENDING
+ *   PENDING   sealed, not LIVE: the submit may wait for room under the limit. The thread that makes
  *             room makes it QUEUED; a cancel or a close makes it NEW again
  *   QUEUED    LIVE, and `slot` is its index in the ring. A worker thread takes it; the supervisor
  *             or a waiter sends it to a worker; a cancel makes it DONE
- *   TAKEN     `slot` is IN_BATCH, and it is in the thread's batch[]. That thread or one that steals
- *             it runs it; a cancel makes it DONE; a thread that will wait makes it QUEUED again
+ *   TAKEN     `slot` is IN_BATCH, and the job is in a thread's batch[]. That thread, or one that
+ *             steals the job, runs it; a cancel makes it DONE; if the thread is about to wait, it
+ *             makes it QUEUED again
  *   RUNNING   in no batch, or a worker holds its request. It becomes DONE when its function returns
  *             or its worker ends, but QUEUED again if the worker had not begun it. A cancel sets
  *             CANCEL_REQUESTED, or kills the worker and makes it DONE
  *   ABANDONED RUNNING, and its task has given it up: it frees itself when DONE
- *   DONE      `result` is set, and every waiter holds its outcome; the seal is broken
+ *   DONE      `result` is set, every waiter has a copy of the outcome, and the seal is broken
  */
 enum {
-    CONC__BATCH = 16, /* most jobs that a thread takes from the queue at a time */
+    CONC__BATCH = 16, /* maximum number of jobs that a thread takes from the queue at a time */
 
     /* bits of a job's state, below its seal */
     CONC__JOB_LIVE = 1, /* accepted; before that no thread can wait for it */
@@ -19385,33 +19707,35 @@ enum {
     CONC__JOB_HAS_TEXT = 16,        /* `text` belongs to its result */
     CONC__JOB_OWNED = 32,           /* it frees itself */
     CONC__JOB_ABANDONED = 64,       /* its task no longer waits for it */
-    CONC__JOB_BLOCKED = 128,        /* is waiting or in conc_block while its clock advances */
-    CONC__JOB_HOLDS_CLOCK = 256,    /* it keeps its clock from advancing */
+    CONC__JOB_BLOCKED = 128,        /* it is waiting or in conc_block while its clock advances */
+
+    CONC__JOB_HOLDS_CLOCK = 256, /* it keeps its clock from advancing */
     CONC__JOB_BITS = 0x1ff
 };
 
-#define CONC__IN_BATCH (1u << 31)    /* of a job's slot: it is thread * CONC__BATCH + index */
+#define CONC__IN_BATCH (1u << 31)    /* bit of a slot; the rest is thread * CONC__BATCH + index */
 #define CONC__NO_SLOT UINT_MAX       /* neither in the ring nor in a batch */
 #define CONC__POOL_CLOSED (1u << 31) /* bit of a pool's `users` */
 
-/* A map or a shield enclosing part of a job. A map, of which the part is an element, stops the part
- * when its own job or element is asked to stop; a shield hides requests from outside. */
+/* A map or a shield around part of a job. Inside a map, the code is asked to stop when the map
+ * stops, or when the job that called the map is asked to stop; a shield hides requests from
+ * outside. */
 typedef struct conc__cancel_layer {
     const struct conc__cancel_layer *outer;
-    const bool *cancelled; /* everything inside must stop */
+    const bool *cancelled; /* set: everything inside must stop */
     bool shields;
     int64_t until;          /* a shield's end on the real clock; CONC__NEVER: none */
     const conc_job *sender; /* the job that called a map; NULL: none */
 } conc__cancel_layer;
 
-/* What runs on a thread: a job, perhaps inside another one. */
+/* A job running on a thread, perhaps inside another one. */
 typedef struct conc__job_context {
     struct conc__job_context *outer;
     conc_job *job;
     struct conc__worker_thread *thread; /* NULL: in a worker process */
     conc__locals *locals;
     const conc__cancel_layer *layer; /* innermost; NULL: none */
-    /* a worker's stop request; NULL: this is a thread */
+    /* in a worker process, its stop request; NULL: in a thread */
     const unsigned *cancel_flag;
     int text_rc;
     char text[96];
@@ -19422,15 +19746,15 @@ typedef struct conc__worker_thread {
     pthread_t id;
     int number;
     int nested; /* number of waits in runs inside its jobs */
-    /* its job was abandoned, and its job queue ended without it */
+    /* its job was abandoned, and the job queue has ended without it */
     bool detached;
     int batch_count; /* slots of batch[] in use */
     int finishing;   /* 1: counted in the job queue's `finishing` */
-    /* the clock of the job that just ended on it; held until the thread has looked for the next
-     * job, so that closing the pool, which waits for that, takes no time; NULL: none */
+    /* the clock of the job that just ended; held until the thread has looked for its next job, so
+     * that closing the pool, which waits for that, takes no virtual time. NULL: none */
     conc_loop *clock;
     bool holds_clock;
-    void *pin; /* detached: keeps this code loaded; NULL: not needed */
+    void *pin; /* if detached, keeps this code loaded; NULL: not needed */
     void *signal_stack;
     const char *stack_low, *stack_high;
     _Atomic(conc_job *) batch[CONC__BATCH];
@@ -19447,14 +19771,14 @@ typedef struct conc__job_queue {
     pthread_mutex_t mutex;
     conc_job **ring; /* a power of two slots; NULL where a job was withdrawn */
     size_t ring_size, head, tail;
-    size_t queued; /* jobs in the ring; written under the mutex, read without */
+    size_t queued; /* jobs in the ring; written under the mutex, also read without it */
     size_t limit;
     conc__queue_clock *clocks;
     int clock_slots, clocks_used; /* slots of clocks[] */
     conc__waiter *submitters;     /* waiting submits, with their jobs */
     conc__waiter *closer, *other_closers;
     bool closing, stopping, cancel_all, on_valgrind;
-    bool closed;        /* ended: the pool belongs to its owner again */
+    bool closed;        /* it has ended, and the pool belongs to its owner again */
     bool stalled;       /* every thread is waiting or in conc_block: queued jobs hold no clocks */
     bool start_refused; /* the last thread start failed */
     unsigned forks;
@@ -19462,12 +19786,12 @@ typedef struct conc__job_queue {
     struct conc__supervisor *supervisor; /* NULL: a thread pool */
     conc_pool *shared; /* the shared pool it belongs to; NULL: a pool of the program */
 
-    /* threads sleep on it; its value is wakes_pending - posts_due, because posts follow the
-     * unlocking of the mutex */
+    /* idle threads sleep on it. Its value is wakes_pending - posts_due, because it is posted only
+     * after the mutex is unlocked */
     conc__semaphore work;
     conc__worker_thread **threads;
     int thread_slots;  /* size of threads[] */
-    int max_workers;   /* most threads, or workers */
+    int max_workers;   /* maximum number of threads, or of workers */
     int abandoned;     /* threads lost to abandoned jobs */
     int nested;        /* threads waiting in a run inside a job */
     int waiting;       /* threads whose job is waiting for another */
@@ -19475,15 +19799,15 @@ typedef struct conc__job_queue {
     int starting;      /* threads that have not yet locked the mutex */
     int idle;          /* idle threads, spinning or asleep */
     int sleeping;      /* threads waiting for `work` */
-    int wakes_pending; /* how many of these must wake, and have not yet */
-    int posts_due;     /* for how many of those `work` is not posted yet */
+    int wakes_pending; /* how many of these must wake but have not yet */
+    int posts_due;     /* for how many of those `work` has not been posted */
     int spinning;
     int blocking; /* threads whose job is waiting or in conc_block while its clock advances */
     /* threads about to look for the next job; changed without the mutex */
     int finishing;
     unsigned misses; /* consecutive times a thread spun without success before sleeping */
-    /* the signal mask of the pool's opener, without conc's changes, and whether its run blocked
-     * SIGPIPE */
+    /* the signal mask of the pool's opener, without conc's changes, and whether SIGPIPE was
+     * blocked */
     sigset_t mask;
     bool blocks_pipe;
     /* the last thread to exit: the next one to exit joins it */
@@ -19495,8 +19819,8 @@ typedef struct conc__job_queue {
 
 static pthread_key_t conc__job_context_key; /* the conc__job_context of a thread */
 static bool conc__job_context_key_made;
-/* Keeps this code loaded for a detached thread. The system closes it after the thread has exited,
- * because the code cannot unload itself. */
+/* A detached thread's pin, which keeps this code loaded. The key's destructor, dlclose, releases it
+ * when the thread exits, because the code cannot unload itself. */
 static pthread_key_t conc__pins;
 static bool conc__pins_there;
 
@@ -19520,7 +19844,8 @@ CONC__PRIVATE void conc__pins_begin(void)
     conc__pins_there = can_pin && pthread_key_create(&conc__pins, unpin) == 0;
 }
 
-/* Keeps the library that contains this code from being unloaded; NULL: the program contains it. */
+/* Keeps the library that contains this code loaded until conc__unpin. NULL: not possible, or not
+ * needed because the program contains the code. */
 CONC__PRIVATE void *conc__pin(void)
 {
     enum { NOW = 2, ONLY_IF_LOADED = 4 }; /* RTLD_NOW, RTLD_NOLOAD */
@@ -19543,8 +19868,8 @@ CONC__PRIVATE void *conc__pin(void) { return NULL; }
 CONC__PRIVATE void conc__unpin(void *pin) { (void)pin; }
 #endif
 
-/* A map: each of several jobs, the runners, takes the next free element of an array and calls a
- * function with it, until none is left. */
+/* A map. Several jobs, the runners, each take the next element of an array and call a function with
+ * it, until none is left. */
 typedef struct conc__map_call {
     conc_fn *fn;
     char *args;
@@ -19553,7 +19878,7 @@ typedef struct conc__map_call {
     bool keeps_going, stop;
     conc__cancel_layer layer;
     size_t next;    /* first element not yet taken */
-    size_t dropped; /* elements taken but not yet passed to the function */
+    size_t dropped; /* elements taken but never passed to the function */
     int error;      /* the first */
 } conc__map_call;
 
@@ -19564,7 +19889,7 @@ typedef struct conc__payload {
     void *out;
     size_t in_size, out_size;
     ssize_t returned;
-    conc__map_call *map; /* a runner's; the elements it has taken: */
+    conc__map_call *map; /* a runner's; it has taken `left` elements, from `first` on */
     size_t first, left;
 } conc__payload;
 
@@ -19575,7 +19900,7 @@ CONC__PRIVATE bool conc__job_cancel_requested(const conc_job *j)
            __atomic_load_n(&j->queue->cancel_all, __ATOMIC_RELAXED);
 }
 
-/* Was the code inside these layers, in the job (NULL: none), asked to stop? */
+/* Was the code inside these layers of the job (NULL: none) asked to stop? */
 CONC__PRIVATE bool conc__layers_cancelled(const conc__cancel_layer *layer, const conc_job *job)
 {
     for (; layer; layer = layer->outer) {
@@ -19592,7 +19917,7 @@ CONC__PRIVATE bool conc__layers_cancelled(const conc__cancel_layer *layer, const
     return job && conc__job_cancel_requested(job);
 }
 
-#ifdef __linux__ /* only process pools ask */
+#ifdef __linux__ /* only process pools use it */
 CONC__PRIVATE bool conc__map_cancelled(const conc__map_call *m)
 {
     return __atomic_load_n(&m->stop, __ATOMIC_RELAXED) ||
@@ -19605,7 +19930,7 @@ CONC__PRIVATE bool conc__job_context_in_process(const conc__job_context *ctx)
     return ctx->cancel_flag;
 }
 
-/* Was the code that runs there asked to stop? Any thread may ask while that code waits. */
+/* Was the code running in ctx asked to stop? Any thread may call this while the code waits. */
 CONC__PRIVATE bool conc__job_context_cancelled(const conc__job_context *ctx)
 {
     if (!ctx->cancel_flag)
@@ -19618,7 +19943,7 @@ CONC__PRIVATE bool conc__job_context_cancelled(const conc__job_context *ctx)
     return __atomic_load_n(ctx->cancel_flag, __ATOMIC_RELAXED) != 0;
 }
 
-/* The earliest end of the shields enclosing the code on this thread; CONC__NEVER: none. */
+/* The time when the next of the shields around the code in ctx ends; CONC__NEVER: none will. */
 CONC__PRIVATE int64_t conc__shield_deadline(const conc__job_context *ctx)
 {
     int64_t limit = CONC__NEVER;
@@ -19631,7 +19956,7 @@ CONC__PRIVATE int64_t conc__shield_deadline(const conc__job_context *ctx)
     return limit;
 }
 
-/* Gives up the elements that a runner has taken but not begun. */
+/* Gives up the elements that a runner has taken but not begun; rc becomes their result. */
 CONC__PRIVATE void conc__range_drop(conc__payload *p, int rc)
 {
     if (!p || !p->map)
@@ -19664,8 +19989,8 @@ CONC__PRIVATE uintptr_t conc__job_seal(const conc_job *j)
     return ((uintptr_t)(hash ^ hash >> 29) & ~(uintptr_t)CONC__JOB_BITS) | (CONC__JOB_BITS + 1);
 }
 
-/* The value after the job has ended. It differs in all bits, so that overwriting a byte of a dead
- * job on a stack cannot make it look alive. */
+/* The value after the job has ended. It differs from the seal in all bits, so overwriting one byte
+ * of a dead job on a stack cannot make it look alive. */
 CONC__PRIVATE uintptr_t conc__job_broken_seal(const conc_job *j)
 {
     return ~conc__job_seal(j) & ~(uintptr_t)CONC__JOB_BITS;
@@ -19676,7 +20001,7 @@ CONC__PRIVATE uintptr_t conc__job_state(const conc_job *j)
     return __atomic_load_n(&j->state, __ATOMIC_ACQUIRE);
 }
 
-/* Is it being submitted, queued or running? */
+/* Is the job being submitted, queued or running? */
 CONC__PRIVATE bool conc__job_in_use(const conc_job *j)
 {
     return (conc__job_state(j) & ~(uintptr_t)CONC__JOB_BITS) == conc__job_seal(j);
@@ -19692,7 +20017,7 @@ CONC__UNSANITIZED CONC__PRIVATE bool conc__job_handle_in_use(const void *job)
     return (state & ~(uintptr_t)CONC__JOB_BITS) == conc__job_seal(j);
 }
 
-/* Was it ever submitted? */
+/* Was a job ever submitted with this handle? */
 static inline bool conc__is_job(const conc_job *j)
 {
     if (!j)
@@ -19709,11 +20034,12 @@ CONC__PRIVATE void conc__shared_pools_reset(void);
 CONC__PRIVATE void conc__segments_lock(void);
 CONC__PRIVATE void conc__segments_unlock(void);
 
-/* How often the fork handlers below have run for one fork: they are registered twice if a process
- * was forked while its parent was registering them. */
+/* How many times the fork handlers below have run for the current fork. They are registered twice
+ * if a process was forked while its parent was registering them. */
 static CONC_TLS _Thread_local int conc__fork_handler_depth;
 
-/* Locks these during a fork, lest the child inherit them locked by a thread that it lacks. */
+/* Holds these mutexes during a fork. Otherwise another thread could hold one, and the child would
+ * inherit it locked forever. */
 CONC__PRIVATE void conc__pools_before_fork(void)
 {
     if (conc__fork_handler_depth++)
@@ -19742,7 +20068,7 @@ CONC__PRIVATE void conc__pools_in_forked_child(void)
     conc__pools_after_fork();
 }
 
-/* A job has called pthread_exit. */
+/* The key's destructor, which runs if a job calls pthread_exit. */
 CONC__COLD void conc__job_exited_thread(void *value)
 {
     const conc__job_context *ctx = value;
@@ -19815,7 +20141,7 @@ CONC__PRIVATE void conc__job_queue_free(conc__job_queue *q)
 {
     CONC__LIST_REMOVE(conc__job_queues, q, next, prev);
     conc__supervisor_free(q->supervisor);
-    /* else one of the parent's threads may have held them during the fork */
+    /* an inherited mutex may be held by one of the parent's threads */
     if (q->forks == conc__forks) {
         conc__semaphore_close(&q->work);
         pthread_cond_destroy(&q->ended);
@@ -19864,7 +20190,7 @@ CONC__PRIVATE bool conc__job_ring_reserve(conc__job_queue *q, bool on_clock)
         return false;
     if (q->tail - q->head < q->ring_size)
         return true;
-    if (q->queued < q->ring_size / 2) { /* with fewer gaps it would soon be full */
+    if (q->queued < q->ring_size / 2) { /* with fewer gaps the ring would soon be full again */
         conc__job_ring_compact(q);
         return true;
     }
@@ -19886,7 +20212,8 @@ CONC__PRIVATE bool conc__job_ring_reserve(conc__job_queue *q, bool on_clock)
     return true;
 }
 
-/* Removes one holder of the clock: after the last one it advances. */
+/* Removes one holder of the clock. After the last one, wakes the loop, so that the clock
+ * advances. */
 CONC__PRIVATE void conc__clock_release(conc_loop *clock)
 {
     if (atomic_fetch_sub_explicit(&clock->outside.at_work, 1, memory_order_release) != 1)
@@ -19922,7 +20249,7 @@ static inline void conc__job_hold_clock(conc_job *j, bool holds)
         conc__job_hold_clock_now(j, holds);
 }
 
-/* The clock's slot, or else a free one. */
+/* Returns the clock's slot, or else a free one. */
 CONC__PRIVATE conc__queue_clock *conc__queue_clock_find(conc__job_queue *q, const conc_loop *clock)
 {
     conc__queue_clock *unused = NULL;
@@ -19936,7 +20263,7 @@ CONC__PRIVATE conc__queue_clock *conc__queue_clock_find(conc__job_queue *q, cons
     return unused;
 }
 
-/* The job enters the ring, which holds the clock in its place. */
+/* Called when a job enters the ring, which then holds the clock in the job's place. */
 CONC__COLD void conc__queue_clock_add(conc__job_queue *q, conc_job *j)
 {
     conc__queue_clock *k = conc__queue_clock_find(q, j->clock);
@@ -19949,7 +20276,7 @@ CONC__COLD void conc__queue_clock_add(conc__job_queue *q, conc_job *j)
     conc__job_hold_clock(j, false);
 }
 
-/* The job leaves the ring, and holds its clock itself. */
+/* Called when a job leaves the ring: the job then holds its clock itself. */
 CONC__COLD void conc__queue_clock_remove(conc__job_queue *q, conc_job *j)
 {
     conc__queue_clock *k = conc__queue_clock_find(q, j->clock);
@@ -19970,7 +20297,7 @@ CONC__PRIVATE void conc__job_ring_put(conc__job_queue *q, conc_job *j, size_t at
         conc__queue_clock_add(q, j);
 }
 
-/* The job has left the ring. */
+/* Updates the counts after a job has left the ring. */
 static inline void conc__job_ring_removed(conc__job_queue *q, conc_job *j)
 {
     __atomic_store_n(&q->queued, q->queued - 1, __ATOMIC_RELAXED);
@@ -19989,7 +20316,7 @@ CONC__PRIVATE void conc__job_ring_push_front(conc__job_queue *q, conc_job *j)
     conc__job_ring_put(q, j, --q->head);
 }
 
-/* The job enters the ring for the first time: from here on others can wait for it. */
+/* Puts a new job into the ring. From now on, other threads can wait for it. */
 CONC__PRIVATE void conc__job_queue_accept(conc__job_queue *q, conc_job *j)
 {
     __atomic_store_n(&j->state, j->state | CONC__JOB_LIVE, __ATOMIC_RELEASE);
@@ -20028,7 +20355,7 @@ CONC__PRIVATE conc_job *conc__job_ring_pop(conc__job_queue *q)
     return j;
 }
 
-/* Under the mutex: is nothing queued or running? A thread that is starting will find nothing. */
+/* Under the mutex: is nothing queued or running? A thread that is starting will find no job. */
 CONC__PRIVATE bool conc__job_queue_is_idle(const conc__job_queue *q)
 {
     return !q->queued && q->idle + q->starting == q->started;
@@ -20041,7 +20368,7 @@ CONC__PRIVATE void conc__job_queue_notify_closer(conc__job_queue *q)
         conc__waiter_wake(q->closer, 0);
 }
 
-/* Under the mutex: withdraws the job if no thread has begun it. */
+/* Under the mutex: withdraws the job if no thread has begun it. Returns whether it did. */
 CONC__PRIVATE bool conc__job_take_back(conc__job_queue *q, conc_job *j)
 {
     if (j->slot == CONC__NO_SLOT)
@@ -20079,13 +20406,13 @@ CONC__PRIVATE bool conc__job_context_is_own(const conc__job_context *ctx)
     return ctx->thread && ctx->thread->queue->forks == conc__forks;
 }
 
-/* The clock of the job running there; NULL: none. */
+/* The clock of the job in ctx; NULL: none. */
 CONC__PRIVATE conc_loop *conc__job_context_clock(const conc__job_context *ctx)
 {
     return conc__job_context_is_own(ctx) ? ctx->job->clock : NULL;
 }
 
-/* The clock that the caller's jobs hold; NULL: none. */
+/* The clock for jobs that the caller submits; NULL: none. */
 CONC__PRIVATE conc_loop *conc__clock_here(void)
 {
     conc_loop *l = conc__here;
@@ -20115,7 +20442,7 @@ CONC__PRIVATE void conc__job_init(conc_job *j, conc_fn *fn, void *arg, conc__pay
     __atomic_store_n(&j->state, conc__job_seal(j) | flags, __ATOMIC_RELAXED);
 }
 
-/* The job was not accepted. */
+/* Undoes conc__job_init if the job was not accepted. */
 CONC__PRIVATE void conc__job_undo_init(conc_job *j)
 {
     conc__locals_release(j->locals);
@@ -20124,7 +20451,7 @@ CONC__PRIVATE void conc__job_undo_init(conc_job *j)
     __atomic_store_n(&j->state, 0, __ATOMIC_RELAXED);
 }
 
-/* The job has ended. */
+/* Copies the outcome of a job that has ended. */
 CONC__PRIVATE void conc__job_outcome_read(conc__job_outcome *a, const conc_job *j, uintptr_t state)
 {
     a->result = j->result;
@@ -20154,13 +20481,13 @@ CONC__PRIVATE void conc__waiters_notify(conc__waiter *first)
         return;
     conc__waiter *w = first;
     do {
-        conc__waiter *next = w->next; /* the waiter is gone once it is notified */
+        conc__waiter *next = w->next; /* a notified waiter may be gone */
         conc__waiter_notify(w);
         w = next;
     } while (w != first);
 }
 
-/* A job with this clock, perhaps holding it, has ended. */
+/* Drops the clock of a job that has ended. at_work: the job was holding it. */
 CONC__PRIVATE void conc__clock_drop(conc_loop *clock, bool at_work)
 {
     if (at_work)
@@ -20168,7 +20495,8 @@ CONC__PRIVATE void conc__clock_drop(conc_loop *clock, bool at_work)
     conc_loop_release(clock);
 }
 
-/* Under the mutex: the thread has looked for the next job. Drops the clock of the last one. */
+/* Under the mutex: drops the clock of the thread's last job, once it has looked for the next
+ * one. */
 CONC__PRIVATE void conc__worker_thread_drop_clock(conc__worker_thread *t)
 {
     conc_loop *clock = t->clock;
@@ -20177,7 +20505,9 @@ CONC__PRIVATE void conc__worker_thread_drop_clock(conc__worker_thread *t)
         conc__clock_drop(clock, t->holds_clock);
 }
 
-/* The job has ended, and its waiters were notified. ctx: where it ran; NULL: withdrawn. */
+/* Drops the clock of a job that has ended, after its waiters were notified, or leaves that to its
+ * thread, if it is about to look for the next job. ctx: where the job ran; NULL: it was
+ * withdrawn. */
 CONC__COLD void conc__job_drop_clock(const conc__job_context *ctx, conc_loop *clock, bool at_work)
 {
     if (!ctx || !ctx->thread || !ctx->thread->finishing) {
@@ -20188,7 +20518,7 @@ CONC__COLD void conc__job_drop_clock(const conc__job_context *ctx, conc_loop *cl
     ctx->thread->holds_clock = at_work;
 }
 
-/* Ends a job that ran in ctx; NULL: withdrawn. locked: the caller holds the mutex. */
+/* Ends a job that ran in ctx (NULL: it was withdrawn). locked: the caller holds the mutex. */
 CONC__PRIVATE void conc__job_end(conc__job_queue *q, conc_job *j, int result,
                                  const conc__job_context *ctx, bool locked)
 {
@@ -20229,7 +20559,7 @@ CONC__PRIVATE void conc__job_context_enter(conc__job_context *ctx, conc_job *j)
     ctx->text_rc = 0;
 }
 
-/* last: the last job of the thread's batch; the thread checks the queue next. */
+/* Runs a job. last: it is the last of the thread's batch, and the thread checks the queue next. */
 CONC__PRIVATE void conc__job_run(conc__job_queue *q, conc__job_context *ctx, conc_job *j, bool last)
 {
     conc__job_context_enter(ctx, j);
@@ -20241,14 +20571,15 @@ CONC__PRIVATE void conc__job_run(conc__job_queue *q, conc__job_context *ctx, con
     conc__job_end(q, j, rc, ctx, false);
 }
 
-/* The jobs of a thread that is waiting or in conc_block do not hold their clocks. */
+/* Makes the jobs running on a thread hold their clocks, or release them while the thread is waiting
+ * or in conc_block. */
 CONC__PRIVATE void conc__job_contexts_hold_clocks(conc__job_context *ctx, bool at_work)
 {
     for (; ctx && conc__job_context_is_own(ctx); ctx = ctx->outer)
         conc__job_hold_clock(ctx->job, at_work);
 }
 
-/* Does any job running there hold a clock? */
+/* Does any job running on that thread have a clock? */
 CONC__PRIVATE bool conc__job_context_has_clock(const conc__job_context *ctx)
 {
     for (; ctx; ctx = ctx->outer)
@@ -20270,7 +20601,7 @@ CONC__PRIVATE void conc__nested_job_cancel(conc__cancel_hook *s)
     conc__waiter_give_up(&((conc__nested_job *)(void *)s)->waiter);
 }
 
-/* Runs the job inside another job of the same thread. nested->waiter is in the job's list. */
+/* Runs the job inside another job of the same thread. inside->waiter is in the job's list. */
 CONC__PRIVATE void conc__job_run_nested(conc__job_queue *q, conc__job_context *outer, conc_job *j,
                                         conc__nested_job *inside)
 {
@@ -20284,8 +20615,8 @@ CONC__PRIVATE void conc__job_run_nested(conc__job_queue *q, conc__job_context *o
     pthread_setspecific(conc__job_context_key, outer);
 }
 
-/* The job context of the caller, if on a thread of this job queue: in a job, or in a run inside
- * one. */
+/* Returns the caller's job context if the caller is in a job of this job queue, or in a run inside
+ * one; otherwise NULL. */
 CONC__PRIVATE conc__job_context *conc__job_context_in(const conc__job_queue *q)
 {
     conc__job_context *ctx = conc__job_context_here();
@@ -20294,10 +20625,10 @@ CONC__PRIVATE conc__job_context *conc__job_context_in(const conc__job_queue *q)
     return ctx->thread->queue == q ? ctx : NULL;
 }
 
-/* Under the mutex: how many threads there may be. A thread that waits in a run inside a job does
- * not count: its wait may depend on this job queue alone. While there are such threads, a thread
- * that waits for another job does not count either: that job may belong to one of them. A thread
- * with an abandoned job counts. */
+/* Under the mutex: the maximum number of threads. A thread that waits in a run inside a job does
+ * not count, because its wait may depend on this job queue alone. While there are such threads, a
+ * thread that waits for another job does not count either, because one of them may have that job. A
+ * thread with an abandoned job counts. */
 CONC__PRIVATE int conc__job_queue_max_threads(const conc__job_queue *q)
 {
     int most = q->max_workers + q->nested;
@@ -20306,15 +20637,15 @@ CONC__PRIVATE int conc__job_queue_max_threads(const conc__job_queue *q)
     return most;
 }
 
-/* Notes for the loop's polling whether the thread to which a task just sent something was asleep.
- * If it was awake, an answer may arrive immediately. */
+/* Records whether a task had to wake the thread to which it has just handed work. If the thread was
+ * awake, an answer may arrive immediately, and the loop spins before it sleeps. */
 CONC__PRIVATE void conc__has_woken(bool woke)
 {
     if (conc__here)
         conc__here->outside.woke = woke;
 }
 
-/* Under the mutex: ensures that a thread takes the queued jobs. An error: none can. */
+/* Under the mutex: makes sure that a thread takes the queued jobs. Returns an error if none can. */
 CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
 {
     if (q->supervisor) {
@@ -20326,7 +20657,7 @@ CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
         return 0;
     int finishing = __atomic_load_n(&q->finishing, __ATOMIC_RELAXED);
     if (q->wakes_pending + q->starting + q->spinning + finishing > 0)
-        return 0; /* that thread wakes the next one if there is more */
+        return 0; /* that thread wakes another one if jobs are left */
     conc__has_woken(true);
     if (q->sleeping > q->wakes_pending) {
         q->wakes_pending++;
@@ -20344,8 +20675,8 @@ CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
     return rc;
 }
 
-/* Under the mutex: while every thread is waiting, in conc_block, or has an abandoned job, queued
- * jobs do not hold their clocks. */
+/* Under the mutex: updates `stalled`. While every thread is waiting, is in conc_block, or has an
+ * abandoned job, queued jobs do not hold their clocks. */
 CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
 {
     /* threads that could run queued jobs, or count in q->blocking */
@@ -20368,11 +20699,12 @@ CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
     }
 }
 
-/* Under the mutex: puts back the jobs of the thread's batch that it has not begun, because it will
+/* Under the mutex: puts back the jobs in the thread's batch that it has not begun, because it will
  * be busy for a while. */
 CONC__PRIVATE void conc__worker_thread_return_batch(conc__job_queue *q, conc__worker_thread *t)
 {
-    bool on_clock = q->clock_slots > 0; /* the jobs may have ended, leaving no clock to look at */
+    /* the jobs may have ended: do not look at their clocks */
+    bool on_clock = q->clock_slots > 0;
     for (int i = t->batch_count - 1; i >= 0 && conc__job_ring_reserve(q, on_clock); i--) {
         conc_job *j = atomic_exchange_explicit(&t->batch[i], NULL, memory_order_acquire);
         if (j)
@@ -20387,16 +20719,17 @@ CONC__PRIVATE void conc__job_queue_return_batches(conc__job_queue *q)
             conc__worker_thread_return_batch(q, q->threads[i]);
 }
 
-/* Under the mutex, when more threads may run than before: gives them the jobs that others have not
- * begun. */
+/* Under the mutex: if more threads may start, queues for them the jobs that others have taken but
+ * not begun. */
 CONC__PRIVATE void conc__job_queue_share_batches(conc__job_queue *q)
 {
     if (q->started < conc__job_queue_max_threads(q))
         conc__job_queue_return_batches(q);
 }
 
-/* Under the mutex: a thread of the job queue (own; NULL: the caller is not one) is about to wait
- * (change 1), or has waited (-1). An error: no thread is left to do what it waits for. */
+/* Under the mutex: counts a thread of this job queue (own; NULL: the caller is not one) that is
+ * about to wait (change 1) or has waited (-1). Returns an error if no thread is left to run queued
+ * jobs. */
 CONC__PRIVATE int conc__job_queue_count_waiting(conc__job_queue *q, const conc__job_context *own,
                                                 const conc_loop *l, int change)
 {
@@ -20432,7 +20765,7 @@ CONC__PRIVATE void conc__job_queue_uncount_waiting(conc__job_queue *q, const con
 }
 
 /* Unlocks before waking threads, which would otherwise block on the mutex. The caller ensures that
- * the job queue outlives this. */
+ * the job queue is not freed meanwhile. */
 CONC__PRIVATE void conc__job_queue_unlock(conc__job_queue *q)
 {
     int calls = q->posts_due;
@@ -20442,7 +20775,7 @@ CONC__PRIVATE void conc__job_queue_unlock(conc__job_queue *q)
         conc__semaphore_post(&q->work);
 }
 
-/* Under the mutex: 0, or an error, which conc_last_error describes. */
+/* Under the mutex: queues the job. Returns 0, or an error, which conc_last_error describes. */
 CONC__PRIVATE int conc__job_queue_add(conc__job_queue *q, conc_job *j)
 {
     if (!conc__job_ring_reserve(q, j->clock))
@@ -20490,7 +20823,8 @@ CONC__PRIVATE bool conc__submit_cancel(conc__wait *wait)
 static const conc__wait_kind conc__waits_for_room = {.what = "waits for room in a pool's queue",
                                                      .cancel = conc__submit_cancel};
 
-/* Enters a pool: its job queue is not freed before conc__pool_leave. NULL: see *rc. */
+/* Enters a pool, whose job queue is then not freed before conc__pool_leave. Returns the job queue,
+ * or NULL with an error in *rc. */
 CONC__PRIVATE conc__job_queue *conc__pool_enter(conc__job_queue **queue, unsigned *users, int *rc)
 {
     unsigned before = __atomic_fetch_add(users, 1, __ATOMIC_ACQUIRE);
@@ -20513,9 +20847,9 @@ CONC__PRIVATE void conc__pool_leave(unsigned *users)
     __atomic_fetch_sub(users, 1, __ATOMIC_RELEASE);
 }
 
-/* Submits an initialised job and leaves the pool. An error: the job was refused. A job of this job
- * queue, or a run inside it, never waits here, since other jobs may wait for it: the queue may
- * exceed its limit instead. */
+/* Submits an initialized job and leaves the pool. Returns an error if the job was refused. A job of
+ * this job queue, or a run inside one, never waits here, because other jobs may be waiting for it;
+ * the queue may exceed its limit instead. */
 CONC__PRIVATE int conc__job_queue_submit(conc__job_queue *q, unsigned *users, conc_loop *l,
                                          conc_job *j, const char *call)
 {
@@ -20567,7 +20901,7 @@ CONC__PRIVATE void conc__job_request_cancel(conc__job_queue *q, conc_job *j)
             return;
 }
 
-/* Was the job submitted in a process from which this one was forked, before it ended? It never ends
+/* Was this process forked after the job was submitted and before it ended? Then the job never ends
  * here. */
 CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
 {
@@ -20577,12 +20911,13 @@ CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
     pthread_mutex_lock(&conc__job_queues_mutex);
     for (const conc__job_queue *q = conc__job_queues; q && !own; q = q->next)
         own = q == j->queue && q->forks == conc__forks;
-    bool ended = conc__job_state(j) & CONC__JOB_DONE; /* its pool may have been freed */
+    bool ended = conc__job_state(j) & CONC__JOB_DONE; /* if so, its pool may have been freed */
     pthread_mutex_unlock(&conc__job_queues_mutex);
     return !own && !ended;
 }
 
-/* Under the mutex. Waiters that have given up are behind the others. */
+/* Under the mutex: adds a waiter to the job's list. Waiters that have given up follow the
+ * others. */
 CONC__PRIVATE void conc__job_add_waiter(conc_job *j, conc__waiter *w)
 {
     bool goes_ahead = !w->gives_up && j->waiters && j->waiters->prev->gives_up;
@@ -20597,7 +20932,7 @@ CONC__PRIVATE bool conc__job_is_wanted(const conc_job *j)
     return j->waiters && !j->waiters->gives_up;
 }
 
-/* alone: only if no waiter wants the result. */
+/* Cancels the job; alone: only if no waiter wants its result. */
 CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
 {
     int rc = -EALREADY;
@@ -20657,7 +20992,7 @@ CONC__PRIVATE void conc__waiter_give_up(conc__waiter *w)
     pthread_mutex_unlock(&conc__job_queues_mutex);
 }
 
-/* The wait continues until the job ends. */
+/* Passes the request on to the job; the wait continues until the job ends. */
 CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
@@ -20690,8 +21025,8 @@ CONC__PRIVATE bool conc__job_run_if_queued(conc__job_context *ctx, conc_job *j,
     return mine;
 }
 
-/* Waits in the job's list with a wait of this kind: the wait's result, 0 if the job has ended; then
- * the waiter holds the outcome. */
+/* Waits for the job with a wait of this kind. Returns the wait's result; if it is 0, the job has
+ * ended, and its outcome is in *w->outcome. */
 CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
                                      const conc__wait_kind *kind)
 {
@@ -20700,7 +21035,7 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
         conc__job_queue *q = j->queue;
         conc__lock_briefly(&q->mutex);
         if (!(__atomic_fetch_or(&j->state, CONC__JOB_WAITED, __ATOMIC_ACQ_REL) & CONC__JOB_DONE)) {
-            conc__job_context *own = conc__job_context_in(q); /* if so, q outlives the wait */
+            conc__job_context *own = conc__job_context_in(q); /* not NULL: q outlives the wait */
             int rc = conc__job_queue_count_waiting(q, own, l, 1);
             if (rc && conc__job_take_back(q, j)) {
                 conc__job_end(q, j, rc, NULL, true);
@@ -20763,7 +21098,7 @@ CONC__PRIVATE int conc__job_result(conc_loop *l, const conc__job_outcome *o)
     return conc__wait_result(o->result);
 }
 
-/* May the caller wait for the job, which has not ended? 0, or the error. */
+/* Returns 0 if the caller may wait for the job, which has not ended, or an error. */
 CONC__PRIVATE int conc__job_may_wait(const conc_loop *l, const conc_job *j, const char *call)
 {
     if (l && !l->self)
@@ -20808,9 +21143,9 @@ CONC__PRIVATE void conc__worker_thread_assign(conc__worker_thread *t, unsigned s
     atomic_store_explicit(&t->batch[slot], j, memory_order_release);
 }
 
-/* How many jobs a thread takes at a time: more than one if there are many and all threads are busy.
- * A thread that becomes free steals them before it sleeps; a sleeping or unstarted one would not.
- */
+/* How many jobs a thread takes at a time: several only if many are queued and all threads are busy.
+ * A thread that becomes free steals some of them before it sleeps; a sleeping or unstarted one
+ * would not. */
 CONC__PRIVATE size_t conc__job_queue_batch_size(const conc__job_queue *q)
 {
     bool others_come = q->sleeping > q->wakes_pending || q->spinning;
@@ -20822,7 +21157,7 @@ CONC__PRIVATE size_t conc__job_queue_batch_size(const conc__job_queue *q)
     return n < CONC__BATCH ? n : CONC__BATCH;
 }
 
-/* Takes jobs out of the queue. */
+/* Moves jobs from the queue into the thread's batch. False: none is queued. */
 CONC__PRIVATE bool conc__worker_thread_take_batch(conc__job_queue *q, conc__worker_thread *t)
 {
     size_t n = conc__job_queue_batch_size(q);
@@ -20832,7 +21167,7 @@ CONC__PRIVATE bool conc__worker_thread_take_batch(conc__job_queue *q, conc__work
         if (!j)
             break;
         conc__worker_thread_assign(t, i++, j);
-        /* it may block the thread while the clock advances: leave the others in the queue */
+        /* it may block the thread while the clock advances: leave the rest in the queue */
         if (j->clock)
             break;
     }
@@ -20842,7 +21177,7 @@ CONC__PRIVATE bool conc__worker_thread_take_batch(conc__job_queue *q, conc__work
     return i > 0;
 }
 
-/* Takes a job from another thread's batch that it has not begun. */
+/* Takes a job that another thread has in its batch but has not begun. */
 CONC__PRIVATE bool conc__worker_thread_steal(conc__job_queue *q, conc__worker_thread *t)
 {
     for (int n = 0; n < q->thread_slots; n++) {
@@ -20898,8 +21233,8 @@ CONC__PRIVATE bool conc__worker_thread_fill_batch(conc__job_queue *q, conc__work
     return conc__worker_thread_take_batch(q, t) || conc__worker_thread_steal(q, t);
 }
 
-/* Under the mutex: waits for something to do. False: the thread must exit, because the job queue
- * ends or there are too many threads. */
+/* Under the mutex: waits for jobs. Returns false if the thread must exit, because the job queue is
+ * ending or there are too many threads. */
 CONC__PRIVATE bool conc__worker_thread_next(conc__job_queue *q, conc__worker_thread *t)
 {
     while (q->started <= conc__job_queue_max_threads(q) && !conc__worker_thread_fill_batch(q, t)) {
@@ -20924,7 +21259,7 @@ CONC__PRIVATE bool conc__worker_thread_next(conc__job_queue *q, conc__worker_thr
     return t->batch_count > 0;
 }
 
-/* Under the mutex, which it unlocks: gives up a reference. */
+/* Under the mutex, which it unlocks: drops a reference. Frees the job queue with the last one. */
 CONC__PRIVATE void conc__job_queue_release(conc__job_queue *q)
 {
     bool last = --q->references == 0;
@@ -20936,7 +21271,7 @@ CONC__PRIVATE void conc__job_queue_release(conc__job_queue *q)
     }
 }
 
-/* Spins in a thread waiting for a process pool's job; gives up its reference. */
+/* Spins in a thread waiting for a process pool's job, and then drops the waiter's reference. */
 CONC__PRIVATE void conc__job_queue_spin_for(conc__job_queue *q, const bool *over)
 {
     conc__supervisor_spin_for(q, over);
@@ -20945,7 +21280,7 @@ CONC__PRIVATE void conc__job_queue_spin_for(conc__job_queue *q, const bool *over
 }
 
 /* Jobs run under the signal mask of the pool's opener, except that fault signals are always
- * unblocked. They are handled on a separate stack, since the job's may be used up. */
+ * unblocked. Faults are handled on a separate stack, because the job's may be used up. */
 CONC__PRIVATE void conc__worker_thread_set_signals(conc__worker_thread *t)
 {
     static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
@@ -20978,7 +21313,7 @@ CONC__PRIVATE void conc__worker_thread_clear_signals(conc__worker_thread *t)
 /* Sets the address range where a fault counts as a stack overflow. */
 CONC__PRIVATE void conc__worker_thread_find_stack(conc__worker_thread *t)
 {
-    enum { BELOW = 65536 }; /* how far a single stack frame may reach */
+    enum { BELOW = 65536 }; /* how far below the stack one frame may reach */
     pthread_attr_t usual;
     size_t size = 0;
     if (pthread_attr_init(&usual))
@@ -20991,8 +21326,8 @@ CONC__PRIVATE void conc__worker_thread_find_stack(conc__worker_thread *t)
         t->stack_low -= BELOW;
 }
 
-/* In a handler, when the process is about to end: reports it if the running job has used up its
- * thread's stack. */
+/* Called in a signal handler when the process is about to end. If the running job has used up its
+ * thread's stack, reports that. */
 CONC__COLD void conc__job_overflows(const char *address)
 {
     const conc__job_context *ctx = NULL;
@@ -21015,7 +21350,8 @@ CONC__PRIVATE void conc__shared_pools_lock(const conc_pool *shared);
 CONC__PRIVATE void conc__shared_pools_unlock(const conc_pool *shared);
 CONC__PRIVATE void conc__shared_pool_count_detached(const conc_pool *shared, int threads);
 
-/* Under the mutex, which it unlocks: the thread exits. */
+/* Under the mutex, which it unlocks: removes the exiting thread from the job queue, and joins the
+ * thread that exited before it. */
 CONC__PRIVATE void conc__worker_thread_end(conc__job_queue *q, conc__worker_thread *t)
 {
     pthread_t before = q->last_ended;
@@ -21083,7 +21419,7 @@ CONC__PRIVATE void *conc__worker_thread_main(void *arg)
     return NULL;
 }
 
-/* Under the mutex: the index of a free slot in threads[]; negative: out of memory. */
+/* Under the mutex: returns the index of a free slot in threads[], or -ENOMEM. */
 CONC__PRIVATE int conc__worker_thread_find_slot(conc__job_queue *q)
 {
     int n = 0, slots = q->thread_slots ? q->thread_slots * 2 : 4;
@@ -21100,7 +21436,7 @@ CONC__PRIVATE int conc__worker_thread_find_slot(conc__job_queue *q)
     return n;
 }
 
-/* Under the mutex. */
+/* Under the mutex: starts a thread. */
 CONC__PRIVATE int conc__worker_thread_start(conc__job_queue *q)
 {
     int n = conc__worker_thread_find_slot(q);
@@ -21148,7 +21484,7 @@ CONC__PRIVATE void conc__worker_thread_detach(conc__job_queue *q, int slot)
     conc__lock_briefly(&q->mutex);
 }
 
-/* Stops the threads when only abandoned jobs are left. Those jobs' threads are detached. */
+/* Stops the threads when only abandoned jobs are left, and detaches the threads of those jobs. */
 CONC__PRIVATE void conc__worker_threads_end(conc__job_queue *q)
 {
     conc__lock_briefly(&q->mutex);
@@ -21256,13 +21592,13 @@ CONC__PRIVATE bool conc__close_cancel(conc__wait *wait)
 static const conc__wait_kind conc__waits_for_close = {
     .what = "closes a pool, and waits for its jobs", .cancel = conc__close_cancel};
 
-/* Refuses new jobs, and withdraws the queued ones if the caller is cancelled. True: the caller is
- * the first to close the job queue, and must end it. */
+/* Under the mutex: makes the job queue refuse new jobs, and cancels all jobs if the caller is
+ * cancelled. True: the caller is the first to close the job queue, and must end it. */
 CONC__PRIVATE bool conc__job_queue_close(conc_loop *l, conc__job_queue *q)
 {
     bool first = !q->closing;
     q->closing = true;
-    /* none of these is a job of this job queue: such jobs do not wait for room */
+    /* none of these submits is from a job of this job queue: such jobs do not wait for room */
     while (q->submitters)
         conc__waiter_wake(q->submitters, -EPIPE);
     if (l && l->self->pending) {
@@ -21274,7 +21610,8 @@ CONC__PRIVATE bool conc__job_queue_close(conc_loop *l, conc__job_queue *q)
     return first;
 }
 
-/* Under the mutex, which it unlocks: waits for all jobs, or for the first closer to be done. */
+/* Under the mutex, which it unlocks: the first closer waits until all jobs have ended, the others
+ * wait until the first one is done. */
 CONC__PRIVATE void conc__job_queue_await_end(conc_loop *l, conc__job_queue *q, bool first)
 {
     conc__waiter w = {0};
@@ -21292,7 +21629,7 @@ CONC__PRIVATE void conc__job_queue_await_end(conc_loop *l, conc__job_queue *q, b
     conc__wait_outside(l, &w, &conc__waits_for_close, q, &q->mutex, NULL);
 }
 
-/* All jobs have ended: ends the job queue. */
+/* Ends the job queue after all its jobs have ended. */
 CONC__PRIVATE void conc__job_queue_end(conc__job_queue *q, conc__job_queue **queue, unsigned *users,
                                        void (*end)(conc__job_queue *q))
 {
@@ -21312,9 +21649,9 @@ CONC__PRIVATE void conc__job_queue_end(conc__job_queue *q, conc__job_queue **que
     errno = saved;
 }
 
-/* The job queue to be closed, locked, with a reference for the caller: once the first close has
- * returned its caller may free the pool, so the other closers no longer touch it. NULL: there is
- * none, or an error in *rc. */
+/* Returns the job queue to be closed, locked, with a reference for the caller: once the first close
+ * has returned, its caller may free the pool, so the other closers must not touch the pool again.
+ * NULL: there is no job queue, or an error in *rc. */
 CONC__PRIVATE conc__job_queue *conc__pool_acquire(conc__job_queue **queue, unsigned *users, int *rc)
 {
     *rc = 0;
@@ -21370,7 +21707,8 @@ CONC_API CONC__CALLED int conc_pool_close(conc_pool *p)
 
 CONC_API void conc__auto_conc_pool(conc_pool *p) { conc_pool_close(p); }
 
-/* The pool could not be entered, for this reason. */
+/* Makes rc, the reason why the pool could not be entered, the caller's latest error, and returns
+ * it. */
 CONC__COLD int conc__pool_refused(int rc, const char *call)
 {
     if (rc == -EINVAL)
@@ -21378,7 +21716,7 @@ CONC__COLD int conc__pool_refused(int rc, const char *call)
     return conc__own_error(rc);
 }
 
-/* conc_pool_submit or conc_procs_submit, for `call`. */
+/* Implements conc_pool_submit and conc_procs_submit. call: the public function's name. */
 CONC__PRIVATE int conc__submit(conc__job_queue **queue, unsigned *users, conc_job *j, conc_fn *fn,
                                void *arg, size_t size, conc__payload *payload, const char *call)
 {
@@ -21395,7 +21733,7 @@ CONC__PRIVATE int conc__submit(conc__job_queue **queue, unsigned *users, conc_jo
         rc = conc__misused(-EBUSY, call, "the job is in use", NULL);
     bool cancelled = l && l->self && l->self->pending;
     if (rc || cancelled) {
-        /* before the task switches: a close of the pool on this thread waits for it */
+        /* before the task switches, or closing the pool on this thread would hang */
         conc__pool_leave(users);
         if (rc)
             return rc;
@@ -21444,8 +21782,8 @@ CONC__PRIVATE void conc__saved_text_swap(conc__saved_text *saved)
     memcpy(saved->text, text, size);
 }
 
-/* Calls fn(arg) here, outside tasks. If fn fails without a text it gets a default one; if it sets
- * no error, the caller's latest error is unchanged. */
+/* Calls fn(arg) here; the caller is not a task. If fn fails without an error text, the default text
+ * is set; if fn sets no error, the caller's latest error is unchanged. */
 CONC__PRIVATE int conc__call_here(conc_fn *fn, void *arg)
 {
     conc__saved_text older = {.context = conc__job_context_here()};
@@ -21465,7 +21803,7 @@ CONC__PRIVATE int conc__call_here(conc_fn *fn, void *arg)
     return rc;
 }
 
-/* Runs a job and waits for it. In a job of the same pool it calls the function directly. */
+/* Runs a job and waits for it. In a job of the same pool, calls the function directly. */
 CONC__PRIVATE int conc__pool_run(conc__job_queue **queue, unsigned *users, conc_fn *fn, void *arg,
                                  size_t size, conc__payload *payload, const char *call)
 {
@@ -21518,7 +21856,7 @@ CONC__PRIVATE int conc__map_runner(void *arg)
     const conc__cancel_layer *around = ctx->layer;
     conc__locals *base = ctx->locals;
     conc__saved_text older = {.context = ctx};
-    int first_error = 0; /* the map's first error, if it was this runner's */
+    int first_error = 0; /* the map's first error, if it was returned here */
     conc__saved_text_swap(&older);
     ctx->layer = &m->layer;
     while (!first_error && !conc_job_cancelled()) {
@@ -21543,7 +21881,7 @@ CONC__PRIVATE int conc__map_runner(void *arg)
     return first_error;
 }
 
-/* The map's result after all runners have ended; rc: why elements were not called. */
+/* Returns the map's result after all runners have ended. rc: why some elements were not called. */
 CONC__PRIVATE int conc__map_result(conc__map_call *m, int rc)
 {
     size_t taken = m->next < m->count ? m->next : m->count;
@@ -21570,8 +21908,7 @@ typedef struct conc__runner {
     conc__payload payload;
 } conc__runner;
 
-/* Submits up to n runners: how many were accepted; *rc: the error of the others.
- */
+/* Submits up to n runners. Returns how many were accepted; *rc: why the next was refused, or 0. */
 CONC__PRIVATE int conc__map_start(conc__job_queue **queue, unsigned *users, conc__map_call *m,
                                   bool processes, conc__runner *runners, int n, int *rc)
 {
@@ -21594,8 +21931,8 @@ CONC__PRIVATE int conc__map_start(conc__job_queue **queue, unsigned *users, conc
     return started;
 }
 
-/* Waits for the runners: the error of one of them, or rc. The text comes from the runner with the
- * first error. */
+/* Waits for the runners. If one failed, returns its error and makes its text the caller's;
+ * otherwise returns rc. */
 CONC__PRIVATE int conc__map_wait(conc_loop *l, conc__map_call *m, conc__runner *runners, int n,
                                  int rc)
 {
@@ -21620,7 +21957,8 @@ CONC__PRIVATE void conc__map_init_layer(conc__map_call *m, const conc_loop *l)
     }
 }
 
-/* Runs a checked map. own: the caller is a job of the same pool, and a runner itself. */
+/* Runs a map whose arguments are valid. own: the caller is a job of the same pool, and is also a
+ * runner. */
 CONC__PRIVATE int conc__map_run(conc_loop *l, conc__job_queue **queue, unsigned *users,
                                 conc__map_call *m, int most, bool processes, bool own)
 {
@@ -21688,7 +22026,7 @@ CONC_API CONC__CALLED int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *arg
 
 /* ---- >>in_jobs ------------------------------------------------------------------------------ *
  *
- * What conc.h's calls do in a job. */
+ * What the calls of conc.h do in a job. */
 
 CONC__PRIVATE conc__locals **conc__job_locals(void)
 {
@@ -21716,8 +22054,8 @@ CONC__PRIVATE const char *conc__job_error_text(void)
     return ctx->text;
 }
 
-/* Under the mutex: the job is waiting or in conc_block, or no longer. An abandoned one does not
- * count, since its thread does not. */
+/* Under the mutex: sets whether the job is waiting or in conc_block. An abandoned job does not
+ * count, because its thread does not. */
 CONC__PRIVATE void conc__job_set_blocked(conc__job_queue *q, conc_job *j, bool blocks)
 {
     uintptr_t state = conc__job_state(j);
@@ -21735,7 +22073,7 @@ CONC__PRIVATE void conc__job_set_blocked(conc__job_queue *q, conc_job *j, bool b
     conc__job_queue_update_stalled(q);
 }
 
-/* The thread is waiting or in conc_block while the clock advances; or no longer. */
+/* Sets whether the thread is waiting or in conc_block while the clock advances. */
 CONC__PRIVATE void conc__worker_thread_idles(conc__job_context *ctx, bool idles)
 {
     conc__job_queue *q = ctx->thread->queue;
@@ -21750,8 +22088,9 @@ CONC__PRIVATE void conc__worker_thread_blocks(conc__job_context *ctx, bool block
     conc__job_contexts_hold_clocks(ctx, !blocks);
 }
 
-/* A timer on a job's clock: of a conc_block, which blocks the thread until then, or of a shield,
- * which ends then. The loop owns it from the post of `arms` until `disarms` has run. */
+/* A timer on a job's clock. Until it fires, a conc_block blocks the thread, or a shield hides
+ * requests. The loop owns it from the post of `arms` until `over` is set and `disarms`, if posted,
+ * has run. */
 typedef struct conc__job_timer {
     conc__cancel_hook hook;
     conc__post arms, disarms;
@@ -21762,11 +22101,11 @@ typedef struct conc__job_timer {
     conc_loop *loop;
     int64_t ns;
     bool blocks, armed, was_over, is_cut;
-    bool fired;  /* of a shield: over */
+    bool fired;  /* the time has passed: a shield is then over */
     bool leaves; /* `disarms` was posted */
 } conc__job_timer;
 
-/* In the loop: the timer is no longer armed. */
+/* In the loop: ends the use of a timer that has fired or been disarmed. */
 CONC__PRIVATE void conc__job_timer_finish(conc__job_timer *t)
 {
     conc__ending **at = &t->loop->run.endings;
@@ -21803,7 +22142,7 @@ CONC__PRIVATE void conc__job_timer_arm(conc__post *p)
 {
     conc__job_timer *t = (conc__job_timer *)(void *)((char *)p - offsetof(conc__job_timer, arms));
     conc_loop *l = t->loop;
-    if (t->is_cut) { /* before it began */
+    if (t->is_cut) { /* before it was armed */
         conc__thread_event_set(&t->over);
         return;
     }
@@ -21826,7 +22165,7 @@ CONC__PRIVATE void conc__job_timer_disarm(conc__post *p)
     conc__thread_event_set(&t->disarmed);
 }
 
-/* Makes the loop disarm the timer, which ends it. */
+/* Asks the loop to disarm the timer, which ends it early. */
 CONC__PRIVATE void conc__job_timer_post_disarm(conc__cancel_hook *s)
 {
     conc__job_timer *t = (conc__job_timer *)(void *)s;
@@ -21843,7 +22182,7 @@ CONC__PRIVATE void conc__job_timer_make(conc__job_timer *t, conc__job_context *c
     conc__thread_event_init(&t->disarmed);
 }
 
-/* False: the loop's run has ended. */
+/* Asks the loop to arm the timer. False: the loop's run has ended. */
 CONC__PRIVATE bool conc__job_timer_open(conc__job_timer *t)
 {
     return conc__post_to(t->loop, &t->arms) == 0;
@@ -21864,8 +22203,8 @@ CONC__PRIVATE int conc__block_on_clock(conc__job_context *ctx, int64_t ns)
 {
     conc__job_timer t;
     conc__job_timer_make(&t, ctx, ns, true);
-    /* before arming it: the clock may advance from then on, even while a request is in flight to
-     * the loop */
+    /* before the timer is armed: from then on the clock may advance, even while a stop request is
+     * on its way to the loop */
     conc__cancel_hook_add(&t.hook, ctx, conc__job_timer_post_disarm);
     bool opened = conc__job_timer_open(&t);
     if (opened)
@@ -21894,7 +22233,7 @@ CONC__PRIVATE int conc__block_in_real_time(conc__job_context *ctx, int64_t ns)
     int64_t end = conc__later(conc__clock(), ns);
     conc__thread_event_init(&d.cut);
     conc__cancel_hook_add(&d.hook, ctx, conc__real_block_cancel);
-    for (;;) { /* until no shield's limit passes before the end */
+    for (;;) { /* repeats while a shield's limit passes before the end */
         int64_t limit = conc__shield_deadline(ctx);
         if (limit >= end || conc__thread_event_wait(&d.cut, limit))
             break;
@@ -21906,15 +22245,15 @@ CONC__PRIVATE int conc__block_in_real_time(conc__job_context *ctx, int64_t ns)
     return cut ? -ECANCELED : 0;
 }
 
-/* A job is waiting for a task of the loop that submitted it, or no longer. Its clock advances
- * during that, as in conc_block. On that loop's thread. */
+/* Called on the thread of the loop that submitted a job: sets whether the job is waiting for a task
+ * of that loop. If so, its clock advances, as in conc_block. */
 CONC__PRIVATE void conc__job_waits(conc__job_context *ctx, const conc_loop *l, bool waits)
 {
     if (ctx->thread && ctx->job->clock == l)
         conc__worker_thread_blocks(ctx, waits);
 }
 
-/* conc_block in a job; 1: no job is running here. */
+/* conc_block in a job. Returns 1 if no job is running here. */
 CONC__PRIVATE int conc__job_block(int64_t ns)
 {
     conc__job_context *ctx = conc__job_context_here();
@@ -21927,7 +22266,7 @@ CONC__PRIVATE int conc__job_block(int64_t ns)
     return conc__block_in_real_time(ctx, ns);
 }
 
-/* Calls fn(arg) in a shield, in the job running there. */
+/* Calls fn(arg) inside a shield, in the job of ctx. */
 CONC__PRIVATE int conc__job_run_shielded(conc__job_context *ctx, double grace, conc_fn *fn,
                                          void *arg)
 {
@@ -21991,10 +22330,11 @@ CONC__PRIVATE void conc__run_inside_cancel(conc__post *p)
 CONC__PRIVATE void conc__run_inside_cancel_posted(conc__cancel_hook *s)
 {
     conc__run_inside *r = (conc__run_inside *)(void *)s;
-    conc__post_to(r->loop, &r->post); /* refused if the run ends */
+    conc__post_to(r->loop, &r->post); /* refused if the run is ending */
 }
 
-/* A shield has ended on the real clock; there may be others outside or inside it. */
+/* Called when a shield around the run has ended on the real clock. Arms the timer for the next one,
+ * and passes on the requests that the shield hid. */
 CONC__PRIVATE void conc__run_inside_late(conc__timer *t)
 {
     conc__run_inside *r =
@@ -22005,7 +22345,7 @@ CONC__PRIVATE void conc__run_inside_late(conc__timer *t)
     conc__run_cancel_hooks();
 }
 
-/* The same on the virtual clock. */
+/* The same on the virtual clock. Returns when the next shield ends. */
 CONC__PRIVATE int64_t conc__job_late(conc_loop *l)
 {
     (void)l;
@@ -22013,8 +22353,9 @@ CONC__PRIVATE int64_t conc__job_late(conc_loop *l)
     return conc__shield_deadline(conc__job_context_here());
 }
 
-/* The loop's tasks are waiting only for channels, or no longer; as in conc__wait_in_thread. A
- * thread waiting for jobs of its pool does not count, because another has replaced it. */
+/* Sets whether the tasks of a run inside a job wait only for channels. If so, the job releases its
+ * clocks, as in conc__wait_in_thread. A thread waiting for jobs of its own pool does not count,
+ * because another has replaced it. */
 CONC__PRIVATE void conc__job_idles(conc_loop *l, bool idles)
 {
     bool counts = !l->job.context->thread->nested;
@@ -22049,11 +22390,11 @@ CONC__PRIVATE void conc__run_inside_ends(conc_loop *l, conc__ending *e)
     conc_free(r);
 }
 
-/* A run begins, perhaps inside a job. */
+/* Called when a run begins, perhaps inside a job. */
 CONC__PRIVATE int conc__job_runs(conc_loop *l)
 {
     conc__job_context *ctx = conc__job_context_here();
-    if (!ctx || l->run.embedded) /* the host cancels its own loop */
+    if (!ctx || l->run.embedded) /* the host cancels an embedded loop itself */
         return 0;
     conc__run_inside *r = conc__alloc(sizeof *r);
     if (!r)
@@ -22078,8 +22419,9 @@ CONC__PRIVATE int conc__job_runs(conc_loop *l)
 
 /* ---- >>offload ------------------------------------------------------------------------------ */
 
-/* The pools that all runs share. Each kind of job has its own: the program's jobs may wait for a
- * file, or for a child that will write it, and must not keep these from starting. */
+/* The pools that all runs share. Each kind of job has its own pool, because offloaded jobs may wait
+ * for a file, or for a child program that writes it, and must not occupy all the threads that could
+ * do that. */
 enum {
     CONC__OFFLOADED,
     CONC__ABANDONED,
@@ -22089,16 +22431,17 @@ enum {
     CONC__SHARED_POOLS
 };
 
-/* The first run that uses a pool opens it; the last run that used any closes all. The mutex
- * protects everything but the pools themselves. */
+/* The first run that uses a pool opens it; when the last run that used any of them ends, it closes
+ * them all. The mutex protects everything except the job queues. */
 static struct {
     pthread_mutex_t mutex;
     int runs;
     conc_pool pools[CONC__SHARED_POOLS];
-    /* threads of ended job queues that still run abandoned jobs: the pool's job queue counts them
-     * as its own, abandoned */
+    /* how many threads of ended job queues still run abandoned jobs; the pool's present job queue
+     * counts them as its own */
     int detached[CONC__SHARED_POOLS];
-    /* the parent's, kept allocated: its threads may have been changing it during the fork */
+    /* in a forked child, the parent's job queues, which cannot be freed: the parent's threads may
+     * have been changing them during the fork */
     conc__job_queue *inherited[CONC__SHARED_POOLS];
 } conc__shared_pools = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
@@ -22139,8 +22482,8 @@ CONC__PRIVATE void conc__shared_pools_unlock(const conc_pool *shared)
         pthread_mutex_unlock(&conc__shared_pools.mutex);
 }
 
-/* Under the shared pools' mutex: threads of ended job queues were detached, or (-1) one has ended.
- */
+/* Under the shared pools' mutex: adds threads detached from ended job queues to this job queue's
+ * counts, or (-1) removes one that has exited. */
 CONC__PRIVATE void conc__job_queue_count_abandoned(conc__job_queue *q, int threads)
 {
     conc__lock_briefly(&q->mutex);
@@ -22177,7 +22520,7 @@ CONC__PRIVATE void conc__shared_pools_end(conc_loop *l, conc__ending *e)
             conc__worker_threads_end(queues[i]);
 }
 
-/* The run uses the shared pools from here on. */
+/* Makes the run a user of the shared pools until it ends. */
 CONC__PRIVATE int conc__shared_pools_use(conc_loop *l)
 {
     for (const conc__ending *e = l->run.endings; e; e = e->next)
@@ -22200,7 +22543,7 @@ CONC__PRIVATE int conc__shared_pool_open(conc_pool *p, int which)
                                         "conc children"};
     int n = conc__processors() + 4;
     p->threads = n < 32 ? n : 32;
-    if (which == CONC__NAMES) /* a server that does not answer blocks a thread for half a minute */
+    if (which == CONC__NAMES) /* a silent name server blocks a thread for half a minute */
         p->threads = 64;
     p->name = names[which];
     int rc = conc_pool_open(p);
@@ -22211,7 +22554,7 @@ CONC__PRIVATE int conc__shared_pool_open(conc_pool *p, int which)
     return 0;
 }
 
-/* The shared pool for such jobs, for a task of l. NULL: error in *rc. */
+/* Returns the shared pool for this kind of job, for a task of l, or NULL with an error in *rc. */
 CONC__PRIVATE conc_pool *conc__shared_pool(conc_loop *l, int which, int *rc)
 {
     conc_pool *p = &conc__shared_pools.pools[which];
@@ -22229,7 +22572,7 @@ CONC__PRIVATE conc_pool *conc__shared_pool(conc_loop *l, int which, int *rc)
     return p;
 }
 
-/* conc_offload in this shared pool, for `call`. */
+/* Implements conc_offload, in this shared pool. call: the public function's name. */
 CONC__PRIVATE CONC__CALLED int conc__offload(int which, conc_fn *fn, void *arg, const char *call)
 {
     conc_loop *l;
@@ -22267,13 +22610,14 @@ CONC__PRIVATE void conc__abandoned_drop(conc__abandoned *a)
         conc_free(a);
 }
 
-/* The job has ended or been withdrawn. */
+/* Drops the job's own reference after it has ended or been withdrawn. */
 CONC__PRIVATE void conc__abandoned_release(conc_job *j)
 {
     conc__abandoned_drop((conc__abandoned *)(void *)j);
 }
 
-/* Outside tasks. free_arg does not change fn's latest error. */
+/* Calls fn(arg), then free_arg(arg), which leaves fn's error text unchanged; the caller is not a
+ * task. */
 CONC__PRIVATE int conc__call_and_free(conc_fn *fn, void *arg, void (*free_arg)(void *))
 {
     int rc = conc__call_here(fn, arg);
@@ -22305,7 +22649,7 @@ CONC__PRIVATE void conc__job_abandon(conc__job_queue *q, conc_job *j)
     conc__job_queue_wake_or_fail(q);
 }
 
-/* The task gives up: a queued job ends, a running one is abandoned. */
+/* Ends the wait of a cancelled task: withdraws the job if it is queued, or else abandons it. */
 CONC__PRIVATE bool conc__abandon_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
@@ -22384,7 +22728,7 @@ CONC__PRIVATE int conc__offload_abandon(conc_loop *l, int which, conc_fn *fn, vo
     return rc;
 }
 
-/* conc_offload_abandon in this shared pool, for `call`. */
+/* Implements conc_offload_abandon, in this shared pool. call: the public function's name. */
 CONC__PRIVATE CONC__CALLED int conc__offload_for(int which, conc_fn *fn, void *arg,
                                                  void (*free_arg)(void *), const char *call)
 {
@@ -22410,23 +22754,24 @@ CONC_API CONC__CALLED int conc_offload_abandon(conc_fn *fn, void *arg, void (*fr
 
 /* ---- >>channel ------------------------------------------------------------------------------ */
 
-/* A receiver waits only while every item, and a sender only while all room, is reserved for
- * notified cases of conc_select. */
+/* The internals of a channel. Items and room may be reserved for notified cases of conc_select. A
+ * receiver waits only if there is no unreserved item, a sender only if there is no unreserved
+ * room. */
 typedef struct conc__channel {
     pthread_mutex_t mutex;
     conc__waiter *senders, *receivers;
     conc__waiter *told;            /* cases for which an item or room is reserved */
-    size_t kept_items, kept_rooms; /* how many */
+    size_t kept_items, kept_rooms; /* how many are reserved */
     size_t head, count;
     bool closed;
     unsigned forks; /* conc__forks when this was created */
     _Alignas(max_align_t) char items[];
 } conc__channel;
 
-/* The internals of a channel that was closed while there was no memory for any. */
+/* The internals of a channel that was closed when there was no memory for its own. */
 static conc__channel conc__shut_channel = {.mutex = PTHREAD_MUTEX_INITIALIZER, .closed = true};
 
-/* size: of all items. NULL: out of memory. */
+/* Creates the internals of a channel. size: bytes of all items. NULL: out of memory. */
 CONC__PRIVATE conc__channel *conc__channel_make(size_t size)
 {
     conc__channel *made = conc__alloc(sizeof *made + size);
@@ -22446,9 +22791,9 @@ CONC__PRIVATE void conc__channel_free(conc__channel *inner)
     conc_free(inner);
 }
 
-/* The first call in a forked child on a channel that the parent used: its waiters are the parent's,
- * and its mutex may be locked forever. Its items are kept; one being copied by a parent's thread
- * during the fork may be incomplete. */
+/* Resets a channel that was used before this process was forked: its waiters are the parent's, and
+ * its mutex may be locked forever. Its items are kept; an item that a thread of the parent was
+ * copying during the fork may be incomplete. */
 CONC__COLD void conc__channel_take_over(conc__channel *inner)
 {
     /* other threads of the child may call this at the same time */
@@ -22462,7 +22807,7 @@ CONC__COLD void conc__channel_take_over(conc__channel *inner)
     pthread_mutex_unlock(&conc__job_queues_mutex);
 }
 
-/* Is the channel's size possible? */
+/* Are the channel's item size and capacity valid? */
 CONC__PRIVATE bool conc__channel_fits(const conc_channel *c)
 {
     size_t size;
@@ -22470,7 +22815,7 @@ CONC__PRIVATE bool conc__channel_fits(const conc_channel *c)
            size <= SIZE_MAX / 2;
 }
 
-/* The internals of a channel, created by the first call. NULL: out of memory. */
+/* Returns the internals of a channel, which the first call creates. NULL: out of memory. */
 CONC__PRIVATE conc__channel *conc__channel_inner(conc_channel *c)
 {
     conc__channel *inner = __atomic_load_n(&c->inner, __ATOMIC_ACQUIRE);
@@ -22487,7 +22832,7 @@ CONC__PRIVATE conc__channel *conc__channel_inner(conc_channel *c)
     return inner;
 }
 
-/* The internals of a channel, locked. NULL: error in *rc. */
+/* Returns the internals of a channel, locked, or NULL with an error in *rc. */
 CONC__PRIVATE conc__channel *conc__channel_lock(conc_channel *c, int *rc)
 {
     *rc = -EINVAL;
@@ -22529,7 +22874,7 @@ CONC__PRIVATE char *conc__channel_at(const conc_channel *c, conc__channel *inner
     return inner->items + (i < from_head ? inner->head + i : i - from_head) * c->item_size;
 }
 
-/* As conc__item_copy. */
+/* The warning is ignored as at conc__item_copy. */
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wnonnull"
 CONC__PRIVATE void conc__channel_copy(const conc_channel *c, void *to, const void *from)
@@ -22559,7 +22904,7 @@ CONC__PRIVATE conc__waiter **conc__channel_waiters(conc__channel *inner, bool se
     return senders ? &inner->senders : &inner->receivers;
 }
 
-/* How many rooms or items are reserved. */
+/* The number of reserved rooms or items. */
 CONC__PRIVATE size_t *conc__channel_kept(conc__channel *inner, bool rooms)
 {
     return rooms ? &inner->kept_rooms : &inner->kept_items;
@@ -22575,7 +22920,7 @@ CONC__PRIVATE bool conc__channel_has_room(const conc_channel *c, const conc__cha
     return inner->count + inner->kept_rooms < c->capacity;
 }
 
-/* Notifies a case of conc_select, and reserves the item or room for it. */
+/* Notifies a case of conc_select, and reserves an item or room for it. */
 CONC__PRIVATE void conc__channel_keep(conc__channel *inner, conc__waiter *w, size_t *kept)
 {
     ++*kept;
@@ -22585,7 +22930,7 @@ CONC__PRIVATE void conc__channel_keep(conc__channel *inner, conc__waiter *w, siz
     conc__waiter_notify(w);
 }
 
-/* Hands an unreserved item or room to the waiters. */
+/* Hands unreserved items and room to the waiters. */
 CONC__PRIVATE void conc__channel_match(const conc_channel *c, conc__channel *inner)
 {
     for (;;) {
@@ -22611,7 +22956,7 @@ CONC__PRIVATE void conc__channel_match(const conc_channel *c, conc__channel *inn
         conc__waiter_wake(inner->receivers, -EPIPE);
 }
 
-/* 0, -EPIPE, or -EAGAIN: full. */
+/* Returns 0, -EPIPE (closed) or -EAGAIN (full, or all room is reserved). */
 CONC__PRIVATE int conc__channel_put(const conc_channel *c, conc__channel *inner, const void *item)
 {
     conc__waiter *w = inner->receivers;
@@ -22630,7 +22975,7 @@ CONC__PRIVATE int conc__channel_put(const conc_channel *c, conc__channel *inner,
     return 0;
 }
 
-/* 0, -EPIPE, or -EAGAIN: empty, or its items are reserved for others. */
+/* Returns 0, -EPIPE (closed and empty) or -EAGAIN (empty, or all items are reserved). */
 CONC__PRIVATE int conc__channel_take(const conc_channel *c, conc__channel *inner, void *item)
 {
     if (!conc__channel_has_item(inner)) {
@@ -22651,7 +22996,7 @@ CONC__FAST int conc__channel_try(const conc_channel *c, conc__channel *inner, vo
     return conc__channel_take(c, inner, item);
 }
 
-/* With the channel locked: waits until the item was sent or received; unlocks it. */
+/* With the channel locked, which it unlocks: waits until the item has been sent or received. */
 CONC__FAST int conc__channel_wait(conc_loop *l, conc__channel *inner, void *item, bool sends)
 {
     const conc__wait_kind *kind = sends ? &conc__channel_sends : &conc__channel_receives;
@@ -22665,7 +23010,7 @@ CONC__FAST int conc__channel_wait(conc_loop *l, conc__channel *inner, void *item
     return conc__wait_result(rc);
 }
 
-/* A complete send or receive. waits: it may wait. */
+/* Sends or receives an item. waits: the call may wait. */
 CONC__SWITCHES int conc__channel_move(conc_channel *c, void *item, bool sends, bool waits,
                                       const char *call)
 {
@@ -22733,11 +23078,12 @@ CONC_API void conc_channel_close(conc_channel *c)
     inner->closed = true;
     while (inner->senders)
         conc__waiter_wake(inner->senders, -EPIPE);
-    conc__channel_match(c, inner); /* receivers may wait although there are items: all reserved */
+    /* receivers continue to wait if there are items, all of them reserved */
+    conc__channel_match(c, inner);
     pthread_mutex_unlock(&inner->mutex);
 }
 
-/* Drops everything, including reserved items and room. */
+/* Ends all waits and reservations, with -EPIPE. */
 CONC__PRIVATE void conc__channel_drop(conc__channel *inner)
 {
     conc__waiter *w;
@@ -22767,12 +23113,12 @@ CONC_API void conc__auto_conc_channel(conc_channel *c) { conc_channel_destroy(c)
 /* ---- >>select ------------------------------------------------------------------------------- */
 
 /* A waiting case of conc_select. It is in the list of the channel or job until another thread
- * notifies it (removes it and posts it to the loop), or the case ends. */
+ * notifies it (removes it and posts it to the loop), or until the case ends. */
 typedef struct conc__outside_wait {
-    conc__outside it; /* the first */
+    conc__outside it; /* must be first */
     conc__waiter waiter;
     bool ended;             /* the select is no longer waiting for it */
-    conc__channel *inner;   /* a channel's */
+    conc__channel *inner;   /* of a channel case */
     conc__job_context *own; /* as in conc__job_wait_as */
     conc__job_outcome outcome;
 } conc__outside_wait;
@@ -22803,13 +23149,13 @@ CONC__PRIVATE int conc__outside_check(const conc__outside *o)
     return conc__wait_result(rc);
 }
 
-/* With the channel locked. */
+/* Tries to send or receive, with the channel locked. */
 CONC__PRIVATE int conc__outside_move(const conc__outside *o, conc__channel *inner)
 {
     return conc__channel_try(o->object, inner, o->item, o->kind == CONC__CASE_SENDS);
 }
 
-/* The case was performed. text: its error's, or NULL. */
+/* Records the result of a case that was performed. text: the error's, or NULL. */
 CONC__PRIVATE void conc__outside_happened(conc__outside *o, int result, const char *text)
 {
     o->result = result;
@@ -22863,7 +23209,8 @@ CONC__PRIVATE int conc__outside_begin_channel(conc__outside_wait *w)
     return 1;
 }
 
-/* With conc__job_queues_mutex and the job queue's mutex locked. The job has not ended. */
+/* Adds the case to the waiters of the job, which has not ended. conc__job_queues_mutex and the job
+ * queue's mutex are locked. */
 CONC__PRIVATE int conc__outside_line_up(conc_loop *l, conc__outside_wait *w, conc_job *j)
 {
     w->waiter.queue = j->queue;
@@ -22905,7 +23252,8 @@ CONC__PRIVATE void conc__outside_unkeep(conc__outside_wait *w)
     --*conc__channel_kept(w->inner, w->it.kind == CONC__CASE_SENDS);
 }
 
-/* In the loop: another thread has notified the case. */
+/* In the loop: performs a case that another thread has notified. If the select no longer waits for
+ * it, only frees it. */
 CONC__PRIVATE void conc__outside_arrives(conc__post *p)
 {
     conc__waiter *waiter = (conc__waiter *)(void *)((char *)p - offsetof(conc__waiter, post));
@@ -22957,8 +23305,8 @@ CONC__PRIVATE int conc__outside_begin(conc_loop *l, conc__outside *o, conc__outs
     return conc__wait_result(rc);
 }
 
-/* Leaves the channel's list; what was reserved for the case goes to others. True: it was notified.
- */
+/* Removes the case from the channel's list, and hands what was reserved for it to others. Returns
+ * whether it had been notified. */
 CONC__PRIVATE bool conc__outside_leave_channel(conc__outside_wait *w)
 {
     conc__waiter *waiter = &w->waiter;
@@ -23015,15 +23363,15 @@ typedef struct conc__file_call {
     const char *path;
     char *data;
     size_t size, room, written;
-    bool may_wait; /* a task's, which waits where a thread would block: see below */
+    bool may_wait; /* the caller is a task, which waits where a thread would block: see below */
     bool special;  /* a read of a non-regular file, which may have no end */
     bool progress; /* bytes were transferred since the last wait */
-    int fd;        /* kept while the call is waiting; -1: none */
+    int fd;        /* kept open while the call is waiting; -1: none */
 } conc__file_call;
 
 /* A FIFO without its other end, a terminal and the like could block a thread forever. So a task's
- * call opens them non-blocking, and where the job would block it returns one of these: the task
- * waits, cancellably, and then reruns the job. */
+ * call opens them in non-blocking mode, and where the job would block, it returns one of these. The
+ * task then waits, which a cancel can end, and reruns the job. */
 enum {
     CONC__FILE_WAITS = 1, /* until the descriptor is ready */
     CONC__FILE_ALONE,     /* until a reader opens the FIFO */
@@ -23038,7 +23386,7 @@ CONC__PRIVATE int conc__open_file(const char *path, int flags)
     do
         fd = open(path, flags | O_CLOEXEC | O_NOCTTY, 0666);
     while (fd < 0 && errno == EINTR);
-    /* else the program's output might go to the file */
+    /* as descriptor 1 or 2, the file might get the program's output */
     return conc__or_errno(conc__not_standard(fd));
 }
 
@@ -23061,7 +23409,7 @@ CONC__PRIVATE int conc__open_for(conc__file_call *f, int flags)
     return fd;
 }
 
-/* Ends the job's work on the file, or keeps it open if the task must wait for it. */
+/* Closes the file after the job's work on it, or keeps it open if the task must wait for it. */
 CONC__PRIVATE int conc__suspend_file(conc__file_call *f, int fd, int rc)
 {
     if (f->may_wait && rc == -EAGAIN) {
@@ -23085,7 +23433,7 @@ CONC__PRIVATE bool conc__file_reserve(conc__file_call *f)
     return true;
 }
 
-/* Reads to the end of the file; the size from fstat may be wrong. */
+/* Reads to the end of the file, because the size from fstat may be wrong. */
 CONC__PRIVATE int conc__read_all(int fd, conc__file_call *f)
 {
     for (ssize_t n = 1; n;) {
@@ -23207,7 +23555,7 @@ CONC__PRIVATE int conc__write_to(const char *path, int flags, conc__file_call *f
     return conc__close_file(fd, conc__write_all(fd, f));
 }
 
-/* Opens the directory of path; *name: the file in it. */
+/* Opens the directory that contains the file at path; *name: the file's name in it. */
 CONC__PRIVATE int conc__open_directory(const char *path, const char **name)
 {
     const char *slash = strrchr(path, '/');
@@ -23227,7 +23575,7 @@ CONC__PRIVATE int conc__open_directory(const char *path, const char **name)
     return conc__open_file(directory, flags);
 }
 
-/* Creates a file under a new name: its descriptor and name. */
+/* Creates a file under a new name, which it stores in `name`. Returns the descriptor. */
 CONC__PRIVATE int conc__open_new(int directory, mode_t mode, char *name, size_t size)
 {
     int fd = -1;
@@ -23247,8 +23595,8 @@ CONC__PRIVATE int conc__open_new(int directory, mode_t mode, char *name, size_t 
     return rc;
 }
 
-/* Syncs a file to its disk. On macOS fsync leaves the bytes in the disk's cache, and not every file
- * system supports the other call. */
+/* Syncs a file to its disk. On macOS, fsync leaves the bytes in the disk's cache, but not every
+ * file system supports F_FULLFSYNC. */
 CONC__PRIVATE int conc__sync_file(int fd)
 {
 #ifdef __APPLE__
@@ -23258,9 +23606,9 @@ CONC__PRIVATE int conc__sync_file(int fd)
     return conc__or_errno(fsync(fd));
 }
 
-/* The mode of a replacement file, which may not be able to keep the owner or group of the original.
- * It grants no new access: the new group gets what others had, and others lose what the old group
- * was denied, because its members are now among them. */
+/* Returns the mode for a replacement file, which may have another owner or group than the original.
+ * It grants no new access: a new group gets what others had, and others lose what the old group was
+ * denied, because its members are now among them. */
 CONC__PRIVATE mode_t conc__mode_after(const struct stat *before, const struct stat *now,
                                       bool list_lost)
 {
@@ -23272,8 +23620,8 @@ CONC__PRIVATE mode_t conc__mode_after(const struct stat *before, const struct st
     return (mode_t)mode;
 }
 
-/* Copies the access control list of the file at path. False: it has one that cannot be kept; the
- * group's permissions are then the most that any entry grants. */
+/* Copies the access control list of the file at path. False: it has one that cannot be copied. In
+ * its mode, the group's permissions are then the most that any entry of the list grants. */
 CONC__PRIVATE bool conc__keep_list(int fd, const char *path)
 {
 #if defined __linux__ && defined SYS_getxattr && defined SYS_fsetxattr
@@ -23290,7 +23638,7 @@ CONC__PRIVATE bool conc__keep_list(int fd, const char *path)
 #endif
 }
 
-/* Gives the new file the owner, group and mode of the one at path, as far as permitted. */
+/* Gives the new file the owner, group and mode of the file at path, as far as permitted. */
 CONC__PRIVATE int conc__copy_access(int fd, const char *path, const struct stat *before)
 {
     struct stat now;
@@ -23304,7 +23652,7 @@ CONC__PRIVATE int conc__copy_access(int fd, const char *path, const struct stat 
     return conc__or_errno(fchmod(fd, conc__mode_after(before, &now, true)));
 }
 
-/* Fills the new file; before: the one at path that it will replace, NULL: none. */
+/* Writes and syncs the new file. before: the file at path that it will replace; NULL: none. */
 CONC__PRIVATE int conc__fill(int fd, const char *path, const struct stat *before,
                              conc__file_call *f)
 {
@@ -23316,7 +23664,7 @@ CONC__PRIVATE int conc__fill(int fd, const char *path, const struct stat *before
     return rc;
 }
 
-/* Atomically creates or replaces the file at path with these bytes. */
+/* Atomically creates or replaces the file at path. before: the old file; NULL: none. */
 CONC__PRIVATE int conc__replace(const char *path, const struct stat *before, conc__file_call *f)
 {
     char name[32];
@@ -23336,8 +23684,8 @@ CONC__PRIVATE int conc__replace(const char *path, const struct stat *before, con
     return rc;
 }
 
-/* Can the file not be replaced but perhaps written: is it in /proc, a mount point, or in a
- * directory that is not ours? */
+/* May writing in place succeed, although replacing the file failed with rc? The file may be in
+ * /proc, a mount point, or in a directory that this program may not change. */
 CONC__PRIVATE bool conc__cannot_replace(int rc)
 {
     static const int errors[] = {EACCES, EPERM, EROFS, EBUSY, EXDEV, ENOENT, ENOTSUP, ENOSYS};
@@ -23347,7 +23695,6 @@ CONC__PRIVATE bool conc__cannot_replace(int rc)
     return false;
 }
 
-/* Overwrites the file. */
 CONC__PRIVATE int conc__write_in_place(const char *path, conc__file_call *f)
 {
     f->written = 0;
@@ -23355,7 +23702,9 @@ CONC__PRIVATE int conc__write_in_place(const char *path, conc__file_call *f)
     if (fd < 0)
         return rc;
     rc = conc__write_all(fd, f);
-    if (rc == 0 && fsync(fd) && errno != EINVAL && errno != EROFS) /* /proc cannot do this */
+    /* files in /proc cannot be synced */
+    if (rc == 0 && fsync(fd) && errno != EINVAL && errno != EROFS)
+
         rc = -errno;
     return conc__close_file(fd, rc);
 }
@@ -23374,7 +23723,7 @@ CONC__PRIVATE int conc__write_special(conc__file_call *f, bool is_fifo)
 
 enum { CONC__PATH_ROOM = 4096 };
 
-/* Replaces a link's path with its target's. target: room for a path. */
+/* Replaces a link's path with its target's. target: a buffer of CONC__PATH_ROOM bytes. */
 CONC__PRIVATE int conc__follow_link(char *path, char *target)
 {
     ssize_t n = readlink(path, target, CONC__PATH_ROOM - 1);
@@ -23390,8 +23739,8 @@ CONC__PRIVATE int conc__follow_link(char *path, char *target)
     return 0;
 }
 
-/* Follows a link whose target does not exist: the target's path, for conc_free. NULL: error in *rc.
- */
+/* Follows a link whose target does not exist. Returns the target's path, to be released with
+ * conc_free, or NULL with an error in *rc. */
 CONC__PRIVATE char *conc__follow(const char *path, int *rc)
 {
     enum { LINKS = 40 };
@@ -23412,7 +23761,7 @@ CONC__PRIVATE char *conc__follow(const char *path, int *rc)
     return NULL;
 }
 
-/* A link stays a link: its target is replaced or created. */
+/* Replaces or creates the file. A symbolic link is kept: this replaces or creates its target. */
 CONC__PRIVATE int conc__write_file(conc__file_call *f)
 {
     struct stat before;
@@ -23467,7 +23816,7 @@ CONC__PRIVATE int conc__file_change(conc_fn *fn, const char *path, const void *d
     conc__file_call f = {.path = path, .data = (char *)(uintptr_t)data, .size = size};
     if (!path || (!data && size))
         return conc__own_error(-EINVAL);
-    if (!*path) /* else the error would be about the directory */
+    if (!*path) /* otherwise the error would name the directory */
         return conc__system_failed(-ENOENT, path);
     return conc__system_failed(conc__file_call_run(&f, fn, CONC_WRITABLE, call), path);
 }
@@ -23484,7 +23833,7 @@ CONC_API int conc_file_append(const char *path, const void *data, size_t size)
 
 /* ---- >>names -------------------------------------------------------------------------------- */
 
-enum { CONC__FOUND = 256 }; /* most addresses of a name */
+enum { CONC__FOUND = 256 }; /* the most addresses of a name that are used */
 
 /* A name lookup. It may outlive the caller's wait. */
 typedef struct conc__name_lookup {
@@ -23519,7 +23868,7 @@ CONC__PRIVATE int conc__name_lookup_run(void *arg)
     return 0;
 }
 
-/* Tells the caller why there is no address. */
+/* Fails with an error that says why there is no address. */
 CONC__PRIVATE int conc__name_lookup_failed(const conc__name_lookup *q)
 {
     switch (q->code) {
@@ -23534,10 +23883,10 @@ CONC__PRIVATE int conc__name_lookup_failed(const conc__name_lookup *q)
     }
 }
 
-/* Makes an empty text visible in an error. */
+/* Makes an empty string visible in an error text. */
 CONC__PRIVATE const char *conc__visible(const char *text) { return *text ? text : "\"\""; }
 
-/* Is it a number up to 65535, or the name of a service? */
+/* Is `port` a number up to 65535, or could it be the name of a service? */
 CONC__PRIVATE bool conc__is_port(const char *port)
 {
     in_port_t number;
@@ -23560,13 +23909,13 @@ CONC__PRIVATE conc__name_lookup *conc__name_lookup_new(const char *host, const c
     return q;
 }
 
-/* conc_resolve, for `call`. */
+/* Does the work of conc_resolve. A misuse is reported as one of `call`. */
 CONC__PRIVATE CONC__CALLED int conc__resolve(const char *host, const char *port,
                                              struct sockaddr_storage *out, size_t max,
                                              const char *call)
 {
     if (!host || !port || (max && !out))
-        return conc__misused(-EINVAL, call, "no host, no port, or nowhere to put them", NULL);
+        return conc__misused(-EINVAL, call, "no host, no port, or no room for the addresses", NULL);
     if (!conc__is_port(port))
         return conc_fail(-EINVAL, "%.40s: no such port", conc__visible(port));
     if (!*host || strlen(host) >= sizeof((conc__name_lookup *)0)->host)
@@ -23595,7 +23944,8 @@ CONC_API CONC__CALLED int conc_resolve(const char *host, const char *port,
     return conc__resolve(host, port, out, max, __func__);
 }
 
-/* For conc_listen, and for conc_dial in a task: resolves "name:port", whose form was checked. */
+/* Resolves "name:port" for conc_listen, and for conc_dial in a task. The caller has checked the
+ * form of the text, and frees *found. */
 CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **found)
 {
     char host[256];
@@ -23626,14 +23976,14 @@ CONC__PRIVATE int conc__resolve_name(const char *text, struct conc__address **fo
  *
  *   NONE       never started, or closed
  *   STARTS     conc_child_start is running: becomes RUNS, ENDED or LOST, or NONE if it fails
- *   RUNS       not reaped yet, so its number is its own; becomes ENDED or LOST when a call looks
- *              and finds that it has ended
- *   ENDED      `status` says how; with .group it is not reaped until it is closed (unless
- *              `reaped`), so that its number stays the group's
- *   LOST       it has ended, and other code took its status
- *   INHERITED  a process that forked this one started it
+ *   RUNS       not reaped yet, so no other process can have its process id; becomes ENDED or LOST
+ *              when a call finds that the child has ended
+ *   ENDED      `status` says how. With .group it is reaped only when it is closed (unless `reaped`
+ *              is set), so that its process id still names the group
+ *   LOST       ended, but other code took its status
+ *   INHERITED  started by a process that has since forked this one
  *
- * conc_child_close leads from any of these but STARTS to NONE. */
+ * conc_child_close changes any state but STARTS to NONE. */
 typedef enum conc__child_state {
     CONC__CHILD_NONE,
     CONC__CHILD_STARTS,
@@ -23643,7 +23993,7 @@ typedef enum conc__child_state {
     CONC__CHILD_INHERITED
 } conc__child_state;
 
-/* The environment. macOS hides the variable from libraries. */
+/* Returns the address of `environ`, which macOS hides from shared libraries. */
 #ifdef __APPLE__
 CONC__PRIVATE char ***conc__environ(void) { return _NSGetEnviron(); }
 #else
@@ -23652,7 +24002,8 @@ CONC__PRIVATE char ***conc__environ(void) { return &environ; }
 #endif
 
 /* Copies an environment into one block, because the program may change its own while a child is
- * starting. The first entry is room for that many bytes. NULL: out of memory. */
+ * starting. Entry 0 points to `room` unused bytes; the environment begins at entry 1. Returns NULL
+ * if memory is short. */
 CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
 {
     size_t n = 0, bytes = room;
@@ -23673,8 +24024,8 @@ CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
     return env;
 }
 
-/* The C library hides these from programs that do not request GNU extensions. macOS has the first
- * one since 10.15. */
+/* The C library declares these functions only if a program requests GNU extensions. macOS has had
+ * the first one since 10.15. */
 #ifdef __APPLE__
 #define CONC__CHDIR_SYMBOL "_posix_spawn_file_actions_addchdir_np"
 #else
@@ -23689,27 +24040,27 @@ CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
 #if defined __GLIBC__ && defined __GLIBC_PREREQ
 #if __GLIBC_PREREQ(2, 29)
 #undef CONC__CHDIR_THERE
-#define CONC__CHDIR_THERE /* static programs must link it */
+#define CONC__CHDIR_THERE /* not weak, so that static programs link it */
 #endif
 #if __GLIBC_PREREQ(2, 34)
 #undef CONC__CLOSE_FROM_THERE
 #define CONC__CLOSE_FROM_THERE
 #endif
 #endif
-#ifdef CONC__NO_SPAWN_CHDIR /* for tests: a C library that lacks it */
+#ifdef CONC__NO_SPAWN_CHDIR /* tests simulate a C library that lacks it */
 static int (*const conc__spawn_chdir)(posix_spawn_file_actions_t *a, const char *dir) = NULL;
 #else
 extern int conc__spawn_chdir(posix_spawn_file_actions_t *a,
                              const char *dir) __asm__(CONC__CHDIR_SYMBOL) CONC__CHDIR_THERE;
 #endif
 
-/* The program's mask before conc changed it. */
+/* Stores in *mask the calling thread's signal mask as it was before conc changed it. */
 CONC__PRIVATE void conc__original_mask(sigset_t *mask)
 {
     conc_loop *l = conc__here;
     conc__job_context *ctx = conc__job_context_here();
     pthread_sigmask(SIG_SETMASK, NULL, mask);
-    /* in a job: the mask of its pool's opener, even if the job has changed its own */
+    /* a job gets the mask of the thread that opened its pool, even if it has changed its own */
     if (ctx && ctx->thread) {
         *mask = ctx->thread->queue->mask;
         return;
@@ -23721,23 +24072,23 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
             sigaddset(mask, number);
 }
 
-/* -- child processes that the virtual clock is waiting for -- */
+/* -- child processes that a virtual clock waits for -- */
 
-/* A child process, from its start to its close. It outlives the conc_child while calls use it,
- * because a closed conc_child may be reused or gone. */
+/* A child process, from its start to its close. Waiting calls keep it longer, because a closed
+ * conc_child may be reused or gone. */
 typedef struct conc__child_process {
     struct conc__child_process *next;
     unsigned forks;
-    bool group;           /* counts as running while any of its group runs */
-    unsigned users;       /* held by the conc_child, and by waiting calls */
+    bool group;           /* counts as running while any process of its group runs */
+    unsigned users;       /* references: the conc_child's, and one for each waiting call */
     bool closing, closed; /* a call is closing it; one has closed it */
     bool lost;            /* once closed: its status is unknown */
     int status;           /* once it is closed */
-    pid_t pid;            /* 0: by now the number belongs to another process */
+    pid_t pid;            /* 0: another child has the process id now */
     char name[64];
     dev_t devices[3];
     ino_t inodes[3];   /* of its pipes; 0: not a pipe */
-    bool inherited[3]; /* this program has the same pipe end too */
+    bool inherited[3]; /* this program holds the same end of the pipe */
 } conc__child_process;
 
 /* All child processes. Under conc__children_mutex. */
@@ -23756,8 +24107,8 @@ CONC__PRIVATE void conc__child_process_add(conc__child_process *p, pid_t pid)
     conc__child_start_count++;
 }
 
-/* Notes the pipe, if any, that becomes the child's descriptor i. fd: its end; -1: the child
- * inherits this program's own descriptor. */
+/* Records the pipe, if any, that becomes the child's descriptor i. `fd` is the child's end, or -1
+ * if the child inherits this program's descriptor i. */
 CONC__PRIVATE void conc__child_process_note_pipe(conc__child_process *p, int i, int fd)
 {
     struct stat st;
@@ -23796,8 +24147,9 @@ CONC__PRIVATE bool conc__child_process_runs(const conc__child_process *p)
     return !info.si_pid || (p->group && conc__group_lives(p->pid) == 1);
 }
 
-/* Can a wait for this descriptor be a wait for the child? Unless this program has the other end of
- * the pipe, other processes supply an inherited input and read an inherited output. */
+/* Does the child have the pipe of `fd`, so that it could end a wait for it? A pipe that the child
+ * inherited counts only if `fd` is the opposite end, because other processes feed an inherited
+ * input and read an inherited output. */
 CONC__PRIVATE bool conc__child_process_has_pipe(const conc__child_process *p, int fd,
                                                 const struct stat *st)
 {
@@ -23812,7 +24164,7 @@ CONC__PRIVATE bool conc__child_process_has_pipe(const conc__child_process *p, in
     return false;
 }
 
-/* Is a task waiting on a running child's pipe? */
+/* Is a task waiting on a running child's pipe? Stores the number of starts so far in *starts. */
 CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
 {
     bool found = false;
@@ -23834,14 +24186,14 @@ CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
 
 /* -- the start -- */
 
-/* A conc_child_start call. For each of the three descriptors: the child's end, and this program's.
- */
+/* A conc_child_start call. Of each pipe, the far end is the child's and the near end this
+ * program's. */
 typedef struct conc__child_start_call {
     conc_child *child;
     conc__child_process *process;
     char **env; /* this program's PATH, then the child's environment */
     int far_ends[3], near_ends[3];
-    bool was_nonblocking[3]; /* a formerly non-blocking socket */
+    bool was_nonblocking[3]; /* a socket that conc made blocking */
     sigset_t mask;
     struct conc__spawn_setup *setup;
     pid_t pid;
@@ -23870,8 +24222,8 @@ CONC__PRIVATE int conc__child_open_end(conc__child_start_call *s, int number, in
             *far_end = ends[number != 0];
             s->near_ends[number] = ends[number == 0];
         }
-        /* a copy, because another dup2 may overwrite a standard descriptor */
     } else if (wanted > 0) {
+        /* a copy, because another dup2 may overwrite a standard descriptor */
         *far_end = fcntl(wanted, F_DUPFD_CLOEXEC, 3);
         rc = conc__or_errno(*far_end);
     } else if (wanted < 0) {
@@ -23884,14 +24236,14 @@ CONC__PRIVATE int conc__child_open_end(conc__child_start_call *s, int number, in
     return rc;
 }
 
-/* The child's descriptor `number`. */
+/* Returns this program's descriptor that becomes the child's descriptor `number`. */
 CONC__PRIVATE int conc__child_far_end(const conc__child_start_call *s, int number)
 {
     return s->far_ends[number] >= 0 ? s->far_ends[number] : number;
 }
 
-/* Sets a socket to blocking mode, which ordinary programs expect and which both processes share.
- * conc itself uses MSG_DONTWAIT whatever the mode, except for a listener: accept(2) has no such
+/* Sets a socket to blocking mode, which ordinary programs expect. Both processes share the mode,
+ * but conc passes MSG_DONTWAIT anyway. A listener is left alone, because accept(2) has no such
  * flag. */
 CONC__PRIVATE void conc__child_socket_set_blocking(conc__child_start_call *s, int number)
 {
@@ -23905,7 +24257,7 @@ CONC__PRIVATE void conc__child_socket_set_blocking(conc__child_start_call *s, in
     s->was_nonblocking[number] = fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) == 0;
 }
 
-/* The start has failed. */
+/* Undoes conc__child_socket_set_blocking after a failed start. */
 CONC__PRIVATE void conc__child_socket_restore(const conc__child_start_call *s, int number)
 {
     int fd = conc__child_far_end(s, number);
@@ -23922,7 +24274,7 @@ typedef struct conc__spawn_setup {
     posix_spawnattr_t attributes;
 } conc__spawn_setup;
 
-/* Keeps the program from inheriting descriptors >= `from`. */
+/* Keeps the new program from inheriting descriptors >= `from`. */
 #ifdef __APPLE__
 CONC__PRIVATE int conc__close_others(conc__spawn_setup *s, int from)
 {
@@ -23976,7 +24328,7 @@ CONC__PRIVATE void conc__spawn_setup_close(conc__spawn_setup *s)
     posix_spawn_file_actions_destroy(&s->actions);
 }
 
-/* This program's PATH, and the environment for the child. */
+/* Returns an allocated array: this program's PATH, then the child's environment. */
 CONC__PRIVATE char **conc__child_env(const conc_child *c)
 {
     const char *search = getenv("PATH");
@@ -23990,16 +24342,16 @@ CONC__PRIVATE char **conc__child_env(const conc_child *c)
     return env;
 }
 
-/* argv, with the type that the exec functions take. */
+/* Returns argv with the type that the exec functions take. */
 CONC__PRIVATE char *const *conc__child_argv(const conc_child *c)
 {
     return (char *const *)(uintptr_t)c->argv;
 }
 
-/* Tries to execute or spawn the file with this name: 0, or a positive error number. */
+/* Tries to execute or spawn the file `name`. Returns 0, or a positive error number. */
 typedef int conc__program_attempt(conc__child_start_call *s, const char *name);
 
-/* After this error, may the program be in another directory? */
+/* After this error, could the program still be in another directory? */
 CONC__PRIVATE bool conc__search_goes_on(int error)
 {
     switch (error) {
@@ -24013,9 +24365,9 @@ CONC__PRIVATE bool conc__search_goes_on(int error)
     }
 }
 
-/* Tries the program in the directories of this program's PATH. execvp will not do: it uses env's
- * PATH, and runs unknown files with a shell. 0, or the last error; EACCES takes precedence over the
- * others. Async-signal-safe. */
+/* Tries the program in each directory of this program's PATH. execvp would search the child's PATH,
+ * and run files of unknown format with a shell. Returns 0, or the last error; EACCES takes
+ * precedence over the others. Async-signal-safe. */
 CONC__PRIVATE int conc__search_program(conc__child_start_call *s, conc__program_attempt *attempt)
 {
     char path[4096];
@@ -24046,7 +24398,7 @@ CONC__PRIVATE int conc__try_spawn(conc__child_start_call *s, const char *name)
 {
     struct stat st;
     bool absent = stat(name, &st) && (errno == ENOENT || errno == ENOTDIR);
-    if (absent && !s->child->dir) /* given a directory, the name refers to another file */
+    if (absent && !s->child->dir) /* with .dir, the name may refer to another file */
         return errno;
     return posix_spawn(&s->pid, name, &s->setup->actions, &s->setup->attributes,
                        conc__child_argv(s->child), s->env + 1);
@@ -24081,7 +24433,7 @@ CONC__PRIVATE int conc__try_execute(conc__child_start_call *s, const char *name)
     return errno;
 }
 
-/* In the forked process: executes the program, or returns the error. Async-signal-safe. */
+/* Executes the program in the forked process, or returns an error number. Async-signal-safe. */
 CONC__PRIVATE int conc__become_program(conc__child_start_call *s, int most)
 {
     const conc_child *c = s->child;
@@ -24101,8 +24453,8 @@ CONC__PRIVATE int conc__become_program(conc__child_start_call *s, int most)
     return conc__search_program(s, conc__try_execute);
 }
 
-/* In the forked process, which shares files with this one: none of the program's handlers may run.
- */
+/* Resets the signal handlers in the forked process. It shares open files with this one, so the
+ * program's handlers must not run there. */
 CONC__PRIVATE void conc__reset_handlers(void)
 {
     for (int number = 1; number < CONC__SIGNALS; number++) {
@@ -24113,7 +24465,8 @@ CONC__PRIVATE void conc__reset_handlers(void)
     }
 }
 
-/* Reads the error of the forked process from the pipe: 0 if it executed the program. */
+/* Reads the forked process's error from the pipe and, if there is one, reaps the process. Returns 0
+ * if it has executed the program. */
 CONC__PRIVATE int conc__read_fork_error(int fd, pid_t pid)
 {
     int error = 0;
@@ -24152,7 +24505,7 @@ CONC__PRIVATE int conc__fork_program(conc__child_start_call *s)
     return rc;
 }
 
-/* Starting it failed with rc: was the directory the cause? */
+/* Did the start fail with rc because of the directory? */
 CONC__PRIVATE bool conc__dir_failed(const char *dir, int rc)
 {
     struct stat st;
@@ -24168,7 +24521,8 @@ CONC__PRIVATE bool conc__dir_failed(const char *dir, int rc)
     }
 }
 
-/* The start has failed with rc: names what is missing, unless it is the program itself. */
+/* After a start has failed with rc: names in `about` what is missing, unless it is the program
+ * itself. */
 CONC__PRIVATE void conc__child_describe_failure(conc__child_start_call *s, int rc)
 {
     const conc_child *c = s->child;
@@ -24183,7 +24537,7 @@ CONC__PRIVATE void conc__child_describe_failure(conc__child_start_call *s, int r
 CONC__PRIVATE int conc__pidfd(pid_t pid)
 {
 #if defined __linux__ && defined SYS_pidfd_open
-    return conc__not_standard((int)syscall(SYS_pidfd_open, pid, 0)); /* close-on-exec by itself */
+    return conc__not_standard((int)syscall(SYS_pidfd_open, pid, 0)); /* always close-on-exec */
 #else
     (void)pid;
     return -1;
@@ -24221,7 +24575,8 @@ CONC__PRIVATE int conc__child_start_job(void *arg)
     return rc;
 }
 
-/* Under conc__children_mutex. A start in progress in the parent never ends in a forked process. */
+/* Returns the child's state, under conc__children_mutex. A start that was in progress in the parent
+ * never ends in a forked process, so the state becomes NONE there. */
 CONC__PRIVATE conc__child_state conc__child_state_of(conc_child *c)
 {
     if (CONC__UNLIKELY(c->state && c->forks != conc__forks)) {
@@ -24240,20 +24595,21 @@ CONC__PRIVATE conc__child_state conc__child_state_now(conc_child *c)
     return state;
 }
 
-/* May the call wait for the child, or signal it? 0, or the error. */
+/* Returns 0 if `call` can wait for the child or signal it, or else an error. */
 CONC__PRIVATE int conc__child_usable(conc_child *c, const char *call)
 {
     conc__child_state state = CONC__CHILD_NONE;
     if (c)
         state = conc__child_state_now(c);
     if (state == CONC__CHILD_NONE || state == CONC__CHILD_STARTS)
-        return conc__misused(-EINVAL, call, "no child was started there", NULL);
+        return conc__misused(-EINVAL, call, "the child was not started", NULL);
     if (state == CONC__CHILD_INHERITED)
         return conc_fail(-EPERM, "the child belongs to the process that forked this one");
     return 0;
 }
 
-/* False: it was started, or another call is starting it. */
+/* Changes NONE to STARTS. Returns false if the child has been started, or if another call is
+ * starting it. */
 CONC__PRIVATE bool conc__child_claim(conc_child *c)
 {
     conc__job_queues_need(); /* so that forks are counted */
@@ -24274,7 +24630,7 @@ CONC__PRIVATE void conc__child_set_state(conc_child *c, conc__child_state state)
     pthread_mutex_unlock(&conc__children_mutex);
 }
 
-/* -- processes by their numbers, where there is no pidfd -- */
+/* -- process ids, where there is no pidfd -- */
 
 #ifdef __linux__
 
@@ -24282,10 +24638,11 @@ CONC__PRIVATE void conc__child_set_state(conc_child *c, conc__child_state state)
 typedef struct conc__proc_stat {
     char state;
     int group;
-    unsigned long long start_time; /* when it was started */
+    unsigned long long start_time; /* in clock ticks since the system was booted */
 } conc__proc_stat;
 
-/* False: the process does not exist, or /proc is not readable. */
+/* Reads /proc/`number`/stat. Returns false if there is no such process, or if /proc is not
+ * readable. */
 CONC__PRIVATE bool conc__proc_stat_read(const char *number, conc__proc_stat *p)
 {
     char path[64], text[1024];
@@ -24313,7 +24670,7 @@ CONC__PRIVATE unsigned long long conc__process_start_time(pid_t pid)
     return conc__proc_stat_read(number, &p) ? p.start_time : 0;
 }
 
-/* Is a process of this group alive? -1: unknown. */
+/* Returns whether a process of this group is alive, or -1 if that is unknown. */
 CONC__PRIVATE int conc__group_lives(pid_t group)
 {
     int saved = errno, lives = 0;
@@ -24343,7 +24700,8 @@ CONC__PRIVATE unsigned long long conc__process_start_time(pid_t pid)
     return 0; /* unknown */
 }
 
-/* Is a process of this group alive? -1: unknown. On macOS kill skips unreaped processes. */
+/* Returns whether a process of this group is alive, or -1 if that is unknown. macOS's kill skips
+ * processes that have ended but are not reaped. */
 CONC__PRIVATE int conc__group_lives(pid_t group)
 {
 #ifdef __APPLE__
@@ -24358,8 +24716,9 @@ CONC__PRIVATE int conc__group_lives(pid_t group)
 
 #endif
 
-/* Is the number probably still the child's? Other code, or the kernel if SIGCHLD is ignored, may
- * have reaped the child. Processes that start within a hundredth of a second look the same. */
+/* Does the process id probably still belong to the child? Other code may have reaped the child, or
+ * the kernel if SIGCHLD is ignored. Two processes that started in the same hundredth of a second
+ * cannot be told apart. */
 CONC__PRIVATE bool conc__child_has_number(const conc_child *c)
 {
     if (c->process->pid != c->pid)
@@ -24367,9 +24726,9 @@ CONC__PRIVATE bool conc__child_has_number(const conc_child *c)
     return !c->start_time || conc__process_start_time(c->pid) == c->start_time;
 }
 
-/* -- its end -- */
+/* -- the end -- */
 
-/* The signal that ended an unreaped child. */
+/* Returns the signal that ended an unreaped child. */
 #ifdef __APPLE__
 extern int conc__process_facts(int pid, int kind, uint64_t of_the_dead, void *facts,
                                int size) __asm__("_proc_pidinfo");
@@ -24387,7 +24746,7 @@ CONC__PRIVATE int conc__deadly_signal(const siginfo_t *info)
 CONC__PRIVATE int conc__deadly_signal(const siginfo_t *info) { return info->si_status & 0x7f; }
 #endif
 
-/* waitid(2)'s result in the form of waitpid(2). */
+/* Converts the result of waitid(2) to a status as from waitpid(2). */
 CONC__PRIVATE int conc__wait_status(const siginfo_t *info)
 {
     if (info->si_code == CLD_EXITED)
@@ -24398,14 +24757,15 @@ CONC__PRIVATE int conc__wait_status(const siginfo_t *info)
     return status;
 }
 
-/* Is a child reaped by waitpid(2)? macOS's waitid(2) does not return the whole status. */
+/* Are children reaped by waitpid(2)? macOS needs it, because its waitid(2) does not return the
+ * whole status. */
 #ifdef __APPLE__
 enum { CONC__PLAIN_REAPING = 1 };
 #else
 enum { CONC__PLAIN_REAPING = 0 };
 #endif
 
-/* Without waitid the child is always reaped. */
+/* conc__child_poll with waitpid(2), which always reaps a child that has ended. */
 CONC__PRIVATE int conc__child_poll_waitpid(conc_child *c)
 {
     int status;
@@ -24419,8 +24779,8 @@ CONC__PRIVATE int conc__child_poll_waitpid(conc_child *c)
     return 1;
 }
 
-/* Has the child ended? 1: yes, and reaped if requested; 0: running; -1: no such child.
- */
+/* Returns 1 if the child has ended, 0 if it is running, -1 if there is no such child. A child that
+ * has ended is reaped if `reap` is set, or if waitid(2) is refused. */
 CONC__PRIVATE int conc__child_poll(conc_child *c, bool reap)
 {
     enum { BY_PIDFD = 3 }; /* P_PIDFD, Linux 5.4 */
@@ -24452,8 +24812,8 @@ CONC__PRIVATE int conc__child_poll(conc_child *c, bool reap)
     return 1;
 }
 
-/* Under conc__children_mutex: checks whether the child has ended. A group leader is not reaped yet.
- */
+/* Checks whether the child has ended, and returns its state. Does not reap a group leader yet.
+ * Under conc__children_mutex. */
 CONC__PRIVATE conc__child_state conc__child_update(conc_child *c)
 {
     conc__child_state state = conc__child_state_of(c);
@@ -24476,9 +24836,9 @@ CONC__PRIVATE bool conc__child_ended(conc_child *c)
     return ended;
 }
 
-/* The child was started, and may have ended by now; if SIGCHLD is ignored its number may even
- * belong to another process. A process forked by another thread sees all changes of *c or none.
- */
+/* Fills in *c for a child that was started. The child may have ended by now; if SIGCHLD is ignored,
+ * its process id may even belong to another process. The mutex ensures that a process forked by
+ * another thread sees all changes of *c or none. */
 CONC__PRIVATE void conc__child_started(conc_child *c, const conc__child_start_call *s)
 {
     int saved = errno, pidfd = conc__pidfd(s->pid);
@@ -24514,7 +24874,7 @@ CONC_API int conc_child_start(conc_child *c)
     if (!c || !c->argv || !c->argv[0])
         return conc__misused(-EINVAL, __func__, "no child, or no program", NULL);
     if (!(c->grace >= 0))
-        return conc__misused(-EINVAL, __func__, "no such grace", NULL);
+        return conc__misused(-EINVAL, __func__, "grace is negative", NULL);
     conc__child_process *process = conc__alloc(sizeof *process);
     if (!process)
         return conc__own_error(-ENOMEM);
@@ -24540,7 +24900,7 @@ CONC_API int conc_child_start(conc_child *c)
     return 0;
 }
 
-/* Describes the child in an error text: its program and process id. */
+/* Describes the child for an error text: its program and process id. */
 CONC__PRIVATE void conc__child_about(conc_child *c, char *to, size_t size)
 {
     *to = 0;
@@ -24554,15 +24914,15 @@ CONC__PRIVATE void conc__child_about(conc_child *c, char *to, size_t size)
 typedef struct conc__child_wait {
     conc_child *child; /* not used once the process is closed */
     conc__child_process *process;
-    int64_t until;    /* a thread's limit, on the real clock */
+    int64_t until;    /* a thread's deadline, on the real clock */
     bool whole_group; /* wait for all of its group */
     bool stubborn;    /* continue although the job was asked to stop */
     bool for_close;   /* wait until another call has closed it */
     double pause;
 } conc__child_wait;
 
-/* Has the child ended, or been closed? While it runs, *fd is the descriptor that becomes readable
- * when it ends. */
+/* Has the child ended, or been closed? If not, *fd becomes its pidfd, which is readable once it
+ * ends, or -1. */
 CONC__PRIVATE bool conc__child_is_gone(const conc__child_wait *w, int *fd)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -24596,7 +24956,7 @@ CONC__PRIVATE void conc__child_pause_longer(conc__child_wait *w)
         w->pause = w->pause > 0 ? w->pause * 2 : 0.0005;
 }
 
-/* False: poll refuses the descriptor. */
+/* Waits at most ns for the child's descriptor. Returns false if poll(2) refuses the descriptor. */
 CONC__PRIVATE bool conc__child_poll_fd(int fd, int64_t ns)
 {
     struct pollfd p = {fd, POLLIN, 0};
@@ -24605,8 +24965,8 @@ CONC__PRIVATE bool conc__child_poll_fd(int fd, int64_t ns)
     return !refused && !(p.revents & POLLNVAL);
 }
 
-/* In a thread; fd: the child's, -1: none. A job checks from time to time whether it was asked to
- * end. */
+/* Pauses a thread for a while, or until `fd` (-1: none) is readable. A job pauses only briefly, so
+ * that it soon notices when it is asked to stop. */
 CONC__PRIVATE int conc__child_pause_thread(conc__child_wait *w, int fd)
 {
     enum { CHECK = 20000000, LONGEST = 1000000000 };
@@ -24629,7 +24989,7 @@ CONC__PRIVATE int conc__child_pause_thread(conc__child_wait *w, int fd)
     return asks && conc_job_cancelled() ? -ECANCELED : 0;
 }
 
-/* Waits for a child event, or for a while if it has no descriptor. */
+/* Waits until the child may have ended, or for a while if it has no descriptor. */
 CONC__PRIVATE int conc__child_pause(const conc_loop *l, conc__child_wait *w)
 {
     int fd, rc, none;
@@ -24649,7 +25009,7 @@ CONC__PRIVATE int conc__child_pause(const conc_loop *l, conc__child_wait *w)
     return rc;
 }
 
-/* Waits until it has ended: 0, or an error. */
+/* Waits until conc__child_wait_over. Returns 0, or an error. */
 CONC__PRIVATE int conc__child_await(conc__child_wait *w)
 {
     conc_loop *l = conc__of_task();
@@ -24668,8 +25028,8 @@ CONC__PRIVATE int conc__child_await(conc__child_wait *w)
     return rc;
 }
 
-/* Begins a wait that conc__child_wait_close ends, unless its process is NULL because another thread
- * has just closed the child. */
+/* Begins a wait, which conc__child_wait_close ends. If another thread has just closed the child,
+ * the process is NULL and no wait begins. */
 CONC__PRIVATE conc__child_wait conc__child_wait_open(conc_child *c)
 {
     conc__child_wait w = {.child = c, .until = CONC__NEVER};
@@ -24681,7 +25041,7 @@ CONC__PRIVATE conc__child_wait conc__child_wait_open(conc_child *c)
     return w;
 }
 
-/* Ends a wait: 0, or -ECHILD; *status: that of a child that has ended. */
+/* Ends a wait and stores the child's status in *status. Returns 0, or -ECHILD if it is lost. */
 CONC__PRIVATE int conc__child_wait_close(conc__child_wait *w, int *status)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -24728,13 +25088,13 @@ CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
 
 /* -- signals -- */
 
-/* Under conc__children_mutex, for an unreaped child. */
+/* Signals a child that is not reaped yet, or its group. Under conc__children_mutex. */
 CONC__PRIVATE int conc__child_send(const conc_child *c, int signal)
 {
     if (c->group) {
         if (kill(-(pid_t)c->pid, signal) == 0)
             return 0;
-        if (!conc__refused(errno)) /* else the leader at least */
+        if (!conc__refused(errno)) /* if it is refused, signal at least the leader */
             return -errno;
     }
 #if defined __linux__ && defined SYS_pidfd_send_signal
@@ -24750,8 +25110,8 @@ CONC__PRIVATE int conc__child_send(const conc_child *c, int signal)
     return conc__or_errno(kill(c->pid, signal));
 }
 
-/* -EALREADY: the child has ended and, with .group, was reaped, so that its group cannot be reached.
- */
+/* Signals the child or its group. Returns -EALREADY if the child has ended and, with .group, was
+ * reaped: its group can then no longer be reached. */
 CONC__PRIVATE int conc__child_signal(conc_child *c, int signal)
 {
     int saved = errno, rc = -EALREADY;
@@ -24791,7 +25151,7 @@ CONC_API int conc_child_kill(conc_child *c, int signal)
 
 /* -- closing -- */
 
-/* Sends SIGTERM and waits up to the grace period. A stopped child must continue first. */
+/* Sends SIGTERM and waits up to the grace period. SIGCONT lets a stopped child handle SIGTERM. */
 CONC__PRIVATE void conc__child_terminate_gently(conc_child *c)
 {
     conc_loop *l = conc__of_task();
@@ -24811,13 +25171,13 @@ CONC__PRIVATE void conc__child_terminate_gently(conc_child *c)
     }
 }
 
-/* Terminates the child and its group, and reaps it. */
+/* Terminates the child and its group, and reaps the child. */
 CONC__PRIVATE int conc__child_terminate(void *arg)
 {
     conc_child *c = arg;
     conc__child_wait w = {
         .child = c, .process = c->process, .until = CONC__NEVER, .stubborn = true};
-    bool in_post = conc__here && !conc__here->self; /* blocking the loop */
+    bool in_post = conc__here && !conc__here->self; /* a wait would block the loop */
     if (c->grace > 0 && !in_post)
         conc__child_terminate_gently(c);
     conc__child_signal(c, SIGKILL);
@@ -24855,7 +25215,7 @@ CONC__PRIVATE int conc__child_await_close(void *arg)
 CONC__PRIVATE void conc__child_join_close(conc_child *c, const conc_loop *l)
 {
     conc__child_wait w = conc__child_wait_open(c);
-    bool in_post = conc__here && !l; /* the other call may be made by a task of this loop */
+    bool in_post = conc__here && !l; /* the closing call may be that of a task of this loop */
     int status;
     w.stubborn = w.for_close = true;
     if (!w.process)
@@ -24867,7 +25227,7 @@ CONC__PRIVATE void conc__child_join_close(conc_child *c, const conc_loop *l)
     conc__child_wait_close(&w, &status);
 }
 
-/* The child was closed: only waiting calls still use its process. */
+/* Completes the close. Waiting calls still use the process, which keeps the status for them. */
 CONC__PRIVATE void conc__child_reset(conc_child *c)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -24884,7 +25244,8 @@ CONC__PRIVATE void conc__child_reset(conc_child *c)
     pthread_mutex_unlock(&conc__children_mutex);
 }
 
-/* Is this the call that closes the child? False: another does. */
+/* Stores the child's state. Returns true if this call must close the child, false if another does,
+ * or if there is nothing to close. */
 CONC__PRIVATE bool conc__child_claim_close(conc_child *c, conc__child_state *state)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -24915,7 +25276,8 @@ CONC_API int conc_child_close(conc_child *c)
         return 0;
     }
     conc__close_end(&c->input);
-    if (!(c->grace > 0)) /* with a grace period: a broken pipe could kill it during cleanup */
+    /* they stay open during a grace period, in which a broken pipe could kill the child */
+    if (!(c->grace > 0))
         conc__close_outputs(c);
     if (state != CONC__CHILD_INHERITED && l)
         conc_shield(CONC_FOREVER, conc__child_terminate, c);
@@ -24932,16 +25294,16 @@ CONC_API void conc__auto_conc_child(conc_child *c) { conc_child_close(c); }
 
 /* -- communicating -- */
 
-/* One conc_child_communicate. */
+/* A conc_child_communicate call. */
 typedef struct conc__communication {
     conc_child *child;
     conc_child_io *io;
     int *status;
-    size_t fed; /* of io->in */
+    size_t fed; /* bytes of io->in that were written */
     bool full;  /* there was more output than io->limit */
 } conc__communication;
 
-/* Writes all input, which the child need not read, and closes the pipe. */
+/* Writes the input and closes the pipe. The child need not read all of it. */
 CONC__PRIVATE int conc__communicate_write(void *arg)
 {
     conc__communication *t = arg;
@@ -24959,8 +25321,8 @@ CONC__PRIVATE int conc__communicate_write(void *arg)
     return 0;
 }
 
-/* Makes room for more bytes and a NUL: how many; 0: out of memory. With a limit there is one extra
- * byte, to detect that it is exceeded. */
+/* Makes room for more output and a NUL. Returns the number of bytes that fit, or 0 if memory is
+ * short. With a limit, one extra byte fits, which reveals output beyond the limit. */
 CONC__PRIVATE size_t conc__communicate_reserve(const conc__communication *t, char **data,
                                                size_t size, size_t *room)
 {
@@ -24979,7 +25341,7 @@ CONC__PRIVATE size_t conc__communicate_reserve(const conc__communication *t, cha
     return more - size - 1;
 }
 
-/* Reads to the end of the pipe. */
+/* Reads a pipe to its end, or fails if there is more than io->limit. */
 CONC__PRIVATE int conc__communicate_read(conc__communication *t, int fd, char **data, size_t *size)
 {
     size_t room = *data ? *size + 1 : 0, limit = t->io->limit;
@@ -25015,8 +25377,8 @@ CONC__PRIVATE int conc__communicate_read_error(void *arg)
     return conc__communicate_read(t, t->child->error, &t->io->error, &t->io->error_size);
 }
 
-/* Reads until the child has ended and its pipes are empty. A lost status does not stop it: *lost is
- * then -ECHILD. */
+/* Reads both outputs to their ends, and waits until the child has ended. If its status is lost,
+ * *lost becomes -ECHILD, and the reading goes on. */
 CONC__PRIVATE int conc__communicate_read_all(conc__communication *t, int *lost)
 {
     conc_group g = {0};
@@ -25037,7 +25399,8 @@ CONC__PRIVATE int conc__communicate_read_all(conc__communication *t, int *lost)
     return rc;
 }
 
-/* In a task. Once everything is read and the child has ended, the remaining input is dropped. */
+/* Does the work of conc_child_communicate, in a task. Once all output is read and the child has
+ * ended, the remaining input is dropped. */
 CONC__PRIVATE int conc__communicate(void *arg)
 {
     conc__communication *t = arg;
@@ -25058,7 +25421,8 @@ CONC__PRIVATE int conc__communicate(void *arg)
     return lost;
 }
 
-/* Leaves what a cancelled call has not written for the next one. */
+/* After a failed call, leaves the unwritten input in *io, for another call. Closes a child whose
+ * output exceeds the limit. */
 CONC__PRIVATE int conc__communicate_finish(conc__communication *t, int rc)
 {
     conc_child_io *io = t->io;
@@ -25110,7 +25474,7 @@ CONC_API CONC__CALLED int conc_child_communicate(conc_child *c, conc_child_io *i
 /* Memory with a descriptor, so that other processes can map it. Its size is sealed: no process can
  * shrink it while another uses it. */
 typedef struct conc__segment {
-    /* list of those that conc_shared_alloc returned, or that must be unmapped */
+    /* links the segments that conc_shared_alloc returned, or those to be unmapped */
     struct conc__segment *next;
     void *address;
     size_t size;
@@ -25120,7 +25484,7 @@ typedef struct conc__segment {
 static pthread_mutex_t conc__segments_mutex = PTHREAD_MUTEX_INITIALIZER;
 static conc__segment *conc__segments;
 
-/* Maps size bytes of a segment, at this address if it is not NULL. */
+/* Maps size bytes of a segment, at `address` unless that is NULL. Returns NULL if it fails. */
 CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, int protection, int more)
 {
     enum { NOREPLACE = 0x100000 }; /* MAP_FIXED_NOREPLACE */
@@ -25136,8 +25500,8 @@ CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, int pr
     return NULL;
 }
 
-/* An address most likely free in this program's other processes too: far from the kernel's usual
- * mappings. */
+/* Returns an address that is most likely free in this program's other processes too, because it is
+ * far from the kernel's usual mappings, or NULL if there is none. */
 CONC__PRIVATE void *conc__far_address(void)
 {
 #ifdef __LP64__
@@ -25158,7 +25522,7 @@ CONC__PRIVATE void *conc__far_address(void)
 #endif
 }
 
-/* Reports a failed system call, from errno. The text names the call, because a sandbox may have
+/* Fails with errno after a system call. The error text names the call, because a sandbox may have
  * refused it. */
 CONC__COLD int conc__call_failed(const char *call)
 {
@@ -25176,8 +25540,8 @@ CONC__PRIVATE void conc__segment_close(conc__segment *s)
     s->fd = -1;
 }
 
-/* The descriptor of that many bytes of new memory. It does not grow beyond RLIMIT_FSIZE, where the
- * kernel would send SIGXFSZ. */
+/* Returns the descriptor of size bytes of new memory. Fails if they exceed RLIMIT_FSIZE, because
+ * the kernel would then send SIGXFSZ. */
 CONC__PRIVATE int conc__segment_fd(size_t size)
 {
     enum { CLOEXEC = 1, SEALABLE = 2, ADD_SEALS = 1033, SEAL = 1, SHRINK = 2, GROW = 4 };
@@ -25192,12 +25556,13 @@ CONC__PRIVATE int conc__segment_fd(size_t size)
         close(fd);
         return rc;
     }
-    /* if the kernel has no file seals, workers are trusted */
+    /* if the kernel has no file seals, workers are trusted not to shrink it */
     fcntl(fd, ADD_SEALS, SEAL | SHRINK | GROW);
     return fd;
 }
 
-/* far_away: at an address that is most likely free in other processes. */
+/* Creates and maps a segment. With far_away, its address is most likely free in other processes.
+ */
 CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size, bool far_away)
 {
     *s = (conc__segment){.fd = conc__segment_fd(size), .size = size};
@@ -25241,7 +25606,7 @@ CONC_API void *conc_shared_alloc(size_t size)
     errno = saved;
     if (!s)
         return NULL;
-    conc__job_queues_need(); /* for forks */
+    conc__job_queues_need(); /* registers the fork handlers */
     pthread_mutex_lock(&conc__segments_mutex);
     s->next = conc__segments;
     conc__segments = s;
@@ -25271,9 +25636,8 @@ CONC__PRIVATE void conc__segments_unlock(void) { pthread_mutex_unlock(&conc__seg
 
 /* ---- >>functions ---------------------------------------------------------------------------- */
 
-/* Names a function for another process of the same program, where addresses differ. The identity
- * keeps a process with another build of the module from calling whatever is at that offset there.
- */
+/* Names a function for another process of the same program, in which addresses differ. The identity
+ * keeps a process with another build of the module from calling whatever it has at that offset. */
 typedef struct conc__function_id {
     uint64_t offset;   /* in its module */
     uint64_t identity; /* the module's; 0: unknown */
@@ -25293,7 +25657,7 @@ typedef struct conc__module_info { /* struct dl_phdr_info, which the system's he
     const char *name;
     const conc__module_part *parts;
     uint16_t count;
-    /* how many modules so far, if the struct is large enough */
+    /* numbers of modules so far; present only if the struct is large enough */
     unsigned long long loads, unloads;
 } conc__module_info;
 
@@ -25303,7 +25667,7 @@ extern void *conc__load_module(const char *path, int flags) __asm__("dlopen") __
 
 typedef struct conc__module_search {
     int seen;
-    uintptr_t address; /* to be found; 0: the path is */
+    uintptr_t address; /* the address to find; 0: find `path` */
     const char *path;
     bool found;
     uintptr_t base;
@@ -25360,7 +25724,7 @@ CONC__PRIVATE void conc__find_mapped_file(uintptr_t address, conc__mapped_file *
         fclose(maps);
 }
 
-/* The hash of the build-id in these notes; 0: none. */
+/* Returns a hash of the build-id in these notes, or 0 if they contain none. */
 CONC__PRIVATE uint64_t conc__build_id(const char *notes, size_t size, size_t align)
 {
     enum { BUILD_ID = 3 }; /* NT_GNU_BUILD_ID */
@@ -25380,8 +25744,8 @@ CONC__PRIVATE uint64_t conc__build_id(const char *notes, size_t size, size_t ali
     return 0;
 }
 
-/* Distinguishes builds of a module: a hash of its build-id, or else of its file. 0: unknown, for
- * lack of a free descriptor or /proc. */
+/* Returns a number that tells builds of a module apart: a hash of its build-id, or else of its
+ * file's device and inode. Returns 0 if it is unknown, for lack of a free descriptor or /proc. */
 CONC__PRIVATE uint64_t conc__module_identity(const conc__module_info *m)
 {
     conc__mapped_file file;
@@ -25403,7 +25767,7 @@ CONC__PRIVATE uint64_t conc__module_identity(const conc__module_info *m)
     return 0;
 }
 
-/* The program's identity. It is cached, because /proc may become invisible later. */
+/* Returns the program's identity, cached because /proc may become inaccessible later. */
 CONC__PRIVATE uint64_t conc__program_identity(const conc__module_info *m)
 {
     static uint64_t kept;
@@ -25434,7 +25798,7 @@ CONC__PRIVATE int conc__module_look(conc__module_info *m, size_t size, void *arg
         s->found = conc__module_has(m, s->address);
     else
         s->found = strcmp(path, s->path) == 0 && (*path || program);
-    bool is_relative = *path && *path != '/'; /* the directory has changed since it was loaded */
+    bool is_relative = *path && *path != '/'; /* to the directory from which it was loaded */
     if (s->found && s->address && is_relative) {
         conc__find_mapped_file(s->address, &file);
         if (file.path)
@@ -25453,7 +25817,7 @@ CONC__PRIVATE int conc__module_look(conc__module_info *m, size_t size, void *arg
     return s->found;
 }
 
-/* Names a function. False: it is in no module. */
+/* Stores the name of a function. Returns false if it is in no module. */
 CONC__PRIVATE bool conc__function_id_of(uintptr_t fn, conc__function_id *out)
 {
     conc__module_search s = {.address = fn, .name = out->module};
@@ -25465,13 +25829,13 @@ CONC__PRIVATE bool conc__function_id_of(uintptr_t fn, conc__function_id *out)
     return s.found;
 }
 
-/* The address of the function; 0: its module cannot be loaded, or is another build; conc_last_error
- * says which. */
+/* Returns the address of the function, or 0 if its module cannot be loaded or is another build;
+ * conc_last_error says which. */
 CONC__PRIVATE uintptr_t conc__function_address(const conc__function_id *f)
 {
     enum { NOW = 2 }; /* RTLD_NOW */
     static conc__module_search last;
-    static char module[sizeof f->module] = "?"; /* of the last one */
+    static char module[sizeof f->module] = "?"; /* the path in `last` */
     if (strcmp(module, f->module) != 0) {
         conc__module_search s = {.path = f->module};
         conc__each_module(conc__module_look, &s);
@@ -25496,8 +25860,8 @@ CONC__PRIVATE uintptr_t conc__function_address(const conc__function_id *f)
     return 0;
 }
 
-/* How many modules were loaded and unloaded so far. While these do not change, function names stay
- * valid. */
+/* How many modules were loaded and unloaded so far. While the counts do not change, names of
+ * functions stay valid. */
 typedef struct conc__module_counts {
     unsigned long long loads, unloads;
 } conc__module_counts;
@@ -25514,8 +25878,9 @@ CONC__PRIVATE int conc__module_count(conc__module_info *m, size_t size, void *ar
  * A pool of processes
  *
  *   The supervisor, a thread of the program, starts the workers, watches them, and replaces those
- *   that die. A worker is this program executed anew; it handles one request after another. It has
- *   a channel, which is memory that it shares with the program, and a socket:
+ *   that die. A worker is a process that executes the same program but serves requests, one at a
+ *   time, instead of calling main. It has a channel, which is memory that it shares with the
+ *   program, and a socket:
  *
  *     program                                   worker
  *     ------------------------------------      ---------------------------------------------
@@ -25534,13 +25899,13 @@ CONC__PRIVATE int conc__module_count(conc__module_info *m, size_t size, void *ar
  *     map: channel: cancel, futex wake    -->  starts no more elements, calls cancel hooks
  *
  *   The loops of waiting tasks, and waiting threads, poll the channels briefly before they sleep.
- *   While both sides are awake nothing goes through the kernel. Only the supervisor copies data
- *   larger than SMALL.
+ *   While both sides are awake no system call is needed. Only the supervisor copies data larger
+ *   than SMALL.
  *
- *   The program trusts only its own numbers. From a worker it uses only the result and the error
- *   text, how many elements of a map are done (at most as many as it sent), and the bytes in the
- *   areas that it gave out. Workers can only read the status page, which says whether threads of
- *   the program poll.
+ *   The program does not trust what workers write. It uses only the result and the error text, how
+ *   many elements of a map are done (at most as many as it sent), and the bytes in the areas that
+ *   it gave out. Workers can only read the status page, which says whether threads of the program
+ *   poll.
  */
 
 enum {
@@ -25556,8 +25921,8 @@ enum {
     CONC__EXIT_OTHER_BUILD = 121, /* it has another build of the module that contains conc */
     CONC__EXIT_TOO_LATE = 122,    /* it reached main, or a constructor that opens a pool */
 
-    /* whose turn it is; that side passes the turn on. A faulty job is unlikely to write these
-     * values, or the mark of an unseen request, there */
+    /* whose turn it is: only that side changes `turn`. A faulty job is unlikely to write one of
+     * these values to `turn` or `unseen` by accident */
     CONC__TURN_PROGRAM = 0x3a91c6d5,
     CONC__TURN_WORKER = 0x4be27f18,
     CONC__TURN_QUIT = 0x6d05b3e9,
@@ -25575,10 +25940,11 @@ typedef struct conc__request {
     int kind;
     bool keeps_going;
     bool in_segment; /* otherwise the data is in the channel */
-    /* sizes in bytes, the output behind the input; REQUEST_MAP: of an element, and how many */
+    /* sizes in bytes; the output follows the input. REQUEST_MAP: the size of an element, and the
+     * number of elements */
     uint64_t in, out;
     uint64_t segment_size;    /* size of the segment for larger data; 0: none */
-    uint64_t segment_version; /* a new segment arrives through the socket */
+    uint64_t segment_version; /* if it changes, a new segment arrives through the socket */
     conc__function_id function;
 } conc__request;
 
@@ -25587,8 +25953,8 @@ typedef struct conc__worker_channel {
     unsigned cancel; /* a futex: a new nonzero value asks the worker to stop */
     unsigned asleep; /* the worker is sleeping on `turn` */
     unsigned unseen; /* CONC__UNSEEN: the worker has not begun the request */
-    /* REQUEST_MAP: conc__none_done plus the number of elements that have returned; their results
-     * are behind the data */
+    /* REQUEST_MAP: conc__none_done plus the number of elements done; their results follow the
+     * data */
     uint64_t done;
     int64_t result;
     int text_rc; /* the result that `text` belongs to; 0: none */
@@ -25596,10 +25962,11 @@ typedef struct conc__worker_channel {
     conc__request request;
 } conc__worker_channel;
 
-/* Where a channel's `done` starts: not at a small number, which a faulty job might write there. */
+/* A channel's `done` starts at this value, because a faulty job might write small numbers there. */
 static const uint64_t conc__none_done = 0x5b1d93e7c4a60000u;
 
-_Static_assert(sizeof(conc__worker_channel) <= CONC__CHANNEL_DATA, "a channel's head has to fit");
+_Static_assert(sizeof(conc__worker_channel) <= CONC__CHANNEL_DATA,
+               "a channel's head must fit before its data");
 
 /* A page shared with all workers of a pool, read-only for them. */
 typedef struct conc__status_page {
@@ -25607,13 +25974,14 @@ typedef struct conc__status_page {
     unsigned pollers;
 } conc__status_page;
 
-/* A message through a worker's socket: its startup data, each with a descriptor, and later its data
- * segment. */
+/* A message to a worker through its socket: at startup a piece of memory to map, and finally START;
+ * later a data segment. All but START pass a descriptor. */
 typedef struct conc__setup_message {
     enum { CONC__SETUP_CHANNEL, CONC__SETUP_STATUS, CONC__SETUP_SHARED, CONC__SETUP_START } what;
-    int program; /* START, without a descriptor: the program's process number */
+    /* START: the program's process id, the limit of a worker's memory, the signal mask of jobs */
+    int program;
     uint64_t memory_limit;
-    sigset_t mask; /* and the mask for jobs */
+    sigset_t mask;
     void *address;
     size_t size;
     uint64_t version; /* a data segment's */
@@ -25652,7 +26020,8 @@ CONC__PRIVATE int conc__setup_send(int socket, const conc__setup_message *h, int
     return 0;
 }
 
-/* 1, 0 at the end, or an error. *fd: -1 if none came. */
+/* Receives a message. Returns 1, 0 at the end, or an error. *fd becomes -1 if no descriptor was
+ * passed. */
 CONC__PRIVATE int conc__setup_receive(int socket, conc__setup_message *h, int *fd)
 {
     union {
@@ -25674,7 +26043,7 @@ CONC__PRIVATE int conc__setup_receive(int socket, conc__setup_message *h, int *f
     *fd = -1;
     if (rc == 1 && m.msg_controllen >= CMSG_LEN(sizeof(int)))
         memcpy(fd, CMSG_DATA(&control.head), sizeof *fd);
-    *fd = conc__not_standard(*fd); /* else a job's output would go to it */
+    *fd = conc__not_standard(*fd); /* a job's output must not go to it */
     return rc;
 }
 
@@ -25695,11 +26064,11 @@ CONC__PRIVATE size_t conc__aligned(size_t n)
     return (n + CONC__DATA_ALIGNMENT - 1) / CONC__DATA_ALIGNMENT * CONC__DATA_ALIGNMENT;
 }
 
-/* In a worker process: its own state. */
+/* The state of this process if it is a worker. */
 static struct conc__worker_process {
     int pid, program; /* 0: not a worker */
     bool *own;        /* false in processes that a job forked; NULL: use getpid */
-    bool listens;     /* a thread listens for stop requests to waiting jobs */
+    bool listens;     /* a thread passes stop requests to waiting jobs */
     int socket;
     ino_t socket_file;
     conc__worker_channel *channel;
@@ -25730,7 +26099,7 @@ CONC__PRIVATE void *conc__program_watch_main(void *arg)
     return NULL;
 }
 
-/* A detached thread with a small stack. False: it cannot be started. */
+/* Starts a detached thread with a small stack. Returns false if that fails. */
 CONC__PRIVATE bool conc__small_thread(void *(*fn)(void *), void *arg)
 {
     pthread_attr_t small;
@@ -25743,8 +26112,8 @@ CONC__PRIVATE bool conc__small_thread(void *(*fn)(void *), void *arg)
     return rc == 0;
 }
 
-/* Returns once the thread is running: while starting it may hold an allocator lock, and a process
- * that a job forks just then would find it locked forever. */
+/* Starts the thread, and returns once it is running. A thread that is starting may hold an
+ * allocator lock, which would stay locked forever in a process that a job forks at that moment. */
 CONC__PRIVATE void conc__program_watch_start(int program)
 {
     conc__program_watch w = {conc__pidfd(program), 0};
@@ -25796,8 +26165,8 @@ CONC__PRIVATE bool conc__worker_is_original(void)
     return getpid() == w->pid;
 }
 
-/* A job of a worker begins to wait. Only elements of a map are asked to stop; the first one that
- * waits starts the thread. */
+/* Called when a job of a worker begins to wait. Only elements of a map can be asked to stop; the
+ * first one that waits starts the thread. */
 CONC__PRIVATE void conc__worker_start_cancel_listener(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -25811,7 +26180,8 @@ CONC__PRIVATE void conc__worker_start_cancel_listener(void)
     __atomic_store_n(&w->listens, started, __ATOMIC_RELAXED);
 }
 
-/* The request's number of data bytes, capped: a faulty job may have overwritten it. */
+/* Returns the request's number of data bytes, but at most `most`, because a faulty job may have
+ * overwritten it. */
 CONC__PRIVATE size_t conc__request_bytes(const conc__request *r, size_t most)
 {
     uint64_t bytes = r->in;
@@ -25822,7 +26192,8 @@ CONC__PRIVATE size_t conc__request_bytes(const conc__request *r, size_t most)
     return bytes < most ? bytes : most;
 }
 
-/* A copy of the first `used` bytes of size bytes of memory; NULL: out of memory. */
+/* Returns a private copy of size bytes, of which only the first `used` are copied, or NULL if
+ * memory is short. */
 CONC__PRIVATE void *conc__private_copy(const void *from, size_t size, size_t used)
 {
     void *copy = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | CONC__MAP_ANONYMOUS, -1, 0);
@@ -25831,8 +26202,8 @@ CONC__PRIVATE void *conc__private_copy(const void *from, size_t size, size_t use
     return memcpy(copy, from, used);
 }
 
-/* A job forks. The new process may still run when the memory shared with the program serves other
- * jobs: it gets a copy, as of all its memory. */
+/* Called before a job forks. The new process may still run when the memory shared with the program
+ * serves other jobs, so it gets a copy, as it does of all other memory. */
 CONC__PRIVATE void conc__worker_before_fork(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -25861,7 +26232,7 @@ CONC__PRIVATE void conc__worker_after_fork(void)
     pthread_mutex_unlock(&w->mapping_mutex);
 }
 
-/* Replaces the memory with the copy, or unmaps it if there is none. */
+/* Replaces the memory with the copy, or unmaps it if there is no copy. */
 CONC__PRIVATE void conc__worker_remap_copy(void *place, void *copy, size_t size)
 {
     enum { MAY_MOVE = 1, FIXED = 2 }; /* MREMAP_MAYMOVE, MREMAP_FIXED */
@@ -25872,7 +26243,7 @@ CONC__PRIVATE void conc__worker_remap_copy(void *place, void *copy, size_t size)
         munmap(place, size);
 }
 
-/* In a process that a job forked. It must not outlive the program either. */
+/* Called in a process that a job forked. It must not outlive the program either. */
 CONC__PRIVATE void conc__worker_in_forked_child(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -25886,9 +26257,9 @@ CONC__PRIVATE void conc__worker_in_forked_child(void)
         conc__program_watch_start(w->program);
 }
 
-/* The worker ends with the program: the kernel kills it when its parent, the supervisor thread,
- * ends, even if a job has executed another program; and so does a thread, even if a job has changed
- * its user. */
+/* Makes the worker end with the program. The kernel kills it when its parent, the supervisor
+ * thread, ends, even if a job has executed another program. A thread of the worker also watches
+ * the program, in case a job has changed the user. */
 CONC__PRIVATE void conc__worker_tie_to_program(int program)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -25906,8 +26277,8 @@ CONC__PRIVATE bool conc__worker_has_socket(void)
     return fstat(w->socket, &st) == 0 && st.st_ino == w->socket_file;
 }
 
-/* Wakes the program unless it polls. If a job has closed the socket, the end of this process wakes
- * the program, which then still takes the reply. */
+/* Wakes the program unless it polls. If a job has closed the socket, this process exits, which
+ * wakes the program too; the reply is not lost. */
 CONC__PRIVATE void conc__worker_notify_program(void)
 {
     const struct conc__worker_process *w = &conc__worker_process;
@@ -25928,7 +26299,7 @@ CONC__PRIVATE void conc__worker_spin(const conc__worker_channel *c)
     }
 }
 
-/* Waits for a request. False: the worker must exit. */
+/* Waits for a request. Returns false if the worker must exit. */
 CONC__PRIVATE bool conc__worker_await_request(conc__worker_channel *c)
 {
     int64_t start = conc__clock();
@@ -25947,8 +26318,8 @@ CONC__PRIVATE bool conc__worker_await_request(conc__worker_channel *c)
     }
 }
 
-/* Receives the latest data segment, which replaces the previous one. Older, abandoned ones may
- * still be in the socket. False: a later request may try again. */
+/* Receives the request's data segment, which replaces the previous one. Skips older segments that
+ * are still in the socket. Returns false if it fails; a later request may try again. */
 CONC__PRIVATE bool conc__worker_receive_segment(const conc__request *r)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -25962,7 +26333,7 @@ CONC__PRIVATE bool conc__worker_receive_segment(const conc__request *r)
     w->segment_size = r->segment_size;
     while (r->segment_size && h.version != r->segment_version) {
         if (!conc__worker_has_socket())
-            _exit(1); /* a new worker has one */
+            _exit(1); /* the worker that replaces this one has a socket */
         if (w->segment_fd > 0)
             close(w->segment_fd);
         if (conc__setup_receive(w->socket, &h, &w->segment_fd) != 1)
@@ -25985,7 +26356,7 @@ CONC__PRIVATE void conc__worker_map_segment(const conc__request *r)
     w->segment_fd = 0;
 }
 
-/* The request's data; NULL: its segment cannot be mapped. */
+/* Returns the request's data, or NULL if its segment cannot be mapped. */
 CONC__PRIVATE char *conc__worker_data(const conc__request *r)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -26005,7 +26376,7 @@ CONC__PRIVATE char *conc__worker_data(const conc__request *r)
 
 CONC__PRIVATE int64_t conc__worker_do_map(conc__worker_channel *c, conc_fn *fn, char *data)
 {
-    /* before the calls, which may overwrite the request */
+    /* read before the calls, which may overwrite the request */
     const uint64_t size = c->request.in, count = c->request.out;
     const bool keeps_going = c->request.keeps_going;
     int *results = (int *)(void *)(data + conc__aligned(size * count));
@@ -26043,8 +26414,8 @@ CONC__PRIVATE int64_t conc__worker_call(conc__worker_channel *c)
     }
 }
 
-/* Handles the request and replies. A process that a job forked is not a worker, even if it returns
- * from the job. */
+/* Handles the request and replies. A process that a job forked exits here if it returns from the
+ * job. */
 CONC__PRIVATE void conc__worker_do_request(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -26065,8 +26436,9 @@ CONC__PRIVATE void conc__worker_do_request(void)
     conc__worker_notify_program();
 }
 
-/* The program decides whether it ends on SIGINT and SIGTERM, which a terminal or a service manager
- * sends to all its processes. A job that sends itself SIGTERM ends its worker. */
+/* A terminal or a service manager sends SIGINT and SIGTERM to all processes, but only the program
+ * decides whether to end, so a worker ignores them. A job that sends itself SIGTERM does end its
+ * worker. */
 CONC__PRIVATE void conc__worker_signalled(int number, siginfo_t *info, void *context)
 {
     (void)context;
@@ -26077,7 +26449,7 @@ CONC__PRIVATE void conc__worker_signalled(int number, siginfo_t *info, void *con
     raise(SIGTERM);
 }
 
-/* These are handlers, because ignored signals would be inherited by programs that a job starts. */
+/* Installs handlers instead of SIG_IGN, which programs that a job starts would inherit. */
 CONC__PRIVATE void conc__worker_set_signals(const sigset_t *mask)
 {
     struct sigaction action;
@@ -26136,9 +26508,9 @@ CONC__PRIVATE void conc__worker_receive_setup(const conc__setup_message *h, int 
     close(fd);
 }
 
-/* The process of the supervisor, according to the worker's socket; -1: unknown. Processes that a
- * worker's constructors start or fork have its environment and socket too, but a different parent.
- */
+/* Returns the supervisor's process id, according to the worker's socket, or -1 if it is unknown.
+ * Only the worker has that process as its parent: processes that its constructors start or fork
+ * inherit its environment and socket, but have a different parent. */
 CONC__PRIVATE int conc__supervisor_process(void)
 {
     enum { PEERCRED = 17 }; /* SO_PEERCRED, which POSIX does not have */
@@ -26153,14 +26525,14 @@ CONC__PRIVATE int conc__supervisor_process(void)
     return peer.pid;
 }
 
-/* This program was started as a worker: main is never called. */
+/* Runs this process as a worker. Never returns, so main is not called. */
 CONC__COLD void conc__worker_main(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
     conc__setup_message h;
     int fd, program = conc__supervisor_process();
     if (program >= 0 && program != getppid())
-        _exit(0); /* a constructor has forked, and the worker is the other process */
+        _exit(0); /* not the worker: one of its constructors has forked or started this process */
     w->socket = CONC__WORKER_SOCKET;
     fcntl(w->socket, F_SETFD, FD_CLOEXEC);
     while (conc__setup_receive(w->socket, &h, &fd) == 1) {
@@ -26174,8 +26546,8 @@ CONC__COLD void conc__worker_main(void)
     _exit(1);
 }
 
-/* Marks a process as a worker: names the function that it begins with. A program may contain
- * several copies of this file. */
+/* Writes the environment entry that marks a process as a worker. It names conc__worker_main,
+ * because a program may contain several copies of this file. */
 CONC__PRIVATE bool conc__worker_mark(char *text, size_t size)
 {
     conc__function_id f;
@@ -26198,7 +26570,7 @@ typedef struct conc__constructors {
     conc__constructor **first, **end;
 } conc__constructors;
 
-/* The program is the first module. */
+/* Finds the constructors of the first module, which is the program. */
 CONC__PRIVATE int conc__constructors_look(conc__module_info *m, size_t size, void *arg)
 {
     conc__constructors *c = arg;
@@ -26222,7 +26594,7 @@ CONC__PRIVATE int conc__constructors_look(conc__module_info *m, size_t size, voi
     return 1;
 }
 
-/* The program's last constructor, in a worker that has not begun. */
+/* The program's last constructor, in a worker that does not serve yet. */
 static conc__constructor *conc__last_constructor;
 
 CONC__PRIVATE void conc__construct_and_serve(int argc, char **argv, char **env)
@@ -26232,8 +26604,8 @@ CONC__PRIVATE void conc__construct_and_serve(int argc, char **argv, char **env)
     conc__worker_main();
 }
 
-/* Makes the worker begin after all constructors have run, so that jobs see their effects: replaces
- * the program's last one. own: the running one. */
+/* Makes the worker serve after all constructors have run, so that jobs see their effects, by
+ * replacing the program's last one. `own` is the constructor that is running. */
 CONC__PRIVATE void conc__worker_start_after_constructors(conc__constructor *own)
 {
     conc__constructors c = {conc__static_constructors, conc__static_constructors_end};
@@ -26248,8 +26620,8 @@ CONC__PRIVATE void conc__worker_start_after_constructors(conc__constructor *own)
     c.end[-1] = conc__construct_and_serve;
 }
 
-/* The identity in a mark, and how much of the mark to compare: if builds are distinguishable, not
- * the module's path, which may have changed. */
+/* Stores the identity in a mark, and returns how many of its bytes to compare. If the identity is
+ * known, they exclude the module's path, which may have changed. */
 CONC__PRIVATE size_t conc__mark_part(const char *mark, uint64_t *identity)
 {
     const char *dot = strchr(mark, '.');
@@ -26267,8 +26639,9 @@ CONC__PRIVATE int conc__module_is(conc__module_info *m, size_t size, void *arg)
     return conc__module_identity(m) == *identity;
 }
 
-/* In the constructor `own`: is this process a worker of the copy of conc in this module? If the
- * mark names an absent module, the program must not run in the worker's place. */
+/* Called by the constructor `own`. If this process is a worker of this copy of conc, makes it
+ * serve. If the mark names a module that is absent, exits, because the program must not run in the
+ * worker's place. */
 CONC__PRIVATE void conc__worker_check(conc__constructor *own)
 {
     static char mark[4200];
@@ -26296,9 +26669,9 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
  *   COPYING   data is copied to it or from it: large data by the supervisor, without the mutex;
  *             small data by any thread under the mutex, so that no other thread sees this state
  *   BUSY      has a request; `awaited` while any thread may collect its reply
- *   LEAVING   was killed or told to quit; or its process is being made
+ *   LEAVING   was killed or told to quit, or its process is being created
  *
- *   Any thread that holds the mutex makes these changes:
+ *   Any thread may make these changes:
  *
  *   STARTING  -> IDLE      init has returned
  *   IDLE      -> BUSY      it gets a small job
@@ -26331,14 +26704,14 @@ typedef struct conc__worker {
     conc__worker_channel *channel; /* pollers load it without the mutex */
     bool awaited;                  /* any thread may collect its reply; read without the mutex */
     bool cancelled;                /* its job was cancelled while its data was being copied */
-    bool proved;                   /* it has begun a job once */
+    bool proved;                   /* it has begun at least one job */
     int pid, pidfd, socket;
     unsigned poll_process, poll_socket; /* their index in the supervisor's polls; 0: none */
     conc__segment channel_memory, data;
     uint64_t data_version; /* changes with the segment */
     conc_job *job;
-    int jobs;         /* how many jobs it got */
-    unsigned cancels; /* how often it was asked to stop a map; never 0 after the first */
+    int jobs;         /* how many jobs it was given */
+    unsigned cancels; /* how often it was asked to stop a map; wraps around to 1 */
     int64_t idle_since;
 } conc__worker;
 
@@ -26357,14 +26730,14 @@ typedef struct conc__supervisor {
     bool wake_pending, runs, ending;
     pthread_t thread;
     conc__job_context context; /* the thread's own, for its error texts */
-    sigset_t mask;             /* of the pool's opener, for jobs */
+    sigset_t mask;             /* of the thread that opened the pool; for jobs */
     char **environment;        /* a copy made when the pool was opened, with the worker's mark */
     conc__function_id init;    /* offset 0: none */
     size_t memory_limit;
     int max_jobs;
     int starting;
     int failures; /* weight of consecutive workers that ended before beginning a job */
-    int broken;   /* the error that stops worker starts; 0: none */
+    int broken;   /* the error of all further jobs, because workers cannot start; 0: none */
     char why[96];
     conc__waiter *closer;  /* waits for the supervisor to exit */
     conc__segment *unused; /* channels of ended workers, which a thread may still be polling */
@@ -26375,8 +26748,8 @@ typedef struct conc__supervisor {
 } conc__supervisor;
 
 enum {
-    /* worker starts stop once `failures` reaches this: 3 failures of the program, or more if some
-     * may have external causes */
+    /* no worker is started once `failures` reaches this: after 3 failures of the program, or more
+     * if some may have external causes */
     CONC__FAILURES = 30,
     CONC__FAILURE = 10,
     CONC__MINOR_FAILURE = 1,
@@ -26410,7 +26783,7 @@ CONC__PRIVATE int conc__request_function(conc__supervisor *s, conc__worker *w, u
         named->fn = named->function.identity ? fn : 0; /* an unknown identity may be known later */
         named->counts = counts;
     }
-    /* every time, because a faulty job may have overwritten it */
+    /* copied every time, because a faulty job may have overwritten it */
     memcpy(to, &named->function,
            offsetof(conc__function_id, module) + strlen(named->function.module) + 1);
     return 0;
@@ -26435,8 +26808,8 @@ CONC__PRIVATE bool conc__worker_has_replied(const conc__worker_channel *c)
     return __atomic_load_n(&c->turn, __ATOMIC_SEQ_CST) == CONC__TURN_PROGRAM;
 }
 
-/* Takes the next elements for a runner: many at first, one at a time near the end. If the map must
- * stop, drops elements taken but not sent instead. */
+/* Takes the next elements of a map for a runner: many at first, one at a time near the end. If the
+ * map must stop, takes none, and drops those that were taken but not sent. */
 CONC__PRIVATE void conc__range_take(const conc__supervisor *s, const conc_job *j)
 {
     conc__payload *p = j->payload;
@@ -26460,13 +26833,13 @@ CONC__PRIVATE void conc__range_take(const conc__supervisor *s, const conc_job *j
     m->next += n;
 }
 
-/* The offset of a map's element results, which follow its data. */
+/* Returns the offset of the elements' results, which follow their data. */
 CONC__PRIVATE size_t conc__range_results(const conc__payload *p)
 {
     return conc__aligned(p->left * p->map->size);
 }
 
-/* The number of data bytes that the job's request needs; SIZE_MAX: too many. */
+/* Returns how many data bytes the job's request needs, or SIZE_MAX if there are too many. */
 CONC__PRIVATE size_t conc__job_bytes(const conc_job *j)
 {
     const conc__payload *p = j->payload;
@@ -26484,13 +26857,13 @@ CONC__PRIVATE bool conc__job_is_large(const conc_job *j)
     return conc__job_bytes(j) > CONC__SMALL;
 }
 
-/* Where the program finds the job's data. */
+/* Returns where the program reads and writes the job's data. */
 CONC__PRIVATE char *conc__job_data(const conc__worker *w, const conc_job *j)
 {
     return conc__job_is_large(j) ? w->data.address : (char *)w->channel + CONC__CHANNEL_DATA;
 }
 
-/* Gives the worker a large enough data segment; size 0: none. */
+/* Gives the worker a data segment of at least `size` bytes, or takes it away if size is 0. */
 CONC__PRIVATE int conc__worker_reserve_data(conc__worker *w, size_t size)
 {
     enum { STEP = 1 << 20 };
@@ -26520,7 +26893,8 @@ CONC__PRIVATE int conc__worker_reserve_data(conc__worker *w, size_t size)
     return conc_fail(-ENOMEM, "no room for %zu bytes of data: %s", size, strerror(-rc));
 }
 
-/* Fills in the job's request kind and sizes. Returns the size of the data to send, at *from. */
+/* Fills in the kind and the sizes of the job's request. Returns how many bytes to send; *from
+ * points to them. */
 CONC__PRIVATE size_t conc__request_describe(conc__request *r, const conc_job *j, const void **from)
 {
     const conc__payload *p = j->payload;
@@ -26547,7 +26921,7 @@ CONC__PRIVATE size_t conc__request_describe(conc__request *r, const conc_job *j,
     return j->size;
 }
 
-/* Writes the job's request and data into the channel, which already names its function. */
+/* Writes the job's request and data, apart from the name of its function. */
 CONC__PRIVATE int conc__job_write_request(conc_job *j, conc__worker *w)
 {
     bool large = conc__job_is_large(j);
@@ -26579,7 +26953,7 @@ CONC__PRIVATE uintptr_t conc__job_function(const conc_job *j)
 
 /* ---- Results ---- */
 
-/* Ends a worker's job. text: its error's; "": none. */
+/* Ends a worker's job. `text` is its error text, or "" if it has none. */
 CONC__PRIVATE void conc__job_complete(conc__job_queue *q, conc_job *j, int result, const char *text)
 {
     conc__job_context ctx = {.locals = j->locals};
@@ -26603,7 +26977,7 @@ CONC__PRIVATE void conc__job_complete_undone(conc__job_queue *q, conc_job *j, in
     conc__job_complete(q, j, rc, text);
 }
 
-/* How many of a runner's elements are done, according to its worker; SIZE_MAX: an element has
+/* Returns how many of the runner's elements its worker has done, or SIZE_MAX if an element has
  * overwritten the count. */
 CONC__PRIVATE size_t conc__range_counted(const conc__worker *w)
 {
@@ -26611,8 +26985,8 @@ CONC__PRIVATE size_t conc__range_counted(const conc__worker *w)
     return done <= w->job->payload->left ? (size_t)done : SIZE_MAX;
 }
 
-/* The first n of a runner's elements have returned: copies their bytes and results, and notes the
- * first error. */
+/* Copies the bytes and results of the runner's first n elements, which have returned. If one of
+ * them is the first of the map to fail, sets the map's error and *error. */
 CONC__PRIVATE void conc__range_done(const conc__worker *w, size_t n, int *error)
 {
     conc__payload *p = w->job->payload;
@@ -26633,7 +27007,7 @@ CONC__PRIVATE void conc__range_done(const conc__worker *w, size_t n, int *error)
     p->left -= n;
 }
 
-/* One element failed: tells the map's workers to start no more. */
+/* Tells the map's workers to start no more elements, because one has failed. */
 CONC__PRIVATE void conc__map_stop(conc__supervisor *s, conc__map_call *m)
 {
     __atomic_store_n(&m->stop, true, __ATOMIC_RELAXED);
@@ -26650,7 +27024,7 @@ CONC__PRIVATE void conc__map_stop(conc__supervisor *s, conc__map_call *m)
     }
 }
 
-/* A runner's request was answered. True: it has taken more elements. */
+/* Handles the reply to a runner's request. Returns true if the runner has taken more elements. */
 CONC__PRIVATE bool conc__runner_goes_on(conc__supervisor *s, conc__worker *w, int result,
                                         int *error)
 {
@@ -26671,7 +27045,7 @@ CONC__PRIVATE bool conc__runner_goes_on(conc__supervisor *s, conc__worker *w, in
     return p->left > 0;
 }
 
-/* Reads the result of a job that is not a runner. */
+/* Copies the data, and returns the result, of a job that is not a runner. */
 CONC__PRIVATE int conc__job_read_result(const conc__worker *w, int64_t result)
 {
     const conc_job *j = w->job;
@@ -26701,7 +27075,7 @@ CONC__PRIVATE void conc__worker_quit(conc__worker *w)
     conc__futex_wake(&w->channel->turn);
 }
 
-/* The worker has done its job. */
+/* Takes the job from the worker, which becomes idle, or quits if it has done max_jobs jobs. */
 CONC__PRIVATE void conc__worker_set_idle(conc__supervisor *s, conc__worker *w)
 {
     w->job = NULL;
@@ -26750,8 +27124,7 @@ CONC__PRIVATE void conc__worker_give_job(conc__supervisor *s, conc__worker *w, c
     conc__job_complete_undone(s->queue, j, rc ? rc : -ECANCELED, text);
 }
 
-/* The idle worker that was busy last: its data is still in the caches, and it may not have fallen
- * asleep. */
+/* Returns the idle worker that was busy last: its data is still cached, and it may be awake. */
 CONC__PRIVATE conc__worker *conc__worker_find_idle(conc__supervisor *s)
 {
     conc__worker *best = NULL;
@@ -26771,8 +27144,8 @@ CONC__PRIVATE conc__worker *conc__worker_find(conc__supervisor *s, conc__worker_
     return NULL;
 }
 
-/* Gives queued jobs to idle workers. is_supervisor: the caller is the supervisor; another thread
- * wakes it for its exclusive work. */
+/* Gives queued jobs to idle workers. If the caller is another thread, it wakes the supervisor for
+ * what only the supervisor may do. */
 CONC__PRIVATE void conc__supervisor_dispatch(conc__supervisor *s, bool is_supervisor)
 {
     conc__job_queue *q = s->queue;
@@ -26808,7 +27181,7 @@ CONC__PRIVATE void conc__reply_words(const conc__worker_channel *c, char text[96
     text[sizeof c->text - 1] = 0;
 }
 
-/* The worker has begun a job, so worker starts do not fail in general. */
+/* Records that the worker has begun a job: workers can start, so earlier failures do not count. */
 CONC__PRIVATE void conc__worker_mark_proved(conc__supervisor *s, conc__worker *w)
 {
     if (!w->proved)
@@ -26816,7 +27189,7 @@ CONC__PRIVATE void conc__worker_mark_proved(conc__supervisor *s, conc__worker *w
     w->proved = true;
 }
 
-/* The worker has replied: copies the result. */
+/* Handles a worker's reply: copies the result, and ends the job or continues the runner. */
 CONC__PRIVATE void conc__worker_replied(conc__supervisor *s, conc__worker *w)
 {
     conc_job *j = w->job;
@@ -26855,7 +27228,7 @@ CONC__PRIVATE void conc__worker_replied(conc__supervisor *s, conc__worker *w)
     conc__job_complete(s->queue, j, result, text);
 }
 
-/* A worker's init has returned. */
+/* Handles the reply of a worker whose init has returned. */
 CONC__PRIVATE void conc__worker_ready(conc__supervisor *s, conc__worker *w)
 {
     const conc__worker_channel *c = w->channel;
@@ -26871,7 +27244,7 @@ CONC__PRIVATE void conc__worker_ready(conc__supervisor *s, conc__worker *w)
     snprintf(s->why, sizeof s->why, "init failed: %.80s", c->text_rc ? text : conc_strerror(rc));
 }
 
-/* Collects replies, leaving those to large jobs to the supervisor. */
+/* Collects the workers' replies; other threads leave those to large jobs to the supervisor. */
 CONC__PRIVATE void conc__supervisor_collect(conc__supervisor *s, bool is_supervisor)
 {
     for (int i = 0; i < s->queue->max_workers; i++) {
@@ -26890,8 +27263,8 @@ CONC__PRIVATE void conc__supervisor_collect(conc__supervisor *s, bool is_supervi
     conc__supervisor_dispatch(s, is_supervisor);
 }
 
-/* No other process can have the worker's number: only the supervisor reaps it. If the program reaps
- * all its children, the pidfd still identifies it. */
+/* Signals the worker. No other process can have its process id, because only the supervisor reaps
+ * it. Even if the program reaps all its children, the pidfd identifies it. */
 CONC__PRIVATE void conc__worker_signal(const conc__worker *w, int number)
 {
 #ifdef SYS_pidfd_send_signal
@@ -26902,7 +27275,7 @@ CONC__PRIVATE void conc__worker_signal(const conc__worker *w, int number)
     kill(w->pid, number);
 }
 
-/* Kills the worker. True: the caller must end its job. */
+/* Kills the worker if it is busy. Returns true if the caller must end its job. */
 CONC__PRIVATE bool conc__worker_kill(conc__worker *w)
 {
     if (w->state == CONC__WORKER_COPYING)
@@ -26915,7 +27288,7 @@ CONC__PRIVATE bool conc__worker_kill(conc__worker *w)
     return true;
 }
 
-/* Cancels a job (NULL: all running ones). True: the caller must end the job. */
+/* Cancels a job, or all running jobs if j is NULL. Returns true if the caller must end j. */
 CONC__PRIVATE bool conc__supervisor_cancel(conc__job_queue *q, conc_job *j)
 {
     conc__supervisor *s = q->supervisor;
@@ -26945,9 +27318,9 @@ CONC__PRIVATE bool conc__supervisor_cancel(conc__job_queue *q, conc_job *j)
 
 /* ---- Starting workers ---- */
 
-/* The command that executes this program anew: the running file, even if its name now refers to
- * another file. If the program was started by the dynamic loader, that is the loader, with its
- * options and the program's path as arguments. */
+/* The command that executes this program again: the running file, even if its path now names
+ * another file. If the program was started as an argument of the dynamic loader, the command is the
+ * loader with its options and the program's path. */
 typedef struct conc__own_program {
     const char *argv[20];
     char path[4096];
@@ -26964,15 +27337,15 @@ CONC__PRIVATE int conc__first_module(conc__module_info *m, size_t size, void *ar
     return 1;
 }
 
-/* Is this a path of the file? */
+/* Does the path lead to this file? */
 CONC__PRIVATE bool conc__is_file(const char *path, const struct stat *file)
 {
     struct stat st;
     return stat(path, &st) == 0 && st.st_dev == file->st_dev && st.st_ino == file->st_ino;
 }
 
-/* Copies the loader's options, which precede this program in the command: how many arguments. 0 if
- * the program has overwritten its command. */
+/* Copies the loader's options, which precede the program's path in its command. Returns how many
+ * there are, or 0 if the program has overwritten the command. */
 CONC__PRIVATE int conc__loader_options(conc__own_program *p, const struct stat *program, int room)
 {
     int fd = conc__open_file("/proc/self/cmdline", O_RDONLY);
@@ -26993,7 +27366,8 @@ CONC__PRIVATE int conc__loader_options(conc__own_program *p, const struct stat *
     return 0;
 }
 
-/* Was the program started by the dynamic loader, as in `ld.so ./program`? *mapped: its own file. */
+/* Was the program started by the dynamic loader, as in `ld.so ./program`? If so, *mapped becomes
+ * the program's file. */
 CONC__PRIVATE bool conc__is_run_by_loader(const conc__own_program *p, struct stat *mapped)
 {
     struct stat executed;
@@ -27007,7 +27381,7 @@ CONC__PRIVATE bool conc__is_run_by_loader(const conc__own_program *p, struct sta
 
 CONC__PRIVATE void conc__own_program_find(conc__own_program *p)
 {
-    enum { OTHERS = 4 }; /* the loader, the program, the name, and the end */
+    enum { OTHERS = 4 }; /* the loader, the program, the worker's name, and NULL */
     struct stat mapped;
     uintptr_t address = 0;
     ssize_t n = readlink("/proc/self/exe", p->path, sizeof p->path - 1);
@@ -27024,7 +27398,7 @@ CONC__PRIVATE void conc__own_program_find(conc__own_program *p)
     p->argv[i] = NULL;
 }
 
-/* A worker's standard input: /dev/null, or an empty pipe if a changed root has none. */
+/* Opens a worker's standard input: /dev/null, or an empty pipe if there is none after a chroot. */
 CONC__PRIVATE int conc__empty_input(void)
 {
     int ends[2], fd = conc__open_file("/dev/null", O_RDONLY);
@@ -27037,8 +27411,8 @@ CONC__PRIVATE int conc__empty_input(void)
     return ends[0];
 }
 
-/* Starts the process with all signals blocked until it has handlers: the terminal's interrupt
- * reaches it too. */
+/* Starts the process with all signals blocked. The worker unblocks them once it has handlers,
+ * because a terminal's interrupt reaches it too. */
 CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int input, int *pid)
 {
     conc__own_program program;
@@ -27065,7 +27439,7 @@ CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int 
     return -rc;
 }
 
-/* A copy of the environment, with a worker's mark in front. */
+/* Returns a copy of the environment that begins with a worker's mark, or NULL if that fails. */
 CONC__PRIVATE char **conc__worker_environment(void)
 {
     static const size_t room = 4200; /* for the mark */
@@ -27104,7 +27478,7 @@ CONC__PRIVATE int conc__worker_send_setup(const conc__supervisor *s, const conc_
     return conc__setup_send(w->socket, &start, -1);
 }
 
-/* Waits for the process to end: its status as from waitpid, -1 if unknown. */
+/* Waits for the process to end. Returns its status as from waitpid(2), or -1 if it is unknown. */
 CONC__PRIVATE int conc__worker_reap(const conc__worker *w)
 {
     int status = -1;
@@ -27113,8 +27487,8 @@ CONC__PRIVATE int conc__worker_reap(const conc__worker *w)
     return status;
 }
 
-/* Closes the socket for the worker too, even if a process that the program has forked has a copy of
- * this end. */
+/* Closes the program's end of the socket. The shutdown closes it for the worker even if a process
+ * that the program has forked holds a copy. */
 CONC__PRIVATE void conc__worker_close_socket(conc__worker *w)
 {
     if (w->socket >= 0) {
@@ -27124,7 +27498,7 @@ CONC__PRIVATE void conc__worker_close_socket(conc__worker *w)
     w->socket = -1;
 }
 
-/* Starts the process with this end of its socket. */
+/* Starts the worker's process with this end of its socket, and closes the end here. */
 CONC__PRIVATE int conc__worker_start_process(conc__supervisor *s, conc__worker *w, int socket)
 {
     int input = conc__empty_input(), rc = input;
@@ -27187,14 +27561,14 @@ CONC__PRIVATE void conc__worker_clear(conc__supervisor *s, conc__worker *w)
         *old = w->channel_memory;
         old->next = s->unused;
         s->unused = old;
-    } /* else it stays mapped, because a thread may be polling it */
+    } /* if memory is short it stays mapped, because a thread may be polling it */
     w->channel_memory = (conc__segment){.fd = -1};
     w->job = NULL;
     w->cancelled = false;
     w->state = CONC__WORKER_NONE;
 }
 
-/* Unmaps ended workers' channels, if no thread is polling. */
+/* Unmaps the channels of workers that have ended, unless a thread may be polling them. */
 CONC__PRIVATE void conc__supervisor_unmap_channels(conc__supervisor *s, bool none_polls)
 {
     conc__segment *old;
@@ -27265,8 +27639,8 @@ CONC__PRIVATE void conc__describe_exit(int status, char *text, size_t size)
         snprintf(text, size, "the worker exited with status %d", WEXITSTATUS(status));
 }
 
-/* A runner's worker died. The element it was calling is lost, and the next worker gets those after
- * it. If that is unknown, all are lost. */
+/* Handles the death of a runner's worker. The element that was running is lost, and another worker
+ * gets those after it. If it is unknown which one was running, all are lost. */
 CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w, const char *text)
 {
     conc_job *j = w->job;
@@ -27279,7 +27653,7 @@ CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w,
     if (left) {
         p->left = lost;
         conc__range_drop(p, -EOWNERDEAD);
-        m->dropped -= lost; /* these were called */
+        m->dropped -= lost; /* the lost ones were called */
         p->left = left - lost;
         if (!m->keeps_going && !m->error)
             m->error = error = -EOWNERDEAD;
@@ -27295,7 +27669,7 @@ CONC__PRIVATE void conc__runner_lost(conc__supervisor *s, const conc__worker *w,
     conc__job_complete(s->queue, j, error, error == -EOWNERDEAD ? text : "");
 }
 
-/* Is there a worker that has started or may have? */
+/* Is there a worker that is starting or has started? */
 CONC__PRIVATE bool conc__supervisor_has_workers(const conc__supervisor *s)
 {
     for (int i = 0; i < s->queue->max_workers; i++) {
@@ -27318,8 +27692,9 @@ CONC__PRIVATE bool conc__may_be_sent(int signal)
     }
 }
 
-/* A worker ended before beginning a job. If the program may not be at fault, it counts less. After
- * too many failures no more workers are started, and if none is left the pool is broken. */
+/* Counts a worker that ended before it began a job, with less weight if the program may not be at
+ * fault. After too many failures no more workers are started, and if none is left the pool is
+ * broken. */
 CONC__PRIVATE void conc__supervisor_count_failure(conc__supervisor *s, int status, const char *text)
 {
     bool is_known = status != -1, is_minor = !is_known;
@@ -27337,7 +27712,7 @@ CONC__PRIVATE void conc__supervisor_count_failure(conc__supervisor *s, int statu
     snprintf(s->why, sizeof s->why, "workers fail to start: %.70s", text);
 }
 
-/* The worker's process has ended. */
+/* Handles the end of a worker's process, whose job is queued again or fails. */
 CONC__PRIVATE void conc__worker_ended(conc__supervisor *s, conc__worker *w)
 {
     char text[96];
@@ -27365,11 +27740,10 @@ CONC__PRIVATE void conc__worker_ended(conc__supervisor *s, conc__worker *w)
     }
     conc__worker_clear(s, w);
     if (s->failures >= CONC__FAILURES && !conc__supervisor_has_workers(s))
-        s->failures = CONC__FAILURES - 1; /* the last one has ended: try one more start */
+        s->failures = CONC__FAILURES - 1; /* no worker is left: try one more start */
     conc__job_queue_notify_closer(q);
 }
 
-/* Has the process ended? */
 CONC__PRIVATE bool conc__worker_has_ended(const conc__worker *w)
 {
     siginfo_t info;
@@ -27380,13 +27754,13 @@ CONC__PRIVATE bool conc__worker_has_ended(const conc__worker *w)
         return errno == ECHILD;
     if (w->pidfd >= 0)
         return conc__fd_ready(w->pidfd, CONC_READABLE) > 0;
-    return waitpid(w->pid, NULL, WNOHANG) != 0; /* then its status is lost */
+    return waitpid(w->pid, NULL, WNOHANG) != 0; /* if it has, its status is lost */
 }
 
 /* ---- The supervisor ---- */
 
-/* Releases data segments unused for a while. Returns the milliseconds until the next is due; -1:
- * none. */
+/* Releases the data segments of workers idle for a second. Returns the milliseconds until the next
+ * may be due, or -1 if there is none. */
 CONC__PRIVATE int conc__supervisor_free_unused(conc__supervisor *s)
 {
     enum { UNUSED = 1000 }; /* ms */
@@ -27404,7 +27778,7 @@ CONC__PRIVATE int conc__supervisor_free_unused(conc__supervisor *s)
     return next;
 }
 
-/* Reads a worker's wake-ups, which have no content. The worker may have closed its end. */
+/* Discards the wake-ups in a worker's socket, and closes it if the worker has closed its end. */
 CONC__PRIVATE void conc__worker_drain_socket(conc__worker *w)
 {
     char some[8];
@@ -27416,7 +27790,7 @@ CONC__PRIVATE void conc__worker_drain_socket(conc__worker *w)
         conc__worker_close_socket(w);
 }
 
-/* Adds a descriptor to the polled ones: its index; 0: no descriptor. */
+/* Adds a descriptor to the polled ones. Returns its index, or 0 if fd is negative. */
 CONC__PRIVATE unsigned conc__supervisor_watch(conc__supervisor *s, int fd)
 {
     if (fd < 0)
@@ -27425,9 +27799,9 @@ CONC__PRIVATE unsigned conc__supervisor_watch(conc__supervisor *s, int fd)
     return s->poll_count++;
 }
 
-/* Polls the descriptors, for at most that many milliseconds (-1: no limit). poll refuses more
- * descriptors than RLIMIT_NOFILE allows, which may be lower now than when they were opened: then
- * all count as ready after a while. */
+/* Polls the descriptors for at most `limit` milliseconds (-1: no limit). poll(2) refuses more
+ * descriptors than RLIMIT_NOFILE, which may have been lowered since they were opened; they then all
+ * count as ready after a short sleep. */
 CONC__PRIVATE void conc__supervisor_poll(conc__supervisor *s, int limit)
 {
     if (poll(s->polls, s->poll_count, limit) >= 0 || errno == EINTR)
@@ -27443,7 +27817,7 @@ CONC__PRIVATE void conc__supervisor_wait(conc__supervisor *s, int limit)
     conc__job_queue *q = s->queue;
     uint64_t count;
     s->poll_count = 0;
-    conc__supervisor_watch(s, s->wake_fd); /* the first */
+    conc__supervisor_watch(s, s->wake_fd); /* index 0 */
     for (int i = 0; i < q->max_workers; i++) {
         conc__worker *w = &s->workers[i];
         w->poll_process = conc__supervisor_watch(s, w->pidfd);
@@ -27463,7 +27837,7 @@ CONC__PRIVATE void conc__supervisor_wait(conc__supervisor *s, int limit)
         if (w->poll_socket && s->polls[w->poll_socket].revents)
             conc__worker_drain_socket(w);
     }
-    conc__supervisor_collect(s, true); /* before its end: a worker may have replied and then died */
+    conc__supervisor_collect(s, true); /* first, because a worker may have replied and then died */
     for (int i = 0; i < q->max_workers; i++) {
         conc__worker *w = &s->workers[i];
         bool asks = w->pid && (w->pidfd < 0 || s->polls[w->poll_process].revents);
@@ -27519,7 +27893,7 @@ CONC__PRIVATE void conc__supervisor_notify(conc__job_queue *q)
     conc__supervisor_dispatch(q->supervisor, false);
 }
 
-/* Under the mutex: starts the supervisor's thread, for the first job. */
+/* Starts the supervisor's thread for the first job. Under the mutex. */
 CONC__PRIVATE int conc__supervisor_start(conc__supervisor *s)
 {
     if (s->runs)
@@ -27533,7 +27907,7 @@ CONC__PRIVATE int conc__supervisor_start(conc__supervisor *s)
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
 
-/* Polls one pool's replies before the loop of tasks waiting for them sleeps. */
+/* Polls a pool for replies before a loop whose tasks wait for them goes to sleep. */
 typedef struct conc__reply_poller {
     conc__idle_hook hook;
     conc__job_queue *queue;
@@ -27541,7 +27915,7 @@ typedef struct conc__reply_poller {
     int users;
 } conc__reply_poller;
 
-/* Is there a reply for any thread to collect? */
+/* Is there a reply that any thread may collect? */
 CONC__PRIVATE bool conc__reply_poller_sees(const conc__reply_poller *v)
 {
     const conc__supervisor *s = v->queue->supervisor;
@@ -27616,7 +27990,7 @@ CONC__PRIVATE void conc__reply_poller_close(conc_loop *l, conc__reply_poller *v)
     conc_free(v);
 }
 
-/* A waiting thread collects replies itself for a short while. */
+/* Lets a waiting thread collect replies itself for a short while. */
 CONC__PRIVATE void conc__supervisor_spin_for(conc__job_queue *q, const bool *over)
 {
     conc__reply_poller v = {.queue = q};
@@ -27695,7 +28069,8 @@ CONC__PRIVATE int conc__supervisor_open(conc__supervisor *s, const conc_procs *p
     return 0;
 }
 
-/* The job queue and supervisor of a process pool. NULL: error in *rc. */
+/* Creates the job queue and the supervisor of a process pool. Returns NULL, and the error in *rc,
+ * if that fails. */
 CONC__PRIVATE conc__job_queue *conc__procs_new(const conc_procs *p, int *rc)
 {
     *rc = -ENOMEM;
@@ -27725,7 +28100,7 @@ CONC_API int conc_procs_open(conc_procs *p)
         return conc__misused(-EBUSY, __func__, "the pool is open", NULL);
     if (getauxval(AT_SECURE))
         return conc_fail(-EPERM, "a set-user-ID program cannot start worker processes");
-    if (conc__last_constructor) /* else its workers would open the pool too, endlessly */
+    if (conc__last_constructor) /* its workers would open the pool too, and so on without end */
         _exit(CONC__EXIT_TOO_LATE);
     conc__job_queues_need();
     int saved = errno;
@@ -27738,7 +28113,7 @@ CONC_API int conc_procs_open(conc_procs *p)
     return rc;
 }
 
-/* All jobs and workers have ended. */
+/* Called when all jobs and workers have ended. */
 CONC__PRIVATE void conc__procs_end(conc__job_queue *q)
 {
     conc__supervisor *s = q->supervisor;
@@ -27748,7 +28123,7 @@ CONC__PRIVATE void conc__procs_end(conc__job_queue *q)
     conc__job_queue_release(q);
 }
 
-/* A cancel changes nothing: the workers stop immediately anyway. */
+/* A cancel does not end this wait, because the workers are stopping anyway. */
 static const conc__wait_kind conc__waits_for_workers = {
     .what = "closes a pool, and waits for its workers to exit"};
 
@@ -27763,7 +28138,7 @@ CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__job_queue *q)
     }
     conc__supervisor_wake(q->supervisor);
     conc__waiter w = {0};
-    /* not the job queue's closer, which wakes while the workers still run */
+    /* not the job queue's closer, which is woken while the workers still run */
     conc__waiter_add(&q->supervisor->closer, &w);
     bool holds_clock = l && l->clock.is_virtual;
     if (holds_clock)
@@ -27847,7 +28222,7 @@ CONC_API CONC__CALLED int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn 
     return conc__submit(&p->queue, &p->users, j, fn, arg, size, NULL, __func__);
 }
 
-/* The function of a conc_procs_call's job, which is never called. */
+/* A placeholder for the function of a conc_procs_call's job; it is never called. */
 CONC__PRIVATE int conc__call_job(void *arg)
 {
     (void)arg;
@@ -27914,8 +28289,8 @@ static void conc__pool_init(int argc, char **argv, char **env)
 }
 
 #ifdef __linux__
-/* A pointer, not the attribute: whole-program optimization puts all constructors into one function,
- * and a worker would not know which of them are left. */
+/* A pointer instead of the constructor attribute: whole-program optimization would merge all
+ * constructors into one function, and a worker could not tell which of them have yet to run. */
 __attribute__((section(".init_array"),
                used)) static void (*conc__pool_constructor)(int argc, char **argv,
                                                             char **env) = conc__pool_init;
