@@ -5724,8 +5724,8 @@ CONC__PRIVATE int conc__become_program(conc__child_start_call *s, int most)
     return conc__search_program(s, conc__try_execute);
 }
 
-/* Resets the signal handlers in the forked process. It shares open files with this one, so the
- * program's handlers must not run there. */
+/* Keeps the program's signal handlers from running in the forked process, which shares open files
+ * with this one. */
 CONC__PRIVATE void conc__reset_handlers(void)
 {
     for (int number = 1; number < CONC__SIGNALS; number++) {
@@ -5792,8 +5792,7 @@ CONC__PRIVATE bool conc__dir_failed(const char *dir, int rc)
     }
 }
 
-/* After a start has failed with rc: names in `about` what is missing, unless it is the program
- * itself. */
+/* Names in `about` what a failed start was missing, unless it is the program itself. */
 CONC__PRIVATE void conc__child_describe_failure(conc__child_start_call *s, int rc)
 {
     const conc_child *c = s->child;
@@ -6108,8 +6107,8 @@ CONC__PRIVATE bool conc__child_ended(conc_child *c)
 }
 
 /* Fills in *c for a child that was started. The child may have ended by now; if SIGCHLD is ignored,
- * its process id may even belong to another process. The mutex ensures that a process forked by
- * another thread sees all changes of *c or none. */
+ * its process id may even belong to another process. A process forked by another thread sees all
+ * changes of *c or none. */
 CONC__PRIVATE void conc__child_started(conc_child *c, const conc__child_start_call *s)
 {
     int saved = errno, pidfd = conc__pidfd(s->pid);
@@ -6312,7 +6311,7 @@ CONC__PRIVATE conc__child_wait conc__child_wait_open(conc_child *c)
     return w;
 }
 
-/* Ends a wait and stores the child's status in *status. Returns 0, or -ECHILD if it is lost. */
+/* Ends a wait and stores the child's status. Returns 0, or -ECHILD if the status is lost. */
 CONC__PRIVATE int conc__child_wait_close(conc__child_wait *w, int *status)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -6755,7 +6754,7 @@ typedef struct conc__segment {
 static pthread_mutex_t conc__segments_mutex = PTHREAD_MUTEX_INITIALIZER;
 static conc__segment *conc__segments;
 
-/* Maps size bytes of a segment, at `address` unless that is NULL. Returns NULL if it fails. */
+/* Maps size bytes of a segment, at `address` unless that is NULL. Returns NULL if that fails. */
 CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, int protection, int more)
 {
     enum { NOREPLACE = 0x100000 }; /* MAP_FIXED_NOREPLACE */
@@ -6928,7 +6927,7 @@ typedef struct conc__module_info { /* struct dl_phdr_info, which the system's he
     const char *name;
     const conc__module_part *parts;
     uint16_t count;
-    /* numbers of modules so far; present only if the struct is large enough */
+    /* how many modules were loaded and unloaded so far; missing if the struct is smaller */
     unsigned long long loads, unloads;
 } conc__module_info;
 
@@ -7150,8 +7149,7 @@ CONC__PRIVATE int conc__module_count(conc__module_info *m, size_t size, void *ar
  *
  *   The supervisor, a thread of the program, starts the workers, watches them, and replaces those
  *   that die. A worker is a process that executes the same program but serves requests, one at a
- *   time, instead of calling main. It has a channel, which is memory that it shares with the
- *   program, and a socket:
+ *   time, instead of calling main. It has a channel (memory shared with the program) and a socket:
  *
  *     program                                   worker
  *     ------------------------------------      ---------------------------------------------
@@ -7463,8 +7461,7 @@ CONC__PRIVATE size_t conc__request_bytes(const conc__request *r, size_t most)
     return bytes < most ? bytes : most;
 }
 
-/* Returns a private copy of size bytes, of which only the first `used` are copied, or NULL if
- * memory is short. */
+/* Returns size private bytes, the first `used` copied from `from`, or NULL if memory is short. */
 CONC__PRIVATE void *conc__private_copy(const void *from, size_t size, size_t used)
 {
     void *copy = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | CONC__MAP_ANONYMOUS, -1, 0);
@@ -7473,8 +7470,8 @@ CONC__PRIVATE void *conc__private_copy(const void *from, size_t size, size_t use
     return memcpy(copy, from, used);
 }
 
-/* Called before a job forks. The new process may still run when the memory shared with the program
- * serves other jobs, so it gets a copy, as it does of all other memory. */
+/* Called before a job forks. The new process gets copies of the memory shared with the program,
+ * because it may still run when that memory serves other jobs. */
 CONC__PRIVATE void conc__worker_before_fork(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7707,9 +7704,8 @@ CONC__PRIVATE void conc__worker_do_request(void)
     conc__worker_notify_program();
 }
 
-/* A terminal or a service manager sends SIGINT and SIGTERM to all processes, but only the program
- * decides whether to end, so a worker ignores them. A job that sends itself SIGTERM does end its
- * worker. */
+/* Ignores SIGINT and SIGTERM, which a terminal or a service manager sends to all processes: the
+ * program decides whether to end. A job that sends itself SIGTERM ends its worker. */
 CONC__PRIVATE void conc__worker_signalled(int number, siginfo_t *info, void *context)
 {
     (void)context;
@@ -7780,8 +7776,8 @@ CONC__PRIVATE void conc__worker_receive_setup(const conc__setup_message *h, int 
 }
 
 /* Returns the supervisor's process id, according to the worker's socket, or -1 if it is unknown.
- * Only the worker has that process as its parent: processes that its constructors start or fork
- * inherit its environment and socket, but have a different parent. */
+ * Processes that a worker's constructors start or fork inherit its environment and socket, but have
+ * a different parent. */
 CONC__PRIVATE int conc__supervisor_process(void)
 {
     enum { PEERCRED = 17 }; /* SO_PEERCRED, which POSIX does not have */
@@ -8128,13 +8124,13 @@ CONC__PRIVATE bool conc__job_is_large(const conc_job *j)
     return conc__job_bytes(j) > CONC__SMALL;
 }
 
-/* Returns where the program reads and writes the job's data. */
+/* Returns the address of the job's data in the program. */
 CONC__PRIVATE char *conc__job_data(const conc__worker *w, const conc_job *j)
 {
     return conc__job_is_large(j) ? w->data.address : (char *)w->channel + CONC__CHANNEL_DATA;
 }
 
-/* Gives the worker a data segment of at least `size` bytes, or takes it away if size is 0. */
+/* Gives the worker a data segment of at least size bytes, or removes its segment if size is 0. */
 CONC__PRIVATE int conc__worker_reserve_data(conc__worker *w, size_t size)
 {
     enum { STEP = 1 << 20 };
@@ -8316,7 +8312,7 @@ CONC__PRIVATE bool conc__runner_goes_on(conc__supervisor *s, conc__worker *w, in
     return p->left > 0;
 }
 
-/* Copies the data, and returns the result, of a job that is not a runner. */
+/* Copies the output of a job that is not a runner, and returns its result. */
 CONC__PRIVATE int conc__job_read_result(const conc__worker *w, int64_t result)
 {
     const conc_job *j = w->job;
@@ -8346,7 +8342,7 @@ CONC__PRIVATE void conc__worker_quit(conc__worker *w)
     conc__futex_wake(&w->channel->turn);
 }
 
-/* Takes the job from the worker, which becomes idle, or quits if it has done max_jobs jobs. */
+/* Makes a worker that has finished its job idle, or makes it quit after max_jobs jobs. */
 CONC__PRIVATE void conc__worker_set_idle(conc__supervisor *s, conc__worker *w)
 {
     w->job = NULL;
@@ -8769,7 +8765,7 @@ CONC__PRIVATE void conc__worker_close_socket(conc__worker *w)
     w->socket = -1;
 }
 
-/* Starts the worker's process with this end of its socket, and closes the end here. */
+/* Starts the worker's process with `socket` as its end of the socket, and closes it here. */
 CONC__PRIVATE int conc__worker_start_process(conc__supervisor *s, conc__worker *w, int socket)
 {
     int input = conc__empty_input(), rc = input;
@@ -9340,8 +9336,8 @@ CONC__PRIVATE int conc__supervisor_open(conc__supervisor *s, const conc_procs *p
     return 0;
 }
 
-/* Creates the job queue and the supervisor of a process pool. Returns NULL, and the error in *rc,
- * if that fails. */
+/* Creates the job queue and the supervisor of a process pool. Returns NULL and sets *rc if that
+ * fails. */
 CONC__PRIVATE conc__job_queue *conc__procs_new(const conc_procs *p, int *rc)
 {
     *rc = -ENOMEM;
