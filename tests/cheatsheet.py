@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Tries examples/CHEATSHEET.md: every name in tests/course_names.txt stands in the left column of a table, the C of each row
-compiles, and so does each block; the fixed parts of the messages that it explains are in the headers.
+"""Tests examples/CHEATSHEET.md: every name in tests/course_names.txt must be in the left column of a table, each row's C code
+and each block must compile, and the headers must contain the fixed parts of the messages that it explains.
 
 CC chooses the compiler.
 """
@@ -31,7 +31,7 @@ int f(void *arg), g(void *arg), app(void *arg), handler(int fd, void *arg);
 void posted(void *arg);
 void *worker(void *arg);
 """
-# What rows may take as given. A row's own declaration hides it.
+# Variables that rows may use. A row's own declaration hides them.
 GIVEN = """
     int x = 1, result = 0, numbers[] = {1, 2, 3};
     bool ready = true;
@@ -58,7 +58,7 @@ GIVEN = """
 
 
 def rows():
-    """The tables of Python and C, as (left cell, right cell)."""
+    """Yields the rows of the tables of Python and C, as (left cell, right cell)."""
     for line in SHEET.split("\n## Recipes")[0].split("\n"):
         cells = re.fullmatch(r"\| (.*?) \| (.*) \|", line)
         if cells and cells[1] != "Python":
@@ -66,12 +66,12 @@ def rows():
 
 
 def fragments(cell):
-    """The statements of a cell: what stands in backquotes and ends as a statement does, or is a block."""
+    """Returns the statements of a cell: text in backquotes that ends like a statement or a block."""
     return [code for code in re.findall(r"`([^`]*)`", cell) if re.search(r"[;}]$", code)]
 
 
 def functions():
-    """Each row's code as a function; the name tells the row."""
+    """Yields each row's code as a function, named after the row."""
     for number, (left, right) in enumerate(rows()):
         code = fragments(right)
         generator = "gen_emit" in right
@@ -84,7 +84,7 @@ def functions():
 
 
 def compiled(source, name):
-    """What the compiler says of it, with warnings but for what is not used; nothing is best."""
+    """Returns the compiler's output, with all warnings except those of unused names; it should be empty."""
     with tempfile.TemporaryDirectory() as directory:
         path = pathlib.Path(directory, name)
         path.write_text(source, encoding="utf-8")
@@ -113,7 +113,7 @@ def faults():
     for message in re.findall(r"^\| `conc: (.*?)`", SHEET, re.MULTILINE):
         for part in re.split(r"\.\.\.|[\d.]+ s", message):
             if part.strip() and part.strip() not in headers:
-                yield f"no message says {part.strip()!r}"
+                yield f"no message contains {part.strip()!r}"
 
 
 def main():

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Has programs that people use talk to servers written with conc: redis-benchmark, wrk, curl, nc and socat, with epoll
-# and with poll(2). Nothing is timed. CC and CFLAGS choose how to compile; --single takes single_include/conc.h.
-# Exit status 77, and nothing was tested, where a program is missing or too few descriptors may be open.
+# Tests servers written with conc with common client programs: redis-benchmark, wrk, curl, nc and socat, with epoll and
+# with poll(2). Nothing is timed. CC and CFLAGS choose how to compile; --single uses single_include/conc.h.
+# Exit status 77: nothing was tested, because a program is missing or too few descriptors may be open.
 set -u
 export LC_ALL=C
 unset CONC_CLOCK CONC_DEBUG CONC_SEED CONC_TRACE CONC_POLL CONC_STACK http_proxy all_proxy ALL_PROXY
@@ -39,7 +39,7 @@ if ((${#lacking[@]})); then
 fi
 ulimit -n $most 2>/dev/null || ulimit -n "$(ulimit -Hn)"
 if [ "$(ulimit -n)" -lt 1200 ]; then
-    echo "only $(ulimit -n) descriptors may be open, and 1200 are needed"
+    echo "only $(ulimit -n) descriptors may be open, but 1200 are needed"
     exit 77
 fi
 
@@ -53,7 +53,7 @@ end_all() {
 trap end_all EXIT
 wrong=$tmp/wrong
 
-# check NAME: passes when $wrong, which holds what is wrong, is empty; it is empty afterwards
+# check NAME: passes if $wrong, which contains the mistakes, is empty; empties it
 check() {
     if [ -s "$wrong" ]; then
         failed=$((failed + 1))
@@ -65,7 +65,7 @@ check() {
     : >"$wrong"
 }
 
-# build NAME: tests/clients/NAME.c, in folders that have nothing else than what it includes
+# build NAME: compiles tests/clients/NAME.c, in folders that contain only what it includes
 build() {
     local source=$tmp/build/tests/clients/$1.c
     cp "$root/tests/clients/$1.c" "$source" && cp "$header" "$tmp/build/conc.h" || exit 2
@@ -76,11 +76,11 @@ build() {
 
 # ---- servers ----
 
-# start PROGRAM ARGUMENTS...: what it says first to $address, with its $host and $port; more of what it says comes on 3.
-# It may open $files descriptors.
+# start PROGRAM ARGUMENTS...: starts a server, whose first output becomes $address, with $host and $port; descriptor 3 reads
+# the rest. It may open $files descriptors.
 start() {
     mkfifo "$tmp/said" || exit 2
-    # --foreground, as otherwise SIGTERM reaches the server twice, and the second one kills
+    # --foreground, because otherwise SIGTERM reaches the server twice, and the second one kills it
     (ulimit -n "$files" && exec timeout --foreground -k 5 $((2 * limit)) "$tmp/$1" "${@:2}") \
         >"$tmp/said" 2>"$tmp/messages" &
     server=$!
@@ -88,14 +88,14 @@ start() {
     exec 3<"$tmp/said"
     rm "$tmp/said"
     address=
-    read -r -t $limit -u 3 address || echo "it does not say where it listens" >>"$wrong"
+    read -r -t $limit -u 3 address || echo "it does not print its address" >>"$wrong"
     host=${address%:*}
     port=${address##*:}
     path=${address#unix:}
 }
 
-# stop NAME [ANSWERED]: ends the server as a shell would. It has to see that it is asked to, and to end by itself: it
-# says a last line, and the lines that it answered are no fewer than ANSWERED.
+# stop NAME [ANSWERED]: ends the server as a shell would. It must notice the signal and end by itself: it prints a last
+# line, and must have answered at least ANSWERED lines.
 stop() {
     local status last=
     kill -TERM "$server"
@@ -103,7 +103,7 @@ stop() {
     status=$?
     started=()
     [ $status -eq 143 ] || echo "exit status $status" >>"$wrong"
-    read -r -t $limit -u 3 last || echo "it did not come to its end" >>"$wrong"
+    read -r -t $limit -u 3 last || echo "it did not end by itself" >>"$wrong"
     exec 3<&-
     [ -z "${2-}" ] || [ "${last%% *}" -ge "$2" ] || echo "$last, of $2" >>"$wrong"
     cat "$tmp/messages" >>"$wrong"
@@ -112,7 +112,7 @@ stop() {
 
 # ---- clients ----
 
-# tool PROGRAM ARGUMENTS...: its output to $tmp/out, its messages to $tmp/err, and what is wrong with its exit to $wrong
+# tool PROGRAM ARGUMENTS...: writes its output to $tmp/out, its messages to $tmp/err, and a wrong exit status to $wrong
 tool() {
     timeout -k 5 $limit "$@" >"$tmp/out" 2>"$tmp/err"
     local status=$?
@@ -120,11 +120,11 @@ tool() {
     [ $status -eq 0 ] || echo "$1: exit status $status" >>"$wrong"
 }
 
-# differs EXPECTED: what $tmp/out has that EXPECTED (a file) has not, and the other way round
+# differs EXPECTED: the differences between $tmp/out and EXPECTED (a file)
 differs() { diff "$1" "$tmp/out" | head -n 20 >>"$wrong"; }
 
-# redis REQUESTS ARGUMENTS...: that many PINGs, all of them answered. It asks for a configuration first, which no
-# server here has.
+# redis REQUESTS ARGUMENTS...: sends that many PINGs, all of which must be answered. It first asks for a configuration,
+# which no server here has.
 redis() {
     local requests=$1
     shift
@@ -162,7 +162,7 @@ test_pings() {
     stop "$1, Unix socket" "$total"
 }
 
-# With few descriptors, so that none can be lost.
+# With few descriptors, so that a leak is noticed.
 test_once() {
     files=100
     start line_server 127.0.0.1:0 once
@@ -179,7 +179,7 @@ test_once() {
     files=$(ulimit -n)
 }
 
-# half_closed NAME PROGRAM...: sends lines, closes its side, and has to get all of them back
+# half_closed NAME PROGRAM...: sends lines, closes its side, and must get all of them back
 half_closed() {
     local name=$1
     shift
@@ -210,7 +210,7 @@ test_half_closed() {
     stop "$1, half-closed, Unix socket"
 }
 
-# Clients that do not behave: the others are served all the same.
+# Clients that misbehave: the others must still be served.
 test_rude() {
     start line_server 127.0.0.1:0 echo
     tool socat -u - "TCP:$address" < <(seq 10000)
@@ -221,13 +221,13 @@ test_rude() {
     [ ! -s "$tmp/out" ] || echo "it was answered" >>"$wrong"
     tool nc -N "$host" "$port" <"$tmp/few"
     differs "$tmp/few"
-    grep -q "line_server.c" "$tmp/messages" || echo "no message tells of it" >>"$wrong"
+    grep -q "line_server.c" "$tmp/messages" || echo "no message reports it" >>"$wrong"
     check "$1: a line beyond the limit ends its connection with an error, and no other"
     : >"$tmp/messages"
     stop "$1, rude clients"
 }
 
-# piled NAME LINES: they come without a pause, and the answers are read late
+# piled NAME LINES: sends lines without a pause, and reads the answers late
 piled() {
     tool "$tmp/client" pile "$address" "$2"
     cat "$tmp/err" >>"$wrong"
@@ -242,7 +242,7 @@ test_piles() {
     start line_server "unix:$tmp/socket"
     piled "$1, Unix socket" 20000
     piled "$1, Unix socket" 2000000
-    [ "$(cat "$tmp/out")" -lt 500000 ] || echo "it took $(cat "$tmp/out") lines with no answer read" >>"$wrong"
+    [ "$(cat "$tmp/out")" -lt 500000 ] || echo "it accepted $(cat "$tmp/out") lines although no answer was read" >>"$wrong"
     check "$1: a server whose answers are not read does not read on"
     stop "$1, late readers, Unix socket" 2020002
 }
@@ -288,7 +288,7 @@ test_http() {
     stop "$1, http_server, Unix socket"
 }
 
-# hold CONNECTIONS: starts the idle client, which reads from 4 and writes to 5
+# hold CONNECTIONS: starts the idle client, which reads commands from 4 and writes to 5
 hold() {
     mkfifo "$tmp/told" "$tmp/tells" || exit 2
     timeout -k 5 $((2 * limit)) "$tmp/client" idle "$address" "$1" <"$tmp/told" >"$tmp/tells" 2>"$tmp/idle_err" &
@@ -298,12 +298,12 @@ hold() {
     rm "$tmp/told" "$tmp/tells"
 }
 
-# tell LINE ANSWER: gives the idle client a line ("" for none), and waits for its answer
+# tell LINE ANSWER: sends the idle client a line ("" for none), and waits for its answer
 tell() {
     local said=
     [ -z "$1" ] || (echo "$1" >&4) # SIGPIPE would end the subshell alone
     read -r -t $limit -u 5 said
-    [ "$said" = "$2" ] || echo "the idle client said \"$said\"" >>"$wrong"
+    [ "$said" = "$2" ] || echo "the idle client answered \"$said\"" >>"$wrong"
 }
 
 # test_idle NAME CONNECTIONS

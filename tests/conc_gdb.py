@@ -1,24 +1,24 @@
-"""Shows the tasks of a program written with conc.h in gdb: in a process that stands still, and in a core file.
+"""Shows the tasks of a program written with conc.h in gdb: in a stopped process, and in a core file.
 
     (gdb) source tests/conc_gdb.py
     (gdb) conc tasks         the tree of groups and tasks of each thread that has a run: a task's number, its name, what
                              it waits for, whether it is cancelled, and where it was spawned
-    (gdb) conc bt            where each of the tasks stands that do not run
-    (gdb) conc bt 7          where task 7 of the tree stands
-    (gdb) conc bt 7 -full    what follows the number (or the word all) is handed on to gdb's bt
+    (gdb) conc bt            a backtrace of each task that is not running
+    (gdb) conc bt 7          the backtrace of task 7 of the tree
+    (gdb) conc bt 7 -full    words after the number (or the word all) are options of gdb's bt
 
-The numbers are those of `conc tasks` while the process stands still. A task that runs is on its thread's own stack:
-`thread 2` and `bt` show it. The file that has CONC_IMPLEMENTATION or CONC_STATIC must be compiled with -g. Backtraces
-are there on x86-64, aarch64 and riscv64, and not with CONC_USE_UCONTEXT. Core files that gdb writes itself lack the
-stacks from Linux 6.13 on; those that the system writes when a program dies have them.
+The numbers are those of `conc tasks` while the process is stopped. A running task is on its thread's stack: `thread 2`
+and `bt` show it. The file that has CONC_IMPLEMENTATION or CONC_STATIC must be compiled with -g. Backtraces
+work on x86-64, aarch64 and riscv64, but not with CONC_USE_UCONTEXT. Core files that gdb writes itself lack the
+stacks from Linux 6.13 on; those that the system writes when a program crashes have them.
 
-A thread's run is found by a thread-local variable. To read it gdb needs the C library's libthread_db, which it has for
-programs of its own system; and on aarch64 and riscv64 compilers do not say in the debug information where it is. Where
-it cannot be read, any task's handle shows its run:
+A thread's run is found through a thread-local variable. To read it, gdb needs the C library's libthread_db, which it has
+for programs of its own system; on aarch64 and riscv64, the compilers' debug information does not locate the variable. If
+it cannot be read, any task's handle leads to its run:
 
-    (gdb) set $conc_loop = handle.loop       until it is set to 0
+    (gdb) set $conc_loop = handle.loop       in effect until it is set to 0
 
-What this knows of conc.h is in its sections >>diagnostics (the tree) and >>switch (what is saved of a parked task).
+This script depends on the sections >>diagnostics (the tree) and >>switch (the saved state of a parked task) of conc.h.
 """
 import re
 import types
@@ -26,7 +26,7 @@ import types
 import gdb
 import gdb.unwinder
 
-# Program counter, stack pointer, frame pointer and base pointer, by gdb's names of the processors
+# Program counter, stack pointer, frame pointer and base pointer, by gdb's processor names
 REGISTERS = {
     "i386:x86-64": ("rip", "rsp", "rbp", "rbx"),
     "aarch64": ("pc", "sp", "x29", "x19"),
@@ -36,7 +36,7 @@ DONE = 2  # CONC__DONE
 
 
 def text(pointer):
-    """A string of the program; one that a core file does not have is no reason to show nothing."""
+    """Returns a string of the program, or a substitute if a core file lacks it."""
     try:
         return pointer.string(errors="replace") if pointer else "?"
     except gdb.MemoryError:
@@ -52,11 +52,11 @@ def counted(n, one, many):
 
 
 def chain(first, field):
-    """A list of the program, which may be damaged."""
+    """Yields the items of a list of the program, which may be damaged."""
     seen = set()
     while first:
         if int(first) in seen:
-            raise gdb.GdbError("conc: a list is damaged: it comes back to where it was")
+            raise gdb.GdbError("conc: a list is damaged: it contains a cycle")
         seen.add(int(first))
         yield first
         first = first[field]
@@ -66,7 +66,7 @@ def chain(first, field):
 
 
 def runs():
-    """All runs: whose it is, a thread, and its conc_loop."""
+    """Yields all runs: the owner, a thread, and its conc_loop."""
     loop = gdb.convenience_variable("conc_loop")
     if loop:
         return [("the thread of $conc_loop", gdb.selected_thread(), loop.cast(gdb.lookup_type("conc_loop").pointer()))]
@@ -87,21 +87,21 @@ def runs():
                     whose = f"thread {thread.num} (LWP {thread.ptid[1] or thread.ptid[0]})"
                     found.setdefault(int(loop), (whose, thread, loop))
             except gdb.error as error:
-                # a thread that never used a library of the program's has none of its variables yet
+                # a thread that has never used one of the program's libraries does not have its variables yet
                 if "not yet allocated" not in str(error):
                     unread = " ".join(str(error).split())
     if unread and not found:
         raise gdb.GdbError("conc: the thread-local conc__here cannot be read; set $conc_loop to a task's handle.loop: "
                            f"{unread}")
     if unread:
-        print(f"conc: of some threads it is not known whether they have a run: {unread}")
+        print(f"conc: cannot tell whether some threads have a run: {unread}")
     if not found:
         raise gdb.GdbError("conc: no thread has a run")
     return found.values()
 
 
 def groups_of(task):
-    """Those with children, from the outermost on."""
+    """Returns the groups with children, outermost first."""
     group_type = task["group"].type
     offset = next(f.bitpos // 8 for f in group_type.target().fields() if f.name == "scope")
     outermost = None
@@ -115,7 +115,8 @@ def groups_of(task):
 
 
 def tree(loop):
-    """All groups and tasks as (depth, is it a task, pointer), parents first. Without recursion: it may be deep."""
+    """Yields all groups and tasks as (depth, is it a task, pointer), parents first; without recursion, because the tree may
+    be deep."""
     if loop["run"]["main"]["state"] != DONE and not loop["run"]["main"]["stack"]["slab"]:
         raise gdb.GdbError("conc: the tasks' stacks are not in this core file; gdb leaves them out of those that it "
                            "writes on Linux 6.13 and later, and the system does not")
@@ -133,7 +134,7 @@ def tree(loop):
         todo += [(depth + 1, not is_task, one) for one in reversed(list(below))]
 
 
-# ---- what is said of them ----
+# ---- descriptions ----
 
 
 def of_task(wait):
@@ -170,7 +171,7 @@ def of_descriptor(wait):
     return f"descriptor {wait['on'].cast(gdb.lookup_type('conc__fd').pointer())['number']} to {events}"
 
 
-# By the function with which conc_dump finishes the sentence
+# By the function with which conc_dump completes the sentence
 WHOM = {
     "conc__waited_task_details": of_task,
     "conc__children_details": of_group,
@@ -215,15 +216,15 @@ def group_line(group):
 
 
 class Parked(gdb.unwinder.Unwinder):
-    """While it is enabled, the thread's innermost frame has been called from where a parked task stands: a core file's
-    registers cannot be set, and a live process is better left alone."""
+    """While it is enabled, the thread's innermost frame seems to be called from where a task is parked: a core file's
+    registers cannot be set, and those of a live process are better left alone."""
 
     def __init__(self):
         super().__init__("conc")
         self.enabled = False
 
     def start(self, context):
-        """From now on the selected thread seems to have come from a saved context."""
+        """Makes the selected thread seem to be called from a saved context."""
         frame = gdb.newest_frame()
         names = REGISTERS[frame.architecture().name()]
         now = [frame.read_register(name) for name in names]
@@ -241,7 +242,7 @@ class Parked(gdb.unwinder.Unwinder):
         (pc, _), (sp, _), *_ = self.saved
         if [int(pending.read_register(name)) for name in (pc, sp)] != self.innermost:
             return None
-        # gdb refuses callers whose frames lie below: nothing lies below 0
+        # gdb refuses callers whose frames are below: nothing is below 0
         zero = gdb.Value(0).cast(self.saved[1][1].type)
         info = pending.create_unwind_info(types.SimpleNamespace(sp=zero, pc=pending.read_register(pc)))
         for register in self.saved:
@@ -255,7 +256,7 @@ gdb.unwinder.register_unwinder(None, PARKED, replace=True)
 
 
 def uninteresting():
-    """How many frames come first that are the thread's own, and then those of conc's own functions."""
+    """Returns how many frames come first: the thread's own, and then those of conc's functions."""
     own = 1
     frame = gdb.newest_frame()
     while frame.type() == gdb.INLINE_FRAME:
@@ -269,7 +270,7 @@ def uninteresting():
 
 
 def frames_at(context, options):
-    """bt's lines, as if the thread stood at a saved context, from the first function that is not conc's own."""
+    """Returns bt's lines for a saved context, from the first function that is not conc's."""
     if gdb.newest_frame().architecture().name() not in REGISTERS:
         return "    no backtraces on this processor\n"
     at = context[1].format_string(symbols=True)
@@ -283,14 +284,14 @@ def frames_at(context, options):
         lines = gdb.execute("backtrace " + options, to_string=True)
     finally:
         PARKED.stop()
-    if not PARKED.used:  # what gdb has to say about it is among its lines
+    if not PARKED.used:  # gdb's lines contain its error
         raise gdb.GdbError("conc: gdb does not unwind from there: " + lines.partition("\n")[0])
     lines = re.split(rf"^(?=#{first} )", lines, maxsplit=1, flags=re.M)[1:]
     return re.sub(r"^#(\d+) *", lambda n: f"#{int(n[1]) - first:<3}", "".join(lines), flags=re.M)
 
 
 def backtrace(loop, task, options):
-    """A generator's body stands on a stack of its own, and its consumer on another one."""
+    """A generator's body is on its own stack, and its consumer on another one."""
     yield frames_at(task["context"], options)
     stack = task["stack"]
     inside = {int(g["stack"]): g for g in chain(loop["generators"]["first"], "next") if g["consumer"]}
@@ -304,7 +305,7 @@ def backtrace(loop, task, options):
 
 
 class Command(gdb.Command):
-    """Says in one line what went wrong, and leaves the user's thread and frame selected."""
+    """Reports an error in one line, and keeps the user's thread and frame selected."""
 
     def invoke(self, arguments, from_tty):
         thread = gdb.selected_thread()
@@ -352,7 +353,7 @@ class Tasks(Command):
 
 
 class Backtrace(Command):
-    """Where a task stands that does not run, or all of them: conc bt [NUMBER | all] [OPTIONS OF bt]"""
+    """The backtrace of a task that is not running, or of all of them: conc bt [NUMBER | all] [OPTIONS OF bt]"""
 
     def __init__(self):
         super().__init__("conc bt", gdb.COMMAND_STACK, gdb.COMPLETE_NONE)
@@ -369,7 +370,7 @@ class Backtrace(Command):
             known = True
             print(f"{number} {task_line(loop, task)}")
             if task == loop["self"]:
-                print(f"    is what {whose} runs: see its own bt")
+                print(f"    is running on {whose}: see its own bt")
                 continue
             thread.switch()
             for part in backtrace(loop, task, options):

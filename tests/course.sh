@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Does the exercises as a learner would, in a copy of the course that it vendors into an empty folder: each starting point
-# compiles and is told not to be right, and each solution is told to be right. Folders are the arguments; none: all.
-# CC chooses the compiler. The implementation is compiled once, and linked with each exercise: what is tried here is the course.
+# must compile and be judged wrong, and each solution must be judged right. The arguments are folders; none: all.
+# CC chooses the compiler. The implementation is compiled once and linked with each exercise, because this tests the course.
 # Needs bash, coreutils, awk, diffutils, and the libraries of the exercises.
 set -u
 export LC_ALL=C
@@ -14,7 +14,7 @@ export TMPDIR=$tmp
 passed=0
 failed=0
 
-# check NAME FILE: passes when FILE, which holds what is wrong, is empty
+# check NAME FILE: passes if FILE, which contains the mistakes, is empty
 check() {
     if [ -s "$2" ]; then
         failed=$((failed + 1))
@@ -25,7 +25,7 @@ check() {
     fi
 }
 
-# compiler: a command as $CC, but files that hold the implementation are linked with one that was compiled before
+# compiler: a command like $CC that links files with the implementation compiled before
 compiler() {
     cat <<END
 #!/bin/bash
@@ -53,19 +53,19 @@ check "its header compiles" "$tmp/wrong"
 compiler >"$tmp/cc" && chmod +x "$tmp/cc"
 export CC=$tmp/cc
 
-# starts NAME NUMBER: the starting point compiles without warnings, and is not right
+# starts NAME NUMBER: the starting point compiles without warnings, and is judged wrong
 starts() {
     ./course start "$2" >"$tmp/said" 2>&1 || { echo "course start: exit status $?" && cat "$tmp/said"; }
-    grep -q 'Your turn' "your/$3" || grep -q '^#ifdef BROKEN' "$1" || echo "nothing says \"Your turn\""
+    grep -q 'Your turn' "your/$3" || grep -q '^#ifdef BROKEN' "$1" || echo "\"Your turn\" is missing"
     if ./course check "$2" >"$tmp/said" 2>&1; then
-        echo "the starting point is told to be right"
+        echo "the starting point is judged right"
     fi
-    grep -q 'Not right yet.' "$tmp/said" || { echo "course check says:" && cat "$tmp/said"; }
+    grep -q 'Not right yet.' "$tmp/said" || { echo "course check prints:" && cat "$tmp/said"; }
     grep -q 'warning:' "$tmp/said" && grep -A 3 'warning:' "$tmp/said"
     ./course hint "$2" >"$tmp/said" 2>&1 || cat "$tmp/said"
 }
 
-# is_solved SOLUTION NUMBER FILE: the solution is right
+# is_solved SOLUTION NUMBER FILE: the solution is judged right
 is_solved() {
     cp "$1" "your/$3"
     ./course check "$2" >"$tmp/said" 2>&1 || echo "course check: exit status $?"
@@ -73,15 +73,15 @@ is_solved() {
     ./course list | grep -q "^  \* $2 " || echo "course list does not show it as done"
 }
 
-# has WORDS COMMAND...: the command succeeds, and says that
+# has WORDS COMMAND...: the command succeeds and prints the words
 has() {
     local words=$1
     shift
     "$@" >"$tmp/said" 2>&1 || echo "$*: exit status $?"
-    grep -q -e "$words" "$tmp/said" || { echo "$*: nothing says \"$words\":" && cat "$tmp/said"; }
+    grep -q -e "$words" "$tmp/said" || { echo "$*: it does not print \"$words\", but:" && cat "$tmp/said"; }
 }
 
-# other_commands: what helps beside start and check, with the coffee shop; a copy elsewhere; what is refused
+# other_commands: the commands besides start and check, with the coffee shop; a copy elsewhere; refusals
 other_commands() {
     local all
     all=$(./course list | grep -c '^  ')
@@ -89,25 +89,25 @@ other_commands() {
     has 'Next: 01/01' ./course progress
     ./course start 02/01 >/dev/null
     ./course check 02/01 >"$tmp/said" 2>&1
-    grep -q 'Starting to make Espresso... *| (nothing)' "$tmp/said" || echo "no comparison of what is wanted and printed"
+    grep -q 'Starting to make Espresso... *| (nothing)' "$tmp/said" || echo "no comparison of expected and printed lines"
     cp 02_tasks/01_coffee_shop.c your/02_01_coffee_shop.c
     has '^Right.' timeout 100 ./course watch 2/1
     has "^1 of $all exercises are done" ./course progress
     has '^make_latte  *-*#' ./course picture 02/01
     has 'static int make_latte' ./course solution your/02_01_coffee_shop.c
     has 'Your turn' env COURSE_YOUR="$tmp/elsewhere" ./course start 01/01
-    grep -q 'return 0;' "$tmp/elsewhere/01_01_hello_goodbye.c" || echo "COURSE_YOUR is not heeded"
+    grep -q 'return 0;' "$tmp/elsewhere/01_01_hello_goodbye.c" || echo "COURSE_YOUR has no effect"
     ./course check 01/01 >"$tmp/said" 2>&1
-    [ $? -eq 2 ] || echo "the check of nothing does not exit with 2"
+    [ $? -eq 2 ] || echo "checking without an answer does not exit with 2"
     ./course check 99/99 >"$tmp/said" 2>&1 && echo "there is an exercise 99/99"
     ./course vendor . >"$tmp/said" 2>&1 && echo "it is vendored over itself"
     mkdir -p "$tmp/mine" && echo mine >"$tmp/mine/README.md"
-    ./course vendor "$tmp/mine" >"$tmp/said" 2>&1 && echo "it is vendored over files of others"
+    ./course vendor "$tmp/mine" >"$tmp/said" 2>&1 && echo "it is vendored over other files"
     has 'The course is in' ./course vendor "$tmp/again"
     has 'The course is in' ./course vendor "$tmp/again"
 }
 
-# nothing_stays: an endless program, which has a child, is ended with it, by the limit and by Ctrl+C
+# nothing_stays: an endless program and its child are ended by the limit and by Ctrl+C
 nothing_stays() {
     printf '#include <unistd.h>\nint main(void) { fork(); for (;;) {} }\n' >your/01_01_hello_goodbye.c
     sed 's/^limit=.*/limit=1/' course >quick_course && chmod +x quick_course

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs every example as its first lines say, with the headers and the one file in an empty folder. On the virtual clock the
-# output must be that in examples/expected, byte for byte; where it is random, what the script there asks for must hold. Those
-# that deal with the world outside are also driven from there, by the Python scripts in tests/examples.
-# CC chooses the compiler; --single takes single_include/conc.h, which is then what the example includes. Further words
-# are the folders to take instead of all.
+# Runs every example as its first lines instruct, with the headers and the one file in an empty folder. On the virtual clock
+# the output must equal that in examples/expected; if it is random, the script there checks it. Examples with outside input are
+# also driven by the Python scripts in tests/examples.
+# CC chooses the compiler; with --single the example includes single_include/conc.h. Further arguments are the folders to test
+# instead of all.
 # Needs bash, coreutils, diffutils, awk, Python 3, pkg-config, nc of OpenBSD, socat, libcurl, cJSON, SQLite and GLib.
 set -u
 export LC_ALL=C
@@ -31,7 +31,7 @@ trap 'rm -rf "$tmp"' EXIT
 passed=0
 failed=0
 
-# check NAME FILE: passes when FILE, which holds what is wrong, is empty
+# check NAME FILE: passes if FILE, which contains the mistakes, is empty
 check() {
     if [ -s "$2" ]; then
         failed=$((failed + 1))
@@ -42,14 +42,14 @@ check() {
     fi
 }
 
-# run_it PROGRAM ARGUMENT...: its output to $box/out, its messages to $box/err, and what is wrong with its exit to $box/wrong
+# run_it PROGRAM ARGUMENT...: writes its output to $box/out, its messages to $box/err, and a wrong exit status to $box/wrong
 run_it() {
     timeout 60 "$@" >"$box/out" 2>"$box/err" </dev/null
     local status=$?
     [ $status -eq 0 ] || echo "exit status $status" >"$box/wrong"
 }
 
-# draws NAME: a seed repeats, another one differs
+# draws NAME: a seed reproduces the output, another seed changes it
 draws() {
     CONC_RANDOM=20 CONC_CLOCK=virtual run_it ./x
     mv "$box/out" "$box/out20"
@@ -63,7 +63,7 @@ draws() {
     : >"$box/wrong"
 }
 
-# is_right EXPECTED: the output is as examples/expected says
+# is_right EXPECTED: the output is that in examples/expected
 is_right() {
     if [ -f "$1.txt" ]; then
         diff "$1.txt" "$box/out"
@@ -72,7 +72,7 @@ is_right() {
     fi
 }
 
-# has_its_property NAME EXPECTED: where examples/expected has a script, it holds in any order, whatever is drawn
+# has_its_property NAME EXPECTED: if examples/expected has a script, it accepts any order and any random numbers
 has_its_property() {
     [ -f "$2.awk" ] && grep -q '^#include "../../conc' "${1#*/}.c" || return 0 # threads alone know no seed
     local seed
@@ -84,7 +84,7 @@ has_its_property() {
     done
 }
 
-# eighty_percent: of 10,000 checks 80 % +- 2 % find the site online
+# eighty_percent: 80 % +- 2 % of 10,000 checks find the site online
 eighty_percent() {
     local i online
     for ((i = 0; i < 2000; i++)); do
@@ -95,7 +95,7 @@ eighty_percent() {
     check "$1: 80 % of 10,000 checks are online" "$box/wrong"
 }
 
-# real_clock NAME EXPECTED SECONDS: the same output, and it takes so long; on a busy machine some tenths more
+# real_clock NAME EXPECTED SECONDS: the output is the same, and takes so long; on a busy machine some tenths more
 real_clock() {
     local before after ms least=$(($3 * 1000))
     before=$(date +%s%N)
@@ -108,7 +108,7 @@ real_clock() {
     : >"$box/wrong"
 }
 
-# names_the_blocker NAME: in debug mode the tasks of the broken program that hold the loop are named, and only these
+# names_the_blocker NAME: debug mode names the broken program's tasks that block the loop, and only these
 names_the_blocker() {
     "${cc[@]}" -DBROKEN "${1#*/}.c" -o broken >"$box/wrong" 2>&1
     CONC_DEBUG=1 CONC_CLOCK=virtual run_it ./broken
@@ -118,7 +118,7 @@ names_the_blocker() {
     check "$1: CONC_DEBUG=1 names the task that blocked the loop" "$box/wrong"
 }
 
-# reaches_its_goal NAME: with --goal it runs the course's figure, and its exit status says whether the counts are right
+# reaches_its_goal NAME: with --goal it reaches the course's figure; its exit status tells whether the counts are right
 reaches_its_goal() {
     local seed
     for seed in {0..20}; do
@@ -127,7 +127,7 @@ reaches_its_goal() {
     check "$1: --goal is reached with 21 seeds" "$box/wrong"
 }
 
-# fails_under_a_seed NAME: a test that passes by luck does not in the order of seed 5, and the exit status says so
+# fails_under_a_seed NAME: a test that passes by luck fails in the order of seed 5, and so does the program
 fails_under_a_seed() {
     timeout 60 ./x 5 >"$box/out" 2>&1
     local status=$?
@@ -136,7 +136,7 @@ fails_under_a_seed() {
     check "$1: a race fails in the order of seed 5" "$box/wrong"
 }
 
-# is_pictured NAME PICTURE TITLE: the picture in the documentation is that of the example's trace
+# is_pictured NAME PICTURE TITLE: the picture in the documentation shows the example's trace
 is_pictured() {
     CONC_TRACE=trace.json CONC_CLOCK=virtual run_it ./x
     python3 -B "$root/tests/timeline.py" trace.json picture.svg --title "$3" >>"$box/wrong" 2>&1
@@ -144,7 +144,7 @@ is_pictured() {
     check "$1: examples/$2 is up to date" "$box/wrong"
 }
 
-# scenarios NAME SCRIPT: runs each of the script's scenarios with the example; what one prints is wrong
+# scenarios NAME SCRIPT: runs each of the script's scenarios with the example; any output is a mistake
 scenarios() {
     local script=$root/tests/examples/$2 names scenario
     names=$(python3 -B "$script" --list 2>"$box/wrong") || names=none
@@ -158,7 +158,7 @@ scenarios() {
 # lines_of FILE: the commands of its first comment, one a line
 lines_of() { sed -n '/^   \(cc \|\.\/\|[A-Z_]*=[^ ]* \.\/\)/s/^ *//p; /\*\//q' "$1"; }
 
-# libraries_of FILE: the options for its libraries, as its first lines name them; headers of others give no warnings
+# libraries_of FILE: the options for its libraries, from its first lines, without warnings from foreign headers
 libraries_of() {
     local line package
     line=$(lines_of "$1" | grep -m 1 '^cc ')
@@ -166,7 +166,7 @@ libraries_of() {
     { grep -o -e ' -l[a-z0-9]*' <<<"$line"; ${package:-true} | sed 's/-I/-isystem /g'; } | tr '\n' ' '
 }
 
-# opens_with_its_exercise FILE: at most ten lines, with a title, a command that compiles it and one that runs it, and a hint
+# opens_with_its_exercise FILE: it begins with at most ten lines: a title, commands that compile and run it, and a hint
 opens_with_its_exercise() {
     sed '/\*\/$/q' "$1" | awk '
         NR == 1 && !/^\/\* [^.]*\./ { print "no title that ends with a full stop" }
@@ -184,7 +184,7 @@ opens_with_its_exercise() {
         }'
 }
 
-# lines_of_code FILE: those that are neither blank nor only comment
+# lines_of_code FILE: the number of lines that are neither blank nor only comment
 lines_of_code() {
     awk '
         inside { if (/\*\//) inside = 0; next }
@@ -193,16 +193,16 @@ lines_of_code() {
         END { print n }' "$1"
 }
 
-# is_tiny NAME FILE: a reader sees all of it at once
+# is_tiny NAME FILE: it is short enough to be seen at once
 is_tiny() {
     local most=60 lines
     [[ $1 == *_bonus ]] && most=120
     [[ $1 == 1[0-2]_* ]] && most=250
     lines=$(lines_of_code "$2")
-    [ "$lines" -le $most ] || echo "$lines lines of code, not $most"
+    [ "$lines" -le $most ] || echo "$lines lines of code, more than $most"
 }
 
-# as_its_lines_say EXPECTED: compiles it, and runs it in each way that needs nobody else
+# as_its_lines_say EXPECTED: compiles it, and runs it in each way that needs no outside input
 as_its_lines_say() {
     local line lines
     mapfile -t lines < <(lines_of "$name.c")
@@ -225,7 +225,7 @@ as_its_lines_say() {
     done
 }
 
-# no_warnings NAME: neither the example with the implementation inside, nor the example alone where it is optimised
+# no_warnings NAME: neither the example with the implementation, nor the optimised example alone, causes warnings
 no_warnings() {
     local word includes=()
     for word in "${libraries[@]}"; do [[ $word == -l* ]] || includes+=("$word"); done

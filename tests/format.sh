@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Looks whether clang-format would change a C or C++ file (exit code 1, and what), or changes it: tests/format.sh --fix.
-# Other versions than 14 format differently: exit code 77, nothing was looked at.
+# Checks the format of the C and C++ files: exit code 1, and the differences, if clang-format would change one. With --fix,
+# formats them. Versions other than 14 format differently: exit code 77, nothing was checked.
 set -eu
 cd "$(dirname "$0")/.."
 
 format=$(command -v clang-format-14 || command -v clang-format || true)
 case $("${format:-false}" --version || true) in
     *" version 14."*) ;;
-    *) echo "clang-format 14 is needed, and there is ${format:-none}"; exit 77 ;;
+    *) echo "clang-format 14 is needed, but there is ${format:-none}"; exit 77 ;;
 esac
 prune=(\( -name build -o -name single_include \) -prune)
 mapfile -t files < <(find . "${prune[@]}" -o \( -name '*.[ch]' -o -name '*.cpp' \) -print | sort)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Has gdb, with tests/conc_gdb.py, look at tests/gdb/parked.c: in the process, and in a core file that gdb writes of it,
-# with gcc and clang, with and without optimisation. --single takes single_include/conc.h.
-# Exit status 77, and nothing was tested, where a program is missing, and on processors other than x86-64.
-# Needs gdb with Python (not gdb-minimal), gcc, clang, and that one process may trace another.
+# Tests tests/conc_gdb.py with tests/gdb/parked.c: in the process, and in a core file that gdb writes of it, with gcc and
+# clang, with and without optimisation. --single uses single_include/conc.h.
+# Exit status 77: nothing was tested, because a program is missing, or the processor is not x86-64.
+# Needs gdb with Python (not gdb-minimal), gcc, clang, and the permission to trace other processes.
 set -u
 export LC_ALL=C
 unset CONC_CLOCK CONC_DEBUG CONC_SEED CONC_TRACE CONC_POLL CONC_STACK DEBUGINFOD_URLS
@@ -28,7 +28,7 @@ if ((${#lacking[@]})); then
     exit 77
 fi
 if [ "$(uname -m)" != x86_64 ]; then
-    echo "on $(uname -m) compilers do not tell gdb where thread-local variables are"
+    echo "on $(uname -m), compilers do not tell gdb where thread-local variables are"
     exit 77
 fi
 if ! gdb -nx --batch -ex 'python print(6 * 7)' 2>&1 | grep -qx 42; then
@@ -43,7 +43,7 @@ out=$tmp/out
 errors=$tmp/errors
 : >"$wrong"
 
-# check NAME: passes when $wrong, which holds what is wrong, is empty; it is empty afterwards
+# check NAME: passes if $wrong, which contains the mistakes, is empty; empties it
 check() {
     if [ -s "$wrong" ]; then
         failed=$((failed + 1))
@@ -55,22 +55,22 @@ check() {
     : >"$wrong"
 }
 
-# debug ARGUMENT...: what gdb prints goes to $out, its errors and warnings to $errors, which nothing is compared with
+# debug ARGUMENT...: writes gdb's output to $out, and its errors and warnings to $errors, which is not compared
 debug() {
     timeout -k 5 120 gdb -nx --batch -ex 'set width 0' -ex 'set disable-randomization off' \
         -ex "source $root/tests/conc_gdb.py" "$@" >"$out" 2>"$errors" </dev/null
     local status=$?
-    [ $status -ne 124 ] || echo "gdb did not come to its end" >>"$wrong"
+    [ $status -ne 124 ] || echo "gdb did not end" >>"$wrong"
     ! grep -n -e Traceback -e 'Python Exception' -e 'Backtrace stopped' "$out" "$errors" >>"$wrong"
 }
 
-# part NAME: what gdb said after `echo == NAME`, up to the next such line
+# part NAME: gdb's output after `echo == NAME`, up to the next such line
 part() { awk -v name="== $1" '/^== / { here = $0 == name; next } here' "$out"; }
 
-# says TEXT: a line of what gdb said is this text, or ends in it
+# says TEXT: a line of gdb's output is this text, or ends with it
 says() {
     awk -v text="$1" 'substr($0, length($0) - length(text) + 1) == text { found = 1 } END { exit !found }' "$out" "$errors" ||
-        { echo "it does not say \"$1\", but:" && cat "$out" "$errors"; } >>"$wrong"
+        { echo "it does not print \"$1\", but:" && cat "$out" "$errors"; } >>"$wrong"
 }
 
 cd "$tmp" && cp "${headers[@]}" "$root/tests/gdb/parked.c" . || exit 2
@@ -81,12 +81,12 @@ fi
 printf 'int main(void) { return 0; }\n' >nothing.c && gcc -g nothing.c -o nothing || exit 2
 debug -ex run ./nothing
 if ! grep -q 'exited normally' "$out"; then
-    echo "gdb cannot control a process here; in a container that takes --cap-add=SYS_PTRACE. It says:"
+    echo "gdb cannot control a process here; in a container that needs --cap-add=SYS_PTRACE. It prints:"
     cat "$out" "$errors"
     exit 1
 fi
 
-# build NAME COMPILER OPTION...: parked.c
+# build NAME COMPILER OPTION...: compiles parked.c
 build() {
     "${@:2}" "${warnings[@]}" parked.c -o "$1" -pthread 2>"$wrong" || echo "exit status $?" >>"$wrong"
     check "${*:2} compiles without warnings"
@@ -123,7 +123,7 @@ thread 2 (LWP N), 3 tasks:
    17      announces at parked.c: running
 TREE
 
-# Without what differs from one build or process to another.
+# Removes what differs between builds or processes.
 common() { sed -E 's/parked\.c:[0-9]+/parked.c/g; s/0x[0-9a-f]+ (<jobs>)/\1/; s/LWP [0-9]+/LWP N/'; }
 
 test_tree() {
@@ -133,10 +133,10 @@ test_tree() {
 
 # ---- backtraces ----
 
-# of NUMBER: the lines of a task's backtrace, in the part of conc bt
+# of NUMBER: the lines of a task's backtrace, from the output of conc bt
 of() { part all | awk -v number="$1" '/^[0-9]+ / { here = $1 == number } here'; }
 
-# goes_through NUMBER FUNCTION...: the task's backtrace has these, innermost first, and ends in the last one
+# goes_through NUMBER FUNCTION...: the task's backtrace has these, innermost first, and ends with the last one
 goes_through() {
     of "$1" | awk -v wanted="${*:2}" '
         BEGIN { n = split(wanted, functions, " "); at = 1 }
@@ -161,7 +161,7 @@ test_backtraces() {
     goes_through 15 other_app conc__main_task conc__task_main
 
     for number in 1 17; do
-        of $number | grep -q 'is what thread [12] (LWP [0-9]*) runs: see its own bt$' || of $number >>"$wrong"
+        of $number | grep -q 'is running on thread [12] (LWP [0-9]*): see its own bt$' || of $number >>"$wrong"
     done
     of 13 | grep -qx '    has not started yet' || of 13 >>"$wrong"
     check "$name: nothing is made up for tasks that run, or have not started"
@@ -183,7 +183,7 @@ look+=(-ex 'echo == tasks\n' -ex 'conc tasks' -ex 'echo == all\n' -ex 'conc bt' 
 look+=(-ex 'echo == full\n' -ex 'conc bt 6 -full' -ex 'echo == after\n' -ex 'thread' -ex 'frame' -ex 'bt')
 look+=(-ex 'echo == end\n')
 
-# looked_at NAME: the process or core file in which gdb was told to look
+# looked_at NAME: checks what gdb printed of the process or core file
 looked_at() {
     [ ! -s "$wrong" ] || { echo "of:" && cat "$out"; } >>"$wrong"
     check "$1: gdb has no complaints"
@@ -191,21 +191,21 @@ looked_at() {
     test_backtraces "$1"
 }
 
-# Where the guard regions of stacks are made with MADV_GUARD_INSTALL, from Linux 6.13 on, gdb writes core files without
-# the stacks. So the guard regions of these are made by mprotect.
+# If guard regions are made with MADV_GUARD_INSTALL, from Linux 6.13 on, gdb writes core files without the stacks. So these
+# guard regions are made with mprotect.
 test_build() {
     local name="$*"
     build parked "$@" -DNO_GUARD_ADVICE
     rm -f core
     debug -ex 'break all_parked' -ex run "${look[@]}" -ex 'generate-core-file core' ./parked
     looked_at "$name, live"
-    [ -s core ] || { echo "gdb wrote none:" && cat "$out"; } >>"$wrong"
+    [ -s core ] || { echo "gdb wrote no core file:" && cat "$out"; } >>"$wrong"
     check "$name: a core file"
     debug "${look[@]}" ./parked core
     looked_at "$name, core file"
 }
 
-# With guard regions, and with the core file of a program that dies, where the system leaves one in the folder.
+# With guard regions, and the core file of a program that crashes, if the system writes one to the folder.
 test_dying() {
     local files
     build parked gcc -O2 -g
@@ -218,11 +218,11 @@ test_dying() {
         debug "${look[@]}" ./parked "${files[0]}"
         looked_at "guarded stacks, the system's core file"
     else
-        echo "not tested: a core file of the system's, as it left none ($(cat /proc/sys/kernel/core_pattern))"
+        echo "not tested: a core file of the system, which wrote none ($(cat /proc/sys/kernel/core_pattern))"
     fi
 }
 
-# ---- what cannot be done ----
+# ---- errors ----
 
 test_refusals() {
     local no_threads=(-iex "set libthread-db-search-path $tmp/none" -iex 'set auto-load libthread-db off')
@@ -242,7 +242,7 @@ test_refusals() {
     says "conc: there is no task 18: see conc tasks"
     says "usage: conc bt [NUMBER | all] [OPTIONS OF bt]"
     says "usage: conc tasks"
-    says "conc: a list is damaged: it comes back to where it was"
+    says "conc: a list is damaged: it contains a cycle"
     says "gdb leaves them out of those that it writes on Linux 6.13 and later, and the system does not"
     grep -hq '^conc: Cannot access memory at address 0x' "$out" "$errors" || cat "$out" >>"$wrong"
     check "wrong arguments and damaged memory have errors of one line"
@@ -251,7 +251,7 @@ test_refusals() {
     grep -hq "^conc: the thread-local conc__here cannot be read; set .conc_loop to a task's handle.loop: " "$out" "$errors" ||
         cat "$out" >>"$wrong"
     check "without libthread_db, that is said"
-    # shellcheck disable=SC2016 # it is gdb's variable
+    # shellcheck disable=SC2016 # this is gdb's variable
     debug "${no_threads[@]}" -ex 'set $conc_loop = sleeping.loop' "${look[@]}" ./parked core
     part tasks | common | diff <(sed '/^thread 2/,$d; s/^thread 1 (LWP N)/the thread of $conc_loop/' tree) - >>"$wrong"
     part one | grep -q ' deepest (' || part one >>"$wrong"

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Takes the pictures of the programs' pages for examples/README.md: examples/pictures/NN_MM_name.png.
+"""Takes the pictures of the programs' web pages for examples/README.md: examples/pictures/NN_MM_name.png.
 
     make pictures                    all of them
-    tests/pictures.py web_scraper    those with the word in their names
+    tests/pictures.py web_scraper    those with this word in their names
 
-There is one function for each: it starts the program, brings its page into a state worth seeing, and returns when the page
-shows it. The programs run on free ports of loopback and are gone afterwards.
+Each picture has a function that starts the program, brings its page into a state worth seeing, and returns once the page shows
+it. The programs run on free loopback ports, and are ended afterwards.
 """
 import contextlib
 import math
@@ -22,12 +22,12 @@ import apps  # noqa: E402
 import browser  # noqa: E402
 
 PICTURES = HERE.parent / "examples" / "pictures"
-MOST = 60 * 1024  # bytes of a picture, as the project is cloned often
+MOST = 60 * 1024  # bytes of a picture, because the project is cloned often
 
 
 @contextlib.contextmanager
 def page_of(source, *arguments, width=1000, height=640, dark=False):
-    """A browser that shows the page of the program, which listens where `--listen ADDRESS` says."""
+    """Opens a browser on the page of the program, which listens at `--listen ADDRESS`."""
     port, where = apps.free_port(), apps.folder()
     program = apps.compiled(source)
     server = apps.Server(apps.command(program, "--listen", f"127.0.0.1:{port}", *arguments), port, where)
@@ -47,7 +47,7 @@ def picture_11_03_web_scraper():
 
 @contextlib.contextmanager
 def picture_11_07_chat_server():
-    """A room with five people. The others are sockets of the page, which has one user only."""
+    """A room with five people. The other four are sockets of the page, which has only one user."""
     html = HERE.parent / "examples/11_apps/07_chat_server.html"
     lines = [("Grace", "Good morning! Is the kettle on?"),
              ("Ada", "Since six. There is Darjeeling, and something green that nobody dares to name."), ("Ada", "Bring cups."),
@@ -75,7 +75,7 @@ def picture_11_07_chat_server():
 
 @contextlib.contextmanager
 def picture_12_01_web_framework():
-    """A user that is refused, an echo, and a stream that has ended."""
+    """A refused user, an echo, and a stream that has ended."""
     html = HERE.parent / "examples/12_projects/01_web_framework.html"
     with page_of("12_projects/01_web_framework.c", "--page", html, height=780) as page:
         page.type("input[name=name]", "Alan")
@@ -125,7 +125,7 @@ def picture_12_04_game_server():
 def main():
     takers = {name[len("picture_"):]: taker for name, taker in globals().items() if name.startswith("picture_")}
     chosen = [name for name in takers if all(word in name for word in sys.argv[1:])]
-    apps.check(chosen, "no picture has the name", *sys.argv[1:])
+    apps.check(chosen, "no picture's name contains", *sys.argv[1:])
     PICTURES.mkdir(exist_ok=True)
     for name in chosen:
         path = PICTURES / f"{name}.png"

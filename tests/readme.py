@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Does what README.md tells a reader to do, in an empty directory, and compares what comes of it.
+"""Follows the instructions of README.md in an empty directory, and compares the results.
 
 A ```c block that begins with a comment such as /* hello.c */ is saved under that name. Each ```console block has one
-command, after "$ ", and the output it must have, on the virtual clock. `make test` is left out, as that runs this. Every ```c
-block compiles without a warning, with the includes that it leaves out.
+command, after "$ ", and the output it must have, on the virtual clock. `make test` is omitted, because it runs this script.
+Every ```c block must compile without warnings; missing includes are added.
 
-On the pages of the course the ```c blocks of a page compile as one file, and what they name exists: files in backquotes,
-exercises by their numbers, links; prose has lines of at most 130 characters. The tables of examples/README.md have a row
-for each exercise, and no other rows.
+On the course's pages, the ```c blocks of a page must compile as one file; files in backquotes, exercise numbers and links must
+exist; lines of prose have at most 130 characters. The tables of examples/README.md must have a row for each exercise, and no
+other rows.
 """
 import os
 import pathlib
@@ -24,18 +24,18 @@ PAGES = [COURSE / "README.md", COURSE / "CONCEPTS.md", *sorted(COURSE.glob("*/RE
 
 
 def check(directory, block):
-    """Runs the block's command; True when its output is the rest of the block."""
+    """Runs the block's command; returns whether its output is the rest of the block."""
     command, _, wanted = block.partition("\n")
     done = subprocess.run(["sh", "-c", command[2:]], cwd=directory, text=True, stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, env={**os.environ, "CONC_CLOCK": "virtual"})
     if done.returncode == 0 and done.stdout == wanted:
         return True
-    print(f"README.md says\n{block}but the command gave exit code {done.returncode} and this:\n{done.stdout}")
+    print(f"README.md says\n{block}but the command's exit code is {done.returncode}, and it prints\n{done.stdout}")
     return False
 
 
 def compiles(directory, block, page="README.md"):
-    """Compiles the block alone; True when the compiler says nothing."""
+    """Compiles the block alone; returns whether the compiler prints nothing."""
     start = "" if "#include" in block else '#define CONC_STATIC\n#include "conc_sync.h"\n#include "conc_pool.h"\n'
     pathlib.Path(directory, "block.c").write_text(start + block, encoding="utf-8")
     command = ["cc", "-Wall", "-Wextra", "-Wpedantic", "-Wno-unused-function", "-fsyntax-only", "-Iexamples/common",
@@ -43,12 +43,12 @@ def compiles(directory, block, page="README.md"):
     done = subprocess.run(command, cwd=directory, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if not done.stdout and done.returncode == 0:
         return True
-    print(f"{page} has\n{block}of which the compiler says\n{done.stdout}")
+    print(f"{page} has\n{block}for which the compiler prints\n{done.stdout}")
     return False
 
 
 def anchor(heading):
-    """What a link to this heading says after the #."""
+    """Returns the part after the # in a link to this heading."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
@@ -61,12 +61,12 @@ def broken_links(page, text):
         if path and not (page.parent / path).exists():
             yield f"{link} does not exist"
         elif not path and part not in anchors:
-            yield f"{link} is no heading"
+            yield f"{link} is not a heading"
 
 
 def missing_files(page, text):
-    """Names in backquotes that look like files and are none: beside the page, in the project, or in an exercise's folder.
-    What a learner or a teacher writes, and what is in a folder that the text has vendored, is made later."""
+    """Yields names in backquotes that look like files but exist neither beside the page, nor in the project, nor in an
+    exercise's folder. Files that a learner or a teacher writes, or that the text vendors, need not exist."""
     folders = [page.parent, COURSE, TOP, COURSE / "common", *COURSE.glob("[0-9]*")]
     for name in sorted(set(re.findall(r"`([\w.-]*/[\w./-]*|[\w-]+\.(?:c|h|md|py|sh|svg|txt|awk))`", text))):
         if name.startswith(("your/", "build/", "third_party/", "CMakeLists", "/")) or any((folder / name).exists() for folder in folders):
@@ -81,24 +81,24 @@ def missing_exercises(text):
 
 
 def wrong_rows(text):
-    """Exercises without a row in the table under their folder's heading, and rows without an exercise."""
+    """Yields exercises without a row in the table under their folder's heading, and rows without an exercise."""
     rows = set()
     for folder, section in re.findall(r"^## (\d\d_\w+)[^\n]*\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL):
         rows |= {f"{folder}/{name}" for name in re.findall(r"^\| `(\w+\.c)` \|", section, re.MULTILINE)}
     files = {str(path.relative_to(COURSE)) for path in EXERCISES}
     yield from (f"{name} has no row" for name in sorted(files - rows))
-    yield from (f"{name} has a row, and is no exercise" for name in sorted(rows - files))
+    yield from (f"{name} has a row, but is not an exercise" for name in sorted(rows - files))
 
 
 def long_lines(text, most=130):
-    """Lines of prose that are hard to read as they stand in the file; rows of tables may be longer."""
+    """Yields lines of prose that are too long to read in the file; table rows may be longer."""
     for number, line in enumerate(text.split("\n"), 1):
         if len(line) > most and not line.startswith("|"):
             yield f"line {number} has more than {most} characters"
 
 
 def is_sound(directory, page):
-    """Looks over one page of the course; True when nothing is wrong with it."""
+    """Checks one page of the course; returns whether it has no mistakes."""
     text = page.read_text(encoding="utf-8")
     name = page.relative_to(TOP)
     found = [*broken_links(page, text), *missing_files(page, text), *missing_exercises(text), *long_lines(text)]
@@ -126,7 +126,7 @@ def main():
         results += [compiles(directory, text) for kind, text in blocks if kind == "c"]
         results += [is_sound(directory, page) for page in PAGES]
     if not results:
-        print("README.md has no command to try")
+        print("README.md has no commands")
     return 0 if results and all(results) else 1
 
 

@@ -1,23 +1,23 @@
 #!/usr/bin/env python3
-"""Builds and runs every test in every configuration, and says at the end how many of these passed and failed.
+"""Builds and runs every test in every configuration, and finally prints how many passed and failed.
 
     tests/run.py                     everything; what `make test` does
     tests/run.py --quick             each tests/test_*.c once, with gcc, not optimised
-    tests/run.py tsan group          only what has all these words in its name
+    tests/run.py tsan group          only tests with all these words in their names
     tests/run.py test_locks.c::NAME  only that test of the file, in every configuration that uses Check
-    tests/run.py --list [word ...]   the names alone
-    tests/run.py --times [word ...]  also says which took longest
+    tests/run.py --list [word ...]   prints only the names
+    tests/run.py --times [word ...]  also prints which took longest
 
-Words that no name has are an error.
+A word that no name contains is an error.
 
-Nothing is to be registered: a new tests/test_*.c is found by its name. In its first comment it can leave configurations
-out by their names in CONFIGS and RUNS below, with the reason in brackets:
+A new tests/test_*.c needs no registration: it is found by its name. Its first comment can exclude configurations, by
+their names in CONFIGS and RUNS below, with the reason in brackets:
 
     Not under: valgrind, seeds (it measures real time)
 
-name a library or compiler option that it needs ("Needs -luv"), and say how many of the seeds it is run with, when it takes
-long because it waits for real time or starts processes: "Seeds: 20 (real time)". TEST_SEEDS=1000 in the environment takes more
-than the fifty seeds that are usual, and CONC_SEED=n a test of its own one by hand.
+name a library or compiler option that it needs ("Needs -luv"), and limit the number of seeds if the test takes long because it
+waits for real time or starts processes: "Seeds: 20 (real time)". TEST_SEEDS=1000 in the environment runs 1000 seeds instead of
+fifty; CONC_SEED=n runs a test by hand with one seed.
 """
 import concurrent.futures
 import difflib
@@ -46,17 +46,17 @@ VALGRIND = "valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-
 
 @dataclass
 class Config:
-    """One way to build every test file, and to run what came of it."""
+    """One way to build every test file, and to run the program."""
     name: str
     compiler: str
     layout: str = "."  # the directory of conc.h: the modules, or single_include
     plain: bool = False  # without the Check library, which cross compilers do not have
-    runner: str = ""  # put before the program
+    runner: str = ""  # precedes the program
     sanitized: bool = False
     linked: bool = True  # one implementation is linked with each test file, which is not optimised; False: each test
-    # file includes its own, as users' programs do, so that the compiler can inline it there
-    variants: bool = False  # tests also run in further ways of waiting; else in one, as where programs run slowly
-    only: str = ""  # a pattern of the files it is for; empty: all
+    # file includes its own, as users' programs do, so that the compiler can inline it
+    variants: bool = False  # tests run in all ways of waiting; False: in one, because programs run slowly
+    only: str = ""  # a pattern of the files that it builds; empty: all
 
 
 STACKS = r"test_(generators|overflow|stacks|tasks)\.c"
@@ -64,15 +64,15 @@ SWITCHES = r"test_(errors|generators|random_(programs|sync|generators)|stacks|st
 INLINED = SWITCHES + (r"|test_(descriptors|errno|futures|gather|group\w*|guard_report|locals|locks)\.c"
                       r"|test_(queues|scopes|streams|time)\.c")
 
-# Threads and processes: neither how stacks are switched nor which processor it is.
+# Threads and processes, for which neither stack switching nor the processor matters.
 WITH_POOLS = (r"|test_(channels|children|files|loop_run|names|offload|pool|post|procs|select_pool|shared|sandbox)\.c"
               r"|test_(background|cancel|last_error|queues|select|serve|spawn_copy|transports|growth)\.c")
 
 POLLERS = (r"test_(children|descriptors|embed\w*|forks|net_faults|other_loops|poller|post|random_io|run|select)\.c"
            r"|test_(signals|streams|time)\.c")
 
-# Each option of conc.h has a row, and so has each layout, compiler and processor; optimisation levels ride along. What changes
-# nothing but how stacks are switched is for the files that are about that, and for random programs.
+# Each option of conc.h has a row, and so does each layout, compiler and processor; optimisation levels vary with them. Options
+# that change only stack switching are for the files that test it, and for random programs.
 CONFIGS = [
     Config("gcc", f"gcc -std=gnu11 -O2 {WARNINGS}", variants=True),
     Config("single", "gcc -O2", layout="single_include", only=SWITCHES),
@@ -96,7 +96,7 @@ CONFIGS = [
 
 @dataclass
 class Run:
-    """One more way to run what the first configuration built."""
+    """Another way to run the programs of the first configuration."""
     name: str
     environment: dict = field(default_factory=dict)
     runner: str = ""
@@ -104,15 +104,15 @@ class Run:
     only: str = ""  # as in Config
 
 
-ONCE = {"TEST_ONCE": "1"}  # tests run in one way of waiting, the loop's own choice
+ONCE = {"TEST_ONCE": "1"}  # tests run in one way of waiting, the loop's default
 
-# Checks of tests/compile/run.sh that ask nothing of the compiler, and the one that they are not run with.
+# Checks of tests/compile/run.sh that do not depend on the compiler, and the compiler to omit.
 ONE_COMPILER = {"macos": "gcc", **dict.fromkeys(
     ("debugger_unwinds_a_parked_task", "inlined", "library_exported", "library_hidden", "places", "posix_source",
      "upgraded_library", "workers"), "clang")}
 
 RUNS = [Run(f"seeds {n}-{n + 49}", seeds=range(n, n + 50)) for n in range(1, int(os.environ.get("TEST_SEEDS", "50")), 50)]
-# Valgrind is slow where programs abort, or send much; there ASan looks alone.
+# Valgrind is slow if programs abort, or send much; ASan checks those alone.
 RUNS += [
     Run("valgrind", ONCE, runner=VALGRIND, only=r"^(?!.*test_(embed|lost_scope|random_(io|posts)|trace|wait_reports)\.c)"),
     Run("poll", {"CONC_POLL": "poll"}, only=POLLERS),
@@ -131,7 +131,7 @@ SKIPPED = 77  # exit code of a check that does not apply on this machine
 
 
 def shortened(output, first=20, last=60):
-    """The output without its middle part: what is worth reading stands first with compilers, last with programs."""
+    """The output without its middle part: compilers print the important lines first, programs last."""
     lines = output.rstrip().split("\n")
     if len(lines) > first + last:
         lines[first:-last] = [f"[... {len(lines) - first - last} lines ...]"]
@@ -139,15 +139,15 @@ def shortened(output, first=20, last=60):
 
 
 class Failed(Exception):
-    """Its text is what the user sees of the failure."""
+    """Its text is printed as the failure."""
 
 
 class Skipped(Exception):
-    """Its text says why the check does not apply here."""
+    """Its text is the reason why the check does not apply here."""
 
 
 def with_default_signals():
-    """What to put before a command so that it is not born with signals ignored, as in the background or under nohup."""
+    """Returns a prefix for commands, so that they do not ignore signals, as in the background or under nohup."""
     numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGTSTP, signal.SIGTTIN,
                signal.SIGTTOU)
     ignored = [number.name[3:] for number in numbers if signal.getsignal(number) == signal.SIG_IGN]
@@ -155,7 +155,7 @@ def with_default_signals():
 
 
 class Commands:
-    """Runs commands, and can end those that still run."""
+    """Runs commands, and can end those still running."""
 
     def __init__(self):
         self.prefix = with_default_signals()
@@ -164,7 +164,7 @@ class Commands:
         self.stopped = False
 
     def run(self, argv, environment=None):
-        """The command's output, stderr included. Raises Failed, with the output, when it does not exit with 0."""
+        """Returns the command's output, including stderr. Raises Failed, with the output, if its exit code is not 0."""
         environment = environment or {}
         with self.lock:
             if self.stopped:
@@ -184,7 +184,7 @@ class Commands:
             except subprocess.TimeoutExpired as expired:
                 output = expired.output or b""
                 process.wait()
-                how += ", and a daemon that it left holds its output"
+                how += ", and a process that it left behind holds its output open"
         finally:
             with self.lock:
                 self.running.discard(process)
@@ -198,7 +198,7 @@ class Commands:
 
     @staticmethod
     def end(process):
-        """Kills all of the command's session: Check puts its children into process groups of their own."""
+        """Kills all of the command's session, because Check puts its children into their own process groups."""
         for entry in pathlib.Path("/proc").glob("[0-9]*"):
             try:
                 if os.getsid(int(entry.name)) == process.pid:
@@ -217,14 +217,14 @@ commands = Commands()
 
 
 class Builds:
-    """Builds each program, and each implementation, once, however many checks want it at the same time."""
+    """Builds each program and each implementation once, even if several checks need it at the same time."""
 
     def __init__(self):
         self.lock = threading.Lock()
         self.results = {}
 
     def get(self, source, config):
-        """The path of what was built of this file. Raises Failed when it does not compile."""
+        """Returns the path of this file's program. Raises Failed if it does not compile."""
         with self.lock:
             first = (source, config.name) not in self.results
             result = self.results.setdefault((source, config.name), concurrent.futures.Future())
@@ -250,7 +250,7 @@ class Builds:
         if config.linked and not has_options(source):
             command += ["-DCONC_TEST_LINKED", "-O0", self.get(IMPLEMENTATION, config)]
         elif config.linked and config is not CONFIGS[0]:
-            command += ["-O0"]  # the same code is optimised in the other files
+            command += ["-O0"]  # other files compile the same code with optimisation
         command += ["-DCONC_TEST_PLAIN", "-lm"] if config.plain else check_library()
         command += needed(source)
         commands.run(command)
@@ -258,7 +258,7 @@ class Builds:
 
 
 def needed(source):
-    """The options that the file's first comment says it needs: "Needs -luv" or "Needs libpq (pkg-config)"."""
+    """Returns the options that the file needs according to its first comment: "Needs -luv" or "Needs libpq (pkg-config)"."""
     words = re.findall(r"Needs ([^\n*]+)", first_comment(source))
     options = [option for line in words for option in re.findall(r"-[lfI][\w=/.-]+", line)]
     for package in re.findall(r"Needs ([\w.-]+) \(pkg-config\)", first_comment(source)):
@@ -267,7 +267,7 @@ def needed(source):
 
 
 def has_options(source):
-    """Does the file set options of the implementation, so that it needs one of its own?"""
+    """Does the file set options of the implementation, so that it needs its own?"""
     return re.search(r"^ *# *define +CONC_", (TOP / source).read_text(encoding="utf-8"), re.MULTILINE)
 
 
@@ -280,11 +280,11 @@ builds = Builds()
 
 
 def run_program(program, runner, environment, may_be_empty=False):
-    """Raises Failed unless the program says that all its tests passed, and that there were any."""
+    """Raises Failed unless the program reports that all its tests passed, and that there were some."""
     output = commands.run([*shlex.split(runner), f"./{program}"], environment)
     counts = re.findall(r"^(\d+) passed, (\d+) failed$", output, re.MULTILINE)
     if not counts or counts[-1][1] != "0":
-        raise Failed(f"$ {program}\n{shortened(output)}\n[it ended without saying that no test failed]")
+        raise Failed(f"$ {program}\n{shortened(output)}\n[it ended without reporting that no test failed]")
     if counts[-1][0] == "0" and not may_be_empty:
         raise Failed(f"$ {program}\n{shortened(output)}\n[it has no tests]")
 
@@ -310,8 +310,8 @@ def in_run(source, run):
 
 @functools.lru_cache(None)
 def without_random_addresses():
-    """What to put before a sanitized program: older sanitizers fail now and then where the kernel randomizes addresses
-    more than they know. Some containers forbid to turn that off."""
+    """Returns a prefix for sanitized programs: older sanitizers sometimes fail because the kernel randomizes addresses
+    more than they expect. Some containers do not allow turning that off."""
     try:
         commands.run(["setarch", "-R", "true"])
         return "setarch -R"
@@ -324,19 +324,19 @@ def first_comment(source):
 
 
 def left_out(source):
-    """The names of configurations that the file's first comment excludes."""
+    """Returns the names of configurations that the file's first comment excludes."""
     names = re.search(r"Not under: ([^(]*)", first_comment(source))
     return {name.strip(" *\n") for name in names[1].split(",")} if names else set()
 
 
 def seeds_of(source, run):
-    """Those of the run's seeds that the file is run with."""
+    """Returns the run's seeds that apply to the file."""
     most = re.search(r"Seeds: (\d+)", first_comment(source))
     return [seed for seed in run.seeds if not most or seed <= int(most[1])]
 
 
 def is_for(config, source):
-    """An adapter adds no way of switching or waiting: its test runs as it is, and with the sanitizers."""
+    """Does the configuration apply to the file? Adapters do not switch or wait differently: gcc and the sanitizers suffice."""
     threads = re.search(r"conc_pool\.h|pthread\.h", (TOP / source).read_text(encoding="utf-8"))
     return "/adapters/" not in source or config.name in ("gcc", "asan", "tsan" if threads else "")
 
@@ -345,7 +345,7 @@ def checks_of_file(source, quick):
     excluded = left_out(source)
     unknown = excluded - {c.name for c in CONFIGS} - {r.name.split()[0] for r in RUNS}
     if unknown:
-        sys.exit(f"{source} is not to run under {', '.join(sorted(unknown))}, which does not exist")
+        sys.exit(f"{source} excludes {', '.join(sorted(unknown))}, which does not exist")
     for config in CONFIGS[:1] if quick else CONFIGS:
         if config.name not in excluded and re.search(config.only, source) and is_for(config, source):
             yield f"{source} ({config.name})", in_config, (source, config)
@@ -361,7 +361,7 @@ def command_check(name, *argv, **environment):
 
 
 def program_of(test):
-    """tests/apps/10_02_connection_pool.py is about examples/10_patterns/02_connection_pool.c."""
+    """Returns the program of a test: tests/apps/10_02_connection_pool.py tests examples/10_patterns/02_connection_pool.c."""
     folder, name = test.stem.split("_", 1)
     return next((TOP / "examples").glob(f"{folder}_*/{name}.c")).relative_to(TOP / "examples")
 
@@ -404,7 +404,7 @@ def checks_of_project():
 
 
 def all_checks(quick):
-    """Every check as (name, function, arguments), in the order to start them: builds others need, then long ones."""
+    """Returns each check as (name, function, arguments), in starting order: first builds that others need, then long ones."""
     sources = sorted(str(p.relative_to(TOP)) for p in (TOP / "tests").glob("test_*.c" if quick else "**/test_*.c"))
     of_files = [check for source in sources for check in checks_of_file(source, quick)]
     of_project = [] if quick else list(checks_of_project())
@@ -420,7 +420,7 @@ def all_checks(quick):
 
 
 class Report:
-    """Silent about what passes; on a terminal one line says how far it got."""
+    """Prints only failures, and on a terminal a progress line."""
 
     def __init__(self, total):
         self.total, self.passed, self.failed, self.times = total, 0, [], []
@@ -483,8 +483,8 @@ def run_all(checks, times):
 
 
 def chosen(checks, words):
-    """The checks with all these words in their names. Words that choose nothing end the program: a typing error must not
-    look like success."""
+    """Returns the checks with all these words in their names. If none has them, ends the program, because a typing error must
+    not look like success."""
     some = [c for c in checks if all(word in c[0] for word in words)]
     if some:
         return some

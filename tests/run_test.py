@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""tests/run.py with words that choose nothing says which word is wrong, and fails."""
+"""Tests that tests/run.py fails if its words select no test, and names the wrong word."""
 import pathlib
 import subprocess
 import sys

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Sees to it that everything the tests need is there. On Debian and its kin, as root or with a sudo that asks for no
-# password, it installs what is missing; elsewhere it says what is missing and what for, and exits with 1.
+# Installs what the tests need: on Debian and its derivatives, as root or with a sudo that asks for no password. Elsewhere it
+# lists what is missing, and what for, and exits with 1.
 set -eu
 cd "$(dirname "$0")/.."
 mkdir -p build/setup
 log=build/setup/log
 
-# Can this compiler, with these options, build a program out of these lines?
+# Can this compiler build a program from these lines with these options?
 builds()
 {
     local source=$1
@@ -15,7 +15,7 @@ builds()
     "$@" build/setup/program.c -o build/setup/program >>"$log" 2>&1
 }
 
-# What for | package(s) on Debian, of which "a/b" is the first that exists | a command that succeeds when it is there
+# What for | package(s) on Debian; "a/b": the first that exists | a command that succeeds if it is installed
 needs()
 {
     cat <<'TABLE'
@@ -63,7 +63,7 @@ format|clang-format|command -v clang-format-14 || command -v clang-format
 TABLE
 }
 
-# The lines of the table whose command fails.
+# Prints the lines of the table whose command fails.
 missing()
 {
     local what packages test
@@ -72,13 +72,13 @@ missing()
     done < <(needs)
 }
 
-# Fails where nothing may be installed.
+# Fails if nothing may be installed.
 as_root()
 {
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
 }
 
-# The first package of "a/b/c" that exists, for each word.
+# Prints the first package of "a/b/c" that exists, for each word.
 existing()
 {
     local word package
@@ -109,7 +109,7 @@ if [ -n "$lacking" ] && command -v apt-get >/dev/null && as_root true 2>>"$log";
     lacking=$(missing)
 fi
 if [ -n "$lacking" ]; then
-    echo "Nothing was tested, as something is missing (packages as Debian calls them):"
+    echo "Nothing was tested, because something is missing (with Debian's package names):"
     sort -u <<<"$lacking" | awk -F '|' '{gsub("/", " or ", $2); printf "    for %s: %s\n", $1, $2}'
     exit 1
 fi

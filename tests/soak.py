@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""Runs the programs for long, with peers that come, stall, send garbage, reset and vanish, and reports what grows. By hand,
-not in CI:
+"""Runs the programs for a long time, with peers that stall, send garbage, reset and vanish, and reports growth. Run it by
+hand; CI does not:
 
     tests/soak.py 600                    each program for ten minutes, one after the other
     tests/soak.py 600 chat framework     only those
     tests/soak.py 600 --at-once chat framework game
 
-Every other client of a server is served all the time, and its answer is checked. The scraper also has a site that misbehaves,
-the ETL pipeline a feed that does, and the task queue producers and workers that are killed; at the end their results are
-checked. It prints, for each program, the memory (resident KiB), the descriptors, the threads and the processes after the first
-fifth of the time and at the end, and how many peers of each kind there were. Exit status 1: a result was wrong or missing, or
-something has grown by more than a tenth.
+Every second client of a server behaves well, and its replies are checked. The scraper also has a site that misbehaves, the ETL
+pipeline a feed that does, and the task queue producers and workers that are killed; at the end their results are checked. For
+each program it prints memory (resident KiB), descriptors, threads and processes after the first fifth of the time and at the
+end, and how many peers of each kind there were. Exit status 1: a result was wrong or missing, or a figure has grown by more
+than a tenth.
 """
 import contextlib
 import http.server
@@ -38,7 +38,7 @@ UPGRADE = (b"GET %s HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upg
 
 
 def test_of(name):
-    """The test's module, without running it."""
+    """Imports the test's module without running it."""
     apps.main = lambda _: None
     return importlib.import_module(name)
 
@@ -66,7 +66,7 @@ class Soak:
     # ---- clients of a server ----
 
     def served(self, random_):
-        """The client that must be served."""
+        """The client that behaves well."""
         path, part = self.page
         with connect(self.port) as s:
             s.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
@@ -95,7 +95,7 @@ class Soak:
         s.close()
 
     def vanishes(self, random_):
-        """In the middle of a WebSocket, or of a request."""
+        """Vanishes in the middle of a WebSocket, or of a request."""
         with connect(self.port) as s:
             s.sendall(UPGRADE % (self.websocket or b"/"))
             s.settimeout(0.2)
@@ -129,7 +129,7 @@ class Soak:
     # ---- figures ----
 
     def family(self):
-        """The server's process and its children."""
+        """Returns the server's process and its children."""
         found, parents = {self.process.pid}, {}
         for status in pathlib.Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
@@ -150,7 +150,7 @@ class Soak:
         return {"KiB": memory, "descriptors": descriptors, "threads": threads, "processes": len(pids)}
 
     def quiet_figures(self):
-        """When the clients' connections are closed: the smallest of some."""
+        """Returns the least of several measurements, once the clients' connections are closed."""
         some = []
         for _ in range(20):
             some.append(self.figures())
@@ -208,7 +208,7 @@ class Soak:
 
     def report(self, first, last):
         if last is None:
-            print(f"{self.name}: it has ended: {self.process.returncode}\n{(self.folder / 'log').read_text()[-2000:]}")
+            print(f"{self.name}: it ended with exit code {self.process.returncode}\n{(self.folder / 'log').read_text()[-2000:]}")
             return False
         clients = ", ".join(f"{n} {kind}" for kind, n in sorted(self.counts.items()))
         print(f"{self.name}: {self.seconds} s: {clients}; wrong: {len(self.wrong)}", flush=True)
@@ -223,7 +223,7 @@ class Soak:
 
 
 class Scraper(Soak):
-    """Ten domains of 600 pages, of which each links to the next; some answers fail. Its dashboard has clients."""
+    """Ten domains of 600 pages, each of which links to the next; some replies fail. The scraper's dashboard has clients."""
 
     PAGES = 600
 
@@ -342,8 +342,8 @@ class Pipeline(Soak):
 
 
 class Tasks(Soak):
-    """Five workers on one Redis, one of which is killed and replaced at times; producers, some killed. The process whose figures
-    count is the first worker; memory is also Redis's."""
+    """Five workers on one Redis, one of which is killed and replaced at times; producers, some killed. The figures are
+    those of the first worker; memory includes Redis."""
 
     def prepare(self):
         test = test_of("11_06_task_queue")
@@ -430,7 +430,7 @@ SOAKS = [
 
 
 def main():
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background shells ignore it, also for the programs
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it in the background, and programs inherit that
     seconds, words = float(sys.argv[1]), [word for word in sys.argv[2:] if not word.startswith("-")]
     chosen = [soak for soak in SOAKS if not words or soak.name in words]
     if "--at-once" not in sys.argv:

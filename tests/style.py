@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""How dense the three headers are: prints the figures, and fails if one is over its limit.
+"""Measures how dense the three headers are: prints the figures, and fails if one exceeds its limit.
 
-    tests/style.py          the figures
-    tests/style.py --where  also the lines that count
+    tests/style.py          prints the figures
+    tests/style.py --where  also prints the lines that count
 
 The limits are rules (no nested conditional expression, no line over 100 columns, no function over 45 lines, at most 12
-conditional expressions in 1000 lines of code) or, where the code is better already, what it has reached. A statement that is
-split to please this script, and reads worse, is a defect: raise the limit instead, and say why in the commit.
+conditional expressions in 1000 lines of code) or, where the code is already better, its present figure. A statement that is
+split to please this script, and reads worse, is a defect: raise the limit instead, and give the reason in the commit.
 """
 import pathlib
 import re
@@ -17,7 +17,7 @@ TOP = pathlib.Path(__file__).resolve().parent.parent
 HEADERS = ("conc.h", "conc_sync.h", "conc_pool.h")
 WIDEST = 100
 
-# of the three headers together
+# for the three headers together
 LIMITS = {
     "conditional expressions in 1000 lines of code": 11.0,
     "nested conditional expressions": 0,
@@ -30,18 +30,18 @@ LIMITS = {
 
 
 def blank(match):
-    """The text with everything but its line ends made spaces."""
+    """Replaces everything but line ends by spaces."""
     return re.sub(r"[^\n]", " ", match.group(0))
 
 
 def code_of(text):
-    """The text without comments, strings, characters and preprocessor lines; each line keeps its number."""
+    """Blanks comments, strings, characters and preprocessor lines; each line keeps its number."""
     text = re.sub(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'', blank, text, flags=re.S)
     return re.sub(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", blank, text, flags=re.M)
 
 
 def statements(code):
-    """(number of its first line, text) of each piece between ; { and }."""
+    """Yields (number of its first line, text) for each piece between ; { and }."""
     line = 1
     for piece in re.split(r"([;{}])", code):
         start = line + piece[:len(piece) - len(piece.lstrip())].count("\n")
@@ -53,7 +53,7 @@ ASSIGNMENT = re.compile(r"[^=!<>]=(?!=)")
 
 
 def conditions(piece):
-    """What stands in the parentheses after each `if`, and between the ? and the : of each conditional expression."""
+    """Yields the text in the parentheses after each `if`, and between the ? and the : of each conditional expression."""
     for word in re.finditer(r"\bif \(", piece):
         depth = 1
         for end in range(word.end(), len(piece)):
@@ -65,7 +65,7 @@ def conditions(piece):
 
 
 def functions(code):
-    """(number of the first line, lines of the body) of each function: its braces stand in the first column."""
+    """Yields (number of the first line, lines of the body) for each function, whose braces are in the first column."""
     begin = None
     lines = code.split("\n")
     for number, line in enumerate(lines, 1):
@@ -77,7 +77,7 @@ def functions(code):
 
 
 def measure(name, found):
-    """Adds to `found` what is counted in the header: (header, line) of each."""
+    """Adds (header, line) to `found` for each thing that is counted in the header."""
     text = (TOP / name).read_text(encoding="utf-8")
     code = code_of(text)
     for number, piece in statements(code):

@@ -4,8 +4,8 @@
  * loop's default poller, with poll(2), with the best one by name, and on a socket in blocking
  * mode. Each of them checks for leaked memory and descriptors.
  *
- *     RANDOM_PROGRAMS=10000 RANDOM_FIRST=1 ./test_streams      many random programs, from this
- *     seed on
+ *     RANDOM_PROGRAMS=10000 RANDOM_FIRST=1 ./test_streams      many random programs, starting with
+ *                                                              this seed
  *
  * Seeds: 15 (they are many)
  * Not under: save-fpu, aarch64-bti (both change only stack switching)

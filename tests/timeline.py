@@ -3,8 +3,9 @@
 
     tests/timeline.py trace.json out.svg [--title TEXT]
 
-A row a task: running, and waiting with the reason as its label where there is room, and always as a tooltip. Thin
-arrows go from who woke to who was woken; small marks are spawns, cancels and timeouts. Needs nothing but Python 3.
+Each task has a row, which shows when it ran and when it waited; the reason of a wait is a tooltip, and a label if there
+is room. Thin arrows lead from a waking task to the woken one; small marks are spawns, cancels and timeouts. Needs only
+Python 3.
 """
 import argparse
 import collections
@@ -14,14 +15,14 @@ import re
 import sys
 
 WIDTH = 880
-ROWS = 60  # of more tasks only the first are drawn
+ROWS = 60  # if there are more tasks, only the first are drawn
 ROW, BAR = 30, 20
-LETTER = 6.6  # the usual width of one at 12 px, rather too much than too little
-SMALL = 5.9  # of one at 11 px
-TEXT = "#6e7781"  # of a middle grey, as the page may be white or black; so is all that lies on the page itself
+LETTER = 6.6  # the usual width of a letter at 12 px, rounded up
+SMALL = 5.9  # its width at 11 px
+TEXT = "#6e7781"  # middle grey, because the page may be white or black; used for everything directly on the page
 RUNNING = "#e8590c"
 READY, LIFE = "ready, while another task runs", "M-6 0H6"
-WAITS = [  # what the reason contains, fill, what the legend calls it
+WAITS = [  # pattern of the reason, fill, name in the legend
     (r"sleep", "#a9c9f5", "sleeping"),
     (r"lock|semaphore|barrier|limiter|room in", "#f5b5c0", "waiting for a lock or permit"),
     (r"queue|event|condition|latch|future|channel|first of", "#b5dfb0", "waiting for a queue or event"),
@@ -64,7 +65,7 @@ class Task:
 
 
 class Trace:
-    """The tasks that ran, in the order of their spawn, and (from, at, to, at) of each wake."""
+    """The tasks that ran, in spawn order, and (from, at, to, at) of each wake."""
 
     def __init__(self, path):
         self.tasks, self.wakes, begun = {}, [], {}
@@ -74,7 +75,7 @@ class Trace:
                 name = str(event["name"])
                 task = self.tasks.setdefault(tid, Task(tid))
                 if kind == "M" and name == "thread_name":
-                    task.name = str(event["args"]["name"])  # the last one counts: tasks may be renamed
+                    task.name = str(event["args"]["name"])  # the last name counts: tasks may be renamed
                 elif kind == "X":
                     task.spans.append(Span(name, time(event["ts"]), time(event["dur"])))
                 elif kind == "i":
@@ -85,7 +86,7 @@ class Trace:
                     self.wakes.append((*begun.pop(event["id"]), task, time(event["ts"])))
             except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise NoTrace(f"an event lacks something, or it is odd ({error!r}): {event!r:.200}") from error
-        self.tasks.pop(0, None)  # the loop, which does nothing while no task runs
+        self.tasks.pop(0, None)  # the loop, which is idle while no task runs
         self.tasks = [self.tasks[tid] for tid in sorted(self.tasks) if self.tasks[tid].spans]
         if not self.tasks:
             raise NoTrace("no task in it has run")
@@ -93,7 +94,7 @@ class Trace:
         self.name_rows()
 
     def name_rows(self):
-        """Without the place of the spawn, which the tooltip has; equal ones are numbered."""
+        """Returns names without the spawn location, which is in the tooltip; equal names are numbered."""
         count, seen = collections.Counter(), collections.Counter()
         for task in self.tasks:
             task.label = re.sub(r" (at|\(spawned at) [^ ]+:\d+\)?$", "", task.name)
@@ -119,7 +120,7 @@ def read_events(path):
     try:
         events = json.loads(text)
     except (ValueError, RecursionError):
-        try:  # that of a program which was killed has no end, and maybe half a line
+        try:  # a killed program's trace has no end, and perhaps half a line
             events = json.loads(text[:text.rindex("\n")].rstrip().rstrip(",") + "]")
         except (ValueError, RecursionError) as error:
             raise NoTrace(f"it is no JSON: {error}") from error
@@ -133,7 +134,7 @@ def number(x):
 
 
 def seconds(us):
-    """In words, three digits."""
+    """Returns the time as text, with three digits."""
     for unit, size in (("s", 1e6), ("ms", 1e3)):
         if us >= size:
             return f"{us / size:.4g} {unit}"
@@ -141,7 +142,7 @@ def seconds(us):
 
 
 def shorten(text, room, letter):
-    """As much of the text as there is room for; nothing when that would say nothing."""
+    """Returns as much of the text as fits; nothing if too little fits to be useful."""
     fits = int(room / letter)
     if len(text) <= fits:
         return text
@@ -149,14 +150,14 @@ def shorten(text, room, letter):
 
 
 def look(name):
-    """Fill, class of a label in it, what the legend says."""
+    """Returns the fill, the class of a label in it, and the legend's text."""
     if name == "running":
         return RUNNING, "on", "running"
     return next((fill, "in", legend) for word, fill, legend in WAITS if re.search(word, name))
 
 
 def steps(end):
-    """Round times for the axis, about seven, and how they are said."""
+    """Returns about seven round times for the axis, and their texts."""
     unit, size = next(((u, s) for u, s in (("s", 1e6), ("ms", 1e3)) if end >= s), ("µs", 1))
     step = next(s for p in range(-3, 12) for s in (10**p, 2 * 10**p, 5 * 10**p) if end / size / s <= 8)
     return [(i * step * size, f"{i * step:g} {unit}") for i in range(int(end / size / step + 1e-6) + 1)]
@@ -176,7 +177,7 @@ class Picture:
             self.task(row, task)
         for wake in trace.wakes:
             self.wake(*wake)
-        for row, task in enumerate(self.rows):  # above all else
+        for row, task in enumerate(self.rows):  # above everything else
             self.marks(row, task)
         self.below()
 
@@ -210,19 +211,19 @@ class Picture:
             self.legend[READY] = LIFE
             self.add(f'<path class="life" d="M{number(self.x(born))} {number(middle)}H{number(self.x(died))}"',
                      f"{task.label}: {READY}")
-        for span in sorted(task.spans, key=lambda span: span.name == "running"):  # what runs is drawn over what waits
+        for span in sorted(task.spans, key=lambda span: span.name == "running"):  # steps are drawn over waits
             self.span(task, span, middle, drawn)
 
     def span(self, task, span, middle, drawn):
         fill, kind, legend = look(span.name)
         x, end = self.x(span.start), self.x(span.start + span.length)
-        if span.name == "running":  # a step without length is seen all the same
+        if span.name == "running":  # a step without length is visible too
             least = .5 if span.length else 2
             x, end = (x, end) if end - x > least else ((x + end - least) / 2, (x + end + least) / 2)
         elif end - x < .3:
             return
         place = round(x * 2), round(end * 2)
-        if drawn.get(fill) == place:  # thousands of short ones are one
+        if drawn.get(fill) == place:  # thousands of short spans become one
             return
         drawn[fill] = place
         self.legend[legend] = fill
@@ -258,7 +259,7 @@ class Picture:
                  f"{waker.label} wakes {woken.label}")
 
     def below(self):
-        """What the colours mean, and whether tasks were left out."""
+        """The meaning of the colours, and whether tasks were omitted."""
         x, y = 4, self.bottom + 44
         order = ["running", *(legend for _, _, legend in WAITS), READY, *self.legend]
         for legend, look_of in sorted(self.legend.items(), key=lambda item: order.index(item[0])):

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Vendors the course into an empty git repository in each way that examples/README.md documents, by the commands that stand
-# there, and does an exercise in the copy: course start, then the solution, then course check says "Right.". A repository
-# made of this checkout's files stands in for the address; it is gone when the exercise is done, and there is no network
-# where the system allows that. The copies lie at different depths, and course is called from different folders.
+# Vendors the course into an empty git repository in each way that examples/README.md documents, with its commands, and does an
+# exercise in the copy: course start, then the solution, then course check must print "Right.". The address is a repository made
+# of this checkout's files, which is deleted before the exercise; there is also no network, if the system allows that. The copies
+# are at different depths, and course is called from different folders.
 # CC chooses the compiler. Needs bash, coreutils, findutils, tar, awk, git with subtree, CMake.
 set -u
 export LC_ALL=C
@@ -23,14 +23,14 @@ unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
 passed=0
 failed=0
 
-# repository FOLDER: makes one of this checkout's files
+# repository FOLDER: makes a repository of this checkout's files
 repository() {
     mkdir -p "$1"
     tar -c --exclude=./.git --exclude=./build --exclude=./examples/your . | tar -x -C "$1"
     (cd "$1" && git init -q && git add -A && git commit -qm "conc")
 }
 
-# block WAY KIND: what the ```KIND blocks say below the heading of the way
+# block WAY KIND: prints the ```KIND blocks below the heading of the way
 block() {
     awk -v heading="### $1" -v start="\`\`\`$2" '
         /^##/ { inside = $0 == heading }
@@ -39,7 +39,7 @@ block() {
         inside && $0 == start { copying = 1 }' "$root/examples/README.md"
 }
 
-# vendored WAY FOLDER: the way's commands, in an empty repository at FOLDER
+# vendored WAY FOLDER: runs the way's commands in an empty repository at FOLDER
 vendored() {
     mkdir -p "$2" && cd "$2" || return
     git init -q && git commit -q --allow-empty -m "Empty"
@@ -48,10 +48,10 @@ vendored() {
     block "$1" sh | sed "s,URL,file://$tmp/conc," >"$tmp/commands"
     [ -s "$tmp/commands" ] || echo "examples/README.md has no commands for it"
     sh -e "$tmp/commands" >"$tmp/said" 2>&1 </dev/null || { cat "$tmp/commands" "$tmp/said" && return; }
-    grep -q '^    01/01  Hello, Goodbye' "$tmp/said" || { echo "course list says:" && cat "$tmp/said"; }
+    grep -q '^    01/01  Hello, Goodbye' "$tmp/said" || { echo "course list prints:" && cat "$tmp/said"; }
 }
 
-# done_in FOLDER: starts an exercise in the copy there, and solves it, from within the folder and from outside
+# done_in FOLDER: starts and solves an exercise in the copy there, from inside the folder and from outside
 done_in() {
     cd "$1" || return
     course=$(find . -name course -type f -perm -u+x -not -path './build/*')
@@ -60,13 +60,13 @@ done_in() {
     (cd "${course%/*}" && ./course start 01/01) >"$tmp/said" 2>&1 || cat "$tmp/said"
     cp "${course%/*}/01_start/01_hello_goodbye.c" "${course%/*}/your/01_01_hello_goodbye.c"
     (cd "$tmp/away" && "$1/$course" check 01/01) >"$tmp/said" 2>&1
-    [ "$(tail -n 1 "$tmp/said")" = Right. ] || { echo "course check says:" && cat "$tmp/said"; }
+    [ "$(tail -n 1 "$tmp/said")" = Right. ] || { echo "course check prints:" && cat "$tmp/said"; }
     "$course" progress | grep -q '^1 of ' || echo "course progress does not count it"
     for page in $(cd "${course%/*}" && grep -oh '](\([0-9][^)#]*/\)*[A-Z]*\.md' README.md CONCEPTS.md | sort -u); do
-        [ -f "${course%/*}/${page#*(}" ] || echo "a page links ${page#*(}, which is not there"
+        [ -f "${course%/*}/${page#*(}" ] || echo "a page links ${page#*(}, which does not exist"
     done
     ignored=$(cd "${course%/*}" && git check-ignore your/01_01_hello_goodbye.c)
-    [ -n "$ignored" ] || echo "git does not ignore what a learner writes"
+    [ -n "$ignored" ] || echo "git does not ignore learners' files"
 }
 
 # try WAY FOLDER
