@@ -624,7 +624,7 @@ int main(int argc, char **argv)
     if (options.words[0])
         options.players = atof(options.words[0]);
     if (options.words[0] && (!options.bots || options.players < 1)) {
-        fprintf(stderr, "game_server: %s is no option; --help lists them\n", options.words[0]);
+        fprintf(stderr, "game_server: %s is not an option; --help lists them\n", options.words[0]);
         return 2;
     }
     if (options.simulate > 0) {

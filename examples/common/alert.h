@@ -3,14 +3,15 @@
  *     alert a;
  *     if (!alert_read("checkout p95 250 150", &a))
  *         ...
- *     switch (alert_see(&a, time, value)) { // each time that there is a new value of the figure
- *     case ALERT_FIRES: ...
+ *     switch (alert_see(&a, time, value)) { // for each new value of the figure case ALERT_FIRES:
+ *     ...
  *     case ALERT_CLEARS: ...
  *     }
  *
  * An alert fires when the value exceeds .above, and clears when it falls below .below. In between
  * it keeps its state (hysteresis), so a value that oscillates around a threshold does not fire
- * repeatedly. Values come in time order: one that is not newer than all before is ignored. */
+ * repeatedly. Values must arrive in time order: one that is not newer than all before is
+ * ignored. */
 #ifndef ALERT_H
 #define ALERT_H
 
@@ -19,20 +20,20 @@
 #include <stdio.h>
 
 typedef struct alert {
-    char key[48], figure[16]; /* of which key, which figure: for the caller */
+    char key[48], figure[16]; /* for the caller only */
     double above, below;
     bool firing;
-    double since, until; /* when it last fired, and cleared */
-    double peak;         /* the largest value since then */
-    double newest;       /* time of a value */
+    double since, until; /* when it last fired, and last cleared */
+    double peak;         /* the largest value while firing */
+    double newest;       /* time of the newest value */
 } alert;
 
 typedef enum { ALERT_NOTHING, ALERT_FIRES, ALERT_CLEARS } alert_change;
 
-/* Whether the text is a rule, KEY FIGURE ABOVE BELOW, with BELOW at most ABOVE. */
+/* Reads a rule, KEY FIGURE ABOVE BELOW, with BELOW at most ABOVE. Returns false if it is none. */
 static inline bool alert_read(const char *text, alert *a);
 
-/* Shows the alert a value. */
+/* Passes a value to the alert. Returns whether it fires or clears now. */
 static inline alert_change alert_see(alert *a, double time, double value);
 
 /* ---- implementation ------------------------------------------------------------------------- */

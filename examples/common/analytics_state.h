@@ -1,4 +1,4 @@
-/* analytics_state.h - what the analytics have to show: sources, closed windows and alerts
+/* analytics_state.h - the state that the analytics show: sources, closed windows and alerts
  *
  *     char *text = analytics_json(&state, now, watermark); // for the page; free it
  *     analytics_print_window(SLIDING, closed);             // a line on stdout
@@ -11,7 +11,7 @@
 #include "alert.h"
 #include "closed_windows.h"
 
-enum { ANALYTICS_ALERTS = 8, ANALYTICS_PAST = 30 /* alerts that are kept */ };
+enum { ANALYTICS_ALERTS = 8, ANALYTICS_PAST = 30 /* cleared alerts kept */ };
 
 typedef enum { TCP, UDP, WEBSOCKET, TRANSPORTS } transport_kind;
 typedef enum { TUMBLING, SLIDING, SESSION, KINDS } window_kind;
@@ -22,7 +22,7 @@ typedef struct {
     char address[64];
     double connections, opened, events, malformed, ahead, before; /* counts */
     uint64_t dropped;                                             /* packets */
-    double rate, held; /* events a second; seconds in which the full queue held sources up */
+    double rate, held; /* events per second; seconds that the full queue delayed sources */
 } transport;
 
 typedef struct {
@@ -30,13 +30,13 @@ typedef struct {
     window_kind kind;
     windows windows;
     closed_windows closed;
-    double total; /* events in these */
+    double total; /* events in them */
 } window_operator;
 
 typedef struct analytics_state {
     transport transports[TRANSPORTS];
     window_operator operators[KINDS];
-    /* past: a ring of copies, each of when it cleared */
+    /* past: a ring of copies, each made when the alert cleared */
     alert alerts[ANALYTICS_ALERTS], past[ANALYTICS_PAST];
     uint64_t past_count;
 } analytics_state;
@@ -122,7 +122,7 @@ static inline void analytics_print_summary(const analytics_state *s)
     }
 }
 
-/* Reads rules, "SERIES FIGURE ABOVE BELOW, ...": 0 or -EINVAL. */
+/* Reads rules: "SERIES FIGURE ABOVE BELOW, ...". Returns 0 or -EINVAL. */
 static inline int analytics_read_alerts(analytics_state *s, const char *text)
 {
     char rules[1024], *rest;
@@ -138,8 +138,8 @@ static inline int analytics_read_alerts(analytics_state *s, const char *text)
     return 0;
 }
 
-/* Whether each of so many events is in all its windows, of which `overlap` are sliding ones, or was
- * too late. */
+/* Checks that each of the events is in all of its windows, of which `overlap` are sliding ones, or
+ * was counted as too late. */
 static inline bool analytics_check_totals(const analytics_state *s, double events, double overlap)
 {
     const double expected[] = {events, events * overlap, events};

@@ -3,24 +3,24 @@
  *     arena a;
  *     arena_start(&a, 8, seed);
  *     for (;;) {
- *         refusal = arena_act(&a, slot, &action);       // for each action that came
+ *         refusal = arena_act(&a, slot, &action);       // for each action that arrived
  *         arena_step(&a);                               // then a tick
  *     }
  *
- * Everyone drives, and fires shells. After three hits a tank is gone for a while; the last to hit
- * it gets a point. Kits that appear occasionally repair. The player with the most points at the end
+ * Players drive and fire shells. After three hits a tank is gone for a while, and whoever hit it
+ * last gets a point. Repair kits appear occasionally. The player with the most points at the end
  * wins.
  *
  * Players report where they are (their own screens show it immediately), and the rules decide
- * whether that is possible: a tank may be as far away as it could have driven since its last
- * report. So a player whose network stutters catches up, within half a second, and nobody is faster
- * than the others. A refused move puts the tank back and raises its `moved`; actions sent before
- * the player knew of it carry the old `moved`, and are ignored.
+ * whether that is possible: a tank can have moved as far as it could have driven since its last
+ * report. So a player whose network stutters for up to half a second can catch up, and nobody is
+ * faster than the others. A refused move puts the tank back and increments its `moved`; actions
+ * sent before the player knew of it carry the old `moved`, and are ignored.
  *
- * The state is whole numbers in 16-bit words, all of them in here, so the same start and the same
- * actions produce the same state, bit for bit, on every machine. snapshot.h sends it. Lengths are
- * in sixteenths of a unit; the arena is 1280 by 720 units. Directions are 256ths of a turn, from
- * east via south. Plain C without allocation.
+ * The state consists of integers in 16-bit words, so the same start and the same actions produce
+ * the same state, bit for bit, on every machine. snapshot.h sends it. Lengths are in sixteenths of
+ * a unit; the arena is 1280 by 720 units. Directions are 256ths of a turn, from east via south.
+ * Plain C without allocation.
  */
 #ifndef ARENA_H
 #define ARENA_H
@@ -39,15 +39,15 @@ enum {
     ARENA_HEIGHT = 720 * ARENA_UNIT,
     ARENA_RADIUS = 16 * ARENA_UNIT,        /* of a tank */
     ARENA_SPEED = 10 * ARENA_UNIT,         /* a tick */
-    ARENA_ALLOWED = ARENA_SPEED * 17 / 16, /* clocks differ */
-    ARENA_REACH = 10 * ARENA_ALLOWED,      /* what a silent player may catch up */
+    ARENA_ALLOWED = ARENA_SPEED * 17 / 16, /* for differing clocks */
+    ARENA_REACH = 10 * ARENA_ALLOWED,      /* how far a silent player may catch up */
     ARENA_SHELL_SPEED = 30 * ARENA_UNIT,
     ARENA_SHELL_LIFE = 24, /* ticks */
     ARENA_RELOAD = 6,      /* ticks between two shots */
     ARENA_ENERGY = 3,
     ARENA_MOST_ENERGY = 5,
-    ARENA_ABSENCE = 30, /* ticks until a tank is back */
-    ARENA_SHIELD = 20,  /* ticks in which nothing hits it then */
+    ARENA_ABSENCE = 30, /* ticks until a tank returns */
+    ARENA_SHIELD = 20,  /* ticks in which nothing hits it after that */
     ARENA_KIT_EVERY = 160
 };
 
@@ -56,15 +56,15 @@ typedef struct arena_shell {
 } arena_shell;
 
 typedef struct arena_player {
-    uint16_t here;   /* 0: has left, or never was */
+    uint16_t here;   /* 0: the player has left, or the slot is unused */
     uint16_t x, y;   /* of the centre */
     uint16_t aim;    /* a direction */
-    uint16_t energy; /* 0: gone, for `wait` ticks */
-    uint16_t wait;   /* with energy: of the shield */
+    uint16_t energy; /* 0: gone for `wait` ticks */
+    uint16_t wait;   /* if energy is not 0: ticks of the shield */
     uint16_t score, losses;
-    uint16_t number; /* of the last action that was seen */
-    uint16_t moved;  /* how often the game, not the player, has moved the tank */
-    uint16_t reach;  /* how far away it may be */
+    uint16_t number; /* of the last action processed */
+    uint16_t moved;  /* how often the rules, not the player, have moved the tank */
+    uint16_t reach;  /* how far away the next report may be */
     uint16_t fired;  /* the tick of the last shot; 0: none */
     arena_shell shells[ARENA_SHELLS];
 } arena_player;
@@ -73,16 +73,16 @@ typedef struct arena {
     uint16_t tick; /* 0 at the start */
     uint16_t random_low, random_high;
     uint16_t kit_x, kit_y; /* 0: there is none */
-    uint16_t kit_tick;     /* when it appears */
+    uint16_t kit_tick;     /* when the next one appears */
     arena_player players[ARENA_PLAYERS];
 } arena;
 
 enum { ARENA_WORDS = sizeof(arena) / sizeof(uint16_t) };
 
-/* What a player does. */
+/* An action of a player. */
 typedef struct arena_action {
-    uint16_t number; /* counts up from 1 */
-    uint16_t moved;  /* the player's own, in the newest state it has */
+    uint16_t number; /* 1, 2, ... */
+    uint16_t moved;  /* of the player's tank in the newest state that it has */
     uint16_t x, y, aim;
     bool fire;
 } arena_action;
@@ -90,11 +90,11 @@ typedef struct arena_action {
 /* Why an action was refused. */
 typedef enum {
     ARENA_OK,
-    ARENA_OLD,      /* came late or twice: no fault of the player */
-    ARENA_TOO_FAST, /* farther than it can have driven */
-    ARENA_TELEPORT, /* farther than anybody can have driven in half a second */
+    ARENA_OLD,      /* arrived late or twice: no fault of the player */
+    ARENA_TOO_FAST, /* farther than the tank can have driven */
+    ARENA_TELEPORT, /* farther than any tank can drive in half a second */
     ARENA_WALL,     /* in or through one, or outside */
-    ARENA_RELOADS,  /* fired too early */
+    ARENA_RELOADS,  /* fired while reloading */
     ARENA_REFUSALS
 } arena_refusal;
 
@@ -117,7 +117,7 @@ static const int arena__starts[ARENA_PLAYERS][2] = {
     {80, 80}, {1200, 640}, {1200, 80}, {80, 640}, {640, 100}, {640, 620}, {80, 360}, {1200, 360}};
 static const int arena__kits[][2] = {{640, 360}, {400, 360}, {880, 360}, {640, 280}, {640, 440}};
 
-/* 1024 times the sine of a direction. */
+/* Returns 1024 times the sine of a direction. */
 static inline int arena_sine(int aim)
 {
     static const int quarter[] = {
@@ -136,7 +136,7 @@ static inline int arena_sine(int aim)
 
 static inline int arena_cosine(int aim) { return arena_sine(aim + 64); }
 
-/* The direction that points there best. */
+/* Returns the direction closest to (dx, dy). */
 static inline int arena_direction(int dx, int dy)
 {
     int best = 0;
@@ -151,7 +151,7 @@ static inline int arena_direction(int dx, int dy)
     return best;
 }
 
-/* Rounded up. */
+/* Returns the length of (dx, dy), rounded up. */
 static inline int arena_distance(int dx, int dy)
 {
     int64_t square = (int64_t)dx * dx + (int64_t)dy * dy, low = 0, high = 65536;
@@ -165,7 +165,7 @@ static inline int arena_distance(int dx, int dy)
     return (int)low;
 }
 
-/* Whether something with this radius has room there. */
+/* Is there room for a circle of this radius? */
 static inline bool arena_is_free(int x, int y, int radius)
 {
     bool inside =
@@ -180,7 +180,7 @@ static inline bool arena_is_free(int x, int y, int radius)
     return inside;
 }
 
-/* Whether it can go there in a straight line. */
+/* Can a circle move there in a straight line? */
 static inline bool arena_is_clear(int x, int y, int to_x, int to_y, int radius)
 {
     int steps = arena_distance(to_x - x, to_y - y) / ARENA_RADIUS + 1;
@@ -190,7 +190,7 @@ static inline bool arena_is_clear(int x, int y, int to_x, int to_y, int radius)
     return true;
 }
 
-/* Where the shell is, some quarters of a tick after it was fired. */
+/* Computes the shell's position so many quarters of a tick after the shot. */
 static inline void arena_shell_at(const arena_shell *s, int quarters, int *x, int *y)
 {
     *x = s->x + arena_cosine(s->aim) * ARENA_SHELL_SPEED / 1024 * quarters / 4;
@@ -205,7 +205,7 @@ static inline uint32_t arena_random(uint32_t *state)
     return *state >> 8;
 }
 
-/* Puts a tank to the start that is farthest from the others. */
+/* Puts a tank at the starting position that is farthest from the others. */
 static inline void arena__place(arena *a, int slot)
 {
     arena_player *p = &a->players[slot];
@@ -233,7 +233,7 @@ static inline void arena__place(arena *a, int slot)
     p->moved++;
 }
 
-/* A new match; the seed decides who starts where, and where kits appear. */
+/* Starts a match. The seed decides who starts where, and where kits appear. */
 static inline void arena_start(arena *a, int players, uint32_t seed)
 {
     *a = (arena){.kit_tick = ARENA_KIT_EVERY};
@@ -247,7 +247,7 @@ static inline void arena_start(arena *a, int players, uint32_t seed)
     a->random_high = (uint16_t)(seed >> 16);
 }
 
-/* A player leaves for good. */
+/* Removes a player for good, except for the score. */
 static inline void arena_leave(arena *a, int slot)
 {
     a->players[slot] =
@@ -266,7 +266,7 @@ static inline arena_refusal arena__drive(arena_player *p, const arena_action *ac
         return ARENA_TELEPORT;
     if (distance > p->reach)
         return ARENA_TOO_FAST;
-    /* actions between may be lost, and then it cuts a corner: only its centre has to come by */
+    /* Actions in between may be lost, so that the line cuts a corner: check the centre only. */
     bool clear = arena_is_free(action->x, action->y, ARENA_RADIUS) &&
                  arena_is_clear(p->x, p->y, action->x, action->y, 0);
     if (!clear)
@@ -283,7 +283,7 @@ static inline arena_refusal arena__fire(arena *a, arena_player *p)
         return ARENA_RELOADS;
     for (int i = 0; i < ARENA_SHELLS; i++)
         if (p->shells[i].tick == 0) {
-            /* in tick 0 there is no shooting: 0 means none */
+            /* 0 means no shot, so a shot in tick 0 counts as tick 1 */
             p->fired = (uint16_t)(a->tick + (a->tick == 0));
             p->shells[i] = (arena_shell){p->fired, p->x, p->y, p->aim};
             break;
@@ -291,7 +291,7 @@ static inline arena_refusal arena__fire(arena *a, arena_player *p)
     return ARENA_OK;
 }
 
-/* A player drives, turns and fires. What is refused changes nothing but `number` and `moved`. */
+/* Lets a player drive, turn and fire. A refused action does not move the tank and does not fire. */
 static inline arena_refusal arena_act(arena *a, int slot, const arena_action *action)
 {
     arena_player *p = &a->players[slot];
@@ -299,7 +299,7 @@ static inline arena_refusal arena_act(arena *a, int slot, const arena_action *ac
         return ARENA_OLD;
     p->number = action->number;
     if (p->energy == 0 || action->moved != p->moved)
-        return ARENA_OK; /* sent before the player knew */
+        return ARENA_OK; /* sent before the player knew of it */
     arena_refusal refusal = arena__drive(p, action);
     p->aim = action->aim % ARENA_TURN;
     if (refusal == ARENA_OK && action->fire)
@@ -318,7 +318,7 @@ static inline void arena__hit(arena_player *p, arena_player *by)
     by->score++;
 }
 
-/* The player whom a shell hits there, or -1. */
+/* Returns the slot of the player whom a shell at (x, y) hits, or -1. */
 static inline int arena__target(const arena *a, const arena_player *by, int x, int y)
 {
     for (int i = 0; i < ARENA_PLAYERS; i++) {
@@ -367,7 +367,7 @@ static inline void arena__kit(arena *a)
     }
 }
 
-/* One tick: shells fly, the missing come back, everybody may drive on. */
+/* Advances the game by a tick: shells fly, missing tanks return, all may drive on. */
 static inline void arena_step(arena *a)
 {
     a->tick++;
@@ -394,11 +394,12 @@ static inline void arena_step(arena *a)
 typedef struct arena_bot {
     uint32_t random; /* its seed */
     int skill;       /* 0 to 100: how often it fires when it can, and how well it aims */
-    int turn;        /* private: round its target, 1 or -1 */
-    int tick, x[ARENA_PLAYERS], y[ARENA_PLAYERS]; /* private: where they were then */
+    int turn;        /* private: direction around its target, 1 or -1 */
+    int tick, x[ARENA_PLAYERS], y[ARENA_PLAYERS]; /* private: positions at that tick */
 } arena_bot;
 
-/* Where a bot would like to go: to a kit if it needs it, else near its target, and round it. */
+/* Returns the direction in which a bot wants to drive: to a kit if it needs one, else towards its
+ * target and, when near, around it. */
 static inline int arena__course(const arena *a, arena_bot *b, const arena_player *p,
                                 const arena_player *target)
 {
@@ -427,7 +428,7 @@ static inline const arena_player *arena__nearest(const arena *a, const arena_pla
     return best;
 }
 
-/* Where the bot goes in `ticks` ticks: in its course, or the next direction in which it can. */
+/* Moves the bot for `ticks` ticks along its course, or in the next direction that is clear. */
 static inline void arena__go(arena_bot *b, arena_action *action, int course, int ticks)
 {
     for (int i = 0; i < 16; i++) {
@@ -442,7 +443,8 @@ static inline void arena__go(arena_bot *b, arena_action *action, int course, int
     }
 }
 
-/* Where to aim so that a shell meets the target, if it continues as before; imperfectly. */
+/* Returns where to aim to hit the target if it keeps moving as before, with an error that depends
+ * on the bot's skill. */
 static inline int arena__aim(const arena *a, arena_bot *b, const arena_player *target, int dx,
                              int dy)
 {
@@ -466,8 +468,9 @@ static inline void arena__remember(const arena *a, arena_bot *b)
     }
 }
 
-/* What the bot in this slot does now, `ticks` ticks after it last did something: at (x, y), where
- * it believes to be, which may be ahead of the state. *action has number, moved, x, y. */
+/* Decides what the bot in this slot does now, `ticks` ticks after its last action. *action has
+ * number, moved, x and y set; (x, y) is where the bot believes it is, which may be ahead of the
+ * state. */
 static inline void arena_think(const arena *a, int slot, arena_bot *b, int ticks,
                                arena_action *action)
 {

@@ -1,4 +1,4 @@
-/* arena_client.h - automatic players for arena_net.h: for tests, load and company
+/* arena_client.h - bots that play over arena_net.h, for tests, load and company
  *
  *     arena_client c = {.name = "Ada", .matches = 1, .by_udp = true, .address = "127.0.0.1:8080",
  *                       .bot = {.random = 7, .skill = 50}};
@@ -6,10 +6,11 @@
  *     int rc = arena_client_play(&c);
  *     arena_client_close(&c);
  *
- * With your own .link it plays over anything. It requests lost data again after a second. It sees
- * only the states that it receives, as a person does.
+ * With a .link of your own it plays over any transport. It requests lost data again after a second.
+ * It sees only the states that it receives, as a person does.
  *
- * A ledger compares the states that a match's clients have seen: at each tick all must be equal.
+ * A ledger compares the states that the clients of a match have seen: at each tick they must be
+ * equal.
  *
  * arena_client_dial, _play and _close wait. Errors: -ECONNRESET (the server closed it; its text is
  * in conc_last_error), and network errors. Include conc_sync.h before; websocket.h's libraries are
@@ -25,15 +26,17 @@
 #include "arena_net.h"
 #include "packet_link.h"
 
-/* ---- what clients have seen ----------------------------------------------------------------- */
+/* ---- the states that clients have seen
+ * ----------------------------------------------------------------- */
 
 enum { ARENA_LEDGER_MATCHES = 1024, ARENA_LEDGER_TICKS = 4096 }; /* older matches are forgotten */
 
 typedef struct arena_ledger {
-    long same, different;            /* states compared with what the others have */
-    long matches;                    /* players' matches that ended */
-    long actions, seen;              /* that were sent in these; and were seen in a state */
-    long states;                     /* that came */
+    long same, different;            /* states compared with those of the others */
+    long matches;                    /* ended matches, counted per player */
+    long actions, seen;              /* actions sent in these matches; those of them seen in a
+                                        state */
+    long states;                     /* received */
     int match[ARENA_LEDGER_MATCHES]; /* private */
     uint32_t hashes[ARENA_LEDGER_MATCHES][ARENA_LEDGER_TICKS];
 } arena_ledger;
@@ -55,42 +58,42 @@ static inline void arena_ledger_add(arena_ledger *l, int match, uint16_t tick, u
 
 /* ---- a client ------------------------------------------------------------------------------- */
 
-/* What some try. */
+/* How a client cheats. */
 typedef enum arena_temper {
     ARENA_HONEST,
     ARENA_SPEEDS,    /* drives five times as fast as it can */
-    ARENA_TELEPORTS, /* is suddenly somewhere else */
-    ARENA_TUNNELS,   /* drives on where a wall is */
+    ARENA_TELEPORTS, /* jumps to another place */
+    ARENA_TUNNELS,   /* drives through walls */
     ARENA_SPAMS      /* fires in each tick */
 } arena_temper;
 
-enum { ARENA_CLIENT__AHEAD = 64 }; /* actions that may be on their way; a power of two */
+enum { ARENA_CLIENT__AHEAD = 64 }; /* actions that may be unacknowledged; a power of two */
 
 typedef struct arena_client {
     /* options */
     char name[ARENA_NAME];
-    int matches;         /* to play; 0: forever */
+    int matches;         /* matches to play; 0: forever */
     const char *address; /* to dial */
     bool by_udp;         /* else by WebSocket */
     arena_bot bot;
     arena_temper temper;
-    double delay;         /* seconds it takes to answer a state */
+    double delay;         /* seconds before it answers a state */
     arena_ledger *ledger; /* NULL: none */
     packet_link *link;    /* arena_client_dial makes one */
-    uint64_t token;       /* of a player that the server knows; 0: a new one */
+    uint64_t token;       /* of a player known to the server; 0: a new player */
 
     int played; /* matches */
 
     /* private */
     packet in;
-    int unanswered;                /* questions, in a row */
-    bool is_known;                 /* to the server, which has sent WELCOME */
-    arena_roster roster;           /* .match 0: in none */
+    int unanswered;                /* requests without a reply, in a row */
+    bool is_known;                 /* the server has sent WELCOME */
+    arena_roster roster;           /* .match 0: not in a match */
     uint16_t acted;                /* the tick of the last action */
-    uint16_t seen;                 /* the last action that a state has */
-    uint16_t fired;                /* the last one with a shot */
-    uint16_t placed;               /* the last one before the game moved the tank */
-    int path[ARENA_CLIENT__AHEAD]; /* the way driven up to an action */
+    uint16_t seen;                 /* the last action included in a state */
+    uint16_t fired;                /* the last action with a shot */
+    uint16_t placed;               /* the last action before the rules moved the tank */
+    int path[ARENA_CLIENT__AHEAD]; /* the distance driven up to each action */
     arena_action action;
     snapshot_history states;
     packet_link network;
@@ -99,7 +102,7 @@ typedef struct arena_client {
     datagram_client datagrams;
 } arena_client;
 
-/* Gives the client a name, and habits that the seed and the index decide. */
+/* Sets the client's name and habits, which depend on the seed and the index. */
 static inline void arena_client_name(arena_client *c, int index, uint32_t seed)
 {
     static const char *const names[] = {"Ada",   "Bela", "Cleo", "Dora", "Emil", "Finn",
@@ -127,7 +130,8 @@ static inline int arena_client__say(arena_client *c, int type)
     return c->link->send(c->link, &out);
 }
 
-/* Its action, and that it has the state of this tick; 0: it needs a whole one. */
+/* Sends the current action and acknowledges the state of this tick; tick 0 requests a whole
+ * state. */
 static inline int arena_client__report(arena_client *c, uint16_t tick)
 {
     packet out = {0};
@@ -137,8 +141,8 @@ static inline int arena_client__report(arena_client *c, uint16_t tick)
     return c->link->send(c->link, &out);
 }
 
-/* Says whatever makes up for what may have been lost; if that is in vain, HELLO: perhaps the server
- * has given it up. */
+/* Repeats the message that may have been lost. If there is still no reply, sends HELLO: perhaps the
+ * server has dropped the client. */
 static inline int arena_client__ask(arena_client *c)
 {
     if (!c->is_known || c->unanswered++ >= 2)
@@ -165,8 +169,9 @@ static inline void arena_client__cheat(arena_client *c, const arena_player *me)
     }
 }
 
-/* Decides on the next action. It goes no farther ahead of the state than the state allows, and
- * fires again only when it has seen its last shot: whatever the network does, this is possible. */
+/* Decides on the next action. To be possible whatever the network does, it drives no farther ahead
+ * of the state than the state allows, and fires only after the last shot has appeared in a
+ * state. */
 static inline void arena_client__decide(arena_client *c, const arena *state, int ticks)
 {
     const arena_player *me = &state->players[c->roster.slot];
@@ -197,7 +202,7 @@ static inline int arena_client__act(arena_client *c)
     const arena_player *me = &state.players[c->roster.slot];
     c->seen = me->number;
     if (c->action.number < me->number)
-        c->action.number = me->number; /* it was here before */
+        c->action.number = me->number; /* a client that returned */
     if (c->action.moved != me->moved) {
         c->action.moved = me->moved;
         c->action.x = me->x;
@@ -207,7 +212,7 @@ static inline int arena_client__act(arena_client *c)
     bool too_late = tick + ARENA_RATE / 2 > c->roster.ticks;
     bool too_far = c->action.number - c->seen >= ARENA_CLIENT__AHEAD - 1;
     if (too_late || too_far)
-        return arena_client__report(c, tick); /* says the last action again */
+        return arena_client__report(c, tick); /* repeats the last action */
     arena_client__decide(c, &state, tick - c->acted);
     c->acted = tick;
     return arena_client__report(c, tick);
@@ -246,7 +251,7 @@ static inline int arena_client__on_end(arena_client *c, packet_reader *r)
 {
     arena_result result = {0};
     if (!arena_get_result(r, &result) || result.match != c->roster.match || !result.match)
-        return 0; /* it was told before */
+        return 0; /* a repeated message */
     c->roster.match = 0;
     c->played++;
     if (c->ledger) {
@@ -281,7 +286,7 @@ static inline int arena_client__receive(void *arg)
     return c->link->receive(c->link, &c->in);
 }
 
-/* Plays as many matches as are wanted: 0 or an error. A task, or a call. */
+/* Plays .matches matches. Can be called or spawned. */
 static inline int arena_client_play(void *client)
 {
     arena_client *c = client;
@@ -304,12 +309,12 @@ static inline int arena_client_play(void *client)
 
 /* ---- over a network ------------------------------------------------------------------------- */
 
-/* Connects to a server. Call arena_client_close, whatever comes of it. */
+/* Connects to a server. Call arena_client_close even after an error. */
 static inline int arena_client_dial(arena_client *c)
 {
     int fd = CONC_TRY(conc_dial(c->address));
     if (c->by_udp) {
-        int rc = datagram_dial(&c->datagrams, fd); /* UDP, to where TCP has gone */
+        int rc = datagram_dial(&c->datagrams, fd); /* to the address that TCP has reached */
         conc_close(fd);
         c->network = packet_link_datagrams(&c->datagrams);
         c->link = &c->network;
@@ -322,7 +327,7 @@ static inline int arena_client_dial(arena_client *c)
     return websocket_connect(&c->socket, "/play", c->address);
 }
 
-/* Releases all. Twice, or on an all-zero object, it does nothing. */
+/* Closes and frees everything. Harmless if repeated, or on an all-zero object. */
 static inline int arena_client_close(arena_client *c)
 {
     websocket_close(&c->socket);

@@ -1,18 +1,18 @@
-/* arena_load.h - many players of arena_client.h, for a server's tests
+/* arena_load.h - many players of arena_client.h, to test a server
  *
  *     static arena_ledger ledger;
  *     arena_crowd crowd = {.address = "127.0.0.1:8080", .count = 1000, .matches = 1, &ledger};
  *     CONC_TRY(arena_crowd_run(&crowd));        // over the network, every second one by UDP
- *     return arena_goal_run(&crowd, 10);        // the same with a server that it starts
+ *     return arena_goal_run(&crowd, 10);        // the same with a server started for it
  *
  *     static arena_house house = {.count = 7, .serve = serve_pair};
  *     conc_spawn(&g, arena_house_run, &house);
- *     arena_house_call(&house, 3);              // three of these play a match
+ *     arena_house_call(&house, 3);              // three of them play a match
  *
  *     static arena_simulation s = {.seed = 7, .serve = serve_pair};
  *     CONC_TRY(arena_simulation_run(&s));       // on the virtual clock: the same each time
  *
- * All calls wait, and return 0 or the first error. Include conc_pool.h and conc_sync.h before.
+ * All calls wait. Include conc_pool.h and conc_sync.h before.
  */
 #ifndef ARENA_LOAD_H
 #define ARENA_LOAD_H
@@ -28,7 +28,7 @@
 
 typedef struct arena_crowd {
     const char *address;
-    int count, matches; /* clients; what each of them plays, 0: for ever */
+    int count, matches; /* clients; matches that each of them plays, 0: forever */
     arena_ledger *ledger;
 } arena_crowd;
 
@@ -51,7 +51,7 @@ static inline int arena__run_members(const arena_crowd *crowd)
         c.ledger = crowd->ledger;
         arena_client_name(&c, i, 0);
         CONC_TRY_IN(&g, CONC_SPAWN(&g, arena__run_member, c));
-        CONC_TRY_IN(&g, conc_sleep(0.001)); /* no crowd at the door */
+        CONC_TRY_IN(&g, conc_sleep(0.001)); /* not all at once */
     }
     return conc_group_wait(&g);
 }
@@ -67,7 +67,7 @@ static inline int arena__show_progress(void *arg)
     }
 }
 
-/* Lets them play, and prints how far they are. */
+/* Lets the crowd play, and prints its progress. */
 static inline int arena_crowd_run(arena_crowd *crowd)
 {
     conc_group g = {0};
@@ -79,7 +79,7 @@ static inline int arena_crowd_run(arena_crowd *crowd)
 
 /* ---- the goal ------------------------------------------------------------------------------- */
 
-/* What the server says at /stats. */
+/* Reads the server's /stats. */
 static inline int arena__ask_server(const char *address, char *text, size_t size)
 {
     static const char request[] = "GET /stats HTTP/1.0\r\n\r\n";
@@ -102,14 +102,14 @@ static inline int arena__judge(const arena_crowd *crowd)
     bool same = l->same > 0 && l->different == 0 && strstr(text, "other hashes 0\n");
     printf("\n%ld players have played a match to its end (goal: %d)\n", l->matches, crowd->count);
     printf("%ld actions, %ld acknowledged (goal: all)\n", l->actions, l->seen);
-    printf("%ld states, %ld differ from what others of the match have (goal: 0)\n", l->states,
+    printf("%ld states, %ld differ from those of others in the match (goal: 0)\n", l->states,
            l->different);
     printf("The server: %s", stats ? stats + 4 : "nothing\n");
     return all && same ? 0 : conc_fail(-EPROTO, "the counts are wrong");
 }
 
-/* A task for the server of arena_goal_run: ends it with its input, which ends when the process ends
- * that has started it, whatever ended that. */
+/* A task for the server of arena_goal_run: ends the server at the end of its standard input, that
+ * is, when its parent process has ended in whatever way. */
 static inline int arena_end_with_input(void *arg)
 {
     char byte;
@@ -118,9 +118,10 @@ static inline int arena_end_with_input(void *arg)
     return raise(SIGTERM);
 }
 
-/* Has the crowd play with a server that it starts: this program with the options --child, --listen,
- * --house and --match, which prints "Listens on http://ADDRESS " and runs arena_end_with_input.
- * Prints how many played, and whether all of them saw the same; -EPROTO: they did not. */
+/* Starts a server and lets the crowd play there. The server is this program with the options
+ * --child, --listen, --house and --match; it must print "Listens on http://ADDRESS " and run
+ * arena_end_with_input. Prints how many played, and whether all of them saw the same states.
+ * -EPROTO: they did not. */
 static inline int arena_goal_run(arena_crowd *crowd, double seconds)
 {
     char text[2000] = "", address[64] = "", match[32];
@@ -138,7 +139,7 @@ static inline int arena_goal_run(arena_crowd *crowd, double seconds)
             return conc_fail(-ECHILD, "the server does not start");
         used += (size_t)n;
     }
-    sscanf(line, "Listens on http://%63s", address); /* the line is there as a whole */
+    sscanf(line, "Listens on http://%63s", address); /* the rest of the line has arrived with it */
     crowd->address = address;
     printf("%d bots, half of them by UDP, play a match of %g s\n", crowd->count, seconds);
     CONC_TRY(arena_crowd_run(crowd));
@@ -168,14 +169,14 @@ static inline int arena_local_close(arena_local *l)
 
 enum { ARENA_HOUSE_MOST = 256 };
 
-/* Bots that play when others need company. */
+/* Bots that play when players need opponents. */
 typedef struct arena_house {
     /* options */
     int count;
-    conc_fn *serve; /* the server: a task for each bot, which gets its packet_pair */
+    conc_fn *serve; /* the server's task for each bot; gets its packet_pair */
 
     /* private */
-    conc_sem calls; /* a permit: a bot plays a match */
+    conc_sem calls; /* each permit lets a bot play a match */
     arena_local bots[ARENA_HOUSE_MOST];
 } arena_house;
 
@@ -194,7 +195,7 @@ static inline int arena__play_when_called(void *arg)
     }
 }
 
-/* So many bots are needed now, besides those that have come already. */
+/* Sets how many more bots are needed now. */
 static inline void arena_house_call(arena_house *h, int count)
 {
     for (int missing = count - h->calls.permits; missing > 0; missing--)
@@ -203,7 +204,7 @@ static inline void arena_house_call(arena_house *h, int count)
         continue;
 }
 
-/* A task: the bots. */
+/* Runs the bots, as a task. */
 static inline int arena_house_run(void *house)
 {
     arena_house *h = house;
@@ -227,7 +228,7 @@ enum { ARENA_SIMULATED = 20 };
 typedef struct arena_simulation {
     /* options */
     uint32_t seed;
-    conc_fn *serve; /* the server: a task for each player, which gets its packet_pair */
+    conc_fn *serve; /* the server's task for each player; gets its packet_pair */
 
     arena_local players[ARENA_SIMULATED];
     arena_ledger ledger;
@@ -258,7 +259,8 @@ static inline int arena__simulate(arena_simulation *s)
         arena_local_open(l, i, s->seed);
         l->pair.loss = 0.03;
         l->client.temper = tempers[i];
-        l->client.delay = 0.010 + 0.00093 * i; /* no two at once: the order of tasks is no matter */
+        l->client.delay = 0.010 + 0.00093 * i; /* different times, so that the order of tasks does
+                                                  not matter */
         l->client.ledger = &s->ledger;
         CONC_TRY_IN(&g, conc_spawn(&g, s->serve, &l->pair));
         CONC_TRY_IN(&g, conc_spawn(&g, arena_client_play, &l->client));
@@ -271,14 +273,14 @@ static inline int arena__simulate(arena_simulation *s)
     return conc_group_wait(&g);
 }
 
-/* Prints what came of it. */
+/* Prints the result. */
 static inline void arena_simulation_report(const arena_simulation *s)
 {
-    printf("of %ld states that came %ld differ\n", s->ledger.states, s->ledger.different);
+    printf("%ld states received, %ld differ\n", s->ledger.states, s->ledger.different);
 }
 
-/* Twenty players for a minute: four of them cheat, two are cut off, and all lose packets. A client
- * may have a .token before. -EPROTO: not all have seen the same. */
+/* Simulates twenty players for a minute: four of them cheat, two are cut off, and all lose packets.
+ * A client's .token may be set before. -EPROTO: they have seen different states. */
 static inline int arena_simulation_run(arena_simulation *s)
 {
     int rc = arena__simulate(s);

@@ -1,18 +1,21 @@
-/* arena_match.h - a match of arena.h as its server keeps it: what players do and are told
+/* arena_match.h - a match of arena.h on the server: the players' actions, and the states sent to
+ * them
  *
  *     arena_match m = {.id = 1, .ticks = 1200, .counts = &counts};
  *     arena_match_seat(&m, "Ada", 1000);                 // for each player; slots are 0, 1, ...
  *     arena_match_start(&m, seed);
  *     ...
- *     arena_match_act(&m, slot, &action);                // what a player does is done, or refused
+ *     arena_match_act(&m, slot, &action);                // performs a player's action, or refuses
+ *                                                        it
  *     CONC_TRY(arena_match_step(&m));                    // then a tick
  *     if (arena_match_write_state(&m, slot, &packet))    // for each player
  *         send(&packet);
  *     ...
- *     arena_match_answer(&m, slot, &report);             // that, and what the player does next
+ *     arena_match_answer(&m, slot, &report);             // acknowledges it, with the player's next
+ *                                                        action
  *
  * Each player gets the state as the difference from what it has, or whole after a loss. Plain C:
- * nothing here waits or looks at a clock.
+ * nothing here waits or reads a clock.
  */
 #ifndef ARENA_MATCH_H
 #define ARENA_MATCH_H
@@ -21,17 +24,17 @@
 #include "matchmaking.h"
 #include <stdio.h>
 
-/* What happened in all matches together. */
+/* Counts over all matches. */
 typedef struct arena_counts {
-    long states, whole, bytes; /* sent; `whole` were no difference */
-    long wrong;                /* answers with another hash */
+    long states, whole, bytes; /* sent; `whole`: not as a difference */
+    long wrong;                /* answers with a wrong hash */
     long refused[ARENA_REFUSALS];
 } arena_counts;
 
 typedef struct arena_seat {
     snapshot_view view; /* the states that the player has */
-    uint16_t taken;     /* the number of its newest action that counts */
-    bool settled;       /* it has a state after the end, with all its actions in it */
+    uint16_t taken;     /* the number of its newest valid action */
+    bool settled;       /* it has a state after the end that includes all its actions */
     int cheats;         /* impossible actions; one is forgiven every half second */
 } arena_seat;
 
@@ -56,7 +59,7 @@ static inline void arena_match_start(arena_match *m, uint32_t seed)
     arena_start(&m->state, m->roster.count, seed);
 }
 
-/* Does it and counts it, or says why not. */
+/* Performs an action, or returns why it is refused. Counts either. */
 static inline arena_refusal arena_match_act(arena_match *m, int slot, const arena_action *action)
 {
     arena_refusal refusal = arena_act(&m->state, slot, action);
@@ -65,8 +68,8 @@ static inline arena_refusal arena_match_act(arena_match *m, int slot, const aren
     return refusal;
 }
 
-/* A tick: 0, or -ENOMEM. A bad network may lose what would have made an action possible: that is
- * forgiven. */
+/* Advances the match by a tick. Returns 0 or -ENOMEM. Forgives a cheat now and then, because a bad
+ * network may lose what would have made an action possible. */
 static inline int arena_match_step(arena_match *m)
 {
     for (int i = 0; m->state.tick % (ARENA_RATE / 2) == 0 && i < m->roster.count; i++)
@@ -80,7 +83,7 @@ static inline uint32_t arena_match_hash(const arena_match *m)
     return snapshot_hash_at(&m->history, m->state.tick);
 }
 
-/* Appends who plays. */
+/* Appends the roster. */
 static inline void arena_match_write_start(const arena_match *m, int slot, packet *p)
 {
     arena_roster roster = m->roster;
@@ -88,7 +91,7 @@ static inline void arena_match_write_start(const arena_match *m, int slot, packe
     arena_put_roster(p, &roster);
 }
 
-/* Appends the newest state. false: the player was sent it, or does not answer. */
+/* Appends the newest state. Returns false if the player was sent it before, or does not answer. */
 static inline bool arena_match_write_state(arena_match *m, int slot, packet *p)
 {
     snapshot_view *view = &m->seats[slot].view;
@@ -101,8 +104,8 @@ static inline bool arena_match_write_state(arena_match *m, int slot, packet *p)
     return true;
 }
 
-/* The player has a state, and did something. false: it has the state of the end, or a later one, so
- * it knows that its action does not count. */
+/* Notes which state a player has. Returns true if its action counts; false: it has the final state
+ * or a later one, so it knows that its action does not count. */
 static inline bool arena_match_answer(arena_match *m, int slot, const arena_report *report)
 {
     arena_seat *s = &m->seats[slot];
@@ -118,8 +121,8 @@ static inline bool arena_match_answer(arena_match *m, int slot, const arena_repo
     return false;
 }
 
-/* The points, -1 for a player who has left, and what they do to the ratings; *winner is the slot of
- * the player with the most. */
+/* Returns the points, -1 for a player who has left, and the new ratings. Sets *winner to the slot
+ * of the player with the most points. */
 static inline arena_result arena_match_result(const arena_match *m, int *winner)
 {
     arena_result r = {.match = m->roster.match, .count = m->roster.count};
@@ -136,7 +139,7 @@ static inline arena_result arena_match_result(const arena_match *m, int *winner)
     return r;
 }
 
-/* Writes the counts as text: its length. */
+/* Writes the counts as text. Returns its length. */
 static inline int arena_counts_write(const arena_counts *c, char *text, size_t size)
 {
     int n = snprintf(text, size,

@@ -1,23 +1,24 @@
 /* arena_net.h - the network messages of arena.h's game, one per packet
  *
- * A message begins with its type, one byte. Each is self-contained: it may be lost, duplicated,
- * late. The player sends HELLO until it gets a WELCOME, JOIN once a second until a START, then an
- * ACTION for each STATE. The server repeats nothing on its own: a player that misses something asks
- * again, and gets the newest.
+ * A message begins with its type, one byte. Each is self-contained, because messages may be lost,
+ * duplicated or late. The player sends HELLO until it gets a WELCOME, JOIN once a second until a
+ * START, then an ACTION for each STATE. The server repeats nothing on its own: a player that misses
+ * something asks again, and gets the newest.
  *
- *     HELLO    the version of all this, a token or 0, a name
- *     JOIN     nothing: wants to play, or is still there
+ *     HELLO    protocol version, a token or 0, a name
+ *     JOIN     nothing: wants to play, or is still connected
  *     ACTION   match, the newest tick it has and its hash, and an arena_action
- *     QUIT     nothing: does not want to play any more
+ *     QUIT     nothing: stops playing
  *
- *     WELCOME  the token, which says who the player is when it comes again; the rating
- *     LOBBY    players that are here and that wait, and the band of ratings that are looked for
- *     START    who plays
- *     STATE    match, and what snapshot.h makes of an arena
+ *     WELCOME  the token, which identifies the player when it reconnects; the rating
+ *     LOBBY    how many players are connected, how many wait, and the accepted band of ratings
+ *     START the roster
+ *     STATE    match, and an arena as snapshot.h encodes it
  *     END      the result
- *     BYE      the reason, in words: the connection is over
+ *     BYE      the reason for ending the connection
  *
- * arena_put_X appends what follows the type; arena_get_X reads it, and returns false if malformed.
+ * arena_put_X appends what follows the type; arena_get_X reads it, and returns false if it is
+ * malformed.
  */
 #ifndef ARENA_NET_H
 #define ARENA_NET_H
@@ -31,7 +32,7 @@ enum {
     ARENA_NAME = 25 /* bytes of a name, with the NUL */
 };
 
-/* The types. Those from WELCOME to END are bits: what is due to a player. */
+/* The types. Those of the server are bits, for a set of messages due to a player. */
 enum { ARENA_HELLO = 'H', ARENA_JOIN = 'J', ARENA_ACTION = 'A', ARENA_QUIT = 'Q' };
 enum {
     ARENA_WELCOME = 1,
@@ -55,13 +56,13 @@ typedef struct arena_report {
 } arena_report;
 
 typedef struct arena_roster {
-    int match, slot, ticks, count; /* slot: of the player who gets it */
+    int match, slot, ticks, count; /* slot: the recipient's */
     int ratings[ARENA_PLAYERS];
     char names[ARENA_PLAYERS][ARENA_NAME];
 } arena_roster;
 
 typedef struct arena_result {
-    int match, count; /* count 0: the player was put out of the match */
+    int match, count; /* count 0: the player was removed from the match */
     int scores[ARENA_PLAYERS], ratings[ARENA_PLAYERS], changes[ARENA_PLAYERS];
 } arena_result;
 
@@ -71,7 +72,7 @@ static inline void arena__put_name(packet *p, const char *name)
     packet_put_bytes(p, name, strlen(name));
 }
 
-/* Bytes of the character at the start of a text, if it is UTF-8 and prints; else 0. */
+/* Returns the size of a text's first character, if it is UTF-8 and printable; else 0. */
 static inline size_t arena__character(const char *text)
 {
     unsigned char first = (unsigned char)text[0];
@@ -80,7 +81,7 @@ static inline size_t arena__character(const char *text)
     return is_control ? 0 : utf8_length(text);
 }
 
-/* What is no text, or could do harm on a terminal, becomes a question mark. */
+/* Reads a name. Bytes that are not UTF-8, and control characters, become question marks. */
 static inline void arena__get_name(packet_reader *r, char *name)
 {
     char text[256] = "";

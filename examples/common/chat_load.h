@@ -1,18 +1,18 @@
-/* chat_load.h - many users of a chat server, each with a connection, and their messages' latency
+/* chat_load.h - simulates many users of a chat server, and measures their messages' latency
  *
  *     chat_load l = {.address = "127.0.0.1:8080", .clients = 1000, .seconds = 10};
  *     CONC_TRY(chat_load_run(&l));
  *     printf("%ld of %ld came, 99 %% within %g s\n", l.received, l.expected, l.p99);
  *
- * They are in rooms of twenty, new ones each time. Once all have joined, each sends a message every
- *   second, and everyone in its room, itself included, must receive it, once and in order. A
- *   latency is the time from the send call to one receipt; all users are in this process, and share
- *   its clock.
- * It works with any server of this protocol: WebSockets at /chat, one JSON object per message. From
- *   a client {"type":"join","room":R,"name":N} and {"type":"say","room":R,"text":T}; to it
- *   {"type":"joined"}, {"type":"said","id":I,"text":T}, {"type":"error","text":T}, and others,
- *   which are ignored. The id grows by one with each message of a room.
- * Include conc_sync.h before. To compile: what websocket.h needs, and -lcjson. */
+ * Each user has a connection. They are in rooms of twenty, which are new each time. Once all have
+ *   joined, each sends a message every second, and everyone in its room, itself included, must
+ *   receive it once and in order. A latency is the time from the send call to one receipt; all
+ *   users are in this process, and share its clock.
+ * It works with any server of this protocol: WebSockets at /chat, one JSON object per message. A
+ *   client sends {"type":"join","room":R,"name":N} and {"type":"say","room":R,"text":T}; it
+ *   receives {"type":"joined"}, {"type":"said","id":I,"text":T}, {"type":"error","text":T}, and
+ *   others, which are ignored. The id grows by one with each message of a room.
+ * Include conc_sync.h before. Compile with -lcjson and websocket.h's libraries. */
 #ifndef CHAT_LOAD_H
 #define CHAT_LOAD_H
 
@@ -28,29 +28,30 @@
 typedef struct chat_load {
     const char *address;
     int clients;
-    double seconds;      /* for each of which everybody says something */
-    bool shows_progress; /* how many have joined, if stdout is a terminal */
-    pid_t server; /* its process, if it is on this machine; 0: server_seconds is not wanted */
-    /* what came of it */
+    double seconds;      /* each user sends a message every second */
+    bool shows_progress; /* prints how many have joined, if stdout is a terminal */
+    pid_t server;        /* its process, if on this machine, to measure server_seconds; 0: do not */
+    /* results */
     long said, expected, received;
-    long wrong;              /* of those that were received: not in order, or of another room */
-    int64_t sum;             /* of what was received: its sender, number and place in the room */
+    long wrong;              /* received out of order, or of another room */
+    int64_t sum;             /* over received messages: sender, number and position in the room */
     double p50, p99, latest; /* in seconds */
-    double server_seconds;   /* of processor time, from when all have joined until all has come */
+    double server_seconds;   /* processor time from the last join to the last message */
     /* private */
     conc_sem connecting;
     conc_barrier joined; /* all of them */
-    conc_event talked;   /* all messages were sent */
-    conc_event over;     /* and all of it has come */
+    conc_event talked;   /* all messages have been sent */
+    conc_event over;     /* and all have been received */
     int talking, connected;
     bool has_failed;
-    double before; /* of the server's processor time, when all have joined */
+    double before; /* the server's processor time when all had joined */
     double *latencies;
-    long places; /* for them */
+    long places; /* their number */
 } chat_load;
 
-/* Connects, talks and leaves: 0, whatever came, or the first error: a user who could not join
- * within 5 s, was refused, or lost the connection. Waits at most 5 s for the last messages. */
+/* Connects, talks and leaves. Returns 0, whatever was received, or the first error: a user could
+ * not join within 5 s, was refused, or lost the connection. Waits at most 5 s for the last
+ * messages. */
 static inline int chat_load_run(chat_load *l);
 
 /* ---- implementation ------------------------------------------------------------------------- */
@@ -59,13 +60,13 @@ enum { CHAT_LOAD__ROOM = 20, CHAT_LOAD__CONNECTING = 50, CHAT_LOAD__PATIENCE = 5
 
 typedef struct chat_load__user {
     chat_load *of;
-    int index, heard[CHAT_LOAD__ROOM]; /* heard: the newest number of each in the room */
-    int64_t first_id, place;           /* of its received messages, in the room's order */
+    int index, heard[CHAT_LOAD__ROOM]; /* heard: the newest number of each user in the room */
+    int64_t first_id, place;           /* id of its first message; messages received */
     char room[40];
     websocket w;
 } chat_load__user;
 
-/* Of the server until now; 0 if it is not wanted, or the system does not tell. */
+/* Returns the server's processor time so far; 0 if it is not wanted or not available. */
 static inline double chat_load__processor(const chat_load *l)
 {
 #if defined(_POSIX_CPUTIME) && _POSIX_CPUTIME >= 0
@@ -84,7 +85,7 @@ static inline int chat_load__members(const chat_load *l, int room_number)
     return rest < CHAT_LOAD__ROOM ? rest : CHAT_LOAD__ROOM;
 }
 
-/* "INDEX NUMBER TIME" is what they say; all are in this process, and share its clock. */
+/* Sends messages with the text "INDEX NUMBER TIME". */
 static inline int chat_load__talk(void *arg)
 {
     chat_load__user *t = arg;
@@ -129,7 +130,7 @@ static inline const char *chat_load__text(const cJSON *json, const char *name)
     return cJSON_GetStringValue(cJSON_GetObjectItemCaseSensitive(json, name));
 }
 
-/* Receives until a message of this type: 0. */
+/* Receives messages until one of this type. */
 static inline int chat_load__listen(chat_load__user *t, const char *type)
 {
     websocket_message m;
@@ -176,7 +177,7 @@ static inline int chat_load__come_in(chat_load__user *t)
         CONC_TRY(rc);
     }
     CONC_TRY(conc_barrier_wait(&l->joined));
-    if (l->before < 0) /* the first that goes on */
+    if (l->before < 0) /* the first to continue */
         l->before = chat_load__processor(l);
     return 0;
 }
@@ -195,7 +196,7 @@ static inline int chat_load__be_a_user(void *arg)
         rc = conc_group_end(&g, chat_load__listen(&t, "never"));
     snprintf(words, sizeof words, "%s", conc_last_error());
     websocket_close(&t.w);
-    bool is_first = rc < 0 && !t.of->has_failed; /* one error is enough for all */
+    bool is_first = rc < 0 && !t.of->has_failed; /* report only the first error */
     t.of->has_failed = rc < 0;
     return is_first ? conc_fail(rc, "%s", words) : -ECANCELED;
 }

@@ -2,7 +2,7 @@
  *
  *     CONC_AUTO(checkpoint, c) = {.db = &db, .files = {"results/goods.jsonl"}};
  *     CONC_TRY(checkpoint_open(&c));
- *     CONC_TRY(checkpoint_get(&c, "shop.csv", &position)); // where to go on
+ *     CONC_TRY(checkpoint_get(&c, "shop.csv", &position)); // where to continue
  *     ...
  *     static int insert(void *arg) // the statements of the transaction
  *     {
@@ -13,9 +13,9 @@
  *     CONC_TRY(checkpoint_commit(&c, &part, 1, insert, NULL));
  *
  * A table of the database, "checkpoints", holds the positions and the sizes of the files. They
- * change in the same transaction as everything else there, which commits only once the files are on
- * disk. So everything takes effect at the COMMIT. A run that ends before it, by SIGKILL or a full
- * disk, at worst leaves bytes after the checkpoint, which checkpoint_open truncates. If a power
+ * change in the same transaction as the other tables, which commits only once the files are on
+ * disk. So everything takes effect at the COMMIT. If a run ends before it, by SIGKILL or a full
+ * disk, it leaves at worst bytes beyond the checkpoint, which checkpoint_open cuts off. If a power
  * failure undoes the latest commits, it also undoes their checkpoints.
  *
  * The files are locked: a second run gets -EBUSY. All calls wait. Errors have texts. Include
@@ -36,10 +36,11 @@ enum { CHECKPOINT_FILES = 4 };
 
 typedef struct checkpoint {
     sqlite_db *db;
-    const char *files[CHECKPOINT_FILES]; /* paths, up to the first NULL; each ends with its name */
+    const char *files[CHECKPOINT_FILES]; /* paths, up to the first NULL; their last parts are the
+                                            names */
     double slow;                         /* seconds to delay each write to the files: for tests */
     /* to read */
-    bool is_new; /* there was none */
+    bool is_new; /* there was no checkpoint */
     int64_t cut; /* bytes that were cut off */
     /* private */
     int fds[CHECKPOINT_FILES], opened;
@@ -53,17 +54,17 @@ typedef struct checkpoint_part {
     size_t size;
 } checkpoint_part;
 
-/* Opens the files, and truncates them to the checkpoint: 0. -EEXIST: a file is not empty, and there
- * is no checkpoint; -ESTALE: a file is shorter than its checkpoint. */
+/* Opens the files and truncates them to the checkpoint. -EEXIST: there is no checkpoint, but a file
+ * is not empty; -ESTALE: a file is shorter than its checkpoint. */
 static inline int checkpoint_open(checkpoint *c);
 
-/* Appends the parts in order while calling fn(arg) in a transaction, and commits: 0. After an error
- * the database is unchanged; checkpoint_recover truncates the files. */
+/* Appends the parts in order while it calls fn(arg) in a transaction, and commits. After an error
+ * the database is unchanged; call checkpoint_recover to truncate the files. */
 static inline int checkpoint_commit(checkpoint *c, const checkpoint_part *parts, int count,
                                     conc_fn *fn, void *arg);
 static inline int checkpoint_recover(void *c);
 
-/* The position that was set for this name; it stays as it is if there is none. */
+/* Reads the position set for this name; leaves *position unchanged if there is none. */
 static inline int checkpoint_get(checkpoint *c, const char *name, int64_t *position);
 static inline int checkpoint_set(checkpoint *c, const char *name, int64_t position);
 

@@ -1,4 +1,4 @@
-/* closed_windows.h - the newest closed windows of windows.h, with their figures, also as JSON
+/* closed_windows.h - keeps the newest closed windows of windows.h with their figures; also as JSON
  *
  *     static closed_windows newest; // .closed of windows.h calls:
  *     closed_window *c = closed_windows_add(&newest, window);
@@ -6,7 +6,7 @@
  *     ...
  *     cJSON_AddItemToObject(json, "rows", closed_windows_json(&newest, 100));
  *
- * A revised window replaces those of its key that lie within it. Compile with -lcjson. */
+ * A revised window replaces those of its key within its span. Compile with -lcjson. */
 #ifndef CLOSED_WINDOWS_H
 #define CLOSED_WINDOWS_H
 
@@ -30,26 +30,26 @@ typedef enum {
 static const char *const figure_names[] = {"count", "sum", "min", "max",     "mean",
                                            "p50",   "p95", "p99", "distinct"};
 
-enum { CLOSED_WINDOWS = 600 }; /* that are kept */
+enum { CLOSED_WINDOWS = 600 }; /* windows kept */
 
 typedef struct closed_window {
-    char key[48]; /* "": another one took its place */
+    char key[48]; /* "": it was replaced */
     double start, end, figures[FIGURES];
     bool revised;
 } closed_window;
 
 typedef struct closed_windows {
-    uint64_t count;                     /* of all that there were */
+    uint64_t count;                     /* of all windows so far */
     closed_window rows[CLOSED_WINDOWS]; /* a ring */
 } closed_windows;
 
-/* Which figure has this name; FIGURES: none. */
+/* Returns the figure with this name; FIGURES: none. */
 static inline figure figure_find(const char *name);
 
-/* Keeps a window that closes. */
+/* Adds a window that closes. */
 static inline closed_window *closed_windows_add(closed_windows *c, const window *w);
 
-/* An array of the newest n. */
+/* Returns an array of the newest n. */
 static inline cJSON *closed_windows_json(const closed_windows *c, uint64_t n);
 
 /* ---- implementation ------------------------------------------------------------------------- */
@@ -62,7 +62,7 @@ static inline figure figure_find(const char *name)
     return i;
 }
 
-/* Where the window goes. */
+/* Returns the row for the window. */
 static inline closed_window *closed_windows__place(closed_windows *c, const window *w)
 {
     closed_window *found = NULL;

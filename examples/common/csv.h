@@ -11,8 +11,8 @@
  *     while ((size = CONC_TRY(csv_next(&f, &line))) > 0)
  *         printf("at byte %lld: %s\n", (long long)f.start, line);
  *
- * Fields are separated by commas, and quoted as in RFC 4180, but without line ends within quotes:
- * lines are passed without their end. The file calls block: call them in a thread, with
+ * Fields are separated by commas, and quoted as in RFC 4180, but without line ends within quotes.
+ * Lines are passed without their end. The calls for files block: call them in a thread, with
  * conc_offload. Include conc.h before. */
 #ifndef CSV_H
 #define CSV_H
@@ -25,13 +25,13 @@
 #include <string.h>
 #include <sys/stat.h>
 
-/* Splits the line, which it changes, into exactly count fields, which point into it: NULL, or an
- * error text. */
+/* Splits the line into exactly count fields. Changes the line; the fields point into it. Returns
+ * NULL or an error text. */
 static inline const char *csv_split(char *line, char **fields, size_t count);
 
 typedef struct csv_file {
-    const char *path, *header; /* the first line has to begin with it */
-    int64_t position;          /* of the next line; 0: that after the header */
+    const char *path, *header; /* the first line must begin with the header */
+    int64_t position;          /* of the next line; 0: the one after the header */
     int64_t start;             /* of the line that was read */
     /* private */
     FILE *file;
@@ -39,8 +39,8 @@ typedef struct csv_file {
     size_t room;
 } csv_file;
 
-/* The next line that is not empty, without its end: its size; 0: there are no more. The last line
- * may lack its end. Errors are in words; -ESTALE: the file is shorter than the position. */
+/* Reads the next nonempty line, without its end. Returns its size; 0: there are no more. The last
+ * line may lack its end. Errors have texts; -ESTALE: the file is shorter than the position. */
 static inline ssize_t csv_next(csv_file *f, char **line);
 
 static inline int csv_close(csv_file *f);
@@ -48,12 +48,12 @@ CONC_AUTO_TYPE(csv_file, csv_close);
 
 /* ---- implementation ------------------------------------------------------------------------- */
 
-/* Takes the quotes off the field at `from`: the end of the field in the line, or NULL. */
+/* Removes the quotes of the field at `from`. Returns where the field ends in the line, or NULL. */
 static inline char *csv__unquote(char *from)
 {
     char *to = from++;
     for (; *from && (*from != '"' || from[1] == '"'); from++) {
-        from += *from == '"'; /* a quote is doubled */
+        from += *from == '"'; /* a doubled quote */
         *to++ = *from;
     }
     if (!*from)

@@ -1,4 +1,4 @@
-/* datagrams.h - UDP with a task per client, whose address is verified
+/* datagrams.h - UDP with a task per client, after verifying the client's address
  *
  *     static int serve_client(datagram_peer *peer, void *arg)
  *     {
@@ -11,28 +11,29 @@
  *     }
  *     ...
  *     CONC_AUTO(datagrams, d) = {.handler = serve_client};
- *     int listener = CONC_TRY(datagrams_listen(&d, "127.0.0.1:8080")); // of TCP: close it, too
+ *     int listener = CONC_TRY(datagrams_listen(&d, "127.0.0.1:8080")); // TCP: close it, too
  *     return datagrams_serve(&d);                      // until it is cancelled
  *
  * and a client:
  *
  *     CONC_AUTO(datagram_client, c) = {0};
- *     CONC_TRY(datagram_dial(&c, fd));                 // to where this socket is connected
+ *     CONC_TRY(datagram_dial(&c, fd));                 // where this socket is connected to
  *     CONC_TRY(datagram_client_send(&c, "hello", 5));
  *     ssize_t n = CONC_TRY(datagram_client_receive(&c, data, sizeof data));
  *
  * Datagrams may be lost, duplicated and reordered, as on the network; each is received as sent or
- * not at all. At most DATAGRAM_MOST bytes, at least 1; the first byte is not 0.
+ * not at all. They have 1 to DATAGRAM_MOST bytes, and the first byte must not be 0.
  *
  * Proof     Anyone can forge a datagram's sender, so an address becomes a peer only after returning
- *           a cookie, which only its owner receives. Until then nothing is kept for it, and it gets
- *           less than it sends: the server is useless for a flood. Cookies are HMACs with a secret
- *           of this process (OpenSSL: -lcrypto), and valid for 10 to 20 s. The client's calls
- *           handle all that, even if the server has forgotten the client: it then has a new peer.
+ *           a cookie, which only its owner receives. Until then the server stores nothing for it,
+ *           and sends it less than it receives, so nobody can use the server to flood others.
+ *           Cookies are HMACs with a secret of this process (OpenSSL: -lcrypto), and valid for 10
+ *           to 20 s. The client's calls handle this, even if the server has forgotten the client:
+ *           it then becomes a new peer.
  * Waiting   datagrams_serve, datagram_receive, datagram_dial, datagram_client_send and
- *           datagram_client_receive wait; datagram_send does not: data without room in the system
- *           is lost. At most DATAGRAM_QUEUE datagrams wait for a peer's task; beyond that the
- *           newest are lost.
+ *           datagram_client_receive wait; datagram_send does not: if the socket's buffer is full,
+ *           the data is lost. At most DATAGRAM_QUEUE datagrams wait for a peer's task; further ones
+ *           are lost.
  * Errors    negative errno. -EMSGSIZE (too long, or empty), -ETIMEDOUT (no reply for 5 s),
  *           -ECONNREFUSED (no listener), and the system's. A handler's error goes to on_error, and
  *           serving continues.
@@ -53,9 +54,9 @@
 #include <sys/socket.h>
 
 enum {
-    DATAGRAM_MOST = 1200, /* bytes: what any network carries */
+    DATAGRAM_MOST = 1200, /* bytes that any network carries */
     DATAGRAM_QUEUE = 16,
-    DATAGRAM__PEERS = 4096, /* places of the table of peers */
+    DATAGRAM__PEERS = 4096, /* buckets of the hash table of peers */
     DATAGRAM__HELLO = 32    /* bytes of a client's first datagram; the answer has 9 */
 };
 
@@ -66,10 +67,10 @@ typedef struct datagram_address {
     socklen_t size;
 } datagram_address;
 
-/* A client: valid in its handler. */
+/* A client, valid in its handler. */
 typedef struct datagram_peer {
     datagram_address address;
-    double heard; /* when the newest datagram came */
+    double heard; /* when the newest datagram arrived */
     /* private */
     struct datagrams *of;
     struct datagram_peer *next;
@@ -78,13 +79,14 @@ typedef struct datagram_peer {
 
 typedef struct datagrams {
     /* options */
-    int (*handler)(datagram_peer *peer, void *arg); /* runs in a task for each peer */
+    int (*handler)(datagram_peer *peer, void *arg); /* runs in a separate task for each peer */
     void *arg;
-    int limit;      /* most peers; 0: 4096. Others get no reply */
+    int limit;      /* most peers; 0: 4096. Further clients get no reply */
     double silence; /* seconds without a datagram that end datagram_receive with 0; 0: 30 */
 
-    int count;          /* peers now */
-    long lost, strange; /* datagrams: no room in a queue; neither a peer's nor a greeting */
+    int count;          /* current number of peers */
+    long lost, strange; /* datagrams dropped: the peer's queue was full; neither from a peer nor a
+                           greeting */
 
     /* private */
     int fd; /* and 1 */
@@ -93,26 +95,27 @@ typedef struct datagrams {
     datagram_peer *peers[DATAGRAM__PEERS];
 } datagrams;
 
-/* Opens the socket on the address of a listener of TCP: 0, or the system's error, such as
- * -EADDRINUSE: another program has this port of UDP. */
+/* Opens the socket on the address of a TCP listener. Returns 0 or the system's error, such as
+ * -EADDRINUSE: another program has this UDP port. */
 static inline int datagrams_open(datagrams *d, int listener);
 
-/* Listens by TCP, and opens the socket on the same port: the listener, or an error. If the port is
- * 0, one that is free for both is found. */
+/* Listens on a TCP port and opens the socket on the same UDP port. Returns the TCP listener, or an
+ * error. For port 0 it finds a port that is free for both. */
 static inline int datagrams_listen(datagrams *d, const char *address);
 
-/* A task that serves until it is cancelled, or the socket fails; then it cancels the handlers, and
- * waits. */
+/* Serves until it is cancelled or the socket fails; then cancels the handlers and waits for them.
+ * Can be spawned as a task. */
 static inline int datagrams_serve(void *d);
 
-/* Closes the socket. Twice, or if it was never opened, it does nothing. */
+/* Closes the socket. Harmless if repeated, or if it was never opened. */
 static inline int datagrams_close(datagrams *d);
 CONC_AUTO_TYPE(datagrams, datagrams_close);
 
-/* The peer's next datagram: its size; what has no room in buf is cut off. 0: it was silent. */
+/* Waits for the peer's next datagram and returns its size; truncates it to buf. Returns 0 if the
+ * peer was silent for .silence. */
 static inline ssize_t datagram_receive(datagram_peer *peer, void *buf, size_t size);
 
-/* Sends one: 0, though it may be lost. */
+/* Sends a datagram. Returns 0, though it may be lost. */
 static inline int datagram_send(datagram_peer *peer, const void *data, size_t size);
 
 /* ---- a client ------------------------------------------------------------------------------- */
@@ -123,14 +126,16 @@ typedef struct datagram_client {
     uint64_t cookie;
 } datagram_client;
 
-/* Opens a socket to the address to which the socket `like` is connected (of TCP, for example), and
- * waits until the server has proven this one's: 0, or an error. */
+/* Opens a UDP socket to the address to which the socket `like` is connected (by TCP, for example),
+ * and waits until the server has verified the client's address. */
 static inline int datagram_dial(datagram_client *c, int like);
 
-/* Sends one: 0, though it may be lost, as it is if the server has forgotten this address. */
+/* Sends a datagram. Returns 0, though it may be lost; it is lost if the server has forgotten this
+ * address. */
 static inline int datagram_client_send(datagram_client *c, const void *data, size_t size);
 
-/* The next datagram: its size. Waits without a limit: send again after a while. */
+/* Waits for the next datagram and returns its size. There is no time limit: as datagrams may be
+ * lost, set one and send again. */
 static inline ssize_t datagram_client_receive(datagram_client *c, void *buf, size_t size);
 
 static inline int datagram_client_close(datagram_client *c);
@@ -138,12 +143,12 @@ CONC_AUTO_TYPE(datagram_client, datagram_client_close);
 
 /* ---- implementation ------------------------------------------------------------------------- */
 
-/* A datagram that begins with 0 is between the two halves of this file. Its second byte says what
- * it is; cookies have 8 bytes:
+/* A datagram that begins with 0 is a control message of this file. Its second byte is its type;
+ * cookies have 8 bytes:
  *   client  HELLO, a cookie or 0, zeros   32 bytes
- *   server  COOKIE, a cookie              10 bytes: say HELLO with it
+ *   server  COOKIE, a cookie              10 bytes: send HELLO with it
  *   server  READY                          2 bytes: this address is a peer
- *   server  FORGOTTEN                      2 bytes: it is none, though it has sent a longer one */
+ *   server  FORGOTTEN                      2 bytes: it is not, though it sent data */
 enum { DATAGRAM__IS_HELLO = 1, DATAGRAM__IS_COOKIE, DATAGRAM__IS_READY, DATAGRAM__IS_FORGOTTEN };
 
 typedef struct datagram__item {
@@ -154,7 +159,7 @@ typedef struct datagram__item {
 static inline int datagrams_open(datagrams *d, int listener)
 {
     datagram_address here = {.size = sizeof here.socket};
-    int room = 4 << 20; /* or as much as the system allows: many may send at once */
+    int room = 4 << 20; /* or as much as the system allows, because many may send at once */
     if (RAND_bytes(d->secret, sizeof d->secret) != 1)
         return conc_fail(-EIO, "no random numbers");
     if (getsockname(listener, (struct sockaddr *)&here.socket, &here.size) < 0)
@@ -194,7 +199,8 @@ static inline uint64_t datagram__mac(const datagrams *d, const datagram_address 
     return cookie;
 }
 
-/* FNV-1a; the address was all zero before the system wrote into it. */
+/* Finds the link to the peer with this address, or the end of its bucket, by FNV-1a. The system
+ * fills in the address, so its unused bytes must be zero. */
 static inline datagram_peer **datagram__place(datagrams *d, const datagram_address *a)
 {
     const unsigned char *bytes = (const unsigned char *)&a->socket;
@@ -210,10 +216,10 @@ static inline datagram_peer **datagram__place(datagrams *d, const datagram_addre
 static inline void datagram__answer(datagrams *d, const datagram_address *to, const void *data,
                                     size_t size)
 {
-    /* not conc_sendto, which sends nothing in a cancelled task: that may want to say goodbye */
+    /* not conc_sendto, which sends nothing in a cancelled task, which may want to say goodbye */
     ssize_t n = sendto(d->fd - 1, data, size, MSG_DONTWAIT | MSG_NOSIGNAL,
                        (const struct sockaddr *)&to->socket, to->size);
-    (void)n; /* what has no room is lost */
+    (void)n; /* a full buffer loses it */
 }
 
 static inline int datagram__run_peer(void *arg)
@@ -256,7 +262,7 @@ static inline void datagram__say(datagrams *d, const datagram_address *to, int w
     datagram__answer(d, to, text, sizeof text);
 }
 
-/* HELLO: the address gets a cookie, or has it, and then it is a peer. */
+/* Handles HELLO: sends the address a cookie, or makes it a peer if it returned a valid one. */
 static inline void datagram__on_hello(datagrams *d, const datagram_address *from, uint64_t theirs)
 {
     int64_t now = (int64_t)(conc_now() / 10);
@@ -344,7 +350,7 @@ static inline int datagram__hello(datagram_client *c)
     return n < 0 ? (int)n : 0;
 }
 
-/* Handles datagrams not meant for the caller: their kind; 0: the caller's. */
+/* Handles control messages and returns their type; 0: the datagram is for the caller. */
 static inline int datagram__filter(datagram_client *c, const datagram__item *in)
 {
     int what = in->size >= 2 && in->data[0] == 0 ? in->data[1] : 0;

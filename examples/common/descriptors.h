@@ -1,4 +1,4 @@
-/* descriptors.h - as many open files as the system allows, for programs with many connections
+/* descriptors.h - raises the limit of open files, for programs with many connections
  *
  *     descriptors_allow_most();    // in main
  */
@@ -7,7 +7,7 @@
 
 #include <sys/resource.h>
 
-/* Raises the limit to what any process may have without being root; if that fails it stays. */
+/* Raises the soft limit of open files to the hard limit, if possible. */
 static inline void descriptors_allow_most(void)
 {
     struct rlimit limit;

@@ -5,10 +5,10 @@
  *         printf("%.0f users\n", distinct_count(&d));
  *     distinct_free(&d);
  *
- * To compile: -lm. The count is exact up to 64 different items, and above a HyperLogLog with 4096
- * registers (Flajolet et al., 2007), read by Ertl's estimator ("New cardinality estimation
- * algorithms for HyperLogLog sketches", 2017, algorithm 6): its standard error is 1.04 / sqrt(4096)
- * = 1.6 %. That takes 4 KiB more.
+ * Compile with -lm. The count is exact up to 64 different items. Beyond that it comes from a
+ * HyperLogLog with 4096 registers (Flajolet et al., 2007) and Ertl's estimator ("New cardinality
+ * estimation algorithms for HyperLogLog sketches", 2017, algorithm 6): its standard error is 1.04 /
+ * sqrt(4096) = 1.6 %. The registers take 4 KiB more.
  */
 #ifndef DISTINCT_H
 #define DISTINCT_H
@@ -22,18 +22,18 @@ enum { DISTINCT__ITEMS = 64, DISTINCT__REGISTERS = 4096 };
 
 typedef struct distinct {
     /* private */
-    uint64_t items[DISTINCT__ITEMS]; /* hashes, while there are no registers */
+    uint64_t items[DISTINCT__ITEMS]; /* hashes, until there are registers */
     int item_count;
     unsigned char *registers;
 } distinct;
 
-/* A hash all bits of which are as good as random: what an item is known by. */
+/* Returns a hash whose bits are all as good as random. It identifies the item. */
 static inline uint64_t distinct_hash(const char *text);
 
-/* 0 or -ENOMEM. */
+/* Adds an item. Returns 0 or -ENOMEM. */
 static inline int distinct_add(distinct *d, uint64_t hash);
 
-/* Adds all items of another: 0 or -ENOMEM. */
+/* Adds all items of another count. Returns 0 or -ENOMEM. */
 static inline int distinct_merge(distinct *to, const distinct *from);
 
 static inline double distinct_count(const distinct *d);
@@ -42,7 +42,7 @@ static inline void distinct_free(distinct *d);
 
 /* ---- implementation ------------------------------------------------------------------------- */
 
-/* FNV-1a, and the last step of MurmurHash3. */
+/* FNV-1a, then MurmurHash3's finalizer. */
 static inline uint64_t distinct_hash(const char *text)
 {
     uint64_t h = 14695981039346656037u;
@@ -53,7 +53,7 @@ static inline uint64_t distinct_hash(const char *text)
     return h ^ h >> 33;
 }
 
-/* A register keeps the longest run of zeros, plus 1, that its hashes have begun with. */
+/* Updates a register. It holds 1 plus the longest run of leading zeros among its hashes. */
 static inline void distinct__register(unsigned char *registers, uint64_t hash)
 {
     uint64_t rest = hash << 12 | (uint64_t)1 << 11; /* the first 12 bits choose the register */

@@ -1,6 +1,6 @@
 /* events.h - live page updates: server-sent events on a connection of http.h
  *
- *     static int print(FILE *out, void *arg) // on one line
+ *     static int print(FILE *out, void *arg) // one line
  *     {
  *         return fprintf(out, "{\"pages\":%d}", *(int *)arg) < 0 ? -EIO : 0;
  *     }
@@ -9,8 +9,8 @@
  *         return events_send(http, 0.25, &finished, print, pages);
  *     }
  *
- * In the page: new EventSource("/events").onmessage = (event) => show(JSON.parse(event.data));
- * A browser reconnects when the connection ends, unless the page closes its EventSource. Include
+ * In the page: new EventSource("/events").onmessage = (event) => show(JSON.parse(event.data)); The
+ * browser reconnects when the connection ends, unless the page closes its EventSource. Include
  * conc_sync.h before. Compile with -lhttp_parser. */
 #ifndef EVENTS_H
 #define EVENTS_H
@@ -21,9 +21,9 @@
 
 #include "http.h"
 
-/* Sends an event now, and again after each `pause` seconds, until `finished` is set; then a last
- * one: 0. print writes its data, and may wait. Its errors and those of http_write end the response;
- * if the client has left, that is one of them. */
+/* Sends an event every `pause` seconds, the first one now, and a last one when `finished` is set.
+ * print writes the event's data, and may wait. Its errors, and those of http_write (the client
+ * left), end the response. */
 static inline int events_send(http_connection *http, double pause, conc_event *finished,
                               int (*print)(FILE *out, void *arg), void *arg);
 

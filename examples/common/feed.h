@@ -1,7 +1,7 @@
 /* feed.h - a resumable feed of lines over TCP
  *
  * The client requests a position with "FROM 17\n", and the server sends the lines from number 17 on
- * (the first is 0), and "END\n" after the last.
+ * (the first is 0), then "END\n".
  *
  *     CONC_AUTO(feed, f) = {.address = "127.0.0.1:7000", .position = 17};
  *     char *line;
@@ -12,12 +12,12 @@
  * If a connection ends before the feed does, the client reconnects, after a pause, and requests the
  * first missing line. The pause grows with each consecutive failure.
  *
- *     static int print(char *line, size_t size, int64_t i, void *arg); // number i: its size
- *     feed_server server = {.fd = listener, .count = 100, .print = print};
- *     return feed_serve(&server); // until it is cancelled
+ *     static int print(char *line, size_t size, int64_t i, void *arg); // prints line i, returns
+ *     its size feed_server server = {.fd = listener, .count = 100, .print = print};
+ *     return feed_serve(&server); // until cancelled
  *
- * A line has at most FEED_LINE bytes. Sockets have small buffers, so a pausing client soon makes
- * the server wait. Include conc.h before. */
+ * A line has at most FEED_LINE bytes. The sockets have small buffers, so a client that pauses soon
+ * makes the server wait. Include conc.h before. */
 #ifndef FEED_H
 #define FEED_H
 
@@ -29,24 +29,25 @@
 #include <string.h>
 #include <sys/socket.h>
 
-enum { FEED_LINE = 1 << 20, FEED_ATTEMPTS = 5 /* in a row */, FEED_ROOM = 65536 };
+enum { FEED_LINE = 1 << 20, FEED_ATTEMPTS = 5 /* consecutive failures */, FEED_ROOM = 65536 };
 
 typedef struct feed {
     const char *address;
-    double timeout;   /* seconds for a connection, and for a line; 0: 5 s */
+    double timeout;   /* seconds to connect, and for each line; 0: 5 s */
     int64_t position; /* of the next line */
     /* to read */
     int retries;
-    bool is_away; /* it must reconnect */
+    bool is_away; /* the connection is lost */
     /* private */
-    int failures; /* in a row */
+    int failures; /* consecutive */
     bool is_open;
     conc_stream stream;
 } feed;
 
-/* The next line, without its end: its size with the end, valid until the next call; 0: there are no
- * more. Waits. A cancel loses nothing. -ECONNRESET, -ETIMEDOUT, -EMSGSIZE (too long a line) and
- * the errors of conc_dial come after FEED_ATTEMPTS in a row, in words. */
+/* Waits for the next line, without its end, valid until the next call. Returns its size including
+ * the end, or 0 if there are no more. A cancel loses nothing. After FEED_ATTEMPTS consecutive
+ * failures it returns -ECONNRESET, -ETIMEDOUT, -EMSGSIZE (a line is too long) or an error of
+ * conc_dial. */
 static inline ssize_t feed_next(feed *f, char **line);
 
 static inline int feed_close(feed *f);
@@ -55,7 +56,8 @@ CONC_AUTO_TYPE(feed, feed_close);
 typedef struct feed_server {
     int fd; /* of conc_listen */
     int64_t count;
-    int (*print)(char *line, size_t size, int64_t i, void *arg); /* with "\n"; it must not wait */
+    int (*print)(char *line, size_t size, int64_t i, void *arg); /* prints a line with its "\n";
+                                                                    must not wait */
     void *arg;
 } feed_server;
 
@@ -76,12 +78,12 @@ static inline int feed__connect(void *arg)
     const int room = FEED_ROOM;
     int fd = CONC_TRY(conc_dial(f->address));
     setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &room, sizeof room);
-    feed_close(f); /* if a cancel came last time */
+    feed_close(f); /* if a cancel interrupted the last attempt */
     f->stream = (conc_stream){.limit = FEED_LINE};
     CONC_TRY(conc_stream_open(&f->stream, fd));
     int rc = (int)conc_stream_printf(&f->stream, "FROM %lld\n", (long long)f->position);
     f->is_open = rc > 0;
-    return rc > 0 ? 0 : rc; /* the first read sends it */
+    return rc > 0 ? 0 : rc; /* the first read sends the request */
 }
 
 typedef struct feed__read {
@@ -95,7 +97,7 @@ static inline int feed__read_line(void *arg)
     return (int)conc_stream_read_until(&r->from->stream, "\n", 1, r->line);
 }
 
-/* feed_next, once. */
+/* Tries feed_next once. */
 static inline int feed__try(feed *f, char **line)
 {
     double timeout = f->timeout > 0 ? f->timeout : 5;
@@ -110,7 +112,7 @@ static inline int feed__try(feed *f, char **line)
     if (n == -EMSGSIZE)
         return conc_fail(n, "%s: a line does not end", f->address);
     CONC_TRY(n);
-    if (n == 0 || (*line)[n - 1] != '\n') /* half a line does not count */
+    if (n == 0 || (*line)[n - 1] != '\n') /* an incomplete line does not count */
         return conc_fail(-ECONNRESET, "%s: the connection ended", f->address);
     (*line)[n - 1] = 0;
     return strcmp(*line, "END") == 0 ? 0 : n;
@@ -141,7 +143,7 @@ static inline int feed__send(const feed_server *server, conc_stream *s, int64_t 
     char line[4096];
     for (int64_t i = from; i < server->count; i++) {
         int n = server->print(line, sizeof line, i, server->arg);
-        CONC_TRY(conc_stream_write(s, line, (size_t)n)); /* waits while the client does */
+        CONC_TRY(conc_stream_write(s, line, (size_t)n)); /* waits for a slow client */
     }
     CONC_TRY(conc_stream_printf(s, "END\n"));
     return conc_stream_flush(s);
@@ -158,7 +160,7 @@ static inline int feed__answer(int fd, void *arg)
     CONC_TRY(conc_stream_read_line(&s, &line));
     bool is_valid = line && sscanf(line, "FROM %lld", &from) == 1;
     if (!is_valid || from < 0)
-        return conc_fail(-EPROTO, "no FROM and a position");
+        return conc_fail(-EPROTO, "FROM and a position are missing");
     fprintf(stderr, "feed: asked for %lld and on\n", from);
     int rc = feed__send(arg, &s, from);
     return rc == -ECANCELED ? rc : 0; /* clients may leave */

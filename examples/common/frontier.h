@@ -1,42 +1,44 @@
-/* frontier.h - the URLs that a crawl by many processes fetches next, kept in Redis
+/* frontier.h - the URLs that a crawl by many processes has yet to fetch, kept in Redis
  *
  *     frontier f = {.redis = &client};
  *     double depth = 5, per_host = 1000, delay = 1, lease = 10;
  *     frontier_setting settings[] = {{"depth", &depth}, {"per-host", &per_host},
  *                                    {"delay", &delay}, {"lease", &lease}};
- *     CONC_TRY(frontier_begin(&f, settings, 4));          // one process begins the crawl
+ *     CONC_TRY(frontier_begin(&f, settings, 4));          // one process starts the crawl
  *     CONC_TRY(frontier_add(&f, "http://example.org/"));
  *
  *     CONC_TRY(frontier_join(&f, settings, 4));           // each worker; frontier_renew in a task
  *     CONC_AUTO(frontier_url, u) = {0};
  *     while (CONC_TRY(frontier_lease(&f, &u))) {
- *         ... if frontier_holds(&f), fetch u.url; else finish it, to be fetched again ...
- *         CONC_TRY(frontier_release(&f, &u));             // others may ask the host again
+ *         ... if frontier_holds(&f), fetch u.url; else finish it with `again` ...
+ *         CONC_TRY(frontier_release(&f, &u));             // the host is free for others
  *         ... find the links ...
  *         CONC_TRY(frontier_finish(&f, &u, false, "[\"http://example.org/a\"]"));
  *     }
  *
- * Include conc_sync.h before. URLs are canonical (url.h), so that each page has one.
+ * Include conc_sync.h before. URLs must be canonical (url.h), so that each page has only one.
  *
- *   Once     A URL is known from when it was first added. Over all workers a single task holds it
- *            until it finishes it; then nobody gets it again, with two exceptions. If its worker
- *            died, the URL waits again once the worker's lease has expired, and "taken over" counts
- *            that. If it turns out to be fewer links away than known, its links must be added again
- *            with their new depths, so the caller keeps the links, and does not fetch it.
- *   Depth    of the first URLs is 0. URLs deeper than "depth" are dropped. Shallower ones come
- *            first, but do not wait for each other; the final depths are exact anyway.
- *   Hosts    are scheme, name and port, as for robots.txt. One URL at a time is fetched per host,
- *            and the next one at the earliest "delay" seconds after the release, or as
- *            frontier_set_robots sets. The first URL of each host is its /robots.txt, of depth -1.
- *            At most "per-host" URLs of a host are known, so a trap of endless URLs ends.
- *   Leases   last "lease" seconds, and frontier_renew renews those of its worker. All clocks are
- *            Redis's. If a delayed worker reports after its lease has expired, that has no effect,
- *            except for the links. To begin no request then, it checks frontier_holds first. Only a
- *            request that is itself delayed goes out late.
- *   Redis    runs each call atomically. If the connection is lost, so that it is unknown whether a
- *            call ran, the call is repeated, which is always safe. With a persistent Redis
- *            (--appendonly yes) a crawl survives its restart.
- *   Errors   those of redis.h; -EIO also if Redis knows no such crawl (any longer).
+ *   Once     A URL is known from when it was first added. Among all workers only one task at a time
+ *            leases it, and once finished it is not leased again, with two exceptions. If its
+ *            worker dies, the URL waits again when the worker's lease has expired; "taken over"
+ *            counts this. If the URL turns out to be fewer links away than known, it is leased once
+ *            more, because its links must be added again with smaller depths: so keep the links of
+ *            each page, and do not fetch it again.
+ *   Depth    The first URLs have depth 0. URLs deeper than "depth" are dropped. Shallower URLs are
+ *            leased first, but a level need not be complete before the next; the final depths are
+ *            exact anyway.
+ *   Hosts    A host is a scheme, name and port, as for robots.txt. One URL at a time is fetched per
+ *            host, and the next one no earlier than "delay" seconds after the release, or longer if
+ *            frontier_set_robots says so. The first URL of each host is its /robots.txt, with depth
+ *            -1. At most "per-host" URLs of a host are accepted, so a trap of endless URLs ends.
+ *   Leases   Leases last "lease" seconds, and frontier_renew renews those of its worker. All times
+ *            are Redis's. A report after the lease has expired has no effect, except for the links.
+ *            Check frontier_holds before each request, so that a delayed worker sends none; only a
+ *            request that is itself delayed can still go out late.
+ *   Redis    Redis runs each call atomically. If the connection is lost, so that it is unknown
+ *            whether a call ran, the call is repeated, which is always safe. With a persistent
+ *            Redis (--appendonly yes) a crawl survives a restart of Redis.
+ *   Errors   Those of redis.h; -EIO also if Redis does not know the crawl.
  *
  * All calls wait; any number of tasks of one loop may share a frontier. A cancelled frontier_lease
  * may have leased a URL: frontier_leave returns it. */
@@ -53,34 +55,35 @@ typedef struct frontier {
     redis_client *redis; /* borrowed */
     const char *name;    /* of the crawl: Redis may have several; NULL: "crawl" */
     /* to read */
-    char worker[40]; /* set by frontier_join: no two have the same */
+    char worker[40]; /* set by frontier_join, unique */
     /* private */
     double lease_time, held_until;
     unsigned leases;
-    conc_lock turn; /* of the tasks that wait for a URL one asks */
+    conc_lock turn; /* one of the tasks that wait for a URL polls */
 } frontier;
 
-/* A number that is the same for all workers. */
+/* A number shared by all workers. */
 typedef struct frontier_setting {
     const char *name;
     double *value;
 } frontier_setting;
 
-/* Begins or continues a crawl: "depth", "per-host", "delay" and "lease", and what else the workers
- * are to know. */
+/* Starts or continues a crawl. The settings are "depth", "per-host", "delay" and "lease", and
+ * whatever else the workers need to know. */
 static inline int frontier_begin(frontier *f, const frontier_setting *settings, size_t count);
 
 /* Adds one of the first URLs. */
 static inline int frontier_add(frontier *f, const char *url);
 
-/* Makes this process a worker, and reads the settings. -ENOENT: one of them is not there. */
+/* Makes this process a worker, and reads the settings. -ENOENT: one of them is missing. */
 static inline int frontier_join(frontier *f, const frontier_setting *settings, size_t count);
 
 typedef struct frontier_url {
-    const char *url;    /* until the next lease, or the free */
+    const char *url;    /* valid until the next lease or frontier_url_free */
     const char *robots; /* the host's robots.txt; "" if there is none */
-    int depth;          /* -1: it is the robots.txt, for frontier_set_robots */
-    int tries;          /* how often it was leased and neither finished nor given back, with now */
+    int depth;          /* -1: this is the robots.txt, for frontier_set_robots */
+    int tries;          /* leases since it was last finished, this one included; returned ones do
+                           not count */
     /* private */
     redis_reply reply;
     char owner[64];
@@ -88,51 +91,51 @@ typedef struct frontier_url {
 static inline int frontier_url_free(frontier_url *u);
 CONC_AUTO_TYPE(frontier_url, frontier_url_free);
 
-/* Waits for a URL that may be fetched now: 1; 0: the crawl is over, because no URL is waiting or
- * leased. */
+/* Waits for a URL that may be fetched now and returns 1, or 0 if the crawl is over, because no URL
+ * is waiting or leased. */
 static inline int frontier_lease(frontier *f, frontier_url *u);
 
-/* Are the leases of this worker sure to hold now? False if it was held up for longer than they last
- * (SIGSTOP, a machine that slept): others may have its URLs. Does not wait. */
+/* Are the leases of this worker certainly still valid? No if the process was stopped for longer
+ * than they last (SIGSTOP, a sleeping machine): others may have its URLs. Does not wait. */
 static inline bool frontier_holds(const frontier *f);
 
-/* The host has answered, or failed to: the pause begins. If nothing was asked of it, leave this
- * out. For robots.txt it has no effect: the finish releases the host, when its rules are known. */
+/* Call this when the host has responded, or failed to: it begins the pause. Do not call it if no
+ * request was sent. It has no effect for robots.txt: there frontier_finish releases the host, when
+ * its rules are known. */
 static inline int frontier_release(frontier *f, const frontier_url *u);
 
-/* Tells what robots.txt allows, and its pause in seconds. */
+/* Stores the host's robots.txt and its pause in seconds. */
 static inline int frontier_set_robots(frontier *f, const frontier_url *u, const char *text,
                                       double pause);
 
-/* Done, and links is a JSON array of URLs; or again: it waits anew, as after an error that may
- * pass. */
+/* Finishes a URL and adds links, a JSON array of URLs. With `again` the URL waits once more, as
+ * after a temporary error. */
 static inline int frontier_finish(frontier *f, const frontier_url *u, bool again,
                                   const char *links);
 
-/* For a task: renews the worker's leases until it is cancelled. */
+/* A task that renews the worker's leases until it is cancelled. */
 static inline int frontier_renew(void *frontier);
 
-/* Gives back all that this worker has: for the end, in conc_shield. */
+/* Gives back all leases of this worker. Call it at the end, in conc_shield. */
 static inline int frontier_leave(void *frontier);
 
-/* How often something happened: "duplicates", "too deep", "too many of a host", "taken over" and
- * "given back". */
+/* Reads a counter: "duplicates", "too deep", "too many of a host", "taken over" or "given back". */
 static inline int frontier_count(frontier *f, const char *what, long long *count);
 
-/* Of how many hosts there are URLs that wait or are being fetched; 0: the crawl is over. */
+/* Counts the hosts with waiting URLs and the leased URLs; 0: the crawl is over. */
 static inline int frontier_waiting(frontier *f, long long *hosts);
 
 /* ---- the program in Redis -------------------------------------------------------------------
 
    NAME:depth    URL -> depth, of all known URLs
-   NAME:queue:H  URLs of host H that wait, by depth
-   NAME:hosts    hosts of which URLs wait and none is being fetched, by the time when one may be
-   NAME:asking   host -> URL that is being fetched from it
-   NAME:ready    host -> the time of its next request at the earliest
+   NAME:queue:H  waiting URLs of host H, by depth
+   NAME:hosts    hosts with waiting URLs and none being fetched, by the time of the next request
+   NAME:asking   host -> URL being fetched from it
+   NAME:ready    host -> the earliest time of its next request
    NAME:leases   owner, which is a worker and a number -> URL
-   NAME:workers  workers, by the time when their leases end
+   NAME:workers  workers, by the time when their leases expire
    NAME:tries    URL -> how often it was leased since it was last finished
-   NAME:known    host -> how many URLs of it were added, with those that were too many
+   NAME:known    host -> how many of its URLs were added, including those over the limit
    NAME:robots   host -> robots.txt
    NAME:pauses   host -> seconds, of its robots.txt
    NAME:settings, NAME:counts */
@@ -179,7 +182,7 @@ static const char frontier__program[] =
     "  if not known then\n"
     "    local n = r('HINCRBY', k'known', host, 1)\n"
     "    if n > setting('per-host') then return count('too many of a host') end\n"
-    "    if n == 1 then\n" /* before all else */
+    "    if n == 1 then\n" /* before the host's other URLs */
     "      r('HSET', k'depth', host .. '/robots.txt', -1)\n"
     "      enqueue(host .. '/robots.txt', -1)\n"
     "    end\n"
@@ -194,7 +197,7 @@ static const char frontier__program[] =
     "    if worker_of(leases[i]) == worker then\n"
     "      local url = leases[i + 1]\n"
     "      r('HDEL', k'leases', leases[i])\n"
-    "      release(url, true)\n" /* for it may have been asked */
+    "      release(url, true)\n" /* a request may have been sent */
     "      enqueue(url, r('HGET', k'depth', url))\n"
     "      if op == 'leave' then r('HINCRBY', k'tries', url, -1) end\n"
     "      count(what)\n"
@@ -210,7 +213,7 @@ static const char frontier__program[] =
     "end\n"
 
     "local function lease()\n"
-    "  local url = r('HGET', k'leases', owner)\n" /* then the reply was lost before */
+    "  local url = r('HGET', k'leases', owner)\n" /* set if an earlier reply was lost */
     "  local host, at = unpack(r('ZRANGE', k'hosts', 0, 0, 'WITHSCORES'))\n"
     "  if not url then\n"
     "    if not host and r('HLEN', k'leases') == 0 then return {} end\n"
@@ -226,7 +229,8 @@ static const char frontier__program[] =
     "          r('HGET', k'robots', host_of(url)) or ''}\n"
     "end\n"
 
-    /* If the depth has become less meanwhile, the caller has stored the old one: once more. */
+    /* If the depth has become smaller meanwhile, the caller has stored the old one: lease it once
+     * more. */
     "local function finish(url, depth, again, links)\n"
     "  local new_depth = tonumber(r('HGET', k'depth', url) or depth)\n"
     "  if r('HGET', k'leases', owner) == url then\n"
@@ -263,11 +267,12 @@ static const char frontier__program[] =
 /* ---- implementation ------------------------------------------------------------------------- */
 
 enum { FRONTIER__WORDS = 64 };
-#define FRONTIER__POLL 0.02 /* seconds: hosts are released, and URLs added, meanwhile */
+#define FRONTIER__POLL 0.02 /* seconds; hosts may be released, and URLs added, meanwhile */
 
 static inline const char *frontier__name(const frontier *f) { return f->name ? f->name : "crawl"; }
 
-/* Repeated if the connection is lost, or Redis was started anew and still reads its data. */
+/* Calls the program in Redis. Retries if the connection is lost, or while Redis loads its data
+ * after a restart. */
 static inline int frontier__call(frontier *f, redis_reply *reply, size_t argc, const char **argv)
 {
     const char *words[FRONTIER__WORDS] = {"EVAL", frontier__program, "0", frontier__name(f)};
@@ -334,7 +339,7 @@ static inline int frontier_url_free(frontier_url *u)
 
 static inline bool frontier_holds(const frontier *f) { return conc_now() < f->held_until; }
 
-/* Renews the worker's leases, too. */
+/* Tries to lease a URL, which also renews the worker's leases. */
 static inline int frontier__lease(frontier *f, frontier_url *u)
 {
     double asked = conc_now();
@@ -343,7 +348,7 @@ static inline int frontier__lease(frontier *f, frontier_url *u)
     return 0;
 }
 
-/* Each lease has an owner of its own, so that a repeated call is told apart from the next one. */
+/* Each lease has a separate owner, which distinguishes a repeated call from the next one. */
 static inline int frontier_lease(frontier *f, frontier_url *u)
 {
     snprintf(u->owner, sizeof u->owner, "%s %u", f->worker, ++f->leases);

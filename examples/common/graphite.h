@@ -5,11 +5,10 @@
  *         printf("%s %s: %g at %.3f\n", g.name, g.tag, g.value, g.time);
  *
  * A line is NAME[;TAG=VALUE...] NUMBER TIME, with spaces between. It is read without its end; a \r
- * at the end is skipped. Names and the tag's value are letters, digits, '_', '-' and '.', at most
- * 47 of them. Numbers are decimal, and at most 1e12 without their sign: no NaN, no infinity, no
- * hexadecimal. TIME is in seconds since 1970, with a fraction; -1 means now, which the caller
- * knows. Only the tag named GRAPHITE_TAG ("user" unless defined before) is read; the others are
- * skipped. */
+ * at the end is skipped. Names and the tag's value consist of at most 47 letters, digits, '_', '-'
+ * and '.'. Numbers are decimal, with a magnitude of at most 1e12: no NaN, infinity or hexadecimal.
+ * TIME is in seconds since 1970, with a fraction; -1 means now, which the caller must fill in. Only
+ * the tag named GRAPHITE_TAG ("user" unless defined before) is read; others are skipped. */
 #ifndef GRAPHITE_H
 #define GRAPHITE_H
 
@@ -27,20 +26,20 @@
 enum { GRAPHITE_NAME = 48, GRAPHITE_LINE = 512 }; /* with a NUL */
 
 typedef struct graphite_line {
-    char name[GRAPHITE_NAME], tag[GRAPHITE_NAME]; /* tag "": there is none */
+    char name[GRAPHITE_NAME], tag[GRAPHITE_NAME]; /* tag "": none */
     double value, time;
 } graphite_line;
 
-/* Whether these n bytes are a line. If they are not, *out is undefined. */
+/* Parses a line of n bytes. Returns false if they are not a line; *out is then undefined. */
 static inline bool graphite_read(const char *text, size_t n, graphite_line *out);
 
-/* Writes a line, without its end, that is read as the same. */
+/* Writes a line, without its end, that reads back exactly. */
 static inline void graphite_write(const graphite_line *g, char out[GRAPHITE_LINE]);
 
-/* A number as above. */
+/* Parses a number as above. */
 static inline bool graphite_number(const char *text, double *out);
 
-/* A name as above, of n bytes; out has room for GRAPHITE_NAME. */
+/* Copies a name as above, of n bytes, to out, which has room for GRAPHITE_NAME. */
 static inline bool graphite_name(const char *text, size_t n, char *out);
 
 /* ---- implementation ------------------------------------------------------------------------- */

@@ -12,17 +12,17 @@
  * Needs libxml2 and libcurl (for url.h): cc app.c -lcurl $(pkg-config --cflags --libs libxml-2.0)
  * (Debian: libxml2-dev, libcurl4-openssl-dev). conc.h comes first.
  *
- * A page may be anything: if it is not HTML it has no links. Elements nested deeper than max_depth,
- * a way to slow parsers down, end the page: everything before is kept, and .is_cut is true. So
- * html_read's time is about proportional to the size: 10 ms per MiB. No file and no network is ever
- * read.
+ * A page may be anything: if it is not HTML, it has no links. Elements nested deeper than
+ * max_depth, which would slow the parser down, end the page: everything before them is kept, and
+ * .is_cut is true. So html_read's time is about proportional to the size: 10 ms per MiB. It never
+ * reads files or the network.
  *
  * The links are those of <a> and <area>, in order, each once, in the canonical form of url.h,
- * against the page's <base> if it has one. References that are not URLs, and other schemes
- * (mailto:, javascript:, data:), are omitted, but counted in .bad_links.
+ * relative to the page's <base> if it has one. References that are not URLs, and other schemes
+ * (mailto:, javascript:, data:), are omitted and counted in .bad_links.
  *
- * No call waits; each computes. All may be called from anywhere; best call html_read in a pool:
- * conc_pool_run(&pool, fn, arg). One thread at a time uses a page. If a program's threads use
+ * No call waits, and all may be called anywhere. As html_read takes processor time, call it in a
+ * pool: conc_pool_run(&pool, fn, arg). One thread at a time may use a page. If several threads use
  * libxml2, call html_init before the first of them starts. */
 #ifndef HTML_H
 #define HTML_H
@@ -35,25 +35,25 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-/* A page. The first fields are yours to set. Strings are UTF-8, never NULL, and borrowed until the
- * next html_read or html_free. */
+/* A page. Set the first fields. Strings are UTF-8, never NULL, and borrowed until the next
+ * html_read or html_free. */
 typedef struct html_page {
-    /* the header of the answer; what it says to be no HTML is read as an empty page; NULL: HTML */
+    /* the response's header; any type other than HTML gives an empty page; NULL: HTML */
     const char *content_type;
-    const char *charset; /* NULL: the content_type's; if that is unknown: UTF-8 if the page is that,
-                            else what the page says, else Latin-1 */
+    const char *charset; /* NULL: the content_type's; if that is unknown: UTF-8 if the page is valid
+                            UTF-8, else what the page declares, else Latin-1 */
     size_t max_links;    /* more are left out, and .is_cut is set; 0: 10,000 */
     int max_depth;       /* of nested elements; 0: 256 */
     /* what was found */
-    const char *title; /* white space is one space; "": none */
+    const char *title; /* white space reduced to single spaces; "": none */
     char **links;
     size_t link_count, bad_links;
-    bool nofollow; /* <meta name="robots"> asks not to follow the links of the page, */
-    bool noindex;  /* or not to keep it */
+    bool nofollow; /* <meta name="robots"> asks not to follow the page's links, */
+    bool noindex;  /* or not to index it */
     bool is_cut;
-    bool is_broken;     /* tags that do not fit together, attributes that are none, or no text */
-    bool is_misencoded; /* bytes that are no characters in its charset, or an unknown charset */
-    xmlDoc *document;   /* for other calls of libxml2; NULL: an empty page */
+    bool is_broken;     /* mismatched tags, malformed attributes, or an empty page */
+    bool is_misencoded; /* bytes that are invalid in its charset, or an unknown charset */
+    xmlDoc *document;   /* for libxml2's own functions; NULL: an empty page */
     /* private */
     xmlXPathContext *xpath;
     char **values;
@@ -61,32 +61,32 @@ typedef struct html_page {
     char type_charset[40];
 } html_page;
 
-/* Makes libxml2 ready for threads. Harmless if called again. */
+/* Prepares libxml2 for threads. Harmless if repeated. */
 static inline void html_init(void);
 
-/* Reads a page of this URL, which is canonical: 0. A NUL stands behind the bytes, as behind
- * fetch_response.body. What *p held is released first. Errors: -ENOMEM, -EFBIG (over 1 GiB). */
+/* Parses a page of this canonical URL. A NUL must follow the bytes, as in fetch_response.body.
+ * Frees what *p held first. Errors: -ENOMEM, -EFBIG (over 1 GiB). */
 static inline int html_read(html_page *p, const char *url, const char *bytes, size_t size);
 
-/* The text of an XPath expression, with white space as one space: of its first node, of an
- * attribute, or of a function's value; "" if there is none. `from` is a node to start from, NULL:
- * the document. The text is the page's own, until html_free. NULL, with words in conc_last_error:
- * no memory, or no XPath. */
+/* Returns the text of an XPath expression: of its first node, of an attribute, or of a function's
+ * value; "" if there is none. White space is reduced to single spaces. `from` is the node to start
+ * from; NULL: the document. The page owns the text until html_free. Returns NULL and sets
+ * conc_last_error if memory runs out or the XPath is invalid. */
 static inline const char *html_value(html_page *p, xmlNode *from, const char *xpath);
 
 typedef struct html_nodes {
-    xmlNode **all; /* in the order of the page; the page owns them */
+    xmlNode **all; /* in document order; owned by the page */
     size_t count;
     /* private */
     xmlXPathObject *object;
 } html_nodes;
 
-/* The nodes of an XPath expression: 0. What *n held is released first. -EINVAL: no XPath, or one
- * whose value is no nodes; -ENOMEM. */
+/* Finds the nodes of an XPath expression. Frees what *n held first. -EINVAL: invalid XPath, or its
+ * value is not a set of nodes; -ENOMEM. */
 static inline int html_select(html_page *p, xmlNode *from, const char *xpath, html_nodes *n);
 static inline int html_nodes_free(html_nodes *n);
 
-/* Releases all: 0. Twice is harmless; the page may be used again. */
+/* Frees everything. Harmless if repeated; the page may be used again. */
 static inline int html_free(html_page *p);
 
 CONC_AUTO_TYPE(html_page, html_free);
@@ -102,7 +102,7 @@ typedef const xmlError html__error;
 typedef xmlError html__error;
 #endif
 
-/* What the parser's callbacks know: libxml2 keeps a pointer to it in the context. */
+/* The state of the parser's callbacks; the parser context points to it. */
 typedef struct html__parse {
     html_page *page;
     int depth;
@@ -113,7 +113,8 @@ static inline void html_init(void) { xmlInitParser(); }
 
 static inline int html__no_memory(void) { return conc_fail(-ENOMEM, "html: out of memory"); }
 
-/* Deep nesting makes the parser's time grow with the square of the size, so the page ends here. */
+/* Ends the page at max_depth: deep nesting makes the parser's time grow with the square of the
+ * size. */
 static inline void html__start_element(void *arg, const xmlChar *name, const xmlChar **attributes)
 {
     htmlParserCtxt *parser = arg;
@@ -133,7 +134,7 @@ static inline bool html__is_html(const html_page *p)
            strncasecmp(type, "application/xhtml+xml", 21) == 0;
 }
 
-/* That of "text/html; charset=utf-8", into name; "": none. */
+/* Copies the charset of "text/html; charset=utf-8" into name; "": none. */
 static inline void html__charset_of(const char *type, char *name, size_t size)
 {
     const xmlChar *found = xmlStrcasestr((const xmlChar *)type, (const xmlChar *)"charset=");
@@ -145,7 +146,8 @@ static inline void html__charset_of(const char *type, char *name, size_t size)
     snprintf(name, size, "%.*s", (int)strcspn(value, "\"; "), value);
 }
 
-/* Bytes that are no UTF-8, though it was promised, are read as Latin-1. */
+/* Returns the charset to read the page with. Bytes that are declared as UTF-8 but are not are read
+ * as Latin-1. */
 static inline const char *html__charset(html_page *p, const char *bytes)
 {
     xmlCharEncodingHandler *known = NULL;
@@ -166,7 +168,8 @@ static inline const char *html__charset(html_page *p, const char *bytes)
     return p->is_misencoded ? "ISO-8859-1" : name;
 }
 
-/* The tags of HTML 5 are unknown to libxml2, and in URLs everybody writes a lone "&". */
+/* Notes an error. Ignores two kinds: libxml2 does not know the tags of HTML 5, and a lone "&" is
+ * common in URLs. */
 static inline void html__note_error(void *arg, html__error *error)
 {
     html_page *p = arg;
@@ -195,7 +198,7 @@ static inline int html__parse_document(html_page *p, const char *url, const char
     parser->_private = &h;
     parser->sax->startElement = html__start_element;
     const char *charset = html__charset(p, bytes);
-    xmlSetStructuredErrorFunc(p, html__note_error); /* of this thread */
+    xmlSetStructuredErrorFunc(p, html__note_error); /* for this thread */
     p->document = htmlCtxtReadMemory(parser, bytes, (int)size, url, charset, options);
     xmlSetStructuredErrorFunc(NULL, NULL);
     p->is_broken = p->is_broken || !p->document;
@@ -206,7 +209,7 @@ static inline int html__parse_document(html_page *p, const char *url, const char
 
 /* ---- values */
 
-/* In place. */
+/* Reduces white space to single spaces, in place. */
 static inline char *html__squeeze(char *text)
 {
     char *to = text;
@@ -223,7 +226,7 @@ static inline char *html__squeeze(char *text)
     return text;
 }
 
-/* Else libxml2 prints errors of XPath. */
+/* Keeps libxml2 from printing XPath errors. */
 static inline void html__ignore(void *arg, html__error *error) { (void)arg, (void)error; }
 
 static inline xmlXPathObject *html__evaluate(html_page *p, xmlNode *from, const char *xpath)
@@ -241,11 +244,11 @@ static inline xmlXPathObject *html__evaluate(html_page *p, xmlNode *from, const 
         p->xpath->node = (xmlNode *)p->document;
     found = xmlXPathEvalExpression((const xmlChar *)xpath, p->xpath);
     if (!found)
-        conc_fail(-EINVAL, "%.80s: no XPath expression", xpath);
+        conc_fail(-EINVAL, "%.80s: not an XPath expression", xpath);
     return found;
 }
 
-/* Keeps the text until html_free. */
+/* Stores the text until html_free. */
 static inline const char *html__keep(html_page *p, char *text)
 {
     char **values = text ? realloc(p->values, (p->value_count + 1) * sizeof *values) : NULL;
@@ -290,7 +293,7 @@ static inline int html_select(html_page *p, xmlNode *from, const char *xpath, ht
         return -EINVAL;
     if (found->type != XPATH_NODESET) {
         xmlXPathFreeObject(found);
-        return conc_fail(-EINVAL, "%.80s: its value is no nodes", xpath);
+        return conc_fail(-EINVAL, "%.80s: the value is not a set of nodes", xpath);
     }
     n->object = found;
     if (found->nodesetval) {
@@ -368,7 +371,7 @@ static inline int html__read_links(html_page *p, const char *url)
 
 /* ---- reading and freeing */
 
-/* In upper or lower case. */
+/* Does the text contain the word, in any case? */
 static inline bool html__contains(const char *text, const char *word)
 {
     return xmlStrcasestr((const xmlChar *)text, (const xmlChar *)word) != NULL;

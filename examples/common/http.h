@@ -1223,7 +1223,7 @@ static inline ssize_t http_body(http_connection *h, char **data)
     if (data)
         rc = http__body(h, data);
     else
-        conc_fail(-EINVAL, "http_body: nowhere to put it");
+        conc_fail(-EINVAL, "http_body: no pointer for the data");
     return http__leave(h, HTTP__READS, rc);
 }
 

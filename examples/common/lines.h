@@ -1,13 +1,13 @@
-/* lines.h - lines of a stream, a packet or a message, each handed to a function
+/* lines.h - passes each line of a stream, a packet or a message to a function
  *
  *     static int take(const char *line, size_t n, bool is_whole, void *arg);
  *
  *     CONC_TRY(lines_read(&stream, take, arg));         // until the end of the stream
  *     CONC_TRY(lines_split(packet, size, take, arg));
  *
- * take gets each line without its "\n"; its error ends the call. The last line of a packet may lack
- * the end. Of a stream that is half a line, whose sender has gone: is_whole is false. A line over
- * the stream's limit is an error. Include conc.h before. */
+ * take gets each line without its "\n"; an error that it returns ends the call. The last line of a
+ * packet may lack its end. In a stream this means that the sender has gone in the middle of a line:
+ * is_whole is false. A line over the stream's limit is an error. Include conc.h before. */
 #ifndef LINES_H
 #define LINES_H
 

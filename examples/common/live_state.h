@@ -1,12 +1,12 @@
-/* live_state.h - a text that changes, such as JSON, and pages that see it live
+/* live_state.h - sends a changing text, such as JSON, to pages in the browser
  *
- *     CONC_TRY(live_state_set(&state, text)); // malloc'ed; from now on the state's
+ *     CONC_TRY(live_state_set(&state, text)); // malloc'ed; the state takes ownership
  *     ...
  *     return live_state_push(&state, &websocket); // each new text, until the page closes
- *     return live_state_send(&state, http);       // the newest, as the answer to a GET
+ *     return live_state_send(&state, http);       // the newest text, as the response to a GET
  *
- * A slow page misses some texts, and holds nobody up: each gets copies, so the next text may take
- * the place of one that is being sent. Include conc_sync.h before. */
+ * A slow page misses some texts, but does not delay others: each page gets copies, so a text may be
+ * replaced while it is being sent. Include conc_sync.h before. */
 #ifndef LIVE_STATE_H
 #define LIVE_STATE_H
 
@@ -14,7 +14,7 @@
 
 typedef struct live_state {
     char *text;
-    conc_event changed; /* set for a moment when there is a new one */
+    conc_event changed; /* set briefly when there is a new text */
 } live_state;
 
 typedef struct live_state__page {
@@ -22,7 +22,7 @@ typedef struct live_state__page {
     websocket *socket;
 } live_state__page;
 
-/* Replaces the text: 0, or -ENOMEM if it is NULL. */
+/* Replaces the text, which it owns from then on. Returns 0, or -ENOMEM if it is NULL. */
 static inline int live_state_set(live_state *s, char *text)
 {
     free(s->text);
@@ -53,7 +53,7 @@ static inline int live_state__send_all(void *arg)
     }
 }
 
-/* The page has nothing to say, but its close must be seen. */
+/* Sends each new text until the page closes. Receives only to notice the close. */
 static inline int live_state_push(live_state *s, websocket *w)
 {
     live_state__page p = {s, w};

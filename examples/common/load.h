@@ -1,4 +1,4 @@
-/* load.h - sends an HTTP server many requests on many connections, and compares each response
+/* load.h - loads an HTTP server with requests on many connections, and checks each response
  *
  *     static const char *const targets[] = {"/users/1", "/users/2"};
  *     static const char *const expected[] = {"{\"id\":1}", "{\"id\":2}"};
@@ -7,11 +7,10 @@
  *     CONC_TRY(load_run(&l));
  *     printf("%d of %d right, %.0f a second\n", l.right, l.requests, l.requests / l.seconds);
  *
- * Each connection sends its next request as soon as it has its response. A right one has status
- *   200, Content-Length, and the expected body. An error (no connection, one that ends early) ends
- *   all.
- * load_run_wrk uses wrk instead, if installed, which counts but does not compare. It is faster: it
- *   measures the server.
+ * Each connection sends its next request as soon as it has the response. A correct response has
+ *   status 200, Content-Length, and the expected body. A connection error ends the whole run.
+ * load_run_wrk uses wrk instead, if installed, which does not check responses. It is faster, so it
+ *   measures the server rather than the client.
  * Include conc_pool.h before. */
 #ifndef LOAD_H
 #define LOAD_H
@@ -27,26 +26,26 @@
 
 typedef struct load {
     const char *address;
-    const char *const *targets, *const *expected; /* asked in turn, each with the body it gets */
+    const char *const *targets, *const *expected; /* requested in turn; the expected bodies */
     int target_count, requests, connections;
-    bool shows_progress; /* one line on stdout, if that is a terminal */
-    /* what came of it */
+    bool shows_progress; /* on stdout, if it is a terminal */
+    /* results */
     int right;
     double seconds;
     /* private */
     int asked;
 } load;
 
-/* Asks: 0, and .right and .seconds are set; or an error. Waits. */
+/* Sends the requests, and sets .right and .seconds. Waits. */
 static inline int load_run(load *l);
 
-/* Runs wrk for some seconds on 64 connections: 0, and its requests a second in *rate. Errors:
- * -ENOENT (it is not installed), -EPROTO (it does not say). Waits. */
+/* Runs wrk for some seconds on 64 connections. Sets *rate to its requests per second. Errors:
+ * -ENOENT (wrk is not installed), -EPROTO (its output has no rate). Waits. */
 static inline int load_run_wrk(const char *url, int seconds, double *rate);
 
 /* ---- implementation ------------------------------------------------------------------------- */
 
-/* Reads a response: 1 if it is the expected one. */
+/* Reads a response. Returns 1 if it is the expected one, else 0. */
 static inline int load__compare(conc_stream *stream, const char *expected)
 {
     static const char name[] = "Content-Length: ";

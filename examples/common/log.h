@@ -1,16 +1,16 @@
-/* log.h - log lines that no task waits for
+/* log.h - a log that no task has to wait for
  *
  *     static log_writer lines = {.fd = 1};
  *
  *     CONC_TRY(conc_spawn(NULL, log_write, &lines)); // once, in the loop whose tasks log
  *     log_line(&lines, "%s has %d apples", name, n);
  *
- * log_line keeps the line in memory, and returns; the task log_write writes it. So a full pipe, a
- *   stopped terminal or a slow disk delays no task. If more than .capacity bytes wait, the newest
+ * log_line only stores the line in memory; the task log_write writes it. So a full pipe, a stopped
+ *   terminal or a slow disk delays no other task. If more than .capacity bytes wait, the newest
  *   lines are dropped, and a line reports how many. After a write error, which log_write returns,
  *   logging stops; the program continues.
- * A log_writer belongs to one loop. Several loops may have one each for the same descriptor: lines
- *   are written whole, at most PIPE_BUF bytes at a time, and do not mix in a pipe or a file.
+ * A log_writer belongs to one loop. Several loops may each have one for the same descriptor: whole
+ *   lines are written, at most PIPE_BUF bytes at a time, so they do not mix in a pipe or a file.
  * At the end of a run log_flush writes the remaining lines: conc_shield(1, log_flush, &lines). */
 #ifndef LOG_H
 #define LOG_H
@@ -25,13 +25,13 @@
 #include <string.h>
 #include <time.h>
 
-enum { LOG_LINE = 512 }; /* bytes of a line at most: the rest is cut off */
+enum { LOG_LINE = 512 }; /* most bytes of a line: the rest is cut off */
 
 typedef struct log_writer {
     int fd;
     size_t capacity;    /* bytes that may wait; 0: 65,536 */
     bool shows_time;    /* begins each line with the local time, HH:MM:SS */
-    bool shows_seconds; /* or with the seconds since .start, of conc_now */
+    bool shows_seconds; /* or with the seconds since .start, by conc_now */
     double start;
     /* private */
     char *data;
@@ -42,18 +42,18 @@ typedef struct log_writer {
     conc_lock writing;
 } log_writer;
 
-/* Adds a line. Does not wait. From any task or posted function of the loop. */
+/* Adds a line. Does not wait. May be called by any task or posted function of the loop. */
 static inline void log_line(log_writer *l, const char *fmt, ...)
     __attribute__((__format__(__printf__, 2, 3)));
 static inline void log_vline(log_writer *l, const char *fmt, va_list args);
 
-/* The task that writes; it ends with an error of write(2), or when it is cancelled. */
+/* The task that writes. It ends with an error of write(2), or when it is cancelled. */
 static inline int log_write(void *writer);
 
-/* Waits until all lines are written: 0 or an error. */
+/* Waits until all lines are written. */
 static inline int log_flush(void *writer);
 
-/* Frees the memory: afterwards the log is empty. */
+/* Frees the memory, and unwritten lines with it. */
 static inline void log_close(log_writer *l);
 
 /* ---- implementation ------------------------------------------------------------------------- */
@@ -99,7 +99,7 @@ static inline void log_line(log_writer *l, const char *fmt, ...)
     va_end(args);
 }
 
-/* The length of the whole lines at the beginning, at most PIPE_BUF bytes. */
+/* Returns the length of the first lines that fit into PIPE_BUF bytes. */
 static inline size_t log__piece(const log_writer *l)
 {
     size_t n = l->used < PIPE_BUF ? l->used : PIPE_BUF;
@@ -108,7 +108,7 @@ static inline size_t log__piece(const log_writer *l)
     return n;
 }
 
-/* A cancel in the middle of a piece keeps its rest for the next call. */
+/* After a cancel within a piece the next call writes the rest. */
 static inline int log_flush(void *writer)
 {
     log_writer *l = writer;

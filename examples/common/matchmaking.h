@@ -1,14 +1,15 @@
-/* matchmaking.h - matches players: rating bands that widen with waiting, and ratings after a match
+/* matchmaking.h - matches players by ratings, in bands that widen with waiting; rates them after a
+ * match
  *
  *     matchmaking_queue q = {.rules = {.least = 4, .most = 8, .band = 50, .widening = 50}};
- *     matchmaking_join(&q, player, id, rating, now);        // the same again changes nothing
+ *     matchmaking_join(&q, player, id, rating, now);        // repeating it changes nothing
  *     matchmaking_leave(&q, player);
  *     matchmaking_ticket match[8];
  *     while ((size = matchmaking_next(&q, now, match)) > 0)
  *         start(match, size);                               // match[0] to match[size - 1]
  *
- * A player accepts opponents whose ratings are within a band, narrow at first and wider while they
- * wait. All players of a match accept each other. Plain C without allocation.
+ * A player accepts opponents whose ratings are within a band, which is narrow at first and widens
+ * while the player waits. All players of a match accept each other. Plain C without allocation.
  */
 #ifndef MATCHMAKING_H
 #define MATCHMAKING_H
@@ -19,18 +20,18 @@
 
 typedef struct matchmaking_rules {
     int least, most; /* players of a match */
-    double patience; /* seconds that a full match is waited for; then `least` are enough */
-    double band;     /* of ratings, at first */
-    double widening; /* of the band, a second */
+    double patience; /* seconds to wait for a full match; then `least` players suffice */
+    double band;     /* initial distance between ratings */
+    double widening; /* of the band, per second */
 } matchmaking_rules;
 
 typedef struct matchmaking_ticket {
     void *player;
-    int id, rating; /* id: decides between equals, so that the same tickets make the same matches */
+    int id, rating; /* id: breaks ties, so that matches are reproducible */
     double since;   /* when the player began to wait */
 } matchmaking_ticket;
 
-/* The farthest rating that the player accepts now. */
+/* Returns the largest difference in rating that the player accepts now. */
 static inline double matchmaking_band(const matchmaking_rules *r, const matchmaking_ticket *t,
                                       double now)
 {
@@ -45,7 +46,7 @@ static inline int matchmaking__by_rating(const void *a, const void *b)
     return (x->id > y->id) - (x->id < y->id);
 }
 
-/* The narrowest band of these: what all of them accept. */
+/* Returns the narrowest band of these n players, which all of them accept. */
 static inline double matchmaking_narrowest(const matchmaking_rules *r, const matchmaking_ticket *t,
                                            int n, double now)
 {
@@ -56,7 +57,7 @@ static inline double matchmaking_narrowest(const matchmaking_rules *r, const mat
     return narrowest;
 }
 
-/* When the first of these began to wait; `now`: there are none. */
+/* Returns when the first of these began to wait; `now`: there are none. */
 static inline double matchmaking_oldest(const matchmaking_ticket *t, int n, double now)
 {
     for (int i = 0; i < n; i++)
@@ -65,9 +66,9 @@ static inline double matchmaking_oldest(const matchmaking_ticket *t, int n, doub
     return now;
 }
 
-/* Sorts the n tickets and finds a match: how many players it has, and in *match the first of them,
- * within t; 0: there is none now. Full matches come first, and of these the one whose player has
- * waited longest; a smaller one needs a player without patience. */
+/* Sorts the n tickets and finds a match. Returns how many players it has and sets *match to the
+ * first of them, within t; 0: there is none now. Prefers full matches, and among those the one with
+ * the longest wait; a smaller match needs a player whose patience is over. */
 static inline int matchmaking_pick(const matchmaking_rules *r, matchmaking_ticket *t, int n,
                                    double now, matchmaking_ticket **match)
 {
@@ -75,7 +76,8 @@ static inline int matchmaking_pick(const matchmaking_rules *r, matchmaking_ticke
     for (int size = r->most; size >= r->least; size--) {
         double best = now + 1;
         for (int i = 0; i + size <= n; i++) {
-            int distance = t[i + size - 1].rating - t[i].rating; /* of the first and the last */
+            int distance = t[i + size - 1].rating - t[i].rating; /* between the lowest and the
+                                                                    highest */
             bool fits = matchmaking_narrowest(r, t + i, size, now) >= distance;
             double oldest = matchmaking_oldest(t + i, size, now);
             bool ready = size == r->most || now - oldest >= r->patience;
@@ -90,7 +92,7 @@ static inline int matchmaking_pick(const matchmaking_rules *r, matchmaking_ticke
     return 0;
 }
 
-/* Takes a match that was picked out of the n tickets: how many are left. */
+/* Removes a picked match from the n tickets. Returns how many are left. */
 static inline int matchmaking_remove(matchmaking_ticket *t, int n, matchmaking_ticket *match,
                                      int size)
 {
@@ -99,7 +101,7 @@ static inline int matchmaking_remove(matchmaking_ticket *t, int n, matchmaking_t
     return n - size;
 }
 
-/* ---- those who wait -------------------------------------------------------------------------- */
+/* ---- the queue ------------------------------------------------------------------------------- */
 
 enum { MATCHMAKING_MOST = 4096 };
 
@@ -109,7 +111,7 @@ typedef struct matchmaking_queue {
     matchmaking_ticket tickets[MATCHMAKING_MOST];
 } matchmaking_queue;
 
-/* The player's ticket; NULL: it does not wait. */
+/* Returns the player's ticket, or NULL if the player does not wait. */
 static inline matchmaking_ticket *matchmaking_find(matchmaking_queue *q, const void *player)
 {
     for (int i = 0; i < q->count; i++)
@@ -132,7 +134,7 @@ static inline void matchmaking_leave(matchmaking_queue *q, const void *player)
         q->count = matchmaking_remove(q->tickets, q->count, t, 1);
 }
 
-/* Takes a match out of the queue: how many players it has; 0: there is none now. */
+/* Takes a match out of the queue. Returns how many players it has; 0: there is none now. */
 static inline int matchmaking_next(matchmaking_queue *q, double now, matchmaking_ticket *match)
 {
     matchmaking_ticket *first = NULL;
@@ -144,7 +146,8 @@ static inline int matchmaking_next(matchmaking_queue *q, double now, matchmaking
     return size;
 }
 
-/* How many players a full match lacks, once somebody has waited for so many seconds; else 0. */
+/* Returns how many players a full match lacks, once a player has waited for more than `patience`
+ * seconds; else 0. */
 static inline int matchmaking_lacks(const matchmaking_queue *q, double now, double patience)
 {
     bool waits = now - matchmaking_oldest(q->tickets, q->count, now) > patience;
@@ -153,12 +156,12 @@ static inline int matchmaking_lacks(const matchmaking_queue *q, double now, doub
 
 /* ---- ratings -------------------------------------------------------------------------------- */
 
-/* Elo's rule in whole numbers, with a straight line for the expected score (a lead of 400 points:
- * always wins): each two players of a match count as one game between them, won by the higher
- * score. What one gains another loses. */
+/* Updates ratings by Elo's rule in integers, with a linear expected score (a lead of 400 points
+ * always wins). Each pair of players counts as one game, won by the higher score. What one player
+ * gains, another loses. */
 static inline void matchmaking_rate(int *ratings, const int *scores, int n)
 {
-    enum { LEAD = 400, MOST = 32 /* points for a win over all, of equals */ };
+    enum { LEAD = 400, MOST = 32 /* points for beating all, among equals */ };
     int before[64];
     if (n < 2 || n > 64)
         return;

@@ -12,7 +12,7 @@
  *         if (status >= 0)
  *             return status;
  *
- * --listen X and --listen=X are the same. Options not in the table are errors. So are other words,
+ * --listen X and --listen=X mean the same. Options not in the table are errors. So are other words,
  * unless there is an OPTIONS_WORDS, which gets them as a NULL-terminated list. */
 #ifndef OPTIONS_H
 #define OPTIONS_H
@@ -24,9 +24,9 @@
 #include <string.h>
 
 typedef struct options_field {
-    const char *name, *value; /* "listen", "ADDRESS"; value NULL: there is none */
+    const char *name, *value; /* "listen", "ADDRESS"; value NULL: takes none */
     const char *help;
-    const char **text; /* where it goes: one of these four */
+    const char **text; /* where to store it: one of these four */
     double *number;
     bool *flag;
     char ***words;
@@ -43,8 +43,8 @@ typedef struct options_field {
     {.name = "", .value = value_, .words = to, .help = help_}
 /* clang-format on */
 
-/* Reads the arguments. -1: go on. 0: --help was printed to stdout. 2: they are invalid, which was
- * reported on stderr. So a result >= 0 is an exit status. */
+/* Reads the arguments. Returns -1 to continue, or else an exit status: 0 if --help was printed to
+ * stdout, 1 if that failed, 2 if the arguments are invalid, which was reported on stderr. */
 static inline int options_read(const options_field *fields, size_t count, int argc, char **argv,
                                const char *usage, const char *about)
     __attribute__((__warn_unused_result__));
@@ -68,7 +68,7 @@ static inline int options__help(const options_field *fields, size_t count, const
     return fflush(stdout) ? 1 : 0;
 }
 
-/* Puts a value where it belongs: NULL, or the reason against it. */
+/* Stores an option's value. Returns NULL, or the reason to refuse it. */
 static inline const char *options__set(const options_field *f, const char *value)
 {
     char *end;
@@ -92,14 +92,14 @@ static inline const char *options__set(const options_field *f, const char *value
     return NULL;
 }
 
-/* Reads argv[*i], and what belongs to it: NULL, or what is wrong. */
+/* Reads argv[*i], and its value if that is separate. Returns NULL, or what is wrong. */
 static inline const char *options__read_one(const options_field *fields, size_t count, char **argv,
                                             int *i)
 {
     const char *word = argv[*i] + 2, *equals = strchr(word, '=');
     size_t n = strcspn(word, "=");
     if (strncmp(argv[*i], "--", 2) != 0)
-        return "is no option";
+        return "is not an option";
     for (size_t j = 0; j < count; j++) {
         const options_field *f = &fields[j];
         if (f->words || strncmp(f->name, word, n) != 0 || f->name[n])
@@ -108,7 +108,7 @@ static inline const char *options__read_one(const options_field *fields, size_t 
             return options__set(f, equals + 1);
         return options__set(f, f->flag ? NULL : argv[++*i]);
     }
-    return "is no option";
+    return "is not an option";
 }
 
 static inline int options_read(const options_field *fields, size_t count, int argc, char **argv,
@@ -121,7 +121,7 @@ static inline int options_read(const options_field *fields, size_t count, int ar
     for (int i = 1; i < argc; i++) {
         const char *word = argv[i];
         if (*word != '-' && words < fields + count) {
-            argv[++word_count] = argv[i]; /* over a word that was read already */
+            argv[++word_count] = argv[i]; /* overwrites a word that was read already */
             continue;
         }
         if (strcmp(word, "--help") == 0 || strcmp(word, "-h") == 0)

@@ -1,17 +1,17 @@
-/* packet_link.h - packets of snapshot.h between two sides, over any transport
+/* packet_link.h - exchanges packets of snapshot.h over any transport
  *
  *     packet_link l = packet_link_websocket(&ws); // or _peer: a server's side of UDP; or
  *     packet p;                                   // _datagrams: a client's
  *     while (CONC_TRY(l.receive(&l, &p)) > 0)
  *         CONC_TRY(l.send(&l, &p));
  *
- * A packet_pair is a link within the process, for bots and tests. It loses packets as a network
- * does, but reproducibly.
+ * A packet_pair is a link within the process, for bots and tests. It loses packets like a network,
+ * but reproducibly.
  *
  *     packet_pair pair = {.loss = 0.03};
  *     packet_pair_open(&pair);                    // then pair.server and pair.client are links
  *
- * Links do not own their transports: close those. Include conc_sync.h before.
+ * A link does not own its transport: close that yourself. Include conc_sync.h before.
  */
 #ifndef PACKET_LINK_H
 #define PACKET_LINK_H
@@ -21,16 +21,16 @@
 #include "websocket.h"
 
 typedef struct packet_link {
-    /* may wait: 0, though the packet may be lost; or an error */
+    /* sends a packet and may wait; returns 0, though the packet may be lost, or an error */
     int (*send)(struct packet_link *l, const packet *p);
-    /* waits for a packet: 1; 0: the other side is gone; or an error */
+    /* waits for a packet; returns 1, 0 if the other side is gone, or an error */
     int (*receive)(struct packet_link *l, packet *p);
-    int (*end)(struct packet_link *l, const char *reason); /* NULL: it has no end */
+    int (*end)(struct packet_link *l, const char *reason); /* NULL: nothing to do */
     void *to;
     int bye; /* UDP: the first byte of the packet with the reason */
 } packet_link;
 
-/* Tells the other side why this one ends it. Waits for a second at most, also after a cancel. */
+/* Ends the link and tells the other side why. Waits at most a second, shielded from cancels. */
 static inline int packet_link_end(packet_link *l, const char *reason)
 {
     conc_scope s = {0};
@@ -113,12 +113,12 @@ static inline packet_link packet_link_datagrams(datagram_client *c)
 
 /* ---- within the process --------------------------------------------------------------------- */
 
-enum { PACKET_PAIR__ROOM = 8 /* packets that wait; a sender of more waits, too */ };
+enum { PACKET_PAIR__ROOM = 8 /* packets that can wait; then the sender waits */ };
 
 typedef struct packet_pair {
     /* options */
-    double loss;   /* this part of all packets does not arrive */
-    uint32_t luck; /* a seed, which decides which */
+    double loss;   /* share of packets that are lost */
+    uint32_t luck; /* seed that decides which */
 
     packet_link server, client;
 
@@ -155,8 +155,8 @@ static inline void packet_pair_open(packet_pair *pair)
     pair->to_client = (conc_queue)CONC_QUEUE(packet, PACKET_PAIR__ROOM);
 }
 
-/* From now on nothing arrives, and the server's receive returns 0, once; or things arrive again.
- * -EAGAIN: the server has too much to receive to be told. */
+/* Cuts the link or restores it. While it is cut, nothing arrives; the server's receive returns 0
+ * once. -EAGAIN: the server's queue is full, so it does not notice the cut. */
 static inline int packet_pair_cut(packet_pair *pair, bool cut)
 {
     const packet nothing = {.size = 0};

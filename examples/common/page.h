@@ -1,4 +1,4 @@
-/* page.h - a program's page, and whether a request comes from it
+/* page.h - a program's web page, and a check that requests come from it
  *
  *     void *page;
  *     size_t size;
@@ -7,8 +7,8 @@
  *     CONC_TRY(page_send(http, page, size));
  *     conc_free(page);
  *
- * The page is the file that an option names, or else (NULL) the source's name with .html instead of
- * .c, next to the source or in the current folder. Include conc_pool.h before. */
+ * The page is the file that an option names, or else (NULL) the source file's name with .html
+ * instead of .c, next to the source or in the current folder. Include conc_pool.h before. */
 #ifndef PAGE_H
 #define PAGE_H
 
@@ -18,13 +18,14 @@
 
 #include "http.h"
 
-/* Reads the page: 0, and conc_free frees it; or an error, in words that name --page. Waits. */
+/* Reads the page, to be freed with conc_free. An error's text mentions --page. Waits. */
 static inline int page_read(const char *option, const char *source, void **page, size_t *size);
 
 /* Answers a request with the page. */
 static inline int page_send(http_connection *http, const void *page, size_t size);
 
-/* Whether the page of another site asks, in its visitor's browser: it must not open a WebSocket. */
+/* Does the request come from another site's page in a visitor's browser? Such a page must not open
+ * a WebSocket. */
 static inline bool page_is_foreign(const http_connection *http);
 
 /* ---- implementation ------------------------------------------------------------------------- */

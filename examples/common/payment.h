@@ -1,4 +1,4 @@
-/* payment.h - records of payments: read from CSV or JSON, checked, converted to euros
+/* payment.h - payment records: read from CSV or JSON, checked, converted to euros
  *
  *     payment p;
  *     const char *fault = payment_read_csv("7,\"Ng, Bo\",12.34,USD,2024-02-29T13:14:15Z", &p);
@@ -10,7 +10,7 @@
  *
  * The id is a whole number, from 1; the amount is greater than 0, in EUR, USD, GBP or CHF; the time
  * is in UTC; the customer is UTF-8, at most 63 bytes without surrounding spaces. No call waits; all
- * may be called from anywhere. Compile with -lcjson (Debian: libcjson-dev). Include conc.h before.
+ * may be called anywhere. Compile with -lcjson (Debian: libcjson-dev). Include conc.h before.
  */
 #ifndef PAYMENT_H
 #define PAYMENT_H
@@ -26,25 +26,25 @@
 #include <stdlib.h>
 #include <time.h>
 
-enum { PAYMENT_LINE = 4096 }; /* bytes of a line at most */
+enum { PAYMENT_LINE = 4096 }; /* most bytes of a line */
 
 typedef struct payment {
-    int64_t position;        /* in its source: the caller's */
+    int64_t position;        /* in its source; set by the caller */
     int64_t id, cents, time; /* cents of a euro; seconds since 1970 */
     char customer[64], currency[4];
 } payment;
 
-/* Reads a line without its end: NULL, or in words why it is refused. */
+/* Reads a line without its end. Returns NULL, or why it is refused. */
 typedef const char *payment_reader(const char *line, payment *p);
 static inline const char *payment_read_csv(const char *line, payment *p);
 static inline const char *payment_read_json(const char *line, payment *p);
 
-/* Prints it as JSON, on a line. -1: memory, or the file, is full. */
+/* Prints it as a line of JSON. Returns 0, or -1 if out of memory or the write failed. */
 static inline int payment_print(const payment *p, const char *source, FILE *to);
 
-/* Prints a line that is refused, or its beginning, and why: {"source":...,"position":...,"reason":
- * ...,"text":...}. What JSON cannot hold becomes a question mark. */
-enum { PAYMENT_EXCERPT = 200 }; /* bytes of the line at most */
+/* Prints a refused line, or its beginning, with the reason: {"source":...,"position":...,"reason":
+ * ...,"text":...}. Bytes that JSON cannot hold become question marks. */
+enum { PAYMENT_EXCERPT = 200 }; /* most bytes of the line */
 static inline int payment_print_reject(const char *source, int64_t position, const char *line,
                                        size_t size, const char *reason, FILE *to);
 
@@ -52,11 +52,11 @@ static inline int payment_print_reject(const char *source, int64_t position, con
 
 /* The fields of a record before they are checked. */
 typedef struct payment__draft {
-    double id, amount;                      /* NAN: there is none */
-    const char *customer, *currency, *time; /* NULL: there is none */
+    double id, amount;                      /* NAN: missing */
+    const char *customer, *currency, *time; /* NULL: missing */
 } payment__draft;
 
-/* "2024-02-29T13:14:15Z". timegm turns February 30 into March 1, which is another text. */
+/* Reads "2024-02-29T13:14:15Z". timegm turns February 30 into March 1, so compare the texts. */
 static inline bool payment__read_time(const char *text, int64_t *time)
 {
     struct tm t = {0};
@@ -71,7 +71,7 @@ static inline bool payment__read_time(const char *text, int64_t *time)
     return strcmp(same, text) == 0;
 }
 
-/* Euros for one; 0: the currency is unknown. */
+/* Returns the currency's rate in euros; 0: unknown. */
 static inline double payment__find_rate(const char *currency)
 {
     static const struct {
@@ -121,7 +121,7 @@ static inline const char *payment__convert(const payment__draft *d, payment *p)
 static inline double payment__read_number(const char *text)
 {
     char *end;
-    double number = strtod(text, &end); /* it would also take a hexadecimal one */
+    double number = strtod(text, &end); /* also accepts hexadecimal, hence strspn */
     bool is_number = *text && !*end && strspn(text, "0123456789.+-eE") == strlen(text);
     return is_number ? number : NAN;
 }
@@ -154,7 +154,7 @@ static inline const char *payment_read_json(const char *line, payment *p)
         fault = "this is not JSON";
     else if (!cJSON_IsObject(json))
         fault = "this is not a JSON object";
-    else if (strstr(line, "\\u0000")) /* a text in C ends there */
+    else if (strstr(line, "\\u0000")) /* a C string would end there */
         fault = "the line contains a NUL";
     else
         fault = payment__convert(&d, p);
@@ -191,7 +191,7 @@ static inline int payment_print_reject(const char *source, int64_t position, con
     size_t kept = size < PAYMENT_EXCERPT ? size : PAYMENT_EXCERPT;
     memcpy(text, line, kept);
     for (size_t i = 0; i < kept;) {
-        size_t n = text[i] ? utf8_length(text + i) : 0; /* the cut may have hit a character */
+        size_t n = text[i] ? utf8_length(text + i) : 0; /* the cut may have split a character */
         if (n == 0)
             text[i] = '?';
         i += n > 0 ? n : 1;

@@ -1,9 +1,9 @@
-/* payment_sources.h - payment sources with a known sum, to try pipelines on
+/* payment_sources.h - payment sources with a known sum, to test pipelines
  *
- *     int64_t count = 10010;                               // records of each source
+ *     int64_t count = 10010;                               // records per source
  *     CONC_TRY(payment_make_sources("in", count));         // in/shop-1.csv, shop-2.csv, orders.db
  *     int fd = CONC_TRY(conc_listen("127.0.0.1:0"));
- *     CONC_TRY(payment_serve_feed(fd, count));             // the fourth, until it is cancelled
+ *     CONC_TRY(payment_serve_feed(fd, count));             // the fourth source, until cancelled
  *     CONC_TRY(payment_sum_sources(count, &sum));          // what a pipeline should have loaded
  *
  * A CSV file begins with the line id,customer,amount,currency,time. The table is payments(id
@@ -25,19 +25,19 @@
 
 enum { PAYMENT_SOURCES = 4, PAYMENT_SPACING = 1001 /* of bad records */ };
 
-/* A payment that is missing, or there twice, changes the sum. */
+/* A checksum that changes if a payment is missing or duplicated. */
 typedef struct payment_sum {
-    int64_t count, sum; /* of id * cents % 1000003 */
+    int64_t count, sum; /* sum: of id * cents % 1000003 */
 } payment_sum;
 
-/* Makes the folder, if it is not there, and three sources of count records in it: 0. */
+/* Creates three sources of count records in the folder, and the folder if necessary. */
 static inline int payment_make_sources(const char *folder, int64_t count);
 
-/* Serves the fourth to each client of this listening socket, and logs requests on stderr. */
+/* Serves the fourth source to each client of this listening socket, and logs requests on stderr. */
 static inline int payment_serve_feed(int fd, int64_t count);
 
-/* The good records of all four; what is in the table payments of a database, in its columns id and
- * cents; the lines of a file, as payment_print prints them. Each line has to be JSON: 0. */
+/* Sum up the good records of all four sources; the columns id and cents of a database's table
+ * payments; the lines of a file, in the format of payment_print. Every line must be JSON. */
 static inline int payment_sum_sources(int64_t count, payment_sum *sum);
 static inline int payment_sum_table(sqlite_db *db, payment_sum *sum);
 static inline int payment_sum_lines(const char *path, payment_sum *sum);
@@ -57,7 +57,7 @@ static const char payment__sql[] = "INSERT INTO payments VALUES (%lld, '%s', '%s
 static const char payment__json[] = "{\"id\": %lld, \"customer\": \"%s\", \"amount\": %s, "
                                     "\"currency\": \"%s\", \"time\": \"%s\"}\n";
 
-/* Record i of a source in one of these formats: its size. */
+/* Formats record i of a source in one of these formats. Returns its size. */
 static inline int payment__format(char line[300], const char *format, int source, int64_t i)
 {
     static const char *const customers[] = {"Ada Lovelace", "Ng, Bo", "Zoë Quinn", " Li "};

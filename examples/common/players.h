@@ -1,13 +1,13 @@
-/* players.h - the players whom a server knows: secret tokens, ratings, the best of them
+/* players.h - the players that a server knows: secret tokens, ratings, the best players
  *
  *     static players all;
- *     player_account *a = players_find(&all, token);   // who comes again
+ *     player_account *a = players_find(&all, token);   // a returning player
  *     if (!a)
- *         a = players_add(&all);                       // who is new; NULL: all places are in use
- *     a->users++;                                      // keeps the place, until it is 0 again
+ *         a = players_add(&all);                       // a new one; NULL: all slots are in use
+ *     a->users++;                                      // keeps the slot until it is 0 again
  *
- * Of more than PLAYERS_MOST the one who has been away longest loses its place. An account's index
- * is a - all.accounts. Plain C with OpenSSL's random numbers (-lcrypto).
+ * When all PLAYERS_MOST slots are taken, a new player replaces the one who has been away longest.
+ * An account's index is a - all.accounts. Plain C with OpenSSL's random numbers (-lcrypto).
  */
 #ifndef PLAYERS_H
 #define PLAYERS_H
@@ -26,18 +26,18 @@ enum {
 };
 
 typedef struct player_account {
-    uint64_t token; /* a secret; its low bits are the index; 0: a free place */
+    uint64_t token; /* a secret; its low bits are the index; 0: a free slot */
     char name[PLAYERS_NAME];
     int rating, matches, wins;
-    int users;   /* connections, matches: the place is in use */
-    double left; /* when the last connection ended, which the caller sets; none did: DBL_MAX */
+    int users;   /* connections and matches that use the slot */
+    double left; /* when the last connection ended, set by the caller; none has ended: DBL_MAX */
 } player_account;
 
 typedef struct players {
     player_account accounts[PLAYERS_MOST];
 } players;
 
-/* NULL: there is none. */
+/* Returns the account with this token, or NULL. */
 static inline player_account *players_find(players *p, uint64_t token)
 {
     player_account *a = &p->accounts[token % PLAYERS_MOST];
@@ -59,7 +59,7 @@ static inline player_account *players_add(players *p)
     return best;
 }
 
-/* A match is over. */
+/* Records the result of a match. */
 static inline void players_credit(player_account *a, int rating_change, bool has_won)
 {
     a->rating += rating_change;
@@ -75,8 +75,8 @@ static inline int players__compare(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Writes a line for each of the best who have played: rank, rating, matches, matches won, name. Its
- * length; lines that have no room are cut. */
+/* Writes a line for each of the best players with a match: rank, rating, matches, wins, name.
+ * Returns the text's length; lines that do not fit are cut off. */
 static inline int players_write_best(players *p, char *text, size_t size)
 {
     static player_account *best[PLAYERS_MOST];

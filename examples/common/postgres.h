@@ -696,7 +696,7 @@ static inline int postgres__start(postgres_db *db, postgres_result *r, bool stre
                                   const char *const *words, size_t n)
 {
     if (r->db && r->db->stream == r->stream)
-        return conc_fail(-EBUSY, "postgres: a stream lives in this result: close it first");
+        return conc_fail(-EBUSY, "postgres: this result has an open stream: close it first");
     CONC_TRY(postgres__enter(db, 0));
     int rc = postgres__send(db, words, n);
     if (rc < 0) {
@@ -834,7 +834,7 @@ static inline int postgres_integer(const postgres_result *r, int column, int64_t
     errno = 0;
     long long n = strtoll(text, &end, 10);
     if (end == text || *end)
-        return conc_fail(-EINVAL, "column %d is no whole number: %s", column, text);
+        return conc_fail(-EINVAL, "column %d is not an integer: %s", column, text);
     if (errno == ERANGE)
         return conc_fail(-ERANGE, "column %d is too large: %s", column, text);
     *value = n;
@@ -896,7 +896,7 @@ static inline int postgres_transaction(postgres_db *db, postgres_fn *fn, void *a
 static inline int postgres_notification(postgres_db *db, PGnotify **n)
 {
     if (!n)
-        return conc_fail(-EINVAL, "postgres_notification: no place for it");
+        return conc_fail(-EINVAL, "postgres_notification: no pointer for it");
     CONC_TRY(postgres__enter(db, 0));
     int rc = 0;
     db->statement[0] = 0;

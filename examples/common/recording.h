@@ -1,4 +1,4 @@
-/* recording.h - the lines of several sources, kept in a file with their arrival times
+/* recording.h - records the lines of several sources in a file, with their arrival times
  *
  *     CONC_TRY(recording_write(file, now, "tcp/1", "login 83.5 -1"));
  *     CONC_TRY(recording_write(file, now, "tcp/1", "")); // the source has ended
@@ -10,7 +10,7 @@
  *         printf("%.6f %s %s\n", l.time, l.source, l.text);
  *
  * A line of the file is TIME SOURCE TEXT. A time in whole microseconds is read back exactly, so a
- * recording can be replayed exactly, on the virtual clock. Include conc.h before. */
+ * recording can be replayed exactly on the virtual clock. Include conc.h before. */
 #ifndef RECORDING_H
 #define RECORDING_H
 
@@ -28,10 +28,10 @@ typedef struct recording_line {
     char source[48], text[512]; /* text "": the source has ended */
 } recording_line;
 
-/* Keeps a line; an error is seen by fflush. */
+/* Writes a line. Check for errors with fflush. */
 static inline void recording_write(FILE *file, double time, const char *source, const char *text);
 
-/* Opens a generator of all lines of a file, whose path must stay. -EINVAL: one is no such line. */
+/* Opens a generator of all lines of a file. Borrows the path. -EINVAL: a line is malformed. */
 static inline int recording_open(conc_gen *lines, const char *path);
 
 /* ---- implementation ------------------------------------------------------------------------- */

@@ -670,7 +670,8 @@ static inline int redis__enter(redis_client *c)
     if (c->closing)
         return conc_fail(-EPIPE, "redis: the client was closed");
     if (c->blocking && c->calls)
-        return conc_fail(-EBUSY, "redis: another task uses this connection, which is for one");
+        return conc_fail(-EBUSY,
+                         "redis: another task uses this connection, which is for one at a time");
     conc_event_clear(&c->unused);
     c->calls++;
     return 0;
@@ -771,7 +772,8 @@ static inline int redis__check_command(const char *bytes, long long size)
         return conc_fail(-EINVAL, "redis: a command without a word");
     for (size_t i = 0; i < CONC_LEN(refused); i++)
         if (strncasecmp(name, refused[i], strlen(refused[i])) == 0)
-            return conc_fail(-EINVAL, "redis: %.*s: its replies would be taken for those to others",
+            return conc_fail(-EINVAL,
+                             "redis: %.*s: its replies would be mistaken for those to others",
                              length, name);
     return 0;
 }
@@ -1138,7 +1140,7 @@ static inline int redis__next(redis_subscription *s, redisReply **message)
         if (conc_queue_try_get(&s->waiting, message) == 0)
             return 0;
         if (!s->topic_count)
-            return conc_fail(-EINVAL, "redis: nothing is subscribed to");
+            return conc_fail(-EINVAL, "redis: there is no subscription");
         int rc = redis__renew(s);
         if (rc == -ECONNRESET) /* -ECONNRESET would mean that it was renewed */
             return conc_fail(-ENOTCONN, "%s", conc_last_error());

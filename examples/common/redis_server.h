@@ -1,12 +1,12 @@
-/* redis_server.h - a private redis-server, for as long as needed
+/* redis_server.h - a private redis-server, which ends with the program
  *
  *     CONC_AUTO(redis_server, server) = {0};
  *     CONC_TRY(redis_server_start(&server));
  *     CONC_AUTO(redis_client, c) = {.address = server.address};
  *
  * It listens on a Unix socket in a new folder below $TMPDIR or /tmp, and keeps nothing on disk,
- * unless .durable. It ends with the close, or with this program, even if killed; a terminal's
- * Ctrl+C does not reach it. Include conc_pool.h and conc_sync.h before. */
+ * unless .durable. It ends with redis_server_stop or with this program, even if that is killed; a
+ * terminal's Ctrl+C does not reach it. Include conc_pool.h and conc_sync.h before. */
 #ifndef REDIS_SERVER_H
 #define REDIS_SERVER_H
 
@@ -22,28 +22,29 @@
 #include <unistd.h>
 
 typedef struct redis_server {
-    bool durable;      /* each command is in an append-only file on the disk before its reply */
-    char folder[80];   /* the program may have files of its own in it; all of it is removed */
+    bool durable;      /* writes each command to an append-only file on disk before it replies */
+    char folder[80];   /* may hold files of the program; removed with all its content */
     char address[112]; /* "unix:/tmp/..." */
     /* private */
     conc_child child;
 } redis_server;
 
-/* Starts it, and waits until it answers: 0. -ENOENT, with words: there is no redis-server here. */
+/* Starts the server and waits until it answers. -ENOENT: redis-server is not installed. */
 static inline int redis_server_start(redis_server *s);
 
-/* Kills it, as a power failure would, and starts it again with what a .durable one has kept: 0. It
+/* Kills the server, as a power failure would, and restarts it with what a .durable one has kept. It
  * may take a while until it answers. Waits. */
 static inline int redis_server_restart(redis_server *s);
 
-/* Ends it and removes the folder: 0. Waits. Twice, or without a start, it does nothing. */
+/* Ends the server and removes the folder. Waits. Harmless if repeated, or without a start. */
 static inline int redis_server_stop(redis_server *s);
 CONC_AUTO_TYPE(redis_server, redis_server_stop);
 
 /* ---- implementation ------------------------------------------------------------------------- */
 
-/* The shell's `read` ends when this program does, because nobody else has the other end of its
- * input; then the shell ends the server and removes the folder. */
+/* Starts a shell that starts the server. When this program ends, the shell's `read` meets the end
+ * of its input, because only this program has the pipe's other end; then the shell ends the server
+ * and removes the folder. */
 static inline int redis_server__launch(redis_server *s)
 {
     static const char script[] = "redis-server \"$@\" <&- & read end; kill $!; wait; rm -rf \"$0\"";
@@ -58,7 +59,7 @@ static inline int redis_server__launch(redis_server *s)
     return conc_child_start(&s->child);
 }
 
-/* The path of a socket has at most 107 bytes. */
+/* Makes the folder. The path of a socket can have at most 107 bytes. */
 static inline int redis_server__make_folder(redis_server *s)
 {
     const char *parent = getenv("TMPDIR");
@@ -78,7 +79,7 @@ static inline int redis_server_start(redis_server *s)
     CONC_AUTO(conc_child, probe) = {.argv = argv, .output = CONC_NULL};
     if (conc_child_start(&probe) < 0)
         return conc_fail(-ENOENT,
-                         "there is no redis-server here: install it, or name one that runs");
+                         "there is no redis-server here: install it, or name a running one");
     CONC_TRY(redis_server__make_folder(s));
     snprintf(s->address, sizeof s->address, "unix:%s/socket", s->folder);
     CONC_TRY(redis_server__launch(s));
@@ -88,12 +89,12 @@ static inline int redis_server_start(redis_server *s)
 
 static inline int redis_server_restart(redis_server *s)
 {
-    conc_child_kill(&s->child, SIGKILL); /* before the close, which the shell would notice */
+    conc_child_kill(&s->child, SIGKILL); /* before the close, to which the shell would react */
     CONC_TRY(conc_child_close(&s->child));
     return redis_server__launch(s);
 }
 
-/* Removes what is in the folder, and closes it. */
+/* Removes the folder's content, and closes the folder. */
 static inline void redis_server__empty(int folder)
 {
     DIR *dir = fdopendir(folder);

@@ -13,10 +13,10 @@
  * is "~", and "ä" is %C3%A4. /robots.txt itself is always allowed. A text that is not a robots.txt,
  * such as an HTML page, has no rules: everything is allowed. Text beyond 500 KiB is ignored.
  *
- * If robots.txt cannot be fetched, RFC 9309 says: with a status from 400 to 499 there are no rules;
- * with 500 or above, or if the server is unreachable, nothing is allowed: set .nothing_allowed.
+ * If robots.txt cannot be fetched, RFC 9309 says: with a status from 400 to 499, there are no
+ * rules; with 500 or above, or an unreachable server, nothing is allowed: set .nothing_allowed.
  *
- * No call waits. All may be called from anywhere, in a pool's thread too. */
+ * No call waits. All may be called anywhere, even in a pool's thread. */
 #ifndef ROBOTS_H
 #define ROBOTS_H
 
@@ -26,20 +26,20 @@
 
 typedef struct robots {
     bool nothing_allowed; /* set it if the server failed to send robots.txt */
-    double crawl_delay;   /* seconds, of "Crawl-delay", which is no part of the RFC; 0: not given */
+    double crawl_delay;   /* seconds, from "Crawl-delay", which is not in the RFC; 0: not given */
     size_t count;         /* of the rules */
     /* private */
     struct robots__rule *rules;
 } robots;
 
-/* Reads the rules for this agent, a name of letters, digits, "-" and "_": 0. What r held before is
- * released. -ENOMEM. */
+/* Reads the rules for this agent, a name of letters, digits, "-" and "_". Frees what r held before.
+ * Returns 0 or -ENOMEM. */
 static inline int robots_parse(robots *r, const char *text, size_t size, const char *agent);
 
-/* May the agent ask for this path with its query? "" is "/". An all-zero r allows everything. */
+/* May the agent request this path with its query? "" is "/". An all-zero r allows everything. */
 static inline bool robots_allows(const robots *r, const char *path);
 
-/* Releases the rules: 0. Twice is harmless. */
+/* Frees the rules. Harmless if repeated. */
 static inline int robots_free(robots *r);
 CONC_AUTO_TYPE(robots, robots_free);
 
@@ -53,14 +53,14 @@ typedef struct robots__rule {
     char *pattern;
 } robots__rule;
 
-/* Which group the lines belong to. Lines "User-agent" in a row begin one group together. */
+/* The reader's state. Consecutive "User-agent" lines begin one group together. */
 typedef struct robots__reader {
     robots *r;
     const char *agent;
-    bool named;    /* for the agent's own groups, else for those of "*" */
-    bool found;    /* there was such a group */
-    bool applies;  /* the group that is read just now is one of them */
-    bool in_names; /* the line before was a "User-agent", too */
+    bool named;    /* reads the agent's own groups, else those of "*" */
+    bool found;    /* such a group was found */
+    bool applies;  /* the current group is one of them */
+    bool in_names; /* the previous line was a "User-agent" */
 } robots__reader;
 
 static inline int robots_free(robots *r)
@@ -73,14 +73,14 @@ static inline int robots_free(robots *r)
     return 0;
 }
 
-/* In a rule "*" and "$" have a meaning; in a path they are what the rule calls %2A and %24. */
+/* Adds a rule. In a rule "*" and "$" are special; a path's own "*" and "$" match %2A and %24. */
 static inline int robots__add(robots *r, const char *value, size_t n, bool allows)
 {
     char pattern[ROBOTS__PATH];
     bool is_whole = n > 0 && value[n - 1] == '$';
     int length = url__normalize(value, n - is_whole, "$", pattern, sizeof pattern);
     bool is_path = *value == '/' || *value == '*';
-    if (n == 0 || !is_path || length < 0) /* an empty rule says nothing */
+    if (n == 0 || !is_path || length < 0) /* an empty rule has no effect */
         return 0;
     robots__rule *rules = realloc(r->rules, (r->count + 1) * sizeof *rules);
     if (!rules)
@@ -93,7 +93,7 @@ static inline int robots__add(robots *r, const char *value, size_t n, bool allow
     return 0;
 }
 
-/* A product is named without its version: "mybot/1.0" is "mybot". */
+/* Does a "User-agent" line name the agent? The version is ignored: "mybot/1.0" is "mybot". */
 static inline bool robots__names(const robots__reader *d, const char *value, size_t n)
 {
     size_t length = 0;
@@ -120,11 +120,11 @@ static inline int robots__line(robots__reader *d, const char *key, size_t k, con
     bool is_disallow = k == 8 && strncasecmp(key, "disallow", k) == 0;
     bool is_delay = k == 11 && strncasecmp(key, "crawl-delay", k) == 0;
     if (is_allow || is_disallow || is_delay)
-        d->in_names = false; /* other lines, such as "Sitemap", end no group */
+        d->in_names = false; /* other lines, such as "Sitemap", do not end the names */
     if (!d->applies)
         return 0;
     if (is_delay) {
-        double delay = strtod(value, NULL); /* a line end or a NUL stands behind it */
+        double delay = strtod(value, NULL); /* a line end or a NUL follows */
         if (delay > d->r->crawl_delay)
             d->r->crawl_delay = delay;
     }
@@ -133,7 +133,7 @@ static inline int robots__line(robots__reader *d, const char *key, size_t k, con
 
 static inline bool robots__is_space(char c) { return c == ' ' || c == '\t'; }
 
-/* "key : value # comment" */
+/* Splits a line "key : value # comment" and handles it. */
 static inline int robots__split(robots__reader *d, const char *line, const char *end)
 {
     const char *comment = memchr(line, '#', (size_t)(end - line));
@@ -171,7 +171,7 @@ static inline int robots_parse(robots *r, const char *text, size_t size, const c
     robots_free(r);
     r->crawl_delay = 0;
     size_t used = size < ROBOTS__LIMIT ? size : ROBOTS__LIMIT;
-    char *copy = malloc(used + 1); /* with a NUL behind it, for strtod */
+    char *copy = malloc(used + 1); /* with a NUL, for strtod */
     if (!copy)
         return conc_fail(-ENOMEM, "robots.txt: out of memory");
     memcpy(copy, text, used);
@@ -191,8 +191,8 @@ static inline int robots_parse(robots *r, const char *text, size_t size, const c
     return rc < 0 ? conc_fail(rc, "robots.txt: %s", conc_strerror(rc)) : 0;
 }
 
-/* After a "*" the shortest piece that fits is tried first, and only the last "*" is ever tried
- * again: no rule, however many it has, takes more than its length times that of the path. */
+/* Does the rule match the path? After a "*" it tries the shortest match first, and backtracks only
+ * to the last "*". So however many a rule has, it takes at most its length times the path's. */
 static inline bool robots__matches(const robots__rule *rule, const char *path)
 {
     const char *p = rule->pattern, *star = NULL, *again = NULL;
@@ -219,7 +219,7 @@ static inline bool robots_allows(const robots *r, const char *path)
     char normal[ROBOTS__PATH];
     const robots__rule *longest = NULL;
     if (url__normalize(path, strlen(path), "*$", normal, sizeof normal) < 0)
-        return r->count == 0 && !r->nothing_allowed; /* longer than any URL that is of use */
+        return r->count == 0 && !r->nothing_allowed; /* longer than any useful URL */
     if (strcmp(normal, "/robots.txt") == 0)
         return true;
     if (r->nothing_allowed)

@@ -376,7 +376,7 @@ static inline int router__answer_allowed(router_request *r)
     CONC_TRY(http_set_header(r->http, "Allow", allow));
     if (strcmp(r->http->method, "OPTIONS") == 0)
         return http_respond(r->http, 204, NULL, 0);
-    return router_refuse(r, 405, "this path does not have this method");
+    return router_refuse(r, 405, "this path does not support this method");
 }
 
 static inline int router__answer_unrouted(router_request *r)

@@ -1,4 +1,4 @@
-/* schema.h - checks JSON and queries against a table of fields, and fills in a struct; on cJSON
+/* schema.h - checks JSON and queries against a table of fields and fills a struct, with cJSON
  *
  *     typedef struct { char name[41]; int64_t age; bool admin; } user;
  *     static const schema_field user_fields[] = {
@@ -37,8 +37,8 @@
 /* ---- what you call -------------------------------------------------------------------------- */
 
 typedef enum schema_type {
-    SCHEMA_IS_TEXT,    /* char[]: with its NUL it has to fit */
-    SCHEMA_IS_INTEGER, /* int64_t; up to 2 to the power of 53, as JSON's numbers are doubles */
+    SCHEMA_IS_TEXT,    /* char[]: must fit with its NUL */
+    SCHEMA_IS_INTEGER, /* int64_t; up to 2^53, because cJSON's numbers are doubles */
     SCHEMA_IS_NUMBER,  /* double */
     SCHEMA_IS_BOOLEAN  /* bool */
 } schema_type;
@@ -48,36 +48,38 @@ typedef struct schema_field {
     schema_type type;
     size_t offset, size;
     /* Options */
-    bool optional;   /* it may be missing, or null: then the struct's member stays as it is */
-    double min, max; /* of a number, or of a text's bytes; both 0: any */
-    const char *(*check)(const void *value); /* further rules: NULL, or the reason against it */
+    bool optional;   /* may be missing or null, which leaves the struct's member unchanged */
+    double min, max; /* limits of a number, or of a text's bytes; both 0: none */
+    const char *(*check)(const void *value); /* further rules: returns NULL, or the reason to refuse
+                                                it */
 } schema_field;
 
-/* A field of the same name as the struct's member. */
+/* A field with the name of the struct's member. */
 #define SCHEMA_TEXT(of, member, ...) SCHEMA__FIELD(SCHEMA_IS_TEXT, of, member, __VA_ARGS__)
 #define SCHEMA_INTEGER(of, member, ...) SCHEMA__FIELD(SCHEMA_IS_INTEGER, of, member, __VA_ARGS__)
 #define SCHEMA_NUMBER(of, member, ...) SCHEMA__FIELD(SCHEMA_IS_NUMBER, of, member, __VA_ARGS__)
 #define SCHEMA_BOOLEAN(of, member, ...) SCHEMA__FIELD(SCHEMA_IS_BOOLEAN, of, member, __VA_ARGS__)
 
-/* Reads the request's body into *out: 1. 0: it does not fit, and the client got 415 or 422; of *out
- * some members may be set. Negative: an error of http_body, or -ENOMEM. Waits. */
+/* Reads the request's body into *out. Returns 1; or 0 if it is invalid, and the client got 415 or
+ * 422; some members of *out may then be set. Negative: an error of http_body, or -ENOMEM. Waits. */
 static inline int schema_read_body(http_connection *http, const schema_field *fields, size_t count,
                                    void *out);
 
-/* Reads the query of the request's target in the same way; other names in it are left alone, and a
- * boolean is "true" or "false". */
+/* Reads the query of the request's target in the same way. Ignores other names; a boolean is "true"
+ * or "false". */
 static inline int schema_read_query(http_connection *http, const schema_field *fields, size_t count,
                                     void *out);
 
-/* Reads size bytes of JSON. NULL: *out is filled in; else a list of what is wrong, for cJSON_Delete.
- * Not a checkpoint. From anywhere. */
+/* Reads size bytes of JSON into *out. Returns NULL, or a list of errors to free with cJSON_Delete.
+ * Not a checkpoint. May be called anywhere. */
 static inline cJSON *schema_read(const char *json, size_t size, const schema_field *fields,
                                  size_t count, void *out);
 
-/* JSON as text, for free; deletes the JSON. NULL: out of memory. */
+/* Converts JSON to text, which the caller frees, and deletes the JSON. NULL: out of memory. */
 static inline char *schema_text(cJSON *json);
 
-/* Answers with a status and JSON, which it deletes; NULL is out of memory. Waits. */
+/* Responds with a status and JSON, and deletes the JSON; JSON of NULL means out of memory.
+ * Waits. */
 static inline int schema_answer(http_connection *http, int status, cJSON *json);
 
 /* ---- implementation ------------------------------------------------------------------------- */
@@ -102,7 +104,7 @@ schema__complain(cJSON *errors, const char *field, const char *fmt, ...)
     cJSON_AddItemToArray(errors, error);
 }
 
-/* cJSON's strings end at a NUL: an escaped one would cut them short. */
+/* Does the JSON contain a NUL, plain or escaped? It would cut cJSON's strings short. */
 static inline bool schema__has_nul(const char *json, size_t size)
 {
     if (memchr(json, 0, size))
@@ -112,7 +114,7 @@ static inline bool schema__has_nul(const char *json, size_t size)
             continue;
         if (size - i >= 6 && memcmp(json + i, "\\u0000", 6) == 0)
             return true;
-        i++; /* what is escaped may be a backslash */
+        i++; /* the escaped character may be a backslash */
     }
     return false;
 }
@@ -204,7 +206,7 @@ static inline void schema__read_object(cJSON *errors, const cJSON *object,
     }
 }
 
-/* NULL if the list is empty. */
+/* Returns the list, or NULL if it is empty. */
 static inline cJSON *schema__result(cJSON *errors)
 {
     if (cJSON_GetArraySize(errors))
@@ -252,7 +254,7 @@ static inline int schema_answer(http_connection *http, int status, cJSON *json)
     return rc;
 }
 
-/* 1, or answers with what is wrong: 0. */
+/* Returns 1 if there are no errors; else responds with them and returns 0. */
 static inline int schema__judge(http_connection *http, cJSON *errors)
 {
     if (!errors)
@@ -278,7 +280,7 @@ static inline int schema_read_body(http_connection *http, const schema_field *fi
     return schema__judge(http, schema_read(body, (size_t)size, fields, count, out));
 }
 
-/* The text of a query as the JSON value that it stands for. */
+/* Converts a query's text to the JSON value that it stands for. */
 static inline cJSON *schema__of_text(const schema_field *f, const char *text)
 {
     char *end;

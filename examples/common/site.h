@@ -1,20 +1,20 @@
-/* site.h - a web site of any size, with bad hosts and a known graph, to try crawlers on
+/* site.h - a web site of any size, with bad hosts and a known graph, to test crawlers
  *
  *     site s = {.pages = 10000, .hosts = 50};
- *     CONC_TRY(site_listen(&s, "127.0.0.1:0"));   // and s.port is set
+ *     CONC_TRY(site_listen(&s, "127.0.0.1:0"));   // sets s.port
  *     return site_serve(&s);                      // until it is cancelled
  *
  * Compile with -lhttp_parser. conc.h comes first.
  *
  * Page i is http://hH.localhost:PORT/page/i, where H is i modulo hosts; libcurl and browsers
  * resolve names below localhost themselves. Its title is "Page i". It links to its children, 4i+1
- * to 4i+4, so that all pages can be reached from page 0, and to three others at random, the same in
- * each run; URLs are spelled in several ways. http://bad.localhost:PORT/ links to a page that
- * hangs, one that closes early, garbage instead of HTTP, an endless one, two that redirect to each
- * other, one that fails at first, one that robots.txt forbids, one that does not exist, and to
+ * to 4i+4, so that all pages can be reached from page 0, and to three pseudo-random others, the
+ * same in each run; URLs are spelled in several ways. http://bad.localhost:PORT/ links to a page
+ * that hangs, one that closes early, garbage instead of HTTP, an endless one, two that redirect to
+ * each other, one that fails at first, one that robots.txt forbids, one that does not exist, and to
  * trap.localhost, where each page links to two deeper ones, endlessly.
  *
- * /log at any host lists the requests: site_read_log reads it. */
+ * /log on any host counts the requests: site_read_log parses it. */
 #ifndef SITE_H
 #define SITE_H
 
@@ -22,9 +22,9 @@
 
 enum { SITE_CHILDREN = 4, SITE_LINKS = 7 };
 
-/* How many rows of pages (url, depth, title, ...) and links (source, target) are missing or should
- * not be there, in the SQL of SQLite: ?1 is site_graph's JSON, ?2 the pattern
- * (GLOB) of the pages' URLs. */
+/* An SQLite query that counts the rows of pages (url, depth, title, ...) and links (source, target)
+ * that are missing or unexpected. ?1 is site_graph's JSON, ?2 the pattern (GLOB) of the pages'
+ * URLs. */
 static const char site_compare[] =
     "WITH g AS (SELECT value AS v FROM json_each(?1)),"
     " p1 AS (SELECT json_extract(v, '$.url'), json_extract(v, '$.depth'),"
@@ -38,43 +38,43 @@ static const char site_compare[] =
     " + (SELECT count(*) FROM (SELECT * FROM l2 EXCEPT SELECT * FROM l1))";
 
 typedef struct site {
-    int pages, hosts; /* to be set; the same for all calls */
-    int port;         /* site_listen sets it; others set it for site_url and site_graph */
+    int pages, hosts; /* set them; the same for all calls */
+    int port;         /* set by site_listen; set it yourself for site_url and site_graph alone */
     /* private */
     int fd;
-    int *requests;       /* of each page */
-    double *last;        /* of each host: when the last request came */
+    int *requests;       /* for each page */
+    double *last;        /* for each host: the time of the last request */
     double smallest_gap; /* seconds between two requests to a host */
-    int forbidden;       /* requests for what robots.txt forbids */
+    int forbidden;       /* requests that robots.txt forbids */
     int flaky;           /* requests for the page that fails at first */
 } site;
 
-/* Listens there: 0. -ENOMEM and the errors of conc_listen. */
+/* Listens on the address. Errors: -ENOMEM and those of conc_listen. */
 static inline int site_listen(site *s, const char *address);
 
-/* Serves until it is cancelled. For a task, too: conc_spawn(&g, site_serve, &s). Waits. */
+/* Serves until cancelled. Can be spawned: conc_spawn(&g, site_serve, &s). Waits. */
 static inline int site_serve(void *site);
 
-/* The URL of page i, in the canonical form of url.h. */
+/* Writes the URL of page i, in the canonical form of url.h. */
 static inline void site_url(const site *s, int i, char *url, size_t size);
 
-/* Which page link k of page i leads to, k from 0 to SITE_LINKS - 1; -1: none. */
+/* Returns the page that link k of page i leads to, k from 0 to SITE_LINKS - 1; -1: none. */
 static inline int site_target(const site *s, int i, int k);
 
-/* The graph as far as depth links from page 0, as JSON, in *json for the caller to free: 0.
- * [{"url": "...", "depth": 0, "title": "Page 0", "links": ["...", ...]}, ...] A link may be there
- * more than once. -ENOMEM. */
+/* Stores the graph up to depth links from page 0 as JSON in *json, which the caller frees. A link
+ * may occur more than once. -ENOMEM.
+ *     [{"url": "...", "depth": 0, "title": "Page 0", "links": ["...", ...]}, ...] */
 static inline int site_graph(const site *s, int depth, char **json);
 
-/* What /log says. */
+/* The content of /log. */
 typedef struct site_log {
-    int pages, requests; /* pages of the graph that were asked for, and how often in all */
+    int pages, requests; /* requested pages of the graph; requests for them */
     int forbidden;
-    double gap; /* seconds at least between two requests to a host */
+    double gap; /* shortest time between two requests to a host, in seconds */
 } site_log;
 static inline int site_read_log(const char *text, site_log *log);
 
-/* The same where the site is served. */
+/* The same, in the process that serves the site. */
 static inline void site_count(const site *s, site_log *log);
 
 /* ---- the graph ------------------------------------------------------------------------------ */
@@ -93,7 +93,8 @@ static inline int site_target(const site *s, int i, int k)
     return (int)((hash >> 32) % (uint64_t)s->pages);
 }
 
-/* By a search in breadth; -1: deeper. order gets the pages as they are found: how many. */
+/* Finds the pages' depths by breadth-first search; -1: deeper. Stores the pages in order[] as they
+ * are found. Returns how many. */
 static inline int site__find_depths(const site *s, int depth, int *depths, int *order)
 {
     int found = 1;
@@ -174,7 +175,7 @@ static inline int site__send_page(site *s, http_connection *http, int i)
     return http_end(http);
 }
 
-/* Until the client leaves. */
+/* Sends zeros until the client leaves. */
 static inline int site__send_endless(http_connection *http)
 {
     static const char zeros[65536];
@@ -183,7 +184,7 @@ static inline int site__send_endless(http_connection *http)
         CONC_TRY(http_write(http, zeros, sizeof zeros));
 }
 
-/* A body that is shorter than was said; the connection ends there. */
+/* Sends a body that is shorter than its Content-Length, so that the connection ends. */
 static inline int site__send_half(http_connection *http)
 {
     CONC_TRY(http_begin(http, 200, 1000));
@@ -247,10 +248,10 @@ static inline int site__send_log(site *s, http_connection *http)
 static inline int site_read_log(const char *text, site_log *log)
 {
     int n = sscanf(text, "%d %d %d %lf", &log->pages, &log->requests, &log->forbidden, &log->gap);
-    return n == 4 ? 0 : conc_fail(-EPROTO, "that is no log of a site: %.40s", text);
+    return n == 4 ? 0 : conc_fail(-EPROTO, "not a log of a site: %.40s", text);
 }
 
-/* The number of a host; bad hosts come behind the others; -1: there is none of this name. */
+/* Returns the number of a host; bad hosts follow the others; -1: unknown. */
 static inline int site__host(const site *s, const char *name)
 {
     int host = -1;
@@ -293,7 +294,7 @@ static inline int site__connection(int fd, void *arg)
     CONC_AUTO(http_connection, http) = {.stream = &stream};
     CONC_TRY(conc_stream_open(&stream, fd));
     int rc = http_serve(&http, site__answer, arg);
-    return rc == -EINVAL ? 0 : rc; /* the body that is too short */
+    return rc == -EINVAL ? 0 : rc; /* from site__send_half */
 }
 
 /* ---- serving -------------------------------------------------------------------------------- */

@@ -1,27 +1,27 @@
 /* snapshot.h - a game's state over a network: packets, and states as differences
  *
- *     snapshot_history sent = {.words = 3};                // the server's
+ *     snapshot_history sent = {.words = 3};                // on the server
  *     snapshot_view view = {0};                            // one for each client
  *     snapshot_put(&sent, tick, state);                    // each tick
  *     packet p = {0};
  *     if (snapshot_send(&sent, &view, &p))
  *         send(&p);
  *     ...
- *     snapshot_acknowledge(&sent, &view, tick, hash);      // what the client says that it has
+ *     snapshot_acknowledge(&sent, &view, tick, hash);      // what the client has
  *
- *     snapshot_history received = {.words = 3};            // the client's
+ *     snapshot_history received = {.words = 3};            // on the client
  *     packet_reader r = {p.data, p.size};
  *     if (snapshot_read(&received, &r) == 1)
  *         draw(snapshot_at(&received, received.newest)); // then acknowledges received.newest
  *
- * A state is an array of 16-bit words: a struct with only uint16_t fields is one. It is sent as the
+ * A state is an array of 16-bit words, such as a struct with only uint16_t fields. A packet has the
  * words that differ from a state that the client has acknowledged, so a lost, duplicated or late
  * packet needs no repair: the next one is a difference from an older state. A client that has
- * acknowledged nothing, or none of the last SNAPSHOT_HISTORY states, gets the whole state, as the
- * difference from zeros. A hash accompanies each state, so that any mismatch is detected.
+ * acknowledged none of the last SNAPSHOT_HISTORY states gets the whole state, as the difference
+ * from zeros. Each state is sent with a hash, so that any mismatch is detected.
  *
- * Plain C that allocates only a history's states; nothing here waits, and conc is not needed. The
- * bytes are the same on all machines: numbers are little-endian. Ticks are 1 to 65,535.
+ * Plain C that allocates only a history's states; nothing here waits or needs conc. The bytes are
+ * the same on all machines: numbers are little-endian. Ticks are 1 to 65,535.
  */
 #ifndef SNAPSHOT_H
 #define SNAPSHOT_H
@@ -35,19 +35,19 @@
 
 /* ---- packets -------------------------------------------------------------------------------- */
 
-enum { PACKET_MAX = 1200 /* bytes: what any network carries in one datagram */ };
+enum { PACKET_MAX = 1200 /* bytes that any network carries in a datagram */ };
 
 typedef struct packet {
     unsigned char data[PACKET_MAX];
     size_t size;
-    bool full; /* something had no room and is missing: do not send it */
+    bool full; /* something did not fit and is missing: do not send it */
 } packet;
 
-/* What is left to read. It is a view: the bytes are the caller's. */
+/* The unread rest of a packet. The caller owns the bytes. */
 typedef struct packet_reader {
     const unsigned char *data;
     size_t size;
-    bool bad; /* more was asked for than there is; what was read since is 0 */
+    bool bad; /* a read went beyond the end; reads since then return 0 */
 } packet_reader;
 
 /* Appends n bytes. */
@@ -69,7 +69,7 @@ static inline void packet_put(packet *p, int bytes, uint64_t value)
     packet_put_bytes(p, text, (size_t)bytes);
 }
 
-/* Takes the next n bytes: where they are, or NULL if there are not as many. */
+/* Reads the next n bytes. Returns a pointer to them, or NULL if fewer are left. */
 static inline const unsigned char *packet_get_bytes(packet_reader *r, size_t n)
 {
     const unsigned char *data = r->data;
@@ -81,7 +81,7 @@ static inline const unsigned char *packet_get_bytes(packet_reader *r, size_t n)
     return data;
 }
 
-/* Takes the next number; 0 if it is not there. */
+/* Reads the next number; 0 if it is missing. */
 static inline uint64_t packet_get(packet_reader *r, int bytes)
 {
     const unsigned char *data = packet_get_bytes(r, (size_t)bytes);
@@ -94,12 +94,12 @@ static inline uint64_t packet_get(packet_reader *r, int bytes)
 /* ---- states --------------------------------------------------------------------------------- */
 
 enum {
-    SNAPSHOT_HISTORY = 32, /* states that are kept: 1.6 s at 20 ticks a second */
-    SNAPSHOT_WINDOW = 10   /* ticks that a client may be behind until it is sent no more */
+    SNAPSHOT_HISTORY = 32, /* states kept: 1.6 s at 20 ticks a second */
+    SNAPSHOT_WINDOW = 10   /* ticks that a client may be behind before sending pauses */
 };
 
 typedef struct snapshot_history {
-    size_t words; /* option: of a state; the same on both sides */
+    size_t words; /* option: size of a state, the same on both sides */
 
     uint16_t newest; /* the newest tick; 0: none yet */
 
@@ -109,7 +109,7 @@ typedef struct snapshot_history {
     uint16_t *states;
 } snapshot_history;
 
-/* FNV-1a of the words' bytes, the low one first. */
+/* Returns FNV-1a of the words' bytes, low byte first. */
 static inline uint32_t snapshot_hash(const uint16_t *state, size_t words)
 {
     uint32_t hash = 2166136261u;
@@ -120,7 +120,7 @@ static inline uint32_t snapshot_hash(const uint16_t *state, size_t words)
     return hash;
 }
 
-/* Keeps a copy of a tick's state in place of the oldest one: 0, or -ENOMEM. */
+/* Stores a copy of a tick's state in place of the oldest one. Returns 0 or -ENOMEM. */
 static inline int snapshot_put(snapshot_history *h, uint16_t tick, const uint16_t *state)
 {
     size_t slot = tick % SNAPSHOT_HISTORY, size = h->words * sizeof *state;
@@ -135,7 +135,7 @@ static inline int snapshot_put(snapshot_history *h, uint16_t tick, const uint16_
     return 0;
 }
 
-/* The state of this tick; NULL: it is not kept. Valid until the next put or read. */
+/* Returns the state of this tick, valid until the next put or read; NULL: it is not kept. */
 static inline const uint16_t *snapshot_at(const snapshot_history *h, uint16_t tick)
 {
     size_t slot = tick % SNAPSHOT_HISTORY;
@@ -143,7 +143,7 @@ static inline const uint16_t *snapshot_at(const snapshot_history *h, uint16_t ti
     return kept ? h->states + slot * h->words : NULL;
 }
 
-/* The hash of this tick's state; 0 if it is not kept. */
+/* Returns the hash of this tick's state, or 0 if it is not kept. */
 static inline uint32_t snapshot_hash_at(const snapshot_history *h, uint16_t tick)
 {
     return snapshot_at(h, tick) ? h->hash[tick % SNAPSHOT_HISTORY] : 0;
@@ -154,9 +154,9 @@ static inline uint16_t snapshot__word(const uint16_t *state, size_t i)
     return state ? state[i] : 0;
 }
 
-/* Appends a kept state: tick, base, hash; then runs: how many words are as in the base, how many
- * follow, these. base is the tick of a state that the client has; if it is not kept, or 0, the
- * whole state is written. Returns the base that was taken; 0: the whole state. */
+/* Appends a kept state: tick, base, hash; then runs: how many words equal those of the base, how
+ * many differ, and the latter's values. base is the tick of a state that the client has; if it is
+ * not kept, or 0, the whole state is written. Returns the base used; 0: the whole state. */
 static inline uint16_t snapshot_write(const snapshot_history *h, packet *p, uint16_t tick,
                                       uint16_t base)
 {
@@ -184,21 +184,23 @@ static inline uint16_t snapshot_write(const snapshot_history *h, packet *p, uint
     return base;
 }
 
-/* What a client has of a history. A new one, all zero, has nothing. */
+/* What a client has of a history. All zero: nothing. */
 typedef struct snapshot_view {
-    uint16_t base;           /* of the newest state that was sent; 0: it was sent whole */
+    uint16_t base;           /* base of the newest state that was sent; 0: sent whole */
     uint16_t acked;          /* the newest tick whose state the client has; 0: none */
-    uint16_t sent, answered; /* the ticks of the newest state that was sent, and was answered */
+    uint16_t sent, answered; /* the ticks of the newest state sent, and of the newest one
+                                answered */
 } snapshot_view;
 
-/* Whether the client has not answered for SNAPSHOT_WINDOW ticks. */
+/* Has the client not answered for SNAPSHOT_WINDOW ticks? */
 static inline bool snapshot_is_behind(const snapshot_view *v)
 {
     return v->sent > v->answered + SNAPSHOT_WINDOW;
 }
 
-/* Appends the newest state, as the difference from what the client has. false: it was sent it, or
- * is behind: what it has no time for would pile up on the way to it, and it would see the past. */
+/* Appends the newest state, as the difference from what the client has. Returns false if the client
+ * was sent it before, or is behind: states that it has no time for would queue up on the way, and
+ * it would see the past. */
 static inline bool snapshot_send(const snapshot_history *h, snapshot_view *v, packet *p)
 {
     if (h->newest <= v->sent || snapshot_is_behind(v))
@@ -208,8 +210,9 @@ static inline bool snapshot_send(const snapshot_history *h, snapshot_view *v, pa
     return true;
 }
 
-/* The client says that it has the state of this tick, with this hash; tick 0: it has none. Returns
- * 1; 0: that is not kept, and it gets a whole one next; -EBADMSG: the same, as the hash differs. */
+/* Notes that the client has the state of this tick, with this hash; tick 0: it has none. Returns 1;
+ * 0 if the state is not kept, and -EBADMSG if the hash differs: then the next state is sent
+ * whole. */
 static inline int snapshot_acknowledge(const snapshot_history *h, snapshot_view *v, uint16_t tick,
                                        uint32_t hash)
 {
@@ -225,7 +228,7 @@ static inline int snapshot_acknowledge(const snapshot_history *h, snapshot_view 
     return is_kept && !is_same ? -EBADMSG : is_same;
 }
 
-/* Applies the runs to a copy of the base: 0, or -EBADMSG. */
+/* Applies the runs to a copy of the base. Returns 0 or -EBADMSG. */
 static inline int snapshot__apply(packet_reader *r, uint16_t *state, size_t words)
 {
     size_t i = 0;
@@ -240,9 +243,9 @@ static inline int snapshot__apply(packet_reader *r, uint16_t *state, size_t word
     return r->bad ? -EBADMSG : 0;
 }
 
-/* Reads to the packet's end what snapshot_write wrote, and keeps the state: 1; 0: it is not newer
- * than the newest, and was left. Errors, after which nothing has changed: -ENOENT (its base is not
- * kept: acknowledge 0), -EBADMSG (malformed, or the hash is another), -ENOMEM. */
+/* Reads a state that snapshot_write wrote, up to the packet's end, and stores it. Returns 1; 0 if
+ * it is not newer than the newest, and was ignored. Errors change nothing: -ENOENT (its base is not
+ * kept: acknowledge 0), -EBADMSG (malformed, or the hash differs), -ENOMEM. */
 static inline int snapshot_read(snapshot_history *h, packet_reader *r)
 {
     uint16_t tick = (uint16_t)packet_get(r, 2), base = (uint16_t)packet_get(r, 2);
@@ -269,7 +272,7 @@ static inline int snapshot_read(snapshot_history *h, packet_reader *r)
     return rc < 0 ? rc : 1;
 }
 
-/* Forgets all states: for the next match. Harmless on an all-zero history. */
+/* Frees all states, also before another match. Harmless on an all-zero history. */
 static inline int snapshot_close(snapshot_history *h)
 {
     free(h->states);

@@ -360,7 +360,7 @@ static inline int sqlite__hold(sqlite_db *db)
     if (!db->handle)
         rc = sqlite__fail(db, -EBADF, "the connection is not open");
     else if (db->pid != getpid())
-        rc = sqlite__fail(db, -EPERM, "the connection is of the parent process");
+        rc = sqlite__fail(db, -EPERM, "the connection belongs to the parent process");
     if (rc < 0)
         sqlite__let_go(db);
     return rc;
@@ -744,7 +744,7 @@ static inline int sqlite__fetch(sqlite_rows *rows)
 static inline int sqlite_next(sqlite_rows *rows)
 {
     if (!rows || !rows->db)
-        return conc_fail(-EINVAL, "sqlite: the rows are of no query");
+        return conc_fail(-EINVAL, "sqlite: the rows belong to no query");
     if (rows->next == rows->count && rows->statement) {
         if (sqlite__is_open(rows) && !sqlite__is_mine(rows->db))
             return sqlite__fail(rows->db, -EPERM, "another task fetches these rows");
@@ -902,9 +902,9 @@ static inline int sqlite__check_options(sqlite_db *db)
     for (size_t i = 0; i < CONC_LEN(known) && !valid; i++)
         valid = strcmp(db->synchronous, known[i]) == 0;
     if (!valid)
-        return sqlite__fail(db, -EINVAL, ".synchronous is none of SQLite's words");
+        return sqlite__fail(db, -EINVAL, ".synchronous is not one of SQLite's values");
     if (db->busy_timeout != db->busy_timeout)
-        return sqlite__fail(db, -EINVAL, ".busy_timeout is no number");
+        return sqlite__fail(db, -EINVAL, ".busy_timeout is not a number");
     if (!sqlite3_threadsafe())
         return sqlite__fail(db, -ENOTSUP, "this SQLite was built without threads");
     return 0;
@@ -925,7 +925,7 @@ static inline int sqlite__configure(sqlite_db *db)
     const char *mode = rows.count ? rows.all[0][0].text : "";
     int rc = 0;
     if (strcmp(mode, "wal") != 0 && strcmp(mode, "memory") != 0)
-        rc = sqlite__fail(db, -ENOTSUP, "there can be no WAL here");
+        rc = sqlite__fail(db, -ENOTSUP, "WAL is not possible here");
     sqlite_rows_close(&rows);
     return rc;
 }

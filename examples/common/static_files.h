@@ -8,14 +8,14 @@
  *         return static_files_answer(&site, http, path + strlen("/files/"));
  *     }
  *
- * Serves regular files below the folder, and index.html for a folder. A path with a segment ".." or
- *   one that begins with a dot, or through a symbolic link, is 404. Responses have a Content-Type
+ * Serves regular files below the folder, and index.html for a folder. A path with a segment that
+ *   begins with a dot (such as "..") or is a symbolic link gets 404. Responses have a Content-Type
  *   from the name's suffix, Content-Length, ETag, Last-Modified and Accept-Ranges. If-None-Match,
- *   and without it If-Modified-Since, are answered with 304; Range of one range, with If-Range or
- *   not, with 206 or 416. Several ranges get the whole file.
- * Waiting. Files are opened and read in threads (conc_offload), 64 KiB at a time: a slow disk
- *   delays no other task. A slow client delays the reading. A file that shrinks during it cuts its
- *   response short.
+ *   or else If-Modified-Since, may be answered with 304; a single Range, with or without If-Range,
+ *   with 206 or 416. Several ranges get the whole file.
+ * Waiting. Files are opened and read in threads (conc_offload), 64 KiB at a time, so a slow disk
+ *   delays no other task. With a slow client the reading waits. If a file shrinks meanwhile, its
+ *   response is cut short.
  * Include conc.h, conc_pool.h and http.h before. */
 #ifndef STATIC_FILES_H
 #define STATIC_FILES_H
@@ -33,20 +33,20 @@
 
 typedef struct static_files {
     const char *folder;
-    const char *cache_control; /* a header with this value; NULL: none */
+    const char *cache_control; /* value of this header; NULL: none */
 } static_files;
 
-/* Answers GET or HEAD for the file at this path, decoded and relative to the folder: 0 or an error.
- * A folder whose path has no slash at the end is redirected to where it has one. Waits. */
+/* Answers GET or HEAD for the file at this path, which is decoded and relative to the folder. A
+ * folder's path without a slash at the end is redirected to the one with it. Waits. */
 static inline int static_files_answer(const static_files *s, http_connection *http,
                                       const char *path);
 
-/* The same for one file, wherever it is; cache_control may be NULL. */
+/* The same for one file at any path; cache_control may be NULL. */
 static inline int static_files_answer_file(http_connection *http, const char *path,
                                            const char *cache_control);
 
-/* Where a file of this name is: in the folder of the source file (pass __FILE__), else in the current
- * one: its path, which the next call overwrites; NULL: in neither. */
+/* Returns the path of the file of this name, in the folder of the source file (pass __FILE__) or
+ * else in the current one; NULL: in neither. The next call overwrites the path. */
 static inline char *static_files_beside(const char *source, const char *name);
 
 /* ---- implementation: finding the file ------------------------------------------------------- */
@@ -58,14 +58,14 @@ typedef struct static_files__file {
     int fd; /* -1: there is none */
     bool is_folder;
     struct stat about;
-    /* what is read */
+    /* reading */
     char *piece;
     off_t at;
     size_t want;
 } static_files__file;
 
-/* Opens a segment below the folder, which it closes: a descriptor, or -errno. O_NONBLOCK: the open
- * of a FIFO would wait for its other end. */
+/* Opens a segment below the folder, and closes the folder. Returns a descriptor or -errno.
+ * O_NONBLOCK: else opening a FIFO would wait for its other end. */
 static inline int static_files__step(int folder, const char *segment)
 {
     int fd = openat(folder, segment, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
@@ -83,7 +83,7 @@ static inline int static_files__look(static_files__file *f)
     return is_other ? -ENOENT : rc;
 }
 
-/* In a thread. */
+/* Opens a file by its path. Runs in a thread. */
 static inline int static_files__open(void *arg)
 {
     static_files__file *f = arg;
@@ -91,7 +91,7 @@ static inline int static_files__open(void *arg)
     return f->fd < 0 ? -errno : static_files__look(f);
 }
 
-/* In a thread: opens the file segment by segment, so that no link leads out of the folder. */
+/* Opens a file segment by segment, so that no link leads out of the folder. Runs in a thread. */
 static inline int static_files__open_below(void *arg)
 {
     static_files__file *f = arg;
@@ -181,7 +181,7 @@ static inline const char *static_files__type(const char *path)
     return "application/octet-stream";
 }
 
-/* Not changed since that date? A date that is malformed counts for nothing. */
+/* Is the file unchanged since that date? No if the date is malformed. */
 static inline bool static_files__is_not_newer(time_t modified, const char *date)
 {
     char month[4] = "", zone[4] = "";
@@ -198,7 +198,7 @@ static inline bool static_files__is_not_newer(time_t modified, const char *date)
     return modified <= timegm(&g);
 }
 
-/* Is the tag in a list such as: "a", W/"b"; or is the list a star? */
+/* Is the tag in a list such as "a", W/"b", or is the list "*"? */
 static inline bool static_files__lists(const char *list, const char *tag)
 {
     size_t n = strlen(tag);
@@ -222,7 +222,7 @@ static inline bool static_files__is_unchanged(http_connection *http, const stati
     return since && static_files__is_not_newer(f->about.st_mtime, since);
 }
 
-/* Reads digits, and moves behind them: their number; -1: there are none. */
+/* Reads a number and advances *at past it; -1: there are no digits. */
 static inline int64_t static_files__digits(const char **at)
 {
     const char *digits = *at;
@@ -233,8 +233,8 @@ static inline int64_t static_files__digits(const char **at)
     return n > 18 ? INT64_MAX : strtoll(digits, NULL, 10);
 }
 
-/* "bytes=0-99", "bytes=100-" or "bytes=-5": 1, and the range is set; 0: the whole file is to be
- * sent; -1: the file has no byte in it. */
+/* Parses "bytes=0-99", "bytes=100-" or "bytes=-5". Returns 1 and sets the range; 0: send the whole
+ * file; -1: the range has no byte of the file. */
 static inline int static_files__range(const char *text, int64_t size, int64_t *first, int64_t *last)
 {
     if (strncmp(text, "bytes=", 6) != 0)
@@ -246,7 +246,7 @@ static inline int static_files__range(const char *text, int64_t size, int64_t *f
     int64_t to = static_files__digits(&at);
     bool is_empty = from < 0 && to < 0, is_backward = from >= 0 && to >= 0 && to < from;
     if (*at || is_empty || is_backward)
-        return 0; /* several ranges, or none */
+        return 0; /* several ranges, or an invalid one */
     if (from < 0) {
         from = to < size ? size - to : 0; /* the last `to` bytes */
         to = to == 0 ? -2 : size - 1;
@@ -260,7 +260,8 @@ static inline int static_files__range(const char *text, int64_t size, int64_t *f
 
 /* ---- implementation: answering -------------------------------------------------------------- */
 
-/* Sends the bytes from first to last, in pieces: the next is read when the client took this one. */
+/* Sends the bytes from first to last in pieces. Reads the next piece when the client has accepted
+ * this one. */
 static inline int static_files__send(http_connection *http, static_files__file *f, int64_t first,
                                      int64_t last)
 {
@@ -273,7 +274,7 @@ static inline int static_files__send(http_connection *http, static_files__file *
         f->want = left < STATIC_FILES__PIECE ? (size_t)left : STATIC_FILES__PIECE;
         int n = CONC_TRY(conc_offload(static_files__read, f));
         if (n == 0)
-            return conc_fail(-EIO, "%s got shorter", f->path);
+            return conc_fail(-EIO, "%s has been truncated", f->path);
         CONC_TRY(http_write(http, f->piece, (size_t)n));
         f->at += n;
     }
@@ -335,7 +336,7 @@ static inline int static_files__redirect(http_connection *http)
     char location[1100];
     if (strlen(http->path) > 1024)
         return http_printf(http, 414, "the path is too long\n");
-    /* begins with one slash only: two would name another host */
+    /* Begin with a single slash: two would name another host. */
     snprintf(location, sizeof location, "/%s/", http->path + strspn(http->path, "/"));
     CONC_TRY(http_set_header(http, "Location", location));
     return http_respond(http, 301, NULL, 0);

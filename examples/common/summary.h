@@ -1,13 +1,13 @@
-/* summary.h - count, sum, smallest, largest and percentiles of any number of values
+/* summary.h - count, sum, minimum, maximum and percentiles of any number of values
  *
  *     summary s = {0};
  *     if (summary_add(&s, 83.5) == 0)
  *         printf("%g of %llu\n", summary_percentile(&s, 95), (unsigned long long)s.count);
  *     summary_free(&s);
  *
- * To compile: -lm. Count, min and max are exact, and so is sum up to the rounding of doubles. The
- * percentiles are a DDSketch (Masson, Rim, Lee: DDSketch, VLDB 2019, algorithms 1 and 2): at most
- * 1 % from the exact value of that rank, or 1e-6 for values that close to zero. It takes 3 KiB for
+ * Compile with -lm. count, min and max are exact, and so is sum up to the rounding of doubles.
+ * Percentiles come from a DDSketch (Masson, Rim, Lee: DDSketch, VLDB 2019, algorithms 1 and 2):
+ * they are within 1 % of the exact value of that rank, or within 1e-6 near zero. It takes 3 KiB for
  * values that differ by a factor of 1000, 17 KiB for values up to 1e12, however many they are.
  */
 #ifndef SUMMARY_H
@@ -19,7 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* How many values fell into the buckets from `first` on. */
+/* The number of values in each bucket, from bucket `first` on. */
 typedef struct summary__buckets {
     uint64_t *counts;
     int first, size;
@@ -29,29 +29,29 @@ typedef struct summary {
     uint64_t count;
     double sum, min, max;
     /* private */
-    summary__buckets positive, negative; /* negative: of the values without their sign */
+    summary__buckets positive, negative; /* negative: by magnitude */
 } summary;
 
-/* 0 or -ENOMEM: nothing has changed. */
+/* Adds a value. Returns 0, or -ENOMEM, which changes nothing. */
 static inline int summary_add(summary *s, double value);
 
-/* Adds all values of another: 0 or -ENOMEM. */
+/* Adds all values of another summary. Returns 0 or -ENOMEM. */
 static inline int summary_merge(summary *to, const summary *from);
 
-/* The value of which p percent of the values are not above: that of rank
- * floor(p / 100 * (count - 1)), counted from 0 in ascending order; 0 if there are none. */
+/* Returns the p-th percentile: the value of rank floor(p / 100 * (count - 1)), counted from 0 in
+ * ascending order; 0 if there are no values. */
 static inline double summary_percentile(const summary *s, double p);
 
 static inline void summary_free(summary *s);
 
 /* ---- implementation ------------------------------------------------------------------------- */
 
-/* Bucket i has the values v with gamma^(i-1) < v <= gamma^i, where gamma = (1 + 1 %) / (1 - 1 %),
- * and stands for the value 2 gamma^i / (gamma + 1), which is at most 1 % from all of them. */
+/* Bucket i counts the values v with gamma^(i-1) < v <= gamma^i, where gamma = (1 + 1 %) / (1 - 1
+ * %). It is read as the value 2 gamma^i / (gamma + 1), which is within 1 % of all of them. */
 #define SUMMARY__GAMMA (1.01 / 0.99)
 #define SUMMARY__SMALLEST 1e-6
 
-/* The multiple of 32 that is not above. */
+/* Rounds down to a multiple of 32. */
 static inline int summary__floor(int n) { return n >= 0 ? n / 32 * 32 : -((31 - n) / 32 * 32); }
 
 /* Makes room for the buckets from first to last. */
@@ -125,7 +125,7 @@ static inline uint64_t summary__total(const summary__buckets *b)
     return total;
 }
 
-/* The magnitude of this rank, counted from 0. */
+/* Returns the magnitude of this rank, counted from 0. */
 static inline double summary__at(const summary__buckets *b, uint64_t rank)
 {
     int i = 0;
@@ -140,7 +140,7 @@ static inline double summary_percentile(const summary *s, double p)
         return 0;
     uint64_t negative = summary__total(&s->negative), positive = summary__total(&s->positive);
     uint64_t rank = (uint64_t)floor(fmin(fmax(p, 0), 100) / 100 * (double)(s->count - 1));
-    double value = 0; /* between the two: those too small to tell apart from zero */
+    double value = 0; /* in between are the values too small to distinguish from zero */
     if (rank < negative)
         value = -summary__at(&s->negative, negative - 1 - rank);
     else if (rank >= s->count - positive)

@@ -4,18 +4,18 @@
  *     task_order order = {.kind = "deposit", .data = "ada 10", .id = "t1", .key = "invoice-7"};
  *     CONC_TRY(task_queue_add(&q, &order));
  *
- * and in a worker, which reports each run it has taken, and renews the leases of the others:
+ * and in a worker, which reports finished runs, and renews the leases of the others:
  *
  *     task_run *runs[TASK_QUEUE_BATCH];
  *     int n = CONC_TRY(task_queue_take(&q, "w1", 10, 5, runs, &pause));
  *     ... // run them
  *     CONC_TRY(task_queue_report(&q, "w1", runs, n));
  *
- * A task is done at least once: one whose worker is silent for longer than its lease goes to
- *   another worker. A task's effect, a Redis command, happens when the task is reported as done;
- *   only one of the tasks with the same key takes effect. All calls wait. They retry while Redis
- *   restarts: for a few seconds, or forever if .patient. The functions in Redis that they call are
- *   in task_queue.lua.h.
+ * A task is done at least once: if its worker is silent for longer than the lease, another worker
+ *   gets it. A task's effect, a Redis command, happens when the task is reported as done; of
+ *   several tasks with the same key only one takes effect. All calls wait. They retry while Redis
+ *   restarts, for a few seconds, or forever if .patient. They call functions in Redis, which are in
+ *   task_queue.lua.h.
  * Needs Redis 7 or later, with an append-only file to survive restarts. Include conc_sync.h before,
  *   and conc_pool.h if the server has a host name. */
 #ifndef TASK_QUEUE_H
@@ -24,82 +24,85 @@
 #include "redis.h"
 #include "task_queue.lua.h"
 
-enum { TASK_QUEUE_BATCH = 500 }; /* tasks in one call */
+enum { TASK_QUEUE_BATCH = 500 }; /* most tasks in one call */
 
 typedef struct task_queue {
     redis_client redis; /* its options */
-    const char *name;   /* the keys in Redis begin with it */
-    bool patient;       /* whatever the error, a call repeats once Redis has answered one */
+    const char *name;   /* all keys in Redis begin with it */
+    bool patient;       /* after the first successful call, retry forever, whatever the error */
     /* private */
     bool is_loaded, has_answered;
     char complaint[160];
-    redis_client news; /* a connection of its own: XREAD blocks it */
+    redis_client news; /* a separate connection, because XREAD blocks it */
 } task_queue;
 
-/* What a producer wants done. All zero or NULL but .kind and .id: as soon as possible. */
+/* What a producer wants done. Only .kind and .id are required; by default it runs as soon as
+ * possible. */
 typedef struct task_order {
     const char *kind, *data;
-    const char *id;    /* two of one id are one task */
-    const char *key;   /* of the tasks with one key only one takes effect */
-    const char *after; /* ids with commas between them: the tasks that have to be done before */
+    const char *id;    /* two orders with the same id are one task */
+    const char *key;   /* of several tasks with the same key only one takes effect */
+    const char *after; /* ids, separated by commas, of the tasks that must be done before */
     int priority;      /* 0 to 2, the highest */
-    int attempts;      /* then it is a dead letter; 0: 5 */
-    double delay, at;  /* seconds from now; seconds since 1970. The later one counts */
-    int count;         /* more than 1: so many tasks, ID-1, ID-2, ... with keys KEY-1, KEY-2, ... */
+    int attempts;      /* before it becomes a dead letter; 0: 5 */
+    double delay, at;  /* seconds from now; seconds since 1970. The later one applies */
+    int count;         /* if more than 1: this many tasks, ID-1, ID-2, ..., with keys KEY-1, KEY-2,
+                          ... */
 } task_order;
 
-/* One run of a task, by the worker that has taken it. */
+/* A run of a task, by the worker that has taken it. */
 typedef struct task_run {
     const char *id, *kind, *data;
     long long failures; /* of earlier runs */
     /* what to report */
     bool has_failed;
     double pause;   /* in seconds, before the next attempt */
-    char text[160]; /* the reason; or the effect of a task that is done, or nothing */
+    char text[160]; /* why it failed; or the task's effect, if any */
     /* private */
     const char *priority, *entry, *number;
-    redis_reply reply; /* which the texts are in */
+    redis_reply reply; /* contains the texts */
 } task_run;
 
-/* May this be the name of a queue, a worker, a task or a key? 1 to 64 of -_.:/@+, letters and
- * digits: it is part of keys in Redis, and of the labels of metrics. */
+/* Is this a valid name of a queue, worker, task or key? It has 1 to 64 letters, digits and -_.:/@+,
+ * because it becomes part of Redis keys and metric labels. */
 static inline bool task_queue_is_name(const char *text);
 
-/* Adds tasks: how many did not exist before. -EIO: .after names a task that does not exist.
- * -EINVAL: .id or .key is no name. */
+/* Adds tasks. Returns how many did not exist before. -EIO: .after names a task that does not exist.
+ * -EINVAL: .id or .key is not a valid name. */
 static inline int task_queue_add(task_queue *q, const task_order *o);
 
-/* Takes up to `most` tasks: how many; the caller frees each with task_run_free. *pause: seconds
- * until the next task is due. After an error no task is lost: others take them later. */
+/* Takes up to `most` tasks and returns how many; the caller frees each with task_run_free. Sets
+ * *pause to the seconds until the next task is due. After an error no task is lost: others take
+ * them later. */
 static inline int task_queue_take(task_queue *q, const char *worker, int most, double lease,
                                   task_run **runs, double *pause);
 static inline void task_run_free(task_run *r);
 
-/* Waits until a task is added, and at most so long: 0. */
+/* Waits until a task is added, but at most this long. */
 static inline int task_queue_wait(task_queue *q, double seconds);
 
-/* Reports outcomes: how many tasks are newly done. The same report twice does no harm. */
+/* Reports outcomes. Returns how many tasks are newly done. Repeating a report is harmless. */
 static inline int task_queue_report(task_queue *q, const char *worker, task_run *const *runs,
                                     int count);
 
-/* The worker still runs these: their leases begin again. */
+/* Renews the leases of tasks that the worker still runs. */
 static inline int task_queue_renew(task_queue *q, const char *worker, task_run *const *runs,
                                    int count);
 
-/* Calls a function in Redis that has one argument or none, and prints its result to `to` (NULL:
- * nowhere): tasks_metrics and tasks_dead return lines, tasks_requeue (an id, or "all") a number.
+/* Calls a function in Redis with at most one argument, and prints its result to `to` unless that is
+ * NULL. tasks_metrics and tasks_dead return lines, tasks_requeue (an id, or "all") a number.
  * tasks_leave ends a worker, tasks_forget removes the queue. */
 static inline int task_queue_call(task_queue *q, const char *function, const char *argument,
                                   FILE *to);
 
-/* Runs other commands of Redis, with the same patience. */
+/* Runs other Redis commands, with the same retries. */
 static inline int task_queue_run(task_queue *q, redis_pipeline *p);
 
-/* Disconnects: 0. Waits. */
+/* Disconnects. Waits. */
 static inline int task_queue_close(task_queue *q);
 CONC_AUTO_TYPE(task_queue, task_queue_close);
 
-/* ---- calls that repeat themselves ------------------------------------------------------------ */
+/* ---- calls that are retried ------------------------------------------------------------------ */
 
 static inline int task_queue__try(task_queue *q, redis_pipeline *p)
 {
@@ -203,7 +206,7 @@ static inline int task_queue__send(task_queue *q, task_queue__arguments *a)
 
 typedef char task_queue__name[80];
 
-/* "NAME-7" for number 7 of several; a name that is missing stays missing. */
+/* Makes "NAME-7" for number 7 of several. A missing name stays missing. */
 static inline const char *task_queue__number(task_queue__name to, const char *name, int number)
 {
     if (!name || !number)
@@ -297,7 +300,7 @@ static inline int task_queue_renew(task_queue *q, const char *worker, task_run *
 
 /* ---- taking tasks --------------------------------------------------------------------------- */
 
-/* Are these the types of an array's elements? i: integer, s: string, a: array. */
+/* Is the reply an array with elements of these types? i: integer, s: string, a: array. */
 static inline bool task_queue__is_array(const redisReply *r, const char *types)
 {
     static const char letters[16] = {
@@ -316,11 +319,11 @@ static inline void task_run_free(task_run *r)
     free(r);
 }
 
-/* Moves the task's reply out of the batch's. */
+/* Makes a run of a task's reply, which it moves out of the batch. */
 static inline int task_queue__start_run(redisReply **reply, task_run **run)
 {
     if (!task_queue__is_array(*reply, "ssssssi"))
-        return conc_fail(-EPROTO, "Redis answers with what is no task");
+        return conc_fail(-EPROTO, "Redis did not return a task");
     redisReply **part = (*reply)->element;
     task_run *r = *run = calloc(1, sizeof *r);
     if (!r)
@@ -345,7 +348,7 @@ static inline int task_queue_take(task_queue *q, const char *worker, int most, d
                                 (int)(lease * 1000)));
     CONC_TRY(task_queue_run(q, &p));
     if (!task_queue__is_array(p.replies[0], "ia"))
-        return conc_fail(-EPROTO, "Redis answers with what is no batch of tasks");
+        return conc_fail(-EPROTO, "Redis did not return a batch of tasks");
     redisReply **part = p.replies[0]->element;
     *pause = (double)part[0]->integer / 1000;
     int rc = 0, n = 0;
@@ -358,7 +361,7 @@ static inline int task_queue_take(task_queue *q, const char *worker, int most, d
     return rc;
 }
 
-/* An error is no reason to return it: the next take meets it, too, and repeats. */
+/* An error only causes a sleep: the next task_queue_take meets it, too, and retries. */
 static inline int task_queue_wait(task_queue *q, double seconds)
 {
     conc_scope s = {0};

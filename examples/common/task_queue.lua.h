@@ -1,22 +1,22 @@
 /* task_queue.lua.h - the functions of task_queue.h that run in Redis, in Lua
  *
- * Redis runs each function atomically, and writes all its changes to the append-only file or none.
- * Each may be repeated with the same arguments if its reply was lost. The first key is the name of
- * the queue, here "tasks"; the clock is that of Redis.
+ * Redis runs each function atomically, and writes all of its changes to the append-only file or
+ * none. A call may be repeated with the same arguments if its reply was lost. The first key is the
+ * name of the queue, here "tasks"; times are Redis's.
  *
  *   tasks:task:ID    a hash, the task: state (waiting, delayed, ready, done, dead), kind, data, ...
  *   tasks:ready:P    a stream for each priority. A task that a worker has taken is pending in the
  *                    stream's consumer group until the worker reports the outcome
- *   tasks:delayed    tasks by the time, in milliseconds, before which they must not run
- *   tasks:waiting    tasks that depend on others; tasks:after:ID are those that depend on ID
+ *   tasks:delayed    tasks by the earliest time at which they may run, in milliseconds
+ *   tasks:waiting    tasks that depend on others; tasks:after:ID has those that depend on ID
  *   tasks:dead       the dead letters, by time
- *   tasks:effect:KEY the task with this key that has taken effect
- *   tasks:repeated   the tasks that were done more than once
+ *   tasks:effect:KEY the ID of the task with this key that took effect
+ *   tasks:repeated   tasks that were done more than once
  *
  *     waiting -> delayed or ready     the last dependency is done
  *     delayed -> ready                the time has come
  *     ready   -> done                 a run has succeeded
- *     ready   -> delayed              a run has failed: it waits for its next attempt
+ *     ready   -> delayed              a run has failed; the task waits for its next attempt
  *     ready   -> dead                 the last attempt has failed
  *     dead    -> ready                requeued */
 #ifndef TASK_QUEUE_LUA_H
@@ -25,7 +25,7 @@
 /* clang-format off */
 #define TASK_QUEUE__LUA(...) #__VA_ARGS__
 static const char task_queue__library[] = "#!lua name=conc_tasks\n" TASK_QUEUE__LUA(
-local keep = 3600 /* seconds for which a task that is done, and its key, are known */
+local keep = 3600 /* seconds for which a done task and its key are remembered */
 local highest = 2
 
 local function now()
@@ -37,7 +37,7 @@ local function count(q, what, n)
     if n ~= 0 then redis.call("HINCRBY", q .. ":counters", what, n or 1) end
 end
 
-/* Queues a task whose dependencies are done: its new state. */
+/* Queues a task whose dependencies are done. Returns its new state. */
 local function place(q, id, priority, at, time)
     if at > time then
         redis.call("ZADD", q .. ":delayed", at, id)
@@ -55,14 +55,14 @@ end
 
 local function ready(q, id) schedule(q, id, 0) end
 
-/* Removes the entry from the stream: false if it was removed before. */
+/* Removes the entry from the stream. Returns false if it was removed before. */
 local function remove(q, priority, entry)
     local stream = q .. ":ready:" .. priority
     redis.call("XDEL", stream, entry)
     return redis.call("XACK", stream, "workers", entry) == 1
 end
 
-/* Counts a failure. True: it was the last attempt, and the task is a dead letter. */
+/* Counts a failure. Returns true if that was the last attempt and the task is now a dead letter. */
 local function is_dead(q, id, why)
     local task = q .. ":task:" .. id
     local failures = redis.call("HINCRBY", task, "failures", 1)
@@ -74,7 +74,7 @@ local function is_dead(q, id, why)
     return true
 end
 
-/* The dependencies that are not done, and their number; or nil and an error. */
+/* Returns the dependencies that are not done, and their number; or nil and an error. */
 local function not_done(q, others)
     local left, n = {}, 0
     for other in string.gmatch(others, "[^,]+") do
@@ -123,7 +123,7 @@ local function add(keys, args)
     return sum
 end
 
-/* Makes the tasks ready that are due. Returns the milliseconds until the next one is. */
+/* Makes due tasks ready. Returns the milliseconds until the next one is due. */
 local function make_ready(q, limit)
     for _, id in ipairs(redis.call("ZRANGE", q .. ":delayed", "-inf", now(), "BYSCORE",
                                    "LIMIT", 0, limit)) do
@@ -134,8 +134,8 @@ local function make_ready(q, limit)
     return next[2] and math.max(0, next[2] - now()) or 1e9
 end
 
-/* Starts a run of the task: adds to the batch what the worker needs. is_lost: the lease of the last
-   run has expired, which counts as a failure. */
+/* Starts a run of the task and adds it to the batch. is_lost: the lease of the last run has
+   expired, which counts as a failure. */
 local function start(q, priority, e, batch, is_lost)
     local entry, id = e[1], e[2][2]
     local task = q .. ":task:" .. id
@@ -151,7 +151,7 @@ local function start(q, priority, e, batch, is_lost)
 end
 
 /* Returns up to `want` tasks: first those whose leases have expired, then new ones; each kind by
-   priority. One worker in each quarter of a lease looks for expired leases, and the next one at
+   priority. In each quarter of a lease one worker looks for expired leases, and the next one at
    once if there may be more. */
 local function take(keys, args)
     local q, worker, want, lease = keys[1], args[1], tonumber(args[2]), tonumber(args[3])
@@ -189,7 +189,7 @@ local function renew(keys, args)
     return 1
 end
 
-/* Runs the effect, a command of Redis, and marks the key as used: both or neither. */
+/* Runs the effect, a Redis command, and marks the key as used. After an error it does neither. */
 local function take_effect(q, id, key, effect)
     local mark = q .. ":effect:" .. key
     if effect == "" then return end
@@ -212,8 +212,8 @@ local function release_followers(q, id)
     redis.call("DEL", q .. ":after:" .. id)
 end
 
-/* A run has succeeded. A task may be done twice: a worker that was taken for dead was only slow.
-   Returns 1 if the task was not done yet, else 0; and the error of the effect, if any. */
+/* Handles a successful run. A task may be done twice, if a worker that was presumed dead was only
+   slow. Returns 1 if the task was not done yet, else 0; and the error of the effect, if any. */
 local function done(q, time, id, run, effect)
     local task = q .. ":task:" .. id
     local t = redis.call("HMGET", task, "state", "run", "key", "followed", "again:" .. run)
@@ -282,7 +282,7 @@ local function give_back(q, priority, entry)
     if redis.call("HGET", q .. ":task:" .. id, "state") == "ready" then ready(q, id) end
 end
 
-/* The worker ends: its tasks are ready again, which is no failure. */
+/* Ends a worker: makes its tasks ready again, which does not count as a failure. */
 local function leave(keys, args)
     local q, worker = keys[1], args[1]
     for priority = highest, 0, -1 do

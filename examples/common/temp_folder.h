@@ -20,11 +20,11 @@ typedef struct temp_folder {
     char path[256];
 } temp_folder;
 
-/* Makes a new folder, whose name begins with these letters: 0, or an error in words. */
+/* Makes a new folder whose name begins with `name`. Errors have texts. */
 static inline int temp_folder_make(temp_folder *f, const char *name);
 
-/* Removes the files in it, and it: 0, or an error, if there is a folder in it. Twice, or without a
- * folder, it does nothing. */
+/* Removes the folder and the files in it. Fails if it contains a folder. Harmless if repeated, or
+ * without a folder. */
 static inline int temp_folder_remove(temp_folder *f);
 CONC_AUTO_TYPE(temp_folder, temp_folder_remove);
 
@@ -38,7 +38,7 @@ static inline int temp_folder_make(temp_folder *f, const char *name)
         return 0;
     int rc = -errno;
     f->path[0] = 0;
-    return conc_fail(rc, "no temporary folder can be made: %s", conc_strerror(rc));
+    return conc_fail(rc, "cannot make a temporary folder: %s", conc_strerror(rc));
 }
 
 static inline int temp_folder_remove(temp_folder *f)
@@ -47,7 +47,7 @@ static inline int temp_folder_remove(temp_folder *f)
         return 0;
     DIR *dir = opendir(f->path);
     for (struct dirent *e = dir ? readdir(dir) : NULL; e; e = readdir(dir))
-        unlinkat(dirfd(dir), e->d_name, 0); /* not "." and ".." */
+        unlinkat(dirfd(dir), e->d_name, 0); /* fails for "." and ".." */
     if (dir)
         closedir(dir);
     int rc = rmdir(f->path) == 0 ? 0 : -errno;

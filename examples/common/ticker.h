@@ -1,6 +1,6 @@
 /* ticker.h - a loop at a fixed rate, and how late it is
  *
- *     static ticker_lateness late;                         // of all loops together
+ *     static ticker_lateness late;                         // over all loops
  *     ticker t = {.interval = 0.05, .late = &late};
  *     ticker_start(&t, 1);                                 // the first tick is due in 1 s
  *     while (running) {
@@ -9,10 +9,10 @@
  *     }
  *     printf("%.1f ms\n", 1000 * ticker_percentile(&late, 0.99));
  *
- * Ticks are due at fixed times: after a late one the next is earlier, so nothing drifts. If the
- * machine stood still for more than .patience seconds, that time's ticks are dropped: the next ones
- * follow at their rate, not in a burst. ticker_wait waits, even for a tick that is due; it returns
- * 0, or -ECANCELED: no tick was taken.
+ * Ticks are due at fixed times: after a late tick the pause is shorter, so nothing drifts. If the
+ * machine stood still for more than .patience seconds, the missed ticks are dropped, and the next
+ * ones follow at the normal rate, not in a burst. ticker_wait is a checkpoint even if a tick is
+ * due; it returns 0, or -ECANCELED, which consumes no tick.
  */
 #ifndef TICKER_H
 #define TICKER_H
@@ -34,16 +34,16 @@ typedef struct ticker {
     /* options */
     double interval;       /* seconds */
     double patience;       /* seconds; 0: 0.5 */
-    ticker_lateness *late; /* NULL: it is not counted */
+    ticker_lateness *late; /* NULL: not counted */
 
-    double skipped; /* seconds that were given up, in all */
+    double skipped; /* total seconds of dropped ticks */
 
     /* private */
     double start;
     long count;
 } ticker;
 
-/* The first tick is due in `delay` seconds. */
+/* Starts the ticker. The first tick is due in `delay` seconds. */
 static inline void ticker_start(ticker *t, double delay)
 {
     t->start = conc_now() + delay - t->interval;
@@ -77,8 +77,8 @@ static inline int ticker_wait(ticker *t)
     return 0;
 }
 
-/* Seconds, rounded up to 0.1 ms: this part of the ticks was not later; 0 if there were none. More
- * than a second counts as one. */
+/* Returns the lateness in seconds that this share of the ticks did not exceed, rounded up to 0.1
+ * ms; 0 if there were no ticks. More than a second counts as a second. */
 static inline double ticker_percentile(const ticker_lateness *l, double part)
 {
     long seen = 0;

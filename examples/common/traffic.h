@@ -6,8 +6,8 @@
  *
  * Checkouts are sent over TCP, searches over UDP, logins over a WebSocket at /events, each as a
  * line of Graphite's protocol (graphite.h). Users come and go; checkouts are slow for 8 of 30
- * seconds; events arrive out of order, and some late. If the other side is away, a source reports
- * it on stderr, and reconnects. Compile with -lm, and what websocket.h needs. */
+ * seconds; events arrive out of order, and some late. If a connection fails, the source reports it
+ * on stderr and reconnects. Compile with -lm and websocket.h's libraries. */
 #ifndef TRAFFIC_H
 #define TRAFFIC_H
 
@@ -23,14 +23,15 @@
 
 typedef struct traffic {
     const char *tcp, *udp, *websocket; /* addresses */
-    const char *kinds;                 /* which of these, "tcp,udp,websocket"; NULL: all */
-    double rate, count; /* events a second of each, 0: all it can; how many, 0: no end */
+    const char *kinds;                 /* which of them, "tcp,udp,websocket"; NULL: all */
+    double rate, count; /* per source: events per second, 0: as fast as possible; events, 0:
+                           endless */
 } traffic;
 
-/* Sends until all is sent. */
+/* Sends all events. */
 static inline int traffic_send(void *traffic);
 
-/* The same in a thread, with a loop of its own: the caller's loop is as it is without. */
+/* The same in a thread with its own loop, so it does not load the caller's. */
 static inline int traffic_run(void *traffic);
 
 /* ---- implementation ------------------------------------------------------------------------- */
@@ -119,8 +120,7 @@ static inline int traffic__run_source(void *arg)
         int rc = s->send(s, &lines);
         if (rc >= 0 || rc == -ECANCELED)
             return rc;
-        fprintf(stderr, "source %s: %s; it connects again in a second\n", s->kind,
-                conc_last_error());
+        fprintf(stderr, "source %s: %s; reconnecting in a second\n", s->kind, conc_last_error());
         CONC_TRY(conc_sleep(1));
     }
 }

@@ -11,12 +11,12 @@
  *         ...
  *     }
  *
- * A receiver that is slower than its senders loses packets: they wait in the socket's buffer, and
- * the kernel drops those that do not fit. Linux counts them (SO_RXQ_OVFL), and reports the count
- * with the next packet; elsewhere the count stays 0.
+ * A receiver that is slower than its senders loses packets: the kernel drops those that do not fit
+ * into the socket's buffer. Linux counts them (SO_RXQ_OVFL), and reports the count with the next
+ * packet; elsewhere the count stays 0.
  *
  * Addresses are written as for conc_listen: "127.0.0.1:2003", "[::1]:2003", "localhost:0".
- * conc_address returns the port chosen for 0. conc_close closes the socket. Errors are negative
+ * conc_address tells the port chosen for 0. conc_close closes the socket. Errors are negative
  * errnos; address errors have a text in conc_last_error.
  */
 #ifndef UDP_H
@@ -33,15 +33,15 @@
 #include <string.h>
 #include <sys/socket.h>
 
-/* A socket that receives packets sent to the address; or a negative errno. */
+/* Returns a socket that receives packets sent to the address, or a negative errno. */
 static inline int udp_listen(const char *address);
 
-/* A socket whose conc_send sends to the address, one packet a call. If nothing receives there, a
- * later call may be -ECONNREFUSED. */
+/* Returns a socket with which conc_send sends to the address, one packet per call. If nothing
+ * receives there, a later call may return -ECONNREFUSED. */
 static inline int udp_dial(const char *address);
 
-/* Waits for a packet: its length, and a NUL after it; longer ones are truncated to size - 1 bytes.
- * Sets *dropped to the number of packets that the kernel has dropped so far. */
+/* Waits for a packet, adds a NUL, and returns its length; longer packets are truncated to size - 1
+ * bytes. Sets *dropped to the number of packets that the kernel has dropped so far. */
 static inline ssize_t udp_receive(int fd, char *packet, size_t size, uint64_t *dropped);
 
 /* ---- implementation ------------------------------------------------------------------------- */
@@ -52,7 +52,7 @@ static inline int udp__resolve(const char *address, struct sockaddr_storage *out
     const char *colon = strrchr(address, ':');
     size_t n = colon ? (size_t)(colon - address) : 0;
     if (!colon || n == 0 || n >= sizeof host)
-        return conc_fail(-EINVAL, "\"%s\" is no address: host:port is", address);
+        return conc_fail(-EINVAL, "\"%s\" is no address, such as host:port", address);
     bool bracketed = address[0] == '[' && address[n - 1] == ']';
     snprintf(host, sizeof host, "%.*s", (int)(bracketed ? n - 2 : n), address + bracketed);
     int found = conc_resolve(host, colon + 1, out, 1);
@@ -91,7 +91,7 @@ static inline int udp_listen(const char *address)
 
 static inline int udp_dial(const char *address) { return udp__open(address, connect); }
 
-/* The kernel's counter has 32 bits and wraps. */
+/* Updates *dropped. The kernel's counter has 32 bits and wraps. */
 static inline void udp__count(struct msghdr *m, uint64_t *dropped)
 {
 #ifdef SO_RXQ_OVFL
@@ -110,7 +110,7 @@ static inline void udp__count(struct msghdr *m, uint64_t *dropped)
 static inline ssize_t udp_receive(int fd, char *packet, size_t size, uint64_t *dropped)
 {
     union {
-        struct cmsghdr header; /* aligns it */
+        struct cmsghdr header; /* for the alignment */
         char bytes[CMSG_SPACE(sizeof(uint32_t))];
     } control;
     struct iovec io = {packet, size - 1};

@@ -11,10 +11,10 @@
  * fragment, no "." or ".." in the path, "/" for an empty path, no "?" without a query; %7e is "~",
  * and other escapes have capital letters; anything not allowed in a URL is escaped. Non-ASCII names
  * are in punycode if libcurl supports it. The result is ASCII without spaces, quotes and
- * backslashes: it can be used in JSON as it is. The order of a query's parts, and names such as
- * "index.html", are meaningful to the server, and are left alone.
+ * backslashes, so it can be used in JSON unchanged. The order of a query's parts, and names such as
+ * "index.html", may matter to the server, and are left alone.
  *
- * No call waits. All may be called from anywhere, even in a pool's thread. */
+ * No call waits. All may be called anywhere, even in a pool's thread. */
 #ifndef URL_H
 #define URL_H
 
@@ -29,21 +29,21 @@
 #include <string.h>
 #include <strings.h>
 
-enum { URL_SIZE = 2048 }; /* bytes that are enough for nearly all URLs, with the NUL */
+enum { URL_SIZE = 2048 }; /* bytes, enough for nearly all URLs and the NUL */
 
-/* The canonical form of a URL, or of a reference in a page whose canonical URL is base (NULL: there
- * is none), into out: its length. White space around it is ignored. Errors: -EPROTONOSUPPORT
- * (neither http: nor https:), -EINVAL (no URL), -ENAMETOOLONG (out is too small), -ENOMEM; *out
- * is "" then. */
+/* Writes to out the canonical form of a URL, or of a reference in a page whose canonical URL is
+ * base (NULL: none). Returns its length. Ignores surrounding white space. Errors: -EPROTONOSUPPORT
+ * (neither http: nor https:), -EINVAL (not a URL), -ENAMETOOLONG (out is too small), -ENOMEM; *out
+ * is then "". */
 static inline int url_canonical(const char *base, const char *reference, char *out, size_t size);
 
-/* Where path and query of a canonical URL begin. What stands before is scheme, host and port. */
+/* Returns where path and query of a canonical URL begin, after scheme, host and port. */
 static inline const char *url_path(const char *url);
 
 /* ---- implementation ------------------------------------------------------------------------- */
 
-/* Escapes what may not stand in a URL, and what is in `also`; unescapes what need not be escaped.
- * The length, or -ENAMETOOLONG. */
+/* Escapes characters that a URL may not contain, and those in `also`; unescapes what need not be
+ * escaped. Returns the length, or -ENAMETOOLONG. */
 static inline int url__normalize(const char *in, size_t n, const char *also, char *out, size_t size)
 {
     static const char hex[] = "0123456789ABCDEF", bad[] = "\"<>\\^`{|}";
@@ -73,7 +73,8 @@ static inline int url__normalize(const char *in, size_t n, const char *also, cha
     return (int)length;
 }
 
-/* As browsers read an attribute: without the space around it, line ends and tabs, and fragment. */
+/* Cleans a reference as browsers do: drops surrounding spaces, line ends, tabs, and the
+ * fragment. */
 static inline int url__clean(const char *reference, char *out, size_t size)
 {
     char text[URL_SIZE * 2];
@@ -98,7 +99,7 @@ static inline int url__error(CURLUcode code)
     return code == CURLUE_UNSUPPORTED_SCHEME ? -EPROTONOSUPPORT : -EINVAL;
 }
 
-/* The host in lower case, without a dot at its end. */
+/* Sets the host in lower case, without a dot at its end. */
 static inline CURLUcode url__set_host(CURLU *u)
 {
     char *host = NULL;
@@ -120,7 +121,7 @@ static inline CURLUcode url__resolve(CURLU *u, const char *base, const char *ref
     CURLUcode code = CURLUE_OK;
     if (base)
         code = curl_url_set(u, CURLUPART_URL, base, 0);
-    if (code == CURLUE_OK && (*reference || !base)) /* nothing but a fragment: the page itself */
+    if (code == CURLUE_OK && (*reference || !base)) /* a fragment alone means the page itself */
         code = curl_url_set(u, CURLUPART_URL, reference, 0);
     if (code == CURLUE_OK)
         code = url__set_host(u);

@@ -1,17 +1,17 @@
-/* utf8.h - is a text UTF-8?
+/* utf8.h - checks whether a text is UTF-8
  *
  *     if (!utf8_is_valid(name))
  *         return "the name is not UTF-8";
  *
  * The Unicode standard's table of well-formed sequences decides: no surrogates, nothing beyond
- * U+10FFFF, no overlong forms. No call waits; all may be called from anywhere. */
+ * U+10FFFF, no overlong forms. No call waits; all may be called anywhere. */
 #ifndef UTF8_H
 #define UTF8_H
 
 #include <stdbool.h>
 #include <stddef.h>
 
-/* The length of the character at s, a text that ends with a NUL; 0: it is none. */
+/* Returns the length of the character at s, a NUL-terminated text; 0: it is invalid. */
 static inline size_t utf8_length(const char *s);
 
 static inline bool utf8_is_valid(const char *text);

@@ -9,15 +9,15 @@
  *     ...
  *     watermark_forget(&mark, &source);
  *
- * To compile: -lm. Times are in seconds; now is the clock's. It belongs to one thread.
+ * Compile with -lm. Times are in seconds; now is the clock's time. It belongs to one thread.
  *
  * The watermark is the minimum of the sources' promises, minus .delay, by which events of one
- *   source may be out of order. A source promises its newest event, or the clock minus .idle,
- *   whichever is later: so a source that is silent, or sends old events, delays the others by at
- *   most idle. Without sources the watermark is the clock minus idle and delay.
- * It never falls, and never passes the clock minus delay: an event from the future promises no more
- *   than the clock. One more than .ahead beyond the clock is refused, has no effect, and is counted
- *   in `ahead_count`.
+ *   source may be out of order. A source promises the time of its newest event, or the clock minus
+ *   .idle, whichever is later. So a source that is silent, or sends old events, delays the others
+ *   by at most .idle. Without sources the watermark is the clock minus .idle and .delay.
+ * The watermark never falls, and never passes the clock minus .delay, because an event from the
+ *   future promises no more than the clock. An event more than .ahead beyond the clock is refused,
+ *   has no effect, and is counted in `ahead_count`.
  */
 #ifndef WATERMARK_H
 #define WATERMARK_H
@@ -27,7 +27,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* A source of events; the caller's, until watermark_forget. */
+/* A source of events. The caller owns it, and keeps it until watermark_forget. */
 typedef struct watermark_source {
     double newest; /* event */
     /* private */
@@ -36,22 +36,22 @@ typedef struct watermark_source {
 } watermark_source;
 
 typedef struct watermark {
-    double delay, idle, ahead; /* options, in seconds; above */
-    double time;               /* the watermark, once it was advanced */
+    double delay, idle, ahead; /* options, in seconds; see above */
+    double time;               /* the watermark, once advanced */
     uint64_t ahead_count;
     /* private */
     bool began;
     watermark_source *sources;
 } watermark;
 
-/* Notes an event of this source, at the clock's time now: 0, or -ERANGE if it is too far ahead.
- * Advance the watermark before: an event cannot be late because of itself. */
+/* Notes an event of this source at the clock's time now. Returns 0, or -ERANGE if it is too far
+ * ahead. Advance the watermark before, so that an event cannot be late because of itself. */
 static inline int watermark_see(watermark *m, watermark_source *s, double time, double now);
 
-/* The watermark at the clock's time now. */
+/* Returns the watermark at the clock's time now. */
 static inline double watermark_advance(watermark *m, double now);
 
-/* The source has ended, and holds nothing back any more. Twice: does nothing. */
+/* Removes a source that has ended, so that it does not delay the others. Harmless if repeated. */
 static inline void watermark_forget(watermark *m, watermark_source *s);
 
 /* ---- implementation ------------------------------------------------------------------------- */

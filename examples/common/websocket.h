@@ -619,7 +619,7 @@ static inline int websocket_receive(websocket *w, websocket_message *m)
         *m = (websocket_message){0, NULL, 0};
     CONC_TRY(websocket__enter(w, "websocket_receive"));
     if (!m)
-        return websocket__leave(w, conc_fail(-EINVAL, "websocket_receive: nowhere to put it"));
+        return websocket__leave(w, conc_fail(-EINVAL, "websocket_receive: no message to fill in"));
     if (w->reading)
         return websocket__leave(w, conc_fail(-EBUSY, "websocket_receive: another task is in it"));
     w->reading = true;
@@ -658,7 +658,7 @@ static inline int websocket__end(websocket *w, int code, const char *reason)
                     (code >= 3000 && code <= 4999);
     size_t size = reason ? strlen(reason) : 0;
     if (!may_send || size > 123)
-        return conc_fail(-EINVAL, "websocket_end: the code %d, or a reason of %zu bytes", code,
+        return conc_fail(-EINVAL, "websocket_end: a bad code %d, or a reason of %zu bytes", code,
                          size);
     if (w->state != WEBSOCKET__OPEN)
         return 0;
@@ -771,7 +771,7 @@ static inline int websocket_accept(websocket *w, http_connection *http)
     if (strcmp(http->method, "GET") != 0)
         return websocket__refuse_request(http, 400, "A WebSocket begins with GET.");
     if (!version || strcmp(version, "13") != 0)
-        return websocket__refuse_request(http, 426, "Only version 13 of WebSocket is spoken.");
+        return websocket__refuse_request(http, 426, "Only version 13 of WebSocket is supported.");
     if (!key || !websocket__is_key(key))
         return websocket__refuse_request(http, 400, "Sec-WebSocket-Key is missing or malformed.");
     websocket__proof(key, proof);

@@ -1,4 +1,4 @@
-/* windows.h - windows over an event stream by event time: tumbling, sliding, session
+/* windows.h - event-time windows over a stream of events: tumbling, sliding, session
  *
  *     #include "windows.h"
  *
@@ -16,25 +16,25 @@
  *     ...
  *     windows_close(&minute);
  *
- * To compile: -lm. It does not need conc, waits for nothing, and belongs to one thread. Times are
- * seconds, kept in microseconds; the end is not part of the window.
+ * Compile with -lm. It does not need conc, never waits, and belongs to one thread. Times are in
+ * seconds, stored in microseconds; the end is not part of the window.
  *
- * Windows. A tumbling window has .size. A sliding one has .size and .slide: one begins at each
- *   multiple of slide, and an event is in size / slide of them. A session has .gap: events of one
- *   key that are less than gap apart, from the first to the last plus gap. Each key has its own
- *   windows, and a window without events does not exist.
- * Closing. When the watermark reaches a window's end, it is closed: .closed is called. After that,
- *   events may still arrive for it until the watermark reaches its end plus .lateness. If any did,
- *   .closed is then called once more, with `revised` true. A session that late events extend beyond
- *   the watermark, or join to another, reopens, and closes again, `revised`: it replaces the
- *   sessions of its key that lie within it.
- * Late events. `late` counts the events that went into a closed window. `too_late` counts lost
- *   ones: events that arrived after their window's lateness; with sliding windows, once for each
- *   expired window of the event. So over all final windows, the sum of count, plus too_late, is the
- *   number of events times the number of windows per event.
- * Memory. A window takes about 4 KiB for values that differ by a factor of 1000, 18 KiB for any,
- *   and 4 KiB more if it has more than 64 items, whatever the number of events. `max_keys` limits
- *   the keys. The watermark limits a key's number of windows: let it follow the clock.
+ * Windows. A tumbling window has .size. A sliding window has .size and .slide: one begins at each
+ *   multiple of slide, and an event is in size / slide of them. A session has .gap: it contains
+ *   events of one key that are less than gap apart, and lasts from the first event to the last plus
+ *   gap. Each key has its own windows, and a window without events does not exist.
+ * Closing. When the watermark reaches a window's end, the window is closed: .closed is called.
+ *   Until the watermark reaches its end plus .lateness, late events may still be added. If any
+ *   were, .closed is then called once more, with `revised` true. If late events extend a session
+ *   beyond the watermark, or join it to another, it reopens, and closes again with `revised` true:
+ *   it replaces the sessions of its key within its span.
+ * Late events. `late` counts the events that were added to a closed window. `too_late` counts lost
+ *   ones, which arrived after their window's lateness; with sliding windows, an event counts once
+ *   for each expired window. So the sum of count over all final windows, plus too_late, is the
+ *   number of events times the windows per event.
+ * Memory. Whatever the number of events, a window takes about 4 KiB for values that differ by a
+ *   factor of 1000, 18 KiB for any values, and 4 KiB more if it has more than 64 items. `max_keys`
+ *   limits the keys. The watermark limits the windows of a key: let it follow the clock.
  */
 #ifndef WINDOWS_H
 #define WINDOWS_H
@@ -47,17 +47,17 @@
 
 enum {
     WINDOWS__BUCKETS = 4096,
-    WINDOWS__OVERLAPS = 10000 /* windows that an event may be in */
+    WINDOWS__OVERLAPS = 10000 /* most windows per event */
 };
-#define WINDOWS_LARGEST 1e12 /* of a value or a time, without its sign */
+#define WINDOWS_LARGEST 1e12 /* magnitude of a value or a time */
 
-/* One window. It is valid until .closed returns. */
+/* A window, valid until .closed returns. */
 typedef struct window {
     const char *key;
     double start, end;
     summary values;
     distinct items;
-    bool revised; /* it was closed before, and has changed since */
+    bool revised; /* it has changed since it was closed before */
     /* private */
     int64_t start_us, end_us;
     bool emitted, changed; /* changed: since it was emitted */
@@ -67,34 +67,34 @@ typedef struct windows__key windows__key;
 
 typedef struct windows {
     /* Options, to be set before the first call */
-    double size, slide; /* slide 0: size, so the windows tumble */
+    double size, slide; /* slide 0: equals size, so the windows tumble */
     double gap;         /* over 0: sessions; size and slide are not used */
     double lateness;
-    size_t max_keys; /* with windows at the same time; 0: 1000 */
+    size_t max_keys; /* most keys at the same time; 0: 1000 */
     void (*closed)(const window *w, void *arg);
     void *arg;
 
-    uint64_t late, too_late; /* above */
-    uint64_t refused;        /* events that came when there were max_keys */
+    uint64_t late, too_late; /* see above */
+    uint64_t refused;        /* events of new keys while there were max_keys */
 
     /* private */
     int64_t mark; /* the watermark */
     bool began;
-    windows__key **table, **heap; /* by name, and by what is due first */
+    windows__key **table, **heap; /* by name, and by the time due */
     size_t key_count;
 } windows;
 
-/* Puts an event into its windows: 0, also if it is too late. item: what the windows' items count,
- * or NULL. -EINVAL: time or value is not a number or too large, or the options make no sense; -ENOSPC:
- * max_keys; -ENOMEM: some of its windows may lack the event. */
+/* Adds an event to its windows. Returns 0, even if it is too late. item is counted in the windows'
+ * distinct items; NULL: none. -EINVAL: time or value is not a number or too large, or the options
+ * are invalid; -ENOSPC: max_keys; -ENOMEM: some of its windows may lack the event. */
 static inline int windows_add(windows *w, const char *key, double time, double value,
                               const char *item);
 
-/* Sets the watermark and closes what ends at it or before. One that is lower than before does
- * nothing. .closed must not call back. INFINITY closes all that is open. */
+/* Sets the watermark and closes the windows that end at or before it. A lower watermark than before
+ * is ignored. .closed must not call these functions. INFINITY closes all open windows. */
 static inline void windows_advance(windows *w, double mark);
 
-/* Frees all windows without closing them. All-zero or twice: does nothing. */
+/* Frees all windows without closing them. Harmless if repeated, or on an all-zero object. */
 static inline void windows_close(windows *w);
 
 /* ---- implementation: one window ------------------------------------------------------------- */
@@ -124,7 +124,7 @@ static inline int window__add(window *w, const window__event *e)
     return rc;
 }
 
-/* Joins the session `from` to another. */
+/* Merges the session `from` into another. */
 static inline int window__merge(window *to, const window *from)
 {
     int rc = distinct_merge(&to->items, &from->items);
@@ -149,8 +149,8 @@ struct windows__key {
     window **all; /* by start, ascending */
     size_t count, room;
     windows__key *in_bucket; /* the next one */
-    int64_t due;             /* nothing is to be done before the watermark gets there */
-    size_t at;               /* its place in the heap */
+    int64_t due;             /* the watermark at which something is to be done */
+    size_t at;               /* its index in the heap */
     uint64_t hash;
     char name[];
 };
@@ -163,7 +163,7 @@ static inline windows__key *windows__find(const windows *w, const char *name, ui
     return k;
 }
 
-/* Moves the key to where it belongs in the heap, a binary one. */
+/* Moves the key to its position in the binary heap. */
 static inline void windows__sift(windows *w, windows__key *k)
 {
     windows__key **heap = w->heap;
@@ -225,7 +225,7 @@ static inline void windows__remove(windows *w, windows__key *k)
     free(k);
 }
 
-/* How many windows of the key begin at this time or before. */
+/* Returns how many windows of the key begin at or before this time. */
 static inline size_t windows__position(const windows__key *k, int64_t start)
 {
     size_t n = k->count;
@@ -234,7 +234,7 @@ static inline size_t windows__position(const windows__key *k, int64_t start)
     return n;
 }
 
-/* The window from start to end, a new one if there is none. */
+/* Finds the window that begins at start, or creates it. */
 static inline int windows__get(windows__key *k, int64_t start, int64_t end, window **out)
 {
     size_t at = windows__position(k, start);
@@ -293,7 +293,7 @@ static inline int windows__add_fixed(windows *w, windows__key *k, const window__
     return 0;
 }
 
-/* Joins the windows of the key that overlap the one at [*at], which has grown. */
+/* Merges the windows after index `at` that overlap the one there, which has grown. */
 static inline int windows__join(windows__key *k, size_t at)
 {
     window *into = k->all[at];
@@ -310,15 +310,15 @@ static inline int windows__join(windows__key *k, size_t at)
     return 0;
 }
 
-/* The place of the session that the event is part of, or where a new one belongs. */
+/* Returns the index of the session that contains this time, or where a new one belongs. */
 static inline size_t windows__find_session(const windows__key *k, int64_t time)
 {
     size_t at = windows__position(k, time);
     return at > 0 && k->all[at - 1]->end_us > time ? at - 1 : at;
 }
 
-/* An event begins a session, or is part of the one before it, or of the one behind it, or joins
- * these two. */
+/* Adds an event to a session. It begins a new session, extends the one before or after it, or joins
+ * both. */
 static inline int windows__add_session(windows *w, windows__key *k, const window__event *e)
 {
     int64_t end = e->time + windows__us(w->gap), lateness = windows__us(w->lateness);
@@ -384,7 +384,7 @@ static inline int windows_add(windows *w, const char *key, double time, double v
     if (rc)
         return rc;
     rc = w->gap > 0 ? windows__add_session(w, k, &e) : windows__add_fixed(w, k, &e);
-    if (k->count == 0) /* it was too late, or between hopping windows, or memory is short */
+    if (k->count == 0) /* too late, between windows if slide > size, or out of memory */
         windows__remove(w, k);
     return rc;
 }
@@ -395,11 +395,11 @@ static inline void windows__emit(windows *w, window *one)
 {
     one->emitted = true;
     one->changed = false;
-    if (w->closed && one->values.count) /* 0: there was no memory for its event */
+    if (w->closed && one->values.count) /* 0: no memory for its event */
         w->closed(one, w->arg);
 }
 
-/* Closes what is due of this key, and frees what is over. */
+/* Closes the windows of this key that are due, and frees those past their lateness. */
 static inline void windows__close_due(windows *w, windows__key *k)
 {
     int64_t lateness = windows__us(w->lateness), due = INT64_MAX;
@@ -416,7 +416,7 @@ static inline void windows__close_due(windows *w, windows__key *k)
         int64_t next = is_closed ? last : one->end_us;
         if (is_over) {
             window__free(one);
-            over = i + 1; /* they end in the order in which they begin */
+            over = i + 1; /* they end in the order of their starts */
         } else if (next < due) {
             due = next;
         }

@@ -597,7 +597,7 @@ def refused_with(port, words, seconds=1):
 def test_help_and_bad_arguments():
     done = apps.run(CHAT, "--help")
     check("usage: chat [options]" in done.stdout and "--listen ADDRESS" in done.stdout, done.stdout)
-    for words, error in ((["--rate", "0"], "out of range"), (["--what"], "is no option"), (["--listen"], "needs a value"),
+    for words, error in ((["--rate", "0"], "out of range"), (["--what"], "is not an option"), (["--listen"], "needs a value"),
                          (["--clients", "many"], "needs a number"), (["--load", "127.0.0.1:1", "x", "1"], "needs a number")):
         check(error in apps.run(CHAT, *words, status=2).stderr, words)
     check("cert.pem" in apps.run(CHAT, "--certificate", "/nowhere/cert.pem", status=1).stderr)

@@ -115,7 +115,7 @@ def test_methods():
                             ("/echo", "POST, OPTIONS")):
             status, headers, body = w.ask("PATCH", path)
             apps.check((status, headers["Allow"]) == (405, allow), path, status, headers)
-            apps.check(json.loads(body) == {"error": "this path does not have this method"}, body)
+            apps.check(json.loads(body) == {"error": "this path does not support this method"}, body)
             status, headers, body = w.ask("OPTIONS", path)
             apps.check((status, headers["Allow"], body) == (204, allow, b""), path, status, headers)
         apps.check(w.ask("OPTIONS", "*")[0] == 204)
@@ -663,7 +663,7 @@ def test_ctrl_c_at_any_moment():
 def test_arguments():
     done = apps.run(program(), "--help")
     apps.check("--listen ADDRESS" in done.stdout and done.stderr == "", done.stdout)
-    for words, reason in ((["x"], "x is no option"), (["--x"], "--x is no option"), (["--loops"], "--loops needs a value"),
+    for words, reason in ((["x"], "x is not an option"), (["--x"], "--x is not an option"), (["--loops"], "--loops needs a value"),
                           (["--loops", "x"], "--loops needs a number"), (["--loops", "0"], "--loops is out of range"),
                           (["--quiet=1"], "--quiet=1 has no value"), (["--grace=-1"], "--grace=-1 is out of range")):
         done = apps.run(program(), *words, status=2)

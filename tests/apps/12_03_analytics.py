@@ -631,7 +631,7 @@ def test_sources_that_come_and_go():
 def test_a_source_of_its_own_connects_again():
     tcp = f"127.0.0.1:{apps.free_port()}"
     with apps.started(PROGRAM, "--source=tcp", f"--tcp={tcp}", "--rate=200") as source:
-        apps.until(lambda: "connects again" in source.out.read_text(), "it has found nobody")
+        apps.until(lambda: "reconnecting" in source.out.read_text(), "it has found nobody")
         for _ in range(2):
             with live(tcp=tcp, refresh=0.1) as engine:
                 engine.until(lambda state: state["transports"][0]["events"] > 10, "events come")
@@ -707,7 +707,7 @@ def test_what_is_wrong_is_said_in_words():
     fails(1, "more than 1000 times", "--slide", "0.001")
     fails(2, "is out of range", "--idle", "-1")
     fails(2, "needs a number", "--idle", "nan")
-    fails(2, "is no option", "--nonsense")
+    fails(2, "is not an option", "--nonsense")
     fails(1, "nowhere.txt", "--replay", "nowhere.txt")
     fails(1, "No such file", "--record", "nowhere/file", "--page", PAGE)
     for text in ("nonsense\n", "1000 tcp/1 a 1 1000\nnan tcp/1\n", "1000 other/1 a 1 1000\n"):
