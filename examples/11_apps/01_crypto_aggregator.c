@@ -1,18 +1,18 @@
 /* Crypto aggregator. In each round it asks three exchanges for a price, concurrently, and averages
-   the replies. A process computes a volatility index, which is heavy maths, over the latest
-   averages; a row goes to a CSV file. No second sees more than five calls, and a heartbeat keeps
-   beating throughout.
+   the replies. A process computes a volatility index, which takes much processor time, from the
+   latest averages; a row is added to a CSV file. It makes at most five calls per second, and a
+   heartbeat shows that the loop never stalls.
 
    cc 01_crypto_aggregator.c -o aggregator -lcurl -lhttp_parser -lcjson -lm
-   ./aggregator                       # four rounds; prices.csv gets their rows
-   ./aggregator --goal                # no freeze: heartbeats while the index is computed
-   CONC_CLOCK=virtual ./aggregator --limiter    # when 12 calls at once get their turns
+   ./aggregator                       # four rounds, saved in prices.csv
+   ./aggregator --goal                # the heartbeat continues while the index is computed
+   CONC_CLOCK=virtual ./aggregator --limiter    # when each of 12 simultaneous calls gets its turn
    ./aggregator --exchange gamma 127.0.0.1:8003 # then: curl localhost:8003/price
 
    It starts the exchanges itself, as processes of this program, unless given an address:
    gamma=127.0.0.1:8003. gamma fails every third request. More options: rounds, interval (seconds
-   between two rounds), timeout (seconds for an answer), paths (of the index: how heavy it is) and
-   file. It runs on the real clock: on the virtual one other processes have no time to reply. */
+   between two rounds), timeout (seconds for an answer), paths (the work to compute the index) and
+   file. It needs the real clock: the virtual one leaves other processes no time to reply. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"

@@ -1,16 +1,16 @@
 /* Data pipeline. It fetches pages, 5 at a time, counts their words in processes, and stores the
-   results in SQLite, one transaction per page. A page has 10 s, including retries. Failures are
-   logged, with the reason, and the other pages continue.
+   results in SQLite, one transaction per page. A page has a limit of 10 s, including retries.
+   Failures are logged with their reasons, and the other pages continue.
 
    cc 02_data_pipeline.c -o pipeline -lcurl -lhttp_parser -lsqlite3
-   ./pipeline                     # ten pages of its own service, four of them bad; 2 s a page
-   ./pipeline --goal              # the same with 10 s a page, which one of them uses up
+   ./pipeline                     # ten pages of its own service, four of them bad; 2 s per page
+   ./pipeline --goal              # the same with 10 s per page, which one of them exceeds
    ./pipeline http://example.com http://example.org                     # stored in pipeline.db
    sqlite3 pipeline.db "SELECT * FROM documents"
    ./pipeline --sequential db=other.db http://example.com               # one after another
 
    Options: db=FILE, timeout=SECONDS for a page. The exit status is 1 if a page that you named
-   failed. It runs on the real clock: on the virtual one other processes have no time to answer. */
+   failed. It needs the real clock: the virtual one leaves other processes no time to answer. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"

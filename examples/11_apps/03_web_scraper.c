@@ -5,13 +5,13 @@
 
    cc 03_web_scraper.c -o scraper -I/usr/include/libxml2 -lxml2 -lcurl -lhttp_parser -lsqlite3
    ./scraper                       # ten small sites of its own; open the address that it prints
-   ./scraper --goal                # 1000 pages of 10 domains, 0.05 s between two of a domain
-   ./scraper --goal --delay 1      # the same as politely as on the Internet: 100 s
+   ./scraper --goal                # 1000 pages of 10 domains, 0.05 s between requests to a domain
+   ./scraper --goal --delay 1      # the same, as polite as on the Internet: 100 s
    ./scraper http://example.com/ http://example.org/                      # saved in scraper.db
    sqlite3 scraper.db "SELECT state, reason, count(*) FROM urls GROUP BY state, reason"
-   ./scraper --site 127.0.0.1:8003 # the sites alone: http://h0.localhost:8003/page/0
+   ./scraper --site 127.0.0.1:8003 # only the sites: http://h0.localhost:8003/page/0
 
-   It runs on the real clock: on the virtual one other processes have no time to answer. */
+   It needs the real clock: the virtual one leaves other processes no time to answer. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"

@@ -4,17 +4,17 @@
    its spans to one file, as OpenTelemetry JSON.
 
    cc 04_orchestrator.c -o orchestrator -lcurl -lhttp_parser -lcjson
-   ./orchestrator                          # a service dies and comes back; a chart of a request
-   ./orchestrator --goal                   # 2 s in sequence, 0.5 s at once
+   ./orchestrator                          # a service dies and returns; a chart of a request
+   ./orchestrator --goal                   # 2 s one after another, 0.5 s concurrently
    ./orchestrator --gateway 127.0.0.1:8080 # then: curl localhost:8080/dashboard/7, or /health
    ./orchestrator --chart traces.jsonl     # the last request in this file, or: --chart FILE TRACE
    ./orchestrator --service orders 127.0.0.1:8002 delay=0.1
 
-   It starts the services itself, as processes of this program, unless it is told where one is:
+   It starts the services itself, as processes of this program, unless given an address:
    orders=127.0.0.1:8002. More options, in seconds: delay (of the services), timeout (of an
-   attempt), deadline (of a service with all attempts), ttl (of the cache), open (until a circuit is
-   half open). And trace=FILE: spans are added to it. It runs on the real clock: on the
-   virtual one other processes have no time to answer. */
+   attempt), deadline (of all attempts for a service), ttl (of the cache), open (until a circuit is
+   half open). trace=FILE names the file to which spans are appended. It needs the real clock: the
+   virtual one leaves other processes no time to answer. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"

@@ -4,18 +4,18 @@
    and restart it: each payment reaches both destinations exactly once.
 
    cc 05_etl_pipeline.c -o etl -lsqlite3 -lcjson
-   ./etl                                    # makes its own sources; is killed three times
+   ./etl                                    # creates its own sources; is killed three times
    ./etl --goal                             # 100,000 payments
    ./etl shop.csv db=orders.db feed=127.0.0.1:7000 out=results
    head -2 results/payments.jsonl results/rejects.jsonl
 
    Options: out=FOLDER (results), health=SECONDS between two lines about its health (1; 0: none),
    timeout=SECONDS without a record from the feed (5), slow=SECONDS to delay each write to the JSON
-   lines. Bad records go to rejects.jsonl, with the reason. It runs on the real clock: on the
-   virtual one other processes have no time to answer.
+   lines. Bad records go to rejects.jsonl, with the reason. It needs the real clock: the virtual one
+   leaves other processes no time to answer.
 
    payment_sources.h describes the sources, payment.h their records, checkpoint.h how the two
-   destinations change together. Files and tables may be appended to between runs. */
+   destinations change together. Between runs, rows may be added to the files and tables. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"

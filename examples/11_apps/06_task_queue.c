@@ -1,27 +1,27 @@
-/* Task queue. Tasks wait in Redis, and workers on any number of machines, which know only the
-   address of Redis, run them: by priority, at a given time, after other tasks, again after a
-   failure. Workers may be killed and Redis restarted at any time: no task is lost, each is done at
-   least once, and a task with a key takes effect once.
+/* Task queue. Tasks wait in Redis. Workers on any number of machines, which need only the address
+   of Redis, run them: by priority, at a given time, after other tasks, again after a failure.
+   Workers may be killed and Redis restarted at any time: no task is lost, each is done at least
+   once, and a task with a key takes effect exactly once.
 
    cc 06_task_queue.c -o tasks -lhiredis
    ./tasks             # its own Redis and five workers: priorities, retries, a worker is killed
-   ./tasks --goal      # 50,000 tasks over five workers; the goal is 10,000 a second
-   ./tasks --chaos     # workers are killed and frozen, Redis is killed; then the accounts
+   ./tasks --goal      # 50,000 tasks for five workers; the goal is 10,000 per second
+   ./tasks --chaos     # kills and freezes workers, kills Redis, then checks the accounts
 
-   Redis 7 or later keeps the tasks in its append-only file, here before it answers:
+   Redis (7 or later) keeps the tasks in its append-only file. So that it writes before it replies:
    redis-server --port 6380 --appendonly yes --appendfsync always
    export REDIS=127.0.0.1:6380
-   ./tasks --worker                                  # as many as you like, and where you like
+   ./tasks --worker                                  # as many as you like, on any machine
    ./tasks --enqueue deposit --data "ada 10" --key invoice-7
    ./tasks --enqueue primes --data 1000000 --id count --priority 2 --delay 1.5
    ./tasks --enqueue noop --after count --attempts 3
    ./tasks --metrics                                 # in Prometheus's text format
    ./tasks --dead                                    # the dead letters
-   ./tasks --requeue all                             # or the name of one
+   ./tasks --requeue all                             # or the id of one
 
-   --help lists all options. PASSWORD in the environment is for Redis. It runs on the real clock: on
-   the virtual one other processes have no time to answer. common/task_queue.h is the queue itself,
-   and common/task_queue.lua.h its part in Redis. */
+   --help lists all options. The environment variable PASSWORD is Redis's password. It needs the
+   real clock: the virtual one leaves other processes no time to answer. common/task_queue.h is the
+   queue itself, and common/task_queue.lua.h its part in Redis. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"

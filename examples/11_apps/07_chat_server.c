@@ -4,8 +4,8 @@
 
    cc -O2 07_chat_server.c -o chat -lwslay -lhttp_parser -lcjson -lssl -lcrypto
    ./chat                       # then open http://127.0.0.1:8080/ twice; --help lists the options
-   ./chat --goal                # 1000 users, and how long their messages take
-   ./chat --load 127.0.0.1:8080 1000 10       # the same against a server that runs: 10 seconds
+   ./chat --goal                # 1000 users, and the latency of their messages
+   ./chat --load 127.0.0.1:8080 1000 10       # the same for 10 s against a running server
    openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -keyout key.pem -out cert.pem
    ./chat --certificate cert.pem --key key.pem   # https:// and wss://
 
@@ -13,8 +13,8 @@
      {"type": "join", "room": "tea", "name": "Ann", "after": 1760000000017}
      {"type": "say", "room": "tea", "text": "Hello"}
      {"type": "leave", "room": "tea"}
-   after is the id of the last message that it has seen; without it, it gets the whole history.
-   It gets messages of the types
+   after is the id of the last message that the client has seen; without it, the client gets the
+   whole history. It receives messages of these types:
      joined (room, members, complete), said (room, id, name, text, time), arrived and left (room,
      name), error (text). complete is false if the history does not reach back to after. */
 #define CONC_STATIC

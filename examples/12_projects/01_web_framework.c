@@ -1,14 +1,14 @@
-/* Web framework. A small API over HTTP, as one would write it with FastAPI: routes with typed
-   parameters, middleware, dependencies, validation, streams, files, WebSockets; a loop per
-   processor. Use it as a start for your own: the reusable parts are in ../common/.
+/* Web framework. A small HTTP API in the style of FastAPI: routes with typed parameters,
+   middleware, dependencies, validation, streams, files, WebSockets; a loop per processor. Use it as
+   a start for your own: the reusable parts are in ../common/.
 
    cc 01_web_framework.c -o web -lhttp_parser -lcjson -lwslay -lssl -lcrypto
    ./web                        # serves http://127.0.0.1:8080 until Ctrl+C; --help: the options
    curl -i localhost:8080/users/2
    curl -i localhost:8080/users --json '{"name": "Alan", "age": 200}'
    curl -N localhost:8080/numbers/1000000
-   ./web --goal                 # 20,000 answers, each looked at; then the rate, by wrk if it is there
-   ./web --verbose              # which middleware and dependency comes when
+   ./web --goal                 # checks 20,000 responses; then the rate, by wrk if installed
+   ./web --verbose              # shows when each middleware and dependency is called
    openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -keyout key.pem -out cert.pem
    ./web --certificate cert.pem --key key.pem */
 #define CONC_STATIC

@@ -1,20 +1,20 @@
 /* Distributed web crawler. Worker processes share one frontier in Redis: which URLs are known,
-   which wait, and which host may be asked now (common/frontier.h). Each canonical URL is fetched
-   once over all workers. A host is asked for one page at a time, with pauses. A worker may be
-   killed at any time: the others take over its work. Pages and links go to SQLite.
+   which wait, and which hosts may be asked now (common/frontier.h). Each canonical URL is fetched
+   by one worker, once. Requests to a host are sent one at a time, with pauses. A worker may be
+   killed at any time: the others take over its work. Pages and links are stored in SQLite.
 
  cc 02_web_crawler.c -o crawl -lcurl -lhiredis -lhttp_parser -lsqlite3 -lxml2 -I/usr/include/libxml2
    ./crawl                       # a site, a Redis and three workers of its own; one is killed
    ./crawl --goal                # 10,000 pages
    ./crawl --depth 2 http://example.com/                # stored in crawl.db
    sqlite3 crawl.db "SELECT depth, status, title, url FROM pages"
-   ./crawl --redis 127.0.0.1:6379 http://example.com/   # a Redis that others can reach, and then
+   ./crawl --redis 127.0.0.1:6379 http://example.com/   # a Redis that others can reach; then
    ./crawl --redis 127.0.0.1:6379 --worker              # one more worker, from another terminal
-   ./crawl --site 8080           # the site alone: http://h0.localhost:8080/page/0
+   ./crawl --site 8080           # only the site: http://h0.localhost:8080/page/0
 
    After Ctrl+C or a crash the same command resumes: pages in the database are not fetched again,
-   even if Redis has lost everything. To start afresh, use another --db and an empty Redis. Workers
-   on other machines have their own databases. */
+   even if Redis has lost everything. To start over, use another --db and an empty Redis. Workers on
+   other machines have their own databases. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"

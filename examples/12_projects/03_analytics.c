@@ -1,22 +1,22 @@
-/* Real-time analytics. Events arrive as lines over TCP, UDP and WebSockets. They are put into
-   windows by event time, in whatever order they arrive; alerts watch the windows; and a page in the
+/* Real-time analytics. Events arrive as lines over TCP, UDP and WebSockets. They are assigned to
+   windows by event time, in whatever order they arrive; alerts watch the windows, and a page in the
    browser shows everything live.
 
    cc 03_analytics.c -o analytics -lhttp_parser -lwslay -lcrypto -lcjson -lm
-   ./analytics                      # with three simulated sources; open the page that it names
+   ./analytics                      # with three simulated sources; open the address that it prints
    ./analytics --serve              # without them: send your own events
    echo "checkout;user=ada 83.5 $(date +%s)" | nc -q 1 localhost 2003
    echo "search;user=bob 12 -1" | nc -q 1 -u localhost 2003
-   ./analytics --record events.txt  # keeps the events that arrive
-   ./analytics --replay events.txt  # puts them through the same windows again, and prints those
-   ./analytics --goal               # how many events a second? with cc -O2 more
+   ./analytics --record events.txt  # records the events that arrive
+   ./analytics --replay events.txt  # passes them through the same windows again, and prints these
+   ./analytics --goal               # how many events per second; more with cc -O2
    ./analytics --help
 
    A line is Graphite's plaintext protocol: SERIES;user=NAME VALUE TIME. TIME is in seconds since
    1970, or -1 for now; ;user=NAME may be missing. Each series has tumbling and sliding windows,
    each user has sessions; ../common/windows.h explains these, watermarks and late events. An event
-   more than a minute ahead of the clock is refused, and the watermark never passes the clock: no
-   event from the future makes other events late. */
+   more than a minute ahead of the clock is refused, and the watermark never passes the clock, so an
+   event from the future cannot make other events late. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"

@@ -1,16 +1,16 @@
 /* A game server: tanks in an arena, matches of 4 to 8 players, 20 ticks a second. Clients connect
-   by WebSocket (a browser) or UDP. The server alone decides what happens; a client sends its
-   actions, receives changes, and is thrown out for impossible actions.
+   by WebSocket (a browser) or UDP. Only the server decides what happens; a client sends its
+   actions, receives changes, and is disconnected after impossible actions.
 
    cc 04_game_server.c -o game_server -lwslay -lcrypto -lhttp_parser
    ./game_server                              # open http://127.0.0.1:8080; bots play with you
    ./game_server --listen 0.0.0.0:8080 --match 120 --house 20
-   ./game_server --bots 127.0.0.1:8080 50     # players for a server that runs
-   ./game_server --simulate 7                 # virtual clock, no network: the same each time
+   ./game_server --bots 127.0.0.1:8080 50     # players for a running server
+   ./game_server --simulate 7                 # virtual clock, no network: reproducible
    ./game_server --simulate 7 --every 1       # with the hash of each tick's state
    ./game_server --goal                       # 1000 players
 
-   While it serves, /leaderboard and /stats show more. The parts specific to this game are in
+   While it runs, /leaderboard and /stats show more. The parts specific to this game are in
    ../common: its rules (arena.h), its messages (arena_net.h), its bots (arena_client.h). */
 #define CONC_STATIC
 #include "../../conc_pool.h"

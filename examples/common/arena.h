@@ -291,7 +291,8 @@ static inline arena_refusal arena__fire(arena *a, arena_player *p)
     return ARENA_OK;
 }
 
-/* Lets a player drive, turn and fire. A refused action does not move the tank and does not fire. */
+/* Lets a player drive, turn and fire. A refused move leaves the tank in place and increments
+ * `moved`. */
 static inline arena_refusal arena_act(arena *a, int slot, const arena_action *action)
 {
     arena_player *p = &a->players[slot];

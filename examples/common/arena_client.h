@@ -26,16 +26,14 @@
 #include "arena_net.h"
 #include "packet_link.h"
 
-/* ---- the states that clients have seen
- * ----------------------------------------------------------------- */
+/* ---- what clients have seen ----------------------------------------------------------------- */
 
 enum { ARENA_LEDGER_MATCHES = 1024, ARENA_LEDGER_TICKS = 4096 }; /* older matches are forgotten */
 
 typedef struct arena_ledger {
     long same, different;            /* states compared with those of the others */
     long matches;                    /* ended matches, counted per player */
-    long actions, seen;              /* actions sent in these matches; those of them seen in a
-                                        state */
+    long actions, seen;              /* in these matches: actions sent; of them seen in a state */
     long states;                     /* received */
     int match[ARENA_LEDGER_MATCHES]; /* private */
     uint32_t hashes[ARENA_LEDGER_MATCHES][ARENA_LEDGER_TICKS];

@@ -1,18 +1,15 @@
-/* arena_match.h - a match of arena.h on the server: the players' actions, and the states sent to
- * them
+/* arena_match.h - a match of arena.h on the server: players' actions, and states sent to them
  *
  *     arena_match m = {.id = 1, .ticks = 1200, .counts = &counts};
  *     arena_match_seat(&m, "Ada", 1000);                 // for each player; slots are 0, 1, ...
  *     arena_match_start(&m, seed);
  *     ...
- *     arena_match_act(&m, slot, &action);                // performs a player's action, or refuses
- *                                                        it
+ *     arena_match_act(&m, slot, &action);                // performs or refuses an action
  *     CONC_TRY(arena_match_step(&m));                    // then a tick
  *     if (arena_match_write_state(&m, slot, &packet))    // for each player
  *         send(&packet);
  *     ...
- *     arena_match_answer(&m, slot, &report);             // acknowledges it, with the player's next
- *                                                        action
+ *     arena_match_answer(&m, slot, &report);             // a player has it, and acts again
  *
  * Each player gets the state as the difference from what it has, or whole after a loss. Plain C:
  * nothing here waits or reads a clock.

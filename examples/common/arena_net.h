@@ -12,7 +12,7 @@
  *
  *     WELCOME  the token, which identifies the player when it reconnects; the rating
  *     LOBBY    how many players are connected, how many wait, and the accepted band of ratings
- *     START the roster
+ *     START    the roster: who plays
  *     STATE    match, and an arena as snapshot.h encodes it
  *     END      the result
  *     BYE      the reason for ending the connection

@@ -216,7 +216,7 @@ static inline datagram_peer **datagram__place(datagrams *d, const datagram_addre
 static inline void datagram__answer(datagrams *d, const datagram_address *to, const void *data,
                                     size_t size)
 {
-    /* not conc_sendto, which sends nothing in a cancelled task, which may want to say goodbye */
+    /* not conc_sendto: it sends nothing in a cancelled task, which may want to say goodbye */
     ssize_t n = sendto(d->fd - 1, data, size, MSG_DONTWAIT | MSG_NOSIGNAL,
                        (const struct sockaddr *)&to->socket, to->size);
     (void)n; /* a full buffer loses it */

@@ -12,8 +12,8 @@
  * If a connection ends before the feed does, the client reconnects, after a pause, and requests the
  * first missing line. The pause grows with each consecutive failure.
  *
- *     static int print(char *line, size_t size, int64_t i, void *arg); // prints line i, returns
- *     its size feed_server server = {.fd = listener, .count = 100, .print = print};
+ *     static int print(char *line, size_t size, int64_t i, void *arg); // line i; returns its size
+ *     feed_server server = {.fd = listener, .count = 100, .print = print};
  *     return feed_serve(&server); // until cancelled
  *
  * A line has at most FEED_LINE bytes. The sockets have small buffers, so a client that pauses soon

@@ -1,5 +1,4 @@
-/* matchmaking.h - matches players by ratings, in bands that widen with waiting; rates them after a
- * match
+/* matchmaking.h - matches players by ratings, in bands that widen with waiting; updates ratings
  *
  *     matchmaking_queue q = {.rules = {.least = 4, .most = 8, .band = 50, .widening = 50}};
  *     matchmaking_join(&q, player, id, rating, now);        // repeating it changes nothing
@@ -76,8 +75,7 @@ static inline int matchmaking_pick(const matchmaking_rules *r, matchmaking_ticke
     for (int size = r->most; size >= r->least; size--) {
         double best = now + 1;
         for (int i = 0; i + size <= n; i++) {
-            int distance = t[i + size - 1].rating - t[i].rating; /* between the lowest and the
-                                                                    highest */
+            int distance = t[i + size - 1].rating - t[i].rating; /* lowest to highest */
             bool fits = matchmaking_narrowest(r, t + i, size, now) >= distance;
             double oldest = matchmaking_oldest(t + i, size, now);
             bool ready = size == r->most || now - oldest >= r->patience;

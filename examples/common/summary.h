@@ -46,8 +46,8 @@ static inline void summary_free(summary *s);
 
 /* ---- implementation ------------------------------------------------------------------------- */
 
-/* Bucket i counts the values v with gamma^(i-1) < v <= gamma^i, where gamma = (1 + 1 %) / (1 - 1
- * %). It is read as the value 2 gamma^i / (gamma + 1), which is within 1 % of all of them. */
+/* Bucket i counts the values v with gamma^(i-1) < v <= gamma^i, where gamma is 1.01 / 0.99. It is
+ * read as 2 gamma^i / (gamma + 1), which is within 1 % of all of them. */
 #define SUMMARY__GAMMA (1.01 / 0.99)
 #define SUMMARY__SMALLEST 1e-6
 
