@@ -47,7 +47,7 @@ enum {
     ARENA_ENERGY = 3,
     ARENA_MOST_ENERGY = 5,
     ARENA_ABSENCE = 30, /* ticks until a tank returns */
-    ARENA_SHIELD = 20,  /* ticks in which nothing hits it after that */
+    ARENA_SHIELD = 20,  /* ticks for which nothing then hits it */
     ARENA_KIT_EVERY = 160
 };
 

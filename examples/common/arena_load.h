@@ -109,7 +109,7 @@ static inline int arena__judge(const arena_crowd *crowd)
 }
 
 /* A task for the server of arena_goal_run: ends the server at the end of its standard input, that
- * is, when its parent process has ended in whatever way. */
+ * is, when its parent process ends for whatever reason. */
 static inline int arena_end_with_input(void *arg)
 {
     char byte;

@@ -1,6 +1,6 @@
 /* arena_match.h - a match of arena.h on the server: players' actions, and states sent to them
  *
- *     arena_match m = {.id = 1, .ticks = 1200, .counts = &counts};
+ *     arena_match m = {.roster = {.match = 1, .ticks = 1200}, .counts = &counts};
  *     arena_match_seat(&m, "Ada", 1000);                 // for each player; slots are 0, 1, ...
  *     arena_match_start(&m, seed);
  *     ...

@@ -2,7 +2,7 @@
  *
  *     chat_load l = {.address = "127.0.0.1:8080", .clients = 1000, .seconds = 10};
  *     CONC_TRY(chat_load_run(&l));
- *     printf("%ld of %ld came, 99 %% within %g s\n", l.received, l.expected, l.p99);
+ *     printf("%ld of %ld arrived, 99 %% within %g s\n", l.received, l.expected, l.p99);
  *
  * Each user has a connection. They are in rooms of twenty, which are new each time. Once all have
  *   joined, each sends a message every second, and everyone in its room, itself included, must

@@ -57,7 +57,7 @@ enum {
     DATAGRAM_MOST = 1200, /* bytes that any network carries */
     DATAGRAM_QUEUE = 16,
     DATAGRAM__PEERS = 4096, /* buckets of the hash table of peers */
-    DATAGRAM__HELLO = 32    /* bytes of a client's first datagram; the answer has 9 */
+    DATAGRAM__HELLO = 32    /* bytes of a client's first datagram; the answer has 10 */
 };
 
 /* ---- the server ----------------------------------------------------------------------------- */
@@ -89,7 +89,7 @@ typedef struct datagrams {
                            greeting */
 
     /* private */
-    int fd; /* and 1 */
+    int fd; /* plus 1; 0: none */
     unsigned char secret[32];
     conc_group group;
     datagram_peer *peers[DATAGRAM__PEERS];
@@ -122,7 +122,7 @@ static inline int datagram_send(datagram_peer *peer, const void *data, size_t si
 
 typedef struct datagram_client {
     /* private */
-    int fd; /* and 1 */
+    int fd; /* plus 1; 0: none */
     uint64_t cookie;
 } datagram_client;
 

@@ -155,8 +155,7 @@ static inline void fetch_response_free(fetch_response *r);
 /* Closes all connections and frees everything. Requests in progress in other tasks end with -EPIPE.
  * Closing it twice, or unused, does nothing; the next fetch reopens the client. Not a checkpoint.
  * May be called outside a run. -EPERM: another thread's loop has requests in progress; nothing is
- * closed.
- */
+ * closed. */
 static inline int fetch_close(fetch_client *c);
 
 CONC_AUTO_TYPE(fetch_client, fetch_close);
@@ -303,7 +302,7 @@ static inline int fetch__setup_multi(fetch__core *core, const fetch_client *c)
     if (!core->multi)
         return -ENOMEM;
     if (epoll_ctl(core->epoll, EPOLL_CTL_ADD, core->timer, &event) < 0)
-        return -EMFILE; /* one of the two could not be opened */
+        return -EMFILE; /* a descriptor could not be opened */
     curl_multi_setopt(core->multi, CURLMOPT_SOCKETFUNCTION, fetch__on_socket);
     curl_multi_setopt(core->multi, CURLMOPT_SOCKETDATA, core);
     curl_multi_setopt(core->multi, CURLMOPT_TIMERFUNCTION, fetch__on_timer);

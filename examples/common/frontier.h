@@ -72,7 +72,7 @@ typedef struct frontier_setting {
  * whatever else the workers need to know. */
 static inline int frontier_begin(frontier *f, const frontier_setting *settings, size_t count);
 
-/* Adds one of the first URLs. */
+/* Adds a start URL, with depth 0. */
 static inline int frontier_add(frontier *f, const char *url);
 
 /* Makes this process a worker, and reads the settings. -ENOENT: one of them is missing. */

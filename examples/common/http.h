@@ -54,7 +54,7 @@
  *   no effect; if all were, http_next and http_flush send them. After a response that was cut short
  *   the connection sends no more responses. -ETIMEDOUT comes from the limits below, or from the
  *   system's own TCP limit.
- * Tasks. One task may read a body while another sends the response; other concurrent calls are
+ * Tasks. One task may read a body while another sends the response; other concurrent calls return
  *   -EBUSY. conc_server's .limit limits the connections.
  * Stopping. Without .answer_timeout, cancelling conc_serve cuts all connections. With it,
  *   http_serve shields each answer: a cancel ends idle connections at once, and conc_serve returns
@@ -111,11 +111,11 @@ typedef struct http_connection {
     double answer_timeout;   /* http_serve: seconds for a whole answer, which is shielded from
                                 cancels; 0: no limit, no shield */
 
-    /* The request, until the next one. Strings are never NULL, unless it says so */
+    /* The request, until the next one. Strings are never NULL unless noted */
     const char *method;  /* "GET" */
     const char *target;  /* as sent: "/a%20b?c=d"; also "*" or "http://host/a" */
-    const char *path;    /* of the target, still encoded; "/" if it has none */
-    const char *query;   /* of the target, still encoded, without '?'; "" if it has none */
+    const char *path;    /* the target's, still encoded; "/" if it has none */
+    const char *query;   /* the target's, still encoded, without '?'; "" if it has none */
     const char *host;    /* the target's, else the Host header; "" if there is none */
     const char *upgrade; /* the protocol to change to, if the client asks for one; else NULL */
     int minor;           /* of HTTP/1.x: 0 or 1 */
@@ -124,7 +124,7 @@ typedef struct http_connection {
     size_t header_count;
 
     /* The response to it, for logs */
-    int status;    /* 0: it has not begun */
+    int status;    /* 0: not begun */
     uint64_t sent; /* bytes of its body accepted so far */
     bool ended;    /* it is complete */
 
@@ -222,9 +222,9 @@ static inline char *http_date(time_t t, char out[HTTP_DATE]);
 
 /* ---- serving -------------------------------------------------------------------------------- */
 
-/* Calls answer(h, arg) for each request until there are no more. Returns 0, also if the connection
- * broke or a request was refused (.error, .refused), or answer's own error. In that case the client
- * gets 500, or 503 for -ETIMEDOUT, unless part of its response was already sent. */
+/* Calls answer(h, arg) for each request until there are no more. Returns 0, even if the connection
+ * broke (.error) or a request was refused (.refused). If answer itself fails, returns its error,
+ * and the client gets 500, or 503 for -ETIMEDOUT, unless part of its response was already sent. */
 static inline int http_serve(http_connection *h, int (*answer)(http_connection *h, void *arg),
                              void *arg);
 

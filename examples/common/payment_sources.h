@@ -23,7 +23,7 @@
 
 #include <sys/stat.h>
 
-enum { PAYMENT_SOURCES = 4, PAYMENT_SPACING = 1001 /* of bad records */ };
+enum { PAYMENT_SOURCES = 4, PAYMENT_SPACING = 1001 /* one record in so many is bad */ };
 
 /* A checksum that changes if a payment is missing or duplicated. */
 typedef struct payment_sum {

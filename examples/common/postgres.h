@@ -87,8 +87,8 @@ typedef struct postgres_db {
                                                         dropped */
     void *user;
     /* to be read */
-    char error[256];  /* the newest error in words, "" before the first */
-    char sqlstate[6]; /* its SQLSTATE; "": it did not come from the server */
+    char error[256];  /* the newest error; "" before the first */
+    char sqlstate[6]; /* its SQLSTATE; "": not from the server */
     PGconn *conn;     /* for libpq's own functions that do not wait; NULL: not connected */
     /* private */
     bool inside, lost;
@@ -123,12 +123,12 @@ static inline int postgres_open(postgres_db *db);
  * opened. -EBUSY: another task is inside a call; nothing is closed. */
 static inline int postgres_close(postgres_db *db);
 
-/* postgres_query(&db, &r, "SELECT ... WHERE name = $1 AND price > $2", name, POSTGRES_INT(3));
- * Executes one statement with its parameters, reads its whole reply, and returns the number of
+/* postgres_query(&db, &r, "SELECT ... WHERE name = $1 AND price > $2", name, POSTGRES_INT(3))
+ * executes one statement with its parameters, reads its whole reply, and returns the number of
  * rows, or of rows that it changed. r is zero or holds an earlier result, which is freed, and whose
- * values may be parameters; NULL drops the rows. Free it with postgres_result_close. Waits. Errors:
- * the table above, -EMSGSIZE (more than .result_limit: the statement is cancelled; a single row is
- * always read whole), -ECONNRESET, -ENOTCONN, -EBUSY, -EINVAL (no SQL). */
+ * values may be parameters; a NULL r drops the rows. Free r with postgres_result_close. Waits.
+ * Errors: the table above, -EMSGSIZE (more than .result_limit: the statement is cancelled; a single
+ * row is always read whole), -ECONNRESET, -ENOTCONN, -EBUSY, -EINVAL (no SQL). */
 #define postgres_query(db, result, ...)                           \
     postgres__query((db), (result), POSTGRES__WORDS(__VA_ARGS__), \
                     sizeof POSTGRES__WORDS(__VA_ARGS__) / sizeof(const char *))

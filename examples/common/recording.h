@@ -1,7 +1,7 @@
 /* recording.h - records the lines of several sources in a file, with their arrival times
  *
- *     CONC_TRY(recording_write(file, now, "tcp/1", "login 83.5 -1"));
- *     CONC_TRY(recording_write(file, now, "tcp/1", "")); // the source has ended
+ *     recording_write(file, now, "tcp/1", "login 83.5 -1");
+ *     recording_write(file, now, "tcp/1", ""); // the source has ended
  *
  *     recording_line l;
  *     CONC_AUTO(conc_gen, lines) = {0};

@@ -62,8 +62,8 @@
 #include <string.h>
 #include <strings.h>
 
-/* A reply: NULL, or hiredis's, with type (REDIS_REPLY_...), integer, str, len, elements, element.
- * It belongs to the caller: CONC_AUTO(redis_reply, r) = NULL; or redis_reply_free(&r). */
+/* A hiredis reply, or NULL, with type (REDIS_REPLY_...), integer, str, len, elements, element. The
+ * caller owns it: CONC_AUTO(redis_reply, r) = NULL, or redis_reply_free(&r). */
 typedef redisReply *redis_reply;
 
 /* Frees a reply and sets it to NULL. NULL is harmless. Returns 0. */
@@ -71,8 +71,8 @@ static inline int redis_reply_free(redis_reply *reply);
 
 struct redis__link;
 
-/* A server, and a connection to it. Options first; strings are borrowed until redis_close. All
- * times are in seconds. */
+/* A connection to a server. The options come first; their strings are borrowed until redis_close.
+ * All times are in seconds. */
 typedef struct redis_client {
     const char *address;    /* "host:port" or "unix:/path"; NULL: "127.0.0.1:6379" */
     const char *user;       /* for AUTH, with a password; NULL: the server's default user */
@@ -142,7 +142,7 @@ static inline int redis_pipeline_run(redis_client *c, redis_pipeline *p);
 /* Frees the commands and replies. The pipeline may be used again. */
 static inline int redis_pipeline_close(redis_pipeline *p);
 
-/* Subscribed channels, on a separate connection: redis_subscription s = {.from = &c}; One task at a
+/* Subscribed channels, on a separate connection: redis_subscription s = {.from = &c}. One task at a
  * time may use it, others get -EBUSY. Close it before the run ends. */
 typedef struct redis_subscription {
     const redis_client *from; /* its options are copied at the first subscribe */
@@ -1142,7 +1142,7 @@ static inline int redis__next(redis_subscription *s, redisReply **message)
         if (!s->topic_count)
             return conc_fail(-EINVAL, "redis: there is no subscription");
         int rc = redis__renew(s);
-        if (rc == -ECONNRESET) /* -ECONNRESET would mean that it was renewed */
+        if (rc == -ECONNRESET) /* which tells the caller that the connection was renewed */
             return conc_fail(-ENOTCONN, "%s", conc_last_error());
         CONC_TRY(rc);
         if (s->missed) {

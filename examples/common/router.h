@@ -52,7 +52,7 @@
 
 enum {
     ROUTER_MOST = 6,      /* most middlewares, and most dependencies of a route */
-    ROUTER_SEGMENTS = 16, /* most segments of a path, without those of {name:path} */
+    ROUTER_SEGMENTS = 16, /* most segments of a pattern */
     ROUTER_TEXT = 1024    /* most bytes of a decoded path, else 414 */
 };
 
@@ -248,8 +248,8 @@ static inline const char *router__decode(router_request *r, const char *raw, siz
     return out;
 }
 
-/* Splits the path into decoded segments, at most ROUTER_SEGMENTS + 1: one more than any route has,
- * other than {name:path}. */
+/* Splits the path into decoded segments, at most ROUTER_SEGMENTS + 1: one more than a route without
+ * {name:path} can have. */
 static inline bool router__split(router_request *r)
 {
     for (const char *at = r->http->path; *at == '/' && r->segment_count <= ROUTER_SEGMENTS;) {

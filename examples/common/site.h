@@ -2,7 +2,7 @@
  *
  *     site s = {.pages = 10000, .hosts = 50};
  *     CONC_TRY(site_listen(&s, "127.0.0.1:0"));   // sets s.port
- *     return site_serve(&s);                      // until it is cancelled
+ *     return site_serve(&s);                      // until cancelled
  *
  * Compile with -lhttp_parser. conc.h comes first.
  *

@@ -117,8 +117,8 @@ typedef struct sqlite_db {
     const char *synchronous; /* "OFF", "NORMAL", "FULL" or "EXTRA"; NULL: SQLite's default */
     double busy_timeout;     /* seconds to wait for locks of others; 0: 5 s; negative: none */
     /* to read */
-    char error[320]; /* the newest error of a call on this connection, in words; "" before */
-    int code;        /* its extended result code of SQLite; 0: the error was not SQLite's */
+    char error[320]; /* the newest error of a call on this connection; "" before the first */
+    int code;        /* its extended result code; 0: not an error of SQLite */
     int64_t last_id; /* the rowid of the last INSERT: read it before the task waits again */
     sqlite3 *handle; /* for sqlite_call; NULL: not open */
     /* private */
@@ -665,8 +665,8 @@ static inline int sqlite__run_all(void *call)
     return rc;
 }
 
-/* SQLite calls this in the thread, also after the last step: then the statement is no longer busy,
- * has had its effect, and must not be interrupted. */
+/* Should the statement be interrupted? SQLite calls this in the thread, also after the last step:
+ * then the statement is no longer busy, has had its effect, and must not be interrupted. */
 static inline int sqlite__asks(void *arg)
 {
     sqlite_db *db = arg;

@@ -1,4 +1,4 @@
-/* static_files.h - a folder's files as responses of http.h
+/* static_files.h - serves a folder's files with http.h
  *
  *     static int answer(http_connection *http, void *arg) // GET /files/css/site.css
  *     {

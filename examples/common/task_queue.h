@@ -1,4 +1,4 @@
-/* task_queue.h - tasks that wait in Redis until a worker, of any process and machine, runs them
+/* task_queue.h - tasks that wait in Redis until a worker, in any process on any machine, runs them
  *
  *     CONC_AUTO(task_queue, q) = {.redis = {.address = "127.0.0.1:6379"}, .name = "tasks"};
  *     task_order order = {.kind = "deposit", .data = "ada 10", .id = "t1", .key = "invoice-7"};

@@ -81,8 +81,7 @@ typedef struct websocket {
     conc_stream *stream;  /* a client's, open; websocket_close closes it. A server takes http's */
     size_t max_message;   /* bytes of a received message, else closed with 1009; 1 MiB */
     size_t max_unsent;    /* bytes that wait in websocket_send, for all tasks; 1 MiB */
-    double ping_interval; /* seconds of silence before a ping, and then before giving up; 30
-                           */
+    double ping_interval; /* seconds of silence before a ping, then before giving up; 30 */
     double close_timeout; /* seconds for the last frames in each direction; 5 */
 
     /* Read only */
@@ -126,7 +125,7 @@ typedef struct websocket_message {
 
 /* Accepts a request for a websocket, in an answer function of http.h, and takes over its stream. If
  * it refuses the request, the client gets 400 or 426, and the result is -EPROTO. After an error the
- * answer function just returns. */
+ * answer function need only return. */
 static inline int websocket_accept(websocket *w, http_connection *http);
 
 /* Opens a client on w->stream: requests target ("/chat?room=1") of host ("localhost:8080") and
@@ -448,7 +447,7 @@ static inline int websocket__send_frames(websocket *w, bool wait)
     return rc;
 }
 
-/* The caller owns `sending`. */
+/* Sends a message. The caller owns `sending`. */
 static inline int websocket__send(websocket *w, int type, const void *data, size_t size)
 {
     struct wslay_event_msg message = {(uint8_t)type, data, size};
