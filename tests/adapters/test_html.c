@@ -146,7 +146,7 @@ static int no_xpath(void *arg)
     CHECK(strstr(conc_last_error(), "//[") != NULL);
     CHECK_INT(html_select(&p, NULL, "//li[", &n), -EINVAL);
     CHECK_INT(html_select(&p, NULL, "count(//p)", &n), -EINVAL);
-    CHECK(strstr(conc_last_error(), "no nodes") != NULL);
+    CHECK(strstr(conc_last_error(), "not a set of nodes") != NULL);
     html_free(&p);
     return 0;
 }
