@@ -679,7 +679,7 @@ static int serve_until_stopped(void *arg)
 
 static const options_field fields[] = {
     OPTIONS_TEXT("listen", "ADDRESS", &options.address, "default: 127.0.0.1:8080"),
-    OPTIONS_NUMBER("loops", "N", &options.loops, 1, MOST_LOOPS, "default: one a processor"),
+    OPTIONS_NUMBER("loops", "N", &options.loops, 1, MOST_LOOPS, "default: one per processor"),
     OPTIONS_TEXT("files", "FOLDER", &options.files, "for /files/; default: the current folder"),
     OPTIONS_TEXT("page", "FILE", &options.page, "for /; default: 01_web_framework.html"),
     OPTIONS_TEXT("certificate", "FILE", &options.tls.certificate_file, "serves HTTPS"),

@@ -30,7 +30,7 @@
 #include <stdlib.h>
 
 enum {
-    ARENA_RATE = 20, /* ticks a second */
+    ARENA_RATE = 20, /* ticks per second */
     ARENA_PLAYERS = 8,
     ARENA_SHELLS = 4, /* of a player, in flight */
     ARENA_UNIT = 16,
@@ -38,7 +38,7 @@ enum {
     ARENA_WIDTH = 1280 * ARENA_UNIT,
     ARENA_HEIGHT = 720 * ARENA_UNIT,
     ARENA_RADIUS = 16 * ARENA_UNIT,        /* of a tank */
-    ARENA_SPEED = 10 * ARENA_UNIT,         /* a tick */
+    ARENA_SPEED = 10 * ARENA_UNIT,         /* per tick */
     ARENA_ALLOWED = ARENA_SPEED * 17 / 16, /* for differing clocks */
     ARENA_REACH = 10 * ARENA_ALLOWED,      /* how far a silent player may catch up */
     ARENA_SHELL_SPEED = 30 * ARENA_UNIT,

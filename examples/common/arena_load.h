@@ -136,7 +136,7 @@ static inline int arena_goal_run(arena_crowd *crowd, double seconds)
     while (!(line = strstr(text, "Listens on http://"))) {
         ssize_t n = CONC_TRY(conc_read(server.output, text + used, sizeof text - 1 - used));
         if (n == 0)
-            return conc_fail(-ECHILD, "the server does not start");
+            return conc_fail(-ECHILD, "the server did not start");
         used += (size_t)n;
     }
     sscanf(line, "Listens on http://%63s", address); /* the rest of the line has arrived with it */

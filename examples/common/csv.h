@@ -87,7 +87,7 @@ static inline int csv__open(csv_file *f)
     if (!S_ISREG(st.st_mode)) /* a FIFO would wait for its other end */
         return conc_fail(-EINVAL, "%s is not a regular file", f->path);
     if (f->position > st.st_size)
-        return conc_fail(-ESTALE, "%s is shorter than what was read of it", f->path);
+        return conc_fail(-ESTALE, "%s is shorter than the part already read", f->path);
     f->file = fopen(f->path, "re");
     if (!f->file || fseeko(f->file, (off_t)f->position, SEEK_SET) != 0)
         return conc_fail(-errno, "%s: %s", f->path, conc_strerror(-errno));

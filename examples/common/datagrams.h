@@ -169,7 +169,7 @@ static inline int datagrams_open(datagrams *d, int listener)
         return -errno;
     setsockopt(d->fd - 1, SOL_SOCKET, SO_RCVBUF, &room, sizeof room);
     if (bind(d->fd - 1, (struct sockaddr *)&here.socket, here.size) < 0)
-        return conc_fail(-errno, "the port of UDP: %s", strerror(errno));
+        return conc_fail(-errno, "the UDP port: %s", strerror(errno));
     return 0;
 }
 

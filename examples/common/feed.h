@@ -110,7 +110,7 @@ static inline int feed__try(feed *f, char **line)
     if (n == -ETIMEDOUT)
         return conc_fail(n, "%s: no record for %g s", f->address, timeout);
     if (n == -EMSGSIZE)
-        return conc_fail(n, "%s: a line does not end", f->address);
+        return conc_fail(n, "%s: a line is too long", f->address);
     CONC_TRY(n);
     if (n == 0 || (*line)[n - 1] != '\n') /* an incomplete line does not count */
         return conc_fail(-ECONNRESET, "%s: the connection ended", f->address);
@@ -161,7 +161,7 @@ static inline int feed__answer(int fd, void *arg)
     bool is_valid = line && sscanf(line, "FROM %lld", &from) == 1;
     if (!is_valid || from < 0)
         return conc_fail(-EPROTO, "FROM and a position are missing");
-    fprintf(stderr, "feed: asked for %lld and on\n", from);
+    fprintf(stderr, "feed: lines from %lld on requested\n", from);
     int rc = feed__send(arg, &s, from);
     return rc == -ECANCELED ? rc : 0; /* clients may leave */
 }

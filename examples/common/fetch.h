@@ -334,7 +334,7 @@ static inline bool fetch__is_elsewhere(const fetch__core *core)
 static inline int fetch__open(fetch__transfer *t, fetch_client *c)
 {
     if (c->core && fetch__is_elsewhere(c->core))
-        return fetch__fail(t, -EPERM, "another loop has requests of this client under way");
+        return fetch__fail(t, -EPERM, "another loop has requests of this client in progress");
     if (c->core) {
         c->core->loop = conc_loop_self();
         return 0;
@@ -363,7 +363,7 @@ static inline int fetch_close(fetch_client *c)
     if (!c || !c->core)
         return 0;
     if (fetch__is_elsewhere(c->core))
-        return conc_fail(-EPERM, "fetch_close: another loop has requests under way");
+        return conc_fail(-EPERM, "fetch_close: another loop has requests in progress");
     fetch__close_core(c->core);
     c->core = NULL;
     return 0;
@@ -603,7 +603,7 @@ static inline int fetch__set_request(fetch__transfer *t)
     if (!*method || strpbrk(method, " \t\r\n"))
         return fetch__fail(t, -EINVAL, "not a method: \"%.40s\"", method);
     if ((head && sends) || (o->body_size && !o->body))
-        return fetch__fail(t, -EINVAL, "a body for HEAD, or the size of no body");
+        return fetch__fail(t, -EINVAL, "HEAD with a body, or body_size without a body");
     if (sends) {
         size_t size = o->body_size ? o->body_size : strlen(body);
         FETCH__SET(t, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)size);

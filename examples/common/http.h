@@ -646,7 +646,7 @@ static inline int http__read_head(http_connection *h)
         if (n == 0)
             return http__refuse(h, 400, -ECONNRESET, "the client left in the middle of the head");
         if (n == -ETIMEDOUT)
-            return http__refuse(h, 408, -ETIMEDOUT, "the head did not come in time");
+            return http__refuse(h, 408, -ETIMEDOUT, "the head did not arrive in time");
         if (n == -EMSGSIZE)
             return http__refuse(h, h->lines ? 431 : 414, -EPROTO, "a line is too long");
         if (n < 0)
@@ -879,7 +879,7 @@ static inline int http__body_ended(http_connection *h, int rc)
     if (rc == 0 || rc == -ECONNRESET)
         return http__refuse(h, 400, -ECONNRESET, "the client left in the middle of the body");
     if (rc == -ETIMEDOUT)
-        return http__refuse(h, 408, -ETIMEDOUT, "the body did not come in time");
+        return http__refuse(h, 408, -ETIMEDOUT, "the body did not arrive in time");
     if (rc == -EMSGSIZE)
         return http__refuse(h, 400, -EPROTO, "a line between chunks is too long");
     return http__failed(h, rc, "reading a body");

@@ -5,7 +5,7 @@
  *     load l = {.address = "127.0.0.1:8080", .targets = targets, .expected = expected,
  *               .target_count = 2, .requests = 20000, .connections = 50};
  *     CONC_TRY(load_run(&l));
- *     printf("%d of %d right, %.0f a second\n", l.right, l.requests, l.requests / l.seconds);
+ *     printf("%d of %d right, %.0f per second\n", l.right, l.requests, l.requests / l.seconds);
  *
  * Each connection sends its next request as soon as it has the response. A correct response has
  *   status 200, Content-Length, and the expected body. A connection error ends the whole run.
@@ -114,7 +114,7 @@ static inline int load_run_wrk(const char *url, int seconds, double *rate)
     if (found)
         *rate = atof(found + sizeof label - 1);
     else if (rc >= 0)
-        rc = conc_fail(-EPROTO, "wrk does not say how many requests it made");
+        rc = conc_fail(-EPROTO, "wrk did not report its requests per second");
     conc_free(io.out);
     return rc;
 }

@@ -3,7 +3,7 @@
  *     static struct { const char *listen; double loops; bool quiet; } options = {"127.0.0.1:8080"};
  *     static const options_field fields[] = {
  *         OPTIONS_TEXT("listen", "ADDRESS", &options.listen, "default: 127.0.0.1:8080"),
- *         OPTIONS_NUMBER("loops", "N", &options.loops, 1, 64, "default: one a processor"),
+ *         OPTIONS_NUMBER("loops", "N", &options.loops, 1, 64, "default: one per processor"),
  *         OPTIONS_FLAG("quiet", &options.quiet, "no log"),
  *     };
  *     int main(int argc, char **argv)
@@ -73,7 +73,7 @@ static inline const char *options__set(const options_field *f, const char *value
 {
     char *end;
     if (f->flag && value)
-        return "has no value";
+        return "takes no value";
     if (f->flag)
         *f->flag = true;
     else if (!value)

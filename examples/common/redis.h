@@ -390,7 +390,7 @@ static inline int redis__deliver(redis__link *l, redisReply *reply)
 {
     redis__request *r = l->first;
     if (!r || !redis__is_due(r)) {
-        int rc = conc_fail(-EPROTO, "a reply to nothing: %s", reply->str ? reply->str : "");
+        int rc = conc_fail(-EPROTO, "an unrequested reply: %s", reply->str ? reply->str : "");
         freeReplyObject(reply);
         return rc;
     }
@@ -480,7 +480,7 @@ static inline int redis__send(redis__link *l, char *bytes, int size)
     redisFreeCommand(bytes);
     if (n < 0 || n == size)
         return n < 0 ? (int)n : 0;
-    redis__lose(l, -ECONNRESET, "half of a command was sent");
+    redis__lose(l, -ECONNRESET, "only part of a command was sent");
     return conc_cancelled() ? -ECANCELED : conc_fail(-ECONNRESET, "the connection was lost");
 }
 
@@ -769,7 +769,7 @@ static inline int redis__check_command(const char *bytes, long long size)
                           : conc_fail(-EINVAL, "redis: the format of a command is wrong");
     const char *name = redis__name(bytes, &length);
     if (!name)
-        return conc_fail(-EINVAL, "redis: a command without a word");
+        return conc_fail(-EINVAL, "redis: an empty command");
     for (size_t i = 0; i < CONC_LEN(refused); i++)
         if (strncasecmp(name, refused[i], strlen(refused[i])) == 0)
             return conc_fail(-EINVAL,

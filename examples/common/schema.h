@@ -200,9 +200,9 @@ static inline void schema__read_object(cJSON *errors, const cJSON *object,
     {
         const char *name = utf8_is_valid(item->string) ? item->string : "?";
         if (!schema__field(fields, count, name))
-            schema__complain(errors, name, "is not known");
+            schema__complain(errors, name, "is unknown");
         else if (cJSON_GetObjectItemCaseSensitive(object, name) != item)
-            schema__complain(errors, name, "is there twice");
+            schema__complain(errors, name, "occurs twice");
     }
 }
 

@@ -529,7 +529,7 @@ static inline int sqlite__keep_row(sqlite__call *c, sqlite3_stmt *s, bool batche
     if (!size)
         return -ENOMEM;
     if (size > sqlite__limit(r) || used > sqlite__limit(r) - size)
-        return sqlite__refuse(c, -EMSGSIZE, "more rows than the limit of memory");
+        return sqlite__refuse(c, -EMSGSIZE, "the rows exceed the memory limit");
     sqlite_value *row = sqlite__place(r) ? NULL : sqlite__room(r, size);
     if (!row)
         return -ENOMEM;
@@ -747,7 +747,7 @@ static inline int sqlite_next(sqlite_rows *rows)
         return conc_fail(-EINVAL, "sqlite: the rows belong to no query");
     if (rows->next == rows->count && rows->statement) {
         if (sqlite__is_open(rows) && !sqlite__is_mine(rows->db))
-            return sqlite__fail(rows->db, -EPERM, "another task fetches these rows");
+            return sqlite__fail(rows->db, -EPERM, "these rows belong to another task");
         int rc = sqlite__fetch(rows);
         if (rc < 0) {
             sqlite_rows_close(rows);
@@ -771,7 +771,7 @@ static inline int sqlite_rows_close(sqlite_rows *rows)
         return 0;
     bool open = rows->statement && sqlite__is_open(rows);
     if (open && conc_loop_self() && !sqlite__is_mine(rows->db))
-        return sqlite__fail(rows->db, -EPERM, "another task fetches these rows");
+        return sqlite__fail(rows->db, -EPERM, "these rows belong to another task");
     if (open) {
         sqlite__must(sqlite__end_batches, rows);
         sqlite__let_go(rows->db);

@@ -252,7 +252,8 @@ static inline int task_queue_add(task_queue *q, const task_order *o)
 {
     bool is_key_right = !o->key || task_queue_is_name(o->key);
     if (!task_queue_is_name(o->id) || !is_key_right)
-        return conc_fail(-EINVAL, "task_queue_add: a name has other characters, or too many");
+        return conc_fail(-EINVAL,
+                         "task_queue_add: an id or key has invalid characters, or too many");
     int added = 0, count = o->count > 1 ? o->count : 1;
     for (int first = 1; first <= count; first += TASK_QUEUE_BATCH) {
         int rest = count - first + 1;

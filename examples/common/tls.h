@@ -264,7 +264,8 @@ static inline int tls__choose_protocol(SSL *ssl, const unsigned char **chosen, u
 static inline int tls__use_protocols(tls_context *c)
 {
     if (tls__pack_protocols(c))
-        return tls__context_fail(c, -EINVAL, "alpn", "not names of 1 to 31 bytes between commas");
+        return tls__context_fail(c, -EINVAL, "alpn",
+                                 "not names of 1 to 31 bytes, separated by commas");
     if (c->server && c->alpn)
         SSL_CTX_set_alpn_select_cb(c->ssl_context, tls__choose_protocol, c);
     else if (c->alpn && SSL_CTX_set_alpn_protos(c->ssl_context, c->protocols, c->protocols_size))
@@ -591,7 +592,8 @@ static inline int tls__expect(tls_connection *t, const char *host)
 {
     X509_VERIFY_PARAM *checks = SSL_get0_param(t->ssl);
     if (!host || !*host || *host == '.')
-        return tls__fail(t, -EINVAL, "a client needs the server's name, tls_connect host:port");
+        return tls__fail(t, -EINVAL,
+                         "a client needs the server's name: tls_connect needs host:port");
     X509_VERIFY_PARAM_set_hostflags(checks, X509_CHECK_FLAG_NO_PARTIAL_WILDCARDS);
     if (X509_VERIFY_PARAM_set1_ip_asc(checks, host)) /* 0: not an IP address */
         return 0;
@@ -612,7 +614,7 @@ static inline int tls__prepare(tls_connection *t, const tls_context *c, const ch
     if (!c || !c->ssl_context)
         return tls__fail(t, -EINVAL, "no tls_context, or it is not open");
     if (c->server && host)
-        return tls__fail(t, -EINVAL, "a server expects no name, and its context is a server's");
+        return tls__fail(t, -EINVAL, "the context is a server's, so host must be NULL");
     ERR_clear_error();
     t->handshake_timeout = c->handshake_timeout != 0 ? c->handshake_timeout : 60;
     t->ssl = SSL_new(c->ssl_context);
@@ -736,7 +738,7 @@ static inline int tls_close(tls_connection *t)
     if (!t)
         return 0;
     if (t->ssl && !t->is_open)
-        return conc_fail(-EBUSY, "%s: the handshake is under way", t->peer);
+        return conc_fail(-EBUSY, "%s: the handshake is in progress", t->peer);
     return conc_stream_close(&t->stream);
 }
 

@@ -261,7 +261,7 @@ DB_TEST(more_rows_than_the_limit_have_no_effect)
     sqlite_rows rows = {.limit = 10000};
     open_table(&db);
     CHECK_INT(sqlite_query(&db, &rows, COUNT_TO "SELECT n FROM c", sqlite_int(1000)), -EMSGSIZE);
-    CHECK_CONTAINS(db.error, "test.db: more rows than the limit of memory, in: WITH");
+    CHECK_CONTAINS(db.error, "test.db: the rows exceed the memory limit, in: WITH");
     CHECK_INT(rows.limit, 10000);
     CHECK_INT(sqlite_query(&db, &rows, "SELECT zeroblob(20000)"), -EMSGSIZE);
     CHECK_INT(sqlite_query(&db, &rows, "INSERT INTO t " COUNT_TO "SELECT n FROM c RETURNING n",

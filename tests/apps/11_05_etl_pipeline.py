@@ -483,7 +483,7 @@ def test_alone_it_is_killed_three_times_and_loses_nothing():
     done = apps.run(PROGRAM)
     apps.check(done.stdout.count("SIGKILL") == 3 and done.stdout.count("goes on after") >= 1, done.stdout)
     apps.check("out: 40000, 19997361526 in payments.db; 40000, 19997361526 in payments.jsonl; 40 in" in done.stdout, done.stdout)
-    apps.check(" pauses" in done.stdout and done.stderr.count("feed: asked for ") >= 2, done.stdout, done.stderr)
+    apps.check(" pauses" in done.stdout and done.stderr.count("feed: lines from ") >= 2, done.stdout, done.stderr)
 
 
 def interrupt_alone(moment):
