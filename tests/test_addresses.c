@@ -158,11 +158,11 @@ static void talk(const char *address, const char *host)
     CHECK_INT(conc_close(l), 0);
 }
 
-IO_TEST(port_0_is_one_that_is_free_and_can_be_dialled) { talk("127.0.0.1:0", "127.0.0.1"); }
+IO_TEST(port_0_chooses_a_free_one_that_can_be_dialled) { talk("127.0.0.1:0", "127.0.0.1"); }
 
 IO_TEST(localhost_is_127_0_0_1) { talk("localhost:0", "127.0.0.1"); }
 
-IO_TEST(ipv6_addresses_stand_in_brackets)
+IO_TEST(ipv6_addresses_are_in_brackets)
 {
     if (!has_ipv6())
         return;
@@ -343,7 +343,7 @@ IO_TEST(an_abstract_name_leaves_no_file)
 
 #endif
 
-IO_TEST(a_socket_file_that_nobody_listens_on_is_replaced)
+IO_TEST(a_socket_file_without_a_listener_is_replaced)
 {
     make_directory();
     struct sockaddr_un a = {.sun_family = AF_UNIX};
@@ -372,7 +372,7 @@ static void check_alive(int l, const char *address)
     CHECK_INT(conc_close(fd), 0);
 }
 
-IO_TEST(a_socket_file_that_somebody_listens_on_is_not_taken_away)
+IO_TEST(a_socket_file_with_a_listener_is_not_replaced)
 {
     make_directory();
     const char *address = unix_of("busy");
@@ -392,7 +392,7 @@ static int dials_and_closes(void *address)
     return fd < 0 ? fd : conc_close(fd);
 }
 
-IO_TEST(a_socket_file_whose_backlog_is_full_is_not_taken_away_either)
+IO_TEST(a_socket_file_whose_backlog_is_full_is_not_replaced_either)
 {
     make_directory();
     char *address = (char *)(uintptr_t)unix_of("full");
@@ -408,7 +408,7 @@ IO_TEST(a_socket_file_whose_backlog_is_full_is_not_taken_away_either)
     remove_directory("full");
 }
 
-IO_TEST(what_is_no_socket_is_not_replaced)
+IO_TEST(a_file_that_is_not_a_socket_is_not_replaced)
 {
     make_directory();
     int file = open(path_of("file"), O_CREAT | O_WRONLY, 0600);
@@ -573,7 +573,7 @@ IO_TEST(another_host_name_is_not_known)
 
 /* ---- querying addresses ---- */
 
-IO_TEST(an_address_needs_its_room_and_not_a_byte_more)
+IO_TEST(an_address_needs_its_length_and_not_a_byte_more)
 {
     char buf[128];
     int l = listens("127.0.0.1:0");
@@ -733,7 +733,7 @@ static unsigned system_s_backlog(void)
     return n;
 }
 
-IO_TEST(the_backlog_is_as_asked_for_and_else_the_system_s_maximum)
+IO_TEST(the_backlog_is_as_requested_or_the_systems_maximum)
 {
     check_backlog("127.0.0.1:0", &(conc_listen_options){.backlog = 7}, 7);
     check_backlog("127.0.0.1:0", &(conc_listen_options){.backlog = 0}, system_s_backlog());
@@ -829,7 +829,7 @@ static void check_words(int rc, int expected, const char *about, const char *wor
     CHECK_CONTAINS(conc_last_error(), words);
 }
 
-IO_TEST(an_error_names_the_address_and_says_what_the_system_says)
+IO_TEST(an_error_names_the_address_and_has_the_systems_text)
 {
     int l = listens("127.0.0.1:0");
     const char *where = address_of(l, false);
@@ -893,7 +893,7 @@ static void race_dial(const char *where, int turns)
     CHECK_INT(test_count_fds(), fds);
 }
 
-IO_TEST(a_dial_that_is_cancelled_at_once_came_to_a_connection_or_to_nothing)
+IO_TEST(a_dial_that_is_cancelled_at_once_made_a_connection_or_nothing)
 {
     make_directory();
     int tcp = listens("127.0.0.1:0"), local = listens(unix_of("socket"));
@@ -911,7 +911,7 @@ IO_TEST(a_dial_that_is_cancelled_at_once_came_to_a_connection_or_to_nothing)
 
 static int dials_in_a_cancelled_scope(void *address) { return conc_dial(address); }
 
-IO_TEST(in_a_cancelled_scope_nobody_is_dialled)
+IO_TEST(in_a_cancelled_scope_no_address_is_dialled)
 {
     conc_scope s = {0};
     int l = listens("127.0.0.1:0");

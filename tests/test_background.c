@@ -91,7 +91,7 @@ static int spawns_a_named_failure(void *arg)
     return conc_sleep(1);
 }
 
-TEST(a_report_tells_the_name_that_a_task_was_given)
+TEST(a_report_has_the_name_that_a_task_was_given)
 {
     CHECK_INT(run_reported(spawns_a_named_failure, "the waiter"), 0);
     CHECK_INT(seen.count, 1);
@@ -148,7 +148,7 @@ static int leaves_one_that_fails_in_its_clean_up(void *arg)
     return *(int *)arg;
 }
 
-TEST(an_error_in_the_clean_up_is_reported_and_the_result_stands)
+TEST(an_error_in_the_clean_up_is_reported_and_the_result_unchanged)
 {
     CHECK_INT(run_reported(leaves_one_that_fails_in_its_clean_up, &(int){4}), 4);
     CHECK_INT(seen.count, 1);
@@ -161,7 +161,7 @@ static int spawns_and_sleeps(void *arg)
     return conc_sleep(1);
 }
 
-TEST(a_cancelled_result_that_nobody_asked_for_is_reported)
+TEST(a_cancelled_result_that_was_not_collected_is_reported)
 {
     static int code = -ECANCELED;
     CHECK_INT(run_reported(spawns_and_sleeps, &code), 0);
@@ -250,7 +250,7 @@ static int leaves_many_failures(void *arg)
     return 0;
 }
 
-TEST(what_no_task_joined_is_reported_in_the_order_of_the_failures)
+TEST(errors_that_no_task_joined_are_reported_in_the_order_of_the_failures)
 {
     CHECK_INT(run_reported(leaves_many_failures, NULL), 0);
     CHECK_INT(seen.count, 50);
@@ -322,7 +322,7 @@ static int has_another_task_join(void *arg)
     return conc_sleep(2);
 }
 
-TEST(it_does_not_matter_who_joined)
+TEST(it_does_not_matter_which_task_joined)
 {
     int result = 0;
     CHECK_INT(run_reported(has_another_task_join, &result), 0);
@@ -338,7 +338,7 @@ static int gives_up_joining(void *arg)
     return conc_sleep(5);
 }
 
-TEST(a_join_that_ran_out_of_time_took_nothing)
+TEST(a_join_that_timed_out_took_nothing)
 {
     static int seven = 7;
     CHECK_INT(run_reported(gives_up_joining, &seven), 0);
@@ -376,7 +376,7 @@ static int lets_one_of_two_fail(void *arg)
     return conc_sleep(20);
 }
 
-TEST(an_error_of_one_does_not_concern_the_others)
+TEST(an_error_of_one_does_not_affect_the_others)
 {
     static int code = -EIO;
     CHECK_INT(run_reported(lets_one_of_two_fail, &code), 0);
@@ -422,7 +422,7 @@ static void tries_to_wait(const conc_failure *f, void *user)
     CHECK_INT(conc_run(returns, user), -EBUSY);
 }
 
-TEST(the_hook_is_no_task)
+TEST(the_hook_is_not_a_task)
 {
     static int code = -EIO;
     conc_options options = {.virtual_clock = true, .on_error = tries_to_wait, .user = &hooks_run};

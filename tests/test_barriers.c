@@ -60,7 +60,7 @@ static void check_undecided(const party *parties, int n)
 
 /* ---- filling ---- */
 
-TASK_TEST(all_parties_go_on_together_with_an_index_each)
+TASK_TEST(all_parties_continue_together_each_with_its_index)
 {
     for (int n = 2; n <= 10; n++) {
         conc_barrier b = CONC_BARRIER(n);
@@ -152,7 +152,7 @@ TASK_TEST(a_barrier_serves_round_after_round)
         CHECK_INT(indices[i], (1 << PARTIES) - 1);
 }
 
-TASK_TEST(the_last_to_arrive_that_comes_again_at_once_begins_the_next_round)
+TASK_TEST(the_last_to_arrive_begins_the_next_round_if_it_returns_at_once)
 {
     conc_barrier b = CONC_BARRIER(2);
     party p[2];
@@ -170,7 +170,7 @@ TASK_TEST(the_last_to_arrive_that_comes_again_at_once_begins_the_next_round)
 
 /* ---- cancels and time limits ---- */
 
-TASK_TEST(a_party_cancelled_while_it_waits_leaves_as_if_it_had_not_come)
+TASK_TEST(a_party_cancelled_while_it_waits_leaves_as_if_it_had_not_arrived)
 {
     for (int victim = 0; victim < 3; victim++) {
         conc_barrier b = CONC_BARRIER(4);
@@ -206,7 +206,7 @@ TASK_TEST(all_parties_may_leave_before_the_barrier_is_full)
     check_indices(&p[2], 3);
 }
 
-TASK_TEST(a_party_whose_time_ran_out_leaves_as_if_it_had_not_come)
+TASK_TEST(a_party_that_timed_out_leaves_as_if_it_had_not_arrived)
 {
     conc_barrier b = CONC_BARRIER(2);
     party p;
@@ -377,7 +377,7 @@ static void wait_for_too_few(void)
         CHECK_INT(conc_run(fills_it, &b), 0);
 }
 
-TEST(too_few_parties_are_a_deadlock_and_the_next_run_begins_anew)
+TEST(too_few_parties_are_a_deadlock_and_the_next_run_starts_afresh)
 {
     static char text[16384];
     int status = test_in_process(wait_for_too_few, text, sizeof text);

@@ -230,7 +230,7 @@ static int sleep_one_then_two(void *arg)
     return 0;
 }
 
-TASK_TEST(what_was_granted_before_the_cancel_stays_granted)
+TASK_TEST(a_wait_that_was_granted_before_the_cancel_stays_granted)
 {
     int results[2] = {1, 1};
     conc_group g = {0};
@@ -290,7 +290,7 @@ static int start_first_cancelled(void *arg)
     return conc_group_end(&g, -ECANCELED);
 }
 
-TASK_TEST(of_a_start_and_a_cancel_the_first_wins)
+TASK_TEST(the_first_of_a_start_and_a_cancel_wins)
 {
     conc_group g = {0};
     conc_task t[2] = {{0}};
@@ -301,7 +301,7 @@ TASK_TEST(of_a_start_and_a_cancel_the_first_wins)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(what_a_cancelled_task_returns_is_its_result)
+TASK_TEST(a_cancelled_tasks_return_value_is_its_result)
 {
     witness value = {.result = 42}, error = {.result = -EIO};
     conc_group g = {.keep_going = true};
@@ -317,7 +317,7 @@ TASK_TEST(what_a_cancelled_task_returns_is_its_result)
     CHECK_INT(g.error_count, 1);
 }
 
-TASK_TEST(an_ecanceled_that_nobody_caused_is_a_failure)
+TASK_TEST(an_ecanceled_without_a_cancel_is_a_failure)
 {
     int rc = -ECANCELED;
     witness sibling = {0};
@@ -509,7 +509,7 @@ TASK_TEST(a_cancelled_joiner_leaves_its_target_running)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(the_join_of_a_cancelled_task_is_no_cancel_of_the_joiner)
+TASK_TEST(joining_a_cancelled_task_does_not_cancel_the_joiner)
 {
     conc_group g = {0};
     conc_task t = {0};
@@ -535,7 +535,7 @@ static int spawn_when_cancelled(void *arg)
     return -ECANCELED;
 }
 
-TASK_TEST(a_group_around_which_all_is_cancelled_takes_no_more_children)
+TASK_TEST(a_group_in_a_cancelled_scope_accepts_no_more_children)
 {
     int results[2] = {1, 1};
     conc_group g = {0};
@@ -649,7 +649,7 @@ static void run_one_that_goes_on(void)
     CHECK_INT(conc_run(cancels_one_that_goes_on, &calls_after_the_cancel), 0);
 }
 
-TEST(a_task_that_ignores_its_cancel_again_and_again_is_told_of_once)
+TEST(a_task_that_keeps_ignoring_its_cancel_is_reported_once)
 {
     char said[4096];
     unsetenv("CONC_DEBUG");

@@ -76,22 +76,22 @@ static void check_time_goes_on_beside(conc_fn *call)
     CHECK(turns > 0);
 }
 
-TASK_TEST(time_goes_on_beside_a_task_that_ignores_its_cancelled_sleeps)
+TASK_TEST(time_passes_beside_a_task_that_ignores_its_cancelled_sleeps)
 {
     check_time_goes_on_beside(sleep_one);
 }
 
-TASK_TEST(time_goes_on_beside_a_task_that_ignores_its_cancelled_yields)
+TASK_TEST(time_passes_beside_a_task_that_ignores_its_cancelled_yields)
 {
     check_time_goes_on_beside(yield_once);
 }
 
-TASK_TEST(time_goes_on_beside_a_task_that_ignores_its_cancelled_joins)
+TASK_TEST(time_passes_beside_a_task_that_ignores_its_cancelled_joins)
 {
     check_time_goes_on_beside(join_ended);
 }
 
-TASK_TEST(time_goes_on_beside_several_tasks_that_ignore_their_cancels)
+TASK_TEST(time_passes_beside_several_tasks_that_ignore_their_cancels)
 {
     double ten = 10;
     conc_fn *calls[] = {sleep_one, yield_once, sleep_for_ever, join_ended};
@@ -104,7 +104,7 @@ TASK_TEST(time_goes_on_beside_several_tasks_that_ignore_their_cancels)
     CHECK_TIME(10);
 }
 
-TASK_TEST(time_goes_on_step_by_step_beside_a_task_that_ignores_its_cancel)
+TASK_TEST(time_passes_step_by_step_beside_a_task_that_ignores_its_cancel)
 {
     conc_fn *call = sleep_one;
     conc_group g = {0};
@@ -134,7 +134,7 @@ static int run_ignore_timeout(void *arg)
     return conc_timeout(2, ignore_timeout, arg) == -ETIMEDOUT ? 0 : -EIO;
 }
 
-TASK_TEST(time_goes_on_beside_a_block_that_ignores_its_time_limit)
+TASK_TEST(time_passes_beside_a_block_that_ignores_its_time_limit)
 {
     double ten = 10;
     conc_group g = {0};
@@ -328,7 +328,7 @@ static int ignore_at_the_end(void *arg)
     return conc_shield(2, stop_after, &one);
 }
 
-TASK_TEST(a_shielded_clean_up_goes_on_beside_a_task_that_ignores_its_cancel)
+TASK_TEST(a_shielded_clean_up_continues_beside_a_task_that_ignores_its_cancel)
 {
     conc_scope s = {0};
     CHECK_INT(conc_scope_begin(&s, CONC_FOREVER), 0);

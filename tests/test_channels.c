@@ -225,7 +225,7 @@ typedef struct odd {
     char bytes[3];
 } odd;
 
-TASK_TEST(items_of_any_size_are_copied_whole_and_no_byte_beside_them)
+TASK_TEST(items_of_any_size_are_copied_whole_and_no_byte_more)
 {
     static const size_t sizes[] = {1, 3, 4, 7, 8, 9, 16, 1000, 100000};
     static char in[100000], out[100000 + 1];
@@ -275,7 +275,7 @@ static void check_all_four(conc_channel *c, const void *from, void *to, int rc)
     CHECK_INT(conc_channel_recv(c, to), rc);
 }
 
-TASK_TEST(what_is_no_channel_or_no_item_is_refused)
+TASK_TEST(invalid_channels_and_items_are_refused)
 {
     char item[8] = "before";
     conc_channel zero = {0}, no_room = CONC_CHANNEL(int, 0);
@@ -298,7 +298,7 @@ TASK_TEST(what_is_no_channel_or_no_item_is_refused)
     conc_channel_destroy(&no_room);
 }
 
-TASK_TEST(a_channel_without_an_item_to_copy_is_refused_and_goes_on)
+TASK_TEST(a_call_without_an_item_is_refused_and_the_channel_still_works)
 {
     conc_channel c = CONC_CHANNEL(int, 2);
     CHECK_INT(conc_channel_send(&c, NULL), -EINVAL);
@@ -328,7 +328,7 @@ TASK_TEST(a_channel_that_is_too_large_takes_nothing_and_can_be_closed_and_made_s
     conc_channel_destroy(&c);
 }
 
-TASK_TEST(a_closed_channel_is_told_in_words_that_take_the_place_of_older_ones)
+TASK_TEST(the_error_text_of_a_closed_channel_replaces_older_ones)
 {
     conc_channel c = CONC_CHANNEL(int, 1);
     int item = 0;
@@ -378,7 +378,7 @@ TASK_TEST(receivers_are_served_in_the_order_of_asking)
     conc_channel_destroy(&c);
 }
 
-TASK_TEST(more_items_than_there_is_room_for_go_to_receivers_that_wait)
+TASK_TEST(more_items_than_fit_go_to_receivers_that_wait)
 {
     enum { N = 5 };
     conc_channel c = CONC_CHANNEL(int, 1);
@@ -467,7 +467,7 @@ TASK_TEST(a_task_that_never_has_to_wait_starves_no_other)
     conc_channel_destroy(&c);
 }
 
-TASK_TEST(waiting_for_ever_on_a_channel_lets_time_go_on)
+TASK_TEST(waiting_forever_on_a_channel_lets_time_pass)
 {
     conc_channel c = CONC_CHANNEL(int, 1);
     client r;
@@ -529,7 +529,7 @@ TASK_TEST(a_close_wakes_all_receivers)
     conc_channel_destroy(&c);
 }
 
-TASK_TEST(a_close_wakes_all_senders_and_takes_nothing_of_theirs)
+TASK_TEST(a_close_wakes_all_senders_and_takes_none_of_their_items)
 {
     conc_channel c = CONC_CHANNEL(int, 1);
     client s[5];
@@ -545,7 +545,7 @@ TASK_TEST(a_close_wakes_all_senders_and_takes_nothing_of_theirs)
     conc_channel_destroy(&c);
 }
 
-TASK_TEST(what_was_handed_over_before_the_close_belongs_to_who_waited)
+TASK_TEST(items_handed_over_before_the_close_belong_to_the_waiters)
 {
     conc_channel in = CONC_CHANNEL(int, 1), out = CONC_CHANNEL(int, 1);
     client r[2], s[2];
@@ -572,7 +572,7 @@ TASK_TEST(what_was_handed_over_before_the_close_belongs_to_who_waited)
 
 /* ---- destroying ---- */
 
-TASK_TEST(a_channel_that_was_destroyed_is_as_new)
+TASK_TEST(a_destroyed_channel_is_like_new)
 {
     conc_channel c = CONC_CHANNEL(int, 2);
     conc_channel_destroy(&c);
@@ -611,7 +611,7 @@ static int leaves_early(conc_channel **where)
     return 7;
 }
 
-TASK_TEST(a_channel_of_a_block_is_gone_with_it)
+TASK_TEST(a_channel_of_a_block_is_destroyed_at_its_end)
 {
     conc_channel *where = NULL;
     for (int i = 0; i < 100; i++)
@@ -620,7 +620,7 @@ TASK_TEST(a_channel_of_a_block_is_gone_with_it)
 
 /* ---- cancels: a grant before a cancel stands, and a cancelled call has no effect ---- */
 
-TASK_TEST(a_cancel_before_the_call_lets_nothing_through_but_try)
+TASK_TEST(a_cancel_before_the_call_lets_only_tries_succeed)
 {
     conc_channel c = CONC_CHANNEL(int, 2);
     int item = UNTOUCHED;
@@ -780,7 +780,7 @@ static void pass_the_limit(bool sends, bool limit_first)
     conc_channel_destroy(&l.channel);
 }
 
-TASK_TEST(of_a_deadline_and_the_other_side_whichever_came_first_counts)
+TASK_TEST(the_first_of_a_deadline_and_the_other_side_counts)
 {
     for (int i = 0; i < 4; i++)
         pass_the_limit(i / 2, i % 2);
@@ -824,7 +824,7 @@ TASK_TEST(room_and_a_deadline_in_the_same_moment_leave_the_item_in_one_place)
     }
 }
 
-TASK_TEST(ten_thousand_waits_out_of_time_leave_nothing_behind)
+TASK_TEST(ten_thousand_waits_that_time_out_leave_nothing_behind)
 {
     conc_channel empty = CONC_CHANNEL(int, 1), full = CONC_CHANNEL(int, 1);
     client r = {.channel = &empty}, s = {.channel = &full};
@@ -898,7 +898,7 @@ static void serve_in_a_post(void *arg)
     p->ran = true;
 }
 
-TASK_TEST(a_posted_function_serves_who_waits)
+TASK_TEST(a_posted_function_serves_waiting_clients)
 {
     conc_channel empty = CONC_CHANNEL(int, 1), full = CONC_CHANNEL(int, 1),
                  half = CONC_CHANNEL(int, 2);
@@ -1015,7 +1015,7 @@ TASK_TEST(a_close_wakes_tasks_threads_jobs_and_other_loops)
     }
 }
 
-TASK_TEST(cancelled_tasks_in_a_crowd_of_receivers_strand_nobody)
+TASK_TEST(cancelled_tasks_among_many_receivers_strand_none)
 {
     conc_channel c = CONC_CHANNEL(int, 2);
     client r[CROWD];
@@ -1243,7 +1243,7 @@ static void *uses_first_in_thread(void *arg)
     return NULL;
 }
 
-TEST(a_static_channel_may_be_used_first_by_many_threads_at_once)
+TEST(many_threads_at_once_may_be_the_first_to_use_a_static_channel)
 {
     enum { ROUNDS = 50 };
     pthread_barrier_t barrier;
@@ -1452,7 +1452,7 @@ static void stress_a_channel(size_t capacity, int each, int receivers)
 /* Outside a real machine fewer are enough, because it is slow there. */
 static int items(int n) { return getenv("TEST_ONCE") || test_seeded() ? n / 10 : n; }
 
-TEST(of_a_hundred_thousand_items_between_four_loops_and_two_threads_each_comes_once_and_in_order)
+TEST(each_of_a_hundred_thousand_items_between_four_loops_and_two_threads_arrives_once_and_in_order)
 {
     unsetenv("CONC_CLOCK");
     stress_a_channel(16, items(20000), SENDERS);
@@ -1509,7 +1509,7 @@ static void *both_until_closed_in_loop(void *arg)
     return NULL;
 }
 
-TEST(what_was_sent_before_a_close_from_elsewhere_is_received_and_nothing_else)
+TEST(only_items_sent_before_a_close_from_elsewhere_are_received)
 {
     for (int round = 0; round < 30; round++) {
         closing c = {.channel = CONC_CHANNEL(int, (size_t)(1 + round % 3))};
@@ -1706,15 +1706,9 @@ static void end_a_job_that_waits(bool sends)
     conc_channel_destroy(&c);
 }
 
-TASK_TEST(a_job_that_is_asked_to_end_receives_nothing_more_but_in_a_shield)
-{
-    end_a_job_that_waits(false);
-}
+TASK_TEST(a_job_that_is_asked_to_stop_receives_only_in_a_shield) { end_a_job_that_waits(false); }
 
-TASK_TEST(a_job_that_is_asked_to_end_sends_nothing_more_but_in_a_shield)
-{
-    end_a_job_that_waits(true);
-}
+TASK_TEST(a_job_that_is_asked_to_stop_sends_only_in_a_shield) { end_a_job_that_waits(true); }
 
 TASK_TEST(an_item_that_was_handed_over_before_the_request_is_the_jobs)
 {

@@ -395,7 +395,7 @@ CHILD_TEST(pipes_work_while_this_programs_own_descriptors_are_closed)
     }
 }
 
-CHILD_TEST(what_is_no_descriptor_is_an_error_and_nothing_starts)
+CHILD_TEST(an_invalid_descriptor_is_an_error_and_nothing_starts)
 {
     static const int wrong[] = {-1, -4, -1000, 250, 100000};
     /* opens the descriptors that the module itself keeps */
@@ -475,7 +475,7 @@ CHILD_TEST(a_program_runs_where_it_is_told_to)
     CHECK_INT(rmdir(directory), 0);
 }
 
-CHILD_TEST(arguments_come_as_they_are)
+CHILD_TEST(arguments_are_passed_unchanged)
 {
     CHECK_STR(output_of(ARGV("printf", "[%s]", "", "a b", "$HOME", "\"'\\", "*")),
               "[][a b][$HOME][\"'\\][*]");
@@ -560,7 +560,7 @@ CHILD_TEST(from_jobs_signals_are_blocked_and_ignored_as_in_this_program_before_i
     CHECK_INT(conc_offload(compare_status, NULL), 7);
 }
 
-CHILD_TEST(a_broken_pipe_is_deadly_in_a_program_as_it_is_outside)
+CHILD_TEST(a_broken_pipe_kills_a_program_as_it_does_outside)
 {
     conc_child c = {.argv = SH("kill -PIPE $$; exit 3")};
     start(&c);
@@ -570,7 +570,7 @@ CHILD_TEST(a_broken_pipe_is_deadly_in_a_program_as_it_is_outside)
 
 /* ---- the end of a program ---- */
 
-CHILD_TEST(exit_codes_are_told)
+CHILD_TEST(exit_codes_are_returned)
 {
     static const int codes[] = {0, 1, 2, 77, 127, 255};
     for (size_t i = 0; i < CONC_LEN(codes); i++) {
@@ -591,7 +591,7 @@ static conc_child sleeper(void)
     return (conc_child){.argv = argv, .input = CONC_PIPE, .output = CONC_NULL};
 }
 
-CHILD_TEST(a_signal_that_kills_is_told)
+CHILD_TEST(a_signal_that_kills_is_returned)
 {
     static const int signals[] = {SIGTERM, SIGKILL, SIGINT, SIGUSR1};
     for (size_t i = 0; i < CONC_LEN(signals); i++) {
@@ -627,7 +627,7 @@ static void wait_until_dead(int pid)
     CHECK_INT(waitid(P_PID, (id_t)pid, &info, WEXITED | WNOWAIT), 0);
 }
 
-CHILD_TEST(who_has_ended_gets_no_signal_though_nobody_has_waited)
+CHILD_TEST(an_ended_child_gets_no_signal_even_before_a_wait)
 {
     CONC_AUTO(conc_child, c) = {.argv = SH("exit 5")};
     start(&c);
@@ -637,7 +637,7 @@ CHILD_TEST(who_has_ended_gets_no_signal_though_nobody_has_waited)
     CHECK_INT(conc_child_kill(&c, SIGTERM), -EALREADY);
 }
 
-CHILD_TEST(no_such_signal_is_an_error_and_harms_nobody)
+CHILD_TEST(an_unknown_signal_is_an_error_and_does_no_harm)
 {
     CONC_AUTO(conc_child, c) = sleeper();
     start(&c);
@@ -672,7 +672,7 @@ CHILD_TEST(a_program_that_was_stopped_is_closed)
     check_no_children();
 }
 
-CHILD_TEST(a_wait_that_runs_out_of_time_leaves_the_program_alone)
+CHILD_TEST(a_wait_that_times_out_leaves_the_program_alone)
 {
     CONC_AUTO(conc_child, c) = sleeper();
     start(&c);
@@ -725,7 +725,7 @@ CHILD_TEST(any_number_of_tasks_wait_and_a_cancel_of_one_is_its_own)
         }
 }
 
-CHILD_TEST(the_end_of_a_program_does_not_wait_for_who_else_has_its_pipes)
+CHILD_TEST(the_end_of_a_program_does_not_wait_for_others_with_its_pipes)
 {
     char text[64];
     conc_child c = {
@@ -768,7 +768,7 @@ CHILD_TEST(a_close_kills_and_waits)
     }
 }
 
-CHILD_TEST(what_never_started_is_closed_all_the_same)
+CHILD_TEST(a_child_that_never_started_can_still_be_closed)
 {
     conc_child zero = {0},
                prepared = {
@@ -803,7 +803,7 @@ static int leaves_early(int *pid)
     return never_started.pid + 7;
 }
 
-CHILD_TEST(a_program_of_a_block_is_gone_with_it)
+CHILD_TEST(a_program_of_a_block_is_ended_with_it)
 {
     int pid = 0;
     CHECK_INT(leaves_early(&pid), 7);
@@ -811,7 +811,7 @@ CHILD_TEST(a_program_of_a_block_is_gone_with_it)
     check_no_children();
 }
 
-CHILD_TEST(who_waits_for_a_program_goes_on_when_it_is_closed)
+CHILD_TEST(a_task_that_waits_for_a_program_continues_when_it_is_closed)
 {
     conc_child c = {.argv = ARGV("sleep", "1000")};
     waiter w = {.child = &c};
@@ -839,7 +839,7 @@ static int reads(void *arg)
     return 0;
 }
 
-CHILD_TEST(who_reads_from_a_program_goes_on_when_it_is_closed)
+CHILD_TEST(a_task_that_reads_from_a_program_continues_when_it_is_closed)
 {
     conc_child c = {.argv = ARGV("cat"), .input = CONC_PIPE, .output = CONC_PIPE};
     conc_group g = {0};
@@ -878,7 +878,7 @@ static void check_start_fails(conc_child *c, int expected)
 #define CHECK_START_FAILS(rc, ...) \
     check_start_fails(&(conc_child){.input = CONC_PIPE, .output = CONC_PIPE, __VA_ARGS__}, (rc))
 
-CHILD_TEST(a_program_or_a_directory_that_is_not_there_is_not_started)
+CHILD_TEST(a_missing_program_or_directory_is_an_error)
 {
     make_directory();
     /* no directory in it that must not be searched */
@@ -896,7 +896,7 @@ CHILD_TEST(a_program_or_a_directory_that_is_not_there_is_not_started)
     CHECK_INT(rmdir(directory), 0);
 }
 
-CHILD_TEST(what_cannot_be_executed_is_not_started)
+CHILD_TEST(a_file_that_cannot_be_executed_is_not_started)
 {
     make_directory();
     make_text("plain", "#!/bin/sh\nexit 9\n", 0644);
@@ -918,7 +918,7 @@ CHILD_TEST(too_long_an_argument_is_an_error)
     free(longest);
 }
 
-CHILD_TEST(programs_are_looked_for_where_path_says)
+CHILD_TEST(programs_are_searched_for_in_path)
 {
     char path[512];
     conc_child c = {.argv = ARGV("conc-test-tool")};
@@ -941,7 +941,7 @@ CHILD_TEST(programs_are_looked_for_where_path_says)
     CHECK_INT(rmdir(directory), 0);
 }
 
-CHILD_TEST(what_makes_no_sense_is_refused)
+CHILD_TEST(invalid_arguments_are_refused)
 {
     conc_child nothing = {0}, empty = {.argv = ARGV(NULL)};
     CHECK_INT(conc_child_start(NULL), -EINVAL);
@@ -1131,7 +1131,7 @@ static int starts(void *arg)
     return 0;
 }
 
-CHILD_TEST(of_two_that_start_one_child_at_once_one_is_refused)
+CHILD_TEST(one_of_two_tasks_that_start_one_child_at_once_is_refused)
 {
     conc_child c = sleeper();
     starter s[2] = {{&c, UNDECIDED}, {&c, UNDECIDED}};
@@ -1529,7 +1529,7 @@ CHILD_TEST(a_handler_of_the_programs_own_is_called_and_stays)
     check_disposition(count_only);
 }
 
-CHILD_TEST(children_of_others_are_left_to_them)
+CHILD_TEST(children_of_other_code_are_left_alone)
 {
     int status = 0;
     pid_t own = fork();
@@ -1677,7 +1677,7 @@ CHILD_TEST(an_input_that_a_program_inherits_does_not_hold_the_clock)
     CHECK_INT(conc_child_close(&c), 0);
 }
 
-CHILD_TEST(a_limit_on_a_program_that_says_something_again_and_again_comes)
+CHILD_TEST(a_limit_on_a_program_that_keeps_printing_passes)
 {
     CONC_AUTO(conc_child, c) = {.argv = SH("while echo x; do sleep 0.01; done"),
                                 .output = CONC_PIPE};
@@ -1696,7 +1696,7 @@ static int says_a_line_late(void *arg)
     return 0;
 }
 
-CHILD_TEST(what_one_limit_has_waited_says_nothing_of_the_next)
+CHILD_TEST(the_wait_of_one_limit_does_not_shorten_the_next)
 {
     CONC_AUTO(conc_child, c) = {.argv = ARGV("cat"), .input = CONC_PIPE, .output = CONC_PIPE};
     start(&c);
@@ -1856,7 +1856,7 @@ CHILD_TEST(a_close_with_grace_asks_first)
     }
 }
 
-CHILD_TEST(when_the_grace_is_over_it_is_killed)
+CHILD_TEST(after_the_grace_it_is_killed)
 {
     conc_child c = {.argv = ASKED(""), .output = CONC_PIPE, .grace = 0.05};
     double real = test_real_seconds();
@@ -1890,7 +1890,7 @@ CHILD_TEST(a_cancel_does_not_shorten_the_grace)
     CHECK_INT(close(out[0]), 0);
 }
 
-CHILD_TEST(a_program_that_is_stopped_hears_that_it_is_to_end)
+CHILD_TEST(a_stopped_program_receives_the_request_to_end)
 {
     for (int group = 0; group < 2; group++) {
         siginfo_t info;
@@ -1945,7 +1945,7 @@ THREAD_CHILD_TEST(outside_a_run_there_is_grace_too)
     }
 }
 
-CHILD_TEST(a_grace_that_is_no_time_is_refused)
+CHILD_TEST(an_invalid_grace_is_refused)
 {
     conc_child c = {.argv = ARGV("true"), .grace = -1};
     CHECK_INT(conc_child_start(&c), -EINVAL);
@@ -2058,7 +2058,7 @@ CHILD_TEST(input_that_is_not_read_is_no_error)
     }
 }
 
-CHILD_TEST(what_comes_after_the_end_of_the_program_is_read)
+CHILD_TEST(output_after_the_end_of_the_program_is_read)
 {
     int out;
     conc_child c = {.argv = SH("exec 3<&0; (read x <&3; echo late) & echo early"), ALL_PIPES};
@@ -2135,7 +2135,7 @@ static int communicates_with_a_limit(talk *t, bool ignores_it)
     return rc;
 }
 
-CHILD_TEST(of_a_program_that_is_out_of_time_the_rest_and_the_status_can_be_had)
+CHILD_TEST(the_rest_and_the_status_of_a_program_that_timed_out_are_available)
 {
     static const struct {
         const char *script, *out;
@@ -2162,7 +2162,7 @@ CHILD_TEST(of_a_program_that_is_out_of_time_the_rest_and_the_status_can_be_had)
     }
 }
 
-CHILD_TEST(what_was_read_before_a_cancel_stays_and_another_call_goes_on)
+CHILD_TEST(output_read_before_a_cancel_stays_and_another_call_continues)
 {
     enum { SIZE = 300000, FIRST = 100000 };
     static char data[SIZE];
@@ -2233,7 +2233,7 @@ static void communicate_in_a_post(void *arg)
     posted_ran = true;
 }
 
-CHILD_TEST(communicating_that_makes_no_sense_is_refused)
+CHILD_TEST(invalid_communication_is_refused)
 {
     conc_child never = {0};
     conc_child_io io = {0};
@@ -2337,7 +2337,7 @@ static void use_the_parents_program(void)
     CHECK_INT(conc_run(uses_the_parents_program, &parents_program), 0);
 }
 
-CHILD_TEST(a_program_of_the_parent_runs_on_when_a_forked_process_closes_it)
+CHILD_TEST(a_parents_program_continues_when_a_forked_process_closes_it)
 {
     static char text[4096];
     parents_program = sleeper();

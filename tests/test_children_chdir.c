@@ -45,7 +45,7 @@ static void make_script(const char *directory, const char *text)
     make_file(path, text, strlen(text), 0755);
 }
 
-TASK_TEST(it_is_looked_for_where_the_path_of_this_program_says)
+TASK_TEST(it_is_searched_for_in_this_programs_path)
 {
     char here[64] = "/tmp/conc-test-XXXXXX", there[64] = "/tmp/conc-test-XXXXXX";
     char given[128], own[1024];

@@ -118,7 +118,7 @@ TASK_TEST(a_wait_leaves_the_lock_to_others_and_has_it_again_on_its_return)
     finish(&g);
 }
 
-TASK_TEST(a_wait_hands_the_lock_to_the_first_who_waits_for_it)
+TASK_TEST(a_wait_hands_the_lock_to_its_first_waiter)
 {
     waiter waiters[] = {WAITER("a"), WAITER("b")};
     conc_group g = {0};
@@ -137,7 +137,7 @@ TASK_TEST(a_wait_hands_the_lock_to_the_first_who_waits_for_it)
     CHECK_STR(noted, "a b");
 }
 
-TASK_TEST(who_is_notified_goes_on_when_the_notifier_releases_the_lock)
+TASK_TEST(a_notified_waiter_continues_when_the_notifier_releases_the_lock)
 {
     waiter waiters[] = {WAITER("a"), WAITER("b"), WAITER("c")};
     conc_group g = {0};
@@ -195,7 +195,7 @@ static void check_notifies(const int *numbers, const char *expected)
     CHECK_STR(noted, "a b c d e");
 }
 
-TASK_TEST(a_notify_is_for_the_first_n_who_wait)
+TASK_TEST(a_notify_is_for_the_first_n_waiters)
 {
     static const struct {
         int numbers[4];
@@ -216,7 +216,7 @@ TASK_TEST(a_notify_is_for_the_first_n_who_wait)
         check_notifies(rows[i].numbers, rows[i].expected);
 }
 
-TASK_TEST(two_notifies_in_one_breath_are_for_two)
+TASK_TEST(two_consecutive_notifies_are_for_two_waiters)
 {
     waiter waiters[] = {WAITER("a"), WAITER("b"), WAITER("c")};
     conc_group g = {0};
@@ -241,7 +241,7 @@ TASK_TEST(all_are_notified_in_the_order_in_which_they_came)
     CHECK_TIME(3); /* one after the other */
 }
 
-TASK_TEST(a_notify_that_nobody_waits_for_is_forgotten)
+TASK_TEST(a_notify_without_waiters_has_no_effect)
 {
     take();
     conc_cond_notify(&cond, 3);
@@ -275,7 +275,7 @@ static int uses_the_lock(void *name)
     return 0;
 }
 
-TASK_TEST(who_is_notified_stands_behind_those_who_wait_for_the_lock)
+TASK_TEST(a_notified_waiter_queues_behind_the_locks_waiters)
 {
     waiter w = WAITER("notified");
     conc_group g = {0};
@@ -321,7 +321,7 @@ static int waits_with_a_lock_of_its_own(void *arg)
     return rc;
 }
 
-TASK_TEST(who_waits_with_different_locks_does_not_wait_for_each_others)
+TASK_TEST(waiters_with_different_locks_do_not_wait_for_each_others)
 {
     waiter w = WAITER("w", .keeps = 5);
     conc_group g = {0};
@@ -346,7 +346,7 @@ static int waits_and_goes(void *arg)
     return 0;
 }
 
-TASK_TEST(a_thousand_who_are_notified_take_the_lock_in_turn_and_do_not_crowd_before_it)
+TASK_TEST(a_thousand_notified_waiters_acquire_the_lock_in_turn_without_a_stampede)
 {
     int went = 0;
     conc_stats before, after;
@@ -367,7 +367,7 @@ TASK_TEST(a_thousand_who_are_notified_take_the_lock_in_turn_and_do_not_crowd_bef
 
 /* ---- cancels ---- */
 
-TASK_TEST(a_cancelled_wait_has_the_lock_again_though_that_takes_its_time)
+TASK_TEST(a_cancelled_wait_has_the_lock_again_although_that_takes_time)
 {
     waiter w = WAITER("w");
     conc_group g = {0};
@@ -476,7 +476,7 @@ TASK_TEST(a_cancelled_group_of_waiters_leaves_a_free_lock)
 
 /* ---- time limits ---- */
 
-TASK_TEST(a_wait_out_of_time_has_its_lock_again)
+TASK_TEST(a_wait_that_timed_out_has_its_lock_again)
 {
     waiter waiters[] = {WAITER("a", .timeout = 2), WAITER("b", .timeout = 5), WAITER("c")};
     conc_group g = {0};
@@ -490,7 +490,7 @@ TASK_TEST(a_wait_out_of_time_has_its_lock_again)
     finish(&g);
 }
 
-TASK_TEST(a_wait_out_of_time_waits_for_its_lock_even_if_that_makes_it_late)
+TASK_TEST(a_wait_that_timed_out_waits_for_its_lock_even_if_that_makes_it_late)
 {
     waiter w = WAITER("w", .timeout = 2);
     conc_group g = {0};
@@ -521,7 +521,7 @@ TASK_TEST(a_wait_that_was_notified_in_time_succeeds_even_if_its_lock_comes_late)
     CHECK(w.at == 7);
 }
 
-TASK_TEST(of_a_notify_and_a_time_limit_the_first_decides)
+TASK_TEST(the_first_of_a_notify_and_a_time_limit_decides)
 {
     for (int notify_first = 0; notify_first < 2; notify_first++) {
         waiter waiters[] = {WAITER("a", .timeout = 2), WAITER("b")};
@@ -594,7 +594,7 @@ static int cancels_some(void *arg)
     return 0;
 }
 
-TASK_TEST(no_item_lies_there_while_somebody_waits_for_one)
+TASK_TEST(no_item_is_left_while_a_task_waits_for_one)
 {
     static conc_task tasks[300];
     store s = {.consumers = 300};
@@ -631,7 +631,7 @@ static int waits_without_the_lock(void *arg)
 
 static void is_refused_the_wait(void *arg) { CHECK_INT(waits_without_the_lock(arg), 0); }
 
-TASK_TEST(only_who_has_the_lock_may_wait)
+TASK_TEST(only_the_owner_of_the_lock_may_wait)
 {
     conc_group g = {0};
     CHECK_INT(waits_without_the_lock(NULL), 0);
@@ -745,7 +745,7 @@ static void run_into_deadlock(void)
     CHECK(conc_lock_owner(&lock) == NULL);
 }
 
-TEST(who_waits_for_a_notify_that_nobody_can_give_is_reported_and_unwinds_with_the_lock)
+TEST(a_wait_for_an_impossible_notify_is_reported_and_unwinds_with_the_lock)
 {
     static char report[16384];
     CHECK_INT(test_in_process(run_into_deadlock, report, sizeof report), 0);

@@ -169,7 +169,7 @@ static int returns_success(void *arg)
     return 5;
 }
 
-TEST(a_run_that_was_deadlocked_says_so_whatever_main_returns)
+TEST(a_deadlocked_run_returns_edeadlk_whatever_main_returns)
 {
     check_deadlock(returns_success);
     CHECK_INT(seen[0], -ECANCELED);
@@ -342,7 +342,7 @@ static int main_of_generator(void *arg)
     return seen[1] = conc_gen_next(&g, &item);
 }
 
-TEST(a_generator_that_waits_for_ever_is_a_deadlock)
+TEST(a_generator_that_waits_forever_is_a_deadlock)
 {
     check_deadlock(main_of_generator);
     CHECK_INT(seen[0], -ECANCELED);
@@ -355,7 +355,7 @@ static int add_up(void *arg)
     return ++*(int *)arg;
 }
 
-TEST(after_a_deadlock_the_next_run_is_as_good_as_new)
+TEST(after_a_deadlock_the_next_run_is_unaffected)
 {
     int n = 0;
     conc_options o = on_virtual_clock();
@@ -434,7 +434,7 @@ static void background(void)
     CHECK_INT(seen[0], 10);
 }
 
-TEST(background_tasks_that_wait_for_ever_when_main_returns_are_no_deadlock)
+TEST(background_tasks_that_wait_forever_when_main_returns_are_no_deadlock)
 {
     check_process(background);
     check_nothing_reported();
@@ -458,7 +458,7 @@ static void settled(void)
     CHECK_INT(conc_run_with(&o, main_that_settles, NULL), 0);
 }
 
-TEST(a_settle_while_all_others_wait_for_ever_is_no_deadlock)
+TEST(a_settle_while_all_others_wait_forever_is_no_deadlock)
 {
     check_process(settled);
     check_nothing_reported();

@@ -74,7 +74,7 @@ static int one_slow_one_fast(void *arg)
 
 enum { LINE_OF_SLOW = __LINE__ - 6, LINE_OF_NAMED = __LINE__ - 4 };
 
-TEST(a_slow_step_is_told_once_with_its_task_its_place_and_how_long_it_took)
+TEST(a_slow_step_is_reported_once_with_task_location_and_duration)
 {
     run_for_report(one_slow_one_fast, debugging);
     CHECK_CONTAINS(report,
@@ -112,7 +112,7 @@ static int has_slow_functions_called(void *arg)
     return 0;
 }
 
-TEST(a_slow_function_that_the_loop_calls_is_told_by_its_own_name)
+TEST(a_slow_function_that_the_loop_calls_is_reported_under_its_own_name)
 {
     static double slow = 0.2;
     conc_options o = debugging;
@@ -130,7 +130,7 @@ TEST(a_slow_function_that_the_loop_calls_is_told_by_its_own_name)
     CHECK_INT(count_in(report, " blocked the loop"), 2);
 }
 
-TEST(what_is_slow_is_said_by_the_options)
+TEST(the_options_define_what_is_slow)
 {
     conc_options o = debugging;
     o.slow_step = 0.04;
@@ -141,7 +141,7 @@ TEST(what_is_slow_is_said_by_the_options)
     CHECK_INT(count_in(report, " blocked the loop"), 0);
 }
 
-TEST(without_debug_mode_nothing_is_said)
+TEST(without_debug_mode_nothing_is_reported)
 {
     if (getenv("CONC_DEBUG"))
         return;
@@ -238,7 +238,7 @@ static void run_watched(conc_fn *fn)
     CHECK_CONTAINS(heard, " s so far, ");
 }
 
-TEST(while_a_step_computes_it_is_said_where)
+TEST(the_location_is_reported_while_a_step_computes)
 {
     run_watched(spawns_computing);
     CHECK_INT(count_in(heard, "has blocked the loop"), 1);
@@ -246,7 +246,7 @@ TEST(while_a_step_computes_it_is_said_where)
         CHECK_CONTAINS(heard, " computes_until_it_is_told_of+0x");
 }
 
-TEST(while_a_step_is_blocked_in_a_system_call_it_is_said_where)
+TEST(the_location_is_reported_while_a_step_is_blocked_in_a_system_call)
 {
     run_watched(spawns_blocking);
     CHECK_INT(count_in(heard, "has blocked the loop"), 1);
@@ -267,7 +267,7 @@ static int posts_computing(void *arg)
     return conc_sleep(0.001);
 }
 
-TEST(while_a_posted_function_computes_it_is_said_where)
+TEST(the_location_is_reported_while_a_posted_function_computes)
 {
     run_watched(posts_computing);
     CHECK_INT(count_in(heard, "has blocked the loop"), 1);
@@ -327,7 +327,7 @@ static int leaves_things_open(void *arg)
 
 enum { LINE_OF_GENERATOR = __LINE__ - 11, LINE_OF_STREAM = __LINE__ - 9 };
 
-TEST(generators_and_streams_left_open_are_told_with_the_place_of_their_opening)
+TEST(generators_and_streams_left_open_are_reported_with_the_location_of_their_opening)
 {
     run_for_report(leaves_things_open, debugging);
     CHECK_CONTAINS(report,
@@ -374,7 +374,7 @@ static int cancels_the_stubborn(void *arg)
 
 enum { LINE_OF_STUBBORN = __LINE__ - 5 };
 
-TEST(a_cancel_that_is_ignored_a_thousand_times_is_told_once)
+TEST(a_cancel_that_is_ignored_a_thousand_times_is_reported_once)
 {
     cancel_count = 5000;
     run_for_report(cancels_the_stubborn, debugging);
@@ -418,7 +418,7 @@ static int has_a_thread_ring(void *arg)
     return conc_group_wait(&g);
 }
 
-TEST(a_call_from_another_thread_changes_nothing_and_is_told)
+TEST(a_call_from_another_thread_changes_nothing_and_is_reported)
 {
     run_for_report(has_a_thread_ring, debugging);
     CHECK_CONTAINS(
@@ -458,7 +458,7 @@ static int has_a_thread_destroy(void *arg)
     return conc_group_wait(&g);
 }
 
-TEST(a_queue_that_another_thread_may_not_destroy_is_told_by_that_name)
+TEST(a_queue_that_another_thread_may_not_destroy_is_reported_by_name)
 {
     run_for_report(has_a_thread_destroy, debugging);
     CHECK_CONTAINS(report, "conc_queue_destroy: a task of another loop waits there");
@@ -489,7 +489,7 @@ static int has_a_thread_call(void *arg)
     return conc_group_wait(&cancelled);
 }
 
-TEST(every_call_from_another_thread_is_told)
+TEST(every_call_from_another_thread_is_reported)
 {
     run_for_report(has_a_thread_call, debugging);
     CHECK_CONTAINS(report, "conc: a thread without a run: conc_sleep: only a task may call it");
@@ -559,7 +559,7 @@ static int has_the_number_used_again(void *arg)
 
 /* On the real clock: the loop finds a close that no call noticed when it has been quiet for a
  * while. */
-TEST(a_descriptor_of_conc_that_is_closed_behind_its_back_is_told)
+TEST(a_descriptor_of_conc_that_is_closed_behind_its_back_is_reported)
 {
     conc_options o = {.debug = true, .slow_step = 10};
     for (int i = 0; i < 2; i++) {
@@ -622,7 +622,7 @@ static size_t used_by(const char *name)
     return 0;
 }
 
-TEST(at_the_end_it_is_said_what_was_used_of_the_stacks_the_largest_first)
+TEST(the_end_of_the_run_reports_stack_usage_largest_first)
 {
     if (SANITIZED || test_on_valgrind())
         return; /* frames differ, and under Valgrind none is inspected */
@@ -670,7 +670,7 @@ static int lends_its_variable_to_many(void *arg)
     return 0;
 }
 
-TEST(background_tasks_whose_arg_lies_on_the_stack_of_a_main_fn_that_returned_are_told)
+TEST(background_tasks_whose_arg_is_on_the_stack_of_a_returned_main_fn_are_reported)
 {
     static const char lies[] =
         ": its arg is a local variable of main's function, which has returned";
@@ -716,7 +716,7 @@ static int has_large_frames(void *arg)
     return 0;
 }
 
-TEST(what_a_large_frame_never_touched_is_not_touched_by_debug_mode)
+TEST(debug_mode_does_not_touch_what_a_large_frame_never_touched)
 {
     if (SANITIZED || test_on_valgrind() || sizeof(void *) < 8)
         return;

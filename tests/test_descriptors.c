@@ -175,7 +175,7 @@ IO_TEST(a_wait_lasts_until_there_is_room)
     }
 }
 
-IO_TEST(what_is_ready_stays_so_until_it_was_used)
+IO_TEST(a_ready_descriptor_stays_ready_until_it_is_used)
 {
     for (io_kind kind = 0; kind < IO_KINDS; kind++) {
         int end[2];
@@ -193,7 +193,7 @@ IO_TEST(what_is_ready_stays_so_until_it_was_used)
     }
 }
 
-IO_TEST(what_others_used_is_ready_no_more)
+IO_TEST(a_descriptor_that_others_used_is_no_longer_ready)
 {
     for (io_kind kind = 0; kind < IO_KINDS; kind++) {
         int end[2];
@@ -259,7 +259,7 @@ IO_TEST(a_reader_and_a_writer_of_one_descriptor_wake_for_their_own_event_only)
 
 enum { CROWD = 20 };
 
-IO_TEST(all_that_wait_for_one_descriptor_go_on_when_it_is_ready)
+IO_TEST(all_waiters_of_a_descriptor_continue_when_it_is_ready)
 {
     for (io_kind kind = 0; kind < IO_KINDS; kind++) {
         int end[2];
@@ -317,7 +317,7 @@ IO_TEST(readers_of_one_descriptor_share_the_bytes_and_none_waits_beside_a_byte)
     }
 }
 
-IO_TEST(of_two_readers_one_gets_the_byte_and_the_other_waits_on)
+IO_TEST(one_of_two_readers_gets_the_byte_and_the_other_keeps_waiting)
 {
     for (io_kind kind = 0; kind < IO_KINDS; kind++) {
         int end[2];
@@ -801,7 +801,7 @@ IO_TEST(a_write_larger_than_a_pipe_does_not_hold_the_loop)
     }
 }
 
-IO_TEST(several_writers_who_wake_for_the_same_room_do_not_hold_the_loop)
+IO_TEST(several_writers_that_wake_for_the_same_room_do_not_block_the_loop)
 {
     for (io_kind kind = 0; kind < IO_KINDS; kind++) {
         write_much(kind, io_writes_bulk, 4, 100000);
@@ -1025,7 +1025,7 @@ IO_TEST(errno_is_the_task_s_own_while_it_waits)
 
 /* ---- closing ---- */
 
-IO_TEST(conc_close_wakes_all_who_wait_in_both_directions)
+IO_TEST(conc_close_wakes_all_waiters_in_both_directions)
 {
     for (io_kind kind = IO_SOCKET; kind < IO_CONC; kind++) {
         int s[2];
@@ -1042,7 +1042,7 @@ IO_TEST(conc_close_wakes_all_who_wait_in_both_directions)
     }
 }
 
-IO_TEST(who_waited_for_what_conc_opened_is_woken_by_its_conc_close)
+IO_TEST(a_waiter_of_a_descriptor_opened_by_conc_is_woken_by_conc_close)
 {
     int s[2];
     conc_group g = {0};
@@ -1078,7 +1078,7 @@ IO_TEST(a_close_is_seen_though_bytes_came_just_before_it)
     }
 }
 
-IO_TEST(who_waited_for_a_closed_descriptor_leaves_the_next_one_of_its_number_alone)
+IO_TEST(a_waiter_of_a_closed_descriptor_leaves_the_next_one_with_its_number_alone)
 {
     for (io_kind kind = 0; kind < IO_KINDS; kind++) {
         int end[2], next[2];
@@ -1133,7 +1133,7 @@ IO_TEST(a_number_that_was_conc_s_own_serves_any_descriptor_next)
 }
 
 /* Closes descriptors that others wait for, like code that does not know conc. */
-SLOW_IO_TEST(a_plain_close_wakes_those_who_wait)
+SLOW_IO_TEST(a_plain_close_wakes_waiters)
 {
     int s[2], p[2];
     conc_group g = {0};
@@ -1163,7 +1163,7 @@ static void close_in_handler(int number)
 }
 
 /* The loop sleeps, and no other thread could have closed it. */
-SLOW_IO_TEST(a_plain_close_in_a_handler_of_a_signal_wakes_those_who_wait)
+SLOW_IO_TEST(a_plain_close_in_a_signal_handler_wakes_waiters)
 {
     int p[2];
     struct itimerval later = {{0, 0}, {0, 600000}};
@@ -1282,7 +1282,7 @@ SLOW_IO_TEST(the_new_owner_of_a_number_waits_beside_the_old_one)
     io_close(next);
 }
 
-REAL_IO_TEST(what_happens_to_the_former_owner_of_a_number_does_not_end_a_wait_of_the_next)
+REAL_IO_TEST(events_of_a_numbers_former_file_do_not_end_a_wait_of_the_next)
 {
     for (io_kind kind = 0; kind < IO_CONC; kind++) {
         int end[2], next[2];
@@ -1337,7 +1337,7 @@ static void *posts_a_close(void *arg)
     return NULL;
 }
 
-SLOW_IO_TEST(a_plain_close_in_a_posted_function_wakes_those_who_wait)
+SLOW_IO_TEST(a_plain_close_in_a_posted_function_wakes_waiters)
 {
     int p[2];
     pthread_t thread;
@@ -1354,7 +1354,7 @@ SLOW_IO_TEST(a_plain_close_in_a_posted_function_wakes_those_who_wait)
     CHECK_INT(close(p[1]), 0);
 }
 
-SLOW_IO_TEST(a_plain_close_wakes_those_who_wait_in_a_loop_that_is_never_idle)
+SLOW_IO_TEST(a_plain_close_wakes_waiters_in_a_loop_that_is_never_idle)
 {
     int p[2];
     conc_group g = {0};
@@ -1451,7 +1451,7 @@ static void wait_for_a_close(void *(*closes)(void *), bool joins)
     CHECK_INT(conc_close(s[1]), 0);
 }
 
-IO_TEST(a_conc_close_in_another_thread_wakes_those_who_wait)
+IO_TEST(a_conc_close_in_another_thread_wakes_waiters)
 {
     wait_for_a_close(closes_in_a_thread, true);
     wait_for_a_close(closes_in_a_loop, true);
@@ -1539,7 +1539,7 @@ static int waits_for_the_peers_close(int fd, void *arg)
     return 0;
 }
 
-SLOW_IO_TEST(connections_that_any_thread_closes_wake_those_who_wait_and_are_not_mistaken)
+SLOW_IO_TEST(connections_that_any_thread_closes_wake_their_waiters_and_are_not_confused)
 {
     pthread_t threads[CLOSERS];
     conc_group g = {0};
@@ -1860,7 +1860,7 @@ IO_TEST(a_cancelled_wait_has_no_effect)
     }
 }
 
-IO_TEST(a_wait_that_ran_out_of_time_has_no_effect)
+IO_TEST(a_wait_that_timed_out_has_no_effect)
 {
     int s[2];
     double now = 0;
@@ -1893,7 +1893,7 @@ IO_TEST(in_a_cancelled_scope_nothing_is_moved)
     io_close(s);
 }
 
-IO_TEST(of_many_who_wait_for_one_descriptor_some_may_be_cancelled)
+IO_TEST(some_of_many_waiters_of_one_descriptor_may_be_cancelled)
 {
     for (io_kind kind = 0; kind < IO_KINDS; kind++) {
         int end[2];
@@ -2017,7 +2017,7 @@ static void leave_a_reader(void)
     CHECK(!left_behind.done);
 }
 
-TEST(the_end_of_the_run_cancels_who_still_waits_and_the_descriptor_serves_the_next_run)
+TEST(the_end_of_the_run_cancels_waiters_and_the_descriptor_works_in_the_next_run)
 {
     CHECK_INT(pipe(left_open), 0);
     io_run_each(leave_a_reader);
@@ -2047,7 +2047,7 @@ static int calls_body(void *body)
     return 0;
 }
 
-TEST(what_conc_opened_in_one_run_serves_the_next_and_is_closed_after_it)
+TEST(a_descriptor_opened_in_one_run_works_in_the_next_and_is_closed_after_it)
 {
     int fds = test_count_fds();
     void (*body)(void) = open_for_later;
@@ -2746,7 +2746,7 @@ IO_TEST(in_a_posted_function_every_call_but_close_is_refused)
 
 static void close_posted(void *fd) { CHECK_INT(conc_close(*(int *)fd), 0); }
 
-IO_TEST(a_posted_close_wakes_who_waits)
+IO_TEST(a_posted_close_wakes_waiters)
 {
     int p[2];
     conc_group g = {0};
@@ -2811,7 +2811,7 @@ static void check_not_starved(bool *stop, conc_group *g)
     io_close(p);
 }
 
-IO_TEST(tasks_that_yield_for_ever_starve_no_descriptor)
+IO_TEST(tasks_that_yield_forever_starve_no_descriptor)
 {
     bool stop = false;
     conc_group g = {0};
@@ -2883,7 +2883,7 @@ static int plays(void *arg)
     return 0;
 }
 
-IO_TEST(the_virtual_clock_stands_while_a_descriptor_is_ready)
+IO_TEST(the_virtual_clock_stands_still_while_a_descriptor_is_ready)
 {
     for (io_kind kind = IO_SOCKET; kind < IO_CONC; kind++) {
         int s[2];

@@ -103,7 +103,7 @@ TASK_TEST(names_that_were_given_are_shown)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(a_sleeping_task_is_said_to_sleep)
+TASK_TEST(the_dump_says_that_a_task_sleeps)
 {
     double ten = 10;
     conc_group g = {0};
@@ -117,7 +117,7 @@ TASK_TEST(a_sleeping_task_is_said_to_sleep)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(a_joining_task_is_said_to_join_and_whom)
+TASK_TEST(the_dump_says_which_task_a_task_joins)
 {
     conc_group g = {0};
     CHECK_INT(conc_spawn_task(&g, &target, omega, "much wanted"), 0);
@@ -133,7 +133,7 @@ TASK_TEST(a_joining_task_is_said_to_join_and_whom)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(running_and_ready_tasks_are_told_apart)
+TASK_TEST(running_and_ready_tasks_are_distinguished)
 {
     conc_group g = {0};
     conc_set_name(conc_self(), "runner");
@@ -144,7 +144,7 @@ TASK_TEST(running_and_ready_tasks_are_told_apart)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(a_task_that_waits_for_its_group_is_said_to)
+TASK_TEST(the_dump_says_that_a_task_waits_for_its_group)
 {
     conc_group g = {0};
     conc_set_name(conc_self(), "owner");
@@ -201,7 +201,7 @@ TASK_TEST(nested_groups_are_nested_in_the_tree)
     }
 }
 
-TASK_TEST(siblings_stand_beside_each_other_and_behind_their_parent)
+TASK_TEST(siblings_are_indented_alike_and_more_than_their_parent)
 {
     conc_group g = {0};
     conc_set_name(conc_self(), "the parent");
@@ -239,7 +239,7 @@ TASK_TEST(background_tasks_are_shown)
     CHECK_CONTAINS(dumped, "in the background");
 }
 
-TASK_TEST(tasks_that_ended_are_gone)
+TASK_TEST(ended_tasks_are_not_listed)
 {
     conc_group g = {0};
     CHECK_INT(conc_spawn(&g, lambda, NULL), 0);

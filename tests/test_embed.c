@@ -226,7 +226,7 @@ static int leaves_a_slow_task(void *word)
     return 8;
 }
 
-EMBED_TEST(steps_go_on_until_the_background_tasks_have_cleaned_up)
+EMBED_TEST(stepping_continues_until_the_background_tasks_have_cleaned_up)
 {
     host h;
     static char word[] = "cleaned";
@@ -275,7 +275,7 @@ static int reads(void *fd)
     return n == 1 ? c : (int)n;
 }
 
-EMBED_TEST(the_descriptor_becomes_readable_when_a_task_can_go_on)
+EMBED_TEST(the_descriptor_becomes_readable_when_a_task_can_continue)
 {
     host h;
     int ends[2];
@@ -416,7 +416,7 @@ static int passes_a_connection_on(void *arg)
     return conc_sleep(CONC_FOREVER);
 }
 
-EMBED_TEST(what_happens_to_a_file_that_was_closed_here_is_no_event)
+EMBED_TEST(a_change_of_a_file_that_was_closed_here_is_no_event)
 {
     host h;
     int peer = -1;
@@ -530,7 +530,7 @@ static int sleeps_ten_times(void *arg)
     return 0;
 }
 
-EMBED_TEST(a_host_that_waits_as_told_takes_few_steps)
+EMBED_TEST(a_host_that_waits_as_long_as_conc_says_takes_few_steps)
 {
     host h;
     begin(&h, sleeps_ten_times, NULL);
@@ -687,7 +687,7 @@ static int takes_the_flood(void *arg)
     return f->got;
 }
 
-EMBED_TEST(of_many_posts_none_is_missed)
+EMBED_TEST(none_of_many_posts_is_missed)
 {
     flood f = {0};
     CHECK_INT(host_run(takes_the_flood, &f), 10000);
@@ -1120,7 +1120,7 @@ EMBED_TEST(after_the_end_it_is_as_if_it_had_never_begun)
 
 /* ---- misuse ---- */
 
-EMBED_TEST(what_was_never_begun_is_refused)
+EMBED_TEST(an_object_that_was_never_begun_is_refused)
 {
     conc_embed e = {0};
     CHECK_INT(conc_embed_fd(&e), -EINVAL);
@@ -1218,7 +1218,7 @@ static void *begin_from_afar(void *arg)
     return NULL;
 }
 
-EMBED_TEST(what_another_thread_has_begun_is_not_begun_again)
+EMBED_TEST(an_object_that_another_thread_has_begun_is_not_begun_again)
 {
     while_another_thread_calls(begin_from_afar);
 }

@@ -219,7 +219,7 @@ static void start_ticker(host *h, ticker *t)
     CHECK_INT(uv_timer_start(&t->timer, on_tick, 2, 2), 0);
 }
 
-UV_TEST(libuv_timers_and_tasks_go_on_side_by_side)
+UV_TEST(libuv_timers_and_tasks_run_side_by_side)
 {
     host h;
     ticker t = {.wanted = 10};

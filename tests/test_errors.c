@@ -53,7 +53,7 @@ static int fail_after_one(void *arg)
 
 /* ---- error texts */
 
-TASK_TEST(conc_fail_returns_its_code_and_gives_it_words)
+TASK_TEST(conc_fail_returns_its_code_and_sets_its_text)
 {
     int rc = 0;
     conc_group g = {.keep_going = true};
@@ -74,7 +74,7 @@ static int fail_in_other_words(void *arg)
     return arg ? *(int *)arg : conc_fail(-EIO, "but these");
 }
 
-TASK_TEST(the_words_go_with_the_result_they_were_said_for)
+TASK_TEST(an_error_text_belongs_to_its_result)
 {
     int results[] = {-EIO, 0, 3};
     conc_group g = {.keep_going = true};
@@ -90,7 +90,7 @@ TASK_TEST(the_words_go_with_the_result_they_were_said_for)
     CHECK_INT(conc_group_wait(&g), -EIO);
 }
 
-TASK_TEST(an_error_without_words_gets_those_of_its_code)
+TASK_TEST(an_error_without_a_text_gets_that_of_its_code)
 {
     int rc = -ENOENT;
     conc_group g = {0};
@@ -107,7 +107,7 @@ static int fail_at_length(void *arg)
     return conc_fail(-EIO, "%0300d", 0);
 }
 
-TASK_TEST(words_are_cut_at_127_bytes)
+TASK_TEST(error_texts_are_cut_at_127_bytes)
 {
     char zeros[128];
     memset(zeros, '0', 127);
@@ -124,14 +124,14 @@ TASK_TEST(words_are_cut_at_127_bytes)
     CHECK_STR(conc_last_error(), zeros);
 }
 
-TASK_TEST(words_may_quote_the_error_before)
+TASK_TEST(an_error_text_may_quote_the_previous_one)
 {
     CHECK_INT(conc_fail(-EIO, "disk on fire"), -EIO);
     CHECK_INT(conc_fail(-EIO, "cannot save: %s", conc_last_error()), -EIO);
     CHECK_STR(conc_last_error(), "cannot save: disk on fire");
 }
 
-TASK_TEST(the_last_error_is_each_tasks_own_and_the_newest)
+TASK_TEST(the_last_error_is_each_tasks_own_latest)
 {
     conc_group g = {.keep_going = true};
     conc_task t = {0};
@@ -149,7 +149,7 @@ TASK_TEST(the_last_error_is_each_tasks_own_and_the_newest)
     CHECK_STR(conc_last_error(), "line 12: no colon");
 }
 
-TASK_TEST(a_group_a_gather_and_a_map_tell_the_first_error_in_words)
+TASK_TEST(a_group_a_gather_and_a_map_have_the_text_of_the_first_error)
 {
     char early[] = "early", late[] = "late";
     conc_call calls[] = {CONC_CALL(fail_after_one, late), CONC_CALL(fail_with_words, NULL),
@@ -174,7 +174,7 @@ TASK_TEST(a_gathered_text_is_cut_to_its_place)
     CHECK_INT(strspn(call[0].text, "0"), sizeof call[0].text - 1);
 }
 
-TEST(every_code_of_conc_has_words_of_its_own)
+TEST(each_of_concs_codes_has_its_own_text)
 {
     int codes[] = {ECANCELED, ETIMEDOUT, EINVAL,   EPERM,      EDEADLK, EBUSY,
                    EAGAIN,    ENOMEM,    EALREADY, ESHUTDOWN,  EPIPE,   EOVERFLOW,
@@ -193,7 +193,7 @@ TEST(every_code_of_conc_has_words_of_its_own)
     }
 }
 
-TEST(any_other_code_has_the_systems_words)
+TEST(any_other_code_has_the_systems_text)
 {
     int codes[] = {ENOENT, EIO, ENOSPC, EACCES};
     for (size_t i = 0; i < CONC_LEN(codes); i++)

@@ -64,7 +64,7 @@ TASK_TEST(an_event_that_is_set_is_not_waited_for)
     }
 }
 
-TASK_TEST(a_set_wakes_all_who_wait_and_later_ones_do_not_wait)
+TASK_TEST(a_set_wakes_all_waiters_and_later_ones_do_not_wait)
 {
     conc_event e = {0};
     waiter w[3];
@@ -96,7 +96,7 @@ static int notes_its_name(void *arg)
     return 0;
 }
 
-ORDERED_TASK_TEST(those_who_wait_go_on_in_the_order_they_came)
+ORDERED_TASK_TEST(waiters_continue_in_fifo_order)
 {
     conc_event e = {0};
     named tasks[] = {{&e, "a"}, {&e, "b"}, {&e, "c"}, {&e, "d"}};
@@ -257,7 +257,7 @@ static owners shared_by_three(conc_group *g, conc_task *tasks)
     return o;
 }
 
-TASK_TEST(the_first_who_is_woken_may_free_the_event)
+TASK_TEST(the_first_woken_waiter_may_free_the_event)
 {
     conc_task tasks[3];
     conc_group g = {0};
@@ -273,7 +273,7 @@ TASK_TEST(an_event_that_a_posted_function_set_may_be_freed_too)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(a_cancel_of_those_who_were_woken_does_not_touch_the_freed_event)
+TASK_TEST(a_cancel_of_woken_waiters_does_not_touch_the_freed_event)
 {
     conc_task tasks[3];
     conc_group g = {0};
@@ -386,7 +386,7 @@ static void *set_from_a_thread(void *event)
     return NULL;
 }
 
-TASK_TEST(a_set_from_another_thread_does_nothing_while_somebody_waits)
+TASK_TEST(a_set_from_another_thread_does_nothing_while_a_task_waits)
 {
     pthread_t thread;
     conc_event e = {0};

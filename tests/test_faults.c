@@ -594,7 +594,7 @@ static void run_without_guards(void)
     CHECK_INT(hook_calls, 1);
 }
 
-TEST(when_the_system_has_no_more_guards_spawning_goes_on_and_says_so_once)
+TEST(without_more_guard_regions_spawning_continues_and_one_report_says_so)
 {
     static char text[65536];
     int lines = 0, status = test_in_process(run_without_guards, text, sizeof text);
@@ -703,7 +703,7 @@ static int spawn_until_it_fails(void *arg)
     return started;
 }
 
-TEST(when_memory_runs_out_those_who_have_theirs_go_on)
+TEST(when_memory_runs_out_tasks_that_have_theirs_continue)
 {
     conc_options o = {.virtual_clock = true};
     reset();

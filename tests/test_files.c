@@ -188,7 +188,7 @@ static void check_write_fails(const char *path, int rc)
 
 /* ---- round trips ---- */
 
-FILE_TEST(what_was_written_is_read)
+FILE_TEST(a_written_file_is_read_back)
 {
     static const size_t sizes[] = {0,     1,     2,     4095,    4096,        4097,
                                    65535, 65536, 65537, 1000000, MEGABYTES_10};
@@ -224,7 +224,7 @@ FILE_TEST(bytes_that_are_zero_are_bytes)
     check_reads(path_of("a"), "a\0b\0\0c\0a", sizeof data + 2);
 }
 
-FILE_TEST(who_does_not_want_the_size_does_not_get_it)
+FILE_TEST(the_size_is_optional)
 {
     void *data = NULL;
     make_text("a", "abc");
@@ -233,7 +233,7 @@ FILE_TEST(who_does_not_want_the_size_does_not_get_it)
     conc_free(data);
 }
 
-FILE_TEST(what_is_appended_stands_at_the_end)
+FILE_TEST(appended_bytes_are_at_the_end)
 {
     char *data = pattern(MEGABYTES_10);
     CHECK_INT(append_text(path_of("a"), "one"), 0);
@@ -253,7 +253,7 @@ FILE_TEST(what_is_appended_stands_at_the_end)
     free(data);
 }
 
-FILE_TEST(an_empty_path_is_told_in_words)
+FILE_TEST(an_empty_path_has_an_error_text)
 {
     void *data;
     CHECK_INT(conc_file_write("", "a", 1), -ENOENT);
@@ -301,7 +301,7 @@ FILE_TEST(a_directory_is_no_file)
     CHECK_INT(count_names(path_of("empty")), 0);
 }
 
-FILE_TEST(where_there_is_no_directory_nothing_is_written)
+FILE_TEST(without_the_directory_nothing_is_written)
 {
     check_write_fails(path_of("missing/a"), -ENOENT);
     check_write_fails("", -ENOENT);
@@ -367,7 +367,7 @@ FILE_TEST(a_path_without_a_directory_is_in_the_working_directory)
     CHECK_INT(chdir("/"), 0);
 }
 
-FILE_TEST(what_makes_no_sense_is_refused)
+FILE_TEST(invalid_arguments_are_refused)
 {
     static char old;
     void *data = &old;
@@ -523,7 +523,7 @@ FILE_TEST(nobody_else_can_open_a_private_file_while_it_is_written)
     free(data);
 }
 
-FILE_TEST(who_has_the_old_file_open_still_sees_it)
+FILE_TEST(a_reader_with_the_old_file_open_still_sees_it)
 {
     char text[8] = "";
     make_text("a", "old");
@@ -602,7 +602,7 @@ FILE_TEST(the_null_device_stays_what_it_is)
     CHECK_INT(count_names(directory), 1);
 }
 
-FILE_TEST(files_of_proc_are_read_whole_though_their_size_is_said_to_be_nothing)
+FILE_TEST(files_of_proc_are_read_whole_although_their_size_is_0)
 {
     static const char *const constant[] = {"/proc/filesystems", "/proc/version",
                                            "/proc/self/cmdline", "/proc/self/environ",
@@ -660,7 +660,7 @@ static int open_writer(const char *path)
     }
 }
 
-FILE_TEST(the_loop_goes_on_while_a_read_is_held)
+FILE_TEST(the_loop_continues_while_a_read_is_held)
 {
     call c = {.path = path_of("fifo")};
     conc_group g = {0};
@@ -680,7 +680,7 @@ FILE_TEST(the_loop_goes_on_while_a_read_is_held)
     conc_free(c.data);
 }
 
-REAL_FILE_TEST(timers_go_on_while_a_read_is_held)
+REAL_FILE_TEST(timers_continue_while_a_read_is_held)
 {
     call c = {.path = path_of("fifo")};
     conc_group g = {0};
@@ -900,7 +900,7 @@ static void *looks_plainly(void *arg)
     return NULL;
 }
 
-FILE_TEST(who_reads_while_a_file_is_written_sees_the_old_one_or_the_new_one)
+FILE_TEST(a_reader_sees_the_old_file_or_the_new_one_while_it_is_written)
 {
     atomic_bool done = false;
     looker task = {.path = path_of("a"), .done = &done}, thread = task;
@@ -921,7 +921,7 @@ FILE_TEST(who_reads_while_a_file_is_written_sees_the_old_one_or_the_new_one)
     CHECK_INT(count_names(directory), 1);
 }
 
-FILE_TEST(who_looks_at_a_link_to_nothing_sees_nothing_or_the_whole_file)
+FILE_TEST(a_reader_of_a_dangling_link_sees_nothing_or_the_whole_file)
 {
     atomic_bool done = false;
     pthread_t t;
@@ -950,7 +950,7 @@ static int writes_versions(void *arg)
     return 0;
 }
 
-FILE_TEST(of_many_that_write_one_file_the_last_one_stays_and_no_other_trace)
+FILE_TEST(many_writers_of_one_file_leave_only_the_last_ones_contents)
 {
     char path[PATH_MAX];
     make_versions();
@@ -1171,7 +1171,7 @@ FILE_TEST(a_cancel_before_the_call_means_that_nothing_is_done)
     CHECK_INT(count_names(directory), 1);
 }
 
-FILE_TEST(what_has_begun_is_waited_for_and_not_undone)
+FILE_TEST(a_write_that_has_begun_is_awaited_and_not_undone)
 {
     char *text = malloc(MEGABYTES_10 + 1);
     CHECK(text != NULL);
@@ -1542,7 +1542,7 @@ static int count_decided(const call *c)
     return n;
 }
 
-FILE_TEST(of_a_crowd_that_is_cancelled_each_did_all_or_nothing)
+FILE_TEST(each_of_many_cancelled_calls_did_all_or_nothing)
 {
     static call readers[CROWD], writers[CROWD];
     static char names[CROWD][PATH_MAX];

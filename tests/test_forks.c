@@ -195,7 +195,7 @@ static void in_the_child(void)
     CHECK_INT(conc_run_with(&o, uses_all, NULL), 0);
 }
 
-TASK_TEST(what_was_in_use_in_the_parent_is_of_use_in_a_run_of_a_forked_child)
+TASK_TEST(objects_in_use_in_the_parent_work_in_a_run_of_a_forked_child)
 {
     int status;
     occupy_all();
@@ -246,7 +246,7 @@ static void tries_in_the_child(void)
     CHECK_INT(conc_run_with(&o, tries_all, NULL), 0);
 }
 
-TASK_TEST(what_was_in_use_in_the_parent_can_be_tried_in_a_run_of_a_forked_child)
+TASK_TEST(objects_in_use_in_the_parent_can_be_tried_in_a_run_of_a_forked_child)
 {
     int status;
     occupy_all();

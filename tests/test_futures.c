@@ -41,7 +41,7 @@ static void arrive(conc_group *g, conc_future *f, waiter *waiters, int n)
 
 static int wait_here(void *future) { return conc_future_wait(future, NULL); }
 
-TASK_TEST(all_who_wait_get_the_result_and_who_comes_later_too)
+TASK_TEST(all_waiters_get_the_result_and_so_do_later_ones)
 {
     conc_future f = {0};
     waiter w[3];
@@ -131,7 +131,7 @@ TASK_TEST(a_cancelled_task_may_not_even_read_a_result_that_is_there)
     CHECK_INT(conc_future_wait(&f, &value), 7);
 }
 
-TASK_TEST(a_wait_that_ran_out_of_time_leaves_the_future_open)
+TASK_TEST(a_wait_that_timed_out_leaves_the_future_open)
 {
     conc_future f = {0};
     CHECK_INT(conc_timeout(1, wait_here, &f), -ETIMEDOUT);
@@ -215,7 +215,7 @@ static void *set_in_a_thread(void *future)
     return NULL;
 }
 
-TASK_TEST(another_thread_may_not_set_what_somebody_waits_for)
+TASK_TEST(another_thread_may_not_set_a_future_with_a_waiter)
 {
     pthread_t thread;
     conc_future f = {0};
@@ -253,7 +253,7 @@ static void check_words(conc_future *f, const char *expected)
     }
 }
 
-TASK_TEST(the_words_of_an_error_come_with_a_future_that_a_task_sets)
+TASK_TEST(a_future_that_a_task_sets_carries_the_error_text)
 {
     conc_future f = {0};
     conc_group g = {0};
@@ -262,7 +262,7 @@ TASK_TEST(the_words_of_an_error_come_with_a_future_that_a_task_sets)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(the_words_of_an_error_come_with_a_future_that_a_posted_function_sets)
+TASK_TEST(a_future_that_a_posted_function_sets_carries_the_error_text)
 {
     conc_future f = {0}, next = {0};
     CHECK_INT(conc_post(conc_loop_self(), fails_and_sets_in_a_post, &f), 0);

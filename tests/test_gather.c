@@ -153,7 +153,7 @@ static int mends_itself(void *arg)
     return 3;
 }
 
-TASK_TEST(every_call_has_its_error_in_words)
+TASK_TEST(every_call_has_its_error_text)
 {
     char long_text[121];
     memset(long_text, 'x', sizeof long_text - 1);
@@ -173,7 +173,7 @@ TASK_TEST(every_call_has_its_error_in_words)
     CHECK_INT(strncmp(calls[3].text, long_text, sizeof calls[3].text - 1), 0);
 }
 
-TASK_TEST(the_words_of_the_first_error_are_told_to_the_caller)
+TASK_TEST(the_caller_gets_the_text_of_the_first_error)
 {
     CHECK_STR(conc_last_error(), "");
     CHECK_INT(
@@ -363,7 +363,7 @@ TASK_TEST(an_error_of_a_gather_is_no_error_of_the_group_around_it)
     CHECK_INT(outside.slept, 0);
 }
 
-TASK_TEST(what_makes_no_sense_is_refused_before_anything_runs)
+TASK_TEST(invalid_arguments_are_refused_before_anything_runs)
 {
     int counted = 0, results[2] = {7, 7};
     conc_call calls[] = {CONC_CALL(counts, &counted), CONC_CALL(NULL, &counted)};
@@ -472,7 +472,7 @@ TASK_TEST(a_cancelled_caller_gathers_nothing)
     CHECK_INT(counted, 0);
 }
 
-TASK_TEST(a_gather_out_of_time_returns_when_its_calls_have_cleaned_up)
+TASK_TEST(a_gather_that_times_out_returns_when_its_calls_have_cleaned_up)
 {
     gatherer g = {.works = {{.seconds = 9, .cleanup = 2}, {.seconds = 1, .rc = 5}, {.seconds = 9}},
                   .how = gather_first};

@@ -41,7 +41,7 @@ static size_t open_generators(void)
     return s.generators;
 }
 
-TASK_TEST(items_come_in_order_and_then_the_end_for_ever)
+TASK_TEST(items_come_in_order_and_then_the_end_again_and_again)
 {
     int n = 3, item = 0;
     conc_gen g = {0};
@@ -193,7 +193,7 @@ static int take_self(void *gen)
     return 0;
 }
 
-TASK_TEST(the_body_runs_in_the_task_of_whoever_asks)
+TASK_TEST(the_body_runs_in_its_consumers_task)
 {
     conc_gen g = {0};
     conc_group group = {0};
@@ -343,7 +343,7 @@ static int leave_what_never_ends(void *arg)
     return 0;
 }
 
-TEST(a_body_that_emits_1000_times_more_is_stopped_for_good_and_told)
+TEST(a_body_that_emits_1000_times_more_is_stopped_for_good_and_reported)
 {
     told t = run_telling(close_what_never_ends, 0);
     CHECK_INT(t.count, 1);
@@ -382,7 +382,7 @@ static int raise_after_the_stop(void *arg)
     return conc_sleep(1);
 }
 
-TEST(what_a_stopped_body_had_open_does_no_harm)
+TEST(objects_that_a_stopped_body_had_open_do_no_harm)
 {
     CHECK_INT(run_telling(raise_after_the_stop, 0).count, 1);
 }
@@ -410,7 +410,7 @@ static int begin(conc_gen *g, conc_gen_fn *fn)
     return conc_gen_next(g, &item) == 1 ? 0 : -EIO;
 }
 
-TASK_TEST(the_words_of_the_clean_up_are_the_consumers_newest_error)
+TASK_TEST(the_clean_ups_error_text_is_the_consumers_latest)
 {
     conc_gen g = {0};
     CHECK_INT(begin(&g, fail_in_words), 0);
@@ -466,7 +466,7 @@ static void check_told(const told *t)
     CHECK_CONTAINS(t->task, "fail_in_words at ");
 }
 
-TEST(a_clean_up_that_fails_is_told_in_its_words_and_the_tasks_own_stay)
+TEST(a_failing_clean_up_is_reported_with_its_text_and_the_tasks_own_stays)
 {
     told t = run_telling(join_both, 0);
     check_told(&t);
@@ -481,7 +481,7 @@ static int leave_wordless(void *arg)
     return arg ? 0 : conc_fail(-EIO, "line 12");
 }
 
-TEST(a_clean_up_without_words_does_not_get_those_of_its_task)
+TEST(a_clean_up_without_an_error_text_does_not_get_that_of_its_task)
 {
     told t = run_telling(leave_wordless, -EIO);
     CHECK_INT(t.count, 1);

@@ -689,7 +689,7 @@ static void cancel_some(unsigned cut, int count, int before, int after)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(of_waiters_some_of_which_are_cancelled_the_first_of_the_others_are_served)
+TASK_TEST(if_some_waiters_are_cancelled_the_first_of_the_others_are_served)
 {
     for (unsigned cut = 0; cut < 16; cut++)
         for (int before = 0; before <= 4; before++)

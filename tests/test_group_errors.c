@@ -91,7 +91,7 @@ static int fails_with_words(void *arg)
     return conc_fail(-EPROTO, "cup %d fell", *(int *)arg);
 }
 
-TASK_TEST(the_words_of_the_first_error_are_told_to_the_owner)
+TASK_TEST(the_owner_gets_the_text_of_the_first_error)
 {
     child late = {.seconds = 100, .cut_rc = -EIO};
     conc_group g = {0};
@@ -196,7 +196,7 @@ static int one_error_is_joined(void *arg)
     return 0;
 }
 
-TEST(an_error_that_somebody_waited_for_is_not_reported)
+TEST(an_error_that_a_task_waited_for_is_not_reported)
 {
     CHECK_INT(run_reported(one_error_is_joined), 0);
     CHECK_INT(reported.count, 0);
@@ -343,7 +343,7 @@ static int cancelled_by_a_failure(void *arg)
     return 0;
 }
 
-TEST(who_was_cancelled_by_a_failure_has_not_failed)
+TEST(a_task_cancelled_by_a_failure_has_not_failed)
 {
     CHECK_INT(run_reported(cancelled_by_a_failure), 0);
     CHECK_INT(reported.count, 0);
@@ -375,7 +375,7 @@ static int passes_on_what_it_learnt(void *arg)
     return result;
 }
 
-TASK_TEST(the_cancel_of_another_task_passed_on_as_ones_own_is_a_failure)
+TASK_TEST(passing_on_another_tasks_cancel_is_a_failure)
 {
     child c = {.seconds = 100};
     conc_task t;
@@ -409,7 +409,7 @@ TASK_TEST(a_cancelled_child_decides_whether_it_failed)
     CHECK_INT(g.error_count, 1);
 }
 
-TASK_TEST(a_group_that_cancelled_itself_still_tells_results_and_errors)
+TASK_TEST(a_group_that_cancelled_itself_still_returns_results_and_errors)
 {
     child cleaner = {.seconds = 100, .cleanup = 1, .cut_rc = -EIO}, calm = {.seconds = 100};
     conc_group failing = {0}, fine = {0};

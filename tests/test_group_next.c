@@ -184,7 +184,7 @@ static int asks(void *arg)
     return conc_group_next(arg, &next);
 }
 
-TASK_TEST(a_next_out_of_time_leaves_the_children_alone_and_can_be_asked_again)
+TASK_TEST(a_next_that_timed_out_leaves_the_children_alone_and_can_be_repeated)
 {
     child c[] = {{.seconds = 1}, {.seconds = 5}};
     conc_stats before, after;
@@ -248,7 +248,7 @@ TASK_TEST(a_failed_child_comes_when_the_group_keeps_going)
     CHECK_INT(g.error_count, 1);
 }
 
-TASK_TEST(a_failed_child_cancels_who_asks_for_the_next)
+TASK_TEST(a_failed_child_cancels_the_task_in_next)
 {
     child c[] = {{.seconds = 1, .rc = -EIO}, {.seconds = 3}};
     conc_task t[2], *next = NULL;
@@ -281,7 +281,7 @@ static int consumes(void *arg)
     return c->last;
 }
 
-TASK_TEST(every_child_comes_to_one_of_those_who_ask)
+TASK_TEST(each_child_is_returned_to_one_of_the_callers)
 {
     child c[10];
     conc_task t[10];
@@ -317,7 +317,7 @@ static int joins(void *arg)
     return j->rc = conc_join(j->target, &j->result);
 }
 
-TASK_TEST(who_asks_does_not_hang_when_the_last_child_is_joined)
+TASK_TEST(next_does_not_hang_when_the_last_child_is_joined)
 {
     child c = {.seconds = 1, .rc = 6};
     conc_task t;
@@ -401,7 +401,7 @@ static int cancels(void *arg)
     return conc_cancel(arg);
 }
 
-TASK_TEST(of_a_next_and_a_cancel_in_one_instant_neither_is_lost)
+TASK_TEST(neither_a_next_nor_a_simultaneous_cancel_is_lost)
 {
     conc_task t;
     conc_group g = {0};
@@ -458,7 +458,7 @@ static int breaks(void *arg)
     return conc_fail(-EIO, "disk %d is gone", *(int *)arg);
 }
 
-ORDERED_TASK_TEST(the_words_of_a_child_come_with_it_whether_or_not_the_call_waits)
+ORDERED_TASK_TEST(a_childs_error_text_is_returned_whether_or_not_the_call_waits)
 {
     int disks[] = {1, 2};
     conc_task t[2], *next;

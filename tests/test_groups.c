@@ -418,7 +418,7 @@ TASK_TEST(a_limit_bounds_the_children_at_once)
     CHECK_TIME(4);
 }
 
-TASK_TEST(a_spawn_that_ran_out_of_time_for_room_changes_nothing)
+TASK_TEST(a_spawn_that_timed_out_waiting_for_room_changes_nothing)
 {
     int ran = 0;
     conc_task t = {0};
@@ -476,7 +476,7 @@ static int waits_for_room(void *arg)
     return 0;
 }
 
-TASK_TEST(who_waits_for_room_outside_a_group_is_refused_as_soon_as_it_is_cancelled)
+TASK_TEST(a_wait_for_room_from_outside_a_group_is_refused_once_the_group_is_cancelled)
 {
     conc_group outside = {0}, full = {.limit = 1};
     outsider o = {.into = &full};

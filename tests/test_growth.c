@@ -713,7 +713,7 @@ static long count_blocks_until_interrupt(int n)
     return blocks;
 }
 
-TEST(searches_for_circles_in_a_loop_that_is_woken_often)
+TEST(searches_for_cycles_in_a_loop_that_is_woken_often)
 {
     signal(SIGTERM, SIG_DFL); /* because the test runner has a handler */
     reported = joins_the_next;
@@ -759,7 +759,7 @@ static int waits_beside_a_circle(void *arg)
     return conc_group_end(&g, rc);
 }
 
-TEST(a_circle_of_tasks_is_found_though_the_loop_was_woken_just_before)
+TEST(a_cycle_of_tasks_is_found_though_the_loop_was_woken_just_before)
 {
     conc_options options = {.interrupt = true};
     signal(SIGTERM, SIG_DFL);

@@ -21,7 +21,7 @@ static int overflows(void *arg)
 
 static void run_overflow(void) { (void)conc_run(overflows, NULL); }
 
-TEST(an_overflow_is_told_without_debug_mode)
+TEST(an_overflow_is_reported_without_debug_mode)
 {
     CHECK_DIES(run_overflow, SIGSEGV, "conc: stack overflow: main used all ");
 }
@@ -32,7 +32,7 @@ static int returns_7(void *arg)
     return 7;
 }
 
-TEST(a_run_that_does_not_overflow_says_nothing)
+TEST(a_run_that_does_not_overflow_prints_nothing)
 {
     struct sigaction now;
     CHECK_INT(conc_run(returns_7, NULL), 7);

@@ -238,14 +238,14 @@ static int wait_beside_tasks_that_sleep(void *arg)
     return conc_group_end(&g, conc_sleep(CONC_FOREVER));
 }
 
-TEST(a_main_that_sleeps_for_ever_waits_for_the_signal)
+TEST(a_main_that_sleeps_forever_waits_for_the_signal)
 {
     check_result(wait_for_the_signal, -EINTR);
     check_result(wait_for_the_signal_until_for_ever, -EINTR);
     check_result(wait_beside_tasks_that_sleep, -EINTR);
 }
 
-TEST(a_main_that_sleeps_for_ever_waits_for_the_signal_in_poll)
+TEST(a_main_that_sleeps_forever_waits_for_the_signal_in_poll)
 {
     setenv("CONC_POLL", "poll", 1);
     check_result(wait_for_the_signal, -EINTR);
@@ -285,13 +285,13 @@ static void check_deadlock(conc_fn *fn)
     CHECK_CONTAINS(output, "conc: deadlock");
 }
 
-TEST(a_circle_beside_a_main_that_sleeps_for_ever_is_a_deadlock)
+TEST(a_cycle_beside_a_main_that_sleeps_forever_is_a_deadlock)
 {
     check_deadlock(sleep_beside_a_circle);
     CHECK_CONTAINS(output, "a cycle");
 }
 
-TEST(a_sleep_for_ever_that_no_signal_could_end_is_a_deadlock)
+TEST(sleeping_forever_is_a_deadlock_if_no_signal_could_end_it)
 {
     check_deadlock(sleep_in_a_shield);
     check_deadlock(wait_for_sleepers);
@@ -506,7 +506,7 @@ static int clean_up_with_the_background(void *arg)
     return -ECANCELED;
 }
 
-TEST(background_tasks_go_on_until_main_has_cleaned_up)
+TEST(background_tasks_continue_until_main_has_cleaned_up)
 {
     check_result(clean_up_with_the_background, -EINTR);
 }
@@ -534,7 +534,10 @@ static int raise_and_return(void *arg)
     return 3;
 }
 
-TEST(a_signal_that_main_had_no_time_to_see_is_not_lost) { check_result(raise_and_return, -EINTR); }
+TEST(a_signal_that_main_had_no_time_to_notice_is_not_lost)
+{
+    check_result(raise_and_return, -EINTR);
+}
 
 /* ---- which result the run returns ---- */
 
@@ -963,7 +966,7 @@ static void check_nothing_said(void)
     CHECK(!output[0] || strstr(output, "makecontext")); /* a sanitizer's note about ucontext */
 }
 
-TEST(conc_main_returns_128_and_the_number_and_says_nothing)
+TEST(conc_main_returns_128_plus_the_number_and_prints_nothing)
 {
     conc_fn *programs[] = {raise_and_sleep, sleep_until_it_comes, clean_up_under_a_shield,
                            leave_a_cleaner};
@@ -998,21 +1001,21 @@ TEST(conc_main_returns_0_when_main_caught_it)
     check_nothing_said();
 }
 
-TEST(conc_main_says_the_error_of_a_main_that_failed_while_it_cleaned_up)
+TEST(conc_main_prints_the_error_of_a_main_that_failed_while_cleaning_up)
 {
     number = SIGINT;
     CHECK_INT(status_of_conc_main(catch_and_fail), 1);
     CHECK_CONTAINS(output, conc_strerror(-EIO));
 }
 
-TEST(conc_main_says_the_error_of_a_main_that_was_cancelled_otherwise)
+TEST(conc_main_prints_the_error_of_a_main_that_was_cancelled_otherwise)
 {
     number = SIGTERM;
     CHECK_INT(status_of_conc_main(cancel_itself_before), 1);
     CHECK_CONTAINS(output, conc_strerror(-ECANCELED));
 }
 
-TEST(conc_main_says_an_error_eintr_that_no_signal_made)
+TEST(conc_main_prints_an_eintr_that_no_signal_caused)
 {
     CHECK_INT(status_of_conc_main(return_eintr), 1);
     CHECK_CONTAINS(output, conc_strerror(-EINTR));

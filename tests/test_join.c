@@ -119,7 +119,7 @@ static int joins_itself(void *arg)
     return 9;
 }
 
-TASK_TEST(a_join_of_oneself_is_a_deadlock_that_is_told)
+TASK_TEST(a_task_that_joins_itself_is_a_reported_deadlock)
 {
     int result = 0;
     conc_task t;
@@ -140,7 +140,7 @@ TASK_TEST(a_join_of_no_task_is_refused)
     CHECK_INT(result, 5);
 }
 
-TASK_TEST(a_join_that_ran_out_of_time_leaves_the_task_alone)
+TASK_TEST(a_join_that_timed_out_leaves_the_task_alone)
 {
     conc_task t;
     conc_group g = {0};
@@ -254,7 +254,7 @@ static int cancels(void *arg)
     return conc_cancel(arg);
 }
 
-TASK_TEST(of_a_result_and_a_cancel_in_one_instant_neither_is_lost)
+TASK_TEST(neither_a_result_nor_a_simultaneous_cancel_is_lost)
 {
     int result = 0, joined = 0;
     conc_task t, waiting;
@@ -290,7 +290,7 @@ ORDERED_TASK_TEST(a_result_that_was_there_before_the_cancel_is_kept)
 
 /* ---- other joins ---- */
 
-TASK_TEST(ten_thousand_joins_out_of_time_leave_nothing_behind)
+TASK_TEST(ten_thousand_joins_that_time_out_leave_nothing_behind)
 {
     conc_stats before, after;
     conc_task t;
@@ -326,7 +326,7 @@ static int fails_with_other_words(void *arg)
     return -EIO;
 }
 
-TASK_TEST(the_words_of_an_error_come_with_the_join)
+TASK_TEST(a_join_returns_the_error_text)
 {
     conc_task t, silent, fine;
     conc_group g = {.keep_going = true};
@@ -460,7 +460,7 @@ static void joins_in_debug_mode(void)
     CHECK_INT(conc_run_with(&o, joins_what_is_not_its_own, &earlier), 0);
 }
 
-TEST(debug_mode_tells_of_a_join_of_another_run)
+TEST(debug_mode_reports_a_join_of_another_runs_task)
 {
     char text[4096];
     CHECK_INT(test_in_process(joins_in_debug_mode, text, sizeof text), 0);

@@ -611,7 +611,7 @@ static int maps_elements_that_fail(void *pool)
     return 0;
 }
 
-TEST(functions_that_are_called_in_the_callers_place_bring_no_older_words)
+TEST(functions_called_on_the_spot_do_not_return_older_error_texts)
 {
     conc_pool pool = {.threads = 1};
     CHECK_INT(conc_pool_open(&pool), 0);
@@ -697,13 +697,13 @@ static void check_reports(conc_fn *fn)
     }
 }
 
-TEST(a_wrong_call_of_the_core_is_the_newest_error_and_reported) { check_reports(misuses_core); }
+TEST(an_invalid_core_call_is_the_latest_error_and_reported) { check_reports(misuses_core); }
 
-TEST(a_wrong_call_with_a_descriptor_is_the_newest_error_and_reported) { check_reports(misuses_io); }
+TEST(an_invalid_descriptor_call_is_the_latest_error_and_reported) { check_reports(misuses_io); }
 
-TEST(a_wrong_call_of_conc_sync_is_the_newest_error_and_reported) { check_reports(misuses_sync); }
+TEST(an_invalid_conc_sync_call_is_the_latest_error_and_reported) { check_reports(misuses_sync); }
 
-TEST(a_wrong_call_of_conc_pool_is_the_newest_error_and_reported) { check_reports(misuses_pools); }
+TEST(an_invalid_conc_pool_call_is_the_latest_error_and_reported) { check_reports(misuses_pools); }
 
 /* ---- where error texts come from ---- */
 
@@ -714,7 +714,7 @@ static int waits_for_it(void *future)
     return 0;
 }
 
-TASK_TEST(the_words_of_an_error_go_with_a_future)
+TASK_TEST(a_future_carries_the_error_text)
 {
     conc_future f = {0};
     conc_group g = {0};
@@ -743,7 +743,7 @@ static int fails_in_words(void *arg)
     return conc_fail(-EPROTO, "line 12: no colon");
 }
 
-TEST(the_words_of_the_last_run_stay_on_its_thread)
+TEST(the_error_text_of_the_last_run_stays_on_its_thread)
 {
     const conc_options wrong = {.stack_size = 1};
     CHECK_STR(conc_last_error(), "");
@@ -769,7 +769,7 @@ static void *fail_on_a_thread(void *arg)
     return arg;
 }
 
-TEST(each_thread_has_the_words_of_its_own_errors)
+TEST(each_thread_has_its_own_error_texts)
 {
     pthread_t t;
     CHECK_INT(conc_fail(-EIO, "disk on fire"), -EIO);
@@ -781,7 +781,7 @@ TEST(each_thread_has_the_words_of_its_own_errors)
     CHECK_STR(conc_last_error(), "");
 }
 
-TEST(the_words_of_an_embedded_run_are_there_after_its_end)
+TEST(an_embedded_runs_error_text_remains_after_its_end)
 {
     conc_embed e = {0};
     int rc = conc_embed_begin(&e, NULL, fails_in_words, NULL);
@@ -799,7 +799,7 @@ TEST(the_words_of_an_embedded_run_are_there_after_its_end)
     CHECK_STR(conc_last_error(), "");
 }
 
-TASK_TEST(a_cancel_leaves_the_words_of_the_error_before_it)
+TASK_TEST(a_cancel_keeps_the_previous_error_text)
 {
     conc_scope s = {0};
     CHECK_INT(conc_scope_begin(&s, CONC_FOREVER), 0);
@@ -817,7 +817,7 @@ static int sleeps_for_ever(void *arg)
     return conc_sleep(CONC_FOREVER);
 }
 
-TASK_TEST(another_tasks_cancel_leaves_the_words_of_the_error_before_it)
+TASK_TEST(another_tasks_cancel_keeps_the_previous_error_text)
 {
     conc_group g = {0};
     conc_task first, second, *next;
@@ -839,7 +839,7 @@ TASK_TEST(another_tasks_cancel_leaves_the_words_of_the_error_before_it)
     CHECK_STR(conc_last_error(), "disk on fire");
 }
 
-TASK_TEST(a_cancelled_start_leaves_the_words_of_the_error_before_it)
+TASK_TEST(a_cancelled_start_keeps_the_previous_error_text)
 {
     conc_scope s = {0};
     conc_group g = {0};
@@ -895,7 +895,7 @@ static void check_words_beside(conc_fn *fn, void *arg, const char *expected)
     CHECK_CONTAINS(unseen, expected);
 }
 
-TEST(what_closes_by_itself_leaves_the_words_of_the_error_that_is_returned)
+TEST(closing_by_conc_auto_keeps_the_returned_error_text)
 {
     check_words_beside(fails_beside_a_group, NULL, "not cleaned up");
     check_words_beside(fails_beside_a_group, unseen, "line 12: no colon");
@@ -910,7 +910,7 @@ static int has_a_silent_error(void *arg)
     return -EIO;
 }
 
-TASK_TEST(what_closes_by_itself_does_not_make_older_words_new)
+TASK_TEST(closing_by_conc_auto_does_not_revive_older_error_texts)
 {
     (void)conc_fail(-EIO, STALE);
     CHECK_INT(conc_timeout(1, has_a_silent_error, NULL), -EIO);

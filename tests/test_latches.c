@@ -117,7 +117,7 @@ TASK_TEST(a_count_below_zero_or_beyond_an_int_is_refused_and_changes_nothing)
     CHECK_TIME(0);
 }
 
-TASK_TEST(a_refused_step_leaves_those_who_wait_waiting)
+TASK_TEST(a_refused_step_leaves_waiters_waiting)
 {
     conc_latch l = {0};
     waiter w;
@@ -239,7 +239,7 @@ static void *done_in_a_thread(void *latch)
     return NULL;
 }
 
-TASK_TEST(another_thread_may_not_let_those_go_who_wait)
+TASK_TEST(another_thread_may_not_release_waiters)
 {
     pthread_t thread;
     conc_latch l = {0};

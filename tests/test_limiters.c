@@ -85,7 +85,7 @@ TASK_TEST(a_long_series_does_not_drift)
     CHECK_INT(now_ns(), 10000 * SECOND);
 }
 
-TASK_TEST(a_burst_is_had_at_once_and_what_follows_at_the_rate)
+TASK_TEST(a_burst_is_granted_at_once_and_the_rest_at_the_rate)
 {
     conc_limiter l = {.rate = 10, .burst = 5};
     for (int i = 0; i < 5; i++)
@@ -205,7 +205,7 @@ TASK_TEST(a_loop_that_never_has_to_wait_lets_others_run)
 
 /* ---- several waiters ---- */
 
-TASK_TEST(those_who_wait_are_served_in_the_order_they_came)
+TASK_TEST(waiters_are_served_in_fifo_order)
 {
     conc_limiter l = {.rate = 3};
     taker t[20];
@@ -254,7 +254,7 @@ static void check_grants_are_on_time(const leaver *leavers, int n)
     CHECK_INT(conc_sleep_until(ceil(conc_now())), 0);
 }
 
-TASK_TEST(whoever_leaves_grants_come_on_time)
+TASK_TEST(grants_come_on_time_whichever_waiters_leave)
 {
     static const leaver first[] = {{0, 1}}, last[] = {{0, 19}}, middle[] = {{0.5, 10}},
                         head[] = {{0.5, 2}};
@@ -319,7 +319,7 @@ TASK_TEST(whose_time_runs_out_takes_nothing)
     CHECK_TIME(1);
 }
 
-TASK_TEST(a_try_while_somebody_waits_takes_nothing_though_there_is_enough)
+TASK_TEST(a_try_while_a_task_waits_fails_although_there_are_enough_tokens)
 {
     conc_limiter l = {.rate = 2, .burst = 5};
     taker t;
@@ -604,7 +604,7 @@ static int comes_late(void *limiter)
 
 static int takes_all_at_once(void *limiter) { return conc_limiter_try_acquire(limiter, 5); }
 
-TEST(a_clock_that_jumps_back_gives_no_more_than_a_burst_and_blocks_nobody_for_ever)
+TEST(a_clock_that_jumps_back_grants_at_most_a_burst_and_blocks_no_task_forever)
 {
     conc_limiter l = {.rate = 1, .burst = 5};
     conc_options o = {.virtual_clock = true};
@@ -672,7 +672,7 @@ TASK_TEST(senseless_limiters_are_refused)
     CHECK_TIME(0);
 }
 
-TASK_TEST(numbers_of_tokens_that_can_never_be_had_are_refused_at_once)
+TASK_TEST(impossible_numbers_of_tokens_are_refused_at_once)
 {
     conc_limiter plain = {.rate = 1}, wide = {.rate = 1, .burst = 2.5},
                  narrow = {.rate = 1, .burst = 0.5};

@@ -30,7 +30,7 @@ TASK_TEST(a_local_that_was_never_set_is_null)
     CHECK(conc_local_get(&never_set) == NULL);
 }
 
-TASK_TEST(a_local_keeps_its_value_until_it_is_set_anew)
+TASK_TEST(a_local_keeps_its_value_until_it_is_set_again)
 {
     CHECK_INT(conc_local_set(&colour, &red), 0);
     CHECK_INT(conc_local_set(&size, &blue), 0);
@@ -67,7 +67,7 @@ TASK_TEST(a_child_starts_with_the_values_of_the_moment_of_its_spawn)
     CHECK(other.before == &green && other.after == &green);
 }
 
-TASK_TEST(what_a_child_sets_is_invisible_to_its_parent_and_its_siblings)
+TASK_TEST(a_childs_values_are_invisible_to_its_parent_and_siblings)
 {
     looker first = {.set = &green, .wait = 2}, second = {.set = &blue, .wait = 2},
            third = {.wait = 2};
@@ -84,7 +84,7 @@ TASK_TEST(what_a_child_sets_is_invisible_to_its_parent_and_its_siblings)
     CHECK(first.after == &green && second.after == &blue && third.after == &red);
 }
 
-TASK_TEST(what_the_parent_sets_later_is_invisible_to_the_child)
+TASK_TEST(a_parents_later_values_are_invisible_to_the_child)
 {
     looker l = {.wait = 2};
     conc_group g = {0};

@@ -139,7 +139,7 @@ TASK_TEST(no_lock_is_refused)
     CHECK(conc_lock_owner(NULL) == NULL);
 }
 
-TASK_TEST(what_need_not_wait_does_not_switch)
+TASK_TEST(calls_that_need_not_wait_do_not_switch)
 {
     conc_lock l = {0};
     user other = USER(&l, "other", 0);
@@ -175,7 +175,7 @@ static int notes_neighbour(void *arg)
     return 0;
 }
 
-ORDERED_TASK_TEST(who_takes_a_free_lock_for_ever_does_not_keep_its_neighbours_from_running)
+ORDERED_TASK_TEST(a_task_that_keeps_acquiring_a_free_lock_lets_others_run)
 {
     conc_lock l = {0};
     conc_group g = {0};
@@ -215,7 +215,7 @@ TASK_TEST(one_release_wakes_one_waiter)
     CHECK_TIME(30);
 }
 
-TASK_TEST(who_asks_again_stands_behind_those_who_wait)
+TASK_TEST(a_task_that_asks_again_is_behind_the_waiters)
 {
     conc_lock l = {0};
     user users[] = {USER(&l, "a", 0, .rounds = 5), USER(&l, "b", 0, .rounds = 5),
@@ -248,7 +248,7 @@ static int enters_ten_times(void *arg)
     return 0;
 }
 
-TASK_TEST(there_are_never_two_inside)
+TASK_TEST(two_tasks_are_never_inside)
 {
     room r = {0};
     conc_group g = {0};
@@ -287,7 +287,7 @@ static int uses_and_frees(void *arg)
     return 0;
 }
 
-TASK_TEST(who_got_the_lock_last_may_free_it)
+TASK_TEST(the_last_owner_may_free_the_lock)
 {
     conc_lock *l = calloc(1, sizeof *l);
     conc_group g = {0};
@@ -372,7 +372,7 @@ TASK_TEST(any_waiters_may_be_cancelled_while_the_lock_stays_held)
         check_cancels(rows[i].cancelled, rows[i].left);
 }
 
-TASK_TEST(a_waiter_out_of_time_goes_and_the_others_keep_their_places)
+TASK_TEST(a_waiter_that_timed_out_leaves_and_the_others_keep_their_order)
 {
     conc_lock l = {0};
     user users[] = {USER(&l, "a", 10), USER(&l, "b", 1, .timeout = 3), USER(&l, "c", 1),
@@ -387,7 +387,7 @@ TASK_TEST(a_waiter_out_of_time_goes_and_the_others_keep_their_places)
     check_free(&l);
 }
 
-TASK_TEST(of_a_release_and_a_time_limit_the_first_decides)
+TASK_TEST(the_first_of_a_release_and_a_time_limit_decides)
 {
     for (int release_first = 0; release_first < 2; release_first++) {
         conc_lock l = {0};
@@ -442,7 +442,7 @@ static int sleeps_with_the_lock_for_two_seconds(void *arg)
     return conc_timeout(2, sleeps_with_the_lock, arg);
 }
 
-TASK_TEST(an_owner_out_of_time_releases_while_it_unwinds)
+TASK_TEST(an_owner_that_timed_out_releases_while_unwinding)
 {
     conc_lock l = {0};
     int rc = 0;
@@ -994,7 +994,7 @@ TEST(a_lock_that_was_handed_over_belongs_to_the_heir_in_reports_too)
     CHECK(strstr(report, "main") == NULL);
 }
 
-TASK_TEST(a_dump_says_who_has_the_lock_that_a_task_waits_for)
+TASK_TEST(a_dump_names_the_owner_of_the_lock_that_a_task_waits_for)
 {
     conc_lock l = {0};
     user b = USER(&l, "b", 0);

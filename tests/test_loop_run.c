@@ -93,7 +93,7 @@ static int is_called_by_threads(void *arg)
     return 0;
 }
 
-TEST(a_thread_gets_the_result_and_the_words_of_the_task)
+TEST(a_thread_gets_the_tasks_result_and_error_text)
 {
     conc_options o = {.virtual_clock = true, .on_error = count_unseen};
     CHECK_INT(conc_run_with(&o, is_called_by_threads, NULL), 0);
@@ -178,7 +178,7 @@ static int starts_racers(void *arg)
     return conc_sleep(0.002);
 }
 
-TEST(of_calls_that_race_with_the_end_of_the_run_each_ran_or_did_not)
+TEST(each_call_that_races_with_the_end_of_the_run_ran_or_did_not)
 {
     conc_options o = {.virtual_clock = false};
     for (int i = 0; i < 20; i++) {
@@ -349,7 +349,7 @@ static int is_out_of_time_meanwhile(void *arg)
     return 0;
 }
 
-TEST(on_the_real_clock_the_timers_of_the_callers_loop_go_on)
+TEST(on_the_real_clock_the_timers_of_the_callers_loop_keep_firing)
 {
     neighbour n;
     open_neighbour(&n, false);
@@ -431,7 +431,7 @@ static int job_calls_for_ever(void *arg)
     return 5;
 }
 
-TASK_TEST(a_job_that_is_asked_to_end_passes_that_on)
+TASK_TEST(a_job_that_is_asked_to_stop_passes_that_on)
 {
     CONC_AUTO(conc_pool, p) = {.threads = 1};
     conc_job j;

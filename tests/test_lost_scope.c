@@ -236,7 +236,7 @@ TEST(a_group_left_open_by_a_function_is_found) { check_lost(group_then_wait, "gr
 
 TEST(a_group_left_open_with_a_child_is_found) { check_lost(group_with_child_then_wait, "group"); }
 
-TEST(where_no_error_led_to_the_return_the_missing_call_is_named)
+TEST(if_no_error_led_to_the_return_the_missing_call_is_named)
 {
     check_lost(group_with_child_then_wait, "conc_group_wait, conc_group_end or conc_scope_end");
 }
@@ -318,19 +318,19 @@ static void main_ends_with_group(void) { run(end_with_group); }
 static void child_ends_with_scope(void) { run(child_with_scope); }
 static void child_ends_with_group(void) { run(child_with_group); }
 
-TEST(a_main_function_that_ends_with_a_scope_open_is_told)
+TEST(a_main_function_that_ends_with_a_scope_open_is_reported)
 {
     check_lost(main_ends_with_scope, "scope");
 }
 
-TEST(a_main_function_that_ends_with_a_group_open_is_told)
+TEST(a_main_function_that_ends_with_a_group_open_is_reported)
 {
     check_lost(main_ends_with_group, "group");
 }
 
-TEST(a_task_that_ends_with_a_scope_open_is_told) { check_lost(child_ends_with_scope, "scope"); }
+TEST(a_task_that_ends_with_a_scope_open_is_reported) { check_lost(child_ends_with_scope, "scope"); }
 
-TEST(a_task_that_ends_with_a_group_open_is_told) { check_lost(child_ends_with_group, "group"); }
+TEST(a_task_that_ends_with_a_group_open_is_reported) { check_lost(child_ends_with_group, "group"); }
 
 static int body_with_scope(conc_gen *g, void *arg)
 {
@@ -353,7 +353,10 @@ static int use_body_with_scope(void *arg)
 
 static void body_ends_with_scope(void) { run(use_body_with_scope); }
 
-TEST(a_generator_that_ends_with_a_scope_open_is_told) { check_lost(body_ends_with_scope, "scope"); }
+TEST(a_generator_that_ends_with_a_scope_open_is_reported)
+{
+    check_lost(body_ends_with_scope, "scope");
+}
 
 /* ---- an object that is initialized again while open, as in a loop */
 
@@ -411,7 +414,7 @@ static void scope_set_anew_inside(void) { run(set_a_scope_anew_inside); }
 static void group_set_anew(void) { run(set_a_group_anew); }
 static void signals_set_anew(void) { run(set_signals_anew); }
 
-TEST(what_is_open_and_set_anew_is_found_when_the_next_one_opens)
+TEST(an_open_object_that_is_initialized_again_is_found_when_the_next_one_opens)
 {
     check_lost(scope_set_anew, "memory was overwritten, with the scope opened at");
     check_lost(scope_set_anew_inside, "memory was overwritten, with the scope opened at");
@@ -455,7 +458,7 @@ static void first_set_anew(void) { run(set_the_first_anew); }
 static void last_set_anew(void) { run(set_the_last_anew); }
 static void another_set_anew(void) { run_debugging(set_another_anew); }
 
-TEST(a_handle_that_is_set_anew_while_its_task_lives_is_found_by_the_next_spawn)
+TEST(a_handle_that_is_initialized_again_while_its_task_lives_is_found_by_the_next_spawn)
 {
     static char text[16384];
     static void (*const programs[])(void) = {first_set_anew, last_set_anew};
@@ -489,7 +492,7 @@ __attribute__((noinline)) static int wait_deep(int depth)
     return rc + room[0] - 1;
 }
 
-TASK_TEST(what_was_closed_or_lies_above_is_not_lost)
+TASK_TEST(objects_that_were_closed_or_are_above_are_not_lost)
 {
     conc_scope outer = {0};
     CHECK_INT(conc_scope_begin(&outer, 1000), 0);
@@ -591,17 +594,17 @@ TEST(signals_left_open_are_found_among_many)
     check_lost(signals_among_many, "a function returned, with the conc_signals");
 }
 
-TEST(a_main_function_that_ends_with_signals_open_is_told)
+TEST(a_main_function_that_ends_with_signals_open_is_reported)
 {
     check_lost(main_ends_with_signals, "conc_signals");
 }
 
-TEST(a_task_that_ends_with_signals_open_is_told)
+TEST(a_task_that_ends_with_signals_open_is_reported)
 {
     check_lost(child_ends_with_signals, "ended, with the conc_signals");
 }
 
-TASK_TEST(signals_that_were_closed_or_lie_above_are_not_lost)
+TASK_TEST(signals_that_were_closed_or_are_above_are_not_lost)
 {
     conc_signals s = {0}, *kept_open = calloc(1, sizeof s);
     CHECK(kept_open != NULL);
@@ -673,14 +676,14 @@ static void body_and_group(void) { run(consume_lost_group); }
 static void body_and_signals(void) { run(consume_lost_signals); }
 static void body_and_end(void) { run(consume_signals); }
 
-TEST(what_a_function_of_a_generator_left_open_is_found)
+TEST(objects_that_a_generators_function_left_open_are_found)
 {
     check_lost(body_and_scope, "scope");
     check_lost(body_and_group, "group");
     check_lost(body_and_signals, "conc_signals");
 }
 
-TEST(a_generator_that_ends_with_signals_open_is_told)
+TEST(a_generator_that_ends_with_signals_open_is_reported)
 {
     check_lost(body_and_end, "the generator body_ends_with_signals at ");
     check_lost(body_and_end, "ended, with the conc_signals");
@@ -883,7 +886,7 @@ static int keep_all_handles(void *arg)
     return conc_sleep(1);
 }
 
-TEST(handles_of_tasks_that_were_joined_or_that_lie_above_are_not_lost)
+TEST(handles_of_joined_tasks_and_handles_above_are_not_lost)
 {
     conc_options o = {.virtual_clock = true, .debug = true};
     CHECK_INT(conc_run_with(&o, keep_all_handles, NULL), 0);
@@ -924,7 +927,7 @@ static int try_in_a_task(void *arg)
 static void lose_by_a_try(void) { run(return_from_a_group); }
 static void lose_by_a_cancelled_try(void) { run(try_in_a_task); }
 
-TEST(the_report_says_the_error_and_what_a_try_is_to_be_there)
+TEST(the_report_has_the_error_and_the_right_macro_for_the_try)
 {
     check_lost(lose_by_a_try, "its latest error: line 12: no colon");
     check_lost(lose_by_a_try, "CONC_TRY_IN");

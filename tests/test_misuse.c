@@ -90,7 +90,7 @@ TASK_TEST(a_missing_object_is_refused_everywhere)
     CHECK_INT(conc_yield(), 0);
 }
 
-TASK_TEST(what_is_no_number_is_no_time)
+TASK_TEST(nan_is_not_a_time)
 {
     conc_scope s = {0};
     CHECK_INT(conc_sleep(NOT_A_NUMBER), -EINVAL);
@@ -317,7 +317,7 @@ static int run_nested(void *arg)
     return 6;
 }
 
-TEST(a_run_inside_a_run_is_refused_and_the_outer_one_goes_on)
+TEST(a_run_inside_a_run_is_refused_and_the_outer_one_continues)
 {
     conc_options o = {.virtual_clock = true};
     CHECK_INT(conc_run_with(&o, run_nested, NULL), 6);
@@ -503,7 +503,7 @@ static void misuse_without_debug(void)
     CHECK_INT(conc_run_with(&o, end_a_scope_that_is_not_innermost, NULL), 0);
 }
 
-TEST(debug_mode_says_where_a_call_was_wrong)
+TEST(debug_mode_reports_where_a_call_was_invalid)
 {
     char text[4096];
     CHECK_INT(test_in_process(misuse_with_debug, text, sizeof text), 0);

@@ -221,7 +221,7 @@ TASK_TEST(localhost_is_this_machine)
     }
 }
 
-TASK_TEST(this_machines_own_name_has_the_addresses_that_the_system_says)
+TASK_TEST(this_machines_name_has_the_systems_addresses_for_it)
 {
     char host[256] = "";
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *found = NULL;
@@ -236,7 +236,7 @@ TASK_TEST(this_machines_own_name_has_the_addresses_that_the_system_says)
     freeaddrinfo(found);
 }
 
-TASK_TEST(a_name_that_does_not_exist_is_told_in_words)
+TASK_TEST(an_unknown_name_has_an_error_text)
 {
     setenv("RES_OPTIONS", "timeout:1 attempts:1", 1); /* where no server replies */
     answer a = ask("no-such-host.invalid", "80");
@@ -245,7 +245,7 @@ TASK_TEST(a_name_that_does_not_exist_is_told_in_words)
     CHECK(strlen(conc_last_error()) > strlen("no-such-host.invalid") + 5);
 }
 
-TASK_TEST(what_can_be_no_name_is_none)
+TASK_TEST(a_malformed_name_is_refused)
 {
     char longest[1200];
     memset(longest, 'a', sizeof longest);
@@ -259,7 +259,7 @@ TASK_TEST(what_can_be_no_name_is_none)
 
 /* ---- arguments ---- */
 
-TASK_TEST(what_is_no_port_is_refused_and_nobody_asked)
+TASK_TEST(an_invalid_port_is_refused_without_a_lookup)
 {
     static const char *const wrong[] = {
         "",    "65536", "99999", "4294967376", "18446744073709551696", "-1", "+80", " 80", "80 ",
@@ -276,7 +276,7 @@ TASK_TEST(what_is_no_port_is_refused_and_nobody_asked)
     CHECK_INT(ask("two.test", "080").rc, 2);
 }
 
-TASK_TEST(what_makes_no_sense_is_refused)
+TASK_TEST(invalid_arguments_are_refused)
 {
     struct sockaddr_storage out[1];
     CHECK_INT(conc_resolve(NULL, "80", out, 1), -EINVAL);
@@ -314,7 +314,7 @@ TASK_TEST(errno_is_left_alone)
 
 /* ---- errors ---- */
 
-TASK_TEST(the_words_say_whether_there_is_no_such_name_or_nobody_to_ask)
+TASK_TEST(the_error_text_tells_an_unknown_name_from_a_missing_server)
 {
     static const char *const failing[] = {"unknown.test", "silent.test", "failing.test"};
     char words[3][256];
@@ -328,7 +328,7 @@ TASK_TEST(the_words_say_whether_there_is_no_such_name_or_nobody_to_ask)
     CHECK(strcmp(words[0], words[1]) != 0);
 }
 
-TASK_TEST(a_lack_of_memory_or_descriptors_is_told_as_such)
+TASK_TEST(a_lack_of_memory_or_descriptors_is_reported_as_such)
 {
     CHECK_INT(ask("poor.test", "80").rc, -ENOMEM);
     int rc = ask("broken.test", "80").rc;
@@ -348,7 +348,7 @@ TASK_TEST(an_answer_without_an_address_is_no_address)
 
 /* ---- the loop continues ---- */
 
-TASK_TEST(the_loop_goes_on_while_somebody_looks_up)
+TASK_TEST(the_loop_continues_during_a_lookup)
 {
     answer a = {.host = "held.test", .port = "80"};
     conc_group g = {0};
@@ -619,7 +619,7 @@ TASK_TEST(the_twentieth_address_of_a_name_is_dialled_too)
     check_all_addresses_are_tried("127.0.1.20", many, 1);
 }
 
-TASK_TEST(when_no_address_answers_the_error_is_told_and_nothing_stays_open)
+TASK_TEST(if_no_address_answers_the_error_is_returned_and_nothing_stays_open)
 {
     int listener = conc_listen("127.0.0.1:0"), port = port_of(listener);
     CHECK_INT(conc_close(listener), 0);
@@ -673,7 +673,7 @@ static int dials_or_listens(void *arg)
     return 0;
 }
 
-TASK_TEST(a_cancel_of_who_dials_or_listens_by_name_returns_at_once)
+TASK_TEST(a_cancelled_dial_or_listen_by_name_returns_at_once)
 {
     CHECK_INT(ask("one.test", "80").rc, 1);
     int fds = test_count_fds();

@@ -597,7 +597,7 @@ IO_TEST(a_foreign_listener_that_its_handler_closes_ends_the_serving_well)
 
 /* ---- options of a socket that the system refuses ---- */
 
-IO_TEST(what_was_asked_of_a_listener_holds_or_is_an_error)
+IO_TEST(requested_listener_options_are_set_or_an_error)
 {
     static const int errors[] = {ENOPROTOOPT, EPERM, ENOSYS};
     conc_listen_options shared = {.reuse_port = true};
@@ -647,7 +647,7 @@ static int listens_again_and_again(void *arg)
     return 0;
 }
 
-TEST(of_many_processes_that_listen_on_one_path_at_once_one_does)
+TEST(one_of_many_processes_that_listen_on_one_path_at_once_succeeds)
 {
     field *f = mmap(NULL, sizeof *f, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     CHECK(f != MAP_FAILED);
@@ -673,7 +673,7 @@ TEST(of_many_processes_that_listen_on_one_path_at_once_one_does)
 static const int renamed[] = {EPERM,   EBUSY,   EPIPE,    ETIMEDOUT, EALREADY,
                               EDEADLK, ENOTSUP, EMSGSIZE, ESHUTDOWN, EOWNERDEAD};
 
-IO_TEST(a_dial_that_the_system_refuses_is_told_in_its_words)
+IO_TEST(a_dial_that_the_system_refuses_has_its_error_text)
 {
     for (size_t i = 0; i < CONC_LEN(renamed); i++) {
         faults.connect_error = renamed[i];
@@ -720,7 +720,7 @@ static int closes_late(void *queue)
     return rc;
 }
 
-IO_TEST(an_error_that_conc_makes_after_one_of_the_systems_is_told_in_concs_words)
+IO_TEST(an_error_of_concs_after_one_of_the_systems_has_concs_text)
 {
     int l = conc_listen("127.0.0.1:0"), end[2], item = 0;
     conc_lock lock = {0};
@@ -754,7 +754,7 @@ IO_TEST(an_error_that_conc_makes_after_one_of_the_systems_is_told_in_concs_words
     CHECK_INT(conc_close(l), 0);
 }
 
-IO_TEST(an_empty_address_is_told_in_quotation_marks)
+IO_TEST(an_empty_address_is_reported_in_quotation_marks)
 {
     CHECK_INT(conc_dial(""), -EINVAL);
     CHECK_STR(conc_last_error(), "\"\": malformed address");
@@ -762,7 +762,7 @@ IO_TEST(an_empty_address_is_told_in_quotation_marks)
     CHECK_STR(conc_last_error(), "\"\": malformed address");
 }
 
-IO_TEST(a_wrong_argument_is_not_told_in_the_words_of_a_malformed_address)
+IO_TEST(an_invalid_argument_is_not_called_a_malformed_address)
 {
     CHECK_INT(conc_dial("nope"), -EINVAL);
     CHECK_CONTAINS(conc_last_error(), "malformed");
@@ -779,7 +779,7 @@ IO_TEST(a_wrong_argument_is_not_told_in_the_words_of_a_malformed_address)
     CHECK_CONTAINS(conc_last_error(), "conc_signals_open: ");
 }
 
-IO_TEST(an_accept_that_the_system_refuses_is_told_in_its_words)
+IO_TEST(an_accept_that_the_system_refuses_has_its_error_text)
 {
     int l = conc_listen("127.0.0.1:0");
     CHECK(l >= 0);
@@ -793,7 +793,7 @@ IO_TEST(an_accept_that_the_system_refuses_is_told_in_its_words)
     CHECK_INT(conc_close(l), 0);
 }
 
-IO_TEST(a_datagram_that_is_too_long_and_a_broken_pipe_are_told_in_the_system_s_words)
+IO_TEST(an_oversized_datagram_and_a_broken_pipe_have_the_systems_text)
 {
     static char large[70000];
     int ends[2], fd = socket(AF_INET, SOCK_DGRAM, 0);

@@ -236,7 +236,7 @@ OFFLOAD_TEST(a_result_is_handed_over_whatever_it_is)
     }
 }
 
-OFFLOAD_TEST(the_words_of_an_error_come_with_the_result)
+OFFLOAD_TEST(the_error_text_comes_with_the_result)
 {
     held h[3] = {HELD(-EPROTO), HELD(-EPROTO), HELD(-EPROTO)};
     h[0].words = h[1].words = "line 12: no colon";
@@ -267,7 +267,7 @@ static int abandons_and_looks(void *words)
     return 0;
 }
 
-OFFLOAD_TEST(what_an_argument_is_freed_with_leaves_the_words_of_the_job)
+OFFLOAD_TEST(freeing_an_argument_keeps_the_jobs_error_text)
 {
     static char words[] = "of the job";
     CHECK_INT(abandons_and_looks(words), 0);
@@ -325,7 +325,7 @@ static int offloads_in_many_tasks(void *arg)
     return conc_map(offloads_count, NULL, 50, 0);
 }
 
-THREAD_TEST(the_shared_pool_ends_with_each_run_and_begins_anew)
+THREAD_TEST(the_shared_pool_ends_with_each_run_and_starts_again)
 {
     for (int i = 0; i < 50; i++) {
         CHECK_INT(run_virtual(offloads_in_many_tasks, NULL), 0);
@@ -554,7 +554,7 @@ THREAD_TEST(without_a_function_nothing_is_called_in_a_thread_either) { offload_n
 
 /* ---- the loop continues ---- */
 
-OFFLOAD_TEST(the_loop_goes_on_and_virtual_time_stands_while_a_job_runs)
+OFFLOAD_TEST(the_loop_continues_and_virtual_time_stands_still_while_a_job_runs)
 {
     held h = HELD(7);
     conc_group g = {0};
@@ -682,7 +682,7 @@ static int abandons_late(void *arg)
     return 3;
 }
 
-THREAD_TEST(a_job_that_calls_back_when_the_run_is_over_is_told_so)
+THREAD_TEST(a_job_that_calls_back_after_the_run_gets_an_error)
 {
     static late l = {.hold = HELD(0)};
     CHECK_INT(run_virtual(abandons_late, &l), 3);
@@ -708,7 +708,7 @@ OFFLOAD_TEST(a_cancelled_task_waits_for_its_running_job_and_gets_the_result)
     CHECK(h.asked);
 }
 
-OFFLOAD_TEST(a_job_that_nobody_cancels_is_not_asked_to_end)
+OFFLOAD_TEST(a_job_that_nobody_cancels_is_not_asked_to_stop)
 {
     held h = HELD(7);
     let_go(&h);
@@ -812,7 +812,7 @@ OFFLOAD_TEST(the_argument_of_a_job_that_ends_is_freed_once)
     }
 }
 
-OFFLOAD_TEST(an_abandoned_job_goes_on_alone_while_its_task_has_long_returned)
+OFFLOAD_TEST(an_abandoned_job_continues_long_after_its_task_returned)
 {
     held h = HELD(7);
     conc_group g = {0};
@@ -841,7 +841,7 @@ OFFLOAD_TEST(an_abandoned_job_can_see_that_it_should_end)
     CHECK(h.asked);
 }
 
-OFFLOAD_TEST(time_goes_on_while_an_abandoned_job_hangs)
+OFFLOAD_TEST(time_passes_while_an_abandoned_job_hangs)
 {
     held h = HELD(7);
     conc_group g = {0};
@@ -1126,7 +1126,7 @@ OFFLOAD_TEST(offloaded_jobs_do_not_wait_for_abandoned_ones)
     let_all_go(&x);
 }
 
-OFFLOAD_TEST(what_is_queued_behind_abandoned_jobs_is_refused_when_there_can_be_no_thread)
+OFFLOAD_TEST(jobs_behind_abandoned_ones_are_refused_if_no_thread_can_start)
 {
     held h = HELD(7);
     conc_group g = {0};
@@ -1423,7 +1423,7 @@ static int abandons_a_block(void *arg)
     return 0;
 }
 
-OFFLOAD_TEST(virtual_time_stands_for_a_job_while_as_many_abandoned_ones_block_as_there_are_threads)
+OFFLOAD_TEST(virtual_time_stands_still_for_a_job_while_abandoned_ones_block_all_threads)
 {
     conc_group g = {0};
     for (int i = 0; i < shared_threads(); i++)
@@ -1515,7 +1515,7 @@ static int abandons_owned(void *arg)
     return 0;
 }
 
-OFFLOAD_TEST(of_many_jobs_that_are_abandoned_at_random_moments_each_argument_is_freed_once)
+OFFLOAD_TEST(each_argument_of_many_randomly_abandoned_jobs_is_freed_once)
 {
     for (int i = 0; i < 50; i++) {
         conc_group g = {0};
@@ -1585,7 +1585,7 @@ OFFLOAD_TEST(without_a_second_thread_a_run_inside_a_job_has_its_argument_freed)
     check_freed(&h, 0);
 }
 
-OFFLOAD_TEST(without_threads_an_offload_says_so)
+OFFLOAD_TEST(without_threads_an_offload_is_an_error)
 {
     held h = HELD(0);
     no_threads = true;

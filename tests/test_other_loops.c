@@ -279,12 +279,12 @@ static int stay_out_of_reach(void *(*of)(void *))
     return 0;
 }
 
-TASK_TEST(what_tasks_wait_for_is_out_of_reach_of_another_loop)
+TASK_TEST(another_loop_cannot_use_what_tasks_wait_for)
 {
     CHECK_INT(stay_out_of_reach(in_another_loop), 0);
 }
 
-TASK_TEST(what_tasks_wait_for_is_out_of_reach_of_a_thread_without_a_loop)
+TASK_TEST(a_thread_without_a_loop_cannot_use_what_tasks_wait_for)
 {
     CHECK_INT(stay_out_of_reach(without_a_loop), 0);
 }

@@ -95,7 +95,7 @@ TEST(a_task_with_a_name_of_its_own_is_named_with_the_place_of_its_spawn)
     check_place(LINE_OF_THE_SPAWN);
 }
 
-TEST(an_overflow_of_main_is_told)
+TEST(an_overflow_of_main_is_reported)
 {
     check_died(run_for_report(run_overflow_of_main), SIGSEGV);
     CHECK_CONTAINS(report, "conc: stack overflow: main ");
@@ -118,7 +118,7 @@ static int consumes(void *arg)
 
 static void run_overflow_of_a_generator(void) { run_debugging(consumes); }
 
-TEST(an_overflow_of_a_generator_is_told_with_the_task_that_consumes_it)
+TEST(an_overflow_of_a_generator_is_reported_with_its_consumers_task)
 {
     check_died(run_for_report(run_overflow_of_a_generator), SIGSEGV);
     CHECK_CONTAINS(report, "conc: stack overflow: main ");
@@ -147,7 +147,7 @@ static void run_quietly(void)
     (void)conc_run_with(&o, overflows, NULL);
 }
 
-TEST(without_debug_mode_nothing_is_said)
+TEST(without_debug_mode_nothing_is_reported)
 {
     if (getenv("CONC_DEBUG"))
         return;

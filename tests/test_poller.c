@@ -170,7 +170,7 @@ static void runs_without_its_descriptors_under_poll(void)
     CHECK_INT(conc_run(closes_everything, NULL), -EBADF);
 }
 
-TEST(a_run_whose_descriptors_were_closed_ends_with_the_error_in_words)
+TEST(a_run_whose_descriptors_were_closed_ends_with_an_error_text)
 {
     if (SANITIZED)
         return; /* they have descriptors of their own */
@@ -336,7 +336,7 @@ IO_TEST(the_largest_number_is_refused_by_an_eventfd_at_once)
 
 /* -- a device may treat each part of a vector as a separate call, the second of which waits -- */
 
-IO_TEST(of_two_numbers_that_do_not_both_fit_into_an_eventfd_the_first_is_written)
+IO_TEST(the_first_of_two_numbers_that_do_not_both_fit_into_an_eventfd_is_written)
 {
     uint64_t first = UINT64_MAX - 1, second = 5, sum;
     struct iovec parts[] = {{&first, sizeof first}, {NULL, 0}, {&second, sizeof second}};
@@ -410,7 +410,7 @@ IO_TEST(a_named_pipe_takes_several_parts_at_once_where_no_descriptor_is_left)
 
 /* -- an impossible call is an error, not a wait, on a descriptor in blocking mode too -- */
 
-IO_TEST(what_a_device_never_takes_is_refused_at_once)
+IO_TEST(data_that_a_device_never_accepts_is_refused_at_once)
 {
     uint64_t number = 1;
     int timer = timerfd_create(CLOCK_MONOTONIC, 0), set = epoll_create1(0);

@@ -303,7 +303,7 @@ static void check_words(int i, const char *text)
         CHECK_STR(text, i == 4 ? "" : conc_strerror(-EIO));
 }
 
-POOL_TEST(the_words_of_an_error_come_with_the_result_and_stay_with_their_job)
+POOL_TEST(the_error_text_comes_with_the_result_and_stays_with_its_job)
 {
     conc_group g = {0};
     conc_job jobs[CONC_LEN(failures)];
@@ -325,7 +325,7 @@ POOL_TEST(the_words_of_an_error_come_with_the_result_and_stay_with_their_job)
     }
 }
 
-POOL_TEST(words_of_an_earlier_job_do_not_stick_to_its_storage)
+POOL_TEST(an_earlier_jobs_error_text_does_not_stick_to_its_storage)
 {
     conc_job j;
     WITH_POOL(pool, 1);
@@ -343,7 +343,7 @@ static conc_pool *outer_pool;
 
 static int fails_inside(void *arg) { return conc_pool_run(outer_pool, fails, arg); }
 
-POOL_TEST(the_words_of_a_call_inside_a_job_are_the_jobs)
+POOL_TEST(the_error_text_of_a_call_inside_a_job_is_the_jobs)
 {
     WITH_POOL(pool, 1);
     outer_pool = &pool;
@@ -351,7 +351,7 @@ POOL_TEST(the_words_of_a_call_inside_a_job_are_the_jobs)
     CHECK_STR(conc_last_error(), "line 12: no colon");
 }
 
-POOL_TEST(the_result_of_a_job_stays_there_for_whoever_asks)
+POOL_TEST(a_jobs_result_can_be_read_any_number_of_times)
 {
     int result = 0;
     conc_job j;
@@ -431,12 +431,12 @@ static void wait_in_two_tasks(bool frees)
         free(s.job);
 }
 
-POOL_TEST(each_of_several_who_wait_for_a_job_gets_its_result_though_the_job_is_used_again)
+POOL_TEST(each_waiter_of_a_job_gets_its_result_although_the_job_is_reused)
 {
     wait_in_two_tasks(false);
 }
 
-POOL_TEST(each_of_several_who_wait_for_a_job_gets_its_result_though_the_job_is_freed)
+POOL_TEST(each_waiter_of_a_job_gets_its_result_although_the_job_is_freed)
 {
     wait_in_two_tasks(true);
 }
@@ -517,7 +517,7 @@ POOL_TEST(a_job_can_be_submitted_again_once_it_has_ended_and_not_before)
     close_pool(&other);
 }
 
-POOL_TEST(what_is_left_of_a_job_that_has_ended_may_be_overwritten_in_part)
+POOL_TEST(the_remains_of_an_ended_job_may_be_overwritten_in_part)
 {
     conc_job j;
     unsigned char *bytes = (unsigned char *)&j;
@@ -567,7 +567,7 @@ static int joins_the_crowd(void *arg)
     return 0;
 }
 
-POOL_TEST(of_many_jobs_as_many_run_at_once_as_there_are_threads_and_never_more)
+POOL_TEST(as_many_jobs_run_at_once_as_there_are_threads_and_never_more)
 {
     enum { N = 4 };
     static conc_job jobs[15 * N];
@@ -1341,7 +1341,7 @@ POOL_TEST(a_pool_may_be_freed_when_one_of_two_closes_has_returned)
     }
 }
 
-POOL_TEST(the_second_who_closes_a_pool_can_be_cancelled_and_still_waits)
+POOL_TEST(the_second_close_of_a_pool_can_be_cancelled_and_still_waits)
 {
     held h = HELD(7);
     conc_group g = {0};
@@ -1811,7 +1811,7 @@ POOL_TEST(jobs_that_wait_for_running_ones_do_not_make_more_threads)
 
 static int waits_for_itself(void *j) { return conc_job_wait(j, NULL); }
 
-POOL_TEST(a_job_that_waits_for_itself_is_told_so)
+POOL_TEST(a_job_that_waits_for_itself_gets_an_error)
 {
     conc_job j;
     WITH_POOL(pool, 1);
@@ -2019,7 +2019,7 @@ POOL_TEST(a_task_that_is_cancelled_already_waits_in_the_same_way)
     CHECK_INT(calls, 0);
 }
 
-POOL_TEST(a_cancel_of_one_who_waits_does_not_end_the_job_while_others_wait)
+POOL_TEST(a_cancel_of_one_waiter_does_not_end_the_job_while_others_wait)
 {
     held h = HELD(7);
     conc_job queued;
@@ -2088,9 +2088,9 @@ static void cancel_all_waiters(bool last_comes_first)
     CHECK_INT(calls, 0);
 }
 
-POOL_TEST(when_all_who_wait_for_a_job_are_cancelled_it_is_too) { cancel_all_waiters(false); }
+POOL_TEST(a_job_is_cancelled_when_all_its_waiters_are) { cancel_all_waiters(false); }
 
-POOL_TEST(who_is_cancelled_already_does_not_keep_a_job_from_its_cancel)
+POOL_TEST(an_already_cancelled_waiter_does_not_keep_a_job_from_its_cancel)
 {
     cancel_all_waiters(true);
 }
@@ -2098,7 +2098,7 @@ POOL_TEST(who_is_cancelled_already_does_not_keep_a_job_from_its_cancel)
 static int waits_for_its_result(void *arg) { return result_of(arg); }
 
 /* A job that waits for another runs that one itself. */
-POOL_TEST(a_cancel_of_one_who_waits_does_not_end_the_job_that_another_job_runs_for_itself)
+POOL_TEST(a_cancel_of_one_waiter_does_not_end_the_job_that_another_job_runs_itself)
 {
     held first = HELD(0), inner = HELD(7);
     conc_job outer;
@@ -2119,7 +2119,7 @@ POOL_TEST(a_cancel_of_one_who_waits_does_not_end_the_job_that_another_job_runs_f
     CHECK_INT(result_of(&outer), 7);
 }
 
-POOL_TEST(a_job_that_another_runs_for_itself_is_asked_to_end_when_both_who_wait_are_cancelled)
+POOL_TEST(a_job_that_another_runs_itself_is_asked_to_stop_when_both_waiters_are_cancelled)
 {
     counter begun = COUNTER;
     held first = HELD(0);
@@ -2332,7 +2332,7 @@ POOL_TEST(a_cancel_of_a_job_is_no_checkpoint)
     CHECK(h.asked);
 }
 
-POOL_TEST(outside_a_job_nothing_was_asked_to_end)
+POOL_TEST(outside_a_job_nothing_was_asked_to_stop)
 {
     conc_scope s = {0};
     CHECK(!conc_job_cancelled());
@@ -2887,7 +2887,7 @@ static int leaves_work(void *pool)
     return conc_pool_submit(pool, &left_job, works_a_while, NULL);
 }
 
-POOL_TEST(virtual_time_stands_while_a_job_runs_that_a_job_has_left)
+POOL_TEST(virtual_time_stands_still_for_a_job_that_another_job_left_behind)
 {
     WITH_POOL(pool, 2);
     CHECK_INT(conc_pool_run(&pool, leaves_work, &pool), 0);
@@ -2929,7 +2929,7 @@ static int works_behind_a_block_in_a_run(void *pool)
     return run_virtual(works_behind_a_block, pool);
 }
 
-POOL_TEST(virtual_time_stands_in_a_run_inside_a_job_whose_pool_was_blocked)
+POOL_TEST(virtual_time_stands_still_in_a_run_inside_a_job_whose_pool_was_blocked)
 {
     WITH_POOL(pool, 1);
     CHECK_INT(conc_pool_run(&pool, works_behind_a_block_in_a_run, &pool), 0);
@@ -2952,7 +2952,7 @@ static int sleeps_and_tells(void *arg)
     return 0;
 }
 
-POOL_TEST(virtual_time_stands_while_a_job_runs_and_the_loop_goes_on)
+POOL_TEST(virtual_time_stands_still_while_a_job_runs_and_the_loop_continues)
 {
     double told = -1;
     held h = HELD(7);
@@ -3233,7 +3233,7 @@ POOL_TEST(a_job_sees_the_locals_of_the_moment_of_its_submit)
     CHECK(conc_local_get(&colour) == &green);
 }
 
-POOL_TEST(what_a_job_sets_is_seen_by_nobody_else)
+POOL_TEST(a_jobs_locals_are_invisible_to_others)
 {
     painter p = {.paint = &blue}, next = {0},
             elements[3] = {{.paint = &red}, {0}, {.paint = &blue}};
@@ -3410,7 +3410,7 @@ POOL_TEST(the_first_error_keeps_the_rest_of_a_map_from_starting)
         CHECK_INT(e[i].called, i <= 3);
 }
 
-POOL_TEST(a_map_of_all_goes_on_after_errors_and_tells_each)
+POOL_TEST(a_map_of_all_continues_after_errors_and_returns_each)
 {
     int results[10];
     element e[10] = {0};
@@ -3545,7 +3545,7 @@ POOL_TEST(an_error_outranks_the_cancel_of_a_map)
     CHECK_INT(cancelled_map(&m, false, 2, -EIO).rc, -EIO);
 }
 
-POOL_TEST(a_map_that_runs_out_of_time)
+POOL_TEST(a_map_that_times_out)
 {
     double seconds[5] = {1, 1, 1, 1, 1};
     WITH_POOL(pool, 1);
@@ -3812,8 +3812,8 @@ static void use_without_threads(void)
     CHECK_INT(calls, 8);
 }
 
-THREAD_TEST(without_threads_a_pool_says_so_and_with_one_it_does_its_work) { use_without_threads(); }
-POOL_TEST(in_a_task_too_a_pool_without_threads_says_so) { use_without_threads(); }
+THREAD_TEST(a_pool_without_threads_is_an_error_and_one_thread_suffices) { use_without_threads(); }
+POOL_TEST(in_a_task_too_a_pool_without_threads_is_an_error) { use_without_threads(); }
 
 /* ---- out of memory ---- */
 
@@ -4579,7 +4579,7 @@ static void overflow_in_a_job(void)
     (void)conc_run_with(&o, runs_an_overflow, NULL);
 }
 
-TEST(a_job_that_overflows_its_threads_stack_is_told_with_its_pool)
+TEST(a_job_that_overflows_its_threads_stack_is_reported_with_its_pool)
 {
     static char text[16384];
     if (SANITIZED) /* they report it in their own way */

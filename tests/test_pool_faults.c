@@ -920,7 +920,7 @@ static int use_channel(void *arg)
     return DONE;
 }
 
-TEST(a_channel_without_memory_is_as_new_and_its_first_users_can_try_again)
+TEST(a_channel_without_memory_is_like_new_and_its_first_users_can_retry)
 {
     for (int i = 0; i < 20; i++) /* the order varies */
         CHECK_KINDS(use_channel, false, MEMORY);
@@ -1015,7 +1015,7 @@ static void check_files_in_run(void)
 }
 static void check_files_in_thread(void) { CHECK_KINDS(use_files, false, MEMORY, OPEN, FILE_WORK); }
 
-TEST(a_file_that_cannot_be_written_is_as_before_and_nothing_else_lies_there)
+TEST(a_file_that_cannot_be_written_is_unchanged_and_no_other_is_left)
 {
     in_new_directory(check_files_in_run);
 }
@@ -1171,7 +1171,7 @@ static int use_shared(void *arg)
     return DONE;
 }
 
-TEST(shared_memory_that_cannot_be_had_is_null)
+TEST(a_failed_shared_allocation_is_null)
 {
     CHECK_KINDS(use_shared, false, MEMORY, MAPPING, SIZING, MEMFD);
 }

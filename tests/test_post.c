@@ -215,7 +215,7 @@ static void *send_flood(void *arg)
     return NULL;
 }
 
-POST_TEST(of_eighty_thousand_posts_from_eight_threads_none_is_lost_and_each_thread_keeps_its_order)
+POST_TEST(eighty_thousand_posts_from_eight_threads_all_run_in_their_threads_order)
 {
     pthread_t t[THREADS];
     flood f[THREADS];
@@ -528,7 +528,7 @@ static int leave_while_posted_to(void *arg)
     return conc_sleep(0.02);
 }
 
-TEST(of_posts_that_race_with_the_end_of_the_run_just_the_accepted_ones_run)
+TEST(exactly_the_accepted_posts_run_if_they_race_with_the_end_of_the_run)
 {
     struct {
         pthread_t t[4];
@@ -584,7 +584,7 @@ static void wait_until_released(void)
     join_thread(t);
 }
 
-TEST(a_loop_that_still_waits_for_ever_when_the_last_hold_is_released_is_deadlocked)
+TEST(a_loop_that_still_waits_forever_when_the_last_hold_is_released_is_deadlocked)
 {
     static char text[16384];
     CHECK_INT(test_in_process(wait_until_released, text, sizeof text), 0);

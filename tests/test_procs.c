@@ -405,7 +405,7 @@ static int counts_and_fails(void *arg)
     return -EIO;
 }
 
-PROCS_TEST(what_a_job_wrote_comes_back_with_an_error_too)
+PROCS_TEST(bytes_that_a_job_wrote_come_back_with_an_error_too)
 {
     int n = 5, results[1];
     OPEN(pool, 1);
@@ -461,7 +461,7 @@ static void check_words(size_t i, const char *text)
         CHECK_STR(text, conc_strerror(-EIO));
 }
 
-PROCS_TEST(the_words_of_an_error_come_with_the_result)
+PROCS_TEST(the_error_text_comes_with_the_result)
 {
     OPEN(pool, 1);
     for (size_t i = 0; i < CONC_LEN(failures); i++) {
@@ -476,7 +476,7 @@ PROCS_TEST(the_words_of_an_error_come_with_the_result)
     }
 }
 
-PROCS_TEST(the_words_of_the_first_error_come_with_a_map)
+PROCS_TEST(a_map_returns_the_text_of_the_first_error)
 {
     failure two[] = {{7, 0, ""}, {-EPROTO, -EPROTO, "line 12: no colon"}};
     OPEN(pool, 1);
@@ -490,7 +490,7 @@ static ssize_t fails_to_answer(const void *in, size_t in_size, void *out, size_t
     return conc_fail(-EPROTO, "line 12: no colon");
 }
 
-PROCS_TEST(the_words_of_an_error_come_with_a_call)
+PROCS_TEST(a_call_returns_the_error_text)
 {
     char out[8];
     OPEN(pool, 1);
@@ -810,7 +810,7 @@ PROCS_TEST(the_first_error_of_a_map_ends_the_waits_of_elements_in_other_workers)
     }
 }
 
-PROCS_TEST(a_map_of_all_goes_on_after_errors)
+PROCS_TEST(a_map_of_all_continues_after_errors)
 {
     enum { N = 500 };
     static int results[N];
@@ -1188,7 +1188,7 @@ THREAD_TEST(workers_live_on_when_the_thread_that_opened_the_pool_has_ended)
     close_pool(&pool);
 }
 
-PROCS_TEST(the_loop_goes_on_while_jobs_run)
+PROCS_TEST(the_loop_continues_while_jobs_run)
 {
     conc_group g = {0};
     OPEN(pool, 1);
@@ -1341,7 +1341,7 @@ static int counts_jobs(void *arg)
     return ++jobs;
 }
 
-THREAD_TEST(a_worker_is_replaced_after_so_many_jobs)
+THREAD_TEST(a_worker_is_replaced_after_max_jobs)
 {
     CONC_AUTO(conc_procs, pool) = {.workers = 1, .max_jobs = 3};
     int results[8];
@@ -1404,7 +1404,7 @@ THREAD_TEST(workers_have_the_environment_of_the_opener_whatever_becomes_of_it)
     unsetenv(name);
 }
 
-PROCS_TEST(memory_above_the_limit_of_a_files_size_is_an_error_in_words)
+PROCS_TEST(memory_above_the_file_size_limit_is_an_error_with_a_text)
 {
     enum { SIZE = 4 * MEGABYTE };
     struct rlimit limit, low;
@@ -1647,7 +1647,7 @@ PROCS_TEST(workers_that_end_after_init_and_before_a_job_break_the_pool)
     close_pool(&pool);
 }
 
-PROCS_TEST(jobs_that_are_queued_when_the_pool_breaks_are_told)
+PROCS_TEST(jobs_that_are_queued_when_the_pool_breaks_get_its_error)
 {
     enum { N = 100 };
     static conc_job jobs[N];
@@ -1913,7 +1913,7 @@ static int prints_or_dies(void *arg)
     return printf("%d\n", *number) < 0 ? -EIO : 0;
 }
 
-PROCS_TEST(what_an_element_printed_stays_when_the_next_one_dies)
+PROCS_TEST(an_elements_output_is_kept_when_the_next_one_dies)
 {
     enum { N = 20 };
     int ends[2], numbers[N], n = 0, next;
@@ -2192,7 +2192,7 @@ static void check_printing(void)
     CHECK_STR(jobs, "job 1.job 2.job 3.job 4.job 5.job 6.job 7.");
 }
 
-THREAD_TEST(what_jobs_print_appears_once_and_in_order) { check_printing(); }
+THREAD_TEST(jobs_output_appears_once_and_in_order) { check_printing(); }
 
 static void prints_and_waits(void)
 {
@@ -2210,7 +2210,7 @@ static void prints_and_waits(void)
     conc_procs_close(&pool);
 }
 
-THREAD_TEST(what_a_job_printed_is_out_when_its_result_is_there)
+THREAD_TEST(a_jobs_output_precedes_its_result)
 {
     char text[1000];
     CHECK_INT(output_of(prints_and_waits, text, sizeof text), 0);
@@ -2271,7 +2271,7 @@ PROCS_TEST(a_worker_that_floods_standard_error_holds_nobody_up)
 
 /* ---- cancels ---- */
 
-REAL_TEST(a_job_that_runs_out_of_time_is_killed_and_its_worker_replaced)
+REAL_TEST(a_job_that_times_out_is_killed_and_its_worker_replaced)
 {
     conc_group g = {0};
     held other;
@@ -2469,7 +2469,7 @@ PROCS_TEST(many_jobs_are_cancelled_right_after_their_submit)
     check_healthy(&pool);
 }
 
-PROCS_TEST(who_waits_for_a_job_and_is_cancelled_has_it_killed_unless_others_wait)
+PROCS_TEST(a_cancelled_waiter_has_its_job_killed_unless_others_wait)
 {
     conc_group g = {0};
     held h;
@@ -2491,7 +2491,7 @@ PROCS_TEST(who_waits_for_a_job_and_is_cancelled_has_it_killed_unless_others_wait
     }
 }
 
-PROCS_TEST(the_only_one_who_waits_for_a_job_has_it_killed_when_cancelled)
+PROCS_TEST(the_only_waiter_of_a_job_has_it_killed_when_cancelled)
 {
     conc_group g = {0};
     held h;
@@ -2755,7 +2755,7 @@ static int leaves_the_block(void *arg)
     return conc_sleep(100);
 }
 
-REAL_TEST(a_task_out_of_time_leaves_its_block_and_the_pool_with_it)
+REAL_TEST(a_task_that_timed_out_leaves_its_block_and_closes_the_pool)
 {
     held h;
     CHECK_INT(conc_timeout(0.1, leaves_the_block, &h), -ETIMEDOUT);
@@ -2854,7 +2854,7 @@ THREAD_TEST(a_pool_may_have_more_workers_than_there_may_be_descriptors)
 }
 
 /* The worker exists already. */
-PROCS_TEST(the_error_of_large_data_says_why_it_has_no_room)
+PROCS_TEST(the_error_of_large_data_tells_why_there_is_no_room)
 {
     enum { LARGE = 2 * MEGABYTE };
     struct rlimit files, sizes, low;

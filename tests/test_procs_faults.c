@@ -139,7 +139,7 @@ static void check_deaths(conc_procs *p)
     CHECK_INT(result_of(&held), 3);
 }
 
-PROCS_TEST(a_job_that_dies_is_an_error_that_says_of_what_and_costs_no_other_job)
+PROCS_TEST(a_job_that_dies_is_an_error_with_the_cause_and_costs_no_other_job)
 {
     OPEN(pool, .workers = 2);
     check_deaths(&pool);
@@ -750,7 +750,7 @@ static int run_stops_itself(void *arg)
     return conc_procs_run(arg, stops_itself, &at, sizeof at);
 }
 
-REAL_TEST(a_job_that_stops_itself_runs_out_of_time)
+REAL_TEST(a_job_that_stops_itself_times_out)
 {
     OPEN(pool, .workers = 1);
     for (int i = 0; i < 2; i++) {
@@ -762,7 +762,7 @@ REAL_TEST(a_job_that_stops_itself_runs_out_of_time)
     check_healthy(&pool);
 }
 
-THREAD_TEST(a_job_whose_worker_was_stopped_goes_on_when_it_is_continued)
+THREAD_TEST(a_job_whose_worker_was_stopped_resumes_when_it_is_continued)
 {
     gate *at = new_gate(), *bytes = at; /* of the job's */
     conc_job j;

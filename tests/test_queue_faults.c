@@ -170,7 +170,7 @@ static int puts_one(void *arg)
     return 0;
 }
 
-TASK_TEST(handing_an_item_to_one_who_waits_needs_no_memory)
+TASK_TEST(handing_an_item_to_a_waiter_needs_no_memory)
 {
     for (int kind = 0; kind < KINDS; kind++) {
         conc_queue q = queue_of(kind);
@@ -189,7 +189,7 @@ TASK_TEST(handing_an_item_to_one_who_waits_needs_no_memory)
     }
 }
 
-TASK_TEST(who_waited_for_room_needs_no_memory)
+TASK_TEST(a_putter_that_waited_for_room_needs_no_memory)
 {
     for (int kind = 0; kind < KINDS; kind++) {
         conc_queue q = queue_of(kind);
@@ -256,7 +256,7 @@ static int returns_early(void)
     return 0;
 }
 
-TASK_TEST(what_a_queue_allocated_is_freed_when_its_block_ends)
+TASK_TEST(a_queues_memory_is_freed_when_its_block_ends)
 {
     long before = live_allocations;
     CHECK_INT(returns_early(), 0);

@@ -203,7 +203,7 @@ TASK_TEST(any_mixture_of_puts_and_gets_keeps_the_order_of_the_kind)
     check_beside_a_model(&bounded, true);
 }
 
-TASK_TEST(a_queue_may_grow_wherever_its_first_item_lies)
+TASK_TEST(a_queue_may_grow_wherever_its_first_item_is)
 {
     for (int shift = 0; shift < 70; shift++) {
         CONC_AUTO(conc_queue, q) = CONC_QUEUE(int, 0);
@@ -353,7 +353,7 @@ static bool odd_less(const void *a, const void *b)
     return one->number < other->number;
 }
 
-TASK_TEST(items_are_compared_where_their_type_may_lie)
+TASK_TEST(items_are_compared_at_aligned_addresses)
 {
     CONC_AUTO(conc_queue, q) = CONC_QUEUE(odd, 0, .less = odd_less);
     for (int i = 0; i < 101; i++) {
@@ -492,7 +492,7 @@ TASK_TEST(two_gets_at_once_let_two_putters_in)
     conc_queue_destroy(&q);
 }
 
-TASK_TEST(a_putter_who_waits_has_not_put_yet_however_urgent_its_item)
+TASK_TEST(a_waiting_putter_has_not_put_yet_however_urgent_its_item)
 {
     conc_queue priority = CONC_QUEUE(int, 1, .less = int_less),
                lifo = CONC_QUEUE(int, 1, .kind = CONC_QUEUE_LIFO);
@@ -835,7 +835,7 @@ TASK_TEST(closing_an_empty_queue_wakes_its_getters)
     conc_queue_destroy(&q);
 }
 
-TASK_TEST(what_lies_in_a_closed_queue_can_still_be_taken)
+TASK_TEST(items_in_a_closed_queue_can_still_be_taken)
 {
     conc_queue queues[] = {CONC_QUEUE(int, 2), CONC_QUEUE(int, 2, .kind = CONC_QUEUE_LIFO),
                            CONC_QUEUE(int, 2, .less = int_less)};
@@ -869,7 +869,7 @@ TASK_TEST(what_lies_in_a_closed_queue_can_still_be_taken)
     }
 }
 
-TASK_TEST(what_was_granted_before_the_close_is_kept)
+TASK_TEST(grants_before_the_close_are_kept)
 {
     conc_queue q = CONC_QUEUE(int, 1);
     client getter, putter;
@@ -897,7 +897,7 @@ TASK_TEST(what_was_granted_before_the_close_is_kept)
 
 /* ---- destroy ---- */
 
-TASK_TEST(destroying_a_queue_wakes_all_and_drops_what_lies_in_it)
+TASK_TEST(destroying_a_queue_wakes_all_waiters_and_drops_its_items)
 {
     conc_queue full = CONC_QUEUE(int, 1), empty = CONC_QUEUE(int, 1);
     client putter, joiner, getter[2];
@@ -922,7 +922,7 @@ TASK_TEST(destroying_a_queue_wakes_all_and_drops_what_lies_in_it)
     check_closed_and_empty(&full);
 }
 
-TASK_TEST(a_destroyed_queue_may_be_freed_before_those_who_waited_run)
+TASK_TEST(a_destroyed_queue_may_be_freed_before_its_waiters_run)
 {
     conc_queue *q = malloc(sizeof *q), *full = malloc(sizeof *full);
     client c[4];
@@ -975,7 +975,7 @@ TASK_TEST(an_auto_queue_that_was_never_used_ends_too)
     CHECK_INT(conc_queue_len(&q) + conc_queue_len(&zero) + conc_queue_len(&senseless), 0);
 }
 
-TASK_TEST(a_queue_can_be_made_anew_after_its_end)
+TASK_TEST(a_destroyed_queue_can_be_used_again)
 {
     conc_queue q = {0};
     for (int i = 0; i < 5; i++) {
@@ -1081,7 +1081,7 @@ static void check_market(conc_queue q)
     conc_queue_destroy(&m.queue);
 }
 
-TASK_TEST(whoever_runs_out_of_time_each_item_that_was_put_comes_out_once)
+TASK_TEST(each_item_comes_out_once_whichever_calls_time_out)
 {
     for (size_t capacity = 0; capacity <= 3; capacity++) {
         check_market((conc_queue)CONC_QUEUE(job, capacity));
@@ -1232,7 +1232,7 @@ static void *call_from_a_thread(void *arg)
     return NULL;
 }
 
-TASK_TEST(calls_of_another_thread_change_nothing_while_somebody_waits)
+TASK_TEST(another_threads_calls_change_nothing_while_a_task_waits)
 {
     conc_queue empty = CONC_QUEUE(int, 1), full = CONC_QUEUE(int, 1);
     client getter, putter, joiner;

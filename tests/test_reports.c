@@ -113,7 +113,7 @@ static int in_a_gather(void *arg)
     return conc_sleep(1) == -ECANCELED ? 0 : -EPROTO;
 }
 
-ORDERED_TEST(on_error_is_told_the_name_of_the_moment_and_the_place_of_the_spawn)
+ORDERED_TEST(on_error_receives_the_current_name_and_the_spawn_location)
 {
     static conc_fn *const mains[] = {in_auto_group,
                                      in_map,
@@ -155,7 +155,7 @@ static int closes_in_a_task(void *fn)
     return conc_group_wait(&g);
 }
 
-TEST(what_does_not_close_well_is_told_with_the_task_that_closed_it)
+TEST(an_error_at_a_close_is_reported_with_the_closing_task)
 {
     conc_fn *closers[] = {flushes_into_a_closed_pipe};
     static const char *const words[] = {"a stream"};
@@ -300,7 +300,7 @@ static int leaves_a_scope(void *arg)
 }
 IN_A_TASK(leaves_a_scope);
 
-TEST(a_lost_scope_is_told_with_the_name_of_the_moment)
+TEST(a_lost_scope_is_reported_with_the_current_name)
 {
     int status = run_for_report(leaves_a_scope_in_a_task, (conc_options){.virtual_clock = true});
     CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
@@ -519,7 +519,7 @@ static int posts_it(void *arg)
 /* However slow the machine is, nothing else is reported. */
 static const conc_options for_mistakes = {.debug = true, .slow_step = 1000};
 
-TEST(each_mistake_is_told_once_with_the_public_name)
+TEST(each_mistake_is_reported_once_with_the_public_name)
 {
     conc_options o = for_mistakes;
     o.virtual_clock = true;

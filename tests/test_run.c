@@ -407,7 +407,7 @@ static void asks_for_the_others_poller(void)
     CHECK_INT(conc_run(returns, &(int){1}), -EINVAL);
 }
 
-TEST(another_systems_poller_is_refused_in_words)
+TEST(another_systems_poller_is_refused_with_an_error_text)
 {
     char output[1024];
     CHECK_INT(test_in_process(asks_for_the_others_poller, output, sizeof output), 0);
@@ -640,7 +640,7 @@ static int blocks_under_signals(void *arg)
     return 0;
 }
 
-TEST(a_block_that_signals_interrupt_leaves_errno_alone_and_takes_its_time)
+TEST(a_block_that_signals_interrupt_preserves_errno_and_lasts_its_full_time)
 {
     pthread_t thread;
     signaller s = {.to = pthread_self()};

@@ -161,7 +161,7 @@ TASK_TEST(readers_wait_for_a_writer_and_go_in_together)
     CHECK_TIME(4);
 }
 
-TASK_TEST(what_is_free_is_taken_at_once)
+TASK_TEST(a_free_lock_is_acquired_at_once)
 {
     for (int write = 0; write < 2; write++) {
         CHECK_INT(take(write), 0);
@@ -191,13 +191,13 @@ TASK_TEST(a_task_may_read_twice_and_releases_twice)
 
 /* ---- no starvation ---- */
 
-TASK_TEST(readers_stand_behind_a_waiting_writer)
+TASK_TEST(readers_wait_behind_a_waiting_writer)
 {
     user users[] = {USER("r1", 2), USER("w1", 2), USER("r2", 1), USER("r3", 1)};
     CHECK_ALL(users, "r1@0 w1@2 r2@4 r3@4");
 }
 
-TASK_TEST(writers_stand_behind_waiting_readers)
+TASK_TEST(writers_wait_behind_waiting_readers)
 {
     user users[] = {USER("w1", 2), USER("r1", 1), USER("r2", 1), USER("w2", 1), USER("r3", 1)};
     CHECK_ALL(users, "w1@0 r1@2 r2@2 w2@3 r3@4");
@@ -229,7 +229,7 @@ TASK_TEST(a_stream_of_writers_does_not_starve_a_reader)
     CHECK_ALL(users, "w1@0 w2@2 r1@4 w3@5 r2@7");
 }
 
-TASK_TEST(who_asks_again_stands_behind_those_who_wait)
+TASK_TEST(a_task_that_asks_again_is_behind_the_waiters)
 {
     user users[] = {USER("w1", 1, .rounds = 3), USER("r1", 1, .rounds = 3),
                     USER("w2", 1, .rounds = 3)};
@@ -240,7 +240,7 @@ TASK_TEST(who_asks_again_stands_behind_those_who_wait)
     check_free();
 }
 
-TASK_TEST(nobody_overtakes_those_who_wait_by_trying)
+TASK_TEST(a_try_does_not_overtake_waiters)
 {
     user users[] = {USER("w1", 1), USER("r1", 1)};
     conc_group g = {0};
@@ -297,7 +297,7 @@ TASK_TEST(readers_go_in_at_once_when_the_writer_before_them_is_cancelled)
     check_free();
 }
 
-TASK_TEST(readers_go_in_at_once_when_the_writer_before_them_is_out_of_time)
+TASK_TEST(readers_enter_at_once_when_the_writer_before_them_times_out)
 {
     user users[] = {USER("r1", 10), USER("w1", 1, .timeout = 2), USER("r2", 1),
                     USER("w2", 1, .timeout = 4), USER("r3", 1)};
@@ -360,7 +360,7 @@ static void check_race(bool mine_writes, const char *first, const char *second, 
     check_free();
 }
 
-TASK_TEST(of_a_release_and_a_cancel_the_first_decides)
+TASK_TEST(the_first_of_a_release_and_a_cancel_decides)
 {
     static const struct {
         bool mine_writes;
@@ -465,7 +465,7 @@ TASK_TEST(no_lock_is_refused)
     CHECK_INT(conc_rwlock_release(NULL), -EINVAL);
 }
 
-TASK_TEST(a_writer_that_asks_again_is_told_that_it_would_wait_for_itself)
+TASK_TEST(a_writer_that_asks_again_gets_edeadlk)
 {
     CHECK_INT(take(true), 0);
     for (int write = 0; write < 2; write++) {

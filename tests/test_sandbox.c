@@ -640,7 +640,7 @@ static int run_without_threads(void *arg)
 
 static void run_threadless(void) { CHECK_INT(conc_run(run_without_threads, NULL), 0); }
 
-TEST(a_pool_of_processes_that_gets_no_thread_says_so)
+TEST(a_process_pool_without_its_thread_is_an_error)
 {
     check_each("clone3", SYS_clone3, NULL, run_threadless);
 }
@@ -660,7 +660,7 @@ static int run_without_messages(void *arg)
 
 static void run_messageless(void) { CHECK_INT(conc_run(run_without_messages, NULL), 0); }
 
-TEST(a_pool_of_processes_that_may_send_no_message_says_so)
+TEST(a_process_pool_that_cannot_send_messages_is_an_error)
 {
     check_each("sendmsg", SYS_sendmsg, NULL, run_messageless);
 }

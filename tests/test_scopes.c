@@ -120,7 +120,7 @@ TASK_TEST(the_cancel_of_an_outer_scope_passes_through_the_inner_one)
     check_flags(&outer, true, true, false);
 }
 
-TASK_TEST(of_two_cancelled_scopes_the_outer_one_catches)
+TASK_TEST(the_outer_one_of_two_cancelled_scopes_catches)
 {
     conc_scope outer = {0}, inner = {0};
     CHECK_INT(conc_scope_begin(&outer, CONC_FOREVER), 0);

@@ -327,7 +327,7 @@ TEST(the_order_in_which_children_finish_repeats_too)
     }
 }
 
-TASK_TEST(a_random_number_lies_between_any_two)
+TASK_TEST(a_random_number_is_between_its_bounds)
 {
     int high = 0;
     for (int i = 0; i < 1000; i++) {

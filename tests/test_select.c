@@ -146,7 +146,7 @@ IO_TEST(the_case_that_becomes_ready_is_the_one_that_happens)
         }
 }
 
-IO_TEST(of_several_that_are_ready_the_first_in_the_array_happens_and_no_other)
+IO_TEST(only_the_first_of_several_ready_cases_happens)
 {
     for (int first = 0; first < KINDS; first++) {
         scene s;
@@ -263,7 +263,7 @@ static void run_moment(const cause *one, const cause *two, int cancel_before)
     close_scene(&s);
 }
 
-TASK_TEST(of_two_things_in_one_moment_the_first_happens_and_a_cancel_counts_if_it_comes_before)
+TASK_TEST(the_first_of_two_simultaneous_events_happens_and_a_cancel_counts_if_it_comes_before)
 {
     enum { MORE = CONC_LEN(causes) };
     for (int cancel_before = 0; cancel_before <= 3; cancel_before++)
@@ -332,7 +332,7 @@ static int selects_and_tells(void *arg)
     return s->chosen = conc_select(s->cases, (size_t)s->n);
 }
 
-TASK_TEST(a_select_that_runs_out_of_time_is_told_by_the_scope)
+TASK_TEST(a_select_that_times_out_gets_etimedout_from_the_scope)
 {
     scene s;
     open_scene(&s);
@@ -364,7 +364,7 @@ static int gets_one(void *arg)
     return 0;
 }
 
-TASK_TEST(a_select_stands_in_the_line_of_a_queue_with_all_others)
+TASK_TEST(a_select_waits_at_a_queue_in_order_with_others)
 {
     conc_queue q = CONC_QUEUE(int, 4);
     conc_group g = {0};
@@ -384,7 +384,7 @@ TASK_TEST(a_select_stands_in_the_line_of_a_queue_with_all_others)
     conc_queue_destroy(&q);
 }
 
-TASK_TEST(after_a_select_the_queues_that_lost_serve_those_who_come_later)
+TASK_TEST(after_a_select_the_losing_queues_serve_later_tasks)
 {
     scene s;
     int item = 0;
@@ -505,7 +505,7 @@ static int takes_from_all_four(void *arg)
     }
 }
 
-TASK_TEST(what_many_selects_take_from_many_queues_arrives_once)
+TASK_TEST(items_that_many_selects_take_from_many_queues_arrive_once)
 {
     static share shares[20];
     int seen[100] = {0}, sum = 0;
@@ -659,7 +659,7 @@ TASK_TEST(a_task_that_has_ended_is_ready_with_its_result)
     }
 }
 
-TASK_TEST(the_words_of_a_failed_task_come_with_the_select)
+TASK_TEST(a_select_returns_a_failed_tasks_error_text)
 {
     for (int ended = 0; ended <= 1; ended++) {
         conc_task t;
@@ -697,7 +697,7 @@ static int selects_over_its_own_end(void *arg)
     return 0;
 }
 
-TASK_TEST(a_select_over_ones_own_end_is_a_deadlock_that_is_told)
+TASK_TEST(a_select_on_its_own_tasks_end_is_a_reported_deadlock)
 {
     conc_queue q = CONC_QUEUE(int, 1);
     CHECK_INT(conc_queue_try_put(&q, &(int){1}), 0);
@@ -723,7 +723,7 @@ TASK_TEST(the_nearest_time_happens_and_of_equal_ones_the_first)
     }
 }
 
-TASK_TEST(a_time_that_is_due_lets_what_stands_before_it_happen)
+TASK_TEST(a_time_that_is_due_lets_earlier_cases_happen)
 {
     conc_event e = {0};
     conc_case c[] = {CONC_CASE_EVENT(&e), CONC_CASE_AFTER(0)},
@@ -875,7 +875,7 @@ IO_TEST(two_cases_on_one_socket_tell_which_direction_is_ready)
         }
 }
 
-IO_TEST(several_selects_on_one_descriptor_all_go_on)
+IO_TEST(several_selects_on_one_descriptor_all_continue)
 {
     int end[2];
     conc_group g = {0};
@@ -897,7 +897,7 @@ IO_TEST(several_selects_on_one_descriptor_all_go_on)
     io_close(end);
 }
 
-IO_TEST(a_listening_socket_is_readable_when_somebody_dials)
+IO_TEST(a_listening_socket_is_readable_when_a_client_dials)
 {
     char where[128];
     int l = conc_listen("127.0.0.1:0");
@@ -981,7 +981,7 @@ IO_TEST(a_descriptor_closed_in_the_moment_that_another_case_happens_is_not_misse
     CHECK_INT(conc_close(end[1]), 0);
 }
 
-IO_TEST(what_cannot_be_waited_for_is_always_ready)
+IO_TEST(files_that_cannot_be_waited_for_are_always_ready)
 {
     static const char *const names[] = {"/dev/null", "/dev/zero", __FILE__};
     for (size_t i = 0; i < CONC_LEN(names); i++)
@@ -1291,7 +1291,7 @@ static int breaks_in_a_second(void *arg)
     return breaks_at_once(arg);
 }
 
-TASK_TEST(the_join_of_a_failed_task_has_its_words_whether_or_not_it_waits)
+TASK_TEST(joining_a_failed_task_returns_its_error_text_whether_or_not_it_waits)
 {
     conc_task t;
     conc_group g = {.keep_going = true};

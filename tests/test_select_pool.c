@@ -57,7 +57,7 @@ static void arrive(conc_group *g, client *k, conc_fn *fn)
     CHECK_INT(conc_settle(), 0);
 }
 
-TASK_TEST(what_a_channel_has_or_takes_at_once_happens_at_once)
+TASK_TEST(a_channel_that_is_ready_happens_at_once)
 {
     conc_channel c = CONC_CHANNEL(int, 1);
     int x = 5, y = UNTOUCHED;
@@ -260,7 +260,7 @@ static int selects_jobs(void *arg)
     return 0;
 }
 
-TEST(a_job_that_ends_is_chosen_with_its_result_and_words)
+TEST(an_ended_job_is_chosen_with_its_result_and_error_text)
 {
     CHECK_INT(conc_run(selects_jobs, NULL), 0);
 }

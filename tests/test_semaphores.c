@@ -118,7 +118,7 @@ TASK_TEST(a_semaphore_of_zeros_has_no_permits_and_no_maximum)
     check_permits(&s, 1000);
 }
 
-TASK_TEST(who_does_not_have_a_permit_may_release_one)
+TASK_TEST(a_task_without_a_permit_may_release_one)
 {
     conc_sem s = {0};
     user u = USER(&s, "u", -1);
@@ -221,7 +221,7 @@ TASK_TEST(no_more_are_inside_than_there_are_permits)
     check_permits(&c.sem, 3);
 }
 
-TASK_TEST(what_need_not_wait_does_not_switch)
+TASK_TEST(calls_that_need_not_wait_do_not_switch)
 {
     conc_sem s = CONC_SEM(1);
     user u = USER(&s, "u", 0);
@@ -252,7 +252,7 @@ TASK_TEST(waiters_get_permits_in_the_order_in_which_they_came)
     check_permits(&s, 1);
 }
 
-TASK_TEST(who_asks_again_stands_behind_those_who_wait)
+TASK_TEST(a_task_that_asks_again_is_behind_the_waiters)
 {
     conc_sem s = {0};
     user users[] = {USER(&s, "a", 0, .rounds = 4), USER(&s, "b", 0, .rounds = 4),
@@ -293,7 +293,7 @@ static int releases_three_and_takes_one(void *arg)
     return 0;
 }
 
-TASK_TEST(three_permits_serve_the_waiter_the_one_who_gave_them_and_a_third)
+TASK_TEST(three_permits_serve_the_waiter_the_releasing_task_and_a_third)
 {
     conc_sem s = {0};
     user t1 = USER(&s, "t1", -1), t3 = USER(&s, "t3", -1);
@@ -376,7 +376,7 @@ TASK_TEST(a_cancel_after_the_grant_leaves_the_permit_with_its_owner)
     check_permits(&s, 1);
 }
 
-TASK_TEST(of_a_release_and_a_time_limit_the_first_decides)
+TASK_TEST(the_first_of_a_release_and_a_time_limit_decides)
 {
     for (int release_first = 0; release_first < 2; release_first++) {
         conc_sem s = {0};
@@ -394,7 +394,7 @@ TASK_TEST(of_a_release_and_a_time_limit_the_first_decides)
     }
 }
 
-TASK_TEST(a_waiter_out_of_time_goes_and_the_others_keep_their_places)
+TASK_TEST(a_waiter_that_timed_out_leaves_and_the_others_keep_their_order)
 {
     conc_sem s = CONC_SEM(1);
     user users[] = {USER(&s, "a", 10), USER(&s, "b", 1, .timeout = 3), USER(&s, "c", 1)};
@@ -563,7 +563,7 @@ TASK_TEST(ten_thousand_waiters_are_cancelled_in_any_order_in_less_time_than_they
     check_permits(&scarce, 1);
 }
 
-TASK_TEST(what_is_left_of_ten_thousand_waiters_is_served)
+TASK_TEST(the_rest_of_ten_thousand_waiters_is_served)
 {
     static int numbers[MANY];
     conc_group g = {.stack_size = 16384};
@@ -740,7 +740,7 @@ TASK_TEST(a_posted_function_takes_and_releases_permits_and_does_not_wait)
 
 static void releases_one(void *arg) { release(arg, 1); }
 
-TASK_TEST(a_posted_release_wakes_the_first_who_waits)
+TASK_TEST(a_posted_release_wakes_the_first_waiter)
 {
     conc_sem s = {0};
     user users[] = {USER(&s, "a", -1), USER(&s, "b", -1)};

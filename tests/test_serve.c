@@ -120,7 +120,7 @@ IO_TEST(a_connection_makes_a_listener_readable)
     }
 }
 
-IO_TEST(of_two_who_accept_one_gets_the_connection_and_the_other_waits_on)
+IO_TEST(one_of_two_accepts_gets_the_connection_and_the_other_keeps_waiting)
 {
     for (door_kind kind = 0; kind < DOOR_KINDS; kind++) {
         door d;
@@ -150,7 +150,7 @@ IO_TEST(of_two_who_accept_one_gets_the_connection_and_the_other_waits_on)
 
 enum { CROWD = 10 };
 
-IO_TEST(all_who_accept_get_a_connection_when_all_come_at_once)
+IO_TEST(all_accepts_get_a_connection_when_all_arrive_at_once)
 {
     for (door_kind kind = 0; kind < DOOR_KINDS; kind++) {
         door d;
@@ -213,7 +213,7 @@ IO_TEST(a_connection_that_comes_with_a_cancel_is_returned_or_left_to_the_next_ac
 
 static int accepts_to_its_result(void *l) { return conc_accept(*(int *)l); }
 
-IO_TEST(an_accept_runs_out_of_time_or_is_cancelled_without_effect)
+IO_TEST(an_accept_times_out_or_is_cancelled_without_effect)
 {
     for (door_kind kind = 0; kind < DOOR_KINDS; kind++) {
         door d;
@@ -235,7 +235,7 @@ IO_TEST(an_accept_runs_out_of_time_or_is_cancelled_without_effect)
     }
 }
 
-IO_TEST(conc_close_wakes_all_who_accept)
+IO_TEST(conc_close_wakes_all_accepts)
 {
     for (door_kind kind = 0; kind < DOOR_KINDS; kind++) {
         door d;
@@ -464,7 +464,7 @@ IO_TEST(the_connection_is_closed_after_the_handler_whatever_it_returned)
     stop_by_close(&v);
 }
 
-IO_TEST(a_handler_s_error_goes_to_on_error_once_and_serving_goes_on)
+IO_TEST(a_handlers_error_goes_to_on_error_once_and_serving_continues)
 {
     serving v;
     io_failures.expected = 3;
@@ -593,7 +593,7 @@ IO_TEST(a_cancel_reaches_the_handlers_and_the_server_waits_for_them)
 
 static int serves_to_its_result(void *server) { return conc_serve((conc_server *)server); }
 
-IO_TEST(a_server_can_run_out_of_time)
+IO_TEST(a_server_can_time_out)
 {
     door d;
     open_door(&d, DOOR_CONC);
@@ -609,7 +609,7 @@ IO_TEST(a_server_can_run_out_of_time)
 }
 
 /* ST-14 */
-IO_TEST(after_conc_close_the_handlers_go_on_and_newcomers_are_refused)
+IO_TEST(after_conc_close_the_handlers_continue_and_new_clients_are_refused)
 {
     serving v;
     int clients[3];
@@ -827,7 +827,7 @@ static int start_without_descriptors(serving *v, int limit)
 }
 
 /* ST-13 */
-IO_TEST(without_descriptors_a_server_says_so_once_backs_off_and_recovers)
+IO_TEST(without_descriptors_a_server_reports_it_once_backs_off_and_recovers)
 {
     if (loses_connections())
         return;

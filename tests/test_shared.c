@@ -82,7 +82,7 @@ static int overwrite(conc_procs *p, unsigned char *at, size_t size, int has, int
 
 /* ---- blocks ---- */
 
-THREAD_TEST(nothing_and_too_much_cannot_be_had)
+THREAD_TEST(zero_and_too_many_bytes_cannot_be_allocated)
 {
     CHECK(conc_shared_alloc(0) == NULL);
     CHECK(conc_shared_alloc(SIZE_MAX) == NULL);
@@ -102,7 +102,7 @@ static int fails_to_share(void *arg)
     return 0;
 }
 
-THREAD_TEST(what_cannot_be_had_is_the_newest_error)
+THREAD_TEST(a_failed_allocation_is_the_latest_error)
 {
     CHECK_INT(conc_run(fails_to_share, NULL), 0);
 }
@@ -155,7 +155,7 @@ SHARED_TEST(many_blocks_are_apart_and_seen_by_a_worker)
         }
 }
 
-THREAD_TEST(blocks_that_were_freed_are_gone)
+THREAD_TEST(freed_blocks_are_unmapped)
 {
     int fds = test_count_fds(), mappings = count_shared_mappings();
     for (int i = 0; i < 500; i++)
@@ -205,7 +205,7 @@ SHARED_TEST(jobs_of_both_kinds_of_pools_allocate_too)
 
 /* ---- pools ---- */
 
-SHARED_TEST(what_one_process_writes_the_others_read)
+SHARED_TEST(one_process_writes_and_the_others_read)
 {
     unsigned char *p = shared(100000);
     OPEN(pool, .workers = 2);
@@ -247,7 +247,7 @@ SHARED_TEST(a_worker_that_was_replaced_sees_the_memory_too)
     conc_shared_free(p);
 }
 
-SHARED_TEST(a_pool_goes_on_when_a_block_that_it_does_not_use_is_freed)
+SHARED_TEST(a_pool_continues_when_an_unused_block_is_freed)
 {
     unsigned char *kept = shared(100), *freed = shared(100);
     OPEN(pool, .workers = 1);
@@ -414,7 +414,7 @@ static int dies_with_the_lock(void *arg)
     return kill(getpid(), SIGKILL);
 }
 
-SHARED_TEST(a_robust_mutex_tells_that_a_worker_died_with_it)
+SHARED_TEST(a_robust_mutex_reports_that_its_owner_died)
 {
     counters *c = shared(sizeof *c);
     init_mutex(c);

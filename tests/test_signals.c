@@ -463,7 +463,7 @@ TASK_TEST(a_signal_that_was_blocked_is_let_through_while_it_is_received)
     CHECK(!is_blocked(SIGUSR2));
 }
 
-TASK_TEST(of_two_numbers_that_came_several_times_each_has_its_turn)
+TASK_TEST(two_signals_raised_several_times_are_each_received_in_turn)
 {
     conc_signals s = {0};
     open_for_both(&s);
@@ -735,7 +735,7 @@ TASK_TEST(a_signal_nobody_took_is_pending_again_where_it_was_blocked)
     CHECK_INT(handled[SIGUSR1], 1);
 }
 
-TASK_TEST(a_signal_that_one_of_two_receivers_handed_out_is_not_raised_anew)
+TASK_TEST(a_signal_that_one_of_two_receivers_returned_is_not_raised_again)
 {
     install(SIGUSR1, count_it);
     for (int i = 0; i < 4; i++) {
@@ -750,7 +750,7 @@ TASK_TEST(a_signal_that_one_of_two_receivers_handed_out_is_not_raised_anew)
     }
 }
 
-TASK_TEST(a_signal_that_the_other_receiver_can_still_take_is_not_raised_anew)
+TASK_TEST(a_signal_that_the_other_receiver_can_still_take_is_not_raised_again)
 {
     conc_signals a = {0}, b = {0};
     install(SIGUSR1, count_it);
@@ -764,7 +764,7 @@ TASK_TEST(a_signal_that_the_other_receiver_can_still_take_is_not_raised_anew)
     CHECK_INT(handled[SIGUSR1], 0);
 }
 
-TASK_TEST(a_signal_that_none_of_two_receivers_handed_out_is_raised_anew_when_the_last_is_closed)
+TASK_TEST(a_signal_that_neither_of_two_receivers_returned_is_raised_again_when_the_last_is_closed)
 {
     conc_signals a = {0}, b = {0};
     install(SIGUSR1, count_it);
@@ -776,7 +776,7 @@ TASK_TEST(a_signal_that_none_of_two_receivers_handed_out_is_raised_anew_when_the
     CHECK_INT(handled[SIGUSR1], 1);
 }
 
-TASK_TEST(a_signal_that_came_before_a_second_receiver_was_opened_is_raised_anew_all_the_same)
+TASK_TEST(a_signal_that_came_before_a_second_receiver_was_opened_is_still_raised_again)
 {
     conc_signals a = {0}, b = {0};
     install(SIGUSR1, count_it);
@@ -788,7 +788,7 @@ TASK_TEST(a_signal_that_came_before_a_second_receiver_was_opened_is_raised_anew_
     CHECK_INT(handled[SIGUSR1], 1);
 }
 
-TASK_TEST(a_signal_that_was_taken_is_not_raised_anew)
+TASK_TEST(a_signal_that_was_taken_is_not_raised_again)
 {
     conc_signals s = {0};
     install(SIGUSR1, count_it);
@@ -928,7 +928,7 @@ TASK_TEST(a_receiver_that_was_closed_can_be_opened_again)
     CHECK_TIME(0);
 }
 
-TASK_TEST(those_who_wait_when_it_is_closed_get_epipe)
+TASK_TEST(waiters_get_epipe_when_it_is_closed)
 {
     conc_signals s = {0};
     conc_group g = {0};
@@ -953,7 +953,7 @@ TASK_TEST(next_on_what_is_not_open_is_epipe)
     CHECK_INT(conc_signals_next(&s), -EPIPE);
 }
 
-TASK_TEST(a_signal_that_came_just_before_the_close_is_handed_out_or_raised_anew)
+TASK_TEST(a_signal_that_came_just_before_the_close_is_returned_or_raised_again)
 {
     conc_signals s = {0};
     conc_group g = {0};
@@ -1381,7 +1381,7 @@ TASK_TEST(a_cancelled_wait_for_one_signal_puts_everything_back)
     CHECK_INT(conc_scope_end(&c, -ECANCELED), -ETIMEDOUT);
 }
 
-TASK_TEST(a_wait_for_one_signal_that_is_cancelled_just_after_it_came_returns_it_or_raises_it_anew)
+TASK_TEST(a_wait_for_one_signal_that_is_cancelled_just_after_it_came_returns_it_or_raises_it_again)
 {
     conc_group g = {0};
     waiter w;
@@ -1771,7 +1771,7 @@ TEST(a_write_of_a_tasks_own_to_a_broken_pipe_does_not_kill_when_the_run_ends)
     }
 }
 
-TEST(where_sigpipe_was_blocked_what_the_run_left_is_taken_away_and_nothing_else)
+TEST(if_sigpipe_was_blocked_only_the_runs_own_is_consumed)
 {
     install(SIGPIPE, count_it);
     change_mask(SIG_BLOCK, SIGPIPE);
@@ -1895,7 +1895,7 @@ static void receive_in_a_child(int arg)
     test_in_task(receive_in_a_run_of_its_own);
 }
 
-TASK_TEST(a_forked_child_receives_in_a_run_of_its_own_and_its_parent_goes_on)
+TASK_TEST(a_forked_child_receives_in_its_own_run_and_its_parent_continues)
 {
     conc_signals s = {0};
     open_for(&s, SIGUSR1);

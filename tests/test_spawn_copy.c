@@ -65,7 +65,7 @@ static int leave_a_job_behind(conc_group *g)
     return conc_spawn_copy(g, add_job, &j, sizeof j);
 }
 
-TASK_TEST(the_value_may_be_gone_when_the_task_runs)
+TASK_TEST(the_value_need_not_exist_when_the_task_runs)
 {
     conc_group g = {0};
     sum = 0;
@@ -201,7 +201,7 @@ static int open_group_in(void *arg)
     return conc_group_wait(inner);
 }
 
-TASK_TEST(what_lies_in_the_copy_may_be_used_as_any_object)
+TASK_TEST(the_copy_may_be_used_like_any_object)
 {
     conc_group g = {0};
     sum = 0;
@@ -255,7 +255,7 @@ static int try_to_spawn(void *arg)
     return CONC_TRY_IN(g, CONC_SPAWN(g, add_job, (job){1, 0}));
 }
 
-TASK_TEST(a_spawn_of_a_value_may_stand_in_a_try)
+TASK_TEST(a_spawn_of_a_value_may_be_inside_a_try)
 {
     conc_group g = {0};
     sum = 0;

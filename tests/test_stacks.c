@@ -172,7 +172,7 @@ static int fail_in_the_background(void *arg)
     return conc_yield();
 }
 
-TEST(tasks_on_the_smallest_stacks_may_fail_in_words_and_without)
+TEST(tasks_on_the_smallest_stacks_may_fail_with_and_without_a_text)
 {
     int reports = 0;
     conc_options o = {

@@ -37,7 +37,7 @@ static int counts(void *arg)
     return 0;
 }
 
-TASK_TEST(a_start_returns_when_the_child_is_ready_and_the_child_goes_on)
+TASK_TEST(a_start_returns_when_the_child_is_ready_and_the_child_continues)
 {
     service s = {.before = 1, .after = 2, .value = 5};
     conc_group g = {0};
@@ -94,7 +94,7 @@ static int starts_a_failure(void *arg)
     return conc_group_wait(&g);
 }
 
-TEST(a_start_that_failed_is_told_to_its_caller_alone)
+TEST(only_the_caller_gets_the_error_of_a_failed_start)
 {
     int reports = 0;
     bool done = false;
@@ -141,7 +141,7 @@ static int says_all_sorts_of_things(void *arg)
     return 0;
 }
 
-TASK_TEST(ready_is_said_once_and_not_with_an_error)
+TASK_TEST(ready_is_reported_once_and_not_with_an_error)
 {
     int ended = 0;
     conc_group g = {0};
@@ -157,7 +157,7 @@ static int says_what_nobody_asked(void *arg)
     return 0;
 }
 
-TASK_TEST(who_was_not_started_so_has_nobody_to_tell)
+TASK_TEST(conc_started_fails_in_a_task_without_a_starter)
 {
     int ended = 0;
     conc_group g = {0};
@@ -280,7 +280,7 @@ TEST(a_child_may_be_started_in_the_background)
 
 /* ---- cancels ---- */
 
-TASK_TEST(a_start_out_of_time_returns_when_the_child_has_cleaned_up)
+TASK_TEST(a_start_that_timed_out_returns_when_the_child_has_cleaned_up)
 {
     service s = {.before = 10, .cleanup = 2}, sibling = {.after = 5};
     conc_scope scope = {0};
@@ -331,7 +331,7 @@ TASK_TEST(the_limit_of_the_starter_does_not_hold_for_the_started)
     CHECK_TIME(6);
 }
 
-TASK_TEST(a_cancel_of_the_group_ends_a_pending_start_of_somebody_else)
+TASK_TEST(a_cancel_of_the_group_ends_another_tasks_pending_start)
 {
     conc_group outer = {0}, g = {0};
     starter s = {.group = &g, .service = {.before = 10}};
@@ -361,7 +361,7 @@ static int is_stubborn(void *arg)
     return 0;
 }
 
-TASK_TEST(a_starter_that_gave_up_cannot_be_told_any_more)
+TASK_TEST(conc_started_fails_once_the_starter_gave_up)
 {
     race r = {0};
     conc_scope scope = {0};

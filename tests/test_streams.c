@@ -886,7 +886,7 @@ PLAIN_IO_TEST(lines_of_every_length_around_the_buffer_size_are_read)
     CHECK_INT(conc_stream_close(&p.s), 0);
 }
 
-IO_TEST(what_a_cancelled_search_looked_at_is_searched_again_for_another_delimiter)
+IO_TEST(bytes_of_a_cancelled_search_are_searched_again_for_another_delimiter)
 {
     pair p = {0};
     char buf[8], *data;
@@ -910,7 +910,7 @@ IO_TEST(what_a_cancelled_search_looked_at_is_searched_again_for_another_delimite
     close_pair(&p);
 }
 
-IO_TEST(a_delimiter_that_begins_in_what_a_cancelled_search_looked_at_is_found)
+IO_TEST(a_delimiter_that_begins_in_bytes_of_a_cancelled_search_is_found)
 {
     for (size_t taken = 0; taken < 4; taken++) {
         pair p = {0};
@@ -1248,7 +1248,7 @@ static void check_late_taker(call c, size_t before, bool same_moment)
     CHECK_INT(conc_stream_close(&p.s), 0);
 }
 
-IO_TEST(a_read_that_ran_out_of_time_loses_no_byte)
+IO_TEST(a_read_that_timed_out_loses_no_byte)
 {
     for (int c = 0; c < READING_CALLS; c++)
         for (size_t before = 0; before <= TO_TAKE; before++)
@@ -1283,7 +1283,7 @@ IO_TEST(in_a_cancelled_scope_no_read_has_an_effect)
     }
 }
 
-IO_TEST(a_cancelled_read_full_says_how_much_it_has)
+IO_TEST(a_cancelled_read_full_returns_how_much_it_has)
 {
     pair p = {0};
     char buf[10];
@@ -1462,7 +1462,7 @@ static int count_turns(void *arg)
     return 0;
 }
 
-PLAIN_IO_TEST(who_reads_lines_that_are_all_there_starves_nobody)
+PLAIN_IO_TEST(a_reader_of_available_lines_starves_no_task)
 {
     conc_stream s = {0};
     conc_group g = {0};
@@ -1484,7 +1484,7 @@ PLAIN_IO_TEST(who_reads_lines_that_are_all_there_starves_nobody)
     fclose(f);
 }
 
-PLAIN_IO_TEST(who_writes_without_having_to_wait_starves_nobody)
+PLAIN_IO_TEST(a_writer_that_need_not_wait_starves_no_task)
 {
     pair p = {.s = {.buffer_size = MB}};
     conc_group g = {0};
@@ -1501,7 +1501,7 @@ PLAIN_IO_TEST(who_writes_without_having_to_wait_starves_nobody)
 
 /* ---- writing ---- */
 
-IO_TEST(what_is_written_is_kept_until_a_flush)
+IO_TEST(written_bytes_are_kept_until_a_flush)
 {
     pair p = {0};
     open_pair(&p);
@@ -1517,7 +1517,7 @@ IO_TEST(what_is_written_is_kept_until_a_flush)
     close_pair(&p);
 }
 
-IO_TEST(what_does_not_fit_into_the_buffer_is_sent_without_a_flush)
+IO_TEST(bytes_that_do_not_fit_into_the_buffer_are_sent_without_a_flush)
 {
     pair p = {.s = {.buffer_size = 1000}};
     open_pair(&p);
@@ -1556,7 +1556,7 @@ IO_TEST(a_write_of_nothing_is_0_and_sends_nothing)
     CHECK_TIME(0);
 }
 
-IO_TEST(a_writer_waits_while_the_peer_does_not_read_and_goes_on_when_it_does)
+IO_TEST(a_writer_waits_while_the_peer_does_not_read_and_continues_when_it_does)
 {
     pair p = {.s = {.buffer_size = 4 * KB}};
     io writer = {.call = WRITE, .s = &p.s, .buf = pattern, .n = 3 * MB};
@@ -1632,7 +1632,7 @@ IO_TEST(a_megabyte_both_ways_through_small_socket_buffers_arrives)
     }
 }
 
-IO_TEST(a_cancelled_write_says_how_much_was_taken_and_that_arrives_once)
+IO_TEST(a_cancelled_write_returns_how_much_was_accepted_and_that_arrives_once)
 {
     pair p = {.s = {.buffer_size = 5000}};
     io writer = {.call = WRITE, .s = &p.s, .buf = pattern, .n = 2 * MB};
@@ -1653,7 +1653,7 @@ IO_TEST(a_cancelled_write_says_how_much_was_taken_and_that_arrives_once)
     close_pair(&p);
 }
 
-IO_TEST(a_write_cancelled_in_the_moment_in_which_it_could_go_on_loses_and_doubles_nothing)
+IO_TEST(a_write_cancelled_at_the_moment_when_it_could_continue_loses_and_duplicates_nothing)
 {
     for (int cancel_first = 0; cancel_first < 2; cancel_first++) {
         pair p = {.s = {.buffer_size = 5000}};
@@ -1690,7 +1690,7 @@ static int write_under_a_limit(void *arg)
     return 0;
 }
 
-IO_TEST(a_write_that_ran_out_of_time_says_how_much_was_taken_and_the_next_checkpoint_is_cancelled)
+IO_TEST(a_write_that_timed_out_returns_how_much_was_accepted_and_the_next_checkpoint_is_cancelled)
 {
     pair p = {.s = {.buffer_size = 5000}};
     io writer = {.call = WRITE, .s = &p.s, .buf = pattern, .n = 2 * MB};
@@ -1766,7 +1766,7 @@ static void check_blocks(size_t n)
     CHECK_INT(at, n);
 }
 
-IO_TEST(what_several_tasks_write_at_once_stays_together_in_the_order_of_their_coming)
+IO_TEST(blocks_that_several_tasks_write_at_once_stay_contiguous_in_order_of_arrival)
 {
     pair p = {.s = {.buffer_size = 4 * KB}};
     conc_group g = {0};
@@ -1815,7 +1815,7 @@ static void check_cancelled_writer(int which, bool twice)
     check_blocks(n);
 }
 
-IO_TEST(a_writer_that_is_cancelled_while_it_waits_for_its_turn_wrote_nothing_and_holds_up_nobody)
+IO_TEST(a_writer_that_is_cancelled_while_it_waits_for_its_turn_wrote_nothing_and_holds_up_no_other)
 {
     for (int which = 1; which < WRITERS; which++)
         check_cancelled_writer(which, false);
@@ -1904,7 +1904,7 @@ IO_TEST(ten_tasks_that_flush_at_once_all_return)
     close_pair(&p);
 }
 
-IO_TEST(a_cancelled_flush_says_how_much_it_handed_over_and_the_next_one_goes_on)
+IO_TEST(a_cancelled_flush_returns_how_much_it_handed_over_and_the_next_one_continues)
 {
     pair p = {.s = {.buffer_size = 4 * MB}};
     conc_group g = {0};
@@ -1930,7 +1930,7 @@ IO_TEST(a_cancelled_flush_says_how_much_it_handed_over_and_the_next_one_goes_on)
     CHECK_BYTES(heard, pattern + first, 2 * MB - first);
 }
 
-IO_TEST(of_ten_tasks_that_flush_those_that_are_cancelled_hold_up_nobody)
+IO_TEST(cancelled_tasks_among_ten_that_flush_hold_up_no_other)
 {
     pair p = {.s = {.buffer_size = 4 * MB}};
     conc_group g = {0};
@@ -1988,7 +1988,7 @@ IO_TEST(a_flush_covers_what_others_wrote_before_it)
 
 /* ---- shutdown ---- */
 
-IO_TEST(a_shutdown_sends_what_was_written_and_then_the_end_and_reading_goes_on)
+IO_TEST(a_shutdown_sends_written_bytes_and_then_the_end_and_reading_continues)
 {
     pair p = {0};
     open_pair(&p);
@@ -2109,7 +2109,7 @@ PLAIN_IO_TEST(the_writing_end_of_a_pipe_is_closed_by_a_shutdown)
     CHECK_INT(close(ends[0]), 0);
 }
 
-PLAIN_IO_TEST(what_has_no_writing_half_stays_open)
+PLAIN_IO_TEST(a_descriptor_without_a_writing_half_stays_open)
 {
     int ends[2];
     char byte;
@@ -2261,7 +2261,7 @@ static void check_reading_after_a_reset(kind k, bool writes_first)
     CHECK(conc_stream_close(&p.s) <= 0);
 }
 
-IO_TEST(what_came_before_a_reset_is_read_before_the_error)
+IO_TEST(bytes_before_a_reset_are_read_before_the_error)
 {
     for (int k = 0; k < KINDS; k++) {
         check_reading_after_a_reset((kind)k, false);
@@ -2365,7 +2365,7 @@ IO_TEST(a_read_that_has_to_wait_returns_the_error_of_its_sending_once)
     }
 }
 
-IO_TEST(what_is_there_comes_before_the_error_of_sending_and_a_part_of_a_record_is_kept)
+IO_TEST(available_bytes_come_before_the_error_of_sending_and_a_partial_record_is_kept)
 {
     pair p = {0};
     char buf[8], *data;
@@ -2422,7 +2422,7 @@ IO_TEST(a_waiting_read_returns_the_error_of_what_another_task_wrote)
     }
 }
 
-IO_TEST(a_waiting_read_waits_on_if_the_call_that_wrote_told_its_error)
+IO_TEST(a_waiting_read_keeps_waiting_if_the_writing_call_returned_its_error)
 {
     pair p = {0};
     io reader = {.call = READ_LINE, .s = &p.s};
@@ -2457,7 +2457,7 @@ IO_TEST(a_read_that_sends_for_long_returns_the_error_when_the_peer_stops_listeni
     check_error_was_told(&p);
 }
 
-IO_TEST(a_cancelled_read_does_not_tell_the_error_of_sending)
+IO_TEST(a_cancelled_read_does_not_return_the_error_of_sending)
 {
     pair p = {0};
     io reader = {.call = READ_LINE, .s = &p.s};
@@ -2479,7 +2479,7 @@ IO_TEST(a_cancelled_read_does_not_tell_the_error_of_sending)
     check_error_was_told(&p);
 }
 
-PLAIN_IO_TEST(close_tells_the_error_that_a_read_met_when_it_sent)
+PLAIN_IO_TEST(close_returns_the_error_that_a_read_met_when_it_sent)
 {
     pair p = {0};
     io reader = {.call = READ_LINE, .s = &p.s};
@@ -2536,7 +2536,7 @@ IO_TEST(a_question_need_not_be_flushed_before_the_answer_is_read)
     }
 }
 
-IO_TEST(what_is_written_while_another_task_waits_in_a_read_is_sent)
+IO_TEST(bytes_written_while_another_task_waits_in_a_read_are_sent)
 {
     pair p = {.s = {.buffer_size = 4 * MB}};
     io reader = {.call = READ_LINE, .s = &p.s};
@@ -2576,7 +2576,7 @@ static int write_question(void *arg)
     return 0;
 }
 
-IO_TEST(what_is_written_in_the_moment_in_which_a_read_begins_to_wait_is_sent)
+IO_TEST(bytes_written_at_the_moment_when_a_read_begins_to_wait_are_sent)
 {
     pair p = {0};
     open_pair(&p);
@@ -2653,7 +2653,7 @@ IO_TEST(a_read_takes_what_comes_while_the_socket_is_full_of_what_was_written)
     }
 }
 
-IO_TEST(a_cancelled_read_that_was_sending_loses_and_doubles_nothing)
+IO_TEST(a_cancelled_read_that_was_sending_loses_and_duplicates_nothing)
 {
     pair p = {.s = {.buffer_size = 4 * MB}};
     io reader = {.call = READ_LINE, .s = &p.s};
@@ -2715,9 +2715,9 @@ static void check_read_beside(call c)
     hang_up(&p);
 }
 
-IO_TEST(a_read_goes_on_to_send_when_a_flush_beside_it_is_cancelled) { check_read_beside(FLUSH); }
+IO_TEST(a_read_continues_sending_when_a_concurrent_flush_is_cancelled) { check_read_beside(FLUSH); }
 
-IO_TEST(a_read_goes_on_to_send_when_a_write_beside_it_is_cancelled) { check_read_beside(WRITE); }
+IO_TEST(a_read_continues_sending_when_a_concurrent_write_is_cancelled) { check_read_beside(WRITE); }
 
 /* Writes many bytes, which are buffered, and reads as many. */
 static int write_and_read_pattern(void *arg)
@@ -2800,7 +2800,7 @@ PLAIN_IO_TEST(printf_of_every_length_up_to_twice_the_buffer_size_is_whole)
         CHECK_BYTES(heard + n, pattern, length);
 }
 
-IO_TEST(a_cancelled_printf_says_how_much_was_taken)
+IO_TEST(a_cancelled_printf_returns_how_much_was_accepted)
 {
     static char big[2 << 20];
     pair p = {.s = {.buffer_size = 1000}};
@@ -2965,7 +2965,7 @@ IO_TEST(a_close_that_is_cancelled_while_it_sends_has_closed)
     hang_up(&p);
 }
 
-IO_TEST(a_close_wakes_who_waits_to_read)
+IO_TEST(a_close_wakes_readers)
 {
     for (int c = 0; c < READING_CALLS; c++) {
         pair p = {0};
@@ -2984,7 +2984,7 @@ IO_TEST(a_close_wakes_who_waits_to_read)
     }
 }
 
-IO_TEST(a_close_in_a_cancelled_task_wakes_who_waits_to_read_or_to_write)
+IO_TEST(a_close_in_a_cancelled_task_wakes_readers_and_writers)
 {
     pair p = {.s = {.buffer_size = 4 * KB}};
     conc_scope cancelled = {0};
@@ -3791,7 +3791,7 @@ VARIANT_TEST(from_any_allocation_on_all_may_fail_and_nothing_is_lost_with_poll)
     check_every_allocation(true, "poll");
 }
 
-PLAIN_IO_TEST(a_write_without_memory_takes_nothing_or_says_how_much)
+PLAIN_IO_TEST(a_write_without_memory_accepts_nothing_or_returns_how_much)
 {
     pair p = {.s = {.buffer_size = 100}};
     size_t taken = 0;
@@ -3808,7 +3808,7 @@ PLAIN_IO_TEST(a_write_without_memory_takes_nothing_or_says_how_much)
     CHECK_BYTES(heard, pattern, taken);
 }
 
-PLAIN_IO_TEST(a_write_that_has_to_wait_without_memory_tells_of_what_it_sent)
+PLAIN_IO_TEST(a_write_that_has_to_wait_without_memory_returns_what_it_sent)
 {
     pair p = {.s = {.buffer_size = 1000}};
     conc_scope limit = {0};
@@ -4229,7 +4229,7 @@ static void check_ten_thousand_operations(void)
 
 IO_TEST(ten_thousand_random_operations_agree_with_the_model) { check_ten_thousand_operations(); }
 
-IO_TEST(random_readers_and_writers_that_are_cancelled_lose_and_double_nothing)
+IO_TEST(random_readers_and_writers_that_are_cancelled_lose_and_duplicate_nothing)
 {
     run_programs(test_seeded() ? 2 : 8, 0);
 }
@@ -4340,7 +4340,7 @@ static int closes(void *arg)
     return 0;
 }
 
-IO_TEST(of_several_who_close_all_wait_until_the_stream_is_left)
+IO_TEST(several_closes_all_wait_until_no_task_uses_the_stream)
 {
     int ends[2];
     conc_stream *s = open_on_heap(ends);
@@ -4396,7 +4396,7 @@ IO_TEST(a_call_that_lets_others_have_their_turn_is_inside_too)
 
 static void closes_posted(void *arg) { CHECK_INT(conc_stream_close(arg), 0); }
 
-IO_TEST(a_posted_function_closes_without_waiting_and_the_stream_is_not_opened_until_it_is_left)
+IO_TEST(a_posted_function_closes_without_waiting_and_the_stream_cannot_be_opened_while_in_use)
 {
     int ends[2], more[2];
     conc_stream *s = open_on_heap(ends);

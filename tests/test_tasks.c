@@ -93,7 +93,7 @@ static int spawns_three(void *arg)
     return conc_spawn(g, notes, "b3");
 }
 
-ORDERED_TASK_TEST(grandchildren_start_after_those_who_were_ready_before_them)
+ORDERED_TASK_TEST(grandchildren_start_after_tasks_that_were_ready_before_them)
 {
     conc_group g = {0};
     CHECK_INT(conc_spawn(&g, spawns_three, &g), 0);
@@ -246,7 +246,7 @@ TASK_TEST(every_task_knows_itself_after_every_wait)
     CHECK_TIME(3);
 }
 
-TASK_TEST(done_tells_when_a_task_has_ended)
+TASK_TEST(done_reports_when_a_task_has_ended)
 {
     conc_task t, failed;
     conc_group g = {.keep_going = true};
@@ -301,7 +301,7 @@ static int spawns_a_sleep(void *arg)
     return 0;
 }
 
-TASK_TEST(of_two_who_wait_for_room_with_one_handle_one_is_refused)
+TASK_TEST(one_of_two_spawns_that_wait_for_room_with_one_handle_is_refused)
 {
     conc_task t = {0};
     conc_group full = {.limit = 1}, spawners = {0};
@@ -513,7 +513,7 @@ TASK_TEST(every_task_has_its_own_stack)
     CHECK_INT(CONC_MAP(fills_its_stack, marks), 0);
 }
 
-TASK_TEST(what_is_left_of_a_handle_may_be_overwritten_in_part)
+TASK_TEST(the_remains_of_a_handle_may_be_overwritten_in_part)
 {
     conc_task t;
     int seven = 7, rc;

@@ -87,7 +87,7 @@ TASK_TEST(a_sleep_until_a_time_years_ahead_never_returns_before_it)
                                   ldexp((double)(random_bits() >> 11), -53) * YEAR / 10);
 }
 
-TASK_TEST(what_is_already_due_takes_no_time)
+TASK_TEST(a_sleep_that_is_already_due_takes_no_time)
 {
     static const double due[] = {0, -0.0, -1, -5e-324, -1e18, -CONC_FOREVER, -INFINITY};
     CHECK_INT(conc_sleep(3), 0);
@@ -101,7 +101,7 @@ TASK_TEST(what_is_already_due_takes_no_time)
     CHECK_TIME(3);
 }
 
-ORDERED_TASK_TEST(what_is_already_due_yields_once)
+ORDERED_TASK_TEST(a_sleep_that_is_already_due_yields_once)
 {
     int turns = 0;
     conc_group g = {0};
@@ -164,7 +164,7 @@ TASK_TEST(huge_times_do_not_wrap_around)
     }
 }
 
-TASK_TEST(time_goes_on_after_centuries)
+TASK_TEST(time_passes_after_centuries)
 {
     CHECK_INT(conc_sleep(290 * YEAR), 0);
     double late = conc_now();
@@ -290,7 +290,7 @@ TASK_TEST(random_sleeps_under_random_limits_end_when_the_shorter_does)
     CHECK_INT(stats.timers, 0);
 }
 
-TASK_TEST(a_timer_is_gone_when_its_sleep_was_cut_short)
+TASK_TEST(a_timer_is_removed_when_its_sleep_is_cut_short)
 {
     conc_stats stats;
     conc_group g = {0};
@@ -356,7 +356,7 @@ TASK_TEST(a_sleeper_whose_time_passed_in_a_block_wakes_after_it)
     CHECK_TIME(7);
 }
 
-ORDERED_TASK_TEST(what_fell_due_in_a_block_still_goes_by_deadline)
+ORDERED_TASK_TEST(timers_that_expired_in_a_block_still_fire_by_deadline)
 {
     late_sleeper sleepers[] = {{0, 3, 3}, {0, 1, 1}, {0, 4, 4}, {0, 2, 2}};
     conc_group g = {0};
@@ -398,7 +398,7 @@ static int spawns_a_chain(void *arg)
     return --*left ? conc_spawn(NULL, spawns_a_chain, left) : 0;
 }
 
-TASK_TEST(settle_returns_when_nothing_is_ready_and_time_stands)
+TASK_TEST(settle_returns_when_nothing_is_ready_and_time_stands_still)
 {
     static int left = 20;
     double length = 5;
@@ -493,7 +493,7 @@ static int settles_among_them(void *arg)
     return conc_group_wait(&g);
 }
 
-TEST(no_task_goes_on_between_the_end_of_a_settle_and_the_task_that_settles)
+TEST(no_task_runs_between_the_end_of_a_settle_and_its_task)
 {
     unsetenv("CONC_CLOCK");
     for (uint64_t seed = 0; seed < 4; seed++) {
@@ -545,7 +545,7 @@ static int sleeps_among_the_restless(void *arg)
     return conc_group_wait(&g);
 }
 
-TEST(tasks_that_yield_for_ever_do_not_delay_a_timer)
+TEST(tasks_that_yield_forever_do_not_delay_a_timer)
 {
     unsetenv("CONC_CLOCK");
     CHECK_INT(conc_run(sleeps_among_the_restless, NULL), 0);

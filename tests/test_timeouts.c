@@ -42,7 +42,7 @@ static void check_waiter(const waiter *w, int slept, int ended, double woke, boo
     CHECK_INT(w->scope.expired, expired);
 }
 
-TASK_TEST(a_block_that_is_out_of_time_is_cut_short_and_its_end_says_so)
+TASK_TEST(a_block_that_times_out_is_cut_short_and_its_end_returns_etimedout)
 {
     conc_scope s = {0};
     CHECK_INT(conc_scope_begin(&s, 2), 0);
@@ -155,7 +155,7 @@ TASK_TEST(only_ecanceled_becomes_etimedout)
     }
 }
 
-TASK_TEST(an_etimedout_of_somebody_else_is_told_by_expired)
+TASK_TEST(expired_distinguishes_another_scopes_etimedout)
 {
     int rc = -ETIMEDOUT;
     conc_scope s = {0};
@@ -188,7 +188,7 @@ TASK_TEST(a_scope_that_was_cancelled_before_its_limit_never_expires)
     CHECK(!s.expired && s.cancel_caught);
 }
 
-TASK_TEST(of_two_equal_deadlines_the_outer_one_says_etimedout)
+TASK_TEST(the_outer_one_of_two_equal_deadlines_returns_etimedout)
 {
     conc_scope outer = {0}, inner = {0};
     CHECK_INT(conc_scope_begin(&outer, 2), 0);
@@ -300,7 +300,7 @@ TASK_TEST(a_limit_cannot_be_moved_before_the_begin_after_expiry_cancel_or_end)
     CHECK_TIME(1);
 }
 
-TASK_TEST(a_limit_of_ones_own_is_in_force_at_once)
+TASK_TEST(a_tasks_own_limit_is_in_force_at_once)
 {
     conc_scope s = {0};
     CHECK_INT(conc_scope_begin(&s, 7), 0);
@@ -405,7 +405,7 @@ static int clean_up_in_vain(void *arg)
     return rc;
 }
 
-TASK_TEST(a_limit_on_the_clean_up_of_a_block_out_of_time_works_by_itself)
+TASK_TEST(a_limit_on_the_clean_up_of_a_block_that_timed_out_works_by_itself)
 {
     int cleaned = 0;
     CHECK_INT(conc_timeout(2, clean_up_in_vain, &cleaned), -ETIMEDOUT);
@@ -497,7 +497,7 @@ static int nest_timeouts(void *arg)
     return conc_timeout(depth, nest_timeouts, &depth);
 }
 
-TASK_TEST(nested_timeouts_say_etimedout_once_and_it_passes_as_a_plain_error)
+TASK_TEST(nested_timeouts_return_etimedout_once_and_it_passes_as_a_plain_error)
 {
     int depth = 9;
     CHECK_INT(conc_timeout(100, nest_timeouts, &depth), -ETIMEDOUT);

@@ -335,7 +335,7 @@ static int listener_and_ringer(void *arg)
     return conc_group_wait(&g);
 }
 
-TEST(an_arrow_leads_from_who_woke_to_whom)
+TEST(an_arrow_leads_from_the_waking_task_to_the_woken_one)
 {
     CHECK_INT(trace(listener_and_ringer, NULL, true), 0);
     check_order();
@@ -467,7 +467,7 @@ static int yields_often(void *arg)
     return stat(path, &st) == 0 ? (int)(st.st_size / 1024) : -errno;
 }
 
-TEST(the_file_grows_while_the_run_goes_on)
+TEST(the_file_grows_while_the_run_continues)
 {
     static int n = 20000;
     make_path();

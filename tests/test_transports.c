@@ -255,7 +255,7 @@ TASK_TEST(a_question_that_was_not_flushed_is_in_write_before_the_answer_is_asked
     CHECK_INT(conc_stream_close(&s), 0);
 }
 
-TASK_TEST(what_is_written_while_another_task_reads_goes_out_and_more_of_it_finds_room)
+TASK_TEST(bytes_written_while_another_task_reads_are_sent_and_make_room_for_more)
 {
     lane a = {0}, b = {0};
     conc_stream s = {0};
@@ -349,7 +349,7 @@ TASK_TEST(a_close_beside_a_reader_and_writers_wakes_them_and_then_calls_close_on
         CHECK_INT(calls[i].rc, -EPIPE);
 }
 
-TASK_TEST(of_two_that_close_both_return_after_the_transports_close)
+TASK_TEST(two_closes_both_return_after_the_transports_close)
 {
     lane a = {0}, b = {0};
     conc_stream s = {0};
@@ -419,7 +419,7 @@ TEST(a_stream_on_a_transport_is_flushed_and_closed_at_the_end_of_its_block)
 
 /* ---- errors ---- */
 
-TASK_TEST(the_words_of_a_transports_errors_come_with_each_call_that_returns_them)
+TASK_TEST(each_call_that_returns_a_transports_error_has_its_text)
 {
     lane a = {0}, b = {0};
     conc_stream s = {0};
@@ -445,7 +445,7 @@ TASK_TEST(the_words_of_a_transports_errors_come_with_each_call_that_returns_them
     CHECK_STR(conc_last_error(), "the wire could not be wound up");
 }
 
-TASK_TEST(a_close_returns_an_error_of_writing_that_no_call_has_told)
+TASK_TEST(a_close_returns_an_error_of_writing_that_no_call_has_returned)
 {
     lane a = {0}, b = {0};
     conc_stream s = {0};
@@ -551,7 +551,7 @@ TASK_TEST(bytes_that_came_with_the_error_of_a_write_are_read_before_it)
     check_error_was_told(&s, &a);
 }
 
-TASK_TEST(a_read_that_was_interrupted_goes_on_if_another_call_has_told_the_error)
+TASK_TEST(an_interrupted_read_continues_if_another_call_has_returned_the_error)
 {
     lane a = {0}, b = {0};
     conc_stream s = {.buffer_size = 2 * ROOM};
@@ -590,7 +590,7 @@ TASK_TEST(a_read_that_was_interrupted_and_cancelled_is_cancelled)
     check_error_was_told(&s, &a);
 }
 
-TASK_TEST(an_error_of_writing_and_one_of_reading_with_one_number_keep_their_words)
+TASK_TEST(errors_of_writing_and_reading_with_one_number_keep_their_texts)
 {
     lane a = {0}, b = {0};
     conc_stream s = {0};

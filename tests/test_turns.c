@@ -134,7 +134,7 @@ static void check_floods(bool is_virtual, bool embedded)
 
 TEST(posts_that_post_themselves_or_each_other_keep_nothing_waiting) { check_floods(false, false); }
 
-TEST(nor_do_they_on_the_virtual_clock) { check_floods(true, false); }
+TEST(posts_keep_nothing_waiting_on_the_virtual_clock) { check_floods(true, false); }
 
 static bool embeds(void)
 {
@@ -142,7 +142,7 @@ static bool embeds(void)
     return !TEST_ONLY_POLL && (!poll_by || strcmp(poll_by, "poll") != 0);
 }
 
-TEST(nor_do_they_in_a_hosts_loop)
+TEST(posts_keep_nothing_waiting_in_a_hosts_loop)
 {
     if (!embeds())
         return;
@@ -353,12 +353,15 @@ ORDERED_TEST(a_timer_descriptor_or_signal_waits_for_few_slow_steps)
     run_slow_steps(false, false, false);
 }
 
-ORDERED_TEST(and_for_few_that_hold_the_loop_on_the_virtual_clock)
+ORDERED_TEST(a_timer_waits_for_few_steps_that_block_the_virtual_clock)
 {
     run_slow_steps(true, true, false);
 }
 
-ORDERED_TEST(and_for_few_that_hold_it_on_the_real_one) { run_slow_steps(false, true, false); }
+ORDERED_TEST(a_timer_waits_for_few_steps_that_block_the_real_clock)
+{
+    run_slow_steps(false, true, false);
+}
 
 static int ran_after;
 

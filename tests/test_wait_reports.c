@@ -501,7 +501,7 @@ TEST(every_kind_of_wait_is_in_a_dump_and_a_span_of_a_trace)
     }
 }
 
-TEST(every_kind_of_wait_that_may_last_for_ever_is_in_the_report_of_a_deadlock)
+TEST(every_kind_of_wait_that_may_last_forever_is_in_the_report_of_a_deadlock)
 {
     for (at = rows; at < rows + CONC_LEN(rows); at++)
         if (at->how & ALSO_A_DEADLOCK) {
@@ -559,7 +559,7 @@ static void run_beside_another(void)
     CHECK_INT(conc_run_with(&o, wants_it_back_from_another_run, other_run_lasts), -EDEADLK);
 }
 
-TEST(an_owner_in_another_run_is_told_and_not_looked_at)
+TEST(an_owner_in_another_run_is_reported_and_not_accessed)
 {
     static const row other = {.words = "waits to reacquire a lock acquired at "};
     at = &other;
