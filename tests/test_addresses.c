@@ -986,7 +986,7 @@ IO_TEST(a_task_with_the_smallest_stack_listens_and_dials)
 
 /* ---- errno ---- */
 
-IO_TEST(errno_is_left_alone_whether_an_address_works_or_not)
+IO_TEST(errno_is_preserved_whether_an_address_works_or_not)
 {
     static const char *const texts[] = {"[fe80::1%nope]:80", "[fe80::1%lo]:0", "nope",
                                         "1.2.3:4",           "127.0.0.1:1",    "localhost:1",

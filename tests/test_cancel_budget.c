@@ -163,7 +163,7 @@ static int yield_a_hundred_times(void *arg)
     return 0;
 }
 
-TASK_TEST(a_task_that_ignores_its_cancel_takes_no_more_turns_than_its_neighbours)
+TASK_TEST(a_task_that_ignores_its_cancel_gets_no_more_turns_than_others)
 {
     conc_fn *call = sleep_one;
     conc_group g = {0};

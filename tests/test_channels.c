@@ -311,7 +311,7 @@ TASK_TEST(a_call_without_an_item_is_refused_and_the_channel_still_works)
     conc_channel_destroy(&c);
 }
 
-TASK_TEST(a_channel_that_is_too_large_takes_nothing_and_can_be_closed_and_made_smaller)
+TASK_TEST(a_channel_that_is_too_large_accepts_nothing_and_can_be_closed_and_made_smaller)
 {
     conc_channel c = {.item_size = (size_t)1 << (sizeof(size_t) * 8 - 8), .capacity = 16};
     char item = 'a';
@@ -342,7 +342,7 @@ TASK_TEST(the_error_text_of_a_closed_channel_replaces_older_ones)
     conc_channel_destroy(&c);
 }
 
-TASK_TEST(errno_is_left_alone)
+TASK_TEST(errno_is_preserved)
 {
     conc_channel c = CONC_CHANNEL(int, 1);
     errno = 77;
@@ -484,7 +484,7 @@ TASK_TEST(waiting_forever_on_a_channel_lets_time_pass)
 
 /* ---- closing ---- */
 
-TASK_TEST(a_closed_channel_is_drained_and_takes_nothing)
+TASK_TEST(a_closed_channel_is_drained_and_accepts_nothing)
 {
     conc_channel c = CONC_CHANNEL(int, 4);
     for (int i = 0; i < 3; i++)
@@ -1184,7 +1184,7 @@ static int job_answers(void *arg)
 
 static int job_answers_in_a_run(void *arg) { return conc_run(job_answers, arg); }
 
-TASK_TEST(a_job_answers_through_channels_with_and_without_a_loop_of_its_own)
+TASK_TEST(a_job_answers_through_channels_with_and_without_its_own_loop)
 {
     conc_fn *const jobs[] = {job_answers, job_answers_in_a_run};
     conc_pool pool = {.threads = 1};

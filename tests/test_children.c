@@ -185,7 +185,7 @@ CHILD_TEST(several_programs_are_fed_at_once)
     CHECK_INT(CONC_MAP(passes_through, c), 0);
 }
 
-CHILD_TEST(each_of_the_three_has_a_pipe_of_its_own)
+CHILD_TEST(each_of_the_three_has_its_own_pipe)
 {
     char text[64];
     conc_child c = {.argv = SH("read x; echo out $x; echo err $x >&2"),
@@ -207,7 +207,7 @@ CHILD_TEST(each_of_the_three_has_a_pipe_of_its_own)
     CHECK_INT(c.input, -1);
 }
 
-CHILD_TEST(the_null_device_gives_nothing_and_takes_everything)
+CHILD_TEST(the_null_device_is_empty_and_accepts_everything)
 {
     conc_child c = {.argv = SH("cat; echo out; echo err >&2; exit 4"),
                     .input = CONC_NULL,
@@ -698,7 +698,7 @@ static int waits_for_status(void *arg)
     return 0;
 }
 
-CHILD_TEST(any_number_of_tasks_wait_and_a_cancel_of_one_is_its_own)
+CHILD_TEST(any_number_of_tasks_wait_and_a_cancel_affects_only_one)
 {
     enum { N = 10, CANCELLED = 3 };
     waiter w[N];
@@ -1007,7 +1007,7 @@ static int closes_and_starts_another(void *arg)
 }
 
 /* The first to close may be the one that starts another program, or not. */
-CHILD_TEST(calls_that_wait_for_a_child_mind_no_other_that_takes_its_place)
+CHILD_TEST(calls_that_wait_for_a_child_ignore_its_replacement)
 {
     for (int i = 0; i < 3; i++) {
         conc_child c = endless();
@@ -1170,7 +1170,7 @@ ORDERED_CHILD_TEST(a_child_that_is_just_being_started_is_left_alone)
     CHECK_INT(s.rc, -EBUSY);
 }
 
-CHILD_TEST(errno_is_left_alone)
+CHILD_TEST(errno_is_preserved)
 {
     conc_child c = {.argv = ARGV("/no/such/program")};
     errno = 77;
@@ -1318,7 +1318,7 @@ THREAD_CHILD_TEST(outside_a_run_the_calls_block_their_thread)
     CHECK_INT(lives_in_a_run(NULL), 5);
 }
 
-CHILD_TEST(jobs_start_programs_directly_or_in_a_run_of_their_own)
+CHILD_TEST(jobs_start_programs_directly_or_in_their_own_runs)
 {
     conc_fn *const jobs[] = {lives_and_dies, lives_in_a_run};
     CONC_AUTO(conc_pool, pool) = {.threads = 2};
@@ -1354,7 +1354,7 @@ static void *starts_often_in_a_thread(void *arg)
     return NULL;
 }
 
-THREAD_CHILD_TEST(threads_that_start_programs_at_once_do_not_hold_each_others_pipes)
+THREAD_CHILD_TEST(threads_that_start_programs_at_once_do_not_keep_each_others_pipes_open)
 {
     /* if a child inherited the other end of another's input, that one would never end */
     enum { N = 6 };
@@ -1375,7 +1375,7 @@ static void lives_of_a_forked_process(void)
     _exit(conc_run(lives_and_dies, NULL) == 5 && conc_run(is_killed, NULL) == SIGTERM ? 0 : 1);
 }
 
-CHILD_TEST(a_forked_process_starts_programs_in_a_run_of_its_own)
+CHILD_TEST(a_forked_process_starts_programs_in_its_own_run)
 {
     static char text[4096];
     CONC_AUTO(conc_child, c) = sleeper();
@@ -1485,7 +1485,7 @@ static void live_without_status(void)
     }
 }
 
-CHILD_TEST(a_program_that_ignores_sigchld_waits_all_the_same)
+CHILD_TEST(a_program_that_ignores_sigchld_still_waits)
 {
     signal(SIGCHLD, SIG_IGN);
     live_without_status();
@@ -1509,14 +1509,14 @@ static void count_only(int number)
     handled++;
 }
 
-CHILD_TEST(a_handler_that_takes_all_children_keeps_nobody_waiting)
+CHILD_TEST(a_handler_that_reaps_all_children_keeps_no_call_waiting)
 {
     signal(SIGCHLD, count_and_reap);
     live_without_status();
     check_disposition(count_and_reap);
 }
 
-CHILD_TEST(a_handler_of_the_programs_own_is_called_and_stays)
+CHILD_TEST(the_programs_own_handler_is_called_and_stays)
 {
     signal(SIGCHLD, count_only);
     conc_child c = {.argv = SH("exit 3")};
@@ -1545,7 +1545,7 @@ CHILD_TEST(children_of_other_code_are_left_alone)
     CHECK_INT(WEXITSTATUS(status), 17);
 }
 
-CHILD_TEST(a_number_that_another_process_has_got_is_not_signalled)
+CHILD_TEST(a_number_that_another_process_reuses_is_not_signalled)
 {
     signal(SIGCHLD, SIG_IGN);
     check_reused_number(false);
@@ -1600,7 +1600,7 @@ static int writes_for_ever(void *fd)
     return (int)n;
 }
 
-CHILD_TEST(a_limit_on_a_program_that_hangs_comes_when_it_would)
+CHILD_TEST(a_limit_on_a_program_that_hangs_passes_on_time)
 {
     CONC_AUTO(conc_child,
               c) = {.argv = ARGV("sleep", "1000"), .input = CONC_PIPE, .output = CONC_PIPE};
@@ -1754,7 +1754,7 @@ static int waits_with_a_limit(void *arg)
     return conc_child_close(c);
 }
 
-TEST(the_host_of_an_embedded_loop_waits_as_long)
+TEST(an_embedded_loops_host_waits_as_long)
 {
     conc_child c = {.argv = ARGV("sleep", "1000")};
     conc_embed e = {0};
@@ -2214,7 +2214,7 @@ CHILD_TEST(a_cancel_before_anything_moves_nothing)
     CHECK_INT(conc_child_close(&t.child), 0);
 }
 
-CHILD_TEST(output_is_read_though_the_status_is_lost)
+CHILD_TEST(output_is_read_although_the_status_is_lost)
 {
     signal(SIGCHLD, SIG_IGN);
     conc_child c = {.argv = SH("cat; echo out"), ALL_PIPES};

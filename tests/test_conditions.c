@@ -440,7 +440,7 @@ static void check_cancels(const char *cancelled, int n, bool cancel_first, const
     finish(&g);
 }
 
-TASK_TEST(a_cancelled_waiter_takes_no_notify_from_the_others)
+TASK_TEST(a_cancelled_waiter_uses_up_no_notify)
 {
     check_cancels("a", 1, true, "b");
     check_cancels("ab", 1, true, "c");

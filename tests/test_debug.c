@@ -346,7 +346,7 @@ static int exhausts(void *arg)
     return 0;
 }
 
-TEST(a_generator_that_came_to_its_end_is_not_left_open)
+TEST(a_finished_generator_is_not_left_open)
 {
     run_for_report(exhausts, debugging);
     CHECK_INT(count_in(report, "left open"), 0);
@@ -956,7 +956,7 @@ static int is_held(void *gate)
     return 0;
 }
 
-TASK_TEST(jobs_that_nobody_has_begun_are_counted)
+TASK_TEST(jobs_that_have_not_begun_are_counted)
 {
     static pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
     conc_pool pool = {.threads = 1};

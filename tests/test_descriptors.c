@@ -308,7 +308,7 @@ static void crowd_reads(io_kind kind, int pieces)
     io_close(end);
 }
 
-IO_TEST(readers_of_one_descriptor_share_the_bytes_and_none_waits_beside_a_byte)
+IO_TEST(readers_of_one_descriptor_share_the_bytes_and_none_waits_while_there_are_some)
 {
     for (io_kind kind = 0; kind < IO_KINDS; kind++) {
         crowd_reads(kind, 1);
@@ -630,7 +630,7 @@ static int reads_eight_bytes(void *arg)
     return 0;
 }
 
-IO_TEST(an_eventfd_does_not_hold_the_loop_either)
+IO_TEST(an_eventfd_does_not_block_the_loop_either)
 {
     uint64_t five = 5;
     conc_group g = {0};
@@ -779,7 +779,7 @@ static int takes_the_connection(void *fd)
     return 0;
 }
 
-IO_TEST(a_listener_of_conc_s_that_the_program_set_to_blocking_does_not_hold_the_loop)
+IO_TEST(a_listener_that_the_program_set_to_blocking_does_not_block_the_loop)
 {
     int l = conc_listen("127.0.0.1:0");
     conc_group g = {0};
@@ -792,7 +792,7 @@ IO_TEST(a_listener_of_conc_s_that_the_program_set_to_blocking_does_not_hold_the_
     CHECK_INT(conc_close(l), 0);
 }
 
-IO_TEST(a_write_larger_than_a_pipe_does_not_hold_the_loop)
+IO_TEST(a_write_larger_than_a_pipe_does_not_block_the_loop)
 {
     for (io_kind kind = 0; kind < IO_KINDS; kind++) {
         write_much(kind, io_writes_bulk, 1, 200000);
@@ -844,7 +844,7 @@ static bool open_terminal(int end[2])
     return true;
 }
 
-REAL_IO_TEST(a_terminal_keeps_its_flags_and_does_not_hold_the_loop)
+REAL_IO_TEST(a_terminal_keeps_its_flags_and_does_not_block_the_loop)
 {
     int end[2];
     if (!open_terminal(end))
@@ -867,7 +867,7 @@ REAL_IO_TEST(a_terminal_keeps_its_flags_and_does_not_hold_the_loop)
 }
 
 /* Like a program's standard output with a slow reader. */
-REAL_IO_TEST(writing_much_into_a_terminal_that_nobody_reads_does_not_hold_the_loop)
+REAL_IO_TEST(writing_much_to_a_terminal_without_a_reader_does_not_block_the_loop)
 {
     int end[2];
     conc_group g = {0};
@@ -904,7 +904,7 @@ static void break_pipes(void)
     }
 }
 
-IO_TEST(writing_to_nobody_is_an_error_and_no_signal) { break_pipes(); }
+IO_TEST(writing_without_a_reader_is_an_error_and_no_signal) { break_pipes(); }
 
 static void set_sigpipe(int how)
 {
@@ -1061,7 +1061,7 @@ IO_TEST(a_waiter_of_a_descriptor_opened_by_conc_is_woken_by_conc_close)
     CHECK_INT(conc_close(s[1]), 0);
 }
 
-IO_TEST(a_close_is_seen_though_bytes_came_just_before_it)
+IO_TEST(a_close_is_seen_although_bytes_came_just_before_it)
 {
     for (io_kind kind = 0; kind < IO_KINDS; kind++) {
         int end[2];
@@ -1793,7 +1793,7 @@ SLOW_IO_TEST(a_copy_of_a_closed_descriptor_does_not_make_the_loop_spin)
     }
 }
 
-SLOW_IO_TEST(bytes_that_nobody_waits_for_do_not_make_the_loop_spin)
+SLOW_IO_TEST(unawaited_bytes_do_not_make_the_loop_spin)
 {
     for (io_kind kind = 0; kind < IO_KINDS; kind++) {
         int end[2];
@@ -1965,7 +1965,7 @@ static void race_writer(io_kind kind, const op *o, int turns)
     io_close(end);
 }
 
-IO_TEST(when_bytes_and_a_cancel_come_together_none_is_lost)
+IO_TEST(if_bytes_and_a_cancel_come_together_none_is_lost)
 {
     for (io_kind kind = 0; kind < IO_CONC; kind++)
         for (size_t i = 0; i < OPS; i++)
@@ -2446,7 +2446,7 @@ IO_TEST(empty_parts_are_read_and_written_at_once)
     }
 }
 
-IO_TEST(a_read_of_nothing_takes_nothing)
+IO_TEST(a_read_of_0_bytes_takes_nothing)
 {
     for (io_kind kind = 0; kind < IO_KINDS; kind++) {
         int end[2];
@@ -2703,7 +2703,7 @@ IO_TEST(no_buffer_is_refused_and_moves_nothing)
     io_close(s);
 }
 
-TEST(outside_a_run_every_call_is_refused_and_takes_nothing)
+TEST(outside_a_run_every_call_is_refused_and_moves_nothing)
 {
     int s[2];
     io_open(IO_SOCKET, s);
@@ -2829,7 +2829,7 @@ IO_TEST(posts_that_repost_themselves_starve_no_descriptor)
     CHECK_INT(conc_settle(), 0);
 }
 
-IO_TEST(tasks_whose_descriptor_is_always_ready_starve_nobody)
+IO_TEST(tasks_whose_descriptor_is_always_ready_starve_no_other)
 {
     bool stop = false;
     conc_group g = {0};

@@ -256,7 +256,7 @@ static void count_failure(const conc_failure *f, void *user)
     ++*(int *)user;
 }
 
-EMBED_TEST(errors_nobody_collected_go_to_on_error)
+EMBED_TEST(uncollected_errors_go_to_on_error)
 {
     host h;
     int count = 0;
@@ -499,7 +499,7 @@ EMBED_TEST(the_time_to_wait_is_that_to_the_next_deadline)
     CHECK_INT(finish(&h), 5);
 }
 
-EMBED_TEST(a_host_that_comes_too_often_gets_nothing_early)
+EMBED_TEST(a_host_that_steps_too_often_gets_nothing_early)
 {
     host h;
     double seconds = 0.03;
@@ -511,7 +511,7 @@ EMBED_TEST(a_host_that_comes_too_often_gets_nothing_early)
     CHECK_INT(conc_embed_end(&h.e), 5);
 }
 
-EMBED_TEST(a_host_that_comes_too_late_gets_what_is_due)
+EMBED_TEST(a_host_that_steps_too_late_gets_what_is_due)
 {
     host h;
     double seconds = 0.01;
@@ -540,7 +540,7 @@ EMBED_TEST(a_host_that_waits_as_long_as_conc_says_takes_few_steps)
 
 static int reads_with_a_limit(void *fd) { return conc_timeout(0.1, reads, fd); }
 
-EMBED_TEST(a_host_takes_few_steps_while_nothing_comes)
+EMBED_TEST(a_host_takes_few_steps_while_nothing_happens)
 {
     host h;
     int ends[2];
@@ -986,7 +986,7 @@ static int reads_while_a_job_runs(void *arg)
     return rc;
 }
 
-EMBED_TEST(while_a_job_holds_the_virtual_clock_closed_descriptors_are_looked_for)
+EMBED_TEST(while_a_job_holds_the_virtual_clock_closed_descriptors_are_found)
 {
     host h;
     int to_job[2], to_task[2];
@@ -1106,7 +1106,7 @@ EMBED_TEST(an_end_while_a_generator_cleans_up_waits_for_it)
     CHECK_STR(noted, "cleaned");
 }
 
-EMBED_TEST(after_the_end_it_is_as_if_it_had_never_begun)
+EMBED_TEST(after_the_end_nothing_is_left_of_the_run)
 {
     host h;
     begin(&h, returns, &(int){3});

@@ -19,7 +19,7 @@
 
 #if !HAS_LIBUV
 
-TEST(without_libuv_or_with_poll_alone_everything_here_is_left_out)
+TEST(without_libuv_or_with_poll_alone_these_tests_are_skipped)
 {
     fprintf(stderr, "test_embed_libuv: left out: there is no <uv.h>, or poll(2) alone\n");
 }

@@ -283,7 +283,7 @@ static int leave_unjoined(void *arg)
     return conc_sleep(1);
 }
 
-TEST(an_error_of_a_background_task_with_a_handle_that_nobody_joined_is_reported)
+TEST(an_error_of_a_background_task_with_an_unjoined_handle_is_reported)
 {
     CHECK_INT(run_hooked(leave_unjoined), 0);
     CHECK_INT(hook_calls, 1);

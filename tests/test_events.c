@@ -109,7 +109,7 @@ ORDERED_TASK_TEST(waiters_continue_in_fifo_order)
     CHECK_STR(noted, "a b c d");
 }
 
-TASK_TEST(a_clear_right_after_the_set_takes_nothing_back)
+TASK_TEST(a_clear_right_after_the_set_undoes_no_wake_up)
 {
     conc_event e = {0};
     waiter w[2], late;
@@ -418,7 +418,7 @@ static void wait_for_nobody(void)
     CHECK_INT(conc_run(waits_and_clears, &e), 0);
 }
 
-TEST(a_wait_that_nobody_can_end_is_a_deadlock)
+TEST(a_wait_that_no_task_can_end_is_a_deadlock)
 {
     static char text[16384];
     int status = test_in_process(wait_for_nobody, text, sizeof text);

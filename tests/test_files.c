@@ -265,7 +265,7 @@ FILE_TEST(an_empty_path_has_an_error_text)
     CHECK_CONTAINS(conc_last_error(), "\"\": ");
 }
 
-FILE_TEST(errno_is_left_alone)
+FILE_TEST(errno_is_preserved)
 {
     errno = 77;
     check_read_fails(path_of("missing"), -ENOENT);
@@ -504,7 +504,7 @@ static void *spies(void *arg)
     return NULL;
 }
 
-FILE_TEST(nobody_else_can_open_a_private_file_while_it_is_written)
+FILE_TEST(other_users_cannot_open_a_private_file_while_it_is_written)
 {
     char *data = pattern(MEGABYTES_10);
     spy s = {.seen = 0};
@@ -660,7 +660,7 @@ static int open_writer(const char *path)
     }
 }
 
-FILE_TEST(the_loop_continues_while_a_read_is_held)
+FILE_TEST(the_loop_continues_while_a_read_waits)
 {
     call c = {.path = path_of("fifo")};
     conc_group g = {0};
@@ -680,7 +680,7 @@ FILE_TEST(the_loop_continues_while_a_read_is_held)
     conc_free(c.data);
 }
 
-REAL_FILE_TEST(timers_continue_while_a_read_is_held)
+REAL_FILE_TEST(timers_fire_while_a_read_waits)
 {
     call c = {.path = path_of("fifo")};
     conc_group g = {0};
@@ -697,7 +697,7 @@ REAL_FILE_TEST(timers_continue_while_a_read_is_held)
     conc_free(c.data);
 }
 
-FILE_TEST(a_pipe_with_a_name_takes_a_megabyte_and_stays_a_pipe)
+FILE_TEST(a_named_pipe_accepts_a_megabyte_and_stays_a_pipe)
 {
     size_t size = 1024 * 1024;
     struct stat st;
@@ -1058,7 +1058,7 @@ THREAD_FILE_TEST(outside_a_run_the_calls_block_their_thread)
     CHECK_INT(count_names(directory), 1);
 }
 
-FILE_TEST(jobs_call_directly_or_in_a_run_of_their_own)
+FILE_TEST(jobs_call_directly_or_in_their_own_runs)
 {
     char path[PATH_MAX];
     CONC_AUTO(conc_pool, pool) = {.threads = 1};
@@ -1099,7 +1099,7 @@ static void plain_round_trip_of_a_forked_process(void)
     _exit(round_trip(forked_path) == 6 && conc_run(round_trip, forked_path) == 6 ? 0 : 1);
 }
 
-FILE_TEST(a_forked_process_reads_and_writes_in_a_run_of_its_own)
+FILE_TEST(a_forked_process_reads_and_writes_in_its_own_run)
 {
     static char text[4096];
     if (!forked_processes_are_real())
@@ -1258,14 +1258,14 @@ static void check_held_call(bool appends, bool limited)
     CHECK_INT(unlink(path_of("held")), 0);
 }
 
-REAL_FILE_TEST(a_call_that_is_held_is_waited_for_when_a_cancel_comes_or_a_limit_passes)
+REAL_FILE_TEST(a_call_that_has_begun_is_awaited_despite_a_cancel_or_a_limit)
 {
     for (int how = 0; how < 4; how++)
         check_held_call(how & 1, how & 2);
 }
 
 /* Reads are waiting on all threads for files. */
-REAL_FILE_TEST(a_call_behind_others_that_are_held_does_nothing_when_it_is_cancelled)
+REAL_FILE_TEST(a_queued_call_does_nothing_when_it_is_cancelled)
 {
     enum { MANY = 32 };
     static call c[MANY], behind;
@@ -1384,8 +1384,8 @@ THREAD_FILE_TEST(a_host_does_not_spin_while_a_pipe_has_no_other_end)
     CHECK_INT(unlink(path), 0);
 }
 
-FILE_TEST(a_limit_on_a_pipe_without_its_other_end_comes) { check_limits_come(); }
-REAL_FILE_TEST(a_limit_on_a_pipe_without_its_other_end_comes_in_real_time) { check_limits_come(); }
+FILE_TEST(a_limit_on_a_pipe_without_its_other_end_passes) { check_limits_come(); }
+REAL_FILE_TEST(a_limit_on_a_pipe_without_its_other_end_passes_in_real_time) { check_limits_come(); }
 
 static void *opens_late(void *path)
 {

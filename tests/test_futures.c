@@ -99,7 +99,7 @@ TASK_TEST(an_error_is_a_result_like_any_other)
     }
 }
 
-TASK_TEST(a_cancelled_waiter_gets_nothing_and_disturbs_nobody)
+TASK_TEST(a_cancelled_waiter_gets_nothing_and_disturbs_no_other)
 {
     conc_future f = {0};
     waiter w[3];

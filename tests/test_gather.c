@@ -77,7 +77,7 @@ static void gather_nothing(int expected)
     CHECK_INT(conc_map_all(counts, NULL, 0, sizeof(int), NULL), expected);
 }
 
-TASK_TEST(nothing_to_gather_switches_to_nobody_but_is_a_checkpoint)
+TASK_TEST(an_empty_gather_does_not_switch_but_is_a_checkpoint)
 {
     int counted = 0;
     conc_group g = {0};

@@ -116,7 +116,7 @@ static int fail_after_one(conc_gen *g, void *arg)
     return conc_fail(-EPROTO, "no more");
 }
 
-TASK_TEST(the_error_of_the_body_comes_out_of_next)
+TASK_TEST(next_returns_the_bodys_error)
 {
     int one = 1, item = 0;
     conc_gen g = {0};
@@ -551,7 +551,7 @@ static int use_oneself(conc_gen *g, void *arg)
     return conc_gen_emit(g, &item);
 }
 
-TASK_TEST(a_body_that_asks_or_closes_itself_gets_ebusy)
+TASK_TEST(a_body_that_consumes_or_closes_itself_gets_ebusy)
 {
     int item = 5, results[2] = {0};
     conc_gen g = {0};

@@ -349,7 +349,7 @@ TEST(a_task_cancelled_by_a_failure_has_not_failed)
     CHECK_INT(reported.count, 0);
 }
 
-TASK_TEST(a_cancelled_result_that_nobody_asked_for_is_a_failure)
+TASK_TEST(an_ecanceled_result_without_a_cancel_is_a_failure)
 {
     child other = {.seconds = 100};
     conc_group by_child = {0}, by_body = {0};

@@ -24,7 +24,7 @@ static int result_of(conc_task *t)
     return result;
 }
 
-TASK_TEST(children_come_in_the_order_in_which_they_finish)
+TASK_TEST(children_are_returned_in_the_order_in_which_they_finish)
 {
     child c[] = {{.seconds = 3, .rc = 30}, {.seconds = 1, .rc = 10}, {.seconds = 2, .rc = 20}};
     conc_task t[3], *next = NULL;
@@ -62,7 +62,7 @@ TASK_TEST(children_that_finished_before_are_there_at_once)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(children_that_finish_in_one_instant_each_come_once)
+TASK_TEST(children_that_finish_at_the_same_moment_are_each_returned_once)
 {
     child c[8];
     bool seen[8] = {false};
@@ -110,7 +110,7 @@ TASK_TEST(an_open_group_without_children_has_no_next)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(nothing_to_ask_or_to_answer_into_is_refused)
+TASK_TEST(null_arguments_are_refused)
 {
     child c = {.seconds = 1};
     conc_task t, *next = NULL;
@@ -147,7 +147,7 @@ TASK_TEST(a_handle_that_came_can_be_used_again)
     CHECK_INT(g.error_count, 0);
 }
 
-TASK_TEST(a_child_that_was_joined_does_not_come)
+TASK_TEST(a_joined_child_is_not_returned)
 {
     child c[] = {{.seconds = 1}, {.seconds = 2}};
     conc_task t[2], *next = NULL;
@@ -161,7 +161,7 @@ TASK_TEST(a_child_that_was_joined_does_not_come)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(children_that_nobody_asked_for_are_closed_with_the_group)
+TASK_TEST(children_that_were_not_returned_are_closed_with_the_group)
 {
     child c[] = {{.seconds = 1}, {.seconds = 2}, {.seconds = 3}};
     conc_task t[3], *next = NULL;
@@ -226,7 +226,7 @@ TASK_TEST(in_a_cancelled_scope_there_is_no_next_but_nothing_is_lost)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(a_failed_child_comes_when_the_group_keeps_going)
+TASK_TEST(a_failed_child_is_returned_if_the_group_keeps_going)
 {
     child c[] = {{.seconds = 1, .rc = -EIO}, {.seconds = 3, .rc = 5}, {.seconds = 9}};
     conc_task t[3], *next = NULL;
@@ -353,7 +353,7 @@ static int spawns_another_with_a_handle(void *arg)
     return conc_sleep(1);
 }
 
-TASK_TEST(a_child_that_was_spawned_meanwhile_comes_too)
+TASK_TEST(a_child_that_was_spawned_meanwhile_is_returned_too)
 {
     conc_task t[2], *next = NULL;
     conc_group g = {0};

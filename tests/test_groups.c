@@ -148,7 +148,7 @@ TASK_TEST(a_group_can_be_opened_once)
     CHECK_TIME(1);
 }
 
-TASK_TEST(a_closed_group_takes_nothing_more)
+TASK_TEST(a_closed_group_accepts_no_more_children)
 {
     int ran = 0;
     conc_task t, *next = NULL;
@@ -320,7 +320,7 @@ TASK_TEST(a_cancel_of_a_group_that_is_not_open_does_nothing)
     CHECK_TIME(2);
 }
 
-TASK_TEST(a_cancelled_group_takes_no_children)
+TASK_TEST(a_cancelled_group_accepts_no_children)
 {
     int ran = 0;
     conc_task t = {0};
@@ -334,7 +334,7 @@ TASK_TEST(a_cancelled_group_takes_no_children)
     CHECK_INT(ran, 0);
 }
 
-TASK_TEST(a_spawn_asks_for_the_cancels_around_the_group_not_around_the_caller)
+TASK_TEST(a_spawn_obeys_cancels_around_the_group_not_around_the_caller)
 {
     child inside = {.seconds = 1}, shielded = {.seconds = 1};
     int ran = 0;
@@ -503,7 +503,7 @@ static int uses_700_kib(void *arg)
     return 0;
 }
 
-TASK_TEST(a_group_may_ask_for_larger_stacks)
+TASK_TEST(a_group_may_request_larger_stacks)
 {
     int used = 0;
     conc_group large = {.stack_size = (size_t)1024 * 1024}, plain = {0};

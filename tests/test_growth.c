@@ -192,7 +192,7 @@ static int spawns_beside_failures(void *arg)
 }
 
 GROWTH_TEST(joins_of_failed_background_tasks, joins_failures_from_the_last, 1000)
-GROWTH_TEST(spawns_and_joins_beside_failed_background_tasks, spawns_beside_failures, 1000)
+GROWTH_TEST(spawns_and_joins_next_to_failed_background_tasks, spawns_beside_failures, 1000)
 
 /* ---- open generators, each of which consumes the next ---- */
 
@@ -759,7 +759,7 @@ static int waits_beside_a_circle(void *arg)
     return conc_group_end(&g, rc);
 }
 
-TEST(a_cycle_of_tasks_is_found_though_the_loop_was_woken_just_before)
+TEST(a_cycle_of_tasks_is_found_although_the_loop_was_woken_just_before)
 {
     conc_options options = {.interrupt = true};
     signal(SIGTERM, SIG_DFL);

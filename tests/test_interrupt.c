@@ -583,7 +583,7 @@ static int cancel_itself_and_unwind(void *arg)
     return -ECANCELED;
 }
 
-TEST(a_main_that_unwinds_already_has_its_own_result)
+TEST(a_main_that_is_already_unwinding_has_its_own_result)
 {
     check_result(cancel_itself_and_unwind, -ECANCELED);
 }
@@ -689,7 +689,7 @@ static int have_it_handled(void *arg)
     return rc;
 }
 
-TEST(a_handler_of_the_users_is_left_alone)
+TEST(the_users_handler_is_left_alone)
 {
     handler_before = count_it;
     check_result(have_it_handled, 4);
@@ -771,7 +771,7 @@ static void run_three_times(void)
     CHECK_INT(run_interruptible(sleep_shortly, NULL), 0);
 }
 
-TEST(each_run_has_a_first_signal_of_its_own)
+TEST(each_run_has_its_own_first_signal)
 {
     number = SIGINT;
     check_process(run_three_times);
@@ -937,7 +937,7 @@ static int receive_while_it_cleans_up(void *arg)
     return sleep_long(arg);
 }
 
-TEST(a_second_signal_kills_though_there_was_a_receiver_in_between)
+TEST(a_second_signal_kills_although_there_was_a_receiver_in_between)
 {
     check_killed(receive_while_it_cleans_up, false);
 }

@@ -133,7 +133,7 @@ TASK_TEST(a_refused_step_leaves_waiters_waiting)
     CHECK_INT(w.rc, 0);
 }
 
-TASK_TEST(more_work_right_after_the_last_was_done_takes_nothing_back)
+TASK_TEST(more_work_right_after_the_last_was_done_undoes_no_wake_up)
 {
     conc_latch l = {0};
     waiter w[3];

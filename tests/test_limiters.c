@@ -98,7 +98,7 @@ TASK_TEST(a_burst_is_granted_at_once_and_the_rest_at_the_rate)
     }
 }
 
-TASK_TEST(several_tokens_take_as_long_as_they_take_to_come)
+TASK_TEST(several_tokens_take_as_long_as_their_refill)
 {
     conc_limiter l = {.rate = 2, .per = 10, .burst = 6};
     CHECK_INT(conc_limiter_acquire(&l, 4), 0); /* 2 left */
@@ -141,7 +141,7 @@ TASK_TEST(a_part_of_a_token_is_kept)
     CHECK_INT(conc_limiter_try_acquire(&l, 1), -EAGAIN);
 }
 
-TASK_TEST(a_try_takes_what_is_there_and_nothing_when_there_is_not_enough)
+TASK_TEST(a_try_takes_available_tokens_and_none_if_there_are_too_few)
 {
     conc_limiter l = {.rate = 1, .burst = 4};
     CHECK_INT(conc_limiter_try_acquire(&l, 3), 0);
@@ -292,7 +292,7 @@ TASK_TEST(all_but_any_one_may_leave_in_any_order)
     }
 }
 
-TASK_TEST(all_may_leave_and_nobody_is_charged)
+TASK_TEST(all_may_leave_and_no_token_is_charged)
 {
     conc_limiter l = {.rate = 3};
     taker t[20];
@@ -308,7 +308,7 @@ TASK_TEST(all_may_leave_and_nobody_is_charged)
     CHECK_INT(now_ns(), due(1, 3, 1));
 }
 
-TASK_TEST(whose_time_runs_out_takes_nothing)
+TASK_TEST(a_wait_that_times_out_takes_nothing)
 {
     conc_limiter l = {.rate = 1};
     CHECK_INT(conc_limiter_acquire(&l, 1), 0);
@@ -427,7 +427,7 @@ TASK_TEST(a_cancel_right_after_the_grant_comes_too_late)
     CHECK_INT(t[1].at, 2 * SECOND);
 }
 
-TASK_TEST(a_held_loop_makes_grants_late_but_never_more_than_the_burst)
+TASK_TEST(a_blocked_loop_makes_grants_late_but_never_more_than_the_burst)
 {
     conc_limiter l = {.rate = 4, .burst = 2};
     taker t[6];
@@ -584,7 +584,7 @@ static int takes_four(void *limiter)
     return 0;
 }
 
-TEST(in_a_second_run_whose_clock_starts_at_zero_again_nobody_waits_for_the_first_ones_time)
+TEST(in_a_second_run_whose_clock_restarts_at_zero_no_task_waits_for_the_first_ones_time)
 {
     conc_limiter l = {.rate = 3};
     conc_options o = {.virtual_clock = true};

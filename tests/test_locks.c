@@ -722,7 +722,7 @@ static void check_refused(void *arg)
     note("refused");
 }
 
-TEST(outside_a_task_nobody_can_own_a_lock)
+TEST(outside_a_task_a_lock_cannot_be_owned)
 {
     conc_lock l = {0};
     check_refused(&l);

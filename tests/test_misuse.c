@@ -167,7 +167,7 @@ static int meddle(void *arg)
     return 0;
 }
 
-TASK_TEST(nobody_ends_what_another_task_opened)
+TASK_TEST(a_task_cannot_end_what_another_one_opened)
 {
     conc_scope s = {0};
     conc_group g = {0}, inner = {0};

@@ -303,7 +303,7 @@ TASK_TEST(as_many_as_there_is_room_for_are_returned_and_all_are_counted)
     CHECK_INT(conc_resolve("three.test", "80", NULL, 0), 3);
 }
 
-TASK_TEST(errno_is_left_alone)
+TASK_TEST(errno_is_preserved)
 {
     errno = 77;
     CHECK_INT(ask("two.test", "80").rc, 2);
@@ -364,7 +364,7 @@ TASK_TEST(the_loop_continues_during_a_lookup)
     CHECK_STR(text_of(&a.out[0]), "127.0.0.9 80");
 }
 
-TASK_TEST(fifty_tasks_ask_at_once)
+TASK_TEST(fifty_tasks_look_up_names_at_once)
 {
     static answer a[50];
     for (size_t i = 0; i < CONC_LEN(a); i++)
@@ -376,7 +376,7 @@ TASK_TEST(fifty_tasks_ask_at_once)
     }
 }
 
-TASK_TEST(a_cancel_before_the_call_lets_nobody_be_asked)
+TASK_TEST(after_a_cancel_no_name_is_looked_up)
 {
     conc_scope s = {0};
     CHECK_INT(conc_scope_begin(&s, CONC_FOREVER), 0);
@@ -427,7 +427,7 @@ TEST(a_cancel_returns_at_once_and_neither_it_nor_the_end_of_the_run_waits_for_th
 
 enum { HANGING = 40 };
 
-TASK_TEST(a_few_answers_that_never_come_keep_no_later_one_from_coming)
+TASK_TEST(lookups_that_never_end_do_not_block_later_ones)
 {
     static answer a[HANGING];
     for (int i = 0; i < HANGING; i++) {
@@ -492,7 +492,7 @@ TEST(outside_a_run_the_call_blocks_its_thread)
     CHECK_STR(text_of(&a.out[1]), "127.0.0.2 80");
 }
 
-TASK_TEST(jobs_ask_directly_or_in_a_run_of_their_own)
+TASK_TEST(jobs_look_up_names_directly_or_in_their_own_runs)
 {
     answer a = {.host = "two.test", .port = "80"};
     CHECK_INT(conc_offload(asks_elsewhere, &a), 2);
@@ -517,7 +517,7 @@ static void ask_in_a_post(void *arg)
     posted_ran = true;
 }
 
-TASK_TEST(a_posted_function_does_not_ask)
+TASK_TEST(a_posted_function_cannot_look_up_names)
 {
     CHECK_INT(conc_post(conc_loop_self(), ask_in_a_post, NULL), 0);
     CHECK_INT(conc_settle(), 0);
@@ -630,7 +630,7 @@ TASK_TEST(if_no_address_answers_the_error_is_returned_and_nothing_stays_open)
     CHECK_INT(test_count_fds(), fds);
 }
 
-TASK_TEST(names_that_nobody_knows_are_neither_dialled_nor_listened_at)
+TASK_TEST(unknown_names_are_neither_dialled_nor_listened_at)
 {
     static const char *const unknown[] = {"unknown.test", "silent.test"};
     CHECK_INT(ask("one.test", "80").rc, 1);
@@ -763,7 +763,7 @@ TASK_TEST(the_first_address_that_answers_is_enough)
     CHECK_INT(time_race("race.test", "127.0.0.6", race_hosts + 2, 2), 0);
 }
 
-TASK_TEST(families_of_addresses_take_turns)
+TASK_TEST(address_families_take_turns)
 {
     int l = conc_listen("[::1]:0");
     if (l < 0)

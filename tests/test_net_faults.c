@@ -320,7 +320,7 @@ static void unused_port(char *where, size_t size)
     CHECK_INT(conc_close(l), 0);
 }
 
-IO_TEST(a_dial_of_a_port_where_nobody_listens_is_no_connection_with_itself)
+IO_TEST(a_dial_of_a_port_without_a_listener_does_not_connect_to_itself)
 {
     char where[128];
     int fds = test_count_fds();
@@ -448,7 +448,7 @@ static void check_that_the_next_listens(void (**when)(void), bool stale)
     remove_path();
 }
 
-IO_TEST(a_process_that_dies_while_it_begins_to_listen_keeps_nobody_from_it)
+IO_TEST(a_process_that_dies_while_it_begins_to_listen_blocks_no_other)
 {
     check_that_the_next_listens(&faults.before_bind, false);
     check_that_the_next_listens(&faults.before_listen, false);
@@ -471,7 +471,7 @@ static void put_a_file_there_and_refuse(void)
     faults.connect_error = ECONNREFUSED;
 }
 
-IO_TEST(a_file_that_takes_the_place_of_a_socket_is_not_taken_away)
+IO_TEST(a_file_that_replaces_a_socket_is_not_removed)
 {
     struct stat st;
     make_path();
@@ -493,7 +493,7 @@ static bool is_there(const char *suffix)
 }
 
 /* Each descriptor that it needs is missing once. */
-IO_TEST(a_socket_file_that_nobody_listens_on_is_no_address_in_use_where_descriptors_are_short)
+IO_TEST(a_socket_file_without_a_listener_is_no_address_in_use_if_descriptors_run_short)
 {
     struct rlimit before, now;
     int short_of = 0, rc = -EMFILE;

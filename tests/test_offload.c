@@ -391,7 +391,7 @@ static int lets_others_offload(void *arg)
     return conc_offload(counts, NULL);
 }
 
-THREAD_TEST(runs_come_and_go_beside_one_that_lasts)
+THREAD_TEST(runs_begin_and_end_beside_one_that_lasts)
 {
     CHECK_INT(run_virtual(lets_others_offload, NULL), 4);
 }
@@ -708,7 +708,7 @@ OFFLOAD_TEST(a_cancelled_task_waits_for_its_running_job_and_gets_the_result)
     CHECK(h.asked);
 }
 
-OFFLOAD_TEST(a_job_that_nobody_cancels_is_not_asked_to_stop)
+OFFLOAD_TEST(a_job_without_a_cancel_is_not_asked_to_stop)
 {
     held h = HELD(7);
     let_go(&h);
@@ -1661,7 +1661,7 @@ static int forks_in_a_run(void *arg)
     return conc_offload(returns, &rc);
 }
 
-THREAD_TEST(a_forked_child_has_a_shared_pool_of_its_own)
+THREAD_TEST(a_forked_child_has_its_own_shared_pool)
 {
     CHECK_INT(run_virtual(forks_in_a_run, NULL), 3);
 }

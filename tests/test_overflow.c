@@ -86,7 +86,7 @@ TEST(an_overflow_names_the_task_its_place_its_size_and_what_to_raise)
     }
 }
 
-TEST(a_task_with_a_name_of_its_own_is_named_with_the_place_of_its_spawn)
+TEST(a_named_task_is_reported_with_its_spawn_location)
 {
     size = 65536;
     named = "the deep one";
@@ -268,7 +268,7 @@ static void with_handlers_in_a_circle(void)
     run_overflow();
 }
 
-TEST(handlers_that_call_each_other_come_to_an_end)
+TEST(handlers_that_call_each_other_end)
 {
     check_died(run_for_report(with_handlers_in_a_circle), SIGSEGV);
     CHECK_CONTAINS(report, "conc: stack overflow: overflows at ");

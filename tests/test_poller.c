@@ -308,7 +308,7 @@ static void empty_eventfd(int fd)
     CHECK_INT(read(fd, &sum, sizeof sum), sizeof sum);
 }
 
-IO_TEST(a_number_that_does_not_fit_into_an_eventfd_neither_spins_nor_holds_the_loop)
+IO_TEST(a_number_that_does_not_fit_into_an_eventfd_neither_spins_nor_blocks_the_loop)
 {
     static ssize_t (*const calls[])(int) = {adds_ten, adds_ten_by_parts, adds_ten_by_stream};
     for (int flags = 0; flags <= EFD_NONBLOCK; flags += EFD_NONBLOCK) {
@@ -383,7 +383,7 @@ static bool has_calls_that_do_not_wait(void)
 }
 
 /* A named pipe in blocking mode takes both at once, even where it cannot be reopened. */
-IO_TEST(a_named_pipe_takes_several_parts_at_once_where_no_descriptor_is_left)
+IO_TEST(a_named_pipe_accepts_several_parts_at_once_without_free_descriptors)
 {
     struct iovec parts[] = {{(char[]){"ab"}, 2}, {(char[]){"cd"}, 2}};
     char name[64], both[2][4] = {"", ""};
@@ -632,7 +632,7 @@ static void writes_as_an_ordinary_user(void)
     CHECK_INT(conc_run(writes_to_autogroup, NULL), 0);
 }
 
-TEST(a_file_that_epoll_refuses_and_that_is_not_ready_does_not_hold_the_loop)
+TEST(a_file_that_epoll_refuses_and_that_is_not_ready_does_not_block_the_loop)
 {
     check_ends_well(writes_as_an_ordinary_user);
 }

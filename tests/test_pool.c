@@ -450,7 +450,7 @@ static int waits_and_frees(void *arg)
 }
 
 /* A job of the pool runs the queued one itself, for which a thread waits too. */
-POOL_TEST(a_job_that_runs_another_itself_gets_its_result_though_that_is_freed)
+POOL_TEST(a_job_that_runs_another_itself_gets_its_result_although_that_is_freed)
 {
     for (int i = 0; i < 50; i++) {
         held first = HELD(0);
@@ -762,7 +762,7 @@ POOL_TEST(a_run_above_the_limit_waits_for_a_place_first)
     CHECK_INT(calls, 1);
 }
 
-POOL_TEST(a_cancelled_submit_has_submitted_nothing_and_strands_nobody)
+POOL_TEST(a_cancelled_submit_has_submitted_nothing_and_strands_no_waiter)
 {
     held h = HELD(0);
     conc_job jobs[4];
@@ -794,7 +794,7 @@ POOL_TEST(a_cancelled_submit_has_submitted_nothing_and_strands_nobody)
 }
 
 /* Until then its storage may hold anything. */
-POOL_TEST(a_job_whose_submit_waits_for_a_place_is_none_yet)
+POOL_TEST(a_job_whose_submit_waits_for_a_slot_does_not_exist_yet)
 {
     held h = HELD(0);
     conc_job queued, j;
@@ -1026,7 +1026,7 @@ static void grow_trees(int threads, int limit)
     CHECK_INT(calls, 1 + CONC_LEN(forest));
 }
 
-POOL_TEST(jobs_that_submit_jobs_above_the_limit_get_all_of_them_done_also_while_the_pool_closes)
+POOL_TEST(jobs_may_submit_above_the_limit_and_all_run_even_while_the_pool_closes)
 {
     grow_trees(1, 1);
     grow_trees(1, 2);
@@ -1301,8 +1301,8 @@ static void close_late(bool second_is_thread)
     close_pool(&pool);
 }
 
-POOL_TEST(a_close_that_comes_late_waits_until_the_pool_is_the_owners_again) { close_late(false); }
-POOL_TEST(a_close_by_a_thread_that_comes_late_waits_too) { close_late(true); }
+POOL_TEST(a_late_close_waits_until_the_pool_is_the_owners_again) { close_late(false); }
+POOL_TEST(a_late_close_by_a_thread_waits_too) { close_late(true); }
 
 static int closes_and_frees(void *arg)
 {
@@ -1685,7 +1685,7 @@ static int maps(void *arg)
     return f->n ? conc_pool_map(f->pool, maps, &rest, 4, 0) : counts(NULL);
 }
 
-POOL_TEST(maps_in_maps_come_to_an_end)
+POOL_TEST(maps_in_maps_end)
 {
     for (int threads = 1; threads <= 3; threads++)
         for (int limit = 0; limit <= 1; limit++) {
@@ -1831,7 +1831,7 @@ static int runs_a_loop(void *arg)
     return conc_run_with(&options, sleeps_a_second, arg);
 }
 
-POOL_TEST(a_job_may_have_a_run_of_its_own)
+POOL_TEST(a_job_may_have_its_own_run)
 {
     int values[] = {5, 6, 7}, results[3];
     WITH_POOL(pool, 3);
@@ -1955,7 +1955,7 @@ POOL_TEST(a_task_that_is_cancelled_already_gets_nothing_started)
     end(&g);
 }
 
-POOL_TEST(a_wait_by_a_cancelled_task_takes_the_job_back_or_asks_it_to_end)
+POOL_TEST(a_wait_by_a_cancelled_task_takes_the_job_back_or_asks_it_to_stop)
 {
     held h = HELD(7);
     conc_job queued;
@@ -2765,7 +2765,7 @@ POOL_TEST(a_job_queued_behind_one_that_waits_for_another_pool_does_not_hold_the_
     queue_behind_a_wait(&pool, waits_for_held, &h, lets_go);
 }
 
-POOL_TEST(a_job_queued_behind_one_that_waits_for_a_place_does_not_hold_the_clock)
+POOL_TEST(a_job_queued_behind_one_that_waits_for_a_slot_does_not_hold_the_clock)
 {
     conc_job jobs[2];
     held h = HELD(0);
@@ -2935,7 +2935,7 @@ POOL_TEST(virtual_time_stands_still_in_a_run_inside_a_job_whose_pool_was_blocked
     CHECK_INT(conc_pool_run(&pool, works_behind_a_block_in_a_run, &pool), 0);
 }
 
-POOL_TEST(blocks_that_take_no_time_or_make_no_sense)
+POOL_TEST(zero_and_invalid_blocks)
 {
     double none = 0, past = -1, nan = __builtin_nan("");
     WITH_POOL(pool, 1);
@@ -3012,7 +3012,7 @@ static int blocks_until_asked(void *arg)
     return n == 100 ? -EPROTO : -ECANCELED;
 }
 
-POOL_TEST(a_job_that_asks_whether_to_end_obeys_a_time_limit)
+POOL_TEST(a_job_that_polls_for_the_request_to_stop_obeys_a_time_limit)
 {
     WITH_POOL(pool, 1);
     caller c = {by_run, &pool, .fn = blocks_until_asked};
@@ -4386,7 +4386,7 @@ static int runs_a_receive_in_a_longer_shield(void *arg)
     return conc_shield(0.004, runs_a_receive, arg);
 }
 
-POOL_TEST(a_time_limit_comes_while_a_run_in_a_job_waits_for_a_channel)
+POOL_TEST(a_time_limit_passes_while_a_run_in_a_job_waits_for_a_channel)
 {
     conc_job behind;
     WITH_POOL(pool, 1);

@@ -668,7 +668,7 @@ static int runs_in_run(void *arg) { return conc_pool_run(&lone, doubles, arg); }
 
 static int has_run_inside(void *arg) { return conc_run(runs_in_run, arg); }
 
-TEST(a_run_inside_a_job_that_waits_for_its_own_pool_gets_a_thread_or_an_error)
+TEST(a_run_in_a_job_that_waits_for_its_own_pool_gets_a_thread_or_an_error)
 {
     work w = {.number = 1};
     conc_job first;
@@ -715,7 +715,7 @@ static int offload_behind_hanging_job(void *arg)
     return 0;
 }
 
-TEST(a_job_is_refused_when_all_threads_hang_in_jobs_that_were_left_alone)
+TEST(a_job_is_refused_when_all_threads_hang_in_abandoned_jobs)
 {
     conc_options o = {.virtual_clock = true};
     before b = look_around();
@@ -773,7 +773,7 @@ static int use_with_one_thread(void *arg)
     return conc_pool_close(&pool);
 }
 
-TEST(a_user_who_may_have_no_more_threads_gets_errors_until_there_may_be_some)
+TEST(at_the_thread_limit_calls_fail_until_there_may_be_more)
 {
     before b = look_around();
     if (geteuid() != 0 || setreuid(65432, 65432) != 0)

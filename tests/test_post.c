@@ -235,7 +235,7 @@ POST_TEST(eighty_thousand_posts_from_eight_threads_all_run_in_their_threads_orde
     }
 }
 
-POST_TEST(a_flood_of_posts_is_taken_while_the_loop_is_held)
+POST_TEST(a_flood_of_posts_is_accepted_while_the_loop_is_blocked)
 {
     /* no task reads meanwhile: a poster must not wait for the loop */
     pthread_t t[THREADS];
@@ -478,7 +478,7 @@ static int post_and_leave(void *loop)
     return conc_post(conc_loop_self(), note_it, word);
 }
 
-TEST(a_post_that_was_accepted_runs_though_main_returned_and_later_ones_are_refused)
+TEST(an_accepted_post_runs_although_main_returned_and_later_ones_are_refused)
 {
     conc_loop *loop = NULL;
     CHECK_INT(conc_run(post_and_leave, &loop), 0);
@@ -644,7 +644,7 @@ TEST(a_last_release_while_the_loop_goes_to_sleep_is_never_missed)
     CHECK_INT(other, 0);
 }
 
-TASK_TEST(a_post_to_nobody_or_of_nothing_is_refused)
+TASK_TEST(a_post_to_no_loop_or_of_no_function_is_refused)
 {
     CHECK_INT(conc_post(NULL, nothing, NULL), -EINVAL);
     CHECK_INT(conc_post(conc_loop_self(), NULL, NULL), -EINVAL);

@@ -416,7 +416,7 @@ PROCS_TEST(bytes_that_a_job_wrote_come_back_with_an_error_too)
     CHECK_INT(results[0], -EIO);
 }
 
-PROCS_TEST(errno_is_left_alone)
+PROCS_TEST(errno_is_preserved)
 {
     OPEN(pool, 1);
     errno = 4711;
@@ -565,7 +565,7 @@ THREAD_TEST(senseless_calls_of_a_thread_are_refused)
     check_healthy(&pool);
 }
 
-THREAD_TEST(data_that_no_memory_can_hold_is_an_error)
+THREAD_TEST(data_that_exceeds_all_memory_is_an_error)
 {
     char byte = 0;
     static const size_t sizes[] = {SIZE_MAX, SIZE_MAX - 8, SIZE_MAX / 2, SIZE_MAX / 4};
@@ -899,7 +899,7 @@ PROCS_TEST(a_map_has_as_many_elements_at_work_as_there_are_workers)
 
 /* ---- calls with bytes in and out ---- */
 
-PROCS_TEST(a_call_takes_bytes_and_gives_bytes)
+PROCS_TEST(a_call_takes_and_returns_bytes)
 {
     char out[10] = "unchanged";
     OPEN(pool, 1);
@@ -1084,7 +1084,7 @@ static int notes(void *arg)
     return 0;
 }
 
-PROCS_TEST(jobs_are_done_first_come_first_served)
+PROCS_TEST(jobs_run_in_fifo_order)
 {
     enum { N = 300 };
     static conc_job jobs[N];
@@ -1225,7 +1225,7 @@ static int uses_the_module(void *arg)
     return status ? -EIO : n;
 }
 
-PROCS_TEST(a_job_may_use_pools_of_its_own_and_runs_and_programs)
+PROCS_TEST(a_job_may_use_its_own_pools_and_runs_and_programs)
 {
     OPEN(pool, 1);
     CHECK_INT(run_numbered(&pool, uses_the_module, 10), 14);
@@ -1314,7 +1314,7 @@ static void end_forked_child(pid_t child)
     CHECK_INT(waitpid(child, NULL, 0), child);
 }
 
-THREAD_TEST(a_worker_starts_though_the_program_forks_at_that_moment)
+THREAD_TEST(a_worker_starts_although_the_program_forks_at_that_moment)
 {
     OPEN(pool, 1);
     atomic_store(&forks_at_start, -1);
@@ -1599,7 +1599,7 @@ static int dies_at_gate(void *arg)
     _exit(3);
 }
 
-PROCS_TEST(a_pool_breaks_when_its_last_worker_dies_and_others_do_not_come_up)
+PROCS_TEST(a_pool_breaks_when_its_last_worker_dies_and_no_other_starts)
 {
     conc_job jobs[3];
     char text[32];
@@ -2244,7 +2244,7 @@ static size_t drain_until_done(int fd, conc_job *j)
     return sum;
 }
 
-PROCS_TEST(a_worker_that_floods_standard_error_holds_nobody_up)
+PROCS_TEST(a_worker_that_floods_standard_error_delays_no_other)
 {
     int ends[2], seven = 7, others[20];
     conc_job j;
@@ -2635,7 +2635,7 @@ static int submits_until_closed(void *arg)
     }
 }
 
-THREAD_TEST(a_close_comes_while_others_submit)
+THREAD_TEST(a_close_while_others_submit)
 {
     for (int round = 0; round < 5; round++) {
         atomic_int done = 0;
@@ -2688,7 +2688,7 @@ PROCS_TEST(a_close_in_a_cancelled_task_takes_queued_jobs_back_and_kills_those_th
     end(&g);
 }
 
-PROCS_TEST(a_close_that_is_cancelled_while_the_workers_end_does_not_hold_the_loop)
+PROCS_TEST(a_close_that_is_cancelled_while_the_workers_end_does_not_block_the_loop)
 {
     conc_group g = {0};
     conc_procs pool = {.workers = 1};

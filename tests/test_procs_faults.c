@@ -322,7 +322,7 @@ static int closes_descriptors(void *arg)
     return *(int *)arg;
 }
 
-PROCS_TEST(a_job_that_closes_all_descriptors_hangs_nobody)
+PROCS_TEST(a_job_that_closes_all_descriptors_hangs_no_other)
 {
     OPEN(pool, .workers = 1);
     int rc = run_numbered(&pool, closes_descriptors, 5);
@@ -472,7 +472,7 @@ static int comes_back_twice(void *arg)
     return *(int *)arg + (child ? 1 : 1000);
 }
 
-PROCS_TEST(a_child_of_a_job_that_comes_back_from_it_ends)
+PROCS_TEST(a_jobs_child_that_returns_from_the_job_ends)
 {
     OPEN(pool, .workers = 1);
     for (int i = 0; i < 20; i++)
@@ -503,7 +503,7 @@ static int element_comes_back_twice(void *arg)
     return e->number;
 }
 
-PROCS_TEST(a_child_of_an_element_that_comes_back_from_it_does_no_other_element)
+PROCS_TEST(an_elements_child_that_returns_from_it_runs_no_other_element)
 {
     enum { N = 300 };
     static forking_element e[N];

@@ -625,7 +625,7 @@ TASK_TEST(a_getter_that_is_cancelled_after_the_put_has_its_item)
     conc_queue_destroy(&q);
 }
 
-TASK_TEST(a_cancelled_putter_puts_nothing_and_the_next_comes_in)
+TASK_TEST(a_cancelled_putter_puts_nothing_and_the_next_succeeds)
 {
     conc_queue q = CONC_QUEUE(int, 1);
     client c[3];
@@ -1282,7 +1282,7 @@ static void get_from_nobody(void)
     conc_queue_destroy(&q);
 }
 
-TEST(a_get_that_nobody_can_serve_is_a_deadlock)
+TEST(a_get_that_no_task_can_serve_is_a_deadlock)
 {
     static char text[16384];
     int status = test_in_process(get_from_nobody, text, sizeof text);

@@ -545,7 +545,7 @@ static void run_flood_program(uint64_t seed, uint64_t order)
     total.handed_out += f.events;
 }
 
-TEST(floods_of_posted_functions_hold_up_nothing_for_long)
+TEST(floods_of_posted_functions_delay_nothing_for_long)
 {
     uint64_t count = random_repeat(100, RANDOM_MIXED, run_flood_program);
     if (count >= 100)

@@ -594,7 +594,7 @@ static int calls_this_and_that(void *arg)
     return 0;
 }
 
-TEST(errno_is_left_alone_and_is_each_tasks_own)
+TEST(errno_is_preserved_and_is_each_tasks_own)
 {
     errno = 55;
     CHECK_INT(run_virtual(calls_this_and_that, NULL), 0);

@@ -311,7 +311,7 @@ TASK_TEST(readers_enter_at_once_when_the_writer_before_them_times_out)
     check_free();
 }
 
-TASK_TEST(a_cancelled_writer_lets_nobody_in_while_another_writes)
+TASK_TEST(a_cancelled_writer_lets_no_reader_in_while_another_writes)
 {
     user users[] = {USER("w1", 10), USER("w2", 1), USER("r1", 1), USER("r2", 1)};
     conc_group g = {0};
@@ -376,7 +376,7 @@ TASK_TEST(the_first_of_a_release_and_a_cancel_decides)
                        cancel_first ? rows[i].second : rows[i].granted);
 }
 
-TASK_TEST(readers_that_were_let_in_keep_the_lock_though_they_are_cancelled)
+TASK_TEST(readers_that_were_granted_the_lock_keep_it_although_they_are_cancelled)
 {
     user users[] = {USER("r1", 5), USER("r2", 5), USER("w1", 1)};
     conc_group g = {0};
@@ -486,7 +486,7 @@ static int meddles(void *arg)
     return 0;
 }
 
-TASK_TEST(nobody_but_the_writer_releases_its_lock)
+TASK_TEST(only_the_writer_releases_its_lock)
 {
     conc_group g = {0};
     CHECK_INT(take(true), 0);
@@ -514,7 +514,7 @@ static void check_refused(void *arg)
     note("refused");
 }
 
-TEST(outside_a_task_nobody_can_write)
+TEST(outside_a_task_the_write_lock_is_refused)
 {
     check_refused(NULL);
     check_refused(NULL);
@@ -771,7 +771,7 @@ static void *wants_it_in_a_thread(void *arg)
     return NULL;
 }
 
-TASK_TEST(a_rwlock_stays_with_its_tasks_when_another_loop_wants_it)
+TASK_TEST(a_rwlock_stays_with_its_tasks_when_another_loop_tries_it)
 {
     pthread_t thread;
     for (int i = 0; i < 2; i++) {

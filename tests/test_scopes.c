@@ -30,7 +30,7 @@ static void check_flags(const conc_scope *s, bool called, bool caught, bool expi
     CHECK_INT(s->expired, expired);
 }
 
-TASK_TEST(a_scope_that_nobody_cancels_returns_the_result_of_its_block)
+TASK_TEST(an_uncancelled_scope_returns_the_result_of_its_block)
 {
     int results[] = {0, 7, -EIO, -ETIMEDOUT};
     for (size_t i = 0; i < CONC_LEN(results); i++) {

@@ -298,7 +298,7 @@ ORDERED_TASK_TEST(the_end_of_a_task_wins_over_a_later_cancel)
     close_scene(&s);
 }
 
-IO_TEST(bytes_that_nobody_waits_for_any_more_stay_in_the_pipe)
+IO_TEST(bytes_that_no_task_waits_for_any_more_stay_in_the_pipe)
 {
     scene s;
     open_scene(&s);
@@ -597,7 +597,7 @@ TASK_TEST(a_queue_that_only_counts_needs_no_item)
 
 static bool less_int(const void *a, const void *b) { return *(const int *)a < *(const int *)b; }
 
-TASK_TEST(a_select_takes_from_a_queue_what_a_get_would)
+TASK_TEST(a_select_gets_the_item_that_a_get_would)
 {
     conc_queue by_priority = CONC_QUEUE(int, 0, .less = less_int);
     conc_queue last_first = CONC_QUEUE(int, 0, .kind = CONC_QUEUE_LIFO);

@@ -131,7 +131,7 @@ TASK_TEST(a_task_without_a_permit_may_release_one)
     check_permits(&s, 0);
 }
 
-TASK_TEST(nobody_releases_above_the_maximum)
+TASK_TEST(a_release_above_the_maximum_is_refused)
 {
     conc_sem s = CONC_SEM(2, .max = 2), empty = CONC_SEM(0, .max = 1);
     CHECK_INT(conc_sem_release(&s), -EOVERFLOW);
@@ -635,7 +635,7 @@ static int nests(void)
     return 3;
 }
 
-TASK_TEST(a_block_with_a_permit_gives_it_back_however_it_is_left)
+TASK_TEST(a_block_with_a_permit_releases_it_on_every_exit)
 {
     static const struct {
         int (*fn)(void);
@@ -729,7 +729,7 @@ TEST(permits_are_taken_and_released_before_a_run_and_after_it)
     check_permits(&sem, 2);
 }
 
-TASK_TEST(a_posted_function_takes_and_releases_permits_and_does_not_wait)
+TASK_TEST(a_posted_function_acquires_and_releases_permits_without_waiting)
 {
     conc_sem s = CONC_SEM(1);
     CHECK_INT(conc_post(conc_loop_self(), counts_without_waiting, &s), 0);
@@ -811,7 +811,7 @@ static void run_into_deadlock(void)
     check_permits(&s, 0);
 }
 
-TEST(a_permit_that_nobody_can_release_is_a_deadlock_that_is_reported)
+TEST(a_permit_that_no_task_can_release_is_a_reported_deadlock)
 {
     static char report[16384];
     CHECK_INT(test_in_process(run_into_deadlock, report, sizeof report), 0);

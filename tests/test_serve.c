@@ -371,7 +371,7 @@ static void check_echo(int client, const char *text)
     io_expect(client, text);
 }
 
-IO_TEST(each_connection_is_served_by_a_task_of_its_own)
+IO_TEST(each_connection_is_served_by_its_own_task)
 {
     for (door_kind kind = 0; kind < DOOR_KINDS; kind++) {
         serving v;

@@ -107,7 +107,7 @@ THREAD_TEST(a_failed_allocation_is_the_latest_error)
     CHECK_INT(conc_run(fails_to_share, NULL), 0);
 }
 
-THREAD_TEST(errno_is_left_alone)
+THREAD_TEST(errno_is_preserved)
 {
     errno = 4711;
     CHECK(conc_shared_alloc(0) == NULL);
@@ -117,7 +117,7 @@ THREAD_TEST(errno_is_left_alone)
     CHECK_INT(errno, 4711);
 }
 
-THREAD_TEST(a_block_is_all_zero_also_when_an_old_one_was_there)
+THREAD_TEST(a_block_is_all_zero_even_if_an_old_one_was_there)
 {
     static const size_t sizes[] = {1, 8, 100, 4095, 4096, 4097, 65536, MEGABYTE + 1};
     for (int round = 0; round < 3; round++)
@@ -317,7 +317,7 @@ static int opens_a_pool(void *arg)
     return written ? 6 : -EBADMSG;
 }
 
-SHARED_TEST(a_worker_shares_memory_with_workers_of_its_own)
+SHARED_TEST(a_worker_shares_memory_with_its_own_workers)
 {
     stretch s = {shared(100), 100, 0, 7};
     OPEN(pool, .workers = 1);

@@ -213,7 +213,7 @@ TASK_TEST(a_shield_that_goes_up_and_down_around_a_cancel_leaves_the_cancel)
     CHECK_INT(w.next, -ECANCELED);
 }
 
-TASK_TEST(a_shield_that_is_switched_without_a_cancel_disturbs_nobody)
+TASK_TEST(a_shield_that_is_switched_without_a_cancel_disturbs_no_task)
 {
     waiter w = {.sleep = 10};
     conc_group g = {0};

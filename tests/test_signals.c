@@ -671,7 +671,7 @@ TASK_TEST(a_hundred_receivers_of_one_signal_all_get_it)
 
 /* ---- closing ---- */
 
-TASK_TEST(a_signal_nobody_took_goes_to_the_handler_of_before)
+TASK_TEST(an_unreceived_signal_goes_to_the_previous_handler)
 {
     conc_signals s = {0};
     install(SIGUSR1, count_it);
@@ -682,7 +682,7 @@ TASK_TEST(a_signal_nobody_took_goes_to_the_handler_of_before)
     CHECK_INT(handled[SIGUSR1], 1);
 }
 
-TASK_TEST(several_signals_nobody_took_go_to_the_handler_of_before_once_at_least)
+TASK_TEST(several_unreceived_signals_go_to_the_previous_handler_at_least_once)
 {
     conc_signals s = {0};
     install(SIGUSR1, count_it);
@@ -713,18 +713,18 @@ static void close_with_the_default_action(void)
     test_in_task(raise_and_close);
 }
 
-TEST(a_signal_nobody_took_kills_where_that_was_the_action)
+TEST(an_unreceived_signal_kills_if_that_was_the_action)
 {
     CHECK_DIES(close_with_the_default_action, SIGUSR1, "it lives until the close");
 }
 
-TASK_TEST(a_signal_nobody_took_is_dropped_where_it_was_ignored)
+TASK_TEST(an_unreceived_signal_is_dropped_if_it_was_ignored)
 {
     install(SIGUSR1, SIG_IGN);
     raise_and_close();
 }
 
-TASK_TEST(a_signal_nobody_took_is_pending_again_where_it_was_blocked)
+TASK_TEST(an_unreceived_signal_is_pending_again_if_it_was_blocked)
 {
     install(SIGUSR1, count_it);
     change_mask(SIG_BLOCK, SIGUSR1);
@@ -1023,7 +1023,7 @@ static int leave_a_receiver_open(void *s)
     return 0;
 }
 
-TEST(after_a_run_everything_is_as_before_though_a_receiver_was_left_open)
+TEST(after_a_run_everything_is_restored_although_a_receiver_was_left_open)
 {
     static conc_signals left;
     dispositions before;
@@ -1436,7 +1436,7 @@ REAL_TEST(a_signal_does_not_make_the_loop_spin)
     close_it(&s);
 }
 
-TASK_TEST(a_flood_that_nobody_reads_neither_blocks_nor_changes_errno)
+TASK_TEST(an_unread_flood_neither_blocks_nor_changes_errno)
 {
     conc_signals s = {0};
     install(SIGUSR1, SIG_IGN);

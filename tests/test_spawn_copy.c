@@ -138,7 +138,7 @@ static int is_wide(void *arg)
     return w->bytes[0] == 'w' && w->bytes[255] == 'e' ? 0 : -EPROTO;
 }
 
-TASK_TEST(a_type_with_an_alignment_of_its_own_has_it)
+TASK_TEST(a_types_own_alignment_is_kept)
 {
     conc_group g = {0};
     CHECK_INT(CONC_SPAWN(&g, is_wide, (wide){.bytes = {[0] = 'w', [255] = 'e'}}), 0);

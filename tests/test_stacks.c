@@ -194,7 +194,7 @@ static int format_a_number(void *arg)
     return 0;
 }
 
-TASK_TEST(stacks_are_aligned_as_the_abi_wants_it)
+TASK_TEST(stacks_are_aligned_as_the_abi_requires)
 {
     double number = 2.25;
     size_t sizes[] = {16384, 16385, 16391, 20000, DEFAULT_SIZE};
@@ -416,7 +416,7 @@ static int spawn_burst(conc_group *g)
     return conc_sleep(0.01);
 }
 
-TASK_TEST(the_memory_of_stacks_that_a_burst_needed_goes_back_though_some_tasks_live_on)
+TASK_TEST(a_bursts_stack_memory_is_freed_although_some_tasks_live_on)
 {
     conc_group g = {.stack_size = SMALLEST};
     conc_stats s;

@@ -315,7 +315,7 @@ TASK_TEST(a_start_in_a_cancelled_scope_starts_nothing)
     CHECK_TIME(5);
 }
 
-TASK_TEST(the_limit_of_the_starter_does_not_hold_for_the_started)
+TASK_TEST(the_starters_limit_does_not_apply_to_the_started_task)
 {
     service s = {.before = 1, .after = 5};
     conc_scope scope = {0};
@@ -499,7 +499,7 @@ static int cancels_the_starter(void *arg)
     return conc_cancel(&f->starter);
 }
 
-ORDERED_TASK_TEST(a_cancel_that_comes_when_room_was_granted_reaches_the_child)
+ORDERED_TASK_TEST(a_cancel_after_room_was_granted_reaches_the_child)
 {
     full_group f = {.group = {.limit = 1}, .service = {.before = 1000, .value = 7}};
     conc_group own = {0};

@@ -800,7 +800,7 @@ PLAIN_IO_TEST(a_delimiter_of_NUL_bytes_is_found_wherever_the_reads_are_split)
     check_delimiter("\0\1\0", 3);
 }
 
-IO_TEST(a_delimiter_that_comes_in_three_pieces_behind_a_false_beginning_is_found)
+IO_TEST(a_delimiter_that_arrives_in_three_pieces_after_a_false_start_is_found)
 {
     pair p = {0};
     char *data;
@@ -1079,7 +1079,7 @@ IO_TEST(a_record_of_limit_bytes_whose_end_is_still_to_come_is_waited_for)
     close_pair(&p);
 }
 
-PLAIN_IO_TEST(the_limit_holds_for_what_is_left_at_the_end_of_file)
+PLAIN_IO_TEST(the_limit_applies_to_the_rest_at_the_end_of_file)
 {
     pair fits = {.s = {.limit = 5}}, longer = {.s = {.limit = 5}};
     char buf[8], *data;
@@ -2632,7 +2632,7 @@ IO_TEST(a_read_sends_all_of_a_long_question_before_the_peer_answers)
     close_pair(&p);
 }
 
-IO_TEST(a_read_takes_what_comes_while_the_socket_is_full_of_what_was_written)
+IO_TEST(a_read_receives_bytes_while_the_socket_is_full_of_written_ones)
 {
     for (int c = 0; c < READING_CALLS; c++) {
         pair p = {.s = {.buffer_size = 4 * MB}};
@@ -3657,7 +3657,7 @@ static int read_lines_to_the_end(void *arg)
     return 0;
 }
 
-PLAIN_IO_TEST(a_stream_in_which_a_read_waits_and_nothing_is_kept_holds_no_memory)
+PLAIN_IO_TEST(a_stream_with_a_waiting_read_and_empty_buffers_uses_no_memory)
 {
     static pair p[IDLE];
     conc_group g = {0};

@@ -316,7 +316,7 @@ TASK_TEST(years_of_sleeps_in_short_pieces_take_no_time)
 
 /* ---- block ---- */
 
-TASK_TEST(a_block_moves_time_and_lets_nobody_run)
+TASK_TEST(a_block_moves_time_and_lets_no_task_run)
 {
     int ran = 0;
     conc_group g = {0};

@@ -311,7 +311,7 @@ TASK_TEST(a_tasks_own_limit_is_in_force_at_once)
     CHECK(!conc_cancelled());
 }
 
-TASK_TEST(a_limit_that_passed_while_the_loop_was_held_is_in_force_at_once)
+TASK_TEST(a_limit_that_passed_while_the_loop_was_blocked_is_in_force_at_once)
 {
     conc_scope s = {0};
     CHECK_INT(conc_scope_begin(&s, 2), 0);
