@@ -3011,14 +3011,14 @@ CONC__TINY bool conc__is_mute_pipe(int fd)
 }
 
 /* Calls preadv2 or pwritev2 at the file's current position. */
-CONC__PRIVATE ssize_t conc__io_flagged(int fd, const struct iovec *parts, int count, bool reads,
+CONC__PRIVATE ssize_t conc__io_flagged(int fd, const struct iovec *parts, int count, int access,
                                        int flags)
 {
 #ifdef SYS_preadv2
-    long call = reads ? SYS_preadv2 : SYS_pwritev2;
+    long call = access == O_RDONLY ? SYS_preadv2 : SYS_pwritev2;
     return syscall(call, fd, parts, (long)count, -1L, -1L, flags);
 #else
-    (void)fd, (void)parts, (void)count, (void)reads, (void)flags;
+    (void)fd, (void)parts, (void)count, (void)access, (void)flags;
     errno = ENOSYS;
     return -1;
 #endif
@@ -3098,9 +3098,14 @@ CONC__TINY ssize_t conc__file_behind(int fd, char *text, size_t size)
 
 CONC__PRIVATE bool conc__is_terminal_master(int fd)
 {
-#ifdef TIOCPTYGNAME
+#if defined TIOCPTYGNAME /* macOS */
     char name[128];
     return ioctl(fd, TIOCPTYGNAME, name) == 0;
+#elif defined TIOCPTMASTER /* FreeBSD */
+    return ioctl(fd, TIOCPTMASTER) == 0;
+#elif defined TIOCGPTN
+    unsigned number;
+    return ioctl(fd, TIOCGPTN, &number) == 0;
 #else
     (void)fd;
     return false;
@@ -3114,10 +3119,10 @@ CONC__TINY int conc__ppoll(struct pollfd *polls, size_t n, int64_t ns)
     return -1;
 }
 
-CONC__TINY ssize_t conc__io_flagged(int fd, const struct iovec *parts, int count, bool reads,
+CONC__TINY ssize_t conc__io_flagged(int fd, const struct iovec *parts, int count, int access,
                                     int flags)
 {
-    (void)fd, (void)parts, (void)count, (void)reads, (void)flags;
+    (void)fd, (void)parts, (void)count, (void)access, (void)flags;
     errno = ENOSYS;
     return -1;
 }
@@ -9255,7 +9260,7 @@ CONC__COLD bool conc__knows_no_wait(void)
     int answer = atomic_load_explicit(&known, memory_order_relaxed), ends[2];
     if (answer || conc__pipe(ends))
         return answer == YES;
-    conc__io_flagged(ends[0], &part, 1, true, CONC__NO_WAIT);
+    conc__io_flagged(ends[0], &part, 1, CONC__READS, CONC__NO_WAIT);
     bool knows = errno == EAGAIN || errno == EOPNOTSUPP;
     answer = knows ? YES : NO;
     close(ends[0]);
@@ -9268,7 +9273,7 @@ CONC__COLD bool conc__knows_no_wait(void)
  * does not support that. */
 CONC__PRIVATE bool conc__io_no_wait(const conc__io *io, int access, ssize_t *n)
 {
-    *n = conc__io_flagged(io->fd, io->parts, io->count, access == CONC__READS, CONC__NO_WAIT);
+    *n = conc__io_flagged(io->fd, io->parts, io->count, access, CONC__NO_WAIT);
     int error = errno;
     bool wrong_file = error == EOPNOTSUPP || error == ESPIPE;
     if (*n < 0 && error == EINVAL)

@@ -493,8 +493,9 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *  thread that holds the mutex of a conc__semaphore (macOS), or another mutex of conc.h, locks
  *  nothing else.
  *
- *  Contents: >>waiting >>queue >>jobs >>threads >>pool >>map >>in_jobs >>offload >>channel >>select
- *  >>files >>names >>child >>shared >>functions >>workers >>supervisor >>procs >>init
+ *  Contents: >>systems >>waiting >>queue >>jobs >>threads >>pool >>map >>in_jobs >>offload
+ *  >>channel >>select >>files >>names >>child >>shared >>functions >>workers >>supervisor >>procs
+ *  >>init
  * ============================================================================================== */
 
 #if (defined CONC_IMPLEMENTATION || defined CONC_STATIC) && !defined CONC__POOL_IMPLEMENTED
@@ -510,6 +511,176 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
 #endif
 #ifdef __APPLE__
 #include <crt_externs.h>
+#endif
+
+/* ---- >>systems ------------------------------------------------------------------------------ */
+
+/* What differs between systems: first Linux's functions, then those of the same names for macOS and
+ * others. */
+
+#ifdef __linux__
+
+enum { CONC__O_PATH = 010000000 }; /* opens a directory without permission to list it */
+
+CONC__TINY void conc__name_thread(const char *name) { prctl(PR_SET_NAME, name); }
+
+CONC__PRIVATE int conc__sync_file(int fd) { return conc__failure(fsync(fd)); }
+
+/* Copies the access control list of the file at path. False: it has one that cannot be copied. In
+ * its mode, the group's permissions are then the most that any entry of the list grants. */
+CONC__PRIVATE bool conc__keep_list(int fd, const char *path)
+{
+    static const char name[] = "system.posix_acl_access";
+    char list[1024];
+    long n = syscall(SYS_getxattr, path, name, list, sizeof list);
+    if (n < 0)
+        return errno != ERANGE;
+    return n == 0 || syscall(SYS_fsetxattr, fd, name, list, (size_t)n, 0) == 0;
+}
+
+/* Returns a close-on-exec descriptor for the process, or -1. */
+CONC__PRIVATE int conc__pidfd(pid_t pid)
+{
+#ifdef SYS_pidfd_open
+    return conc__not_standard((int)syscall(SYS_pidfd_open, pid, 0));
+#else
+    (void)pid;
+    return -1;
+#endif
+}
+
+CONC__PRIVATE int conc__pidfd_send(int pidfd, int number)
+{
+#ifdef SYS_pidfd_send_signal
+    return conc__failure((int)syscall(SYS_pidfd_send_signal, pidfd, number, NULL, 0));
+#else
+    (void)pidfd, (void)number;
+    return -ENOSYS;
+#endif
+}
+
+#else
+
+enum { CONC__O_PATH = O_RDONLY };
+
+CONC__TINY void conc__name_thread(const char *name) { (void)name; }
+
+/* On macOS, fsync leaves the bytes in the disk's cache, but not every file system supports
+ * F_FULLFSYNC. */
+CONC__PRIVATE int conc__sync_file(int fd)
+{
+#ifdef __APPLE__
+    if (fcntl(fd, F_FULLFSYNC) >= 0)
+        return 0;
+#endif
+    return conc__failure(fsync(fd));
+}
+
+CONC__TINY bool conc__keep_list(int fd, const char *path)
+{
+    (void)fd, (void)path;
+    return true;
+}
+
+CONC__TINY int conc__pidfd(pid_t pid)
+{
+    (void)pid;
+    return -1;
+}
+
+CONC__TINY int conc__pidfd_send(int pidfd, int number)
+{
+    (void)pidfd, (void)number;
+    return -ENOSYS;
+}
+
+#endif
+
+#ifdef __APPLE__
+
+CONC__TINY void conc__cond_init(pthread_cond_t *c) { pthread_cond_init(c, NULL); }
+
+/* Waits until conc__clock shows `until`, which is `left` ns away. */
+CONC__PRIVATE void conc__cond_wait(pthread_cond_t *c, pthread_mutex_t *m, int64_t until,
+                                   int64_t left)
+{
+    struct timespec t = {(time_t)(left / 1000000000), (long)(left % 1000000000)};
+    (void)until;
+    pthread_cond_timedwait_relative_np(c, m, &t);
+}
+
+#else
+
+CONC__PRIVATE void conc__cond_init(pthread_cond_t *c)
+{
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(c, &attributes);
+    pthread_condattr_destroy(&attributes);
+}
+
+CONC__PRIVATE void conc__cond_wait(pthread_cond_t *c, pthread_mutex_t *m, int64_t until,
+                                   int64_t left)
+{
+    struct timespec t = {(time_t)(until / 1000000000), (long)(until % 1000000000)};
+    (void)left;
+    pthread_cond_timedwait(c, m, &t);
+}
+
+#endif
+
+/* -- semaphores, because sem_init always fails on macOS -- */
+
+#ifdef __APPLE__
+typedef struct conc__semaphore {
+    pthread_mutex_t mutex;
+    pthread_cond_t posted;
+    unsigned count; /* under the mutex */
+} conc__semaphore;
+
+CONC__PRIVATE void conc__semaphore_open(conc__semaphore *s)
+{
+    pthread_mutex_init(&s->mutex, NULL);
+    pthread_cond_init(&s->posted, NULL);
+    s->count = 0;
+}
+
+CONC__PRIVATE void conc__semaphore_close(conc__semaphore *s)
+{
+    pthread_cond_destroy(&s->posted);
+    pthread_mutex_destroy(&s->mutex);
+}
+
+/* Signals under the mutex, because the woken thread may close the semaphore. */
+CONC__PRIVATE void conc__semaphore_post(conc__semaphore *s)
+{
+    pthread_mutex_lock(&s->mutex);
+    s->count++;
+    pthread_cond_signal(&s->posted);
+    pthread_mutex_unlock(&s->mutex);
+}
+
+CONC__PRIVATE void conc__semaphore_wait(conc__semaphore *s)
+{
+    pthread_mutex_lock(&s->mutex);
+    while (!s->count)
+        pthread_cond_wait(&s->posted, &s->mutex);
+    s->count--;
+    pthread_mutex_unlock(&s->mutex);
+}
+#else
+typedef sem_t conc__semaphore;
+
+CONC__PRIVATE void conc__semaphore_open(conc__semaphore *s) { sem_init(s, 0, 0); }
+CONC__PRIVATE void conc__semaphore_close(conc__semaphore *s) { sem_destroy(s); }
+CONC__PRIVATE void conc__semaphore_post(conc__semaphore *s) { sem_post(s); }
+
+CONC__PRIVATE void conc__semaphore_wait(conc__semaphore *s)
+{
+    while (sem_wait(s) && errno == EINTR)
+        continue;
+}
 #endif
 
 /* ---- >>waiting ------------------------------------------------------------------------------ */
@@ -601,14 +772,8 @@ CONC__PRIVATE void conc__waiter_remove(conc__waiter *w)
 
 CONC__PRIVATE void conc__thread_event_init(conc__thread_event *e)
 {
-    pthread_condattr_t attributes;
     pthread_mutex_init(&e->mutex, NULL);
-    pthread_condattr_init(&attributes);
-#ifndef __APPLE__
-    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-#endif
-    pthread_cond_init(&e->cond, &attributes);
-    pthread_condattr_destroy(&attributes);
+    conc__cond_init(&e->cond);
     e->set = false;
 }
 
@@ -632,13 +797,7 @@ CONC__PRIVATE bool conc__thread_event_wait(conc__thread_event *e, int64_t until)
         int64_t left = until - conc__clock();
         if (left <= 0)
             break;
-#ifdef __APPLE__
-        struct timespec t = {(time_t)(left / 1000000000), (long)(left % 1000000000)};
-        pthread_cond_timedwait_relative_np(&e->cond, &e->mutex, &t);
-#else
-        struct timespec t = {(time_t)(until / 1000000000), (long)(until % 1000000000)};
-        pthread_cond_timedwait(&e->cond, &e->mutex, &t);
-#endif
+        conc__cond_wait(&e->cond, &e->mutex, until, left);
     }
     bool set = e->set;
     pthread_mutex_unlock(&e->mutex);
@@ -896,59 +1055,6 @@ CONC__PRIVATE CONC__CALLED int conc__wait_outside(conc_loop *l, conc__waiter *w,
     return rc;
 }
 
-/* -- semaphores, because sem_init always fails on macOS -- */
-
-#ifdef __APPLE__
-typedef struct conc__semaphore {
-    pthread_mutex_t mutex;
-    pthread_cond_t posted;
-    unsigned count; /* under the mutex */
-} conc__semaphore;
-
-CONC__PRIVATE void conc__semaphore_open(conc__semaphore *s)
-{
-    pthread_mutex_init(&s->mutex, NULL);
-    pthread_cond_init(&s->posted, NULL);
-    s->count = 0;
-}
-
-CONC__PRIVATE void conc__semaphore_close(conc__semaphore *s)
-{
-    pthread_cond_destroy(&s->posted);
-    pthread_mutex_destroy(&s->mutex);
-}
-
-/* Signals under the mutex, because the woken thread may close the semaphore. */
-CONC__PRIVATE void conc__semaphore_post(conc__semaphore *s)
-{
-    pthread_mutex_lock(&s->mutex);
-    s->count++;
-    pthread_cond_signal(&s->posted);
-    pthread_mutex_unlock(&s->mutex);
-}
-
-CONC__PRIVATE void conc__semaphore_wait(conc__semaphore *s)
-{
-    pthread_mutex_lock(&s->mutex);
-    while (!s->count)
-        pthread_cond_wait(&s->posted, &s->mutex);
-    s->count--;
-    pthread_mutex_unlock(&s->mutex);
-}
-#else
-typedef sem_t conc__semaphore;
-
-CONC__PRIVATE void conc__semaphore_open(conc__semaphore *s) { sem_init(s, 0, 0); }
-CONC__PRIVATE void conc__semaphore_close(conc__semaphore *s) { sem_destroy(s); }
-CONC__PRIVATE void conc__semaphore_post(conc__semaphore *s) { sem_post(s); }
-
-CONC__PRIVATE void conc__semaphore_wait(conc__semaphore *s)
-{
-    while (sem_wait(s) && errno == EINTR)
-        continue;
-}
-#endif
-
 /* ---- >>queue -------------------------------------------------------------------------------- */
 
 /* The states of a job, and what changes them. Once a job is DONE, its memory is the caller's again.
@@ -1093,9 +1199,10 @@ static bool conc__job_context_key_made;
 /* A detached thread's pin, which keeps this code loaded. The key's destructor, dlclose, releases it
  * when the thread exits, because the code cannot unload itself. */
 static pthread_key_t conc__pins;
-static bool conc__pins_there;
 
 #ifdef __linux__
+static bool conc__pins_there;
+
 typedef struct conc__code_location { /* Dl_info, which the system's header hides */
     const char *file;
     void *base;
@@ -2669,9 +2776,7 @@ CONC__PRIVATE void *conc__worker_thread_main(void *arg)
     conc__worker_thread *t = arg;
     conc__job_queue *q = t->queue;
     conc__job_context ctx = {.thread = t};
-#ifdef __linux__
-    prctl(PR_SET_NAME, q->name);
-#endif
+    conc__name_thread(q->name);
     conc__worker_thread_find_stack(t);
     pthread_setspecific(conc__job_context_key, &ctx);
     conc__worker_thread_set_signals(t);
@@ -4831,10 +4936,7 @@ CONC__PRIVATE int conc__open_directory(const char *path, const char **name)
 {
     const char *slash = strrchr(path, '/');
     char directory[4096];
-    int flags = O_RDONLY | O_DIRECTORY;
-#ifdef __linux__
-    flags = 010000000 | O_DIRECTORY; /* O_PATH: needs no permission to list it */
-#endif
+    const int flags = CONC__O_PATH | O_DIRECTORY;
     if (!slash) {
         *name = path;
         return conc__open_file(".", flags);
@@ -4866,17 +4968,6 @@ CONC__PRIVATE int conc__open_new(int directory, mode_t mode, char *name, size_t 
     return rc;
 }
 
-/* Syncs a file to its disk. On macOS, fsync leaves the bytes in the disk's cache, but not every
- * file system supports F_FULLFSYNC. */
-CONC__PRIVATE int conc__sync_file(int fd)
-{
-#ifdef __APPLE__
-    if (fcntl(fd, F_FULLFSYNC) >= 0)
-        return 0;
-#endif
-    return conc__or_errno(fsync(fd));
-}
-
 /* Returns the mode for a replacement file, which may have another owner or group than the original.
  * It grants no new access: a new group gets what others had, and others lose what the old group was
  * denied, because its members are now among them. */
@@ -4889,24 +4980,6 @@ CONC__PRIVATE mode_t conc__mode_after(const struct stat *before, const struct st
     if (now->st_uid != before->st_uid)
         mode &= ~(unsigned)S_ISUID;
     return (mode_t)mode;
-}
-
-/* Copies the access control list of the file at path. False: it has one that cannot be copied. In
- * its mode, the group's permissions are then the most that any entry of the list grants. */
-CONC__PRIVATE bool conc__keep_list(int fd, const char *path)
-{
-#if defined __linux__ && defined SYS_getxattr && defined SYS_fsetxattr
-    static const char name[] = "system.posix_acl_access";
-    char list[1024];
-    long n = syscall(SYS_getxattr, path, name, list, sizeof list);
-    if (n < 0)
-        return errno != ERANGE;
-    return n == 0 || syscall(SYS_fsetxattr, fd, name, list, (size_t)n, 0) == 0;
-#else
-    (void)fd;
-    (void)path;
-    return true;
-#endif
 }
 
 /* Gives the new file the owner, group and mode of the file at path, as far as permitted. */
@@ -5804,16 +5877,6 @@ CONC__PRIVATE void conc__child_describe_failure(conc__child_start_call *s, int r
         snprintf(s->about, sizeof s->about, "the interpreter of %.60s", program);
 }
 
-CONC__PRIVATE int conc__pidfd(pid_t pid)
-{
-#if defined __linux__ && defined SYS_pidfd_open
-    return conc__not_standard((int)syscall(SYS_pidfd_open, pid, 0)); /* always close-on-exec */
-#else
-    (void)pid;
-    return -1;
-#endif
-}
-
 CONC__PRIVATE int conc__child_start_job(void *arg)
 {
     conc__child_start_call *s = arg;
@@ -6367,14 +6430,11 @@ CONC__PRIVATE int conc__child_send(const conc_child *c, int signal)
         if (!conc__refused(errno)) /* if it is refused, signal at least the leader */
             return -errno;
     }
-#if defined __linux__ && defined SYS_pidfd_send_signal
     if (c->pidfd >= 0) {
-        if ((int)syscall(SYS_pidfd_send_signal, c->pidfd, signal, NULL, 0) == 0)
-            return 0;
-        if (!conc__refused(errno))
-            return -errno;
+        int rc = conc__pidfd_send(c->pidfd, signal);
+        if (!conc__refused(-rc))
+            return rc;
     }
-#endif
     if (!conc__child_has_number(c))
         return -ESRCH;
     return conc__or_errno(kill(c->pid, signal));
@@ -8534,11 +8594,11 @@ CONC__PRIVATE void conc__supervisor_collect(conc__supervisor *s, bool is_supervi
  * it. Even if the program reaps all its children, the pidfd identifies it. */
 CONC__PRIVATE void conc__worker_signal(const conc__worker *w, int number)
 {
-#ifdef SYS_pidfd_send_signal
-    bool sent = w->pidfd >= 0 && syscall(SYS_pidfd_send_signal, w->pidfd, number, NULL, 0) == 0;
-    if (sent || (w->pidfd >= 0 && errno == ESRCH))
-        return;
-#endif
+    if (w->pidfd >= 0) {
+        int rc = conc__pidfd_send(w->pidfd, number);
+        if (rc == 0 || rc == -ESRCH)
+            return;
+    }
     kill(w->pid, number);
 }
 
