@@ -1,4 +1,4 @@
-/* arena_client.h - bots that play over arena_net.h, for tests, load and company
+/* arena_client.h - bots that play over arena_net.h: for tests, for load, and as opponents
  *
  *     arena_client c = {.name = "Ada", .matches = 1, .by_udp = true, .address = "127.0.0.1:8080",
  *                       .bot = {.random = 7, .skill = 50}};

@@ -28,9 +28,9 @@
 typedef struct chat_load {
     const char *address;
     int clients;
-    double seconds;      /* each user sends a message every second */
+    double seconds;      /* duration; each user sends a message per second */
     bool shows_progress; /* prints how many have joined, if stdout is a terminal */
-    pid_t server;        /* its process, if on this machine, to measure server_seconds; 0: do not */
+    pid_t server;        /* its process on this machine, to measure server_seconds; 0: none */
     /* results */
     long said, expected, received;
     long wrong;              /* received out of order, or of another room */
@@ -61,7 +61,8 @@ enum { CHAT_LOAD__ROOM = 20, CHAT_LOAD__CONNECTING = 50, CHAT_LOAD__PATIENCE = 5
 typedef struct chat_load__user {
     chat_load *of;
     int index, heard[CHAT_LOAD__ROOM]; /* heard: the newest number of each user in the room */
-    int64_t first_id, place;           /* id of its first message; messages received */
+    int64_t first_id, place;           /* id of the first message received; how many were
+                                          received */
     char room[40];
     websocket w;
 } chat_load__user;

@@ -81,7 +81,7 @@ typedef struct datagrams {
     /* options */
     int (*handler)(datagram_peer *peer, void *arg); /* runs in a separate task for each peer */
     void *arg;
-    int limit;      /* most peers; 0: 4096. Further clients get no reply */
+    int limit;      /* maximum number of peers; 0: 4096. Further clients get no reply */
     double silence; /* seconds without a datagram that end datagram_receive with 0; 0: 30 */
 
     int count;          /* current number of peers */

@@ -116,9 +116,10 @@ typedef struct fetch_options {
     size_t body_size;           /* bytes; 0: body is a string */
     double timeout;             /* seconds for the whole request; 0: 300; CONC_FOREVER: none */
     size_t limit;               /* bytes of the response's body, decompressed; 0: 64 MiB */
-    /* Most redirects to follow; 0: 10; negative: none. Redirects of GET, HEAD and POST are
-     * followed; a POST becomes a GET, as in a browser, except for 307 and 308. With other methods
-     * the redirect is the response. curl does not send Authorization and Cookie to another host */
+    /* Maximum number of redirects to follow; 0: 10; negative: none. Redirects of GET, HEAD and POST
+     * are followed; a POST becomes a GET, as in a browser, except for 307 and 308. With other
+     * methods the redirect is the response. curl does not send Authorization and Cookie to another
+     * host */
     int redirects;
     /* Gets the body in pieces of at least 1 byte, as the server sent it, not decompressed;
      * response->body stays empty, and there is no default limit. It runs in the task that fetches,

@@ -262,8 +262,8 @@ enum http__part {
 enum { HTTP__READS = 1, HTTP__WRITES = 2 };
 
 enum {
-    HTTP__CHUNK_LINE = 256, /* most bytes of a chunk's first line, with its extensions */
-    HTTP__SKIPPED = 65536,  /* most bytes of a body to skip for the sake of the next request */
+    HTTP__CHUNK_LINE = 256, /* maximum size of a chunk's first line, with its extensions */
+    HTTP__SKIPPED = 65536,  /* maximum size of a body's rest to skip before the next request */
     HTTP__LINGER = 1        /* seconds for the client to read the last response */
 };
 

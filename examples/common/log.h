@@ -25,7 +25,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { LOG_LINE = 512 }; /* most bytes of a line: the rest is cut off */
+enum { LOG_LINE = 512 }; /* maximum size of a line; the rest is cut off */
 
 typedef struct log_writer {
     int fd;

@@ -26,7 +26,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-enum { PAYMENT_LINE = 4096 }; /* most bytes of a line */
+enum { PAYMENT_LINE = 4096 }; /* maximum size of a line */
 
 typedef struct payment {
     int64_t position;        /* in its source; set by the caller */
@@ -44,7 +44,7 @@ static inline int payment_print(const payment *p, const char *source, FILE *to);
 
 /* Prints a refused line, or its beginning, with the reason: {"source":...,"position":...,"reason":
  * ...,"text":...}. Bytes that JSON cannot hold become question marks. */
-enum { PAYMENT_EXCERPT = 200 }; /* most bytes of the line */
+enum { PAYMENT_EXCERPT = 200 }; /* maximum size of the line's excerpt */
 static inline int payment_print_reject(const char *source, int64_t position, const char *line,
                                        size_t size, const char *reason, FILE *to);
 

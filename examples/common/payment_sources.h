@@ -25,7 +25,7 @@
 
 enum { PAYMENT_SOURCES = 4, PAYMENT_SPACING = 1001 /* one record in so many is bad */ };
 
-/* A checksum that changes if a payment is missing or duplicated. */
+/* A checksum of payments, which changes if one is missing or duplicated. */
 typedef struct payment_sum {
     int64_t count, sum; /* sum: of id * cents % 1000003 */
 } payment_sum;

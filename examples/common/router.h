@@ -51,9 +51,9 @@
 /* ---- what you call -------------------------------------------------------------------------- */
 
 enum {
-    ROUTER_MOST = 6,      /* most middlewares, and most dependencies of a route */
-    ROUTER_SEGMENTS = 16, /* most segments of a pattern */
-    ROUTER_TEXT = 1024    /* most bytes of a decoded path, else 414 */
+    ROUTER_MOST = 6,      /* maximum number of middlewares, and of a route's dependencies */
+    ROUTER_SEGMENTS = 16, /* maximum number of segments of a pattern */
+    ROUTER_TEXT = 1024    /* maximum size of a decoded path, else 414 */
 };
 
 typedef struct router_request router_request;

@@ -24,7 +24,7 @@
 #include "redis.h"
 #include "task_queue.lua.h"
 
-enum { TASK_QUEUE_BATCH = 500 }; /* most tasks in one call */
+enum { TASK_QUEUE_BATCH = 500 }; /* maximum number of tasks per call */
 
 typedef struct task_queue {
     redis_client redis; /* its options */

@@ -47,7 +47,7 @@
 
 enum {
     WINDOWS__BUCKETS = 4096,
-    WINDOWS__OVERLAPS = 10000 /* most windows per event */
+    WINDOWS__OVERLAPS = 10000 /* maximum number of windows per event */
 };
 #define WINDOWS_LARGEST 1e12 /* magnitude of a value or a time */
 
@@ -70,7 +70,7 @@ typedef struct windows {
     double size, slide; /* slide 0: equals size, so the windows tumble */
     double gap;         /* over 0: sessions; size and slide are not used */
     double lateness;
-    size_t max_keys; /* most keys at the same time; 0: 1000 */
+    size_t max_keys; /* maximum number of keys at the same time; 0: 1000 */
     void (*closed)(const window *w, void *arg);
     void *arg;
 

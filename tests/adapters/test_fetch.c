@@ -1066,7 +1066,8 @@ RUN_TEST(wrong_arguments_are_refused_in_words)
         check_refused(url, &(fetch_options){.headers = headers[i]}, -EINVAL, "not a header: \"X");
     check_refused(url, &(fetch_options){.method = ""}, -EINVAL, "not a method");
     check_refused(url, &(fetch_options){.method = "A B"}, -EINVAL, "not a method");
-    check_refused(url, &(fetch_options){.method = "HEAD", .body = "x"}, -EINVAL, "HEAD with a body");
+    check_refused(url, &(fetch_options){.method = "HEAD", .body = "x"}, -EINVAL,
+                  "HEAD with a body");
     check_refused(url, &(fetch_options){.body_size = 5}, -EINVAL, "body_size without a body");
     check_refused(url, &(fetch_options){.timeout = 0.0 / 0.0}, -EINVAL, "http://127.0.0.1:1/: ");
     check_refused("", NULL, -EINVAL, "");
