@@ -67,7 +67,7 @@ static inline int test_pthread_create(pthread_t *t, const pthread_attr_t *attrib
 
 enum { WAITING = 12345, MEGABYTE = 1024 * 1024 }; /* no call returns WAITING */
 
-/* ---- tests that leave nothing behind ---- */
+/* ---- leak checks ---- */
 
 static inline void nap(void) { nanosleep(&(struct timespec){.tv_nsec = 500000}, NULL); }
 

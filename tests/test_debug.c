@@ -1,4 +1,4 @@
-/* test_debug.c - debug mode: debug mode: slow steps, and their backtraces; leaks; ignored
+/* test_debug.c - debug mode: slow steps, and their backtraces; leaks; ignored
  * cancels; calls from the wrong thread; stack usage; SIGUSR2; deadlock cycles; a run's
  * statistics.
  *

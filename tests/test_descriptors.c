@@ -232,7 +232,7 @@ IO_TEST(room_that_others_filled_is_there_no_more)
     }
 }
 
-/* LP-14, which asks for -EBUSY; here any number may wait */
+/* LP-14, which requires -EBUSY; here any number may wait */
 IO_TEST(a_reader_and_a_writer_of_one_descriptor_wake_for_their_own_event_only)
 {
     for (int writer_first = 0; writer_first < 2; writer_first++) {
@@ -1588,7 +1588,7 @@ static int reads_after_strays(int fd, void *arg)
     return n < 0 ? (int)n : 0;
 }
 
-/* As many connections come and go while a server runs. */
+/* As many connections are opened and closed while a server runs. */
 static void be_served(int l, int times)
 {
     char where[128], c;

@@ -479,7 +479,7 @@ EMBED_TEST(a_host_that_closes_the_loop_s_descriptors_ends_the_run_with_that_erro
 {
     static char text[16384];
     if (SANITIZED)
-        return; /* they have descriptors of their own */
+        return; /* they have their own descriptors */
     int status = test_in_process(loses_its_descriptors, text, sizeof text);
     if (status)
         test_fail(__FILE__, __LINE__, "status 0x%x, stderr:\n%s", (unsigned)status, text);

@@ -21,7 +21,7 @@
 
 TEST(without_libuv_or_with_poll_alone_these_tests_are_skipped)
 {
-    fprintf(stderr, "test_embed_libuv: left out: there is no <uv.h>, or poll(2) alone\n");
+    fprintf(stderr, "test_embed_libuv: skipped: <uv.h> is missing, or there is only poll(2)\n");
 }
 
 #else

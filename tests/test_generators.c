@@ -355,7 +355,7 @@ TEST(a_body_that_emits_1000_times_more_is_stopped_for_good_and_reported)
 
 static int signal_number = SIGUSR1;
 
-/* What it has open on its stack is still there when its stack is kept. */
+/* Objects that it has open on its stack still exist, because its stack is kept. */
 static int never_end_with_signals(conc_gen *g, void *arg)
 {
     conc_signals s = {0};

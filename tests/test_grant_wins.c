@@ -35,7 +35,7 @@ typedef struct row {
     void (*before)(void), (*after)(void); /* around the race */
     void (*end)(const waiter *first, const waiter *second);
     reach reach;
-    bool always_holds; /* there is something to give back after a refusal too */
+    bool always_holds; /* there is something to release even after a refusal */
     bool hands_on;     /* giving it back is a grant to the next waiter */
     int rc;            /* of a wait that was granted */
     conc_queue queue;

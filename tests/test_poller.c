@@ -173,7 +173,7 @@ static void runs_without_its_descriptors_under_poll(void)
 TEST(a_run_whose_descriptors_were_closed_ends_with_an_error_text)
 {
     if (SANITIZED)
-        return; /* they have descriptors of their own */
+        return; /* they have their own descriptors */
     if (!TEST_ONLY_POLL)
         check_ends_well(runs_without_its_descriptors_under_the_best);
     check_ends_well(runs_without_its_descriptors_under_poll);

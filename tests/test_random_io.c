@@ -947,7 +947,7 @@ static void check_not_ready(const task *t, int i)
     }
     if (random_program.verbose)
         conc_dump(stderr);
-    random_fail(__FILE__, __LINE__, "a task waits for what is there");
+    random_fail(__FILE__, __LINE__, "a task waits for something available");
 }
 
 static void check_waits(const task *t)

@@ -179,7 +179,7 @@ static void finish(void *arg)
 
 /* ---- threads that post ---- */
 
-/* Posts one function, if the loop takes it. */
+/* Posts one function, if the loop accepts it. */
 static bool make_post(poster *p, kind kind)
 {
     post *next = &p->posts[p->accepted];

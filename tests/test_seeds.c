@@ -183,7 +183,7 @@ TEST(no_seed_changes_the_order_of_posts)
     }
 }
 
-/* A little of everything, with random sleeps and results. */
+/* A few of all kinds of calls, with random sleeps and results. */
 static int wander(void *arg)
 {
     int letter = *(char *)arg;

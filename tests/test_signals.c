@@ -1779,7 +1779,7 @@ TEST(if_sigpipe_was_blocked_only_the_runs_own_is_consumed)
     check_pipe_signal(true, false);
     write_to_a_broken_pipe();
     CHECK_INT(conc_run(break_a_pipe, NULL), 5);
-    check_pipe_signal(true, true); /* the program's own previous handler */
+    check_pipe_signal(true, true); /* the program's own signal, from before the run */
     CHECK_INT(handled[SIGPIPE], 0);
     change_mask(SIG_UNBLOCK, SIGPIPE);
     CHECK_INT(handled[SIGPIPE], 1);

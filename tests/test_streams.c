@@ -309,7 +309,7 @@ static void begin_cancelled(conc_scope *c)
 
 static void end_cancelled(conc_scope *c) { CHECK_INT(conc_scope_end(c, -ECANCELED), 0); }
 
-/* ---- calls in tasks of their own ---- */
+/* ---- calls in separate tasks ---- */
 
 typedef enum call { READ, READ_FULL, READ_UNTIL, READ_LINE, WRITE, FLUSH, SHUTDOWN, CLOSE } call;
 enum { READING_CALLS = 4 };
@@ -2580,7 +2580,7 @@ IO_TEST(bytes_written_at_the_moment_when_a_read_begins_to_wait_are_sent)
 {
     pair p = {0};
     open_pair(&p);
-    /* at one of them it is the wait that lets the writer run first */
+    /* in one of them the wait lets the writer run first */
     for (int quick = 0; quick < 600; quick++) {
         conc_group g = {0};
         char byte;

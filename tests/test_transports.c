@@ -144,7 +144,7 @@ static void check_line(conc_stream *s, const char *expected)
     CHECK_STR(line, expected);
 }
 
-/* ---- calls in tasks of their own ---- */
+/* ---- calls in separate tasks ---- */
 
 typedef struct io {
     conc_stream *s;
