@@ -25,12 +25,12 @@
 /* Failing allocations and threads: the n-th allocation fails (or all from the n-th on), and no
  * thread starts. */
 static atomic_long allocations, live_allocations, failing_allocation; /* 0: none */
-static atomic_bool failing_for_ever, no_threads;
+static atomic_bool failing_forever, no_threads;
 
 static inline bool allocation_fails(void)
 {
     long n = ++allocations, at = failing_allocation;
-    return at && (n == at || (n > at && failing_for_ever));
+    return at && (n == at || (n > at && failing_forever));
 }
 
 static inline void *test_realloc(void *old, size_t n)

@@ -35,7 +35,7 @@ static int run_reported(conc_fn *fn, void *arg)
     return conc_run_with(&options, fn, arg);
 }
 
-static int sleeps_for_ever(void *arg)
+static int sleeps_forever(void *arg)
 {
     (void)arg;
     return conc_sleep(CONC_FOREVER);
@@ -265,7 +265,7 @@ static int spawns_what_does_not_fail(void *arg)
     static int codes[] = {0, 1, 42};
     for (size_t i = 0; i < CONC_LEN(codes); i++)
         CHECK_INT(conc_spawn(NULL, returns, &codes[i]), 0);
-    CHECK_INT(conc_spawn(NULL, sleeps_for_ever, arg), 0);
+    CHECK_INT(conc_spawn(NULL, sleeps_forever, arg), 0);
     return conc_sleep(1);
 }
 

@@ -2,7 +2,7 @@
  * returned. */
 #include "conc_test.h"
 
-static int sleep_for_ever(void *arg)
+static int sleep_forever(void *arg)
 {
     (void)arg;
     return conc_sleep(CONC_FOREVER);
@@ -18,7 +18,7 @@ static int join_it(void *task)
     return rc;
 }
 
-static int yield_for_ever(void *arg)
+static int yield_forever(void *arg)
 {
     (void)arg;
     for (;;)
@@ -92,7 +92,7 @@ TASK_TEST(a_cancelled_sleep_has_no_timer_from_the_moment_of_the_cancel)
 static int start_it(void *arg)
 {
     conc_group g = {0};
-    return conc_group_end(&g, conc_start(&g, sleep_for_ever, arg));
+    return conc_group_end(&g, conc_start(&g, sleep_forever, arg));
 }
 
 static int next_of_sleepers(void *arg)
@@ -100,36 +100,36 @@ static int next_of_sleepers(void *arg)
     conc_group g = {0};
     conc_task t = {0}, *next = NULL;
     (void)arg;
-    CONC_TRY(conc_spawn_task(&g, &t, sleep_for_ever, NULL));
+    CONC_TRY(conc_spawn_task(&g, &t, sleep_forever, NULL));
     return conc_group_end(&g, conc_group_next(&g, &next));
 }
 
 static int wait_for_room(void *arg)
 {
     conc_group g = {.limit = 1};
-    CONC_TRY(conc_spawn(&g, sleep_for_ever, arg));
-    return conc_group_end(&g, conc_spawn(&g, sleep_for_ever, arg));
+    CONC_TRY(conc_spawn(&g, sleep_forever, arg));
+    return conc_group_end(&g, conc_spawn(&g, sleep_forever, arg));
 }
 
 static int wait_for_a_group(void *arg)
 {
     conc_group g = {0};
-    CONC_TRY(conc_spawn(&g, sleep_for_ever, arg));
+    CONC_TRY(conc_spawn(&g, sleep_forever, arg));
     return conc_group_wait(&g);
 }
 
 static int gather_it(void *arg)
 {
-    return CONC_GATHER(CONC_CALL(sleep_for_ever, arg), CONC_CALL(sleep_for_ever, arg));
+    return CONC_GATHER(CONC_CALL(sleep_forever, arg), CONC_CALL(sleep_forever, arg));
 }
 
 TASK_TEST(a_cancel_reaches_every_kind_of_wait)
 {
-    conc_fn *waits[] = {sleep_for_ever, start_it,         next_of_sleepers,
-                        wait_for_room,  wait_for_a_group, gather_it};
+    conc_fn *waits[] = {sleep_forever, start_it,         next_of_sleepers,
+                        wait_for_room, wait_for_a_group, gather_it};
     conc_task t[CONC_LEN(waits)] = {{0}}, target = {0}, joiner = {0};
     conc_group g = {0};
-    CHECK_INT(conc_spawn_task(&g, &target, sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn_task(&g, &target, sleep_forever, NULL), 0);
     CHECK_INT(conc_spawn_task(&g, &joiner, join_it, &target), 0);
     for (size_t i = 0; i < CONC_LEN(waits); i++)
         CHECK_INT(conc_spawn_task(&g, &t[i], waits[i], NULL), 0);
@@ -154,7 +154,7 @@ static int settle_it(void *arg)
 
 TASK_TEST(a_cancel_reaches_tasks_that_yield_or_settle_while_others_are_ready)
 {
-    conc_fn *waits[] = {yield_for_ever, settle_it};
+    conc_fn *waits[] = {yield_forever, settle_it};
     for (size_t i = 0; i < CONC_LEN(waits); i++) {
         conc_group g = {0};
         conc_task t = {0};
@@ -463,7 +463,7 @@ static int main_cancelled_by_a_child(void *arg)
     (void)arg;
     conc_group g = {0};
     CHECK_INT(conc_spawn(&g, cancel_it, conc_self()), 0);
-    CHECK_INT(conc_spawn(&g, sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn(&g, sleep_forever, NULL), 0);
     return conc_group_end(&g, conc_sleep(100));
 }
 
@@ -514,7 +514,7 @@ TASK_TEST(joining_a_cancelled_task_does_not_cancel_the_joiner)
     conc_group g = {0};
     conc_task t = {0};
     int rc = 0;
-    CHECK_INT(conc_spawn_task(&g, &t, sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn_task(&g, &t, sleep_forever, NULL), 0);
     CHECK_INT(conc_settle(), 0);
     CHECK_INT(conc_cancel(&t), 0);
     CHECK_INT(conc_join(&t, &rc), 0);
@@ -530,7 +530,7 @@ static int spawn_when_cancelled(void *arg)
     conc_group g = {0};
     CHECK_INT(conc_group_begin(&g), 0);
     CHECK_INT(conc_sleep(CONC_FOREVER), -ECANCELED);
-    results[0] = conc_spawn(&g, sleep_for_ever, &ran);
+    results[0] = conc_spawn(&g, sleep_forever, &ran);
     results[1] = conc_group_end(&g, -ECANCELED);
     return -ECANCELED;
 }

@@ -14,7 +14,7 @@ static int do_nothing(void *arg)
     return 0;
 }
 
-static int sleep_for_ever(void *arg)
+static int sleep_forever(void *arg)
 {
     (void)arg;
     return conc_sleep(CONC_FOREVER);
@@ -94,7 +94,7 @@ TASK_TEST(time_passes_beside_a_task_that_ignores_its_cancelled_joins)
 TASK_TEST(time_passes_beside_several_tasks_that_ignore_their_cancels)
 {
     double ten = 10;
-    conc_fn *calls[] = {sleep_one, yield_once, sleep_for_ever, join_ended};
+    conc_fn *calls[] = {sleep_one, yield_once, sleep_forever, join_ended};
     conc_group g = {0};
     make_ended(&g);
     for (size_t i = 0; i < CONC_LEN(calls); i++)
@@ -149,7 +149,7 @@ TASK_TEST(a_time_limit_fires_beside_a_task_that_ignores_its_cancel)
     conc_fn *call = yield_once;
     conc_group g = {0};
     CHECK_INT(conc_spawn(&g, ignore_cancel, &call), 0);
-    CHECK_INT(conc_timeout(5, sleep_for_ever, NULL), -ETIMEDOUT);
+    CHECK_INT(conc_timeout(5, sleep_forever, NULL), -ETIMEDOUT);
     CHECK_TIME(5);
     stop = true;
     CHECK_INT(conc_group_wait(&g), 0);
@@ -285,7 +285,7 @@ TASK_TEST(taking_children_that_ended_lets_others_run)
     free(t);
 }
 
-static int join_for_ever(void *arg)
+static int join_forever(void *arg)
 {
     (void)arg;
     while (!stop)
@@ -299,8 +299,8 @@ static int ignore_beside_real_time(void *arg)
     conc_fn *call = *(conc_fn **)arg;
     conc_group g = {0};
     make_ended(&g);
-    if (call == join_for_ever)
-        CHECK_INT(conc_spawn(&g, join_for_ever, NULL), 0);
+    if (call == join_forever)
+        CHECK_INT(conc_spawn(&g, join_forever, NULL), 0);
     else
         CHECK_INT(conc_spawn(&g, ignore_cancel, &call), 0);
     CHECK_INT(conc_spawn(&g, stop_after, &a_moment), 0);
@@ -309,7 +309,7 @@ static int ignore_beside_real_time(void *arg)
 
 TEST(on_the_real_clock_timers_fire_beside_tasks_that_never_wait)
 {
-    conc_fn *calls[] = {sleep_one, join_ended, join_for_ever};
+    conc_fn *calls[] = {sleep_one, join_ended, join_forever};
     double start = test_real_seconds();
     for (size_t i = 0; i < CONC_LEN(calls); i++) {
         stop = false;

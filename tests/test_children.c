@@ -1590,7 +1590,7 @@ static int reads_a_line(void *stream)
     return (int)conc_stream_read_line(stream, &line);
 }
 
-static int writes_for_ever(void *fd)
+static int writes_forever(void *fd)
 {
     static char bytes[MEGABYTE];
     ssize_t n;
@@ -1608,7 +1608,7 @@ CHILD_TEST(a_limit_on_a_program_that_hangs_passes_on_time)
     start(&c);
     check_limit_comes(waits, &c);
     check_limit_comes(reads_until_the_end, &c.output);
-    check_limit_comes(writes_for_ever, &c.input);
+    check_limit_comes(writes_forever, &c.input);
     CHECK_INT(conc_stream_open(&s, c.output), 0);
     c.output = -1;
     check_limit_comes(reads_a_line, &s);
@@ -2398,7 +2398,7 @@ CHILD_TEST(a_program_that_the_parent_is_starting_can_be_started_in_a_forked_proc
 static atomic_bool enough;
 
 /* Acquires and releases the locks that guard all children's state, again and again. */
-static int asks_for_ever(void *arg)
+static int asks_forever(void *arg)
 {
     conc_child c = {.argv = ARGV("sleep", "1000")};
     (void)arg;
@@ -2423,7 +2423,7 @@ static void live_once(void)
 THREAD_CHILD_TEST(a_fork_finds_no_lock_held)
 {
     static char text[4096];
-    side s = {.fn = asks_for_ever};
+    side s = {.fn = asks_forever};
     side_start(&s);
     for (int i = 0; i < 50; i++)
         CHECK_INT(test_in_process(live_once, text, sizeof text), 0);

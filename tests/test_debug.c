@@ -727,7 +727,7 @@ TEST(debug_mode_does_not_touch_what_a_large_frame_never_touched)
 
 /* ---- SIGUSR2 ---- */
 
-static int sleeps_for_ever(void *arg)
+static int sleeps_forever(void *arg)
 {
     (void)arg;
     return conc_sleep(CONC_FOREVER);
@@ -736,7 +736,7 @@ static int sleeps_for_ever(void *arg)
 static int is_asked(void *arg)
 {
     conc_group g = {0};
-    CHECK_INT(conc_spawn(&g, sleeps_for_ever, arg), 0);
+    CHECK_INT(conc_spawn(&g, sleeps_forever, arg), 0);
     CHECK_INT(conc_settle(), 0);
     CHECK_INT(kill(getpid(), SIGUSR2), 0);
     CHECK_INT(conc_sleep(1), 0);
@@ -749,7 +749,7 @@ TEST(a_signal_prints_the_tasks)
     struct sigaction now;
     run_for_report(is_asked, debugging);
     CHECK_CONTAINS(report, "conc: 2 tasks, time ");
-    CHECK_CONTAINS(report, "sleeps_for_ever at ");
+    CHECK_CONTAINS(report, "sleeps_forever at ");
     CHECK_CONTAINS(report, ": sleeps forever [");
     CHECK_INT(sigaction(SIGUSR2, NULL, &now), 0);
     CHECK(now.sa_handler == SIG_DFL);
@@ -811,14 +811,14 @@ static int crowds(void *arg)
     conc_group g = {0};
     CHECK_INT(conc_lock_acquire(&locked), 0);
     for (int i = 0; i < n; i++)
-        CHECK_INT(conc_spawn(&g, i % 10 ? sleeps_for_ever : wants_the_lock, arg), 0);
+        CHECK_INT(conc_spawn(&g, i % 10 ? sleeps_forever : wants_the_lock, arg), 0);
     CHECK_INT(conc_sleep(1), 0);
     FILE *out = fmemopen(text, sizeof text, "w");
     CHECK(out != NULL);
     conc_dump(out);
     CHECK_INT(fclose(out), 0);
     char expected[128];
-    snprintf(expected, sizeof expected, "  %d x i %% 10 ? sleeps_for_ever : wants_the_lock at ",
+    snprintf(expected, sizeof expected, "  %d x i %% 10 ? sleeps_forever : wants_the_lock at ",
              n / 10 * 9);
     CHECK_CONTAINS(text, expected);
     snprintf(expected, sizeof expected, "  %d x ", n / 10);
@@ -888,7 +888,7 @@ static int waits_for_a_child_that_waits_for_it(void *arg)
 {
     conc_group g = {0};
     (void)arg;
-    CHECK_INT(conc_spawn(&g, sleeps_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn(&g, sleeps_forever, NULL), 0);
     CHECK_INT(conc_spawn(&g, joins_its_parent, conc_self()), 0);
     return conc_group_wait(&g);
 }
@@ -900,12 +900,12 @@ TEST(a_cycle_through_a_group_is_found)
     CHECK(cycle != NULL);
     CHECK_CONTAINS(cycle, "  main: waits for 2 children");
     CHECK_CONTAINS(cycle, "  joins_its_parent at ");
-    CHECK_INT(count_in(cycle, "\n  sleeps_for_ever"), 0);
+    CHECK_INT(count_in(cycle, "\n  sleeps_forever"), 0);
 }
 
 TEST(a_deadlock_without_a_cycle_shows_none)
 {
-    run_for_report(sleeps_for_ever, (conc_options){.virtual_clock = true});
+    run_for_report(sleeps_forever, (conc_options){.virtual_clock = true});
     CHECK_CONTAINS(report, "conc: deadlock");
     CHECK_INT(count_in(report, "cycle"), 0);
 }

@@ -1999,7 +1999,7 @@ IO_TEST(a_read_inside_a_scope_that_is_cancelled_from_outside_loses_nothing)
     io_close(p);
 }
 
-static int reads_for_ever(void *arg)
+static int reads_forever(void *arg)
 {
     io_reader *r = arg;
     io_reads(r);
@@ -2012,7 +2012,7 @@ static int left_open[2];
 static void leave_a_reader(void)
 {
     left_behind = (io_reader){.fd = left_open[0]};
-    CHECK_INT(conc_spawn(NULL, reads_for_ever, &left_behind), 0);
+    CHECK_INT(conc_spawn(NULL, reads_forever, &left_behind), 0);
     CHECK_INT(conc_settle(), 0);
     CHECK(!left_behind.done);
 }

@@ -118,7 +118,7 @@ static int sleeps(void *seconds)
     return 5;
 }
 
-static int sleeps_for_ever(void *arg)
+static int sleeps_forever(void *arg)
 {
     if (arg)
         *(conc_task **)arg = conc_self();
@@ -185,7 +185,7 @@ EMBED_TEST(tasks_that_sleep_sleep_at_the_same_time)
 static int times_out(void *arg)
 {
     (void)arg;
-    CHECK_INT(conc_timeout(0.02, sleeps_for_ever, NULL), -ETIMEDOUT);
+    CHECK_INT(conc_timeout(0.02, sleeps_forever, NULL), -ETIMEDOUT);
     return 7;
 }
 
@@ -205,7 +205,7 @@ EMBED_TEST(a_hundred_runs_follow_each_other_and_leave_nothing_open)
 
 static int leaves_a_task(void *arg)
 {
-    CHECK_INT(conc_spawn(NULL, sleeps_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn(NULL, sleeps_forever, NULL), 0);
     CHECK_INT(conc_yield(), 0);
     return returns(arg);
 }
@@ -213,7 +213,7 @@ static int leaves_a_task(void *arg)
 static int cleans_up_slowly(void *arg)
 {
     static double shortly = 0.5;
-    int rc = sleeps_for_ever(NULL);
+    int rc = sleeps_forever(NULL);
     CHECK_INT(conc_shield(CONC_FOREVER, sleeps, &shortly), 5);
     note(arg);
     return rc;
@@ -725,7 +725,7 @@ EMBED_TEST(the_host_spawns_before_and_between_the_steps)
     host h;
     conc_task *main_task = NULL;
     static char before[] = "before", between[] = "between";
-    begin(&h, sleeps_for_ever, &main_task);
+    begin(&h, sleeps_forever, &main_task);
     CHECK_INT(conc_spawn(NULL, notes, before), 0);
     step_until_idle(&h);
     CHECK_STR(noted, "before");
@@ -747,7 +747,7 @@ static int opens_scopes(void *arg)
 {
     (void)arg;
     CHECK_INT(conc_scope_begin(&open_scope, CONC_FOREVER), 0);
-    CHECK_INT(conc_spawn_task(&open_group, &child, sleeps_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn_task(&open_group, &child, sleeps_forever, NULL), 0);
     int rc = conc_group_end(&open_group, conc_sleep(CONC_FOREVER));
     return conc_scope_end(&open_scope, rc);
 }
@@ -834,7 +834,7 @@ EMBED_TEST(between_the_steps_no_other_run_begins)
     host h;
     conc_embed other = {0};
     conc_task *main_task = NULL;
-    begin(&h, sleeps_for_ever, &main_task);
+    begin(&h, sleeps_forever, &main_task);
     for (int i = 0; i < 2; i++) {
         CHECK_INT(conc_run(must_not_run, NULL), -EBUSY);
         CHECK_INT(conc_embed_begin(&other, NULL, must_not_run, NULL), -EBUSY);
@@ -850,7 +850,7 @@ static void sleep_without_end(void)
 {
     host h;
     conc_task *main_task = NULL;
-    begin(&h, sleeps_for_ever, &main_task);
+    begin(&h, sleeps_forever, &main_task);
     for (int i = 0; i < 10; i++) {
         CHECK_INT(step(&h), 1);
         CHECK(!is_readable(conc_embed_fd(&h.e), 0) || i == 0);
@@ -882,14 +882,14 @@ static void end_after_an_interrupt(void)
     host h;
     conc_options o = {.interrupt = true};
     signal(SIGTERM, SIG_DFL);
-    begin_with(&h, &o, sleeps_for_ever, NULL);
+    begin_with(&h, &o, sleeps_forever, NULL);
     CHECK_INT(step(&h), 1);
     CHECK_INT(raise(SIGTERM), 0);
     CHECK_INT(conc_embed_end(&h.e), -EINTR);
-    begin_with(&h, &o, sleeps_for_ever, NULL);
+    begin_with(&h, &o, sleeps_forever, NULL);
     CHECK_INT(raise(SIGTERM), 0);
     CHECK_INT(conc_embed_end(&h.e), -EINTR);
-    begin_with(&h, &o, sleeps_for_ever, NULL);
+    begin_with(&h, &o, sleeps_forever, NULL);
     CHECK_INT(conc_embed_end(&h.e), -ECANCELED);
 }
 
@@ -1022,7 +1022,7 @@ EMBED_TEST(a_step_after_the_run_is_over_returns_0)
 
 static int catches(void *arg)
 {
-    CHECK_INT(sleeps_for_ever(NULL), -ECANCELED);
+    CHECK_INT(sleeps_forever(NULL), -ECANCELED);
     note("caught");
     return returns(arg);
 }
@@ -1030,7 +1030,7 @@ static int catches(void *arg)
 EMBED_TEST(an_end_before_it_is_over_cancels_main)
 {
     host h;
-    begin(&h, sleeps_for_ever, NULL);
+    begin(&h, sleeps_forever, NULL);
     step_until_idle(&h);
     CHECK_INT(conc_embed_end(&h.e), -ECANCELED);
     CHECK(conc_loop_self() == NULL);
@@ -1212,7 +1212,7 @@ static void *begin_from_afar(void *arg)
         CHECK_INT(conc_embed_begin(&h->e, &bad, must_not_run, NULL), -EBUSY);
         CHECK(conc_embed_begin(&h->e, NULL, NULL, NULL) < 0);
         if (i == 0)
-            begin(&own, sleeps_for_ever, NULL);
+            begin(&own, sleeps_forever, NULL);
     }
     CHECK_INT(conc_embed_end(&own.e), -ECANCELED);
     return NULL;
@@ -1234,7 +1234,7 @@ static void be_a_child(host *h)
         CHECK_INT(conc_embed_end(&h->e), -EPERM);
         CHECK(conc_embed_begin(&h->e, NULL, NULL, NULL) < 0);
         if (i == 0)
-            CHECK_INT(conc_embed_begin(&other, NULL, sleeps_for_ever, NULL), 0);
+            CHECK_INT(conc_embed_begin(&other, NULL, sleeps_forever, NULL), 0);
     }
     CHECK_INT(conc_embed_end(&other), -ECANCELED);
     begin(h, sleeps, &seconds);
@@ -1267,7 +1267,7 @@ static void begin_over_the_parents(void)
 {
     conc_embed e = {0};
     int status = -1;
-    CHECK_INT(conc_embed_begin(&e, NULL, sleeps_for_ever, NULL), 0);
+    CHECK_INT(conc_embed_begin(&e, NULL, sleeps_forever, NULL), 0);
     parents_loop = conc_loop_self();
     pid_t pid = fork();
     if (pid == 0) {

@@ -131,7 +131,7 @@ static int sleeps(void *seconds)
     return 5;
 }
 
-static int sleeps_for_ever(void *arg)
+static int sleeps_forever(void *arg)
 {
     (void)arg;
     return conc_sleep(CONC_FOREVER);
@@ -367,7 +367,7 @@ UV_TEST(a_post_from_a_thread_wakes_a_libuv_loop)
 static int cleans_up(void *arg)
 {
     static double shortly = 0.01;
-    int rc = sleeps_for_ever(arg);
+    int rc = sleeps_forever(arg);
     CHECK_INT(conc_shield(CONC_FOREVER, sleeps, &shortly), 5);
     note("cleaned");
     return rc;

@@ -37,7 +37,7 @@ static int fail_with_words(void *arg)
 
 static int return_it(void *value) { return *(int *)value; }
 
-static int sleep_for_ever(void *arg)
+static int sleep_forever(void *arg)
 {
     (void)arg;
     return conc_sleep(CONC_FOREVER);
@@ -322,7 +322,7 @@ static int one_fails_and_one_in_its_clean_up(void *arg)
     CHECK_INT(conc_spawn(&g, fail_after_one, late), 0);
     CHECK_INT(conc_settle(), 0);
     CHECK_INT(conc_spawn(&g, fail_with_words, NULL), 0);
-    CHECK_INT(conc_spawn(&g, sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn(&g, sleep_forever, NULL), 0);
     CHECK_INT(conc_group_wait(&g), -EPROTO);
     CHECK_INT(g.error, -EPROTO);
     CHECK_INT(g.error_count, 2);
@@ -394,10 +394,10 @@ static int gather_failures(void *arg)
 {
     char a[] = "a", b[] = "b";
     conc_call calls[] = {CONC_CALL(fail_after_one, a), CONC_CALL(fail_after_one, b),
-                         CONC_CALL(sleep_for_ever, NULL)};
+                         CONC_CALL(sleep_forever, NULL)};
     (void)arg;
     CHECK_INT(conc_gather(calls, 3), -EPROTO);
-    CHECK_INT(conc_timeout(1, sleep_for_ever, NULL), -ETIMEDOUT);
+    CHECK_INT(conc_timeout(1, sleep_forever, NULL), -ETIMEDOUT);
     calls[2] = (conc_call)CONC_CALL(fail_with_words, NULL);
     CHECK_INT(conc_gather_all(calls, 3), 0);
     CHECK_INT(calls[2].result, -EPROTO);
@@ -451,16 +451,16 @@ static int cancel_everything(void *arg)
     conc_task t = {0};
     conc_scope s = {0};
     (void)arg;
-    CHECK_INT(conc_spawn(NULL, sleep_for_ever, NULL), 0);
-    CHECK_INT(conc_spawn(&g, sleep_for_ever, NULL), 0);
-    CHECK_INT(conc_spawn_task(&g, &t, sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn(NULL, sleep_forever, NULL), 0);
+    CHECK_INT(conc_spawn(&g, sleep_forever, NULL), 0);
+    CHECK_INT(conc_spawn_task(&g, &t, sleep_forever, NULL), 0);
     CHECK_INT(conc_settle(), 0);
     CHECK_INT(conc_cancel(&t), 0);
     conc_group_cancel(&g);
     CHECK_INT(conc_group_wait(&g), 0);
     CHECK_INT(conc_scope_begin(&s, 1), 0);
     conc_group h = {0};
-    CHECK_INT(conc_spawn(&h, sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn(&h, sleep_forever, NULL), 0);
     CHECK_INT(conc_group_wait(&h), -ECANCELED);
     CHECK_INT(conc_scope_end(&s, -ECANCELED), -ETIMEDOUT);
     return 0;
@@ -477,7 +477,7 @@ static int leave_a_group_behind(void *arg)
     CONC_AUTO(conc_group, g) = {.keep_going = true};
     (void)arg;
     CHECK_INT(conc_spawn(&g, fail_with_words, NULL), 0);
-    CHECK_INT(conc_spawn(&g, sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn(&g, sleep_forever, NULL), 0);
     CHECK_INT(conc_settle(), 0);
     return 3;
 }
@@ -523,8 +523,8 @@ static void busy_hook(const conc_failure *f, void *user)
     CHECK(conc_self() == NULL);
     CHECK_INT(conc_sleep(1), -EPERM);
     CHECK_INT(conc_yield(), -EPERM);
-    CHECK_INT(conc_timeout(1, sleep_for_ever, NULL), -EPERM);
-    CHECK_INT(conc_run(sleep_for_ever, NULL), -EBUSY);
+    CHECK_INT(conc_timeout(1, sleep_forever, NULL), -EPERM);
+    CHECK_INT(conc_run(sleep_forever, NULL), -EBUSY);
     CHECK_INT(conc_spawn(NULL, count_spawned, NULL), 0);
     CHECK_INT(conc_post(conc_loop_self(), count_posted, NULL), 0);
     conc_get_stats(&s);
@@ -714,7 +714,7 @@ TASK_TEST(try_in_a_scope_ends_it_with_the_error)
 static int try_in_group(void *value)
 {
     conc_group g = {0};
-    CONC_TRY(conc_spawn(&g, sleep_for_ever, NULL));
+    CONC_TRY(conc_spawn(&g, sleep_forever, NULL));
     int got = CONC_TRY_IN(&g, return_it(value));
     conc_group_cancel(&g);
     return conc_group_end(&g, got);

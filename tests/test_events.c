@@ -404,7 +404,7 @@ TASK_TEST(a_set_from_another_thread_does_nothing_while_a_task_waits)
     CHECK(w.at == 1);
 }
 
-static int waits_for_ever(void *event)
+static int waits_forever(void *event)
 {
     CHECK_INT(conc_event_wait(event), -ECANCELED);
     return 0;
@@ -413,7 +413,7 @@ static int waits_for_ever(void *event)
 static void wait_for_nobody(void)
 {
     conc_event e = {0};
-    CHECK_INT(conc_run(waits_for_ever, &e), -EDEADLK);
+    CHECK_INT(conc_run(waits_forever, &e), -EDEADLK);
     conc_event_set(&e); /* no task waits any more */
     CHECK_INT(conc_run(waits_and_clears, &e), 0);
 }

@@ -15,9 +15,9 @@
 
 /* A kind of call that can fail. */
 typedef struct fault {
-    long calls;    /* since the last reset */
-    long at;       /* the call that fails; 0: none */
-    bool for_ever; /* and all after it */
+    long calls;   /* since the last reset */
+    long at;      /* the call that fails; 0: none */
+    bool forever; /* and all after it */
     long injected;
 } fault;
 
@@ -29,7 +29,7 @@ static long mapped_bytes;
 static bool fails(fault *f)
 {
     f->calls++;
-    if (f->at == 0 || f->calls < f->at || (f->calls > f->at && !f->for_ever))
+    if (f->at == 0 || f->calls < f->at || (f->calls > f->at && !f->forever))
         return false;
     f->injected++;
     errno = ENOMEM;
@@ -515,7 +515,7 @@ static bool run_program(bool real)
     return main_ran && complete;
 }
 
-static void check_every_call(fault *f, bool for_ever, bool real)
+static void check_every_call(fault *f, bool forever, bool real)
 {
     long n = 0;
     bool whole;
@@ -523,7 +523,7 @@ static void check_every_call(fault *f, bool for_ever, bool real)
     do {
         reset();
         f->at = ++n;
-        f->for_ever = for_ever;
+        f->forever = forever;
         whole = run_program(real);
         if (f->injected == 0)
             CHECK(whole);
@@ -580,8 +580,8 @@ TEST(allocations_and_mappings_may_fail_together)
         reset();
         malloc_fault.at = n * 3;
         mmap_fault.at = n;
-        malloc_fault.for_ever = n % 2;
-        mmap_fault.for_ever = n % 3 == 0;
+        malloc_fault.forever = n % 2;
+        mmap_fault.forever = n % 3 == 0;
         (void)run_program(false);
     }
 }
@@ -615,7 +615,7 @@ static int spawn_and_count(void *arg)
     conc_get_stats(&before);
     CHECK_INT(conc_group_begin(&g), 0);
     f->at = 1;
-    f->for_ever = true;
+    f->forever = true;
     f->calls = 0;
     int started = 0;
     for (int i = 0; i < 100; i++) {
@@ -658,7 +658,7 @@ static int spawn_and_look_at_errno(void *arg)
     conc_group g = {.stack_size = 100000}; /* not the run's: there is no such stack yet */
     CHECK_INT(conc_group_begin(&g), 0);
     f->at = 1;
-    f->for_ever = true;
+    f->forever = true;
     f->calls = 0;
     errno = 77;
     CHECK_INT(conc_spawn(&g, body, NULL), -ENOMEM);
@@ -688,9 +688,9 @@ static int spawn_until_it_fails(void *arg)
     int started = 0, rc = 0;
     (void)arg;
     mmap_fault.at = mmap_fault.calls + 5;
-    mmap_fault.for_ever = true;
+    mmap_fault.forever = true;
     malloc_fault.at = malloc_fault.calls + 500;
-    malloc_fault.for_ever = true;
+    malloc_fault.forever = true;
     while (rc == 0 && started < 100000) {
         rc = conc_spawn(&g, until_cancelled, NULL);
         started += rc == 0;

@@ -28,7 +28,7 @@ static int tick(conc_gen *g, void *arg)
     return arg ? *(int *)arg : rc;
 }
 
-static int sleep_for_ever(conc_gen *g, void *arg)
+static int sleep_forever(conc_gen *g, void *arg)
 {
     (void)g, (void)arg;
     return conc_sleep(CONC_FOREVER);
@@ -513,7 +513,7 @@ TASK_TEST(while_a_task_is_inside_another_one_gets_ebusy)
     CHECK_INT(conc_group_wait(&group), 0);
 }
 
-static int emit_for_ever(conc_gen *g, void *arg)
+static int emit_forever(conc_gen *g, void *arg)
 {
     (void)arg;
     for (int i = 0;; i++)
@@ -530,7 +530,7 @@ TASK_TEST(a_generator_may_be_closed_by_another_task_while_a_next_yields)
     conc_group g = {0};
     conc_stats before, after;
     conc_get_stats(&before);
-    CHECK_INT(conc_gen_open(&gen, emit_for_ever, NULL, sizeof item), 0);
+    CHECK_INT(conc_gen_open(&gen, emit_forever, NULL, sizeof item), 0);
     CHECK_INT(conc_spawn(&g, close_it, &gen), 0);
     do {
         rc = conc_gen_next(&gen, &item);
@@ -622,7 +622,7 @@ TASK_TEST(scopes_of_the_consumer_may_begin_and_end_between_items)
     CHECK_INT(item, 2);
 }
 
-static int take_for_ever(void *gen)
+static int take_forever(void *gen)
 {
     int item, rc;
     while ((rc = conc_gen_next(gen, &item)) == 1) {
@@ -637,7 +637,7 @@ TASK_TEST(a_cancel_of_the_consumer_reaches_the_waits_of_the_body)
     conc_group group = {0};
     conc_task t = {0};
     CHECK_INT(conc_gen_open(&g, tick, NULL, sizeof(int)), 0);
-    CHECK_INT(conc_spawn_task(&group, &t, take_for_ever, &g), 0);
+    CHECK_INT(conc_spawn_task(&group, &t, take_forever, &g), 0);
     CHECK_INT(conc_sleep(2.5), 0);
     CHECK_INT(conc_cancel(&t), 0);
     CHECK_INT(conc_join(&t, &rc), 0);
@@ -652,7 +652,7 @@ TASK_TEST(a_cancel_of_the_consumer_reaches_the_waits_of_the_body)
 TASK_TEST(a_time_limit_of_the_consumer_reaches_the_waits_of_the_body)
 {
     conc_gen g = {0};
-    CHECK_INT(conc_gen_open(&g, sleep_for_ever, NULL, sizeof(int)), 0);
+    CHECK_INT(conc_gen_open(&g, sleep_forever, NULL, sizeof(int)), 0);
     CHECK_INT(conc_timeout(3, take_one, &g), -ETIMEDOUT);
     CHECK_TIME(3);
     CHECK_INT(conc_gen_close(&g), 0);

@@ -36,7 +36,7 @@ static int counts(void *arg)
 
 static int sleeps(void *arg) { return conc_sleep(*(double *)arg); }
 
-static int sleeps_for_ever(void *arg)
+static int sleeps_forever(void *arg)
 {
     (void)arg;
     return conc_sleep(CONC_FOREVER);
@@ -451,7 +451,7 @@ TASK_TEST(a_spawn_that_waits_for_room_is_refused_when_a_child_fails)
 {
     int ran = 0;
     conc_group g = {.limit = 2};
-    CHECK_INT(conc_spawn(&g, sleeps_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn(&g, sleeps_forever, NULL), 0);
     CHECK_INT(conc_spawn(&g, fails_after_a_second, NULL), 0);
     CHECK_INT(conc_spawn(&g, counts, &ran), -ECANCELED);
     CHECK_TIME(1);
@@ -471,7 +471,7 @@ typedef struct outsider {
 static int waits_for_room(void *arg)
 {
     outsider *o = arg;
-    o->rc = conc_spawn(o->into, sleeps_for_ever, NULL);
+    o->rc = conc_spawn(o->into, sleeps_forever, NULL);
     o->at = conc_now();
     return 0;
 }

@@ -89,7 +89,7 @@ static int cancels_again_and_again(void *arg)
     return conc_group_wait(&g);
 }
 
-static int sleeps_for_ever(void *arg)
+static int sleeps_forever(void *arg)
 {
     (void)arg;
     return conc_sleep(CONC_FOREVER);
@@ -108,7 +108,7 @@ static int sees_statistics(void *arg)
 {
     conc_group g = {0};
     for (int i = 0; i < many; i++)
-        CHECK_INT(conc_spawn(&g, sleeps_for_ever, arg), 0);
+        CHECK_INT(conc_spawn(&g, sleeps_forever, arg), 0);
     CHECK_INT(conc_settle(), 0);
     see_statistics(many + 1, 0);
     conc_group_cancel(&g);
@@ -397,7 +397,7 @@ static int waits_for_the_first(void *arg)
 static int waits_for_room(void *arg)
 {
     (void)arg;
-    return conc_spawn(&limited, sleeps_for_ever, NULL);
+    return conc_spawn(&limited, sleeps_forever, NULL);
 }
 
 static int spawn_waiters(conc_group *g)
@@ -416,8 +416,8 @@ static int cancels_waiters(void *arg)
         CONC_TRY(conc_queue_try_put(&full, &item));
     limited = (conc_group){.limit = 1};
     CONC_TRY(conc_latch_add(&latch, 1));
-    CONC_TRY(conc_spawn_task(&targets, &target, sleeps_for_ever, NULL));
-    CONC_TRY_IN(&targets, conc_spawn(&limited, sleeps_for_ever, NULL));
+    CONC_TRY(conc_spawn_task(&targets, &target, sleeps_forever, NULL));
+    CONC_TRY_IN(&targets, conc_spawn(&limited, sleeps_forever, NULL));
     CONC_TRY(conc_group_begin(&g));
     CONC_TRY(spawn_waiters(&g));
     conc_group_cancel(&g);
@@ -694,7 +694,7 @@ static int waits_for_the_end(void *arg)
 {
     pthread_t thread;
     conc_group g = {.stack_size = 16384};
-    CONC_TRY(conc_spawn_task(&g, &sleeper, sleeps_for_ever, arg));
+    CONC_TRY(conc_spawn_task(&g, &sleeper, sleeps_forever, arg));
     CONC_TRY(spawn_reported(&g));
     CONC_TRY(conc_settle());
     woken = conc_loop_self();
@@ -750,7 +750,7 @@ static int waits_beside_a_circle(void *arg)
     conc_group g = {.stack_size = 16384};
     for (int i = 0; i < 1000; i++)
         CONC_TRY(
-            conc_spawn_task(&g, &tasks[i], i < 2 ? joins_the_other : sleeps_for_ever, &tasks[i]));
+            conc_spawn_task(&g, &tasks[i], i < 2 ? joins_the_other : sleeps_forever, &tasks[i]));
     CONC_TRY(conc_settle());
     woken = conc_loop_self();
     CHECK_INT(pthread_create(&thread, NULL, wakes_the_loop_into_a_deadlock, arg), 0);

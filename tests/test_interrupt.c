@@ -196,7 +196,7 @@ TEST(a_signal_under_the_virtual_clock_cancels_main)
     check_result(raise_and_sleep, -EINTR);
 }
 
-static int raise_and_sleep_for_ever(void *arg)
+static int raise_and_sleep_forever(void *arg)
 {
     (void)arg;
     raise_it();
@@ -205,12 +205,12 @@ static int raise_and_sleep_for_ever(void *arg)
 
 TEST(a_signal_that_came_is_seen_before_a_deadlock)
 {
-    check_result(raise_and_sleep_for_ever, -EINTR);
+    check_result(raise_and_sleep_forever, -EINTR);
 }
 
 /* ---- a main that only waits for the signal ---- */
 
-static int sleep_for_ever(void *arg)
+static int sleep_forever(void *arg)
 {
     (void)arg;
     return conc_sleep(CONC_FOREVER);
@@ -219,10 +219,10 @@ static int sleep_for_ever(void *arg)
 static int wait_for_the_signal(void *arg)
 {
     let_it_come_soon();
-    return sleep_for_ever(arg);
+    return sleep_forever(arg);
 }
 
-static int wait_for_the_signal_until_for_ever(void *arg)
+static int wait_for_the_signal_until_forever(void *arg)
 {
     (void)arg;
     let_it_come_soon();
@@ -232,8 +232,8 @@ static int wait_for_the_signal_until_for_ever(void *arg)
 static int wait_beside_tasks_that_sleep(void *arg)
 {
     conc_group g = {0};
-    CONC_TRY_IN(&g, conc_spawn(&g, sleep_for_ever, arg));
-    CONC_TRY_IN(&g, conc_spawn(NULL, sleep_for_ever, arg));
+    CONC_TRY_IN(&g, conc_spawn(&g, sleep_forever, arg));
+    CONC_TRY_IN(&g, conc_spawn(NULL, sleep_forever, arg));
     let_it_come_soon();
     return conc_group_end(&g, conc_sleep(CONC_FOREVER));
 }
@@ -241,7 +241,7 @@ static int wait_beside_tasks_that_sleep(void *arg)
 TEST(a_main_that_sleeps_forever_waits_for_the_signal)
 {
     check_result(wait_for_the_signal, -EINTR);
-    check_result(wait_for_the_signal_until_for_ever, -EINTR);
+    check_result(wait_for_the_signal_until_forever, -EINTR);
     check_result(wait_beside_tasks_that_sleep, -EINTR);
 }
 
@@ -264,15 +264,15 @@ static int sleep_beside_a_circle(void *arg)
     conc_group g = {0};
     for (int i = 0; i < 2; i++)
         CONC_TRY_IN(&g, conc_spawn_task(&g, &crossed[i], join_the_other, &crossed[!i]));
-    return conc_group_end(&g, sleep_for_ever(arg));
+    return conc_group_end(&g, sleep_forever(arg));
 }
 
-static int sleep_in_a_shield(void *arg) { return conc_shield(CONC_FOREVER, sleep_for_ever, arg); }
+static int sleep_in_a_shield(void *arg) { return conc_shield(CONC_FOREVER, sleep_forever, arg); }
 
 static int wait_for_sleepers(void *arg)
 {
     (void)arg;
-    return CONC_GATHER(CONC_CALL(sleep_for_ever, NULL), CONC_CALL(sleep_for_ever, NULL));
+    return CONC_GATHER(CONC_CALL(sleep_forever, NULL), CONC_CALL(sleep_forever, NULL));
 }
 
 static void check_deadlock(conc_fn *fn)
@@ -296,7 +296,7 @@ TEST(sleeping_forever_is_a_deadlock_if_no_signal_could_end_it)
     check_deadlock(sleep_in_a_shield);
     check_deadlock(wait_for_sleepers);
     virtual_clock = true;
-    check_deadlock(sleep_for_ever);
+    check_deadlock(sleep_forever);
 }
 
 /* ---- where else the signal finds main ---- */
@@ -618,7 +618,7 @@ static int raise_both(void *arg)
 
 TEST(the_other_signal_as_the_second_kills_too) { check_killed(raise_both, true); }
 
-static int clean_up_for_ever(void *arg)
+static int clean_up_forever(void *arg)
 {
     raise_it();
     CHECK_INT(sleep_long(arg), -ECANCELED);
@@ -626,9 +626,9 @@ static int clean_up_for_ever(void *arg)
     return conc_shield(CONC_FOREVER, sleep_long, arg);
 }
 
-TEST(a_second_signal_kills_a_program_that_cleans_up) { check_killed(clean_up_for_ever, false); }
+TEST(a_second_signal_kills_a_program_that_cleans_up) { check_killed(clean_up_forever, false); }
 
-static int clean_up_for_ever_after_main(void *arg)
+static int clean_up_forever_after_main(void *arg)
 {
     CHECK_INT(sleep_long(arg), -ECANCELED);
     raise_it();
@@ -636,16 +636,16 @@ static int clean_up_for_ever_after_main(void *arg)
     return conc_shield(CONC_FOREVER, sleep_long, arg);
 }
 
-static int leave_one_that_cleans_up_for_ever(void *arg)
+static int leave_one_that_cleans_up_forever(void *arg)
 {
-    CHECK_INT(conc_spawn(NULL, clean_up_for_ever_after_main, arg), 0);
+    CHECK_INT(conc_spawn(NULL, clean_up_forever_after_main, arg), 0);
     CHECK_INT(conc_yield(), 0);
     return 7;
 }
 
 TEST(a_second_signal_kills_after_main_returned)
 {
-    check_killed(leave_one_that_cleans_up_for_ever, false);
+    check_killed(leave_one_that_cleans_up_forever, false);
 }
 
 static int raise_and_hang(void *arg)

@@ -811,7 +811,7 @@ TASK_TEST(a_cancel_keeps_the_previous_error_text)
     CHECK_STR(conc_last_error(), "disk on fire");
 }
 
-static int sleeps_for_ever(void *arg)
+static int sleeps_forever(void *arg)
 {
     (void)arg;
     return conc_sleep(CONC_FOREVER);
@@ -822,8 +822,8 @@ TASK_TEST(another_tasks_cancel_keeps_the_previous_error_text)
     conc_group g = {0};
     conc_task first, second, *next;
     int rc = 0;
-    CHECK_INT(conc_spawn_task(&g, &first, sleeps_for_ever, NULL), 0);
-    CHECK_INT(conc_spawn_task(&g, &second, sleeps_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn_task(&g, &first, sleeps_forever, NULL), 0);
+    CHECK_INT(conc_spawn_task(&g, &second, sleeps_forever, NULL), 0);
     CHECK_INT(conc_cancel(&first), 0);
     CHECK_INT(conc_join(&first, &rc), 0);
     CHECK_INT(rc, -ECANCELED);
@@ -845,7 +845,7 @@ TASK_TEST(a_cancelled_start_keeps_the_previous_error_text)
     conc_group g = {0};
     (void)conc_fail(-EIO, "disk on fire");
     CHECK_INT(conc_scope_begin(&s, 1), 0);
-    CHECK_INT(conc_start(&g, sleeps_for_ever, NULL), -ECANCELED);
+    CHECK_INT(conc_start(&g, sleeps_forever, NULL), -ECANCELED);
     CHECK_STR(conc_last_error(), "disk on fire");
     CHECK_INT(conc_scope_end(&s, 0), 0);
 }

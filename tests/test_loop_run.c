@@ -102,7 +102,7 @@ TEST(a_thread_gets_the_tasks_result_and_error_text)
     CHECK_INT(unseen, 0); /* the caller has the error */
 }
 
-static int sleeps_for_ever(void *arg)
+static int sleeps_forever(void *arg)
 {
     int rc = conc_sleep(CONC_FOREVER);
     *(bool *)arg = true;
@@ -114,7 +114,7 @@ static pthread_t left_thread;
 static int ends_while_it_is_called(void *arg)
 {
     conc_stats s = {0};
-    left_thread = start_caller(arg, sleeps_for_ever, ((caller *)arg)->arg);
+    left_thread = start_caller(arg, sleeps_forever, ((caller *)arg)->arg);
     for (; s.tasks < 2; conc_get_stats(&s))
         CHECK_INT(conc_sleep(0.001), 0);
     return 0;
@@ -314,7 +314,7 @@ static int waits_for_its_cancel(void *arg)
     return conc_fail(-EIO, "cleaned up badly");
 }
 
-static int visits_for_ever(void *arg)
+static int visits_forever(void *arg)
 {
     int rc = visits(arg);
     CHECK_INT(rc, -EIO);
@@ -331,7 +331,7 @@ TASK_TEST(a_cancel_of_the_caller_cancels_the_task_and_waits_for_it)
     visit v = {&n, waits_for_its_cancel, begun};
     CHECK_INT(visits_cancelled(&v), 0);
     CHECK(!begun[0]);
-    CHECK_INT(conc_spawn(&g, visits_for_ever, &v), 0);
+    CHECK_INT(conc_spawn(&g, visits_forever, &v), 0);
     while (!__atomic_load_n(&begun[0], __ATOMIC_SEQ_CST))
         CHECK_INT(conc_yield(), 0);
     conc_group_cancel(&g);
@@ -343,7 +343,7 @@ TASK_TEST(a_cancel_of_the_caller_cancels_the_task_and_waits_for_it)
 static int is_out_of_time_meanwhile(void *arg)
 {
     bool ended = false;
-    visit v = {arg, sleeps_for_ever, &ended};
+    visit v = {arg, sleeps_forever, &ended};
     CHECK_INT(conc_timeout(0.005, visits, &v), -ETIMEDOUT);
     CHECK(ended);
     return 0;
@@ -423,7 +423,7 @@ static int task_of_a_job(void *arg)
     return conc_fail(-EIO, "cleaned up badly");
 }
 
-static int job_calls_for_ever(void *arg)
+static int job_calls_forever(void *arg)
 {
     CHECK_INT(conc_loop_run(here, task_of_a_job, arg), -EIO);
     CHECK(conc_job_cancelled());
@@ -440,7 +440,7 @@ TASK_TEST(a_job_that_is_asked_to_stop_passes_that_on)
     here = conc_loop_self();
     job_began = false;
     CHECK_INT(conc_pool_open(&p), 0);
-    CHECK_INT(conc_pool_submit(&p, &j, job_calls_for_ever, &cancelled), 0);
+    CHECK_INT(conc_pool_submit(&p, &j, job_calls_forever, &cancelled), 0);
     while (!__atomic_load_n(&job_began, __ATOMIC_SEQ_CST))
         CHECK_INT(conc_yield(), 0);
     CHECK_INT(conc_job_cancel(&j), 0);

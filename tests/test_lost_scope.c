@@ -46,7 +46,7 @@ static void run_debugging(conc_fn *fn)
     (void)conc_run_with(&o, fn, NULL);
 }
 
-static int sleep_for_ever(void *arg)
+static int sleep_forever(void *arg)
 {
     (void)arg;
     return conc_sleep(CONC_FOREVER);
@@ -82,7 +82,7 @@ __attribute__((noinline)) static int lose_a_group_with_a_child(void)
 {
     conc_group g = {0};
     opening(__LINE__ + 1);
-    int rc = conc_spawn(&g, sleep_for_ever, NULL);
+    int rc = conc_spawn(&g, sleep_forever, NULL);
     return rc;
 }
 
@@ -116,7 +116,7 @@ static int lose_scope_and_spawn(void *arg)
     conc_group g = {0};
     (void)arg;
     CHECK_INT(below(lose_a_scope), 0);
-    (void)conc_spawn(&g, sleep_for_ever, NULL);
+    (void)conc_spawn(&g, sleep_forever, NULL);
     conc_group_cancel(&g);
     return conc_group_wait(&g);
 }
@@ -160,7 +160,7 @@ TEST(a_scope_left_open_by_a_function_is_found_at_the_next_wait)
     check_lost(scope_then_wait, "scope");
 }
 
-static int count_for_ever(conc_gen *g, void *arg)
+static int count_forever(conc_gen *g, void *arg)
 {
     (void)arg;
     for (int i = 0;; i++)
@@ -170,7 +170,7 @@ static int count_for_ever(conc_gen *g, void *arg)
 static int start_and_sleep(void *arg)
 {
     CONC_TRY(conc_started(0));
-    return sleep_for_ever(arg);
+    return sleep_forever(arg);
 }
 
 /* The calls that wait in their own way; the others share their waits with these. */
@@ -184,8 +184,8 @@ static int call_after_a_loss(void *arg)
     conc_task *next;
     int item, call = *(int *)arg, ends[2];
     CHECK(pipe(ends) == 0);
-    CHECK_INT(conc_spawn_task(&kept_group, &t, sleep_for_ever, NULL), 0);
-    CHECK_INT(conc_gen_open(&g, count_for_ever, NULL, sizeof item), 0);
+    CHECK_INT(conc_spawn_task(&kept_group, &t, sleep_forever, NULL), 0);
+    CHECK_INT(conc_gen_open(&g, count_forever, NULL, sizeof item), 0);
     CHECK_INT(conc_signals_open(&s, &(int){SIGUSR1}, 1), 0);
     CHECK_INT(below(lose_a_scope), 0);
     switch (call) {
@@ -193,7 +193,7 @@ static int call_after_a_loss(void *arg)
     case NEXT_CHILD: return conc_group_next(&kept_group, &next);
     case START: return conc_start(NULL, start_and_sleep, NULL);
     case SETTLE: return conc_settle();
-    case OPEN: return conc_gen_open(&other, count_for_ever, NULL, sizeof item);
+    case OPEN: return conc_gen_open(&other, count_forever, NULL, sizeof item);
     case NEXT: return conc_gen_next(&g, &item);
     case CLOSE: return conc_gen_close(&g);
     case READ: return (int)conc_read(ends[0], &item, 1);
@@ -245,7 +245,7 @@ __attribute__((noinline)) static int leave_a_block_with_a_scope(void)
 {
     CONC_AUTO(conc_group, g) = {0};
     conc_scope s = {0};
-    CONC_TRY(conc_spawn(&g, sleep_for_ever, NULL));
+    CONC_TRY(conc_spawn(&g, sleep_forever, NULL));
     opening(__LINE__ + 1);
     CONC_TRY(conc_scope_begin(&s, 1000));
     CONC_TRY(-EIO);
@@ -289,7 +289,7 @@ static int end_with_group_and_child(void *arg)
 {
     (void)arg;
     opening(__LINE__ + 1);
-    CHECK_INT(conc_spawn(&kept_group, sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn(&kept_group, sleep_forever, NULL), 0);
     return conc_yield();
 }
 
@@ -297,7 +297,7 @@ static int spawn_and_wait(conc_fn *fn)
 {
     conc_group g = {0};
     CHECK_INT(conc_spawn(&g, fn, NULL), 0);
-    CHECK_INT(conc_spawn(&g, sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn(&g, sleep_forever, NULL), 0);
     return conc_group_wait(&g);
 }
 
@@ -380,7 +380,7 @@ static int set_a_scope_anew_inside(void *arg)
     opening(__LINE__ + 1);
     CHECK_INT(conc_scope_begin(&kept, 1000), 0);
     kept = (conc_scope){0};
-    return conc_timeout(1, sleep_for_ever, arg);
+    return conc_timeout(1, sleep_forever, arg);
 }
 
 static int set_a_group_anew(void *arg)
@@ -389,7 +389,7 @@ static int set_a_group_anew(void *arg)
         kept_group = (conc_group){0};
         if (i == 0)
             opening(__LINE__ + 1);
-        CHECK_INT(conc_spawn(&kept_group, sleep_for_ever, arg), 0);
+        CHECK_INT(conc_spawn(&kept_group, sleep_forever, arg), 0);
         CHECK_INT(conc_yield(), 0);
     }
     return 0;
@@ -418,7 +418,7 @@ TEST(an_open_object_that_is_initialized_again_is_found_when_the_next_one_opens)
 {
     check_lost(scope_set_anew, "memory was overwritten, with the scope opened at");
     check_lost(scope_set_anew_inside, "memory was overwritten, with the scope opened at");
-    check_lost(group_set_anew, "memory was overwritten, with the group of sleep_for_ever at");
+    check_lost(group_set_anew, "memory was overwritten, with the group of sleep_forever at");
     check_lost(group_set_anew, "or the function that declared it returned before conc_group_wait");
     check_lost(signals_set_anew, "memory was overwritten, with the conc_signals opened at");
 }
@@ -429,10 +429,10 @@ static int set_a_handle_anew(conc_group *g, size_t which)
     static conc_task handles[3];
     opening(__LINE__ + 2);
     for (size_t i = 0; i < CONC_LEN(handles); i++)
-        CHECK_INT(conc_spawn_task(g, &handles[i], sleep_for_ever, NULL), 0);
+        CHECK_INT(conc_spawn_task(g, &handles[i], sleep_forever, NULL), 0);
     CHECK_INT(conc_yield(), 0);
     handles[which] = (conc_task){0};
-    CHECK_INT(conc_spawn_task(g, &handles[which], sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn_task(g, &handles[which], sleep_forever, NULL), 0);
     return 0;
 }
 
@@ -467,7 +467,7 @@ TEST(a_handle_that_is_initialized_again_while_its_task_lives_is_found_by_the_nex
         CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
         CHECK_CONTAINS(text, "memory was overwritten, with the handle of a task still in use");
     }
-    check_lost(another_set_anew, "memory was overwritten, with the handle of sleep_for_ever at");
+    check_lost(another_set_anew, "memory was overwritten, with the handle of sleep_forever at");
     check_lost(another_set_anew, "or the function that declared it returned before the task's end");
 }
 
@@ -478,7 +478,7 @@ __attribute__((noinline)) static int open_and_close(void)
     conc_scope s = {0};
     conc_group g = {0};
     CHECK_INT(conc_scope_begin(&s, 1000), 0);
-    CHECK_INT(conc_spawn(&g, sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn(&g, sleep_forever, NULL), 0);
     conc_group_cancel(&g);
     CHECK_INT(conc_group_wait(&g), 0);
     return conc_scope_end(&s, 0);
@@ -509,7 +509,7 @@ static int open_in_heap(conc_scope **s, conc_group **g)
     *g = calloc(1, sizeof **g);
     CHECK(*s && *g);
     CONC_TRY(conc_scope_begin(*s, 3));
-    return conc_spawn(*g, sleep_for_ever, NULL);
+    return conc_spawn(*g, sleep_forever, NULL);
 }
 
 TASK_TEST(objects_in_the_heap_may_stay_open_when_a_function_returns)
@@ -697,7 +697,7 @@ __attribute__((noinline)) static int lose_a_handle(void)
 {
     conc_task t;
     opening(__LINE__ + 1);
-    return conc_spawn_task(handles_group, &t, sleep_for_ever, NULL);
+    return conc_spawn_task(handles_group, &t, sleep_forever, NULL);
 }
 
 static int lose_handle_and_wait(void *arg)
@@ -723,7 +723,7 @@ static int end_with_handle(void *arg)
 {
     conc_task t;
     opening(__LINE__ + 1);
-    return conc_spawn_task(arg, &t, sleep_for_ever, NULL);
+    return conc_spawn_task(arg, &t, sleep_forever, NULL);
 }
 
 static int child_with_handle(void *arg)
@@ -750,20 +750,20 @@ static void body_and_handle(void) { run_debugging(consume_lost_handle); }
 
 TEST(debug_mode_finds_a_handle_that_a_function_left_to_a_running_task)
 {
-    check_lost(handle_then_wait, "a function returned, with the handle of sleep_for_ever at");
+    check_lost(handle_then_wait, "a function returned, with the handle of sleep_forever at");
     check_lost(background_handle_then_wait, "still in use");
-    check_lost(body_and_handle, "the handle of sleep_for_ever at");
+    check_lost(body_and_handle, "the handle of sleep_forever at");
 }
 
 TEST(debug_mode_finds_a_handle_that_a_task_left_to_a_running_task)
 {
-    check_lost(child_ends_with_handle, "ended, with the handle of sleep_for_ever at");
+    check_lost(child_ends_with_handle, "ended, with the handle of sleep_forever at");
 }
 
 static int spawn_with_handle(void *arg)
 {
     opening(__LINE__ + 1);
-    return conc_spawn_task(NULL, arg, sleep_for_ever, NULL);
+    return conc_spawn_task(NULL, arg, sleep_forever, NULL);
 }
 
 __attribute__((noinline)) static int lend_a_handle(void)
@@ -785,7 +785,7 @@ static void lent_handle_then_wait(void) { run_debugging(lose_lent_handle); }
 
 TEST(debug_mode_finds_a_handle_in_which_another_task_started_one)
 {
-    check_lost(lent_handle_then_wait, "a function returned, with the handle of sleep_for_ever at");
+    check_lost(lent_handle_then_wait, "a function returned, with the handle of sleep_forever at");
 }
 
 static int return_with_handle(void *arg)
@@ -810,7 +810,7 @@ TEST(the_end_of_main_finds_handles_of_background_tasks)
     char text[4096];
     void (*const ends[])(void) = {main_ends_with_handle, main_ends_with_lost_handle};
     check_lost(main_ends_with_handle_debugging,
-               "its function returned, with the handle of sleep_for_ever at");
+               "its function returned, with the handle of sleep_forever at");
     for (size_t i = 0; i < CONC_LEN(ends) && locals_are_on_the_stack(); i++) {
         int status = test_in_process(ends[i], text, sizeof text);
         CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
@@ -834,7 +834,7 @@ static int lose_ended_handle_and_close(void *arg)
     conc_task first;
     (void)arg;
     handles_group = &g;
-    CHECK_INT(conc_spawn_task(&g, &first, sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn_task(&g, &first, sleep_forever, NULL), 0);
     CHECK_INT(below(lose_a_handle), 0);
     conc_group_cancel(&g);
     return conc_group_wait(&g);
@@ -859,7 +859,7 @@ __attribute__((noinline)) static int use_a_handle(void)
 {
     conc_task t;
     int rc = 0;
-    CHECK_INT(conc_spawn_task(handles_group, &t, sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn_task(handles_group, &t, sleep_forever, NULL), 0);
     CHECK_INT(conc_sleep(1), 0);
     CHECK_INT(conc_cancel(&t), 0);
     CHECK_INT(conc_join(&t, &rc), 0);
@@ -874,8 +874,8 @@ static int keep_all_handles(void *arg)
     CHECK(in_heap != NULL);
     handles_group = &g;
     CHECK_INT(conc_group_begin(&g), 0);
-    CHECK_INT(conc_spawn_task(&g, &above, sleep_for_ever, NULL), 0);
-    CHECK_INT(conc_spawn_task(&g, in_heap, sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn_task(&g, &above, sleep_forever, NULL), 0);
+    CHECK_INT(conc_spawn_task(&g, in_heap, sleep_forever, NULL), 0);
     for (int i = 0; i < 3; i++) {
         CHECK_INT(below(use_a_handle), 0);
         CHECK_INT(wait_deep(20), 0);

@@ -22,7 +22,7 @@ static int must_not_emit(conc_gen *g, void *arg)
 
 static int return_it(void *value) { return *(int *)value; }
 
-static int sleep_for_ever(void *arg)
+static int sleep_forever(void *arg)
 {
     (void)arg;
     return conc_sleep(CONC_FOREVER);
@@ -133,7 +133,7 @@ TASK_TEST(groups_and_scopes_nest_and_a_wait_in_the_wrong_order_is_refused)
     conc_scope s = {0};
     CHECK_INT(conc_group_begin(&outer), 0);
     CHECK_INT(conc_scope_begin(&s, CONC_FOREVER), 0);
-    CHECK_INT(conc_spawn(&outer, sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn(&outer, sleep_forever, NULL), 0);
     CHECK_INT(conc_group_begin(&inner), 0);
     CHECK_INT(conc_group_wait(&outer), -EINVAL);
     CHECK_INT(conc_group_end(&outer, -EIO), -EINVAL);
@@ -173,7 +173,7 @@ TASK_TEST(a_task_cannot_end_what_another_one_opened)
     conc_group g = {0}, inner = {0};
     other o = {&s, &g};
     CHECK_INT(conc_group_begin(&g), 0);
-    CHECK_INT(conc_spawn(&g, sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn(&g, sleep_forever, NULL), 0);
     CHECK_INT(conc_scope_begin(&s, 5), 0);
     CHECK_INT(conc_spawn(&inner, meddle, &o), 0);
     CHECK_INT(conc_group_wait(&inner), 0);
@@ -445,13 +445,13 @@ TASK_TEST(the_tasks_and_groups_of_another_loop_are_out_of_reach)
 {
     pthread_t thread;
     int rc = 0;
-    CHECK_INT(conc_spawn_task(&foreign_group, &foreign_task, sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn_task(&foreign_group, &foreign_task, sleep_forever, NULL), 0);
     CHECK_INT(conc_settle(), 0);
     CHECK_INT(pthread_create(&thread, NULL, run_elsewhere, NULL), 0);
     CHECK_INT(pthread_join(thread, NULL), 0);
     CHECK_INT(conc_settle(), 0);
     CHECK(!conc_done(&foreign_task));
-    CHECK_CONTAINS(conc_name(&foreign_task), "sleep_for_ever");
+    CHECK_CONTAINS(conc_name(&foreign_task), "sleep_forever");
     CHECK_INT(conc_cancel(&foreign_task), 0);
     CHECK_INT(conc_join(&foreign_task, &rc), 0);
     CHECK_INT(rc, -ECANCELED);

@@ -707,7 +707,7 @@ static bool are_concs_words(const char *words, int rc)
         CHECK(are_concs_words(conc_last_error(), -(error))); \
     } while (0)
 
-static int sleeps_for_ever(void *arg)
+static int sleeps_forever(void *arg)
 {
     (void)arg;
     return conc_sleep(CONC_FOREVER);
@@ -733,15 +733,15 @@ IO_TEST(an_error_of_concs_after_one_of_the_systems_has_concs_text)
     CHECK(l >= 0);
     conc_queue_close(&closed);
     CHECK_INT(conc_future_set(&future, 0, NULL), 0);
-    CHECK_INT(conc_spawn_task(&g, &t, sleeps_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn_task(&g, &t, sleeps_forever, NULL), 0);
     FAILS_IN_CONCS_WORDS(EPERM, conc_lock_release(&lock));
-    FAILS_IN_CONCS_WORDS(ETIMEDOUT, conc_timeout(1, sleeps_for_ever, NULL));
+    FAILS_IN_CONCS_WORDS(ETIMEDOUT, conc_timeout(1, sleeps_forever, NULL));
     FAILS_IN_CONCS_WORDS(EALREADY, conc_future_set(&future, 0, NULL));
     FAILS_IN_CONCS_WORDS(EDEADLK, conc_join(conc_self(), NULL));
     FAILS_IN_CONCS_WORDS(EOVERFLOW, conc_latch_done(&latch));
     FAILS_IN_CONCS_WORDS(EPIPE, conc_queue_try_put(&closed, &item));
     FAILS_IN_CONCS_WORDS(EPIPE, conc_queue_get(&closed, &item));
-    FAILS_IN_CONCS_WORDS(EBUSY, conc_spawn_task(&g, &t, sleeps_for_ever, NULL));
+    FAILS_IN_CONCS_WORDS(EBUSY, conc_spawn_task(&g, &t, sleeps_forever, NULL));
     io_open(IO_SOCKET, end);
     CHECK_INT(conc_stream_open(&stream, end[0]), 0);
     CHECK_INT(conc_stream_close(&stream), 0);

@@ -1618,14 +1618,14 @@ static int offloads_a_little(void *arg)
     return 0;
 }
 
-static void fail_allocations(bool for_ever)
+static void fail_allocations(bool forever)
 {
     bool failed = true;
     for (long n = 1; failed && n < 1000; n++) {
         allocations = 0;
         due = 0;
         calls = 0;
-        failing_for_ever = for_ever;
+        failing_forever = forever;
         failing_allocation = n;
         int rc = run_virtual(offloads_a_little, &red);
         failed = allocations >= n;

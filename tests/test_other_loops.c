@@ -72,7 +72,7 @@ static int await_latch(void *arg) { return (void)arg, conc_latch_wait(&latch); }
 static int await_future(void *arg) { return (void)arg, conc_future_wait(&future, NULL); }
 static int await_done(void *arg) { return (void)arg, conc_queue_join(&joined); }
 static int await_tokens(void *arg) { return (void)arg, conc_limiter_acquire(&limiter, 1); }
-static int sleep_for_ever(void *arg) { return (void)arg, conc_sleep(CONC_FOREVER); }
+static int sleep_forever(void *arg) { return (void)arg, conc_sleep(CONC_FOREVER); }
 static int end_at_once(void *arg) { return (void)arg, 5; }
 
 static int count_up(conc_gen *g, void *arg)
@@ -217,7 +217,7 @@ static void hold_everything(void)
 {
     int item = 0;
     CHECK_INT(conc_group_begin(&group), 0);
-    CHECK_INT(conc_spawn_task(&group, &sleeper, sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn_task(&group, &sleeper, sleep_forever, NULL), 0);
     CHECK_INT(conc_spawn_task(&group, &ended, end_at_once, NULL), 0);
     CHECK_INT(conc_scope_begin(&scope, CONC_FOREVER), 0);
     CHECK_INT(conc_lock_acquire(&lock), 0);
@@ -270,7 +270,7 @@ static int stay_out_of_reach(void *(*of)(void *))
     CHECK_INT(conc_scope_end(&scope, 0), 0);
     CHECK_INT(conc_join(&ended, &rc), 0);
     CHECK_INT(rc, 5);
-    CHECK_CONTAINS(conc_name(&sleeper), "sleep_for_ever");
+    CHECK_CONTAINS(conc_name(&sleeper), "sleep_forever");
     CHECK_INT(conc_cancel(&sleeper), 0);
     CHECK_INT(conc_group_wait(&group), 0);
     conc_queue_destroy(&full);

@@ -1073,11 +1073,11 @@ POOL_TEST(without_memory_a_queue_uses_the_room_of_jobs_that_were_taken_back)
         CHECK_INT(conc_pool_submit(&pool, &jobs[i], counts, NULL), 0);
     CHECK_INT(conc_job_cancel(&jobs[30]), 0);
     failing_allocation = allocations + 1;
-    failing_for_ever = true;
+    failing_forever = true;
     CHECK_INT(conc_pool_submit(&pool, &jobs[30], counts, NULL), 0);
     CHECK_INT(conc_job_cancel(&jobs[30]), 0);
     failing_allocation = 0;
-    failing_for_ever = false;
+    failing_forever = false;
     let_go(&h);
     CHECK_INT(result_of(&jobs[63]), 63);
 }
@@ -2046,7 +2046,7 @@ POOL_TEST(a_cancel_of_one_waiter_does_not_end_the_job_while_others_wait)
     }
 }
 
-static int receives_for_ever(void *arg)
+static int receives_forever(void *arg)
 {
     int item;
     count_up(arg);
@@ -2062,7 +2062,7 @@ static void cancel_all_waiters(bool last_comes_first)
     conc_job running, queued;
     conc_group g = {0};
     WITH_POOL(pool, 1);
-    CHECK_INT(conc_pool_submit(&pool, &running, receives_for_ever, &begun), 0);
+    CHECK_INT(conc_pool_submit(&pool, &running, receives_forever, &begun), 0);
     count_wait(&begun, 1);
     CHECK_INT(conc_pool_submit(&pool, &queued, counts, NULL), 0);
     caller c[6];
@@ -2128,7 +2128,7 @@ POOL_TEST(a_job_that_another_runs_itself_is_asked_to_stop_when_both_waiters_are_
     WITH_POOL(pool, 1);
     occupy(&pool, &first);
     CHECK_INT(conc_pool_submit(&pool, &outer, waits_for_its_result, &inner), 0);
-    CHECK_INT(conc_pool_submit(&pool, &inner, receives_for_ever, &begun), 0);
+    CHECK_INT(conc_pool_submit(&pool, &inner, receives_forever, &begun), 0);
     let_go(&first);
     count_wait(&begun, 1);
     caller c = {by_wait, .job = &inner, .begun = COUNTER};
@@ -3864,7 +3864,7 @@ static int uses_everything(void *arg)
     return 0;
 }
 
-static void fail_allocations(bool in_run, bool for_ever)
+static void fail_allocations(bool in_run, bool forever)
 {
     conc_options options = {.virtual_clock = true};
     bool failed = true;
@@ -3872,7 +3872,7 @@ static void fail_allocations(bool in_run, bool for_ever)
         allocations = 0;
         due = 0;
         calls = 0;
-        failing_for_ever = for_ever;
+        failing_forever = forever;
         failing_allocation = n;
         int rc = in_run ? conc_run_with(&options, uses_everything, &red) : uses_everything(NULL);
         failed = allocations >= n;
@@ -4056,7 +4056,7 @@ static int sends(void *arg)
     return conc_channel_send(&full_channel, &item);
 }
 
-static int blocks_for_ever(void *arg)
+static int blocks_forever(void *arg)
 {
     (void)arg;
     return conc_block(1e6);
@@ -4068,21 +4068,21 @@ static int wants_a_place(void *arg)
     return conc_pool_submit(other_pool, &j, counts, arg);
 }
 
-static int sleeps_for_ever(void *arg)
+static int sleeps_forever(void *arg)
 {
     (void)arg;
     return conc_sleep(1e6);
 }
 
-static int runs_a_sleep(void *arg) { return conc_run(sleeps_for_ever, arg); }
+static int runs_a_sleep(void *arg) { return conc_run(sleeps_forever, arg); }
 
-static int maps_a_sleep(void *arg) { return conc_map(sleeps_for_ever, arg, 3, 0); }
+static int maps_a_sleep(void *arg) { return conc_map(sleeps_forever, arg, 3, 0); }
 static int runs_tasks(void *arg) { return conc_run(maps_a_sleep, arg); }
 
 /* The other pool has one thread, which is busy, and one queue slot, which is full. */
 static void with_full_channel_and_pool(void (*body)(conc_fn *call))
 {
-    static conc_fn *const calls_that_wait[] = {receives,      sends,        blocks_for_ever,
+    static conc_fn *const calls_that_wait[] = {receives,      sends,        blocks_forever,
                                                wants_a_place, runs_a_sleep, runs_tasks};
     int item = 1;
     held h = HELD(0);
@@ -4146,7 +4146,7 @@ POOL_TEST(a_time_limit_ends_what_a_job_waits_for_at_that_time)
     CHECK_INT(conc_channel_try_send(&full_channel, &item), 0);
     limit_a_task_whose_job_waits(receives);
     limit_a_task_whose_job_waits(sends);
-    limit_a_task_whose_job_waits(blocks_for_ever);
+    limit_a_task_whose_job_waits(blocks_forever);
     conc_channel_destroy(&empty_channel);
     conc_channel_destroy(&full_channel);
 }
@@ -4410,7 +4410,7 @@ POOL_TEST(a_time_limit_passes_while_a_run_in_a_job_waits_for_a_channel)
 static int cleans_up(void *arg)
 {
     double second = 1, hour = 3600;
-    CHECK_INT(blocks_for_ever(arg), -ECANCELED);
+    CHECK_INT(blocks_forever(arg), -ECANCELED);
     CHECK_INT(conc_shield(CONC_FOREVER, looks_and_blocks, &second), 6);
     CHECK_INT(conc_shield(10, looks_and_blocks, &second), 6);
     CHECK_INT(conc_shield(10, passes_an_item, NULL), 8);
@@ -4425,7 +4425,7 @@ static int cleans_up(void *arg)
     CHECK_INT(conc_shield(1, NULL, NULL), -EINVAL);
     CHECK_INT(conc_shield((double)NAN, counts, NULL), -EINVAL);
     CHECK(conc_job_cancelled());
-    CHECK_INT(blocks_for_ever(arg), -ECANCELED);
+    CHECK_INT(blocks_forever(arg), -ECANCELED);
     return 4;
 }
 
@@ -4444,7 +4444,7 @@ POOL_TEST(a_job_cleans_up_in_a_shield)
 static int cleans_up_quickly(void *arg)
 {
     double hour = 3600;
-    CHECK_INT(blocks_for_ever(arg), -ECANCELED);
+    CHECK_INT(blocks_forever(arg), -ECANCELED);
     CHECK_INT(conc_shield(CONC_FOREVER, passes_an_item, NULL), 8);
     CHECK_INT(conc_shield(0.002, looks_until_asked, &hour), -ETIMEDOUT);
     CHECK_INT(conc_shield(0.002, runs_elsewhere, &hour), -ETIMEDOUT);

@@ -72,9 +72,9 @@ static const int error_of[KINDS] = {
     [RESOLVER] = ENOMEM};
 
 typedef struct fault {
-    atomic_long calls;    /* since the last reset */
-    atomic_long at;       /* the call that fails; 0: none */
-    atomic_bool for_ever; /* and all after it */
+    atomic_long calls;   /* since the last reset */
+    atomic_long at;      /* the call that fails; 0: none */
+    atomic_bool forever; /* and all after it */
     atomic_long injected;
 } fault;
 
@@ -98,7 +98,7 @@ static bool fails(kind k)
 {
     fault *f = &faults[k];
     long call = atomic_fetch_add(&f->calls, 1) + 1, at = atomic_load(&f->at);
-    if (at == 0 || call < at || (call > at && !atomic_load(&f->for_ever)))
+    if (at == 0 || call < at || (call > at && !atomic_load(&f->forever)))
         return false;
     atomic_fetch_add(&f->injected, 1);
     errno = error_of[k];
@@ -382,13 +382,13 @@ static void share_faults(void)
     CHECK(faults != before_faults);
 }
 
-static void fail_from(kind k, long at, bool for_ever)
+static void fail_from(kind k, long at, bool forever)
 {
     for (int i = 0; i < KINDS; i++) {
         atomic_store(&faults[i].calls, 0);
         atomic_store(&faults[i].injected, 0);
     }
-    atomic_store(&faults[k].for_ever, for_ever);
+    atomic_store(&faults[k].forever, forever);
     atomic_store(&faults[k].at, at);
 }
 
@@ -407,13 +407,13 @@ static bool call_program(conc_fn *program, bool in_run)
     return main_ran && whole;
 }
 
-static void check_kind(conc_fn *program, bool in_run, kind k, bool for_ever)
+static void check_kind(conc_fn *program, bool in_run, kind k, bool forever)
 {
     before b = look_around();
     long n = 0;
     bool good;
     do {
-        fail_from(k, ++n, for_ever);
+        fail_from(k, ++n, forever);
         good = call_program(program, in_run);
         check_nothing_is_left(&b);
     } while (injected() && n < 1000);

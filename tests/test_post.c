@@ -375,7 +375,7 @@ static conc_task post_child;
 static conc_gen post_gen;
 static bool post_ran;
 
-static int sleep_for_ever(void *arg)
+static int sleep_forever(void *arg)
 {
     (void)arg;
     return conc_sleep(CONC_FOREVER);
@@ -387,7 +387,7 @@ static int must_not_run(void *arg)
     return arg != NULL;
 }
 
-static int emit_for_ever(conc_gen *g, void *arg)
+static int emit_forever(conc_gen *g, void *arg)
 {
     (void)arg;
     for (int i = 0;; i++)
@@ -431,9 +431,9 @@ static void try_all_that_waits(void *arg)
 TASK_TEST(in_a_posted_function_nothing_waits)
 {
     int item, arg = 0;
-    CHECK_INT(conc_gen_open(&post_gen, emit_for_ever, NULL, sizeof item), 0);
+    CHECK_INT(conc_gen_open(&post_gen, emit_forever, NULL, sizeof item), 0);
     CHECK_INT(conc_gen_next(&post_gen, &item), 1);
-    CHECK_INT(conc_spawn_task(&post_group, &post_child, sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn_task(&post_group, &post_child, sleep_forever, NULL), 0);
     CHECK_INT(conc_post(conc_loop_self(), try_all_that_waits, &arg), 0);
     CHECK_INT(conc_settle(), 0);
     CHECK(post_ran);

@@ -1265,7 +1265,7 @@ TASK_TEST(another_threads_calls_change_nothing_while_a_task_waits)
     conc_queue_destroy(&full);
 }
 
-static int gets_for_ever(void *queue)
+static int gets_forever(void *queue)
 {
     CHECK_INT(get_here(queue), -ECANCELED);
     return 0;
@@ -1275,7 +1275,7 @@ static void get_from_nobody(void)
 {
     conc_queue q = CONC_QUEUE(int, 0);
     int item = UNTOUCHED;
-    CHECK_INT(conc_run(gets_for_ever, &q), -EDEADLK);
+    CHECK_INT(conc_run(gets_forever, &q), -EDEADLK);
     CHECK_INT(try_put(&q, 1), 0); /* no task waits any more */
     CHECK_INT(conc_queue_try_get(&q, &item), 0);
     CHECK_INT(item, 1);

@@ -57,7 +57,7 @@ TEST(a_run_without_a_function_is_refused)
 
 /* ---- one after another, inside each other, side by side ---- */
 
-static int sleeps_for_ever(void *arg)
+static int sleeps_forever(void *arg)
 {
     (void)arg;
     return conc_sleep(CONC_FOREVER);
@@ -77,7 +77,7 @@ static int looks_around_and_leaves_a_mess(void *arg)
     CHECK_INT(stats.generators, 0);
     CHECK_INT(stats.holds, 0);
 
-    CHECK_INT(conc_spawn(NULL, sleeps_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn(NULL, sleeps_forever, NULL), 0);
     CHECK_INT(conc_sleep(10), 0);
     CHECK_INT(conc_cancel(conc_self()), 0);
     return conc_fail(-EIO, "left over");
@@ -587,7 +587,7 @@ static int calls_this_and_that(void *arg)
     CHECK_INT(conc_sleep(NAN), -EINVAL);
     CHECK_INT(conc_run(returns, NULL), -EBUSY);
     CHECK_INT(conc_sleep(2), 0);
-    CHECK_INT(conc_timeout(1, sleeps_for_ever, NULL), -ETIMEDOUT);
+    CHECK_INT(conc_timeout(1, sleeps_forever, NULL), -ETIMEDOUT);
     CHECK_STR(conc_strerror(-EIO), conc_strerror(-EIO));
     CHECK_INT(conc_group_wait(&g), 0);
     CHECK_INT(errno, 77);

@@ -3,7 +3,7 @@
 
 static conc_scope shared;
 
-static int sleep_for_ever(void *arg)
+static int sleep_forever(void *arg)
 {
     (void)arg;
     return conc_sleep(CONC_FOREVER);
@@ -263,8 +263,8 @@ TASK_TEST(a_scope_reaches_the_children_of_groups_that_were_opened_in_it)
     conc_group g = {0};
     int rc = 0;
     CHECK_INT(conc_scope_begin(&s, CONC_FOREVER), 0);
-    CHECK_INT(conc_spawn_task(&g, &t[0], sleep_for_ever, NULL), 0);
-    CHECK_INT(conc_spawn_task(&g, &t[1], sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn_task(&g, &t[0], sleep_forever, NULL), 0);
+    CHECK_INT(conc_spawn_task(&g, &t[1], sleep_forever, NULL), 0);
     CHECK_INT(conc_settle(), 0);
     conc_scope_cancel(&s);
     CHECK_INT(conc_group_wait(&g), -ECANCELED);

@@ -6,7 +6,7 @@
 
 static int sleep_for(void *seconds) { return conc_sleep(*(double *)seconds); }
 
-static int sleep_for_ever(void *arg)
+static int sleep_forever(void *arg)
 {
     (void)arg;
     return conc_sleep(CONC_FOREVER);
@@ -74,7 +74,7 @@ TASK_TEST(the_grace_bounds_the_clean_up)
     conc_scope s = {0};
     CHECK_INT(conc_scope_begin(&s, CONC_FOREVER), 0);
     conc_scope_cancel(&s);
-    CHECK_INT(conc_shield(5, sleep_for_ever, NULL), -ETIMEDOUT);
+    CHECK_INT(conc_shield(5, sleep_forever, NULL), -ETIMEDOUT);
     CHECK_TIME(5);
     CHECK_INT(conc_scope_end(&s, conc_yield()), 0);
 }
@@ -310,7 +310,7 @@ TASK_TEST(a_shield_in_the_body_of_a_group_does_not_protect_its_children)
     conc_group g = {0};
     conc_task child = {0};
     CHECK_INT(conc_scope_begin(&s, 2), 0);
-    CHECK_INT(conc_spawn_task(&g, &child, sleep_for_ever, NULL), 0);
+    CHECK_INT(conc_spawn_task(&g, &child, sleep_forever, NULL), 0);
     CHECK_INT(conc_shield(CONC_FOREVER, sleep_for, &four), 0);
     CHECK_TIME(4);
     CHECK(conc_done(&child));

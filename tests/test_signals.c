@@ -1397,7 +1397,7 @@ TASK_TEST(a_wait_for_one_signal_that_is_cancelled_just_after_it_came_returns_it_
 
 /* ---- signals and the loop ---- */
 
-static int close_and_sleep_for_ever(void *arg)
+static int close_and_sleep_forever(void *arg)
 {
     (void)arg;
     conc_signals s = {0};
@@ -1410,7 +1410,7 @@ static int close_and_sleep_for_ever(void *arg)
 
 static void run_into_a_deadlock(void)
 {
-    CHECK_INT(conc_run(close_and_sleep_for_ever, NULL), -EDEADLK);
+    CHECK_INT(conc_run(close_and_sleep_forever, NULL), -EDEADLK);
 }
 
 TEST(a_receiver_that_is_closed_hides_no_deadlock) { check_process(run_into_a_deadlock); }
@@ -1785,7 +1785,7 @@ TEST(if_sigpipe_was_blocked_only_the_runs_own_is_consumed)
     CHECK_INT(handled[SIGPIPE], 1);
 }
 
-static int sleep_for_ever(void *arg)
+static int sleep_forever(void *arg)
 {
     (void)arg;
     return conc_sleep(CONC_FOREVER);
@@ -1810,7 +1810,7 @@ TEST(a_hosts_write_to_a_broken_pipe_between_steps_does_not_kill_when_the_run_end
     unsetenv("CONC_POLL");
     if (TEST_ONLY_POLL)
         return;
-    write_between_steps(sleep_for_ever, -ECANCELED);
+    write_between_steps(sleep_forever, -ECANCELED);
     write_between_steps(do_nothing, 0);
 }
 

@@ -38,7 +38,7 @@ static int count_and_wait(void *arg)
     return 0;
 }
 
-static int sleep_for_ever(void *arg)
+static int sleep_forever(void *arg)
 {
     (void)arg;
     return conc_sleep(CONC_FOREVER);
@@ -246,9 +246,9 @@ static size_t overflow_size;
 static int spawn_overflow(void *arg)
 {
     conc_group g = {.stack_size = overflow_size};
-    CHECK_INT(conc_spawn(&g, sleep_for_ever, arg), 0);
+    CHECK_INT(conc_spawn(&g, sleep_forever, arg), 0);
     CHECK_INT(conc_spawn(&g, overflow, arg), 0);
-    CHECK_INT(conc_spawn(&g, sleep_for_ever, arg), 0);
+    CHECK_INT(conc_spawn(&g, sleep_forever, arg), 0);
     return conc_group_wait(&g);
 }
 

@@ -22,7 +22,7 @@
 static struct {
     long calls; /* since the last reset */
     long at;    /* the call that fails; 0: none */
-    bool for_ever;
+    bool forever;
     long injected;
 } fault;
 static long live_allocations;
@@ -30,7 +30,7 @@ static long live_allocations;
 static bool fails(void)
 {
     fault.calls++;
-    if (fault.at == 0 || fault.calls < fault.at || (fault.calls > fault.at && !fault.for_ever))
+    if (fault.at == 0 || fault.calls < fault.at || (fault.calls > fault.at && !fault.forever))
         return false;
     fault.injected++;
     errno = ENOMEM;
@@ -3757,7 +3757,7 @@ static int talk_with_little_memory(void *arg)
     return 0;
 }
 
-static void check_every_allocation(bool for_ever, const char *way)
+static void check_every_allocation(bool forever, const char *way)
 {
     long n = 0;
     unsetenv("CONC_CLOCK");
@@ -3766,7 +3766,7 @@ static void check_every_allocation(bool for_ever, const char *way)
     do {
         memset(&fault, 0, sizeof fault);
         fault.at = ++n;
-        fault.for_ever = for_ever;
+        fault.forever = forever;
         main_ran = false;
         int fds = test_count_fds(), rc = conc_run(talk_with_little_memory, NULL);
         CHECK(rc == 0 || (rc == -ENOMEM && !main_ran));
@@ -3796,7 +3796,7 @@ PLAIN_IO_TEST(a_write_without_memory_accepts_nothing_or_returns_how_much)
     pair p = {.s = {.buffer_size = 100}};
     size_t taken = 0;
     open_pair(&p);
-    fault.for_ever = true;
+    fault.forever = true;
     for (size_t size = 1; size < 500; size += 7) {
         fault.at = size % 2 ? fault.calls + 1 : 0;
         ssize_t rc = conc_stream_write(&p.s, pattern + taken, size);
@@ -3815,7 +3815,7 @@ PLAIN_IO_TEST(a_write_that_has_to_wait_without_memory_returns_what_it_sent)
     open_pair(&p);
     CHECK_INT(conc_wait_fd(descriptor_of(&p.s), CONC_WRITABLE), CONC_WRITABLE);
     CHECK_INT(conc_scope_begin(&limit, 1), 0);
-    fault.for_ever = true;
+    fault.forever = true;
     fault.at = fault.calls + 1;
     ssize_t rc = conc_stream_write(&p.s, pattern, 2 * MB);
     fault.at = 0;

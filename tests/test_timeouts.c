@@ -6,7 +6,7 @@
 
 static int sleep_for(void *seconds) { return conc_sleep(*(double *)seconds); }
 
-static int sleep_for_ever(void *arg)
+static int sleep_forever(void *arg)
 {
     (void)arg;
     return conc_sleep(CONC_FOREVER);
@@ -345,9 +345,9 @@ TEST(a_limit_that_passed_during_a_computation_cuts_the_next_wait_short)
 static int time_out_twice(void *arg)
 {
     double *took = arg, start = conc_now();
-    CHECK_INT(conc_timeout(0.02, sleep_for_ever, NULL), -ETIMEDOUT);
+    CHECK_INT(conc_timeout(0.02, sleep_forever, NULL), -ETIMEDOUT);
     took[0] = conc_now() - start;
-    CHECK_INT(conc_timeout(0.01, sleep_for_ever, NULL), -ETIMEDOUT);
+    CHECK_INT(conc_timeout(0.01, sleep_forever, NULL), -ETIMEDOUT);
     took[1] = conc_now() - start;
     return 0;
 }
@@ -365,7 +365,7 @@ static int wait_for_a_sleeper(void *arg)
 {
     conc_group g = {0};
     conc_task *t = arg;
-    CONC_TRY(conc_spawn_task(&g, t, sleep_for_ever, NULL));
+    CONC_TRY(conc_spawn_task(&g, t, sleep_forever, NULL));
     return conc_group_end(&g, conc_sleep(100));
 }
 
@@ -401,7 +401,7 @@ TASK_TEST(a_timeout_waits_for_the_clean_up)
 static int clean_up_in_vain(void *arg)
 {
     int rc = conc_sleep(CONC_FOREVER);
-    *(int *)arg = conc_shield(3, sleep_for_ever, NULL);
+    *(int *)arg = conc_shield(3, sleep_forever, NULL);
     return rc;
 }
 
@@ -419,8 +419,8 @@ TASK_TEST(a_timeout_after_a_cancel_that_was_handled_works_by_itself)
     CHECK_INT(conc_scope_begin(&s, CONC_FOREVER), 0);
     conc_scope_cancel(&s);
     CHECK_INT(conc_scope_end(&s, conc_yield()), 0);
-    CHECK_INT(conc_timeout(2, sleep_for_ever, NULL), -ETIMEDOUT);
-    CHECK_INT(conc_timeout(2, sleep_for_ever, NULL), -ETIMEDOUT);
+    CHECK_INT(conc_timeout(2, sleep_forever, NULL), -ETIMEDOUT);
+    CHECK_INT(conc_timeout(2, sleep_forever, NULL), -ETIMEDOUT);
     CHECK_TIME(4);
 }
 
