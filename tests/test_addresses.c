@@ -287,7 +287,7 @@ IO_TEST(the_path_of_a_unix_socket_may_have_107_bytes_and_colons)
 #ifdef __linux__
 
 /* The kernel accepts a path without room for its NUL, and abstract names have none. */
-IO_TEST(a_path_or_an_abstract_name_may_fill_all_the_room_there_is)
+IO_TEST(a_path_or_an_abstract_name_may_have_the_maximum_length)
 {
     char name[130], file[112];
     make_directory();
@@ -620,7 +620,7 @@ IO_TEST(a_pair_of_sockets_has_no_name)
     io_close(s);
 }
 
-TEST(outside_a_run_an_address_can_be_asked_for_and_nothing_opened)
+TEST(outside_a_run_an_address_can_be_queried_and_nothing_opened)
 {
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     CHECK_STR(address_of(fd, false), "0.0.0.0:0");

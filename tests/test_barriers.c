@@ -278,7 +278,7 @@ static int comes_and_goes(void *arg)
     return 0;
 }
 
-TASK_TEST(however_many_leave_each_round_that_was_full_gave_each_index_once)
+TASK_TEST(each_full_round_gave_each_index_once_however_many_left)
 {
     conc_barrier b = CONC_BARRIER(7);
     int passed[7] = {0};

@@ -195,7 +195,7 @@ TASK_TEST(cancelling_a_task_that_ended_changes_nothing)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(cancelling_twice_is_cancelling_once)
+TASK_TEST(cancelling_twice_is_like_cancelling_once)
 {
     witness w = {0};
     conc_group g = {0};

@@ -358,7 +358,7 @@ TASK_TEST(errno_is_preserved)
 
 /* ---- waiting, in one loop ---- */
 
-TASK_TEST(receivers_are_served_in_the_order_of_asking)
+TASK_TEST(receivers_are_served_in_fifo_order)
 {
     enum { N = 5 };
     conc_channel c = CONC_CHANNEL(int, 2);
@@ -396,7 +396,7 @@ TASK_TEST(more_items_than_fit_go_to_receivers_that_wait)
     conc_channel_destroy(&c);
 }
 
-TASK_TEST(senders_are_served_in_the_order_of_asking)
+TASK_TEST(senders_are_served_in_fifo_order)
 {
     enum { N = 5, CAPACITY = 2 };
     conc_channel c = CONC_CHANNEL(int, CAPACITY);
@@ -435,7 +435,7 @@ static int receives_a_thousand(void *arg)
     return 0;
 }
 
-TASK_TEST(two_tasks_pass_a_thousand_items_through_every_small_room)
+TASK_TEST(two_tasks_pass_a_thousand_items_through_each_small_capacity)
 {
     for (size_t capacity = 1; capacity <= 4; capacity++) {
         conc_channel c = CONC_CHANNEL(int, capacity);
@@ -923,7 +923,7 @@ TASK_TEST(a_posted_function_serves_waiting_clients)
 
 /* ---- between threads ---- */
 
-TEST(outside_a_run_a_thread_uses_a_channel_as_well)
+TEST(a_thread_without_a_run_uses_a_channel_too)
 {
     conc_channel c = CONC_CHANNEL(int, 2);
     CHECK_INT(send_int(&c, 1), 0);
@@ -959,7 +959,7 @@ static void crowd_leaves(conc_group *g, conc_pool *pool, client *c)
     CHECK_INT(conc_pool_close(pool), 0);
 }
 
-TASK_TEST(tasks_threads_jobs_and_other_loops_receive_in_the_order_of_asking)
+TASK_TEST(tasks_threads_jobs_and_other_loops_receive_in_fifo_order)
 {
     conc_channel c = CONC_CHANNEL(int, 2);
     client r[CROWD];
@@ -976,7 +976,7 @@ TASK_TEST(tasks_threads_jobs_and_other_loops_receive_in_the_order_of_asking)
     conc_channel_destroy(&c);
 }
 
-TASK_TEST(tasks_threads_jobs_and_other_loops_send_in_the_order_of_asking)
+TASK_TEST(tasks_threads_jobs_and_other_loops_send_in_fifo_order)
 {
     conc_channel c = CONC_CHANNEL(int, 2);
     client s[CROWD];
@@ -1458,7 +1458,7 @@ TEST(each_of_a_hundred_thousand_items_between_four_loops_and_two_threads_arrives
     stress_a_channel(16, items(20000), SENDERS);
 }
 
-TEST(through_room_for_one_item_from_five_senders_to_one_receiver_no_order_is_lost)
+TEST(one_slot_keeps_the_order_of_five_senders_to_one_receiver)
 {
     unsetenv("CONC_CLOCK");
     stress_a_channel(1, items(2000), 1);
@@ -1710,7 +1710,7 @@ TASK_TEST(a_job_that_is_asked_to_stop_receives_only_in_a_shield) { end_a_job_tha
 
 TASK_TEST(a_job_that_is_asked_to_stop_sends_only_in_a_shield) { end_a_job_that_waits(true); }
 
-TASK_TEST(an_item_that_was_handed_over_before_the_request_is_the_jobs)
+TASK_TEST(an_item_that_was_handed_over_before_the_request_belongs_to_the_job)
 {
     for (int i = 0; i < 200; i++) {
         conc_channel c = CONC_CHANNEL(int, 1);

@@ -230,7 +230,7 @@ CHILD_TEST(a_program_that_does_not_listen_breaks_the_pipe_without_a_signal)
     CHECK_INT(conc_write(c.input, &byte, 1), -EPIPE);
 }
 
-CHILD_TEST(the_ends_that_a_program_gets_block)
+CHILD_TEST(a_programs_pipe_ends_are_blocking)
 {
     const char *script = "for i in 0 1 2; do grep flags /proc/$$/fdinfo/$i; done";
     char text[256];
@@ -907,7 +907,7 @@ CHILD_TEST(a_file_that_cannot_be_executed_is_not_started)
     CHECK_INT(rmdir(directory), 0);
 }
 
-CHILD_TEST(too_long_an_argument_is_an_error)
+CHILD_TEST(an_overlong_argument_is_an_error)
 {
     char *longest = malloc(MEGABYTE + 1);
     CHECK(longest != NULL);
@@ -1068,7 +1068,7 @@ CHILD_TEST(a_child_may_be_freed_when_one_call_has_closed_it)
 static void does_nothing(int number) { (void)number; }
 
 /* Of three waits, the rest of the machine leaves at least one undisturbed. */
-THREAD_CHILD_TEST(a_signal_makes_no_wait_in_a_thread_longer)
+THREAD_CHILD_TEST(a_signal_does_not_lengthen_a_threads_wait)
 {
     struct sigaction a = {.sa_handler = does_nothing}, before;
     bool in_time = false;
@@ -2526,7 +2526,7 @@ static int words_of_sockets(void *arg)
     return 0;
 }
 
-TEST(a_socket_that_a_program_gets_blocks_and_conc_does_not_mind)
+TEST(a_socket_that_a_program_gets_is_blocking_and_conc_still_works)
 {
     CHECK_INT(conc_run(words_of_sockets, NULL), 0);
 }
@@ -2550,7 +2550,7 @@ static int gives_what_stays(void *arg)
     return conc_close(l);
 }
 
-TEST(a_listener_stays_as_it_is_and_so_does_a_socket_when_nothing_is_started)
+TEST(a_listener_is_unchanged_and_so_is_a_socket_when_nothing_is_started)
 {
     CHECK_INT(conc_run(gives_what_stays, NULL), 0);
 }
@@ -2569,7 +2569,7 @@ static int gives_its_own_input(void *arg)
     return conc_child_close(&c);
 }
 
-TEST(an_inherited_socket_blocks_too)
+TEST(an_inherited_socket_is_blocking_too)
 {
     int pair[2];
     CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);

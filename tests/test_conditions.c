@@ -230,7 +230,7 @@ TASK_TEST(two_consecutive_notifies_are_for_two_waiters)
     finish(&g);
 }
 
-TASK_TEST(all_are_notified_in_the_order_in_which_they_came)
+TASK_TEST(all_waiters_are_notified_in_fifo_order)
 {
     waiter waiters[] = {WAITER("a", .keeps = 1), WAITER("b", .keeps = 1), WAITER("c", .keeps = 1)};
     conc_group g = {0};
@@ -644,7 +644,7 @@ TASK_TEST(only_the_owner_of_the_lock_may_wait)
     CHECK_STR(noted, "refused refused refused");
 }
 
-TASK_TEST(no_condition_and_no_lock_are_refused)
+TASK_TEST(a_null_condition_or_lock_is_refused)
 {
     take();
     CHECK_INT(conc_cond_wait(NULL, &lock), -EINVAL);
@@ -676,7 +676,7 @@ static void waits_in_turn(void)
     finish(&g);
 }
 
-TEST(a_condition_serves_one_run_after_another)
+TEST(a_condition_works_in_one_run_after_another)
 {
     for (int i = 0; i < 3; i++) {
         conc_cond_notify(&cond, 1);

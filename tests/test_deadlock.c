@@ -82,7 +82,7 @@ static int main_of_cycle(void *arg)
 
 static void cycle(void) { run_into_deadlock(main_of_cycle, NULL); }
 
-TEST(two_tasks_that_join_each_other_are_reported_with_names_waits_and_places)
+TEST(two_tasks_that_join_each_other_are_reported_with_names_waits_and_locations)
 {
     int a = 0, b = 0;
     check_process(cycle);
@@ -116,7 +116,7 @@ TEST(a_ring_of_three_joins_is_reported)
 
 static void sleep_alone(void) { run_into_deadlock(forever, NULL); }
 
-TEST(a_sleep_without_end_alone_is_a_deadlock)
+TEST(an_endless_sleep_alone_is_a_deadlock)
 {
     check_process(sleep_alone);
     CHECK_CONTAINS(report, "sleep");
@@ -234,7 +234,7 @@ static int main_of_a_cancelled_group_with_a_shield(void *arg)
     return conc_group_wait(&g);
 }
 
-TEST(a_deadlock_unwinds_through_a_shield_in_what_was_cancelled_before)
+TEST(a_deadlock_unwinds_through_a_shield_in_a_cancelled_scope)
 {
     conc_fn *mains[] = {main_shielded_in_a_cancelled_scope, main_that_leaves_a_shielded_task,
                         main_of_a_cancelled_group_with_a_shield};
@@ -412,7 +412,7 @@ static void limited(void)
     CHECK_INT(conc_run_with(&o, main_with_limit, NULL), 0);
 }
 
-TEST(a_sleep_without_end_under_a_time_limit_is_no_deadlock)
+TEST(an_endless_sleep_under_a_time_limit_is_no_deadlock)
 {
     check_process(limited);
     check_nothing_reported();
@@ -471,7 +471,7 @@ static int main_joins_itself(void *arg)
     return conc_sleep(1);
 }
 
-TEST(joining_oneself_is_refused_and_no_deadlock)
+TEST(a_task_joining_itself_is_refused_and_no_deadlock)
 {
     conc_options o = on_virtual_clock();
     CHECK_INT(conc_run_with(&o, main_joins_itself, NULL), 0);

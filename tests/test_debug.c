@@ -289,7 +289,7 @@ static int naps(void *arg)
     return rc;
 }
 
-TEST(a_sleep_of_the_system_is_not_cut_short_by_the_question_where_it_is)
+TEST(a_system_sleep_is_not_cut_short_by_the_watchdogs_signal)
 {
     conc_options o = {.debug = true, .slow_step = 0.02};
     if (!PLAIN &&
@@ -831,7 +831,7 @@ static int crowds(void *arg)
     return conc_group_wait(&g);
 }
 
-TASK_TEST(a_dump_of_very_many_tasks_counts_those_in_the_same_state) { CHECK_INT(crowds(NULL), 0); }
+TASK_TEST(a_dump_of_very_many_tasks_counts_tasks_in_the_same_state) { CHECK_INT(crowds(NULL), 0); }
 
 /* ---- deadlock cycles ---- */
 

@@ -124,7 +124,7 @@ static void check_ops(const op_task *tasks, ssize_t expected)
 
 /* ---- waiting for readiness ---- */
 
-IO_TEST(a_wait_returns_those_of_its_events_that_are_ready)
+IO_TEST(a_wait_returns_its_ready_events)
 {
     int s[2];
     io_open(IO_SOCKET, s);
@@ -213,7 +213,7 @@ IO_TEST(a_descriptor_that_others_used_is_no_longer_ready)
     }
 }
 
-IO_TEST(room_that_others_filled_is_there_no_more)
+IO_TEST(room_that_others_filled_is_no_longer_there)
 {
     for (io_kind kind = 0; kind < IO_CONC; kind++) {
         int end[2];
@@ -968,7 +968,7 @@ static void check_errno_of_op(const op *o, int fd, ssize_t expected)
     CHECK_OP(o, number, 77);
 }
 
-IO_TEST(no_call_touches_errno)
+IO_TEST(calls_preserve_errno)
 {
     int s[2];
     io_open(IO_SOCKET, s);
@@ -1102,7 +1102,7 @@ IO_TEST(a_waiter_of_a_closed_descriptor_leaves_the_next_one_with_its_number_alon
     }
 }
 
-IO_TEST(a_number_that_was_conc_s_own_serves_any_descriptor_next)
+IO_TEST(a_number_of_a_descriptor_of_concs_can_be_reused_for_any_file)
 {
     int s[2];
     io_open(IO_CONC, s);
@@ -1746,14 +1746,14 @@ static void close_within_a_batch(io_kind kind, io_kind next_kind, bool plainly)
     io_close(next);
 }
 
-IO_TEST(a_descriptor_closed_and_replaced_by_a_task_of_the_same_batch_is_not_mistaken)
+IO_TEST(a_descriptor_closed_and_replaced_by_a_task_of_the_same_batch_is_not_confused)
 {
     for (io_kind kind = 0; kind < IO_KINDS; kind++)
         for (io_kind next = 0; next < IO_KINDS; next++)
             close_within_a_batch(kind, next, false);
 }
 
-SLOW_IO_TEST(a_descriptor_plainly_replaced_by_a_task_of_the_same_batch_is_not_mistaken)
+SLOW_IO_TEST(a_descriptor_plainly_replaced_by_a_task_of_the_same_batch_is_not_confused)
 {
     for (io_kind kind = 0; kind < IO_CONC; kind++)
         close_within_a_batch(kind, IO_PIPE, true);
@@ -2268,7 +2268,7 @@ REAL_IO_TEST(an_error_after_some_bytes_were_written_is_returned_by_the_next_call
     }
 }
 
-REAL_IO_TEST(an_error_that_was_kept_is_not_the_next_file_s)
+REAL_IO_TEST(a_kept_error_does_not_belong_to_the_next_file)
 {
     int end[2], p[2];
     conc_group g = {0};
@@ -2476,7 +2476,7 @@ IO_TEST(readv_and_writev_scatter_and_gather)
 }
 
 /* As writev(2) does; write(2) and send(2) of no bytes do send one. */
-IO_TEST(a_vector_of_nothing_is_no_message)
+IO_TEST(an_empty_vector_is_no_message)
 {
     int s[2];
     struct iovec nothing[] = {{NULL, 0}, {op_room, 0}};
@@ -2681,7 +2681,7 @@ IO_TEST(more_than_memory_can_hold_is_refused_and_moves_nothing)
     io_close(s);
 }
 
-IO_TEST(no_buffer_is_refused_and_moves_nothing)
+IO_TEST(a_null_buffer_is_refused_and_moves_nothing)
 {
     int s[2];
     io_open(IO_SOCKET, s);
@@ -2841,7 +2841,7 @@ IO_TEST(tasks_whose_descriptor_is_always_ready_starve_no_other)
     CHECK_INT(conc_close(z.fd), 0);
 }
 
-REAL_IO_TEST(a_timer_and_a_descriptor_both_wake_among_the_restless)
+REAL_IO_TEST(a_timer_and_a_descriptor_both_wake_among_busy_tasks)
 {
     int p[2];
     bool stop = false;
@@ -2957,7 +2957,7 @@ static void read_what_a_thread_sends(io_kind kind, int signals)
     io_close(end);
 }
 
-REAL_IO_TEST(a_loop_that_sleeps_is_woken_by_bytes_and_no_deadlock)
+REAL_IO_TEST(a_sleeping_loop_is_woken_by_bytes_and_is_no_deadlock)
 {
     for (io_kind kind = 0; kind < IO_KINDS; kind++)
         read_what_a_thread_sends(kind, 0);

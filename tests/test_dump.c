@@ -75,7 +75,7 @@ static int lambda(void *arg)
     return 0;
 }
 
-TASK_TEST(tasks_are_listed_with_the_function_and_the_place_of_their_spawn)
+TASK_TEST(tasks_are_listed_with_their_function_and_spawn_location)
 {
     double ten = 10;
     conc_group g = {0};
@@ -155,7 +155,7 @@ TASK_TEST(the_dump_says_that_a_task_waits_for_its_group)
     CHECK_CONTAINS(dumped, "group");
 }
 
-TASK_TEST(a_group_is_shown_with_the_place_where_it_was_opened)
+TASK_TEST(a_group_is_shown_with_the_location_where_it_was_opened)
 {
     conc_group g = {0};
     CHECK_INT(conc_group_begin(&g), 0);

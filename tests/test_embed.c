@@ -486,7 +486,7 @@ EMBED_TEST(a_host_that_closes_the_loop_s_descriptors_ends_the_run_with_that_erro
     CHECK(strstr(text, "the wait for descriptors failed: Bad file descriptor"));
 }
 
-EMBED_TEST(the_time_to_wait_is_that_to_the_next_deadline)
+EMBED_TEST(the_time_to_wait_lasts_until_the_next_deadline)
 {
     host h;
     double seconds = 0.05;
@@ -860,7 +860,7 @@ static void sleep_without_end(void)
     CHECK_INT(finish(&h), -ECANCELED);
 }
 
-EMBED_TEST(a_deadlock_is_not_looked_for) { check_process(sleep_without_end); }
+EMBED_TEST(an_embedded_run_does_not_look_for_deadlocks) { check_process(sleep_without_end); }
 
 static void be_interrupted(void)
 {
@@ -893,7 +893,7 @@ static void end_after_an_interrupt(void)
     CHECK_INT(conc_embed_end(&h.e), -ECANCELED);
 }
 
-EMBED_TEST(an_interrupt_between_the_last_step_and_the_end_is_why_it_ends)
+EMBED_TEST(an_interrupt_between_the_last_step_and_the_end_is_the_result)
 {
     check_process(end_after_an_interrupt);
 }
@@ -1027,7 +1027,7 @@ static int catches(void *arg)
     return returns(arg);
 }
 
-EMBED_TEST(an_end_before_it_is_over_cancels_main)
+EMBED_TEST(an_early_end_cancels_main)
 {
     host h;
     begin(&h, sleeps_forever, NULL);
@@ -1040,7 +1040,7 @@ EMBED_TEST(an_end_before_it_is_over_cancels_main)
     CHECK_STR(noted, "caught");
 }
 
-EMBED_TEST(an_end_before_the_first_step_cancels_a_main_that_runs_all_the_same)
+EMBED_TEST(an_end_before_the_first_step_cancels_a_main_that_still_runs)
 {
     host h;
     int fds = test_count_fds();
@@ -1056,7 +1056,7 @@ static int cleans_up_and_leaves_a_task(void *word)
     return cleans_up_slowly(word);
 }
 
-EMBED_TEST(an_end_before_it_is_over_waits_for_all_that_cleans_up)
+EMBED_TEST(an_early_end_waits_for_all_clean_up)
 {
     host h;
     static char word[] = "cleaned";
@@ -1128,7 +1128,7 @@ EMBED_TEST(an_object_that_was_never_begun_is_refused)
     CHECK_INT(conc_embed_end(&e), 0);
 }
 
-EMBED_TEST(a_begin_without_sense_is_refused_and_begins_nothing)
+EMBED_TEST(an_invalid_begin_is_refused_and_begins_nothing)
 {
     conc_embed e = {0};
     conc_options bad = {.stack_size = 1};
@@ -1295,7 +1295,7 @@ static int begins_inside(void *arg)
     return 7;
 }
 
-EMBED_TEST(inside_a_run_none_begins) { CHECK_INT(conc_run(begins_inside, NULL), 7); }
+EMBED_TEST(inside_a_run_no_other_run_begins) { CHECK_INT(conc_run(begins_inside, NULL), 7); }
 
 TEST(a_loop_that_waits_with_poll_has_no_descriptor)
 {
@@ -1322,7 +1322,7 @@ static void *host_in_a_thread(void *result)
     return NULL;
 }
 
-EMBED_TEST(hosts_in_two_threads_do_not_meet)
+EMBED_TEST(hosts_in_two_threads_do_not_interfere)
 {
     pthread_t t[2];
     int results[2] = {0};

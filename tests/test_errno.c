@@ -417,7 +417,7 @@ static void posts_all(void *arg)
     conc_event_set(arg);
 }
 
-IO_TEST(wrong_calls_of_a_task_leave_errno_alone)
+IO_TEST(invalid_calls_of_a_task_preserve_errno)
 {
     conc_group g = {0};
     begin_spoiling(&g);
@@ -425,7 +425,7 @@ IO_TEST(wrong_calls_of_a_task_leave_errno_alone)
     end_spoiling(&g);
 }
 
-IO_TEST(calls_of_a_task_that_is_cancelled_leave_errno_alone)
+IO_TEST(calls_of_a_task_that_is_cancelled_preserve_errno)
 {
     conc_scope s = {0};
     CHECK_INT(conc_scope_begin(&s, 0), 0);
@@ -433,14 +433,14 @@ IO_TEST(calls_of_a_task_that_is_cancelled_leave_errno_alone)
     CHECK_INT(conc_scope_end(&s, -ECANCELED), -ETIMEDOUT);
 }
 
-IO_TEST(calls_of_posted_functions_leave_errno_alone)
+IO_TEST(calls_of_posted_functions_preserve_errno)
 {
     conc_event done = {0};
     CHECK_INT(conc_post(conc_loop_self(), posts_all, &done), 0);
     CHECK_INT(conc_event_wait(&done), 0);
 }
 
-IO_TEST(calls_of_jobs_leave_errno_alone)
+IO_TEST(calls_of_jobs_preserve_errno)
 {
     CONC_AUTO(conc_pool, pool) = {.threads = 1};
     CHECK_INT(conc_pool_open(&pool), 0);
@@ -449,7 +449,7 @@ IO_TEST(calls_of_jobs_leave_errno_alone)
     CHECK_INT(conc_offload_abandon(tries_all, NULL, NULL), 0);
 }
 
-TEST(calls_on_a_thread_without_a_run_leave_errno_alone) { all_are_tried(); }
+TEST(calls_on_a_thread_without_a_run_preserve_errno) { all_are_tried(); }
 
 /* Writing to standard error fails. */
 static void fill_standard_error(void)
@@ -473,7 +473,7 @@ static int tries_all_here_and_in_a_thread(void *arg)
     return tries_all(arg);
 }
 
-TEST(reports_of_debug_mode_that_cannot_be_written_leave_errno_alone)
+TEST(reports_of_debug_mode_that_cannot_be_written_preserve_errno)
 {
     conc_options options = {.debug = true};
     fill_standard_error();
@@ -482,7 +482,7 @@ TEST(reports_of_debug_mode_that_cannot_be_written_leave_errno_alone)
 
 /* ---- calls that succeed in a task, from top to bottom ---- */
 
-IO_TEST(time_and_scopes_leave_errno_alone)
+IO_TEST(time_and_scopes_preserve_errno)
 {
     conc_scope s = {0}, again = {0};
     conc_group g = {0};
@@ -514,7 +514,7 @@ static int starts(void *arg)
     return rc ? rc : conc_sleep(CONC_FOREVER);
 }
 
-IO_TEST(groups_and_tasks_leave_errno_alone)
+IO_TEST(groups_and_tasks_preserve_errno)
 {
     conc_group g = {.limit = 2, .keep_going = true}, empty = {0}, failing = {0};
     conc_task t[2], *next;
@@ -550,7 +550,7 @@ static int tries(void *arg)
     return 1;
 }
 
-IO_TEST(batches_and_errors_leave_errno_alone)
+IO_TEST(batches_and_errors_preserve_errno)
 {
     int args[] = {1, -EIO, 3}, results[3];
     static conc_local key = {"key"};
@@ -609,7 +609,7 @@ static void uses_autos(int fd)
     errno = OWN;
 }
 
-IO_TEST(generators_and_what_ends_with_a_block_leave_errno_alone)
+IO_TEST(generators_and_automatic_objects_preserve_errno)
 {
     conc_gen g = {0};
     int item, end[2];
@@ -676,7 +676,7 @@ static void all_calls_of(io_kind kind)
     GIVES(0, conc_close(end[1]));
 }
 
-IO_TEST(descriptors_leave_errno_alone)
+IO_TEST(descriptors_preserve_errno)
 {
     int file = open("/proc/self/exe", O_RDONLY), directory = open("/", O_RDONLY);
     char buf[8];
@@ -711,7 +711,7 @@ static int closes_late(void *fd)
     return rc ? rc : conc_close(*(int *)fd);
 }
 
-IO_TEST(connections_leave_errno_alone)
+IO_TEST(connections_preserve_errno)
 {
     int l, a, d;
     char where[128];
@@ -738,7 +738,7 @@ IO_TEST(connections_leave_errno_alone)
     GIVES(0, conc_close(l));
 }
 
-IO_TEST(unix_sockets_and_host_names_leave_errno_alone)
+IO_TEST(unix_sockets_and_host_names_preserve_errno)
 {
     char where[64], again[64];
     struct sockaddr_storage found[4];
@@ -761,7 +761,7 @@ IO_TEST(unix_sockets_and_host_names_leave_errno_alone)
 
 /* ---- streams and signals ---- */
 
-IO_TEST(streams_leave_errno_alone)
+IO_TEST(streams_preserve_errno)
 {
     int end[2];
     char buf[8], *line;
@@ -796,7 +796,7 @@ static int kills_late(void *arg)
     return rc ? rc : kill(getpid(), SIGUSR1);
 }
 
-IO_TEST(signals_leave_errno_alone)
+IO_TEST(signals_preserve_errno)
 {
     conc_signals s = {0};
     conc_group g = {0};
@@ -814,7 +814,7 @@ IO_TEST(signals_leave_errno_alone)
 
 /* ---- loops, runs and reports ---- */
 
-IO_TEST(posts_and_reports_leave_errno_alone)
+IO_TEST(posts_and_reports_preserve_errno)
 {
     int count = 0;
     FILE *full = fopen("/dev/full", "w");
@@ -853,19 +853,19 @@ static void begins_runs(const char *poll)
     unlink(path);
 }
 
-TEST(runs_leave_errno_alone)
+TEST(runs_preserve_errno)
 {
     begins_runs("poll");
     begins_runs(TEST_POLLER);
 }
 
-TEST(runs_whose_reports_cannot_be_written_leave_errno_alone)
+TEST(runs_whose_reports_cannot_be_written_preserve_errno)
 {
     fill_standard_error();
     begins_runs("poll");
 }
 
-TEST(runs_in_another_programs_loop_leave_errno_alone)
+TEST(runs_in_another_programs_loop_preserve_errno)
 {
     conc_embed e = {0};
     setenv("CONC_POLL", TEST_POLLER, 1);
@@ -973,7 +973,7 @@ static void all_waits_of_sync(shop *s)
     GIVES(0, conc_queue_join(&s->queue));
 }
 
-IO_TEST(waits_of_conc_sync_leave_errno_alone)
+IO_TEST(waits_of_conc_sync_preserve_errno)
 {
     shop s = {.sem = CONC_SEM(1, .max = 1),
               .barrier = CONC_BARRIER(2),
@@ -992,7 +992,7 @@ IO_TEST(waits_of_conc_sync_leave_errno_alone)
     DOES(conc_queue_destroy(&s.queue));
 }
 
-IO_TEST(selects_leave_errno_alone)
+IO_TEST(selects_preserve_errno)
 {
     int end[2], item;
     conc_task t;
@@ -1053,7 +1053,7 @@ static void all_of_a_pool(void)
     GIVES(0, conc_offload_abandon(keeps_and_returns, &zero, frees) + freed);
 }
 
-IO_TEST(pools_of_threads_leave_errno_alone)
+IO_TEST(thread_pools_preserve_errno)
 {
     conc_group g = {0};
     all_of_a_pool();
@@ -1063,7 +1063,7 @@ IO_TEST(pools_of_threads_leave_errno_alone)
     end_spoiling(&g);
 }
 
-TEST(pools_of_threads_leave_errno_alone_without_a_run) { all_of_a_pool(); }
+TEST(thread_pools_preserve_errno_without_a_run) { all_of_a_pool(); }
 
 static int sends(void *c)
 {
@@ -1094,7 +1094,7 @@ static void all_of_files_and_channels(void)
     DOES(conc_channel_destroy(&c));
 }
 
-IO_TEST(files_and_channels_leave_errno_alone)
+IO_TEST(files_and_channels_preserve_errno)
 {
     int item;
     conc_channel c = CONC_CHANNEL(int, 1);
@@ -1109,7 +1109,7 @@ IO_TEST(files_and_channels_leave_errno_alone)
     DOES(conc_channel_destroy(&c));
 }
 
-TEST(files_and_channels_leave_errno_alone_without_a_run) { all_of_files_and_channels(); }
+TEST(files_and_channels_preserve_errno_without_a_run) { all_of_files_and_channels(); }
 
 static int aborts(void *arg)
 {
@@ -1145,9 +1145,9 @@ static void all_of_processes(void)
     GIVES(-EPIPE, conc_procs_run(&procs, returns, &seven, sizeof seven));
 }
 
-IO_TEST(pools_of_processes_leave_errno_alone) { all_of_processes(); }
+IO_TEST(process_pools_preserve_errno) { all_of_processes(); }
 
-TEST(pools_of_processes_leave_errno_alone_without_a_run) { all_of_processes(); }
+TEST(process_pools_preserve_errno_without_a_run) { all_of_processes(); }
 
 static void all_of_a_child(void)
 {
@@ -1168,6 +1168,6 @@ static void all_of_a_child(void)
     GIVES(-ENOENT, conc_child_start(&c));
 }
 
-IO_TEST(children_leave_errno_alone) { all_of_a_child(); }
+IO_TEST(children_preserve_errno) { all_of_a_child(); }
 
-TEST(children_leave_errno_alone_without_a_run) { all_of_a_child(); }
+TEST(children_preserve_errno_without_a_run) { all_of_a_child(); }

@@ -165,7 +165,7 @@ TASK_TEST(a_group_a_gather_and_a_map_have_the_text_of_the_first_error)
     CHECK_STR(conc_last_error(), "early");
 }
 
-TASK_TEST(a_gathered_text_is_cut_to_its_place)
+TASK_TEST(a_gathered_text_is_cut_to_its_buffer)
 {
     conc_call call[] = {CONC_CALL(fail_at_length, NULL)};
     CHECK_INT(conc_gather_all(call, 1), 0);
@@ -201,7 +201,7 @@ TEST(any_other_code_has_the_systems_text)
     CHECK(conc_strerror(-99999) != NULL && conc_strerror(-99999)[0] != 0);
 }
 
-TEST(a_code_that_is_none_is_unknown_and_no_text_changes_when_others_are_asked_for)
+TEST(an_invalid_code_is_unknown_and_texts_stay_unchanged_when_others_are_requested)
 {
     char copies[200][128];
     const char *texts[200];
@@ -240,7 +240,7 @@ static int fail_in_background(void *arg)
     return 2;
 }
 
-TEST(an_error_of_a_background_task_is_reported_once_with_name_place_text_and_code)
+TEST(an_error_of_a_background_task_is_reported_once_with_name_location_text_and_code)
 {
     char place[512];
     CHECK_INT(run_hooked(fail_in_background), 2);
@@ -349,7 +349,7 @@ static int body_fails_too(void *arg)
     return 0;
 }
 
-TEST(the_error_of_a_body_that_comes_second_is_counted_and_reported)
+TEST(a_bodys_later_error_is_counted_and_reported)
 {
     CHECK_INT(run_hooked(body_fails_too), 0);
     CHECK_INT(hook_calls, 1);
@@ -659,7 +659,7 @@ TEST(a_program_chooses_what_conc_main_returns)
     check_status((ending){-1000, -1000, -EIO, false}, 1, true);
 }
 
-TEST(a_status_is_of_one_run_and_of_no_other_call_than_conc_main)
+TEST(a_status_belongs_to_one_run_and_only_conc_main_uses_it)
 {
     how_main_ends = (ending){9, -1000, 0, false};
     CHECK_INT(conc_run(end_main, &how_main_ends), 0);
@@ -821,7 +821,7 @@ static int use_own_types(void *arg)
     return n;
 }
 
-TASK_TEST(a_type_of_the_users_closes_by_itself)
+TASK_TEST(a_users_type_is_closed_automatically)
 {
     closed_names[0] = 0;
     CHECK_INT(use_own_types(NULL), 5);

@@ -210,7 +210,7 @@ static int waits_for_a_second(void *arg)
     return 0;
 }
 
-TASK_TEST(a_set_and_a_time_limit_are_decided_by_which_came_first)
+TASK_TEST(the_first_of_a_set_and_a_time_limit_decides)
 {
     conc_event first = {0}, second = {0};
     waiter late = {.event = &first}, in_time = {.event = &second};
@@ -285,7 +285,7 @@ TASK_TEST(a_cancel_of_woken_waiters_does_not_touch_the_freed_event)
 
 /* ---- many, and in a loop ---- */
 
-TASK_TEST(an_event_has_room_for_any_number_of_waiters)
+TASK_TEST(an_event_can_have_any_number_of_waiters)
 {
     enum { N = 2000 };
     static waiter w[N];
@@ -360,7 +360,7 @@ static int waits_and_clears(void *event)
     return 0;
 }
 
-TEST(an_event_serves_before_between_and_after_runs)
+TEST(an_event_works_before_between_and_after_runs)
 {
     static conc_event e;
     CHECK_INT(conc_event_wait(&e), -EPERM);
@@ -372,7 +372,7 @@ TEST(an_event_serves_before_between_and_after_runs)
     }
 }
 
-TASK_TEST(no_event_is_refused)
+TASK_TEST(a_null_event_is_refused)
 {
     CHECK_INT(conc_event_wait(NULL), -EINVAL);
     conc_event_set(NULL);

@@ -532,7 +532,7 @@ static void check_every_call(fault *f, bool forever, bool real)
     CHECK(f->calls < n);
 }
 
-TEST(without_faults_the_program_runs_through_and_needs_memory)
+TEST(without_faults_the_program_completes_and_needs_memory)
 {
     for (int i = 0; i < 3; i++) {
         reset();
@@ -639,7 +639,7 @@ static int spawn_and_count(void *arg)
     return 0;
 }
 
-TEST(a_spawn_that_failed_leaves_counts_limits_and_handle_as_they_were)
+TEST(a_failed_spawn_leaves_counts_limits_and_handle_unchanged)
 {
     fault *faults[] = {&malloc_fault, &mmap_fault};
     conc_options o = {.virtual_clock = true};
@@ -670,7 +670,7 @@ static int spawn_and_look_at_errno(void *arg)
     return 0;
 }
 
-TEST(a_spawn_that_failed_leaves_errno_alone)
+TEST(a_spawn_that_failed_preserves_errno)
 {
     fault *faults[] = {&malloc_fault, &mmap_fault};
     conc_options o = {.virtual_clock = true};

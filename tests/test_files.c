@@ -278,7 +278,7 @@ FILE_TEST(errno_is_preserved)
 
 /* ---- errors ---- */
 
-FILE_TEST(a_file_that_is_not_there_is_not_read)
+FILE_TEST(a_missing_file_is_an_error)
 {
     check_read_fails(path_of("missing"), -ENOENT);
     check_read_fails(path_of("missing/deeper"), -ENOENT);
@@ -288,7 +288,7 @@ FILE_TEST(a_file_that_is_not_there_is_not_read)
     CHECK_INT(count_names(directory), 1);
 }
 
-FILE_TEST(a_directory_is_no_file)
+FILE_TEST(a_directory_is_not_a_file)
 {
     CHECK_INT(mkdir(path_of("d"), 0700), 0);
     make_text("d/inside", "kept");
@@ -330,7 +330,7 @@ FILE_TEST(a_name_that_is_too_long_is_an_error)
     check_write_fails(path, -ENAMETOOLONG);
 }
 
-FILE_TEST(the_longest_name_is_as_good_as_any)
+FILE_TEST(the_longest_name_works)
 {
     const char *name = path_of(long_name(NAME_MAX));
     CHECK_INT(write_text(name, "one"), 0);
@@ -340,7 +340,7 @@ FILE_TEST(the_longest_name_is_as_good_as_any)
     CHECK_INT(count_names(directory), 1);
 }
 
-FILE_TEST(the_longest_path_is_as_good_as_any)
+FILE_TEST(the_longest_path_works)
 {
     char path[PATH_MAX] = "";
     snprintf(path, sizeof path, "%s", directory);
@@ -564,7 +564,7 @@ FILE_TEST(through_a_link_its_target_is_replaced_and_the_link_stays)
     CHECK_INT(count_names(directory), 3);
 }
 
-FILE_TEST(through_a_link_to_nothing_its_target_is_made)
+FILE_TEST(through_a_dangling_link_its_target_is_created)
 {
     CHECK_INT(symlink("target", path_of("link")), 0);
     check_read_fails(path_of("link"), -ENOENT);

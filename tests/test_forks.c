@@ -318,7 +318,7 @@ static pid_t fork_amid_a_send(void)
     return child;
 }
 
-TASK_TEST(channels_of_the_parent_are_of_use_in_a_run_of_a_forked_child)
+TASK_TEST(channels_of_the_parent_work_in_a_run_of_a_forked_child)
 {
     int status, item = 1;
     conc_group g = {0};
@@ -507,7 +507,7 @@ static void is_not_called(void *arg)
 }
 
 /* As if another thread had been recording a location when the process forked. */
-TASK_TEST(a_place_is_written_in_a_forked_child)
+TASK_TEST(a_location_is_recorded_in_a_forked_child)
 {
     int status;
     pthread_mutex_lock(&conc__places);

@@ -118,7 +118,7 @@ TASK_TEST(a_cancelled_waiter_gets_nothing_and_disturbs_no_other)
     }
 }
 
-TASK_TEST(a_cancelled_task_may_not_even_read_a_result_that_is_there)
+TASK_TEST(a_cancelled_task_may_not_even_read_an_available_result)
 {
     conc_future f = {0};
     conc_scope s = {0};
@@ -188,7 +188,7 @@ static int reads_both(void *arg)
     return conc_future_wait(&f[0], NULL) + conc_future_wait(&f[1], NULL);
 }
 
-TEST(a_future_serves_before_between_and_after_runs)
+TEST(a_future_works_before_between_and_after_runs)
 {
     static conc_future f[2];
     CHECK_INT(conc_future_wait(&f[0], NULL), -EPERM);
@@ -200,7 +200,7 @@ TEST(a_future_serves_before_between_and_after_runs)
     CHECK_INT(conc_future_set(&f[1], 5, NULL), -EALREADY);
 }
 
-TASK_TEST(no_future_is_refused)
+TASK_TEST(a_null_future_is_refused)
 {
     void *value = &nothing_yet;
     CHECK_INT(conc_future_set(NULL, 0, NULL), -EINVAL);

@@ -55,7 +55,7 @@ TASK_TEST(results_are_in_the_order_of_the_calls)
     CHECK_STR(calls[0].text, "");
 }
 
-TASK_TEST(nothing_to_gather_is_done_at_once)
+TASK_TEST(an_empty_gather_is_done_at_once)
 {
     int counted = 0, results[1] = {7};
     conc_call calls[] = {CONC_CALL(counts, &counted)};
@@ -633,7 +633,7 @@ static int maps_two_errors(void *arg)
     return 0;
 }
 
-TEST(an_error_that_has_a_place_is_not_reported)
+TEST(a_stored_error_is_not_reported)
 {
     conc_options options = {.virtual_clock = true, .on_error = count_reports};
     CHECK_INT(conc_run_with(&options, gathers_two_errors, NULL), 0);
@@ -649,7 +649,7 @@ static int gathers_two_errors_without_a_place(void *arg)
     return 0;
 }
 
-TEST(an_error_that_has_no_place_is_reported_once)
+TEST(an_error_that_is_not_stored_is_reported_once)
 {
     conc_options options = {.virtual_clock = true, .on_error = count_reports};
     CHECK_INT(conc_run_with(&options, maps_two_errors, NULL), 0);

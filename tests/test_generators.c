@@ -977,7 +977,7 @@ static void in_thread(void *(*fn)(void *), void *arg)
     CHECK_INT(pthread_join(thread, NULL), 0);
 }
 
-TASK_TEST(a_generator_is_out_of_reach_of_other_threads_runs)
+TASK_TEST(other_threads_runs_cannot_use_a_generator)
 {
     int n = 2, item = 0;
     CONC_AUTO(conc_gen, g) = {0};

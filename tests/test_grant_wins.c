@@ -636,7 +636,7 @@ TEST(a_grant_wins_over_a_later_end_of_the_shield_and_an_earlier_one_wins)
 }
 TEST(a_grant_wins_over_a_later_time_limit_and_an_earlier_one_wins) { run_rows(TIME_LIMIT, false); }
 
-TEST(a_grant_wins_in_debug_mode_as_well)
+TEST(a_grant_wins_in_debug_mode_too)
 {
     for (way way = 0; way < WAYS; way++)
         run_rows(way, true);

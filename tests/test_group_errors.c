@@ -233,7 +233,7 @@ static int two_fail_uncollected(void *arg)
     return 0;
 }
 
-TEST(a_group_waits_for_what_on_error_spawns_into_it_while_it_closes)
+TEST(a_group_waits_for_tasks_that_on_error_spawns_into_it_while_it_closes)
 {
     conc_options options = {
         .virtual_clock = true, .on_error = spawns_into_the_closing_group, .user = &reported};
@@ -493,7 +493,7 @@ TASK_TEST(a_cancel_of_the_body_reaches_the_children_and_is_passed_on)
     CHECK_INT(h.after, -ECANCELED);
 }
 
-TASK_TEST(a_cancel_that_cut_nothing_short_is_still_to_be_seen)
+TASK_TEST(a_cancel_that_cut_nothing_short_is_still_pending)
 {
     child c[] = {{.seconds = 100, .cut_rc = 4}, {.seconds = 100, .cleanup = 1, .cut_rc = 5}};
     host h = {.children = c, .count = 2};

@@ -43,7 +43,7 @@ TASK_TEST(children_are_returned_in_the_order_in_which_they_finish)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(children_that_finished_before_are_there_at_once)
+TASK_TEST(children_that_finished_before_are_returned_at_once)
 {
     child c[] = {{.seconds = 2}, {.seconds = 1}, {.seconds = 9}};
     conc_task t[3], *next = NULL;
@@ -124,7 +124,7 @@ TASK_TEST(null_arguments_are_refused)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(a_handle_that_came_can_be_used_again)
+TASK_TEST(a_returned_handle_can_be_used_again)
 {
     int sum = 0, spawned = 3;
     child c[12];
@@ -208,7 +208,7 @@ TASK_TEST(a_next_that_timed_out_leaves_the_children_alone_and_can_be_repeated)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(in_a_cancelled_scope_there_is_no_next_but_nothing_is_lost)
+TASK_TEST(in_a_cancelled_scope_next_returns_no_child_but_nothing_is_lost)
 {
     child c = {.seconds = 1, .rc = 6};
     conc_task t, *next = NULL;

@@ -190,7 +190,7 @@ TASK_TEST(a_zeroed_group_can_be_used_again)
     CHECK_TIME(5);
 }
 
-TASK_TEST(senseless_options_of_a_group_are_refused)
+TASK_TEST(invalid_options_of_a_group_are_refused)
 {
     int ran = 0;
     conc_group negative = {.limit = -1}, tiny = {.stack_size = 16383};
@@ -632,7 +632,7 @@ TASK_TEST(a_first_spawn_that_is_a_mistake_leaves_the_group_fresh)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(a_group_is_of_use_after_its_first_spawn_was_refused)
+TASK_TEST(a_group_is_usable_after_its_first_spawn_was_refused)
 {
     conc_group g = {0};
     conc_task busy;

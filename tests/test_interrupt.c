@@ -203,10 +203,7 @@ static int raise_and_sleep_forever(void *arg)
     return conc_sleep(CONC_FOREVER);
 }
 
-TEST(a_signal_that_came_is_seen_before_a_deadlock)
-{
-    check_result(raise_and_sleep_forever, -EINTR);
-}
+TEST(a_received_signal_precedes_a_deadlock) { check_result(raise_and_sleep_forever, -EINTR); }
 
 /* ---- a main that only waits for the signal ---- */
 
@@ -749,7 +746,7 @@ static void run_plainly(void)
     conc_run(sleep_uninterruptibly, NULL);
 }
 
-TEST(without_the_option_the_signals_do_what_they_did)
+TEST(without_the_option_the_signals_have_their_previous_effect)
 {
     for (int i = 0; i < 2; i++) {
         number = i ? SIGTERM : SIGINT;
@@ -834,7 +831,7 @@ static void run_in_two_threads(void)
     check_unchanged_since(&before);
 }
 
-TEST(runs_in_two_threads_put_everything_back) { check_process(run_in_two_threads); }
+TEST(runs_in_two_threads_restore_everything) { check_process(run_in_two_threads); }
 
 /* ---- with signal receivers ---- */
 

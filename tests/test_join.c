@@ -49,7 +49,7 @@ TASK_TEST(a_join_waits_and_returns_the_result)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(a_finished_task_gives_its_result_again_and_again)
+TASK_TEST(a_finished_task_returns_its_result_again_and_again)
 {
     int result = 0;
     conc_task t;
@@ -131,7 +131,7 @@ TASK_TEST(a_task_that_joins_itself_is_a_reported_deadlock)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(a_join_of_no_task_is_refused)
+TASK_TEST(a_join_of_a_null_task_is_refused)
 {
     int result = 5;
     conc_task never_spawned = {0};
@@ -272,7 +272,7 @@ TASK_TEST(neither_a_result_nor_a_simultaneous_cancel_is_lost)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-ORDERED_TASK_TEST(a_result_that_was_there_before_the_cancel_is_kept)
+ORDERED_TASK_TEST(a_result_available_before_the_cancel_is_kept)
 {
     int result = 0;
     conc_task t, waiting;

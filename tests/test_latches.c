@@ -82,7 +82,7 @@ TASK_TEST(a_latch_at_zero_is_not_waited_for)
     CHECK_TIME(1);
 }
 
-TASK_TEST(only_zero_lets_them_go_not_each_step)
+TASK_TEST(only_zero_wakes_the_waiters_not_each_step)
 {
     conc_latch l = {0};
     waiter w;
@@ -153,7 +153,7 @@ TASK_TEST(more_work_right_after_the_last_was_done_undoes_no_wake_up)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(a_cancel_before_zero_counts_and_one_after_it_does_not)
+TASK_TEST(a_cancel_before_zero_takes_effect_and_one_after_it_does_not)
 {
     conc_latch l = {0};
     waiter w[3];
@@ -213,7 +213,7 @@ static int passes_when_the_rest_is_done(void *latch)
     return 0;
 }
 
-TEST(a_latch_serves_before_between_and_after_runs)
+TEST(a_latch_works_before_between_and_after_runs)
 {
     static conc_latch l;
     conc_options o = {.virtual_clock = true};
@@ -226,7 +226,7 @@ TEST(a_latch_serves_before_between_and_after_runs)
     }
 }
 
-TASK_TEST(no_latch_is_refused)
+TASK_TEST(a_null_latch_is_refused)
 {
     CHECK_INT(conc_latch_add(NULL, 1), -EINVAL);
     CHECK_INT(conc_latch_done(NULL), -EINVAL);

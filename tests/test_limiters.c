@@ -162,7 +162,7 @@ TASK_TEST(a_try_one_nanosecond_early_is_early)
     CHECK_INT(conc_limiter_try_acquire(&l, 1), 0);
 }
 
-TASK_TEST(a_rate_finer_than_the_clock_is_no_trouble)
+TASK_TEST(a_rate_finer_than_the_clock_works)
 {
     conc_limiter l = {.rate = 1e15, .burst = 1000};
     for (int i = 0; i < 5000; i++)
@@ -535,7 +535,7 @@ static int buys_now_and_then(void *arg)
     return 0;
 }
 
-TASK_TEST(in_any_time_no_more_is_taken_than_the_burst_and_what_came_in)
+TASK_TEST(no_more_tokens_are_taken_than_the_burst_and_the_refill)
 {
     static sale sales[CUSTOMERS * VISITS];
     int count = 0;
@@ -554,7 +554,7 @@ TASK_TEST(in_any_time_no_more_is_taken_than_the_burst_and_what_came_in)
     }
 }
 
-TASK_TEST(one_customer_gets_exactly_what_a_bucket_gives)
+TASK_TEST(one_task_gets_exactly_the_buckets_tokens)
 {
     conc_limiter l = {.rate = 5, .per = 2, .burst = 4};
     double tokens = 4, at = 0;
@@ -659,7 +659,7 @@ TASK_TEST(a_cancelled_task_takes_nothing)
     CHECK_INT(conc_scope_end(&s, -ECANCELED), -ETIMEDOUT);
 }
 
-TASK_TEST(senseless_limiters_are_refused)
+TASK_TEST(invalid_limiters_are_refused)
 {
     conc_limiter limiters[] = {{0},           {.burst = 5},           {.rate = -1},
                                {.rate = NAN}, {.rate = 1, .per = -1}, {.rate = 1, .burst = -1}};

@@ -54,7 +54,7 @@ TASK_TEST(the_address_of_a_local_is_the_key_not_its_name)
     CHECK(conc_local_get(&a) == &red);
 }
 
-TASK_TEST(a_child_starts_with_the_values_of_the_moment_of_its_spawn)
+TASK_TEST(a_child_starts_with_the_values_at_its_spawn)
 {
     looker l = {0}, other = {0};
     conc_group g = {0};

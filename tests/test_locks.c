@@ -82,7 +82,7 @@ static uint64_t switches(void)
 
 /* ---- acquiring and releasing ---- */
 
-TASK_TEST(a_lock_of_zeros_is_free_is_taken_and_is_free_again)
+TASK_TEST(a_zeroed_lock_is_free_is_acquired_and_is_free_again)
 {
     conc_lock l = {0};
     CHECK(conc_lock_owner(&l) == NULL);
@@ -95,7 +95,7 @@ TASK_TEST(a_lock_of_zeros_is_free_is_taken_and_is_free_again)
     CHECK_TIME(0);
 }
 
-TASK_TEST(a_lock_that_one_has_is_not_given_once_more)
+TASK_TEST(an_owner_cannot_acquire_its_lock_again)
 {
     conc_lock l = {0};
     for (int i = 0; i < 2; i++) {
@@ -131,7 +131,7 @@ TASK_TEST(only_its_owner_releases_a_lock)
     check_free(&l);
 }
 
-TASK_TEST(no_lock_is_refused)
+TASK_TEST(a_null_lock_is_refused)
 {
     CHECK_INT(conc_lock_acquire(NULL), -EINVAL);
     CHECK_INT(conc_lock_try_acquire(NULL), -EINVAL);
@@ -187,7 +187,7 @@ ORDERED_TASK_TEST(a_task_that_keeps_acquiring_a_free_lock_lets_others_run)
 
 /* ---- order ---- */
 
-TASK_TEST(waiters_get_the_lock_in_the_order_in_which_they_came)
+TASK_TEST(waiters_get_the_lock_in_fifo_order)
 {
     conc_lock l = {0};
     user users[] = {USER(&l, "a", 1), USER(&l, "b", 2), USER(&l, "c", 3), USER(&l, "d", 0)};
@@ -409,7 +409,7 @@ TASK_TEST(the_first_of_a_release_and_a_time_limit_decides)
     }
 }
 
-TASK_TEST(in_a_cancelled_scope_not_even_a_free_lock_is_taken)
+TASK_TEST(in_a_cancelled_scope_not_even_a_free_lock_is_acquired)
 {
     conc_lock l = {0};
     conc_scope s = {0}, shield = {0};
@@ -750,7 +750,7 @@ static void uses_it_in_turns(void)
     check_free(&locked);
 }
 
-TEST(a_lock_serves_one_run_after_another)
+TEST(a_lock_works_in_one_run_after_another)
 {
     for (int i = 0; i < 3; i++) {
         CHECK(conc_lock_owner(&locked) == NULL);
@@ -777,7 +777,7 @@ static void *runs_elsewhere(void *arg)
     return NULL;
 }
 
-TASK_TEST(a_lock_that_a_loop_waits_for_is_out_of_reach_of_another)
+TASK_TEST(another_loop_cannot_use_a_lock_that_a_loop_waits_for)
 {
     conc_lock l = {0};
     user b = USER(&l, "b", 1);
@@ -868,7 +868,7 @@ static int dines(void *arg)
     return rc;
 }
 
-TEST(a_deadlock_is_reported_with_the_owners_of_the_locks_and_where_they_took_them)
+TEST(a_deadlock_is_reported_with_the_locks_owners_and_where_they_acquired_them)
 {
     run_for_report(dines, false, -EDEADLK);
     CHECK_CONTAINS(report, "deadlock");
@@ -919,7 +919,7 @@ static int waits_in_vain(void *arg)
     return conc_group_wait(&g);
 }
 
-TEST(a_deadlock_for_the_lock_of_an_ended_task_is_reported_with_the_place)
+TEST(a_deadlock_for_the_lock_of_an_ended_task_is_reported_with_the_location)
 {
     run_for_report(waits_in_vain, false, -EDEADLK);
     check_line("sleeps_in_a_locked_block", "lock", LINE_OF_THE_HOARD);
@@ -961,7 +961,7 @@ static int passes_locks_on(void *arg)
     return conc_group_wait(&g);
 }
 
-TEST(debug_mode_has_nothing_to_say_about_locks_that_were_released)
+TEST(debug_mode_does_not_report_released_locks)
 {
     run_for_report(passes_locks_on, true, 0);
     CHECK_STR(report, "");
@@ -987,7 +987,7 @@ static int bequeaths(void *arg)
     return conc_group_wait(&g);
 }
 
-TEST(a_lock_that_was_handed_over_belongs_to_the_heir_in_reports_too)
+TEST(reports_name_the_new_owner_of_a_lock_that_was_handed_over)
 {
     run_for_report(bequeaths, true, 0);
     check_line("the heir", "lock", LINE_OF_THE_HEIR);

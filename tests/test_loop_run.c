@@ -120,7 +120,7 @@ static int ends_while_it_is_called(void *arg)
     return 0;
 }
 
-TEST(the_runs_end_cancels_the_task_and_its_caller_gets_that)
+TEST(the_runs_end_cancels_the_task_and_its_caller_gets_ecanceled)
 {
     bool cancelled = false;
     caller c = {.arg = &cancelled};

@@ -106,7 +106,7 @@ TASK_TEST(nan_is_not_a_time)
     CHECK_INT(runs, 0);
 }
 
-TASK_TEST(scopes_end_in_the_order_of_their_begin_backwards)
+TASK_TEST(scopes_end_in_reverse_order_of_their_begin)
 {
     conc_scope a = {0}, b = {0}, c = {0};
     CHECK_INT(conc_scope_end(&a, 3), -EINVAL);
@@ -212,7 +212,7 @@ TASK_TEST(a_group_that_was_never_opened_is_done)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(senseless_options_of_a_group_are_refused)
+TASK_TEST(invalid_options_of_a_group_are_refused)
 {
     conc_group negative = {.limit = -1}, narrow = {.stack_size = 16383}, tiny = {.stack_size = 1};
     CHECK_INT(conc_group_begin(&negative), -EINVAL);
@@ -268,7 +268,7 @@ TASK_TEST(a_handle_that_never_was_a_task_cannot_be_joined_or_cancelled)
     CHECK_INT(rc, 99);
 }
 
-TASK_TEST(joining_oneself_is_refused)
+TASK_TEST(a_task_joining_itself_is_refused)
 {
     int rc = 99;
     CHECK_INT(conc_join(conc_self(), &rc), -EDEADLK);
@@ -286,7 +286,7 @@ static int say_started_wrongly(void *arg)
     return 0;
 }
 
-TASK_TEST(a_start_is_answered_once_and_by_the_started_only)
+TASK_TEST(a_start_is_answered_once_and_only_by_the_started_task)
 {
     int seven = 7;
     conc_group g = {0};
@@ -296,7 +296,7 @@ TASK_TEST(a_start_is_answered_once_and_by_the_started_only)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(nothing_to_gather_is_done_at_once)
+TASK_TEST(an_empty_gather_is_done_at_once)
 {
     int args[1] = {0};
     CHECK_INT(conc_gather(NULL, 0), 0);
@@ -332,7 +332,7 @@ TEST(a_run_without_a_function_is_refused)
     CHECK(conc_loop_self() == NULL);
 }
 
-TEST(senseless_options_of_a_run_are_refused)
+TEST(invalid_options_of_a_run_are_refused)
 {
     conc_options senseless[] = {
         {.stack_size = 1}, {.stack_size = 16383}, {.slow_step = NOT_A_NUMBER}, {.slow_step = -1}};
@@ -346,7 +346,7 @@ TEST(senseless_options_of_a_run_are_refused)
     CHECK(conc_loop_self() == NULL);
 }
 
-TEST(senseless_values_in_the_environment_fail_the_run)
+TEST(invalid_values_in_the_environment_fail_the_run)
 {
     const char *senseless[][2] = {{"CONC_CLOCK", "sundial"}, {"CONC_SEED", "pumpkin"},
                                   {"CONC_POLL", "guess"},    {"CONC_STACK", "12"},
@@ -394,7 +394,7 @@ TEST(outside_a_run_nothing_waits_and_nothing_starts)
     CHECK_INT(runs, 0);
 }
 
-TEST(outside_a_run_questions_have_their_plain_answers)
+TEST(outside_a_run_queries_have_plain_answers)
 {
     conc_stats s, zero;
     memset(&s, 0xff, sizeof s);
@@ -441,7 +441,7 @@ static void *run_elsewhere(void *arg)
     return NULL;
 }
 
-TASK_TEST(the_tasks_and_groups_of_another_loop_are_out_of_reach)
+TASK_TEST(another_loops_tasks_and_groups_cannot_be_used)
 {
     pthread_t thread;
     int rc = 0;

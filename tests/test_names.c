@@ -181,7 +181,7 @@ static void wait_for_gate(int n)
 
 /* ---- numeric addresses, and names of the system ---- */
 
-TASK_TEST(addresses_in_numbers_are_what_they_say)
+TASK_TEST(numeric_addresses_need_no_lookup)
 {
     check_one("127.0.0.1", "8080", "127.0.0.1 8080");
     check_one("10.20.30.40", "0", "10.20.30.40 0");
@@ -192,7 +192,7 @@ TASK_TEST(addresses_in_numbers_are_what_they_say)
     check_one("2001:db8::a:b", "80", "2001:db8::a:b 80");
 }
 
-TASK_TEST(an_address_may_say_its_interface)
+TASK_TEST(an_address_may_name_its_interface)
 {
     unsigned index = if_nametoindex("lo");
     if (index == 0)
@@ -286,7 +286,7 @@ TASK_TEST(invalid_arguments_are_refused)
     CHECK_INT(lookups, 0);
 }
 
-TASK_TEST(as_many_as_there_is_room_for_are_returned_and_all_are_counted)
+TASK_TEST(as_many_as_fit_are_returned_and_all_are_counted)
 {
     struct sockaddr_storage out[5];
     for (size_t max = 0; max <= 4; max++) {
@@ -552,7 +552,7 @@ static void check_connected(int listener, int fd)
     CHECK_INT(conc_close(listener), 0);
 }
 
-TASK_TEST(one_listens_and_dials_by_name)
+TASK_TEST(names_can_be_listened_at_and_dialled)
 {
     int listener = conc_listen("one.test:0");
     char address[120];
@@ -566,7 +566,7 @@ TASK_TEST(one_listens_and_dials_by_name)
     check_connected(listener, fd);
 }
 
-TASK_TEST(one_listens_by_name_with_options)
+TASK_TEST(names_can_be_listened_at_with_options)
 {
     conc_listen_options options = {.reuse_port = true};
     int first = conc_listen_with("one.test:0", &options);
@@ -885,7 +885,7 @@ static void execute_anew(void)
     _exit(SKIPPED);
 }
 
-TEST(names_of_a_file_of_hosts_are_found_dialled_and_listened_at)
+TEST(names_from_a_hosts_file_are_found_dialled_and_listened_at)
 {
     static const char hosts[] = "127.0.0.1 both.example\n127.0.0.2 both.example\n"
                                 "127.0.0.4 one.example\n::1 six.example\n";

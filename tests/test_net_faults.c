@@ -263,7 +263,7 @@ IO_TEST(an_error_of_the_listener_ends_the_serving)
 static const int lacks[] = {EMFILE, ENFILE, ENOBUFS, ENOMEM};
 
 /* At the limit: connections are alternately accepted and refused. */
-IO_TEST(a_lack_at_the_edge_is_reported_once_until_accepting_has_worked_for_a_second)
+IO_TEST(a_shortage_at_the_limit_is_reported_once_until_accepting_has_worked_for_a_second)
 {
     for (size_t i = 0; i < CONC_LEN(lacks); i++) {
         serving v;
@@ -291,7 +291,7 @@ IO_TEST(a_lack_at_the_edge_is_reported_once_until_accepting_has_worked_for_a_sec
 }
 
 /* If a shortage lasts while no client connects, it is still the same one. */
-IO_TEST(a_lack_is_not_reported_again_before_a_connection_was_accepted)
+IO_TEST(a_shortage_is_not_reported_again_before_a_connection_was_accepted)
 {
     serving v;
     io_failures.expected = 1;
@@ -519,7 +519,7 @@ IO_TEST(a_socket_file_without_a_listener_is_no_address_in_use_if_descriptors_run
     remove_path();
 }
 
-IO_TEST(a_lock_that_the_system_refuses_is_not_taken_for_one)
+IO_TEST(a_lock_that_the_system_refuses_is_not_mistaken_for_one)
 {
     static const int errors[] = {ENOLCK, EPERM, EACCES, ENOSYS, EOPNOTSUPP, EINVAL, EIO};
     for (size_t i = 0; i < CONC_LEN(errors); i++) {

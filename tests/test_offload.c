@@ -464,7 +464,7 @@ OFFLOAD_TEST(in_a_job_an_offload_is_a_call)
     CHECK_INT(count_threads(), base + 3);
 }
 
-OFFLOAD_TEST(a_crowd_of_jobs_that_offload_has_room)
+OFFLOAD_TEST(many_jobs_that_offload_have_room)
 {
     CHECK_INT(conc_map_all(offloads_count, NULL, 100, 0, NULL), 0);
     static place p[100][3];
@@ -744,7 +744,7 @@ static int offloads_when_cancelled(void *arg)
     return 0;
 }
 
-OFFLOAD_TEST(a_task_that_is_cancelled_already_gets_nothing_started)
+OFFLOAD_TEST(an_already_cancelled_task_starts_nothing)
 {
     held h = HELD(0);
     conc_group g = {0};

@@ -67,7 +67,7 @@ static void check_place(int line)
     CHECK_CONTAINS(report, place);
 }
 
-TEST(an_overflow_names_the_task_its_place_its_size_and_what_to_raise)
+TEST(an_overflow_report_names_the_task_its_location_its_size_and_the_option_to_raise)
 {
     static const struct {
         size_t size;
@@ -280,7 +280,7 @@ static int returns_0(void *arg)
     return 0;
 }
 
-TEST(after_the_run_everything_is_as_before)
+TEST(after_the_run_everything_is_restored)
 {
     struct sigaction own = {.sa_handler = says_so}, now;
     sigaction(SIGSEGV, &own, NULL);

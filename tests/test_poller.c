@@ -234,7 +234,7 @@ static void runs_under_a_limit(void)
     }
 }
 
-TEST(fewer_descriptors_allowed_than_are_open_neither_hang_nor_spin)
+TEST(a_limit_below_the_open_descriptors_neither_hangs_nor_spins)
 {
     for (limit_of_descriptors = 0; limit_of_descriptors < 2; limit_of_descriptors++)
         check_ends_well(runs_under_a_limit);

@@ -643,7 +643,7 @@ POOL_TEST(threads_start_when_they_are_first_needed)
         let_go(&h[i]);
 }
 
-THREAD_TEST(a_pool_that_does_not_say_how_many_threads_has_one_for_each_processor)
+THREAD_TEST(a_pool_has_one_thread_for_each_processor_by_default)
 {
     int n = (int)sysconf(_SC_NPROCESSORS_ONLN), meet = n < 64 ? n : 64;
     static conc_job jobs[256];
@@ -674,7 +674,7 @@ static void check_name(const char *name, const char *expected)
     close_pool(&pool);
 }
 
-VARIANT_TEST(the_threads_have_the_name_of_the_pool)
+VARIANT_TEST(the_threads_have_the_pools_name)
 {
     check_name("crunchers", "crunchers");
     check_name(NULL, "conc");
@@ -683,7 +683,7 @@ VARIANT_TEST(the_threads_have_the_name_of_the_pool)
 
 /* ---- order and the limit of the queue ---- */
 
-POOL_TEST(jobs_start_in_the_order_of_their_submits)
+POOL_TEST(jobs_start_in_submit_order)
 {
     static conc_job jobs[1000];
     held h = HELD(0);
@@ -696,7 +696,7 @@ POOL_TEST(jobs_start_in_the_order_of_their_submits)
     check_written(1000);
 }
 
-POOL_TEST(a_submit_above_the_limit_waits_for_a_place)
+POOL_TEST(a_submit_above_the_limit_waits_for_a_slot)
 {
     held h[3] = {HELD(0), HELD(1), HELD(2)};
     conc_group g = {0};
@@ -719,7 +719,7 @@ POOL_TEST(a_submit_above_the_limit_waits_for_a_place)
     end(&g);
 }
 
-POOL_TEST(submits_that_wait_for_a_place_get_it_in_the_order_of_asking)
+POOL_TEST(submits_get_slots_in_fifo_order)
 {
     enum { N = 20 };
     static conc_job jobs[N];
@@ -741,7 +741,7 @@ POOL_TEST(submits_that_wait_for_a_place_get_it_in_the_order_of_asking)
     check_written(N);
 }
 
-POOL_TEST(a_run_above_the_limit_waits_for_a_place_first)
+POOL_TEST(a_run_above_the_limit_waits_for_a_slot_first)
 {
     held h[2] = {HELD(0), HELD(1)};
     conc_group g = {0};
@@ -821,7 +821,7 @@ POOL_TEST(a_job_whose_submit_waits_for_a_slot_does_not_exist_yet)
     CHECK_INT(result_of(&j), 2);
 }
 
-POOL_TEST(a_submit_whose_time_is_over_does_not_wait_for_a_place)
+POOL_TEST(a_submit_whose_limit_has_passed_does_not_wait_for_a_slot)
 {
     conc_job jobs[3];
     CONC_AUTO(conc_pool, pool) = {.threads = 1, .queue_limit = 1};
@@ -854,7 +854,7 @@ static int floods(void *arg)
     return 0;
 }
 
-POOL_TEST(tasks_of_two_loops_and_plain_threads_wait_for_places_together)
+POOL_TEST(tasks_of_two_loops_and_plain_threads_wait_for_slots_together)
 {
     static flood f[6];
     side s[4];
@@ -875,7 +875,7 @@ POOL_TEST(tasks_of_two_loops_and_plain_threads_wait_for_places_together)
     CHECK_INT(calls, 6 * CONC_LEN(f[0].jobs));
 }
 
-POOL_TEST(a_plain_thread_that_waits_for_a_place_gets_it)
+POOL_TEST(a_plain_thread_that_waits_for_a_slot_gets_it)
 {
     held h[3] = {HELD(0), HELD(1), HELD(2)};
     CONC_AUTO(conc_pool, pool) = {.threads = 1, .queue_limit = 1};
@@ -963,7 +963,7 @@ POOL_TEST(a_submit_in_a_run_inside_a_job_of_the_pool_does_not_wait_either)
     submit_under_a_lock(submits_under_a_lock_in_a_run);
 }
 
-POOL_TEST(a_submit_in_what_a_job_of_the_pool_calls_runs_no_other_job_either)
+POOL_TEST(a_submit_in_a_function_that_a_job_calls_runs_no_other_job_either)
 {
     submit_under_a_lock(submits_inside_another);
 }
@@ -1440,7 +1440,7 @@ static int calls_when_cancelled(void *arg)
     return calls_once(c);
 }
 
-POOL_TEST(a_task_that_is_cancelled_already_closes_in_the_same_way)
+POOL_TEST(an_already_cancelled_task_closes_in_the_same_way)
 {
     held h = HELD(7);
     conc_group g = {0};
@@ -1460,7 +1460,7 @@ POOL_TEST(a_task_that_is_cancelled_already_closes_in_the_same_way)
     check_threads(base);
 }
 
-POOL_TEST(a_submit_that_waits_for_a_place_when_the_pool_closes_is_decided)
+POOL_TEST(a_submit_that_waits_for_a_slot_when_the_pool_closes_is_decided)
 {
     held h = HELD(7);
     conc_job jobs[2];
@@ -1560,7 +1560,7 @@ static void close_with_own_jobs_above_the_limit(conc_fn *submits, bool cancelled
     CHECK_INT(result_of(&o.jobs[1]), cancelled ? -ECANCELED : 2);
 }
 
-POOL_TEST(a_close_waits_for_what_the_pools_own_jobs_submitted_above_the_limit)
+POOL_TEST(a_close_waits_for_jobs_that_the_pools_own_jobs_submitted_above_the_limit)
 {
     close_with_own_jobs_above_the_limit(submits_three, false);
     calls = 0;
@@ -1619,13 +1619,13 @@ static void submit_while_closing(int threads, int limit)
         CHECK_INT(side_end(&sides[i]), -EPIPE);
 }
 
-THREAD_TEST(threads_that_submit_while_another_closes_get_their_jobs_done_or_minus_epipe)
+THREAD_TEST(threads_that_submit_while_another_closes_get_their_jobs_done_or_epipe)
 {
     for (int i = 0; i < 10; i++)
         submit_while_closing(1 + i % 3, i % 4);
 }
 
-POOL_TEST(threads_that_submit_while_a_task_closes_get_their_jobs_done_or_minus_epipe)
+POOL_TEST(threads_that_submit_while_a_task_closes_get_their_jobs_done_or_epipe)
 {
     for (int i = 0; i < 10; i++)
         submit_while_closing(1 + i % 3, i % 4);
@@ -1946,7 +1946,7 @@ static int runs_when_cancelled(void *arg)
     return 0;
 }
 
-POOL_TEST(a_task_that_is_cancelled_already_gets_nothing_started)
+POOL_TEST(an_already_cancelled_task_starts_nothing)
 {
     conc_group g = {0};
     WITH_POOL(pool, 2);
@@ -1989,7 +1989,7 @@ static int waits_when_cancelled(void *arg)
     return calls_once(arg);
 }
 
-POOL_TEST(a_task_that_is_cancelled_already_waits_in_the_same_way)
+POOL_TEST(an_already_cancelled_task_waits_in_the_same_way)
 {
     held h = HELD(7);
     conc_job queued, done;
@@ -2141,7 +2141,7 @@ POOL_TEST(a_job_that_another_runs_itself_is_asked_to_stop_when_both_waiters_are_
     CHECK_INT(result_of(&outer), -ECANCELED);
 }
 
-POOL_TEST(a_task_that_is_cancelled_already_does_not_end_a_job_for_which_others_wait)
+POOL_TEST(an_already_cancelled_task_does_not_end_a_job_for_which_others_wait)
 {
     held h = HELD(7);
     conc_job queued;
@@ -2274,7 +2274,7 @@ static int claims_the_second(void *arg)
     return result;
 }
 
-THREAD_TEST(a_job_can_be_cancelled_when_the_thread_that_would_have_run_it_is_no_more)
+THREAD_TEST(a_job_can_be_cancelled_when_the_thread_that_would_have_run_it_has_ended)
 {
     CHECK_INT(conc_pool_open(&claimed.pool), 0);
     CHECK_INT(conc_pool_submit(&claimed.pool, &claimed.outer, claims_the_second, NULL), 0);
@@ -2549,8 +2549,8 @@ static void free_place_and_cancel(bool cancel_first)
     CHECK_INT(calls, 1 + (c.rc == 0));
 }
 
-POOL_TEST(a_place_that_becomes_free_just_before_the_cancel) { free_place_and_cancel(false); }
-POOL_TEST(a_place_that_becomes_free_just_after_the_cancel) { free_place_and_cancel(true); }
+POOL_TEST(a_slot_that_becomes_free_just_before_the_cancel) { free_place_and_cancel(false); }
+POOL_TEST(a_slot_that_becomes_free_just_after_the_cancel) { free_place_and_cancel(true); }
 
 POOL_TEST(an_end_and_a_cancel_of_the_job_meet_in_any_way)
 {
@@ -3214,7 +3214,7 @@ static int paints(void *arg)
     return 0;
 }
 
-POOL_TEST(a_job_sees_the_locals_of_the_moment_of_its_submit)
+POOL_TEST(a_job_sees_the_locals_at_its_submit)
 {
     held h = HELD(0), *hold = &h;
     painter first = {.hold = hold}, queued = {0};
@@ -3344,7 +3344,7 @@ POOL_TEST(a_map_of_elements_without_a_size_gives_all_the_same_argument)
         CHECK(results[i] >= 700 && results[i] < 770 && results[i] % 7 == 0);
 }
 
-POOL_TEST(a_map_that_makes_no_sense_is_refused)
+POOL_TEST(an_invalid_map_is_refused)
 {
     int results[2] = {WAITING, WAITING};
     WITH_POOL(pool, 1);
@@ -3529,7 +3529,7 @@ POOL_TEST(a_map_in_a_map_ends_when_the_outer_one_has_failed)
     CHECK_INT(count_now(&entered), 1);
 }
 
-POOL_TEST(a_map_that_is_cancelled_when_all_has_begun_did_all)
+POOL_TEST(a_map_that_is_cancelled_when_all_have_begun_completes)
 {
     held_map m;
     CHECK_INT(cancelled_map(&m, false, 2, 7).rc, 0);
@@ -3622,7 +3622,7 @@ static void use_pool(void *arg)
     p->ran = true;
 }
 
-POOL_TEST(a_posted_function_may_do_what_does_not_wait)
+POOL_TEST(a_posted_function_may_make_calls_that_do_not_wait)
 {
     static posted p;
     held h = HELD(7);
@@ -4013,7 +4013,7 @@ TEST(debug_mode_finds_the_handle_of_a_running_job_in_a_function_that_returned)
     }
 }
 
-TEST(debug_mode_lets_handles_of_jobs_go_that_have_ended)
+TEST(debug_mode_ignores_handles_of_ended_jobs)
 {
     leaver = leave_only_what_ended;
     run_the_leaver();

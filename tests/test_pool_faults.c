@@ -551,7 +551,7 @@ static int use_pools(void *arg)
     return DONE;
 }
 
-TEST(pools_of_threads_are_refused_what_a_run_needs_and_threads)
+TEST(thread_pools_are_refused_what_a_run_needs_and_threads)
 {
     CHECK_KINDS(use_pools, true, MEMORY, MAPPING, THREAD, EVENTFD);
 }
@@ -740,7 +740,7 @@ static int use_without_keys(void *arg)
     return 0;
 }
 
-TEST(without_room_for_what_belongs_to_a_thread_there_are_no_pools)
+TEST(without_thread_specific_keys_there_are_no_pools)
 {
     conc_options o = {.virtual_clock = true};
     before b = look_around();

@@ -652,7 +652,7 @@ TASK_TEST(a_post_to_no_loop_or_of_no_function_is_refused)
     CHECK_INT(conc_loop_release(NULL), -EINVAL);
 }
 
-TEST(a_way_of_waiting_that_does_not_exist_fails_the_run)
+TEST(an_unknown_poller_fails_the_run)
 {
     setenv("CONC_POLL", "telepathy", 1);
     CHECK_INT(conc_run(must_not_run, NULL), -EINVAL);
@@ -672,7 +672,7 @@ static void *run_in_thread(void *arg)
     return NULL;
 }
 
-POST_TEST(runs_in_several_threads_at_once_do_not_meet)
+POST_TEST(runs_in_several_threads_at_once_do_not_interfere)
 {
     pthread_t t[4];
     conc_loop *loop = conc_loop_self();

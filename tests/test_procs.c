@@ -238,7 +238,7 @@ THREAD_TEST(a_plain_thread_uses_a_pool_too)
     CHECK_INT(uses_all_calls(&pool), 0);
 }
 
-PROCS_TEST(a_job_of_a_thread_pool_uses_a_pool_of_processes)
+PROCS_TEST(a_job_of_a_thread_pool_uses_a_process_pool)
 {
     conc_job jobs[8];
     OPEN(pool, 2);
@@ -351,7 +351,7 @@ static int says_one_byte(void *arg)
     return (*byte)++;
 }
 
-PROCS_TEST(a_single_byte_is_data_and_none_at_all_is_too)
+PROCS_TEST(one_byte_is_data_and_so_is_none)
 {
     unsigned char bytes[] = {1, 255, 3};
     OPEN(pool, 1);
@@ -551,14 +551,14 @@ static void check_senseless(conc_procs *p)
     CHECK_INT(n, 3);
 }
 
-PROCS_TEST(senseless_calls_are_refused)
+PROCS_TEST(invalid_calls_are_refused)
 {
     OPEN(pool, 1);
     check_senseless(&pool);
     check_healthy(&pool);
 }
 
-THREAD_TEST(senseless_calls_of_a_thread_are_refused)
+THREAD_TEST(invalid_calls_of_a_thread_are_refused)
 {
     OPEN(pool, 1);
     check_senseless(&pool);
@@ -927,7 +927,7 @@ static ssize_t call_for(conc_procs *p, ssize_t number, void *out, size_t out_siz
     return conc_procs_call(p, returns_number, &number, sizeof number, out, out_size);
 }
 
-PROCS_TEST(a_call_that_returns_more_than_there_is_room_for_is_too_large)
+PROCS_TEST(a_call_that_returns_more_than_fits_is_too_large)
 {
     unsigned char out[100];
     OPEN(pool, 1);
@@ -950,7 +950,7 @@ PROCS_TEST(a_call_that_fails_returns_its_error)
     check_healthy(&pool);
 }
 
-PROCS_TEST(a_call_gives_megabytes_for_a_few_bytes_and_the_other_way_round)
+PROCS_TEST(a_call_returns_megabytes_for_a_few_bytes_and_vice_versa)
 {
     enum { N = 10 * MEGABYTE };
     unsigned char *data = malloc(N), *back = malloc(N);
@@ -1026,7 +1026,7 @@ PROCS_TEST(many_jobs_run_in_as_many_processes_as_there_are_workers)
     close_pool(&pool);
 }
 
-THREAD_TEST(a_pool_that_does_not_say_how_many_workers_has_one_for_each_processor)
+THREAD_TEST(a_pool_has_one_worker_for_each_processor_by_default)
 {
     gate *at = new_gate();
     conc_procs pool = {0};
@@ -1386,7 +1386,7 @@ static void *changes_environment(void *arg)
 }
 
 /* The environment is copied when the pool is opened. */
-THREAD_TEST(workers_have_the_environment_of_the_opener_whatever_becomes_of_it)
+THREAD_TEST(workers_have_the_openers_environment_even_if_that_changes_later)
 {
     char name[] = "PROCS_TEST_VALUE";
     atomic_bool stop = false;
@@ -2036,7 +2036,7 @@ static void check_signals(void)
     CHECK_INT(d.other, 0);
 }
 
-PROCS_TEST(signals_do_in_workers_what_they_do_by_default) { check_signals(); }
+PROCS_TEST(signals_have_their_default_actions_in_workers) { check_signals(); }
 
 /* A handler after which no system call is restarted. */
 static void disturb(long microseconds)
@@ -2355,7 +2355,7 @@ static int calls_while_cancelled(void *arg)
     return 0;
 }
 
-PROCS_TEST(a_task_that_is_cancelled_already_gets_nothing_started)
+PROCS_TEST(an_already_cancelled_task_starts_nothing)
 {
     conc_group g = {0};
     conc_task t;
@@ -2783,7 +2783,7 @@ PROCS_TEST(a_close_waits_for_jobs_that_tasks_wait_for)
     CHECK_INT(c[1].rc, 0);
 }
 
-PROCS_TEST(the_result_of_a_job_is_there_when_the_pool_is_no_more)
+PROCS_TEST(a_jobs_result_remains_when_the_pool_is_closed)
 {
     conc_job j;
     failure f = failures[0];
@@ -2803,7 +2803,7 @@ PROCS_TEST(the_result_of_a_job_is_there_when_the_pool_is_no_more)
 
 /* For every number of descriptors that may still be opened: an open or a run that fails, but none
  * that hangs, and no leak. */
-THREAD_TEST(a_lack_of_descriptors_is_an_error)
+THREAD_TEST(a_shortage_of_descriptors_is_an_error)
 {
     struct rlimit limit, low;
     int n = 0, fds = test_count_fds(), worked = 0;

@@ -159,7 +159,7 @@ static ssize_t dies_in_a_call(const void *in, size_t in_size, void *out, size_t 
     return dies(&d);
 }
 
-PROCS_TEST(a_call_that_dies_is_an_error_and_its_bytes_stay_as_they_were)
+PROCS_TEST(a_call_that_dies_is_an_error_and_its_bytes_are_unchanged)
 {
     char out[100] = {0};
     OPEN(pool, .workers = 1);
@@ -449,7 +449,7 @@ static int doubles_slowly(void *arg)
     return 42;
 }
 
-PROCS_TEST(a_process_that_a_job_has_become_answers_for_no_other)
+PROCS_TEST(a_process_that_a_job_has_become_answers_for_no_other_job)
 {
     gate *at = new_gate();
     identity first = {at, 1, 0}, second = {at, 21, 0};

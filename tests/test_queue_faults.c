@@ -119,7 +119,7 @@ static bool check_growth(int kind, long nth, int shift)
     return refused > 0;
 }
 
-TASK_TEST(a_queue_that_may_not_grow_is_as_it_was_and_grows_later)
+TASK_TEST(a_queue_that_cannot_grow_is_unchanged_and_grows_later)
 {
     long before = live_allocations;
     for (int kind = 0; kind < KINDS; kind++) {

@@ -423,7 +423,7 @@ TASK_TEST(a_put_into_a_full_queue_waits_for_a_get)
     conc_queue_destroy(&q);
 }
 
-TASK_TEST(getters_are_served_in_the_order_they_came)
+TASK_TEST(getters_are_served_in_fifo_order)
 {
     conc_queue q = CONC_QUEUE(int, 0);
     client c[10];
@@ -550,7 +550,7 @@ static int consumes_in_order(void *arg)
     return rc == -EPIPE ? 0 : rc;
 }
 
-TASK_TEST(a_producer_and_a_consumer_share_a_place_for_one_item)
+TASK_TEST(a_producer_and_a_consumer_share_one_slot)
 {
     conc_queue q = CONC_QUEUE(int, 1);
     flow in = {&q, 5000, 0}, out = {&q, 0, 0};
@@ -672,7 +672,7 @@ TASK_TEST(calls_of_a_cancelled_task_change_nothing)
     conc_queue_destroy(&q);
 }
 
-TASK_TEST(whose_time_runs_out_leaves_the_queue_as_it_was)
+TASK_TEST(a_call_that_times_out_leaves_the_queue_unchanged)
 {
     conc_queue q = CONC_QUEUE(int, 1);
     CHECK_INT(conc_timeout(1, get_here, &q), -ETIMEDOUT);
@@ -700,7 +700,7 @@ static int gets_within_a_second(void *arg)
     return 0;
 }
 
-TASK_TEST(a_put_and_a_time_limit_are_decided_by_which_came_first)
+TASK_TEST(the_first_of_a_put_and_a_time_limit_decides)
 {
     conc_queue q = CONC_QUEUE(int, 0);
     client late, in_time;
@@ -753,7 +753,7 @@ TASK_TEST(a_join_waits_until_as_many_were_done_as_were_put)
     conc_queue_destroy(&q);
 }
 
-TASK_TEST(more_done_than_put_is_refused)
+TASK_TEST(more_task_dones_than_puts_are_refused)
 {
     conc_queue q = CONC_QUEUE(int, 1);
     client getter, putter;
@@ -1130,7 +1130,7 @@ static int takes_one_and_leaves_two(void *queue)
     return conc_queue_task_done(queue);
 }
 
-TEST(a_queue_serves_before_between_and_after_runs)
+TEST(a_queue_works_before_between_and_after_runs)
 {
     static conc_queue q = CONC_QUEUE(int, 3);
     int item = UNTOUCHED;
@@ -1293,7 +1293,7 @@ TEST(a_get_that_no_task_can_serve_is_a_deadlock)
 
 /* ---- misuse ---- */
 
-TASK_TEST(senseless_kinds_are_refused)
+TASK_TEST(invalid_kinds_are_refused)
 {
     conc_queue queues[] = {
         CONC_QUEUE(int, 3, .kind = CONC_QUEUE_PRIORITY),
@@ -1316,7 +1316,7 @@ TASK_TEST(senseless_kinds_are_refused)
     CHECK_TIME(0);
 }
 
-TASK_TEST(no_queue_is_refused)
+TASK_TEST(a_null_queue_is_refused)
 {
     int item = UNTOUCHED;
     CHECK_INT(conc_queue_put(NULL, &item), -EINVAL);
@@ -1331,7 +1331,7 @@ TASK_TEST(no_queue_is_refused)
     CHECK_INT(item, UNTOUCHED);
 }
 
-TASK_TEST(no_item_is_refused)
+TASK_TEST(a_null_item_is_refused)
 {
     conc_queue q = CONC_QUEUE(int, 3);
     CHECK_INT(conc_queue_put(&q, NULL), -EINVAL);

@@ -206,7 +206,7 @@ static void run_main_for_report(conc_fn *fn)
     CHECK(found && sscanf(found, "status 1, lines %d %d", &lines[0], &lines[1]) == 2);
 }
 
-TEST(conc_main_calls_the_task_by_its_name_of_the_moment)
+TEST(conc_main_calls_the_task_by_its_current_name)
 {
     run_main_for_report(fails_renamed);
     expect("conc: ", "second name", lines[0], " failed: no more tea\n");
@@ -273,7 +273,7 @@ static int fails_quietly(void *arg)
 }
 enum { LINE_OF_QUIET = __LINE__ - 3 };
 
-TEST(reports_of_debug_mode_use_the_name_of_the_moment)
+TEST(reports_of_debug_mode_use_the_current_name)
 {
     const conc_options debugging = {.debug = true, .virtual_clock = true};
     CHECK_INT(run_for_report(renames_itself_and_holds_the_loop_in_a_task, debugging), 0);
@@ -343,7 +343,7 @@ static int has_a_long_name(void *arg)
 }
 enum { LINE_OF_LONG = __LINE__ - 5 };
 
-TEST(a_long_name_keeps_its_place)
+TEST(a_long_name_keeps_its_location)
 {
     char place[300];
     snprintf(place, sizeof place, " at %s:%d: ready\n", TEST_FILE, LINE_OF_LONG);

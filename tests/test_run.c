@@ -118,7 +118,7 @@ static void *runs_seven(void *arg)
     return &result;
 }
 
-TASK_TEST(another_thread_may_run_while_a_run_is_on)
+TASK_TEST(another_thread_may_run_during_a_run)
 {
     pthread_t thread;
     void *result;
@@ -172,7 +172,7 @@ static void *runs_in_a_thread(void *arg)
     return NULL;
 }
 
-TEST(runs_in_several_threads_at_once_do_not_meet)
+TEST(runs_in_several_threads_at_once_do_not_interfere)
 {
     pthread_t threads[THREADS];
     static thread_run runs[THREADS];
@@ -191,7 +191,7 @@ TEST(runs_in_several_threads_at_once_do_not_meet)
 
 /* ---- options ---- */
 
-TEST(options_without_sense_are_refused_before_anything_runs)
+TEST(invalid_options_are_refused_before_anything_runs)
 {
     conc_options bad[] = {{.stack_size = 1},        {.stack_size = 16383},
                           {.slow_step = -1},        {.slow_step = NAN},
@@ -329,7 +329,7 @@ TEST(random_numbers_repeat_under_a_seed_and_on_the_virtual_clock)
     CHECK(!same_draws(&seven, &eight));
 }
 
-TEST(random_numbers_start_where_the_options_or_the_environment_say)
+TEST(options_or_environment_seed_the_random_numbers)
 {
     conc_options virtual_clock = {.virtual_clock = true}, one = {.random = 1};
     conc_options seven = {.seed = 7}, other = {.seed = 7, .random = 8, .virtual_clock = true};
@@ -391,7 +391,7 @@ TEST(the_environment_overrides_the_options)
     CHECK_STR(order_under(1), order);
 }
 
-TEST(either_poller_can_be_asked_for)
+TEST(either_poller_can_be_requested)
 {
     setenv("CONC_CLOCK", "virtual", 1);
     setenv("CONC_POLL", "poll", 1);
@@ -415,7 +415,7 @@ TEST(another_systems_poller_is_refused_with_an_error_text)
     CHECK_CONTAINS(output, TEST_ONLY_POLL ? "has only poll" : "is neither poll nor " TEST_POLLER);
 }
 
-TEST(an_environment_without_sense_fails_the_run)
+TEST(an_invalid_environment_fails_the_run)
 {
     static const char *bad[][2] = {
         {"CONC_DEBUG", "maybe"},  {"CONC_CLOCK", "sundial"},
@@ -673,7 +673,7 @@ static int emits_nothing(conc_gen *g, void *arg)
 /* No argument could make this call valid here, so it may return either error. */
 static bool refused(int rc) { return rc == -EPERM || rc == -EINVAL; }
 
-TEST(outside_a_run_what_needs_a_task_is_refused)
+TEST(outside_a_run_calls_that_need_a_task_are_refused)
 {
     static conc_local key;
     int zero = 0, results[1];
@@ -718,7 +718,7 @@ TEST(outside_a_run_what_needs_a_task_is_refused)
     CHECK_INT(run_virtual(returns, &(int){3}), 3); /* and nothing of it is kept */
 }
 
-TEST(outside_a_run_questions_have_harmless_answers)
+TEST(outside_a_run_queries_have_harmless_answers)
 {
     static conc_local key;
     conc_scope s = {0};

@@ -153,7 +153,7 @@ TASK_TEST(a_writer_waits_for_the_last_reader)
     CHECK_ALL(users, "r1@0 r2@0 r3@0 w1@3");
 }
 
-TASK_TEST(readers_wait_for_a_writer_and_go_in_together)
+TASK_TEST(readers_wait_for_a_writer_and_enter_together)
 {
     user users[] = {USER("w1", 3), USER("r1", 1), USER("r2", 1), USER("r3", 1)};
     CHECK_ALL(users, "w1@0 r1@3 r2@3 r3@3");
@@ -278,7 +278,7 @@ TASK_TEST(a_writers_release_hands_the_lock_to_the_readers_at_once)
 
 /* ---- cancels and time limits ---- */
 
-TASK_TEST(readers_go_in_at_once_when_the_writer_before_them_is_cancelled)
+TASK_TEST(readers_enter_at_once_when_the_writer_before_them_is_cancelled)
 {
     user users[] = {USER("r1", 10), USER("w1", 1), USER("r2", 1),
                     USER("r3", 1),  USER("w2", 1), USER("r4", 1)};
@@ -395,7 +395,7 @@ TASK_TEST(readers_that_were_granted_the_lock_keep_it_although_they_are_cancelled
     check_free();
 }
 
-TASK_TEST(in_a_cancelled_scope_not_even_a_free_lock_is_taken)
+TASK_TEST(in_a_cancelled_scope_not_even_a_free_lock_is_acquired)
 {
     for (int write = 0; write < 2; write++) {
         conc_scope s = {0};
@@ -456,7 +456,7 @@ TASK_TEST(a_lock_survives_a_thousand_users_with_time_limits)
 
 /* ---- misuse ---- */
 
-TASK_TEST(no_lock_is_refused)
+TASK_TEST(a_null_lock_is_refused)
 {
     CHECK_INT(conc_rwlock_acquire_read(NULL), -EINVAL);
     CHECK_INT(conc_rwlock_acquire_write(NULL), -EINVAL);
@@ -496,7 +496,7 @@ TASK_TEST(only_the_writer_releases_its_lock)
     check_free();
 }
 
-TASK_TEST(a_reader_that_would_write_does_not_get_the_lock_by_trying)
+TASK_TEST(a_reader_cannot_get_the_write_lock_by_trying)
 {
     CHECK_INT(take(false), 0);
     CHECK_INT(try(true), -EAGAIN);
@@ -539,7 +539,7 @@ static int releases(void *arg)
     return conc_rwlock_release(&lock);
 }
 
-TASK_TEST(which_task_releases_what_is_read_does_not_matter)
+TASK_TEST(any_task_may_release_a_read_lock)
 {
     user w = USER("w1", 1);
     conc_group g = {0};
@@ -557,7 +557,7 @@ static void uses_it_in_turns(void)
     CHECK_ALL(users, "r1@0 w1@1 r2@2");
 }
 
-TEST(a_lock_serves_one_run_after_another)
+TEST(a_lock_works_in_one_run_after_another)
 {
     for (int i = 0; i < 3; i++)
         test_in_task(uses_it_in_turns);
@@ -581,7 +581,7 @@ static void *runs_elsewhere(void *arg)
     return NULL;
 }
 
-TASK_TEST(a_lock_that_a_loop_waits_for_is_out_of_reach_of_another)
+TASK_TEST(another_loop_cannot_use_a_lock_that_a_loop_waits_for)
 {
     user users[] = {USER("r1", 1), USER("w1", 1)};
     pthread_t thread;
@@ -653,7 +653,7 @@ static int dines(void *arg)
     return conc_group_wait(&g);
 }
 
-TEST(a_deadlock_is_reported_with_the_writers_and_where_they_took_their_locks)
+TEST(a_deadlock_is_reported_with_the_writers_and_where_they_acquired_their_locks)
 {
     run_for_report(dines, false, -EDEADLK);
     check_reported("deadlock", LINE_OF_THE_FIRST_FORK);
@@ -726,7 +726,7 @@ static int runs_users(void *arg)
     return 0;
 }
 
-TEST(debug_mode_has_nothing_to_say_about_locks_that_were_released)
+TEST(debug_mode_does_not_report_released_locks)
 {
     run_for_report(runs_users, true, 0);
     CHECK(strstr(report, "rwlock that") == NULL && strstr(report, "ended with") == NULL);
@@ -753,7 +753,7 @@ static int wants_what_an_ended_run_has(void *arg)
     return 0;
 }
 
-TEST(a_rwlock_that_a_task_of_an_ended_run_has_is_refused)
+TEST(a_rwlock_that_a_task_of_an_ended_run_holds_is_refused)
 {
     conc_options o = {.virtual_clock = true};
     int hows[] = {CONC__READER, CONC__WRITER};

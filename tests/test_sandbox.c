@@ -581,7 +581,7 @@ static int reuse_numbers(void *arg)
 
 static void run_reused(void) { CHECK_INT(conc_run(reuse_numbers, NULL), 0); }
 
-TEST(without_file_descriptors_of_processes_a_reused_number_is_not_signalled)
+TEST(without_process_descriptors_a_reused_number_is_not_signalled)
 {
 #ifdef SYS_pidfd_open
     check_each("pidfd_open", SYS_pidfd_open, NULL, run_reused);

@@ -200,7 +200,7 @@ TASK_TEST(a_scope_is_for_one_use_until_it_is_zeroed)
     check_flags(&s, false, false, false);
 }
 
-TASK_TEST(another_task_cancels_a_scope_and_what_waits_in_it_wakes)
+TASK_TEST(another_task_cancels_a_scope_and_waits_in_it_end)
 {
     double delay = 3;
     conc_group g = {0};

@@ -617,7 +617,7 @@ TASK_TEST(a_select_gets_the_item_that_a_get_would)
     conc_queue_destroy(&last_first);
 }
 
-TASK_TEST(an_item_that_a_select_took_is_one_to_be_done)
+TASK_TEST(an_item_that_a_select_took_needs_a_task_done)
 {
     scene s;
     open_scene(&s);
@@ -738,7 +738,7 @@ TASK_TEST(a_time_that_is_due_lets_earlier_cases_happen)
 
 /* ---- two cases on one object ---- */
 
-IO_TEST(two_cases_on_the_same_thing_are_one_too_many_and_the_first_happens)
+IO_TEST(the_first_of_two_cases_on_one_object_happens)
 {
     for (int kind = 0; kind < KINDS; kind++) {
         scene s;
@@ -1039,7 +1039,7 @@ static int selects_over_many(void *arg)
     return 0;
 }
 
-TASK_TEST(a_thousand_cases_are_no_trouble)
+TASK_TEST(a_thousand_cases_work)
 {
     static conc_queue queues[MANY];
     static int items[MANY];
@@ -1098,7 +1098,7 @@ IO_TEST(a_select_runs_on_small_stacks)
 
 /* ---- mistakes ---- */
 
-TASK_TEST(a_case_that_is_not_valid_fails_the_select_and_nothing_happens)
+TASK_TEST(an_invalid_case_fails_the_select_and_nothing_happens)
 {
     conc_queue q = CONC_QUEUE(int, 1), senseless = CONC_QUEUE(int, 1, .kind = CONC_QUEUE_PRIORITY);
     int item = ITEM, to = 0;

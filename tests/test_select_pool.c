@@ -78,7 +78,7 @@ TASK_TEST(a_channel_that_is_ready_happens_at_once)
     conc_channel_destroy(&c);
 }
 
-TASK_TEST(selects_and_receivers_are_served_in_the_order_in_which_they_came)
+TASK_TEST(selects_and_receivers_are_served_in_fifo_order)
 {
     conc_channel c = CONC_CHANNEL(int, 1);
     conc_group g = {0};
@@ -95,7 +95,7 @@ TASK_TEST(selects_and_receivers_are_served_in_the_order_in_which_they_came)
     conc_channel_destroy(&c);
 }
 
-TASK_TEST(selects_and_senders_are_served_in_the_order_in_which_they_came)
+TASK_TEST(selects_and_senders_are_served_in_fifo_order)
 {
     conc_channel c = CONC_CHANNEL(int, 1);
     conc_group g = {0};
@@ -154,7 +154,7 @@ TASK_TEST(room_that_came_with_another_case_goes_to_the_next_sender)
     conc_channel_destroy(&c);
 }
 
-TASK_TEST(a_cancelled_select_leaves_the_item_that_was_on_its_way)
+TASK_TEST(a_cancelled_select_leaves_the_item_in_transit)
 {
     conc_channel c = CONC_CHANNEL(int, 2);
     conc_group g = {0};

@@ -109,7 +109,7 @@ TASK_TEST(a_semaphore_counts_its_permits)
     CHECK_TIME(0);
 }
 
-TASK_TEST(a_semaphore_of_zeros_has_no_permits_and_no_maximum)
+TASK_TEST(a_zeroed_semaphore_has_no_permits_and_no_maximum)
 {
     conc_sem s = {0}, same = CONC_SEM(0);
     check_permits(&s, 0);
@@ -170,7 +170,7 @@ TASK_TEST(permits_do_not_overflow)
     CHECK_INT(full.permits, INT_MAX - 1);
 }
 
-TASK_TEST(senseless_semaphores_are_refused)
+TASK_TEST(invalid_semaphores_are_refused)
 {
     conc_sem rows[] = {CONC_SEM(-1), CONC_SEM(INT_MIN), CONC_SEM(1, .max = -1),
                        CONC_SEM(3, .max = 2)};
@@ -208,7 +208,7 @@ static int enters_for_a_second(void *arg)
     return conc_sem_release(&c->sem);
 }
 
-TASK_TEST(no_more_are_inside_than_there_are_permits)
+TASK_TEST(no_more_tasks_are_inside_than_there_are_permits)
 {
     crowd c = {.sem = CONC_SEM(3)};
     conc_group g = {0};
@@ -240,7 +240,7 @@ TASK_TEST(calls_that_need_not_wait_do_not_switch)
 
 /* ---- order ---- */
 
-TASK_TEST(waiters_get_permits_in_the_order_in_which_they_came)
+TASK_TEST(waiters_get_permits_in_fifo_order)
 {
     conc_sem s = CONC_SEM(1);
     user users[] = {USER(&s, "a", 1), USER(&s, "b", 2), USER(&s, "c", 3), USER(&s, "d", 0)};
@@ -406,7 +406,7 @@ TASK_TEST(a_waiter_that_timed_out_leaves_and_the_others_keep_their_order)
     check_permits(&s, 1);
 }
 
-TASK_TEST(in_a_cancelled_scope_not_even_a_free_permit_is_taken)
+TASK_TEST(in_a_cancelled_scope_not_even_a_free_permit_is_acquired)
 {
     conc_sem s = CONC_SEM(1);
     conc_scope scope = {0}, shield = {0};
@@ -511,7 +511,7 @@ TASK_TEST(a_grant_wakes_one_of_ten_thousand_waiters)
     check_permits(&scarce, 0);
 }
 
-ORDERED_TASK_TEST(ten_thousand_waiters_get_their_permits_in_the_order_in_which_they_came)
+ORDERED_TASK_TEST(ten_thousand_waiters_get_their_permits_in_fifo_order)
 {
     conc_group g = {.stack_size = 16384};
     spawn_many(&g);
@@ -541,7 +541,7 @@ static void shuffle(int *numbers, int n)
 }
 
 /* Searching the list for each of them would take some fifty million steps. */
-TASK_TEST(ten_thousand_waiters_are_cancelled_in_any_order_in_less_time_than_they_are_spawned_in)
+TASK_TEST(cancelling_ten_thousand_waiters_in_any_order_is_faster_than_spawning_them)
 {
     static int numbers[MANY];
     conc_group g = {.stack_size = 16384};
@@ -682,7 +682,7 @@ static int sleeps_with_a_permit(void *arg)
     return 0;
 }
 
-TASK_TEST(blocks_wait_for_permits_and_give_them_back_when_they_are_cancelled)
+TASK_TEST(blocks_wait_for_permits_and_release_them_when_they_are_cancelled)
 {
     static char names[][2] = {"a", "b", "c", "d", "e"};
     conc_task tasks[5];
@@ -720,7 +720,7 @@ static void takes_three(void)
     check_permits(&sem, 2);
 }
 
-TEST(permits_are_taken_and_released_before_a_run_and_after_it)
+TEST(permits_are_acquired_and_released_before_and_after_a_run)
 {
     counts_without_waiting(&sem);
     test_in_task(takes_three);
@@ -772,7 +772,7 @@ static void *runs_elsewhere(void *arg)
     return NULL;
 }
 
-TASK_TEST(a_semaphore_that_a_loop_waits_for_is_out_of_reach_of_another)
+TASK_TEST(another_loop_cannot_use_a_semaphore_that_a_loop_waits_for)
 {
     conc_sem s = {0};
     user u = USER(&s, "u", -1);

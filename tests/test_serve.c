@@ -722,7 +722,7 @@ IO_TEST(the_server_s_description_is_read_once)
     stop_by_close(&v);
 }
 
-IO_TEST(wrong_servers_are_refused)
+IO_TEST(invalid_servers_are_refused)
 {
     int p[2], s[2];
     door d;

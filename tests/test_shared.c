@@ -132,7 +132,7 @@ THREAD_TEST(a_block_is_all_zero_even_if_an_old_one_was_there)
 /* Sizes of all kinds, small ones more often. */
 static size_t size_of(int i) { return (size_t)(i * 7919 % 97 + 1) * (i % 10 ? 1 : 100); }
 
-SHARED_TEST(many_blocks_are_apart_and_seen_by_a_worker)
+SHARED_TEST(many_blocks_are_separate_and_visible_to_a_worker)
 {
     enum { N = 150 };
     static unsigned char *p[N];

@@ -158,7 +158,7 @@ TASK_TEST(a_limit_that_passes_outside_a_shield_is_seen_after_it)
     CHECK_INT(conc_scope_end(&s, conc_yield()), -ETIMEDOUT);
 }
 
-TASK_TEST(taking_a_shield_away_wakes_what_waits_behind_it)
+TASK_TEST(removing_a_shield_wakes_waits_behind_it)
 {
     waiter w = {.shielded = true, .sleep = 100};
     conc_group g = {0};
@@ -172,7 +172,7 @@ TASK_TEST(taking_a_shield_away_wakes_what_waits_behind_it)
     CHECK_INT(w.outer_end, 0);
 }
 
-TASK_TEST(a_shield_that_goes_up_before_the_cancel_hides_it)
+TASK_TEST(a_shield_set_before_the_cancel_hides_it)
 {
     waiter w = {.sleep = 10};
     conc_group g = {0};
@@ -187,7 +187,7 @@ TASK_TEST(a_shield_that_goes_up_before_the_cancel_hides_it)
     CHECK_INT(w.outer_end, 0);
 }
 
-TASK_TEST(a_shield_that_goes_up_after_the_cancel_is_too_late_for_the_wait_but_not_for_the_next)
+TASK_TEST(a_shield_set_after_the_cancel_is_too_late_for_the_wait_but_not_for_the_next)
 {
     waiter w = {.sleep = 10};
     conc_group g = {0};
@@ -200,7 +200,7 @@ TASK_TEST(a_shield_that_goes_up_after_the_cancel_is_too_late_for_the_wait_but_no
     CHECK_INT(w.after, -ECANCELED);
 }
 
-TASK_TEST(a_shield_that_goes_up_and_down_around_a_cancel_leaves_the_cancel)
+TASK_TEST(a_shield_set_and_removed_around_a_cancel_leaves_the_cancel)
 {
     waiter w = {.sleep = 10};
     conc_group g = {0};
@@ -225,7 +225,7 @@ TASK_TEST(a_shield_that_is_switched_without_a_cancel_disturbs_no_task)
     CHECK_INT(w.after, 0);
 }
 
-TASK_TEST(an_outer_limit_that_passed_reaches_the_wait_when_the_shield_goes)
+TASK_TEST(an_outer_limit_that_passed_reaches_the_wait_when_the_shield_is_removed)
 {
     waiter w = {.shielded = true, .sleep = 100};
     conc_group g = {0};

@@ -362,7 +362,7 @@ static int keep_concs_handler(void *arg)
     return 0;
 }
 
-TEST(concs_handler_that_a_library_installs_again_later_puts_back_what_was_before)
+TEST(concs_handler_installed_again_by_a_library_restores_the_previous_one)
 {
     struct sigaction kept;
     forget_everything();
@@ -646,7 +646,7 @@ static int fork_while_it_is_received(void *arg)
 }
 
 /* This file's fork hook was registered before conc's, so it runs first in the child. */
-TEST(a_signal_in_a_child_before_fork_has_returned_does_what_it_did_before)
+TEST(a_signal_in_a_child_before_fork_has_returned_has_its_previous_effect)
 {
     forget_everything();
     CHECK_INT(pthread_atfork(NULL, NULL, raise_in_the_child), 0);

@@ -381,7 +381,7 @@ LOOP_TEST(the_end_of_a_child_process_is_a_signal)
     close_it(&s);
 }
 
-TASK_TEST(each_of_several_raises_is_handed_out)
+TASK_TEST(each_of_several_raises_is_returned)
 {
     conc_signals s = {0};
     open_for(&s, SIGUSR1);
@@ -426,7 +426,7 @@ TASK_TEST(every_signal_that_is_not_refused_can_be_received)
     CHECK_TIME(0);
 }
 
-TASK_TEST(a_number_that_is_not_in_the_list_goes_where_it_always_went)
+TASK_TEST(a_number_that_is_not_in_the_list_keeps_its_action)
 {
     conc_signals s = {0};
     install(SIGUSR2, count_it);
@@ -560,7 +560,7 @@ TASK_TEST(two_signals_that_came_together_wake_two_tasks)
     close_it(&s);
 }
 
-ORDERED_TASK_TEST(the_first_that_waited_is_handed_the_first_signal)
+ORDERED_TASK_TEST(the_first_waiter_is_handed_the_first_signal)
 {
     conc_signals s = {0};
     conc_group g = {0};
@@ -823,7 +823,7 @@ static void install_four_kinds(int numbers[4])
     change_mask(SIG_BLOCK, numbers[3]);
 }
 
-TASK_TEST(handlers_and_mask_are_as_before_after_the_close)
+TASK_TEST(handlers_and_mask_are_restored_after_the_close)
 {
     int numbers[] = {SIGUSR1, SIGUSR2, SIGHUP, SIGWINCH};
     conc_signals s = {0};
@@ -841,7 +841,7 @@ TASK_TEST(handlers_and_mask_are_as_before_after_the_close)
     CHECK_INT(handled[SIGUSR1], 1);
 }
 
-TASK_TEST(handlers_and_mask_are_as_before_when_receivers_overlap)
+TASK_TEST(handlers_and_mask_are_restored_when_receivers_overlap)
 {
     int numbers[] = {SIGUSR1, SIGUSR2, SIGHUP, SIGWINCH};
     dispositions before;
@@ -901,7 +901,7 @@ TASK_TEST(a_receiver_opened_after_a_handler_was_installed_meanwhile_gets_its_sig
     check_unchanged_since(&before);
 }
 
-TASK_TEST(closing_twice_or_what_was_never_opened_does_nothing)
+TASK_TEST(closing_twice_or_without_an_open_does_nothing)
 {
     conc_signals s = {0}, never = {0};
     dispositions before;
@@ -944,7 +944,7 @@ TASK_TEST(waiters_get_epipe_when_it_is_closed)
     CHECK_TIME(0);
 }
 
-TASK_TEST(next_on_what_is_not_open_is_epipe)
+TASK_TEST(next_on_a_closed_receiver_is_epipe)
 {
     conc_signals s = {0};
     CHECK_INT(conc_signals_next(&s), -EPIPE);
@@ -969,7 +969,7 @@ TASK_TEST(a_signal_that_came_just_before_the_close_is_returned_or_raised_again)
     CHECK_INT(handled[SIGUSR1], r.got == SIGUSR1 ? 0 : 1);
 }
 
-TASK_TEST(a_signal_that_came_just_after_the_close_goes_to_the_handler_of_before)
+TASK_TEST(a_signal_that_came_just_after_the_close_goes_to_the_previous_handler)
 {
     conc_signals s = {0};
     conc_group g = {0};
@@ -1075,7 +1075,7 @@ TASK_TEST(a_bad_number_anywhere_in_the_list_is_refused_and_nothing_changes)
     CHECK_INT(handled[SIGUSR1], 1);
 }
 
-TASK_TEST(an_opening_without_sense_is_refused)
+TASK_TEST(an_invalid_opening_is_refused)
 {
     conc_signals s = {0};
     int numbers[] = {SIGUSR1};
@@ -1088,7 +1088,7 @@ TASK_TEST(an_opening_without_sense_is_refused)
     check_unchanged_since(&before);
 }
 
-TASK_TEST(opening_what_is_open_is_refused_and_it_stays_open)
+TASK_TEST(opening_an_open_receiver_is_refused_and_it_stays_open)
 {
     conc_signals s = {0};
     open_for(&s, SIGUSR1);
@@ -1213,7 +1213,7 @@ TASK_TEST(a_cancel_and_a_signal_in_either_order_lose_nothing)
     }
 }
 
-TASK_TEST(a_cancel_of_one_that_waits_leaves_the_signal_to_the_other)
+TASK_TEST(a_cancel_of_one_waiter_leaves_the_signal_to_the_other)
 {
     for (int i = 0; i < 4; i++) {
         conc_signals s = {0};
@@ -1327,7 +1327,7 @@ static int wait_for_usr1(void *arg)
     return conc_wait_signal(SIGUSR1);
 }
 
-TASK_TEST(waiting_for_one_signal_returns_its_number_and_puts_everything_back)
+TASK_TEST(waiting_for_one_signal_returns_its_number_and_restores_everything)
 {
     conc_group g = {0};
     waiter w;
@@ -1343,7 +1343,7 @@ TASK_TEST(waiting_for_one_signal_returns_its_number_and_puts_everything_back)
     check_unchanged_since(&before);
 }
 
-TASK_TEST(waiting_for_one_signal_does_not_see_those_of_before)
+TASK_TEST(waiting_for_one_signal_ignores_earlier_ones)
 {
     install(SIGUSR1, count_it);
     CHECK_INT(raise(SIGUSR1), 0);
@@ -1351,7 +1351,7 @@ TASK_TEST(waiting_for_one_signal_does_not_see_those_of_before)
     CHECK_INT(handled[SIGUSR1], 1);
 }
 
-TASK_TEST(all_that_wait_for_one_signal_get_it)
+TASK_TEST(all_waiters_for_one_signal_get_it)
 {
     conc_group g = {0};
     waiter w[10];
@@ -1368,7 +1368,7 @@ TASK_TEST(all_that_wait_for_one_signal_get_it)
         CHECK_INT(w[i].got, i % 2 ? SIGUSR1 : SIGUSR2);
 }
 
-TASK_TEST(a_cancelled_wait_for_one_signal_puts_everything_back)
+TASK_TEST(a_cancelled_wait_for_one_signal_restores_everything)
 {
     conc_scope c = {0};
     dispositions before;
@@ -1715,7 +1715,7 @@ static void *run_open_and_close(void *arg)
     return NULL;
 }
 
-TEST(loops_that_open_and_close_under_a_storm_put_everything_back)
+TEST(loops_that_open_and_close_under_a_storm_restore_everything)
 {
     pthread_t t[3];
     dispositions before;
@@ -1870,7 +1870,7 @@ static void check_mask_of_before(int number)
     CHECK(!is_blocked(SIGUSR2) && !is_blocked(SIGPIPE));
 }
 
-TASK_TEST(a_forked_child_has_the_mask_of_before)
+TASK_TEST(a_forked_child_has_the_previous_mask)
 {
     conc_signals s = {0};
     change_mask(SIG_BLOCK, SIGUSR1);

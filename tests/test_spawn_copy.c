@@ -218,7 +218,7 @@ static int get_name(void *arg)
     return *(int *)arg;
 }
 
-TASK_TEST(the_tasks_name_is_its_function_and_the_place)
+TASK_TEST(the_tasks_name_is_its_function_and_the_location)
 {
     conc_group g = {0};
     CHECK_INT(CONC_SPAWN(&g, get_name, -EPROTO), 0);

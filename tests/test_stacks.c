@@ -71,7 +71,7 @@ TASK_TEST(tasks_run_on_stacks_of_every_size_from_16384_on)
     }
 }
 
-TASK_TEST(a_task_can_use_the_stack_that_was_asked_for)
+TASK_TEST(a_task_can_use_the_requested_stack)
 {
     size_t sizes[] = {64 * 1024, DEFAULT_SIZE, 1 << 20, 8 << 20};
     for (size_t i = 0; i < CONC_LEN(sizes); i++) {
@@ -338,7 +338,7 @@ TASK_TEST(twenty_thousand_tasks_on_the_smallest_stacks_sleep_at_once)
     CHECK_INT(n, many());
 }
 
-TASK_TEST(stacks_are_given_back_after_a_burst)
+TASK_TEST(stacks_are_freed_after_a_burst)
 {
     int n = 0;
     conc_stats before = stats(), peak, after;
@@ -503,7 +503,7 @@ static bool on_one_stack(const placed *a, const placed *b)
     return distance > -(DEFAULT_SIZE / 2) && distance < DEFAULT_SIZE / 2;
 }
 
-TASK_TEST(the_stack_that_was_given_back_last_is_used_first)
+TASK_TEST(the_last_freed_stack_is_reused_first)
 {
     placed old[3] = {{1, NULL}, {2, NULL}, {3, NULL}}, young[3] = {{9, NULL}, {9, NULL}, {9, NULL}};
     conc_group g = {.stack_size = DEFAULT_SIZE};
@@ -576,7 +576,7 @@ static int emit_one(conc_gen *g, void *arg)
     return conc_gen_emit(g, &one);
 }
 
-TASK_TEST(a_thousand_open_generators_give_their_stacks_back)
+TASK_TEST(a_thousand_open_generators_free_their_stacks)
 {
     static conc_gen gens[1000];
     int item;

@@ -58,7 +58,7 @@ TASK_TEST(a_child_may_be_ready_at_once_with_the_value_zero)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(a_start_that_failed_leaves_the_group_as_it_was)
+TASK_TEST(a_failed_start_leaves_the_group_unchanged)
 {
     service failing = {.before = 1, .value = -ENOENT}, sibling = {.before = 3};
     conc_stats before, after;
@@ -104,7 +104,7 @@ TEST(only_the_caller_gets_the_error_of_a_failed_start)
     CHECK_INT(reports, 0);
 }
 
-TASK_TEST(a_child_that_ends_without_a_word_is_an_error_of_the_start)
+TASK_TEST(a_child_that_ends_without_conc_started_is_an_error_of_the_start)
 {
     int ran = 0;
     conc_group g = {0};
@@ -175,7 +175,7 @@ static int says_it_without_waiting(void *arg)
     return 0;
 }
 
-TASK_TEST(saying_so_is_no_checkpoint)
+TASK_TEST(conc_started_is_no_checkpoint)
 {
     bool went_on = false;
     conc_group g = {0};
@@ -408,7 +408,7 @@ static int starts_one_that_cancels_it(void *arg)
     return 0;
 }
 
-TASK_TEST(a_word_given_before_the_cancel_counts)
+TASK_TEST(a_conc_started_before_the_cancel_counts)
 {
     conc_group outer = {0}, g = {0};
     race r = {.group = &g};
@@ -426,7 +426,7 @@ TASK_TEST(a_word_given_before_the_cancel_counts)
     CHECK_INT(conc_group_wait(&outer), 0);
 }
 
-TASK_TEST(a_word_given_after_the_cancel_does_not_count)
+TASK_TEST(a_conc_started_after_the_cancel_does_not_count)
 {
     conc_group outer = {0}, g = {0};
     race r = {.group = &g};

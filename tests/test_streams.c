@@ -578,7 +578,7 @@ IO_TEST(reading_until_the_end_of_file_yields_every_byte_in_order)
     }
 }
 
-IO_TEST(a_peer_that_only_stopped_writing_still_hears)
+IO_TEST(a_peer_that_only_stopped_writing_still_receives)
 {
     pair p = {0};
     open_pair(&p);
@@ -1122,7 +1122,7 @@ PLAIN_IO_TEST(a_buffer_larger_than_all_memory_is_refused)
     CHECK_INT(conc_close(ends[1]), 0);
 }
 
-PLAIN_IO_TEST(with_the_largest_limit_a_record_may_be_as_long_as_it_likes)
+PLAIN_IO_TEST(with_the_largest_limit_a_record_may_have_any_length)
 {
     conc_stream a = {0}, b = {.limit = SIZE_MAX};
     conc_group g = {0};
@@ -1438,7 +1438,7 @@ static int read_shared_lines(void *arg)
     return (int)n;
 }
 
-PLAIN_IO_TEST(two_tasks_that_read_by_turns_get_each_line_whole_and_once)
+PLAIN_IO_TEST(two_tasks_that_read_alternately_get_each_line_whole_and_once)
 {
     conc_stream s = {.buffer_size = 100};
     conc_group g = {0};
@@ -1956,7 +1956,7 @@ IO_TEST(cancelled_tasks_among_ten_that_flush_hold_up_no_other)
     close_pair(&p);
 }
 
-IO_TEST(a_flush_covers_what_others_wrote_before_it)
+IO_TEST(a_flush_includes_earlier_writes_of_others)
 {
     pair p = {.s = {.buffer_size = 4 * KB}};
     conc_group g = {0};
@@ -2269,7 +2269,7 @@ IO_TEST(bytes_before_a_reset_are_read_before_the_error)
     }
 }
 
-IO_TEST(read_full_returns_what_came_before_a_reset_and_then_the_error)
+IO_TEST(read_full_returns_bytes_before_a_reset_and_then_the_error)
 {
     pair p = {0};
     char buf[32];
@@ -2405,7 +2405,7 @@ IO_TEST(the_end_of_file_comes_before_the_error_of_sending_which_close_returns)
     CHECK_INT(conc_stream_close(&p.s), -EPIPE);
 }
 
-IO_TEST(a_waiting_read_returns_the_error_of_what_another_task_wrote)
+IO_TEST(a_waiting_read_returns_the_error_of_another_tasks_write)
 {
     for (int c = 0; c < READING_CALLS; c++) {
         pair p = {0};
@@ -2495,7 +2495,7 @@ PLAIN_IO_TEST(close_returns_the_error_that_a_read_met_when_it_sent)
     hang_up(&p);
 }
 
-PLAIN_IO_TEST(calls_leave_errno_alone)
+PLAIN_IO_TEST(calls_preserve_errno)
 {
     pair p = {.s = {.limit = 3}};
     char buf[8], *data;
@@ -2907,7 +2907,7 @@ IO_TEST(close_waits_for_a_peer_that_reads_slowly)
     hang_up(&p);
 }
 
-IO_TEST(closing_twice_or_what_was_never_opened_does_nothing)
+IO_TEST(closing_twice_or_without_an_open_does_nothing)
 {
     pair p = {0};
     conc_stream never = {0};
@@ -3523,7 +3523,7 @@ static void check_terminal(int fd, int flags, const struct termios *settings)
     CHECK(memcmp(&now, settings, sizeof now) == 0);
 }
 
-IO_TEST(a_terminal_is_read_and_written_and_its_flags_stay_as_they_were)
+IO_TEST(a_terminal_is_read_and_written_and_its_flags_are_unchanged)
 {
     int keyboard, fd = open_terminal(&keyboard);
     struct termios settings;
@@ -3554,7 +3554,7 @@ IO_TEST(a_terminal_is_read_and_written_and_its_flags_stay_as_they_were)
 }
 #endif
 
-IO_TEST(the_flags_of_a_descriptor_that_others_share_stay_as_they_were)
+IO_TEST(the_flags_of_a_shared_descriptor_are_unchanged)
 {
     int ends[2];
     for (int blocking = 0; blocking < 2; blocking++) {

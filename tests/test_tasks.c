@@ -158,7 +158,7 @@ TASK_TEST(an_argument_may_have_commas)
 
 /* ---- names ---- */
 
-TASK_TEST(a_task_is_named_after_its_function_and_place)
+TASK_TEST(a_task_is_named_after_its_function_and_location)
 {
     char here[32];
     conc_task t;

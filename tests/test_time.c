@@ -135,7 +135,7 @@ ORDERED_TASK_TEST(a_yield_lets_every_ready_task_run_once)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-TASK_TEST(a_time_that_is_no_number_is_refused_without_a_wait)
+TASK_TEST(a_nan_time_is_refused_without_a_wait)
 {
     int ran = 0;
     conc_group g = {0};

@@ -105,7 +105,7 @@ TASK_TEST(a_timeout_in_the_call_form_returns_the_result_or_etimedout)
     CHECK_TIME(8);
 }
 
-TASK_TEST(a_limit_that_is_no_number_is_refused_and_nothing_runs)
+TASK_TEST(a_nan_limit_is_refused_and_nothing_runs)
 {
     int value = 5;
     conc_scope s = {0};
@@ -118,7 +118,7 @@ TASK_TEST(a_limit_that_is_no_number_is_refused_and_nothing_runs)
     CHECK_INT(conc_scope_end(&s, 0), 0);
 }
 
-TASK_TEST(a_limit_beyond_the_end_of_time_is_none)
+TASK_TEST(a_limit_beyond_the_clocks_range_is_none)
 {
     double timeouts[] = {CONC_FOREVER, INFINITY, 1e19, 1e30};
     for (size_t i = 0; i < CONC_LEN(timeouts); i++) {
@@ -479,7 +479,7 @@ TASK_TEST(the_deadline_is_the_nearest_of_all_limits_around)
     CHECK(conc_deadline() == CONC_FOREVER);
 }
 
-TASK_TEST(the_deadline_is_over_once_it_passed)
+TASK_TEST(there_is_no_deadline_once_it_passed)
 {
     conc_scope s = {0};
     CHECK_INT(conc_scope_begin(&s, 1), 0);

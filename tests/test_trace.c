@@ -259,7 +259,7 @@ static int three_cooks(void *arg)
     return rc;
 }
 
-TEST(a_row_a_task_with_spans_for_its_steps_and_waits)
+TEST(each_task_has_a_row_with_spans_for_its_steps_and_waits)
 {
     CHECK_INT(trace(three_cooks, NULL, true), 0);
     CHECK_STR(row_names[0], "loop");
@@ -384,7 +384,7 @@ static int has_a_wild_name(void *arg)
     return conc_yield();
 }
 
-TEST(any_name_makes_a_string)
+TEST(any_name_is_a_valid_string)
 {
     static const char *const wild[] = {"quote \" and \\ backslash",
                                        "tab\tand\nline",
@@ -516,7 +516,7 @@ static void run_under_a_limit(void)
     CHECK(!sigismember(&pending, SIGXFSZ));
 }
 
-TEST(a_limit_for_the_size_of_files_ends_the_trace_and_not_the_program)
+TEST(a_file_size_limit_ends_the_trace_and_not_the_program)
 {
     static char name[300];
     make_path();

@@ -231,7 +231,7 @@ static int writes_much_then_reads(void *arg)
     return 0;
 }
 
-TASK_TEST(two_peers_that_first_write_much_and_then_read_do_not_wait_for_each_other)
+TASK_TEST(two_peers_that_write_a_lot_and_then_read_do_not_wait_for_each_other)
 {
     lane a = {0}, b = {0};
     conc_stream x = {.buffer_size = BIG}, y = {.buffer_size = BIG};
@@ -244,7 +244,7 @@ TASK_TEST(two_peers_that_first_write_much_and_then_read_do_not_wait_for_each_oth
     CHECK_INT(conc_stream_close(&y), 0);
 }
 
-TASK_TEST(a_question_that_was_not_flushed_is_in_write_before_the_answer_is_asked_for)
+TASK_TEST(an_unflushed_question_is_written_before_the_answer_is_read)
 {
     lane loop = {0}; /* a wire back to itself */
     conc_stream s = {0};
@@ -608,7 +608,7 @@ TASK_TEST(errors_of_writing_and_reading_with_one_number_keep_their_texts)
     CHECK_INT(conc_stream_close(&s), 0);
 }
 
-TASK_TEST(a_transport_that_would_have_to_wait_is_tried_again_after_a_pause)
+TASK_TEST(a_transport_that_returns_eagain_is_retried_after_a_pause)
 {
     lane a = {0}, b = {0};
     conc_stream s = {0};
@@ -637,7 +637,7 @@ static ssize_t writes_nothing(void *self, const void *buf, size_t n)
     return 0;
 }
 
-TASK_TEST(an_impossible_count_of_a_transport_is_an_error)
+TASK_TEST(an_impossible_count_from_a_transport_is_an_error)
 {
     conc_stream s = {0};
     char bytes[10];
