@@ -52,8 +52,8 @@
 #endif
 
 #ifndef TEST_SECONDS
-#define TEST_SECONDS \
-    20 /* the time limit of a test; multiplied by CK_TIMEOUT_MULTIPLIER from the environment */
+/* the time limit of a test; multiplied by CK_TIMEOUT_MULTIPLIER from the environment */
+#define TEST_SECONDS 20
 #endif
 
 #if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__

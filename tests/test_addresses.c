@@ -714,9 +714,9 @@ static void check_backlog(const char *address, const conc_listen_options *o, uns
     int l = conc_listen_with(address, o);
     CHECK(l >= 0);
     memset(&info, 0, sizeof info);
+    /* emulators report less */
     bool told = getsockopt(l, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 &&
-                size >= offsetof(struct tcp_info, tcpi_sacked) +
-                            sizeof info.tcpi_sacked; /* emulators tell less */
+                size >= offsetof(struct tcp_info, tcpi_sacked) + sizeof info.tcpi_sacked;
     if (told && expected)
         CHECK_INT(info.tcpi_sacked, expected);
     CHECK_INT(conc_close(l), 0);

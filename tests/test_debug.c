@@ -292,8 +292,8 @@ static int naps(void *arg)
 TEST(a_system_sleep_is_not_cut_short_by_the_watchdogs_signal)
 {
     conc_options o = {.debug = true, .slow_step = 0.02};
-    if (!PLAIN &&
-        !test_on_valgrind()) /* where system calls cannot be inspected, and a signal asks */
+    /* where system calls cannot be inspected, and a signal asks */
+    if (!PLAIN && !test_on_valgrind())
         CHECK_INT(conc_run_with(&o, naps, NULL), 0);
 }
 

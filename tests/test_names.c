@@ -14,8 +14,8 @@ static int look_up(const char *host, const char *port, const struct addrinfo *hi
                    struct addrinfo **found);
 
 #define getaddrinfo look_up
-#define CONC_STACK_SIZE \
-    (256 * 1024) /* the default; such an option gives this file its own implementation */
+/* the default; such an option gives this file its own implementation */
+#define CONC_STACK_SIZE (256 * 1024)
 #include "pool_test.h"
 
 #include "io_test.h"

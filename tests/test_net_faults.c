@@ -129,8 +129,8 @@ static long faulty_syscall(long number, long a, long b, long c, long d, long e, 
 #define bind late_bind
 #define listen late_listen
 #define unlink late_unlink
-#define CONC_STACK_SIZE \
-    (256 * 1024) /* the default; such an option gives this file its own implementation */
+/* the default; such an option gives this file its own implementation */
+#define CONC_STACK_SIZE (256 * 1024)
 
 #define TEST_SYNC
 #include "io_test.h"

@@ -17,8 +17,8 @@
  */
 #include "random_test.h"
 
-#define EIGHTH \
-    INT64_C(125000000) /* ns; all times are multiples of it, which a double represents exactly */
+/* ns; all times are multiples of it, which a double represents exactly */
+#define EIGHTH INT64_C(125000000)
 
 enum {
     MAX_TASKS = 48,
