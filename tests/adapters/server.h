@@ -1,7 +1,7 @@
-/* A server for a test of an adapter: a program on a free port of loopback, with a folder of its
- * own. It is started before any run, by fork and exec, so that nothing of conc is needed for it;
- * a test may kill, stop, continue and start it again in the middle of a run. It dies with the
- * test's process, and its folder goes with server_end. */
+/* A server for a test of an adapter: a program on a free loopback port, with its own folder. It is
+ * started before any run, by fork and exec, so it needs nothing of conc; a test may kill, stop,
+ * continue and restart it in the middle of a run. It dies with the test's process, and server_end
+ * removes its folder. */
 #ifndef SERVER_H
 #define SERVER_H
 
@@ -19,17 +19,18 @@
 #include <unistd.h>
 
 typedef struct server {
-    const char *const *argv; /* ends with NULL; argv[0] is looked for in PATH */
+    const char *const *argv; /* ends with NULL; argv[0] is searched for in PATH */
     int port;                /* on 127.0.0.1; 0: none */
-    uid_t user;              /* to run it as; 0: as this process */
+    uid_t user;              /* the user to run it as; 0: this process's */
     gid_t group;
-    int end_signal;  /* to end it with; 0: SIGKILL. A server with shared memory cleans up then */
+    /* the signal that ends it; 0: SIGKILL. A server with shared memory cleans up then */
+    int end_signal;
     char folder[64]; /* for its data and its log */
-    pid_t pid;       /* 0: it does not run */
+    pid_t pid;       /* 0: it is not running */
 } server;
 
-/* A port of loopback that nobody listens on now, below those that the system gives to clients: no
- * connection takes it meanwhile. */
+/* Returns a free loopback port below those that the system gives to clients, so that no connection
+ * takes it meanwhile. */
 static inline int server_free_port(void)
 {
     enum { FIRST = 15000, COUNT = 17000 };
@@ -78,12 +79,12 @@ static inline void server_exec(const server *s)
         close(fd);
     if (s->user && (setgid(s->group) || setuid(s->user)))
         _exit(126);
-    prctl(PR_SET_PDEATHSIG, SIGKILL); /* a change of the user takes it away */
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* a change of user clears it */
     execvp(s->argv[0], (char **)(uintptr_t)s->argv);
     _exit(127);
 }
 
-/* Starts it, in its folder. It may take a while until it answers: server_wait. */
+/* Starts it, in its folder. It may take a while until it answers: see server_wait. */
 static inline void server_launch(server *s)
 {
     fflush(NULL);
@@ -96,7 +97,7 @@ static inline void server_launch(server *s)
     }
 }
 
-/* Until its port accepts connections; blocks this thread. The test's own limit ends it. */
+/* Blocks this thread until its port accepts connections. The test's own limit ends it. */
 static inline void server_wait(const server *s)
 {
     while (!server_answers(s->port)) {
@@ -116,7 +117,7 @@ static inline void server_start(server *s)
 
 static inline void server_signal(const server *s, int number) { CHECK(kill(s->pid, number) == 0); }
 
-/* Ends it by this signal. Its folder stays: server_start goes on with it. */
+/* Ends it with this signal. Its folder stays, for the next server_start. */
 static inline void server_stop(server *s, int number)
 {
     if (s->pid <= 0)
@@ -127,7 +128,7 @@ static inline void server_stop(server *s, int number)
     s->pid = 0;
 }
 
-/* Kills it at once, as a crash does. */
+/* Kills it immediately, like a crash. */
 static inline void server_kill(server *s) { server_stop(s, SIGKILL); }
 
 static inline void server_end(server *s)

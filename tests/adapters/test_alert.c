@@ -1,4 +1,4 @@
-/* test_alert.c - alert.h: crossings, hysteresis, and what is no rule.
+/* test_alert.c - alert.h: crossings, hysteresis, and invalid rules.
  *
  * Needs -lm
  */
@@ -7,7 +7,7 @@
 
 static alert a;
 
-/* What it does at each of these values, a second after another: f fires, c clears, - nothing. */
+/* What it does for each of these values, one a second: f fires, c clears, - nothing. */
 static const char *changes(const double *values, size_t n)
 {
     static char found[32];

@@ -1,4 +1,5 @@
-/* test_datagrams.c - examples/common/datagrams.h: UDP whose peers are proven; and ticker.h.
+/* test_datagrams.c - examples/common/datagrams.h: UDP with verified peer addresses; and
+ * ticker.h.
  *
  * Needs -lcrypto */
 #define TEST_SYNC
@@ -7,10 +8,10 @@
 #include "datagrams.h"
 #include "ticker.h"
 
-/* A listener of TCP with a server of UDP beside it, and a socket that is connected to it. */
+/* A TCP listener with a UDP server beside it, and a socket that is connected to the latter. */
 typedef struct bench {
     datagrams d;
-    int listener, like, silent; /* silent: peers that ended because of that */
+    int listener, like, silent; /* silent: peers that ended because of silence */
     conc_group group;
 } bench;
 
@@ -91,7 +92,7 @@ static int run_silent(void *arg)
         CONC_TRY(conc_sleep(0.01));
     CHECK_INT(b.silent, 1);
     CHECK_INT(datagram_client_send(&c, "lost", 4), 0); /* the server has forgotten it */
-    while (b.d.count == 0) { /* the client says HELLO as soon as it hears that */
+    while (b.d.count == 0) { /* the client sends HELLO as soon as it learns that */
         conc_scope s = {0};
         CONC_TRY(conc_scope_begin(&s, 0.02));
         ssize_t n = datagram_client_receive(&c, data, sizeof data);
@@ -138,13 +139,13 @@ static int run_strangers(void *arg)
     CHECK_INT(conc_send(other, hello, sizeof hello, 0), sizeof hello);
     CHECK_INT(conc_recv(other, second, sizeof second, 0), 10);
     CHECK(memcmp(first, second, 10) != 0);
-    memcpy(hello + 2, first + 2, 8); /* another one's cookie: it gets its own again */
+    memcpy(hello + 2, first + 2, 8); /* another peer's cookie: it gets its own again */
     CHECK_INT(conc_send(other, hello, sizeof hello, 0), sizeof hello);
     CHECK_INT(conc_recv(other, first, sizeof first, 0), 10);
     CHECK(memcmp(first, second, 10) == 0);
     CHECK_INT(b.d.count, 0);
     memcpy(hello + 2, second + 2, 8);
-    for (int i = 0; i < 3; i++) { /* twice is once */
+    for (int i = 0; i < 3; i++) { /* twice counts once */
         CHECK_INT(conc_send(other, hello, sizeof hello, 0), sizeof hello);
         CHECK_INT(conc_recv(other, first, sizeof first, 0), 2);
         CHECK_INT(first[1], DATAGRAM__IS_READY);
@@ -232,13 +233,13 @@ TASK_TEST(ticks_do_not_drift_and_a_pause_is_not_made_up_for)
         CHECK_TIME(1 + 0.05 * i);
         conc_block(0.03);
     }
-    conc_block(0.1); /* the next ones are late, and make up for it */
+    conc_block(0.1); /* the next ones are late, and catch up */
     CHECK_INT(ticker_wait(&t), 0);
     CHECK_TIME(1.58);
     for (int i = 0; i < 3; i++)
         CHECK_INT(ticker_wait(&t), 0);
     CHECK_TIME(1.65);
-    conc_block(10.02); /* too much: the ticks go on from here */
+    conc_block(10.02); /* too much: the ticks continue from here */
     CHECK_INT(ticker_wait(&t), 0);
     CHECK_TIME(11.67);
     CHECK_INT(ticker_wait(&t), 0);

@@ -1,5 +1,5 @@
-/* test_fetch.c - examples/common/fetch.h: requests to a real server, Python's http.server, and to
- * servers that hang, lie, break off or send too much, which are tasks of the test.
+/* test_fetch.c - examples/common/fetch.h: requests to a real server, Python's http.server, and
+ * to tasks of the test that act as servers which hang, lie, break off or send too much.
  *
  * Needs -lcurl */
 #define TEST_SYNC
@@ -7,8 +7,8 @@
 
 #include <curl/curl.h>
 
-/* The longest time that curl kept the processor, in seconds; time in which another process had it
- * does not count. */
+/* The longest time that curl kept the processor, in seconds, without time in which another process
+ * had it. */
 static double longest_step;
 
 static double processor_seconds(void)
@@ -64,7 +64,7 @@ static void start_python(const char *mode)
 {
     static char file[] = __FILE__, script[PATH_MAX + 32], port[16];
     static const char *argv[] = {"python3", "-u", script, port, NULL, NULL};
-    char *folder = realpath(dirname(file), NULL); /* of the folder that the compiler ran in */
+    char *folder = realpath(dirname(file), NULL); /* the folder that the compiler ran in */
     CHECK(folder != NULL);
     python = (server){.argv = argv, .port = server_free_port()};
     snprintf(script, sizeof script, "%s/fetch_server.py", folder);
@@ -130,7 +130,7 @@ static void check_error(const fetch_response *r, const char *words)
     CHECK(r->body == NULL && r->size == 0 && r->curl == NULL);
 }
 
-/* A call of fetch in a task of its own. */
+/* A call of fetch in its own task. */
 typedef struct job {
     fetch_client *client;
     char url[128];
@@ -154,7 +154,7 @@ static void begin(conc_group *g, job *j, fetch_client *c, const char *url)
     CHECK_INT(conc_spawn_task(g, &j->task, do_job, j), 0);
 }
 
-/* It ended with this. */
+/* Checks that it ended with this. */
 static void check_job(job *j, int rc)
 {
     CHECK_INT(conc_join(&j->task, NULL), 0);
@@ -162,15 +162,15 @@ static void check_job(job *j, int rc)
     fetch_response_free(&j->r);
 }
 
-/* ---- servers of the test's own ---- */
+/* ---- the test's own servers ---- */
 
 typedef struct peer {
     const char *answer;
-    size_t size;             /* of the answer; 0: it is a string */
-    bool hangs;              /* after the answer; else it closes */
-    bool endless;            /* sends the answer for ever */
-    conc_event *go;          /* to wait for before the answer */
-    conc_event asked, stuck; /* a request is there; the client does not read any more */
+    size_t size;             /* length of the answer; 0: it is a string */
+    bool hangs;              /* after the answer; otherwise it closes */
+    bool endless;            /* sends the answer forever */
+    conc_event *go;          /* what it waits for before the answer */
+    conc_event asked, stuck; /* a request has arrived; the client reads no more */
     conc_server server;
     char url[80];
 } peer;
@@ -193,7 +193,7 @@ static int handle(int fd, void *arg)
 {
     peer *p = arg;
     char request[4096];
-    CONC_TRY(conc_read(fd, request, sizeof request)); /* so short a one comes in one piece */
+    CONC_TRY(conc_read(fd, request, sizeof request)); /* a short one arrives in one piece */
     conc_event_set(&p->asked);
     if (p->go)
         CONC_TRY(conc_event_wait(p->go));
@@ -221,7 +221,7 @@ static void start_peer(conc_group *g, peer *p)
     CHECK_INT(conc_spawn(g, serve_peer, p), 0);
 }
 
-/* The group has nothing but peers and jobs that ended. */
+/* Checks that only peers and ended jobs are left in the group. */
 static void stop(conc_group *g, peer *p)
 {
     CHECK_INT(conc_close(p->server.fd), 0);
@@ -268,7 +268,7 @@ SERVED_TEST(a_status_of_an_error_is_an_answer)
     CHECK(fetch_header(&r, "retry-after") == NULL);
 }
 
-/* Sends it, and compares what the server got: the first line, and what is in the rest. */
+/* Sends it, and compares what the server received: the first line, and parts of the rest. */
 static void check_echo(fetch_client *c, const fetch_options *o, const char *line, const char *part)
 {
     CONC_AUTO(fetch_response, r) = {0};
@@ -382,7 +382,7 @@ TEST(a_client_goes_from_run_to_run)
     server_end(&python);
 }
 
-/* ---- many at once ---- */
+/* ---- many requests at once ---- */
 
 enum { MANY = 1000 };
 
@@ -433,7 +433,7 @@ SERVED_TEST(the_client_limits_its_connections)
     c.connections = 5;
     get_many(&c, MANY);
     CHECK_INT(state_of_python(&c, "%*d %d", &most), 1);
-    CHECK(most <= 5 + 3); /* the server may not have seen yet that those three are closed */
+    CHECK(most <= 5 + 3); /* the server may not have noticed yet that those three are closed */
 }
 
 static void get_some_in_debug_mode(void)
@@ -460,7 +460,7 @@ TEST(no_step_of_a_fetch_holds_the_loop)
     server_end(&python);
 }
 
-/* ---- limits of the size, and pieces ---- */
+/* ---- size limits, and pieces ---- */
 
 SERVED_TEST(an_answer_above_the_limit_is_refused)
 {
@@ -490,7 +490,7 @@ RUN_TEST(an_endless_answer_ends_at_the_limit)
     stop(&g, &p);
 }
 
-/* Gets pieces, and compares them with what /big sends. */
+/* Receives pieces, and compares them with what /big sends. */
 typedef struct sink {
     fetch_response *r;
     size_t received, largest;
@@ -606,7 +606,7 @@ RUN_TEST(a_slow_piece_function_holds_up_the_server_and_nobody_else)
 
 /* ---- servers that misbehave ---- */
 
-/* What the answer of a server that closes then comes to. */
+/* What the answer of a server that then closes amounts to. */
 static void check_answer(const char *answer, int rc, const char *words)
 {
     conc_group g = {0};
@@ -664,7 +664,7 @@ RUN_TEST(nobody_listens)
     CHECK_INT(r.status, 0);
 }
 
-/* ---- a server that is restarted, or stands still ---- */
+/* ---- a server that restarts or hangs ---- */
 
 SERVED_TEST(a_restart_of_the_server_is_seen_only_by_requests_under_way)
 {
@@ -681,7 +681,7 @@ SERVED_TEST(a_restart_of_the_server_is_seen_only_by_requests_under_way)
     server_start(&python);
     CHECK_INT(fetch(&c, at("/hello"), &(fetch_options){.body = "x"}, &r), 0);
     CHECK_INT(fetch_close(&c), 0);
-    begin(&g, &j, &c, at("/hang")); /* on a new connection: curl tries again on one that it had */
+    begin(&g, &j, &c, at("/hang")); /* on a new connection: curl retries if it reused one */
     CHECK_INT(conc_settle(), 0);
     server_kill(&python);
     check_job(&j, -ECONNRESET);
@@ -699,14 +699,14 @@ SERVED_TEST(a_server_that_stands_still_meets_the_time_limits)
     CONC_AUTO(fetch_response, r) = {0};
     check_get(&c, at("/hello"), "hello, world\n");
     server_signal(&python, SIGSTOP);
-    CHECK_INT(waitpid(python.pid, &status, WUNTRACED), python.pid); /* it stands still now */
+    CHECK_INT(waitpid(python.pid, &status, WUNTRACED), python.pid); /* it hangs now */
     CHECK_INT(fetch(&c, at("/hello"), &(fetch_options){.timeout = 0.05}, &r), -ETIMEDOUT);
     check_error(&r, "no complete answer within 0.05 s");
     j.client = &c;
     snprintf(j.url, sizeof j.url, "%s", at("/hello"));
     CHECK_INT(conc_timeout(0.05, do_job, &j), 0); /* do_job returns 0 */
     CHECK_INT(j.rc, -ECANCELED);
-    CHECK_STR(conc_last_error(), r.error); /* a cancel leaves the words alone */
+    CHECK_STR(conc_last_error(), r.error); /* a cancel keeps the error text */
     server_signal(&python, SIGCONT);
     check_get(&c, at("/hello"), "hello, world\n");
 }
@@ -740,7 +740,7 @@ static void limit_by_curl(CURL *curl, void *ms)
     curl_easy_setopt(curl, CURLOPT_TIMEOUT_MS, *(long *)ms);
 }
 
-/* A port whose queue of connections is full: the system does not answer any more. */
+/* A port whose connection queue is full: the system does not answer any more. */
 static void fill_port(int fds[3], char *url, size_t size)
 {
     struct sockaddr_storage a;
@@ -944,7 +944,7 @@ RUN_TEST(a_cancel_reaches_the_piece_function)
     start_peer(&g, &p);
     begin(&jobs, &j, &c, p.url);
     CHECK_INT(conc_event_wait(&in_piece), 0);
-    check_get(&c, p.url, "hello"); /* others are not in its way */
+    check_get(&c, p.url, "hello"); /* others do not block it */
     CHECK_INT(conc_cancel(&j.task), 0);
     check_job(&j, -ECANCELED);
     CHECK_INT(conc_group_wait(&jobs), 0);
@@ -972,14 +972,14 @@ TEST(the_end_of_the_run_cancels_a_fetch_in_the_background)
     test_task t = {leave_a_fetch_behind};
     CHECK_INT(conc_run(test_call_body, &t), 0);
     CHECK_INT(background_job.rc, -ECANCELED);
-    CHECK_INT(fetch_close(&in_background), 0); /* outside of a run */
+    CHECK_INT(fetch_close(&in_background), 0); /* outside a run */
     CHECK_INT(test_count_fds(), fds);
 }
 
 /* ---- closing ---- */
 
 /* Two tasks wait when their client is closed and, after or before that, they are cancelled: a
- * request that has ended says how. */
+ * request that has ended returns its result. */
 static void check_close(bool cancel_first)
 {
     conc_group g = {0}, jobs = {0};
@@ -997,7 +997,7 @@ static void check_close(bool cancel_first)
         CHECK_INT(conc_cancel(&j[i].task), 0);
     p.answer = HELLO;
     p.hangs = false;
-    check_get(&c, p.url, "hello"); /* the client is open again, before they have left */
+    check_get(&c, p.url, "hello"); /* the client is open again before they have left */
     check_job(&j[0], -EPIPE);
     check_job(&j[1], -EPIPE);
     CHECK_INT(conc_group_wait(&jobs), 0);
@@ -1123,12 +1123,12 @@ RUN_TEST(a_client_in_use_is_for_one_loop)
     stop(&g, &p);
 }
 
-/* ---- names ---- */
+/* ---- host names ---- */
 
 static sem_t looked_up;
 static int look_ups;
 
-/* In place of libc's: the name "slow" is looked up until looked_up is posted. */
+/* Replaces libc's: the lookup of the name "slow" lasts until looked_up is posted. */
 int getaddrinfo(const char *host, const char *port, const struct addrinfo *hints,
                 struct addrinfo **result)
 {
@@ -1157,7 +1157,7 @@ RUN_TEST(a_name_that_is_looked_up_holds_neither_the_loop_nor_a_cancel)
     CHECK_INT(conc_cancel(&j.task), 0);
     check_job(&j, -ECANCELED);
     check_get(&c, p.url, "hello");
-    CHECK_INT(__atomic_load_n(&look_ups, __ATOMIC_SEQ_CST), 1); /* it still lasts */
+    CHECK_INT(__atomic_load_n(&look_ups, __ATOMIC_SEQ_CST), 1); /* it is still in progress */
     CHECK_INT(sem_post(&looked_up), 0);
     while (__atomic_load_n(&look_ups, __ATOMIC_SEQ_CST) < 2)
         CHECK_INT(conc_sleep(0.001), 0);

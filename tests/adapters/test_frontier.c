@@ -1,5 +1,5 @@
-/* test_frontier.c - examples/common/frontier.h and redis_server.h: who gets which URL when, with a
- * real Redis; workers that die, replies that are lost, depths that become less.
+/* test_frontier.c - examples/common/frontier.h and redis_server.h: which worker gets which URL,
+ * and when, with a real Redis; workers that die, lost replies, depths that decrease.
  *
  * Needs -lhiredis
  */
@@ -13,7 +13,7 @@
 #include "frontier.h"
 #include "redis_server.h"
 
-/* ---- a crawl of its own for each test, on a real server ---- */
+/* ---- each test has its own crawl on a real server ---- */
 
 static double depth, per_host, delay, lease, other;
 static const frontier_setting settings[] = {{"depth", &depth},
@@ -61,7 +61,7 @@ static long long count(frontier *f, const char *what)
     return n;
 }
 
-/* Leases the next URL, which is this one; path "": the crawl is over. */
+/* Leases the next URL, which must be this one; path "": the crawl is over. */
 #define CHECK_LEASE(f, u, url_)                            \
     do {                                                   \
         CHECK_INT(frontier_lease((f), (u)), *(url_) != 0); \
@@ -79,7 +79,7 @@ static void pass_robots(frontier *f, const char *url)
     CHECK_INT(frontier_finish(f, &u, false, "[]"), 0);
 }
 
-/* Nobody gets a URL within this time. */
+/* No worker gets a URL within this time. */
 static void check_none(frontier *f, double s)
 {
     CONC_AUTO(frontier_url, u) = {0};
@@ -155,7 +155,7 @@ FRONTIER_TEST(one_url_of_a_host_at_a_time_and_a_pause)
     CHECK(conc_now() - start >= 0.299);
     CHECK_INT(frontier_finish(&f, &u, false, "[\"http://h/c\"]"), 0);
     start = conc_now();
-    CHECK_INT(frontier_finish(&f, &v, false, "[]"), 0); /* was not asked: no pause */
+    CHECK_INT(frontier_finish(&f, &v, false, "[]"), 0); /* no request was made: no pause */
     CHECK_LEASE(&f, &u, "http://h/c");
     CHECK(conc_now() - start < 0.25 || SANITIZED);
 }
@@ -253,11 +253,11 @@ FRONTIER_TEST(a_dead_workers_urls_are_taken_over)
     CHECK_INT(frontier_add(&f, "http://h/a"), 0);
     CHECK_LEASE(&dead, &u, "http://h/robots.txt");
     double start = conc_now();
-    CHECK_LEASE(&f, &v, "http://h/robots.txt"); /* with the pause: it may have been asked */
+    CHECK_LEASE(&f, &v, "http://h/robots.txt"); /* with the pause: a request may have been made */
     CHECK(conc_now() - start >= 0.499);
     CHECK_INT(v.tries, 2);
     CHECK_INT(count(&f, "taken over"), 1);
-    /* it was only slow; what it says now has no effect but for the links */
+    /* it was only slow; its result now has no effect apart from the links */
     CHECK_INT(frontier_release(&dead, &u), 0);
     CHECK_INT(frontier_finish(&dead, &u, true, "[\"http://i/b\"]"), 0);
     CHECK_LEASE(&f, &u, "http://i/robots.txt");
@@ -319,7 +319,7 @@ FRONTIER_TEST(a_worker_gives_back_what_it_has)
     CHECK_INT(count(&g, "given back"), 1);
 }
 
-/* As frontier__call does when the connection is lost after the call ran. */
+/* Like frontier__call when the connection is lost after the call ran. */
 FRONTIER_TEST(a_call_may_be_repeated)
 {
     frontier f = {0};
@@ -407,7 +407,7 @@ FRONTIER_TEST(each_url_once_and_no_host_twice_at_a_time)
         CHECK_INT(conc_spawn(&g, worker_task, &f[i % 3]), 0);
     CHECK_INT(conc_group_wait(&g), 0);
     for (int i = 0; i < SITE_PAGES; i++)
-        CHECK(fetched[i] >= 1 && fetched[i] <= 3); /* again only if the depth has become less */
+        CHECK(fetched[i] >= 1 && fetched[i] <= 3); /* again only if the depth has decreased */
 }
 
 static int start_nothing(void *arg)

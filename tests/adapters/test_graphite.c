@@ -1,4 +1,4 @@
-/* test_graphite.c - graphite.h: lines, and what is none.
+/* test_graphite.c - graphite.h: lines, valid and invalid.
  *
  * Needs -lm
  */
@@ -43,5 +43,5 @@ TEST(what_is_no_line_is_refused)
     CHECK(reads(text + 1));
     snprintf(text, sizeof text, "a 1 %0508d", 0);
     CHECK(!reads(text));
-    CHECK(graphite_read("a 1 2 and more", 5, &line)); /* only so many bytes are looked at */
+    CHECK(graphite_read("a 1 2 and more", 5, &line)); /* only this many bytes are examined */
 }

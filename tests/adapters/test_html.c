@@ -1,4 +1,4 @@
-/* test_html.c - examples/common/html.h: titles, links, values, charsets, and pages made to hurt.
+/* test_html.c - examples/common/html.h: titles, links, values, charsets, and hostile pages.
  *
  * Needs libxml-2.0 (pkg-config)
  * Needs -lcurl
@@ -16,7 +16,7 @@ static void read_page(html_page *p, const char *text)
     CHECK_INT(html_read(p, "http://h/a/b", text, strlen(text)), 0);
 }
 
-/* The links, with a space behind each. */
+/* The links, each followed by a space. */
 static const char *links_of(const char *text)
 {
     static char all[4096];
@@ -210,7 +210,7 @@ TEST(an_empty_page_and_one_that_is_no_html)
     html_free(&p);
 }
 
-/* The text n times. */
+/* Repeats the text n times. */
 static char *repeat(const char *first, const char *text, size_t n)
 {
     size_t size = strlen(text);

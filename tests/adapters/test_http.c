@@ -1,4 +1,4 @@
-/* test_http.c - http.h: the server half of HTTP/1.1, with raw bytes for all that is malicious, over
+/* test_http.c - http.h: the server half of HTTP/1.1, with raw bytes for malicious requests, over
  * Unix sockets, TCP and a transport, and with curl and Python's http.client as real clients.
  *
  * Needs -lhttp_parser
@@ -23,8 +23,7 @@ static void told(const conc_failure *f, void *user)
         test_fail(__FILE__, __LINE__, "%s (%s): %s", f->task, f->place, f->text);
 }
 
-/* In a run on the virtual clock, in which no error is left over, and after which no descriptor
- * is. */
+/* Runs it on the virtual clock; no error may remain, and no descriptor may be leaked. */
 static void http_test_run(void (*body)(void))
 {
     test_task t = {body};
@@ -44,7 +43,7 @@ static void http_test_run(void (*body)(void))
 
 enum { PLENTY = 300000 };
 
-/* One connection: the server's half in a task, the client's in the test. */
+/* One connection: the server's half runs in a task, the client's in the test. */
 typedef struct peer {
     http_connection http; /* options may be set before peer_open */
     conc_stream stream;
@@ -53,10 +52,10 @@ typedef struct peer {
     void *arg;
     conc_group group;
     conc_task task;
-    int rc;            /* of http_serve */
+    int rc;            /* result of http_serve */
     int refused;       /* as http_close found it */
     char error[160];   /* the same */
-    int close_rc;      /* of http_close */
+    int close_rc;      /* result of http_close */
     int server_fd;     /* the server's end */
     bool on_transport; /* the stream is on `pipes` */
 } peer;
@@ -108,7 +107,7 @@ static void peer_say(peer *p, const char *text)
     CHECK_INT(conc_write_full(p->fd, text, strlen(text)), strlen(text));
 }
 
-/* What the server has sent until it sends no more for now. */
+/* Returns what the server has sent when it sends no more for now. */
 static const char *peer_hear(peer *p)
 {
     static char heard[PLENTY];
@@ -125,7 +124,7 @@ static const char *peer_hear(peer *p)
     return heard;
 }
 
-/* What the server sends until it closes, after the client has said that it has no more to say. */
+/* Returns what the server sends until it closes, after the client has ended its half. */
 static const char *peer_finish(peer *p)
 {
     static char heard[PLENTY];
@@ -140,7 +139,7 @@ static const char *peer_finish(peer *p)
     return heard;
 }
 
-/* Says this on a new connection, and hears all that is answered. */
+/* Sends this on a new connection, and returns all answers. */
 static const char *peer_exchange(peer *p, const char *bytes, size_t n)
 {
     peer_open(p);
@@ -176,7 +175,7 @@ static int echo(http_connection *h, void *arg)
     return http_printf(h, 200, "%s %s|%s|%s", h->method, h->path, h->query, body);
 }
 
-/* Answers without a look at the body. */
+/* Answers without reading the body. */
 static int hello(http_connection *h, void *arg)
 {
     (void)arg;
@@ -394,7 +393,7 @@ HTTP_TEST(an_answer_that_fails_is_500_or_503_and_its_error_is_returned)
     CHECK_INT(q.rc, -ETIMEDOUT);
 }
 
-/* ---- what is refused ---- */
+/* ---- refused requests ---- */
 
 #define HEAD "POST /first HTTP/1.1\r\nHost: x\r\n"
 #define CHUNKED HEAD "Transfer-Encoding: chunked\r\n\r\n"
@@ -413,7 +412,7 @@ typedef struct evil {
     }
 
 static const evil evils[] = {
-    /* where does the body end? */
+    /* where the body ends */
     EVIL(HEAD "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400,
          "content-length"),
     EVIL(HEAD "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n", 400,
@@ -551,7 +550,7 @@ HTTP_TEST(whatever_two_servers_may_read_in_two_ways_is_refused)
     CHECK_STR(noted, "");
 }
 
-/* A body that the handler does not read is judged all the same, before the next request. */
+/* A body that the handler does not read is checked before the next request. */
 HTTP_TEST(a_malformed_body_that_nobody_reads_ends_the_connection)
 {
     peer p = {.answer = hello};
@@ -578,9 +577,9 @@ HTTP_TEST(a_request_that_is_cut_short_is_refused_and_one_that_never_came_is_not)
     CHECK_STR(noted, "");
 }
 
-/* ---- limits ---- */
+/* ---- size limits ---- */
 
-/* A request whose line, headers or body have just this size. */
+/* A request whose line, headers or body have exactly this size. */
 static size_t sized_request(char *to, size_t line, size_t header, size_t headers, size_t body)
 {
     char *at = to;
@@ -692,7 +691,7 @@ HTTP_TEST(a_client_that_waits_to_be_asked_for_its_body_is_asked_only_if_it_is_wa
     CHECK_CONTAINS(heard, "HTTP/1.1 413 Payload Too Large\r\n");
 }
 
-/* ---- limits of time, on the virtual clock ---- */
+/* ---- time limits, on the virtual clock ---- */
 
 HTTP_TEST(a_connection_without_a_request_ends_after_the_idle_limit)
 {
@@ -1076,7 +1075,7 @@ HTTP_TEST(dates_are_written_as_http_does)
     CHECK_STR(http_date(0, date), "Thu, 01 Jan 1970 00:00:00 GMT");
 }
 
-/* ---- what a log wants to know ---- */
+/* ---- values for a log ---- */
 
 static int is_counted(http_connection *h, void *arg)
 {
@@ -1109,7 +1108,7 @@ HTTP_TEST(responses_say_what_was_sent)
 
 /* ---- upgrades ---- */
 
-/* A protocol of lines, each of which comes back, until "bye". */
+/* A line protocol that echoes each line, until "bye". */
 static int upgrades(http_connection *h, void *arg)
 {
     char *line;
@@ -1139,7 +1138,7 @@ static void check_upgrade(bool on_transport)
     CHECK_STR(peer_hear(&p), ""); /* it was not flushed, and the next read did not have to wait */
     CHECK(conc_done(&p.task));
     CHECK_INT(p.rc, 0);
-    char *line; /* http_close has left the stream alone */
+    char *line; /* http_close has left the stream open */
     CHECK_INT(conc_stream_read_line(&p.stream, &line), 4);
     CHECK_STR(line, "more");
     CHECK_INT(conc_stream_close(&p.stream), 0);
@@ -1249,7 +1248,7 @@ HTTP_TEST(a_cancel_before_a_read_in_pieces_takes_nothing)
     CHECK_INT(conc_close(p.fd), 0);
 }
 
-/* A request is there, and the first `calls` of these have been made for it. */
+/* A request has arrived, and the first `calls` of these have been made for it. */
 static void peer_asked(peer *p, conc_fn *const *calls, int n)
 {
     peer_connect(p);
@@ -1259,7 +1258,7 @@ static void peer_asked(peer *p, conc_fn *const *calls, int n)
         CHECK_INT(calls[i](&p->http), 0);
 }
 
-/* All that the client gets until the end. */
+/* Returns all that the client receives until the end. */
 static const char *peer_rest(peer *p, size_t junk)
 {
     static char heard[PLENTY];
@@ -1277,7 +1276,7 @@ static int close_soon(void *arg)
     return conc_stream_close(&p->stream); /* after an upgrade */
 }
 
-/* Ends the response, whatever is missing of it, and compares what the client has got. */
+/* Ends the response, whatever it still lacks, and compares what the client received. */
 static void check_whole(peer *p, const char *expected, size_t junk)
 {
     CHECK_INT(conc_spawn(&p->group, close_soon, p), 0);
@@ -1321,7 +1320,7 @@ HTTP_TEST(a_cancel_before_a_call_that_writes_has_had_no_effect)
     }
 }
 
-/* Bytes until no more go in: how many. */
+/* Sends bytes until no more fit, and returns their number. */
 static size_t fill(int fd)
 {
     static const char junk[1000];
@@ -1390,7 +1389,7 @@ static int begin_with_more(void *h)
     return http_begin(h, 200, 5);
 }
 
-/* The stream's buffer has room for 50 bytes only. */
+/* The stream's buffer has room for only 50 bytes. */
 static void check_cut(const step *s)
 {
     peer p = {.stream.buffer_size = 50};
@@ -1759,7 +1758,8 @@ HTTP_TEST(a_server_can_stop_and_start_again_at_its_address)
     server_stop(&second);
 }
 
-/* A client that reads only after it has sent all: the connection must not be reset before. */
+/* A client that reads only after it has sent everything: the connection must not be reset
+ * before. */
 HTTP_TEST(a_client_in_the_middle_of_a_large_upload_gets_its_refusal)
 {
     static char body[3000000];
@@ -1784,7 +1784,7 @@ static void leave_with_reset(int fd)
     CHECK_INT(conc_close(fd), 0);
 }
 
-/* None of these is an error of the server: on_error would be told, and end the test. */
+/* None of these is an error of the server: on_error would receive it, and end the test. */
 HTTP_TEST(clients_that_leave_at_any_time_are_no_errors)
 {
     static const char whole[] = "POST /count HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nuuuuu"
@@ -1808,7 +1808,7 @@ HTTP_TEST(clients_that_leave_at_any_time_are_no_errors)
     server_stop(&s);
 }
 
-/* ---- a thousand at once ---- */
+/* ---- a thousand clients at once ---- */
 
 enum { MANY = 1000 };
 
@@ -1817,7 +1817,7 @@ typedef struct crowd {
     int waiting, most;
 } crowd;
 
-/* Answers when all of them are waiting for it. */
+/* Answers once all of them are waiting for it. */
 static int together(http_connection *h, void *arg)
 {
     crowd *c = arg;
@@ -1867,7 +1867,7 @@ HTTP_TEST(a_thousand_connections_are_served_at_once)
 
 /* ---- real clients, on the real clock ---- */
 
-/* What this shell command prints; %s in it is the server's address. */
+/* Returns the output of this shell command, in which %s is the server's address. */
 static const char *shell(const char *address, const char *format)
 {
     static char out[2000];
@@ -2005,8 +2005,8 @@ static void run_in_debug_mode(void)
     CHECK_INT(conc_run_with(&o, in_debug_mode, NULL), 0);
 }
 
-/* Apart from the lines about stacks, which are no complaint. The limit of a step is on the real
- * clock, and another process may have had the processor: so there are five tries. */
+/* Ignores the lines about stacks, which are no complaint. A step's limit is on the real clock, and
+ * another process may have had the processor, so there are five tries. */
 TEST(debug_mode_has_nothing_to_say)
 {
     char text[8000] = "blocked the loop";

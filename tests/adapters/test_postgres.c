@@ -1,6 +1,6 @@
 /* test_postgres.c - examples/common/postgres.h against a real server: values, errors, streams,
  * limits, cancels in every call that waits, transactions, notifications, a restart, a server that
- * hangs; and against servers that send nonsense, too much, or end early.
+ * hangs; and against servers that send garbage, too much, or end early.
  *
  * Needs libpq (pkg-config). Programs: initdb and postgres, in /usr/lib/postgresql/VERSION/bin or
  * in PATH, and openssl; as root they run as the user postgres. Threads connect and send cancel
@@ -27,7 +27,7 @@ typedef struct cluster {
 } cluster;
 
 static server template; /* never started: initdb takes a second, so clusters are copies of it */
-static cluster shared;  /* for all tests but those that stop a server */
+static cluster shared;  /* for all tests except those that stop a server */
 static char template_data[96];
 static char bin[256]; /* "": in PATH */
 static pid_t parent;
@@ -118,7 +118,7 @@ static void tear_down(void)
     server_end(&template);
 }
 
-/* Makes the data of the servers: without passwords but for the role "secret". */
+/* Creates the servers' data, without passwords except for the role "secret". */
 static void make_template(void)
 {
     static const char script[] =
@@ -149,7 +149,7 @@ __attribute__((constructor)) static void set_up(void)
     make_cluster(&shared);
 }
 
-/* ---- tests in a task, which leave no descriptor behind ---- */
+/* ---- tests in a task, which leak no descriptor ---- */
 
 static int call_body(void *arg)
 {
@@ -183,7 +183,7 @@ static void open_db(postgres_db *db)
         test_fail(__FILE__, __LINE__, "postgres_open: %d, %s", rc, db->error);
 }
 
-/* The first value of the first row. */
+/* Returns the first value of the first row. */
 static const char *ask(postgres_db *db, const char *sql)
 {
     static char text[256];
@@ -204,7 +204,7 @@ static void do_sql(postgres_db *db, const char *sql)
 
 static void check_works(postgres_db *db) { CHECK_STR(ask(db, "SELECT 6 * 7"), "42"); }
 
-/* A statement in a task of its own. */
+/* A statement in its own task. */
 typedef struct job {
     postgres_db *db;
     const char *sql;
@@ -423,7 +423,7 @@ POSTGRES_TEST(errors_of_opening)
     CHECK_STR(db.sqlstate, "28000");
     CHECK_INT(postgres_query(&db, NULL, "SELECT 1"), -ENOTCONN);
     CHECK(!postgres_usable(&db));
-    db.conninfo = shared.conninfo; /* and after all that it works */
+    db.conninfo = shared.conninfo; /* and afterwards it works */
     open_db(&db);
     check_works(&db);
     CHECK_INT(postgres_open(&db), -EINVAL);
@@ -464,7 +464,7 @@ POSTGRES_TEST(a_list_of_hosts_is_tried_in_order_and_a_socket_in_a_folder_works)
     check_works(&db);
 }
 
-/* The later word counts. */
+/* The later keyword counts. */
 static const char *with(const char *words)
 {
     static char text[256];
@@ -703,7 +703,7 @@ POSTGRES_TEST(a_time_limit_ends_the_statement_on_the_server)
     CHECK_STR(ask(&db, "SELECT count(*) FROM t"), "0");
 }
 
-/* A cancel at any moment: what returned success is there, and nothing else is. */
+/* A cancel at any moment: exactly what returned success was stored. */
 POSTGRES_TEST(a_cancelled_insert_is_there_or_says_that_it_is_not)
 {
     enum { ROUNDS = 60 };
@@ -731,8 +731,8 @@ POSTGRES_TEST(a_cancelled_insert_is_there_or_says_that_it_is_not)
     CHECK_STR(ask(&db, "SELECT count(*) FROM t"), count);
 }
 
-/* Holds the loop meanwhile, so that the answer is not read; but if the statement is not sent yet,
- * it has to go on now and then. */
+/* Blocks the loop meanwhile, so that the answer is not read; but if the statement has not been sent
+ * yet, the loop has to continue now and then. */
 static void wait_for_row(PGconn *conn)
 {
     enum { TRIES = 500 };
@@ -794,7 +794,7 @@ POSTGRES_TEST(a_cancel_in_next_loses_no_row)
                               "SELECT 1 UNION ALL SELECT count(pg_advisory_lock_shared(7))::int + 1"
                               " UNION ALL SELECT 3"),
               0);
-    for (int i = 0; i < 3; i++) { /* the first row is not sent before the second is there */
+    for (int i = 0; i < 3; i++) { /* the first row is not sent before the second exists */
         job j = {.stream = &r};
         CHECK_INT(cancel_in(&j), -ECANCELED);
     }
@@ -827,7 +827,7 @@ POSTGRES_TEST(a_stream_is_closed_properly_in_a_cancelled_task)
 
 static int do_open(void *db) { return postgres_open(db); }
 
-/* A socket that listens, and nobody accepts. */
+/* A listening socket that never accepts. */
 POSTGRES_TEST(a_cancel_or_a_limit_while_connecting_leaves_nothing_open)
 {
     char address[128], text[192];
@@ -857,7 +857,7 @@ POSTGRES_TEST(a_cancel_or_a_limit_while_connecting_leaves_nothing_open)
     conc_close(fd);
 }
 
-/* libpq's look-up of names comes here, in a thread. */
+/* Replaces libpq's name lookup, in a thread. */
 static pthread_mutex_t name_server = PTHREAD_MUTEX_INITIALIZER;
 static _Atomic int lookups;
 
@@ -958,7 +958,7 @@ POSTGRES_TEST(a_transaction_counts_as_a_whole_or_not_at_all)
     CHECK_STR(ask(&db, "SELECT string_agg(n::text, ' ') FROM t"), "1");
     do_sql(&db, "ALTER TABLE t DROP CONSTRAINT t_n_key");
     do_sql(&db, "ALTER TABLE t ADD UNIQUE (n) DEFERRABLE INITIALLY DEFERRED");
-    CHECK_INT(postgres_transaction(&db, insert_twice, "6"), -EEXIST); /* COMMIT says so */
+    CHECK_INT(postgres_transaction(&db, insert_twice, "6"), -EEXIST); /* COMMIT returns that */
     CHECK_STR(ask(&db, "SELECT string_agg(n::text, ' ') FROM t"), "1");
     do_sql(&db, "BEGIN");
     CHECK_INT(postgres_transaction(&db, insert_one, "9"), -EINVAL);
@@ -999,7 +999,7 @@ POSTGRES_TEST(a_cancelled_transaction_is_rolled_back)
         while (!db.owner || db.inside != (i % 2 == 1))
             CHECK_INT(conc_sleep(0.001), 0);
         CHECK(!postgres_usable(&db));
-        CHECK_INT(postgres_query(&db, NULL, "SELECT 1"), -EBUSY); /* it belongs to the other */
+        CHECK_INT(postgres_query(&db, NULL, "SELECT 1"), -EBUSY); /* it belongs to the other task */
         CHECK_INT(postgres_transaction(&db, insert_one, "1"), -EBUSY);
         CHECK_INT(postgres_reset(&db), -EBUSY);
         CHECK_INT(postgres_close(&db), -EBUSY);
@@ -1014,7 +1014,7 @@ POSTGRES_TEST(a_cancelled_transaction_is_rolled_back)
     }
 }
 
-/* The trigger lets COMMIT wait. */
+/* The trigger makes COMMIT wait. */
 POSTGRES_TEST(a_cancel_during_commit_says_whether_it_was_committed)
 {
     CONC_AUTO(postgres_db, db) = {0};
@@ -1126,7 +1126,7 @@ POSTGRES_TEST(usable_sees_that_the_server_has_ended_the_connection)
     check_works(&db);
 }
 
-/* ---- a server that is restarted, or hangs ---- */
+/* ---- a server that restarts or hangs ---- */
 
 static cluster own;
 
@@ -1170,7 +1170,7 @@ static void restart_body(void)
     CHECK_INT(postgres_ping(&working), -ENOTCONN);
     CHECK_INT(postgres_open(&idle), -ECONNREFUSED);
     start(&own);
-    CHECK_INT(postgres_ping(&idle), -ENOTCONN); /* nothing reconnects unasked */
+    CHECK_INT(postgres_ping(&idle), -ENOTCONN); /* nothing reconnects unless asked */
     open_db(&idle);
     CHECK_STR(ask(&idle, "SELECT count(*) FROM kept"), "0");
 }
@@ -1211,7 +1211,7 @@ static void check_hung(postgres_db *dbs)
     CHECK(dbs[1].conn == NULL);
     CHECK_INT(postgres_stream(&dbs[2], &r, "SELECT 1"), 0);
     CHECK_INT(conc_timeout(0.02, do_job, &(job){.stream = &r}), -ETIMEDOUT);
-    CHECK(dbs[2].conn != NULL); /* a row that does not come is no reason */
+    CHECK(dbs[2].conn != NULL); /* a row that does not arrive is no reason */
     CHECK_INT(conc_timeout(0.02, do_close_result, &r), -ECONNRESET);
     CHECK(dbs[2].conn == NULL);
     CHECK_INT(conc_timeout(0.02, do_ping, &dbs[3]), -ETIMEDOUT); /* a fourth cancel request */
@@ -1226,7 +1226,7 @@ static void check_hung(postgres_db *dbs)
     free(big);
 }
 
-/* The threads that asked for a cancel have ended, and closed their connections. */
+/* The threads that requested a cancel have ended, and closed their connections. */
 static void wait_for_requests(void)
 {
     for (int i = 0; i < 3; i++)
@@ -1248,7 +1248,7 @@ static void hang_body(void)
     do_sql(&dbs[0], "CREATE TABLE t (n int)");
     signal_all(pids, HUNG, SIGSTOP);
     check_hung(dbs);
-    open_db(&other); /* nobody else is held */
+    open_db(&other); /* no other task is held up */
     job j = {.db = &other, .sql = "SELECT pg_sleep(60)"};
     signal_all(pids, HUNG, SIGCONT);
     CHECK_INT(cancel_in(&j), -ECANCELED); /* the threads are free again */
@@ -1269,8 +1269,8 @@ TEST(a_server_that_hangs_holds_nobody_longer_than_the_limits)
 
 /* ---- servers that misbehave ---- */
 
-/* What a false server sends: at the start of a connection, after a statement, and then without
- * end. */
+/* What a false server sends: at the start of a connection, after a statement, and then
+ * endlessly. */
 typedef struct script {
     const char *hello;
     size_t hello_size;
@@ -1307,7 +1307,7 @@ static int misbehave(int fd, void *arg)
 
 static int serve_script(void *server) { return conc_serve(server); }
 
-/* Opens, and executes a statement if that worked; returns the error that came first. */
+/* Opens, and executes a statement if that succeeded; returns the first error. */
 static int try_script(const script *s, postgres_db *db, bool stream)
 {
     char address[128], text[192];
@@ -1407,7 +1407,7 @@ POSTGRES_TEST(a_server_that_sends_without_end)
     wait_for_requests();
 }
 
-/* ---- many at once ---- */
+/* ---- many statements at once ---- */
 
 enum { CALLS = 1000, CONNECTIONS = 10 };
 
@@ -1428,7 +1428,7 @@ static int call_from_pool(void *arg)
     CONC_TRY(conc_queue_get(&c->free, &db));
     CHECK_INT(postgres_query(db, &r, "SELECT $1::int", POSTGRES_INT(n)), 1);
     CHECK_INT(postgres_integer(&r, 0, &number), 0);
-    CHECK_INT(number, n); /* nobody else's answer */
+    CHECK_INT(number, n); /* not another task's answer */
     c->sum += number;
     CHECK(postgres_usable(db));
     return conc_queue_put(&c->free, &db);
@@ -1513,7 +1513,7 @@ POSTGRES_TEST(wrong_arguments)
     CHECK_INT(postgres_result_close(&r), 0);
 }
 
-/* A stream outlives its run: what is left is closed without waiting. */
+/* A stream outlives its run: the rest is closed without waiting. */
 static postgres_db left;
 static postgres_result left_rows;
 
@@ -1533,7 +1533,7 @@ TEST(closing_after_the_run)
     CHECK_INT(test_count_fds(), fds);
 }
 
-/* ---- the loop is not held ---- */
+/* ---- the loop is not blocked ---- */
 
 static void use(const char *conninfo)
 {
@@ -1565,8 +1565,7 @@ static void debug_run(void)
     CHECK_INT(conc_run_with(&options, call_body, &body), 0);
 }
 
-/* A machine that has no time for this process looks like a slow step; a call that blocks is one
- * each time. */
+/* A busy machine looks like a slow step, but a call that blocks is slow each time. */
 TEST(debug_mode_sees_no_slow_step)
 {
     char text[16384];

@@ -1,5 +1,5 @@
-/* test_redis.c - examples/common/redis.h: hiredis in tasks. Each test has a redis-server of its
- * own, or a small server in the same run that misbehaves.
+/* test_redis.c - examples/common/redis.h: hiredis in tasks. Each test has its own redis-server, or
+ * a small server in the same run that misbehaves.
  *
  * Needs -lhiredis, and the program redis-server.
  */
@@ -14,7 +14,7 @@ static const char *server_argv[] = {"redis-server", "--port", port_text, "--bind
                                     "socket",       NULL,     NULL,      NULL};
 static server real;
 
-/* With more options; each test runs in a process of its own. */
+/* With more options; each test runs in its own process. */
 static void start_server(void)
 {
     real = (server){.argv = server_argv, .port = server_free_port()};
@@ -63,7 +63,7 @@ static void with_server(void (*body)(void))
 
 /* ---- calls ---- */
 
-/* A command in a task of its own, and what came of it. */
+/* A command in its own task, and the result. */
 typedef struct call {
     redis_client *c;
     const char *format, *word;
@@ -115,7 +115,7 @@ static void check_integer(redis_client *c, const char *format, const char *word,
     CHECK_INT(k.integer, n);
 }
 
-/* Until the server has so many connections, the client's own included. */
+/* Waits until the server has this many connections, including the client's own. */
 static void wait_for_connections(redis_client *c, int n)
 {
     int found = -1;
@@ -131,8 +131,8 @@ static void wait_for_connections(redis_client *c, int n)
 /* ---- a server that misbehaves ---- */
 
 typedef struct fake {
-    const char *says[4]; /* after each request, the first included; then it closes or hangs */
-    size_t size;         /* of a message that holds NULs; 0: strlen */
+    const char *says[4]; /* after each request, including the first; then it closes or hangs */
+    size_t size;         /* length of a message that contains NULs; 0: strlen */
     bool at_once, hangs;
     int connections, requests;
     int fd;
@@ -195,7 +195,7 @@ REAL_TEST(each_kind_of_reply_comes_as_hiredis_has_it)
     CHECK_INT(r->type, REDIS_REPLY_STRING);
     CHECK_INT(r->len, 5);
     CHECK(memcmp(r->str, "a\0\r\nb", 5) == 0);
-    CHECK_INT(redis_command(&c, &r, "APPEND k %s", r->str), 0); /* from the reply that is freed */
+    CHECK_INT(redis_command(&c, &r, "APPEND k %s", r->str), 0); /* from the freed reply */
     CHECK_INT(r->integer, 6);
     CHECK_INT(redis_command(&c, &r, "GET none"), 0);
     CHECK_INT(r->type, REDIS_REPLY_NIL);
@@ -298,7 +298,7 @@ TEST(outside_a_run_a_command_is_refused_and_a_close_is_harmless)
     CHECK_INT(redis_subscription_close(&s), 0);
 }
 
-/* ---- who may connect ---- */
+/* ---- authentication ---- */
 
 static void use_passwords(void)
 {
@@ -316,7 +316,7 @@ static void use_passwords(void)
     CHECK_INT(redis_command(&ann, NULL, "SET a 1"), -EACCES);
     CHECK_CONTAINS(conc_last_error(), "SET: NOPERM");
     redis_client lost = {.address = address, .user = "ann", .password = "pw", .database = 1};
-    CHECK_INT(redis_command(&lost, NULL, "ECHO a"), -EACCES); /* she may not select */
+    CHECK_INT(redis_command(&lost, NULL, "ECHO a"), -EACCES); /* that user may not select */
     CHECK_CONTAINS(conc_last_error(), "SELECT: NOPERM");
     redis_close(&none), redis_close(&wrong), redis_close(&right), redis_close(&ann);
     CHECK_INT(redis_close(&lost), 0);
@@ -337,7 +337,8 @@ REAL_TEST(the_password_and_the_database_count_again_after_a_reconnect)
     CHECK_INT(redis_command(&c, NULL, "SET k five"), 0);
     CHECK_INT(redis_command(&other, NULL, "SET k zero"), 0);
     CHECK_INT(redis_command(&other, NULL, "CLIENT KILL TYPE normal SKIPME yes"), 0);
-    CHECK_INT(conc_settle(), 0); /* its receiver sees the end: the next command fails no more */
+    /* its receiver sees the end: the next command does not fail any more */
+    CHECK_INT(conc_settle(), 0);
     check_text(&c, "GET %s", "k", "five");
     wait_for_connections(&other, 2);
 }
@@ -351,7 +352,7 @@ REAL_TEST(a_database_that_is_not_there_is_the_servers_error_and_is_not_tried_aga
     check_text(&c, "ECHO %s", "in", "in");
 }
 
-/* ---- many at once ---- */
+/* ---- many commands at once ---- */
 
 typedef struct echo {
     redis_client *c;
@@ -481,7 +482,7 @@ REAL_TEST(a_command_behind_one_that_is_being_sent_can_be_withdrawn)
     begin_call(&g, &last);
     CHECK_INT(conc_settle(), 0);
     CHECK_INT(conc_cancel(&withdrawn.task), 0);
-    CHECK_INT(conc_cancel(&set.task), 0); /* half of it is sent, so the rest has to be */
+    CHECK_INT(conc_cancel(&set.task), 0); /* half of it is sent, so the rest must be */
     CHECK_INT(conc_settle(), 0);
     server_signal(&real, SIGCONT);
     CHECK_INT(conc_group_wait(&g), 0);
@@ -497,7 +498,7 @@ REAL_TEST(of_many_commands_that_are_cancelled_those_not_sent_are_withdrawn)
 {
     CONC_AUTO(redis_client, c) = {.address = address};
     CONC_AUTO(redis_reply, r) = NULL;
-    /* a command has 16,384 bytes, which are sent at a time: some are sent as a whole, others not */
+    /* a command has 16,384 bytes, which are sent at once: some are sent as a whole, others not */
     enum { COUNT = 1000, SIZE = 16384 - 33 };
     static call calls[COUNT];
     char word[SIZE + 1] = {0};
@@ -573,7 +574,7 @@ static int next(void *arg)
     return redis_next_message(arg, &m);
 }
 
-/* A scope's limit, and then a cancel, end the call, which waits for a server that is stopped. */
+/* A scope's limit, and then a cancel, end a call that waits for a stopped server. */
 static void check_ends(conc_fn *fn, void *arg)
 {
     conc_task t;
@@ -670,7 +671,7 @@ REAL_TEST(cancelled_commands_do_not_put_off_the_clients_timeout)
     CHECK_INT(ask(&c), 0);
     stop_server();
     while (rc == -ETIMEDOUT && limits++ < 100)
-        rc = conc_timeout(0.01, ask, &c); /* the first is the head, so a later one has this: */
+        rc = conc_timeout(0.01, ask, &c); /* the first is at the head, so a later one gets this: */
     CHECK_INT(rc, -ECONNRESET);
     server_signal(&real, SIGCONT);
 }
@@ -692,7 +693,7 @@ FAKE_TEST(a_server_that_does_not_answer_AUTH_is_given_up_after_connect_timeout)
     end_fake(&g, &f);
 }
 
-/* ---- a server that goes ---- */
+/* ---- a server that disappears ---- */
 
 REAL_TEST(a_command_in_flight_is_lost_with_its_server_and_the_next_connects_anew)
 {
@@ -736,7 +737,7 @@ REAL_TEST(a_command_of_which_nothing_was_sent_is_sent_to_the_next_connection)
     free(large);
 }
 
-/* Refused connections on the virtual clock: how long the attempts take together. */
+/* Refused connections on the virtual clock: returns how long the attempts take together. */
 static double time_attempts(redis_client *c, int tasks)
 {
     static call calls[100];
@@ -791,7 +792,7 @@ REAL_TEST(a_task_that_is_cancelled_while_it_connects_leaves_that_to_the_next)
 }
 
 /* Two commands at once to a server that misbehaves, after one that it answers: the result of each,
- * and the words of the second. */
+ * and the error text of the second. */
 static void check_misbehaviour(fake *f, size_t limit, int first_rc, int second_rc,
                                const char *words)
 {
@@ -868,7 +869,7 @@ FAKE_TEST(a_server_that_refuses_the_connection_in_words_is_quoted)
     start_fake(&g, &f);
     CONC_AUTO(redis_client, c) = {.address = f.address};
     int rc = ask(&c);
-    CHECK(rc == -EPROTO || rc == -EIO); /* the words come before the command was sent, or after */
+    CHECK(rc == -EPROTO || rc == -EIO); /* the error comes before the command was sent, or after */
     CHECK_CONTAINS(conc_last_error(), "ERR max number of clients reached");
     CONC_AUTO(redis_client, selects) = {.address = f.address, .database = 1};
     CHECK_INT(ask(&selects), -EIO);
@@ -908,7 +909,7 @@ REAL_TEST(a_reply_as_long_as_the_limit_is_taken)
     CONC_AUTO(redis_reply, r) = NULL;
     char value[102] = {0};
     memset(value, 'x', 101);
-    for (int i = 0; i < 100; i++) { /* those before do not count */
+    for (int i = 0; i < 100; i++) { /* earlier ones do not count */
         CHECK_INT(redis_command(&c, &r, "ECHO %b", value, (size_t)100), 0);
         CHECK_INT(r->len, 100);
         CHECK_INT(redis_command(&c, &r, "TIME"), 0);
@@ -919,7 +920,7 @@ REAL_TEST(a_reply_as_long_as_the_limit_is_taken)
     CHECK_INT(redis_command(&c, &r, "ECHO %b", value, (size_t)100), 0);
 }
 
-/* ---- commands that block ---- */
+/* ---- blocking commands ---- */
 
 static void wait_until_blocked(redis_client *c)
 {
@@ -1034,7 +1035,7 @@ REAL_TEST(a_pipeline_that_is_cancelled_or_lost_in_the_middle_keeps_the_replies_t
     end_fake(&g, &f);
 }
 
-/* Moves 1 from one account to the other, and sees that nobody else was in between. */
+/* Moves 1 from one account to the other, and checks that no other task intervened. */
 static int transfer(void *arg)
 {
     echo *e = arg;
@@ -1111,12 +1112,12 @@ REAL_TEST(messages_of_channels_and_patterns_come_in_order_until_the_unsubscribe)
     CHECK_INT(redis_subscribe_pattern(&s, "w*"), 0);
     check_integer(&c, "PUBLISH news %s", "one", 1);
     check_integer(&c, "PUBLISH weather %s", "rain", 1);
-    CHECK_INT(redis_subscribe(&s, "weather"), 0); /* the messages came before its confirmation */
+    CHECK_INT(redis_subscribe(&s, "weather"), 0); /* the messages arrived before its confirmation */
     check_integer(&c, "PUBLISH weather %s", "sun", 2);
     check_message(&s, "news", NULL, "one");
     check_message(&s, "weather", "w*", "rain");
     check_message(&s, "weather", NULL, "sun");
-    CHECK_INT(redis_unsubscribe(&s, "weather"), 0); /* the second one came before that */
+    CHECK_INT(redis_unsubscribe(&s, "weather"), 0); /* the second one arrived before that */
     check_message(&s, "weather", "w*", "sun");
     CHECK_INT(redis_unsubscribe_pattern(&s, "w*"), 0);
     CHECK_INT(redis_unsubscribe_pattern(&s, "w*"), -ENOENT);
@@ -1395,7 +1396,7 @@ static void work(void)
     CHECK_INT(redis_subscribe(&s, "a"), 0);
     CHECK_INT(CONC_MAP(echo_itself, echoes), 0);
     CHECK_INT(CONC_MAP(transfer, echoes), 0);
-    stop_server(); /* what blocked would now hold the loop */
+    stop_server(); /* a call that blocked would now block the loop */
     begin_call(&g, &late);
     CHECK_INT(conc_timeout(3 * SLOW_STEP, next, &s), -ETIMEDOUT);
     server_signal(&real, SIGCONT);
@@ -1411,7 +1412,7 @@ static void work_in_debug_mode(void)
     server_end(&real);
 }
 
-/* On a machine that is busy a step may take long without any fault; one that blocks always does. */
+/* On a busy machine a step may take long without any fault; one that blocks always does. */
 TEST(no_call_holds_the_loop)
 {
     static char text[65536];

@@ -1,5 +1,5 @@
 /* test_robots.c - examples/common/robots.h: groups, rules and their lengths, wildcards and escapes
- * of RFC 9309, and texts that are no robots.txt.
+ * of RFC 9309, and texts that are not a robots.txt.
  *
  * Needs -lcurl
  */
@@ -82,7 +82,7 @@ TEST(a_rule_is_a_prefix_with_stars_and_an_end)
     CHECK(rule_hits("*a*b*c$", "/abcabc") && !rule_hits("*a*b*c$", "/abcab"));
     CHECK(rule_hits("/*?", "/a?b") && !rule_hits("/*?", "/a"));
     CHECK(rule_hits("/**a", "/xa") && rule_hits("/*", "/") && rule_hits("*", "/a"));
-    CHECK(!rule_hits("fish", "/fish")); /* is no path */
+    CHECK(!rule_hits("fish", "/fish")); /* is not a path */
 }
 
 TEST(escapes_are_compared_by_their_meaning)
@@ -135,7 +135,7 @@ TEST(what_is_too_long_is_ignored)
     CHECK(!robots_allows(&r, "/a") && robots_allows(&r, "/b"));
     memset(path, '/', 100000);
     path[100000] = 0;
-    CHECK(!robots_allows(&r, path)); /* cannot be compared, and there are rules */
+    CHECK(!robots_allows(&r, path)); /* cannot be compared, but there are rules */
     free(text);
     free(path);
     robots_free(&r);
@@ -169,7 +169,7 @@ TEST(any_bytes_are_read)
             memcpy(text + size, w, n);
             size += n;
         }
-        char *exact = malloc(size); /* a sanitizer sees what is read behind it */
+        char *exact = malloc(size); /* a sanitizer detects reads behind it */
         memcpy(exact, text, size);
         CHECK_INT(robots_parse(&r, exact, size, "bot"), 0);
         free(exact);

@@ -190,7 +190,7 @@ TEST(what_is_impossible_is_refused)
     arena_action unaware = {(uint16_t)(p->number + 1), (uint16_t)(p->moved - 1), 0, 0, 0, true};
     CHECK_INT(arena_act(&a, 0, &unaware), ARENA_OK);
     CHECK(p->x != 0);
-    CHECK_INT(arena_act(&a, 7, &unaware), ARENA_OLD); /* nobody is in that place */
+    CHECK_INT(arena_act(&a, 7, &unaware), ARENA_OLD); /* that slot is empty */
 }
 
 static const matchmaking_rules rules = {4, 8, 4, 50, 50};

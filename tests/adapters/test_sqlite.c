@@ -1,5 +1,6 @@
 /* test_sqlite.c - examples/common/sqlite.h: values, rows, transactions, locks of other processes,
- * cancels at every point, files that are full, damaged, missing or removed, crashes in the middle.
+ * cancels at every point, files that are full, damaged, missing or removed, crashes in the middle
+ * of writing.
  *
  * Needs -lsqlite3
  */
@@ -17,7 +18,7 @@
 #include <sys/resource.h>
 #include <sys/stat.h>
 
-/* ---- a folder of its own for each test ---- */
+/* ---- each test has its own folder ---- */
 
 static char folder[64];
 
@@ -54,7 +55,7 @@ static void in_folder(void (*body)(void), bool virtual_clock)
     leave_folder();
 }
 
-/* On the virtual clock: what waits for a lock waits no real time. */
+/* On the virtual clock: waiting for a lock takes no real time. */
 #define DB_TEST(name)                            \
     static void name##_body(void);               \
     TEST(name) { in_folder(name##_body, true); } \
@@ -76,7 +77,7 @@ static long long number(sqlite_db *db, const char *sql)
 static void open_table(sqlite_db *db)
 {
     if (!db->synchronous)
-        db->synchronous = "OFF"; /* the disk of a test machine may be slow */
+        db->synchronous = "OFF"; /* a test machine's disk may be slow */
     CHECK_INT(sqlite_open(db, "test.db"), 0);
     CHECK_INT(sqlite_exec(db, "CREATE TABLE IF NOT EXISTS t (n INTEGER UNIQUE)"), 0);
 }
@@ -86,7 +87,7 @@ static int insert(sqlite_db *db, int n)
     return sqlite_exec(db, "INSERT INTO t VALUES (?)", sqlite_int(n));
 }
 
-/* ---- a function of SQL that waits for the test: gate() ---- */
+/* ---- an SQL function that waits for the test: gate() ---- */
 
 static conc_channel entered = CONC_CHANNEL(int, 1000);
 static sem_t gate;
@@ -121,7 +122,7 @@ static void wait_until_entered(void)
 
 static void end_gate(void) { conc_channel_destroy(&entered); }
 
-/* One statement as a task, and its result. */
+/* A statement as a task, and its result. */
 typedef struct job {
     sqlite_db *db;
     const char *sql;
@@ -362,7 +363,7 @@ DB_TEST(close_ends_the_rows_that_its_task_has_open)
     CHECK_INT(sqlite_next(&a), 1);
     CHECK_INT(sqlite_next(&a), -EBADF);
     CHECK_INT(sqlite_next(&a), -EINVAL);
-    CHECK_INT(sqlite_open(&db, "test.db"), 0); /* it is not what b was opened on */
+    CHECK_INT(sqlite_open(&db, "test.db"), 0); /* it is not the statement that b was opened on */
     CHECK_INT(sqlite_next(&b), 1);
     CHECK_INT(sqlite_next(&b), -EBADF);
     CHECK_INT(sqlite_rows_close(&b), 0);
@@ -581,7 +582,7 @@ TEST(rows_that_were_left_open_do_no_harm_after_the_run)
             CHECK_INT(sqlite_rows_close(&rows), 0);
         CHECK_INT(sqlite_close(&kept), 0);
         CHECK_INT(sqlite_rows_close(&rows), 0);
-        CHECK_INT(conc_run(open_kept, NULL), -EEXIST); /* the connection can be used */
+        CHECK_INT(conc_run(open_kept, NULL), -EEXIST); /* the connection is usable */
         CHECK_INT(sqlite_close(&kept), 0);
         leave_folder();
     }
@@ -814,7 +815,7 @@ DB_TEST(a_statement_that_ended_counts_though_its_task_was_cancelled)
     end_gate();
 }
 
-/* What runs until a limit ends it. */
+/* A statement that runs until a limit ends it. */
 static int endless_query(void *db)
 {
     sqlite_rows rows = {0};
@@ -867,7 +868,7 @@ REAL_DB_TEST(a_time_limit_ends_whatever_runs)
 static int go_on_after_the_limit(void *db)
 {
     CHECK_INT(insert(db, 1), 1);
-    CHECK_INT(conc_timeout(0.05, endless_query, db), -ETIMEDOUT); /* reads: no harm */
+    CHECK_INT(conc_timeout(0.05, endless_query, db), -ETIMEDOUT); /* it only reads: no harm */
     CHECK_INT(insert(db, 2), 1);
     CHECK_INT(conc_timeout(0.05, endless_insert, db), -ETIMEDOUT);
     CHECK_INT(insert(db, 3), -ENOTRECOVERABLE);
@@ -883,7 +884,7 @@ REAL_DB_TEST(a_limit_on_a_statement_that_writes_ends_its_transaction)
     CHECK_INT(sqlite_close(&db), 0);
 }
 
-/* A task is cancelled when SQLite asks for the n-th time, after each step of its machine. */
+/* Cancels a task when SQLite polls for the n-th time, after each step of its virtual machine. */
 typedef struct cut {
     sqlite_db *db;
     conc_loop *loop;
@@ -1132,7 +1133,7 @@ DB_TEST(close_works_in_a_cancelled_task_and_after_a_cancelled_statement)
 
 /* ---- other processes ---- */
 
-static int other_fd; /* to a process that runs SQL on test.db, and answers with SQLite's code */
+static int other_fd; /* to a process that executes SQL on test.db, and answers with SQLite's code */
 
 static void be_the_other(int fd)
 {
@@ -1208,7 +1209,7 @@ OTHER_TEST(the_wait_for_a_lock_has_a_limit)
     CHECK_INT(insert(&db, 1), -EBUSY);
     CHECK_TIME(5);
     CHECK_STR(db.error, "test.db: database is locked, in: INSERT INTO t VALUES (?)");
-    CHECK_INT(number(&db, "SELECT count(*) FROM t"), 0); /* reading is no problem */
+    CHECK_INT(number(&db, "SELECT count(*) FROM t"), 0); /* reading works */
     CHECK_INT(transact(&(change){.db = &db, .first = 1}), -EBUSY);
     CHECK_TIME(10);
     CHECK_INT(conc_timeout(1, transact, &(change){.db = &db, .first = 1}), -ETIMEDOUT);
@@ -1514,7 +1515,7 @@ TEST(a_forked_child_cannot_use_the_connection)
         CHECK_INT(conc_run(use_kept, NULL), -EPERM);
         CHECK_INT(sqlite_close(&kept), -EPERM);
         CHECK_INT(sqlite_close(&kept), 0);
-        CHECK_INT(conc_run(open_kept, NULL), -EEXIST); /* one of its own */
+        CHECK_INT(conc_run(open_kept, NULL), -EEXIST); /* its own */
         CHECK_INT(sqlite_close(&kept), 0);
         _exit(0);
     }
@@ -1577,7 +1578,7 @@ REAL_DB_TEST(ten_connections_open_a_new_file_at_once)
         CHECK_INT(sqlite_close(&dbs[i]), 0);
 }
 
-/* ---- the loop is never held ---- */
+/* ---- the loop is never blocked ---- */
 
 static void nap(sqlite3_context *context, int n, sqlite3_value **values)
 {

@@ -1,6 +1,6 @@
-/* test_tls.c - examples/common/tls.h: handshakes that succeed and that must fail, against itself
- * and against openssl s_server, openssl s_client and curl; both directions at once; cancels and
- * limits in each call that waits; peers that hang, lie, flood and leave.
+/* test_tls.c - examples/common/tls.h: handshakes that must succeed or fail, with itself and with
+ * openssl s_server, openssl s_client and curl; both directions at once; cancels and limits in each
+ * call that waits; peers that hang, lie, flood and disappear.
  *
  * Needs -lssl
  * Needs -lcrypto
@@ -160,7 +160,7 @@ static void prepare_pair(pair *p)
     CHECK_INT(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, p->fds), 0);
 }
 
-/* Both handshakes at once; their results are in *p. */
+/* Runs both handshakes at once, with their results in *p. */
 static void try_pair(pair *p)
 {
     prepare_pair(p);
@@ -204,7 +204,7 @@ static void hear_end(tls_connection *t)
     CHECK_INT(conc_stream_read(&t->stream, &byte, 1), 0);
 }
 
-/* ---- calls in tasks of their own ---- */
+/* ---- calls in separate tasks ---- */
 
 typedef struct call {
     tls_connection *t;
@@ -231,7 +231,7 @@ static int write_pattern(void *arg)
     return 0;
 }
 
-/* Reads count bytes, which are the pattern's. */
+/* Reads count bytes, which must be the pattern's. */
 static int read_pattern(void *arg)
 {
     call *c = arg;
@@ -380,7 +380,7 @@ TEST(a_context_is_opened_once_and_closed_as_often_as_one_likes)
     CHECK_INT(tls_context_open_client(NULL), -EINVAL);
 }
 
-/* ---- who the peer is ---- */
+/* ---- verifying the peer ---- */
 
 static void check_refused(pair p, const char *words)
 {
@@ -536,7 +536,7 @@ TLS_TEST(a_connection_to_nobody_says_where_it_went)
     tls_context_close(&c);
 }
 
-/* ---- certificates of clients ---- */
+/* ---- client certificates ---- */
 
 static pair with_client_certificate(const char *name, bool may_be_anonymous)
 {
@@ -716,7 +716,7 @@ static int flood(void *arg)
 TLS_TEST(a_peer_that_asks_for_new_keys_without_end_and_never_reads_fills_no_memory)
 {
     pair p = {0};
-    int small = 1; /* the system's least */
+    int small = 1; /* the system's minimum */
     open_pair(&p);
     CHECK_INT(setsockopt(p.fds[0], SOL_SOCKET, SO_SNDBUF, &small, sizeof small), 0);
     CHECK_INT(setsockopt(p.fds[1], SOL_SOCKET, SO_SNDBUF, &small, sizeof small), 0);
@@ -724,7 +724,7 @@ TLS_TEST(a_peer_that_asks_for_new_keys_without_end_and_never_reads_fills_no_memo
     CHECK(BIO_pending(p.client.out) < 1000);
     CHECK_INT(conc_timeout(0, close_it, &p.client), 0);
     CHECK_INT(conc_timeout(0, close_it, &p.server), 0);
-    CHECK_INT(conc_stream_close(&p.plain), -EPIPE); /* it has answers that nobody wants now */
+    CHECK_INT(conc_stream_close(&p.plain), -EPIPE); /* it has answers that are no longer wanted */
     close_pair(&p);
 }
 
@@ -764,7 +764,7 @@ TLS_TEST(a_close_sends_close_notify_and_so_does_conc_stream_close)
     }
 }
 
-/* The other side of p's server is gone, as if the network had cut it. */
+/* Removes the other side of p's server, as if the network had failed. */
 static void cut(pair *p) { CHECK_INT(shutdown(p->fds[1], SHUT_RDWR), 0); }
 
 TLS_TEST(an_end_without_close_notify_is_an_error_after_the_bytes_that_came)
@@ -823,7 +823,7 @@ TLS_TEST(the_last_words_of_a_peer_who_has_left_are_read_before_its_end)
     CHECK_INT(tls_close(&p.server), 0);
     hear(&p.client, "farewell");
     hear_end(&p.client);
-    CHECK_INT(tls_close(&p.client), 0); /* its close_notify reaches nobody */
+    CHECK_INT(tls_close(&p.client), 0); /* its close_notify reaches no peer */
     close_pair(&p);
 }
 
@@ -849,7 +849,7 @@ TLS_TEST(an_altered_record_is_an_error_and_the_peer_is_told)
     close_pair(&p);
 }
 
-/* A peer of a handshake that says `text`, again and again if it `floods`, and then ends. */
+/* A handshake peer that sends `text`, repeatedly if it `floods`, and then ends. */
 static void check_handshake_with(const char *text, size_t n, bool as_server, const char *words)
 {
     pair p = {0};
@@ -922,7 +922,7 @@ TLS_TEST(a_server_that_never_answers_is_given_up_after_a_limit_of_either_kind)
     conc_group g = {0};
     conc_task task;
     int rc;
-    silent.fd = conc_listen("localhost:0"); /* connections come, and nobody accepts them */
+    silent.fd = conc_listen("localhost:0"); /* connections arrive, and none is accepted */
     CHECK_INT(conc_address(silent.fd, false, silent.address, sizeof silent.address), 0);
     CHECK_INT(tls_context_open_client(&c), 0);
     CHECK_INT(connect_to(&silent), -ETIMEDOUT);
@@ -961,7 +961,8 @@ TLS_TEST(a_client_that_never_speaks_is_given_up_too)
     close_pair(&p);
 }
 
-/* Cancels the client's or the server's handshake after so many turns: has it come to its end? */
+/* Cancels the client's or the server's handshake after this many turns; returns whether it
+ * completed. */
 static bool cancel_handshake_after(int turns, bool of_server)
 {
     pair p = {0};
@@ -995,7 +996,7 @@ TLS_TEST(a_handshake_may_be_cancelled_at_any_time)
     }
 }
 
-/* What a client says first. */
+/* What a client sends first. */
 static int make_client_hello(char *bytes, int size)
 {
     tls_context c = client_context();
@@ -1057,7 +1058,7 @@ TLS_TEST(a_read_that_was_cancelled_or_out_of_time_loses_nothing)
     CHECK_TIME(1);
     CHECK_INT(conc_spawn_task(&g, &task, read_something, &reader), 0);
     CHECK_INT(conc_settle(), 0);
-    say(&p.server, "just in time"); /* the bytes are there when the cancel comes */
+    say(&p.server, "just in time"); /* the bytes are available when the cancel comes */
     CHECK_INT(conc_cancel(&task), 0);
     CHECK_INT(conc_join(&task, &rc), 0);
     CHECK_INT(rc, -ECANCELED);
@@ -1066,14 +1067,14 @@ TLS_TEST(a_read_that_was_cancelled_or_out_of_time_loses_nothing)
     close_pair(&p);
 }
 
-/* So that little is on its way, and a writer soon has to wait. */
+/* Keeps little in transit, so that a writer soon has to wait. */
 static void make_narrow(pair *p)
 {
     int small = 1;
     CHECK_INT(setsockopt(p->fds[0], SOL_SOCKET, SO_SNDBUF, &small, sizeof small), 0);
 }
 
-/* Writes as much of the pattern behind `done` as the peer takes in a second. */
+/* Writes as much of the pattern after `done` as the peer accepts in a second. */
 static size_t write_for_a_second(tls_connection *t, size_t done)
 {
     conc_scope limit = {0};
@@ -1157,9 +1158,9 @@ TLS_TEST(the_rest_of_a_record_whose_flush_was_cut_short_goes_out_while_the_next_
     make_narrow(&p);
     CHECK_INT(conc_stream_write(&p.client.stream, pattern, 15000), 15000);
     CHECK_INT(conc_scope_begin(&limit, 1), 0);
-    CHECK_INT(conc_stream_flush(&p.client.stream), 0); /* as the record is made */
+    CHECK_INT(conc_stream_flush(&p.client.stream), 0); /* while the record is made */
     CHECK_INT(conc_scope_end(&limit, 0), 0);
-    CHECK(limit.expired); /* else this tests nothing */
+    CHECK(limit.expired); /* otherwise this tests nothing */
     call reader = {.t = &p.client};
     CHECK_INT(conc_spawn(&g, read_something, &reader), 0);
     CHECK_INT(read_pattern(&(call){.t = &p.server, .count = 15000}), 0);
@@ -1186,7 +1187,7 @@ TLS_TEST(a_shutdown_that_ran_out_of_time_is_made_up_for)
     close_pair(&p);
 }
 
-/* Reads until the error: how many bytes came. */
+/* Reads until the error, and returns the number of bytes. */
 static size_t read_until_error(tls_connection *t, ssize_t rc)
 {
     char bytes[5000];
@@ -1262,7 +1263,7 @@ TLS_TEST(contexts_may_be_closed_before_their_connections)
 
 typedef struct relay {
     pair *p;
-    int from, to; /* what the server says */
+    int from, to; /* what the server sends */
     conc_event go;
     int late; /* records that came after the client's handshake */
 } relay;
@@ -1305,7 +1306,7 @@ static int say_hello(void *arg)
 
 static void check_ticket_in_parts(bool with_reader)
 {
-    /* the ticket has the client's certificate in it, and does not fit into one record */
+    /* the ticket contains the client's certificate, and does not fit into one record */
     pair p = with_client_certificate("alice.pem", false);
     relay r = {.p = &p};
     conc_group relays = {0}, g = {0};
@@ -1325,12 +1326,12 @@ static void check_ticket_in_parts(bool with_reader)
     if (with_reader) {
         CHECK_INT(conc_spawn(&g, read_something, &reader), 0);
         CHECK_INT(conc_sleep(1), 0);
-        CHECK(SSL_in_init(p.client.ssl)); /* else this tests nothing */
+        CHECK(SSL_in_init(p.client.ssl)); /* otherwise this tests nothing */
     }
     CHECK_INT(conc_spawn(&g, say_hello, &writer), 0);
     CHECK_INT(conc_sleep(1), 0);
     CHECK(r.late == 2);
-    CHECK_INT(writer.done, !with_reader); /* nobody has read the first part */
+    CHECK_INT(writer.done, !with_reader); /* the first part has not been read */
     conc_event_set(&r.go);
     hear(&p.server, "hello");
     say(&p.server, "hello, too");
@@ -1446,7 +1447,7 @@ TLS_TEST(tls_runs_over_tls)
     close_pair(&p);
 }
 
-/* ---- bytes that are under way at a close ---- */
+/* ---- bytes in transit at a close ---- */
 
 enum { UNDER_WAY = 200000 };
 
@@ -1471,7 +1472,7 @@ TLS_TEST(unread_session_tickets_do_not_cost_the_bytes_that_are_under_way)
     open_server_context(&server, "server.pem");
     open_host(&h, &server, read_late);
     CHECK_INT(tls_connect(&t, &client, h.address), 0);
-    CHECK_INT(conc_settle(), 0); /* the tickets come */
+    CHECK_INT(conc_settle(), 0); /* the tickets arrive */
     CHECK_INT(setsockopt(t.fd, SOL_SOCKET, SO_SNDBUF, &room, sizeof room), 0);
     CHECK_INT(conc_stream_write(&t.stream, pattern, UNDER_WAY), UNDER_WAY);
     CHECK_INT(tls_close(&t), 0);
@@ -1688,7 +1689,7 @@ REAL_TEST(a_page_of_openssls_server_is_read_to_its_end)
 
 /* ---- openssl s_client and curl ---- */
 
-/* Runs a program with this input: its exit status; what it wrote is in out. */
+/* Runs a program with this input; returns its exit status, and stores its output in out. */
 static int run_program(const char *const *argv, const char *in, char *out, size_t size)
 {
     conc_child c = {.argv = argv, .input = CONC_PIPE, .output = CONC_PIPE, .error = CONC_PIPE};
@@ -1705,7 +1706,7 @@ static int run_program(const char *const *argv, const char *in, char *out, size_
     return WEXITSTATUS(status);
 }
 
-/* Starts a server and s_client with these arguments behind those that name the server. */
+/* Starts a server and s_client, with these arguments after those that name the server. */
 static int run_s_client(host *h, const char *in, char *out, size_t size, const char *const *extra)
 {
     const char *argv[24] = {"openssl",
@@ -1869,7 +1870,7 @@ TLS_TEST(a_server_cannot_make_a_client_renegotiate)
     close_pair(&p);
 }
 
-/* As much of SMTP as s_client -starttls smtp wants. */
+/* As much of SMTP as s_client -starttls smtp needs. */
 static int serve_smtp(int fd, void *context)
 {
     CONC_AUTO(conc_stream, plain) = {0};
@@ -1943,7 +1944,7 @@ REAL_TEST(curl_gets_a_page_by_https)
     tls_context_close(&server);
 }
 
-/* ---- the loop is not held ---- */
+/* ---- the loop is not blocked ---- */
 
 static pair of_debug_mode[2] = {{.certificate = "server.pem"}, {.certificate = "expired.pem"}};
 
@@ -1973,7 +1974,7 @@ static void in_debug_mode(void)
     CHECK_INT(conc_run_with(&o, talk_in_debug_mode, NULL), 0);
 }
 
-/* The first report of debug mode beside the summary of stacks, or "". */
+/* Returns debug mode's first report besides the summary of stacks, or "". */
 static const char *first_report(char *text)
 {
     for (char *line = strtok(text, "\n"); line; line = strtok(NULL, "\n")) {

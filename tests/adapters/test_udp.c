@@ -1,4 +1,4 @@
-/* test_udp.c - udp.h: packets come whole, and what the kernel drops is counted. */
+/* test_udp.c - udp.h: packets arrive whole, and packets that the kernel drops are counted. */
 #define TEST_POOL
 #include "../conc_test.h"
 

@@ -1,4 +1,5 @@
-/* test_url.c - examples/common/url.h: spellings of one URL become one, references are resolved.
+/* test_url.c - examples/common/url.h: spellings of one URL are normalized, and references are
+ * resolved.
  *
  * Needs -lcurl
  */

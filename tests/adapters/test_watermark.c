@@ -1,4 +1,4 @@
-/* test_watermark.c - watermark.h: what sources promise, and what holds them to the clock.
+/* test_watermark.c - watermark.h: watermarks of sources, and their relation to the clock.
  *
  * Needs -lm
  */

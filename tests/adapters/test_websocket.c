@@ -1,6 +1,6 @@
-/* test_websocket.c - websocket.h: raw bytes against both halves for all that RFC 6455 says, its own
- * client and server against each other, over sockets and TLS, with cancels and limits in each call
- * that waits; and Python's websockets as a stranger.
+/* test_websocket.c - websocket.h: raw bytes against both halves for every rule of RFC 6455, its
+ * own client and server against each other, over sockets and TLS, with cancels and limits in each
+ * call that waits; and Python's websockets as a foreign peer.
  *
  * Needs -lwslay -lcrypto -lhttp_parser -lssl
  */
@@ -21,8 +21,8 @@ __attribute__((constructor)) static void set_up(void)
         pattern[i] = (char)('a' + (i * 2654435761u >> 16) % 26);
 }
 
-/* A run on the virtual clock, in debug mode, which reports steps of more than 10 ms. No error is
- * left over, and no descriptor. */
+/* Runs it on the virtual clock, in debug mode, which reports steps of more than 10 ms. No error may
+ * remain, and no descriptor may be leaked. */
 static int expected_failure;
 
 static void told(const conc_failure *f, void *user)
@@ -51,7 +51,7 @@ static void run_checked(void (*body)(void), bool virtual_clock)
 #define WEBSOCKET_TEST(name) RUN_TEST(name, true)
 #define REAL_TEST(name) RUN_TEST(name, false)
 
-/* ---- a server's half in a task, and raw bytes for the client's ---- */
+/* ---- the server's half in a task, raw bytes for the client's ---- */
 
 typedef struct peer {
     websocket w; /* options may be set before */
@@ -115,7 +115,7 @@ static void say(peer *p, const void *bytes, size_t n)
 }
 #define SAY(p, text) say((p), text, sizeof text - 1)
 
-/* What the server has sent until it sends no more for now: its length. */
+/* Stores what the server has sent when it sends no more for now; returns the length. */
 static char heard[BIG];
 static size_t hear(peer *p)
 {
@@ -160,7 +160,7 @@ static void peer_open(peer *p)
     HEARS(p, ACCEPTED);
 }
 
-/* A frame of a client, masked: first is FIN and the opcode, 0x81 for one text. */
+/* A client's frame, masked: first is FIN and the opcode, 0x81 for a single text. */
 static void say_frame(peer *p, int first, const char *data, size_t n)
 {
     static char frame[BIG + 20];
@@ -178,7 +178,7 @@ static void say_frame(peer *p, int first, const char *data, size_t n)
 }
 #define FRAME(p, first, text) say_frame((p), (first), text, sizeof text - 1)
 
-/* The client has no more to say: what the server leaves. */
+/* The client ends its half; returns the rest of the server's output. */
 static void peer_end(peer *p)
 {
     shutdown(p->fd, SHUT_WR);
@@ -187,7 +187,8 @@ static void peer_end(peer *p)
     CHECK_INT(conc_close(p->fd), 0);
 }
 
-/* The server answers a violation with this close, ends, and its handler sees rc. */
+/* Checks that the server answers a violation with this close, ends, and that its handler gets
+ * rc. */
 static void peer_is_refused(int line, peer *p, int code, int rc)
 {
     char close_frame[] = {(char)0x88, 2, (char)(code >> 8), (char)code};
@@ -327,7 +328,7 @@ WEBSOCKET_TEST(wrong_arguments_change_nothing)
     CHECK_INT(websocket_close(&w), 0);
 }
 
-/* ---- frames that come in ---- */
+/* ---- incoming frames ---- */
 
 WEBSOCKET_TEST(messages_of_all_lengths_come_and_go)
 {
@@ -412,7 +413,7 @@ WEBSOCKET_TEST(a_character_may_be_cut_by_a_fragment)
     FRAME(&p, 0x01, "\xe2\x82");
     FRAME(&p, 0x80, "\xac");
     HEARS(&p, "\x81\x03\xe2\x82\xac");
-    FRAME(&p, 0x01, "a\xe2\x28"); /* and what is wrong is refused before the message ends */
+    FRAME(&p, 0x01, "a\xe2\x28"); /* and violations are refused before the message ends */
     IS_REFUSED(&p, 1007, -EPROTO);
     CHECK_STR(p.got, "1:\xe2\x82\xac;");
 }
@@ -731,7 +732,7 @@ WEBSOCKET_TEST(an_end_leaves_the_receiving_to_the_task_that_does_it)
 
 WEBSOCKET_TEST(a_client_refuses_masked_frames)
 {
-    /* A server that is the echo of a client: it sends back what came, masks and all. */
+    /* A server that echoes a client's bytes, including the mask. */
     session s = {0};
     websocket_message m;
     session_open(&s);
@@ -788,7 +789,7 @@ WEBSOCKET_TEST(messages_of_several_tasks_stay_whole)
     session_close(&s);
 }
 
-/* ---- a peer who does not read ---- */
+/* ---- a peer that does not read ---- */
 
 static int send_big(void *arg)
 {
@@ -803,7 +804,7 @@ static int flood(peer *p)
     sender big = {&p->w, 0, 0};
     int rc = 0;
     websocket_message m;
-    CHECK_INT(conc_spawn(&g, send_big, &big), 0); /* waits, as its peer does not read */
+    CHECK_INT(conc_spawn(&g, send_big, &big), 0); /* waits, because its peer does not read */
     CHECK_INT(conc_settle(), 0);
     rc = websocket_send(&p->w, WEBSOCKET_BINARY, pattern, p->w.max_unsent - BIG + 1);
     CHECK_INT(rc, -ENOBUFS);
@@ -927,8 +928,8 @@ WEBSOCKET_TEST(a_receive_that_is_cut_short_loses_nothing)
 static int send_with_limits(peer *p)
 {
     limited big = {&p->w, pattern, BIG}, small = {&p->w, "small", 5};
-    CHECK_INT(conc_timeout(0, limited_send, &small), -ETIMEDOUT); /* nothing of it went out */
-    CHECK_INT(conc_timeout(1, limited_send, &big), 0);            /* some of it did */
+    CHECK_INT(conc_timeout(0, limited_send, &small), -ETIMEDOUT); /* no byte of it was sent */
+    CHECK_INT(conc_timeout(1, limited_send, &big), 0);            /* some of it was */
     CHECK_TIME(1);
     CHECK_INT(conc_timeout(1, limited_send, &small), -ETIMEDOUT); /* nothing */
     CHECK_TIME(2);
@@ -1048,7 +1049,7 @@ TEST(outside_of_a_task_nothing_happens)
     CHECK_INT(websocket_send(&w, 1, "x", 1), -EPERM);
 }
 
-/* ---- many, TLS, debug mode, a stranger ---- */
+/* ---- many, TLS, debug mode, a foreign peer ---- */
 
 typedef struct crowd {
     conc_barrier all;
@@ -1330,8 +1331,8 @@ static void run_in_debug_mode(void)
     CHECK_INT(conc_run_with(&o, debug_session, NULL), 0);
 }
 
-/* Apart from the lines about stacks, which are no complaint. The limit of a step is on the real
- * clock, and another process may have had the processor: so there are five tries. */
+/* Ignores the lines about stacks, which are no complaint. A step's limit is on the real clock, and
+ * another process may have had the processor, so there are five tries. */
 TEST(debug_mode_has_nothing_to_say)
 {
     char text[8000] = "blocked the loop";

@@ -1,12 +1,12 @@
-/* test_windows.c - windows.h: windows and late events by hand, the aggregates against
- * all values, and random streams against the promise that no event is lost uncounted.
+/* test_windows.c - windows.h: windows and late events by hand, the aggregates compared with all
+ * values, and random streams, of which no event may be lost uncounted.
  *
  * Needs -lm
  */
 #include "../conc_test.h"
 #include "windows.h"
 
-/* What was closed, as "a 0-10: 3 sum 6, ..."; * marks a revised window. */
+/* The closed windows, as "a 0-10: 3 sum 6, ..."; * marks a revised one. */
 static char closed[4096];
 
 static void write_down(const window *w, void *arg)
@@ -296,7 +296,7 @@ TEST(joined_sessions_have_the_figures_of_both)
 
 /* ---- random streams ---- */
 
-static double kept; /* events in final windows: the newest closing of each counts */
+static double kept; /* events in final windows: the latest closing of each counts */
 
 static void sum_up(const window *w, void *arg)
 {

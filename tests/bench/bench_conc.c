@@ -44,7 +44,7 @@ static void check(int rc)
     exit(1);
 }
 
-/* ---- what is measured: each does it n times ------------------------------------------------- */
+/* ---- what is measured: each function does it n times ---------------------------------------- */
 
 static int yielder(void *arg)
 {
@@ -223,11 +223,11 @@ typedef struct benchmark {
     long count;
     void (*loop)(long n); /* NULL: sleepers, or measure */
     void (*before)(void), (*after)(void);
-    void (*measure)(const struct benchmark *b); /* runs of its own */
+    void (*measure)(const struct benchmark *b); /* has its own runs */
 } benchmark;
 
-/* Processor time of a run in which one task yields, with a trace and without: the difference is
- * the cost of an event. */
+/* Processor time of a run in which one task yields, with and without a trace: the difference is the
+ * cost of an event. */
 static double yielding_seconds(const char *trace)
 {
     conc_options o = {.virtual_clock = true, .trace = trace};
@@ -298,7 +298,7 @@ static int sleep_all(void *arg)
     return conc_group_wait(&g);
 }
 
-/* The whole run, its end included: until nothing is left to do but exit. */
+/* Measures the whole run, including its end, until only exiting is left. */
 static void measure_sleepers(const benchmark *b)
 {
     double start = seconds();

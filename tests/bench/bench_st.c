@@ -1,6 +1,6 @@
 /* bench_st NAME [COUNT]: the benchmarks of bench_conc.c with State Threads, where they apply.
- * There is no yield, and st_usleep(0) is a system call, so here each thread wakes the next one
- * of a ring and waits to be woken.
+ * There is no yield, and st_usleep(0) is a system call, so each thread wakes the next one in a
+ * ring and waits to be woken.
  */
 #include <st.h>
 #include <stdio.h>

@@ -89,7 +89,7 @@ static void ask(int fd)
         fail("send");
 }
 
-/* By a reset: no port stays in TIME_WAIT, so that there are always enough of them. */
+/* Closes with a reset, so that no port stays in TIME_WAIT and there are always enough. */
 static void hang_up(int fd)
 {
     struct linger none = {.l_onoff = 1, .l_linger = 0};
@@ -114,7 +114,8 @@ static void start(slot *s, int epoll)
     epoll_ctl(epoll, EPOLL_CTL_ADD, s->fd, &event);
 }
 
-/* True when the connection has ended, as it has to: with the whole answer, and nothing after it. */
+/* Returns whether the connection has ended as it should: with the whole answer, and nothing after
+ * it. */
 static bool receive(slot *s)
 {
     ssize_t n = recv(s->fd, s->received + s->size, sizeof s->received - s->size, 0);
@@ -180,7 +181,7 @@ static void expect_end(int fd)
         fail("the end");
 }
 
-/* In batches, since a server whose waiting connections are too many drops them. */
+/* In batches, because a server with too many waiting connections drops some. */
 static void ask_all(int *fds, long count)
 {
     for (long first = 0; first < count; first += BATCH) {
@@ -256,7 +257,7 @@ static size_t receive_some(int fd, size_t received)
     return (size_t)n;
 }
 
-/* A pause means that the server takes no more: it has to wait until its answers are read. */
+/* A pause means that the server accepts no more: it has to wait until its answers are read. */
 static void pile(long lines)
 {
     int fd = dial();

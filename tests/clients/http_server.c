@@ -1,7 +1,6 @@
-/* http_server ADDRESS: just enough HTTP/1.1, with connections that are kept, for curl and wrk in
- * tests/clients.sh. GET and HEAD of / is "hello, world"; POST of / gives the body back; anything
- * else is an error, as it should be. Prints the address that it listens on (a port of 0 filled
- * in).
+/* http_server ADDRESS: just enough HTTP/1.1, with persistent connections, for curl and wrk in
+ * tests/clients.sh. GET and HEAD of / is "hello, world"; POST of / echoes the body; anything else
+ * is an error, as it should be. Prints the address that it listens on (a port of 0 filled in).
  */
 #define CONC_IMPLEMENTATION
 #include "../../conc.h"
@@ -17,7 +16,7 @@ typedef struct request {
     char *body;
     size_t size; /* of the body */
     int minor;   /* HTTP/1.minor */
-    bool keep;   /* the connection, after the answer */
+    bool keep;   /* whether the connection stays open after the answer */
 } request;
 
 static int answer(conc_stream *s, const request *r, const char *status, const char *body,
@@ -44,7 +43,7 @@ static int answer_request(conc_stream *s, const request *r)
                : answer(s, r, "200 OK", r->body, r->size);
 }
 
-/* The first line: 1 when it makes sense, 0 when not. */
+/* Parses the first line; returns 1 if it is valid, 0 if not. */
 static int parse_request(request *r, const char *line)
 {
     *r = (request){.keep = false};
@@ -84,7 +83,7 @@ static int read_body(conc_stream *s, request *r)
     return CONC_TRY(conc_stream_read_full(s, r->body, r->size)) == (ssize_t)r->size;
 }
 
-/* One request: 1 when another may follow on this connection. */
+/* Serves one request; returns 1 if another may follow on this connection. */
 static int converse(conc_stream *s, request *r)
 {
     char *line;
@@ -119,7 +118,7 @@ static int serve(int fd, void *arg)
     int closed = conc_stream_close(&s);
     if (rc >= 0)
         rc = closed;
-    return rc == -ECONNRESET || rc == -EPIPE ? 0 : rc; /* clients may go away whenever they like */
+    return rc == -ECONNRESET || rc == -EPIPE ? 0 : rc; /* clients may disappear at any time */
 }
 
 static int app(void *arg)

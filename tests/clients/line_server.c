@@ -68,7 +68,7 @@ static int serve(int fd, void *arg)
         CONC_TRY(conc_sleep(m->late));
     if (rc >= 0)
         rc = closed;
-    return rc == -ECONNRESET || rc == -EPIPE ? 0 : rc; /* clients may go away whenever they like */
+    return rc == -ECONNRESET || rc == -EPIPE ? 0 : rc; /* clients may disappear at any time */
 }
 
 typedef struct options {

@@ -1,4 +1,4 @@
-/* CONC_SPAWN with values, and with the pointer that ../run.sh asks for. */
+/* CONC_SPAWN with values, and with the pointer that ../run.sh defines. */
 #include "all.h"
 
 struct job {

@@ -1,5 +1,5 @@
-// C++17 calls everything that conc.h declares; the implementation, in C, is linked from impl.c. run.sh, beside this,
-// sees to it that no declared function is missing here. What the functions do is the business of the tests in C.
+// C++17 calls everything that conc.h declares; the implementation, in C, is linked from impl.c. run.sh
+// checks that no declared function is missing here. The tests in C check what the functions do.
 #include "all.h"
 
 #include <cmath>
@@ -524,7 +524,7 @@ static int outside(void *)
     CHECK(conc_child_kill(&c, SIGTERM) == -EALREADY);
     CHECK(conc_child_close(&c) == 0);
     conc_child_io io{};
-    c.input = CONC_NULL; /* a start has left -1 there */
+    c.input = CONC_NULL; /* a start has stored -1 there */
     c.error = 0;
     c.group = true;
     c.grace = 1;

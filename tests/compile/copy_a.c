@@ -1,5 +1,5 @@
-/* Two private copies in one program, this one's and that of copy_b.c: a run of the one inside a
- * task of the other, and one after the other. They know nothing of each other.
+/* Two private copies in one program, this one's and that of copy_b.c: a run of one inside a task
+ * of the other, and one run after the other. They do not know each other.
  */
 #define CONC_STATIC
 #include "all.h"

@@ -1,4 +1,5 @@
-/* Items without bytes are put and received with NULL, which GCC sees when it inlines the calls. */
+/* Items without bytes are put and received with NULL, which GCC notices when it inlines the
+ * calls. */
 #define CONC_STATIC
 #include "all.h"
 

@@ -1,4 +1,4 @@
-/* The headers, included as those of a library that is written for C alone. */
+/* The headers, included like those of a library that is written only for C. */
 extern "C" {
 #include "all.h"
 }

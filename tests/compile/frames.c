@@ -1,8 +1,8 @@
 /* Tasks with frames of every shape, which the compiler addresses by stack, frame or base pointer,
- * wait in calls that are inlined into them, and find their variables as they left them.
- * FRAMES_WITH_ALL: in every kind of call, else in those of a few. */
+ * wait in calls that are inlined into them, and must find their variables unchanged.
+ * FRAMES_WITH_ALL: in every kind of call; otherwise in a few. */
 #define CONC_STATIC
-#if __has_include("conc_sync.h") /* else conc.h is the single file, which has all of it */
+#if __has_include("conc_sync.h") /* else conc.h is the single file, with all of it */
 #include "conc_sync.h"
 #else
 #include "conc.h"
@@ -20,7 +20,7 @@ static conc_lock lock;
 static conc_barrier barrier = CONC_BARRIER(TASKS);
 static const char *wrong; /* what changed a task's variables */
 
-/* Neither inlined nor known to the compiler: its argument lies in memory. */
+/* Neither inlined nor known to the compiler: its argument must be in memory. */
 __attribute__((noinline)) static void uses(void *memory)
 {
     __asm__ volatile("" : : "r"(memory) : "memory");
@@ -52,7 +52,7 @@ static int emits(conc_gen *g, void *arg)
     return 0;
 }
 
-/* Shapes of frames: variables that are filled with an id, and whether they still are. */
+/* Shapes of frames: variables that are filled with an id, and a check that they are unchanged. */
 #define PLAIN                                       \
     long numbers[4] = {id, id + 1, id + 2, id + 3}; \
     double halves[4] = {(double)id / 2, 1, 2, 3};   \
@@ -71,7 +71,7 @@ static int emits(conc_gen *g, void *arg)
     uses(sized);
 #define ALIGNED_HOLDS (holds(aligned, sizeof aligned, id) && holds(sized, sizeof sized, id))
 
-/* for this one AArch64, and x86-64 with AVX, whose vectors want more than the stack's alignment. */
+/* for this one AArch64, and x86-64 with AVX, whose vectors need more than the stack's alignment. */
 #define LARGE                                       \
     char large[512];                                \
     double doubles[8];                              \

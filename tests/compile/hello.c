@@ -1,4 +1,4 @@
-/* The smallest program. All of the implementation that it calls may be inlined into main. */
+/* The smallest program. Everything that it calls of the implementation may be inlined into main. */
 #define CONC_STATIC
 #include "conc.h"
 

@@ -1,3 +1,4 @@
-/* The implementation and nothing else: what other files are linked with, those of ../run.py too. */
+/* The implementation and nothing else, which other files are linked with, including those of
+ * ../run.py. */
 #define CONC_IMPLEMENTATION
 #include "all.h"

@@ -1,5 +1,5 @@
-/* A call that waits, CALL, and no other, so that the compiler inlines all that it can: conc takes
- * nothing on the stacks of the functions that are active for lost, with CONC_DEBUG=1 too. */
+/* A call that waits, CALL, and no other, so that the compiler inlines as much as it can: conc must
+ * not report objects of active functions as lost, even with CONC_DEBUG=1. */
 #define CONC_STATIC
 #include "all.h"
 

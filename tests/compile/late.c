@@ -1,4 +1,4 @@
-/* A library with conc inside, which a program loads when it runs already. */
+/* A library with conc inside, which a program loads while it is running. */
 #define CONC_IMPLEMENTATION
 #include "all.h"
 
@@ -25,5 +25,5 @@ static int app(void *arg)
     return refused ? 0 : -EIO;
 }
 
-/* 0 if the pool is refused in words. */
+/* 0 if the pool is refused with an error text */
 int late_work(void) { return conc_run(app, NULL); }

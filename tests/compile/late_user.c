@@ -1,5 +1,5 @@
-/* A program that loads late.c's library when it runs already. Its workers get to main, but must not
- * have workers of their own. */
+/* A program that loads late.c's library while it is running. Its workers reach main, but must not
+ * have their own workers. */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>

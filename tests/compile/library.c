@@ -1,5 +1,5 @@
-/* A shared library with conc inside: it exports library_work alone, or, with a CONC_API that
- * says so, conc as well. */
+/* A shared library with conc inside: it exports only library_work, or, with a CONC_API that says
+ * so, conc as well. */
 #define CONC_IMPLEMENTATION
 #include "all.h"
 
@@ -14,5 +14,5 @@ static int add(void *arg)
 
 static int work(void *arg) { return CONC_GATHER(CONC_CALL(add, arg), CONC_CALL(add, arg)); }
 
-/* In a run of its own, or as a task of whoever uses the same conc. */
+/* In its own run, or as a task of a user of the same conc. */
 int library_work(void *arg) { return conc_loop_self() ? work(arg) : conc_run(work, arg); }

@@ -1,5 +1,5 @@
-/* A program without an implementation of its own: conc comes from the shared library, which
- * exports it. */
+/* A program without its own implementation: conc comes from the shared library, which exports
+ * it. */
 #include "all.h"
 
 int library_work(void *arg);

@@ -1,4 +1,4 @@
-/* A call without its last argument, which ../run.sh gives as CALL; or with all of them. */
+/* A call that lacks its last argument, which ../run.sh defines as CALL; or with all of them. */
 #include "all.h"
 
 static int nothing(void *arg)

@@ -1,5 +1,5 @@
-/* A program for another C library: a little of every module, and of what depends on the library
- * most: stacks, threads, processes, names, programs and numbers. */
+/* A program for another C library: a little of every module, and of everything that depends on the
+ * library most: stacks, threads, processes, names, programs and numbers. */
 #define CONC_IMPLEMENTATION
 #include "all.h"
 

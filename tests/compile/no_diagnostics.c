@@ -1,5 +1,5 @@
-/* CONC_NO_DIAGNOSTICS: debug and trace are refused, a deadlock is told without the tree, and all
- * else works. Its messages are compared by run.sh. */
+/* CONC_NO_DIAGNOSTICS: debug and trace are refused, a deadlock is reported without the tree, and
+ * everything else works. run.sh compares its messages. */
 #include "all.h"
 
 #include <stdio.h>

@@ -1,11 +1,11 @@
-/* A program that stops in stop_here() while a task sleeps in deep_inside(): a debugger looks at
+/* A program that stops in stop_here() while a task sleeps in deep_inside(): a debugger examines
  * that task's stack. */
 #define CONC_IMPLEMENTATION
 #include "conc.h"
 
 static conc_task sleeper;
 
-/* Its frame has a base pointer where the compiler knows such. */
+/* Its frame has a base pointer if the compiler uses one. */
 __attribute__((noinline)) static int deep_inside(size_t size)
 {
     _Alignas(64) char aligned[64];

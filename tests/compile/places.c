@@ -1,7 +1,7 @@
-/* Everything here is reported with its place: tasks, groups, locks, generators, streams, signals,
- * scopes; in a dump, a trace, and what debug mode says. */
+/* Everything here is reported with its location: tasks, groups, locks, generators, streams,
+ * signals, scopes; in a dump, a trace, and debug mode's reports. */
 #define CONC_IMPLEMENTATION
-#if __has_include("conc_sync.h") /* else conc.h is the single file, which has all of it */
+#if __has_include("conc_sync.h") /* else conc.h is the single file, with all of it */
 #include "conc_sync.h"
 #else
 #include "conc.h"

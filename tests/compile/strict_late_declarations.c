@@ -1,4 +1,4 @@
-/* cc -std=c11, with a system header first: the declarations do not mind. */
+/* cc -std=c11, with a system header first: the declarations still compile. */
 #include <string.h>
 
 #include "all.h"

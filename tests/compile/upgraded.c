@@ -1,4 +1,4 @@
-/* A program with conc in a library, whose directory's link leads elsewhere after its first worker
+/* A program with conc in a library, whose directory link points elsewhere after its first worker
  * has ended: to another build, or to a copy of the same build. */
 #include "all.h"
 

@@ -2,7 +2,7 @@
 #ifndef CONC_IMPLEMENTATION
 #define CONC_STATIC
 #endif
-#if __has_include("conc_pool.h") /* else conc.h is the single file, which has all of it */
+#if __has_include("conc_pool.h") /* else conc.h is the single file, with all of it */
 #include "conc_pool.h"
 #include "conc_sync.h"
 #else

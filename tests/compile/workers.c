@@ -1,4 +1,4 @@
-/* A program whose constructors make what its jobs look for, and fork in a worker. conc is in
+/* A program whose constructors create what its jobs look for, and fork in a worker. conc is in
  * another file, or in a library. When its first worker has ended, another file has the program's
  * name. */
 #include "all.h"
@@ -19,7 +19,7 @@ __attribute__((constructor)) static void fill_table(void)
         *heap = 43;
 }
 
-/* Both processes go on with the other constructors. */
+/* Both processes continue with the other constructors. */
 __attribute__((constructor)) static void fork_a_helper(void)
 {
     if (getenv("CONC__WORKER") && fork() < 0)
@@ -42,7 +42,7 @@ static int find(conc_procs *p, pid_t *worker)
     return found == 85 ? 0 : -EIO;
 }
 
-/* A function that is looked up while the program has no descriptor left. */
+/* A function that is looked up while the program has no free descriptor. */
 static int find_without_descriptors(conc_procs *p, pid_t *worker)
 {
     struct rlimit limit, none;

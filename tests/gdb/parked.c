@@ -1,6 +1,6 @@
-/* parked.c - two threads with a run each. When all_parked() is called all tasks wait, but for
- * the two that hold their threads there, and one that has not started. A debugger looks at them
- * then: the program never ends by itself. */
+/* parked.c - two threads with a run each. When all_parked() is called all tasks wait, except for
+ * the two that block their threads there, and one that has not started. A debugger then examines
+ * them: the program never ends by itself. */
 #ifndef CONC_STATIC
 #define CONC_IMPLEMENTATION
 #endif
@@ -26,7 +26,7 @@ static conc_queue jobs = CONC_QUEUE(int, 1);
 static conc_task sleeping, stubborn_task;
 static sem_t other_parked, never;
 
-static volatile int depth; /* for something to do after a call, which is no tail call then */
+static volatile int depth; /* does something after a call, which is then no tail call */
 
 __attribute__((noinline)) static int deepest(void)
 {
@@ -144,7 +144,7 @@ static int app(void *arg)
     CONC_TRY_IN(&g, conc_spawn(&g, sleeps_an_hour, arg));
     CONC_TRY_IN(&g, conc_spawn(&g, joins, &sleeping));
     CONC_TRY_IN(&g, conc_spawn(&g, locks, arg));
-    CONC_TRY_IN(&g, conc_settle()); /* it has the lock, which the next one waits for */
+    CONC_TRY_IN(&g, conc_settle()); /* it owns the lock that the next one waits for */
     CONC_TRY_IN(&g, conc_spawn(&g, nests, arg));
     CONC_TRY_IN(&g, conc_spawn(&g, consumes, arg));
     CONC_TRY_IN(&g, conc_spawn_task(&g, &stubborn_task, is_stubborn, arg));
@@ -158,7 +158,7 @@ static int app(void *arg)
     return conc_group_wait(&g);
 }
 
-/* Holds the other thread, once everything else there waits. */
+/* Blocks the other thread once everything else there waits. */
 static int announces(void *arg)
 {
     int rc = conc_settle();

@@ -1,5 +1,5 @@
-/* cache_conc PASSES: the cache of the course, with a limit of entries (LRU) and of age, in which a
- * task gets each of 1000 keys PASSES times. They are all there. */
+/* cache_conc PASSES: the cache of the course, with a limit of entries (LRU) and of age, in
+ * which a task gets each of 1000 keys PASSES times. All are cached. */
 #define main cache_main
 #include "../../../examples/10_patterns/03_cache.c"
 #undef main
@@ -20,7 +20,7 @@ static int bench_value(const char *key, void *arg, char *value)
     return 0;
 }
 
-/* The sum of the values' lengths, or an error. */
+/* Returns the sum of the values' lengths, or an error. */
 static int bench_pass(cache *c, long long *sum)
 {
     char value[CACHE_VALUE];

@@ -1,8 +1,8 @@
 /* dash_conc COUNT USERS ORDERS RECOMMENDATIONS NOTIFICATIONS [whole]: COUNT dashboards, 20 at a
  * time, each of four calls at once to these services. With "whole" they are those of
- * examples/11_apps/04_orchestrator.c, with its time limits, retries, circuit breakers, cache (which
- * has none of them yet) and traces; without, it is the calls and their JSON alone, as in the other
- * programs that do this work. */
+ * examples/11_apps/04_orchestrator.c, with its time limits, retries, circuit breakers, cache
+ * (which has none of them yet) and traces; without, only the calls and their JSON, as in the
+ * other programs that do this work. */
 #define main orchestrator_main
 #define measure orchestrator_measure
 #include "../../../examples/11_apps/04_orchestrator.c"
@@ -50,7 +50,7 @@ static int get_four(work *w, int user, cJSON **json)
     return 0;
 }
 
-/* What the whole orchestrator has around the data of a service is "data". */
+/* The whole orchestrator wraps a service's reply in "data". */
 static long long sum_users(const cJSON *json)
 {
     long long sum = 0;
@@ -85,7 +85,7 @@ static int get_some(void *arg)
     return 0;
 }
 
-/* From the number `first` on. */
+/* Starting with the number `first`. */
 static int get_all(work *w, int first)
 {
     conc_group g = {0};

@@ -1,13 +1,13 @@
 /* etl_conc IN FEED OUT: the ETL pipeline of the course, from the sources that etl_sources has
- * written to the folder IN and from the feed at the address FEED, to the folder OUT, which is new.
- * It runs twice, into two folders there, and what counts is the second time. */
+ * written to the folder IN and from the feed at the address FEED, to the folder OUT, which is
+ * new. It runs twice, into two folders there; the second time counts. */
 #define main etl_main
 #include "../../../examples/11_apps/05_etl_pipeline.c"
 #undef main
 
 #include "measure.h"
 
-/* All records into the folder; what is in both destinations then. */
+/* Loads all records into the folder; returns what is in both destinations then. */
 static int bench_run(char **words, const char *out, measure *took, payment_sum *t)
 {
     source sources[PAYMENT_SOURCES] = {0};

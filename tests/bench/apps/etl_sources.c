@@ -1,5 +1,5 @@
-/* etl_sources FOLDER COUNT: three sources for etl_conc and etl_python in FOLDER, COUNT records each;
- * then it serves the fourth, a feed, whose address it prints, until its input ends. */
+/* etl_sources FOLDER COUNT: three sources for etl_conc and etl_python in FOLDER, COUNT records
+ * each; it then serves the fourth, a feed, whose address it prints, until its input ends. */
 #define CONC_STATIC
 #include "../../../conc_pool.h"
 #include "../../../conc_sync.h"

@@ -1,6 +1,6 @@
 /* fetch_libcurl ADDRESS COUNT [reuse]: the work of fetch_conc.c with libcurl alone: its multi
- * interface, and a loop on epoll. Each request has an easy handle of its own, as with fetch.h; with
- * reuse there are 50, and each serves one request after the other. */
+ * interface, and a loop on epoll. Each request has its own easy handle, as with fetch.h; with reuse
+ * there are 50, and each serves one request after the other. */
 #include "measure.h"
 #include <curl/curl.h>
 #include <stdbool.h>
@@ -20,7 +20,7 @@ static const char *address;
 static bool reuse;
 static CURLM *multi;
 static int epoll;
-static long timeout = -1; /* milliseconds until curl wants to be called; -1: never */
+static long timeout = -1; /* milliseconds until curl must be called; -1: never */
 static double timeout_from;
 static int next, count, answers;
 static long long sum;
@@ -69,7 +69,7 @@ static void act(curl_socket_t fd, int events)
     must(code == CURLM_OK, curl_multi_strerror(code));
 }
 
-/* Milliseconds until curl's time has come; -1: it has none. */
+/* Milliseconds until curl must be called; -1: never. */
 static int time_left(void)
 {
     if (timeout <= 0)
@@ -155,7 +155,7 @@ static void free_handle(CURL *easy)
     curl_easy_cleanup(easy);
 }
 
-/* Begins the next request after one that has ended; how many less are under way? */
+/* Begins the next request after one that has ended; returns how many fewer are in progress. */
 static int go_on(CURL *easy)
 {
     bool more = next < count;

@@ -1,5 +1,5 @@
-/* http_server: answers GET /N with N and spaces behind it, 1000 bytes in all. Prints its
- * address, and ends when stdin does. */
+/* http_server: answers GET /N with N followed by spaces, 1000 bytes in all. Prints its address, and
+ * ends when stdin does. */
 #define CONC_STATIC
 #include "../../../conc.h"
 #include "../../../examples/common/http.h"

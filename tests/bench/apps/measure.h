@@ -1,6 +1,6 @@
-/* measure.h - what the programs of tests/bench/apps.sh in C print: milliseconds on the clock,
- * milliseconds of this process on the processors (user and system), and a result that has to be
- * the same for all who do this work. */
+/* measure.h - the output of the C programs of tests/bench/apps.sh: milliseconds on the clock,
+ * milliseconds of this process on the processors (user and system), and a result that must be the
+ * same for all programs that do this work. */
 #ifndef MEASURE_H
 #define MEASURE_H
 
@@ -34,7 +34,7 @@ static inline void measure_print(measure took, int count, long long sum)
     printf("%.3f %.3f %d/%lld\n", took.wall, took.processor, count, sum);
 }
 
-/* With the time of one piece of the work: the median, and what 99 of 100 do not exceed. */
+/* With the time of one piece of the work: the median, and the 99th percentile. */
 static inline void measure_print_with(measure took, int count, long long sum, double p50,
                                       double p99)
 {

@@ -5,7 +5,7 @@
 #undef main
 #include "measure.h"
 
-/* Of 100 pages so many took no longer: milliseconds. */
+/* The time in milliseconds that this many of 100 pages did not exceed. */
 static int percentile(scraper *s, int percent, double *ms)
 {
     int64_t us = 0;

@@ -1,4 +1,4 @@
-/* sql_conc URL COUNT: COUNT inserts at once, each a task of its own, over ten connections to
+/* sql_conc URL COUNT: COUNT inserts at once, each in its own task, over ten connections to
  * PostgreSQL that wait in a queue. */
 #define CONC_STATIC
 #include "../../../conc_pool.h"
@@ -58,7 +58,7 @@ static int check(int count, int64_t sum)
     return 0;
 }
 
-/* Twice, and what counts is the second time. */
+/* Twice; the second time counts. */
 static int measure_both(payment *payments, int count)
 {
     int64_t sum;

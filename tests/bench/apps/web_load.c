@@ -23,7 +23,7 @@ static struct {
     double rate, start, *latencies;
 } job;
 
-/* 1: the answer is right; 0: it is not. */
+/* Returns 1 if the answer is right, 0 if not. */
 static int ask_once(conc_stream *stream, int i)
 {
     CONC_TRY(conc_stream_printf(stream, "GET %s HTTP/1.1\r\nHost: localhost\r\n\r\n",
@@ -33,7 +33,8 @@ static int ask_once(conc_stream *stream, int i)
     return is_right;
 }
 
-/* Request i is due at start + i / rate. Its latency begins there, also if no connection was free. */
+/* Request i is due at start + i / rate. Its latency begins there, even if no connection was
+ * free. */
 static int ask_at_rate(void *arg)
 {
     (void)arg;

@@ -1,5 +1,5 @@
-/* server_libuv ADDRESS [pong|once]: the line server of server_raw.c with libuv: one buffer for
- * all reads, and answers written at once with uv_try_write; only what does not fit is queued.
+/* server_libuv ADDRESS [pong|once]: the line server of server_raw.c with libuv: one buffer for all
+ * reads, and answers written immediately with uv_try_write; only the rest is queued.
  *   cc -O2 server_libuv.c -o server_libuv -luv
  */
 #include <netinet/in.h>
@@ -117,7 +117,7 @@ static void listen_at(uv_tcp_t *listener, const char *text)
     check(uv_tcp_bind(listener, (struct sockaddr *)&address, 0), "bind");
     check(uv_listen((uv_stream_t *)listener, BACKLOG, on_connection), "listen");
     check(uv_fileno((uv_handle_t *)listener, &fd), "uv_fileno");
-    /* those that are accepted inherit it */
+    /* accepted ones inherit it */
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     uv_tcp_getsockname(listener, (struct sockaddr *)&address, &size);
     printf("%s:%d\n", host, ntohs(address.sin_port));

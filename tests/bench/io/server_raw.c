@@ -1,7 +1,7 @@
-/* server_raw ADDRESS [pong|once]: the line server without any library, as tight as it gets with
- * epoll: level-triggered, one read of up to 16 KB an event, one write with the answers to all
- * lines that it brought, and nothing copied. ADDRESS is "127.0.0.1:PORT". Prints the address, a
- * port of 0 filled in.
+/* server_raw ADDRESS [pong|once]: the line server without any library, as efficient as epoll
+ * allows: level-triggered, one read of up to 16 KB per event, one write with the answers to all
+ * lines read, and nothing copied. ADDRESS is "127.0.0.1:PORT". Prints the address, a port of 0
+ * filled in.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -46,7 +46,7 @@ static int listen_at(const char *text)
         fail(text);
     address.sin_port = htons(port);
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    /* those that are accepted inherit it */
+    /* accepted ones inherit it */
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     if (bind(fd, (struct sockaddr *)&address, sizeof address) != 0 || listen(fd, SOMAXCONN) != 0)
         fail("listen");

@@ -2,9 +2,9 @@
  * value unit"; without arguments, the names.
  *   cc -O2 -pthread pool_conc.c -o pool_conc && ./pool_conc trip
  * COUNT is how often the measured thing is done (beats: for how many milliseconds). The programs
- * for other libraries work the same way; run_pool.sh runs them all. What conc is held against
- * without a library, a bare round trip to a thread, a memcpy and a bare sleep, is measured here
- * too, in turn with it: so both see the same state of the machine.
+ * for other libraries work the same way; run_pool.sh runs them all. The baselines without a
+ * library, a bare round trip to a thread, a memcpy and a bare sleep, are measured here too,
+ * alternately with conc, so that both see the same state of the machine.
  */
 #define CONC_NO_ENV
 #define CONC_IMPLEMENTATION
@@ -39,7 +39,7 @@ static void check(int rc)
     exit(1);
 }
 
-/* All of it is there before anything is measured. */
+/* Everything is allocated before the measurement. */
 static void *memory(size_t size)
 {
     void *p = malloc(size);
@@ -79,7 +79,7 @@ static double percentile(samples *s, int percent)
     return s->n ? s->at[(s->n - 1) * percent / 100] : 0;
 }
 
-/* One after the other, and the clock is read once for each. */
+/* One after the other, so the clock is read once for each. */
 static void time_trips(const char *name, long n, void (*trip)(void))
 {
     samples s = room_for(n);
@@ -113,7 +113,7 @@ static void trip(long n)
     check(conc_pool_close(&pool));
 }
 
-/* The least that a round trip takes: a futex wakes the thread, and a descriptor in an epoll
+/* The least that a round trip can take: a futex wakes the thread, and a descriptor in an epoll
  * wakes this one. */
 static struct {
     atomic_int calls, end;
@@ -257,7 +257,7 @@ static void proc_map(long n)
     free(items);
 }
 
-/* The compiler must not leave the copy out although nobody reads it. */
+/* The compiler must not omit the copy although it is never read. */
 static double time_copy(unsigned char *to, const unsigned char *from)
 {
     double start = seconds();
@@ -276,7 +276,7 @@ static double time_big_job(unsigned char *data)
     return seconds() - start;
 }
 
-/* As many bytes go there and back as in two copies. */
+/* As many bytes are copied back and forth as in two copies. */
 static void proc_big(long n)
 {
     enum { WARM = 2 };
@@ -341,7 +341,7 @@ static void beat(const char *name, const char *kind, long milliseconds, int (*sl
     free(late.at);
 }
 
-/* The bare one is what the system makes of a thread that sleeps while these compute. */
+/* The bare one shows how the system treats a thread that sleeps while these compute. */
 static void beat_both(const char *name, long milliseconds)
 {
     beat(name, "", milliseconds, conc_sleep);
@@ -395,7 +395,7 @@ static void beat_procs(long milliseconds)
     procs = (conc_procs){.workers = COMPUTERS};
     check(conc_procs_open(&procs));
     for (int i = 0; i < COMPUTERS; i++) {
-        copies[i] = c; /* the bytes are the job's until it ended */
+        copies[i] = c; /* the bytes belong to the job until it has ended */
         check(conc_procs_submit(&procs, &all[i], compute, &copies[i], sizeof copies[i]));
     }
     beat_while_computing("beat_procs", milliseconds, c, all);

@@ -1,6 +1,6 @@
 /* pool_libuv NAME [COUNT]: the benchmarks of pool_conc.c with the thread pool of libuv, as many
- * threads as processors. Its timers count whole milliseconds of a time that it reads once a
- * turn, so that a heartbeat may come up to 1 ms too soon.
+ * threads as processors. Its timers count whole milliseconds of a time that it reads once per
+ * iteration, so a heartbeat may come up to 1 ms too early.
  *   cc -O2 pool_libuv.c -o pool_libuv -luv
  */
 #include <stdatomic.h>
@@ -68,7 +68,7 @@ static void go(uv_timer_t *t)
     check(uv_queue_work(loop, &work, nothing, came_back));
 }
 
-/* Back to back the clock is read once for each. */
+/* Back to back, so the clock is read once for each. */
 static void came_back(uv_work_t *w, int status)
 {
     double now = seconds();

@@ -1,17 +1,17 @@
-/* sys/event.h - a stand-in for kqueue(2) on Linux, so that what conc does with it can be tested
- * without a Mac: compile with -DCONC__KQUEUE -Itests/kqueue. It has only what conc.h uses, means
- * what the manual of macOS says, and is as awkward as macOS is known to be:
- *   - closing a number removes its filters, though the file may be open elsewhere;
- *   - a change that has no EV_ADD, and whose filter is not there: ENOENT;
- *   - a change of an enabled filter looks anew, and reports what was reported before;
- *   - each filter reports an event of its own: none wakes the other direction;
+/* sys/event.h - a stand-in for kqueue(2) on Linux, so that conc's use of it can be tested
+ * without a Mac: compile with -DCONC__KQUEUE -Itests/kqueue. It has only what conc.h uses,
+ * follows the manual of macOS, and has its known peculiarities:
+ *   - closing a number removes its filters, although the file may be open elsewhere;
+ *   - a change without EV_ADD of a filter that does not exist: ENOENT;
+ *   - a change of an enabled filter polls again, and reports what was reported before;
+ *   - each filter reports its own event: none wakes the other direction;
  *   - devices but terminals, and named pipes, are refused: EINVAL; so is a limit of some years;
  *   - the filter for writing of a pipe whose reader has gone is refused: EPIPE;
- *   - a wait that is over ends now and then with ETIMEDOUT;
+ *   - a wait that times out sometimes returns ETIMEDOUT;
  *   - a forked child does not have the queue.
  *
  * A queue is an epoll instance of two others, one for each filter. These have high numbers and
- * stay open for the next queue, as close(2) does not tell that theirs was closed. */
+ * stay open for the next queue, because close(2) does not report that theirs was closed. */
 #ifndef CONC_TEST_KQUEUE
 #define CONC_TEST_KQUEUE
 
@@ -47,9 +47,9 @@ struct kevent {
 
 enum { KQ_QUEUES = 1024, KQ_LEAST_NUMBER = 300 };
 
-/* A filter of a descriptor. The instance knows whether it is still there. */
+/* A filter of a descriptor. The instance knows whether it still exists. */
 typedef struct kq_filter {
-    uint32_t serial; /* changes with each EV_ADD of a filter that was not there */
+    uint32_t serial; /* changes with each EV_ADD of a filter that did not exist */
     uint16_t flags;
     bool enabled;
     void *udata;
@@ -66,7 +66,7 @@ static kq_queue kq_queues[KQ_QUEUES];
 static int kq_count;
 static pthread_mutex_t kq_mutex = PTHREAD_MUTEX_INITIALIZER;
 
-/* Does an instance have this very file under this number? Asking changes nothing. */
+/* Does an instance have this very file under this number? The query changes nothing. */
 static bool kq_has(int instance, int number)
 {
     struct epoll_event nothing = {.events = EPOLLONESHOT};
@@ -76,7 +76,7 @@ static bool kq_has(int instance, int number)
     return rc && errno == EEXIST;
 }
 
-/* The queue of a number, which may be a copy of its own; NULL: it is none. */
+/* Returns the queue of a number, which may be a copy of its own; NULL: there is none. */
 static kq_queue *kq_find(int number)
 {
     kq_queue *found = NULL;
@@ -91,7 +91,7 @@ static kq_queue *kq_find(int number)
     return found;
 }
 
-/* As the kernel does when a number is closed, and does not where the file stays open. */
+/* Does what the kernel does when a number is closed, but not if the file stays open. */
 static int kq_close(int number)
 {
     int saved = errno;
@@ -123,7 +123,7 @@ static void kq_forget_in_child(void)
 
 static void kq_watch_forks(void) { pthread_atfork(NULL, NULL, kq_forget_in_child); }
 
-/* An instance with a number that no test counts. */
+/* Creates an instance with a number that no test counts. */
 static int kq_part(void)
 {
     int low = epoll_create1(EPOLL_CLOEXEC);
@@ -141,8 +141,8 @@ static bool kq_open_parts(kq_queue *q)
     return q->parts[0] >= 0 && q->parts[1] >= 0;
 }
 
-/* A queue that is not used. The parts of one that was closed may hold files for good: they are
- * opened anew. */
+/* Returns an unused queue. The parts of a closed one may hold files forever, so they are opened
+ * anew. */
 static kq_queue *kq_unused(void)
 {
     for (int i = 0; i < kq_count; i++) {
@@ -182,7 +182,7 @@ static int kqueue(void)
     return -1;
 }
 
-/* What kqueue says of a descriptor without a filter: 0, or an error. */
+/* What kqueue returns for a descriptor without a filter: 0, or an error. */
 static int kq_refusal(int number, int part)
 {
     struct stat st;
@@ -228,10 +228,10 @@ static int kq_control(const kq_queue *q, int part, int what, int number)
     return epoll_ctl(q->parts[part], what, number, &event);
 }
 
-/* One change: 0, or an error. */
+/* Makes one change; returns 0, or an error. */
 static int kq_change(kq_queue *q, const struct kevent *c)
 {
-    static uint32_t serials; /* a race may give one twice, to different queues */
+    static uint32_t serials; /* a race may assign one twice, to different queues */
     int number = (int)c->ident, part = c->filter == EVFILT_READ ? 0 : 1;
     if (fcntl(number, F_GETFD) < 0)
         return EBADF;
@@ -261,7 +261,7 @@ static bool kq_is_socket(int number)
     return fstat(number, &st) == 0 && S_ISSOCK(st.st_mode);
 }
 
-/* Can the socket not send any more? A stream says so of no bytes. */
+/* Can the socket send no more? A stream reveals that when sending no bytes. */
 static bool kq_sends_no_more(int number)
 {
     int kind = 0;
@@ -270,14 +270,14 @@ static bool kq_sends_no_more(int number)
     return stream && send(number, "", 0, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 && errno == EPIPE;
 }
 
-/* Is it an event of kqueue's, too? Then it is put into *out. */
+/* Is it an event for kqueue, too? If so, stores it in *out. */
 static bool kq_translate(kq_queue *q, int part, const struct epoll_event *e, struct kevent *out)
 {
     int number = (int)(uint32_t)e->data.u64;
     kq_filter *k = &q->filters[part][number];
     uint32_t end = part ? EPOLLHUP : EPOLLHUP | EPOLLRDHUP;
     if (k->serial != e->data.u64 >> 32 || !k->enabled || !kq_has(q->parts[part], number))
-        return false; /* of a file that is open elsewhere alone */
+        return false; /* of a file that is only open elsewhere */
     *out = (struct kevent){.ident = (uintptr_t)number, .udata = k->udata};
     out->filter = part ? EVFILT_WRITE : EVFILT_READ;
     struct pollfd urgent = {number, POLLPRI, 0};
