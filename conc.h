@@ -3098,7 +3098,7 @@ CONC__TINY ssize_t conc__file_behind(int fd, char *text, size_t size)
 
 CONC__PRIVATE bool conc__is_terminal_master(int fd)
 {
-#if defined TIOCPTYGNAME /* macOS */
+#if defined TIOCPTYGNAME   /* macOS */
     char name[128];
     return ioctl(fd, TIOCPTYGNAME, name) == 0;
 #elif defined TIOCPTMASTER /* FreeBSD */

@@ -40,6 +40,7 @@ IMPLEMENTATION = "tests/compile/impl.c"
 
 X86 = platform.machine() in ("x86_64", "AMD64")
 WARNINGS = "-Wall -Wextra -Werror"
+NOT_LINUX = "-U__linux__ -U__linux -U__gnu_linux__"  # compiles conc's code for systems like FreeBSD; it runs on Linux, too
 SANITIZE = "-fno-sanitize-recover=all -fno-omit-frame-pointer"
 VALGRIND = "valgrind -q --error-exitcode=99 --leak-check=full --errors-for-leak-kinds=definite --vgdb=no"
 
@@ -81,7 +82,7 @@ CONFIGS = [
     Config("gcc-asan", f"gcc -O1 -fsanitize=address,undefined {SANITIZE}", sanitized=True, only=SWITCHES),
     Config("tsan", f"clang -O1 -fsanitize=thread {SANITIZE}", sanitized=True),
     Config("ucontext", "gcc -O0 -DCONC_USE_UCONTEXT", only=INLINED),
-    Config("no-epoll", "clang -O0 -DCONC_NO_EPOLL", variants=True),
+    Config("no-epoll", f"clang -O0 -DCONC_NO_EPOLL {NOT_LINUX}", variants=True),
     # as on macOS, with a stand-in for its system calls
     Config("kqueue", f"gcc -std=gnu11 -O1 {WARNINGS} -DCONC__KQUEUE -Itests/kqueue", only=POLLERS),
     Config("save-fpu", "gcc -O3 -DCONC_SAVE_FPU" + " -fcf-protection=full" * X86, linked=False, only=STACKS),

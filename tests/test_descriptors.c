@@ -2466,8 +2466,20 @@ IO_TEST(readv_and_writev_scatter_and_gather)
         struct iovec out[] = {{(char[]){"one"}, 3}, {(char[]){"?"}, 0}, {(char[]){"twothree"}, 8}};
         struct iovec in[] = {{a, 2}, {b, 0}, {b, 4}, {c, 8}};
         io_open(kind, end);
-        CHECK_INT(conc_writev(end[1], out, 3), 11);
-        CHECK_INT(conc_readv(end[0], in, 4), 11);
+        ssize_t n = conc_writev(end[1], out, 3);
+#ifndef __linux__ /* one part at a time if the descriptor is in blocking mode */
+        if (n == 3)
+            n += conc_writev(end[1], out + 1, 2);
+#endif
+        CHECK_INT(n, 11);
+        n = conc_readv(end[0], in, 4);
+#ifndef __linux__
+        if (n == 2)
+            n += conc_readv(end[0], in + 1, 3);
+        if (n == 6)
+            n += conc_readv(end[0], in + 3, 1);
+#endif
+        CHECK_INT(n, 11);
         CHECK(memcmp(a, "on", 2) == 0);
         CHECK_STR(b, "etwo");
         CHECK_STR(c, "three");

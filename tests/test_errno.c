@@ -1125,6 +1125,7 @@ static ssize_t echoes(const void *in, size_t in_size, void *out, size_t out_size
     return (ssize_t)in_size;
 }
 
+#ifdef __linux__ /* elsewhere there are no pools of processes */
 static void all_of_processes(void)
 {
     char out[4];
@@ -1148,6 +1149,7 @@ static void all_of_processes(void)
 IO_TEST(process_pools_preserve_errno) { all_of_processes(); }
 
 TEST(process_pools_preserve_errno_without_a_run) { all_of_processes(); }
+#endif
 
 static void all_of_a_child(void)
 {

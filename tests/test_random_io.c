@@ -170,6 +170,12 @@ static bool is_tcp(const pair *l) { return l->kind >= TCP; }
 
 static void set_free(int fd) { CHECK_INT(fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK), 0); }
 
+#ifdef __linux__
+#define LOCAL "unix:@"
+#else
+#define LOCAL "unix:/tmp/"
+#endif
+
 /* Two sockets that conc has opened. Connecting by TCP takes a moment. */
 static void connect_by_conc(int fds[2], bool by_tcp)
 {
@@ -180,7 +186,7 @@ static void connect_by_conc(int fds[2], bool by_tcp)
     if (by_tcp)
         conc_scope_shield(&s, true);
     else
-        snprintf(address, sizeof address, "unix:@conc-random-%d-%d", (int)getpid(), count++);
+        snprintf(address, sizeof address, LOCAL "conc-random-%d-%d", (int)getpid(), count++);
     int listener = conc_listen(address);
     EXPECT(listener >= 0);
     if (by_tcp)
