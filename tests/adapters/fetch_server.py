@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The HTTP server of test_fetch.c: fetch_server.py PORT [tls]. It keeps its files in the current folder."""
+"""The HTTP server of test_fetch.c: fetch_server.py PORT [tls]. Its files are in the current folder."""
 import gzip
 import http.server
 import ssl

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""examples/10_patterns/01_rate_limiter.c: its exact part, byte for byte; its clients with its own service, with that service
-killed, stopped and restarted, and with services of this test, which count what reaches them and misbehave."""
+"""examples/10_patterns/01_rate_limiter.c: its exact part, byte for byte; its clients with its own service, which is killed,
+stopped and restarted, and with services of this test, which count requests and misbehave."""
 import collections
 import concurrent.futures
 import contextlib
@@ -36,7 +36,7 @@ def clients(text):
 
 
 def all_answered(text):
-    """The clients did all their calls, and those that keep to the limit were not refused."""
+    """The clients made all their calls, and those that obey the limit were not refused."""
     found = clients(text)
     apps.check({key: (row[0], row[1]) for key, row in found.items()} == {
         ("untuned", "free"): (40, 40), ("tuned", "free"): (25, 25), ("tuned", "pro"): (150, 150),
@@ -54,7 +54,7 @@ def children(pid):
 
 
 def runs(pid):
-    """A process that ended, and that nobody waited for, does not run."""
+    """Is the process running? A zombie is not."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
         return stat.read().rpartition(")")[2].split()[0] != "Z"
     return False
@@ -71,7 +71,7 @@ SLOW_TESTS, BEGUN = [], {}
 
 
 def slow(test):
-    """These wait more than they work, so all begin when the first is called."""
+    """These wait more than they work, so all start when the first is called."""
     def result():
         if not BEGUN:
             BEGUN.update({test: POOL.submit(test) for test in SLOW_TESTS})
@@ -180,7 +180,7 @@ def test_a_service_that_hangs_in_the_middle():
     with own_service() as server, apps.started(PROGRAM, f"http://127.0.0.1:{server.port}") as process:
         apps.until(lambda: "60 of 195 answered" in text_of(process), "the second half")
         os.killpg(server.process.pid, signal.SIGSTOP)
-        time.sleep(2.5)  # longer than the client's limit of time
+        time.sleep(2.5)  # longer than the client's time limit
         os.killpg(server.process.pid, signal.SIGCONT)
         apps.check(process.wait(60 * apps.SLOW) == 0, text_of(process))
         found = all_answered(text_of(process))
@@ -321,7 +321,7 @@ def test_each_request_is_answered_once_and_none_comes_back_too_early():
         done = apps.run(PROGRAM, server.url)
         found = all_answered(done.stdout)
         apps.check(found["untuned", "free"][2] == 20, "refused:", found)
-        apps.check(found["tuned", "pro"][2:] in ((0, 1), (0, 2)), "without an answer:", found)  # curl repeats one by itself
+        apps.check(found["tuned", "pro"][2:] in ((0, 1), (0, 2)), "without an answer:", found)  # curl retries one by itself
         apps.check(found["tuned", "batch"][2:] == (2, 1), "refused, failed:", found)
         apps.check(len(server.answered) == 40 + 150 + 20, "answered:", len(server.answered))
         apps.check(all(n == (2 if tier == "free" and number < 25 else 1)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""examples/10_patterns/02_connection_pool.c: its rules, its goal, and no operation lost or doubled whatever happens to the
-database meanwhile."""
+"""examples/10_patterns/02_connection_pool.c: its rules, its goal, and that no operation is lost or duplicated, whatever happens
+to the database meanwhile."""
 import atexit
 import contextlib
 import itertools
@@ -18,7 +18,7 @@ POOL = apps.compiled("10_patterns/02_connection_pool.c")
 CLOSING = contextlib.ExitStack()
 atexit.register(CLOSING.close)
 SERVERS = []
-LIMIT = 4 if apps.SANITIZE else 1.5  # seconds, for what hangs
+LIMIT = 4 if apps.SANITIZE else 1.5  # seconds, for hanging calls
 
 RULES = """\
   connections for 7 uses, if 3 wear one out                     3
@@ -47,7 +47,7 @@ ACCOUNT = """\
 """
 
 
-# Payments from number 100 on wait while somebody else holds advisory lock 1.
+# Payments from number 100 on wait while another session holds advisory lock 1.
 GATE = """
 CREATE FUNCTION public.pass() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -81,7 +81,7 @@ def psql():
 
 
 def sql(text):
-    """What the server answers; "" if it does not."""
+    """Returns the server's answer; "" if there is none."""
     return subprocess.run([*psql(), "-c", text], capture_output=True, text=True).stdout.strip()
 
 
@@ -90,7 +90,7 @@ def schemas():
 
 
 def backends():
-    """Those of the program that wait in the middle of a payment."""
+    """Returns the program's connections that wait in the middle of a payment."""
     return [int(pid) for pid in sql("SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'").split()]
 
 
@@ -125,7 +125,7 @@ def figure(out, what):
 
 
 def end(process, status):
-    """What the program printed when it ends; it has to end with that status."""
+    """Returns the program's output when it ends; it must end with this status."""
     code = process.wait(timeout=60 * apps.SLOW)
     out = process.out.read_text()
     apps.check(code == status, "status", code, "\n", out[-3000:])
@@ -133,7 +133,7 @@ def end(process, status):
 
 
 def accounted(out):
-    """Each operation is done or failed in words, and each connection came back: how many are done, how many failed."""
+    """Each operation is done or failed with a text, and each connection was returned; returns how many are done and failed."""
     done, failed = figure(out, "done, with the right answer"), figure(out, "failed")
     apps.check(done + failed == 1000, out)
     apps.check(figure(out, "connections in use at most") == 10, out)
@@ -317,7 +317,7 @@ def test_no_server():
 
 
 def test_what_is_no_server():
-    """It sends garbage, or too much of it; it closes early; it hangs."""
+    """The server sends garbage, or too much; it closes early; it hangs."""
     def closes(s): s.close()
     def garbage(s): s.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"), s.recv(1), s.close()
     def hangs(s): s.recv(10000)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""examples/10_patterns/03_cache.c: the cache alone, exactly, and nodes that share a real Redis, or one that is none."""
+"""examples/10_patterns/03_cache.c: the cache alone, exactly, and nodes that share a real Redis, or a false one."""
 import contextlib
 import os
 import pathlib
@@ -96,7 +96,7 @@ def test_the_counts_are_the_same_in_another_order_of_the_tasks():
 
 
 def evicted(policy, letters, places=3):
-    """The model: a dictionary, and whom the policy would send away."""
+    """The model: a dictionary, and the entry that the policy would evict."""
     entries, gone = {}, []
     for now, letter in enumerate(letters):
         if letter in entries:
@@ -167,7 +167,7 @@ class Node:
         self.process.stdin.flush()
 
     def until(self, *words):
-        """The next line that has one of these words; those before it are passed over."""
+        """Returns the next line that contains one of these words; skips the lines before it."""
         while True:
             try:
                 line = self.lines.get(timeout=20 * apps.SLOW)
@@ -214,7 +214,7 @@ def ask_redis(server, *words):
 
 
 def misses(server):
-    """How often Redis was asked for a key that it has not."""
+    """Returns how often Redis was asked for a key that it does not have."""
     return int(ask_redis(server, "INFO", "stats").split("keyspace_misses:")[1].split()[0])
 
 
@@ -295,7 +295,7 @@ def test_wrong_commands():
 
 @contextlib.contextmanager
 def no_redis(answer):
-    """A server that answers PING and SUBSCRIBE as Redis does, and all else by these bytes."""
+    """A server that answers PING and SUBSCRIBE like Redis, and everything else with these bytes."""
     def serve(connection):
         with connection, contextlib.suppress(OSError):
             while data := connection.recv(65536):
@@ -332,7 +332,7 @@ def test_garbage_too_much_and_early_closes():
 
 
 def of_group(process):
-    """The processes of its group, except for itself and for those that have ended."""
+    """Returns the running processes of its group, except itself."""
     found = []
     for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):

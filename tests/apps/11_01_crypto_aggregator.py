@@ -24,7 +24,7 @@ def program():
 
 
 class Exchange(http.server.ThreadingHTTPServer):
-    """One in this process: answer(number of the call) gives a status and a body, or None: it says nothing."""
+    """An exchange in this process: answer(number of the call) returns a status and a body, or None to hang."""
     daemon_threads = True
 
     def __init__(self, answer):
@@ -56,7 +56,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def exchanges(*answers):
-    """The words that tell the program where they are, and the exchanges."""
+    """The arguments with their addresses, and the exchanges."""
     servers = [Exchange(answer) for answer in answers]
     for server in servers:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
@@ -77,7 +77,7 @@ def says(body, status=200):
 
 
 def rows_of(path):
-    """All rows of the file, which has one header and whole rows; each average is that of its row's prices."""
+    """Returns all rows of the file, which must have one header and whole rows with the right averages."""
     text = path.read_text()
     apps.check(text.endswith("\n"), "half a row:", text[-200:])
     header, *rows = csv.reader(text.splitlines())

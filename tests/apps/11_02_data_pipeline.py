@@ -43,7 +43,7 @@ def failures(path):
 
 
 class Source(http.server.ThreadingHTTPServer):
-    """A service in this process; answer(handler, how many requests of this path there were) sends what it likes."""
+    """A service in this process; answer(handler, how many requests of this path there were) sends anything."""
     daemon_threads = True
     request_queue_size = 64
 
@@ -96,7 +96,7 @@ def source(answer):
 
 
 def pipeline(*words, where=None, **more):
-    """Runs it on URLs; a page has more time than it needs."""
+    """Runs it on URLs, with more time per page than needed."""
     if not any(word.startswith("timeout=") for word in words):
         words = (f"timeout={LONG}", *words)
     return apps.run(PROGRAM, *words, cwd=where, no_proxy="*", **more)

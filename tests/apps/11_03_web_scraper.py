@@ -36,7 +36,7 @@ def rows(db, sql):
 
 
 def table(db):
-    """The database, which has to be whole: {url: (state, reason, attempts)}."""
+    """Returns the database, which must be intact: {url: (state, reason, attempts)}."""
     apps.check(rows(db, "PRAGMA integrity_check") == [("ok",)], "the database is damaged")
     return {row[0]: row[1:] for row in rows(db, "SELECT url, state, reason, attempts FROM urls")}
 
@@ -51,7 +51,7 @@ def count_pages(db):
 
 
 def printed(out):
-    """The table that it prints: {host: numbers}."""
+    """Returns the table that it prints: {host: numbers}."""
     numbers = re.compile(r"^(\S+:\d+) +((?:\d+ +){5}[\d.]+ +[\d.]+)$", re.M)
     return {m[1]: [float(x) for x in m[2].split()] for m in numbers.finditer(out)}
 
@@ -124,7 +124,7 @@ def paths_of(db):
 
 
 def scrape(server, *options, status=0, db=None):
-    """Scrapes the fake site: its output and {path: (state, reason, attempts)}."""
+    """Scrapes the fake site; returns the output and {path: (state, reason, attempts)}."""
     db = db or apps.folder() / "x.db"
     done = apps.run(program(), "--db", db, "--delay", 0, "--timeout", 5 * apps.SLOW, *options, server.url(), status=status)
     return done, paths_of(db)

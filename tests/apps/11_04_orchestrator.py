@@ -26,7 +26,7 @@ def program():
 
 
 class Fake(http.server.ThreadingHTTPServer):
-    """A service in this process: answer(handler) sends what it likes."""
+    """A service in this process: answer(handler) sends anything."""
     daemon_threads = True
     request_queue_size = 64
 
@@ -85,7 +85,7 @@ def get(address, path, **headers):
 
 
 def address_of(process):
-    """Where it says that it listens."""
+    """Returns the address that it prints."""
     said = r"listens on (\S+)\n"
     apps.until(lambda: re.search(said, process.out.read_text()) or process.poll() is not None, "it listens")
     found = re.search(said, process.out.read_text())
@@ -112,7 +112,7 @@ class Gateway:
 
 @contextlib.contextmanager
 def gateway(addresses=None, **options):
-    """The gateway, with services at these addresses: servers of ours, or "HOST:PORT"; else with its own."""
+    """The gateway, with services at these addresses: servers of ours, or "HOST:PORT"; otherwise with its own."""
     trace = apps.folder() / "traces.jsonl"
     where = {name: getattr(a, "address", a) for name, a in (addresses or {}).items()}
     options = {"delay": 0.01, "trace": trace, "timeout": 10 * apps.SLOW, "deadline": 30 * apps.SLOW, **options, **where}
@@ -130,7 +130,7 @@ def service(name, address="127.0.0.1:0", **options):
 
 
 def spans_of(path):
-    """All spans of the file, which has nothing but whole lines in the shape of OTLP; each with its process."""
+    """Returns all spans of the file, which must contain only whole lines in OTLP format; each with its process."""
     spans = []
     text = path.read_text()
     apps.check(text.endswith("\n"), "the last line is cut short")
@@ -252,7 +252,7 @@ def test_a_circuit_closes_after_a_trial_and_opens_again_after_a_failed_one():
 
 
 def test_one_trial_at_a_time():
-    """Half open: while the trial is under way all others are refused."""
+    """Half open: during the trial all others are refused."""
     gate, trial = threading.Event(), threading.Event()
 
     def answer(server, handler):
@@ -304,7 +304,7 @@ def test_equal_requests_at_once_make_one_call():
 # ---- requirements 4 and 5: failures, time limits, retries ----
 
 def raw(data):
-    """The connection gets these bytes, and ends."""
+    """The connection receives these bytes, and ends."""
     def answer(server, handler):
         with contextlib.suppress(OSError):
             handler.wfile.write(data)
@@ -362,7 +362,7 @@ def test_a_refusal_is_not_tried_again():
 
 
 def test_a_service_hangs():
-    """It is stopped: every attempt runs into its time limit, and then all of them into the deadline."""
+    """The service is stopped: every attempt hits its time limit, and then all of them the deadline."""
     with fakes() as servers, service("orders") as orders:
         addresses = {**servers, "orders": orders.address}
         with gateway(addresses, timeout=0.1) as g, gateway(addresses, deadline=0.2) as late:

@@ -33,7 +33,7 @@ def payment(number):
 
 
 def loaded(fields):
-    """What becomes of it: (id, customer, cents, currency, time)"""
+    """Its loaded form: (id, customer, cents, currency, time)"""
     number, customer, amount, currency, _ = fields
     return number, customer, int(amount * RATES[currency] * 100 + 0.5), currency, TIME[1]
 
@@ -43,7 +43,7 @@ def as_json(fields):
 
 
 class Sources:
-    """Two CSV files, a table and a feed of so many records each; wanted: {(source, position): what is loaded}."""
+    """Two CSV files, a table and a feed of this many records each; wanted: {(source, position): loaded record}."""
 
     def __init__(self, count, feed=None):
         feed = count if feed is None else feed
@@ -159,7 +159,7 @@ def check_once(out, wanted, rejects=()):
 
 
 def check_consistent(out):
-    """No line behind the checkpoint, and as many lines as rows."""
+    """No line is beyond the checkpoint, and there are as many lines as rows."""
     if not (out / "rejects.jsonl").exists():
         return
     found = checkpoints(out)
@@ -296,7 +296,7 @@ def test_a_slow_destination_makes_the_sources_pause():
         apps.check(all(a <= BOUND and b <= BOUND for (a, b), _ in health(process)), "a queue is too long")
         most = (3 * BOUND + 5) * BATCH + 1_000_000 // len(sources.feed.lines[0])
         apps.check(sent < most < len(sources.feed.lines), "the sender was not held back:", sent, "of at most", most)
-    done = sources.run("slow=0.02", "health=0.02")  # slow, but not for ever
+    done = sources.run("slow=0.02", "health=0.02")  # slow, but not forever
     sources.check()
     apps.check("; destinations are slower; " in done.stdout, done.stdout)
     apps.check("at most 8 of 8 batches waited" in done.stdout and "; ok\n" in done.stdout, done.stdout)
@@ -513,7 +513,7 @@ def test_no_child_outlives_it():
 
 
 def beside(test):
-    """Starts a test that mostly waits, beside the others."""
+    """Starts a test that mostly waits, next to the others."""
     return POOL.submit(test).result
 
 

@@ -23,13 +23,13 @@ POOL = concurrent.futures.ThreadPoolExecutor(16)
 
 
 def early(test):
-    """A test that mostly waits begins at once, in a thread."""
+    """A test that mostly waits starts immediately, in a thread."""
     is_wanted = all(word in test.__name__ for word in sys.argv[1:])
     return POOL.submit(test).result if is_wanted else test
 
 
 class Queue:
-    """A Redis with an append-only file, and what the tests do with it."""
+    """A Redis with an append-only file, and the tests' operations on it."""
 
     def __init__(self, *options):
         port, where = apps.free_port(), apps.folder()
@@ -87,7 +87,7 @@ def ended(process, *statuses):
 
 
 def finished(process):
-    """The tasks that the worker says are done, in order."""
+    """Returns the tasks that the worker reports as done, in order."""
     return re.findall(r"^ +\S+ +(\S+) +done", said(process), re.MULTILINE)
 
 
@@ -324,7 +324,7 @@ def test_redis_hangs():
 
 
 def test_redis_refuses_to_write():
-    """As it does when its disk is full."""
+    """Like Redis when its disk is full."""
     with Queue() as q, q.worker("w") as w:
         q.add("noop", id="a")
         q.until_done("a")

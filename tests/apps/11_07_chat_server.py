@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""examples/11_apps/07_chat_server.c: rooms, history, presence, limits and recovery; what RFC 6455 says of bad clients; clients
-that do not read; a thousand users; two browsers; and Python's websockets as a client written by others."""
+"""examples/11_apps/07_chat_server.c: rooms, history, presence, limits and recovery; clients that violate RFC
+6455; clients that do not read; a thousand users; two browsers; and Python's websockets as a foreign client."""
 import contextlib
 import json
 import os
@@ -114,20 +114,20 @@ class Client:
             self.skipped.append(message)
 
     def sees_leave(self, name, times=1):
-        """Now, or while it waited for other things: so often since it joined."""
+        """Waits until this has happened so often since the client joined, including earlier waits."""
         left = {"type": "left", "room": "tea", "name": name}
         while self.skipped.count(left) < times:
             self.skipped.append(self.receive())
 
     def said(self, count):
-        """The texts of the next messages that were said, and the id of the last."""
+        """Returns the texts of the next chat messages, and the id of the last."""
         messages = [self.until("said") for _ in range(count)]
         self.last = messages[-1]["id"] if messages else None
         check([m["id"] for m in messages] == sorted({m["id"] for m in messages}), messages)
         return [m["text"] for m in messages]
 
     def has_nothing_more(self):
-        """What was sent before has been answered, and nothing else comes: a ping comes back first."""
+        """All earlier messages have been answered, and nothing else arrives before a ping's reply."""
         self.frame(0x89, b"?")
         first, payload = self.next_frame()
         check((first, payload) == (0x8a, b"?"), hex(first), payload)
@@ -166,7 +166,7 @@ def chat(*arguments, rate=1000, port=None):
 
 
 def ends_well(s, number=signal.SIGINT):
-    """Whatever a test did, a signal ends the server, with status 0 and no complaint of a sanitizer."""
+    """Whatever a test did, a signal must end the server, with status 0 and without a sanitizer's report."""
     s.send_signal(number)
     check(s.wait(20 * apps.SLOW) == 0, s.returncode, s.log()[-2000:])
     check("chat stops: " in s.log(), s.log()[-2000:])
@@ -277,7 +277,7 @@ def test_nothing_is_lost_or_doubled_while_others_talk():
         talk = threading.Thread(target=lambda: [ann.say("tea", str(n)) for n in range(150)])
         talk.start()
         heard, last = [], 0
-        while len(heard) < 150:  # it comes and goes all the time
+        while len(heard) < 150:  # it connects and disconnects all the time
             with Client(s.port, "tea", "Bob", after=last) as bob:
                 heard += bob.said(min(7, 150 - len(heard)))
                 last = bob.last

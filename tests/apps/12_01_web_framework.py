@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The web framework: what its clients see, on raw sockets, by curl, wrk and a browser; what its log says; how it ends."""
+"""The web framework: what clients see, on raw sockets, with curl, wrk and a browser; its log; how it ends."""
 import base64
 import concurrent.futures
 import contextlib
@@ -58,7 +58,7 @@ class Web:
         return socket.create_connection(("127.0.0.1", self.port), timeout=20 * apps.SLOW)
 
     def raw(self, data, shut=False):
-        """All that the server sends until it closes."""
+        """Returns everything that the server sends until it closes."""
         with self.connect() as s:
             s.sendall(data)
             if shut:
@@ -66,7 +66,7 @@ class Web:
             return read_all(s)
 
     def sessions(self):
-        """How many are open; all that were opened have to be closed at some time."""
+        """Returns how many are open; all opened ones must be closed eventually."""
         stats = self.json("GET", "/stats")[1]
         return stats["sessionsOpened"] - stats["sessionsClosed"]
 
@@ -128,7 +128,7 @@ def test_methods():
 # ---- middleware and dependencies ----
 
 def lines_of(w, request):
-    """What the log says with this id, without it."""
+    """Returns the log's text for this id, without the id."""
     return [line.split(" ", 1)[1] for line in w.log().splitlines() if line.startswith(request + " ")]
 
 
@@ -318,7 +318,7 @@ def test_a_client_that_stalls_is_given_up():
 
 
 def test_a_body_is_echoed_while_it_comes():
-    """More than any buffer holds; the answer begins before the body has ended."""
+    """More than any buffer holds; the response begins before the body has ended."""
     with web() as w:
         with w.connect() as s:
             s.sendall(b"POST /echo HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
@@ -655,7 +655,7 @@ def test_ctrl_c_at_any_moment():
         apps.until(lambda: "in slow_change" in lines_of(w, "busy"), "it runs")
         w.process.send_signal(signal.SIGINT)
         apps.until(lambda: "web stops" in w.log(), "it stops")
-        time.sleep(0.15)  # a signal that comes at once is the same Ctrl+C for conc
+        time.sleep(0.15)  # conc treats an immediate second signal as the same Ctrl+C
         w.process.send_signal(signal.SIGINT)
         apps.check(w.process.wait(20 * apps.SLOW) in (-2, 130), w.process.returncode)
 

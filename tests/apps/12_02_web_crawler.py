@@ -84,7 +84,7 @@ def web(pages):
 
 
 def options(**more):
-    """Of the crawler: without a pause, and with short leases."""
+    """The crawler's arguments: without a pause, and with short leases."""
     values = {"delay": 0, "lease": 1 * apps.SLOW, "timeout": 5 * apps.SLOW, "workers": 2, **more}
     return [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", value)]
 
@@ -290,7 +290,7 @@ def test_traps_end_at_the_limits_and_a_hanging_host_holds_no_other():
 # ---- kills, pauses, restarts ----
 
 def workers_of(pid):
-    """The process numbers of the workers."""
+    """Returns the process numbers of the workers."""
     found = []
     for child in apps.children_of(pid, deep=True):
         with contextlib.suppress(OSError):
@@ -400,7 +400,7 @@ def redis_with_a_file():
 
 
 def big_web(hold):
-    """10 hosts of 12 pages each, all linked to each other a bit. After so many requests it answers none until server.go is set."""
+    """10 hosts of 12 partly linked pages each. After so many requests it answers none until server.go is set."""
     names = [f"h{i}/{n}" for n in range(12) for i in range(10)]
     server = Web({})
     server.go = threading.Event()
@@ -417,7 +417,7 @@ def big_web(hold):
 
 
 def reached(server, names):
-    """The pages that can be reached from the first one, and their depths."""
+    """Returns the pages that can be reached from the first one, and their depths."""
     number = {name: k for k, name in enumerate(names)}
     depths, order = {names[0]: 0}, [names[0]]
     for name in order:
@@ -474,7 +474,7 @@ def test_redis_loses_all_and_a_second_start_goes_on_from_the_database():
 
 
 def catches(pid, number):
-    """Has the process a handler for this signal?"""
+    """Does the process have a handler for this signal?"""
     with open(f"/proc/{pid}/status", encoding="ascii") as status:
         return int(re.search(r"SigCgt:\s*(\w+)", status.read())[1], 16) >> (number - 1) & 1
 
@@ -593,7 +593,7 @@ def test_a_redis_that_sends_garbage_is_an_error_in_words():
 
 
 def beside(test):
-    """Starts a test that mostly waits, beside the others."""
+    """Starts a test that mostly waits, next to the others."""
     future = POOL.submit(test)
     return future.result
 

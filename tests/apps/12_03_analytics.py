@@ -31,7 +31,7 @@ WORK = {}
 
 
 def at_once(test):
-    """Such tests mostly wait: the first one starts all of them, each waits for its own."""
+    """These tests mostly wait: the first one starts all of them, and each waits for its own result."""
     def wait():
         for name, body in WORK.items():
             if not isinstance(body, concurrent.futures.Future) and all(word in name for word in sys.argv[1:]):
@@ -193,7 +193,7 @@ def check_replay(records, **options):
     for window, events, revised in closings:
         apps.check((window, revised) in fixed, "missing:", window, revised)
         check_figures(events, fixed[window, revised], (window, revised), lambda e: e.user)
-    last = {}  # a revised session replaces those that lie within it
+    last = {}  # a revised session replaces those within it
     for w in windows:
         if w.kind == "session":
             for other in [o for o in last if w.revised and o[1] == w.key and w.start <= o[2] and o[3] <= w.end]:
@@ -348,7 +348,7 @@ def live(*arguments, serve=True, **options):
 
 
 class WebSocket:
-    """A client that sends text, and reads what comes (messages of any size, no fragments)."""
+    """A client that sends text, and reads messages of any size, without fragments."""
 
     def __init__(self, address, path, origin=None):
         self.socket = socket.create_connection(address, timeout=20)
@@ -512,7 +512,7 @@ def test_fast_tcp_senders_are_held_up():
     with live(limit=3000, **QUICK) as engine, socket.create_connection(engine.tcp) as s:
         s.setblocking(False)
         sent = 0
-        while True:  # what the buffers take, and no more: the engine does not read ahead
+        while True:  # as much as the buffers hold, and no more: the engine does not read ahead
             try:
                 sent += s.send(lines[sent:sent + 65536])
             except BlockingIOError:

@@ -35,7 +35,7 @@ WORK = {}
 
 
 def at_once(test):
-    """Such tests mostly wait: the first one starts all of them, each waits for its own."""
+    """These tests mostly wait: the first one starts all of them, and each waits for its own result."""
     def wait():
         for name, body in WORK.items():
             if not isinstance(body, concurrent.futures.Future) and (len(sys.argv) == 1 or name == test.__name__):
@@ -56,7 +56,7 @@ def fnv(words):
 
 
 class WebSocket:
-    """Messages over RFC 6455, as little of it as is needed."""
+    """Messages over the necessary minimum of RFC 6455."""
 
     def __init__(self, port):
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=LIMIT)
@@ -103,7 +103,7 @@ class WebSocket:
 
 
 class Udp:
-    """Datagrams, after the address was proven."""
+    """Datagrams, after the address was verified."""
 
     def __init__(self, port):
         self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -131,7 +131,7 @@ class Udp:
 
 
 class Client:
-    """A player, and what it knows."""
+    """A player, and its knowledge of the game."""
 
     def __init__(self, port, how=WebSocket, name="Tess", token=0):
         self.link, self.token, self.match, self.states = how(port), token, 0, {0: [0] * WORDS}
@@ -168,7 +168,7 @@ class Client:
         return dict(zip(names, self.states[self.tick][at:at + 12]))
 
     def next(self):
-        """The type of the next message, after it was taken in."""
+        """Processes the next message, and returns its type."""
         data = self.link.receive()
         kind, r = data[0], data[1:]
         self.seen[kind] += 1
@@ -225,7 +225,7 @@ class Client:
 
 @contextlib.contextmanager
 def served(*options):
-    """The program as a server: its port in .port."""
+    """The program as a server, with its port in .port."""
     with apps.started(program(), "--listen", "127.0.0.1:0", "--page", PAGE, *options) as process:
         apps.until(lambda: b"Listens on" in process.out.read_bytes(), "it listens")
         process.port = int(re.search(r"Listens on http://127.0.0.1:(\d+)", process.out.read_text())[1])
@@ -313,7 +313,7 @@ def test_goal():
         done = apps.run(program(), "--goal", "--players", players, "--match", 4, status=None)
         late = re.search(r"late by ([\d.]+) ms \(p50\)", done.stdout)
         if done.returncode == 0 or not late or float(late[1]) < 50:
-            break  # else half of the ticks were late by a whole one, as other programs want the processors
+            break  # otherwise half of the ticks were late by a whole one, because other programs used the processors
     apps.check(done.returncode == 0, done.stdout, done.stderr)
     apps.check(f"\n{players} players have played a match to its end" in done.stdout, done.stdout)
     actions, acknowledged = map(int, re.search(r"(\d+) actions, (\d+) acknowledged", done.stdout).groups())
@@ -370,17 +370,17 @@ def test_a_client_that_has_lost_states_gets_a_whole_one_and_that_is_right():
             for _ in range(3):
                 before = client.tick
                 client.bases.clear()
-                while client.tick < before + 5:  # it says that it has the newest, and gets the difference from that
+                while client.tick < before + 5:  # it claims to have the latest state, and gets the difference from that
                     if client.next() == STATE:
                         client.act()
                 if client.bases[True] == 0:
                     break
             apps.check(client.bases[True] == 0 and client.bases[False] > 0, client.bases)
             client.act(tick=0)
-            while client.bases[True] == 0:  # it says that it has none
+            while client.bases[True] == 0:  # it claims to have none
                 if client.next() == STATE:
                     client.act(tick=0)
-            time.sleep(3.2)  # it says nothing for longer than states are kept
+            time.sleep(3.2)  # it acknowledges nothing for longer than states are kept
             while client.link.has_more():
                 client.next()
             apps.check(client.tick < before + 40, "states pile up for a client that does not answer", client.tick)

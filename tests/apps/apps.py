@@ -1,9 +1,9 @@
-"""What the tests of the programs share: they compile a program as its own first lines say, start real servers on free ports
-of loopback with folders of their own, and check what the programs print and leave behind.
+"""Shared by the tests of the programs: compiles a program as its first lines instruct, starts real servers on free loopback
+ports with their own folders, and checks what the programs print and leave behind.
 
 A test is a file tests/apps/NAME.py with functions whose names begin with test_; its last line is `apps.main(globals())`.
-It prints "N passed, M failed", and ends with 1 if one failed. SANITIZE=address (or thread) in the environment compiles the
-programs with that sanitizer; `tests/apps/NAME.py word` runs only the tests that have the word in their names.
+It prints "N passed, M failed", and exits with 1 if one failed. SANITIZE=address (or thread) in the environment compiles the
+programs with that sanitizer; `tests/apps/NAME.py word` runs only the tests with this word in their names.
 """
 import atexit
 import contextlib
@@ -24,13 +24,13 @@ import traceback
 
 TOP = pathlib.Path(__file__).resolve().parent.parent.parent
 SANITIZE = os.environ.get("SANITIZE", "")
-SLOW = 4 if SANITIZE else 1  # by what a sanitizer slows programs down
-BOX = pathlib.Path(tempfile.mkdtemp(prefix="conc-apps-"))  # for everything; gone at the end
+SLOW = 4 if SANITIZE else 1  # how much a sanitizer slows programs down
+BOX = pathlib.Path(tempfile.mkdtemp(prefix="conc-apps-"))  # for everything; removed at the end
 atexit.register(shutil.rmtree, BOX, ignore_errors=True)
 
 
 class Wrong(Exception):
-    """What a test expected and did not find."""
+    """A failed expectation of a test."""
 
 
 def check(condition, *words):
@@ -39,7 +39,7 @@ def check(condition, *words):
 
 
 def folder():
-    """A new, empty one."""
+    """Creates a new, empty folder."""
     return pathlib.Path(tempfile.mkdtemp(dir=BOX))
 
 
@@ -47,7 +47,7 @@ TAKEN = set()  # ports that free_port has returned
 
 
 def free_port():
-    """A port on which nobody listens, below those that the system gives to clients: no connection takes it meanwhile."""
+    """Returns a free port below those that the system gives to clients, so that no connection takes it meanwhile."""
     while True:
         port = random.randrange(15000, 32000)
         with socket.socket() as s, contextlib.suppress(OSError):
@@ -58,8 +58,8 @@ def free_port():
 
 
 def compiled(source, *options):
-    """The path of the program examples/`source`, compiled by the first line `cc ...` in its first comment, with warnings as
-    errors."""
+    """Compiles examples/`source` with the first line `cc ...` in its first comment, with warnings as errors, and returns the
+    program's path."""
     path = TOP / "examples" / source
     line = re.search(r"^ *(?:/\* )?(cc .*?)$", path.read_text(encoding="utf-8").split("*/")[0], re.MULTILINE)
     check(line, f"{source}: its first comment has no line that begins with cc")
@@ -81,13 +81,13 @@ def environment(**more):
 
 
 def command(program, *arguments):
-    """Older sanitizers fail now and then where the kernel randomizes addresses more than they know."""
+    """Older sanitizers sometimes fail because the kernel randomizes addresses more than they expect."""
     before = ["setarch", "-R"] if SANITIZE and shutil.which("setarch") else []
     return [*before, str(program), *(str(a) for a in arguments)]
 
 
 def run(program, *arguments, limit=60, status=0, cwd=None, **more):
-    """What the program prints; it has to end with that status (None: any). stderr is in .stderr."""
+    """Returns the program's output; it must end with this status (None: any). stderr is in .stderr."""
     done = subprocess.run(command(program, *arguments), env=environment(**more), cwd=cwd or folder(), capture_output=True,
                           text=True, timeout=limit * SLOW, stdin=subprocess.DEVNULL)
     check(status is None or done.returncode == status,
@@ -97,7 +97,7 @@ def run(program, *arguments, limit=60, status=0, cwd=None, **more):
 
 @contextlib.contextmanager
 def started(program, *arguments, cwd=None, **more):
-    """The program while it runs: a Popen, with its output in .out (a file). It is killed at the end if it still runs."""
+    """The running program: a Popen, with its output in .out (a file). It is killed at the end if it is still running."""
     cwd = cwd or folder()
     out = open(BOX / f"out-{time.monotonic_ns()}", "w+b")
     process = subprocess.Popen(command(program, *arguments), env=environment(**more), cwd=cwd, stdout=out,
@@ -121,7 +121,7 @@ def until(condition, what, limit=30):
 
 
 def processes():
-    """{pid: parent} of all that have not ended."""
+    """Returns {pid: parent} of all processes that have not ended."""
     found = {}
     for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -132,7 +132,7 @@ def processes():
 
 
 def children_of(pid, deep=False):
-    """The processes that it started and that have not ended; deep: with what these started."""
+    """Returns the running processes that it started; deep: including theirs."""
     parents = processes()
     found = [child for child, parent in parents.items() if parent == pid]
     for child in found if deep else []:
@@ -150,7 +150,7 @@ def answers(port):
 
 
 class Server:
-    """A server on a port of loopback, in a folder of its own."""
+    """A server on a loopback port, in its own folder."""
 
     def __init__(self, argv, port, where, user=None):
         self.argv, self.port, self.folder, self.user, self.process = argv, port, where, user, None
@@ -202,7 +202,7 @@ def postgres():
                    check=True, user=user, cwd=where, stdout=subprocess.DEVNULL, env={**os.environ, "LC_ALL": "C"})
     server = Server([programs / "postgres", "-D", where / "data", "-p", port, "-k", where, "-c", "fsync=off", "-c",
                      "listen_addresses=127.0.0.1"], port, where, user)
-    server.end_signal = signal.SIGQUIT  # ends at once, as a crash does, but leaves no shared memory
+    server.end_signal = signal.SIGQUIT  # ends immediately, like a crash, but leaves no shared memory
     server.conninfo = f"host=127.0.0.1 port={port} user=postgres dbname=postgres"
     return serving_postgres(server, programs)
 

@@ -7,10 +7,9 @@
         page.type("#name", "Ann\n")                      # keys, into the first element that matches
         page.click("button")
         page.picture("page.png")
-        apps.check(not page.errors(), page.errors())     # what the page's console says is wrong
+        apps.check(not page.errors(), page.errors())     # errors on the page's console
 
-Each Browser has a process, a profile and windows of its own, so two of them are two people. It shows nothing from the
-network but loopback.
+Each Browser has its own process, profile and windows, so two of them are two people. It has no network except loopback.
 """
 import base64
 import contextlib
@@ -102,7 +101,7 @@ class Browser:
         return self.call("/execute/sync", {"script": script, "args": list(arguments)})
 
     def until(self, script, wanted=True, limit=20):
-        """Waits until the script returns what is wanted; a function says whether it is."""
+        """Waits until the script returns the wanted value, or one that the given function accepts."""
         end, value = time.monotonic() + limit * apps.SLOW, None
         while time.monotonic() < end:
             value = self.run(script)
@@ -124,7 +123,7 @@ class Browser:
         pathlib.Path(path).write_bytes(base64.b64decode(self.call("/screenshot", method="GET")))
 
     def errors(self):
-        """What the console has said is wrong since the last call."""
+        """Returns the console's errors since the last call."""
         lines = self.call("/se/log", {"type": "browser"})
         return [line["message"] for line in lines if line["level"] == "SEVERE"]
 

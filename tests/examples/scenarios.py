@@ -1,7 +1,7 @@
-"""Shared by the scripts here that drive an example from outside, as a user with a keyboard or a network does.
+"""Shared by the scripts here that drive an example from outside, like a user with a keyboard or a network.
 
-python3 -B X.py --list            the scenarios, one a line
-python3 -B X.py PROGRAM NAME      runs one of them; prints what is wrong, nothing when all is well
+python3 -B X.py --list            lists the scenarios, one per line
+python3 -B X.py PROGRAM NAME      runs one of them; prints only mistakes
 """
 import fcntl
 import inspect
@@ -26,7 +26,7 @@ def one_line_pipe():
 
 
 def prepared_pipe(text):
-    """A pipe in which text waits already, with its end after it."""
+    """A pipe that already contains text, followed by its end."""
     reader, writer = os.pipe2(os.O_CLOEXEC)
     with open(writer, "w", encoding="utf-8") as file:
         file.write(text)
@@ -56,7 +56,7 @@ class Running:
         self.process.communicate()
 
     def read_until(self, word):
-        """The next line that has the word in it. All lines are kept in self.lines."""
+        """Returns the next line that contains the word. All lines are kept in self.lines."""
         for line in self.output:
             self.lines.append(line.rstrip("\n"))
             if word in line:
@@ -71,7 +71,7 @@ class Running:
         self.process.send_signal(number)
 
     def end(self):
-        """Reads on until it ended: its exit status (negative: the signal that killed it), and its messages."""
+        """Reads until it has ended; returns its exit status (negative: the signal that killed it) and its messages."""
         self.lines += self.output.read().splitlines()
         return self.process.wait(), self.process.stderr.read()
 
