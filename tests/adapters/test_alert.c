@@ -21,7 +21,7 @@ static const char *changes(const double *values, size_t n)
 #define CHANGES(...) \
     changes((double[]){__VA_ARGS__}, sizeof((double[]){__VA_ARGS__}) / sizeof(double))
 
-TEST(it_fires_once_a_crossing_and_clears_under_the_lower_threshold)
+TEST(it_fires_once_per_crossing_and_clears_below_the_lower_threshold)
 {
     CHECK_STR(CHANGES(9, 10, 10.1, 20, 9, 11, 8, 7.9, 9, 10, 11), "--f----c--f");
     CHECK(a.firing && a.since == 10 && a.until == 7 && a.peak == 11);
@@ -30,7 +30,7 @@ TEST(it_fires_once_a_crossing_and_clears_under_the_lower_threshold)
     CHECK_STR(CHANGES(NAN, INFINITY, NAN, -INFINITY), "-f-c");
 }
 
-TEST(a_value_that_is_not_newer_is_not_looked_at)
+TEST(a_value_that_is_not_newer_is_ignored)
 {
     CHECK(alert_read("a count 10 10", &a));
     CHECK_INT(alert_see(&a, -5, 11), ALERT_FIRES);

@@ -78,7 +78,7 @@ static int run_echo(void *arg)
     return 0;
 }
 
-TEST(each_client_has_a_task_of_its_own) { CHECK_INT(conc_run(run_echo, NULL), 0); }
+TEST(each_client_has_its_own_task) { CHECK_INT(conc_run(run_echo, NULL), 0); }
 
 static int run_silent(void *arg)
 {
@@ -158,7 +158,7 @@ static int run_strangers(void *arg)
     return 0;
 }
 
-TEST(an_address_without_its_cookie_gets_little_and_is_no_peer)
+TEST(an_address_without_its_cookie_gets_little_and_is_not_a_peer)
 {
     CHECK_INT(conc_run(run_strangers, NULL), 0);
 }
@@ -218,12 +218,9 @@ static int run_refused(void *arg)
     return 0;
 }
 
-TEST(a_port_that_is_taken_and_a_server_that_is_gone_are_told)
-{
-    CHECK_INT(conc_run(run_refused, NULL), 0);
-}
+TEST(a_port_in_use_and_a_missing_server_are_errors) { CHECK_INT(conc_run(run_refused, NULL), 0); }
 
-TASK_TEST(ticks_do_not_drift_and_a_pause_is_not_made_up_for)
+TASK_TEST(ticks_do_not_drift_and_a_long_pause_is_skipped)
 {
     static ticker_lateness late;
     ticker t = {.interval = 0.05, .late = &late};

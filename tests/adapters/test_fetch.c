@@ -250,7 +250,7 @@ SERVED_TEST(a_get_returns_status_headers_and_body)
     CHECK_INT(sent, 13);
 }
 
-SERVED_TEST(a_status_of_an_error_is_an_answer)
+SERVED_TEST(an_error_status_is_an_answer)
 {
     CONC_AUTO(fetch_client, c) = {0};
     CONC_AUTO(fetch_response, r) = {0};
@@ -343,7 +343,7 @@ SERVED_TEST(redirects_are_followed_within_their_limit)
     check_error(&r, "ftp");
 }
 
-SERVED_TEST(a_body_in_chunks_or_compressed_comes_as_it_was)
+SERVED_TEST(a_chunked_or_compressed_body_arrives_unchanged)
 {
     CONC_AUTO(fetch_client, c) = {0};
     CONC_AUTO(fetch_response, r) = {0};
@@ -353,7 +353,7 @@ SERVED_TEST(a_body_in_chunks_or_compressed_comes_as_it_was)
     CHECK_INT(strspn(r.body, "x"), 100000);
 }
 
-SERVED_TEST(connections_are_used_again_also_in_the_next_run_of_a_task)
+SERVED_TEST(connections_are_reused_even_in_the_next_run)
 {
     int accepted = 0;
     CONC_AUTO(fetch_client, c) = {0};
@@ -369,7 +369,7 @@ SERVED_TEST(connections_are_used_again_also_in_the_next_run_of_a_task)
 static fetch_client lasting;
 static void use_lasting(void) { check_get(&lasting, at("/state"), "2 1"); }
 
-TEST(a_client_goes_from_run_to_run)
+TEST(a_client_can_be_used_in_several_runs)
 {
     int fds = test_count_fds();
     start_python(NULL);
@@ -445,7 +445,7 @@ static void get_some_in_debug_mode(void)
 }
 
 /* A busy machine may stop a run for longer than that; a step that is slow is slow each time. */
-TEST(no_step_of_a_fetch_holds_the_loop)
+TEST(no_step_of_a_fetch_blocks_the_loop)
 {
     static char text[16384];
     bool slow = true;
@@ -578,7 +578,7 @@ static int slow_piece(const void *bytes, size_t n, void *arg)
     return conc_settle();
 }
 
-RUN_TEST(a_slow_piece_function_holds_up_the_server_and_nobody_else)
+RUN_TEST(a_slow_piece_function_delays_only_the_server)
 {
     static const char start[] = "HTTP/1.1 200 OK\r\nX-Endless: yes\r\n\r\n";
     static char block[65536];
@@ -620,7 +620,7 @@ static void check_answer(const char *answer, int rc, const char *words)
     stop(&g, &p);
 }
 
-RUN_TEST(garbage_is_an_error_in_words)
+RUN_TEST(garbage_is_an_error_with_a_text)
 {
     check_answer("no HTTP at all", -EPROTONOSUPPORT, "HTTP/0.9");
     check_answer("HTTP/1.1 abc\r\n\r\n", -EPROTONOSUPPORT, "HTTP");
@@ -654,7 +654,7 @@ RUN_TEST(endless_headers_are_refused)
     stop(&g, &p);
 }
 
-RUN_TEST(nobody_listens)
+RUN_TEST(a_port_without_a_listener_is_an_error)
 {
     CONC_AUTO(fetch_client, c) = {0};
     CONC_AUTO(fetch_response, r) = {0};
@@ -666,7 +666,7 @@ RUN_TEST(nobody_listens)
 
 /* ---- a server that restarts or hangs ---- */
 
-SERVED_TEST(a_restart_of_the_server_is_seen_only_by_requests_under_way)
+SERVED_TEST(a_restart_of_the_server_affects_only_requests_in_progress)
 {
     conc_group g = {0};
     job j = {0};
@@ -691,7 +691,7 @@ SERVED_TEST(a_restart_of_the_server_is_seen_only_by_requests_under_way)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-SERVED_TEST(a_server_that_stands_still_meets_the_time_limits)
+SERVED_TEST(time_limits_end_requests_to_a_server_that_hangs)
 {
     job j = {0};
     int status;
@@ -711,7 +711,7 @@ SERVED_TEST(a_server_that_stands_still_meets_the_time_limits)
     check_get(&c, at("/hello"), "hello, world\n");
 }
 
-RUN_TEST(a_time_limit_counts_for_each_stage)
+RUN_TEST(a_time_limit_applies_to_each_stage)
 {
     static const char *const answers[] = {NULL, "HTTP/1.1 200 OK\r\nConte",
                                           "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhel"};
@@ -756,7 +756,7 @@ static void fill_port(int fds[3], char *url, size_t size)
     snprintf(url, size, "http://%s/", address);
 }
 
-RUN_TEST(a_connection_that_does_not_come_can_be_limited_and_cancelled)
+RUN_TEST(a_pending_connection_can_time_out_and_be_cancelled)
 {
     int fds[3];
     long ms = 0;
@@ -845,7 +845,7 @@ static void check_next(bool another_drives)
     stop(&g, &p);
 }
 
-RUN_TEST(a_cancelled_request_gives_its_connection_to_the_next)
+RUN_TEST(a_cancelled_request_leaves_its_connection_to_the_next)
 {
     check_next(false);
     check_next(true);
@@ -1004,7 +1004,7 @@ static void check_close(bool cancel_first)
     stop(&g, &p);
 }
 
-RUN_TEST(a_close_ends_the_requests_under_way)
+RUN_TEST(a_close_ends_requests_in_progress)
 {
     check_close(false);
     check_close(true);
@@ -1030,7 +1030,7 @@ SERVED_TEST(a_piece_function_may_close_the_client)
     CHECK(c.core == NULL);
 }
 
-TEST(closing_what_is_not_open_is_harmless)
+TEST(closing_a_client_that_is_not_open_is_harmless)
 {
     CONC_AUTO(fetch_client, c) = {0};
     CONC_AUTO(fetch_response, r) = {0};
@@ -1052,7 +1052,7 @@ static void check_refused(const char *url, const fetch_options *o, int rc, const
     check_error(&r, words);
 }
 
-RUN_TEST(wrong_arguments_are_refused_in_words)
+RUN_TEST(invalid_arguments_are_refused_with_a_text)
 {
     const char *url = "http://127.0.0.1:1/";
     static const char *const headers[][2] = {{"X: a\r\nY: b", NULL}, {"X: a\n", NULL}, {"X", NULL}};
@@ -1081,7 +1081,7 @@ RUN_TEST(wrong_arguments_are_refused_in_words)
     check_error(&r, "negative");
 }
 
-TEST(a_fetch_outside_of_a_run_is_refused)
+TEST(a_fetch_outside_a_run_is_refused)
 {
     fetch_client c = {0};
     fetch_response r = {0};
@@ -1106,7 +1106,7 @@ static void *run_elsewhere(void *arg)
     return arg;
 }
 
-RUN_TEST(a_client_in_use_is_for_one_loop)
+RUN_TEST(a_client_in_use_belongs_to_one_loop)
 {
     conc_group g = {0}, jobs = {0};
     peer p = {.hangs = true};
@@ -1140,7 +1140,7 @@ int getaddrinfo(const char *host, const char *port, const struct addrinfo *hints
     return EAI_NONAME;
 }
 
-RUN_TEST(a_name_that_is_looked_up_holds_neither_the_loop_nor_a_cancel)
+RUN_TEST(a_name_lookup_delays_neither_the_loop_nor_a_cancel)
 {
     conc_group g = {0}, jobs = {0};
     peer p = {.answer = HELLO};

@@ -115,7 +115,7 @@ FRONTIER_TEST(a_crawl_from_begin_to_end)
     CHECK_INT(count(&f, "duplicates"), 3);
 }
 
-FRONTIER_TEST(there_is_a_crawl_and_it_has_the_settings)
+FRONTIER_TEST(joining_needs_an_existing_crawl_with_its_settings)
 {
     frontier f = {.redis = &client, .name = "other"};
     frontier_setting missing = {"missing", &other};
@@ -160,7 +160,7 @@ FRONTIER_TEST(one_url_of_a_host_at_a_time_and_a_pause)
     CHECK(conc_now() - start < 0.25 || SANITIZED);
 }
 
-FRONTIER_TEST(the_pause_of_robots_txt_counts_if_it_is_longer)
+FRONTIER_TEST(the_pause_of_robots_txt_applies_if_it_is_longer)
 {
     frontier f = {0};
     CONC_AUTO(frontier_url, u) = {0};
@@ -189,7 +189,7 @@ FRONTIER_TEST(robots_txt_that_is_to_be_fetched_again_still_comes_first)
     CHECK_LEASE(&f, &u, "http://h/a");
 }
 
-FRONTIER_TEST(what_is_too_deep_or_too_much_is_dropped)
+FRONTIER_TEST(urls_beyond_the_depth_or_the_limit_are_dropped)
 {
     frontier f = {0};
     CONC_AUTO(frontier_url, u) = {0};
@@ -208,7 +208,7 @@ FRONTIER_TEST(what_is_too_deep_or_too_much_is_dropped)
     CHECK_INT(count(&f, "too deep"), 2);
 }
 
-FRONTIER_TEST(a_depth_that_becomes_less_is_told)
+FRONTIER_TEST(a_decreased_depth_is_passed_on)
 {
     frontier f = {0};
     CONC_AUTO(frontier_url, a) = {0};
@@ -264,7 +264,7 @@ FRONTIER_TEST(a_dead_workers_urls_are_taken_over)
     CHECK_INT(frontier_finish(&f, &v, false, "[]"), 0);
 }
 
-FRONTIER_TEST(leases_that_are_renewed_hold)
+FRONTIER_TEST(renewed_leases_stay_valid)
 {
     frontier f = {0}, g = {0};
     CONC_AUTO(frontier_url, u) = {0};
@@ -281,7 +281,7 @@ FRONTIER_TEST(leases_that_are_renewed_hold)
     CHECK_INT(conc_group_wait(&renewal), 0);
 }
 
-FRONTIER_TEST(a_worker_that_was_held_up_knows)
+FRONTIER_TEST(a_delayed_worker_notices_its_lost_lease)
 {
     frontier f = {0};
     CONC_AUTO(frontier_url, u) = {0};
@@ -304,7 +304,7 @@ FRONTIER_TEST(a_worker_that_was_held_up_knows)
     CHECK_INT(conc_group_wait(&renewal), 0);
 }
 
-FRONTIER_TEST(a_worker_gives_back_what_it_has)
+FRONTIER_TEST(a_worker_returns_its_leases)
 {
     frontier f = {0}, g = {0};
     CONC_AUTO(frontier_url, u) = {0};
@@ -344,7 +344,7 @@ FRONTIER_TEST(a_call_may_be_repeated)
     CHECK_LEASE(&f, &u, "");
 }
 
-FRONTIER_TEST(the_connection_breaks_all_the_time)
+FRONTIER_TEST(the_connection_breaks_again_and_again)
 {
     frontier f = {0};
     CONC_AUTO(frontier_url, u) = {0};
@@ -419,7 +419,7 @@ static int start_nothing(void *arg)
     return redis_server_stop(&s);
 }
 
-TEST(without_a_redis_server_it_says_so)
+TEST(without_a_redis_server_there_is_an_error)
 {
     setenv("PATH", "/nowhere", 1);
     CHECK_INT(conc_run(start_nothing, NULL), 0);

@@ -24,7 +24,7 @@ TEST(a_line_has_a_name_a_tag_a_value_and_a_time)
     CHECK_STR(line.tag, "");
 }
 
-TEST(what_is_no_line_is_refused)
+TEST(malformed_lines_are_refused)
 {
     static const char *const bad[] = {"",          " ",           "a",
                                       "a 1",       "a 1 2 3",     "a b 2",

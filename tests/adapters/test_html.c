@@ -53,7 +53,7 @@ static const char *flags_of(const char *type, const char *text)
     return flags;
 }
 
-TEST(what_is_broken_or_misencoded_is_told)
+TEST(broken_or_misencoded_pages_are_reported)
 {
     CHECK_STR(flags_of(NULL, "<!DOCTYPE html><main><p>a<p>b<a href='x?a&b'>c</a></main>"), "");
     CHECK_STR(flags_of(NULL, "<b><i>a</b></i>"), "b");
@@ -66,7 +66,7 @@ TEST(what_is_broken_or_misencoded_is_told)
     CHECK_STR(flags_of("text/html", "<meta charset=x-klingon><p>\xe9"), "m");
 }
 
-TEST(utf_8_that_is_none_is_read_as_latin_1)
+TEST(invalid_utf_8_is_read_as_latin_1)
 {
     html_page p = {.content_type = "text/html; charset=utf-8"};
     read_page(&p, "<title>caf\xe9</title>");
@@ -74,7 +74,7 @@ TEST(utf_8_that_is_none_is_read_as_latin_1)
     html_free(&p);
 }
 
-TEST(what_is_no_link_is_counted)
+TEST(malformed_links_are_counted)
 {
     html_page p = {0};
     read_page(&p,
@@ -84,7 +84,7 @@ TEST(what_is_no_link_is_counted)
     html_free(&p);
 }
 
-TEST(at_most_so_many_links)
+TEST(the_number_of_links_is_limited)
 {
     char text[40000] = "";
     html_page p = {.max_links = 100};
@@ -150,7 +150,7 @@ static int no_xpath(void *arg)
     html_free(&p);
     return 0;
 }
-TEST(what_is_no_xpath_is_refused) { CHECK_INT(conc_run(no_xpath, NULL), 0); }
+TEST(a_malformed_xpath_is_refused) { CHECK_INT(conc_run(no_xpath, NULL), 0); }
 
 TEST(charsets)
 {
@@ -192,7 +192,7 @@ TEST(content_types)
     html_free(&p);
 }
 
-TEST(an_empty_page_and_one_that_is_no_html)
+TEST(an_empty_page_and_one_that_is_not_html)
 {
     html_page p = {0};
     CHECK_INT(html_free(&p), 0);

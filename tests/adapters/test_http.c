@@ -226,7 +226,7 @@ HTTP_TEST(requests_come_one_after_the_other_and_all_at_once)
     CHECK_STR(noted, "/1 /2 /3 /4");
 }
 
-HTTP_TEST(it_does_not_matter_into_what_pieces_a_request_falls)
+HTTP_TEST(a_request_may_arrive_in_any_pieces)
 {
     static const char request[] =
         "\r\nPOST /a?b HTTP/1.1\r\nHost:x \r\nTransfer-Encoding: chunked\r\n"
@@ -241,7 +241,7 @@ HTTP_TEST(it_does_not_matter_into_what_pieces_a_request_falls)
     CHECK_INT(p.rc, 0);
 }
 
-HTTP_TEST(a_transport_does_as_well_as_a_descriptor)
+HTTP_TEST(a_transport_works_like_a_descriptor)
 {
     peer p = {.answer = echo, .on_transport = true};
     const char request[] = "POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nhello"
@@ -331,7 +331,7 @@ HTTP_TEST(the_connection_ends_when_the_client_says_so_and_with_HTTP_1_0)
     CHECK_INT(count_of(heard, "Connection: close"), 1);
 }
 
-HTTP_TEST(a_body_that_nobody_read_is_skipped_if_it_is_small)
+HTTP_TEST(an_unread_body_is_skipped_if_it_is_small)
 {
     static char request[200000];
     const char *next = "GET /next HTTP/1.1\r\nHost: x\r\n\r\n";
@@ -361,7 +361,7 @@ static int nothing(http_connection *h, void *arg)
     return 0;
 }
 
-HTTP_TEST(a_request_that_nobody_answered_is_an_error_and_its_client_gets_500)
+HTTP_TEST(an_unanswered_request_is_an_error_and_its_client_gets_500)
 {
     peer p = {.answer = nothing};
     const char *heard = peer_exchange(&p, "GET /a HTTP/1.1\r\nHost: x\r\n\r\n", 28);
@@ -543,7 +543,7 @@ static void check_evil(const evil *e, bool on_transport)
     check_refused(e, peer_exchange(&p, request, e->n + sizeof SMUGGLED - 1), &p);
 }
 
-HTTP_TEST(whatever_two_servers_may_read_in_two_ways_is_refused)
+HTTP_TEST(ambiguous_requests_are_refused)
 {
     for (size_t i = 0; i < CONC_LEN(evils); i++)
         check_evil(&evils[i], i % 2);
@@ -551,7 +551,7 @@ HTTP_TEST(whatever_two_servers_may_read_in_two_ways_is_refused)
 }
 
 /* A body that the handler does not read is checked before the next request. */
-HTTP_TEST(a_malformed_body_that_nobody_reads_ends_the_connection)
+HTTP_TEST(an_unread_malformed_body_ends_the_connection)
 {
     peer p = {.answer = hello};
     static const char request[] = CHUNKED "5 \r\nhello\r\n0\r\n\r\n" SMUGGLED;
@@ -644,7 +644,7 @@ HTTP_TEST(each_size_has_a_limit)
     CHECK_INT(sized_status(narrow, 20, 110, 1, 0), 431);
 }
 
-HTTP_TEST(a_chunked_body_has_the_same_limit_and_so_have_its_lines)
+HTTP_TEST(a_chunked_body_has_the_same_limit_and_so_do_its_lines)
 {
     static char request[200000];
     peer body = {.http.max_body = 10, .answer = echo}, just = body, line = {.answer = echo},
@@ -666,7 +666,7 @@ HTTP_TEST(a_chunked_body_has_the_same_limit_and_so_have_its_lines)
     check_refused(&(evil){"", 0, 400, "trailers"}, peer_exchange(&trailers, request, n), &trailers);
 }
 
-HTTP_TEST(a_client_that_waits_to_be_asked_for_its_body_is_asked_only_if_it_is_wanted)
+HTTP_TEST(expect_100_continue_is_answered_only_if_the_body_is_wanted)
 {
     const char *head = "POST /a HTTP/1.1\r\nHost: x\r\nExpect: 100-Continue\r\n"
                        "Content-Length: 5\r\n\r\n";
@@ -727,7 +727,7 @@ HTTP_TEST(a_client_that_sends_its_head_byte_by_byte_is_refused_in_time)
     CHECK_INT(p.rc, 0);
 }
 
-HTTP_TEST(the_limit_of_a_head_goes_on_over_its_lines)
+HTTP_TEST(the_limit_of_a_head_covers_all_its_lines)
 {
     peer p = {.http.head_timeout = 3, .answer = hello};
     peer_open(&p);
@@ -953,7 +953,7 @@ static int out_of_order(http_connection *h, void *arg)
     return 0;
 }
 
-HTTP_TEST(wrong_arguments_and_calls_out_of_order_change_nothing)
+HTTP_TEST(invalid_arguments_and_calls_out_of_order_change_nothing)
 {
     char *body, buf[4];
     http_connection none = {.stream = NULL};
@@ -982,7 +982,7 @@ HTTP_TEST(wrong_arguments_and_calls_out_of_order_change_nothing)
     CHECK_INT(conc_close(q.fd), 0);
 }
 
-TEST(a_connection_can_be_closed_outside_of_a_run)
+TEST(a_connection_can_be_closed_outside_a_run)
 {
     http_connection h = {0};
     conc_stream s = {0};
@@ -1036,7 +1036,7 @@ static int decoded(const char *path, char *out, size_t size)
     return (int)http_decode_path(&h, out, size);
 }
 
-HTTP_TEST(paths_are_decoded_and_do_not_lead_out)
+HTTP_TEST(paths_are_decoded_and_cannot_escape_the_root)
 {
     char out[16];
     CHECK_INT(decoded("/a%20b+c", out, sizeof out), 6);
@@ -1096,7 +1096,7 @@ static int is_counted(http_connection *h, void *arg)
     return 0;
 }
 
-HTTP_TEST(responses_say_what_was_sent)
+HTTP_TEST(the_connection_records_what_was_sent)
 {
     static const char requests[] = "GET /sized HTTP/1.1\r\nHost: x\r\n\r\n"
                                    "GET /chunks HTTP/1.1\r\nHost: x\r\n\r\nnonsense\r\n";
@@ -1145,7 +1145,7 @@ static void check_upgrade(bool on_transport)
     CHECK_STR(peer_finish(&p), "<three>\n");
 }
 
-HTTP_TEST(an_upgrade_hands_over_the_stream_with_all_that_came_behind_the_request)
+HTTP_TEST(an_upgrade_hands_over_the_stream_with_all_later_bytes)
 {
     check_upgrade(false);
     check_upgrade(true);
@@ -1197,7 +1197,7 @@ static int call_read(void *h)
     return (int)http_read(h, data, sizeof data);
 }
 
-HTTP_TEST(a_cancel_while_a_request_comes_loses_nothing)
+HTTP_TEST(a_cancel_while_a_request_arrives_loses_nothing)
 {
     static const char whole[] =
         "POST /a?b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -1422,7 +1422,7 @@ HTTP_TEST(a_cancel_in_the_middle_of_a_response_cuts_it_and_ends_the_connection)
         check_cut(&cut[i]);
 }
 
-HTTP_TEST(a_write_that_waited_in_vain_and_took_nothing_may_be_repeated)
+HTTP_TEST(a_write_that_timed_out_without_effect_may_be_repeated)
 {
     static const step s = {{call_begin, call_write, call_end}, 1, HELLO};
     peer p = {.stream.buffer_size = 38}; /* just the head */
@@ -1706,7 +1706,7 @@ HTTP_TEST(a_server_that_stops_finishes_the_running_answers_and_drops_idle_connec
     CHECK_INT(conc_close(idle) + conc_close(running) + conc_close(s.tcp.fd), 0);
 }
 
-HTTP_TEST(an_answer_has_its_limit_also_without_a_stop)
+HTTP_TEST(an_answer_has_its_limit_even_without_a_stop)
 {
     double seconds = 3;
     char heard[200] = "";
@@ -1785,7 +1785,7 @@ static void leave_with_reset(int fd)
 }
 
 /* None of these is an error of the server: on_error would receive it, and end the test. */
-HTTP_TEST(clients_that_leave_at_any_time_are_no_errors)
+HTTP_TEST(clients_that_disconnect_at_any_time_cause_no_errors)
 {
     static const char whole[] = "POST /count HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nuuuuu"
                                 "GET /chunks?n=9000000 HTTP/1.1\r\nHost: x\r\n\r\n";
@@ -2007,7 +2007,7 @@ static void run_in_debug_mode(void)
 
 /* Ignores the lines about stacks, which are no complaint. A step's limit is on the real clock, and
  * another process may have had the processor, so there are five tries. */
-TEST(debug_mode_has_nothing_to_say)
+TEST(debug_mode_reports_nothing)
 {
     char text[8000] = "blocked the loop";
     for (int i = 0; i < 5 && strstr(text, "the loop"); i++)

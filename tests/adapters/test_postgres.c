@@ -343,7 +343,7 @@ static void check_error(postgres_db *db, const char *sql, int rc, const char *sq
     check_works(db);
 }
 
-POSTGRES_TEST(errors_of_the_server_have_a_code_and_words)
+POSTGRES_TEST(errors_of_the_server_have_a_code_and_a_text)
 {
     CONC_AUTO(postgres_db, db) = {0};
     open_db(&db);
@@ -551,7 +551,7 @@ POSTGRES_TEST(copy_is_refused_and_closes_the_connection)
 
 /* ---- streams and limits ---- */
 
-POSTGRES_TEST(a_stream_brings_row_after_row)
+POSTGRES_TEST(a_stream_returns_row_after_row)
 {
     enum { ROWS = 20000 };
     CONC_AUTO(postgres_db, db) = {.result_limit = 1}; /* which is for whole results */
@@ -704,7 +704,7 @@ POSTGRES_TEST(a_time_limit_ends_the_statement_on_the_server)
 }
 
 /* A cancel at any moment: exactly what returned success was stored. */
-POSTGRES_TEST(a_cancelled_insert_is_there_or_says_that_it_is_not)
+POSTGRES_TEST(a_cancelled_insert_reports_whether_it_was_stored)
 {
     enum { ROUNDS = 60 };
     int succeeded = 0, cancelled = 0;
@@ -876,7 +876,7 @@ int getaddrinfo(const char *restrict host, const char *restrict port,
     return EAI_NONAME;
 }
 
-POSTGRES_TEST(a_name_server_that_does_not_answer_holds_nobody)
+POSTGRES_TEST(a_name_server_that_does_not_answer_blocks_no_other_task)
 {
     CONC_AUTO(postgres_db, slow) = {.conninfo = "host=slow.example user=postgres"};
     CONC_AUTO(postgres_db, db) = {0};
@@ -938,7 +938,7 @@ static int close_within(postgres_db *db, void *arg)
     return postgres_close(db);
 }
 
-POSTGRES_TEST(a_transaction_counts_as_a_whole_or_not_at_all)
+POSTGRES_TEST(a_transaction_takes_effect_as_a_whole_or_not_at_all)
 {
     CONC_AUTO(postgres_db, db) = {0};
     CONC_AUTO(postgres_result, r) = {0};
@@ -1015,7 +1015,7 @@ POSTGRES_TEST(a_cancelled_transaction_is_rolled_back)
 }
 
 /* The trigger makes COMMIT wait. */
-POSTGRES_TEST(a_cancel_during_commit_says_whether_it_was_committed)
+POSTGRES_TEST(a_cancel_during_commit_reports_whether_it_was_committed)
 {
     CONC_AUTO(postgres_db, db) = {0};
     open_db(&db);
@@ -1082,7 +1082,7 @@ POSTGRES_TEST(notifications_come_in_order_and_a_cancel_loses_none)
     CHECK_INT(postgres_notification(&db, NULL), -EINVAL);
 }
 
-POSTGRES_TEST(reset_makes_a_connection_as_new)
+POSTGRES_TEST(reset_makes_a_connection_like_new)
 {
     CONC_AUTO(postgres_db, db) = {0};
     CONC_AUTO(postgres_result, r) = {0};
@@ -1103,7 +1103,7 @@ POSTGRES_TEST(reset_makes_a_connection_as_new)
     CHECK_INT(postgres_query(&db, NULL, "SELECT * FROM never"), -ENOENT);
 }
 
-POSTGRES_TEST(usable_sees_that_the_server_has_ended_the_connection)
+POSTGRES_TEST(usable_notices_that_the_server_has_closed_the_connection)
 {
     CONC_AUTO(postgres_db, db) = {0};
     CONC_AUTO(postgres_db, other) = {0};
@@ -1260,7 +1260,7 @@ static void hang_body(void)
         postgres_close(&dbs[i]);
 }
 
-TEST(a_server_that_hangs_holds_nobody_longer_than_the_limits)
+TEST(a_server_that_hangs_blocks_no_task_beyond_the_limits)
 {
     make_cluster(&own);
     run_body(hang_body);
@@ -1337,7 +1337,7 @@ static int try_script(const script *s, postgres_db *db, bool stream)
     return rc;
 }
 
-POSTGRES_TEST(no_postgresql_answers)
+POSTGRES_TEST(a_server_that_is_not_postgresql_is_an_error)
 {
     static const script scripts[] = {
         SCRIPT("", ""),                                         /* closes at once */
@@ -1386,7 +1386,7 @@ POSTGRES_TEST(garbage_instead_of_an_answer)
     CHECK_INT(try_script(&replication, &db, false), -ENOTSUP);
 }
 
-POSTGRES_TEST(a_server_that_sends_without_end)
+POSTGRES_TEST(a_server_that_sends_endlessly)
 {
 #define FLOOD(text) .flood = text, .flood_size = sizeof text - 1
 #define COLUMN "T\0\0\0\32\0\1x\0\0\0\0\0\0\0\0\0\0\27\0\4\377\377\377\377\0\0"
@@ -1468,7 +1468,7 @@ POSTGRES_TEST(a_thousand_calls_at_once)
 
 /* ---- misuse ---- */
 
-TEST(wrong_arguments_and_outside_a_run)
+TEST(invalid_arguments_and_calls_outside_a_run)
 {
     postgres_db db = {0};
     postgres_result r = {0};
@@ -1488,7 +1488,7 @@ TEST(wrong_arguments_and_outside_a_run)
     CHECK_INT(postgres_column(&r, NULL), -ENOENT);
 }
 
-POSTGRES_TEST(wrong_arguments)
+POSTGRES_TEST(invalid_arguments)
 {
     postgres_db db = {0};
     postgres_result r = {0};

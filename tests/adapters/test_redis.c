@@ -184,7 +184,7 @@ static void end_fake(conc_group *g, fake *f)
 
 /* ---- commands ---- */
 
-REAL_TEST(each_kind_of_reply_comes_as_hiredis_has_it)
+REAL_TEST(each_kind_of_reply_is_returned_as_by_hiredis)
 {
     CONC_AUTO(redis_client, c) = {.address = address};
     CONC_AUTO(redis_reply, r) = NULL;
@@ -209,7 +209,7 @@ REAL_TEST(each_kind_of_reply_comes_as_hiredis_has_it)
     CHECK_INT(redis_reply_free(&r), 0);
 }
 
-REAL_TEST(a_command_of_words_can_hold_any_bytes)
+REAL_TEST(a_command_of_words_can_contain_any_bytes)
 {
     CONC_AUTO(redis_client, c) = {.address = address};
     CONC_AUTO(redis_reply, r) = NULL;
@@ -221,7 +221,7 @@ REAL_TEST(a_command_of_words_can_hold_any_bytes)
     CHECK(memcmp(r->str, "\0%s \r\n", 6) == 0);
 }
 
-REAL_TEST(an_error_reply_is_an_error_with_its_words_and_the_client_goes_on)
+REAL_TEST(an_error_reply_is_an_error_with_its_text_and_the_client_continues)
 {
     CONC_AUTO(redis_client, c) = {.address = address};
     CONC_AUTO(redis_reply, r) = NULL;
@@ -244,7 +244,7 @@ REAL_TEST(a_unix_socket_is_an_address_too)
     check_text(&c, "ECHO %s", "here", "here");
 }
 
-REAL_TEST(what_cannot_be_sent_is_refused_and_loses_nothing)
+REAL_TEST(invalid_commands_are_refused_and_lose_nothing)
 {
     static const char *const refused[] = {
         "SUBSCRIBE a",  "psubscribe a",     "SSUBSCRIBE a",      "Unsubscribe",
@@ -268,7 +268,7 @@ REAL_TEST(what_cannot_be_sent_is_refused_and_loses_nothing)
     CHECK_INT(redis_subscription_close(NULL), 0);
 }
 
-FAKE_TEST(wrong_options_are_refused_before_anything_is_opened)
+FAKE_TEST(invalid_options_are_refused_before_anything_is_opened)
 {
     redis_client wrong[] = {{.database = -1},  {.attempts = -1},        {.delay = -1},
                             {.max_delay = -1}, {.connect_timeout = -1}, {.timeout = -1},
@@ -329,7 +329,7 @@ TEST(a_password_is_needed_and_a_wrong_one_is_refused)
     with_server(use_passwords);
 }
 
-REAL_TEST(the_password_and_the_database_count_again_after_a_reconnect)
+REAL_TEST(the_password_and_the_database_apply_again_after_a_reconnect)
 {
     CONC_AUTO(redis_client, other) = {.address = address};
     CONC_AUTO(redis_client,
@@ -343,7 +343,7 @@ REAL_TEST(the_password_and_the_database_count_again_after_a_reconnect)
     wait_for_connections(&other, 2);
 }
 
-REAL_TEST(a_database_that_is_not_there_is_the_servers_error_and_is_not_tried_again)
+REAL_TEST(a_missing_database_is_the_servers_error_and_is_not_retried)
 {
     CONC_AUTO(redis_client, c) = {.address = address, .database = 99};
     CHECK_INT(redis_command(&c, NULL, "PING"), -EIO);
@@ -494,7 +494,7 @@ REAL_TEST(a_command_behind_one_that_is_being_sent_can_be_withdrawn)
     free(large);
 }
 
-REAL_TEST(of_many_commands_that_are_cancelled_those_not_sent_are_withdrawn)
+REAL_TEST(cancelled_commands_that_were_not_sent_are_withdrawn)
 {
     CONC_AUTO(redis_client, c) = {.address = address};
     CONC_AUTO(redis_reply, r) = NULL;
@@ -591,7 +591,7 @@ static void check_ends(conc_fn *fn, void *arg)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-REAL_TEST(a_limit_and_a_cancel_end_every_call_that_waits_and_the_objects_go_on)
+REAL_TEST(a_limit_and_a_cancel_end_every_call_that_waits_and_the_objects_stay_usable)
 {
     CONC_AUTO(redis_client, c) = {.address = address};
     CONC_AUTO(redis_client, unconnected) = {.address = address, .database = 1};
@@ -664,7 +664,7 @@ REAL_TEST(a_server_that_hangs_is_given_up_after_the_clients_timeout)
     check_text(&c, "ECHO %s", "a", "a");
 }
 
-REAL_TEST(cancelled_commands_do_not_put_off_the_clients_timeout)
+REAL_TEST(cancelled_commands_do_not_delay_the_clients_timeout)
 {
     CONC_AUTO(redis_client, c) = {.address = address, .timeout = 0.05};
     int rc = -ETIMEDOUT, limits = 0;
@@ -695,7 +695,7 @@ FAKE_TEST(a_server_that_does_not_answer_AUTH_is_given_up_after_connect_timeout)
 
 /* ---- a server that disappears ---- */
 
-REAL_TEST(a_command_in_flight_is_lost_with_its_server_and_the_next_connects_anew)
+REAL_TEST(a_command_in_flight_is_lost_with_its_server_and_the_next_one_reconnects)
 {
     CONC_AUTO(redis_client, c) = {.address = address, .attempts = 1000, .delay = 0.01};
     call lost = {.c = &c, .format = "INCR %s", .word = "n"};
@@ -712,7 +712,7 @@ REAL_TEST(a_command_in_flight_is_lost_with_its_server_and_the_next_connects_anew
     check_integer(&c, "INCR %s", "n", 1);
 }
 
-REAL_TEST(a_command_of_which_nothing_was_sent_is_sent_to_the_next_connection)
+REAL_TEST(an_unsent_command_is_sent_on_the_next_connection)
 {
     CONC_AUTO(redis_client, c) = {.address = address, .attempts = 1000, .delay = 0.01};
     enum { SIZE = 20 << 20 };
@@ -823,7 +823,7 @@ ORDERED_FAKE_TEST(garbage_is_an_error_and_closes_the_connection)
                        "length out of range");
 }
 
-FAKE_TEST(a_reply_that_nobody_asked_for_closes_the_connection)
+FAKE_TEST(an_unrequested_reply_closes_the_connection)
 {
     conc_group g = {0};
     fake f = {.says = {"+OK\r\n+OK\r\n"}, .hangs = true};
@@ -862,7 +862,7 @@ FAKE_TEST(a_reply_to_half_a_command_is_none)
     free(large);
 }
 
-FAKE_TEST(a_server_that_refuses_the_connection_in_words_is_quoted)
+FAKE_TEST(the_text_of_a_server_that_refuses_the_connection_is_quoted)
 {
     conc_group g = {0};
     fake f = {.says = {"-ERR max number of clients reached\r\n"}, .at_once = true};
@@ -902,7 +902,7 @@ ORDERED_FAKE_TEST(a_reply_over_the_limit_is_refused_however_it_comes)
                        -ECONNRESET, "longer than 600 bytes");
 }
 
-REAL_TEST(a_reply_as_long_as_the_limit_is_taken)
+REAL_TEST(a_reply_as_long_as_the_limit_is_accepted)
 {
     CONC_AUTO(redis_client, c) = {.address = address,
                                   .reply_limit = 100 + 8}; /* "$100\r\n", "\r\n" */
@@ -930,7 +930,7 @@ static void wait_until_blocked(redis_client *c)
     while (!strstr(r->str, "cmd=blpop"));
 }
 
-REAL_TEST(a_blocking_client_waits_for_an_element_while_others_go_on)
+REAL_TEST(a_blocking_client_waits_for_an_element_while_others_continue)
 {
     CONC_AUTO(redis_client, c) = {.address = address};
     CONC_AUTO(redis_client, blocks) = {.address = address, .blocking = true, .timeout = 0.01};
@@ -1142,7 +1142,7 @@ static int publish_many(void *arg)
     return 0;
 }
 
-REAL_TEST(a_thousand_messages_come_in_order_beside_their_sender)
+REAL_TEST(a_thousand_messages_arrive_in_order_next_to_their_sender)
 {
     CONC_AUTO(redis_client, c) = {.address = address};
     CONC_AUTO(redis_subscription, s) = {.from = &c};
@@ -1172,7 +1172,7 @@ REAL_TEST(a_second_task_may_not_use_a_subscription)
     CHECK_INT(conc_group_wait(&g), 0);
 }
 
-REAL_TEST(subscriptions_are_renewed_after_a_restart_and_the_subscriber_is_told)
+REAL_TEST(subscriptions_are_renewed_after_a_restart_and_the_subscriber_is_notified)
 {
     CONC_AUTO(redis_client, c) = {.address = address, .attempts = 1000, .delay = 0.01};
     CONC_AUTO(redis_subscription, s) = {.from = &c};
@@ -1191,7 +1191,7 @@ REAL_TEST(subscriptions_are_renewed_after_a_restart_and_the_subscriber_is_told)
     check_message(&s, "p1", "p*", "three");
 }
 
-REAL_TEST(a_subscription_that_cannot_be_renewed_says_so_and_tries_again)
+REAL_TEST(a_subscription_that_cannot_be_renewed_returns_an_error_and_retries)
 {
     CONC_AUTO(redis_client, c) = {.address = address, .attempts = 2, .delay = 0.01};
     CONC_AUTO(redis_subscription, s) = {.from = &c};
@@ -1248,7 +1248,7 @@ REAL_TEST(a_subscription_on_a_server_that_hangs_is_renewed_and_one_that_is_quiet
     CHECK_INT(redis_close(&plain), 0);
 }
 
-FAKE_TEST(garbage_and_what_is_no_message_do_no_harm_to_a_subscriber)
+FAKE_TEST(garbage_and_other_replies_do_no_harm_to_a_subscriber)
 {
     conc_group g = {0};
     fake f = {.says = {"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n"
@@ -1364,7 +1364,7 @@ static void leave_open(void)
     CHECK_INT(conc_yield(), 0);
 }
 
-TEST(a_client_that_is_left_open_serves_the_next_run)
+TEST(a_client_that_is_left_open_works_in_the_next_run)
 {
     test_task t = {leave_open};
     start_server();
@@ -1413,7 +1413,7 @@ static void work_in_debug_mode(void)
 }
 
 /* On a busy machine a step may take long without any fault; one that blocks always does. */
-TEST(no_call_holds_the_loop)
+TEST(no_call_blocks_the_loop)
 {
     static char text[65536];
     for (int i = 0; i < 10; i++) {

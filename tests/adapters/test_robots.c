@@ -94,7 +94,7 @@ TEST(escapes_are_compared_by_their_meaning)
     CHECK(rule_hits("/a-%24", "/a-$") && rule_hits("/a$b", "/a$b") && !rule_hits("/a$b", "/a"));
 }
 
-TEST(lines_may_end_in_all_ways_and_have_comments)
+TEST(lines_may_have_any_line_end_and_comments)
 {
     CHECK(!allows("\xef\xbb\xbfUser-agent: *\r\nDisallow: /a # not this\r\n", "/a"));
     CHECK(!allows("User-agent: *\rDisallow: /a\r", "/a"));
@@ -121,7 +121,7 @@ TEST(the_crawl_delay_is_that_of_the_group)
     robots_free(&r);
 }
 
-TEST(what_is_too_long_is_ignored)
+TEST(text_beyond_the_limits_is_ignored)
 {
     enum { SIZE = 600 * 1024 };
     char *text = malloc(SIZE + 1), *path = malloc(100001);

@@ -12,7 +12,7 @@ static uint32_t luck = 1;
 
 static uint32_t draw(uint32_t below) { return arena_random(&luck) % below; }
 
-TEST(a_packet_gives_back_what_was_put)
+TEST(a_packet_returns_what_was_put)
 {
     packet p = {0};
     packet_put(&p, 1, 0x1ff);
@@ -31,7 +31,7 @@ TEST(a_packet_gives_back_what_was_put)
     CHECK(r.bad);
 }
 
-TEST(a_packet_that_is_full_says_so_and_stays_as_it_is)
+TEST(a_full_packet_returns_an_error_and_is_unchanged)
 {
     packet p = {0};
     while (!p.full)
@@ -78,7 +78,7 @@ TEST(a_client_that_loses_packets_has_the_right_state_whenever_it_has_one)
     snapshot_close(&received);
 }
 
-TEST(a_base_that_the_client_does_not_have_is_told)
+TEST(a_base_that_the_client_does_not_have_is_an_error)
 {
     snapshot_history sent = {.words = WORDS}, received = {.words = WORDS};
     uint16_t state[WORDS] = {1, 2, 3};
@@ -157,7 +157,7 @@ static arena_refusal act(arena *a, int dx, int dy, bool fire)
     return arena_act(a, 0, &action);
 }
 
-TEST(what_is_impossible_is_refused)
+TEST(impossible_moves_are_refused)
 {
     arena a;
     arena_start(&a, 2, 1);
@@ -216,7 +216,7 @@ TEST(all_players_of_a_match_accept_each_other)
     CHECK(n < 4);
 }
 
-TEST(the_one_who_waits_longest_comes_first_and_a_small_match_only_after_some_time)
+TEST(the_longest_waiting_player_comes_first_and_a_small_match_only_after_some_time)
 {
     matchmaking_ticket tickets[17], *found;
     for (int i = 0; i < 17; i++)

@@ -216,7 +216,7 @@ DB_TEST(exec_returns_how_many_rows_were_changed)
     CHECK_INT(sqlite_close(&db), 0);
 }
 
-DB_TEST(of_several_statements_those_before_the_error_count)
+DB_TEST(statements_before_the_error_take_effect)
 {
     sqlite_db db = {0};
     open_table(&db);
@@ -427,7 +427,7 @@ DB_TEST(one_statement_can_be_open_twice)
 
 /* ---- errors ---- */
 
-DB_TEST(errors_have_a_number_and_words)
+DB_TEST(errors_have_a_number_and_a_text)
 {
     static const struct {
         const char *sql;
@@ -470,7 +470,7 @@ DB_TEST(errors_have_a_number_and_words)
     CHECK_INT(sqlite_close(&db), 0);
 }
 
-DB_TEST(wrong_arguments_are_refused)
+DB_TEST(invalid_arguments_are_refused)
 {
     sqlite_db db = {0}, closed = {0};
     sqlite_rows rows = {0};
@@ -631,7 +631,7 @@ static int transact(void *arg)
     return sqlite_transaction(c->db, insert_two, c);
 }
 
-DB_TEST(a_transaction_counts_whole_or_not_at_all)
+DB_TEST(a_transaction_takes_effect_as_a_whole_or_not_at_all)
 {
     sqlite_db db = {0};
     open_table(&db);
@@ -754,7 +754,7 @@ DB_TEST(a_full_disk_is_an_error_that_leaves_nothing_behind)
     CHECK_INT(sqlite_close(&db), 0);
 }
 
-DB_TEST(a_limit_on_the_size_of_files_is_an_error)
+DB_TEST(a_file_size_limit_is_an_error)
 {
     sqlite_db db = {0};
     struct rlimit limit, before;
@@ -797,7 +797,7 @@ DB_TEST(a_cancel_interrupts_the_statement_and_not_the_next)
     end_gate();
 }
 
-DB_TEST(a_statement_that_ended_counts_though_its_task_was_cancelled)
+DB_TEST(a_completed_statement_takes_effect_although_its_task_was_cancelled)
 {
     sqlite_db db = {0};
     open_gated(&db);
@@ -1184,7 +1184,7 @@ static void with_other(void (*body)(void))
     TEST(name) { with_other(name##_body); } \
     static void name##_body(void)
 
-OTHER_TEST(a_lock_of_another_process_is_waited_for)
+OTHER_TEST(the_call_waits_for_another_processs_lock)
 {
     sqlite_db db = {0};
     open_table(&db);
@@ -1231,7 +1231,7 @@ OTHER_TEST(the_wait_for_a_lock_has_a_limit)
     CHECK_INT(sqlite_close(&db), 0);
 }
 
-OTHER_TEST(a_reader_holds_up_a_commit_but_not_in_wal_mode)
+OTHER_TEST(a_reader_delays_a_commit_but_not_in_wal_mode)
 {
     sqlite_db db = {0};
     open_table(&db);
@@ -1276,7 +1276,7 @@ OTHER_TEST(open_waits_for_locks_and_leaves_nothing_open)
     CHECK_TIME(6);
 }
 
-OTHER_TEST(waiting_for_a_lock_holds_no_thread)
+OTHER_TEST(waiting_for_a_lock_occupies_no_thread)
 {
     enum { CONNECTIONS = 50 }; /* more than there are threads */
     static sqlite_db dbs[CONNECTIONS];
@@ -1315,7 +1315,7 @@ static void write_bytes(const char *path, long at, int byte, size_t size)
     CHECK(fclose(f) == 0);
 }
 
-DB_TEST(garbage_is_no_database)
+DB_TEST(garbage_is_not_a_database)
 {
     sqlite_db db = {.wal = true};
     int fds = test_count_fds();
@@ -1331,7 +1331,7 @@ DB_TEST(garbage_is_no_database)
     CHECK_INT(sqlite_close(&db), 0);
 }
 
-DB_TEST(a_damaged_database_is_told)
+DB_TEST(a_damaged_database_is_reported)
 {
     sqlite_db db = {0};
     open_table(&db);
@@ -1345,7 +1345,7 @@ DB_TEST(a_damaged_database_is_told)
     CHECK_INT(sqlite_close(&db), 0);
 }
 
-DB_TEST(what_cannot_be_opened_is_told)
+DB_TEST(files_that_cannot_be_opened_are_errors)
 {
     sqlite_db db = {0}, strict = {.must_exist = true}, reader = {.read_only = true, .wal = true};
     CHECK_INT(sqlite_open(&db, "none/test.db"), -ENOENT);
@@ -1393,7 +1393,7 @@ DB_TEST(options_are_set)
     CHECK_INT(sqlite_close(&memory), 0);
 }
 
-DB_TEST(a_ping_tells_whether_the_connection_is_good)
+DB_TEST(a_ping_reports_whether_the_connection_works)
 {
     sqlite_db db = {0};
     open_table(&db);
@@ -1428,7 +1428,7 @@ static int begin_it(sqlite3 *handle, void *arg)
     return sqlite3_exec(handle, "BEGIN; INSERT INTO t VALUES (1)", NULL, NULL, NULL);
 }
 
-DB_TEST(a_function_of_ones_own_runs_in_the_thread)
+DB_TEST(a_user_function_runs_in_the_thread)
 {
     sqlite_db db = {0};
     open_table(&db);
@@ -1617,7 +1617,7 @@ static void run_debugging(void)
     CHECK_INT(conc_run_with(&options, use_slow_calls, NULL), 0);
 }
 
-TEST(debug_mode_has_nothing_to_say_of_slow_steps)
+TEST(debug_mode_reports_no_slow_steps)
 {
     static char text[10000];
     enter_folder();

@@ -327,7 +327,7 @@ static void check_context(tls_context c, bool server, int rc, const char *words)
     tls_context_close(&c);
 }
 
-TEST(a_context_says_which_file_it_could_not_use_and_why)
+TEST(a_context_reports_which_file_it_could_not_use_and_why)
 {
     const char *key = path("key.pem"), *server = path("server.pem"), *garbage = path("garbage.pem");
     check_context((tls_context){.ca_file = path("none.pem")}, false, -ENOENT,
@@ -348,7 +348,7 @@ TEST(a_context_says_which_file_it_could_not_use_and_why)
     check_context((tls_context){0}, true, -EINVAL, "a server needs one");
 }
 
-TEST(a_list_of_protocols_has_to_be_names_between_commas)
+TEST(a_list_of_protocols_must_be_names_separated_by_commas)
 {
     static const char *const bad[] = {
         "", ",", "h2,", ",h2", "h2,,http/1.1", "a-name-of-thirty-two-characters."};
@@ -365,7 +365,7 @@ TEST(a_list_of_protocols_has_to_be_names_between_commas)
     tls_context_close(&good);
 }
 
-TEST(a_context_is_opened_once_and_closed_as_often_as_one_likes)
+TEST(a_context_is_opened_once_and_closed_any_number_of_times)
 {
     tls_context c = {0};
     tls_context_close(NULL);
@@ -393,7 +393,7 @@ static void check_refused(pair p, const char *words)
     close_pair(&p);
 }
 
-TLS_TEST(a_server_has_to_prove_that_it_is_the_one_that_was_meant)
+TLS_TEST(a_server_must_prove_its_identity)
 {
     check_refused((pair){.certificate = "expired.pem"}, "localhost: certificate has expired");
     check_refused((pair){.certificate = "elsewhere.pem"}, "localhost: hostname mismatch");
@@ -409,7 +409,7 @@ TLS_TEST(a_server_has_to_prove_that_it_is_the_one_that_was_meant)
                   "www.example.net: hostname mismatch");
 }
 
-TLS_TEST(the_words_of_a_refusal_are_the_tasks_newest_error)
+TLS_TEST(the_text_of_a_refusal_is_the_tasks_latest_error)
 {
     pair p = {.certificate = "expired.pem"};
     prepare_pair(&p);
@@ -432,7 +432,7 @@ static void check_accepted(pair p, const char *subject, const char *asked_for)
     close_pair(&p);
 }
 
-TLS_TEST(names_wildcards_addresses_and_a_self_signed_certificate_of_ones_own_are_accepted)
+TLS_TEST(names_wildcards_addresses_and_a_trusted_self_signed_certificate_are_accepted)
 {
     check_accepted((pair){0}, "/CN=server", "localhost");
     check_accepted((pair){.host = "127.0.0.1"}, "/CN=server", "");
@@ -450,7 +450,7 @@ static void check_bad_host(tls_connection *t, tls_context *c, conc_stream *plain
     CHECK(t->ssl == NULL);
 }
 
-TLS_TEST(the_check_cannot_be_left_out_by_an_empty_name_and_wrong_arguments_change_nothing)
+TLS_TEST(an_empty_name_does_not_skip_the_check_and_invalid_arguments_change_nothing)
 {
     tls_context client = client_context(), server = {0}, closed = {0};
     tls_connection t = {0};
@@ -509,7 +509,7 @@ TEST(the_servers_name_is_the_address_without_its_port)
     check_host(NULL, "");
 }
 
-TLS_TEST(a_second_open_of_a_connection_is_refused_and_the_first_goes_on)
+TLS_TEST(a_second_open_of_a_connection_is_refused_and_the_first_continues)
 {
     pair p = {0};
     int fds[2];
@@ -523,7 +523,7 @@ TLS_TEST(a_second_open_of_a_connection_is_refused_and_the_first_goes_on)
     close_pair(&p);
 }
 
-TLS_TEST(a_connection_to_nobody_says_where_it_went)
+TLS_TEST(a_refused_connection_names_its_address)
 {
     tls_context c = client_context();
     tls_connection t = {0};
@@ -581,7 +581,7 @@ static void check_client_refused(const char *name, bool may_be_anonymous, const 
     close_pair(&p);
 }
 
-TLS_TEST(a_client_without_a_certificate_or_with_a_strangers_is_refused_and_told_so)
+TLS_TEST(a_client_with_no_or_an_unknown_certificate_is_refused_with_an_alert)
 {
     check_client_refused(NULL, false, "peer did not return a certificate", "certificate required");
     check_client_refused("mallory.pem", false, "unable to get local issuer certificate",
@@ -649,7 +649,10 @@ static void check_both_ways(int version, int key_updates)
 
 TLS_TEST(two_tasks_on_each_side_read_and_write_at_once) { check_both_ways(TLS1_3_VERSION, 0); }
 
-TLS_TEST(the_same_goes_for_tls_1_2) { check_both_ways(TLS1_2_VERSION, 0); }
+TLS_TEST(two_tasks_on_each_side_read_and_write_at_once_with_tls_1_2)
+{
+    check_both_ways(TLS1_2_VERSION, 0);
+}
 
 TLS_TEST(both_sides_may_ask_for_new_keys_while_they_read_and_write)
 {
@@ -664,7 +667,7 @@ static int write_then_read(void *arg)
     return read_pattern(&c);
 }
 
-TLS_TEST(two_that_write_much_before_they_read_do_not_wait_for_each_other_forever)
+TLS_TEST(two_peers_that_write_a_lot_before_reading_do_not_deadlock)
 {
     pair p = {.client = {.stream = {.buffer_size = BIG}},
               .server = {.stream = {.buffer_size = BIG}}};
@@ -730,7 +733,7 @@ TLS_TEST(a_peer_that_asks_for_new_keys_without_end_and_never_reads_fills_no_memo
 
 /* ---- the end ---- */
 
-TLS_TEST(a_half_that_is_shut_down_is_the_end_for_the_peer_who_may_still_write)
+TLS_TEST(a_half_that_is_shut_down_is_the_end_for_the_peer_which_may_still_write)
 {
     pair p = {0};
     open_pair(&p);
@@ -786,7 +789,7 @@ TLS_TEST(an_end_without_close_notify_is_an_error_after_the_bytes_that_came)
     close_pair(&p);
 }
 
-TLS_TEST(a_record_that_is_cut_off_is_no_end_either)
+TLS_TEST(a_truncated_record_is_no_end_either)
 {
     pair p = {0};
     char byte, record[100];
@@ -803,7 +806,7 @@ TLS_TEST(a_record_that_is_cut_off_is_no_end_either)
     close_pair(&p);
 }
 
-TLS_TEST(a_peer_who_has_left_is_an_error_of_writing_and_no_signal)
+TLS_TEST(writing_to_a_peer_that_has_left_is_an_error_and_no_signal)
 {
     pair p = {0};
     open_pair(&p);
@@ -815,7 +818,7 @@ TLS_TEST(a_peer_who_has_left_is_an_error_of_writing_and_no_signal)
     close_pair(&p);
 }
 
-TLS_TEST(the_last_words_of_a_peer_who_has_left_are_read_before_its_end)
+TLS_TEST(the_last_bytes_of_a_peer_that_has_left_are_read_before_its_end)
 {
     pair p = {0};
     open_pair(&p);
@@ -829,7 +832,7 @@ TLS_TEST(the_last_words_of_a_peer_who_has_left_are_read_before_its_end)
 
 /* ---- peers that lie ---- */
 
-TLS_TEST(an_altered_record_is_an_error_and_the_peer_is_told)
+TLS_TEST(an_altered_record_is_an_error_and_the_peer_gets_an_alert)
 {
     static const char forged[37] = "\27\3\3\0\40 this is not what the key made";
     pair p = {0};
@@ -1046,7 +1049,7 @@ TLS_TEST(a_close_during_the_handshake_is_refused)
     close_pair(&p);
 }
 
-TLS_TEST(a_read_that_was_cancelled_or_out_of_time_loses_nothing)
+TLS_TEST(a_read_that_was_cancelled_or_timed_out_loses_nothing)
 {
     pair p = {0};
     conc_group g = {0};
@@ -1085,7 +1088,7 @@ static size_t write_for_a_second(tls_connection *t, size_t done)
     return took < 0 ? 0 : (size_t)took;
 }
 
-TLS_TEST(after_writes_that_were_cut_short_the_peer_has_what_their_counts_say_and_what_comes_next)
+TLS_TEST(after_interrupted_writes_the_peer_has_the_counted_bytes_and_later_ones)
 {
     pair p = {0};
     conc_group g = {0};
@@ -1107,7 +1110,7 @@ TLS_TEST(after_writes_that_were_cut_short_the_peer_has_what_their_counts_say_and
     close_pair(&p);
 }
 
-TLS_TEST(a_reader_is_not_held_up_by_what_a_cancelled_writer_has_left)
+TLS_TEST(a_cancelled_writers_rest_does_not_delay_a_reader)
 {
     pair p = {0};
     open_pair(&p);
@@ -1122,7 +1125,7 @@ TLS_TEST(a_reader_is_not_held_up_by_what_a_cancelled_writer_has_left)
     close_pair(&p);
 }
 
-TLS_TEST(a_flush_that_was_cut_short_goes_on_in_the_next_one_or_in_the_close)
+TLS_TEST(an_interrupted_flush_continues_in_the_next_one_or_in_the_close)
 {
     for (int closes = 0; closes < 2; closes++) {
         pair p = {.client = {.stream = {.buffer_size = BIG}}};
@@ -1149,7 +1152,7 @@ TLS_TEST(a_flush_that_was_cut_short_goes_on_in_the_next_one_or_in_the_close)
     }
 }
 
-TLS_TEST(the_rest_of_a_record_whose_flush_was_cut_short_goes_out_while_the_next_read_waits)
+TLS_TEST(the_rest_of_an_interrupted_flush_is_sent_while_the_next_read_waits)
 {
     pair p = {0};
     conc_group g = {0};
@@ -1170,7 +1173,7 @@ TLS_TEST(the_rest_of_a_record_whose_flush_was_cut_short_goes_out_while_the_next_
     close_pair(&p);
 }
 
-TLS_TEST(a_shutdown_that_ran_out_of_time_is_made_up_for)
+TLS_TEST(a_shutdown_that_timed_out_is_completed_later)
 {
     pair p = {.client = {.stream = {.buffer_size = BIG}}};
     conc_group g = {0};
@@ -1394,7 +1397,7 @@ static int start_tls_client(void *arg)
     return 0;
 }
 
-TLS_TEST(a_plain_stream_goes_on_with_tls)
+TLS_TEST(a_plain_stream_continues_with_tls)
 {
     pair p = {0};
     prepare_pair(&p);
@@ -1403,7 +1406,7 @@ TLS_TEST(a_plain_stream_goes_on_with_tls)
     close_pair(&p);
 }
 
-TLS_TEST(plain_text_that_was_slipped_in_behind_starttls_is_never_taken_for_encrypted)
+TLS_TEST(plain_text_injected_after_starttls_is_never_mistaken_for_encrypted_data)
 {
     static const char injected[] = "STARTTLS\r\nMAIL FROM:<mallory>\r\n";
     pair p = {0};
@@ -1463,7 +1466,7 @@ static int read_late(tls_connection *t)
     return 0;
 }
 
-TLS_TEST(unread_session_tickets_do_not_cost_the_bytes_that_are_under_way)
+TLS_TEST(unread_session_tickets_do_not_lose_bytes_in_transit)
 {
     tls_context server = {0}, client = client_context();
     host h = {0};
@@ -1984,7 +1987,7 @@ static const char *first_report(char *text)
     return "";
 }
 
-TEST(debug_mode_has_nothing_to_report)
+TEST(debug_mode_reports_nothing)
 {
     char text[10000];
     const char *report = NULL;

@@ -15,7 +15,7 @@ static int open_pair(int *to)
     return fd;
 }
 
-TASK_TEST(packets_come_whole_with_a_nul_behind)
+TASK_TEST(packets_arrive_whole_followed_by_a_nul)
 {
     int to, fd = open_pair(&to);
     char packet[8];
@@ -34,7 +34,7 @@ TASK_TEST(packets_come_whole_with_a_nul_behind)
 }
 
 #ifdef SO_RXQ_OVFL
-TASK_TEST(what_the_kernel_drops_is_counted)
+TASK_TEST(dropped_packets_are_counted)
 {
     enum { SENT = 3000 };
     int to, fd = open_pair(&to);
@@ -77,7 +77,7 @@ TASK_TEST(a_receiver_can_be_cancelled_while_packets_come)
     conc_close(fd);
 }
 
-TASK_TEST(what_is_wrong_is_said)
+TASK_TEST(errors_have_a_text)
 {
     CHECK_INT(udp_listen("nonsense"), -EINVAL);
     CHECK_CONTAINS(conc_last_error(), "\"nonsense\" is no address");

@@ -31,7 +31,7 @@ TEST(spellings_of_one_url_become_one)
         CHECK_STR(canonical(NULL, same[i]), same[0]);
 }
 
-TEST(what_differs_stays_different)
+TEST(different_urls_stay_different)
 {
     CHECK_STR(canonical(NULL, "http://h"), "http://h/");
     CHECK_STR(canonical(NULL, "http://h?q"), "http://h/?q");
@@ -46,7 +46,7 @@ TEST(what_differs_stays_different)
     CHECK_STR(canonical(NULL, "http://[::1]:80/"), "http://[::1]/");
 }
 
-TEST(nothing_is_left_that_may_not_stand_in_a_url)
+TEST(invalid_characters_are_escaped)
 {
     CHECK_STR(canonical(NULL, "http://h/a b"), "http://h/a%20b");
     CHECK_STR(canonical(NULL, "http://h/\"<>\\^`{|}"), "http://h/%22%3C%3E%5C%5E%60%7B%7C%7D");
@@ -70,7 +70,7 @@ TEST(references_are_resolved)
     CHECK_STR(canonical(base, " c \n"), "http://h:8080/a/c");
 }
 
-TEST(what_is_no_url_is_refused)
+TEST(malformed_urls_are_refused)
 {
     static const char *const others[] = {"mailto:a@b", "javascript:x()", "ftp://h/", "tel:1"};
     char out[URL_SIZE], *huge = malloc(100001);
@@ -100,7 +100,7 @@ TEST(the_path_begins_behind_the_host)
     CHECK_STR(url_path("https://h/"), "/");
 }
 
-TEST(what_is_canonical_stays)
+TEST(canonical_urls_are_unchanged)
 {
     char once[URL_SIZE], twice[URL_SIZE], text[64];
     uint64_t seed = 7;

@@ -223,7 +223,7 @@ static void is_rejected(const char *request, const char *status, const char *wor
     CHECK_INT(p.accepted, -EPROTO);
 }
 
-WEBSOCKET_TEST(a_request_that_is_no_handshake_is_rejected)
+WEBSOCKET_TEST(a_request_that_is_not_a_handshake_is_rejected)
 {
     is_rejected("GET / HTTP/1.1\r\nHost: h\r\n\r\n", "HTTP/1.1 426 ", "Sec-WebSocket-Version: 13");
     is_rejected("GET / HTTP/1.1\r\nHost: h\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n",
@@ -281,7 +281,7 @@ static void is_no_server(const char *answer_text, const char *words)
     CHECK_INT(conc_close(fd), 0);
 }
 
-WEBSOCKET_TEST(a_client_refuses_answers_that_are_none)
+WEBSOCKET_TEST(a_client_refuses_invalid_answers)
 {
     is_no_server("", "ended the connection");
     is_no_server("SSH-2.0-garbage\r\n\r\n", "does not speak HTTP");
@@ -293,7 +293,7 @@ WEBSOCKET_TEST(a_client_refuses_answers_that_are_none)
     is_no_server("HTTP/1.1 101 x\r\nUpgrade: websocket\r\n\r\n", "refused");
 }
 
-WEBSOCKET_TEST(a_client_refuses_an_answer_without_end)
+WEBSOCKET_TEST(a_client_refuses_an_endless_answer)
 {
     int fd;
     conc_stream stream = {.limit = 1000};
@@ -304,7 +304,7 @@ WEBSOCKET_TEST(a_client_refuses_an_answer_without_end)
     CHECK_INT(conc_close(fd), 0);
 }
 
-WEBSOCKET_TEST(wrong_arguments_change_nothing)
+WEBSOCKET_TEST(invalid_arguments_change_nothing)
 {
     websocket w = {0};
     websocket_message m;
@@ -441,7 +441,7 @@ WEBSOCKET_TEST(fragments_over_the_limit_are_closed_with_1009)
     CHECK_STR(p.got, "");
 }
 
-WEBSOCKET_TEST(a_refused_client_that_goes_on_sending_still_sees_why)
+WEBSOCKET_TEST(a_refused_client_that_keeps_sending_still_gets_the_reason)
 {
     peer p = {.w.max_message = 200};
     peer_open(&p);
@@ -487,7 +487,7 @@ WEBSOCKET_TEST(frames_that_break_the_protocol_are_closed_with_1002)
     }
 }
 
-WEBSOCKET_TEST(what_came_before_a_violation_is_returned_first)
+WEBSOCKET_TEST(messages_before_a_violation_are_returned_first)
 {
     peer p = {0};
     peer_open(&p);
@@ -583,7 +583,7 @@ WEBSOCKET_TEST(an_end_waits_for_the_peers_close)
     CHECK_TIME(0);
 }
 
-WEBSOCKET_TEST(an_end_does_not_wait_for_ever)
+WEBSOCKET_TEST(an_end_does_not_wait_forever)
 {
     peer p = {.answer = end_it, .w.close_timeout = 3};
     peer_serve(&p);
@@ -817,7 +817,7 @@ static int flood(peer *p)
     return rc;
 }
 
-WEBSOCKET_TEST(what_waits_to_be_sent_is_bounded)
+WEBSOCKET_TEST(the_send_queue_is_bounded)
 {
     peer p = {.answer = flood, .w.max_unsent = 310000};
     peer_serve(&p);
@@ -844,7 +844,7 @@ static int give_up(peer *p)
     return rc;
 }
 
-WEBSOCKET_TEST(a_peer_who_neither_reads_nor_writes_is_given_up)
+WEBSOCKET_TEST(a_peer_that_neither_reads_nor_writes_is_given_up)
 {
     peer p = {.answer = give_up};
     peer_serve(&p);
@@ -862,7 +862,7 @@ static int receive_one(peer *p)
     return websocket_receive(&p->w, &m);
 }
 
-WEBSOCKET_TEST(a_peer_who_pings_and_does_not_read_is_given_up)
+WEBSOCKET_TEST(a_peer_that_pings_and_does_not_read_is_given_up)
 {
     peer p = {.answer = receive_one};
     char ping[131] = "\x89\xfd";
@@ -1041,7 +1041,7 @@ WEBSOCKET_TEST(a_close_ends_the_calls_of_other_tasks)
     CHECK_INT(s.p.code, 1006);
 }
 
-TEST(outside_of_a_task_nothing_happens)
+TEST(outside_a_task_nothing_happens)
 {
     websocket w = {.state = WEBSOCKET__OPEN};
     websocket_message m;
@@ -1205,7 +1205,7 @@ static void talk_after_a_restart(void)
     CHECK_STR(m.data, "two");
 }
 
-TEST(a_server_of_others_is_understood)
+TEST(a_foreign_server_is_understood)
 {
     python_start();
     run_checked(talk_to_python, false);
@@ -1333,7 +1333,7 @@ static void run_in_debug_mode(void)
 
 /* Ignores the lines about stacks, which are no complaint. A step's limit is on the real clock, and
  * another process may have had the processor, so there are five tries. */
-TEST(debug_mode_has_nothing_to_say)
+TEST(debug_mode_reports_nothing)
 {
     char text[8000] = "blocked the loop";
     for (int i = 0; i < 5 && strstr(text, "the loop"); i++)

@@ -75,7 +75,7 @@ TEST(a_slide_longer_than_the_size_leaves_gaps)
     windows_close(&w);
 }
 
-TEST(a_late_event_revises_its_window_when_the_lateness_is_over)
+TEST(a_late_event_revises_its_window_at_the_end_of_the_lateness)
 {
     windows w = {.size = 10, .lateness = 5, .closed = write_down};
     add(&w, 1, 1);
@@ -91,7 +91,7 @@ TEST(a_late_event_revises_its_window_when_the_lateness_is_over)
     windows_close(&w);
 }
 
-TEST(what_is_too_late_is_counted_once_for_each_window)
+TEST(events_that_are_too_late_are_counted_once_for_each_window)
 {
     windows w = {.size = 4, .slide = 1, .lateness = 1, .closed = write_down};
     windows_advance(&w, 10);
@@ -142,7 +142,7 @@ TEST(a_late_event_opens_a_closed_session_again)
     windows_close(&w);
 }
 
-TEST(keys_have_windows_of_their_own_up_to_max_keys)
+TEST(keys_have_their_own_windows_up_to_max_keys)
 {
     windows w = {.size = 10, .max_keys = 2, .closed = write_down};
     CHECK_INT(windows_add(&w, "a", 1, 1, NULL), 0);
@@ -156,7 +156,7 @@ TEST(keys_have_windows_of_their_own_up_to_max_keys)
     windows_close(&w);
 }
 
-TEST(bad_numbers_and_options_are_refused)
+TEST(invalid_numbers_and_options_are_refused)
 {
     windows w = {.size = 10};
     const double bad[] = {NAN, INFINITY, -INFINITY, 1.1e12, -1.1e12};
