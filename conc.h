@@ -9209,12 +9209,19 @@ CONC__COLD ssize_t conc__io_kept_error(conc_loop *l, conc__fd *f, int *error)
     return rc;
 }
 
-/* Keeps an error for the next call; but not a cancel, which is the task's own, nor the error of a
- * file that the loop cannot watch, whose next call fails again anyway. */
+/* Keeps a socket's error for the next call, because the kernel reports it only once. Does not keep a
+ * cancel, which is the task's own, nor the end of the file's use by a close. Calls for other files
+ * fail again anyway; and a program may close such a file and open it again under the same number,
+ * which the loop does not notice. */
 CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
 {
     conc__fd *f;
-    if (rc == -ECANCELED || rc == -EBADF || conc__fd_watch(l, fd, 0, &f))
+    struct stat st;
+    if (rc == -ECANCELED || rc == -EBADF)
+        return;
+    if (fstat(fd, &st) || !S_ISSOCK(st.st_mode))
+        return;
+    if (conc__fd_watch(l, fd, 0, &f))
         return;
     if (events == CONC_READABLE)
         f->read_error = rc;
@@ -15054,12 +15061,27 @@ CONC__PRIVATE void *conc__watchdog_main(void *arg)
 
 #ifdef CONC__BACKTRACE
 static struct sigaction conc__question_before;
-#endif
 
-#ifdef CONC__BACKTRACE
 CONC__PRIVATE bool conc__has_handler(const struct sigaction *a)
 {
     return a->sa_flags & SA_SIGINFO || (a->sa_handler != SIG_DFL && a->sa_handler != SIG_IGN);
+}
+
+/* Installs the handler for questions, unless it is there. Under the mutex. */
+CONC__PRIVATE bool conc__questions_install(void)
+{
+    struct sigaction now, ours;
+    if (sigaction(SIGURG, NULL, &now))
+        return false;
+    if (conc__is_question(&now))
+        return true;
+    if (conc__has_handler(&now))
+        return false;
+    conc__question_before = now;
+    memset(&ours, 0, sizeof ours);
+    ours.sa_sigaction = conc__on_question;
+    ours.sa_flags = SA_SIGINFO | SA_RESTART | CONC__SA_ONSTACK;
+    return sigaction(SIGURG, &ours, NULL) == 0;
 }
 #endif
 
@@ -15068,24 +15090,13 @@ CONC__PRIVATE bool conc__has_handler(const struct sigaction *a)
 CONC__PRIVATE bool conc__questions_open(const conc_loop *l, conc__watchdog *d)
 {
 #ifdef CONC__BACKTRACE
-    struct sigaction now, ours;
     stack_t stack;
     void *frames[4];
     if (!l->signals.slot || sigaltstack(NULL, &stack) || stack.ss_flags & CONC__SS_DISABLE)
         return false;
-    if (sigaction(SIGURG, NULL, &now))
-        return false;
-    bool mine = conc__is_question(&now);
-    if (!mine && conc__has_handler(&now))
-        return false;
     backtrace(frames, 4); /* the first call may load a library */
-    memset(&ours, 0, sizeof ours);
-    ours.sa_sigaction = conc__on_question;
-    ours.sa_flags = SA_SIGINFO | SA_RESTART | CONC__SA_ONSTACK;
     pthread_mutex_lock(&conc__signalling.mutex);
-    if (!mine)
-        conc__question_before = now;
-    bool taken = mine || sigaction(SIGURG, &ours, NULL) == 0;
+    bool taken = conc__questions_install();
     conc__signalling.questions += taken;
     pthread_mutex_unlock(&conc__signalling.mutex);
     if (taken)
@@ -15593,10 +15604,10 @@ CONC__PRIVATE bool conc__env_backend(const conc__backend **out)
 
 /* Reports an invalid call that opens a run, in debug mode. conc__misused could not, because there
  * is no loop yet. */
-CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *why)
+CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *call, const char *why)
 {
     if (o->debug)
-        fprintf(stderr, "conc: conc_run: %s\n", why);
+        fprintf(stderr, "conc: %s: %s\n", call, why);
     return -EINVAL;
 }
 
@@ -15618,7 +15629,8 @@ CONC__PRIVATE bool conc__options_from_env(conc_options *o)
 }
 
 /* Applies the environment, and then the defaults. */
-CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **backend)
+CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **backend,
+                                         const char *call)
 {
     if (!conc__options_from_env(o) || !conc__env_backend(backend))
         return -EINVAL;
@@ -15627,15 +15639,15 @@ CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **
     if (o->slow_step == 0)
         o->slow_step = 0.1;
     if (!conc__stack_fits(o->stack_size))
-        return conc__run_misused(o, "the stack size is out of range");
+        return conc__run_misused(o, call, "the stack size is out of range");
     if (!(o->slow_step > 0))
-        return conc__run_misused(o, "slow_step is not a positive number");
+        return conc__run_misused(o, call, "slow_step is not a positive number");
     if (conc__env("CONC_TRACE"))
         o->trace = conc__env("CONC_TRACE");
     if (conc__diagnostics.run_began || (!o->debug && !o->trace))
         return 0;
-    fprintf(stderr,
-            "conc: conc_run: no debug or trace: the program was built with CONC_NO_DIAGNOSTICS\n");
+    fprintf(stderr, "conc: %s: no debug or trace: the program was built with CONC_NO_DIAGNOSTICS\n",
+            call);
     return -ENOTSUP;
 }
 
@@ -15911,14 +15923,15 @@ CONC__PRIVATE void conc__keep_run_text(int rc, const char *text)
 }
 
 /* Opens a run, and makes it this thread's current one. */
-CONC__PRIVATE int conc__open_run(conc_loop **out, bool embedded, const conc_options *options,
-                                 const char *spawned, conc_fn *main_fn, void *arg)
+CONC__PRIVATE int conc__open_run(conc_loop **out, bool embedded, const char *call,
+                                 const conc_options *options, const char *spawned, conc_fn *main_fn,
+                                 void *arg)
 {
     conc_options o = options ? *options : (conc_options){0};
     const conc__backend *backend;
-    int rc = conc__options_complete(&o, &backend);
+    int rc = conc__options_complete(&o, &backend, call);
     if (rc == 0 && !main_fn)
-        rc = conc__run_misused(&o, "no function");
+        rc = conc__run_misused(&o, call, "no function");
     if (rc == 0 && (conc__shadow_stack() || (embedded && backend == &conc__poll)))
         rc = -ENOTSUP;
     if (rc)
@@ -15963,7 +15976,7 @@ CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options
     if (conc__here)
         return conc__misused(-EBUSY, call, "a run is open on this thread", NULL);
     *conc__thread_text = 0; /* a call that fails may set it */
-    int rc = conc__open_run(out, embedded, options, spawned, main_fn, arg);
+    int rc = conc__open_run(out, embedded, call, options, spawned, main_fn, arg);
     if (rc)
         conc__keep_run_text(rc, conc__text_or(conc__thread_text, rc));
     return rc;

@@ -5264,7 +5264,7 @@ CONC__PRIVATE CONC__CALLED int conc__resolve(const char *host, const char *port,
         return conc_fail(-EINVAL, "%.40s: no such port", conc__visible(port));
     if (!*host || strlen(host) >= sizeof((conc__name_lookup *)0)->host)
         return conc_fail(-EADDRNOTAVAIL, "%.40s: no name", conc__visible(host));
-    conc__name_lookup *q = conc__name_lookup_new(host, port, max < 256 ? max : 256);
+    conc__name_lookup *q = conc__name_lookup_new(host, port, max < CONC__FOUND ? max : CONC__FOUND);
     if (!q)
         return conc__system_failed(-ENOMEM, host);
     int rc =

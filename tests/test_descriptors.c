@@ -2151,6 +2151,27 @@ IO_TEST(a_read_full_returns_what_came_before_the_end_a_cancel_or_an_error)
     }
 }
 
+IO_TEST(the_error_of_a_file_is_forgotten_when_the_program_opens_the_file_again)
+{
+    char name[] = "/tmp/conc_test_XXXXXX";
+    struct rlimit limit, low;
+    int fd = mkstemp(name);
+    CHECK(fd >= 0);
+    CHECK_INT(getrlimit(RLIMIT_FSIZE, &limit), 0);
+    low = limit;
+    low.rlim_cur = 4;
+    signal(SIGXFSZ, SIG_IGN);
+    CHECK_INT(setrlimit(RLIMIT_FSIZE, &low), 0);
+    ssize_t n = conc_write_full(fd, "123456", 6);
+    CHECK_INT(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    CHECK_INT(n, 4);
+    close(fd);
+    CHECK_INT(open(name, O_WRONLY), fd);
+    CHECK_INT(conc_write(fd, "x", 1), 1);
+    CHECK_INT(conc_close(fd), 0);
+    CHECK_INT(unlink(name), 0);
+}
+
 IO_TEST(a_write_full_returns_what_went_out_before_a_cancel_or_an_error)
 {
     enum { GONE, CANCEL, CLOSE, CASES };
