@@ -3103,7 +3103,7 @@ CONC__TINY ssize_t conc__file_behind(int fd, char *text, size_t size)
 
 CONC__PRIVATE bool conc__is_terminal_master(int fd)
 {
-#if defined TIOCPTYGNAME /* macOS */
+#if defined TIOCPTYGNAME   /* macOS */
     char name[128];
     return ioctl(fd, TIOCPTYGNAME, name) == 0;
 #elif defined TIOCPTMASTER /* FreeBSD */
@@ -9214,12 +9214,19 @@ CONC__COLD ssize_t conc__io_kept_error(conc_loop *l, conc__fd *f, int *error)
     return rc;
 }
 
-/* Keeps an error for the next call; but not a cancel, which is the task's own, nor the error of a
- * file that the loop cannot watch, whose next call fails again anyway. */
+/* Keeps a socket's error for the next call, because the kernel reports it only once. Does not keep a
+ * cancel, which is the task's own, nor the end of the file's use by a close. Calls for other files
+ * fail again anyway; and a program may close such a file and open it again under the same number,
+ * which the loop does not notice. */
 CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
 {
     conc__fd *f;
-    if (rc == -ECANCELED || rc == -EBADF || conc__fd_watch(l, fd, 0, &f))
+    struct stat st;
+    if (rc == -ECANCELED || rc == -EBADF)
+        return;
+    if (fstat(fd, &st) || !S_ISSOCK(st.st_mode))
+        return;
+    if (conc__fd_watch(l, fd, 0, &f))
         return;
     if (events == CONC_READABLE)
         f->read_error = rc;
@@ -15059,12 +15066,27 @@ CONC__PRIVATE void *conc__watchdog_main(void *arg)
 
 #ifdef CONC__BACKTRACE
 static struct sigaction conc__question_before;
-#endif
 
-#ifdef CONC__BACKTRACE
 CONC__PRIVATE bool conc__has_handler(const struct sigaction *a)
 {
     return a->sa_flags & SA_SIGINFO || (a->sa_handler != SIG_DFL && a->sa_handler != SIG_IGN);
+}
+
+/* Installs the handler for questions, unless it is there. Under the mutex. */
+CONC__PRIVATE bool conc__questions_install(void)
+{
+    struct sigaction now, ours;
+    if (sigaction(SIGURG, NULL, &now))
+        return false;
+    if (conc__is_question(&now))
+        return true;
+    if (conc__has_handler(&now))
+        return false;
+    conc__question_before = now;
+    memset(&ours, 0, sizeof ours);
+    ours.sa_sigaction = conc__on_question;
+    ours.sa_flags = SA_SIGINFO | SA_RESTART | CONC__SA_ONSTACK;
+    return sigaction(SIGURG, &ours, NULL) == 0;
 }
 #endif
 
@@ -15073,24 +15095,13 @@ CONC__PRIVATE bool conc__has_handler(const struct sigaction *a)
 CONC__PRIVATE bool conc__questions_open(const conc_loop *l, conc__watchdog *d)
 {
 #ifdef CONC__BACKTRACE
-    struct sigaction now, ours;
     stack_t stack;
     void *frames[4];
     if (!l->signals.slot || sigaltstack(NULL, &stack) || stack.ss_flags & CONC__SS_DISABLE)
         return false;
-    if (sigaction(SIGURG, NULL, &now))
-        return false;
-    bool mine = conc__is_question(&now);
-    if (!mine && conc__has_handler(&now))
-        return false;
     backtrace(frames, 4); /* the first call may load a library */
-    memset(&ours, 0, sizeof ours);
-    ours.sa_sigaction = conc__on_question;
-    ours.sa_flags = SA_SIGINFO | SA_RESTART | CONC__SA_ONSTACK;
     pthread_mutex_lock(&conc__signalling.mutex);
-    if (!mine)
-        conc__question_before = now;
-    bool taken = mine || sigaction(SIGURG, &ours, NULL) == 0;
+    bool taken = conc__questions_install();
     conc__signalling.questions += taken;
     pthread_mutex_unlock(&conc__signalling.mutex);
     if (taken)
@@ -15598,10 +15609,10 @@ CONC__PRIVATE bool conc__env_backend(const conc__backend **out)
 
 /* Reports an invalid call that opens a run, in debug mode. conc__misused could not, because there
  * is no loop yet. */
-CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *why)
+CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *call, const char *why)
 {
     if (o->debug)
-        fprintf(stderr, "conc: conc_run: %s\n", why);
+        fprintf(stderr, "conc: %s: %s\n", call, why);
     return -EINVAL;
 }
 
@@ -15623,7 +15634,8 @@ CONC__PRIVATE bool conc__options_from_env(conc_options *o)
 }
 
 /* Applies the environment, and then the defaults. */
-CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **backend)
+CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **backend,
+                                         const char *call)
 {
     if (!conc__options_from_env(o) || !conc__env_backend(backend))
         return -EINVAL;
@@ -15632,15 +15644,15 @@ CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **
     if (o->slow_step == 0)
         o->slow_step = 0.1;
     if (!conc__stack_fits(o->stack_size))
-        return conc__run_misused(o, "the stack size is out of range");
+        return conc__run_misused(o, call, "the stack size is out of range");
     if (!(o->slow_step > 0))
-        return conc__run_misused(o, "slow_step is not a positive number");
+        return conc__run_misused(o, call, "slow_step is not a positive number");
     if (conc__env("CONC_TRACE"))
         o->trace = conc__env("CONC_TRACE");
     if (conc__diagnostics.run_began || (!o->debug && !o->trace))
         return 0;
-    fprintf(stderr,
-            "conc: conc_run: no debug or trace: the program was built with CONC_NO_DIAGNOSTICS\n");
+    fprintf(stderr, "conc: %s: no debug or trace: the program was built with CONC_NO_DIAGNOSTICS\n",
+            call);
     return -ENOTSUP;
 }
 
@@ -15916,14 +15928,15 @@ CONC__PRIVATE void conc__keep_run_text(int rc, const char *text)
 }
 
 /* Opens a run, and makes it this thread's current one. */
-CONC__PRIVATE int conc__open_run(conc_loop **out, bool embedded, const conc_options *options,
-                                 const char *spawned, conc_fn *main_fn, void *arg)
+CONC__PRIVATE int conc__open_run(conc_loop **out, bool embedded, const char *call,
+                                 const conc_options *options, const char *spawned, conc_fn *main_fn,
+                                 void *arg)
 {
     conc_options o = options ? *options : (conc_options){0};
     const conc__backend *backend;
-    int rc = conc__options_complete(&o, &backend);
+    int rc = conc__options_complete(&o, &backend, call);
     if (rc == 0 && !main_fn)
-        rc = conc__run_misused(&o, "no function");
+        rc = conc__run_misused(&o, call, "no function");
     if (rc == 0 && (conc__shadow_stack() || (embedded && backend == &conc__poll)))
         rc = -ENOTSUP;
     if (rc)
@@ -15968,7 +15981,7 @@ CONC__PRIVATE int conc__begin(conc_loop **out, bool embedded, const conc_options
     if (conc__here)
         return conc__misused(-EBUSY, call, "a run is open on this thread", NULL);
     *conc__thread_text = 0; /* a call that fails may set it */
-    int rc = conc__open_run(out, embedded, options, spawned, main_fn, arg);
+    int rc = conc__open_run(out, embedded, call, options, spawned, main_fn, arg);
     if (rc)
         conc__keep_run_text(rc, conc__text_or(conc__thread_text, rc));
     return rc;
@@ -23998,7 +24011,7 @@ CONC__PRIVATE CONC__CALLED int conc__resolve(const char *host, const char *port,
         return conc_fail(-EINVAL, "%.40s: no such port", conc__visible(port));
     if (!*host || strlen(host) >= sizeof((conc__name_lookup *)0)->host)
         return conc_fail(-EADDRNOTAVAIL, "%.40s: no name", conc__visible(host));
-    conc__name_lookup *q = conc__name_lookup_new(host, port, max < 256 ? max : 256);
+    conc__name_lookup *q = conc__name_lookup_new(host, port, max < CONC__FOUND ? max : CONC__FOUND);
     if (!q)
         return conc__system_failed(-ENOMEM, host);
     int rc =
@@ -24531,8 +24544,8 @@ CONC__PRIVATE int conc__become_program(conc__child_start_call *s, int most)
     return conc__search_program(s, conc__try_execute);
 }
 
-/* Resets the signal handlers in the forked process. It shares open files with this one, so the
- * program's handlers must not run there. */
+/* Keeps the program's signal handlers from running in the forked process, which shares open files
+ * with this one. */
 CONC__PRIVATE void conc__reset_handlers(void)
 {
     for (int number = 1; number < CONC__SIGNALS; number++) {
@@ -24599,8 +24612,7 @@ CONC__PRIVATE bool conc__dir_failed(const char *dir, int rc)
     }
 }
 
-/* After a start has failed with rc: names in `about` what is missing, unless it is the program
- * itself. */
+/* Names in `about` what a failed start was missing, unless it is the program itself. */
 CONC__PRIVATE void conc__child_describe_failure(conc__child_start_call *s, int rc)
 {
     const conc_child *c = s->child;
@@ -24905,8 +24917,8 @@ CONC__PRIVATE bool conc__child_ended(conc_child *c)
 }
 
 /* Fills in *c for a child that was started. The child may have ended by now; if SIGCHLD is ignored,
- * its process id may even belong to another process. The mutex ensures that a process forked by
- * another thread sees all changes of *c or none. */
+ * its process id may even belong to another process. A process forked by another thread sees all
+ * changes of *c or none. */
 CONC__PRIVATE void conc__child_started(conc_child *c, const conc__child_start_call *s)
 {
     int saved = errno, pidfd = conc__pidfd(s->pid);
@@ -25109,7 +25121,7 @@ CONC__PRIVATE conc__child_wait conc__child_wait_open(conc_child *c)
     return w;
 }
 
-/* Ends a wait and stores the child's status in *status. Returns 0, or -ECHILD if it is lost. */
+/* Ends a wait and stores the child's status. Returns 0, or -ECHILD if the status is lost. */
 CONC__PRIVATE int conc__child_wait_close(conc__child_wait *w, int *status)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -25549,7 +25561,7 @@ typedef struct conc__segment {
 static pthread_mutex_t conc__segments_mutex = PTHREAD_MUTEX_INITIALIZER;
 static conc__segment *conc__segments;
 
-/* Maps size bytes of a segment, at `address` unless that is NULL. Returns NULL if it fails. */
+/* Maps size bytes of a segment, at `address` unless that is NULL. Returns NULL if that fails. */
 CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, int protection, int more)
 {
     enum { NOREPLACE = 0x100000 }; /* MAP_FIXED_NOREPLACE */
@@ -25722,7 +25734,7 @@ typedef struct conc__module_info { /* struct dl_phdr_info, which the system's he
     const char *name;
     const conc__module_part *parts;
     uint16_t count;
-    /* numbers of modules so far; present only if the struct is large enough */
+    /* how many modules were loaded and unloaded so far; missing if the struct is smaller */
     unsigned long long loads, unloads;
 } conc__module_info;
 
@@ -25944,8 +25956,7 @@ CONC__PRIVATE int conc__module_count(conc__module_info *m, size_t size, void *ar
  *
  *   The supervisor, a thread of the program, starts the workers, watches them, and replaces those
  *   that die. A worker is a process that executes the same program but serves requests, one at a
- *   time, instead of calling main. It has a channel, which is memory that it shares with the
- *   program, and a socket:
+ *   time, instead of calling main. It has a channel (memory shared with the program) and a socket:
  *
  *     program                                   worker
  *     ------------------------------------      ---------------------------------------------
@@ -26257,8 +26268,7 @@ CONC__PRIVATE size_t conc__request_bytes(const conc__request *r, size_t most)
     return bytes < most ? bytes : most;
 }
 
-/* Returns a private copy of size bytes, of which only the first `used` are copied, or NULL if
- * memory is short. */
+/* Returns size private bytes, the first `used` copied from `from`, or NULL if memory is short. */
 CONC__PRIVATE void *conc__private_copy(const void *from, size_t size, size_t used)
 {
     void *copy = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | CONC__MAP_ANONYMOUS, -1, 0);
@@ -26267,8 +26277,8 @@ CONC__PRIVATE void *conc__private_copy(const void *from, size_t size, size_t use
     return memcpy(copy, from, used);
 }
 
-/* Called before a job forks. The new process may still run when the memory shared with the program
- * serves other jobs, so it gets a copy, as it does of all other memory. */
+/* Called before a job forks. The new process gets copies of the memory shared with the program,
+ * because it may still run when that memory serves other jobs. */
 CONC__PRIVATE void conc__worker_before_fork(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -26501,9 +26511,8 @@ CONC__PRIVATE void conc__worker_do_request(void)
     conc__worker_notify_program();
 }
 
-/* A terminal or a service manager sends SIGINT and SIGTERM to all processes, but only the program
- * decides whether to end, so a worker ignores them. A job that sends itself SIGTERM does end its
- * worker. */
+/* Ignores SIGINT and SIGTERM, which a terminal or a service manager sends to all processes: the
+ * program decides whether to end. A job that sends itself SIGTERM ends its worker. */
 CONC__PRIVATE void conc__worker_signalled(int number, siginfo_t *info, void *context)
 {
     (void)context;
@@ -26574,8 +26583,8 @@ CONC__PRIVATE void conc__worker_receive_setup(const conc__setup_message *h, int 
 }
 
 /* Returns the supervisor's process id, according to the worker's socket, or -1 if it is unknown.
- * Only the worker has that process as its parent: processes that its constructors start or fork
- * inherit its environment and socket, but have a different parent. */
+ * Processes that a worker's constructors start or fork inherit its environment and socket, but have
+ * a different parent. */
 CONC__PRIVATE int conc__supervisor_process(void)
 {
     enum { PEERCRED = 17 }; /* SO_PEERCRED, which POSIX does not have */
@@ -26922,13 +26931,13 @@ CONC__PRIVATE bool conc__job_is_large(const conc_job *j)
     return conc__job_bytes(j) > CONC__SMALL;
 }
 
-/* Returns where the program reads and writes the job's data. */
+/* Returns the address of the job's data in the program. */
 CONC__PRIVATE char *conc__job_data(const conc__worker *w, const conc_job *j)
 {
     return conc__job_is_large(j) ? w->data.address : (char *)w->channel + CONC__CHANNEL_DATA;
 }
 
-/* Gives the worker a data segment of at least `size` bytes, or takes it away if size is 0. */
+/* Gives the worker a data segment of at least size bytes, or removes its segment if size is 0. */
 CONC__PRIVATE int conc__worker_reserve_data(conc__worker *w, size_t size)
 {
     enum { STEP = 1 << 20 };
@@ -27110,7 +27119,7 @@ CONC__PRIVATE bool conc__runner_goes_on(conc__supervisor *s, conc__worker *w, in
     return p->left > 0;
 }
 
-/* Copies the data, and returns the result, of a job that is not a runner. */
+/* Copies the output of a job that is not a runner, and returns its result. */
 CONC__PRIVATE int conc__job_read_result(const conc__worker *w, int64_t result)
 {
     const conc_job *j = w->job;
@@ -27140,7 +27149,7 @@ CONC__PRIVATE void conc__worker_quit(conc__worker *w)
     conc__futex_wake(&w->channel->turn);
 }
 
-/* Takes the job from the worker, which becomes idle, or quits if it has done max_jobs jobs. */
+/* Makes a worker that has finished its job idle, or makes it quit after max_jobs jobs. */
 CONC__PRIVATE void conc__worker_set_idle(conc__supervisor *s, conc__worker *w)
 {
     w->job = NULL;
@@ -27563,7 +27572,7 @@ CONC__PRIVATE void conc__worker_close_socket(conc__worker *w)
     w->socket = -1;
 }
 
-/* Starts the worker's process with this end of its socket, and closes the end here. */
+/* Starts the worker's process with `socket` as its end of the socket, and closes it here. */
 CONC__PRIVATE int conc__worker_start_process(conc__supervisor *s, conc__worker *w, int socket)
 {
     int input = conc__empty_input(), rc = input;
@@ -28134,8 +28143,8 @@ CONC__PRIVATE int conc__supervisor_open(conc__supervisor *s, const conc_procs *p
     return 0;
 }
 
-/* Creates the job queue and the supervisor of a process pool. Returns NULL, and the error in *rc,
- * if that fails. */
+/* Creates the job queue and the supervisor of a process pool. Returns NULL and sets *rc if that
+ * fails. */
 CONC__PRIVATE conc__job_queue *conc__procs_new(const conc_procs *p, int *rc)
 {
     *rc = -ENOMEM;
