@@ -2454,7 +2454,7 @@ CONC__PRIVATE void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool spe
 CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f);
 CONC__COLD void conc__fd_lost(conc_loop *l, conc__fd *f);
 CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f);
-CONC__PRIVATE conc__fd *conc__fd_find(const conc_loop *l, int number);
+CONC__FAST conc__fd *conc__fd_find(const conc_loop *l, int number);
 CONC__PRIVATE int conc__fd_wanted(const conc__fd *f);
 CONC__PRIVATE bool conc__fd_has_waits(const conc__fd *f);
 CONC__TINY bool conc__fd_is_own(const conc__fd *f);
@@ -8495,7 +8495,7 @@ CONC__PRIVATE void conc__close_generators(conc_loop *l)
 
 /* -- waiting; >>types has the table of a descriptor's states -- */
 
-CONC__PRIVATE conc__fd *conc__fd_find(const conc_loop *l, int number)
+CONC__FAST conc__fd *conc__fd_find(const conc_loop *l, int number)
 {
     size_t block = (size_t)number / CONC__FDS;
     bool has_entry = number >= 0 && block < l->fds.block_count && l->fds.blocks[block];

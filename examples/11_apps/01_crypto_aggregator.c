@@ -560,7 +560,7 @@ int main(int argc, char **argv)
     for (int i = 1; i < argc; i++) {
         bool is_option = argv[i][0] != '-' && strchr(argv[i], '=');
         if (!is_option || !set_option(argv[i]))
-            argv[count++] = argv[i]; /* what is no option is a word of the command */
+            argv[count++] = argv[i]; /* any other argument belongs to the command */
     }
     return run(count, argv);
 }
