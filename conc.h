@@ -1789,6 +1789,30 @@ typedef struct conc__wait_kind {
             (item)->next->prev = (item)->prev;     \
     } while (0)
 
+/* The same for lists whose `last` points to the last item. */
+#define CONC__QUEUE_APPEND(first, last, item, next, prev) \
+    do {                                                  \
+        (item)->next = NULL;                              \
+        (item)->prev = (last);                            \
+        if (last)                                         \
+            (last)->next = (item);                        \
+        else                                              \
+            (first) = (item);                             \
+        (last) = (item);                                  \
+    } while (0)
+
+#define CONC__QUEUE_REMOVE(first, last, item, next, prev) \
+    do {                                                  \
+        if ((item)->prev)                                 \
+            (item)->prev->next = (item)->next;            \
+        else                                              \
+            (first) = (item)->next;                       \
+        if ((item)->next)                                 \
+            (item)->next->prev = (item)->prev;            \
+        else                                              \
+            (last) = (item)->prev;                        \
+    } while (0)
+
 #define CONC__HIGHEST_BIT (UINTPTR_MAX / 2 + 1)
 
 /* A record of an object still in use: in debug mode, a lock that a task holds, or an open object
@@ -5483,27 +5507,14 @@ CONC__PRIVATE bool conc__is_live(const conc_loop *l)
 CONC__PRIVATE void conc__append(conc__waits *list, conc__wait *w)
 {
     w->list = list;
-    w->next = NULL;
-    w->prev = list->last;
-    if (list->last)
-        list->last->next = w;
-    else
-        list->first = w;
-    list->last = w;
+    CONC__QUEUE_APPEND(list->first, list->last, w, next, prev);
 }
 
 CONC__PRIVATE void conc__unlink(conc__wait *w)
 {
     if (!w->list)
         return;
-    if (w->prev)
-        w->prev->next = w->next;
-    else
-        w->list->first = w->next;
-    if (w->next)
-        w->next->prev = w->prev;
-    else
-        w->list->last = w->prev;
+    CONC__QUEUE_REMOVE(w->list->first, w->list->last, w, next, prev);
     w->list = NULL;
 }
 
@@ -7160,19 +7171,12 @@ CONC__PRIVATE void conc__failure_add(conc_loop *l, const conc_task *t)
         return;
     }
     conc__failed **slot = conc__failure_slot(all, t->serial);
-    *f = (conc__failed){.prev = all->last,
-                        .same_slot = *slot,
-                        .serial = t->serial,
-                        .spawned = t->spawned,
-                        .rc = t->result};
+    *f = (conc__failed){
+        .same_slot = *slot, .serial = t->serial, .spawned = t->spawned, .rc = t->result};
     conc__keep_name(f->name, conc__source_of(t));
     conc__copy(f->text, sizeof f->text, conc__error_text(t, t->result));
     *slot = f;
-    if (all->last)
-        all->last->next = f;
-    else
-        all->first = f;
-    all->last = f;
+    CONC__QUEUE_APPEND(all->first, all->last, f, next, prev);
     all->count++;
 }
 
@@ -7182,14 +7186,7 @@ CONC__PRIVATE void conc__failure_remove(conc__failures *all, conc__failed *f)
     while (*at != f)
         at = &(*at)->same_slot;
     *at = f->same_slot;
-    if (f->prev)
-        f->prev->next = f->next;
-    else
-        all->first = f->next;
-    if (f->next)
-        f->next->prev = f->prev;
-    else
-        all->last = f->prev;
+    CONC__QUEUE_REMOVE(all->first, all->last, f, next, prev);
     all->count--;
     CONC_FREE(f);
 }
@@ -7270,25 +7267,12 @@ CONC__PRIVATE void conc__list_finished(conc_loop *l, conc_group *g, conc_task *t
     }
     t->in_finished = true;
     t->seal ^= CONC__LISTED_SEAL;
-    t->younger = NULL;
-    t->older = g->last_finished;
-    if (g->last_finished)
-        g->last_finished->younger = t;
-    else
-        g->finished = t;
-    g->last_finished = t;
+    CONC__QUEUE_APPEND(g->finished, g->last_finished, t, younger, older);
 }
 
 CONC__PRIVATE void conc__unlist_finished(conc_group *g, conc_task *t)
 {
-    if (t->older)
-        t->older->younger = t->younger;
-    else
-        g->finished = t->younger;
-    if (t->younger)
-        t->younger->older = t->older;
-    else
-        g->last_finished = t->older;
+    CONC__QUEUE_REMOVE(g->finished, g->last_finished, t, younger, older);
     t->in_finished = false;
     t->seal ^= CONC__LISTED_SEAL;
 }
@@ -8639,14 +8623,7 @@ CONC__TINY bool conc__fd_is_listed(const conc_loop *l, const conc__fd *f)
 
 CONC__PRIVATE void conc__fd_unlist(conc_loop *l, conc__fd *f)
 {
-    if (f->prev)
-        f->prev->next = f->next;
-    else
-        l->fds.watched = f->next;
-    if (f->next)
-        f->next->prev = f->prev;
-    else
-        l->fds.last_watched = f->prev;
+    CONC__QUEUE_REMOVE(l->fds.watched, l->fds.last_watched, f, next, prev);
     f->next = f->prev = NULL;
     l->fds.watched_count--;
     l->fds.verify_count -= conc__fd_is_verified(l, f);
@@ -8654,12 +8631,7 @@ CONC__PRIVATE void conc__fd_unlist(conc_loop *l, conc__fd *f)
 
 CONC__PRIVATE void conc__fd_list(conc_loop *l, conc__fd *f)
 {
-    f->prev = l->fds.last_watched;
-    if (l->fds.last_watched)
-        l->fds.last_watched->next = f;
-    else
-        l->fds.watched = f;
-    l->fds.last_watched = f;
+    CONC__QUEUE_APPEND(l->fds.watched, l->fds.last_watched, f, next, prev);
     l->fds.watched_count++;
     l->fds.verify_count += conc__fd_is_verified(l, f);
 }
