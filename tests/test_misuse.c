@@ -507,7 +507,7 @@ TEST(debug_mode_reports_where_a_call_was_invalid)
 {
     char text[4096];
     CHECK_INT(test_in_process(misuse_with_debug, text, sizeof text), 0);
-    CHECK_CONTAINS(text, "conc_scope_end: not the innermost");
+    CHECK_CONTAINS(text, "conc_scope_end: something inside it is still open");
     CHECK_CONTAINS(text, "test_misuse.c:");
     if (getenv("CONC_DEBUG") == NULL) {
         CHECK_INT(test_in_process(misuse_without_debug, text, sizeof text), 0);
