@@ -6768,8 +6768,8 @@ CONC__PRIVATE void conc__grant_room(conc_loop *l, conc_group *g)
     }
 }
 
-/* Prepares a group for a spawn by `call`: opens it if unused, and waits if full. 0: the spawn may
- * proceed. */
+/* Prepares a group for a spawn by `call`: opens the group if it is unused, and waits if it is full.
+ * Returns 0 if the spawn may proceed, or an error. */
 CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *call, const char *spawned)
 {
     if (g->scope.state == CONC__FRESH) {
@@ -7039,7 +7039,7 @@ CONC__PRIVATE void conc__locals_release(conc__locals *locals)
     }
 }
 
-/* Calls run(arg), which calls the program's function fn, outside all tasks. role: what fn is, for
+/* Calls run(arg), which calls the program's function fn, outside any task. role: what fn is, for
  * reports. */
 CONC__PRIVATE void conc__call_outside(conc_loop *l, const char *role, uintptr_t fn,
                                       void (*run)(void *), void *arg)
@@ -7100,8 +7100,8 @@ typedef struct conc__kept_error {
     char text[CONC__TEXT], name[CONC__NAME];
 } conc__kept_error;
 
-/* Saves the task's latest error before closing something whose own error is discarded: the task may
- * be about to return the saved one. */
+/* Saves the task's latest error, which the task may be about to return, before closing something
+ * whose own error is discarded. */
 CONC__PRIVATE void conc__error_keep(conc__kept_error *kept, const conc_task *t)
 {
     kept->rc = t->last_rc;
@@ -7135,8 +7135,8 @@ CONC__PRIVATE conc__failed **conc__failure_slot(const conc__failures *all, uint6
     return &all->slots[serial & (all->slot_count - 1)];
 }
 
-/* Doubles a full hash table. Serial numbers are consecutive, so they fill the slots evenly. If out
- * of memory, the table is unchanged. False: there is no table. */
+/* Doubles a full hash table. Serial numbers are consecutive, so they fill the slots evenly. If
+ * memory runs out, leaves the table unchanged. Returns false if there is no table at all. */
 CONC__PRIVATE bool conc__failures_grow(conc__failures *all)
 {
     enum { LEAST = 64 };
@@ -7215,9 +7215,9 @@ CONC__PRIVATE void conc__report_failures(conc_loop *l)
     *all = (conc__failures){0};
 }
 
-/* Counts an error of the group's body or of a child. True: it was the first, and is now the group's
- * error; it cancels the group unless that keeps going. Any other error is reported unless a join, a
- * sink or conc_group_next has collected it or still may. */
+/* Counts an error of the group's body or of a child. True: this was the first error, and is now the
+ * group's; it cancels the group unless keep_going is set. Any other error is reported unless a
+ * join, a sink or conc_group_next has collected it or still can. */
 CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_task *t, int rc)
 {
     if (g->error_count++ == 0 && !g->background) {
@@ -7234,13 +7234,13 @@ CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_ta
         return false;
     if (g->background && t->has_handle)
         conc__failure_add(l, t);
-    else if (!t->has_handle || t->state != CONC__DONE) /* otherwise it may yet be collected */
+    else if (!t->has_handle || t->state != CONC__DONE) /* otherwise it can still be collected */
         conc__report(l, conc__source_of(t), rc, conc__error_text(t, rc));
     return false;
 }
 
-/* Called when g->live has decreased: passes the free slot on, and wakes the tasks that wait for a
- * child if none is left. */
+/* Called when g->live has decreased. Passes the free slot on. If no child is left, wakes the tasks
+ * that are waiting for children. */
 CONC__PRIVATE void conc__child_gone(conc_loop *l, conc_group *g)
 {
     conc__grant_room(l, g);
@@ -7305,8 +7305,8 @@ CONC__PRIVATE void conc__fill_call(conc_call *call, const conc_task *t)
     }
 }
 
-/* Ends a conc_start whose task has ended without conc_started. The error goes to the starter, not
- * to the group. */
+/* Ends a conc_start whose task has ended without calling conc_started. The error goes to the
+ * starter, not to the group. */
 CONC__PRIVATE void conc__start_failed(conc_loop *l, conc__starter *s, conc_task *t)
 {
     int rc = -EINVAL;
@@ -7401,8 +7401,8 @@ CONC__COLD void conc__holding_add(conc__holding **tree, const void *object, cons
     (*tree)->newest = h;
 }
 
-/* Removes a record from its tree. An older record of the same object replaces it, or else a leaf
- * below it. */
+/* Removes a record from its tree. An older record of the same object takes its place or, if there
+ * is none, a leaf below it does. */
 CONC__PRIVATE void conc__holding_remove(conc__holding **at)
 {
     conc__holding *h = *at, *other = h->same;
@@ -7607,7 +7607,7 @@ CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
 }
 
 /* Removes the uncollected tasks from the list `finished`, so that their handles may be reused.
- * Reports their errors, apart from the group's own. */
+ * Reports their errors, except the group's own. */
 CONC__PRIVATE void conc__drop_finished(conc_loop *l, conc_group *g)
 {
     while (g->finished) {
@@ -7635,13 +7635,13 @@ CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc)
     bool was_cut_short = rc == -ECANCELED || g->cut_short;
     if (was_cut_short && outside)
         return -ECANCELED;
-    if (was_cut_short && rc < 0) /* by the group's own cancel */
+    if (was_cut_short && rc < 0) /* the group's own cancel cut it short */
         return 0;
     return rc;
 }
 
-/* May `call`, in the running task, close this group? 0: yes; 1: the group was never opened; or an
- * error. */
+/* Checks whether `call` may close this group from the running task. Returns 0 if so, 1 if the group
+ * was never opened, or an error. */
 CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char *call)
 {
     if (!l)
@@ -7663,10 +7663,10 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char 
     return 0;
 }
 
-/* Aborts with a report if a handle of the group is below a call's frame, on the same stack: the
- * function that declared it has returned. Compares a handle's address before reading it, because it
- * may be overwritten. Checks only the first few of each list, to bound the cost for large
- * groups. */
+/* Aborts with a report if a handle of the group is below a call's frame on the same stack, because
+ * the function that declared it has returned. Compares a handle's address before reading the
+ * handle, which may have been overwritten. Checks only the first few of each list, to bound the
+ * cost for large groups. */
 CONC__COLD void conc__check_lost_handles(conc_loop *l, const conc_group *g, const void *frame)
 {
     enum { CHECKED = 16 };
@@ -7774,7 +7774,7 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
     return rc;
 }
 
-/* May this be an array of count elements of this size? Elements of size 0 need no memory. */
+/* Can this be an array of count elements of this size? Elements of size 0 need no memory. */
 CONC__PRIVATE bool conc__is_array(const void *elements, size_t count, size_t size)
 {
     if (!count || !size)
@@ -7790,7 +7790,7 @@ typedef struct conc__batch {
     size_t size;
     int *results;
     size_t count;
-    int limit;             /* most concurrent tasks; 0: no limit */
+    int limit;             /* maximum number of concurrent tasks; 0: no limit */
     bool keep_going, seen; /* seen: the caller can read every result, so none is reported */
 } conc__batch;
 
@@ -7807,7 +7807,7 @@ CONC__PRIVATE conc_task *conc__call_spawn(conc_loop *l, conc_group *g, conc_call
     return t;
 }
 
-/* Spawns element i; NULL: out of memory. */
+/* Spawns the task for element i. NULL: out of memory. */
 CONC__PRIVATE conc_task *conc__batch_spawn(conc_loop *l, conc_group *g, const conc__batch *b,
                                            size_t i, const char *spawned)
 {
@@ -7824,8 +7824,8 @@ CONC__PRIVATE conc_task *conc__batch_spawn(conc_loop *l, conc_group *g, const co
     return t;
 }
 
-/* Removes all children of the group, none of which has run. last: the last ready task before the
- * first spawn; NULL: none. */
+/* Removes all children of the group, none of which has run. last: the task at the end of the ready
+ * queue before the first spawn; NULL: none. */
 CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
 {
     if (last)
@@ -7844,8 +7844,8 @@ CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
     }
 }
 
-/* Spawns the elements from `next` on as earlier ones end. Returns 0, or the error that stopped
- * it. */
+/* Spawns tasks for the elements from `next` on, as earlier tasks end. Returns 0, or the error that
+ * stopped it. */
 CONC__PRIVATE int conc__batch_go_on(conc_loop *l, conc_group *g, const conc__batch *b, size_t next,
                                     const char *spawned)
 {
@@ -8024,8 +8024,8 @@ CONC__PRIVATE conc__locals *conc__locals_with(const conc__locals *old, const con
     return top;
 }
 
-/* Returns the root of the running task's locals, or of this thread's job's. NULL: neither
- * exists. */
+/* Returns the root of the running task's locals, or of the locals of this thread's job. NULL:
+ * neither exists. */
 CONC__PRIVATE conc__locals **conc__locals_here(void)
 {
     conc_loop *l = conc__here;
@@ -8080,7 +8080,7 @@ CONC_API void *conc_local_get(conc_local *key)
 typedef struct conc__gen {
     conc_gen face; /* the conc_gen passed to the body */
     struct conc__gen *next, *prev;
-    conc__stack *stack, *outside; /* the body's; the consumer's, while the body runs */
+    conc__stack *stack, *outside; /* the body's stack; the consumer's, while the body runs */
     conc__context inner, outer;   /* the body's and the consumer's contexts */
     conc_gen_fn *fn;
     void *arg;
@@ -8088,20 +8088,21 @@ typedef struct conc__gen {
     size_t item_size;
     conc_task *consumer; /* the task that is running the body; NULL: none */
     conc_scope *scope;   /* the consumer's innermost scope when it entered the body */
-    /* the generator whose body last entered this one; NULL: a task did, or that one is freed */
+    /* the generator whose body last entered this one; NULL: a task entered it, or that generator
+     * has been freed */
     struct conc__gen *used_by;
     struct conc__gen *sources, *next_source, *prev_source; /* the generators that this one uses */
     const char *opened;                                    /* "fn at file.c:12" */
     int rc, late_emits;
     bool started, ended, closing, stopped;
-    bool gone; /* closed at the run's end; a conc_gen may still point here */
+    bool gone; /* closed when the run ended; a conc_gen may still point to it */
 } conc__gen;
 
 enum { CONC__LATE_EMITS = 1000 }; /* emits tolerated during a close before the body is stopped */
 
 static conc__gen conc__exhausted; /* every conc_gen whose body has finished points here */
 
-/* Returns the generator whose body runs on this stack, or NULL if a task does. */
+/* Returns the generator whose body runs on this stack, or NULL if it is a task's own stack. */
 CONC__PRIVATE conc__gen *conc__gen_on(conc__stack *s)
 {
     if (!s->has_generator)
@@ -8127,7 +8128,8 @@ CONC__PRIVATE conc__source conc__gen_source(const conc__gen *g)
     return (conc__source){g->opened, g->opened};
 }
 
-/* Called after the body has returned. Reports and aborts if it left something open on its stack. */
+/* Called after the body has returned. Reports and aborts if the body left something open on its
+ * stack. */
 CONC__PRIVATE void conc__gen_find_lost(conc_loop *l, const conc__gen *g)
 {
     char how[CONC__NAME + CONC__TEXT];
@@ -8160,8 +8162,8 @@ CONC__PRIVATE bool conc__gen_is_elsewhere(const conc_loop *l, const conc_gen *fa
     return open && conc__run_is_elsewhere(l, face->run);
 }
 
-/* Returns the generator that face has open, or conc__exhausted if its body has finished. Returns
- * NULL if face is not open in this run, or the run's end has closed it. */
+/* Returns the generator that is open in `face`, or conc__exhausted if its body has finished.
+ * Returns NULL if none is open there in this run, or if the end of the run has closed it. */
 CONC__PRIVATE conc__gen *conc__gen_of(const conc_loop *l, const conc_gen *face)
 {
     if (!face || face->run != l->run.number || !face->body)
@@ -8191,8 +8193,8 @@ CONC__PRIVATE void conc__gen_unlink(conc_loop *l, conc__gen *g)
     CONC__LIST_REMOVE(l->generators.first, g, next, prev);
 }
 
-/* Records whose body entered g last (NULL: a task did), because the run's end must close consumers
- * first. */
+/* Records which generator's body entered g last (NULL: a task did), because the end of the run must
+ * close consumers first. */
 CONC__PRIVATE void conc__gen_set_user(conc__gen *g, conc__gen *user)
 {
     if (g->used_by == user)
@@ -8435,8 +8437,8 @@ CONC_API CONC__CALLED int conc_gen_close(conc_gen *face)
     return rc;
 }
 
-/* Closes a generator where no call can return its error. The error goes to on_error, and the task's
- * latest error does not change. */
+/* Closes a generator at a point where no call can return its error. The error goes to on_error, and
+ * the task's latest error does not change. */
 CONC__PRIVATE void conc__gen_close_unseen(conc_loop *l, conc__gen *g, conc_gen *face)
 {
     conc__source source = conc__gen_source(g);
@@ -8460,8 +8462,9 @@ CONC_API void conc__auto_conc_gen(conc_gen *face)
     face->body = NULL;
 }
 
-/* Closes all generators at the end of a run, each before those that it uses. The walk along used_by
- * moves every generator it visits to the front of the list, so it visits none twice. */
+/* Closes all generators at the end of a run, each before the generators that it uses. The walk
+ * along used_by moves every generator it visits to the front of the list, so it visits none
+ * twice. */
 CONC__PRIVATE void conc__close_generators(conc_loop *l)
 {
     while (l->generators.first) {
@@ -8558,11 +8561,11 @@ CONC__TINY bool conc__fd_is_polled(const conc__fd *f)
     return f->state == CONC__FD_FOREIGN || f->state == CONC__FD_EDGE;
 }
 
-/* What all threads share about a descriptor's number. A descriptor that conc opened in one thread
- * may be closed in another; the number may then refer to another file in the first thread. */
+/* State of a descriptor number that all threads share. A descriptor that conc opened in one thread
+ * may be closed in another, after which the number may refer to another file. */
 typedef struct conc__shared_fd {
     atomic_uint closings; /* how often conc_close was called for the number */
-    atomic_uint run;      /* low bits of the number of the run that has it in state EDGE; 0: none */
+    atomic_uint run; /* low bits of the number of the run in which it is in state EDGE; 0: none */
 } conc__shared_fd;
 
 /* A number below CONC__COUNTED has its own entry. Larger numbers share CONC__SHARED entries, by
@@ -8642,7 +8645,7 @@ CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f)
     conc__fd_list(l, f);
 }
 
-/* Returns the events, apart from hang-ups, that tasks are waiting for. */
+/* Returns the events, except hang-ups, that tasks are waiting for. */
 CONC__PRIVATE int conc__fd_wanted(const conc__fd *f)
 {
     enum { BOTH = CONC_READABLE | CONC_WRITABLE };
@@ -8662,8 +8665,8 @@ CONC__PRIVATE bool conc__fd_has_waits(const conc__fd *f)
     return conc__fd_wanted(f) || f->waits[0].first;
 }
 
-/* Called when a wait for f has ended. Takes f out of the list of watched descriptors if no task
- * waits for it any more. */
+/* Called when a wait for f has ended. Removes f from the list of watched descriptors if no task is
+ * waiting for it any more. */
 CONC__PRIVATE void conc__fd_left(conc_loop *l, conc__fd *f)
 {
     bool waits = conc__fd_has_waits(f) || f->waits[CONC__PAUSING].first;
@@ -8732,8 +8735,8 @@ CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
 }
 
 /* Like conc__fd_confirm, for a file that conc opened and the poller does not have. If the number
- * shares its counter, another number may have been closed. Then the loop only forgets what it knows
- * about the file. */
+ * shares its counter, another number may have been closed. In that case the loop merely forgets
+ * what it knew about the file. */
 CONC__PRIVATE bool conc__fd_own_confirm(conc_loop *l, conc__fd *f)
 {
     if (conc__fd_not_closed(f))
@@ -8797,7 +8800,7 @@ CONC__PRIVATE void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool spe
         conc__fd_arm(l, f, 0);
 }
 
-/* Adds f, which is UNKNOWN or OWN, to the poller. Returns what conc__fd_watch does. */
+/* Adds f, which is UNKNOWN or OWN, to the poller. Returns the same values as conc__fd_watch. */
 CONC__PRIVATE int conc__fd_add(conc_loop *l, conc__fd *f, int events)
 {
     if (f->state == CONC__FD_OWN)
@@ -8902,7 +8905,7 @@ CONC__PRIVATE CONC__CALLED int conc__fd_park(conc_loop *l, int number, int event
     return conc__fd_got(l, f, id, &w);
 }
 
-/* Makes these events end the wait w, too. */
+/* Makes these events end the wait w as well. */
 CONC__PRIVATE void conc__fd_widen(conc_loop *l, conc__wait *w, int events)
 {
     conc__fd *f = (conc__fd *)(uintptr_t)w->on;
@@ -8984,17 +8987,17 @@ CONC__PRIVATE int conc__fd_pause(conc_loop *l, conc__fd *f, int events, int64_t 
 
 /* What a call remembers about its descriptor from one try to the next. */
 typedef struct conc__retry {
-    int ready;     /* the events of the last wake-up */
+    int ready;     /* the events that the last wake-up reported */
     int64_t pause; /* how long the call paused before its last try, in nanoseconds */
 } conc__retry;
 
 /* Waits before a call retries; *p is all zero before the first wait. Returns the events, or an
  * error.
  *
- * A descriptor may be reported ready although the call would block: it has messages in its error
- * queue, its peer's buffer is full, or it is always ready. Every further wait would end
- * immediately. So if the call would still block after a wake-up, and poll(2) still reports the
- * event, the call pauses. */
+ * A descriptor may be reported ready even though the call would block: it has messages in its error
+ * queue, its peer's buffer is full, or it is always ready. Any further wait would end at once. So
+ * if the call would still block after a wake-up, and poll(2) still reports the event, the call
+ * pauses. */
 CONC__PRIVATE int conc__fd_await(conc_loop *l, int number, int events, conc__retry *p)
 {
     enum { LEAST = 1000000, MOST = 64000000 };
@@ -9120,9 +9123,9 @@ CONC_API int conc_close(int fd)
 /* The arguments of a call that receives or sends with one system call. */
 typedef struct conc__io {
     int fd;
-    int flags; /* of a socket call: MSG_... */
+    int flags; /* MSG_... flags of a socket call */
     bool any;  /* any file is allowed, as with read(2) and write(2), not only a socket */
-    int count; /* of the parts */
+    int count; /* number of parts */
     const struct iovec *parts;
     struct sockaddr *address; /* NULL: none */
     socklen_t *address_size;
@@ -9161,8 +9164,8 @@ static inline ssize_t conc__io_result(conc_loop *l, ssize_t n, int saved)
     return n;
 }
 
-/* Discards the SIGPIPE that a write to a broken pipe left pending: the run blocks that signal.
- * Keeps it if one was pending when the run began. */
+/* Discards the SIGPIPE that a write to a broken pipe left pending: the run blocks that signal. If
+ * one was already pending when the run began, leaves it pending. */
 CONC__PRIVATE void conc__drain_pipe_signal(const conc_loop *l)
 {
     if (!l->signals.pipe_was_pending)
@@ -9170,7 +9173,7 @@ CONC__PRIVATE void conc__drain_pipe_signal(const conc_loop *l)
 }
 
 /* Returns, once, the error that ended an earlier call after it had moved some bytes. Returns 0 if
- * the number refers to another file now. */
+ * the number now refers to another file. */
 CONC__COLD ssize_t conc__io_kept_error(conc_loop *l, conc__fd *f, int *error)
 {
     int rc = 0;
@@ -9181,10 +9184,10 @@ CONC__COLD ssize_t conc__io_kept_error(conc_loop *l, conc__fd *f, int *error)
     return rc;
 }
 
-/* Keeps a socket's error for the next call, because the kernel reports it only once. Does not keep a
- * cancel, which is the task's own, nor the end of the file's use by a close. Calls for other files
- * fail again anyway; and a program may close such a file and open it again under the same number,
- * which the loop does not notice. */
+/* Keeps a socket's error for the next call, because the kernel reports it only once. Does not keep
+ * a cancellation, which concerns only the task, nor -EBADF after a close. Keeps no error for other
+ * kinds of file: their calls fail again anyway, and a program may close such a file and open
+ * another under the same number without the loop noticing. */
 CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
 {
     conc__fd *f;
@@ -9210,7 +9213,7 @@ CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
 
 enum { CONC__READS = O_RDONLY, CONC__WRITES = O_WRONLY };
 
-/* Does the error mean that the process or the system lacks a resource? */
+/* Does the error mean that the process or the system has run out of a resource? */
 CONC__PRIVATE bool conc__is_lack(int rc)
 {
     switch (rc) {
@@ -9284,9 +9287,9 @@ CONC__PRIVATE const struct iovec *conc__io_first_part(const conc__io *io)
     return part;
 }
 
-/* Is this a write to an eventfd whose counter has no room for the number? poll(2) only reports
- * whether there is room for 1. For the largest number, which is invalid, the write returns an
- * error. */
+/* Is this a write to an eventfd whose counter has no room for the number being written? poll(2)
+ * only reports whether there is room for 1. For the largest number, which is invalid, the write
+ * returns an error. */
 CONC__PRIVATE bool conc__io_is_full_eventfd(const conc__io *io, const struct stat *st)
 {
     uint64_t more, count = 0;
@@ -9308,8 +9311,8 @@ CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io, int fd, int access)
 }
 
 /* Moves the first `count` parts of a file that poll(2) reports as ready. A device may move the
- * parts one by one, and block at the second. Linux refuses any flag for such a device; then only
- * the first part is moved. */
+ * parts one by one, and block at the second. Linux refuses any flag for such a device; in that
+ * case, moves only the first part. */
 CONC__PRIVATE ssize_t conc__io_parts(const conc__io *io, int count, int access)
 {
     const struct iovec *part = conc__io_first_part(io);
@@ -9743,8 +9746,8 @@ CONC__PRIVATE int conc__accept_call(int fd)
     return got;
 }
 
-/* Checks that fd is a listening socket, and sets errno if not: a wait for connections would never
- * end. */
+/* Returns whether fd is a listening socket, and sets errno if not. On any other socket, a wait for
+ * connections would never end. */
 CONC__PRIVATE bool conc__listens(int fd)
 {
     int listens = 0;
@@ -9776,7 +9779,7 @@ CONC__PRIVATE int conc__unblock_listener(int fd, int flags)
 }
 
 /* Tries once to accept a connection. Even a listener that conc opened may be in blocking mode, if
- * the program has changed that. */
+ * the program has changed its mode. */
 CONC__PRIVATE int conc__accept_once(int fd, bool own)
 {
     int flags = fcntl(fd, F_GETFL);
@@ -9832,7 +9835,7 @@ typedef struct conc__address {
     socklen_t size;
 } conc__address;
 
-enum { CONC__ADDRESSES = 2 }; /* most for one text without a name lookup: localhost has two */
+enum { CONC__ADDRESSES = 2 }; /* maximum for one text without a name lookup: localhost has two */
 
 CONC__PRIVATE bool conc__parse_port(const char *text, in_port_t *port)
 {
@@ -9893,7 +9896,7 @@ CONC__PRIVATE uint32_t conc__parse_zone(const char *zone)
     return (uint32_t)n;
 }
 
-/* Parses an IPv6 address, and cuts the zone off `host`. */
+/* Parses an IPv6 address, and strips the zone from `host`. */
 CONC__PRIVATE int conc__set_v6(char *host, in_port_t port, conc__address *out)
 {
     char *zone = strchr(host, '%');
@@ -9975,13 +9978,13 @@ CONC__PRIVATE int conc__set_option(int fd, int level, int option)
  * A socket file outlives its process, and the next process that listens there must remove it. Two
  * processes that do so at the same time must not remove each other's new file. So each holds a lock
  * on a second file beside the path from before bind(2) until after listen(2), because between the
- * two calls a new socket file looks like one that no process listens on. If a process dies, the
- * system releases its lock, and the next process reuses the lock file. */
+ * two calls a new socket file looks like one that no process is listening on. If a process dies,
+ * the system releases its lock, and the next process reuses the lock file. */
 
 typedef struct conc__path_lock {
     char name[sizeof(struct sockaddr_un) + 16];
     int fd;      /* -1: the path is not locked */
-    int refused; /* why it is not: flock(2)'s error; 0: the lock file cannot be created */
+    int refused; /* why it is not locked: flock(2)'s error; 0: no lock file could be created */
 } conc__path_lock;
 
 enum { CONC__LOCK_TRIES = 50 }; /* a millisecond apart */
@@ -9996,9 +9999,9 @@ CONC__PRIVATE bool conc__locks_its_name(const conc__path_lock *k)
     return here.st_dev == there.st_dev && here.st_ino == there.st_ino;
 }
 
-/* Tries once to lock the path. Returns 1 if it is locked, 0 to try again because another process
- * holds the lock, or an error if the file system or a sandbox permits no locks. In the last case no
- * process can use the lock file, and it is removed. */
+/* Tries once to lock the path. Returns 1 if the lock was acquired, 0 if another process holds it
+ * (try again), or an error if the file system or a sandbox does not allow locks. In the last case
+ * removes the lock file, which no process can use. */
 CONC__PRIVATE int conc__lock_once(const conc__path_lock *k)
 {
     int rc = 0;
@@ -10060,7 +10063,7 @@ CONC__PRIVATE bool conc__is_socket_file(const conc__address *a, struct stat *st)
 }
 
 /* Returns 1 if there is a socket file that no process is listening on, and describes it in *st; 0
- * if there is none; or an error if the resources for the check are lacking. */
+ * if there is none; or an error if the check ran out of resources. */
 CONC__PRIVATE int conc__is_stale(const conc__address *a, struct stat *st)
 {
     if (!conc__is_socket_file(a, st))
@@ -10133,8 +10136,8 @@ CONC__PRIVATE int conc__listen_on_port(int fd, const conc__address *a, int backl
     return rc;
 }
 
-/* Sets the options of a socket for a port. Returns 0 or the error of a required option; the others
- * are a convenience. */
+/* Sets the options of a socket for a port. Returns 0, or an error if a required option cannot be
+ * set; failures of the others are ignored. */
 CONC__PRIVATE int conc__set_up_port(int fd, int family, const conc_listen_options *o)
 {
     int rc = 0;
@@ -10284,7 +10287,7 @@ CONC__PRIVATE int conc__connect_socket(conc_loop *l, int fd, const conc__address
     return -why;
 }
 
-/* Is the socket connected to itself? That happens, as TCP's simultaneous open, if no process is
+/* Is the socket connected to itself? This is a TCP simultaneous open: it happens if no process is
  * listening on the peer's port and the system gives the client the same port. */
 CONC__PRIVATE bool conc__is_its_own_peer(int fd, const conc__address *a)
 {
@@ -10331,24 +10334,24 @@ CONC__PRIVATE int conc__connect(conc_loop *l, const conc__address *a)
 
 /* ---- several addresses: RFC 8305 ----
  *
- * Each attempt is a task. The first starts immediately; each further one starts 250 ms after the
- * previous one, or as soon as one has failed. The first to connect wins, and the others are
+ * Each attempt is a task. The first starts immediately; each of the others starts 250 ms after the
+ * previous one, or as soon as an attempt has failed. The first to connect wins, and the others are
  * cancelled. */
 
 typedef struct conc__race {
     conc_group group;
     const conc__address *addresses;
     int begun;              /* attempts started so far */
-    int failures;           /* failed attempts that no further attempt has replaced yet */
-    int error;              /* of the first address */
+    int failures;           /* failed attempts that have not yet been replaced */
+    int error;              /* the error of the first address */
     int fd;                 /* -1: none has connected yet */
     conc__sleeper *waiting; /* the starting task's wait between two attempts; NULL: none */
 } conc__race;
 
 static const int64_t conc__attempt_delay = 250000000;
 
-/* Reorders the addresses so that their families alternate, beginning with that of the first
- * address. */
+/* Reorders the addresses so that their families alternate, beginning with the first address's
+ * family. */
 CONC__PRIVATE void conc__interleave(conc__address *a, int count)
 {
     for (int i = 1; i < count; i++) {
@@ -10419,7 +10422,7 @@ CONC__PRIVATE int conc__connect_any(conc_loop *l, conc__addresses *found)
         if (!conc__task_new(l, &r.group, NULL, conc__attempt, &r, "conc_dial")) {
             if (i == 0)
                 r.error = -ENOMEM;
-            break; /* running attempts may still connect */
+            break; /* attempts in progress may still succeed */
         }
         if (i + 1 < found->count)
             rc = conc__race_pause(l, &r);
@@ -10569,7 +10572,7 @@ CONC__PRIVATE int conc__serve_spawn(conc_loop *l, conc_group *g, const conc_serv
 
 /* conc_serve's record of failures to accept connections. */
 typedef struct conc__accepting {
-    int failures; /* consecutive failed connections */
+    int failures; /* consecutive failures to accept */
     bool reported;
     double works_since; /* time of the first connection after the last report; 0: none yet */
 } conc__accepting;
@@ -10578,7 +10581,7 @@ typedef struct conc__accepting {
  * CONC__REFUSALS_REPORTED. */
 enum { CONC__REFUSALS = 16, CONC__REFUSALS_REPORTED = 1000 };
 
-/* Does this accept(2) error concern only one connection, which is gone, and not the listener? */
+/* Does this accept(2) error affect only one connection, which is gone, and not the listener? */
 CONC__PRIVATE bool conc__is_of_one_connection(int rc)
 {
     switch (rc) {
@@ -10619,8 +10622,8 @@ CONC__PRIVATE void conc__serve_report(conc_loop *l, int rc, conc__accepting *a, 
     a->works_since = 0;
 }
 
-/* Handles a failure to accept a connection. Returns 0, perhaps after a pause, if the error
- * concerned only one connection or a resource was lacking. Otherwise returns the error, which ends
+/* Handles a failure to accept a connection. Returns 0, perhaps after a pause, if the error affected
+ * only one connection or a resource had run out. Otherwise returns the error, which ends
  * serving. */
 CONC__PRIVATE int conc__serve_again(conc_loop *l, int rc, conc__accepting *a, const char *spawned)
 {
