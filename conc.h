@@ -28,13 +28,13 @@
  * Conventions
  *   Results   0 or a count is success, a negative errno is failure. errno itself does not change;
  *             each task has its own.
- *   Calling   Any task may make any call, and outside a run every call returns -EPERM, except as
- *             the comments of the functions say. A function passed to conc_post must not wait: a
- *             call in it that would have to wait returns -EPERM.
+ *   Calling   Any task may make any call; outside a run, every call returns -EPERM. The functions'
+ *             comments name the exceptions. A function passed to conc_post must not wait: a call in
+ *             it that would have to wait returns -EPERM.
  *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run. If an enclosing scope
  *             has been cancelled or has timed out, the call has no effect and returns -ECANCELED:
  *             clean up and return.
- *   Threads   A task always runs on the thread of its run. Other threads may use a loop only by
+ *   Threads   A task always runs on the thread of its run. Other threads may use a loop only through
  *             conc_post, conc_loop_run, conc_loop_hold and conc_loop_release.
  *   Forks     In a forked child, calls in tasks of the parent's runs return -EPERM. The child's own
  *             runs may use the same handles, groups, locks, queues and streams, which ignore
@@ -45,10 +45,10 @@
  *   Memory    An all-zero object is valid; its options are its first fields and default to zero.
  *             `arg` is borrowed until the task has ended. conc frees only what it allocated. If
  *             memory runs out, calls return -ENOMEM; conc never aborts because of it.
- *   Misuse    A call that conc finds to be wrong changes nothing and returns -EINVAL (a bad
- *             argument, the wrong order), -EPERM (not the owner, not in a task), -EDEADLK (on
- *             oneself) or -EBUSY (in use). If a function returns with its own group or scope still
- *             open, or the next iteration of a `for` or `while` reinitializes it, memory is
+ *   Misuse    A call that conc recognizes as wrong changes nothing and returns -EINVAL (a bad
+ *             argument, the wrong order), -EPERM (not the owner, not in a task), -EDEADLK (waiting
+ *             for oneself) or -EBUSY (in use). If a function returns with its own group or scope
+ *             still open, or the next iteration of a `for` or `while` reinitializes it, memory is
  *             already corrupt: conc reports which one it is and where it was opened, and aborts.
  *
  * Options: define them before including the header with CONC_IMPLEMENTATION
@@ -59,8 +59,8 @@
  *                        64 KiB on 32 bits)
  *   CONC_GUARD_SIZE      bytes of address space below each stack that fault when touched, in whole
  *                        pages (64 KiB, 16 KiB on 32 bits; in debug mode at least 1 MiB, 64 KiB on
- *                        32 bits). With the compiler's -fstack-clash-protection, no frame is large
- *                        enough to reach past them unnoticed
+ *                        32 bits). With the compiler's -fstack-clash-protection, even a large frame
+ *                        cannot reach past them unnoticed
  *   CONC_MALLOC(n), CONC_REALLOC(p, n), CONC_FREE(p)    all three or none (malloc, realloc, free)
  *   CONC_TLS             attribute of the thread-local variables, such as
  *                        __attribute__((tls_model("initial-exec")))
@@ -72,7 +72,7 @@
  *                        exception masks)
  *   CONC_GUARD_REPORT    report stack overflows even without debug mode (by a SIGSEGV handler)
  *   CONC_NO_DIAGNOSTICS  leave out debug mode, traces, dumps and backtraces, for small programs
- *                        and quick compiles: a run with .debug or .trace, even from the
+ *                        and quick compiles: a run with .debug or .trace, even if set by the
  *                        environment, then returns -ENOTSUP, and a deadlock report omits the task
  *                        tree
  *
@@ -137,8 +137,8 @@ extern "C" {
 CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__PLACE CONC__AT("")
 /* The default name of a task: the function's name and the location. The function is the first,
- * second or third argument; the calling macro appends zeros, so that every macro here gets enough
- * arguments. */
+ * second or third argument; the calling macro appends zeros, so that each of these macros gets
+ * enough arguments. */
 #define CONC__NAMED(fn) CONC__AT(#fn " at ")
 #define CONC__NAMED_FIRST(fn, ...) CONC__NAMED(fn)
 #define CONC__NAMED_SECOND(a, fn, ...) CONC__NAMED(fn)
@@ -157,7 +157,7 @@ CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__REQUIRE _Static_assert
 #define CONC__IS_POINTER(value) (__builtin_classify_type(value) == CONC__A_POINTER)
 #define CONC__IS_BYTES(value) 1
-enum { CONC__A_POINTER = 5 /* the result of __builtin_classify_type for one */ };
+enum { CONC__A_POINTER = 5 /* what __builtin_classify_type returns for a pointer */ };
 #endif
 
 /* Tests whether a macro's optional last arguments, passed as a string, were given. */
@@ -203,14 +203,14 @@ typedef struct conc_options {
     /* bytes per task, at least 16384; 0: CONC_STACK_SIZE. main_fn's task gets at least
      * CONC_STACK_SIZE */
     size_t stack_size;
-    bool virtual_clock; /* time starts at 0; when nothing can run it jumps to the next deadline */
+    bool virtual_clock; /* time starts at 0; when nothing can run, it jumps to the next deadline */
     uint64_t seed;      /* nonzero: ready tasks run in a random order that the seed reproduces */
     /* Checks for mistakes and reports them on stderr: tasks that block the loop, with a backtrace
-     * while they do; leaked locks, generators and streams; background tasks whose arg is on the
-     * stack of main_fn, which has returned; ignored cancels; calls from the wrong thread; stack
-     * overflow. Reports stack usage. `kill -USR2` prints the tasks. */
+     * taken while they do; leaked locks, generators and streams; background tasks whose arg is on
+     * the stack of main_fn, which has returned; ignored cancellations; calls from the wrong thread;
+     * stack overflow. Reports stack usage. `kill -USR2` prints the tasks. */
     bool debug;
-    /* in debug mode, report a task that blocks the loop for more seconds; 0: 0.1 */
+    /* debug mode reports tasks that block the loop for more than this many seconds; 0: 0.1 */
     double slow_step;
     /* Seeds conc_random: the same seed yields the same numbers. 0: uses .seed if that is set, else
      * 1 on the virtual clock, else a number from the clock */
@@ -223,9 +223,9 @@ typedef struct conc_options {
     bool interrupt;
     /* Traces all tasks to this file, in Chrome's trace event format, for Perfetto or about:tracing:
      * a row per task, with spans for its steps and waits and arrows from its wakers, on the loop's
-     * clock. NAME.2, NAME.3, ... if another run is writing NAME. If the file cannot be opened, the
-     * run fails. If writing fails (a full disk), conc reports it and continues untraced. NULL: no
-     * trace. */
+     * clock. If another run is writing NAME, the file is NAME.2, NAME.3, ... If the file cannot be
+     * opened, the run fails. If writing fails (a full disk), conc reports it and continues
+     * untraced. NULL: no trace. */
     const char *trace;
     /* called for uncollected errors; NULL: print them to stderr. Runs on the loop, between two
      * tasks, like a posted function */
@@ -255,8 +255,8 @@ CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg);
 CONC_API void conc_set_exit_status(int status);
 
 /* Returns a random number x, low <= x < high (low if high <= low). The numbers are the same in
- * every run with .random, with a seed, or on the virtual clock. Not for secrets. Outside a run,
- * returns low. */
+ * every run with the same .random or .seed, or on the virtual clock. Not for secrets. Outside a
+ * run, returns low. */
 CONC_API double conc_random(double low, double high);
 
 /* ---- >>time --------------------------------------------------------------------------------- */
@@ -278,13 +278,13 @@ CONC_API int conc_sleep_until(double t);
 CONC_API int conc_yield(void);
 
 /* Blocks the whole loop for s seconds, as a long computation or a blocking call would: for
- * demonstrations and tests. The virtual clock advances by s. Time limits that expire meanwhile take
- * effect afterwards. Not a checkpoint. In a job of conc_pool.h, blocks the job's thread, and
- * returns -ECANCELED once the job is asked to stop. Errors: -EINVAL (NaN). */
+ * demonstrations and tests. The virtual clock advances by s. Time limits that expire during the
+ * call take effect after it. Not a checkpoint. In a job of conc_pool.h, blocks the job's thread,
+ * and returns -ECANCELED once the job is asked to stop. Errors: -EINVAL (NaN). */
 CONC_API int conc_block(double s);
 
 /* Waits until every other task is waiting and nothing is ready; time does not advance until then.
- * Functions that keep posting each other do not delay the return forever. For tests. */
+ * Functions that keep posting each other do not delay the return indefinitely. For tests. */
 CONC_API int conc_settle(void);
 
 /* ---- >>scopes ------------------------------------------------------------------------------- */
@@ -298,11 +298,12 @@ typedef struct conc__wait {
     struct conc__waits *list; /* NULL: in no list */
     conc_task *task;
     const struct conc__wait_kind *kind;
-    const void *on; /* what it waits for */
-    /* for the kind's use, such as an item's source or destination, or the call's location */
+    const void *on; /* what the task is waiting for */
+    /* meaning depends on the kind: an item's source or destination, the call's location, ... */
     void *item;
-    int result; /* the result of the call that waits */
-    int value;  /* for the kind's use, such as the awaited events, and later those that occurred */
+    int result; /* the result of the call that is waiting */
+    /* meaning depends on the kind: the awaited events, later those that occurred, ... */
+    int value;
 } conc__wait;
 
 typedef struct conc__waits {
@@ -349,21 +350,21 @@ CONC_API int conc_scope_end(conc_scope *s, int rc) CONC_NODISCARD;
 CONC_API void conc_scope_cancel(conc_scope *s);
 
 /* Replaces the time limit with one that starts now. Takes effect immediately, even while the task
- * waits. Errors: -EINVAL (NaN, not open, already cancelled). Callable from any task or posted
+ * is waiting. Errors: -EINVAL (NaN, not open, already cancelled). Callable from any task or posted
  * function of the loop. */
 CONC_API int conc_scope_set_timeout(conc_scope *s, double s_from_now);
 
-/* Turns the scope's shield on or off. While it is on, cancels and time limits from outside do not
- * apply inside the scope; the scope's own still do. Takes effect immediately, even while the task
- * waits. Callable from any task or posted function of the loop. */
+/* Turns the scope's shield on or off. While it is on, cancellations and time limits from outside do
+ * not apply inside the scope; the scope's own still do. Takes effect immediately, even while the
+ * task is waiting. Callable from any task or posted function of the loop. */
 CONC_API void conc_scope_shield(conc_scope *s, bool on);
 
 /* Calls fn(arg) with a limit of s seconds (asyncio.wait_for). Returns fn's result, or -ETIMEDOUT if
  * fn returned -ECANCELED because of the limit. Waits as fn does. Errors: -EINVAL (NULL fn, NaN). */
 CONC_API int conc_timeout(double s, conc_fn *fn, void *arg);
 
-/* Calls fn(arg) with a limit of grace seconds, hiding cancels from outside: for cleanup. Returns
- * the same as conc_timeout. Also works in a job of conc_pool.h. */
+/* Calls fn(arg) with a limit of grace seconds, shielded from outside cancellation: for cleanup.
+ * Returns the same as conc_timeout. Also works in a job of conc_pool.h. */
 CONC_API int conc_shield(double grace, conc_fn *fn, void *arg);
 
 /* Returns the nearest deadline in effect here, on conc_now's clock: CONC_FOREVER if there is none,
@@ -378,7 +379,7 @@ CONC_API bool conc_cancelled(void);
 
 /* A group is used once. Set the first three fields before the first spawn. */
 struct conc_group {
-    int limit; /* most live children; a spawn beyond it waits; 0: no limit */
+    int limit; /* maximum number of live children; a further spawn waits; 0: no limit */
     /* a child's error does not cancel the others; the group still returns the first error, even if
      * a conc_join has returned it */
     bool keep_going;
@@ -416,7 +417,7 @@ CONC_API int conc__spawn(const char *spawned, conc_group *g, conc_fn *fn, void *
 
 /* Like conc_spawn, but fn gets the address of a copy of arg's size bytes. The copy is on the task's
  * own stack, is aligned for any type of that size (up to 4096), and is valid until fn returns. arg
- * is borrowed until the call returns, because the copy is made after any wait for room. Further
+ * is borrowed until the call returns, because the copy is made after any wait for room. Additional
  * errors: -EINVAL (size is more than a quarter of the task's stack, or arg is NULL).
  *     int conc_spawn_copy(conc_group *g, conc_fn *fn, const void *arg, size_t size); */
 #define conc_spawn_copy(...) conc__spawn_copy(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
@@ -445,8 +446,8 @@ CONC_API int conc__spawn_copy(const char *spawned, conc_group *g, conc_fn *fn, c
         conc__spawn_copy(CONC__NAMED(fn), (g), (fn), &value, sizeof value);                 \
     })
 
-/* Like conc_spawn, with a handle: storage of the caller that need not be initialized, and must not
- * move until the task is joined or returned by conc_group_next, or its group is closed. Further
+/* Like conc_spawn, with a handle: the caller's storage, which need not be initialized, and must not
+ * move until the task is joined or returned by conc_group_next, or its group is closed. Additional
  * errors: -EBUSY (the handle is in use). If the function that declares the handle returns before
  * then, conc aborts with a report: in debug mode at the next wait, otherwise at the group's end.
  * The same happens if the handle is overwritten and reused: always in debug mode, otherwise if its
@@ -457,9 +458,9 @@ CONC_API int conc__spawn_task(const char *spawned, conc_group *g, conc_task *t, 
                               void *arg);
 
 /* Starts fn as conc_spawn does, waits until it has called conc_started(value), and returns value.
- * If fn ends without that call, returns fn's error (-EINVAL if none) and leaves the group as
- * before: unused if this call opened it and nothing else is in it. Cancelling the caller cancels
- * fn; the call then returns -ECANCELED once fn has ended. Waits.
+ * If fn ends without that call, returns fn's error (-EINVAL if none) and leaves the group as it
+ * was: unused if this call opened it and nothing else is in it. Cancelling the caller cancels fn;
+ * the call then returns -ECANCELED once fn has ended. Waits.
  *     int conc_start(conc_group *g, conc_fn *fn, void *arg); */
 #define conc_start(...) conc__start(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__start(const char *spawned, conc_group *g, conc_fn *fn, void *arg);
@@ -472,23 +473,23 @@ CONC_API int conc_started(int value);
 /* Waits for every child, including any spawned during the wait, and closes the group. Returns the
  * first error; else -ECANCELED if an outer scope is cancelled and a member was interrupted; else 0.
  * For a group that was never opened, returns 0. Errors, changing nothing: -EINVAL (already closed,
- * or a scope opened later is still open), -EPERM (not the owner). Waits; a cancel does not cut the
- * wait short, but reaches the children. */
+ * or a scope opened later is still open), -EPERM (not the owner). Waits; cancellation does not cut
+ * the wait short, but reaches the children. */
 CONC_API int conc_group_wait(conc_group *g) CONC_NODISCARD;
 
-/* Like conc_group_wait, with the body's result. If rc is an error, the call cancels the children
- * first, and rc is the group's first error, unless a child failed earlier. Returns rc if nothing
- * failed. */
+/* Like conc_group_wait, but also takes the body's result into account. If rc is an error, the call
+ * cancels the children first, and rc is the group's first error, unless a child failed earlier.
+ * Returns rc if nothing failed. */
 CONC_API int conc_group_end(conc_group *g, int rc) CONC_NODISCARD;
 
-/* Cancels the children and the owner's body, until the group is closed; the call that waits for the
- * group then returns 0. Does nothing if the group is not open. Callable from any task or posted
- * function of the loop. */
+/* Cancels the children and the owner's body; the cancellation lasts until the group is closed. The
+ * call that waits for the group then returns 0. Does nothing if the group is not open. Callable
+ * from any task or posted function of the loop. */
 CONC_API void conc_group_cancel(conc_group *g);
 
-/* Waits until another uncollected child with a handle has ended, and collects it, in order of
- * completion. Returns 1, with the handle in *t and the child's error in conc_last_error; 0 if none
- * is left. Errors: -EINVAL, -EPERM (another run's), -ECANCELED. */
+/* Waits until an uncollected child with a handle has ended, and collects it; children are collected
+ * in order of completion. Returns 1, with the handle in *t and the child's error in
+ * conc_last_error; 0 if none is left. Errors: -EINVAL, -EPERM (another run's), -ECANCELED. */
 CONC_API int conc_group_next(conc_group *g, conc_task **t) CONC_NODISCARD;
 
 /* One call of a gather, which stores fn's result in `result`, and its error's text in `text` ("" on
@@ -525,15 +526,15 @@ CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n);
 CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size);
 
 /* Like conc_map, with at most limit concurrent tasks (0: no limit). Calls start in order, as
- * earlier ones end; after an error, or a cancel of the caller, no more start. Further errors:
- * -EINVAL (a negative limit), and -ENOMEM even after some calls have started.
+ * earlier ones end; after an error, or once the caller is cancelled, no more start. Additional
+ * errors: -EINVAL (a negative limit), and -ENOMEM even after some calls have started.
  *     int conc_map_limit(int limit, conc_fn *fn, void *args, size_t count, size_t size); */
 #define conc_map_limit(...) conc__map_limit(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__map_limit(const char *spawned, int limit, conc_fn *fn, void *args, size_t count,
                              size_t size);
 
-/* Like conc_map, but an error cancels nothing, as in conc_gather_all. results (NULL: not wanted)
- * has count elements, borrowed until the call returns.
+/* Like conc_map, but an error cancels nothing, as in conc_gather_all. results (NULL: not wanted) is
+ * an array of count elements, borrowed until the call returns.
  *     int conc_map_all(conc_fn *fn, void *args, size_t count, size_t size, int *results); */
 #define conc_map_all(...) conc__map_all(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size,
@@ -541,9 +542,10 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 
 #define CONC_LEN(...) (sizeof(__VA_ARGS__) / sizeof((__VA_ARGS__)[0]))
 
-/* CONC_CALL initializes a conc_call: conc_call calls[] = {CONC_CALL(f, &x), CONC_CALL(g, &y)}; If
- * only the overall result matters, use CONC_GATHER(CONC_CALL(...), ...) (C only, because C++ has no
- * array that lives for one expression). */
+/* CONC_CALL initializes a conc_call:
+ *     conc_call calls[] = {CONC_CALL(f, &x), CONC_CALL(g, &y)};
+ * If only the overall result matters, use CONC_GATHER(CONC_CALL(...), ...) (only in C, because C++
+ * has no array that lives for one expression). */
 /* clang-format off */
 #define CONC_CALL(fn, ...) {(fn), (__VA_ARGS__), 0, {0}, #fn}
 /* clang-format on */
@@ -567,8 +569,8 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
  * frame pointer, base pointer}. */
 typedef void *conc__context[4];
 
-/* All fields are private. A task without a handle is at the top of its own stack, and lacks the
- * fields from name_copy on. */
+/* All fields are private. A task without a handle is stored at the top of its own stack and lacks
+ * name_copy and all later fields. */
 struct conc_task {
     conc_task *next; /* the ready queue */
     conc__context context;
@@ -609,8 +611,8 @@ struct conc_task {
 
 /* Waits until the task has ended, and stores its result in *result (NULL: not wanted) and its error
  * text in conc_last_error. Returns 0. Any number of tasks may join it; joining never cancels it.
- * Errors: -ECANCELED (the caller was cancelled; the task continues), -EDEADLK (oneself), -EPERM
- * (another run's task, ended or not), -EINVAL. */
+ * Errors: -ECANCELED (the caller was cancelled; the task continues), -EDEADLK (t is the caller),
+ * -EPERM (another run's task, ended or not), -EINVAL. */
 CONC_API int conc_join(conc_task *t, int *result);
 
 /* Cancels the task: from now on its checkpoints return -ECANCELED, except inside shields. Does not
@@ -634,7 +636,7 @@ CONC_API void conc_set_name(conc_task *t, const char *name);
 
 /* Returns rc, and records a text for it (at most 127 bytes). If the task returns rc, the text
  * reaches join, group, gather and on_error. If the task, or a posted function, sets a future to rc,
- * the text reaches the future's waiters. Outside tasks and jobs, the text is for this thread's
+ * the text reaches the future's waiters. Outside any task or job, the text goes to this thread's
  * conc_last_error.
  *     return conc_fail(-EPROTO, "line %d: no colon", line); */
 CONC_API int conc_fail(int rc, const char *fmt, ...) __attribute__((__format__(__printf__, 2, 3)));
@@ -649,8 +651,8 @@ CONC_API const char *conc_error_text(const conc_task *t);
  * none. Borrowed until the next error. */
 CONC_API const char *conc_last_error(void);
 
-/* Returns the text of any negative errno; for some of them, the meaning in conc instead of the
- * system's text. Static. Callable from anywhere. */
+/* Returns the text of any negative errno; for some, its meaning in conc instead of the system's
+ * text. Static. Callable from anywhere. */
 CONC_API const char *conc_strerror(int rc);
 
 /* CONC_TRY(expr) is the value of expr, if that is not negative. A negative value is returned, as an
@@ -716,8 +718,8 @@ typedef struct conc_local {
     const char *name; /* shown in dumps; may be NULL */
 } conc_local;
 
-/* Sets this task's value for the key (borrowed). A task starts with its parent's values at the
- * spawn; later changes in one do not affect the other. Errors: -EINVAL (NULL key), -ENOMEM. */
+/* Sets this task's value for the key (borrowed). A task starts with the values its parent has at
+ * the spawn; later changes in one do not affect the other. Errors: -EINVAL (NULL key), -ENOMEM. */
 CONC_API int conc_local_set(conc_local *key, const void *value);
 
 /* Returns this task's value for the key; NULL if none was set. */
@@ -751,17 +753,17 @@ CONC_API int conc__gen_open(const char *opened, conc_gen *g, conc_gen_fn *fn, vo
 CONC_API int conc_gen_emit(conc_gen *g, const void *item);
 
 /* Called in the consumer: returns 1 and stores the next item in *item, or returns 0 at the end and
- * after it, or the body's error. Cancelling the consumer reaches the body's waits. Errors: -EBUSY
- * (another task, or the body itself, is in the generator), -EPERM (it belongs to another run),
- * -EINVAL (not open). Waits as the body does. */
+ * from then on, or the body's error. Cancelling the consumer reaches the body's waits. Errors:
+ * -EBUSY (another task, or the body itself, is in the generator), -EPERM (it belongs to another
+ * run), -EINVAL (not open). Waits as the body does. */
 CONC_API int conc_gen_next(conc_gen *g, void *item);
 
 /* Ends the body, whose emit returns -ECANCELED, waits for its cleanup, and frees the stack. Returns
  * 0 or the cleanup's error. The body's own waits still work during cleanup. If the body emits 1000
  * more times instead of returning, conc stops it: closes everything it opened, cancels its groups'
  * children and waits for them, reports that to on_error, returns -EINVAL, and keeps the stack until
- * the run ends. Closing a generator twice, unopened, or after the run returns 0. Errors: -EBUSY and
- * -EPERM as above. */
+ * the run ends. Returns 0 if the generator is already closed or was never opened, or its run is
+ * over. Errors: -EBUSY and -EPERM as above. */
 CONC_API int conc_gen_close(conc_gen *g);
 
 /* ---- >>descriptors -------------------------------------------------------------------------- */
@@ -769,11 +771,12 @@ CONC_API int conc_gen_close(conc_gen *g);
 enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
 
 /* Descriptors that conc opened (conc_listen, conc_accept, conc_dial) are non-blocking and
- * close-on-exec, and must be closed with conc_close. All calls here also take any other descriptor.
- * Each makes its system call first, and waits only if that would block. Several tasks may wait on
- * one descriptor; all continue when it is ready. No call raises SIGPIPE, which a run blocks in its
- * thread; writing to a broken pipe returns -EPIPE. A program that a task starts with system(),
- * popen() or posix_spawn() inherits the blocked signal; a conc_child of conc_pool.h does not.
+ * close-on-exec, and must be closed with conc_close. The calls in this section also take any other
+ * descriptor. Each makes its system call first, and waits only if that would block. Several tasks
+ * may wait on one descriptor; all continue when it is ready. No call raises SIGPIPE, which a run
+ * blocks in its thread; writing to a broken pipe returns -EPIPE. A program that a task starts with
+ * system(), popen() or posix_spawn() inherits the blocked signal; a conc_child of conc_pool.h does
+ * not.
  *
  * A descriptor in blocking mode keeps that mode, except a listener (conc_accept), and does not
  * block the loop. For sockets and pipes, Linux has non-blocking calls. Terminals and named pipes
@@ -784,28 +787,29 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  * descriptor of another kind (inotify; pipes on other systems) that several processes share, if
  * another process takes the bytes after poll(2) has reported them.
  *
- * A descriptor may be reported ready although a call would block: a socket with messages in its
- * error queue, a full Unix datagram peer, an eventfd whose counter has no room for the number. Then
- * the call pauses before it retries, for 1 ms at first and up to 64 ms later.
+ * A descriptor can be reported ready even though a call would block: a socket with messages in its
+ * error queue, a full Unix datagram peer, an eventfd whose counter has no room for the number. The
+ * call then retries after a pause, which starts at 1 ms and grows to at most 64 ms.
  *
  * If a descriptor is closed with close(2), a task waiting for it gets -EBADF within a quarter of a
- * second (per 500 such descriptors). If a file of the same kind immediately reuses the number, the
- * poll(2) backend may not notice if both have the same inode, as eventfds do. */
+ * second (per 500 such descriptors). The poll(2) backend might miss the close if the number is
+ * immediately reused by a file of the same kind and inode (all eventfds share one). */
 
 /* Waits until fd is ready for any of `events`, and returns those for which it is ready. End of
- * file, an error, or a peer's hang-up make it ready. With events 0, waits only for a hang-up or an
- * error, and returns 0. A regular file is always ready, and never hangs up. Errors: -EBADF (not
- * open, or closed during the wait), -EINVAL (other events), or the system's.
+ * file, an error, or a hang-up by the peer makes it ready. With events 0, waits only for a hang-up
+ * or an error, and returns 0. A regular file is always ready, and never hangs up. Errors: -EBADF
+ * (not open, or closed during the wait), -EINVAL (other events), and system errors.
  *
- * Reports what poll(2) reports. If a descriptor is reported ready although a call would block, a
+ * Reports what poll(2) reports. If a descriptor is reported ready even though a call would block, a
  * loop of conc_wait_fd and recv(2) spins, because conc does not see the EAGAIN; conc_recv and the
  * like pause. */
 CONC_API int conc_wait_fd(int fd, int events);
 
 /* These are the POSIX calls, except that they wait instead of blocking or failing with EAGAIN. Each
  * returns a count, 0 at end of file, or a negative errno (-EBADF also if fd is closed during the
- * wait). A cancel loses nothing: -ECANCELED means that no byte was transferred. With MSG_DONTWAIT
- * in flags, they return -EAGAIN instead of waiting; instead of MSG_WAITALL, use conc_read_full. */
+ * wait). Cancellation loses nothing: -ECANCELED means that no byte was transferred. With
+ * MSG_DONTWAIT in flags, they return -EAGAIN instead of waiting; instead of MSG_WAITALL, use
+ * conc_read_full. */
 CONC_API ssize_t conc_read(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write(int fd, const void *buf, size_t n);
 CONC_API ssize_t conc_readv(int fd, const struct iovec *parts, int count);
@@ -817,8 +821,8 @@ CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct so
 CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags,
                              const struct sockaddr *to, socklen_t to_size);
 
-/* Transfer all n bytes. Return fewer at end of file (reading), or if an error or a cancel occurs
- * after some were transferred: then the next call returns that error, or the next checkpoint
+/* Transfer all n bytes. Return fewer at end of file (when reading), or if an error or cancellation
+ * occurs after some were transferred; the next call then returns that error, or the next checkpoint
  * -ECANCELED. Otherwise as above. */
 CONC_API ssize_t conc_read_full(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n);
@@ -829,7 +833,7 @@ CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n);
  * otherwise calls return -EADDRNOTAVAIL. */
 
 typedef struct conc_listen_options {
-    int backlog;     /* most connections waiting for an accept; 0: the system's maximum */
+    int backlog;     /* maximum number of connections waiting to be accepted; 0: the system's */
     bool reuse_port; /* SO_REUSEPORT: several sockets share the port; ignored for "unix:" */
 } conc_listen_options;
 
@@ -837,20 +841,20 @@ typedef struct conc_listen_options {
  * (SO_REUSEADDR), IPv6 sockets are IPv6-only, TCP connections have TCP_NODELAY. Port 0 means any
  * free one; conc_address returns it. If no process is listening on a Unix socket's file, the file
  * is replaced, under a lock file PATH.conc-lock; if another process holds that lock, the call
- * blocks the loop for at most 50 ms. If the file system has no locks, the socket's file is kept,
- * and the error is flock(2)'s. Errors: -EINVAL, -EADDRINUSE and other system errors. Not a
+ * blocks the loop for at most 50 ms. If the file system does not support locks, the socket's file
+ * is kept, and the error is flock(2)'s. Errors: -EINVAL, -EADDRINUSE and other system errors. Not a
  * checkpoint. */
 CONC_API int conc_listen(const char *address);
 CONC_API int conc_listen_with(const char *address, const conc_listen_options *o);
 
-/* Waits for a connection and returns its descriptor. A cancel leaves the connection to the next
- * accept. A listener in blocking mode becomes non-blocking, in all processes that share it:
+/* Waits for a connection and returns its descriptor. If cancelled, leaves the connection for the
+ * next accept. A listener in blocking mode becomes non-blocking, in all processes that share it:
  * otherwise the call would block the loop if another process took the connection first. */
 CONC_API int conc_accept(int fd);
 
 /* Connects and returns the descriptor, with TCP_NODELAY. Errors: -EINVAL, -ECONNREFUSED and other
- * system errors. Waits; the only time limit is the system's (-ETIMEDOUT). A cancel leaves nothing
- * open. */
+ * system errors. Waits; the only time limit is the system's (-ETIMEDOUT). Cancellation leaves
+ * nothing open. */
 CONC_API int conc_dial(const char *address);
 
 /* Writes a socket's own address, or its peer's, to buf, in the notation above. Errors: -ENOSPC
@@ -866,25 +870,25 @@ CONC_API int conc_address(int fd, bool peer, char *buf, size_t size);
 CONC_API int conc_close(int fd);
 
 typedef struct conc_server {
-    int fd; /* as conc_listen returned it */
+    int fd; /* from conc_listen */
     /* serves one connection. conc_serve closes fd afterwards. The handler may close it earlier with
      * conc_close, but not with close(2), because conc_serve would then close a new file that reuses
      * the number */
     int (*handler)(int fd, void *arg);
     void *arg;
-    /* most concurrent connections; 0: no limit. Beyond it, new ones wait in the backlog */
+    /* maximum number of concurrent connections; more wait in the backlog; 0: no limit */
     int limit;
     /* its tasks' name, borrowed until conc_serve returns. NULL: the handler's name, in debug mode
      * or under a trace, if the program has its symbols; otherwise conc_serve and its location */
     const char *name;
 } conc_server;
 
-/* Accepts connections and starts a task for each. A cancel cancels the handlers and waits for them;
- * after conc_close(s->fd) the call waits for the handlers and returns 0. A handler's error goes to
- * on_error, and serving continues. It also continues after an accept(2) error that concerns a
- * single connection. If descriptors or memory run out, conc_serve retries ten times a second, and
- * reports this to on_error once, and again only after accepting has worked for a second. *s is read
- * once. The caller closes s->fd. Errors: -EINVAL, those of accept(2).
+/* Accepts connections and starts a task for each. If cancelled, cancels the handlers and waits for
+ * them; after conc_close(s->fd), waits for the handlers and returns 0. A handler's error goes to
+ * on_error, and serving continues. It also continues after an accept(2) error that affects only one
+ * connection. If descriptors or memory run out, conc_serve retries ten times a second, and reports
+ * this to on_error once, and again only after accepting has worked for a second. *s is read once.
+ * The caller closes s->fd. Errors: -EINVAL, those of accept(2).
  *     int conc_serve(const conc_server *s); */
 #define conc_serve(...) conc__serve((__VA_ARGS__), CONC__AT(CONC__CONNECTION_OF "conc_serve at "))
 #define CONC__CONNECTION_OF "a connection of "
@@ -927,26 +931,26 @@ typedef struct conc_stream conc_stream;
 CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd);
 
 /* An alternative to a descriptor under a stream: TLS, a cipher, memory. The functions receive the
- * self passed to conc_stream_open_on, and run in tasks, where they may wait. For an error they
- * return a negative errno (with conc_fail's text); for a cancel -ECANCELED, and then the call must
- * have had no effect. If one returns -EAGAIN, the stream calls it again after a pause of 1 ms at
- * first and up to 64 ms later. One read may run concurrently with one write or shutdown, in another
- * task. */
+ * self passed to conc_stream_open_on, and run in tasks, where they may wait. On an error they
+ * return a negative errno (with conc_fail's text); on cancellation, -ECANCELED, and the call must
+ * then have had no effect. If one returns -EAGAIN, the stream calls it again after a pause, which
+ * starts at 1 ms and grows to at most 64 ms. One read may run concurrently with one write or
+ * shutdown, in another task. */
 typedef struct conc_transport {
     /* like conc_read: waits for bytes, and returns their number, at most n; 0 at the end */
     ssize_t (*read)(void *self, void *buf, size_t n);
     /* like conc_write: waits until some of the n bytes are accepted, and returns how many; never 0.
      * After an error, -ECANCELED or -EAGAIN the next call passes the same bytes, perhaps followed
      * by more, at another address. A transport that packs bytes into records accepts them once it
-     * has built the record, and sends what is left of it first in the next call. conc_stream_flush
-     * does not know what is left: where that matters, write must return only when the record has
+     * has built the record, and begins the next call by sending the rest of it. conc_stream_flush
+     * does not know of that rest: where this matters, write must return only when the record has
      * been sent */
     ssize_t (*write)(void *self, const void *buf, size_t n);
     /* ends the writing half, so that the peer reads end of file. NULL: no separate halves */
     int (*shutdown)(void *self);
-    /* releases self. Returns 0, or an error that conc_stream_close returns; self counts as released
-     * either way. Called once, when no other call is in progress, in a task unless the stream is
-     * closed outside one; in a cancelled task it cannot wait. NULL: nothing to release */
+    /* releases self. Returns 0, or an error for conc_stream_close to return; self counts as
+     * released either way. Called once, when no other call is in progress, in a task unless the
+     * stream is closed outside one; in a cancelled task it cannot wait. NULL: nothing to release */
     int (*close)(void *self);
 } conc_transport;
 
@@ -956,30 +960,31 @@ typedef struct conc_transport {
  * read waits, the stream's own task sends written data; if that fails, the stream cancels the
  * transport's read in the same way, and its own read returns the write's error.
  *     int conc_stream_open_on(conc_stream *s, const conc_transport *t, void *self);
- * Errors: -EINVAL (NULL, no read or write, already open), -EBUSY as above, -ENOMEM; then close is
- * not called. Not a checkpoint. */
+ * Errors: -EINVAL (NULL, no read or write, already open), -EBUSY as above, -ENOMEM; on error, close
+ * is not called. Not a checkpoint. */
 #define conc_stream_open_on(...) conc__stream_open_on(CONC__PLACE, __VA_ARGS__)
 CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_transport *t,
                                   void *self);
 
-/* Reading. A read that must wait for bytes first starts to send written data, so a request need not
+/* Reading. A read that must wait for bytes first starts sending written data, so a request need not
  * be flushed before its reply is read; the sending continues during the wait. A read that would
  * have to wait returns, once, a write error that no call has returned yet: available bytes come
- * first, and the next read waits again. A cancel loses no data: unreturned bytes can still be read.
- * Bytes that arrived before an error are returned before it. Errors: the descriptor's, those of
- * writing, -EBUSY (another task is reading), -EPIPE (closed, perhaps during the wait), -EINVAL
- * (never opened), -ENOMEM. */
+ * first, and the next read waits again. Cancellation loses no data: bytes not yet returned can
+ * still be read. Bytes that arrived before an error are returned before it. Errors: the
+ * descriptor's, those of writing, -EBUSY (another task is reading), -EPIPE (closed, perhaps during
+ * the wait), -EINVAL (never opened), -ENOMEM. */
 
 /* Reads available bytes, at most n. Returns 0 at end of file, and immediately if n is 0. */
 CONC_API ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n);
 
-/* Reads n bytes, or fewer at end of file or if a cancel or an error occurs after some were read. */
+/* Reads n bytes; fewer at end of file, or if cancellation or an error occurs after some were
+ * read. */
 CONC_API ssize_t conc_stream_read_full(conc_stream *s, void *buf, size_t n);
 
 /* Reads up to and including a delimiter of n bytes. Returns the length; *data points to the bytes,
  * with a NUL after them, until the next call that reads or closes. At end of file, returns the
- * remaining bytes, without a delimiter; then 0, and *data is NULL. Further errors: -EMSGSIZE (no
- * delimiter within `limit` bytes; nothing is lost, because conc_stream_read can read them). */
+ * remaining bytes, without a delimiter; after that, 0 with *data NULL. Additional errors: -EMSGSIZE
+ * (no delimiter within `limit` bytes; nothing is lost, because conc_stream_read can read them). */
 CONC_API ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter, size_t n,
                                         char **data);
 
@@ -987,7 +992,7 @@ CONC_API ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter, s
  * ending:
  *     char *line;
  *     while (CONC_TRY(conc_stream_read_line(&s, &line)) >= 0 && line) ...
- * Both an empty line and the end have length 0, but at the end line is NULL. */
+ * An empty line and end of file both have length 0, but at end of file line is NULL. */
 CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line);
 
 /* Writing. The buffer keeps bytes until it holds buffer_size of them, until a flush, or until a
@@ -995,18 +1000,18 @@ CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line);
  * turn. Errors: the descriptor's (the buffered bytes are dropped, and every later call returns the
  * same error, even if a read already has), -EPIPE (closed), -EINVAL, -ENOMEM. */
 
-/* Writes n bytes and returns n, or fewer if a cancel occurs after some were accepted. Waits while
- * they do not fit in the buffer. */
+/* Writes n bytes and returns n, or fewer if cancelled after some were accepted. Waits while they do
+ * not fit in the buffer. */
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n) CONC_NODISCARD;
 
-/* Like conc_stream_write, for formatted text. Returns the text's length, or less if a cancel or
- * timeout occurs after some bytes were accepted. */
+/* Like conc_stream_write, for formatted text. Returns the text's length, or less if cancelled or
+ * timed out after some bytes were accepted. */
 CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
     __attribute__((__format__(__printf__, 2, 3)));
 
-/* Waits until the system has accepted all written data, and returns 0. If a cancel or timeout
- * occurs first, returns how many bytes have been accepted, or -ECANCELED if none; the rest stays
- * buffered for the next flush. */
+/* Waits until the system has accepted all written data, and returns 0. If cancelled or timed out
+ * first, returns how many bytes have been accepted, or -ECANCELED if none; the rest stays buffered
+ * for the next flush. */
 CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
 
 /* Flushes, and ends the writing half, so that the peer reads end of file; reading continues to
@@ -1015,14 +1020,15 @@ CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
  * transport with separate halves; all was flushed), a write error, or one from shutdown(2). */
 CONC_API int conc_stream_shutdown(conc_stream *s) CONC_NODISCARD;
 
-/* Flushes after any write in progress (in a cancelled task, does not flush), closes, and frees the
+/* Waits for any write in progress, flushes (unless the task is cancelled), closes, and frees the
  * buffers. Returns 0, the flush's error, or an earlier write error that no call has returned yet.
  * Tasks waiting on the stream get -EPIPE. The close returns once all of them have left the stream,
  * however long that takes; then the caller may free the conc_stream. If the peer does not read, the
- * flush waits until a cancel or timeout: to drop such a peer, close the stream in conc_timeout(0,
- * fn, &s), or in a cancelled scope. Closing it twice, or unopened, does nothing. Waits; do not
- * repeat it after an error. Outside a run, and in a posted function, it neither flushes nor waits:
- * the conc_stream must then remain valid until the tasks inside have returned. */
+ * flush waits until it is cancelled or times out: to drop such a peer, close the stream in
+ * conc_timeout(0, fn, &s), or in a cancelled scope. Does nothing if the stream is already closed or
+ * was never opened. Waits; do not repeat it after an error. Outside a run, and in a posted
+ * function, it neither flushes nor waits: the conc_stream must then remain valid until the tasks
+ * inside have returned. */
 CONC_API int conc_stream_close(conc_stream *s);
 CONC_API void conc__auto_conc_stream(conc_stream *s);
 
@@ -1054,9 +1060,10 @@ CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *n
  * take turns. Errors: -EPIPE (not open, or closed during the wait). */
 CONC_API int conc_signals_next(conc_signals *s) CONC_NODISCARD;
 
-/* Restores the handlers and the mask from before the opening, except handlers that the program has
- * installed since. Re-raises any signals that no receiver got. Closing it twice, or unopened, does
- * nothing and returns 0. Not a checkpoint. Errors: -EPERM (another run's). */
+/* Restores the handlers and the mask from before conc_signals_open, except handlers that the
+ * program has replaced since. Re-raises any signals that no receiver got. If s is already closed or
+ * was never opened, does nothing and returns 0. Not a checkpoint. Errors: -EPERM (another
+ * run's). */
 CONC_API int conc_signals_close(conc_signals *s);
 CONC_API void conc__auto_conc_signals(conc_signals *s);
 
@@ -1076,7 +1083,7 @@ CONC_API conc_loop *conc_loop_self(void);
 CONC_API int conc_loop_hold(conc_loop *l);
 CONC_API int conc_loop_release(conc_loop *l);
 
-/* Makes l call fn(arg) between two tasks, in posting order. However many posts there are, l serves
+/* Makes l call fn(arg) between tasks, in posting order. However many posts there are, l serves
  * timers, descriptors and signals in between. If the call returns 0, fn will run. Without a hold,
  * the caller must ensure that the run has not ended. Callable from any thread, but not from a
  * signal handler. Errors: -EINVAL, -ENOMEM, -ESHUTDOWN (the run is over), -EPERM (l belongs to the
@@ -1085,7 +1092,7 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg);
 
 /* Called from another thread: starts fn(arg) as a background task of l, and returns its result once
  * it has ended, with its error text in conc_last_error. The caller is a plain thread or a job,
- * which blocks, or a task of another loop, which waits; arg is borrowed until the return.
+ * which blocks, or a task of another loop, which waits; arg is borrowed until the call returns.
  * Cancelling that task or job cancels fn; the call still returns fn's result once fn has ended. If
  * l's run ends before fn, that also cancels fn. As with conc_post, the caller must ensure that the
  * run has not ended, or hold l. While a task is waiting in this call, its loop's virtual clock
@@ -1127,8 +1134,9 @@ CONC_API int conc_embed_begin(conc_embed *e, const conc_options *o, conc_fn *mai
 CONC_API int conc_embed_fd(conc_embed *e);
 
 /* Returns the longest time to wait, in seconds: 0 if work is ready; CONC_FOREVER if only the
- * descriptor matters, as while the virtual clock stands still for a job. Call it before each wait.
- * If the run is not begun, returns CONC_FOREVER; in another thread, -EPERM, which is negative. */
+ * descriptor matters, for example while the virtual clock stands still for a job. Call it before
+ * each wait. Returns CONC_FOREVER if the run has not begun; in another thread, -EPERM, which is
+ * negative. */
 CONC_API double conc_embed_timeout(conc_embed *e);
 
 /* Runs whatever is ready, without waiting. Returns 1, or 0 once the run is over. Errors: -EINVAL
@@ -1155,8 +1163,8 @@ typedef struct conc_stats {
     size_t stack_bytes; /* address space of all of them */
     size_t jobs_queued; /* jobs that have not begun, in all pools of the program */
     size_t peak;        /* most tasks that were alive at once */
-    uint64_t spawned;   /* tasks, since the run began */
-    uint64_t switches;  /* between tasks, approximately */
+    uint64_t spawned;   /* tasks spawned since the run began */
+    uint64_t switches;  /* switches between tasks, approximately */
     /* rounds of the scheduler, each of which serves posts, timers and descriptors once */
     uint64_t passes;
     uint64_t polls; /* system calls that wait or poll for events */
@@ -1170,10 +1178,10 @@ typedef struct conc_stats {
 
 CONC_API void conc_get_stats(conc_stats *s);
 
-/* Prints the tree of groups and tasks: what each task waits for, which task owns that, how many
- * seconds it has waited [in brackets], and where it was spawned. Beyond 2000 tasks, it instead
- * prints how many are in each state at each location, largest number first. In debug mode `kill
- * -USR2` prints it to stderr, unless the program itself receives that signal. */
+/* Prints the tree of groups and tasks: what each task is waiting for, which task owns it, how many
+ * seconds the task has waited [in brackets], and where it was spawned. With more than 2000 tasks,
+ * it instead prints how many are in each state at each location, largest number first. In debug
+ * mode `kill -USR2` prints it to stderr, unless the program itself receives that signal. */
 CONC_API void conc_dump(FILE *out);
 
 #ifdef __cplusplus
@@ -1237,7 +1245,7 @@ template <class type> struct conc__is_pointer<type *> {
 #define CONC__IMPLEMENTED
 
 #ifdef __cplusplus
-#error "conc.h: define CONC_IMPLEMENTATION in a C file: C++ can only include the header"
+#error "conc.h: define CONC_IMPLEMENTATION in a C file; a C++ file can only include the header"
 #endif
 
 /* ---- >>options ------------------------------------------------------------------------------ */
@@ -1364,19 +1372,20 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 
 enum {
     CONC__LEAST_STACK = 16 * 1024, /* bytes */
-    CONC__BATCH_MOST = 64,         /* most switches in a batch, between two scheduler passes */
-    /* most checkpoints in a row without a wait; the next one yields */
+    CONC__BATCH_MOST = 64,         /* maximum switches in a batch, between two scheduler passes */
+    /* maximum number of consecutive checkpoints without a wait; the next one yields */
     CONC__BUDGET_MOST = 256,
     CONC__BATCH_NS = 1000000, /* a batch that takes more ns has slow steps */
-    /* after so many consecutive passes that ran only posted functions, a pass runs none */
+    /* after this many consecutive passes that ran only posted functions, a pass runs none */
     CONC__FLOOD = 64,
-    /* after so many consecutive refused checkpoints, a task counts as ignoring its cancel */
+    /* after this many consecutive refused checkpoints, a task counts as ignoring its
+     * cancellation */
     CONC__SPINNER = 16,
-    CONC__STUBBORN = 1000,  /* after so many, debug mode reports the task */
+    CONC__STUBBORN = 1000,  /* after this many, debug mode reports the task */
     CONC__PATIENCE = 50000, /* ns that a thread spins before it sleeps */
-    /* after so many consecutive unsuccessful spins, a thread seldom spins */
+    /* after this many consecutive unsuccessful spins, a thread seldom spins */
     CONC__MISSES = 3,
-    /* under a seed, the next task is drawn from at most so many ready tasks */
+    /* under a seed, the next task is drawn from at most this many ready tasks */
     CONC__CHOICE = 16,
     CONC__NO_STATUS = -1,                /* conc_set_exit_status was not called */
     CONC__NAME = 48,                     /* bytes for a task's name */
@@ -1462,9 +1471,9 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 /* ---- >>switch ------------------------------------------------------------------------------- */
 
 /* conc__jump(from, to) saves the context of this stack in `from` and resumes the context `to`. It
- * pushes nothing, so the waiting call's debug information is valid for a parked stack too. It ends
- * in an indirect jump, because a return would be mispredicted. conc__prepare(context, low, top,
- * entry) makes a context that starts entry() on the stack below top.
+ * pushes nothing, so the calling function's debug information also holds for a parked stack. It
+ * ends in an indirect jump, because a return would be mispredicted. conc__prepare(context, low,
+ * top, entry) makes a context that starts entry() on the stack below top.
  *
  * conc__jump may be inlined into any function, and the compiler may address that function's frame
  * by any of three registers: the stack pointer, the frame pointer (rbp, x29, s0) and Clang's base
@@ -2255,7 +2264,7 @@ struct conc_loop {
     struct {
         conc_signals *open;  /* the open receivers */
         conc__ending ending; /* closes the receivers; all zero: none was opened */
-        /* passes signals that have arrived to the receivers; NULL: none was opened */
+        /* delivers pending signals to the receivers; NULL: none was opened */
         void (*hand_out)(conc_loop *l);
         /* by signal number: the open receivers, and the arrival count up to which they have been
          * served */
@@ -2264,8 +2273,8 @@ struct conc_loop {
             unsigned long handed;
         } received[CONC__SIGNALS];
         uint64_t unblocked; /* a bit for each signal blocked before a receiver opened */
-        int waits;          /* tasks that wait for a signal */
-        bool pipe_was_blocked, pipe_was_pending; /* SIGPIPE, when the run began */
+        int waits;          /* tasks waiting for a signal */
+        bool pipe_was_blocked, pipe_was_pending; /* whether SIGPIPE was so when the run began */
         /* conc's alternate stack for handlers; NULL: the thread already had one, or memory ran
          * out */
         void *stack;
@@ -2304,10 +2313,10 @@ struct conc_loop {
         bool dumps_taken, faults_taken;
         bool lists_tasks; /* the current report has a line for each task */
         bool step_over;   /* stepwise: the resumed task has ended */
-        /* stepwise: when the running step began; the total time of all steps; of all completed
-         * waits */
+        /* stepwise: when the current step began; the total time of all steps; the total time of all
+         * completed waits */
         int64_t step_began, ran, waited;
-        /* debug: how much of the running step's time user hooks took */
+        /* debug: how much of the current step's time user hooks took */
         int64_t called;
         struct conc__trace *trace;       /* NULL: none is written */
         struct conc__watchdog *watchdog; /* debug */
@@ -2326,7 +2335,7 @@ struct conc_loop {
 
 static CONC_TLS _Thread_local conc_loop *conc__here;
 
-/* The text of conc_last_error on this thread, outside tasks and jobs. */
+/* The text of conc_last_error on this thread, outside any task or job. */
 static CONC_TLS _Thread_local char conc__thread_text[CONC__TEXT];
 
 static atomic_uint_least64_t conc__runs; /* runs so far in this process and its ancestors */
@@ -2343,23 +2352,23 @@ static struct {
 struct conc__address;
 
 /* A case of conc_select on a channel or a job of conc_pool.h. Other threads only notify the loop;
- * the loop's own thread decides whether the case is performed. */
+ * the loop's own thread decides whether the case is carried out. */
 typedef struct conc__outside {
     enum { CONC__CASE_RECEIVES, CONC__CASE_SENDS, CONC__CASE_ENDS } kind;
     void *object;    /* a conc_channel or a conc_job */
     void *item;      /* where to store or read the item */
     conc_task *task; /* the task that receives an error's text */
-    int result;      /* valid once the case has been performed */
+    int result;      /* valid once the case has been carried out */
     void *owner;     /* the conc_case, for `notified` */
-    /* Called on the loop after another thread has notified it. happened: the case has been
-     * performed; otherwise an earlier end() has returned true. */
+    /* Called on the loop after another thread has notified it. happened: the case was carried out;
+     * otherwise an earlier end() returned true. */
     void (*notified)(struct conc__outside *o, bool happened);
 } conc__outside;
 
 typedef struct conc__outside_calls {
     int (*check)(const conc__outside *o); /* returns 0 if the case is valid */
-    bool (*attempt)(conc__outside *o);    /* returns true if the case was performed */
-    /* returns 1 (performed), 0 (a copy, *begun, waits until the case is performed or end is
+    bool (*attempt)(conc__outside *o);    /* returns true if the case was carried out */
+    /* returns 1 (carried out), 0 (a copy, *begun, waits until the case is carried out or end is
      * called), or an error */
     int (*begin)(conc_loop *l, conc__outside *o, conc__outside **begun);
     /* returns true if another thread has already notified the loop; `notified` will then still be
@@ -2371,7 +2380,7 @@ typedef struct conc__outside_calls {
  * conc_pool.h. */
 typedef struct conc__extension {
     const conc__outside_calls *outside; /* for conc_select */
-    /* the locals of the job that runs on this thread; NULL: none */
+    /* the locals of the job that is running on this thread; NULL: none */
     conc__locals **(*job_locals)(void);
     /* conc_block in a job; returns 1 if no job is running on this thread */
     int (*job_block)(int64_t ns);
@@ -2379,15 +2388,15 @@ typedef struct conc__extension {
     bool (*job_shield)(double grace, conc_fn *fn, void *arg, int *rc);
     /* called when a run begins on this thread, perhaps inside a job */
     int (*job_runs)(conc_loop *l);
-    /* called with true when the run's tasks wait only for channels, so that l's job counts as idle,
-     * and with false when that wait is over */
+    /* called with true when the run's tasks are waiting only for channels, so that l's job counts
+     * as idle, and with false when that wait is over */
     void (*job_idles)(conc_loop *l, bool idles);
     void (*job_goes_on)(conc_loop *l); /* called under the mutex when the next post has arrived */
     /* called when l->job.limit has passed; returns the next limit */
     int64_t (*job_late)(conc_loop *l);
     /* conc_fail in a job; returns false if no job is running on this thread */
     bool (*job_fail)(int rc, const char *text);
-    /* the latest error text of the job that runs on this thread, "" if none; NULL: no job is
+    /* the latest error text of the job that is running on this thread, "" if none; NULL: no job is
      * running */
     const char *(*job_text)(void);
     /* looks up a host name: returns the number of addresses; release *found with conc_free */
@@ -2399,9 +2408,9 @@ typedef struct conc__extension {
     /* returns whether any task is waiting on a pipe of a running child program; sets *starts to the
      * number of programs started so far */
     bool (*pipe_awaited)(const conc_loop *l, unsigned *starts);
-    /* the job that runs on this thread; NULL: none */
+    /* the job that is running on this thread; NULL: none */
     struct conc__job_context *(*job_here)(void);
-    /* called when a job starts or stops waiting for a task of l. If the virtual clock that the job
+    /* called when a job begins or ends a wait for a task of l. If the virtual clock that the job
      * stops is l's, it may advance during the wait */
     void (*job_waits)(struct conc__job_context *job, const conc_loop *l, bool waits);
     bool (*job_cancelled)(void);
@@ -2415,7 +2424,7 @@ static conc__extension conc__extended;
 /* Everything in debug mode, traces and dumps that the core calls. The section >>diagnostics fills
  * in the table; with CONC_NO_DIAGNOSTICS there is no such section, and the table is empty. */
 typedef struct conc__hooks {
-    /* Called as conc__diagnostics.dump(...), because they also serve runs without debug mode: */
+    /* Called as conc__diagnostics.dump(...), because these also serve runs without debug mode: */
     void (*dump)(conc_loop *l, FILE *out);
     /* prints the tasks, and a cycle of tasks waiting for each other */
     void (*deadlock)(conc_loop *l, FILE *out);
@@ -2424,12 +2433,12 @@ typedef struct conc__hooks {
     /* Called by CONC__HOOK, in debug mode or while a trace is written. For a run: */
     int (*run_began)(conc_loop *l);  /* it begins */
     void (*run_ended)(conc_loop *l); /* it has ended, or has failed to begin */
-    /* main_fn's frames were in these size bytes from low on */
+    /* main_fn's frames were in the `size` bytes starting at `low` */
     void (*main_returned)(conc_loop *l, uintptr_t low, uintptr_t size);
     void (*close_generators)(conc_loop *l); /* open generators are about to be closed */
     void (*sleeps)(conc_loop *l);           /* the loop is about to wait for events */
     void (*idled)(conc_loop *l, int64_t from, int64_t to);
-    /* calls run(arg), which calls the program's function fn on the loop, outside all tasks */
+    /* calls run(arg), which calls the program's function fn on the loop, outside any task */
     void (*call)(conc_loop *l, const char *role, uintptr_t fn, void (*run)(void *), void *arg);
     /* finds the name of a function of the program. Returns false if its module has no symbols */
     bool (*name_function)(char name[CONC__NAME], uintptr_t fn);
