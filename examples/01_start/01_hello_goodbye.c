@@ -1,5 +1,5 @@
-/* Hello, Goodbye. Greet Alice: "Hello, Alice!", wait a second, "Goodbye, Alice!"; then Bob, in the
-   same way. Print how long both took, and "Done", which the program's task passes to main.
+/* Hello, Goodbye. Greet Alice: "Hello, Alice!", wait a second, "Goodbye, Alice!"; then greet Bob in
+   the same way. Print how long both took, and "Done", which the program's task passes to main.
 
    cc 01_hello_goodbye.c -o hello
    ./hello

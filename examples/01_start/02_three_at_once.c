@@ -7,7 +7,7 @@
    CONC_CLOCK=virtual ./three     # without waiting
 
    It prints ../expected/01_start/02_three_at_once.txt.
-   Hint: CONC_GATHER(CONC_CALL(f, &x), CONC_CALL(f, &y)) makes the calls, waits for all. */
+   Hint: CONC_GATHER(CONC_CALL(f, &x), CONC_CALL(f, &y)) makes the calls and waits for all. */
 #define CONC_STATIC
 #include "../../conc.h"
 

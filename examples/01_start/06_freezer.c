@@ -4,7 +4,7 @@
    cc 06_freezer.c -o freezer
    ./freezer
    cc -DBROKEN 06_freezer.c -o frozen
-   CONC_DEBUG=1 ./frozen     # with the bugs; it is told which task held the loop
+   CONC_DEBUG=1 ./frozen     # with the bugs; reports the task that held the loop
 
    It prints ../expected/01_start/06_freezer.txt.
    Hint: conc_offload(function, arg) calls the function in a thread; only the calling task waits. */

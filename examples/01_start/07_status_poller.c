@@ -1,5 +1,5 @@
-/* Status poller. Ask for a status every second, until it is "ready". In between, a heartbeat
-   continues, every 0.4 s, and typed lines are read.
+/* Status poller. Ask for a status every second, until it is "ready". In between, print a heartbeat
+   every 0.4 s, and read typed lines.
 
    cc 07_status_poller.c -o poller
    ./poller     # and now type some lines, or press Ctrl+D

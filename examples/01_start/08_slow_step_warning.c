@@ -1,5 +1,5 @@
-/* Slow steps. Debug mode reports tasks that block the loop for more than 0.1 s on stderr. Draw a
-   poster in one step of 0.3 s, and again in six strips; only the first is reported.
+/* Slow steps. Debug mode reports on stderr any task that blocks the loop for more than 0.1 s. Draw
+   a poster in one step of 0.3 s, and again in six strips; only the first is reported.
 
    cc 08_slow_step_warning.c -o slow
    ./slow

@@ -6,7 +6,7 @@
    ./waiting
 
    It prints ../expected/01_start/11_forgotten_tasks.txt.
-   Hint: conc_group g = {.keep_going = true}; then an error does not cancel the other tasks. */
+   Hint: in a conc_group g = {.keep_going = true} an error does not cancel the other tasks. */
 #define CONC_STATIC
 #include "../../conc.h"
 

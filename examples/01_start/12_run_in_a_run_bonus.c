@@ -1,6 +1,6 @@
-/* A run inside a run. A task needs the result of a function that waits, and begins a run for it. It
-   gets an error: "asyncio.run() cannot be called from a running event loop". There already is a
-   loop: just call the function.
+/* A run inside a run. A task needs the result of a function that waits, and begins a run for it.
+   That fails: "asyncio.run() cannot be called from a running event loop". There already is a loop:
+   just call the function.
 
    cc 12_run_in_a_run_bonus.c -o nested
    ./nested

@@ -1,13 +1,14 @@
 /* Site checker. Check five websites concurrently: google.com, github.com, stackoverflow.com,
-   python.org, asyncio-docs.com. A check takes 1 to 3 s, and finds 80 % online. Then report.
+   python.org, asyncio-docs.com. A check takes 1 to 3 s, and finds a site online in 80 % of cases.
+   Then report.
 
    cc 03_site_checker.c -o checker
    ./checker
    CONC_CLOCK=virtual CONC_RANDOM=2 ./checker     # without waiting; 3: other numbers
 
    It prints something else in each run; ../expected/02_tasks/03_site_checker.awk checks it.
-   Hint: conc_random(0, 1) < 0.8 in 80 % of the cases. CONC_MAP_ALL(f, array, results) calls f with
-   a pointer to each element, concurrently, and stores the results. */
+   Hint: conc_random(0, 1) is less than 0.8 in 80 % of cases. CONC_MAP_ALL(f, array, results) calls
+   f with a pointer to each element, concurrently, and stores the results. */
 #define CONC_STATIC
 #include "../../conc.h"
 

@@ -1,6 +1,6 @@
-/* Priority scheduler. Process all high-priority tasks concurrently; when all are completed, the
-   low-priority ones. Print each task as it completes, each batch's time, the total time, and each
-   priority's average.
+/* Priority scheduler. Process all high-priority tasks concurrently; when all are completed, process
+   the low-priority ones. Print each task as it completes, each batch's time, the total time, and
+   each priority's average.
 
    cc 09_priority_scheduler.c -o scheduler
    ./scheduler

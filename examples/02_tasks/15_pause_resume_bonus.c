@@ -1,5 +1,5 @@
-/* Download manager, pause and resume. Download a file of 500 MB, 50 MB at a time in 0.5 s each, and
-   pause it after 1.2 s, until 3.2 s. Data in flight still arrives.
+/* Download manager, pause and resume. Download a file of 500 MB in pieces of 50 MB, which take 0.5
+   s each. Pause after 1.2 s, and resume after 3.2 s. Data in flight still arrives.
 
    cc 15_pause_resume_bonus.c -o downloads
    ./downloads

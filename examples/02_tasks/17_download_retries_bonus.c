@@ -1,6 +1,6 @@
-/* Download manager, failures and retries. A connection breaks after some MB. Reconnect, up to three
-   times, and resume where the last connection broke: wait 1 s before the second, 2 s before the
-   third. A failed file does not stop the other.
+/* Download manager, failures and retries. A connection breaks after some MB. Use up to three
+   connections per file, and resume where the last one broke: wait 1 s before the second, 2 s before
+   the third. If one file fails, the other continues.
 
    cc 17_download_retries_bonus.c -o downloads
    ./downloads

@@ -1,12 +1,13 @@
 /* Restaurant, VIP customers. One cook works on one order at a time. Orders arrive every 0.5 s; when
-   the cook is free, a VIP's order comes before all others, and equal ones keep their order.
+   the cook is free, a VIP's order comes before all others, and equal ones are served in order of
+   arrival.
 
    cc 18_vip_orders_bonus.c -o restaurant
    ./restaurant
    CONC_CLOCK=virtual ./restaurant     # without waiting
 
    It prints ../expected/02_tasks/18_vip_orders_bonus.txt.
-   Hint: a queue with .less returns the item first that less puts before all others. */
+   Hint: a queue with .less returns first the item that less puts before all others. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 

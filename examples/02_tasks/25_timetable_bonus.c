@@ -1,5 +1,5 @@
-/* Priority scheduler, a timetable. Each task has a start time. The news is too late for its own,
-   and starts immediately.
+/* Priority scheduler, a timetable. Each task has a start time. The news task is too late for its
+   start time, and starts immediately.
 
    cc 25_timetable_bonus.c -o scheduler
    ./scheduler

@@ -1,13 +1,13 @@
 /* Done and pending. Three tasks take 1, 2 and 30 s. Wait for them, but at most 10 s: print how many
-   are done and how many pending. A pending one is not cancelled: wait for its result, too.
+   are done and how many pending. Pending tasks are not cancelled: wait for their results, too.
 
    cc 26_done_and_pending.c -o pending
    ./pending
    CONC_CLOCK=virtual ./pending     # without waiting
 
    It prints ../expected/02_tasks/26_done_and_pending.txt.
-   Hint: conc_timeout(10, f, x) limits the waits in f. The tasks are in a group outside it, so it
-   does not reach them. */
+   Hint: conc_timeout(10, f, x) limits the waits in f. The tasks' group is outside f, so the limit
+   does not affect them. */
 #define CONC_STATIC
 #include "../../conc.h"
 

@@ -1,12 +1,12 @@
 /* Timeout and cancel. Give a slow operation 5 s, then print "Operation timed out!". Start it as a
-   task, and cancel it after 2 s. An interrupted operation may still clean up; the caller continues
+   task, and cancel it after 2 s. An interrupted operation can still clean up; the caller continues
    when that is done.
 
    cc 03_timeout_and_cancel.c -o limits
    CONC_CLOCK=virtual ./limits
 
    It prints ../expected/03_errors/03_timeout_and_cancel.txt.
-   Hint: conc_timeout(5, function, arg) calls it here and now, and returns its result or
+   Hint: conc_timeout(5, function, arg) calls function(arg) directly, and returns its result or
    -ETIMEDOUT. conc_cancel(&task) only asks: join the task to see how it ended. */
 #define CONC_STATIC
 #include "../../conc.h"

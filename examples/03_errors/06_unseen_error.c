@@ -1,4 +1,4 @@
-/* Unseen errors. A server starts two tasks, both fail, and its log does not show it: two places
+/* Unseen errors. A server starts two tasks. Both fail, but its log does not show this: two places
    swallow an error. Find them, and make the log show both errors, with their times.
 
    cc 06_unseen_error.c -o unseen

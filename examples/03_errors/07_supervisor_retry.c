@@ -1,13 +1,13 @@
-/* Supervisor. Retry a function that may fail, up to three calls, with a pause of 1 s after the
-   first failure and 2 s after the second. The caller gets the last error. Try it with a service
-   that recovers, one that does not, and a caller in a hurry.
+/* Supervisor. Retry a failing function: at most three calls, with a pause of 1 s after the first
+   failure and 2 s after the second. The caller gets the last error. Try it with a service that
+   recovers, one that does not, and a caller in a hurry.
 
    cc 07_supervisor_retry.c -o supervisor
    ./supervisor
 
    It prints ../expected/03_errors/07_supervisor_retry.txt.
-   Hint: there is no pause after the last failure. A cancel is not a failure: never retry it,
-   neither fn's nor the pause's. */
+   Hint: there is no pause after the last failure. Cancellation is not a failure: never retry after
+   it, whether it ended fn or the pause. */
 #define CONC_STATIC
 #include "../../conc.h"
 

@@ -6,8 +6,8 @@
    CONC_CLOCK=virtual ./breaker     # in real time it takes two minutes
 
    It prints ../expected/03_errors/08_circuit_breaker.txt.
-   Hint: set half open before the trial waits. A cancelled call proves nothing: after a cancelled
-   trial the next call is the trial. A refused call returns -EAGAIN. */
+   Hint: set the state to half open before the trial waits. A cancelled call proves nothing: after a
+   cancelled trial the next call is the trial. A refused call returns -EAGAIN. */
 #define CONC_STATIC
 #include "../../conc.h"
 

@@ -1,6 +1,6 @@
 /* Coordination, latch and barrier. Three runners get ready in 1, 2 and 3 s; the starter waits for
-   all of them (a latch), and no runner waits for him. Then each walks to the line, in the same time
-   again; there they wait for the last (a barrier), and all start together.
+   all of them (a latch), but they do not wait for the starter. Then each takes as long again to
+   walk to the line; there all wait for the last one (a barrier), and start together.
 
    cc 06_coordination.c -o coordination
    ./coordination

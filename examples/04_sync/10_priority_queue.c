@@ -1,12 +1,13 @@
 /* Priority queue. Six tasks arrive together, but the queue has three slots: the producer must wait
-   for one. The worker takes the most urgent task in the queue; equal ones keep their order.
+   for one. The worker takes the most urgent task in the queue; equally urgent ones keep their
+   order.
 
    cc 10_priority_queue.c -o queue
    ./queue
    CONC_CLOCK=virtual ./queue     # without waiting
 
    It prints ../expected/04_sync/10_priority_queue.txt.
-   Hint: a queue with .less returns the item first that less puts before all others. */
+   Hint: a queue with .less returns first the item that less puts before all others. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 

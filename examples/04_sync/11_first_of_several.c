@@ -6,8 +6,8 @@
    CONC_CLOCK=virtual ./worker     # without waiting
 
    It prints ../expected/04_sync/11_first_of_several.txt.
-   Hint: conc_select(cases, n) returns the index of the chosen case. CONC_CASE_GET(&jobs, &n) then
-   has put the job into n. */
+   Hint: conc_select(cases, n) returns the index of the chosen case. If it is that of
+   CONC_CASE_GET(&jobs, &n), the job is in n. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 

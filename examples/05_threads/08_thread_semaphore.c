@@ -5,8 +5,8 @@
    ./semaphore     # takes 3 s: two, two and one
 
    It prints what ../expected/05_threads/08_thread_semaphore.awk allows; the system chooses.
-   Hint: sem_init(&s, 0, 2) makes two permits, sem_wait waits for and takes one, sem_post returns
-   one. */
+   Hint: sem_init(&s, 0, 2) makes two permits, sem_wait waits for a permit and takes it, sem_post
+   returns one. */
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdio.h>

@@ -6,7 +6,7 @@
 
    It prints ../expected/05_threads/10_thread_event.txt.
    Hint: pthread_cond_wait releases the lock while it waits, and reacquires it before returning. A
-   broadcast wakes only threads already waiting: so check is_set before each wait. */
+   broadcast wakes only threads that are already waiting, so check is_set before each wait. */
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>

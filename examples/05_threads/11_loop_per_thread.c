@@ -1,6 +1,6 @@
 /* A loop per thread. One loop uses one processor. Here four threads have a loop each, with its own
    listener, and all listen on the same port: the system assigns each client to one of them. Twelve
-   clients ask for squares; count how many were served.
+   clients ask for squares; count how many are served.
 
    cc 11_loop_per_thread.c -o loops
    ./loops

@@ -1,5 +1,5 @@
-/* A map on a pool. Five threads fetch five files in parallel; the first takes 1 s, each further one
-   0.2 s less than the previous, so the last finishes first. The results are still in file order.
+/* A map on a pool. Five threads fetch five files in parallel; the first takes 1 s, each later one
+   0.2 s less than the one before, so the last finishes first. The results are still in file order.
    Print when each is done, then the sizes in order, then the seconds.
 
    cc 13_pool_map.c -o pool_map

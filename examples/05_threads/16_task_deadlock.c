@@ -1,6 +1,6 @@
 /* Deadlock of tasks. Threads that wait for each other's lock just hang. When tasks do, the run
-   reports who waits for whom, and returns -EDEADLK. Try it: two tasks take locks A and B, one in
-   the opposite order; then both in the same order, and both finish.
+   reports which task waits for which, and returns -EDEADLK. Try it: two tasks take locks A and B,
+   one in the opposite order; then both in the same order, and both finish.
 
    cc 16_task_deadlock.c -o task_deadlock
    ./task_deadlock     # the report goes to standard error

@@ -1,6 +1,6 @@
 /* A queue of one's own. The same as 09_thread_queue.c, in plain threads, with a queue built from a
    lock, a condition and an array: put waits for a slot, get for an item, and join until every item
-   put is marked as done.
+   put has been marked done.
 
    cc 17_queue_bonus.c -o own_queue
    ./own_queue

@@ -1,5 +1,6 @@
 /* Process pool. Three worker processes compute the squares of 1 to 5, a second each: print
-   "Computing square of 1" in the worker, and the results in order. See that the workers did it.
+   "Computing square of 1" in the worker, and the results in order. Check that the workers did the
+   work.
 
    cc 02_process_pool.c -o squares
    ./squares     # takes 2 s, on the virtual clock, too: a process is outside it

@@ -7,7 +7,7 @@
 
    It prints ../expected/07_offload/01_blocking_call.txt.
    Hint: conc_offload(fn, arg) calls fn(arg) in a thread; this task waits for it, the loop
-   continues. It is await loop.run_in_executor(None, blocking_io). */
+   continues. In Python: await loop.run_in_executor(None, blocking_io). */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 

@@ -1,5 +1,5 @@
 /* Price ticker. An endless generator: a random stock price every 0.5 s, starting at 100.00, each
-   2.00 less to 1.00 more than the last. Print them; stop below 97.00, and close the ticker.
+   2.00 less to 1.00 more than the last. Print each price; stop below 97.00, and close the ticker.
 
    cc 03_price_ticker.c -o ticker
    ./ticker

@@ -1,5 +1,6 @@
 /* HTTP client. Ask a server for four users concurrently, decode each JSON reply, and print the
-   names. libcurl's calls block, so a thread makes each. What is the most requests in progress?
+   names. libcurl's calls block, so a thread makes each. What is the largest number of requests in
+   progress at once?
 
    cc 03_http_client.c -o http_client -lcurl -lcjson
    ./http_client

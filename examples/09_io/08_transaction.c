@@ -1,4 +1,4 @@
-/* Transaction. All of its statements take effect, or none. Tasks insert two rows each, in a
+/* Transaction. Either all of its statements take effect, or none. Tasks insert two rows each, in a
    transaction; a failed or cancelled one is rolled back and leaves nothing behind.
 
    cc 08_transaction.c -o transaction -lsqlite3

@@ -11,7 +11,7 @@
    ./pool "host=127.0.0.1 port=5433 user=postgres"            # PostgreSQL alone
    ./pool "host=127.0.0.1 port=5433 user=postgres" 50000 60   # 50000 operations, at most 60 s each
 
-   Restart the server during the last one: the operations wait, and none is lost or doubled. */
+   Restart the server during the last command: the operations wait, and none is lost or doubled. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"

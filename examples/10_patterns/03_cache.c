@@ -1,17 +1,18 @@
-/* Cache. It keeps slowly computed values: in memory, with limits on entries and age, and in Redis,
-   a second level that several processes share and through which they tell each other what is stale.
-   However many tasks miss a key concurrently, one computation serves them all, and continues while
-   any of them waits. (Two processes that miss it concurrently compute it once each.)
+/* Cache. It keeps values that are slow to compute: in memory, with limits on entries and age, and
+   in Redis, a second level that several processes share and through which they tell each other what
+   is stale. However many tasks miss a key concurrently, one computation serves them all, and
+   continues while any of them waits. (Two processes that miss it concurrently compute it once
+   each.)
 
    cc 03_cache.c -o cache $(pkg-config --cflags --libs hiredis)
    ./cache                           # the cache alone, on the virtual clock
    redis-server --port 6380 --save '' --daemonize yes
    ./cache 127.0.0.1:6380            # and two processes that share the server
-   ./cache --evict ABCAABDCE         # who goes when these are asked for, with 3 places
+   ./cache --evict ABCAABDCE         # what is evicted when these keys are requested; room for 3
    ./cache --goal                    # hits a second; with cc -O2
 
-   One such process, which reads commands: get KEY, invalidate PATTERN, stats. Two that run
-   concurrently need two names.
+   Starts one such process, which reads commands: get KEY, invalidate PATTERN, stats. Processes that
+   run concurrently need different names.
    ./cache --node a 127.0.0.1:6380 */
 #define CONC_STATIC
 #include "../../conc_pool.h"

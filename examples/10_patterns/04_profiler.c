@@ -1,5 +1,5 @@
 /* Profiler. It reads a run's trace, and reports how long each task ran and waited, the loop's
-   latency, who blocked it, and the longest waits; and it draws a timeline.
+   latency, which tasks blocked it, and the longest waits; and it draws a timeline.
 
    cc 04_profiler.c -o profiler
    ./profiler

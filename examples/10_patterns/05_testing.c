@@ -3,7 +3,7 @@
 
    cc 05_testing.c -o tests
    ./tests       # the output is TAP, which "prove ./tests" understands
-   ./tests 5     # all tests in one order, that of seed 5
+   ./tests 5     # all tests in the order that seed 5 gives
 
    It prints ../expected/10_patterns/05_testing.txt.
    Hint: conc_timeout(24 * 3600, t->body, NULL) gives a test a day. Four tests fail on purpose: they

@@ -11,8 +11,9 @@
 
    It starts the exchanges itself, as processes of this program, unless given an address:
    gamma=127.0.0.1:8003. gamma fails every third request. More options: rounds, interval (seconds
-   between two rounds), timeout (seconds for an answer), paths (the work to compute the index) and
-   file. It needs the real clock: the virtual one leaves other processes no time to reply. */
+   between two rounds), timeout (seconds for an answer), paths (the number of random paths for the
+   index) and file. It needs the real clock: the virtual one leaves other processes no time to
+   reply. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"

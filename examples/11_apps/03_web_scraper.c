@@ -1,7 +1,7 @@
 /* Web scraper. It visits several sites concurrently and politely: it obeys robots.txt, pauses
    between two requests to a domain, and limits concurrent requests overall. It visits no page
-   twice, retries transient failures, and saves to SQLite as it goes. A page in the browser shows it
-   live. After Ctrl+C the same command resumes.
+   twice, retries transient failures, and saves to SQLite as it goes. A page in the browser shows
+   the progress live. After Ctrl+C the same command resumes.
 
    cc 03_web_scraper.c -o scraper -I/usr/include/libxml2 -lxml2 -lcurl -lhttp_parser -lsqlite3
    ./scraper                       # ten small sites of its own; open the address that it prints

@@ -1,7 +1,7 @@
-/* Microservice orchestrator. A user's dashboard needs four services. It asks all of them
-   concurrently, with a time limit, retries, a cache and a circuit breaker for each; for a failing
-   service it uses a fallback. Every call carries a W3C traceparent header, and every process writes
-   its spans to one file, as OpenTelemetry JSON.
+/* Microservice orchestrator. A user's dashboard needs four services. The orchestrator asks all of
+   them concurrently, with a time limit, retries, a cache and a circuit breaker for each; for a
+   failing service it uses a fallback. Every call carries a W3C traceparent header, and every
+   process writes its spans to one file, as OpenTelemetry JSON.
 
    cc 04_orchestrator.c -o orchestrator -lcurl -lhttp_parser -lcjson
    ./orchestrator                          # a service dies and returns; a chart of a request

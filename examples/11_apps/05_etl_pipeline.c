@@ -15,7 +15,7 @@
    leaves other processes no time to answer.
 
    payment_sources.h describes the sources, payment.h their records, checkpoint.h how the two
-   destinations change together. Between runs, rows may be added to the files and tables. */
+   destinations change together. Between runs, you can add rows to the files and tables. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
 #include "../../conc_sync.h"

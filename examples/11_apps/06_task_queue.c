@@ -8,7 +8,7 @@
    ./tasks --goal      # 50,000 tasks for five workers; the goal is 10,000 per second
    ./tasks --chaos     # kills and freezes workers, kills Redis, then checks the accounts
 
-   Redis (7 or later) keeps the tasks in its append-only file. So that it writes before it replies:
+   Redis (7 or later) keeps the tasks in its append-only file. To have it write before it replies:
    redis-server --port 6380 --appendonly yes --appendfsync always
    export REDIS=127.0.0.1:6380
    ./tasks --worker                                  # as many as you like, on any machine

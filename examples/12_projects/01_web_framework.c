@@ -1,6 +1,6 @@
 /* Web framework. A small HTTP API in the style of FastAPI: routes with typed parameters,
    middleware, dependencies, validation, streams, files, WebSockets; a loop per processor. Use it as
-   a start for your own: the reusable parts are in ../common/.
+   a starting point for your own: the reusable parts are in ../common/.
 
    cc 01_web_framework.c -o web -lhttp_parser -lcjson -lwslay -lssl -lcrypto
    ./web                        # serves http://127.0.0.1:8080 until Ctrl+C; --help: the options

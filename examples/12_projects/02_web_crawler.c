@@ -1,7 +1,7 @@
 /* Distributed web crawler. Worker processes share one frontier in Redis: which URLs are known,
-   which wait, and which hosts may be asked now (common/frontier.h). Each canonical URL is fetched
-   by one worker, once. Requests to a host are sent one at a time, with pauses. A worker may be
-   killed at any time: the others take over its work. Pages and links are stored in SQLite.
+   which are waiting, and which hosts may be asked now (common/frontier.h). Each canonical URL is
+   fetched by one worker, once. Requests to a host are sent one at a time, with pauses. A worker may
+   be killed at any time: the others take over its work. Pages and links are stored in SQLite.
 
  cc 02_web_crawler.c -o crawl -lcurl -lhiredis -lhttp_parser -lsqlite3 -lxml2 -I/usr/include/libxml2
    ./crawl                       # a site, a Redis and three workers of its own; one is killed

@@ -13,9 +13,9 @@
    ./analytics --help
 
    A line is Graphite's plaintext protocol: SERIES;user=NAME VALUE TIME. TIME is in seconds since
-   1970, or -1 for now; ;user=NAME may be missing. Each series has tumbling and sliding windows,
-   each user has sessions; ../common/windows.h explains these, watermarks and late events. An event
-   more than a minute ahead of the clock is refused, and the watermark never passes the clock, so an
+   1970, or -1 for now; ;user=NAME is optional. Each series has tumbling and sliding windows, each
+   user has sessions; ../common/windows.h explains these, watermarks and late events. An event more
+   than a minute ahead of the clock is refused, and the watermark never passes the clock, so an
    event from the future cannot make other events late. */
 #define CONC_STATIC
 #include "../../conc_pool.h"
