@@ -10720,7 +10720,7 @@ enum {
     CONC__PIECE = 64 * 1024
 };
 
-/* Changes a buffer's size. One byte more is allocated, for a NUL. */
+/* Changes a buffer's size. Allocates one byte more, for a NUL. */
 CONC__PRIVATE int conc__buffer_resize(conc__buffer *b, size_t size)
 {
     int saved = errno;
@@ -10787,15 +10787,16 @@ CONC__PRIVATE void conc__buffer_pack(conc__buffer *b)
 enum { CONC__STREAM_FRESH, CONC__STREAM_OPEN, CONC__STREAM_CLOSED };
 
 /* The state of a stream on a transport. It exists until the stream is closed, all tasks have left
- * it, and the transport's close has returned.
+ * the stream, and the transport's close has returned.
  *
- * At most one read is in progress, called by the stream's reader; and at most one write or
- * shutdown, called by the task whose turn it is to write, or by the sender. A write sends from the
- * beginning of the buffer. The buffer does not move meanwhile, but other tasks may append to it.
+ * At most one read is in progress, called by the stream's reader, and at most one write or
+ * shutdown, called by the task whose turn it is to write or by the sender. A write sends from the
+ * beginning of the buffer. During the write the buffer does not move, but other tasks may append to
+ * it.
  *
  * The sender is a background task that sends the buffer while another task reads. It starts if the
- * buffer holds bytes and a task is reading or about to. Without it, two peers that each send much
- * before they read would block each other. If writing fails, and no call has returned the error
+ * buffer holds bytes and a task is reading or about to read. Without it, two peers that each send a
+ * lot before they read would block each other. If writing fails, and no call has returned the error
  * yet, the sender cancels a waiting read, which then returns the error. */
 typedef struct conc__transported {
     conc_transport calls;
@@ -10843,7 +10844,7 @@ CONC__PRIVATE int conc__stream_state(conc_stream *s, const char *call)
 }
 
 /* Makes rc, which a stream call is about to return, the task's latest error. A system or transport
- * error, which ends reading or writing forever, keeps its text. */
+ * error, which ends reading or writing for good, keeps its text. */
 CONC__COLD void conc__stream_failed(const conc_stream *s, int rc, bool of_reading)
 {
     bool ended = of_reading || rc == s->write_error;
@@ -10860,9 +10861,9 @@ CONC__COLD void conc__stream_failed(const conc_stream *s, int rc, bool of_readin
 
 CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s);
 
-/* Called when the last task leaves a closed stream. Wakes the tasks that wait in conc_stream_close.
- * Their waits return 1 if nothing is left to do, or 0 if the task that closed the stream must end
- * its transport. If that task does not wait, ends the transport itself. */
+/* Called when the last task leaves a closed stream. Wakes the tasks that are waiting in
+ * conc_stream_close. Their waits return 1 if nothing is left to do, or 0 if the task that closed
+ * the stream must end its transport. If that task is not waiting, ends the transport itself. */
 CONC__COLD void conc__stream_left(conc_loop *l, conc_stream *s)
 {
     if (s->on && s->on->abandoned) {
@@ -10878,8 +10879,8 @@ CONC__COLD void conc__stream_left(conc_loop *l, conc_stream *s)
     }
 }
 
-/* Ends a call that may wait. If the stream was closed during the call, the caller must not use it
- * again. */
+/* Ends a call that may wait. If the stream was closed during the call, the caller must not use the
+ * stream again. */
 static inline void conc__stream_exit(conc_loop *l, conc_stream *s)
 {
     s->inside--;
@@ -10887,8 +10888,8 @@ static inline void conc__stream_exit(conc_loop *l, conc_stream *s)
         conc__stream_left(l, s);
 }
 
-/* Ends a call that may wait, and returns `result`. If that is an error, which must not be a read's,
- * records it. */
+/* Ends a call that may wait, and returns `result`. If that is an error, records it. It must not be
+ * an error from a read. */
 CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t result)
 {
     if (CONC__UNLIKELY(result < 0))
@@ -10897,7 +10898,7 @@ CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t r
     return result;
 }
 
-/* Begins a call that may wait: a conc_stream_close then waits until it ends. Returns 0 or an
+/* Begins a call that may wait. conc_stream_close waits until the call has ended. Returns 0 or an
  * error. */
 CONC__PRIVATE int conc__stream_enter(conc_loop *l, conc_stream *s, const char *call)
 {
@@ -11021,7 +11022,7 @@ CONC__PRIVATE ssize_t conc__stream_keep(conc_loop *l, conc_stream *s, const char
     return (ssize_t)count;
 }
 
-/* Records that writing has failed forever, drops the write buffer, and returns rc. */
+/* Records that writing has failed for good, drops the write buffer, and returns rc. */
 CONC__PRIVATE int conc__stream_broke(conc_loop *l, conc_stream *s, int rc)
 {
     s->write_error = rc;
@@ -11065,7 +11066,7 @@ CONC__PRIVATE int conc__transport_pause(conc_loop *l, double *seconds)
     return rc;
 }
 
-/* Makes `once` call a transport function, again after -EAGAIN, and returns its result; an error
+/* Calls a transport function through `once`, again after -EAGAIN, and returns its result. An error
  * becomes the task's latest. The call runs in a scope, stored in *scope, that conc_stream_close can
  * cancel. */
 CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported *on,
@@ -11237,9 +11238,9 @@ static const conc__wait_kind conc__starting_sender = {
 
 CONC__PRIVATE int conc__stream_flush_in_turn(conc_loop *l, conc_stream *s);
 
-/* Called before a read waits. Starts the sender, and waits until it runs, so that the transport's
- * write is called before its read. If the sender cannot be started, the reader sends the buffer.
- * Returns 0 if the read may begin, or an error. */
+/* Called before a read waits. Starts the sender, and waits until it is running, so that the
+ * transport's write is called before its read. If the sender cannot be started, the reader sends
+ * the buffer. Returns 0 if the read may begin, or an error. */
 CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -11264,8 +11265,8 @@ CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
 
 /* Returns the result of a read whose transport call was cancelled before it took any bytes. If the
  * task itself is cancelled, that is -ECANCELED. Otherwise the sender cancelled the call: the result
- * is the write error; or -EAGAIN, to read again, if another task's call has returned that error
- * meanwhile. */
+ * is the write error; or -EAGAIN, to read again, if another task's call has already returned that
+ * error. */
 CONC__PRIVATE int conc__transport_cancelled(const conc_loop *l, const conc_stream *s)
 {
     if (!s->on->interrupted || l->self->pending)
@@ -11322,9 +11323,9 @@ CONC__PRIVATE ssize_t conc__transport_pull(conc_loop *l, conc_stream *s, char *t
     return got;
 }
 
-/* Called in the task's turn to write, with bytes that do not fit in the buffer. Fills the buffer,
- * sends from a full one, or sends the bytes themselves if it is empty. Returns how many of the
- * bytes were sent or buffered, or an error. */
+/* Called when it is the task's turn to write, with bytes that do not fit in the buffer. Fills the
+ * buffer, sends from a full one, or sends the bytes themselves if it is empty. Returns how many of
+ * the bytes were sent or buffered, or an error. */
 CONC__PRIVATE ssize_t conc__transport_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     size_t kept = conc__buffered(&s->out);
@@ -11340,7 +11341,7 @@ CONC__PRIVATE ssize_t conc__transport_put(conc_loop *l, conc_stream *s, const ch
     return conc__transport_write(l, s, bytes, conc__piece(n));
 }
 
-/* Ends the transport's writing half. Called in the task's turn to write, after a flush. */
+/* Ends the transport's writing half. Called when it is the task's turn to write, after a flush. */
 CONC__PRIVATE int conc__transport_shut(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -11363,8 +11364,8 @@ CONC__PRIVATE void conc__transport_interrupt(conc_loop *l, conc__transported *on
         conc__cancel_scope(l, on->sending);
 }
 
-/* Called when all tasks have left the closed stream. Frees its memory, and calls the transport's
- * close, whose result it returns. */
+/* Called when all tasks have left the closed stream. Frees the stream's memory, calls the
+ * transport's close, and returns its result. */
 CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -11478,7 +11479,8 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
         conc__fd *f = conc__fd_find(l, s->fd);
         bool broken = s->unreturned;
         if (f && broken)
-            /* ask the kernel: bytes may have arrived without an event, and come before the error */
+            /* ask the kernel: bytes may have arrived without an event, and must be returned before
+             * the error */
             f->drained = false;
         /* if drained, do not even acquire a buffer */
         if (!f || !f->drained) {
@@ -11602,8 +11604,8 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_full(conc_stream *s, void *buf, s
 
 typedef struct conc__record {
     const char *delimiter;
-    size_t size;    /* of the delimiter */
-    size_t slack;   /* most bytes in a record's terminator */
+    size_t size;    /* size of the delimiter */
+    size_t slack;   /* maximum size of a record's terminator */
     bool line;      /* a line, returned without its terminator */
     size_t scanned; /* bytes at the start of the buffer in which no delimiter begins */
 } conc__record;
@@ -11708,7 +11710,7 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_until(conc_stream *s, const void 
     return conc__stream_record("conc_stream_read_until", s, &r, data);
 }
 
-/* May a call use the buffers immediately? Not if a closed stream, a cancel, or another task's call
+/* Can a call use the buffers immediately? Not if a closed stream, a cancel, or another task's call
  * must be handled first. */
 static inline bool conc__stream_is_idle(const conc_loop *l, const conc_stream *s)
 {
@@ -11716,8 +11718,8 @@ static inline bool conc__stream_is_idle(const conc_loop *l, const conc_stream *s
            l->ready.budget_left > 1;
 }
 
-/* Takes the next line if it is already buffered, as with clients that do not wait for each reply.
- * Otherwise returns -1. */
+/* Takes the next line if it is already buffered, as happens when clients do not wait for each
+ * reply. Otherwise returns -1. */
 static inline ssize_t conc__stream_next_line(conc_loop *l, conc_stream *s, char **line)
 {
     if (!conc__stream_is_idle(l, s) || s->in.start == s->in.end)
@@ -11789,8 +11791,8 @@ CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-/* If a read is waiting, sends what was written since its wait began. (The read itself sent the
- * buffer before.) */
+/* If a read is waiting, sends what was written since its wait began. (The read sent the buffer
+ * before it began to wait.) */
 CONC__PRIVATE void conc__stream_send_for_reader(conc_loop *l, conc_stream *s)
 {
     if (s->on) { /* if there is no memory for a sender, the next read or write sends */
@@ -11863,7 +11865,7 @@ CONC__PRIVATE ssize_t conc__stream_put_some(conc_loop *l, conc_stream *s, const 
     return conc__stream_keep(l, s, bytes, n);
 }
 
-/* Sends or buffers all n bytes. Called in the task's turn to write. */
+/* Sends or buffers all n bytes. Called when it is the task's turn to write. */
 CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     conc__retry retry = {0, 0};
@@ -11872,7 +11874,7 @@ CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char 
     while (rc >= 0) {
         bool blocks;
         ssize_t took = conc__stream_put_some(l, s, bytes + done, n - done, &blocks);
-        bool counts = took == -ENOMEM || took == -ECANCELED; /* then return what was taken before */
+        bool counts = took == -ENOMEM || took == -ECANCELED; /* if so, return the count so far */
         if (counts && done)
             return (ssize_t)done;
         if (took < 0)
@@ -11982,8 +11984,8 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
     return conc__stream_leave(l, s, n);
 }
 
-/* Waits until the buffer is sent. Called in the task's turn to write. If a cancel occurs after some
- * bytes were sent, returns their count. */
+/* Waits until the buffer is sent. Called when it is the task's turn to write. If cancelled after
+ * some bytes were sent, returns their count. */
 CONC__PRIVATE int conc__stream_flush_all(conc_loop *l, conc_stream *s)
 {
     conc__retry retry = {0, 0};
@@ -12066,7 +12068,7 @@ CONC__PRIVATE int conc__stream_end_half_of(conc_stream *s)
     return conc__system_failed(rc, "shutdown");
 }
 
-/* Ends the stream's writing half. Called in the task's turn to write, after a flush. */
+/* Ends the stream's writing half. Called when it is the task's turn to write, after a flush. */
 CONC__PRIVATE int conc__stream_end_half(conc_loop *l, conc_stream *s)
 {
     int rc = 0;
@@ -12089,7 +12091,7 @@ CONC__PRIVATE int conc__stream_end_writing(conc_loop *l, conc_stream *s)
         return rc;
     if (rc)
         return conc__own_error(rc);
-    if (!s->shut) { /* no other task has ended writing meanwhile */
+    if (!s->shut) { /* no other task has ended writing in the meantime */
         rc = conc__stream_writable(s);
         if (rc == 0)
             rc = conc__stream_flush_all(l, s);
@@ -12119,8 +12121,8 @@ CONC_API int conc_stream_shutdown(conc_stream *s)
 }
 
 /* Flushes before a close. No other task may run between the flush and the close, because what it
- * wrote would be lost. Also returns 0 if another task has closed the stream meanwhile and dropped
- * nothing. */
+ * wrote would be lost. Also returns 0 if another task has meanwhile closed the stream without
+ * dropping any data. */
 CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_enter(l, s, "conc_stream_close");
@@ -12135,9 +12137,9 @@ CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
 static const conc__wait_kind conc__vacating = {
     .what = "waits until no task is using the stream that it closed"};
 
-/* Waits until other tasks' calls have ended and, if another task ends the transport, until that is
- * done; then the stream's memory may be gone. A cancel does not end the wait, because the close has
- * already woken those calls. Outside a task, does not wait. */
+/* Waits until other tasks' calls have ended and, if another task ends the transport, until it has
+ * done so; by then the stream's memory may be gone. A cancel does not end the wait, because the
+ * close has already woken those calls. Outside a task, does not wait. */
 CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s, bool ends_transport)
 {
     bool other_ends = s->on && !ends_transport;
@@ -12171,7 +12173,8 @@ CONC__PRIVATE int conc__stream_end_transport(conc_loop *l, conc_stream *s, int f
     return rc;
 }
 
-/* Closes the stream. On a descriptor, also frees its memory and returns conc_close's result. */
+/* Closes the stream. On a descriptor, also frees the stream's memory and returns conc_close's
+ * result. */
 CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
 {
     s->state = CONC__STREAM_CLOSED;
@@ -12205,7 +12208,7 @@ CONC_API int conc_stream_close(conc_stream *s)
     bool kept = open && (conc__buffered(&s->out) || s->writing);
     if (kept && l && l->self && !l->self->pending)
         rc = conc__stream_flush_last(l, s);
-    bool shuts = s->state == CONC__STREAM_OPEN; /* no other task has closed it meanwhile */
+    bool shuts = s->state == CONC__STREAM_OPEN; /* no other task has closed it in the meantime */
     if (shuts) {
         closed = conc__stream_shut(l, s);
         if (rc == 0 && s->unreturned) {
@@ -12281,9 +12284,9 @@ enum { CONC__RECEIVES, CONC__INTERRUPTS, CONC__DUMPS, CONC__ROLES };
 /* A signal number that an open conc_signals receives. */
 struct conc__signal_number {
     int number;
-    unsigned long seen; /* the number's count at the open, plus one for each signal returned */
+    unsigned long seen; /* the number's count when opened, plus one for each signal returned */
     conc_signals *receiver;
-    struct conc__signal_number *next, *prev; /* of the loop's receivers of this number */
+    struct conc__signal_number *next, *prev; /* list of the loop's receivers of this number */
 };
 
 CONC__TINY uint64_t conc__signal_bit(int number) { return (uint64_t)1 << (number - 1); }
@@ -12302,9 +12305,9 @@ static struct conc__signalling {
     conc__signal numbers[CONC__SIGNALS];
     atomic_int process; /* id of the process that installed the handlers, to detect a fork */
     conc__signal_loops reached;
-    atomic_int running; /* handlers that are running; a loop that they may read must not be freed */
-    int faults;         /* runs that report stack overflows */
-    int questions;      /* runs whose watchdog may signal their thread for its frames */
+    atomic_int running; /* number of running handlers; a loop that one may read must not be freed */
+    int faults;         /* number of runs that report stack overflows */
+    int questions;      /* number of runs whose watchdog may signal their thread for its frames */
 } conc__signalling = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 static const int conc__interrupting[] = {SIGINT, SIGTERM};
@@ -12317,7 +12320,7 @@ CONC__PRIVATE bool conc__signal_is_ours(int number, struct sigaction *now)
            now->sa_handler == conc__on_signal;
 }
 
-/* Returns whether the program has left the number's disposition at its default. */
+/* Returns whether the program has left the signal's disposition at its default. */
 CONC__PRIVATE bool conc__signal_is_default(int number)
 {
     struct sigaction now = {.sa_handler = SIG_DFL};
@@ -12333,8 +12336,9 @@ CONC__PRIVATE void conc__signal_again(int number)
         raise(number); /* a sandbox may refuse kill */
 }
 
-/* If the number is free, restores its disposition from before conc's handler, unless the program
- * has since changed it. Also runs in the handler, so it uses only atomics and system calls. */
+/* If the number is free, restores the disposition that it had before conc's handler, unless the
+ * program has since changed it. Also runs in the handler, so it uses only atomics and system
+ * calls. */
 CONC__PRIVATE void conc__signal_restore(int number)
 {
     conc__signal *n = &conc__signalling.numbers[number];
@@ -12456,7 +12460,7 @@ CONC__PRIVATE unsigned long conc__signal_flag(conc__signal *n, int role, unsigne
 {
     unsigned long was = atomic_load(&n->word);
     for (;;) {
-        if (was & CONC__RESTORING) { /* a handler in another thread restores the disposition */
+        if (was & CONC__RESTORING) { /* another thread's handler is restoring the disposition */
             sched_yield();
             was = atomic_load(&n->word);
         } else if (atomic_compare_exchange_weak(&n->word, &was,
@@ -12475,7 +12479,7 @@ CONC__PRIVATE int conc__signal_enter(int number, int role, unsigned long *came)
     unsigned long without = 0;
     if (!conc__signal_is_ours(number, &now)) {
         n->before = now;
-        /* the program may have replaced conc's handler: then the signal no longer interrupts */
+        /* the program may have replaced conc's handler; if so, the signal no longer interrupts */
         if (role == CONC__RECEIVES)
             without = CONC__ALL_ROLES;
     }
@@ -12587,7 +12591,7 @@ CONC__PRIVATE int conc__signals_find(conc_signals *s)
 }
 
 /* Cancels main_fn because of a signal. If main_fn was already cancelled, it ends because of that
- * cancel, not of the signal; if it has already returned, the signal is late. */
+ * cancel, not because of the signal; if it has already returned, the signal is late. */
 CONC__PRIVATE void conc__interrupt_main(conc_loop *l, int number)
 {
     if (l->run.winding_up) {
@@ -12627,7 +12631,7 @@ CONC__PRIVATE void conc__signals_hand_out(conc_loop *l)
         conc__signal_hand_out(l, number);
 }
 
-/* Called by the scheduler: handles arrived signals. */
+/* Called by the scheduler: handles signals that have arrived. */
 CONC__COLD void conc__take_signals_now(conc_loop *l)
 {
     atomic_store(&l->signals.came, false);
@@ -12646,7 +12650,8 @@ static inline void conc__take_signals(conc_loop *l)
         conc__take_signals_now(l);
 }
 
-/* Returns 0 if a task can receive the number, -EINVAL if it cannot, or the system's error. */
+/* Returns 0 if a task can receive this signal number, -EINVAL if it cannot, or the system's
+ * error. */
 CONC__PRIVATE int conc__signal_may_be_received(int number)
 {
     static const int never[] = {SIGKILL, SIGSTOP, SIGPIPE, SIGSEGV, SIGBUS, SIGFPE, SIGILL};
@@ -12690,8 +12695,8 @@ CONC__PRIVATE int conc__signal_subscribe(conc_loop *l, struct conc__signal_numbe
     return rc;
 }
 
-/* Unsubscribes a receiver from one number. If it is the loop's last one, blocks the signal again if
- * it was blocked before the first. */
+/* Unsubscribes a receiver from one number. When the loop's last receiver of the number goes, blocks
+ * the signal again if it was blocked before the first was opened. */
 CONC__PRIVATE void conc__signal_unsubscribe(conc_loop *l, const struct conc__signal_number *n)
 {
     struct conc__signal_list *list = &l->signals.received[n->number];
@@ -12727,7 +12732,7 @@ typedef struct conc__signal_call {
     int rc;
 } conc__signal_call;
 
-static const char conc__bad_number[] = "a number that no task can receive";
+static const char conc__bad_number[] = "no task can receive this signal number";
 
 /* Initializes the receiver with each number once, in the caller's order. */
 CONC__PRIVATE int conc__signals_fill(conc_loop *l, const conc__signal_call *c)
@@ -12921,7 +12926,7 @@ CONC_API int conc_wait_signal(int number)
     return rc;
 }
 
-/* Ends the run's use of the interrupting signals. The caller holds the mutex. */
+/* Stops handling the run's interrupt signals. The caller holds the mutex. */
 CONC__PRIVATE void conc__interrupts_leave(const conc_loop *l)
 {
     for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++) {
@@ -12958,7 +12963,7 @@ CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
     return rc;
 }
 
-/* Called when a run ends: from now on, no signal reaches it. */
+/* Called when a run ends: from now on, no signal reaches the run. */
 CONC__PRIVATE void conc__signals_end(conc_loop *l)
 {
     pthread_mutex_lock(&conc__signalling.mutex);
@@ -13058,7 +13063,8 @@ CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *add
 static struct sigaction conc__fault_before[2];
 static const int conc__fault_numbers[] = {SIGSEGV, SIGBUS};
 
-/* Returns whether conc's handler was called by the former handler, which it calls. */
+/* Returns whether the former handler, which conc's handler calls, has in turn called conc's
+ * handler. */
 CONC__PRIVATE bool conc__fault_comes_back(const siginfo_t *info)
 {
     static _Atomic uintptr_t last_info, last_frame;
@@ -13184,8 +13190,8 @@ CONC__TINY void conc__loop_free(conc_loop *l)
 }
 
 /* Returns 0 if the call may use this loop, which may be another thread's, or an error. A forked
- * child must not use a parent's loop, because its mutex may be held by a thread that does not exist
- * in the child. */
+ * child must not use a parent's loop, because the loop's mutex may be held by a thread that does
+ * not exist in the child. */
 CONC__PRIVATE int conc__loop_check(const conc_loop *l, const char *call)
 {
     if (!l)
@@ -13226,8 +13232,8 @@ CONC_API int conc_loop_release(conc_loop *l)
     return 0;
 }
 
-/* Makes l run the post, which must stay valid until then. Any thread may call this. -ESHUTDOWN: the
- * run is over. */
+/* Makes l run the post, which must stay valid until it runs. Any thread may call this. Returns 0,
+ * or -ESHUTDOWN if the run is over. */
 CONC__PRIVATE int conc__post_to(conc_loop *l, conc__post *p)
 {
     p->next = NULL;
@@ -13286,11 +13292,11 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
 
 /* A call to conc_loop_run, on the caller's stack. The thread of `loop` starts the task and stores
  * its result. If the caller is cancelled, `stop` is posted, once. The caller is notified once the
- * task has ended and no `stop` is pending; from then on no other thread uses this. */
+ * task has ended and no `stop` is pending; from then on no other thread uses this struct. */
 typedef struct conc__remote {
     conc__returned_fn *returned; /* the task's sink: CONC__FUNCTION_SINK */
-    conc__post start, stop;      /* to `loop` */
-    conc__post answer;           /* to `caller` */
+    conc__post start, stop;      /* posted to `loop` */
+    conc__post answer;           /* posted to `caller` */
     conc_fn *fn;
     void *arg;
     const char *spawned;
@@ -13404,7 +13410,7 @@ CONC__PRIVATE void conc__remote_answered(conc__post *p)
     conc__wake(conc__here, &r->wait, 0);
 }
 
-/* Makes the calling task wait. Meanwhile, its loop's virtual clock stands still. */
+/* Makes the calling task wait. While it waits, its loop's virtual clock stands still. */
 CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
 {
     r->wait =
@@ -13442,7 +13448,7 @@ CONC__PRIVATE void conc__remote_wait_thread(conc__remote *r)
     pthread_mutex_unlock(&r->mutex);
 }
 
-/* Returns 0, or the error of calling conc_loop_run on this thread. */
+/* Returns 0, or the error that conc_loop_run must return on this thread. */
 CONC__PRIVATE int conc__remote_may_run(const conc_loop *l, conc_fn *fn, const char *spawned)
 {
     static const char call[] = "conc_loop_run";
@@ -13521,7 +13527,7 @@ CONC__PRIVATE void conc__put_posts_back(conc_loop *l, conc__post *first, conc__p
 }
 
 /* Called by the scheduler: runs posts, but no more than a batch of them, so that timers and
- * descriptors do not wait. Posts that arrive meanwhile wait for the next pass. */
+ * descriptors do not wait. Posts that arrive in the meantime wait for the next pass. */
 CONC__PRIVATE void conc__run_posts(conc_loop *l)
 {
     if (!atomic_load_explicit(&l->shared.posted, memory_order_relaxed))
@@ -13589,7 +13595,7 @@ CONC__PRIVATE int conc__serial_order(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Makes the census list all live tasks. False: no memory. */
+/* Makes the census list all live tasks. Returns false if memory runs out. */
 CONC__PRIVATE bool conc__census_update(conc_loop *l)
 {
     conc__census *c = &l->diagnostics.census;
@@ -13627,8 +13633,8 @@ static inline bool conc__lives(conc_loop *l, const conc_task *t, uint64_t serial
 
 /* -- deadlocks -- */
 
-/* Returns the next task, after `last`, that t waits for; NULL: none. A task that waits for a group
- * waits for each of its children. */
+/* Returns the next task, after `last`, that t is waiting for; NULL: none. A task that waits for a
+ * group waits for each of its children. */
 CONC__PRIVATE const conc_task *conc__blocker(const conc_task *t, const conc_task *last)
 {
     const conc__wait *w = t->wait;
@@ -13698,7 +13704,7 @@ CONC__PRIVATE bool conc__find_deadlock(conc_loop *l, conc__cycle *cycle)
 
 /* Returns whether the loop may pause without searching for a cycle now, and limits the pause to the
  * time until the next search. Because a search visits every task, and other threads' posts may end
- * pauses very often, one is due only every 50 ms, or earlier after one pause for each TASKS
+ * pauses very often, a search is due only every 50 ms, or earlier after one pause for every TASKS
  * tasks. */
 CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
 {
@@ -13739,7 +13745,7 @@ CONC__COLD void conc__print_deadlock(conc_loop *l, FILE *out)
     if (conc__diagnostics.deadlock)
         conc__diagnostics.deadlock(l, out);
     if (l->cancels.doomed)
-        fprintf(out, "conc: all tasks were already cancelled, but have not ended\n");
+        fprintf(out, "conc: all tasks have already been cancelled but have not ended\n");
     funlockfile(out);
 }
 
@@ -13810,7 +13816,7 @@ CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
                 "declared it returned before conc_group_wait, conc_group_end or conc_scope_end\n");
     else if (c->how == conc__overwritten && is_handle)
         fprintf(stderr, "conc: either some of its bytes were overwritten, or the function that "
-                        "declared it returned before the task's end\n");
+                        "declared it returned before the task ended\n");
     else if (c->task && c->how != conc__overwritten)
         conc__explain_early_return(c->task, is_scope);
     abort();
@@ -13913,8 +13919,8 @@ CONC__PRIVATE const char *conc__state_of(const conc_loop *l, const conc_task *t)
     return "ready";
 }
 
-/* Indents by two columns per level. Very deep levels are printed as a number: the tree stays
- * readable, and the dump's size linear. */
+/* Indents by two columns per level. Very deep levels are printed as a number, so that the tree
+ * stays readable and the dump's size linear. */
 CONC__PRIVATE void conc__indent(FILE *out, int depth)
 {
     enum { DEEPEST = 24 };
@@ -14018,8 +14024,8 @@ CONC__PRIVATE int conc__crowd_order(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-/* Prints a summary of very many tasks: how many are in each state, by place of spawn, and which of
- * them has waited longest. */
+/* Summarizes the tasks when there are very many: how many are in each state, by where they were
+ * spawned, and which has waited longest. */
 CONC__PRIVATE void conc__print_crowds(conc_loop *l, FILE *out)
 {
     conc__crowd *crowds = conc__alloc(CONC__CROWDS * sizeof *crowds);
@@ -14426,7 +14432,7 @@ typedef struct conc__usage {
     struct conc__usage *next;
     const char *spawned;
     size_t most, size, users;
-    char name[CONC__NAME]; /* of the task that used most */
+    char name[CONC__NAME]; /* name of the task that used the most */
 } conc__usage;
 
 /* Returns the lowest page of a stack that was ever touched. Searches downwards, and ends after an
@@ -14443,7 +14449,7 @@ CONC__PRIVATE char *conc__first_resident(conc__stack *s)
         if (n > sizeof pages)
             n = sizeof pages;
         at -= n * page;
-        if (mincore(at, n * page, (void *)pages)) /* assume that all was touched */
+        if (mincore(at, n * page, (void *)pages)) /* assume that all of it was touched */
             return top - s->low < GAP ? s->low : top - GAP;
         while (i < n && !(pages[i] & 1))
             i++;
@@ -14464,7 +14470,8 @@ CONC__UNSANITIZED CONC__PRIVATE char *conc__stack_lowest(conc__stack *s)
     return (char *)(uintptr_t)at;
 }
 
-/* Records how many bytes of a stack were used. If out of memory, only the report lacks them. */
+/* Records how many bytes of a stack were used. If memory runs out, only the report is
+ * incomplete. */
 CONC__PRIVATE void conc__usage_add(conc_loop *l, conc__source user, size_t size, size_t used)
 {
     conc__usage *u = l->diagnostics.usages;
@@ -14485,7 +14492,7 @@ CONC__PRIVATE void conc__usage_add(conc_loop *l, conc__source user, size_t size,
 }
 
 /* Called before a stack is released: records its usage. Returns the address from which the stack
- * must be cleared for its next user; NULL: it need not be. */
+ * must be cleared for its next user; NULL: no clearing is needed. */
 CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, conc__source user)
 {
     if (l->diagnostics.on_valgrind) /* Valgrind treats unwritten memory as undefined */
@@ -14613,7 +14620,8 @@ CONC__PRIVATE bool conc__map_find(uintptr_t address, conc__map_line *m)
     return found;
 }
 
-/* Converts an offset in a module's file to an address as its symbols use it; UINT64_MAX: none. */
+/* Converts an offset in a module's file to an address in the terms of its symbol table; UINT64_MAX:
+ * none. */
 CONC__PRIVATE uint64_t conc__module_address(int fd, const ElfW(Ehdr) * header, uint64_t offset)
 {
     for (int i = 0; i < header->e_phnum; i++) {
@@ -14701,7 +14709,7 @@ CONC__PRIVATE void conc__symbol_name(conc__symbol *s, const char *file, uint64_t
     close(fd);
 }
 
-/* Finds the module and function of an address. False: there is no code. */
+/* Finds the module and function of an address. False: there is no code at the address. */
 CONC__PRIVATE bool conc__symbol_at(uintptr_t address, conc__symbol *s)
 {
     static conc__map_line m; /* static, to keep the stack small; under conc__report_mutex */
@@ -14716,8 +14724,8 @@ CONC__PRIVATE bool conc__symbol_at(uintptr_t address, conc__symbol *s)
     return true;
 }
 
-/* Returns whether a call instruction ends at this address. On processors whose instructions are
- * unknown here, it may also return true for other addresses. */
+/* Returns whether a call instruction ends at this address. On processors whose instructions conc
+ * does not know, may also return true for other addresses. */
 CONC__PRIVATE bool conc__follows_call(int memory, uintptr_t address)
 {
 #if defined __x86_64__
@@ -14753,8 +14761,8 @@ CONC__PRIVATE void conc__thread_file(long thread, const char *name, char *text, 
     text[n > 0 ? n : 0] = 0;
 }
 
-/* Returns whether the thread is in a system call, and its stack pointer and program counter. A
- * signal would cut such a call short, so the thread's frames are then searched for on its stack. */
+/* Returns whether the thread is in a system call, and if so, stores its stack pointer and program
+ * counter. A signal would cut such a call short, so its frames are found by searching its stack. */
 CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *pc)
 {
     char text[256];
@@ -14782,10 +14790,10 @@ CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *p
 /* -- the watchdog -- */
 
 /* Debug mode: what the loop's thread is running: a task's step, or a call of one of the program's
- * functions outside all tasks. A call may interrupt a step. */
+ * functions outside any task. A call may interrupt a step. */
 typedef struct conc__held_by {
     int64_t began;         /* on the real clock; 0: nothing is running */
-    const conc_task *task; /* may have ended, so only compared; NULL: a call */
+    const conc_task *task; /* may have ended: compare it, never dereference it; NULL: a call */
     const char *role;      /* what the program uses fn for: "the posted function" */
     uintptr_t fn;
     bool reported;
@@ -14801,7 +14809,7 @@ typedef struct conc__watchdog {
     bool ends, asks;
     int64_t most; /* how long a step may take, in ns */
     conc__held_by step;
-    char name[CONC__DESCRIPTION]; /* a copy, because the step's task may end in it */
+    char name[CONC__DESCRIPTION]; /* a copy, because the task may end during the step */
 #ifdef CONC__BACKTRACE
     sem_t answered; /* valid while `asks` is set */
     int count;
@@ -14810,7 +14818,7 @@ typedef struct conc__watchdog {
 } conc__watchdog;
 
 static pthread_mutex_t conc__report_mutex = PTHREAD_MUTEX_INITIALIZER; /* one report at a time */
-/* the watchdog that waits for the frames of its thread */
+/* the watchdog that is waiting for its thread's frames */
 static _Atomic(conc__watchdog *) conc__questioner;
 
 /* Describes the code at an address, as far as it is known: "function+0x12 (module+0x345)". The
@@ -14955,8 +14963,8 @@ CONC__PRIVATE bool conc__is_question(const struct sigaction *a)
     return (a->sa_flags & SA_SIGINFO) && a->sa_sigaction == conc__on_question;
 }
 
-/* Returns whether the watchdog may signal its thread: not if the thread sleeps, because the signal
- * would cut the sleep short, nor if the program uses or blocks the signal. */
+/* Returns whether the watchdog may signal its thread: not if the thread is sleeping, because the
+ * signal would cut the sleep short, nor if the program uses or blocks the signal. */
 CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
 {
     struct sigaction now;
@@ -14964,7 +14972,7 @@ CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
     unsigned long long blocked;
     if (!d->asks || sigaction(SIGURG, NULL, &now) || !conc__is_question(&now))
         return false;
-    if (conc__on_valgrind()) /* it runs one thread at a time, so the other never seems to run */
+    if (conc__on_valgrind()) /* it runs one thread at a time, so the loop's never seems to run */
         return true;
     conc__thread_file(d->of_number, "status", text, sizeof text);
     const char *running = strstr(text, "\nState:\tR");
@@ -14988,14 +14996,14 @@ CONC__PRIVATE int conc__frames_by_question(conc__watchdog *d)
         answered = errno == EINTR;
     if (!answered && !atomic_exchange(&conc__questioner, NULL))
         answered = sem_wait(&d->answered) == 0; /* the handler has just picked up the request */
-    /* minus 1: a return address may be the next function's, if this one ends with the call */
+    /* minus 1: if a function ends with the call, the return address is the next function's */
     for (; answered && n < d->count; n++)
         conc__print_frame(n, (uintptr_t)d->frames[n] - (n > 0));
     return n;
 }
 #endif
 
-/* Reports a step that takes too long. The caller holds d->mutex, so the step cannot end. */
+/* Reports a step that is taking too long. The caller holds d->mutex, so the step cannot end. */
 CONC__PRIVATE void conc__watchdog_report(conc__watchdog *d)
 {
     char name[CONC__DESCRIPTION], text[sizeof name + 128];
@@ -15051,7 +15059,7 @@ CONC__PRIVATE bool conc__has_handler(const struct sigaction *a)
     return a->sa_flags & SA_SIGINFO || (a->sa_handler != SIG_DFL && a->sa_handler != SIG_IGN);
 }
 
-/* Installs the handler for questions, unless it is there. Under the mutex. */
+/* Installs the handler for questions, unless it is already installed. Under the mutex. */
 CONC__PRIVATE bool conc__questions_install(void)
 {
     struct sigaction now, ours;
@@ -15219,7 +15227,7 @@ CONC__COLD void conc__named(conc_loop *l, const conc_task *t)
     pthread_mutex_unlock(&d->mutex);
 }
 
-/* Ends a step, which took this many ns, and reports it if that is too long. Then `interrupted` is
+/* Ends a step, which took this many ns, and reports it if that is too long. `interrupted` becomes
  * the current step again. */
 CONC__PRIVATE void conc__step_ended(conc_loop *l, int64_t took, const conc__held_by *interrupted)
 {
@@ -15237,8 +15245,8 @@ CONC__PRIVATE void conc__step_ended(conc_loop *l, int64_t took, const conc__held
     fprintf(stderr, "conc: %s blocked the loop for %.3f s\n", name, (double)took / 1e9);
 }
 
-/* Calls run(arg), which calls the program's function fn on the loop, outside all tasks. In debug
- * mode this call is a step of its own, whose time does not count for the interrupted task. */
+/* Calls run(arg), which calls the program's function fn on the loop, outside any task. In debug
+ * mode this call is a step of its own, whose time is not counted for the interrupted task. */
 CONC__COLD void conc__call_watched(conc_loop *l, const char *role, uintptr_t fn,
                                    void (*run)(void *), void *arg)
 {
@@ -15333,7 +15341,7 @@ CONC__COLD void conc__released(conc_task *t, const void *lock)
     conc__holding_drop(&t->held, lock);
 }
 
-/* Reports the locks that a task still held when it ended, and that now stay locked forever. */
+/* Reports the locks that a task still held when it ended, and that will never be released. */
 CONC__COLD void conc__report_held(conc_loop *l, conc_task *t)
 {
     char who[CONC__DESCRIPTION];
@@ -15363,13 +15371,14 @@ CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *
         return;
     if (is_job && !conc__is_on_own_stack(l->self, handle))
         return;
-    conc__holding_drop(&l->lent.handles, handle); /* that of an earlier job, which has ended */
+    conc__holding_drop(&l->lent.handles, handle); /* left by an earlier job, which has ended */
     conc__holding_add(&l->lent.handles, handle, "a handle", what);
     l->lent.any = l->lent.receivers || l->lent.handles;
 }
 
-/* Returns whether the object is out of use although its record exists. Only a job can be, because
- * it ends in another thread. A job whose handle was overwritten counts as ended. */
+/* Returns whether the object is no longer in use even though its record exists. That happens only
+ * with jobs, because they end in other threads. A job whose handle was overwritten counts as
+ * ended. */
 CONC__PRIVATE bool conc__lent_is_over(const conc__holding *h)
 {
     return strcmp(h->place, CONC__A_JOB) == 0 && !conc__extended.job_in_use(h->object);
@@ -15416,12 +15425,11 @@ CONC__PRIVATE void conc__report_lost_args(conc_loop *l, void *arg)
     size_t found = 0;
     for (const conc_task *t = l->run.background.children; t; t = conc__task_after(t))
         if ((uintptr_t)t->arg - memory->low < memory->size && found++ < LINES)
-            fprintf(
-                stderr,
-                "conc: %s: its arg is a local variable of main's function, which has returned\n",
-                conc__describe(who, sizeof who, conc__source_of(t)));
+            fprintf(stderr,
+                    "conc: %s: its arg points to a local variable of main_fn, which has returned\n",
+                    conc__describe(who, sizeof who, conc__source_of(t)));
     if (found > LINES)
-        fprintf(stderr, "conc: so are the args of %zu others\n", found - LINES);
+        fprintf(stderr, "conc: so do the args of %zu others\n", found - LINES);
 }
 
 CONC__COLD void conc__find_lost_args(conc_loop *l, uintptr_t low, uintptr_t size)
@@ -15453,7 +15461,8 @@ CONC__PRIVATE void conc__dumps_close(conc_loop *l)
     pthread_mutex_unlock(&conc__signalling.mutex);
 }
 
-/* Called in a forked child, which has no watchdogs: resets the mutex that one may have held. */
+/* Called in a forked child, which has no watchdogs: resets the mutex, which one of the parent's
+ * watchdogs may have held. */
 CONC__COLD void conc__diagnosis_forget(void)
 {
     pthread_mutex_init(&conc__report_mutex, NULL);
@@ -15550,7 +15559,7 @@ CONC__PRIVATE bool conc__env_number(const char *name, uint64_t least, uint64_t *
     if (good)
         *out = n;
     else
-        fprintf(stderr, "conc: %s=%s is not a number of at least %llu\n", name, text,
+        fprintf(stderr, "conc: %s=%s: must be a number, at least %llu\n", name, text,
                 (unsigned long long)least);
     return good;
 }
@@ -15569,7 +15578,8 @@ CONC__PRIVATE bool conc__env_word(const char *name, const char *zero, const char
     return false;
 }
 
-/* Finds the poller that CONC_POLL names. If there is none, reports it and returns false. */
+/* Finds the poller that CONC_POLL names. If there is no such poller, reports that and returns
+ * false. */
 CONC__PRIVATE bool conc__env_backend(const conc__backend **out)
 {
     const char *text = conc__env("CONC_POLL"), *best = CONC__BEST_BACKEND.name;
@@ -15586,8 +15596,8 @@ CONC__PRIVATE bool conc__env_backend(const conc__backend **out)
     return false;
 }
 
-/* Reports an invalid call that opens a run, in debug mode. conc__misused could not, because there
- * is no loop yet. */
+/* In debug mode, reports an invalid call to open a run. conc__misused cannot, because there is no
+ * loop yet. */
 CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *call, const char *why)
 {
     if (o->debug)
@@ -15656,12 +15666,12 @@ CONC__PRIVATE void conc__forget_loop(void)
         conc__diagnostics.forget();
 }
 
-/* Calls fn once; other threads wait until it has returned. If the process forks meanwhile, the
- * child calls fn too, because the thread that called it exists only in the parent; with
+/* Calls fn once; other threads wait until it has returned. If the process forks during the call,
+ * the child calls fn too, because the thread that called it exists only in the parent; with
  * pthread_once the child would wait forever. */
 CONC__PRIVATE void conc__once(atomic_int *once, void (*fn)(void))
 {
-    enum { DONE = -1 }; /* 0: not begun; else the process that calls it */
+    enum { DONE = -1 }; /* 0: not begun; otherwise the id of the process that is calling fn */
     int state = atomic_load(once);
     while (state != DONE) {
         int process = (int)getpid();
@@ -15676,8 +15686,8 @@ CONC__PRIVATE void conc__once(atomic_int *once, void (*fn)(void))
 
 CONC__PRIVATE void conc__watch_forks(void) { pthread_atfork(NULL, NULL, conc__forget_loop); }
 
-/* Opens the poller. If the system refuses it, uses poll(2) instead. An embedded run then fails,
- * because poll(2) has no descriptor that the host could wait for. */
+/* Opens the poller. If the system refuses it, uses poll(2) instead. In that case an embedded run
+ * fails, because poll(2) has no descriptor that the host could wait for. */
 CONC__PRIVATE int conc__poller_open(conc_loop *l, const conc__backend *backend)
 {
     l->poller.backend = backend;
@@ -15795,7 +15805,7 @@ CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
     CONC__HOOK(l, main_returned(l, low, size));
 }
 
-/* Ends everything that is left after main_fn has returned. Called in its task. */
+/* Ends everything that is left after main_fn has returned. Called in main_fn's task. */
 CONC__PRIVATE void conc__wind_up(conc_loop *l)
 {
     conc_task *self = l->self;
@@ -15827,7 +15837,7 @@ CONC__PRIVATE int conc__main_task(void *arg)
 /* How a run ended, for conc_main to report. */
 typedef struct conc__outcome {
     char by[CONC__DESCRIPTION], text[CONC__TEXT];
-    int signal;      /* that interrupted it; 0: none */
+    int signal;      /* the signal that interrupted the run; 0: none */
     int exit_status; /* from conc_set_exit_status; CONC__NO_STATUS: none */
 } conc__outcome;
 
@@ -16074,7 +16084,7 @@ CONC__PRIVATE int conc__embed_check(const conc_embed *e)
     return 0;
 }
 
-/* Returns 0 if the caller may make a step or end the run, or the call's error. */
+/* Returns 0 if the caller may take a step or end the run; otherwise the call's error. */
 CONC__PRIVATE int conc__embed_usable(const conc_embed *e, const char *call)
 {
     int rc = conc__embed_check(e);
@@ -16135,7 +16145,7 @@ CONC_API double conc_embed_timeout(conc_embed *e)
 
 CONC_API int conc_embed_step(conc_embed *e)
 {
-    enum { PASSES = 16 }; /* at most; then the host continues */
+    enum { PASSES = 16 }; /* maximum; then the host continues */
     int rc = conc__embed_usable(e, "conc_embed_step"), saved = errno;
     if (rc)
         return rc;

@@ -673,7 +673,7 @@ static int lends_its_variable_to_many(void *arg)
 TEST(background_tasks_whose_arg_is_on_the_stack_of_a_returned_main_fn_are_reported)
 {
     static const char lies[] =
-        ": its arg is a local variable of main's function, which has returned";
+        ": its arg points to a local variable of main_fn, which has returned";
     if (SANITIZED)
         return; /* which may keep locals elsewhere */
     run_for_report(lends_its_variable, debugging);
@@ -681,7 +681,7 @@ TEST(background_tasks_whose_arg_is_on_the_stack_of_a_returned_main_fn_are_report
     CHECK_CONTAINS(report, "conc: ends_with_its_group at ");
     run_for_report(lends_its_variable_to_many, debugging);
     CHECK_INT(count_in(report, lies), 20);
-    CHECK_CONTAINS(report, "conc: so are the args of 30 others\n");
+    CHECK_CONTAINS(report, "conc: so do the args of 30 others\n");
     run_for_report(lends_its_variable, (conc_options){.virtual_clock = true});
     CHECK_STR(report, "");
 }

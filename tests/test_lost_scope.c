@@ -468,7 +468,7 @@ TEST(a_handle_that_is_initialized_again_while_its_task_lives_is_found_by_the_nex
         CHECK_CONTAINS(text, "memory was overwritten, with the handle of a task still in use");
     }
     check_lost(another_set_anew, "memory was overwritten, with the handle of sleep_forever at");
-    check_lost(another_set_anew, "or the function that declared it returned before the task's end");
+    check_lost(another_set_anew, "or the function that declared it returned before the task ended");
 }
 
 /* ---- objects that are not lost */
