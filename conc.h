@@ -1732,22 +1732,22 @@ CONC__TINY void conc__fpu_load(const conc__fpu *f) { (void)f; }
 
 /* ---- >>types -------------------------------------------------------------------------------- */
 
-/* The subject of an error or report: a task's name at the time, and its spawn's function and
- * location. Both are the same pointer if the task has no name of its own. */
+/* The subject of an error or report: the task's name at that time, the function it runs, and where
+ * it was spawned. Both fields are the same pointer if the task has no name of its own. */
 typedef struct conc__source {
     const char *name, *spawned;
 } conc__source;
 
-/* Why a task waits, and how a cancel affects the wait.
+/* Why a task is waiting, and how cancellation affects the wait.
  *
  * To add a kind of wait:
- *   1. Define a conc__wait_kind, with .cancel unless the wait ignores cancels.
+ *   1. Define a conc__wait_kind, with .cancel unless the wait ignores cancellation.
  *   2. In the call that waits: conc__in_task, the argument checks, then conc__checkpoint.
  *   3. Put a conc__wait with .task, .kind and .on on the stack, and conc__append it to a list.
  *   4. conc__park(l, &w) returns the wake-up's result.
- *   5. A grant performs the waiter's whole effect and then calls conc__wake, which removes the
- *      wait from its list. A cancel arrives by conc__set_pending, which calls .cancel and, if
- *      that returns true, wakes the task. So .cancel never calls conc__wake itself.
+ *   5. A grant carries out the waiting call's whole effect and then calls conc__wake, which
+ *      removes the wait from its list. A cancel arrives through conc__set_pending, which calls
+ *      .cancel and, if that returns true, wakes the task. So .cancel never calls conc__wake itself.
  *
  * Public calls also call conc__check_lost before they wait and conc__spend_budget if they need not
  * wait. For objects that other runs may reach, conc_sync.h has conc__may_wait in place of
@@ -1762,8 +1762,8 @@ typedef struct conc__wait_kind {
     void (*details)(FILE *out, const conc__wait *wait); /* NULL: nothing follows */
     /* called by a cancel. Returns whether to wake the task. NULL: keep waiting */
     bool (*cancel)(conc__wait *wait);
-    /* called when this wait, one of several of its task, is woken: withdraws the others. NULL: it
-     * is the only one */
+    /* called when this wait is woken, if its task has several: withdraws the others. NULL: it is
+     * the task's only wait */
     void (*won)(conc__wait *wait);
     /* returns the only task that could end the wait. NULL: there is none */
     const conc_task *(*owner)(const conc__wait *wait);
@@ -1829,7 +1829,7 @@ typedef struct conc__wait_kind {
  * the object's address. */
 typedef struct conc__holding {
     struct conc__holding *below[2]; /* by the next lower bit of the object's address */
-    /* an older record of the object, such as a rwlock that is read-locked twice */
+    /* an older record of the same object, such as a rwlock read-locked twice */
     struct conc__holding *same;
     struct conc__holding *older, *newer; /* among all */
     struct conc__holding *newest;        /* among all; valid in the tree's root */
@@ -1894,7 +1894,7 @@ typedef struct conc__wheel {
     size_t armed, disarmed; /* call counts; their difference is the number of timers */
 } conc__wheel;
 
-/* A standstill of the virtual clock for a child program: see conc__stand_still. */
+/* A pause of the virtual clock while a child program runs: see conc__stand_still. */
 typedef struct conc__standstill {
     int64_t began;   /* when it stopped, in real time; 0: it is running */
     int64_t until;   /* embedded: the host must wait until this real time; 0: no need */
@@ -1986,7 +1986,7 @@ typedef void conc__returned_fn(conc_task *t);
 
 /* These change the seal of a task that has ended, and of one in its group's list `finished`.
  * Without them, overwriting one byte, the state, could make an ended task's handle look like a live
- * task. */
+ * task's. */
 enum { CONC__ENDED_SEAL = 0xffff, CONC__LISTED_SEAL = 0x5aa5 };
 
 CONC__TINY uint16_t conc__seal(const conc_task *t)
@@ -2016,12 +2016,12 @@ enum { CONC__HANG_UP = 4 };
  * but returned EAGAIN. */
 enum { CONC__PAUSING = 4, CONC__FD_LISTS };
 
-/* What the loop knows of a descriptor: its number, and the file that the number refers to.
+/* What the loop knows about a descriptor: its number, and the file that the number refers to.
  *
  *   state    what holds                                     changes
- *   UNKNOWN  the loop knows nothing of the file, and the    a task waits: to FOREIGN, or to
- *            poller does not have it; only tasks that       REFUSED; conc opens a socket with
- *            pause may be in the lists                      this number: to OWN
+ *   UNKNOWN  the loop knows nothing about the file, and     a task waits: to FOREIGN, or to
+ *            the poller does not have it; only pausing      REFUSED; conc opens a socket with
+ *            tasks may be in the lists                      this number: to OWN
  *   FOREIGN  conc did not open it, and close(2) may close   conc__fd_confirm (a new wait, an event
  *            it without conc's knowledge; the poller has    or the rounds of conc__verify) finds
  *            it, and reports one event for each arming      another file, or none: to UNKNOWN
@@ -2032,13 +2032,13 @@ enum { CONC__PAUSING = 4, CONC__FD_LISTS };
  *   OWN      conc opened it: a non-blocking socket that     a task waits: to EDGE
  *            conc_close closes; no task has waited yet
  *   EDGE     as OWN, but a task has waited, and the poller  as FOREIGN
- *            reports every change, forever
+ *            reports every change
  *
- * conc_close changes every state to UNKNOWN. `id` changes whenever the number refers to another
- * file or none (conc__fd_gone), so number and id together identify the file: a task that has
- * waited, a server, and a kernel event's handler compare it to see whether the file is still the
- * same. If another thread calls conc_close and may have meant this file or a later one of the same
- * number, an OWN descriptor becomes UNKNOWN and keeps its id. */
+ * conc_close changes every state to UNKNOWN. `id` changes whenever the number comes to refer to
+ * another file or none (conc__fd_gone), so number and id together identify the file: a task that
+ * has waited, a server, and a kernel event's handler compare the id to see whether the file is
+ * still the same. If another thread calls conc_close and may have meant this file or a later one
+ * with the same number, an OWN descriptor becomes UNKNOWN and keeps its id. */
 typedef enum conc__fd_state {
     CONC__FD_UNKNOWN,
     CONC__FD_FOREIGN,
@@ -2054,9 +2054,9 @@ typedef struct conc__fd {
     uint32_t id;
     unsigned closings; /* conc__closings_of's value when the file was last known for certain */
     int number;
-    int read_error, write_error; /* an error that the next call returns; 0: none */
+    int read_error, write_error; /* an error that the next call must return; 0: none */
     conc__fd_state state;
-    bool tcp;     /* a TCP connection: a short read has taken everything */
+    bool tcp;     /* a TCP connection: after a short read, no bytes are left */
     bool drained; /* the last read found nothing more, and no event has occurred since */
     bool failed;  /* read_error or write_error is set */
     /* end of file or urgent data has arrived, so a short read may leave more to read */
@@ -2077,7 +2077,7 @@ struct conc__backend;
 typedef void conc__switch_fn(conc_loop *l, conc__stack *from, void **from_context, conc__stack *to,
                              void **to_context);
 
-/* The state of a run, in parts. Other threads access only `shared`, job.idles and the atomic
+/* The parts of a run's state. Other threads access only `shared`, job.idles and the atomic
  * fields. */
 struct conc_loop {
     /* The fields that a switch uses are first. Fields written together must not be adjacent: the
@@ -2120,7 +2120,7 @@ struct conc_loop {
 #endif
     } scheduler;
 
-    /* tasks that ignore their cancel; they run in rounds */
+    /* tasks that ignore their cancellation; they run in rounds */
     struct {
         conc_task *first, *last;
         /* the pass in which they run even if other tasks are ready; each new spinner postpones
@@ -2192,7 +2192,8 @@ struct conc_loop {
     struct {
         int64_t now;
         bool is_virtual;
-        /* virtual: a task retries something, so conc__jump_clock must first let real time pass */
+        /* virtual: a task is retrying something, so conc__jump_clock must first let real time
+         * pass */
         bool retried;
         conc__standstill standstill;
         conc__wheel wheel;
@@ -2206,8 +2207,8 @@ struct conc_loop {
         int64_t polled;           /* when the loop last polled */
         struct pollfd *polls_for; /* poll(2) */
         size_t polls_room;
-        /* epoll: how many events no task was waiting for, and how many came from files already
-         * closed here */
+        /* epoll: how many events no task was waiting for, and how many came from files that this
+         * process had already closed */
         unsigned unheard, orphans;
         bool apart; /* kqueue: tasks may be waiting for descriptors outside the queue */
         bool blind; /* the loop can no longer wait for descriptors */
@@ -2234,9 +2235,9 @@ struct conc_loop {
 
     /* waits for other threads and processes */
     struct {
-        int awaited;       /* tasks that wait for another thread or process */
+        int awaited;       /* tasks waiting for another thread or process */
         int channel_waits; /* how many of these are waiting for a channel */
-        int process_waits; /* tasks that wait for a child program's end, or a FIFO's other end */
+        int process_waits; /* tasks waiting for a child program's end, or a FIFO's other end */
         unsigned misses;   /* consecutive unsuccessful spins */
         /* the thread to which a task last sent something was asleep: do not spin */
         bool woke;
@@ -2255,7 +2256,7 @@ struct conc_loop {
 
     /* objects on stacks that must not be lost while something uses them */
     struct {
-        bool any;                 /* one of these two is not empty */
+        bool any;                 /* one of these trees is not empty */
         conc__holding *receivers; /* the list signals.open, as a tree by address */
         conc__holding *handles;   /* debug: handles of tasks and jobs that may still be running */
     } lent;
@@ -2272,9 +2273,9 @@ struct conc_loop {
             struct conc__signal_number *first;
             unsigned long handed;
         } received[CONC__SIGNALS];
-        uint64_t unblocked; /* a bit for each signal blocked before a receiver opened */
+        uint64_t unblocked; /* a bit for each signal that was blocked until a receiver opened */
         int waits;          /* tasks waiting for a signal */
-        bool pipe_was_blocked, pipe_was_pending; /* whether SIGPIPE was so when the run began */
+        bool pipe_was_blocked, pipe_was_pending; /* SIGPIPE's state when the run began */
         /* conc's alternate stack for handlers; NULL: the thread already had one, or memory ran
          * out */
         void *stack;
@@ -2446,7 +2447,7 @@ typedef struct conc__hooks {
     /* For a task, in the order of its life: */
     void (*spawned)(conc_loop *l, conc_task *t);
     void (*named)(conc_loop *l, const conc_task *t);
-    void (*step)(conc_loop *l, conc_task *t);   /* runs it by conc__resume, and times the step */
+    void (*step)(conc_loop *l, conc_task *t); /* runs it through conc__resume, and times the step */
     void (*waited)(conc_loop *l, conc_task *t); /* its wait changes to another kind */
     void (*woken)(conc_loop *l, conc_task *t);  /* its wait is over */
     /* the task, or one of its scopes; t is NULL for the background group */
@@ -2534,9 +2535,9 @@ void __tsan_switch_to_fiber(void *fiber, unsigned flags);
 #if CONC__TSAN
 /* TSan delays a signal until the running fiber calls one of TSan's functions; if that fiber waits
  * or ends first, the signal is lost. So each fiber that has run calls one before the loop sleeps
- * and before the fiber is destroyed. TSan counts its own work on a fiber, such as creating it, as
- * the fiber's running, and also loses a signal that arrives in a fiber's first call that may block.
- * So signals are blocked during both, and a fiber begins with such a call. */
+ * and before the fiber is destroyed. TSan also treats its own work on a fiber, such as creating it,
+ * as running the fiber, and loses a signal that arrives during a fiber's first call that might
+ * block. So signals are blocked during both, and a fiber begins with such a call. */
 CONC__PRIVATE void conc__fiber_take_signals(void *fiber)
 {
     void *here = __tsan_get_current_fiber();
@@ -2684,8 +2685,8 @@ CONC__TINY void conc__stack_ends(conc_loop *l, conc__stack *s)
     (void)s;
 }
 
-/* Makes a client request as documented in valgrind.h, without that header, by instructions that do
- * nothing unless Valgrind recognizes them. Returns 0 without Valgrind. */
+/* Makes a client request as valgrind.h documents it, but without that header, using instructions
+ * that do nothing outside Valgrind. Returns 0 there. */
 CONC__COLD uintptr_t conc__valgrind(uintptr_t request, uintptr_t a, uintptr_t b)
 {
     volatile uintptr_t call[6] = {request, a, b, 0, 0, 0};
@@ -2771,8 +2772,8 @@ CONC__PRIVATE void conc__switch_plainly(conc_loop *l, conc__stack *from, void **
 
 /* -- memory, threads, the clock -- */
 
-/* The clock that stops while the machine is suspended. On macOS, CLOCK_MONOTONIC does not stop, and
- * has a resolution of only a microsecond. */
+/* The clock that stops while the machine is suspended. On macOS, CLOCK_MONOTONIC keeps counting
+ * then, and its resolution is only one microsecond. */
 #ifdef __APPLE__
 #define CONC__CLOCK CLOCK_UPTIME_RAW
 #else
@@ -2839,7 +2840,7 @@ CONC__PRIVATE void *conc__alloc(size_t size)
     return p;
 }
 
-/* -- what differs between systems: Linux's functions, and below others' of the same names -- */
+/* -- system-dependent code: the Linux functions first, then their namesakes for other systems -- */
 
 /* Returns whether this error means that the system lacks a call, or that a sandbox refuses it, so
  * that conc must do without the call. */
@@ -2848,7 +2849,7 @@ CONC__PRIVATE bool conc__refused(int error)
     return error == ENOSYS || error == EPERM || error == EACCES;
 }
 
-/* Returns whether the descriptor is open. If a sandbox refuses the question, assumes that it is. */
+/* Returns whether the descriptor is open. If a sandbox refuses the query, assumes that it is. */
 CONC__PRIVATE bool conc__is_open(int number)
 {
     return fcntl(number, F_GETFD) >= 0 || errno != EBADF;
@@ -2873,8 +2874,8 @@ CONC__TINY void conc__set_modes(int fd)
     fcntl(fd, F_SETFL, O_NONBLOCK);
 }
 
-/* Whether to make system calls that take a timespec: on 32 bits the kernel's may differ from the C
- * library's. */
+/* Whether to make system calls that take a timespec: on 32 bits the kernel's struct may differ from
+ * the C library's. */
 #if defined __linux__ && defined __LP64__
 #define CONC__NS_WAITS 1
 #else
@@ -2885,8 +2886,8 @@ CONC__TINY void conc__set_modes(int fd)
 
 enum { CONC__LINUX_NAMES = 1 }; /* local sockets: abstract names, and paths that need no NUL */
 
-/* Returns whether this process may have privileges that the process that set its environment
- * lacks. */
+/* Returns whether this process may have more privileges than the process that set its
+ * environment. */
 CONC__TINY bool conc__is_privileged(void) { return getauxval(AT_SECURE) != 0; }
 
 /* Returns the number of processors that this process may use, or 0 if it is unknown. */
@@ -2903,7 +2904,8 @@ CONC__PRIVATE int conc__allowed_processors(void)
 /* The calling thread's number in /proc; 0: none. */
 CONC__TINY long conc__thread_number(void) { return syscall(SYS_gettid); }
 
-/* Is this the process's only thread? Then no other can close a descriptor while it sleeps. */
+/* Returns whether this is the process's only thread, so that no other thread can close a descriptor
+ * while it sleeps. */
 CONC__PRIVATE bool conc__is_only_thread(void)
 {
     struct stat threads;
@@ -2938,8 +2940,8 @@ CONC__PRIVATE bool conc__guard_holds(const char *region)
     return answer == HOLDS;
 }
 
-/* Makes regions fault as conc__guard does, but without a mapping for each. Returns for how many it
- * succeeded. */
+/* Makes regions fault as conc__guard does, but without a mapping for each. Returns how many regions
+ * it protected. */
 CONC__PRIVATE int conc__guard_cheaply(char *first, size_t size, size_t stride, int n)
 {
     enum { INSTALL = 102 }; /* MADV_GUARD_INSTALL, Linux 6.13 */
@@ -2951,15 +2953,15 @@ CONC__PRIVATE int conc__guard_cheaply(char *first, size_t size, size_t stride, i
     return done;
 }
 
-/* Keeps later writes to a broken pipe or socket from raising SIGPIPE. Not needed: sends have
- * MSG_NOSIGNAL, and conc__drain_pipe_signal follows writes. */
+/* Keeps later writes to a broken pipe or socket from raising SIGPIPE. Not needed: sends use
+ * MSG_NOSIGNAL, and conc__drain_pipe_signal is called after writes. */
 CONC__TINY void conc__no_pipe_signal(int fd) { (void)fd; }
 
 /* Limits the bytes requested in one call to what the system accepts. */
 CONC__TINY size_t conc__at_once(size_t n) { return n; }
 
 /* Makes a pipe without pipe2; the kernel is called directly, because some C libraries implement
- * pipe by pipe2. Returns 0 or -1. */
+ * pipe with pipe2. Returns 0 or -1. */
 CONC__PRIVATE int conc__plain_pipe(int ends[2])
 {
 #ifdef SYS_pipe
@@ -2974,7 +2976,8 @@ CONC__TINY int conc__pipe2(int ends[2]) { return (int)syscall(SYS_pipe2, ends, O
 
 CONC__TINY int conc__eventfd(void) { return eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); }
 
-/* Reads the count of an eventfd. 0: *count has it; -ENOENT: fd is not an eventfd; or an error. */
+/* Reads an eventfd's count into *count. Returns 0, -ENOENT if fd is not an eventfd, or another
+ * error. */
 CONC__PRIVATE int conc__eventfd_count(int fd, uint64_t *count)
 {
     char path[40], text[256];
@@ -2992,7 +2995,8 @@ CONC__PRIVATE int conc__eventfd_count(int fd, uint64_t *count)
     return 0;
 }
 
-/* The path by which this process can open the descriptor's file again. False: it has none. */
+/* Stores the path by which this process can open the descriptor's file again. Returns false if
+ * there is none. */
 CONC__PRIVATE bool conc__path_of(int fd, char *path, size_t size)
 {
     snprintf(path, size, "/proc/self/fd/%d", fd);
@@ -3008,14 +3012,15 @@ CONC__PRIVATE ssize_t conc__file_behind(int fd, char *text, size_t size)
     return readlink(path, text, size);
 }
 
-/* Is fd the master of a pseudo-terminal? */
+/* Returns whether fd is the master of a pseudo-terminal. */
 CONC__PRIVATE bool conc__is_terminal_master(int fd)
 {
     unsigned number;
-    return syscall(SYS_ioctl, fd, TIOCGPTN, &number) == 0; /* C libraries differ in ioctl's type */
+    /* ioctl's prototype differs between C libraries */
+    return syscall(SYS_ioctl, fd, TIOCGPTN, &number) == 0;
 }
 
-/* Calls poll(2) with a limit in nanoseconds. */
+/* Calls poll(2) with a timeout in nanoseconds. */
 CONC__PRIVATE int conc__ppoll(struct pollfd *polls, size_t n, int64_t ns)
 {
 #if CONC__NS_WAITS
@@ -3028,15 +3033,15 @@ CONC__PRIVATE int conc__ppoll(struct pollfd *polls, size_t n, int64_t ns)
 #endif
 }
 
-/* Returns whether poll(2) has called an open descriptor invalid, or may have missed that one is
- * ready. */
+/* Returns whether poll(2) has reported an open descriptor as invalid, or might have missed that one
+ * is ready. */
 CONC__TINY bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
 {
     (void)polls, (void)n;
     return false;
 }
 
-/* Returns whether fd is a named pipe whose end of file poll(2) and kqueue(2) do not report. */
+/* Returns whether fd is a named pipe on which poll(2) and kqueue(2) do not report end of file. */
 CONC__TINY bool conc__is_mute_pipe(int fd)
 {
     (void)fd;
@@ -3087,7 +3092,7 @@ CONC__TINY long conc__thread_number(void) { return 0; }
 CONC__TINY bool conc__is_only_thread(void) { return false; }
 CONC__TINY void conc__no_huge_pages(void *p, size_t size) { (void)p, (void)size; }
 
-/* madvise guarantees no zeros here, so the pages are mapped anew. */
+/* On these systems madvise does not guarantee zeros, so the pages are mapped anew. */
 CONC__PRIVATE bool conc__drop_pages(void *p, size_t size)
 {
     int flags = MAP_PRIVATE | MAP_FIXED | CONC__MAP_ANONYMOUS | CONC__MAP_STACK;
@@ -3117,7 +3122,7 @@ CONC__TINY int conc__eventfd_count(int fd, uint64_t *count)
     return -ENOSYS;
 }
 
-/* Only terminals have one. */
+/* Only terminals have such a path. */
 CONC__PRIVATE bool conc__path_of(int fd, char *path, size_t size)
 {
     return isatty(fd) && ttyname_r(fd, path, size) == 0;
@@ -3169,8 +3174,8 @@ CONC__TINY int conc__accept4(int fd)
 
 #ifdef __APPLE__
 
-/* macOS has no flag for single calls, and sends the signal to the process although this thread
- * blocks it. */
+/* macOS has no per-call flag, and sends the signal to the process even though this thread blocks
+ * it. */
 CONC__PRIVATE void conc__no_pipe_signal(int fd)
 {
     int saved = errno;
@@ -3188,8 +3193,8 @@ CONC__PRIVATE bool conc__is_mute_pipe(int fd)
     return fstat(fd, &st) == 0 && S_ISFIFO(st.st_mode) && st.st_dev != 0;
 }
 
-/* On macOS this happens with devices, such as terminals, and with named pipes. select(2) can wait
- * for them. */
+/* On macOS, poll(2) fails in these ways for devices, such as terminals, and for named pipes.
+ * select(2) can wait for them. */
 CONC__PRIVATE bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
 {
     for (size_t i = 0; i < n; i++)
@@ -3305,7 +3310,7 @@ CONC__PRIVATE int conc__processors(void)
     return n;
 }
 
-/* On a single processor, spinning is useless because no other thread can run meanwhile. */
+/* On a single processor, spinning is useless because no other thread can run at the same time. */
 CONC__TINY bool conc__several_processors(void) { return conc__processors() > 1; }
 
 /* Returns whether to spin before sleeping. *misses counts consecutive unsuccessful spins; the
@@ -3360,8 +3365,8 @@ CONC__PRIVATE void conc__unmap_pages(void *p, size_t size)
     munmap(p, size);
 }
 
-/* Makes n regions of size bytes, stride apart, fault when touched. Returns false if the system's
- * limit is reached. */
+/* Makes any access to n regions fault; each is size bytes long, and they start stride bytes apart.
+ * Returns false if the system's limit is reached. */
 CONC__PRIVATE bool conc__guard(char *first, size_t size, size_t stride, int n)
 {
     int done = conc__guard_cheaply(first, size, stride, n);
@@ -3391,8 +3396,8 @@ CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns)
     return (struct timespec){(time_t)(at / 1000000000), (long)(at % 1000000000)};
 }
 
-/* Writes a buffer of size bytes to stderr, into which snprintf, returning n, has written text. For
- * signal handlers and the watchdog, which must not wait for stderr's lock. */
+/* Writes to stderr the text that snprintf, returning n, has written into a buffer of size bytes.
+ * For signal handlers and the watchdog, which must not wait for stderr's lock. */
 static inline void conc__write_stderr(const char *text, int n, size_t size)
 {
     size_t length = 0;
@@ -3518,7 +3523,8 @@ typedef struct conc__backend {
     bool (*confirm)(conc_loop *l, const conc__fd *f);
     /* removes f before conc closes it, because other processes may have the file open, too */
     void (*remove)(conc_loop *l, const conc__fd *f);
-    /* waits for events, at most ns; 0: only polls; CONC__NEVER: no limit. Returns 0 or an error */
+    /* waits for events for at most ns nanoseconds; 0: only polls; CONC__NEVER: no limit. Returns 0
+     * or an error */
     int (*wait)(conc_loop *l, int64_t ns);
 } conc__backend;
 
@@ -3589,13 +3595,13 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
     return count;
 }
 
-/* Calls poll(2) with a limit in nanoseconds, or an equivalent. */
+/* Calls poll(2), or an equivalent, with a timeout in nanoseconds. */
 CONC__PRIVATE int conc__poll_call(struct pollfd *polls, size_t n, int64_t ns)
 {
     int rc = conc__ppoll(polls, n, ns);
     if (rc < 0 && conc__refused(errno))
         rc = poll(polls, (nfds_t)n, conc__milliseconds(ns));
-    /* EINVAL: there are more descriptors than RLIMIT_NOFILE allows, which may have been lowered */
+    /* EINVAL: there are more descriptors than RLIMIT_NOFILE, which may have been lowered, allows */
     bool refused = rc < 0 && (errno == EINVAL || conc__refused(errno));
     if (refused || (rc >= 0 && conc__poll_is_blind(polls, n)))
         rc = conc__select(polls, n, ns);
@@ -3630,7 +3636,7 @@ CONC__PRIVATE int conc__poll_open(conc_loop *l)
     return 0;
 }
 
-/* Closes the poller of any backend. */
+/* Closes the poller, whichever backend it uses. */
 CONC__PRIVATE void conc__poller_close(conc_loop *l)
 {
     if (l->poller.fd >= 0)
@@ -3640,9 +3646,9 @@ CONC__PRIVATE void conc__poller_close(conc_loop *l)
 }
 
 /* Returns a number that identifies an open file; 0: not open. Each socket and pipe has its own
- * inode, but all eventfds share one, as do all timerfds and the like. Their number depends only on
- * the kind, so replacing one eventfd with another goes unnoticed. If a sandbox refuses fstat, all
- * files have the same number. */
+ * inode, but all eventfds share one, as do all timerfds and the like. For these, the number depends
+ * only on the kind, so replacing one eventfd with another goes unnoticed. If a sandbox refuses
+ * fstat, all files have the same number. */
 CONC__PRIVATE uint64_t conc__inode_of(int number)
 {
     struct stat st;
@@ -3762,7 +3768,7 @@ static const conc__backend conc__poll = {"poll",         conc__poll_open,    con
 
 #define CONC__WAKE_KEY UINT64_MAX
 
-/* Makes an epoll instance with only the loop's wake-up descriptor. */
+/* Makes an epoll instance that contains only the loop's wake-up descriptor. */
 CONC__PRIVATE int conc__epoll_make(const conc_loop *l)
 {
     int fd = conc__not_standard(epoll_create1(EPOLL_CLOEXEC));
@@ -3810,8 +3816,8 @@ CONC__COLD bool conc__epoll_give_up(conc_loop *l)
     return true;
 }
 
-/* Makes a descriptor that conc opened report every change, forever. Any other reports one event,
- * because close(2) may close it without conc's knowledge. */
+/* Registers a descriptor that conc opened to report every change until it is closed. Any other
+ * reports one event, because close(2) may close it without conc's knowledge. */
 CONC__PRIVATE int conc__epoll_control(const conc_loop *l, const conc__fd *f, int what, int events)
 {
     struct epoll_event e = {.data.u64 = (uint64_t)f->id << 32 | (uint32_t)f->number};
@@ -3850,8 +3856,8 @@ CONC__PRIVATE bool conc__epoll_arm(conc_loop *l, conc__fd *f, int events)
     return rc == 0;
 }
 
-/* Adds a number that another thread may be closing. The kernel may then answer either way, and both
- * are right, but TSan would report a race. */
+/* Adds a descriptor that another thread may be closing. Either result is then correct, but TSan
+ * would report a race. */
 CONC__PRIVATE int conc__epoll_try_add(const conc_loop *l, int number, struct epoll_event *event)
 {
 #if CONC__TSAN
@@ -3906,9 +3912,9 @@ CONC__PRIVATE int conc__epoll_pause(conc_loop *l, struct epoll_event *events, in
     return epoll_wait(l->poller.fd, events, max, conc__milliseconds(ns));
 }
 
-/* Replaces the epoll instance with a new one. The old one would forever keep a file that was closed
- * here with close(2) but is still open in another process, because only the file's number could
- * remove it. An embedded loop keeps its instance, because the host knows the descriptor. */
+/* Replaces the epoll instance with a new one. The old one would keep a file that this process
+ * closed with close(2) but that another process still has open, because only the file's number
+ * could remove it. An embedded loop keeps its instance, because the host knows the descriptor. */
 CONC__PRIVATE void conc__epoll_renew(conc_loop *l)
 {
     if (l->run.embedded)
@@ -3931,8 +3937,8 @@ CONC__PRIVATE void conc__epoll_renew(conc_loop *l)
     close(old);
 }
 
-/* Handles an event that no task is waiting for. known: the loop still knows the file, which may
- * have been closed; otherwise the file was closed here. */
+/* Handles an event that no task is waiting for. known: the loop still has a record of the file,
+ * which may have been closed; otherwise this process has closed it. */
 CONC__PRIVATE void conc__epoll_unwanted(conc_loop *l, conc__fd *f, bool known)
 {
     enum { CHECK = 64, RENEW = 16 };
@@ -3993,7 +3999,7 @@ static const conc__backend conc__epoll = {"epoll",         conc__epoll_open,    
  * descriptors. So as long as a filter exists, the number refers to the same file.
  *
  *   filters            of                                 what they report
- *   CONC__CHANGES and  a file that conc opened, and one   every change, forever (EV_CLEAR)
+ *   CONC__CHANGES and  a file that conc opened, and one   every change (EV_CLEAR)
  *   both               where a task awaits a hang-up
  *   those that tasks   any other file                     one event for each arming (EV_DISPATCH),
  *   waited for                                            at once if it is ready
@@ -4062,7 +4068,7 @@ CONC__COLD int conc__kqueue_set_apart(conc_loop *l, conc__fd *f)
     return rc;
 }
 
-/* Refuses a regular file: kqueue reports nothing at its end, although it is always ready. */
+/* Refuses a regular file: kqueue reports nothing at its end, even though it is always ready. */
 CONC__PRIVATE int conc__kqueue_add(conc_loop *l, conc__fd *f, int events)
 {
     struct stat st;
@@ -4094,7 +4100,7 @@ CONC__PRIVATE bool conc__kqueue_confirm(conc_loop *l, const conc__fd *f)
     return conc__kqueue_control(l, f, event, 0) == 0;
 }
 
-/* Adds filters to f. Its existing ones show whether the number has referred to the same file all
+/* Adds filters to f. The existing filters show whether the number has referred to the same file all
  * along. If kqueue refuses the descriptor, such as a pipe whose reader is gone, select(2) reports
  * it as ready. */
 CONC__PRIVATE bool conc__kqueue_add_more(conc_loop *l, conc__fd *f, int events)
@@ -4134,7 +4140,7 @@ CONC__PRIVATE bool conc__kqueue_arm(conc_loop *l, conc__fd *f, int events)
     return !lacks || conc__kqueue_add_more(l, f, lacks);
 }
 
-/* Nothing to do: the kernel removes the filters when conc closes the number. */
+/* Nothing to do: the kernel removes the filters when conc closes the descriptor. */
 CONC__PRIVATE void conc__kqueue_remove(conc_loop *l, const conc__fd *f)
 {
     (void)l;
@@ -4171,7 +4177,8 @@ CONC__COLD int conc__kqueue_wait_apart(conc_loop *l, int64_t *ns)
     return 0;
 }
 
-/* macOS refuses a limit of several years, and sometimes fails with ETIMEDOUT when one expires. */
+/* macOS refuses a limit of several years, and sometimes fails with ETIMEDOUT when a limit
+ * expires. */
 CONC__PRIVATE int conc__kqueue_pause(const conc_loop *l, struct kevent *events, int max, int64_t ns)
 {
     const int64_t longest = (int64_t)86400 * 1000000000;
