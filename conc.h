@@ -4483,7 +4483,7 @@ CONC__PRIVATE void conc__stack_drop(conc__stack *s)
     if (conc__slab_resident(slab) || slab == c->slabs)
         return;
     conc__hole_close(c, slab);
-    slab->prev->next = slab->next; /* it is not the first one, so prev is not NULL */
+    slab->prev->next = slab->next; /* the slab is not the first one, so prev is not NULL */
     if (slab->next)
         slab->next->prev = slab->prev;
     c->slab_count--;
@@ -4492,7 +4492,7 @@ CONC__PRIVATE void conc__stack_drop(conc__stack *s)
 
 enum {
     CONC__KEPT = 16,  /* free stacks that are never dropped */
-    CONC__DROPS = 256 /* the most stacks that one trim drops */
+    CONC__DROPS = 256 /* maximum number of stacks that one trim drops */
 };
 
 /* Drops stacks left over from a burst of tasks. Stacks are reused newest first, so a stack deeper
@@ -4521,14 +4521,15 @@ CONC__PRIVATE void conc__stack_cache_trim(conc__stack_cache *c)
     c->trimmed = !goes_on && kept <= CONC__KEPT;
 }
 
-/* Is there anything to trim? Not if no stack was used since a trim that found nothing. */
+/* Returns whether there is anything to trim: not if no stack has been used since a trim that found
+ * nothing. */
 CONC__PRIVATE bool conc__stack_cache_grew(const conc__stack_cache *c)
 {
     bool unchanged = c->trimmed && c->free == c->old;
     return c->cold || (c->resident > CONC__KEPT && c->free && !unchanged);
 }
 
-/* Trims all caches. True: more stacks must be dropped soon. */
+/* Trims all caches. Returns whether more stacks must be dropped soon. */
 CONC__PRIVATE bool conc__stacks_trim(conc_loop *l)
 {
     bool soon = false;
@@ -4568,7 +4569,8 @@ CONC__PRIVATE void conc__stacks_close(conc_loop *l)
  * over all 64 bits of a nanosecond clock, with one level for each digit of six bits. The level of a
  * timer is the highest digit in which its time and the elapsed time differ, and its slot is the
  * value of that digit. So the lowest occupied level expires first, a timer moves down at most ten
- * times, and timers with the same time are always in the same slot, in the order of arming. */
+ * times, and timers with the same time are always in the same slot, in the order in which they were
+ * armed. */
 
 CONC__TINY bool conc__armed(const conc__timer *t) { return t->next != NULL; }
 
@@ -4635,7 +4637,8 @@ static inline void conc__disarm(conc_loop *l, conc__timer *t)
     l->clock.wheel.disarmed++;
 }
 
-/* Finds the first occupied slot: its start time, level and number. False: no timer is armed. */
+/* Finds the first occupied slot: its start time, level and number. Returns false if no timer is
+ * armed. */
 CONC__FAST bool conc__wheel_first(const conc__wheel *w, uint64_t *start, int *level, int *slot)
 {
     int i = 0;
@@ -4644,7 +4647,8 @@ CONC__FAST bool conc__wheel_first(const conc__wheel *w, uint64_t *start, int *le
     if (i == CONC__LEVELS)
         return false;
     *level = i;
-    /* the slots before the elapsed time's own digit are empty, so the lowest bit is the first */
+    /* the slots before the elapsed time's own digit are empty, so the lowest set bit marks the
+     * first occupied slot */
     *slot = __builtin_ctzll(w->occupied[i]);
     int shift = i * 6;
     *start = (uint64_t)*slot << shift;
@@ -4690,8 +4694,8 @@ CONC__PRIVATE void conc__wheel_advance(conc_loop *l, int64_t now)
         w->elapsed = (uint64_t)now;
 }
 
-/* Returns the time of the first timer, or an earlier time if many timers share its slot.
- * CONC__NEVER: no timer is armed. */
+/* Returns the time of the first timer, or an earlier time if many timers share its slot;
+ * CONC__NEVER if no timer is armed. */
 CONC__PRIVATE int64_t conc__wheel_next(const conc__wheel *w)
 {
     uint64_t start;
@@ -4750,7 +4754,7 @@ CONC__PRIVATE void conc__end_batch(conc_loop *l)
 }
 
 /* Called when the running task has read the clock. If the last pass was too long ago, ends the
- * batch and the budget. */
+ * batch and uses up the budget. */
 static inline void conc__time_passed(conc_loop *l, int64_t now)
 {
     if (CONC__UNLIKELY(now - l->scheduler.last_pass > CONC__BATCH_NS)) {
@@ -4771,8 +4775,8 @@ CONC__PRIVATE void conc__yield_to_ready(conc_loop *l)
 CONC__COLD void conc__report_stubborn(conc_loop *l);
 
 /* Refuses a cancelled task's checkpoint: returns -ECANCELED after the other ready tasks have run. A
- * task that has ignored many cancels is a spinner: it continues only occasionally, or if no other
- * task is ready, and does not stop the virtual clock. */
+ * task that has ignored many cancellations is a spinner: it runs only occasionally, or if no other
+ * task is ready, and does not hold back the virtual clock. */
 CONC__COLD int conc__refuse(conc_loop *l)
 {
     conc_task *self = l->self;
@@ -4876,7 +4880,8 @@ CONC__SWITCHES int conc__yield(void)
 CONC_API int conc_yield(void) { return conc__yield(); }
 #define conc_yield() conc__yield()
 
-/* Runs fn on the thread's own stack, where the scheduler already is. No task runs meanwhile. */
+/* Runs fn on the thread's own stack, which is also the scheduler's. No task runs until fn
+ * returns. */
 CONC__PRIVATE void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *arg), void *arg)
 {
     conc_task *self = l->self;
@@ -4913,7 +4918,8 @@ CONC__PRIVATE void conc__report_misuse(conc_loop *l, void *arg)
         fprintf(stderr, "conc: %s: %s: %s\n", who, m->call, m->why);
 }
 
-/* Reports a task that ignores its cancel, even without debug mode, because it may spin forever. */
+/* Reports a task that ignores its cancellation, even without debug mode, because it may spin
+ * forever. */
 CONC__COLD void conc__report_stubborn(conc_loop *l)
 {
     conc__misuse m = {l->self, "it was cancelled",
@@ -4957,7 +4963,7 @@ CONC__COLD int conc__misused(int rc, const char *call, const char *why, const ch
     return conc_fail(rc, "%s: %s", name, why);
 }
 
-/* Runs a task, and those that it switches to, until one of them switches to the scheduler. Also
+/* Runs a task, and the tasks that it switches to, until one of them switches to the scheduler. Also
  * serves their calls to conc__on_loop. */
 CONC__PRIVATE void conc__resume(conc_loop *l, conc_task *t)
 {
@@ -5001,15 +5007,15 @@ CONC__PRIVATE void conc__advance(conc_loop *l, int64_t now)
     conc__wheel_advance(l, now);
 }
 
-/* Is a task waiting for a descriptor, a signal, or another thread or process? Then waiting forever
- * is not a deadlock. */
+/* Returns whether a task is waiting for a descriptor, a signal, or another thread or process, so
+ * that waiting forever is not a deadlock. */
 CONC__PRIVATE bool conc__awaits_outside(const conc_loop *l)
 {
     return l->fds.watched || l->signals.waits || l->outside.awaited;
 }
 
-/* Does the loop's wake-up descriptor still refer to the loop's own file? The program may have
- * closed it and opened another file with the same number. */
+/* Returns whether the loop's wake-up descriptor still refers to the loop's own file. The program
+ * may have closed the descriptor and opened another file with the same number. */
 CONC__PRIVATE bool conc__wake_is_ours(const conc_loop *l)
 {
     char kind[32] = "";
@@ -5039,7 +5045,7 @@ CONC__COLD void conc__poller_failed(conc_loop *l, int rc)
     conc__doom(l, rc);
 }
 
-/* Waits at most ns for events, and handles them; 0: only polls. */
+/* Waits for events for at most ns nanoseconds, and handles them; 0: only polls. */
 CONC__PRIVATE void conc__poll_wait_for(conc_loop *l, int64_t ns)
 {
     enum { NAP = 1000000 };
@@ -5061,15 +5067,16 @@ CONC__PRIVATE void conc__poll_now(conc_loop *l)
     conc__poll_wait_for(l, 0);
 }
 
-/* Are there jobs for which the virtual clock stands still? A job posts its result before it leaves
- * this count, so a caller that finds no such job, and then no post, may advance the clock. */
+/* Returns whether there are jobs for which the virtual clock stands still. A job posts its result
+ * before it leaves this count, so a caller that finds no such job, and then no post, may advance
+ * the clock. */
 CONC__TINY bool conc__at_work(conc_loop *l)
 {
     return atomic_load_explicit(&l->outside.at_work, memory_order_acquire) > 0;
 }
 
 /* Spins briefly before the loop sleeps: being woken costs 50 us, and the other thread may finish
- * sooner. True: an event occurred. */
+ * sooner. Returns whether an event occurred. */
 CONC__PRIVATE bool conc__spin(conc_loop *l, int64_t ns, bool for_work)
 {
     int64_t start = conc__clock(), most = ns < CONC__PATIENCE ? ns : CONC__PATIENCE;
@@ -5094,8 +5101,8 @@ CONC__PRIVATE bool conc__spin(conc_loop *l, int64_t ns, bool for_work)
     return found;
 }
 
-/* May the loop sleep for ns? Not if work has already arrived, or if nothing could wake it. The
- * caller holds the mutex. */
+/* Returns whether the loop may sleep for ns: not if work has already arrived, or if nothing could
+ * wake it. The caller holds the mutex. */
 CONC__PRIVATE bool conc__may_sleep(conc_loop *l, int64_t ns, bool for_work)
 {
     if (l->shared.posted || ns == 0)
@@ -5111,8 +5118,8 @@ CONC__TINY void conc__was_idle(conc_loop *l, int64_t from, int64_t to)
     CONC__HOOK(l, idled(l, from, to));
 }
 
-/* Waits for events and posts, at most ns, and handles the events. for_work: also returns when the
- * last job for which the virtual clock stands still is done.
+/* Waits for events and posts for at most ns nanoseconds, and handles the events. for_work: also
+ * returns when the last job for which the virtual clock stands still is done.
  *
  * No post is missed: `posted` and `asleep` change under the mutex. conc__may_sleep sees an earlier
  * post; a later one finds `asleep` set and writes to the wake-up descriptor, which stays readable
@@ -5170,8 +5177,8 @@ enum { CONC__VERIFY_EVERY = 250000000 };
 
 /* If close(2) closes a descriptor that conc did not open, the poller does not notify the waiting
  * tasks. So the loop checks these descriptors, a few at a time: once when it becomes quiet, and
- * repeatedly if another thread, or an embedded loop's host, may close them. True: some must be
- * checked now. */
+ * repeatedly if another thread, or an embedded loop's host, may close them. Returns whether some
+ * must be checked now. */
 CONC__PRIVATE bool conc__verify_due(conc_loop *l)
 {
     if (!l->fds.verify_count)
@@ -5238,8 +5245,8 @@ CONC__PRIVATE void conc__poll_sometimes(conc_loop *l)
     }
 }
 
-/* Have functions been posted? Returns false once after CONC__FLOOD consecutive passes that ran
- * nothing else, so that timers and descriptors are served too. */
+/* Returns whether functions have been posted, but false once after CONC__FLOOD consecutive passes
+ * that ran nothing else, so that timers and descriptors are served too. */
 CONC__PRIVATE bool conc__has_posts(conc_loop *l)
 {
     bool posted = atomic_load_explicit(&l->shared.posted, memory_order_relaxed) != NULL;
@@ -5255,7 +5262,7 @@ CONC__PRIVATE bool conc__has_posts(conc_loop *l)
 
 /* A child program takes real time, which does not pass on the virtual clock. So while a task is
  * waiting for a running child to end, or on one of its pipes, the virtual clock jumps over d
- * seconds only after d real seconds. This count restarts when the clock has moved, a timer was
+ * seconds only after d real seconds. This period starts again when the clock has moved, a timer was
  * armed or a program was started, because a time limit on one program does not apply to the next.
  * Returns how much longer the clock must stand still. */
 CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
@@ -5305,7 +5312,7 @@ CONC__PRIVATE void conc__jump_clock(conc_loop *l, int64_t next)
     bool flooded = atomic_load_explicit(&l->shared.posted, memory_order_relaxed) != NULL;
     conc__verify_until(l, next);
     if (l->clock.retried && l->run.embedded)
-        return; /* the host waits that long before the next step */
+        return; /* the host lets some real time pass before the next step */
     if (l->clock.retried && !l->ready.first) {
         l->clock.retried = false;
         conc__poll_events(l, CONC__MOMENT, false);
@@ -5345,7 +5352,7 @@ CONC__PRIVATE void conc__sleep_or_deadlock(conc_loop *l, int64_t next, int64_t l
     l->interrupt.awaited = false;
 }
 
-/* Virtual clock: returns the real time until the end of the shield in which a job began this
+/* Virtual clock: returns the real time left until the end of the shield in which a job began this
  * run. */
 CONC__COLD int64_t conc__until_job_limit(conc_loop *l)
 {
@@ -5357,8 +5364,8 @@ CONC__COLD int64_t conc__until_job_limit(conc_loop *l)
     return l->job.limit - now;
 }
 
-/* Called when no task is ready: waits for the clock, events or posts. False: it has woken a task
- * from conc_settle, which must continue before anything else can make a task ready. */
+/* Called when no task is ready: waits for the clock, events or posts. Returns false if it has woken
+ * a task from conc_settle; that task must continue before anything else can make a task ready. */
 CONC__PRIVATE bool conc__idle(conc_loop *l)
 {
     int64_t next = conc__wheel_next(&l->clock.wheel);
@@ -5452,7 +5459,8 @@ CONC__PRIVATE void conc__tick(conc_loop *l)
     l->scheduler.last_pass = l->clock.now;
 }
 
-/* Makes a pass of the scheduler, then runs a batch of ready tasks. False: none was ready. */
+/* Makes a pass of the scheduler, then runs a batch of ready tasks. Returns false if none was
+ * ready. */
 CONC__PRIVATE bool conc__run_pass(conc_loop *l)
 {
     conc__tick(l);
@@ -5488,15 +5496,15 @@ CONC__PRIVATE void conc__schedule(conc_loop *l)
 
 /* ---- >>waits -------------------------------------------------------------------------------- */
 
-/* In a forked child: is this the serial number of a task of the parent process? Also true for 0:
- * the first run has number 1, so no task has this serial number. */
+/* In a forked child, returns whether this is the serial number of a task of the parent process.
+ * Also returns true for 0, which is no task's serial number, because the first run has number 1. */
 CONC__FAST bool conc__is_inherited(uint64_t serial)
 {
     return CONC__UNLIKELY(serial >> 40 <= conc__inherited_runs);
 }
 
-/* Is this the number of a run in progress on another thread, whose objects this thread must not
- * touch? No run has the number 0. */
+/* Returns whether this is the number of a run in progress on another thread, whose objects this
+ * thread must not touch. No run has the number 0. */
 CONC__PRIVATE bool conc__run_is_elsewhere(const conc_loop *l, uint64_t run)
 {
     if (!run || (l && l->run.number == run))
@@ -5509,7 +5517,7 @@ CONC__PRIVATE bool conc__run_is_elsewhere(const conc_loop *l, uint64_t run)
     return other != NULL;
 }
 
-/* Is this arbitrary pointer the loop of a run in progress? */
+/* Returns whether this arbitrary pointer is the loop of a run in progress. */
 CONC__PRIVATE bool conc__is_live(const conc_loop *l)
 {
     pthread_mutex_lock(&conc__live_runs.mutex);
@@ -5534,9 +5542,9 @@ CONC__PRIVATE void conc__unlink(conc__wait *w)
     w->list = NULL;
 }
 
-/* Does this subtree have an object inside an address range? All its objects are on the inner side
- * of the range's other end, so only `end` matters. inner: 1 if the range is above `end`, 0 if
- * below. bit: the address bit that selects a child of h. */
+/* Returns whether this subtree has an object inside an address range. All its objects are on the
+ * inner side of the range's other end, so only `end` matters. inner: 1 if the range is above `end`,
+ * 0 if below. bit: the address bit that selects a child of h. */
 CONC__PRIVATE bool conc__holds_inside(const conc__holding *h, uintptr_t bit, uintptr_t end,
                                       int inner)
 {
@@ -5553,7 +5561,7 @@ CONC__PRIVATE bool conc__holds_inside(const conc__holding *h, uintptr_t bit, uin
     return false;
 }
 
-/* Does a tree have an object at an address from `first` to `last`? */
+/* Returns whether a tree has an object at an address from `first` to `last`. */
 CONC__PRIVATE bool conc__holds_between(const conc__holding *h, uintptr_t first, uintptr_t last)
 {
     uintptr_t bit = CONC__HIGHEST_BIT;
@@ -5593,8 +5601,8 @@ CONC__COLD void conc__check_lent(conc_loop *l, const conc_task *t, const void *b
     CONC__HOOK(l, check_handles(l, t, below, how));
 }
 
-/* Is the task's innermost scope below the frame of a call into conc, on the same stack? Then the
- * function that opened it has returned. */
+/* Returns whether the task's innermost scope is below the frame of a call into conc, on the same
+ * stack, which means that the function that opened the scope has returned. */
 static inline bool conc__scope_is_lost(const conc_task *t, const void *frame)
 {
     uintptr_t low = (uintptr_t)t->stack->low;
@@ -5649,7 +5657,7 @@ CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result)
     conc__wait_over(l, w->task);
 }
 
-/* The .cancel of a wait that a cancel ends without further work. */
+/* The .cancel of a wait that needs no further work when it is cancelled. */
 CONC__PRIVATE bool conc__cancel_plainly(conc__wait *w)
 {
     (void)w;
@@ -5806,7 +5814,7 @@ CONC_API CONC__CALLED int conc_settle(void)
 
 /* ---- >>scopes ------------------------------------------------------------------------------- */
 
-/* The state of cancels. Only the loop's thread reads and changes it.
+/* The state of cancellation. Only the loop's thread reads and changes it.
  *
  *   field          of     means                                        changed by
  *   cancel_called  scope  this scope was cancelled, or its deadline    conc__cancel_scope, once
@@ -5835,7 +5843,7 @@ CONC_API CONC__CALLED int conc_settle(void)
 
 enum { CONC__FRESH, CONC__OPEN, CONC__CLOSED };
 
-/* Did a task of the parent process open this scope? */
+/* Returns whether a task of the parent process opened this scope. */
 CONC__FAST bool conc__scope_is_inherited(const conc_scope *s)
 {
     return CONC__UNLIKELY(conc__inherited_runs) && s->state == CONC__OPEN && s->task &&
@@ -5847,7 +5855,7 @@ CONC__TINY conc_group *conc__group_of(conc_scope *s)
     return (conc_group *)(void *)((char *)s - offsetof(conc_group, scope));
 }
 
-/* Does a cancel apply outside the task's outermost scope? */
+/* Returns whether a cancel applies outside the task's outermost scope. */
 CONC__PRIVATE bool conc__cancelled_outside(const conc_loop *l, const conc_task *t)
 {
     return t->asked || (t->group && t->group->scope.effective) || l->cancels.doomed;
@@ -5887,8 +5895,8 @@ CONC__PRIVATE void conc__set_pending(conc_loop *l, conc_task *t, bool pending)
         conc__wake(l, w, -ECANCELED);
 }
 
-/* Updates scope s of task t and all scopes inside it, then the task. `around`: does a cancel apply
- * around s, or around the task if s is NULL? */
+/* Updates scope s of task t and all scopes inside it, then the task. around: whether a cancel
+ * applies around s, or around the task if s is NULL. */
 CONC__PRIVATE void conc__spread(conc_loop *l, conc_task *t, conc_scope *s, bool around)
 {
     for (; s; s = s->inner) {
@@ -5971,9 +5979,9 @@ static inline void conc__set_limit(conc_loop *l, conc_scope *s, double seconds)
         conc__scope_expired(&s->timer);
 }
 
-/* Opens a scope inside the running task's innermost one. Aborts if that was overwritten: a variable
- * declared with an initializer in a loop is reinitialized in each iteration, even if it holds an
- * open scope. */
+/* Opens a scope inside the running task's innermost one. Aborts if the innermost one was
+ * overwritten: a variable declared with an initializer in a loop is reinitialized in each
+ * iteration, even if it holds an open scope. */
 static inline void conc__scope_open(conc_loop *l, conc_scope *s, const char *place)
 {
     conc_task *self = l->self;
@@ -6039,7 +6047,7 @@ CONC_API CONC__CALLED int conc__scope_begin(const char *place, conc_scope *s, do
     return 0;
 }
 
-/* May the running task end the scope? Returns 0 if so, else an error. */
+/* Returns 0 if the running task may end the scope, else an error. */
 CONC__COLD int conc__scope_may_end(conc_loop *l, const conc_scope *s)
 {
     static const char call[] = "conc_scope_end";
@@ -6086,7 +6094,8 @@ CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
     return rc;
 }
 
-/* Returns the loop of a scope. NULL: the scope is not open, or this thread must not change it. */
+/* Returns the loop of a scope; NULL if the scope is not open, or if this thread must not change
+ * it. */
 CONC__PRIVATE conc_loop *conc__loop_of(const conc_scope *s, const char *call)
 {
     conc_loop *l = conc__here;
@@ -6223,8 +6232,8 @@ CONC_API bool conc_cancelled(void)
 
 static pthread_mutex_t conc__places = PTHREAD_MUTEX_INITIALIZER; /* guards writes of conc__at */
 
-/* For compilers without __FILE_NAME__: writes a text and a location, without its directories, into
- * the caller's buffer. The first byte, set last, marks it as complete. */
+/* For compilers without __FILE_NAME__: writes a string and a location, without its directories,
+ * into the caller's buffer. The buffer's first byte, set last, marks the rest as complete. */
 CONC_API const char *conc__at(char *room, const char *text, const char *place)
 {
     if (__atomic_load_n(room, __ATOMIC_ACQUIRE))
@@ -6328,7 +6337,7 @@ CONC__PRIVATE const char *conc__text_or(const char *words, int rc)
     return *words ? words : conc_strerror(rc);
 }
 
-/* Does conc_fail's work outside tasks: in a job, on a plain thread, in a posted function, or
+/* Does conc_fail's work outside any task: in a job, on a plain thread, in a posted function, or
  * between the steps of an embedded run. */
 CONC__PRIVATE void conc__fail_outside(int rc, const char *text)
 {
@@ -6370,7 +6379,7 @@ CONC__COLD int conc__own_error(int rc)
     return rc;
 }
 
-/* Returns rc, the result of a call. An error becomes the task's latest; a cancel does not. */
+/* Returns rc, the result of a call. An error other than -ECANCELED becomes the task's latest. */
 CONC__FAST int conc__wait_result(int rc)
 {
     bool failed = rc < 0 && rc != -ECANCELED;
@@ -6380,7 +6389,8 @@ CONC__FAST int conc__wait_result(int rc)
 }
 
 /* Returns rc, the result of a user's function. If it is an error other than the task's latest, it
- * becomes the latest. A cancel does not: the text of the error that caused it says more. */
+ * becomes the latest. -ECANCELED does not: the text of the error that caused the cancellation says
+ * more. */
 CONC__FAST int conc__pass_error(conc_loop *l, int rc)
 {
     bool is_new = rc < 0 && rc != -ECANCELED && l->self->last_rc != rc;
@@ -6399,7 +6409,8 @@ CONC__FAST int conc__pass_error_since(conc_loop *l, int rc, uint32_t before)
     return conc__pass_error(l, rc);
 }
 
-/* Returns only strerror's constant texts: its next call overwrites any other. */
+/* Returns strerror's text only if it is constant: the next call of strerror would overwrite any
+ * other. */
 CONC__PRIVATE const char *conc__system_text(int rc)
 {
     if (rc <= -4096)
