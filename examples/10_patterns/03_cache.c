@@ -11,8 +11,8 @@
    ./cache --evict ABCAABDCE         # what is evicted when these keys are requested; room for 3
    ./cache --goal                    # hits a second; with cc -O2
 
-   Starts one such process, which reads commands: get KEY, invalidate PATTERN, stats. Processes that
-   run concurrently need different names.
+   To start one such process, which reads commands (get KEY, invalidate PATTERN, stats); processes
+   that run concurrently need different names:
    ./cache --node a 127.0.0.1:6380 */
 #define CONC_STATIC
 #include "../../conc_pool.h"
