@@ -42,9 +42,9 @@
  *             code. A job running in a process is killed.
  *   Clock     Virtual time stands still while jobs run, including jobs submitted by jobs. In a job,
  *             conc_block acts as a timer. A job waiting in a call to this module does not count as
- *             running, nor does one in a conc_run whose tasks wait only for channels. While a task
- *             is waiting for a running child program to end, for one of its pipes, or for the
- *             other end of a FIFO, the clock skips d seconds only after d real seconds: a time
+ *             running, nor does one in a conc_run whose tasks are waiting only for channels. While
+ *             a task is waiting for a running child program to end, for one of its pipes, or for
+ *             the other end of a FIFO, the clock skips d seconds only after d real seconds: a time
  *             limit on a hung program still expires, but other programs take no virtual time.
  *   Forks     In a forked child, inherited pools are dead: calls return -EPERM, and closing a pool
  *             only frees its memory. The child cannot reach the parent's child programs, which keep
@@ -70,8 +70,8 @@ extern "C" {
 typedef struct conc_pool {
     /* maximum number; 0: one per processor. Each thread starts when it is first needed */
     int threads;
-    /* maximum number of queued jobs; 0: no limit. A submit beyond that waits, except in the pool's
-     * own jobs */
+    /* maximum number of queued jobs; 0: no limit. Submitting more than that waits, except from the
+     * pool's own jobs */
     int queue_limit;
     const char *name; /* the threads' name in debuggers, up to 15 bytes; NULL: "conc" */
     /* private */
@@ -79,8 +79,8 @@ typedef struct conc_pool {
     unsigned users;
 } conc_pool;
 
-/* A submitted function. The caller owns the storage. It need not be initialized, and must not move
- * until the job has ended or been withdrawn. All fields are private. */
+/* A submitted function. The caller owns the storage, which need not be initialized, and must not
+ * move until the job has ended or been withdrawn. All fields are private. */
 typedef struct conc_job {
     conc_fn *fn;
     void *arg;
@@ -136,11 +136,12 @@ CONC_API int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t cou
                                int *results);
 
 /* Waits until the job has ended or been withdrawn. Returns 0, with the job's result in *result
- * (NULL: not wanted) and its error text in conc_last_error. Any number of callers may wait. A
- * cancel does not cut the wait short: it withdraws a queued job (result -ECANCELED), asks a running
- * one to stop, or kills it if it runs in a process, unless another caller that is not cancelled
- * also waits. In a thread of the job's pool, runs the job itself if it is still queued. Errors:
- * -EINVAL (never submitted), -EPERM (submitted in a process from which this one was forked). */
+ * (NULL: not wanted) and its error text in conc_last_error. Any number of callers may wait.
+ * Cancellation does not cut the wait short: it withdraws a queued job (result -ECANCELED), asks a
+ * running one to stop, or kills it if it runs in a process, unless another caller that is not
+ * cancelled is waiting too. In a thread of the job's pool, runs the job itself if it is still
+ * queued. Errors: -EINVAL (never submitted), -EPERM (submitted in a process from which this one was
+ * forked). */
 CONC_API int conc_job_wait(conc_job *j, int *result) CONC_NODISCARD;
 
 /* Withdraws the job if it is queued, asks it to stop if it is running, or kills it if it runs in a
@@ -167,8 +168,8 @@ CONC_API int conc_offload(conc_fn *fn, void *arg);
  * free_arg(arg) (NULL: not wanted) is called once, after the job, or immediately if fn is not
  * called. Such jobs have their own pool, as large as conc_offload's. An abandoned job occupies its
  * thread until it ends, in later runs too; if all threads hang, the call waits until one is free or
- * its task is cancelled. Neither the end of the run nor of the program waits for an abandoned job,
- * and a library that contains conc is not unloaded before the job ends. */
+ * its task is cancelled. Neither the end of the run nor that of the program waits for an abandoned
+ * job, and a library that contains conc is not unloaded before the job ends. */
 CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *));
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
@@ -212,11 +213,11 @@ CONC_API void conc__auto_conc_procs(conc_procs *p);
  * aligned like max_align_t, and is copied back after fn returns. size is not limited. A time limit
  * around the call includes the wait for a free worker; to limit the job alone, run at most as many
  * jobs at a time as there are workers, as with conc_map_limit. Waits. Errors, which leave the bytes
- * at arg unchanged: -EOWNERDEAD (the worker died in fn; conc_last_error says how), -ECANCELED (a
- * worker in fn is killed), -EAGAIN (no worker can be started now), -ENOTRECOVERABLE (workers fail
- * to start, or init failed; conc_last_error says why; only closing and reopening the pool helps),
- * -EINVAL, -EPIPE (closed), -ENOMEM, -EPERM. A worker's death fails only its own job; a job that
- * finds no idle worker gets a new one. */
+ * at arg unchanged: -EOWNERDEAD (the worker died in fn; conc_last_error says how), -ECANCELED (if a
+ * worker was already running fn, it is killed), -EAGAIN (no worker can be started now),
+ * -ENOTRECOVERABLE (workers fail to start, or init failed; conc_last_error says why; only closing
+ * and reopening the pool helps), -EINVAL, -EPIPE (closed), -ENOMEM, -EPERM. A worker's death fails
+ * only its own job; a job that finds no idle worker gets a new one. */
 CONC_API int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size) CONC_NODISCARD;
 
 /* The same, but does not wait for the job. The bytes at arg belong to the job until it has
@@ -225,15 +226,15 @@ CONC_API int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *ar
                                size_t size) CONC_NODISCARD;
 
 /* Like conc_pool_map and conc_pool_map_all, with each element run as by conc_procs_run. A worker
- * gets several elements at a time, as an array, but an element that kills its worker fails alone.
- * If size is 0, each call gets NULL. */
+ * gets several elements at a time, as an array, but if an element kills its worker, only that
+ * element fails. If size is 0, each call gets NULL. */
 CONC_API int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count,
                             size_t size) CONC_NODISCARD;
 CONC_API int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size,
                                 int *results);
 
-/* A function that reads in and writes out. Returns the number of bytes written, or a negative
- * error. */
+/* A function that reads from `in` and writes to `out`. Returns the number of bytes written, or a
+ * negative error. */
 typedef ssize_t conc_procs_fn(const void *in, size_t in_size, void *out, size_t out_size);
 
 /* Runs fn in a worker, on a copy of in, and returns fn's result, with that many bytes in out, or
@@ -287,8 +288,8 @@ CONC_API void conc__auto_conc_channel(conc_channel *c);
 /* Allocates zeroed memory that this process shares with the workers of process pools opened later,
  * at the same address in all of them. Release it with conc_shared_free in the process that
  * allocated it. Returns NULL if size is 0, if memory has run out, or if the system is not Linux.
- * From anywhere. Synchronize access by means that work between processes, such as C11 atomics or
- * PTHREAD_PROCESS_SHARED mutexes. */
+ * From anywhere. Synchronize access with something that works across processes, such as C11 atomics
+ * or PTHREAD_PROCESS_SHARED mutexes. */
 CONC_API void *conc_shared_alloc(size_t size);
 CONC_API void conc_shared_free(void *p);
 
@@ -297,16 +298,16 @@ CONC_API void conc_shared_free(void *p);
 /* Files are read and written off the loop. Errors are the system's; exceeding the file size limit
  * (ulimit -f) returns -EFBIG and raises no SIGXFSZ. Once begun, work on a regular file is not cut
  * short, so -ECANCELED means that nothing was done. For a FIFO, a terminal or another file that can
- * make a task wait for another process, or that has no end (/dev/zero), a cancel ends the call,
+ * make a task wait for another process, or that has no end (/dev/zero), cancellation ends the call,
  * perhaps after some bytes; in a thread without a run, the call blocks. */
 
-/* Reads the whole file. Stores its size in *size (NULL: not wanted), and in *data its bytes and a
- * terminating NUL, to be released with conc_free. After an error, *data is NULL. Waits. */
+/* Reads the whole file. Stores its size in *size (NULL: not wanted) and its bytes, NUL-terminated,
+ * in *data; release them with conc_free. After an error, *data is NULL. Waits. */
 CONC_API int conc_file_read(const char *path, void **data, size_t *size) CONC_NODISCARD;
 
 /* Replaces the file with these bytes, whole or not at all: writes a new file with the permissions
  * of the old one, syncs it to disk, and renames it to path. If the old file cannot be replaced (a
- * mount point, a file in /proc, a directory that this program may not change) it is overwritten in
+ * mount point, a file in /proc, a directory that this program may not change), it is overwritten in
  * place, and an error may leave it partly written. If the new file cannot get the old one's group,
  * its group gets only the permissions that others had before. Anything but a regular file (a
  * terminal, a pipe, /dev/null) is simply written to. Waits. */
@@ -407,7 +408,6 @@ typedef struct conc_child_io {
  * to continue. Errors: -EMSGSIZE (more than the limit; the child is closed), -ECHILD (all was read,
  * but the status is lost), -EINVAL (NULL, not started, input without a pipe), -ENOMEM, -EPERM, and
  * other system errors.
-
  *
  * conc_child_close discards the child's status and final output. To get both from a child that has
  * timed out, signal it and continue. Here talk calls conc_child_communicate; with .group, the
@@ -468,7 +468,7 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *  segment       memory that several processes map
  *  waiter        a task or thread waiting for another thread: a task's loop keeps running, a thread
  *                sleeps on its thread event
- *  job context   a job running on a thread, perhaps inside another job, which waits for it
+ *  job context   a job running on a thread, perhaps inside another job that is waiting for it
  *  cancel hook   a function called when a waiting job is asked to stop
  *  cancel layer  a map or a shield around part of a job, which adds or hides such requests
  *  clock         a loop whose clock is virtual. Its at_work counts the jobs that hold the clock and
@@ -515,19 +515,20 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
 
 /* ---- >>systems ------------------------------------------------------------------------------ */
 
-/* What differs between systems: first Linux's functions, then those of the same names for macOS and
- * others. */
+/* System-dependent code: the Linux functions first, then their namesakes for macOS and other
+ * systems. */
 
 #ifdef __linux__
 
-enum { CONC__O_PATH = 010000000 }; /* opens a directory without permission to list it */
+enum { CONC__O_PATH = 010000000 }; /* opens even a directory that this process may not list */
 
 CONC__TINY void conc__name_thread(const char *name) { prctl(PR_SET_NAME, name); }
 
 CONC__PRIVATE int conc__sync_file(int fd) { return conc__failure(fsync(fd)); }
 
-/* Copies the access control list of the file at path. False: it has one that cannot be copied. In
- * its mode, the group's permissions are then the most that any entry of the list grants. */
+/* Copies the access control list of the file at path. Returns false if the file has one that cannot
+ * be copied. The group bits of its mode are then an upper bound on what the entries of the list
+ * grant. */
 CONC__PRIVATE bool conc__keep_list(int fd, const char *path)
 {
     static const char name[] = "system.posix_acl_access";
@@ -600,7 +601,7 @@ CONC__TINY int conc__pidfd_send(int pidfd, int number)
 
 CONC__TINY void conc__cond_init(pthread_cond_t *c) { pthread_cond_init(c, NULL); }
 
-/* Waits until conc__clock shows `until`, which is `left` ns away. */
+/* Waits until c is signalled, or until conc__clock reaches `until`, which is `left` ns away. */
 CONC__PRIVATE void conc__cond_wait(pthread_cond_t *c, pthread_mutex_t *m, int64_t until,
                                    int64_t left)
 {
@@ -700,8 +701,8 @@ typedef struct conc__job_outcome {
     char text[96];
 } conc__job_outcome;
 
-/* A task or thread waiting for another thread. It is in a list, from which the thread that wakes it
- * removes it, under the list's mutex. */
+/* A task or thread waiting for another thread. The thread that wakes it first removes it from its
+ * list, under the list's mutex. */
 typedef struct conc__waiter {
     struct conc__waiter *next, *prev; /* a ring */
     struct conc__waiter **list;
@@ -713,15 +714,15 @@ typedef struct conc__waiter {
     conc__job_outcome *outcome;    /* receives the awaited job's outcome */
     bool *stop;                    /* set when the waiting task is cancelled; NULL: none */
     struct conc__job_queue *queue; /* the awaited job's */
-    /* the process pool whose replies a waiting thread may collect; holds a reference. NULL: none */
+    /* the process pool whose replies a waiting thread can collect; holds a reference. NULL: none */
     struct conc__job_queue *polls_queue;
-    struct conc__job_context *context; /* of the waiting job, if any: its clocks advance */
+    struct conc__job_context *context; /* the waiting job, if any: its clocks advance */
     int result;
     bool gives_up;   /* it was cancelled, and wants its job to stop */
     bool is_counted; /* a worker thread that its job queue already counts as waiting */
     bool woken;      /* set when it is woken: the list and its owner may then be gone */
     /* selects: a case of conc_select, which is only notified; it sends or receives if no other case
-     * came first. kept: until then an item, or room for one, is reserved for it */
+     * came first. kept: an item, or room for one, is reserved for it until then */
     bool selects, kept;
 } conc__waiter;
 
@@ -875,10 +876,10 @@ CONC__PRIVATE void conc__job_queue_spin_for(struct conc__job_queue *q, const boo
 
 /* A function to call when a waiting job is asked to stop. All hooks of the process are in one list.
  * A request sets a flag in the job, its job queue or its map; conc__run_cancel_hooks then finds the
- * waiting jobs that it concerns. */
+ * waiting jobs that the request concerns. */
 typedef struct conc__cancel_hook {
     struct conc__cancel_hook *next, *prev;
-    const struct conc__job_context *context; /* NULL: no job waits; in no list */
+    const struct conc__job_context *context; /* NULL: no job is waiting; in no list */
     void (*run)(struct conc__cancel_hook *self);
     bool called;
     unsigned forks;
@@ -947,7 +948,7 @@ CONC__PRIVATE void conc__cancel_hooks_reset(void)
 }
 
 /* Waits for the event, in the job of ctx (NULL: none). When the time limit of a shield passes, a
- * stop request that it hid takes effect. */
+ * stop request that the shield hid takes effect. */
 CONC__PRIVATE void conc__thread_event_wait_in_job(conc__thread_event *e,
                                                   const struct conc__job_context *ctx)
 {
@@ -973,7 +974,7 @@ CONC__PRIVATE void conc__thread_wait_cancel(conc__cancel_hook *s)
  * clock could advance between a stop request and its effect. */
 CONC__PRIVATE void conc__waiter_release_clocks(conc__waiter *w, pthread_mutex_t *mutex)
 {
-    pthread_mutex_lock(&conc__job_queues_mutex); /* if w still waits, keeps `mutex` alive */
+    pthread_mutex_lock(&conc__job_queues_mutex); /* if w is still waiting, keeps `mutex` alive */
     if (!__atomic_load_n(&w->woken, __ATOMIC_ACQUIRE)) {
         conc__lock_briefly(mutex);
         if (!w->woken)
@@ -1014,8 +1015,8 @@ CONC__COLD int conc__caller_refused(const char *call)
     return conc__misused(-EPERM, call, "only a task may call it", NULL);
 }
 
-/* Checks that `call` may wait here. Returns 0 and the caller's loop (NULL: a thread or a job), or
- * -EPERM in a posted function. */
+/* Checks that `call` may wait here. Returns 0, with the caller's loop in *l (NULL: a thread or a
+ * job), or -EPERM in a posted function. */
 static inline int conc__caller(conc_loop **l, const char *call)
 {
     *l = conc__here;
@@ -1025,8 +1026,8 @@ static inline int conc__caller(conc_loop **l, const char *call)
 }
 
 /* Waits until another thread wakes the caller, and returns the result set by that thread. The
- * waiter is already in its list. The list's mutex and `outer` (NULL: none) are locked; this unlocks
- * them. */
+ * waiter is already in its list. The list's mutex and `outer` (NULL: none) are locked; this
+ * function unlocks them. */
 CONC__PRIVATE CONC__CALLED int conc__wait_outside(conc_loop *l, conc__waiter *w,
                                                   const conc__wait_kind *kind, const void *on,
                                                   pthread_mutex_t *mutex, pthread_mutex_t *outer)
@@ -1060,8 +1061,8 @@ CONC__PRIVATE CONC__CALLED int conc__wait_outside(conc_loop *l, conc__waiter *w,
 /* The states of a job, and what changes them. Once a job is DONE, its memory is the caller's again.
  *
  *   NEW       not submitted; the memory may hold anything. conc__job_init makes it PENDING
- *   PENDING   sealed, not LIVE: the submit may wait for room under the limit. The thread that makes
- *             room makes it QUEUED; a cancel or a close makes it NEW again
+ *   PENDING   sealed, not LIVE: the submit call may be waiting for room under the limit. The thread
+ *             that makes room makes it QUEUED; a cancel or a close makes it NEW again
  *   QUEUED    LIVE, and `slot` is its index in the ring. A worker thread takes it; the supervisor
  *             or a waiter sends it to a worker; a cancel makes it DONE
  *   TAKEN     `slot` is IN_BATCH, and the job is in a thread's batch[]. That thread, or one that
@@ -1146,13 +1147,14 @@ typedef struct conc__queue_clock {
 typedef struct conc__job_queue {
     struct conc__job_queue *next, *prev; /* list of all, under conc__job_queues_mutex */
     pthread_mutex_t mutex;
-    conc_job **ring; /* a power of two slots; NULL where a job was withdrawn */
+    /* has ring_size slots, a power of two; a slot is NULL where a job was withdrawn */
+    conc_job **ring;
     size_t ring_size, head, tail;
-    size_t queued; /* jobs in the ring; written under the mutex, also read without it */
+    size_t queued; /* number of jobs in the ring; written under the mutex, also read without it */
     size_t limit;
     conc__queue_clock *clocks;
     int clock_slots, clocks_used; /* slots of clocks[] */
-    conc__waiter *submitters;     /* waiting submits, with their jobs */
+    conc__waiter *submitters;     /* waiting submit calls, with their jobs */
     conc__waiter *closer, *other_closers;
     bool closing, stopping, cancel_all, on_valgrind;
     bool closed;        /* it has ended, and the pool belongs to its owner again */
@@ -1161,7 +1163,7 @@ typedef struct conc__job_queue {
     unsigned forks;
     int references;                      /* held by the pool, its threads, and active callers */
     struct conc__supervisor *supervisor; /* NULL: a thread pool */
-    conc_pool *shared; /* the shared pool it belongs to; NULL: a pool of the program */
+    conc_pool *shared; /* the shared pool it belongs to; NULL: one of the program's own pools */
 
     /* idle threads sleep on it. Its value is wakes_pending - posts_due, because it is posted only
      * after the mutex is unlocked */
@@ -1187,7 +1189,7 @@ typedef struct conc__job_queue {
      * blocked */
     sigset_t mask;
     bool blocks_pipe;
-    /* the last thread to exit: the next one to exit joins it */
+    /* the thread that exited most recently: the next one to exit joins it */
     bool has_ended;
     pthread_t last_ended;
     pthread_cond_t ended; /* signalled when a thread exits */
@@ -1222,8 +1224,8 @@ CONC__PRIVATE void conc__pins_begin(void)
     conc__pins_there = can_pin && pthread_key_create(&conc__pins, unpin) == 0;
 }
 
-/* Keeps the library that contains this code loaded until conc__unpin. NULL: not possible, or not
- * needed because the program contains the code. */
+/* Keeps the library that contains this code loaded until conc__unpin. Returns NULL if that is not
+ * possible, or not needed because the program contains the code. */
 CONC__PRIVATE void *conc__pin(void)
 {
     enum { NOW = 2, ONLY_IF_LOADED = 4 }; /* RTLD_NOW, RTLD_NOLOAD */
@@ -1255,9 +1257,9 @@ typedef struct conc__map_call {
     int *results;
     bool keeps_going, stop;
     conc__cancel_layer layer;
-    size_t next;    /* first element not yet taken */
-    size_t dropped; /* elements taken but never passed to the function */
-    int error;      /* the first */
+    size_t next;    /* index of the first element not yet taken */
+    size_t dropped; /* number of elements taken but never passed to the function */
+    int error;      /* the first error */
 } conc__map_call;
 
 /* The payload of a job for a worker. */
@@ -1267,7 +1269,7 @@ typedef struct conc__payload {
     void *out;
     size_t in_size, out_size;
     ssize_t returned;
-    conc__map_call *map; /* a runner's; it has taken `left` elements, from `first` on */
+    conc__map_call *map; /* of a runner, which has taken `left` elements, starting at `first` */
     size_t first, left;
 } conc__payload;
 
@@ -1308,7 +1310,7 @@ CONC__PRIVATE bool conc__job_context_in_process(const conc__job_context *ctx)
     return ctx->cancel_flag;
 }
 
-/* Was the code running in ctx asked to stop? Any thread may call this while the code waits. */
+/* Was the code running in ctx asked to stop? Any thread may call this while the code is waiting. */
 CONC__PRIVATE bool conc__job_context_cancelled(const conc__job_context *ctx)
 {
     if (!ctx->cancel_flag)
@@ -1321,7 +1323,7 @@ CONC__PRIVATE bool conc__job_context_cancelled(const conc__job_context *ctx)
     return __atomic_load_n(ctx->cancel_flag, __ATOMIC_RELAXED) != 0;
 }
 
-/* The time when the next of the shields around the code in ctx ends; CONC__NEVER: none will. */
+/* Returns the time when the next of the shields around the code in ctx ends, or CONC__NEVER. */
 CONC__PRIVATE int64_t conc__shield_deadline(const conc__job_context *ctx)
 {
     int64_t limit = CONC__NEVER;
@@ -1416,8 +1418,8 @@ CONC__PRIVATE void conc__segments_unlock(void);
  * if a process was forked while its parent was registering them. */
 static CONC_TLS _Thread_local int conc__fork_handler_depth;
 
-/* Holds these mutexes during a fork. Otherwise another thread could hold one, and the child would
- * inherit it locked forever. */
+/* Holds these mutexes during a fork. Otherwise another thread could hold one, and it would stay
+ * locked in the child. */
 CONC__PRIVATE void conc__pools_before_fork(void)
 {
     if (conc__fork_handler_depth++)
@@ -1473,7 +1475,7 @@ CONC__PRIVATE void conc__job_queues_need(void)
     conc__once(&once, conc__job_queues_init);
 }
 
-/* The job running on this thread; NULL: none. */
+/* Returns the job running on this thread, or NULL. */
 CONC__PRIVATE conc__job_context *conc__job_context_here(void)
 {
     conc__job_queues_need();
@@ -1519,7 +1521,7 @@ CONC__PRIVATE void conc__job_queue_free(conc__job_queue *q)
 {
     CONC__LIST_REMOVE(conc__job_queues, q, next, prev);
     conc__supervisor_free(q->supervisor);
-    /* an inherited mutex may be held by one of the parent's threads */
+    /* an inherited mutex might be held by one of the parent's threads */
     if (q->forks == conc__forks) {
         conc__semaphore_close(&q->work);
         pthread_cond_destroy(&q->ended);
@@ -1561,7 +1563,8 @@ CONC__PRIVATE bool conc__queue_clocks_reserve(conc__job_queue *q)
     return true;
 }
 
-/* Makes room for one more job, perhaps with a clock. False: out of memory. */
+/* Makes room for one more job. on_clock: the job has a clock. Returns false if memory has run
+ * out. */
 CONC__PRIVATE bool conc__job_ring_reserve(conc__job_queue *q, bool on_clock)
 {
     if (on_clock && !conc__queue_clocks_reserve(q))
@@ -1590,7 +1593,7 @@ CONC__PRIVATE bool conc__job_ring_reserve(conc__job_queue *q, bool on_clock)
     return true;
 }
 
-/* Removes one holder of the clock. After the last one, wakes the loop, so that the clock
+/* Removes one holder of the clock. If it was the last, wakes the loop so that the clock
  * advances. */
 CONC__PRIVATE void conc__clock_release(conc_loop *clock)
 {
@@ -1627,7 +1630,7 @@ static inline void conc__job_hold_clock(conc_job *j, bool holds)
         conc__job_hold_clock_now(j, holds);
 }
 
-/* Returns the clock's slot, or else a free one. */
+/* Returns the clock's slot, or a free one if it has none. */
 CONC__PRIVATE conc__queue_clock *conc__queue_clock_find(conc__job_queue *q, const conc_loop *clock)
 {
     conc__queue_clock *unused = NULL;
@@ -1641,7 +1644,7 @@ CONC__PRIVATE conc__queue_clock *conc__queue_clock_find(conc__job_queue *q, cons
     return unused;
 }
 
-/* Called when a job enters the ring, which then holds the clock in the job's place. */
+/* Called when a job enters the ring, which then holds the clock in place of the job. */
 CONC__COLD void conc__queue_clock_add(conc__job_queue *q, conc_job *j)
 {
     conc__queue_clock *k = conc__queue_clock_find(q, j->clock);
@@ -1701,7 +1704,7 @@ CONC__PRIVATE void conc__job_queue_accept(conc__job_queue *q, conc_job *j)
     conc__job_ring_push(q, j);
 }
 
-/* Queues the jobs of waiting submits while there is room under the limit. */
+/* Queues the jobs of waiting submit calls while there is room under the limit. */
 CONC__PRIVATE void conc__job_queue_admit(conc__job_queue *q)
 {
     while (q->submitters && q->queued < q->limit) {
@@ -1733,13 +1736,13 @@ CONC__PRIVATE conc_job *conc__job_ring_pop(conc__job_queue *q)
     return j;
 }
 
-/* Under the mutex: is nothing queued or running? A thread that is starting will find no job. */
+/* Under the mutex: is no job queued or running? A thread that is starting will find no job. */
 CONC__PRIVATE bool conc__job_queue_is_idle(const conc__job_queue *q)
 {
     return !q->queued && q->idle + q->starting == q->started;
 }
 
-/* Wakes the closer if nothing is queued or running. */
+/* Wakes the closer if no job is queued or running. */
 CONC__PRIVATE void conc__job_queue_notify_closer(conc__job_queue *q)
 {
     if (q->closer && conc__job_queue_is_idle(q))
@@ -1784,13 +1787,13 @@ CONC__PRIVATE bool conc__job_context_is_own(const conc__job_context *ctx)
     return ctx->thread && ctx->thread->queue->forks == conc__forks;
 }
 
-/* The clock of the job in ctx; NULL: none. */
+/* Returns the clock of the job in ctx, or NULL. */
 CONC__PRIVATE conc_loop *conc__job_context_clock(const conc__job_context *ctx)
 {
     return conc__job_context_is_own(ctx) ? ctx->job->clock : NULL;
 }
 
-/* The clock for jobs that the caller submits; NULL: none. */
+/* Returns the clock for jobs that the caller submits, or NULL. */
 CONC__PRIVATE conc_loop *conc__clock_here(void)
 {
     conc_loop *l = conc__here;
@@ -1839,7 +1842,7 @@ CONC__PRIVATE void conc__job_outcome_read(conc__job_outcome *a, const conc_job *
 }
 
 /* Under the mutex: makes the job DONE, so its memory belongs to the owner again. Returns the
- * waiters, which have their outcomes and must still be notified. */
+ * waiters; their outcomes are set, but they have yet to be notified. */
 CONC__PRIVATE conc__waiter *conc__job_publish(conc_job *j, uintptr_t state)
 {
     conc__waiter *first = j->waiters, *w = first;
@@ -1859,7 +1862,7 @@ CONC__PRIVATE void conc__waiters_notify(conc__waiter *first)
         return;
     conc__waiter *w = first;
     do {
-        conc__waiter *next = w->next; /* a notified waiter may be gone */
+        conc__waiter *next = w->next; /* a notified waiter might be gone */
         conc__waiter_notify(w);
         w = next;
     } while (w != first);
@@ -1883,9 +1886,9 @@ CONC__PRIVATE void conc__worker_thread_drop_clock(conc__worker_thread *t)
         conc__clock_drop(clock, t->holds_clock);
 }
 
-/* Drops the clock of a job that has ended, after its waiters were notified, or leaves that to its
- * thread, if it is about to look for the next job. ctx: where the job ran; NULL: it was
- * withdrawn. */
+/* Drops the clock of a job that has ended, once its waiters have been notified. If the job's thread
+ * is about to look for its next job, leaves that to the thread. ctx: where the job ran; NULL: it
+ * was withdrawn. */
 CONC__COLD void conc__job_drop_clock(const conc__job_context *ctx, conc_loop *clock, bool at_work)
 {
     if (!ctx || !ctx->thread || !ctx->thread->finishing) {
@@ -1957,7 +1960,7 @@ CONC__PRIVATE void conc__job_contexts_hold_clocks(conc__job_context *ctx, bool a
         conc__job_hold_clock(ctx->job, at_work);
 }
 
-/* Does any job running on that thread have a clock? */
+/* Does any job running on the thread of ctx have a clock? */
 CONC__PRIVATE bool conc__job_context_has_clock(const conc__job_context *ctx)
 {
     for (; ctx; ctx = ctx->outer)
@@ -2003,10 +2006,10 @@ CONC__PRIVATE conc__job_context *conc__job_context_in(const conc__job_queue *q)
     return ctx->thread->queue == q ? ctx : NULL;
 }
 
-/* Under the mutex: the maximum number of threads. A thread that waits in a run inside a job does
- * not count, because its wait may depend on this job queue alone. While there are such threads, a
- * thread that waits for another job does not count either, because one of them may have that job. A
- * thread with an abandoned job counts. */
+/* Under the mutex: returns the maximum number of threads. A thread that is waiting in a run inside
+ * a job does not count, because its wait may depend on this job queue alone. While there are such
+ * threads, a thread that is waiting for another job does not count either, because one of them
+ * might have that job. A thread with an abandoned job counts. */
 CONC__PRIVATE int conc__job_queue_max_threads(const conc__job_queue *q)
 {
     int most = q->max_workers + q->nested;
@@ -2016,7 +2019,7 @@ CONC__PRIVATE int conc__job_queue_max_threads(const conc__job_queue *q)
 }
 
 /* Records whether a task had to wake the thread to which it has just handed work. If the thread was
- * awake, an answer may arrive immediately, and the loop spins before it sleeps. */
+ * awake, the answer may arrive very soon, so the loop spins before sleeping. */
 CONC__PRIVATE void conc__has_woken(bool woke)
 {
     if (conc__here)
@@ -2057,7 +2060,7 @@ CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
  * abandoned job, queued jobs do not hold their clocks. */
 CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
 {
-    /* threads that could run queued jobs, or count in q->blocking */
+    /* number of threads that could run queued jobs, or count in q->blocking */
     int able = q->max_workers - q->abandoned;
     if (!q->nested)
         able -= q->waiting;
@@ -2077,11 +2080,11 @@ CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
     }
 }
 
-/* Under the mutex: puts back the jobs in the thread's batch that it has not begun, because it will
- * be busy for a while. */
+/* Under the mutex: puts back the jobs in the thread's batch that it has not begun, because the
+ * thread will be busy for a while. */
 CONC__PRIVATE void conc__worker_thread_return_batch(conc__job_queue *q, conc__worker_thread *t)
 {
-    /* the jobs may have ended: do not look at their clocks */
+    /* the jobs might have ended: do not look at their clocks */
     bool on_clock = q->clock_slots > 0;
     for (int i = t->batch_count - 1; i >= 0 && conc__job_ring_reserve(q, on_clock); i--) {
         conc_job *j = atomic_exchange_explicit(&t->batch[i], NULL, memory_order_acquire);
@@ -2097,17 +2100,17 @@ CONC__PRIVATE void conc__job_queue_return_batches(conc__job_queue *q)
             conc__worker_thread_return_batch(q, q->threads[i]);
 }
 
-/* Under the mutex: if more threads may start, queues for them the jobs that others have taken but
- * not begun. */
+/* Under the mutex: if more threads may start, requeues for them the jobs that other threads have
+ * taken but not begun. */
 CONC__PRIVATE void conc__job_queue_share_batches(conc__job_queue *q)
 {
     if (q->started < conc__job_queue_max_threads(q))
         conc__job_queue_return_batches(q);
 }
 
-/* Under the mutex: counts a thread of this job queue (own; NULL: the caller is not one) that is
- * about to wait (change 1) or has waited (-1). Returns an error if no thread is left to run queued
- * jobs. */
+/* Under the mutex: counts a thread of this job queue that is about to wait (change: 1) or has
+ * finished waiting (-1). own: the thread's job context; NULL: the caller is not such a thread.
+ * Returns an error if no thread is left to run queued jobs. */
 CONC__PRIVATE int conc__job_queue_count_waiting(conc__job_queue *q, const conc__job_context *own,
                                                 const conc_loop *l, int change)
 {
@@ -2143,7 +2146,7 @@ CONC__PRIVATE void conc__job_queue_uncount_waiting(conc__job_queue *q, const con
 }
 
 /* Unlocks before waking threads, which would otherwise block on the mutex. The caller ensures that
- * the job queue is not freed meanwhile. */
+ * the job queue is not freed before this returns. */
 CONC__PRIVATE void conc__job_queue_unlock(conc__job_queue *q)
 {
     int calls = q->posts_due;
@@ -2153,7 +2156,7 @@ CONC__PRIVATE void conc__job_queue_unlock(conc__job_queue *q)
         conc__semaphore_post(&q->work);
 }
 
-/* Under the mutex: queues the job. Returns 0, or an error, which conc_last_error describes. */
+/* Under the mutex: queues the job. Returns 0, or an error that conc_last_error describes. */
 CONC__PRIVATE int conc__job_queue_add(conc__job_queue *q, conc_job *j)
 {
     if (!conc__job_ring_reserve(q, j->clock))
@@ -2201,8 +2204,8 @@ CONC__PRIVATE bool conc__submit_cancel(conc__wait *wait)
 static const conc__wait_kind conc__waits_for_room = {.what = "waits for room in a pool's queue",
                                                      .cancel = conc__submit_cancel};
 
-/* Enters a pool, whose job queue is then not freed before conc__pool_leave. Returns the job queue,
- * or NULL with an error in *rc. */
+/* Enters a pool: its job queue is not freed before conc__pool_leave. Returns the job queue, or NULL
+ * with an error in *rc. */
 CONC__PRIVATE conc__job_queue *conc__pool_enter(conc__job_queue **queue, unsigned *users, int *rc)
 {
     unsigned before = __atomic_fetch_add(users, 1, __ATOMIC_ACQUIRE);
@@ -2226,8 +2229,8 @@ CONC__PRIVATE void conc__pool_leave(unsigned *users)
 }
 
 /* Submits an initialized job and leaves the pool. Returns an error if the job was refused. A job of
- * this job queue, or a run inside one, never waits here, because other jobs may be waiting for it;
- * the queue may exceed its limit instead. */
+ * this job queue, or a run inside one, never waits here, because other jobs might be waiting for
+ * it; the queue may exceed its limit instead. */
 CONC__PRIVATE int conc__job_queue_submit(conc__job_queue *q, unsigned *users, conc_loop *l,
                                          conc_job *j, const char *call)
 {
@@ -2279,8 +2282,8 @@ CONC__PRIVATE void conc__job_request_cancel(conc__job_queue *q, conc_job *j)
             return;
 }
 
-/* Was this process forked after the job was submitted and before it ended? Then the job never ends
- * here. */
+/* Was this process forked after the job was submitted and before it ended? If so, the job never
+ * ends in this process. */
 CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
 {
     if (!conc__forks)
@@ -2289,7 +2292,7 @@ CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
     pthread_mutex_lock(&conc__job_queues_mutex);
     for (const conc__job_queue *q = conc__job_queues; q && !own; q = q->next)
         own = q == j->queue && q->forks == conc__forks;
-    bool ended = conc__job_state(j) & CONC__JOB_DONE; /* if so, its pool may have been freed */
+    bool ended = conc__job_state(j) & CONC__JOB_DONE; /* if so, its pool might have been freed */
     pthread_mutex_unlock(&conc__job_queues_mutex);
     return !own && !ended;
 }
@@ -2354,7 +2357,7 @@ CONC_API bool conc_job_cancelled(void)
 }
 
 /* Cancels the waiter, and the job unless other waiters want its result. Uses the waiter's own
- * pointer to the job queue, because the job may be gone. */
+ * pointer to the job queue, because the job might be gone. */
 CONC__PRIVATE void conc__waiter_give_up(conc__waiter *w)
 {
     conc_job *j = w->item;
@@ -2385,7 +2388,8 @@ CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
 static const conc__wait_kind conc__waits_for_job = {.what = "waits for a job",
                                                     .cancel = conc__job_wait_cancel};
 
-/* On a thread of the job's queue: runs the job here if no thread has begun it. */
+/* On a thread of the job's queue: runs the job if no thread has begun it. Returns whether it
+ * did. */
 CONC__PRIVATE bool conc__job_run_if_queued(conc__job_context *ctx, conc_job *j,
                                            conc__job_outcome *outcome)
 {
@@ -2413,7 +2417,7 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
         conc__job_queue *q = j->queue;
         conc__lock_briefly(&q->mutex);
         if (!(__atomic_fetch_or(&j->state, CONC__JOB_WAITED, __ATOMIC_ACQ_REL) & CONC__JOB_DONE)) {
-            conc__job_context *own = conc__job_context_in(q); /* not NULL: q outlives the wait */
+            conc__job_context *own = conc__job_context_in(q); /* if not NULL, q outlives the wait */
             int rc = conc__job_queue_count_waiting(q, own, l, 1);
             if (rc && conc__job_take_back(q, j)) {
                 conc__job_end(q, j, rc, NULL, true);
@@ -2521,9 +2525,9 @@ CONC__PRIVATE void conc__worker_thread_assign(conc__worker_thread *t, unsigned s
     atomic_store_explicit(&t->batch[slot], j, memory_order_release);
 }
 
-/* How many jobs a thread takes at a time: several only if many are queued and all threads are busy.
- * A thread that becomes free steals some of them before it sleeps; a sleeping or unstarted one
- * would not. */
+/* Returns how many jobs a thread takes at a time: several only if many are queued and all threads
+ * are busy. A thread that becomes free steals some of them before it sleeps; a sleeping or
+ * unstarted one would not. */
 CONC__PRIVATE size_t conc__job_queue_batch_size(const conc__job_queue *q)
 {
     bool others_come = q->sleeping > q->wakes_pending || q->spinning;
@@ -2535,7 +2539,7 @@ CONC__PRIVATE size_t conc__job_queue_batch_size(const conc__job_queue *q)
     return n < CONC__BATCH ? n : CONC__BATCH;
 }
 
-/* Moves jobs from the queue into the thread's batch. False: none is queued. */
+/* Moves jobs from the queue into the thread's batch. Returns false if none is queued. */
 CONC__PRIVATE bool conc__worker_thread_take_batch(conc__job_queue *q, conc__worker_thread *t)
 {
     size_t n = conc__job_queue_batch_size(q);
@@ -2545,7 +2549,7 @@ CONC__PRIVATE bool conc__worker_thread_take_batch(conc__job_queue *q, conc__work
         if (!j)
             break;
         conc__worker_thread_assign(t, i++, j);
-        /* it may block the thread while the clock advances: leave the rest in the queue */
+        /* the job may block the thread while the clock advances: leave the rest in the queue */
         if (j->clock)
             break;
     }
@@ -2637,7 +2641,8 @@ CONC__PRIVATE bool conc__worker_thread_next(conc__job_queue *q, conc__worker_thr
     return t->batch_count > 0;
 }
 
-/* Under the mutex, which it unlocks: drops a reference. Frees the job queue with the last one. */
+/* Under the mutex, which it unlocks: drops a reference. If it was the last one, frees the job
+ * queue. */
 CONC__PRIVATE void conc__job_queue_release(conc__job_queue *q)
 {
     bool last = --q->references == 0;
@@ -2649,7 +2654,8 @@ CONC__PRIVATE void conc__job_queue_release(conc__job_queue *q)
     }
 }
 
-/* Spins in a thread waiting for a process pool's job, and then drops the waiter's reference. */
+/* Spins in a thread that is waiting for a job of a process pool, then drops the waiter's
+ * reference. */
 CONC__PRIVATE void conc__job_queue_spin_for(conc__job_queue *q, const bool *over)
 {
     conc__supervisor_spin_for(q, over);
@@ -2658,7 +2664,7 @@ CONC__PRIVATE void conc__job_queue_spin_for(conc__job_queue *q, const bool *over
 }
 
 /* Jobs run under the signal mask of the pool's opener, except that fault signals are always
- * unblocked. Faults are handled on a separate stack, because the job's may be used up. */
+ * unblocked. Faults are handled on a separate stack, because the job's own might be used up. */
 CONC__PRIVATE void conc__worker_thread_set_signals(conc__worker_thread *t)
 {
     static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
@@ -2691,7 +2697,7 @@ CONC__PRIVATE void conc__worker_thread_clear_signals(conc__worker_thread *t)
 /* Sets the address range where a fault counts as a stack overflow. */
 CONC__PRIVATE void conc__worker_thread_find_stack(conc__worker_thread *t)
 {
-    enum { BELOW = 65536 }; /* how far below the stack one frame may reach */
+    enum { BELOW = 65536 }; /* how far below the stack one frame can reach */
     pthread_attr_t usual;
     size_t size = 0;
     if (pthread_attr_init(&usual))
@@ -2969,12 +2975,12 @@ static const conc__wait_kind conc__waits_for_close = {
     .what = "closes a pool, and waits for its jobs", .cancel = conc__close_cancel};
 
 /* Under the mutex: makes the job queue refuse new jobs, and cancels all jobs if the caller is
- * cancelled. True: the caller is the first to close the job queue, and must end it. */
+ * cancelled. Returns true if the caller is the first to close the job queue, and must end it. */
 CONC__PRIVATE bool conc__job_queue_close(conc_loop *l, conc__job_queue *q)
 {
     bool first = !q->closing;
     q->closing = true;
-    /* none of these submits is from a job of this job queue: such jobs do not wait for room */
+    /* none of these submit calls is from a job of this job queue: such jobs do not wait for room */
     while (q->submitters)
         conc__waiter_wake(q->submitters, -EPIPE);
     if (l && l->self->pending) {
@@ -2986,7 +2992,7 @@ CONC__PRIVATE bool conc__job_queue_close(conc_loop *l, conc__job_queue *q)
     return first;
 }
 
-/* Under the mutex, which it unlocks: the first closer waits until all jobs have ended, the others
+/* Under the mutex, which it unlocks: the first closer waits until all jobs have ended; the others
  * wait until the first one is done. */
 CONC__PRIVATE void conc__job_queue_await_end(conc_loop *l, conc__job_queue *q, bool first)
 {
@@ -3027,7 +3033,7 @@ CONC__PRIVATE void conc__job_queue_end(conc__job_queue *q, conc__job_queue **que
 
 /* Returns the job queue to be closed, locked, with a reference for the caller: once the first close
  * has returned, its caller may free the pool, so the other closers must not touch the pool again.
- * NULL: there is no job queue, or an error in *rc. */
+ * NULL: there is no job queue, or *rc is an error. */
 CONC__PRIVATE conc__job_queue *conc__pool_acquire(conc__job_queue **queue, unsigned *users, int *rc)
 {
     *rc = 0;
@@ -3035,7 +3041,7 @@ CONC__PRIVATE conc__job_queue *conc__pool_acquire(conc__job_queue **queue, unsig
     conc__job_queue *q = __atomic_load_n(queue, __ATOMIC_ACQUIRE);
     bool own = q && conc__job_context_in(q);
     if (q && q->forks != conc__forks) {
-        if (!own) /* else the job that forked still uses it */
+        if (!own) /* else the job that forked is still using it */
             conc__job_queue_free(q);
         conc__pool_forget(queue, users);
         q = NULL;
@@ -3083,8 +3089,8 @@ CONC_API CONC__CALLED int conc_pool_close(conc_pool *p)
 
 CONC_API void conc__auto_conc_pool(conc_pool *p) { conc_pool_close(p); }
 
-/* Makes rc, the reason why the pool could not be entered, the caller's latest error, and returns
- * it. */
+/* Records rc, the reason why the pool could not be entered, as the caller's latest error, and
+ * returns rc. */
 CONC__COLD int conc__pool_refused(int rc, const char *call)
 {
     if (rc == -EINVAL)
@@ -3158,8 +3164,8 @@ CONC__PRIVATE void conc__saved_text_swap(conc__saved_text *saved)
     memcpy(saved->text, text, size);
 }
 
-/* Calls fn(arg) here; the caller is not a task. If fn fails without an error text, the default text
- * is set; if fn sets no error, the caller's latest error is unchanged. */
+/* Calls fn(arg) directly; the caller is not a task. If fn fails without an error text, the default
+ * text is set; if fn sets no error, the caller's latest error is unchanged. */
 CONC__PRIVATE int conc__call_here(conc_fn *fn, void *arg)
 {
     conc__saved_text older = {.context = conc__job_context_here()};
@@ -3232,7 +3238,7 @@ CONC__PRIVATE int conc__map_runner(void *arg)
     const conc__cancel_layer *around = ctx->layer;
     conc__locals *base = ctx->locals;
     conc__saved_text older = {.context = ctx};
-    int first_error = 0; /* the map's first error, if it was returned here */
+    int first_error = 0; /* the map's first error, if an element of this runner returned it */
     conc__saved_text_swap(&older);
     ctx->layer = &m->layer;
     while (!first_error && !conc_job_cancelled()) {
@@ -3257,7 +3263,8 @@ CONC__PRIVATE int conc__map_runner(void *arg)
     return first_error;
 }
 
-/* Returns the map's result after all runners have ended. rc: why some elements were not called. */
+/* Returns the map's result after all runners have ended. rc: why the function was not called for
+ * some elements. */
 CONC__PRIVATE int conc__map_result(conc__map_call *m, int rc)
 {
     size_t taken = m->next < m->count ? m->next : m->count;
@@ -3284,7 +3291,8 @@ typedef struct conc__runner {
     conc__payload payload;
 } conc__runner;
 
-/* Submits up to n runners. Returns how many were accepted; *rc: why the next was refused, or 0. */
+/* Submits up to n runners. Returns how many were accepted; *rc: why the next one was refused, or
+ * 0. */
 CONC__PRIVATE int conc__map_start(conc__job_queue **queue, unsigned *users, conc__map_call *m,
                                   bool processes, conc__runner *runners, int n, int *rc)
 {
@@ -3465,8 +3473,8 @@ CONC__PRIVATE void conc__worker_thread_blocks(conc__job_context *ctx, bool block
 }
 
 /* A timer on a job's clock. Until it fires, a conc_block blocks the thread, or a shield hides
- * requests. The loop owns it from the post of `arms` until `over` is set and `disarms`, if posted,
- * has run. */
+ * requests. The loop owns it from the time `arms` is posted until `over` is set and `disarms`, if
+ * posted, has run. */
 typedef struct conc__job_timer {
     conc__cancel_hook hook;
     conc__post arms, disarms;
@@ -3477,7 +3485,7 @@ typedef struct conc__job_timer {
     conc_loop *loop;
     int64_t ns;
     bool blocks, armed, was_over, is_cut;
-    bool fired;  /* the time has passed: a shield is then over */
+    bool fired;  /* time is up, which also ends a shield */
     bool leaves; /* `disarms` was posted */
 } conc__job_timer;
 
@@ -3558,7 +3566,7 @@ CONC__PRIVATE void conc__job_timer_make(conc__job_timer *t, conc__job_context *c
     conc__thread_event_init(&t->disarmed);
 }
 
-/* Asks the loop to arm the timer. False: the loop's run has ended. */
+/* Asks the loop to arm the timer. Returns false if the loop's run has ended. */
 CONC__PRIVATE bool conc__job_timer_open(conc__job_timer *t)
 {
     return conc__post_to(t->loop, &t->arms) == 0;
@@ -3609,7 +3617,7 @@ CONC__PRIVATE int conc__block_in_real_time(conc__job_context *ctx, int64_t ns)
     int64_t end = conc__later(conc__clock(), ns);
     conc__thread_event_init(&d.cut);
     conc__cancel_hook_add(&d.hook, ctx, conc__real_block_cancel);
-    for (;;) { /* repeats while a shield's limit passes before the end */
+    for (;;) { /* repeats each time a shield's limit passes before the end */
         int64_t limit = conc__shield_deadline(ctx);
         if (limit >= end || conc__thread_event_wait(&d.cut, limit))
             break;
@@ -3622,14 +3630,14 @@ CONC__PRIVATE int conc__block_in_real_time(conc__job_context *ctx, int64_t ns)
 }
 
 /* Called on the thread of the loop that submitted a job: sets whether the job is waiting for a task
- * of that loop. If so, its clock advances, as in conc_block. */
+ * of that loop. If so, the job's clock advances, as in conc_block. */
 CONC__PRIVATE void conc__job_waits(conc__job_context *ctx, const conc_loop *l, bool waits)
 {
     if (ctx->thread && ctx->job->clock == l)
         conc__worker_thread_blocks(ctx, waits);
 }
 
-/* conc_block in a job. Returns 1 if no job is running here. */
+/* Implements conc_block in a job. Returns 1 if no job is running on this thread. */
 CONC__PRIVATE int conc__job_block(int64_t ns)
 {
     conc__job_context *ctx = conc__job_context_here();
@@ -3671,7 +3679,7 @@ CONC__PRIVATE int conc__job_run_shielded(conc__job_context *ctx, double grace, c
     return rc;
 }
 
-/* conc_shield in a job. False: no job is running here. */
+/* Implements conc_shield in a job. Returns false if no job is running on this thread. */
 CONC__PRIVATE bool conc__job_shield(double grace, conc_fn *fn, void *arg, int *rc)
 {
     conc__job_context *ctx = conc__job_context_here();
@@ -3691,7 +3699,7 @@ typedef struct conc__run_inside {
     conc__cancel_hook hook;
     conc__ending ending;
     conc__post post;
-    conc__timer limit; /* of the shield in which the job began the run */
+    conc__timer limit; /* fires when the next of the shields around the run ends */
     conc_loop *loop;
 } conc__run_inside;
 
@@ -3709,8 +3717,8 @@ CONC__PRIVATE void conc__run_inside_cancel_posted(conc__cancel_hook *s)
     conc__post_to(r->loop, &r->post); /* refused if the run is ending */
 }
 
-/* Called when a shield around the run has ended on the real clock. Arms the timer for the next one,
- * and passes on the requests that the shield hid. */
+/* Called when the time limit of a shield around the run has expired on the real clock. Arms the
+ * timer for the next shield, and passes on the requests that the shield hid. */
 CONC__PRIVATE void conc__run_inside_late(conc__timer *t)
 {
     conc__run_inside *r =
@@ -3721,7 +3729,7 @@ CONC__PRIVATE void conc__run_inside_late(conc__timer *t)
     conc__run_cancel_hooks();
 }
 
-/* The same on the virtual clock. Returns when the next shield ends. */
+/* The same on the virtual clock. Returns the time when the next shield ends. */
 CONC__PRIVATE int64_t conc__job_late(conc_loop *l)
 {
     (void)l;
@@ -3729,9 +3737,9 @@ CONC__PRIVATE int64_t conc__job_late(conc_loop *l)
     return conc__shield_deadline(conc__job_context_here());
 }
 
-/* Sets whether the tasks of a run inside a job wait only for channels. If so, the job releases its
- * clocks, as in conc__wait_in_thread. A thread waiting for jobs of its own pool does not count,
- * because another has replaced it. */
+/* Sets whether the tasks of a run inside a job are waiting only for channels. If so, the job
+ * releases its clocks, as in conc__wait_in_thread. A thread waiting for jobs of its own pool does
+ * not count, because another thread has replaced it. */
 CONC__PRIVATE void conc__job_idles(conc_loop *l, bool idles)
 {
     bool counts = !l->job.context->thread->nested;
@@ -3813,10 +3821,10 @@ static struct {
     pthread_mutex_t mutex;
     int runs;
     conc_pool pools[CONC__SHARED_POOLS];
-    /* how many threads of ended job queues still run abandoned jobs; the pool's present job queue
-     * counts them as its own */
+    /* how many threads of ended job queues are still running abandoned jobs; the pool's current job
+     * queue counts them as its own */
     int detached[CONC__SHARED_POOLS];
-    /* in a forked child, the parent's job queues, which cannot be freed: the parent's threads may
+    /* in a forked child, the parent's job queues, which cannot be freed: the parent's threads might
      * have been changing them during the fork */
     conc__job_queue *inherited[CONC__SHARED_POOLS];
 } conc__shared_pools = {.mutex = PTHREAD_MUTEX_INITIALIZER};
@@ -3919,7 +3927,7 @@ CONC__PRIVATE int conc__shared_pool_open(conc_pool *p, int which)
                                         "conc children"};
     int n = conc__processors() + 4;
     p->threads = n < 32 ? n : 32;
-    if (which == CONC__NAMES) /* a silent name server blocks a thread for half a minute */
+    if (which == CONC__NAMES) /* a silent name server can block a thread for half a minute */
         p->threads = 64;
     p->name = names[which];
     int rc = conc_pool_open(p);
@@ -3948,7 +3956,7 @@ CONC__PRIVATE conc_pool *conc__shared_pool(conc_loop *l, int which, int *rc)
     return p;
 }
 
-/* Implements conc_offload, in this shared pool. call: the public function's name. */
+/* Implements conc_offload, in the given shared pool. call: the public function's name. */
 CONC__PRIVATE CONC__CALLED int conc__offload(int which, conc_fn *fn, void *arg, const char *call)
 {
     conc_loop *l;
@@ -4104,7 +4112,7 @@ CONC__PRIVATE int conc__offload_abandon(conc_loop *l, int which, conc_fn *fn, vo
     return rc;
 }
 
-/* Implements conc_offload_abandon, in this shared pool. call: the public function's name. */
+/* Implements conc_offload_abandon, in the given shared pool. call: the public function's name. */
 CONC__PRIVATE CONC__CALLED int conc__offload_for(int which, conc_fn *fn, void *arg,
                                                  void (*free_arg)(void *), const char *call)
 {
@@ -4147,7 +4155,8 @@ typedef struct conc__channel {
 /* The internals of a channel that was closed when there was no memory for its own. */
 static conc__channel conc__shut_channel = {.mutex = PTHREAD_MUTEX_INITIALIZER, .closed = true};
 
-/* Creates the internals of a channel. size: bytes of all items. NULL: out of memory. */
+/* Creates the internals of a channel. size: of all items together, in bytes. Returns NULL if memory
+ * has run out. */
 CONC__PRIVATE conc__channel *conc__channel_make(size_t size)
 {
     conc__channel *made = conc__alloc(sizeof *made + size);
@@ -4168,8 +4177,8 @@ CONC__PRIVATE void conc__channel_free(conc__channel *inner)
 }
 
 /* Resets a channel that was used before this process was forked: its waiters are the parent's, and
- * its mutex may be locked forever. Its items are kept; an item that a thread of the parent was
- * copying during the fork may be incomplete. */
+ * its mutex might stay locked. Its items are kept; an item that a thread of the parent was copying
+ * during the fork may be incomplete. */
 CONC__COLD void conc__channel_take_over(conc__channel *inner)
 {
     /* other threads of the child may call this at the same time */
@@ -4191,7 +4200,8 @@ CONC__PRIVATE bool conc__channel_fits(const conc_channel *c)
            size <= SIZE_MAX / 2;
 }
 
-/* Returns the internals of a channel, which the first call creates. NULL: out of memory. */
+/* Returns the internals of a channel, which the first call creates, or NULL if memory has run
+ * out. */
 CONC__PRIVATE conc__channel *conc__channel_inner(conc_channel *c)
 {
     conc__channel *inner = __atomic_load_n(&c->inner, __ATOMIC_ACQUIRE);
@@ -4250,7 +4260,7 @@ CONC__PRIVATE char *conc__channel_at(const conc_channel *c, conc__channel *inner
     return inner->items + (i < from_head ? inner->head + i : i - from_head) * c->item_size;
 }
 
-/* The warning is ignored as at conc__item_copy. */
+/* The warning is ignored as in conc__item_copy. */
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wnonnull"
 CONC__PRIVATE void conc__channel_copy(const conc_channel *c, void *to, const void *from)
@@ -4274,13 +4284,13 @@ CONC__PRIVATE void conc__channel_remove(const conc_channel *c, conc__channel *in
     inner->count--;
 }
 
-/* The list of waiting senders or receivers. */
+/* Returns the list of waiting senders or receivers. */
 CONC__PRIVATE conc__waiter **conc__channel_waiters(conc__channel *inner, bool senders)
 {
     return senders ? &inner->senders : &inner->receivers;
 }
 
-/* The number of reserved rooms or items. */
+/* Returns the counter of reserved rooms or items. */
 CONC__PRIVATE size_t *conc__channel_kept(conc__channel *inner, bool rooms)
 {
     return rooms ? &inner->kept_rooms : &inner->kept_items;
@@ -4446,7 +4456,7 @@ CONC_API void conc_channel_close(conc_channel *c)
         conc__channel *none = NULL;
         bool is_closed = __atomic_compare_exchange_n(&c->inner, &none, &conc__shut_channel, false,
                                                      __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
-        if (!is_closed) /* another thread has created it in the meantime */
+        if (!is_closed) /* another thread has just created it */
             inner = conc__channel_lock(c, &rc);
     }
     if (!inner)
@@ -4454,7 +4464,7 @@ CONC_API void conc_channel_close(conc_channel *c)
     inner->closed = true;
     while (inner->senders)
         conc__waiter_wake(inner->senders, -EPIPE);
-    /* receivers continue to wait if there are items, all of them reserved */
+    /* receivers keep waiting even if there are items, as long as all of them are reserved */
     conc__channel_match(c, inner);
     pthread_mutex_unlock(&inner->mutex);
 }
@@ -4489,7 +4499,7 @@ CONC_API void conc__auto_conc_channel(conc_channel *c) { conc_channel_destroy(c)
 /* ---- >>select ------------------------------------------------------------------------------- */
 
 /* A waiting case of conc_select. It is in the list of the channel or job until another thread
- * notifies it (removes it and posts it to the loop), or until the case ends. */
+ * notifies it (removes it from the list and posts it to the loop), or until the case ends. */
 typedef struct conc__outside_wait {
     conc__outside it; /* must be first */
     conc__waiter waiter;
@@ -4531,7 +4541,7 @@ CONC__PRIVATE int conc__outside_move(const conc__outside *o, conc__channel *inne
     return conc__channel_try(o->object, inner, o->item, o->kind == CONC__CASE_SENDS);
 }
 
-/* Records the result of a case that was performed. text: the error's, or NULL. */
+/* Records the result of a case that was carried out. text: the error's text, or NULL. */
 CONC__PRIVATE void conc__outside_happened(conc__outside *o, int result, const char *text)
 {
     o->result = result;
@@ -4628,8 +4638,8 @@ CONC__PRIVATE void conc__outside_unkeep(conc__outside_wait *w)
     --*conc__channel_kept(w->inner, w->it.kind == CONC__CASE_SENDS);
 }
 
-/* In the loop: performs a case that another thread has notified. If the select no longer waits for
- * it, only frees it. */
+/* In the loop: carries out a case that another thread has notified. If the select is no longer
+ * waiting for it, only frees it. */
 CONC__PRIVATE void conc__outside_arrives(conc__post *p)
 {
     conc__waiter *waiter = (conc__waiter *)(void *)((char *)p - offsetof(conc__waiter, post));
@@ -4681,14 +4691,14 @@ CONC__PRIVATE int conc__outside_begin(conc_loop *l, conc__outside *o, conc__outs
     return conc__wait_result(rc);
 }
 
-/* Removes the case from the channel's list, and hands what was reserved for it to others. Returns
- * whether it had been notified. */
+/* Removes the case from the channel's list, and hands what was reserved for it to other waiters.
+ * Returns whether it had been notified. */
 CONC__PRIVATE bool conc__outside_leave_channel(conc__outside_wait *w)
 {
     conc__waiter *waiter = &w->waiter;
     bool woken = __atomic_load_n(&waiter->woken, __ATOMIC_ACQUIRE);
     if (woken && !waiter->kept)
-        return true; /* the channel may be gone */
+        return true; /* the channel might be gone */
     conc__lock_briefly(&w->inner->mutex);
     woken = waiter->woken;
     if (waiter->kept) {
@@ -4745,15 +4755,15 @@ typedef struct conc__file_call {
     int fd;        /* kept open while the call is waiting; -1: none */
 } conc__file_call;
 
-/* A FIFO without its other end, a terminal and the like could block a thread forever. So a task's
- * call opens them in non-blocking mode, and where the job would block, it returns one of these. The
- * task then waits, which a cancel can end, and reruns the job. */
+/* A FIFO without its other end, a terminal and the like could block a thread indefinitely. So a
+ * task's call opens such files in non-blocking mode, and the job returns one of these where it
+ * would block. The task then waits, which a cancel can end, and reruns the job. */
 enum {
     CONC__FILE_WAITS = 1, /* until the descriptor is ready */
     CONC__FILE_ALONE,     /* until a reader opens the FIFO */
 };
 
-/* A system call's result, or -errno on failure. */
+/* Returns a system call's result, or -errno if it failed. */
 static inline int conc__or_errno(int result) { return result < 0 ? -errno : result; }
 
 CONC__PRIVATE int conc__open_file(const char *path, int flags)
@@ -4851,8 +4861,8 @@ CONC__PRIVATE int conc__file_reads(void *arg)
     return rc;
 }
 
-/* Waits until the job may continue. The pause lets other processes run: a FIFO may lack its other
- * end, and a file that is always ready may have no data. */
+/* Waits until the job can continue. The pause lets other processes run: a FIFO might have no other
+ * end yet, and a file that is always ready might have no data. */
 CONC__PRIVATE int conc__file_await(conc_loop *l, const conc__file_call *f, int events, bool alone,
                                    double *pause)
 {
@@ -5028,8 +5038,8 @@ CONC__PRIVATE int conc__replace(const char *path, const struct stat *before, con
     return rc;
 }
 
-/* May writing in place succeed, although replacing the file failed with rc? The file may be in
- * /proc, a mount point, or in a directory that this program may not change. */
+/* Could writing in place succeed even though replacing the file failed with rc? The file might be
+ * in /proc, a mount point, or in a directory that this program may not change. */
 CONC__PRIVATE bool conc__cannot_replace(int rc)
 {
     static const int errors[] = {EACCES, EPERM, EROFS, EBUSY, EXDEV, ENOENT, ENOTSUP, ENOSYS};
@@ -5048,7 +5058,6 @@ CONC__PRIVATE int conc__write_in_place(const char *path, conc__file_call *f)
     rc = conc__write_all(fd, f);
     /* files in /proc cannot be synced */
     if (rc == 0 && fsync(fd) && errno != EINVAL && errno != EROFS)
-
         rc = -errno;
     return conc__close_file(fd, rc);
 }
@@ -5177,7 +5186,7 @@ CONC_API int conc_file_append(const char *path, const void *data, size_t size)
 
 /* ---- >>names -------------------------------------------------------------------------------- */
 
-enum { CONC__FOUND = 256 }; /* the most addresses of a name that are used */
+enum { CONC__FOUND = 256 }; /* maximum number of addresses of a name that are used */
 
 /* A name lookup. It may outlive the caller's wait. */
 typedef struct conc__name_lookup {
@@ -5230,7 +5239,7 @@ CONC__PRIVATE int conc__name_lookup_failed(const conc__name_lookup *q)
 /* Makes an empty string visible in an error text. */
 CONC__PRIVATE const char *conc__visible(const char *text) { return *text ? text : "\"\""; }
 
-/* Is `port` a number up to 65535, or could it be the name of a service? */
+/* Returns whether `port` is a number up to 65535 or might be a service name. */
 CONC__PRIVATE bool conc__is_port(const char *port)
 {
     in_port_t number;
@@ -5345,9 +5354,9 @@ extern char **environ;
 CONC__PRIVATE char ***conc__environ(void) { return &environ; }
 #endif
 
-/* Copies an environment into one block, because the program may change its own while a child is
+/* Copies an environment into one block, because the program might change its own while a child is
  * starting. Entry 0 points to `room` unused bytes; the environment begins at entry 1. Returns NULL
- * if memory is short. */
+ * if memory has run out. */
 CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
 {
     size_t n = 0, bytes = room;
@@ -5391,7 +5400,7 @@ CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
 #define CONC__CLOSE_FROM_THERE
 #endif
 #endif
-#ifdef CONC__NO_SPAWN_CHDIR /* tests simulate a C library that lacks it */
+#ifdef CONC__NO_SPAWN_CHDIR /* tests simulate a C library without it */
 static int (*const conc__spawn_chdir)(posix_spawn_file_actions_t *a, const char *dir) = NULL;
 #else
 extern int conc__spawn_chdir(posix_spawn_file_actions_t *a,
@@ -5419,13 +5428,13 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
 /* -- child processes that a virtual clock waits for -- */
 
 /* A child process, from its start to its close. Waiting calls keep it longer, because a closed
- * conc_child may be reused or gone. */
+ * conc_child might be reused or gone. */
 typedef struct conc__child_process {
     struct conc__child_process *next;
     unsigned forks;
-    bool group;           /* counts as running while any process of its group runs */
+    bool group;           /* counts as running while any process of its group is running */
     unsigned users;       /* references: the conc_child's, and one for each waiting call */
-    bool closing, closed; /* a call is closing it; one has closed it */
+    bool closing, closed; /* a call is closing it; it has been closed */
     bool lost;            /* once closed: its status is unknown */
     int status;           /* once it is closed */
     pid_t pid;            /* 0: another child has the process id now */
@@ -5491,9 +5500,9 @@ CONC__PRIVATE bool conc__child_process_runs(const conc__child_process *p)
     return !info.si_pid || (p->group && conc__group_lives(p->pid) == 1);
 }
 
-/* Does the child have the pipe of `fd`, so that it could end a wait for it? A pipe that the child
- * inherited counts only if `fd` is the opposite end, because other processes feed an inherited
- * input and read an inherited output. */
+/* Does the child hold an end of the pipe of `fd`, so that the child could end a wait for `fd`? A
+ * pipe that the child inherited counts only if `fd` is the opposite end, because other processes
+ * feed an inherited input and read an inherited output. */
 CONC__PRIVATE bool conc__child_process_has_pipe(const conc__child_process *p, int fd,
                                                 const struct stat *st)
 {
@@ -5530,8 +5539,7 @@ CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
 
 /* -- the start -- */
 
-/* A conc_child_start call. Of each pipe, the far end is the child's and the near end this
- * program's. */
+/* A conc_child_start call. The far end of each pipe is the child's, the near end this program's. */
 typedef struct conc__child_start_call {
     conc_child *child;
     conc__child_process *process;
@@ -5567,7 +5575,7 @@ CONC__PRIVATE int conc__child_open_end(conc__child_start_call *s, int number, in
             s->near_ends[number] = ends[number == 0];
         }
     } else if (wanted > 0) {
-        /* a copy, because another dup2 may overwrite a standard descriptor */
+        /* a copy, because another dup2 could overwrite a standard descriptor */
         *far_end = fcntl(wanted, F_DUPFD_CLOEXEC, 3);
         rc = conc__or_errno(*far_end);
     } else if (wanted < 0) {
@@ -5810,7 +5818,7 @@ CONC__PRIVATE void conc__reset_handlers(void)
 }
 
 /* Reads the forked process's error from the pipe and, if there is one, reaps the process. Returns 0
- * if it has executed the program. */
+ * if the process has executed the program. */
 CONC__PRIVATE int conc__read_fork_error(int fd, pid_t pid)
 {
     int error = 0;
@@ -5865,7 +5873,7 @@ CONC__PRIVATE bool conc__dir_failed(const char *dir, int rc)
     }
 }
 
-/* Names in `about` what a failed start was missing, unless it is the program itself. */
+/* Names in `about` what a failed start was missing, unless that is the program itself. */
 CONC__PRIVATE void conc__child_describe_failure(conc__child_start_call *s, int rc)
 {
     const conc_child *c = s->child;
@@ -6003,7 +6011,7 @@ CONC__PRIVATE unsigned long long conc__process_start_time(pid_t pid)
     return conc__proc_stat_read(number, &p) ? p.start_time : 0;
 }
 
-/* Returns whether a process of this group is alive, or -1 if that is unknown. */
+/* Returns 1 if a process of this group is alive, 0 if none is, or -1 if that is unknown. */
 CONC__PRIVATE int conc__group_lives(pid_t group)
 {
     int saved = errno, lives = 0;
@@ -6033,8 +6041,8 @@ CONC__PRIVATE unsigned long long conc__process_start_time(pid_t pid)
     return 0; /* unknown */
 }
 
-/* Returns whether a process of this group is alive, or -1 if that is unknown. macOS's kill skips
- * processes that have ended but are not reaped. */
+/* Returns 1 if a process of this group is alive, 0 if none is, or -1 if that is unknown. macOS's
+ * kill skips processes that have ended but are not reaped. */
 CONC__PRIVATE int conc__group_lives(pid_t group)
 {
 #ifdef __APPLE__
@@ -6049,9 +6057,9 @@ CONC__PRIVATE int conc__group_lives(pid_t group)
 
 #endif
 
-/* Does the process id probably still belong to the child? Other code may have reaped the child, or
- * the kernel if SIGCHLD is ignored. Two processes that started in the same hundredth of a second
- * cannot be told apart. */
+/* Does the process id probably still belong to the child? Other code may have reaped the child, as
+ * the kernel does if SIGCHLD is ignored. Two processes that started in the same hundredth of a
+ * second cannot be told apart. */
 CONC__PRIVATE bool conc__child_has_number(const conc_child *c)
 {
     if (c->process->pid != c->pid)
@@ -6090,7 +6098,7 @@ CONC__PRIVATE int conc__wait_status(const siginfo_t *info)
     return status;
 }
 
-/* Are children reaped by waitpid(2)? macOS needs it, because its waitid(2) does not return the
+/* Are children reaped by waitpid(2)? macOS needs that, because its waitid(2) does not return the
  * whole status. */
 #ifdef __APPLE__
 enum { CONC__PLAIN_REAPING = 1 };
@@ -6248,14 +6256,14 @@ typedef struct conc__child_wait {
     conc_child *child; /* not used once the process is closed */
     conc__child_process *process;
     int64_t until;    /* a thread's deadline, on the real clock */
-    bool whole_group; /* wait for all of its group */
+    bool whole_group; /* wait until its whole group has ended */
     bool stubborn;    /* continue although the job was asked to stop */
     bool for_close;   /* wait until another call has closed it */
     double pause;
 } conc__child_wait;
 
-/* Has the child ended, or been closed? If not, *fd becomes its pidfd, which is readable once it
- * ends, or -1. */
+/* Has the child ended, or been closed? If not, sets *fd to its pidfd, which is readable once the
+ * child ends, or to -1 if there is none. */
 CONC__PRIVATE bool conc__child_is_gone(const conc__child_wait *w, int *fd)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -6342,7 +6350,7 @@ CONC__PRIVATE int conc__child_pause(const conc_loop *l, conc__child_wait *w)
     return rc;
 }
 
-/* Waits until conc__child_wait_over. Returns 0, or an error. */
+/* Waits until conc__child_wait_over returns true. Returns 0, or an error. */
 CONC__PRIVATE int conc__child_await(conc__child_wait *w)
 {
     conc_loop *l = conc__of_task();
@@ -6545,7 +6553,7 @@ CONC__PRIVATE int conc__child_await_close(void *arg)
 CONC__PRIVATE void conc__child_join_close(conc_child *c, const conc_loop *l)
 {
     conc__child_wait w = conc__child_wait_open(c);
-    bool in_post = conc__here && !l; /* the closing call may be that of a task of this loop */
+    bool in_post = conc__here && !l; /* the closing call might be that of a task of this loop */
     int status;
     w.stubborn = w.for_close = true;
     if (!w.process)
@@ -6557,7 +6565,8 @@ CONC__PRIVATE void conc__child_join_close(conc_child *c, const conc_loop *l)
     conc__child_wait_close(&w, &status);
 }
 
-/* Completes the close. Waiting calls still use the process, which keeps the status for them. */
+/* Completes the close. Waiting calls are still using the process, which keeps the status for
+ * them. */
 CONC__PRIVATE void conc__child_reset(conc_child *c)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -6574,8 +6583,8 @@ CONC__PRIVATE void conc__child_reset(conc_child *c)
     pthread_mutex_unlock(&conc__children_mutex);
 }
 
-/* Stores the child's state. Returns true if this call must close the child, false if another does,
- * or if there is nothing to close. */
+/* Stores the child's state. Returns true if this call must close the child, false if another call
+ * does, or if there is nothing to close. */
 CONC__PRIVATE bool conc__child_claim_close(conc_child *c, conc__child_state *state)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -6606,7 +6615,7 @@ CONC_API int conc_child_close(conc_child *c)
         return 0;
     }
     conc__close_end(&c->input);
-    /* they stay open during a grace period, in which a broken pipe could kill the child */
+    /* the outputs stay open during a grace period, in which a broken pipe could kill the child */
     if (!(c->grace > 0))
         conc__close_outputs(c);
     if (state != CONC__CHILD_INHERITED && l)
@@ -6629,7 +6638,7 @@ typedef struct conc__communication {
     conc_child *child;
     conc_child_io *io;
     int *status;
-    size_t fed; /* bytes of io->in that were written */
+    size_t fed; /* number of bytes of io->in that were written */
     bool full;  /* there was more output than io->limit */
 } conc__communication;
 
@@ -6651,8 +6660,8 @@ CONC__PRIVATE int conc__communicate_write(void *arg)
     return 0;
 }
 
-/* Makes room for more output and a NUL. Returns the number of bytes that fit, or 0 if memory is
- * short. With a limit, one extra byte fits, which reveals output beyond the limit. */
+/* Makes room for more output and a NUL. Returns the number of bytes that fit, or 0 if memory has
+ * run out. With a limit, one extra byte fits, which reveals output beyond the limit. */
 CONC__PRIVATE size_t conc__communicate_reserve(const conc__communication *t, char **data,
                                                size_t size, size_t *room)
 {
@@ -6708,7 +6717,7 @@ CONC__PRIVATE int conc__communicate_read_error(void *arg)
 }
 
 /* Reads both outputs to their ends, and waits until the child has ended. If its status is lost,
- * *lost becomes -ECHILD, and the reading goes on. */
+ * sets *lost to -ECHILD and continues reading. */
 CONC__PRIVATE int conc__communicate_read_all(conc__communication *t, int *lost)
 {
     conc_group g = {0};
@@ -6751,7 +6760,7 @@ CONC__PRIVATE int conc__communicate(void *arg)
     return lost;
 }
 
-/* After a failed call, leaves the unwritten input in *io, for another call. Closes a child whose
+/* After a failed call, leaves the unwritten input in *io, for the next call. Closes a child whose
  * output exceeds the limit. */
 CONC__PRIVATE int conc__communicate_finish(conc__communication *t, int rc)
 {
@@ -6802,7 +6811,7 @@ CONC_API CONC__CALLED int conc_child_communicate(conc_child *c, conc_child_io *i
 #include <sys/resource.h>
 
 /* Memory with a descriptor, so that other processes can map it. Its size is sealed: no process can
- * shrink it while another uses it. */
+ * shrink it while another is using it. */
 typedef struct conc__segment {
     /* links the segments that conc_shared_alloc returned, or those to be unmapped */
     struct conc__segment *next;
@@ -6826,7 +6835,7 @@ CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, int pr
         return NULL;
     if (!address || p == address)
         return p;
-    munmap(p, size); /* the kernel lacks the flag */
+    munmap(p, size); /* the kernel does not know the flag */
     return NULL;
 }
 
@@ -6852,8 +6861,8 @@ CONC__PRIVATE void *conc__far_address(void)
 #endif
 }
 
-/* Fails with errno after a system call. The error text names the call, because a sandbox may have
- * refused it. */
+/* Fails with the errno that a system call has just set. The error text names the call, because a
+ * sandbox might have refused it. */
 CONC__COLD int conc__call_failed(const char *call)
 {
     int rc = -errno;
@@ -6891,8 +6900,7 @@ CONC__PRIVATE int conc__segment_fd(size_t size)
     return fd;
 }
 
-/* Creates and maps a segment. With far_away, its address is most likely free in other processes.
- */
+/* Creates and maps a segment. far_away: at an address most likely free in other processes. */
 CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size, bool far_away)
 {
     *s = (conc__segment){.fd = conc__segment_fd(size), .size = size};
@@ -6967,7 +6975,8 @@ CONC__PRIVATE void conc__segments_unlock(void) { pthread_mutex_unlock(&conc__seg
 /* ---- >>functions ---------------------------------------------------------------------------- */
 
 /* Names a function for another process of the same program, in which addresses differ. The identity
- * keeps a process with another build of the module from calling whatever it has at that offset. */
+ * keeps a process with a different build of the module from calling whatever it has at that
+ * offset. */
 typedef struct conc__function_id {
     uint64_t offset;   /* in its module */
     uint64_t identity; /* the module's; 0: unknown */
@@ -6987,7 +6996,7 @@ typedef struct conc__module_info { /* struct dl_phdr_info, which the system's he
     const char *name;
     const conc__module_part *parts;
     uint16_t count;
-    /* how many modules were loaded and unloaded so far; missing if the struct is smaller */
+    /* how many modules have been loaded and unloaded so far; missing if the struct is smaller */
     unsigned long long loads, unloads;
 } conc__module_info;
 
@@ -7002,7 +7011,7 @@ typedef struct conc__module_search {
     bool found;
     uintptr_t base;
     uint64_t identity;
-    char *name; /* receives the path that was found, 4000 bytes; NULL: not wanted */
+    char *name; /* a buffer of 4000 bytes for the path found; NULL: not wanted */
 } conc__module_search;
 
 CONC__PRIVATE bool conc__module_has(const conc__module_info *m, uintptr_t address)
@@ -7075,7 +7084,8 @@ CONC__PRIVATE uint64_t conc__build_id(const char *notes, size_t size, size_t ali
 }
 
 /* Returns a number that tells builds of a module apart: a hash of its build-id, or else of its
- * file's device and inode. Returns 0 if it is unknown, for lack of a free descriptor or /proc. */
+ * file's device and inode. Returns 0 if neither is known, because /proc is missing or no descriptor
+ * is free. */
 CONC__PRIVATE uint64_t conc__module_identity(const conc__module_info *m)
 {
     conc__mapped_file file;
@@ -7097,7 +7107,7 @@ CONC__PRIVATE uint64_t conc__module_identity(const conc__module_info *m)
     return 0;
 }
 
-/* Returns the program's identity, cached because /proc may become inaccessible later. */
+/* Returns the program's identity, cached because /proc might become inaccessible later. */
 CONC__PRIVATE uint64_t conc__program_identity(const conc__module_info *m)
 {
     static uint64_t kept;
@@ -7159,7 +7169,7 @@ CONC__PRIVATE bool conc__function_id_of(uintptr_t fn, conc__function_id *out)
     return s.found;
 }
 
-/* Returns the address of the function, or 0 if its module cannot be loaded or is another build;
+/* Returns the address of the function, or 0 if its module cannot be loaded or is a different build;
  * conc_last_error says which. */
 CONC__PRIVATE uintptr_t conc__function_address(const conc__function_id *f)
 {
@@ -7184,14 +7194,14 @@ CONC__PRIVATE uintptr_t conc__function_address(const conc__function_id *f)
     if (f->identity == last.identity)
         return last.base + (uintptr_t)f->offset;
     if (f->identity)
-        conc_fail(-ENOEXEC, "%s is another build in the worker", name);
+        conc_fail(-ENOEXEC, "the worker loaded a different build of %s", name);
     else
         conc_fail(-ENOEXEC, "/proc/self/maps is needed to tell builds of %s apart", name);
     return 0;
 }
 
-/* How many modules were loaded and unloaded so far. While the counts do not change, names of
- * functions stay valid. */
+/* How many modules have been loaded and unloaded so far. Function names stay valid as long as the
+ * counts do not change. */
 typedef struct conc__module_counts {
     unsigned long long loads, unloads;
 } conc__module_counts;
@@ -7220,7 +7230,7 @@ CONC__PRIVATE int conc__module_count(conc__module_info *m, size_t size, void *ar
  *     channel: turn = WORKER, futex wake  -->  unseen = 0, calls the function
  *                                              channel: result, error text, data
  *     a poller sees it                    <--  channel: turn = PROGRAM
- *     or the supervisor wakes up          <--  socket: one byte, if no thread polls
+ *     or the supervisor wakes up          <--  socket: one byte, if no thread is polling
  *     copies the result: the job is DONE
  *     notifies the waiters
  *
@@ -7234,7 +7244,7 @@ CONC__PRIVATE int conc__module_count(conc__module_info *m, size_t size, void *ar
  *   The program does not trust what workers write. It uses only the result and the error text, how
  *   many elements of a map are done (at most as many as it sent), and the bytes in the areas that
  *   it gave out. Workers can only read the status page, which says whether threads of the program
- *   poll.
+ *   are polling.
  */
 
 enum {
@@ -7247,7 +7257,7 @@ enum {
 
     /* a worker's exit status */
     CONC__EXIT_MOVED = 120,       /* an address of shared memory is in use */
-    CONC__EXIT_OTHER_BUILD = 121, /* it has another build of the module that contains conc */
+    CONC__EXIT_OTHER_BUILD = 121, /* it loaded a different build of the module that contains conc */
     CONC__EXIT_TOO_LATE = 122,    /* it reached main, or a constructor that opens a pool */
 
     /* whose turn it is: only that side changes `turn`. A faulty job is unlikely to write one of
@@ -7299,12 +7309,13 @@ _Static_assert(sizeof(conc__worker_channel) <= CONC__CHANNEL_DATA,
 
 /* A page shared with all workers of a pool, read-only for them. */
 typedef struct conc__status_page {
-    /* threads that poll the channels: while there are any, a reply needs no wake-up */
+    /* number of threads that are polling the channels: while there are any, a reply needs no
+     * wake-up */
     unsigned pollers;
 } conc__status_page;
 
-/* A message to a worker through its socket: at startup a piece of memory to map, and finally START;
- * later a data segment. All but START pass a descriptor. */
+/* A message to a worker through its socket. The first ones each pass memory to map, and START ends
+ * the setup; later ones pass data segments. All but START carry a descriptor. */
 typedef struct conc__setup_message {
     enum { CONC__SETUP_CHANNEL, CONC__SETUP_STATUS, CONC__SETUP_SHARED, CONC__SETUP_START } what;
     /* START: the program's process id, the limit of a worker's memory, the signal mask of jobs */
@@ -7313,7 +7324,7 @@ typedef struct conc__setup_message {
     sigset_t mask;
     void *address;
     size_t size;
-    uint64_t version; /* a data segment's */
+    uint64_t version; /* of a data segment */
 } conc__setup_message;
 
 CONC__PRIVATE int conc__sockets(int ends[2])
@@ -7349,8 +7360,8 @@ CONC__PRIVATE int conc__setup_send(int socket, const conc__setup_message *h, int
     return 0;
 }
 
-/* Receives a message. Returns 1, 0 at the end, or an error. *fd becomes -1 if no descriptor was
- * passed. */
+/* Receives a message. Returns 1, 0 at end of file, or an error. Sets *fd to the descriptor passed,
+ * or to -1. */
 CONC__PRIVATE int conc__setup_receive(int socket, conc__setup_message *h, int *fd)
 {
     union {
@@ -7441,8 +7452,8 @@ CONC__PRIVATE bool conc__small_thread(void *(*fn)(void *), void *arg)
     return rc == 0;
 }
 
-/* Starts the thread, and returns once it is running. A thread that is starting may hold an
- * allocator lock, which would stay locked forever in a process that a job forks at that moment. */
+/* Starts the thread, and returns once it is running. A thread that is starting can hold an
+ * allocator lock, which would stay locked in a process that a job forks at that moment. */
 CONC__PRIVATE void conc__program_watch_start(int program)
 {
     conc__program_watch w = {conc__pidfd(program), 0};
@@ -7495,7 +7506,7 @@ CONC__PRIVATE bool conc__worker_is_original(void)
 }
 
 /* Called when a job of a worker begins to wait. Only elements of a map can be asked to stop; the
- * first one that waits starts the thread. */
+ * first one that waits starts the listener thread. */
 CONC__PRIVATE void conc__worker_start_cancel_listener(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7509,7 +7520,7 @@ CONC__PRIVATE void conc__worker_start_cancel_listener(void)
     __atomic_store_n(&w->listens, started, __ATOMIC_RELAXED);
 }
 
-/* Returns the request's number of data bytes, but at most `most`, because a faulty job may have
+/* Returns the request's number of data bytes, but at most `most`, because a faulty job might have
  * overwritten it. */
 CONC__PRIVATE size_t conc__request_bytes(const conc__request *r, size_t most)
 {
@@ -7521,7 +7532,8 @@ CONC__PRIVATE size_t conc__request_bytes(const conc__request *r, size_t most)
     return bytes < most ? bytes : most;
 }
 
-/* Returns size private bytes, the first `used` copied from `from`, or NULL if memory is short. */
+/* Returns size private bytes, the first `used` copied from `from`, or NULL if memory has run
+ * out. */
 CONC__PRIVATE void *conc__private_copy(const void *from, size_t size, size_t used)
 {
     void *copy = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | CONC__MAP_ANONYMOUS, -1, 0);
@@ -7531,7 +7543,7 @@ CONC__PRIVATE void *conc__private_copy(const void *from, size_t size, size_t use
 }
 
 /* Called before a job forks. The new process gets copies of the memory shared with the program,
- * because it may still run when that memory serves other jobs. */
+ * because it might still be running when that memory serves other jobs. */
 CONC__PRIVATE void conc__worker_before_fork(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7580,14 +7592,14 @@ CONC__PRIVATE void conc__worker_in_forked_child(void)
     pthread_mutex_init(&w->mapping_mutex, NULL);
     w->listens = false;
     if (w->own)
-        *w->own = false; /* an emulator may not clear it */
+        *w->own = false; /* an emulator might not clear it */
     if (w->program)
         conc__program_watch_start(w->program);
 }
 
-/* Makes the worker end with the program. The kernel kills it when its parent, the supervisor
- * thread, ends, even if a job has executed another program. A thread of the worker also watches
- * the program, in case a job has changed the user. */
+/* Makes sure that the worker dies when the program does. The kernel kills it when its parent, the
+ * supervisor thread, ends, even if a job has executed another program. A thread of the worker also
+ * watches the program, in case a job has changed the user. */
 CONC__PRIVATE void conc__worker_tie_to_program(int program)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -7597,7 +7609,8 @@ CONC__PRIVATE void conc__worker_tie_to_program(int program)
         _exit(0); /* the program has just ended */
 }
 
-/* Is the descriptor still the worker's socket? A job may have closed it and opened another file. */
+/* Is the descriptor still the worker's socket? A job might have closed it and opened another
+ * file. */
 CONC__PRIVATE bool conc__worker_has_socket(void)
 {
     const struct conc__worker_process *w = &conc__worker_process;
@@ -7605,7 +7618,7 @@ CONC__PRIVATE bool conc__worker_has_socket(void)
     return fstat(w->socket, &st) == 0 && st.st_ino == w->socket_file;
 }
 
-/* Wakes the program unless it polls. If a job has closed the socket, this process exits, which
+/* Wakes the program unless it is polling. If a job has closed the socket, this process exits, which
  * wakes the program too; the reply is not lost. */
 CONC__PRIVATE void conc__worker_notify_program(void)
 {
@@ -7647,7 +7660,7 @@ CONC__PRIVATE bool conc__worker_await_request(conc__worker_channel *c)
 }
 
 /* Receives the request's data segment, which replaces the previous one. Skips older segments that
- * are still in the socket. Returns false if it fails; a later request may try again. */
+ * are still in the socket. Returns false if that fails; a later request may try again. */
 CONC__PRIVATE bool conc__worker_receive_segment(const conc__request *r)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7704,7 +7717,7 @@ CONC__PRIVATE char *conc__worker_data(const conc__request *r)
 
 CONC__PRIVATE int64_t conc__worker_do_map(conc__worker_channel *c, conc_fn *fn, char *data)
 {
-    /* read before the calls, which may overwrite the request */
+    /* read before the calls, which might overwrite the request */
     const uint64_t size = c->request.in, count = c->request.out;
     const bool keeps_going = c->request.keeps_going;
     int *results = (int *)(void *)(data + conc__aligned(size * count));
@@ -7712,7 +7725,7 @@ CONC__PRIVATE int64_t conc__worker_do_map(conc__worker_channel *c, conc_fn *fn, 
         int rc = fn(size ? data + i * size : NULL);
         if (!conc__worker_is_original())
             return 0;
-        fflush(stdout); /* the next call may end this process */
+        fflush(stdout); /* the next call might end this process */
         results[i] = rc;
         __atomic_store_n(&c->done, conc__none_done + i + 1, __ATOMIC_RELEASE);
         if (rc < 0 && !keeps_going)
@@ -7874,7 +7887,7 @@ CONC__COLD void conc__worker_main(void)
 }
 
 /* Writes the environment entry that marks a process as a worker. It names conc__worker_main,
- * because a program may contain several copies of this file. */
+ * because a program can contain several copies of this file. */
 CONC__PRIVATE bool conc__worker_mark(char *text, size_t size)
 {
     conc__function_id f;
@@ -7932,7 +7945,7 @@ CONC__PRIVATE void conc__construct_and_serve(int argc, char **argv, char **env)
 }
 
 /* Makes the worker serve after all constructors have run, so that jobs see their effects, by
- * replacing the program's last one. `own` is the constructor that is running. */
+ * replacing the program's last constructor. `own` is the constructor that is running. */
 CONC__PRIVATE void conc__worker_start_after_constructors(conc__constructor *own)
 {
     conc__constructors c = {conc__static_constructors, conc__static_constructors_end};
@@ -7948,7 +7961,7 @@ CONC__PRIVATE void conc__worker_start_after_constructors(conc__constructor *own)
 }
 
 /* Stores the identity in a mark, and returns how many of its bytes to compare. If the identity is
- * known, they exclude the module's path, which may have changed. */
+ * known, those bytes exclude the module's path, which may have changed. */
 CONC__PRIVATE size_t conc__mark_part(const char *mark, uint64_t *identity)
 {
     const char *dot = strchr(mark, '.');
@@ -7991,10 +8004,11 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
  * The program's view of a worker's states, under the mutex
  *
  *   NONE      there is no process
- *   STARTING  the process was started and calls init
- *   IDLE      waits for a request; it has no job
- *   COPYING   data is copied to it or from it: large data by the supervisor, without the mutex;
- *             small data by any thread under the mutex, so that no other thread sees this state
+ *   STARTING  the process was started and is calling init
+ *   IDLE      is waiting for a request; it has no job
+ *   COPYING   data is being copied to it or from it: large data by the supervisor, without the
+ *             mutex; small data by any thread under the mutex, so that no other thread sees this
+ *             state
  *   BUSY      has a request; `awaited` while any thread may collect its reply
  *   LEAVING   was killed or told to quit, or its process is being created
  *
@@ -8009,7 +8023,7 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
  *   Only the supervisor makes these:
  *
  *   NONE      -> LEAVING   jobs are queued and no worker is idle; -> STARTING when it has a process
- *   IDLE      -> COPYING   it gets a large job; COPYING -> BUSY when the data was copied
+ *   IDLE      -> COPYING   it gets a large job; COPYING -> BUSY when the data is copied
  *   BUSY      -> COPYING   it has replied to a large job; COPYING -> IDLE
  *   IDLE      -> LEAVING   the pool was closed
  *   any       -> NONE      its process has ended. A job that it had not begun is queued again; one
@@ -8033,11 +8047,11 @@ typedef struct conc__worker {
     bool cancelled;                /* its job was cancelled while its data was being copied */
     bool proved;                   /* it has begun at least one job */
     int pid, pidfd, socket;
-    unsigned poll_process, poll_socket; /* their index in the supervisor's polls; 0: none */
+    unsigned poll_process, poll_socket; /* their indexes in the supervisor's polls; 0: none */
     conc__segment channel_memory, data;
     uint64_t data_version; /* changes with the segment */
     conc_job *job;
-    int jobs;         /* how many jobs it was given */
+    int jobs;         /* number of jobs it was given */
     unsigned cancels; /* how often it was asked to stop a map; wraps around to 1 */
     int64_t idle_since;
 } conc__worker;
@@ -8063,20 +8077,20 @@ typedef struct conc__supervisor {
     size_t memory_limit;
     int max_jobs;
     int starting;
-    int failures; /* weight of consecutive workers that ended before beginning a job */
-    int broken;   /* the error of all further jobs, because workers cannot start; 0: none */
+    int failures; /* weighted count of consecutive workers that ended before beginning a job */
+    int broken;   /* the error for all later jobs, because workers cannot start; 0: none */
     char why[96];
     conc__waiter *closer;  /* waits for the supervisor to exit */
     conc__segment *unused; /* channels of ended workers, which a thread may still be polling */
     conc__function_cache named;
-    struct pollfd *polls; /* the first is wake_fd's */
+    struct pollfd *polls; /* the first one is for wake_fd */
     unsigned poll_count;
     conc__worker workers[];
 } conc__supervisor;
 
 enum {
-    /* no worker is started once `failures` reaches this: after 3 failures of the program, or more
-     * if some may have external causes */
+    /* no worker is started once `failures` reaches this: after 3 failures that are the program's
+     * fault, or more if some might have external causes */
     CONC__FAILURES = 30,
     CONC__FAILURE = 10,
     CONC__MINOR_FAILURE = 1,
@@ -8107,10 +8121,11 @@ CONC__PRIVATE int conc__request_function(conc__supervisor *s, conc__worker *w, u
         named->fn = 0;
         if (!conc__function_id_of(fn, &named->function))
             return -EINVAL;
-        named->fn = named->function.identity ? fn : 0; /* an unknown identity may be known later */
+        /* an unknown identity might be known later */
+        named->fn = named->function.identity ? fn : 0;
         named->counts = counts;
     }
-    /* copied every time, because a faulty job may have overwritten it */
+    /* copied every time, because a faulty job might have overwritten it */
     memcpy(to, &named->function,
            offsetof(conc__function_id, module) + strlen(named->function.module) + 1);
     return 0;
@@ -8211,7 +8226,7 @@ CONC__PRIVATE int conc__worker_reserve_data(conc__worker *w, size_t size)
     if (rc == 0)
         rc = conc__setup_send(w->socket, &h, w->data.fd);
     bool gone = rc == -EPIPE || rc == -ECONNRESET || rc == -EBADF;
-    if (rc == 0 || gone) /* the supervisor will notice the end of its process */
+    if (rc == 0 || gone) /* the supervisor will notice that the worker has ended */
         return 0;
     conc__segment_close(&w->data);
     w->data.size = 0;
@@ -8248,7 +8263,7 @@ CONC__PRIVATE size_t conc__request_describe(conc__request *r, const conc_job *j,
     return j->size;
 }
 
-/* Writes the job's request and data, apart from the name of its function. */
+/* Writes the job's request and data, except the name of its function. */
 CONC__PRIVATE int conc__job_write_request(conc_job *j, conc__worker *w)
 {
     bool large = conc__job_is_large(j);
@@ -8471,8 +8486,8 @@ CONC__PRIVATE conc__worker *conc__worker_find(conc__supervisor *s, conc__worker_
     return NULL;
 }
 
-/* Gives queued jobs to idle workers. If the caller is another thread, it wakes the supervisor for
- * what only the supervisor may do. */
+/* Gives queued jobs to idle workers. If called from another thread, wakes the supervisor to do what
+ * only the supervisor may do. */
 CONC__PRIVATE void conc__supervisor_dispatch(conc__supervisor *s, bool is_supervisor)
 {
     conc__job_queue *q = s->queue;
@@ -8501,7 +8516,7 @@ CONC__PRIVATE void conc__supervisor_dispatch(conc__supervisor *s, bool is_superv
         conc__supervisor_wake(s);
 }
 
-/* Copies an error text, which a worker may not have terminated. */
+/* Copies an error text, which might not be NUL-terminated. */
 CONC__PRIVATE void conc__reply_words(const conc__worker_channel *c, char text[96])
 {
     memcpy(text, c->text, sizeof c->text);
@@ -8571,7 +8586,8 @@ CONC__PRIVATE void conc__worker_ready(conc__supervisor *s, conc__worker *w)
     snprintf(s->why, sizeof s->why, "init failed: %.80s", c->text_rc ? text : conc_strerror(rc));
 }
 
-/* Collects the workers' replies; other threads leave those to large jobs to the supervisor. */
+/* Collects the workers' replies; other threads leave the replies to large jobs to the
+ * supervisor. */
 CONC__PRIVATE void conc__supervisor_collect(conc__supervisor *s, bool is_supervisor)
 {
     for (int i = 0; i < s->queue->max_workers; i++) {
@@ -8591,7 +8607,7 @@ CONC__PRIVATE void conc__supervisor_collect(conc__supervisor *s, bool is_supervi
 }
 
 /* Signals the worker. No other process can have its process id, because only the supervisor reaps
- * it. Even if the program reaps all its children, the pidfd identifies it. */
+ * it. Even if the program reaps all its children, the pidfd identifies the worker. */
 CONC__PRIVATE void conc__worker_signal(const conc__worker *w, int number)
 {
     if (w->pidfd >= 0) {
@@ -8606,7 +8622,7 @@ CONC__PRIVATE void conc__worker_signal(const conc__worker *w, int number)
 CONC__PRIVATE bool conc__worker_kill(conc__worker *w)
 {
     if (w->state == CONC__WORKER_COPYING)
-        w->cancelled = true; /* the supervisor ends the job when it has copied the data */
+        w->cancelled = true; /* the supervisor ends the job once it has copied the data */
     if (w->state != CONC__WORKER_BUSY || conc__worker_has_replied(w->channel))
         return false;
     conc__worker_signal(w, SIGKILL);
@@ -8693,8 +8709,8 @@ CONC__PRIVATE int conc__loader_options(conc__own_program *p, const struct stat *
     return 0;
 }
 
-/* Was the program started by the dynamic loader, as in `ld.so ./program`? If so, *mapped becomes
- * the program's file. */
+/* Was the program started by the dynamic loader, as in `ld.so ./program`? If so, stores the program
+ * file's stat(2) data in *mapped. */
 CONC__PRIVATE bool conc__is_run_by_loader(const conc__own_program *p, struct stat *mapped)
 {
     struct stat executed;
@@ -8725,7 +8741,8 @@ CONC__PRIVATE void conc__own_program_find(conc__own_program *p)
     p->argv[i] = NULL;
 }
 
-/* Opens a worker's standard input: /dev/null, or an empty pipe if there is none after a chroot. */
+/* Opens a worker's standard input: /dev/null, or an empty pipe if that is missing after a
+ * chroot. */
 CONC__PRIVATE int conc__empty_input(void)
 {
     int ends[2], fd = conc__open_file("/dev/null", O_RDONLY);
@@ -8825,7 +8842,8 @@ CONC__PRIVATE void conc__worker_close_socket(conc__worker *w)
     w->socket = -1;
 }
 
-/* Starts the worker's process with `socket` as its end of the socket, and closes it here. */
+/* Starts the worker's process with `socket` as its end of the socket, and closes this process's
+ * copy. */
 CONC__PRIVATE int conc__worker_start_process(conc__supervisor *s, conc__worker *w, int socket)
 {
     int input = conc__empty_input(), rc = input;
@@ -8840,7 +8858,7 @@ CONC__PRIVATE int conc__worker_start_process(conc__supervisor *s, conc__worker *
     return 0;
 }
 
-/* Starts a worker. Its channel is new, because processes forked by the previous worker's jobs may
+/* Starts a worker. Its channel is new, because processes forked by the previous worker's jobs might
  * still write to the old one. */
 CONC__PRIVATE int conc__worker_exec(conc__supervisor *s, conc__worker *w)
 {
@@ -8888,14 +8906,14 @@ CONC__PRIVATE void conc__worker_clear(conc__supervisor *s, conc__worker *w)
         *old = w->channel_memory;
         old->next = s->unused;
         s->unused = old;
-    } /* if memory is short it stays mapped, because a thread may be polling it */
+    } /* if memory has run out it stays mapped, because a thread might be polling it */
     w->channel_memory = (conc__segment){.fd = -1};
     w->job = NULL;
     w->cancelled = false;
     w->state = CONC__WORKER_NONE;
 }
 
-/* Unmaps the channels of workers that have ended, unless a thread may be polling them. */
+/* Unmaps the channels of workers that have ended, unless a thread might be polling them. */
 CONC__PRIVATE void conc__supervisor_unmap_channels(conc__supervisor *s, bool none_polls)
 {
     conc__segment *old;
@@ -8959,7 +8977,8 @@ CONC__PRIVATE void conc__describe_exit(int status, char *text, size_t size)
     else if (WEXITSTATUS(status) == CONC__EXIT_MOVED)
         snprintf(text, size, "the worker cannot map shared memory at its address");
     else if (WEXITSTATUS(status) == CONC__EXIT_OTHER_BUILD)
-        snprintf(text, size, "the worker has another build of the module with conc");
+        snprintf(text, size,
+                 "the worker loaded a different build of the module that contains conc");
     else if (WEXITSTATUS(status) == CONC__EXIT_TOO_LATE)
         snprintf(text, size, "conc is in a library loaded late, or a constructor opens a pool");
     else
@@ -9019,7 +9038,7 @@ CONC__PRIVATE bool conc__may_be_sent(int signal)
     }
 }
 
-/* Counts a worker that ended before it began a job, with less weight if the program may not be at
+/* Counts a worker that ended before it began a job, with less weight if the program might not be at
  * fault. After too many failures no more workers are started, and if none is left the pool is
  * broken. */
 CONC__PRIVATE void conc__supervisor_count_failure(conc__supervisor *s, int status, const char *text)
@@ -9081,13 +9100,13 @@ CONC__PRIVATE bool conc__worker_has_ended(const conc__worker *w)
         return errno == ECHILD;
     if (w->pidfd >= 0)
         return conc__fd_ready(w->pidfd, CONC_READABLE) > 0;
-    return waitpid(w->pid, NULL, WNOHANG) != 0; /* if it has, its status is lost */
+    return waitpid(w->pid, NULL, WNOHANG) != 0; /* if it has ended, its status is lost */
 }
 
 /* ---- The supervisor ---- */
 
-/* Releases the data segments of workers idle for a second. Returns the milliseconds until the next
- * may be due, or -1 if there is none. */
+/* Releases the data segments of workers that have been idle for a second. Returns the number of
+ * milliseconds until the next may be due, or -1 if there is none. */
 CONC__PRIVATE int conc__supervisor_free_unused(conc__supervisor *s)
 {
     enum { UNUSED = 1000 }; /* ms */
@@ -9127,8 +9146,8 @@ CONC__PRIVATE unsigned conc__supervisor_watch(conc__supervisor *s, int fd)
 }
 
 /* Polls the descriptors for at most `limit` milliseconds (-1: no limit). poll(2) refuses more
- * descriptors than RLIMIT_NOFILE, which may have been lowered since they were opened; they then all
- * count as ready after a short sleep. */
+ * descriptors than RLIMIT_NOFILE, which may have been lowered since they were opened; if so, all of
+ * them count as ready after a short sleep. */
 CONC__PRIVATE void conc__supervisor_poll(conc__supervisor *s, int limit)
 {
     if (poll(s->polls, s->poll_count, limit) >= 0 || errno == EINTR)
@@ -9234,7 +9253,7 @@ CONC__PRIVATE int conc__supervisor_start(conc__supervisor *s)
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
 
-/* Polls a pool for replies before a loop whose tasks wait for them goes to sleep. */
+/* Polls a pool for replies before a loop whose tasks are waiting for them goes to sleep. */
 typedef struct conc__reply_poller {
     conc__idle_hook hook;
     conc__job_queue *queue;
@@ -9450,7 +9469,7 @@ CONC__PRIVATE void conc__procs_end(conc__job_queue *q)
     conc__job_queue_release(q);
 }
 
-/* A cancel does not end this wait, because the workers are stopping anyway. */
+/* Cancellation does not end this wait, because the workers are stopping anyway. */
 static const conc__wait_kind conc__waits_for_workers = {
     .what = "closes a pool, and waits for its workers to exit"};
 
@@ -9465,7 +9484,7 @@ CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__job_queue *q)
     }
     conc__supervisor_wake(q->supervisor);
     conc__waiter w = {0};
-    /* not the job queue's closer, which is woken while the workers still run */
+    /* not the job queue's closer, which is woken while the workers are still running */
     conc__waiter_add(&q->supervisor->closer, &w);
     bool holds_clock = l && l->clock.is_virtual;
     if (holds_clock)

@@ -32,16 +32,16 @@
  *             CONC_BARRIER, CONC_QUEUE), even before and after a run. Only a queue allocates
  *             memory; the other objects need no destroy call.
  *   Order     First come, first served. A release hands over to the first waiter immediately. No
- *             other task can overtake it, not even with a try_ call, and a task that releases and
- *             reacquires queues behind the waiters.
+ *             other task can overtake that waiter, not even with a try_ call, and a task that
+ *             releases and reacquires queues behind the waiters.
  *   Grants    A result of 0 means that the call had its full effect, -ECANCELED that it had none. A
  *             waiter keeps what it was handed even if a cancel or a timeout occurs before it runs;
  *             it sees the cancel at its next checkpoint.
  *   Calling   Calls that may wait, and all calls on locks and rwlocks, are for tasks. The other
  *             calls (set, notify, close, a semaphore's release, try_) also work in posted
- *             functions, and outside a run if no task is waiting. A call anywhere else, or one
- *             while a task of another loop is waiting, returns -EPERM. A try_ call that would have
- *             to wait returns -EAGAIN.
+ *             functions, and outside a run if no task is waiting. A call anywhere else, or while a
+ *             task of another loop is waiting, returns -EPERM. A try_ call that would have to wait
+ *             returns -EAGAIN.
  *   Errors    A NULL argument results in -EINVAL; a function that returns nothing ignores it.
  *
  * Contents: >>lock >>rwlock >>semaphore >>event >>condition >>barrier >>latch >>future >>queue
@@ -82,14 +82,14 @@ CONC_API int conc__lock_try_acquire(conc_lock *l, const char *place) CONC_NODISC
  * does not hold the lock). */
 CONC_API int conc_lock_release(conc_lock *l);
 
-/* Returns the task that holds the lock, or NULL. If that task may have ended without a release,
- * compare the pointer but do not dereference it. */
+/* Returns the task that holds the lock, or NULL. If that task might have ended without releasing
+ * the lock, compare the pointer but do not dereference it. */
 CONC_API conc_task *conc_lock_owner(const conc_lock *l);
 
 /* CONC_LOCKED(&l) { ... }: the block runs with the lock held, and every way out of it (its end,
  * break, continue, return, goto, CONC_TRY) releases it. If the lock cannot be acquired, the calling
- * function returns the error. That would leave open a scope or group that the function has begun,
- * so use conc_lock_acquire inside one. */
+ * function returns the error. That would leave open any scope or group that the function has begun,
+ * so inside one use conc_lock_acquire. */
 #define CONC_LOCKED(...) \
     CONC__GUARDED(conc__lock_enter((__VA_ARGS__), CONC__PLACE), conc__lock_leave, __COUNTER__)
 #define CONC__GUARDED(enter, leave, n) CONC__GUARDED2(enter, leave, CONC__JOIN(conc__guard, n))
@@ -115,7 +115,7 @@ CONC_API void conc__lock_leave(conc__entered *g);
 typedef struct conc_rwlock {
     /* private */
     conc_task *writer;
-    uint64_t serial; /* the writer's, or a reader's */
+    uint64_t serial; /* of the writer, or of the latest reader */
     int readers;
     conc__waits waits;
     const char *place; /* where it was last acquired */
@@ -125,7 +125,7 @@ typedef struct conc_rwlock {
  *     int conc_rwlock_acquire_read(conc_rwlock *l), conc_rwlock_acquire_write(conc_rwlock *l);
  * Errors: -EDEADLK (the caller already holds it for writing), -EPERM (a task of another run,
  * perhaps an ended one, holds it), -ECANCELED. A reader must release the rwlock before it acquires
- * it again, or it may deadlock with itself or with a writer that has queued in between. */
+ * it again, or it can deadlock with itself or with a writer that has queued in between. */
 #define conc_rwlock_acquire_read(...) conc__rwlock_acquire((__VA_ARGS__), CONC__READER, CONC__PLACE)
 #define conc_rwlock_acquire_write(...) \
     conc__rwlock_acquire((__VA_ARGS__), CONC__WRITER, CONC__PLACE)
@@ -203,14 +203,14 @@ typedef struct conc_cond {
     conc__waits waits;
 } conc_cond;
 
-/* Releases the lock, waits for a notify, and reacquires the lock. The task holds the lock whatever
- * the result, so the call may overrun a timeout. Other tasks may run between the notify and the
- * return: test the condition in a loop. Errors: -EPERM (the task does not hold the lock),
- * -ECANCELED (the wait used up no notify). */
+/* Releases the lock, waits to be notified, and reacquires the lock. The task holds the lock
+ * whatever the result, so the call may overrun a timeout. Other tasks may run between the
+ * notification and the return: test the condition in a loop. Errors: -EPERM (the task does not hold
+ * the lock), -ECANCELED (the wait consumed no notification). */
 CONC_API int conc_cond_wait(conc_cond *c, conc_lock *l) CONC_NODISCARD;
 
 /* Notifies the first n waiters, or all. Each continues once it holds its lock again. The caller
- * need not hold a lock. A notify without waiters has no effect. Not a checkpoint. */
+ * need not hold a lock. Without waiters, has no effect. Not a checkpoint. */
 CONC_API void conc_cond_notify(conc_cond *c, int n);
 CONC_API void conc_cond_notify_all(conc_cond *c);
 
@@ -230,8 +230,9 @@ typedef struct conc_barrier {
     }
 
 /* Waits until `parties` tasks have arrived; then all of them continue, and the barrier starts over.
- * Returns the caller's index in the order of arrival, from 0 to parties - 1. A task cancelled while
- * it waits no longer counts as arrived. Errors: -EINVAL (parties not positive), -ECANCELED. */
+ * Returns the caller's index in the order of arrival, from 0 to parties - 1. A task that is
+ * cancelled while waiting no longer counts as arrived. Errors: -EINVAL (parties not positive),
+ * -ECANCELED. */
 CONC_API int conc_barrier_wait(conc_barrier *b) CONC_NODISCARD;
 
 /* ---- >>latch -------------------------------------------------------------------------------- */
@@ -265,13 +266,13 @@ typedef struct conc_future {
 } conc_future;
 
 /* Sets the result, which is rc and a borrowed value, and wakes all waiters. If the calling task or
- * posted function made the error rc with conc_fail, the waiters get its text too. A second call
+ * posted function raised the error rc with conc_fail, the waiters get its text too. A second call
  * returns -EALREADY. Neither this call nor the waiters use the future afterwards, so a woken task
  * may free it. Not a checkpoint. */
 CONC_API int conc_future_set(conc_future *f, int rc, void *value);
 
 /* Waits for the result. Returns its rc, and stores its value in *value unless value is NULL. If the
- * caller is cancelled while it waits, returns -ECANCELED and leaves *value unchanged. */
+ * caller is cancelled while waiting, returns -ECANCELED and leaves *value unchanged. */
 CONC_API int conc_future_wait(conc_future *f, void **value) CONC_NODISCARD;
 
 CONC_API bool conc_future_is_set(const conc_future *f);
@@ -281,7 +282,7 @@ CONC_API bool conc_future_is_set(const conc_future *f);
 enum {
     CONC_QUEUE_FIFO,
     CONC_QUEUE_LIFO,
-    /* smallest item first, equal items in the order of their puts; needs `less` */
+    /* smallest item first, equal items in the order they were put; needs `less` */
     CONC_QUEUE_PRIORITY
 };
 
@@ -290,7 +291,7 @@ typedef struct conc_queue {
     size_t item_size;
     size_t capacity; /* in items; a put into a full queue waits; 0: no limit */
     int kind;
-    /* does a come before b? Setting it implies CONC_QUEUE_PRIORITY. It must not wait */
+    /* returns whether a comes before b; must not wait. Setting it implies CONC_QUEUE_PRIORITY */
     bool (*less)(const void *a, const void *b);
     /* private */
     bool closed, checked;
@@ -302,8 +303,8 @@ typedef struct conc_queue {
     size_t limit;
     uint64_t arrivals;
     conc__waits getters, putters, joiners;
-    /* kept apart from count, or the compiler would merge both writes into one vector store, which
-     * delays the next read of either */
+    /* not next to count, because the compiler would then merge both writes into one vector store,
+     * which delays the next read of either */
     size_t unfinished;
 } conc_queue;
 
@@ -361,12 +362,12 @@ CONC_API int conc_queue_try_get(conc_queue *q, void *item) CONC_NODISCARD;
 /* Returns the number of items in the queue. */
 CONC_API size_t conc_queue_len(const conc_queue *q);
 
-/* Marks as done one of the items that were taken, even after the queue was destroyed. Not a
- * checkpoint. Errors: -EOVERFLOW (all items that were put are already done). */
+/* Marks one of the items taken from the queue as done, even after the queue was destroyed. Not a
+ * checkpoint. Errors: -EOVERFLOW (every item put on the queue is already done). */
 CONC_API int conc_queue_task_done(conc_queue *q);
 
-/* Waits until all items that were put are done. Errors: -ECANCELED, -EPIPE (the queue was destroyed
- * during the wait). */
+/* Waits until every item put on the queue has been marked done. Errors: -ECANCELED, -EPIPE (the
+ * queue was destroyed during the wait). */
 CONC_API int conc_queue_join(conc_queue *q) CONC_NODISCARD;
 
 /* Closes the queue to puts. All waiting puts and gets return -EPIPE. Items left in the queue can
@@ -456,16 +457,16 @@ enum {
         .what = CONC__JOB, .job = (__VA_ARGS__) \
     }
 
-/* Waits until one of the cases is ready, performs only that one, and returns its index. Its result
- * field holds what its call would have returned. A closed queue is ready, with -EPIPE. If several
- * are ready at the call, the first in the array is chosen. The array and what it points to are
- * borrowed until the call returns; the array may be reused.
+/* Waits until one of the cases is ready, carries out only that one, and returns its index. The
+ * result field of that case holds what its call would have returned. A closed queue is ready, with
+ * -EPIPE. If several are ready at the call, the first in the array is chosen. The array and what it
+ * points to are borrowed until the call returns; the array may be reused.
  *     conc_case c[] = {CONC_CASE_GET(&jobs, &job), CONC_CASE_EVENT(&stop), CONC_CASE_AFTER(1.5)};
  *     switch (conc_select(c, CONC_LEN(c))) { case 0: ...
- * A CONC_CASE_FD with events 0 is ready when the peer hangs up, with result 0. Errors, with no case
- * performed: -EINVAL (no cases, or an invalid one), -EDEADLK (a join of the caller), -EBADF (a
- * negative descriptor), -EPERM (an object of another run), -ENOMEM (only with a channel or a job),
- * -EAGAIN (no thread can be started for the job), -ECANCELED. */
+ * A CONC_CASE_FD with events 0 is ready, with result 0, when the peer hangs up. Errors, with no
+ * case carried out: -EINVAL (no cases, or an invalid one), -EDEADLK (a case joins the caller),
+ * -EBADF (a negative descriptor), -EPERM (an object of another run), -ENOMEM (only with a channel
+ * or a job), -EAGAIN (no thread can be started for the job), -ECANCELED. */
 CONC_API int conc_select(conc_case *cases, size_t n) CONC_NODISCARD;
 
 /* ---- >>limiter ------------------------------------------------------------------------------ */
@@ -474,7 +475,7 @@ CONC_API int conc_select(conc_case *cases, size_t n) CONC_NODISCARD;
  * seconds, evenly. So in any t seconds at most burst + t * rate / per tokens are taken. With rate 3
  * and burst 1, that is one every third of a second. */
 typedef struct conc_limiter {
-    double rate, per, burst; /* per 0: 1 s; burst 0: 1 */
+    double rate, per, burst; /* per: in seconds, 0 means 1; burst: 0 means 1 */
     /* private */
     uint64_t run;       /* the run whose clock was last read; 0: none */
     bool virtual_clock; /* did that run have a virtual clock? */
@@ -636,14 +637,15 @@ constexpr conc_case conc__make_job(struct conc_job *job)
 /* ==============================================================================================
  *  The implementation: >>sharing, then >>lock to >>limiter. conc.h's glossary applies here too.
  *
- *  waiter          a task that waits in an object's list
+ *  waiter          a task that is waiting in an object's list
  *  fast path       code for a call that need not wait, in a function that calls no other; the slow
- *                  path makes all checks, and may park the task
- *  used elsewhere  tasks of another loop wait in the object's list: this thread must not touch it
- *  case, choice    one conc_case, and the conc_select waiting for several
+ *                  path makes all checks, and can park the task
+ *  used elsewhere  tasks of another loop are waiting in the object's list: this thread must not
+ *                  touch it
+ *  case, choice    one conc_case, and the conc_select that is waiting for several
  *  outside         a case on a channel or a job, which conc_pool.h handles
  *  to withdraw     to end the wait of a case that was not chosen
- *  room            the slots for which a queue has memory
+ *  room            the number of slots for which a queue has memory
  *  hole            a slot of a heap whose item has been moved
  * ============================================================================================== */
 
@@ -655,8 +657,8 @@ constexpr conc_case conc__make_job(struct conc_job *job)
 static const conc__wait_kind conc__candidate;
 CONC__PRIVATE const conc__wait *conc__parked_on(const conc__wait *candidate);
 
-/* In a forked child: does the wait belong to one of the parent's tasks? The task's handle may have
- * been reused for a new task, which waits for something else. */
+/* In a forked child: does the wait belong to one of the parent's tasks? The task's handle might
+ * have been reused for a new task that is waiting for something else. */
 CONC__COLD bool conc__wait_is_inherited(const conc__wait *w)
 {
     const conc__wait *parked = w->kind == &conc__candidate ? conc__parked_on(w) : w;
@@ -664,7 +666,8 @@ CONC__COLD bool conc__wait_is_inherited(const conc__wait *w)
 }
 
 /* Returns true if the list is empty or its waiters are tasks of l. In a forked child, first empties
- * a list of the parent's tasks; it holds no others, because a task checks this before it joins. */
+ * a list that holds tasks of the parent; it holds no others, because a task calls this before
+ * joining the list. */
 CONC__FAST bool conc__ours(const conc_loop *l, conc__waits *waits)
 {
     conc__wait *first = waits->first;
@@ -692,7 +695,7 @@ CONC__FAST int conc__may_wait(conc_loop *l, conc__waits *waits, const char *call
 
 /* Returns true if the running task may continue without yielding, and uses up one of its quick
  * checkpoints. The fast paths below call no other function; their slow paths are separate
- * functions, because code that parks a task saves every register first. */
+ * functions, because a function that parks a task saves every register first. */
 CONC__FAST bool conc__may_continue(conc_loop *l)
 {
     if (CONC__UNLIKELY(!l || !l->self || l->self->pending || l->ready.budget_left <= 1))
@@ -971,9 +974,9 @@ CONC__PRIVATE void conc__rwlock_details(FILE *out, const conc__wait *w)
     if (k->writer)
         conc__print_owner(out, k->writer, k->serial, k->place);
     else if (k->readers == 1)
-        fprintf(out, ", which 1 reads");
+        fprintf(out, ", held by 1 reader");
     else
-        fprintf(out, ", which %d read", k->readers);
+        fprintf(out, ", held by %d readers", k->readers);
 }
 
 CONC__PRIVATE bool conc__rwlock_is_mine(const conc_loop *l, const conc_rwlock *k)
@@ -1025,7 +1028,7 @@ CONC__PRIVATE void conc__rwlock_grant_waiters(conc_loop *l, conc_rwlock *k)
     }
 }
 
-/* Readers queued behind a cancelled writer may acquire the rwlock now. */
+/* Readers queued behind a cancelled writer can acquire the rwlock now. */
 CONC__PRIVATE bool conc__rwlock_cancel(conc__wait *w)
 {
     conc__unlink(w);
@@ -1098,7 +1101,7 @@ CONC_API int conc__rwlock_try_acquire(conc_rwlock *k, int how, const char *place
     return 0;
 }
 
-/* May the running task release the rwlock? Readers are not recorded, so any task may be one. */
+/* May the running task release the rwlock? Readers are not recorded, so any task could be one. */
 CONC__PRIVATE bool conc__rwlock_may_release(const conc_loop *l, conc_rwlock *k)
 {
     if (k->writer && !conc__rwlock_is_mine(l, k))
@@ -1136,7 +1139,7 @@ static const char conc__bad_sem[] = "no semaphore, or its permits are not from 0
 
 CONC__FAST bool conc__sem_is_valid(const conc_sem *s)
 {
-    /* a negative max is refused too, because permits cannot be below it */
+    /* also rejects a negative max: permits, which is never negative, would exceed it */
     return s && s->permits >= 0 && (s->max == 0 || s->permits <= s->max);
 }
 
@@ -1250,8 +1253,8 @@ CONC_API bool conc_event_is_set(const conc_event *e) { return e && e->set; }
 
 /* A waiter that is notified or cancelled moves to its lock's list without running in between. */
 
-/* Such a waiter ignores a cancel, because it must hold the lock when it returns. After a deadlock
- * has cancelled everything, it takes over a lock whose owner has ended. */
+/* A waiter in its lock's list ignores a cancel, because it must hold the lock when it returns.
+ * After a deadlock has cancelled everything, it takes over the lock if the owner has ended. */
 CONC__PRIVATE bool conc__relock_cancel(conc__wait *w)
 {
     conc_loop *l = conc__here;
@@ -1269,7 +1272,7 @@ static const conc__wait_kind conc__relocking = {.what = "waits to reacquire a lo
                                                 .owner = conc__lock_owner};
 
 /* Moves a waiter of a condition to its lock; its conc_cond_wait will return `result`. Returns true
- * if the lock was free, so that the waiter holds it now. */
+ * if the lock was free: the waiter now holds it. */
 CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
 {
     conc_lock *k = (conc_lock *)(uintptr_t)w->on;
@@ -1367,7 +1370,7 @@ CONC_API CONC__CALLED int conc_barrier_wait(conc_barrier *b)
     if (rc)
         return rc;
     if (!b->waits.first)
-        b->arrived = 0; /* in a forked child, it may have counted the parent's tasks */
+        b->arrived = 0; /* in a forked child, it might have counted the parent's tasks */
     if (b->arrived + 1 < b->parties) {
         conc__wait w = {.task = l->self, .kind = &conc__gathering, .on = b};
         b->arrived++;
@@ -1517,7 +1520,7 @@ static const conc__wait_kind conc__putting = {.what = "waits to put into a queue
 
 CONC__PRIVATE void conc__queue_join_details(FILE *out, const conc__wait *w)
 {
-    fprintf(out, ", of which %zu are not", ((const conc_queue *)w->on)->unfinished);
+    fprintf(out, " (%zu left)", ((const conc_queue *)w->on)->unfinished);
 }
 
 static const conc__wait_kind conc__finishing = {.what = "waits for a queue's items to be done",
@@ -1637,8 +1640,8 @@ CONC__FAST bool conc__heap_before(const conc_queue *q, const char *a, uint64_t a
            older;
 }
 
-/* children of each slot: the heap has half the levels of a binary one, and siblings share a cache
- * line */
+/* number of children of each slot: the heap has half the levels of a binary one, and siblings share
+ * a cache line */
 enum { CONC__WAYS = 4 };
 
 /* Returns the slot of the child that comes first. The children start at slot `below`. */
@@ -1661,8 +1664,8 @@ CONC__FAST size_t conc__heap_child(const conc_queue *q, size_t below, size_t end
                                                item + first * size, came[first]);
 }
 
-/* Prefetches what the next step down reads, whichever child it takes, because large heaps mostly
- * wait for memory. A prefetch past the end does no harm. */
+/* Prefetches what the next step down reads, whichever child it takes, because operations on large
+ * heaps mostly wait for memory. A prefetch past the end does no harm. */
 CONC__FAST void conc__heap_prefetch(const conc_queue *q, size_t below)
 {
     const char *items = (const char *)((uintptr_t)q->items + below * q->item_size);
@@ -1824,7 +1827,7 @@ CONC_API CONC__CALLED int conc_queue_put(conc_queue *q, const void *item)
 CONC_API CONC__CALLED int conc__queue_put_sized(conc_queue *q, const void *item, size_t size)
 {
     if (CONC__UNLIKELY(q && q->item_size != size)) {
-        conc__misused(-EINVAL, "CONC_PUT", "the item's size is not the queue's", NULL);
+        conc__misused(-EINVAL, "CONC_PUT", "the item size does not match the queue's", NULL);
         return conc_fail(-EINVAL, "an item of %zu bytes for a queue of items of %zu", size,
                          q->item_size);
     }
@@ -1958,21 +1961,21 @@ CONC_API void conc__auto_conc_queue(conc_queue *q) { conc_queue_destroy(q); }
 
 /* The state of a conc_select. Each case has a wait of its own, shares `timer`, or has an entry in
  * conc_pool.h; the task itself is parked on `wait`, which is in no list. Waking one case withdraws
- * all others before anything else can run (conc__choice_won), so only one is ever performed.
+ * all others before anything else can run (conc__choice_won), so only one is ever carried out.
  *
- * Other threads notify the cases of conc_pool.h by a post to the loop. If such a case is withdrawn
+ * Other threads notify the cases of conc_pool.h by posting to the loop. If such a case is withdrawn
  * while its post is in flight, conc_select waits on `drain` until the post has run, because the
  * post refers to the caller's array. */
 typedef struct conc__choice {
     conc__wait wait;
     conc__wait drain; /* the task parks on it until in_flight is 0 */
-    int in_flight;    /* withdrawn cases whose post has not run yet */
+    int in_flight;    /* number of withdrawn cases whose posts have not run yet */
     bool has_outside; /* a case is or was waiting in conc_pool.h */
     conc_case *cases;
-    size_t n;    /* cases that wait */
-    int chosen;  /* the chosen case; -1: none yet */
+    size_t n;    /* number of cases that are waiting */
+    int chosen;  /* index of the chosen case; -1: none yet */
     int64_t due; /* the earliest deadline of a CONC_CASE_AFTER; CONC__NEVER: none */
-    int timed;   /* the case with this deadline */
+    int timed;   /* index of the case with that deadline */
     conc__timer timer;
 } conc__choice;
 
@@ -2008,7 +2011,7 @@ CONC__PRIVATE void conc__choice_details(FILE *out, const conc__wait *w)
 
 CONC__PRIVATE bool conc__case_is_outside(const conc_case *c) { return c->what >= CONC__RECV; }
 
-/* Withdraws a case from conc_pool.h. */
+/* Withdraws a case that conc_pool.h handles. */
 CONC__PRIVATE void conc__case_end_outside(conc__choice *s, conc_case *c)
 {
     if (c->outside && conc__extended.outside->end(c->outside))
@@ -2016,7 +2019,7 @@ CONC__PRIVATE void conc__case_end_outside(conc__choice *s, conc_case *c)
     c->outside = NULL;
 }
 
-/* Withdraws all cases, except for `but` unless that is NULL. */
+/* Withdraws all cases except `but`, which may be NULL. */
 CONC__PRIVATE void conc__choice_withdraw(conc__choice *s, const conc_case *but)
 {
     conc__disarm(conc__here, &s->timer);
@@ -2157,7 +2160,7 @@ CONC__PRIVATE int conc__case_try_fd(const conc_case *c)
     return ready;
 }
 
-/* Performs the case without waiting. Returns -EAGAIN if it would have to wait. */
+/* Carries out the case without waiting. Returns -EAGAIN if it would have to wait. */
 CONC__PRIVATE int conc__case_try(conc_loop *l, conc_case *c)
 {
     conc__outside o;
@@ -2239,7 +2242,8 @@ CONC__PRIVATE void conc__case_wait_time(conc_loop *l, conc__choice *s, const con
     }
 }
 
-/* Makes the case wait. Returns 0, 1 if it was performed already, with *result, or an error. */
+/* Makes the case wait. Returns 0; 1 if the case was carried out already, with its result in
+ * *result; or an error. */
 CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c, int *result)
 {
     c->choice = s;
@@ -2277,7 +2281,7 @@ CONC__PRIVATE int conc__case_result(conc_loop *l, const conc_case *c)
     return c->wait.result;
 }
 
-/* Completes a case that was performed without a wait. */
+/* Completes a case that was carried out without waiting. */
 CONC__PRIVATE int conc__select_at_once(conc_loop *l, conc_case *cases, size_t i, int result)
 {
     conc_case *c = &cases[i];
@@ -2304,8 +2308,8 @@ CONC__PRIVATE void conc__choice_drain(conc_loop *l, conc__choice *s)
         l->outside.awaited--;
 }
 
-/* Waits for the first of the cases. Returns 0 if case s->n was performed immediately, with *result,
- * 1 if s->chosen was chosen, or an error. */
+/* Waits for the first of the cases. Returns 0 if case s->n was carried out immediately, with its
+ * result in *result; 1 if s->chosen was chosen; or an error. */
 CONC__PRIVATE int conc__choose(conc_loop *l, conc__choice *s, size_t n, int *result)
 {
     for (; s->n < n && s->chosen < 0; s->n++) {
@@ -2388,7 +2392,7 @@ CONC__PRIVATE bool conc__limiter_is_valid(const conc_limiter *k, int n)
     return k->rate > 0 && k->per >= 0 && k->burst >= 0 && n <= conc__limiter_burst(k);
 }
 
-/* Returns the nanoseconds in which the tokens accrue, less 0.001, because the product of two
+/* Returns how many nanoseconds the tokens take to accrue, minus 0.001, because the product of two
  * doubles may be that much too large. */
 CONC__PRIVATE double conc__limiter_ns(const conc_limiter *k, double tokens)
 {
@@ -2417,7 +2421,7 @@ CONC__PRIVATE int64_t conc__limiter_due(const conc_limiter *k, int n)
 }
 
 /* Brings the bucket up to date. It never holds more than the burst. In a new run, if its clock or
- * the previous run's is virtual, no time counts as passed since the last update. */
+ * the previous run's is virtual, no time counts as having passed since the last update. */
 CONC__PRIVATE void conc__limiter_fill(conc_loop *l, conc_limiter *k, int64_t now)
 {
     if (k->run != l->run.number && (k->virtual_clock || l->clock.is_virtual))
@@ -2479,7 +2483,7 @@ CONC__PRIVATE bool conc__limiter_is_ours(const conc_loop *l, conc_limiter *k)
     if (!conc__ours(l, &k->waits))
         return false;
     if (!k->waits.first)
-        k->timer.next = NULL; /* in a forked child it may be armed in the parent's loop */
+        k->timer.next = NULL; /* in a forked child it might still be armed in the parent's loop */
     return true;
 }
 
