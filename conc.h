@@ -6658,9 +6658,9 @@ static inline void conc__child_add(conc_group *g, conc_task *t)
         g->live_handles++;
 }
 
-/* Is this handle the group's first or last child? A spawn checks its handle with this, to detect
- * most handles that were overwritten while their task was alive, for example by a block that
- * initializes them. */
+/* Is this handle the group's first or last child? A call that spawns with a handle checks this,
+ * which detects most handles that were overwritten while their task was alive, for example by a
+ * block that initializes them. */
 static inline bool conc__is_at_an_end(const conc_group *g, const conc_task *t)
 {
     const conc_task *first = g->children;
@@ -6842,8 +6842,9 @@ CONC__FAST bool conc__handle_in_use(const conc_task *t)
     return CONC__UNLIKELY(lives || listed);
 }
 
-/* In a forked child: may a handle in use be reused, because its task belongs to the parent process?
- * If so, resets that task's open scopes, which would otherwise seem to belong to the new task. */
+/* Returns whether, in a forked child, a handle in use may be reused because its task belongs to the
+ * parent process. If so, resets that task's open scopes, which would otherwise seem to belong to
+ * the new task. */
 CONC__COLD bool conc__handle_taken_over(const conc_task *t)
 {
     if (!conc__is_inherited(t->serial))
@@ -7000,7 +7001,7 @@ static const conc__wait_kind conc__starting = {.what = "waits for the start of",
                                                .cancel = conc__start_cancel,
                                                .owner = conc__task_waited_for};
 
-/* Is this group the running task's innermost scope, without children and failures? */
+/* Is this group the running task's innermost scope, with no children and no failures? */
 CONC__PRIVATE bool conc__is_untouched(const conc_loop *l, const conc_group *g)
 {
     bool innermost = l->self->scope == &g->scope, empty = !g->live && !g->finished;
@@ -7266,8 +7267,9 @@ CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_ta
     return false;
 }
 
-/* Called when g->live has decreased. Passes the free slot on. If no child is left, wakes the tasks
- * that are waiting for children. */
+/* Called when g->live has decreased. Passes the free slot on. If no child with a handle is left,
+ * wakes the tasks in conc_group_next; if no child at all is left, those that are waiting for the
+ * group. */
 CONC__PRIVATE void conc__child_gone(conc_loop *l, conc_group *g)
 {
     conc__grant_room(l, g);
@@ -7308,7 +7310,7 @@ CONC__FAST void conc__wake_joiners(conc_loop *l, conc_task *t, const conc__hooks
 {
     for (conc__wait *w = t->joiners.first, *next; w; w = next) {
         if (CONC__UNLIKELY(w->kind->won))
-            w->kind->won(w); /* may withdraw waits that come later in this list */
+            w->kind->won(w); /* may withdraw later waits in this list */
         next = w->next;
         w->value = t->result;
         conc__set_error_of(w->task, t);
@@ -7496,8 +7498,8 @@ static inline void conc__task_end(conc_loop *l, conc_task *t, int rc)
     l->counters.most++;
 }
 
-/* Runs a task: the first function on its stack. conc__task_end frees the stack, but nothing reuses
- * it before the jump. */
+/* The first function on a task's stack: runs the task. conc__task_end frees the stack, but nothing
+ * reuses it before the jump. */
 CONC__PRIVATE void conc__task_main(void)
 {
     CONC__BOTTOM();
@@ -8325,7 +8327,7 @@ CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
     return rc;
 }
 
-/* Handles an emit by a body that is being closed or has a scope or group open. */
+/* Handles a conc_gen_emit by a body that is being closed or has a scope or group open. */
 CONC__COLD int conc__gen_emit_badly(conc_loop *l, conc__gen *g, const void *frame)
 {
     conc__check_lost(l, frame);
@@ -8557,8 +8559,8 @@ CONC__PRIVATE void conc__fds_free(conc_loop *l)
     CONC_FREE(l->fds.blocks);
 }
 
-/* Returns an id that changes once the number refers to another file, if conc__fd_note was called
- * for it. */
+/* Returns an id that changes when the number comes to refer to another file, provided that
+ * conc__fd_note was called for the number. */
 CONC__PRIVATE uint32_t conc__fd_id(const conc_loop *l, int number)
 {
     const conc__fd *f = conc__fd_find(l, number);
@@ -8591,7 +8593,7 @@ CONC__TINY bool conc__fd_is_polled(const conc__fd *f)
 /* State of a descriptor number that all threads share. A descriptor that conc opened in one thread
  * may be closed in another, after which the number may refer to another file. */
 typedef struct conc__shared_fd {
-    atomic_uint closings; /* how often conc_close was called for the number */
+    atomic_uint closings; /* how many times conc_close was called for the number */
     atomic_uint run; /* low bits of the number of the run in which it is in state EDGE; 0: none */
 } conc__shared_fd;
 
@@ -8625,8 +8627,8 @@ CONC__PRIVATE void conc__fd_publish_edge(const conc_loop *l, const conc__fd *f, 
         atomic_compare_exchange_strong(at, &run, 0);
 }
 
-/* Returns true if no thread has called conc_close for the number since the loop last checked it.
- * False may be wrong if other numbers share the counter. */
+/* Returns true if no thread has called conc_close for the number since the loop last checked it. A
+ * false result may be wrong if other numbers share the counter. */
 CONC__PRIVATE bool conc__fd_not_closed(const conc__fd *f)
 {
     return f->closings == atomic_load_explicit(conc__closings_of(f->number), memory_order_relaxed);
@@ -8709,7 +8711,7 @@ CONC__PRIVATE void conc__fd_append(conc_loop *l, conc__fd *f, conc__wait *w, int
     conc__append(&f->waits[list], w);
 }
 
-/* Wakes all tasks in one of f's lists, and leaves in each wait's value those of its events that are
+/* Wakes all tasks in one of f's lists, and reduces each wait's value to the events that are
  * ready. */
 CONC__PRIVATE void conc__fd_wake(conc_loop *l, conc__fd *f, int list, int ready, int result)
 {
@@ -8734,7 +8736,7 @@ CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
     f->read_error = f->write_error = 0;
 }
 
-/* Like conc__fd_gone, for a file that was not closed by a conc_close of this loop. Debug mode
+/* Like conc__fd_gone, for a file that was closed without a conc_close on this loop. Debug mode
  * reports it if conc opened the file and no other thread's conc_close closed it. */
 CONC__COLD void conc__fd_lost(conc_loop *l, conc__fd *f)
 {
@@ -8950,8 +8952,8 @@ CONC__PRIVATE void conc__fd_wake_one(conc_loop *l, conc__wait *w)
     conc__fd_left(l, f);
 }
 
-/* Polls a descriptor once, without waiting. Returns those of the events for which it is ready, 0 if
- * none, or an error. If `events` is 0, polls for CONC__HANG_UP. */
+/* Polls a descriptor once, without waiting. Returns those of the events that are ready, 0 if none,
+ * or an error. If `events` is 0, polls for CONC__HANG_UP. */
 CONC__PRIVATE int conc__fd_ready(int number, int events)
 {
     struct pollfd p = {number, conc__poll_wanted(events), 0};
@@ -8996,7 +8998,7 @@ static const conc__wait_kind conc__pausing = {.what = "pauses, and waits for",
                                               .cancel = conc__pause_cancel,
                                               .won = conc__pause_won};
 
-/* Sleeps for ns nanoseconds. Ends early, with -EBADF, if the descriptor is closed. */
+/* Sleeps for ns nanoseconds. Returns early, with -EBADF, if the descriptor is closed. */
 CONC__PRIVATE int conc__fd_pause(conc_loop *l, conc__fd *f, int events, int64_t ns)
 {
     int rc = conc__checkpoint(l);
@@ -9191,8 +9193,8 @@ static inline ssize_t conc__io_result(conc_loop *l, ssize_t n, int saved)
     return n;
 }
 
-/* Discards the SIGPIPE that a write to a broken pipe left pending: the run blocks that signal. If
- * one was already pending when the run began, leaves it pending. */
+/* Discards the SIGPIPE that a write to a broken pipe left pending, because the run blocks that
+ * signal. If one was already pending when the run began, leaves it pending. */
 CONC__PRIVATE void conc__drain_pipe_signal(const conc_loop *l)
 {
     if (!l->signals.pipe_was_pending)
@@ -9234,9 +9236,9 @@ CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
 
 /* -- files in blocking mode that are not sockets. Other processes may share them, so conc leaves
  * their flags unchanged. For pipes, Linux has a non-blocking call (RWF_NOWAIT). Terminals and named
- * pipes are opened a second time. All others are polled with poll(2) first, and at most PIPE_BUF
- * bytes are written at a time. That blocks the loop only if another process takes the bytes or the
- * room first. -- */
+ * pipes are opened a second time. All other files are checked with poll(2) first, and at most
+ * PIPE_BUF bytes are written at a time. That blocks the loop only if another process takes the
+ * bytes or the room first. -- */
 
 enum { CONC__READS = O_RDONLY, CONC__WRITES = O_WRONLY };
 
@@ -9367,7 +9369,7 @@ CONC__PRIVATE ssize_t conc__io_write_some(const conc__io *io, size_t most)
     return write(io->fd, conc__io_first_part(io)->iov_base, most);
 }
 
-/* Reads only the bytes that a terminal already has, because in raw mode it may wait until all
+/* Reads only the bytes that a terminal already has, because in raw mode a read may wait until all
  * requested bytes have arrived. */
 CONC__PRIVATE ssize_t conc__io_read_some(const conc__io *io)
 {
@@ -9536,7 +9538,7 @@ CONC__PRIVATE ssize_t conc__receive_slowly(conc_loop *l, const conc__io *io)
 
 /* Receives bytes without waiting. A TCP connection that returned fewer bytes than requested has no
  * more until the poller reports an event (epoll(7) says so). Until then, conc makes no system call
- * for it, which saves a server one per request. */
+ * for it, which saves a server one call per request. */
 static inline ssize_t conc__receive(conc_loop *l, const conc__io *io)
 {
     conc__fd *f = conc__fd_find(l, io->fd);
@@ -9805,8 +9807,8 @@ CONC__PRIVATE int conc__unblock_listener(int fd, int flags)
     return -1;
 }
 
-/* Tries once to accept a connection. Even a listener that conc opened may be in blocking mode, if
- * the program has changed its mode. */
+/* Tries once to accept a connection. Even a listener that conc opened may be in blocking mode,
+ * because the program can change that. */
 CONC__PRIVATE int conc__accept_once(int fd, bool own)
 {
     int flags = fcntl(fd, F_GETFL);
@@ -9959,7 +9961,7 @@ CONC__PRIVATE bool conc__is_host_name(const char *host)
 }
 
 /* Parses an address text into at most CONC__ADDRESSES socket addresses. Returns their count,
- * -EINVAL if the text is malformed, or -EADDRNOTAVAIL if it has a host name to look up. */
+ * -EINVAL if the text is malformed, or -EADDRNOTAVAIL if it contains a host name. */
 CONC__PRIVATE int conc__parse_address(const char *text, conc__address *out)
 {
     char host[256];
@@ -10022,7 +10024,7 @@ CONC__PRIVATE bool conc__locks_its_name(const conc__path_lock *k)
 {
     struct stat here, there;
     if (fstat(k->fd, &here) || lstat(k->name, &there))
-        return conc__refused(errno); /* a sandbox refused: assume so */
+        return conc__refused(errno); /* a sandbox refused: assume that it does */
     return here.st_dev == there.st_dev && here.st_ino == there.st_ino;
 }
 
@@ -10046,8 +10048,8 @@ CONC__PRIVATE int conc__lock_once(const conc__path_lock *k)
 }
 
 /* Locks the path if the directory permits a lock file and the system permits locks. Returns 0
- * whether or not it is locked; -EADDRINUSE if another process is about to listen there; or another
- * error. */
+ * whether or not the lock was acquired; -EADDRINUSE if another process is about to listen there; or
+ * another error. */
 CONC__PRIVATE int conc__lock_path(const conc__address *a, conc__path_lock *k)
 {
     int locked = 0;
@@ -10337,7 +10339,7 @@ CONC__PRIVATE void conc__reset_connection(int fd)
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
 }
 
-enum { CONC__CONNECTS = 3 }; /* tries to get a socket that does not connect to itself */
+enum { CONC__CONNECTS = 3 }; /* attempts to get a socket that is not connected to itself */
 
 /* Connects to one address. Returns the descriptor, or an error with nothing left open. */
 CONC__PRIVATE int conc__connect(conc_loop *l, const conc__address *a)
@@ -10686,7 +10688,7 @@ CONC__PRIVATE int conc__serve_all(conc_loop *l, conc_group *g, const conc_server
         if (s->limit && g->live >= s->limit)
             rc = conc__wait_for_room(l, g);
         if (rc || conc__fd_id(l, s->fd) != id)
-            return rc; /* 0: conc_close has ended the serving */
+            return rc; /* 0: the listener was closed with conc_close */
         int fd = conc_accept(s->fd);
         if (fd == -EBADF && conc__fd_id(l, s->fd) != id)
             return 0;
@@ -10820,8 +10822,8 @@ typedef struct conc__transported {
     conc_transport calls;
     void *self;
     conc_stream *stream;
-    conc_scope *reading, *sending; /* around the call in progress; NULL: none */
-    conc__waits senders;           /* tasks that wait until `sending` is NULL */
+    conc_scope *reading, *sending; /* scopes around the calls in progress; NULL: none */
+    conc__waits senders;           /* tasks waiting until `sending` is NULL */
     conc__waits starters;          /* the reader, while it waits for the sender to begin */
     bool has_sender, sender_began;
     bool interrupted; /* the sender cancelled the read in progress */
@@ -11084,9 +11086,9 @@ CONC__PRIVATE int conc__transport_pause(conc_loop *l, double *seconds)
     return rc;
 }
 
-/* Calls a transport function through `once`, again after -EAGAIN, and returns its result. An error
- * becomes the task's latest. The call runs in a scope, stored in *scope, that conc_stream_close can
- * cancel. */
+/* Calls a transport function through `once`, repeating the call after -EAGAIN, and returns its
+ * result. An error becomes the task's latest. The call runs in a scope, stored in *scope, that
+ * conc_stream_close can cancel. */
 CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported *on,
                                            conc_scope **scope,
                                            ssize_t (*once)(const conc__transported *on,
@@ -11232,7 +11234,8 @@ CONC__PRIVATE int conc__transport_sender(void *arg)
     return 0;
 }
 
-/* Starts the sender if it is needed. Returns 0 or the error of the spawn, which is not recorded. */
+/* Starts the sender if it is needed. Returns 0 or the error from spawning it, which is not
+ * recorded. */
 CONC__PRIVATE int conc__transport_start_sender(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -11282,9 +11285,9 @@ CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
 }
 
 /* Returns the result of a read whose transport call was cancelled before it took any bytes. If the
- * task itself is cancelled, that is -ECANCELED. Otherwise the sender cancelled the call: the result
- * is the write error; or -EAGAIN, to read again, if another task's call has already returned that
- * error. */
+ * task itself is cancelled, that is -ECANCELED. Otherwise the sender cancelled the call, and the
+ * result is the write error, or -EAGAIN, to read again, if another task's call has already returned
+ * that error. */
 CONC__PRIVATE int conc__transport_cancelled(const conc_loop *l, const conc_stream *s)
 {
     if (!s->on->interrupted || l->self->pending)
@@ -12269,8 +12272,8 @@ typedef struct conc__signal_loops {
     _Atomic(struct conc__signal_loops *) more;
 } conc__signal_loops;
 
-/* For each signal number, one atomic word directs the handler. It holds the flags below and above
- * them a count of the received signals.
+/* For each signal number, one atomic word directs the handler. It holds the flags below and, above
+ * them, a count of the received signals.
  *
  *   state         flags             disposition    what the handler does with a signal
  *   free          none              the program's  restores that, and re-raises the signal
@@ -12287,9 +12290,10 @@ typedef struct conc__signal_loops {
  *                                   is left, and by the handler if it finds the number free
  *
  * The handler finds a number free if the last user left after the kernel had called the handler, or
- * if a library saved conc's handler and reinstalled it. The handler chooses by one atomic read of
- * the word, so a signal never has two of these effects. It changes a disposition only to kill the
- * process, in a forked child, or while restoring, which conc__signal_enter waits for. */
+ * if a library saved conc's handler and reinstalled it. The handler chooses what to do by one
+ * atomic read of the word, so a signal never has two of these effects. It changes a disposition
+ * only to kill the process, in a forked child, or while restoring, which conc__signal_enter waits
+ * for. */
 enum { CONC__RECEIVES, CONC__INTERRUPTS, CONC__DUMPS, CONC__ROLES };
 
 #define CONC__ROLE(role) (1ul << (role))
@@ -12312,7 +12316,7 @@ CONC__TINY uint64_t conc__signal_bit(int number) { return (uint64_t)1 << (number
 /* What the process does with one signal number. All but `word` is written under the mutex. */
 typedef struct conc__signal {
     _Atomic unsigned long word;
-    int users[CONC__ROLES];  /* by role: open conc_signals, or runs */
+    int users[CONC__ROLES];  /* number of users by role: open conc_signals, or runs */
     unsigned long handed;    /* the highest `seen`: no receiver has returned later signals */
     struct sigaction before; /* the disposition before conc's handler */
 } conc__signal;
@@ -12347,7 +12351,7 @@ CONC__PRIVATE bool conc__signal_is_default(int number)
     return !(now.sa_flags & SA_SIGINFO) && now.sa_handler == SIG_DFL;
 }
 
-/* Re-raises a signal that conc's handler caught but conc has no use for. */
+/* Re-raises a signal that conc's handler caught but that conc has no use for. */
 CONC__PRIVATE void conc__signal_again(int number)
 {
     if (kill(getpid(), number))
@@ -12621,7 +12625,7 @@ CONC__PRIVATE void conc__interrupt_main(conc_loop *l, int number)
     }
 }
 
-/* Wakes tasks waiting for this number, if it has arrived since the last call. */
+/* Wakes tasks waiting for this signal, if it has arrived since the last call. */
 CONC__PRIVATE void conc__signal_hand_out(conc_loop *l, int number)
 {
     struct conc__signal_list *list = &l->signals.received[number];
@@ -13320,7 +13324,7 @@ typedef struct conc__remote {
     const char *spawned;
     conc_loop *loop, *caller;      /* `caller` is NULL for a plain thread or a job */
     struct conc__job_context *job; /* the calling job; NULL: none */
-    conc__wait wait;               /* of the calling task */
+    conc__wait wait;               /* the calling task's wait */
     conc_task *task;               /* runs fn; used only by the thread of `loop` */
     pthread_mutex_t mutex;         /* protects the rest */
     pthread_cond_t changed;        /* signalled when `answered` is set */
@@ -13706,7 +13710,7 @@ CONC__PRIVATE bool conc__find_cycle(conc_task *t, conc__cycle *cycle)
     return false;
 }
 
-/* Finds a cycle of tasks that wait for each other. False: there is none. */
+/* Finds a cycle of tasks that are waiting for each other. False: there is none. */
 CONC__PRIVATE bool conc__find_deadlock(conc_loop *l, conc__cycle *cycle)
 {
     const conc_task *roots[] = {&l->run.main, l->run.background.children};
@@ -13740,8 +13744,8 @@ CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
 }
 
 /* Called when every task is waiting. Returns whether main_fn is meant to sleep until a signal
- * interrupts it: false if a shield blocks the cancel, or if other tasks wait for each other in a
- * cycle. */
+ * interrupts it: false if a shield blocks the cancel, or if other tasks are waiting for each other
+ * in a cycle. */
 CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit)
 {
     const conc__wait *w = l->run.main.wait;
@@ -13767,7 +13771,7 @@ CONC__COLD void conc__print_deadlock(conc_loop *l, FILE *out)
     funlockfile(out);
 }
 
-/* Cancels every task, through every shield. The run ends with the rc of the first such call. */
+/* Cancels every task, through every shield. The run ends with the rc of the first call. */
 CONC__COLD void conc__doom(conc_loop *l, int rc)
 {
     l->cancels.doomed = true;
@@ -13779,7 +13783,7 @@ CONC__COLD void conc__doom(conc_loop *l, int rc)
 }
 
 /* Reports that every task is waiting and nothing can wake any of them, and cancels them all. Aborts
- * if that was done before. */
+ * if it has already done so once. */
 CONC__COLD void conc__deadlock(conc_loop *l)
 {
     int saved = errno;
@@ -14730,7 +14734,7 @@ CONC__PRIVATE void conc__symbol_name(conc__symbol *s, const char *file, uint64_t
 /* Finds the module and function of an address. False: there is no code at the address. */
 CONC__PRIVATE bool conc__symbol_at(uintptr_t address, conc__symbol *s)
 {
-    static conc__map_line m; /* static, to keep the stack small; under conc__report_mutex */
+    static conc__map_line m; /* static, to keep the stack small; protected by conc__report_mutex */
     s->name[0] = s->module[0] = 0;
     s->address = address;
     if (!conc__map_find(address, &m) || m.rights[2] != 'x')
@@ -15077,7 +15081,8 @@ CONC__PRIVATE bool conc__has_handler(const struct sigaction *a)
     return a->sa_flags & SA_SIGINFO || (a->sa_handler != SIG_DFL && a->sa_handler != SIG_IGN);
 }
 
-/* Installs the handler for questions, unless it is already installed. Under the mutex. */
+/* Installs the handler for questions, unless it is already installed. The caller holds the
+ * mutex. */
 CONC__PRIVATE bool conc__questions_install(void)
 {
     struct sigaction now, ours;
@@ -15509,7 +15514,7 @@ CONC__COLD void conc__diagnosis_close(conc_loop *l)
     }
     conc__dumps_close(l);
     conc__opened_report(l, NULL);
-    while (l->lent.handles) /* these belong to jobs that have ended */
+    while (l->lent.handles) /* these handles belong to jobs that have ended */
         conc__holding_drop(&l->lent.handles, l->lent.handles->newest->object);
     conc__usage_report(l);
     conc__trace_close(l);
@@ -15561,8 +15566,8 @@ CONC_API double conc_random(double low, double high)
     return low;
 }
 
-/* Reads a number from the environment into *out, if it is set. Reports an invalid number and
- * returns false. */
+/* Reads a number from an environment variable into *out, if the variable is set. Reports an invalid
+ * number and returns false. */
 CONC__PRIVATE bool conc__env_number(const char *name, uint64_t least, uint64_t *out)
 {
     const char *text = conc__env(name);
@@ -15582,8 +15587,8 @@ CONC__PRIVATE bool conc__env_number(const char *name, uint64_t least, uint64_t *
     return good;
 }
 
-/* Reads one of two words from the environment, and sets *out to 0 or 1. Reports any other word and
- * returns false. */
+/* Reads one of two words from an environment variable, and sets *out to 0 or 1. Reports any other
+ * word and returns false. */
 CONC__PRIVATE bool conc__env_word(const char *name, const char *zero, const char *one, int *out)
 {
     const char *text = conc__env(name);
@@ -15623,7 +15628,7 @@ CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *call, con
     return -EINVAL;
 }
 
-/* Applies the environment. Reports an invalid value and returns false. */
+/* Applies the environment variables. Reports an invalid value and returns false. */
 CONC__PRIVATE bool conc__options_from_env(conc_options *o)
 {
     uint64_t seed = o->seed, stack = o->stack_size;
@@ -15640,7 +15645,7 @@ CONC__PRIVATE bool conc__options_from_env(conc_options *o)
     return valid;
 }
 
-/* Applies the environment, and then the defaults. */
+/* Applies the environment variables, and then the defaults. */
 CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **backend,
                                          const char *call)
 {
@@ -15658,7 +15663,9 @@ CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **
         o->trace = conc__env("CONC_TRACE");
     if (conc__diagnostics.run_began || (!o->debug && !o->trace))
         return 0;
-    fprintf(stderr, "conc: %s: no debug or trace: the program was built with CONC_NO_DIAGNOSTICS\n",
+    fprintf(stderr,
+            "conc: %s: debug mode and traces are unavailable: "
+            "the program was built with CONC_NO_DIAGNOSTICS\n",
             call);
     return -ENOTSUP;
 }
@@ -15828,7 +15835,7 @@ CONC__PRIVATE void conc__wind_up(conc_loop *l)
 {
     conc_task *self = l->self;
     l->run.winding_up = true;
-    self->asked = false; /* forget its cancel, so that the calls below wait */
+    self->asked = false; /* forget its cancel, so that the calls below can wait */
     conc__mark(l, self);
     conc__spread_marked(l);
     conc__cancel_scope(l, &l->run.background.scope);
@@ -15934,7 +15941,7 @@ CONC__PRIVATE void conc__keep_run_text(int rc, const char *text)
     conc_fail(rc, "%s", text); /* in a job, this is also the job's error */
 }
 
-/* Opens a run, and makes it this thread's current one. */
+/* Opens a run, and makes it the current run of this thread. */
 CONC__PRIVATE int conc__open_run(conc_loop **out, bool embedded, const char *call,
                                  const conc_options *options, const char *spawned, conc_fn *main_fn,
                                  void *arg)
