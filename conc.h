@@ -34,8 +34,8 @@
  *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run. If an enclosing scope
  *             has been cancelled or has timed out, the call has no effect and returns -ECANCELED:
  *             clean up and return.
- *   Threads   A task always runs on the thread of its run. Other threads may use a loop only through
- *             conc_post, conc_loop_run, conc_loop_hold and conc_loop_release.
+ *   Threads   A task always runs on the thread of its run. Other threads may use a loop only
+ *             through conc_post, conc_loop_run, conc_loop_hold and conc_loop_release.
  *   Forks     In a forked child, calls in tasks of the parent's runs return -EPERM. The child's own
  *             runs may use the same handles, groups, locks, queues and streams, which ignore
  *             whatever the parent's tasks hold or wait for. A stream keeps its buffered bytes, as a
@@ -12210,7 +12210,7 @@ CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
         return 0;
     }
     int rc = 0;
-    if (s->fd >= 0) /* a pipe's end may be closed already */
+    if (s->fd >= 0) /* a pipe's end may already be closed */
         rc = conc_close(s->fd);
     s->fd = -1;
     conc__buffer_drop(l, &s->in);
@@ -12717,8 +12717,8 @@ CONC__PRIVATE int conc__signal_subscribe(conc_loop *l, struct conc__signal_numbe
     return rc;
 }
 
-/* Unsubscribes a receiver from one number. When the loop's last receiver of the number goes, blocks
- * the signal again if it was blocked before the first was opened. */
+/* Unsubscribes a receiver from one number. When the loop's last receiver of the number is closed,
+ * blocks the signal again if it was blocked before the first was opened. */
 CONC__PRIVATE void conc__signal_unsubscribe(conc_loop *l, const struct conc__signal_number *n)
 {
     struct conc__signal_list *list = &l->signals.received[n->number];
@@ -15755,9 +15755,9 @@ CONC__PRIVATE void conc__loop_close(conc_loop *l)
         conc__loop_free(l);
 }
 
-/* Returns the initial state of conc_random: from options.random or the seed, which both count from
- * 1; on the virtual clock, that of seed 1; otherwise from the clock and the address l, which differ
- * from run to run. */
+/* Returns the initial state of conc_random: from options.random or else the seed, both of which
+ * count from 1. If neither is set, uses seed 1 on the virtual clock, and otherwise the clock and
+ * the address l, which differ from run to run. */
 CONC__PRIVATE uint64_t conc__first_draw(const conc_options *o, const conc_loop *l)
 {
     if (o->random)
