@@ -179,9 +179,9 @@ CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void 
  *
  * Each worker executes this program anew, but once all constructors have run it serves jobs instead
  * of calling main. So a worker sees globals as at program start, inherits only standard output and
- * error, and has the opener's environment and signal mask. It lacks whatever main parsed from the
- * arguments or stored in globals: a job gets its input from its bytes or from init. Functions are
- * sent as module, build and offset. If the program loaded the module later, the worker loads it
+ * error, and has the opener's environment and signal mask. It does not have what main parsed from
+ * the arguments or stored in globals: a job gets its input from its bytes or from init. Functions
+ * are sent as module, build and offset. If the program loaded the module later, the worker loads it
  * too; if the module's file has been replaced, the job fails with -ENOEXEC. Standard output is
  * flushed after each job. SIGINT and SIGTERM, which a terminal or a service manager sends to all
  * processes, do not stop workers; stopping them is up to the program. When the program ends, so do
@@ -381,20 +381,20 @@ CONC_API int conc_child_kill(conc_child *c, int signal);
 
 /* Closes the pipes and terminates a child still running: with SIGKILL, or, if .grace is set, with
  * SIGTERM (and SIGCONT, in case it is stopped) and SIGKILL that many seconds later; its output can
- * be read until then. With .group this applies to the whole group, and the grace lasts until its
- * last process has ended. Waits until the child has ended, even if cancelled. Returns 0. In a
- * posted function, where it blocks the loop, there is no grace. If another caller is closing the
- * child, waits until it is closed. Callers that wait in conc_child_wait get the child's status, and
- * do not touch *c once it is closed. Closing a child twice, or one that was never started, does
- * nothing; in a forked process, it leaves the parent's child running. Error: -EBUSY (another thread
- * is starting it). */
+ * be read until then. With .group this applies to the whole group, and the grace period ends early
+ * only once the group's last process has ended. Waits until the child has ended, even if cancelled.
+ * Returns 0. In a posted function, where it blocks the loop, there is no grace. If another caller
+ * is closing the child, waits until it is closed. Callers waiting in conc_child_wait get the
+ * child's status, and do not touch *c once it is closed. Closing a child twice, or one that was
+ * never started, does nothing; in a forked process, it leaves the parent's child running. Error:
+ * -EBUSY (another thread is starting it). */
 CONC_API int conc_child_close(conc_child *c);
 
 /* The input and output of conc_child_communicate. Zero the fields that you do not set. */
 typedef struct conc_child_io {
     const void *in; /* the child's input */
-    size_t in_size; /* its size; 0: empty input */
-    size_t limit;   /* maximum size of out, and of error; 0: no limit */
+    size_t in_size; /* in bytes; 0: empty input */
+    size_t limit;   /* maximum size of out, and of error, in bytes; 0: no limit */
     /* bytes from the output and error pipes, NUL-terminated, to be released with conc_free whatever
      * the call returned; NULL without a pipe */
     char *out, *error;
@@ -404,8 +404,8 @@ typedef struct conc_child_io {
 /* Writes the input and reads all output concurrently, through whichever of the child's descriptors
  * are pipes, until all output is read and the child has ended. Returns 0, with the status as for
  * conc_child_wait. It is not an error if the child does not read its input. Waits. After -ECANCELED
- * the child keeps running, *io holds the output so far, and io->in the unwritten input; call again
- * to continue. Errors: -EMSGSIZE (more than the limit; the child is closed), -ECHILD (all was read,
+ * the child keeps running, and *io holds the output so far and the unwritten input; call again to
+ * continue. Errors: -EMSGSIZE (more than the limit; the child is closed), -ECHILD (all was read,
  * but the status is lost), -EINVAL (NULL, not started, input without a pipe), -ENOMEM, -EPERM, and
  * other system errors.
  *
@@ -701,8 +701,8 @@ typedef struct conc__job_outcome {
     char text[96];
 } conc__job_outcome;
 
-/* A task or thread waiting for another thread. The thread that wakes it first removes it from its
- * list, under the list's mutex. */
+/* A task or thread waiting for another thread. The thread that wakes the waiter also removes it
+ * from its list, under the list's mutex. */
 typedef struct conc__waiter {
     struct conc__waiter *next, *prev; /* a ring */
     struct conc__waiter **list;
@@ -716,11 +716,12 @@ typedef struct conc__waiter {
     struct conc__job_queue *queue; /* the awaited job's */
     /* the process pool whose replies a waiting thread can collect; holds a reference. NULL: none */
     struct conc__job_queue *polls_queue;
-    struct conc__job_context *context; /* the waiting job, if any: its clocks advance */
+    /* of the waiting job, if any; its clocks advance during the wait */
+    struct conc__job_context *context;
     int result;
     bool gives_up;   /* it was cancelled, and wants its job to stop */
     bool is_counted; /* a worker thread that its job queue already counts as waiting */
-    bool woken;      /* set when it is woken: the list and its owner may then be gone */
+    bool woken;      /* set when it is woken; after that, the list and its owner may be gone */
     /* selects: a case of conc_select, which is only notified; it sends or receives if no other case
      * came first. kept: an item, or room for one, is reserved for it until then */
     bool selects, kept;
@@ -832,13 +833,13 @@ CONC__PRIVATE void conc__waiter_posted(conc__post *p)
  * conc__waiter_notify. */
 CONC__PRIVATE void conc__waiter_set_result(conc__waiter *w, int result)
 {
-    /* now, because the clocks could advance before the waiter runs */
+    /* do this now: the clocks could advance before the waiter runs */
     conc__job_contexts_hold_clocks(w->context, true);
     w->result = result;
     __atomic_store_n(&w->woken, true, __ATOMIC_RELEASE);
 }
 
-/* The same, but also removes the waiter from the list. */
+/* Like conc__waiter_set_result, but also removes the waiter from its list. */
 CONC__PRIVATE void conc__waiter_complete(conc__waiter *w, int result)
 {
     conc__waiter_remove(w);
@@ -879,7 +880,8 @@ CONC__PRIVATE void conc__job_queue_spin_for(struct conc__job_queue *q, const boo
  * waiting jobs that the request concerns. */
 typedef struct conc__cancel_hook {
     struct conc__cancel_hook *next, *prev;
-    const struct conc__job_context *context; /* NULL: no job is waiting; in no list */
+    /* NULL: no job is waiting, and the hook is in no list */
+    const struct conc__job_context *context;
     void (*run)(struct conc__cancel_hook *self);
     bool called;
     unsigned forks;
@@ -912,8 +914,8 @@ CONC__PRIVATE void conc__run_cancel_hooks(void)
     pthread_mutex_unlock(&conc__cancel_hooks.mutex);
 }
 
-/* Registers the hook of a job (ctx; NULL: none) that is about to wait. If the job was already asked
- * to stop, calls the hook immediately. */
+/* Registers the hook of a job (ctx; NULL: none) that is about to wait. If the job has already been
+ * asked to stop, calls the hook immediately. */
 CONC__PRIVATE void conc__cancel_hook_add(conc__cancel_hook *s, const struct conc__job_context *ctx,
                                          void (*ask)(conc__cancel_hook *self))
 {
@@ -1169,8 +1171,9 @@ typedef struct conc__job_queue {
      * after the mutex is unlocked */
     conc__semaphore work;
     conc__worker_thread **threads;
-    int thread_slots;  /* size of threads[] */
-    int max_workers;   /* maximum number of threads, or of workers */
+    int thread_slots; /* size of threads[] */
+    int max_workers;  /* maximum number of threads, or of workers */
+    /* numbers of threads */
     int abandoned;     /* threads lost to abandoned jobs */
     int nested;        /* threads waiting in a run inside a job */
     int waiting;       /* threads whose job is waiting for another */
@@ -1178,13 +1181,13 @@ typedef struct conc__job_queue {
     int starting;      /* threads that have not yet locked the mutex */
     int idle;          /* idle threads, spinning or asleep */
     int sleeping;      /* threads waiting for `work` */
-    int wakes_pending; /* how many of these must wake but have not yet */
-    int posts_due;     /* for how many of those `work` has not been posted */
+    int wakes_pending; /* how many of the sleeping threads must wake but have not yet */
+    int posts_due;     /* how many of those `work` has not yet been posted for */
     int spinning;
     int blocking; /* threads whose job is waiting or in conc_block while its clock advances */
     /* threads about to look for the next job; changed without the mutex */
     int finishing;
-    unsigned misses; /* consecutive times a thread spun without success before sleeping */
+    unsigned misses; /* number of consecutive times a thread spun without success before sleeping */
     /* the signal mask of the pool's opener, without conc's changes, and whether SIGPIPE was
      * blocked */
     sigset_t mask;
@@ -1697,7 +1700,7 @@ CONC__PRIVATE void conc__job_ring_push_front(conc__job_queue *q, conc_job *j)
     conc__job_ring_put(q, j, --q->head);
 }
 
-/* Puts a new job into the ring. From now on, other threads can wait for it. */
+/* Puts a new job into the ring. From then on, other threads can wait for it. */
 CONC__PRIVATE void conc__job_queue_accept(conc__job_queue *q, conc_job *j)
 {
     __atomic_store_n(&j->state, j->state | CONC__JOB_LIVE, __ATOMIC_RELEASE);
@@ -2080,8 +2083,8 @@ CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
     }
 }
 
-/* Under the mutex: puts back the jobs in the thread's batch that it has not begun, because the
- * thread will be busy for a while. */
+/* Under the mutex: puts back the jobs in the thread's batch that the thread has not begun, because
+ * it will be busy for a while. */
 CONC__PRIVATE void conc__worker_thread_return_batch(conc__job_queue *q, conc__worker_thread *t)
 {
     /* the jobs might have ended: do not look at their clocks */
@@ -2373,7 +2376,7 @@ CONC__PRIVATE void conc__waiter_give_up(conc__waiter *w)
     pthread_mutex_unlock(&conc__job_queues_mutex);
 }
 
-/* Passes the request on to the job; the wait continues until the job ends. */
+/* Passes the stop request on to the job; the wait continues until the job ends. */
 CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
@@ -2526,7 +2529,7 @@ CONC__PRIVATE void conc__worker_thread_assign(conc__worker_thread *t, unsigned s
 }
 
 /* Returns how many jobs a thread takes at a time: several only if many are queued and all threads
- * are busy. A thread that becomes free steals some of them before it sleeps; a sleeping or
+ * are busy. A thread that becomes free steals jobs from batches before it sleeps; a sleeping or
  * unstarted one would not. */
 CONC__PRIVATE size_t conc__job_queue_batch_size(const conc__job_queue *q)
 {
@@ -2887,7 +2890,8 @@ CONC__PRIVATE void conc__worker_threads_end(conc__job_queue *q)
 
 /* ---- >>pool --------------------------------------------------------------------------------- */
 
-/* In a forked child: forgets the parent's job queue, and users that were the parent's threads. */
+/* In a forked child: forgets the parent's job queue, and the users that were the parent's
+ * threads. */
 CONC__PRIVATE void conc__pool_forget(conc__job_queue **queue, unsigned *users)
 {
     __atomic_store_n(queue, NULL, __ATOMIC_RELAXED);
@@ -3031,7 +3035,7 @@ CONC__PRIVATE void conc__job_queue_end(conc__job_queue *q, conc__job_queue **que
     errno = saved;
 }
 
-/* Returns the job queue to be closed, locked, with a reference for the caller: once the first close
+/* Returns the job queue to be closed, locked, with a reference for the caller. Once the first close
  * has returned, its caller may free the pool, so the other closers must not touch the pool again.
  * NULL: there is no job queue, or *rc is an error. */
 CONC__PRIVATE conc__job_queue *conc__pool_acquire(conc__job_queue **queue, unsigned *users, int *rc)
@@ -5427,8 +5431,8 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
 
 /* -- child processes that a virtual clock waits for -- */
 
-/* A child process, from its start to its close. Waiting calls keep it longer, because a closed
- * conc_child might be reused or gone. */
+/* A child process, from its start to its close. Waiting calls keep the struct longer, because a
+ * closed conc_child might be reused or gone. */
 typedef struct conc__child_process {
     struct conc__child_process *next;
     unsigned forks;
@@ -6179,7 +6183,7 @@ CONC__PRIVATE bool conc__child_ended(conc_child *c)
 
 /* Fills in *c for a child that was started. The child may have ended by now; if SIGCHLD is ignored,
  * its process id may even belong to another process. A process forked by another thread sees all
- * changes of *c or none. */
+ * changes to *c or none. */
 CONC__PRIVATE void conc__child_started(conc_child *c, const conc__child_start_call *s)
 {
     int saved = errno, pidfd = conc__pidfd(s->pid);
@@ -6435,7 +6439,7 @@ CONC__PRIVATE int conc__child_send(const conc_child *c, int signal)
     if (c->group) {
         if (kill(-(pid_t)c->pid, signal) == 0)
             return 0;
-        if (!conc__refused(errno)) /* if it is refused, signal at least the leader */
+        if (!conc__refused(errno)) /* if that is refused, signal at least the leader */
             return -errno;
     }
     if (c->pidfd >= 0) {
@@ -6448,8 +6452,8 @@ CONC__PRIVATE int conc__child_send(const conc_child *c, int signal)
     return conc__or_errno(kill(c->pid, signal));
 }
 
-/* Signals the child or its group. Returns -EALREADY if the child has ended and, with .group, was
- * reaped: its group can then no longer be reached. */
+/* Signals the child or its group. Returns -EALREADY if the child has ended; with .group, only if it
+ * was also reaped, because the group can then no longer be reached. */
 CONC__PRIVATE int conc__child_signal(conc_child *c, int signal)
 {
     int saved = errno, rc = -EALREADY;
@@ -7583,7 +7587,7 @@ CONC__PRIVATE void conc__worker_remap_copy(void *place, void *copy, size_t size)
         munmap(place, size);
 }
 
-/* Called in a process that a job forked. It must not outlive the program either. */
+/* Called in a process that a job forked. The process must not outlive the program either. */
 CONC__PRIVATE void conc__worker_in_forked_child(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -7944,8 +7948,8 @@ CONC__PRIVATE void conc__construct_and_serve(int argc, char **argv, char **env)
     conc__worker_main();
 }
 
-/* Makes the worker serve after all constructors have run, so that jobs see their effects, by
- * replacing the program's last constructor. `own` is the constructor that is running. */
+/* Replaces the program's last constructor, so that the worker serves once all constructors have
+ * run, and jobs see their effects. `own` is the constructor that is running. */
 CONC__PRIVATE void conc__worker_start_after_constructors(conc__constructor *own)
 {
     conc__constructors c = {conc__static_constructors, conc__static_constructors_end};
@@ -8466,7 +8470,8 @@ CONC__PRIVATE void conc__worker_give_job(conc__supervisor *s, conc__worker *w, c
     conc__job_complete_undone(s->queue, j, rc ? rc : -ECANCELED, text);
 }
 
-/* Returns the idle worker that was busy last: its data is still cached, and it may be awake. */
+/* Returns the idle worker that was busy most recently: its data is still cached, and it may be
+ * awake. */
 CONC__PRIVATE conc__worker *conc__worker_find_idle(conc__supervisor *s)
 {
     conc__worker *best = NULL;
