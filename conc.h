@@ -227,8 +227,8 @@ typedef struct conc_options {
      * opened, the run fails. If writing fails (a full disk), conc reports it and continues
      * untraced. NULL: no trace. */
     const char *trace;
-    /* called for uncollected errors; NULL: print them to stderr. Runs on the loop, between two
-     * tasks, like a posted function */
+    /* called for uncollected errors; NULL: print them to stderr. Runs on the loop, between tasks,
+     * like a posted function */
     void (*on_error)(const conc_failure *f, void *user);
     void *user; /* passed to on_error */
 } conc_options;
@@ -345,7 +345,7 @@ CONC_API int conc__scope_begin(const char *place, conc_scope *s, double timeout)
  * checkpoint. */
 CONC_API int conc_scope_end(conc_scope *s, int rc) CONC_NODISCARD;
 
-/* Cancels everything inside the scope, until its end, and wakes the tasks waiting there. Does
+/* Cancels everything inside the scope, until its end, and wakes the tasks waiting inside it. Does
  * nothing if the scope is not open. Callable from any task or posted function of the loop. */
 CONC_API void conc_scope_cancel(conc_scope *s);
 
@@ -367,11 +367,11 @@ CONC_API int conc_timeout(double s, conc_fn *fn, void *arg);
  * Returns the same as conc_timeout. Also works in a job of conc_pool.h. */
 CONC_API int conc_shield(double grace, conc_fn *fn, void *arg);
 
-/* Returns the nearest deadline in effect here, on conc_now's clock: CONC_FOREVER if there is none,
- * -CONC_FOREVER once cancelled. Outside a task, returns CONC_FOREVER. */
+/* Returns the nearest deadline in effect for the caller, on conc_now's clock: CONC_FOREVER if there
+ * is none, -CONC_FOREVER once the caller is cancelled. Outside a task, returns CONC_FOREVER. */
 CONC_API double conc_deadline(void);
 
-/* Returns whether a checkpoint here would return -ECANCELED. For long computations. Outside a task,
+/* Returns whether a checkpoint would now return -ECANCELED. For long computations. Outside a task,
  * returns false. */
 CONC_API bool conc_cancelled(void);
 
@@ -381,11 +381,11 @@ CONC_API bool conc_cancelled(void);
 struct conc_group {
     int limit; /* maximum number of live children; a further spawn waits; 0: no limit */
     /* a child's error does not cancel the others; the group still returns the first error, even if
-     * a conc_join has returned it */
+     * a conc_join has already returned it */
     bool keep_going;
     size_t stack_size; /* bytes for each child, at least 16384; 0: the run's */
     int error;         /* the first failure: a child's, or the body's own */
-    int error_count;   /* all failures */
+    int error_count;   /* number of failures */
     /* private */
     int live;
     bool cut_short, background;
@@ -397,7 +397,7 @@ struct conc_group {
     char text[128], error_name[48];
 };
 
-/* Opens the group here, as a scope of the calling task, which owns it. Without this call, the first
+/* Opens the group as a scope of the calling task, which then owns it. Without this call, the first
  * spawn opens it.
  *     int conc_group_begin(conc_group *g);
  * Errors: -EINVAL (NULL, used before, negative limit). Not a checkpoint. */
@@ -697,7 +697,7 @@ CONC_API void conc__auto_conc_gen(conc_gen *g);
 /* CONC_AUTO_TYPE(fetch_client, fetch_close) at file scope makes CONC_AUTO work with your own type:
  * CONC_AUTO(fetch_client, c) = {0}; calls fetch_close(&c), and ignores its result, when the block
  * ends. The type's name must be one word, and closing an all-zero object must be harmless. An error
- * in the close does not change conc_last_error. A semicolon may follow. */
+ * from `close` does not change conc_last_error. A semicolon may follow. */
 #define CONC_AUTO_TYPE(type, close)                                          \
     static __attribute__((__unused__)) void conc__close_##type(void *object) \
     {                                                                        \
@@ -712,7 +712,7 @@ CONC_API void conc__close_quietly(void (*close)(void *), void *object);
 
 /* ---- >>locals ------------------------------------------------------------------------------- */
 
-/* The key of a per-task value that children inherit. conc identifies it by its address:
+/* The key of a per-task value that children inherit. conc identifies a key by its address:
  *     static conc_local request_id = {"request id"}; */
 typedef struct conc_local {
     const char *name; /* shown in dumps; may be NULL */
@@ -758,10 +758,10 @@ CONC_API int conc_gen_emit(conc_gen *g, const void *item);
  * run), -EINVAL (not open). Waits as the body does. */
 CONC_API int conc_gen_next(conc_gen *g, void *item);
 
-/* Ends the body, whose emit returns -ECANCELED, waits for its cleanup, and frees the stack. Returns
+/* Ends the body (its emit returns -ECANCELED), waits for its cleanup, and frees the stack. Returns
  * 0 or the cleanup's error. The body's own waits still work during cleanup. If the body emits 1000
  * more times instead of returning, conc stops it: closes everything it opened, cancels its groups'
- * children and waits for them, reports that to on_error, returns -EINVAL, and keeps the stack until
+ * children and waits for them, reports this to on_error, returns -EINVAL, and keeps the stack until
  * the run ends. Returns 0 if the generator is already closed or was never opened, or its run is
  * over. Errors: -EBUSY and -EPERM as above. */
 CONC_API int conc_gen_close(conc_gen *g);
@@ -833,7 +833,8 @@ CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n);
  * otherwise calls return -EADDRNOTAVAIL. */
 
 typedef struct conc_listen_options {
-    int backlog;     /* maximum number of connections waiting to be accepted; 0: the system's */
+    /* maximum number of connections waiting to be accepted; 0: the system's maximum */
+    int backlog;
     bool reuse_port; /* SO_REUSEPORT: several sockets share the port; ignored for "unix:" */
 } conc_listen_options;
 
@@ -865,8 +866,8 @@ CONC_API int conc_address(int fd, bool peer, char *buf, size_t size);
 /* Closes fd, which conc need not have opened, and wakes all tasks waiting on it with -EBADF: those
  * of this loop immediately, those of another loop shortly after. Not a checkpoint. Callable from
  * anywhere; outside a run it only closes. Errors: those of close(2); the descriptor is closed
- * anyway. A socket with an SO_LINGER time and unsent data blocks the loop for that time, even in
- * non-blocking mode: close it with conc_offload. */
+ * anyway. A socket with an SO_LINGER time and unsent data blocks the loop for up to that time, even
+ * in non-blocking mode: close it with conc_offload. */
 CONC_API int conc_close(int fd);
 
 typedef struct conc_server {
@@ -878,14 +879,15 @@ typedef struct conc_server {
     void *arg;
     /* maximum number of concurrent connections; more wait in the backlog; 0: no limit */
     int limit;
-    /* its tasks' name, borrowed until conc_serve returns. NULL: the handler's name, in debug mode
-     * or under a trace, if the program has its symbols; otherwise conc_serve and its location */
+    /* the name of its tasks, borrowed until conc_serve returns. NULL: the handler's name, in debug
+     * mode or under a trace, if the program has its symbols; otherwise conc_serve and its
+     * location */
     const char *name;
 } conc_server;
 
 /* Accepts connections and starts a task for each. If cancelled, cancels the handlers and waits for
  * them; after conc_close(s->fd), waits for the handlers and returns 0. A handler's error goes to
- * on_error, and serving continues. It also continues after an accept(2) error that affects only one
+ * on_error, and serving continues, as it does after an accept(2) error that affects only one
  * connection. If descriptors or memory run out, conc_serve retries ten times a second, and reports
  * this to on_error once, and again only after accepting has worked for a second. *s is read once.
  * The caller closes s->fd. Errors: -EINVAL, those of accept(2).
@@ -954,11 +956,11 @@ typedef struct conc_transport {
     int (*close)(void *self);
 } conc_transport;
 
-/* Opens a stream on a transport; all stream calls work on it. *t is copied; self is borrowed until
- * conc_stream_close has called close with it. conc_stream_close makes transport calls in progress
- * in other tasks return -ECANCELED, as if those tasks were cancelled, and waits for them. While a
- * read waits, the stream's own task sends written data; if that fails, the stream cancels the
- * transport's read in the same way, and its own read returns the write's error.
+/* Opens a stream on a transport; all stream calls work on such a stream. *t is copied; self is
+ * borrowed until conc_stream_close has called close with it. conc_stream_close makes transport
+ * calls in progress in other tasks return -ECANCELED, as if those tasks were cancelled, and waits
+ * for them. While a read waits, the stream's own task sends written data; if that fails, the stream
+ * cancels the transport's read in the same way, and its own read returns the write's error.
  *     int conc_stream_open_on(conc_stream *s, const conc_transport *t, void *self);
  * Errors: -EINVAL (NULL, no read or write, already open), -EBUSY as above, -ENOMEM; on error, close
  * is not called. Not a checkpoint. */
@@ -1022,11 +1024,11 @@ CONC_API int conc_stream_shutdown(conc_stream *s) CONC_NODISCARD;
 
 /* Waits for any write in progress, flushes (unless the task is cancelled), closes, and frees the
  * buffers. Returns 0, the flush's error, or an earlier write error that no call has returned yet.
- * Tasks waiting on the stream get -EPIPE. The close returns once all of them have left the stream,
- * however long that takes; then the caller may free the conc_stream. If the peer does not read, the
+ * Tasks waiting on the stream get -EPIPE. The call returns once all of them have left the stream,
+ * however long that takes; the caller may then free the conc_stream. If the peer does not read, the
  * flush waits until it is cancelled or times out: to drop such a peer, close the stream in
  * conc_timeout(0, fn, &s), or in a cancelled scope. Does nothing if the stream is already closed or
- * was never opened. Waits; do not repeat it after an error. Outside a run, and in a posted
+ * was never opened. Waits; do not call it again after an error. Outside a run, and in a posted
  * function, it neither flushes nor waits: the conc_stream must then remain valid until the tasks
  * inside have returned. */
 CONC_API int conc_stream_close(conc_stream *s);
@@ -1049,8 +1051,8 @@ typedef struct conc_signals {
  * duplicate numbers count once. Blocked signals are unblocked in this thread. On error nothing has
  * changed: -EINVAL (NULL, n 0, already open, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and fault
  * signals), -EBUSY (open in another thread's run), -ENOMEM, and system errors. Not a checkpoint. A
- * conc_signals on a task's stack must be closed before its function returns; otherwise conc aborts
- * with a report.
+ * conc_signals on a task's stack must be closed before the function that declares it returns;
+ * otherwise conc aborts with a report.
  *     int conc_signals_open(conc_signals *s, const int *numbers, size_t n); */
 #define conc_signals_open(...) \
     conc__signals_open(CONC__AT("the conc_signals opened at "), __VA_ARGS__)
@@ -1090,14 +1092,14 @@ CONC_API int conc_loop_release(conc_loop *l);
  * parent process). */
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg);
 
-/* Called from another thread: starts fn(arg) as a background task of l, and returns its result once
- * it has ended, with its error text in conc_last_error. The caller is a plain thread or a job,
- * which blocks, or a task of another loop, which waits; arg is borrowed until the call returns.
- * Cancelling that task or job cancels fn; the call still returns fn's result once fn has ended. If
- * l's run ends before fn, that also cancels fn. As with conc_post, the caller must ensure that the
- * run has not ended, or hold l. While a task is waiting in this call, its loop's virtual clock
- * stands still; a waiting job stops no clock. On error fn does not run: -EINVAL, -EDEADLK (l is
- * this thread's), -ESHUTDOWN (l's run is over or about to end), -ENOMEM, -ECANCELED (the calling
+/* Called from another thread: starts fn(arg) as a background task of l, and returns fn's result
+ * once the task has ended, with its error text in conc_last_error. The caller is a plain thread or
+ * a job, which blocks, or a task of another loop, which waits; arg is borrowed until the call
+ * returns. Cancelling that task or job cancels fn; the call still returns fn's result once fn has
+ * ended. If l's run ends before fn, that also cancels fn. As with conc_post, the caller must ensure
+ * that the run has not ended, or hold l. While a task is waiting in this call, its loop's virtual
+ * clock stands still; a waiting job stops no clock. On error fn does not run: -EINVAL, -EDEADLK (l
+ * is this thread's), -ESHUTDOWN (l's run is over or about to end), -ENOMEM, -ECANCELED (the calling
  * task is cancelled), -EPERM (in a posted function; or l belongs to the parent process).
  *     int conc_loop_run(conc_loop *l, conc_fn *fn, void *arg); */
 #define conc_loop_run(...) conc__loop_run(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
@@ -1116,9 +1118,9 @@ CONC_API void conc_free(void *p);
  * (kqueue does not report devices such as /dev/tty, nor, on macOS, named pipes: while a task is
  * waiting for one, the timeout is at most 20 ms.) Between the steps, conc treats the thread's other
  * code like a posted function: it may spawn, set and cancel, and calls that would wait return
- * -EPERM. To cancel the run from there, store conc_self() in main_fn, and pass that to conc_cancel.
- * An embedded run does not detect deadlocks. All calls must come from the thread of
- * conc_embed_begin. */
+ * -EPERM. To cancel the run from that code, let main_fn store conc_self(), and pass it to
+ * conc_cancel. An embedded run does not detect deadlocks. All calls must come from the thread that
+ * called conc_embed_begin. */
 typedef struct conc_embed {
     /* private */
     conc_loop *loop; /* NULL: not begun */
@@ -1162,10 +1164,10 @@ typedef struct conc_stats {
     size_t stacks_kept; /* free, kept for the next spawn */
     size_t stack_bytes; /* address space of all of them */
     size_t jobs_queued; /* jobs that have not begun, in all pools of the program */
-    size_t peak;        /* most tasks that were alive at once */
+    size_t peak;        /* the largest number of tasks alive at once */
     uint64_t spawned;   /* tasks spawned since the run began */
     uint64_t switches;  /* switches between tasks, approximately */
-    /* rounds of the scheduler, each of which serves posts, timers and descriptors once */
+    /* rounds of the scheduler; each serves posts, timers and descriptors once */
     uint64_t passes;
     uint64_t polls; /* system calls that wait or poll for events */
     /* seconds since the run began, on its clock */
@@ -1207,7 +1209,7 @@ template <class type> struct conc__is_pointer<type *> {
  *
  *  A task that waits switches straight to the next ready task. After a batch of 64 switches (fewer
  *  if steps are slow), or if no task is ready, it switches to the scheduler instead, which runs on
- *  the thread's own stack: it runs posted functions, reads the clock and polls the descriptors.
+ *  the thread's own stack, calls posted functions, reads the clock and polls the descriptors.
  *  Hooks, reports and anything else that may need a deep stack also run on that stack.
  *
  *  run           one call to conc_run or conc_embed_begin; it has one loop, in one thread
@@ -1220,7 +1222,7 @@ template <class type> struct conc__is_pointer<type *> {
  *  wait          a conc__wait on the stack of a parked task; its kind says how a cancel ends it
  *  to grant      to give a waiter what it waits for, and wake it; to wake: to end a wait
  *  spinner       a cancelled task that keeps calling checkpoints
- *  doomed        every task of the run is cancelled, through all shields, after a deadlock
+ *  doomed        every task of the run is cancelled, through all shields, after a deadlock or failure
  *  to collect    to take the result of a finished task, so that its error is not reported
  *  sink          where a task's result goes besides joins; set by its spawn
  *  handle        a conc_task in the user's memory; without one, it is on the task's own stack
@@ -2340,8 +2342,8 @@ static CONC_TLS _Thread_local conc_loop *conc__here;
 static CONC_TLS _Thread_local char conc__thread_text[CONC__TEXT];
 
 static atomic_uint_least64_t conc__runs; /* runs so far in this process and its ancestors */
-/* In a forked child, the runs up to this number were the parent's. Their tasks never continue here,
- * so whatever they left in locks, lists, groups and handles is ignored. 0: no fork. */
+/* In a forked child, the runs up to this number were the parent's. Their tasks never continue in
+ * the child, so whatever they left in locks, lists, groups and handles is ignored. 0: no fork. */
 static uint64_t conc__inherited_runs;
 
 /* The runs in progress of all threads of this process. */
@@ -4370,7 +4372,7 @@ CONC__PRIVATE void conc__slab_guard(conc__slab *slab)
         n = c->per_slab - slab->guarded;
     char *first = slab->base + (size_t)slab->guarded * c->stride;
     if (!conc__guard(first, c->guard, c->stride, n) && !atomic_exchange(&reported, 1))
-        fprintf(stderr, "conc: the system is out of guard regions: new stacks go without one\n");
+        fprintf(stderr, "conc: the system is out of guard regions; new stacks will have none\n");
     slab->guarded += n;
 }
 
@@ -4923,7 +4925,7 @@ CONC__PRIVATE void conc__report_misuse(conc_loop *l, void *arg)
 CONC__COLD void conc__report_stubborn(conc_loop *l)
 {
     conc__misuse m = {l->self, "it was cancelled",
-                      "1000 calls in a row returned -ECANCELED, and it goes on", NULL};
+                      "1000 calls in a row returned -ECANCELED, but it continues", NULL};
     conc__on_loop(l, conc__report_misuse, &m);
 }
 
@@ -5697,7 +5699,8 @@ CONC__PRIVATE void conc__sleep_details(FILE *out, const conc__wait *w)
 static const conc__wait_kind conc__sleeping = {
     .what = "sleeps", .details = CONC__DETAILS(conc__sleep_details), .cancel = conc__sleep_cancel};
 static const conc__wait_kind conc__settling = {
-    .what = "waits until all others are waiting (conc_settle)", .cancel = conc__cancel_plainly};
+    .what = "waits until all other tasks are waiting (conc_settle)",
+    .cancel = conc__cancel_plainly};
 
 /* Sleeps until this time on the loop's clock; CONC__NEVER: forever. */
 CONC__FAST int conc__sleep_to(conc_loop *l, int64_t at)

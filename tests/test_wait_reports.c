@@ -322,7 +322,7 @@ typedef struct row {
 static const row rows[] = {
     {"sleeps for another ", "sleeps", sleeps, NULL, NEEDS_A_CANCEL},
     {"sleeps forever", "sleeps", for_ever, NULL, ALSO_A_DEADLOCK},
-    {"waits until all others are waiting", NULL, settles, NULL, 0},
+    {"waits until all other tasks are waiting", NULL, settles, NULL, 0},
     {"waits for room under its group's limit", "waits for room under its group's limit", wants_room,
      a_crowd, ALSO_A_DEADLOCK},
     {"waits for the start of for_ever at ", "waits for a start", starts, NULL, ALSO_A_DEADLOCK},
