@@ -1,5 +1,5 @@
 /* Done and pending. Three tasks take 1, 2 and 30 s. Wait for them, but at most 10 s: print how many
-   are done and how many pending. Pending tasks are not cancelled: wait for their results, too.
+   are done and how many are pending. Pending tasks are not cancelled: wait for their results, too.
 
    cc 26_done_and_pending.c -o pending
    ./pending

@@ -7,8 +7,7 @@
    ./queue --goal                               # 100 tasks of 5 producers
 
    It prints something else in each run; ../expected/04_sync/08_queue_system.awk checks it.
-   Hint: conc_queue_join waits until conc_queue_task_done has been called for each task put into it.
-   */
+   Hint: conc_queue_join waits until conc_queue_task_done has been called for each task put. */
 #define CONC_STATIC
 #include "../../conc_sync.h"
 

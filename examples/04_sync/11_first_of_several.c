@@ -1,5 +1,5 @@
 /* First of several. A worker waits for three things: the next job in a queue, an event that ends
-   its work, and 2 s without a job. Only the first of them happens.
+   its work, and 2 s without a job. Only the first to happen counts.
 
    cc 11_first_of_several.c -o worker
    ./worker

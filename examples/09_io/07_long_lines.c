@@ -7,7 +7,7 @@
 
    It prints ../expected/09_io/07_long_lines.txt.
    Hint: .limit of a stream is the longest line. For a longer one, conc_stream_read_line returns
-   -EMSGSIZE, and nothing is lost: read and drop the 80 available bytes, then look again. */
+   -EMSGSIZE, and nothing is lost: read and drop the 80 available bytes, then read again. */
 #define CONC_STATIC
 #include "../../conc.h"
 #include <string.h>
