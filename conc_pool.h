@@ -6940,7 +6940,7 @@ CONC_API void *conc_shared_alloc(size_t size)
     int saved = errno;
     conc__segment *s = conc__alloc(sizeof *s);
     if (!s)
-        conc_fail(-ENOMEM, "no memory for a piece of shared memory");
+        conc_fail(-ENOMEM, "no memory for the record of a shared segment");
     else if (conc__segment_open(s, (size + page - 1) / page * page, true)) {
         conc_free(s);
         s = NULL;
@@ -8450,7 +8450,7 @@ CONC__PRIVATE void conc__worker_give_job(conc__supervisor *s, conc__worker *w, c
     const char *text = "";
     int rc = conc__request_function(s, w, conc__job_function(j));
     if (rc) {
-        text = "the function is in no module of the program";
+        text = "the function is not in any module of the program";
     } else if (!large) {
         rc = conc__job_write_request(j, w);
     } else {
@@ -9406,7 +9406,7 @@ CONC__PRIVATE int conc__supervisor_open(conc__supervisor *s, const conc_procs *p
     s->max_jobs = p->max_jobs;
     conc__original_mask(&s->mask);
     if (p->init && !conc__function_id_of((uintptr_t)p->init, &s->init))
-        return conc_fail(-EINVAL, "init is in no module of the program");
+        return conc_fail(-EINVAL, "init is not in any module of the program");
     s->environment = conc__worker_environment();
     if (!s->environment)
         return -ENOMEM;

@@ -89,7 +89,7 @@ CONC_API conc_task *conc_lock_owner(const conc_lock *l);
 /* CONC_LOCKED(&l) { ... }: the block runs with the lock held, and every way out of it (its end,
  * break, continue, return, goto, CONC_TRY) releases it. If the lock cannot be acquired, the calling
  * function returns the error. That would leave open any scope or group that the function has begun,
- * so inside one use conc_lock_acquire. */
+ * so inside a scope or group, use conc_lock_acquire. */
 #define CONC_LOCKED(...) \
     CONC__GUARDED(conc__lock_enter((__VA_ARGS__), CONC__PLACE), conc__lock_leave, __COUNTER__)
 #define CONC__GUARDED(enter, leave, n) CONC__GUARDED2(enter, leave, CONC__JOIN(conc__guard, n))
@@ -191,7 +191,7 @@ CONC_API int conc_event_wait(conc_event *e) CONC_NODISCARD;
  * afterwards, so a woken task may free it. Not a checkpoint. */
 CONC_API void conc_event_set(conc_event *e);
 
-/* Clears the event, so that conc_event_wait waits from now on. Not a checkpoint. */
+/* Clears the event, so that conc_event_wait waits from then on. Not a checkpoint. */
 CONC_API void conc_event_clear(conc_event *e);
 
 CONC_API bool conc_event_is_set(const conc_event *e);
@@ -287,7 +287,8 @@ enum {
 };
 
 typedef struct conc_queue {
-    /* in bytes; 0: items are only counted. Items may need at most the alignment of max_align_t */
+    /* in bytes; 0: items are only counted. An item's alignment may be at most that of
+     * max_align_t */
     size_t item_size;
     size_t capacity; /* in items; a put into a full queue waits; 0: no limit */
     int kind;
@@ -319,7 +320,7 @@ typedef struct conc_queue {
  * conc_yield. Errors: -EPIPE (closed), -ENOMEM (the queue is unchanged), -EINVAL (a priority queue
  * without less, or less with another kind), -ECANCELED.
  * conc_queue_try_put never waits; it returns -EAGAIN if the queue is full. That does not mean that
- * the consumer is slow: it may simply not have run since the producer started. */
+ * the consumer is slow: it might simply not have run since the producer started. */
 CONC_API int conc_queue_put(conc_queue *q, const void *item) CONC_NODISCARD;
 CONC_API int conc_queue_try_put(conc_queue *q, const void *item) CONC_NODISCARD;
 
@@ -682,7 +683,7 @@ CONC__FAST bool conc__ours(const conc_loop *l, conc__waits *waits)
 
 CONC__COLD int conc__used_elsewhere(const char *call)
 {
-    return conc__misused(-EPERM, call, "a task of another loop waits there", NULL);
+    return conc__misused(-EPERM, call, "a task of another loop is waiting on it", NULL);
 }
 
 /* Makes the checks at the start of `call`, which may wait. Returns 0, -EPERM or -ECANCELED. */
@@ -1135,7 +1136,8 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
 static const conc__wait_kind conc__permitting = {.what = "waits for a semaphore permit",
                                                  .cancel = conc__cancel_plainly};
 
-static const char conc__bad_sem[] = "no semaphore, or its permits are not from 0 to its maximum";
+static const char conc__bad_sem[] =
+    "no semaphore, or its permits are outside the range 0 to its maximum";
 
 CONC__FAST bool conc__sem_is_valid(const conc_sem *s)
 {
@@ -1599,7 +1601,7 @@ CONC__COLD int conc__queue_grow(conc_queue *q)
 {
     enum { LEAST = 8 };
     size_t room = q->room ? q->room * 2 : LEAST;
-    size_t first = q->room - q->head; /* items up to the end of the ring */
+    size_t first = q->room - q->head; /* number of items up to the end of the ring */
     if (room < q->room || room > SIZE_MAX / 2 / sizeof *q->orders ||
         room > SIZE_MAX / 2 / q->item_size)
         return -ENOMEM;
@@ -1690,7 +1692,7 @@ CONC__PRIVATE void conc__heap_sift_up(conc_queue *q, size_t hole, const char *it
     q->orders[hole] = came;
 }
 
-/* Closes the hole at the top. Moves it down to the bottom, puts the last item there, and moves the
+/* Closes the hole at the top. Moves it down to the bottom, puts the last item there, and moves that
  * item up, usually not far. This takes fewer comparisons than moving the last item down from the
  * top (I. Wegener, Bottom-up heapsort, 1993). */
 CONC__PRIVATE void conc__heap_remove_top(conc_queue *q)
@@ -2498,7 +2500,8 @@ CONC__PRIVATE bool conc__limiter_try_take(conc_loop *l, conc_limiter *k, int n)
     return true;
 }
 
-static const char conc__bad_limiter[] = "no limiter, no rate, or n is not from 1 to the burst";
+static const char conc__bad_limiter[] =
+    "no limiter, no rate, or n is outside the range 1 to the burst";
 
 CONC_API int conc_limiter_try_acquire(conc_limiter *k, int n)
 {

@@ -422,7 +422,8 @@ TEST(a_call_from_another_thread_changes_nothing_and_is_reported)
 {
     run_for_report(has_a_thread_ring, debugging);
     CHECK_CONTAINS(
-        report, "conc: a thread without a run: conc_event_set: a task of another loop waits there");
+        report,
+        "conc: a thread without a run: conc_event_set: a task of another loop is waiting on it");
     if (!getenv("CONC_DEBUG")) {
         run_for_report(has_a_thread_ring, (conc_options){.virtual_clock = true});
         CHECK_STR(report, "");
@@ -461,7 +462,7 @@ static int has_a_thread_destroy(void *arg)
 TEST(a_queue_that_another_thread_may_not_destroy_is_reported_by_name)
 {
     run_for_report(has_a_thread_destroy, debugging);
-    CHECK_CONTAINS(report, "conc_queue_destroy: a task of another loop waits there");
+    CHECK_CONTAINS(report, "conc_queue_destroy: a task of another loop is waiting on it");
 }
 
 static conc_task sleeping;
