@@ -1222,7 +1222,7 @@ template <class type> struct conc__is_pointer<type *> {
  *  wait          a conc__wait on the stack of a parked task; its kind says how a cancel ends it
  *  to grant      to give a waiter what it waits for, and wake it; to wake: to end a wait
  *  spinner       a cancelled task that keeps calling checkpoints
- *  doomed        every task of the run is cancelled, through all shields, after a deadlock or failure
+ *  doomed        after a deadlock or a failure: every task is cancelled, through all shields
  *  to collect    to take the result of a finished task, so that its error is not reported
  *  sink          where a task's result goes besides joins; set by its spawn
  *  handle        a conc_task in the user's memory; without one, it is on the task's own stack
@@ -1377,7 +1377,7 @@ enum {
     CONC__BATCH_MOST = 64,         /* maximum switches in a batch, between two scheduler passes */
     /* maximum number of consecutive checkpoints without a wait; the next one yields */
     CONC__BUDGET_MOST = 256,
-    CONC__BATCH_NS = 1000000, /* a batch that takes more ns has slow steps */
+    CONC__BATCH_NS = 1000000, /* ns; a batch that takes longer has slow steps */
     /* after this many consecutive passes that ran only posted functions, a pass runs none */
     CONC__FLOOD = 64,
     /* after this many consecutive refused checkpoints, a task counts as ignoring its
@@ -1833,8 +1833,8 @@ typedef struct conc__holding {
     struct conc__holding *below[2]; /* by the next lower bit of the object's address */
     /* an older record of the same object, such as a rwlock read-locked twice */
     struct conc__holding *same;
-    struct conc__holding *older, *newer; /* among all */
-    struct conc__holding *newest;        /* among all; valid in the tree's root */
+    struct conc__holding *older, *newer; /* among all records */
+    struct conc__holding *newest;        /* among all records; valid in the tree's root */
     const void *object;
     const char *what, *place; /* "a lock", and where it was acquired */
 } conc__holding;
@@ -1853,7 +1853,8 @@ typedef struct conc__stack {
 #endif
 #if CONC__TSAN
     void *tsan_fiber;
-    struct conc__stack *left_next, **left_at; /* among those vacated since the loop last slept */
+    /* among the stacks vacated since the loop last slept */
+    struct conc__stack *left_next, **left_at;
 #endif
     uint32_t valgrind_id;
 } conc__stack;
@@ -1868,7 +1869,7 @@ typedef struct conc__slab {
     char *base;
     int carved;       /* stacks carved so far, from below */
     int guarded;      /* stacks with a guard region */
-    uint64_t dropped; /* a bit for each stack */
+    uint64_t dropped; /* a bit for each dropped stack */
 } conc__slab;
 
 /* All stacks of one size. */
@@ -1898,16 +1899,16 @@ typedef struct conc__wheel {
 
 /* A pause of the virtual clock while a child program runs: see conc__stand_still. */
 typedef struct conc__standstill {
-    int64_t began;   /* when it stopped, in real time; 0: it is running */
+    int64_t began;   /* when the clock stopped, in real time; 0: it is running */
     int64_t until;   /* embedded: the host must wait until this real time; 0: no need */
-    int64_t now;     /* the loop's clock at that time */
-    size_t armed;    /* how many timers had been armed */
-    unsigned starts; /* how many programs had been started */
+    int64_t now;     /* the time on the loop's clock at `began` */
+    size_t armed;    /* number of timers armed by then */
+    unsigned starts; /* number of programs started by then */
 } conc__standstill;
 
 enum { CONC__SIGNALS = 65 }; /* one more than the highest signal number */
 
-/* A function that a loop must run between two task steps. */
+/* A function that a loop must run between task steps. */
 typedef struct conc__post {
     struct conc__post *next;
     void (*run)(struct conc__post *post); /* may free the post: the loop is done with it */
@@ -2051,7 +2052,7 @@ typedef enum conc__fd_state {
 
 typedef struct conc__fd {
     conc__waits waits[CONC__FD_LISTS];
-    struct conc__fd *next, *prev; /* among those a task is waiting for */
+    struct conc__fd *next, *prev; /* among the descriptors that a task is waiting for */
     uint64_t inode;               /* with poll(2), or if REFUSED: identifies the file */
     uint32_t id;
     unsigned closings; /* conc__closings_of's value when the file was last known for certain */
@@ -2135,7 +2136,7 @@ struct conc_loop {
         conc_task *marked, *last_marked; /* tasks that a cancel may have reached */
         bool refreshing;                 /* conc__spread_marked is emptying this list */
         bool doomed;                     /* every task is cancelled: the run has failed */
-        int doom_rc;                     /* the error with which it has failed; 0: none */
+        int doom_rc;                     /* the error with which the run has failed; 0: none */
         char doom_text[CONC__TEXT];
     } cancels;
 
@@ -2205,7 +2206,7 @@ struct conc_loop {
     struct {
         const struct conc__backend *backend;
         int fd;                   /* of epoll or kqueue; -1: none */
-        int wake_out, wake_in;    /* a pipe, or both are the same eventfd; -1: none */
+        int wake_out, wake_in;    /* a pipe's ends, or the same eventfd twice; -1: none */
         int64_t polled;           /* when the loop last polled */
         struct pollfd *polls_for; /* poll(2) */
         size_t polls_room;
@@ -2216,7 +2217,7 @@ struct conc_loop {
         bool blind; /* the loop can no longer wait for descriptors */
     } poller;
 
-    /* the descriptors that the loop knows, and the verification that they are still the same */
+    /* the descriptors that the loop knows, and the check that they still refer to the same files */
     struct {
         conc__fd **blocks; /* of CONC__FDS, by number */
         size_t block_count;
@@ -2226,7 +2227,7 @@ struct conc_loop {
         bool stirred;
         bool was_alone;         /* this was the only thread when conc__verify's last round began */
         int64_t verified;       /* when conc__verify last checked descriptors, on the real clock */
-        int64_t verified_until; /* virtual clock: when conc__verify_until last did */
+        int64_t verified_until; /* the same for conc__verify_until, on the virtual clock */
     } fds;
 
     /* free buffers of the usual size */
@@ -2292,7 +2293,7 @@ struct conc_loop {
         /* a conc__interrupt_bit for each signal that interrupts this run */
         atomic_uint numbers;
         atomic_int pending;        /* the signal that must cancel main_fn; 0: none */
-        _Atomic(int64_t) first_at; /* when the first arrived, on the real clock; 0: none arrived */
+        _Atomic(int64_t) first_at; /* when the first signal arrived, on the real clock; 0: none */
         int by;                    /* the signal that interrupted this run; 0: none */
         bool late;                 /* that signal arrived after main_fn had returned */
         /* main_fn sleeps forever on purpose: only a signal or post wakes it */
@@ -2431,7 +2432,7 @@ typedef struct conc__hooks {
     void (*dump)(conc_loop *l, FILE *out);
     /* prints the tasks, and a cycle of tasks waiting for each other */
     void (*deadlock)(conc_loop *l, FILE *out);
-    void (*forget)(void); /* in a forked child */
+    void (*forget)(void); /* called in a forked child */
 
     /* Called by CONC__HOOK, in debug mode or while a trace is written. For a run: */
     int (*run_began)(conc_loop *l);  /* it begins */
@@ -3185,7 +3186,7 @@ CONC__PRIVATE void conc__no_pipe_signal(int fd)
     errno = saved;
 }
 
-/* macOS refuses more than INT_MAX. */
+/* macOS refuses requests for more than INT_MAX bytes. */
 CONC__TINY size_t conc__at_once(size_t n) { return n < INT_MAX ? n : INT_MAX; }
 
 /* On macOS, unnamed pipes have no device. */
@@ -3377,7 +3378,7 @@ CONC__PRIVATE bool conc__guard(char *first, size_t size, size_t stride, int n)
     return done == n;
 }
 
-/* Starts a thread with all signals blocked: signals are for the program's own threads. */
+/* Starts a thread with all signals blocked: they are meant for the program's own threads. */
 static inline int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attributes,
                                      void *(*fn)(void *), void *arg)
 {
@@ -3603,7 +3604,7 @@ CONC__PRIVATE int conc__poll_call(struct pollfd *polls, size_t n, int64_t ns)
     int rc = conc__ppoll(polls, n, ns);
     if (rc < 0 && conc__refused(errno))
         rc = poll(polls, (nfds_t)n, conc__milliseconds(ns));
-    /* EINVAL: there are more descriptors than RLIMIT_NOFILE, which may have been lowered, allows */
+    /* EINVAL: there are more descriptors than RLIMIT_NOFILE allows; it may have been lowered */
     bool refused = rc < 0 && (errno == EINVAL || conc__refused(errno));
     if (refused || (rc >= 0 && conc__poll_is_blind(polls, n)))
         rc = conc__select(polls, n, ns);
@@ -4049,7 +4050,7 @@ CONC__PRIVATE int conc__kqueue_control(const conc_loop *l, const conc__fd *f, in
 }
 
 /* Adds both filters, to report every change. macOS may refuse the write filter for a pipe whose
- * reader is gone; the read filter reports that. */
+ * reader is gone; the read filter reports this. */
 CONC__PRIVATE int conc__kqueue_add_changes(const conc_loop *l, conc__fd *f)
 {
     enum { BOTH = CONC_READABLE | CONC_WRITABLE, FLAGS = EV_ADD | EV_ENABLE | EV_CLEAR };
@@ -4149,8 +4150,8 @@ CONC__PRIVATE void conc__kqueue_remove(conc_loop *l, const conc__fd *f)
     (void)f;
 }
 
-/* Waits at most *ns for the queue and for the descriptors outside it, and handles the latter's
- * events. After a wait, sets *ns to 0, so that the caller only polls the queue. */
+/* Waits at most *ns nanoseconds for events of the queue and of the descriptors outside it, and
+ * handles the latter. After a wait, sets *ns to 0, so that the caller only polls the queue. */
 CONC__COLD int conc__kqueue_wait_apart(conc_loop *l, int64_t *ns)
 {
     enum { NAP = 10000000 };
@@ -4944,8 +4945,8 @@ CONC__PRIVATE void conc__public_name(char name[CONC__NAME], const char *call)
 }
 
 /* Refuses an invalid call: sets an error text that names the call, and returns rc. Debug mode also
- * reports the call, with the location `place` unless that is NULL. On a thread without a run, this
- * applies if any run of the process is in debug mode. */
+ * reports the call, with the location `place` unless that is NULL. On a thread without a run, it
+ * does so if any run of the process is in debug mode. */
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place)
 {
     conc_loop *l = conc__here;
@@ -5096,8 +5097,9 @@ CONC__PRIVATE bool conc__spin(conc_loop *l, int64_t ns, bool for_work)
     } while (!found && conc__clock() - start < most);
     for (conc__idle_hook *o = l->outside.idle_hooks; o; o = o->next)
         o->enable(o, false);
+    /* events that occurred while a hook was enabled have not woken the loop */
     for (conc__idle_hook *o = l->outside.idle_hooks; o; o = o->next)
-        found |= o->poll(o); /* events while it was enabled have not woken the loop */
+        found |= o->poll(o);
     if (found)
         l->outside.misses = 0;
     return found;
