@@ -3006,8 +3006,8 @@ CONC__PRIVATE bool conc__path_of(int fd, char *path, size_t size)
     return true;
 }
 
-/* Describes the file, such as "anon_inode:[eventfd]", without a NUL. Returns the length; -1:
- * unknown. */
+/* Describes the file, such as "anon_inode:[eventfd]", without a NUL. Returns the length, or -1 if
+ * the file is unknown. */
 CONC__PRIVATE ssize_t conc__file_behind(int fd, char *text, size_t size)
 {
     char path[32];
@@ -4205,7 +4205,7 @@ CONC__PRIVATE bool conc__kqueue_is_special(const struct kevent *e)
 #endif
 }
 
-/* Returns an event's file; NULL: the loop's wake-up descriptor, or a file that the loop has
+/* Returns an event's file; NULL for the loop's wake-up descriptor, or a file that the loop has
  * forgotten. */
 CONC__PRIVATE conc__fd *conc__kqueue_file(const conc_loop *l, const struct kevent *e)
 {
@@ -4312,8 +4312,8 @@ CONC__PRIVATE void conc__stack_cache_lay_out(conc__stack_cache *c, bool debug)
         c->per_slab = 1;
 }
 
-/* Returns the stack cache for this size, creating it if needed. NULL: invalid size, or out of
- * memory. */
+/* Returns the stack cache for this size, creating it if needed; NULL if the size is invalid or
+ * memory runs out. */
 CONC__PRIVATE conc__stack_cache *conc__stack_cache_for(conc_loop *l, size_t size)
 {
     for (conc__stack_cache *c = l->stacks.caches; c; c = c->next)
@@ -4439,7 +4439,7 @@ CONC__COLD conc__stack *conc__stack_carve(conc__stack_cache *c)
  * stored. It is the same for every user, so what Valgrind knows about the stack stays valid. */
 CONC__TINY char *conc__stack_top(conc__stack *s) { return (char *)s - CONC__CORE; }
 
-/* Returns an unused stack; NULL: out of memory. */
+/* Returns an unused stack; NULL if memory runs out. */
 static inline conc__stack *conc__stack_acquire(conc__stack_cache *c)
 {
     conc__stack *s = c->free;
@@ -4801,7 +4801,7 @@ CONC__COLD int conc__refuse(conc_loop *l)
     return -ECANCELED;
 }
 
-/* Returns the calling task's loop. NULL: the caller is not a task. */
+/* Returns the calling task's loop; NULL if the caller is not a task. */
 static inline conc_loop *conc__of_task(void)
 {
     conc_loop *l = conc__here;
@@ -4985,7 +4985,7 @@ CONC__PRIVATE void conc__resume(conc_loop *l, conc_task *t)
 }
 
 /* Removes a task from the ready queue and returns it: the first or, if the run has a seed, a random
- * one of the first CONC__CHOICE. NULL: no task is ready. */
+ * one of the first CONC__CHOICE. Returns NULL if no task is ready. */
 CONC__PRIVATE conc_task *conc__pick(conc_loop *l)
 {
     conc_task **at = &l->ready.first;
@@ -5581,7 +5581,8 @@ CONC__PRIVATE bool conc__holds_between(const conc__holding *h, uintptr_t first, 
     return false;
 }
 
-/* Finds the newest record of an object on the running task's stack below an address. NULL: none. */
+/* Finds the newest record of an object on the running task's stack below an address; NULL if there
+ * is none. */
 CONC__PRIVATE const conc__holding *conc__find_below(const conc__holding *tree, const conc_task *t,
                                                     const void *below)
 {
@@ -6277,8 +6278,8 @@ CONC__TINY conc__source conc__kept_source(const char *name, const char *spawned)
     return (conc__source){*name ? name : spawned, spawned};
 }
 
-/* Returns the buffer for a task's latest error text, followed by the name of the task where it
- * originated. NULL: out of memory. */
+/* Returns the buffer for a task's latest error text, followed by the name of the task where the
+ * error originated; NULL if memory runs out. */
 CONC__PRIVATE char *conc__text_buffer(conc_task *t)
 {
     if (!t->text) {
@@ -6293,8 +6294,8 @@ CONC__PRIVATE char *conc__text_buffer(conc_task *t)
     return t->text;
 }
 
-/* Makes rc the task's latest error. text: the error's own; NULL or "": none. by: the task where it
- * originated; {NULL, NULL}: this one. */
+/* Makes rc the task's latest error. text: the error's own; NULL or "": none. by: the task where the
+ * error originated; {NULL, NULL}: t itself. */
 CONC__PRIVATE void conc__set_error(conc_task *t, int rc, const char *text, conc__source by)
 {
     bool in_words = text && *text;
@@ -6500,7 +6501,7 @@ CONC__TINY void conc__call_by(conc_loop *l, conc_task *t, const char *name)
     CONC__HOOK(l, named(l, t));
 }
 
-/* Returns the buffer for the name of a task without a handle. NULL: out of memory. */
+/* Returns the buffer for the name of a task without a handle; NULL if memory runs out. */
 CONC__PRIVATE char *conc__name_buffer(conc_task *t)
 {
     if (t->name_allocated)
