@@ -379,7 +379,7 @@ CONC_API bool conc_cancelled(void);
 
 /* A group is used once. Set the first three fields before the first spawn. */
 struct conc_group {
-    int limit; /* maximum number of live children; a further spawn waits; 0: no limit */
+    int limit; /* maximum number of live children; spawns beyond it wait; 0: no limit */
     /* a child's error does not cancel the others; the group still returns the first error, even if
      * a conc_join has already returned it */
     bool keep_going;
@@ -944,9 +944,9 @@ typedef struct conc_transport {
     /* like conc_write: waits until some of the n bytes are accepted, and returns how many; never 0.
      * After an error, -ECANCELED or -EAGAIN the next call passes the same bytes, perhaps followed
      * by more, at another address. A transport that packs bytes into records accepts them once it
-     * has built the record, and begins the next call by sending the rest of it. conc_stream_flush
-     * does not know of that rest: where this matters, write must return only when the record has
-     * been sent */
+     * has built the record, and begins the next call by sending what is left of it.
+     * conc_stream_flush does not know about these bytes: where this matters, write must return only
+     * when the record has been sent */
     ssize_t (*write)(void *self, const void *buf, size_t n);
     /* ends the writing half, so that the peer reads end of file. NULL: no separate halves */
     int (*shutdown)(void *self);
