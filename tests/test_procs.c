@@ -1792,7 +1792,7 @@ PROCS_TEST(the_error_of_a_function_in_no_module_names_it)
     memcpy(&fn, &page, sizeof fn);
     OPEN(pool, 1);
     CHECK_INT(run_numbered(&pool, fn, 7), -EINVAL);
-    CHECK_CONTAINS(conc_last_error(), "in no module");
+    CHECK_CONTAINS(conc_last_error(), "not in any module");
     munmap(page, 4096);
 }
 
