@@ -1240,7 +1240,7 @@ template <class type> struct conc__is_pointer<type *> {
  *
  *  Contents: >>options >>switch >>types >>platform >>poller >>stacks >>timers >>loop
  *  >>waits >>scopes >>errors >>tasks >>groups >>locals >>generators >>descriptors >>net >>streams
- *  >>signals >>loops >>diagnostics >>run >>embedding
+ *  >>signals >>loops >>reports >>diagnostics >>run >>embedding
  * ============================================================================================== */
 
 #if (defined CONC_IMPLEMENTATION || defined CONC_STATIC) && !defined CONC__IMPLEMENTED
