@@ -24,7 +24,7 @@ static int app(void *arg)
     CONC_TRY(symlink(words[2], words[1]));
     kill(worker, SIGKILL);
     int rc = conc_procs_run(&pool, number, &worker, sizeof worker);
-    bool refused = rc == -ENOTRECOVERABLE && strstr(conc_last_error(), "another build");
+    bool refused = rc == -ENOTRECOVERABLE && strstr(conc_last_error(), "a different build");
     bool as_expected = strcmp(words[3], "copy") == 0 ? rc == 42 : refused;
     if (!as_expected)
         printf("the new worker: %d (%s)\n", rc, conc_last_error());
