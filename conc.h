@@ -223,8 +223,8 @@ typedef struct conc_options {
     bool interrupt;
     /* Traces all tasks to this file, in Chrome's trace event format, for Perfetto or about:tracing:
      * a row per task, with spans for its steps and waits and arrows from its wakers, on the loop's
-     * clock. If another run is writing NAME, the file is NAME.2, NAME.3, ... If the file cannot be
-     * opened, the run fails. If writing fails (a full disk), conc reports it and continues
+     * clock. Runs that trace to one file at the same time, even in other processes, share it. If the
+     * file cannot be opened, the run fails. If writing fails (a full disk), conc reports it and continues
      * untraced. NULL: no trace. */
     const char *trace;
     /* called for uncollected errors; NULL: print them to stderr. Runs on the loop, between tasks,
@@ -14150,16 +14150,26 @@ CONC__COLD void conc__print_tasks_of_deadlock(conc_loop *l, FILE *out)
 
 /* A trace is a JSON array in Chromium's "Trace Event Format", with one event per line. The buffer
  * is written when it is full, and occasionally before the loop sleeps. If the program is killed,
- * the closing bracket is missing, which viewers accept. */
+ * the closing bracket is missing, which viewers accept.
+ *
+ * Each run that writes to the file holds a shared lock of it, and appends whole events. A run that
+ * gets the exclusive lock is alone: the first truncates the file, and the last closes the
+ * bracket. */
 
-enum { CONC__TRACE_BUFFER = 262144, CONC__TRACE_EVENT = 512, CONC__TRACE_PATHS = 99 };
+enum { CONC__TRACE_BUFFER = 262144, CONC__TRACE_EVENT = 512 };
+
+/* Further runs of the process number their rows from multiples of this. The product fits in the 32
+ * bits that viewers use. */
+enum { CONC__TRACE_ROWS = 10000000, CONC__TRACE_RUNS = 400 };
 
 typedef struct conc__trace {
     int fd; /* -1: writing has failed */
     size_t used;
     int64_t written; /* when the buffer was last written */
+    int64_t origin;  /* the time that the trace calls 0, on the loop's clock */
     uint64_t arrows;
-    char row[32]; /* ,"pid":77,"tid": */
+    uint64_t first_row; /* the loop's */
+    char row[32];       /* ,"pid":77,"tid": */
     size_t row_size;
     char buffer[CONC__TRACE_BUFFER];
 } conc__trace;
@@ -14302,7 +14312,7 @@ CONC__PRIVATE void conc__trace_put(conc__trace *tr, char *end)
     tr->used = (size_t)(end - tr->buffer);
 }
 
-/* Returns a task's row. Rows count from 1 in the order of the spawns; row 0 is the loop's. */
+/* Returns a task's row: 1 is the first task's, in the order of the spawns, and 0 the loop's. */
 CONC__PRIVATE uint64_t conc__row_of(const conc_loop *l, const conc_task *t)
 {
     if (!t)
@@ -14314,7 +14324,8 @@ CONC__PRIVATE char *conc__put_row(const conc_loop *l, char *to, uint64_t row)
 {
     /* copies more than the row, because a constant size is quicker to copy */
     memcpy(to, l->diagnostics.trace->row, sizeof l->diagnostics.trace->row);
-    return conc__put_number(to + l->diagnostics.trace->row_size, row, 1);
+    return conc__put_number(to + l->diagnostics.trace->row_size,
+                            l->diagnostics.trace->first_row + row, 1);
 }
 
 CONC__FAST void conc__trace_span(conc_loop *l, uint64_t row, const char *name, int64_t from,
@@ -14323,7 +14334,8 @@ CONC__FAST void conc__trace_span(conc_loop *l, uint64_t row, const char *name, i
     char *at = conc__trace_room(l, name);
     if (!at)
         return;
-    at = conc__put_time(conc__put(at, "\",\"ph\":\"X\",\"ts\":"), from - l->run.began);
+    at = conc__put_time(conc__put(at, "\",\"ph\":\"X\",\"ts\":"),
+                        from - l->diagnostics.trace->origin);
     at = conc__put_time(conc__put(at, ",\"dur\":"), to - from);
     conc__trace_put(l->diagnostics.trace, conc__put(conc__put_row(l, at, row), "}"));
 }
@@ -14336,7 +14348,7 @@ CONC__PRIVATE void conc__trace_arrow(conc_loop *l, uint64_t row, const char *pha
     if (!at)
         return;
     at = conc__put(conc__put(conc__put(at, "\",\"cat\":\"conc\",\"ph\":\""), phase), "\",\"ts\":");
-    at = conc__put_row(l, conc__put_time(at, when - l->run.began), row);
+    at = conc__put_row(l, conc__put_time(at, when - l->diagnostics.trace->origin), row);
     at = conc__put_number(conc__put(at, ",\"id\":"), number, 1);
     conc__trace_put(l->diagnostics.trace, conc__put(at, *phase == 'f' ? ",\"bp\":\"e\"}" : "}"));
 }
@@ -14346,7 +14358,8 @@ CONC__PRIVATE void conc__trace_instant(conc_loop *l, uint64_t row, const char *w
     char *at = conc__trace_room(l, what);
     if (!at)
         return;
-    at = conc__put_time(conc__put(at, "\",\"ph\":\"i\",\"ts\":"), conc__time(l) - l->run.began);
+    at = conc__put_time(conc__put(at, "\",\"ph\":\"i\",\"ts\":"),
+                        conc__time(l) - l->diagnostics.trace->origin);
     conc__trace_put(l->diagnostics.trace, conc__put(conc__put_row(l, at, row), ",\"s\":\"t\"}"));
 }
 
@@ -14387,37 +14400,74 @@ CONC__PRIVATE void conc__trace_leads(conc_loop *l, conc_task *t)
     conc__trace_arrow(l, conc__row_of(l, l->self), "s", conc__time(l), t->arrow);
 }
 
-/* Opens the file `path` or, if another run writes to it, the first free one of path.2, path.3 and
- * so on. Returns the descriptor or an error. */
-CONC__PRIVATE int conc__trace_file(const char *path)
+/* Opens the file. *first: no other run is writing to it; it is empty, and locked exclusively. */
+CONC__PRIVATE int conc__trace_file(const char *path, bool *first)
 {
-    char name[PATH_MAX];
-    for (int n = 1; n <= CONC__TRACE_PATHS; n++) {
-        int length = n == 1 ? snprintf(name, sizeof name, "%s", path)
-                            : snprintf(name, sizeof name, "%s.%d", path, n);
-        if (length >= (int)sizeof name)
-            return -ENAMETOOLONG;
-        int fd = conc__not_standard(open(name, O_WRONLY | O_CREAT | O_CLOEXEC, 0666));
-        if (fd < 0)
-            return -errno;
-        if (flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) {
-            int rc = ftruncate(fd, 0); /* fails for a pipe or a device */
-            (void)rc;
-            return fd;
-        }
-        close(fd);
+    int fd = conc__not_standard(open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
+    if (fd < 0)
+        return -errno;
+    *first = flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
+    if (*first) {
+        int rc = ftruncate(fd, 0); /* fails for a pipe or a device */
+        (void)rc;
+    } else {
+        flock(fd, LOCK_SH); /* waits until the first has begun it */
     }
-    return -EBUSY;
+    return fd;
+}
+
+/* Returns when the run that began the trace began, on the real clock; 0: unknown. */
+CONC__PRIVATE int64_t conc__trace_began(const char *path)
+{
+    char text[CONC__TRACE_EVENT];
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return 0;
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
+    text[n > 0 ? n : 0] = 0;
+    const char *at = strstr(text, "\"began\":");
+    return at ? strtoll(at + 8, NULL, 10) : 0;
+}
+
+/* Writes the first event of a trace, which tells later runs that share it when it began. */
+CONC__PRIVATE void conc__trace_begin(conc_loop *l)
+{
+    conc__trace *tr = l->diagnostics.trace;
+    int64_t began = l->clock.is_virtual ? 0 : l->run.began;
+    tr->used =
+        (size_t)snprintf(tr->buffer, sizeof tr->buffer,
+                         "[\n{\"name\":\"thread_name\",\"ph\":\"M\"%s0,\"args\":{\"name\":\"loop\","
+                         "\"began\":%lld}}",
+                         tr->row, (long long)began);
+    conc__trace_write(l, tr);
+    if (tr->fd >= 0)
+        flock(tr->fd, LOCK_SH);
+}
+
+/* Adds the run to a trace that another run has begun. */
+CONC__PRIVATE void conc__trace_join(conc_loop *l, const char *path)
+{
+    static atomic_uint joined;
+    conc__trace *tr = l->diagnostics.trace;
+    int64_t began = conc__trace_began(path);
+    unsigned run = 1 + atomic_fetch_add(&joined, 1) % (CONC__TRACE_RUNS - 1);
+    tr->first_row = (uint64_t)run * CONC__TRACE_ROWS;
+    tr->arrows = (uint64_t)getpid() << 30 | tr->first_row; /* viewers match them by number alone */
+    if (began > 0 && !l->clock.is_virtual)
+        tr->origin = began;
+    conc__trace_row(l, 0, "loop");
 }
 
 CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
 {
+    bool first = false;
     if (!path)
         return 0;
     conc__trace *tr = conc__alloc(sizeof *tr);
     if (!tr)
         return -ENOMEM;
-    tr->fd = conc__trace_file(path);
+    tr->fd = conc__trace_file(path, &first);
     if (tr->fd < 0) {
         int rc = tr->fd;
         const char *words = conc__system_text(rc);
@@ -14426,14 +14476,17 @@ CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
         CONC_FREE(tr);
         return rc;
     }
-    tr->arrows = 0;
+    tr->arrows = tr->first_row = 0;
     tr->written = l->clock.now;
+    tr->origin = l->run.began;
     tr->row_size =
         (size_t)snprintf(tr->row, sizeof tr->row, ",\"pid\":%ld,\"tid\":", (long)getpid());
     l->diagnostics.trace = tr;
     tr->used = 0;
-    conc__trace_row(l, 0, "loop");
-    tr->buffer[0] = '['; /* overwrites the comma */
+    if (first)
+        conc__trace_begin(l);
+    else
+        conc__trace_join(l, path);
     return 0;
 }
 
@@ -14442,10 +14495,11 @@ CONC__PRIVATE void conc__trace_close(conc_loop *l)
     conc__trace *tr = l->diagnostics.trace;
     if (!tr)
         return;
-    if (tr->used + 3 > sizeof tr->buffer)
-        conc__trace_write(l, tr);
-    conc__trace_put(tr, conc__put(tr->buffer + tr->used, "\n]\n"));
     conc__trace_write(l, tr);
+    if (tr->fd >= 0 && (flock(tr->fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK)) {
+        conc__trace_put(tr, conc__put(tr->buffer, "\n]\n"));
+        conc__trace_write(l, tr);
+    }
     if (tr->fd >= 0)
         close(tr->fd);
     CONC_FREE(tr);

@@ -33,14 +33,14 @@
  * Conventions
  *   Results   0 or a count is success, a negative errno is failure. errno itself does not change;
  *             each task has its own.
- *   Calling   Any task may make any call, and outside a run every call returns -EPERM, except as
- *             the comments of the functions say. A function passed to conc_post must not wait: a
- *             call in it that would have to wait returns -EPERM.
+ *   Calling   Any task may make any call; outside a run, every call returns -EPERM. The functions'
+ *             comments name the exceptions. A function passed to conc_post must not wait: a call in
+ *             it that would have to wait returns -EPERM.
  *   Waiting   "Waits" marks a checkpoint: the call may let other tasks run. If an enclosing scope
  *             has been cancelled or has timed out, the call has no effect and returns -ECANCELED:
  *             clean up and return.
- *   Threads   A task always runs on the thread of its run. Other threads may use a loop only by
- *             conc_post, conc_loop_run, conc_loop_hold and conc_loop_release.
+ *   Threads   A task always runs on the thread of its run. Other threads may use a loop only
+ *             through conc_post, conc_loop_run, conc_loop_hold and conc_loop_release.
  *   Forks     In a forked child, calls in tasks of the parent's runs return -EPERM. The child's own
  *             runs may use the same handles, groups, locks, queues and streams, which ignore
  *             whatever the parent's tasks hold or wait for. A stream keeps its buffered bytes, as a
@@ -50,10 +50,10 @@
  *   Memory    An all-zero object is valid; its options are its first fields and default to zero.
  *             `arg` is borrowed until the task has ended. conc frees only what it allocated. If
  *             memory runs out, calls return -ENOMEM; conc never aborts because of it.
- *   Misuse    A call that conc finds to be wrong changes nothing and returns -EINVAL (a bad
- *             argument, the wrong order), -EPERM (not the owner, not in a task), -EDEADLK (on
- *             oneself) or -EBUSY (in use). If a function returns with its own group or scope still
- *             open, or the next iteration of a `for` or `while` reinitializes it, memory is
+ *   Misuse    A call that conc recognizes as wrong changes nothing and returns -EINVAL (a bad
+ *             argument, the wrong order), -EPERM (not the owner, not in a task), -EDEADLK (waiting
+ *             for oneself) or -EBUSY (in use). If a function returns with its own group or scope
+ *             still open, or the next iteration of a `for` or `while` reinitializes it, memory is
  *             already corrupt: conc reports which one it is and where it was opened, and aborts.
  *
  * Options: define them before including the header with CONC_IMPLEMENTATION
@@ -64,8 +64,8 @@
  *                        64 KiB on 32 bits)
  *   CONC_GUARD_SIZE      bytes of address space below each stack that fault when touched, in whole
  *                        pages (64 KiB, 16 KiB on 32 bits; in debug mode at least 1 MiB, 64 KiB on
- *                        32 bits). With the compiler's -fstack-clash-protection, no frame is large
- *                        enough to reach past them unnoticed
+ *                        32 bits). With the compiler's -fstack-clash-protection, even a large frame
+ *                        cannot reach past them unnoticed
  *   CONC_MALLOC(n), CONC_REALLOC(p, n), CONC_FREE(p)    all three or none (malloc, realloc, free)
  *   CONC_TLS             attribute of the thread-local variables, such as
  *                        __attribute__((tls_model("initial-exec")))
@@ -77,7 +77,7 @@
  *                        exception masks)
  *   CONC_GUARD_REPORT    report stack overflows even without debug mode (by a SIGSEGV handler)
  *   CONC_NO_DIAGNOSTICS  leave out debug mode, traces, dumps and backtraces, for small programs
- *                        and quick compiles: a run with .debug or .trace, even from the
+ *                        and quick compiles: a run with .debug or .trace, even if set by the
  *                        environment, then returns -ENOTSUP, and a deadlock report omits the task
  *                        tree
  *
@@ -142,8 +142,8 @@ extern "C" {
 CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__PLACE CONC__AT("")
 /* The default name of a task: the function's name and the location. The function is the first,
- * second or third argument; the calling macro appends zeros, so that every macro here gets enough
- * arguments. */
+ * second or third argument; the calling macro appends zeros, so that each of these macros gets
+ * enough arguments. */
 #define CONC__NAMED(fn) CONC__AT(#fn " at ")
 #define CONC__NAMED_FIRST(fn, ...) CONC__NAMED(fn)
 #define CONC__NAMED_SECOND(a, fn, ...) CONC__NAMED(fn)
@@ -162,7 +162,7 @@ CONC_API const char *conc__at(char *room, const char *text, const char *place);
 #define CONC__REQUIRE _Static_assert
 #define CONC__IS_POINTER(value) (__builtin_classify_type(value) == CONC__A_POINTER)
 #define CONC__IS_BYTES(value) 1
-enum { CONC__A_POINTER = 5 /* the result of __builtin_classify_type for one */ };
+enum { CONC__A_POINTER = 5 /* what __builtin_classify_type returns for a pointer */ };
 #endif
 
 /* Tests whether a macro's optional last arguments, passed as a string, were given. */
@@ -208,14 +208,14 @@ typedef struct conc_options {
     /* bytes per task, at least 16384; 0: CONC_STACK_SIZE. main_fn's task gets at least
      * CONC_STACK_SIZE */
     size_t stack_size;
-    bool virtual_clock; /* time starts at 0; when nothing can run it jumps to the next deadline */
+    bool virtual_clock; /* time starts at 0; when nothing can run, it jumps to the next deadline */
     uint64_t seed;      /* nonzero: ready tasks run in a random order that the seed reproduces */
     /* Checks for mistakes and reports them on stderr: tasks that block the loop, with a backtrace
-     * while they do; leaked locks, generators and streams; background tasks whose arg is on the
-     * stack of main_fn, which has returned; ignored cancels; calls from the wrong thread; stack
-     * overflow. Reports stack usage. `kill -USR2` prints the tasks. */
+     * taken while they do; leaked locks, generators and streams; background tasks whose arg is on
+     * the stack of main_fn, which has returned; ignored cancellations; calls from the wrong thread;
+     * stack overflow. Reports stack usage. `kill -USR2` prints the tasks. */
     bool debug;
-    /* in debug mode, report a task that blocks the loop for more seconds; 0: 0.1 */
+    /* debug mode reports tasks that block the loop for more than this many seconds; 0: 0.1 */
     double slow_step;
     /* Seeds conc_random: the same seed yields the same numbers. 0: uses .seed if that is set, else
      * 1 on the virtual clock, else a number from the clock */
@@ -228,12 +228,12 @@ typedef struct conc_options {
     bool interrupt;
     /* Traces all tasks to this file, in Chrome's trace event format, for Perfetto or about:tracing:
      * a row per task, with spans for its steps and waits and arrows from its wakers, on the loop's
-     * clock. NAME.2, NAME.3, ... if another run is writing NAME. If the file cannot be opened, the
-     * run fails. If writing fails (a full disk), conc reports it and continues untraced. NULL: no
-     * trace. */
+     * clock. Runs that trace to one file at the same time, even in other processes, share it. If the
+     * file cannot be opened, the run fails. If writing fails (a full disk), conc reports it and continues
+     * untraced. NULL: no trace. */
     const char *trace;
-    /* called for uncollected errors; NULL: print them to stderr. Runs on the loop, between two
-     * tasks, like a posted function */
+    /* called for uncollected errors; NULL: print them to stderr. Runs on the loop, between tasks,
+     * like a posted function */
     void (*on_error)(const conc_failure *f, void *user);
     void *user; /* passed to on_error */
 } conc_options;
@@ -260,8 +260,8 @@ CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg);
 CONC_API void conc_set_exit_status(int status);
 
 /* Returns a random number x, low <= x < high (low if high <= low). The numbers are the same in
- * every run with .random, with a seed, or on the virtual clock. Not for secrets. Outside a run,
- * returns low. */
+ * every run with the same .random or .seed, or on the virtual clock. Not for secrets. Outside a
+ * run, returns low. */
 CONC_API double conc_random(double low, double high);
 
 /* ---- >>time --------------------------------------------------------------------------------- */
@@ -283,13 +283,13 @@ CONC_API int conc_sleep_until(double t);
 CONC_API int conc_yield(void);
 
 /* Blocks the whole loop for s seconds, as a long computation or a blocking call would: for
- * demonstrations and tests. The virtual clock advances by s. Time limits that expire meanwhile take
- * effect afterwards. Not a checkpoint. In a job of conc_pool.h, blocks the job's thread, and
- * returns -ECANCELED once the job is asked to stop. Errors: -EINVAL (NaN). */
+ * demonstrations and tests. The virtual clock advances by s. Time limits that expire during the
+ * call take effect after it. Not a checkpoint. In a job of conc_pool.h, blocks the job's thread,
+ * and returns -ECANCELED once the job is asked to stop. Errors: -EINVAL (NaN). */
 CONC_API int conc_block(double s);
 
 /* Waits until every other task is waiting and nothing is ready; time does not advance until then.
- * Functions that keep posting each other do not delay the return forever. For tests. */
+ * Functions that keep posting each other do not delay the return indefinitely. For tests. */
 CONC_API int conc_settle(void);
 
 /* ---- >>scopes ------------------------------------------------------------------------------- */
@@ -303,11 +303,12 @@ typedef struct conc__wait {
     struct conc__waits *list; /* NULL: in no list */
     conc_task *task;
     const struct conc__wait_kind *kind;
-    const void *on; /* what it waits for */
-    /* for the kind's use, such as an item's source or destination, or the call's location */
+    const void *on; /* what the task is waiting for */
+    /* meaning depends on the kind: an item's source or destination, the call's location, ... */
     void *item;
-    int result; /* the result of the call that waits */
-    int value;  /* for the kind's use, such as the awaited events, and later those that occurred */
+    int result; /* the result of the call that is waiting */
+    /* meaning depends on the kind: the awaited events, later those that occurred, ... */
+    int value;
 } conc__wait;
 
 typedef struct conc__waits {
@@ -349,33 +350,33 @@ CONC_API int conc__scope_begin(const char *place, conc_scope *s, double timeout)
  * checkpoint. */
 CONC_API int conc_scope_end(conc_scope *s, int rc) CONC_NODISCARD;
 
-/* Cancels everything inside the scope, until its end, and wakes the tasks waiting there. Does
+/* Cancels everything inside the scope, until its end, and wakes the tasks waiting inside it. Does
  * nothing if the scope is not open. Callable from any task or posted function of the loop. */
 CONC_API void conc_scope_cancel(conc_scope *s);
 
 /* Replaces the time limit with one that starts now. Takes effect immediately, even while the task
- * waits. Errors: -EINVAL (NaN, not open, already cancelled). Callable from any task or posted
+ * is waiting. Errors: -EINVAL (NaN, not open, already cancelled). Callable from any task or posted
  * function of the loop. */
 CONC_API int conc_scope_set_timeout(conc_scope *s, double s_from_now);
 
-/* Turns the scope's shield on or off. While it is on, cancels and time limits from outside do not
- * apply inside the scope; the scope's own still do. Takes effect immediately, even while the task
- * waits. Callable from any task or posted function of the loop. */
+/* Turns the scope's shield on or off. While it is on, cancellations and time limits from outside do
+ * not apply inside the scope; the scope's own still do. Takes effect immediately, even while the
+ * task is waiting. Callable from any task or posted function of the loop. */
 CONC_API void conc_scope_shield(conc_scope *s, bool on);
 
 /* Calls fn(arg) with a limit of s seconds (asyncio.wait_for). Returns fn's result, or -ETIMEDOUT if
  * fn returned -ECANCELED because of the limit. Waits as fn does. Errors: -EINVAL (NULL fn, NaN). */
 CONC_API int conc_timeout(double s, conc_fn *fn, void *arg);
 
-/* Calls fn(arg) with a limit of grace seconds, hiding cancels from outside: for cleanup. Returns
- * the same as conc_timeout. Also works in a job of conc_pool.h. */
+/* Calls fn(arg) with a limit of grace seconds, shielded from outside cancellation: for cleanup.
+ * Returns the same as conc_timeout. Also works in a job of conc_pool.h. */
 CONC_API int conc_shield(double grace, conc_fn *fn, void *arg);
 
-/* Returns the nearest deadline in effect here, on conc_now's clock: CONC_FOREVER if there is none,
- * -CONC_FOREVER once cancelled. Outside a task, returns CONC_FOREVER. */
+/* Returns the nearest deadline in effect for the caller, on conc_now's clock: CONC_FOREVER if there
+ * is none, -CONC_FOREVER once the caller is cancelled. Outside a task, returns CONC_FOREVER. */
 CONC_API double conc_deadline(void);
 
-/* Returns whether a checkpoint here would return -ECANCELED. For long computations. Outside a task,
+/* Returns whether a checkpoint would now return -ECANCELED. For long computations. Outside a task,
  * returns false. */
 CONC_API bool conc_cancelled(void);
 
@@ -383,13 +384,13 @@ CONC_API bool conc_cancelled(void);
 
 /* A group is used once. Set the first three fields before the first spawn. */
 struct conc_group {
-    int limit; /* most live children; a spawn beyond it waits; 0: no limit */
+    int limit; /* maximum number of live children; spawns beyond it wait; 0: no limit */
     /* a child's error does not cancel the others; the group still returns the first error, even if
-     * a conc_join has returned it */
+     * a conc_join has already returned it */
     bool keep_going;
     size_t stack_size; /* bytes for each child, at least 16384; 0: the run's */
     int error;         /* the first failure: a child's, or the body's own */
-    int error_count;   /* all failures */
+    int error_count;   /* number of failures */
     /* private */
     int live;
     bool cut_short, background;
@@ -401,7 +402,7 @@ struct conc_group {
     char text[128], error_name[48];
 };
 
-/* Opens the group here, as a scope of the calling task, which owns it. Without this call, the first
+/* Opens the group as a scope of the calling task, which then owns it. Without this call, the first
  * spawn opens it.
  *     int conc_group_begin(conc_group *g);
  * Errors: -EINVAL (NULL, used before, negative limit). Not a checkpoint. */
@@ -421,7 +422,7 @@ CONC_API int conc__spawn(const char *spawned, conc_group *g, conc_fn *fn, void *
 
 /* Like conc_spawn, but fn gets the address of a copy of arg's size bytes. The copy is on the task's
  * own stack, is aligned for any type of that size (up to 4096), and is valid until fn returns. arg
- * is borrowed until the call returns, because the copy is made after any wait for room. Further
+ * is borrowed until the call returns, because the copy is made after any wait for room. Additional
  * errors: -EINVAL (size is more than a quarter of the task's stack, or arg is NULL).
  *     int conc_spawn_copy(conc_group *g, conc_fn *fn, const void *arg, size_t size); */
 #define conc_spawn_copy(...) conc__spawn_copy(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
@@ -450,8 +451,8 @@ CONC_API int conc__spawn_copy(const char *spawned, conc_group *g, conc_fn *fn, c
         conc__spawn_copy(CONC__NAMED(fn), (g), (fn), &value, sizeof value);                 \
     })
 
-/* Like conc_spawn, with a handle: storage of the caller that need not be initialized, and must not
- * move until the task is joined or returned by conc_group_next, or its group is closed. Further
+/* Like conc_spawn, with a handle: the caller's storage, which need not be initialized, and must not
+ * move until the task is joined or returned by conc_group_next, or its group is closed. Additional
  * errors: -EBUSY (the handle is in use). If the function that declares the handle returns before
  * then, conc aborts with a report: in debug mode at the next wait, otherwise at the group's end.
  * The same happens if the handle is overwritten and reused: always in debug mode, otherwise if its
@@ -462,9 +463,9 @@ CONC_API int conc__spawn_task(const char *spawned, conc_group *g, conc_task *t, 
                               void *arg);
 
 /* Starts fn as conc_spawn does, waits until it has called conc_started(value), and returns value.
- * If fn ends without that call, returns fn's error (-EINVAL if none) and leaves the group as
- * before: unused if this call opened it and nothing else is in it. Cancelling the caller cancels
- * fn; the call then returns -ECANCELED once fn has ended. Waits.
+ * If fn ends without that call, returns fn's error (-EINVAL if none) and leaves the group as it
+ * was: unused if this call opened it and nothing else is in it. Cancelling the caller cancels fn;
+ * the call then returns -ECANCELED once fn has ended. Waits.
  *     int conc_start(conc_group *g, conc_fn *fn, void *arg); */
 #define conc_start(...) conc__start(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__start(const char *spawned, conc_group *g, conc_fn *fn, void *arg);
@@ -477,23 +478,23 @@ CONC_API int conc_started(int value);
 /* Waits for every child, including any spawned during the wait, and closes the group. Returns the
  * first error; else -ECANCELED if an outer scope is cancelled and a member was interrupted; else 0.
  * For a group that was never opened, returns 0. Errors, changing nothing: -EINVAL (already closed,
- * or a scope opened later is still open), -EPERM (not the owner). Waits; a cancel does not cut the
- * wait short, but reaches the children. */
+ * or a scope opened later is still open), -EPERM (not the owner). Waits; cancellation does not cut
+ * the wait short, but reaches the children. */
 CONC_API int conc_group_wait(conc_group *g) CONC_NODISCARD;
 
-/* Like conc_group_wait, with the body's result. If rc is an error, the call cancels the children
- * first, and rc is the group's first error, unless a child failed earlier. Returns rc if nothing
- * failed. */
+/* Like conc_group_wait, but also takes the body's result into account. If rc is an error, the call
+ * cancels the children first, and rc is the group's first error, unless a child failed earlier.
+ * Returns rc if nothing failed. */
 CONC_API int conc_group_end(conc_group *g, int rc) CONC_NODISCARD;
 
-/* Cancels the children and the owner's body, until the group is closed; the call that waits for the
- * group then returns 0. Does nothing if the group is not open. Callable from any task or posted
- * function of the loop. */
+/* Cancels the children and the owner's body; the cancellation lasts until the group is closed. The
+ * call that waits for the group then returns 0. Does nothing if the group is not open. Callable
+ * from any task or posted function of the loop. */
 CONC_API void conc_group_cancel(conc_group *g);
 
-/* Waits until another uncollected child with a handle has ended, and collects it, in order of
- * completion. Returns 1, with the handle in *t and the child's error in conc_last_error; 0 if none
- * is left. Errors: -EINVAL, -EPERM (another run's), -ECANCELED. */
+/* Waits until an uncollected child with a handle has ended, and collects it; children are collected
+ * in order of completion. Returns 1, with the handle in *t and the child's error in
+ * conc_last_error; 0 if none is left. Errors: -EINVAL, -EPERM (another run's), -ECANCELED. */
 CONC_API int conc_group_next(conc_group *g, conc_task **t) CONC_NODISCARD;
 
 /* One call of a gather, which stores fn's result in `result`, and its error's text in `text` ("" on
@@ -530,15 +531,15 @@ CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n);
 CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size);
 
 /* Like conc_map, with at most limit concurrent tasks (0: no limit). Calls start in order, as
- * earlier ones end; after an error, or a cancel of the caller, no more start. Further errors:
- * -EINVAL (a negative limit), and -ENOMEM even after some calls have started.
+ * earlier ones end; after an error, or once the caller is cancelled, no more start. Additional
+ * errors: -EINVAL (a negative limit), and -ENOMEM even after some calls have started.
  *     int conc_map_limit(int limit, conc_fn *fn, void *args, size_t count, size_t size); */
 #define conc_map_limit(...) conc__map_limit(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
 CONC_API int conc__map_limit(const char *spawned, int limit, conc_fn *fn, void *args, size_t count,
                              size_t size);
 
-/* Like conc_map, but an error cancels nothing, as in conc_gather_all. results (NULL: not wanted)
- * has count elements, borrowed until the call returns.
+/* Like conc_map, but an error cancels nothing, as in conc_gather_all. results (NULL: not wanted) is
+ * an array of count elements, borrowed until the call returns.
  *     int conc_map_all(conc_fn *fn, void *args, size_t count, size_t size, int *results); */
 #define conc_map_all(...) conc__map_all(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size,
@@ -546,9 +547,10 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
 
 #define CONC_LEN(...) (sizeof(__VA_ARGS__) / sizeof((__VA_ARGS__)[0]))
 
-/* CONC_CALL initializes a conc_call: conc_call calls[] = {CONC_CALL(f, &x), CONC_CALL(g, &y)}; If
- * only the overall result matters, use CONC_GATHER(CONC_CALL(...), ...) (C only, because C++ has no
- * array that lives for one expression). */
+/* CONC_CALL initializes a conc_call:
+ *     conc_call calls[] = {CONC_CALL(f, &x), CONC_CALL(g, &y)};
+ * If only the overall result matters, use CONC_GATHER(CONC_CALL(...), ...) (only in C, because C++
+ * has no array that lives for one expression). */
 /* clang-format off */
 #define CONC_CALL(fn, ...) {(fn), (__VA_ARGS__), 0, {0}, #fn}
 /* clang-format on */
@@ -572,8 +574,8 @@ CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t 
  * frame pointer, base pointer}. */
 typedef void *conc__context[4];
 
-/* All fields are private. A task without a handle is at the top of its own stack, and lacks the
- * fields from name_copy on. */
+/* All fields are private. A task without a handle is stored at the top of its own stack and lacks
+ * name_copy and all later fields. */
 struct conc_task {
     conc_task *next; /* the ready queue */
     conc__context context;
@@ -614,8 +616,8 @@ struct conc_task {
 
 /* Waits until the task has ended, and stores its result in *result (NULL: not wanted) and its error
  * text in conc_last_error. Returns 0. Any number of tasks may join it; joining never cancels it.
- * Errors: -ECANCELED (the caller was cancelled; the task continues), -EDEADLK (oneself), -EPERM
- * (another run's task, ended or not), -EINVAL. */
+ * Errors: -ECANCELED (the caller was cancelled; the task continues), -EDEADLK (t is the caller),
+ * -EPERM (another run's task, ended or not), -EINVAL. */
 CONC_API int conc_join(conc_task *t, int *result);
 
 /* Cancels the task: from now on its checkpoints return -ECANCELED, except inside shields. Does not
@@ -639,7 +641,7 @@ CONC_API void conc_set_name(conc_task *t, const char *name);
 
 /* Returns rc, and records a text for it (at most 127 bytes). If the task returns rc, the text
  * reaches join, group, gather and on_error. If the task, or a posted function, sets a future to rc,
- * the text reaches the future's waiters. Outside tasks and jobs, the text is for this thread's
+ * the text reaches the future's waiters. Outside any task or job, the text goes to this thread's
  * conc_last_error.
  *     return conc_fail(-EPROTO, "line %d: no colon", line); */
 CONC_API int conc_fail(int rc, const char *fmt, ...) __attribute__((__format__(__printf__, 2, 3)));
@@ -654,8 +656,8 @@ CONC_API const char *conc_error_text(const conc_task *t);
  * none. Borrowed until the next error. */
 CONC_API const char *conc_last_error(void);
 
-/* Returns the text of any negative errno; for some of them, the meaning in conc instead of the
- * system's text. Static. Callable from anywhere. */
+/* Returns the text of any negative errno; for some, its meaning in conc instead of the system's
+ * text. Static. Callable from anywhere. */
 CONC_API const char *conc_strerror(int rc);
 
 /* CONC_TRY(expr) is the value of expr, if that is not negative. A negative value is returned, as an
@@ -700,7 +702,7 @@ CONC_API void conc__auto_conc_gen(conc_gen *g);
 /* CONC_AUTO_TYPE(fetch_client, fetch_close) at file scope makes CONC_AUTO work with your own type:
  * CONC_AUTO(fetch_client, c) = {0}; calls fetch_close(&c), and ignores its result, when the block
  * ends. The type's name must be one word, and closing an all-zero object must be harmless. An error
- * in the close does not change conc_last_error. A semicolon may follow. */
+ * from `close` does not change conc_last_error. A semicolon may follow. */
 #define CONC_AUTO_TYPE(type, close)                                          \
     static __attribute__((__unused__)) void conc__close_##type(void *object) \
     {                                                                        \
@@ -715,14 +717,14 @@ CONC_API void conc__close_quietly(void (*close)(void *), void *object);
 
 /* ---- >>locals ------------------------------------------------------------------------------- */
 
-/* The key of a per-task value that children inherit. conc identifies it by its address:
+/* The key of a per-task value that children inherit. conc identifies a key by its address:
  *     static conc_local request_id = {"request id"}; */
 typedef struct conc_local {
     const char *name; /* shown in dumps; may be NULL */
 } conc_local;
 
-/* Sets this task's value for the key (borrowed). A task starts with its parent's values at the
- * spawn; later changes in one do not affect the other. Errors: -EINVAL (NULL key), -ENOMEM. */
+/* Sets this task's value for the key (borrowed). A task starts with the values its parent has at
+ * the spawn; later changes in one do not affect the other. Errors: -EINVAL (NULL key), -ENOMEM. */
 CONC_API int conc_local_set(conc_local *key, const void *value);
 
 /* Returns this task's value for the key; NULL if none was set. */
@@ -756,17 +758,17 @@ CONC_API int conc__gen_open(const char *opened, conc_gen *g, conc_gen_fn *fn, vo
 CONC_API int conc_gen_emit(conc_gen *g, const void *item);
 
 /* Called in the consumer: returns 1 and stores the next item in *item, or returns 0 at the end and
- * after it, or the body's error. Cancelling the consumer reaches the body's waits. Errors: -EBUSY
- * (another task, or the body itself, is in the generator), -EPERM (it belongs to another run),
- * -EINVAL (not open). Waits as the body does. */
+ * from then on, or the body's error. Cancelling the consumer reaches the body's waits. Errors:
+ * -EBUSY (another task, or the body itself, is in the generator), -EPERM (it belongs to another
+ * run), -EINVAL (not open). Waits as the body does. */
 CONC_API int conc_gen_next(conc_gen *g, void *item);
 
-/* Ends the body, whose emit returns -ECANCELED, waits for its cleanup, and frees the stack. Returns
+/* Ends the body (its emit returns -ECANCELED), waits for its cleanup, and frees the stack. Returns
  * 0 or the cleanup's error. The body's own waits still work during cleanup. If the body emits 1000
  * more times instead of returning, conc stops it: closes everything it opened, cancels its groups'
- * children and waits for them, reports that to on_error, returns -EINVAL, and keeps the stack until
- * the run ends. Closing a generator twice, unopened, or after the run returns 0. Errors: -EBUSY and
- * -EPERM as above. */
+ * children and waits for them, reports this to on_error, returns -EINVAL, and keeps the stack until
+ * the run ends. Returns 0 if the generator is already closed or was never opened, or its run is
+ * over. Errors: -EBUSY and -EPERM as above. */
 CONC_API int conc_gen_close(conc_gen *g);
 
 /* ---- >>descriptors -------------------------------------------------------------------------- */
@@ -774,11 +776,12 @@ CONC_API int conc_gen_close(conc_gen *g);
 enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
 
 /* Descriptors that conc opened (conc_listen, conc_accept, conc_dial) are non-blocking and
- * close-on-exec, and must be closed with conc_close. All calls here also take any other descriptor.
- * Each makes its system call first, and waits only if that would block. Several tasks may wait on
- * one descriptor; all continue when it is ready. No call raises SIGPIPE, which a run blocks in its
- * thread; writing to a broken pipe returns -EPIPE. A program that a task starts with system(),
- * popen() or posix_spawn() inherits the blocked signal; a conc_child of conc_pool.h does not.
+ * close-on-exec, and must be closed with conc_close. The calls in this section also take any other
+ * descriptor. Each makes its system call first, and waits only if that would block. Several tasks
+ * may wait on one descriptor; all continue when it is ready. No call raises SIGPIPE, which a run
+ * blocks in its thread; writing to a broken pipe returns -EPIPE. A program that a task starts with
+ * system(), popen() or posix_spawn() inherits the blocked signal; a conc_child of conc_pool.h does
+ * not.
  *
  * A descriptor in blocking mode keeps that mode, except a listener (conc_accept), and does not
  * block the loop. For sockets and pipes, Linux has non-blocking calls. Terminals and named pipes
@@ -789,28 +792,29 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  * descriptor of another kind (inotify; pipes on other systems) that several processes share, if
  * another process takes the bytes after poll(2) has reported them.
  *
- * A descriptor may be reported ready although a call would block: a socket with messages in its
- * error queue, a full Unix datagram peer, an eventfd whose counter has no room for the number. Then
- * the call pauses before it retries, for 1 ms at first and up to 64 ms later.
+ * A descriptor can be reported ready even though a call would block: a socket with messages in its
+ * error queue, a full Unix datagram peer, an eventfd whose counter has no room for the number. The
+ * call then retries after a pause, which starts at 1 ms and grows to at most 64 ms.
  *
  * If a descriptor is closed with close(2), a task waiting for it gets -EBADF within a quarter of a
- * second (per 500 such descriptors). If a file of the same kind immediately reuses the number, the
- * poll(2) backend may not notice if both have the same inode, as eventfds do. */
+ * second (per 500 such descriptors). The poll(2) backend might miss the close if the number is
+ * immediately reused by a file of the same kind and inode (all eventfds share one). */
 
 /* Waits until fd is ready for any of `events`, and returns those for which it is ready. End of
- * file, an error, or a peer's hang-up make it ready. With events 0, waits only for a hang-up or an
- * error, and returns 0. A regular file is always ready, and never hangs up. Errors: -EBADF (not
- * open, or closed during the wait), -EINVAL (other events), or the system's.
+ * file, an error, or a hang-up by the peer makes it ready. With events 0, waits only for a hang-up
+ * or an error, and returns 0. A regular file is always ready, and never hangs up. Errors: -EBADF
+ * (not open, or closed during the wait), -EINVAL (other events), and system errors.
  *
- * Reports what poll(2) reports. If a descriptor is reported ready although a call would block, a
+ * Reports what poll(2) reports. If a descriptor is reported ready even though a call would block, a
  * loop of conc_wait_fd and recv(2) spins, because conc does not see the EAGAIN; conc_recv and the
  * like pause. */
 CONC_API int conc_wait_fd(int fd, int events);
 
 /* These are the POSIX calls, except that they wait instead of blocking or failing with EAGAIN. Each
  * returns a count, 0 at end of file, or a negative errno (-EBADF also if fd is closed during the
- * wait). A cancel loses nothing: -ECANCELED means that no byte was transferred. With MSG_DONTWAIT
- * in flags, they return -EAGAIN instead of waiting; instead of MSG_WAITALL, use conc_read_full. */
+ * wait). Cancellation loses nothing: -ECANCELED means that no byte was transferred. With
+ * MSG_DONTWAIT in flags, they return -EAGAIN instead of waiting; instead of MSG_WAITALL, use
+ * conc_read_full. */
 CONC_API ssize_t conc_read(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write(int fd, const void *buf, size_t n);
 CONC_API ssize_t conc_readv(int fd, const struct iovec *parts, int count);
@@ -822,8 +826,8 @@ CONC_API ssize_t conc_recvfrom(int fd, void *buf, size_t n, int flags, struct so
 CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags,
                              const struct sockaddr *to, socklen_t to_size);
 
-/* Transfer all n bytes. Return fewer at end of file (reading), or if an error or a cancel occurs
- * after some were transferred: then the next call returns that error, or the next checkpoint
+/* Transfer all n bytes. Return fewer at end of file (when reading), or if an error or cancellation
+ * occurs after some were transferred; the next call then returns that error, or the next checkpoint
  * -ECANCELED. Otherwise as above. */
 CONC_API ssize_t conc_read_full(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n);
@@ -834,7 +838,8 @@ CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n);
  * otherwise calls return -EADDRNOTAVAIL. */
 
 typedef struct conc_listen_options {
-    int backlog;     /* most connections waiting for an accept; 0: the system's maximum */
+    /* maximum number of connections waiting to be accepted; 0: the system's maximum */
+    int backlog;
     bool reuse_port; /* SO_REUSEPORT: several sockets share the port; ignored for "unix:" */
 } conc_listen_options;
 
@@ -842,20 +847,20 @@ typedef struct conc_listen_options {
  * (SO_REUSEADDR), IPv6 sockets are IPv6-only, TCP connections have TCP_NODELAY. Port 0 means any
  * free one; conc_address returns it. If no process is listening on a Unix socket's file, the file
  * is replaced, under a lock file PATH.conc-lock; if another process holds that lock, the call
- * blocks the loop for at most 50 ms. If the file system has no locks, the socket's file is kept,
- * and the error is flock(2)'s. Errors: -EINVAL, -EADDRINUSE and other system errors. Not a
+ * blocks the loop for at most 50 ms. If the file system does not support locks, the socket's file
+ * is kept, and the error is flock(2)'s. Errors: -EINVAL, -EADDRINUSE and other system errors. Not a
  * checkpoint. */
 CONC_API int conc_listen(const char *address);
 CONC_API int conc_listen_with(const char *address, const conc_listen_options *o);
 
-/* Waits for a connection and returns its descriptor. A cancel leaves the connection to the next
- * accept. A listener in blocking mode becomes non-blocking, in all processes that share it:
+/* Waits for a connection and returns its descriptor. If cancelled, leaves the connection for the
+ * next accept. A listener in blocking mode becomes non-blocking, in all processes that share it:
  * otherwise the call would block the loop if another process took the connection first. */
 CONC_API int conc_accept(int fd);
 
 /* Connects and returns the descriptor, with TCP_NODELAY. Errors: -EINVAL, -ECONNREFUSED and other
- * system errors. Waits; the only time limit is the system's (-ETIMEDOUT). A cancel leaves nothing
- * open. */
+ * system errors. Waits; the only time limit is the system's (-ETIMEDOUT). Cancellation leaves
+ * nothing open. */
 CONC_API int conc_dial(const char *address);
 
 /* Writes a socket's own address, or its peer's, to buf, in the notation above. Errors: -ENOSPC
@@ -866,30 +871,31 @@ CONC_API int conc_address(int fd, bool peer, char *buf, size_t size);
 /* Closes fd, which conc need not have opened, and wakes all tasks waiting on it with -EBADF: those
  * of this loop immediately, those of another loop shortly after. Not a checkpoint. Callable from
  * anywhere; outside a run it only closes. Errors: those of close(2); the descriptor is closed
- * anyway. A socket with an SO_LINGER time and unsent data blocks the loop for that time, even in
- * non-blocking mode: close it with conc_offload. */
+ * anyway. A socket with an SO_LINGER time and unsent data blocks the loop for up to that time, even
+ * in non-blocking mode: close it with conc_offload. */
 CONC_API int conc_close(int fd);
 
 typedef struct conc_server {
-    int fd; /* as conc_listen returned it */
+    int fd; /* from conc_listen */
     /* serves one connection. conc_serve closes fd afterwards. The handler may close it earlier with
      * conc_close, but not with close(2), because conc_serve would then close a new file that reuses
      * the number */
     int (*handler)(int fd, void *arg);
     void *arg;
-    /* most concurrent connections; 0: no limit. Beyond it, new ones wait in the backlog */
+    /* maximum number of concurrent connections; more wait in the backlog; 0: no limit */
     int limit;
-    /* its tasks' name, borrowed until conc_serve returns. NULL: the handler's name, in debug mode
-     * or under a trace, if the program has its symbols; otherwise conc_serve and its location */
+    /* the name of its tasks, borrowed until conc_serve returns. NULL: the handler's name, in debug
+     * mode or under a trace, if the program has its symbols; otherwise conc_serve and its
+     * location */
     const char *name;
 } conc_server;
 
-/* Accepts connections and starts a task for each. A cancel cancels the handlers and waits for them;
- * after conc_close(s->fd) the call waits for the handlers and returns 0. A handler's error goes to
- * on_error, and serving continues. It also continues after an accept(2) error that concerns a
- * single connection. If descriptors or memory run out, conc_serve retries ten times a second, and
- * reports this to on_error once, and again only after accepting has worked for a second. *s is read
- * once. The caller closes s->fd. Errors: -EINVAL, those of accept(2).
+/* Accepts connections and starts a task for each. If cancelled, cancels the handlers and waits for
+ * them; after conc_close(s->fd), waits for the handlers and returns 0. A handler's error goes to
+ * on_error, and serving continues, as it does after an accept(2) error that affects only one
+ * connection. If descriptors or memory run out, conc_serve retries ten times a second, and reports
+ * this to on_error once, and again only after accepting has worked for a second. *s is read once.
+ * The caller closes s->fd. Errors: -EINVAL, those of accept(2).
  *     int conc_serve(const conc_server *s); */
 #define conc_serve(...) conc__serve((__VA_ARGS__), CONC__AT(CONC__CONNECTION_OF "conc_serve at "))
 #define CONC__CONNECTION_OF "a connection of "
@@ -932,59 +938,60 @@ typedef struct conc_stream conc_stream;
 CONC_API int conc__stream_open(const char *place, conc_stream *s, int fd);
 
 /* An alternative to a descriptor under a stream: TLS, a cipher, memory. The functions receive the
- * self passed to conc_stream_open_on, and run in tasks, where they may wait. For an error they
- * return a negative errno (with conc_fail's text); for a cancel -ECANCELED, and then the call must
- * have had no effect. If one returns -EAGAIN, the stream calls it again after a pause of 1 ms at
- * first and up to 64 ms later. One read may run concurrently with one write or shutdown, in another
- * task. */
+ * self passed to conc_stream_open_on, and run in tasks, where they may wait. On an error they
+ * return a negative errno (with conc_fail's text); on cancellation, -ECANCELED, and the call must
+ * then have had no effect. If one returns -EAGAIN, the stream calls it again after a pause, which
+ * starts at 1 ms and grows to at most 64 ms. One read may run concurrently with one write or
+ * shutdown, in another task. */
 typedef struct conc_transport {
     /* like conc_read: waits for bytes, and returns their number, at most n; 0 at the end */
     ssize_t (*read)(void *self, void *buf, size_t n);
     /* like conc_write: waits until some of the n bytes are accepted, and returns how many; never 0.
      * After an error, -ECANCELED or -EAGAIN the next call passes the same bytes, perhaps followed
      * by more, at another address. A transport that packs bytes into records accepts them once it
-     * has built the record, and sends what is left of it first in the next call. conc_stream_flush
-     * does not know what is left: where that matters, write must return only when the record has
-     * been sent */
+     * has built the record, and begins the next call by sending what is left of it.
+     * conc_stream_flush does not know about these bytes: where this matters, write must return only
+     * when the record has been sent */
     ssize_t (*write)(void *self, const void *buf, size_t n);
     /* ends the writing half, so that the peer reads end of file. NULL: no separate halves */
     int (*shutdown)(void *self);
-    /* releases self. Returns 0, or an error that conc_stream_close returns; self counts as released
-     * either way. Called once, when no other call is in progress, in a task unless the stream is
-     * closed outside one; in a cancelled task it cannot wait. NULL: nothing to release */
+    /* releases self. Returns 0, or an error for conc_stream_close to return; self counts as
+     * released either way. Called once, when no other call is in progress, in a task unless the
+     * stream is closed outside one; in a cancelled task it cannot wait. NULL: nothing to release */
     int (*close)(void *self);
 } conc_transport;
 
-/* Opens a stream on a transport; all stream calls work on it. *t is copied; self is borrowed until
- * conc_stream_close has called close with it. conc_stream_close makes transport calls in progress
- * in other tasks return -ECANCELED, as if those tasks were cancelled, and waits for them. While a
- * read waits, the stream's own task sends written data; if that fails, the stream cancels the
- * transport's read in the same way, and its own read returns the write's error.
+/* Opens a stream on a transport; all stream calls work on such a stream. *t is copied; self is
+ * borrowed until conc_stream_close has called close with it. conc_stream_close makes transport
+ * calls in progress in other tasks return -ECANCELED, as if those tasks were cancelled, and waits
+ * for them. While a read waits, the stream's own task sends written data; if that fails, the stream
+ * cancels the transport's read in the same way, and its own read returns the write's error.
  *     int conc_stream_open_on(conc_stream *s, const conc_transport *t, void *self);
- * Errors: -EINVAL (NULL, no read or write, already open), -EBUSY as above, -ENOMEM; then close is
- * not called. Not a checkpoint. */
+ * Errors: -EINVAL (NULL, no read or write, already open), -EBUSY as above, -ENOMEM; on error, close
+ * is not called. Not a checkpoint. */
 #define conc_stream_open_on(...) conc__stream_open_on(CONC__PLACE, __VA_ARGS__)
 CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_transport *t,
                                   void *self);
 
-/* Reading. A read that must wait for bytes first starts to send written data, so a request need not
+/* Reading. A read that must wait for bytes first starts sending written data, so a request need not
  * be flushed before its reply is read; the sending continues during the wait. A read that would
  * have to wait returns, once, a write error that no call has returned yet: available bytes come
- * first, and the next read waits again. A cancel loses no data: unreturned bytes can still be read.
- * Bytes that arrived before an error are returned before it. Errors: the descriptor's, those of
- * writing, -EBUSY (another task is reading), -EPIPE (closed, perhaps during the wait), -EINVAL
- * (never opened), -ENOMEM. */
+ * first, and the next read waits again. Cancellation loses no data: bytes not yet returned can
+ * still be read. Bytes that arrived before an error are returned before it. Errors: the
+ * descriptor's, those of writing, -EBUSY (another task is reading), -EPIPE (closed, perhaps during
+ * the wait), -EINVAL (never opened), -ENOMEM. */
 
 /* Reads available bytes, at most n. Returns 0 at end of file, and immediately if n is 0. */
 CONC_API ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n);
 
-/* Reads n bytes, or fewer at end of file or if a cancel or an error occurs after some were read. */
+/* Reads n bytes; fewer at end of file, or if cancellation or an error occurs after some were
+ * read. */
 CONC_API ssize_t conc_stream_read_full(conc_stream *s, void *buf, size_t n);
 
 /* Reads up to and including a delimiter of n bytes. Returns the length; *data points to the bytes,
  * with a NUL after them, until the next call that reads or closes. At end of file, returns the
- * remaining bytes, without a delimiter; then 0, and *data is NULL. Further errors: -EMSGSIZE (no
- * delimiter within `limit` bytes; nothing is lost, because conc_stream_read can read them). */
+ * remaining bytes, without a delimiter; after that, 0 with *data NULL. Additional errors: -EMSGSIZE
+ * (no delimiter within `limit` bytes; nothing is lost, because conc_stream_read can read them). */
 CONC_API ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter, size_t n,
                                         char **data);
 
@@ -992,7 +999,7 @@ CONC_API ssize_t conc_stream_read_until(conc_stream *s, const void *delimiter, s
  * ending:
  *     char *line;
  *     while (CONC_TRY(conc_stream_read_line(&s, &line)) >= 0 && line) ...
- * Both an empty line and the end have length 0, but at the end line is NULL. */
+ * An empty line and end of file both have length 0, but at end of file line is NULL. */
 CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line);
 
 /* Writing. The buffer keeps bytes until it holds buffer_size of them, until a flush, or until a
@@ -1000,18 +1007,18 @@ CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line);
  * turn. Errors: the descriptor's (the buffered bytes are dropped, and every later call returns the
  * same error, even if a read already has), -EPIPE (closed), -EINVAL, -ENOMEM. */
 
-/* Writes n bytes and returns n, or fewer if a cancel occurs after some were accepted. Waits while
- * they do not fit in the buffer. */
+/* Writes n bytes and returns n, or fewer if cancelled after some were accepted. Waits while they do
+ * not fit in the buffer. */
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n) CONC_NODISCARD;
 
-/* Like conc_stream_write, for formatted text. Returns the text's length, or less if a cancel or
- * timeout occurs after some bytes were accepted. */
+/* Like conc_stream_write, for formatted text. Returns the text's length, or less if cancelled or
+ * timed out after some bytes were accepted. */
 CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
     __attribute__((__format__(__printf__, 2, 3)));
 
-/* Waits until the system has accepted all written data, and returns 0. If a cancel or timeout
- * occurs first, returns how many bytes have been accepted, or -ECANCELED if none; the rest stays
- * buffered for the next flush. */
+/* Waits until the system has accepted all written data, and returns 0. If cancelled or timed out
+ * first, returns how many bytes have been accepted, or -ECANCELED if none; the rest stays buffered
+ * for the next flush. */
 CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
 
 /* Flushes, and ends the writing half, so that the peer reads end of file; reading continues to
@@ -1020,14 +1027,15 @@ CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
  * transport with separate halves; all was flushed), a write error, or one from shutdown(2). */
 CONC_API int conc_stream_shutdown(conc_stream *s) CONC_NODISCARD;
 
-/* Flushes after any write in progress (in a cancelled task, does not flush), closes, and frees the
+/* Waits for any write in progress, flushes (unless the task is cancelled), closes, and frees the
  * buffers. Returns 0, the flush's error, or an earlier write error that no call has returned yet.
- * Tasks waiting on the stream get -EPIPE. The close returns once all of them have left the stream,
- * however long that takes; then the caller may free the conc_stream. If the peer does not read, the
- * flush waits until a cancel or timeout: to drop such a peer, close the stream in conc_timeout(0,
- * fn, &s), or in a cancelled scope. Closing it twice, or unopened, does nothing. Waits; do not
- * repeat it after an error. Outside a run, and in a posted function, it neither flushes nor waits:
- * the conc_stream must then remain valid until the tasks inside have returned. */
+ * Tasks waiting on the stream get -EPIPE. The call returns once all of them have left the stream,
+ * however long that takes; the caller may then free the conc_stream. If the peer does not read, the
+ * flush waits until it is cancelled or times out: to drop such a peer, close the stream in
+ * conc_timeout(0, fn, &s), or in a cancelled scope. Does nothing if the stream is already closed or
+ * was never opened. Waits; do not call it again after an error. Outside a run, and in a posted
+ * function, it neither flushes nor waits: the conc_stream must then remain valid until the tasks
+ * inside have returned. */
 CONC_API int conc_stream_close(conc_stream *s);
 CONC_API void conc__auto_conc_stream(conc_stream *s);
 
@@ -1048,8 +1056,8 @@ typedef struct conc_signals {
  * duplicate numbers count once. Blocked signals are unblocked in this thread. On error nothing has
  * changed: -EINVAL (NULL, n 0, already open, no such signal, or SIGKILL, SIGSTOP, SIGPIPE and fault
  * signals), -EBUSY (open in another thread's run), -ENOMEM, and system errors. Not a checkpoint. A
- * conc_signals on a task's stack must be closed before its function returns; otherwise conc aborts
- * with a report.
+ * conc_signals on a task's stack must be closed before the function that declares it returns;
+ * otherwise conc aborts with a report.
  *     int conc_signals_open(conc_signals *s, const int *numbers, size_t n); */
 #define conc_signals_open(...) \
     conc__signals_open(CONC__AT("the conc_signals opened at "), __VA_ARGS__)
@@ -1059,9 +1067,10 @@ CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *n
  * take turns. Errors: -EPIPE (not open, or closed during the wait). */
 CONC_API int conc_signals_next(conc_signals *s) CONC_NODISCARD;
 
-/* Restores the handlers and the mask from before the opening, except handlers that the program has
- * installed since. Re-raises any signals that no receiver got. Closing it twice, or unopened, does
- * nothing and returns 0. Not a checkpoint. Errors: -EPERM (another run's). */
+/* Restores the handlers and the mask from before conc_signals_open, except handlers that the
+ * program has replaced since. Re-raises any signals that no receiver got. If s is already closed or
+ * was never opened, does nothing and returns 0. Not a checkpoint. Errors: -EPERM (another
+ * run's). */
 CONC_API int conc_signals_close(conc_signals *s);
 CONC_API void conc__auto_conc_signals(conc_signals *s);
 
@@ -1081,21 +1090,21 @@ CONC_API conc_loop *conc_loop_self(void);
 CONC_API int conc_loop_hold(conc_loop *l);
 CONC_API int conc_loop_release(conc_loop *l);
 
-/* Makes l call fn(arg) between two tasks, in posting order. However many posts there are, l serves
+/* Makes l call fn(arg) between tasks, in posting order. However many posts there are, l serves
  * timers, descriptors and signals in between. If the call returns 0, fn will run. Without a hold,
  * the caller must ensure that the run has not ended. Callable from any thread, but not from a
  * signal handler. Errors: -EINVAL, -ENOMEM, -ESHUTDOWN (the run is over), -EPERM (l belongs to the
  * parent process). */
 CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg);
 
-/* Called from another thread: starts fn(arg) as a background task of l, and returns its result once
- * it has ended, with its error text in conc_last_error. The caller is a plain thread or a job,
- * which blocks, or a task of another loop, which waits; arg is borrowed until the return.
- * Cancelling that task or job cancels fn; the call still returns fn's result once fn has ended. If
- * l's run ends before fn, that also cancels fn. As with conc_post, the caller must ensure that the
- * run has not ended, or hold l. While a task is waiting in this call, its loop's virtual clock
- * stands still; a waiting job stops no clock. On error fn does not run: -EINVAL, -EDEADLK (l is
- * this thread's), -ESHUTDOWN (l's run is over or about to end), -ENOMEM, -ECANCELED (the calling
+/* Called from another thread: starts fn(arg) as a background task of l, and returns fn's result
+ * once the task has ended, with its error text in conc_last_error. The caller is a plain thread or
+ * a job, which blocks, or a task of another loop, which waits; arg is borrowed until the call
+ * returns. Cancelling that task or job cancels fn; the call still returns fn's result once fn has
+ * ended. If l's run ends before fn, that also cancels fn. As with conc_post, the caller must ensure
+ * that the run has not ended, or hold l. While a task is waiting in this call, its loop's virtual
+ * clock stands still; a waiting job stops no clock. On error fn does not run: -EINVAL, -EDEADLK (l
+ * is this thread's), -ESHUTDOWN (l's run is over or about to end), -ENOMEM, -ECANCELED (the calling
  * task is cancelled), -EPERM (in a posted function; or l belongs to the parent process).
  *     int conc_loop_run(conc_loop *l, conc_fn *fn, void *arg); */
 #define conc_loop_run(...) conc__loop_run(CONC__NAMED_SECOND(__VA_ARGS__, 0, 0), __VA_ARGS__)
@@ -1114,9 +1123,9 @@ CONC_API void conc_free(void *p);
  * (kqueue does not report devices such as /dev/tty, nor, on macOS, named pipes: while a task is
  * waiting for one, the timeout is at most 20 ms.) Between the steps, conc treats the thread's other
  * code like a posted function: it may spawn, set and cancel, and calls that would wait return
- * -EPERM. To cancel the run from there, store conc_self() in main_fn, and pass that to conc_cancel.
- * An embedded run does not detect deadlocks. All calls must come from the thread of
- * conc_embed_begin. */
+ * -EPERM. To cancel the run from that code, let main_fn store conc_self(), and pass it to
+ * conc_cancel. An embedded run does not detect deadlocks. All calls must come from the thread that
+ * called conc_embed_begin. */
 typedef struct conc_embed {
     /* private */
     conc_loop *loop; /* NULL: not begun */
@@ -1132,8 +1141,9 @@ CONC_API int conc_embed_begin(conc_embed *e, const conc_options *o, conc_fn *mai
 CONC_API int conc_embed_fd(conc_embed *e);
 
 /* Returns the longest time to wait, in seconds: 0 if work is ready; CONC_FOREVER if only the
- * descriptor matters, as while the virtual clock stands still for a job. Call it before each wait.
- * If the run is not begun, returns CONC_FOREVER; in another thread, -EPERM, which is negative. */
+ * descriptor matters, for example while the virtual clock stands still for a job. Call it before
+ * each wait. Returns CONC_FOREVER if the run has not begun; in another thread, -EPERM, which is
+ * negative. */
 CONC_API double conc_embed_timeout(conc_embed *e);
 
 /* Runs whatever is ready, without waiting. Returns 1, or 0 once the run is over. Errors: -EINVAL
@@ -1159,10 +1169,10 @@ typedef struct conc_stats {
     size_t stacks_kept; /* free, kept for the next spawn */
     size_t stack_bytes; /* address space of all of them */
     size_t jobs_queued; /* jobs that have not begun, in all pools of the program */
-    size_t peak;        /* most tasks that were alive at once */
-    uint64_t spawned;   /* tasks, since the run began */
-    uint64_t switches;  /* between tasks, approximately */
-    /* rounds of the scheduler, each of which serves posts, timers and descriptors once */
+    size_t peak;        /* the largest number of tasks alive at once */
+    uint64_t spawned;   /* tasks spawned since the run began */
+    uint64_t switches;  /* switches between tasks, approximately */
+    /* rounds of the scheduler; each serves posts, timers and descriptors once */
     uint64_t passes;
     uint64_t polls; /* system calls that wait or poll for events */
     /* seconds since the run began, on its clock */
@@ -1175,10 +1185,10 @@ typedef struct conc_stats {
 
 CONC_API void conc_get_stats(conc_stats *s);
 
-/* Prints the tree of groups and tasks: what each task waits for, which task owns that, how many
- * seconds it has waited [in brackets], and where it was spawned. Beyond 2000 tasks, it instead
- * prints how many are in each state at each location, largest number first. In debug mode `kill
- * -USR2` prints it to stderr, unless the program itself receives that signal. */
+/* Prints the tree of groups and tasks: what each task is waiting for, which task owns it, how many
+ * seconds the task has waited [in brackets], and where it was spawned. With more than 2000 tasks,
+ * it instead prints how many are in each state at each location, largest number first. In debug
+ * mode `kill -USR2` prints it to stderr, unless the program itself receives that signal. */
 CONC_API void conc_dump(FILE *out);
 
 #ifdef __cplusplus
@@ -1204,7 +1214,7 @@ template <class type> struct conc__is_pointer<type *> {
  *
  *  A task that waits switches straight to the next ready task. After a batch of 64 switches (fewer
  *  if steps are slow), or if no task is ready, it switches to the scheduler instead, which runs on
- *  the thread's own stack: it runs posted functions, reads the clock and polls the descriptors.
+ *  the thread's own stack, calls posted functions, reads the clock and polls the descriptors.
  *  Hooks, reports and anything else that may need a deep stack also run on that stack.
  *
  *  run           one call to conc_run or conc_embed_begin; it has one loop, in one thread
@@ -1217,7 +1227,7 @@ template <class type> struct conc__is_pointer<type *> {
  *  wait          a conc__wait on the stack of a parked task; its kind says how a cancel ends it
  *  to grant      to give a waiter what it waits for, and wake it; to wake: to end a wait
  *  spinner       a cancelled task that keeps calling checkpoints
- *  doomed        every task of the run is cancelled, through all shields, after a deadlock
+ *  doomed        after a deadlock or a failure: every task is cancelled, through all shields
  *  to collect    to take the result of a finished task, so that its error is not reported
  *  sink          where a task's result goes besides joins; set by its spawn
  *  handle        a conc_task in the user's memory; without one, it is on the task's own stack
@@ -1235,14 +1245,14 @@ template <class type> struct conc__is_pointer<type *> {
  *
  *  Contents: >>options >>switch >>types >>platform >>poller >>stacks >>timers >>loop
  *  >>waits >>scopes >>errors >>tasks >>groups >>locals >>generators >>descriptors >>net >>streams
- *  >>signals >>loops >>diagnostics >>run >>embedding
+ *  >>signals >>loops >>reports >>diagnostics >>run >>embedding
  * ============================================================================================== */
 
 #if (defined CONC_IMPLEMENTATION || defined CONC_STATIC) && !defined CONC__IMPLEMENTED
 #define CONC__IMPLEMENTED
 
 #ifdef __cplusplus
-#error "conc.h: define CONC_IMPLEMENTATION in a C file: C++ can only include the header"
+#error "conc.h: define CONC_IMPLEMENTATION in a C file; a C++ file can only include the header"
 #endif
 
 /* ---- >>options ------------------------------------------------------------------------------ */
@@ -1369,19 +1379,20 @@ int sigaltstack(const stack_t *stack, stack_t *old);
 
 enum {
     CONC__LEAST_STACK = 16 * 1024, /* bytes */
-    CONC__BATCH_MOST = 64,         /* most switches in a batch, between two scheduler passes */
-    /* most checkpoints in a row without a wait; the next one yields */
+    CONC__BATCH_MOST = 64,         /* maximum switches in a batch, between two scheduler passes */
+    /* maximum number of consecutive checkpoints without a wait; the next one yields */
     CONC__BUDGET_MOST = 256,
-    CONC__BATCH_NS = 1000000, /* a batch that takes more ns has slow steps */
-    /* after so many consecutive passes that ran only posted functions, a pass runs none */
+    CONC__BATCH_NS = 1000000, /* ns; a batch that takes longer has slow steps */
+    /* after this many consecutive passes that ran only posted functions, a pass runs none */
     CONC__FLOOD = 64,
-    /* after so many consecutive refused checkpoints, a task counts as ignoring its cancel */
+    /* after this many consecutive refused checkpoints, a task counts as ignoring its
+     * cancellation */
     CONC__SPINNER = 16,
-    CONC__STUBBORN = 1000,  /* after so many, debug mode reports the task */
+    CONC__STUBBORN = 1000,  /* after this many, debug mode reports the task */
     CONC__PATIENCE = 50000, /* ns that a thread spins before it sleeps */
-    /* after so many consecutive unsuccessful spins, a thread seldom spins */
+    /* after this many consecutive unsuccessful spins, a thread seldom spins */
     CONC__MISSES = 3,
-    /* under a seed, the next task is drawn from at most so many ready tasks */
+    /* under a seed, the next task is drawn from at most this many ready tasks */
     CONC__CHOICE = 16,
     CONC__NO_STATUS = -1,                /* conc_set_exit_status was not called */
     CONC__NAME = 48,                     /* bytes for a task's name */
@@ -1467,9 +1478,9 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 /* ---- >>switch ------------------------------------------------------------------------------- */
 
 /* conc__jump(from, to) saves the context of this stack in `from` and resumes the context `to`. It
- * pushes nothing, so the waiting call's debug information is valid for a parked stack too. It ends
- * in an indirect jump, because a return would be mispredicted. conc__prepare(context, low, top,
- * entry) makes a context that starts entry() on the stack below top.
+ * pushes nothing, so the calling function's debug information also holds for a parked stack. It
+ * ends in an indirect jump, because a return would be mispredicted. conc__prepare(context, low,
+ * top, entry) makes a context that starts entry() on the stack below top.
  *
  * conc__jump may be inlined into any function, and the compiler may address that function's frame
  * by any of three registers: the stack pointer, the frame pointer (rbp, x29, s0) and Clang's base
@@ -1728,22 +1739,22 @@ CONC__TINY void conc__fpu_load(const conc__fpu *f) { (void)f; }
 
 /* ---- >>types -------------------------------------------------------------------------------- */
 
-/* The subject of an error or report: a task's name at the time, and its spawn's function and
- * location. Both are the same pointer if the task has no name of its own. */
+/* The subject of an error or report: the task's name at that time, the function it runs, and where
+ * it was spawned. Both fields are the same pointer if the task has no name of its own. */
 typedef struct conc__source {
     const char *name, *spawned;
 } conc__source;
 
-/* Why a task waits, and how a cancel affects the wait.
+/* Why a task is waiting, and how cancellation affects the wait.
  *
  * To add a kind of wait:
- *   1. Define a conc__wait_kind, with .cancel unless the wait ignores cancels.
+ *   1. Define a conc__wait_kind, with .cancel unless the wait ignores cancellation.
  *   2. In the call that waits: conc__in_task, the argument checks, then conc__checkpoint.
  *   3. Put a conc__wait with .task, .kind and .on on the stack, and conc__append it to a list.
  *   4. conc__park(l, &w) returns the wake-up's result.
- *   5. A grant performs the waiter's whole effect and then calls conc__wake, which removes the
- *      wait from its list. A cancel arrives by conc__set_pending, which calls .cancel and, if
- *      that returns true, wakes the task. So .cancel never calls conc__wake itself.
+ *   5. A grant carries out the waiting call's whole effect and then calls conc__wake, which
+ *      removes the wait from its list. A cancel arrives through conc__set_pending, which calls
+ *      .cancel and, if that returns true, wakes the task. So .cancel never calls conc__wake itself.
  *
  * Public calls also call conc__check_lost before they wait and conc__spend_budget if they need not
  * wait. For objects that other runs may reach, conc_sync.h has conc__may_wait in place of
@@ -1758,8 +1769,8 @@ typedef struct conc__wait_kind {
     void (*details)(FILE *out, const conc__wait *wait); /* NULL: nothing follows */
     /* called by a cancel. Returns whether to wake the task. NULL: keep waiting */
     bool (*cancel)(conc__wait *wait);
-    /* called when this wait, one of several of its task, is woken: withdraws the others. NULL: it
-     * is the only one */
+    /* called when this wait is woken, if its task has several: withdraws the others. NULL: it is
+     * the task's only wait */
     void (*won)(conc__wait *wait);
     /* returns the only task that could end the wait. NULL: there is none */
     const conc_task *(*owner)(const conc__wait *wait);
@@ -1794,6 +1805,30 @@ typedef struct conc__wait_kind {
             (item)->next->prev = (item)->prev;     \
     } while (0)
 
+/* The same for lists whose `last` points to the last item. */
+#define CONC__QUEUE_APPEND(first, last, item, next, prev) \
+    do {                                                  \
+        (item)->next = NULL;                              \
+        (item)->prev = (last);                            \
+        if (last)                                         \
+            (last)->next = (item);                        \
+        else                                              \
+            (first) = (item);                             \
+        (last) = (item);                                  \
+    } while (0)
+
+#define CONC__QUEUE_REMOVE(first, last, item, next, prev) \
+    do {                                                  \
+        if ((item)->prev)                                 \
+            (item)->prev->next = (item)->next;            \
+        else                                              \
+            (first) = (item)->next;                       \
+        if ((item)->next)                                 \
+            (item)->next->prev = (item)->prev;            \
+        else                                              \
+            (last) = (item)->prev;                        \
+    } while (0)
+
 #define CONC__HIGHEST_BIT (UINTPTR_MAX / 2 + 1)
 
 /* A record of an object still in use: in debug mode, a lock that a task holds, or an open object
@@ -1801,10 +1836,10 @@ typedef struct conc__wait_kind {
  * the object's address. */
 typedef struct conc__holding {
     struct conc__holding *below[2]; /* by the next lower bit of the object's address */
-    /* an older record of the object, such as a rwlock that is read-locked twice */
+    /* an older record of the same object, such as a rwlock read-locked twice */
     struct conc__holding *same;
-    struct conc__holding *older, *newer; /* among all */
-    struct conc__holding *newest;        /* among all; valid in the tree's root */
+    struct conc__holding *older, *newer; /* among all records */
+    struct conc__holding *newest;        /* among all records; valid in the tree's root */
     const void *object;
     const char *what, *place; /* "a lock", and where it was acquired */
 } conc__holding;
@@ -1823,7 +1858,8 @@ typedef struct conc__stack {
 #endif
 #if CONC__TSAN
     void *tsan_fiber;
-    struct conc__stack *left_next, **left_at; /* among those vacated since the loop last slept */
+    /* among the stacks vacated since the loop last slept */
+    struct conc__stack *left_next, **left_at;
 #endif
     uint32_t valgrind_id;
 } conc__stack;
@@ -1838,7 +1874,7 @@ typedef struct conc__slab {
     char *base;
     int carved;       /* stacks carved so far, from below */
     int guarded;      /* stacks with a guard region */
-    uint64_t dropped; /* a bit for each stack */
+    uint64_t dropped; /* a bit for each dropped stack */
 } conc__slab;
 
 /* All stacks of one size. */
@@ -1866,18 +1902,18 @@ typedef struct conc__wheel {
     size_t armed, disarmed; /* call counts; their difference is the number of timers */
 } conc__wheel;
 
-/* A standstill of the virtual clock for a child program: see conc__stand_still. */
+/* A pause of the virtual clock while a child program runs: see conc__stand_still. */
 typedef struct conc__standstill {
-    int64_t began;   /* when it stopped, in real time; 0: it is running */
+    int64_t began;   /* when the clock stopped, in real time; 0: it is running */
     int64_t until;   /* embedded: the host must wait until this real time; 0: no need */
-    int64_t now;     /* the loop's clock at that time */
-    size_t armed;    /* how many timers had been armed */
-    unsigned starts; /* how many programs had been started */
+    int64_t now;     /* the time on the loop's clock at `began` */
+    size_t armed;    /* number of timers armed by then */
+    unsigned starts; /* number of programs started by then */
 } conc__standstill;
 
 enum { CONC__SIGNALS = 65 }; /* one more than the highest signal number */
 
-/* A function that a loop must run between two task steps. */
+/* A function that a loop must run between task steps. */
 typedef struct conc__post {
     struct conc__post *next;
     void (*run)(struct conc__post *post); /* may free the post: the loop is done with it */
@@ -1958,7 +1994,7 @@ typedef void conc__returned_fn(conc_task *t);
 
 /* These change the seal of a task that has ended, and of one in its group's list `finished`.
  * Without them, overwriting one byte, the state, could make an ended task's handle look like a live
- * task. */
+ * task's. */
 enum { CONC__ENDED_SEAL = 0xffff, CONC__LISTED_SEAL = 0x5aa5 };
 
 CONC__TINY uint16_t conc__seal(const conc_task *t)
@@ -1988,12 +2024,12 @@ enum { CONC__HANG_UP = 4 };
  * but returned EAGAIN. */
 enum { CONC__PAUSING = 4, CONC__FD_LISTS };
 
-/* What the loop knows of a descriptor: its number, and the file that the number refers to.
+/* What the loop knows about a descriptor: its number, and the file that the number refers to.
  *
  *   state    what holds                                     changes
- *   UNKNOWN  the loop knows nothing of the file, and the    a task waits: to FOREIGN, or to
- *            poller does not have it; only tasks that       REFUSED; conc opens a socket with
- *            pause may be in the lists                      this number: to OWN
+ *   UNKNOWN  the loop knows nothing about the file, and     a task waits: to FOREIGN, or to
+ *            the poller does not have it; only pausing      REFUSED; conc opens a socket with
+ *            tasks may be in the lists                      this number: to OWN
  *   FOREIGN  conc did not open it, and close(2) may close   conc__fd_confirm (a new wait, an event
  *            it without conc's knowledge; the poller has    or the rounds of conc__verify) finds
  *            it, and reports one event for each arming      another file, or none: to UNKNOWN
@@ -2004,13 +2040,13 @@ enum { CONC__PAUSING = 4, CONC__FD_LISTS };
  *   OWN      conc opened it: a non-blocking socket that     a task waits: to EDGE
  *            conc_close closes; no task has waited yet
  *   EDGE     as OWN, but a task has waited, and the poller  as FOREIGN
- *            reports every change, forever
+ *            reports every change
  *
- * conc_close changes every state to UNKNOWN. `id` changes whenever the number refers to another
- * file or none (conc__fd_gone), so number and id together identify the file: a task that has
- * waited, a server, and a kernel event's handler compare it to see whether the file is still the
- * same. If another thread calls conc_close and may have meant this file or a later one of the same
- * number, an OWN descriptor becomes UNKNOWN and keeps its id. */
+ * conc_close changes every state to UNKNOWN. `id` changes whenever the number comes to refer to
+ * another file or none (conc__fd_gone), so number and id together identify the file: a task that
+ * has waited, a server, and a kernel event's handler compare the id to see whether the file is
+ * still the same. If another thread calls conc_close and may have meant this file or a later one
+ * with the same number, an OWN descriptor becomes UNKNOWN and keeps its id. */
 typedef enum conc__fd_state {
     CONC__FD_UNKNOWN,
     CONC__FD_FOREIGN,
@@ -2021,14 +2057,14 @@ typedef enum conc__fd_state {
 
 typedef struct conc__fd {
     conc__waits waits[CONC__FD_LISTS];
-    struct conc__fd *next, *prev; /* among those a task is waiting for */
+    struct conc__fd *next, *prev; /* among the descriptors that a task is waiting for */
     uint64_t inode;               /* with poll(2), or if REFUSED: identifies the file */
     uint32_t id;
     unsigned closings; /* conc__closings_of's value when the file was last known for certain */
     int number;
-    int read_error, write_error; /* an error that the next call returns; 0: none */
+    int read_error, write_error; /* an error that the next call must return; 0: none */
     conc__fd_state state;
-    bool tcp;     /* a TCP connection: a short read has taken everything */
+    bool tcp;     /* a TCP connection: after a short read, no bytes are left */
     bool drained; /* the last read found nothing more, and no event has occurred since */
     bool failed;  /* read_error or write_error is set */
     /* end of file or urgent data has arrived, so a short read may leave more to read */
@@ -2049,7 +2085,7 @@ struct conc__backend;
 typedef void conc__switch_fn(conc_loop *l, conc__stack *from, void **from_context, conc__stack *to,
                              void **to_context);
 
-/* The state of a run, in parts. Other threads access only `shared`, job.idles and the atomic
+/* The parts of a run's state. Other threads access only `shared`, job.idles and the atomic
  * fields. */
 struct conc_loop {
     /* The fields that a switch uses are first. Fields written together must not be adjacent: the
@@ -2092,7 +2128,7 @@ struct conc_loop {
 #endif
     } scheduler;
 
-    /* tasks that ignore their cancel; they run in rounds */
+    /* tasks that ignore their cancellation; they run in rounds */
     struct {
         conc_task *first, *last;
         /* the pass in which they run even if other tasks are ready; each new spinner postpones
@@ -2105,7 +2141,7 @@ struct conc_loop {
         conc_task *marked, *last_marked; /* tasks that a cancel may have reached */
         bool refreshing;                 /* conc__spread_marked is emptying this list */
         bool doomed;                     /* every task is cancelled: the run has failed */
-        int doom_rc;                     /* the error with which it has failed; 0: none */
+        int doom_rc;                     /* the error with which the run has failed; 0: none */
         char doom_text[CONC__TEXT];
     } cancels;
 
@@ -2164,7 +2200,8 @@ struct conc_loop {
     struct {
         int64_t now;
         bool is_virtual;
-        /* virtual: a task retries something, so conc__jump_clock must first let real time pass */
+        /* virtual: a task is retrying something, so conc__jump_clock must first let real time
+         * pass */
         bool retried;
         conc__standstill standstill;
         conc__wheel wheel;
@@ -2174,18 +2211,18 @@ struct conc_loop {
     struct {
         const struct conc__backend *backend;
         int fd;                   /* of epoll or kqueue; -1: none */
-        int wake_out, wake_in;    /* a pipe, or both are the same eventfd; -1: none */
+        int wake_out, wake_in;    /* a pipe's ends, or the same eventfd twice; -1: none */
         int64_t polled;           /* when the loop last polled */
         struct pollfd *polls_for; /* poll(2) */
         size_t polls_room;
-        /* epoll: how many events no task was waiting for, and how many came from files already
-         * closed here */
+        /* epoll: how many events no task was waiting for, and how many came from files that this
+         * process had already closed */
         unsigned unheard, orphans;
         bool apart; /* kqueue: tasks may be waiting for descriptors outside the queue */
         bool blind; /* the loop can no longer wait for descriptors */
     } poller;
 
-    /* the descriptors that the loop knows, and the verification that they are still the same */
+    /* the descriptors that the loop knows, and the check that they still refer to the same files */
     struct {
         conc__fd **blocks; /* of CONC__FDS, by number */
         size_t block_count;
@@ -2195,7 +2232,7 @@ struct conc_loop {
         bool stirred;
         bool was_alone;         /* this was the only thread when conc__verify's last round began */
         int64_t verified;       /* when conc__verify last checked descriptors, on the real clock */
-        int64_t verified_until; /* virtual clock: when conc__verify_until last did */
+        int64_t verified_until; /* the same for conc__verify_until, on the virtual clock */
     } fds;
 
     /* free buffers of the usual size */
@@ -2206,9 +2243,9 @@ struct conc_loop {
 
     /* waits for other threads and processes */
     struct {
-        int awaited;       /* tasks that wait for another thread or process */
+        int awaited;       /* tasks waiting for another thread or process */
         int channel_waits; /* how many of these are waiting for a channel */
-        int process_waits; /* tasks that wait for a child program's end, or a FIFO's other end */
+        int process_waits; /* tasks waiting for a child program's end, or a FIFO's other end */
         unsigned misses;   /* consecutive unsuccessful spins */
         /* the thread to which a task last sent something was asleep: do not spin */
         bool woke;
@@ -2227,7 +2264,7 @@ struct conc_loop {
 
     /* objects on stacks that must not be lost while something uses them */
     struct {
-        bool any;                 /* one of these two is not empty */
+        bool any;                 /* one of these trees is not empty */
         conc__holding *receivers; /* the list signals.open, as a tree by address */
         conc__holding *handles;   /* debug: handles of tasks and jobs that may still be running */
     } lent;
@@ -2236,7 +2273,7 @@ struct conc_loop {
     struct {
         conc_signals *open;  /* the open receivers */
         conc__ending ending; /* closes the receivers; all zero: none was opened */
-        /* passes signals that have arrived to the receivers; NULL: none was opened */
+        /* delivers pending signals to the receivers; NULL: none was opened */
         void (*hand_out)(conc_loop *l);
         /* by signal number: the open receivers, and the arrival count up to which they have been
          * served */
@@ -2244,9 +2281,9 @@ struct conc_loop {
             struct conc__signal_number *first;
             unsigned long handed;
         } received[CONC__SIGNALS];
-        uint64_t unblocked; /* a bit for each signal blocked before a receiver opened */
-        int waits;          /* tasks that wait for a signal */
-        bool pipe_was_blocked, pipe_was_pending; /* SIGPIPE, when the run began */
+        uint64_t unblocked; /* a bit for each signal that was blocked until a receiver opened */
+        int waits;          /* tasks waiting for a signal */
+        bool pipe_was_blocked, pipe_was_pending; /* SIGPIPE's state when the run began */
         /* conc's alternate stack for handlers; NULL: the thread already had one, or memory ran
          * out */
         void *stack;
@@ -2261,7 +2298,7 @@ struct conc_loop {
         /* a conc__interrupt_bit for each signal that interrupts this run */
         atomic_uint numbers;
         atomic_int pending;        /* the signal that must cancel main_fn; 0: none */
-        _Atomic(int64_t) first_at; /* when the first arrived, on the real clock; 0: none arrived */
+        _Atomic(int64_t) first_at; /* when the first signal arrived, on the real clock; 0: none */
         int by;                    /* the signal that interrupted this run; 0: none */
         bool late;                 /* that signal arrived after main_fn had returned */
         /* main_fn sleeps forever on purpose: only a signal or post wakes it */
@@ -2285,10 +2322,10 @@ struct conc_loop {
         bool dumps_taken, faults_taken;
         bool lists_tasks; /* the current report has a line for each task */
         bool step_over;   /* stepwise: the resumed task has ended */
-        /* stepwise: when the running step began; the total time of all steps; of all completed
-         * waits */
+        /* stepwise: when the current step began; the total time of all steps; the total time of all
+         * completed waits */
         int64_t step_began, ran, waited;
-        /* debug: how much of the running step's time user hooks took */
+        /* debug: how much of the current step's time user hooks took */
         int64_t called;
         struct conc__trace *trace;       /* NULL: none is written */
         struct conc__watchdog *watchdog; /* debug */
@@ -2307,12 +2344,12 @@ struct conc_loop {
 
 static CONC_TLS _Thread_local conc_loop *conc__here;
 
-/* The text of conc_last_error on this thread, outside tasks and jobs. */
+/* The text of conc_last_error on this thread, outside any task or job. */
 static CONC_TLS _Thread_local char conc__thread_text[CONC__TEXT];
 
 static atomic_uint_least64_t conc__runs; /* runs so far in this process and its ancestors */
-/* In a forked child, the runs up to this number were the parent's. Their tasks never continue here,
- * so whatever they left in locks, lists, groups and handles is ignored. 0: no fork. */
+/* In a forked child, the runs up to this number were the parent's. Their tasks never continue in
+ * the child, so whatever they left in locks, lists, groups and handles is ignored. 0: no fork. */
 static uint64_t conc__inherited_runs;
 
 /* The runs in progress of all threads of this process. */
@@ -2324,23 +2361,23 @@ static struct {
 struct conc__address;
 
 /* A case of conc_select on a channel or a job of conc_pool.h. Other threads only notify the loop;
- * the loop's own thread decides whether the case is performed. */
+ * the loop's own thread decides whether the case is carried out. */
 typedef struct conc__outside {
     enum { CONC__CASE_RECEIVES, CONC__CASE_SENDS, CONC__CASE_ENDS } kind;
     void *object;    /* a conc_channel or a conc_job */
     void *item;      /* where to store or read the item */
     conc_task *task; /* the task that receives an error's text */
-    int result;      /* valid once the case has been performed */
+    int result;      /* valid once the case has been carried out */
     void *owner;     /* the conc_case, for `notified` */
-    /* Called on the loop after another thread has notified it. happened: the case has been
-     * performed; otherwise an earlier end() has returned true. */
+    /* Called on the loop after another thread has notified it. happened: the case was carried out;
+     * otherwise an earlier end() returned true. */
     void (*notified)(struct conc__outside *o, bool happened);
 } conc__outside;
 
 typedef struct conc__outside_calls {
     int (*check)(const conc__outside *o); /* returns 0 if the case is valid */
-    bool (*attempt)(conc__outside *o);    /* returns true if the case was performed */
-    /* returns 1 (performed), 0 (a copy, *begun, waits until the case is performed or end is
+    bool (*attempt)(conc__outside *o);    /* returns true if the case was carried out */
+    /* returns 1 (carried out), 0 (a copy, *begun, waits until the case is carried out or end is
      * called), or an error */
     int (*begin)(conc_loop *l, conc__outside *o, conc__outside **begun);
     /* returns true if another thread has already notified the loop; `notified` will then still be
@@ -2352,7 +2389,7 @@ typedef struct conc__outside_calls {
  * conc_pool.h. */
 typedef struct conc__extension {
     const conc__outside_calls *outside; /* for conc_select */
-    /* the locals of the job that runs on this thread; NULL: none */
+    /* the locals of the job that is running on this thread; NULL: none */
     conc__locals **(*job_locals)(void);
     /* conc_block in a job; returns 1 if no job is running on this thread */
     int (*job_block)(int64_t ns);
@@ -2360,15 +2397,15 @@ typedef struct conc__extension {
     bool (*job_shield)(double grace, conc_fn *fn, void *arg, int *rc);
     /* called when a run begins on this thread, perhaps inside a job */
     int (*job_runs)(conc_loop *l);
-    /* called with true when the run's tasks wait only for channels, so that l's job counts as idle,
-     * and with false when that wait is over */
+    /* called with true when the run's tasks are waiting only for channels, so that l's job counts
+     * as idle, and with false when that wait is over */
     void (*job_idles)(conc_loop *l, bool idles);
     void (*job_goes_on)(conc_loop *l); /* called under the mutex when the next post has arrived */
     /* called when l->job.limit has passed; returns the next limit */
     int64_t (*job_late)(conc_loop *l);
     /* conc_fail in a job; returns false if no job is running on this thread */
     bool (*job_fail)(int rc, const char *text);
-    /* the latest error text of the job that runs on this thread, "" if none; NULL: no job is
+    /* the latest error text of the job that is running on this thread, "" if none; NULL: no job is
      * running */
     const char *(*job_text)(void);
     /* looks up a host name: returns the number of addresses; release *found with conc_free */
@@ -2380,9 +2417,9 @@ typedef struct conc__extension {
     /* returns whether any task is waiting on a pipe of a running child program; sets *starts to the
      * number of programs started so far */
     bool (*pipe_awaited)(const conc_loop *l, unsigned *starts);
-    /* the job that runs on this thread; NULL: none */
+    /* the job that is running on this thread; NULL: none */
     struct conc__job_context *(*job_here)(void);
-    /* called when a job starts or stops waiting for a task of l. If the virtual clock that the job
+    /* called when a job begins or ends a wait for a task of l. If the virtual clock that the job
      * stops is l's, it may advance during the wait */
     void (*job_waits)(struct conc__job_context *job, const conc_loop *l, bool waits);
     bool (*job_cancelled)(void);
@@ -2396,21 +2433,21 @@ static conc__extension conc__extended;
 /* Everything in debug mode, traces and dumps that the core calls. The section >>diagnostics fills
  * in the table; with CONC_NO_DIAGNOSTICS there is no such section, and the table is empty. */
 typedef struct conc__hooks {
-    /* Called as conc__diagnostics.dump(...), because they also serve runs without debug mode: */
+    /* Called as conc__diagnostics.dump(...), because these also serve runs without debug mode: */
     void (*dump)(conc_loop *l, FILE *out);
     /* prints the tasks, and a cycle of tasks waiting for each other */
     void (*deadlock)(conc_loop *l, FILE *out);
-    void (*forget)(void); /* in a forked child */
+    void (*forget)(void); /* called in a forked child */
 
     /* Called by CONC__HOOK, in debug mode or while a trace is written. For a run: */
     int (*run_began)(conc_loop *l);  /* it begins */
     void (*run_ended)(conc_loop *l); /* it has ended, or has failed to begin */
-    /* main_fn's frames were in these size bytes from low on */
+    /* main_fn's frames were in the `size` bytes starting at `low` */
     void (*main_returned)(conc_loop *l, uintptr_t low, uintptr_t size);
     void (*close_generators)(conc_loop *l); /* open generators are about to be closed */
     void (*sleeps)(conc_loop *l);           /* the loop is about to wait for events */
     void (*idled)(conc_loop *l, int64_t from, int64_t to);
-    /* calls run(arg), which calls the program's function fn on the loop, outside all tasks */
+    /* calls run(arg), which calls the program's function fn on the loop, outside any task */
     void (*call)(conc_loop *l, const char *role, uintptr_t fn, void (*run)(void *), void *arg);
     /* finds the name of a function of the program. Returns false if its module has no symbols */
     bool (*name_function)(char name[CONC__NAME], uintptr_t fn);
@@ -2418,7 +2455,7 @@ typedef struct conc__hooks {
     /* For a task, in the order of its life: */
     void (*spawned)(conc_loop *l, conc_task *t);
     void (*named)(conc_loop *l, const conc_task *t);
-    void (*step)(conc_loop *l, conc_task *t);   /* runs it by conc__resume, and times the step */
+    void (*step)(conc_loop *l, conc_task *t); /* runs it through conc__resume, and times the step */
     void (*waited)(conc_loop *l, conc_task *t); /* its wait changes to another kind */
     void (*woken)(conc_loop *l, conc_task *t);  /* its wait is over */
     /* the task, or one of its scopes; t is NULL for the background group */
@@ -2459,7 +2496,7 @@ CONC__PRIVATE void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool spe
 CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f);
 CONC__COLD void conc__fd_lost(conc_loop *l, conc__fd *f);
 CONC__PRIVATE bool conc__fd_confirm(conc_loop *l, conc__fd *f);
-CONC__PRIVATE conc__fd *conc__fd_find(const conc_loop *l, int number);
+CONC__FAST conc__fd *conc__fd_find(const conc_loop *l, int number);
 CONC__PRIVATE int conc__fd_wanted(const conc__fd *f);
 CONC__PRIVATE bool conc__fd_has_waits(const conc__fd *f);
 CONC__TINY bool conc__fd_is_own(const conc__fd *f);
@@ -2506,9 +2543,9 @@ void __tsan_switch_to_fiber(void *fiber, unsigned flags);
 #if CONC__TSAN
 /* TSan delays a signal until the running fiber calls one of TSan's functions; if that fiber waits
  * or ends first, the signal is lost. So each fiber that has run calls one before the loop sleeps
- * and before the fiber is destroyed. TSan counts its own work on a fiber, such as creating it, as
- * the fiber's running, and also loses a signal that arrives in a fiber's first call that may block.
- * So signals are blocked during both, and a fiber begins with such a call. */
+ * and before the fiber is destroyed. TSan also treats its own work on a fiber, such as creating it,
+ * as running the fiber, and loses a signal that arrives during a fiber's first call that might
+ * block. So signals are blocked during both, and a fiber begins with such a call. */
 CONC__PRIVATE void conc__fiber_take_signals(void *fiber)
 {
     void *here = __tsan_get_current_fiber();
@@ -2656,8 +2693,8 @@ CONC__TINY void conc__stack_ends(conc_loop *l, conc__stack *s)
     (void)s;
 }
 
-/* Makes a client request as documented in valgrind.h, without that header, by instructions that do
- * nothing unless Valgrind recognizes them. Returns 0 without Valgrind. */
+/* Makes a client request as valgrind.h documents it, but without that header, using instructions
+ * that do nothing outside Valgrind. Returns 0 there. */
 CONC__COLD uintptr_t conc__valgrind(uintptr_t request, uintptr_t a, uintptr_t b)
 {
     volatile uintptr_t call[6] = {request, a, b, 0, 0, 0};
@@ -2743,8 +2780,8 @@ CONC__PRIVATE void conc__switch_plainly(conc_loop *l, conc__stack *from, void **
 
 /* -- memory, threads, the clock -- */
 
-/* The clock that stops while the machine is suspended. On macOS, CLOCK_MONOTONIC does not stop, and
- * has a resolution of only a microsecond. */
+/* The clock that stops while the machine is suspended. On macOS, CLOCK_MONOTONIC keeps counting
+ * then, and its resolution is only one microsecond. */
 #ifdef __APPLE__
 #define CONC__CLOCK CLOCK_UPTIME_RAW
 #else
@@ -2811,7 +2848,7 @@ CONC__PRIVATE void *conc__alloc(size_t size)
     return p;
 }
 
-/* -- what differs between systems: Linux's functions, and below others' of the same names -- */
+/* -- system-dependent code: the Linux functions first, then their namesakes for other systems -- */
 
 /* Returns whether this error means that the system lacks a call, or that a sandbox refuses it, so
  * that conc must do without the call. */
@@ -2820,7 +2857,7 @@ CONC__PRIVATE bool conc__refused(int error)
     return error == ENOSYS || error == EPERM || error == EACCES;
 }
 
-/* Returns whether the descriptor is open. If a sandbox refuses the question, assumes that it is. */
+/* Returns whether the descriptor is open. If a sandbox refuses the query, assumes that it is. */
 CONC__PRIVATE bool conc__is_open(int number)
 {
     return fcntl(number, F_GETFD) >= 0 || errno != EBADF;
@@ -2845,8 +2882,8 @@ CONC__TINY void conc__set_modes(int fd)
     fcntl(fd, F_SETFL, O_NONBLOCK);
 }
 
-/* Whether to make system calls that take a timespec: on 32 bits the kernel's may differ from the C
- * library's. */
+/* Whether to make system calls that take a timespec: on 32 bits the kernel's struct may differ from
+ * the C library's. */
 #if defined __linux__ && defined __LP64__
 #define CONC__NS_WAITS 1
 #else
@@ -2857,8 +2894,8 @@ CONC__TINY void conc__set_modes(int fd)
 
 enum { CONC__LINUX_NAMES = 1 }; /* local sockets: abstract names, and paths that need no NUL */
 
-/* Returns whether this process may have privileges that the process that set its environment
- * lacks. */
+/* Returns whether this process may have more privileges than the process that set its
+ * environment. */
 CONC__TINY bool conc__is_privileged(void) { return getauxval(AT_SECURE) != 0; }
 
 /* Returns the number of processors that this process may use, or 0 if it is unknown. */
@@ -2875,7 +2912,8 @@ CONC__PRIVATE int conc__allowed_processors(void)
 /* The calling thread's number in /proc; 0: none. */
 CONC__TINY long conc__thread_number(void) { return syscall(SYS_gettid); }
 
-/* Is this the process's only thread? Then no other can close a descriptor while it sleeps. */
+/* Returns whether this is the process's only thread, so that no other thread can close a descriptor
+ * while it sleeps. */
 CONC__PRIVATE bool conc__is_only_thread(void)
 {
     struct stat threads;
@@ -2910,8 +2948,8 @@ CONC__PRIVATE bool conc__guard_holds(const char *region)
     return answer == HOLDS;
 }
 
-/* Makes regions fault as conc__guard does, but without a mapping for each. Returns for how many it
- * succeeded. */
+/* Makes regions fault as conc__guard does, but without a mapping for each. Returns how many regions
+ * it protected. */
 CONC__PRIVATE int conc__guard_cheaply(char *first, size_t size, size_t stride, int n)
 {
     enum { INSTALL = 102 }; /* MADV_GUARD_INSTALL, Linux 6.13 */
@@ -2923,15 +2961,15 @@ CONC__PRIVATE int conc__guard_cheaply(char *first, size_t size, size_t stride, i
     return done;
 }
 
-/* Keeps later writes to a broken pipe or socket from raising SIGPIPE. Not needed: sends have
- * MSG_NOSIGNAL, and conc__drain_pipe_signal follows writes. */
+/* Keeps later writes to a broken pipe or socket from raising SIGPIPE. Not needed: sends use
+ * MSG_NOSIGNAL, and conc__drain_pipe_signal is called after writes. */
 CONC__TINY void conc__no_pipe_signal(int fd) { (void)fd; }
 
 /* Limits the bytes requested in one call to what the system accepts. */
 CONC__TINY size_t conc__at_once(size_t n) { return n; }
 
 /* Makes a pipe without pipe2; the kernel is called directly, because some C libraries implement
- * pipe by pipe2. Returns 0 or -1. */
+ * pipe with pipe2. Returns 0 or -1. */
 CONC__PRIVATE int conc__plain_pipe(int ends[2])
 {
 #ifdef SYS_pipe
@@ -2946,7 +2984,8 @@ CONC__TINY int conc__pipe2(int ends[2]) { return (int)syscall(SYS_pipe2, ends, O
 
 CONC__TINY int conc__eventfd(void) { return eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK); }
 
-/* Reads the count of an eventfd. 0: *count has it; -ENOENT: fd is not an eventfd; or an error. */
+/* Reads an eventfd's count into *count. Returns 0, -ENOENT if fd is not an eventfd, or another
+ * error. */
 CONC__PRIVATE int conc__eventfd_count(int fd, uint64_t *count)
 {
     char path[40], text[256];
@@ -2964,15 +3003,16 @@ CONC__PRIVATE int conc__eventfd_count(int fd, uint64_t *count)
     return 0;
 }
 
-/* The path by which this process can open the descriptor's file again. False: it has none. */
+/* Stores the path by which this process can open the descriptor's file again. Returns false if
+ * there is none. */
 CONC__PRIVATE bool conc__path_of(int fd, char *path, size_t size)
 {
     snprintf(path, size, "/proc/self/fd/%d", fd);
     return true;
 }
 
-/* Describes the file, such as "anon_inode:[eventfd]", without a NUL. Returns the length; -1:
- * unknown. */
+/* Describes the file, such as "anon_inode:[eventfd]", without a NUL. Returns the length, or -1 if
+ * the file is unknown. */
 CONC__PRIVATE ssize_t conc__file_behind(int fd, char *text, size_t size)
 {
     char path[32];
@@ -2980,14 +3020,15 @@ CONC__PRIVATE ssize_t conc__file_behind(int fd, char *text, size_t size)
     return readlink(path, text, size);
 }
 
-/* Is fd the master of a pseudo-terminal? */
+/* Returns whether fd is the master of a pseudo-terminal. */
 CONC__PRIVATE bool conc__is_terminal_master(int fd)
 {
     unsigned number;
-    return syscall(SYS_ioctl, fd, TIOCGPTN, &number) == 0; /* C libraries differ in ioctl's type */
+    /* ioctl's prototype differs between C libraries */
+    return syscall(SYS_ioctl, fd, TIOCGPTN, &number) == 0;
 }
 
-/* Calls poll(2) with a limit in nanoseconds. */
+/* Calls poll(2) with a timeout in nanoseconds. */
 CONC__PRIVATE int conc__ppoll(struct pollfd *polls, size_t n, int64_t ns)
 {
 #if CONC__NS_WAITS
@@ -3000,15 +3041,15 @@ CONC__PRIVATE int conc__ppoll(struct pollfd *polls, size_t n, int64_t ns)
 #endif
 }
 
-/* Returns whether poll(2) has called an open descriptor invalid, or may have missed that one is
- * ready. */
+/* Returns whether poll(2) has reported an open descriptor as invalid, or might have missed that one
+ * is ready. */
 CONC__TINY bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
 {
     (void)polls, (void)n;
     return false;
 }
 
-/* Returns whether fd is a named pipe whose end of file poll(2) and kqueue(2) do not report. */
+/* Returns whether fd is a named pipe on which poll(2) and kqueue(2) do not report end of file. */
 CONC__TINY bool conc__is_mute_pipe(int fd)
 {
     (void)fd;
@@ -3059,7 +3100,7 @@ CONC__TINY long conc__thread_number(void) { return 0; }
 CONC__TINY bool conc__is_only_thread(void) { return false; }
 CONC__TINY void conc__no_huge_pages(void *p, size_t size) { (void)p, (void)size; }
 
-/* madvise guarantees no zeros here, so the pages are mapped anew. */
+/* On these systems madvise does not guarantee zeros, so the pages are mapped anew. */
 CONC__PRIVATE bool conc__drop_pages(void *p, size_t size)
 {
     int flags = MAP_PRIVATE | MAP_FIXED | CONC__MAP_ANONYMOUS | CONC__MAP_STACK;
@@ -3089,7 +3130,7 @@ CONC__TINY int conc__eventfd_count(int fd, uint64_t *count)
     return -ENOSYS;
 }
 
-/* Only terminals have one. */
+/* Only terminals have such a path. */
 CONC__PRIVATE bool conc__path_of(int fd, char *path, size_t size)
 {
     return isatty(fd) && ttyname_r(fd, path, size) == 0;
@@ -3141,8 +3182,8 @@ CONC__TINY int conc__accept4(int fd)
 
 #ifdef __APPLE__
 
-/* macOS has no flag for single calls, and sends the signal to the process although this thread
- * blocks it. */
+/* macOS has no per-call flag, and sends the signal to the process even though this thread blocks
+ * it. */
 CONC__PRIVATE void conc__no_pipe_signal(int fd)
 {
     int saved = errno;
@@ -3150,7 +3191,7 @@ CONC__PRIVATE void conc__no_pipe_signal(int fd)
     errno = saved;
 }
 
-/* macOS refuses more than INT_MAX. */
+/* macOS refuses requests for more than INT_MAX bytes. */
 CONC__TINY size_t conc__at_once(size_t n) { return n < INT_MAX ? n : INT_MAX; }
 
 /* On macOS, unnamed pipes have no device. */
@@ -3160,8 +3201,8 @@ CONC__PRIVATE bool conc__is_mute_pipe(int fd)
     return fstat(fd, &st) == 0 && S_ISFIFO(st.st_mode) && st.st_dev != 0;
 }
 
-/* On macOS this happens with devices, such as terminals, and with named pipes. select(2) can wait
- * for them. */
+/* On macOS, poll(2) fails in these ways for devices, such as terminals, and for named pipes.
+ * select(2) can wait for them. */
 CONC__PRIVATE bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
 {
     for (size_t i = 0; i < n; i++)
@@ -3277,7 +3318,7 @@ CONC__PRIVATE int conc__processors(void)
     return n;
 }
 
-/* On a single processor, spinning is useless because no other thread can run meanwhile. */
+/* On a single processor, spinning is useless because no other thread can run at the same time. */
 CONC__TINY bool conc__several_processors(void) { return conc__processors() > 1; }
 
 /* Returns whether to spin before sleeping. *misses counts consecutive unsuccessful spins; the
@@ -3332,8 +3373,8 @@ CONC__PRIVATE void conc__unmap_pages(void *p, size_t size)
     munmap(p, size);
 }
 
-/* Makes n regions of size bytes, stride apart, fault when touched. Returns false if the system's
- * limit is reached. */
+/* Makes any access to n regions fault; each is size bytes long, and they start stride bytes apart.
+ * Returns false if the system's limit is reached. */
 CONC__PRIVATE bool conc__guard(char *first, size_t size, size_t stride, int n)
 {
     int done = conc__guard_cheaply(first, size, stride, n);
@@ -3342,7 +3383,7 @@ CONC__PRIVATE bool conc__guard(char *first, size_t size, size_t stride, int n)
     return done == n;
 }
 
-/* Starts a thread with all signals blocked: signals are for the program's own threads. */
+/* Starts a thread with all signals blocked: they are meant for the program's own threads. */
 static inline int conc__quiet_thread(pthread_t *id, const pthread_attr_t *attributes,
                                      void *(*fn)(void *), void *arg)
 {
@@ -3363,8 +3404,8 @@ CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns)
     return (struct timespec){(time_t)(at / 1000000000), (long)(at % 1000000000)};
 }
 
-/* Writes a buffer of size bytes to stderr, into which snprintf, returning n, has written text. For
- * signal handlers and the watchdog, which must not wait for stderr's lock. */
+/* Writes to stderr the text that snprintf, returning n, has written into a buffer of size bytes.
+ * For signal handlers and the watchdog, which must not wait for stderr's lock. */
 static inline void conc__write_stderr(const char *text, int n, size_t size)
 {
     size_t length = 0;
@@ -3490,7 +3531,8 @@ typedef struct conc__backend {
     bool (*confirm)(conc_loop *l, const conc__fd *f);
     /* removes f before conc closes it, because other processes may have the file open, too */
     void (*remove)(conc_loop *l, const conc__fd *f);
-    /* waits for events, at most ns; 0: only polls; CONC__NEVER: no limit. Returns 0 or an error */
+    /* waits for events for at most ns nanoseconds; 0: only polls; CONC__NEVER: no limit. Returns 0
+     * or an error */
     int (*wait)(conc_loop *l, int64_t ns);
 } conc__backend;
 
@@ -3561,13 +3603,13 @@ CONC__PRIVATE int conc__select(struct pollfd *polls, size_t n, int64_t ns)
     return count;
 }
 
-/* Calls poll(2) with a limit in nanoseconds, or an equivalent. */
+/* Calls poll(2), or an equivalent, with a timeout in nanoseconds. */
 CONC__PRIVATE int conc__poll_call(struct pollfd *polls, size_t n, int64_t ns)
 {
     int rc = conc__ppoll(polls, n, ns);
     if (rc < 0 && conc__refused(errno))
         rc = poll(polls, (nfds_t)n, conc__milliseconds(ns));
-    /* EINVAL: there are more descriptors than RLIMIT_NOFILE allows, which may have been lowered */
+    /* EINVAL: there are more descriptors than RLIMIT_NOFILE allows; it may have been lowered */
     bool refused = rc < 0 && (errno == EINVAL || conc__refused(errno));
     if (refused || (rc >= 0 && conc__poll_is_blind(polls, n)))
         rc = conc__select(polls, n, ns);
@@ -3602,7 +3644,7 @@ CONC__PRIVATE int conc__poll_open(conc_loop *l)
     return 0;
 }
 
-/* Closes the poller of any backend. */
+/* Closes the poller, whichever backend it uses. */
 CONC__PRIVATE void conc__poller_close(conc_loop *l)
 {
     if (l->poller.fd >= 0)
@@ -3612,9 +3654,9 @@ CONC__PRIVATE void conc__poller_close(conc_loop *l)
 }
 
 /* Returns a number that identifies an open file; 0: not open. Each socket and pipe has its own
- * inode, but all eventfds share one, as do all timerfds and the like. Their number depends only on
- * the kind, so replacing one eventfd with another goes unnoticed. If a sandbox refuses fstat, all
- * files have the same number. */
+ * inode, but all eventfds share one, as do all timerfds and the like. For these, the number depends
+ * only on the kind, so replacing one eventfd with another goes unnoticed. If a sandbox refuses
+ * fstat, all files have the same number. */
 CONC__PRIVATE uint64_t conc__inode_of(int number)
 {
     struct stat st;
@@ -3734,7 +3776,7 @@ static const conc__backend conc__poll = {"poll",         conc__poll_open,    con
 
 #define CONC__WAKE_KEY UINT64_MAX
 
-/* Makes an epoll instance with only the loop's wake-up descriptor. */
+/* Makes an epoll instance that contains only the loop's wake-up descriptor. */
 CONC__PRIVATE int conc__epoll_make(const conc_loop *l)
 {
     int fd = conc__not_standard(epoll_create1(EPOLL_CLOEXEC));
@@ -3782,8 +3824,8 @@ CONC__COLD bool conc__epoll_give_up(conc_loop *l)
     return true;
 }
 
-/* Makes a descriptor that conc opened report every change, forever. Any other reports one event,
- * because close(2) may close it without conc's knowledge. */
+/* Registers a descriptor that conc opened to report every change until it is closed. Any other
+ * reports one event, because close(2) may close it without conc's knowledge. */
 CONC__PRIVATE int conc__epoll_control(const conc_loop *l, const conc__fd *f, int what, int events)
 {
     struct epoll_event e = {.data.u64 = (uint64_t)f->id << 32 | (uint32_t)f->number};
@@ -3822,8 +3864,8 @@ CONC__PRIVATE bool conc__epoll_arm(conc_loop *l, conc__fd *f, int events)
     return rc == 0;
 }
 
-/* Adds a number that another thread may be closing. The kernel may then answer either way, and both
- * are right, but TSan would report a race. */
+/* Adds a descriptor that another thread may be closing. Either result is then correct, but TSan
+ * would report a race. */
 CONC__PRIVATE int conc__epoll_try_add(const conc_loop *l, int number, struct epoll_event *event)
 {
 #if CONC__TSAN
@@ -3878,9 +3920,9 @@ CONC__PRIVATE int conc__epoll_pause(conc_loop *l, struct epoll_event *events, in
     return epoll_wait(l->poller.fd, events, max, conc__milliseconds(ns));
 }
 
-/* Replaces the epoll instance with a new one. The old one would forever keep a file that was closed
- * here with close(2) but is still open in another process, because only the file's number could
- * remove it. An embedded loop keeps its instance, because the host knows the descriptor. */
+/* Replaces the epoll instance with a new one. The old one would keep a file that this process
+ * closed with close(2) but that another process still has open, because only the file's number
+ * could remove it. An embedded loop keeps its instance, because the host knows the descriptor. */
 CONC__PRIVATE void conc__epoll_renew(conc_loop *l)
 {
     if (l->run.embedded)
@@ -3903,8 +3945,8 @@ CONC__PRIVATE void conc__epoll_renew(conc_loop *l)
     close(old);
 }
 
-/* Handles an event that no task is waiting for. known: the loop still knows the file, which may
- * have been closed; otherwise the file was closed here. */
+/* Handles an event that no task is waiting for. known: the loop still has a record of the file,
+ * which may have been closed; otherwise this process has closed it. */
 CONC__PRIVATE void conc__epoll_unwanted(conc_loop *l, conc__fd *f, bool known)
 {
     enum { CHECK = 64, RENEW = 16 };
@@ -3965,7 +4007,7 @@ static const conc__backend conc__epoll = {"epoll",         conc__epoll_open,    
  * descriptors. So as long as a filter exists, the number refers to the same file.
  *
  *   filters            of                                 what they report
- *   CONC__CHANGES and  a file that conc opened, and one   every change, forever (EV_CLEAR)
+ *   CONC__CHANGES and  a file that conc opened, and one   every change (EV_CLEAR)
  *   both               where a task awaits a hang-up
  *   those that tasks   any other file                     one event for each arming (EV_DISPATCH),
  *   waited for                                            at once if it is ready
@@ -4013,7 +4055,7 @@ CONC__PRIVATE int conc__kqueue_control(const conc_loop *l, const conc__fd *f, in
 }
 
 /* Adds both filters, to report every change. macOS may refuse the write filter for a pipe whose
- * reader is gone; the read filter reports that. */
+ * reader is gone; the read filter reports this. */
 CONC__PRIVATE int conc__kqueue_add_changes(const conc_loop *l, conc__fd *f)
 {
     enum { BOTH = CONC_READABLE | CONC_WRITABLE, FLAGS = EV_ADD | EV_ENABLE | EV_CLEAR };
@@ -4034,7 +4076,7 @@ CONC__COLD int conc__kqueue_set_apart(conc_loop *l, conc__fd *f)
     return rc;
 }
 
-/* Refuses a regular file: kqueue reports nothing at its end, although it is always ready. */
+/* Refuses a regular file: kqueue reports nothing at its end, even though it is always ready. */
 CONC__PRIVATE int conc__kqueue_add(conc_loop *l, conc__fd *f, int events)
 {
     struct stat st;
@@ -4066,7 +4108,7 @@ CONC__PRIVATE bool conc__kqueue_confirm(conc_loop *l, const conc__fd *f)
     return conc__kqueue_control(l, f, event, 0) == 0;
 }
 
-/* Adds filters to f. Its existing ones show whether the number has referred to the same file all
+/* Adds filters to f. The existing filters show whether the number has referred to the same file all
  * along. If kqueue refuses the descriptor, such as a pipe whose reader is gone, select(2) reports
  * it as ready. */
 CONC__PRIVATE bool conc__kqueue_add_more(conc_loop *l, conc__fd *f, int events)
@@ -4106,15 +4148,15 @@ CONC__PRIVATE bool conc__kqueue_arm(conc_loop *l, conc__fd *f, int events)
     return !lacks || conc__kqueue_add_more(l, f, lacks);
 }
 
-/* Nothing to do: the kernel removes the filters when conc closes the number. */
+/* Nothing to do: the kernel removes the filters when conc closes the descriptor. */
 CONC__PRIVATE void conc__kqueue_remove(conc_loop *l, const conc__fd *f)
 {
     (void)l;
     (void)f;
 }
 
-/* Waits at most *ns for the queue and for the descriptors outside it, and handles the latter's
- * events. After a wait, sets *ns to 0, so that the caller only polls the queue. */
+/* Waits at most *ns nanoseconds for events of the queue and of the descriptors outside it, and
+ * handles the latter. After a wait, sets *ns to 0, so that the caller only polls the queue. */
 CONC__COLD int conc__kqueue_wait_apart(conc_loop *l, int64_t *ns)
 {
     enum { NAP = 10000000 };
@@ -4143,7 +4185,8 @@ CONC__COLD int conc__kqueue_wait_apart(conc_loop *l, int64_t *ns)
     return 0;
 }
 
-/* macOS refuses a limit of several years, and sometimes fails with ETIMEDOUT when one expires. */
+/* macOS refuses a limit of several years, and sometimes fails with ETIMEDOUT when a limit
+ * expires. */
 CONC__PRIVATE int conc__kqueue_pause(const conc_loop *l, struct kevent *events, int max, int64_t ns)
 {
     const int64_t longest = (int64_t)86400 * 1000000000;
@@ -4167,7 +4210,7 @@ CONC__PRIVATE bool conc__kqueue_is_special(const struct kevent *e)
 #endif
 }
 
-/* Returns an event's file; NULL: the loop's wake-up descriptor, or a file that the loop has
+/* Returns an event's file; NULL for the loop's wake-up descriptor, or a file that the loop has
  * forgotten. */
 CONC__PRIVATE conc__fd *conc__kqueue_file(const conc_loop *l, const struct kevent *e)
 {
@@ -4274,8 +4317,8 @@ CONC__PRIVATE void conc__stack_cache_lay_out(conc__stack_cache *c, bool debug)
         c->per_slab = 1;
 }
 
-/* Returns the stack cache for this size, creating it if needed. NULL: invalid size, or out of
- * memory. */
+/* Returns the stack cache for this size, creating it if needed; NULL if the size is invalid or
+ * memory runs out. */
 CONC__PRIVATE conc__stack_cache *conc__stack_cache_for(conc_loop *l, size_t size)
 {
     for (conc__stack_cache *c = l->stacks.caches; c; c = c->next)
@@ -4335,7 +4378,7 @@ CONC__PRIVATE void conc__slab_guard(conc__slab *slab)
         n = c->per_slab - slab->guarded;
     char *first = slab->base + (size_t)slab->guarded * c->stride;
     if (!conc__guard(first, c->guard, c->stride, n) && !atomic_exchange(&reported, 1))
-        fprintf(stderr, "conc: the system is out of guard regions: new stacks go without one\n");
+        fprintf(stderr, "conc: the system is out of guard regions; new stacks will have none\n");
     slab->guarded += n;
 }
 
@@ -4401,7 +4444,7 @@ CONC__COLD conc__stack *conc__stack_carve(conc__stack_cache *c)
  * stored. It is the same for every user, so what Valgrind knows about the stack stays valid. */
 CONC__TINY char *conc__stack_top(conc__stack *s) { return (char *)s - CONC__CORE; }
 
-/* Returns an unused stack; NULL: out of memory. */
+/* Returns an unused stack; NULL if memory runs out. */
 static inline conc__stack *conc__stack_acquire(conc__stack_cache *c)
 {
     conc__stack *s = c->free;
@@ -4448,7 +4491,7 @@ CONC__PRIVATE void conc__stack_drop(conc__stack *s)
     if (conc__slab_resident(slab) || slab == c->slabs)
         return;
     conc__hole_close(c, slab);
-    slab->prev->next = slab->next; /* it is not the first one, so prev is not NULL */
+    slab->prev->next = slab->next; /* the slab is not the first one, so prev is not NULL */
     if (slab->next)
         slab->next->prev = slab->prev;
     c->slab_count--;
@@ -4457,7 +4500,7 @@ CONC__PRIVATE void conc__stack_drop(conc__stack *s)
 
 enum {
     CONC__KEPT = 16,  /* free stacks that are never dropped */
-    CONC__DROPS = 256 /* the most stacks that one trim drops */
+    CONC__DROPS = 256 /* maximum number of stacks that one trim drops */
 };
 
 /* Drops stacks left over from a burst of tasks. Stacks are reused newest first, so a stack deeper
@@ -4486,14 +4529,15 @@ CONC__PRIVATE void conc__stack_cache_trim(conc__stack_cache *c)
     c->trimmed = !goes_on && kept <= CONC__KEPT;
 }
 
-/* Is there anything to trim? Not if no stack was used since a trim that found nothing. */
+/* Returns whether there is anything to trim: not if no stack has been used since a trim that found
+ * nothing. */
 CONC__PRIVATE bool conc__stack_cache_grew(const conc__stack_cache *c)
 {
     bool unchanged = c->trimmed && c->free == c->old;
     return c->cold || (c->resident > CONC__KEPT && c->free && !unchanged);
 }
 
-/* Trims all caches. True: more stacks must be dropped soon. */
+/* Trims all caches. Returns whether more stacks must be dropped soon. */
 CONC__PRIVATE bool conc__stacks_trim(conc_loop *l)
 {
     bool soon = false;
@@ -4533,7 +4577,8 @@ CONC__PRIVATE void conc__stacks_close(conc_loop *l)
  * over all 64 bits of a nanosecond clock, with one level for each digit of six bits. The level of a
  * timer is the highest digit in which its time and the elapsed time differ, and its slot is the
  * value of that digit. So the lowest occupied level expires first, a timer moves down at most ten
- * times, and timers with the same time are always in the same slot, in the order of arming. */
+ * times, and timers with the same time are always in the same slot, in the order in which they were
+ * armed. */
 
 CONC__TINY bool conc__armed(const conc__timer *t) { return t->next != NULL; }
 
@@ -4600,7 +4645,8 @@ static inline void conc__disarm(conc_loop *l, conc__timer *t)
     l->clock.wheel.disarmed++;
 }
 
-/* Finds the first occupied slot: its start time, level and number. False: no timer is armed. */
+/* Finds the first occupied slot: its start time, level and number. Returns false if no timer is
+ * armed. */
 CONC__FAST bool conc__wheel_first(const conc__wheel *w, uint64_t *start, int *level, int *slot)
 {
     int i = 0;
@@ -4609,7 +4655,8 @@ CONC__FAST bool conc__wheel_first(const conc__wheel *w, uint64_t *start, int *le
     if (i == CONC__LEVELS)
         return false;
     *level = i;
-    /* the slots before the elapsed time's own digit are empty, so the lowest bit is the first */
+    /* the slots before the elapsed time's own digit are empty, so the lowest set bit marks the
+     * first occupied slot */
     *slot = __builtin_ctzll(w->occupied[i]);
     int shift = i * 6;
     *start = (uint64_t)*slot << shift;
@@ -4655,8 +4702,8 @@ CONC__PRIVATE void conc__wheel_advance(conc_loop *l, int64_t now)
         w->elapsed = (uint64_t)now;
 }
 
-/* Returns the time of the first timer, or an earlier time if many timers share its slot.
- * CONC__NEVER: no timer is armed. */
+/* Returns the time of the first timer, or an earlier time if many timers share its slot;
+ * CONC__NEVER if no timer is armed. */
 CONC__PRIVATE int64_t conc__wheel_next(const conc__wheel *w)
 {
     uint64_t start;
@@ -4715,7 +4762,7 @@ CONC__PRIVATE void conc__end_batch(conc_loop *l)
 }
 
 /* Called when the running task has read the clock. If the last pass was too long ago, ends the
- * batch and the budget. */
+ * batch and uses up the budget. */
 static inline void conc__time_passed(conc_loop *l, int64_t now)
 {
     if (CONC__UNLIKELY(now - l->scheduler.last_pass > CONC__BATCH_NS)) {
@@ -4736,8 +4783,8 @@ CONC__PRIVATE void conc__yield_to_ready(conc_loop *l)
 CONC__COLD void conc__report_stubborn(conc_loop *l);
 
 /* Refuses a cancelled task's checkpoint: returns -ECANCELED after the other ready tasks have run. A
- * task that has ignored many cancels is a spinner: it continues only occasionally, or if no other
- * task is ready, and does not stop the virtual clock. */
+ * task that has ignored many cancellations is a spinner: it runs only occasionally, or if no other
+ * task is ready, and does not hold back the virtual clock. */
 CONC__COLD int conc__refuse(conc_loop *l)
 {
     conc_task *self = l->self;
@@ -4759,7 +4806,7 @@ CONC__COLD int conc__refuse(conc_loop *l)
     return -ECANCELED;
 }
 
-/* Returns the calling task's loop. NULL: the caller is not a task. */
+/* Returns the calling task's loop; NULL if the caller is not a task. */
 static inline conc_loop *conc__of_task(void)
 {
     conc_loop *l = conc__here;
@@ -4841,7 +4888,8 @@ CONC__SWITCHES int conc__yield(void)
 CONC_API int conc_yield(void) { return conc__yield(); }
 #define conc_yield() conc__yield()
 
-/* Runs fn on the thread's own stack, where the scheduler already is. No task runs meanwhile. */
+/* Runs fn on the thread's own stack, which is also the scheduler's. No task runs until fn
+ * returns. */
 CONC__PRIVATE void conc__on_loop(conc_loop *l, void (*fn)(conc_loop *l, void *arg), void *arg)
 {
     conc_task *self = l->self;
@@ -4878,11 +4926,12 @@ CONC__PRIVATE void conc__report_misuse(conc_loop *l, void *arg)
         fprintf(stderr, "conc: %s: %s: %s\n", who, m->call, m->why);
 }
 
-/* Reports a task that ignores its cancel, even without debug mode, because it may spin forever. */
+/* Reports a task that ignores its cancellation, even without debug mode, because it may spin
+ * forever. */
 CONC__COLD void conc__report_stubborn(conc_loop *l)
 {
     conc__misuse m = {l->self, "it was cancelled",
-                      "1000 calls in a row returned -ECANCELED, and it goes on", NULL};
+                      "1000 calls in a row returned -ECANCELED, but it continues", NULL};
     conc__on_loop(l, conc__report_misuse, &m);
 }
 
@@ -4901,8 +4950,8 @@ CONC__PRIVATE void conc__public_name(char name[CONC__NAME], const char *call)
 }
 
 /* Refuses an invalid call: sets an error text that names the call, and returns rc. Debug mode also
- * reports the call, with the location `place` unless that is NULL. On a thread without a run, this
- * applies if any run of the process is in debug mode. */
+ * reports the call, with the location `place` unless that is NULL. On a thread without a run, it
+ * does so if any run of the process is in debug mode. */
 CONC__COLD int conc__misused(int rc, const char *call, const char *why, const char *place)
 {
     conc_loop *l = conc__here;
@@ -4922,7 +4971,7 @@ CONC__COLD int conc__misused(int rc, const char *call, const char *why, const ch
     return conc_fail(rc, "%s: %s", name, why);
 }
 
-/* Runs a task, and those that it switches to, until one of them switches to the scheduler. Also
+/* Runs a task, and the tasks that it switches to, until one of them switches to the scheduler. Also
  * serves their calls to conc__on_loop. */
 CONC__PRIVATE void conc__resume(conc_loop *l, conc_task *t)
 {
@@ -4941,7 +4990,7 @@ CONC__PRIVATE void conc__resume(conc_loop *l, conc_task *t)
 }
 
 /* Removes a task from the ready queue and returns it: the first or, if the run has a seed, a random
- * one of the first CONC__CHOICE. NULL: no task is ready. */
+ * one of the first CONC__CHOICE. Returns NULL if no task is ready. */
 CONC__PRIVATE conc_task *conc__pick(conc_loop *l)
 {
     conc_task **at = &l->ready.first;
@@ -4966,15 +5015,15 @@ CONC__PRIVATE void conc__advance(conc_loop *l, int64_t now)
     conc__wheel_advance(l, now);
 }
 
-/* Is a task waiting for a descriptor, a signal, or another thread or process? Then waiting forever
- * is not a deadlock. */
+/* Returns whether a task is waiting for a descriptor, a signal, or another thread or process, so
+ * that waiting forever is not a deadlock. */
 CONC__PRIVATE bool conc__awaits_outside(const conc_loop *l)
 {
     return l->fds.watched || l->signals.waits || l->outside.awaited;
 }
 
-/* Does the loop's wake-up descriptor still refer to the loop's own file? The program may have
- * closed it and opened another file with the same number. */
+/* Returns whether the loop's wake-up descriptor still refers to the loop's own file. The program
+ * may have closed the descriptor and opened another file with the same number. */
 CONC__PRIVATE bool conc__wake_is_ours(const conc_loop *l)
 {
     char kind[32] = "";
@@ -5004,7 +5053,7 @@ CONC__COLD void conc__poller_failed(conc_loop *l, int rc)
     conc__doom(l, rc);
 }
 
-/* Waits at most ns for events, and handles them; 0: only polls. */
+/* Waits for events for at most ns nanoseconds, and handles them; 0: only polls. */
 CONC__PRIVATE void conc__poll_wait_for(conc_loop *l, int64_t ns)
 {
     enum { NAP = 1000000 };
@@ -5026,15 +5075,16 @@ CONC__PRIVATE void conc__poll_now(conc_loop *l)
     conc__poll_wait_for(l, 0);
 }
 
-/* Are there jobs for which the virtual clock stands still? A job posts its result before it leaves
- * this count, so a caller that finds no such job, and then no post, may advance the clock. */
+/* Returns whether there are jobs for which the virtual clock stands still. A job posts its result
+ * before it leaves this count, so a caller that finds no such job, and then no post, may advance
+ * the clock. */
 CONC__TINY bool conc__at_work(conc_loop *l)
 {
     return atomic_load_explicit(&l->outside.at_work, memory_order_acquire) > 0;
 }
 
 /* Spins briefly before the loop sleeps: being woken costs 50 us, and the other thread may finish
- * sooner. True: an event occurred. */
+ * sooner. Returns whether an event occurred. */
 CONC__PRIVATE bool conc__spin(conc_loop *l, int64_t ns, bool for_work)
 {
     int64_t start = conc__clock(), most = ns < CONC__PATIENCE ? ns : CONC__PATIENCE;
@@ -5052,15 +5102,16 @@ CONC__PRIVATE bool conc__spin(conc_loop *l, int64_t ns, bool for_work)
     } while (!found && conc__clock() - start < most);
     for (conc__idle_hook *o = l->outside.idle_hooks; o; o = o->next)
         o->enable(o, false);
+    /* events that occurred while a hook was enabled have not woken the loop */
     for (conc__idle_hook *o = l->outside.idle_hooks; o; o = o->next)
-        found |= o->poll(o); /* events while it was enabled have not woken the loop */
+        found |= o->poll(o);
     if (found)
         l->outside.misses = 0;
     return found;
 }
 
-/* May the loop sleep for ns? Not if work has already arrived, or if nothing could wake it. The
- * caller holds the mutex. */
+/* Returns whether the loop may sleep for ns: not if work has already arrived, or if nothing could
+ * wake it. The caller holds the mutex. */
 CONC__PRIVATE bool conc__may_sleep(conc_loop *l, int64_t ns, bool for_work)
 {
     if (l->shared.posted || ns == 0)
@@ -5076,8 +5127,8 @@ CONC__TINY void conc__was_idle(conc_loop *l, int64_t from, int64_t to)
     CONC__HOOK(l, idled(l, from, to));
 }
 
-/* Waits for events and posts, at most ns, and handles the events. for_work: also returns when the
- * last job for which the virtual clock stands still is done.
+/* Waits for events and posts for at most ns nanoseconds, and handles the events. for_work: also
+ * returns when the last job for which the virtual clock stands still is done.
  *
  * No post is missed: `posted` and `asleep` change under the mutex. conc__may_sleep sees an earlier
  * post; a later one finds `asleep` set and writes to the wake-up descriptor, which stays readable
@@ -5135,8 +5186,8 @@ enum { CONC__VERIFY_EVERY = 250000000 };
 
 /* If close(2) closes a descriptor that conc did not open, the poller does not notify the waiting
  * tasks. So the loop checks these descriptors, a few at a time: once when it becomes quiet, and
- * repeatedly if another thread, or an embedded loop's host, may close them. True: some must be
- * checked now. */
+ * repeatedly if another thread, or an embedded loop's host, may close them. Returns whether some
+ * must be checked now. */
 CONC__PRIVATE bool conc__verify_due(conc_loop *l)
 {
     if (!l->fds.verify_count)
@@ -5203,8 +5254,8 @@ CONC__PRIVATE void conc__poll_sometimes(conc_loop *l)
     }
 }
 
-/* Have functions been posted? Returns false once after CONC__FLOOD consecutive passes that ran
- * nothing else, so that timers and descriptors are served too. */
+/* Returns whether functions have been posted, but false once after CONC__FLOOD consecutive passes
+ * that ran nothing else, so that timers and descriptors are served too. */
 CONC__PRIVATE bool conc__has_posts(conc_loop *l)
 {
     bool posted = atomic_load_explicit(&l->shared.posted, memory_order_relaxed) != NULL;
@@ -5220,7 +5271,7 @@ CONC__PRIVATE bool conc__has_posts(conc_loop *l)
 
 /* A child program takes real time, which does not pass on the virtual clock. So while a task is
  * waiting for a running child to end, or on one of its pipes, the virtual clock jumps over d
- * seconds only after d real seconds. This count restarts when the clock has moved, a timer was
+ * seconds only after d real seconds. This period starts again when the clock has moved, a timer was
  * armed or a program was started, because a time limit on one program does not apply to the next.
  * Returns how much longer the clock must stand still. */
 CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
@@ -5270,7 +5321,7 @@ CONC__PRIVATE void conc__jump_clock(conc_loop *l, int64_t next)
     bool flooded = atomic_load_explicit(&l->shared.posted, memory_order_relaxed) != NULL;
     conc__verify_until(l, next);
     if (l->clock.retried && l->run.embedded)
-        return; /* the host waits that long before the next step */
+        return; /* the host lets some real time pass before the next step */
     if (l->clock.retried && !l->ready.first) {
         l->clock.retried = false;
         conc__poll_events(l, CONC__MOMENT, false);
@@ -5310,7 +5361,7 @@ CONC__PRIVATE void conc__sleep_or_deadlock(conc_loop *l, int64_t next, int64_t l
     l->interrupt.awaited = false;
 }
 
-/* Virtual clock: returns the real time until the end of the shield in which a job began this
+/* Virtual clock: returns the real time left until the end of the shield in which a job began this
  * run. */
 CONC__COLD int64_t conc__until_job_limit(conc_loop *l)
 {
@@ -5322,8 +5373,8 @@ CONC__COLD int64_t conc__until_job_limit(conc_loop *l)
     return l->job.limit - now;
 }
 
-/* Called when no task is ready: waits for the clock, events or posts. False: it has woken a task
- * from conc_settle, which must continue before anything else can make a task ready. */
+/* Called when no task is ready: waits for the clock, events or posts. Returns false if it has woken
+ * a task from conc_settle; that task must continue before anything else can make a task ready. */
 CONC__PRIVATE bool conc__idle(conc_loop *l)
 {
     int64_t next = conc__wheel_next(&l->clock.wheel);
@@ -5417,7 +5468,8 @@ CONC__PRIVATE void conc__tick(conc_loop *l)
     l->scheduler.last_pass = l->clock.now;
 }
 
-/* Makes a pass of the scheduler, then runs a batch of ready tasks. False: none was ready. */
+/* Makes a pass of the scheduler, then runs a batch of ready tasks. Returns false if none was
+ * ready. */
 CONC__PRIVATE bool conc__run_pass(conc_loop *l)
 {
     conc__tick(l);
@@ -5453,15 +5505,15 @@ CONC__PRIVATE void conc__schedule(conc_loop *l)
 
 /* ---- >>waits -------------------------------------------------------------------------------- */
 
-/* In a forked child: is this the serial number of a task of the parent process? Also true for 0:
- * the first run has number 1, so no task has this serial number. */
+/* In a forked child, returns whether this is the serial number of a task of the parent process.
+ * Also returns true for 0, which is no task's serial number, because the first run has number 1. */
 CONC__FAST bool conc__is_inherited(uint64_t serial)
 {
     return CONC__UNLIKELY(serial >> 40 <= conc__inherited_runs);
 }
 
-/* Is this the number of a run in progress on another thread, whose objects this thread must not
- * touch? No run has the number 0. */
+/* Returns whether this is the number of a run in progress on another thread, whose objects this
+ * thread must not touch. No run has the number 0. */
 CONC__PRIVATE bool conc__run_is_elsewhere(const conc_loop *l, uint64_t run)
 {
     if (!run || (l && l->run.number == run))
@@ -5474,7 +5526,7 @@ CONC__PRIVATE bool conc__run_is_elsewhere(const conc_loop *l, uint64_t run)
     return other != NULL;
 }
 
-/* Is this arbitrary pointer the loop of a run in progress? */
+/* Returns whether this arbitrary pointer is the loop of a run in progress. */
 CONC__PRIVATE bool conc__is_live(const conc_loop *l)
 {
     pthread_mutex_lock(&conc__live_runs.mutex);
@@ -5488,33 +5540,20 @@ CONC__PRIVATE bool conc__is_live(const conc_loop *l)
 CONC__PRIVATE void conc__append(conc__waits *list, conc__wait *w)
 {
     w->list = list;
-    w->next = NULL;
-    w->prev = list->last;
-    if (list->last)
-        list->last->next = w;
-    else
-        list->first = w;
-    list->last = w;
+    CONC__QUEUE_APPEND(list->first, list->last, w, next, prev);
 }
 
 CONC__PRIVATE void conc__unlink(conc__wait *w)
 {
     if (!w->list)
         return;
-    if (w->prev)
-        w->prev->next = w->next;
-    else
-        w->list->first = w->next;
-    if (w->next)
-        w->next->prev = w->prev;
-    else
-        w->list->last = w->prev;
+    CONC__QUEUE_REMOVE(w->list->first, w->list->last, w, next, prev);
     w->list = NULL;
 }
 
-/* Does this subtree have an object inside an address range? All its objects are on the inner side
- * of the range's other end, so only `end` matters. inner: 1 if the range is above `end`, 0 if
- * below. bit: the address bit that selects a child of h. */
+/* Returns whether this subtree has an object inside an address range. All its objects are on the
+ * inner side of the range's other end, so only `end` matters. inner: 1 if the range is above `end`,
+ * 0 if below. bit: the address bit that selects a child of h. */
 CONC__PRIVATE bool conc__holds_inside(const conc__holding *h, uintptr_t bit, uintptr_t end,
                                       int inner)
 {
@@ -5531,7 +5570,7 @@ CONC__PRIVATE bool conc__holds_inside(const conc__holding *h, uintptr_t bit, uin
     return false;
 }
 
-/* Does a tree have an object at an address from `first` to `last`? */
+/* Returns whether a tree has an object at an address from `first` to `last`. */
 CONC__PRIVATE bool conc__holds_between(const conc__holding *h, uintptr_t first, uintptr_t last)
 {
     uintptr_t bit = CONC__HIGHEST_BIT;
@@ -5547,7 +5586,8 @@ CONC__PRIVATE bool conc__holds_between(const conc__holding *h, uintptr_t first, 
     return false;
 }
 
-/* Finds the newest record of an object on the running task's stack below an address. NULL: none. */
+/* Finds the newest record of an object on the running task's stack below an address; NULL if there
+ * is none. */
 CONC__PRIVATE const conc__holding *conc__find_below(const conc__holding *tree, const conc_task *t,
                                                     const void *below)
 {
@@ -5571,8 +5611,8 @@ CONC__COLD void conc__check_lent(conc_loop *l, const conc_task *t, const void *b
     CONC__HOOK(l, check_handles(l, t, below, how));
 }
 
-/* Is the task's innermost scope below the frame of a call into conc, on the same stack? Then the
- * function that opened it has returned. */
+/* Returns whether the task's innermost scope is below the frame of a call into conc, on the same
+ * stack, which means that the function that opened the scope has returned. */
 static inline bool conc__scope_is_lost(const conc_task *t, const void *frame)
 {
     uintptr_t low = (uintptr_t)t->stack->low;
@@ -5627,7 +5667,7 @@ CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result)
     conc__wait_over(l, w->task);
 }
 
-/* The .cancel of a wait that a cancel ends without further work. */
+/* The .cancel of a wait that needs no further work when it is cancelled. */
 CONC__PRIVATE bool conc__cancel_plainly(conc__wait *w)
 {
     (void)w;
@@ -5667,7 +5707,8 @@ CONC__PRIVATE void conc__sleep_details(FILE *out, const conc__wait *w)
 static const conc__wait_kind conc__sleeping = {
     .what = "sleeps", .details = CONC__DETAILS(conc__sleep_details), .cancel = conc__sleep_cancel};
 static const conc__wait_kind conc__settling = {
-    .what = "waits until all others are waiting (conc_settle)", .cancel = conc__cancel_plainly};
+    .what = "waits until all other tasks are waiting (conc_settle)",
+    .cancel = conc__cancel_plainly};
 
 /* Sleeps until this time on the loop's clock; CONC__NEVER: forever. */
 CONC__FAST int conc__sleep_to(conc_loop *l, int64_t at)
@@ -5784,7 +5825,7 @@ CONC_API CONC__CALLED int conc_settle(void)
 
 /* ---- >>scopes ------------------------------------------------------------------------------- */
 
-/* The state of cancels. Only the loop's thread reads and changes it.
+/* The state of cancellation. Only the loop's thread reads and changes it.
  *
  *   field          of     means                                        changed by
  *   cancel_called  scope  this scope was cancelled, or its deadline    conc__cancel_scope, once
@@ -5813,7 +5854,7 @@ CONC_API CONC__CALLED int conc_settle(void)
 
 enum { CONC__FRESH, CONC__OPEN, CONC__CLOSED };
 
-/* Did a task of the parent process open this scope? */
+/* Returns whether a task of the parent process opened this scope. */
 CONC__FAST bool conc__scope_is_inherited(const conc_scope *s)
 {
     return CONC__UNLIKELY(conc__inherited_runs) && s->state == CONC__OPEN && s->task &&
@@ -5825,7 +5866,7 @@ CONC__TINY conc_group *conc__group_of(conc_scope *s)
     return (conc_group *)(void *)((char *)s - offsetof(conc_group, scope));
 }
 
-/* Does a cancel apply outside the task's outermost scope? */
+/* Returns whether a cancel applies outside the task's outermost scope. */
 CONC__PRIVATE bool conc__cancelled_outside(const conc_loop *l, const conc_task *t)
 {
     return t->asked || (t->group && t->group->scope.effective) || l->cancels.doomed;
@@ -5865,8 +5906,8 @@ CONC__PRIVATE void conc__set_pending(conc_loop *l, conc_task *t, bool pending)
         conc__wake(l, w, -ECANCELED);
 }
 
-/* Updates scope s of task t and all scopes inside it, then the task. `around`: does a cancel apply
- * around s, or around the task if s is NULL? */
+/* Updates scope s of task t and all scopes inside it, then the task. around: whether a cancel
+ * applies around s, or around the task if s is NULL. */
 CONC__PRIVATE void conc__spread(conc_loop *l, conc_task *t, conc_scope *s, bool around)
 {
     for (; s; s = s->inner) {
@@ -5949,9 +5990,9 @@ static inline void conc__set_limit(conc_loop *l, conc_scope *s, double seconds)
         conc__scope_expired(&s->timer);
 }
 
-/* Opens a scope inside the running task's innermost one. Aborts if that was overwritten: a variable
- * declared with an initializer in a loop is reinitialized in each iteration, even if it holds an
- * open scope. */
+/* Opens a scope inside the running task's innermost one. Aborts if the innermost one was
+ * overwritten: a variable declared with an initializer in a loop is reinitialized in each
+ * iteration, even if it holds an open scope. */
 static inline void conc__scope_open(conc_loop *l, conc_scope *s, const char *place)
 {
     conc_task *self = l->self;
@@ -6017,7 +6058,7 @@ CONC_API CONC__CALLED int conc__scope_begin(const char *place, conc_scope *s, do
     return 0;
 }
 
-/* May the running task end the scope? Returns 0 if so, else an error. */
+/* Returns 0 if the running task may end the scope, else an error. */
 CONC__COLD int conc__scope_may_end(conc_loop *l, const conc_scope *s)
 {
     static const char call[] = "conc_scope_end";
@@ -6064,7 +6105,8 @@ CONC_API CONC__CALLED int conc_scope_end(conc_scope *s, int rc)
     return rc;
 }
 
-/* Returns the loop of a scope. NULL: the scope is not open, or this thread must not change it. */
+/* Returns the loop of a scope; NULL if the scope is not open, or if this thread must not change
+ * it. */
 CONC__PRIVATE conc_loop *conc__loop_of(const conc_scope *s, const char *call)
 {
     conc_loop *l = conc__here;
@@ -6201,8 +6243,8 @@ CONC_API bool conc_cancelled(void)
 
 static pthread_mutex_t conc__places = PTHREAD_MUTEX_INITIALIZER; /* guards writes of conc__at */
 
-/* For compilers without __FILE_NAME__: writes a text and a location, without its directories, into
- * the caller's buffer. The first byte, set last, marks it as complete. */
+/* For compilers without __FILE_NAME__: writes a string and a location, without its directories,
+ * into the caller's buffer. The buffer's first byte, set last, marks the rest as complete. */
 CONC_API const char *conc__at(char *room, const char *text, const char *place)
 {
     if (__atomic_load_n(room, __ATOMIC_ACQUIRE))
@@ -6241,8 +6283,8 @@ CONC__TINY conc__source conc__kept_source(const char *name, const char *spawned)
     return (conc__source){*name ? name : spawned, spawned};
 }
 
-/* Returns the buffer for a task's latest error text, followed by the name of the task where it
- * originated. NULL: out of memory. */
+/* Returns the buffer for a task's latest error text, followed by the name of the task where the
+ * error originated; NULL if memory runs out. */
 CONC__PRIVATE char *conc__text_buffer(conc_task *t)
 {
     if (!t->text) {
@@ -6257,8 +6299,8 @@ CONC__PRIVATE char *conc__text_buffer(conc_task *t)
     return t->text;
 }
 
-/* Makes rc the task's latest error. text: the error's own; NULL or "": none. by: the task where it
- * originated; {NULL, NULL}: this one. */
+/* Makes rc the task's latest error. text: the error's own; NULL or "": none. by: the task where the
+ * error originated; {NULL, NULL}: t itself. */
 CONC__PRIVATE void conc__set_error(conc_task *t, int rc, const char *text, conc__source by)
 {
     bool in_words = text && *text;
@@ -6306,7 +6348,7 @@ CONC__PRIVATE const char *conc__text_or(const char *words, int rc)
     return *words ? words : conc_strerror(rc);
 }
 
-/* Does conc_fail's work outside tasks: in a job, on a plain thread, in a posted function, or
+/* Does conc_fail's work outside any task: in a job, on a plain thread, in a posted function, or
  * between the steps of an embedded run. */
 CONC__PRIVATE void conc__fail_outside(int rc, const char *text)
 {
@@ -6348,7 +6390,7 @@ CONC__COLD int conc__own_error(int rc)
     return rc;
 }
 
-/* Returns rc, the result of a call. An error becomes the task's latest; a cancel does not. */
+/* Returns rc, the result of a call. An error other than -ECANCELED becomes the task's latest. */
 CONC__FAST int conc__wait_result(int rc)
 {
     bool failed = rc < 0 && rc != -ECANCELED;
@@ -6358,7 +6400,8 @@ CONC__FAST int conc__wait_result(int rc)
 }
 
 /* Returns rc, the result of a user's function. If it is an error other than the task's latest, it
- * becomes the latest. A cancel does not: the text of the error that caused it says more. */
+ * becomes the latest. -ECANCELED does not: the text of the error that caused the cancellation says
+ * more. */
 CONC__FAST int conc__pass_error(conc_loop *l, int rc)
 {
     bool is_new = rc < 0 && rc != -ECANCELED && l->self->last_rc != rc;
@@ -6377,7 +6420,8 @@ CONC__FAST int conc__pass_error_since(conc_loop *l, int rc, uint32_t before)
     return conc__pass_error(l, rc);
 }
 
-/* Returns only strerror's constant texts: its next call overwrites any other. */
+/* Returns strerror's text only if it is constant: the next call of strerror would overwrite any
+ * other. */
 CONC__PRIVATE const char *conc__system_text(int rc)
 {
     if (rc <= -4096)
@@ -6462,7 +6506,7 @@ CONC__TINY void conc__call_by(conc_loop *l, conc_task *t, const char *name)
     CONC__HOOK(l, named(l, t));
 }
 
-/* Returns the buffer for the name of a task without a handle. NULL: out of memory. */
+/* Returns the buffer for the name of a task without a handle; NULL if memory runs out. */
 CONC__PRIVATE char *conc__name_buffer(conc_task *t)
 {
     if (t->name_allocated)
@@ -6625,9 +6669,9 @@ static inline void conc__child_add(conc_group *g, conc_task *t)
         g->live_handles++;
 }
 
-/* Is this handle the group's first or last child? A spawn checks its handle with this, to detect
- * most handles that were overwritten while their task was alive, for example by a block that
- * initializes them. */
+/* Is this handle the group's first or last child? A call that spawns with a handle checks this,
+ * which detects most handles that were overwritten while their task was alive, for example by a
+ * block that initializes them. */
 static inline bool conc__is_at_an_end(const conc_group *g, const conc_task *t)
 {
     const conc_task *first = g->children;
@@ -6762,8 +6806,8 @@ CONC__PRIVATE void conc__grant_room(conc_loop *l, conc_group *g)
     }
 }
 
-/* Prepares a group for a spawn by `call`: opens it if unused, and waits if full. 0: the spawn may
- * proceed. */
+/* Prepares a group for a spawn by `call`: opens the group if it is unused, and waits if it is full.
+ * Returns 0 if the spawn may proceed, or an error. */
 CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *call, const char *spawned)
 {
     if (g->scope.state == CONC__FRESH) {
@@ -6809,8 +6853,9 @@ CONC__FAST bool conc__handle_in_use(const conc_task *t)
     return CONC__UNLIKELY(lives || listed);
 }
 
-/* In a forked child: may a handle in use be reused, because its task belongs to the parent process?
- * If so, resets that task's open scopes, which would otherwise seem to belong to the new task. */
+/* Returns whether, in a forked child, a handle in use may be reused because its task belongs to the
+ * parent process. If so, resets that task's open scopes, which would otherwise seem to belong to
+ * the new task. */
 CONC__COLD bool conc__handle_taken_over(const conc_task *t)
 {
     if (!conc__is_inherited(t->serial))
@@ -6967,7 +7012,7 @@ static const conc__wait_kind conc__starting = {.what = "waits for the start of",
                                                .cancel = conc__start_cancel,
                                                .owner = conc__task_waited_for};
 
-/* Is this group the running task's innermost scope, without children and failures? */
+/* Is this group the running task's innermost scope, with no children and no failures? */
 CONC__PRIVATE bool conc__is_untouched(const conc_loop *l, const conc_group *g)
 {
     bool innermost = l->self->scope == &g->scope, empty = !g->live && !g->finished;
@@ -7033,7 +7078,7 @@ CONC__PRIVATE void conc__locals_release(conc__locals *locals)
     }
 }
 
-/* Calls run(arg), which calls the program's function fn, outside all tasks. role: what fn is, for
+/* Calls run(arg), which calls the program's function fn, outside any task. role: what fn is, for
  * reports. */
 CONC__PRIVATE void conc__call_outside(conc_loop *l, const char *role, uintptr_t fn,
                                       void (*run)(void *), void *arg)
@@ -7094,8 +7139,8 @@ typedef struct conc__kept_error {
     char text[CONC__TEXT], name[CONC__NAME];
 } conc__kept_error;
 
-/* Saves the task's latest error before closing something whose own error is discarded: the task may
- * be about to return the saved one. */
+/* Saves the task's latest error, which the task may be about to return, before closing something
+ * whose own error is discarded. */
 CONC__PRIVATE void conc__error_keep(conc__kept_error *kept, const conc_task *t)
 {
     kept->rc = t->last_rc;
@@ -7129,8 +7174,8 @@ CONC__PRIVATE conc__failed **conc__failure_slot(const conc__failures *all, uint6
     return &all->slots[serial & (all->slot_count - 1)];
 }
 
-/* Doubles a full hash table. Serial numbers are consecutive, so they fill the slots evenly. If out
- * of memory, the table is unchanged. False: there is no table. */
+/* Doubles a full hash table. Serial numbers are consecutive, so they fill the slots evenly. If
+ * memory runs out, leaves the table unchanged. Returns false if there is no table at all. */
 CONC__PRIVATE bool conc__failures_grow(conc__failures *all)
 {
     enum { LEAST = 64 };
@@ -7165,19 +7210,12 @@ CONC__PRIVATE void conc__failure_add(conc_loop *l, const conc_task *t)
         return;
     }
     conc__failed **slot = conc__failure_slot(all, t->serial);
-    *f = (conc__failed){.prev = all->last,
-                        .same_slot = *slot,
-                        .serial = t->serial,
-                        .spawned = t->spawned,
-                        .rc = t->result};
+    *f = (conc__failed){
+        .same_slot = *slot, .serial = t->serial, .spawned = t->spawned, .rc = t->result};
     conc__keep_name(f->name, conc__source_of(t));
     conc__copy(f->text, sizeof f->text, conc__error_text(t, t->result));
     *slot = f;
-    if (all->last)
-        all->last->next = f;
-    else
-        all->first = f;
-    all->last = f;
+    CONC__QUEUE_APPEND(all->first, all->last, f, next, prev);
     all->count++;
 }
 
@@ -7187,14 +7225,7 @@ CONC__PRIVATE void conc__failure_remove(conc__failures *all, conc__failed *f)
     while (*at != f)
         at = &(*at)->same_slot;
     *at = f->same_slot;
-    if (f->prev)
-        f->prev->next = f->next;
-    else
-        all->first = f->next;
-    if (f->next)
-        f->next->prev = f->prev;
-    else
-        all->last = f->prev;
+    CONC__QUEUE_REMOVE(all->first, all->last, f, next, prev);
     all->count--;
     CONC_FREE(f);
 }
@@ -7223,9 +7254,9 @@ CONC__PRIVATE void conc__report_failures(conc_loop *l)
     *all = (conc__failures){0};
 }
 
-/* Counts an error of the group's body or of a child. True: it was the first, and is now the group's
- * error; it cancels the group unless that keeps going. Any other error is reported unless a join, a
- * sink or conc_group_next has collected it or still may. */
+/* Counts an error of the group's body or of a child. True: this was the first error, and is now the
+ * group's; it cancels the group unless keep_going is set. Any other error is reported unless a
+ * join, a sink or conc_group_next has collected it or still can. */
 CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_task *t, int rc)
 {
     if (g->error_count++ == 0 && !g->background) {
@@ -7242,13 +7273,14 @@ CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_ta
         return false;
     if (g->background && t->has_handle)
         conc__failure_add(l, t);
-    else if (!t->has_handle || t->state != CONC__DONE) /* otherwise it may yet be collected */
+    else if (!t->has_handle || t->state != CONC__DONE) /* otherwise it can still be collected */
         conc__report(l, conc__source_of(t), rc, conc__error_text(t, rc));
     return false;
 }
 
-/* Called when g->live has decreased: passes the free slot on, and wakes the tasks that wait for a
- * child if none is left. */
+/* Called when g->live has decreased. Passes the free slot on. If no child with a handle is left,
+ * wakes the tasks in conc_group_next; if no child at all is left, those that are waiting for the
+ * group. */
 CONC__PRIVATE void conc__child_gone(conc_loop *l, conc_group *g)
 {
     conc__grant_room(l, g);
@@ -7275,25 +7307,12 @@ CONC__PRIVATE void conc__list_finished(conc_loop *l, conc_group *g, conc_task *t
     }
     t->in_finished = true;
     t->seal ^= CONC__LISTED_SEAL;
-    t->younger = NULL;
-    t->older = g->last_finished;
-    if (g->last_finished)
-        g->last_finished->younger = t;
-    else
-        g->finished = t;
-    g->last_finished = t;
+    CONC__QUEUE_APPEND(g->finished, g->last_finished, t, younger, older);
 }
 
 CONC__PRIVATE void conc__unlist_finished(conc_group *g, conc_task *t)
 {
-    if (t->older)
-        t->older->younger = t->younger;
-    else
-        g->finished = t->younger;
-    if (t->younger)
-        t->younger->older = t->older;
-    else
-        g->last_finished = t->older;
+    CONC__QUEUE_REMOVE(g->finished, g->last_finished, t, younger, older);
     t->in_finished = false;
     t->seal ^= CONC__LISTED_SEAL;
 }
@@ -7302,7 +7321,7 @@ CONC__FAST void conc__wake_joiners(conc_loop *l, conc_task *t, const conc__hooks
 {
     for (conc__wait *w = t->joiners.first, *next; w; w = next) {
         if (CONC__UNLIKELY(w->kind->won))
-            w->kind->won(w); /* may withdraw waits that come later in this list */
+            w->kind->won(w); /* may withdraw later waits in this list */
         next = w->next;
         w->value = t->result;
         conc__set_error_of(w->task, t);
@@ -7326,8 +7345,8 @@ CONC__PRIVATE void conc__fill_call(conc_call *call, const conc_task *t)
     }
 }
 
-/* Ends a conc_start whose task has ended without conc_started. The error goes to the starter, not
- * to the group. */
+/* Ends a conc_start whose task has ended without calling conc_started. The error goes to the
+ * starter, not to the group. */
 CONC__PRIVATE void conc__start_failed(conc_loop *l, conc__starter *s, conc_task *t)
 {
     int rc = -EINVAL;
@@ -7422,8 +7441,8 @@ CONC__COLD void conc__holding_add(conc__holding **tree, const void *object, cons
     (*tree)->newest = h;
 }
 
-/* Removes a record from its tree. An older record of the same object replaces it, or else a leaf
- * below it. */
+/* Removes a record from its tree. An older record of the same object takes its place or, if there
+ * is none, a leaf below it does. */
 CONC__PRIVATE void conc__holding_remove(conc__holding **at)
 {
     conc__holding *h = *at, *other = h->same;
@@ -7490,8 +7509,8 @@ static inline void conc__task_end(conc_loop *l, conc_task *t, int rc)
     l->counters.most++;
 }
 
-/* Runs a task: the first function on its stack. conc__task_end frees the stack, but nothing reuses
- * it before the jump. */
+/* The first function on a task's stack: runs the task. conc__task_end frees the stack, but nothing
+ * reuses it before the jump. */
 CONC__PRIVATE void conc__task_main(void)
 {
     CONC__BOTTOM();
@@ -7628,7 +7647,7 @@ CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
 }
 
 /* Removes the uncollected tasks from the list `finished`, so that their handles may be reused.
- * Reports their errors, apart from the group's own. */
+ * Reports their errors, except the group's own. */
 CONC__PRIVATE void conc__drop_finished(conc_loop *l, conc_group *g)
 {
     while (g->finished) {
@@ -7656,13 +7675,13 @@ CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc)
     bool was_cut_short = rc == -ECANCELED || g->cut_short;
     if (was_cut_short && outside)
         return -ECANCELED;
-    if (was_cut_short && rc < 0) /* by the group's own cancel */
+    if (was_cut_short && rc < 0) /* the group's own cancel cut it short */
         return 0;
     return rc;
 }
 
-/* May `call`, in the running task, close this group? 0: yes; 1: the group was never opened; or an
- * error. */
+/* Checks whether `call` may close this group from the running task. Returns 0 if so, 1 if the group
+ * was never opened, or an error. */
 CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char *call)
 {
     if (!l)
@@ -7684,10 +7703,10 @@ CONC__PRIVATE int conc__may_close(conc_loop *l, const conc_group *g, const char 
     return 0;
 }
 
-/* Aborts with a report if a handle of the group is below a call's frame, on the same stack: the
- * function that declared it has returned. Compares a handle's address before reading it, because it
- * may be overwritten. Checks only the first few of each list, to bound the cost for large
- * groups. */
+/* Aborts with a report if a handle of the group is below a call's frame on the same stack, because
+ * the function that declared it has returned. Compares a handle's address before reading the
+ * handle, which may have been overwritten. Checks only the first few of each list, to bound the
+ * cost for large groups. */
 CONC__COLD void conc__check_lost_handles(conc_loop *l, const conc_group *g, const void *frame)
 {
     enum { CHECKED = 16 };
@@ -7795,7 +7814,7 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
     return rc;
 }
 
-/* May this be an array of count elements of this size? Elements of size 0 need no memory. */
+/* Can this be an array of count elements of this size? Elements of size 0 need no memory. */
 CONC__PRIVATE bool conc__is_array(const void *elements, size_t count, size_t size)
 {
     if (!count || !size)
@@ -7811,7 +7830,7 @@ typedef struct conc__batch {
     size_t size;
     int *results;
     size_t count;
-    int limit;             /* most concurrent tasks; 0: no limit */
+    int limit;             /* maximum number of concurrent tasks; 0: no limit */
     bool keep_going, seen; /* seen: the caller can read every result, so none is reported */
 } conc__batch;
 
@@ -7828,7 +7847,7 @@ CONC__PRIVATE conc_task *conc__call_spawn(conc_loop *l, conc_group *g, conc_call
     return t;
 }
 
-/* Spawns element i; NULL: out of memory. */
+/* Spawns the task for element i. NULL: out of memory. */
 CONC__PRIVATE conc_task *conc__batch_spawn(conc_loop *l, conc_group *g, const conc__batch *b,
                                            size_t i, const char *spawned)
 {
@@ -7845,8 +7864,8 @@ CONC__PRIVATE conc_task *conc__batch_spawn(conc_loop *l, conc_group *g, const co
     return t;
 }
 
-/* Removes all children of the group, none of which has run. last: the last ready task before the
- * first spawn; NULL: none. */
+/* Removes all children of the group, none of which has run. last: the task at the end of the ready
+ * queue before the first spawn; NULL: none. */
 CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
 {
     if (last)
@@ -7865,8 +7884,8 @@ CONC__PRIVATE void conc__unspawn(conc_loop *l, conc_group *g, conc_task *last)
     }
 }
 
-/* Spawns the elements from `next` on as earlier ones end. Returns 0, or the error that stopped
- * it. */
+/* Spawns tasks for the elements from `next` on, as earlier tasks end. Returns 0, or the error that
+ * stopped it. */
 CONC__PRIVATE int conc__batch_go_on(conc_loop *l, conc_group *g, const conc__batch *b, size_t next,
                                     const char *spawned)
 {
@@ -8045,8 +8064,8 @@ CONC__PRIVATE conc__locals *conc__locals_with(const conc__locals *old, const con
     return top;
 }
 
-/* Returns the root of the running task's locals, or of this thread's job's. NULL: neither
- * exists. */
+/* Returns the root of the running task's locals, or of the locals of this thread's job. NULL:
+ * neither exists. */
 CONC__PRIVATE conc__locals **conc__locals_here(void)
 {
     conc_loop *l = conc__here;
@@ -8101,7 +8120,7 @@ CONC_API void *conc_local_get(conc_local *key)
 typedef struct conc__gen {
     conc_gen face; /* the conc_gen passed to the body */
     struct conc__gen *next, *prev;
-    conc__stack *stack, *outside; /* the body's; the consumer's, while the body runs */
+    conc__stack *stack, *outside; /* the body's stack; the consumer's, while the body runs */
     conc__context inner, outer;   /* the body's and the consumer's contexts */
     conc_gen_fn *fn;
     void *arg;
@@ -8109,20 +8128,21 @@ typedef struct conc__gen {
     size_t item_size;
     conc_task *consumer; /* the task that is running the body; NULL: none */
     conc_scope *scope;   /* the consumer's innermost scope when it entered the body */
-    /* the generator whose body last entered this one; NULL: a task did, or that one is freed */
+    /* the generator whose body last entered this one; NULL: a task entered it, or that generator
+     * has been freed */
     struct conc__gen *used_by;
     struct conc__gen *sources, *next_source, *prev_source; /* the generators that this one uses */
     const char *opened;                                    /* "fn at file.c:12" */
     int rc, late_emits;
     bool started, ended, closing, stopped;
-    bool gone; /* closed at the run's end; a conc_gen may still point here */
+    bool gone; /* closed when the run ended; a conc_gen may still point to it */
 } conc__gen;
 
 enum { CONC__LATE_EMITS = 1000 }; /* emits tolerated during a close before the body is stopped */
 
 static conc__gen conc__exhausted; /* every conc_gen whose body has finished points here */
 
-/* Returns the generator whose body runs on this stack, or NULL if a task does. */
+/* Returns the generator whose body runs on this stack, or NULL if it is a task's own stack. */
 CONC__PRIVATE conc__gen *conc__gen_on(conc__stack *s)
 {
     if (!s->has_generator)
@@ -8148,7 +8168,8 @@ CONC__PRIVATE conc__source conc__gen_source(const conc__gen *g)
     return (conc__source){g->opened, g->opened};
 }
 
-/* Called after the body has returned. Reports and aborts if it left something open on its stack. */
+/* Called after the body has returned. Reports and aborts if the body left something open on its
+ * stack. */
 CONC__PRIVATE void conc__gen_find_lost(conc_loop *l, const conc__gen *g)
 {
     char how[CONC__NAME + CONC__TEXT];
@@ -8181,8 +8202,8 @@ CONC__PRIVATE bool conc__gen_is_elsewhere(const conc_loop *l, const conc_gen *fa
     return open && conc__run_is_elsewhere(l, face->run);
 }
 
-/* Returns the generator that face has open, or conc__exhausted if its body has finished. Returns
- * NULL if face is not open in this run, or the run's end has closed it. */
+/* Returns the generator that is open in `face`, or conc__exhausted if its body has finished.
+ * Returns NULL if none is open there in this run, or if the end of the run has closed it. */
 CONC__PRIVATE conc__gen *conc__gen_of(const conc_loop *l, const conc_gen *face)
 {
     if (!face || face->run != l->run.number || !face->body)
@@ -8212,8 +8233,8 @@ CONC__PRIVATE void conc__gen_unlink(conc_loop *l, conc__gen *g)
     CONC__LIST_REMOVE(l->generators.first, g, next, prev);
 }
 
-/* Records whose body entered g last (NULL: a task did), because the run's end must close consumers
- * first. */
+/* Records which generator's body entered g last (NULL: a task did), because the end of the run must
+ * close consumers first. */
 CONC__PRIVATE void conc__gen_set_user(conc__gen *g, conc__gen *user)
 {
     if (g->used_by == user)
@@ -8317,7 +8338,7 @@ CONC__PRIVATE int conc__gen_free(conc_loop *l, conc__gen *g, conc_gen *face)
     return rc;
 }
 
-/* Handles an emit by a body that is being closed or has a scope or group open. */
+/* Handles a conc_gen_emit by a body that is being closed or has a scope or group open. */
 CONC__COLD int conc__gen_emit_badly(conc_loop *l, conc__gen *g, const void *frame)
 {
     conc__check_lost(l, frame);
@@ -8456,8 +8477,8 @@ CONC_API CONC__CALLED int conc_gen_close(conc_gen *face)
     return rc;
 }
 
-/* Closes a generator where no call can return its error. The error goes to on_error, and the task's
- * latest error does not change. */
+/* Closes a generator at a point where no call can return its error. The error goes to on_error, and
+ * the task's latest error does not change. */
 CONC__PRIVATE void conc__gen_close_unseen(conc_loop *l, conc__gen *g, conc_gen *face)
 {
     conc__source source = conc__gen_source(g);
@@ -8481,8 +8502,9 @@ CONC_API void conc__auto_conc_gen(conc_gen *face)
     face->body = NULL;
 }
 
-/* Closes all generators at the end of a run, each before those that it uses. The walk along used_by
- * moves every generator it visits to the front of the list, so it visits none twice. */
+/* Closes all generators at the end of a run, each before the generators that it uses. The walk
+ * along used_by moves every generator it visits to the front of the list, so it visits none
+ * twice. */
 CONC__PRIVATE void conc__close_generators(conc_loop *l)
 {
     while (l->generators.first) {
@@ -8500,7 +8522,7 @@ CONC__PRIVATE void conc__close_generators(conc_loop *l)
 
 /* -- waiting; >>types has the table of a descriptor's states -- */
 
-CONC__PRIVATE conc__fd *conc__fd_find(const conc_loop *l, int number)
+CONC__FAST conc__fd *conc__fd_find(const conc_loop *l, int number)
 {
     size_t block = (size_t)number / CONC__FDS;
     bool has_entry = number >= 0 && block < l->fds.block_count && l->fds.blocks[block];
@@ -8548,8 +8570,8 @@ CONC__PRIVATE void conc__fds_free(conc_loop *l)
     CONC_FREE(l->fds.blocks);
 }
 
-/* Returns an id that changes once the number refers to another file, if conc__fd_note was called
- * for it. */
+/* Returns an id that changes when the number comes to refer to another file, provided that
+ * conc__fd_note was called for the number. */
 CONC__PRIVATE uint32_t conc__fd_id(const conc_loop *l, int number)
 {
     const conc__fd *f = conc__fd_find(l, number);
@@ -8579,11 +8601,11 @@ CONC__TINY bool conc__fd_is_polled(const conc__fd *f)
     return f->state == CONC__FD_FOREIGN || f->state == CONC__FD_EDGE;
 }
 
-/* What all threads share about a descriptor's number. A descriptor that conc opened in one thread
- * may be closed in another; the number may then refer to another file in the first thread. */
+/* State of a descriptor number that all threads share. A descriptor that conc opened in one thread
+ * may be closed in another, after which the number may refer to another file. */
 typedef struct conc__shared_fd {
-    atomic_uint closings; /* how often conc_close was called for the number */
-    atomic_uint run;      /* low bits of the number of the run that has it in state EDGE; 0: none */
+    atomic_uint closings; /* how many times conc_close was called for the number */
+    atomic_uint run; /* low bits of the number of the run in which it is in state EDGE; 0: none */
 } conc__shared_fd;
 
 /* A number below CONC__COUNTED has its own entry. Larger numbers share CONC__SHARED entries, by
@@ -8616,8 +8638,8 @@ CONC__PRIVATE void conc__fd_publish_edge(const conc_loop *l, const conc__fd *f, 
         atomic_compare_exchange_strong(at, &run, 0);
 }
 
-/* Returns true if no thread has called conc_close for the number since the loop last checked it.
- * False may be wrong if other numbers share the counter. */
+/* Returns true if no thread has called conc_close for the number since the loop last checked it. A
+ * false result may be wrong if other numbers share the counter. */
 CONC__PRIVATE bool conc__fd_not_closed(const conc__fd *f)
 {
     return f->closings == atomic_load_explicit(conc__closings_of(f->number), memory_order_relaxed);
@@ -8644,14 +8666,7 @@ CONC__TINY bool conc__fd_is_listed(const conc_loop *l, const conc__fd *f)
 
 CONC__PRIVATE void conc__fd_unlist(conc_loop *l, conc__fd *f)
 {
-    if (f->prev)
-        f->prev->next = f->next;
-    else
-        l->fds.watched = f->next;
-    if (f->next)
-        f->next->prev = f->prev;
-    else
-        l->fds.last_watched = f->prev;
+    CONC__QUEUE_REMOVE(l->fds.watched, l->fds.last_watched, f, next, prev);
     f->next = f->prev = NULL;
     l->fds.watched_count--;
     l->fds.verify_count -= conc__fd_is_verified(l, f);
@@ -8659,12 +8674,7 @@ CONC__PRIVATE void conc__fd_unlist(conc_loop *l, conc__fd *f)
 
 CONC__PRIVATE void conc__fd_list(conc_loop *l, conc__fd *f)
 {
-    f->prev = l->fds.last_watched;
-    if (l->fds.last_watched)
-        l->fds.last_watched->next = f;
-    else
-        l->fds.watched = f;
-    l->fds.last_watched = f;
+    CONC__QUEUE_APPEND(l->fds.watched, l->fds.last_watched, f, next, prev);
     l->fds.watched_count++;
     l->fds.verify_count += conc__fd_is_verified(l, f);
 }
@@ -8675,7 +8685,7 @@ CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f)
     conc__fd_list(l, f);
 }
 
-/* Returns the events, apart from hang-ups, that tasks are waiting for. */
+/* Returns the events, except hang-ups, that tasks are waiting for. */
 CONC__PRIVATE int conc__fd_wanted(const conc__fd *f)
 {
     enum { BOTH = CONC_READABLE | CONC_WRITABLE };
@@ -8695,8 +8705,8 @@ CONC__PRIVATE bool conc__fd_has_waits(const conc__fd *f)
     return conc__fd_wanted(f) || f->waits[0].first;
 }
 
-/* Called when a wait for f has ended. Takes f out of the list of watched descriptors if no task
- * waits for it any more. */
+/* Called when a wait for f has ended. Removes f from the list of watched descriptors if no task is
+ * waiting for it any more. */
 CONC__PRIVATE void conc__fd_left(conc_loop *l, conc__fd *f)
 {
     bool waits = conc__fd_has_waits(f) || f->waits[CONC__PAUSING].first;
@@ -8712,7 +8722,7 @@ CONC__PRIVATE void conc__fd_append(conc_loop *l, conc__fd *f, conc__wait *w, int
     conc__append(&f->waits[list], w);
 }
 
-/* Wakes all tasks in one of f's lists, and leaves in each wait's value those of its events that are
+/* Wakes all tasks in one of f's lists, and reduces each wait's value to the events that are
  * ready. */
 CONC__PRIVATE void conc__fd_wake(conc_loop *l, conc__fd *f, int list, int ready, int result)
 {
@@ -8737,7 +8747,7 @@ CONC__PRIVATE void conc__fd_gone(conc_loop *l, conc__fd *f)
     f->read_error = f->write_error = 0;
 }
 
-/* Like conc__fd_gone, for a file that was not closed by a conc_close of this loop. Debug mode
+/* Like conc__fd_gone, for a file that was closed without a conc_close on this loop. Debug mode
  * reports it if conc opened the file and no other thread's conc_close closed it. */
 CONC__COLD void conc__fd_lost(conc_loop *l, conc__fd *f)
 {
@@ -8765,8 +8775,8 @@ CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
 }
 
 /* Like conc__fd_confirm, for a file that conc opened and the poller does not have. If the number
- * shares its counter, another number may have been closed. Then the loop only forgets what it knows
- * about the file. */
+ * shares its counter, another number may have been closed. In that case the loop merely forgets
+ * what it knew about the file. */
 CONC__PRIVATE bool conc__fd_own_confirm(conc_loop *l, conc__fd *f)
 {
     if (conc__fd_not_closed(f))
@@ -8830,7 +8840,7 @@ CONC__PRIVATE void conc__fd_event(conc_loop *l, conc__fd *f, int ready, bool spe
         conc__fd_arm(l, f, 0);
 }
 
-/* Adds f, which is UNKNOWN or OWN, to the poller. Returns what conc__fd_watch does. */
+/* Adds f, which is UNKNOWN or OWN, to the poller. Returns the same values as conc__fd_watch. */
 CONC__PRIVATE int conc__fd_add(conc_loop *l, conc__fd *f, int events)
 {
     if (f->state == CONC__FD_OWN)
@@ -8935,7 +8945,7 @@ CONC__PRIVATE CONC__CALLED int conc__fd_park(conc_loop *l, int number, int event
     return conc__fd_got(l, f, id, &w);
 }
 
-/* Makes these events end the wait w, too. */
+/* Makes these events end the wait w as well. */
 CONC__PRIVATE void conc__fd_widen(conc_loop *l, conc__wait *w, int events)
 {
     conc__fd *f = (conc__fd *)(uintptr_t)w->on;
@@ -8953,8 +8963,8 @@ CONC__PRIVATE void conc__fd_wake_one(conc_loop *l, conc__wait *w)
     conc__fd_left(l, f);
 }
 
-/* Polls a descriptor once, without waiting. Returns those of the events for which it is ready, 0 if
- * none, or an error. If `events` is 0, polls for CONC__HANG_UP. */
+/* Polls a descriptor once, without waiting. Returns those of the events that are ready, 0 if none,
+ * or an error. If `events` is 0, polls for CONC__HANG_UP. */
 CONC__PRIVATE int conc__fd_ready(int number, int events)
 {
     struct pollfd p = {number, conc__poll_wanted(events), 0};
@@ -8999,7 +9009,7 @@ static const conc__wait_kind conc__pausing = {.what = "pauses, and waits for",
                                               .cancel = conc__pause_cancel,
                                               .won = conc__pause_won};
 
-/* Sleeps for ns nanoseconds. Ends early, with -EBADF, if the descriptor is closed. */
+/* Sleeps for ns nanoseconds. Returns early, with -EBADF, if the descriptor is closed. */
 CONC__PRIVATE int conc__fd_pause(conc_loop *l, conc__fd *f, int events, int64_t ns)
 {
     int rc = conc__checkpoint(l);
@@ -9017,17 +9027,17 @@ CONC__PRIVATE int conc__fd_pause(conc_loop *l, conc__fd *f, int events, int64_t 
 
 /* What a call remembers about its descriptor from one try to the next. */
 typedef struct conc__retry {
-    int ready;     /* the events of the last wake-up */
+    int ready;     /* the events that the last wake-up reported */
     int64_t pause; /* how long the call paused before its last try, in nanoseconds */
 } conc__retry;
 
 /* Waits before a call retries; *p is all zero before the first wait. Returns the events, or an
  * error.
  *
- * A descriptor may be reported ready although the call would block: it has messages in its error
- * queue, its peer's buffer is full, or it is always ready. Every further wait would end
- * immediately. So if the call would still block after a wake-up, and poll(2) still reports the
- * event, the call pauses. */
+ * A descriptor may be reported ready even though the call would block: it has messages in its error
+ * queue, its peer's buffer is full, or it is always ready. Any further wait would end at once. So
+ * if the call would still block after a wake-up, and poll(2) still reports the event, the call
+ * pauses. */
 CONC__PRIVATE int conc__fd_await(conc_loop *l, int number, int events, conc__retry *p)
 {
     enum { LEAST = 1000000, MOST = 64000000 };
@@ -9153,9 +9163,9 @@ CONC_API int conc_close(int fd)
 /* The arguments of a call that receives or sends with one system call. */
 typedef struct conc__io {
     int fd;
-    int flags; /* of a socket call: MSG_... */
+    int flags; /* MSG_... flags of a socket call */
     bool any;  /* any file is allowed, as with read(2) and write(2), not only a socket */
-    int count; /* of the parts */
+    int count; /* number of parts */
     const struct iovec *parts;
     struct sockaddr *address; /* NULL: none */
     socklen_t *address_size;
@@ -9194,8 +9204,8 @@ static inline ssize_t conc__io_result(conc_loop *l, ssize_t n, int saved)
     return n;
 }
 
-/* Discards the SIGPIPE that a write to a broken pipe left pending: the run blocks that signal.
- * Keeps it if one was pending when the run began. */
+/* Discards the SIGPIPE that a write to a broken pipe left pending, because the run blocks that
+ * signal. If one was already pending when the run began, leaves it pending. */
 CONC__PRIVATE void conc__drain_pipe_signal(const conc_loop *l)
 {
     if (!l->signals.pipe_was_pending)
@@ -9203,7 +9213,7 @@ CONC__PRIVATE void conc__drain_pipe_signal(const conc_loop *l)
 }
 
 /* Returns, once, the error that ended an earlier call after it had moved some bytes. Returns 0 if
- * the number refers to another file now. */
+ * the number now refers to another file. */
 CONC__COLD ssize_t conc__io_kept_error(conc_loop *l, conc__fd *f, int *error)
 {
     int rc = 0;
@@ -9214,10 +9224,10 @@ CONC__COLD ssize_t conc__io_kept_error(conc_loop *l, conc__fd *f, int *error)
     return rc;
 }
 
-/* Keeps a socket's error for the next call, because the kernel reports it only once. Does not keep a
- * cancel, which is the task's own, nor the end of the file's use by a close. Calls for other files
- * fail again anyway; and a program may close such a file and open it again under the same number,
- * which the loop does not notice. */
+/* Keeps a socket's error for the next call, because the kernel reports it only once. Does not keep
+ * a cancellation, which concerns only the task, nor -EBADF after a close. Keeps no error for other
+ * kinds of file: their calls fail again anyway, and a program may close such a file and open
+ * another under the same number without the loop noticing. */
 CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
 {
     conc__fd *f;
@@ -9237,13 +9247,13 @@ CONC__PRIVATE void conc__io_keep_error(conc_loop *l, int fd, int events, int rc)
 
 /* -- files in blocking mode that are not sockets. Other processes may share them, so conc leaves
  * their flags unchanged. For pipes, Linux has a non-blocking call (RWF_NOWAIT). Terminals and named
- * pipes are opened a second time. All others are polled with poll(2) first, and at most PIPE_BUF
- * bytes are written at a time. That blocks the loop only if another process takes the bytes or the
- * room first. -- */
+ * pipes are opened a second time. All other files are checked with poll(2) first, and at most
+ * PIPE_BUF bytes are written at a time. That blocks the loop only if another process takes the
+ * bytes or the room first. -- */
 
 enum { CONC__READS = O_RDONLY, CONC__WRITES = O_WRONLY };
 
-/* Does the error mean that the process or the system lacks a resource? */
+/* Does the error mean that the process or the system has run out of a resource? */
 CONC__PRIVATE bool conc__is_lack(int rc)
 {
     switch (rc) {
@@ -9317,9 +9327,9 @@ CONC__PRIVATE const struct iovec *conc__io_first_part(const conc__io *io)
     return part;
 }
 
-/* Is this a write to an eventfd whose counter has no room for the number? poll(2) only reports
- * whether there is room for 1. For the largest number, which is invalid, the write returns an
- * error. */
+/* Is this a write to an eventfd whose counter has no room for the number being written? poll(2)
+ * only reports whether there is room for 1. For the largest number, which is invalid, the write
+ * returns an error. */
 CONC__PRIVATE bool conc__io_is_full_eventfd(const conc__io *io, const struct stat *st)
 {
     uint64_t more, count = 0;
@@ -9341,8 +9351,8 @@ CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io, int fd, int access)
 }
 
 /* Moves the first `count` parts of a file that poll(2) reports as ready. A device may move the
- * parts one by one, and block at the second. Linux refuses any flag for such a device; then only
- * the first part is moved. */
+ * parts one by one, and block at the second. Linux refuses any flag for such a device; in that
+ * case, moves only the first part. */
 CONC__PRIVATE ssize_t conc__io_parts(const conc__io *io, int count, int access)
 {
     const struct iovec *part = conc__io_first_part(io);
@@ -9370,7 +9380,7 @@ CONC__PRIVATE ssize_t conc__io_write_some(const conc__io *io, size_t most)
     return write(io->fd, conc__io_first_part(io)->iov_base, most);
 }
 
-/* Reads only the bytes that a terminal already has, because in raw mode it may wait until all
+/* Reads only the bytes that a terminal already has, because in raw mode a read may wait until all
  * requested bytes have arrived. */
 CONC__PRIVATE ssize_t conc__io_read_some(const conc__io *io)
 {
@@ -9539,7 +9549,7 @@ CONC__PRIVATE ssize_t conc__receive_slowly(conc_loop *l, const conc__io *io)
 
 /* Receives bytes without waiting. A TCP connection that returned fewer bytes than requested has no
  * more until the poller reports an event (epoll(7) says so). Until then, conc makes no system call
- * for it, which saves a server one per request. */
+ * for it, which saves a server one call per request. */
 static inline ssize_t conc__receive(conc_loop *l, const conc__io *io)
 {
     conc__fd *f = conc__fd_find(l, io->fd);
@@ -9776,8 +9786,8 @@ CONC__PRIVATE int conc__accept_call(int fd)
     return got;
 }
 
-/* Checks that fd is a listening socket, and sets errno if not: a wait for connections would never
- * end. */
+/* Returns whether fd is a listening socket, and sets errno if not. On any other socket, a wait for
+ * connections would never end. */
 CONC__PRIVATE bool conc__listens(int fd)
 {
     int listens = 0;
@@ -9808,8 +9818,8 @@ CONC__PRIVATE int conc__unblock_listener(int fd, int flags)
     return -1;
 }
 
-/* Tries once to accept a connection. Even a listener that conc opened may be in blocking mode, if
- * the program has changed that. */
+/* Tries once to accept a connection. Even a listener that conc opened may be in blocking mode,
+ * because the program can change that. */
 CONC__PRIVATE int conc__accept_once(int fd, bool own)
 {
     int flags = fcntl(fd, F_GETFL);
@@ -9865,7 +9875,7 @@ typedef struct conc__address {
     socklen_t size;
 } conc__address;
 
-enum { CONC__ADDRESSES = 2 }; /* most for one text without a name lookup: localhost has two */
+enum { CONC__ADDRESSES = 2 }; /* maximum for one text without a name lookup: localhost has two */
 
 CONC__PRIVATE bool conc__parse_port(const char *text, in_port_t *port)
 {
@@ -9926,7 +9936,7 @@ CONC__PRIVATE uint32_t conc__parse_zone(const char *zone)
     return (uint32_t)n;
 }
 
-/* Parses an IPv6 address, and cuts the zone off `host`. */
+/* Parses an IPv6 address, and strips the zone from `host`. */
 CONC__PRIVATE int conc__set_v6(char *host, in_port_t port, conc__address *out)
 {
     char *zone = strchr(host, '%');
@@ -9962,7 +9972,7 @@ CONC__PRIVATE bool conc__is_host_name(const char *host)
 }
 
 /* Parses an address text into at most CONC__ADDRESSES socket addresses. Returns their count,
- * -EINVAL if the text is malformed, or -EADDRNOTAVAIL if it has a host name to look up. */
+ * -EINVAL if the text is malformed, or -EADDRNOTAVAIL if it contains a host name. */
 CONC__PRIVATE int conc__parse_address(const char *text, conc__address *out)
 {
     char host[256];
@@ -10008,13 +10018,13 @@ CONC__PRIVATE int conc__set_option(int fd, int level, int option)
  * A socket file outlives its process, and the next process that listens there must remove it. Two
  * processes that do so at the same time must not remove each other's new file. So each holds a lock
  * on a second file beside the path from before bind(2) until after listen(2), because between the
- * two calls a new socket file looks like one that no process listens on. If a process dies, the
- * system releases its lock, and the next process reuses the lock file. */
+ * two calls a new socket file looks like one that no process is listening on. If a process dies,
+ * the system releases its lock, and the next process reuses the lock file. */
 
 typedef struct conc__path_lock {
     char name[sizeof(struct sockaddr_un) + 16];
     int fd;      /* -1: the path is not locked */
-    int refused; /* why it is not: flock(2)'s error; 0: the lock file cannot be created */
+    int refused; /* why it is not locked: flock(2)'s error; 0: no lock file could be created */
 } conc__path_lock;
 
 enum { CONC__LOCK_TRIES = 50 }; /* a millisecond apart */
@@ -10025,13 +10035,13 @@ CONC__PRIVATE bool conc__locks_its_name(const conc__path_lock *k)
 {
     struct stat here, there;
     if (fstat(k->fd, &here) || lstat(k->name, &there))
-        return conc__refused(errno); /* a sandbox refused: assume so */
+        return conc__refused(errno); /* a sandbox refused: assume that it does */
     return here.st_dev == there.st_dev && here.st_ino == there.st_ino;
 }
 
-/* Tries once to lock the path. Returns 1 if it is locked, 0 to try again because another process
- * holds the lock, or an error if the file system or a sandbox permits no locks. In the last case no
- * process can use the lock file, and it is removed. */
+/* Tries once to lock the path. Returns 1 if the lock was acquired, 0 if another process holds it
+ * (try again), or an error if the file system or a sandbox does not allow locks. In the last case
+ * removes the lock file, which no process can use. */
 CONC__PRIVATE int conc__lock_once(const conc__path_lock *k)
 {
     int rc = 0;
@@ -10049,8 +10059,8 @@ CONC__PRIVATE int conc__lock_once(const conc__path_lock *k)
 }
 
 /* Locks the path if the directory permits a lock file and the system permits locks. Returns 0
- * whether or not it is locked; -EADDRINUSE if another process is about to listen there; or another
- * error. */
+ * whether or not the lock was acquired; -EADDRINUSE if another process is about to listen there; or
+ * another error. */
 CONC__PRIVATE int conc__lock_path(const conc__address *a, conc__path_lock *k)
 {
     int locked = 0;
@@ -10093,7 +10103,7 @@ CONC__PRIVATE bool conc__is_socket_file(const conc__address *a, struct stat *st)
 }
 
 /* Returns 1 if there is a socket file that no process is listening on, and describes it in *st; 0
- * if there is none; or an error if the resources for the check are lacking. */
+ * if there is none; or an error if the check ran out of resources. */
 CONC__PRIVATE int conc__is_stale(const conc__address *a, struct stat *st)
 {
     if (!conc__is_socket_file(a, st))
@@ -10166,8 +10176,8 @@ CONC__PRIVATE int conc__listen_on_port(int fd, const conc__address *a, int backl
     return rc;
 }
 
-/* Sets the options of a socket for a port. Returns 0 or the error of a required option; the others
- * are a convenience. */
+/* Sets the options of a socket for a port. Returns 0, or an error if a required option cannot be
+ * set; failures of the others are ignored. */
 CONC__PRIVATE int conc__set_up_port(int fd, int family, const conc_listen_options *o)
 {
     int rc = 0;
@@ -10317,7 +10327,7 @@ CONC__PRIVATE int conc__connect_socket(conc_loop *l, int fd, const conc__address
     return -why;
 }
 
-/* Is the socket connected to itself? That happens, as TCP's simultaneous open, if no process is
+/* Is the socket connected to itself? This is a TCP simultaneous open: it happens if no process is
  * listening on the peer's port and the system gives the client the same port. */
 CONC__PRIVATE bool conc__is_its_own_peer(int fd, const conc__address *a)
 {
@@ -10340,7 +10350,7 @@ CONC__PRIVATE void conc__reset_connection(int fd)
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
 }
 
-enum { CONC__CONNECTS = 3 }; /* tries to get a socket that does not connect to itself */
+enum { CONC__CONNECTS = 3 }; /* attempts to get a socket that is not connected to itself */
 
 /* Connects to one address. Returns the descriptor, or an error with nothing left open. */
 CONC__PRIVATE int conc__connect(conc_loop *l, const conc__address *a)
@@ -10364,24 +10374,24 @@ CONC__PRIVATE int conc__connect(conc_loop *l, const conc__address *a)
 
 /* ---- several addresses: RFC 8305 ----
  *
- * Each attempt is a task. The first starts immediately; each further one starts 250 ms after the
- * previous one, or as soon as one has failed. The first to connect wins, and the others are
+ * Each attempt is a task. The first starts immediately; each of the others starts 250 ms after the
+ * previous one, or as soon as an attempt has failed. The first to connect wins, and the others are
  * cancelled. */
 
 typedef struct conc__race {
     conc_group group;
     const conc__address *addresses;
     int begun;              /* attempts started so far */
-    int failures;           /* failed attempts that no further attempt has replaced yet */
-    int error;              /* of the first address */
+    int failures;           /* failed attempts that have not yet been replaced */
+    int error;              /* the error of the first address */
     int fd;                 /* -1: none has connected yet */
     conc__sleeper *waiting; /* the starting task's wait between two attempts; NULL: none */
 } conc__race;
 
 static const int64_t conc__attempt_delay = 250000000;
 
-/* Reorders the addresses so that their families alternate, beginning with that of the first
- * address. */
+/* Reorders the addresses so that their families alternate, beginning with the first address's
+ * family. */
 CONC__PRIVATE void conc__interleave(conc__address *a, int count)
 {
     for (int i = 1; i < count; i++) {
@@ -10452,7 +10462,7 @@ CONC__PRIVATE int conc__connect_any(conc_loop *l, conc__addresses *found)
         if (!conc__task_new(l, &r.group, NULL, conc__attempt, &r, "conc_dial")) {
             if (i == 0)
                 r.error = -ENOMEM;
-            break; /* running attempts may still connect */
+            break; /* attempts in progress may still succeed */
         }
         if (i + 1 < found->count)
             rc = conc__race_pause(l, &r);
@@ -10602,7 +10612,7 @@ CONC__PRIVATE int conc__serve_spawn(conc_loop *l, conc_group *g, const conc_serv
 
 /* conc_serve's record of failures to accept connections. */
 typedef struct conc__accepting {
-    int failures; /* consecutive failed connections */
+    int failures; /* consecutive failures to accept */
     bool reported;
     double works_since; /* time of the first connection after the last report; 0: none yet */
 } conc__accepting;
@@ -10611,7 +10621,7 @@ typedef struct conc__accepting {
  * CONC__REFUSALS_REPORTED. */
 enum { CONC__REFUSALS = 16, CONC__REFUSALS_REPORTED = 1000 };
 
-/* Does this accept(2) error concern only one connection, which is gone, and not the listener? */
+/* Does this accept(2) error affect only one connection, which is gone, and not the listener? */
 CONC__PRIVATE bool conc__is_of_one_connection(int rc)
 {
     switch (rc) {
@@ -10652,8 +10662,8 @@ CONC__PRIVATE void conc__serve_report(conc_loop *l, int rc, conc__accepting *a, 
     a->works_since = 0;
 }
 
-/* Handles a failure to accept a connection. Returns 0, perhaps after a pause, if the error
- * concerned only one connection or a resource was lacking. Otherwise returns the error, which ends
+/* Handles a failure to accept a connection. Returns 0, perhaps after a pause, if the error affected
+ * only one connection or a resource had run out. Otherwise returns the error, which ends
  * serving. */
 CONC__PRIVATE int conc__serve_again(conc_loop *l, int rc, conc__accepting *a, const char *spawned)
 {
@@ -10689,7 +10699,7 @@ CONC__PRIVATE int conc__serve_all(conc_loop *l, conc_group *g, const conc_server
         if (s->limit && g->live >= s->limit)
             rc = conc__wait_for_room(l, g);
         if (rc || conc__fd_id(l, s->fd) != id)
-            return rc; /* 0: conc_close has ended the serving */
+            return rc; /* 0: the listener was closed with conc_close */
         int fd = conc_accept(s->fd);
         if (fd == -EBADF && conc__fd_id(l, s->fd) != id)
             return 0;
@@ -10741,7 +10751,7 @@ enum {
     CONC__PIECE = 64 * 1024
 };
 
-/* Changes a buffer's size. One byte more is allocated, for a NUL. */
+/* Changes a buffer's size. Allocates one byte more, for a NUL. */
 CONC__PRIVATE int conc__buffer_resize(conc__buffer *b, size_t size)
 {
     int saved = errno;
@@ -10808,22 +10818,23 @@ CONC__PRIVATE void conc__buffer_pack(conc__buffer *b)
 enum { CONC__STREAM_FRESH, CONC__STREAM_OPEN, CONC__STREAM_CLOSED };
 
 /* The state of a stream on a transport. It exists until the stream is closed, all tasks have left
- * it, and the transport's close has returned.
+ * the stream, and the transport's close has returned.
  *
- * At most one read is in progress, called by the stream's reader; and at most one write or
- * shutdown, called by the task whose turn it is to write, or by the sender. A write sends from the
- * beginning of the buffer. The buffer does not move meanwhile, but other tasks may append to it.
+ * At most one read is in progress, called by the stream's reader, and at most one write or
+ * shutdown, called by the task whose turn it is to write or by the sender. A write sends from the
+ * beginning of the buffer. During the write the buffer does not move, but other tasks may append to
+ * it.
  *
  * The sender is a background task that sends the buffer while another task reads. It starts if the
- * buffer holds bytes and a task is reading or about to. Without it, two peers that each send much
- * before they read would block each other. If writing fails, and no call has returned the error
+ * buffer holds bytes and a task is reading or about to read. Without it, two peers that each send a
+ * lot before they read would block each other. If writing fails, and no call has returned the error
  * yet, the sender cancels a waiting read, which then returns the error. */
 typedef struct conc__transported {
     conc_transport calls;
     void *self;
     conc_stream *stream;
-    conc_scope *reading, *sending; /* around the call in progress; NULL: none */
-    conc__waits senders;           /* tasks that wait until `sending` is NULL */
+    conc_scope *reading, *sending; /* scopes around the calls in progress; NULL: none */
+    conc__waits senders;           /* tasks waiting until `sending` is NULL */
     conc__waits starters;          /* the reader, while it waits for the sender to begin */
     bool has_sender, sender_began;
     bool interrupted; /* the sender cancelled the read in progress */
@@ -10864,7 +10875,7 @@ CONC__PRIVATE int conc__stream_state(conc_stream *s, const char *call)
 }
 
 /* Makes rc, which a stream call is about to return, the task's latest error. A system or transport
- * error, which ends reading or writing forever, keeps its text. */
+ * error, which ends reading or writing for good, keeps its text. */
 CONC__COLD void conc__stream_failed(const conc_stream *s, int rc, bool of_reading)
 {
     bool ended = of_reading || rc == s->write_error;
@@ -10881,9 +10892,9 @@ CONC__COLD void conc__stream_failed(const conc_stream *s, int rc, bool of_readin
 
 CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s);
 
-/* Called when the last task leaves a closed stream. Wakes the tasks that wait in conc_stream_close.
- * Their waits return 1 if nothing is left to do, or 0 if the task that closed the stream must end
- * its transport. If that task does not wait, ends the transport itself. */
+/* Called when the last task leaves a closed stream. Wakes the tasks that are waiting in
+ * conc_stream_close. Their waits return 1 if nothing is left to do, or 0 if the task that closed
+ * the stream must end its transport. If that task is not waiting, ends the transport itself. */
 CONC__COLD void conc__stream_left(conc_loop *l, conc_stream *s)
 {
     if (s->on && s->on->abandoned) {
@@ -10899,8 +10910,8 @@ CONC__COLD void conc__stream_left(conc_loop *l, conc_stream *s)
     }
 }
 
-/* Ends a call that may wait. If the stream was closed during the call, the caller must not use it
- * again. */
+/* Ends a call that may wait. If the stream was closed during the call, the caller must not use the
+ * stream again. */
 static inline void conc__stream_exit(conc_loop *l, conc_stream *s)
 {
     s->inside--;
@@ -10908,8 +10919,8 @@ static inline void conc__stream_exit(conc_loop *l, conc_stream *s)
         conc__stream_left(l, s);
 }
 
-/* Ends a call that may wait, and returns `result`. If that is an error, which must not be a read's,
- * records it. */
+/* Ends a call that may wait, and returns `result`. If that is an error, records it. It must not be
+ * an error from a read. */
 CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t result)
 {
     if (CONC__UNLIKELY(result < 0))
@@ -10918,7 +10929,7 @@ CONC__PRIVATE ssize_t conc__stream_leave(conc_loop *l, conc_stream *s, ssize_t r
     return result;
 }
 
-/* Begins a call that may wait: a conc_stream_close then waits until it ends. Returns 0 or an
+/* Begins a call that may wait. conc_stream_close waits until the call has ended. Returns 0 or an
  * error. */
 CONC__PRIVATE int conc__stream_enter(conc_loop *l, conc_stream *s, const char *call)
 {
@@ -11042,7 +11053,7 @@ CONC__PRIVATE ssize_t conc__stream_keep(conc_loop *l, conc_stream *s, const char
     return (ssize_t)count;
 }
 
-/* Records that writing has failed forever, drops the write buffer, and returns rc. */
+/* Records that writing has failed for good, drops the write buffer, and returns rc. */
 CONC__PRIVATE int conc__stream_broke(conc_loop *l, conc_stream *s, int rc)
 {
     s->write_error = rc;
@@ -11086,9 +11097,9 @@ CONC__PRIVATE int conc__transport_pause(conc_loop *l, double *seconds)
     return rc;
 }
 
-/* Makes `once` call a transport function, again after -EAGAIN, and returns its result; an error
- * becomes the task's latest. The call runs in a scope, stored in *scope, that conc_stream_close can
- * cancel. */
+/* Calls a transport function through `once`, repeating the call after -EAGAIN, and returns its
+ * result. An error becomes the task's latest. The call runs in a scope, stored in *scope, that
+ * conc_stream_close can cancel. */
 CONC__PRIVATE ssize_t conc__transport_call(conc_loop *l, const conc__transported *on,
                                            conc_scope **scope,
                                            ssize_t (*once)(const conc__transported *on,
@@ -11234,7 +11245,8 @@ CONC__PRIVATE int conc__transport_sender(void *arg)
     return 0;
 }
 
-/* Starts the sender if it is needed. Returns 0 or the error of the spawn, which is not recorded. */
+/* Starts the sender if it is needed. Returns 0 or the error from spawning it, which is not
+ * recorded. */
 CONC__PRIVATE int conc__transport_start_sender(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -11258,9 +11270,9 @@ static const conc__wait_kind conc__starting_sender = {
 
 CONC__PRIVATE int conc__stream_flush_in_turn(conc_loop *l, conc_stream *s);
 
-/* Called before a read waits. Starts the sender, and waits until it runs, so that the transport's
- * write is called before its read. If the sender cannot be started, the reader sends the buffer.
- * Returns 0 if the read may begin, or an error. */
+/* Called before a read waits. Starts the sender, and waits until it is running, so that the
+ * transport's write is called before its read. If the sender cannot be started, the reader sends
+ * the buffer. Returns 0 if the read may begin, or an error. */
 CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -11284,9 +11296,9 @@ CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
 }
 
 /* Returns the result of a read whose transport call was cancelled before it took any bytes. If the
- * task itself is cancelled, that is -ECANCELED. Otherwise the sender cancelled the call: the result
- * is the write error; or -EAGAIN, to read again, if another task's call has returned that error
- * meanwhile. */
+ * task itself is cancelled, that is -ECANCELED. Otherwise the sender cancelled the call, and the
+ * result is the write error, or -EAGAIN, to read again, if another task's call has already returned
+ * that error. */
 CONC__PRIVATE int conc__transport_cancelled(const conc_loop *l, const conc_stream *s)
 {
     if (!s->on->interrupted || l->self->pending)
@@ -11343,9 +11355,9 @@ CONC__PRIVATE ssize_t conc__transport_pull(conc_loop *l, conc_stream *s, char *t
     return got;
 }
 
-/* Called in the task's turn to write, with bytes that do not fit in the buffer. Fills the buffer,
- * sends from a full one, or sends the bytes themselves if it is empty. Returns how many of the
- * bytes were sent or buffered, or an error. */
+/* Called when it is the task's turn to write, with bytes that do not fit in the buffer. Fills the
+ * buffer, sends from a full one, or sends the bytes themselves if it is empty. Returns how many of
+ * the bytes were sent or buffered, or an error. */
 CONC__PRIVATE ssize_t conc__transport_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     size_t kept = conc__buffered(&s->out);
@@ -11361,7 +11373,7 @@ CONC__PRIVATE ssize_t conc__transport_put(conc_loop *l, conc_stream *s, const ch
     return conc__transport_write(l, s, bytes, conc__piece(n));
 }
 
-/* Ends the transport's writing half. Called in the task's turn to write, after a flush. */
+/* Ends the transport's writing half. Called when it is the task's turn to write, after a flush. */
 CONC__PRIVATE int conc__transport_shut(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -11384,8 +11396,8 @@ CONC__PRIVATE void conc__transport_interrupt(conc_loop *l, conc__transported *on
         conc__cancel_scope(l, on->sending);
 }
 
-/* Called when all tasks have left the closed stream. Frees its memory, and calls the transport's
- * close, whose result it returns. */
+/* Called when all tasks have left the closed stream. Frees the stream's memory, calls the
+ * transport's close, and returns its result. */
 CONC__PRIVATE int conc__transport_end(conc_loop *l, conc_stream *s)
 {
     conc__transported *on = s->on;
@@ -11499,7 +11511,8 @@ CONC__PRIVATE ssize_t conc__stream_pull(conc_loop *l, conc_stream *s, char *to, 
         conc__fd *f = conc__fd_find(l, s->fd);
         bool broken = s->unreturned;
         if (f && broken)
-            /* ask the kernel: bytes may have arrived without an event, and come before the error */
+            /* ask the kernel: bytes may have arrived without an event, and must be returned before
+             * the error */
             f->drained = false;
         /* if drained, do not even acquire a buffer */
         if (!f || !f->drained) {
@@ -11623,8 +11636,8 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_full(conc_stream *s, void *buf, s
 
 typedef struct conc__record {
     const char *delimiter;
-    size_t size;    /* of the delimiter */
-    size_t slack;   /* most bytes in a record's terminator */
+    size_t size;    /* size of the delimiter */
+    size_t slack;   /* maximum size of a record's terminator */
     bool line;      /* a line, returned without its terminator */
     size_t scanned; /* bytes at the start of the buffer in which no delimiter begins */
 } conc__record;
@@ -11729,7 +11742,7 @@ CONC_API CONC__CALLED ssize_t conc_stream_read_until(conc_stream *s, const void 
     return conc__stream_record("conc_stream_read_until", s, &r, data);
 }
 
-/* May a call use the buffers immediately? Not if a closed stream, a cancel, or another task's call
+/* Can a call use the buffers immediately? Not if a closed stream, a cancel, or another task's call
  * must be handled first. */
 static inline bool conc__stream_is_idle(const conc_loop *l, const conc_stream *s)
 {
@@ -11737,8 +11750,8 @@ static inline bool conc__stream_is_idle(const conc_loop *l, const conc_stream *s
            l->ready.budget_left > 1;
 }
 
-/* Takes the next line if it is already buffered, as with clients that do not wait for each reply.
- * Otherwise returns -1. */
+/* Takes the next line if it is already buffered, as happens when clients do not wait for each
+ * reply. Otherwise returns -1. */
 static inline ssize_t conc__stream_next_line(conc_loop *l, conc_stream *s, char **line)
 {
     if (!conc__stream_is_idle(l, s) || s->in.start == s->in.end)
@@ -11810,8 +11823,8 @@ CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-/* If a read is waiting, sends what was written since its wait began. (The read itself sent the
- * buffer before.) */
+/* If a read is waiting, sends what was written since its wait began. (The read sent the buffer
+ * before it began to wait.) */
 CONC__PRIVATE void conc__stream_send_for_reader(conc_loop *l, conc_stream *s)
 {
     if (s->on) { /* if there is no memory for a sender, the next read or write sends */
@@ -11884,7 +11897,7 @@ CONC__PRIVATE ssize_t conc__stream_put_some(conc_loop *l, conc_stream *s, const 
     return conc__stream_keep(l, s, bytes, n);
 }
 
-/* Sends or buffers all n bytes. Called in the task's turn to write. */
+/* Sends or buffers all n bytes. Called when it is the task's turn to write. */
 CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char *bytes, size_t n)
 {
     conc__retry retry = {0, 0};
@@ -11893,7 +11906,7 @@ CONC__PRIVATE ssize_t conc__stream_put(conc_loop *l, conc_stream *s, const char 
     while (rc >= 0) {
         bool blocks;
         ssize_t took = conc__stream_put_some(l, s, bytes + done, n - done, &blocks);
-        bool counts = took == -ENOMEM || took == -ECANCELED; /* then return what was taken before */
+        bool counts = took == -ENOMEM || took == -ECANCELED; /* if so, return the count so far */
         if (counts && done)
             return (ssize_t)done;
         if (took < 0)
@@ -12003,8 +12016,8 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
     return conc__stream_leave(l, s, n);
 }
 
-/* Waits until the buffer is sent. Called in the task's turn to write. If a cancel occurs after some
- * bytes were sent, returns their count. */
+/* Waits until the buffer is sent. Called when it is the task's turn to write. If cancelled after
+ * some bytes were sent, returns their count. */
 CONC__PRIVATE int conc__stream_flush_all(conc_loop *l, conc_stream *s)
 {
     conc__retry retry = {0, 0};
@@ -12087,7 +12100,7 @@ CONC__PRIVATE int conc__stream_end_half_of(conc_stream *s)
     return conc__system_failed(rc, "shutdown");
 }
 
-/* Ends the stream's writing half. Called in the task's turn to write, after a flush. */
+/* Ends the stream's writing half. Called when it is the task's turn to write, after a flush. */
 CONC__PRIVATE int conc__stream_end_half(conc_loop *l, conc_stream *s)
 {
     int rc = 0;
@@ -12110,7 +12123,7 @@ CONC__PRIVATE int conc__stream_end_writing(conc_loop *l, conc_stream *s)
         return rc;
     if (rc)
         return conc__own_error(rc);
-    if (!s->shut) { /* no other task has ended writing meanwhile */
+    if (!s->shut) { /* no other task has ended writing in the meantime */
         rc = conc__stream_writable(s);
         if (rc == 0)
             rc = conc__stream_flush_all(l, s);
@@ -12140,8 +12153,8 @@ CONC_API int conc_stream_shutdown(conc_stream *s)
 }
 
 /* Flushes before a close. No other task may run between the flush and the close, because what it
- * wrote would be lost. Also returns 0 if another task has closed the stream meanwhile and dropped
- * nothing. */
+ * wrote would be lost. Also returns 0 if another task has meanwhile closed the stream without
+ * dropping any data. */
 CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
 {
     int rc = conc__stream_enter(l, s, "conc_stream_close");
@@ -12156,9 +12169,9 @@ CONC__PRIVATE int conc__stream_flush_last(conc_loop *l, conc_stream *s)
 static const conc__wait_kind conc__vacating = {
     .what = "waits until no task is using the stream that it closed"};
 
-/* Waits until other tasks' calls have ended and, if another task ends the transport, until that is
- * done; then the stream's memory may be gone. A cancel does not end the wait, because the close has
- * already woken those calls. Outside a task, does not wait. */
+/* Waits until other tasks' calls have ended and, if another task ends the transport, until it has
+ * done so; by then the stream's memory may be gone. A cancel does not end the wait, because the
+ * close has already woken those calls. Outside a task, does not wait. */
 CONC__PRIVATE void conc__stream_vacate(conc_loop *l, conc_stream *s, bool ends_transport)
 {
     bool other_ends = s->on && !ends_transport;
@@ -12192,7 +12205,8 @@ CONC__PRIVATE int conc__stream_end_transport(conc_loop *l, conc_stream *s, int f
     return rc;
 }
 
-/* Closes the stream. On a descriptor, also frees its memory and returns conc_close's result. */
+/* Closes the stream. On a descriptor, also frees the stream's memory and returns conc_close's
+ * result. */
 CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
 {
     s->state = CONC__STREAM_CLOSED;
@@ -12207,7 +12221,7 @@ CONC__PRIVATE int conc__stream_shut(conc_loop *l, conc_stream *s)
         return 0;
     }
     int rc = 0;
-    if (s->fd >= 0) /* a pipe's end may be closed already */
+    if (s->fd >= 0) /* a pipe's end may already be closed */
         rc = conc_close(s->fd);
     s->fd = -1;
     conc__buffer_drop(l, &s->in);
@@ -12226,7 +12240,7 @@ CONC_API int conc_stream_close(conc_stream *s)
     bool kept = open && (conc__buffered(&s->out) || s->writing);
     if (kept && l && l->self && !l->self->pending)
         rc = conc__stream_flush_last(l, s);
-    bool shuts = s->state == CONC__STREAM_OPEN; /* no other task has closed it meanwhile */
+    bool shuts = s->state == CONC__STREAM_OPEN; /* no other task has closed it in the meantime */
     if (shuts) {
         closed = conc__stream_shut(l, s);
         if (rc == 0 && s->unreturned) {
@@ -12269,8 +12283,8 @@ typedef struct conc__signal_loops {
     _Atomic(struct conc__signal_loops *) more;
 } conc__signal_loops;
 
-/* For each signal number, one atomic word directs the handler. It holds the flags below and above
- * them a count of the received signals.
+/* For each signal number, one atomic word directs the handler. It holds the flags below and, above
+ * them, a count of the received signals.
  *
  *   state         flags             disposition    what the handler does with a signal
  *   free          none              the program's  restores that, and re-raises the signal
@@ -12287,9 +12301,10 @@ typedef struct conc__signal_loops {
  *                                   is left, and by the handler if it finds the number free
  *
  * The handler finds a number free if the last user left after the kernel had called the handler, or
- * if a library saved conc's handler and reinstalled it. The handler chooses by one atomic read of
- * the word, so a signal never has two of these effects. It changes a disposition only to kill the
- * process, in a forked child, or while restoring, which conc__signal_enter waits for. */
+ * if a library saved conc's handler and reinstalled it. The handler chooses what to do by one
+ * atomic read of the word, so a signal never has two of these effects. It changes a disposition
+ * only to kill the process, in a forked child, or while restoring, which conc__signal_enter waits
+ * for. */
 enum { CONC__RECEIVES, CONC__INTERRUPTS, CONC__DUMPS, CONC__ROLES };
 
 #define CONC__ROLE(role) (1ul << (role))
@@ -12302,9 +12317,9 @@ enum { CONC__RECEIVES, CONC__INTERRUPTS, CONC__DUMPS, CONC__ROLES };
 /* A signal number that an open conc_signals receives. */
 struct conc__signal_number {
     int number;
-    unsigned long seen; /* the number's count at the open, plus one for each signal returned */
+    unsigned long seen; /* the number's count when opened, plus one for each signal returned */
     conc_signals *receiver;
-    struct conc__signal_number *next, *prev; /* of the loop's receivers of this number */
+    struct conc__signal_number *next, *prev; /* list of the loop's receivers of this number */
 };
 
 CONC__TINY uint64_t conc__signal_bit(int number) { return (uint64_t)1 << (number - 1); }
@@ -12312,7 +12327,7 @@ CONC__TINY uint64_t conc__signal_bit(int number) { return (uint64_t)1 << (number
 /* What the process does with one signal number. All but `word` is written under the mutex. */
 typedef struct conc__signal {
     _Atomic unsigned long word;
-    int users[CONC__ROLES];  /* by role: open conc_signals, or runs */
+    int users[CONC__ROLES];  /* number of users by role: open conc_signals, or runs */
     unsigned long handed;    /* the highest `seen`: no receiver has returned later signals */
     struct sigaction before; /* the disposition before conc's handler */
 } conc__signal;
@@ -12323,9 +12338,9 @@ static struct conc__signalling {
     conc__signal numbers[CONC__SIGNALS];
     atomic_int process; /* id of the process that installed the handlers, to detect a fork */
     conc__signal_loops reached;
-    atomic_int running; /* handlers that are running; a loop that they may read must not be freed */
-    int faults;         /* runs that report stack overflows */
-    int questions;      /* runs whose watchdog may signal their thread for its frames */
+    atomic_int running; /* number of running handlers; a loop that one may read must not be freed */
+    int faults;         /* number of runs that report stack overflows */
+    int questions;      /* number of runs whose watchdog may signal their thread for its frames */
 } conc__signalling = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 static const int conc__interrupting[] = {SIGINT, SIGTERM};
@@ -12338,7 +12353,7 @@ CONC__PRIVATE bool conc__signal_is_ours(int number, struct sigaction *now)
            now->sa_handler == conc__on_signal;
 }
 
-/* Returns whether the program has left the number's disposition at its default. */
+/* Returns whether the program has left the signal's disposition at its default. */
 CONC__PRIVATE bool conc__signal_is_default(int number)
 {
     struct sigaction now = {.sa_handler = SIG_DFL};
@@ -12347,15 +12362,16 @@ CONC__PRIVATE bool conc__signal_is_default(int number)
     return !(now.sa_flags & SA_SIGINFO) && now.sa_handler == SIG_DFL;
 }
 
-/* Re-raises a signal that conc's handler caught but conc has no use for. */
+/* Re-raises a signal that conc's handler caught but that conc has no use for. */
 CONC__PRIVATE void conc__signal_again(int number)
 {
     if (kill(getpid(), number))
         raise(number); /* a sandbox may refuse kill */
 }
 
-/* If the number is free, restores its disposition from before conc's handler, unless the program
- * has since changed it. Also runs in the handler, so it uses only atomics and system calls. */
+/* If the number is free, restores the disposition that it had before conc's handler, unless the
+ * program has since changed it. Also runs in the handler, so it uses only atomics and system
+ * calls. */
 CONC__PRIVATE void conc__signal_restore(int number)
 {
     conc__signal *n = &conc__signalling.numbers[number];
@@ -12477,7 +12493,7 @@ CONC__PRIVATE unsigned long conc__signal_flag(conc__signal *n, int role, unsigne
 {
     unsigned long was = atomic_load(&n->word);
     for (;;) {
-        if (was & CONC__RESTORING) { /* a handler in another thread restores the disposition */
+        if (was & CONC__RESTORING) { /* another thread's handler is restoring the disposition */
             sched_yield();
             was = atomic_load(&n->word);
         } else if (atomic_compare_exchange_weak(&n->word, &was,
@@ -12496,7 +12512,7 @@ CONC__PRIVATE int conc__signal_enter(int number, int role, unsigned long *came)
     unsigned long without = 0;
     if (!conc__signal_is_ours(number, &now)) {
         n->before = now;
-        /* the program may have replaced conc's handler: then the signal no longer interrupts */
+        /* the program may have replaced conc's handler; if so, the signal no longer interrupts */
         if (role == CONC__RECEIVES)
             without = CONC__ALL_ROLES;
     }
@@ -12608,7 +12624,7 @@ CONC__PRIVATE int conc__signals_find(conc_signals *s)
 }
 
 /* Cancels main_fn because of a signal. If main_fn was already cancelled, it ends because of that
- * cancel, not of the signal; if it has already returned, the signal is late. */
+ * cancel, not because of the signal; if it has already returned, the signal is late. */
 CONC__PRIVATE void conc__interrupt_main(conc_loop *l, int number)
 {
     if (l->run.winding_up) {
@@ -12620,7 +12636,7 @@ CONC__PRIVATE void conc__interrupt_main(conc_loop *l, int number)
     }
 }
 
-/* Wakes tasks waiting for this number, if it has arrived since the last call. */
+/* Wakes tasks waiting for this signal, if it has arrived since the last call. */
 CONC__PRIVATE void conc__signal_hand_out(conc_loop *l, int number)
 {
     struct conc__signal_list *list = &l->signals.received[number];
@@ -12648,7 +12664,7 @@ CONC__PRIVATE void conc__signals_hand_out(conc_loop *l)
         conc__signal_hand_out(l, number);
 }
 
-/* Called by the scheduler: handles arrived signals. */
+/* Called by the scheduler: handles signals that have arrived. */
 CONC__COLD void conc__take_signals_now(conc_loop *l)
 {
     atomic_store(&l->signals.came, false);
@@ -12667,7 +12683,8 @@ static inline void conc__take_signals(conc_loop *l)
         conc__take_signals_now(l);
 }
 
-/* Returns 0 if a task can receive the number, -EINVAL if it cannot, or the system's error. */
+/* Returns 0 if a task can receive this signal number, -EINVAL if it cannot, or the system's
+ * error. */
 CONC__PRIVATE int conc__signal_may_be_received(int number)
 {
     static const int never[] = {SIGKILL, SIGSTOP, SIGPIPE, SIGSEGV, SIGBUS, SIGFPE, SIGILL};
@@ -12711,8 +12728,8 @@ CONC__PRIVATE int conc__signal_subscribe(conc_loop *l, struct conc__signal_numbe
     return rc;
 }
 
-/* Unsubscribes a receiver from one number. If it is the loop's last one, blocks the signal again if
- * it was blocked before the first. */
+/* Unsubscribes a receiver from one number. When the loop's last receiver of the number is closed,
+ * blocks the signal again if it was blocked before the first was opened. */
 CONC__PRIVATE void conc__signal_unsubscribe(conc_loop *l, const struct conc__signal_number *n)
 {
     struct conc__signal_list *list = &l->signals.received[n->number];
@@ -12748,7 +12765,7 @@ typedef struct conc__signal_call {
     int rc;
 } conc__signal_call;
 
-static const char conc__bad_number[] = "a number that no task can receive";
+static const char conc__bad_number[] = "no task can receive this signal number";
 
 /* Initializes the receiver with each number once, in the caller's order. */
 CONC__PRIVATE int conc__signals_fill(conc_loop *l, const conc__signal_call *c)
@@ -12942,7 +12959,7 @@ CONC_API int conc_wait_signal(int number)
     return rc;
 }
 
-/* Ends the run's use of the interrupting signals. The caller holds the mutex. */
+/* Stops handling the run's interrupt signals. The caller holds the mutex. */
 CONC__PRIVATE void conc__interrupts_leave(const conc_loop *l)
 {
     for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++) {
@@ -12979,7 +12996,7 @@ CONC__PRIVATE int conc__interrupts_open(conc_loop *l)
     return rc;
 }
 
-/* Called when a run ends: from now on, no signal reaches it. */
+/* Called when a run ends: from now on, no signal reaches the run. */
 CONC__PRIVATE void conc__signals_end(conc_loop *l)
 {
     pthread_mutex_lock(&conc__signalling.mutex);
@@ -13079,7 +13096,8 @@ CONC__PRIVATE conc__stack *conc__stack_above(const conc_loop *l, const char *add
 static struct sigaction conc__fault_before[2];
 static const int conc__fault_numbers[] = {SIGSEGV, SIGBUS};
 
-/* Returns whether conc's handler was called by the former handler, which it calls. */
+/* Returns whether the former handler, which conc's handler calls, has in turn called conc's
+ * handler. */
 CONC__PRIVATE bool conc__fault_comes_back(const siginfo_t *info)
 {
     static _Atomic uintptr_t last_info, last_frame;
@@ -13205,8 +13223,8 @@ CONC__TINY void conc__loop_free(conc_loop *l)
 }
 
 /* Returns 0 if the call may use this loop, which may be another thread's, or an error. A forked
- * child must not use a parent's loop, because its mutex may be held by a thread that does not exist
- * in the child. */
+ * child must not use a parent's loop, because the loop's mutex may be held by a thread that does
+ * not exist in the child. */
 CONC__PRIVATE int conc__loop_check(const conc_loop *l, const char *call)
 {
     if (!l)
@@ -13247,8 +13265,8 @@ CONC_API int conc_loop_release(conc_loop *l)
     return 0;
 }
 
-/* Makes l run the post, which must stay valid until then. Any thread may call this. -ESHUTDOWN: the
- * run is over. */
+/* Makes l run the post, which must stay valid until it runs. Any thread may call this. Returns 0,
+ * or -ESHUTDOWN if the run is over. */
 CONC__PRIVATE int conc__post_to(conc_loop *l, conc__post *p)
 {
     p->next = NULL;
@@ -13307,17 +13325,17 @@ CONC_API int conc_post(conc_loop *l, void (*fn)(void *), void *arg)
 
 /* A call to conc_loop_run, on the caller's stack. The thread of `loop` starts the task and stores
  * its result. If the caller is cancelled, `stop` is posted, once. The caller is notified once the
- * task has ended and no `stop` is pending; from then on no other thread uses this. */
+ * task has ended and no `stop` is pending; from then on no other thread uses this struct. */
 typedef struct conc__remote {
     conc__returned_fn *returned; /* the task's sink: CONC__FUNCTION_SINK */
-    conc__post start, stop;      /* to `loop` */
-    conc__post answer;           /* to `caller` */
+    conc__post start, stop;      /* posted to `loop` */
+    conc__post answer;           /* posted to `caller` */
     conc_fn *fn;
     void *arg;
     const char *spawned;
     conc_loop *loop, *caller;      /* `caller` is NULL for a plain thread or a job */
     struct conc__job_context *job; /* the calling job; NULL: none */
-    conc__wait wait;               /* of the calling task */
+    conc__wait wait;               /* the calling task's wait */
     conc_task *task;               /* runs fn; used only by the thread of `loop` */
     pthread_mutex_t mutex;         /* protects the rest */
     pthread_cond_t changed;        /* signalled when `answered` is set */
@@ -13425,7 +13443,7 @@ CONC__PRIVATE void conc__remote_answered(conc__post *p)
     conc__wake(conc__here, &r->wait, 0);
 }
 
-/* Makes the calling task wait. Meanwhile, its loop's virtual clock stands still. */
+/* Makes the calling task wait. While it waits, its loop's virtual clock stands still. */
 CONC__PRIVATE void conc__remote_wait_task(conc_loop *caller, conc__remote *r)
 {
     r->wait =
@@ -13463,7 +13481,7 @@ CONC__PRIVATE void conc__remote_wait_thread(conc__remote *r)
     pthread_mutex_unlock(&r->mutex);
 }
 
-/* Returns 0, or the error of calling conc_loop_run on this thread. */
+/* Returns 0, or the error that conc_loop_run must return on this thread. */
 CONC__PRIVATE int conc__remote_may_run(const conc_loop *l, conc_fn *fn, const char *spawned)
 {
     static const char call[] = "conc_loop_run";
@@ -13542,7 +13560,7 @@ CONC__PRIVATE void conc__put_posts_back(conc_loop *l, conc__post *first, conc__p
 }
 
 /* Called by the scheduler: runs posts, but no more than a batch of them, so that timers and
- * descriptors do not wait. Posts that arrive meanwhile wait for the next pass. */
+ * descriptors do not wait. Posts that arrive in the meantime wait for the next pass. */
 CONC__PRIVATE void conc__run_posts(conc_loop *l)
 {
     if (!atomic_load_explicit(&l->shared.posted, memory_order_relaxed))
@@ -13610,7 +13628,7 @@ CONC__PRIVATE int conc__serial_order(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Makes the census list all live tasks. False: no memory. */
+/* Makes the census list all live tasks. Returns false if memory runs out. */
 CONC__PRIVATE bool conc__census_update(conc_loop *l)
 {
     conc__census *c = &l->diagnostics.census;
@@ -13648,8 +13666,8 @@ static inline bool conc__lives(conc_loop *l, const conc_task *t, uint64_t serial
 
 /* -- deadlocks -- */
 
-/* Returns the next task, after `last`, that t waits for; NULL: none. A task that waits for a group
- * waits for each of its children. */
+/* Returns the next task, after `last`, that t is waiting for; NULL: none. A task that waits for a
+ * group waits for each of its children. */
 CONC__PRIVATE const conc_task *conc__blocker(const conc_task *t, const conc_task *last)
 {
     const conc__wait *w = t->wait;
@@ -13703,7 +13721,7 @@ CONC__PRIVATE bool conc__find_cycle(conc_task *t, conc__cycle *cycle)
     return false;
 }
 
-/* Finds a cycle of tasks that wait for each other. False: there is none. */
+/* Finds a cycle of tasks that are waiting for each other. False: there is none. */
 CONC__PRIVATE bool conc__find_deadlock(conc_loop *l, conc__cycle *cycle)
 {
     const conc_task *roots[] = {&l->run.main, l->run.background.children};
@@ -13719,7 +13737,7 @@ CONC__PRIVATE bool conc__find_deadlock(conc_loop *l, conc__cycle *cycle)
 
 /* Returns whether the loop may pause without searching for a cycle now, and limits the pause to the
  * time until the next search. Because a search visits every task, and other threads' posts may end
- * pauses very often, one is due only every 50 ms, or earlier after one pause for each TASKS
+ * pauses very often, a search is due only every 50 ms, or earlier after one pause for every TASKS
  * tasks. */
 CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
 {
@@ -13737,8 +13755,8 @@ CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
 }
 
 /* Called when every task is waiting. Returns whether main_fn is meant to sleep until a signal
- * interrupts it: false if a shield blocks the cancel, or if other tasks wait for each other in a
- * cycle. */
+ * interrupts it: false if a shield blocks the cancel, or if other tasks are waiting for each other
+ * in a cycle. */
 CONC__COLD bool conc__awaits_interrupt(conc_loop *l, int64_t *limit)
 {
     const conc__wait *w = l->run.main.wait;
@@ -13760,11 +13778,11 @@ CONC__COLD void conc__print_deadlock(conc_loop *l, FILE *out)
     if (conc__diagnostics.deadlock)
         conc__diagnostics.deadlock(l, out);
     if (l->cancels.doomed)
-        fprintf(out, "conc: all tasks were already cancelled, but have not ended\n");
+        fprintf(out, "conc: all tasks have already been cancelled but have not ended\n");
     funlockfile(out);
 }
 
-/* Cancels every task, through every shield. The run ends with the rc of the first such call. */
+/* Cancels every task, through every shield. The run ends with the rc of the first call. */
 CONC__COLD void conc__doom(conc_loop *l, int rc)
 {
     l->cancels.doomed = true;
@@ -13776,7 +13794,7 @@ CONC__COLD void conc__doom(conc_loop *l, int rc)
 }
 
 /* Reports that every task is waiting and nothing can wake any of them, and cancels them all. Aborts
- * if that was done before. */
+ * if it has already done so once. */
 CONC__COLD void conc__deadlock(conc_loop *l)
 {
     int saved = errno;
@@ -13831,7 +13849,7 @@ CONC__PRIVATE void conc__lost_on_loop(conc_loop *l, void *arg)
                 "declared it returned before conc_group_wait, conc_group_end or conc_scope_end\n");
     else if (c->how == conc__overwritten && is_handle)
         fprintf(stderr, "conc: either some of its bytes were overwritten, or the function that "
-                        "declared it returned before the task's end\n");
+                        "declared it returned before the task ended\n");
     else if (c->task && c->how != conc__overwritten)
         conc__explain_early_return(c->task, is_scope);
     abort();
@@ -13934,8 +13952,8 @@ CONC__PRIVATE const char *conc__state_of(const conc_loop *l, const conc_task *t)
     return "ready";
 }
 
-/* Indents by two columns per level. Very deep levels are printed as a number: the tree stays
- * readable, and the dump's size linear. */
+/* Indents by two columns per level. Very deep levels are printed as a number, so that the tree
+ * stays readable and the dump's size linear. */
 CONC__PRIVATE void conc__indent(FILE *out, int depth)
 {
     enum { DEEPEST = 24 };
@@ -14039,8 +14057,8 @@ CONC__PRIVATE int conc__crowd_order(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-/* Prints a summary of very many tasks: how many are in each state, by place of spawn, and which of
- * them has waited longest. */
+/* Summarizes the tasks when there are very many: how many are in each state, by where they were
+ * spawned, and which has waited longest. */
 CONC__PRIVATE void conc__print_crowds(conc_loop *l, FILE *out)
 {
     conc__crowd *crowds = conc__alloc(CONC__CROWDS * sizeof *crowds);
@@ -14137,16 +14155,26 @@ CONC__COLD void conc__print_tasks_of_deadlock(conc_loop *l, FILE *out)
 
 /* A trace is a JSON array in Chromium's "Trace Event Format", with one event per line. The buffer
  * is written when it is full, and occasionally before the loop sleeps. If the program is killed,
- * the closing bracket is missing, which viewers accept. */
+ * the closing bracket is missing, which viewers accept.
+ *
+ * Each run that writes to the file holds a shared lock of it, and appends whole events. A run that
+ * gets the exclusive lock is alone: the first truncates the file, and the last closes the
+ * bracket. */
 
-enum { CONC__TRACE_BUFFER = 262144, CONC__TRACE_EVENT = 512, CONC__TRACE_PATHS = 99 };
+enum { CONC__TRACE_BUFFER = 262144, CONC__TRACE_EVENT = 512 };
+
+/* Further runs of the process number their rows from multiples of this. The product fits in the 32
+ * bits that viewers use. */
+enum { CONC__TRACE_ROWS = 10000000, CONC__TRACE_RUNS = 400 };
 
 typedef struct conc__trace {
     int fd; /* -1: writing has failed */
     size_t used;
     int64_t written; /* when the buffer was last written */
+    int64_t origin;  /* the time that the trace calls 0, on the loop's clock */
     uint64_t arrows;
-    char row[32]; /* ,"pid":77,"tid": */
+    uint64_t first_row; /* the loop's */
+    char row[32];       /* ,"pid":77,"tid": */
     size_t row_size;
     char buffer[CONC__TRACE_BUFFER];
 } conc__trace;
@@ -14289,7 +14317,7 @@ CONC__PRIVATE void conc__trace_put(conc__trace *tr, char *end)
     tr->used = (size_t)(end - tr->buffer);
 }
 
-/* Returns a task's row. Rows count from 1 in the order of the spawns; row 0 is the loop's. */
+/* Returns a task's row: 1 is the first task's, in the order of the spawns, and 0 the loop's. */
 CONC__PRIVATE uint64_t conc__row_of(const conc_loop *l, const conc_task *t)
 {
     if (!t)
@@ -14301,7 +14329,8 @@ CONC__PRIVATE char *conc__put_row(const conc_loop *l, char *to, uint64_t row)
 {
     /* copies more than the row, because a constant size is quicker to copy */
     memcpy(to, l->diagnostics.trace->row, sizeof l->diagnostics.trace->row);
-    return conc__put_number(to + l->diagnostics.trace->row_size, row, 1);
+    return conc__put_number(to + l->diagnostics.trace->row_size,
+                            l->diagnostics.trace->first_row + row, 1);
 }
 
 CONC__FAST void conc__trace_span(conc_loop *l, uint64_t row, const char *name, int64_t from,
@@ -14310,7 +14339,8 @@ CONC__FAST void conc__trace_span(conc_loop *l, uint64_t row, const char *name, i
     char *at = conc__trace_room(l, name);
     if (!at)
         return;
-    at = conc__put_time(conc__put(at, "\",\"ph\":\"X\",\"ts\":"), from - l->run.began);
+    at = conc__put_time(conc__put(at, "\",\"ph\":\"X\",\"ts\":"),
+                        from - l->diagnostics.trace->origin);
     at = conc__put_time(conc__put(at, ",\"dur\":"), to - from);
     conc__trace_put(l->diagnostics.trace, conc__put(conc__put_row(l, at, row), "}"));
 }
@@ -14323,7 +14353,7 @@ CONC__PRIVATE void conc__trace_arrow(conc_loop *l, uint64_t row, const char *pha
     if (!at)
         return;
     at = conc__put(conc__put(conc__put(at, "\",\"cat\":\"conc\",\"ph\":\""), phase), "\",\"ts\":");
-    at = conc__put_row(l, conc__put_time(at, when - l->run.began), row);
+    at = conc__put_row(l, conc__put_time(at, when - l->diagnostics.trace->origin), row);
     at = conc__put_number(conc__put(at, ",\"id\":"), number, 1);
     conc__trace_put(l->diagnostics.trace, conc__put(at, *phase == 'f' ? ",\"bp\":\"e\"}" : "}"));
 }
@@ -14333,7 +14363,8 @@ CONC__PRIVATE void conc__trace_instant(conc_loop *l, uint64_t row, const char *w
     char *at = conc__trace_room(l, what);
     if (!at)
         return;
-    at = conc__put_time(conc__put(at, "\",\"ph\":\"i\",\"ts\":"), conc__time(l) - l->run.began);
+    at = conc__put_time(conc__put(at, "\",\"ph\":\"i\",\"ts\":"),
+                        conc__time(l) - l->diagnostics.trace->origin);
     conc__trace_put(l->diagnostics.trace, conc__put(conc__put_row(l, at, row), ",\"s\":\"t\"}"));
 }
 
@@ -14374,37 +14405,74 @@ CONC__PRIVATE void conc__trace_leads(conc_loop *l, conc_task *t)
     conc__trace_arrow(l, conc__row_of(l, l->self), "s", conc__time(l), t->arrow);
 }
 
-/* Opens the file `path` or, if another run writes to it, the first free one of path.2, path.3 and
- * so on. Returns the descriptor or an error. */
-CONC__PRIVATE int conc__trace_file(const char *path)
+/* Opens the file. *first: no other run is writing to it; it is empty, and locked exclusively. */
+CONC__PRIVATE int conc__trace_file(const char *path, bool *first)
 {
-    char name[PATH_MAX];
-    for (int n = 1; n <= CONC__TRACE_PATHS; n++) {
-        int length = n == 1 ? snprintf(name, sizeof name, "%s", path)
-                            : snprintf(name, sizeof name, "%s.%d", path, n);
-        if (length >= (int)sizeof name)
-            return -ENAMETOOLONG;
-        int fd = conc__not_standard(open(name, O_WRONLY | O_CREAT | O_CLOEXEC, 0666));
-        if (fd < 0)
-            return -errno;
-        if (flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) {
-            int rc = ftruncate(fd, 0); /* fails for a pipe or a device */
-            (void)rc;
-            return fd;
-        }
-        close(fd);
+    int fd = conc__not_standard(open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
+    if (fd < 0)
+        return -errno;
+    *first = flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
+    if (*first) {
+        int rc = ftruncate(fd, 0); /* fails for a pipe or a device */
+        (void)rc;
+    } else {
+        flock(fd, LOCK_SH); /* waits until the first has begun it */
     }
-    return -EBUSY;
+    return fd;
+}
+
+/* Returns when the run that began the trace began, on the real clock; 0: unknown. */
+CONC__PRIVATE int64_t conc__trace_began(const char *path)
+{
+    char text[CONC__TRACE_EVENT];
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return 0;
+    ssize_t n = read(fd, text, sizeof text - 1);
+    close(fd);
+    text[n > 0 ? n : 0] = 0;
+    const char *at = strstr(text, "\"began\":");
+    return at ? strtoll(at + 8, NULL, 10) : 0;
+}
+
+/* Writes the first event of a trace, which tells later runs that share it when it began. */
+CONC__PRIVATE void conc__trace_begin(conc_loop *l)
+{
+    conc__trace *tr = l->diagnostics.trace;
+    int64_t began = l->clock.is_virtual ? 0 : l->run.began;
+    tr->used =
+        (size_t)snprintf(tr->buffer, sizeof tr->buffer,
+                         "[\n{\"name\":\"thread_name\",\"ph\":\"M\"%s0,\"args\":{\"name\":\"loop\","
+                         "\"began\":%lld}}",
+                         tr->row, (long long)began);
+    conc__trace_write(l, tr);
+    if (tr->fd >= 0)
+        flock(tr->fd, LOCK_SH);
+}
+
+/* Adds the run to a trace that another run has begun. */
+CONC__PRIVATE void conc__trace_join(conc_loop *l, const char *path)
+{
+    static atomic_uint joined;
+    conc__trace *tr = l->diagnostics.trace;
+    int64_t began = conc__trace_began(path);
+    unsigned run = 1 + atomic_fetch_add(&joined, 1) % (CONC__TRACE_RUNS - 1);
+    tr->first_row = (uint64_t)run * CONC__TRACE_ROWS;
+    tr->arrows = (uint64_t)getpid() << 30 | tr->first_row; /* viewers match them by number alone */
+    if (began > 0 && !l->clock.is_virtual)
+        tr->origin = began;
+    conc__trace_row(l, 0, "loop");
 }
 
 CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
 {
+    bool first = false;
     if (!path)
         return 0;
     conc__trace *tr = conc__alloc(sizeof *tr);
     if (!tr)
         return -ENOMEM;
-    tr->fd = conc__trace_file(path);
+    tr->fd = conc__trace_file(path, &first);
     if (tr->fd < 0) {
         int rc = tr->fd;
         const char *words = conc__system_text(rc);
@@ -14413,14 +14481,17 @@ CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
         CONC_FREE(tr);
         return rc;
     }
-    tr->arrows = 0;
+    tr->arrows = tr->first_row = 0;
     tr->written = l->clock.now;
+    tr->origin = l->run.began;
     tr->row_size =
         (size_t)snprintf(tr->row, sizeof tr->row, ",\"pid\":%ld,\"tid\":", (long)getpid());
     l->diagnostics.trace = tr;
     tr->used = 0;
-    conc__trace_row(l, 0, "loop");
-    tr->buffer[0] = '['; /* overwrites the comma */
+    if (first)
+        conc__trace_begin(l);
+    else
+        conc__trace_join(l, path);
     return 0;
 }
 
@@ -14429,10 +14500,11 @@ CONC__PRIVATE void conc__trace_close(conc_loop *l)
     conc__trace *tr = l->diagnostics.trace;
     if (!tr)
         return;
-    if (tr->used + 3 > sizeof tr->buffer)
-        conc__trace_write(l, tr);
-    conc__trace_put(tr, conc__put(tr->buffer + tr->used, "\n]\n"));
     conc__trace_write(l, tr);
+    if (tr->fd >= 0 && (flock(tr->fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK)) {
+        conc__trace_put(tr, conc__put(tr->buffer, "\n]\n"));
+        conc__trace_write(l, tr);
+    }
     if (tr->fd >= 0)
         close(tr->fd);
     CONC_FREE(tr);
@@ -14447,7 +14519,7 @@ typedef struct conc__usage {
     struct conc__usage *next;
     const char *spawned;
     size_t most, size, users;
-    char name[CONC__NAME]; /* of the task that used most */
+    char name[CONC__NAME]; /* name of the task that used the most */
 } conc__usage;
 
 /* Returns the lowest page of a stack that was ever touched. Searches downwards, and ends after an
@@ -14464,7 +14536,7 @@ CONC__PRIVATE char *conc__first_resident(conc__stack *s)
         if (n > sizeof pages)
             n = sizeof pages;
         at -= n * page;
-        if (mincore(at, n * page, (void *)pages)) /* assume that all was touched */
+        if (mincore(at, n * page, (void *)pages)) /* assume that all of it was touched */
             return top - s->low < GAP ? s->low : top - GAP;
         while (i < n && !(pages[i] & 1))
             i++;
@@ -14485,7 +14557,8 @@ CONC__UNSANITIZED CONC__PRIVATE char *conc__stack_lowest(conc__stack *s)
     return (char *)(uintptr_t)at;
 }
 
-/* Records how many bytes of a stack were used. If out of memory, only the report lacks them. */
+/* Records how many bytes of a stack were used. If memory runs out, only the report is
+ * incomplete. */
 CONC__PRIVATE void conc__usage_add(conc_loop *l, conc__source user, size_t size, size_t used)
 {
     conc__usage *u = l->diagnostics.usages;
@@ -14506,7 +14579,7 @@ CONC__PRIVATE void conc__usage_add(conc_loop *l, conc__source user, size_t size,
 }
 
 /* Called before a stack is released: records its usage. Returns the address from which the stack
- * must be cleared for its next user; NULL: it need not be. */
+ * must be cleared for its next user; NULL: no clearing is needed. */
 CONC__COLD char *conc__usage_note(conc_loop *l, conc__stack *s, conc__source user)
 {
     if (l->diagnostics.on_valgrind) /* Valgrind treats unwritten memory as undefined */
@@ -14634,7 +14707,8 @@ CONC__PRIVATE bool conc__map_find(uintptr_t address, conc__map_line *m)
     return found;
 }
 
-/* Converts an offset in a module's file to an address as its symbols use it; UINT64_MAX: none. */
+/* Converts an offset in a module's file to an address in the terms of its symbol table; UINT64_MAX:
+ * none. */
 CONC__PRIVATE uint64_t conc__module_address(int fd, const ElfW(Ehdr) * header, uint64_t offset)
 {
     for (int i = 0; i < header->e_phnum; i++) {
@@ -14722,10 +14796,10 @@ CONC__PRIVATE void conc__symbol_name(conc__symbol *s, const char *file, uint64_t
     close(fd);
 }
 
-/* Finds the module and function of an address. False: there is no code. */
+/* Finds the module and function of an address. False: there is no code at the address. */
 CONC__PRIVATE bool conc__symbol_at(uintptr_t address, conc__symbol *s)
 {
-    static conc__map_line m; /* static, to keep the stack small; under conc__report_mutex */
+    static conc__map_line m; /* static, to keep the stack small; protected by conc__report_mutex */
     s->name[0] = s->module[0] = 0;
     s->address = address;
     if (!conc__map_find(address, &m) || m.rights[2] != 'x')
@@ -14737,8 +14811,8 @@ CONC__PRIVATE bool conc__symbol_at(uintptr_t address, conc__symbol *s)
     return true;
 }
 
-/* Returns whether a call instruction ends at this address. On processors whose instructions are
- * unknown here, it may also return true for other addresses. */
+/* Returns whether a call instruction ends at this address. On processors whose instructions conc
+ * does not know, may also return true for other addresses. */
 CONC__PRIVATE bool conc__follows_call(int memory, uintptr_t address)
 {
 #if defined __x86_64__
@@ -14774,8 +14848,8 @@ CONC__PRIVATE void conc__thread_file(long thread, const char *name, char *text, 
     text[n > 0 ? n : 0] = 0;
 }
 
-/* Returns whether the thread is in a system call, and its stack pointer and program counter. A
- * signal would cut such a call short, so the thread's frames are then searched for on its stack. */
+/* Returns whether the thread is in a system call, and if so, stores its stack pointer and program
+ * counter. A signal would cut such a call short, so its frames are found by searching its stack. */
 CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *pc)
 {
     char text[256];
@@ -14803,10 +14877,10 @@ CONC__PRIVATE bool conc__in_system_call(long thread, uintptr_t *sp, uintptr_t *p
 /* -- the watchdog -- */
 
 /* Debug mode: what the loop's thread is running: a task's step, or a call of one of the program's
- * functions outside all tasks. A call may interrupt a step. */
+ * functions outside any task. A call may interrupt a step. */
 typedef struct conc__held_by {
     int64_t began;         /* on the real clock; 0: nothing is running */
-    const conc_task *task; /* may have ended, so only compared; NULL: a call */
+    const conc_task *task; /* may have ended: compare it, never dereference it; NULL: a call */
     const char *role;      /* what the program uses fn for: "the posted function" */
     uintptr_t fn;
     bool reported;
@@ -14822,7 +14896,7 @@ typedef struct conc__watchdog {
     bool ends, asks;
     int64_t most; /* how long a step may take, in ns */
     conc__held_by step;
-    char name[CONC__DESCRIPTION]; /* a copy, because the step's task may end in it */
+    char name[CONC__DESCRIPTION]; /* a copy, because the task may end during the step */
 #ifdef CONC__BACKTRACE
     sem_t answered; /* valid while `asks` is set */
     int count;
@@ -14831,7 +14905,7 @@ typedef struct conc__watchdog {
 } conc__watchdog;
 
 static pthread_mutex_t conc__report_mutex = PTHREAD_MUTEX_INITIALIZER; /* one report at a time */
-/* the watchdog that waits for the frames of its thread */
+/* the watchdog that is waiting for its thread's frames */
 static _Atomic(conc__watchdog *) conc__questioner;
 
 /* Describes the code at an address, as far as it is known: "function+0x12 (module+0x345)". The
@@ -14976,8 +15050,8 @@ CONC__PRIVATE bool conc__is_question(const struct sigaction *a)
     return (a->sa_flags & SA_SIGINFO) && a->sa_sigaction == conc__on_question;
 }
 
-/* Returns whether the watchdog may signal its thread: not if the thread sleeps, because the signal
- * would cut the sleep short, nor if the program uses or blocks the signal. */
+/* Returns whether the watchdog may signal its thread: not if the thread is sleeping, because the
+ * signal would cut the sleep short, nor if the program uses or blocks the signal. */
 CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
 {
     struct sigaction now;
@@ -14985,7 +15059,7 @@ CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
     unsigned long long blocked;
     if (!d->asks || sigaction(SIGURG, NULL, &now) || !conc__is_question(&now))
         return false;
-    if (conc__on_valgrind()) /* it runs one thread at a time, so the other never seems to run */
+    if (conc__on_valgrind()) /* it runs one thread at a time, so the loop's never seems to run */
         return true;
     conc__thread_file(d->of_number, "status", text, sizeof text);
     const char *running = strstr(text, "\nState:\tR");
@@ -15009,14 +15083,14 @@ CONC__PRIVATE int conc__frames_by_question(conc__watchdog *d)
         answered = errno == EINTR;
     if (!answered && !atomic_exchange(&conc__questioner, NULL))
         answered = sem_wait(&d->answered) == 0; /* the handler has just picked up the request */
-    /* minus 1: a return address may be the next function's, if this one ends with the call */
+    /* minus 1: if a function ends with the call, the return address is the next function's */
     for (; answered && n < d->count; n++)
         conc__print_frame(n, (uintptr_t)d->frames[n] - (n > 0));
     return n;
 }
 #endif
 
-/* Reports a step that takes too long. The caller holds d->mutex, so the step cannot end. */
+/* Reports a step that is taking too long. The caller holds d->mutex, so the step cannot end. */
 CONC__PRIVATE void conc__watchdog_report(conc__watchdog *d)
 {
     char name[CONC__DESCRIPTION], text[sizeof name + 128];
@@ -15072,7 +15146,8 @@ CONC__PRIVATE bool conc__has_handler(const struct sigaction *a)
     return a->sa_flags & SA_SIGINFO || (a->sa_handler != SIG_DFL && a->sa_handler != SIG_IGN);
 }
 
-/* Installs the handler for questions, unless it is there. Under the mutex. */
+/* Installs the handler for questions, unless it is already installed. The caller holds the
+ * mutex. */
 CONC__PRIVATE bool conc__questions_install(void)
 {
     struct sigaction now, ours;
@@ -15240,7 +15315,7 @@ CONC__COLD void conc__named(conc_loop *l, const conc_task *t)
     pthread_mutex_unlock(&d->mutex);
 }
 
-/* Ends a step, which took this many ns, and reports it if that is too long. Then `interrupted` is
+/* Ends a step, which took this many ns, and reports it if that is too long. `interrupted` becomes
  * the current step again. */
 CONC__PRIVATE void conc__step_ended(conc_loop *l, int64_t took, const conc__held_by *interrupted)
 {
@@ -15258,8 +15333,8 @@ CONC__PRIVATE void conc__step_ended(conc_loop *l, int64_t took, const conc__held
     fprintf(stderr, "conc: %s blocked the loop for %.3f s\n", name, (double)took / 1e9);
 }
 
-/* Calls run(arg), which calls the program's function fn on the loop, outside all tasks. In debug
- * mode this call is a step of its own, whose time does not count for the interrupted task. */
+/* Calls run(arg), which calls the program's function fn on the loop, outside any task. In debug
+ * mode this call is a step of its own, whose time is not counted for the interrupted task. */
 CONC__COLD void conc__call_watched(conc_loop *l, const char *role, uintptr_t fn,
                                    void (*run)(void *), void *arg)
 {
@@ -15354,7 +15429,7 @@ CONC__COLD void conc__released(conc_task *t, const void *lock)
     conc__holding_drop(&t->held, lock);
 }
 
-/* Reports the locks that a task still held when it ended, and that now stay locked forever. */
+/* Reports the locks that a task still held when it ended, and that will never be released. */
 CONC__COLD void conc__report_held(conc_loop *l, conc_task *t)
 {
     char who[CONC__DESCRIPTION];
@@ -15384,13 +15459,14 @@ CONC__COLD void conc__lend_handle(conc_loop *l, const void *handle, const char *
         return;
     if (is_job && !conc__is_on_own_stack(l->self, handle))
         return;
-    conc__holding_drop(&l->lent.handles, handle); /* that of an earlier job, which has ended */
+    conc__holding_drop(&l->lent.handles, handle); /* left by an earlier job, which has ended */
     conc__holding_add(&l->lent.handles, handle, "a handle", what);
     l->lent.any = l->lent.receivers || l->lent.handles;
 }
 
-/* Returns whether the object is out of use although its record exists. Only a job can be, because
- * it ends in another thread. A job whose handle was overwritten counts as ended. */
+/* Returns whether the object is no longer in use even though its record exists. That happens only
+ * with jobs, because they end in other threads. A job whose handle was overwritten counts as
+ * ended. */
 CONC__PRIVATE bool conc__lent_is_over(const conc__holding *h)
 {
     return strcmp(h->place, CONC__A_JOB) == 0 && !conc__extended.job_in_use(h->object);
@@ -15437,12 +15513,11 @@ CONC__PRIVATE void conc__report_lost_args(conc_loop *l, void *arg)
     size_t found = 0;
     for (const conc_task *t = l->run.background.children; t; t = conc__task_after(t))
         if ((uintptr_t)t->arg - memory->low < memory->size && found++ < LINES)
-            fprintf(
-                stderr,
-                "conc: %s: its arg is a local variable of main's function, which has returned\n",
-                conc__describe(who, sizeof who, conc__source_of(t)));
+            fprintf(stderr,
+                    "conc: %s: its arg points to a local variable of main_fn, which has returned\n",
+                    conc__describe(who, sizeof who, conc__source_of(t)));
     if (found > LINES)
-        fprintf(stderr, "conc: so are the args of %zu others\n", found - LINES);
+        fprintf(stderr, "conc: so do the args of %zu others\n", found - LINES);
 }
 
 CONC__COLD void conc__find_lost_args(conc_loop *l, uintptr_t low, uintptr_t size)
@@ -15474,7 +15549,8 @@ CONC__PRIVATE void conc__dumps_close(conc_loop *l)
     pthread_mutex_unlock(&conc__signalling.mutex);
 }
 
-/* Called in a forked child, which has no watchdogs: resets the mutex that one may have held. */
+/* Called in a forked child, which has no watchdogs: resets the mutex, which one of the parent's
+ * watchdogs may have held. */
 CONC__COLD void conc__diagnosis_forget(void)
 {
     pthread_mutex_init(&conc__report_mutex, NULL);
@@ -15503,7 +15579,7 @@ CONC__COLD void conc__diagnosis_close(conc_loop *l)
     }
     conc__dumps_close(l);
     conc__opened_report(l, NULL);
-    while (l->lent.handles) /* these belong to jobs that have ended */
+    while (l->lent.handles) /* these handles belong to jobs that have ended */
         conc__holding_drop(&l->lent.handles, l->lent.handles->newest->object);
     conc__usage_report(l);
     conc__trace_close(l);
@@ -15555,8 +15631,8 @@ CONC_API double conc_random(double low, double high)
     return low;
 }
 
-/* Reads a number from the environment into *out, if it is set. Reports an invalid number and
- * returns false. */
+/* Reads a number from an environment variable into *out, if the variable is set. Reports an invalid
+ * number and returns false. */
 CONC__PRIVATE bool conc__env_number(const char *name, uint64_t least, uint64_t *out)
 {
     const char *text = conc__env(name);
@@ -15571,13 +15647,13 @@ CONC__PRIVATE bool conc__env_number(const char *name, uint64_t least, uint64_t *
     if (good)
         *out = n;
     else
-        fprintf(stderr, "conc: %s=%s is not a number of at least %llu\n", name, text,
+        fprintf(stderr, "conc: %s=%s: must be a number, at least %llu\n", name, text,
                 (unsigned long long)least);
     return good;
 }
 
-/* Reads one of two words from the environment, and sets *out to 0 or 1. Reports any other word and
- * returns false. */
+/* Reads one of two words from an environment variable, and sets *out to 0 or 1. Reports any other
+ * word and returns false. */
 CONC__PRIVATE bool conc__env_word(const char *name, const char *zero, const char *one, int *out)
 {
     const char *text = conc__env(name);
@@ -15590,7 +15666,8 @@ CONC__PRIVATE bool conc__env_word(const char *name, const char *zero, const char
     return false;
 }
 
-/* Finds the poller that CONC_POLL names. If there is none, reports it and returns false. */
+/* Finds the poller that CONC_POLL names. If there is no such poller, reports that and returns
+ * false. */
 CONC__PRIVATE bool conc__env_backend(const conc__backend **out)
 {
     const char *text = conc__env("CONC_POLL"), *best = CONC__BEST_BACKEND.name;
@@ -15607,8 +15684,8 @@ CONC__PRIVATE bool conc__env_backend(const conc__backend **out)
     return false;
 }
 
-/* Reports an invalid call that opens a run, in debug mode. conc__misused could not, because there
- * is no loop yet. */
+/* In debug mode, reports an invalid call to open a run. conc__misused cannot, because there is no
+ * loop yet. */
 CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *call, const char *why)
 {
     if (o->debug)
@@ -15616,7 +15693,7 @@ CONC__PRIVATE int conc__run_misused(const conc_options *o, const char *call, con
     return -EINVAL;
 }
 
-/* Applies the environment. Reports an invalid value and returns false. */
+/* Applies the environment variables. Reports an invalid value and returns false. */
 CONC__PRIVATE bool conc__options_from_env(conc_options *o)
 {
     uint64_t seed = o->seed, stack = o->stack_size;
@@ -15633,7 +15710,7 @@ CONC__PRIVATE bool conc__options_from_env(conc_options *o)
     return valid;
 }
 
-/* Applies the environment, and then the defaults. */
+/* Applies the environment variables, and then the defaults. */
 CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **backend,
                                          const char *call)
 {
@@ -15651,7 +15728,9 @@ CONC__PRIVATE int conc__options_complete(conc_options *o, const conc__backend **
         o->trace = conc__env("CONC_TRACE");
     if (conc__diagnostics.run_began || (!o->debug && !o->trace))
         return 0;
-    fprintf(stderr, "conc: %s: no debug or trace: the program was built with CONC_NO_DIAGNOSTICS\n",
+    fprintf(stderr,
+            "conc: %s: debug mode and traces are unavailable: "
+            "the program was built with CONC_NO_DIAGNOSTICS\n",
             call);
     return -ENOTSUP;
 }
@@ -15677,12 +15756,12 @@ CONC__PRIVATE void conc__forget_loop(void)
         conc__diagnostics.forget();
 }
 
-/* Calls fn once; other threads wait until it has returned. If the process forks meanwhile, the
- * child calls fn too, because the thread that called it exists only in the parent; with
+/* Calls fn once; other threads wait until it has returned. If the process forks during the call,
+ * the child calls fn too, because the thread that called it exists only in the parent; with
  * pthread_once the child would wait forever. */
 CONC__PRIVATE void conc__once(atomic_int *once, void (*fn)(void))
 {
-    enum { DONE = -1 }; /* 0: not begun; else the process that calls it */
+    enum { DONE = -1 }; /* 0: not begun; otherwise the id of the process that is calling fn */
     int state = atomic_load(once);
     while (state != DONE) {
         int process = (int)getpid();
@@ -15697,8 +15776,8 @@ CONC__PRIVATE void conc__once(atomic_int *once, void (*fn)(void))
 
 CONC__PRIVATE void conc__watch_forks(void) { pthread_atfork(NULL, NULL, conc__forget_loop); }
 
-/* Opens the poller. If the system refuses it, uses poll(2) instead. An embedded run then fails,
- * because poll(2) has no descriptor that the host could wait for. */
+/* Opens the poller. If the system refuses it, uses poll(2) instead. In that case an embedded run
+ * fails, because poll(2) has no descriptor that the host could wait for. */
 CONC__PRIVATE int conc__poller_open(conc_loop *l, const conc__backend *backend)
 {
     l->poller.backend = backend;
@@ -15741,9 +15820,9 @@ CONC__PRIVATE void conc__loop_close(conc_loop *l)
         conc__loop_free(l);
 }
 
-/* Returns the initial state of conc_random: from options.random or the seed, which both count from
- * 1; on the virtual clock, that of seed 1; otherwise from the clock and the address l, which differ
- * from run to run. */
+/* Returns the initial state of conc_random: from options.random or else the seed, both of which
+ * count from 1. If neither is set, uses seed 1 on the virtual clock, and otherwise the clock and
+ * the address l, which differ from run to run. */
 CONC__PRIVATE uint64_t conc__first_draw(const conc_options *o, const conc_loop *l)
 {
     if (o->random)
@@ -15816,12 +15895,12 @@ CONC__PRIVATE void conc__find_lost_of_main(conc_loop *l, const void *frame)
     CONC__HOOK(l, main_returned(l, low, size));
 }
 
-/* Ends everything that is left after main_fn has returned. Called in its task. */
+/* Ends everything that is left after main_fn has returned. Called in main_fn's task. */
 CONC__PRIVATE void conc__wind_up(conc_loop *l)
 {
     conc_task *self = l->self;
     l->run.winding_up = true;
-    self->asked = false; /* forget its cancel, so that the calls below wait */
+    self->asked = false; /* forget its cancel, so that the calls below can wait */
     conc__mark(l, self);
     conc__spread_marked(l);
     conc__cancel_scope(l, &l->run.background.scope);
@@ -15848,7 +15927,7 @@ CONC__PRIVATE int conc__main_task(void *arg)
 /* How a run ended, for conc_main to report. */
 typedef struct conc__outcome {
     char by[CONC__DESCRIPTION], text[CONC__TEXT];
-    int signal;      /* that interrupted it; 0: none */
+    int signal;      /* the signal that interrupted the run; 0: none */
     int exit_status; /* from conc_set_exit_status; CONC__NO_STATUS: none */
 } conc__outcome;
 
@@ -15927,7 +16006,7 @@ CONC__PRIVATE void conc__keep_run_text(int rc, const char *text)
     conc_fail(rc, "%s", text); /* in a job, this is also the job's error */
 }
 
-/* Opens a run, and makes it this thread's current one. */
+/* Opens a run, and makes it the current run of this thread. */
 CONC__PRIVATE int conc__open_run(conc_loop **out, bool embedded, const char *call,
                                  const conc_options *options, const char *spawned, conc_fn *main_fn,
                                  void *arg)
@@ -16095,7 +16174,7 @@ CONC__PRIVATE int conc__embed_check(const conc_embed *e)
     return 0;
 }
 
-/* Returns 0 if the caller may make a step or end the run, or the call's error. */
+/* Returns 0 if the caller may take a step or end the run; otherwise the call's error. */
 CONC__PRIVATE int conc__embed_usable(const conc_embed *e, const char *call)
 {
     int rc = conc__embed_check(e);
@@ -16156,7 +16235,7 @@ CONC_API double conc_embed_timeout(conc_embed *e)
 
 CONC_API int conc_embed_step(conc_embed *e)
 {
-    enum { PASSES = 16 }; /* at most; then the host continues */
+    enum { PASSES = 16 }; /* maximum; then the host continues */
     int rc = conc__embed_usable(e, "conc_embed_step"), saved = errno;
     if (rc)
         return rc;
@@ -16241,16 +16320,16 @@ CONC_API int conc_embed_end(conc_embed *e)
  *             CONC_BARRIER, CONC_QUEUE), even before and after a run. Only a queue allocates
  *             memory; the other objects need no destroy call.
  *   Order     First come, first served. A release hands over to the first waiter immediately. No
- *             other task can overtake it, not even with a try_ call, and a task that releases and
- *             reacquires queues behind the waiters.
+ *             other task can overtake that waiter, not even with a try_ call, and a task that
+ *             releases and reacquires queues behind the waiters.
  *   Grants    A result of 0 means that the call had its full effect, -ECANCELED that it had none. A
  *             waiter keeps what it was handed even if a cancel or a timeout occurs before it runs;
  *             it sees the cancel at its next checkpoint.
  *   Calling   Calls that may wait, and all calls on locks and rwlocks, are for tasks. The other
  *             calls (set, notify, close, a semaphore's release, try_) also work in posted
- *             functions, and outside a run if no task is waiting. A call anywhere else, or one
- *             while a task of another loop is waiting, returns -EPERM. A try_ call that would have
- *             to wait returns -EAGAIN.
+ *             functions, and outside a run if no task is waiting. A call anywhere else, or while a
+ *             task of another loop is waiting, returns -EPERM. A try_ call that would have to wait
+ *             returns -EAGAIN.
  *   Errors    A NULL argument results in -EINVAL; a function that returns nothing ignores it.
  *
  * Contents: >>lock >>rwlock >>semaphore >>event >>condition >>barrier >>latch >>future >>queue
@@ -16291,14 +16370,14 @@ CONC_API int conc__lock_try_acquire(conc_lock *l, const char *place) CONC_NODISC
  * does not hold the lock). */
 CONC_API int conc_lock_release(conc_lock *l);
 
-/* Returns the task that holds the lock, or NULL. If that task may have ended without a release,
- * compare the pointer but do not dereference it. */
+/* Returns the task that holds the lock, or NULL. If that task might have ended without releasing
+ * the lock, compare the pointer but do not dereference it. */
 CONC_API conc_task *conc_lock_owner(const conc_lock *l);
 
 /* CONC_LOCKED(&l) { ... }: the block runs with the lock held, and every way out of it (its end,
  * break, continue, return, goto, CONC_TRY) releases it. If the lock cannot be acquired, the calling
- * function returns the error. That would leave open a scope or group that the function has begun,
- * so use conc_lock_acquire inside one. */
+ * function returns the error. That would leave open any scope or group that the function has begun,
+ * so inside a scope or group, use conc_lock_acquire. */
 #define CONC_LOCKED(...) \
     CONC__GUARDED(conc__lock_enter((__VA_ARGS__), CONC__PLACE), conc__lock_leave, __COUNTER__)
 #define CONC__GUARDED(enter, leave, n) CONC__GUARDED2(enter, leave, CONC__JOIN(conc__guard, n))
@@ -16324,7 +16403,7 @@ CONC_API void conc__lock_leave(conc__entered *g);
 typedef struct conc_rwlock {
     /* private */
     conc_task *writer;
-    uint64_t serial; /* the writer's, or a reader's */
+    uint64_t serial; /* of the writer, or of the latest reader */
     int readers;
     conc__waits waits;
     const char *place; /* where it was last acquired */
@@ -16334,7 +16413,7 @@ typedef struct conc_rwlock {
  *     int conc_rwlock_acquire_read(conc_rwlock *l), conc_rwlock_acquire_write(conc_rwlock *l);
  * Errors: -EDEADLK (the caller already holds it for writing), -EPERM (a task of another run,
  * perhaps an ended one, holds it), -ECANCELED. A reader must release the rwlock before it acquires
- * it again, or it may deadlock with itself or with a writer that has queued in between. */
+ * it again, or it can deadlock with itself or with a writer that has queued in between. */
 #define conc_rwlock_acquire_read(...) conc__rwlock_acquire((__VA_ARGS__), CONC__READER, CONC__PLACE)
 #define conc_rwlock_acquire_write(...) \
     conc__rwlock_acquire((__VA_ARGS__), CONC__WRITER, CONC__PLACE)
@@ -16400,7 +16479,7 @@ CONC_API int conc_event_wait(conc_event *e) CONC_NODISCARD;
  * afterwards, so a woken task may free it. Not a checkpoint. */
 CONC_API void conc_event_set(conc_event *e);
 
-/* Clears the event, so that conc_event_wait waits from now on. Not a checkpoint. */
+/* Clears the event, so that conc_event_wait waits from then on. Not a checkpoint. */
 CONC_API void conc_event_clear(conc_event *e);
 
 CONC_API bool conc_event_is_set(const conc_event *e);
@@ -16412,14 +16491,14 @@ typedef struct conc_cond {
     conc__waits waits;
 } conc_cond;
 
-/* Releases the lock, waits for a notify, and reacquires the lock. The task holds the lock whatever
- * the result, so the call may overrun a timeout. Other tasks may run between the notify and the
- * return: test the condition in a loop. Errors: -EPERM (the task does not hold the lock),
- * -ECANCELED (the wait used up no notify). */
+/* Releases the lock, waits to be notified, and reacquires the lock. The task holds the lock
+ * whatever the result, so the call may overrun a timeout. Other tasks may run between the
+ * notification and the return: test the condition in a loop. Errors: -EPERM (the task does not hold
+ * the lock), -ECANCELED (the wait consumed no notification). */
 CONC_API int conc_cond_wait(conc_cond *c, conc_lock *l) CONC_NODISCARD;
 
 /* Notifies the first n waiters, or all. Each continues once it holds its lock again. The caller
- * need not hold a lock. A notify without waiters has no effect. Not a checkpoint. */
+ * need not hold a lock. Without waiters, has no effect. Not a checkpoint. */
 CONC_API void conc_cond_notify(conc_cond *c, int n);
 CONC_API void conc_cond_notify_all(conc_cond *c);
 
@@ -16439,8 +16518,9 @@ typedef struct conc_barrier {
     }
 
 /* Waits until `parties` tasks have arrived; then all of them continue, and the barrier starts over.
- * Returns the caller's index in the order of arrival, from 0 to parties - 1. A task cancelled while
- * it waits no longer counts as arrived. Errors: -EINVAL (parties not positive), -ECANCELED. */
+ * Returns the caller's index in the order of arrival, from 0 to parties - 1. A task that is
+ * cancelled while waiting no longer counts as arrived. Errors: -EINVAL (parties not positive),
+ * -ECANCELED. */
 CONC_API int conc_barrier_wait(conc_barrier *b) CONC_NODISCARD;
 
 /* ---- >>latch -------------------------------------------------------------------------------- */
@@ -16474,13 +16554,13 @@ typedef struct conc_future {
 } conc_future;
 
 /* Sets the result, which is rc and a borrowed value, and wakes all waiters. If the calling task or
- * posted function made the error rc with conc_fail, the waiters get its text too. A second call
+ * posted function raised the error rc with conc_fail, the waiters get its text too. A second call
  * returns -EALREADY. Neither this call nor the waiters use the future afterwards, so a woken task
  * may free it. Not a checkpoint. */
 CONC_API int conc_future_set(conc_future *f, int rc, void *value);
 
 /* Waits for the result. Returns its rc, and stores its value in *value unless value is NULL. If the
- * caller is cancelled while it waits, returns -ECANCELED and leaves *value unchanged. */
+ * caller is cancelled while waiting, returns -ECANCELED and leaves *value unchanged. */
 CONC_API int conc_future_wait(conc_future *f, void **value) CONC_NODISCARD;
 
 CONC_API bool conc_future_is_set(const conc_future *f);
@@ -16490,16 +16570,17 @@ CONC_API bool conc_future_is_set(const conc_future *f);
 enum {
     CONC_QUEUE_FIFO,
     CONC_QUEUE_LIFO,
-    /* smallest item first, equal items in the order of their puts; needs `less` */
+    /* smallest item first, equal items in the order they were put; needs `less` */
     CONC_QUEUE_PRIORITY
 };
 
 typedef struct conc_queue {
-    /* in bytes; 0: items are only counted. Items may need at most the alignment of max_align_t */
+    /* in bytes; 0: items are only counted. An item's alignment may be at most that of
+     * max_align_t */
     size_t item_size;
     size_t capacity; /* in items; a put into a full queue waits; 0: no limit */
     int kind;
-    /* does a come before b? Setting it implies CONC_QUEUE_PRIORITY. It must not wait */
+    /* returns whether a comes before b; must not wait. Setting it implies CONC_QUEUE_PRIORITY */
     bool (*less)(const void *a, const void *b);
     /* private */
     bool closed, checked;
@@ -16511,8 +16592,8 @@ typedef struct conc_queue {
     size_t limit;
     uint64_t arrivals;
     conc__waits getters, putters, joiners;
-    /* kept apart from count, or the compiler would merge both writes into one vector store, which
-     * delays the next read of either */
+    /* not next to count, because the compiler would then merge both writes into one vector store,
+     * which delays the next read of either */
     size_t unfinished;
 } conc_queue;
 
@@ -16527,7 +16608,7 @@ typedef struct conc_queue {
  * conc_yield. Errors: -EPIPE (closed), -ENOMEM (the queue is unchanged), -EINVAL (a priority queue
  * without less, or less with another kind), -ECANCELED.
  * conc_queue_try_put never waits; it returns -EAGAIN if the queue is full. That does not mean that
- * the consumer is slow: it may simply not have run since the producer started. */
+ * the consumer is slow: it might simply not have run since the producer started. */
 CONC_API int conc_queue_put(conc_queue *q, const void *item) CONC_NODISCARD;
 CONC_API int conc_queue_try_put(conc_queue *q, const void *item) CONC_NODISCARD;
 
@@ -16570,12 +16651,12 @@ CONC_API int conc_queue_try_get(conc_queue *q, void *item) CONC_NODISCARD;
 /* Returns the number of items in the queue. */
 CONC_API size_t conc_queue_len(const conc_queue *q);
 
-/* Marks as done one of the items that were taken, even after the queue was destroyed. Not a
- * checkpoint. Errors: -EOVERFLOW (all items that were put are already done). */
+/* Marks one of the items taken from the queue as done, even after the queue was destroyed. Not a
+ * checkpoint. Errors: -EOVERFLOW (every item put on the queue is already done). */
 CONC_API int conc_queue_task_done(conc_queue *q);
 
-/* Waits until all items that were put are done. Errors: -ECANCELED, -EPIPE (the queue was destroyed
- * during the wait). */
+/* Waits until every item put on the queue has been marked done. Errors: -ECANCELED, -EPIPE (the
+ * queue was destroyed during the wait). */
 CONC_API int conc_queue_join(conc_queue *q) CONC_NODISCARD;
 
 /* Closes the queue to puts. All waiting puts and gets return -EPIPE. Items left in the queue can
@@ -16665,16 +16746,16 @@ enum {
         .what = CONC__JOB, .job = (__VA_ARGS__) \
     }
 
-/* Waits until one of the cases is ready, performs only that one, and returns its index. Its result
- * field holds what its call would have returned. A closed queue is ready, with -EPIPE. If several
- * are ready at the call, the first in the array is chosen. The array and what it points to are
- * borrowed until the call returns; the array may be reused.
+/* Waits until one of the cases is ready, carries out only that one, and returns its index. The
+ * result field of that case holds what its call would have returned. A closed queue is ready, with
+ * -EPIPE. If several are ready at the call, the first in the array is chosen. The array and what it
+ * points to are borrowed until the call returns; the array may be reused.
  *     conc_case c[] = {CONC_CASE_GET(&jobs, &job), CONC_CASE_EVENT(&stop), CONC_CASE_AFTER(1.5)};
  *     switch (conc_select(c, CONC_LEN(c))) { case 0: ...
- * A CONC_CASE_FD with events 0 is ready when the peer hangs up, with result 0. Errors, with no case
- * performed: -EINVAL (no cases, or an invalid one), -EDEADLK (a join of the caller), -EBADF (a
- * negative descriptor), -EPERM (an object of another run), -ENOMEM (only with a channel or a job),
- * -EAGAIN (no thread can be started for the job), -ECANCELED. */
+ * A CONC_CASE_FD with events 0 is ready, with result 0, when the peer hangs up. Errors, with no
+ * case carried out: -EINVAL (no cases, or an invalid one), -EDEADLK (a case joins the caller),
+ * -EBADF (a negative descriptor), -EPERM (an object of another run), -ENOMEM (only with a channel
+ * or a job), -EAGAIN (no thread can be started for the job), -ECANCELED. */
 CONC_API int conc_select(conc_case *cases, size_t n) CONC_NODISCARD;
 
 /* ---- >>limiter ------------------------------------------------------------------------------ */
@@ -16683,7 +16764,7 @@ CONC_API int conc_select(conc_case *cases, size_t n) CONC_NODISCARD;
  * seconds, evenly. So in any t seconds at most burst + t * rate / per tokens are taken. With rate 3
  * and burst 1, that is one every third of a second. */
 typedef struct conc_limiter {
-    double rate, per, burst; /* per 0: 1 s; burst 0: 1 */
+    double rate, per, burst; /* per: in seconds, 0 means 1; burst: 0 means 1 */
     /* private */
     uint64_t run;       /* the run whose clock was last read; 0: none */
     bool virtual_clock; /* did that run have a virtual clock? */
@@ -16845,14 +16926,15 @@ constexpr conc_case conc__make_job(struct conc_job *job)
 /* ==============================================================================================
  *  The implementation: >>sharing, then >>lock to >>limiter. conc.h's glossary applies here too.
  *
- *  waiter          a task that waits in an object's list
+ *  waiter          a task that is waiting in an object's list
  *  fast path       code for a call that need not wait, in a function that calls no other; the slow
- *                  path makes all checks, and may park the task
- *  used elsewhere  tasks of another loop wait in the object's list: this thread must not touch it
- *  case, choice    one conc_case, and the conc_select waiting for several
+ *                  path makes all checks, and can park the task
+ *  used elsewhere  tasks of another loop are waiting in the object's list: this thread must not
+ *                  touch it
+ *  case, choice    one conc_case, and the conc_select that is waiting for several
  *  outside         a case on a channel or a job, which conc_pool.h handles
  *  to withdraw     to end the wait of a case that was not chosen
- *  room            the slots for which a queue has memory
+ *  room            the number of slots for which a queue has memory
  *  hole            a slot of a heap whose item has been moved
  * ============================================================================================== */
 
@@ -16864,8 +16946,8 @@ constexpr conc_case conc__make_job(struct conc_job *job)
 static const conc__wait_kind conc__candidate;
 CONC__PRIVATE const conc__wait *conc__parked_on(const conc__wait *candidate);
 
-/* In a forked child: does the wait belong to one of the parent's tasks? The task's handle may have
- * been reused for a new task, which waits for something else. */
+/* In a forked child: does the wait belong to one of the parent's tasks? The task's handle might
+ * have been reused for a new task that is waiting for something else. */
 CONC__COLD bool conc__wait_is_inherited(const conc__wait *w)
 {
     const conc__wait *parked = w->kind == &conc__candidate ? conc__parked_on(w) : w;
@@ -16873,7 +16955,8 @@ CONC__COLD bool conc__wait_is_inherited(const conc__wait *w)
 }
 
 /* Returns true if the list is empty or its waiters are tasks of l. In a forked child, first empties
- * a list of the parent's tasks; it holds no others, because a task checks this before it joins. */
+ * a list that holds tasks of the parent; it holds no others, because a task calls this before
+ * joining the list. */
 CONC__FAST bool conc__ours(const conc_loop *l, conc__waits *waits)
 {
     conc__wait *first = waits->first;
@@ -16888,7 +16971,7 @@ CONC__FAST bool conc__ours(const conc_loop *l, conc__waits *waits)
 
 CONC__COLD int conc__used_elsewhere(const char *call)
 {
-    return conc__misused(-EPERM, call, "a task of another loop waits there", NULL);
+    return conc__misused(-EPERM, call, "a task of another loop is waiting on it", NULL);
 }
 
 /* Makes the checks at the start of `call`, which may wait. Returns 0, -EPERM or -ECANCELED. */
@@ -16901,7 +16984,7 @@ CONC__FAST int conc__may_wait(conc_loop *l, conc__waits *waits, const char *call
 
 /* Returns true if the running task may continue without yielding, and uses up one of its quick
  * checkpoints. The fast paths below call no other function; their slow paths are separate
- * functions, because code that parks a task saves every register first. */
+ * functions, because a function that parks a task saves every register first. */
 CONC__FAST bool conc__may_continue(conc_loop *l)
 {
     if (CONC__UNLIKELY(!l || !l->self || l->self->pending || l->ready.budget_left <= 1))
@@ -17180,9 +17263,9 @@ CONC__PRIVATE void conc__rwlock_details(FILE *out, const conc__wait *w)
     if (k->writer)
         conc__print_owner(out, k->writer, k->serial, k->place);
     else if (k->readers == 1)
-        fprintf(out, ", which 1 reads");
+        fprintf(out, ", held by 1 reader");
     else
-        fprintf(out, ", which %d read", k->readers);
+        fprintf(out, ", held by %d readers", k->readers);
 }
 
 CONC__PRIVATE bool conc__rwlock_is_mine(const conc_loop *l, const conc_rwlock *k)
@@ -17234,7 +17317,7 @@ CONC__PRIVATE void conc__rwlock_grant_waiters(conc_loop *l, conc_rwlock *k)
     }
 }
 
-/* Readers queued behind a cancelled writer may acquire the rwlock now. */
+/* Readers queued behind a cancelled writer can acquire the rwlock now. */
 CONC__PRIVATE bool conc__rwlock_cancel(conc__wait *w)
 {
     conc__unlink(w);
@@ -17307,7 +17390,7 @@ CONC_API int conc__rwlock_try_acquire(conc_rwlock *k, int how, const char *place
     return 0;
 }
 
-/* May the running task release the rwlock? Readers are not recorded, so any task may be one. */
+/* May the running task release the rwlock? Readers are not recorded, so any task could be one. */
 CONC__PRIVATE bool conc__rwlock_may_release(const conc_loop *l, conc_rwlock *k)
 {
     if (k->writer && !conc__rwlock_is_mine(l, k))
@@ -17341,11 +17424,12 @@ CONC_API int conc_rwlock_release(conc_rwlock *k)
 static const conc__wait_kind conc__permitting = {.what = "waits for a semaphore permit",
                                                  .cancel = conc__cancel_plainly};
 
-static const char conc__bad_sem[] = "no semaphore, or its permits are not from 0 to its maximum";
+static const char conc__bad_sem[] =
+    "no semaphore, or its permits are outside the range 0 to its maximum";
 
 CONC__FAST bool conc__sem_is_valid(const conc_sem *s)
 {
-    /* a negative max is refused too, because permits cannot be below it */
+    /* also rejects a negative max: permits, which is never negative, would exceed it */
     return s && s->permits >= 0 && (s->max == 0 || s->permits <= s->max);
 }
 
@@ -17459,8 +17543,8 @@ CONC_API bool conc_event_is_set(const conc_event *e) { return e && e->set; }
 
 /* A waiter that is notified or cancelled moves to its lock's list without running in between. */
 
-/* Such a waiter ignores a cancel, because it must hold the lock when it returns. After a deadlock
- * has cancelled everything, it takes over a lock whose owner has ended. */
+/* A waiter in its lock's list ignores a cancel, because it must hold the lock when it returns.
+ * After a deadlock has cancelled everything, it takes over the lock if the owner has ended. */
 CONC__PRIVATE bool conc__relock_cancel(conc__wait *w)
 {
     conc_loop *l = conc__here;
@@ -17478,7 +17562,7 @@ static const conc__wait_kind conc__relocking = {.what = "waits to reacquire a lo
                                                 .owner = conc__lock_owner};
 
 /* Moves a waiter of a condition to its lock; its conc_cond_wait will return `result`. Returns true
- * if the lock was free, so that the waiter holds it now. */
+ * if the lock was free: the waiter now holds it. */
 CONC__PRIVATE bool conc__cond_relock(conc_loop *l, conc__wait *w, int result)
 {
     conc_lock *k = (conc_lock *)(uintptr_t)w->on;
@@ -17576,7 +17660,7 @@ CONC_API CONC__CALLED int conc_barrier_wait(conc_barrier *b)
     if (rc)
         return rc;
     if (!b->waits.first)
-        b->arrived = 0; /* in a forked child, it may have counted the parent's tasks */
+        b->arrived = 0; /* in a forked child, it might have counted the parent's tasks */
     if (b->arrived + 1 < b->parties) {
         conc__wait w = {.task = l->self, .kind = &conc__gathering, .on = b};
         b->arrived++;
@@ -17726,7 +17810,7 @@ static const conc__wait_kind conc__putting = {.what = "waits to put into a queue
 
 CONC__PRIVATE void conc__queue_join_details(FILE *out, const conc__wait *w)
 {
-    fprintf(out, ", of which %zu are not", ((const conc_queue *)w->on)->unfinished);
+    fprintf(out, " (%zu left)", ((const conc_queue *)w->on)->unfinished);
 }
 
 static const conc__wait_kind conc__finishing = {.what = "waits for a queue's items to be done",
@@ -17805,7 +17889,7 @@ CONC__COLD int conc__queue_grow(conc_queue *q)
 {
     enum { LEAST = 8 };
     size_t room = q->room ? q->room * 2 : LEAST;
-    size_t first = q->room - q->head; /* items up to the end of the ring */
+    size_t first = q->room - q->head; /* number of items up to the end of the ring */
     if (room < q->room || room > SIZE_MAX / 2 / sizeof *q->orders ||
         room > SIZE_MAX / 2 / q->item_size)
         return -ENOMEM;
@@ -17846,8 +17930,8 @@ CONC__FAST bool conc__heap_before(const conc_queue *q, const char *a, uint64_t a
            older;
 }
 
-/* children of each slot: the heap has half the levels of a binary one, and siblings share a cache
- * line */
+/* number of children of each slot: the heap has half the levels of a binary one, and siblings share
+ * a cache line */
 enum { CONC__WAYS = 4 };
 
 /* Returns the slot of the child that comes first. The children start at slot `below`. */
@@ -17870,8 +17954,8 @@ CONC__FAST size_t conc__heap_child(const conc_queue *q, size_t below, size_t end
                                                item + first * size, came[first]);
 }
 
-/* Prefetches what the next step down reads, whichever child it takes, because large heaps mostly
- * wait for memory. A prefetch past the end does no harm. */
+/* Prefetches what the next step down reads, whichever child it takes, because operations on large
+ * heaps mostly wait for memory. A prefetch past the end does no harm. */
 CONC__FAST void conc__heap_prefetch(const conc_queue *q, size_t below)
 {
     const char *items = (const char *)((uintptr_t)q->items + below * q->item_size);
@@ -17896,7 +17980,7 @@ CONC__PRIVATE void conc__heap_sift_up(conc_queue *q, size_t hole, const char *it
     q->orders[hole] = came;
 }
 
-/* Closes the hole at the top. Moves it down to the bottom, puts the last item there, and moves the
+/* Closes the hole at the top. Moves it down to the bottom, puts the last item there, and moves that
  * item up, usually not far. This takes fewer comparisons than moving the last item down from the
  * top (I. Wegener, Bottom-up heapsort, 1993). */
 CONC__PRIVATE void conc__heap_remove_top(conc_queue *q)
@@ -18033,7 +18117,7 @@ CONC_API CONC__CALLED int conc_queue_put(conc_queue *q, const void *item)
 CONC_API CONC__CALLED int conc__queue_put_sized(conc_queue *q, const void *item, size_t size)
 {
     if (CONC__UNLIKELY(q && q->item_size != size)) {
-        conc__misused(-EINVAL, "CONC_PUT", "the item's size is not the queue's", NULL);
+        conc__misused(-EINVAL, "CONC_PUT", "the item size does not match the queue's", NULL);
         return conc_fail(-EINVAL, "an item of %zu bytes for a queue of items of %zu", size,
                          q->item_size);
     }
@@ -18167,21 +18251,21 @@ CONC_API void conc__auto_conc_queue(conc_queue *q) { conc_queue_destroy(q); }
 
 /* The state of a conc_select. Each case has a wait of its own, shares `timer`, or has an entry in
  * conc_pool.h; the task itself is parked on `wait`, which is in no list. Waking one case withdraws
- * all others before anything else can run (conc__choice_won), so only one is ever performed.
+ * all others before anything else can run (conc__choice_won), so only one is ever carried out.
  *
- * Other threads notify the cases of conc_pool.h by a post to the loop. If such a case is withdrawn
+ * Other threads notify the cases of conc_pool.h by posting to the loop. If such a case is withdrawn
  * while its post is in flight, conc_select waits on `drain` until the post has run, because the
  * post refers to the caller's array. */
 typedef struct conc__choice {
     conc__wait wait;
     conc__wait drain; /* the task parks on it until in_flight is 0 */
-    int in_flight;    /* withdrawn cases whose post has not run yet */
+    int in_flight;    /* number of withdrawn cases whose posts have not run yet */
     bool has_outside; /* a case is or was waiting in conc_pool.h */
     conc_case *cases;
-    size_t n;    /* cases that wait */
-    int chosen;  /* the chosen case; -1: none yet */
+    size_t n;    /* number of cases that are waiting */
+    int chosen;  /* index of the chosen case; -1: none yet */
     int64_t due; /* the earliest deadline of a CONC_CASE_AFTER; CONC__NEVER: none */
-    int timed;   /* the case with this deadline */
+    int timed;   /* index of the case with that deadline */
     conc__timer timer;
 } conc__choice;
 
@@ -18217,7 +18301,7 @@ CONC__PRIVATE void conc__choice_details(FILE *out, const conc__wait *w)
 
 CONC__PRIVATE bool conc__case_is_outside(const conc_case *c) { return c->what >= CONC__RECV; }
 
-/* Withdraws a case from conc_pool.h. */
+/* Withdraws a case that conc_pool.h handles. */
 CONC__PRIVATE void conc__case_end_outside(conc__choice *s, conc_case *c)
 {
     if (c->outside && conc__extended.outside->end(c->outside))
@@ -18225,7 +18309,7 @@ CONC__PRIVATE void conc__case_end_outside(conc__choice *s, conc_case *c)
     c->outside = NULL;
 }
 
-/* Withdraws all cases, except for `but` unless that is NULL. */
+/* Withdraws all cases except `but`, which may be NULL. */
 CONC__PRIVATE void conc__choice_withdraw(conc__choice *s, const conc_case *but)
 {
     conc__disarm(conc__here, &s->timer);
@@ -18366,7 +18450,7 @@ CONC__PRIVATE int conc__case_try_fd(const conc_case *c)
     return ready;
 }
 
-/* Performs the case without waiting. Returns -EAGAIN if it would have to wait. */
+/* Carries out the case without waiting. Returns -EAGAIN if it would have to wait. */
 CONC__PRIVATE int conc__case_try(conc_loop *l, conc_case *c)
 {
     conc__outside o;
@@ -18448,7 +18532,8 @@ CONC__PRIVATE void conc__case_wait_time(conc_loop *l, conc__choice *s, const con
     }
 }
 
-/* Makes the case wait. Returns 0, 1 if it was performed already, with *result, or an error. */
+/* Makes the case wait. Returns 0; 1 if the case was carried out already, with its result in
+ * *result; or an error. */
 CONC__PRIVATE int conc__case_wait(conc_loop *l, conc__choice *s, conc_case *c, int *result)
 {
     c->choice = s;
@@ -18486,7 +18571,7 @@ CONC__PRIVATE int conc__case_result(conc_loop *l, const conc_case *c)
     return c->wait.result;
 }
 
-/* Completes a case that was performed without a wait. */
+/* Completes a case that was carried out without waiting. */
 CONC__PRIVATE int conc__select_at_once(conc_loop *l, conc_case *cases, size_t i, int result)
 {
     conc_case *c = &cases[i];
@@ -18513,8 +18598,8 @@ CONC__PRIVATE void conc__choice_drain(conc_loop *l, conc__choice *s)
         l->outside.awaited--;
 }
 
-/* Waits for the first of the cases. Returns 0 if case s->n was performed immediately, with *result,
- * 1 if s->chosen was chosen, or an error. */
+/* Waits for the first of the cases. Returns 0 if case s->n was carried out immediately, with its
+ * result in *result; 1 if s->chosen was chosen; or an error. */
 CONC__PRIVATE int conc__choose(conc_loop *l, conc__choice *s, size_t n, int *result)
 {
     for (; s->n < n && s->chosen < 0; s->n++) {
@@ -18597,7 +18682,7 @@ CONC__PRIVATE bool conc__limiter_is_valid(const conc_limiter *k, int n)
     return k->rate > 0 && k->per >= 0 && k->burst >= 0 && n <= conc__limiter_burst(k);
 }
 
-/* Returns the nanoseconds in which the tokens accrue, less 0.001, because the product of two
+/* Returns how many nanoseconds the tokens take to accrue, minus 0.001, because the product of two
  * doubles may be that much too large. */
 CONC__PRIVATE double conc__limiter_ns(const conc_limiter *k, double tokens)
 {
@@ -18626,7 +18711,7 @@ CONC__PRIVATE int64_t conc__limiter_due(const conc_limiter *k, int n)
 }
 
 /* Brings the bucket up to date. It never holds more than the burst. In a new run, if its clock or
- * the previous run's is virtual, no time counts as passed since the last update. */
+ * the previous run's is virtual, no time counts as having passed since the last update. */
 CONC__PRIVATE void conc__limiter_fill(conc_loop *l, conc_limiter *k, int64_t now)
 {
     if (k->run != l->run.number && (k->virtual_clock || l->clock.is_virtual))
@@ -18688,7 +18773,7 @@ CONC__PRIVATE bool conc__limiter_is_ours(const conc_loop *l, conc_limiter *k)
     if (!conc__ours(l, &k->waits))
         return false;
     if (!k->waits.first)
-        k->timer.next = NULL; /* in a forked child it may be armed in the parent's loop */
+        k->timer.next = NULL; /* in a forked child it might still be armed in the parent's loop */
     return true;
 }
 
@@ -18703,7 +18788,8 @@ CONC__PRIVATE bool conc__limiter_try_take(conc_loop *l, conc_limiter *k, int n)
     return true;
 }
 
-static const char conc__bad_limiter[] = "no limiter, no rate, or n is not from 1 to the burst";
+static const char conc__bad_limiter[] =
+    "no limiter, no rate, or n is outside the range 1 to the burst";
 
 CONC_API int conc_limiter_try_acquire(conc_limiter *k, int n)
 {
@@ -18789,9 +18875,9 @@ CONC_API CONC__CALLED int conc_limiter_acquire(conc_limiter *k, int n)
  *             code. A job running in a process is killed.
  *   Clock     Virtual time stands still while jobs run, including jobs submitted by jobs. In a job,
  *             conc_block acts as a timer. A job waiting in a call to this module does not count as
- *             running, nor does one in a conc_run whose tasks wait only for channels. While a task
- *             is waiting for a running child program to end, for one of its pipes, or for the
- *             other end of a FIFO, the clock skips d seconds only after d real seconds: a time
+ *             running, nor does one in a conc_run whose tasks are waiting only for channels. While
+ *             a task is waiting for a running child program to end, for one of its pipes, or for
+ *             the other end of a FIFO, the clock skips d seconds only after d real seconds: a time
  *             limit on a hung program still expires, but other programs take no virtual time.
  *   Forks     In a forked child, inherited pools are dead: calls return -EPERM, and closing a pool
  *             only frees its memory. The child cannot reach the parent's child programs, which keep
@@ -18817,8 +18903,8 @@ extern "C" {
 typedef struct conc_pool {
     /* maximum number; 0: one per processor. Each thread starts when it is first needed */
     int threads;
-    /* maximum number of queued jobs; 0: no limit. A submit beyond that waits, except in the pool's
-     * own jobs */
+    /* maximum number of queued jobs; 0: no limit. Submitting more than that waits, except from the
+     * pool's own jobs */
     int queue_limit;
     const char *name; /* the threads' name in debuggers, up to 15 bytes; NULL: "conc" */
     /* private */
@@ -18826,8 +18912,8 @@ typedef struct conc_pool {
     unsigned users;
 } conc_pool;
 
-/* A submitted function. The caller owns the storage. It need not be initialized, and must not move
- * until the job has ended or been withdrawn. All fields are private. */
+/* A submitted function. The caller owns the storage, which need not be initialized, and must not
+ * move until the job has ended or been withdrawn. All fields are private. */
 typedef struct conc_job {
     conc_fn *fn;
     void *arg;
@@ -18883,11 +18969,12 @@ CONC_API int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t cou
                                int *results);
 
 /* Waits until the job has ended or been withdrawn. Returns 0, with the job's result in *result
- * (NULL: not wanted) and its error text in conc_last_error. Any number of callers may wait. A
- * cancel does not cut the wait short: it withdraws a queued job (result -ECANCELED), asks a running
- * one to stop, or kills it if it runs in a process, unless another caller that is not cancelled
- * also waits. In a thread of the job's pool, runs the job itself if it is still queued. Errors:
- * -EINVAL (never submitted), -EPERM (submitted in a process from which this one was forked). */
+ * (NULL: not wanted) and its error text in conc_last_error. Any number of callers may wait.
+ * Cancellation does not cut the wait short: it withdraws a queued job (result -ECANCELED), asks a
+ * running one to stop, or kills it if it runs in a process, unless another caller that is not
+ * cancelled is waiting too. In a thread of the job's pool, runs the job itself if it is still
+ * queued. Errors: -EINVAL (never submitted), -EPERM (submitted in a process from which this one was
+ * forked). */
 CONC_API int conc_job_wait(conc_job *j, int *result) CONC_NODISCARD;
 
 /* Withdraws the job if it is queued, asks it to stop if it is running, or kills it if it runs in a
@@ -18914,8 +19001,8 @@ CONC_API int conc_offload(conc_fn *fn, void *arg);
  * free_arg(arg) (NULL: not wanted) is called once, after the job, or immediately if fn is not
  * called. Such jobs have their own pool, as large as conc_offload's. An abandoned job occupies its
  * thread until it ends, in later runs too; if all threads hang, the call waits until one is free or
- * its task is cancelled. Neither the end of the run nor of the program waits for an abandoned job,
- * and a library that contains conc is not unloaded before the job ends. */
+ * its task is cancelled. Neither the end of the run nor that of the program waits for an abandoned
+ * job, and a library that contains conc is not unloaded before the job ends. */
 CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void *));
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
@@ -18925,9 +19012,9 @@ CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void 
  *
  * Each worker executes this program anew, but once all constructors have run it serves jobs instead
  * of calling main. So a worker sees globals as at program start, inherits only standard output and
- * error, and has the opener's environment and signal mask. It lacks whatever main parsed from the
- * arguments or stored in globals: a job gets its input from its bytes or from init. Functions are
- * sent as module, build and offset. If the program loaded the module later, the worker loads it
+ * error, and has the opener's environment and signal mask. It does not have what main parsed from
+ * the arguments or stored in globals: a job gets its input from its bytes or from init. Functions
+ * are sent as module, build and offset. If the program loaded the module later, the worker loads it
  * too; if the module's file has been replaced, the job fails with -ENOEXEC. Standard output is
  * flushed after each job. SIGINT and SIGTERM, which a terminal or a service manager sends to all
  * processes, do not stop workers; stopping them is up to the program. When the program ends, so do
@@ -18959,11 +19046,11 @@ CONC_API void conc__auto_conc_procs(conc_procs *p);
  * aligned like max_align_t, and is copied back after fn returns. size is not limited. A time limit
  * around the call includes the wait for a free worker; to limit the job alone, run at most as many
  * jobs at a time as there are workers, as with conc_map_limit. Waits. Errors, which leave the bytes
- * at arg unchanged: -EOWNERDEAD (the worker died in fn; conc_last_error says how), -ECANCELED (a
- * worker in fn is killed), -EAGAIN (no worker can be started now), -ENOTRECOVERABLE (workers fail
- * to start, or init failed; conc_last_error says why; only closing and reopening the pool helps),
- * -EINVAL, -EPIPE (closed), -ENOMEM, -EPERM. A worker's death fails only its own job; a job that
- * finds no idle worker gets a new one. */
+ * at arg unchanged: -EOWNERDEAD (the worker died in fn; conc_last_error says how), -ECANCELED (if a
+ * worker was already running fn, it is killed), -EAGAIN (no worker can be started now),
+ * -ENOTRECOVERABLE (workers fail to start, or init failed; conc_last_error says why; only closing
+ * and reopening the pool helps), -EINVAL, -EPIPE (closed), -ENOMEM, -EPERM. A worker's death fails
+ * only its own job; a job that finds no idle worker gets a new one. */
 CONC_API int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size) CONC_NODISCARD;
 
 /* The same, but does not wait for the job. The bytes at arg belong to the job until it has
@@ -18972,15 +19059,15 @@ CONC_API int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *ar
                                size_t size) CONC_NODISCARD;
 
 /* Like conc_pool_map and conc_pool_map_all, with each element run as by conc_procs_run. A worker
- * gets several elements at a time, as an array, but an element that kills its worker fails alone.
- * If size is 0, each call gets NULL. */
+ * gets several elements at a time, as an array, but if an element kills its worker, only that
+ * element fails. If size is 0, each call gets NULL. */
 CONC_API int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count,
                             size_t size) CONC_NODISCARD;
 CONC_API int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t count, size_t size,
                                 int *results);
 
-/* A function that reads in and writes out. Returns the number of bytes written, or a negative
- * error. */
+/* A function that reads from `in` and writes to `out`. Returns the number of bytes written, or a
+ * negative error. */
 typedef ssize_t conc_procs_fn(const void *in, size_t in_size, void *out, size_t out_size);
 
 /* Runs fn in a worker, on a copy of in, and returns fn's result, with that many bytes in out, or
@@ -19034,8 +19121,8 @@ CONC_API void conc__auto_conc_channel(conc_channel *c);
 /* Allocates zeroed memory that this process shares with the workers of process pools opened later,
  * at the same address in all of them. Release it with conc_shared_free in the process that
  * allocated it. Returns NULL if size is 0, if memory has run out, or if the system is not Linux.
- * From anywhere. Synchronize access by means that work between processes, such as C11 atomics or
- * PTHREAD_PROCESS_SHARED mutexes. */
+ * From anywhere. Synchronize access with something that works across processes, such as C11 atomics
+ * or PTHREAD_PROCESS_SHARED mutexes. */
 CONC_API void *conc_shared_alloc(size_t size);
 CONC_API void conc_shared_free(void *p);
 
@@ -19044,16 +19131,16 @@ CONC_API void conc_shared_free(void *p);
 /* Files are read and written off the loop. Errors are the system's; exceeding the file size limit
  * (ulimit -f) returns -EFBIG and raises no SIGXFSZ. Once begun, work on a regular file is not cut
  * short, so -ECANCELED means that nothing was done. For a FIFO, a terminal or another file that can
- * make a task wait for another process, or that has no end (/dev/zero), a cancel ends the call,
+ * make a task wait for another process, or that has no end (/dev/zero), cancellation ends the call,
  * perhaps after some bytes; in a thread without a run, the call blocks. */
 
-/* Reads the whole file. Stores its size in *size (NULL: not wanted), and in *data its bytes and a
- * terminating NUL, to be released with conc_free. After an error, *data is NULL. Waits. */
+/* Reads the whole file. Stores its size in *size (NULL: not wanted) and its bytes, NUL-terminated,
+ * in *data; release them with conc_free. After an error, *data is NULL. Waits. */
 CONC_API int conc_file_read(const char *path, void **data, size_t *size) CONC_NODISCARD;
 
 /* Replaces the file with these bytes, whole or not at all: writes a new file with the permissions
  * of the old one, syncs it to disk, and renames it to path. If the old file cannot be replaced (a
- * mount point, a file in /proc, a directory that this program may not change) it is overwritten in
+ * mount point, a file in /proc, a directory that this program may not change), it is overwritten in
  * place, and an error may leave it partly written. If the new file cannot get the old one's group,
  * its group gets only the permissions that others had before. Anything but a regular file (a
  * terminal, a pipe, /dev/null) is simply written to. Waits. */
@@ -19127,20 +19214,20 @@ CONC_API int conc_child_kill(conc_child *c, int signal);
 
 /* Closes the pipes and terminates a child still running: with SIGKILL, or, if .grace is set, with
  * SIGTERM (and SIGCONT, in case it is stopped) and SIGKILL that many seconds later; its output can
- * be read until then. With .group this applies to the whole group, and the grace lasts until its
- * last process has ended. Waits until the child has ended, even if cancelled. Returns 0. In a
- * posted function, where it blocks the loop, there is no grace. If another caller is closing the
- * child, waits until it is closed. Callers that wait in conc_child_wait get the child's status, and
- * do not touch *c once it is closed. Closing a child twice, or one that was never started, does
- * nothing; in a forked process, it leaves the parent's child running. Error: -EBUSY (another thread
- * is starting it). */
+ * be read until then. With .group this applies to the whole group, and the grace period ends early
+ * only once the group's last process has ended. Waits until the child has ended, even if cancelled.
+ * Returns 0. In a posted function, where it blocks the loop, there is no grace. If another caller
+ * is closing the child, waits until it is closed. Callers waiting in conc_child_wait get the
+ * child's status, and do not touch *c once it is closed. Closing a child twice, or one that was
+ * never started, does nothing; in a forked process, it leaves the parent's child running. Error:
+ * -EBUSY (another thread is starting it). */
 CONC_API int conc_child_close(conc_child *c);
 
 /* The input and output of conc_child_communicate. Zero the fields that you do not set. */
 typedef struct conc_child_io {
     const void *in; /* the child's input */
-    size_t in_size; /* its size; 0: empty input */
-    size_t limit;   /* maximum size of out, and of error; 0: no limit */
+    size_t in_size; /* in bytes; 0: empty input */
+    size_t limit;   /* maximum size of out, and of error, in bytes; 0: no limit */
     /* bytes from the output and error pipes, NUL-terminated, to be released with conc_free whatever
      * the call returned; NULL without a pipe */
     char *out, *error;
@@ -19150,11 +19237,10 @@ typedef struct conc_child_io {
 /* Writes the input and reads all output concurrently, through whichever of the child's descriptors
  * are pipes, until all output is read and the child has ended. Returns 0, with the status as for
  * conc_child_wait. It is not an error if the child does not read its input. Waits. After -ECANCELED
- * the child keeps running, *io holds the output so far, and io->in the unwritten input; call again
- * to continue. Errors: -EMSGSIZE (more than the limit; the child is closed), -ECHILD (all was read,
+ * the child keeps running, and *io holds the output so far and the unwritten input; call again to
+ * continue. Errors: -EMSGSIZE (more than the limit; the child is closed), -ECHILD (all was read,
  * but the status is lost), -EINVAL (NULL, not started, input without a pipe), -ENOMEM, -EPERM, and
  * other system errors.
-
  *
  * conc_child_close discards the child's status and final output. To get both from a child that has
  * timed out, signal it and continue. Here talk calls conc_child_communicate; with .group, the
@@ -19215,7 +19301,7 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *  segment       memory that several processes map
  *  waiter        a task or thread waiting for another thread: a task's loop keeps running, a thread
  *                sleeps on its thread event
- *  job context   a job running on a thread, perhaps inside another job, which waits for it
+ *  job context   a job running on a thread, perhaps inside another job that is waiting for it
  *  cancel hook   a function called when a waiting job is asked to stop
  *  cancel layer  a map or a shield around part of a job, which adds or hides such requests
  *  clock         a loop whose clock is virtual. Its at_work counts the jobs that hold the clock and
@@ -19262,19 +19348,20 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
 
 /* ---- >>systems ------------------------------------------------------------------------------ */
 
-/* What differs between systems: first Linux's functions, then those of the same names for macOS and
- * others. */
+/* System-dependent code: the Linux functions first, then their namesakes for macOS and other
+ * systems. */
 
 #ifdef __linux__
 
-enum { CONC__O_PATH = 010000000 }; /* opens a directory without permission to list it */
+enum { CONC__O_PATH = 010000000 }; /* opens even a directory that this process may not list */
 
 CONC__TINY void conc__name_thread(const char *name) { prctl(PR_SET_NAME, name); }
 
 CONC__PRIVATE int conc__sync_file(int fd) { return conc__failure(fsync(fd)); }
 
-/* Copies the access control list of the file at path. False: it has one that cannot be copied. In
- * its mode, the group's permissions are then the most that any entry of the list grants. */
+/* Copies the access control list of the file at path. Returns false if the file has one that cannot
+ * be copied. The group bits of its mode are then an upper bound on what the entries of the list
+ * grant. */
 CONC__PRIVATE bool conc__keep_list(int fd, const char *path)
 {
     static const char name[] = "system.posix_acl_access";
@@ -19347,7 +19434,7 @@ CONC__TINY int conc__pidfd_send(int pidfd, int number)
 
 CONC__TINY void conc__cond_init(pthread_cond_t *c) { pthread_cond_init(c, NULL); }
 
-/* Waits until conc__clock shows `until`, which is `left` ns away. */
+/* Waits until c is signalled, or until conc__clock reaches `until`, which is `left` ns away. */
 CONC__PRIVATE void conc__cond_wait(pthread_cond_t *c, pthread_mutex_t *m, int64_t until,
                                    int64_t left)
 {
@@ -19447,8 +19534,8 @@ typedef struct conc__job_outcome {
     char text[96];
 } conc__job_outcome;
 
-/* A task or thread waiting for another thread. It is in a list, from which the thread that wakes it
- * removes it, under the list's mutex. */
+/* A task or thread waiting for another thread. The thread that wakes the waiter also removes it
+ * from its list, under the list's mutex. */
 typedef struct conc__waiter {
     struct conc__waiter *next, *prev; /* a ring */
     struct conc__waiter **list;
@@ -19460,15 +19547,16 @@ typedef struct conc__waiter {
     conc__job_outcome *outcome;    /* receives the awaited job's outcome */
     bool *stop;                    /* set when the waiting task is cancelled; NULL: none */
     struct conc__job_queue *queue; /* the awaited job's */
-    /* the process pool whose replies a waiting thread may collect; holds a reference. NULL: none */
+    /* the process pool whose replies a waiting thread can collect; holds a reference. NULL: none */
     struct conc__job_queue *polls_queue;
-    struct conc__job_context *context; /* of the waiting job, if any: its clocks advance */
+    /* of the waiting job, if any; its clocks advance during the wait */
+    struct conc__job_context *context;
     int result;
     bool gives_up;   /* it was cancelled, and wants its job to stop */
     bool is_counted; /* a worker thread that its job queue already counts as waiting */
-    bool woken;      /* set when it is woken: the list and its owner may then be gone */
+    bool woken;      /* set when it is woken; after that, the list and its owner may be gone */
     /* selects: a case of conc_select, which is only notified; it sends or receives if no other case
-     * came first. kept: until then an item, or room for one, is reserved for it */
+     * came first. kept: an item, or room for one, is reserved for it until then */
     bool selects, kept;
 } conc__waiter;
 
@@ -19578,13 +19666,13 @@ CONC__PRIVATE void conc__waiter_posted(conc__post *p)
  * conc__waiter_notify. */
 CONC__PRIVATE void conc__waiter_set_result(conc__waiter *w, int result)
 {
-    /* now, because the clocks could advance before the waiter runs */
+    /* do this now: the clocks could advance before the waiter runs */
     conc__job_contexts_hold_clocks(w->context, true);
     w->result = result;
     __atomic_store_n(&w->woken, true, __ATOMIC_RELEASE);
 }
 
-/* The same, but also removes the waiter from the list. */
+/* Like conc__waiter_set_result, but also removes the waiter from its list. */
 CONC__PRIVATE void conc__waiter_complete(conc__waiter *w, int result)
 {
     conc__waiter_remove(w);
@@ -19622,10 +19710,11 @@ CONC__PRIVATE void conc__job_queue_spin_for(struct conc__job_queue *q, const boo
 
 /* A function to call when a waiting job is asked to stop. All hooks of the process are in one list.
  * A request sets a flag in the job, its job queue or its map; conc__run_cancel_hooks then finds the
- * waiting jobs that it concerns. */
+ * waiting jobs that the request concerns. */
 typedef struct conc__cancel_hook {
     struct conc__cancel_hook *next, *prev;
-    const struct conc__job_context *context; /* NULL: no job waits; in no list */
+    /* NULL: no job is waiting, and the hook is in no list */
+    const struct conc__job_context *context;
     void (*run)(struct conc__cancel_hook *self);
     bool called;
     unsigned forks;
@@ -19658,8 +19747,8 @@ CONC__PRIVATE void conc__run_cancel_hooks(void)
     pthread_mutex_unlock(&conc__cancel_hooks.mutex);
 }
 
-/* Registers the hook of a job (ctx; NULL: none) that is about to wait. If the job was already asked
- * to stop, calls the hook immediately. */
+/* Registers the hook of a job (ctx; NULL: none) that is about to wait. If the job has already been
+ * asked to stop, calls the hook immediately. */
 CONC__PRIVATE void conc__cancel_hook_add(conc__cancel_hook *s, const struct conc__job_context *ctx,
                                          void (*ask)(conc__cancel_hook *self))
 {
@@ -19694,7 +19783,7 @@ CONC__PRIVATE void conc__cancel_hooks_reset(void)
 }
 
 /* Waits for the event, in the job of ctx (NULL: none). When the time limit of a shield passes, a
- * stop request that it hid takes effect. */
+ * stop request that the shield hid takes effect. */
 CONC__PRIVATE void conc__thread_event_wait_in_job(conc__thread_event *e,
                                                   const struct conc__job_context *ctx)
 {
@@ -19720,7 +19809,7 @@ CONC__PRIVATE void conc__thread_wait_cancel(conc__cancel_hook *s)
  * clock could advance between a stop request and its effect. */
 CONC__PRIVATE void conc__waiter_release_clocks(conc__waiter *w, pthread_mutex_t *mutex)
 {
-    pthread_mutex_lock(&conc__job_queues_mutex); /* if w still waits, keeps `mutex` alive */
+    pthread_mutex_lock(&conc__job_queues_mutex); /* if w is still waiting, keeps `mutex` alive */
     if (!__atomic_load_n(&w->woken, __ATOMIC_ACQUIRE)) {
         conc__lock_briefly(mutex);
         if (!w->woken)
@@ -19761,8 +19850,8 @@ CONC__COLD int conc__caller_refused(const char *call)
     return conc__misused(-EPERM, call, "only a task may call it", NULL);
 }
 
-/* Checks that `call` may wait here. Returns 0 and the caller's loop (NULL: a thread or a job), or
- * -EPERM in a posted function. */
+/* Checks that `call` may wait here. Returns 0, with the caller's loop in *l (NULL: a thread or a
+ * job), or -EPERM in a posted function. */
 static inline int conc__caller(conc_loop **l, const char *call)
 {
     *l = conc__here;
@@ -19772,8 +19861,8 @@ static inline int conc__caller(conc_loop **l, const char *call)
 }
 
 /* Waits until another thread wakes the caller, and returns the result set by that thread. The
- * waiter is already in its list. The list's mutex and `outer` (NULL: none) are locked; this unlocks
- * them. */
+ * waiter is already in its list. The list's mutex and `outer` (NULL: none) are locked; this
+ * function unlocks them. */
 CONC__PRIVATE CONC__CALLED int conc__wait_outside(conc_loop *l, conc__waiter *w,
                                                   const conc__wait_kind *kind, const void *on,
                                                   pthread_mutex_t *mutex, pthread_mutex_t *outer)
@@ -19807,8 +19896,8 @@ CONC__PRIVATE CONC__CALLED int conc__wait_outside(conc_loop *l, conc__waiter *w,
 /* The states of a job, and what changes them. Once a job is DONE, its memory is the caller's again.
  *
  *   NEW       not submitted; the memory may hold anything. conc__job_init makes it PENDING
- *   PENDING   sealed, not LIVE: the submit may wait for room under the limit. The thread that makes
- *             room makes it QUEUED; a cancel or a close makes it NEW again
+ *   PENDING   sealed, not LIVE: the submit call may be waiting for room under the limit. The thread
+ *             that makes room makes it QUEUED; a cancel or a close makes it NEW again
  *   QUEUED    LIVE, and `slot` is its index in the ring. A worker thread takes it; the supervisor
  *             or a waiter sends it to a worker; a cancel makes it DONE
  *   TAKEN     `slot` is IN_BATCH, and the job is in a thread's batch[]. That thread, or one that
@@ -19893,13 +19982,14 @@ typedef struct conc__queue_clock {
 typedef struct conc__job_queue {
     struct conc__job_queue *next, *prev; /* list of all, under conc__job_queues_mutex */
     pthread_mutex_t mutex;
-    conc_job **ring; /* a power of two slots; NULL where a job was withdrawn */
+    /* has ring_size slots, a power of two; a slot is NULL where a job was withdrawn */
+    conc_job **ring;
     size_t ring_size, head, tail;
-    size_t queued; /* jobs in the ring; written under the mutex, also read without it */
+    size_t queued; /* number of jobs in the ring; written under the mutex, also read without it */
     size_t limit;
     conc__queue_clock *clocks;
     int clock_slots, clocks_used; /* slots of clocks[] */
-    conc__waiter *submitters;     /* waiting submits, with their jobs */
+    conc__waiter *submitters;     /* waiting submit calls, with their jobs */
     conc__waiter *closer, *other_closers;
     bool closing, stopping, cancel_all, on_valgrind;
     bool closed;        /* it has ended, and the pool belongs to its owner again */
@@ -19908,14 +19998,15 @@ typedef struct conc__job_queue {
     unsigned forks;
     int references;                      /* held by the pool, its threads, and active callers */
     struct conc__supervisor *supervisor; /* NULL: a thread pool */
-    conc_pool *shared; /* the shared pool it belongs to; NULL: a pool of the program */
+    conc_pool *shared; /* the shared pool it belongs to; NULL: one of the program's own pools */
 
     /* idle threads sleep on it. Its value is wakes_pending - posts_due, because it is posted only
      * after the mutex is unlocked */
     conc__semaphore work;
     conc__worker_thread **threads;
-    int thread_slots;  /* size of threads[] */
-    int max_workers;   /* maximum number of threads, or of workers */
+    int thread_slots; /* size of threads[] */
+    int max_workers;  /* maximum number of threads, or of workers */
+    /* numbers of threads */
     int abandoned;     /* threads lost to abandoned jobs */
     int nested;        /* threads waiting in a run inside a job */
     int waiting;       /* threads whose job is waiting for another */
@@ -19923,18 +20014,18 @@ typedef struct conc__job_queue {
     int starting;      /* threads that have not yet locked the mutex */
     int idle;          /* idle threads, spinning or asleep */
     int sleeping;      /* threads waiting for `work` */
-    int wakes_pending; /* how many of these must wake but have not yet */
-    int posts_due;     /* for how many of those `work` has not been posted */
+    int wakes_pending; /* how many of the sleeping threads must wake but have not yet */
+    int posts_due;     /* how many of those `work` has not yet been posted for */
     int spinning;
     int blocking; /* threads whose job is waiting or in conc_block while its clock advances */
     /* threads about to look for the next job; changed without the mutex */
     int finishing;
-    unsigned misses; /* consecutive times a thread spun without success before sleeping */
+    unsigned misses; /* number of consecutive times a thread spun without success before sleeping */
     /* the signal mask of the pool's opener, without conc's changes, and whether SIGPIPE was
      * blocked */
     sigset_t mask;
     bool blocks_pipe;
-    /* the last thread to exit: the next one to exit joins it */
+    /* the thread that exited most recently: the next one to exit joins it */
     bool has_ended;
     pthread_t last_ended;
     pthread_cond_t ended; /* signalled when a thread exits */
@@ -19969,8 +20060,8 @@ CONC__PRIVATE void conc__pins_begin(void)
     conc__pins_there = can_pin && pthread_key_create(&conc__pins, unpin) == 0;
 }
 
-/* Keeps the library that contains this code loaded until conc__unpin. NULL: not possible, or not
- * needed because the program contains the code. */
+/* Keeps the library that contains this code loaded until conc__unpin. Returns NULL if that is not
+ * possible, or not needed because the program contains the code. */
 CONC__PRIVATE void *conc__pin(void)
 {
     enum { NOW = 2, ONLY_IF_LOADED = 4 }; /* RTLD_NOW, RTLD_NOLOAD */
@@ -20002,9 +20093,9 @@ typedef struct conc__map_call {
     int *results;
     bool keeps_going, stop;
     conc__cancel_layer layer;
-    size_t next;    /* first element not yet taken */
-    size_t dropped; /* elements taken but never passed to the function */
-    int error;      /* the first */
+    size_t next;    /* index of the first element not yet taken */
+    size_t dropped; /* number of elements taken but never passed to the function */
+    int error;      /* the first error */
 } conc__map_call;
 
 /* The payload of a job for a worker. */
@@ -20014,7 +20105,7 @@ typedef struct conc__payload {
     void *out;
     size_t in_size, out_size;
     ssize_t returned;
-    conc__map_call *map; /* a runner's; it has taken `left` elements, from `first` on */
+    conc__map_call *map; /* of a runner, which has taken `left` elements, starting at `first` */
     size_t first, left;
 } conc__payload;
 
@@ -20055,7 +20146,7 @@ CONC__PRIVATE bool conc__job_context_in_process(const conc__job_context *ctx)
     return ctx->cancel_flag;
 }
 
-/* Was the code running in ctx asked to stop? Any thread may call this while the code waits. */
+/* Was the code running in ctx asked to stop? Any thread may call this while the code is waiting. */
 CONC__PRIVATE bool conc__job_context_cancelled(const conc__job_context *ctx)
 {
     if (!ctx->cancel_flag)
@@ -20068,7 +20159,7 @@ CONC__PRIVATE bool conc__job_context_cancelled(const conc__job_context *ctx)
     return __atomic_load_n(ctx->cancel_flag, __ATOMIC_RELAXED) != 0;
 }
 
-/* The time when the next of the shields around the code in ctx ends; CONC__NEVER: none will. */
+/* Returns the time when the next of the shields around the code in ctx ends, or CONC__NEVER. */
 CONC__PRIVATE int64_t conc__shield_deadline(const conc__job_context *ctx)
 {
     int64_t limit = CONC__NEVER;
@@ -20163,8 +20254,8 @@ CONC__PRIVATE void conc__segments_unlock(void);
  * if a process was forked while its parent was registering them. */
 static CONC_TLS _Thread_local int conc__fork_handler_depth;
 
-/* Holds these mutexes during a fork. Otherwise another thread could hold one, and the child would
- * inherit it locked forever. */
+/* Holds these mutexes during a fork. Otherwise another thread could hold one, and it would stay
+ * locked in the child. */
 CONC__PRIVATE void conc__pools_before_fork(void)
 {
     if (conc__fork_handler_depth++)
@@ -20220,7 +20311,7 @@ CONC__PRIVATE void conc__job_queues_need(void)
     conc__once(&once, conc__job_queues_init);
 }
 
-/* The job running on this thread; NULL: none. */
+/* Returns the job running on this thread, or NULL. */
 CONC__PRIVATE conc__job_context *conc__job_context_here(void)
 {
     conc__job_queues_need();
@@ -20266,7 +20357,7 @@ CONC__PRIVATE void conc__job_queue_free(conc__job_queue *q)
 {
     CONC__LIST_REMOVE(conc__job_queues, q, next, prev);
     conc__supervisor_free(q->supervisor);
-    /* an inherited mutex may be held by one of the parent's threads */
+    /* an inherited mutex might be held by one of the parent's threads */
     if (q->forks == conc__forks) {
         conc__semaphore_close(&q->work);
         pthread_cond_destroy(&q->ended);
@@ -20308,7 +20399,8 @@ CONC__PRIVATE bool conc__queue_clocks_reserve(conc__job_queue *q)
     return true;
 }
 
-/* Makes room for one more job, perhaps with a clock. False: out of memory. */
+/* Makes room for one more job. on_clock: the job has a clock. Returns false if memory has run
+ * out. */
 CONC__PRIVATE bool conc__job_ring_reserve(conc__job_queue *q, bool on_clock)
 {
     if (on_clock && !conc__queue_clocks_reserve(q))
@@ -20337,7 +20429,7 @@ CONC__PRIVATE bool conc__job_ring_reserve(conc__job_queue *q, bool on_clock)
     return true;
 }
 
-/* Removes one holder of the clock. After the last one, wakes the loop, so that the clock
+/* Removes one holder of the clock. If it was the last, wakes the loop so that the clock
  * advances. */
 CONC__PRIVATE void conc__clock_release(conc_loop *clock)
 {
@@ -20374,7 +20466,7 @@ static inline void conc__job_hold_clock(conc_job *j, bool holds)
         conc__job_hold_clock_now(j, holds);
 }
 
-/* Returns the clock's slot, or else a free one. */
+/* Returns the clock's slot, or a free one if it has none. */
 CONC__PRIVATE conc__queue_clock *conc__queue_clock_find(conc__job_queue *q, const conc_loop *clock)
 {
     conc__queue_clock *unused = NULL;
@@ -20388,7 +20480,7 @@ CONC__PRIVATE conc__queue_clock *conc__queue_clock_find(conc__job_queue *q, cons
     return unused;
 }
 
-/* Called when a job enters the ring, which then holds the clock in the job's place. */
+/* Called when a job enters the ring, which then holds the clock in place of the job. */
 CONC__COLD void conc__queue_clock_add(conc__job_queue *q, conc_job *j)
 {
     conc__queue_clock *k = conc__queue_clock_find(q, j->clock);
@@ -20441,14 +20533,14 @@ CONC__PRIVATE void conc__job_ring_push_front(conc__job_queue *q, conc_job *j)
     conc__job_ring_put(q, j, --q->head);
 }
 
-/* Puts a new job into the ring. From now on, other threads can wait for it. */
+/* Puts a new job into the ring. From then on, other threads can wait for it. */
 CONC__PRIVATE void conc__job_queue_accept(conc__job_queue *q, conc_job *j)
 {
     __atomic_store_n(&j->state, j->state | CONC__JOB_LIVE, __ATOMIC_RELEASE);
     conc__job_ring_push(q, j);
 }
 
-/* Queues the jobs of waiting submits while there is room under the limit. */
+/* Queues the jobs of waiting submit calls while there is room under the limit. */
 CONC__PRIVATE void conc__job_queue_admit(conc__job_queue *q)
 {
     while (q->submitters && q->queued < q->limit) {
@@ -20480,13 +20572,13 @@ CONC__PRIVATE conc_job *conc__job_ring_pop(conc__job_queue *q)
     return j;
 }
 
-/* Under the mutex: is nothing queued or running? A thread that is starting will find no job. */
+/* Under the mutex: is no job queued or running? A thread that is starting will find no job. */
 CONC__PRIVATE bool conc__job_queue_is_idle(const conc__job_queue *q)
 {
     return !q->queued && q->idle + q->starting == q->started;
 }
 
-/* Wakes the closer if nothing is queued or running. */
+/* Wakes the closer if no job is queued or running. */
 CONC__PRIVATE void conc__job_queue_notify_closer(conc__job_queue *q)
 {
     if (q->closer && conc__job_queue_is_idle(q))
@@ -20531,13 +20623,13 @@ CONC__PRIVATE bool conc__job_context_is_own(const conc__job_context *ctx)
     return ctx->thread && ctx->thread->queue->forks == conc__forks;
 }
 
-/* The clock of the job in ctx; NULL: none. */
+/* Returns the clock of the job in ctx, or NULL. */
 CONC__PRIVATE conc_loop *conc__job_context_clock(const conc__job_context *ctx)
 {
     return conc__job_context_is_own(ctx) ? ctx->job->clock : NULL;
 }
 
-/* The clock for jobs that the caller submits; NULL: none. */
+/* Returns the clock for jobs that the caller submits, or NULL. */
 CONC__PRIVATE conc_loop *conc__clock_here(void)
 {
     conc_loop *l = conc__here;
@@ -20586,7 +20678,7 @@ CONC__PRIVATE void conc__job_outcome_read(conc__job_outcome *a, const conc_job *
 }
 
 /* Under the mutex: makes the job DONE, so its memory belongs to the owner again. Returns the
- * waiters, which have their outcomes and must still be notified. */
+ * waiters; their outcomes are set, but they have yet to be notified. */
 CONC__PRIVATE conc__waiter *conc__job_publish(conc_job *j, uintptr_t state)
 {
     conc__waiter *first = j->waiters, *w = first;
@@ -20606,7 +20698,7 @@ CONC__PRIVATE void conc__waiters_notify(conc__waiter *first)
         return;
     conc__waiter *w = first;
     do {
-        conc__waiter *next = w->next; /* a notified waiter may be gone */
+        conc__waiter *next = w->next; /* a notified waiter might be gone */
         conc__waiter_notify(w);
         w = next;
     } while (w != first);
@@ -20630,9 +20722,9 @@ CONC__PRIVATE void conc__worker_thread_drop_clock(conc__worker_thread *t)
         conc__clock_drop(clock, t->holds_clock);
 }
 
-/* Drops the clock of a job that has ended, after its waiters were notified, or leaves that to its
- * thread, if it is about to look for the next job. ctx: where the job ran; NULL: it was
- * withdrawn. */
+/* Drops the clock of a job that has ended, once its waiters have been notified. If the job's thread
+ * is about to look for its next job, leaves that to the thread. ctx: where the job ran; NULL: it
+ * was withdrawn. */
 CONC__COLD void conc__job_drop_clock(const conc__job_context *ctx, conc_loop *clock, bool at_work)
 {
     if (!ctx || !ctx->thread || !ctx->thread->finishing) {
@@ -20704,7 +20796,7 @@ CONC__PRIVATE void conc__job_contexts_hold_clocks(conc__job_context *ctx, bool a
         conc__job_hold_clock(ctx->job, at_work);
 }
 
-/* Does any job running on that thread have a clock? */
+/* Does any job running on the thread of ctx have a clock? */
 CONC__PRIVATE bool conc__job_context_has_clock(const conc__job_context *ctx)
 {
     for (; ctx; ctx = ctx->outer)
@@ -20750,10 +20842,10 @@ CONC__PRIVATE conc__job_context *conc__job_context_in(const conc__job_queue *q)
     return ctx->thread->queue == q ? ctx : NULL;
 }
 
-/* Under the mutex: the maximum number of threads. A thread that waits in a run inside a job does
- * not count, because its wait may depend on this job queue alone. While there are such threads, a
- * thread that waits for another job does not count either, because one of them may have that job. A
- * thread with an abandoned job counts. */
+/* Under the mutex: returns the maximum number of threads. A thread that is waiting in a run inside
+ * a job does not count, because its wait may depend on this job queue alone. While there are such
+ * threads, a thread that is waiting for another job does not count either, because one of them
+ * might have that job. A thread with an abandoned job counts. */
 CONC__PRIVATE int conc__job_queue_max_threads(const conc__job_queue *q)
 {
     int most = q->max_workers + q->nested;
@@ -20763,7 +20855,7 @@ CONC__PRIVATE int conc__job_queue_max_threads(const conc__job_queue *q)
 }
 
 /* Records whether a task had to wake the thread to which it has just handed work. If the thread was
- * awake, an answer may arrive immediately, and the loop spins before it sleeps. */
+ * awake, the answer may arrive very soon, so the loop spins before sleeping. */
 CONC__PRIVATE void conc__has_woken(bool woke)
 {
     if (conc__here)
@@ -20804,7 +20896,7 @@ CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
  * abandoned job, queued jobs do not hold their clocks. */
 CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
 {
-    /* threads that could run queued jobs, or count in q->blocking */
+    /* number of threads that could run queued jobs, or count in q->blocking */
     int able = q->max_workers - q->abandoned;
     if (!q->nested)
         able -= q->waiting;
@@ -20824,11 +20916,11 @@ CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
     }
 }
 
-/* Under the mutex: puts back the jobs in the thread's batch that it has not begun, because it will
- * be busy for a while. */
+/* Under the mutex: puts back the jobs in the thread's batch that the thread has not begun, because
+ * it will be busy for a while. */
 CONC__PRIVATE void conc__worker_thread_return_batch(conc__job_queue *q, conc__worker_thread *t)
 {
-    /* the jobs may have ended: do not look at their clocks */
+    /* the jobs might have ended: do not look at their clocks */
     bool on_clock = q->clock_slots > 0;
     for (int i = t->batch_count - 1; i >= 0 && conc__job_ring_reserve(q, on_clock); i--) {
         conc_job *j = atomic_exchange_explicit(&t->batch[i], NULL, memory_order_acquire);
@@ -20844,17 +20936,17 @@ CONC__PRIVATE void conc__job_queue_return_batches(conc__job_queue *q)
             conc__worker_thread_return_batch(q, q->threads[i]);
 }
 
-/* Under the mutex: if more threads may start, queues for them the jobs that others have taken but
- * not begun. */
+/* Under the mutex: if more threads may start, requeues for them the jobs that other threads have
+ * taken but not begun. */
 CONC__PRIVATE void conc__job_queue_share_batches(conc__job_queue *q)
 {
     if (q->started < conc__job_queue_max_threads(q))
         conc__job_queue_return_batches(q);
 }
 
-/* Under the mutex: counts a thread of this job queue (own; NULL: the caller is not one) that is
- * about to wait (change 1) or has waited (-1). Returns an error if no thread is left to run queued
- * jobs. */
+/* Under the mutex: counts a thread of this job queue that is about to wait (change: 1) or has
+ * finished waiting (-1). own: the thread's job context; NULL: the caller is not such a thread.
+ * Returns an error if no thread is left to run queued jobs. */
 CONC__PRIVATE int conc__job_queue_count_waiting(conc__job_queue *q, const conc__job_context *own,
                                                 const conc_loop *l, int change)
 {
@@ -20890,7 +20982,7 @@ CONC__PRIVATE void conc__job_queue_uncount_waiting(conc__job_queue *q, const con
 }
 
 /* Unlocks before waking threads, which would otherwise block on the mutex. The caller ensures that
- * the job queue is not freed meanwhile. */
+ * the job queue is not freed before this returns. */
 CONC__PRIVATE void conc__job_queue_unlock(conc__job_queue *q)
 {
     int calls = q->posts_due;
@@ -20900,7 +20992,7 @@ CONC__PRIVATE void conc__job_queue_unlock(conc__job_queue *q)
         conc__semaphore_post(&q->work);
 }
 
-/* Under the mutex: queues the job. Returns 0, or an error, which conc_last_error describes. */
+/* Under the mutex: queues the job. Returns 0, or an error that conc_last_error describes. */
 CONC__PRIVATE int conc__job_queue_add(conc__job_queue *q, conc_job *j)
 {
     if (!conc__job_ring_reserve(q, j->clock))
@@ -20948,8 +21040,8 @@ CONC__PRIVATE bool conc__submit_cancel(conc__wait *wait)
 static const conc__wait_kind conc__waits_for_room = {.what = "waits for room in a pool's queue",
                                                      .cancel = conc__submit_cancel};
 
-/* Enters a pool, whose job queue is then not freed before conc__pool_leave. Returns the job queue,
- * or NULL with an error in *rc. */
+/* Enters a pool: its job queue is not freed before conc__pool_leave. Returns the job queue, or NULL
+ * with an error in *rc. */
 CONC__PRIVATE conc__job_queue *conc__pool_enter(conc__job_queue **queue, unsigned *users, int *rc)
 {
     unsigned before = __atomic_fetch_add(users, 1, __ATOMIC_ACQUIRE);
@@ -20973,8 +21065,8 @@ CONC__PRIVATE void conc__pool_leave(unsigned *users)
 }
 
 /* Submits an initialized job and leaves the pool. Returns an error if the job was refused. A job of
- * this job queue, or a run inside one, never waits here, because other jobs may be waiting for it;
- * the queue may exceed its limit instead. */
+ * this job queue, or a run inside one, never waits here, because other jobs might be waiting for
+ * it; the queue may exceed its limit instead. */
 CONC__PRIVATE int conc__job_queue_submit(conc__job_queue *q, unsigned *users, conc_loop *l,
                                          conc_job *j, const char *call)
 {
@@ -21026,8 +21118,8 @@ CONC__PRIVATE void conc__job_request_cancel(conc__job_queue *q, conc_job *j)
             return;
 }
 
-/* Was this process forked after the job was submitted and before it ended? Then the job never ends
- * here. */
+/* Was this process forked after the job was submitted and before it ended? If so, the job never
+ * ends in this process. */
 CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
 {
     if (!conc__forks)
@@ -21036,7 +21128,7 @@ CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
     pthread_mutex_lock(&conc__job_queues_mutex);
     for (const conc__job_queue *q = conc__job_queues; q && !own; q = q->next)
         own = q == j->queue && q->forks == conc__forks;
-    bool ended = conc__job_state(j) & CONC__JOB_DONE; /* if so, its pool may have been freed */
+    bool ended = conc__job_state(j) & CONC__JOB_DONE; /* if so, its pool might have been freed */
     pthread_mutex_unlock(&conc__job_queues_mutex);
     return !own && !ended;
 }
@@ -21101,7 +21193,7 @@ CONC_API bool conc_job_cancelled(void)
 }
 
 /* Cancels the waiter, and the job unless other waiters want its result. Uses the waiter's own
- * pointer to the job queue, because the job may be gone. */
+ * pointer to the job queue, because the job might be gone. */
 CONC__PRIVATE void conc__waiter_give_up(conc__waiter *w)
 {
     conc_job *j = w->item;
@@ -21117,7 +21209,7 @@ CONC__PRIVATE void conc__waiter_give_up(conc__waiter *w)
     pthread_mutex_unlock(&conc__job_queues_mutex);
 }
 
-/* Passes the request on to the job; the wait continues until the job ends. */
+/* Passes the stop request on to the job; the wait continues until the job ends. */
 CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
 {
     conc__waiter *w = wait->item;
@@ -21132,7 +21224,8 @@ CONC__PRIVATE bool conc__job_wait_cancel(conc__wait *wait)
 static const conc__wait_kind conc__waits_for_job = {.what = "waits for a job",
                                                     .cancel = conc__job_wait_cancel};
 
-/* On a thread of the job's queue: runs the job here if no thread has begun it. */
+/* On a thread of the job's queue: runs the job if no thread has begun it. Returns whether it
+ * did. */
 CONC__PRIVATE bool conc__job_run_if_queued(conc__job_context *ctx, conc_job *j,
                                            conc__job_outcome *outcome)
 {
@@ -21160,7 +21253,7 @@ CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
         conc__job_queue *q = j->queue;
         conc__lock_briefly(&q->mutex);
         if (!(__atomic_fetch_or(&j->state, CONC__JOB_WAITED, __ATOMIC_ACQ_REL) & CONC__JOB_DONE)) {
-            conc__job_context *own = conc__job_context_in(q); /* not NULL: q outlives the wait */
+            conc__job_context *own = conc__job_context_in(q); /* if not NULL, q outlives the wait */
             int rc = conc__job_queue_count_waiting(q, own, l, 1);
             if (rc && conc__job_take_back(q, j)) {
                 conc__job_end(q, j, rc, NULL, true);
@@ -21268,9 +21361,9 @@ CONC__PRIVATE void conc__worker_thread_assign(conc__worker_thread *t, unsigned s
     atomic_store_explicit(&t->batch[slot], j, memory_order_release);
 }
 
-/* How many jobs a thread takes at a time: several only if many are queued and all threads are busy.
- * A thread that becomes free steals some of them before it sleeps; a sleeping or unstarted one
- * would not. */
+/* Returns how many jobs a thread takes at a time: several only if many are queued and all threads
+ * are busy. A thread that becomes free steals jobs from batches before it sleeps; a sleeping or
+ * unstarted one would not. */
 CONC__PRIVATE size_t conc__job_queue_batch_size(const conc__job_queue *q)
 {
     bool others_come = q->sleeping > q->wakes_pending || q->spinning;
@@ -21282,7 +21375,7 @@ CONC__PRIVATE size_t conc__job_queue_batch_size(const conc__job_queue *q)
     return n < CONC__BATCH ? n : CONC__BATCH;
 }
 
-/* Moves jobs from the queue into the thread's batch. False: none is queued. */
+/* Moves jobs from the queue into the thread's batch. Returns false if none is queued. */
 CONC__PRIVATE bool conc__worker_thread_take_batch(conc__job_queue *q, conc__worker_thread *t)
 {
     size_t n = conc__job_queue_batch_size(q);
@@ -21292,7 +21385,7 @@ CONC__PRIVATE bool conc__worker_thread_take_batch(conc__job_queue *q, conc__work
         if (!j)
             break;
         conc__worker_thread_assign(t, i++, j);
-        /* it may block the thread while the clock advances: leave the rest in the queue */
+        /* the job may block the thread while the clock advances: leave the rest in the queue */
         if (j->clock)
             break;
     }
@@ -21384,7 +21477,8 @@ CONC__PRIVATE bool conc__worker_thread_next(conc__job_queue *q, conc__worker_thr
     return t->batch_count > 0;
 }
 
-/* Under the mutex, which it unlocks: drops a reference. Frees the job queue with the last one. */
+/* Under the mutex, which it unlocks: drops a reference. If it was the last one, frees the job
+ * queue. */
 CONC__PRIVATE void conc__job_queue_release(conc__job_queue *q)
 {
     bool last = --q->references == 0;
@@ -21396,7 +21490,8 @@ CONC__PRIVATE void conc__job_queue_release(conc__job_queue *q)
     }
 }
 
-/* Spins in a thread waiting for a process pool's job, and then drops the waiter's reference. */
+/* Spins in a thread that is waiting for a job of a process pool, then drops the waiter's
+ * reference. */
 CONC__PRIVATE void conc__job_queue_spin_for(conc__job_queue *q, const bool *over)
 {
     conc__supervisor_spin_for(q, over);
@@ -21405,7 +21500,7 @@ CONC__PRIVATE void conc__job_queue_spin_for(conc__job_queue *q, const bool *over
 }
 
 /* Jobs run under the signal mask of the pool's opener, except that fault signals are always
- * unblocked. Faults are handled on a separate stack, because the job's may be used up. */
+ * unblocked. Faults are handled on a separate stack, because the job's own might be used up. */
 CONC__PRIVATE void conc__worker_thread_set_signals(conc__worker_thread *t)
 {
     static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
@@ -21438,7 +21533,7 @@ CONC__PRIVATE void conc__worker_thread_clear_signals(conc__worker_thread *t)
 /* Sets the address range where a fault counts as a stack overflow. */
 CONC__PRIVATE void conc__worker_thread_find_stack(conc__worker_thread *t)
 {
-    enum { BELOW = 65536 }; /* how far below the stack one frame may reach */
+    enum { BELOW = 65536 }; /* how far below the stack one frame can reach */
     pthread_attr_t usual;
     size_t size = 0;
     if (pthread_attr_init(&usual))
@@ -21628,7 +21723,8 @@ CONC__PRIVATE void conc__worker_threads_end(conc__job_queue *q)
 
 /* ---- >>pool --------------------------------------------------------------------------------- */
 
-/* In a forked child: forgets the parent's job queue, and users that were the parent's threads. */
+/* In a forked child: forgets the parent's job queue, and the users that were the parent's
+ * threads. */
 CONC__PRIVATE void conc__pool_forget(conc__job_queue **queue, unsigned *users)
 {
     __atomic_store_n(queue, NULL, __ATOMIC_RELAXED);
@@ -21716,12 +21812,12 @@ static const conc__wait_kind conc__waits_for_close = {
     .what = "closes a pool, and waits for its jobs", .cancel = conc__close_cancel};
 
 /* Under the mutex: makes the job queue refuse new jobs, and cancels all jobs if the caller is
- * cancelled. True: the caller is the first to close the job queue, and must end it. */
+ * cancelled. Returns true if the caller is the first to close the job queue, and must end it. */
 CONC__PRIVATE bool conc__job_queue_close(conc_loop *l, conc__job_queue *q)
 {
     bool first = !q->closing;
     q->closing = true;
-    /* none of these submits is from a job of this job queue: such jobs do not wait for room */
+    /* none of these submit calls is from a job of this job queue: such jobs do not wait for room */
     while (q->submitters)
         conc__waiter_wake(q->submitters, -EPIPE);
     if (l && l->self->pending) {
@@ -21733,7 +21829,7 @@ CONC__PRIVATE bool conc__job_queue_close(conc_loop *l, conc__job_queue *q)
     return first;
 }
 
-/* Under the mutex, which it unlocks: the first closer waits until all jobs have ended, the others
+/* Under the mutex, which it unlocks: the first closer waits until all jobs have ended; the others
  * wait until the first one is done. */
 CONC__PRIVATE void conc__job_queue_await_end(conc_loop *l, conc__job_queue *q, bool first)
 {
@@ -21772,9 +21868,9 @@ CONC__PRIVATE void conc__job_queue_end(conc__job_queue *q, conc__job_queue **que
     errno = saved;
 }
 
-/* Returns the job queue to be closed, locked, with a reference for the caller: once the first close
+/* Returns the job queue to be closed, locked, with a reference for the caller. Once the first close
  * has returned, its caller may free the pool, so the other closers must not touch the pool again.
- * NULL: there is no job queue, or an error in *rc. */
+ * NULL: there is no job queue, or *rc is an error. */
 CONC__PRIVATE conc__job_queue *conc__pool_acquire(conc__job_queue **queue, unsigned *users, int *rc)
 {
     *rc = 0;
@@ -21782,7 +21878,7 @@ CONC__PRIVATE conc__job_queue *conc__pool_acquire(conc__job_queue **queue, unsig
     conc__job_queue *q = __atomic_load_n(queue, __ATOMIC_ACQUIRE);
     bool own = q && conc__job_context_in(q);
     if (q && q->forks != conc__forks) {
-        if (!own) /* else the job that forked still uses it */
+        if (!own) /* else the job that forked is still using it */
             conc__job_queue_free(q);
         conc__pool_forget(queue, users);
         q = NULL;
@@ -21830,8 +21926,8 @@ CONC_API CONC__CALLED int conc_pool_close(conc_pool *p)
 
 CONC_API void conc__auto_conc_pool(conc_pool *p) { conc_pool_close(p); }
 
-/* Makes rc, the reason why the pool could not be entered, the caller's latest error, and returns
- * it. */
+/* Records rc, the reason why the pool could not be entered, as the caller's latest error, and
+ * returns rc. */
 CONC__COLD int conc__pool_refused(int rc, const char *call)
 {
     if (rc == -EINVAL)
@@ -21905,8 +22001,8 @@ CONC__PRIVATE void conc__saved_text_swap(conc__saved_text *saved)
     memcpy(saved->text, text, size);
 }
 
-/* Calls fn(arg) here; the caller is not a task. If fn fails without an error text, the default text
- * is set; if fn sets no error, the caller's latest error is unchanged. */
+/* Calls fn(arg) directly; the caller is not a task. If fn fails without an error text, the default
+ * text is set; if fn sets no error, the caller's latest error is unchanged. */
 CONC__PRIVATE int conc__call_here(conc_fn *fn, void *arg)
 {
     conc__saved_text older = {.context = conc__job_context_here()};
@@ -21979,7 +22075,7 @@ CONC__PRIVATE int conc__map_runner(void *arg)
     const conc__cancel_layer *around = ctx->layer;
     conc__locals *base = ctx->locals;
     conc__saved_text older = {.context = ctx};
-    int first_error = 0; /* the map's first error, if it was returned here */
+    int first_error = 0; /* the map's first error, if an element of this runner returned it */
     conc__saved_text_swap(&older);
     ctx->layer = &m->layer;
     while (!first_error && !conc_job_cancelled()) {
@@ -22004,7 +22100,8 @@ CONC__PRIVATE int conc__map_runner(void *arg)
     return first_error;
 }
 
-/* Returns the map's result after all runners have ended. rc: why some elements were not called. */
+/* Returns the map's result after all runners have ended. rc: why the function was not called for
+ * some elements. */
 CONC__PRIVATE int conc__map_result(conc__map_call *m, int rc)
 {
     size_t taken = m->next < m->count ? m->next : m->count;
@@ -22031,7 +22128,8 @@ typedef struct conc__runner {
     conc__payload payload;
 } conc__runner;
 
-/* Submits up to n runners. Returns how many were accepted; *rc: why the next was refused, or 0. */
+/* Submits up to n runners. Returns how many were accepted; *rc: why the next one was refused, or
+ * 0. */
 CONC__PRIVATE int conc__map_start(conc__job_queue **queue, unsigned *users, conc__map_call *m,
                                   bool processes, conc__runner *runners, int n, int *rc)
 {
@@ -22212,8 +22310,8 @@ CONC__PRIVATE void conc__worker_thread_blocks(conc__job_context *ctx, bool block
 }
 
 /* A timer on a job's clock. Until it fires, a conc_block blocks the thread, or a shield hides
- * requests. The loop owns it from the post of `arms` until `over` is set and `disarms`, if posted,
- * has run. */
+ * requests. The loop owns it from the time `arms` is posted until `over` is set and `disarms`, if
+ * posted, has run. */
 typedef struct conc__job_timer {
     conc__cancel_hook hook;
     conc__post arms, disarms;
@@ -22224,7 +22322,7 @@ typedef struct conc__job_timer {
     conc_loop *loop;
     int64_t ns;
     bool blocks, armed, was_over, is_cut;
-    bool fired;  /* the time has passed: a shield is then over */
+    bool fired;  /* time is up, which also ends a shield */
     bool leaves; /* `disarms` was posted */
 } conc__job_timer;
 
@@ -22305,7 +22403,7 @@ CONC__PRIVATE void conc__job_timer_make(conc__job_timer *t, conc__job_context *c
     conc__thread_event_init(&t->disarmed);
 }
 
-/* Asks the loop to arm the timer. False: the loop's run has ended. */
+/* Asks the loop to arm the timer. Returns false if the loop's run has ended. */
 CONC__PRIVATE bool conc__job_timer_open(conc__job_timer *t)
 {
     return conc__post_to(t->loop, &t->arms) == 0;
@@ -22356,7 +22454,7 @@ CONC__PRIVATE int conc__block_in_real_time(conc__job_context *ctx, int64_t ns)
     int64_t end = conc__later(conc__clock(), ns);
     conc__thread_event_init(&d.cut);
     conc__cancel_hook_add(&d.hook, ctx, conc__real_block_cancel);
-    for (;;) { /* repeats while a shield's limit passes before the end */
+    for (;;) { /* repeats each time a shield's limit passes before the end */
         int64_t limit = conc__shield_deadline(ctx);
         if (limit >= end || conc__thread_event_wait(&d.cut, limit))
             break;
@@ -22369,14 +22467,14 @@ CONC__PRIVATE int conc__block_in_real_time(conc__job_context *ctx, int64_t ns)
 }
 
 /* Called on the thread of the loop that submitted a job: sets whether the job is waiting for a task
- * of that loop. If so, its clock advances, as in conc_block. */
+ * of that loop. If so, the job's clock advances, as in conc_block. */
 CONC__PRIVATE void conc__job_waits(conc__job_context *ctx, const conc_loop *l, bool waits)
 {
     if (ctx->thread && ctx->job->clock == l)
         conc__worker_thread_blocks(ctx, waits);
 }
 
-/* conc_block in a job. Returns 1 if no job is running here. */
+/* Implements conc_block in a job. Returns 1 if no job is running on this thread. */
 CONC__PRIVATE int conc__job_block(int64_t ns)
 {
     conc__job_context *ctx = conc__job_context_here();
@@ -22418,7 +22516,7 @@ CONC__PRIVATE int conc__job_run_shielded(conc__job_context *ctx, double grace, c
     return rc;
 }
 
-/* conc_shield in a job. False: no job is running here. */
+/* Implements conc_shield in a job. Returns false if no job is running on this thread. */
 CONC__PRIVATE bool conc__job_shield(double grace, conc_fn *fn, void *arg, int *rc)
 {
     conc__job_context *ctx = conc__job_context_here();
@@ -22438,7 +22536,7 @@ typedef struct conc__run_inside {
     conc__cancel_hook hook;
     conc__ending ending;
     conc__post post;
-    conc__timer limit; /* of the shield in which the job began the run */
+    conc__timer limit; /* fires when the next of the shields around the run ends */
     conc_loop *loop;
 } conc__run_inside;
 
@@ -22456,8 +22554,8 @@ CONC__PRIVATE void conc__run_inside_cancel_posted(conc__cancel_hook *s)
     conc__post_to(r->loop, &r->post); /* refused if the run is ending */
 }
 
-/* Called when a shield around the run has ended on the real clock. Arms the timer for the next one,
- * and passes on the requests that the shield hid. */
+/* Called when the time limit of a shield around the run has expired on the real clock. Arms the
+ * timer for the next shield, and passes on the requests that the shield hid. */
 CONC__PRIVATE void conc__run_inside_late(conc__timer *t)
 {
     conc__run_inside *r =
@@ -22468,7 +22566,7 @@ CONC__PRIVATE void conc__run_inside_late(conc__timer *t)
     conc__run_cancel_hooks();
 }
 
-/* The same on the virtual clock. Returns when the next shield ends. */
+/* The same on the virtual clock. Returns the time when the next shield ends. */
 CONC__PRIVATE int64_t conc__job_late(conc_loop *l)
 {
     (void)l;
@@ -22476,9 +22574,9 @@ CONC__PRIVATE int64_t conc__job_late(conc_loop *l)
     return conc__shield_deadline(conc__job_context_here());
 }
 
-/* Sets whether the tasks of a run inside a job wait only for channels. If so, the job releases its
- * clocks, as in conc__wait_in_thread. A thread waiting for jobs of its own pool does not count,
- * because another has replaced it. */
+/* Sets whether the tasks of a run inside a job are waiting only for channels. If so, the job
+ * releases its clocks, as in conc__wait_in_thread. A thread waiting for jobs of its own pool does
+ * not count, because another thread has replaced it. */
 CONC__PRIVATE void conc__job_idles(conc_loop *l, bool idles)
 {
     bool counts = !l->job.context->thread->nested;
@@ -22560,10 +22658,10 @@ static struct {
     pthread_mutex_t mutex;
     int runs;
     conc_pool pools[CONC__SHARED_POOLS];
-    /* how many threads of ended job queues still run abandoned jobs; the pool's present job queue
-     * counts them as its own */
+    /* how many threads of ended job queues are still running abandoned jobs; the pool's current job
+     * queue counts them as its own */
     int detached[CONC__SHARED_POOLS];
-    /* in a forked child, the parent's job queues, which cannot be freed: the parent's threads may
+    /* in a forked child, the parent's job queues, which cannot be freed: the parent's threads might
      * have been changing them during the fork */
     conc__job_queue *inherited[CONC__SHARED_POOLS];
 } conc__shared_pools = {.mutex = PTHREAD_MUTEX_INITIALIZER};
@@ -22666,7 +22764,7 @@ CONC__PRIVATE int conc__shared_pool_open(conc_pool *p, int which)
                                         "conc children"};
     int n = conc__processors() + 4;
     p->threads = n < 32 ? n : 32;
-    if (which == CONC__NAMES) /* a silent name server blocks a thread for half a minute */
+    if (which == CONC__NAMES) /* a silent name server can block a thread for half a minute */
         p->threads = 64;
     p->name = names[which];
     int rc = conc_pool_open(p);
@@ -22695,7 +22793,7 @@ CONC__PRIVATE conc_pool *conc__shared_pool(conc_loop *l, int which, int *rc)
     return p;
 }
 
-/* Implements conc_offload, in this shared pool. call: the public function's name. */
+/* Implements conc_offload, in the given shared pool. call: the public function's name. */
 CONC__PRIVATE CONC__CALLED int conc__offload(int which, conc_fn *fn, void *arg, const char *call)
 {
     conc_loop *l;
@@ -22851,7 +22949,7 @@ CONC__PRIVATE int conc__offload_abandon(conc_loop *l, int which, conc_fn *fn, vo
     return rc;
 }
 
-/* Implements conc_offload_abandon, in this shared pool. call: the public function's name. */
+/* Implements conc_offload_abandon, in the given shared pool. call: the public function's name. */
 CONC__PRIVATE CONC__CALLED int conc__offload_for(int which, conc_fn *fn, void *arg,
                                                  void (*free_arg)(void *), const char *call)
 {
@@ -22894,7 +22992,8 @@ typedef struct conc__channel {
 /* The internals of a channel that was closed when there was no memory for its own. */
 static conc__channel conc__shut_channel = {.mutex = PTHREAD_MUTEX_INITIALIZER, .closed = true};
 
-/* Creates the internals of a channel. size: bytes of all items. NULL: out of memory. */
+/* Creates the internals of a channel. size: of all items together, in bytes. Returns NULL if memory
+ * has run out. */
 CONC__PRIVATE conc__channel *conc__channel_make(size_t size)
 {
     conc__channel *made = conc__alloc(sizeof *made + size);
@@ -22915,8 +23014,8 @@ CONC__PRIVATE void conc__channel_free(conc__channel *inner)
 }
 
 /* Resets a channel that was used before this process was forked: its waiters are the parent's, and
- * its mutex may be locked forever. Its items are kept; an item that a thread of the parent was
- * copying during the fork may be incomplete. */
+ * its mutex might stay locked. Its items are kept; an item that a thread of the parent was copying
+ * during the fork may be incomplete. */
 CONC__COLD void conc__channel_take_over(conc__channel *inner)
 {
     /* other threads of the child may call this at the same time */
@@ -22938,7 +23037,8 @@ CONC__PRIVATE bool conc__channel_fits(const conc_channel *c)
            size <= SIZE_MAX / 2;
 }
 
-/* Returns the internals of a channel, which the first call creates. NULL: out of memory. */
+/* Returns the internals of a channel, which the first call creates, or NULL if memory has run
+ * out. */
 CONC__PRIVATE conc__channel *conc__channel_inner(conc_channel *c)
 {
     conc__channel *inner = __atomic_load_n(&c->inner, __ATOMIC_ACQUIRE);
@@ -22997,7 +23097,7 @@ CONC__PRIVATE char *conc__channel_at(const conc_channel *c, conc__channel *inner
     return inner->items + (i < from_head ? inner->head + i : i - from_head) * c->item_size;
 }
 
-/* The warning is ignored as at conc__item_copy. */
+/* The warning is ignored as in conc__item_copy. */
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wnonnull"
 CONC__PRIVATE void conc__channel_copy(const conc_channel *c, void *to, const void *from)
@@ -23021,13 +23121,13 @@ CONC__PRIVATE void conc__channel_remove(const conc_channel *c, conc__channel *in
     inner->count--;
 }
 
-/* The list of waiting senders or receivers. */
+/* Returns the list of waiting senders or receivers. */
 CONC__PRIVATE conc__waiter **conc__channel_waiters(conc__channel *inner, bool senders)
 {
     return senders ? &inner->senders : &inner->receivers;
 }
 
-/* The number of reserved rooms or items. */
+/* Returns the counter of reserved rooms or items. */
 CONC__PRIVATE size_t *conc__channel_kept(conc__channel *inner, bool rooms)
 {
     return rooms ? &inner->kept_rooms : &inner->kept_items;
@@ -23193,7 +23293,7 @@ CONC_API void conc_channel_close(conc_channel *c)
         conc__channel *none = NULL;
         bool is_closed = __atomic_compare_exchange_n(&c->inner, &none, &conc__shut_channel, false,
                                                      __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE);
-        if (!is_closed) /* another thread has created it in the meantime */
+        if (!is_closed) /* another thread has just created it */
             inner = conc__channel_lock(c, &rc);
     }
     if (!inner)
@@ -23201,7 +23301,7 @@ CONC_API void conc_channel_close(conc_channel *c)
     inner->closed = true;
     while (inner->senders)
         conc__waiter_wake(inner->senders, -EPIPE);
-    /* receivers continue to wait if there are items, all of them reserved */
+    /* receivers keep waiting even if there are items, as long as all of them are reserved */
     conc__channel_match(c, inner);
     pthread_mutex_unlock(&inner->mutex);
 }
@@ -23236,7 +23336,7 @@ CONC_API void conc__auto_conc_channel(conc_channel *c) { conc_channel_destroy(c)
 /* ---- >>select ------------------------------------------------------------------------------- */
 
 /* A waiting case of conc_select. It is in the list of the channel or job until another thread
- * notifies it (removes it and posts it to the loop), or until the case ends. */
+ * notifies it (removes it from the list and posts it to the loop), or until the case ends. */
 typedef struct conc__outside_wait {
     conc__outside it; /* must be first */
     conc__waiter waiter;
@@ -23278,7 +23378,7 @@ CONC__PRIVATE int conc__outside_move(const conc__outside *o, conc__channel *inne
     return conc__channel_try(o->object, inner, o->item, o->kind == CONC__CASE_SENDS);
 }
 
-/* Records the result of a case that was performed. text: the error's, or NULL. */
+/* Records the result of a case that was carried out. text: the error's text, or NULL. */
 CONC__PRIVATE void conc__outside_happened(conc__outside *o, int result, const char *text)
 {
     o->result = result;
@@ -23375,8 +23475,8 @@ CONC__PRIVATE void conc__outside_unkeep(conc__outside_wait *w)
     --*conc__channel_kept(w->inner, w->it.kind == CONC__CASE_SENDS);
 }
 
-/* In the loop: performs a case that another thread has notified. If the select no longer waits for
- * it, only frees it. */
+/* In the loop: carries out a case that another thread has notified. If the select is no longer
+ * waiting for it, only frees it. */
 CONC__PRIVATE void conc__outside_arrives(conc__post *p)
 {
     conc__waiter *waiter = (conc__waiter *)(void *)((char *)p - offsetof(conc__waiter, post));
@@ -23428,14 +23528,14 @@ CONC__PRIVATE int conc__outside_begin(conc_loop *l, conc__outside *o, conc__outs
     return conc__wait_result(rc);
 }
 
-/* Removes the case from the channel's list, and hands what was reserved for it to others. Returns
- * whether it had been notified. */
+/* Removes the case from the channel's list, and hands what was reserved for it to other waiters.
+ * Returns whether it had been notified. */
 CONC__PRIVATE bool conc__outside_leave_channel(conc__outside_wait *w)
 {
     conc__waiter *waiter = &w->waiter;
     bool woken = __atomic_load_n(&waiter->woken, __ATOMIC_ACQUIRE);
     if (woken && !waiter->kept)
-        return true; /* the channel may be gone */
+        return true; /* the channel might be gone */
     conc__lock_briefly(&w->inner->mutex);
     woken = waiter->woken;
     if (waiter->kept) {
@@ -23492,15 +23592,15 @@ typedef struct conc__file_call {
     int fd;        /* kept open while the call is waiting; -1: none */
 } conc__file_call;
 
-/* A FIFO without its other end, a terminal and the like could block a thread forever. So a task's
- * call opens them in non-blocking mode, and where the job would block, it returns one of these. The
- * task then waits, which a cancel can end, and reruns the job. */
+/* A FIFO without its other end, a terminal and the like could block a thread indefinitely. So a
+ * task's call opens such files in non-blocking mode, and the job returns one of these where it
+ * would block. The task then waits, which a cancel can end, and reruns the job. */
 enum {
     CONC__FILE_WAITS = 1, /* until the descriptor is ready */
     CONC__FILE_ALONE,     /* until a reader opens the FIFO */
 };
 
-/* A system call's result, or -errno on failure. */
+/* Returns a system call's result, or -errno if it failed. */
 static inline int conc__or_errno(int result) { return result < 0 ? -errno : result; }
 
 CONC__PRIVATE int conc__open_file(const char *path, int flags)
@@ -23598,8 +23698,8 @@ CONC__PRIVATE int conc__file_reads(void *arg)
     return rc;
 }
 
-/* Waits until the job may continue. The pause lets other processes run: a FIFO may lack its other
- * end, and a file that is always ready may have no data. */
+/* Waits until the job can continue. The pause lets other processes run: a FIFO might have no other
+ * end yet, and a file that is always ready might have no data. */
 CONC__PRIVATE int conc__file_await(conc_loop *l, const conc__file_call *f, int events, bool alone,
                                    double *pause)
 {
@@ -23775,8 +23875,8 @@ CONC__PRIVATE int conc__replace(const char *path, const struct stat *before, con
     return rc;
 }
 
-/* May writing in place succeed, although replacing the file failed with rc? The file may be in
- * /proc, a mount point, or in a directory that this program may not change. */
+/* Could writing in place succeed even though replacing the file failed with rc? The file might be
+ * in /proc, a mount point, or in a directory that this program may not change. */
 CONC__PRIVATE bool conc__cannot_replace(int rc)
 {
     static const int errors[] = {EACCES, EPERM, EROFS, EBUSY, EXDEV, ENOENT, ENOTSUP, ENOSYS};
@@ -23795,7 +23895,6 @@ CONC__PRIVATE int conc__write_in_place(const char *path, conc__file_call *f)
     rc = conc__write_all(fd, f);
     /* files in /proc cannot be synced */
     if (rc == 0 && fsync(fd) && errno != EINVAL && errno != EROFS)
-
         rc = -errno;
     return conc__close_file(fd, rc);
 }
@@ -23924,7 +24023,7 @@ CONC_API int conc_file_append(const char *path, const void *data, size_t size)
 
 /* ---- >>names -------------------------------------------------------------------------------- */
 
-enum { CONC__FOUND = 256 }; /* the most addresses of a name that are used */
+enum { CONC__FOUND = 256 }; /* maximum number of addresses of a name that are used */
 
 /* A name lookup. It may outlive the caller's wait. */
 typedef struct conc__name_lookup {
@@ -23977,7 +24076,7 @@ CONC__PRIVATE int conc__name_lookup_failed(const conc__name_lookup *q)
 /* Makes an empty string visible in an error text. */
 CONC__PRIVATE const char *conc__visible(const char *text) { return *text ? text : "\"\""; }
 
-/* Is `port` a number up to 65535, or could it be the name of a service? */
+/* Returns whether `port` is a number up to 65535 or might be a service name. */
 CONC__PRIVATE bool conc__is_port(const char *port)
 {
     in_port_t number;
@@ -24092,9 +24191,9 @@ extern char **environ;
 CONC__PRIVATE char ***conc__environ(void) { return &environ; }
 #endif
 
-/* Copies an environment into one block, because the program may change its own while a child is
+/* Copies an environment into one block, because the program might change its own while a child is
  * starting. Entry 0 points to `room` unused bytes; the environment begins at entry 1. Returns NULL
- * if memory is short. */
+ * if memory has run out. */
 CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
 {
     size_t n = 0, bytes = room;
@@ -24138,7 +24237,7 @@ CONC__PRIVATE char **conc__environment_copy(char *const *from, size_t room)
 #define CONC__CLOSE_FROM_THERE
 #endif
 #endif
-#ifdef CONC__NO_SPAWN_CHDIR /* tests simulate a C library that lacks it */
+#ifdef CONC__NO_SPAWN_CHDIR /* tests simulate a C library without it */
 static int (*const conc__spawn_chdir)(posix_spawn_file_actions_t *a, const char *dir) = NULL;
 #else
 extern int conc__spawn_chdir(posix_spawn_file_actions_t *a,
@@ -24165,14 +24264,14 @@ CONC__PRIVATE void conc__original_mask(sigset_t *mask)
 
 /* -- child processes that a virtual clock waits for -- */
 
-/* A child process, from its start to its close. Waiting calls keep it longer, because a closed
- * conc_child may be reused or gone. */
+/* A child process, from its start to its close. Waiting calls keep the struct longer, because a
+ * closed conc_child might be reused or gone. */
 typedef struct conc__child_process {
     struct conc__child_process *next;
     unsigned forks;
-    bool group;           /* counts as running while any process of its group runs */
+    bool group;           /* counts as running while any process of its group is running */
     unsigned users;       /* references: the conc_child's, and one for each waiting call */
-    bool closing, closed; /* a call is closing it; one has closed it */
+    bool closing, closed; /* a call is closing it; it has been closed */
     bool lost;            /* once closed: its status is unknown */
     int status;           /* once it is closed */
     pid_t pid;            /* 0: another child has the process id now */
@@ -24238,9 +24337,9 @@ CONC__PRIVATE bool conc__child_process_runs(const conc__child_process *p)
     return !info.si_pid || (p->group && conc__group_lives(p->pid) == 1);
 }
 
-/* Does the child have the pipe of `fd`, so that it could end a wait for it? A pipe that the child
- * inherited counts only if `fd` is the opposite end, because other processes feed an inherited
- * input and read an inherited output. */
+/* Does the child hold an end of the pipe of `fd`, so that the child could end a wait for `fd`? A
+ * pipe that the child inherited counts only if `fd` is the opposite end, because other processes
+ * feed an inherited input and read an inherited output. */
 CONC__PRIVATE bool conc__child_process_has_pipe(const conc__child_process *p, int fd,
                                                 const struct stat *st)
 {
@@ -24277,8 +24376,7 @@ CONC__PRIVATE bool conc__pipe_awaited(const conc_loop *l, unsigned *starts)
 
 /* -- the start -- */
 
-/* A conc_child_start call. Of each pipe, the far end is the child's and the near end this
- * program's. */
+/* A conc_child_start call. The far end of each pipe is the child's, the near end this program's. */
 typedef struct conc__child_start_call {
     conc_child *child;
     conc__child_process *process;
@@ -24314,7 +24412,7 @@ CONC__PRIVATE int conc__child_open_end(conc__child_start_call *s, int number, in
             s->near_ends[number] = ends[number == 0];
         }
     } else if (wanted > 0) {
-        /* a copy, because another dup2 may overwrite a standard descriptor */
+        /* a copy, because another dup2 could overwrite a standard descriptor */
         *far_end = fcntl(wanted, F_DUPFD_CLOEXEC, 3);
         rc = conc__or_errno(*far_end);
     } else if (wanted < 0) {
@@ -24557,7 +24655,7 @@ CONC__PRIVATE void conc__reset_handlers(void)
 }
 
 /* Reads the forked process's error from the pipe and, if there is one, reaps the process. Returns 0
- * if it has executed the program. */
+ * if the process has executed the program. */
 CONC__PRIVATE int conc__read_fork_error(int fd, pid_t pid)
 {
     int error = 0;
@@ -24612,7 +24710,7 @@ CONC__PRIVATE bool conc__dir_failed(const char *dir, int rc)
     }
 }
 
-/* Names in `about` what a failed start was missing, unless it is the program itself. */
+/* Names in `about` what a failed start was missing, unless that is the program itself. */
 CONC__PRIVATE void conc__child_describe_failure(conc__child_start_call *s, int rc)
 {
     const conc_child *c = s->child;
@@ -24750,7 +24848,7 @@ CONC__PRIVATE unsigned long long conc__process_start_time(pid_t pid)
     return conc__proc_stat_read(number, &p) ? p.start_time : 0;
 }
 
-/* Returns whether a process of this group is alive, or -1 if that is unknown. */
+/* Returns 1 if a process of this group is alive, 0 if none is, or -1 if that is unknown. */
 CONC__PRIVATE int conc__group_lives(pid_t group)
 {
     int saved = errno, lives = 0;
@@ -24780,8 +24878,8 @@ CONC__PRIVATE unsigned long long conc__process_start_time(pid_t pid)
     return 0; /* unknown */
 }
 
-/* Returns whether a process of this group is alive, or -1 if that is unknown. macOS's kill skips
- * processes that have ended but are not reaped. */
+/* Returns 1 if a process of this group is alive, 0 if none is, or -1 if that is unknown. macOS's
+ * kill skips processes that have ended but are not reaped. */
 CONC__PRIVATE int conc__group_lives(pid_t group)
 {
 #ifdef __APPLE__
@@ -24796,9 +24894,9 @@ CONC__PRIVATE int conc__group_lives(pid_t group)
 
 #endif
 
-/* Does the process id probably still belong to the child? Other code may have reaped the child, or
- * the kernel if SIGCHLD is ignored. Two processes that started in the same hundredth of a second
- * cannot be told apart. */
+/* Does the process id probably still belong to the child? Other code may have reaped the child, as
+ * the kernel does if SIGCHLD is ignored. Two processes that started in the same hundredth of a
+ * second cannot be told apart. */
 CONC__PRIVATE bool conc__child_has_number(const conc_child *c)
 {
     if (c->process->pid != c->pid)
@@ -24837,7 +24935,7 @@ CONC__PRIVATE int conc__wait_status(const siginfo_t *info)
     return status;
 }
 
-/* Are children reaped by waitpid(2)? macOS needs it, because its waitid(2) does not return the
+/* Are children reaped by waitpid(2)? macOS needs that, because its waitid(2) does not return the
  * whole status. */
 #ifdef __APPLE__
 enum { CONC__PLAIN_REAPING = 1 };
@@ -24918,7 +25016,7 @@ CONC__PRIVATE bool conc__child_ended(conc_child *c)
 
 /* Fills in *c for a child that was started. The child may have ended by now; if SIGCHLD is ignored,
  * its process id may even belong to another process. A process forked by another thread sees all
- * changes of *c or none. */
+ * changes to *c or none. */
 CONC__PRIVATE void conc__child_started(conc_child *c, const conc__child_start_call *s)
 {
     int saved = errno, pidfd = conc__pidfd(s->pid);
@@ -24995,14 +25093,14 @@ typedef struct conc__child_wait {
     conc_child *child; /* not used once the process is closed */
     conc__child_process *process;
     int64_t until;    /* a thread's deadline, on the real clock */
-    bool whole_group; /* wait for all of its group */
+    bool whole_group; /* wait until its whole group has ended */
     bool stubborn;    /* continue although the job was asked to stop */
     bool for_close;   /* wait until another call has closed it */
     double pause;
 } conc__child_wait;
 
-/* Has the child ended, or been closed? If not, *fd becomes its pidfd, which is readable once it
- * ends, or -1. */
+/* Has the child ended, or been closed? If not, sets *fd to its pidfd, which is readable once the
+ * child ends, or to -1 if there is none. */
 CONC__PRIVATE bool conc__child_is_gone(const conc__child_wait *w, int *fd)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -25089,7 +25187,7 @@ CONC__PRIVATE int conc__child_pause(const conc_loop *l, conc__child_wait *w)
     return rc;
 }
 
-/* Waits until conc__child_wait_over. Returns 0, or an error. */
+/* Waits until conc__child_wait_over returns true. Returns 0, or an error. */
 CONC__PRIVATE int conc__child_await(conc__child_wait *w)
 {
     conc_loop *l = conc__of_task();
@@ -25174,7 +25272,7 @@ CONC__PRIVATE int conc__child_send(const conc_child *c, int signal)
     if (c->group) {
         if (kill(-(pid_t)c->pid, signal) == 0)
             return 0;
-        if (!conc__refused(errno)) /* if it is refused, signal at least the leader */
+        if (!conc__refused(errno)) /* if that is refused, signal at least the leader */
             return -errno;
     }
     if (c->pidfd >= 0) {
@@ -25187,8 +25285,8 @@ CONC__PRIVATE int conc__child_send(const conc_child *c, int signal)
     return conc__or_errno(kill(c->pid, signal));
 }
 
-/* Signals the child or its group. Returns -EALREADY if the child has ended and, with .group, was
- * reaped: its group can then no longer be reached. */
+/* Signals the child or its group. Returns -EALREADY if the child has ended; with .group, only if it
+ * was also reaped, because the group can then no longer be reached. */
 CONC__PRIVATE int conc__child_signal(conc_child *c, int signal)
 {
     int saved = errno, rc = -EALREADY;
@@ -25292,7 +25390,7 @@ CONC__PRIVATE int conc__child_await_close(void *arg)
 CONC__PRIVATE void conc__child_join_close(conc_child *c, const conc_loop *l)
 {
     conc__child_wait w = conc__child_wait_open(c);
-    bool in_post = conc__here && !l; /* the closing call may be that of a task of this loop */
+    bool in_post = conc__here && !l; /* the closing call might be that of a task of this loop */
     int status;
     w.stubborn = w.for_close = true;
     if (!w.process)
@@ -25304,7 +25402,8 @@ CONC__PRIVATE void conc__child_join_close(conc_child *c, const conc_loop *l)
     conc__child_wait_close(&w, &status);
 }
 
-/* Completes the close. Waiting calls still use the process, which keeps the status for them. */
+/* Completes the close. Waiting calls are still using the process, which keeps the status for
+ * them. */
 CONC__PRIVATE void conc__child_reset(conc_child *c)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -25321,8 +25420,8 @@ CONC__PRIVATE void conc__child_reset(conc_child *c)
     pthread_mutex_unlock(&conc__children_mutex);
 }
 
-/* Stores the child's state. Returns true if this call must close the child, false if another does,
- * or if there is nothing to close. */
+/* Stores the child's state. Returns true if this call must close the child, false if another call
+ * does, or if there is nothing to close. */
 CONC__PRIVATE bool conc__child_claim_close(conc_child *c, conc__child_state *state)
 {
     pthread_mutex_lock(&conc__children_mutex);
@@ -25353,7 +25452,7 @@ CONC_API int conc_child_close(conc_child *c)
         return 0;
     }
     conc__close_end(&c->input);
-    /* they stay open during a grace period, in which a broken pipe could kill the child */
+    /* the outputs stay open during a grace period, in which a broken pipe could kill the child */
     if (!(c->grace > 0))
         conc__close_outputs(c);
     if (state != CONC__CHILD_INHERITED && l)
@@ -25376,7 +25475,7 @@ typedef struct conc__communication {
     conc_child *child;
     conc_child_io *io;
     int *status;
-    size_t fed; /* bytes of io->in that were written */
+    size_t fed; /* number of bytes of io->in that were written */
     bool full;  /* there was more output than io->limit */
 } conc__communication;
 
@@ -25398,8 +25497,8 @@ CONC__PRIVATE int conc__communicate_write(void *arg)
     return 0;
 }
 
-/* Makes room for more output and a NUL. Returns the number of bytes that fit, or 0 if memory is
- * short. With a limit, one extra byte fits, which reveals output beyond the limit. */
+/* Makes room for more output and a NUL. Returns the number of bytes that fit, or 0 if memory has
+ * run out. With a limit, one extra byte fits, which reveals output beyond the limit. */
 CONC__PRIVATE size_t conc__communicate_reserve(const conc__communication *t, char **data,
                                                size_t size, size_t *room)
 {
@@ -25455,7 +25554,7 @@ CONC__PRIVATE int conc__communicate_read_error(void *arg)
 }
 
 /* Reads both outputs to their ends, and waits until the child has ended. If its status is lost,
- * *lost becomes -ECHILD, and the reading goes on. */
+ * sets *lost to -ECHILD and continues reading. */
 CONC__PRIVATE int conc__communicate_read_all(conc__communication *t, int *lost)
 {
     conc_group g = {0};
@@ -25498,7 +25597,7 @@ CONC__PRIVATE int conc__communicate(void *arg)
     return lost;
 }
 
-/* After a failed call, leaves the unwritten input in *io, for another call. Closes a child whose
+/* After a failed call, leaves the unwritten input in *io, for the next call. Closes a child whose
  * output exceeds the limit. */
 CONC__PRIVATE int conc__communicate_finish(conc__communication *t, int rc)
 {
@@ -25549,7 +25648,7 @@ CONC_API CONC__CALLED int conc_child_communicate(conc_child *c, conc_child_io *i
 #include <sys/resource.h>
 
 /* Memory with a descriptor, so that other processes can map it. Its size is sealed: no process can
- * shrink it while another uses it. */
+ * shrink it while another is using it. */
 typedef struct conc__segment {
     /* links the segments that conc_shared_alloc returned, or those to be unmapped */
     struct conc__segment *next;
@@ -25573,7 +25672,7 @@ CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, int pr
         return NULL;
     if (!address || p == address)
         return p;
-    munmap(p, size); /* the kernel lacks the flag */
+    munmap(p, size); /* the kernel does not know the flag */
     return NULL;
 }
 
@@ -25599,8 +25698,8 @@ CONC__PRIVATE void *conc__far_address(void)
 #endif
 }
 
-/* Fails with errno after a system call. The error text names the call, because a sandbox may have
- * refused it. */
+/* Fails with the errno that a system call has just set. The error text names the call, because a
+ * sandbox might have refused it. */
 CONC__COLD int conc__call_failed(const char *call)
 {
     int rc = -errno;
@@ -25638,8 +25737,7 @@ CONC__PRIVATE int conc__segment_fd(size_t size)
     return fd;
 }
 
-/* Creates and maps a segment. With far_away, its address is most likely free in other processes.
- */
+/* Creates and maps a segment. far_away: at an address most likely free in other processes. */
 CONC__PRIVATE int conc__segment_open(conc__segment *s, size_t size, bool far_away)
 {
     *s = (conc__segment){.fd = conc__segment_fd(size), .size = size};
@@ -25675,7 +25773,7 @@ CONC_API void *conc_shared_alloc(size_t size)
     int saved = errno;
     conc__segment *s = conc__alloc(sizeof *s);
     if (!s)
-        conc_fail(-ENOMEM, "no memory for a piece of shared memory");
+        conc_fail(-ENOMEM, "no memory for the record of a shared segment");
     else if (conc__segment_open(s, (size + page - 1) / page * page, true)) {
         conc_free(s);
         s = NULL;
@@ -25714,7 +25812,8 @@ CONC__PRIVATE void conc__segments_unlock(void) { pthread_mutex_unlock(&conc__seg
 /* ---- >>functions ---------------------------------------------------------------------------- */
 
 /* Names a function for another process of the same program, in which addresses differ. The identity
- * keeps a process with another build of the module from calling whatever it has at that offset. */
+ * keeps a process with a different build of the module from calling whatever it has at that
+ * offset. */
 typedef struct conc__function_id {
     uint64_t offset;   /* in its module */
     uint64_t identity; /* the module's; 0: unknown */
@@ -25734,7 +25833,7 @@ typedef struct conc__module_info { /* struct dl_phdr_info, which the system's he
     const char *name;
     const conc__module_part *parts;
     uint16_t count;
-    /* how many modules were loaded and unloaded so far; missing if the struct is smaller */
+    /* how many modules have been loaded and unloaded so far; missing if the struct is smaller */
     unsigned long long loads, unloads;
 } conc__module_info;
 
@@ -25749,7 +25848,7 @@ typedef struct conc__module_search {
     bool found;
     uintptr_t base;
     uint64_t identity;
-    char *name; /* receives the path that was found, 4000 bytes; NULL: not wanted */
+    char *name; /* a buffer of 4000 bytes for the path found; NULL: not wanted */
 } conc__module_search;
 
 CONC__PRIVATE bool conc__module_has(const conc__module_info *m, uintptr_t address)
@@ -25822,7 +25921,8 @@ CONC__PRIVATE uint64_t conc__build_id(const char *notes, size_t size, size_t ali
 }
 
 /* Returns a number that tells builds of a module apart: a hash of its build-id, or else of its
- * file's device and inode. Returns 0 if it is unknown, for lack of a free descriptor or /proc. */
+ * file's device and inode. Returns 0 if neither is known, because /proc is missing or no descriptor
+ * is free. */
 CONC__PRIVATE uint64_t conc__module_identity(const conc__module_info *m)
 {
     conc__mapped_file file;
@@ -25844,7 +25944,7 @@ CONC__PRIVATE uint64_t conc__module_identity(const conc__module_info *m)
     return 0;
 }
 
-/* Returns the program's identity, cached because /proc may become inaccessible later. */
+/* Returns the program's identity, cached because /proc might become inaccessible later. */
 CONC__PRIVATE uint64_t conc__program_identity(const conc__module_info *m)
 {
     static uint64_t kept;
@@ -25906,7 +26006,7 @@ CONC__PRIVATE bool conc__function_id_of(uintptr_t fn, conc__function_id *out)
     return s.found;
 }
 
-/* Returns the address of the function, or 0 if its module cannot be loaded or is another build;
+/* Returns the address of the function, or 0 if its module cannot be loaded or is a different build;
  * conc_last_error says which. */
 CONC__PRIVATE uintptr_t conc__function_address(const conc__function_id *f)
 {
@@ -25931,14 +26031,14 @@ CONC__PRIVATE uintptr_t conc__function_address(const conc__function_id *f)
     if (f->identity == last.identity)
         return last.base + (uintptr_t)f->offset;
     if (f->identity)
-        conc_fail(-ENOEXEC, "%s is another build in the worker", name);
+        conc_fail(-ENOEXEC, "the worker loaded a different build of %s", name);
     else
         conc_fail(-ENOEXEC, "/proc/self/maps is needed to tell builds of %s apart", name);
     return 0;
 }
 
-/* How many modules were loaded and unloaded so far. While the counts do not change, names of
- * functions stay valid. */
+/* How many modules have been loaded and unloaded so far. Function names stay valid as long as the
+ * counts do not change. */
 typedef struct conc__module_counts {
     unsigned long long loads, unloads;
 } conc__module_counts;
@@ -25967,7 +26067,7 @@ CONC__PRIVATE int conc__module_count(conc__module_info *m, size_t size, void *ar
  *     channel: turn = WORKER, futex wake  -->  unseen = 0, calls the function
  *                                              channel: result, error text, data
  *     a poller sees it                    <--  channel: turn = PROGRAM
- *     or the supervisor wakes up          <--  socket: one byte, if no thread polls
+ *     or the supervisor wakes up          <--  socket: one byte, if no thread is polling
  *     copies the result: the job is DONE
  *     notifies the waiters
  *
@@ -25981,7 +26081,7 @@ CONC__PRIVATE int conc__module_count(conc__module_info *m, size_t size, void *ar
  *   The program does not trust what workers write. It uses only the result and the error text, how
  *   many elements of a map are done (at most as many as it sent), and the bytes in the areas that
  *   it gave out. Workers can only read the status page, which says whether threads of the program
- *   poll.
+ *   are polling.
  */
 
 enum {
@@ -25994,7 +26094,7 @@ enum {
 
     /* a worker's exit status */
     CONC__EXIT_MOVED = 120,       /* an address of shared memory is in use */
-    CONC__EXIT_OTHER_BUILD = 121, /* it has another build of the module that contains conc */
+    CONC__EXIT_OTHER_BUILD = 121, /* it loaded a different build of the module that contains conc */
     CONC__EXIT_TOO_LATE = 122,    /* it reached main, or a constructor that opens a pool */
 
     /* whose turn it is: only that side changes `turn`. A faulty job is unlikely to write one of
@@ -26046,12 +26146,13 @@ _Static_assert(sizeof(conc__worker_channel) <= CONC__CHANNEL_DATA,
 
 /* A page shared with all workers of a pool, read-only for them. */
 typedef struct conc__status_page {
-    /* threads that poll the channels: while there are any, a reply needs no wake-up */
+    /* number of threads that are polling the channels: while there are any, a reply needs no
+     * wake-up */
     unsigned pollers;
 } conc__status_page;
 
-/* A message to a worker through its socket: at startup a piece of memory to map, and finally START;
- * later a data segment. All but START pass a descriptor. */
+/* A message to a worker through its socket. The first ones each pass memory to map, and START ends
+ * the setup; later ones pass data segments. All but START carry a descriptor. */
 typedef struct conc__setup_message {
     enum { CONC__SETUP_CHANNEL, CONC__SETUP_STATUS, CONC__SETUP_SHARED, CONC__SETUP_START } what;
     /* START: the program's process id, the limit of a worker's memory, the signal mask of jobs */
@@ -26060,7 +26161,7 @@ typedef struct conc__setup_message {
     sigset_t mask;
     void *address;
     size_t size;
-    uint64_t version; /* a data segment's */
+    uint64_t version; /* of a data segment */
 } conc__setup_message;
 
 CONC__PRIVATE int conc__sockets(int ends[2])
@@ -26096,8 +26197,8 @@ CONC__PRIVATE int conc__setup_send(int socket, const conc__setup_message *h, int
     return 0;
 }
 
-/* Receives a message. Returns 1, 0 at the end, or an error. *fd becomes -1 if no descriptor was
- * passed. */
+/* Receives a message. Returns 1, 0 at end of file, or an error. Sets *fd to the descriptor passed,
+ * or to -1. */
 CONC__PRIVATE int conc__setup_receive(int socket, conc__setup_message *h, int *fd)
 {
     union {
@@ -26188,8 +26289,8 @@ CONC__PRIVATE bool conc__small_thread(void *(*fn)(void *), void *arg)
     return rc == 0;
 }
 
-/* Starts the thread, and returns once it is running. A thread that is starting may hold an
- * allocator lock, which would stay locked forever in a process that a job forks at that moment. */
+/* Starts the thread, and returns once it is running. A thread that is starting can hold an
+ * allocator lock, which would stay locked in a process that a job forks at that moment. */
 CONC__PRIVATE void conc__program_watch_start(int program)
 {
     conc__program_watch w = {conc__pidfd(program), 0};
@@ -26242,7 +26343,7 @@ CONC__PRIVATE bool conc__worker_is_original(void)
 }
 
 /* Called when a job of a worker begins to wait. Only elements of a map can be asked to stop; the
- * first one that waits starts the thread. */
+ * first one that waits starts the listener thread. */
 CONC__PRIVATE void conc__worker_start_cancel_listener(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -26256,7 +26357,7 @@ CONC__PRIVATE void conc__worker_start_cancel_listener(void)
     __atomic_store_n(&w->listens, started, __ATOMIC_RELAXED);
 }
 
-/* Returns the request's number of data bytes, but at most `most`, because a faulty job may have
+/* Returns the request's number of data bytes, but at most `most`, because a faulty job might have
  * overwritten it. */
 CONC__PRIVATE size_t conc__request_bytes(const conc__request *r, size_t most)
 {
@@ -26268,7 +26369,8 @@ CONC__PRIVATE size_t conc__request_bytes(const conc__request *r, size_t most)
     return bytes < most ? bytes : most;
 }
 
-/* Returns size private bytes, the first `used` copied from `from`, or NULL if memory is short. */
+/* Returns size private bytes, the first `used` copied from `from`, or NULL if memory has run
+ * out. */
 CONC__PRIVATE void *conc__private_copy(const void *from, size_t size, size_t used)
 {
     void *copy = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | CONC__MAP_ANONYMOUS, -1, 0);
@@ -26278,7 +26380,7 @@ CONC__PRIVATE void *conc__private_copy(const void *from, size_t size, size_t use
 }
 
 /* Called before a job forks. The new process gets copies of the memory shared with the program,
- * because it may still run when that memory serves other jobs. */
+ * because it might still be running when that memory serves other jobs. */
 CONC__PRIVATE void conc__worker_before_fork(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -26318,7 +26420,7 @@ CONC__PRIVATE void conc__worker_remap_copy(void *place, void *copy, size_t size)
         munmap(place, size);
 }
 
-/* Called in a process that a job forked. It must not outlive the program either. */
+/* Called in a process that a job forked. The process must not outlive the program either. */
 CONC__PRIVATE void conc__worker_in_forked_child(void)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -26327,14 +26429,14 @@ CONC__PRIVATE void conc__worker_in_forked_child(void)
     pthread_mutex_init(&w->mapping_mutex, NULL);
     w->listens = false;
     if (w->own)
-        *w->own = false; /* an emulator may not clear it */
+        *w->own = false; /* an emulator might not clear it */
     if (w->program)
         conc__program_watch_start(w->program);
 }
 
-/* Makes the worker end with the program. The kernel kills it when its parent, the supervisor
- * thread, ends, even if a job has executed another program. A thread of the worker also watches
- * the program, in case a job has changed the user. */
+/* Makes sure that the worker dies when the program does. The kernel kills it when its parent, the
+ * supervisor thread, ends, even if a job has executed another program. A thread of the worker also
+ * watches the program, in case a job has changed the user. */
 CONC__PRIVATE void conc__worker_tie_to_program(int program)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -26344,7 +26446,8 @@ CONC__PRIVATE void conc__worker_tie_to_program(int program)
         _exit(0); /* the program has just ended */
 }
 
-/* Is the descriptor still the worker's socket? A job may have closed it and opened another file. */
+/* Is the descriptor still the worker's socket? A job might have closed it and opened another
+ * file. */
 CONC__PRIVATE bool conc__worker_has_socket(void)
 {
     const struct conc__worker_process *w = &conc__worker_process;
@@ -26352,7 +26455,7 @@ CONC__PRIVATE bool conc__worker_has_socket(void)
     return fstat(w->socket, &st) == 0 && st.st_ino == w->socket_file;
 }
 
-/* Wakes the program unless it polls. If a job has closed the socket, this process exits, which
+/* Wakes the program unless it is polling. If a job has closed the socket, this process exits, which
  * wakes the program too; the reply is not lost. */
 CONC__PRIVATE void conc__worker_notify_program(void)
 {
@@ -26394,7 +26497,7 @@ CONC__PRIVATE bool conc__worker_await_request(conc__worker_channel *c)
 }
 
 /* Receives the request's data segment, which replaces the previous one. Skips older segments that
- * are still in the socket. Returns false if it fails; a later request may try again. */
+ * are still in the socket. Returns false if that fails; a later request may try again. */
 CONC__PRIVATE bool conc__worker_receive_segment(const conc__request *r)
 {
     struct conc__worker_process *w = &conc__worker_process;
@@ -26451,7 +26554,7 @@ CONC__PRIVATE char *conc__worker_data(const conc__request *r)
 
 CONC__PRIVATE int64_t conc__worker_do_map(conc__worker_channel *c, conc_fn *fn, char *data)
 {
-    /* read before the calls, which may overwrite the request */
+    /* read before the calls, which might overwrite the request */
     const uint64_t size = c->request.in, count = c->request.out;
     const bool keeps_going = c->request.keeps_going;
     int *results = (int *)(void *)(data + conc__aligned(size * count));
@@ -26459,7 +26562,7 @@ CONC__PRIVATE int64_t conc__worker_do_map(conc__worker_channel *c, conc_fn *fn, 
         int rc = fn(size ? data + i * size : NULL);
         if (!conc__worker_is_original())
             return 0;
-        fflush(stdout); /* the next call may end this process */
+        fflush(stdout); /* the next call might end this process */
         results[i] = rc;
         __atomic_store_n(&c->done, conc__none_done + i + 1, __ATOMIC_RELEASE);
         if (rc < 0 && !keeps_going)
@@ -26621,7 +26724,7 @@ CONC__COLD void conc__worker_main(void)
 }
 
 /* Writes the environment entry that marks a process as a worker. It names conc__worker_main,
- * because a program may contain several copies of this file. */
+ * because a program can contain several copies of this file. */
 CONC__PRIVATE bool conc__worker_mark(char *text, size_t size)
 {
     conc__function_id f;
@@ -26678,8 +26781,8 @@ CONC__PRIVATE void conc__construct_and_serve(int argc, char **argv, char **env)
     conc__worker_main();
 }
 
-/* Makes the worker serve after all constructors have run, so that jobs see their effects, by
- * replacing the program's last one. `own` is the constructor that is running. */
+/* Replaces the program's last constructor, so that the worker serves once all constructors have
+ * run, and jobs see their effects. `own` is the constructor that is running. */
 CONC__PRIVATE void conc__worker_start_after_constructors(conc__constructor *own)
 {
     conc__constructors c = {conc__static_constructors, conc__static_constructors_end};
@@ -26695,7 +26798,7 @@ CONC__PRIVATE void conc__worker_start_after_constructors(conc__constructor *own)
 }
 
 /* Stores the identity in a mark, and returns how many of its bytes to compare. If the identity is
- * known, they exclude the module's path, which may have changed. */
+ * known, those bytes exclude the module's path, which may have changed. */
 CONC__PRIVATE size_t conc__mark_part(const char *mark, uint64_t *identity)
 {
     const char *dot = strchr(mark, '.');
@@ -26738,10 +26841,11 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
  * The program's view of a worker's states, under the mutex
  *
  *   NONE      there is no process
- *   STARTING  the process was started and calls init
- *   IDLE      waits for a request; it has no job
- *   COPYING   data is copied to it or from it: large data by the supervisor, without the mutex;
- *             small data by any thread under the mutex, so that no other thread sees this state
+ *   STARTING  the process was started and is calling init
+ *   IDLE      is waiting for a request; it has no job
+ *   COPYING   data is being copied to it or from it: large data by the supervisor, without the
+ *             mutex; small data by any thread under the mutex, so that no other thread sees this
+ *             state
  *   BUSY      has a request; `awaited` while any thread may collect its reply
  *   LEAVING   was killed or told to quit, or its process is being created
  *
@@ -26756,7 +26860,7 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
  *   Only the supervisor makes these:
  *
  *   NONE      -> LEAVING   jobs are queued and no worker is idle; -> STARTING when it has a process
- *   IDLE      -> COPYING   it gets a large job; COPYING -> BUSY when the data was copied
+ *   IDLE      -> COPYING   it gets a large job; COPYING -> BUSY when the data is copied
  *   BUSY      -> COPYING   it has replied to a large job; COPYING -> IDLE
  *   IDLE      -> LEAVING   the pool was closed
  *   any       -> NONE      its process has ended. A job that it had not begun is queued again; one
@@ -26780,11 +26884,11 @@ typedef struct conc__worker {
     bool cancelled;                /* its job was cancelled while its data was being copied */
     bool proved;                   /* it has begun at least one job */
     int pid, pidfd, socket;
-    unsigned poll_process, poll_socket; /* their index in the supervisor's polls; 0: none */
+    unsigned poll_process, poll_socket; /* their indexes in the supervisor's polls; 0: none */
     conc__segment channel_memory, data;
     uint64_t data_version; /* changes with the segment */
     conc_job *job;
-    int jobs;         /* how many jobs it was given */
+    int jobs;         /* number of jobs it was given */
     unsigned cancels; /* how often it was asked to stop a map; wraps around to 1 */
     int64_t idle_since;
 } conc__worker;
@@ -26810,20 +26914,20 @@ typedef struct conc__supervisor {
     size_t memory_limit;
     int max_jobs;
     int starting;
-    int failures; /* weight of consecutive workers that ended before beginning a job */
-    int broken;   /* the error of all further jobs, because workers cannot start; 0: none */
+    int failures; /* weighted count of consecutive workers that ended before beginning a job */
+    int broken;   /* the error for all later jobs, because workers cannot start; 0: none */
     char why[96];
     conc__waiter *closer;  /* waits for the supervisor to exit */
     conc__segment *unused; /* channels of ended workers, which a thread may still be polling */
     conc__function_cache named;
-    struct pollfd *polls; /* the first is wake_fd's */
+    struct pollfd *polls; /* the first one is for wake_fd */
     unsigned poll_count;
     conc__worker workers[];
 } conc__supervisor;
 
 enum {
-    /* no worker is started once `failures` reaches this: after 3 failures of the program, or more
-     * if some may have external causes */
+    /* no worker is started once `failures` reaches this: after 3 failures that are the program's
+     * fault, or more if some might have external causes */
     CONC__FAILURES = 30,
     CONC__FAILURE = 10,
     CONC__MINOR_FAILURE = 1,
@@ -26854,10 +26958,11 @@ CONC__PRIVATE int conc__request_function(conc__supervisor *s, conc__worker *w, u
         named->fn = 0;
         if (!conc__function_id_of(fn, &named->function))
             return -EINVAL;
-        named->fn = named->function.identity ? fn : 0; /* an unknown identity may be known later */
+        /* an unknown identity might be known later */
+        named->fn = named->function.identity ? fn : 0;
         named->counts = counts;
     }
-    /* copied every time, because a faulty job may have overwritten it */
+    /* copied every time, because a faulty job might have overwritten it */
     memcpy(to, &named->function,
            offsetof(conc__function_id, module) + strlen(named->function.module) + 1);
     return 0;
@@ -26958,7 +27063,7 @@ CONC__PRIVATE int conc__worker_reserve_data(conc__worker *w, size_t size)
     if (rc == 0)
         rc = conc__setup_send(w->socket, &h, w->data.fd);
     bool gone = rc == -EPIPE || rc == -ECONNRESET || rc == -EBADF;
-    if (rc == 0 || gone) /* the supervisor will notice the end of its process */
+    if (rc == 0 || gone) /* the supervisor will notice that the worker has ended */
         return 0;
     conc__segment_close(&w->data);
     w->data.size = 0;
@@ -26995,7 +27100,7 @@ CONC__PRIVATE size_t conc__request_describe(conc__request *r, const conc_job *j,
     return j->size;
 }
 
-/* Writes the job's request and data, apart from the name of its function. */
+/* Writes the job's request and data, except the name of its function. */
 CONC__PRIVATE int conc__job_write_request(conc_job *j, conc__worker *w)
 {
     bool large = conc__job_is_large(j);
@@ -27178,7 +27283,7 @@ CONC__PRIVATE void conc__worker_give_job(conc__supervisor *s, conc__worker *w, c
     const char *text = "";
     int rc = conc__request_function(s, w, conc__job_function(j));
     if (rc) {
-        text = "the function is in no module of the program";
+        text = "the function is not in any module of the program";
     } else if (!large) {
         rc = conc__job_write_request(j, w);
     } else {
@@ -27198,7 +27303,8 @@ CONC__PRIVATE void conc__worker_give_job(conc__supervisor *s, conc__worker *w, c
     conc__job_complete_undone(s->queue, j, rc ? rc : -ECANCELED, text);
 }
 
-/* Returns the idle worker that was busy last: its data is still cached, and it may be awake. */
+/* Returns the idle worker that was busy most recently: its data is still cached, and it may be
+ * awake. */
 CONC__PRIVATE conc__worker *conc__worker_find_idle(conc__supervisor *s)
 {
     conc__worker *best = NULL;
@@ -27218,8 +27324,8 @@ CONC__PRIVATE conc__worker *conc__worker_find(conc__supervisor *s, conc__worker_
     return NULL;
 }
 
-/* Gives queued jobs to idle workers. If the caller is another thread, it wakes the supervisor for
- * what only the supervisor may do. */
+/* Gives queued jobs to idle workers. If called from another thread, wakes the supervisor to do what
+ * only the supervisor may do. */
 CONC__PRIVATE void conc__supervisor_dispatch(conc__supervisor *s, bool is_supervisor)
 {
     conc__job_queue *q = s->queue;
@@ -27248,7 +27354,7 @@ CONC__PRIVATE void conc__supervisor_dispatch(conc__supervisor *s, bool is_superv
         conc__supervisor_wake(s);
 }
 
-/* Copies an error text, which a worker may not have terminated. */
+/* Copies an error text, which might not be NUL-terminated. */
 CONC__PRIVATE void conc__reply_words(const conc__worker_channel *c, char text[96])
 {
     memcpy(text, c->text, sizeof c->text);
@@ -27318,7 +27424,8 @@ CONC__PRIVATE void conc__worker_ready(conc__supervisor *s, conc__worker *w)
     snprintf(s->why, sizeof s->why, "init failed: %.80s", c->text_rc ? text : conc_strerror(rc));
 }
 
-/* Collects the workers' replies; other threads leave those to large jobs to the supervisor. */
+/* Collects the workers' replies; other threads leave the replies to large jobs to the
+ * supervisor. */
 CONC__PRIVATE void conc__supervisor_collect(conc__supervisor *s, bool is_supervisor)
 {
     for (int i = 0; i < s->queue->max_workers; i++) {
@@ -27338,7 +27445,7 @@ CONC__PRIVATE void conc__supervisor_collect(conc__supervisor *s, bool is_supervi
 }
 
 /* Signals the worker. No other process can have its process id, because only the supervisor reaps
- * it. Even if the program reaps all its children, the pidfd identifies it. */
+ * it. Even if the program reaps all its children, the pidfd identifies the worker. */
 CONC__PRIVATE void conc__worker_signal(const conc__worker *w, int number)
 {
     if (w->pidfd >= 0) {
@@ -27353,7 +27460,7 @@ CONC__PRIVATE void conc__worker_signal(const conc__worker *w, int number)
 CONC__PRIVATE bool conc__worker_kill(conc__worker *w)
 {
     if (w->state == CONC__WORKER_COPYING)
-        w->cancelled = true; /* the supervisor ends the job when it has copied the data */
+        w->cancelled = true; /* the supervisor ends the job once it has copied the data */
     if (w->state != CONC__WORKER_BUSY || conc__worker_has_replied(w->channel))
         return false;
     conc__worker_signal(w, SIGKILL);
@@ -27440,8 +27547,8 @@ CONC__PRIVATE int conc__loader_options(conc__own_program *p, const struct stat *
     return 0;
 }
 
-/* Was the program started by the dynamic loader, as in `ld.so ./program`? If so, *mapped becomes
- * the program's file. */
+/* Was the program started by the dynamic loader, as in `ld.so ./program`? If so, stores the program
+ * file's stat(2) data in *mapped. */
 CONC__PRIVATE bool conc__is_run_by_loader(const conc__own_program *p, struct stat *mapped)
 {
     struct stat executed;
@@ -27472,7 +27579,8 @@ CONC__PRIVATE void conc__own_program_find(conc__own_program *p)
     p->argv[i] = NULL;
 }
 
-/* Opens a worker's standard input: /dev/null, or an empty pipe if there is none after a chroot. */
+/* Opens a worker's standard input: /dev/null, or an empty pipe if that is missing after a
+ * chroot. */
 CONC__PRIVATE int conc__empty_input(void)
 {
     int ends[2], fd = conc__open_file("/dev/null", O_RDONLY);
@@ -27572,7 +27680,8 @@ CONC__PRIVATE void conc__worker_close_socket(conc__worker *w)
     w->socket = -1;
 }
 
-/* Starts the worker's process with `socket` as its end of the socket, and closes it here. */
+/* Starts the worker's process with `socket` as its end of the socket, and closes this process's
+ * copy. */
 CONC__PRIVATE int conc__worker_start_process(conc__supervisor *s, conc__worker *w, int socket)
 {
     int input = conc__empty_input(), rc = input;
@@ -27587,7 +27696,7 @@ CONC__PRIVATE int conc__worker_start_process(conc__supervisor *s, conc__worker *
     return 0;
 }
 
-/* Starts a worker. Its channel is new, because processes forked by the previous worker's jobs may
+/* Starts a worker. Its channel is new, because processes forked by the previous worker's jobs might
  * still write to the old one. */
 CONC__PRIVATE int conc__worker_exec(conc__supervisor *s, conc__worker *w)
 {
@@ -27635,14 +27744,14 @@ CONC__PRIVATE void conc__worker_clear(conc__supervisor *s, conc__worker *w)
         *old = w->channel_memory;
         old->next = s->unused;
         s->unused = old;
-    } /* if memory is short it stays mapped, because a thread may be polling it */
+    } /* if memory has run out it stays mapped, because a thread might be polling it */
     w->channel_memory = (conc__segment){.fd = -1};
     w->job = NULL;
     w->cancelled = false;
     w->state = CONC__WORKER_NONE;
 }
 
-/* Unmaps the channels of workers that have ended, unless a thread may be polling them. */
+/* Unmaps the channels of workers that have ended, unless a thread might be polling them. */
 CONC__PRIVATE void conc__supervisor_unmap_channels(conc__supervisor *s, bool none_polls)
 {
     conc__segment *old;
@@ -27706,7 +27815,8 @@ CONC__PRIVATE void conc__describe_exit(int status, char *text, size_t size)
     else if (WEXITSTATUS(status) == CONC__EXIT_MOVED)
         snprintf(text, size, "the worker cannot map shared memory at its address");
     else if (WEXITSTATUS(status) == CONC__EXIT_OTHER_BUILD)
-        snprintf(text, size, "the worker has another build of the module with conc");
+        snprintf(text, size,
+                 "the worker loaded a different build of the module that contains conc");
     else if (WEXITSTATUS(status) == CONC__EXIT_TOO_LATE)
         snprintf(text, size, "conc is in a library loaded late, or a constructor opens a pool");
     else
@@ -27766,7 +27876,7 @@ CONC__PRIVATE bool conc__may_be_sent(int signal)
     }
 }
 
-/* Counts a worker that ended before it began a job, with less weight if the program may not be at
+/* Counts a worker that ended before it began a job, with less weight if the program might not be at
  * fault. After too many failures no more workers are started, and if none is left the pool is
  * broken. */
 CONC__PRIVATE void conc__supervisor_count_failure(conc__supervisor *s, int status, const char *text)
@@ -27828,13 +27938,13 @@ CONC__PRIVATE bool conc__worker_has_ended(const conc__worker *w)
         return errno == ECHILD;
     if (w->pidfd >= 0)
         return conc__fd_ready(w->pidfd, CONC_READABLE) > 0;
-    return waitpid(w->pid, NULL, WNOHANG) != 0; /* if it has, its status is lost */
+    return waitpid(w->pid, NULL, WNOHANG) != 0; /* if it has ended, its status is lost */
 }
 
 /* ---- The supervisor ---- */
 
-/* Releases the data segments of workers idle for a second. Returns the milliseconds until the next
- * may be due, or -1 if there is none. */
+/* Releases the data segments of workers that have been idle for a second. Returns the number of
+ * milliseconds until the next may be due, or -1 if there is none. */
 CONC__PRIVATE int conc__supervisor_free_unused(conc__supervisor *s)
 {
     enum { UNUSED = 1000 }; /* ms */
@@ -27874,8 +27984,8 @@ CONC__PRIVATE unsigned conc__supervisor_watch(conc__supervisor *s, int fd)
 }
 
 /* Polls the descriptors for at most `limit` milliseconds (-1: no limit). poll(2) refuses more
- * descriptors than RLIMIT_NOFILE, which may have been lowered since they were opened; they then all
- * count as ready after a short sleep. */
+ * descriptors than RLIMIT_NOFILE, which may have been lowered since they were opened; if so, all of
+ * them count as ready after a short sleep. */
 CONC__PRIVATE void conc__supervisor_poll(conc__supervisor *s, int limit)
 {
     if (poll(s->polls, s->poll_count, limit) >= 0 || errno == EINTR)
@@ -27981,7 +28091,7 @@ CONC__PRIVATE int conc__supervisor_start(conc__supervisor *s)
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
 
-/* Polls a pool for replies before a loop whose tasks wait for them goes to sleep. */
+/* Polls a pool for replies before a loop whose tasks are waiting for them goes to sleep. */
 typedef struct conc__reply_poller {
     conc__idle_hook hook;
     conc__job_queue *queue;
@@ -28129,7 +28239,7 @@ CONC__PRIVATE int conc__supervisor_open(conc__supervisor *s, const conc_procs *p
     s->max_jobs = p->max_jobs;
     conc__original_mask(&s->mask);
     if (p->init && !conc__function_id_of((uintptr_t)p->init, &s->init))
-        return conc_fail(-EINVAL, "init is in no module of the program");
+        return conc_fail(-EINVAL, "init is not in any module of the program");
     s->environment = conc__worker_environment();
     if (!s->environment)
         return -ENOMEM;
@@ -28197,7 +28307,7 @@ CONC__PRIVATE void conc__procs_end(conc__job_queue *q)
     conc__job_queue_release(q);
 }
 
-/* A cancel does not end this wait, because the workers are stopping anyway. */
+/* Cancellation does not end this wait, because the workers are stopping anyway. */
 static const conc__wait_kind conc__waits_for_workers = {
     .what = "closes a pool, and waits for its workers to exit"};
 
@@ -28212,7 +28322,7 @@ CONC__PRIVATE void conc__supervisor_close(conc_loop *l, conc__job_queue *q)
     }
     conc__supervisor_wake(q->supervisor);
     conc__waiter w = {0};
-    /* not the job queue's closer, which is woken while the workers still run */
+    /* not the job queue's closer, which is woken while the workers are still running */
     conc__waiter_add(&q->supervisor->closer, &w);
     bool holds_clock = l && l->clock.is_virtual;
     if (holds_clock)
