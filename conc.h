@@ -223,8 +223,8 @@ typedef struct conc_options {
     bool interrupt;
     /* Traces all tasks to this file, in Chrome's trace event format, for Perfetto or about:tracing:
      * a row per task, with spans for its steps and waits and arrows from its wakers, on the loop's
-     * clock. Runs that trace to one file at the same time, even in other processes, share it. If the
-     * file cannot be opened, the run fails. If writing fails (a full disk), conc reports it and
+     * clock. Runs that trace to one file at the same time, even in other processes, share it. If
+     * the file cannot be opened, the run fails. If writing fails (a full disk), conc reports it and
      * continues untraced. NULL: no trace. */
     const char *trace;
     /* called for uncollected errors; NULL: print them to stderr. Runs on the loop, between tasks,
