@@ -79,7 +79,7 @@ typedef struct conc_pool {
     unsigned users;
 } conc_pool;
 
-/* A submitted function. The caller owns the storage, which need not be initialized, and must not
+/* A submitted function. The caller owns the storage, which need not be initialized but must not
  * move until the job has ended or been withdrawn. All fields are private. */
 typedef struct conc_job {
     conc_fn *fn;
@@ -122,16 +122,16 @@ CONC_API int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg) CONC_NODISCARD;
  * -EBUSY (j is queued or running). */
 CONC_API int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *fn, void *arg) CONC_NODISCARD;
 
-/* Calls fn with the address of each of count elements of size bytes, in array order, one per thread
- * at a time. If size is 0, every call gets args itself. Returns when all calls have ended. After
- * the first error no more calls start, running ones are asked to stop, and the error is returned.
- * Waits. Errors as for conc_pool_run. */
+/* Calls fn with the address of each of the `count` elements of `size` bytes at args, in array
+ * order; each thread handles one at a time. If size is 0, every call gets the pointer args itself.
+ * Returns when all calls have ended. After the first error no more calls start, running ones are
+ * asked to stop, and the error is returned. Waits. Errors as for conc_pool_run. */
 CONC_API int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count,
                            size_t size) CONC_NODISCARD;
 
 /* The same, but calls fn for all elements whatever the calls return. Returns 0, or an error of its
  * own (-ECANCELED, -EPIPE...), which is then also the result of each element for which fn was not
- * called. results (NULL: not wanted) receives count results. */
+ * called. Stores the `count` results in `results` (NULL: not wanted). */
 CONC_API int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size,
                                int *results);
 
@@ -149,22 +149,23 @@ CONC_API int conc_job_wait(conc_job *j, int *result) CONC_NODISCARD;
  * checkpoint. */
 CONC_API int conc_job_cancel(conc_job *j);
 
-/* Has the job ended, or was it withdrawn? From anywhere. */
+/* Has the job ended or been withdrawn? From anywhere. */
 CONC_API bool conc_job_done(const conc_job *j);
 
-/* In a job: was it asked to stop, with no conc_shield hiding the request? Elsewhere, false. */
+/* In a job: has it been asked to stop, with no conc_shield hiding the request? Elsewhere, returns
+ * false. */
 CONC_API bool conc_job_cancelled(void);
 
 /* ---- >>offload ------------------------------------------------------------------------------ */
 
 /* Like conc_pool_run, but on a pool that all runs share (asyncio.to_thread). The pool exists from
- * its first use until the last run ends, and has as many threads as there are processors plus four,
- * at most 32. Reading files, resolving names and starting child programs use other threads, and do
- * not wait for these jobs. In jobs and threads without a run, calls fn(arg) directly. */
+ * its first use until the last run ends. It has four more threads than there are processors, but at
+ * most 32. Reading files, resolving names and starting child programs use other threads, and do not
+ * wait for these jobs. In jobs and threads without a run, calls fn(arg) directly. */
 CONC_API int conc_offload(conc_fn *fn, void *arg);
 
-/* The same for a function that may hang: if cancelled, it immediately returns -ECANCELED, the job
- * continues alone, and its result is lost. The job owns arg: whatever the call returns,
+/* The same for a function that may hang: if cancelled, the call immediately returns -ECANCELED, the
+ * job continues alone, and its result is lost. The job owns arg: whatever the call returns,
  * free_arg(arg) (NULL: not wanted) is called once, after the job, or immediately if fn is not
  * called. Such jobs have their own pool, as large as conc_offload's. An abandoned job occupies its
  * thread until it ends, in later runs too; if all threads hang, the call waits until one is free or
@@ -178,14 +179,15 @@ CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void 
  * before conc_procs_open.
  *
  * Each worker executes this program anew, but once all constructors have run it serves jobs instead
- * of calling main. So a worker sees globals as at program start, inherits only standard output and
- * error, and has the opener's environment and signal mask. It does not have what main parsed from
- * the arguments or stored in globals: a job gets its input from its bytes or from init. Functions
- * are sent as module, build and offset. If the program loaded the module later, the worker loads it
- * too; if the module's file has been replaced, the job fails with -ENOEXEC. Standard output is
- * flushed after each job. SIGINT and SIGTERM, which a terminal or a service manager sends to all
- * processes, do not stop workers; stopping them is up to the program. When the program ends, so do
- * its workers, and the processes forked by their jobs, which hold copies of the jobs' data. */
+ * of calling main. So a worker sees globals as they were at program start, inherits only standard
+ * output and error, and has the opener's environment and signal mask. It does not have what main
+ * parsed from the arguments or stored in globals: a job gets its input from its bytes or from init.
+ * Functions are sent as module, build and offset. If the program loaded the module later, the
+ * worker loads it too; if the module's file has been replaced, the job fails with -ENOEXEC.
+ * Standard output is flushed after each job. SIGINT and SIGTERM, which a terminal or a service
+ * manager sends to all processes, do not stop workers; stopping them is up to the program. When the
+ * program ends, so do its workers, and the processes forked by their jobs, which hold copies of the
+ * jobs' data. */
 typedef struct conc_procs {
     /* maximum number (up to 4096); 0: one per processor. Each worker starts when it is first
      * needed */
@@ -209,7 +211,7 @@ CONC_API int conc_procs_open(conc_procs *p);
 CONC_API int conc_procs_close(conc_procs *p);
 CONC_API void conc__auto_conc_procs(conc_procs *p);
 
-/* Runs fn in a worker, on a copy of the size bytes at arg, and returns its result. The copy is
+/* Runs fn in a worker, on a copy of the `size` bytes at arg, and returns its result. The copy is
  * aligned like max_align_t, and is copied back after fn returns. size is not limited. A time limit
  * around the call includes the wait for a free worker; to limit the job alone, run at most as many
  * jobs at a time as there are workers, as with conc_map_limit. Waits. Errors, which leave the bytes
@@ -225,7 +227,7 @@ CONC_API int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size) 
 CONC_API int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *arg,
                                size_t size) CONC_NODISCARD;
 
-/* Like conc_pool_map and conc_pool_map_all, with each element run as by conc_procs_run. A worker
+/* Like conc_pool_map and conc_pool_map_all, but runs each element as conc_procs_run does. A worker
  * gets several elements at a time, as an array, but if an element kills its worker, only that
  * element fails. If size is 0, each call gets NULL. */
 CONC_API int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count,
@@ -237,8 +239,9 @@ CONC_API int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t c
  * negative error. */
 typedef ssize_t conc_procs_fn(const void *in, size_t in_size, void *out, size_t out_size);
 
-/* Runs fn in a worker, on a copy of in, and returns fn's result, with that many bytes in out, or
- * -EMSGSIZE if fn returned more than out_size. Otherwise like conc_procs_run. */
+/* Runs fn in a worker, on a copy of the `in_size` bytes at `in`, and returns fn's result, with that
+ * many bytes in `out`, or -EMSGSIZE if fn returned more than out_size. Otherwise like
+ * conc_procs_run. */
 CONC_API ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, const void *in, size_t in_size,
                                  void *out, size_t out_size) CONC_NODISCARD;
 
@@ -266,8 +269,8 @@ typedef struct conc_channel {
  * memory), -ECANCELED, -EPERM (in a posted function). */
 CONC_API int conc_channel_send(conc_channel *c, const void *item) CONC_NODISCARD;
 
-/* Receives the next item into *item. Waits while the channel is empty. -EPIPE: closed and empty.
- * Other errors as above. */
+/* Receives the next item into *item. Waits while the channel is empty. Errors: -EPIPE (closed and
+ * empty); the others as above. */
 CONC_API int conc_channel_recv(conc_channel *c, void *item) CONC_NODISCARD;
 
 /* The same, but they return -EAGAIN instead of waiting. From anywhere. Not checkpoints. */
@@ -297,9 +300,9 @@ CONC_API void conc_shared_free(void *p);
 
 /* Files are read and written off the loop. Errors are the system's; exceeding the file size limit
  * (ulimit -f) returns -EFBIG and raises no SIGXFSZ. Once begun, work on a regular file is not cut
- * short, so -ECANCELED means that nothing was done. For a FIFO, a terminal or another file that can
- * make a task wait for another process, or that has no end (/dev/zero), cancellation ends the call,
- * perhaps after some bytes; in a thread without a run, the call blocks. */
+ * short, so -ECANCELED means that nothing was done. If the file can make a task wait for another
+ * process (a FIFO, a terminal), or has no end (/dev/zero), cancellation ends the call, perhaps
+ * after some bytes were transferred; in a thread without a run, the call blocks. */
 
 /* Reads the whole file. Stores its size in *size (NULL: not wanted) and its bytes, NUL-terminated,
  * in *data; release them with conc_free. After an error, *data is NULL. Waits. */
@@ -308,9 +311,9 @@ CONC_API int conc_file_read(const char *path, void **data, size_t *size) CONC_NO
 /* Replaces the file with these bytes, whole or not at all: writes a new file with the permissions
  * of the old one, syncs it to disk, and renames it to path. If the old file cannot be replaced (a
  * mount point, a file in /proc, a directory that this program may not change), it is overwritten in
- * place, and an error may leave it partly written. If the new file cannot get the old one's group,
- * its group gets only the permissions that others had before. Anything but a regular file (a
- * terminal, a pipe, /dev/null) is simply written to. Waits. */
+ * place, and an error may leave it partly written. If the new file cannot be given the old one's
+ * group, its group permissions are reduced to those that others had too. Anything but a regular
+ * file (a terminal, a pipe, /dev/null) is simply written to. Waits. */
 CONC_API int conc_file_write(const char *path, const void *data, size_t size) CONC_NODISCARD;
 
 /* Appends the bytes to the file, creating it if necessary. After an error some bytes may have been
@@ -376,7 +379,7 @@ CONC_API int conc_child_start(conc_child *c);
 CONC_API int conc_child_wait(conc_child *c, int *status);
 
 /* Sends a signal to the child, or with .group to its whole group. Returns 0, -EALREADY (it has
- * ended), -EINVAL or -EPERM. Never signals another process that has reused the number. */
+ * ended), -EINVAL or -EPERM. Never signals another process that has reused the process id. */
 CONC_API int conc_child_kill(conc_child *c, int signal);
 
 /* Closes the pipes and terminates a child still running: with SIGKILL, or, if .grace is set, with
@@ -476,7 +479,7 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *  shared pools  the thread pools that conc_offload, files, names and children use
  *  abandoned     a job that its task no longer awaits; its thread is lost to the pool until the job
  *                ends
- *  under the mutex: with the job queue's mutex locked
+ *  the mutex     the job queue's, if no other is named
  *
  *  Order of locks: a thread that holds one of these may lock those on the lines below it, but no
  *  other on the same line.
@@ -829,7 +832,7 @@ CONC__PRIVATE void conc__waiter_posted(conc__post *p)
     conc__wake(conc__here, w->wait, w->result);
 }
 
-/* Under the list's mutex: sets the waiter's result. The caller must then call
+/* Sets the waiter's result. The caller holds the list's mutex, and must then call
  * conc__waiter_notify. */
 CONC__PRIVATE void conc__waiter_set_result(conc__waiter *w, int result)
 {
@@ -897,8 +900,8 @@ CONC__PRIVATE bool conc__job_context_in_process(const struct conc__job_context *
 CONC__PRIVATE int64_t conc__shield_deadline(const struct conc__job_context *ctx);
 CONC__PRIVATE void conc__worker_start_cancel_listener(void);
 
-/* Calls the hooks of all jobs that were asked to stop. A hook may pass the request on to further
- * jobs, so this repeats until no hook is left to call. */
+/* Calls the hooks of all jobs that have been asked to stop. A hook may pass the request on to
+ * further jobs, so this repeats until no hook is left to call. */
 CONC__PRIVATE void conc__run_cancel_hooks(void)
 {
     pthread_mutex_lock(&conc__cancel_hooks.mutex);
@@ -949,7 +952,7 @@ CONC__PRIVATE void conc__cancel_hooks_reset(void)
     conc__cancel_hooks.first = NULL;
 }
 
-/* Waits for the event, in the job of ctx (NULL: none). When the time limit of a shield passes, a
+/* Waits for the event, in the job of ctx (NULL: none). When the time limit of a shield expires, a
  * stop request that the shield hid takes effect. */
 CONC__PRIVATE void conc__thread_event_wait_in_job(conc__thread_event *e,
                                                   const struct conc__job_context *ctx)
@@ -1083,7 +1086,7 @@ enum {
     CONC__JOB_LIVE = 1, /* accepted; before that no thread can wait for it */
     CONC__JOB_DONE = 2,
     CONC__JOB_WAITED = 4,           /* has or had waiters: it becomes DONE under the mutex */
-    CONC__JOB_CANCEL_REQUESTED = 8, /* it was asked to stop */
+    CONC__JOB_CANCEL_REQUESTED = 8, /* it has been asked to stop */
     CONC__JOB_HAS_TEXT = 16,        /* `text` belongs to its result */
     CONC__JOB_OWNED = 32,           /* it frees itself */
     CONC__JOB_ABANDONED = 64,       /* its task no longer waits for it */
@@ -1276,14 +1279,14 @@ typedef struct conc__payload {
     size_t first, left;
 } conc__payload;
 
-/* Was the running job asked to stop? */
+/* Has the running job been asked to stop? */
 CONC__PRIVATE bool conc__job_cancel_requested(const conc_job *j)
 {
     return (__atomic_load_n(&j->state, __ATOMIC_RELAXED) & CONC__JOB_CANCEL_REQUESTED) ||
            __atomic_load_n(&j->queue->cancel_all, __ATOMIC_RELAXED);
 }
 
-/* Was the code inside these layers of the job (NULL: none) asked to stop? */
+/* Has the code inside these layers of the job (NULL: none) been asked to stop? */
 CONC__PRIVATE bool conc__layers_cancelled(const conc__cancel_layer *layer, const conc_job *job)
 {
     for (; layer; layer = layer->outer) {
@@ -1313,7 +1316,8 @@ CONC__PRIVATE bool conc__job_context_in_process(const conc__job_context *ctx)
     return ctx->cancel_flag;
 }
 
-/* Was the code running in ctx asked to stop? Any thread may call this while the code is waiting. */
+/* Has the code running in ctx been asked to stop? Any thread may call this while the code is
+ * waiting. */
 CONC__PRIVATE bool conc__job_context_cancelled(const conc__job_context *ctx)
 {
     if (!ctx->cancel_flag)
@@ -1365,15 +1369,15 @@ CONC__PRIVATE void conc__reply_poller_close(conc_loop *l, struct conc__reply_pol
 CONC__PRIVATE void conc__job_end(conc__job_queue *q, conc_job *j, int result,
                                  const conc__job_context *ctx, bool locked);
 
-/* A value that memory is unlikely to contain unless it holds a job. */
+/* Returns a value that memory is unlikely to contain unless it holds a job. */
 CONC__PRIVATE uintptr_t conc__job_seal(const conc_job *j)
 {
     uint64_t hash = (uint64_t)(uintptr_t)j * 0x9e3779b97f4a7c15u;
     return ((uintptr_t)(hash ^ hash >> 29) & ~(uintptr_t)CONC__JOB_BITS) | (CONC__JOB_BITS + 1);
 }
 
-/* The value after the job has ended. It differs from the seal in all bits, so overwriting one byte
- * of a dead job on a stack cannot make it look alive. */
+/* Returns the value that replaces the seal when the job has ended. It differs from the seal in all
+ * bits, so overwriting one byte of a dead job on a stack cannot make it look alive. */
 CONC__PRIVATE uintptr_t conc__job_broken_seal(const conc_job *j)
 {
     return ~conc__job_seal(j) & ~(uintptr_t)CONC__JOB_BITS;
@@ -1390,7 +1394,7 @@ CONC__PRIVATE bool conc__job_in_use(const conc_job *j)
     return (conc__job_state(j) & ~(uintptr_t)CONC__JOB_BITS) == conc__job_seal(j);
 }
 
-/* The same for memory that may be below the stack pointer. */
+/* Like conc__job_in_use, but for memory that may be below the stack pointer. */
 CONC__UNSANITIZED CONC__PRIVATE bool conc__job_handle_in_use(const void *job)
 {
     const conc_job *j = job;
@@ -1400,7 +1404,7 @@ CONC__UNSANITIZED CONC__PRIVATE bool conc__job_handle_in_use(const void *job)
     return (state & ~(uintptr_t)CONC__JOB_BITS) == conc__job_seal(j);
 }
 
-/* Was a job ever submitted with this handle? */
+/* Has a job ever been submitted with this handle? */
 static inline bool conc__is_job(const conc_job *j)
 {
     if (!j)
@@ -1451,7 +1455,7 @@ CONC__PRIVATE void conc__pools_in_forked_child(void)
     conc__pools_after_fork();
 }
 
-/* The key's destructor, which runs if a job calls pthread_exit. */
+/* Called as the key's destructor if a job calls pthread_exit. */
 CONC__COLD void conc__job_exited_thread(void *value)
 {
     const conc__job_context *ctx = value;
@@ -1507,7 +1511,7 @@ CONC__PRIVATE conc__job_queue *conc__job_queue_new(int most, int limit)
     return q;
 }
 
-/* For conc_get_stats. */
+/* Returns the number of queued jobs, for conc_get_stats. */
 CONC__PRIVATE size_t conc__jobs_queued(void)
 {
     size_t n = 0;
@@ -1519,7 +1523,7 @@ CONC__PRIVATE size_t conc__jobs_queued(void)
     return n;
 }
 
-/* Under conc__job_queues_mutex. */
+/* Frees the job queue. The caller holds conc__job_queues_mutex. */
 CONC__PRIVATE void conc__job_queue_free(conc__job_queue *q)
 {
     CONC__LIST_REMOVE(conc__job_queues, q, next, prev);
@@ -1739,7 +1743,8 @@ CONC__PRIVATE conc_job *conc__job_ring_pop(conc__job_queue *q)
     return j;
 }
 
-/* Under the mutex: is no job queued or running? A thread that is starting will find no job. */
+/* Is no job queued or running? A thread that is starting will find no job. The caller holds the
+ * mutex. */
 CONC__PRIVATE bool conc__job_queue_is_idle(const conc__job_queue *q)
 {
     return !q->queued && q->idle + q->starting == q->started;
@@ -1752,7 +1757,8 @@ CONC__PRIVATE void conc__job_queue_notify_closer(conc__job_queue *q)
         conc__waiter_wake(q->closer, 0);
 }
 
-/* Under the mutex: withdraws the job if no thread has begun it. Returns whether it did. */
+/* Withdraws the job if no thread has begun it. Returns whether it did. The caller holds the
+ * mutex. */
 CONC__PRIVATE bool conc__job_take_back(conc__job_queue *q, conc_job *j)
 {
     if (j->slot == CONC__NO_SLOT)
@@ -1844,8 +1850,8 @@ CONC__PRIVATE void conc__job_outcome_read(conc__job_outcome *a, const conc_job *
         memcpy(a->text, j->text, sizeof a->text);
 }
 
-/* Under the mutex: makes the job DONE, so its memory belongs to the owner again. Returns the
- * waiters; their outcomes are set, but they have yet to be notified. */
+/* Marks the job DONE, so its memory belongs to the owner again. Returns the waiters; their outcomes
+ * are set, but they have yet to be notified. The caller holds the mutex. */
 CONC__PRIVATE conc__waiter *conc__job_publish(conc_job *j, uintptr_t state)
 {
     conc__waiter *first = j->waiters, *w = first;
@@ -1879,8 +1885,8 @@ CONC__PRIVATE void conc__clock_drop(conc_loop *clock, bool at_work)
     conc_loop_release(clock);
 }
 
-/* Under the mutex: drops the clock of the thread's last job, once it has looked for the next
- * one. */
+/* Drops the clock of the thread's last job, once the thread has looked for its next job. The caller
+ * holds the mutex. */
 CONC__PRIVATE void conc__worker_thread_drop_clock(conc__worker_thread *t)
 {
     conc_loop *clock = t->clock;
@@ -2009,10 +2015,10 @@ CONC__PRIVATE conc__job_context *conc__job_context_in(const conc__job_queue *q)
     return ctx->thread->queue == q ? ctx : NULL;
 }
 
-/* Under the mutex: returns the maximum number of threads. A thread that is waiting in a run inside
- * a job does not count, because its wait may depend on this job queue alone. While there are such
- * threads, a thread that is waiting for another job does not count either, because one of them
- * might have that job. A thread with an abandoned job counts. */
+/* Returns the maximum number of threads; the caller holds the mutex. A thread that is waiting in a
+ * run inside a job does not count, because its wait may depend on this job queue alone. While there
+ * are such threads, a thread that is waiting for another job does not count either, because one of
+ * them might have that job. A thread with an abandoned job counts. */
 CONC__PRIVATE int conc__job_queue_max_threads(const conc__job_queue *q)
 {
     int most = q->max_workers + q->nested;
@@ -2029,7 +2035,8 @@ CONC__PRIVATE void conc__has_woken(bool woke)
         conc__here->outside.woke = woke;
 }
 
-/* Under the mutex: makes sure that a thread takes the queued jobs. Returns an error if none can. */
+/* Makes sure that a thread takes the queued jobs. Returns an error if none can. The caller holds
+ * the mutex. */
 CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
 {
     if (q->supervisor) {
@@ -2059,8 +2066,8 @@ CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
     return rc;
 }
 
-/* Under the mutex: updates `stalled`. While every thread is waiting, is in conc_block, or has an
- * abandoned job, queued jobs do not hold their clocks. */
+/* Updates `stalled`; the caller holds the mutex. While every thread is waiting, is in conc_block,
+ * or has an abandoned job, queued jobs do not hold their clocks. */
 CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
 {
     /* number of threads that could run queued jobs, or count in q->blocking */
@@ -2083,8 +2090,8 @@ CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
     }
 }
 
-/* Under the mutex: puts back the jobs in the thread's batch that the thread has not begun, because
- * it will be busy for a while. */
+/* Puts back the jobs in the thread's batch that it has not begun, because it will be busy for a
+ * while. The caller holds the mutex. */
 CONC__PRIVATE void conc__worker_thread_return_batch(conc__job_queue *q, conc__worker_thread *t)
 {
     /* the jobs might have ended: do not look at their clocks */
@@ -2103,16 +2110,16 @@ CONC__PRIVATE void conc__job_queue_return_batches(conc__job_queue *q)
             conc__worker_thread_return_batch(q, q->threads[i]);
 }
 
-/* Under the mutex: if more threads may start, requeues for them the jobs that other threads have
- * taken but not begun. */
+/* If more threads may start, puts the jobs that other threads have taken but not begun back in the
+ * queue for them. The caller holds the mutex. */
 CONC__PRIVATE void conc__job_queue_share_batches(conc__job_queue *q)
 {
     if (q->started < conc__job_queue_max_threads(q))
         conc__job_queue_return_batches(q);
 }
 
-/* Under the mutex: counts a thread of this job queue that is about to wait (change: 1) or has
- * finished waiting (-1). own: the thread's job context; NULL: the caller is not such a thread.
+/* Counts a thread of this job queue that is about to wait (change: 1) or has finished waiting (-1).
+ * The caller holds the mutex. own: the thread's job context; NULL: the caller is not such a thread.
  * Returns an error if no thread is left to run queued jobs. */
 CONC__PRIVATE int conc__job_queue_count_waiting(conc__job_queue *q, const conc__job_context *own,
                                                 const conc_loop *l, int change)
@@ -2159,7 +2166,8 @@ CONC__PRIVATE void conc__job_queue_unlock(conc__job_queue *q)
         conc__semaphore_post(&q->work);
 }
 
-/* Under the mutex: queues the job. Returns 0, or an error that conc_last_error describes. */
+/* Queues the job. Returns 0, or an error that conc_last_error describes. The caller holds the
+ * mutex. */
 CONC__PRIVATE int conc__job_queue_add(conc__job_queue *q, conc_job *j)
 {
     if (!conc__job_ring_reserve(q, j->clock))
@@ -2178,7 +2186,8 @@ CONC__PRIVATE int conc__job_queue_add(conc__job_queue *q, conc_job *j)
     return 0;
 }
 
-/* Under conc__job_queues_mutex: is the waiter still waiting? If so, locks its job queue. */
+/* Is the waiter still waiting? If so, locks its job queue. The caller holds
+ * conc__job_queues_mutex. */
 CONC__PRIVATE bool conc__lock_if_waiting(const conc__waiter *w, conc__job_queue *q)
 {
     if (__atomic_load_n(&w->woken, __ATOMIC_ACQUIRE))
@@ -2265,7 +2274,7 @@ CONC__PRIVATE int conc__job_queue_submit(conc__job_queue *q, unsigned *users, co
     return rc;
 }
 
-/* Under the mutex: ends a queued job, asks a running one to stop, or kills it. */
+/* Ends a queued job, asks a running one to stop, or kills it. The caller holds the mutex. */
 CONC__PRIVATE void conc__job_request_cancel(conc__job_queue *q, conc_job *j)
 {
     bool ended;
@@ -2300,8 +2309,8 @@ CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
     return !own && !ended;
 }
 
-/* Under the mutex: adds a waiter to the job's list. Waiters that have given up follow the
- * others. */
+/* Adds a waiter to the job's list. Waiters that have given up follow the others. The caller holds
+ * the mutex. */
 CONC__PRIVATE void conc__job_add_waiter(conc_job *j, conc__waiter *w)
 {
     bool goes_ahead = !w->gives_up && j->waiters && j->waiters->prev->gives_up;
@@ -2310,13 +2319,13 @@ CONC__PRIVATE void conc__job_add_waiter(conc_job *j, conc__waiter *w)
         j->waiters = w;
 }
 
-/* Under the mutex: does a waiter that has not given up want the result? */
+/* Does a waiter that has not given up want the result? The caller holds the mutex. */
 CONC__PRIVATE bool conc__job_is_wanted(const conc_job *j)
 {
     return j->waiters && !j->waiters->gives_up;
 }
 
-/* Cancels the job; alone: only if no waiter wants its result. */
+/* Cancels the job. If `alone` is set, does so only if no waiter wants its result. */
 CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
 {
     int rc = -EALREADY;
@@ -2410,8 +2419,8 @@ CONC__PRIVATE bool conc__job_run_if_queued(conc__job_context *ctx, conc_job *j,
     return mine;
 }
 
-/* Waits for the job with a wait of this kind. Returns the wait's result; if it is 0, the job has
- * ended, and its outcome is in *w->outcome. */
+/* Waits for the job, with the given kind of wait. Returns the wait's result; if it is 0, the job
+ * has ended, and its outcome is in *w->outcome. */
 CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
                                      const conc__wait_kind *kind)
 {
@@ -2618,8 +2627,8 @@ CONC__PRIVATE bool conc__worker_thread_fill_batch(conc__job_queue *q, conc__work
     return conc__worker_thread_take_batch(q, t) || conc__worker_thread_steal(q, t);
 }
 
-/* Under the mutex: waits for jobs. Returns false if the thread must exit, because the job queue is
- * ending or there are too many threads. */
+/* Waits for jobs. Returns false if the thread must exit, because the job queue is ending or there
+ * are too many threads. The caller holds the mutex. */
 CONC__PRIVATE bool conc__worker_thread_next(conc__job_queue *q, conc__worker_thread *t)
 {
     while (q->started <= conc__job_queue_max_threads(q) && !conc__worker_thread_fill_batch(q, t)) {
@@ -2644,8 +2653,8 @@ CONC__PRIVATE bool conc__worker_thread_next(conc__job_queue *q, conc__worker_thr
     return t->batch_count > 0;
 }
 
-/* Under the mutex, which it unlocks: drops a reference. If it was the last one, frees the job
- * queue. */
+/* Drops a reference, and unlocks the mutex, which the caller holds. If the reference was the last
+ * one, frees the job queue. */
 CONC__PRIVATE void conc__job_queue_release(conc__job_queue *q)
 {
     bool last = --q->references == 0;
@@ -2737,8 +2746,8 @@ CONC__PRIVATE void conc__shared_pools_lock(const conc_pool *shared);
 CONC__PRIVATE void conc__shared_pools_unlock(const conc_pool *shared);
 CONC__PRIVATE void conc__shared_pool_count_detached(const conc_pool *shared, int threads);
 
-/* Under the mutex, which it unlocks: removes the exiting thread from the job queue, and joins the
- * thread that exited before it. */
+/* Removes the exiting thread from the job queue, and joins the thread that exited before it. The
+ * caller holds the mutex; this function unlocks it. */
 CONC__PRIVATE void conc__worker_thread_end(conc__job_queue *q, conc__worker_thread *t)
 {
     pthread_t before = q->last_ended;
@@ -2804,7 +2813,7 @@ CONC__PRIVATE void *conc__worker_thread_main(void *arg)
     return NULL;
 }
 
-/* Under the mutex: returns the index of a free slot in threads[], or -ENOMEM. */
+/* Returns the index of a free slot in threads[], or -ENOMEM. The caller holds the mutex. */
 CONC__PRIVATE int conc__worker_thread_find_slot(conc__job_queue *q)
 {
     int n = 0, slots = q->thread_slots ? q->thread_slots * 2 : 4;
@@ -2821,7 +2830,7 @@ CONC__PRIVATE int conc__worker_thread_find_slot(conc__job_queue *q)
     return n;
 }
 
-/* Under the mutex: starts a thread. */
+/* Starts a thread. The caller holds the mutex. */
 CONC__PRIVATE int conc__worker_thread_start(conc__job_queue *q)
 {
     int n = conc__worker_thread_find_slot(q);
@@ -2844,8 +2853,8 @@ CONC__PRIVATE int conc__worker_thread_start(conc__job_queue *q)
     return 0;
 }
 
-/* Under the mutex, which it unlocks temporarily: lets the thread in this slot, if any, continue its
- * abandoned job without the job queue. */
+/* Lets the thread in this slot, if any, continue its abandoned job without the job queue. The
+ * caller holds the mutex; this function unlocks it temporarily. */
 CONC__PRIVATE void conc__worker_thread_detach(conc__job_queue *q, int slot)
 {
     if (!q->threads[slot])
@@ -2939,7 +2948,8 @@ CONC_API int conc_pool_open(conc_pool *p)
     return conc__wait_result(conc__pool_publish(&p->queue, &p->users, q));
 }
 
-/* Under the mutex: withdraws all jobs that were not begun, and asks running ones to stop. */
+/* Withdraws all jobs that have not begun, and asks running ones to stop. The caller holds the
+ * mutex. */
 CONC__PRIVATE void conc__job_queue_cancel_all(conc__job_queue *q)
 {
     conc_job *j;
@@ -2978,8 +2988,9 @@ CONC__PRIVATE bool conc__close_cancel(conc__wait *wait)
 static const conc__wait_kind conc__waits_for_close = {
     .what = "closes a pool, and waits for its jobs", .cancel = conc__close_cancel};
 
-/* Under the mutex: makes the job queue refuse new jobs, and cancels all jobs if the caller is
- * cancelled. Returns true if the caller is the first to close the job queue, and must end it. */
+/* Makes the job queue refuse new jobs, and cancels all jobs if the caller is cancelled. Returns
+ * true if the caller is the first to close the job queue, and must end it. The caller holds the
+ * mutex. */
 CONC__PRIVATE bool conc__job_queue_close(conc_loop *l, conc__job_queue *q)
 {
     bool first = !q->closing;
@@ -2996,8 +3007,8 @@ CONC__PRIVATE bool conc__job_queue_close(conc_loop *l, conc__job_queue *q)
     return first;
 }
 
-/* Under the mutex, which it unlocks: the first closer waits until all jobs have ended; the others
- * wait until the first one is done. */
+/* Waits until all jobs have ended, or, unless the caller is the first closer, until the first one
+ * is done. The caller holds the mutex; this function unlocks it. */
 CONC__PRIVATE void conc__job_queue_await_end(conc_loop *l, conc__job_queue *q, bool first)
 {
     conc__waiter w = {0};
@@ -3242,7 +3253,8 @@ CONC__PRIVATE int conc__map_runner(void *arg)
     const conc__cancel_layer *around = ctx->layer;
     conc__locals *base = ctx->locals;
     conc__saved_text older = {.context = ctx};
-    int first_error = 0; /* the map's first error, if an element of this runner returned it */
+    /* the map's first error, if the call for one of this runner's elements returned it */
+    int first_error = 0;
     conc__saved_text_swap(&older);
     ctx->layer = &m->layer;
     while (!first_error && !conc_job_cancelled()) {
@@ -3442,8 +3454,8 @@ CONC__PRIVATE const char *conc__job_error_text(void)
     return ctx->text;
 }
 
-/* Under the mutex: sets whether the job is waiting or in conc_block. An abandoned job does not
- * count, because its thread does not. */
+/* Sets whether the job is waiting or in conc_block. An abandoned job does not count, because its
+ * thread does not. The caller holds the mutex. */
 CONC__PRIVATE void conc__job_set_blocked(conc__job_queue *q, conc_job *j, bool blocks)
 {
     uintptr_t state = conc__job_state(j);
@@ -3553,7 +3565,7 @@ CONC__PRIVATE void conc__job_timer_disarm(conc__post *p)
     conc__thread_event_set(&t->disarmed);
 }
 
-/* Asks the loop to disarm the timer, which ends it early. */
+/* Asks the loop to disarm the timer, so that the conc_block ends early. */
 CONC__PRIVATE void conc__job_timer_post_disarm(conc__cancel_hook *s)
 {
     conc__job_timer *t = (conc__job_timer *)(void *)s;
@@ -3621,7 +3633,7 @@ CONC__PRIVATE int conc__block_in_real_time(conc__job_context *ctx, int64_t ns)
     int64_t end = conc__later(conc__clock(), ns);
     conc__thread_event_init(&d.cut);
     conc__cancel_hook_add(&d.hook, ctx, conc__real_block_cancel);
-    for (;;) { /* repeats each time a shield's limit passes before the end */
+    for (;;) { /* repeats each time a shield's limit expires before the end */
         int64_t limit = conc__shield_deadline(ctx);
         if (limit >= end || conc__thread_event_wait(&d.cut, limit))
             break;
@@ -3733,7 +3745,7 @@ CONC__PRIVATE void conc__run_inside_late(conc__timer *t)
     conc__run_cancel_hooks();
 }
 
-/* The same on the virtual clock. Returns the time when the next shield ends. */
+/* Does the same on the virtual clock. Returns the time when the next shield ends. */
 CONC__PRIVATE int64_t conc__job_late(conc_loop *l)
 {
     (void)l;
@@ -3845,8 +3857,8 @@ CONC__PRIVATE void conc__shared_pools_reset(void)
     }
 }
 
-/* Under the mutex: wakes a thread for the queued jobs. If none can be started, the jobs end with
- * the error. */
+/* Wakes a thread for the queued jobs. If none can be started, the jobs end with the error. The
+ * caller holds the mutex. */
 CONC__PRIVATE void conc__job_queue_wake_or_fail(conc__job_queue *q)
 {
     int rc = conc__job_queue_wake_worker(q);
@@ -3857,7 +3869,7 @@ CONC__PRIVATE void conc__job_queue_wake_or_fail(conc__job_queue *q)
         conc__job_end(q, first, rc, NULL, true);
 }
 
-/* shared: NULL for the program's own pools, which need no lock. */
+/* Locks the shared pools' mutex. shared: NULL for the program's own pools, which do not need it. */
 CONC__PRIVATE void conc__shared_pools_lock(const conc_pool *shared)
 {
     if (shared)
@@ -3870,8 +3882,8 @@ CONC__PRIVATE void conc__shared_pools_unlock(const conc_pool *shared)
         pthread_mutex_unlock(&conc__shared_pools.mutex);
 }
 
-/* Under the shared pools' mutex: adds threads detached from ended job queues to this job queue's
- * counts, or (-1) removes one that has exited. */
+/* Adds threads detached from ended job queues to this job queue's counts, or (-1) removes one that
+ * has exited. The caller holds the shared pools' mutex. */
 CONC__PRIVATE void conc__job_queue_count_abandoned(conc__job_queue *q, int threads)
 {
     conc__lock_briefly(&q->mutex);
@@ -3924,7 +3936,7 @@ CONC__PRIVATE int conc__shared_pools_use(conc_loop *l)
     return 0;
 }
 
-/* Under the shared pools' mutex. */
+/* Opens a shared pool. The caller holds the shared pools' mutex. */
 CONC__PRIVATE int conc__shared_pool_open(conc_pool *p, int which)
 {
     static const char *const names[] = {"conc offload", "conc abandon", "conc files", "conc names",
@@ -4025,7 +4037,8 @@ CONC__PRIVATE int conc__abandoned_run(void *arg)
     return conc__call_and_free(a->fn, a->arg, a->free_arg);
 }
 
-/* Under the mutex: lets the job continue alone. Its thread counts as lost until the job ends. */
+/* Lets the job continue alone. Its thread counts as lost until the job ends. The caller holds the
+ * mutex. */
 CONC__PRIVATE void conc__job_abandon(conc__job_queue *q, conc_job *j)
 {
     conc__job_set_blocked(q, j, false);
@@ -4346,7 +4359,7 @@ CONC__PRIVATE void conc__channel_match(const conc_channel *c, conc__channel *inn
         conc__waiter_wake(inner->receivers, -EPIPE);
 }
 
-/* Returns 0, -EPIPE (closed) or -EAGAIN (full, or all room is reserved). */
+/* Sends an item. Returns 0, -EPIPE (closed) or -EAGAIN (full, or all room is reserved). */
 CONC__PRIVATE int conc__channel_put(const conc_channel *c, conc__channel *inner, const void *item)
 {
     conc__waiter *w = inner->receivers;
@@ -4365,7 +4378,8 @@ CONC__PRIVATE int conc__channel_put(const conc_channel *c, conc__channel *inner,
     return 0;
 }
 
-/* Returns 0, -EPIPE (closed and empty) or -EAGAIN (empty, or all items are reserved). */
+/* Receives an item. Returns 0, -EPIPE (closed and empty) or -EAGAIN (empty, or all items are
+ * reserved). */
 CONC__PRIVATE int conc__channel_take(const conc_channel *c, conc__channel *inner, void *item)
 {
     if (!conc__channel_has_item(inner)) {
@@ -4386,7 +4400,8 @@ CONC__FAST int conc__channel_try(const conc_channel *c, conc__channel *inner, vo
     return conc__channel_take(c, inner, item);
 }
 
-/* With the channel locked, which it unlocks: waits until the item has been sent or received. */
+/* Waits until the item has been sent or received. The channel is locked; this function unlocks
+ * it. */
 CONC__FAST int conc__channel_wait(conc_loop *l, conc__channel *inner, void *item, bool sends)
 {
     const conc__wait_kind *kind = sends ? &conc__channel_sends : &conc__channel_receives;
@@ -4473,7 +4488,7 @@ CONC_API void conc_channel_close(conc_channel *c)
     pthread_mutex_unlock(&inner->mutex);
 }
 
-/* Ends all waits and reservations, with -EPIPE. */
+/* Ends all waits and reservations; their result is -EPIPE. */
 CONC__PRIVATE void conc__channel_drop(conc__channel *inner)
 {
     conc__waiter *w;
@@ -4635,7 +4650,7 @@ CONC__PRIVATE int conc__outside_begin_job(conc_loop *l, conc__outside_wait *w)
     return rc;
 }
 
-/* Under the channel's mutex: releases what was reserved for the case. */
+/* Releases what was reserved for the case. The caller holds the channel's mutex. */
 CONC__PRIVATE void conc__outside_unkeep(conc__outside_wait *w)
 {
     conc__waiter_remove(&w->waiter);
@@ -4799,7 +4814,8 @@ CONC__PRIVATE int conc__open_for(conc__file_call *f, int flags)
     return fd;
 }
 
-/* Closes the file after the job's work on it, or keeps it open if the task must wait for it. */
+/* Closes the file when the job has finished with it, or keeps it open if the task must wait for
+ * it. */
 CONC__PRIVATE int conc__suspend_file(conc__file_call *f, int fd, int rc)
 {
     if (f->may_wait && rc == -EAGAIN) {
@@ -5266,7 +5282,7 @@ CONC__PRIVATE conc__name_lookup *conc__name_lookup_new(const char *host, const c
     return q;
 }
 
-/* Does the work of conc_resolve. A misuse is reported as one of `call`. */
+/* Implements conc_resolve. Reports a misuse as one of `call`. */
 CONC__PRIVATE CONC__CALLED int conc__resolve(const char *host, const char *port,
                                              struct sockaddr_storage *out, size_t max,
                                              const char *call)
@@ -5822,7 +5838,7 @@ CONC__PRIVATE void conc__reset_handlers(void)
 }
 
 /* Reads the forked process's error from the pipe and, if there is one, reaps the process. Returns 0
- * if the process has executed the program. */
+ * if the process's exec has succeeded. */
 CONC__PRIVATE int conc__read_fork_error(int fd, pid_t pid)
 {
     int error = 0;
@@ -5920,8 +5936,8 @@ CONC__PRIVATE int conc__child_start_job(void *arg)
     return rc;
 }
 
-/* Returns the child's state, under conc__children_mutex. A start that was in progress in the parent
- * never ends in a forked process, so the state becomes NONE there. */
+/* Returns the child's state. The caller holds conc__children_mutex. A start that was in progress in
+ * the parent never ends in a forked process, so the state becomes NONE there. */
 CONC__PRIVATE conc__child_state conc__child_state_of(conc_child *c)
 {
     if (CONC__UNLIKELY(c->state && c->forks != conc__forks)) {
@@ -6110,7 +6126,7 @@ enum { CONC__PLAIN_REAPING = 1 };
 enum { CONC__PLAIN_REAPING = 0 };
 #endif
 
-/* conc__child_poll with waitpid(2), which always reaps a child that has ended. */
+/* Implements conc__child_poll with waitpid(2), which always reaps a child that has ended. */
 CONC__PRIVATE int conc__child_poll_waitpid(conc_child *c)
 {
     int status;
@@ -6157,8 +6173,8 @@ CONC__PRIVATE int conc__child_poll(conc_child *c, bool reap)
     return 1;
 }
 
-/* Checks whether the child has ended, and returns its state. Does not reap a group leader yet.
- * Under conc__children_mutex. */
+/* Checks whether the child has ended, and returns its state. Does not reap a group leader yet. The
+ * caller holds conc__children_mutex. */
 CONC__PRIVATE conc__child_state conc__child_update(conc_child *c)
 {
     conc__child_state state = conc__child_state_of(c);
@@ -6261,7 +6277,7 @@ typedef struct conc__child_wait {
     conc__child_process *process;
     int64_t until;    /* a thread's deadline, on the real clock */
     bool whole_group; /* wait until its whole group has ended */
-    bool stubborn;    /* continue although the job was asked to stop */
+    bool stubborn;    /* continue even though the job has been asked to stop */
     bool for_close;   /* wait until another call has closed it */
     double pause;
 } conc__child_wait;
@@ -6433,7 +6449,7 @@ CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
 
 /* -- signals -- */
 
-/* Signals a child that is not reaped yet, or its group. Under conc__children_mutex. */
+/* Signals a child that is not reaped yet, or its group. The caller holds conc__children_mutex. */
 CONC__PRIVATE int conc__child_send(const conc_child *c, int signal)
 {
     if (c->group) {
@@ -6684,7 +6700,7 @@ CONC__PRIVATE size_t conc__communicate_reserve(const conc__communication *t, cha
     return more - size - 1;
 }
 
-/* Reads a pipe to its end, or fails if there is more than io->limit. */
+/* Reads a pipe to end of file, or fails if there is more than io->limit. */
 CONC__PRIVATE int conc__communicate_read(conc__communication *t, int fd, char **data, size_t *size)
 {
     size_t room = *data ? *size + 1 : 0, limit = t->io->limit;
@@ -6720,7 +6736,7 @@ CONC__PRIVATE int conc__communicate_read_error(void *arg)
     return conc__communicate_read(t, t->child->error, &t->io->error, &t->io->error_size);
 }
 
-/* Reads both outputs to their ends, and waits until the child has ended. If its status is lost,
+/* Reads both outputs to end of file, and waits until the child has ended. If its status is lost,
  * sets *lost to -ECHILD and continues reading. */
 CONC__PRIVATE int conc__communicate_read_all(conc__communication *t, int *lost)
 {
@@ -6742,8 +6758,8 @@ CONC__PRIVATE int conc__communicate_read_all(conc__communication *t, int *lost)
     return rc;
 }
 
-/* Does the work of conc_child_communicate, in a task. Once all output is read and the child has
- * ended, the remaining input is dropped. */
+/* Implements conc_child_communicate, in a task. Once all output is read and the child has ended,
+ * the remaining input is dropped. */
 CONC__PRIVATE int conc__communicate(void *arg)
 {
     conc__communication *t = arg;
@@ -6827,7 +6843,7 @@ typedef struct conc__segment {
 static pthread_mutex_t conc__segments_mutex = PTHREAD_MUTEX_INITIALIZER;
 static conc__segment *conc__segments;
 
-/* Maps size bytes of a segment, at `address` unless that is NULL. Returns NULL if that fails. */
+/* Maps `size` bytes of a segment, at `address` unless it is NULL. Returns NULL if that fails. */
 CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, int protection, int more)
 {
     enum { NOREPLACE = 0x100000 }; /* MAP_FIXED_NOREPLACE */
@@ -6883,7 +6899,7 @@ CONC__PRIVATE void conc__segment_close(conc__segment *s)
     s->fd = -1;
 }
 
-/* Returns the descriptor of size bytes of new memory. Fails if they exceed RLIMIT_FSIZE, because
+/* Returns a descriptor for `size` bytes of new memory. Fails if they exceed RLIMIT_FSIZE, because
  * the kernel would then send SIGXFSZ. */
 CONC__PRIVATE int conc__segment_fd(size_t size)
 {
@@ -6978,9 +6994,9 @@ CONC__PRIVATE void conc__segments_unlock(void) { pthread_mutex_unlock(&conc__seg
 
 /* ---- >>functions ---------------------------------------------------------------------------- */
 
-/* Names a function for another process of the same program, in which addresses differ. The identity
- * keeps a process with a different build of the module from calling whatever it has at that
- * offset. */
+/* Identifies a function to another process of the same program, where its address may differ. The
+ * identity keeps a process with a different build of the module from calling whatever it has at
+ * that offset. */
 typedef struct conc__function_id {
     uint64_t offset;   /* in its module */
     uint64_t identity; /* the module's; 0: unknown */
@@ -7536,8 +7552,8 @@ CONC__PRIVATE size_t conc__request_bytes(const conc__request *r, size_t most)
     return bytes < most ? bytes : most;
 }
 
-/* Returns size private bytes, the first `used` copied from `from`, or NULL if memory has run
- * out. */
+/* Returns `size` bytes of private memory, the first `used` copied from `from`, or NULL if memory
+ * has run out. */
 CONC__PRIVATE void *conc__private_copy(const void *from, size_t size, size_t used)
 {
     void *copy = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | CONC__MAP_ANONYMOUS, -1, 0);
@@ -7857,7 +7873,7 @@ CONC__PRIVATE void conc__worker_receive_setup(const conc__setup_message *h, int 
  * a different parent. */
 CONC__PRIVATE int conc__supervisor_process(void)
 {
-    enum { PEERCRED = 17 }; /* SO_PEERCRED, which POSIX does not have */
+    enum { PEERCRED = 17 }; /* SO_PEERCRED, which is not in POSIX */
     struct {                /* struct ucred, which the system's header hides */
         int pid;
         unsigned user, group;
@@ -7938,7 +7954,7 @@ CONC__PRIVATE int conc__constructors_look(conc__module_info *m, size_t size, voi
     return 1;
 }
 
-/* The program's last constructor, in a worker that does not serve yet. */
+/* The program's last constructor, in a worker that does not serve requests yet. */
 static conc__constructor *conc__last_constructor;
 
 CONC__PRIVATE void conc__construct_and_serve(int argc, char **argv, char **env)
@@ -7983,9 +7999,9 @@ CONC__PRIVATE int conc__module_is(conc__module_info *m, size_t size, void *arg)
     return conc__module_identity(m) == *identity;
 }
 
-/* Called by the constructor `own`. If this process is a worker of this copy of conc, makes it
- * serve. If the mark names a module that is absent, exits, because the program must not run in the
- * worker's place. */
+/* Called by the constructor `own`. If this process is a worker of this copy of conc, makes it serve
+ * requests instead of calling main. If the mark names a module that is absent, exits, because the
+ * program must not run in the worker's place. */
 CONC__PRIVATE void conc__worker_check(conc__constructor *own)
 {
     static char mark[4200];
@@ -8082,7 +8098,7 @@ typedef struct conc__supervisor {
     int max_jobs;
     int starting;
     int failures; /* weighted count of consecutive workers that ended before beginning a job */
-    int broken;   /* the error for all later jobs, because workers cannot start; 0: none */
+    int broken;   /* the error that all later jobs get if workers cannot start; 0: none */
     char why[96];
     conc__waiter *closer;  /* waits for the supervisor to exit */
     conc__segment *unused; /* channels of ended workers, which a thread may still be polling */
@@ -8209,7 +8225,7 @@ CONC__PRIVATE char *conc__job_data(const conc__worker *w, const conc_job *j)
     return conc__job_is_large(j) ? w->data.address : (char *)w->channel + CONC__CHANNEL_DATA;
 }
 
-/* Gives the worker a data segment of at least size bytes, or removes its segment if size is 0. */
+/* Gives the worker a data segment of at least `size` bytes, or removes its segment if size is 0. */
 CONC__PRIVATE int conc__worker_reserve_data(conc__worker *w, size_t size)
 {
     enum { STEP = 1 << 20 };
@@ -8331,8 +8347,8 @@ CONC__PRIVATE size_t conc__range_counted(const conc__worker *w)
     return done <= w->job->payload->left ? (size_t)done : SIZE_MAX;
 }
 
-/* Copies the bytes and results of the runner's first n elements, which have returned. If one of
- * them is the first of the map to fail, sets the map's error and *error. */
+/* Copies the bytes and results of the runner's first n elements, whose calls have returned. If one
+ * of them is the first of the map to fail, sets the map's error and *error. */
 CONC__PRIVATE void conc__range_done(const conc__worker *w, size_t n, int *error)
 {
     conc__payload *p = w->job->payload;
@@ -8528,7 +8544,8 @@ CONC__PRIVATE void conc__reply_words(const conc__worker_channel *c, char text[96
     text[sizeof c->text - 1] = 0;
 }
 
-/* Records that the worker has begun a job: workers can start, so earlier failures do not count. */
+/* Records that the worker has begun a job. Workers can start, so earlier failures no longer
+ * count. */
 CONC__PRIVATE void conc__worker_mark_proved(conc__supervisor *s, conc__worker *w)
 {
     if (!w->proved)
@@ -8667,7 +8684,7 @@ CONC__PRIVATE bool conc__supervisor_cancel(conc__job_queue *q, conc_job *j)
 /* ---- Starting workers ---- */
 
 /* The command that executes this program again: the running file, even if its path now names
- * another file. If the program was started as an argument of the dynamic loader, the command is the
+ * another file. If the program was started as an argument to the dynamic loader, the command is the
  * loader with its options and the program's path. */
 typedef struct conc__own_program {
     const char *argv[20];
@@ -8788,7 +8805,7 @@ CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int 
     return -rc;
 }
 
-/* Returns a copy of the environment that begins with a worker's mark, or NULL if that fails. */
+/* Returns a copy of the environment, preceded by a worker's mark, or NULL if that fails. */
 CONC__PRIVATE char **conc__worker_environment(void)
 {
     static const size_t room = 4200; /* for the mark */
@@ -8985,7 +9002,7 @@ CONC__PRIVATE void conc__describe_exit(int status, char *text, size_t size)
         snprintf(text, size,
                  "the worker loaded a different build of the module that contains conc");
     else if (WEXITSTATUS(status) == CONC__EXIT_TOO_LATE)
-        snprintf(text, size, "conc is in a library loaded late, or a constructor opens a pool");
+        snprintf(text, size, "conc is in a library loaded late, or a constructor opened a pool");
     else
         snprintf(text, size, "the worker exited with status %d", WEXITSTATUS(status));
 }
@@ -9141,7 +9158,7 @@ CONC__PRIVATE void conc__worker_drain_socket(conc__worker *w)
         conc__worker_close_socket(w);
 }
 
-/* Adds a descriptor to the polled ones. Returns its index, or 0 if fd is negative. */
+/* Adds a descriptor to the poll set. Returns its index, or 0 if fd is negative. */
 CONC__PRIVATE unsigned conc__supervisor_watch(conc__supervisor *s, int fd)
 {
     if (fd < 0)
@@ -9244,7 +9261,7 @@ CONC__PRIVATE void conc__supervisor_notify(conc__job_queue *q)
     conc__supervisor_dispatch(q->supervisor, false);
 }
 
-/* Starts the supervisor's thread for the first job. Under the mutex. */
+/* Starts the supervisor's thread for the first job. The caller holds the mutex. */
 CONC__PRIVATE int conc__supervisor_start(conc__supervisor *s)
 {
     if (s->runs)
@@ -9258,7 +9275,7 @@ CONC__PRIVATE int conc__supervisor_start(conc__supervisor *s)
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
 
-/* Polls a pool for replies before a loop whose tasks are waiting for them goes to sleep. */
+/* Polls a pool for replies that the loop's tasks are waiting for, before the loop goes to sleep. */
 typedef struct conc__reply_poller {
     conc__idle_hook hook;
     conc__job_queue *queue;

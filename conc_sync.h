@@ -265,10 +265,10 @@ typedef struct conc_future {
     conc__waits waits;
 } conc_future;
 
-/* Sets the result, which is rc and a borrowed value, and wakes all waiters. If the calling task or
- * posted function raised the error rc with conc_fail, the waiters get its text too. A second call
- * returns -EALREADY. Neither this call nor the waiters use the future afterwards, so a woken task
- * may free it. Not a checkpoint. */
+/* Sets the result (rc and a borrowed value) and wakes all waiters. If the calling task or posted
+ * function raised the error rc with conc_fail, the waiters get its text too. A second call returns
+ * -EALREADY. Neither this call nor the waiters use the future afterwards, so a woken task may free
+ * it. Not a checkpoint. */
 CONC_API int conc_future_set(conc_future *f, int rc, void *value);
 
 /* Waits for the result. Returns its rc, and stores its value in *value unless value is NULL. If the
@@ -326,9 +326,9 @@ CONC_API int conc_queue_try_put(conc_queue *q, const void *item) CONC_NODISCARD;
 
 /* Puts a value, as conc_queue_put does: CONC_PUT(&jobs, n + 1), CONC_PUT(&jobs, (job){url, 3}), and
  * for a queue of pointers CONC_PUT(&names, name), where conc_queue_put takes &name. The value must
- * have item_size bytes. Otherwise the result is -EINVAL, or a compile-time error if the compiler
- * knows both sizes, which it does if it optimizes and sees the queue's initializer. An array or a
- * string decays to a pointer to its first element. */
+ * have item_size bytes. Otherwise the call returns -EINVAL, or does not compile if the compiler
+ * knows both sizes (it optimizes, and the queue's initializer is visible). An array or a string
+ * decays to a pointer to its first element. */
 #define CONC_PUT(q, ...)                                              \
     CONC__PUT(q, (__VA_ARGS__), CONC__JOIN(conc__queue, __COUNTER__), \
               CONC__JOIN(conc__item, __COUNTER__), CONC__GIVEN(#__VA_ARGS__))
@@ -363,8 +363,8 @@ CONC_API int conc_queue_try_get(conc_queue *q, void *item) CONC_NODISCARD;
 /* Returns the number of items in the queue. */
 CONC_API size_t conc_queue_len(const conc_queue *q);
 
-/* Marks one of the items taken from the queue as done, even after the queue was destroyed. Not a
- * checkpoint. Errors: -EOVERFLOW (every item put on the queue is already done). */
+/* Marks one of the items taken from the queue as done. Works even after the queue has been
+ * destroyed. Not a checkpoint. Errors: -EOVERFLOW (every item put on the queue is already done). */
 CONC_API int conc_queue_task_done(conc_queue *q);
 
 /* Waits until every item put on the queue has been marked done. Errors: -ECANCELED, -EPIPE (the
@@ -731,7 +731,7 @@ CONC__FAST void conc__wake_first(conc_loop *l, conc__waits *list, int result)
     conc__wait_over(l, w->task);
 }
 
-/* Does the work of `call`, which waits in the list of `object` unless is_true. */
+/* Implements `call`: waits in the list of `object` unless is_true is set. */
 CONC__PRIVATE CONC__CALLED int conc__wait_unless(const char *call, bool is_true, const void *object,
                                                  conc__waits *list, const conc__wait_kind *kind)
 {
@@ -749,7 +749,7 @@ CONC__PRIVATE CONC__CALLED int conc__wait_unless(const char *call, bool is_true,
     return 0;
 }
 
-/* Does the work of `call` if its object is NULL. */
+/* Handles `call` if its object is NULL. */
 CONC__COLD int conc__no_object(const char *call)
 {
     if (!conc__in_task_of(call))
@@ -1630,9 +1630,9 @@ CONC__COLD int conc__queue_grow(conc_queue *q)
     return 0;
 }
 
-/* Does item a of the heap come before item b? No two have the same arrival number, so one call to
- * less decides: the older one comes first unless the younger is less. The arguments are swapped
- * without a branch, which would be unpredictable. */
+/* Does item a of the heap come before item b? Arrival numbers are unique, so one call to less is
+ * enough: the older item comes first unless less puts the younger before it. The arguments are
+ * swapped without a branch, because a branch here would be unpredictable. */
 CONC__FAST bool conc__heap_before(const conc_queue *q, const char *a, uint64_t a_came,
                                   const char *b, uint64_t b_came)
 {
