@@ -251,7 +251,7 @@ CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg);
 
 /* Makes conc_main return this status instead of 0 or 1; conc_main still prints any error. Callable
  * from any task or posted function of conc_main's run; the last call counts. Has no effect under
- * conc_run, or if status is outside 0 to 255. */
+ * conc_run, or if status is not in the range 0 to 255. */
 CONC_API void conc_set_exit_status(int status);
 
 /* Returns a random number x, low <= x < high (low if high <= low). The numbers are the same in
@@ -272,9 +272,9 @@ CONC_API double conc_now(void);
 CONC_API int conc_sleep(double s);
 CONC_API int conc_sleep_until(double t);
 
-/* Lets every ready task run once (under a seed, some of them). Waits. Other calls that need not
- * wait let other tasks run only about once in 256 calls. So call conc_yield in a long computation,
- * and in a loop of such calls that depends on other tasks. */
+/* Lets every ready task run once (with a seed, only some of them). Waits. Other calls that do not
+ * have to wait let other tasks run only about once in 256 calls. So call conc_yield in a long
+ * computation, and in a loop that makes such calls until another task has done something. */
 CONC_API int conc_yield(void);
 
 /* Blocks the whole loop for s seconds, as a long computation or a blocking call would: for
@@ -292,7 +292,7 @@ CONC_API int conc_settle(void);
 struct conc__wait_kind;
 struct conc__waits;
 
-/* A task's wait. Whatever ends the wait also removes this object from its list. */
+/* A wait of a task. Whatever ends the wait also removes this object from its list. */
 typedef struct conc__wait {
     struct conc__wait *next, *prev;
     struct conc__waits *list; /* NULL: in no list */
@@ -316,11 +316,12 @@ typedef struct conc__timer {
     void (*fire)(struct conc__timer *timer);
 } conc__timer;
 
-/* A scope is used once; zero it to reuse it. The three flags stay readable after its end. */
+/* A scope can be used only once; to reuse it, zero it first. The three flags stay readable after
+ * its end. */
 struct conc_scope {
     bool cancel_called; /* it was cancelled, by a call or by its time limit */
     bool cancel_caught; /* its end turned -ECANCELED into -ETIMEDOUT or 0 */
-    bool expired;       /* its time limit passed while it was open and not cancelled */
+    bool expired;       /* its time limit expired while it was open and not cancelled */
     /* private */
     bool shielded, effective, is_group;
     int state;
@@ -330,7 +331,7 @@ struct conc_scope {
     const char *place;
 };
 
-/* Opens a scope for the calling task, inside the scopes that it already has open. After timeout
+/* Opens a scope for the calling task, inside the scopes that it already has open. After `timeout`
  * seconds (CONC_FOREVER: never; 0 or less: immediately) every checkpoint inside returns -ECANCELED
  * until the scope ends.
  *     int conc_scope_begin(conc_scope *s, double timeout);
@@ -340,8 +341,8 @@ CONC_API int conc__scope_begin(const char *place, conc_scope *s, double timeout)
 
 /* Ends the task's innermost scope. rc is the result of the block. Returns rc, unless it is an
  * -ECANCELED that this scope caused: then -ETIMEDOUT after its time limit, or 0 after
- * conc_scope_cancel. If an outer scope is cancelled too, -ECANCELED passes through. Errors,
- * changing nothing: -EINVAL (not open, not the innermost), -EPERM (another task's). Not a
+ * conc_scope_cancel. If an outer scope is cancelled too, -ECANCELED passes through. Errors (nothing
+ * changes): -EINVAL (not open, not the innermost), -EPERM (another task's scope). Not a
  * checkpoint. */
 CONC_API int conc_scope_end(conc_scope *s, int rc) CONC_NODISCARD;
 
@@ -363,8 +364,8 @@ CONC_API void conc_scope_shield(conc_scope *s, bool on);
  * fn returned -ECANCELED because of the limit. Waits as fn does. Errors: -EINVAL (NULL fn, NaN). */
 CONC_API int conc_timeout(double s, conc_fn *fn, void *arg);
 
-/* Calls fn(arg) with a limit of grace seconds, shielded from outside cancellation: for cleanup.
- * Returns the same as conc_timeout. Also works in a job of conc_pool.h. */
+/* For cleanup: calls fn(arg) with a time limit of `grace` seconds, shielded from outside
+ * cancellation. Returns the same as conc_timeout. Also works in a job of conc_pool.h. */
 CONC_API int conc_shield(double grace, conc_fn *fn, void *arg);
 
 /* Returns the nearest deadline in effect for the caller, on conc_now's clock: CONC_FOREVER if there
@@ -457,7 +458,7 @@ CONC_API int conc__spawn_copy(const char *spawned, conc_group *g, conc_fn *fn, c
 CONC_API int conc__spawn_task(const char *spawned, conc_group *g, conc_task *t, conc_fn *fn,
                               void *arg);
 
-/* Starts fn as conc_spawn does, waits until it has called conc_started(value), and returns value.
+/* Starts fn as conc_spawn does, waits until it has called conc_started(value), and returns `value`.
  * If fn ends without that call, returns fn's error (-EINVAL if none) and leaves the group as it
  * was: unused if this call opened it and nothing else is in it. Cancelling the caller cancels fn;
  * the call then returns -ECANCELED once fn has ended. Waits.
@@ -472,14 +473,14 @@ CONC_API int conc_started(int value);
 
 /* Waits for every child, including any spawned during the wait, and closes the group. Returns the
  * first error; else -ECANCELED if an outer scope is cancelled and a member was interrupted; else 0.
- * For a group that was never opened, returns 0. Errors, changing nothing: -EINVAL (already closed,
+ * For a group that was never opened, returns 0. Errors (nothing changes): -EINVAL (already closed,
  * or a scope opened later is still open), -EPERM (not the owner). Waits; cancellation does not cut
  * the wait short, but reaches the children. */
 CONC_API int conc_group_wait(conc_group *g) CONC_NODISCARD;
 
 /* Like conc_group_wait, but also takes the body's result into account. If rc is an error, the call
- * cancels the children first, and rc is the group's first error, unless a child failed earlier.
- * Returns rc if nothing failed. */
+ * cancels the children first, and rc counts as the group's first error unless a child has already
+ * failed. Returns rc if nothing failed. */
 CONC_API int conc_group_end(conc_group *g, int rc) CONC_NODISCARD;
 
 /* Cancels the children and the owner's body; the cancellation lasts until the group is closed. The
@@ -489,7 +490,7 @@ CONC_API void conc_group_cancel(conc_group *g);
 
 /* Waits until an uncollected child with a handle has ended, and collects it; children are collected
  * in order of completion. Returns 1, with the handle in *t and the child's error in
- * conc_last_error; 0 if none is left. Errors: -EINVAL, -EPERM (another run's), -ECANCELED. */
+ * conc_last_error; 0 if none is left. Errors: -EINVAL, -EPERM (another run's group), -ECANCELED. */
 CONC_API int conc_group_next(conc_group *g, conc_task **t) CONC_NODISCARD;
 
 /* One call of a gather, which stores fn's result in `result`, and its error's text in `text` ("" on
@@ -519,13 +520,13 @@ CONC_API int conc__gather_unseen(const char *spawned, conc_call *calls, size_t n
 #define conc_gather_all(...) conc__gather_all(CONC__AT("conc_gather_all at "), __VA_ARGS__)
 CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n);
 
-/* Calls fn concurrently with the address of each of count elements of size bytes; otherwise like
- * conc_gather. If size is 0, every call gets args itself.
+/* Calls fn concurrently with the address of each of `count` elements of `size` bytes; otherwise
+ * like conc_gather. If size is 0, every call gets args itself.
  *     int conc_map(conc_fn *fn, void *args, size_t count, size_t size); */
 #define conc_map(...) conc__map(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size);
 
-/* Like conc_map, with at most limit concurrent tasks (0: no limit). Calls start in order, as
+/* Like conc_map, with at most `limit` concurrent tasks (0: no limit). Calls start in order, as
  * earlier ones end; after an error, or once the caller is cancelled, no more start. Additional
  * errors: -EINVAL (a negative limit), and -ENOMEM even after some calls have started.
  *     int conc_map_limit(int limit, conc_fn *fn, void *args, size_t count, size_t size); */
@@ -534,7 +535,7 @@ CONC_API int conc__map_limit(const char *spawned, int limit, conc_fn *fn, void *
                              size_t size);
 
 /* Like conc_map, but an error cancels nothing, as in conc_gather_all. results (NULL: not wanted) is
- * an array of count elements, borrowed until the call returns.
+ * an array of `count` elements, borrowed until the call returns.
  *     int conc_map_all(conc_fn *fn, void *args, size_t count, size_t size, int *results); */
 #define conc_map_all(...) conc__map_all(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size,
@@ -616,8 +617,8 @@ struct conc_task {
 CONC_API int conc_join(conc_task *t, int *result);
 
 /* Cancels the task: from now on its checkpoints return -ECANCELED, except inside shields. Does not
- * wait. Errors: -EALREADY (it has ended), -EINVAL (not a task), -EPERM (another loop's). Callable
- * from any task or posted function of the loop. */
+ * wait. Errors: -EALREADY (it has ended), -EINVAL (not a task), -EPERM (another loop's task).
+ * Callable from any task or posted function of the loop. */
 CONC_API int conc_cancel(conc_task *t);
 
 /* Returns whether the task has ended. */
@@ -647,8 +648,8 @@ CONC_API const char *conc_error_text(const conc_task *t);
 
 /* Returns the text of this task's latest error, from conc_fail or any other conc call, including
  * joins, groups and gathers; "" if none. -ECANCELED does not replace the error before it. Outside a
- * run, returns the text of the thread's last run, of a refused conc_run, or of a later call; "" if
- * none. Borrowed until the next error. */
+ * run, returns the text of the thread's last run, of a conc_run that was refused, or of any call
+ * since then; "" if none. Borrowed until the next error. */
 CONC_API const char *conc_last_error(void);
 
 /* Returns the text of any negative errno; for some, its meaning in conc instead of the system's
@@ -781,9 +782,9 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  * A descriptor in blocking mode keeps that mode, except a listener (conc_accept), and does not
  * block the loop. For sockets and pipes, Linux has non-blocking calls. Terminals and named pipes
  * are opened a second time for each call. All others are polled with poll(2) first, and at most
- * PIPE_BUF bytes are written at a time. If a device takes a vector's parts one by one, as an
- * eventfd does, only the first part is transferred. Two things can still block the loop: the disk,
- * with regular files and directories (conc_pool.h reads and writes files off the loop); and a
+ * PIPE_BUF bytes are written at a time. If a device takes a vector's buffers one by one, as an
+ * eventfd does, only the first buffer is transferred. Two things can still block the loop: the
+ * disk, with regular files and directories (conc_pool.h reads and writes files off the loop); and a
  * descriptor of another kind (inotify; pipes on other systems) that several processes share, if
  * another process takes the bytes after poll(2) has reported them.
  *
@@ -822,8 +823,8 @@ CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags,
                              const struct sockaddr *to, socklen_t to_size);
 
 /* Transfer all n bytes. Return fewer at end of file (when reading), or if an error or cancellation
- * occurs after some were transferred; the next call then returns that error, or the next checkpoint
- * -ECANCELED. Otherwise as above. */
+ * occurs after some were transferred; then the next call returns the error, or the next checkpoint
+ * returns -ECANCELED. Otherwise as above. */
 CONC_API ssize_t conc_read_full(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n);
 
@@ -866,8 +867,8 @@ CONC_API int conc_address(int fd, bool peer, char *buf, size_t size);
 /* Closes fd, which conc need not have opened, and wakes all tasks waiting on it with -EBADF: those
  * of this loop immediately, those of another loop shortly after. Not a checkpoint. Callable from
  * anywhere; outside a run it only closes. Errors: those of close(2); the descriptor is closed
- * anyway. A socket with an SO_LINGER time and unsent data blocks the loop for up to that time, even
- * in non-blocking mode: close it with conc_offload. */
+ * anyway. Closing a socket that has an SO_LINGER time and unsent data blocks the loop for up to
+ * that time, even in non-blocking mode: close such a socket with conc_offload. */
 CONC_API int conc_close(int fd);
 
 typedef struct conc_server {
@@ -916,7 +917,7 @@ struct conc_stream {
     bool at_end, writing;
     bool unreturned; /* no call has yet returned the error that ended writing */
     bool dropped;    /* the close dropped bytes */
-    bool shut;       /* conc_stream_shutdown ended the writing half */
+    bool shut;       /* conc_stream_shutdown has ended the writing half */
     conc_task *reader;
     int inside; /* calls in progress that may wait */
     conc__waits writers, closers;
@@ -942,11 +943,11 @@ typedef struct conc_transport {
     /* like conc_read: waits for bytes, and returns their number, at most n; 0 at the end */
     ssize_t (*read)(void *self, void *buf, size_t n);
     /* like conc_write: waits until some of the n bytes are accepted, and returns how many; never 0.
-     * After an error, -ECANCELED or -EAGAIN the next call passes the same bytes, perhaps followed
-     * by more, at another address. A transport that packs bytes into records accepts them once it
-     * has built the record, and begins the next call by sending what is left of it.
-     * conc_stream_flush does not know about these bytes: where this matters, write must return only
-     * when the record has been sent */
+     * After an error (also -ECANCELED or -EAGAIN), the next call passes the same bytes again,
+     * perhaps followed by more, and perhaps at another address. A transport that packs bytes into
+     * records accepts them once it has built the record, and begins the next call by sending what
+     * is left of it. conc_stream_flush does not know about these bytes: where this matters, write
+     * must return only when the record has been sent */
     ssize_t (*write)(void *self, const void *buf, size_t n);
     /* ends the writing half, so that the peer reads end of file. NULL: no separate halves */
     int (*shutdown)(void *self);
@@ -970,11 +971,11 @@ CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_
 
 /* Reading. A read that must wait for bytes first starts sending written data, so a request need not
  * be flushed before its reply is read; the sending continues during the wait. A read that would
- * have to wait returns, once, a write error that no call has returned yet: available bytes come
- * first, and the next read waits again. Cancellation loses no data: bytes not yet returned can
- * still be read. Bytes that arrived before an error are returned before it. Errors: the
- * descriptor's, those of writing, -EBUSY (another task is reading), -EPIPE (closed, perhaps during
- * the wait), -EINVAL (never opened), -ENOMEM. */
+ * have to wait returns a write error that no call has returned yet, but only once. Available bytes
+ * are returned before the error, and the read after it waits as usual. Cancellation loses no data:
+ * bytes not yet returned can still be read. Bytes that arrived before an error are returned before
+ * it. Errors: those of the descriptor, those of a write, -EBUSY (another task is reading), -EPIPE
+ * (closed, perhaps during the wait), -EINVAL (never opened), -ENOMEM. */
 
 /* Reads available bytes, at most n. Returns 0 at end of file, and immediately if n is 0. */
 CONC_API ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n);
@@ -999,11 +1000,11 @@ CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line);
 
 /* Writing. The buffer keeps bytes until it holds buffer_size of them, until a flush, or until a
  * read of the stream must wait. One call's bytes stay together: other tasks' writes wait for their
- * turn. Errors: the descriptor's (the buffered bytes are dropped, and every later call returns the
- * same error, even if a read already has), -EPIPE (closed), -EINVAL, -ENOMEM. */
+ * turn. Errors: those of the descriptor (the buffered bytes are dropped, and every later call
+ * returns the same error, even if a read already has), -EPIPE (closed), -EINVAL, -ENOMEM. */
 
-/* Writes n bytes and returns n, or fewer if cancelled after some were accepted. Waits while they do
- * not fit in the buffer. */
+/* Writes n bytes and returns n, or fewer if cancelled after some were accepted. Waits until the
+ * rest fits in the buffer. */
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n) CONC_NODISCARD;
 
 /* Like conc_stream_write, for formatted text. Returns the text's length, or less if cancelled or
@@ -1017,9 +1018,10 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
 CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
 
 /* Flushes, and ends the writing half, so that the peer reads end of file; reading continues to
- * work. Later writes return -EPIPE, a second call 0. A pipe's write end is closed. Waits. On error
- * the writing half stays open: -ECANCELED (unsent bytes are kept), -ENOTSOCK (not a socket, pipe or
- * transport with separate halves; all was flushed), a write error, or one from shutdown(2). */
+ * work. Later writes return -EPIPE; a second call returns 0. A pipe's write end is closed. Waits.
+ * On error the writing half stays open. Errors: -ECANCELED (unsent bytes are kept), -ENOTSOCK (not
+ * a socket, pipe or transport with separate halves; everything was flushed), a write error, or an
+ * error of shutdown(2). */
 CONC_API int conc_stream_shutdown(conc_stream *s) CONC_NODISCARD;
 
 /* Waits for any write in progress, flushes (unless the task is cancelled), closes, and frees the
@@ -1064,8 +1066,8 @@ CONC_API int conc_signals_next(conc_signals *s) CONC_NODISCARD;
 
 /* Restores the handlers and the mask from before conc_signals_open, except handlers that the
  * program has replaced since. Re-raises any signals that no receiver got. If s is already closed or
- * was never opened, does nothing and returns 0. Not a checkpoint. Errors: -EPERM (another
- * run's). */
+ * was never opened, does nothing and returns 0. Not a checkpoint. Errors: -EPERM (another run's
+ * receiver). */
 CONC_API int conc_signals_close(conc_signals *s);
 CONC_API void conc__auto_conc_signals(conc_signals *s);
 
@@ -1171,11 +1173,12 @@ typedef struct conc_stats {
     uint64_t passes;
     uint64_t polls; /* system calls that wait or poll for events */
     /* seconds since the run began, on its clock */
-    /* in task steps; without .debug or .trace, all time except idle, including the scheduler's */
+    /* in task steps; without .debug or .trace, all time but `idle`, so also the scheduler's */
     double running;
     /* in all completed waits of tasks; only with .debug or .trace */
     double waiting;
-    double idle; /* while the loop slept or its virtual clock jumped because every task waited */
+    /* while the loop slept, or its virtual clock jumped because every task was waiting */
+    double idle;
 } conc_stats;
 
 CONC_API void conc_get_stats(conc_stats *s);
@@ -1387,7 +1390,7 @@ enum {
     CONC__PATIENCE = 50000, /* ns that a thread spins before it sleeps */
     /* after this many consecutive unsuccessful spins, a thread seldom spins */
     CONC__MISSES = 3,
-    /* under a seed, the next task is drawn from at most this many ready tasks */
+    /* with a seed, the next task is drawn from at most this many ready tasks */
     CONC__CHOICE = 16,
     CONC__NO_STATUS = -1,                /* conc_set_exit_status was not called */
     CONC__NAME = 48,                     /* bytes for a task's name */
@@ -1928,7 +1931,8 @@ typedef struct conc__ending {
     void (*end)(conc_loop *l, struct conc__ending *self);
 } conc__ending;
 
-/* The tasks that were alive when `spawned` tasks had been spawned and `finished` had ended. */
+/* The tasks that were alive at the time when `spawned` tasks had been spawned and `finished` of
+ * them had ended. */
 typedef struct conc__census {
     uint64_t *serials; /* in order */
     size_t count;
@@ -1977,7 +1981,7 @@ typedef struct conc__locals {
  *            free; without a handle, the task is gone too  the result: `collected` is set
  *
  * In its group, a task is among `children` until it ends. An ended, uncollected task with a handle
- * is then in the group's list `finished` (`in_finished`), until it is collected or the group
+ * is then in the group's `finished` list (`in_finished`), until it is collected or the group
  * closes. The handle may be reused once the task has ended and is not in that list.
  *
  * The seal, a hash of the task's address, distinguishes a task from uninitialized storage. */
@@ -1987,7 +1991,7 @@ enum { CONC__LIVE = 1, CONC__DONE = 2 };
 enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK, CONC__FUNCTION_SINK };
 typedef void conc__returned_fn(conc_task *t);
 
-/* These change the seal of a task that has ended, and of one in its group's list `finished`.
+/* These change the seal of a task that has ended, and of one in its group's `finished` list.
  * Without them, overwriting one byte, the state, could make an ended task's handle look like a live
  * task's. */
 enum { CONC__ENDED_SEAL = 0xffff, CONC__LISTED_SEAL = 0x5aa5 };
@@ -2064,7 +2068,7 @@ typedef struct conc__fd {
     bool failed;  /* read_error or write_error is set */
     /* end of file or urgent data has arrived, so a short read may leave more to read */
     bool special;
-    unsigned char filters; /* kqueue(2): its filters, see conc__kqueue_control */
+    unsigned char filters; /* kqueue(2): its filters; see conc__kqueue_control */
     unsigned char came;    /* kqueue(2): the events of the current batch */
 } conc__fd;
 
@@ -2118,7 +2122,7 @@ struct conc_loop {
         conc__waits settlers;  /* tasks in conc_settle */
 #if CONC__TSAN
         void *dead_fiber;
-        /* the stacks whose fibers may have signals, see conc__fiber_take_signals */
+        /* the stacks whose fibers may have signals; see conc__fiber_take_signals */
         conc__stack *switched_from;
 #endif
     } scheduler;
@@ -2240,11 +2244,11 @@ struct conc_loop {
     struct {
         int awaited;       /* tasks waiting for another thread or process */
         int channel_waits; /* how many of these are waiting for a channel */
-        int process_waits; /* tasks waiting for a child program's end, or a FIFO's other end */
+        int process_waits; /* tasks waiting for a child program to end, or for a FIFO's other end */
         unsigned misses;   /* consecutive unsuccessful spins */
         /* the thread to which a task last sent something was asleep: do not spin */
         bool woke;
-        atomic_int at_work; /* virtual clock: jobs for which time stands still */
+        atomic_int at_work; /* virtual clock: number of jobs for which time stands still */
         conc__idle_hook *idle_hooks;
     } outside;
 
@@ -2257,10 +2261,10 @@ struct conc_loop {
         int64_t limit;
     } job;
 
-    /* objects on stacks that must not be lost while something uses them */
+    /* objects on stacks that must stay alive while something uses them */
     struct {
         bool any;                 /* one of these trees is not empty */
-        conc__holding *receivers; /* the list signals.open, as a tree by address */
+        conc__holding *receivers; /* the `signals.open` list, as a tree by address */
         conc__holding *handles;   /* debug: handles of tasks and jobs that may still be running */
     } lent;
 
@@ -2396,7 +2400,7 @@ typedef struct conc__extension {
      * as idle, and with false when that wait is over */
     void (*job_idles)(conc_loop *l, bool idles);
     void (*job_goes_on)(conc_loop *l); /* called under the mutex when the next post has arrived */
-    /* called when l->job.limit has passed; returns the next limit */
+    /* called when l->job.limit has expired; returns the next limit */
     int64_t (*job_late)(conc_loop *l);
     /* conc_fail in a job; returns false if no job is running on this thread */
     bool (*job_fail)(int rc, const char *text);
@@ -2537,10 +2541,10 @@ void __tsan_switch_to_fiber(void *fiber, unsigned flags);
 
 #if CONC__TSAN
 /* TSan delays a signal until the running fiber calls one of TSan's functions; if that fiber waits
- * or ends first, the signal is lost. So each fiber that has run calls one before the loop sleeps
- * and before the fiber is destroyed. TSan also treats its own work on a fiber, such as creating it,
- * as running the fiber, and loses a signal that arrives during a fiber's first call that might
- * block. So signals are blocked during both, and a fiber begins with such a call. */
+ * or ends first, the signal is lost. So every fiber that has run makes such a call before the loop
+ * sleeps and before the fiber is destroyed. TSan also treats its own work on a fiber, such as
+ * creating it, as running the fiber, and loses a signal that arrives during a fiber's first call
+ * that might block. So signals are blocked during both, and a fiber begins with such a call. */
 CONC__PRIVATE void conc__fiber_take_signals(void *fiber)
 {
     void *here = __tsan_get_current_fiber();
@@ -2904,7 +2908,7 @@ CONC__PRIVATE int conc__allowed_processors(void)
     return n;
 }
 
-/* The calling thread's number in /proc; 0: none. */
+/* Returns the calling thread's number in /proc; 0: none. */
 CONC__TINY long conc__thread_number(void) { return syscall(SYS_gettid); }
 
 /* Returns whether this is the process's only thread, so that no other thread can close a descriptor
@@ -3368,8 +3372,8 @@ CONC__PRIVATE void conc__unmap_pages(void *p, size_t size)
     munmap(p, size);
 }
 
-/* Makes any access to n regions fault; each is size bytes long, and they start stride bytes apart.
- * Returns false if the system's limit is reached. */
+/* Makes any access to n regions fault; each is `size` bytes long, and they start `stride` bytes
+ * apart. Returns false if the system's limit is reached. */
 CONC__PRIVATE bool conc__guard(char *first, size_t size, size_t stride, int n)
 {
     int done = conc__guard_cheaply(first, size, stride, n);
@@ -3399,7 +3403,7 @@ CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns)
     return (struct timespec){(time_t)(at / 1000000000), (long)(at % 1000000000)};
 }
 
-/* Writes to stderr the text that snprintf, returning n, has written into a buffer of size bytes.
+/* Writes to stderr the text that snprintf, returning n, has written into a buffer of `size` bytes.
  * For signal handlers and the watchdog, which must not wait for stderr's lock. */
 static inline void conc__write_stderr(const char *text, int n, size_t size)
 {
@@ -3531,7 +3535,7 @@ typedef struct conc__backend {
     int (*wait)(conc_loop *l, int64_t ns);
 } conc__backend;
 
-/* Converts a limit to poll(2)'s milliseconds, rounded up. */
+/* Converts a time limit to milliseconds for poll(2), rounding up. */
 static inline int conc__milliseconds(int64_t ns)
 {
     if (ns == CONC__NEVER)
@@ -3724,8 +3728,9 @@ CONC__PRIVATE void conc__poll_event(conc_loop *l, const struct pollfd *p)
         conc__fd_event(l, f, conc__poll_got(p), p->revents & (POLLHUP | POLLERR));
 }
 
-/* Returns the result of a failed wait: 0 if a signal interrupted it. The signal's handler may have
- * closed descriptors, so awaited ones must be verified. */
+/* Returns the result of a wait whose system call failed: 0 if a signal interrupted it, otherwise
+ * the error. The signal's handler may have closed descriptors, so those being waited for must be
+ * verified. */
 CONC__PRIVATE int conc__wait_failed(conc_loop *l)
 {
     if (errno != EINTR)
@@ -3819,8 +3824,9 @@ CONC__COLD bool conc__epoll_give_up(conc_loop *l)
     return true;
 }
 
-/* Registers a descriptor that conc opened to report every change until it is closed. Any other
- * reports one event, because close(2) may close it without conc's knowledge. */
+/* Registers a descriptor with epoll. If conc opened the descriptor, epoll reports every change
+ * until it is closed; otherwise only one event, because close(2) may close it without conc's
+ * knowledge. */
 CONC__PRIVATE int conc__epoll_control(const conc_loop *l, const conc__fd *f, int what, int events)
 {
     struct epoll_event e = {.data.u64 = (uint64_t)f->id << 32 | (uint32_t)f->number};
@@ -4010,7 +4016,8 @@ static const conc__backend conc__epoll = {"epoll",         conc__epoll_open,    
  *                      a macOS named pipe                 for the queue and for these */
 enum { CONC__CHANGES = 4 };
 
-/* In conc__fd.came, besides the events: end of file, or urgent data, where a read stops. */
+/* A flag in conc__fd.came, besides the events: end of file, or urgent data (at which a read
+ * stops). */
 enum { CONC__SPECIAL = 4 };
 
 CONC__PRIVATE int conc__kqueue_open(conc_loop *l)
@@ -4104,8 +4111,8 @@ CONC__PRIVATE bool conc__kqueue_confirm(conc_loop *l, const conc__fd *f)
 }
 
 /* Adds filters to f. The existing filters show whether the number has referred to the same file all
- * along. If kqueue refuses the descriptor, such as a pipe whose reader is gone, select(2) reports
- * it as ready. */
+ * along. If kqueue refuses the descriptor (for example, a pipe whose reader is gone), select(2)
+ * reports it as ready. */
 CONC__PRIVATE bool conc__kqueue_add_more(conc_loop *l, conc__fd *f, int events)
 {
     int rc = conc__kqueue_control(l, f, events, EV_ADD | EV_ENABLE | EV_DISPATCH);
@@ -4524,8 +4531,8 @@ CONC__PRIVATE void conc__stack_cache_trim(conc__stack_cache *c)
     c->trimmed = !goes_on && kept <= CONC__KEPT;
 }
 
-/* Returns whether there is anything to trim: not if no stack has been used since a trim that found
- * nothing. */
+/* Returns whether there may be anything to trim. There is nothing if no stack has been used since a
+ * trim that found nothing. */
 CONC__PRIVATE bool conc__stack_cache_grew(const conc__stack_cache *c)
 {
     bool unchanged = c->trimmed && c->free == c->old;
@@ -5122,7 +5129,7 @@ CONC__TINY void conc__was_idle(conc_loop *l, int64_t from, int64_t to)
     CONC__HOOK(l, idled(l, from, to));
 }
 
-/* Waits for events and posts for at most ns nanoseconds, and handles the events. for_work: also
+/* Waits for events and posts for at most ns nanoseconds, and handles the events. If for_work, also
  * returns when the last job for which the virtual clock stands still is done.
  *
  * No post is missed: `posted` and `asleep` change under the mutex. conc__may_sleep sees an earlier
@@ -5266,9 +5273,9 @@ CONC__PRIVATE bool conc__has_posts(conc_loop *l)
 
 /* A child program takes real time, which does not pass on the virtual clock. So while a task is
  * waiting for a running child to end, or on one of its pipes, the virtual clock jumps over d
- * seconds only after d real seconds. This period starts again when the clock has moved, a timer was
- * armed or a program was started, because a time limit on one program does not apply to the next.
- * Returns how much longer the clock must stand still. */
+ * seconds only after d real seconds. The period restarts whenever the clock moves, a timer is armed
+ * or a program is started, because a time limit on one program does not apply to the next. Returns
+ * how much longer the clock must stand still. */
 CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
 {
     unsigned starts = 0;
@@ -5291,8 +5298,8 @@ CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
 
 enum { CONC__MOMENT = 1000000, CONC__APART_EVERY = 20000000 };
 
-/* If the virtual clock must stand still before it jumps to `next`, waits for events and returns
- * true. An embedded loop leaves the wait to its host. */
+/* If the virtual clock may not yet jump to `next`, waits for events and returns true. An embedded
+ * loop leaves the wait to its host. */
 CONC__PRIVATE bool conc__stood_still(conc_loop *l, int64_t next)
 {
     int64_t left = conc__stand_still(l, next);
@@ -5662,7 +5669,7 @@ CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result)
     conc__wait_over(l, w->task);
 }
 
-/* The .cancel of a wait that needs no further work when it is cancelled. */
+/* Serves as .cancel for a wait that needs no further work when it is cancelled. */
 CONC__PRIVATE bool conc__cancel_plainly(conc__wait *w)
 {
     (void)w;
@@ -5901,8 +5908,8 @@ CONC__PRIVATE void conc__set_pending(conc_loop *l, conc_task *t, bool pending)
         conc__wake(l, w, -ECANCELED);
 }
 
-/* Updates scope s of task t and all scopes inside it, then the task. around: whether a cancel
- * applies around s, or around the task if s is NULL. */
+/* Updates scope s of task t and all scopes inside it, then the task. `around` says whether a cancel
+ * applies just outside s, or just outside the task's scopes if s is NULL. */
 CONC__PRIVATE void conc__spread(conc_loop *l, conc_task *t, conc_scope *s, bool around)
 {
     for (; s; s = s->inner) {
@@ -6405,8 +6412,9 @@ CONC__FAST int conc__pass_error(conc_loop *l, int rc)
     return rc;
 }
 
-/* The same, for a function that began when the task's `errors_made` was `before`. If that has not
- * changed, the function set no error, and the latest error's text does not describe rc. */
+/* Like conc__pass_error, for a function that began when the task's `errors_made` was `before`. If
+ * that has not changed, the function set no error, and the latest error's text does not describe
+ * rc. */
 CONC__FAST int conc__pass_error_since(conc_loop *l, int rc, uint32_t before)
 {
     bool silent = rc < 0 && rc != -ECANCELED && l->self->errors_made == before;
@@ -6570,7 +6578,7 @@ CONC__PRIVATE const char *conc__describe(char *to, size_t size, conc__source sou
     conc__describe_spawn(spawn, sizeof spawn, source);
     const char *place = conc__place_of(source.spawned);
     size_t name = strlen(source.name), end;
-    if (!*spawn && place != source.spawned) { /* cut off the function's name, not " at f.c:12" */
+    if (!*spawn && place != source.spawned) { /* truncate the function's name, not " at f.c:12" */
         conc__copy(spawn, sizeof spawn, place - strlen(" at "));
         name = (size_t)(place - source.spawned) - strlen(" at ");
     }
@@ -6838,7 +6846,7 @@ CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *call, 
     return 0;
 }
 
-/* Does this storage hold a task that has not ended, or that is in its group's list `finished`? The
+/* Does this storage hold a task that has not ended, or that is in its group's `finished` list? The
  * storage may be uninitialized, so this reads only the seal and the state. */
 CONC__FAST bool conc__handle_in_use(const conc_task *t)
 {
@@ -6848,9 +6856,9 @@ CONC__FAST bool conc__handle_in_use(const conc_task *t)
     return CONC__UNLIKELY(lives || listed);
 }
 
-/* Returns whether, in a forked child, a handle in use may be reused because its task belongs to the
- * parent process. If so, resets that task's open scopes, which would otherwise seem to belong to
- * the new task. */
+/* Returns whether a handle that looks in use may be reused: in a forked child, it may if its task
+ * belongs to the parent process. If so, resets that task's open scopes, which would otherwise seem
+ * to belong to the new task. */
 CONC__COLD bool conc__handle_taken_over(const conc_task *t)
 {
     if (!conc__is_inherited(t->serial))
@@ -7249,9 +7257,9 @@ CONC__PRIVATE void conc__report_failures(conc_loop *l)
     *all = (conc__failures){0};
 }
 
-/* Counts an error of the group's body or of a child. True: this was the first error, and is now the
- * group's; it cancels the group unless keep_going is set. Any other error is reported unless a
- * join, a sink or conc_group_next has collected it or still can. */
+/* Counts an error of the group's body or of a child. Returns true if this is the first error: it
+ * becomes the group's, and cancels the group unless keep_going is set. Any other error is reported
+ * unless a join, a sink or conc_group_next has collected it or still can. */
 CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_task *t, int rc)
 {
     if (g->error_count++ == 0 && !g->background) {
@@ -7504,7 +7512,7 @@ static inline void conc__task_end(conc_loop *l, conc_task *t, int rc)
     l->counters.most++;
 }
 
-/* The first function on a task's stack: runs the task. conc__task_end frees the stack, but nothing
+/* Runs the task, as the first function on its stack. conc__task_end frees the stack, but nothing
  * reuses it before the jump. */
 CONC__PRIVATE void conc__task_main(void)
 {
@@ -7641,7 +7649,7 @@ CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
     }
 }
 
-/* Removes the uncollected tasks from the list `finished`, so that their handles may be reused.
+/* Removes the uncollected tasks from the `finished` list, so that their handles may be reused.
  * Reports their errors, except the group's own. */
 CONC__PRIVATE void conc__drop_finished(conc_loop *l, conc_group *g)
 {
@@ -7670,7 +7678,7 @@ CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc)
     bool was_cut_short = rc == -ECANCELED || g->cut_short;
     if (was_cut_short && outside)
         return -ECANCELED;
-    if (was_cut_short && rc < 0) /* the group's own cancel cut it short */
+    if (was_cut_short && rc < 0) /* the group's own cancellation cut it short */
         return 0;
     return rc;
 }
@@ -7809,7 +7817,7 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
     return rc;
 }
 
-/* Can this be an array of count elements of this size? Elements of size 0 need no memory. */
+/* Can this be an array of `count` elements of this size? Elements of size 0 need no memory. */
 CONC__PRIVATE bool conc__is_array(const void *elements, size_t count, size_t size)
 {
     if (!count || !size)
@@ -7842,7 +7850,7 @@ CONC__PRIVATE conc_task *conc__call_spawn(conc_loop *l, conc_group *g, conc_call
     return t;
 }
 
-/* Spawns the task for element i. NULL: out of memory. */
+/* Spawns the task for element i. Returns NULL if memory runs out. */
 CONC__PRIVATE conc_task *conc__batch_spawn(conc_loop *l, conc_group *g, const conc__batch *b,
                                            size_t i, const char *spawned)
 {
@@ -8026,7 +8034,7 @@ CONC__PRIVATE void conc__locals_share(conc__locals *locals)
 }
 
 /* Returns a copy of the nodes on the path from `old` to the key, with the value set in the last.
- * The copy shares all other nodes. NULL: out of memory. */
+ * The copy shares all other nodes. Returns NULL if memory runs out. */
 CONC__PRIVATE conc__locals *conc__locals_with(const conc__locals *old, const conc_local *key,
                                               const void *value, uint64_t hash)
 {
@@ -8770,8 +8778,8 @@ CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
 }
 
 /* Like conc__fd_confirm, for a file that conc opened and the poller does not have. If the number
- * shares its counter, another number may have been closed. In that case the loop merely forgets
- * what it knew about the file. */
+ * shares its counter with others, one of those may be the one that was closed; in that case the
+ * loop merely forgets what it knew about the file. */
 CONC__PRIVATE bool conc__fd_own_confirm(conc_loop *l, conc__fd *f)
 {
     if (conc__fd_not_closed(f))
@@ -9160,7 +9168,7 @@ typedef struct conc__io {
     int fd;
     int flags; /* MSG_... flags of a socket call */
     bool any;  /* any file is allowed, as with read(2) and write(2), not only a socket */
-    int count; /* number of parts */
+    int count; /* number of buffers in `parts` */
     const struct iovec *parts;
     struct sockaddr *address; /* NULL: none */
     socklen_t *address_size;
@@ -9207,8 +9215,8 @@ CONC__PRIVATE void conc__drain_pipe_signal(const conc_loop *l)
         conc__signal_discard(SIGPIPE);
 }
 
-/* Returns, once, the error that ended an earlier call after it had moved some bytes. Returns 0 if
- * the number now refers to another file. */
+/* Returns, once, the error that ended an earlier call after it had transferred some bytes. Returns
+ * 0 if the number now refers to another file. */
 CONC__COLD ssize_t conc__io_kept_error(conc_loop *l, conc__fd *f, int *error)
 {
     int rc = 0;
@@ -9345,9 +9353,9 @@ CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io, int fd, int access)
     return writev(fd, io->parts, io->count);
 }
 
-/* Moves the first `count` parts of a file that poll(2) reports as ready. A device may move the
- * parts one by one, and block at the second. Linux refuses any flag for such a device; in that
- * case, moves only the first part. */
+/* Reads or writes the first `count` buffers of a file that poll(2) reports as ready. A device may
+ * handle the buffers one by one, and block at the second. Linux refuses any flag for such a device;
+ * in that case, transfers only the first buffer. */
 CONC__PRIVATE ssize_t conc__io_parts(const conc__io *io, int count, int access)
 {
     const struct iovec *part = conc__io_first_part(io);
@@ -9362,7 +9370,7 @@ CONC__PRIVATE ssize_t conc__io_parts(const conc__io *io, int count, int access)
     return write(io->fd, part->iov_base, part->iov_len);
 }
 
-/* Writes at most `most` bytes, for which poll(2) has reported room: as many whole parts as
+/* Writes at most `most` bytes, for which poll(2) has reported room: as many whole buffers as
  * possible, or a piece of the first. */
 CONC__PRIVATE ssize_t conc__io_write_some(const conc__io *io, size_t most)
 {
@@ -9438,7 +9446,7 @@ CONC__PRIVATE ssize_t conc__io_file(const conc__io *io, int access)
 {
     int flags = fcntl(io->fd, F_GETFL);
     if (flags < 0 && conc__refused(errno))
-        flags = O_RDWR; /* a sandbox refused: the file may be in blocking mode */
+        flags = O_RDWR; /* a sandbox refused the call, so the file may be in blocking mode */
     if (flags < 0)
         return -1;
     if ((flags & O_ACCMODE) != access && (flags & O_ACCMODE) != O_RDWR) {
@@ -9731,8 +9739,8 @@ CONC_API ssize_t conc_send(int fd, const void *buf, size_t n, int flags)
     return conc__io_run(conc__send, CONC_WRITABLE, &io);
 }
 
-/* Repeats the call until n bytes have moved, or until end of file or an error. If some bytes have
- * moved, returns their count, and the next call returns the error. */
+/* Repeats the call until n bytes are transferred, or until end of file or an error. If some bytes
+ * have been transferred, returns their count, and the next call returns the error. */
 CONC__PRIVATE ssize_t conc__io_full(const char *call, conc__io_fn *once, int events, int fd,
                                     char *bytes, size_t n)
 {
@@ -9793,9 +9801,9 @@ CONC__PRIVATE bool conc__listens(int fd)
     return listens;
 }
 
-/* Makes a listener in blocking mode non-blocking, because another process that shares it may accept
- * the connection first. Returns 0, or -1 and errno. If a sandbox refuses the change, fails with
- * EAGAIN unless a connection is pending. */
+/* Switches a blocking listener to non-blocking mode, because another process that shares it may
+ * accept the connection first. Returns 0, or -1 and errno. If a sandbox refuses the change, fails
+ * with EAGAIN unless a connection is pending. */
 CONC__PRIVATE int conc__unblock_listener(int fd, int flags)
 {
     bool refused = flags < 0;
@@ -9966,7 +9974,7 @@ CONC__PRIVATE bool conc__is_host_name(const char *host)
     return strspn(last, ".0123456789") != strlen(last);
 }
 
-/* Parses an address text into at most CONC__ADDRESSES socket addresses. Returns their count,
+/* Parses the text of an address into at most CONC__ADDRESSES socket addresses. Returns their count,
  * -EINVAL if the text is malformed, or -EADDRNOTAVAIL if it contains a host name. */
 CONC__PRIVATE int conc__parse_address(const char *text, conc__address *out)
 {
@@ -10030,13 +10038,13 @@ CONC__PRIVATE bool conc__locks_its_name(const conc__path_lock *k)
 {
     struct stat here, there;
     if (fstat(k->fd, &here) || lstat(k->name, &there))
-        return conc__refused(errno); /* a sandbox refused: assume that it does */
+        return conc__refused(errno); /* a sandbox refused the call: assume that it does */
     return here.st_dev == there.st_dev && here.st_ino == there.st_ino;
 }
 
 /* Tries once to lock the path. Returns 1 if the lock was acquired, 0 if another process holds it
- * (try again), or an error if the file system or a sandbox does not allow locks. In the last case
- * removes the lock file, which no process can use. */
+ * (try again), or an error if the file system or a sandbox does not allow locks. In the last case,
+ * also removes the lock file, because no process can use it. */
 CONC__PRIVATE int conc__lock_once(const conc__path_lock *k)
 {
     int rc = 0;
@@ -10171,8 +10179,8 @@ CONC__PRIVATE int conc__listen_on_port(int fd, const conc__address *a, int backl
     return rc;
 }
 
-/* Sets the options of a socket for a port. Returns 0, or an error if a required option cannot be
- * set; failures of the others are ignored. */
+/* Sets the options of a socket that is to listen on a port. Returns 0, or an error if a required
+ * option cannot be set; ignores failures to set the others. */
 CONC__PRIVATE int conc__set_up_port(int fd, int family, const conc_listen_options *o)
 {
     int rc = 0;
@@ -10210,15 +10218,15 @@ CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_opti
     return rc;
 }
 
-/* The addresses that an address text refers to. */
+/* The addresses that a text refers to. */
 typedef struct conc__addresses {
     conc__address own[CONC__ADDRESSES];
     conc__address *all; /* points to own, or to memory from a host name lookup */
     int count;
 } conc__addresses;
 
-/* Resolves an address text. Returns the number of addresses, or an error with a text. Waits while
- * it looks up a host name. */
+/* Resolves the text of an address. Returns the number of addresses, or an error with a text. Waits
+ * while it looks up a host name. */
 CONC__PRIVATE int conc__addresses_of(const char *text, conc__addresses *found)
 {
     found->all = found->own;
@@ -10738,7 +10746,7 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *con
 
 /* ---- >>streams ------------------------------------------------------------------------------ */
 
-/* PIECE: bytes moved at a time; after each piece other tasks may run. */
+/* PIECE: bytes transferred at a time; after each piece other tasks may run. */
 enum {
     CONC__RECORD_LIMIT = 65536,
     CONC__BUFFER = 16384,
@@ -11818,11 +11826,11 @@ CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-/* If a read is waiting, sends what was written since its wait began. (The read sent the buffer
- * before it began to wait.) */
+/* If a read is waiting, sends what has been written since its wait began. (The read itself sent the
+ * buffer before that.) */
 CONC__PRIVATE void conc__stream_send_for_reader(conc_loop *l, conc_stream *s)
 {
-    if (s->on) { /* if there is no memory for a sender, the next read or write sends */
+    if (s->on) { /* if there is no memory for a sender, the next read or write sends the bytes */
         if (s->on->reading && conc__buffered(&s->out))
             conc__transport_start_sender(l, s);
         return;
@@ -11969,7 +11977,8 @@ CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n)
     return (ssize_t)n;
 }
 
-/* Formats into new memory, *text. Returns the length, -EINVAL or -ENOMEM. */
+/* Formats into newly allocated memory, and stores its address in *text. Returns the length, -EINVAL
+ * or -ENOMEM. */
 CONC__PRIVATE int conc__format(char **text, const char *fmt, va_list args)
 {
     va_list again;
@@ -12335,7 +12344,8 @@ static struct conc__signalling {
     conc__signal_loops reached;
     atomic_int running; /* number of running handlers; a loop that one may read must not be freed */
     int faults;         /* number of runs that report stack overflows */
-    int questions;      /* number of runs whose watchdog may signal their thread for its frames */
+    /* number of runs whose watchdog may signal the run's thread to get its frames */
+    int questions;
 } conc__signalling = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 static const int conc__interrupting[] = {SIGINT, SIGTERM};
@@ -12538,7 +12548,7 @@ CONC__PRIVATE void conc__signal_leave(int number, int role)
         conc__signal_again(number); /* no receiver has returned it, and none is left */
 }
 
-/* Takes a free slot for the loop, and returns it. NULL: out of memory. */
+/* Takes a free slot for the loop, and returns it, or NULL if memory runs out. */
 CONC__PRIVATE _Atomic(conc_loop *) *conc__signal_slot_take(conc_loop *l)
 {
     conc__signal_loops *all = &conc__signalling.reached, *more, *none;
@@ -13005,8 +13015,8 @@ CONC__PRIVATE void conc__signals_end(conc_loop *l)
     }
 }
 
-/* Called in a forked child: forgets the parent's loops, and restores the dispositions from before
- * conc's handlers. */
+/* Called in a forked child: forgets the parent's loops, and restores the signal dispositions that
+ * conc's handlers replaced. */
 CONC__PRIVATE void conc__signals_forget(void)
 {
     struct sigaction now;
@@ -13595,7 +13605,7 @@ CONC__PRIVATE conc_group *conc__first_group(const conc_task *t)
 }
 
 /* Returns the task after t in the tree below a task or a group: children come before younger
- * siblings. NULL: t is the last. */
+ * siblings. Returns NULL if t is the last. */
 CONC__PRIVATE const conc_task *conc__task_after(const conc_task *t)
 {
     const conc_group *g = conc__first_group(t);
@@ -13623,7 +13633,7 @@ CONC__PRIVATE int conc__serial_order(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Makes the census list all live tasks. Returns false if memory runs out. */
+/* Updates the census to include all live tasks. Returns false if memory runs out. */
 CONC__PRIVATE bool conc__census_update(conc_loop *l)
 {
     conc__census *c = &l->diagnostics.census;
@@ -13684,9 +13694,9 @@ typedef struct conc__cycle {
     conc_task *first, *last;
 } conc__cycle;
 
-/* Searches for a cycle among the tasks that t waits for, directly or indirectly. False: there is
- * none. `marked` is set in each task that was visited. In a task on the path from t, `next` points
- * to the task before it, and `next_marked` to the task itself. */
+/* Searches for a cycle among the tasks that t waits for, directly or indirectly. Returns false if
+ * there is none. `marked` is set in each task that was visited. In a task on the path from t,
+ * `next` points to the task before it, and `next_marked` to the task itself. */
 CONC__PRIVATE bool conc__find_cycle(conc_task *t, conc__cycle *cycle)
 {
     const conc_task *last = NULL;
@@ -13716,7 +13726,7 @@ CONC__PRIVATE bool conc__find_cycle(conc_task *t, conc__cycle *cycle)
     return false;
 }
 
-/* Finds a cycle of tasks that are waiting for each other. False: there is none. */
+/* Finds a cycle of tasks that are waiting for each other. Returns false if there is none. */
 CONC__PRIVATE bool conc__find_deadlock(conc_loop *l, conc__cycle *cycle)
 {
     const conc_task *roots[] = {&l->run.main, l->run.background.children};
@@ -13947,8 +13957,8 @@ CONC__PRIVATE const char *conc__state_of(const conc_loop *l, const conc_task *t)
     return "ready";
 }
 
-/* Indents by two columns per level. Very deep levels are printed as a number, so that the tree
- * stays readable and the dump's size linear. */
+/* Indents by two columns per level. From a certain depth on, prints the level's number instead, so
+ * that the tree stays readable and the size of the dump linear. */
 CONC__PRIVATE void conc__indent(FILE *out, int depth)
 {
     enum { DEEPEST = 24 };
@@ -14028,7 +14038,8 @@ typedef struct conc__crowd {
 
 enum { CONC__CROWDS = 256, CONC__CROWDED = 2000 };
 
-/* Counts a task in its crowd. False: it needs a new crowd, and there is no room for one. */
+/* Counts a task in its crowd. Returns false if it needs a new crowd and there is no room for
+ * one. */
 CONC__PRIVATE bool conc__crowd_add(const conc_loop *l, conc__crowd *crowds, size_t *n,
                                    const conc_task *t)
 {
@@ -14243,7 +14254,7 @@ CONC__PRIVATE char *conc__put_time(char *to, int64_t ns)
     return conc__put_number(to + 1, n % 1000, 3);
 }
 
-/* Returns the length of a UTF-8 character from its first byte; 0: invalid. */
+/* Returns the length of the UTF-8 character that begins with this byte; 0: invalid. */
 CONC__PRIVATE int conc__utf8_length(unsigned char first)
 {
     if (first < 0x80)
@@ -14296,7 +14307,7 @@ CONC__PRIVATE char *conc__put_name(char *to, const char *name)
 }
 
 /* Begins an event, and returns where the caller writes the rest of it before it calls
- * conc__trace_put. NULL: the trace has ended. */
+ * conc__trace_put; NULL if the trace has ended. */
 CONC__FAST char *conc__trace_room(conc_loop *l, const char *name)
 {
     conc__trace *tr = l->diagnostics.trace;
@@ -14312,7 +14323,8 @@ CONC__PRIVATE void conc__trace_put(conc__trace *tr, char *end)
     tr->used = (size_t)(end - tr->buffer);
 }
 
-/* Returns a task's row: 1 is the first task's, in the order of the spawns, and 0 the loop's. */
+/* Returns a task's row. Row 0 is the loop's; the tasks' rows begin at 1, in the order of the
+ * spawns. */
 CONC__PRIVATE uint64_t conc__row_of(const conc_loop *l, const conc_task *t)
 {
     if (!t)
@@ -14400,7 +14412,8 @@ CONC__PRIVATE void conc__trace_leads(conc_loop *l, conc_task *t)
     conc__trace_arrow(l, conc__row_of(l, l->self), "s", conc__time(l), t->arrow);
 }
 
-/* Opens the file. *first: no other run is writing to it; it is empty, and locked exclusively. */
+/* Opens the file. Sets *first to whether no other run is writing to it; if so, locks it exclusively
+ * and empties it. */
 CONC__PRIVATE int conc__trace_file(const char *path, bool *first)
 {
     int fd = conc__not_standard(open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
@@ -14416,7 +14429,7 @@ CONC__PRIVATE int conc__trace_file(const char *path, bool *first)
     return fd;
 }
 
-/* Returns when the run that began the trace began, on the real clock; 0: unknown. */
+/* Returns the real time at which the trace's first run began; 0: unknown. */
 CONC__PRIVATE int64_t conc__trace_began(const char *path)
 {
     char text[CONC__TRACE_EVENT];
@@ -14541,7 +14554,7 @@ CONC__PRIVATE char *conc__first_resident(conc__stack *s)
     return lowest;
 }
 
-/* Returns the lowest word of a stack that was ever written: the first that is not zero, because
+/* Returns the lowest word of a stack that has ever been written: the first nonzero one, because
  * untouched memory reads as zero. Not sanitized, because frames may still be poisoned. */
 CONC__UNSANITIZED CONC__PRIVATE char *conc__stack_lowest(conc__stack *s)
 {
@@ -14658,7 +14671,8 @@ typedef struct conc__map_line {
     char rights[5], path[PATH_MAX];
 } conc__map_line;
 
-/* Parses a line of /proc/self/maps. True: its mapping, *m, contains the address. */
+/* Returns whether this line of /proc/self/maps describes a mapping that contains the address; if
+ * so, stores the mapping in *m. */
 CONC__PRIVATE bool conc__map_parse(const char *line, uintptr_t address, conc__map_line *m)
 {
     unsigned long low, high;
@@ -14674,7 +14688,7 @@ CONC__PRIVATE bool conc__map_parse(const char *line, uintptr_t address, conc__ma
     return true;
 }
 
-/* Finds the mapping that contains an address. False: there is none. */
+/* Finds the mapping that contains an address. Returns false if there is none. */
 CONC__PRIVATE bool conc__map_find(uintptr_t address, conc__map_line *m)
 {
     char text[PATH_MAX + 128];
@@ -14702,8 +14716,8 @@ CONC__PRIVATE bool conc__map_find(uintptr_t address, conc__map_line *m)
     return found;
 }
 
-/* Converts an offset in a module's file to an address in the terms of its symbol table; UINT64_MAX:
- * none. */
+/* Converts an offset in a module's file to the address that its symbol table uses for it;
+ * UINT64_MAX: none. */
 CONC__PRIVATE uint64_t conc__module_address(int fd, const ElfW(Ehdr) * header, uint64_t offset)
 {
     for (int i = 0; i < header->e_phnum; i++) {
@@ -14791,7 +14805,7 @@ CONC__PRIVATE void conc__symbol_name(conc__symbol *s, const char *file, uint64_t
     close(fd);
 }
 
-/* Finds the module and function of an address. False: there is no code at the address. */
+/* Finds the module and function of an address. Returns false if there is no code at the address. */
 CONC__PRIVATE bool conc__symbol_at(uintptr_t address, conc__symbol *s)
 {
     static conc__map_line m; /* static, to keep the stack small; protected by conc__report_mutex */
@@ -14922,7 +14936,7 @@ CONC__PRIVATE void conc__name_code(char *text, size_t size, uintptr_t address)
     snprintf(text, size, "0x%llx", number);
 }
 
-/* Finds the name of a function of the program. False: its module has no symbol for it. */
+/* Finds the name of a function of the program. Returns false if its module has no symbol for it. */
 CONC__COLD bool conc__name_function(char name[CONC__NAME], uintptr_t fn)
 {
     char code[PATH_MAX + 256];
@@ -15054,7 +15068,8 @@ CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
     unsigned long long blocked;
     if (!d->asks || sigaction(SIGURG, NULL, &now) || !conc__is_question(&now))
         return false;
-    if (conc__on_valgrind()) /* it runs one thread at a time, so the loop's never seems to run */
+    /* Valgrind runs one thread at a time, so the loop's thread never seems to run */
+    if (conc__on_valgrind())
         return true;
     conc__thread_file(d->of_number, "status", text, sizeof text);
     const char *running = strstr(text, "\nState:\tR");
@@ -15895,7 +15910,7 @@ CONC__PRIVATE void conc__wind_up(conc_loop *l)
 {
     conc_task *self = l->self;
     l->run.winding_up = true;
-    self->asked = false; /* forget its cancel, so that the calls below can wait */
+    self->asked = false; /* clear its cancellation, so that the calls below can wait */
     conc__mark(l, self);
     conc__spread_marked(l);
     conc__cancel_scope(l, &l->run.background.scope);
