@@ -2018,9 +2018,9 @@ CONC__PRIVATE bool conc__is_task(const conc_task *t)
  * wakes every task waiting for the descriptor. */
 enum { CONC__HANG_UP = 4 };
 
-/* The lists of tasks waiting for a descriptor: one for each set of events, where the empty set, 0,
- * waits for a hang-up alone, and one for tasks pausing because the descriptor was reported ready
- * but returned EAGAIN. */
+/* The lists of tasks waiting for a descriptor: one for each set of events (the empty set, 0, means
+ * a hang-up alone), and one for tasks pausing because the descriptor was reported ready but
+ * returned EAGAIN. */
 enum { CONC__PAUSING = 4, CONC__FD_LISTS };
 
 /* What the loop knows about a descriptor: its number, and the file that the number refers to.
@@ -5112,8 +5112,8 @@ CONC__PRIVATE bool conc__spin(conc_loop *l, int64_t ns, bool for_work)
     return found;
 }
 
-/* Returns whether the loop may sleep for ns: not if work has already arrived, or if nothing could
- * wake it. The caller holds the mutex. */
+/* Returns whether the loop may sleep for ns. It may not if work has already arrived, or if nothing
+ * could wake it. The caller holds the mutex. */
 CONC__PRIVATE bool conc__may_sleep(conc_loop *l, int64_t ns, bool for_work)
 {
     if (l->shared.posted || ns == 0)
@@ -5800,7 +5800,7 @@ CONC_API int conc_block(double s)
     if (rc <= 0)
         return rc;
     if (!l)
-        return conc__misused(-EPERM, "conc_block", "there is no loop, and no job", NULL);
+        return conc__misused(-EPERM, "conc_block", "there is neither a loop nor a job", NULL);
     int64_t end = conc__later(conc__time(l), conc__ns(s));
     if (l->clock.is_virtual)
         l->clock.now = end;
@@ -7735,7 +7735,7 @@ CONC__PRIVATE CONC__CALLED int conc__group_finish(conc_group *g, int rc, const c
     if (may == 0 && (g->live_handles || g->finished))
         conc__check_lost_handles(l, g, __builtin_frame_address(0));
     if (may == 1)
-        conc__group_open(l, g, "the group opened by its end");
+        conc__group_open(l, g, "the group opened by conc_group_wait or conc_group_end");
     if (rc < 0 && !(rc == -ECANCELED && g->scope.effective)) {
         conc__group_failed(l, g, l->self, rc);
         conc__cancel_scope(l, &g->scope);
@@ -11013,7 +11013,7 @@ CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_
     if (rc)
         return rc;
     if (!t || !t->read || !t->write)
-        return conc__misused(-EINVAL, call, "no transport, or it cannot read or write", NULL);
+        return conc__misused(-EINVAL, call, "no transport, or one that cannot read or write", NULL);
     conc__transported *on = conc__alloc(sizeof *on);
     if (!on)
         return conc__own_error(-ENOMEM);
@@ -11300,8 +11300,8 @@ CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
 
 /* Returns the result of a read whose transport call was cancelled before it took any bytes. If the
  * task itself is cancelled, that is -ECANCELED. Otherwise the sender cancelled the call, and the
- * result is the write error, or -EAGAIN, to read again, if another task's call has already returned
- * that error. */
+ * result is the write error or, if another task's call has already returned that, -EAGAIN, so that
+ * the caller reads again. */
 CONC__PRIVATE int conc__transport_cancelled(const conc_loop *l, const conc_stream *s)
 {
     if (!s->on->interrupted || l->self->pending)
@@ -12847,8 +12847,8 @@ CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *n
         return conc__misused(-EPERM, "conc_signals_open", "there is no loop", NULL);
     bool is_open = s && s->loop && s->run == l->run.number;
     if (!s || is_open || !n || !conc__is_array(numbers, n, sizeof *numbers))
-        return conc__misused(-EINVAL, "conc_signals_open", "no numbers, or it is already open",
-                             NULL);
+        return conc__misused(-EINVAL, "conc_signals_open",
+                             "no signal numbers, or the receiver is already open", NULL);
     if (s->loop && conc__run_is_elsewhere(l, s->run))
         return conc__misused(-EBUSY, "conc_signals_open", "it is open in another thread's run",
                              NULL);
@@ -13742,8 +13742,8 @@ CONC__PRIVATE bool conc__find_deadlock(conc_loop *l, conc__cycle *cycle)
 
 /* Returns whether the loop may pause without searching for a cycle now, and limits the pause to the
  * time until the next search. Because a search visits every task, and other threads' posts may end
- * pauses very often, a search is due only every 50 ms, or earlier after one pause for every TASKS
- * tasks. */
+ * pauses very often, a search is due only every 50 ms, or earlier once there has been one pause for
+ * every TASKS tasks. */
 CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
 {
     enum { TASKS = 64, EVERY = 50 * 1000 * 1000 }; /* ns */
@@ -15059,8 +15059,8 @@ CONC__PRIVATE bool conc__is_question(const struct sigaction *a)
     return (a->sa_flags & SA_SIGINFO) && a->sa_sigaction == conc__on_question;
 }
 
-/* Returns whether the watchdog may signal its thread: not if the thread is sleeping, because the
- * signal would cut the sleep short, nor if the program uses or blocks the signal. */
+/* Returns whether the watchdog may signal its thread. It may not if the thread is sleeping, because
+ * the signal would cut the sleep short, nor if the program uses or blocks the signal. */
 CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
 {
     struct sigaction now;
