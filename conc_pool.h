@@ -473,7 +473,7 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *                sleeps on its thread event
  *  job context   a job running on a thread, perhaps inside another job that is waiting for it
  *  cancel hook   a function called when a waiting job is asked to stop
- *  cancel layer  a map or a shield around part of a job, which adds or hides such requests
+ *  cancel layer  a map or a shield around part of a job, which adds or hides stop requests
  *  clock         a loop whose clock is virtual. Its at_work counts the jobs that hold the clock and
  *                so keep it from advancing; conc_loop_hold does something else
  *  shared pools  the thread pools that conc_offload, files, names and children use
@@ -1651,7 +1651,7 @@ CONC__PRIVATE conc__queue_clock *conc__queue_clock_find(conc__job_queue *q, cons
     return unused;
 }
 
-/* Called when a job enters the ring, which then holds the clock in place of the job. */
+/* Makes the ring hold the clock in place of the job, which has entered it. */
 CONC__COLD void conc__queue_clock_add(conc__job_queue *q, conc_job *j)
 {
     conc__queue_clock *k = conc__queue_clock_find(q, j->clock);
@@ -1664,7 +1664,7 @@ CONC__COLD void conc__queue_clock_add(conc__job_queue *q, conc_job *j)
     conc__job_hold_clock(j, false);
 }
 
-/* Called when a job leaves the ring: the job then holds its clock itself. */
+/* Makes the job hold its clock itself again, because it has left the ring. */
 CONC__COLD void conc__queue_clock_remove(conc__job_queue *q, conc_job *j)
 {
     conc__queue_clock *k = conc__queue_clock_find(q, j->clock);
@@ -2675,8 +2675,8 @@ CONC__PRIVATE void conc__job_queue_spin_for(conc__job_queue *q, const bool *over
     conc__job_queue_release(q);
 }
 
-/* Jobs run under the signal mask of the pool's opener, except that fault signals are always
- * unblocked. Faults are handled on a separate stack, because the job's own might be used up. */
+/* Sets the signal mask for jobs: that of the pool's opener, but with fault signals unblocked. Gives
+ * the thread a signal stack, because a job's own stack might be used up. */
 CONC__PRIVATE void conc__worker_thread_set_signals(conc__worker_thread *t)
 {
     static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
@@ -3501,7 +3501,7 @@ typedef struct conc__job_timer {
     conc_loop *loop;
     int64_t ns;
     bool blocks, armed, was_over, is_cut;
-    bool fired;  /* time is up, which also ends a shield */
+    bool fired;  /* the time is up; this also ends a shield */
     bool leaves; /* `disarms` was posted */
 } conc__job_timer;
 
@@ -3790,7 +3790,8 @@ CONC__PRIVATE void conc__run_inside_ends(conc_loop *l, conc__ending *e)
     conc_free(r);
 }
 
-/* Called when a run begins, perhaps inside a job. */
+/* Called when a run begins. If it is inside a job, registers it, so that a request to stop the job
+ * cancels main_fn. */
 CONC__PRIVATE int conc__job_runs(conc_loop *l)
 {
     conc__job_context *ctx = conc__job_context_here();
@@ -4016,8 +4017,7 @@ CONC__PRIVATE void conc__abandoned_release(conc_job *j)
     conc__abandoned_drop((conc__abandoned *)(void *)j);
 }
 
-/* Calls fn(arg), then free_arg(arg), which leaves fn's error text unchanged; the caller is not a
- * task. */
+/* Calls fn(arg), then free_arg(arg), and keeps fn's error text; the caller is not a task. */
 CONC__PRIVATE int conc__call_and_free(conc_fn *fn, void *arg, void (*free_arg)(void *))
 {
     int rc = conc__call_here(fn, arg);
@@ -4776,7 +4776,7 @@ typedef struct conc__file_call {
 
 /* A FIFO without its other end, a terminal and the like could block a thread indefinitely. So a
  * task's call opens such files in non-blocking mode, and the job returns one of these where it
- * would block. The task then waits, which a cancel can end, and reruns the job. */
+ * would block. The task then waits, until it can rerun the job or is cancelled. */
 enum {
     CONC__FILE_WAITS = 1, /* until the descriptor is ready */
     CONC__FILE_ALONE,     /* until a reader opens the FIFO */
@@ -7177,7 +7177,7 @@ CONC__PRIVATE int conc__module_look(conc__module_info *m, size_t size, void *arg
     return s->found;
 }
 
-/* Stores the name of a function. Returns false if it is in no module. */
+/* Stores the id of a function. Returns false if the function is in no module. */
 CONC__PRIVATE bool conc__function_id_of(uintptr_t fn, conc__function_id *out)
 {
     conc__module_search s = {.address = fn, .name = out->module};
@@ -7220,7 +7220,7 @@ CONC__PRIVATE uintptr_t conc__function_address(const conc__function_id *f)
     return 0;
 }
 
-/* How many modules have been loaded and unloaded so far. Function names stay valid as long as the
+/* How many modules have been loaded and unloaded so far. Function ids stay valid as long as the
  * counts do not change. */
 typedef struct conc__module_counts {
     unsigned long long loads, unloads;
@@ -8076,7 +8076,7 @@ typedef struct conc__worker {
     int64_t idle_since;
 } conc__worker;
 
-/* The name of a function, looked up once for many requests with the same function. */
+/* The id of a function, looked up once for many requests with the same function. */
 typedef struct conc__function_cache {
     uintptr_t fn;
     conc__module_counts counts;
@@ -8128,7 +8128,7 @@ CONC__PRIVATE void conc__supervisor_wake(conc__supervisor *s)
 
 /* ---- Messages ---- */
 
-/* Puts the function's name into the request. */
+/* Puts the function's id into the request. */
 CONC__PRIVATE int conc__request_function(conc__supervisor *s, conc__worker *w, uintptr_t fn)
 {
     conc__function_cache *named = &s->named;
@@ -8283,7 +8283,7 @@ CONC__PRIVATE size_t conc__request_describe(conc__request *r, const conc_job *j,
     return j->size;
 }
 
-/* Writes the job's request and data, except the name of its function. */
+/* Writes the job's request and data, except the id of its function. */
 CONC__PRIVATE int conc__job_write_request(conc_job *j, conc__worker *w)
 {
     bool large = conc__job_is_large(j);
@@ -9481,7 +9481,8 @@ CONC_API int conc_procs_open(conc_procs *p)
     return rc;
 }
 
-/* Called when all jobs and workers have ended. */
+/* Joins the supervisor's thread and drops a reference to the job queue. All jobs and workers have
+ * ended. */
 CONC__PRIVATE void conc__procs_end(conc__job_queue *q)
 {
     conc__supervisor *s = q->supervisor;
@@ -9590,7 +9591,7 @@ CONC_API CONC__CALLED int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn 
     return conc__submit(&p->queue, &p->users, j, fn, arg, size, NULL, __func__);
 }
 
-/* A placeholder for the function of a conc_procs_call's job; it is never called. */
+/* Stands in for the function of a conc_procs_call's job; it is never called. */
 CONC__PRIVATE int conc__call_job(void *arg)
 {
     (void)arg;

@@ -713,7 +713,7 @@ CONC__SWITCHES int conc__wait_in(conc_loop *l, conc__waits *list, conc__wait *w)
     return conc__park(l, w);
 }
 
-/* conc__wake for the first wait of a list, inlined. */
+/* Does what conc__wake does, inlined, for the first wait of a list. */
 CONC__FAST void conc__wake_first(conc_loop *l, conc__waits *list, int result)
 {
     conc__wait *w = list->first;
