@@ -273,7 +273,7 @@ CONC_API int conc_channel_send(conc_channel *c, const void *item) CONC_NODISCARD
  * empty); the others as above. */
 CONC_API int conc_channel_recv(conc_channel *c, void *item) CONC_NODISCARD;
 
-/* The same, but they return -EAGAIN instead of waiting. From anywhere. Not checkpoints. */
+/* Do the same, but return -EAGAIN instead of waiting. From anywhere. Not checkpoints. */
 CONC_API int conc_channel_try_send(conc_channel *c, const void *item) CONC_NODISCARD;
 CONC_API int conc_channel_try_recv(conc_channel *c, void *item) CONC_NODISCARD;
 
@@ -8072,7 +8072,7 @@ typedef struct conc__worker {
     uint64_t data_version; /* changes with the segment */
     conc_job *job;
     int jobs;         /* number of jobs it was given */
-    unsigned cancels; /* how often it was asked to stop a map; wraps around to 1 */
+    unsigned cancels; /* how often it has been asked to stop a map; wraps around to 1 */
     int64_t idle_since;
 } conc__worker;
 
