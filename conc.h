@@ -792,8 +792,8 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  * error queue, a full Unix datagram peer, an eventfd whose counter has no room for the number. The
  * call then retries after a pause, which starts at 1 ms and grows to at most 64 ms.
  *
- * If a descriptor is closed with close(2), a task waiting for it gets -EBADF within a quarter of a
- * second (per 500 such descriptors). The poll(2) backend might miss the close if the number is
+ * If a descriptor that conc did not open is closed with close(2), a task waiting for it gets -EBADF
+ * within a quarter of a second (per 500 such descriptors). The poll(2) backend might miss the close if the number is
  * immediately reused by a file of the same kind and inode (all eventfds share one). */
 
 /* Waits until fd is ready for any of `events`, and returns those for which it is ready. End of
@@ -1752,7 +1752,10 @@ typedef struct conc__source {
  *   4. conc__park(l, &w) returns the wake-up's result.
  *   5. A grant carries out the waiting call's whole effect and then calls conc__wake, which
  *      removes the wait from its list. A cancel arrives through conc__set_pending, which calls
- *      .cancel and, if that returns true, wakes the task. So .cancel never calls conc__wake itself.
+ *      .cancel and, if that returns true, wakes the task. So .cancel never calls conc__wake itself;
+ *      it may remove the wait from its list.
+ *   6. If something outside the loop can end the wait, count it while it lasts, as l->outside and
+ *      l->signals do: a loop in which nothing is counted and nothing can run is in a deadlock.
  *
  * Public calls also call conc__check_lost before they wait and conc__spend_budget if they need not
  * wait. For objects that other runs may reach, conc_sync.h has conc__may_wait in place of
@@ -2038,8 +2041,10 @@ enum { CONC__PAUSING = 4, CONC__FD_LISTS };
  *            such a wait
  *   OWN      conc opened it: a non-blocking socket that     a task waits: to EDGE
  *            conc_close closes; no task has waited yet
- *   EDGE     as OWN, but a task has waited, and the poller  as FOREIGN
- *            reports every change
+ *   EDGE     as OWN, but a task has waited, and the poller  as FOREIGN, but conc__fd_confirm asks
+ *            reports every change                           the kernel only if another thread has
+ *                                                           called conc_close for the number, or in
+ *                                                           debug mode
  *
  * conc_close changes every state to UNKNOWN. `id` changes whenever the number comes to refer to
  * another file or none (conc__fd_gone), so number and id together identify the file: a task that
@@ -12965,11 +12970,12 @@ CONC_API int conc_wait_signal(int number)
 }
 
 /* Stops handling the run's interrupt signals. The caller holds the mutex. */
-CONC__PRIVATE void conc__interrupts_leave(const conc_loop *l)
+CONC__PRIVATE void conc__interrupts_leave(conc_loop *l)
 {
+    unsigned numbers = atomic_exchange(&l->interrupt.numbers, 0);
     for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++) {
         int number = conc__interrupting[i];
-        if (atomic_load(&l->interrupt.numbers) & conc__interrupt_bit(number))
+        if (numbers & conc__interrupt_bit(number))
             conc__signal_leave(number, CONC__INTERRUPTS);
     }
 }
@@ -14412,35 +14418,60 @@ CONC__PRIVATE void conc__trace_leads(conc_loop *l, conc_task *t)
     conc__trace_arrow(l, conc__row_of(l, l->self), "s", conc__time(l), t->arrow);
 }
 
-/* Opens the file. Sets *first to whether no other run is writing to it; if so, locks it exclusively
- * and empties it. */
-CONC__PRIVATE int conc__trace_file(const char *path, bool *first)
+/* Reads the beginning of a trace that other runs are writing. Returns when the first of them began,
+ * on the real clock; 0: unknown; -1: the last of them has closed the bracket. */
+CONC__PRIVATE int64_t conc__trace_began(const char *path)
+{
+    char text[CONC__TRACE_EVENT], last[2] = "";
+    struct stat st;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return 0;
+    ssize_t n = pread(fd, text, sizeof text - 1, 0); /* fails for a pipe, whose bytes stay */
+    if (n > 2 && fstat(fd, &st) == 0 && pread(fd, last, 2, st.st_size - 2) == 2 && *last == ']')
+        n = -1;
+    close(fd);
+    if (n < 0)
+        return *last == ']' ? -1 : 0;
+    text[n] = 0;
+    const char *at = strstr(text, "\"began\":");
+    return at ? strtoll(at + 8, NULL, 10) : 0;
+}
+
+/* Locks the file: exclusively if no other run is writing to it, which empties it and makes *began
+ * -1; or shared, and *began is what conc__trace_began returns. Waits briefly while another run
+ * begins or ends the trace. -EBUSY. */
+CONC__PRIVATE int conc__trace_lock(int fd, const char *path, int64_t *began)
+{
+    enum { TRIES = 1000, PAUSE = 1000000 };
+    for (int tries = 0; tries < TRIES; tries++) {
+        if (flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) {
+            int rc = ftruncate(fd, 0); /* fails for a pipe or a device */
+            (void)rc;
+            *began = -1;
+            return 0;
+        }
+        if (flock(fd, LOCK_SH | LOCK_NB) == 0) {
+            *began = conc__trace_began(path);
+            if (*began >= 0)
+                return 0;
+        }
+        conc__thread_sleep(PAUSE);
+    }
+    return -EBUSY;
+}
+
+/* Opens and locks the file. Returns its descriptor, or an error. */
+CONC__PRIVATE int conc__trace_file(const char *path, int64_t *began)
 {
     int fd = conc__not_standard(open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
     if (fd < 0)
         return -errno;
-    *first = flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
-    if (*first) {
-        int rc = ftruncate(fd, 0); /* fails for a pipe or a device */
-        (void)rc;
-    } else {
-        flock(fd, LOCK_SH); /* waits until the first has begun it */
-    }
-    return fd;
-}
-
-/* Returns the real time at which the trace's first run began; 0: unknown. */
-CONC__PRIVATE int64_t conc__trace_began(const char *path)
-{
-    char text[CONC__TRACE_EVENT];
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0)
-        return 0;
-    ssize_t n = read(fd, text, sizeof text - 1);
+    int rc = conc__trace_lock(fd, path, began);
+    if (rc == 0)
+        return fd;
     close(fd);
-    text[n > 0 ? n : 0] = 0;
-    const char *at = strstr(text, "\"began\":");
-    return at ? strtoll(at + 8, NULL, 10) : 0;
+    return rc;
 }
 
 /* Writes the first event of a trace, which tells later runs that share it when it began. */
@@ -14459,11 +14490,10 @@ CONC__PRIVATE void conc__trace_begin(conc_loop *l)
 }
 
 /* Adds the run to a trace that another run has begun. */
-CONC__PRIVATE void conc__trace_join(conc_loop *l, const char *path)
+CONC__PRIVATE void conc__trace_join(conc_loop *l, int64_t began)
 {
     static atomic_uint joined;
     conc__trace *tr = l->diagnostics.trace;
-    int64_t began = conc__trace_began(path);
     unsigned run = 1 + atomic_fetch_add(&joined, 1) % (CONC__TRACE_RUNS - 1);
     tr->first_row = (uint64_t)run * CONC__TRACE_ROWS;
     tr->arrows = (uint64_t)getpid() << 30 | tr->first_row; /* viewers match them by number alone */
@@ -14474,13 +14504,13 @@ CONC__PRIVATE void conc__trace_join(conc_loop *l, const char *path)
 
 CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
 {
-    bool first = false;
+    int64_t began = -1;
     if (!path)
         return 0;
     conc__trace *tr = conc__alloc(sizeof *tr);
     if (!tr)
         return -ENOMEM;
-    tr->fd = conc__trace_file(path, &first);
+    tr->fd = conc__trace_file(path, &began);
     if (tr->fd < 0) {
         int rc = tr->fd;
         const char *words = conc__system_text(rc);
@@ -14496,10 +14526,10 @@ CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
         (size_t)snprintf(tr->row, sizeof tr->row, ",\"pid\":%ld,\"tid\":", (long)getpid());
     l->diagnostics.trace = tr;
     tr->used = 0;
-    if (first)
+    if (began < 0)
         conc__trace_begin(l);
     else
-        conc__trace_join(l, path);
+        conc__trace_join(l, began);
     return 0;
 }
 
@@ -14513,8 +14543,10 @@ CONC__PRIVATE void conc__trace_close(conc_loop *l)
         conc__trace_put(tr, conc__put(tr->buffer, "\n]\n"));
         conc__trace_write(l, tr);
     }
-    if (tr->fd >= 0)
+    if (tr->fd >= 0) {
+        flock(tr->fd, LOCK_UN); /* a forked child may have the descriptor, too */
         close(tr->fd);
+    }
     CONC_FREE(tr);
     l->diagnostics.trace = NULL;
 }

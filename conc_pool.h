@@ -704,8 +704,10 @@ typedef struct conc__job_outcome {
     char text[96];
 } conc__job_outcome;
 
-/* A task or thread waiting for another thread. The thread that wakes the waiter also removes it
- * from its list, under the list's mutex. */
+/* A task or thread waiting for another thread, in a list of the object that it waits for. The
+ * thread that wakes the waiter, or a cancel, removes it from the list, under the list's mutex; the
+ * end of a job drops its whole list instead. A task's waiter has a conc__wait, too, by which its
+ * loop wakes the task. */
 typedef struct conc__waiter {
     struct conc__waiter *next, *prev; /* a ring */
     struct conc__waiter **list;
@@ -8024,13 +8026,14 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
  * The program's view of a worker's states, under the mutex
  *
  *   NONE      there is no process
+ *   CREATING  the supervisor is starting its process, without the mutex
  *   STARTING  the process was started and is calling init
  *   IDLE      is waiting for a request; it has no job
  *   COPYING   data is being copied to it or from it: large data by the supervisor, without the
  *             mutex; small data by any thread under the mutex, so that no other thread sees this
  *             state
  *   BUSY      has a request; `awaited` while any thread may collect its reply
- *   LEAVING   was killed or told to quit, or its process is being created
+ *   LEAVING   was killed or told to quit
  *
  *   Any thread may make these changes:
  *
@@ -8042,7 +8045,8 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
  *
  *   Only the supervisor makes these:
  *
- *   NONE      -> LEAVING   jobs are queued and no worker is idle; -> STARTING when it has a process
+ *   NONE      -> CREATING  jobs are queued and no worker is idle; CREATING -> STARTING, or -> NONE
+ *                          if the process cannot be started
  *   IDLE      -> COPYING   it gets a large job; COPYING -> BUSY when the data is copied
  *   BUSY      -> COPYING   it has replied to a large job; COPYING -> IDLE
  *   IDLE      -> LEAVING   the pool was closed
@@ -8053,6 +8057,7 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
 
 typedef enum conc__worker_state {
     CONC__WORKER_NONE,
+    CONC__WORKER_CREATING,
     CONC__WORKER_STARTING,
     CONC__WORKER_IDLE,
     CONC__WORKER_COPYING,
@@ -8968,7 +8973,7 @@ CONC__PRIVATE void conc__supervisor_start_workers(conc__supervisor *s)
             return;
         if (w->state != CONC__WORKER_NONE)
             continue;
-        w->state = CONC__WORKER_LEAVING; /* so that other threads ignore it */
+        w->state = CONC__WORKER_CREATING;
         pthread_mutex_unlock(&q->mutex);
         int rc = conc__worker_exec(s, w);
         conc__lock_briefly(&q->mutex);
@@ -9042,7 +9047,7 @@ CONC__PRIVATE bool conc__supervisor_has_workers(const conc__supervisor *s)
 {
     for (int i = 0; i < s->queue->max_workers; i++) {
         conc__worker_state state = s->workers[i].state;
-        if (state != CONC__WORKER_NONE && state != CONC__WORKER_LEAVING)
+        if (state >= CONC__WORKER_STARTING && state <= CONC__WORKER_BUSY)
             return true;
     }
     return false;

@@ -256,7 +256,7 @@ CONC_API int conc__main(const char *spawned, conc_fn *main_fn, void *arg);
 
 /* Makes conc_main return this status instead of 0 or 1; conc_main still prints any error. Callable
  * from any task or posted function of conc_main's run; the last call counts. Has no effect under
- * conc_run, or if status is outside 0 to 255. */
+ * conc_run, or if status is not in the range 0 to 255. */
 CONC_API void conc_set_exit_status(int status);
 
 /* Returns a random number x, low <= x < high (low if high <= low). The numbers are the same in
@@ -277,9 +277,9 @@ CONC_API double conc_now(void);
 CONC_API int conc_sleep(double s);
 CONC_API int conc_sleep_until(double t);
 
-/* Lets every ready task run once (under a seed, some of them). Waits. Other calls that need not
- * wait let other tasks run only about once in 256 calls. So call conc_yield in a long computation,
- * and in a loop of such calls that depends on other tasks. */
+/* Lets every ready task run once (with a seed, only some of them). Waits. Other calls that do not
+ * have to wait let other tasks run only about once in 256 calls. So call conc_yield in a long
+ * computation, and in a loop that makes such calls until another task has done something. */
 CONC_API int conc_yield(void);
 
 /* Blocks the whole loop for s seconds, as a long computation or a blocking call would: for
@@ -297,7 +297,7 @@ CONC_API int conc_settle(void);
 struct conc__wait_kind;
 struct conc__waits;
 
-/* A task's wait. Whatever ends the wait also removes this object from its list. */
+/* A wait of a task. Whatever ends the wait also removes this object from its list. */
 typedef struct conc__wait {
     struct conc__wait *next, *prev;
     struct conc__waits *list; /* NULL: in no list */
@@ -321,11 +321,12 @@ typedef struct conc__timer {
     void (*fire)(struct conc__timer *timer);
 } conc__timer;
 
-/* A scope is used once; zero it to reuse it. The three flags stay readable after its end. */
+/* A scope can be used only once; to reuse it, zero it first. The three flags stay readable after
+ * its end. */
 struct conc_scope {
     bool cancel_called; /* it was cancelled, by a call or by its time limit */
     bool cancel_caught; /* its end turned -ECANCELED into -ETIMEDOUT or 0 */
-    bool expired;       /* its time limit passed while it was open and not cancelled */
+    bool expired;       /* its time limit expired while it was open and not cancelled */
     /* private */
     bool shielded, effective, is_group;
     int state;
@@ -335,7 +336,7 @@ struct conc_scope {
     const char *place;
 };
 
-/* Opens a scope for the calling task, inside the scopes that it already has open. After timeout
+/* Opens a scope for the calling task, inside the scopes that it already has open. After `timeout`
  * seconds (CONC_FOREVER: never; 0 or less: immediately) every checkpoint inside returns -ECANCELED
  * until the scope ends.
  *     int conc_scope_begin(conc_scope *s, double timeout);
@@ -345,8 +346,8 @@ CONC_API int conc__scope_begin(const char *place, conc_scope *s, double timeout)
 
 /* Ends the task's innermost scope. rc is the result of the block. Returns rc, unless it is an
  * -ECANCELED that this scope caused: then -ETIMEDOUT after its time limit, or 0 after
- * conc_scope_cancel. If an outer scope is cancelled too, -ECANCELED passes through. Errors,
- * changing nothing: -EINVAL (not open, not the innermost), -EPERM (another task's). Not a
+ * conc_scope_cancel. If an outer scope is cancelled too, -ECANCELED passes through. Errors (nothing
+ * changes): -EINVAL (not open, not the innermost), -EPERM (another task's scope). Not a
  * checkpoint. */
 CONC_API int conc_scope_end(conc_scope *s, int rc) CONC_NODISCARD;
 
@@ -368,8 +369,8 @@ CONC_API void conc_scope_shield(conc_scope *s, bool on);
  * fn returned -ECANCELED because of the limit. Waits as fn does. Errors: -EINVAL (NULL fn, NaN). */
 CONC_API int conc_timeout(double s, conc_fn *fn, void *arg);
 
-/* Calls fn(arg) with a limit of grace seconds, shielded from outside cancellation: for cleanup.
- * Returns the same as conc_timeout. Also works in a job of conc_pool.h. */
+/* For cleanup: calls fn(arg) with a time limit of `grace` seconds, shielded from outside
+ * cancellation. Returns the same as conc_timeout. Also works in a job of conc_pool.h. */
 CONC_API int conc_shield(double grace, conc_fn *fn, void *arg);
 
 /* Returns the nearest deadline in effect for the caller, on conc_now's clock: CONC_FOREVER if there
@@ -462,7 +463,7 @@ CONC_API int conc__spawn_copy(const char *spawned, conc_group *g, conc_fn *fn, c
 CONC_API int conc__spawn_task(const char *spawned, conc_group *g, conc_task *t, conc_fn *fn,
                               void *arg);
 
-/* Starts fn as conc_spawn does, waits until it has called conc_started(value), and returns value.
+/* Starts fn as conc_spawn does, waits until it has called conc_started(value), and returns `value`.
  * If fn ends without that call, returns fn's error (-EINVAL if none) and leaves the group as it
  * was: unused if this call opened it and nothing else is in it. Cancelling the caller cancels fn;
  * the call then returns -ECANCELED once fn has ended. Waits.
@@ -477,14 +478,14 @@ CONC_API int conc_started(int value);
 
 /* Waits for every child, including any spawned during the wait, and closes the group. Returns the
  * first error; else -ECANCELED if an outer scope is cancelled and a member was interrupted; else 0.
- * For a group that was never opened, returns 0. Errors, changing nothing: -EINVAL (already closed,
+ * For a group that was never opened, returns 0. Errors (nothing changes): -EINVAL (already closed,
  * or a scope opened later is still open), -EPERM (not the owner). Waits; cancellation does not cut
  * the wait short, but reaches the children. */
 CONC_API int conc_group_wait(conc_group *g) CONC_NODISCARD;
 
 /* Like conc_group_wait, but also takes the body's result into account. If rc is an error, the call
- * cancels the children first, and rc is the group's first error, unless a child failed earlier.
- * Returns rc if nothing failed. */
+ * cancels the children first, and rc counts as the group's first error unless a child has already
+ * failed. Returns rc if nothing failed. */
 CONC_API int conc_group_end(conc_group *g, int rc) CONC_NODISCARD;
 
 /* Cancels the children and the owner's body; the cancellation lasts until the group is closed. The
@@ -494,7 +495,7 @@ CONC_API void conc_group_cancel(conc_group *g);
 
 /* Waits until an uncollected child with a handle has ended, and collects it; children are collected
  * in order of completion. Returns 1, with the handle in *t and the child's error in
- * conc_last_error; 0 if none is left. Errors: -EINVAL, -EPERM (another run's), -ECANCELED. */
+ * conc_last_error; 0 if none is left. Errors: -EINVAL, -EPERM (another run's group), -ECANCELED. */
 CONC_API int conc_group_next(conc_group *g, conc_task **t) CONC_NODISCARD;
 
 /* One call of a gather, which stores fn's result in `result`, and its error's text in `text` ("" on
@@ -524,13 +525,13 @@ CONC_API int conc__gather_unseen(const char *spawned, conc_call *calls, size_t n
 #define conc_gather_all(...) conc__gather_all(CONC__AT("conc_gather_all at "), __VA_ARGS__)
 CONC_API int conc__gather_all(const char *spawned, conc_call *calls, size_t n);
 
-/* Calls fn concurrently with the address of each of count elements of size bytes; otherwise like
- * conc_gather. If size is 0, every call gets args itself.
+/* Calls fn concurrently with the address of each of `count` elements of `size` bytes; otherwise
+ * like conc_gather. If size is 0, every call gets args itself.
  *     int conc_map(conc_fn *fn, void *args, size_t count, size_t size); */
 #define conc_map(...) conc__map(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__map(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size);
 
-/* Like conc_map, with at most limit concurrent tasks (0: no limit). Calls start in order, as
+/* Like conc_map, with at most `limit` concurrent tasks (0: no limit). Calls start in order, as
  * earlier ones end; after an error, or once the caller is cancelled, no more start. Additional
  * errors: -EINVAL (a negative limit), and -ENOMEM even after some calls have started.
  *     int conc_map_limit(int limit, conc_fn *fn, void *args, size_t count, size_t size); */
@@ -539,7 +540,7 @@ CONC_API int conc__map_limit(const char *spawned, int limit, conc_fn *fn, void *
                              size_t size);
 
 /* Like conc_map, but an error cancels nothing, as in conc_gather_all. results (NULL: not wanted) is
- * an array of count elements, borrowed until the call returns.
+ * an array of `count` elements, borrowed until the call returns.
  *     int conc_map_all(conc_fn *fn, void *args, size_t count, size_t size, int *results); */
 #define conc_map_all(...) conc__map_all(CONC__NAMED_FIRST(__VA_ARGS__, 0), __VA_ARGS__)
 CONC_API int conc__map_all(const char *spawned, conc_fn *fn, void *args, size_t count, size_t size,
@@ -621,8 +622,8 @@ struct conc_task {
 CONC_API int conc_join(conc_task *t, int *result);
 
 /* Cancels the task: from now on its checkpoints return -ECANCELED, except inside shields. Does not
- * wait. Errors: -EALREADY (it has ended), -EINVAL (not a task), -EPERM (another loop's). Callable
- * from any task or posted function of the loop. */
+ * wait. Errors: -EALREADY (it has ended), -EINVAL (not a task), -EPERM (another loop's task).
+ * Callable from any task or posted function of the loop. */
 CONC_API int conc_cancel(conc_task *t);
 
 /* Returns whether the task has ended. */
@@ -652,8 +653,8 @@ CONC_API const char *conc_error_text(const conc_task *t);
 
 /* Returns the text of this task's latest error, from conc_fail or any other conc call, including
  * joins, groups and gathers; "" if none. -ECANCELED does not replace the error before it. Outside a
- * run, returns the text of the thread's last run, of a refused conc_run, or of a later call; "" if
- * none. Borrowed until the next error. */
+ * run, returns the text of the thread's last run, of a conc_run that was refused, or of any call
+ * since then; "" if none. Borrowed until the next error. */
 CONC_API const char *conc_last_error(void);
 
 /* Returns the text of any negative errno; for some, its meaning in conc instead of the system's
@@ -786,9 +787,9 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  * A descriptor in blocking mode keeps that mode, except a listener (conc_accept), and does not
  * block the loop. For sockets and pipes, Linux has non-blocking calls. Terminals and named pipes
  * are opened a second time for each call. All others are polled with poll(2) first, and at most
- * PIPE_BUF bytes are written at a time. If a device takes a vector's parts one by one, as an
- * eventfd does, only the first part is transferred. Two things can still block the loop: the disk,
- * with regular files and directories (conc_pool.h reads and writes files off the loop); and a
+ * PIPE_BUF bytes are written at a time. If a device takes a vector's buffers one by one, as an
+ * eventfd does, only the first buffer is transferred. Two things can still block the loop: the
+ * disk, with regular files and directories (conc_pool.h reads and writes files off the loop); and a
  * descriptor of another kind (inotify; pipes on other systems) that several processes share, if
  * another process takes the bytes after poll(2) has reported them.
  *
@@ -796,8 +797,8 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  * error queue, a full Unix datagram peer, an eventfd whose counter has no room for the number. The
  * call then retries after a pause, which starts at 1 ms and grows to at most 64 ms.
  *
- * If a descriptor is closed with close(2), a task waiting for it gets -EBADF within a quarter of a
- * second (per 500 such descriptors). The poll(2) backend might miss the close if the number is
+ * If a descriptor that conc did not open is closed with close(2), a task waiting for it gets -EBADF
+ * within a quarter of a second (per 500 such descriptors). The poll(2) backend might miss the close if the number is
  * immediately reused by a file of the same kind and inode (all eventfds share one). */
 
 /* Waits until fd is ready for any of `events`, and returns those for which it is ready. End of
@@ -827,8 +828,8 @@ CONC_API ssize_t conc_sendto(int fd, const void *buf, size_t n, int flags,
                              const struct sockaddr *to, socklen_t to_size);
 
 /* Transfer all n bytes. Return fewer at end of file (when reading), or if an error or cancellation
- * occurs after some were transferred; the next call then returns that error, or the next checkpoint
- * -ECANCELED. Otherwise as above. */
+ * occurs after some were transferred; then the next call returns the error, or the next checkpoint
+ * returns -ECANCELED. Otherwise as above. */
 CONC_API ssize_t conc_read_full(int fd, void *buf, size_t n);
 CONC_API ssize_t conc_write_full(int fd, const void *buf, size_t n);
 
@@ -871,8 +872,8 @@ CONC_API int conc_address(int fd, bool peer, char *buf, size_t size);
 /* Closes fd, which conc need not have opened, and wakes all tasks waiting on it with -EBADF: those
  * of this loop immediately, those of another loop shortly after. Not a checkpoint. Callable from
  * anywhere; outside a run it only closes. Errors: those of close(2); the descriptor is closed
- * anyway. A socket with an SO_LINGER time and unsent data blocks the loop for up to that time, even
- * in non-blocking mode: close it with conc_offload. */
+ * anyway. Closing a socket that has an SO_LINGER time and unsent data blocks the loop for up to
+ * that time, even in non-blocking mode: close such a socket with conc_offload. */
 CONC_API int conc_close(int fd);
 
 typedef struct conc_server {
@@ -921,7 +922,7 @@ struct conc_stream {
     bool at_end, writing;
     bool unreturned; /* no call has yet returned the error that ended writing */
     bool dropped;    /* the close dropped bytes */
-    bool shut;       /* conc_stream_shutdown ended the writing half */
+    bool shut;       /* conc_stream_shutdown has ended the writing half */
     conc_task *reader;
     int inside; /* calls in progress that may wait */
     conc__waits writers, closers;
@@ -947,11 +948,11 @@ typedef struct conc_transport {
     /* like conc_read: waits for bytes, and returns their number, at most n; 0 at the end */
     ssize_t (*read)(void *self, void *buf, size_t n);
     /* like conc_write: waits until some of the n bytes are accepted, and returns how many; never 0.
-     * After an error, -ECANCELED or -EAGAIN the next call passes the same bytes, perhaps followed
-     * by more, at another address. A transport that packs bytes into records accepts them once it
-     * has built the record, and begins the next call by sending what is left of it.
-     * conc_stream_flush does not know about these bytes: where this matters, write must return only
-     * when the record has been sent */
+     * After an error (also -ECANCELED or -EAGAIN), the next call passes the same bytes again,
+     * perhaps followed by more, and perhaps at another address. A transport that packs bytes into
+     * records accepts them once it has built the record, and begins the next call by sending what
+     * is left of it. conc_stream_flush does not know about these bytes: where this matters, write
+     * must return only when the record has been sent */
     ssize_t (*write)(void *self, const void *buf, size_t n);
     /* ends the writing half, so that the peer reads end of file. NULL: no separate halves */
     int (*shutdown)(void *self);
@@ -975,11 +976,11 @@ CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_
 
 /* Reading. A read that must wait for bytes first starts sending written data, so a request need not
  * be flushed before its reply is read; the sending continues during the wait. A read that would
- * have to wait returns, once, a write error that no call has returned yet: available bytes come
- * first, and the next read waits again. Cancellation loses no data: bytes not yet returned can
- * still be read. Bytes that arrived before an error are returned before it. Errors: the
- * descriptor's, those of writing, -EBUSY (another task is reading), -EPIPE (closed, perhaps during
- * the wait), -EINVAL (never opened), -ENOMEM. */
+ * have to wait returns a write error that no call has returned yet, but only once. Available bytes
+ * are returned before the error, and the read after it waits as usual. Cancellation loses no data:
+ * bytes not yet returned can still be read. Bytes that arrived before an error are returned before
+ * it. Errors: those of the descriptor, those of a write, -EBUSY (another task is reading), -EPIPE
+ * (closed, perhaps during the wait), -EINVAL (never opened), -ENOMEM. */
 
 /* Reads available bytes, at most n. Returns 0 at end of file, and immediately if n is 0. */
 CONC_API ssize_t conc_stream_read(conc_stream *s, void *buf, size_t n);
@@ -1004,11 +1005,11 @@ CONC_API ssize_t conc_stream_read_line(conc_stream *s, char **line);
 
 /* Writing. The buffer keeps bytes until it holds buffer_size of them, until a flush, or until a
  * read of the stream must wait. One call's bytes stay together: other tasks' writes wait for their
- * turn. Errors: the descriptor's (the buffered bytes are dropped, and every later call returns the
- * same error, even if a read already has), -EPIPE (closed), -EINVAL, -ENOMEM. */
+ * turn. Errors: those of the descriptor (the buffered bytes are dropped, and every later call
+ * returns the same error, even if a read already has), -EPIPE (closed), -EINVAL, -ENOMEM. */
 
-/* Writes n bytes and returns n, or fewer if cancelled after some were accepted. Waits while they do
- * not fit in the buffer. */
+/* Writes n bytes and returns n, or fewer if cancelled after some were accepted. Waits until the
+ * rest fits in the buffer. */
 CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n) CONC_NODISCARD;
 
 /* Like conc_stream_write, for formatted text. Returns the text's length, or less if cancelled or
@@ -1022,9 +1023,10 @@ CONC_API ssize_t conc_stream_printf(conc_stream *s, const char *fmt, ...)
 CONC_API int conc_stream_flush(conc_stream *s) CONC_NODISCARD;
 
 /* Flushes, and ends the writing half, so that the peer reads end of file; reading continues to
- * work. Later writes return -EPIPE, a second call 0. A pipe's write end is closed. Waits. On error
- * the writing half stays open: -ECANCELED (unsent bytes are kept), -ENOTSOCK (not a socket, pipe or
- * transport with separate halves; all was flushed), a write error, or one from shutdown(2). */
+ * work. Later writes return -EPIPE; a second call returns 0. A pipe's write end is closed. Waits.
+ * On error the writing half stays open. Errors: -ECANCELED (unsent bytes are kept), -ENOTSOCK (not
+ * a socket, pipe or transport with separate halves; everything was flushed), a write error, or an
+ * error of shutdown(2). */
 CONC_API int conc_stream_shutdown(conc_stream *s) CONC_NODISCARD;
 
 /* Waits for any write in progress, flushes (unless the task is cancelled), closes, and frees the
@@ -1069,8 +1071,8 @@ CONC_API int conc_signals_next(conc_signals *s) CONC_NODISCARD;
 
 /* Restores the handlers and the mask from before conc_signals_open, except handlers that the
  * program has replaced since. Re-raises any signals that no receiver got. If s is already closed or
- * was never opened, does nothing and returns 0. Not a checkpoint. Errors: -EPERM (another
- * run's). */
+ * was never opened, does nothing and returns 0. Not a checkpoint. Errors: -EPERM (another run's
+ * receiver). */
 CONC_API int conc_signals_close(conc_signals *s);
 CONC_API void conc__auto_conc_signals(conc_signals *s);
 
@@ -1176,11 +1178,12 @@ typedef struct conc_stats {
     uint64_t passes;
     uint64_t polls; /* system calls that wait or poll for events */
     /* seconds since the run began, on its clock */
-    /* in task steps; without .debug or .trace, all time except idle, including the scheduler's */
+    /* in task steps; without .debug or .trace, all time but `idle`, so also the scheduler's */
     double running;
     /* in all completed waits of tasks; only with .debug or .trace */
     double waiting;
-    double idle; /* while the loop slept or its virtual clock jumped because every task waited */
+    /* while the loop slept, or its virtual clock jumped because every task was waiting */
+    double idle;
 } conc_stats;
 
 CONC_API void conc_get_stats(conc_stats *s);
@@ -1392,7 +1395,7 @@ enum {
     CONC__PATIENCE = 50000, /* ns that a thread spins before it sleeps */
     /* after this many consecutive unsuccessful spins, a thread seldom spins */
     CONC__MISSES = 3,
-    /* under a seed, the next task is drawn from at most this many ready tasks */
+    /* with a seed, the next task is drawn from at most this many ready tasks */
     CONC__CHOICE = 16,
     CONC__NO_STATUS = -1,                /* conc_set_exit_status was not called */
     CONC__NAME = 48,                     /* bytes for a task's name */
@@ -1754,7 +1757,10 @@ typedef struct conc__source {
  *   4. conc__park(l, &w) returns the wake-up's result.
  *   5. A grant carries out the waiting call's whole effect and then calls conc__wake, which
  *      removes the wait from its list. A cancel arrives through conc__set_pending, which calls
- *      .cancel and, if that returns true, wakes the task. So .cancel never calls conc__wake itself.
+ *      .cancel and, if that returns true, wakes the task. So .cancel never calls conc__wake itself;
+ *      it may remove the wait from its list.
+ *   6. If something outside the loop can end the wait, count it while it lasts, as l->outside and
+ *      l->signals do: a loop in which nothing is counted and nothing can run is in a deadlock.
  *
  * Public calls also call conc__check_lost before they wait and conc__spend_budget if they need not
  * wait. For objects that other runs may reach, conc_sync.h has conc__may_wait in place of
@@ -1933,7 +1939,8 @@ typedef struct conc__ending {
     void (*end)(conc_loop *l, struct conc__ending *self);
 } conc__ending;
 
-/* The tasks that were alive when `spawned` tasks had been spawned and `finished` had ended. */
+/* The tasks that were alive at the time when `spawned` tasks had been spawned and `finished` of
+ * them had ended. */
 typedef struct conc__census {
     uint64_t *serials; /* in order */
     size_t count;
@@ -1982,7 +1989,7 @@ typedef struct conc__locals {
  *            free; without a handle, the task is gone too  the result: `collected` is set
  *
  * In its group, a task is among `children` until it ends. An ended, uncollected task with a handle
- * is then in the group's list `finished` (`in_finished`), until it is collected or the group
+ * is then in the group's `finished` list (`in_finished`), until it is collected or the group
  * closes. The handle may be reused once the task has ended and is not in that list.
  *
  * The seal, a hash of the task's address, distinguishes a task from uninitialized storage. */
@@ -1992,7 +1999,7 @@ enum { CONC__LIVE = 1, CONC__DONE = 2 };
 enum { CONC__NO_SINK, CONC__CALL_SINK, CONC__RESULT_SINK, CONC__START_SINK, CONC__FUNCTION_SINK };
 typedef void conc__returned_fn(conc_task *t);
 
-/* These change the seal of a task that has ended, and of one in its group's list `finished`.
+/* These change the seal of a task that has ended, and of one in its group's `finished` list.
  * Without them, overwriting one byte, the state, could make an ended task's handle look like a live
  * task's. */
 enum { CONC__ENDED_SEAL = 0xffff, CONC__LISTED_SEAL = 0x5aa5 };
@@ -2019,9 +2026,9 @@ CONC__PRIVATE bool conc__is_task(const conc_task *t)
  * wakes every task waiting for the descriptor. */
 enum { CONC__HANG_UP = 4 };
 
-/* The lists of tasks waiting for a descriptor: one for each set of events, where the empty set, 0,
- * waits for a hang-up alone, and one for tasks pausing because the descriptor was reported ready
- * but returned EAGAIN. */
+/* The lists of tasks waiting for a descriptor: one for each set of events (the empty set, 0, means
+ * a hang-up alone), and one for tasks pausing because the descriptor was reported ready but
+ * returned EAGAIN. */
 enum { CONC__PAUSING = 4, CONC__FD_LISTS };
 
 /* What the loop knows about a descriptor: its number, and the file that the number refers to.
@@ -2039,8 +2046,10 @@ enum { CONC__PAUSING = 4, CONC__FD_LISTS };
  *            such a wait
  *   OWN      conc opened it: a non-blocking socket that     a task waits: to EDGE
  *            conc_close closes; no task has waited yet
- *   EDGE     as OWN, but a task has waited, and the poller  as FOREIGN
- *            reports every change
+ *   EDGE     as OWN, but a task has waited, and the poller  as FOREIGN, but conc__fd_confirm asks
+ *            reports every change                           the kernel only if another thread has
+ *                                                           called conc_close for the number, or in
+ *                                                           debug mode
  *
  * conc_close changes every state to UNKNOWN. `id` changes whenever the number comes to refer to
  * another file or none (conc__fd_gone), so number and id together identify the file: a task that
@@ -2069,7 +2078,7 @@ typedef struct conc__fd {
     bool failed;  /* read_error or write_error is set */
     /* end of file or urgent data has arrived, so a short read may leave more to read */
     bool special;
-    unsigned char filters; /* kqueue(2): its filters, see conc__kqueue_control */
+    unsigned char filters; /* kqueue(2): its filters; see conc__kqueue_control */
     unsigned char came;    /* kqueue(2): the events of the current batch */
 } conc__fd;
 
@@ -2123,7 +2132,7 @@ struct conc_loop {
         conc__waits settlers;  /* tasks in conc_settle */
 #if CONC__TSAN
         void *dead_fiber;
-        /* the stacks whose fibers may have signals, see conc__fiber_take_signals */
+        /* the stacks whose fibers may have signals; see conc__fiber_take_signals */
         conc__stack *switched_from;
 #endif
     } scheduler;
@@ -2245,11 +2254,11 @@ struct conc_loop {
     struct {
         int awaited;       /* tasks waiting for another thread or process */
         int channel_waits; /* how many of these are waiting for a channel */
-        int process_waits; /* tasks waiting for a child program's end, or a FIFO's other end */
+        int process_waits; /* tasks waiting for a child program to end, or for a FIFO's other end */
         unsigned misses;   /* consecutive unsuccessful spins */
         /* the thread to which a task last sent something was asleep: do not spin */
         bool woke;
-        atomic_int at_work; /* virtual clock: jobs for which time stands still */
+        atomic_int at_work; /* virtual clock: number of jobs for which time stands still */
         conc__idle_hook *idle_hooks;
     } outside;
 
@@ -2262,10 +2271,10 @@ struct conc_loop {
         int64_t limit;
     } job;
 
-    /* objects on stacks that must not be lost while something uses them */
+    /* objects on stacks that must stay alive while something uses them */
     struct {
         bool any;                 /* one of these trees is not empty */
-        conc__holding *receivers; /* the list signals.open, as a tree by address */
+        conc__holding *receivers; /* the `signals.open` list, as a tree by address */
         conc__holding *handles;   /* debug: handles of tasks and jobs that may still be running */
     } lent;
 
@@ -2401,7 +2410,7 @@ typedef struct conc__extension {
      * as idle, and with false when that wait is over */
     void (*job_idles)(conc_loop *l, bool idles);
     void (*job_goes_on)(conc_loop *l); /* called under the mutex when the next post has arrived */
-    /* called when l->job.limit has passed; returns the next limit */
+    /* called when l->job.limit has expired; returns the next limit */
     int64_t (*job_late)(conc_loop *l);
     /* conc_fail in a job; returns false if no job is running on this thread */
     bool (*job_fail)(int rc, const char *text);
@@ -2542,10 +2551,10 @@ void __tsan_switch_to_fiber(void *fiber, unsigned flags);
 
 #if CONC__TSAN
 /* TSan delays a signal until the running fiber calls one of TSan's functions; if that fiber waits
- * or ends first, the signal is lost. So each fiber that has run calls one before the loop sleeps
- * and before the fiber is destroyed. TSan also treats its own work on a fiber, such as creating it,
- * as running the fiber, and loses a signal that arrives during a fiber's first call that might
- * block. So signals are blocked during both, and a fiber begins with such a call. */
+ * or ends first, the signal is lost. So every fiber that has run makes such a call before the loop
+ * sleeps and before the fiber is destroyed. TSan also treats its own work on a fiber, such as
+ * creating it, as running the fiber, and loses a signal that arrives during a fiber's first call
+ * that might block. So signals are blocked during both, and a fiber begins with such a call. */
 CONC__PRIVATE void conc__fiber_take_signals(void *fiber)
 {
     void *here = __tsan_get_current_fiber();
@@ -2909,7 +2918,7 @@ CONC__PRIVATE int conc__allowed_processors(void)
     return n;
 }
 
-/* The calling thread's number in /proc; 0: none. */
+/* Returns the calling thread's number in /proc; 0: none. */
 CONC__TINY long conc__thread_number(void) { return syscall(SYS_gettid); }
 
 /* Returns whether this is the process's only thread, so that no other thread can close a descriptor
@@ -3373,8 +3382,8 @@ CONC__PRIVATE void conc__unmap_pages(void *p, size_t size)
     munmap(p, size);
 }
 
-/* Makes any access to n regions fault; each is size bytes long, and they start stride bytes apart.
- * Returns false if the system's limit is reached. */
+/* Makes any access to n regions fault; each is `size` bytes long, and they start `stride` bytes
+ * apart. Returns false if the system's limit is reached. */
 CONC__PRIVATE bool conc__guard(char *first, size_t size, size_t stride, int n)
 {
     int done = conc__guard_cheaply(first, size, stride, n);
@@ -3404,7 +3413,7 @@ CONC__PRIVATE struct timespec conc__real_time_in(int64_t ns)
     return (struct timespec){(time_t)(at / 1000000000), (long)(at % 1000000000)};
 }
 
-/* Writes to stderr the text that snprintf, returning n, has written into a buffer of size bytes.
+/* Writes to stderr the text that snprintf, returning n, has written into a buffer of `size` bytes.
  * For signal handlers and the watchdog, which must not wait for stderr's lock. */
 static inline void conc__write_stderr(const char *text, int n, size_t size)
 {
@@ -3536,7 +3545,7 @@ typedef struct conc__backend {
     int (*wait)(conc_loop *l, int64_t ns);
 } conc__backend;
 
-/* Converts a limit to poll(2)'s milliseconds, rounded up. */
+/* Converts a time limit to milliseconds for poll(2), rounding up. */
 static inline int conc__milliseconds(int64_t ns)
 {
     if (ns == CONC__NEVER)
@@ -3729,8 +3738,9 @@ CONC__PRIVATE void conc__poll_event(conc_loop *l, const struct pollfd *p)
         conc__fd_event(l, f, conc__poll_got(p), p->revents & (POLLHUP | POLLERR));
 }
 
-/* Returns the result of a failed wait: 0 if a signal interrupted it. The signal's handler may have
- * closed descriptors, so awaited ones must be verified. */
+/* Returns the result of a wait whose system call failed: 0 if a signal interrupted it, otherwise
+ * the error. The signal's handler may have closed descriptors, so those being waited for must be
+ * verified. */
 CONC__PRIVATE int conc__wait_failed(conc_loop *l)
 {
     if (errno != EINTR)
@@ -3824,8 +3834,9 @@ CONC__COLD bool conc__epoll_give_up(conc_loop *l)
     return true;
 }
 
-/* Registers a descriptor that conc opened to report every change until it is closed. Any other
- * reports one event, because close(2) may close it without conc's knowledge. */
+/* Registers a descriptor with epoll. If conc opened the descriptor, epoll reports every change
+ * until it is closed; otherwise only one event, because close(2) may close it without conc's
+ * knowledge. */
 CONC__PRIVATE int conc__epoll_control(const conc_loop *l, const conc__fd *f, int what, int events)
 {
     struct epoll_event e = {.data.u64 = (uint64_t)f->id << 32 | (uint32_t)f->number};
@@ -4015,7 +4026,8 @@ static const conc__backend conc__epoll = {"epoll",         conc__epoll_open,    
  *                      a macOS named pipe                 for the queue and for these */
 enum { CONC__CHANGES = 4 };
 
-/* In conc__fd.came, besides the events: end of file, or urgent data, where a read stops. */
+/* A flag in conc__fd.came, besides the events: end of file, or urgent data (at which a read
+ * stops). */
 enum { CONC__SPECIAL = 4 };
 
 CONC__PRIVATE int conc__kqueue_open(conc_loop *l)
@@ -4109,8 +4121,8 @@ CONC__PRIVATE bool conc__kqueue_confirm(conc_loop *l, const conc__fd *f)
 }
 
 /* Adds filters to f. The existing filters show whether the number has referred to the same file all
- * along. If kqueue refuses the descriptor, such as a pipe whose reader is gone, select(2) reports
- * it as ready. */
+ * along. If kqueue refuses the descriptor (for example, a pipe whose reader is gone), select(2)
+ * reports it as ready. */
 CONC__PRIVATE bool conc__kqueue_add_more(conc_loop *l, conc__fd *f, int events)
 {
     int rc = conc__kqueue_control(l, f, events, EV_ADD | EV_ENABLE | EV_DISPATCH);
@@ -4529,8 +4541,8 @@ CONC__PRIVATE void conc__stack_cache_trim(conc__stack_cache *c)
     c->trimmed = !goes_on && kept <= CONC__KEPT;
 }
 
-/* Returns whether there is anything to trim: not if no stack has been used since a trim that found
- * nothing. */
+/* Returns whether there may be anything to trim. There is nothing if no stack has been used since a
+ * trim that found nothing. */
 CONC__PRIVATE bool conc__stack_cache_grew(const conc__stack_cache *c)
 {
     bool unchanged = c->trimmed && c->free == c->old;
@@ -5110,8 +5122,8 @@ CONC__PRIVATE bool conc__spin(conc_loop *l, int64_t ns, bool for_work)
     return found;
 }
 
-/* Returns whether the loop may sleep for ns: not if work has already arrived, or if nothing could
- * wake it. The caller holds the mutex. */
+/* Returns whether the loop may sleep for ns. It may not if work has already arrived, or if nothing
+ * could wake it. The caller holds the mutex. */
 CONC__PRIVATE bool conc__may_sleep(conc_loop *l, int64_t ns, bool for_work)
 {
     if (l->shared.posted || ns == 0)
@@ -5127,7 +5139,7 @@ CONC__TINY void conc__was_idle(conc_loop *l, int64_t from, int64_t to)
     CONC__HOOK(l, idled(l, from, to));
 }
 
-/* Waits for events and posts for at most ns nanoseconds, and handles the events. for_work: also
+/* Waits for events and posts for at most ns nanoseconds, and handles the events. If for_work, also
  * returns when the last job for which the virtual clock stands still is done.
  *
  * No post is missed: `posted` and `asleep` change under the mutex. conc__may_sleep sees an earlier
@@ -5271,9 +5283,9 @@ CONC__PRIVATE bool conc__has_posts(conc_loop *l)
 
 /* A child program takes real time, which does not pass on the virtual clock. So while a task is
  * waiting for a running child to end, or on one of its pipes, the virtual clock jumps over d
- * seconds only after d real seconds. This period starts again when the clock has moved, a timer was
- * armed or a program was started, because a time limit on one program does not apply to the next.
- * Returns how much longer the clock must stand still. */
+ * seconds only after d real seconds. The period restarts whenever the clock moves, a timer is armed
+ * or a program is started, because a time limit on one program does not apply to the next. Returns
+ * how much longer the clock must stand still. */
 CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
 {
     unsigned starts = 0;
@@ -5296,8 +5308,8 @@ CONC__PRIVATE int64_t conc__stand_still(conc_loop *l, int64_t next)
 
 enum { CONC__MOMENT = 1000000, CONC__APART_EVERY = 20000000 };
 
-/* If the virtual clock must stand still before it jumps to `next`, waits for events and returns
- * true. An embedded loop leaves the wait to its host. */
+/* If the virtual clock may not yet jump to `next`, waits for events and returns true. An embedded
+ * loop leaves the wait to its host. */
 CONC__PRIVATE bool conc__stood_still(conc_loop *l, int64_t next)
 {
     int64_t left = conc__stand_still(l, next);
@@ -5667,7 +5679,7 @@ CONC__PRIVATE void conc__wake(conc_loop *l, conc__wait *w, int result)
     conc__wait_over(l, w->task);
 }
 
-/* The .cancel of a wait that needs no further work when it is cancelled. */
+/* Serves as .cancel for a wait that needs no further work when it is cancelled. */
 CONC__PRIVATE bool conc__cancel_plainly(conc__wait *w)
 {
     (void)w;
@@ -5798,7 +5810,7 @@ CONC_API int conc_block(double s)
     if (rc <= 0)
         return rc;
     if (!l)
-        return conc__misused(-EPERM, "conc_block", "there is no loop, and no job", NULL);
+        return conc__misused(-EPERM, "conc_block", "there is neither a loop nor a job", NULL);
     int64_t end = conc__later(conc__time(l), conc__ns(s));
     if (l->clock.is_virtual)
         l->clock.now = end;
@@ -5906,8 +5918,8 @@ CONC__PRIVATE void conc__set_pending(conc_loop *l, conc_task *t, bool pending)
         conc__wake(l, w, -ECANCELED);
 }
 
-/* Updates scope s of task t and all scopes inside it, then the task. around: whether a cancel
- * applies around s, or around the task if s is NULL. */
+/* Updates scope s of task t and all scopes inside it, then the task. `around` says whether a cancel
+ * applies just outside s, or just outside the task's scopes if s is NULL. */
 CONC__PRIVATE void conc__spread(conc_loop *l, conc_task *t, conc_scope *s, bool around)
 {
     for (; s; s = s->inner) {
@@ -6410,8 +6422,9 @@ CONC__FAST int conc__pass_error(conc_loop *l, int rc)
     return rc;
 }
 
-/* The same, for a function that began when the task's `errors_made` was `before`. If that has not
- * changed, the function set no error, and the latest error's text does not describe rc. */
+/* Like conc__pass_error, for a function that began when the task's `errors_made` was `before`. If
+ * that has not changed, the function set no error, and the latest error's text does not describe
+ * rc. */
 CONC__FAST int conc__pass_error_since(conc_loop *l, int rc, uint32_t before)
 {
     bool silent = rc < 0 && rc != -ECANCELED && l->self->errors_made == before;
@@ -6575,7 +6588,7 @@ CONC__PRIVATE const char *conc__describe(char *to, size_t size, conc__source sou
     conc__describe_spawn(spawn, sizeof spawn, source);
     const char *place = conc__place_of(source.spawned);
     size_t name = strlen(source.name), end;
-    if (!*spawn && place != source.spawned) { /* cut off the function's name, not " at f.c:12" */
+    if (!*spawn && place != source.spawned) { /* truncate the function's name, not " at f.c:12" */
         conc__copy(spawn, sizeof spawn, place - strlen(" at "));
         name = (size_t)(place - source.spawned) - strlen(" at ");
     }
@@ -6843,7 +6856,7 @@ CONC__COLD int conc__enter_group(conc_loop *l, conc_group *g, const char *call, 
     return 0;
 }
 
-/* Does this storage hold a task that has not ended, or that is in its group's list `finished`? The
+/* Does this storage hold a task that has not ended, or that is in its group's `finished` list? The
  * storage may be uninitialized, so this reads only the seal and the state. */
 CONC__FAST bool conc__handle_in_use(const conc_task *t)
 {
@@ -6853,9 +6866,9 @@ CONC__FAST bool conc__handle_in_use(const conc_task *t)
     return CONC__UNLIKELY(lives || listed);
 }
 
-/* Returns whether, in a forked child, a handle in use may be reused because its task belongs to the
- * parent process. If so, resets that task's open scopes, which would otherwise seem to belong to
- * the new task. */
+/* Returns whether a handle that looks in use may be reused: in a forked child, it may if its task
+ * belongs to the parent process. If so, resets that task's open scopes, which would otherwise seem
+ * to belong to the new task. */
 CONC__COLD bool conc__handle_taken_over(const conc_task *t)
 {
     if (!conc__is_inherited(t->serial))
@@ -7254,9 +7267,9 @@ CONC__PRIVATE void conc__report_failures(conc_loop *l)
     *all = (conc__failures){0};
 }
 
-/* Counts an error of the group's body or of a child. True: this was the first error, and is now the
- * group's; it cancels the group unless keep_going is set. Any other error is reported unless a
- * join, a sink or conc_group_next has collected it or still can. */
+/* Counts an error of the group's body or of a child. Returns true if this is the first error: it
+ * becomes the group's, and cancels the group unless keep_going is set. Any other error is reported
+ * unless a join, a sink or conc_group_next has collected it or still can. */
 CONC__PRIVATE bool conc__group_failed(conc_loop *l, conc_group *g, const conc_task *t, int rc)
 {
     if (g->error_count++ == 0 && !g->background) {
@@ -7509,7 +7522,7 @@ static inline void conc__task_end(conc_loop *l, conc_task *t, int rc)
     l->counters.most++;
 }
 
-/* The first function on a task's stack: runs the task. conc__task_end frees the stack, but nothing
+/* Runs the task, as the first function on its stack. conc__task_end frees the stack, but nothing
  * reuses it before the jump. */
 CONC__PRIVATE void conc__task_main(void)
 {
@@ -7646,7 +7659,7 @@ CONC__PRIVATE void conc__wait_until_empty(conc_loop *l, conc_group *g)
     }
 }
 
-/* Removes the uncollected tasks from the list `finished`, so that their handles may be reused.
+/* Removes the uncollected tasks from the `finished` list, so that their handles may be reused.
  * Reports their errors, except the group's own. */
 CONC__PRIVATE void conc__drop_finished(conc_loop *l, conc_group *g)
 {
@@ -7675,7 +7688,7 @@ CONC__PRIVATE int conc__group_close(conc_loop *l, conc_group *g, int rc)
     bool was_cut_short = rc == -ECANCELED || g->cut_short;
     if (was_cut_short && outside)
         return -ECANCELED;
-    if (was_cut_short && rc < 0) /* the group's own cancel cut it short */
+    if (was_cut_short && rc < 0) /* the group's own cancellation cut it short */
         return 0;
     return rc;
 }
@@ -7732,7 +7745,7 @@ CONC__PRIVATE CONC__CALLED int conc__group_finish(conc_group *g, int rc, const c
     if (may == 0 && (g->live_handles || g->finished))
         conc__check_lost_handles(l, g, __builtin_frame_address(0));
     if (may == 1)
-        conc__group_open(l, g, "the group opened by its end");
+        conc__group_open(l, g, "the group opened by conc_group_wait or conc_group_end");
     if (rc < 0 && !(rc == -ECANCELED && g->scope.effective)) {
         conc__group_failed(l, g, l->self, rc);
         conc__cancel_scope(l, &g->scope);
@@ -7814,7 +7827,7 @@ CONC_API CONC__CALLED int conc_group_next(conc_group *g, conc_task **t)
     return rc;
 }
 
-/* Can this be an array of count elements of this size? Elements of size 0 need no memory. */
+/* Can this be an array of `count` elements of this size? Elements of size 0 need no memory. */
 CONC__PRIVATE bool conc__is_array(const void *elements, size_t count, size_t size)
 {
     if (!count || !size)
@@ -7847,7 +7860,7 @@ CONC__PRIVATE conc_task *conc__call_spawn(conc_loop *l, conc_group *g, conc_call
     return t;
 }
 
-/* Spawns the task for element i. NULL: out of memory. */
+/* Spawns the task for element i. Returns NULL if memory runs out. */
 CONC__PRIVATE conc_task *conc__batch_spawn(conc_loop *l, conc_group *g, const conc__batch *b,
                                            size_t i, const char *spawned)
 {
@@ -8031,7 +8044,7 @@ CONC__PRIVATE void conc__locals_share(conc__locals *locals)
 }
 
 /* Returns a copy of the nodes on the path from `old` to the key, with the value set in the last.
- * The copy shares all other nodes. NULL: out of memory. */
+ * The copy shares all other nodes. Returns NULL if memory runs out. */
 CONC__PRIVATE conc__locals *conc__locals_with(const conc__locals *old, const conc_local *key,
                                               const void *value, uint64_t hash)
 {
@@ -8775,8 +8788,8 @@ CONC__PRIVATE int conc__fd_adopt(conc_loop *l, int number, bool tcp)
 }
 
 /* Like conc__fd_confirm, for a file that conc opened and the poller does not have. If the number
- * shares its counter, another number may have been closed. In that case the loop merely forgets
- * what it knew about the file. */
+ * shares its counter with others, one of those may be the one that was closed; in that case the
+ * loop merely forgets what it knew about the file. */
 CONC__PRIVATE bool conc__fd_own_confirm(conc_loop *l, conc__fd *f)
 {
     if (conc__fd_not_closed(f))
@@ -9165,7 +9178,7 @@ typedef struct conc__io {
     int fd;
     int flags; /* MSG_... flags of a socket call */
     bool any;  /* any file is allowed, as with read(2) and write(2), not only a socket */
-    int count; /* number of parts */
+    int count; /* number of buffers in `parts` */
     const struct iovec *parts;
     struct sockaddr *address; /* NULL: none */
     socklen_t *address_size;
@@ -9212,8 +9225,8 @@ CONC__PRIVATE void conc__drain_pipe_signal(const conc_loop *l)
         conc__signal_discard(SIGPIPE);
 }
 
-/* Returns, once, the error that ended an earlier call after it had moved some bytes. Returns 0 if
- * the number now refers to another file. */
+/* Returns, once, the error that ended an earlier call after it had transferred some bytes. Returns
+ * 0 if the number now refers to another file. */
 CONC__COLD ssize_t conc__io_kept_error(conc_loop *l, conc__fd *f, int *error)
 {
     int rc = 0;
@@ -9350,9 +9363,9 @@ CONC__PRIVATE ssize_t conc__io_plain(const conc__io *io, int fd, int access)
     return writev(fd, io->parts, io->count);
 }
 
-/* Moves the first `count` parts of a file that poll(2) reports as ready. A device may move the
- * parts one by one, and block at the second. Linux refuses any flag for such a device; in that
- * case, moves only the first part. */
+/* Reads or writes the first `count` buffers of a file that poll(2) reports as ready. A device may
+ * handle the buffers one by one, and block at the second. Linux refuses any flag for such a device;
+ * in that case, transfers only the first buffer. */
 CONC__PRIVATE ssize_t conc__io_parts(const conc__io *io, int count, int access)
 {
     const struct iovec *part = conc__io_first_part(io);
@@ -9367,7 +9380,7 @@ CONC__PRIVATE ssize_t conc__io_parts(const conc__io *io, int count, int access)
     return write(io->fd, part->iov_base, part->iov_len);
 }
 
-/* Writes at most `most` bytes, for which poll(2) has reported room: as many whole parts as
+/* Writes at most `most` bytes, for which poll(2) has reported room: as many whole buffers as
  * possible, or a piece of the first. */
 CONC__PRIVATE ssize_t conc__io_write_some(const conc__io *io, size_t most)
 {
@@ -9443,7 +9456,7 @@ CONC__PRIVATE ssize_t conc__io_file(const conc__io *io, int access)
 {
     int flags = fcntl(io->fd, F_GETFL);
     if (flags < 0 && conc__refused(errno))
-        flags = O_RDWR; /* a sandbox refused: the file may be in blocking mode */
+        flags = O_RDWR; /* a sandbox refused the call, so the file may be in blocking mode */
     if (flags < 0)
         return -1;
     if ((flags & O_ACCMODE) != access && (flags & O_ACCMODE) != O_RDWR) {
@@ -9736,8 +9749,8 @@ CONC_API ssize_t conc_send(int fd, const void *buf, size_t n, int flags)
     return conc__io_run(conc__send, CONC_WRITABLE, &io);
 }
 
-/* Repeats the call until n bytes have moved, or until end of file or an error. If some bytes have
- * moved, returns their count, and the next call returns the error. */
+/* Repeats the call until n bytes are transferred, or until end of file or an error. If some bytes
+ * have been transferred, returns their count, and the next call returns the error. */
 CONC__PRIVATE ssize_t conc__io_full(const char *call, conc__io_fn *once, int events, int fd,
                                     char *bytes, size_t n)
 {
@@ -9798,9 +9811,9 @@ CONC__PRIVATE bool conc__listens(int fd)
     return listens;
 }
 
-/* Makes a listener in blocking mode non-blocking, because another process that shares it may accept
- * the connection first. Returns 0, or -1 and errno. If a sandbox refuses the change, fails with
- * EAGAIN unless a connection is pending. */
+/* Switches a blocking listener to non-blocking mode, because another process that shares it may
+ * accept the connection first. Returns 0, or -1 and errno. If a sandbox refuses the change, fails
+ * with EAGAIN unless a connection is pending. */
 CONC__PRIVATE int conc__unblock_listener(int fd, int flags)
 {
     bool refused = flags < 0;
@@ -9971,7 +9984,7 @@ CONC__PRIVATE bool conc__is_host_name(const char *host)
     return strspn(last, ".0123456789") != strlen(last);
 }
 
-/* Parses an address text into at most CONC__ADDRESSES socket addresses. Returns their count,
+/* Parses the text of an address into at most CONC__ADDRESSES socket addresses. Returns their count,
  * -EINVAL if the text is malformed, or -EADDRNOTAVAIL if it contains a host name. */
 CONC__PRIVATE int conc__parse_address(const char *text, conc__address *out)
 {
@@ -10035,13 +10048,13 @@ CONC__PRIVATE bool conc__locks_its_name(const conc__path_lock *k)
 {
     struct stat here, there;
     if (fstat(k->fd, &here) || lstat(k->name, &there))
-        return conc__refused(errno); /* a sandbox refused: assume that it does */
+        return conc__refused(errno); /* a sandbox refused the call: assume that it does */
     return here.st_dev == there.st_dev && here.st_ino == there.st_ino;
 }
 
 /* Tries once to lock the path. Returns 1 if the lock was acquired, 0 if another process holds it
- * (try again), or an error if the file system or a sandbox does not allow locks. In the last case
- * removes the lock file, which no process can use. */
+ * (try again), or an error if the file system or a sandbox does not allow locks. In the last case,
+ * also removes the lock file, because no process can use it. */
 CONC__PRIVATE int conc__lock_once(const conc__path_lock *k)
 {
     int rc = 0;
@@ -10176,8 +10189,8 @@ CONC__PRIVATE int conc__listen_on_port(int fd, const conc__address *a, int backl
     return rc;
 }
 
-/* Sets the options of a socket for a port. Returns 0, or an error if a required option cannot be
- * set; failures of the others are ignored. */
+/* Sets the options of a socket that is to listen on a port. Returns 0, or an error if a required
+ * option cannot be set; ignores failures to set the others. */
 CONC__PRIVATE int conc__set_up_port(int fd, int family, const conc_listen_options *o)
 {
     int rc = 0;
@@ -10215,15 +10228,15 @@ CONC__PRIVATE int conc__listen_at(const conc__address *a, const conc_listen_opti
     return rc;
 }
 
-/* The addresses that an address text refers to. */
+/* The addresses that a text refers to. */
 typedef struct conc__addresses {
     conc__address own[CONC__ADDRESSES];
     conc__address *all; /* points to own, or to memory from a host name lookup */
     int count;
 } conc__addresses;
 
-/* Resolves an address text. Returns the number of addresses, or an error with a text. Waits while
- * it looks up a host name. */
+/* Resolves the text of an address. Returns the number of addresses, or an error with a text. Waits
+ * while it looks up a host name. */
 CONC__PRIVATE int conc__addresses_of(const char *text, conc__addresses *found)
 {
     found->all = found->own;
@@ -10743,7 +10756,7 @@ CONC_API CONC__CALLED int conc__serve(const conc_server *server, const char *con
 
 /* ---- >>streams ------------------------------------------------------------------------------ */
 
-/* PIECE: bytes moved at a time; after each piece other tasks may run. */
+/* PIECE: bytes transferred at a time; after each piece other tasks may run. */
 enum {
     CONC__RECORD_LIMIT = 65536,
     CONC__BUFFER = 16384,
@@ -11010,7 +11023,7 @@ CONC_API int conc__stream_open_on(const char *place, conc_stream *s, const conc_
     if (rc)
         return rc;
     if (!t || !t->read || !t->write)
-        return conc__misused(-EINVAL, call, "no transport, or it cannot read or write", NULL);
+        return conc__misused(-EINVAL, call, "no transport, or one that cannot read or write", NULL);
     conc__transported *on = conc__alloc(sizeof *on);
     if (!on)
         return conc__own_error(-ENOMEM);
@@ -11297,8 +11310,8 @@ CONC__PRIVATE int conc__transport_send_first(conc_loop *l, conc_stream *s)
 
 /* Returns the result of a read whose transport call was cancelled before it took any bytes. If the
  * task itself is cancelled, that is -ECANCELED. Otherwise the sender cancelled the call, and the
- * result is the write error, or -EAGAIN, to read again, if another task's call has already returned
- * that error. */
+ * result is the write error or, if another task's call has already returned that, -EAGAIN, so that
+ * the caller reads again. */
 CONC__PRIVATE int conc__transport_cancelled(const conc_loop *l, const conc_stream *s)
 {
     if (!s->on->interrupted || l->self->pending)
@@ -11823,11 +11836,11 @@ CONC__PRIVATE int conc__stream_turn(conc_loop *l, conc_stream *s)
     return 0;
 }
 
-/* If a read is waiting, sends what was written since its wait began. (The read sent the buffer
- * before it began to wait.) */
+/* If a read is waiting, sends what has been written since its wait began. (The read itself sent the
+ * buffer before that.) */
 CONC__PRIVATE void conc__stream_send_for_reader(conc_loop *l, conc_stream *s)
 {
-    if (s->on) { /* if there is no memory for a sender, the next read or write sends */
+    if (s->on) { /* if there is no memory for a sender, the next read or write sends the bytes */
         if (s->on->reading && conc__buffered(&s->out))
             conc__transport_start_sender(l, s);
         return;
@@ -11974,7 +11987,8 @@ CONC_API ssize_t conc_stream_write(conc_stream *s, const void *buf, size_t n)
     return (ssize_t)n;
 }
 
-/* Formats into new memory, *text. Returns the length, -EINVAL or -ENOMEM. */
+/* Formats into newly allocated memory, and stores its address in *text. Returns the length, -EINVAL
+ * or -ENOMEM. */
 CONC__PRIVATE int conc__format(char **text, const char *fmt, va_list args)
 {
     va_list again;
@@ -12340,7 +12354,8 @@ static struct conc__signalling {
     conc__signal_loops reached;
     atomic_int running; /* number of running handlers; a loop that one may read must not be freed */
     int faults;         /* number of runs that report stack overflows */
-    int questions;      /* number of runs whose watchdog may signal their thread for its frames */
+    /* number of runs whose watchdog may signal the run's thread to get its frames */
+    int questions;
 } conc__signalling = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 static const int conc__interrupting[] = {SIGINT, SIGTERM};
@@ -12543,7 +12558,7 @@ CONC__PRIVATE void conc__signal_leave(int number, int role)
         conc__signal_again(number); /* no receiver has returned it, and none is left */
 }
 
-/* Takes a free slot for the loop, and returns it. NULL: out of memory. */
+/* Takes a free slot for the loop, and returns it, or NULL if memory runs out. */
 CONC__PRIVATE _Atomic(conc_loop *) *conc__signal_slot_take(conc_loop *l)
 {
     conc__signal_loops *all = &conc__signalling.reached, *more, *none;
@@ -12842,8 +12857,8 @@ CONC_API int conc__signals_open(const char *place, conc_signals *s, const int *n
         return conc__misused(-EPERM, "conc_signals_open", "there is no loop", NULL);
     bool is_open = s && s->loop && s->run == l->run.number;
     if (!s || is_open || !n || !conc__is_array(numbers, n, sizeof *numbers))
-        return conc__misused(-EINVAL, "conc_signals_open", "no numbers, or it is already open",
-                             NULL);
+        return conc__misused(-EINVAL, "conc_signals_open",
+                             "no signal numbers, or the receiver is already open", NULL);
     if (s->loop && conc__run_is_elsewhere(l, s->run))
         return conc__misused(-EBUSY, "conc_signals_open", "it is open in another thread's run",
                              NULL);
@@ -12960,11 +12975,12 @@ CONC_API int conc_wait_signal(int number)
 }
 
 /* Stops handling the run's interrupt signals. The caller holds the mutex. */
-CONC__PRIVATE void conc__interrupts_leave(const conc_loop *l)
+CONC__PRIVATE void conc__interrupts_leave(conc_loop *l)
 {
+    unsigned numbers = atomic_exchange(&l->interrupt.numbers, 0);
     for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++) {
         int number = conc__interrupting[i];
-        if (atomic_load(&l->interrupt.numbers) & conc__interrupt_bit(number))
+        if (numbers & conc__interrupt_bit(number))
             conc__signal_leave(number, CONC__INTERRUPTS);
     }
 }
@@ -13010,8 +13026,8 @@ CONC__PRIVATE void conc__signals_end(conc_loop *l)
     }
 }
 
-/* Called in a forked child: forgets the parent's loops, and restores the dispositions from before
- * conc's handlers. */
+/* Called in a forked child: forgets the parent's loops, and restores the signal dispositions that
+ * conc's handlers replaced. */
 CONC__PRIVATE void conc__signals_forget(void)
 {
     struct sigaction now;
@@ -13600,7 +13616,7 @@ CONC__PRIVATE conc_group *conc__first_group(const conc_task *t)
 }
 
 /* Returns the task after t in the tree below a task or a group: children come before younger
- * siblings. NULL: t is the last. */
+ * siblings. Returns NULL if t is the last. */
 CONC__PRIVATE const conc_task *conc__task_after(const conc_task *t)
 {
     const conc_group *g = conc__first_group(t);
@@ -13628,7 +13644,7 @@ CONC__PRIVATE int conc__serial_order(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Makes the census list all live tasks. Returns false if memory runs out. */
+/* Updates the census to include all live tasks. Returns false if memory runs out. */
 CONC__PRIVATE bool conc__census_update(conc_loop *l)
 {
     conc__census *c = &l->diagnostics.census;
@@ -13689,9 +13705,9 @@ typedef struct conc__cycle {
     conc_task *first, *last;
 } conc__cycle;
 
-/* Searches for a cycle among the tasks that t waits for, directly or indirectly. False: there is
- * none. `marked` is set in each task that was visited. In a task on the path from t, `next` points
- * to the task before it, and `next_marked` to the task itself. */
+/* Searches for a cycle among the tasks that t waits for, directly or indirectly. Returns false if
+ * there is none. `marked` is set in each task that was visited. In a task on the path from t,
+ * `next` points to the task before it, and `next_marked` to the task itself. */
 CONC__PRIVATE bool conc__find_cycle(conc_task *t, conc__cycle *cycle)
 {
     const conc_task *last = NULL;
@@ -13721,7 +13737,7 @@ CONC__PRIVATE bool conc__find_cycle(conc_task *t, conc__cycle *cycle)
     return false;
 }
 
-/* Finds a cycle of tasks that are waiting for each other. False: there is none. */
+/* Finds a cycle of tasks that are waiting for each other. Returns false if there is none. */
 CONC__PRIVATE bool conc__find_deadlock(conc_loop *l, conc__cycle *cycle)
 {
     const conc_task *roots[] = {&l->run.main, l->run.background.children};
@@ -13737,8 +13753,8 @@ CONC__PRIVATE bool conc__find_deadlock(conc_loop *l, conc__cycle *cycle)
 
 /* Returns whether the loop may pause without searching for a cycle now, and limits the pause to the
  * time until the next search. Because a search visits every task, and other threads' posts may end
- * pauses very often, a search is due only every 50 ms, or earlier after one pause for every TASKS
- * tasks. */
+ * pauses very often, a search is due only every 50 ms, or earlier once there has been one pause for
+ * every TASKS tasks. */
 CONC__PRIVATE bool conc__search_can_wait(conc_loop *l, int64_t *limit)
 {
     enum { TASKS = 64, EVERY = 50 * 1000 * 1000 }; /* ns */
@@ -13952,8 +13968,8 @@ CONC__PRIVATE const char *conc__state_of(const conc_loop *l, const conc_task *t)
     return "ready";
 }
 
-/* Indents by two columns per level. Very deep levels are printed as a number, so that the tree
- * stays readable and the dump's size linear. */
+/* Indents by two columns per level. From a certain depth on, prints the level's number instead, so
+ * that the tree stays readable and the size of the dump linear. */
 CONC__PRIVATE void conc__indent(FILE *out, int depth)
 {
     enum { DEEPEST = 24 };
@@ -14033,7 +14049,8 @@ typedef struct conc__crowd {
 
 enum { CONC__CROWDS = 256, CONC__CROWDED = 2000 };
 
-/* Counts a task in its crowd. False: it needs a new crowd, and there is no room for one. */
+/* Counts a task in its crowd. Returns false if it needs a new crowd and there is no room for
+ * one. */
 CONC__PRIVATE bool conc__crowd_add(const conc_loop *l, conc__crowd *crowds, size_t *n,
                                    const conc_task *t)
 {
@@ -14248,7 +14265,7 @@ CONC__PRIVATE char *conc__put_time(char *to, int64_t ns)
     return conc__put_number(to + 1, n % 1000, 3);
 }
 
-/* Returns the length of a UTF-8 character from its first byte; 0: invalid. */
+/* Returns the length of the UTF-8 character that begins with this byte; 0: invalid. */
 CONC__PRIVATE int conc__utf8_length(unsigned char first)
 {
     if (first < 0x80)
@@ -14301,7 +14318,7 @@ CONC__PRIVATE char *conc__put_name(char *to, const char *name)
 }
 
 /* Begins an event, and returns where the caller writes the rest of it before it calls
- * conc__trace_put. NULL: the trace has ended. */
+ * conc__trace_put; NULL if the trace has ended. */
 CONC__FAST char *conc__trace_room(conc_loop *l, const char *name)
 {
     conc__trace *tr = l->diagnostics.trace;
@@ -14317,7 +14334,8 @@ CONC__PRIVATE void conc__trace_put(conc__trace *tr, char *end)
     tr->used = (size_t)(end - tr->buffer);
 }
 
-/* Returns a task's row: 1 is the first task's, in the order of the spawns, and 0 the loop's. */
+/* Returns a task's row. Row 0 is the loop's; the tasks' rows begin at 1, in the order of the
+ * spawns. */
 CONC__PRIVATE uint64_t conc__row_of(const conc_loop *l, const conc_task *t)
 {
     if (!t)
@@ -14405,34 +14423,60 @@ CONC__PRIVATE void conc__trace_leads(conc_loop *l, conc_task *t)
     conc__trace_arrow(l, conc__row_of(l, l->self), "s", conc__time(l), t->arrow);
 }
 
-/* Opens the file. *first: no other run is writing to it; it is empty, and locked exclusively. */
-CONC__PRIVATE int conc__trace_file(const char *path, bool *first)
+/* Reads the beginning of a trace that other runs are writing. Returns when the first of them began,
+ * on the real clock; 0: unknown; -1: the last of them has closed the bracket. */
+CONC__PRIVATE int64_t conc__trace_began(const char *path)
+{
+    char text[CONC__TRACE_EVENT], last[2] = "";
+    struct stat st;
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return 0;
+    ssize_t n = pread(fd, text, sizeof text - 1, 0); /* fails for a pipe, whose bytes stay */
+    if (n > 2 && fstat(fd, &st) == 0 && pread(fd, last, 2, st.st_size - 2) == 2 && *last == ']')
+        n = -1;
+    close(fd);
+    if (n < 0)
+        return *last == ']' ? -1 : 0;
+    text[n] = 0;
+    const char *at = strstr(text, "\"began\":");
+    return at ? strtoll(at + 8, NULL, 10) : 0;
+}
+
+/* Locks the file: exclusively if no other run is writing to it, which empties it and makes *began
+ * -1; or shared, and *began is what conc__trace_began returns. Waits briefly while another run
+ * begins or ends the trace. -EBUSY. */
+CONC__PRIVATE int conc__trace_lock(int fd, const char *path, int64_t *began)
+{
+    enum { TRIES = 1000, PAUSE = 1000000 };
+    for (int tries = 0; tries < TRIES; tries++) {
+        if (flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) {
+            int rc = ftruncate(fd, 0); /* fails for a pipe or a device */
+            (void)rc;
+            *began = -1;
+            return 0;
+        }
+        if (flock(fd, LOCK_SH | LOCK_NB) == 0) {
+            *began = conc__trace_began(path);
+            if (*began >= 0)
+                return 0;
+        }
+        conc__thread_sleep(PAUSE);
+    }
+    return -EBUSY;
+}
+
+/* Opens and locks the file. Returns its descriptor, or an error. */
+CONC__PRIVATE int conc__trace_file(const char *path, int64_t *began)
 {
     int fd = conc__not_standard(open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
     if (fd < 0)
         return -errno;
-    *first = flock(fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
-    if (*first) {
-        int rc = ftruncate(fd, 0); /* fails for a pipe or a device */
-        (void)rc;
-    } else {
-        flock(fd, LOCK_SH); /* waits until the first has begun it */
-    }
-    return fd;
-}
-
-/* Returns when the run that began the trace began, on the real clock; 0: unknown. */
-CONC__PRIVATE int64_t conc__trace_began(const char *path)
-{
-    char text[CONC__TRACE_EVENT];
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0)
-        return 0;
-    ssize_t n = read(fd, text, sizeof text - 1);
+    int rc = conc__trace_lock(fd, path, began);
+    if (rc == 0)
+        return fd;
     close(fd);
-    text[n > 0 ? n : 0] = 0;
-    const char *at = strstr(text, "\"began\":");
-    return at ? strtoll(at + 8, NULL, 10) : 0;
+    return rc;
 }
 
 /* Writes the first event of a trace, which tells later runs that share it when it began. */
@@ -14451,11 +14495,10 @@ CONC__PRIVATE void conc__trace_begin(conc_loop *l)
 }
 
 /* Adds the run to a trace that another run has begun. */
-CONC__PRIVATE void conc__trace_join(conc_loop *l, const char *path)
+CONC__PRIVATE void conc__trace_join(conc_loop *l, int64_t began)
 {
     static atomic_uint joined;
     conc__trace *tr = l->diagnostics.trace;
-    int64_t began = conc__trace_began(path);
     unsigned run = 1 + atomic_fetch_add(&joined, 1) % (CONC__TRACE_RUNS - 1);
     tr->first_row = (uint64_t)run * CONC__TRACE_ROWS;
     tr->arrows = (uint64_t)getpid() << 30 | tr->first_row; /* viewers match them by number alone */
@@ -14466,13 +14509,13 @@ CONC__PRIVATE void conc__trace_join(conc_loop *l, const char *path)
 
 CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
 {
-    bool first = false;
+    int64_t began = -1;
     if (!path)
         return 0;
     conc__trace *tr = conc__alloc(sizeof *tr);
     if (!tr)
         return -ENOMEM;
-    tr->fd = conc__trace_file(path, &first);
+    tr->fd = conc__trace_file(path, &began);
     if (tr->fd < 0) {
         int rc = tr->fd;
         const char *words = conc__system_text(rc);
@@ -14488,10 +14531,10 @@ CONC__PRIVATE int conc__trace_open(conc_loop *l, const char *path)
         (size_t)snprintf(tr->row, sizeof tr->row, ",\"pid\":%ld,\"tid\":", (long)getpid());
     l->diagnostics.trace = tr;
     tr->used = 0;
-    if (first)
+    if (began < 0)
         conc__trace_begin(l);
     else
-        conc__trace_join(l, path);
+        conc__trace_join(l, began);
     return 0;
 }
 
@@ -14505,8 +14548,10 @@ CONC__PRIVATE void conc__trace_close(conc_loop *l)
         conc__trace_put(tr, conc__put(tr->buffer, "\n]\n"));
         conc__trace_write(l, tr);
     }
-    if (tr->fd >= 0)
+    if (tr->fd >= 0) {
+        flock(tr->fd, LOCK_UN); /* a forked child may have the descriptor, too */
         close(tr->fd);
+    }
     CONC_FREE(tr);
     l->diagnostics.trace = NULL;
 }
@@ -14546,7 +14591,7 @@ CONC__PRIVATE char *conc__first_resident(conc__stack *s)
     return lowest;
 }
 
-/* Returns the lowest word of a stack that was ever written: the first that is not zero, because
+/* Returns the lowest word of a stack that has ever been written: the first nonzero one, because
  * untouched memory reads as zero. Not sanitized, because frames may still be poisoned. */
 CONC__UNSANITIZED CONC__PRIVATE char *conc__stack_lowest(conc__stack *s)
 {
@@ -14663,7 +14708,8 @@ typedef struct conc__map_line {
     char rights[5], path[PATH_MAX];
 } conc__map_line;
 
-/* Parses a line of /proc/self/maps. True: its mapping, *m, contains the address. */
+/* Returns whether this line of /proc/self/maps describes a mapping that contains the address; if
+ * so, stores the mapping in *m. */
 CONC__PRIVATE bool conc__map_parse(const char *line, uintptr_t address, conc__map_line *m)
 {
     unsigned long low, high;
@@ -14679,7 +14725,7 @@ CONC__PRIVATE bool conc__map_parse(const char *line, uintptr_t address, conc__ma
     return true;
 }
 
-/* Finds the mapping that contains an address. False: there is none. */
+/* Finds the mapping that contains an address. Returns false if there is none. */
 CONC__PRIVATE bool conc__map_find(uintptr_t address, conc__map_line *m)
 {
     char text[PATH_MAX + 128];
@@ -14707,8 +14753,8 @@ CONC__PRIVATE bool conc__map_find(uintptr_t address, conc__map_line *m)
     return found;
 }
 
-/* Converts an offset in a module's file to an address in the terms of its symbol table; UINT64_MAX:
- * none. */
+/* Converts an offset in a module's file to the address that its symbol table uses for it;
+ * UINT64_MAX: none. */
 CONC__PRIVATE uint64_t conc__module_address(int fd, const ElfW(Ehdr) * header, uint64_t offset)
 {
     for (int i = 0; i < header->e_phnum; i++) {
@@ -14796,7 +14842,7 @@ CONC__PRIVATE void conc__symbol_name(conc__symbol *s, const char *file, uint64_t
     close(fd);
 }
 
-/* Finds the module and function of an address. False: there is no code at the address. */
+/* Finds the module and function of an address. Returns false if there is no code at the address. */
 CONC__PRIVATE bool conc__symbol_at(uintptr_t address, conc__symbol *s)
 {
     static conc__map_line m; /* static, to keep the stack small; protected by conc__report_mutex */
@@ -14927,7 +14973,7 @@ CONC__PRIVATE void conc__name_code(char *text, size_t size, uintptr_t address)
     snprintf(text, size, "0x%llx", number);
 }
 
-/* Finds the name of a function of the program. False: its module has no symbol for it. */
+/* Finds the name of a function of the program. Returns false if its module has no symbol for it. */
 CONC__COLD bool conc__name_function(char name[CONC__NAME], uintptr_t fn)
 {
     char code[PATH_MAX + 256];
@@ -15050,8 +15096,8 @@ CONC__PRIVATE bool conc__is_question(const struct sigaction *a)
     return (a->sa_flags & SA_SIGINFO) && a->sa_sigaction == conc__on_question;
 }
 
-/* Returns whether the watchdog may signal its thread: not if the thread is sleeping, because the
- * signal would cut the sleep short, nor if the program uses or blocks the signal. */
+/* Returns whether the watchdog may signal its thread. It may not if the thread is sleeping, because
+ * the signal would cut the sleep short, nor if the program uses or blocks the signal. */
 CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
 {
     struct sigaction now;
@@ -15059,7 +15105,8 @@ CONC__PRIVATE bool conc__may_ask(const conc__watchdog *d)
     unsigned long long blocked;
     if (!d->asks || sigaction(SIGURG, NULL, &now) || !conc__is_question(&now))
         return false;
-    if (conc__on_valgrind()) /* it runs one thread at a time, so the loop's never seems to run */
+    /* Valgrind runs one thread at a time, so the loop's thread never seems to run */
+    if (conc__on_valgrind())
         return true;
     conc__thread_file(d->of_number, "status", text, sizeof text);
     const char *running = strstr(text, "\nState:\tR");
@@ -15900,7 +15947,7 @@ CONC__PRIVATE void conc__wind_up(conc_loop *l)
 {
     conc_task *self = l->self;
     l->run.winding_up = true;
-    self->asked = false; /* forget its cancel, so that the calls below can wait */
+    self->asked = false; /* clear its cancellation, so that the calls below can wait */
     conc__mark(l, self);
     conc__spread_marked(l);
     conc__cancel_scope(l, &l->run.background.scope);
@@ -16553,10 +16600,10 @@ typedef struct conc_future {
     conc__waits waits;
 } conc_future;
 
-/* Sets the result, which is rc and a borrowed value, and wakes all waiters. If the calling task or
- * posted function raised the error rc with conc_fail, the waiters get its text too. A second call
- * returns -EALREADY. Neither this call nor the waiters use the future afterwards, so a woken task
- * may free it. Not a checkpoint. */
+/* Sets the result (rc and a borrowed value) and wakes all waiters. If the calling task or posted
+ * function raised the error rc with conc_fail, the waiters get its text too. A second call returns
+ * -EALREADY. Neither this call nor the waiters use the future afterwards, so a woken task may free
+ * it. Not a checkpoint. */
 CONC_API int conc_future_set(conc_future *f, int rc, void *value);
 
 /* Waits for the result. Returns its rc, and stores its value in *value unless value is NULL. If the
@@ -16614,9 +16661,9 @@ CONC_API int conc_queue_try_put(conc_queue *q, const void *item) CONC_NODISCARD;
 
 /* Puts a value, as conc_queue_put does: CONC_PUT(&jobs, n + 1), CONC_PUT(&jobs, (job){url, 3}), and
  * for a queue of pointers CONC_PUT(&names, name), where conc_queue_put takes &name. The value must
- * have item_size bytes. Otherwise the result is -EINVAL, or a compile-time error if the compiler
- * knows both sizes, which it does if it optimizes and sees the queue's initializer. An array or a
- * string decays to a pointer to its first element. */
+ * have item_size bytes. Otherwise the call returns -EINVAL, or does not compile if the compiler
+ * knows both sizes (it optimizes, and the queue's initializer is visible). An array or a string
+ * decays to a pointer to its first element. */
 #define CONC_PUT(q, ...)                                              \
     CONC__PUT(q, (__VA_ARGS__), CONC__JOIN(conc__queue, __COUNTER__), \
               CONC__JOIN(conc__item, __COUNTER__), CONC__GIVEN(#__VA_ARGS__))
@@ -16651,8 +16698,8 @@ CONC_API int conc_queue_try_get(conc_queue *q, void *item) CONC_NODISCARD;
 /* Returns the number of items in the queue. */
 CONC_API size_t conc_queue_len(const conc_queue *q);
 
-/* Marks one of the items taken from the queue as done, even after the queue was destroyed. Not a
- * checkpoint. Errors: -EOVERFLOW (every item put on the queue is already done). */
+/* Marks one of the items taken from the queue as done. Works even after the queue has been
+ * destroyed. Not a checkpoint. Errors: -EOVERFLOW (every item put on the queue is already done). */
 CONC_API int conc_queue_task_done(conc_queue *q);
 
 /* Waits until every item put on the queue has been marked done. Errors: -ECANCELED, -EPIPE (the
@@ -17001,7 +17048,7 @@ CONC__SWITCHES int conc__wait_in(conc_loop *l, conc__waits *list, conc__wait *w)
     return conc__park(l, w);
 }
 
-/* conc__wake for the first wait of a list, inlined. */
+/* Does what conc__wake does, inlined, for the first wait of a list. */
 CONC__FAST void conc__wake_first(conc_loop *l, conc__waits *list, int result)
 {
     conc__wait *w = list->first;
@@ -17019,7 +17066,7 @@ CONC__FAST void conc__wake_first(conc_loop *l, conc__waits *list, int result)
     conc__wait_over(l, w->task);
 }
 
-/* Does the work of `call`, which waits in the list of `object` unless is_true. */
+/* Implements `call`: waits in the list of `object` unless is_true is set. */
 CONC__PRIVATE CONC__CALLED int conc__wait_unless(const char *call, bool is_true, const void *object,
                                                  conc__waits *list, const conc__wait_kind *kind)
 {
@@ -17037,7 +17084,7 @@ CONC__PRIVATE CONC__CALLED int conc__wait_unless(const char *call, bool is_true,
     return 0;
 }
 
-/* Does the work of `call` if its object is NULL. */
+/* Handles `call` if its object is NULL. */
 CONC__COLD int conc__no_object(const char *call)
 {
     if (!conc__in_task_of(call))
@@ -17918,9 +17965,9 @@ CONC__COLD int conc__queue_grow(conc_queue *q)
     return 0;
 }
 
-/* Does item a of the heap come before item b? No two have the same arrival number, so one call to
- * less decides: the older one comes first unless the younger is less. The arguments are swapped
- * without a branch, which would be unpredictable. */
+/* Does item a of the heap come before item b? Arrival numbers are unique, so one call to less is
+ * enough: the older item comes first unless less puts the younger before it. The arguments are
+ * swapped without a branch, because a branch here would be unpredictable. */
 CONC__FAST bool conc__heap_before(const conc_queue *q, const char *a, uint64_t a_came,
                                   const char *b, uint64_t b_came)
 {
@@ -18912,7 +18959,7 @@ typedef struct conc_pool {
     unsigned users;
 } conc_pool;
 
-/* A submitted function. The caller owns the storage, which need not be initialized, and must not
+/* A submitted function. The caller owns the storage, which need not be initialized but must not
  * move until the job has ended or been withdrawn. All fields are private. */
 typedef struct conc_job {
     conc_fn *fn;
@@ -18955,16 +19002,16 @@ CONC_API int conc_pool_run(conc_pool *p, conc_fn *fn, void *arg) CONC_NODISCARD;
  * -EBUSY (j is queued or running). */
 CONC_API int conc_pool_submit(conc_pool *p, conc_job *j, conc_fn *fn, void *arg) CONC_NODISCARD;
 
-/* Calls fn with the address of each of count elements of size bytes, in array order, one per thread
- * at a time. If size is 0, every call gets args itself. Returns when all calls have ended. After
- * the first error no more calls start, running ones are asked to stop, and the error is returned.
- * Waits. Errors as for conc_pool_run. */
+/* Calls fn with the address of each of the `count` elements of `size` bytes at args, in array
+ * order; each thread handles one at a time. If size is 0, every call gets the pointer args itself.
+ * Returns when all calls have ended. After the first error no more calls start, running ones are
+ * asked to stop, and the error is returned. Waits. Errors as for conc_pool_run. */
 CONC_API int conc_pool_map(conc_pool *p, conc_fn *fn, void *args, size_t count,
                            size_t size) CONC_NODISCARD;
 
 /* The same, but calls fn for all elements whatever the calls return. Returns 0, or an error of its
  * own (-ECANCELED, -EPIPE...), which is then also the result of each element for which fn was not
- * called. results (NULL: not wanted) receives count results. */
+ * called. Stores the `count` results in `results` (NULL: not wanted). */
 CONC_API int conc_pool_map_all(conc_pool *p, conc_fn *fn, void *args, size_t count, size_t size,
                                int *results);
 
@@ -18982,22 +19029,23 @@ CONC_API int conc_job_wait(conc_job *j, int *result) CONC_NODISCARD;
  * checkpoint. */
 CONC_API int conc_job_cancel(conc_job *j);
 
-/* Has the job ended, or was it withdrawn? From anywhere. */
+/* Has the job ended or been withdrawn? From anywhere. */
 CONC_API bool conc_job_done(const conc_job *j);
 
-/* In a job: was it asked to stop, with no conc_shield hiding the request? Elsewhere, false. */
+/* In a job: has it been asked to stop, with no conc_shield hiding the request? Elsewhere, returns
+ * false. */
 CONC_API bool conc_job_cancelled(void);
 
 /* ---- >>offload ------------------------------------------------------------------------------ */
 
 /* Like conc_pool_run, but on a pool that all runs share (asyncio.to_thread). The pool exists from
- * its first use until the last run ends, and has as many threads as there are processors plus four,
- * at most 32. Reading files, resolving names and starting child programs use other threads, and do
- * not wait for these jobs. In jobs and threads without a run, calls fn(arg) directly. */
+ * its first use until the last run ends. It has four more threads than there are processors, but at
+ * most 32. Reading files, resolving names and starting child programs use other threads, and do not
+ * wait for these jobs. In jobs and threads without a run, calls fn(arg) directly. */
 CONC_API int conc_offload(conc_fn *fn, void *arg);
 
-/* The same for a function that may hang: if cancelled, it immediately returns -ECANCELED, the job
- * continues alone, and its result is lost. The job owns arg: whatever the call returns,
+/* The same for a function that may hang: if cancelled, the call immediately returns -ECANCELED, the
+ * job continues alone, and its result is lost. The job owns arg: whatever the call returns,
  * free_arg(arg) (NULL: not wanted) is called once, after the job, or immediately if fn is not
  * called. Such jobs have their own pool, as large as conc_offload's. An abandoned job occupies its
  * thread until it ends, in later runs too; if all threads hang, the call waits until one is free or
@@ -19011,14 +19059,15 @@ CONC_API int conc_offload_abandon(conc_fn *fn, void *arg, void (*free_arg)(void 
  * before conc_procs_open.
  *
  * Each worker executes this program anew, but once all constructors have run it serves jobs instead
- * of calling main. So a worker sees globals as at program start, inherits only standard output and
- * error, and has the opener's environment and signal mask. It does not have what main parsed from
- * the arguments or stored in globals: a job gets its input from its bytes or from init. Functions
- * are sent as module, build and offset. If the program loaded the module later, the worker loads it
- * too; if the module's file has been replaced, the job fails with -ENOEXEC. Standard output is
- * flushed after each job. SIGINT and SIGTERM, which a terminal or a service manager sends to all
- * processes, do not stop workers; stopping them is up to the program. When the program ends, so do
- * its workers, and the processes forked by their jobs, which hold copies of the jobs' data. */
+ * of calling main. So a worker sees globals as they were at program start, inherits only standard
+ * output and error, and has the opener's environment and signal mask. It does not have what main
+ * parsed from the arguments or stored in globals: a job gets its input from its bytes or from init.
+ * Functions are sent as module, build and offset. If the program loaded the module later, the
+ * worker loads it too; if the module's file has been replaced, the job fails with -ENOEXEC.
+ * Standard output is flushed after each job. SIGINT and SIGTERM, which a terminal or a service
+ * manager sends to all processes, do not stop workers; stopping them is up to the program. When the
+ * program ends, so do its workers, and the processes forked by their jobs, which hold copies of the
+ * jobs' data. */
 typedef struct conc_procs {
     /* maximum number (up to 4096); 0: one per processor. Each worker starts when it is first
      * needed */
@@ -19042,7 +19091,7 @@ CONC_API int conc_procs_open(conc_procs *p);
 CONC_API int conc_procs_close(conc_procs *p);
 CONC_API void conc__auto_conc_procs(conc_procs *p);
 
-/* Runs fn in a worker, on a copy of the size bytes at arg, and returns its result. The copy is
+/* Runs fn in a worker, on a copy of the `size` bytes at arg, and returns its result. The copy is
  * aligned like max_align_t, and is copied back after fn returns. size is not limited. A time limit
  * around the call includes the wait for a free worker; to limit the job alone, run at most as many
  * jobs at a time as there are workers, as with conc_map_limit. Waits. Errors, which leave the bytes
@@ -19058,7 +19107,7 @@ CONC_API int conc_procs_run(conc_procs *p, conc_fn *fn, void *arg, size_t size) 
 CONC_API int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn *fn, void *arg,
                                size_t size) CONC_NODISCARD;
 
-/* Like conc_pool_map and conc_pool_map_all, with each element run as by conc_procs_run. A worker
+/* Like conc_pool_map and conc_pool_map_all, but runs each element as conc_procs_run does. A worker
  * gets several elements at a time, as an array, but if an element kills its worker, only that
  * element fails. If size is 0, each call gets NULL. */
 CONC_API int conc_procs_map(conc_procs *p, conc_fn *fn, void *args, size_t count,
@@ -19070,8 +19119,9 @@ CONC_API int conc_procs_map_all(conc_procs *p, conc_fn *fn, void *args, size_t c
  * negative error. */
 typedef ssize_t conc_procs_fn(const void *in, size_t in_size, void *out, size_t out_size);
 
-/* Runs fn in a worker, on a copy of in, and returns fn's result, with that many bytes in out, or
- * -EMSGSIZE if fn returned more than out_size. Otherwise like conc_procs_run. */
+/* Runs fn in a worker, on a copy of the `in_size` bytes at `in`, and returns fn's result, with that
+ * many bytes in `out`, or -EMSGSIZE if fn returned more than out_size. Otherwise like
+ * conc_procs_run. */
 CONC_API ssize_t conc_procs_call(conc_procs *p, conc_procs_fn *fn, const void *in, size_t in_size,
                                  void *out, size_t out_size) CONC_NODISCARD;
 
@@ -19099,11 +19149,11 @@ typedef struct conc_channel {
  * memory), -ECANCELED, -EPERM (in a posted function). */
 CONC_API int conc_channel_send(conc_channel *c, const void *item) CONC_NODISCARD;
 
-/* Receives the next item into *item. Waits while the channel is empty. -EPIPE: closed and empty.
- * Other errors as above. */
+/* Receives the next item into *item. Waits while the channel is empty. Errors: -EPIPE (closed and
+ * empty); the others as above. */
 CONC_API int conc_channel_recv(conc_channel *c, void *item) CONC_NODISCARD;
 
-/* The same, but they return -EAGAIN instead of waiting. From anywhere. Not checkpoints. */
+/* Do the same, but return -EAGAIN instead of waiting. From anywhere. Not checkpoints. */
 CONC_API int conc_channel_try_send(conc_channel *c, const void *item) CONC_NODISCARD;
 CONC_API int conc_channel_try_recv(conc_channel *c, void *item) CONC_NODISCARD;
 
@@ -19130,9 +19180,9 @@ CONC_API void conc_shared_free(void *p);
 
 /* Files are read and written off the loop. Errors are the system's; exceeding the file size limit
  * (ulimit -f) returns -EFBIG and raises no SIGXFSZ. Once begun, work on a regular file is not cut
- * short, so -ECANCELED means that nothing was done. For a FIFO, a terminal or another file that can
- * make a task wait for another process, or that has no end (/dev/zero), cancellation ends the call,
- * perhaps after some bytes; in a thread without a run, the call blocks. */
+ * short, so -ECANCELED means that nothing was done. If the file can make a task wait for another
+ * process (a FIFO, a terminal), or has no end (/dev/zero), cancellation ends the call, perhaps
+ * after some bytes were transferred; in a thread without a run, the call blocks. */
 
 /* Reads the whole file. Stores its size in *size (NULL: not wanted) and its bytes, NUL-terminated,
  * in *data; release them with conc_free. After an error, *data is NULL. Waits. */
@@ -19141,9 +19191,9 @@ CONC_API int conc_file_read(const char *path, void **data, size_t *size) CONC_NO
 /* Replaces the file with these bytes, whole or not at all: writes a new file with the permissions
  * of the old one, syncs it to disk, and renames it to path. If the old file cannot be replaced (a
  * mount point, a file in /proc, a directory that this program may not change), it is overwritten in
- * place, and an error may leave it partly written. If the new file cannot get the old one's group,
- * its group gets only the permissions that others had before. Anything but a regular file (a
- * terminal, a pipe, /dev/null) is simply written to. Waits. */
+ * place, and an error may leave it partly written. If the new file cannot be given the old one's
+ * group, its group permissions are reduced to those that others had too. Anything but a regular
+ * file (a terminal, a pipe, /dev/null) is simply written to. Waits. */
 CONC_API int conc_file_write(const char *path, const void *data, size_t size) CONC_NODISCARD;
 
 /* Appends the bytes to the file, creating it if necessary. After an error some bytes may have been
@@ -19209,7 +19259,7 @@ CONC_API int conc_child_start(conc_child *c);
 CONC_API int conc_child_wait(conc_child *c, int *status);
 
 /* Sends a signal to the child, or with .group to its whole group. Returns 0, -EALREADY (it has
- * ended), -EINVAL or -EPERM. Never signals another process that has reused the number. */
+ * ended), -EINVAL or -EPERM. Never signals another process that has reused the process id. */
 CONC_API int conc_child_kill(conc_child *c, int signal);
 
 /* Closes the pipes and terminates a child still running: with SIGKILL, or, if .grace is set, with
@@ -19303,13 +19353,13 @@ constexpr conc_channel conc__make_channel(const conc__channel_options &o)
  *                sleeps on its thread event
  *  job context   a job running on a thread, perhaps inside another job that is waiting for it
  *  cancel hook   a function called when a waiting job is asked to stop
- *  cancel layer  a map or a shield around part of a job, which adds or hides such requests
+ *  cancel layer  a map or a shield around part of a job, which adds or hides stop requests
  *  clock         a loop whose clock is virtual. Its at_work counts the jobs that hold the clock and
  *                so keep it from advancing; conc_loop_hold does something else
  *  shared pools  the thread pools that conc_offload, files, names and children use
  *  abandoned     a job that its task no longer awaits; its thread is lost to the pool until the job
  *                ends
- *  under the mutex: with the job queue's mutex locked
+ *  the mutex     the job queue's, if no other is named
  *
  *  Order of locks: a thread that holds one of these may lock those on the lines below it, but no
  *  other on the same line.
@@ -19534,8 +19584,10 @@ typedef struct conc__job_outcome {
     char text[96];
 } conc__job_outcome;
 
-/* A task or thread waiting for another thread. The thread that wakes the waiter also removes it
- * from its list, under the list's mutex. */
+/* A task or thread waiting for another thread, in a list of the object that it waits for. The
+ * thread that wakes the waiter, or a cancel, removes it from the list, under the list's mutex; the
+ * end of a job drops its whole list instead. A task's waiter has a conc__wait, too, by which its
+ * loop wakes the task. */
 typedef struct conc__waiter {
     struct conc__waiter *next, *prev; /* a ring */
     struct conc__waiter **list;
@@ -19662,7 +19714,7 @@ CONC__PRIVATE void conc__waiter_posted(conc__post *p)
     conc__wake(conc__here, w->wait, w->result);
 }
 
-/* Under the list's mutex: sets the waiter's result. The caller must then call
+/* Sets the waiter's result. The caller holds the list's mutex, and must then call
  * conc__waiter_notify. */
 CONC__PRIVATE void conc__waiter_set_result(conc__waiter *w, int result)
 {
@@ -19730,8 +19782,8 @@ CONC__PRIVATE bool conc__job_context_in_process(const struct conc__job_context *
 CONC__PRIVATE int64_t conc__shield_deadline(const struct conc__job_context *ctx);
 CONC__PRIVATE void conc__worker_start_cancel_listener(void);
 
-/* Calls the hooks of all jobs that were asked to stop. A hook may pass the request on to further
- * jobs, so this repeats until no hook is left to call. */
+/* Calls the hooks of all jobs that have been asked to stop. A hook may pass the request on to
+ * further jobs, so this repeats until no hook is left to call. */
 CONC__PRIVATE void conc__run_cancel_hooks(void)
 {
     pthread_mutex_lock(&conc__cancel_hooks.mutex);
@@ -19782,7 +19834,7 @@ CONC__PRIVATE void conc__cancel_hooks_reset(void)
     conc__cancel_hooks.first = NULL;
 }
 
-/* Waits for the event, in the job of ctx (NULL: none). When the time limit of a shield passes, a
+/* Waits for the event, in the job of ctx (NULL: none). When the time limit of a shield expires, a
  * stop request that the shield hid takes effect. */
 CONC__PRIVATE void conc__thread_event_wait_in_job(conc__thread_event *e,
                                                   const struct conc__job_context *ctx)
@@ -19916,7 +19968,7 @@ enum {
     CONC__JOB_LIVE = 1, /* accepted; before that no thread can wait for it */
     CONC__JOB_DONE = 2,
     CONC__JOB_WAITED = 4,           /* has or had waiters: it becomes DONE under the mutex */
-    CONC__JOB_CANCEL_REQUESTED = 8, /* it was asked to stop */
+    CONC__JOB_CANCEL_REQUESTED = 8, /* it has been asked to stop */
     CONC__JOB_HAS_TEXT = 16,        /* `text` belongs to its result */
     CONC__JOB_OWNED = 32,           /* it frees itself */
     CONC__JOB_ABANDONED = 64,       /* its task no longer waits for it */
@@ -20109,14 +20161,14 @@ typedef struct conc__payload {
     size_t first, left;
 } conc__payload;
 
-/* Was the running job asked to stop? */
+/* Has the running job been asked to stop? */
 CONC__PRIVATE bool conc__job_cancel_requested(const conc_job *j)
 {
     return (__atomic_load_n(&j->state, __ATOMIC_RELAXED) & CONC__JOB_CANCEL_REQUESTED) ||
            __atomic_load_n(&j->queue->cancel_all, __ATOMIC_RELAXED);
 }
 
-/* Was the code inside these layers of the job (NULL: none) asked to stop? */
+/* Has the code inside these layers of the job (NULL: none) been asked to stop? */
 CONC__PRIVATE bool conc__layers_cancelled(const conc__cancel_layer *layer, const conc_job *job)
 {
     for (; layer; layer = layer->outer) {
@@ -20146,7 +20198,8 @@ CONC__PRIVATE bool conc__job_context_in_process(const conc__job_context *ctx)
     return ctx->cancel_flag;
 }
 
-/* Was the code running in ctx asked to stop? Any thread may call this while the code is waiting. */
+/* Has the code running in ctx been asked to stop? Any thread may call this while the code is
+ * waiting. */
 CONC__PRIVATE bool conc__job_context_cancelled(const conc__job_context *ctx)
 {
     if (!ctx->cancel_flag)
@@ -20198,15 +20251,15 @@ CONC__PRIVATE void conc__reply_poller_close(conc_loop *l, struct conc__reply_pol
 CONC__PRIVATE void conc__job_end(conc__job_queue *q, conc_job *j, int result,
                                  const conc__job_context *ctx, bool locked);
 
-/* A value that memory is unlikely to contain unless it holds a job. */
+/* Returns a value that memory is unlikely to contain unless it holds a job. */
 CONC__PRIVATE uintptr_t conc__job_seal(const conc_job *j)
 {
     uint64_t hash = (uint64_t)(uintptr_t)j * 0x9e3779b97f4a7c15u;
     return ((uintptr_t)(hash ^ hash >> 29) & ~(uintptr_t)CONC__JOB_BITS) | (CONC__JOB_BITS + 1);
 }
 
-/* The value after the job has ended. It differs from the seal in all bits, so overwriting one byte
- * of a dead job on a stack cannot make it look alive. */
+/* Returns the value that replaces the seal when the job has ended. It differs from the seal in all
+ * bits, so overwriting one byte of a dead job on a stack cannot make it look alive. */
 CONC__PRIVATE uintptr_t conc__job_broken_seal(const conc_job *j)
 {
     return ~conc__job_seal(j) & ~(uintptr_t)CONC__JOB_BITS;
@@ -20223,7 +20276,7 @@ CONC__PRIVATE bool conc__job_in_use(const conc_job *j)
     return (conc__job_state(j) & ~(uintptr_t)CONC__JOB_BITS) == conc__job_seal(j);
 }
 
-/* The same for memory that may be below the stack pointer. */
+/* Like conc__job_in_use, but for memory that may be below the stack pointer. */
 CONC__UNSANITIZED CONC__PRIVATE bool conc__job_handle_in_use(const void *job)
 {
     const conc_job *j = job;
@@ -20233,7 +20286,7 @@ CONC__UNSANITIZED CONC__PRIVATE bool conc__job_handle_in_use(const void *job)
     return (state & ~(uintptr_t)CONC__JOB_BITS) == conc__job_seal(j);
 }
 
-/* Was a job ever submitted with this handle? */
+/* Has a job ever been submitted with this handle? */
 static inline bool conc__is_job(const conc_job *j)
 {
     if (!j)
@@ -20284,7 +20337,7 @@ CONC__PRIVATE void conc__pools_in_forked_child(void)
     conc__pools_after_fork();
 }
 
-/* The key's destructor, which runs if a job calls pthread_exit. */
+/* Called as the key's destructor if a job calls pthread_exit. */
 CONC__COLD void conc__job_exited_thread(void *value)
 {
     const conc__job_context *ctx = value;
@@ -20340,7 +20393,7 @@ CONC__PRIVATE conc__job_queue *conc__job_queue_new(int most, int limit)
     return q;
 }
 
-/* For conc_get_stats. */
+/* Returns the number of queued jobs, for conc_get_stats. */
 CONC__PRIVATE size_t conc__jobs_queued(void)
 {
     size_t n = 0;
@@ -20352,7 +20405,7 @@ CONC__PRIVATE size_t conc__jobs_queued(void)
     return n;
 }
 
-/* Under conc__job_queues_mutex. */
+/* Frees the job queue. The caller holds conc__job_queues_mutex. */
 CONC__PRIVATE void conc__job_queue_free(conc__job_queue *q)
 {
     CONC__LIST_REMOVE(conc__job_queues, q, next, prev);
@@ -20480,7 +20533,7 @@ CONC__PRIVATE conc__queue_clock *conc__queue_clock_find(conc__job_queue *q, cons
     return unused;
 }
 
-/* Called when a job enters the ring, which then holds the clock in place of the job. */
+/* Makes the ring hold the clock in place of the job, which has entered it. */
 CONC__COLD void conc__queue_clock_add(conc__job_queue *q, conc_job *j)
 {
     conc__queue_clock *k = conc__queue_clock_find(q, j->clock);
@@ -20493,7 +20546,7 @@ CONC__COLD void conc__queue_clock_add(conc__job_queue *q, conc_job *j)
     conc__job_hold_clock(j, false);
 }
 
-/* Called when a job leaves the ring: the job then holds its clock itself. */
+/* Makes the job hold its clock itself again, because it has left the ring. */
 CONC__COLD void conc__queue_clock_remove(conc__job_queue *q, conc_job *j)
 {
     conc__queue_clock *k = conc__queue_clock_find(q, j->clock);
@@ -20572,7 +20625,8 @@ CONC__PRIVATE conc_job *conc__job_ring_pop(conc__job_queue *q)
     return j;
 }
 
-/* Under the mutex: is no job queued or running? A thread that is starting will find no job. */
+/* Is no job queued or running? A thread that is starting will find no job. The caller holds the
+ * mutex. */
 CONC__PRIVATE bool conc__job_queue_is_idle(const conc__job_queue *q)
 {
     return !q->queued && q->idle + q->starting == q->started;
@@ -20585,7 +20639,8 @@ CONC__PRIVATE void conc__job_queue_notify_closer(conc__job_queue *q)
         conc__waiter_wake(q->closer, 0);
 }
 
-/* Under the mutex: withdraws the job if no thread has begun it. Returns whether it did. */
+/* Withdraws the job if no thread has begun it. Returns whether it did. The caller holds the
+ * mutex. */
 CONC__PRIVATE bool conc__job_take_back(conc__job_queue *q, conc_job *j)
 {
     if (j->slot == CONC__NO_SLOT)
@@ -20677,8 +20732,8 @@ CONC__PRIVATE void conc__job_outcome_read(conc__job_outcome *a, const conc_job *
         memcpy(a->text, j->text, sizeof a->text);
 }
 
-/* Under the mutex: makes the job DONE, so its memory belongs to the owner again. Returns the
- * waiters; their outcomes are set, but they have yet to be notified. */
+/* Marks the job DONE, so its memory belongs to the owner again. Returns the waiters; their outcomes
+ * are set, but they have yet to be notified. The caller holds the mutex. */
 CONC__PRIVATE conc__waiter *conc__job_publish(conc_job *j, uintptr_t state)
 {
     conc__waiter *first = j->waiters, *w = first;
@@ -20712,8 +20767,8 @@ CONC__PRIVATE void conc__clock_drop(conc_loop *clock, bool at_work)
     conc_loop_release(clock);
 }
 
-/* Under the mutex: drops the clock of the thread's last job, once it has looked for the next
- * one. */
+/* Drops the clock of the thread's last job, once the thread has looked for its next job. The caller
+ * holds the mutex. */
 CONC__PRIVATE void conc__worker_thread_drop_clock(conc__worker_thread *t)
 {
     conc_loop *clock = t->clock;
@@ -20842,10 +20897,10 @@ CONC__PRIVATE conc__job_context *conc__job_context_in(const conc__job_queue *q)
     return ctx->thread->queue == q ? ctx : NULL;
 }
 
-/* Under the mutex: returns the maximum number of threads. A thread that is waiting in a run inside
- * a job does not count, because its wait may depend on this job queue alone. While there are such
- * threads, a thread that is waiting for another job does not count either, because one of them
- * might have that job. A thread with an abandoned job counts. */
+/* Returns the maximum number of threads; the caller holds the mutex. A thread that is waiting in a
+ * run inside a job does not count, because its wait may depend on this job queue alone. While there
+ * are such threads, a thread that is waiting for another job does not count either, because one of
+ * them might have that job. A thread with an abandoned job counts. */
 CONC__PRIVATE int conc__job_queue_max_threads(const conc__job_queue *q)
 {
     int most = q->max_workers + q->nested;
@@ -20862,7 +20917,8 @@ CONC__PRIVATE void conc__has_woken(bool woke)
         conc__here->outside.woke = woke;
 }
 
-/* Under the mutex: makes sure that a thread takes the queued jobs. Returns an error if none can. */
+/* Makes sure that a thread takes the queued jobs. Returns an error if none can. The caller holds
+ * the mutex. */
 CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
 {
     if (q->supervisor) {
@@ -20892,8 +20948,8 @@ CONC__PRIVATE int conc__job_queue_wake_worker(conc__job_queue *q)
     return rc;
 }
 
-/* Under the mutex: updates `stalled`. While every thread is waiting, is in conc_block, or has an
- * abandoned job, queued jobs do not hold their clocks. */
+/* Updates `stalled`; the caller holds the mutex. While every thread is waiting, is in conc_block,
+ * or has an abandoned job, queued jobs do not hold their clocks. */
 CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
 {
     /* number of threads that could run queued jobs, or count in q->blocking */
@@ -20916,8 +20972,8 @@ CONC__PRIVATE void conc__job_queue_update_stalled(conc__job_queue *q)
     }
 }
 
-/* Under the mutex: puts back the jobs in the thread's batch that the thread has not begun, because
- * it will be busy for a while. */
+/* Puts back the jobs in the thread's batch that it has not begun, because it will be busy for a
+ * while. The caller holds the mutex. */
 CONC__PRIVATE void conc__worker_thread_return_batch(conc__job_queue *q, conc__worker_thread *t)
 {
     /* the jobs might have ended: do not look at their clocks */
@@ -20936,16 +20992,16 @@ CONC__PRIVATE void conc__job_queue_return_batches(conc__job_queue *q)
             conc__worker_thread_return_batch(q, q->threads[i]);
 }
 
-/* Under the mutex: if more threads may start, requeues for them the jobs that other threads have
- * taken but not begun. */
+/* If more threads may start, puts the jobs that other threads have taken but not begun back in the
+ * queue for them. The caller holds the mutex. */
 CONC__PRIVATE void conc__job_queue_share_batches(conc__job_queue *q)
 {
     if (q->started < conc__job_queue_max_threads(q))
         conc__job_queue_return_batches(q);
 }
 
-/* Under the mutex: counts a thread of this job queue that is about to wait (change: 1) or has
- * finished waiting (-1). own: the thread's job context; NULL: the caller is not such a thread.
+/* Counts a thread of this job queue that is about to wait (change: 1) or has finished waiting (-1).
+ * The caller holds the mutex. own: the thread's job context; NULL: the caller is not such a thread.
  * Returns an error if no thread is left to run queued jobs. */
 CONC__PRIVATE int conc__job_queue_count_waiting(conc__job_queue *q, const conc__job_context *own,
                                                 const conc_loop *l, int change)
@@ -20992,7 +21048,8 @@ CONC__PRIVATE void conc__job_queue_unlock(conc__job_queue *q)
         conc__semaphore_post(&q->work);
 }
 
-/* Under the mutex: queues the job. Returns 0, or an error that conc_last_error describes. */
+/* Queues the job. Returns 0, or an error that conc_last_error describes. The caller holds the
+ * mutex. */
 CONC__PRIVATE int conc__job_queue_add(conc__job_queue *q, conc_job *j)
 {
     if (!conc__job_ring_reserve(q, j->clock))
@@ -21011,7 +21068,8 @@ CONC__PRIVATE int conc__job_queue_add(conc__job_queue *q, conc_job *j)
     return 0;
 }
 
-/* Under conc__job_queues_mutex: is the waiter still waiting? If so, locks its job queue. */
+/* Is the waiter still waiting? If so, locks its job queue. The caller holds
+ * conc__job_queues_mutex. */
 CONC__PRIVATE bool conc__lock_if_waiting(const conc__waiter *w, conc__job_queue *q)
 {
     if (__atomic_load_n(&w->woken, __ATOMIC_ACQUIRE))
@@ -21098,7 +21156,7 @@ CONC__PRIVATE int conc__job_queue_submit(conc__job_queue *q, unsigned *users, co
     return rc;
 }
 
-/* Under the mutex: ends a queued job, asks a running one to stop, or kills it. */
+/* Ends a queued job, asks a running one to stop, or kills it. The caller holds the mutex. */
 CONC__PRIVATE void conc__job_request_cancel(conc__job_queue *q, conc_job *j)
 {
     bool ended;
@@ -21133,8 +21191,8 @@ CONC__PRIVATE bool conc__job_is_inherited(const conc_job *j)
     return !own && !ended;
 }
 
-/* Under the mutex: adds a waiter to the job's list. Waiters that have given up follow the
- * others. */
+/* Adds a waiter to the job's list. Waiters that have given up follow the others. The caller holds
+ * the mutex. */
 CONC__PRIVATE void conc__job_add_waiter(conc_job *j, conc__waiter *w)
 {
     bool goes_ahead = !w->gives_up && j->waiters && j->waiters->prev->gives_up;
@@ -21143,13 +21201,13 @@ CONC__PRIVATE void conc__job_add_waiter(conc_job *j, conc__waiter *w)
         j->waiters = w;
 }
 
-/* Under the mutex: does a waiter that has not given up want the result? */
+/* Does a waiter that has not given up want the result? The caller holds the mutex. */
 CONC__PRIVATE bool conc__job_is_wanted(const conc_job *j)
 {
     return j->waiters && !j->waiters->gives_up;
 }
 
-/* Cancels the job; alone: only if no waiter wants its result. */
+/* Cancels the job. If `alone` is set, does so only if no waiter wants its result. */
 CONC__PRIVATE int conc__job_cancel(conc_job *j, bool alone)
 {
     int rc = -EALREADY;
@@ -21243,8 +21301,8 @@ CONC__PRIVATE bool conc__job_run_if_queued(conc__job_context *ctx, conc_job *j,
     return mine;
 }
 
-/* Waits for the job with a wait of this kind. Returns the wait's result; if it is 0, the job has
- * ended, and its outcome is in *w->outcome. */
+/* Waits for the job, with the given kind of wait. Returns the wait's result; if it is 0, the job
+ * has ended, and its outcome is in *w->outcome. */
 CONC__SWITCHES int conc__job_wait_as(conc_loop *l, conc_job *j, conc__waiter *w,
                                      const conc__wait_kind *kind)
 {
@@ -21451,8 +21509,8 @@ CONC__PRIVATE bool conc__worker_thread_fill_batch(conc__job_queue *q, conc__work
     return conc__worker_thread_take_batch(q, t) || conc__worker_thread_steal(q, t);
 }
 
-/* Under the mutex: waits for jobs. Returns false if the thread must exit, because the job queue is
- * ending or there are too many threads. */
+/* Waits for jobs. Returns false if the thread must exit, because the job queue is ending or there
+ * are too many threads. The caller holds the mutex. */
 CONC__PRIVATE bool conc__worker_thread_next(conc__job_queue *q, conc__worker_thread *t)
 {
     while (q->started <= conc__job_queue_max_threads(q) && !conc__worker_thread_fill_batch(q, t)) {
@@ -21477,8 +21535,8 @@ CONC__PRIVATE bool conc__worker_thread_next(conc__job_queue *q, conc__worker_thr
     return t->batch_count > 0;
 }
 
-/* Under the mutex, which it unlocks: drops a reference. If it was the last one, frees the job
- * queue. */
+/* Drops a reference, and unlocks the mutex, which the caller holds. If the reference was the last
+ * one, frees the job queue. */
 CONC__PRIVATE void conc__job_queue_release(conc__job_queue *q)
 {
     bool last = --q->references == 0;
@@ -21499,8 +21557,8 @@ CONC__PRIVATE void conc__job_queue_spin_for(conc__job_queue *q, const bool *over
     conc__job_queue_release(q);
 }
 
-/* Jobs run under the signal mask of the pool's opener, except that fault signals are always
- * unblocked. Faults are handled on a separate stack, because the job's own might be used up. */
+/* Sets the signal mask for jobs: that of the pool's opener, but with fault signals unblocked. Gives
+ * the thread a signal stack, because a job's own stack might be used up. */
 CONC__PRIVATE void conc__worker_thread_set_signals(conc__worker_thread *t)
 {
     static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGSYS};
@@ -21570,8 +21628,8 @@ CONC__PRIVATE void conc__shared_pools_lock(const conc_pool *shared);
 CONC__PRIVATE void conc__shared_pools_unlock(const conc_pool *shared);
 CONC__PRIVATE void conc__shared_pool_count_detached(const conc_pool *shared, int threads);
 
-/* Under the mutex, which it unlocks: removes the exiting thread from the job queue, and joins the
- * thread that exited before it. */
+/* Removes the exiting thread from the job queue, and joins the thread that exited before it. The
+ * caller holds the mutex; this function unlocks it. */
 CONC__PRIVATE void conc__worker_thread_end(conc__job_queue *q, conc__worker_thread *t)
 {
     pthread_t before = q->last_ended;
@@ -21637,7 +21695,7 @@ CONC__PRIVATE void *conc__worker_thread_main(void *arg)
     return NULL;
 }
 
-/* Under the mutex: returns the index of a free slot in threads[], or -ENOMEM. */
+/* Returns the index of a free slot in threads[], or -ENOMEM. The caller holds the mutex. */
 CONC__PRIVATE int conc__worker_thread_find_slot(conc__job_queue *q)
 {
     int n = 0, slots = q->thread_slots ? q->thread_slots * 2 : 4;
@@ -21654,7 +21712,7 @@ CONC__PRIVATE int conc__worker_thread_find_slot(conc__job_queue *q)
     return n;
 }
 
-/* Under the mutex: starts a thread. */
+/* Starts a thread. The caller holds the mutex. */
 CONC__PRIVATE int conc__worker_thread_start(conc__job_queue *q)
 {
     int n = conc__worker_thread_find_slot(q);
@@ -21677,8 +21735,8 @@ CONC__PRIVATE int conc__worker_thread_start(conc__job_queue *q)
     return 0;
 }
 
-/* Under the mutex, which it unlocks temporarily: lets the thread in this slot, if any, continue its
- * abandoned job without the job queue. */
+/* Lets the thread in this slot, if any, continue its abandoned job without the job queue. The
+ * caller holds the mutex; this function unlocks it temporarily. */
 CONC__PRIVATE void conc__worker_thread_detach(conc__job_queue *q, int slot)
 {
     if (!q->threads[slot])
@@ -21772,7 +21830,8 @@ CONC_API int conc_pool_open(conc_pool *p)
     return conc__wait_result(conc__pool_publish(&p->queue, &p->users, q));
 }
 
-/* Under the mutex: withdraws all jobs that were not begun, and asks running ones to stop. */
+/* Withdraws all jobs that have not begun, and asks running ones to stop. The caller holds the
+ * mutex. */
 CONC__PRIVATE void conc__job_queue_cancel_all(conc__job_queue *q)
 {
     conc_job *j;
@@ -21811,8 +21870,9 @@ CONC__PRIVATE bool conc__close_cancel(conc__wait *wait)
 static const conc__wait_kind conc__waits_for_close = {
     .what = "closes a pool, and waits for its jobs", .cancel = conc__close_cancel};
 
-/* Under the mutex: makes the job queue refuse new jobs, and cancels all jobs if the caller is
- * cancelled. Returns true if the caller is the first to close the job queue, and must end it. */
+/* Makes the job queue refuse new jobs, and cancels all jobs if the caller is cancelled. Returns
+ * true if the caller is the first to close the job queue, and must end it. The caller holds the
+ * mutex. */
 CONC__PRIVATE bool conc__job_queue_close(conc_loop *l, conc__job_queue *q)
 {
     bool first = !q->closing;
@@ -21829,8 +21889,8 @@ CONC__PRIVATE bool conc__job_queue_close(conc_loop *l, conc__job_queue *q)
     return first;
 }
 
-/* Under the mutex, which it unlocks: the first closer waits until all jobs have ended; the others
- * wait until the first one is done. */
+/* Waits until all jobs have ended, or, unless the caller is the first closer, until the first one
+ * is done. The caller holds the mutex; this function unlocks it. */
 CONC__PRIVATE void conc__job_queue_await_end(conc_loop *l, conc__job_queue *q, bool first)
 {
     conc__waiter w = {0};
@@ -22075,7 +22135,8 @@ CONC__PRIVATE int conc__map_runner(void *arg)
     const conc__cancel_layer *around = ctx->layer;
     conc__locals *base = ctx->locals;
     conc__saved_text older = {.context = ctx};
-    int first_error = 0; /* the map's first error, if an element of this runner returned it */
+    /* the map's first error, if the call for one of this runner's elements returned it */
+    int first_error = 0;
     conc__saved_text_swap(&older);
     ctx->layer = &m->layer;
     while (!first_error && !conc_job_cancelled()) {
@@ -22275,8 +22336,8 @@ CONC__PRIVATE const char *conc__job_error_text(void)
     return ctx->text;
 }
 
-/* Under the mutex: sets whether the job is waiting or in conc_block. An abandoned job does not
- * count, because its thread does not. */
+/* Sets whether the job is waiting or in conc_block. An abandoned job does not count, because its
+ * thread does not. The caller holds the mutex. */
 CONC__PRIVATE void conc__job_set_blocked(conc__job_queue *q, conc_job *j, bool blocks)
 {
     uintptr_t state = conc__job_state(j);
@@ -22322,7 +22383,7 @@ typedef struct conc__job_timer {
     conc_loop *loop;
     int64_t ns;
     bool blocks, armed, was_over, is_cut;
-    bool fired;  /* time is up, which also ends a shield */
+    bool fired;  /* the time is up; this also ends a shield */
     bool leaves; /* `disarms` was posted */
 } conc__job_timer;
 
@@ -22386,7 +22447,7 @@ CONC__PRIVATE void conc__job_timer_disarm(conc__post *p)
     conc__thread_event_set(&t->disarmed);
 }
 
-/* Asks the loop to disarm the timer, which ends it early. */
+/* Asks the loop to disarm the timer, so that the conc_block ends early. */
 CONC__PRIVATE void conc__job_timer_post_disarm(conc__cancel_hook *s)
 {
     conc__job_timer *t = (conc__job_timer *)(void *)s;
@@ -22454,7 +22515,7 @@ CONC__PRIVATE int conc__block_in_real_time(conc__job_context *ctx, int64_t ns)
     int64_t end = conc__later(conc__clock(), ns);
     conc__thread_event_init(&d.cut);
     conc__cancel_hook_add(&d.hook, ctx, conc__real_block_cancel);
-    for (;;) { /* repeats each time a shield's limit passes before the end */
+    for (;;) { /* repeats each time a shield's limit expires before the end */
         int64_t limit = conc__shield_deadline(ctx);
         if (limit >= end || conc__thread_event_wait(&d.cut, limit))
             break;
@@ -22566,7 +22627,7 @@ CONC__PRIVATE void conc__run_inside_late(conc__timer *t)
     conc__run_cancel_hooks();
 }
 
-/* The same on the virtual clock. Returns the time when the next shield ends. */
+/* Does the same on the virtual clock. Returns the time when the next shield ends. */
 CONC__PRIVATE int64_t conc__job_late(conc_loop *l)
 {
     (void)l;
@@ -22611,7 +22672,8 @@ CONC__PRIVATE void conc__run_inside_ends(conc_loop *l, conc__ending *e)
     conc_free(r);
 }
 
-/* Called when a run begins, perhaps inside a job. */
+/* Called when a run begins. If it is inside a job, registers it, so that a request to stop the job
+ * cancels main_fn. */
 CONC__PRIVATE int conc__job_runs(conc_loop *l)
 {
     conc__job_context *ctx = conc__job_context_here();
@@ -22678,8 +22740,8 @@ CONC__PRIVATE void conc__shared_pools_reset(void)
     }
 }
 
-/* Under the mutex: wakes a thread for the queued jobs. If none can be started, the jobs end with
- * the error. */
+/* Wakes a thread for the queued jobs. If none can be started, the jobs end with the error. The
+ * caller holds the mutex. */
 CONC__PRIVATE void conc__job_queue_wake_or_fail(conc__job_queue *q)
 {
     int rc = conc__job_queue_wake_worker(q);
@@ -22690,7 +22752,7 @@ CONC__PRIVATE void conc__job_queue_wake_or_fail(conc__job_queue *q)
         conc__job_end(q, first, rc, NULL, true);
 }
 
-/* shared: NULL for the program's own pools, which need no lock. */
+/* Locks the shared pools' mutex. shared: NULL for the program's own pools, which do not need it. */
 CONC__PRIVATE void conc__shared_pools_lock(const conc_pool *shared)
 {
     if (shared)
@@ -22703,8 +22765,8 @@ CONC__PRIVATE void conc__shared_pools_unlock(const conc_pool *shared)
         pthread_mutex_unlock(&conc__shared_pools.mutex);
 }
 
-/* Under the shared pools' mutex: adds threads detached from ended job queues to this job queue's
- * counts, or (-1) removes one that has exited. */
+/* Adds threads detached from ended job queues to this job queue's counts, or (-1) removes one that
+ * has exited. The caller holds the shared pools' mutex. */
 CONC__PRIVATE void conc__job_queue_count_abandoned(conc__job_queue *q, int threads)
 {
     conc__lock_briefly(&q->mutex);
@@ -22757,7 +22819,7 @@ CONC__PRIVATE int conc__shared_pools_use(conc_loop *l)
     return 0;
 }
 
-/* Under the shared pools' mutex. */
+/* Opens a shared pool. The caller holds the shared pools' mutex. */
 CONC__PRIVATE int conc__shared_pool_open(conc_pool *p, int which)
 {
     static const char *const names[] = {"conc offload", "conc abandon", "conc files", "conc names",
@@ -22837,8 +22899,7 @@ CONC__PRIVATE void conc__abandoned_release(conc_job *j)
     conc__abandoned_drop((conc__abandoned *)(void *)j);
 }
 
-/* Calls fn(arg), then free_arg(arg), which leaves fn's error text unchanged; the caller is not a
- * task. */
+/* Calls fn(arg), then free_arg(arg), and keeps fn's error text; the caller is not a task. */
 CONC__PRIVATE int conc__call_and_free(conc_fn *fn, void *arg, void (*free_arg)(void *))
 {
     int rc = conc__call_here(fn, arg);
@@ -22858,7 +22919,8 @@ CONC__PRIVATE int conc__abandoned_run(void *arg)
     return conc__call_and_free(a->fn, a->arg, a->free_arg);
 }
 
-/* Under the mutex: lets the job continue alone. Its thread counts as lost until the job ends. */
+/* Lets the job continue alone. Its thread counts as lost until the job ends. The caller holds the
+ * mutex. */
 CONC__PRIVATE void conc__job_abandon(conc__job_queue *q, conc_job *j)
 {
     conc__job_set_blocked(q, j, false);
@@ -23179,7 +23241,7 @@ CONC__PRIVATE void conc__channel_match(const conc_channel *c, conc__channel *inn
         conc__waiter_wake(inner->receivers, -EPIPE);
 }
 
-/* Returns 0, -EPIPE (closed) or -EAGAIN (full, or all room is reserved). */
+/* Sends an item. Returns 0, -EPIPE (closed) or -EAGAIN (full, or all room is reserved). */
 CONC__PRIVATE int conc__channel_put(const conc_channel *c, conc__channel *inner, const void *item)
 {
     conc__waiter *w = inner->receivers;
@@ -23198,7 +23260,8 @@ CONC__PRIVATE int conc__channel_put(const conc_channel *c, conc__channel *inner,
     return 0;
 }
 
-/* Returns 0, -EPIPE (closed and empty) or -EAGAIN (empty, or all items are reserved). */
+/* Receives an item. Returns 0, -EPIPE (closed and empty) or -EAGAIN (empty, or all items are
+ * reserved). */
 CONC__PRIVATE int conc__channel_take(const conc_channel *c, conc__channel *inner, void *item)
 {
     if (!conc__channel_has_item(inner)) {
@@ -23219,7 +23282,8 @@ CONC__FAST int conc__channel_try(const conc_channel *c, conc__channel *inner, vo
     return conc__channel_take(c, inner, item);
 }
 
-/* With the channel locked, which it unlocks: waits until the item has been sent or received. */
+/* Waits until the item has been sent or received. The channel is locked; this function unlocks
+ * it. */
 CONC__FAST int conc__channel_wait(conc_loop *l, conc__channel *inner, void *item, bool sends)
 {
     const conc__wait_kind *kind = sends ? &conc__channel_sends : &conc__channel_receives;
@@ -23306,7 +23370,7 @@ CONC_API void conc_channel_close(conc_channel *c)
     pthread_mutex_unlock(&inner->mutex);
 }
 
-/* Ends all waits and reservations, with -EPIPE. */
+/* Ends all waits and reservations; their result is -EPIPE. */
 CONC__PRIVATE void conc__channel_drop(conc__channel *inner)
 {
     conc__waiter *w;
@@ -23468,7 +23532,7 @@ CONC__PRIVATE int conc__outside_begin_job(conc_loop *l, conc__outside_wait *w)
     return rc;
 }
 
-/* Under the channel's mutex: releases what was reserved for the case. */
+/* Releases what was reserved for the case. The caller holds the channel's mutex. */
 CONC__PRIVATE void conc__outside_unkeep(conc__outside_wait *w)
 {
     conc__waiter_remove(&w->waiter);
@@ -23594,7 +23658,7 @@ typedef struct conc__file_call {
 
 /* A FIFO without its other end, a terminal and the like could block a thread indefinitely. So a
  * task's call opens such files in non-blocking mode, and the job returns one of these where it
- * would block. The task then waits, which a cancel can end, and reruns the job. */
+ * would block. The task then waits, until it can rerun the job or is cancelled. */
 enum {
     CONC__FILE_WAITS = 1, /* until the descriptor is ready */
     CONC__FILE_ALONE,     /* until a reader opens the FIFO */
@@ -23632,7 +23696,8 @@ CONC__PRIVATE int conc__open_for(conc__file_call *f, int flags)
     return fd;
 }
 
-/* Closes the file after the job's work on it, or keeps it open if the task must wait for it. */
+/* Closes the file when the job has finished with it, or keeps it open if the task must wait for
+ * it. */
 CONC__PRIVATE int conc__suspend_file(conc__file_call *f, int fd, int rc)
 {
     if (f->may_wait && rc == -EAGAIN) {
@@ -24099,7 +24164,7 @@ CONC__PRIVATE conc__name_lookup *conc__name_lookup_new(const char *host, const c
     return q;
 }
 
-/* Does the work of conc_resolve. A misuse is reported as one of `call`. */
+/* Implements conc_resolve. Reports a misuse as one of `call`. */
 CONC__PRIVATE CONC__CALLED int conc__resolve(const char *host, const char *port,
                                              struct sockaddr_storage *out, size_t max,
                                              const char *call)
@@ -24655,7 +24720,7 @@ CONC__PRIVATE void conc__reset_handlers(void)
 }
 
 /* Reads the forked process's error from the pipe and, if there is one, reaps the process. Returns 0
- * if the process has executed the program. */
+ * if the process's exec has succeeded. */
 CONC__PRIVATE int conc__read_fork_error(int fd, pid_t pid)
 {
     int error = 0;
@@ -24753,8 +24818,8 @@ CONC__PRIVATE int conc__child_start_job(void *arg)
     return rc;
 }
 
-/* Returns the child's state, under conc__children_mutex. A start that was in progress in the parent
- * never ends in a forked process, so the state becomes NONE there. */
+/* Returns the child's state. The caller holds conc__children_mutex. A start that was in progress in
+ * the parent never ends in a forked process, so the state becomes NONE there. */
 CONC__PRIVATE conc__child_state conc__child_state_of(conc_child *c)
 {
     if (CONC__UNLIKELY(c->state && c->forks != conc__forks)) {
@@ -24943,7 +25008,7 @@ enum { CONC__PLAIN_REAPING = 1 };
 enum { CONC__PLAIN_REAPING = 0 };
 #endif
 
-/* conc__child_poll with waitpid(2), which always reaps a child that has ended. */
+/* Implements conc__child_poll with waitpid(2), which always reaps a child that has ended. */
 CONC__PRIVATE int conc__child_poll_waitpid(conc_child *c)
 {
     int status;
@@ -24990,8 +25055,8 @@ CONC__PRIVATE int conc__child_poll(conc_child *c, bool reap)
     return 1;
 }
 
-/* Checks whether the child has ended, and returns its state. Does not reap a group leader yet.
- * Under conc__children_mutex. */
+/* Checks whether the child has ended, and returns its state. Does not reap a group leader yet. The
+ * caller holds conc__children_mutex. */
 CONC__PRIVATE conc__child_state conc__child_update(conc_child *c)
 {
     conc__child_state state = conc__child_state_of(c);
@@ -25094,7 +25159,7 @@ typedef struct conc__child_wait {
     conc__child_process *process;
     int64_t until;    /* a thread's deadline, on the real clock */
     bool whole_group; /* wait until its whole group has ended */
-    bool stubborn;    /* continue although the job was asked to stop */
+    bool stubborn;    /* continue even though the job has been asked to stop */
     bool for_close;   /* wait until another call has closed it */
     double pause;
 } conc__child_wait;
@@ -25266,7 +25331,7 @@ CONC_API CONC__CALLED int conc_child_wait(conc_child *c, int *status)
 
 /* -- signals -- */
 
-/* Signals a child that is not reaped yet, or its group. Under conc__children_mutex. */
+/* Signals a child that is not reaped yet, or its group. The caller holds conc__children_mutex. */
 CONC__PRIVATE int conc__child_send(const conc_child *c, int signal)
 {
     if (c->group) {
@@ -25517,7 +25582,7 @@ CONC__PRIVATE size_t conc__communicate_reserve(const conc__communication *t, cha
     return more - size - 1;
 }
 
-/* Reads a pipe to its end, or fails if there is more than io->limit. */
+/* Reads a pipe to end of file, or fails if there is more than io->limit. */
 CONC__PRIVATE int conc__communicate_read(conc__communication *t, int fd, char **data, size_t *size)
 {
     size_t room = *data ? *size + 1 : 0, limit = t->io->limit;
@@ -25553,7 +25618,7 @@ CONC__PRIVATE int conc__communicate_read_error(void *arg)
     return conc__communicate_read(t, t->child->error, &t->io->error, &t->io->error_size);
 }
 
-/* Reads both outputs to their ends, and waits until the child has ended. If its status is lost,
+/* Reads both outputs to end of file, and waits until the child has ended. If its status is lost,
  * sets *lost to -ECHILD and continues reading. */
 CONC__PRIVATE int conc__communicate_read_all(conc__communication *t, int *lost)
 {
@@ -25575,8 +25640,8 @@ CONC__PRIVATE int conc__communicate_read_all(conc__communication *t, int *lost)
     return rc;
 }
 
-/* Does the work of conc_child_communicate, in a task. Once all output is read and the child has
- * ended, the remaining input is dropped. */
+/* Implements conc_child_communicate, in a task. Once all output is read and the child has ended,
+ * the remaining input is dropped. */
 CONC__PRIVATE int conc__communicate(void *arg)
 {
     conc__communication *t = arg;
@@ -25660,7 +25725,7 @@ typedef struct conc__segment {
 static pthread_mutex_t conc__segments_mutex = PTHREAD_MUTEX_INITIALIZER;
 static conc__segment *conc__segments;
 
-/* Maps size bytes of a segment, at `address` unless that is NULL. Returns NULL if that fails. */
+/* Maps `size` bytes of a segment, at `address` unless it is NULL. Returns NULL if that fails. */
 CONC__PRIVATE void *conc__segment_map(int fd, void *address, size_t size, int protection, int more)
 {
     enum { NOREPLACE = 0x100000 }; /* MAP_FIXED_NOREPLACE */
@@ -25716,7 +25781,7 @@ CONC__PRIVATE void conc__segment_close(conc__segment *s)
     s->fd = -1;
 }
 
-/* Returns the descriptor of size bytes of new memory. Fails if they exceed RLIMIT_FSIZE, because
+/* Returns a descriptor for `size` bytes of new memory. Fails if they exceed RLIMIT_FSIZE, because
  * the kernel would then send SIGXFSZ. */
 CONC__PRIVATE int conc__segment_fd(size_t size)
 {
@@ -25811,9 +25876,9 @@ CONC__PRIVATE void conc__segments_unlock(void) { pthread_mutex_unlock(&conc__seg
 
 /* ---- >>functions ---------------------------------------------------------------------------- */
 
-/* Names a function for another process of the same program, in which addresses differ. The identity
- * keeps a process with a different build of the module from calling whatever it has at that
- * offset. */
+/* Identifies a function to another process of the same program, where its address may differ. The
+ * identity keeps a process with a different build of the module from calling whatever it has at
+ * that offset. */
 typedef struct conc__function_id {
     uint64_t offset;   /* in its module */
     uint64_t identity; /* the module's; 0: unknown */
@@ -25994,7 +26059,7 @@ CONC__PRIVATE int conc__module_look(conc__module_info *m, size_t size, void *arg
     return s->found;
 }
 
-/* Stores the name of a function. Returns false if it is in no module. */
+/* Stores the id of a function. Returns false if the function is in no module. */
 CONC__PRIVATE bool conc__function_id_of(uintptr_t fn, conc__function_id *out)
 {
     conc__module_search s = {.address = fn, .name = out->module};
@@ -26037,7 +26102,7 @@ CONC__PRIVATE uintptr_t conc__function_address(const conc__function_id *f)
     return 0;
 }
 
-/* How many modules have been loaded and unloaded so far. Function names stay valid as long as the
+/* How many modules have been loaded and unloaded so far. Function ids stay valid as long as the
  * counts do not change. */
 typedef struct conc__module_counts {
     unsigned long long loads, unloads;
@@ -26369,8 +26434,8 @@ CONC__PRIVATE size_t conc__request_bytes(const conc__request *r, size_t most)
     return bytes < most ? bytes : most;
 }
 
-/* Returns size private bytes, the first `used` copied from `from`, or NULL if memory has run
- * out. */
+/* Returns `size` bytes of private memory, the first `used` copied from `from`, or NULL if memory
+ * has run out. */
 CONC__PRIVATE void *conc__private_copy(const void *from, size_t size, size_t used)
 {
     void *copy = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | CONC__MAP_ANONYMOUS, -1, 0);
@@ -26690,7 +26755,7 @@ CONC__PRIVATE void conc__worker_receive_setup(const conc__setup_message *h, int 
  * a different parent. */
 CONC__PRIVATE int conc__supervisor_process(void)
 {
-    enum { PEERCRED = 17 }; /* SO_PEERCRED, which POSIX does not have */
+    enum { PEERCRED = 17 }; /* SO_PEERCRED, which is not in POSIX */
     struct {                /* struct ucred, which the system's header hides */
         int pid;
         unsigned user, group;
@@ -26771,7 +26836,7 @@ CONC__PRIVATE int conc__constructors_look(conc__module_info *m, size_t size, voi
     return 1;
 }
 
-/* The program's last constructor, in a worker that does not serve yet. */
+/* The program's last constructor, in a worker that does not serve requests yet. */
 static conc__constructor *conc__last_constructor;
 
 CONC__PRIVATE void conc__construct_and_serve(int argc, char **argv, char **env)
@@ -26816,9 +26881,9 @@ CONC__PRIVATE int conc__module_is(conc__module_info *m, size_t size, void *arg)
     return conc__module_identity(m) == *identity;
 }
 
-/* Called by the constructor `own`. If this process is a worker of this copy of conc, makes it
- * serve. If the mark names a module that is absent, exits, because the program must not run in the
- * worker's place. */
+/* Called by the constructor `own`. If this process is a worker of this copy of conc, makes it serve
+ * requests instead of calling main. If the mark names a module that is absent, exits, because the
+ * program must not run in the worker's place. */
 CONC__PRIVATE void conc__worker_check(conc__constructor *own)
 {
     static char mark[4200];
@@ -26841,13 +26906,14 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
  * The program's view of a worker's states, under the mutex
  *
  *   NONE      there is no process
+ *   CREATING  the supervisor is starting its process, without the mutex
  *   STARTING  the process was started and is calling init
  *   IDLE      is waiting for a request; it has no job
  *   COPYING   data is being copied to it or from it: large data by the supervisor, without the
  *             mutex; small data by any thread under the mutex, so that no other thread sees this
  *             state
  *   BUSY      has a request; `awaited` while any thread may collect its reply
- *   LEAVING   was killed or told to quit, or its process is being created
+ *   LEAVING   was killed or told to quit
  *
  *   Any thread may make these changes:
  *
@@ -26859,7 +26925,8 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
  *
  *   Only the supervisor makes these:
  *
- *   NONE      -> LEAVING   jobs are queued and no worker is idle; -> STARTING when it has a process
+ *   NONE      -> CREATING  jobs are queued and no worker is idle; CREATING -> STARTING, or -> NONE
+ *                          if the process cannot be started
  *   IDLE      -> COPYING   it gets a large job; COPYING -> BUSY when the data is copied
  *   BUSY      -> COPYING   it has replied to a large job; COPYING -> IDLE
  *   IDLE      -> LEAVING   the pool was closed
@@ -26870,6 +26937,7 @@ CONC__PRIVATE void conc__worker_check(conc__constructor *own)
 
 typedef enum conc__worker_state {
     CONC__WORKER_NONE,
+    CONC__WORKER_CREATING,
     CONC__WORKER_STARTING,
     CONC__WORKER_IDLE,
     CONC__WORKER_COPYING,
@@ -26889,11 +26957,11 @@ typedef struct conc__worker {
     uint64_t data_version; /* changes with the segment */
     conc_job *job;
     int jobs;         /* number of jobs it was given */
-    unsigned cancels; /* how often it was asked to stop a map; wraps around to 1 */
+    unsigned cancels; /* how often it has been asked to stop a map; wraps around to 1 */
     int64_t idle_since;
 } conc__worker;
 
-/* The name of a function, looked up once for many requests with the same function. */
+/* The id of a function, looked up once for many requests with the same function. */
 typedef struct conc__function_cache {
     uintptr_t fn;
     conc__module_counts counts;
@@ -26915,7 +26983,7 @@ typedef struct conc__supervisor {
     int max_jobs;
     int starting;
     int failures; /* weighted count of consecutive workers that ended before beginning a job */
-    int broken;   /* the error for all later jobs, because workers cannot start; 0: none */
+    int broken;   /* the error that all later jobs get if workers cannot start; 0: none */
     char why[96];
     conc__waiter *closer;  /* waits for the supervisor to exit */
     conc__segment *unused; /* channels of ended workers, which a thread may still be polling */
@@ -26945,7 +27013,7 @@ CONC__PRIVATE void conc__supervisor_wake(conc__supervisor *s)
 
 /* ---- Messages ---- */
 
-/* Puts the function's name into the request. */
+/* Puts the function's id into the request. */
 CONC__PRIVATE int conc__request_function(conc__supervisor *s, conc__worker *w, uintptr_t fn)
 {
     conc__function_cache *named = &s->named;
@@ -27042,7 +27110,7 @@ CONC__PRIVATE char *conc__job_data(const conc__worker *w, const conc_job *j)
     return conc__job_is_large(j) ? w->data.address : (char *)w->channel + CONC__CHANNEL_DATA;
 }
 
-/* Gives the worker a data segment of at least size bytes, or removes its segment if size is 0. */
+/* Gives the worker a data segment of at least `size` bytes, or removes its segment if size is 0. */
 CONC__PRIVATE int conc__worker_reserve_data(conc__worker *w, size_t size)
 {
     enum { STEP = 1 << 20 };
@@ -27100,7 +27168,7 @@ CONC__PRIVATE size_t conc__request_describe(conc__request *r, const conc_job *j,
     return j->size;
 }
 
-/* Writes the job's request and data, except the name of its function. */
+/* Writes the job's request and data, except the id of its function. */
 CONC__PRIVATE int conc__job_write_request(conc_job *j, conc__worker *w)
 {
     bool large = conc__job_is_large(j);
@@ -27164,8 +27232,8 @@ CONC__PRIVATE size_t conc__range_counted(const conc__worker *w)
     return done <= w->job->payload->left ? (size_t)done : SIZE_MAX;
 }
 
-/* Copies the bytes and results of the runner's first n elements, which have returned. If one of
- * them is the first of the map to fail, sets the map's error and *error. */
+/* Copies the bytes and results of the runner's first n elements, whose calls have returned. If one
+ * of them is the first of the map to fail, sets the map's error and *error. */
 CONC__PRIVATE void conc__range_done(const conc__worker *w, size_t n, int *error)
 {
     conc__payload *p = w->job->payload;
@@ -27361,7 +27429,8 @@ CONC__PRIVATE void conc__reply_words(const conc__worker_channel *c, char text[96
     text[sizeof c->text - 1] = 0;
 }
 
-/* Records that the worker has begun a job: workers can start, so earlier failures do not count. */
+/* Records that the worker has begun a job. Workers can start, so earlier failures no longer
+ * count. */
 CONC__PRIVATE void conc__worker_mark_proved(conc__supervisor *s, conc__worker *w)
 {
     if (!w->proved)
@@ -27500,7 +27569,7 @@ CONC__PRIVATE bool conc__supervisor_cancel(conc__job_queue *q, conc_job *j)
 /* ---- Starting workers ---- */
 
 /* The command that executes this program again: the running file, even if its path now names
- * another file. If the program was started as an argument of the dynamic loader, the command is the
+ * another file. If the program was started as an argument to the dynamic loader, the command is the
  * loader with its options and the program's path. */
 typedef struct conc__own_program {
     const char *argv[20];
@@ -27621,7 +27690,7 @@ CONC__PRIVATE int conc__worker_spawn(const conc__supervisor *s, int socket, int 
     return -rc;
 }
 
-/* Returns a copy of the environment that begins with a worker's mark, or NULL if that fails. */
+/* Returns a copy of the environment, preceded by a worker's mark, or NULL if that fails. */
 CONC__PRIVATE char **conc__worker_environment(void)
 {
     static const size_t room = 4200; /* for the mark */
@@ -27784,7 +27853,7 @@ CONC__PRIVATE void conc__supervisor_start_workers(conc__supervisor *s)
             return;
         if (w->state != CONC__WORKER_NONE)
             continue;
-        w->state = CONC__WORKER_LEAVING; /* so that other threads ignore it */
+        w->state = CONC__WORKER_CREATING;
         pthread_mutex_unlock(&q->mutex);
         int rc = conc__worker_exec(s, w);
         conc__lock_briefly(&q->mutex);
@@ -27818,7 +27887,7 @@ CONC__PRIVATE void conc__describe_exit(int status, char *text, size_t size)
         snprintf(text, size,
                  "the worker loaded a different build of the module that contains conc");
     else if (WEXITSTATUS(status) == CONC__EXIT_TOO_LATE)
-        snprintf(text, size, "conc is in a library loaded late, or a constructor opens a pool");
+        snprintf(text, size, "conc is in a library loaded late, or a constructor opened a pool");
     else
         snprintf(text, size, "the worker exited with status %d", WEXITSTATUS(status));
 }
@@ -27858,7 +27927,7 @@ CONC__PRIVATE bool conc__supervisor_has_workers(const conc__supervisor *s)
 {
     for (int i = 0; i < s->queue->max_workers; i++) {
         conc__worker_state state = s->workers[i].state;
-        if (state != CONC__WORKER_NONE && state != CONC__WORKER_LEAVING)
+        if (state >= CONC__WORKER_STARTING && state <= CONC__WORKER_BUSY)
             return true;
     }
     return false;
@@ -27974,7 +28043,7 @@ CONC__PRIVATE void conc__worker_drain_socket(conc__worker *w)
         conc__worker_close_socket(w);
 }
 
-/* Adds a descriptor to the polled ones. Returns its index, or 0 if fd is negative. */
+/* Adds a descriptor to the poll set. Returns its index, or 0 if fd is negative. */
 CONC__PRIVATE unsigned conc__supervisor_watch(conc__supervisor *s, int fd)
 {
     if (fd < 0)
@@ -28077,7 +28146,7 @@ CONC__PRIVATE void conc__supervisor_notify(conc__job_queue *q)
     conc__supervisor_dispatch(q->supervisor, false);
 }
 
-/* Starts the supervisor's thread for the first job. Under the mutex. */
+/* Starts the supervisor's thread for the first job. The caller holds the mutex. */
 CONC__PRIVATE int conc__supervisor_start(conc__supervisor *s)
 {
     if (s->runs)
@@ -28091,7 +28160,7 @@ CONC__PRIVATE int conc__supervisor_start(conc__supervisor *s)
 
 /* ---- >>procs -------------------------------------------------------------------------------- */
 
-/* Polls a pool for replies before a loop whose tasks are waiting for them goes to sleep. */
+/* Polls a pool for replies that the loop's tasks are waiting for, before the loop goes to sleep. */
 typedef struct conc__reply_poller {
     conc__idle_hook hook;
     conc__job_queue *queue;
@@ -28297,7 +28366,8 @@ CONC_API int conc_procs_open(conc_procs *p)
     return rc;
 }
 
-/* Called when all jobs and workers have ended. */
+/* Joins the supervisor's thread and drops a reference to the job queue. All jobs and workers have
+ * ended. */
 CONC__PRIVATE void conc__procs_end(conc__job_queue *q)
 {
     conc__supervisor *s = q->supervisor;
@@ -28406,7 +28476,7 @@ CONC_API CONC__CALLED int conc_procs_submit(conc_procs *p, conc_job *j, conc_fn 
     return conc__submit(&p->queue, &p->users, j, fn, arg, size, NULL, __func__);
 }
 
-/* A placeholder for the function of a conc_procs_call's job; it is never called. */
+/* Stands in for the function of a conc_procs_call's job; it is never called. */
 CONC__PRIVATE int conc__call_job(void *arg)
 {
     (void)arg;

@@ -6,6 +6,7 @@
  * Seeds: 30 (hundreds of programs each)
  */
 #include <errno.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -21,7 +22,7 @@ typedef struct fault {
     long injected;
 } fault;
 
-static fault malloc_fault, mmap_fault, protect_fault, advise_fault;
+static fault malloc_fault, mmap_fault, protect_fault, advise_fault, sigaction_fault;
 static bool no_guards;        /* neither mprotect nor madvise makes a guard region */
 static long live_allocations; /* malloc'ed and not freed */
 static long mapped_bytes;
@@ -97,6 +98,14 @@ MAYBE_UNUSED static int faulty_madvise(void *at, size_t size, int advice)
     return madvise(at, size, advice);
 }
 
+MAYBE_UNUSED static int faulty_sigaction(int number, const struct sigaction *now,
+                                         struct sigaction *before)
+{
+    if (now && fails(&sigaction_fault))
+        return -1;
+    return sigaction(number, now, before);
+}
+
 #define CONC_MALLOC(n) faulty_malloc(n)
 #define CONC_REALLOC(p, n) faulty_realloc((p), (n))
 #define CONC_FREE(p) faulty_free(p)
@@ -104,6 +113,7 @@ MAYBE_UNUSED static int faulty_madvise(void *at, size_t size, int advice)
 #define munmap counting_munmap
 #define mprotect faulty_mprotect
 #define madvise faulty_madvise
+#define sigaction(number, now, before) faulty_sigaction((number), (now), (before))
 
 #define TEST_SECONDS 60
 #include "conc_test.h"
@@ -710,4 +720,26 @@ TEST(when_memory_runs_out_tasks_that_have_theirs_continue)
     CHECK(conc_run_with(&o, spawn_until_it_fails, NULL) > 0);
     CHECK_INT(live_allocations, 0);
     CHECK_INT(mapped_bytes, 0);
+}
+
+static int returns_0(void *arg)
+{
+    (void)arg;
+    return 0;
+}
+
+TEST(a_refused_interrupt_leaves_the_signals_as_they_were)
+{
+    conc_options o = {.interrupt = true};
+    reset();
+    signal(SIGINT, SIG_DFL);
+    signal(SIGTERM, SIG_DFL);
+    for (int at = 1; at <= 2; at++) {
+        sigaction_fault = (fault){.at = at};
+        CHECK_INT(conc_run_with(&o, returns_0, NULL), -ENOMEM);
+        sigaction_fault = (fault){0};
+        CHECK_INT(conc_run_with(&o, returns_0, NULL), 0);
+        CHECK(signal(SIGINT, SIG_DFL) == SIG_DFL);
+        CHECK(signal(SIGTERM, SIG_DFL) == SIG_DFL);
+    }
 }

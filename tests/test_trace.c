@@ -7,8 +7,10 @@
 #include "conc_test.h"
 
 #include <pthread.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 /* ---- reading a trace ---- */
 
@@ -624,6 +626,50 @@ TEST(two_runs_at_once_share_the_file)
     read_trace(path); /* a later run begins the file again */
     CHECK_STR(row_names[SECOND_RUN], "");
     CHECK_INT(unlink(path), 0);
+}
+
+static void check_that_it_is_begun_again(void)
+{
+    conc_options o = {.trace = path};
+    CHECK_INT(conc_run_with(&o, returns_7, NULL), 7);
+    read_trace(path);
+    CHECK_INT(count_of(1, 'X', "running"), 1);
+    CHECK_INT(unlink(path), 0);
+}
+
+TEST(a_finished_trace_is_begun_again_even_if_its_last_run_still_holds_the_lock)
+{
+    make_path();
+    int fd = open(path, O_WRONLY | O_CREAT, 0600);
+    CHECK_INT(write(fd, "[\n{}\n]\n", 7), 7);
+    CHECK_INT(flock(fd, LOCK_SH), 0);
+    conc_options o = {.trace = path};
+    CHECK_INT(conc_run_with(&o, returns_7, NULL), -EBUSY); /* for a second it tries again */
+    CHECK_INT(close(fd), 0);
+    check_that_it_is_begun_again();
+}
+
+static int forks(void *child)
+{
+    pid_t pid = fork();
+    if (pid == 0) {
+        pause();
+        _exit(0);
+    }
+    *(pid_t *)child = pid;
+    return 0;
+}
+
+TEST(a_forked_child_with_the_descriptor_does_not_keep_the_lock)
+{
+    pid_t child = 0;
+    make_path();
+    conc_options o = {.trace = path};
+    CHECK_INT(conc_run_with(&o, forks, &child), 0);
+    read_trace(path);
+    check_that_it_is_begun_again();
+    CHECK_INT(kill(child, SIGKILL), 0);
+    CHECK_INT(waitpid(child, NULL, 0), child);
 }
 
 TEST(the_environment_names_the_file)

@@ -1,6 +1,5 @@
 /* Site checker. Check five websites concurrently: google.com, github.com, stackoverflow.com,
-   python.org, asyncio-docs.com. A check takes 1 to 3 s, and finds a site online in 80 % of cases.
-   Then report.
+   python.org, asyncio-docs.com. A check takes 1 to 3 s; 80 % find the site online. Then report.
 
    cc 03_site_checker.c -o checker
    ./checker

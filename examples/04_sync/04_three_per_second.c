@@ -1,7 +1,6 @@
 /* Three a second. Send 20 requests to a service that allows three a second. A semaphore of 3 lets
    all start in one second, unless each permit is held for a second. A token bucket (conc_limiter)
-   allows its burst and its rate: with 3 for both, five requests start in the first second, and
-   three in each later one.
+   allows its burst and its rate: with 3 for both, five start in the first second, then three.
 
    cc 04_three_per_second.c -o three
    ./three

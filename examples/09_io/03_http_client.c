@@ -1,6 +1,5 @@
 /* HTTP client. Ask a server for four users concurrently, decode each JSON reply, and print the
-   names. libcurl's calls block, so a thread makes each. What is the largest number of requests in
-   progress at once?
+   names. libcurl's calls block, so a thread makes each. How many requests are in progress at most?
 
    cc 03_http_client.c -o http_client -lcurl -lcjson
    ./http_client
