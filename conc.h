@@ -793,8 +793,9 @@ enum { CONC_READABLE = 1, CONC_WRITABLE = 2 };
  * call then retries after a pause, which starts at 1 ms and grows to at most 64 ms.
  *
  * If a descriptor that conc did not open is closed with close(2), a task waiting for it gets -EBADF
- * within a quarter of a second (per 500 such descriptors). The poll(2) backend might miss the close if the number is
- * immediately reused by a file of the same kind and inode (all eventfds share one). */
+ * within a quarter of a second (per 500 such descriptors). The poll(2) backend might miss the close
+ * if the number is immediately reused by a file of the same kind and inode (all eventfds share
+ * one). */
 
 /* Waits until fd is ready for any of `events`, and returns those for which it is ready. End of
  * file, an error, or a hang-up by the peer makes it ready. With events 0, waits only for a hang-up
