@@ -12978,12 +12978,14 @@ CONC_API int conc_wait_signal(int number)
 /* Stops handling the run's interrupt signals. The caller holds the mutex. */
 CONC__PRIVATE void conc__interrupts_leave(conc_loop *l)
 {
-    unsigned numbers = atomic_exchange(&l->interrupt.numbers, 0);
+    unsigned numbers = atomic_load(&l->interrupt.numbers);
     for (size_t i = 0; i < CONC_LEN(conc__interrupting); i++) {
         int number = conc__interrupting[i];
         if (numbers & conc__interrupt_bit(number))
             conc__signal_leave(number, CONC__INTERRUPTS);
     }
+    /* only now: until then, the handler interrupts this run, and no signal is lost */
+    atomic_store(&l->interrupt.numbers, 0);
 }
 
 /* Called when a run begins: lets SIGINT and SIGTERM interrupt it unless the program handles or
