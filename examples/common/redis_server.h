@@ -112,10 +112,13 @@ static inline void redis_server__empty(int folder)
 
 static inline int redis_server_stop(redis_server *s)
 {
+    enum { TRIES = 200 };
     int rc = conc_child_close(&s->child);
-    if (*s->folder) {
+    for (int tries = 0; *s->folder && tries < TRIES; tries++) {
         redis_server__empty(open(s->folder, O_RDONLY | O_DIRECTORY));
-        rmdir(s->folder);
+        if (rmdir(s->folder) == 0 || errno != ENOTEMPTY)
+            break;
+        usleep(1000); /* a killed process may just have created a file, and is about to end */
     }
     *s->folder = 0;
     return rc;

@@ -311,9 +311,10 @@ def test_goal():
     players = 200 if apps.SANITIZE else 1000
     for _ in range(3):
         done = apps.run(program(), "--goal", "--players", players, "--match", 4, status=None)
-        late = re.search(r"late by ([\d.]+) ms \(p50\)", done.stdout)
-        if done.returncode == 0 or not late or float(late[1]) < 50:
-            break  # otherwise half of the ticks were late by a whole one, because other programs used the processors
+        late = re.search(r"late by ([\d.]+) ms \(p50\), ([\d.]+) ms \(p99\)", done.stdout)
+        is_busy = late and (float(late[1]) > 50 or float(late[2]) > 250)  # ticks were late because others used the processors
+        if done.returncode == 0 or not is_busy:
+            break
     apps.check(done.returncode == 0, done.stdout, done.stderr)
     apps.check(f"\n{players} players have played a match to its end" in done.stdout, done.stdout)
     actions, acknowledged = map(int, re.search(r"(\d+) actions, (\d+) acknowledged", done.stdout).groups())
