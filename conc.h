@@ -1457,10 +1457,11 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 /* Marks a function that may read memory poisoned by sanitizers, such as unused parts of stacks. */
 #define CONC__UNSANITIZED __attribute__((no_sanitize("address", "thread")))
 /* Each function of the implementation starts with one of these. CONC__TINY: its body is no larger
- * than a call, so inlining it saves compile time even without optimization. CONC__FAST: it is short
- * and on a hot path, and must be inlined. CONC__COLD: it seldom runs. CONC__CALLED: it must not be
- * inlined, because conc__check_lost relies on its frame being below its caller's; this also
- * silences GCC's warnings about variables that the function sets only if it returns 0. */
+ * than a call, or it has a single caller, so inlining it saves compile time even without
+ * optimization. CONC__FAST: it is short and on a hot path, and must be inlined. CONC__COLD: it
+ * seldom runs. CONC__CALLED: it must not be inlined, because conc__check_lost relies on its frame
+ * being below its caller's; this also silences GCC's warnings about variables that the function
+ * sets only if it returns 0. */
 #define CONC__TINY static inline __attribute__((always_inline))
 #ifdef __OPTIMIZE__
 #define CONC__PRIVATE static
@@ -2508,7 +2509,7 @@ CONC__TINY bool conc__fd_is_own(const conc__fd *f);
 CONC__TINY bool conc__fd_is_polled(const conc__fd *f);
 CONC__PRIVATE int conc__fd_ready(int number, int events);
 static inline void conc__take_signals(conc_loop *l);
-CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f);
+CONC__TINY void conc__fd_last(conc_loop *l, conc__fd *f);
 CONC__COLD void conc__lost(conc_loop *l, const conc_task *t, const char *place, const char *how);
 static const char conc__overwritten[] = "memory was overwritten";
 #define CONC__HANDLE_OF "the handle of "
@@ -2904,7 +2905,7 @@ enum { CONC__LINUX_NAMES = 1 }; /* local sockets: abstract names, and paths that
 CONC__TINY bool conc__is_privileged(void) { return getauxval(AT_SECURE) != 0; }
 
 /* Returns the number of processors that this process may use, or 0 if it is unknown. */
-CONC__PRIVATE int conc__allowed_processors(void)
+CONC__TINY int conc__allowed_processors(void)
 {
     unsigned long mask[128];
     int n = 0;
@@ -2919,7 +2920,7 @@ CONC__TINY long conc__thread_number(void) { return syscall(SYS_gettid); }
 
 /* Returns whether this is the process's only thread, so that no other thread can close a descriptor
  * while it sleeps. */
-CONC__PRIVATE bool conc__is_only_thread(void)
+CONC__TINY bool conc__is_only_thread(void)
 {
     struct stat threads;
     return stat("/proc/self/task", &threads) == 0 && threads.st_nlink == 3;
@@ -2939,7 +2940,7 @@ CONC__TINY bool conc__drop_pages(void *p, size_t size)
 
 /* Returns whether a new guard region really faults: an emulator may ignore the call as mere advice.
  * Only the first call checks. */
-CONC__PRIVATE bool conc__guard_holds(const char *region)
+CONC__TINY bool conc__guard_holds(const char *region)
 {
     enum { HOLDS = 1, IGNORED };
     static atomic_int known;
@@ -2955,7 +2956,7 @@ CONC__PRIVATE bool conc__guard_holds(const char *region)
 
 /* Makes regions fault as conc__guard does, but without a mapping for each. Returns how many regions
  * it protected. */
-CONC__PRIVATE int conc__guard_cheaply(char *first, size_t size, size_t stride, int n)
+CONC__TINY int conc__guard_cheaply(char *first, size_t size, size_t stride, int n)
 {
     enum { INSTALL = 102 }; /* MADV_GUARD_INSTALL, Linux 6.13 */
     int done = 0;
@@ -2975,7 +2976,7 @@ CONC__TINY size_t conc__at_once(size_t n) { return n; }
 
 /* Makes a pipe without pipe2; the kernel is called directly, because some C libraries implement
  * pipe with pipe2. Returns 0 or -1. */
-CONC__PRIVATE int conc__plain_pipe(int ends[2])
+CONC__TINY int conc__plain_pipe(int ends[2])
 {
 #ifdef SYS_pipe
     return (int)syscall(SYS_pipe, ends);
@@ -3034,7 +3035,7 @@ CONC__PRIVATE bool conc__is_terminal_master(int fd)
 }
 
 /* Calls poll(2) with a timeout in nanoseconds. */
-CONC__PRIVATE int conc__ppoll(struct pollfd *polls, size_t n, int64_t ns)
+CONC__TINY int conc__ppoll(struct pollfd *polls, size_t n, int64_t ns)
 {
 #if CONC__NS_WAITS
     struct timespec limit = {ns / 1000000000, ns % 1000000000};
@@ -4411,7 +4412,7 @@ CONC__PRIVATE int conc__hole_fill(conc__stack_cache *c, conc__slab *slab)
 }
 
 /* Carves the slab's next stack, with a guard region, and returns its index. */
-CONC__PRIVATE int conc__slab_carve(conc__slab *slab)
+CONC__TINY int conc__slab_carve(conc__slab *slab)
 {
     if (slab->carved == slab->guarded)
         conc__slab_guard(slab);
@@ -4478,7 +4479,7 @@ static inline void conc__stack_release(conc_loop *l, conc__stack *s)
 }
 
 /* Returns how many stacks of the slab still have their pages. */
-CONC__PRIVATE int conc__slab_resident(const conc__slab *slab)
+CONC__TINY int conc__slab_resident(const conc__slab *slab)
 {
     return slab->carved - __builtin_popcountll(slab->dropped);
 }
@@ -5421,7 +5422,7 @@ CONC__PRIVATE bool conc__idle(conc_loop *l)
 
 /* Reads the clock and fires the timers that are due. A virtual clock moves in conc__jump_clock
  * instead. */
-CONC__PRIVATE void conc__read_clock(conc_loop *l)
+CONC__TINY void conc__read_clock(conc_loop *l)
 {
     if (!l->clock.is_virtual)
         conc__advance(l, conc__clock());
@@ -8688,7 +8689,7 @@ CONC__PRIVATE void conc__fd_list(conc_loop *l, conc__fd *f)
     l->fds.verify_count += conc__fd_is_verified(l, f);
 }
 
-CONC__PRIVATE void conc__fd_last(conc_loop *l, conc__fd *f)
+CONC__TINY void conc__fd_last(conc_loop *l, conc__fd *f)
 {
     conc__fd_unlist(l, f);
     conc__fd_list(l, f);
@@ -13167,7 +13168,7 @@ CONC__PRIVATE bool conc__fault_is_ours(int number)
            now.sa_sigaction == conc__on_fault;
 }
 
-CONC__PRIVATE bool conc__faults_wanted(const conc_loop *l)
+CONC__TINY bool conc__faults_wanted(const conc_loop *l)
 {
 #ifdef CONC_GUARD_REPORT
     (void)l;
@@ -14465,7 +14466,7 @@ CONC__PRIVATE int conc__trace_lock(int fd, const char *path, int64_t *began)
 }
 
 /* Opens and locks the file. Returns its descriptor, or an error. */
-CONC__PRIVATE int conc__trace_file(const char *path, int64_t *began)
+CONC__TINY int conc__trace_file(const char *path, int64_t *began)
 {
     int fd = conc__not_standard(open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666));
     if (fd < 0)
@@ -14478,7 +14479,7 @@ CONC__PRIVATE int conc__trace_file(const char *path, int64_t *began)
 }
 
 /* Writes the first event of a trace, which tells later runs that share it when it began. */
-CONC__PRIVATE void conc__trace_begin(conc_loop *l)
+CONC__TINY void conc__trace_begin(conc_loop *l)
 {
     conc__trace *tr = l->diagnostics.trace;
     int64_t began = l->clock.is_virtual ? 0 : l->run.began;
@@ -14493,7 +14494,7 @@ CONC__PRIVATE void conc__trace_begin(conc_loop *l)
 }
 
 /* Adds the run to a trace that another run has begun. */
-CONC__PRIVATE void conc__trace_join(conc_loop *l, int64_t began)
+CONC__TINY void conc__trace_join(conc_loop *l, int64_t began)
 {
     static atomic_uint joined;
     conc__trace *tr = l->diagnostics.trace;
