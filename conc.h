@@ -1822,14 +1822,9 @@ typedef struct conc__wait_kind {
 
 #define CONC__QUEUE_REMOVE(first, last, item, next, prev) \
     do {                                                  \
-        if ((item)->prev)                                 \
-            (item)->prev->next = (item)->next;            \
-        else                                              \
-            (first) = (item)->next;                       \
-        if ((item)->next)                                 \
-            (item)->next->prev = (item)->prev;            \
-        else                                              \
+        if (!(item)->next)                                \
             (last) = (item)->prev;                        \
+        CONC__LIST_REMOVE(first, item, next, prev);       \
     } while (0)
 
 #define CONC__HIGHEST_BIT (UINTPTR_MAX / 2 + 1)
@@ -2854,7 +2849,8 @@ CONC__PRIVATE void *conc__alloc(size_t size)
     return p;
 }
 
-/* -- system-dependent code: the Linux functions first, then their namesakes for other systems -- */
+/* -- system-dependent code: what only macOS does differently; then the Linux functions, and their
+ * namesakes for other systems -- */
 
 /* Returns whether this error means that the system lacks a call, or that a sandbox refuses it, so
  * that conc must do without the call. */
@@ -2894,6 +2890,99 @@ CONC__TINY void conc__set_modes(int fd)
 #define CONC__NS_WAITS 1
 #else
 #define CONC__NS_WAITS 0
+#endif
+
+#ifdef __APPLE__
+
+/* macOS has no per-call flag, and sends the signal to the process even though this thread blocks
+ * it. */
+CONC__PRIVATE void conc__no_pipe_signal(int fd)
+{
+    int saved = errno;
+    fcntl(fd, F_SETNOSIGPIPE, 1);
+    errno = saved;
+}
+
+/* macOS refuses requests for more than INT_MAX bytes. */
+CONC__TINY size_t conc__at_once(size_t n) { return n < INT_MAX ? n : INT_MAX; }
+
+/* On macOS, unnamed pipes have no device. */
+CONC__PRIVATE bool conc__is_mute_pipe(int fd)
+{
+    struct stat st;
+    return fstat(fd, &st) == 0 && S_ISFIFO(st.st_mode) && st.st_dev != 0;
+}
+
+/* On macOS, poll(2) fails in these ways for devices, such as terminals, and for named pipes.
+ * select(2) can wait for them. */
+CONC__PRIVATE bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (polls[i].revents & POLLNVAL && conc__is_open(polls[i].fd))
+            return true;
+    return n == 1 && !polls->revents && conc__is_mute_pipe(polls->fd);
+}
+
+/* Discards a blocked signal if it is pending in this thread. */
+CONC__PRIVATE void conc__signal_discard(int number)
+{
+    int saved = errno;
+    sigset_t set, pending;
+    sigemptyset(&set);
+    sigaddset(&set, number);
+    if (sigpending(&pending) == 0 && sigismember(&pending, number))
+        sigwait(&set, &number);
+    errno = saved;
+}
+
+#else
+
+/* Keeps later writes to a broken pipe or socket from raising SIGPIPE. Not needed: sends use
+ * MSG_NOSIGNAL, and conc__drain_pipe_signal is called after writes. */
+CONC__TINY void conc__no_pipe_signal(int fd) { (void)fd; }
+
+/* Limits the bytes requested in one call to what the system accepts. */
+CONC__TINY size_t conc__at_once(size_t n) { return n; }
+
+/* Returns whether poll(2) has reported an open descriptor as invalid, or might have missed that one
+ * is ready. */
+CONC__TINY bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
+{
+    (void)polls, (void)n;
+    return false;
+}
+
+/* Returns whether fd is a named pipe on which poll(2) and kqueue(2) do not report end of file. */
+CONC__TINY bool conc__is_mute_pipe(int fd)
+{
+    (void)fd;
+    return false;
+}
+
+/* Discards a pending signal, even one pending in another thread, by briefly ignoring it. */
+CONC__PRIVATE void conc__signal_drop(int number)
+{
+    struct sigaction before, ignored;
+    memset(&ignored, 0, sizeof ignored);
+    ignored.sa_handler = SIG_IGN;
+    if (sigaction(number, &ignored, &before) == 0)
+        sigaction(number, &before, NULL);
+}
+
+/* Discards a blocked signal if it is pending. Does not wait, because another thread may have taken
+ * a signal sent to the process. */
+CONC__PRIVATE void conc__signal_discard(int number)
+{
+    int saved = errno;
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, number);
+    struct timespec now = {0, 0};
+    if (sigtimedwait(&set, NULL, &now) < 0 && conc__refused(errno))
+        conc__signal_drop(number);
+    errno = saved;
+}
+
 #endif
 
 #ifdef __linux__
@@ -2967,13 +3056,6 @@ CONC__TINY int conc__guard_cheaply(char *first, size_t size, size_t stride, int 
     return done;
 }
 
-/* Keeps later writes to a broken pipe or socket from raising SIGPIPE. Not needed: sends use
- * MSG_NOSIGNAL, and conc__drain_pipe_signal is called after writes. */
-CONC__TINY void conc__no_pipe_signal(int fd) { (void)fd; }
-
-/* Limits the bytes requested in one call to what the system accepts. */
-CONC__TINY size_t conc__at_once(size_t n) { return n; }
-
 /* Makes a pipe without pipe2; the kernel is called directly, because some C libraries implement
  * pipe with pipe2. Returns 0 or -1. */
 CONC__TINY int conc__plain_pipe(int ends[2])
@@ -3045,21 +3127,6 @@ CONC__TINY int conc__ppoll(struct pollfd *polls, size_t n, int64_t ns)
     errno = ENOSYS;
     return -1;
 #endif
-}
-
-/* Returns whether poll(2) has reported an open descriptor as invalid, or might have missed that one
- * is ready. */
-CONC__TINY bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
-{
-    (void)polls, (void)n;
-    return false;
-}
-
-/* Returns whether fd is a named pipe on which poll(2) and kqueue(2) do not report end of file. */
-CONC__TINY bool conc__is_mute_pipe(int fd)
-{
-    (void)fd;
-    return false;
 }
 
 /* Calls preadv2 or pwritev2 at the file's current position. */
@@ -3186,56 +3253,6 @@ CONC__TINY int conc__accept4(int fd)
     return -1;
 }
 
-#ifdef __APPLE__
-
-/* macOS has no per-call flag, and sends the signal to the process even though this thread blocks
- * it. */
-CONC__PRIVATE void conc__no_pipe_signal(int fd)
-{
-    int saved = errno;
-    fcntl(fd, F_SETNOSIGPIPE, 1);
-    errno = saved;
-}
-
-/* macOS refuses requests for more than INT_MAX bytes. */
-CONC__TINY size_t conc__at_once(size_t n) { return n < INT_MAX ? n : INT_MAX; }
-
-/* On macOS, unnamed pipes have no device. */
-CONC__PRIVATE bool conc__is_mute_pipe(int fd)
-{
-    struct stat st;
-    return fstat(fd, &st) == 0 && S_ISFIFO(st.st_mode) && st.st_dev != 0;
-}
-
-/* On macOS, poll(2) fails in these ways for devices, such as terminals, and for named pipes.
- * select(2) can wait for them. */
-CONC__PRIVATE bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        if (polls[i].revents & POLLNVAL && conc__is_open(polls[i].fd))
-            return true;
-    return n == 1 && !polls->revents && conc__is_mute_pipe(polls->fd);
-}
-
-#else
-
-CONC__TINY void conc__no_pipe_signal(int fd) { (void)fd; }
-CONC__TINY size_t conc__at_once(size_t n) { return n; }
-
-CONC__TINY bool conc__is_mute_pipe(int fd)
-{
-    (void)fd;
-    return false;
-}
-
-CONC__TINY bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
-{
-    (void)polls, (void)n;
-    return false;
-}
-
-#endif
-
 CONC__PRIVATE int conc__socket(int family)
 {
     int fd = socket(family, SOCK_STREAM, 0);
@@ -3246,44 +3263,6 @@ CONC__PRIVATE int conc__socket(int family)
     return fd;
 }
 
-#endif
-
-#ifdef __APPLE__
-/* Discards a blocked signal if it is pending in this thread. */
-CONC__PRIVATE void conc__signal_discard(int number)
-{
-    int saved = errno;
-    sigset_t set, pending;
-    sigemptyset(&set);
-    sigaddset(&set, number);
-    if (sigpending(&pending) == 0 && sigismember(&pending, number))
-        sigwait(&set, &number);
-    errno = saved;
-}
-#else
-/* Discards a pending signal, even one pending in another thread, by briefly ignoring it. */
-CONC__PRIVATE void conc__signal_drop(int number)
-{
-    struct sigaction before, ignored;
-    memset(&ignored, 0, sizeof ignored);
-    ignored.sa_handler = SIG_IGN;
-    if (sigaction(number, &ignored, &before) == 0)
-        sigaction(number, &before, NULL);
-}
-
-/* Discards a blocked signal if it is pending. Does not wait, because another thread may have taken
- * a signal sent to the process. */
-CONC__PRIVATE void conc__signal_discard(int number)
-{
-    int saved = errno;
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, number);
-    struct timespec now = {0, 0};
-    if (sigtimedwait(&set, NULL, &now) < 0 && conc__refused(errno))
-        conc__signal_drop(number);
-    errno = saved;
-}
 #endif
 
 /* -- the same on all systems -- */

@@ -1,5 +1,6 @@
-// C++17 calls everything that conc.h declares; the implementation, in C, is linked from impl.c. run.sh
-// checks that no declared function is missing here. The tests in C check what the functions do.
+// C++17 calls everything that conc.h declares; the implementation, in C, is linked from impl.c.
+// run.sh checks that no declared function is missing here. The tests in C check what the functions
+// do.
 #include "all.h"
 
 #include <cmath>
