@@ -6,10 +6,12 @@
  * gcc-asan, single, clang, static (how tasks switch and wait is tested elsewhere; emulators and
  * Valgrind turn vfork(2) into fork(2), so that every start succeeds)
  */
-#define _GNU_SOURCE 1 /* pipe2 */
+#define _GNU_SOURCE 1 /* pipe2, RTLD_NEXT */
 #include "pool_test.h"
 
+#include <dlfcn.h>
 #include <poll.h>
+#include <spawn.h>
 #include <sys/resource.h>
 #include <sys/time.h>
 
@@ -2361,6 +2363,52 @@ CHILD_TEST(a_start_that_fails_names_the_program_or_its_directory)
 
 static conc_child starting;
 
+/* A start that is held until release_start, once per process: the byte that `entered` receives, and
+ * the one that `released` waits for. */
+static struct {
+    atomic_bool next;
+    int entered[2], released[2];
+} held_start;
+
+/* conc starts all its programs through this function, on a thread of its own. */
+int posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions,
+                const posix_spawnattr_t *how, char *const *argv, char *const *env)
+{
+    int (*start_program)(pid_t *, const char *, const posix_spawn_file_actions_t *,
+                         const posix_spawnattr_t *, char *const *, char *const *);
+    void *symbol = dlsym(RTLD_NEXT, "posix_spawn");
+    memcpy(&start_program, &symbol, sizeof symbol);
+    if (atomic_exchange(&held_start.next, false)) {
+        char byte = 0;
+        CHECK_INT(write(held_start.entered[1], &byte, 1), 1);
+        CHECK_INT(read(held_start.released[0], &byte, 1), 1);
+    }
+    return start_program(pid, path, actions, how, argv, env);
+}
+
+static void hold_next_start(void)
+{
+    CHECK_INT(pipe2(held_start.entered, O_CLOEXEC), 0);
+    CHECK_INT(pipe2(held_start.released, O_CLOEXEC), 0);
+    atomic_store(&held_start.next, true);
+}
+
+static void await_held_start(void)
+{
+    char byte;
+    CHECK_INT(read(held_start.entered[0], &byte, 1), 1);
+}
+
+static void release_start(void) { CHECK_INT(write(held_start.released[1], "", 1), 1); }
+
+static void close_held_start(void)
+{
+    for (int i = 0; i < 2; i++) {
+        close(held_start.entered[i]);
+        close(held_start.released[i]);
+    }
+}
+
 static int starts_and_waits(void *arg)
 {
     conc_child *c = arg;
@@ -2376,20 +2424,20 @@ static void start_what_is_being_started(void)
     CHECK_INT(conc_run(starts_and_waits, &starting), 0);
 }
 
-/* A start may be too quick to wait, so this repeats until one waits. */
 CHILD_TEST(a_program_that_the_parent_is_starting_can_be_started_in_a_forked_process)
 {
     static char text[4096];
-    for (bool is_starting = false; !is_starting;) {
-        conc_group g = {0};
-        starting = (conc_child){.argv = ARGV("true")};
-        CHECK_INT(conc_spawn(&g, starts_and_waits, &starting), 0);
-        CHECK_INT(conc_yield(), 0);
-        is_starting = starting.state && !starting.pid;
-        if (is_starting)
-            CHECK_INT(test_in_process(start_what_is_being_started, text, sizeof text), 0);
-        CHECK_INT(conc_group_wait(&g), 0);
-    }
+    conc_group g = {0};
+    starting = (conc_child){.argv = ARGV("true")};
+    hold_next_start();
+    CHECK_INT(conc_spawn(&g, starts_and_waits, &starting), 0);
+    CHECK_INT(conc_yield(), 0);
+    await_held_start();
+    CHECK(starting.state && !starting.pid);
+    CHECK_INT(test_in_process(start_what_is_being_started, text, sizeof text), 0);
+    release_start();
+    CHECK_INT(conc_group_wait(&g), 0);
+    close_held_start();
 }
 
 /* Not with sanitizers: if another thread allocates during the fork, the child of these versions
