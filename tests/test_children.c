@@ -2431,7 +2431,8 @@ CHILD_TEST(a_program_that_the_parent_is_starting_can_be_started_in_a_forked_proc
     starting = (conc_child){.argv = ARGV("true")};
     hold_next_start();
     CHECK_INT(conc_spawn(&g, starts_and_waits, &starting), 0);
-    CHECK_INT(conc_yield(), 0);
+    while (!starting.state)
+        CHECK_INT(conc_yield(), 0);
     await_held_start();
     CHECK(starting.state && !starting.pid);
     CHECK_INT(test_in_process(start_what_is_being_started, text, sizeof text), 0);

@@ -495,7 +495,7 @@ def interrupt_alone(moment):
         process.send_signal(signal.SIGINT)
         apps.check(process.wait(LONG) == 130, process.out.read_text())
         apps.check(all(map(apps.is_gone, children)), children)
-    apps.check(not list(where.iterdir()), moment)
+    apps.check(not apps.left_in(where), moment, *apps.left_in(where))
 
 
 def test_ctrl_c_alone_leaves_no_folder_and_no_process():

@@ -390,7 +390,7 @@ def end_at(how, moment):
         process.send_signal(how)
         ended(process, 128 + how, -how, 0)
         until(lambda: not children & apps.processes().keys(), f"the children have ended after {moment}")
-        check(not list(where.iterdir()), "a folder is left after", moment, *where.rglob("*"))
+        check(not apps.left_in(where), "left after", moment, *apps.left_in(where))
 
 
 @early
