@@ -1458,14 +1458,19 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 #define CONC__UNSANITIZED __attribute__((no_sanitize("address", "thread")))
 /* Each function of the implementation starts with one of these. CONC__TINY: its body is no larger
  * than a call, or it has a single caller, so inlining it saves compile time even without
- * optimization. CONC__FAST: it is short and on a hot path, and must be inlined. CONC__COLD: it
- * seldom runs. CONC__CALLED: it must not be inlined, because conc__check_lost relies on its frame
- * being below its caller's; this also silences GCC's warnings about variables that the function
- * sets only if it returns 0. */
+ * optimization. CONC__FAST: it is on a hot path, and must be inlined. With -Os, the compiler
+ * inlines both only where that makes the program smaller. CONC__COLD: it seldom runs. CONC__CALLED:
+ * it must not be inlined, because conc__check_lost relies on its frame being below its caller's;
+ * this also silences GCC's warnings about variables that the function sets only if it returns
+ * 0. */
+#ifdef __OPTIMIZE_SIZE__
+#define CONC__TINY static inline
+#else
 #define CONC__TINY static inline __attribute__((always_inline))
+#endif
 #ifdef __OPTIMIZE__
 #define CONC__PRIVATE static
-#define CONC__FAST static inline __attribute__((always_inline))
+#define CONC__FAST CONC__TINY
 #define CONC__COLD static __attribute__((cold, noinline))
 #define CONC__CALLED __attribute__((noinline))
 #else
@@ -8661,7 +8666,7 @@ CONC__PRIVATE void conc__fd_unlist(conc_loop *l, conc__fd *f)
     l->fds.verify_count -= conc__fd_is_verified(l, f);
 }
 
-CONC__PRIVATE void conc__fd_list(conc_loop *l, conc__fd *f)
+CONC__FAST void conc__fd_list(conc_loop *l, conc__fd *f)
 {
     CONC__QUEUE_APPEND(l->fds.watched, l->fds.last_watched, f, next, prev);
     l->fds.watched_count++;
@@ -9027,7 +9032,7 @@ typedef struct conc__retry {
  * queue, its peer's buffer is full, or it is always ready. Any further wait would end at once. So
  * if the call would still block after a wake-up, and poll(2) still reports the event, the call
  * pauses. */
-CONC__PRIVATE int conc__fd_await(conc_loop *l, int number, int events, conc__retry *p)
+CONC__FAST int conc__fd_await(conc_loop *l, int number, int events, conc__retry *p)
 {
     enum { LEAST = 1000000, MOST = 64000000 };
     conc__fd *f = conc__fd_find(l, number);
@@ -9619,7 +9624,7 @@ CONC__PRIVATE ssize_t conc__send_parts(conc_loop *l, const conc__io *io)
 /* -- the calls -- */
 
 /* Waits and retries until a try succeeds or fails. */
-CONC__PRIVATE ssize_t conc__io_wait(conc_loop *l, conc__io_fn *once, int events, const conc__io *io)
+CONC__FAST ssize_t conc__io_wait(conc_loop *l, conc__io_fn *once, int events, const conc__io *io)
 {
     conc__retry retry = {0, 0};
     ssize_t n;
@@ -9632,8 +9637,8 @@ CONC__PRIVATE ssize_t conc__io_wait(conc_loop *l, conc__io_fn *once, int events,
     return n;
 }
 
-static inline ssize_t conc__io_run_of(const char *call, conc__io_fn *once, int events,
-                                      const conc__io *io)
+CONC__FAST ssize_t conc__io_run_of(const char *call, conc__io_fn *once, int events,
+                                   const conc__io *io)
 {
     conc_loop *l = conc__in_task_of(call);
     if (!l)

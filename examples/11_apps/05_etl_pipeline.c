@@ -656,13 +656,23 @@ static int show_open(show *s, int64_t count)
     return conc_spawn(NULL, serve_show, s);
 }
 
+static off_t size_of_lines(void)
+{
+    struct stat st;
+    return stat("payments.jsonl", &st) == 0 ? st.st_size : 0;
+}
+
+/* Kills the program at a random moment after it has written more payments. */
 static int run_and_kill(show *s)
 {
+    off_t size = size_of_lines();
     const char *argv[] = {"/proc/self/exe", "out=.",        "slow=0.1", "health=0.2", "shop-1.csv",
                           "shop-2.csv",     "db=orders.db", s->feed,    NULL};
     CONC_AUTO(conc_child, child) = {.argv = argv, .group = true};
     CONC_TRY(conc_child_start(&child));
-    CONC_TRY(conc_sleep(conc_random(0.2, 0.6)));
+    while (size_of_lines() <= size && conc_child_kill(&child, 0) == 0)
+        CONC_TRY(conc_sleep(0.01));
+    CONC_TRY(conc_sleep(conc_random(0, 0.4)));
     CONC_TRY(conc_child_close(&child));
     printf("SIGKILL\n");
     fflush(stdout);
