@@ -8,6 +8,8 @@
  *                       CONC_MALLOC, CONC_REALLOC and CONC_FREE, so that it gets its own
  *                       implementation.
  *     TEST_PROCESSES    for jobs in processes: gates in shared memory
+ *     TEST_SPAWN        for a file that defines its own posix_spawn, through which conc starts all
+ *                       programs and workers; needs _GNU_SOURCE
  *
  * A file must define call_clean(call, body) before its first CLEAN_TEST: it calls body through
  * call and checks that nothing was leaked. TEST_THREADS provides one.
@@ -59,13 +61,30 @@ static inline int test_pthread_create(pthread_t *t, const pthread_attr_t *attrib
 #include "conc_test.h"
 
 #include <dirent.h>
+#include <dlfcn.h>
 #include <limits.h>
 #include <pthread.h>
+#include <spawn.h>
 #include <stdatomic.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
 enum { WAITING = 12345, MEGABYTE = 1024 * 1024 }; /* no call returns WAITING */
+
+#ifdef TEST_SPAWN
+#define SPAWN_PARAMETERS                                                     \
+    pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions, \
+        const posix_spawnattr_t *attributes, char *const *argv, char *const *env
+
+/* Calls the C library's posix_spawn. */
+static int system_spawn(SPAWN_PARAMETERS)
+{
+    int (*spawn)(SPAWN_PARAMETERS);
+    void *symbol = dlsym(RTLD_NEXT, "posix_spawn");
+    memcpy(&spawn, &symbol, sizeof symbol);
+    return spawn(pid, path, actions, attributes, argv, env);
+}
+#endif
 
 /* ---- leak checks ---- */
 

@@ -10,10 +10,9 @@
  */
 #define _GNU_SOURCE 1 /* RTLD_NEXT */
 #define TEST_PROCESSES
+#define TEST_SPAWN
 #include "pool_test.h"
 
-#include <dlfcn.h>
-#include <spawn.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/time.h>
@@ -1287,21 +1286,15 @@ static void forked_child_main(void)
 static atomic_int forks_at_start;  /* when a program is started next: -1; then the child */
 static atomic_int signal_at_start; /* a signal that it receives on starting; 0: none */
 
-/* conc starts all its processes through this function. */
-int posix_spawn(pid_t *pid, const char *path, const posix_spawn_file_actions_t *actions,
-                const posix_spawnattr_t *how, char *const *argv, char *const *env)
+int posix_spawn(SPAWN_PARAMETERS)
 {
-    int (*start_program)(pid_t *, const char *, const posix_spawn_file_actions_t *,
-                         const posix_spawnattr_t *, char *const *, char *const *);
-    void *symbol = dlsym(RTLD_NEXT, "posix_spawn");
-    memcpy(&start_program, &symbol, sizeof symbol);
     if (atomic_load(&forks_at_start) == -1) {
         pid_t child = fork();
         if (child == 0)
             forked_child_main();
         atomic_store(&forks_at_start, child);
     }
-    int rc = start_program(pid, path, actions, how, argv, env);
+    int rc = system_spawn(pid, path, actions, attributes, argv, env);
     if (rc == 0 && atomic_load(&signal_at_start))
         kill(*pid, atomic_load(&signal_at_start));
     return rc;

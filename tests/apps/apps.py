@@ -43,10 +43,10 @@ def folder():
     return pathlib.Path(tempfile.mkdtemp(dir=BOX))
 
 
-def left_in(folder):
+def left_in(where):
     """Returns what a program has left in its TMPDIR, except a file that ThreadSanitizer leaves if a process is killed while
     it starts."""
-    return [path for path in folder.rglob("*") if not path.name.startswith("tsan.rodata.")]
+    return [path for path in where.rglob("*") if not path.name.startswith("tsan.rodata.")]
 
 
 TAKEN = set()  # ports that free_port has returned
