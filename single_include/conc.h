@@ -1463,11 +1463,11 @@ _Static_assert(CONC_STACK_SIZE >= CONC__LEAST_STACK,
 #define CONC__UNSANITIZED __attribute__((no_sanitize("address", "thread")))
 /* Each function of the implementation starts with one of these. CONC__TINY: its body is no larger
  * than a call, or it has a single caller, so inlining it saves compile time even without
- * optimization. CONC__FAST: it is on a hot path, and must be inlined. With -Os, the compiler
- * inlines both only where that makes the program smaller. CONC__COLD: it seldom runs. CONC__CALLED:
- * it must not be inlined, because conc__check_lost relies on its frame being below its caller's;
- * this also silences GCC's warnings about variables that the function sets only if it returns
- * 0. */
+ * optimization. CONC__FAST: it is on a hot path, so it is inlined with optimization. With -Os, the
+ * compiler inlines both only where that makes the program smaller. CONC__COLD: it seldom runs.
+ * CONC__CALLED: it must not be inlined, because conc__check_lost relies on its frame being below
+ * its caller's; this also silences GCC's warnings about variables that the function sets only if it
+ * returns 0. */
 #ifdef __OPTIMIZE_SIZE__
 #define CONC__TINY static inline
 #else
@@ -2904,8 +2904,8 @@ CONC__TINY void conc__set_modes(int fd)
 
 #ifdef __APPLE__
 
-/* macOS has no per-call flag, and sends the signal to the process even though this thread blocks
- * it. */
+/* Keeps later writes to a broken pipe or socket from raising SIGPIPE. macOS has no per-call flag,
+ * and sends the signal to the process even though this thread blocks it. */
 CONC__PRIVATE void conc__no_pipe_signal(int fd)
 {
     int saved = errno;
@@ -2913,18 +2913,20 @@ CONC__PRIVATE void conc__no_pipe_signal(int fd)
     errno = saved;
 }
 
-/* macOS refuses requests for more than INT_MAX bytes. */
+/* Limits the bytes requested in one call: macOS refuses more than INT_MAX. */
 CONC__TINY size_t conc__at_once(size_t n) { return n < INT_MAX ? n : INT_MAX; }
 
-/* On macOS, unnamed pipes have no device. */
+/* Returns whether fd is a named pipe, on which macOS's poll(2) and kqueue(2) do not report end of
+ * file. Unnamed pipes have no device. */
 CONC__PRIVATE bool conc__is_mute_pipe(int fd)
 {
     struct stat st;
     return fstat(fd, &st) == 0 && S_ISFIFO(st.st_mode) && st.st_dev != 0;
 }
 
-/* On macOS, poll(2) fails in these ways for devices, such as terminals, and for named pipes.
- * select(2) can wait for them. */
+/* Returns whether poll(2) has reported an open descriptor as invalid, or might have missed that one
+ * is ready. On macOS it does that to devices, such as terminals, and to named pipes; select(2) can
+ * wait for them. */
 CONC__PRIVATE bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
 {
     for (size_t i = 0; i < n; i++)
@@ -2947,25 +2949,19 @@ CONC__PRIVATE void conc__signal_discard(int number)
 
 #else
 
-/* Keeps later writes to a broken pipe or socket from raising SIGPIPE. Not needed: sends use
- * MSG_NOSIGNAL, and conc__drain_pipe_signal is called after writes. */
+/* Does nothing: sends use MSG_NOSIGNAL, and conc__drain_pipe_signal is called after writes. */
 CONC__TINY void conc__no_pipe_signal(int fd) { (void)fd; }
-
-/* Limits the bytes requested in one call to what the system accepts. */
 CONC__TINY size_t conc__at_once(size_t n) { return n; }
 
-/* Returns whether poll(2) has reported an open descriptor as invalid, or might have missed that one
- * is ready. */
-CONC__TINY bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
-{
-    (void)polls, (void)n;
-    return false;
-}
-
-/* Returns whether fd is a named pipe on which poll(2) and kqueue(2) do not report end of file. */
 CONC__TINY bool conc__is_mute_pipe(int fd)
 {
     (void)fd;
+    return false;
+}
+
+CONC__TINY bool conc__poll_is_blind(const struct pollfd *polls, size_t n)
+{
+    (void)polls, (void)n;
     return false;
 }
 
